@@ -1,0 +1,7 @@
+"""`python -m tinyllama` is the same as `tinyllama`."""
+
+import sys
+
+from tinyllama.cli import main
+
+sys.exit(main())

@@ -1,0 +1,289 @@
+"""The command line: one short function per command, no logic.
+
+A command that takes a recipe takes any of its fields as a flag too: `tinyllama train demo --train.tokens 5M`. Wrong
+input ends with exit status 2 and one line on standard error.
+"""
+
+import contextlib
+import functools
+import inspect
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+from tyro.conf import Positional
+
+from tinyllama.errors import InputError
+from tinyllama.recipe import Recipe, bundled_recipes
+
+# Each command imports what it needs when it runs: `tinyllama --help` should not wait for torch.
+# ruff: noqa: PLC0415
+
+
+def demo(recipe: Recipe) -> None:
+    """Take the embedded corpus to a released model: corpus, tokenizer, prepare, train, release, evaluate."""
+    from tinyllama.demo import run_demo
+
+    run_demo(recipe)
+
+
+def corpus(directory: Positional[Path]) -> None:
+    """Write the embedded corpus: real text of this Python and its packages, in SlimPajama's and Starcoderdata's form.
+
+    Args:
+        directory: Folder that gets `slimpajama/` and `starcoderdata/`.
+    """
+    from tinyllama.data.corpus import write_corpus
+
+    print(write_corpus(directory))
+
+
+def tokenizer_train(recipe: Recipe, vocab_size: int = 8192, sample_bytes: int = 16_000_000) -> None:
+    """Train a Llama-style BPE on the recipe's sources and write it where the recipe's `tokenizer` says.
+
+    Args:
+        vocab_size: Pieces, the 3 markers and the 256 bytes included.
+        sample_bytes: Text to train on, taken from the sources by their weights.
+    """
+    from tinyllama.data.sample import train_recipe_tokenizer
+
+    print(f"tokenizer: {train_recipe_tokenizer(recipe, vocab_size, sample_bytes)}")
+
+
+def tokenizer_import(source: Positional[str], directory: Positional[Path]) -> None:
+    """Convert a tokenizer.model to a tokenizer folder, proved equal to SentencePiece.
+
+    Args:
+        source: A tokenizer.model, or a folder or hub name that has one.
+        directory: Folder to write.
+    """
+    from tinyllama.tokenizer_training import import_tokenizer
+
+    import_tokenizer(source, directory)
+    print(f"tokenizer: {directory}")
+
+
+def prepare(recipe: Recipe) -> None:
+    """Tokenise every source into the token store, going on where an interrupted run stopped."""
+    from tinyllama.data.prepare import prepare as prepare_store
+
+    store = prepare_store(recipe)
+    for name, split in store.splits.items():
+        print(f"{store.folder}/{name}: {split.num_tokens:,} tokens in {split.num_documents:,} documents")
+
+
+def train(recipe: Recipe, allow_change: bool = False) -> None:
+    """Train, going on where the run stands if it has begun.
+
+    Args:
+        allow_change: Go on although the recipe differs from the checkpoint's in what changes the weights.
+    """
+    from tinyllama.train.loop import train as train_run
+
+    print(f"run: {train_run(recipe, allow_change=allow_change)}")
+
+
+def evaluate(
+    model: Positional[str], tasks: tuple[str, ...] = ("hellaswag",), limit: int | None = None
+) -> None:
+    """Score a run, a checkpoint, a release or a Hugging Face model on lm-eval tasks.
+
+    Args:
+        model: A run, a checkpoint, a release, or a Hugging Face folder or hub name.
+        tasks: Names of lm-eval tasks.
+        limit: Items a task at most, the first of it; all without it.
+    """
+    from tinyllama.evaluate.report import evaluate_and_save
+
+    print(evaluate_and_save(model, tasks, limit))
+
+
+def release(run: Positional[Path], step: int | None = None, force: bool = False) -> None:
+    """Turn a checkpoint into a folder that others can use, with its card and lineage.
+
+    Args:
+        run: The run's folder.
+        step: The checkpoint's step; the newest without it.
+        force: Replace a release that is there already.
+    """
+    from tinyllama.release import release as release_run
+
+    print(f"release: {release_run(run, step=step, force=force)}")
+
+
+def generate(
+    model: Positional[str],
+    prompt: Positional[str],
+    max_new_tokens: int = 100,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Complete a text.
+
+    Args:
+        model: A run, a checkpoint, a release, or a Hugging Face folder or hub name.
+        prompt: The text to go on from.
+        max_new_tokens: Tokens to add at most.
+        temperature: 0 takes the likeliest token; above it draws.
+        top_k: Draw from this many likeliest tokens only.
+        seed: Of the draws.
+    """
+    from tinyllama.model.generation import complete
+
+    for text in complete(model, prompt, max_new_tokens, temperature=temperature, top_k=top_k, seed=seed):
+        print(text, end="", flush=True)
+    print()
+
+
+def watch(run: Positional[Path], port: int | None = None, open_browser: bool = True) -> None:
+    """Open the live page of a run and those beside it, on this machine only, until interrupted.
+
+    Args:
+        run: The run's folder.
+        port: Port of the page; a free one without it.
+        open_browser: Open it in a browser.
+    """
+    from tinyllama.watch import watch as watch_run
+
+    watch_run(run, port, open_browser)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "corpus": corpus,
+    "tokenizer train": tokenizer_train,
+    "tokenizer import": tokenizer_import,
+    "prepare": prepare,
+    "train": train,
+    "evaluate": evaluate,
+    "release": release,
+    "generate": generate,
+    "watch": watch,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, 2 for wrong input, 130 where interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _command(arguments)()
+    except InputError as error:
+        print(f"tinyllama: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tinyllama: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _command(arguments: list[str]) -> Callable[[], None]:
+    """The call that a command line asks for."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        return _print_commands
+    words = 2 if arguments[0] == "tokenizer" else 1
+    name = " ".join(arguments[:words])
+    if name not in COMMANDS:
+        raise InputError(f"{name}: no such command; there are {', '.join(COMMANDS)}")
+    function, rest = COMMANDS[name], arguments[words:]
+    if "recipe" in function.__annotations__:
+        return _with_recipe(name, function, rest)
+    return _parse(name, function, rest)
+
+
+def _print_commands() -> None:
+    print("usage: tinyllama COMMAND ... (tinyllama COMMAND --help says more)\n")
+    for name, function in COMMANDS.items():
+        print(f"  {name:<17} {(function.__doc__ or '').splitlines()[0]}")
+
+
+def _parse(name: str, function: Callable[..., None], arguments: list[str]) -> Callable[[], None]:
+    """Read a command's own arguments with tyro; its boxed error becomes one line."""
+
+    @functools.wraps(function)
+    def bind(*args: Any, **kwargs: Any) -> Callable[[], None]:
+        return functools.partial(function, *args, **kwargs)
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            call: Callable[[], None] = tyro.cli(
+                bind, args=arguments, prog=f"tinyllama {name}", use_underscores=True
+            )
+    except SystemExit as end:
+        if end.code:
+            raise InputError(f"{name}: {_one_line(said.getvalue())}; see `tinyllama {name} --help`") from None
+        return lambda: None  # it printed its help
+    return call
+
+
+def _one_line(boxed: str) -> str:
+    lines = [line.strip("╭╮╰╯│─ ").strip() for line in boxed.splitlines()]
+    body = lines[1 : next((i for i, line in enumerate(lines) if i and not line), len(lines))]
+    return " ".join(body)
+
+
+def _with_recipe(name: str, function: Callable[..., None], arguments: list[str]) -> Callable[[], None]:
+    """Read a recipe and its fields' flags; what is left are the command's own arguments."""
+    own, overrides = split_overrides(arguments)
+    words = [word for word in own if not word.startswith("-")]
+    wants_help = {"-h", "--help"} & set(own)
+    if not words and name != "demo" and not wants_help:
+        raise InputError(f"{name}: which recipe? a YAML file or one of {', '.join(bundled_recipes())}")
+    recipe = Recipe.load(words[0] if words else "demo", overrides)
+    if wants_help:
+        return functools.partial(_print_fields, name, recipe)
+    options = [word for word in own if word not in words[:1]]
+    return _parse(name, _without_recipe(function, recipe), options)
+
+
+def _without_recipe(function: Callable[..., None], recipe: Recipe) -> Callable[..., None]:
+    """The command with its recipe given: what is left of its signature is what tyro reads."""
+    signature = inspect.signature(function)
+    left = [parameter for parameter in signature.parameters.values() if parameter.name != "recipe"]
+
+    def call(**options: Any) -> None:
+        function(recipe, **options)
+
+    call.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]
+    call.__doc__ = function.__doc__
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in left}
+    return call
+
+
+def _print_fields(name: str, recipe: Recipe) -> None:
+    print(f"{COMMANDS[name].__doc__}\nAny field of the recipe is a flag; shown are {recipe.name}'s values.\n")
+    with contextlib.suppress(SystemExit):
+        tyro.cli(
+            Recipe,
+            args=["--help"],
+            default=recipe,
+            prog=f"tinyllama {name} RECIPE",
+            use_underscores=True,
+            config=(tyro.conf.FlagConversionOff,),
+        )
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Part `--field.inner value` and `--field.inner=value` of a recipe from a command's own arguments.
+
+    A value reads as YAML where it begins like a list, a mapping or null; otherwise it is the text that it is.
+    """
+    own: list[str] = []
+    overrides: dict[str, Any] = {}
+    words = iter(arguments)
+    for word in words:
+        match = re.fullmatch(r"--([a-z_0-9-]+)((?:\.[\w-]+)*)(?:=(.*))?", word, re.DOTALL)
+        if not match or (not match[2] and match[1] not in Recipe.model_fields):
+            own.append(word)
+            continue
+        value = match[3] if match[3] is not None else next(words, None)
+        if value is None:
+            raise InputError(f"{word}: its value is missing")
+        overrides[match[1] + match[2]] = yaml.safe_load(value) if re.match(r"[\[{]|null$", value) else value
+    return own, overrides

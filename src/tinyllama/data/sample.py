@@ -1,0 +1,45 @@
+"""A sample of the recipe's text for training its tokenizer.
+
+Reads the sources' files, at most 64 of each, evenly spread over the sorted list; what is held out for validation is
+left out here too.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from tinyllama.data.sources import InputFile, Row, list_files, read_rows
+from tinyllama.recipe import Recipe, Source
+from tinyllama.tokenizer_training import train_tokenizer
+
+_MOST_FILES = 64
+# Compressed text and code take about a quarter of their bytes; only the share of documents to try depends on it.
+_BYTES_PER_DISK_BYTE = 4
+
+
+def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -> Path:
+    """Train a Llama-style BPE on a sample of the recipe's sources; write and return the recipe's tokenizer folder."""
+    folder = Path(recipe.tokenizer)
+    train_tokenizer(sample_texts(recipe, sample_bytes), vocab_size).save(folder, recipe.model.context)
+    return folder
+
+
+def sample_texts(recipe: Recipe, sample_bytes: int) -> Iterator[str]:
+    """About `sample_bytes` of training text, each source by its weight, the same for the same files and recipe."""
+    weights = sum(source.weight for source in recipe.data.sources.values())
+    for name, source in recipe.data.sources.items():
+        files = [file for file in list_files(name, source) if file.split == "train"]
+        chosen = files[:: -(-len(files) // _MOST_FILES)]
+        disk_bytes = sum(file.path.stat().st_size for file in chosen)
+        share = min(1.0, sample_bytes * source.weight / weights / (disk_bytes * _BYTES_PER_DISK_BYTE))
+        for file in chosen:
+            yield from _sample_file(file, source, share, recipe.data.holdout)
+
+
+def _sample_file(file: InputFile, source: Source, share: float, holdout: float) -> Iterator[str]:
+    """Documents whose content hash falls above the holdout's part and inside the share."""
+    for row in read_rows(file.path, source):
+        if isinstance(row, Row):
+            digest = hashlib.blake2b(row.text.encode(), digest_size=8).digest()
+            if holdout <= int.from_bytes(digest, "little") / 2**64 < holdout + share:
+                yield row.text

@@ -1,0 +1,1 @@
+"""The Llama 2 network and its weights under other names."""

@@ -1,0 +1,78 @@
+"""Completing text, one token at a time, with the keys and values of what was read kept."""
+
+from collections.abc import Iterator
+
+import torch
+
+from tinyllama.errors import InputError
+from tinyllama.model.llama import Llama
+from tinyllama.model.loading import load_model, load_tokenizer
+
+
+@torch.inference_mode()
+def generate(
+    model: Llama,
+    prompt: list[int],
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    stop_id: int | None = None,
+    seed: int = 0,
+) -> Iterator[int]:
+    """Yield up to `max_new_tokens` ids that continue `prompt`; ends at `stop_id` or at the end of the context.
+
+    Temperature 0 takes the likeliest token; otherwise draws from the `top_k` likeliest at that temperature.
+    Raises InputError where the prompt is empty or fills the context.
+    """
+    room = model.shape.context - len(prompt)
+    if not prompt or room <= 0:
+        raise InputError(
+            f"the prompt has {len(prompt)} tokens; give between 1 and {model.shape.context - 1}, "
+            f"what the model's context of {model.shape.context} leaves room after"
+        )
+    random = torch.Generator().manual_seed(seed)
+    caches = model.new_caches(1, model.shape.context)
+    ids = torch.tensor([prompt], device=model.embedding.weight.device)
+    for _ in range(min(max_new_tokens, room)):
+        logits = model.logits(model.hidden(ids, caches)[:, -1])[0].float().cpu()
+        token = pick(logits, temperature, top_k, random)
+        if token == stop_id:
+            return
+        yield token
+        ids = torch.tensor([[token]], device=ids.device)
+
+
+def pick(logits: torch.Tensor, temperature: float, top_k: int | None, random: torch.Generator) -> int:
+    """Choose the next token from logits float32[V]."""
+    if temperature == 0:
+        return int(logits.argmax())
+    if top_k is not None and top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
+    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=random))
+
+
+def complete(
+    source: str,
+    prompt: str,
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    seed: int = 0,
+) -> Iterator[str]:
+    """Load a model (see `model.loading.locate`) and yield the prompt and then its continuation, piece by piece."""
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    ids = start + tokenizer.encode(prompt)
+    tokens = generate(
+        model, ids, max_new_tokens, temperature=temperature, top_k=top_k, stop_id=tokenizer.eos_id, seed=seed
+    )
+    yield prompt
+    said = prompt
+    for token in tokens:
+        ids.append(token)
+        text = tokenizer.decode(ids[len(start) :])
+        if not text.endswith("\ufffd"):  # bytes of a character that is not whole yet
+            yield text[len(said) :]
+            said = text

@@ -1,0 +1,136 @@
+"""Our parameter names and Hugging Face's: the same numbers under other names.
+
+Hugging Face keeps query, key and value, and gate and up, as matrices of their own; ours are stacked in that order.
+Both rotate dimension i with i + E/2, so no row is permuted.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyllama.errors import InputError
+from tinyllama.recipe import Model
+
+# Inside a block: our name -> Hugging Face's, in the order in which their rows are stacked.
+_BLOCK = {
+    "attention_norm": ("input_layernorm",),
+    "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention.out": ("self_attn.o_proj",),
+    "ffn_norm": ("post_attention_layernorm",),
+    "ffn.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "ffn.down": ("mlp.down_proj",),
+}
+
+
+def _names(shape: Model) -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield "embedding.weight", ("model.embed_tokens.weight",)
+    for layer in range(shape.layers):
+        for ours, theirs in _BLOCK.items():
+            yield (
+                f"blocks.{layer}.{ours}.weight",
+                tuple(f"model.layers.{layer}.{name}.weight" for name in theirs),
+            )
+    yield "norm.weight", ("model.norm.weight",)
+    if not shape.tie_embeddings:
+        yield "head.weight", ("lm_head.weight",)
+
+
+def _rows(ours: str, shape: Model) -> list[int]:
+    if ours.endswith("attention.qkv.weight"):
+        return [count * shape.head_dim for count in (shape.heads, shape.kv_heads, shape.kv_heads)]
+    return [shape.ffn_dim, shape.ffn_dim]
+
+
+def to_hugging_face(state: Mapping[str, Tensor], shape: Model) -> Iterator[tuple[str, Tensor]]:
+    """Our state dict as (name, tensor) pairs of Hugging Face's LlamaForCausalLM, views where possible."""
+    for ours, theirs in _names(shape):
+        parts = state[ours].split(_rows(ours, shape)) if len(theirs) > 1 else (state[ours],)
+        yield from zip(theirs, parts, strict=True)
+
+
+def from_hugging_face(state: Mapping[str, Tensor], shape: Model) -> dict[str, Tensor]:
+    """A LlamaForCausalLM's state dict under our names.
+
+    Raises InputError where a tensor is missing or one is left over that the shape has no place for.
+    """
+    ours, used = {}, set()
+    for name, theirs in _names(shape):
+        missing = [part for part in theirs if part not in state]
+        if missing:
+            raise InputError(f"the weights lack {missing[0]}; the files are incomplete or not a Llama's")
+        used.update(theirs)
+        ours[name] = torch.cat([state[part] for part in theirs]) if len(theirs) > 1 else state[theirs[0]]
+    foreign = sorted(name for name in state.keys() - used if not name.endswith("rotary_emb.inv_freq"))
+    if shape.tie_embeddings:
+        foreign = [name for name in foreign if name != "lm_head.weight"]
+    if foreign:
+        raise InputError(
+            f"the weights hold {foreign[0]}, which a Llama has no place for; only Llama models load"
+        )
+    return ours
+
+
+def config_to_hugging_face(
+    shape: Model, vocab_size: int, bos_id: int | None, eos_id: int | None
+) -> dict[str, Any]:
+    """The contents of config.json for LlamaForCausalLM, in the names that transformers 4 and 5 both read."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_id,
+        "head_dim": shape.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": shape.dim,
+        "initializer_range": 0.02,
+        "intermediate_size": shape.ffn_dim,
+        "max_position_embeddings": shape.context,
+        "mlp_bias": False,
+        "num_attention_heads": shape.heads,
+        "num_hidden_layers": shape.layers,
+        "num_key_value_heads": shape.kv_heads,
+        "rms_norm_eps": shape.norm_eps,
+        "rope_theta": shape.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        "tie_word_embeddings": shape.tie_embeddings,
+        "torch_dtype": "bfloat16",
+        "dtype": "bfloat16",
+        "use_cache": True,
+        "vocab_size": vocab_size,
+    }
+
+
+def shape_from_hugging_face(config: Mapping[str, Any]) -> Model:
+    """The shape that a config.json describes. Raises InputError, naming the field, for what is not Llama 2's."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    heads = config.get("num_attention_heads", 0)
+    for field, found, wanted in (
+        ("model_type", config.get("model_type"), "llama"),
+        ("hidden_act", config.get("hidden_act", "silu"), "silu"),
+        ("attention_bias", config.get("attention_bias", False), False),
+        ("mlp_bias", config.get("mlp_bias", False), False),
+        ("rope type", rope_type, "default"),
+        (
+            "head_dim",
+            (config.get("head_dim") or config["hidden_size"] // heads) * heads,
+            config["hidden_size"],
+        ),
+    ):
+        if found != wanted:
+            raise InputError(f"config.json: {field} is {found!r}; only Llama 2's {wanted!r} can be loaded")
+    return Model(
+        dim=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        ffn_dim=config["intermediate_size"],
+        context=config["max_position_embeddings"],
+        norm_eps=config["rms_norm_eps"],
+        rope_theta=rope.get("rope_theta") or config.get("rope_theta", 10000.0),
+        tie_embeddings=config.get("tie_word_embeddings", False),
+    )

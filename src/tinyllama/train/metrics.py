@@ -1,0 +1,125 @@
+"""What a run says of itself: metrics.jsonl, events.jsonl and the trackers.
+
+A row of metrics a step, an event for what is not a step. The files are the record; trackers only show it, so one that
+fails is an event and training goes on.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tinyllama.files import write_atomically
+from tinyllama.recipe import Recipe
+
+PROJECT = "tinyllama"
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole rows of a jsonl file; a last line cut off by a crash is left out."""
+    if not path.is_file():
+        return
+    for line in path.read_bytes().splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            yield json.loads(line)
+
+
+class Journal:
+    """Appends to a run's metrics.jsonl and events.jsonl, each line flushed as it is written."""
+
+    def __init__(self, run: Path, clock: Callable[[], float] = time.time) -> None:
+        self.metrics_path, self.events_path = run / "metrics.jsonl", run / "events.jsonl"
+        self.clock = clock
+
+    def cut_back(self, step: int) -> None:
+        """Forget the metrics after `step`, so that no step stands twice when the run goes on from there."""
+        rows = [row for row in read_rows(self.metrics_path) if row["step"] <= step]
+        with write_atomically(self.metrics_path) as file:
+            file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
+        if self.events_path.is_file():
+            whole = list(read_rows(self.events_path))
+            with write_atomically(self.events_path) as file:
+                file.writelines(json.dumps(row).encode() + b"\n" for row in whole)
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """Append a step's row."""
+        _append(self.metrics_path, row)
+
+    def event(self, name: str, step: int, **details: Any) -> None:
+        """Append an event: what happened at which step, and when (seconds since 1970)."""
+        _append(self.events_path, {"time": self.clock(), "event": name, "step": step, **details})
+
+    def flush_to_disk(self) -> None:
+        """Make what was written outlast a power cut."""
+        for path in (self.metrics_path, self.events_path):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+
+
+def _append(path: Path, row: Mapping[str, Any]) -> None:
+    with path.open("ab") as file:
+        file.write(json.dumps(row).encode() + b"\n")
+
+
+def trackio_folder(run: Path) -> Path:
+    """Where trackio keeps the runs beside `run`, so that its page compares them."""
+    return run.resolve().parent / ".trackio"
+
+
+def open_trackio(run: Path) -> Any:
+    """Import trackio with its data beside the run: it reads where from the environment, when first imported."""
+    os.environ["TRACKIO_DIR"] = str(trackio_folder(run))
+    return importlib.import_module("trackio")
+
+
+class Tracker:
+    """Shows a run's metrics on trackio's page, on this machine only, where the recipe asks for it.
+
+    A tracker that fails is an event and a warning, and is left alone from then on.
+    """
+
+    def __init__(self, recipe: Recipe, run: Path, journal: Journal) -> None:
+        self.recipe, self.run, self.journal = recipe, run, journal
+        self._log: Callable[..., None] | None = None
+        self._finish: Callable[[], None]
+
+    def __enter__(self) -> "Tracker":
+        if self.recipe.track.trackio:
+            self._guarded(self._start, 0)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._log:
+            self._guarded(self._finish, 0)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Show a row of metrics."""
+        if self._log:
+            values = {name: value for name, value in row.items() if name != "step" and value is not None}
+            self._guarded(partial(self._log, values, step=row["step"]), row["step"])
+
+    def _start(self) -> None:
+        trackio = open_trackio(self.run)
+        trackio.init(
+            PROJECT, self.run.name, config=self.recipe.model_dump(mode="json"), resume="allow", embed=False
+        )
+        self._log, self._finish = trackio.log, trackio.finish
+
+    def _guarded(self, call: Callable[[], None], step: int) -> None:
+        try:
+            with contextlib.redirect_stdout(
+                io.StringIO()
+            ):  # it greets at length; the progress bar says what matters
+                call()
+        except Exception as error:  # whatever a tracker does, training goes on
+            self._log = None
+            self.journal.event("tracker-failed", step, problem=repr(error))
+            print(f"trackio failed and is left alone from here on: {error!r}", file=sys.stderr)

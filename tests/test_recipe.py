@@ -1,0 +1,89 @@
+"""A recipe says everything once, and says what is wrong with it."""
+
+from pathlib import Path
+
+import pytest
+
+from tinyllama.errors import InputError
+from tinyllama.plan import flops_per_token, num_parameters
+from tinyllama.recipe import Recipe, bundled_recipes
+
+
+@pytest.mark.parametrize("name", bundled_recipes())
+def test_every_bundled_recipe_loads_and_survives_its_own_yaml(name: str, tmp_path: Path) -> None:
+    recipe = Recipe.load(name)
+    (tmp_path / "copy.yaml").write_text(recipe.to_yaml())
+    assert Recipe.load(tmp_path / "copy.yaml") == recipe
+
+
+def test_the_model_cards_recipe_has_the_model_cards_numbers() -> None:
+    recipe = Recipe.load("tinyllama-1.1b")
+    assert num_parameters(recipe.model, 32_000) == 1_100_048_384
+    assert recipe.train.batch_tokens == 2_097_152
+    assert recipe.train.steps == 1_430_512
+    # 24k tokens/s on an A100's 312 TFLOP/s are 52.0 %: no input embedding, causal attention.
+    assert 24_000 * flops_per_token(recipe.model, 32_000, 2048) / 312e12 == pytest.approx(0.520, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [("3T", 3 * 10**12), ("105B", 105 * 10**9), ("20M", 20_000_000), ("2e6", 2_000_000), (7, 7)],
+)
+def test_token_counts_read_as_people_write_them(text: object, tokens: int) -> None:
+    assert Recipe.load("demo", {"train.tokens": text}).train.tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("overrides", "place", "remedy"),
+    [
+        ({"train.tokns": "3"}, "train.tokns", "did you mean tokens?"),
+        ({"trian": "3"}, "trian", "did you mean train?"),
+        ({"train.tokens": "many"}, "train.tokens: 'many'", "3T, 105B"),
+        ({"train.tokens": "0"}, "train.tokens: '0'", "greater than 0"),
+        ({"train.batch_sequences": "many"}, "train.batch_sequences: 'many'", "valid integer"),
+        ({"data.workers": "x"}, "data.workers: 'x'", "valid integer"),
+        ({"data.sources.slimpajama.wight": 1}, "data.sources.slimpajama.wight", "did you mean weight?"),
+        ({"data.sources.slimpajama.format": "json"}, "data.sources.slimpajama.format", "'jsonl'"),
+        ({"data.stages": [{"from_tokens": 0, "weights": {"x": 1}}]}, "'x'", "data.sources lacks"),
+        ({"model.heads": 7}, "heads 7", "do not divide dim"),
+        ({"model.kv_heads": 3}, "kv_heads 3", "do not divide heads"),
+        ({"train.micro_batch_sequences": 7}, "micro_batch_sequences 7", "choose one that does"),
+        ({"train.sequence_length": 4096}, "train.sequence_length 4096", "make it shorter"),
+        ({"name": "../elsewhere"}, "name: '../elsewhere'", "match pattern"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_value_and_remedy(
+    overrides: dict[str, object], place: str, remedy: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        Recipe.load("demo", overrides)
+    message = str(error.value)
+    assert "demo.yaml" in message
+    assert place in message
+    assert remedy in message
+    assert "\n" not in message
+
+
+def test_a_recipe_that_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("name: x\ntrain: {tokens: 3\n")
+    with pytest.raises(InputError, match=r"broken.yaml:3: not valid YAML"):
+        Recipe.load(tmp_path / "broken.yaml")
+    with pytest.raises(InputError, match=r"no such recipe.*demo"):
+        Recipe.load("dmeo")
+
+
+def test_the_digest_follows_what_changes_the_weights_and_nothing_else() -> None:
+    digest = Recipe.load("demo").digest
+    neutral = {
+        "train.compile": "false",
+        "train.micro_batch_sequences": 4,
+        "data.store": "elsewhere",
+        "name": "other",
+    }
+    assert Recipe.load("demo", neutral).digest == digest
+    for field, value in {
+        "seed": 1,
+        "train.optimizer.learning_rate": 1e-3,
+        "data.sources.slimpajama.weight": 0.6,
+    }.items():
+        assert Recipe.load("demo", {field: value}).digest != digest
