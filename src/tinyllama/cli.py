@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 import yaml
@@ -40,7 +40,12 @@ def corpus(directory: Positional[Path]) -> None:
     """
     from tinyllama.data.corpus import write_corpus
 
-    print(write_corpus(directory))
+    report = write_corpus(directory)
+    for form, parts in (("slimpajama", report.prose), ("starcoderdata", report.code)):
+        for name, size in parts.items():
+            print(f"{directory / form}: {name}: {size.documents:,} documents, {size.bytes:,} bytes")
+    for reason, count in report.left_out.items():
+        print(f"left out: {count:,} {reason}")
 
 
 def tokenizer_train(recipe: Recipe, vocab_size: int = 8192, sample_bytes: int = 16_000_000) -> None:
@@ -89,7 +94,10 @@ def train(recipe: Recipe, allow_change: bool = False) -> None:
 
 
 def evaluate(
-    model: Positional[str], tasks: tuple[str, ...] = ("hellaswag",), limit: int | None = None
+    model: Positional[str],
+    tasks: tuple[str, ...] = ("hellaswag",),
+    limit: int | None = None,
+    precision: Literal["bf16", "fp32"] = "bf16",
 ) -> None:
     """Score a run, a checkpoint, a release or a Hugging Face model on lm-eval tasks.
 
@@ -97,10 +105,12 @@ def evaluate(
         model: A run, a checkpoint, a release, or a Hugging Face folder or hub name.
         tasks: Names of lm-eval tasks.
         limit: Items a task at most, the first of it; all without it.
+        precision: Of the computation.
     """
     from tinyllama.evaluate.report import evaluate_and_save
+    from tinyllama.model.llama import PRECISIONS
 
-    print(evaluate_and_save(model, tasks, limit))
+    print(evaluate_and_save(model, tasks, limit, PRECISIONS[precision]))
 
 
 def release(run: Positional[Path], step: int | None = None, force: bool = False) -> None:
@@ -212,9 +222,7 @@ def _parse(name: str, function: Callable[..., None], arguments: list[str]) -> Ca
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            call: Callable[[], None] = tyro.cli(
-                bind, args=arguments, prog=f"tinyllama {name}", use_underscores=True
-            )
+            call: Callable[[], None] = tyro.cli(bind, args=arguments, prog=f"tinyllama {name}", use_underscores=True)
     except SystemExit as end:
         if end.code:
             raise InputError(f"{name}: {_one_line(said.getvalue())}; see `tinyllama {name} --help`") from None

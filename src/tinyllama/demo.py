@@ -1,30 +1,133 @@
 """The whole way on the embedded corpus: raw text to a released and evaluated model, in minutes on two CPU cores.
 
-Calls the stages one after the other as the commands do, and prints what came out and where it lies. Each stage goes on
-where an interrupted demo stopped.
+Calls the stages one after the other as the commands do, and says what came out and where it lies. Each stage goes on
+where an interrupted demo stopped, so the same command finishes it.
 """
 
+import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import torch
 
 from tinyllama import plan
 from tinyllama.data.corpus import write_corpus
 from tinyllama.data.prepare import prepare
 from tinyllama.data.sample import train_recipe_tokenizer
 from tinyllama.data.store import TokenStore
-from tinyllama.errors import InputError
-from tinyllama.evaluate.scores import evaluate
+from tinyllama.evaluate.report import evaluate_and_save
 from tinyllama.model.generation import complete
 from tinyllama.recipe import Recipe
-from tinyllama.release import release, update_card
+from tinyllama.release import release
 from tinyllama.tokenizer import Tokenizer
+from tinyllama.train import checkpoint
 from tinyllama.train.loop import run_folder, train
 from tinyllama.train.metrics import read_rows
 from tinyllama.train.validation import gzip_bits_per_byte, validation_rows
 
-VOCABULARY = 4096
+VOCAB_SIZE = 4096
 _SAMPLE_BYTES = 12_000_000
-_PROMPTS = ("The function returns", "def main():")
+_PROMPTS = ("The function returns a", "def main(")
+
+
+def run_demo(recipe: Recipe) -> None:
+    """Run every stage of the recipe on the embedded corpus and print what it did and what to do next."""
+    begun = time.monotonic()
+    stages: tuple[tuple[str, Callable[[Recipe], Iterator[str]]], ...] = (
+        ("real text, from this Python and its packages", _corpus),
+        ("a Llama-style tokenizer", _tokenizer),
+        ("the token store", _store),
+        ("training", _training),
+        ("the release", _release),
+        ("the score", _score),
+        ("what it writes", _completions),
+    )
+    for number, (title, stage) in enumerate(stages, 1):
+        print(f"\n{number}/{len(stages)} {title}", flush=True)
+        for line in stage(recipe):
+            print(f"    {line}", flush=True)
+    minutes = (time.monotonic() - begun) / 60
+    print(f"\nDone in {minutes:.1f} minutes. What to do next:")
+    print("\n".join(f"    {line}" for line in _next_steps(recipe)))
+
+
+def _corpus(recipe: Recipe) -> Iterator[str]:
+    folder = run_folder(recipe) / "corpus"
+    if _is_prepared(recipe):
+        yield f"{folder}: there already"
+        return
+    report = write_corpus(folder)
+    for form, parts in (("slimpajama", report.prose), ("starcoderdata", report.code)):
+        sizes = ", ".join(f"{name} {size.bytes / 1e6:.1f} MB" for name, size in parts.items())
+        yield f"{folder / form}: {sum(size.bytes for size in parts.values()) / 1e6:.1f} MB ({sizes})"
+
+
+def _is_prepared(recipe: Recipe) -> bool:
+    return (Path(recipe.data.store) / "manifest.json").is_file()
+
+
+def _tokenizer(recipe: Recipe) -> Iterator[str]:
+    if not (Path(recipe.tokenizer) / "tokenizer.json").is_file():
+        train_recipe_tokenizer(recipe, VOCAB_SIZE, _SAMPLE_BYTES)
+    yield f"{recipe.tokenizer}: {Tokenizer.load(recipe.tokenizer).vocab_size:,} pieces"
+
+
+def _store(recipe: Recipe) -> Iterator[str]:
+    store = prepare(recipe)
+    for name, split in store.splits.items():
+        yield f"{store.folder}/{name}: {split.num_tokens:,} tokens in {split.num_documents:,} documents"
+        left_out = [f"{count:,} {reason}" for reason, count in split.manifest["rows"]["left_out"].items()]
+        if left_out:
+            yield f"    left out: {', '.join(left_out)}"
+
+
+def _training(recipe: Recipe) -> Iterator[str]:
+    vocab_size = Tokenizer.load(recipe.tokenizer).vocab_size
+    parameters, batch = plan.num_parameters(recipe.model, vocab_size), recipe.train.batch_tokens
+    yield f"{parameters:,} parameters, {recipe.train.steps} steps of {batch:,} tokens"
+    yield f"watch it: tinyllama watch {run_folder(recipe)}"
+    run = train(recipe)
+    rows = list(read_rows(run / "metrics.jsonl"))
+    speed = statistics.median(row["tokens_per_second"] for row in rows)
+    yield f"loss {rows[0]['loss']:.3f} at step 1, {rows[-1]['loss']:.3f} at the end; {speed:,.0f} tokens/s"
+    yield from _compression(recipe, rows[-1]["validation_bits_per_byte"])
+
+
+def _compression(recipe: Recipe, bits_per_byte: float) -> Iterator[str]:
+    rows = validation_rows(recipe, TokenStore.open(recipe.data.store))
+    assert rows is not None
+    packed = gzip_bits_per_byte(rows, Tokenizer.load(recipe.tokenizer))
+    verdict = "better" if bits_per_byte < packed else "WORSE: something is wrong"
+    yield f"validation: {bits_per_byte:.3f} bits per byte; gzip -9 on the same text: {packed:.3f} ({verdict})"
+
+
+def _newest_release(recipe: Recipe) -> Path:
+    newest = checkpoint.committed(run_folder(recipe))[-1]
+    return run_folder(recipe) / "releases" / newest.name
+
+
+def _release(recipe: Recipe) -> Iterator[str]:
+    folder = _newest_release(recipe)
+    yield f"{folder if folder.exists() else release(run_folder(recipe))}/huggingface: loads in transformers"
+
+
+def _score(recipe: Recipe) -> Iterator[str]:
+    if recipe.release.limit:
+        yield f"a fixed subset, the first {recipe.release.limit} items of each task: not a score to quote"
+    report = evaluate_and_save(str(_newest_release(recipe)), recipe.release.tasks, recipe.release.limit, torch.bfloat16)
+    yield from report.splitlines()
+
+
+def _completions(recipe: Recipe) -> Iterator[str]:
+    for prompt in _PROMPTS:
+        text = "".join(complete(str(_newest_release(recipe)), prompt, 48))
+        yield from f"> {text}".splitlines()
+
+
+def _next_steps(recipe: Recipe) -> Iterator[str]:
+    folder = _newest_release(recipe)
+    yield f"read the card:      {folder}/huggingface/README.md"
+    yield f'complete a prompt:  tinyllama generate {folder} "import os" --temperature 0.8'
+    yield f"see the curves:     tinyllama watch {run_folder(recipe)}"
+    yield 'train on your text: README.md, "Your own data"'

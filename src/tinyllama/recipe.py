@@ -127,9 +127,7 @@ class Model(_Part):
         if self.dim % self.heads:
             raise ValueError(f"heads {self.heads} do not divide dim {self.dim}; choose heads that do")
         if self.heads % self.kv_heads:
-            raise ValueError(
-                f"kv_heads {self.kv_heads} do not divide heads {self.heads}; choose kv_heads that do"
-            )
+            raise ValueError(f"kv_heads {self.kv_heads} do not divide heads {self.heads}; choose kv_heads that do")
         if self.head_dim % 2:
             raise ValueError(f"dim / heads is {self.head_dim}; rotary embeddings need an even number")
         return self
@@ -294,7 +292,8 @@ class Recipe(_Part):
     def weight_fields(self) -> dict[str, Any]:
         """Dotted name -> value of each field that changes the weights beyond rounding."""
         fields = dict(_flatten(self.model_dump(mode="json")))
-        return {name: value for name, value in fields.items() if not _NEUTRAL.match(name)}
+        changing = {name: value for name, value in fields.items() if not _NEUTRAL.match(name)}
+        return changing | {"data.sources": list(self.data.sources)}  # their order is part of the data's
 
     @property
     def digest(self) -> str:
@@ -312,9 +311,7 @@ _NEUTRAL = re.compile(
 def bundled_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
     folder = resources.files("tinyllama") / "recipes"
-    return sorted(
-        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
-    )
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def _find(source: str) -> Path:
@@ -377,7 +374,7 @@ def _first_problem(error: ValidationError) -> str:
 
 def _predicate(message: str) -> str:
     """Turn pydantic's "Input should be …, unable to …" into the end of a sentence about the value."""
-    message = message.split(", unable to")[0].replace("Input should be", "should be")
+    message = message.split(", unable to", maxsplit=1)[0].replace("Input should be", "should be")
     return message[0].lower() + message[1:]
 
 

@@ -33,9 +33,7 @@ def test_a_permutation_hits_every_place_once(size: int, key: list[int]) -> None:
     data=st.data(),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_sequence_is_read_once_in_an_epoch(
-    sizes: list[int], batch: int, steps: int, data: st.DataObject
-) -> None:
+def test_every_sequence_is_read_once_in_an_epoch(sizes: list[int], batch: int, steps: int, data: st.DataObject) -> None:
     weights = data.draw(st.lists(st.integers(1, 9), min_size=len(sizes), max_size=len(sizes)))
     rows = np.concatenate(steps_of(sizes, [mix_of(weights)], batch, steps))
     for source, size in enumerate(sizes):

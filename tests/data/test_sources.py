@@ -63,7 +63,11 @@ def test_lines_of_any_length_read_the_same_from_any_compression(tmp_path: Path, 
 def test_zstd_frames_one_after_the_other_are_one_file(tmp_path: Path) -> None:
     frames = [zstandard.compress(lines({"text": word})) for word in ("one", "two", "three")]
     path = write(tmp_path / "a.jsonl.zst", b"".join(frames))
-    assert [row.text for row in read_rows(path, source("jsonl", path)) if isinstance(row, Row)] == ["one", "two", "three"]
+    assert [row.text for row in read_rows(path, source("jsonl", path)) if isinstance(row, Row)] == [
+        "one",
+        "two",
+        "three",
+    ]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])

@@ -37,9 +37,7 @@ def built(shape: Model) -> Llama:
 
 def peer_of(shape: Model) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(**config_to_hugging_face(shape, VOCAB, 1, 2) | {"dtype": "float32"})
-    ).eval()
+    return LlamaForCausalLM(LlamaConfig(**config_to_hugging_face(shape, VOCAB, 1, 2) | {"dtype": "float32"})).eval()
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
@@ -126,6 +124,4 @@ def test_bf16_activations_leave_float32_weights_and_gradients() -> None:
     logits = model(torch.zeros(1, 8, dtype=torch.int64))
     assert logits.dtype == torch.bfloat16
     logits.float().sum().backward()
-    assert {parameter.grad.dtype for parameter in model.parameters() if parameter.grad is not None} == {
-        torch.float32
-    }
+    assert {parameter.grad.dtype for parameter in model.parameters() if parameter.grad is not None} == {torch.float32}

@@ -30,9 +30,7 @@ def rank_slice(recipe: Recipe, rank: int, ranks: int) -> slice:
     """Which rows of a batch belong to a rank."""
     batch = recipe.train.batch_sequences
     if batch % ranks:
-        raise InputError(
-            f"train.batch_sequences: {batch} rows do not divide among {ranks} ranks; choose a multiple"
-        )
+        raise InputError(f"train.batch_sequences: {batch} rows do not divide among {ranks} ranks; choose a multiple")
     return slice(rank * batch // ranks, (rank + 1) * batch // ranks)
 
 

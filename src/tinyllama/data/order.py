@@ -5,7 +5,8 @@ permutation of all its sequences, so an epoch reads each exactly once; the mix i
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -100,7 +101,7 @@ def _rows_of_mix(shares: tuple[Fraction, ...], batch: int, steps: int) -> list[i
     """
     edges = [round(batch * _PERIOD * sum(shares[:k], Fraction(0))) for k in range(len(shares) + 1)]
     below = [_floor_sum(steps, _PERIOD, -_GOLDEN, edge - 1) for edge in edges]
-    return [high - low for low, high in zip(below, below[1:], strict=False)]
+    return [high - low for low, high in itertools.pairwise(below)]
 
 
 def _floor_sum(count: int, modulus: int, factor: int, offset: int) -> int:
@@ -137,9 +138,7 @@ def permute(places: NDArray[np.int64], size: int, key: Sequence[int]) -> NDArray
     return values.astype(np.int64)
 
 
-def _feistel(
-    values: NDArray[np.uint64], half: np.uint64, mask: np.uint64, key: Sequence[int]
-) -> NDArray[np.uint64]:
+def _feistel(values: NDArray[np.uint64], half: np.uint64, mask: np.uint64, key: Sequence[int]) -> NDArray[np.uint64]:
     left, right = values >> half, values & mask
     for round_key in key:
         left, right = right, left ^ (_scramble(right ^ np.uint64(round_key)) & mask)

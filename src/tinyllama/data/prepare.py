@@ -101,8 +101,7 @@ def _groups(files: list[InputFile]) -> Iterator[tuple[str, ...]]:
 def _settings(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
     """What the bytes depend on besides the inputs, as it stands in the manifest."""
     sources = {
-        name: source.model_dump(mode="json", exclude={"path", "weight"})
-        for name, source in recipe.data.sources.items()
+        name: source.model_dump(mode="json", exclude={"path", "weight"}) for name, source in recipe.data.sources.items()
     }
     return {
         "format_version": FORMAT_VERSION,
@@ -130,9 +129,7 @@ def _same_or_refuse(store: Path, plan: dict[str, Any]) -> None:
             )
     if inputs != plan["inputs"]:
         changed = sorted(dict(inputs.items() ^ plan["inputs"].items()))[0]
-        raise InputError(
-            f"{store}: {changed} has changed, come or gone since it was made; choose another store"
-        )
+        raise InputError(f"{store}: {changed} has changed, come or gone since it was made; choose another store")
 
 
 def _begin(store: Path, plan: dict[str, Any]) -> None:
@@ -175,9 +172,7 @@ def _skipped(recipe: Recipe, rank: int) -> bool:
     return _receipt(recipe, rank).is_file() or (Path(recipe.data.store) / "work" / "failure").is_file()
 
 
-def _read(
-    recipe: Recipe, tasks: list[Task], ledger: Ledger, data: Any, rank: int, world: int
-) -> Iterator[Document]:
+def _read(recipe: Recipe, tasks: list[Task], ledger: Ledger, data: Any, rank: int, world: int) -> Iterator[Document]:
     """Pipeline step: the documents of task `rank`."""
     if _skipped(recipe, rank):
         return
@@ -193,9 +188,7 @@ def _read(
                 yield Document(text=row.text, id=f"{file}:{row.row}")
 
 
-def _write(
-    recipe: Recipe, tasks: list[Task], ledger: Ledger, data: Iterator[Document], rank: int, world: int
-) -> None:
+def _write(recipe: Recipe, tasks: list[Task], ledger: Ledger, data: Iterator[Document], rank: int, world: int) -> None:
     """Pipeline step: the shards of task `rank`, then its receipt. A user's mistake is kept for the main process."""
     if _skipped(recipe, rank):
         return
@@ -206,8 +199,7 @@ def _write(
             _receipt(recipe, rank),
             {
                 "inputs": [
-                    {"path": file, "bytes": _size(file), "sha256": sha256_of(Path(file))}
-                    for file in task.files
+                    {"path": file, "bytes": _size(file), "sha256": sha256_of(Path(file))} for file in task.files
                 ],
                 "read": ledger.read,
                 "left_out": dict(sorted(ledger.left_out.items())),
@@ -236,9 +228,7 @@ def _write_shards(recipe: Recipe, task: Task, ledger: Ledger, data: Iterator[Doc
         while batch := list(islice(data, 256)):
             texts: dict[str, list[str]] = {split: [] for split in writers}
             for document in batch:
-                texts["validation" if _held_out(document.text, task.holdout) else task.split].append(
-                    document.text
-                )
+                texts["validation" if _held_out(document.text, task.holdout) else task.split].append(document.text)
             for split, kept in texts.items():
                 for tokens in tokenizer.encode_documents(kept, markers.start, markers.end):
                     writers[split].write(tokens)
@@ -315,20 +305,16 @@ def _finish(store: Path, recipe: Recipe, tasks: list[Task], plan: dict[str, Any]
                 splits[split] = entry
         if "train" not in splits:
             reasons = sum((Counter(receipt["left_out"]) for _, receipt in own), Counter())
-            raise InputError(
-                f"data.sources.{name}: no document left to train on ({_spell(reasons)}); see its path"
-            )
+            raise InputError(f"data.sources.{name}: no document left to train on ({_spell(reasons)}); see its path")
         manifest["sources"][name] = {**manifest["sources"][name], "splits": splits}
     write_json(store / "manifest.json", manifest)
     shutil.rmtree(store / "work")
 
 
 def _finish_split(folder: Path, split: str, own: list[tuple[Task, dict[str, Any]]]) -> dict[str, Any] | None:
-    """Write one split's rejects and manifest; return its entry in the store's manifest, None where it has no document."""
+    """Write one split's rejects and manifest; return its entry in the store's, None where it is empty."""
     shards = [
-        {**receipt["shards"][split], "inputs": receipt["inputs"]}
-        for _, receipt in own
-        if split in receipt["shards"]
+        {**receipt["shards"][split], "inputs": receipt["inputs"]} for _, receipt in own if split in receipt["shards"]
     ]
     if not shards:
         return None

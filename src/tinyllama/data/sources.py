@@ -68,7 +68,7 @@ def list_files(name: str, source: Source) -> list[InputFile]:
     if root.is_file():
         paths = [root]
     else:
-        found = root.rglob("*") if root.is_dir() else map(Path, glob.glob(source.path, recursive=True))
+        found = root.rglob("*") if root.is_dir() else map(Path, glob.glob(source.path, recursive=True))  # noqa: PTH207 - Path has no absolute globs
         paths = sorted(path for path in found if path.name.endswith(suffixes) and path.is_file())
     files = [file for path in paths if (file := _placed(path, root, source)) is not None]
     if not files:
@@ -104,9 +104,7 @@ def read_rows(path: Path, source: Source) -> Iterator[Row | Reject]:
         yield from readers[source.format](path, source)
     except (OSError, EOFError, zlib.error, zstandard.ZstdError, pyarrow.ArrowException, csv.Error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{path}: cannot be read to its end ({reason}); fetch it again or take it out"
-        ) from None
+        raise InputError(f"{path}: cannot be read to its end ({reason}); fetch it again or take it out") from None
 
 
 def _slimpajama(path: Path, source: Source) -> Iterator[Row | Reject]:
@@ -150,9 +148,7 @@ def _parquet(path: Path, column: str) -> Iterator[Row | Reject]:
     with pyarrow.parquet.ParquetFile(path) as file:
         if column not in file.schema_arrow.names:
             have = ", ".join(file.schema_arrow.names)
-            raise InputError(
-                f"{path}: no column {column!r} (it has {have}); name the right one or exclude the folder"
-            )
+            raise InputError(f"{path}: no column {column!r} (it has {have}); name the right one or exclude the folder")
         number = 0
         for batch in file.iter_batches(batch_size=256, columns=[column]):
             for text in batch.column(0).to_pylist():

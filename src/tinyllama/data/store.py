@@ -1,7 +1,7 @@
 """The token store: flat files of tokens that are opened as memory maps.
 
-Reads `STORE/manifest.json` and `STORE/<source>/<split>/{manifest.json, 00000.tokens, 00000.documents}`. A split reads as
-one long array whatever its shards, so a sequence may run over a shard's end and opening costs nothing a token.
+Reads `STORE/manifest.json` and `STORE/<source>/<split>/{manifest.json, 00000.tokens, 00000.documents}`. A split reads
+as one long array whatever its shards, so a sequence may run over a shard's end and opening costs nothing a token.
 """
 
 import hashlib
@@ -109,9 +109,7 @@ class TokenStore:
         manifest = read_json(path / "manifest.json")
         if manifest.get("format_version") != FORMAT_VERSION:
             found = manifest.get("format_version")
-            raise InputError(
-                f"{folder}: format version {found}, this program reads {FORMAT_VERSION}; prepare it again"
-            )
+            raise InputError(f"{folder}: format version {found}, this program reads {FORMAT_VERSION}; prepare it again")
         return cls(path, manifest)
 
     def __getitem__(self, name: str) -> Split:
@@ -141,9 +139,7 @@ class TokenStore:
                 yield from _file_problems(split.folder / file, sha256)
         present = (path for path in self.folder.rglob("*") if path.is_file())
         yield from (
-            f"{path} is foreign"
-            for path in sorted(present)
-            if str(path.relative_to(self.folder)) not in expected
+            f"{path} is foreign" for path in sorted(present) if str(path.relative_to(self.folder)) not in expected
         )
 
 

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from tinyllama.recipe import Model
 
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
 
 class Linear(nn.Linear):
     """A matrix without bias, cast to the activations' dtype at use."""
@@ -143,9 +145,7 @@ class Llama(nn.Module):
     `precision` is the dtype of the activations; logits come out in it too.
     """
 
-    def __init__(
-        self, shape: Model, vocab_size: int = 32_000, precision: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, shape: Model, vocab_size: int = 32_000, precision: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.shape, self.precision = shape, precision
         self.embedding = nn.Embedding(vocab_size, shape.dim)
@@ -161,9 +161,7 @@ class Llama(nn.Module):
     def hidden(self, ids: Tensor, caches: list[Cache] | None = None) -> Tensor:
         """ids int64[B, T] -> the normed residual stream [B, T, D] that the head reads."""
         start = caches[0].length if caches else 0
-        rope = rope_table(start + ids.shape[1], self.shape.head_dim, self.shape.rope_theta, ids.device)[
-            :, start:
-        ]
+        rope = rope_table(start + ids.shape[1], self.shape.head_dim, self.shape.rope_theta, ids.device)[:, start:]
         x = self.embedding(ids).to(self.precision)
         for layer, block in enumerate(self.blocks):
             x = block(x, rope, caches[layer] if caches else None)

@@ -51,9 +51,7 @@ def locate(source: str | Path) -> Located:
     if (folder / "recipe.yaml").is_file():
         return Located(_newest(folder), folder)
     if folder.exists() or str(source).count("/") != 1:
-        raise InputError(
-            f"{source}: no model here; give a run, a checkpoint, a release or a Hugging Face folder"
-        )
+        raise InputError(f"{source}: no model here; give a run, a checkpoint, a release or a Hugging Face folder")
     return Located(_download(str(source)), None)
 
 
@@ -91,9 +89,7 @@ def _from_folder(folder: Path, precision: torch.dtype) -> Llama:
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
     except (KeyError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{folder}/config.json: not a Llama's configuration ({error!r}); only Llamas load"
-        ) from None
+        raise InputError(f"{folder}/config.json: not a Llama's configuration ({error!r}); only Llamas load") from None
     with torch.device("meta"):
         model = Llama(shape, config["vocab_size"], precision)
     model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)

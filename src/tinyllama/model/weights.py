@@ -66,15 +66,11 @@ def from_hugging_face(state: Mapping[str, Tensor], shape: Model) -> dict[str, Te
     if shape.tie_embeddings:
         foreign = [name for name in foreign if name != "lm_head.weight"]
     if foreign:
-        raise InputError(
-            f"the weights hold {foreign[0]}, which a Llama has no place for; only Llama models load"
-        )
+        raise InputError(f"the weights hold {foreign[0]}, which a Llama has no place for; only Llama models load")
     return ours
 
 
-def config_to_hugging_face(
-    shape: Model, vocab_size: int, bos_id: int | None, eos_id: int | None
-) -> dict[str, Any]:
+def config_to_hugging_face(shape: Model, vocab_size: int, bos_id: int | None, eos_id: int | None) -> dict[str, Any]:
     """The contents of config.json for LlamaForCausalLM, in the names that transformers 4 and 5 both read."""
     return {
         "architectures": ["LlamaForCausalLM"],

@@ -6,6 +6,9 @@ Writes `RUN/checkpoints/step-00000100/` with torch's distributed checkpoint (DCP
 
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +50,7 @@ def problems(folder: Path) -> list[str]:
     return found
 
 
-def save(
-    run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-) -> Path:
+def save(run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
     """Write a checkpoint and commit it; `state` is JSON: what else the run must know to go on."""
     folder = checkpoint_folder(run, step)
     if _is_first_rank():
@@ -57,9 +58,8 @@ def save(
         folder.mkdir(parents=True)
     _barrier()
     weights, moments = get_state_dict(model, optimizer)
-    dcp.save(
-        {"model": weights, "optimizer": moments}, checkpoint_id=folder, no_dist=not dist.is_initialized()
-    )
+    with _quiet_alone():
+        dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=folder, no_dist=_is_alone())
     if _is_first_rank():
         write_json(folder / "state.json", {"step": step, **state})
         _commit(folder)
@@ -80,9 +80,8 @@ def _commit(folder: Path) -> None:
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put a checkpoint's weights and optimiser state in place, on any number of ranks; return its `state`."""
     weights, moments = get_state_dict(model, optimizer)
-    dcp.load(
-        {"model": weights, "optimizer": moments}, checkpoint_id=folder, no_dist=not dist.is_initialized()
-    )
+    with _quiet_alone():
+        dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=folder, no_dist=_is_alone())
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
     state: dict[str, Any] = read_json(folder / "state.json")
     return state
@@ -91,7 +90,8 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 def load_weights(folder: Path, model: nn.Module) -> None:
     """Put a checkpoint's weights alone in place, in one process."""
     weights = model.state_dict()
-    dcp.load({"model": weights}, checkpoint_id=folder, no_dist=True)
+    with _quiet_alone():
+        dcp.load({"model": weights}, checkpoint_id=folder, no_dist=True)
     model.load_state_dict(weights)
 
 
@@ -107,10 +107,22 @@ def retain(run: Path, keep: int) -> None:
             shutil.rmtree(folder)
 
 
+def _is_alone() -> bool:
+    return not dist.is_initialized()
+
+
 def _is_first_rank() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return _is_alone() or dist.get_rank() == 0
 
 
 def _barrier() -> None:
-    if dist.is_initialized():
+    if not _is_alone():
         dist.barrier()
+
+
+@contextmanager
+def _quiet_alone() -> Iterator[None]:
+    """Keep DCP from warning, at each call, that there is one process: it was told so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield

@@ -22,7 +22,7 @@ from tinyllama.data.batches import batch_of_step, rank_slice
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_atomically
-from tinyllama.model.llama import Llama, initialize
+from tinyllama.model.llama import PRECISIONS, Llama, initialize
 from tinyllama.progress import Bar
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
@@ -32,8 +32,6 @@ from tinyllama.train.optimizer import build_optimizer, clip_gradient, set_learni
 from tinyllama.train.parallel import Ranks, join_ranks, shard, sum_over_ranks
 from tinyllama.train.schedule import learning_rate
 from tinyllama.train.validation import Validation, prepare_validation, validate
-
-PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass
@@ -65,9 +63,10 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
         trainer = build(recipe, ranks)
         if ranks.is_first:
             stack.enter_context(_alone_in(trainer.run))
-            _write_run_folder(trainer)
         journal = Journal(trainer.run) if ranks.is_first else None
         first_step = _resume(trainer, journal, allow_change)
+        if ranks.is_first:
+            _write_run_folder(trainer)
         if first_step < recipe.train.steps:
             _train_on(trainer, journal, first_step)
         return trainer.run
@@ -114,14 +113,12 @@ def train_step(trainer: Trainer, step: int) -> tuple[Tensor, Tensor]:
         total += nats.detach()
     norm = clip_gradient(trainer.model, recipe.optimizer.clip_norm)
     trainer.optimizer.step()
-    trainer.optimizer.zero_grad(set_to_none=False)
+    trainer.optimizer.zero_grad()
     return sum_over_ranks(total, ranks) / recipe.batch_tokens, norm
 
 
 def _rate(recipe: Recipe, step: int) -> float:
-    return learning_rate(
-        recipe.train.schedule, recipe.train.optimizer.learning_rate, step, recipe.train.steps
-    )
+    return learning_rate(recipe.train.schedule, recipe.train.optimizer.learning_rate, step, recipe.train.steps)
 
 
 def _train_on(trainer: Trainer, journal: Journal | None, first_step: int) -> None:
@@ -135,9 +132,7 @@ def _train_on(trainer: Trainer, journal: Journal | None, first_step: int) -> Non
             row = meter.row(step, float(loss), float(norm))
             done = step + 1
             if trainer.validation and (done % recipe.train.validate_every_steps == 0 or done == steps):
-                score = validate(
-                    trainer.model, trainer.validation, recipe.train.micro_batch_sequences, trainer.ranks
-                )
+                score = validate(trainer.model, trainer.validation, recipe.train.micro_batch_sequences, trainer.ranks)
                 row |= {"validation_loss": score.loss, "validation_bits_per_byte": score.bits_per_byte}
                 meter.restart()
             if journal and bar and tracker:

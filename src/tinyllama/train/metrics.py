@@ -108,16 +108,12 @@ class Tracker:
 
     def _start(self) -> None:
         trackio = open_trackio(self.run)
-        trackio.init(
-            PROJECT, self.run.name, config=self.recipe.model_dump(mode="json"), resume="allow", embed=False
-        )
+        trackio.init(PROJECT, self.run.name, config=self.recipe.model_dump(mode="json"), resume="allow", embed=False)
         self._log, self._finish = trackio.log, trackio.finish
 
     def _guarded(self, call: Callable[[], None], step: int) -> None:
         try:
-            with contextlib.redirect_stdout(
-                io.StringIO()
-            ):  # it greets at length; the progress bar says what matters
+            with contextlib.redirect_stdout(io.StringIO()):  # it greets at length; the progress bar says what matters
                 call()
         except Exception as error:  # whatever a tracker does, training goes on
             self._log = None

@@ -5,6 +5,7 @@ all bits that the model needs for the text, over the bytes of the text.
 """
 
 import gzip
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ def target_bytes(rows: Tensor, tokenizer: Tokenizer) -> bytes:
     pieces = tokenizer.piece_bytes()
     text = bytearray()
     for row in rows.tolist():
-        for before, token in zip(row, row[1:], strict=False):
+        for before, token in itertools.pairwise(row):
             piece = pieces[token]
             # The space that SentencePiece puts before a document is not the document's.
             text += piece[1:] if before == tokenizer.bos_id and piece[:1] == b" " else piece
@@ -93,14 +94,10 @@ def validate(model: nn.Module, validation: Validation, micro_batch: int, ranks: 
     for number in range(passes):
         start = (number * ranks.count + ranks.rank) * micro_batch
         part = rows[start : start + micro_batch]
-        filled = F.pad(part, (0, 0, 0, micro_batch - len(part))).to(
-            ranks.device
-        )  # whole batches: one compiled shape
+        filled = F.pad(part, (0, 0, 0, micro_batch - len(part))).to(ranks.device)  # whole batches: one compiled shape
         logits = model(filled[:, :-1])[: len(part)]
         targets = filled[: len(part), 1:]
-        nats += (
-            F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum").double().cpu()
-        )
+        nats += F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum").double().cpu()
     total = sum_over_ranks(nats.to(ranks.device), ranks).item()
     tokens = rows[:, 1:].numel()
     return Score(total / tokens, total / math.log(2) / validation.num_bytes)

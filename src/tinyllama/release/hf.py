@@ -1,0 +1,44 @@
+"""A model as the Hugging Face folder that transformers and everything built on it load with no extra code.
+
+Writes config.json, generation_config.json, the weights as bf16 safetensors and the tokenizer's files. Weights
+become bf16 a shard of at most 5 GB at a time, so beside the model itself only one shard is ever in memory.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+
+from tinyllama.files import write_json
+from tinyllama.model.llama import Llama
+from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
+from tinyllama.tokenizer import Tokenizer
+
+SHARD_BYTES = 5 * 10**9
+
+
+def write_hugging_face(folder: Path, model: Llama, tokenizer: Tokenizer, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write the model and its tokenizer into `folder`, which is made."""
+    folder.mkdir(parents=True)
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    write_json(folder / "config.json", config_to_hugging_face(model.shape, model.vocab_size, bos, eos))
+    # Rows of a batch are padded with </s>, for Llama 2's vocabulary has no piece of its own for it.
+    write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos})
+    write_weights(folder, model, shard_bytes)
+    tokenizer.save(folder, context=model.shape.context)
+
+
+def write_weights(folder: Path, model: Llama, shard_bytes: int) -> None:
+    """Write model.safetensors in bf16; over `shard_bytes`, several files and an index of their tensors."""
+    tensors = dict(to_hugging_face(model.state_dict(), model.shape))
+    sizes = {name: torch.empty(part.shape, dtype=torch.bfloat16, device="meta") for name, part in tensors.items()}
+    plan = split_torch_state_dict_into_shards(sizes, max_shard_size=shard_bytes)
+    for file, names in plan.filename_to_tensors.items():
+        shard = {name: tensors[name].to("cpu", torch.bfloat16).contiguous() for name in names}
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        shutil.copymode(folder / "config.json", folder / file)  # safetensors lets none but its owner read it
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)

@@ -1,0 +1,109 @@
+"""Where a release comes from: the contents of release.json, from the raw files to the weights.
+
+Reads a checkpoint and the run around it. The checkpoint names the recipe, the store and the tokenizer by
+their digests; a run that now holds others is refused, because its card would tell of another model.
+"""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinyllama.data.corpus import MANIFEST as EMBEDDED_CORPUS
+from tinyllama.errors import InputError
+from tinyllama.files import read_json, sha256_of
+from tinyllama.model.loading import load_tokenizer
+from tinyllama.plan import num_parameters
+from tinyllama.recipe import Recipe, Source
+from tinyllama.train.checkpoint import COMMIT
+from tinyllama.train.metrics import read_rows
+
+EMBEDDED = "embedded corpus"
+PUBLIC = {"slimpajama": "cerebras/SlimPajama-627B", "starcoderdata": "bigcode/starcoderdata"}
+
+
+def lineage(checkpoint: Path) -> dict[str, Any]:
+    """The contents of release.json, all but its `files`.
+
+    Raises InputError where the run holds another recipe, store or tokenizer than trained the checkpoint.
+    """
+    run = checkpoint.parent.parent
+    state, recipe = read_json(checkpoint / "state.json"), Recipe.load(run / "recipe.yaml")
+    tokenizer = load_tokenizer(checkpoint)
+    found = {"digest": recipe.digest, "store": sha256_of(run / "store.json"), "tokenizer": tokenizer.digest}
+    _refuse_other_run(checkpoint, state, found)
+    return {
+        "name": recipe.name,
+        "step": state["step"],
+        "tokens": state["tokens"],
+        "parameters": num_parameters(recipe.model, tokenizer.vocab_size),
+        "checkpoint": {"commit_sha256": sha256_of(checkpoint / COMMIT)},
+        "recipe": {"digest": recipe.digest, "fields": recipe.model_dump(mode="json")},
+        "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
+        "store": {"manifest_sha256": found["store"], **_store(read_json(run / "store.json"), recipe)},
+        "measured": _measured(metrics_until(run, state["step"])),
+        "versions": {
+            "tinyllama": version("tinyllama"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def metrics_until(run: Path, step: int) -> list[dict[str, Any]]:
+    """The run's rows of metrics up to a step. Raises InputError where there is none."""
+    path = run / "metrics.jsonl"
+    rows = [row for row in read_rows(path) if row["step"] <= step]
+    if not rows:
+        raise InputError(f"{path}: no row up to step {step}; put the file back, the loss curve is drawn from it")
+    return rows
+
+
+def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file below `folder`, by its path from there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
+
+
+def hash_file(path: Path) -> dict[str, Any]:
+    """A file's entry in release.json."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _refuse_other_run(checkpoint: Path, state: dict[str, Any], found: dict[str, str]) -> None:
+    files = {"digest": "recipe.yaml", "store": "store.json", "tokenizer": "tokenizer"}
+    for key, name in files.items():
+        if state[key] != found[key]:
+            raise InputError(
+                f"{checkpoint.parent.parent / name}: digest {found[key][:12]}, but {checkpoint.name} was "
+                f"trained with {state[key][:12]}; put that one back, or release a newer checkpoint"
+            )
+
+
+def _store(manifest: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    sources = {
+        name: {"origin": _origin(source), "splits": manifest["sources"][name]["splits"]}
+        for name, source in recipe.data.sources.items()
+    }
+    inputs = manifest["inputs"].values()
+    return {"inputs": {"files": len(inputs), "bytes": sum(inputs)}, "sources": sources}
+
+
+def _origin(source: Source) -> str | None:
+    """Which known data a source is; None for the user's own, and where its files are not there to tell."""
+    path = Path(source.path)
+    if any((folder / EMBEDDED_CORPUS).is_file() for folder in (path, *path.parents)):
+        return EMBEDDED
+    return PUBLIC.get(source.format) if path.exists() else None
+
+
+def _measured(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last training loss and the last validation, which may be some steps older than the weights."""
+    found = {"loss": rows[-1]["loss"]}
+    for row in reversed(rows):
+        if row.get("validation_loss") is not None:
+            names = ("validation_loss", "validation_bits_per_byte")
+            return {**found, "validation_step": row["step"], **{name: row[name] for name in names}}
+    return found

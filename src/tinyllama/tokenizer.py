@@ -1,0 +1,136 @@
+"""Text to token ids and back, exactly as SentencePiece has it, at about three times its speed on one core.
+
+Reads tokenizer.json, tokenizer.model, a folder with either, or a hub name; writes a folder that transformers loads.
+Words repeat, so encoding is a look-up: the vocabulary is scanned once for cuts that change no token, and what stands
+between two cuts is remembered. A vocabulary without such cuts goes through its own library instead.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from tinyllama.errors import InputError
+from tinyllama.files import write_atomically, write_json
+from tinyllama.tokenizer_conversion import BYTES, SPACE
+from tinyllama.tokenizer_files import SentencePieceFile, TokenizerFile, encode_utf8, read_tokenizer
+from tinyllama.tokenizer_memo import RunMemo, TokenIds, can_cut_words, neighbours
+
+# GPT-2's way to write bytes as characters: printable ones as themselves, the others from U+0100 on, in order.
+_PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+BYTE_LEVEL = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
+
+MEMO_BYTES = 64_000_000
+CHUNK_CHARACTERS = 1 << 16
+
+
+class Tokenizer:
+    """A vocabulary and its exact encoding; `encode_array` is the primitive that the rest is made of."""
+
+    def __init__(
+        self, file: TokenizerFile, *, memo_bytes: int = MEMO_BYTES, chunk_characters: int = CHUNK_CHARACTERS
+    ) -> None:
+        self._file = file
+        self.vocab_size = file.vocab_size
+        self.bos_id, self.eos_id, self.unk_id = file.bos_id, file.eos_id, file.unk_id
+        self.dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("uint16" if self.vocab_size <= 1 << 16 else "uint32")
+        together = neighbours(file.pieces)
+        self._memo = (
+            RunMemo(together, file.encode_runs, self.dtype, memo_bytes, chunk_characters)
+            if file.is_llama_style and can_cut_words(together)
+            else None
+        )
+
+    @classmethod
+    def load(cls, source: str | Path) -> Self:
+        """Load a tokenizer.json, a tokenizer.model, a folder with either (the first preferred), or a hub name.
+
+        Raises InputError where there is none, where it is damaged, and where the hub cannot be reached.
+        """
+        return cls(read_tokenizer(source))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what decides the ids; tokenizer.json and tokenizer.model of one tokenizer have the same."""
+        canonical = json.dumps(self._file.canonical(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without markers; a text that spells `<s>` is plain text.
+
+        Raises InputError on a lone surrogate, which no encoding can hold.
+        """
+        ids: list[int] = self.encode_array(text).tolist()
+        return ids
+
+    def encode_array(self, text: str) -> TokenIds:
+        """The ids of `encode` as an array of `dtype`; memory is that of the ids, however long the text."""
+        if self._memo is not None:
+            return self._memo.encode(text)
+        encode_utf8(text)
+        return np.array(self._file.encode(text), self.dtype)
+
+    def encode_documents(self, texts: Iterable[str], start: bool = True, end: bool = True) -> Iterator[TokenIds]:
+        """One array of ids for each text, between the markers <s> (`start`) and </s> (`end`)."""
+        first = self._marker(self.bos_id, "start") if start else []
+        last = self._marker(self.eos_id, "end") if end else []
+        before, after = np.array(first, self.dtype), np.array(last, self.dtype)
+        for text in texts:
+            yield np.concatenate((before, self.encode_array(text), after))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; markers have none, and bytes that are not UTF-8 become U+FFFD."""
+        numbers = [int(number) for number in ids]
+        for number in numbers:
+            if not 0 <= number < self.vocab_size:
+                raise InputError(f"token id {number}: {self._file.name} has ids 0 to {self.vocab_size - 1}")
+        text: str = self._file.decode(numbers)
+        return text
+
+    def piece_bytes(self) -> list[bytes]:
+        """What each id adds to a text, as UTF-8 bytes; nothing for markers and other special tokens."""
+        return [self._piece_bytes(number) for number in range(self.vocab_size)]
+
+    def _piece_bytes(self, number: int) -> bytes:
+        piece = self._file.token(number) or ""
+        if self._file.is_llama_style and piece in BYTES:
+            return bytes.fromhex(piece[3:5])
+        if number in (self.bos_id, self.eos_id, self.unk_id) or (piece != SPACE and not self._file.decode([number])):
+            return b""
+        if not self._file.is_llama_style and all(character in BYTE_LEVEL for character in piece):
+            return bytes(BYTE_LEVEL[character] for character in piece)
+        return piece.replace(SPACE, " ").encode()
+
+    def save(self, directory: str | Path, context: int | None = None) -> None:
+        """Write a folder that `transformers.AutoTokenizer` loads with the same ids: tokenizer.json and its settings.
+
+        `context` is the model's length in tokens. A tokenizer.model that this one came from is written too. Raises
+        InputError where a tokenizer.model has no equivalent tokenizer.json.
+        """
+        folder = Path(directory)
+        names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": self.unk_id}
+        special = {name: self._file.token(number) for name, number in names.items() if number is not None}
+        settings = {
+            # transformers' LlamaTokenizer would build the tokenizer anew by its own rules
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **special,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": context,
+        }
+        document = self._file.document()
+        write_json(folder / "tokenizer_config.json", {k: v for k, v in settings.items() if v is not None})
+        write_json(folder / "special_tokens_map.json", special)
+        if isinstance(self._file, SentencePieceFile):
+            with write_atomically(folder / "tokenizer.model") as file:
+                file.write(self._file.model)
+        write_json(folder / "tokenizer.json", document)
+
+    def _marker(self, number: int | None, field: str) -> list[int]:
+        if number is None:
+            raise InputError(f"{self._file.name}: no {field} marker; set document.{field} to false in the recipe")
+        return [number]

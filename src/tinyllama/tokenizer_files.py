@@ -1,0 +1,231 @@
+"""The two files that a tokenizer comes in, each read and judged by its own library.
+
+tokenizer.model belongs to SentencePiece and tokenizer.json to `tokenizers`; both answer here to the same names. A
+conversion is never taken on trust: 32,000 pieces in random order, runs of up to 69 spaces and a sample of every plane
+of Unicode must give SentencePiece's ids and text before a converted file is written.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from sentencepiece import SentencePieceProcessor
+
+from tinyllama.errors import InputError
+from tinyllama.tokenizer_conversion import (
+    BYTES,
+    LLAMA_NORMALISER,
+    LLAMA_STEPS,
+    SPACE,
+    canonical_form,
+    convert_pieces,
+    hard_texts,
+    merges_by_score,
+    parse_model,
+    with_start_marker,
+)
+
+NAMES = ("tokenizer.json", "tokenizer.model")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+BPE = 2  # the trainer's model_type in sentencepiece_model.proto
+WITHOUT_DUMMY_PREFIX = b"\x1a\x02\x18\x00"  # appended to a model: the last value of a field is the one that counts
+
+
+class SentencePieceFile:
+    """A tokenizer.model: its vocabulary, and encoding as SentencePiece does it."""
+
+    def __init__(self, name: str, model: bytes) -> None:
+        try:
+            processor = SentencePieceProcessor(model_proto=model)
+        except RuntimeError:
+            raise InputError(f"{name}: not a whole SentencePiece model; copy or download it again") from None
+        self.name, self.model = name, model
+        self.table, trainer, normaliser = parse_model(model)
+        if not self.table or trainer.get(3) != BPE:
+            raise InputError(f"{name}: not a BPE model of SentencePiece, which Llama's tokenizers are; use one")
+        self.normaliser = {
+            "dummy_prefix": bool(normaliser.get(3, True)),
+            "extra_spaces_removed": bool(normaliser.get(4, True)),
+            "space_as_suffix": bool(trainer.get(24, False)),
+            "rules": normaliser.get(2, b"").hex(),
+        }
+        self.is_llama_style = self.normaliser == LLAMA_NORMALISER and bool(trainer.get(35, False))
+        self.pieces = [piece.text for piece in self.table if piece.kind not in ("special", "byte")]
+        self.vocab_size = len(self.table)
+        self.bos_id, self.eos_id, self.unk_id = (
+            None if number < 0 else number for number in (processor.bos_id(), processor.eos_id(), processor.unk_id())
+        )
+        self.encode, self.decode = processor.encode, processor.decode
+        self._without_prefix = SentencePieceProcessor(model_proto=model + WITHOUT_DUMMY_PREFIX)
+
+    def encode_runs(self, runs: list[str]) -> list[list[int]]:
+        """Ids of parts of a text: no dummy prefix."""
+        return list(map(self._without_prefix.encode, runs))  # a list as argument would start threads: 80 µs a call
+
+    def token(self, number: int | None) -> str | None:
+        """The text of a piece."""
+        return None if number is None else self.table[number].text
+
+    def document(self) -> dict[str, Any]:
+        """The equivalent tokenizer.json; InputError where `tokenizers` would not do with it as SentencePiece does."""
+        document = convert_pieces(self.table, self.token(self.unk_id), self.token(self.bos_id))
+        converted = TokenizersFile(self.name, document, {})
+        for text in hard_texts(self.pieces):
+            ids = self.encode(text)
+            if converted.encode(text) != ids or converted.decode(ids) != self.decode(ids):
+                raise InputError(
+                    f"{self.name}: no tokenizer.json gives SentencePiece's ids (they differ on {text[:40]!r}); "
+                    "use a tokenizer of Llama 2's kind: identity normaliser, byte fallback, no user-defined pieces"
+                )
+        return document
+
+    def canonical(self) -> dict[str, Any]:
+        """What decides the ids, in the same words as for the equivalent tokenizer.json."""
+        kinds = [(piece.text, piece.kind) for piece in self.table]
+        return canonical_form(kinds, merges_by_score(self.table), self.normaliser)
+
+
+class TokenizersFile:
+    """A tokenizer.json: its vocabulary, and encoding as `tokenizers` does it, special tokens read as plain text."""
+
+    def __init__(self, name: str, document: dict[str, Any], settings: dict[str, Any]) -> None:
+        self.name, self.parsed = name, document | {"truncation": None, "padding": None}
+        try:
+            self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.parsed))
+        except Exception as error:  # the library raises nothing more precise
+            raise InputError(f"{name}: not a valid tokenizer.json ({error}); copy or download it again") from None
+        self.tokenizer.encode_special_tokens = True
+        self.added = self.parsed.get("added_tokens") or []
+        self.ids: dict[str, int] = self.tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(self.ids.values(), default=-1) + 1
+        self.special = {token["content"] for token in self.added if token["special"]}
+        self.pieces = list(self.ids.keys() - self.special - BYTES)
+        self.is_llama_style = self._is_llama_style()
+        self.bos_id = self._special_id(settings.get("bos_token", "<s>"))
+        self.eos_id = self._special_id(settings.get("eos_token", "</s>"))
+        self.unk_id = self._special_id(settings.get("unk_token", self.parsed["model"].get("unk_token")))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without markers."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_runs(self, runs: list[str]) -> list[list[int]]:
+        """Ids of parts of a text: no dummy prefix."""
+        tokenize = self.tokenizer.model.tokenize
+        return [[token.id for token in tokenize(run.replace(" ", SPACE))] for run in runs]
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids; special tokens have none, as in SentencePiece."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    def token(self, number: int | None) -> str | None:
+        """The text of a piece."""
+        text: str | None = None if number is None else self.tokenizer.id_to_token(number)
+        return text
+
+    def document(self) -> dict[str, Any]:
+        """The tokenizer.json to write: the one that was read; of Llama's kind, with the start marker by default."""
+        return with_start_marker(self.parsed, self.token(self.bos_id)) if self.is_llama_style else self.parsed
+
+    def canonical(self) -> dict[str, Any]:
+        """What decides the ids, in the same words as for the equivalent tokenizer.model."""
+        if not self.is_llama_style:
+            return {key: self.parsed.get(key) for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
+        kinds = [
+            (text, "special" if text in self.special else "byte" if text in BYTES else "text")
+            for text in sorted(self.ids, key=self.ids.__getitem__)
+        ]
+        merges = self.parsed["model"]["merges"]
+        pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
+        return canonical_form(kinds, pairs, LLAMA_NORMALISER)
+
+    def _is_llama_style(self) -> bool:
+        model = self.parsed["model"]
+        changes = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
+        return (
+            all(self.parsed.get(key) == value for key, value in LLAMA_STEPS.items())
+            and model.get("type") == "BPE"
+            and bool(model.get("byte_fallback"))
+            and not any(model.get(key) for key in changes)
+            and self.ids.keys() >= BYTES
+            and all(token["special"] for token in self.added)
+        )
+
+    def _special_id(self, token: str | dict[str, Any] | None) -> int | None:
+        text = token["content"] if isinstance(token, dict) else token
+        return None if text is None else self.ids.get(text)
+
+
+TokenizerFile = SentencePieceFile | TokenizersFile
+
+
+def read_tokenizer(source: str | Path) -> TokenizerFile:
+    """Read a tokenizer.json, a tokenizer.model, a folder with either (the first preferred), or a hub repository's.
+
+    Raises InputError where there is none, where it is damaged, and where the hub cannot be reached.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = next((path / name for name in NAMES if (path / name).is_file()), path)
+    if path.is_dir():
+        raise InputError(f"{path}: no tokenizer.json and no tokenizer.model in this folder; name one that has it")
+    if not path.is_file():
+        path = _download(str(source))
+    if path.suffix == ".model":
+        return SentencePieceFile(str(path), path.read_bytes())
+    settings = path.with_name("tokenizer_config.json")
+    return TokenizersFile(str(path), _read_object(path), _read_object(settings) if settings.is_file() else {})
+
+
+def encode_utf8(text: str, start: int = 0) -> bytes:
+    """UTF-8 of the part of a document that begins at character `start`; InputError names a lone surrogate's place."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"text: lone surrogate U+{ord(text[error.start]):04X} at character {start + error.start}; "
+            "read the source as UTF-8 with errors='replace'"
+        ) from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); copy or download it again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: a JSON {type(value).__name__} where an object belongs; copy or download it again")
+    return value
+
+
+def _download(name: str) -> Path:
+    """A tokenizer file of a hub repository, in the local cache, with its settings beside it."""
+    # tokenizers/llama2 beside a folder tokenizers/ is a mistyped path: asking the hub would take half a minute
+    if not HUB_NAME.fullmatch(name) or Path(name).parent.is_dir():
+        raise InputError(f"{name}: no such file or folder; name a tokenizer.json, a tokenizer.model or their folder")
+    _hub_file(name, "tokenizer_config.json")
+    found = next(filter(None, (_hub_file(name, file) for file in NAMES)), None)
+    if found is None:
+        raise InputError(f"{name}: no tokenizer.json and no tokenizer.model in this hub repository; name another")
+    return found
+
+
+def _hub_file(repository: str, file: str) -> Path | None:
+    try:
+        return Path(hf_hub_download(repository, file))
+    except EntryNotFoundError as error:
+        if not isinstance(error, LocalEntryNotFoundError):
+            return None
+        reason = "the hub cannot be reached"
+    except (OSError, ValueError) as error:
+        reason = f"the hub refuses ({type(error).__name__})"
+    raise InputError(
+        f"{repository}: no such file or folder here, and {reason}; name a tokenizer.json, a tokenizer.model "
+        "or their folder"
+    )

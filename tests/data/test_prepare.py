@@ -1,0 +1,160 @@
+"""A token store's bytes depend on the inputs and the recipe alone, and every row is accounted for."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zstandard
+from tests.conftest import python_sources, write_jsonl
+from tinyllama.tokenizer import Tokenizer
+
+from tinyllama.data.prepare import prepare
+from tinyllama.data.store import TokenStore
+from tinyllama.errors import InputError
+from tinyllama.recipe import Recipe
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def recipe_at(small: Path, store: Path, **overrides: Any) -> Recipe:
+    return Recipe.load(small / "recipe.yaml", {"data.store": str(store), **overrides})
+
+
+def test_every_kept_document_stands_in_the_store_between_its_markers(small: Path) -> None:
+    recipe, store = Recipe.load(small / "recipe.yaml"), TokenStore.open(small / "store")
+    tokenizer = Tokenizer.load(recipe.tokenizer)
+    texts = [json.loads(line)["text"] for name in "ab" for line in (small / f"raw/modules/{name}.jsonl").open()]
+    stored = []
+    for split in ("modules/train", "modules/validation"):
+        for tokens in store[split].documents():
+            assert tokens[0] == tokenizer.bos_id
+            assert tokens[-1] == tokenizer.eos_id
+            stored.append(tuple(tokens[1:-1].tolist()))
+    assert sorted(stored) == sorted(tuple(tokenizer.encode(text)) for text in texts)
+    assert store["modules/validation"].num_documents > 0
+
+
+def test_rows_read_are_rows_kept_and_rows_left_out(small: Path) -> None:
+    store = TokenStore.open(small / "store")
+    for source in ("modules", "lines"):
+        rows = store[f"{source}/train"].manifest["rows"]
+        assert rows["read"] == rows["kept"] + sum(rows["left_out"].values())
+        assert rows["left_out"]["held out for validation"] == store[f"{source}/validation"].num_documents
+    assert list(store.problems()) == []
+
+
+def test_workers_and_interruptions_never_change_the_bytes(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyllama.data.prepare._TASK_BYTES", 1)  # a task a file; workers only get tasks
+    prepare(recipe_at(small, tmp_path / "one"))
+    wanted = contents(tmp_path / "one")
+    assert "modules/train/00001.tokens" in wanted
+
+    from tinyllama.data import prepare as module
+
+    write = module._write
+    done = []
+
+    def dying(*arguments: Any) -> None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(write(*arguments))
+
+    monkeypatch.setattr(module, "_write", dying)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(recipe_at(small, tmp_path / "two"))
+    with pytest.raises(InputError, match="is not finished"):
+        TokenStore.open(tmp_path / "two")
+    monkeypatch.setattr(module, "_write", write)
+    prepare(recipe_at(small, tmp_path / "two"))
+    assert contents(tmp_path / "two") == wanted
+    assert prepare(recipe_at(small, tmp_path / "two")).digest == TokenStore.open(tmp_path / "one").digest
+
+
+def test_two_worker_processes_write_the_same_store(small: Path, tmp_path: Path) -> None:
+    prepare(recipe_at(small, tmp_path / "two", **{"data.workers": 2}))
+    assert contents(tmp_path / "two") == contents(small / "store")
+
+
+def test_bad_rows_are_listed_and_counted(small: Path, tmp_path: Path) -> None:
+    raw = write_jsonl(tmp_path / "raw/a.jsonl", python_sources(5))
+    with raw.open("ab") as file:
+        file.write(b'{"text": 7}\nnot json\n')
+    overrides = {"data.sources.modules.path": str(tmp_path / "raw"), "data.holdout": 0}
+    store = prepare(recipe_at(small, tmp_path / "store", **overrides))
+    assert store["modules/train"].manifest["rows"] == {
+        "read": 7,
+        "kept": 5,
+        "left_out": {"invalid JSON": 1, "text is not text": 1},
+    }
+    rejects = [json.loads(line) for line in (tmp_path / "store/modules/train/rejects.jsonl").open()]
+    assert rejects == [
+        {"file": str(raw), "row": 5, "reason": "text is not text"},
+        {"file": str(raw), "row": 6, "reason": "invalid JSON"},
+    ]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_truncated_file_stops_with_its_name_and_leaves_no_store(small: Path, tmp_path: Path, workers: int) -> None:
+    shutil.copytree(small / "raw/modules", tmp_path / "raw")
+    packed = zstandard.compress((tmp_path / "raw/b.jsonl").read_bytes())
+    (tmp_path / "raw/c.jsonl.zst").write_bytes(packed[: len(packed) // 2])
+    recipe = recipe_at(
+        small, tmp_path / "store", **{"data.sources.modules.path": str(tmp_path / "raw"), "data.workers": workers}
+    )
+    with pytest.raises(InputError, match=r"c.jsonl.zst: cannot be read to its end .*fetch it again"):
+        prepare(recipe)
+    with pytest.raises(InputError, match=r"is not finished; run `tinyllama prepare`"):
+        TokenStore.open(tmp_path / "store")
+    (tmp_path / "raw/c.jsonl.zst").write_bytes(packed)  # mended, the same command goes on
+    prepare(recipe)
+    assert list(TokenStore.open(tmp_path / "store").problems()) == []
+
+
+def test_an_empty_corpus_is_refused_by_its_source(small: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "raw/a.jsonl", ["", ""])
+    with pytest.raises(InputError, match=r"data.sources.modules: no document left to train on \(2 rows empty text\)"):
+        prepare(recipe_at(small, tmp_path / "store", **{"data.sources.modules.path": str(tmp_path / "raw")}))
+    assert not (tmp_path / "store/manifest.json").exists()
+
+
+def test_a_store_of_other_data_is_refused_rather_than_overwritten(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"made with holdout 0.1, the recipe says 0.2"):
+        prepare(recipe_at(small, small / "store", **{"data.holdout": 0.2}))
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match=r"holds files but no token store"):
+        prepare(recipe_at(small, tmp_path))
+
+
+def test_reading_runs_over_the_ends_of_shards(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinyllama.data.prepare._TASK_BYTES", 1)
+    split = prepare(recipe_at(small, tmp_path / "store"))["modules/train"]
+    whole = np.concatenate([np.fromfile(split.folder / shard.file, split.dtype) for shard in split.shards])
+    assert len(split.shards) == 2
+    assert split.num_tokens == len(whole)
+    edge = split.shards[0].tokens
+    for start, stop in ((0, len(whole)), (edge - 3, edge + 3), (edge, edge + 1), (edge - 1, edge), (5, 5)):
+        assert np.array_equal(split.read(start, stop), whole[start:stop])
+    with pytest.raises(IndexError):
+        split.read(0, len(whole) + 1)
+
+
+def test_damage_of_every_kind_is_found_by_name(small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small / "store", tmp_path / "store")
+    folder = tmp_path / "store/modules/train"
+    flipped = bytearray((folder / "00000.tokens").read_bytes())
+    flipped[100] ^= 1
+    (folder / "00000.tokens").write_bytes(flipped)
+    (folder / "00000.documents").unlink()
+    (folder / "stray.bin").write_bytes(b"x")
+    assert list(TokenStore.open(tmp_path / "store").problems()) == [
+        f"{folder}/00000.tokens does not match its hash",
+        f"{folder}/00000.documents is missing",
+        f"{folder}/stray.bin is foreign",
+    ]

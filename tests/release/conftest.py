@@ -1,0 +1,111 @@
+"""A run as training leaves it: real recipe, store, tokenizer and checkpoints, with weights that nobody trained."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import python_sources, small_recipe, write_jsonl
+
+from tinyllama.data.prepare import prepare
+from tinyllama.data.store import TokenStore
+from tinyllama.model.llama import Llama, initialize
+from tinyllama.recipe import Recipe
+from tinyllama.release import release
+from tinyllama.tokenizer import Tokenizer
+from tinyllama.train import checkpoint
+from tinyllama.train.optimizer import build_optimizer
+
+STEPS = (9, 10, 40)
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def raw(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `slimpajama/` in that data set's form, `notes.jsonl`, and the `store` of both."""
+    folder = tmp_path_factory.mktemp("raw")
+    modules = python_sources(30)
+    (folder / "slimpajama").mkdir()
+    rows = [{"text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}} for text in modules[:15]]
+    (folder / "slimpajama/part.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(folder / "notes.jsonl", modules[15:])
+    prepare(Recipe.model_validate(recipe_fields(small, folder)))
+    return folder
+
+
+def recipe_fields(small: Path, raw: Path) -> dict[str, Any]:
+    fields = small_recipe(small)
+    fields["data"] |= {
+        "store": str(raw / "store"),
+        "sources": {
+            "prose": {
+                "format": "slimpajama", "path": str(raw / "slimpajama"), "weight": 3, "exclude": ["RedPajamaGithub"],
+            },
+            "notes": {"format": "jsonl", "path": str(raw / "notes.jsonl"), "weight": 1},
+        },
+    }  # fmt: skip
+    return fields
+
+
+@pytest.fixture(scope="session")
+def make_run(small: Path, raw: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
+    """Writes a run's folder; keywords replace fields of its model."""
+
+    def make(**shape: Any) -> Path:
+        run = tmp_path_factory.mktemp("run")
+        fields = recipe_fields(small, raw)
+        recipe = Recipe.model_validate(fields | {"model": fields["model"] | shape})
+        (run / "recipe.yaml").write_text(recipe.to_yaml())
+        tokenizer, store = Tokenizer.load(recipe.tokenizer), TokenStore.open(recipe.data.store)
+        tokenizer.save(run / "tokenizer", recipe.model.context)
+        shutil.copyfile(store.folder / "manifest.json", run / "store.json")
+        write_metrics(run / "metrics.jsonl", recipe)
+        for step in STEPS:
+            save_checkpoint(run, recipe, step, {"store": store.digest, "tokenizer": tokenizer.digest})
+        return run
+
+    return make
+
+
+@pytest.fixture
+def run(make_run: MakeRun, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A run of a test's own."""
+    template = request.getfixturevalue("run_template")
+    return Path(shutil.copytree(template, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def run_template(make_run: MakeRun) -> Path:
+    return make_run()
+
+
+@pytest.fixture(scope="session")
+def released(make_run: MakeRun) -> Path:
+    """A release of the newest checkpoint. Read only."""
+    return release(make_run())
+
+
+def write_metrics(path: Path, recipe: Recipe) -> None:
+    rows: list[dict[str, Any]] = [
+        {"step": step, "tokens": step * recipe.train.batch_tokens, "loss": 6.0 - step / 20, "mfu": None}
+        for step in range(1, recipe.train.steps + 1)
+    ]
+    rows[9] |= {"validation_loss": 5.75, "validation_bits_per_byte": 3.25}
+    rows[39] |= {"validation_loss": 4.25, "validation_bits_per_byte": 2.125}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def save_checkpoint(run: Path, recipe: Recipe, step: int, digests: dict[str, str]) -> None:
+    model = Llama(recipe.model, Tokenizer.load(recipe.tokenizer).vocab_size)
+    initialize(model, seed=step)
+    with torch.no_grad():  # far from their initial ones, so that a mistake in any matrix would be seen
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step))
+            parameter.add_(noise, alpha=0.1)
+    optimizer = build_optimizer(model, recipe.train.optimizer)
+    state = {"tokens": step * recipe.train.batch_tokens, "digest": recipe.digest, **digests}
+    checkpoint.save(run, step, model, optimizer, state)

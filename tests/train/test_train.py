@@ -1,0 +1,217 @@
+"""Training is exact: the peer's losses step by step, and the same weights however often it was killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.conftest import small_recipe
+from tinyllama.data.batches import batch_of_step
+from tinyllama.errors import InputError
+from tinyllama.model.loading import load_model
+from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
+from tinyllama.recipe import Recipe
+from tinyllama.train import checkpoint
+from tinyllama.train.loop import build, train, train_step
+from tinyllama.train.metrics import read_rows
+from tinyllama.train.parallel import Ranks
+from tinyllama.train.schedule import learning_rate
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def recipe_of(small: Path, **overrides: Any) -> Recipe:
+    return Recipe.load(small / "recipe.yaml", overrides)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_model(run).state_dict()
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_loss_follows_transformers_and_its_adamw_step_by_step(small: Path) -> None:
+    recipe = recipe_of(small)
+    trainer = build(recipe, ALONE)
+    config = config_to_hugging_face(recipe.model, trainer.tokenizer.vocab_size, 1, 2) | {"dtype": "float32"}
+    peer = LlamaForCausalLM(LlamaConfig(**config))
+    peer.load_state_dict(dict(to_hugging_face(trainer.model.state_dict(), recipe.model)))
+    matrices = [parameter for parameter in peer.parameters() if parameter.ndim > 1]
+    norms = [parameter for parameter in peer.parameters() if parameter.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    for step in range(20):
+        rows = batch_of_step(recipe, trainer.store, step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe.train.schedule, 3e-3, step, recipe.train.steps)
+        expected = peer(input_ids=rows[:, :-1], labels=rows[:, :-1], shift_labels=rows[:, 1:].contiguous()).loss
+        expected.backward()
+        torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss, _ = train_step(trainer, step)
+        assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-4), f"step {step}"
+    assert float(loss) < 5.5  # it learns: the loss of a uniform guess over 600 pieces is 6.4
+
+
+def test_the_micro_batch_changes_only_rounding(small: Path) -> None:
+    losses = []
+    for rows in (1, 2, 6):
+        trainer = build(recipe_of(small, **{"train.micro_batch_sequences": rows}), ALONE)
+        losses.append([float(train_step(trainer, step)[0]) for step in range(4)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_bf16_compiled_follows_float32(small: Path) -> None:
+    exact = build(recipe_of(small), ALONE)
+    fast = build(recipe_of(small, **{"train.precision": "bf16", "train.compile": True}), ALONE)
+    for step in range(5):
+        assert float(train_step(fast, step)[0]) == pytest.approx(float(train_step(exact, step)[0]), rel=1e-2)
+    assert {parameter.dtype for parameter in fast.model.parameters()} == {torch.float32}
+
+
+def test_a_finished_run_has_its_files_and_is_left_alone(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = train(recipe_of(small))
+    rows = list(read_rows(run / "metrics.jsonl"))
+    assert [row["step"] for row in rows] == list(range(1, 41))
+    assert all(row["tokens"] == row["step"] * 6 * 64 for row in rows)
+    assert [row["step"] for row in rows if "validation_loss" in row] == [20, 40]
+    assert 0 < rows[-1]["validation_bits_per_byte"] < rows[19]["validation_bits_per_byte"] < 8
+    assert [folder.name for folder in checkpoint.committed(run)] == ["step-00000030", "step-00000040"]
+    assert [row["event"] for row in read_rows(run / "events.jsonl")] == ["start"] + ["checkpoint"] * 4
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "metrics" in path.name}
+    train(recipe_of(small))
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_weights(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("calm", "killed"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "calm")
+    command = [sys.executable, "-m", "tinyllama", "train", str(small / "recipe.yaml")]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path / "calm")
+    run = tmp_path / "killed/runs/small"
+    chance = random.Random(5)
+    for kill in range(4):
+        process = subprocess.Popen(command, cwd=tmp_path / "killed", stderr=subprocess.DEVNULL)
+        # Not before the first step, so that each life gets somewhere; then within about three checkpoints' time.
+        reached = len(list(read_rows(run / "metrics.jsonl")))
+        goal = min(39, kill * 10 + chance.randrange(1, 10))
+        while process.poll() is None and len(list(read_rows(run / "metrics.jsonl"))) in range(goal):
+            time.sleep(0.002)
+        time.sleep(chance.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert len(list(read_rows(run / "metrics.jsonl"))) >= min(reached, goal)
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 99, "lo')  # a row that a kill cut off
+    finished = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path / "killed")
+    assert finished.returncode == 0, finished.stderr
+    assert same(weights(run), weights(tmp_path / "calm/runs/small"))
+    rows, calm = (list(read_rows(folder / "metrics.jsonl")) for folder in (run, tmp_path / "calm/runs/small"))
+    assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in calm]
+    assert "resume" in [row["event"] for row in read_rows(run / "events.jsonl")]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_an_event(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = train(recipe_of(small))
+    wanted = weights(run)
+    shard = next(checkpoint.committed(run)[-1].glob("*.distcp"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    train(recipe_of(small))
+    events = list(read_rows(run / "events.jsonl"))
+    assert [row["step"] for row in events if row["event"] == "checkpoint-damaged"] == [40]
+    assert [row["step"] for row in events if row["event"] == "resume"] == [30]
+    assert same(weights(run), wanted)
+
+
+def test_another_recipe_is_refused_by_the_field_that_differs(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(recipe_of(small, **{"train.tokens": 10 * 6 * 64}))
+    with pytest.raises(InputError, match=r"train.tokens was 3840, is 7680; .*--allow-change"):
+        train(recipe_of(small, **{"train.tokens": 20 * 6 * 64}))
+    run = train(recipe_of(small, **{"train.tokens": 20 * 6 * 64}), allow_change=True)
+    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == list(range(1, 21))
+
+
+def test_another_tokenizer_than_the_stores_is_refused(small: Path, tmp_path: Path) -> None:
+    from tinyllama.tokenizer_training import train_tokenizer
+
+    train_tokenizer(["some other text " * 50], 285).save(tmp_path / "other", 128)
+    with pytest.raises(InputError, match=r"other: not the tokenizer that .*store was made with"):
+        build(recipe_of(small, tokenizer=str(tmp_path / "other")), ALONE)
+
+
+def test_two_processes_never_train_one_run(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs/small"
+    run.mkdir(parents=True)
+    with (run / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process is training this run"):
+            train(recipe_of(small))
+
+
+def test_a_tracker_that_fails_is_an_event_and_training_goes_on(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def broken(run: Path) -> Any:
+        raise ConnectionError("no page today")
+
+    monkeypatch.setattr("tinyllama.train.metrics.open_trackio", broken)
+    run = train(recipe_of(small, **{"track.trackio": True, "train.tokens": 5 * 6 * 64}))
+    assert "tracker-failed" in [row["event"] for row in read_rows(run / "events.jsonl")]
+    assert len(list(read_rows(run / "metrics.jsonl"))) == 5
+    assert "no page today" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_under_torchrun_the_ranks_learn_from_the_same_batches(small: Path, tmp_path: Path, ranks: int) -> None:
+    fields = small_recipe(small) | {"name": f"ranks{ranks}"}
+    fields["train"] |= {"tokens": 8 * 6 * 64}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for command in (launch, [sys.executable]):
+        arguments = [*command, "-m", "tinyllama", "train", "recipe.yaml"]
+        if command is not launch:
+            arguments += ["--name", "alone"]
+        done = subprocess.run(arguments, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stderr
+    losses = [
+        [row["loss"] for row in read_rows(tmp_path / "runs" / name / "metrics.jsonl")]
+        for name in (f"ranks{ranks}", "alone")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert (
+        json.loads((tmp_path / f"runs/ranks{ranks}/checkpoints/step-00000008/state.json").read_text())["ranks"] == ranks
+    )
