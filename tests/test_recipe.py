@@ -47,7 +47,6 @@ def test_token_counts_read_as_people_write_them(text: object, tokens: int) -> No
         ({"data.stages": [{"from_tokens": 0, "weights": {"x": 1}}]}, "'x'", "data.sources lacks"),
         ({"model.heads": 7}, "heads 7", "do not divide dim"),
         ({"model.kv_heads": 3}, "kv_heads 3", "do not divide heads"),
-        ({"train.micro_batch_sequences": 7}, "micro_batch_sequences 7", "choose one that does"),
         ({"train.sequence_length": 4096}, "train.sequence_length 4096", "make it shorter"),
         ({"name": "../elsewhere"}, "name: '../elsewhere'", "match pattern"),
     ],

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import inspect
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -90,7 +91,9 @@ def train(recipe: Recipe, allow_change: bool = False) -> None:
     """
     from tinyllama.train.loop import train as train_run
 
-    print(f"run: {train_run(recipe, allow_change=allow_change)}")
+    run = train_run(recipe, allow_change=allow_change)
+    if os.environ.get("RANK", "0") == "0":  # under torchrun every rank comes here
+        print(f"run: {run}")
 
 
 def evaluate(

@@ -171,7 +171,7 @@ class Train(_Part):
     batch_sequences: Count
     """Rows of a step's whole batch, over all ranks."""
     micro_batch_sequences: Count
-    """Rows that one rank puts through the model at a time."""
+    """Rows that one rank puts through the model at a time, at most: the largest divisor of its rows is taken."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of the computation; weights, optimiser state and gradient sums are always float32."""
     compile: bool = True
@@ -194,15 +194,6 @@ class Train(_Part):
     def steps(self) -> int:
         """Optimizer steps of the run: the last one reaches `tokens`."""
         return -(-self.tokens // self.batch_tokens)
-
-    @model_validator(mode="after")
-    def _batch_fits(self) -> Self:
-        if self.batch_sequences % min(self.micro_batch_sequences, self.batch_sequences):
-            raise ValueError(
-                f"micro_batch_sequences {self.micro_batch_sequences} does not divide "
-                f"batch_sequences {self.batch_sequences}; choose one that does"
-            )
-        return self
 
 
 class Checkpoint(_Part):

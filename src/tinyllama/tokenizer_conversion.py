@@ -36,6 +36,11 @@ LLAMA_STEPS: dict[str, Any] = {
     },
 }
 
+# GPT-2's way to write bytes as characters: printable ones as themselves, the others from U+0100 on, in order
+_PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_LEVEL = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
+
 # the numbers of sentencepiece_model.proto
 PIECES, TRAINER, NORMALISER = 1, 2, 3
 NORMAL = 1
@@ -144,19 +149,31 @@ def with_start_marker(document: dict[str, Any], bos: str | None) -> dict[str, An
 
 
 def canonical_form(
-    pieces: list[tuple[str, str]], merges: list[tuple[str, str]], normaliser: dict[str, Any]
+    kinds: list[tuple[str, str]], merges: list[tuple[str, str]], normaliser: dict[str, Any]
 ) -> dict[str, Any]:
-    """The same value for two files that encode alike: (text, kind) by id, joins in order, normaliser.
+    """The same value for two files that encode alike, from (text, kind) by id, joins in order, and normaliser.
 
     The order among joins of one result, and among joins of spaces that stand together, differs between converters
     and changes no id.
     """
     blocks = itertools.groupby(merges, key=lambda merge: "".join(merge).strip(SPACE) and "".join(merge))
     return {
-        "pieces": [list(piece) for piece in pieces],
+        "pieces": [list(piece) for piece in kinds],
         "merges": [sorted(list(merge) for merge in block) for _, block in blocks],
         "normaliser": normaliser,
     }
+
+
+def piece_bytes(text: str, kind: str) -> bytes:
+    """What a piece adds to a text, as UTF-8; nothing for special pieces."""
+    match kind:
+        case "special":
+            return b""
+        case "byte":
+            return bytes.fromhex(text[3:5])
+        case "byte-level":
+            return bytes(_BYTE_LEVEL[character] for character in text)
+    return text.replace(SPACE, " ").encode()
 
 
 def hard_texts(pieces: list[str]) -> Iterator[str]:

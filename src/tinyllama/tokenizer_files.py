@@ -43,7 +43,7 @@ class SentencePieceFile:
             processor = SentencePieceProcessor(model_proto=model)
         except RuntimeError:
             raise InputError(f"{name}: not a whole SentencePiece model; copy or download it again") from None
-        self.name, self.model = name, model
+        self.name, self._model = name, model
         self.table, trainer, normaliser = parse_model(model)
         if not self.table or trainer.get(3) != BPE:
             raise InputError(f"{name}: not a BPE model of SentencePiece, which Llama's tokenizers are; use one")
@@ -83,26 +83,38 @@ class SentencePieceFile:
                 )
         return document
 
+    def sentencepiece_model(self) -> bytes:
+        """The tokenizer.model."""
+        return self._model
+
     def canonical(self) -> dict[str, Any]:
         """What decides the ids, in the same words as for the equivalent tokenizer.json."""
-        kinds = [(piece.text, piece.kind) for piece in self.table]
-        return canonical_form(kinds, merges_by_score(self.table), self.normaliser)
+        return canonical_form(self.kinds(), merges_by_score(self.table), self.normaliser)
+
+    def kinds(self) -> list[tuple[str, str]]:
+        """The text and kind of each id."""
+        return [(piece.text, piece.kind) for piece in self.table]
 
 
 class TokenizersFile:
     """A tokenizer.json: its vocabulary, and encoding as `tokenizers` does it, special tokens read as plain text."""
 
-    def __init__(self, name: str, document: dict[str, Any], settings: dict[str, Any]) -> None:
+    def __init__(
+        self, name: str, document: dict[str, Any], settings: dict[str, Any], model: bytes | None = None
+    ) -> None:
         self.name, self.parsed = name, document | {"truncation": None, "padding": None}
+        self._model = model
         try:
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.parsed))
         except Exception as error:  # the library raises nothing more precise
-            raise InputError(f"{name}: not a valid tokenizer.json ({error}); copy or download it again") from None
+            reason = " ".join(str(error).split())
+            raise InputError(f"{name}: not a valid tokenizer.json ({reason}); copy or download it again") from None
         self.tokenizer.encode_special_tokens = True
         self.added = self.parsed.get("added_tokens") or []
         self.ids: dict[str, int] = self.tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self.ids.values(), default=-1) + 1
-        self.special = {token["content"] for token in self.added if token["special"]}
+        self.special = {token["content"] for token in self.added if token.get("special")}
+        self.is_byte_level = "ByteLevel" in json.dumps(self.parsed.get("decoder"))
         self.pieces = list(self.ids.keys() - self.special - BYTES)
         self.is_llama_style = self._is_llama_style()
         self.bos_id = self._special_id(settings.get("bos_token", "<s>"))
@@ -133,17 +145,27 @@ class TokenizersFile:
         """The tokenizer.json to write: the one that was read; of Llama's kind, with the start marker by default."""
         return with_start_marker(self.parsed, self.token(self.bos_id)) if self.is_llama_style else self.parsed
 
+    def sentencepiece_model(self) -> bytes | None:
+        """The tokenizer.model that lay beside the file, where it is of the same tokenizer."""
+        if self._model is None or SentencePieceFile(self.name, self._model).canonical() != self.canonical():
+            return None
+        return self._model
+
     def canonical(self) -> dict[str, Any]:
         """What decides the ids, in the same words as for the equivalent tokenizer.model."""
         if not self.is_llama_style:
             return {key: self.parsed.get(key) for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
-        kinds = [
-            (text, "special" if text in self.special else "byte" if text in BYTES else "text")
-            for text in sorted(self.ids, key=self.ids.__getitem__)
-        ]
         merges = self.parsed["model"]["merges"]
         pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
-        return canonical_form(kinds, pairs, LLAMA_NORMALISER)
+        return canonical_form(self.kinds(), pairs, LLAMA_NORMALISER)
+
+    def kinds(self) -> list[tuple[str, str]]:
+        """The text and kind of each id; an id without a piece is special."""
+        texts = {number: text for text, number in self.ids.items()}
+        kind = dict.fromkeys(self.ids, "byte-level" if self.is_byte_level else "text")
+        kind |= dict.fromkeys(BYTES, "byte") if self.parsed["model"].get("byte_fallback") else {}
+        kind |= {token["content"]: "special" if token.get("special") else "text" for token in self.added}
+        return [(texts[n], kind[texts[n]]) if n in texts else ("", "special") for n in range(self.vocab_size)]
 
     def _is_llama_style(self) -> bool:
         model = self.parsed["model"]
@@ -154,7 +176,7 @@ class TokenizersFile:
             and bool(model.get("byte_fallback"))
             and not any(model.get(key) for key in changes)
             and self.ids.keys() >= BYTES
-            and all(token["special"] for token in self.added)
+            and self.special.issuperset(token["content"] for token in self.added)
         )
 
     def _special_id(self, token: str | dict[str, Any] | None) -> int | None:
@@ -179,8 +201,13 @@ def read_tokenizer(source: str | Path) -> TokenizerFile:
         path = _download(str(source))
     if path.suffix == ".model":
         return SentencePieceFile(str(path), path.read_bytes())
-    settings = path.with_name("tokenizer_config.json")
-    return TokenizersFile(str(path), _read_object(path), _read_object(settings) if settings.is_file() else {})
+    settings, model = path.with_name("tokenizer_config.json"), path.with_name("tokenizer.model")
+    return TokenizersFile(
+        str(path),
+        _read_object(path),
+        _read_object(settings) if settings.is_file() else {},
+        model.read_bytes() if model.is_file() else None,
+    )
 
 
 def encode_utf8(text: str, start: int = 0) -> bytes:

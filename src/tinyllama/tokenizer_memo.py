@@ -30,7 +30,7 @@ NEVER = 0xFF  # a byte that UTF-8 does not use
 # a run of up to 254 spaces and 15 bytes is a key of two 64-bit numbers; longer ones are looked up in Python
 KEY_BYTES, KEY_SPACES = 15, 254
 SLOT_BITS = 18
-RUN_BYTES = 170  # what the memo of a run takes beside the run's own bytes
+RUN_BYTES = 110  # what the memo of a run takes beside the run's own bytes
 
 
 def kind_of_bytes() -> bytes:

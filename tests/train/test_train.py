@@ -199,13 +199,15 @@ def test_under_torchrun_the_ranks_learn_from_the_same_batches(small: Path, tmp_p
     fields = small_recipe(small) | {"name": f"ranks{ranks}"}
     fields["train"] |= {"tokens": 8 * 6 * 64}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
-    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for command in (launch, [sys.executable]):
         arguments = [*command, "-m", "tinyllama", "train", "recipe.yaml"]
         if command is not launch:
             arguments += ["--name", "alone"]
-        done = subprocess.run(arguments, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        done = subprocess.run(
+            arguments, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
+        )
         assert done.returncode == 0, done.stderr
     losses = [
         [row["loss"] for row in read_rows(tmp_path / "runs" / name / "metrics.jsonl")]

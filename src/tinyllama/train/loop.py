@@ -81,12 +81,7 @@ def build(recipe: Recipe, ranks: Ranks) -> Trainer:
             f"{recipe.tokenizer}: not the tokenizer that {recipe.data.store} was made with; "
             "name that one in `tokenizer`, or prepare another store"
         )
-    rows = len(range(recipe.train.batch_sequences)[rank_slice(recipe, ranks.rank, ranks.count)])
-    if rows % min(rows, recipe.train.micro_batch_sequences):
-        raise InputError(
-            f"train.micro_batch_sequences: {recipe.train.micro_batch_sequences} rows do not divide a rank's "
-            f"{rows} of {recipe.train.batch_sequences}; choose a divisor"
-        )
+    rank_slice(recipe, ranks.rank, ranks.count)  # refuses a batch that the ranks cannot share
     model = Llama(recipe.model, tokenizer.vocab_size, PRECISIONS[recipe.train.precision])
     initialize(model, recipe.seed)
     model.to(ranks.device)
@@ -105,7 +100,7 @@ def train_step(trainer: Trainer, step: int) -> tuple[Tensor, Tensor]:
     rows = batch_of_step(trainer.recipe, trainer.store, step, ranks.rank, ranks.count).to(ranks.device)
     set_learning_rate(trainer.optimizer, _rate(trainer.recipe, step))
     total = torch.zeros((), device=ranks.device)
-    for part in rows.split(min(len(rows), recipe.micro_batch_sequences)):
+    for part in rows.split(micro_batch_rows(len(rows), recipe.micro_batch_sequences)):
         logits = trainer.model(part[:, :-1])
         nats = F.cross_entropy(logits.flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum")
         # FSDP means gradients over the ranks; the loss is a sum over them, hence the factor.
@@ -115,6 +110,11 @@ def train_step(trainer: Trainer, step: int) -> tuple[Tensor, Tensor]:
     trainer.optimizer.step()
     trainer.optimizer.zero_grad()
     return sum_over_ranks(total, ranks) / recipe.batch_tokens, norm
+
+
+def micro_batch_rows(rows: int, most: int) -> int:
+    """The largest number up to `most` that divides a rank's rows: every pass has one shape, which is compiled once."""
+    return next(count for count in range(min(rows, most), 0, -1) if rows % count == 0)
 
 
 def _rate(recipe: Recipe, step: int) -> float:
