@@ -10,10 +10,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import yaml
-from tinyllama.tokenizer_training import train_tokenizer
 
 from tinyllama.data.prepare import prepare
 from tinyllama.recipe import Recipe
+from tinyllama.tokenizer_training import train_tokenizer
 
 
 def python_sources(count: int) -> list[str]:

@@ -268,7 +268,10 @@ def _without_recipe(function: Callable[..., None], recipe: Recipe) -> Callable[.
 
 
 def _print_fields(name: str, recipe: Recipe) -> None:
-    print(f"{COMMANDS[name].__doc__}\nAny field of the recipe is a flag; shown are {recipe.name}'s values.\n")
+    with contextlib.suppress(SystemExit):
+        own = _without_recipe(COMMANDS[name], recipe)
+        tyro.cli(own, args=["--help"], prog=f"tinyllama {name} RECIPE", use_underscores=True)
+    print(f"\nAny field of the recipe is a flag too; shown are {recipe.name}'s values.\n")
     with contextlib.suppress(SystemExit):
         tyro.cli(
             Recipe,

@@ -18,25 +18,20 @@ from tinyllama.errors import InputError
 from tinyllama.files import write_atomically, write_json
 from tinyllama.tokenizer_conversion import piece_bytes
 from tinyllama.tokenizer_files import TokenizerFile, encode_utf8, read_tokenizer
-from tinyllama.tokenizer_memo import RunMemo, TokenIds, can_cut_words, neighbours
-
-MEMO_BYTES = 64_000_000  # half a million runs; 150 MB of code have 330,000
-CHUNK_CHARACTERS = 1 << 16  # numpy's arrays over a part of a text then stay in the processor's cache
+from tinyllama.tokenizer_memo import DEFAULT_LIMITS, Limits, RunMemo, TokenIds, can_cut_words, neighbours
 
 
 class Tokenizer:
     """A vocabulary and its exact encoding; `encode_array` is the primitive that the rest is made of."""
 
-    def __init__(
-        self, file: TokenizerFile, *, memo_bytes: int = MEMO_BYTES, chunk_characters: int = CHUNK_CHARACTERS
-    ) -> None:
+    def __init__(self, file: TokenizerFile, limits: Limits = DEFAULT_LIMITS) -> None:
         self._file = file
         self.vocab_size = file.vocab_size
         self.bos_id, self.eos_id, self.unk_id = file.bos_id, file.eos_id, file.unk_id
         self.dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("uint16" if self.vocab_size <= 1 << 16 else "uint32")
         together = neighbours(file.pieces)
         self._memo = (
-            RunMemo(together, file.encode_runs, self.dtype, memo_bytes, chunk_characters)
+            RunMemo(together, file.encode_runs, self.dtype, limits)
             if file.is_llama_style and can_cut_words(together)
             else None
         )
@@ -83,7 +78,7 @@ class Tokenizer:
         numbers = [int(number) for number in ids]
         for number in numbers:
             if not 0 <= number < self.vocab_size:
-                raise InputError(f"token id {number}: {self._file.name} has ids 0 to {self.vocab_size - 1}")
+                raise InputError(f"token id {number}: {self._file.name} has {self.vocab_size}; name its own tokenizer")
         text: str = self._file.decode(numbers)
         return text
 
@@ -110,6 +105,7 @@ class Tokenizer:
         document = self._file.document()
         write_json(folder / "tokenizer_config.json", {k: v for k, v in settings.items() if v is not None})
         write_json(folder / "special_tokens_map.json", special)
+        (folder / "tokenizer.model").unlink(missing_ok=True)  # another tokenizer's would mislead
         if (model := self._file.sentencepiece_model()) is not None:
             with write_atomically(folder / "tokenizer.model") as file:
                 file.write(model)

@@ -8,7 +8,7 @@ them elsewhere and is wrong wherever spaces repeat. Llama 2's 32,000 pieces give
 import itertools
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 SPACE = "▁"
@@ -149,17 +149,21 @@ def with_start_marker(document: dict[str, Any], bos: str | None) -> dict[str, An
 
 
 def canonical_form(
-    kinds: list[tuple[str, str]], merges: list[tuple[str, str]], normaliser: dict[str, Any]
+    kinds: list[tuple[str, str]],
+    merges: list[tuple[str, str]],
+    normaliser: dict[str, Any],
+    encode_runs: Callable[[list[str]], list[list[int]]],
 ) -> dict[str, Any]:
     """The same value for two files that encode alike, from (text, kind) by id, joins in order, and normaliser.
 
-    The order among joins of one result, and among joins of spaces that stand together, differs between converters
-    and changes no id.
+    Converters order differently the joins of one result, which changes no id, and those of spaces alone, which may:
+    the ids of runs of spaces stand for these.
     """
     blocks = itertools.groupby(merges, key=lambda merge: "".join(merge).strip(SPACE) and "".join(merge))
     return {
         "pieces": [list(piece) for piece in kinds],
         "merges": [sorted(list(merge) for merge in block) for _, block in blocks],
+        "spaces": encode_runs([" " * length for length in range(1, 65)]),
         "normaliser": normaliser,
     }
 

@@ -89,7 +89,7 @@ class SentencePieceFile:
 
     def canonical(self) -> dict[str, Any]:
         """What decides the ids, in the same words as for the equivalent tokenizer.json."""
-        return canonical_form(self.kinds(), merges_by_score(self.table), self.normaliser)
+        return canonical_form(self.kinds(), merges_by_score(self.table), self.normaliser, self.encode_runs)
 
     def kinds(self) -> list[tuple[str, str]]:
         """The text and kind of each id."""
@@ -157,7 +157,7 @@ class TokenizersFile:
             return {key: self.parsed.get(key) for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
         merges = self.parsed["model"]["merges"]
         pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
-        return canonical_form(self.kinds(), pairs, LLAMA_NORMALISER)
+        return canonical_form(self.kinds(), pairs, LLAMA_NORMALISER, self.encode_runs)
 
     def kinds(self) -> list[tuple[str, str]]:
         """The text and kind of each id; an id without a piece is special."""

@@ -23,8 +23,9 @@ from tinyllama.tokenizer_files import SentencePieceFile, encode_utf8
 TRAINING_CHARACTERS = 20_000_000
 EXCERPT_CHARACTERS = 100_000
 SPACES_SCORE = -1e9
-# newlines, tabs and their like stay byte pieces, as in Llama 2
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]+")
+# Newlines, tabs and their like stay byte pieces, as in Llama 2. The last space of a run goes with the word after it,
+# as it will in use: trained together, four spaces of an indentation would become one piece and leave `return` bare.
+_LINE_ENDS = re.compile(r"[\x00-\x1f\x7f]+|(?<= )(?= [^ ])")
 _WITH_DUMMY_PREFIX = b"\x1a\x02\x18\x01"  # appended to a model: the last value of a field is the one that counts
 
 
@@ -34,7 +35,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     Ids 0, 1 and 2 are <unk>, <s> and </s>, the next 256 the bytes. The same texts, in any order, give the same bytes.
     Raises InputError where there is no text, or not enough of it for that many pieces.
     """
-    lines = [line for text in sample_texts(texts) for line in _CONTROL_CHARACTERS.split(text) if line]
+    lines = [line for text in sample_texts(texts) for line in _LINE_ENDS.split(text) if line]
     if not lines:
         raise InputError("tokenizer training: the texts are empty; give documents with words in them")
     return Tokenizer(SentencePieceFile("the trained tokenizer", _spaces_last(_train(lines, vocab_size))))

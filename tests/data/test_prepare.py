@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import zstandard
 from tests.conftest import python_sources, write_jsonl
-from tinyllama.tokenizer import Tokenizer
 
 from tinyllama.data.prepare import prepare
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe
+from tinyllama.tokenizer import Tokenizer
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -59,7 +59,7 @@ def test_workers_and_interruptions_never_change_the_bytes(
     from tinyllama.data import prepare as module
 
     write = module._write
-    done = []
+    done: list[None] = []
 
     def dying(*arguments: Any) -> None:
         if len(done) == 2:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tests.conftest import small_recipe
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.conftest import small_recipe
 from tinyllama.data.batches import batch_of_step
 from tinyllama.errors import InputError
 from tinyllama.model.loading import load_model

@@ -8,7 +8,7 @@ import csv
 import glob
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ def _placed(path: Path, root: Path, source: Source) -> InputFile | None:
 
 def read_rows(path: Path, source: Source) -> Iterator[Row | Reject]:
     """Every row of a file, used or not. Raises InputError where the file cannot be read to its end."""
-    readers = {
+    readers: dict[str, Callable[[Path, Source], Iterator[Row | Reject]]] = {
         "slimpajama": _slimpajama,
         "starcoderdata": lambda path, source: _parquet(path, "content"),
         "jsonl": lambda path, source: _jsonl(path, source.text),

@@ -62,7 +62,7 @@ class Split:
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"tokens {start}:{stop} of {self.folder}, which has {self.num_tokens}")
         first = int(np.searchsorted(self.ends, start, "right")) - 1
-        pieces = []
+        pieces: list[NDArray[Any]] = []
         while start < stop:
             offset, end = int(self.ends[first]), int(self.ends[first + 1])
             pieces.append(self._tokens(first)[start - offset : min(stop, end) - offset])

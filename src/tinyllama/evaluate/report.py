@@ -1,7 +1,6 @@
 """What `tinyllama evaluate` does with scores: keeps them beside the model and shows them beside the baselines."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 

@@ -99,7 +99,8 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(
             query, keys, values, attn_mask=mask, is_causal=mask is None and time > 1, enable_gqa=True
         )
-        return self.out(mixed.transpose(1, 2).reshape(batch, time, dim))
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, time, dim))
+        return out
 
 
 def _cached_mask(time: int, total: int, device: torch.device) -> Tensor | None:
@@ -120,7 +121,8 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x[B, T, D] -> [B, T, D]."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        out: Tensor = self.down(F.silu(gate) * up)
+        return out
 
 
 class Block(nn.Module):
@@ -136,7 +138,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rope: Tensor, cache: Cache | None = None) -> Tensor:
         """x[B, T, D], rope[2, T, E/2] -> [B, T, D]."""
         x = x + self.attention(self.attention_norm(x), rope, cache)
-        return x + self.ffn(self.ffn_norm(x))
+        out: Tensor = x + self.ffn(self.ffn_norm(x))
+        return out
 
 
 class Llama(nn.Module):

@@ -55,7 +55,8 @@ def from_hugging_face(state: Mapping[str, Tensor], shape: Model) -> dict[str, Te
 
     Raises InputError where a tensor is missing or one is left over that the shape has no place for.
     """
-    ours, used = {}, set()
+    ours: dict[str, Tensor] = {}
+    used: set[str] = set()
     for name, theirs in _names(shape):
         missing = [part for part in theirs if part not in state]
         if missing:

@@ -104,7 +104,7 @@ def train_step(trainer: Trainer, step: int) -> tuple[Tensor, Tensor]:
         logits = trainer.model(part[:, :-1])
         nats = F.cross_entropy(logits.flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum")
         # FSDP means gradients over the ranks; the loss is a sum over them, hence the factor.
-        (nats * (ranks.count / recipe.batch_tokens)).backward()  # type: ignore[no-untyped-call]
+        (nats * (ranks.count / recipe.batch_tokens)).backward()
         total += nats.detach()
     norm = clip_gradient(trainer.model, recipe.optimizer.clip_norm)
     trainer.optimizer.step()
@@ -157,18 +157,18 @@ class Meter:
         recipe = trainer.recipe
         vocab = trainer.tokenizer.vocab_size
         self.flops = plan.flops_per_token(recipe.model, vocab, recipe.train.sequence_length)
-        self.peak = hardware.peak_flops(trainer.ranks.device, PRECISIONS[recipe.train.precision])
         self.restart()
 
     def restart(self) -> None:
-        """Begin to time the next step now."""
+        """Begin to time the next step now; a CPU's peak is measured anew, since neighbours come and go."""
+        self.peak = hardware.peak_flops(self.trainer.ranks.device, PRECISIONS[self.trainer.recipe.train.precision])
         self.begun = time.perf_counter()
 
     def row(self, step: int, loss: float, norm: float) -> dict[str, Any]:
         """The row of metrics of the step that just ended."""
         train, ranks = self.trainer.recipe.train, self.trainer.ranks
         speed = train.batch_tokens / (time.perf_counter() - self.begun)
-        self.restart()
+        self.begun = time.perf_counter()
         return {
             "step": step + 1,
             "tokens": (step + 1) * train.batch_tokens,

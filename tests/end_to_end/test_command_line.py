@@ -1,0 +1,163 @@
+"""The program as a user meets it: what it says, with which exit status, and what it leaves behind."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+import zstandard
+
+from tests.conftest import python_sources, small_recipe, write_jsonl
+from tinyllama.tokenizer_training import train_tokenizer
+
+
+def tinyllama(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tinyllama", *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder, timeout=300)
+
+
+@pytest.fixture
+def recipe(small: Path, tmp_path: Path) -> Path:
+    """A copy of the small data set's recipe with a store of its own, not prepared yet."""
+    fields = small_recipe(small)
+    fields["data"]["store"] = str(tmp_path / "store")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields, sort_keys=False))
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian", "demo"], "trian: no such command"),
+        (["train"], "train: which recipe?"),
+        (["train", "nowhere.yaml"], "nowhere.yaml: no such recipe"),
+        (["train", "demo", "--train.tokns", "3"], "train.tokns: unknown field; did you mean tokens?"),
+        (
+            ["train", "demo", "--train.batch_sequences", "many"],
+            "train.batch_sequences: 'many' should be a valid integer",
+        ),
+        (["train", "demo", "--model.heads", "7"], "heads 7 do not divide dim 256"),
+        (["train", "demo", "--train.tokens"], "--train.tokens: its value is missing"),
+        (["train", "demo", "--alow-change"], "Unrecognized options: --alow-change"),
+        (
+            ["train", "demo", "--data.store", "nowhere"],
+            "nowhere: the token store is not there; run `tinyllama prepare`",
+        ),
+        (["generate", "nowhere", "text"], "nowhere: no model here"),
+        (["release", "nowhere"], "nowhere: no run and no checkpoint here"),
+        (["evaluate", "nowhere"], "nowhere: no model here"),
+        (["watch", "nowhere"], "nowhere: no run here"),
+        (["tokenizer", "import", "nowhere", "there"], "nowhere"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_status_2(arguments: list[str], said: str, tmp_path: Path) -> None:
+    done = tinyllama(*arguments, folder=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.startswith("tinyllama: ")
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_that_cannot_be_used_is_one_line_and_leaves_no_store(recipe: Path) -> None:
+    raw = recipe.parent / "raw"
+    raw.mkdir()
+    nothing = tinyllama("prepare", recipe, "--data.sources.modules.path", raw, folder=recipe.parent)
+    assert (nothing.returncode, nothing.stderr.count("\n")) == (2, 1)
+    assert f"data.sources.modules: no .jsonl or .jsonl.gz or .jsonl.zst file under {raw}" in nothing.stderr
+    packed = zstandard.compress(write_jsonl(raw / "a", python_sources(10)).read_bytes())
+    (raw / "a").unlink()
+    (raw / "cut.jsonl.zst").write_bytes(packed[: len(packed) // 2])
+    cut = tinyllama("prepare", recipe, "--data.sources.modules.path", raw, folder=recipe.parent)
+    assert cut.returncode == 2
+    assert "cut.jsonl.zst: cannot be read to its end" in cut.stderr
+    assert "Traceback" not in cut.stderr
+    train = tinyllama("train", recipe, folder=recipe.parent)
+    assert (train.returncode, train.stderr.count("\n")) == (2, 1)
+    assert "the token store is not finished" in train.stderr
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(small: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4", "-m", "tinyllama"]
+    done = subprocess.run(
+        [sys.executable, *launch, "train", str(small / "recipe.yaml")],
+        check=False, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "tinyllama: train.batch_sequences: 6 rows do not divide among 4 ranks" in done.stderr
+    assert "exitcode  : 2" in done.stderr
+    assert not list(tmp_path.rglob("step-*"))
+
+
+def test_a_tokenizer_of_another_store_is_refused(small: Path, tmp_path: Path) -> None:
+    train_tokenizer(["some other text " * 50], 285).save(tmp_path / "other", 128)
+    done = tinyllama("train", small / "recipe.yaml", "--tokenizer", tmp_path / "other", folder=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "other: not the tokenizer that" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_lists_the_commands_and_a_recipes_fields(tmp_path: Path) -> None:
+    assert "evaluate" in tinyllama("--help", folder=tmp_path).stdout
+    fields = tinyllama("train", "demo", "--help", folder=tmp_path).stdout
+    for field in ("--train.tokens", "--model.kv_heads", "--data.sources.slimpajama.weight", "--allow_change"):
+        assert field in fields
+    assert "--temperature" in tinyllama("generate", "--help", folder=tmp_path).stdout
+
+
+def test_the_stages_one_by_one_make_a_release_that_completes_text(recipe: Path) -> None:
+    folder = recipe.parent
+    own = [recipe, "--tokenizer", folder / "tokenizer"]
+    for command in (["tokenizer", "train", *own, "--vocab-size", "500"], ["prepare", *own], ["train", *own]):
+        done = tinyllama(*command, folder=folder)
+        assert done.returncode == 0, done.stderr
+    done = tinyllama("release", "runs/small", folder=folder)
+    assert done.stdout.strip() == "release: runs/small/releases/step-00000040"
+    for model in ("runs/small", "runs/small/checkpoints/step-00000040", "runs/small/releases/step-00000040"):
+        done = tinyllama("generate", model, "import os", "--max-new-tokens", "8", folder=folder)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("import os")
+    again = tinyllama("release", "runs/small", folder=folder)
+    assert again.returncode == 2
+    assert "already released; --force replaces it" in again.stderr
+
+
+def test_the_live_page_shows_the_run_on_this_machine_only(small: Path, tmp_path: Path) -> None:
+    overrides = ["--track.trackio", "true", "--train.tokens", str(10 * 6 * 64)]
+    done = tinyllama("train", small / "recipe.yaml", *overrides, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "tracker-failed" not in (tmp_path / "runs/small/events.jsonl").read_text()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tinyllama", "watch", "runs/small", "--port", str(port), "--no-open-browser"]
+    page = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        answer = fetch(f"http://127.0.0.1:{port}/", page)
+        assert "trackio" in answer.lower()
+    finally:
+        page.send_signal(signal.SIGINT)
+        page.wait(timeout=30)
+    shutil.rmtree(tmp_path / "runs/.trackio")
+    nothing = tinyllama("watch", "runs/small", folder=tmp_path)
+    assert (nothing.returncode, "nothing was tracked" in nothing.stderr) == (2, True)
+
+
+def fetch(address: str, server: subprocess.Popen[str]) -> str:
+    for _ in range(300):
+        try:
+            with urllib.request.urlopen(address, timeout=5) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            assert server.poll() is None, server.stdout.read() if server.stdout else ""
+            time.sleep(0.2)
+    raise AssertionError(f"{address} never answered")
