@@ -189,6 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"tinyllama: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # who read the output has read enough, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("tinyllama: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -225,7 +228,7 @@ def _parse(name: str, function: Callable[..., None], arguments: list[str]) -> Ca
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            call: Callable[[], None] = tyro.cli(bind, args=arguments, prog=f"tinyllama {name}", use_underscores=True)
+            call: Callable[[], None] = tyro.cli(bind, args=arguments, prog=f"tinyllama {name}")
     except SystemExit as end:
         if end.code:
             raise InputError(f"{name}: {_one_line(said.getvalue())}; see `tinyllama {name} --help`") from None
@@ -270,7 +273,7 @@ def _without_recipe(function: Callable[..., None], recipe: Recipe) -> Callable[.
 def _print_fields(name: str, recipe: Recipe) -> None:
     with contextlib.suppress(SystemExit):
         own = _without_recipe(COMMANDS[name], recipe)
-        tyro.cli(own, args=["--help"], prog=f"tinyllama {name} RECIPE", use_underscores=True)
+        tyro.cli(own, args=["--help"], prog=f"tinyllama {name} RECIPE")
     print(f"\nAny field of the recipe is a flag too; shown are {recipe.name}'s values.\n")
     with contextlib.suppress(SystemExit):
         tyro.cli(

@@ -109,7 +109,7 @@ def test_a_tokenizer_of_another_store_is_refused(small: Path, tmp_path: Path) ->
 def test_help_lists_the_commands_and_a_recipes_fields(tmp_path: Path) -> None:
     assert "evaluate" in tinyllama("--help", folder=tmp_path).stdout
     fields = tinyllama("train", "demo", "--help", folder=tmp_path).stdout
-    for field in ("--train.tokens", "--model.kv_heads", "--data.sources.slimpajama.weight", "--allow_change"):
+    for field in ("--train.tokens", "--model.kv_heads", "--data.sources.slimpajama.weight", "--allow-change"):
         assert field in fields
     assert "--temperature" in tinyllama("generate", "--help", folder=tmp_path).stdout
 

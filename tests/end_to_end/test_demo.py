@@ -1,0 +1,51 @@
+"""The demo goes the whole way on real text, and its release is a model to others' software."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+SHORT = {
+    "train.tokens": "160K",
+    "train.compile": "false",
+    "train.validate_every_steps": "10",
+    "checkpoint.every_steps": "10",
+    "release.limit": "20",
+}
+
+
+def demo(folder: Path) -> str:
+    flags = [word for field, value in SHORT.items() for word in (f"--{field}", value)]
+    command = [sys.executable, "-m", "tinyllama", "demo", *flags]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_demo_makes_a_release_that_transformers_loads_and_says_what_it_did(tmp_path: Path) -> None:
+    said = demo(tmp_path)
+    for stage in range(1, 8):
+        assert f"\n{stage}/7 " in said
+    measured = re.search(r"validation: ([\d.]+) bits per byte; gzip -9 on the same text: ([\d.]+)", said)
+    assert measured is not None
+    assert all(0 < float(number) < 8 for number in measured.groups())
+    assert "first 20 of 10042 items" in said
+    assert "excluded: RedPajamaGithub" in said
+
+    release = tmp_path / "runs/demo/releases/step-00000020"
+    model = AutoModelForCausalLM.from_pretrained(release / "huggingface")
+    tokenizer = AutoTokenizer.from_pretrained(release / "huggingface")
+    output = model.generate(**tokenizer("def main(", return_tensors="pt"), max_new_tokens=5)
+    assert tokenizer.decode(output[0], skip_special_tokens=True).startswith("def main(")
+    card = (release / "huggingface/README.md").read_text()
+    assert "first 20 of 10042 items" in card
+    assert "Pythia-1B" in card
+    assert json.loads((release / "evaluation.json").read_text())["rows"]["hellaswag"]["items"] == 20
+
+    losses = (tmp_path / "runs/demo/metrics.jsonl").read_bytes()
+    again = demo(tmp_path)  # what is there is used, not made again
+    assert (tmp_path / "runs/demo/metrics.jsonl").read_bytes() == losses
+    assert measured[0] in again
