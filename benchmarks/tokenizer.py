@@ -38,11 +38,12 @@ def main() -> None:
     texts = {kind: read_texts(patterns) for kind, patterns in KINDS.items()}
     with tempfile.TemporaryDirectory() as folder:
         if arguments.tokenizer is None:
-            train_tokenizer((text for half in texts.values() for text in half[1::2]), 32_000).save(folder)
+            train_tokenizer((text for whole in texts.values() for text in whole[1::2]), 32_000).save(folder)
         else:
             import_tokenizer(arguments.tokenizer, folder)
-        for kind, half in texts.items():
-            blocks = to_blocks(half[::2], int(arguments.megabytes * 1e6))
+        for kind, whole in texts.items():
+            unseen = whole[::2] if arguments.tokenizer is None else whole
+            blocks = to_blocks(unseen, int(arguments.megabytes * 1e6))
             print_table(kind, blocks, measure(Path(folder), blocks))
 
 

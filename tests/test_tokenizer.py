@@ -120,11 +120,17 @@ def test_pieces_in_any_order_are_encoded_as_by_sentencepiece(name: str, data: st
 
 
 @every_vocabulary
-def test_a_full_memo_gives_the_ids_of_an_empty_one(name: str) -> None:
-    texts = python_sources(40)[30:]
-    tokenizer = Tokenizer(SentencePieceFile(name, model_bytes(name)), Limits(memo_bytes=100_000, slot_bits=8))
+def test_a_full_memo_starts_anew_and_changes_no_id(name: str) -> None:
+    texts = python_sources(45)[25:]
+    tokenizer = Tokenizer(
+        SentencePieceFile(name, model_bytes(name)), Limits(100_000, slot_bits=8, chunk_characters=1000)
+    )
     first = [tokenizer.encode(text) for text in texts]
     assert [tokenizer.encode(text) for text in texts] == first == [processor(name).encode(text) for text in texts]
+    assert tokenizer._memo is not None
+    known = tokenizer._memo._known
+    assert sys.getsizeof(known) + sum(map(sys.getsizeof, known)) < 200_000
+    assert len({run for text in texts for run in text.split()}) > 5000
 
 
 @every_vocabulary
@@ -376,6 +382,16 @@ def test_training_that_cannot_be_says_why(texts: list[str], vocab_size: int, mes
     with pytest.raises(InputError, match=message) as caught:
         train_tokenizer(texts, vocab_size)
     assert "\n" not in str(caught.value)
+
+
+def test_a_hub_name_is_read_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = tmp_path / "models--someone--small"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    from_model("small").save(snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert Tokenizer.load("someone/small").digest == from_model("small").digest
 
 
 def damage(folder: Path, name: str, content: bytes) -> Path:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from httpx import HTTPError
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from sentencepiece import SentencePieceProcessor
 
 from tinyllama.errors import InputError
@@ -233,7 +233,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _download(name: str) -> Path:
     """A tokenizer file of a hub repository, in the local cache, with its settings beside it."""
-    # tokenizers/llama2 beside a folder tokenizers/ is a mistyped path: asking the hub would take half a minute
+    # tokenizers/llama2 beside a folder tokenizers/ is a mistyped path, no repository
     if not HUB_NAME.fullmatch(name) or Path(name).parent.is_dir():
         raise InputError(f"{name}: no such file or folder; name a tokenizer.json, a tokenizer.model or their folder")
     _hub_file(name, "tokenizer_config.json")
@@ -244,15 +244,15 @@ def _download(name: str) -> Path:
 
 
 def _hub_file(repository: str, file: str) -> Path | None:
+    """A file from the cache or else from the hub; None where the repository has no such file."""
     try:
-        return Path(hf_hub_download(repository, file))
-    except EntryNotFoundError as error:
-        if not isinstance(error, LocalEntryNotFoundError):
-            return None
-        reason = "the hub cannot be reached"
-    except (OSError, ValueError) as error:
-        reason = f"the hub refuses ({type(error).__name__})"
-    raise InputError(
-        f"{repository}: no such file or folder here, and {reason}; name a tokenizer.json, a tokenizer.model "
-        "or their folder"
-    )
+        cached = try_to_load_from_cache(repository, file)
+        if isinstance(cached, str):
+            return Path(cached)
+        # hf_hub_download alone would try for half a minute where there is no network
+        return Path(hf_hub_download(repository, file)) if HfApi().file_exists(repository, file) else None
+    except (HTTPError, OSError, ValueError) as error:
+        raise InputError(
+            f"{repository}: no such file or folder here, and the hub cannot be reached ({type(error).__name__}); "
+            "name a tokenizer.json, a tokenizer.model or their folder"
+        ) from None

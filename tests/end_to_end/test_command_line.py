@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 import zstandard
-
 from tests.conftest import python_sources, small_recipe, write_jsonl
+
 from tinyllama.tokenizer_training import train_tokenizer
 
 
-def tinyllama(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+def tinyllama(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tinyllama", *map(str, arguments)]
     return subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder, timeout=300)
 

@@ -62,11 +62,15 @@ def _extremes(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 def _smoothed(y: Floats) -> Floats:
-    """The running mean over a window centred on each row; it narrows at the ends, not to lag behind."""
+    """The running mean over a window around each row.
+
+    It narrows at the steep beginning, not to lag behind; at the end it loses its right side only, not to end in noise.
+    """
     place = np.arange(len(y))
-    half = np.minimum(max(1, round(len(y) * _SMOOTHED_SHARE / 2)), np.minimum(place, place[::-1]))
+    before = np.minimum(max(1, round(len(y) * _SMOOTHED_SHARE / 2)), place)
+    after = np.minimum(before, place[::-1])
     sums = np.concatenate(([0.0], np.cumsum(y)))
-    means: Floats = (sums[place + half + 1] - sums[place - half]) / (2 * half + 1)
+    means: Floats = (sums[place + after + 1] - sums[place - before]) / (before + after + 1)
     return means
 
 
