@@ -1,9 +1,13 @@
 """What this machine can do, and what makes it do it."""
 
 import ctypes
+import os
 import platform
 import resource
+import shutil
+import sysconfig
 import time
+from pathlib import Path
 
 import torch
 
@@ -36,6 +40,14 @@ def measure_product(precision: torch.dtype, size: int = 2048) -> float:
         left @ right
         best = min(best, time.perf_counter() - begun)
     return 2 * size**3 / best
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has what it needs: on a CPU, a C++ compiler and Python's headers."""
+    if device.type != "cpu":
+        return True
+    compilers = filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++"))
+    return any(map(shutil.which, compilers)) and Path(sysconfig.get_path("include"), "Python.h").is_file()
 
 
 def keep_memory() -> None:

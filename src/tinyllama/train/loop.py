@@ -5,7 +5,7 @@ after an interruption is loading the newest whole checkpoint and counting on.
 """
 
 import fcntl
-import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -87,11 +87,19 @@ def build(recipe: Recipe, ranks: Ranks) -> Trainer:
     model.to(ranks.device)
     shard(model, ranks)
     if recipe.train.compile:
-        for block in model.blocks:
-            block.compile()
+        _compile(model, ranks)
     optimizer = build_optimizer(model, recipe.train.optimizer)
     validation = prepare_validation(recipe, store, tokenizer)
     return Trainer(recipe, store, tokenizer, ranks, run_folder(recipe), model, optimizer, validation)
+
+
+def _compile(model: Llama, ranks: Ranks) -> None:
+    """Compile block by block: one graph serves all, and the embedding's backward, which would not repeat, stays out."""
+    if hardware.can_compile(ranks.device):
+        for block in model.blocks:
+            block.compile()
+    elif ranks.is_first:
+        print("no C++ compiler with Python's headers here: training goes on uncompiled, and slower", file=sys.stderr)
 
 
 def train_step(trainer: Trainer, step: int) -> tuple[Tensor, Tensor]:
@@ -245,7 +253,8 @@ def _write_run_folder(trainer: Trainer) -> None:
     """Put into the run what a release or a stranger needs to use it without the recipe's other folders."""
     with write_atomically(trainer.run / "recipe.yaml") as file:
         file.write(trainer.recipe.to_yaml().encode())
-    shutil.copyfile(trainer.store.folder / "manifest.json", trainer.run / "store.json")
+    with write_atomically(trainer.run / "store.json") as file:
+        file.write((trainer.store.folder / "manifest.json").read_bytes())
     trainer.tokenizer.save(trainer.run / "tokenizer", trainer.recipe.model.context)
 
 
