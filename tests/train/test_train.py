@@ -217,3 +217,14 @@ def test_under_torchrun_the_ranks_learn_from_the_same_batches(small: Path, tmp_p
     assert (
         json.loads((tmp_path / f"runs/ranks{ranks}/checkpoints/step-00000008/state.json").read_text())["ranks"] == ranks
     )
+
+
+def test_without_a_compiler_it_says_so_and_trains_uncompiled(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    trainer = build(recipe_of(small, **{"train.compile": True}), ALONE)
+    assert "no C++ compiler" in capsys.readouterr().err
+    loss, _ = train_step(trainer, 0)
+    assert float(loss) == pytest.approx(float(train_step(build(recipe_of(small), ALONE), 0)[0]))

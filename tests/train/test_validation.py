@@ -1,0 +1,58 @@
+"""Bits per byte are of the text's own bytes, and gzip gets the same ones."""
+
+import gzip
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tinyllama.data.prepare import _held_out
+from tinyllama.data.store import TokenStore
+from tinyllama.recipe import Recipe
+from tinyllama.train.loop import build
+from tinyllama.train.parallel import Ranks
+from tinyllama.train.validation import gzip_bits_per_byte, target_bytes, validate, validation_rows
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def recipe_of(small: Path, rows: int) -> Recipe:
+    return Recipe.load(small / "recipe.yaml", {"train.validation_sequences": rows})
+
+
+def test_the_bytes_are_those_of_the_documents_without_markers_or_dummy_spaces(small: Path) -> None:
+    trainer = build(recipe_of(small, 20), ALONE)
+    split = trainer.store["lines/validation"]
+    whole = torch.from_numpy(split.read(0, split.num_tokens).astype("int64"))[None]
+    texts = [json.loads(line)["text"] for line in (small / "raw/lines/a.jsonl").open()]
+    held_out = "".join(text for text in texts if _held_out(text, 0.1))
+    assert len(held_out) > 10_000
+    assert target_bytes(whole, trainer.tokenizer).decode() == held_out
+
+
+def test_the_rows_are_shared_out_by_weight_and_never_trained_on(small: Path) -> None:
+    recipe, store = recipe_of(small, 20), TokenStore.open(small / "store")
+    rows = validation_rows(recipe, store)
+    assert rows is not None
+    assert rows.shape == (20, 65)
+    split = store["modules/validation"]
+    starts = [i * split.num_sequences(64) // 14 * 64 for i in range(14)]
+    expected = [split.read(start, start + 65).tolist() for start in starts]
+    assert rows[:14].tolist() == expected
+
+
+@torch.no_grad()
+def test_a_score_is_all_bits_over_all_bytes(small: Path) -> None:
+    trainer = build(recipe_of(small, 20), ALONE)
+    assert trainer.validation is not None
+    rows = trainer.validation.rows
+    nats = F.cross_entropy(trainer.model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten(), reduction="sum")
+    text = target_bytes(rows, trainer.tokenizer)
+    for micro_batch in (3, 20, 64):  # a last pass that is not full changes nothing
+        score = validate(trainer.model, trainer.validation, micro_batch, ALONE)
+        assert score.loss == pytest.approx(float(nats) / (20 * 64), rel=1e-5)
+        assert score.bits_per_byte == pytest.approx(float(nats) / math.log(2) / len(text), rel=1e-5)
+    assert gzip_bits_per_byte(rows, trainer.tokenizer) == 8 * len(gzip.compress(text, 9)) / len(text)
