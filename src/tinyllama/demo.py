@@ -121,7 +121,7 @@ def _score(recipe: Recipe) -> Iterator[str]:
 
 def _completions(recipe: Recipe) -> Iterator[str]:
     for prompt in _PROMPTS:
-        text = "".join(complete(str(_newest_release(recipe)), prompt, 48))
+        text = "".join(complete(str(_newest_release(recipe)), prompt, 48, temperature=0.7, top_k=50))
         yield from f"> {text}".splitlines()
 
 

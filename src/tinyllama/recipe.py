@@ -282,7 +282,7 @@ class Recipe(_Part):
 
     def weight_fields(self) -> dict[str, Any]:
         """Dotted name -> value of each field that changes the weights beyond rounding."""
-        fields = dict(_flatten(self.model_dump(mode="json")))
+        fields = dict(flatten(self.model_dump(mode="json")))
         changing = {name: value for name, value in fields.items() if not _NEUTRAL.match(name)}
         return changing | {"data.sources": list(self.data.sources)}  # their order is part of the data's
 
@@ -337,10 +337,11 @@ def _set(fields: dict[str, Any], dotted: str, value: object) -> None:
     fields[last] = value
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of each leaf of nested mappings."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+            yield from flatten(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
 

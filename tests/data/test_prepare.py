@@ -1,7 +1,13 @@
 """A token store's bytes depend on the inputs and the recipe alone, and every row is accounted for."""
 
 import json
+import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +81,30 @@ def test_workers_and_interruptions_never_change_the_bytes(
     prepare(recipe_at(small, tmp_path / "two"))
     assert contents(tmp_path / "two") == wanted
     assert prepare(recipe_at(small, tmp_path / "two")).digest == TokenStore.open(tmp_path / "one").digest
+
+
+def test_killed_in_a_loop_it_ends_with_the_same_bytes(small: Path, tmp_path: Path) -> None:
+    modules = write_jsonl(tmp_path / "raw/a.jsonl", python_sources(150) * 8)
+    paths = {"data.sources.modules.path": str(modules), "data.sources.lines.path": str(modules)}
+    flags = [word for field, value in paths.items() for word in (f"--{field}", value)]
+    command = [sys.executable, "-m", "tinyllama", "prepare", str(small / "recipe.yaml"), *flags, "--data.store"]
+    chance = random.Random(3)
+    kills = 0
+    for _ in range(6):
+        process = subprocess.Popen(
+            [*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        while not (tmp_path / "killed/work").exists() and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(chance.random())
+        kills += process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert kills > 1
+    subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True)
+    prepare(recipe_at(small, tmp_path / "calm", **paths))
+    assert contents(tmp_path / "killed") == contents(tmp_path / "calm")
+    assert list(TokenStore.open(tmp_path / "killed").problems()) == []
 
 
 def test_two_worker_processes_write_the_same_store(small: Path, tmp_path: Path) -> None:

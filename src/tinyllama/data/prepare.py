@@ -27,7 +27,7 @@ from tinyllama.data.store import FORMAT_VERSION, TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of, write_atomically, write_json
 from tinyllama.progress import track_count
-from tinyllama.recipe import Recipe, Source
+from tinyllama.recipe import Recipe, Source, flatten
 from tinyllama.tokenizer import Tokenizer
 
 _TASK_BYTES = 64 << 20
@@ -122,10 +122,11 @@ def _same_or_refuse(store: Path, plan: dict[str, Any]) -> None:
     for fields in found["sources"].values():
         del fields["splits"]
     inputs = found.pop("inputs")
-    for key, wanted in plan["settings"].items():
-        if found.get(key) != wanted:
+    then, now = dict(flatten(found)), dict(flatten(plan["settings"]))
+    for key in sorted(then | now):
+        if then.get(key) != now.get(key):
             raise InputError(
-                f"{store}: made with {key} {found.get(key)}, the recipe says {wanted}; choose another store"
+                f"{store}: made with {key} {then.get(key)}, the recipe says {now.get(key)}; choose another store"
             )
     if inputs != plan["inputs"]:
         changed = sorted(dict(inputs.items() ^ plan["inputs"].items()))[0]
@@ -133,12 +134,16 @@ def _same_or_refuse(store: Path, plan: dict[str, Any]) -> None:
 
 
 def _begin(store: Path, plan: dict[str, Any]) -> None:
+    """Lay down the plan; keep what an interrupted run of the same plan finished, and clear away the rest."""
     work = store / "work"
-    if (work / "plan.json").is_file() and read_json(work / "plan.json") == plan:
+    begun = read_json(work / "plan.json") if (work / "plan.json").is_file() else None
+    if begun == plan:
         (work / "failure").unlink(missing_ok=True)
+        for half_written in store.rglob("*.part"):
+            half_written.unlink()
         return
-    if work.exists():  # an interrupted run of other data: its shards would not be these
-        for name in read_json(work / "plan.json")["settings"]["sources"]:
+    if work.exists():
+        for name in begun["settings"]["sources"] if begun else ():
             shutil.rmtree(store / name, ignore_errors=True)
         shutil.rmtree(work)
     elif store.exists() and any(store.iterdir()):
@@ -209,7 +214,8 @@ def _write(recipe: Recipe, tasks: list[Task], ledger: Ledger, data: Iterator[Doc
         )
     except (InputError, OSError) as error:
         with write_atomically(Path(recipe.data.store) / "work" / "failure") as file:
-            file.write(str(error).encode())
+            advice = "" if isinstance(error, InputError) else f"{recipe.data.store}: run prepare again once mended: "
+            file.write(f"{advice}{error}".encode())
 
 
 def _size(file: str) -> int:

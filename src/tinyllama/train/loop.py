@@ -90,6 +90,8 @@ def build(recipe: Recipe, ranks: Ranks) -> Trainer:
         _compile(model, ranks)
     optimizer = build_optimizer(model, recipe.train.optimizer)
     validation = prepare_validation(recipe, store, tokenizer)
+    if validation is None and ranks.is_first:
+        print(f"{recipe.data.store}: too little held out to validate on; see data.holdout", file=sys.stderr)
     return Trainer(recipe, store, tokenizer, ranks, run_folder(recipe), model, optimizer, validation)
 
 
