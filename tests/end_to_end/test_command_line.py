@@ -1,5 +1,6 @@
 """The program as a user meets it: what it says, with which exit status, and what it leaves behind."""
 
+import json
 import os
 import shutil
 import signal
@@ -150,6 +151,29 @@ def test_the_live_page_shows_the_run_on_this_machine_only(small: Path, tmp_path:
     shutil.rmtree(tmp_path / "runs/.trackio")
     nothing = tinyllama("watch", "runs/small", folder=tmp_path)
     assert (nothing.returncode, "nothing was tracked" in nothing.stderr) == (2, True)
+
+
+def test_the_live_page_has_each_step_once_however_often_the_run_began(small: Path, tmp_path: Path) -> None:
+    overrides = ["--track.trackio", "true", "--train.tokens", str(20 * 6 * 64)]
+    train = ["train", small / "recipe.yaml", *overrides]
+    assert tinyllama(*train, folder=tmp_path).returncode == 0
+    shutil.rmtree(tmp_path / "runs/small/checkpoints/step-00000020")  # as if killed at step 20: it goes on from 10
+    assert tinyllama(*train, folder=tmp_path).returncode == 0
+    assert shown_steps(tmp_path) == list(range(1, 21))
+    shutil.rmtree(tmp_path / "runs/small")  # another run of this name has a page of its own
+    assert tinyllama(*train, "--train.tokens", str(5 * 6 * 64), folder=tmp_path).returncode == 0
+    assert shown_steps(tmp_path) == list(range(1, 6))
+
+
+def shown_steps(folder: Path) -> list[int]:
+    code = (
+        "import json, trackio; rows = trackio.SQLiteStorage.get_logs('tinyllama', 'small');"
+        "print(json.dumps([row['step'] for row in rows]))"
+    )
+    environment = os.environ | {"TRACKIO_DIR": str(folder / "runs/.trackio")}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    steps: list[int] = json.loads(done.stdout)
+    return steps
 
 
 def fetch(address: str, server: subprocess.Popen[str]) -> str:

@@ -136,7 +136,7 @@ def _train_on(trainer: Trainer, journal: Journal | None, first_step: int) -> Non
     meter = Meter(trainer)
     with ExitStack() as stack:
         bar = stack.enter_context(Bar(f"training {recipe.name}", steps, first_step)) if journal else None
-        tracker = stack.enter_context(Tracker(recipe, trainer.run, journal)) if journal else None
+        tracker = stack.enter_context(Tracker(recipe, trainer.run, journal, first_step)) if journal else None
         for step in range(first_step, steps):
             loss, norm = train_step(trainer, step)
             row = meter.row(step, float(loss), float(norm))

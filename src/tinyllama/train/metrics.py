@@ -83,31 +83,36 @@ def open_trackio(run: Path) -> Any:
 class Tracker:
     """Shows a run's metrics on trackio's page, on this machine only, where the recipe asks for it.
 
-    A tracker that fails is an event and a warning, and is left alone from then on.
+    A run that goes on does the steps after its checkpoint again, to the same numbers: those that the page has are not
+    shown twice. A tracker that fails is an event and a warning, and is left alone from then on.
     """
 
-    def __init__(self, recipe: Recipe, run: Path, journal: Journal) -> None:
-        self.recipe, self.run, self.journal = recipe, run, journal
+    def __init__(self, recipe: Recipe, run: Path, journal: Journal, first_step: int) -> None:
+        self.recipe, self.run, self.journal, self.first_step = recipe, run, journal, first_step
+        self.shown_step = 0
         self._log: Callable[..., None] | None = None
         self._finish: Callable[[], None]
 
     def __enter__(self) -> "Tracker":
         if self.recipe.track.trackio:
-            self._guarded(self._start, 0)
+            self._guarded(self._start, self.first_step)
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._log:
-            self._guarded(self._finish, 0)
+            self._guarded(self._finish, self.recipe.train.steps)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Show a row of metrics."""
-        if self._log:
+        if self._log and row["step"] > self.shown_step:
             values = {name: value for name, value in row.items() if name != "step" and value is not None}
             self._guarded(partial(self._log, values, step=row["step"]), row["step"])
 
     def _start(self) -> None:
         trackio = open_trackio(self.run)
+        if self.first_step == 0:  # a page of this name is of a run that is no more
+            trackio.SQLiteStorage.delete_run(PROJECT, self.run.name)
+        self.shown_step = trackio.SQLiteStorage.get_last_step(PROJECT, self.run.name) or 0
         trackio.init(PROJECT, self.run.name, config=self.recipe.model_dump(mode="json"), resume="allow", embed=False)
         self._log, self._finish = trackio.log, trackio.finish
 
