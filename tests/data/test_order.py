@@ -1,8 +1,11 @@
 """The order of the data is a pure function that reads every sequence once an epoch, in an exact mix."""
 
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -113,3 +116,9 @@ def test_the_order_is_the_one_that_was_fixed() -> None:
 def test_the_closed_form_is_the_sum(count: int, modulus: int, factor: int, offset: int) -> None:
     expected = sum((factor * i + offset) // modulus for i in range(count))
     assert _floor_sum(count, modulus, factor, offset) == expected
+
+
+@pytest.mark.parametrize("module", ["recipe", "plan", "data.order", "train.schedule", "data.store"])
+def test_the_pure_modules_import_no_torch(module: str) -> None:
+    code = f"import sys, tinyllama.{module}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
