@@ -192,6 +192,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who read the output has read enough, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"tinyllama: {error.filename}: {error.strerror}; make it possible and run this again", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("tinyllama: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -86,6 +86,13 @@ def test_data_that_cannot_be_used_is_one_line_and_leaves_no_store(recipe: Path) 
     assert "the token store is not finished" in train.stderr
 
 
+def test_a_place_that_cannot_be_written_is_one_line(recipe: Path) -> None:
+    (recipe.parent / "store").write_text("a file where a folder belongs")
+    done = tinyllama("prepare", recipe, folder=recipe.parent)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"tinyllama: {recipe.parent / 'store'}" in done.stderr
+
+
 def test_a_batch_that_the_ranks_cannot_share_is_refused(small: Path, tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4", "-m", "tinyllama"]
