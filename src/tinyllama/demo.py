@@ -16,6 +16,7 @@ from tinyllama.data.corpus import write_corpus
 from tinyllama.data.prepare import prepare
 from tinyllama.data.sample import train_recipe_tokenizer
 from tinyllama.data.store import TokenStore
+from tinyllama.errors import InputError
 from tinyllama.evaluate.report import evaluate_and_save
 from tinyllama.model.generation import complete
 from tinyllama.recipe import Recipe
@@ -33,6 +34,7 @@ _PROMPTS = ("The function returns a", "def main(")
 
 def run_demo(recipe: Recipe) -> None:
     """Run every stage of the recipe on the embedded corpus and print what it did and what to do next."""
+    _corpus_folder(recipe)  # refuses a recipe of other data before anything is said or done
     begun = time.monotonic()
     stages: tuple[tuple[str, Callable[[Recipe], Iterator[str]]], ...] = (
         ("real text, from this Python and its packages", _corpus),
@@ -53,7 +55,7 @@ def run_demo(recipe: Recipe) -> None:
 
 
 def _corpus(recipe: Recipe) -> Iterator[str]:
-    folder = run_folder(recipe) / "corpus"
+    folder = _corpus_folder(recipe)
     if _is_prepared(recipe):
         yield f"{folder}: there already"
         return
@@ -61,6 +63,18 @@ def _corpus(recipe: Recipe) -> Iterator[str]:
     for form, parts in (("slimpajama", report.prose), ("starcoderdata", report.code)):
         sizes = ", ".join(f"{name} {size.bytes / 1e6:.1f} MB" for name, size in parts.items())
         yield f"{folder / form}: {sum(size.bytes for size in parts.values()) / 1e6:.1f} MB ({sizes})"
+
+
+def _corpus_folder(recipe: Recipe) -> Path:
+    """Where the recipe's sources expect the embedded corpus."""
+    paths = {name: Path(source.path) for name, source in recipe.data.sources.items()}
+    folder = next(iter(paths.values())).parent
+    if paths != {form: folder / form for form in ("slimpajama", "starcoderdata")}:
+        raise InputError(
+            f"demo: recipe {recipe.name!r} has sources of its own ({', '.join(map(str, paths.values()))}); "
+            "the demo brings its text, so run prepare, train and release on yours"
+        )
+    return folder
 
 
 def _is_prepared(recipe: Recipe) -> bool:

@@ -45,6 +45,7 @@ def recipe(small: Path, tmp_path: Path) -> Path:
             "train.batch_sequences: 'many' should be a valid integer",
         ),
         (["train", "demo", "--model.heads", "7"], "heads 7 do not divide dim 256"),
+        (["demo", "--data.sources.slimpajama.path", "mine"], "demo: recipe 'demo' has sources of its own"),
         (["train", "demo", "--train.tokens"], "--train.tokens: its value is missing"),
         (["train", "demo", "--alow-change"], "Unrecognized options: --alow-change"),
         (
