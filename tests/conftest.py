@@ -15,6 +15,16 @@ from tinyllama.data.prepare import prepare
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer_training import train_tokenizer
 
+# A process that holds a folder's lock until its standard input ends.
+HOLD = """
+import sys
+from pathlib import Path
+from tinyllama.files import alone_in
+with alone_in(Path(sys.argv[1]), sys.argv[2], ""):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
 
 def python_sources(count: int) -> list[str]:
     """The first `count` modules of the standard library: real text that is everywhere."""

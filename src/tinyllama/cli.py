@@ -250,15 +250,14 @@ def _one_line(boxed: str) -> str:
 def _with_recipe(name: str, function: Callable[..., None], arguments: list[str]) -> Callable[[], None]:
     """Read a recipe and its fields' flags; what is left are the command's own arguments."""
     own, overrides = split_overrides(arguments)
-    words = [word for word in own if not word.startswith("-")]
+    named = own.pop(0) if own and not own[0].startswith("-") else None
     wants_help = {"-h", "--help"} & set(own)
-    if not words and name != "demo" and not wants_help:
-        raise InputError(f"{name}: which recipe? a YAML file or one of {', '.join(bundled_recipes())}")
-    recipe = Recipe.load(words[0] if words else "demo", overrides)
+    if named is None and name != "demo" and not wants_help:
+        raise InputError(f"{name}: name a recipe first: a YAML file or one of {', '.join(bundled_recipes())}")
+    recipe = Recipe.load(named or "demo", overrides)
     if wants_help:
         return functools.partial(_print_fields, name, recipe)
-    options = [word for word in own if word not in words[:1]]
-    return _parse(name, _without_recipe(function, recipe), options)
+    return _parse(name, _without_recipe(function, recipe), own)
 
 
 def _without_recipe(function: Callable[..., None], recipe: Recipe) -> Callable[..., None]:
@@ -307,5 +306,14 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
         value = match[3] if match[3] is not None else next(words, None)
         if value is None:
             raise InputError(f"{word}: its value is missing")
-        overrides[match[1] + match[2]] = yaml.safe_load(value) if re.match(r"[\[{]|null$", value) else value
+        overrides[match[1] + match[2]] = _flag_value(word, value)
     return own, overrides
+
+
+def _flag_value(flag: str, text: str) -> Any:
+    if not re.match(r"[\[{]|null$", text):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"{flag}: {text!r} is not a whole list or mapping of YAML; close its brackets") from None

@@ -1,5 +1,6 @@
 """Files that are either whole or not there: written beside their name, flushed to disk, then renamed."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -7,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from tinyllama.errors import InputError
 
 
 @contextmanager
@@ -41,11 +44,29 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file. Raises InputError where it is not whole."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); restore it, or make again what it belongs to") from None
 
 
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def alone_in(folder: Path, lock: str, refusal: str) -> Iterator[None]:
+    """Hold `folder/lock` while the block runs; a killed process lets go by itself, for the lock is the kernel's.
+
+    Raises InputError, saying `refusal`, where another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / lock).open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, no child inherits it
+        except (BlockingIOError, PermissionError):
+            raise InputError(f"{refusal}; wait for it, or choose another name") from None
+        yield

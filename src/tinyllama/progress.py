@@ -26,6 +26,7 @@ class Bar:
     def __init__(self, label: str, total: int, start: int = 0) -> None:
         self.label, self.total, self.start = label, total, start
         self.began = self.last_line = time.monotonic()
+        self.ended = False
         self._progress: Progress | None = None
 
     def __enter__(self) -> "Bar":
@@ -53,8 +54,9 @@ class Bar:
             self._progress.update(self._task, completed=done, words=words)
             return
         now = time.monotonic()
-        if now - self.last_line >= _LINE_SECONDS or done >= self.total:
-            self.last_line = now
+        is_last = done >= self.total and not self.ended
+        if now - self.last_line >= _LINE_SECONDS or is_last:
+            self.last_line, self.ended = now, is_last
             rate = (done - self.start) / (now - self.began) if now > self.began else 0.0
             left = f", {(self.total - done) / rate:.0f} s left" if rate and done < self.total else ""
             print(f"{self.label}: {done}/{self.total} {words}{left}", file=sys.stderr, flush=True)

@@ -39,13 +39,17 @@ def parse_tokens(value: object) -> object:
     match = re.fullmatch(r"([0-9_]*\.?[0-9]+(?:e[0-9]+)?)\s*([KMBT]?)", value.strip(), re.IGNORECASE)
     if not match:
         raise ValueError("is not a count of tokens such as 3T, 105B, 20M or 2e6")
-    return round(float(match[1]) * _UNITS[match[2].upper()])
+    count = float(match[1]) * _UNITS[match[2].upper()]
+    if count > 1e18:
+        raise ValueError("is more than 1e18 tokens; give fewer")
+    return round(count)
 
 
 Tokens = Annotated[int, BeforeValidator(parse_tokens), Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
+SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 class _Part(BaseModel):
@@ -102,8 +106,8 @@ class Data(_Part):
     """Folder of the token store: `prepare` writes it, `train` reads it."""
     workers: Count | Literal["auto"] = "auto"
     """Processes that prepare; never changes the bytes. `auto`: one a core."""
-    sources: dict[str, Source] = Field(min_length=1)
-    """The data sets, by name."""
+    sources: dict[SourceName, Source] = Field(min_length=1)
+    """The data sets, by name: letters, digits, `_` and `-`; each has a folder of that name in the store."""
     stages: tuple[Stage, ...] = ()
     """Mixes that replace the sources' weights from a token count on, in rising order."""
     document: Markers = Markers()
@@ -243,7 +247,7 @@ class Recipe(_Part):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Names the run's folder and its releases."""
-    seed: Annotated[int, Field(ge=0)] = 1337
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
     """Of the initial weights and the order of the data."""
     tokenizer: str
     """Folder, file or hub name."""

@@ -99,6 +99,8 @@ class Tokenizer:
             # transformers' LlamaTokenizer would build the tokenizer anew by its own rules
             "tokenizer_class": "PreTrainedTokenizerFast",
             **special,
+            # Llama 2 has no piece for padding; with </s>, as the model's generation_config.json says, batches work
+            **({"pad_token": special["eos_token"]} if "eos_token" in special else {}),
             "clean_up_tokenization_spaces": False,
             "model_max_length": context,
         }

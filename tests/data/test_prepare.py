@@ -1,10 +1,8 @@
 """A token store's bytes depend on the inputs and the recipe alone, and every row is accounted for."""
 
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
-from tests.conftest import python_sources, write_jsonl
+from tests.conftest import HOLD, python_sources, write_jsonl
 
 from tinyllama.data.prepare import prepare
 from tinyllama.data.store import TokenStore
@@ -87,18 +85,19 @@ def test_killed_in_a_loop_it_ends_with_the_same_bytes(small: Path, tmp_path: Pat
     modules = write_jsonl(tmp_path / "raw/a.jsonl", python_sources(150) * 8)
     paths = {"data.sources.modules.path": str(modules), "data.sources.lines.path": str(modules)}
     flags = [word for field, value in paths.items() for word in (f"--{field}", value)]
-    command = [sys.executable, "-m", "tinyllama", "prepare", str(small / "recipe.yaml"), *flags, "--data.store"]
+    command = [sys.executable, "-m", "tinyllama", "prepare", str(small / "recipe.yaml"), *flags, "--data.workers", "2"]
+    command += ["--data.store"]
     chance = random.Random(3)
     kills = 0
     for _ in range(6):
         process = subprocess.Popen(
-            [*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL, start_new_session=True
+            [*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        while not (tmp_path / "killed/work").exists() and process.poll() is None:
+        while not (tmp_path / "killed/.work").exists() and process.poll() is None:
             time.sleep(0.005)
         time.sleep(chance.random())
         kills += process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()  # it alone: its workers must not work on beside the next run
         process.wait()
     assert kills > 1
     subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True)
@@ -188,3 +187,36 @@ def test_damage_of_every_kind_is_found_by_name(small: Path, tmp_path: Path) -> N
         f"{folder}/00000.documents is missing",
         f"{folder}/stray.bin is foreign",
     ]
+
+
+def test_two_processes_never_prepare_one_store(small: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path), "store.lock"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=r"store: another process is preparing this store; wait for it"):
+            prepare(recipe_at(small, tmp_path / "store"))
+        other.communicate()
+    prepare(recipe_at(small, tmp_path / "store"))
+
+
+def test_raw_files_that_changed_are_never_taken_for_what_was_read(small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small / "raw/modules", tmp_path / "raw")
+    recipe = recipe_at(small, tmp_path / "store", **{"data.sources.modules.path": str(tmp_path / "raw")})
+    prepare(recipe)
+    changed = tmp_path / "raw/a.jsonl"
+    changed.write_text(changed.read_text().replace("import", "IMPORT"))  # as long as before
+    with pytest.raises(InputError, match=r"a.jsonl has changed since it was made"):
+        prepare(recipe)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_store_with_a_damaged_shard_does_not_open(small: Path, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(small / "store", tmp_path / "store")
+    shard = tmp_path / "store/modules/train/00000.tokens"
+    if damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-100])
+    else:
+        shard.unlink()
+    with pytest.raises(InputError, match=r"00000.tokens: (has \d+ bytes instead of|is missing)"):
+        TokenStore.open(tmp_path / "store")

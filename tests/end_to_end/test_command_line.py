@@ -37,7 +37,7 @@ def recipe(small: Path, tmp_path: Path) -> Path:
     ("arguments", "said"),
     [
         (["trian", "demo"], "trian: no such command"),
-        (["train"], "train: which recipe?"),
+        (["train"], "train: name a recipe first"),
         (["train", "nowhere.yaml"], "nowhere.yaml: no such recipe"),
         (["train", "demo", "--train.tokns", "3"], "train.tokns: unknown field; did you mean tokens?"),
         (
@@ -47,6 +47,8 @@ def recipe(small: Path, tmp_path: Path) -> Path:
         (["train", "demo", "--model.heads", "7"], "heads 7 do not divide dim 256"),
         (["demo", "--data.sources.slimpajama.path", "mine"], "demo: recipe 'demo' has sources of its own"),
         (["train", "demo", "--train.tokens"], "--train.tokens: its value is missing"),
+        (["train", "--allow-change", "demo"], "train: name a recipe first"),
+        (["train", "demo", "--model", "{dim: 4"], "--model: '{dim: 4' is not a whole list or mapping"),
         (["train", "demo", "--alow-change"], "Unrecognized options: --alow-change"),
         (
             ["train", "demo", "--data.store", "nowhere"],

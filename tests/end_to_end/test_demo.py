@@ -29,7 +29,7 @@ def test_the_demo_makes_a_release_that_transformers_loads_and_says_what_it_did(t
     said = demo(tmp_path)
     for stage in range(1, 8):
         assert f"\n{stage}/7 " in said
-    measured = re.search(r"validation: ([\d.]+) bits per byte; gzip -9 on the same text: ([\d.]+)", said)
+    measured = re.search(r"validation: ([\d.]+) bits per byte; gzip -9 on the same documents: ([\d.]+)", said)
     assert measured is not None
     assert all(0 < float(number) < 8 for number in measured.groups())
     assert "first 20 of 10042 items" in said

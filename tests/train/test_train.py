@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.conftest import small_recipe
+from tests.conftest import HOLD, small_recipe
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tinyllama.data.batches import batch_of_step
@@ -145,6 +145,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_an_event(
     events = list(read_rows(run / "events.jsonl"))
     assert [row["step"] for row in events if row["event"] == "checkpoint-damaged"] == [40]
     assert [row["step"] for row in events if row["event"] == "resume"] == [30]
+    assert [folder.name for folder in checkpoint.committed(run)] == ["step-00000030", "step-00000040"]
+    assert not checkpoint.problems(checkpoint.committed(run)[-1])
     assert same(weights(run), wanted)
 
 
@@ -168,15 +170,14 @@ def test_another_tokenizer_than_the_stores_is_refused(small: Path, tmp_path: Pat
 
 
 def test_two_processes_never_train_one_run(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fcntl
-
     monkeypatch.chdir(tmp_path)
-    run = tmp_path / "runs/small"
-    run.mkdir(parents=True)
-    with (run / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "runs/small"), "lock"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
         with pytest.raises(InputError, match="another process is training this run"):
             train(recipe_of(small))
+        other.communicate()
 
 
 def test_a_tracker_that_fails_is_an_event_and_training_goes_on(

@@ -12,9 +12,16 @@ from torch.nn import functional as F
 from tinyllama.data.prepare import _held_out
 from tinyllama.data.store import TokenStore
 from tinyllama.recipe import Recipe
+from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.loop import build
 from tinyllama.train.parallel import Ranks
-from tinyllama.train.validation import gzip_bits_per_byte, target_bytes, validate, validation_rows
+from tinyllama.train.validation import (
+    gzip_bits_per_byte,
+    target_bytes,
+    unvalidated,
+    validate,
+    validation_rows,
+)
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -35,8 +42,7 @@ def test_the_bytes_are_those_of_the_documents_without_markers_or_dummy_spaces(sm
 
 def test_the_rows_are_shared_out_by_weight_and_never_trained_on(small: Path) -> None:
     recipe, store = recipe_of(small, 20), TokenStore.open(small / "store")
-    rows = validation_rows(recipe, store)
-    assert rows is not None
+    rows = torch.cat(list(validation_rows(recipe, store).values()))
     assert rows.shape == (20, 65)
     split = store["modules/validation"]
     starts = [i * split.num_sequences(64) // 14 * 64 for i in range(14)]
@@ -55,4 +61,23 @@ def test_a_score_is_all_bits_over_all_bytes(small: Path) -> None:
         score = validate(trainer.model, trainer.validation, micro_batch, ALONE)
         assert score.loss == pytest.approx(float(nats) / (20 * 64), rel=1e-5)
         assert score.bits_per_byte == pytest.approx(float(nats) / math.log(2) / len(text), rel=1e-5)
-    assert gzip_bits_per_byte(rows, trainer.tokenizer) == 8 * len(gzip.compress(text, 9)) / len(text)
+
+
+def test_gzip_gets_the_sources_in_the_rows_proportion(small: Path) -> None:
+    recipe, store = recipe_of(small, 20), TokenStore.open(small / "store")
+    tokenizer = Tokenizer.load(recipe.tokenizer)
+    bits = size = 0.0
+    for name, rows in validation_rows(recipe, store).items():
+        documents = [tokenizer.decode(ids[1:-1].tolist()) for ids in store[f"{name}/validation"].documents()]
+        text = "".join(documents).encode()
+        share = len(target_bytes(rows, tokenizer))
+        bits, size = bits + share * 8 * len(gzip.compress(text, 9)) / len(text), size + share
+    assert gzip_bits_per_byte(recipe, store, tokenizer) == pytest.approx(bits / size)
+
+
+def test_a_source_with_too_little_held_out_is_named_and_the_others_are_validated(small: Path) -> None:
+    recipe = Recipe.load(small / "recipe.yaml", {"train.sequence_length": 128})
+    store = TokenStore.open(small / "store")
+    store.splits["lines/validation"].ends[-1] = 100  # as if 100 tokens were held out
+    assert unvalidated(recipe, store) == ["lines"]
+    assert list(validation_rows(recipe, store)) == ["modules"]

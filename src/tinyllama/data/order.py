@@ -42,6 +42,8 @@ def sequences(recipe: Recipe, store: TokenStore, step: int) -> NDArray[np.void]:
     `source` counts the recipe's sources in their order; sequence `index` starts at token index x sequence_length.
     Raises InputError where a source has less than one sequence.
     """
+    if step < 0:
+        raise ValueError(f"step {step}: steps count from 0")
     counts = [_num_sequences(recipe, store, name) for name in recipe.data.sources]
     return rows_of_step(
         recipe.seed, list(recipe.data.sources), counts, mixes(recipe), recipe.train.batch_sequences, step

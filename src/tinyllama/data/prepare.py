@@ -5,9 +5,12 @@ recipe; it writes its own shard and then a receipt. Workers only take tasks, so 
 with a receipt is never done again.
 """
 
+import ctypes
 import hashlib
 import os
+import platform
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,15 +20,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import multiprocess
 import orjson
 from datatrove.data import Document
 from datatrove.executor.local import LocalPipelineExecutor
 from loguru import logger
 
 from tinyllama.data.sources import InputFile, Reject, list_files, read_rows
-from tinyllama.data.store import FORMAT_VERSION, ShardWriter, TokenStore
+from tinyllama.data.store import FORMAT_VERSION, WORK, ShardWriter, TokenStore
 from tinyllama.errors import InputError
-from tinyllama.files import read_json, sha256_of, write_atomically, write_json
+from tinyllama.files import alone_in, read_json, sha256_of, write_atomically, write_json
 from tinyllama.progress import track_count
 from tinyllama.recipe import Recipe, Source, flatten
 from tinyllama.tokenizer import Tokenizer
@@ -68,12 +72,14 @@ def prepare(recipe: Recipe) -> TokenStore:
     tokenizer = Tokenizer.load(recipe.tokenizer)
     tasks = [task for name, source in recipe.data.sources.items() for task in _tasks(name, source, recipe)]
     plan = {"settings": _settings(recipe, tokenizer), "inputs": _inputs(tasks)}
-    if (store / "manifest.json").is_file():
-        _same_or_refuse(store, plan)
-        return TokenStore.open(store)
-    _begin(store, plan)
-    _run(recipe, tasks)
-    _finish(store, recipe, tasks, plan)
+    with alone_in(store.parent, f"{store.name}.lock", f"{store}: another process is preparing this store"):
+        if (store / "manifest.json").is_file():
+            _same_or_refuse(store, plan)
+        else:
+            _begin(store, plan)
+            _forget_changed(recipe, tasks)
+            _run(recipe, tasks)
+            _finish(store, recipe, tasks, plan)
     return TokenStore.open(store)
 
 
@@ -131,11 +137,33 @@ def _same_or_refuse(store: Path, plan: dict[str, Any]) -> None:
     if inputs != plan["inputs"]:
         changed = sorted(dict(inputs.items() ^ plan["inputs"].items()))[0]
         raise InputError(f"{store}: {changed} has changed, come or gone since it was made; choose another store")
+    for split in TokenStore.open(store).splits.values():
+        for shard in split.manifest["shards"]:
+            if changed := changed_since(store / "manifest.json", shard["inputs"]):
+                raise InputError(f"{store}: {changed} has changed since it was made; choose another store")
+
+
+def changed_since(record: Path, inputs: list[dict[str, Any]]) -> str | None:
+    """The first input written after `record` whose bytes are not the recorded ones any more; None where all are."""
+    written = record.stat().st_mtime
+    for entry in inputs:
+        path = Path(entry["path"])
+        if path.stat().st_mtime >= written and sha256_of(path) != entry["sha256"]:
+            return str(entry["path"])
+    return None
+
+
+def _forget_changed(recipe: Recipe, tasks: list[Task]) -> None:
+    """Have a task done again whose files have changed since an interrupted run did it."""
+    for rank in range(len(tasks)):
+        receipt = _receipt(recipe, rank)
+        if receipt.is_file() and changed_since(receipt, read_json(receipt)["inputs"]):
+            receipt.unlink()
 
 
 def _begin(store: Path, plan: dict[str, Any]) -> None:
     """Lay down the plan; keep what an interrupted run of the same plan finished, and clear away the rest."""
-    work = store / "work"
+    work = store / WORK
     begun = read_json(work / "plan.json") if (work / "plan.json").is_file() else None
     if begun == plan:
         (work / "failure").unlink(missing_ok=True)
@@ -153,7 +181,7 @@ def _begin(store: Path, plan: dict[str, Any]) -> None:
 
 def _run(recipe: Recipe, tasks: list[Task]) -> None:
     store = Path(recipe.data.store)
-    work = store / "work"
+    work = store / WORK
     workers = min(len(tasks), os.cpu_count() or 1) if recipe.data.workers == "auto" else recipe.data.workers
     ledger = Ledger()
     executor = LocalPipelineExecutor(
@@ -163,6 +191,9 @@ def _run(recipe: Recipe, tasks: list[Task]) -> None:
         logging_dir=str(work / "log"),
         skip_completed=False,  # a receipt is the only proof of a finished task
     )
+    os.register_at_fork(
+        after_in_child=_die_with_parent
+    )  # datatrove forks a process for its queue, and says nothing to it
     with track_count("preparing", len(tasks), "tasks", lambda: len(list(work.glob("receipt-*.json")))):
         executor.run()
     if (work / "failure").is_file():
@@ -170,15 +201,17 @@ def _run(recipe: Recipe, tasks: list[Task]) -> None:
 
 
 def _receipt(recipe: Recipe, rank: int) -> Path:
-    return Path(recipe.data.store) / "work" / f"receipt-{rank:06d}.json"
+    return Path(recipe.data.store) / WORK / f"receipt-{rank:06d}.json"
 
 
 def _skipped(recipe: Recipe, rank: int) -> bool:
-    return _receipt(recipe, rank).is_file() or (Path(recipe.data.store) / "work" / "failure").is_file()
+    return _receipt(recipe, rank).is_file() or (Path(recipe.data.store) / WORK / "failure").is_file()
 
 
 def _read(recipe: Recipe, tasks: list[Task], ledger: Ledger, data: Any, rank: int, world: int) -> Iterator[Document]:
     """Pipeline step: the documents of task `rank`."""
+    if multiprocess.parent_process() is not None:
+        _die_with_parent()
     if _skipped(recipe, rank):
         return
     source = recipe.data.sources[tasks[rank].source]
@@ -191,6 +224,12 @@ def _read(recipe: Recipe, tasks: list[Task], ledger: Ledger, data: Any, rank: in
                     ledger.rejects.append(orjson.dumps({"file": file, "row": row.row, "reason": row.reason}))
             else:
                 yield Document(text=row.text, id=f"{file}:{row.row}")
+
+
+def _die_with_parent() -> None:
+    """On Linux, have the kernel end this process once its parent is gone: none works on beside the next run."""
+    if platform.system() == "Linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG, see prctl(2)
 
 
 def _write(recipe: Recipe, tasks: list[Task], ledger: Ledger, data: Iterator[Document], rank: int, world: int) -> None:
@@ -213,7 +252,7 @@ def _write(recipe: Recipe, tasks: list[Task], ledger: Ledger, data: Iterator[Doc
             },
         )
     except (InputError, OSError) as error:
-        with write_atomically(Path(recipe.data.store) / "work" / "failure") as file:
+        with write_atomically(Path(recipe.data.store) / WORK / "failure") as file:
             advice = "" if isinstance(error, InputError) else f"{recipe.data.store}: run prepare again once mended: "
             file.write(f"{advice}{error}".encode())
 
@@ -271,7 +310,7 @@ def _finish(store: Path, recipe: Recipe, tasks: list[Task], plan: dict[str, Any]
             raise InputError(f"data.sources.{name}: no document left to train on ({_spell(reasons)}); see its path")
         manifest["sources"][name] = {**manifest["sources"][name], "splits": splits}
     write_json(store / "manifest.json", manifest)
-    shutil.rmtree(store / "work")
+    shutil.rmtree(store / WORK)
 
 
 def _finish_split(folder: Path, split: str, own: list[tuple[Task, dict[str, Any]]]) -> dict[str, Any] | None:

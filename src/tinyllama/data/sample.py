@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tinyllama.data.sources import InputFile, Row, list_files, read_rows
+from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe, Source
 from tinyllama.tokenizer_training import train_tokenizer
 
@@ -18,8 +19,13 @@ _BYTES_PER_DISK_BYTE = 4
 
 
 def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -> Path:
-    """Train a Llama-style BPE on a sample of the recipe's sources; write and return the recipe's tokenizer folder."""
+    """Train a Llama-style BPE on a sample of the recipe's sources; write and return the recipe's tokenizer folder.
+
+    Raises InputError where that folder is there already: a store or a run may rely on it.
+    """
     folder = Path(recipe.tokenizer)
+    if folder.exists():
+        raise InputError(f"tokenizer: {folder} is there already; name another folder in the recipe, or delete it")
     train_tokenizer(sample_texts(recipe, sample_bytes), vocab_size).save(folder, recipe.model.context)
     return folder
 
@@ -31,7 +37,7 @@ def sample_texts(recipe: Recipe, sample_bytes: int) -> Iterator[str]:
         files = [file for file in list_files(name, source) if file.split == "train"]
         chosen = files[:: -(-len(files) // _MOST_FILES)]
         disk_bytes = sum(file.path.stat().st_size for file in chosen)
-        share = min(1.0, sample_bytes * source.weight / weights / (disk_bytes * _BYTES_PER_DISK_BYTE))
+        share = min(1.0, sample_bytes * source.weight / weights / max(1, disk_bytes * _BYTES_PER_DISK_BYTE))
         for file in chosen:
             yield from _sample_file(file, source, share, recipe.data.holdout)
 

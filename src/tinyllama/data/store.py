@@ -19,6 +19,8 @@ from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of, write_atomically
 
 FORMAT_VERSION = 1
+WORK = ".work"
+"""Where `prepare` keeps what is under way; no source can be called so."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Split:
         fields = Shard.__dataclass_fields__
         self.shards = [Shard(**{key: shard[key] for key in fields}) for shard in manifest["shards"]]
         self.manifest = manifest
+        for shard in self.shards:
+            _check_size(folder / shard.file, shard.tokens * dtype.itemsize)
         self.ends = np.cumsum([0] + [shard.tokens for shard in self.shards])
 
     @property
@@ -148,7 +152,7 @@ class TokenStore:
         """Open a store. Raises InputError where there is none, or only a half-written one."""
         path = Path(folder)
         if not (path / "manifest.json").is_file():
-            state = "is not finished" if (path / "work").exists() else "is not there"
+            state = "is not finished" if (path / WORK).exists() else "is not there"
             raise InputError(f"{folder}: the token store {state}; run `tinyllama prepare` with this recipe")
         manifest = read_json(path / "manifest.json")
         if manifest.get("format_version") != FORMAT_VERSION:
@@ -189,6 +193,13 @@ class TokenStore:
 
 def _documents(tokens_file: str) -> str:
     return tokens_file.removesuffix(".tokens") + ".documents"
+
+
+def _check_size(path: Path, expected_bytes: int) -> None:
+    found = path.stat().st_size if path.is_file() else None
+    if found != expected_bytes:
+        state = "is missing" if found is None else f"has {found} bytes instead of {expected_bytes}"
+        raise InputError(f"{path}: {state}; restore it, or delete the store and prepare it again")
 
 
 def _file_problems(path: Path, sha256: str) -> Iterator[str]:

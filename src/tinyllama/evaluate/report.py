@@ -1,11 +1,14 @@
 """What `tinyllama evaluate` does with scores: keeps them beside the model and shows them beside the baselines."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from tinyllama.evaluate.baselines import PUBLISHED
 from tinyllama.evaluate.scores import Evaluation, evaluate
+from tinyllama.files import read_json
 from tinyllama.model.loading import locate
 from tinyllama.release import update_card
 
@@ -16,10 +19,23 @@ def evaluate_and_save(source: str, tasks: Sequence[str], limit: int | None, prec
     folder = locate(source).folder
     is_release = (folder.parent / "release.json").is_file()
     path = (folder.parent if is_release else folder) / "evaluation.json"
-    evaluation.save(path)
+    _with_earlier(evaluation, path).save(path)
     if is_release:
         update_card(folder.parent)
     return "\n".join([*table(evaluation), f"saved: {path}"])
+
+
+def _with_earlier(evaluation: Evaluation, path: Path) -> Evaluation:
+    """The scores beside those that the same weights already have for other tasks."""
+    earlier = read_json(path) if path.is_file() else {}
+    if (earlier.get("step"), earlier.get("precision")) != (evaluation.step, evaluation.precision):
+        return evaluation
+    return replace(
+        evaluation,
+        rows=earlier["rows"] | evaluation.rows,
+        coverage=earlier["coverage"] | evaluation.coverage,
+        data=earlier["data"] | evaluation.data,
+    )
 
 
 def table(evaluation: Evaluation) -> Iterator[str]:

@@ -23,8 +23,13 @@ def generate(
     """Yield up to `max_new_tokens` ids that continue `prompt`; ends at `stop_id` or at the end of the context.
 
     Temperature 0 takes the likeliest token; otherwise draws from the `top_k` likeliest at that temperature.
-    Raises InputError where the prompt is empty or fills the context.
+    Raises InputError where the prompt is empty or fills the context, or an option is out of its range.
     """
+    if not (0 <= temperature < float("inf")) or (top_k is not None and top_k < 1) or max_new_tokens < 1:
+        raise InputError(
+            f"temperature {temperature}, top_k {top_k}, max_new_tokens {max_new_tokens}: "
+            "give a temperature from 0 up, and a top_k and max_new_tokens from 1 up"
+        )
     room = model.shape.context - len(prompt)
     if not prompt or room <= 0:
         raise InputError(
@@ -68,9 +73,11 @@ def complete(
     tokens = generate(
         model, ids, max_new_tokens, temperature=temperature, top_k=top_k, stop_id=tokenizer.eos_id, seed=seed
     )
-    yield prompt
-    said = prompt
+    said = ""
     for token in tokens:
+        if not said:
+            yield prompt  # only now is it sure that there is something to add to
+            said = prompt
         ids.append(token)
         text = tokenizer.decode(ids[len(start) :])
         if not text.endswith("\ufffd"):  # bytes of a character that is not whole yet

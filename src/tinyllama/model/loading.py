@@ -1,6 +1,7 @@
 """A model and its tokenizer from wherever they lie: a run, one of its checkpoints, a release, a Hugging Face folder.
 
-Reads a checkpoint's DCP files or a folder's safetensors, never a pickle. Weights come in float32.
+Reads a folder's safetensors and nothing else of a stranger's. A run's own checkpoints are DCP's, whose metadata is a
+pickle: their hashes are checked first, but whoever may write them may run code. Weights come in float32.
 """
 
 from dataclasses import dataclass
@@ -92,7 +93,11 @@ def _from_folder(folder: Path, precision: torch.dtype) -> Llama:
         raise InputError(f"{folder}/config.json: not a Llama's configuration ({error!r}); only Llamas load") from None
     with torch.device("meta"):
         model = Llama(shape, config["vocab_size"], precision)
-    model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
+    try:
+        model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"{folder}: the weights do not fit config.json ({reason}); fetch or make both again") from None
     return model.eval()
 
 

@@ -18,6 +18,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of, sync_directory, write_json
 
 COMMIT = "commit.json"
@@ -35,7 +36,7 @@ def step_of(folder: Path) -> int:
 
 def committed(run: Path) -> list[Path]:
     """Folders of all committed checkpoints, oldest first."""
-    return sorted((path.parent for path in (run / "checkpoints").glob(f"step-*/{COMMIT}")), key=step_of)
+    return sorted((path.parent for path in (run / "checkpoints").glob(f"step-[0-9]*/{COMMIT}")), key=step_of)
 
 
 def problems(folder: Path) -> list[str]:
@@ -88,7 +89,9 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
-    """Put a checkpoint's weights alone in place, in one process."""
+    """Put a checkpoint's weights alone in place, in one process. Raises InputError where a file is damaged."""
+    if damage := problems(folder):
+        raise InputError(f"{damage[0]}; take another checkpoint")
     weights = model.state_dict()
     with _quiet_alone():
         dcp.load({"model": weights}, checkpoint_id=folder, no_dist=True)
@@ -96,15 +99,17 @@ def load_weights(folder: Path, model: nn.Module) -> None:
 
 
 def retain(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` committed checkpoints, and what an interrupted save left behind.
-
-    The commit goes first, so that a checkpoint half deleted is not taken for whole.
-    """
+    """Delete all but the newest `keep` committed checkpoints, and what an interrupted save left behind."""
     newest = committed(run)[-keep:]
     for folder in (run / "checkpoints").glob("step-*"):
         if folder not in newest:
-            (folder / COMMIT).unlink(missing_ok=True)
-            shutil.rmtree(folder)
+            delete(folder)
+
+
+def delete(folder: Path) -> None:
+    """Delete a checkpoint, its commit first, so that one half deleted is not taken for whole."""
+    (folder / COMMIT).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def _is_alone() -> bool:

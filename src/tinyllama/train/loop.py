@@ -4,11 +4,9 @@ Reads the token store and the tokenizer, writes `runs/NAME/`. Nothing but the st
 after an interruption is loading the newest whole checkpoint and counting on.
 """
 
-import fcntl
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from tinyllama import hardware, plan
 from tinyllama.data.batches import batch_of_step, rank_slice
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
-from tinyllama.files import read_json, write_atomically
+from tinyllama.files import alone_in, read_json, write_atomically
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
 from tinyllama.progress import Bar
 from tinyllama.recipe import Recipe
@@ -31,7 +29,7 @@ from tinyllama.train.metrics import Journal, Tracker
 from tinyllama.train.optimizer import build_optimizer, clip_gradient, set_learning_rate
 from tinyllama.train.parallel import Ranks, join_ranks, shard, sum_over_ranks
 from tinyllama.train.schedule import learning_rate
-from tinyllama.train.validation import Validation, prepare_validation, validate
+from tinyllama.train.validation import Validation, prepare_validation, unvalidated, validate
 
 
 @dataclass
@@ -62,7 +60,7 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
     with join_ranks() as ranks, ExitStack() as stack:
         trainer = build(recipe, ranks)
         if ranks.is_first:
-            stack.enter_context(_alone_in(trainer.run))
+            stack.enter_context(alone_in(trainer.run, "lock", f"{trainer.run}: another process is training this run"))
         journal = Journal(trainer.run) if ranks.is_first else None
         first_step = _resume(trainer, journal, allow_change)
         if ranks.is_first:
@@ -90,8 +88,11 @@ def build(recipe: Recipe, ranks: Ranks) -> Trainer:
         _compile(model, ranks)
     optimizer = build_optimizer(model, recipe.train.optimizer)
     validation = prepare_validation(recipe, store, tokenizer)
-    if validation is None and ranks.is_first:
-        print(f"{recipe.data.store}: too little held out to validate on; see data.holdout", file=sys.stderr)
+    if ranks.is_first:
+        for name in unvalidated(recipe, store):
+            print(
+                f"{recipe.data.store}/{name}: too little held out to validate on; raise data.holdout", file=sys.stderr
+            )
     return Trainer(recipe, store, tokenizer, ranks, run_folder(recipe), model, optimizer, validation)
 
 
@@ -110,7 +111,7 @@ def train_step(trainer: Trainer, step: int) -> tuple[Tensor, Tensor]:
     rows = batch_of_step(trainer.recipe, trainer.store, step, ranks.rank, ranks.count).to(ranks.device)
     set_learning_rate(trainer.optimizer, _rate(trainer.recipe, step))
     total = torch.zeros((), device=ranks.device)
-    for part in rows.split(micro_batch_rows(len(rows), recipe.micro_batch_sequences)):
+    for part in rows.split(_pass_rows(trainer)):
         logits = trainer.model(part[:, :-1])
         nats = F.cross_entropy(logits.flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum")
         # FSDP means gradients over the ranks; the loss is a sum over them, hence the factor.
@@ -125,6 +126,11 @@ def train_step(trainer: Trainer, step: int) -> tuple[Tensor, Tensor]:
 def micro_batch_rows(rows: int, most: int) -> int:
     """The largest number up to `most` that divides a rank's rows: every pass has one shape, which is compiled once."""
     return next(count for count in range(min(rows, most), 0, -1) if rows % count == 0)
+
+
+def _pass_rows(trainer: Trainer) -> int:
+    recipe = trainer.recipe.train
+    return micro_batch_rows(recipe.batch_sequences // trainer.ranks.count, recipe.micro_batch_sequences)
 
 
 def _rate(recipe: Recipe, step: int) -> float:
@@ -142,7 +148,7 @@ def _train_on(trainer: Trainer, journal: Journal | None, first_step: int) -> Non
             row = meter.row(step, float(loss), float(norm))
             done = step + 1
             if trainer.validation and (done % recipe.train.validate_every_steps == 0 or done == steps):
-                score = validate(trainer.model, trainer.validation, recipe.train.micro_batch_sequences, trainer.ranks)
+                score = validate(trainer.model, trainer.validation, _pass_rows(trainer), trainer.ranks)
                 row |= {"validation_loss": score.loss, "validation_bits_per_byte": score.bits_per_byte}
                 meter.restart()
             if journal and bar and tracker:
@@ -212,16 +218,20 @@ def _save(trainer: Trainer, journal: Journal | None, step: int) -> None:
 
 def _resume(trainer: Trainer, journal: Journal | None, allow_change: bool) -> int:
     """Put the newest whole checkpoint in place and return the step to go on with, 0 without one."""
+    damaged: list[Path] = []
     for folder in reversed(checkpoint.committed(trainer.run)):
         step = checkpoint.step_of(folder)
         damage = checkpoint.problems(folder)
         if damage:
-            if journal:
+            if journal:  # its place among the newest belongs to what can be resumed from
+                print(f"{damage[0]}; going on from an older checkpoint", file=sys.stderr)
                 journal.event("checkpoint-damaged", step, problem=damage[0])
+                damaged.append(folder)
             continue
-        if not allow_change:
-            _refuse_change(trainer, read_json(folder / "state.json"), folder)
-        checkpoint.load(folder, trainer.model, trainer.optimizer)
+        _refuse_change(trainer, read_json(folder / "state.json"), folder, allow_change)
+        checkpoint.load(folder, trainer.model, trainer.optimizer)  # all ranks have looked at the others by now
+        for other in damaged:
+            checkpoint.delete(other)
         if journal:
             journal.cut_back(step)
             journal.event("resume", step, ranks=trainer.ranks.count)
@@ -232,7 +242,7 @@ def _resume(trainer: Trainer, journal: Journal | None, allow_change: bool) -> in
     return 0
 
 
-def _refuse_change(trainer: Trainer, state: dict[str, Any], folder: Path) -> None:
+def _refuse_change(trainer: Trainer, state: dict[str, Any], folder: Path, allow_change: bool) -> None:
     then, now = state["fields"], trainer.recipe.weight_fields()
     then |= {"data.store (its content)": state["store"], "tokenizer (its content)": state["tokenizer"]}
     now |= {
@@ -244,11 +254,10 @@ def _refuse_change(trainer: Trainer, state: dict[str, Any], folder: Path) -> Non
         for key in sorted(then | now)
         if then.get(key) != now.get(key)
     ]
-    if changed:
-        raise InputError(
-            f"{folder}: made by another recipe: {'; '.join(changed)}; "
-            "give the run another name, or --allow-change to go on with this recipe"
-        )
+    shape = [change for change in changed if change.startswith(("model.", "tokenizer "))]
+    if shape or (changed and not allow_change):
+        also = "" if shape else ", or --allow-change to go on with this recipe"
+        raise InputError(f"{folder}: made by another recipe: {'; '.join(changed)}; give the run another name{also}")
 
 
 def _write_run_folder(trainer: Trainer) -> None:
@@ -258,17 +267,3 @@ def _write_run_folder(trainer: Trainer) -> None:
     with write_atomically(trainer.run / "store.json") as file:
         file.write((trainer.store.folder / "manifest.json").read_bytes())
     trainer.tokenizer.save(trainer.run / "tokenizer", trainer.recipe.model.context)
-
-
-@contextmanager
-def _alone_in(run: Path) -> Iterator[None]:
-    """Hold the run's folder, so that two processes never train one run; a killed process lets go by itself."""
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{run}: another process is training this run; wait for it, or choose another name"
-            ) from None
-        yield

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tinyllama.errors import InputError
 from tinyllama.files import write_atomically
 from tinyllama.recipe import Recipe
 
@@ -23,12 +24,15 @@ PROJECT = "tinyllama"
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole rows of a jsonl file; a last line cut off by a crash is left out."""
+    """The whole rows of a jsonl file; a last line cut off by a crash is left out. InputError names a broken one."""
     if not path.is_file():
         return
-    for line in path.read_bytes().splitlines(keepends=True):
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if line.endswith(b"\n"):
-            yield json.loads(line)
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise InputError(f"{path}:{number}: not a row of JSON; mend or delete the line") from None
 
 
 class Journal:

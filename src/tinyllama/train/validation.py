@@ -38,33 +38,44 @@ class Score:
     bits_per_byte: float
 
 
-def validation_rows(recipe: Recipe, store: TokenStore) -> Tensor | None:
-    """The rows to validate on, shared out by the first mix; None where a source of it has no validation sequence.
+def unvalidated(recipe: Recipe, store: TokenStore) -> list[str]:
+    """Sources with a share of the mix whose validation split, if there is one, is shorter than one sequence."""
+    shares = zip(recipe.data.sources, mixes(recipe)[0].shares, strict=True)
+    return [name for name, share in shares if share and not _num_held_out(recipe, store, name)]
 
-    They lie evenly over each source's validation split, or are all of it.
+
+def _num_held_out(recipe: Recipe, store: TokenStore, name: str) -> int:
+    split = f"{name}/validation"
+    return store[split].num_sequences(recipe.train.sequence_length) if split in store else 0
+
+
+def validation_rows(recipe: Recipe, store: TokenStore) -> dict[str, Tensor]:
+    """The rows to validate on, int64 [rows, sequence_length + 1] a source, shared out by the first mix.
+
+    They lie evenly over each source's validation split, or are all of it; a source that has none is not there.
     """
     length = recipe.train.sequence_length
-    names = [name for name, share in zip(recipe.data.sources, mixes(recipe)[0].shares, strict=True) if share]
-    shares = [float(share) for share in mixes(recipe)[0].shares if share]
-    splits = [store[f"{name}/validation"] for name in names if f"{name}/validation" in store]
-    counts = [split.num_sequences(length) for split in splits]
-    if len(splits) < len(names) or not all(counts):
-        return None
-    total = min(
-        recipe.train.validation_sequences,
-        *(count / share for count, share in zip(counts, shares, strict=True)),
-    )
-    rows = []
-    for split, count, share in zip(splits, counts, shares, strict=True):
-        chosen = max(1, math.floor(total * share + 1e-9))
-        rows += [read_sequence(split, i * count // chosen, length) for i in range(chosen)]
-    return stack(rows)
+    weights = dict(zip(recipe.data.sources, mixes(recipe)[0].shares, strict=True))
+    counts = {name: _num_held_out(recipe, store, name) for name, share in weights.items() if share}
+    counts = {name: count for name, count in counts.items() if count}
+    whole = sum(weights[name] for name in counts)
+    shares = {name: float(weights[name] / whole) for name in counts}
+    total = min([recipe.train.validation_sequences, *(counts[name] / shares[name] for name in counts)])
+    rows = {}
+    for name, count in counts.items():
+        chosen = max(1, math.floor(total * shares[name] + 1e-9))
+        split = store[f"{name}/validation"]
+        rows[name] = stack([read_sequence(split, i * count // chosen, length) for i in range(chosen)])
+    return rows
 
 
 def prepare_validation(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> Validation | None:
     """Read the validation rows and count the bytes of their targets; None where there are none."""
-    rows = validation_rows(recipe, store)
-    return None if rows is None else Validation(rows, len(target_bytes(rows, tokenizer)))
+    by_source = validation_rows(recipe, store)
+    if not by_source:
+        return None
+    rows = torch.cat(list(by_source.values()))
+    return Validation(rows, len(target_bytes(rows, tokenizer)))
 
 
 def target_bytes(rows: Tensor, tokenizer: Tokenizer) -> bytes:
@@ -75,14 +86,23 @@ def target_bytes(rows: Tensor, tokenizer: Tokenizer) -> bytes:
         for before, token in itertools.pairwise(row):
             piece = pieces[token]
             # The space that SentencePiece puts before a document is not the document's.
-            text += piece[1:] if before == tokenizer.bos_id and piece[:1] == b" " else piece
+            text += piece[1:] if before in (tokenizer.bos_id, tokenizer.eos_id) and piece[:1] == b" " else piece
     return bytes(text)
 
 
-def gzip_bits_per_byte(rows: Tensor, tokenizer: Tokenizer) -> float:
-    """What `gzip -9` needs for the same text as one stream: bits a byte."""
-    text = target_bytes(rows, tokenizer)
-    return 8 * len(gzip.compress(text, compresslevel=9)) / len(text)
+def gzip_bits_per_byte(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> float:
+    """What `gzip -9` needs for the validation documents: bits a byte, the sources in the rows' proportion.
+
+    gzip gets each source's whole documents as one stream, so it loses nothing where a row is cut.
+    """
+    bits = size = 0.0
+    for name, rows in validation_rows(recipe, store).items():
+        split = store[f"{name}/validation"]
+        whole = torch.from_numpy(split.read(0, split.num_tokens).astype("int64"))[None]
+        text, share = target_bytes(whole, tokenizer), len(target_bytes(rows, tokenizer))
+        bits += share * 8 * len(gzip.compress(text, compresslevel=9)) / len(text)
+        size += share
+    return bits / size
 
 
 @torch.no_grad()
