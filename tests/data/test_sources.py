@@ -127,6 +127,12 @@ def test_text_and_csv_are_read_too(tmp_path: Path) -> None:
     assert list(read_rows(path, source("csv", path, text="body"))) == [Row(0, "two\nlines"), Reject(1, "empty body")]
 
 
+def test_a_csv_cut_inside_quotes_raises_with_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", b'text\nwhole\n"cut in the mid')
+    with pytest.raises(InputError, match=r"a.csv: cannot be read to its end"):
+        list(read_rows(path, source("csv", path)))
+
+
 def test_folders_and_globs_list_in_sorted_order_and_nothing_is_an_error(tmp_path: Path) -> None:
     for name in ("b", "a", "c/d"):
         write(tmp_path / f"{name}.jsonl", lines({"text": name}))

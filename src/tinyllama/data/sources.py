@@ -167,7 +167,7 @@ def _csv(path: Path, column: str) -> Iterator[Row | Reject]:
     csv.field_size_limit(1 << 31)
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file)
+            rows = csv.DictReader(file, strict=True)  # a file cut inside quotes is an error
             if column not in (rows.fieldnames or ()):
                 raise InputError(f"{path}: no column {column!r} (it has {', '.join(rows.fieldnames or ())})")
             for number, fields in enumerate(rows):
