@@ -24,7 +24,7 @@ def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -
     Raises InputError where that folder is there already: a store or a run may rely on it.
     """
     folder = Path(recipe.tokenizer)
-    if folder.exists():
+    if (folder / "tokenizer.json").exists():  # written last: without it the folder is an interrupted run's
         raise InputError(f"tokenizer: {folder} is there already; name another folder in the recipe, or delete it")
     train_tokenizer(sample_texts(recipe, sample_bytes), vocab_size).save(folder, recipe.model.context)
     return folder
