@@ -47,7 +47,7 @@ def test_token_counts_read_as_people_write_them(text: object, tokens: int) -> No
         ({"data.workers": "x"}, "data.workers: 'x'", "valid integer"),
         ({"data.sources.slimpajama.wight": 1}, "data.sources.slimpajama.wight", "did you mean weight?"),
         ({"data.sources.slimpajama.format": "json"}, "data.sources.slimpajama.format", "'jsonl'"),
-        ({"data.stages": [{"from_tokens": 0, "weights": {"x": 1}}]}, "'x'", "data.sources lacks"),
+        ({"data.stages": [{"from_tokens": 0, "weights": {"x": 1}}]}, "'x'", "sources lacks"),
         ({"model.heads": 7}, "heads 7", "do not divide dim"),
         ({"model.kv_heads": 3}, "kv_heads 3", "do not divide heads"),
         ({"train.sequence_length": 4096}, "train.sequence_length 4096", "make it shorter"),

@@ -4,119 +4,24 @@ Everything that a stage needs stands in the recipe, with its unit in its name or
 the fields that change the weights beyond rounding, so a run can say whether it still is the run it was.
 """
 
-import difflib
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 
 from tinyllama.errors import InputError
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-
-
-def parse_tokens(value: object) -> object:
-    """Read a count of tokens: `3T`, `105B`, `20M`, `512K`, `2e6`, or a plain number."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"([0-9_]*\.?[0-9]+(?:e[0-9]+)?)\s*([KMBT]?)", value.strip(), re.IGNORECASE)
-    if not match:
-        raise ValueError("is not a count of tokens such as 3T, 105B, 20M or 2e6")
-    count = float(match[1]) * _UNITS[match[2].upper()]
-    if count > 1e18:
-        raise ValueError("is more than 1e18 tokens; give fewer")
-    return round(count)
+from tinyllama.recipe_data import Data
+from tinyllama.recipe_errors import first_problem
+from tinyllama.recipe_fields import Count, Part, Positive, Share, Tokens
 
 
-Tokens = Annotated[int, BeforeValidator(parse_tokens), Field(gt=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(gt=0)]
-Positive = Annotated[float, Field(gt=0)]
-SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_number_is_true_or_false(cls, value: object, info: ValidationInfo) -> object:
-        # pydantic would read `layers: true` as one layer.
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("is true or false; give a value")
-        return value
-
-
-class Source(_Part):
-    """One data set and its share of the mix."""
-
-    format: Literal["slimpajama", "starcoderdata", "jsonl", "parquet", "text", "csv"]
-    """How its files are read."""
-    path: str
-    """Folder, file or glob; a folder is read with everything below it, in sorted order."""
-    weight: Positive
-    """Share of every batch, relative to the other sources' weights."""
-    text: str = "text"
-    """Field or column that holds a document (jsonl, parquet, csv)."""
-    exclude: tuple[str, ...] = ()
-    """Subsets left out: SlimPajama's `redpajama_set_name`, Starcoderdata's languages."""
-    languages: tuple[str, ...] = ()
-    """Starcoderdata's languages to read; none named means all."""
-
-
-class Markers(_Part):
-    """What stands around each document in the token store."""
-
-    start: bool = True
-    """Put `<s>` before each document."""
-    end: bool = True
-    """Put `</s>` after each document."""
-
-
-class Stage(_Part):
-    """A mix that holds from a token count on."""
-
-    from_tokens: Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
-    """Tokens seen when the mix begins; it takes effect at the next step boundary."""
-    weights: dict[str, Annotated[float, Field(ge=0)]]
-    """Share of each source; a source that is not named has none."""
-
-
-class Data(_Part):
-    """Where the text comes from and where its tokens go."""
-
-    store: str
-    """Folder of the token store: `prepare` writes it, `train` reads it."""
-    workers: Count | Literal["auto"] = "auto"
-    """Processes that prepare; never changes the bytes. `auto`: one a core."""
-    sources: dict[SourceName, Source] = Field(min_length=1)
-    """The data sets, by name: letters, digits, `_` and `-`; each has a folder of that name in the store."""
-    stages: tuple[Stage, ...] = ()
-    """Mixes that replace the sources' weights from a token count on, in rising order."""
-    document: Markers = Markers()
-    """Markers around each document."""
-    holdout: Share = 0.0005
-    """Share of documents kept for validation where a source has no such split; by content hash."""
-
-
-class Model(_Part):
+class Model(Part):
     """The network's shape: Llama 2's."""
 
     dim: Count
@@ -154,7 +59,7 @@ class Model(_Part):
         return self
 
 
-class Optimizer(_Part):
+class Optimizer(Part):
     """AdamW; weight decay on matrices only."""
 
     name: Literal["adamw"] = "adamw"
@@ -169,7 +74,7 @@ class Optimizer(_Part):
     """Largest global norm of the gradient."""
 
 
-class Schedule(_Part):
+class Schedule(Part):
     """The learning rate over the run: warm-up, then cosine; or warm-up, stable, decay (WSD)."""
 
     name: Literal["cosine", "wsd"] = "cosine"
@@ -182,7 +87,7 @@ class Schedule(_Part):
     """WSD only: the share of all steps over which it falls at the end."""
 
 
-class Train(_Part):
+class Train(Part):
     """How the model is trained."""
 
     tokens: Tokens
@@ -217,7 +122,7 @@ class Train(_Part):
         return -(-self.tokens // self.batch_tokens)
 
 
-class Checkpoint(_Part):
+class Checkpoint(Part):
     """When the run can be picked up again."""
 
     every_steps: Count = 1000
@@ -226,7 +131,7 @@ class Checkpoint(_Part):
     """Newest checkpoints that are kept."""
 
 
-class Release(_Part):
+class Release(Part):
     """What a release is scored on."""
 
     tasks: tuple[str, ...] = ("hellaswag",)
@@ -235,14 +140,14 @@ class Release(_Part):
     """Items a task at most: the first in the task's order; null means all."""
 
 
-class Track(_Part):
+class Track(Part):
     """Where the metrics go besides metrics.jsonl."""
 
     trackio: bool = True
     """Log to trackio, in a folder beside the run."""
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """Everything that a run is."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -271,14 +176,6 @@ class Recipe(_Part):
                 f"train.sequence_length {self.train.sequence_length} is longer than "
                 f"model.context {self.model.context}; make it shorter"
             )
-        starts = [stage.from_tokens for stage in self.data.stages]
-        if starts != sorted(set(starts)):
-            raise ValueError(f"data.stages begin at {starts}; put them in rising order")
-        for stage in self.data.stages:
-            for name in stage.weights.keys() - self.data.sources.keys():
-                raise ValueError(f"data.stages name a source {name!r} that data.sources lacks")
-            if not sum(stage.weights.values()):
-                raise ValueError("data.stages has a stage whose weights sum to nothing")
         return self
 
     @classmethod
@@ -295,7 +192,7 @@ class Recipe(_Part):
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            raise InputError(f"{path}: {_first_problem(error)}") from None
+            raise InputError(f"{path}: {first_problem(error, cls)}") from None
 
     def to_yaml(self) -> str:
         """The whole recipe as YAML, defaults included."""
@@ -315,7 +212,7 @@ class Recipe(_Part):
 
 # Neither where things lie nor how the work is cut up, watched or kept changes what is learnt.
 _NEUTRAL = re.compile(
-    r"name$|tokenizer$|data\.(store|workers|sources\.[^.]+\.path)$|checkpoint\.|release\.|track\."
+    r"name$|tokenizer$|data\.(store|workers|executor|slurm.*|sources\.[^.]+\.path)$|checkpoint\.|release\.|track\."
     r"|train\.(micro_batch_sequences|compile|validate_every_steps|validation_sequences)$"
 )
 
@@ -335,9 +232,23 @@ def _find(source: str) -> Path:
     raise InputError(f"{source}: no such recipe; give a YAML file or one of {', '.join(bundled_recipes())}")
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a name given twice is an error: of two sources with one name, one would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} stands here a second time; rename or delete one", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        fields = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}" if mark else ""
@@ -365,39 +276,3 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
-
-
-# pydantic names the arm of a union that failed, such as data.workers.constrained-int, which is no field.
-_UNION_ARM = re.compile(r"^(constrained-int|literal\[.*)$")
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    place = [str(part) for part in problem["loc"] if not _UNION_ARM.search(str(part))]
-    dotted = ".".join(place)
-    if problem["type"] == "extra_forbidden":
-        return f"{dotted}: unknown field; {_nearest(place)}"
-    if problem["type"] == "missing":
-        return f"{dotted}: missing; add it"
-    message = problem["msg"].removeprefix("Value error, ")
-    if not dotted or isinstance(problem["input"], dict):
-        return f"{dotted}: {message}" if dotted else message
-    return f"{dotted}: {problem['input']!r} {_predicate(message)}"
-
-
-def _predicate(message: str) -> str:
-    """Turn pydantic's "Input should be …, unable to …" into the end of a sentence about the value."""
-    message = message.split(", unable to", maxsplit=1)[0].replace("Input should be", "should be")
-    return message[0].lower() + message[1:]
-
-
-def _nearest(place: list[str]) -> str:
-    part: Any = Recipe
-    for name in place[:-1]:
-        if hasattr(part, "model_fields"):
-            part = part.model_fields[name].annotation
-        else:  # a name in a dict of parts, or a place in a tuple of them
-            part = next(inner for inner in get_args(part) if hasattr(inner, "model_fields"))
-    known = list(part.model_fields)
-    close = difflib.get_close_matches(place[-1], known, n=1)
-    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"

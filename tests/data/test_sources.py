@@ -13,7 +13,7 @@ import zstandard
 
 from tinyllama.data.sources import Reject, Row, list_files, read_rows
 from tinyllama.errors import InputError
-from tinyllama.recipe import Source
+from tinyllama.recipe_data import Source
 
 
 def source(format: str, path: Path, **more: Any) -> Source:
@@ -100,7 +100,7 @@ def test_starcoderdata_reads_the_languages_that_the_recipe_names(tmp_path: Path)
         pyarrow.parquet.write_table(table, tmp_path / language / "train-00000-of-00001.parquet")
     all_but_go = source("starcoderdata", tmp_path, exclude=["go"])
     assert [file.path.parent.name for file in list_files("star", all_but_go)] == ["c", "python"]
-    only_go = source("starcoderdata", tmp_path, languages=["go"])
+    only_go = source("starcoderdata", tmp_path, include=["go"])
     files = list_files("star", only_go)
     assert [file.path.parent.name for file in files] == ["go"]
     assert list(read_rows(files[0].path, only_go)) == [Row(0, "go 1"), Reject(1, "no content"), Row(2, "go 2")]

@@ -26,12 +26,14 @@ from datatrove.data import Document
 from datatrove.executor.local import LocalPipelineExecutor
 from loguru import logger
 
+from tinyllama.data.shards import ShardWriter
 from tinyllama.data.sources import InputFile, Reject, list_files, read_rows
-from tinyllama.data.store import FORMAT_VERSION, WORK, ShardWriter, TokenStore
+from tinyllama.data.store import FORMAT_VERSION, WORK, TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import alone_in, read_json, sha256_of, write_atomically, write_json
 from tinyllama.progress import track_count
-from tinyllama.recipe import Recipe, Source, flatten
+from tinyllama.recipe import Recipe, flatten
+from tinyllama.recipe_data import Source
 from tinyllama.tokenizer import Tokenizer
 
 _TASK_BYTES = 64 << 20

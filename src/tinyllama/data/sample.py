@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tinyllama.data.sources import InputFile, Row, list_files, read_rows
 from tinyllama.errors import InputError
-from tinyllama.recipe import Recipe, Source
+from tinyllama.recipe import Recipe
+from tinyllama.recipe_data import Source
 from tinyllama.tokenizer_training import train_tokenizer
 
 _MOST_FILES = 64

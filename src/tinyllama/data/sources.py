@@ -19,7 +19,7 @@ import pyarrow.parquet
 import zstandard
 
 from tinyllama.errors import InputError
-from tinyllama.recipe import Source
+from tinyllama.recipe_data import Source
 
 _SUFFIXES = {
     "slimpajama": (".jsonl.zst", ".jsonl.gz", ".jsonl"),
@@ -28,6 +28,7 @@ _SUFFIXES = {
     "parquet": (".parquet",),
     "text": (".txt",),
     "csv": (".csv",),
+    "huggingface": (".parquet",),
 }
 _CHUNK_BYTES = 1 << 20
 
@@ -85,7 +86,7 @@ def _placed(path: Path, root: Path, source: Source) -> InputFile | None:
         return None if parts[0] == "test" else InputFile(path, parts[0])
     if source.format == "starcoderdata":
         language = path.parent.name
-        if language in source.exclude or (source.languages and language not in source.languages):
+        if language in source.exclude or (source.include and language not in source.include):
             return None
     return InputFile(path, "train")
 
@@ -95,10 +96,10 @@ def read_rows(path: Path, source: Source) -> Iterator[Row | Reject]:
     readers: dict[str, Callable[[Path, Source], Iterator[Row | Reject]]] = {
         "slimpajama": _slimpajama,
         "starcoderdata": lambda path, source: _parquet(path, "content"),
-        "jsonl": lambda path, source: _jsonl(path, source.text),
-        "parquet": lambda path, source: _parquet(path, source.text),
+        "jsonl": lambda path, source: _jsonl(path, source.text or "text"),
+        "parquet": lambda path, source: _parquet(path, source.text or "text"),
         "text": lambda path, source: _text(path),
-        "csv": lambda path, source: _csv(path, source.text),
+        "csv": lambda path, source: _csv(path, source.text or "text"),
     }
     try:
         yield from readers[source.format](path, source)

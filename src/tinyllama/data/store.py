@@ -6,17 +6,16 @@ as one long array whatever its shards, so a sequence may run over a shard's end 
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyllama.errors import InputError
-from tinyllama.files import read_json, sha256_of, write_atomically
+from tinyllama.files import read_json, sha256_of
 
 FORMAT_VERSION = 1
 WORK = ".work"
@@ -33,49 +32,6 @@ class Shard:
     documents: int
     sha256: str
     documents_sha256: str
-
-
-class ShardWriter:
-    """Writes `00000.tokens` and `00000.documents`, which get their names only when both are whole and not empty."""
-
-    def __init__(self, folder: Path, number: int) -> None:
-        self.path = folder / f"{number:05d}.tokens"
-        self.tokens = self.documents = 0
-        self._hashes = hashlib.sha256(), hashlib.sha256()
-        self._stack = ExitStack()
-        self._files: tuple[IO[bytes], IO[bytes]]
-
-    def __enter__(self) -> "ShardWriter":
-        paths = (self.path, self.path.with_suffix(".documents"))
-        first, second = (self._stack.enter_context(write_atomically(path)) for path in paths)
-        self._files = first, second
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
-        if not self.documents:
-            for path in (self.path, self.path.with_suffix(".documents")):
-                path.unlink(missing_ok=True)
-
-    def write(self, tokens: Any) -> None:
-        """Append one document's tokens."""
-        self.tokens += len(tokens)
-        self.documents += 1
-        ends = self.tokens.to_bytes(8, "little")
-        for file, digest, data in zip(self._files, self._hashes, (tokens.data, ends), strict=True):
-            file.write(data)
-            digest.update(data)
-
-    def entry(self) -> dict[str, Any]:
-        """The shard's entry in its split's manifest."""
-        tokens, documents = (digest.hexdigest() for digest in self._hashes)
-        return {
-            "file": self.path.name,
-            "tokens": self.tokens,
-            "documents": self.documents,
-            "sha256": tokens,
-            "documents_sha256": documents,
-        }
 
 
 class Split:

@@ -16,7 +16,8 @@ from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of
 from tinyllama.model.loading import load_tokenizer
 from tinyllama.plan import num_parameters
-from tinyllama.recipe import Recipe, Source
+from tinyllama.recipe import Recipe
+from tinyllama.recipe_data import Source
 from tinyllama.train.checkpoint import COMMIT
 from tinyllama.train.metrics import read_rows
 

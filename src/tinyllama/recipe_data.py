@@ -1,0 +1,116 @@
+"""The `data` part of a recipe: sources, cleaning, mixes, markers, and where and how the token store is made."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from tinyllama.recipe_fields import Count, Part, Share, SourceName, parse_tokens
+
+Weight = Annotated[float, Field(ge=0)]
+TokenCount = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
+
+
+class Cleaning(Part):
+    """What is taken out of a source, by datatrove's blocks, in this order; nothing by default."""
+
+    deduplicate: Literal["exact", "minhash"] | None = None
+    """Keep the first of equal documents, or of near-equal ones (MinHash), among all sources that ask for the same."""
+    filters: tuple[Literal["gopher_repetition", "gopher_quality", "c4", "fineweb"], ...] = ()
+    """Quality filters, with their papers' thresholds."""
+    decontaminate: tuple[str, ...] = ()
+    """Evaluation tasks; a document that shares a run of `decontamination_words` words with one of their items goes."""
+    decontamination_words: Count = 13
+    """Length of such a run in words (13: Brown et al. 2020, appendix C)."""
+    language: str = "en"
+    """Whose rules cut text into words, as an ISO 639-1 code."""
+
+
+class Source(Part):
+    """One data set and its share of the mix."""
+
+    format: Literal["slimpajama", "starcoderdata", "jsonl", "parquet", "text", "csv", "huggingface"]
+    """How its files are read; `huggingface` is a data set's folder, as downloaded or as saved by `datasets`."""
+    path: str
+    """Folder, file, glob or fsspec URL (`s3://…`); a folder is read with everything below it, in sorted order."""
+    weight: Weight
+    """Share of every batch, relative to the other sources' weights."""
+    text: str | None = None
+    """Field or column that holds a document; `text` without it, and `content` in Starcoderdata."""
+    include: tuple[str, ...] = ()
+    """Subsets that are read (SlimPajama's `redpajama_set_name`, Starcoderdata's languages); none named means all."""
+    exclude: tuple[str, ...] = ()
+    """Subsets that are left out."""
+    clean: Cleaning = Cleaning()
+    """What is taken out of it."""
+
+
+class Markers(Part):
+    """What stands around each document in the token store."""
+
+    start: bool = True
+    """Put `<s>` before each document."""
+    end: bool = True
+    """Put `</s>` after each document."""
+
+
+class Stage(Part):
+    """A mix that holds from a token count on."""
+
+    from_tokens: TokenCount
+    """Tokens seen when the mix begins; it takes effect at the next step boundary."""
+    weights: dict[str, Weight]
+    """Share of each source; a source that is not named has none."""
+
+
+class Slurm(Part):
+    """What the jobs ask of a Slurm cluster."""
+
+    partition: str
+    """Where they run."""
+    time: str = "24:00:00"
+    """Longest time of one task."""
+    memory_gigabytes: Count = 4
+    """Memory of one task; a worker needs less than one."""
+    arguments: dict[str, str] = Field(default={})
+    """Other options of sbatch, such as `account`, without their dashes."""
+
+
+class Data(Part):
+    """Where the text comes from and where its tokens go."""
+
+    store: str
+    """Folder of the token store: `prepare` writes it, `train` reads it."""
+    workers: Count | Literal["auto"] = "auto"
+    """Tasks under way at a time; never changes the bytes. `auto`: one a core, or all that the cluster gives."""
+    executor: Literal["local", "slurm", "ray"] = "local"
+    """What runs the tasks of `prepare`: processes here, Slurm jobs, or a Ray cluster; never changes the bytes."""
+    slurm: Slurm | None = None
+    """What the jobs ask for, where `executor` is slurm."""
+    sources: dict[SourceName, Source] = Field(min_length=1)
+    """The data sets, by name: letters, digits, `_` and `-`; each has a folder of that name in the store."""
+    stages: tuple[Stage, ...] = ()
+    """Mixes that replace the sources' weights from a token count on, in rising order."""
+    document: Markers = Markers()
+    """Markers around each document."""
+    holdout: Share = 0.0005
+    """Share of documents kept for validation where a source has no such split; by content hash."""
+
+    @model_validator(mode="after")
+    def _mixes_are_whole(self) -> Self:
+        starts = [stage.from_tokens for stage in self.stages]
+        if starts != sorted(set(starts)):
+            raise ValueError(f"stages begin at {starts}; put them in rising order")
+        for stage in self.stages:
+            for name in stage.weights.keys() - self.sources.keys():
+                raise ValueError(f"stages name a source {name!r} that sources lacks; correct it")
+            if not sum(stage.weights.values()):
+                raise ValueError(f"the stage from {stage.from_tokens} tokens: its weights sum to nothing; raise one")
+        if not sum(source.weight for source in self.sources.values()):
+            raise ValueError("the sources' weights sum to nothing; raise one")
+        return self
+
+    @model_validator(mode="after")
+    def _executor_is_described(self) -> Self:
+        if self.executor == "slurm" and self.slurm is None:
+            raise ValueError("executor slurm needs data.slurm, with its partition; add it")
+        return self

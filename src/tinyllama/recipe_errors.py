@@ -1,0 +1,43 @@
+"""The first problem of a recipe as one line for the person who wrote it."""
+
+import difflib
+import re
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+# pydantic names the arm of a union that failed, such as data.workers.constrained-int, which is no field.
+_UNION_ARM = re.compile(r"^(constrained-int|literal\[.*)$")
+
+
+def first_problem(error: ValidationError, whole: type[BaseModel]) -> str:
+    """Place, value and remedy of the first thing that is wrong with a recipe, in one line; `whole` is its model."""
+    problem = error.errors()[0]
+    place = [str(part) for part in problem["loc"] if not _UNION_ARM.search(str(part))]
+    dotted = ".".join(place)
+    if problem["type"] == "extra_forbidden":
+        return f"{dotted}: unknown field; {_nearest(place, whole)}"
+    if problem["type"] == "missing":
+        return f"{dotted}: missing; add it"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not dotted or isinstance(problem["input"], dict):
+        return f"{dotted}: {message}" if dotted else message
+    return f"{dotted}: {problem['input']!r} {_predicate(message)}"
+
+
+def _predicate(message: str) -> str:
+    """Turn pydantic's "Input should be …, unable to …" into the end of a sentence about the value."""
+    message = message.split(", unable to", maxsplit=1)[0].replace("Input should be", "should be")
+    return message[0].lower() + message[1:]
+
+
+def _nearest(place: list[str], whole: type[BaseModel]) -> str:
+    part: Any = whole
+    for name in place[:-1]:
+        if hasattr(part, "model_fields"):
+            part = part.model_fields[name].annotation
+        else:  # a name in a dict of parts, or a place in a tuple of them
+            part = next(inner for inner in get_args(part) if hasattr(inner, "model_fields"))
+    known = list(part.model_fields)
+    close = difflib.get_close_matches(place[-1], known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"

@@ -1,0 +1,44 @@
+"""What the parts of a recipe are made of: frozen pydantic models and fields that name their unit."""
+
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def parse_tokens(value: object) -> object:
+    """Read a count of tokens: `3T`, `105B`, `20M`, `512K`, `2e6`, or a plain number."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9_]*\.?[0-9]+(?:e[0-9]+)?)\s*([KMBT]?)", value.strip(), re.IGNORECASE)
+    if not match:
+        raise ValueError("is not a count of tokens such as 3T, 105B, 20M or 2e6")
+    count = float(match[1]) * _UNITS[match[2].upper()]
+    if count > 1e18:
+        raise ValueError("is more than 1e18 tokens; give fewer")
+    return round(count)
+
+
+Tokens = Annotated[int, BeforeValidator(parse_tokens), Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
+SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class Part(BaseModel):
+    """A mapping of named fields; an unknown name is an error, and nothing changes once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_is_true_or_false(cls, value: object, info: ValidationInfo) -> object:
+        # pydantic would read `layers: true` as one layer.
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("is true or false; give a value")
+        return value
