@@ -10,7 +10,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from tinyllama.evaluate.baselines import PUBLISHED
-from tinyllama.recipe import Recipe, Schedule, Source
+from tinyllama.recipe import Recipe, Schedule
+from tinyllama.recipe_data import Source
 from tinyllama.release.lineage import EMBEDDED, PUBLIC
 from tinyllama.release.plots import short_count
 
