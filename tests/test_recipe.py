@@ -48,6 +48,15 @@ def test_token_counts_read_as_people_write_them(text: object, tokens: int) -> No
         ({"data.sources.slimpajama.wight": 1}, "data.sources.slimpajama.wight", "did you mean weight?"),
         ({"data.sources.slimpajama.format": "json"}, "data.sources.slimpajama.format", "'jsonl'"),
         ({"data.stages": [{"from_tokens": 0, "weights": {"x": 1}}]}, "'x'", "sources lacks"),
+        (
+            {"data.sources.slimpajama.weight": 0, "data.sources.starcoderdata.weight": 0},
+            "sources' weights",
+            "sum to nothing",
+        ),
+        ({"data.stages": [{"from_tokens": 0, "weights": {"slimpajama": 0}}]}, "from 0 tokens", "sum to nothing"),
+        ({"data.sources.slimpajama.weight": -1}, "data.sources.slimpajama.weight: -1", "greater than or equal to 0"),
+        ({"data.executor": "slurm"}, "executor slurm", "needs data.slurm"),
+        ({"data.executor": "spark"}, "data.executor: 'spark'", "'local', 'slurm' or 'ray'"),
         ({"model.heads": 7}, "heads 7", "do not divide dim"),
         ({"model.kv_heads": 3}, "kv_heads 3", "do not divide heads"),
         ({"train.sequence_length": 4096}, "train.sequence_length 4096", "make it shorter"),
@@ -72,6 +81,13 @@ def test_a_recipe_that_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None
         Recipe.load(tmp_path / "broken.yaml")
     with pytest.raises(InputError, match=r"no such recipe.*demo"):
         Recipe.load("dmeo")
+
+
+def test_two_sources_of_one_name_are_refused_with_their_line(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "recipes/demo.yaml").read_text().replace("    starcoderdata:", "    slimpajama:")
+    (tmp_path / "twice.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"twice.yaml:9: not valid YAML: 'slimpajama' stands here a second time"):
+        Recipe.load(tmp_path / "twice.yaml")
 
 
 def test_the_digest_follows_what_changes_the_weights_and_nothing_else() -> None:
