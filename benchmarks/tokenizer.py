@@ -1,16 +1,18 @@
-"""How fast `Tokenizer.encode_array` is beside sentencepiece and tokenizers: one core, same texts, same run, same ids.
+"""How fast `Tokenizer.encode_documents` is beside sentencepiece and tokenizers: one core, same texts, same run and ids.
 
-Reads the source text and the documents of the Python packages that are installed here. The three encoders take turns
-on blocks of the text, so that a busy machine slows all three; "cold" is a first pass with an empty memo over text that
-the vocabulary was not trained on, "again" a second pass. Without --tokenizer, 32,000 pieces are trained on other files
-of the same packages.
+Reads the source text and the documents of the Python packages that are installed here, or a corpus that
+benchmarks/prepare.py has made (--corpus). The three encoders take turns on blocks of the text, so that a busy machine
+slows all three; "cold" is a first pass with an empty memo over text that the vocabulary was not trained on, "again" a
+second pass. Without --tokenizer, 32,000 pieces are trained on other files of the same packages.
 
     python benchmarks/tokenizer.py --megabytes 30
 """
 
 import argparse
+import json
 import os
 import random
+import struct
 import sysconfig
 import tempfile
 import time
@@ -20,6 +22,7 @@ from typing import Any
 
 import sentencepiece
 import tokenizers
+from texts import read_jsonl
 
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer_training import import_tokenizer, train_tokenizer
@@ -32,15 +35,22 @@ def main() -> None:
     """Print one table for code and one for prose."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", help="a tokenizer.model, or a folder that has one (default: train one)")
+    parser.add_argument(
+        "--corpus", type=Path, help="folder with prose/ and code/, each of SlimPajama's .jsonl.zst files"
+    )
     parser.add_argument("--megabytes", type=float, default=30, help="text of each kind, where there is so much")
     arguments = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    texts = {kind: read_texts(patterns) for kind, patterns in KINDS.items()}
+    texts = {
+        kind: list(read_jsonl(arguments.corpus / kind)) if arguments.corpus else read_texts(patterns)
+        for kind, patterns in KINDS.items()
+    }
     with tempfile.TemporaryDirectory() as folder:
         if arguments.tokenizer is None:
             train_tokenizer((text for whole in texts.values() for text in whole[1::2]), 32_000).save(folder)
         else:
             import_tokenizer(arguments.tokenizer, folder)
+        ensure_model(Path(folder))
         for kind, whole in texts.items():
             unseen = whole[::2] if arguments.tokenizer is None else whole
             blocks = to_blocks(unseen, int(arguments.megabytes * 1e6))
@@ -70,29 +80,54 @@ def to_blocks(texts: Sequence[str], num_bytes: int) -> list[list[str]]:
     return blocks
 
 
+def ensure_model(folder: Path) -> None:
+    """Give a tokenizer.json of Llama's kind that came without one its tokenizer.model: scores fall as ranks of joins.
+
+    Whether the ids are the same is checked on every text below.
+    """
+    if (folder / "tokenizer.model").is_file():
+        return
+    document = json.loads((folder / "tokenizer.json").read_bytes())["model"]
+    joins = [join if isinstance(join, str) else " ".join(join) for join in document["merges"]]
+    scores: dict[str, float] = {}
+    for rank, join in enumerate(joins):
+        text = join.replace(" ", "")
+        scores.setdefault(text, -1e9 if not text.strip("▁") else -float(rank))
+    types = {"<unk>": 2, "<s>": 3, "</s>": 3} | {f"<0x{byte:02X}>": 6 for byte in range(256)}
+    model = message(2, b"\x18\x02\x98\x02\x01") + message(3, b"\x20\x00")  # BPE with bytes; repeated spaces stay
+    for text, _ in sorted(document["vocab"].items(), key=lambda item: int(item[1])):
+        score = struct.pack("<f", scores.get(text, -float(len(joins))))
+        model += message(1, message(1, text.encode()) + b"\x15" + score + bytes((0x18, types.get(text, 1))))
+    (folder / "tokenizer.model").write_bytes(model)
+
+
+def message(number: int, value: bytes) -> bytes:
+    """A field of sentencepiece_model.proto, its value shorter than 16 kB."""
+    return bytes((number << 3 | 2, len(value) & 127 | 128, len(value) >> 7)) + value
+
+
 def measure(folder: Path, blocks: list[list[str]]) -> dict[str, float]:
     """Seconds of each encoder over all blocks."""
     ours = Tokenizer.load(folder / "tokenizer.model")
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    encoders: dict[str, Callable[[str], Any]] = {
-        "tinyllama, cold": ours.encode_array,
-        "sentencepiece": theirs.encode,
-        "tokenizers": lambda text: fast.encode(text, add_special_tokens=False).ids,
+    encoders: dict[str, Callable[[list[str]], Any]] = {
+        "tinyllama, cold": lambda texts: list(ours.encode_documents(texts, start=False, end=False)),
+        "sentencepiece": lambda texts: [theirs.encode(text) for text in texts],
+        "tokenizers": lambda texts: [fast.encode(text, add_special_tokens=False).ids for text in texts],
     }
     seconds = dict.fromkeys([*encoders, "tinyllama, again"], 0.0)
     for block in blocks:
         results = []
         for name, encode in encoders.items():
             start = time.perf_counter()
-            results.append([encode(text) for text in block])
+            results.append(encode(block))
             seconds[name] += time.perf_counter() - start
         if any(ids.tolist() != expected for ids, expected in zip(results[0], results[1], strict=True)):
             raise SystemExit("the ids differ from sentencepiece's")
     for block in blocks:
         start = time.perf_counter()
-        for text in block:
-            ours.encode_array(text)
+        encoders["tinyllama, cold"](block)
         seconds["tinyllama, again"] += time.perf_counter() - start
     return seconds
 
@@ -100,10 +135,10 @@ def measure(folder: Path, blocks: list[list[str]]) -> dict[str, float]:
 def print_table(kind: str, blocks: list[list[str]], seconds: dict[str, float]) -> None:
     """Megabytes of UTF-8 a second, and how many times sentencepiece that is."""
     megabytes = sum(len(text.encode()) for block in blocks for text in block) / 1e6
-    print(f"{kind}: {megabytes:.1f} MB in {sum(map(len, blocks)):,} files")
+    print(f"{kind}, encoders alone: {megabytes:.1f} MB in {sum(map(len, blocks)):,} texts")
     for name, value in seconds.items():
         ratio = seconds["sentencepiece"] / value
-        print(f"  {name:18}{megabytes / value:6.1f} MB/s   {ratio:5.2f} x sentencepiece")
+        print(f"  {name:18}{megabytes / value:6.1f} MB/s   {ratio:5.2f} x sentencepiece", flush=True)
 
 
 if __name__ == "__main__":

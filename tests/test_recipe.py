@@ -84,8 +84,8 @@ def test_a_recipe_that_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None
 
 
 def test_two_sources_of_one_name_are_refused_with_their_line(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[1] / "recipes/demo.yaml").read_text().replace("    starcoderdata:", "    slimpajama:")
-    (tmp_path / "twice.yaml").write_text(text)
+    text = (Path(__file__).parents[1] / "recipes/demo.yaml").read_text()
+    (tmp_path / "twice.yaml").write_text(text.replace("    starcoderdata:", "    slimpajama:"))
     with pytest.raises(InputError, match=r"twice.yaml:9: not valid YAML: 'slimpajama' stands here a second time"):
         Recipe.load(tmp_path / "twice.yaml")
 

@@ -123,7 +123,7 @@ def test_pieces_in_any_order_are_encoded_as_by_sentencepiece(name: str, data: st
 def test_a_full_memo_starts_anew_and_changes_no_id(name: str) -> None:
     texts = python_sources(45)[25:]
     tokenizer = Tokenizer(
-        SentencePieceFile(name, model_bytes(name)), Limits(100_000, slot_bits=8, chunk_characters=1000)
+        SentencePieceFile(name, model_bytes(name)), Limits(100_000, slot_bits=8, block_bytes=1000)
     )
     first = [tokenizer.encode(text) for text in texts]
     assert [tokenizer.encode(text) for text in texts] == first == [processor(name).encode(text) for text in texts]
@@ -186,7 +186,7 @@ def test_a_lone_surrogate_is_refused_with_its_position(build: Any) -> None:
 def test_other_vocabularies_are_exact_with_or_without_the_memo(options: dict[str, Any], has_memo: bool) -> None:
     model = train_sentencepiece(**options)
     reference = sentencepiece.SentencePieceProcessor(model_proto=model)
-    tokenizer = Tokenizer(SentencePieceFile("other", model), Limits(chunk_characters=50))
+    tokenizer = Tokenizer(SentencePieceFile("other", model), Limits(block_bytes=50))
     assert (tokenizer._memo is not None) == has_memo
     for text in [*NASTY, " ".join(NASTY), "x <|fim|> y->z <|fim|>", python_sources(31)[30]]:
         ids = reference.encode(text)

@@ -79,8 +79,41 @@ def prepare(recipe: Recipe) -> None:
     from tinyllama.data.prepare import prepare as prepare_store
 
     store = prepare_store(recipe)
+    if store is None:
+        print(f"{recipe.data.store}: submitted to Slurm; its last job finishes the store")
+        return
     for name, split in store.splits.items():
         print(f"{store.folder}/{name}: {split.num_tokens:,} tokens in {split.num_documents:,} documents")
+
+
+def inspect_store(
+    store: Positional[Path],
+    verify: bool = False,
+    recipe: str | None = None,
+    step: int | None = None,
+    row: int = 0,
+    tokenizer: str | None = None,
+) -> int:
+    """Say what a token store holds: counts, mix, what was left out, samples; or check it; or trace a training row.
+
+    Args:
+        store: The store's folder.
+        verify: Read every byte and name each file that is damaged, cut, missing or foreign; exit status 1 if any is.
+        recipe: A recipe, to trace one of its rows.
+        step: Training step to trace, counted from 0.
+        row: Row of that step's batch to trace, counted from 0.
+        tokenizer: The store's tokenizer, where it is no longer where it was.
+    """
+    from tinyllama.data.inspection import inspect_lines
+    from tinyllama.data.verification import problems
+
+    if verify:
+        found = problems(store)
+        print("\n".join(found) or f"{store}: every file is there, and every byte is what it was")
+        return 1 if found else 0
+    for line in inspect_lines(store, recipe, step, row, tokenizer):
+        print(line)
+    return 0
 
 
 def train(recipe: Recipe, allow_change: bool = False) -> None:
@@ -167,12 +200,13 @@ def watch(run: Positional[Path], port: int | None = None, open_browser: bool = T
     watch_run(run, port, open_browser)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Callable[..., int | None]] = {
     "demo": demo,
     "corpus": corpus,
     "tokenizer train": tokenizer_train,
     "tokenizer import": tokenizer_import,
     "prepare": prepare,
+    "inspect": inspect_store,
     "train": train,
     "evaluate": evaluate,
     "release": release,
@@ -182,10 +216,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 2 for wrong input, 130 where interrupted."""
+    """Run the command line; return its exit status: 0, 1 for damage found, 2 for wrong input, 130 where interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _command(arguments)()
+        return _command(arguments)() or 0
     except InputError as error:
         print(f"tinyllama: {error}", file=sys.stderr)
         return 2
@@ -200,10 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("tinyllama: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
 
 
-def _command(arguments: list[str]) -> Callable[[], None]:
+def _command(arguments: list[str]) -> Callable[[], int | None]:
     """The call that a command line asks for."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         return _print_commands
@@ -212,7 +245,7 @@ def _command(arguments: list[str]) -> Callable[[], None]:
     if name not in COMMANDS:
         raise InputError(f"{name}: no such command; there are {', '.join(COMMANDS)}")
     function, rest = COMMANDS[name], arguments[words:]
-    if "recipe" in function.__annotations__:
+    if function.__annotations__.get("recipe") is Recipe:
         return _with_recipe(name, function, rest)
     return _parse(name, function, rest)
 
@@ -223,17 +256,17 @@ def _print_commands() -> None:
         print(f"  {name:<17} {(function.__doc__ or '').splitlines()[0]}")
 
 
-def _parse(name: str, function: Callable[..., None], arguments: list[str]) -> Callable[[], None]:
+def _parse(name: str, function: Callable[..., int | None], arguments: list[str]) -> Callable[[], int | None]:
     """Read a command's own arguments with tyro; its boxed error becomes one line."""
 
     @functools.wraps(function)
-    def bind(*args: Any, **kwargs: Any) -> Callable[[], None]:
+    def bind(*args: Any, **kwargs: Any) -> Callable[[], int | None]:
         return functools.partial(function, *args, **kwargs)
 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            call: Callable[[], None] = tyro.cli(bind, args=arguments, prog=f"tinyllama {name}")
+            call: Callable[[], int | None] = tyro.cli(bind, args=arguments, prog=f"tinyllama {name}")
     except SystemExit as end:
         if end.code:
             raise InputError(f"{name}: {_one_line(said.getvalue())}; see `tinyllama {name} --help`") from None
@@ -247,7 +280,7 @@ def _one_line(boxed: str) -> str:
     return " ".join(body)
 
 
-def _with_recipe(name: str, function: Callable[..., None], arguments: list[str]) -> Callable[[], None]:
+def _with_recipe(name: str, function: Callable[..., int | None], arguments: list[str]) -> Callable[[], int | None]:
     """Read a recipe and its fields' flags; what is left are the command's own arguments."""
     own, overrides = split_overrides(arguments)
     named = own.pop(0) if own and not own[0].startswith("-") else None
@@ -260,7 +293,7 @@ def _with_recipe(name: str, function: Callable[..., None], arguments: list[str])
     return _parse(name, _without_recipe(function, recipe), own)
 
 
-def _without_recipe(function: Callable[..., None], recipe: Recipe) -> Callable[..., None]:
+def _without_recipe(function: Callable[..., int | None], recipe: Recipe) -> Callable[..., None]:
     """The command with its recipe given: what is left of its signature is what tyro reads."""
     signature = inspect.signature(function)
     left = [parameter for parameter in signature.parameters.values() if parameter.name != "recipe"]

@@ -88,7 +88,8 @@ def _tokenizer(recipe: Recipe) -> Iterator[str]:
 
 
 def _store(recipe: Recipe) -> Iterator[str]:
-    store = prepare(recipe)
+    prepare(recipe)
+    store = TokenStore.open(recipe.data.store)
     for name, split in store.splits.items():
         yield f"{store.folder}/{name}: {split.num_tokens:,} tokens in {split.num_documents:,} documents"
         left_out = [f"{count:,} {reason}" for reason, count in split.manifest["rows"]["left_out"].items()]

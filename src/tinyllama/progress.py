@@ -63,8 +63,11 @@ class Bar:
 
 
 @contextmanager
-def track_count(label: str, total: int, unit: str, count: Callable[[], int]) -> Iterator[None]:
-    """Show, while the block runs, how far `count()` has come; for work that other processes do."""
+def track_count(label: str, total: int, unit: str, count: Callable[[], int]) -> Iterator[Callable[[], None]]:
+    """Show how far `count()` has come, for work that other processes do, until the block ends.
+
+    Yields the call that begins it: no thread should be there while processes are forked.
+    """
     ended = threading.Event()
     with Bar(label, total, count()) as bar:
 
@@ -73,10 +76,10 @@ def track_count(label: str, total: int, unit: str, count: Callable[[], int]) -> 
                 bar.show(count(), unit)
 
         thread = threading.Thread(target=poll, daemon=True)
-        thread.start()
         try:
-            yield
+            yield thread.start
         finally:
             ended.set()
-            thread.join()
+            if thread.ident:
+                thread.join()
             bar.show(count(), unit)

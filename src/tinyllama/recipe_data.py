@@ -1,5 +1,7 @@
 """The `data` part of a recipe: sources, cleaning, mixes, markers, and where and how the token store is made."""
 
+import difflib
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -9,14 +11,24 @@ from tinyllama.recipe_fields import Count, Part, Share, SourceName, parse_tokens
 Weight = Annotated[float, Field(ge=0)]
 TokenCount = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
 
+SLIMPAJAMA_SUBSETS = (
+    "RedPajamaCommonCrawl",
+    "RedPajamaC4",
+    "RedPajamaGithub",
+    "RedPajamaBook",
+    "RedPajamaArXiv",
+    "RedPajamaWikipedia",
+    "RedPajamaStackExchange",
+)
+
 
 class Cleaning(Part):
     """What is taken out of a source, by datatrove's blocks, in this order; nothing by default."""
 
     deduplicate: Literal["exact", "minhash"] | None = None
-    """Keep the first of equal documents, or of near-equal ones (MinHash), among all sources that ask for the same."""
+    """Keep the first of equal or, by minhash, near-equal documents (of 5 words up) of all sources that ask for it."""
     filters: tuple[Literal["gopher_repetition", "gopher_quality", "c4", "fineweb"], ...] = ()
-    """Quality filters, with their papers' thresholds."""
+    """Quality filters, in this order, with their papers' thresholds; c4 also drops lines of the documents it keeps."""
     decontaminate: tuple[str, ...] = ()
     """Evaluation tasks; a document that shares a run of `decontamination_words` words with one of their items goes."""
     decontamination_words: Count = 13
@@ -31,7 +43,8 @@ class Source(Part):
     format: Literal["slimpajama", "starcoderdata", "jsonl", "parquet", "text", "csv", "huggingface"]
     """How its files are read; `huggingface` is a data set's folder, as downloaded or as saved by `datasets`."""
     path: str
-    """Folder, file, glob or fsspec URL (`s3://…`); a folder is read with everything below it, in sorted order."""
+    """Folder, file, glob or fsspec URL (`s3://…`), read in sorted order; a folder is read with everything below it but
+    names that begin with a dot."""
     weight: Weight
     """Share of every batch, relative to the other sources' weights."""
     text: str | None = None
@@ -42,6 +55,20 @@ class Source(Part):
     """Subsets that are left out."""
     clean: Cleaning = Cleaning()
     """What is taken out of it."""
+
+    @model_validator(mode="after")
+    def _subsets_are_known(self) -> Self:
+        named = (*self.include, *self.exclude)
+        if named and self.format not in ("slimpajama", "starcoderdata"):
+            raise ValueError(f"format {self.format} has no subsets to include or exclude; take {named[0]} out")
+        for both in set(self.include) & set(self.exclude):
+            raise ValueError(f"{both} is included and excluded; take it out of one")
+        for name in named if self.format == "slimpajama" else ():
+            if name not in SLIMPAJAMA_SUBSETS:
+                close = difflib.get_close_matches(name, SLIMPAJAMA_SUBSETS, n=1, cutoff=0.4)
+                nearest = f"did you mean {close[0]}?" if close else f"there are {', '.join(SLIMPAJAMA_SUBSETS)}"
+                raise ValueError(f"{name} is no subset of SlimPajama; {nearest}")
+        return self
 
 
 class Markers(Part):
@@ -60,6 +87,8 @@ class Stage(Part):
     """Tokens seen when the mix begins; it takes effect at the next step boundary."""
     weights: dict[str, Weight]
     """Share of each source; a source that is not named has none."""
+    ramp_tokens: TokenCount = 0
+    """Tokens over which the mix moves from the one before to this one, in up to 64 equal steps."""
 
 
 class Slurm(Part):
@@ -100,6 +129,12 @@ class Data(Part):
         starts = [stage.from_tokens for stage in self.stages]
         if starts != sorted(set(starts)):
             raise ValueError(f"stages begin at {starts}; put them in rising order")
+        for stage, following in pairwise(self.stages):
+            if stage.from_tokens + stage.ramp_tokens > following.from_tokens:
+                raise ValueError(
+                    f"the stage from {following.from_tokens} tokens begins before the one from {stage.from_tokens} "
+                    f"has ramped up, over {stage.ramp_tokens}; begin it later or shorten ramp_tokens"
+                )
         for stage in self.stages:
             for name in stage.weights.keys() - self.sources.keys():
                 raise ValueError(f"stages name a source {name!r} that sources lacks; correct it")

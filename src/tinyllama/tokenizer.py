@@ -61,7 +61,7 @@ class Tokenizer:
     def encode_array(self, text: str) -> TokenIds:
         """The ids of `encode` as an array of `dtype`; needs little more memory than the ids, however long the text."""
         if self._memo is not None:
-            return self._memo.encode(text)
+            return next(self._memo.encode([text]))
         encode_utf8(text)
         return np.array(self._file.encode(text), self.dtype)
 
@@ -70,8 +70,9 @@ class Tokenizer:
         first = self._marker(self.bos_id, "start") if start else []
         last = self._marker(self.eos_id, "end") if end else []
         before, after = np.array(first, self.dtype), np.array(last, self.dtype)
-        for text in texts:
-            yield np.concatenate((before, self.encode_array(text), after))
+        arrays = map(self.encode_array, texts) if self._memo is None else self._memo.encode(texts)
+        for ids in arrays:
+            yield np.concatenate((before, ids, after))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; markers have none, and bytes that are not UTF-8 become U+FFFD."""

@@ -25,22 +25,25 @@ TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 # kinds of bytes; the last two are control characters and the bytes of characters beyond ASCII
 KINDS = (" ", string.ascii_letters, string.digits, "\n", "\t", string.punctuation)
 CONTROL, BEYOND_ASCII, BETWEEN_PIECES = len(KINDS), len(KINDS) + 1, len(KINDS) + 2
+NEWLINE = KINDS.index("\n")
 NEVER = 0xFF  # a byte that UTF-8 does not use
+END = bytes([NEVER])  # stands after each text: a cut on both sides, and no token
 
 # a run of up to 254 spaces and 15 bytes is a key of two 64-bit numbers; longer ones are looked up in Python
 KEY_BYTES, KEY_SPACES = 15, 254
 RUN_BYTES = 110  # what the memo of a run takes beside the run's own bytes
+RUNS_A_CALL = 64
 
 
 class Limits(NamedTuple):
     """What the memo may take; no ids depend on it."""
 
     memo_bytes: int = 64_000_000
-    """Half a million runs (150 MB of code have 330,000); the slots take 6 MB more."""
-    slot_bits: int = 18
+    """Half a million runs (150 MB of code have 330,000); the slots take 13 MB more."""
+    slot_bits: int = 19
     """log2 of the number of runs that numpy finds by itself; the others cost a look-up in Python."""
-    chunk_characters: int = 1 << 16
-    """Long texts are taken in parts of this size, whose arrays stay in the processor's cache."""
+    block_bytes: int = 1 << 17
+    """Short texts are put together and long ones cut to about this size, whose arrays stay in the cache."""
 
 
 DEFAULT_LIMITS = Limits()
@@ -68,6 +71,12 @@ def can_cut_words(together: npt.NDArray[np.bool_]) -> bool:
     return not together[1:, 0].any()
 
 
+def can_part_runs(together: npt.NDArray[np.bool_]) -> bool:
+    """Whether a newline after a run changes none of its tokens: no piece has one beside anything else."""
+    others = np.arange(len(together)) != NEWLINE
+    return not (together[NEWLINE, others].any() or together[others, NEWLINE].any())
+
+
 class RunMemo:
     """Encodes texts by the runs between cuts, each run once; bounded, and exact whatever it holds.
 
@@ -87,29 +96,44 @@ class RunMemo:
         follows = [0] + [sum(1 << after - 1 for after in np.flatnonzero(row[1:]) + 1) for row in together[1:]]
         self._before = bytes(0 if byte == NEVER else follows[kinds[byte]] for byte in range(256))
         self._after = bytes(0 if byte == NEVER or kinds[byte] == 0 else 1 << kinds[byte] - 1 for byte in range(256))
+        newline = encode_runs(["\n"])[0]
+        self._newline = newline[0] if len(newline) == 1 and can_part_runs(together) else None
         self._forget()
 
-    def encode(self, text: str) -> TokenIds:
-        """Token ids of a text, the dummy prefix in front."""
-        parts = [self._look_up(data, starts, ends) for data, starts, ends in self._chunks(text)]
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self._dtype), *parts])
+    def encode(self, texts: Iterable[str]) -> Iterator[TokenIds]:
+        """Token ids of each text, the dummy prefix in front; short texts are read ahead up to a block."""
+        parts: list[TokenIds] = []
+        for data, starts, ends in self._blocks(texts):
+            ids, stops = self._look_up(data, starts, ends)
+            text_ends = np.flatnonzero(np.frombuffer(data, np.uint8) == NEVER)
+            done = 0
+            for stop in stops[np.searchsorted(starts, text_ends)].tolist():
+                yield np.concatenate((*parts, ids[done:stop])) if parts else ids[done:stop]
+                parts, done = [], stop
+            if done < len(ids):
+                parts.append(ids[done:])
 
-    def _chunks(self, text: str) -> Iterator[tuple[bytes, Ints, Ints]]:
-        """The text as UTF-8 in parts of whole runs, with where the runs' words start and end.
+    def _blocks(self, texts: Iterable[str]) -> Iterator[tuple[bytes, Ints, Ints]]:
+        """The texts as UTF-8 in blocks of whole runs, with where the runs' words start and end.
 
-        The last run of a part may go on in the next one, and is moved there.
+        The last run of a block may go on in the next one, and is moved there.
         """
-        rest, position = b" ", 0
-        while position < len(text):
-            part = text[position : position + max(self._limits.chunk_characters, len(rest))]
-            data = rest + encode_utf8(part, position).replace(SPACE.encode(), b" ")
-            position += len(part)
-            starts, ends = self._find_runs(data)
-            if position < len(text):
-                last = ends[-2] if len(ends) > 1 else 0
-                data, rest, starts, ends = data[:last], data[last:], starts[:-1], ends[:-1]
-            if data:
-                yield data, starts, ends
+        parts, size, rest = [b""], 0, b""
+        for part in _parts(texts, self._limits.block_bytes):
+            parts.append(part)
+            size += len(part)
+            if size > max(self._limits.block_bytes, len(rest)):
+                data = b"".join(parts)
+                starts, ends = self._find_runs(data)
+                if data[-1] != NEVER:
+                    starts, ends = starts[:-1], ends[:-1]
+                whole = int(ends[-1]) if len(ends) else 0
+                rest = data[whole:]
+                parts, size = [rest], 0
+                if whole:
+                    yield data[:whole], starts, ends
+        if data := b"".join(parts):
+            yield data, *self._find_runs(data)
 
     def _find_runs(self, data: bytes) -> tuple[Ints, Ints]:
         """Where the word of each run starts and ends: a run is the spaces before a word, and the word."""
@@ -118,23 +142,21 @@ class RunMemo:
         after = np.frombuffer(data.translate(self._after), np.uint8)
         edge = np.ones(len(data) + 1, np.bool_)
         np.equal(before[:-1] & after[1:], 0, out=edge[1:-1])
-        starts, ends = np.flatnonzero(edge[:-1] & is_word), np.flatnonzero(edge[1:] & is_word) + 1
-        if not is_word[-1]:
-            starts, ends = np.append(starts, len(data)), np.append(ends, len(data))
-        return starts, ends
+        return np.flatnonzero(edge[:-1] & is_word), np.flatnonzero(edge[1:] & is_word) + 1
 
-    def _look_up(self, data: bytes, starts: Ints, ends: Ints) -> TokenIds:
+    def _look_up(self, data: bytes, starts: Ints, ends: Ints) -> tuple[TokenIds, Ints]:
+        """The ids of all runs, and where each run's stop among them."""
         if self._held_bytes > self._limits.memo_bytes:
             self._forget()
         begins = np.concatenate(([0], ends[:-1]))
         low, high, is_short = _keys(data, begins, starts, ends)
-        slots = ((low * _MIX_LOW + high * _MIX_HIGH) >> np.uint64(64 - self._limits.slot_bits)).astype(np.int64)
+        slots = ((low * _MIX_LOW + high * _MIX_HIGH) >> np.uint64(64 - self._limits.slot_bits)).view(np.int64)
         codes = self._codes[slots]
         missed = np.flatnonzero((self._low[slots] != low) | (self._high[slots] != high) | ~is_short)
         if len(missed):
             codes[missed] = self._recall(data, begins[missed], ends[missed])
             kept = missed[is_short[missed]]
-            # of runs that share a slot within one text, the last one stays, in all three arrays alike
+            # of runs that share a slot within one block, the last one stays, in all three arrays alike
             self._low[slots[kept]], self._high[slots[kept]] = low[kept], high[kept]
             self._codes[slots[kept]] = codes[kept]
         return _gather(np.frombuffer(self._ids, self._dtype), codes)
@@ -142,15 +164,35 @@ class RunMemo:
     def _recall(self, data: bytes, begins: Ints, ends: Ints) -> Ints:
         """Codes of the runs that numpy's table lacks; those never met are encoded."""
         runs = [data[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
-        new = list(set(runs).difference(self._known))
+        new = set(runs).difference(self._known)
         if new:
-            encoded = self._encode_runs([run.decode() for run in new])
-            counts = np.fromiter(map(len, encoded), np.int64, len(new))
-            offsets = len(self._ids) + np.cumsum(counts) - counts
-            self._ids.extend(chain.from_iterable(encoded))
-            self._known.update(zip(new, (offsets << 32 | counts).tolist(), strict=True))
-            self._held_bytes += sum(map(len, new)) + RUN_BYTES * len(new)
+            parted = [] if self._newline is None else [run for run in new if b"\n" not in run]
+            self._learn(parted, *self._encode_parted(parted))
+            alone = list(new.difference(parted))
+            self._learn(alone, *self._encode_alone(alone))
         return np.fromiter(map(self._known.__getitem__, runs), np.int64, len(runs))
+
+    def _encode_parted(self, runs: list[bytes]) -> tuple[TokenIds, Ints]:
+        """Ids of runs one after another, and their numbers: many runs in one text, a newline after each.
+
+        A call of the library costs as much as encoding a run does.
+        """
+        groups = (runs[first : first + RUNS_A_CALL] for first in range(0, len(runs), RUNS_A_CALL))
+        texts = [b"\n".join((*group, b"")).replace(END, b"").decode() for group in groups]
+        ids = np.fromiter(chain.from_iterable(self._encode_runs(texts)), self._dtype)
+        is_newline = ids == self._newline
+        return ids[~is_newline], np.diff(np.flatnonzero(is_newline), prepend=-1) - 1
+
+    def _encode_alone(self, runs: list[bytes]) -> tuple[TokenIds, Ints]:
+        """The same, each run a text of its own."""
+        encoded = self._encode_runs([run.replace(END, b"").decode() for run in runs])
+        return np.fromiter(chain.from_iterable(encoded), self._dtype), np.array([*map(len, encoded)], np.int64)
+
+    def _learn(self, runs: list[bytes], ids: TokenIds, counts: Ints) -> None:
+        offsets = len(self._ids) + np.cumsum(counts) - counts
+        self._ids.frombytes(ids.tobytes())
+        self._known.update(zip(runs, (offsets << 32 | counts).tolist(), strict=True))
+        self._held_bytes += sum(map(len, runs)) + RUN_BYTES * len(runs)
 
     def _forget(self) -> None:
         """Start anew. A code is where a run's ids begin in `_ids`, times 2^32, plus their number."""
@@ -161,6 +203,16 @@ class RunMemo:
         self._held_bytes = 0
 
 
+def _parts(texts: Iterable[str], characters: int) -> Iterator[bytes]:
+    """Each text as UTF-8 in parts of so many characters: the dummy prefix in front, END behind."""
+    for text in texts:
+        for position in range(0, len(text), characters):
+            part = encode_utf8(text[position : position + characters], position).replace(SPACE.encode(), b" ")
+            yield part if position else b" " + part
+        yield END
+
+
+_TOP_BYTE = np.uint64(56)
 # odd constants of the golden ratio and of xxHash spread the keys over the slots
 _MIX_LOW, _MIX_HIGH = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 _PADDING = np.array([[NEVER] * 16] * (KEY_BYTES + 1), np.uint8)
@@ -175,16 +227,17 @@ def _keys(data: bytes, begins: Ints, starts: Ints, ends: Ints) -> tuple[Bits, Bi
     """
     spaces, lengths = starts - begins, ends - starts
     is_short = (lengths <= KEY_BYTES) & (spaces <= KEY_SPACES)
-    sizes = np.minimum(lengths, KEY_BYTES)
-    eight_bytes = np.ndarray(len(data) + 9, "<u8", data + bytes(16), strides=(1,))
-    low = eight_bytes[starts] | _PADDING_LOW[sizes]
-    high = (eight_bytes[starts + 8] | _PADDING_HIGH[sizes]) ^ (spaces.astype(np.uint64) << np.uint64(56))
+    padded = data + bytes(15)
+    eight_bytes, next_eight = (np.ndarray(len(data), "<u8", padded, offset, (1,)) for offset in (0, 8))
+    low = eight_bytes[starts] | _PADDING_LOW.take(lengths, mode="clip")
+    high = (next_eight[starts] | _PADDING_HIGH.take(lengths, mode="clip")) ^ (spaces.view(np.uint64) << _TOP_BYTE)
     return low, high, is_short
 
 
-def _gather(ids: TokenIds, codes: Ints) -> TokenIds:
-    """The ids of all runs, one after another."""
+def _gather(ids: TokenIds, codes: Ints) -> tuple[TokenIds, Ints]:
+    """The ids of all runs, one after another, and where each run's stop."""
     counts, offsets = codes & 0xFFFFFFFF, codes >> 32
     stops = np.cumsum(counts)
-    gathered: TokenIds = ids[np.repeat(offsets - stops + counts, counts) + np.arange(stops[-1])]
-    return gathered
+    places = np.repeat(offsets - stops + counts, counts)
+    places += np.arange(len(places))
+    return ids[places], stops

@@ -1,14 +1,20 @@
-"""A batch is the same batch, however many ranks share it."""
+"""A batch is the same batch, however many ranks share it, and nothing past the last one is read."""
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tinyllama.data.batches import batch_of_step
+from tinyllama.data import batches as module
+from tinyllama.data.batches import batch_of_step, batches
 from tinyllama.data.order import sequences
-from tinyllama.data.store import TokenStore
+from tinyllama.data.store import Split, TokenStore
 from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe
 
@@ -46,6 +52,96 @@ def test_an_epoch_predicts_every_token_once_but_for_the_tail(recipe: Recipe, sto
     targets = np.concatenate([np.arange(i * 64 + 1, i * 64 + 65) for i in range(split.num_sequences(64))])
     assert np.array_equal(targets, np.arange(1, len(targets) + 1))
     assert split.num_tokens - len(targets) <= 64
+
+
+@pytest.mark.parametrize(("first_step", "ranks"), [(0, 1), (0, 3), (5, 2), (9, 8), (10, 1)])
+def test_batches_are_those_of_the_steps_to_the_last_and_no_more(
+    recipe: Recipe, store: TokenStore, monkeypatch: pytest.MonkeyPatch, first_step: int, ranks: int
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK_ROWS", 24 * 3)  # so that there are several blocks, the last one short
+    assert recipe.train.steps == 10
+    for rank in range(ranks):
+        read = list(batches(recipe, store, first_step, rank, ranks))
+        assert len(read) == 10 - first_step
+        for step, batch in enumerate(read, first_step):
+            assert batch.dtype == torch.int64
+            assert torch.equal(batch, batch_of_step(recipe, store, step, rank, ranks))
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no advice on this platform")
+def test_the_kernel_is_told_of_the_next_step_and_of_none_past_the_last(
+    recipe: Recipe, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    def advise(descriptor: int, offset: int, size: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        told.append((str(Path(f"/proc/self/fd/{descriptor}").readlink()), offset, size))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    expected = []
+    names = list(recipe.data.sources)
+    for step in range(4, 10):
+        for source, _, index in sequences(recipe, store, step)[8:16].tolist():
+            path = (store.folder / names[source] / "train/00000.tokens").resolve()
+            expected.append((str(path), index * 64 * 2, 65 * 2))
+    for number, _ in enumerate(batches(recipe, store, 4, 1, 3), 1):
+        assert told == expected[: 8 * min(number + 1, 6)]
+
+
+def test_where_the_kernel_takes_no_advice_the_batches_are_the_same(
+    recipe: Recipe, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)
+    for step, batch in enumerate(batches(recipe, store, 0)):
+        assert torch.equal(batch, batch_of_step(recipe, store, step))
+
+
+RANK = """
+import sys, torch
+from tinyllama.data.batches import batches
+from tinyllama.data.store import TokenStore
+from tinyllama.recipe import Recipe
+recipe = Recipe.load(sys.argv[1], {"train.batch_sequences": 24, "train.tokens": sys.argv[2]})
+torch.save(list(batches(recipe, TokenStore.open(recipe.data.store), 1, int(sys.argv[3]), 3)), sys.argv[4])
+"""
+
+
+def test_three_processes_read_equally_many_batches_that_make_up_the_whole(
+    small: Path, store: TokenStore, tmp_path: Path
+) -> None:
+    tokens = 24 * 64 * 6 + 1  # a token more than six steps have: the seventh is as whole as the others
+    command = [sys.executable, "-c", RANK, str(small / "recipe.yaml"), str(tokens)]
+    files = [tmp_path / f"{rank}.pt" for rank in range(3)]
+    processes = [subprocess.Popen([*command, str(rank), str(file)]) for rank, file in enumerate(files)]
+    assert [process.wait(timeout=100) for process in processes] == [0, 0, 0]
+    parts = [torch.load(file, weights_only=True) for file in files]
+    assert [len(part) for part in parts] == [6, 6, 6]
+    recipe = Recipe.load(small / "recipe.yaml", {"train.batch_sequences": 24, "train.tokens": str(tokens)})
+    for step, rows in enumerate(zip(*parts, strict=True), 1):
+        assert torch.equal(torch.cat(rows), batch_of_step(recipe, store, step))
+
+
+def test_a_file_cut_while_training_ends_it_with_the_files_name(recipe: Recipe, small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small / "store", tmp_path / "store")
+    reading = batches(recipe, TokenStore.open(tmp_path / "store"), 0)
+    next(reading)
+    os.truncate(tmp_path / "store/modules/train/00000.tokens", 10)
+    with pytest.raises(InputError, match=r"store/modules/train/00000.tokens: ends at byte \d+, and was longer"):
+        next(reading)
+
+
+def test_a_source_without_a_share_needs_no_sequence(recipe: Recipe, store: TokenStore) -> None:
+    def too_short(self: Split, length: int) -> int:
+        return 0 if self.folder.parent.name == "lines" else 1000
+
+    fields: dict[str, Any] = {"data.sources.lines.weight": 0, "train.batch_sequences": 24}
+    alone = Recipe.load(store.folder.parent / "recipe.yaml", fields)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Split, "num_sequences", too_short)
+        assert (sequences(alone, store, 3)["source"] == 0).all()
+        with pytest.raises(InputError, match="less than one sequence"):
+            sequences(recipe, store, 3)
 
 
 def test_a_batch_that_does_not_divide_and_a_source_too_short_are_refused(recipe: Recipe, store: TokenStore) -> None:

@@ -1,15 +1,20 @@
 """The order of the data is a pure function that reads every sequence once an epoch, in an exact mix."""
 
+import hashlib
 import subprocess
 import sys
+from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyllama.data.order import Mix, _floor_sum, permute, rows_before, rows_of_step
+from tinyllama.data.order import Mix, _floor_sum, _key, mixes, permute, rows_before, rows_of_steps
+from tinyllama.errors import InputError
+from tinyllama.recipe import Recipe
 
 WEIGHTS = st.lists(st.integers(1, 1000), min_size=1, max_size=5)
 
@@ -18,9 +23,16 @@ def mix_of(weights: list[int], first_step: int = 0) -> Mix:
     return Mix(first_step, tuple(Fraction(weight, sum(weights)) for weight in weights))
 
 
-def steps_of(sizes: list[int], mixes: list[Mix], batch: int, steps: int) -> list[np.ndarray]:
+def steps_of(sizes: list[int], mixes: Sequence[Mix], batch: int, steps: int) -> list[np.ndarray]:
     names = [f"source{k}" for k in range(len(sizes))]
-    return [rows_of_step(1337, names, sizes, mixes, batch, step) for step in range(steps)]
+    return list(rows_of_steps(1337, names, sizes, mixes, batch, 0, steps))
+
+
+def rows_of_step(
+    seed: int, names: list[str], sizes: list[int], mixes: Sequence[Mix], batch: int, step: int
+) -> np.ndarray:
+    rows: np.ndarray = rows_of_steps(seed, names, sizes, mixes, batch, step, step + 1)[0]
+    return rows
 
 
 @given(size=st.integers(1, 5000), key=st.lists(st.integers(0, 2**64 - 1), min_size=8, max_size=8))
@@ -110,6 +122,115 @@ def test_the_order_is_the_one_that_was_fixed() -> None:
         (1, 0, 283),
         (1, 0, 333),
     ]
+
+
+def test_the_order_over_stages_and_epochs_is_the_one_that_was_fixed() -> None:
+    stages = [mix_of([7, 3, 0]), mix_of([2, 1, 1], 5), mix_of([0, 1, 4], 9)]
+    fixed = {
+        4: [(0, 0, 11), (0, 0, 5), (0, 0, 4), (0, 1, 4), (1, 0, 24), (1, 0, 37)],
+        5: [(0, 1, 12), (0, 1, 8), (0, 1, 16), (1, 0, 49), (1, 0, 26), (2, 0, 0)],
+        8: [(0, 1, 15), (0, 1, 10), (0, 1, 5), (1, 0, 21), (2, 1, 2), (2, 1, 0)],
+        9: [(1, 0, 46), (1, 0, 36), (2, 2, 1), (2, 2, 2), (2, 2, 0), (2, 3, 0)],
+        1_000_000: [(1, 24000, 25), *((2, 1599987, k) for k in (2, 1, 0)), (2, 1599988, 0), (2, 1599988, 2)],
+    }
+    for step, rows in fixed.items():
+        assert rows_of_step(7, ["web", "code", "notes"], [20, 50, 3], stages, 6, step).tolist() == rows
+    sizes = [327_148_437, 128_173_828]  # a trillion tokens
+    rows = rows_of_step(1337, ["slimpajama", "starcoderdata"], sizes, [mix_of([7, 3])], 1024, 1_430_000)
+    digest = hashlib.sha256(rows.tobytes()).hexdigest()
+    assert digest == "6fcab860182e2a3025808ca8809a1c7e58c48da9a8f2579b5efa378ec9d22122"
+
+
+@given(sizes=st.lists(st.integers(1, 40), min_size=3, max_size=3), batch=st.integers(1, 16), first=st.integers(0, 30))
+@settings(max_examples=25, deadline=None)
+def test_steps_together_are_the_steps_one_by_one(sizes: list[int], batch: int, first: int) -> None:
+    names = ["a", "b", "c"]
+    stages = [mix_of([7, 3, 0]), mix_of([1, 1, 2], 8), mix_of([0, 1, 4], 9), mix_of([5, 0, 1], 21)]
+    together = rows_of_steps(7, names, sizes, stages, batch, first, first + 25)
+    for step, rows in enumerate(together, first):
+        plain = []
+        spans = zip(rows_before(stages, batch, step), rows_before(stages, batch, step + 1), strict=True)
+        for source, (start, end) in enumerate(spans):
+            for position in range(start, end):
+                epoch, place = divmod(position, sizes[source])
+                index = permute(np.array([place]), sizes[source], _key(7, names[source], epoch))[0]
+                plain.append((source, epoch, index))
+        assert rows.tolist() == plain
+
+
+def v1_1(**overrides: object) -> Recipe:
+    """The shape of TinyLlama v1.1: web text, then domain data ramped in over 6B tokens, then a cool-down."""
+    stages = [
+        {"from_tokens": "1.5T", "ramp_tokens": "6B", "weights": {"slimpajama": 0.75, "starcoderdata": 0.25}},
+        {"from_tokens": "1.85T", "weights": {"slimpajama": 0.6, "starcoderdata": 0.4}},
+    ]
+    sources = {"data.sources.slimpajama.weight": 1, "data.sources.starcoderdata.weight": 0}
+    return Recipe.load("tinyllama-1.1b", {"train.tokens": "2T", "data.stages": stages, **sources, **overrides})
+
+
+def test_a_ramp_goes_in_equal_steps_along_a_straight_line() -> None:
+    recipe = v1_1()
+    first, last = (-(-tokens // recipe.train.batch_tokens) for tokens in (1_500_000_000_000, 1_506_000_000_000))
+    found = mixes(recipe)
+    assert [found[number].first_step for number in (0, 1, 65, 66)] == [0, first, last, 882149]
+    assert found[65].shares == (Fraction(3, 4), Fraction(1, 4))
+    pieces = [(mix.first_step, after.first_step) for mix, after in pairwise(found[1:66])]
+    assert {end - start for start, end in pieces} == {(last - first) // 64, (last - first) // 64 + 1}
+    for mix, (start, end) in zip(found[1:65], pieces, strict=True):
+        line = Fraction(1, 4) * (Fraction(start + end, 2) - first) / (last - first)  # at the piece's middle
+        assert sum(mix.shares) == 1
+        assert abs(mix.shares[1] - line) < Fraction(1, 4 * (last - first))
+
+
+def test_shares_are_exact_in_every_batch_of_a_ramp() -> None:
+    recipe = v1_1()
+    batch, found = recipe.train.batch_sequences, mixes(recipe)
+    for mix, after in pairwise(found):
+        ends = after.first_step - 1, after.first_step
+        for step in {mix.first_step, mix.first_step + 1, mix.first_step + 2, ends[0] - 1, *ends}:
+            shares = (mix if step < after.first_step else after).shares
+            counts = np.subtract(rows_before(found, batch, step + 1), rows_before(found, batch, step))
+            assert counts.sum() == batch
+            for count, share in zip(counts.tolist(), shares, strict=True):
+                assert abs(count - batch * share) < 1 + 1e-6
+
+
+def test_no_sequence_is_lost_or_doubled_over_a_ramp() -> None:
+    stage = {"from_tokens": 30 * 8 * 64, "ramp_tokens": 100 * 8 * 64, "weights": {"starcoderdata": 1}}
+    small = {"train.batch_sequences": 8, "train.sequence_length": 64, "data.stages": [stage]}
+    rows = np.concatenate(steps_of([200, 90], mixes(v1_1(**small)), 8, 160))
+    for source, size in enumerate((200, 90)):
+        own = rows[rows["source"] == source]
+        assert np.array_equal(own["epoch"], np.arange(len(own)) // size)
+        for epoch in range(own["epoch"].max()):
+            assert np.array_equal(np.sort(own["index"][own["epoch"] == epoch]), np.arange(size))
+        last = own["index"][own["epoch"] == own["epoch"].max()]
+        assert len(np.unique(last)) == len(last)
+    assert (rows["source"][-240:] == 1).all()
+
+
+def test_a_ramp_shorter_than_its_pieces_takes_a_step_for_each() -> None:
+    stage = {"from_tokens": 0, "ramp_tokens": 3 * 8 * 64, "weights": {"starcoderdata": 1}}
+    found = mixes(v1_1(**{"train.batch_sequences": 8, "train.sequence_length": 64, "data.stages": [stage]}))
+    assert [(mix.first_step, mix.shares[1]) for mix in found] == [
+        (0, Fraction(1, 6)),
+        (1, Fraction(1, 2)),
+        (2, Fraction(5, 6)),
+        (3, 1),
+    ]
+
+
+@pytest.mark.parametrize("begin", ["1.5000001T", "1.5059T"])
+def test_a_stage_that_begins_before_the_last_has_ramped_up_is_refused(begin: str) -> None:
+    weights = {"slimpajama": 1}
+    stages = [
+        {"from_tokens": "1.5T", "ramp_tokens": "6B", "weights": weights},
+        {"from_tokens": begin, "weights": weights},
+    ]
+    with pytest.raises(InputError, match=r"begins before the one from 1500000000000 has ramped up, .* ramp_tokens$"):
+        v1_1(**{"data.stages": stages})
+    stages[1]["from_tokens"] = "1.506T"
+    assert mixes(v1_1(**{"data.stages": stages}))
 
 
 @given(st.integers(0, 40), st.integers(1, 60), st.integers(-99, 99), st.integers(-99, 99))

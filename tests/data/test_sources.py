@@ -1,82 +1,28 @@
-"""Raw files become documents, rejects or a named error: never silence."""
+"""A source's files: all of them, each once, in the right split, or a named error."""
 
-import gzip
-import json
-import os
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from pydantic import ValidationError
+from tests.data.raw import lines, slim, source, texts_of, write
 
-from tinyllama.data.sources import Reject, Row, list_files, read_rows
+from tinyllama.data.sources import InputFile, Reject, Row, list_files, read_rows, refuse_overlap
 from tinyllama.errors import InputError
-from tinyllama.recipe_data import Source
+from tinyllama.recipe_data import SLIMPAJAMA_SUBSETS
 
 
-def source(format: str, path: Path, **more: Any) -> Source:
-    return Source.model_validate({"format": format, "path": str(path), "weight": 1.0, **more})
-
-
-def lines(*rows: object) -> bytes:
-    return b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows)
-
-
-def write(path: Path, content: bytes) -> Path:
+def table(path: Path, **columns: list[object]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
     return path
 
 
-def slim(text: object, subset: str = "RedPajamaC4") -> dict[str, object]:
-    return {"text": text, "meta": {"redpajama_set_name": subset}}
-
-
-def test_every_bad_row_is_a_reject_with_its_place_and_reason(tmp_path: Path) -> None:
-    content = lines({"text": "good"}, b'{"text": "cut', {"body": "x"}, {"text": None}, {"text": 3}, {"text": ""}, [1])
-    content += b'{"text": "\xff"}\n\n' + lines({"text": "last"})
-    path = write(tmp_path / "a.jsonl", content)
-    assert list(read_rows(path, source("jsonl", path))) == [
-        Row(0, "good"),
-        Reject(1, "invalid JSON"),
-        Reject(2, "no text"),
-        Reject(3, "no text"),
-        Reject(4, "text is not text"),
-        Reject(5, "empty text"),
-        Reject(6, "not a JSON object"),
-        Reject(7, "invalid JSON"),
-        Row(8, "last"),
-    ]
-
-
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-def test_lines_of_any_length_read_the_same_from_any_compression(tmp_path: Path, suffix: str) -> None:
-    texts = ["a" * 3_000_000, "b", "c\nd" * 700_000]
-    content = lines(*({"text": text} for text in texts)).removesuffix(b"\n")
-    packed = {"": content, ".gz": gzip.compress(content), ".zst": zstandard.compress(content)}[suffix]
-    path = write(tmp_path / f"a.jsonl{suffix}", packed)
-    assert [row.text for row in read_rows(path, source("jsonl", path)) if isinstance(row, Row)] == texts
-
-
-def test_zstd_frames_one_after_the_other_are_one_file(tmp_path: Path) -> None:
-    frames = [zstandard.compress(lines({"text": word})) for word in ("one", "two", "three")]
-    path = write(tmp_path / "a.jsonl.zst", b"".join(frames))
-    assert [row.text for row in read_rows(path, source("jsonl", path)) if isinstance(row, Row)] == [
-        "one",
-        "two",
-        "three",
-    ]
-
-
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_a_file_cut_in_the_middle_raises_with_its_name(tmp_path: Path, suffix: str) -> None:
-    content = lines(*({"text": os.urandom(50).hex()} for _ in range(2000)))
-    packed = gzip.compress(content) if suffix == ".gz" else zstandard.compress(content)
-    path = write(tmp_path / f"a.jsonl{suffix}", packed[: len(packed) // 2])
-    with pytest.raises(InputError, match=rf"a.jsonl{suffix}: cannot be read to its end.*fetch it again"):
-        list(read_rows(path, source("jsonl", path)))
+def listed(format: str, path: Path | str, **more: object) -> list[str]:
+    """Names of a source's files, with their splits."""
+    return [f"{file.split} {Path(file.path).name}" for file in list_files("own", source(format, path, **more))]
 
 
 def test_slimpajama_leaves_out_its_test_split_and_the_excluded_subset(tmp_path: Path) -> None:
@@ -85,59 +31,199 @@ def test_slimpajama_leaves_out_its_test_split_and_the_excluded_subset(tmp_path: 
         write(tmp_path / f"{place}.jsonl.zst", zstandard.compress(rows))
     recipe = source("slimpajama", tmp_path, exclude=["RedPajamaGithub"])
     files = list_files("slim", recipe)
-    assert [(file.path.name[0], file.split) for file in files] == [("a", "train"), ("b", "train"), ("c", "validation")]
+    assert [(Path(file.path).name[0], file.split) for file in files] == [
+        ("a", "train"),
+        ("b", "train"),
+        ("c", "validation"),
+    ]
     assert list(read_rows(files[0].path, recipe)) == [
-        Row(0, "prose"),
+        Row(0, "prose", "RedPajamaC4"),
         Reject(1, "excluded: RedPajamaGithub", counted_only=True),
         Reject(2, "no meta.redpajama_set_name"),
     ]
+    # By a glob too, in which the split's folder is a wildcard.
+    assert listed("slimpajama", tmp_path / "*/chunk1/*.zst") == ["train a.jsonl.zst", "validation c.jsonl.zst"]
+
+
+def test_slimpajama_s_parquet_copies_keep_their_splits(tmp_path: Path) -> None:
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001", "test-00000-of-00001"):
+        table(tmp_path / "data" / f"{name}.parquet", text=["x"], meta=[{"redpajama_set_name": "RedPajamaC4"}])
+    assert listed("slimpajama", tmp_path) == [
+        "train train-00000-of-00002.parquet",
+        "train train-00001-of-00002.parquet",
+        "validation validation-00000-of-00001.parquet",
+    ]
+
+
+@pytest.mark.parametrize("choice", ["include", "exclude"])
+def test_a_subset_that_slimpajama_lacks_is_refused_with_the_nearest(choice: str) -> None:
+    with pytest.raises(
+        ValidationError, match=r"RedPajamaGitHub is no subset of SlimPajama; did you mean RedPajamaGith"
+    ):
+        source("slimpajama", "raw", **{choice: ["RedPajamaGitHub"]})
+    with pytest.raises(ValidationError, match=r"format jsonl has no subsets"):
+        source("jsonl", "raw", **{choice: ["RedPajamaGithub"]})
+
+
+def test_a_subset_is_not_included_and_excluded() -> None:
+    with pytest.raises(ValidationError, match=r"python is included and excluded"):
+        source("starcoderdata", "raw", include=["python"], exclude=["python", "c"])
 
 
 def test_starcoderdata_reads_the_languages_that_the_recipe_names(tmp_path: Path) -> None:
     for language in ("c", "go", "python"):
-        (tmp_path / language).mkdir()
-        table = pyarrow.table({"content": [f"{language} 1", None, f"{language} 2"], "id": [1, 2, 3]})
-        pyarrow.parquet.write_table(table, tmp_path / language / "train-00000-of-00001.parquet")
+        table(
+            tmp_path / language / "train-00000-of-00001.parquet",
+            content=[f"{language} 1", None, f"{language} 2"],
+            id=[1, 2, 3],
+        )
+    assert len(list_files("star", source("starcoderdata", tmp_path))) == 3
     all_but_go = source("starcoderdata", tmp_path, exclude=["go"])
-    assert [file.path.parent.name for file in list_files("star", all_but_go)] == ["c", "python"]
+    assert [Path(file.path).parent.name for file in list_files("star", all_but_go)] == ["c", "python"]
     only_go = source("starcoderdata", tmp_path, include=["go"])
     files = list_files("star", only_go)
-    assert [file.path.parent.name for file in files] == ["go"]
-    assert list(read_rows(files[0].path, only_go)) == [Row(0, "go 1"), Reject(1, "no content"), Row(2, "go 2")]
+    assert [Path(file.path).parent.name for file in files] == ["go"]
+    assert list(read_rows(files[0].path, only_go)) == [
+        Row(0, "go 1", "go"),
+        Reject(1, "no content"),
+        Row(2, "go 2", "go"),
+    ]
 
 
-def test_a_table_without_the_column_is_named_with_what_it_has(tmp_path: Path) -> None:
-    pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"a.parquet: no column 'text' \(it has body\)"):
-        list(read_rows(tmp_path / "a.parquet", source("parquet", tmp_path)))
-    path = write(tmp_path / "a.csv", b"body\nx\n")
-    with pytest.raises(InputError, match=r"a.csv: no column 'text' \(it has body\)"):
-        list(read_rows(path, source("csv", path)))
-    broken = write(tmp_path / "b.parquet", b"PAR1 not really")
-    with pytest.raises(InputError, match=r"b.parquet: cannot be read to its end"):
-        list(read_rows(broken, source("parquet", broken)))
+@pytest.mark.parametrize("choice", ["include", "exclude"])
+def test_a_language_that_is_not_there_is_refused_with_the_nearest(tmp_path: Path, choice: str) -> None:
+    for language in ("javascript", "python"):
+        table(tmp_path / language / "train-00000-of-00001.parquet", content=["x"])
+    with pytest.raises(InputError, match=rf"data.sources.star.{choice}: 'pyton' is no folder .* did you mean python\?"):
+        list_files("star", source("starcoderdata", tmp_path, **{choice: ["pyton"]}))
 
 
-def test_text_and_csv_are_read_too(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.txt", "a page\nof text ü".encode())
-    assert list(read_rows(path, source("text", path))) == [Row(0, "a page\nof text ü")]
-    path = write(tmp_path / "b.txt", b"\xff\xfe")
-    assert list(read_rows(path, source("text", path))) == [Reject(0, "not UTF-8 text")]
-    path = write(tmp_path / "a.csv", b'id,body\n1,"two\nlines"\n2,\n')
-    assert list(read_rows(path, source("csv", path, text="body"))) == [Row(0, "two\nlines"), Reject(1, "empty body")]
+def test_a_folder_of_starcoderdata_with_other_columns_is_refused_by_name_before_any_work(tmp_path: Path) -> None:
+    commits = table(tmp_path / "git-commits-cleaned/train-0.parquet", message=["mend"], diff=["+x"])
+    table(tmp_path / "jupyter-scripts-dedup-filtered/train-0.parquet", content=["a notebook"], id=[1])
+    table(tmp_path / "python/train-0.parquet", content=["x = 1"], id=[1])
+    with pytest.raises(
+        InputError, match=r"folder git-commits-cleaned has no column 'content' \(it has message, diff\)"
+    ):
+        list_files("star", source("starcoderdata", tmp_path))
+    rest = source("starcoderdata", tmp_path, exclude=["git-commits-cleaned"])
+    assert texts_of(rest) == ["a notebook", "x = 1"]
+    own = source("starcoderdata", tmp_path, include=["git-commits-cleaned"], text="diff")
+    assert list(read_rows(str(commits), own)) == [Row(0, "+x", "git-commits-cleaned")]
+    refuse_overlap({"a": rest, "b": own}, {"a": list_files("a", rest), "b": list_files("b", own)})
+    write(tmp_path / "rust/train-0.parquet", b"PAR1 no more")
+    with pytest.raises(InputError, match=r"rust/train-0.parquet: cannot be read"):
+        list_files("star", rest)
 
 
-def test_a_csv_cut_inside_quotes_raises_with_its_name(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", b'text\nwhole\n"cut in the mid')
-    with pytest.raises(InputError, match=r"a.csv: cannot be read to its end"):
-        list(read_rows(path, source("csv", path)))
+def test_a_hub_folder_s_splits_follow_the_hub_s_words(tmp_path: Path) -> None:
+    places = {
+        "plain.jsonl": "train",
+        "data/train-00000-of-00001.jsonl": "train",
+        "data/validation-00000-of-00001.jsonl": "validation",
+        "data/test-00000-of-00001.jsonl": None,
+        "dev/test_of_patience.jsonl": "validation",  # a folder's word counts before a file's
+        "my-valid.jsonl": "validation",
+        "evaluation/0.jsonl": None,
+        "contest/latest.jsonl": "train",  # no word of their own
+        "Test/0.jsonl": None,
+    }
+    for place in places:
+        write(tmp_path / place, lines({"text": place}))
+    write(tmp_path / "README.md", b"# A data set")
+    write(tmp_path / "dataset_infos.json", b"{}")
+    write(tmp_path / ".cache/huggingface/download/data/train-00000-of-00001.jsonl", b"")
+    found = {
+        str(Path(file.path).relative_to(tmp_path)): file.split
+        for file in list_files("hub", source("huggingface", tmp_path))
+    }
+    assert found == {place: split for place, split in places.items() if split}
+
+
+def test_a_hub_folder_with_two_kinds_of_files_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", lines({"text": "once"}))
+    write(tmp_path / "more.jsonl.gz", b"")
+    write(tmp_path / "train.csv", b"text\nonce\n")
+    with pytest.raises(InputError, match=r"holds csv and jsonl files, which may say the same twice"):
+        list_files("hub", source("huggingface", tmp_path))
+    assert texts_of(source("huggingface", tmp_path / "**/*.csv")) == ["once"]
+
+
+def test_a_folder_that_datasets_wrote_is_read_split_by_split(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    texts = {split: [f"{split} {number}" for number in range(2500)] for split in ("train", "validation", "test")}
+    parts = {split: datasets.Dataset.from_dict({"id": range(2500), "text": own}) for split, own in texts.items()}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved", num_shards={"train": 3, "validation": 1, "test": 1})
+    write(tmp_path / "saved/train/cache-1234.arrow", b"what map() left behind")
+    saved = source("huggingface", tmp_path / "saved")
+    files = list_files("saved", saved)
+    assert [(Path(file.path).name, file.split) for file in files] == [
+        ("data-00000-of-00003.arrow", "train"),
+        ("data-00001-of-00003.arrow", "train"),
+        ("data-00002-of-00003.arrow", "train"),
+        ("data-00000-of-00001.arrow", "validation"),
+    ]
+    assert texts_of(saved) == texts["train"] + texts["validation"]
+    # One split of it, and the same rows as parquet.
+    assert texts_of(source("huggingface", tmp_path / "saved/validation")) == texts["validation"]
+    (tmp_path / "hub/data").mkdir(parents=True)
+    parts["train"].to_parquet(tmp_path / "hub/data/train-00000-of-00001.parquet")
+    assert texts_of(source("huggingface", tmp_path / "hub")) == texts["train"]
+    (tmp_path / "saved/train/data-00001-of-00003.arrow").unlink()
+    with pytest.raises(InputError, match=r"data-00001-of-00003.arrow: is not there, but .*state.json names it"):
+        list_files("saved", saved)
 
 
 def test_folders_and_globs_list_in_sorted_order_and_nothing_is_an_error(tmp_path: Path) -> None:
     for name in ("b", "a", "c/d"):
         write(tmp_path / f"{name}.jsonl", lines({"text": name}))
     everything = list_files("notes", source("jsonl", tmp_path))
-    assert [str(file.path.relative_to(tmp_path)) for file in everything] == ["a.jsonl", "b.jsonl", "c/d.jsonl"]
+    assert [str(Path(file.path).relative_to(tmp_path)) for file in everything] == ["a.jsonl", "b.jsonl", "c/d.jsonl"]
+    assert everything[0] == InputFile(str(tmp_path / "a.jsonl"), "train", len(b'{"text": "a"}\n'))
     assert len(list_files("notes", source("jsonl", tmp_path / "*.jsonl"))) == 2
     with pytest.raises(InputError, match=r"data.sources.notes: no .jsonl"):
         list_files("notes", source("jsonl", tmp_path / "nowhere"))
+    write(tmp_path / "test/0.jsonl", b"")
+    with pytest.raises(InputError, match=r"but for a test split or what is excluded"):
+        list_files("notes", source("huggingface", tmp_path / "t*"))
+
+
+def test_a_file_that_a_link_shows_twice_is_refused_by_both_names(tmp_path: Path) -> None:
+    write(tmp_path / "raw/a.jsonl", lines({"text": "once"}))
+    (tmp_path / "raw/b.jsonl").symlink_to(tmp_path / "raw/a.jsonl")
+    with pytest.raises(InputError, match=r"data.sources.notes: .*a.jsonl and .*b.jsonl are one file"):
+        list_files("notes", source("jsonl", tmp_path / "raw"))
+    (tmp_path / "raw/b.jsonl").unlink()
+    (tmp_path / "raw/again").symlink_to(tmp_path / "elsewhere")
+    write(tmp_path / "elsewhere/c.jsonl", lines({"text": "linked"}))
+    assert texts_of(source("jsonl", tmp_path / "raw")) == ["once", "linked"]
+    (tmp_path / "raw/third").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"again/c.jsonl and .*third/c.jsonl are one file"):
+        list_files("notes", source("jsonl", tmp_path / "raw"))
+
+
+def test_two_sources_do_not_read_one_file_unless_their_subsets_are_disjoint(tmp_path: Path) -> None:
+    path = write(tmp_path / "train/a.jsonl", lines(slim("prose"), slim("code", "RedPajamaGithub")))
+    (tmp_path / "link.jsonl").symlink_to(path)
+
+    def check(one: dict[str, list[str]], other: dict[str, list[str]], format: str = "slimpajama") -> None:
+        sources = {
+            "one": source(format, tmp_path / "train", **one),
+            "other": source(format, tmp_path / "link.jsonl", **other),
+        }
+        refuse_overlap(sources, {name: list_files(name, own) for name, own in sources.items()})
+
+    check({"include": ["RedPajamaGithub"]}, {"exclude": ["RedPajamaGithub"]})
+    check({"include": ["RedPajamaGithub"]}, {"include": ["RedPajamaC4"]})
+    overlapping: list[tuple[dict[str, list[str]], dict[str, list[str]]]] = [
+        ({}, {}),
+        ({"include": ["RedPajamaGithub"]}, {"exclude": ["RedPajamaBook"]}),
+        ({"exclude": ["RedPajamaGithub"]}, {"exclude": ["RedPajamaBook"]}),
+        # A row of yet another subset would be read by both.
+        ({"exclude": list(SLIMPAJAMA_SUBSETS[:4])}, {"exclude": list(SLIMPAJAMA_SUBSETS[4:])}),
+    ]
+    for one, other in overlapping:
+        with pytest.raises(InputError, match=r"data.sources.other: .*link.jsonl is read by one too"):
+            check(one, other)
+    with pytest.raises(InputError, match=r"data.sources.other: .*link.jsonl is read by one too"):
+        check({}, {}, "jsonl")

@@ -22,7 +22,7 @@ from tinyllama.model.loading import load_model
 from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
 from tinyllama.recipe import Recipe
 from tinyllama.train import checkpoint
-from tinyllama.train.loop import build, train, train_step
+from tinyllama.train.loop import Trainer, build, train, train_step
 from tinyllama.train.metrics import read_rows
 from tinyllama.train.parallel import Ranks
 from tinyllama.train.schedule import learning_rate
@@ -32,6 +32,11 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 def recipe_of(small: Path, **overrides: Any) -> Recipe:
     return Recipe.load(small / "recipe.yaml", overrides)
+
+
+def step_of(trainer: Trainer, step: int) -> float:
+    rows = batch_of_step(trainer.recipe, trainer.store, step)
+    return float(train_step(trainer, step, rows)[0])
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -61,7 +66,7 @@ def test_the_loss_follows_transformers_and_its_adamw_step_by_step(small: Path) -
         torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        loss, _ = train_step(trainer, step)
+        loss, _ = train_step(trainer, step, rows)
         assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-4), f"step {step}"
     assert float(loss) < 5.5  # it learns: the loss of a uniform guess over 600 pieces is 6.4
 
@@ -70,7 +75,7 @@ def test_the_micro_batch_changes_only_rounding(small: Path) -> None:
     losses = []
     for rows in (1, 2, 6):
         trainer = build(recipe_of(small, **{"train.micro_batch_sequences": rows}), ALONE)
-        losses.append([float(train_step(trainer, step)[0]) for step in range(4)])
+        losses.append([step_of(trainer, step) for step in range(4)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert losses[2] == pytest.approx(losses[0], rel=1e-5)
 
@@ -79,7 +84,7 @@ def test_bf16_compiled_follows_float32(small: Path) -> None:
     exact = build(recipe_of(small), ALONE)
     fast = build(recipe_of(small, **{"train.precision": "bf16", "train.compile": True}), ALONE)
     for step in range(5):
-        assert float(train_step(fast, step)[0]) == pytest.approx(float(train_step(exact, step)[0]), rel=1e-2)
+        assert step_of(fast, step) == pytest.approx(step_of(exact, step), rel=1e-2)
     assert {parameter.dtype for parameter in fast.model.parameters()} == {torch.float32}
 
 
@@ -227,5 +232,4 @@ def test_without_a_compiler_it_says_so_and_trains_uncompiled(
     monkeypatch.delenv("CXX", raising=False)
     trainer = build(recipe_of(small, **{"train.compile": True}), ALONE)
     assert "no C++ compiler" in capsys.readouterr().err
-    loss, _ = train_step(trainer, 0)
-    assert float(loss) == pytest.approx(float(train_step(build(recipe_of(small), ALONE), 0)[0]))
+    assert step_of(trainer, 0) == pytest.approx(step_of(build(recipe_of(small), ALONE), 0))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tinyllama.data.prepare import _held_out
+from tinyllama.data.holdout import content_share
 from tinyllama.data.store import TokenStore
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ def test_the_bytes_are_those_of_the_documents_without_markers_or_dummy_spaces(sm
     split = trainer.store["lines/validation"]
     whole = torch.from_numpy(split.read(0, split.num_tokens).astype("int64"))[None]
     texts = [json.loads(line)["text"] for line in (small / "raw/lines/a.jsonl").open()]
-    held_out = "".join(text for text in texts if _held_out(text, 0.1))
+    held_out = "".join(text for text in texts if content_share(text) < 0.1)
     assert len(held_out) > 10_000
     assert target_bytes(whole, trainer.tokenizer).decode() == held_out
 

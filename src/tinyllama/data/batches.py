@@ -1,17 +1,38 @@
 """Order and store to the tensors of one rank.
 
 A rank takes its slice of the global batch's rows, so the number of ranks never changes what is learnt from. Reading is
-random access into memory maps: a step of 2M tokens touches 4 MB, so nothing is buffered and nothing is read ahead.
+random access in this very process: a step of 2M tokens is 4 MB, and a worker process would cost several times of what
+it saves. Ahead of a step only the kernel reads, which is told what comes.
 """
+
+from collections.abc import Iterator
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tinyllama.data.order import sequences
-from tinyllama.data.store import Split, TokenStore
+from tinyllama.data.order import sequences, sequences_of_steps
+from tinyllama.data.store import Piece, Split, TokenStore
 from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe
+
+Pieces = list[tuple[Split, Piece]]
+
+_BLOCK_ROWS = 16384
+"""Rows whose order is worked out together, in about 10 ms; a row alone costs several times its share of that."""
+
+
+def batches(recipe: Recipe, store: TokenStore, first_step: int, rank: int = 0, ranks: int = 1) -> Iterator[Tensor]:
+    """The batches of one rank from step `first_step` to the recipe's last: one `batch_of_step` each, in turn.
+
+    While one is learnt from, the kernel fetches the next one's tokens, and none after the last. Raises InputError where
+    the batch does not divide among the ranks, and as `Split.fetch` does.
+    """
+    length = recipe.train.sequence_length
+    steps = _pieces_of_steps(recipe, store, first_step, rank_slice(recipe, rank, ranks))
+    for pieces, _ in pairwise(chain(_fetched_ahead(steps), ([],))):  # in pairs: the next is on its way when one is read
+        yield _read(pieces, length)
 
 
 def batch_of_step(recipe: Recipe, store: TokenStore, step: int, rank: int = 0, ranks: int = 1) -> Tensor:
@@ -19,11 +40,10 @@ def batch_of_step(recipe: Recipe, store: TokenStore, step: int, rank: int = 0, r
 
     Raises InputError where the batch does not divide among the ranks.
     """
-    rows = sequences(recipe, store, step)[rank_slice(recipe, rank, ranks)]
-    names = list(recipe.data.sources)
-    length = recipe.train.sequence_length
-    splits = [store[f"{name}/train"] for name in names]
-    return stack([read_sequence(splits[row["source"]], int(row["index"]), length) for row in rows])
+    rows, splits = sequences(recipe, store, step)[rank_slice(recipe, rank, ranks)], _splits(recipe, store)
+    return torch.cat(
+        [read_sequences(splits[source], [index], recipe.train.sequence_length) for source, _, index in rows.tolist()]
+    )
 
 
 def rank_slice(recipe: Recipe, rank: int, ranks: int) -> slice:
@@ -34,11 +54,38 @@ def rank_slice(recipe: Recipe, rank: int, ranks: int) -> slice:
     return slice(rank * batch // ranks, (rank + 1) * batch // ranks)
 
 
-def read_sequence(split: Split, index: int, length: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """Sequence `index`: `length` inputs and, one further, their targets."""
-    return split.read(index * length, (index + 1) * length + 1).astype(np.int64)
+def read_sequences(split: Split, indices: list[int], length: int) -> Tensor:
+    """Sequences of a split: int64 [len(indices), length + 1], `length` inputs and, one further, their targets."""
+    return _read([piece for index in indices for piece in _pieces(split, index, length)], length)
 
 
-def stack(rows: "list[np.ndarray[tuple[int], np.dtype[np.int64]]]") -> Tensor:
-    """Rows as one tensor int64[rows, length]."""
-    return torch.from_numpy(np.stack(rows))
+def _read(pieces: Pieces, length: int) -> Tensor:
+    data = b"".join([split.fetch(*piece) for split, piece in pieces])
+    tokens = np.frombuffer(data, pieces[0][0].dtype).reshape(-1, length + 1)
+    return torch.from_numpy(tokens.astype(np.int64))
+
+
+def _pieces(split: Split, index: int, length: int) -> Pieces:
+    return [(split, piece) for piece in split.pieces(index * length, (index + 1) * length + 1)]
+
+
+def _pieces_of_steps(recipe: Recipe, store: TokenStore, first_step: int, part: slice) -> Iterator[Pieces]:
+    """What each step reads, row by row, from `first_step` to the recipe's last."""
+    splits, steps, length = _splits(recipe, store), recipe.train.steps, recipe.train.sequence_length
+    stride = max(1, _BLOCK_ROWS // recipe.train.batch_sequences)
+    for start in range(first_step, steps, stride):
+        rows = sequences_of_steps(recipe, store, start, min(start + stride, steps))[:, part]
+        for step in zip(rows["source"].tolist(), rows["index"].tolist(), strict=True):
+            pieces = (_pieces(splits[source], index, length) for source, index in zip(*step, strict=True))
+            yield list(chain.from_iterable(pieces))
+
+
+def _fetched_ahead(steps: Iterator[Pieces]) -> Iterator[Pieces]:
+    for pieces in steps:
+        for split, piece in pieces:
+            split.fetch_ahead(*piece)
+        yield pieces
+
+
+def _splits(recipe: Recipe, store: TokenStore) -> list[Split]:
+    return [store[f"{name}/train"] for name in recipe.data.sources]

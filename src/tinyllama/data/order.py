@@ -2,14 +2,16 @@
 
 A resumed run asks for its step and has it; the cost is the same at any step. Per source and epoch the order is a keyed
 permutation of all its sequences, so an epoch reads each exactly once; the mix is exact in every batch to within a row.
+Consecutive steps cost less together: a source's places in them follow each other and are permuted in one go.
 """
 
 import hashlib
-import itertools
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,7 @@ ROW = np.dtype([("source", "<i4"), ("epoch", "<i8"), ("index", "<i8")])
 _PERIOD = 1 << 32
 _GOLDEN = 2654435769
 _ROUNDS = 8
+_RAMP_STEPS = 64
 
 
 @dataclass(frozen=True)
@@ -36,74 +39,143 @@ class Mix:
     """One a source, summing to 1."""
 
 
+@dataclass(frozen=True)
+class _Grid:
+    """What the rows of any step follow from: M mixes of K sources on the grid of a batch."""
+
+    first_steps: NDArray[np.int64]
+    """[M]"""
+    edges: NDArray[np.int64]
+    """[M, K + 1]: in mix m source k owns the grid points from edges[m, k] to edges[m, k + 1]."""
+    given: tuple[list[int], ...]
+    """M times K: rows that each source has given before the mix begins."""
+
+
 def sequences(recipe: Recipe, store: TokenStore, step: int) -> NDArray[np.void]:
     """The rows of step `step` (counted from 0): an array of (source, epoch, index), `batch_sequences` long.
 
     `source` counts the recipe's sources in their order; sequence `index` starts at token index x sequence_length.
     Raises InputError where a source has less than one sequence.
     """
-    if step < 0:
-        raise ValueError(f"step {step}: steps count from 0")
-    counts = [_num_sequences(recipe, store, name) for name in recipe.data.sources]
-    return rows_of_step(
-        recipe.seed, list(recipe.data.sources), counts, mixes(recipe), recipe.train.batch_sequences, step
+    rows: NDArray[np.void] = sequences_of_steps(recipe, store, step, step + 1)[0]
+    return rows
+
+
+def sequences_of_steps(recipe: Recipe, store: TokenStore, first_step: int, last_step: int) -> NDArray[np.void]:
+    """`sequences` of the steps from `first_step` to before `last_step`: [steps, batch_sequences]."""
+    if first_step < 0:
+        raise ValueError(f"step {first_step}: steps count from 0")
+    names, mixing = list(recipe.data.sources), mixes(recipe)
+    used = [any(mix.shares[source] for mix in mixing) for source in range(len(names))]
+    counts = [_num_sequences(recipe, store, name, needed) for name, needed in zip(names, used, strict=True)]
+    return rows_of_steps(recipe.seed, names, counts, mixing, recipe.train.batch_sequences, first_step, last_step)
+
+
+def mixes(recipe: Recipe) -> tuple[Mix, ...]:
+    """The recipe's mixes in the order in which they hold; the first begins at step 0, a ramp is up to 64 of them."""
+    sources = recipe.data.sources
+    stages = tuple(
+        (stage.from_tokens, stage.ramp_tokens, tuple(stage.weights.get(name, 0.0) for name in sources))
+        for stage in recipe.data.stages
+    )
+    return _mixes(tuple(source.weight for source in sources.values()), stages, recipe.train.batch_tokens)
+
+
+@lru_cache(maxsize=16)
+def _mixes(
+    weights: tuple[float, ...], stages: tuple[tuple[int, int, tuple[float, ...]], ...], batch_tokens: int
+) -> tuple[Mix, ...]:
+    found = [Mix(0, _shares(weights))]
+    for from_tokens, ramp_tokens, weights_after in stages:
+        before, after = found[-1].shares, _shares(weights_after)
+        first_step, last_step = -(-from_tokens // batch_tokens), -(-(from_tokens + ramp_tokens) // batch_tokens)
+        found += _ramp(before, after, first_step, last_step)
+        found.append(Mix(last_step, after))
+    # Of two mixes that begin at one step, the later holds.
+    return tuple(
+        mix
+        for mix, following in zip(found, [*found[1:], None], strict=True)
+        if not following or following.first_step > mix.first_step
     )
 
 
-def mixes(recipe: Recipe) -> list[Mix]:
-    """The recipe's mixes in the order in which they hold; the first begins at step 0."""
-    sources = recipe.data.sources
-    found = [Mix(0, _shares([source.weight for source in sources.values()]))]
-    for stage in recipe.data.stages:
-        first_step = -(-stage.from_tokens // recipe.train.batch_tokens)
-        found.append(Mix(first_step, _shares([stage.weights.get(name, 0.0) for name in sources])))
-    # Of two stages that begin at one step, the later holds.
-    return [
-        mix
-        for mix, after in zip(found, [*found[1:], None], strict=True)
-        if not after or after.first_step > mix.first_step
-    ]
+def _ramp(before: tuple[Fraction, ...], after: tuple[Fraction, ...], first_step: int, last_step: int) -> list[Mix]:
+    """Equal pieces of the straight line between two mixes, each held at its middle: in sum they give what it gives."""
+    pieces = min(_RAMP_STEPS, last_step - first_step)
+    ramp = []
+    for piece in range(pieces):
+        way = Fraction(2 * piece + 1, 2 * pieces)
+        shares = tuple(old + (new - old) * way for old, new in zip(before, after, strict=True))
+        ramp.append(Mix(first_step + piece * (last_step - first_step) // pieces, shares))
+    return ramp
 
 
-def rows_of_step(
-    seed: int, names: Sequence[str], num_sequences: Sequence[int], mixes: Sequence[Mix], batch: int, step: int
+def rows_of_steps(
+    seed: int,
+    names: Sequence[str],
+    num_sequences: Sequence[int],
+    mixes: Sequence[Mix],
+    batch: int,
+    first_step: int,
+    last_step: int,
 ) -> NDArray[np.void]:
-    """`sequences` from its bare arguments: sources' names and numbers of sequences, mixes, rows a batch."""
-    starts, ends = rows_before(mixes, batch, step), rows_before(mixes, batch, step + 1)
-    rows = np.empty(batch, ROW)
-    filled = 0
-    for source, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        positions = np.arange(start, end, dtype=np.int64)
-        part = rows[filled : filled + len(positions)]
-        part["source"] = source
-        part["epoch"], places = np.divmod(positions, num_sequences[source])
-        for epoch in np.unique(part["epoch"]):
-            chosen = part["epoch"] == epoch
-            key = _key(seed, names[source], int(epoch))
-            part["index"][chosen] = permute(places[chosen], num_sequences[source], key)
-        filled += len(positions)
-    return rows
+    """`sequences_of_steps` from bare arguments: sources' names and numbers of sequences, mixes, rows a batch."""
+    counts = _counts(_grid(tuple(mixes), batch), first_step, last_step)
+    rows = np.empty(counts.sum(), ROW)
+    rows["source"] = np.repeat(np.tile(np.arange(len(names)), len(counts)), counts.ravel())
+    starts = rows_before(mixes, batch, first_step)
+    for source, (start, count) in enumerate(zip(starts, counts.sum(axis=0).tolist(), strict=True)):
+        if count:
+            own = rows["source"] == source
+            size = num_sequences[source]
+            rows["epoch"][own] = np.arange(start, start + count) // size
+            rows["index"][own] = _indices(seed, names[source], size, start, start + count)
+    return rows.reshape(len(counts), batch)
+
+
+def _indices(seed: int, name: str, size: int, start: int, stop: int) -> NDArray[np.int64]:
+    """The sequences at places `start` to `stop` of a source's endless order, which is one permutation an epoch."""
+    parts = []
+    for epoch in range(start // size, -(-stop // size)):
+        places = np.arange(max(start, epoch * size), min(stop, (epoch + 1) * size)) - epoch * size
+        parts.append(permute(places, size, _key(seed, name, epoch)))
+    return np.concatenate(parts)
 
 
 def rows_before(mixes: Sequence[Mix], batch: int, step: int) -> list[int]:
     """How many rows each source has given in all steps before `step`."""
-    totals = [0] * len(mixes[0].shares)
-    for mix, after in zip(mixes, [*mixes[1:], None], strict=True):
-        last = step if after is None else min(step, after.first_step)
-        given = _rows_of_mix(mix.shares, batch, max(0, last - mix.first_step))
-        totals = [total + more for total, more in zip(totals, given, strict=True)]
-    return totals
+    grid = _grid(tuple(mixes), batch)
+    number = bisect_right(grid.first_steps, step) - 1
+    given = _rows_of_mix(grid.edges[number].tolist(), step - int(grid.first_steps[number]))
+    return [before + more for before, more in zip(grid.given[number], given, strict=True)]
 
 
-def _rows_of_mix(shares: tuple[Fraction, ...], batch: int, steps: int) -> list[int]:
-    """Rows of each source in the first `steps` steps of a mix.
+@lru_cache(maxsize=16)
+def _grid(mixes: tuple[Mix, ...], batch: int) -> _Grid:
+    first_steps = [mix.first_step for mix in mixes]
+    edges = [[round(batch * _PERIOD * edge) for edge in accumulate(mix.shares, initial=Fraction(0))] for mix in mixes]
+    given = [[0] * len(mixes[0].shares)]
+    for own_edges, (start, end) in zip(edges, pairwise(first_steps), strict=False):
+        given.append([sum(both) for both in zip(given[-1], _rows_of_mix(own_edges, end - start), strict=True)])
+    return _Grid(np.array(first_steps), np.array(edges), tuple(given))
 
-    Source k owns the grid points from edge k to edge k + 1. Step m gives it as many rows as it owns points x with
-    x = m g modulo the period: its points over the period, rounded down or up. Sums of that are sums of floors.
+
+def _counts(grid: _Grid, first_step: int, last_step: int) -> NDArray[np.int64]:
+    """Rows of each source in each step: [steps, sources].
+
+    Step m of a mix gives a source as many rows as it owns points x with x = m g modulo the period: its points over the
+    period, rounded down or up.
     """
-    edges = [round(batch * _PERIOD * sum(shares[:k], Fraction(0))) for k in range(len(shares) + 1)]
+    steps = np.arange(first_step, last_step)
+    mix = np.searchsorted(grid.first_steps, steps, "right") - 1
+    offsets = (steps - grid.first_steps[mix]) * _GOLDEN % _PERIOD
+    return np.diff((grid.edges[mix] - 1 - offsets[:, None]) // _PERIOD)
+
+
+def _rows_of_mix(edges: list[int], steps: int) -> list[int]:
+    """Rows of each source in the first `steps` steps of a mix: the sums of `_counts`, which are sums of floors."""
     below = [_floor_sum(steps, _PERIOD, -_GOLDEN, edge - 1) for edge in edges]
-    return [high - low for low, high in itertools.pairwise(below)]
+    return [high - low for low, high in pairwise(below)]
 
 
 def _floor_sum(count: int, modulus: int, factor: int, offset: int) -> int:
@@ -149,9 +221,12 @@ def _feistel(values: NDArray[np.uint64], half: np.uint64, mask: np.uint64, key: 
 
 def _scramble(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """SplitMix64's finalizer (Steele, Lea and Flood 2014); products wrap around by intention."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    values = values ^ (values >> np.uint64(30))
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    return values
 
 
 @lru_cache(maxsize=256)
@@ -160,10 +235,10 @@ def _key(seed: int, name: str, epoch: int) -> tuple[int, ...]:
     return tuple(int.from_bytes(digest[i : i + 8], "little") for i in range(0, len(digest), 8))
 
 
-def _num_sequences(recipe: Recipe, store: TokenStore, name: str) -> int:
+def _num_sequences(recipe: Recipe, store: TokenStore, name: str, needed: bool) -> int:
     split, length = store[f"{name}/train"], recipe.train.sequence_length
     count = split.num_sequences(length)
-    if not count:
+    if needed and not count:
         raise InputError(
             f"{split.folder}: {split.num_tokens} tokens are less than one sequence of {length} and its targets; "
             "add text or shorten train.sequence_length"

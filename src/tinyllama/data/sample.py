@@ -4,10 +4,10 @@ Reads the sources' files, at most 64 of each, evenly spread over the sorted list
 left out here too.
 """
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from tinyllama.data.holdout import content_share
 from tinyllama.data.sources import InputFile, Row, list_files, read_rows
 from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe
@@ -37,7 +37,7 @@ def sample_texts(recipe: Recipe, sample_bytes: int) -> Iterator[str]:
     for name, source in recipe.data.sources.items():
         files = [file for file in list_files(name, source) if file.split == "train"]
         chosen = files[:: -(-len(files) // _MOST_FILES)]
-        disk_bytes = sum(file.path.stat().st_size for file in chosen)
+        disk_bytes = sum(file.size for file in chosen)
         share = min(1.0, sample_bytes * source.weight / weights / max(1, disk_bytes * _BYTES_PER_DISK_BYTE))
         for file in chosen:
             yield from _sample_file(file, source, share, recipe.data.holdout)
@@ -46,7 +46,5 @@ def sample_texts(recipe: Recipe, sample_bytes: int) -> Iterator[str]:
 def _sample_file(file: InputFile, source: Source, share: float, holdout: float) -> Iterator[str]:
     """Documents whose content hash falls above the holdout's part and inside the share."""
     for row in read_rows(file.path, source):
-        if isinstance(row, Row):
-            digest = hashlib.blake2b(row.text.encode(), digest_size=8).digest()
-            if holdout <= int.from_bytes(digest, "little") / 2**64 < holdout + share:
-                yield row.text
+        if isinstance(row, Row) and holdout <= content_share(row.text) < holdout + share:
+            yield row.text

@@ -1,54 +1,76 @@
-"""Writes one shard of the token store: a file of tokens beside the file of its documents' ends.
+"""Writes one shard of the token store: its tokens, and each document's end and row in its input file.
 
-Both are hashed as they are written, so the manifest's hashes are of what was meant, not of what a disk gave back.
+Files are hashed as they are written, so the manifest's hashes are of what was meant, not of what a disk gave back.
 """
 
 import hashlib
+from array import array
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from tinyllama.files import write_atomically
+
+SUFFIXES = (".tokens", ".documents", ".rows")
 
 
 class ShardWriter:
-    """Writes `00000.tokens` and `00000.documents`, which get their names only when both are whole and not empty."""
+    """Writes `00000.tokens`, `.documents` and `.rows`; they get their names only when whole and not empty.
+
+    Ends and rows (16 bytes a document) are held until the shard is closed.
+    """
 
     def __init__(self, folder: Path, number: int) -> None:
         self.path = folder / f"{number:05d}.tokens"
-        self.tokens = self.documents = 0
-        self._hashes = hashlib.sha256(), hashlib.sha256()
+        self.tokens = 0
+        self.hashes: dict[str, str] = {}
+        self._ends, self._rows = array("Q"), array("Q")
+        self._digest = hashlib.sha256()
         self._stack = ExitStack()
-        self._files: tuple[IO[bytes], IO[bytes]]
+        self._file: IO[bytes]
+
+    @property
+    def documents(self) -> int:
+        """Documents written so far."""
+        return len(self._ends)
 
     def __enter__(self) -> "ShardWriter":
-        paths = (self.path, self.path.with_suffix(".documents"))
-        first, second = (self._stack.enter_context(write_atomically(path)) for path in paths)
-        self._files = first, second
+        self._file = self._stack.enter_context(write_atomically(self.path))
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(self, error: type[BaseException] | None, *details: Any) -> None:
+        if error is None:
+            for suffix, values in ((".documents", self._ends), (".rows", self._rows)):
+                self._write_numbers(self.path.with_suffix(suffix), values)
+        self._stack.__exit__(error, *details)
+        self.hashes[".tokens"] = self._digest.hexdigest()
         if not self.documents:
-            for path in (self.path, self.path.with_suffix(".documents")):
-                path.unlink(missing_ok=True)
+            for suffix in SUFFIXES:
+                self.path.with_suffix(suffix).unlink(missing_ok=True)
 
-    def write(self, tokens: Any) -> None:
-        """Append one document's tokens."""
+    def write(self, tokens: np.ndarray[Any, Any], row: int) -> None:
+        """Append one document's tokens; `row` is its place in its input file."""
         self.tokens += len(tokens)
-        self.documents += 1
-        ends = self.tokens.to_bytes(8, "little")
-        for file, digest, data in zip(self._files, self._hashes, (tokens.data, ends), strict=True):
-            file.write(data)
-            digest.update(data)
+        self._ends.append(self.tokens)
+        self._rows.append(row)
+        self._file.write(tokens.data)
+        self._digest.update(tokens.data)
 
     def entry(self) -> dict[str, Any]:
-        """The shard's entry in its split's manifest."""
-        tokens, documents = (digest.hexdigest() for digest in self._hashes)
+        """The closed shard's entry in its split's manifest."""
         return {
             "file": self.path.name,
             "tokens": self.tokens,
             "documents": self.documents,
-            "sha256": tokens,
-            "documents_sha256": documents,
+            "sha256": self.hashes[".tokens"],
+            "documents_sha256": self.hashes[".documents"],
+            "rows_sha256": self.hashes[".rows"],
         }
+
+    def _write_numbers(self, path: Path, values: "array[int]") -> None:
+        data = np.array(values, "<u8").tobytes()
+        self.hashes[path.suffix] = hashlib.sha256(data).hexdigest()
+        with write_atomically(path) as file:
+            file.write(data)

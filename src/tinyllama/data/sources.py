@@ -1,212 +1,203 @@
-"""Raw files to documents: SlimPajama, Starcoderdata, and plain jsonl, parquet, text and csv.
+"""Which files a source has, in which split, and their rows.
 
-Reads files in sorted order, so no listing order matters. A row that cannot be used becomes a `Reject` with its reason;
-a file that cannot be read to its end raises, naming the file: nothing is skipped silently.
+Files come sorted by path, so no listing order matters. What the recipe names must be there and no file may be read
+twice: both are checked here, before any work is done.
 """
 
 import csv
-import glob
-import gzip
-import zlib
-from collections.abc import Callable, Iterator
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import orjson
 import pyarrow
-import pyarrow.parquet
-import zstandard
 
+from tinyllama.data.inputs import Found, fetched, find_files, identity, opened, reason_of
+from tinyllama.data.rows import Reject, Row, language_of, rows_of, text_field
+from tinyllama.data.tables import parquet_columns
 from tinyllama.errors import InputError
-from tinyllama.recipe_data import Source
+from tinyllama.files import read_json
+from tinyllama.recipe_data import SLIMPAJAMA_SUBSETS, Source
 
+__all__ = ["InputFile", "Reject", "Row", "list_files", "read_rows", "refuse_overlap"]
+
+_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 _SUFFIXES = {
-    "slimpajama": (".jsonl.zst", ".jsonl.gz", ".jsonl"),
+    "slimpajama": (*_LINES, ".parquet"),
     "starcoderdata": (".parquet",),
-    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
+    "jsonl": _LINES,
     "parquet": (".parquet",),
     "text": (".txt",),
     "csv": (".csv",),
-    "huggingface": (".parquet",),
+    "huggingface": (".parquet", *_LINES, ".json", ".csv", ".arrow"),
 }
-_CHUNK_BYTES = 1 << 20
+# The hub's words for a split, as in datasets/data_files.py, and the names there of files that are about the data.
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+_ABOUT = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A raw file and the split that its folder puts it in."""
+    """A raw file and the split that its place puts it in."""
 
-    path: Path
+    path: str
+    """Local path or URL."""
     split: str
     """`train` or `validation`."""
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A row that is not used."""
-
-    row: int
-    """Place in the file, counted from 0."""
-    reason: str
-    counted_only: bool = False
-    """Left out by the recipe rather than by a fault: counted, not listed."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row that is used."""
-
-    row: int
-    """Place in the file, counted from 0."""
-    text: str
+    size: int
+    """Bytes."""
 
 
 def list_files(name: str, source: Source) -> list[InputFile]:
-    """Every file of a source, sorted by path. Raises InputError where there is none."""
-    root = Path(source.path)
+    """Every file of a source, sorted by path.
+
+    Raises InputError where there is none, one cannot be read or would be read twice, a folder that the recipe names
+    is not there, or a folder of Starcoderdata has other columns.
+    """
     suffixes = _SUFFIXES[source.format]
-    if root.is_file():
-        paths = [root]
-    else:
-        found = root.rglob("*") if root.is_dir() else map(Path, glob.glob(source.path, recursive=True))  # noqa: PTH207 - Path has no absolute globs
-        paths = sorted(path for path in found if path.name.endswith(suffixes) and path.is_file())
-    files = [file for path in paths if (file := _placed(path, root, source)) is not None]
+    found = find_files(source.path, lambda file: file.endswith(suffixes))
+    if source.format == "starcoderdata":
+        found = _languages(name, source, found)
+    elif source.format == "huggingface":
+        found = _data_files(name, source, found)
+    files = [InputFile(file.path, split, file.size) for file in found if (split := _split(file, source)) != "test"]
     if not files:
         wanted = " or ".join(suffixes)
+        rest = ", but for a test split or what is excluded" if found else ""
         raise InputError(
-            f"data.sources.{name}: no {wanted} file under {source.path}; correct path, or put the data there"
+            f"data.sources.{name}: no {wanted} file under {source.path}{rest}; correct path, or put the data there"
         )
+    _refuse_twice(name, files)
     return files
 
 
-def _placed(path: Path, root: Path, source: Source) -> InputFile | None:
-    parts = path.relative_to(root).parts if root.is_dir() else ()
-    if source.format == "slimpajama" and len(parts) > 1 and parts[0] in ("train", "validation", "test"):
-        return None if parts[0] == "test" else InputFile(path, parts[0])
-    if source.format == "starcoderdata":
-        language = path.parent.name
-        if language in source.exclude or (source.include and language not in source.include):
-            return None
-    return InputFile(path, "train")
+def read_rows(path: str, source: Source, local: Path | None = None) -> Iterator[Row | Reject]:
+    """Every row of a file, used or not; `local` is its copy where it was fetched already.
 
-
-def read_rows(path: Path, source: Source) -> Iterator[Row | Reject]:
-    """Every row of a file, used or not. Raises InputError where the file cannot be read to its end."""
-    readers: dict[str, Callable[[Path, Source], Iterator[Row | Reject]]] = {
-        "slimpajama": _slimpajama,
-        "starcoderdata": lambda path, source: _parquet(path, "content"),
-        "jsonl": lambda path, source: _jsonl(path, source.text or "text"),
-        "parquet": lambda path, source: _parquet(path, source.text or "text"),
-        "text": lambda path, source: _text(path),
-        "csv": lambda path, source: _csv(path, source.text or "text"),
-    }
+    Raises InputError where the file cannot be read to its end.
+    """
+    if local is None:
+        with fetched(path) as copy:
+            yield from read_rows(path, source, copy)
+        return
     try:
-        yield from readers[source.format](path, source)
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError, pyarrow.ArrowException, csv.Error) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: cannot be read to its end ({reason}); fetch it again or take it out") from None
+        yield from rows_of(local, path, source)
+    except (OSError, EOFError, pyarrow.ArrowException, csv.Error) as error:
+        raise InputError(
+            f"{path}: cannot be read to its end ({reason_of(error)}); fetch it again or take it out"
+        ) from None
 
 
-def _slimpajama(path: Path, source: Source) -> Iterator[Row | Reject]:
-    for number, fields in _json_objects(path):
-        if isinstance(fields, Reject):
-            yield fields
+def refuse_overlap(sources: Mapping[str, Source], files: Mapping[str, Sequence[InputFile]]) -> None:
+    """Raise InputError where two sources read the same file, unless SlimPajama's subsets keep their rows apart."""
+    readers: dict[str, list[str]] = {}
+    for name, own in files.items():
+        for file in own:
+            others = readers.setdefault(identity(file.path), [])
+            for other in others:
+                if not _apart(sources[name], sources[other]):
+                    raise InputError(
+                        f"data.sources.{name}: {file.path} is read by {other} too; take it out of one of the two"
+                    )
+            others.append(name)
+
+
+def _apart(one: Source, other: Source) -> bool:
+    """Whether two sources that read the same files take no row in common."""
+    if not one.format == other.format == "slimpajama" or not (one.include or other.include):
+        return False  # rows of a subset unknown to us belong to every source that only excludes
+    return not _chosen(one) & _chosen(other)
+
+
+def _chosen(source: Source) -> set[str]:
+    return set(source.include or SLIMPAJAMA_SUBSETS) - set(source.exclude)
+
+
+def _split(file: Found, source: Source) -> str:
+    """The split that a file's folders and name put it in, by the hub's rule: the first word that names one counts."""
+    if source.format in ("slimpajama", "huggingface"):
+        for part in file.parts:
+            for word in re.split(r"[-._ 0-9]+", part.lower()):
+                if split := _SPLITS.get(word):
+                    return split
+    return "train"
+
+
+def _refuse_twice(name: str, files: list[InputFile]) -> None:
+    first: dict[str, str] = {}
+    for file in files:
+        other = first.setdefault(identity(file.path), file.path)
+        if other != file.path:
+            raise InputError(
+                f"data.sources.{name}: {other} and {file.path} are one file, which would count twice; remove the link"
+            )
+
+
+def _languages(name: str, source: Source, found: list[Found]) -> list[Found]:
+    """The files of the languages that the recipe chooses; the first of each must have the column that is read."""
+    folders: dict[str, list[Found]] = {}
+    for file in found:
+        folders.setdefault(language_of(file.path), []).append(file)
+    for choice in ("include", "exclude"):
+        for folder in getattr(source, choice):
+            if folder not in folders:
+                raise InputError(
+                    f"data.sources.{name}.{choice}: {folder!r} is no folder of {source.path}; "
+                    f"{_nearest(folder, sorted(folders))}"
+                )
+    chosen = {folder for folder in source.include or folders if folder not in source.exclude}
+    for folder in sorted(chosen):
+        _check_columns(name, folder, folders[folder][0], text_field(source))
+    return [file for file in found if language_of(file.path) in chosen]
+
+
+def _nearest(wrong: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(wrong, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known) or 'none'}"
+
+
+def _check_columns(name: str, folder: str, file: Found, column: str) -> None:
+    try:
+        with opened(file.path) as content:
+            present = parquet_columns(content)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{file.path}: cannot be read ({reason_of(error)}); fetch it again or take it out") from None
+    if column not in present:
+        raise InputError(
+            f"data.sources.{name}: the folder {folder} has no column {column!r} (it has {', '.join(present)}); exclude "
+            f"it, or give it a source of its own with include: [{folder}] and text: COLUMN"
+        )
+
+
+def _data_files(name: str, source: Source, found: list[Found]) -> list[Found]:
+    """The files of a data set's folder that hold its rows: of what `datasets` saved, those that its state names."""
+    data = [file for file in found if Path(file.path).name not in _ABOUT or not file.parts]
+    for state in [file for file in data if Path(file.path).name == "state.json"]:
+        if (named := _saved_files(state.path)) is None:
             continue
-        meta = fields.get("meta")
-        subset = meta.get("redpajama_set_name") if isinstance(meta, dict) else None
-        if not isinstance(subset, str):
-            yield Reject(number, "no meta.redpajama_set_name")
-        elif subset in source.exclude:
-            yield Reject(number, f"excluded: {subset}", counted_only=True)
-        else:
-            yield _usable(number, fields, "text")
+        if missing := sorted(named - {file.path for file in data}):
+            raise InputError(f"{missing[0]}: is not there, but {state.path} names it; save the data set again")
+        folder = state.path.removesuffix("state.json")
+        # Beside the saved files lie caches of what was once computed from them.
+        data = [file for file in data if not file.path.startswith(folder) or file.path in named]
+    kinds = sorted({re.sub(r"\.jsonl\.(gz|zst)$", ".jsonl", file.path).rsplit(".", 1)[-1] for file in data})
+    if len(kinds) > 1:
+        raise InputError(
+            f"data.sources.{name}: {source.path} holds {' and '.join(kinds)} files, which may say the same twice; name "
+            f"one kind in path, by a glob such as {source.path.rstrip('/')}/**/*.{kinds[0]}*"
+        )
+    return data
 
 
-def _jsonl(path: Path, field: str) -> Iterator[Row | Reject]:
-    for number, fields in _json_objects(path):
-        yield fields if isinstance(fields, Reject) else _usable(number, fields, field)
-
-
-def _json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | Reject]]:
-    for number, line in enumerate(_lines(path)):
-        try:
-            fields = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            yield number, Reject(number, "invalid JSON")
-            continue
-        yield number, fields if isinstance(fields, dict) else Reject(number, "not a JSON object")
-
-
-def _usable(number: int, fields: dict[str, Any], field: str) -> Row | Reject:
-    text = fields.get(field)
-    if not isinstance(text, str):
-        return Reject(number, f"no {field}" if text is None else f"{field} is not text")
-    return Row(number, text) if text else Reject(number, f"empty {field}")
-
-
-def _parquet(path: Path, column: str) -> Iterator[Row | Reject]:
-    with pyarrow.parquet.ParquetFile(path) as file:
-        if column not in file.schema_arrow.names:
-            have = ", ".join(file.schema_arrow.names)
-            raise InputError(f"{path}: no column {column!r} (it has {have}); name the right one or exclude the folder")
-        number = 0
-        for batch in file.iter_batches(batch_size=256, columns=[column]):
-            for text in batch.column(0).to_pylist():
-                yield _usable(number, {column: text}, column)
-                number += 1
-
-
-def _text(path: Path) -> Iterator[Row | Reject]:
-    try:
-        yield _usable(0, {"text": path.read_bytes().decode()}, "text")
-    except UnicodeDecodeError:
-        yield Reject(0, "not UTF-8 text")
-
-
-def _csv(path: Path, column: str) -> Iterator[Row | Reject]:
-    csv.field_size_limit(1 << 31)
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file, strict=True)  # a file cut inside quotes is an error
-            if column not in (rows.fieldnames or ()):
-                raise InputError(f"{path}: no column {column!r} (it has {', '.join(rows.fieldnames or ())})")
-            for number, fields in enumerate(rows):
-                yield _usable(number, fields, column)
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; convert it, or take it out") from None
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    """Lines of a plain, gzip or zstd file, blank ones left out; a line may be of any length."""
-    pieces: list[bytes] = []
-    for chunk in _chunks(path):
-        first, *rest = chunk.split(b"\n")
-        pieces.append(first)
-        if rest:
-            yield from filter(bytes.strip, (b"".join(pieces), *rest[:-1]))
-            pieces = [rest[-1]]
-    yield from filter(bytes.strip, (b"".join(pieces),))
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as raw:
-        if path.suffix == ".zst":
-            yield from _zstd_chunks(raw)
-        else:
-            file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-            while chunk := file.read(_CHUNK_BYTES):
-                yield chunk
-
-
-def _zstd_chunks(raw: Any) -> Iterator[bytes]:
-    # zstandard's own stream reader ends without a word where a frame is cut off, so the frames' ends are watched here.
-    frame = None
-    while chunk := raw.read(_CHUNK_BYTES):
-        while chunk:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            yield frame.decompress(chunk)
-            chunk = frame.unused_data if frame.eof else b""
-            frame = None if frame.eof else frame
-    if frame is not None:
-        raise EOFError("the zstd stream is cut off")
+def _saved_files(state: str) -> set[str] | None:
+    """The files that `datasets` saved with its state file; None where that file is something else."""
+    with fetched(state) as local:
+        fields = read_json(local)
+    if not isinstance(fields, dict) or "_data_files" not in fields:
+        return None
+    return {state.removesuffix("state.json") + entry["filename"] for entry in fields["_data_files"]}

@@ -1,13 +1,19 @@
-"""The token store: flat files of tokens that are opened as memory maps.
+"""The token store: flat files of tokens, read at any place.
 
 Reads `STORE/manifest.json` and `STORE/<source>/<split>/{manifest.json, 00000.tokens, 00000.documents}`. A split reads
-as one long array whatever its shards, so a sequence may run over a shard's end and opening costs nothing a token.
+as one long array whatever its shards, so a sequence may run over a shard's end and opening costs nothing a token. Reads
+are pread(2) and not memory maps: as fast from a warm cache, and a file that was cut or a disk that fails is an error
+with the file's name, where a map ends the process with SIGBUS.
 """
 
 import hashlib
+import os
+import weakref
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllama.errors import InputError
-from tinyllama.files import read_json, sha256_of
+from tinyllama.files import read_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WORK = ".work"
 """Where `prepare` keeps what is under way; no source can be called so."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One file of tokens beside the file of its documents' ends."""
 
@@ -34,23 +40,34 @@ class Shard:
     documents_sha256: str
 
 
+Piece = tuple[int, int, int]
+"""A run of tokens in one shard: the shard's number, first byte, bytes."""
+
+
 class Split:
     """One split of one source, as one long array of tokens."""
 
     def __init__(self, folder: Path, dtype: np.dtype[Any]) -> None:
         self.folder, self.dtype = folder, dtype
-        manifest = read_json(folder / "manifest.json")
         fields = Shard.__dataclass_fields__
-        self.shards = [Shard(**{key: shard[key] for key in fields}) for shard in manifest["shards"]]
-        self.manifest = manifest
-        for shard in self.shards:
+        self.shards = shards = [Shard(**{key: shard[key] for key in fields}) for shard in self.manifest["shards"]]
+        for shard in shards:
             _check_size(folder / shard.file, shard.tokens * dtype.itemsize)
-        self.ends = np.cumsum([0] + [shard.tokens for shard in self.shards])
+        self.ends = [0, *accumulate(shard.tokens for shard in shards)]
+        """Token at which each shard begins, and the number of all."""
+        # A trillion tokens are 15,000 files, and a process may often have no more than 1,024 open.
+        self._file = lru_cache(maxsize=128)(lambda shard: _Open(folder / shards[shard].file))
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The contents of the split's manifest.json, read anew: training has no use for its megabytes of inputs."""
+        found: dict[str, Any] = read_json(self.folder / "manifest.json")
+        return found
 
     @property
     def num_tokens(self) -> int:
         """Tokens, markers included."""
-        return int(self.ends[-1])
+        return self.ends[-1]
 
     @property
     def num_documents(self) -> int:
@@ -62,40 +79,47 @@ class Split:
         return max(0, (self.num_tokens - 1) // length)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Tokens [start, stop) as an array of the store's dtype; a view where they lie in one shard."""
+        """Tokens [start, stop) as a read-only array of the store's dtype. Raises as `pieces` and `fetch` do."""
+        return np.frombuffer(b"".join(self.fetch(*piece) for piece in self.pieces(start, stop)), self.dtype)
+
+    def pieces(self, start: int, stop: int) -> list[Piece]:
+        """Where tokens [start, stop) lie. Raises IndexError beyond the split."""
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"tokens {start}:{stop} of {self.folder}, which has {self.num_tokens}")
-        first = int(np.searchsorted(self.ends, start, "right")) - 1
-        pieces: list[NDArray[Any]] = []
+        found, width, shard = [], self.dtype.itemsize, bisect_right(self.ends, start) - 1
         while start < stop:
-            offset, end = int(self.ends[first]), int(self.ends[first + 1])
-            pieces.append(self._tokens(first)[start - offset : min(stop, end) - offset])
-            start, first = min(stop, end), first + 1
-        if len(pieces) == 1:
-            return pieces[0]
-        return np.concatenate(pieces) if pieces else np.empty(0, self.dtype)
+            until = min(stop, self.ends[shard + 1])
+            found.append((shard, (start - self.ends[shard]) * width, (until - start) * width))
+            start, shard = until, shard + 1
+        return found
+
+    def fetch(self, shard: int, offset: int, size: int) -> bytes:
+        """The bytes of a piece.
+
+        Raises InputError with the file's name where it has been cut since it was opened, OSError with it where the disk
+        fails.
+        """
+        return _read(self._file(shard), offset, size)
+
+    def fetch_ahead(self, shard: int, offset: int, size: int) -> None:
+        """Have the kernel read a piece from the disk in its own time, where the platform has that."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file(shard).descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
     def documents(self) -> Iterator[NDArray[Any]]:
         """Each document's tokens, in order."""
-        for number, shard in enumerate(self.shards):
+        for shard in self.shards:
             ends = np.fromfile(self.folder / _documents(shard.file), "<u8")
-            yield from np.split(self._tokens(number), ends[:-1].astype(np.int64))
-
-    @cached_property
-    def _tokens(self) -> Any:
-        # A map for each of a trillion tokens' 14,000 shards would use up the process's maps; the last ones used stay.
-        @lru_cache(maxsize=1024)
-        def open_shard(number: int) -> NDArray[Any]:
-            return np.memmap(self.folder / self.shards[number].file, self.dtype, "r")
-
-        return open_shard
+            tokens = np.memmap(self.folder / shard.file, self.dtype, "r")
+            yield from np.split(tokens, ends[:-1].astype(np.int64))
 
 
 class TokenStore:
     """A finished token store: `store["slimpajama/train"]` is a `Split`."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        manifest = self.manifest
         dtype = np.dtype(manifest["dtype"])
         self.splits = {
             f"{source}/{split}": Split(folder / source / split, dtype)
@@ -110,11 +134,18 @@ class TokenStore:
         if not (path / "manifest.json").is_file():
             state = "is not finished" if (path / WORK).exists() else "is not there"
             raise InputError(f"{folder}: the token store {state}; run `tinyllama prepare` with this recipe")
-        manifest = read_json(path / "manifest.json")
-        if manifest.get("format_version") != FORMAT_VERSION:
-            found = manifest.get("format_version")
-            raise InputError(f"{folder}: format version {found}, this program reads {FORMAT_VERSION}; prepare it again")
-        return cls(path, manifest)
+        return cls(path)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The contents of the store's manifest.json, read anew: training has no use for its megabytes of inputs."""
+        found: dict[str, Any] = read_json(self.folder / "manifest.json")
+        version = found.get("format_version")
+        if version != FORMAT_VERSION:
+            raise InputError(
+                f"{self.folder}: format version {version}, this program reads {FORMAT_VERSION}; prepare it again"
+            )
+        return found
 
     def __getitem__(self, name: str) -> Split:
         if name not in self.splits:
@@ -129,37 +160,36 @@ class TokenStore:
         """SHA-256 of the manifest, which holds the hashes of the splits' manifests, which hold those of the shards."""
         return hashlib.sha256((self.folder / "manifest.json").read_bytes()).hexdigest()
 
-    def problems(self) -> Iterator[str]:
-        """Each file that does not match its hash, is missing, or is foreign: a line each. Reads every byte."""
-        expected = {"manifest.json"}
-        for name, split in self.splits.items():
-            source, part = name.split("/")
-            promised = self.manifest["sources"][source]["splits"][part]["manifest_sha256"]
-            files = {"manifest.json": promised, "rejects.jsonl": split.manifest["rejects_sha256"]}
-            for shard in split.shards:
-                files |= {shard.file: shard.sha256, _documents(shard.file): shard.documents_sha256}
-            expected |= {f"{name}/{file}" for file in files}
-            for file, sha256 in files.items():
-                yield from _file_problems(split.folder / file, sha256)
-        present = (path for path in self.folder.rglob("*") if path.is_file())
-        yield from (
-            f"{path} is foreign" for path in sorted(present) if str(path.relative_to(self.folder)) not in expected
-        )
-
 
 def _documents(tokens_file: str) -> str:
     return tokens_file.removesuffix(".tokens") + ".documents"
 
 
+class _Open:
+    """A file that stays open as long as anyone holds this."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.descriptor = path, os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
+
+
+def _read(file: _Open, offset: int, size: int) -> bytes:
+    try:
+        data = os.pread(file.descriptor, size, offset)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file.path)) from None
+    if len(data) == size:
+        return data
+    if not data:
+        raise InputError(f"{file.path}: ends at byte {offset}, and was longer when opened; restore it and go on")
+    return data + _read(file, offset + len(data), size - len(data))
+
+
 def _check_size(path: Path, expected_bytes: int) -> None:
-    found = path.stat().st_size if path.is_file() else None
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError:
+        found = None
     if found != expected_bytes:
         state = "is missing" if found is None else f"has {found} bytes instead of {expected_bytes}"
         raise InputError(f"{path}: {state}; restore it, or delete the store and prepare it again")
-
-
-def _file_problems(path: Path, sha256: str) -> Iterator[str]:
-    if not path.is_file():
-        yield f"{path} is missing"
-    elif sha256_of(path) != sha256:
-        yield f"{path} does not match its hash"

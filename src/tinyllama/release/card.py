@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 
 from tinyllama.evaluate.baselines import PUBLISHED
 from tinyllama.recipe import Recipe, Schedule
-from tinyllama.recipe_data import Source
+from tinyllama.recipe_data import Source, Stage
 from tinyllama.release.lineage import EMBEDDED, PUBLIC
 from tinyllama.release.plots import short_count
 
@@ -113,13 +113,17 @@ def _data(facts: Facts, recipe: Recipe) -> str:
     ]  # fmt: skip
     table = _table(("source", "what it is", "weight", "split", "documents", "tokens", "manifest (SHA-256)"), rows)
     stages = [
-        f"From {stage.from_tokens:,} tokens on: "
+        f"From {stage.from_tokens:,} tokens on{_over(stage)}: "
         + ", ".join(f"{name} {share:.1%}" for name, share in _shares(stage.weights).items())
         for stage in recipe.data.stages
     ]
     markers = recipe.data.document
     document = f"{'`<s>` ' * markers.start}text{' `</s>`' * markers.end}"
     return "\n\n".join([table, *stages, f"A document is {document}; nothing is padded."])
+
+
+def _over(stage: Stage) -> str:
+    return f", reached over {stage.ramp_tokens:,} tokens" if stage.ramp_tokens else ""
 
 
 def _shares(weights: Mapping[str, float]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tinyllama import hardware, plan
-from tinyllama.data.batches import batch_of_step, rank_slice
+from tinyllama.data.batches import batches, rank_slice
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import alone_in, read_json, write_atomically
@@ -105,13 +105,15 @@ def _compile(model: Llama, ranks: Ranks) -> None:
         print("no C++ compiler with Python's headers here: training goes on uncompiled, and slower", file=sys.stderr)
 
 
-def train_step(trainer: Trainer, step: int) -> tuple[Tensor, Tensor]:
-    """Do step `step`; return the mean loss over all its tokens and the gradient's norm before clipping."""
+def train_step(trainer: Trainer, step: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Do step `step` with this rank's rows of its batch, int64 [rows, sequence_length + 1].
+
+    Returns the mean loss over all tokens of the whole batch and the gradient's norm before clipping.
+    """
     recipe, ranks = trainer.recipe.train, trainer.ranks
-    rows = batch_of_step(trainer.recipe, trainer.store, step, ranks.rank, ranks.count).to(ranks.device)
     set_learning_rate(trainer.optimizer, _rate(trainer.recipe, step))
     total = torch.zeros((), device=ranks.device)
-    for part in rows.split(_pass_rows(trainer)):
+    for part in rows.to(ranks.device).split(_pass_rows(trainer)):
         logits = trainer.model(part[:, :-1])
         nats = F.cross_entropy(logits.flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum")
         # FSDP means gradients over the ranks; the loss is a sum over them, hence the factor.
@@ -138,17 +140,17 @@ def _rate(recipe: Recipe, step: int) -> float:
 
 
 def _train_on(trainer: Trainer, journal: Journal | None, first_step: int) -> None:
-    recipe, steps = trainer.recipe, trainer.recipe.train.steps
+    recipe, ranks, steps = trainer.recipe, trainer.ranks, trainer.recipe.train.steps
     meter = Meter(trainer)
     with ExitStack() as stack:
         bar = stack.enter_context(Bar(f"training {recipe.name}", steps, first_step)) if journal else None
         tracker = stack.enter_context(Tracker(recipe, trainer.run, journal, first_step)) if journal else None
-        for step in range(first_step, steps):
-            loss, norm = train_step(trainer, step)
+        for step, rows in enumerate(batches(recipe, trainer.store, first_step, ranks.rank, ranks.count), first_step):
+            loss, norm = train_step(trainer, step, rows)
             row = meter.row(step, float(loss), float(norm))
             done = step + 1
             if trainer.validation and (done % recipe.train.validate_every_steps == 0 or done == steps):
-                score = validate(trainer.model, trainer.validation, _pass_rows(trainer), trainer.ranks)
+                score = validate(trainer.model, trainer.validation, _pass_rows(trainer), ranks)
                 row |= {"validation_loss": score.loss, "validation_bits_per_byte": score.bits_per_byte}
                 meter.restart()
             if journal and bar and tracker:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tinyllama.data.batches import read_sequence, stack
+from tinyllama.data.batches import read_sequences
 from tinyllama.data.order import mixes
 from tinyllama.data.store import TokenStore
 from tinyllama.recipe import Recipe
@@ -65,7 +65,7 @@ def validation_rows(recipe: Recipe, store: TokenStore) -> dict[str, Tensor]:
     for name, count in counts.items():
         chosen = max(1, math.floor(total * shares[name] + 1e-9))
         split = store[f"{name}/validation"]
-        rows[name] = stack([read_sequence(split, i * count // chosen, length) for i in range(chosen)])
+        rows[name] = read_sequences(split, [i * count // chosen for i in range(chosen)], length)
     return rows
 
 

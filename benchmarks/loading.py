@@ -1,0 +1,226 @@
+"""How fast training data is read: `batches` beside litdata and a plain memory map, and a trillion tokens' order.
+
+Writes random tokens as a token store of two sources, as litdata's chunks and as one flat file; the three then take
+turns at shuffled batches of 8 x 2049 as int64, in this process, from a warm page cache. After that a sparse store of
+1e12 tokens, with manifests as long as real ones, is opened in a process of its own, and `sequences` asked for the 1,024
+rows of its first and of a late step. litdata is installed under --peers, apart from everything else. Linux only.
+
+    python benchmarks/loading.py --megatokens 200
+"""
+
+import argparse
+import itertools
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tinyllama.data.batches import batches
+from tinyllama.data.order import sequences
+from tinyllama.data.store import FORMAT_VERSION, TokenStore
+from tinyllama.recipe import Recipe
+
+PEERS = ("litdata==0.2.76", "lightning-utilities==0.15.3", "obstore==0.12.1", "tifffile==2026.3.3")
+SHARES = {"slimpajama": 0.7, "starcoderdata": 0.3}
+ROWS, LENGTH = 8, 2048
+VOCABULARY = 32_000
+TURN_BATCHES = 512
+SHA256 = "0123456789abcdef" * 4
+# SlimPajama's and Starcoderdata's 59,252 files, four to a shard
+SPARSE_SHARDS, SPARSE_TOKENS, SPARSE_INPUTS = 14_900, 68_000_000, 59_252
+
+OPEN = """
+import sys, time
+begun = time.perf_counter()
+from tinyllama.data.store import TokenStore
+imported = time.perf_counter()
+store = TokenStore.open(sys.argv[1])
+print(imported - begun, time.perf_counter() - imported, sum(split.num_tokens for split in store.splits.values()))
+print(open("/proc/self/status").read())
+"""
+
+
+def main() -> None:
+    """Print the three parts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megatokens", type=float, default=200, help="random tokens to read (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each reader (default: %(default)s)")
+    parser.add_argument("--peers", type=Path, help="a folder for litdata, kept (default: a temporary one)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        add_peers(arguments.peers or Path(folder) / "peers")
+        compare_readers(Path(folder), int(arguments.megatokens * 1e6), arguments.rounds)
+        open_a_trillion(Path(folder) / "sparse")
+
+
+def add_peers(folder: Path) -> None:
+    """Make litdata importable here; what it needs besides is what tinyllama has."""
+    if not (folder / "litdata").is_dir():
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps"]
+        subprocess.run([*pip, "--target", folder, *PEERS], check=True)
+    sys.path.append(str(folder))
+
+
+def compare_readers(folder: Path, num_tokens: int, rounds: int) -> None:
+    """Let the readers take turns; print each one's median turn."""
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, num_tokens, dtype=np.uint16)
+    readers = {
+        "tinyllama": read_ours(write_random(folder / "store", tokens)),
+        "plain memmap": read_plainly(folder / "flat", tokens),
+        "litdata": read_litdata(folder / "litdata", tokens),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in readers}
+    for turn in range(-2, rounds):  # two turns to warm up
+        for name, reader in readers.items():
+            begun = time.perf_counter()
+            for _ in range(TURN_BATCHES):
+                batch = next(reader)
+            if turn >= 0:
+                seconds[name].append((time.perf_counter() - begun) / TURN_BATCHES)
+            assert batch.shape == (ROWS, LENGTH + 1)
+            assert batch.dtype == torch.int64
+    print(f"{ROWS} x {LENGTH + 1} shuffled tokens out of {num_tokens / 1e6:,.0f}M, warm; median of {rounds} turns")
+    reference = statistics.median(seconds["litdata"])
+    for name, turns in seconds.items():
+        median = statistics.median(turns)
+        rate = ROWS * LENGTH / median / 1e6
+        print(f"  {name:14}{median * 1e6:6.1f} us {rate:7.0f}M tokens/s   {reference / median:5.2f} x litdata")
+
+
+def read_ours(store: Path) -> Iterator[torch.Tensor]:
+    """`batches` of two sources."""
+    fields = {f"data.sources.{name}.weight": share for name, share in SHARES.items()}
+    recipe = Recipe.load("tinyllama-1.1b", {**fields, "train.batch_sequences": ROWS})
+    return batches(recipe, TokenStore.open(store), 0)
+
+
+def read_plainly(path: Path, tokens: "np.ndarray[Any, np.dtype[np.uint16]]") -> Iterator[torch.Tensor]:
+    """Rows of a flat file in a random order, epoch after epoch."""
+    tokens.tofile(path)
+    tokens = np.memmap(path, np.uint16, "r")
+    tokens.max()  # maps every page
+    for epoch in itertools.count():
+        starts = np.random.default_rng(epoch).permutation((len(tokens) - 1) // LENGTH) * LENGTH
+        for batch in starts[: len(starts) // ROWS * ROWS].reshape(-1, ROWS).tolist():
+            rows = [tokens[start : start + LENGTH + 1].astype(np.int64) for start in batch]
+            yield torch.from_numpy(np.stack(rows))
+
+
+def read_litdata(folder: Path, tokens: "np.ndarray[Any, np.dtype[np.uint16]]") -> Iterator[torch.Tensor]:
+    """A shuffled StreamingDataset with a TokensLoader, epoch after epoch."""
+    import litdata  # noqa: PLC0415
+
+    (folder.parent / "flat").is_file() or tokens.tofile(folder.parent / "flat")
+    size = 1000 * (LENGTH + 1)
+    starts = [(start, min(size, len(tokens) - start)) for start in range(0, len(tokens), size)]
+    litdata.optimize(
+        partial(chunk_of, str(folder.parent / "flat")),
+        inputs=starts,
+        output_dir=str(folder),
+        chunk_bytes="64MB",
+        num_workers=1,
+        reorder_files=False,
+        item_loader=litdata.TokensLoader(),
+        verbose=False,
+    )
+    loader = litdata.TokensLoader(block_size=LENGTH + 1)
+    data = litdata.StreamingDataset(str(folder), item_loader=loader, shuffle=True, drop_last=True)
+    while True:
+        items = (item.long() for item in data)  # a generator, as each iter(data) begins anew
+        while len(rows := list(itertools.islice(items, ROWS))) == ROWS:
+            yield torch.stack(rows)
+
+
+def chunk_of(flat: str, place: tuple[int, int]) -> Iterator[torch.Tensor]:
+    """Some of the flat file's tokens; litdata calls this in a process of its own."""
+    start, count = place
+    yield torch.from_numpy(np.fromfile(flat, np.uint16, count, offset=2 * start))
+
+
+def write_random(folder: Path, tokens: "np.ndarray[Any, np.dtype[np.uint16]]") -> Path:
+    """A store of the tokens in shards of 20M."""
+    split = int(len(tokens) * SHARES["slimpajama"])
+    parts = {"slimpajama": tokens[:split], "starcoderdata": tokens[split:]}
+    shards = {name: np.array_split(part, -(-len(part) // 20_000_000)) for name, part in parts.items()}
+    write_manifests(folder, {name: [len(shard) for shard in own] for name, own in shards.items()}, 0)
+    for name, own in shards.items():
+        for number, shard in enumerate(own):
+            shard.tofile(folder / name / "train" / f"{number:05d}.tokens")
+    return folder
+
+
+def write_manifests(folder: Path, sources: dict[str, list[int]], num_inputs: int) -> None:
+    """The manifests of a store whose shards hold so many tokens, made from so many files in all."""
+    paths = (f"raw/SlimPajama-627B/train/chunk1/example_train_{number}.jsonl.zst" for number in range(num_inputs))
+    entries = ({"path": path, "bytes": 16_000_000, "sha256": SHA256} for path in paths)
+    for name, sizes in sources.items():
+        shards = [
+            {
+                "file": f"{number:05d}.tokens",
+                "tokens": tokens,
+                "documents": 1,
+                "sha256": SHA256,
+                "documents_sha256": SHA256,
+                "inputs": list(itertools.islice(entries, 4)),
+            }
+            for number, tokens in enumerate(sizes)
+        ]
+        (folder / name / "train").mkdir(parents=True)
+        (folder / name / "train" / "manifest.json").write_text(json.dumps({"shards": shards}, indent=2))
+    splits = {name: {"splits": {"train": {"tokens": sum(sizes)}}} for name, sizes in sources.items()}
+    inputs = {f"raw/SlimPajama-627B/train/chunk1/example_train_{number}.jsonl.zst": 0 for number in range(num_inputs)}
+    manifest = {"format_version": FORMAT_VERSION, "dtype": "<u2", "sources": splits, "inputs": inputs}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
+
+
+def open_a_trillion(folder: Path) -> None:
+    """Print what opening a sparse store costs, and `sequences` at its first and at a late step."""
+    count = round(SPARSE_SHARDS * SHARES["slimpajama"])
+    sizes = {"slimpajama": [SPARSE_TOKENS] * count, "starcoderdata": [SPARSE_TOKENS] * (SPARSE_SHARDS - count)}
+    write_manifests(folder, sizes, SPARSE_INPUTS)
+    for name, own in sizes.items():
+        for number, tokens in enumerate(own):
+            for suffix, size in ((".tokens", 2 * tokens), (".documents", 8)):
+                with (folder / name / "train" / f"{number:05d}{suffix}").open("wb") as file:
+                    file.truncate(size)
+    opened = [open_in_a_process(folder) for _ in range(5)]
+    imported, seconds, tokens, peak = (statistics.median(values) for values in zip(*opened, strict=True))
+    print(f"{tokens:,.0f} tokens in {SPARSE_SHARDS:,} shards from {SPARSE_INPUTS:,} files; median of {len(opened)}")
+    print(f"  opened in {seconds:.2f} s after {imported:.2f} s of imports; the process peaks at {peak / 1e6:.0f} MB")
+    recipe, store = Recipe.load("tinyllama-1.1b"), TokenStore.open(folder)
+    steps = (0, 1_430_000)
+    turns = [[seconds_of(partial(sequences, recipe, store, step)) for step in steps] for _ in range(100)]
+    for step, own in zip(steps, zip(*turns, strict=True), strict=True):
+        print(
+            f"  sequences at step {step:9,}: {1e3 * statistics.median(own):.2f} ms, at best {1e3 * min(own):.2f}, "
+            f"for {recipe.train.batch_sequences:,} rows"
+        )
+
+
+def open_in_a_process(folder: Path) -> tuple[float, float, float, float]:
+    """Seconds of imports and of opening, tokens, peak memory in bytes."""
+    done = subprocess.run([sys.executable, "-c", OPEN, folder], check=True, capture_output=True, text=True)
+    imported, opened, tokens = map(float, done.stdout.splitlines()[0].split())
+    (kilobytes,) = re.findall(r"VmHWM:\s*(\d+)", done.stdout)
+    return imported, opened, tokens, 1024 * float(kilobytes)
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    main()

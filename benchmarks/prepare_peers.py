@@ -1,0 +1,90 @@
+"""datatrove's and litdata's way from jsonl.zst to tokens on disk, on one core: what benchmarks/prepare.py measures.
+
+Runs in an environment that has litdata: `prepare_peers.py datatrove BATCH_SIZE FILES OUT TOKENIZER_JSON`, or `litdata
+FILES OUT TOKENIZER_JSON`, or `versions`. Each appends `</s>` to a document and keeps the documents' order.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+END = "</s>"
+
+# ruff: noqa: PLC0415 - each peer is imported only where it runs
+
+
+def run_datatrove(batch_size: str, files: str, out: str, tokenizer: str) -> None:
+    """JsonlReader to DocumentTokenizer, no shuffling."""
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.tokens import DocumentTokenizer
+
+    reader = JsonlReader(files, compression="zstd", glob_pattern="*.jsonl.zst")
+    writer = DocumentTokenizer(out, tokenizer, eos_token=END, shuffle_documents=False, batch_size=int(batch_size))
+    LocalPipelineExecutor([reader, writer], logging_dir=f"{out}/log").run()
+
+
+def run_litdata(files: str, out: str, tokenizer: str) -> None:
+    """`optimize` with a TokensLoader, two bytes a token, one worker."""
+    import litdata
+
+    paths = sorted(map(str, Path(files).glob("*.jsonl.zst")))
+    litdata.optimize(
+        partial(tokenize, tokenizer),
+        inputs=paths,
+        output_dir=out,
+        chunk_bytes="64MB",
+        num_workers=1,
+        reorder_files=False,
+        item_loader=litdata.TokensLoader(),
+        verbose=False,
+    )
+
+
+def tokenize(tokenizer: str, path: str) -> Iterator[Any]:
+    """The tokens of each document of a file, as torch tensors."""
+    import numpy as np
+    import orjson
+    import torch
+    import zstandard
+
+    encoder = load(tokenizer)
+    end = [encoder.token_to_id(END)]
+    with Path(path).open("rb") as raw:
+        lines = zstandard.ZstdDecompressor().stream_reader(raw).read().splitlines()
+    for line in lines:
+        ids = encoder.encode(orjson.loads(line)["text"], add_special_tokens=False).ids
+        yield torch.from_numpy(np.array(ids + end, np.uint16))
+
+
+@cache
+def load(tokenizer: str) -> Any:
+    """The encoder, once a process."""
+    import tokenizers
+
+    return tokenizers.Tokenizer.from_file(tokenizer)
+
+
+def unpack_chunks(out: Path) -> None:
+    """Write litdata's tokens without the chunks' headers, so that they can be compared."""
+    chunks = json.loads((out / "index.json").read_bytes())["chunks"]
+    for number, chunk in enumerate(chunks):
+        data = (out / chunk["filename"]).read_bytes()
+        header = 4 * (int.from_bytes(data[:4], "little") + 2)
+        (out / f"{number:05d}.tokens").write_bytes(data[header:])
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["versions"]:
+            names = ("datatrove", "litdata", "tokenizers", "sentencepiece", "numpy", "torch")
+            print(", ".join(f"{name} {version(name)}" for name in names))
+        case ["datatrove", *arguments]:
+            run_datatrove(*arguments)
+        case ["litdata", *arguments]:
+            run_litdata(*arguments)
+            unpack_chunks(Path(arguments[1]))

@@ -1,0 +1,175 @@
+"""What a recipe takes out of its sources: duplicates, then bad text, then evaluation items; datatrove's blocks.
+
+Says which stages must be done before tokens are written and which steps stand between reading and writing a task;
+who runs them, and keeps a record of what is done, is the caller. Nothing here runs, or imports the extra `clean`, where
+a recipe asks for nothing.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+from datatrove.data import Document
+
+from tinyllama.data import decontamination, deduplication
+from tinyllama.data.exclusion import Excluded, RuleWriter, exclude
+from tinyllama.data.grams import words
+from tinyllama.errors import InputError
+from tinyllama.recipe import Recipe
+from tinyllama.recipe_data import Cleaning
+
+Step = Callable[[Any, int, int], Any]
+"""A step of a datatrove pipeline: (documents, rank, number of ranks) -> documents."""
+
+# A filter's lists of words and of their runs were seen to take up to 120 bytes a character.
+_MOST_CHARACTERS = 5_000_000
+
+
+class Task(Protocol):
+    """What cleaning knows of a task: the name of its source."""
+
+    @property
+    def source(self) -> str:
+        """As in the recipe."""
+
+
+@dataclass(frozen=True)
+class Preliminary:
+    """A stage that must be done by all its tasks before the next one begins."""
+
+    name: str
+    tasks: int
+    steps: list[Step]
+
+
+def preliminary(recipe: Recipe, tasks: Sequence[Task], work: Path, read: Callable[[], Step]) -> list[Preliminary]:
+    """The stages before tokens are written, in order; none where no source asks for any.
+
+    `read()` is a step that reads the documents of task `rank`. What the stages leave for `steps` lies in `work`.
+    Raises InputError where a source asks for what is not installed, or for a language without rules.
+    """
+    cleanings = {name: source.clean for name, source in recipe.data.sources.items()}
+    for name, cleaning in cleanings.items():
+        _check(name, cleaning)
+    asked = [cleanings[task.source] for task in tasks]
+    return [
+        *_decontamination_stages(cleanings, work / "decontamination"),
+        *_exact_stages([cleaning.deduplicate == "exact" for cleaning in asked], work / "exact", read),
+        *_minhash_stages(
+            [cleaning.language if cleaning.deduplicate == "minhash" else None for cleaning in asked],
+            work / "minhash",
+            read,
+        ),
+    ]
+
+
+def _check(source: str, cleaning: Cleaning) -> None:
+    place = f"data.sources.{source}.clean"
+    asked = [name for name in ("deduplicate", "filters", "decontaminate") if getattr(cleaning, name)]
+    if not asked:
+        return
+    for module in ("regex", "spacy"):
+        if find_spec(module) is None:
+            raise InputError(f"{place}.{asked[0]}: needs the package {module}; pip install 'tinyllama[clean]'")
+    if cleaning.decontaminate and find_spec("lm_eval") is None:
+        raise InputError(f"{place}.decontaminate: needs the package lm-eval; pip install 'tinyllama[clean,evaluate]'")
+    if asked == ["deduplicate"] and cleaning.deduplicate == "exact":
+        return
+    try:
+        list(words("one word", cleaning.language))
+    except ValueError:
+        raise InputError(
+            f"{place}.language: {cleaning.language!r} has no rules for words; give an ISO 639-1 code such as en"
+        ) from None
+    except ImportError as error:
+        raise InputError(f"{place}.language: {cleaning.language!r}: {' '.join(str(error).split())}") from None
+
+
+def _decontamination_stages(cleanings: dict[str, Cleaning], folder: Path) -> list[Preliminary]:
+    wanted = [(name, cleaning) for name, cleaning in cleanings.items() if cleaning.decontaminate]
+    index = partial(decontamination.write_indexes, wanted, folder)
+    return [Preliminary("decontamination-index", len(wanted), [index])] if wanted else []
+
+
+def _exact_stages(takes_part: list[bool], folder: Path, read: Callable[[], Step]) -> list[Preliminary]:
+    if not any(takes_part):
+        return []
+    counts = accumulate(takes_part)
+    places = [count - 1 if takes else None for takes, count in zip(takes_part, counts, strict=True)]
+    return [
+        Preliminary("exact-signatures", len(places), [read(), partial(deduplication.sign_exact, folder, places)]),
+        Preliminary("exact-finders", deduplication.EXACT_FINDERS, [partial(deduplication.find_exact, folder)]),
+    ]
+
+
+def _minhash_stages(languages: list[str | None], folder: Path, read: Callable[[], Step]) -> list[Preliminary]:
+    if not any(languages):
+        return []
+    sign = partial(deduplication.sign_minhash, folder, languages)
+    return [
+        Preliminary("minhash-signatures", len(languages), [read(), sign]),
+        Preliminary("minhash-buckets", deduplication.MINHASH_BUCKETS, [partial(deduplication.find_minhash, folder)]),
+        Preliminary("minhash-clusters", 1, [partial(deduplication.keep_first, folder)]),
+    ]
+
+
+def steps(recipe: Recipe, source_name: str, work: Path, excluded: Excluded) -> list[Step]:
+    """The steps between reading and writing a task of a source, after the preliminary stages.
+
+    The first must get the task's documents as the stages read them. Each document that goes is written to `excluded`
+    once, with the reason in `metadata["filter_reason"]`.
+    """
+    cleaning = recipe.data.sources[source_name].clean
+    chain: list[Step] = []
+    if kind := cleaning.deduplicate:
+        chain.append(partial(deduplication.drop_duplicates, work / kind, kind, excluded))
+    chain += [partial(_filter, name, cleaning.language, excluded) for name in cleaning.filters]
+    if cleaning.decontaminate:
+        folder = work / "decontamination"
+        chain.append(partial(decontamination.drop_contaminated, folder, source_name, cleaning, excluded))
+    return chain
+
+
+def overlap(work: Path, source_name: str, dropped: Sequence[dict[str, list[int]]]) -> dict[str, dict[str, int]]:
+    """By evaluation task of a source: `items`, of them `too_short` to look for and `found`, and `documents` dropped.
+
+    `dropped` is the `metadata["contaminated"]` of each document that was dropped for it.
+    """
+    return decontamination.overlap(work / "decontamination", source_name, dropped)
+
+
+def _filter(
+    name: str, language: str, excluded: Excluded, data: Iterator[Document], rank: int, world: int
+) -> Iterator[Document]:
+    """Pipeline step: the documents that pass one of datatrove's quality filters."""
+    short = _drop_long(name, excluded, data, rank)
+    yield from _quality_filter(name, language, RuleWriter(name, excluded)).run(short, rank, world)
+
+
+def _drop_long(name: str, excluded: Excluded, data: Iterator[Document], rank: int) -> Iterator[Document]:
+    for document in data:
+        if len(document.text) > _MOST_CHARACTERS:
+            exclude(document, f"{name}: over {_MOST_CHARACTERS:,} characters, too long to judge", excluded, rank)
+        else:
+            yield document
+
+
+def _quality_filter(name: str, language: str, writer: RuleWriter) -> Any:
+    """A filter with its paper's thresholds, which are datatrove's defaults."""
+    from datatrove.pipeline import filters  # noqa: PLC0415 - needs the extra `clean`
+
+    match name:
+        case "gopher_repetition":
+            return filters.GopherRepetitionFilter(exclusion_writer=writer, language=language)
+        case "gopher_quality":
+            # The paper's stop words are English; another language's text would hold none of them.
+            stop_words = 2 if language == "en" else None
+            return filters.GopherQualityFilter(min_stop_words=stop_words, exclusion_writer=writer, language=language)
+        case "c4":
+            return filters.C4QualityFilter(exclusion_writer=writer, language=language)
+        case _:
+            return filters.FineWebQualityFilter(exclusion_writer=writer, language=language)

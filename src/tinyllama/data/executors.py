@@ -1,0 +1,188 @@
+"""Runs the tasks of a stage: in processes here, on a Ray cluster, or as Slurm jobs.
+
+All three do the same with a task (`pipeline.run_rank`) and count on its receipt alone. The local pool is
+concurrent.futures': datatrove's own waits for ever for a worker that the kernel has killed.
+"""
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datatrove.executor.slurm import SlurmPipelineExecutor
+from loguru import logger
+
+from tinyllama.data.pipeline import run_rank
+from tinyllama.data.tasks import Job
+from tinyllama.errors import InputError
+from tinyllama.files import write_atomically
+
+# datatrove announces every task on standard error, in every worker; here the progress bar does.
+logger.disable("datatrove")
+
+
+def run_local(job: Job, stage: str, ranks: list[int], started: Callable[[], None]) -> None:
+    """Run tasks of a stage in processes of this machine; `started` is called once they are there.
+
+    Raises InputError with the first task's problem; those under way are finished, the others are not begun.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(len(ranks), cores if job.recipe.data.workers == "auto" else job.recipe.data.workers)
+    if workers <= 1:
+        started()
+        for rank in ranks:
+            run_rank(job, stage, rank)
+        return
+    # A forked worker has the modules and the tokenizer from the start, which is worth a second; elsewhere than on
+    # Linux forking is not safe.
+    context = multiprocessing.get_context("fork" if platform.system() == "Linux" else "spawn")
+    with ProcessPoolExecutor(workers, context, _begin_worker, (job,)) as pool:
+        futures = [pool.submit(_run_own, stage, rank) for rank in ranks]
+        started()
+        try:
+            _wait(job, futures)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _wait(job: Job, futures: list[Future[None]]) -> None:
+    try:
+        for future in as_completed(futures):
+            future.result()
+    except BrokenProcessPool:
+        raise InputError(
+            f"{job.store}: a worker was killed, perhaps for want of memory; run prepare again with fewer data.workers: "
+            "it goes on from here"
+        ) from None
+
+
+_own_job: Job
+
+
+def _begin_worker(job: Job) -> None:
+    global _own_job  # noqa: PLW0603 - a pool's worker has no other place for what all its tasks share
+    _own_job = job
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends without a traceback of its own
+    if platform.system() == "Linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no orphan works on beside the next run
+
+
+def _run_own(stage: str, rank: int) -> None:
+    run_rank(_own_job, stage, rank)
+
+
+def run_ray(job: Job, stage: str, ranks: list[int], started: Callable[[], None]) -> None:
+    """Run tasks of a stage on the Ray cluster that RAY_ADDRESS names, or on a Ray started here.
+
+    Raises InputError with a task's problem, once the others are done.
+    """
+    try:
+        import ray  # noqa: PLC0415 - an extra
+        from datatrove.executor.ray import RayPipelineExecutor  # noqa: PLC0415
+    except ImportError:
+        raise InputError("data.executor: ray is not installed; pip install 'tinyllama[ray]', or say local") from None
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+    workers = len(ranks) if job.recipe.data.workers == "auto" else job.recipe.data.workers
+    executor = RayPipelineExecutor(
+        pipeline=[_step(job, stage, ranks)],
+        tasks=len(ranks),
+        workers=workers,
+        logging_dir=str(job.work / "ray" / stage),
+        skip_completed=False,  # a receipt is the only proof of a finished task
+        mem_per_cpu_gb=1,
+    )
+    started()
+    try:
+        executor.run()
+    finally:
+        if is_ours:
+            ray.shutdown()
+    _refuse_failed(job, stage, ranks)
+
+
+def _step(job: Job, stage: str, ranks: list[int]) -> Callable[..., None]:
+    return partial(_run_datatrove_rank, job, stage, tuple(ranks))
+
+
+def _run_datatrove_rank(job: Job, stage: str, ranks: tuple[int, ...], data: Any, rank: int, world: int) -> None:
+    """A datatrove step that does one of the tasks that are left; its problem is kept for who started it."""
+    try:
+        run_rank(job, stage, ranks[rank])
+    except InputError as error:
+        with write_atomically(_failure(job)) as file:
+            file.write(str(error).encode())
+        raise
+
+
+def _failure(job: Job) -> Path:
+    return job.work / "failure"
+
+
+def _refuse_failed(job: Job, stage: str, ranks: list[int]) -> None:
+    if _failure(job).is_file():
+        raise InputError(_failure(job).read_text(encoding="utf-8"))
+    for rank in ranks:
+        if not job.receipt(stage, rank).is_file():
+            raise InputError(f"{job.store}: task {rank} of {stage} did not end; see {job.work}, and run prepare again")
+
+
+def submit_slurm(job: Job, pending: dict[str, list[int]], finish: Callable[..., None]) -> list[str]:
+    """Submit the stages that have tasks left as job arrays, each after the one before, and `finish` after all.
+
+    Returns the jobs' numbers. Raises InputError where there is no sbatch, or where it refuses.
+    """
+    steps = {stage: (_step(job, stage, ranks), len(ranks)) for stage, ranks in pending.items() if ranks}
+    before: str | None = None
+    numbers = []
+    for name, (step, tasks) in (steps | {"finish": (finish, 1)}).items():
+        executor = _slurm_executor(job, name, step, tasks, before)
+        try:
+            executor.launch_job()
+        except FileNotFoundError:
+            raise InputError("data.executor: no sbatch here; run this on a login node of the Slurm cluster") from None
+        except subprocess.CalledProcessError as error:
+            raise InputError(
+                f"data.slurm: sbatch refused {name} (status {error.returncode}); correct data.slurm"
+            ) from None
+        before = str(executor.job_id)
+        numbers.append(before)
+    return numbers
+
+
+def _slurm_executor(
+    job: Job, name: str, step: Callable[..., None], tasks: int, before: str | None
+) -> SlurmPipelineExecutor:
+    slurm, workers = job.recipe.data.slurm, job.recipe.data.workers
+    assert slurm is not None  # the recipe's validation
+    programs = shlex.quote(str(Path(sys.executable).parent))
+    most_jobs = 1000  # Slurm's MaxArraySize is 1001 unless a cluster says otherwise
+    return SlurmPipelineExecutor(
+        pipeline=[step],
+        tasks=tasks,
+        tasks_per_job=-(-tasks // most_jobs),
+        time=slurm.time,
+        partition=slurm.partition,
+        workers=-1 if workers == "auto" else workers,
+        mem_per_cpu_gb=slurm.memory_gigabytes,
+        job_name=f"tinyllama-{job.recipe.name}-{name}",
+        qos="",
+        env_command=f"cd {shlex.quote(str(Path.cwd()))}; export PATH={programs}:$PATH",
+        depends_job_id=before,
+        logging_dir=str((job.slurm / name).absolute()),
+        skip_completed=False,
+        sbatch_args=dict(slurm.arguments),
+    )

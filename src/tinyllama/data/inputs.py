@@ -1,0 +1,222 @@
+"""Where input files lie: local paths, folders, globs and fsspec URLs (`s3://…`) become files that can be opened.
+
+Lists folders itself, since `Path.rglob`, `glob` and fsspec's `find` all leave out a folder that they may not read
+without a word. A remote file is copied whole before it is read, so that what is hashed is what was read.
+"""
+
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec.core  # type: ignore[import-untyped]
+
+from tinyllama.errors import InputError
+
+_MAGIC = "*?["
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file that a path stands for."""
+
+    path: str
+    """Local path or URL."""
+    parts: tuple[str, ...]
+    """Its folders and its name below the listed folder, or below a glob's first wildcard; none where it was named."""
+    size: int
+    """Bytes."""
+
+
+def find_files(path: str, wanted: Callable[[str], bool]) -> list[Found]:
+    """Every file that a path, folder, glob or URL stands for, sorted by path.
+
+    A folder, named or matched by a glob, stands for all files below it whose name is `wanted`, links followed. As in a
+    shell, a name that begins with a dot is found only where the path or glob says the dot. Raises InputError where a
+    folder or file cannot be read, or where a link leads back to a folder above it.
+    """
+    path = path if _is_remote(path) else str(Path(path))
+    if _is_remote(path):
+        with _named(path):
+            _filesystem(path).invalidate_cache()
+    kind = _look(path)
+    if kind == "file":
+        found = [Found(path, (), size_of(path))]
+    elif kind == "folder":
+        found = list(_below(path, (), wanted, ()))
+    else:
+        start = min((place for sign in _MAGIC if (place := path.find(sign)) >= 0), default=None)
+        folder = path[: path.rindex("/", 0, start) + 1] if start and "/" in path[:start] else ""
+        found = [] if start is None else list(_matches(folder, (), path[len(folder) :].split("/"), wanted, ()))
+    for file in found:
+        if not _is_remote(file.path) and not os.access(file.path, os.R_OK):
+            raise InputError(f"{file.path}: no permission to read it; allow it, or take the file out")
+    return sorted({file.path: file for file in found}.values(), key=lambda file: file.path)
+
+
+@contextmanager
+def fetched(path: str) -> Iterator[Path]:
+    """A file as a local path: itself, or for a remote one a whole copy that is gone when the block ends.
+
+    Raises InputError where it cannot be copied whole.
+    """
+    if not _is_remote(path):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="tinyllama-") as folder:
+        local = Path(folder) / "input"
+        with _named(path):
+            _filesystem(path).get_file(path, str(local))
+            if (size := _filesystem(path).size(path)) not in (None, local.stat().st_size):
+                raise EOFError(f"{local.stat().st_size} of {size} bytes arrived")
+        yield local
+
+
+@contextmanager
+def opened(path: str) -> Iterator[BinaryIO]:
+    """A file open for reading from any place in it; of a remote one only what is read is fetched."""
+    with ExitStack() as stack:
+        with _named(path):
+            file: BinaryIO = stack.enter_context(_filesystem(path).open(path, "rb"))
+        yield file
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file. Raises InputError where it is not there."""
+    with _named(path):
+        return int(_filesystem(path).size(path) or 0) if _is_remote(path) else Path(path).stat().st_size
+
+
+def modified_after(path: str, seconds: float) -> bool:
+    """Whether a file was written at or after a time in seconds since 1970; False where its file system cannot say."""
+    with _named(path):
+        if not _is_remote(path):
+            return Path(path).stat().st_mtime >= seconds
+        try:
+            modified: datetime = _filesystem(path).modified(path)
+        except NotImplementedError:
+            return False
+    return (modified if modified.tzinfo else modified.replace(tzinfo=UTC)).timestamp() >= seconds
+
+
+def identity(path: str) -> str:
+    """One name for a file, by whichever links or spelling it was reached."""
+    if _is_remote(path):
+        return f"{path.split('://', maxsplit=1)[0]}://{_filesystem(path)._strip_protocol(path)}"
+    folder, name = os.path.split(path)
+    return os.path.realpath(path) if os.path.islink(path) else f"{_real_folder(folder)}/{name}"  # noqa: PTH114
+
+
+@lru_cache(maxsize=1024)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def _is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def _filesystem(url: str) -> Any:
+    """The fsspec file system of a URL. Raises InputError where its package is missing."""
+    try:
+        return fsspec.core.url_to_fs(url)[0]
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{url}: {error}; install what is missing, or copy the data to a local folder") from None
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Turn what a file system raises into an InputError that names the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # each package behind fsspec has exceptions of its own
+        raise InputError(f"{path}: cannot be read ({reason_of(error)}); mend that, or take it out") from None
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, in a few words on one line."""
+    text = getattr(error, "strerror", None) or str(error)
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _look(path: str) -> str | None:
+    """Whether there is a `file` or a `folder` at a path; None where there is nothing."""
+    with _named(path):
+        try:
+            if _is_remote(path):
+                return "folder" if _filesystem(path).info(path)["type"] == "directory" else "file"
+            return "folder" if stat.S_ISDIR(Path(path).stat().st_mode) else "file"
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def _matches(
+    folder: str, parts: tuple[str, ...], pattern: list[str], wanted: Callable[[str], bool], above: tuple[str, ...]
+) -> Iterator[Found]:
+    """The files of a folder that a glob stands for, of which `pattern` is left to match."""
+    head, rest = pattern[0], pattern[1:]
+    if head == "**":
+        yield from _matches(folder, parts, rest or ["*"], wanted, above)
+        if not rest:
+            return
+    inside = (*above, _entered(folder, above))
+    for name, is_folder in _entries(folder):
+        path, below = _join(folder, name), (*parts, name)
+        if head == "**":
+            if is_folder and not name.startswith("."):
+                yield from _matches(path, below, pattern, wanted, inside)
+        elif fnmatchcase(name, head) and (head.startswith(".") or not name.startswith(".")):
+            if rest and is_folder:
+                yield from _matches(path, below, rest, wanted, ())
+            elif is_folder:
+                yield from _below(path, below, wanted, ())
+            elif not rest and wanted(name):
+                yield Found(path, below, size_of(path))
+
+
+def _below(
+    folder: str, parts: tuple[str, ...], wanted: Callable[[str], bool], above: tuple[str, ...]
+) -> Iterator[Found]:
+    """The wanted files of a folder and of all folders in it; `above` are the folders that it stands in, resolved."""
+    inside = (*above, _entered(folder, above))
+    for name, is_folder in _entries(folder):
+        path, below = _join(folder, name), (*parts, name)
+        if name.startswith("."):
+            continue
+        if is_folder:
+            yield from _below(path, below, wanted, inside)
+        elif wanted(name):
+            yield Found(path, below, size_of(path))
+
+
+def _entered(folder: str, above: tuple[str, ...]) -> str:
+    """A folder's own path, links resolved, once it is sure that it does not stand in itself."""
+    real = folder if _is_remote(folder) else os.path.realpath(folder)
+    if real in above:
+        raise InputError(f"{folder}: is a link to {real}, which it stands in; remove the link")
+    return real
+
+
+def _entries(folder: str) -> list[tuple[str, bool]]:
+    """Names in a folder, and whether each is a folder itself."""
+    with _named(folder or "."):
+        if not _is_remote(folder):
+            with os.scandir(folder or ".") as entries:
+                return [(entry.name, entry.is_dir()) for entry in entries]
+        filesystem = _filesystem(folder)
+        own = filesystem._strip_protocol(folder).rstrip("/")
+        listed = [(entry["name"].rstrip("/"), entry["type"] == "directory") for entry in filesystem.ls(folder)]
+        return [(name.rsplit("/", 1)[-1], is_folder) for name, is_folder in listed if name != own]  # S3 lists it too
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}{name}" if not folder or folder.endswith("/") else f"{folder}/{name}"

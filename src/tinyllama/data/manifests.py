@@ -1,0 +1,111 @@
+"""From the tasks' receipts to the store's manifests: what was read, kept, left out and why, with every hash.
+
+Reads STORE/.work, writes the splits' manifests and lists of rejects, then the store's own, which makes it a store.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tinyllama.data import clean
+from tinyllama.data.pipeline import TOKENS, rejects_file, stages
+from tinyllama.data.tasks import Job, receipt_inputs
+from tinyllama.errors import InputError
+from tinyllama.files import read_json, sha256_of, write_atomically, write_json, write_manifest
+
+Receipt = dict[str, Any]
+
+
+def finish(job: Job, plan: dict[str, Any]) -> None:
+    """Write the manifests, the store's own last of all, and clear the work away.
+
+    Raises InputError where a source has nothing to train on, or a file changed while it was being read.
+    """
+    receipts = [read_json(job.receipt(TOKENS, rank)) for rank in range(len(job.tasks))]
+    _refuse_changed(job, receipts)
+    manifest = {**plan["settings"], "inputs": plan["inputs"]}
+    manifest["tokenizer"] = {**manifest["tokenizer"], "path": job.recipe.tokenizer}
+    for name in job.recipe.data.sources:
+        own = {rank: receipt for rank, receipt in enumerate(receipts) if job.tasks[rank].source == name}
+        splits = {
+            split: entry
+            for split in ("train", "validation")
+            if (entry := _finish_split(job, job.store / name / split, own))
+        }
+        if "train" not in splits:
+            reasons = _sum(receipt["left_out"] for receipt in own.values())
+            raise InputError(f"data.sources.{name}: no document left to train on ({_spell(reasons)}); see its path")
+        manifest["sources"][name] = {**manifest["sources"][name], "splits": splits}
+        if job.recipe.data.sources[name].clean.decontaminate:
+            dropped = [found for receipt in own.values() for found in receipt["contaminated"]]
+            manifest["sources"][name]["contamination"] = clean.overlap(job.work, name, dropped)
+    write_manifest(job.store / "manifest.json", manifest)
+    shutil.rmtree(job.work)
+
+
+def _refuse_changed(job: Job, receipts: list[Receipt]) -> None:
+    """Every stage must have read the same bytes: otherwise a document's number means another document."""
+    for stage in stages(job):
+        for rank, receipt in enumerate(receipts):
+            path = job.receipt(stage, rank)
+            then = receipt_inputs(read_json(path)) if path.is_file() else {}
+            now = receipt_inputs(receipt)
+            for file in then.keys() & now.keys():
+                if then[file] != now[file]:
+                    shutil.rmtree(job.work / "receipts")
+                    raise InputError(f"{file}: changed while it was being prepared; run prepare again")
+
+
+def _finish_split(job: Job, folder: Path, own: dict[int, Receipt]) -> dict[str, Any] | None:
+    """Write one split's rejects and manifest; return its entry in the store's, None where it is empty."""
+    split = folder.name
+    shards = [_shard(receipt, split) for receipt in own.values() if split in receipt["shards"]]
+    if not shards:
+        return None
+    read = {rank: receipt for rank, receipt in own.items() if job.tasks[rank].split == split}
+    with write_atomically(folder / "rejects.jsonl") as file:
+        for rank in read:
+            with rejects_file(job, rank).open("rb") as part:
+                shutil.copyfileobj(part, file)
+    tokens, documents = (sum(shard[key] for shard in shards) for key in ("tokens", "documents"))
+    subsets = _subsets(receipt["subsets"].get(split, {}) for receipt in own.values())
+    manifest = {
+        "tokens": tokens,
+        "documents": documents,
+        "text_bytes": sum(tally["text_bytes"] for tally in subsets.values()),
+        "subsets": subsets,
+        # A validation split cut from the training files has read the documents that it holds, and no others.
+        "rows": {
+            "read": sum(receipt["read"] for receipt in read.values()) or documents,
+            "kept": documents,
+            "left_out": dict(sorted(_sum(receipt["left_out"] for receipt in read.values()).items())),
+        },
+        "rejects_sha256": sha256_of(folder / "rejects.jsonl"),
+        "shards": shards,
+    }
+    write_json(folder / "manifest.json", manifest)
+    return {"tokens": tokens, "documents": documents, "manifest_sha256": sha256_of(folder / "manifest.json")}
+
+
+def _shard(receipt: Receipt, split: str) -> dict[str, Any]:
+    """A shard's entry, with its inputs and how many of its documents came from each."""
+    inputs = [{**entry, "documents": entry["documents"].get(split, 0)} for entry in receipt["inputs"]]
+    return {**receipt["shards"][split], "inputs": inputs}
+
+
+def _subsets(parts: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
+    total: dict[str, Counter[str]] = {}
+    for part in parts:
+        for name, tally in part.items():
+            total.setdefault(name, Counter()).update(tally)
+    return {name: dict(total[name]) for name in sorted(total)}
+
+
+def _sum(counts: Iterable[dict[str, int]]) -> Counter[str]:
+    return sum(map(Counter, counts), Counter())  # which leaves out what is nought
+
+
+def _spell(reasons: Counter[str]) -> str:
+    return ", ".join(f"{count} rows {reason}" for reason, count in reasons.items()) or "no rows at all"

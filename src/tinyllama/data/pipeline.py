@@ -1,0 +1,196 @@
+"""What one worker does with one task: rows to documents, cleaning, tokens, a shard, a receipt.
+
+The steps are datatrove's kind, (data, rank, world) -> data, so its blocks stand between reading and writing. A task
+ends with a receipt that holds the hashes of what it read and wrote; one that has a receipt is not done again.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+from datatrove.data import Document
+
+from tinyllama.data import clean
+from tinyllama.data.holdout import content_share, utf8_parts
+from tinyllama.data.inputs import fetched
+from tinyllama.data.shards import ShardWriter
+from tinyllama.data.sources import Reject, read_rows
+from tinyllama.data.tasks import Job, Task
+from tinyllama.errors import InputError
+from tinyllama.files import sha256_of, write_atomically, write_json
+from tinyllama.tokenizer import Tokenizer
+
+TOKENS = "tokens"
+HELD_OUT = "held out for validation"
+
+
+@dataclass
+class Tally:
+    """Documents of a subset: how many, how long."""
+
+    documents: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+
+
+@dataclass
+class Ledger:
+    """What became of a task's rows; reading and cleaning fill it, the receipt holds it."""
+
+    read: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    """Path, bytes and SHA-256 of each input, and the documents of it in each split."""
+    contaminated: list[dict[str, list[int]]] = field(default_factory=list)
+    """Of each document dropped for evaluation items: their numbers, by evaluation task."""
+    subsets: dict[str, dict[str, Tally]] = field(default_factory=dict)
+    """Tallies by split and subset."""
+
+    def count(self, split: str, metadata: dict[str, Any], tokens: int, text_bytes: int) -> None:
+        """Book a document that is written."""
+        documents = self.inputs[metadata["input"]]["documents"]
+        documents[split] = documents.get(split, 0) + 1
+        tally = self.subsets.setdefault(split, {}).setdefault(metadata["subset"], Tally())
+        tally.documents += 1
+        tally.tokens += tokens
+        tally.text_bytes += text_bytes
+
+
+class Excluded:
+    """What cleaning drops is counted by reason; of evaluation items it keeps which ones."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def write(self, document: Document, rank: int) -> None:
+        """Book a dropped document."""
+        self.ledger.left_out[str(document.metadata["filter_reason"])] += 1
+        if found := document.metadata.get("contaminated"):
+            self.ledger.contaminated.append(found)
+
+
+def stages(job: Job) -> dict[str, int]:
+    """Name and number of tasks of each stage, in the order in which they must be done; the last writes the tokens."""
+    first = _preliminary(job, Ledger())
+    return {stage.name: stage.tasks for stage in first} | {TOKENS: len(job.tasks)}
+
+
+def run_rank(job: Job, stage: str, rank: int) -> None:
+    """Do task `rank` of a stage, unless its receipt is there.
+
+    Raises InputError where an input cannot be read or the store cannot be written.
+    """
+    if job.receipt(stage, rank).is_file():
+        return
+    try:
+        write_json(
+            job.receipt(stage, rank), _write_tokens(job, rank) if stage == TOKENS else _prepare(job, stage, rank)
+        )
+    except OSError as error:  # of the inputs' own, each is an InputError by now
+        raise InputError(
+            f"{job.store}: cannot be written ({error.strerror or error}); mend that and run prepare again, "
+            "which goes on from here"
+        ) from None
+
+
+def _prepare(job: Job, stage: str, rank: int) -> dict[str, Any]:
+    """A task of a stage that cleaning needs done before; its receipt."""
+    ledger = Ledger()
+    (own,) = (one for one in _preliminary(job, ledger) if one.name == stage)
+    data: Any = None
+    for step in own.steps:
+        data = step(data, rank, own.tasks)
+    deque(data or (), maxlen=0)
+    return {"inputs": ledger.inputs}
+
+
+def _preliminary(job: Job, ledger: Ledger) -> list[clean.Preliminary]:
+    def read(data: Any, rank: int, world: int) -> Iterator[Document]:
+        return _documents(job, rank, ledger)
+
+    return clean.preliminary(job.recipe, job.tasks, job.work, lambda: read)
+
+
+def _documents(job: Job, rank: int, ledger: Ledger) -> Iterator[Document]:
+    """The usable rows of a task's files; the ledger has the others, the rejects' file those at fault."""
+    task = job.tasks[rank]
+    source = job.recipe.data.sources[task.source]
+    with write_atomically(rejects_file(job, rank)) as rejects:
+        for number, path in enumerate(task.files):
+            entry: dict[str, Any] = {"path": path, "bytes": 0, "sha256": "", "documents": {}}
+            ledger.inputs.append(entry)
+            with fetched(path) as local:
+                for row in read_rows(path, source, local):
+                    ledger.read += 1
+                    if isinstance(row, Reject):
+                        _reject(ledger, rejects, path, row)
+                    else:
+                        metadata = {"subset": row.subset, "input": number, "row": row.row}
+                        yield Document(text=row.text, id=f"{path}:{row.row}", metadata=metadata)
+                entry |= {"bytes": local.stat().st_size, "sha256": sha256_of(local)}
+
+
+def rejects_file(job: Job, rank: int) -> Path:
+    """Where a task lists its rejects until the split's list is made of all tasks'."""
+    return job.work / "rejects" / f"{rank:06d}.jsonl"
+
+
+def _reject(ledger: Ledger, rejects: IO[bytes], path: str, row: Reject) -> None:
+    ledger.left_out[row.reason] += 1
+    if not row.counted_only:
+        rejects.write(orjson.dumps({"file": path, "row": row.row, "reason": row.reason}) + b"\n")
+
+
+def _write_tokens(job: Job, rank: int) -> dict[str, Any]:
+    """The shards of a task; its receipt."""
+    task, ledger = job.tasks[rank], Ledger()
+    data: Any = _documents(job, rank, ledger)
+    for step in clean.steps(job.recipe, task.source, job.work, Excluded(ledger)):
+        data = step(data, rank, len(job.tasks))
+    splits = [task.split, "validation"] if task.holdout else [task.split]
+    with ExitStack() as stack:
+        folder = job.store / task.source
+        writers = {split: stack.enter_context(ShardWriter(folder / split, task.number)) for split in splits}
+        _tokenize(job, task, data, ledger, writers)
+    if task.holdout:
+        ledger.left_out[HELD_OUT] = writers["validation"].documents
+    return {
+        "inputs": ledger.inputs,
+        "read": ledger.read,
+        "left_out": dict(sorted(ledger.left_out.items())),
+        "contaminated": ledger.contaminated,
+        "subsets": {
+            split: {name: vars(tally) for name, tally in sorted(own.items())} for split, own in ledger.subsets.items()
+        },
+        "shards": {split: writer.entry() for split, writer in writers.items() if writer.documents},
+    }
+
+
+def _tokenize(
+    job: Job, task: Task, documents: Iterator[Document], ledger: Ledger, writers: dict[str, ShardWriter]
+) -> None:
+    """Write each document's tokens to its split and book it; the tokenizer takes several documents at a time."""
+    taken: deque[tuple[str, dict[str, Any], int]] = deque()
+
+    def texts() -> Iterator[str]:
+        for document in documents:
+            split = "validation" if task.holdout and content_share(document.text) < task.holdout else task.split
+            taken.append((split, document.metadata, sum(map(len, utf8_parts(document.text)))))
+            yield document.text
+
+    markers = job.recipe.data.document
+    for tokens in load_tokenizer(job.recipe.tokenizer).encode_documents(texts(), markers.start, markers.end):
+        split, metadata, text_bytes = taken.popleft()
+        writers[split].write(tokens, metadata["row"])
+        ledger.count(split, metadata, len(tokens), text_bytes)
+
+
+@lru_cache(maxsize=1)
+def load_tokenizer(path: str) -> Tokenizer:
+    """The tokenizer, loaded once a process: forked workers have it too, and the next task finds its memo full."""
+    return Tokenizer.load(path)

@@ -1,0 +1,124 @@
+"""The rows of parquet and arrow files, about 16 MB of them at a time.
+
+Reads only the columns asked for, and a row group's pages one after the other rather than a row group whole: those of
+public data sets hold from a few rows to gigabytes.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
+
+_BATCH_BYTES = 16 << 20
+_MOST_ROWS = 1024
+_BUFFER_BYTES = 1 << 20
+# What ends arrow's stream; its reader takes a file that is cut between two batches for a whole one.
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+
+
+class Undecodable:
+    """Stands for a value that is text by its type but not UTF-8 by its bytes."""
+
+
+def parquet_columns(file: Path | BinaryIO) -> list[str]:
+    """Names of a parquet file's columns. Raises ArrowException or OSError where it is not one."""
+    return list(pyarrow.parquet.read_schema(file).names)
+
+
+def parquet_rows(local: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a parquet file, of which only `columns` are read."""
+    with pyarrow.parquet.ParquetFile(local, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file:
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            chunks = [group.column(place) for place in range(group.num_columns)]
+            num_bytes = sum(
+                chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns
+            )
+            size = _batch_rows(group.num_rows, num_bytes)
+            batches = file.iter_batches(size, row_groups=[number], columns=list(columns), use_threads=False)
+            yield from chain.from_iterable(map(_rows, batches))
+
+
+def arrow_columns(local: Path) -> list[str]:
+    """Names of an arrow file's columns. Raises ArrowException or OSError where it is not one."""
+    with pyarrow.OSFile(str(local)) as file:
+        return list(_arrow_reader(file).schema.names)
+
+
+def arrow_rows(local: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of an arrow file, in its stream format (as `datasets` writes) or its file format.
+
+    Raises EOFError where a stream lacks its end.
+    """
+    with pyarrow.OSFile(str(local)) as file:
+        reader = _arrow_reader(file)
+        if isinstance(reader, pyarrow.RecordBatchFileReader):
+            batches = (reader.get_batch(place) for place in range(reader.num_record_batches))
+        else:
+            _check_end(local)
+            batches = iter(reader)
+        for batch in batches:
+            own = batch.select(list(columns))
+            step = _batch_rows(own.num_rows, own.nbytes)
+            for start in range(0, own.num_rows, step):
+                yield from _rows(own.slice(start, step))
+
+
+def _arrow_reader(file: Any) -> Any:
+    is_file = file.read(6) == b"ARROW1"
+    file.seek(0)
+    return pyarrow.ipc.open_file(file) if is_file else pyarrow.ipc.open_stream(file)
+
+
+def _check_end(local: Path) -> None:
+    with local.open("rb") as file:
+        file.seek(-min(len(_END_OF_STREAM), local.stat().st_size), 2)
+        if file.read() != _END_OF_STREAM:
+            raise EOFError("the arrow stream is cut off")
+
+
+def _batch_rows(num_rows: int, num_bytes: int) -> int:
+    """Rows that hold about `_BATCH_BYTES`, going by the mean."""
+    return max(1, min(_MOST_ROWS, _BATCH_BYTES * num_rows // max(1, num_bytes)))
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any]]:
+    names = batch.schema.names
+    columns = [_values(column) for column in batch.columns]
+    del batch  # these are copies of it
+    for values in zip(*columns, strict=True):
+        yield dict(zip(names, values, strict=True))
+
+
+def _values(column: Any) -> list[Any]:
+    kind = column.type
+    if pyarrow.types.is_string(kind) or pyarrow.types.is_binary(kind):
+        return _texts(column, np.int32)
+    if pyarrow.types.is_large_string(kind) or pyarrow.types.is_large_binary(kind):
+        return _texts(column, np.int64)
+    return list(column.to_pylist())
+
+
+def _texts(column: Any, offset_type: type[np.integer[Any]]) -> list[Any]:
+    """Strings of arrow's layout, decoded where they lie: its own scalars are copies, and one bad row fails a batch."""
+    if not len(column):
+        return []
+    _, offsets, content = column.buffers()
+    ends = np.frombuffer(offsets, offset_type)[column.offset : column.offset + len(column) + 1].tolist()
+    view = memoryview(content or b"")
+    valid = column.is_valid().to_pylist()
+    return [
+        _decoded(view[start:end]) if there else None for (start, end), there in zip(pairwise(ends), valid, strict=True)
+    ]
+
+
+def _decoded(utf8: memoryview) -> str | Undecodable:
+    try:
+        return str(utf8, "utf-8")
+    except UnicodeDecodeError:
+        return Undecodable()

@@ -1,0 +1,99 @@
+"""What there is to prepare, cut into tasks that follow from the recipe and the input files alone.
+
+A task is a run of one source's sorted files; its number is its shard's. Workers only take tasks and a finished one
+leaves a receipt, so neither their number, nor the executor, nor an interruption can change a byte.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyllama.data.sources import InputFile, list_files, refuse_overlap
+from tinyllama.data.store import WORK
+from tinyllama.recipe import Recipe
+
+# At least 64 tasks a source where they have a mebibyte each, so that small data keeps many workers busy too; at full
+# size 64 MiB of compressed files: 60 million tokens of SlimPajama, half a minute of one core.
+_MOST_BYTES, _LEAST_BYTES, _TASKS = 64 << 20, 1 << 20, 64
+
+
+@dataclass(frozen=True)
+class Task:
+    """Files whose documents become one shard of a split."""
+
+    source: str
+    split: str
+    number: int
+    """Of the shard."""
+    files: tuple[str, ...]
+    """Local paths or URLs."""
+    holdout: float
+    """Share of documents that go to validation instead."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe and its tasks: all that a worker needs to know."""
+
+    recipe: Recipe
+    tasks: tuple[Task, ...]
+    inputs: dict[str, int]
+    """Bytes of each input file."""
+
+    @property
+    def store(self) -> Path:
+        """The token store's folder."""
+        return Path(self.recipe.data.store)
+
+    @property
+    def work(self) -> Path:
+        """Where what is under way is kept."""
+        return self.store / WORK
+
+    @property
+    def slurm(self) -> Path:
+        """What Slurm's jobs keep, their logs among it; it stays when the store is finished."""
+        return self.store.with_name(f"{self.store.name}.slurm")
+
+    def receipt(self, stage: str, rank: int) -> Path:
+        """The file that says that task `rank` of a stage is done."""
+        return self.work / "receipts" / stage / f"{rank:06d}.json"
+
+
+def plan_job(recipe: Recipe) -> Job:
+    """List every source's files and cut them into tasks.
+
+    Raises InputError where a source has no files, or where two sources read the same ones.
+    """
+    files = {name: list_files(name, source) for name, source in recipe.data.sources.items()}
+    refuse_overlap(recipe.data.sources, files)
+    tasks = tuple(task for name, own in files.items() for task in _tasks(name, own, recipe.data.holdout))
+    return Job(recipe, tasks, {file.path: file.size for own in files.values() for file in own})
+
+
+def _tasks(name: str, files: list[InputFile], holdout: float) -> Iterator[Task]:
+    share = 0.0 if any(file.split == "validation" for file in files) else holdout
+    task_bytes = min(_MOST_BYTES, max(_LEAST_BYTES, sum(file.size for file in files) // _TASKS))
+    for split in ("train", "validation"):
+        own = [file for file in files if file.split == split]
+        for number, group in enumerate(_groups(own, task_bytes)):
+            yield Task(name, split, number, group, share)
+
+
+def _groups(files: list[InputFile], task_bytes: int) -> Iterator[tuple[str, ...]]:
+    group: list[str] = []
+    size = 0
+    for file in files:
+        group.append(file.path)
+        size += file.size
+        if size >= task_bytes:
+            yield tuple(group)
+            group, size = [], 0
+    if group:
+        yield tuple(group)
+
+
+def receipt_inputs(receipt: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of each input that a receipt vouches for, by path."""
+    return {entry["path"]: entry["sha256"] for entry in receipt.get("inputs", ())}

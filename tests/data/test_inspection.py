@@ -1,0 +1,141 @@
+"""A store says what it holds, and every token can be followed back to its file and row."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.conftest import python_sources
+
+from tinyllama.cli import main
+from tinyllama.data.order import sequences
+from tinyllama.data.origin import documents_between, find_documents
+from tinyllama.data.prepare import prepare
+from tinyllama.data.store import TokenStore
+from tinyllama.recipe import Recipe
+from tinyllama.tokenizer import Tokenizer
+
+
+def text_of(file: str, row: int) -> str:
+    text: str = json.loads(Path(file).read_text().splitlines()[row])["text"]
+    return text
+
+
+@pytest.mark.parametrize("name", ["modules/train", "modules/validation", "lines/train", "lines/validation"])
+def test_every_document_leads_back_to_its_file_and_row(small: Path, name: str) -> None:
+    split = TokenStore.open(small / "store")[name]
+    tokenizer = Tokenizer.load(small / "tokenizer")
+    start = 0
+    for document in find_documents(split, range(split.num_documents)):
+        assert document.start == start
+        start += document.tokens
+        tokens = split.read(document.start, start)
+        assert tokens[1:-1].tolist() == tokenizer.encode(text_of(document.file, document.row))
+    assert start == split.num_tokens
+
+
+def test_the_documents_of_a_range_are_those_that_have_a_token_in_it(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyllama.data.tasks._MOST_BYTES", 1)  # more than one shard
+    prepare(Recipe.load(small / "recipe.yaml", {"data.store": str(tmp_path / "store")}))
+    split = TokenStore.open(tmp_path / "store")["modules/train"]
+    assert len(split.shards) == 2
+    every = list(find_documents(split, range(split.num_documents)))
+    edge = split.shards[0].tokens
+    for start, stop in ((0, 1), (edge - 1, edge), (edge, edge + 1), (edge - 500, edge + 500), (7, split.num_tokens)):
+        wanted = [one for one in every if one.start < stop and one.start + one.tokens > start]
+        assert list(documents_between(split, start, stop)) == wanted
+
+
+def test_a_row_of_a_step_leads_back_to_its_text(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, store = Recipe.load(small / "recipe.yaml"), TokenStore.open(small / "store")
+    arguments = ["inspect", str(small / "store"), "--recipe", str(small / "recipe.yaml"), "--step", "7", "--row", "2"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    source, epoch, index = sequences(recipe, store, 7)[2].tolist()
+    name = f"{list(recipe.data.sources)[source]}/train"
+    assert f"sequence {index:,} of {name}, epoch {epoch}" in said
+    split = store[name]
+    for document in documents_between(split, index * 64, index * 64 + 65):
+        assert f"{document.file} row {document.row}, file's sha256 {document.sha256}" in said
+    decoded = Tokenizer.load(small / "tokenizer").decode(split.read(index * 64, index * 64 + 10).tolist())
+    assert repr(decoded)[1:-1][:10] in said
+
+
+def test_inspect_counts_what_there_is(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(small / "store")]) == 0
+    said = capsys.readouterr().out
+    store = TokenStore.open(small / "store")
+    split, manifest = store["lines/train"], store["lines/train"].manifest
+    assert f"{split.num_documents:,}" in said
+    assert f"{split.num_tokens:,}" in said
+    assert f"{manifest['text_bytes'] / split.num_tokens:.3f}" in said
+    assert "held out for validation" in said
+    assert "manifest " + store.digest in said
+    texts = [text_of(one.file, one.row) for one in find_documents(split, range(split.num_documents))]
+    assert manifest["text_bytes"] == sum(len(text.encode()) for text in texts)
+    assert repr(texts[0])[1:20] in said
+
+
+def test_subsets_are_told_apart(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    subsets = ["RedPajamaC4", "RedPajamaBook", "RedPajamaC4", "RedPajamaGithub"]
+    rows = [
+        {"text": f"words of document {n} " * 50, "meta": {"redpajama_set_name": name}} for n, name in enumerate(subsets)
+    ]
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"format": "slimpajama", "path": str(tmp_path / "raw"), "weight": 1, "exclude": ["RedPajamaGithub"]}
+    prepare(
+        Recipe.load(
+            small / "recipe.yaml",
+            {"data.store": str(tmp_path / "store"), "data.sources": {"slim": source}, "data.holdout": 0},
+        )
+    )
+    manifest = TokenStore.open(tmp_path / "store")["slim/train"].manifest
+    assert {name: tally["documents"] for name, tally in manifest["subsets"].items()} == {
+        "RedPajamaBook": 1,
+        "RedPajamaC4": 2,
+    }
+    assert np.sum([tally["tokens"] for tally in manifest["subsets"].values()]) == manifest["tokens"]
+    assert main(["inspect", str(tmp_path / "store")]) == 0
+    said = capsys.readouterr().out
+    assert "excluded: RedPajamaGithub" in said
+    assert "  RedPajamaBook" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--step", "3"], "a row is traced by --recipe and --step together"),
+        (["--recipe", "RECIPE", "--step", "40"], "--step 40: the recipe's steps are 0 to 39"),
+        (["--recipe", "RECIPE", "--step", "3", "--row", "6"], "--row 6: the rows of a step are 0 to 5"),
+        (["--tokenizer", "OTHER"], "not the tokenizer that"),
+        (["--recipe", "demo", "--step", "3"], "no split 'slimpajama/train'"),
+    ],
+)
+def test_what_cannot_be_traced_is_refused_in_one_line(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    from tinyllama.tokenizer_training import train_tokenizer
+
+    if "OTHER" in flags:
+        train_tokenizer(python_sources(3), 500).save(tmp_path / "other", 64)
+    names = {"RECIPE": str(small / "recipe.yaml"), "OTHER": str(tmp_path / "other")}
+    assert main(["inspect", str(small / "store"), *(names.get(flag, flag) for flag in flags)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert message in said[-1]
+    assert len(said) == 1
+
+
+def test_without_its_tokenizer_a_store_still_tells_its_counts(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(small / "store", tmp_path / "store")
+    manifest = tmp_path / "store/manifest.json"
+    manifest.write_text(manifest.read_text().replace(str(small / "tokenizer"), "gone"))
+    assert main(["inspect", str(tmp_path / "store")]) == 0
+    assert "no longer at gone; name it by --tokenizer" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "store"), "--tokenizer", str(small / "tokenizer")]) == 0
+    assert "no longer at" not in capsys.readouterr().out

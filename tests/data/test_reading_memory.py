@@ -1,0 +1,81 @@
+"""Reading stays in bounded memory, however large a document, a row group or a file is."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+# Linux keeps a process's peak; getrusage would tell the peak of the one that started it, if that was higher.
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no record of peak memory")
+READ = """
+import sys
+from pathlib import Path
+from tinyllama.data.sources import Row, read_rows
+from tinyllama.recipe_data import Source
+source = Source(format=sys.argv[2], path=sys.argv[1], weight=1)
+rows = characters = 0
+for row in read_rows(sys.argv[1], source):
+    assert isinstance(row, Row), row
+    rows += 1
+    characters += len(row.text)
+(peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+print(rows, characters, peak.split()[1])
+"""
+LONG = 200_000_000
+
+
+def read(path: Path, format: str) -> tuple[int, int, int]:
+    """Rows, characters, and peak megabytes of a process that reads them."""
+    run = [sys.executable, "-c", READ, str(path), format]
+    rows, characters, kilobytes = subprocess.run(run, capture_output=True, check=True, timeout=120).stdout.split()
+    return int(rows), int(characters), int(kilobytes) * 1024 // 1_000_000
+
+
+def long_text() -> str:
+    return os.urandom(LONG // 2).hex()  # which compresses little: packed, it is large too
+
+
+def test_a_document_of_200_megabytes_in_jsonl_takes_under_a_gigabyte(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.zst"
+    with path.open("wb") as file, zstandard.ZstdCompressor().stream_writer(file) as packed:
+        for text in ("before", long_text(), "after"):
+            packed.write(orjson.dumps({"text": text, "meta": {"redpajama_set_name": "RedPajamaBook"}}) + b"\n")
+    rows, characters, megabytes = read(path, "slimpajama")
+    assert (rows, characters) == (3, LONG + 11)
+    assert megabytes < 1000
+
+
+def test_a_document_of_200_megabytes_in_parquet_takes_under_a_gigabyte(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"content": ["before" * 100] * 500 + [long_text()] + ["after" * 100] * 500})
+    pyarrow.parquet.write_table(table, path)
+    rows, characters, megabytes = read(path, "starcoderdata")
+    assert (rows, characters) == (1001, LONG + 550_000)
+    assert megabytes < 1000
+
+
+def test_a_row_group_is_read_piece_by_piece(tmp_path: Path) -> None:
+    path, text = tmp_path / "a.parquet", os.urandom(5000).hex()
+    table = pyarrow.table({"content": [f"{number} {text[number % 9000 :]}" * 2 for number in range(40_000)]})
+    pyarrow.parquet.write_table(table, path, use_dictionary=False, row_group_size=len(table))
+    rows, characters, megabytes = read(path, "starcoderdata")
+    assert rows == 40_000
+    assert characters > 400_000_000
+    assert megabytes < 250
+
+
+def test_a_file_of_gigabytes_does_not_add_up(tmp_path: Path) -> None:
+    path, text = tmp_path / "a.jsonl.zst", "some words of prose, " * 50_000
+    row = orjson.dumps({"text": text}) + b"\n"
+    with path.open("wb") as file, zstandard.ZstdCompressor().stream_writer(file) as packed:
+        for _ in range(1000):
+            packed.write(row)
+    rows, characters, megabytes = read(path, "jsonl")
+    assert (rows, characters) == (1000, 1000 * len(text))
+    assert megabytes < 250

@@ -1,0 +1,149 @@
+"""A split is one array over all its shards, and a trillion tokens open and are read in little memory."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinyllama.data.store import FORMAT_VERSION, TokenStore
+from tinyllama.errors import InputError
+
+SHA256 = "0123456789abcdef" * 4
+
+
+def write_store(folder: Path, shard_tokens: dict[str, list[int]], inputs_each: int = 1) -> Path:
+    """A store of sparse files, all zeros, whose manifests are as long as those of real ones."""
+    for source, sizes in shard_tokens.items():
+        (folder / source / "train").mkdir(parents=True)
+        shards = [write_shard(folder / source / "train", n, size, inputs_each) for n, size in enumerate(sizes)]
+        manifest = {"tokens": sum(sizes), "documents": len(sizes), "rows": {"read": 1, "kept": 1, "left_out": {}}}
+        (folder / source / "train/manifest.json").write_text(json.dumps(manifest | {"shards": shards}, indent=2))
+    count = inputs_each * sum(map(len, shard_tokens.values()))
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "dtype": "<u2",
+        "sources": {source: {"splits": {"train": {"tokens": sum(sizes)}}} for source, sizes in shard_tokens.items()},
+        "inputs": {f"raw/SlimPajama-627B/train/chunk1/example_train_{n}.jsonl.zst": n for n in range(count)},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    return folder
+
+
+def write_shard(folder: Path, number: int, tokens: int, inputs: int) -> dict[str, object]:
+    for name, size in ((f"{number:05d}.tokens", tokens * 2), (f"{number:05d}.documents", 8)):
+        with (folder / name).open("wb") as file:
+            file.truncate(size)
+    path = f"raw/SlimPajama-627B/train/chunk1/example_train_{number}"
+    return {
+        "file": f"{number:05d}.tokens",
+        "tokens": tokens,
+        "documents": 1,
+        "sha256": SHA256,
+        "documents_sha256": SHA256,
+        "inputs": [{"path": f"{path}-{k}.jsonl.zst", "bytes": 16_000_000, "sha256": SHA256} for k in range(inputs)],
+    }
+
+
+OPEN = """
+import cProfile, json, pathlib, re, sys
+from tinyllama.data.order import sequences
+from tinyllama.data.store import TokenStore
+from tinyllama.recipe import Recipe
+
+def calls(step):
+    profile = cProfile.Profile()
+    profile.runcall(sequences, recipe, store, step)
+    profile.create_stats()
+    return sum(entry[1] for entry in profile.stats.values())
+
+store, recipe = TokenStore.open(sys.argv[1]), Recipe.load("tinyllama-1.1b")
+source, _, index = sequences(recipe, store, 1_430_000)[-1].tolist()
+read = store["starcoderdata/train"].read(index * 2048, index * 2048 + 2049)
+status = pathlib.Path("/proc/self/status").read_text()
+print(json.dumps({
+    "tokens": sum(split.num_tokens for split in store.splits.values()),
+    "read": [source, len(read)],
+    "torch": "torch" in sys.modules,
+    "calls": [calls(0), calls(1_430_000)],
+    "peak_bytes": 1024 * int(re.search("VmHWM: *([0-9]+)", status.replace(chr(9), " "))[1]),
+}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
+def test_a_trillion_tokens_open_in_little_memory_and_any_step_costs_the_same(tmp_path: Path) -> None:
+    # 14,900 shards of 68M tokens from 59,600 files, as many as SlimPajama and Starcoderdata have together.
+    write_store(tmp_path, {"slimpajama": [68_000_000] * 10_400, "starcoderdata": [68_000_000] * 4_500}, inputs_each=4)
+    done = subprocess.run([sys.executable, "-c", OPEN, str(tmp_path)], check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    assert found["tokens"] > 10**12
+    assert found["read"] == [1, 2049]
+    assert not found["torch"]
+    assert found["peak_bytes"] < 300e6
+    assert found["calls"][1] < 2 * found["calls"][0]  # the closed form takes Euclid's few divisions more
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> TokenStore:
+    """300 shards of 1 to 7 tokens; token = index."""
+    sizes = [1 + number % 7 for number in range(300)]
+    folder = write_store(tmp_path / "store", {"a": sizes})
+    ends = np.cumsum([0, *sizes])
+    for number, (start, end) in enumerate(pairwise(ends.tolist())):
+        np.arange(start, end, dtype="<u2").tofile(folder / f"a/train/{number:05d}.tokens")
+    return TokenStore.open(folder)
+
+
+def test_a_read_runs_over_the_ends_of_shards(counting: TokenStore) -> None:
+    split = counting["a/train"]
+    assert np.array_equal(split.read(0, split.num_tokens), np.arange(split.num_tokens))
+    for start in range(40):
+        for stop in range(start, 60):
+            assert split.read(start, stop).tolist() == list(range(start, stop))
+    for start, stop in ((-1, 3), (5, split.num_tokens + 1), (3, 2)):
+        with pytest.raises(IndexError, match=f"tokens {start}:{stop} of .*a/train, which has {split.num_tokens}"):
+            split.read(start, stop)
+    assert np.array_equal(np.concatenate(list(split.documents())), np.arange(split.num_tokens))
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="counts open files in /dev/fd")
+def test_many_shards_leave_few_files_open_and_none_once_the_store_is_gone(counting: TokenStore) -> None:
+    before = len(os.listdir("/dev/fd"))  # noqa: PTH208
+    split = counting.splits.pop("a/train")
+    split.read(0, split.num_tokens)
+    assert len(os.listdir("/dev/fd")) - before <= 128  # noqa: PTH208
+    del split
+    assert len(os.listdir("/dev/fd")) == before  # noqa: PTH208
+
+
+def test_a_read_that_comes_in_parts_is_whole(counting: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.pread
+    monkeypatch.setattr(os, "pread", lambda descriptor, size, offset: whole(descriptor, min(size, 5), offset))
+    assert counting["a/train"].read(3, 50).tolist() == list(range(3, 50))
+
+
+def test_a_file_that_fails_is_named(counting: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = counting["a/train"]
+    os.truncate(split.folder / "00006.tokens", 6)
+    with pytest.raises(InputError, match=r"a/train/00006.tokens: ends at byte 6, and was longer when opened"):
+        split.read(20, 40)
+    with pytest.raises(InputError, match=r"a/train/00006.tokens: has 6 bytes instead of 14"):
+        TokenStore.open(counting.folder)
+    (split.folder / "00007.tokens").unlink()
+    with pytest.raises(FileNotFoundError) as missing:
+        split.read(28, 29)
+    assert missing.value.filename == str(split.folder / "00007.tokens")
+
+    def fail(descriptor: int, size: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(OSError, match="Input/output error") as broken:
+        split.read(0, 1)
+    assert broken.value.filename == str(split.folder / "00000.tokens")

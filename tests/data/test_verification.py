@@ -1,0 +1,67 @@
+"""Nothing can happen to a token store's files unseen."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tinyllama.cli import main
+from tinyllama.data.verification import problems
+from tinyllama.errors import InputError
+
+
+@pytest.fixture
+def store(small: Path, tmp_path: Path) -> Path:
+    shutil.copytree(small / "store", tmp_path / "store")
+    return tmp_path / "store"
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_whole_store_has_no_problem(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert problems(store) == []
+    assert main(["inspect", str(store), "--verify"]) == 0
+    assert "every file is there" in capsys.readouterr().out
+
+
+def test_one_flipped_bit_in_any_file_is_found_by_name(store: Path) -> None:
+    files = [path for path in sorted(store.rglob("*")) if path.is_file() and path.stat().st_size]
+    assert len(files) > 12
+    for path in files:
+        whole = path.read_bytes()
+        for place in (0, len(whole) // 2, len(whole) - 1):
+            flip(path, place)
+            named = path.with_name("manifest.json") if path.name == "manifest.sha256" else path
+            found = problems(store)
+            assert any(str(named) in problem for problem in found), (path, place, found)
+            assert not any("foreign" in problem for problem in found)
+            path.write_bytes(whole)
+    assert problems(store) == []
+
+
+def test_damage_of_every_kind_is_found_by_name(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = store / "modules/train"
+    flip(folder / "00000.tokens", 100)
+    (folder / "00000.documents").unlink()
+    (folder / "00000.rows").write_bytes((folder / "00000.rows").read_bytes()[:-8])
+    (folder / "stray.bin").write_bytes(b"x")
+    (store / "lines/validation/manifest.json").unlink()
+    size = (small_rows := (folder / "00000.rows").stat().st_size) + 8
+    assert problems(store) == [
+        f"{folder}/00000.tokens does not match its hash",
+        f"{folder}/00000.documents is missing",
+        f"{folder}/00000.rows has {small_rows} bytes instead of {size}",
+        f"{store}/lines/validation/manifest.json is missing",
+        f"{folder}/stray.bin is foreign",
+    ]
+    assert main(["inspect", str(store), "--verify"]) == 1
+    assert capsys.readouterr().out.count("\n") == 5
+
+
+def test_a_folder_without_a_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no finished token store here; run `tinyllama prepare`"):
+        problems(tmp_path)
