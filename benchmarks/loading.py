@@ -75,10 +75,11 @@ def add_peers(folder: Path) -> None:
 def compare_readers(folder: Path, num_tokens: int, rounds: int) -> None:
     """Let the readers take turns; print each one's median turn."""
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, num_tokens, dtype=np.uint16)
+    tokens.tofile(folder / "flat")
     readers = {
         "tinyllama": read_ours(write_random(folder / "store", tokens)),
-        "plain memmap": read_plainly(folder / "flat", tokens),
-        "litdata": read_litdata(folder / "litdata", tokens),
+        "plain memmap": read_plainly(folder / "flat"),
+        "litdata": read_litdata(folder / "litdata", folder / "flat"),
     }
     seconds: dict[str, list[float]] = {name: [] for name in readers}
     for turn in range(-2, rounds):  # two turns to warm up
@@ -105,9 +106,8 @@ def read_ours(store: Path) -> Iterator[torch.Tensor]:
     return batches(recipe, TokenStore.open(store), 0)
 
 
-def read_plainly(path: Path, tokens: "np.ndarray[Any, np.dtype[np.uint16]]") -> Iterator[torch.Tensor]:
+def read_plainly(path: Path) -> Iterator[torch.Tensor]:
     """Rows of a flat file in a random order, epoch after epoch."""
-    tokens.tofile(path)
     tokens = np.memmap(path, np.uint16, "r")
     tokens.max()  # maps every page
     for epoch in itertools.count():
@@ -117,16 +117,14 @@ def read_plainly(path: Path, tokens: "np.ndarray[Any, np.dtype[np.uint16]]") -> 
             yield torch.from_numpy(np.stack(rows))
 
 
-def read_litdata(folder: Path, tokens: "np.ndarray[Any, np.dtype[np.uint16]]") -> Iterator[torch.Tensor]:
+def read_litdata(folder: Path, flat: Path) -> Iterator[torch.Tensor]:
     """A shuffled StreamingDataset with a TokensLoader, epoch after epoch."""
     import litdata  # noqa: PLC0415
 
-    (folder.parent / "flat").is_file() or tokens.tofile(folder.parent / "flat")
     size = 1000 * (LENGTH + 1)
-    starts = [(start, min(size, len(tokens) - start)) for start in range(0, len(tokens), size)]
     litdata.optimize(
-        partial(chunk_of, str(folder.parent / "flat")),
-        inputs=starts,
+        partial(tokens_from, str(flat), size),
+        inputs=list(range(0, flat.stat().st_size // 2, size)),
         output_dir=str(folder),
         chunk_bytes="64MB",
         num_workers=1,
@@ -142,9 +140,8 @@ def read_litdata(folder: Path, tokens: "np.ndarray[Any, np.dtype[np.uint16]]") -
             yield torch.stack(rows)
 
 
-def chunk_of(flat: str, place: tuple[int, int]) -> Iterator[torch.Tensor]:
-    """Some of the flat file's tokens; litdata calls this in a process of its own."""
-    start, count = place
+def tokens_from(flat: str, count: int, start: int) -> Iterator[torch.Tensor]:
+    """Up to `count` tokens of the flat file; litdata calls this in a process of its own."""
     yield torch.from_numpy(np.fromfile(flat, np.uint16, count, offset=2 * start))
 
 

@@ -1,16 +1,12 @@
-"""The tokenizer against SentencePiece, tokenizers and transformers.
+"""The tokenizer's files: loading, saving, converting, training, against SentencePiece, tokenizers and transformers.
 
-The vocabulary is a small one trained here, and Llama 2's too where it lies beside the checkout (shared/data/llama2)
-or where TINYLLAMA_LLAMA2_TOKENIZER names it.
+That its ids are SentencePiece's is in test_tokenizer_ids.py.
 """
 
-import io
 import json
 import os
 import subprocess
 import sys
-import tracemalloc
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,118 +15,21 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tests.conftest import python_sources
+from tests.vocabularies import (
+    NASTY,
+    every_vocabulary,
+    from_json,
+    from_model,
+    model_bytes,
+    processor,
+    train_sentencepiece,
+)
 
 from tinyllama.errors import InputError
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer_files import SentencePieceFile, TokenizersFile
-from tinyllama.tokenizer_memo import Limits
 from tinyllama.tokenizer_training import import_tokenizer, sample_texts, train_tokenizer
-
-LLAMA2 = Path(
-    os.environ.get("TINYLLAMA_LLAMA2_TOKENIZER")
-    or Path(__file__).resolve().parents[2] / "shared/data/llama2/tokenizer.model"
-)
-every_vocabulary = pytest.mark.parametrize("name", ["small", *(["llama2"] if LLAMA2.is_file() else [])])
-LLAMA_OPTIONS: dict[str, Any] = {
-    "model_type": "bpe",
-    "vocab_size": 800,
-    "byte_fallback": True,
-    "split_digits": True,
-    "allow_whitespace_only_pieces": True,
-    "remove_extra_whitespaces": False,
-    "normalization_rule_name": "identity",
-}
-# fmt: off
-NASTY = [
-    "", " ", "▁", "▁▁", "a▁b", "\0", "a\0", "a\0\0b", "\0" * 15, "\t\tif x:\r\n", "  \n \n\n  ", "<s>", "</s>", "<unk>",
-    "<0x0A>", " <s>x</s> ", "Hello world  foo", "x = 1234567890.5e-3", "def f(self):\n        return {'a': [1, 2]}\n",
-    "é", "日本語テキスト", "\ufeff\ufffd\u200b", "\U0001f468\u200d\U0001f469", "\U0010ffff\uffff\x7f\x80", "İıßﬁ",
-    "e\u0301", " " * 255 + "x", " " * 300, "a" * 40, "-" * 90 + " " + "=" * 15, "naïve.foo(é)ñ_1", "\n" * 50 + "x",
-    "x" + " \n" * 40,
-]
-# fmt: on
-nasty_texts = st.lists(st.sampled_from(NASTY) | st.text(max_size=8), max_size=8).map("".join)
-
-
-def train_sentencepiece(**options: Any) -> bytes:
-    """A SentencePiece model by its own trainer, scores as it gives them."""
-    lines = [line for text in python_sources(30) for line in text.splitlines() if line]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=model, minloglevel=2, **(LLAMA_OPTIONS | options)
-    )
-    return model.getvalue()
-
-
-@cache
-def model_bytes(name: str) -> bytes:
-    return LLAMA2.read_bytes() if name == "llama2" else train_sentencepiece()
-
-
-@cache
-def processor(name: str) -> Any:
-    return sentencepiece.SentencePieceProcessor(model_proto=model_bytes(name))
-
-
-@cache
-def from_model(name: str) -> Tokenizer:
-    return Tokenizer(SentencePieceFile(name, model_bytes(name)))
-
-
-@cache
-def from_json(name: str) -> Tokenizer:
-    return Tokenizer(TokenizersFile(name, SentencePieceFile(name, model_bytes(name)).document(), {}))
-
-
-@cache
-def forgetful(name: str) -> Tokenizer:
-    """A tokenizer that starts its memo anew all the time, in two slots, and takes texts in crumbs."""
-    return Tokenizer(SentencePieceFile(name, model_bytes(name)), Limits(3000, 1, 5))
-
-
-@every_vocabulary
-@pytest.mark.parametrize("build", [from_model, from_json, forgetful])
-def test_ids_and_text_are_sentencepieces(name: str, build: Any) -> None:
-    tokenizer, reference = build(name), processor(name)
-    for text in [*NASTY, " ".join(NASTY), "".join(NASTY), *python_sources(40)[30:]]:
-        ids = reference.encode(text)
-        assert tokenizer.encode(text) == ids
-        assert tokenizer.decode(ids) == reference.decode(ids) == text.replace("▁", " ")
-
-
-@every_vocabulary
-@settings(deadline=None, max_examples=150)
-@given(text=nasty_texts)
-def test_no_text_is_encoded_otherwise_than_by_sentencepiece(name: str, text: str) -> None:
-    expected = processor(name).encode(text)
-    for build in (from_model, from_json, forgetful):
-        assert build(name).encode(text) == expected
-
-
-@every_vocabulary
-@settings(deadline=None, max_examples=100)
-@given(data=st.data())
-def test_pieces_in_any_order_are_encoded_as_by_sentencepiece(name: str, data: st.DataObject) -> None:
-    pieces = st.integers(0, processor(name).vocab_size() - 1).map(processor(name).id_to_piece)
-    text = "".join(data.draw(st.lists(pieces | st.sampled_from([" ", "  ", "\n", "1"]), max_size=30)))
-    assert forgetful(name).encode(text) == from_json(name).encode(text) == processor(name).encode(text)
-
-
-@every_vocabulary
-def test_a_full_memo_starts_anew_and_changes_no_id(name: str) -> None:
-    texts = python_sources(45)[25:]
-    tokenizer = Tokenizer(
-        SentencePieceFile(name, model_bytes(name)), Limits(100_000, slot_bits=8, block_bytes=1000)
-    )
-    first = [tokenizer.encode(text) for text in texts]
-    assert [tokenizer.encode(text) for text in texts] == first == [processor(name).encode(text) for text in texts]
-    assert tokenizer._memo is not None
-    known = tokenizer._memo._known
-    assert sys.getsizeof(known) + sum(map(sys.getsizeof, known)) < 200_000
-    assert len({run for text in texts for run in text.split()}) > 5000
 
 
 @every_vocabulary
@@ -141,65 +40,6 @@ def test_pieces_in_bytes_join_to_the_text(name: str) -> None:
         for text in filter(None, NASTY):
             joined = b"".join(pieces[number] for number in tokenizer.encode(text))
             assert joined.decode() == " " + text.replace("▁", " ")
-
-
-if LLAMA2.is_file():
-
-    def test_llama_2_gives_its_published_ids() -> None:
-        assert from_model("llama2").encode("Hello world  foo") == [15043, 3186, 29871, 7953]
-        assert (from_model("llama2").bos_id, from_model("llama2").eos_id, from_model("llama2").unk_id) == (1, 2, 0)
-
-
-def test_a_long_text_takes_little_more_memory_than_its_ids() -> None:
-    text = "".join(python_sources(20)) * 40
-    tokenizer = from_model("small")
-    tokenizer.encode(text[:1_000_000])
-    tracemalloc.start()
-    num_bytes = tokenizer.encode_array(text).nbytes
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert len(text) > 15_000_000
-    assert peak < 2 * num_bytes + 12_000_000
-
-
-@pytest.mark.parametrize("build", [from_model, from_json])
-def test_a_lone_surrogate_is_refused_with_its_position(build: Any) -> None:
-    plain = Tokenizer(SentencePieceFile("plain", train_sentencepiece(split_by_whitespace=False)))
-    for tokenizer in (build("small"), plain):
-        with pytest.raises(InputError, match=r"U\+D83D at character 100002"):
-            tokenizer.encode("ab " * 33334 + "\ud83d end")
-
-
-@pytest.mark.parametrize(
-    ("options", "has_memo"),
-    [
-        ({"split_by_whitespace": False}, False),  # pieces such as `in▁the`
-        ({"byte_fallback": False}, False),  # neighbouring unknown characters share one <unk>
-        ({"normalization_rule_name": "nmt_nfkc"}, False),
-        ({"remove_extra_whitespaces": True}, False),
-        ({"add_dummy_prefix": False}, False),
-        ({"treat_whitespace_as_suffix": True}, False),
-        ({"split_digits": False, "split_by_number": False, "split_by_unicode_script": False}, True),  # longer runs
-        ({"user_defined_symbols": ["<|fim|>", "->"]}, True),
-    ],
-)
-def test_other_vocabularies_are_exact_with_or_without_the_memo(options: dict[str, Any], has_memo: bool) -> None:
-    model = train_sentencepiece(**options)
-    reference = sentencepiece.SentencePieceProcessor(model_proto=model)
-    tokenizer = Tokenizer(SentencePieceFile("other", model), Limits(block_bytes=50))
-    assert (tokenizer._memo is not None) == has_memo
-    for text in [*NASTY, " ".join(NASTY), "x <|fim|> y->z <|fim|>", python_sources(31)[30]]:
-        ids = reference.encode(text)
-        assert tokenizer.encode(text) == ids
-        assert tokenizer.decode(ids) == reference.decode(ids)
-
-
-def test_a_tokenizer_json_whose_pieces_cross_words_is_exact_without_the_memo() -> None:
-    document = SentencePieceFile("crossing", train_sentencepiece(split_by_whitespace=False)).document()
-    tokenizer, reference = Tokenizer(TokenizersFile("crossing", document, {})), tokenizers_reference(document)
-    assert tokenizer._memo is None
-    for text in [*NASTY, python_sources(31)[30]]:
-        assert tokenizer.encode(text) == reference.encode(text).ids
 
 
 def tokenizers_reference(document: dict[str, Any]) -> Any:

@@ -16,8 +16,9 @@ import numpy as np
 
 from tinyllama.errors import InputError
 from tinyllama.files import write_atomically, write_json
+from tinyllama.text import Text
 from tinyllama.tokenizer_conversion import piece_bytes
-from tinyllama.tokenizer_files import TokenizerFile, encode_utf8, read_tokenizer
+from tinyllama.tokenizer_files import TokenizerFile, checked_utf8_parts, read_tokenizer
 from tinyllama.tokenizer_memo import DEFAULT_LIMITS, Limits, RunMemo, TokenIds, can_cut_words, neighbours
 
 
@@ -58,21 +59,23 @@ class Tokenizer:
         ids: list[int] = self.encode_array(text).tolist()
         return ids
 
-    def encode_array(self, text: str) -> TokenIds:
+    def encode_array(self, text: Text) -> TokenIds:
         """The ids of `encode` as an array of `dtype`; needs little more memory than the ids, however long the text."""
-        if self._memo is not None:
-            return next(self._memo.encode([text]))
-        encode_utf8(text)
-        return np.array(self._file.encode(text), self.dtype)
+        return next(self.encode_documents([text], start=False, end=False))
 
-    def encode_documents(self, texts: Iterable[str], start: bool = True, end: bool = True) -> Iterator[TokenIds]:
-        """One array of ids for each text, between the markers <s> (`start`) and </s> (`end`)."""
+    def encode_documents(self, texts: Iterable[Text], start: bool = True, end: bool = True) -> Iterator[TokenIds]:
+        """One array of ids for each text (a string, or its UTF-8 bytes), between <s> (`start`) and </s> (`end`)."""
         first = self._marker(self.bos_id, "start") if start else []
         last = self._marker(self.eos_id, "end") if end else []
         before, after = np.array(first, self.dtype), np.array(last, self.dtype)
-        arrays = map(self.encode_array, texts) if self._memo is None else self._memo.encode(texts)
-        for ids in arrays:
-            yield np.concatenate((before, ids, after))
+        parts = map(self._encode_whole, texts) if self._memo is None else self._memo.encode(texts)
+        for ids in parts:
+            yield np.concatenate((before, *ids, after))
+
+    def _encode_whole(self, text: Text) -> list[TokenIds]:
+        """Ids by the tokenizer's own library, which wants a string of what it can encode."""
+        whole = b"".join(checked_utf8_parts(text))
+        return [np.array(self._file.encode(whole.decode()), self.dtype)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; markers have none, and bytes that are not UTF-8 become U+FFFD."""

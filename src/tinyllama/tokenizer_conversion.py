@@ -44,6 +44,7 @@ _BYTE_LEVEL = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for
 # the numbers of sentencepiece_model.proto
 PIECES, TRAINER, NORMALISER = 1, 2, 3
 NORMAL = 1
+_FIXED_LENGTHS = {1: 8, 5: 4}  # by wire type
 KINDS = {NORMAL: "text", 2: "special", 3: "special", 4: "user", 5: "unused", 6: "byte"}
 
 
@@ -78,13 +79,15 @@ def message_fields(message: bytes) -> Iterator[tuple[int, Any]]:
             value, position = _varint(message, position)
             yield key >> 3, value
         else:
-            fixed = {1: 8, 5: 4}.get(key & 7)
+            fixed = _FIXED_LENGTHS.get(key & 7)
             length, position = (fixed, position) if fixed else _varint(message, position)
             yield key >> 3, message[position : position + length]
             position += length
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
+    if message[position] < 128:  # almost always
+        return message[position], position + 1
     value = shift = 0
     while message[position] > 127:
         value |= (message[position] & 127) << shift

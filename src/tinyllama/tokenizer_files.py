@@ -7,15 +7,15 @@ of Unicode must give SentencePiece's ids and text before a converted file is wri
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from httpx import HTTPError
-from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from sentencepiece import SentencePieceProcessor
 
 from tinyllama.errors import InputError
+from tinyllama.text import Text, utf8_parts
 from tinyllama.tokenizer_conversion import (
     BYTES,
     LLAMA_NORMALISER,
@@ -210,13 +210,15 @@ def read_tokenizer(source: str | Path) -> TokenizerFile:
     )
 
 
-def encode_utf8(text: str, start: int = 0) -> bytes:
-    """UTF-8 of the part of a document that begins at character `start`; InputError names a lone surrogate's place."""
+def checked_utf8_parts(text: Text, size: int = 1 << 20, start: int = 0) -> Iterator[bytes]:
+    """`utf8_parts` of what begins at character `start` of a text; InputError names a lone surrogate's place."""
     try:
-        return text.encode()
+        for part in utf8_parts(text, size):
+            yield part
+            start += size
     except UnicodeEncodeError as error:
         raise InputError(
-            f"text: lone surrogate U+{ord(text[error.start]):04X} at character {start + error.start}; "
+            f"text: lone surrogate U+{ord(error.object[error.start]):04X} at character {start + error.start}; "
             "read the source as UTF-8 with errors='replace'"
         ) from None
 
@@ -245,6 +247,10 @@ def _download(name: str) -> Path:
 
 def _hub_file(repository: str, file: str) -> Path | None:
     """A file from the cache or else from the hub; None where the repository has no such file."""
+    # 0.3 s that only a hub name is worth
+    from httpx import HTTPError  # noqa: PLC0415
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache  # noqa: PLC0415
+
     try:
         cached = try_to_load_from_cache(repository, file)
         if isinstance(cached, str):

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tinyllama.text import Text
 from tinyllama.tokenizer_conversion import SPACE
-from tinyllama.tokenizer_files import encode_utf8
+from tinyllama.tokenizer_files import checked_utf8_parts
 
 Ints = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint64]
@@ -100,20 +101,20 @@ class RunMemo:
         self._newline = newline[0] if len(newline) == 1 and can_part_runs(together) else None
         self._forget()
 
-    def encode(self, texts: Iterable[str]) -> Iterator[TokenIds]:
-        """Token ids of each text, the dummy prefix in front; short texts are read ahead up to a block."""
+    def encode(self, texts: Iterable[Text]) -> Iterator[list[TokenIds]]:
+        """Token ids of each text in parts, the dummy prefix in front; short texts are read ahead up to a block."""
         parts: list[TokenIds] = []
         for data, starts, ends in self._blocks(texts):
             ids, stops = self._look_up(data, starts, ends)
             text_ends = np.flatnonzero(np.frombuffer(data, np.uint8) == NEVER)
             done = 0
             for stop in stops[np.searchsorted(starts, text_ends)].tolist():
-                yield np.concatenate((*parts, ids[done:stop])) if parts else ids[done:stop]
+                yield [*parts, ids[done:stop]]
                 parts, done = [], stop
             if done < len(ids):
                 parts.append(ids[done:])
 
-    def _blocks(self, texts: Iterable[str]) -> Iterator[tuple[bytes, Ints, Ints]]:
+    def _blocks(self, texts: Iterable[Text]) -> Iterator[tuple[bytes, Ints, Ints]]:
         """The texts as UTF-8 in blocks of whole runs, with where the runs' words start and end.
 
         The last run of a block may go on in the next one, and is moved there.
@@ -203,12 +204,13 @@ class RunMemo:
         self._held_bytes = 0
 
 
-def _parts(texts: Iterable[str], characters: int) -> Iterator[bytes]:
-    """Each text as UTF-8 in parts of so many characters: the dummy prefix in front, END behind."""
+def _parts(texts: Iterable[Text], size: int) -> Iterator[bytes]:
+    """Each text as UTF-8 in parts of so many characters, or bytes: the dummy prefix in front, END behind."""
     for text in texts:
-        for position in range(0, len(text), characters):
-            part = encode_utf8(text[position : position + characters], position).replace(SPACE.encode(), b" ")
-            yield part if position else b" " + part
+        prefix = b" "
+        for part in checked_utf8_parts(text, size):
+            yield prefix + part.replace(SPACE.encode(), b" ")
+            prefix = b""
         yield END
 
 

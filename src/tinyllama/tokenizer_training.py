@@ -18,7 +18,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tinyllama.errors import InputError
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer_conversion import PIECES, SPACE, message_fields
-from tinyllama.tokenizer_files import SentencePieceFile, encode_utf8
+from tinyllama.tokenizer_files import SentencePieceFile, checked_utf8_parts
 
 TRAINING_CHARACTERS = 20_000_000
 EXCERPT_CHARACTERS = 100_000
@@ -56,7 +56,7 @@ def sample_texts(texts: Iterable[str], num_characters: int = TRAINING_CHARACTERS
     for text in texts:
         for start in range(0, len(text), EXCERPT_CHARACTERS):
             excerpt = text[start : start + EXCERPT_CHARACTERS]
-            digest = hashlib.sha256(encode_utf8(excerpt, start)).digest()
+            digest = hashlib.sha256(b"".join(checked_utf8_parts(excerpt, start=start))).digest()
             heapq.heappush(kept, (-int.from_bytes(digest), excerpt))
             held += len(excerpt)
             while held - len(kept[0][1]) >= num_characters:

@@ -6,6 +6,7 @@ from typing import Any
 
 from tinyllama.data.sources import Row, list_files, read_rows
 from tinyllama.recipe_data import Source
+from tinyllama.text import as_string
 
 
 def source(format: str, path: Path | str, **more: Any) -> Source:
@@ -29,4 +30,4 @@ def slim(text: object, subset: str = "RedPajamaC4") -> dict[str, object]:
 def texts_of(chosen: Source) -> list[str]:
     """Every usable text of a source, file after file."""
     files = list_files("own", chosen)
-    return [row.text for file in files for row in read_rows(file.path, chosen) if isinstance(row, Row)]
+    return [as_string(row.text) for file in files for row in read_rows(file.path, chosen) if isinstance(row, Row)]

@@ -164,9 +164,10 @@ def test_the_first_of_near_equal_documents_stays_among_all_sources_that_ask(tmp_
 
 
 def test_sources_that_ask_for_different_kinds_are_not_compared(tmp_path: Path) -> None:
-    text = prose(1)
-    kept, dropped = run(tmp_path, {"web": EXACT, "books": MINHASH}, [("web", [text]), ("books", [text])])
-    assert kept == [[text], [text]]
+    a, b = prose(1), prose(2)
+    rows = [("web", [a]), ("books", [a, b]), ("web", [b])]
+    kept, dropped = run(tmp_path, {"web": EXACT, "books": MINHASH}, rows)
+    assert kept == [[a], [a, b], [b]]
     assert dropped.reasons == {}
 
 
@@ -174,8 +175,16 @@ def test_documents_that_are_no_longer_those_compared_are_an_error(tmp_path: Path
     rows = [("web", [prose(1), prose(1)])]
     run(tmp_path, {"web": EXACT}, rows)
     chain = clean.steps(recipe_with({"web": EXACT}), "web", tmp_path, Dropped())
-    with pytest.raises(InputError, match="document 1 of task 0 is gone"):
+    with pytest.raises(InputError, match="document 1 of task 0 has gone"):
         pipe([lambda *_: iter([Document(prose(1), "0:0")]), *chain], 0, 1)
+
+
+@pytest.mark.parametrize("asked", [EXACT, MINHASH])
+def test_stages_done_again_for_other_documents_say_nothing_of_the_former(tmp_path: Path, asked: dict[str, Any]) -> None:
+    former = [("web", [prose(1), prose(2)]), ("web", [prose(1), prose(2)] * 9)]
+    latter = [("web", [prose(1), prose(3)]), ("web", [prose(4), prose(5), prose(6)])]
+    run(tmp_path / "again", {"web": asked}, former)
+    assert run(tmp_path / "again", {"web": asked}, latter) == run(tmp_path / "fresh", {"web": asked}, latter)
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60), st.integers(1, 5))
@@ -297,6 +306,7 @@ def test_a_document_that_holds_an_evaluation_item_goes(tmp_path: Path, monkeypat
     kept, dropped = run_alike(tmp_path, asked, rows)
     assert kept == [[rows[0][1][0], rows[0][1][2]], [ITEM], rows[2][1][1:]]
     assert dropped.reasons == dict.fromkeys(["0:1", "2:0"], "contaminated: herons, twins")
+    assert dropped.contaminated["0:1"] == {"herons": [0], "twins": [0, 2]}
     assert clean.overlap(tmp_path / "calm", "web", list(dropped.contaminated.values())) == {
         "herons": {"items": 3, "too_short": 1, "found": 1, "documents": 2},
         "twins": {"items": 3, "too_short": 0, "found": 2, "documents": 2},

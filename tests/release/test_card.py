@@ -180,3 +180,5 @@ def test_stages_of_the_mix_stand_in_the_card(released: Path) -> None:
     facts = read_json(released / "release.json")
     facts["recipe"]["fields"]["data"]["stages"] = [{"from_tokens": 5000, "weights": {"notes": 3, "prose": 1}}]
     assert "From 5,000 tokens on: notes 75.0%, prose 25.0%" in model_card(facts, None)
+    facts["recipe"]["fields"]["data"]["stages"][0]["ramp_tokens"] = 6000
+    assert "From 5,000 tokens on, reached over 6,000 tokens: notes 75.0%" in model_card(facts, None)

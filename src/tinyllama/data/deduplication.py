@@ -2,8 +2,8 @@
 
 Reads documents, writes signatures, pairs and at last, under `duplicates/`, the numbers of each task's documents that
 repeat an earlier one. datatrove signs and compares; which copy stays is decided here, for its own rules would keep the
-lowest row number, whatever the task, or the middle of a chain. Every file is a function of the documents alone and is
-written whole again by a rerun.
+lowest row number, whatever the task, or the middle of a chain. A rerun begins by clearing away what a rank left behind,
+so that every file is a function of the documents alone.
 """
 
 import os
@@ -46,6 +46,7 @@ def sign_exact(
             f"clean.deduplicate: exact compares {_MOST_PRIORITIES} tasks of about 64 MiB at most, there are more; "
             "choose minhash"
         )
+    _clear((folder / "signatures").glob(f"*/{rank:05d}.*"))
     config = _exact_config(_MOST_PRIORITIES - place)
     ExactDedupSignature(str(folder / "signatures"), config, EXACT_FINDERS).run(data, rank, world)
     _flush((folder / "signatures").glob(f"*/{rank:05d}.*"))
@@ -67,6 +68,7 @@ def find_exact(folder: Path, data: None, rank: int, world: int) -> None:
     """Pipeline step: the repeated documents whose hashes lie in range `rank` of EXACT_FINDERS."""
     from datatrove.pipeline.dedup import ExactFindDedups  # noqa: PLC0415
 
+    _clear((folder / f"duplicates/{rank:05d}").glob("*"))
     _allow_open_files(folder / f"signatures/{rank:04d}")
     with redirect_stderr(StringIO()):  # its bar has no switch
         step = ExactFindDedups(str(folder / "signatures"), str(folder / "duplicates"), _exact_config(1))
@@ -118,6 +120,7 @@ def find_minhash(folder: Path, data: None, rank: int, world: int) -> None:
 
 def keep_first(folder: Path, data: None, rank: int, world: int) -> None:
     """Pipeline step: of every cluster of pairs, all but the first document, by task and number, are duplicates."""
+    _clear((folder / "duplicates").glob("*/*"))
     later = later_copies(_read_pairs(path) for path in sorted((folder / "pairs").glob("*.dups")))
     tasks, starts = np.unique(later >> 32, return_index=True)
     # Without any duplicate there is no task, but split still gives one part.
@@ -175,7 +178,7 @@ def drop_duplicates(
         else:
             yield document
     if left:
-        raise InputError(f"{folder}: document {min(left)} of task {rank} is gone since; delete the folder, run again")
+        raise InputError(f"{folder}: document {min(left)} of task {rank} has gone since; run prepare again")
 
 
 def _duplicates(folder: Path, task: int) -> Path:
@@ -193,6 +196,12 @@ def _allow_open_files(signatures: Path) -> None:
             f"{signatures}: {needed} files must be open at once, the system allows {hard}; raise its limit"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _clear(paths: Iterable[Path]) -> None:
+    """datatrove writes no file where there is nothing to say: one of an earlier run would be taken for its word."""
+    for path in list(paths):
+        path.unlink()
 
 
 def _flush(paths: Iterable[Path]) -> None:

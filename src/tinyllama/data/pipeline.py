@@ -16,13 +16,15 @@ import orjson
 from datatrove.data import Document
 
 from tinyllama.data import clean
-from tinyllama.data.holdout import content_share, utf8_parts
+from tinyllama.data.holdout import content_share
 from tinyllama.data.inputs import fetched
 from tinyllama.data.shards import ShardWriter
 from tinyllama.data.sources import Reject, read_rows
 from tinyllama.data.tasks import Job, Task
 from tinyllama.errors import InputError
 from tinyllama.files import sha256_of, write_atomically, write_json
+from tinyllama.recipe_data import Cleaning
+from tinyllama.text import Text, as_string, utf8_parts
 from tinyllama.tokenizer import Tokenizer
 
 TOKENS = "tokens"
@@ -120,6 +122,7 @@ def _documents(job: Job, rank: int, ledger: Ledger) -> Iterator[Document]:
     """The usable rows of a task's files; the ledger has the others, the rejects' file those at fault."""
     task = job.tasks[rank]
     source = job.recipe.data.sources[task.source]
+    is_cleaned = source.clean != Cleaning()
     with write_atomically(rejects_file(job, rank)) as rejects:
         for number, path in enumerate(task.files):
             entry: dict[str, Any] = {"path": path, "bytes": 0, "sha256": "", "documents": {}}
@@ -131,7 +134,8 @@ def _documents(job: Job, rank: int, ledger: Ledger) -> Iterator[Document]:
                         _reject(ledger, rejects, path, row)
                     else:
                         metadata = {"subset": row.subset, "input": number, "row": row.row}
-                        yield Document(text=row.text, id=f"{path}:{row.row}", metadata=metadata)
+                        text = as_string(row.text) if is_cleaned else row.text  # datatrove's blocks know strings alone
+                        yield Document(text=text, id=f"{path}:{row.row}", metadata=metadata)
                 entry |= {"bytes": local.stat().st_size, "sha256": sha256_of(local)}
 
 
@@ -177,7 +181,7 @@ def _tokenize(
     """Write each document's tokens to its split and book it; the tokenizer takes several documents at a time."""
     taken: deque[tuple[str, dict[str, Any], int]] = deque()
 
-    def texts() -> Iterator[str]:
+    def texts() -> Iterator[Text]:
         for document in documents:
             split = "validation" if task.holdout and content_share(document.text) < task.holdout else task.split
             taken.append((split, document.metadata, sum(map(len, utf8_parts(document.text)))))

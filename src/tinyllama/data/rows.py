@@ -5,6 +5,7 @@ file. Every format is first read into fields by row, so that what makes a row us
 """
 
 import ast
+import codecs
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from typing import Any
 import orjson
 
 from tinyllama.data.lines import lines_of
+from tinyllama.data.long_text import LONG_BYTES, parse_long_line
 from tinyllama.data.tables import Undecodable, arrow_columns, arrow_rows, parquet_columns, parquet_rows
 from tinyllama.errors import InputError
 from tinyllama.recipe_data import Source
+from tinyllama.text import Text, is_utf8
 
 _SUBSET = "redpajama_set_name"
 _LONGEST_META = 10_000  # characters; beyond it is no metadata
@@ -40,7 +43,8 @@ class Row:
 
     row: int
     """Place in the file, counted from 0."""
-    text: str
+    text: Text
+    """A string; of a document of many megabytes its UTF-8 bytes."""
     subset: str = ""
     """SlimPajama's `redpajama_set_name`, Starcoderdata's language; empty elsewhere."""
 
@@ -121,7 +125,7 @@ def _slimpajama(rows: Fields, source: Source, field: str) -> Iterator[Row | Reje
 
 def _usable(number: int, fields: dict[str, Any], field: str, subset: str) -> Row | Reject:
     text = fields.get(field)
-    if isinstance(text, str):
+    if isinstance(text, Text):
         return Row(number, text, subset) if text else Reject(number, f"empty {field}")
     if isinstance(text, Undecodable):
         return Reject(number, f"{field} is not UTF-8")
@@ -158,7 +162,7 @@ def _json_lines(local: Path, name: str) -> Fields:
 
 def _parsed(line: bytes | bytearray) -> dict[str, Any] | str:
     try:
-        fields = orjson.loads(line)
+        fields = parse_long_line(line) if len(line) > LONG_BYTES else orjson.loads(line)
     except orjson.JSONDecodeError:  # also for bytes that are not UTF-8 and for lone surrogates
         return "invalid JSON"
     return fields if isinstance(fields, dict) else "not a JSON object"
@@ -166,7 +170,8 @@ def _parsed(line: bytes | bytearray) -> dict[str, Any] | str:
 
 def _text(local: Path, field: str) -> Fields:
     try:
-        yield {field: local.read_bytes().decode("utf-8-sig")}
+        data = local.read_bytes().removeprefix(codecs.BOM_UTF8)
+        yield {field: data if len(data) > LONG_BYTES and is_utf8(memoryview(data)) else data.decode()}
     except UnicodeDecodeError:
         yield "not UTF-8 text"
 

@@ -12,6 +12,7 @@ from tinyllama.data.sources import InputFile, Row, list_files, read_rows
 from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe
 from tinyllama.recipe_data import Source
+from tinyllama.text import as_string
 from tinyllama.tokenizer_training import train_tokenizer
 
 _MOST_FILES = 64
@@ -47,4 +48,4 @@ def _sample_file(file: InputFile, source: Source, share: float, holdout: float) 
     """Documents whose content hash falls above the holdout's part and inside the share."""
     for row in read_rows(file.path, source):
         if isinstance(row, Row) and holdout <= content_share(row.text) < holdout + share:
-            yield row.text
+            yield as_string(row.text)

@@ -53,8 +53,8 @@ class Split:
         self.shards = shards = [Shard(**{key: shard[key] for key in fields}) for shard in self.manifest["shards"]]
         for shard in shards:
             _check_size(folder / shard.file, shard.tokens * dtype.itemsize)
+        # Where each shard begins, and the number of all tokens; a list, which is bisected faster than an array.
         self.ends = [0, *accumulate(shard.tokens for shard in shards)]
-        """Token at which each shard begins, and the number of all."""
         # A trillion tokens are 15,000 files, and a process may often have no more than 1,024 open.
         self._file = lru_cache(maxsize=128)(lambda shard: _Open(folder / shards[shard].file))
 

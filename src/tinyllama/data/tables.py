@@ -14,7 +14,11 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 
+from tinyllama.data.long_text import LONG_BYTES
+from tinyllama.text import Text, is_utf8
+
 _BATCH_BYTES = 16 << 20
+_MOST_BYTES = 256 << 20
 _MOST_ROWS = 1024
 _BUFFER_BYTES = 1 << 20
 # What ends arrow's stream; its reader takes a file that is cut between two batches for a whole one.
@@ -41,6 +45,8 @@ def parquet_rows(local: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]
             )
             size = _batch_rows(group.num_rows, num_bytes)
             batches = file.iter_batches(size, row_groups=[number], columns=list(columns), use_threads=False)
+            if size == 1 and num_bytes < _MOST_BYTES:
+                batches = iter(list(batches))  # the reader holds a long document twice more for as long as it is there
             yield from chain.from_iterable(map(_rows, batches))
 
 
@@ -117,7 +123,9 @@ def _texts(column: Any, offset_type: type[np.integer[Any]]) -> list[Any]:
     ]
 
 
-def _decoded(utf8: memoryview) -> str | Undecodable:
+def _decoded(utf8: memoryview) -> Text | Undecodable:
+    if len(utf8) > LONG_BYTES:
+        return utf8 if is_utf8(utf8) else Undecodable()
     try:
         return str(utf8, "utf-8")
     except UnicodeDecodeError:

@@ -1,0 +1,60 @@
+"""Documents of many megabytes stay UTF-8: as a Python string, one emoji makes four bytes of every character.
+
+Of a long line of JSON the long strings are cut out before it is parsed, and unescaped a megabyte at a time, so that
+reading a text of 200 MB takes 400 MB, whatever stands in it.
+"""
+
+import re
+from typing import Any
+
+import orjson
+
+from tinyllama.text import between_characters
+
+LONG_BYTES = 32 << 20
+
+_PART_BYTES = 1 << 20
+_STRING = re.compile(rb'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
+# What may stand before a cut: plain bytes, escapes, and a surrogate's two escapes together.
+_WHOLE_ESCAPES = re.compile(
+    rb"(?:[^\\]++|\\[^u]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)*+", re.DOTALL
+)
+
+
+def parse_long_line(line: bytes | bytearray) -> Any:
+    """A line of JSON in which an object's long strings are their UTF-8 bytes.
+
+    Long keys, and long strings further inside, which no document is, come as a short mark instead. Raises
+    orjson.JSONDecodeError where it is not valid.
+    """
+    spans = [match.span(1) for match in _STRING.finditer(line) if match.end() - match.start() > LONG_BYTES]
+    marks = [f"\u0001{number}" for number in range(len(spans))]
+    skeleton, done = bytearray(), 0
+    for (start, stop), mark in zip(spans, marks, strict=True):
+        skeleton += line[done:start] + orjson.dumps(mark)[1:-1]
+        done = stop
+    value = orjson.loads(skeleton + line[done:])
+    if isinstance(value, dict):
+        places = dict(zip(marks, spans, strict=True))
+        for key, field in value.items():
+            if isinstance(field, str) and field in places:
+                value[key] = _unescaped(line, *places[field])
+    return value
+
+
+def _unescaped(line: bytes | bytearray, start: int, stop: int) -> bytearray:
+    text = bytearray()
+    while start < stop:
+        end = _cut(line, start, stop)
+        text += orjson.loads(b'"' + line[start:end] + b'"').encode()
+        start = end
+    return text
+
+
+def _cut(line: bytes | bytearray, start: int, stop: int) -> int:
+    """Where a part of a JSON string may end: between two characters, at most a megabyte on."""
+    limit = min(start + _PART_BYTES, stop)
+    match = _WHOLE_ESCAPES.match(line, start, limit)
+    end = match.end() if match else start
+    end = between_characters(line, end) if end < stop else end
+    return end if end > start else limit  # of what cannot be cut, the parser says what is wrong with it

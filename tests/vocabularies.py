@@ -1,0 +1,71 @@
+"""Tokenizers for tests: a small vocabulary trained here, and Llama 2's where it lies beside the checkout."""
+
+import io
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from tests.conftest import python_sources
+
+from tinyllama.tokenizer import Tokenizer
+from tinyllama.tokenizer_files import SentencePieceFile, TokenizersFile
+from tinyllama.tokenizer_memo import Limits
+
+LLAMA2 = Path(__file__).resolve().parents[2] / "shared/data/llama2/tokenizer.model"
+every_vocabulary = pytest.mark.parametrize("name", ["small", *(["llama2"] if LLAMA2.is_file() else [])])
+LLAMA_OPTIONS: dict[str, Any] = {
+    "model_type": "bpe",
+    "vocab_size": 800,
+    "byte_fallback": True,
+    "split_digits": True,
+    "allow_whitespace_only_pieces": True,
+    "remove_extra_whitespaces": False,
+    "normalization_rule_name": "identity",
+}
+# fmt: off
+NASTY = [
+    "", " ", "▁", "▁▁", "a▁b", "\0", "a\0", "a\0\0b", "\0" * 15, "\t\tif x:\r\n", "  \n \n\n  ", "<s>", "</s>", "<unk>",
+    "<0x0A>", " <s>x</s> ", "Hello world  foo", "x = 1234567890.5e-3", "def f(self):\n        return {'a': [1, 2]}\n",
+    "é", "日本語テキスト", "\ufeff\ufffd\u200b", "\U0001f468\u200d\U0001f469", "\U0010ffff\uffff\x7f\x80", "İıßﬁ",
+    "e\u0301", " " * 255 + "x", " " * 300, "a" * 40, "-" * 90 + " " + "=" * 15, "naïve.foo(é)ñ_1", "\n" * 50 + "x",
+    "x" + " \n" * 40,
+]
+# fmt: on
+
+
+def train_sentencepiece(**options: Any) -> bytes:
+    """A SentencePiece model by its own trainer, scores as it gives them."""
+    lines = [line for text in python_sources(30) for line in text.splitlines() if line]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, minloglevel=2, **(LLAMA_OPTIONS | options)
+    )
+    return model.getvalue()
+
+
+@cache
+def model_bytes(name: str) -> bytes:
+    return LLAMA2.read_bytes() if name == "llama2" else train_sentencepiece()
+
+
+@cache
+def processor(name: str) -> Any:
+    return sentencepiece.SentencePieceProcessor(model_proto=model_bytes(name))
+
+
+@cache
+def from_model(name: str) -> Tokenizer:
+    return Tokenizer(SentencePieceFile(name, model_bytes(name)))
+
+
+@cache
+def from_json(name: str) -> Tokenizer:
+    return Tokenizer(TokenizersFile(name, SentencePieceFile(name, model_bytes(name)).document(), {}))
+
+
+@cache
+def forgetful(name: str) -> Tokenizer:
+    """A tokenizer that starts its memo anew all the time, in two slots, and takes texts in crumbs."""
+    return Tokenizer(SentencePieceFile(name, model_bytes(name)), Limits(3000, 1, 5))
