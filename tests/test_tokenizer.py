@@ -9,7 +9,6 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from tests.vocabularies import (
     from_model,
     model_bytes,
     processor,
+    tokenizers_reference,
     train_sentencepiece,
 )
 
@@ -40,13 +40,6 @@ def test_pieces_in_bytes_join_to_the_text(name: str) -> None:
         for text in filter(None, NASTY):
             joined = b"".join(pieces[number] for number in tokenizer.encode(text))
             assert joined.decode() == " " + text.replace("▁", " ")
-
-
-def tokenizers_reference(document: dict[str, Any]) -> Any:
-    """`tokenizers` itself, no markers, special tokens read as text."""
-    reference = tokenizers.Tokenizer.from_str(json.dumps(document | {"post_processor": None}))
-    reference.encode_special_tokens = True
-    return reference
 
 
 def write_byte_level(folder: Path) -> Path:

@@ -1,12 +1,14 @@
 """Tokenizers for tests: a small vocabulary trained here, and Llama 2's where it lies beside the checkout."""
 
 import io
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sentencepiece
+import tokenizers
 from tests.conftest import python_sources
 
 from tinyllama.tokenizer import Tokenizer
@@ -69,3 +71,10 @@ def from_json(name: str) -> Tokenizer:
 def forgetful(name: str) -> Tokenizer:
     """A tokenizer that starts its memo anew all the time, in two slots, and takes texts in crumbs."""
     return Tokenizer(SentencePieceFile(name, model_bytes(name)), Limits(3000, 1, 5))
+
+
+def tokenizers_reference(document: dict[str, Any]) -> Any:
+    """`tokenizers` itself, no markers, special tokens read as text."""
+    reference = tokenizers.Tokenizer.from_str(json.dumps(document | {"post_processor": None}))
+    reference.encode_special_tokens = True
+    return reference
