@@ -1,7 +1,10 @@
 """What all tests share: no hub, and a small real data set that is prepared once."""
 
+import hashlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import yaml
 
+from tinyllama.data.corpus import MANIFEST, STAGE, CorpusReport, write_corpus
 from tinyllama.data.prepare import prepare
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer_training import train_tokenizer
@@ -83,3 +87,27 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(small_recipe(folder), sort_keys=False))
     prepare(Recipe.load(folder / "recipe.yaml"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def embedded_corpora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, CorpusReport]:
+    """The embedded corpus, the same by another process over a former run, and the report of the first. Read only."""
+    directory, second = tmp_path_factory.mktemp("corpus") / "raw", tmp_path_factory.mktemp("again")
+    leave_a_former_run(second)
+    program = "import sys, pathlib; from tinyllama.data.corpus import write_corpus; write_corpus(pathlib.Path('.'))"
+    elsewhere = {**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C", "TZ": "Asia/Tokyo"}
+    with subprocess.Popen([sys.executable, "-c", program], cwd=second, env=elsewhere) as process:
+        report = write_corpus(directory)
+    assert process.returncode == 0
+    return directory, second, report
+
+
+def leave_a_former_run(directory: Path) -> None:
+    """A corpus of one file that the next run does not write, and what a killed run leaves."""
+    stale = directory / "starcoderdata" / "python" / "train-00000-of-00009.parquet"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of an older corpus")
+    name = stale.relative_to(directory).as_posix()
+    (directory / MANIFEST).write_text(json.dumps({"files": {name: hashlib.sha256(b"of an older corpus").hexdigest()}}))
+    (directory / STAGE / "slimpajama").mkdir(parents=True)
+    (directory / STAGE / "slimpajama" / "half.jsonl.zst").write_bytes(b"half")

@@ -18,13 +18,13 @@ from tests.vocabularies import (
     forgetful,
     from_json,
     from_model,
-    model_bytes,
+    model_file,
     processor,
     tokenizers_reference,
     train_sentencepiece,
 )
 
-from tinyllama.data.corpus import write_corpus
+from tinyllama.data.corpus import CorpusReport
 from tinyllama.data.sources import Reject, Row, list_files, read_rows
 from tinyllama.errors import InputError
 from tinyllama.recipe_data import Source
@@ -72,7 +72,7 @@ def test_no_text_is_encoded_otherwise_than_by_sentencepiece(name: str, text: str
 @given(texts=st.lists(nasty_texts, max_size=8), block_bytes=st.sampled_from([1, 7, 40, 1 << 17]))
 def test_texts_encoded_together_keep_to_themselves(name: str, texts: list[str], block_bytes: int) -> None:
     expected = [processor(name).encode(text) for text in texts]
-    fresh = Tokenizer(SentencePieceFile(name, model_bytes(name)), Limits(3000, 4, block_bytes))
+    fresh = Tokenizer(model_file(name), Limits(3000, 4, block_bytes))
     for tokenizer in (fresh, from_model(name), from_json(name)):
         assert encode_together(tokenizer, texts) == expected
 
@@ -87,9 +87,12 @@ def test_every_character_of_unicode_is_encoded_as_by_sentencepiece(name: str) ->
 
 
 @pytest.mark.parametrize("name", ["llama2" if LLAMA2.is_file() else "small"])
-def test_every_text_of_the_embedded_corpus_has_sentencepieces_ids(name: str, tmp_path: Path) -> None:
-    write_corpus(tmp_path)
-    texts = [as_string(row.text) for source in CORPUS for row in rows_in(tmp_path, source) if isinstance(row, Row)]
+def test_every_text_of_the_embedded_corpus_has_sentencepieces_ids(
+    name: str, embedded_corpora: tuple[Path, Path, CorpusReport]
+) -> None:
+    texts = [
+        as_string(row.text) for source in CORPUS for row in rows_in(embedded_corpora[0], source) if isinstance(row, Row)
+    ]
     assert sum(map(len, texts)) > 40_000_000
     for text, ids in zip(texts, from_model(name).encode_documents(texts, start=False, end=False), strict=True):
         assert ids.tolist() == processor(name).encode(text)
@@ -107,7 +110,7 @@ def test_pieces_in_any_order_are_encoded_as_by_sentencepiece(name: str, data: st
 @every_vocabulary
 def test_a_full_memo_starts_anew_and_changes_no_id(name: str) -> None:
     texts = python_sources(45)[25:]
-    tokenizer = Tokenizer(SentencePieceFile(name, model_bytes(name)), Limits(100_000, slot_bits=8, block_bytes=1000))
+    tokenizer = Tokenizer(model_file(name), Limits(100_000, slot_bits=8, block_bytes=1000))
     first = [tokenizer.encode(text) for text in texts]
     assert [tokenizer.encode(text) for text in texts] == first == [processor(name).encode(text) for text in texts]
     assert tokenizer._memo is not None

@@ -58,19 +58,24 @@ def processor(name: str) -> Any:
 
 
 @cache
+def model_file(name: str) -> SentencePieceFile:
+    return SentencePieceFile(name, model_bytes(name))
+
+
+@cache
 def from_model(name: str) -> Tokenizer:
-    return Tokenizer(SentencePieceFile(name, model_bytes(name)))
+    return Tokenizer(model_file(name))
 
 
 @cache
 def from_json(name: str) -> Tokenizer:
-    return Tokenizer(TokenizersFile(name, SentencePieceFile(name, model_bytes(name)).document(), {}))
+    return Tokenizer(TokenizersFile(name, model_file(name).document(), {}))
 
 
 @cache
 def forgetful(name: str) -> Tokenizer:
     """A tokenizer that starts its memo anew all the time, in two slots, and takes texts in crumbs."""
-    return Tokenizer(SentencePieceFile(name, model_bytes(name)), Limits(3000, 1, 5))
+    return Tokenizer(model_file(name), Limits(3000, 1, 5))
 
 
 def tokenizers_reference(document: dict[str, Any]) -> Any:

@@ -1,9 +1,7 @@
 import hashlib
 import io
 import json
-import os
 import re
-import subprocess
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -14,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import zstandard
+from tests.conftest import leave_a_former_run
 
-from tinyllama.data.corpus import MANIFEST, STAGE, CorpusReport, write_corpus
+from tinyllama.data.corpus import MANIFEST, CorpusReport, write_corpus
 from tinyllama.data.corpus_files import distribution_files, standard_library_files
 from tinyllama.data.corpus_text import documentation, flaw_of_code, paragraphs, without_known_head
 from tinyllama.errors import InputError
@@ -42,17 +41,6 @@ class Corpus:
         return [row["text"] for row in self.prose] + [row["content"] for rows in self.code.values() for row in rows]
 
 
-def leave_a_former_run(directory: Path) -> None:
-    """A corpus of one file that the next run does not write, and what a killed run leaves."""
-    stale = directory / "starcoderdata" / "python" / "train-00000-of-00009.parquet"
-    stale.parent.mkdir(parents=True)
-    stale.write_bytes(b"of an older corpus")
-    name = stale.relative_to(directory).as_posix()
-    (directory / MANIFEST).write_text(json.dumps({"files": {name: hashlib.sha256(b"of an older corpus").hexdigest()}}))
-    (directory / STAGE / "slimpajama").mkdir(parents=True)
-    (directory / STAGE / "slimpajama" / "half.jsonl.zst").write_bytes(b"half")
-
-
 def read_jsonl_zst(path: Path) -> list[dict[str, Any]]:
     with path.open("rb") as file:
         text = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8", newline="\n")
@@ -60,14 +48,8 @@ def read_jsonl_zst(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    directory, second = tmp_path_factory.mktemp("corpus") / "raw", tmp_path_factory.mktemp("again")
-    leave_a_former_run(second)
-    program = "import sys, pathlib; from tinyllama.data.corpus import write_corpus; write_corpus(pathlib.Path('.'))"
-    elsewhere = {**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C", "TZ": "Asia/Tokyo"}
-    with subprocess.Popen([sys.executable, "-c", program], cwd=second, env=elsewhere) as process:
-        report = write_corpus(directory)
-    assert process.returncode == 0
+def corpus(embedded_corpora: tuple[Path, Path, CorpusReport]) -> Corpus:
+    directory, second, report = embedded_corpora
     prose = [row for path in sorted(directory.rglob("*.jsonl.zst")) for row in read_jsonl_zst(path)]
     code = {
         folder.name: [row for path in sorted(folder.iterdir()) for row in pa.parquet.read_table(path).to_pylist()]

@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from tests.conftest import python_sources
 
 # Linux keeps a process's peak; getrusage would tell the peak of the one that started it, if that was higher.
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no record of peak memory")
@@ -26,6 +27,15 @@ for row in read_rows(sys.argv[1], source):
     characters += len(row.text)
 (peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
 print(rows, characters, peak.split()[1])
+"""
+PREPARE = """
+import json, sys
+from pathlib import Path
+from tinyllama.data.prepare import prepare
+from tinyllama.recipe import Recipe
+store = prepare(Recipe.load(sys.argv[1], json.loads(sys.argv[2])))
+(peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+print(store["books/train"].num_tokens, peak.split()[1])
 """
 LONG = 200_000_000
 
@@ -79,3 +89,25 @@ def test_a_file_of_gigabytes_does_not_add_up(tmp_path: Path) -> None:
     rows, characters, megabytes = read(path, "jsonl")
     assert (rows, characters) == (1000, 1000 * len(text))
     assert megabytes < 250
+
+
+@pytest.mark.parametrize("format", ["slimpajama", "parquet"])
+def test_a_worker_prepares_a_document_of_200_megabytes_in_under_a_gigabyte(
+    small: Path, tmp_path: Path, format: str
+) -> None:
+    sources = "\n".join(python_sources(60))
+    text = (sources * (LONG // len(sources) + 1))[:LONG] + "\U0001f600 one character makes a string four times as long"
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    if format == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": ["before", text]}), raw / "a.parquet")
+    else:
+        row = orjson.dumps({"text": text, "meta": {"redpajama_set_name": "RedPajamaBook"}})
+        (raw / "a.jsonl.zst").write_bytes(zstandard.compress(row))
+    flags = {"data.store": str(tmp_path / "store"), "data.holdout": 0.01}
+    flags |= {"data.sources": {"books": {"format": format, "path": str(raw), "weight": 1}}}
+    run = [sys.executable, "-c", PREPARE, str(small / "recipe.yaml"), orjson.dumps(flags).decode()]
+    said = subprocess.run(run, capture_output=True, check=True, timeout=300).stdout
+    num_tokens, kilobytes = map(int, said.split())
+    assert num_tokens > LONG // 10
+    assert kilobytes * 1024 < 1_000_000_000
