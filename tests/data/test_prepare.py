@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fsspec  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import zstandard
@@ -20,6 +21,7 @@ from tinyllama.data.store import TokenStore
 from tinyllama.data.tasks import Job
 from tinyllama.data.verification import problems
 from tinyllama.errors import InputError
+from tinyllama.files import sha256_of
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 
@@ -122,6 +124,23 @@ def test_killed_in_a_loop_it_ends_with_the_same_bytes(small: Path, tmp_path: Pat
 def test_two_worker_processes_write_the_same_store(small: Path, tmp_path: Path) -> None:
     prepare(recipe_at(small, tmp_path / "two", **{"data.workers": 2}))
     assert contents(tmp_path / "two") == contents(small / "store")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_files_at_a_url_make_the_store_of_local_ones(small: Path, tmp_path: Path, workers: int) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(small / "raw/modules"), "/modules", recursive=True)
+    paths = {"data.sources.modules.path": "memory://modules", "data.workers": workers}
+    store = prepared(recipe_at(small, tmp_path / "store", **paths))
+    here, there = (contents(folder / "modules/train") for folder in (small / "store", tmp_path / "store"))
+    assert there.keys() == here.keys()
+    for name in here.keys() - {"manifest.json"}:
+        assert there[name] == here[name]
+    inputs = store["modules/train"].manifest["shards"][0]["inputs"]
+    assert [entry["path"] for entry in inputs] == ["memory://modules/a.jsonl", "memory://modules/b.jsonl"]
+    assert inputs[0]["sha256"] == sha256_of(small / "raw/modules/a.jsonl")
+    assert prepared(recipe_at(small, tmp_path / "store", **paths)).digest == store.digest
+    memory.rm("/modules", recursive=True)
 
 
 def test_bad_rows_are_listed_and_counted(small: Path, tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datatrove.executor.slurm import SlurmPipelineExecutor
 from loguru import logger
 
 from tinyllama.data.pipeline import run_rank
@@ -163,9 +162,9 @@ def submit_slurm(job: Job, pending: dict[str, list[int]], finish: Callable[..., 
     return numbers
 
 
-def _slurm_executor(
-    job: Job, name: str, step: Callable[..., None], tasks: int, before: str | None
-) -> SlurmPipelineExecutor:
+def _slurm_executor(job: Job, name: str, step: Callable[..., None], tasks: int, before: str | None) -> Any:
+    from datatrove.executor.slurm import SlurmPipelineExecutor  # noqa: PLC0415 - half a second that only Slurm is worth
+
     slurm, workers = job.recipe.data.slurm, job.recipe.data.workers
     assert slurm is not None  # the recipe's validation
     programs = shlex.quote(str(Path(sys.executable).parent))
