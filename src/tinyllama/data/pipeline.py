@@ -6,7 +6,7 @@ ends with a receipt that holds the hashes of what it read and wrote; one that ha
 
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -89,18 +89,24 @@ def run_rank(job: Job, stage: str, rank: int) -> None:
     """
     if job.receipt(stage, rank).is_file():
         return
+    with writable(job.store):
+        receipt = _write_tokens(job, rank) if stage == TOKENS else _prepare_cleaning(job, stage, rank)
+        write_json(job.receipt(stage, rank), receipt)
+
+
+@contextmanager
+def writable(store: Path) -> Iterator[None]:
+    """Turn what the operating system says of a full or locked disk into one line; what is of an input has its own."""
     try:
-        write_json(
-            job.receipt(stage, rank), _write_tokens(job, rank) if stage == TOKENS else _prepare(job, stage, rank)
-        )
-    except OSError as error:  # of the inputs' own, each is an InputError by now
+        yield
+    except OSError as error:
         raise InputError(
-            f"{job.store}: cannot be written ({error.strerror or error}); mend that and run prepare again, "
+            f"{store}: cannot be written ({error.strerror or error}); mend that and run prepare again, "
             "which goes on from here"
         ) from None
 
 
-def _prepare(job: Job, stage: str, rank: int) -> dict[str, Any]:
+def _prepare_cleaning(job: Job, stage: str, rank: int) -> dict[str, Any]:
     """A task of a stage that cleaning needs done before; its receipt."""
     ledger = Ledger()
     (own,) = (one for one in _preliminary(job, ledger) if one.name == stage)

@@ -6,8 +6,6 @@ task, the rejects so far. The store's own manifest is written last and makes it 
 
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 from tinyllama.data.executors import run_local, run_ray, submit_slurm
 from tinyllama.data.inputs import fetched, modified_after
 from tinyllama.data.manifests import finish
-from tinyllama.data.pipeline import TOKENS, load_tokenizer, stages
+from tinyllama.data.pipeline import TOKENS, load_tokenizer, stages, writable
 from tinyllama.data.store import FORMAT_VERSION, WORK, TokenStore
 from tinyllama.data.tasks import Job, plan_job
 from tinyllama.errors import InputError
@@ -33,14 +31,15 @@ def prepare(recipe: Recipe) -> TokenStore | None:
     other data.
     """
     store = Path(recipe.data.store)
+    load_tokenizer.cache_clear()  # of a folder that another tokenizer has taken since
     tokenizer = load_tokenizer(recipe.tokenizer)
     job = plan_job(recipe)
-    plan = {"settings": _settings(recipe, tokenizer), "inputs": job.inputs}
+    plan = {"settings": _settings(recipe, tokenizer), "inputs": job.inputs, "tasks": job.tasks_digest}
     with alone_in(store.parent, f"{store.name}.lock", f"{store}: another process is preparing this store"):
         if (store / "manifest.json").is_file():
             _same_or_refuse(store, plan)
             return TokenStore.open(store)
-        with _writable(store):
+        with writable(store):
             _refuse_submitted(job)
             _begin(store, plan)
             _forget_changed(job)
@@ -50,18 +49,6 @@ def prepare(recipe: Recipe) -> TokenStore | None:
             _run(job)
             finish(job, plan)
     return TokenStore.open(store)
-
-
-@contextmanager
-def _writable(store: Path) -> Iterator[None]:
-    """Turn what the operating system says of a full or locked disk into one line."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{store}: cannot be written ({error.strerror or error}); mend that and run prepare again, "
-            "which goes on from here"
-        ) from None
 
 
 def _settings(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A task is a run of one source's sorted files; its number is its shard's. Workers
 leaves a receipt, so neither their number, nor the executor, nor an interruption can change a byte.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,11 @@ class Job:
     def slurm(self) -> Path:
         """What Slurm's jobs keep, their logs among it; it stays when the store is finished."""
         return self.store.with_name(f"{self.store.name}.slurm")
+
+    @property
+    def tasks_digest(self) -> str:
+        """SHA-256 of how the files are cut into tasks: a receipt is of one cut."""
+        return hashlib.sha256(repr(self.tasks).encode()).hexdigest()
 
     def receipt(self, stage: str, rank: int) -> Path:
         """The file that says that task `rank` of a stage is done."""
