@@ -23,6 +23,7 @@ import time
 import venv
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,10 +213,11 @@ def peers(files: Path, folder: Path, out: Path, python: Path) -> dict[str, Calla
     return {f"datatrove {best}": lambda: run("datatrove", best, files), "litdata": lambda: run("litdata", files)}
 
 
-def empty(folder: Path) -> None:
-    """Have the folder, with nothing in it."""
+def empty(folder: Path) -> Path:
+    """The folder, with nothing in it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    return folder
 
 
 def digest_of_tokens(out: Path) -> str:
@@ -245,23 +247,28 @@ def print_comparison(kind: str, megabytes: float, costs: dict[str, list[Cost]]) 
 
 
 def add_a_worker(corpus: Path, folder: Path, work: Path, copies: int, rounds: int) -> None:
-    """One worker on one core against two on two, over copies of the corpus: each worker fills a memo of its own."""
+    """One worker on one core against two on two, over copies of the corpus: each worker fills a memo of its own.
+
+    Beside it what the machine's second core is worth at that moment: the same work done twice, by two programs that
+    know nothing of each other. Cores may be two threads of one, and neighbours come and go.
+    """
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         print("two workers: this machine lends one core only")
         return
     sources = link_copies(corpus, work / "copies", copies)
-    out = work / "out"
-    ratios = []
+    costs: dict[int, list[Cost]] = {1: [], 2: []}
     for _ in range(rounds):
-        seconds = []
-        for workers in (1, 2):
-            empty(out)
-            seconds.append(prepare(sources, folder, out, set(cores[:workers]), workers).wall_seconds)
-        ratios.append(seconds[0] / seconds[1])
+        for workers, own in costs.items():
+            empty(work / "out")
+            own.append(prepare(sources, folder, work / "out", set(cores[:workers]), workers))
     megabytes = copies * sum(text_bytes(corpus / kind) for kind in ("prose", "code")) / 1e6
-    spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
-    print(f"two workers: {statistics.median(ratios):.2f} times one ({spread}), {megabytes:.0f} MB", flush=True)
+    print(f"two workers: {copies} copies of the corpus, {megabytes:.0f} MB")
+    for workers, own in costs.items():
+        wall, cpu = (statistics.median(column) for column in zip(*own, strict=True))
+        print(f"  {workers} on {workers} {'core' if workers == 1 else 'cores'}{wall:7.1f} s{cpu:7.1f} CPU s")
+    ratios = sorted(one.wall_seconds / two.wall_seconds for one, two in zip(*costs.values(), strict=True))
+    print(f"  two are {statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}) times as fast", flush=True)
 
 
 def link_copies(corpus: Path, folder: Path, copies: int) -> dict[str, Path]:
