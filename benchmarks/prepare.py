@@ -22,8 +22,9 @@ import tempfile
 import time
 import venv
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,7 +89,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--megabytes", type=float, default=60, help="text of each kind (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each program runs (default: %(default)s)")
     parser.add_argument(
-        "--copies", type=int, default=8, help="of the corpus, for the second worker (default: %(default)s)"
+        "--copies", type=int, default=12, help="of the corpus, for the second worker (default: %(default)s)"
     )
     return parser.parse_args()
 
@@ -149,12 +150,21 @@ def first_core() -> int:
 
 def run_on(cores: set[int], command: list[Any], **options: Any) -> Cost:
     """Run a process and its children on these cores only, to its end."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     pin = partial(os.sched_setaffinity, 0, cores)
-    subprocess.run(command, check=True, env=os.environ | ONE_THREAD, preexec_fn=pin, **options)
+    with measured() as costs:
+        subprocess.run(command, check=True, env=os.environ | ONE_THREAD, preexec_fn=pin, **options)
+    return costs[0]
+
+
+@contextmanager
+def measured() -> Iterator[list[Cost]]:
+    """A list that gets the cost of the processes that the block starts and waits for."""
+    costs: list[Cost] = []
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    yield costs
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Cost(time.perf_counter() - start, cpu_seconds)
+    costs.append(Cost(time.perf_counter() - start, cpu_seconds))
 
 
 def prepare(sources: dict[str, Path], folder: Path, out: Path, cores: set[int], workers: int = 1) -> Cost:
@@ -257,18 +267,35 @@ def add_a_worker(corpus: Path, folder: Path, work: Path, copies: int, rounds: in
         print("two workers: this machine lends one core only")
         return
     sources = link_copies(corpus, work / "copies", copies)
-    costs: dict[int, list[Cost]] = {1: [], 2: []}
+    costs: dict[str, list[Cost]] = {"one worker": [], "two workers": [], "two programs": []}
     for _ in range(rounds):
-        for workers, own in costs.items():
-            empty(work / "out")
-            own.append(prepare(sources, folder, work / "out", set(cores[:workers]), workers))
+        empty(work / "out")
+        costs["one worker"].append(prepare(sources, folder, work / "out", {cores[0]}))
+        empty(work / "out")
+        costs["two workers"].append(prepare(sources, folder, work / "out", set(cores), workers=2))
+        empty(work / "out")
+        costs["two programs"].append(prepare_twice(sources, folder, work / "out", cores))
     megabytes = copies * sum(text_bytes(corpus / kind) for kind in ("prose", "code")) / 1e6
-    print(f"two workers: {copies} copies of the corpus, {megabytes:.0f} MB")
-    for workers, own in costs.items():
+    print(f"two cores: {copies} copies of the corpus, {megabytes:.0f} MB; the two programs do it once each")
+    for name, own in costs.items():
         wall, cpu = (statistics.median(column) for column in zip(*own, strict=True))
-        print(f"  {workers} on {workers} {'core' if workers == 1 else 'cores'}{wall:7.1f} s{cpu:7.1f} CPU s")
-    ratios = sorted(one.wall_seconds / two.wall_seconds for one, two in zip(*costs.values(), strict=True))
-    print(f"  two are {statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}) times as fast", flush=True)
+        print(f"  {name:15}{wall:7.1f} s{cpu:7.1f} CPU s")
+    for name, tasks in (("two workers", 1), ("two programs", 2)):
+        pairs = zip(costs["one worker"], costs[name], strict=True)
+        gains = sorted(tasks * one.wall_seconds / two.wall_seconds for one, two in pairs)
+        spread = f"{gains[0]:.2f}-{gains[-1]:.2f}"
+        print(f"  {name}: {statistics.median(gains):.2f} ({spread}) times one worker's rate", flush=True)
+
+
+def prepare_twice(sources: dict[str, Path], folder: Path, out: Path, cores: list[int]) -> Cost:
+    """Two programs at the same time, each with a core and a store of its own, until both are done."""
+    with measured() as costs, ThreadPoolExecutor(len(cores)) as pool:
+        for core in cores:
+            empty(out / str(core))
+        futures = [pool.submit(prepare, sources, folder, out / str(core), {core}) for core in cores]
+        for future in futures:
+            future.result()
+    return costs[0]
 
 
 def link_copies(corpus: Path, folder: Path, copies: int) -> dict[str, Path]:

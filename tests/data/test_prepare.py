@@ -1,6 +1,7 @@
 """A token store's bytes depend on the inputs and the recipe alone, and every row is accounted for."""
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import zstandard
 from tests.conftest import HOLD, python_sources, write_jsonl
 
+from tinyllama.cli import main
 from tinyllama.data.pipeline import run_rank
 from tinyllama.data.prepare import prepare
 from tinyllama.data.store import TokenStore
@@ -223,8 +225,102 @@ def test_raw_files_that_changed_are_never_taken_for_what_was_read(small: Path, t
     prepare(recipe)
     changed = tmp_path / "raw/a.jsonl"
     changed.write_text(changed.read_text().replace("import", "IMPORT"))  # as long as before
+    os.utime(changed, (1000, 1000))  # as tools that copy a file's time do
     with pytest.raises(InputError, match=r"a.jsonl has changed since it was made"):
         prepare(recipe)
+
+
+def eight_files(folder: Path) -> Path:
+    texts = python_sources(48)
+    for number in range(8):
+        write_jsonl(folder / f"{number}.jsonl", texts[number * 6 : number * 6 + 6])
+    return folder
+
+
+def interrupt(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Prepare until so many tasks are done."""
+    left = iter(range(after))
+
+    def dying(job: Job, stage: str, rank: int) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        run_rank(job, stage, rank)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tinyllama.data.executors.run_rank", dying)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(recipe)
+
+
+@pytest.mark.parametrize("change", ["mended", "gone", "more"])
+def test_after_inputs_changed_the_tasks_that_are_the_same_are_kept(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tinyllama.data.tasks._MOST_BYTES", 1)
+    raw = eight_files(tmp_path / "raw")
+    paths = {"data.sources.modules.path": str(raw)}
+    interrupt(recipe_at(small, tmp_path / "store", **paths), monkeypatch, 6)
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "store/modules/train").glob("0000[0-3].tokens")}
+    assert len(shards) == 4
+    if change == "mended":
+        write_jsonl(raw / "4.jsonl", ["something else"])
+    elif change == "gone":
+        (raw / "5.jsonl").unlink()
+    else:
+        write_jsonl(raw / "9.jsonl", python_sources(3))
+    prepare(recipe_at(small, tmp_path / "store", **paths))
+    prepare(recipe_at(small, tmp_path / "calm", **paths))
+    assert contents(tmp_path / "store") == contents(tmp_path / "calm")
+    assert {path: path.stat().st_mtime_ns for path in shards} == shards
+    assert f"inputs changed since it was begun: {5 if change != 'more' else 6} finished" in capsys.readouterr().err
+
+
+def test_work_of_another_recipe_is_never_taken_for_this_ones(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tinyllama.data.tasks._MOST_BYTES", 1)
+    changed = {"data.holdout": 0.5, "data.document": {"start": False, "end": True}}
+    interrupt(recipe_at(small, tmp_path / "store"), monkeypatch, 2)
+    prepare(recipe_at(small, tmp_path / "store", **changed))
+    prepare(recipe_at(small, tmp_path / "calm", **changed))
+    assert contents(tmp_path / "store") == contents(tmp_path / "calm")
+    assert "changed since it was begun: all anew" in capsys.readouterr().err
+
+
+def test_a_file_that_changes_while_it_is_prepared_stops_with_its_name(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyllama.data.tasks._MOST_BYTES", 1)
+    raw = eight_files(tmp_path / "raw")
+    recipe = recipe_at(small, tmp_path / "store", **{"data.sources.modules.path": str(raw)})
+    first = (raw / "0.jsonl").read_text()
+
+    def changing(job: Job, stage: str, rank: int) -> None:
+        run_rank(job, stage, rank)
+        (raw / "0.jsonl").write_text(first.replace("import", "IMPORT"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tinyllama.data.executors.run_rank", changing)
+        with pytest.raises(InputError, match=r"0.jsonl: changed while it was being prepared; run prepare again"):
+            prepare(recipe)
+    prepare(recipe)
+    prepare(recipe_at(small, tmp_path / "calm", **{"data.sources.modules.path": str(raw)}))
+    assert contents(tmp_path / "store") == contents(tmp_path / "calm")
+
+
+def test_rows_of_a_validation_split_that_keeps_none_are_listed_all_the_same(small: Path, tmp_path: Path) -> None:
+    rows = [{"text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}} for text in python_sources(9)]
+    for name, content in (("train", rows), ("validation", [{"text": None, "meta": rows[0]["meta"]}])):
+        (tmp_path / "raw" / name).mkdir(parents=True)
+        (tmp_path / "raw" / name / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    source = {"format": "slimpajama", "path": str(tmp_path / "raw"), "weight": 1}
+    store = prepared(recipe_at(small, tmp_path / "store", **{"data.sources": {"slim": source}}))
+    split = store["slim/validation"]
+    assert (split.num_tokens, split.manifest["rows"]) == (0, {"read": 1, "kept": 0, "left_out": {"no text": 1}})
+    (reject,) = [json.loads(line) for line in (split.folder / "rejects.jsonl").open()]
+    assert reject == {"file": str(tmp_path / "raw/validation/a.jsonl"), "row": 0, "reason": "no text"}
+    assert problems(tmp_path / "store") == []
+    assert main(["inspect", str(tmp_path / "store")]) == 0
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])

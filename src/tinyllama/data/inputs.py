@@ -5,6 +5,7 @@ without a word. A remote file is copied whole before it is read, so that what is
 """
 
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO
 import fsspec.core  # type: ignore[import-untyped]
 
 from tinyllama.errors import InputError
+from tinyllama.files import sha256_of
 
 _MAGIC = "*?["
 
@@ -42,7 +44,7 @@ def find_files(path: str, wanted: Callable[[str], bool]) -> list[Found]:
     shell, a name that begins with a dot is found only where the path or glob says the dot. Raises InputError where a
     folder or file cannot be read, or where a link leads back to a folder above it.
     """
-    path = path if _is_remote(path) else str(Path(path))
+    path = path if _is_remote(path) else str(Path(re.sub("^(file|local)://", "", path)))
     if _is_remote(path):
         with _named(path):
             _filesystem(path).invalidate_cache()
@@ -98,12 +100,25 @@ def modified_after(path: str, seconds: float) -> bool:
     """Whether a file was written at or after a time in seconds since 1970; False where its file system cannot say."""
     with _named(path):
         if not _is_remote(path):
-            return Path(path).stat().st_mtime >= seconds
+            found = Path(path).stat()
+            return max(found.st_mtime, found.st_ctime) >= seconds  # tools that keep the first cannot keep the second
         try:
             modified: datetime = _filesystem(path).modified(path)
         except NotImplementedError:
             return False
     return (modified if modified.tzinfo else modified.replace(tzinfo=UTC)).timestamp() >= seconds
+
+
+def changed_since(record: Path, inputs: list[dict[str, Any]]) -> str | None:
+    """The first input written after `record` whose bytes are not the recorded ones any more; None where all are."""
+    written = record.stat().st_mtime
+    for entry in inputs:
+        path = str(entry["path"])
+        if modified_after(path, written):
+            with fetched(path) as local:
+                if sha256_of(local) != entry["sha256"]:
+                    return path
+    return None
 
 
 def identity(path: str) -> str:
@@ -120,7 +135,7 @@ def _real_folder(folder: str) -> str:
 
 
 def _is_remote(path: str) -> bool:
-    return "://" in path
+    return "://" in path and not path.startswith(("file://", "local://"))
 
 
 def _filesystem(url: str) -> Any:
@@ -214,7 +229,9 @@ def _entries(folder: str) -> list[tuple[str, bool]]:
                 return [(entry.name, entry.is_dir()) for entry in entries]
         filesystem = _filesystem(folder)
         own = filesystem._strip_protocol(folder).rstrip("/")
-        listed = [(entry["name"].rstrip("/"), entry["type"] == "directory") for entry in filesystem.ls(folder)]
+        listed = [
+            (entry["name"].rstrip("/"), entry["type"] == "directory") for entry in filesystem.ls(folder, detail=True)
+        ]
         return [(name.rsplit("/", 1)[-1], is_folder) for name, is_folder in listed if name != own]  # S3 lists it too
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama.data import clean
-from tinyllama.data.pipeline import TOKENS, rejects_file, stages
-from tinyllama.data.tasks import Job, receipt_inputs
+from tinyllama.data.inputs import changed_since
+from tinyllama.data.pipeline import rejects_file, stages
+from tinyllama.data.tasks import TOKENS, Job, receipt_inputs
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of, write_atomically, write_json, write_manifest
 
@@ -34,7 +35,7 @@ def finish(job: Job, plan: dict[str, Any]) -> None:
             for split in ("train", "validation")
             if (entry := _finish_split(job, job.store / name / split, own))
         }
-        if "train" not in splits:
+        if not splits.get("train", {}).get("documents"):
             reasons = _sum(receipt["left_out"] for receipt in own.values())
             raise InputError(f"data.sources.{name}: no document left to train on ({_spell(reasons)}); see its path")
         manifest["sources"][name] = {**manifest["sources"][name], "splits": splits}
@@ -46,7 +47,11 @@ def finish(job: Job, plan: dict[str, Any]) -> None:
 
 
 def _refuse_changed(job: Job, receipts: list[Receipt]) -> None:
-    """Every stage must have read the same bytes: otherwise a document's number means another document."""
+    """Every stage must have read the bytes that are there still: the manifest vouches for them."""
+    for rank, receipt in enumerate(receipts):
+        if changed := changed_since(job.work / "plan.json", receipt["inputs"]):
+            job.receipt(TOKENS, rank).unlink()
+            raise InputError(f"{changed}: changed while it was being prepared; run prepare again")
     for stage in stages(job):
         for rank, receipt in enumerate(receipts):
             path = job.receipt(stage, rank)
@@ -62,9 +67,9 @@ def _finish_split(job: Job, folder: Path, own: dict[int, Receipt]) -> dict[str, 
     """Write one split's rejects and manifest; return its entry in the store's, None where it is empty."""
     split = folder.name
     shards = [_shard(receipt, split) for receipt in own.values() if split in receipt["shards"]]
-    if not shards:
-        return None
     read = {rank: receipt for rank, receipt in own.items() if job.tasks[rank].split == split}
+    if not shards and not read:
+        return None
     with write_atomically(folder / "rejects.jsonl") as file:
         for rank in read:
             with rejects_file(job, rank).open("rb") as part:

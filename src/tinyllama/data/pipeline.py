@@ -20,14 +20,13 @@ from tinyllama.data.holdout import content_share
 from tinyllama.data.inputs import fetched
 from tinyllama.data.shards import ShardWriter
 from tinyllama.data.sources import Reject, read_rows
-from tinyllama.data.tasks import Job, Task
+from tinyllama.data.tasks import TOKENS, Job, Task
 from tinyllama.errors import InputError
 from tinyllama.files import sha256_of, write_atomically, write_json
 from tinyllama.recipe_data import Cleaning
 from tinyllama.text import Text, as_string, utf8_parts
 from tinyllama.tokenizer import Tokenizer
 
-TOKENS = "tokens"
 HELD_OUT = "held out for validation"
 
 
@@ -170,6 +169,7 @@ def _write_tokens(job: Job, rank: int) -> dict[str, Any]:
     if task.holdout:
         ledger.left_out[HELD_OUT] = writers["validation"].documents
     return {
+        "task": job.identity(rank),
         "inputs": ledger.inputs,
         "read": ledger.read,
         "left_out": dict(sorted(ledger.left_out.items())),

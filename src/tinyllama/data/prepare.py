@@ -6,18 +6,20 @@ task, the rejects so far. The store's own manifest is written last and makes it 
 
 import shutil
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tinyllama.data.executors import run_local, run_ray, submit_slurm
-from tinyllama.data.inputs import fetched, modified_after
+from tinyllama.data.inputs import changed_since
 from tinyllama.data.manifests import finish
-from tinyllama.data.pipeline import TOKENS, load_tokenizer, stages, writable
-from tinyllama.data.store import FORMAT_VERSION, WORK, TokenStore
-from tinyllama.data.tasks import Job, plan_job
+from tinyllama.data.pipeline import load_tokenizer, stages, writable
+from tinyllama.data.shards import SUFFIXES
+from tinyllama.data.store import FORMAT_VERSION, TokenStore
+from tinyllama.data.tasks import TOKENS, Job, plan_job
 from tinyllama.errors import InputError
-from tinyllama.files import alone_in, read_json, sha256_of, write_json
+from tinyllama.files import alone_in, read_json, write_json
 from tinyllama.progress import track_count
 from tinyllama.recipe import Recipe, flatten
 from tinyllama.tokenizer import Tokenizer
@@ -34,14 +36,14 @@ def prepare(recipe: Recipe) -> TokenStore | None:
     load_tokenizer.cache_clear()  # of a folder that another tokenizer has taken since
     tokenizer = load_tokenizer(recipe.tokenizer)
     job = plan_job(recipe)
-    plan = {"settings": _settings(recipe, tokenizer), "inputs": job.inputs, "tasks": job.tasks_digest}
+    plan = {"settings": _settings(recipe, tokenizer), "inputs": job.inputs}
     with alone_in(store.parent, f"{store.name}.lock", f"{store}: another process is preparing this store"):
         if (store / "manifest.json").is_file():
             _same_or_refuse(store, plan)
             return TokenStore.open(store)
         with writable(store):
             _refuse_submitted(job)
-            _begin(store, plan)
+            _begin(job, plan)
             _forget_changed(job)
             if recipe.data.executor == "slurm":
                 _submit(job, plan)
@@ -84,38 +86,50 @@ def _same_or_refuse(store: Path, plan: dict[str, Any]) -> None:
         raise InputError(f"{store}: {changed} has changed, come or gone since it was made; choose another store")
     for split in TokenStore.open(store).splits.values():
         for shard in split.manifest["shards"]:
-            if changed := _changed_since(store / "manifest.json", shard["inputs"]):
+            if changed := changed_since(store / "manifest.json", shard["inputs"]):
                 raise InputError(f"{store}: {changed} has changed since it was made; choose another store")
 
 
-def _changed_since(record: Path, inputs: list[dict[str, Any]]) -> str | None:
-    """The first input written after `record` whose bytes are not the recorded ones any more; None where all are."""
-    written = record.stat().st_mtime
-    for entry in inputs:
-        path = str(entry["path"])
-        if modified_after(path, written):
-            with fetched(path) as local:
-                if sha256_of(local) != entry["sha256"]:
-                    return path
-    return None
-
-
-def _begin(store: Path, plan: dict[str, Any]) -> None:
-    """Lay down the plan; keep what an interrupted run of the same plan finished, and clear away the rest."""
-    work = store / WORK
+def _begin(job: Job, plan: dict[str, Any]) -> None:
+    """Lay down the plan; keep what an interrupted run finished that is of this plan too, and clear away the rest."""
+    store, work = job.store, job.work
     begun = read_json(work / "plan.json") if (work / "plan.json").is_file() else None
-    if begun == plan:
-        (work / "failure").unlink(missing_ok=True)
-        for half_written in store.rglob("*.part"):
-            half_written.unlink()
-        return
-    if work.exists():
-        for name in begun["settings"]["sources"] if begun else ():
-            shutil.rmtree(store / name, ignore_errors=True)
-        shutil.rmtree(work)
-    elif store.exists() and any(store.iterdir()):
+    if begun is None and not work.exists() and store.exists() and any(store.iterdir()):
         raise InputError(f"{store}: holds files but no token store; choose an empty or a new folder")
-    write_json(work / "plan.json", plan)
+    if begun is None or begun["settings"] != plan["settings"]:
+        _begin_anew(job, begun)
+    elif begun != plan:
+        _keep_same_tasks(job)
+    if begun != plan:
+        write_json(work / "plan.json", plan)
+    (work / "failure").unlink(missing_ok=True)
+    for half_written in store.rglob("*.part"):
+        half_written.unlink()
+
+
+def _begin_anew(job: Job, begun: dict[str, Any] | None) -> None:
+    if begun and any((job.work / "receipts").rglob("*.json")):
+        print(f"{job.store}: the recipe or the tokenizer changed since it was begun: all anew", file=sys.stderr)
+    for name in begun["settings"]["sources"] if begun else ():
+        shutil.rmtree(job.store / name, ignore_errors=True)
+    shutil.rmtree(job.work, ignore_errors=True)
+
+
+def _keep_same_tasks(job: Job) -> None:
+    """After inputs came, went or changed, keep the tasks that are the same; where documents are compared, none is."""
+    same = {} if len(stages(job)) > 1 else {job.receipt(TOKENS, rank): rank for rank in range(len(job.tasks))}
+    kept = 0
+    for path in sorted((job.work / "receipts").rglob("*.json")):
+        receipt = read_json(path)
+        if path in same and receipt["task"] == job.identity(same[path]):
+            kept += 1
+            continue
+        path.unlink()
+        source = path.name.split(".")[0]
+        for split, shard in receipt.get("shards", {}).items():
+            for suffix in SUFFIXES:
+                (job.store / source / split / shard["file"]).with_suffix(suffix).unlink(missing_ok=True)
+    print(f"{job.store}: inputs changed since it was begun: {kept} finished tasks are kept", file=sys.stderr)
 
 
 def _forget_changed(job: Job) -> None:
@@ -124,7 +138,7 @@ def _forget_changed(job: Job) -> None:
     Where documents are compared with one another, a changed file may change what any task keeps: all are done again.
     """
     receipts = [path for stage in stages(job) for path in sorted((job.work / "receipts" / stage).glob("*.json"))]
-    changed = [path for path in receipts if _changed_since(path, read_json(path).get("inputs", []))]
+    changed = [path for path in receipts if changed_since(path, read_json(path).get("inputs", []))]
     for path in receipts if changed and len(stages(job)) > 1 else changed:
         path.unlink()
 

@@ -4,7 +4,7 @@ A task is a run of one source's sorted files; its number is its shard's. Workers
 leaves a receipt, so neither their number, nor the executor, nor an interruption can change a byte.
 """
 
-import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,12 @@ from tinyllama.data.store import WORK
 from tinyllama.recipe import Recipe
 
 # At least 64 tasks a source where they have a mebibyte each, so that small data keeps many workers busy too; at full
-# size 64 MiB of compressed files: 60 million tokens of SlimPajama, half a minute of one core.
+# size about 64 MiB of compressed files: 60 million tokens of SlimPajama, half a minute of one core. A task is a number
+# of files, a power of two, so that one file of another size changes its own task and no other.
 _MOST_BYTES, _LEAST_BYTES, _TASKS = 64 << 20, 1 << 20, 64
+
+TOKENS = "tokens"
+"""The stage that writes them; what cleaning needs before has stages of its own."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +61,16 @@ class Job:
         """What Slurm's jobs keep, their logs among it; it stays when the store is finished."""
         return self.store.with_name(f"{self.store.name}.slurm")
 
-    @property
-    def tasks_digest(self) -> str:
-        """SHA-256 of how the files are cut into tasks: a receipt is of one cut."""
-        return hashlib.sha256(repr(self.tasks).encode()).hexdigest()
-
     def receipt(self, stage: str, rank: int) -> Path:
-        """The file that says that task `rank` of a stage is done."""
-        return self.work / "receipts" / stage / f"{rank:06d}.json"
+        """The file that says that task `rank` of a stage is done; of a task that writes tokens, by its own name."""
+        task = self.tasks[rank] if stage == TOKENS else None
+        name = f"{task.source}.{task.split}.{task.number:05d}" if task else f"{rank:06d}"
+        return self.work / "receipts" / stage / f"{name}.json"
+
+    def identity(self, rank: int) -> list[Any]:
+        """What a task is, in JSON's terms: its receipt is of no other."""
+        task = self.tasks[rank]
+        return [[file, self.inputs[file]] for file in task.files] + [task.holdout]
 
 
 def plan_job(recipe: Recipe) -> Job:
@@ -80,24 +86,13 @@ def plan_job(recipe: Recipe) -> Job:
 
 def _tasks(name: str, files: list[InputFile], holdout: float) -> Iterator[Task]:
     share = 0.0 if any(file.split == "validation" for file in files) else holdout
-    task_bytes = min(_MOST_BYTES, max(_LEAST_BYTES, sum(file.size for file in files) // _TASKS))
+    total = sum(file.size for file in files)
+    task_bytes = min(_MOST_BYTES, max(_LEAST_BYTES, total // _TASKS))
+    num_files = 1 << round(math.log2(max(1.0, task_bytes * len(files) / max(1, total))))
     for split in ("train", "validation"):
-        own = [file for file in files if file.split == split]
-        for number, group in enumerate(_groups(own, task_bytes)):
-            yield Task(name, split, number, group, share)
-
-
-def _groups(files: list[InputFile], task_bytes: int) -> Iterator[tuple[str, ...]]:
-    group: list[str] = []
-    size = 0
-    for file in files:
-        group.append(file.path)
-        size += file.size
-        if size >= task_bytes:
-            yield tuple(group)
-            group, size = [], 0
-    if group:
-        yield tuple(group)
+        own = [file.path for file in files if file.split == split]
+        for number, start in enumerate(range(0, len(own), num_files)):
+            yield Task(name, split, number, tuple(own[start : start + num_files]), share)
 
 
 def receipt_inputs(receipt: dict[str, Any]) -> dict[str, str]:
