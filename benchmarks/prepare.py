@@ -72,8 +72,9 @@ def main() -> None:
     for kind in ("prose", "code"):
         compare(kind, corpus / kind, folder, work / "out", python, arguments.rounds)
     add_a_worker(corpus, folder, work, arguments.copies, arguments.rounds)
+    os.sched_setaffinity(0, {first_core()})
     command = [sys.executable, HERE / "tokenizer.py", "--tokenizer", folder, "--corpus", corpus]
-    run_on({first_core()}, [*command, "--megabytes", str(arguments.megabytes)])
+    subprocess.run([*command, "--megabytes", str(arguments.megabytes)], check=True, env=os.environ | ONE_THREAD)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -148,11 +149,14 @@ def first_core() -> int:
     return min(os.sched_getaffinity(0))
 
 
-def run_on(cores: set[int], command: list[Any], **options: Any) -> Cost:
-    """Run a process and its children on these cores only, to its end."""
+def run_on(cores: set[int], command: list[Any]) -> Cost:
+    """Run a process and its children on these cores only, to its end; what it says is shown where it fails."""
     pin = partial(os.sched_setaffinity, 0, cores)
+    environment = os.environ | ONE_THREAD
     with measured() as costs:
-        subprocess.run(command, check=True, env=os.environ | ONE_THREAD, preexec_fn=pin, **options)
+        done = subprocess.run(command, env=environment, preexec_fn=pin, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))}: status {done.returncode}\n{done.stdout}{done.stderr}")
     return costs[0]
 
 
@@ -185,7 +189,7 @@ def prepare(sources: dict[str, Path], folder: Path, out: Path, cores: set[int], 
     }
     (out / "recipe.yaml").write_text(json.dumps(recipe))
     command = [sys.executable, "-m", "tinyllama", "prepare", out / "recipe.yaml"]
-    return run_on(cores, command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return run_on(cores, command)
 
 
 def compare(kind: str, files: Path, folder: Path, out: Path, python: Path, rounds: int) -> None:
@@ -210,7 +214,7 @@ def peers(files: Path, folder: Path, out: Path, python: Path) -> dict[str, Calla
 
     def run(*arguments: Any) -> Cost:
         command = [python, HERE / "prepare_peers.py", *arguments, out / "peer", folder / "plain.json"]
-        return run_on({first_core()}, command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return run_on({first_core()}, command)
 
     first = out / "first"
     cpu_seconds = {}

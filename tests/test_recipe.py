@@ -56,6 +56,12 @@ def test_token_counts_read_as_people_write_them(text: object, tokens: int) -> No
         ({"data.stages": [{"from_tokens": 0, "weights": {"slimpajama": 0}}]}, "from 0 tokens", "sum to nothing"),
         ({"data.sources.slimpajama.weight": -1}, "data.sources.slimpajama.weight: -1", "greater than or equal to 0"),
         ({"data.executor": "slurm"}, "executor slurm", "needs data.slurm"),
+        ({"data.sources.slimpajama.path": ""}, "slimpajama.path: ''", "at least 1 character"),
+        (
+            {"data.sources": {"a": {"format": "text", "path": "x", "weight": 1, "text": "body"}}},
+            "data.sources.a",
+            "take text out",
+        ),
         ({"data.executor": "spark"}, "data.executor: 'spark'", "'local', 'slurm' or 'ray'"),
         ({"model.heads": 7}, "heads 7", "do not divide dim"),
         ({"model.kv_heads": 3}, "kv_heads 3", "do not divide heads"),

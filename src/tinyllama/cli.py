@@ -84,6 +84,8 @@ def prepare(recipe: Recipe) -> None:
         return
     for name, split in store.splits.items():
         print(f"{store.folder}/{name}: {split.num_tokens:,} tokens in {split.num_documents:,} documents")
+        for reason, count in split.manifest["rows"]["left_out"].items():
+            print(f"    left out: {count:,} rows, {reason}")
 
 
 def inspect_store(
@@ -91,7 +93,7 @@ def inspect_store(
     verify: bool = False,
     recipe: str | None = None,
     step: int | None = None,
-    row: int = 0,
+    row: int | None = None,
     tokenizer: str | None = None,
 ) -> int:
     """Say what a token store holds: counts, mix, what was left out, samples; or check it; or trace a training row.
@@ -101,12 +103,14 @@ def inspect_store(
         verify: Read every byte and name each file that is damaged, cut, missing or foreign; exit status 1 if any is.
         recipe: A recipe, to trace one of its rows.
         step: Training step to trace, counted from 0.
-        row: Row of that step's batch to trace, counted from 0.
+        row: Row of that step's batch to trace, counted from 0; the first without it.
         tokenizer: The store's tokenizer, where it is no longer where it was.
     """
     from tinyllama.data.inspection import inspect_lines
     from tinyllama.data.verification import problems
 
+    if verify and (recipe, step, row, tokenizer) != (None,) * 4:
+        raise InputError("inspect: --verify checks the whole store; leave the other flags out")
     if verify:
         found = problems(store)
         print("\n".join(found) or f"{store}: every file is there, and every byte is what it was")
@@ -240,6 +244,8 @@ def _command(arguments: list[str]) -> Callable[[], int | None]:
     """The call that a command line asks for."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         return _print_commands
+    if arguments[0] == "tokenizer" and not {*arguments[1:2]} - {"-h", "--help"}:
+        return _print_commands
     words = 2 if arguments[0] == "tokenizer" else 1
     name = " ".join(arguments[:words])
     if name not in COMMANDS:
@@ -319,7 +325,7 @@ def _print_fields(name: str, recipe: Recipe) -> None:
             default=recipe,
             prog=f"tinyllama {name} RECIPE",
             use_underscores=True,
-            config=(tyro.conf.FlagConversionOff,),
+            config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
         )
 
 

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from tinyllama.recipe_fields import Count, Part, Share, SourceName, parse_tokens
 
 Weight = Annotated[float, Field(ge=0)]
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)]
 TokenCount = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
 
 SLIMPAJAMA_SUBSETS = (
@@ -29,7 +30,7 @@ class Cleaning(Part):
     """Keep the first of equal or, by minhash, near-equal documents (of 5 words up) of all sources that ask for it."""
     filters: tuple[Literal["gopher_repetition", "gopher_quality", "c4", "fineweb"], ...] = ()
     """Quality filters, in this order, with their papers' thresholds; c4 also drops lines of the documents it keeps."""
-    decontaminate: tuple[str, ...] = ()
+    decontaminate: Names = ()
     """Evaluation tasks; a document that shares a run of `decontamination_words` words with one of their items goes."""
     decontamination_words: Count = 13
     """Length of such a run in words (13: Brown et al. 2020, appendix C)."""
@@ -42,22 +43,24 @@ class Source(Part):
 
     format: Literal["slimpajama", "starcoderdata", "jsonl", "parquet", "text", "csv", "huggingface"]
     """How its files are read; `huggingface` is a data set's folder, as downloaded or as saved by `datasets`."""
-    path: str
+    path: str = Field(min_length=1)
     """Folder, file, glob or fsspec URL (`s3://…`), read in sorted order; a folder is read with everything below it but
     names that begin with a dot."""
     weight: Weight
     """Share of every batch, relative to the other sources' weights."""
     text: str | None = None
     """Field or column that holds a document; `text` without it, and `content` in Starcoderdata."""
-    include: tuple[str, ...] = ()
+    include: Names = ()
     """Subsets that are read (SlimPajama's `redpajama_set_name`, Starcoderdata's languages); none named means all."""
-    exclude: tuple[str, ...] = ()
+    exclude: Names = ()
     """Subsets that are left out."""
     clean: Cleaning = Cleaning()
     """What is taken out of it."""
 
     @model_validator(mode="after")
     def _subsets_are_known(self) -> Self:
+        if self.format == "text" and self.text is not None:
+            raise ValueError(f"format text has no field {self.text!r}, a file is a document; take text out")
         named = (*self.include, *self.exclude)
         if named and self.format not in ("slimpajama", "starcoderdata"):
             raise ValueError(f"format {self.format} has no subsets to include or exclude; take {named[0]} out")

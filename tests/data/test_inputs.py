@@ -174,7 +174,7 @@ def test_starcoderdata_far_away_is_checked_before_it_is_fetched(
         remote.pipe(f"/star/{language}/a.parquet", (tmp_path / "a.parquet").read_bytes())
     assert texts_of(source("starcoderdata", "memory://star", include=["c"])) == ["x"]
     monkeypatch.setattr(type(remote), "get_file", lambda *_: pytest.fail("fetched before it was checked"))
-    with pytest.raises(InputError, match=r"folder git-commits-cleaned has no column 'content' \(it has diff\)"):
+    with pytest.raises(InputError, match=r"no column 'content' in git-commits-cleaned \(it has diff\)"):
         list_files("star", source("starcoderdata", "memory://star"))
 
 

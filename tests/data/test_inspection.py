@@ -108,11 +108,14 @@ def test_subsets_are_told_apart(small: Path, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--step", "3"], "a row is traced by --recipe and --step together"),
+        (["--step", "3"], "a row is traced by --recipe, --step and --row together"),
         (["--recipe", "RECIPE", "--step", "40"], "--step 40: the recipe's steps are 0 to 39"),
         (["--recipe", "RECIPE", "--step", "3", "--row", "6"], "--row 6: the rows of a step are 0 to 5"),
         (["--tokenizer", "OTHER"], "not the tokenizer that"),
-        (["--recipe", "demo", "--step", "3"], "no split 'slimpajama/train'"),
+        (
+            ["--recipe", "demo", "--step", "3"],
+            "made with holdout 0.1, the recipe says 0.02; name the store's own",
+        ),
     ],
 )
 def test_what_cannot_be_traced_is_refused_in_one_line(

@@ -29,7 +29,7 @@ def test_every_bad_row_is_a_reject_with_its_place_and_reason(tmp_path: Path) -> 
         Reject(4, "text is not text"),
         Reject(5, "empty text"),
         Reject(6, "not a JSON object"),
-        Reject(7, "invalid JSON"),  # bytes that are not UTF-8
+        Reject(7, "not UTF-8 text"),  # bytes that are not UTF-8
         Reject(8, "invalid JSON"),  # half of a surrogate pair
         Row(9, " \n\t"),  # blank, but not empty
         Row(10, "last"),
@@ -107,8 +107,13 @@ def test_a_file_that_lies_about_its_format_is_refused_by_name(tmp_path: Path, na
 def test_an_empty_file_has_no_rows_but_an_empty_archive_is_an_error(tmp_path: Path) -> None:
     assert texts_of(source("jsonl", write(tmp_path / "a.jsonl", b""))) == []
     for name in ("a.jsonl.gz", "a.jsonl.zst"):
-        with pytest.raises(InputError, match=rf"{name}: holds plain text"):
+        with pytest.raises(InputError, match=rf"{name}: is empty; fetch it again"):
             texts_of(source("jsonl", write(tmp_path / name, b"")))
+
+
+def test_a_byte_order_mark_belongs_to_no_row(tmp_path: Path) -> None:
+    content = b"\xef\xbb\xbf" + lines({"text": "first"}, {"text": "second"})
+    assert texts_of(source("jsonl", write(tmp_path / "a.jsonl", content))) == ["first", "second"]
 
 
 def _meta_forms(subset: str) -> dict[str, Any]:

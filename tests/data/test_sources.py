@@ -1,5 +1,6 @@
 """A source's files: all of them, each once, in the right split, or a named error."""
 
+from collections import Counter
 from pathlib import Path
 
 import pyarrow
@@ -11,7 +12,7 @@ from tests.data.raw import lines, slim, source, texts_of, write
 
 from tinyllama.data.sources import InputFile, Reject, Row, list_files, read_rows, refuse_overlap
 from tinyllama.errors import InputError
-from tinyllama.recipe_data import SLIMPAJAMA_SUBSETS
+from tinyllama.recipe_data import SLIMPAJAMA_SUBSETS, Source
 
 
 def table(path: Path, **columns: list[object]) -> Path:
@@ -102,9 +103,7 @@ def test_a_folder_of_starcoderdata_with_other_columns_is_refused_by_name_before_
     commits = table(tmp_path / "git-commits-cleaned/train-0.parquet", message=["mend"], diff=["+x"])
     table(tmp_path / "jupyter-scripts-dedup-filtered/train-0.parquet", content=["a notebook"], id=[1])
     table(tmp_path / "python/train-0.parquet", content=["x = 1"], id=[1])
-    with pytest.raises(
-        InputError, match=r"folder git-commits-cleaned has no column 'content' \(it has message, diff\)"
-    ):
+    with pytest.raises(InputError, match=r"no column 'content' in git-commits-cleaned \(it has message, diff\)"):
         list_files("star", source("starcoderdata", tmp_path))
     rest = source("starcoderdata", tmp_path, exclude=["git-commits-cleaned"])
     assert texts_of(rest) == ["a notebook", "x = 1"]
@@ -227,3 +226,26 @@ def test_two_sources_do_not_read_one_file_unless_their_subsets_are_disjoint(tmp_
             check(one, other)
     with pytest.raises(InputError, match=r"data.sources.other: .*link.jsonl is read by one too"):
         check({}, {}, "jsonl")
+
+
+def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    for language, count in (("c", 1), ("go", 2), ("python", 1)):
+        (tmp_path / "star" / language).mkdir(parents=True)
+        for number in range(count):
+            pyarrow.parquet.write_table(
+                pyarrow.table({"content": ["x"]}), tmp_path / f"star/{language}/{number}.parquet"
+            )
+    for place in ("train/a", "test/b"):
+        write(tmp_path / f"slim/{place}.jsonl", lines(slim("x")))
+    left_out: Counter[str] = Counter()
+    list_files("star", source("starcoderdata", tmp_path / "star", include="c"), left_out)
+    list_files("slim", source("slimpajama", tmp_path / "slim"), left_out)
+    assert left_out == {"excluded: go": 2, "excluded: python": 1, "test split": 1}
+
+
+@pytest.mark.parametrize("scheme", ["file://", "local://"])
+def test_local_urls_are_local_paths(tmp_path: Path, scheme: str) -> None:
+    path = write(tmp_path / "raw/a.jsonl", lines({"text": "x"}))
+    for place in (path, path.parent, path.parent / "*.jsonl"):
+        (file,) = list_files("notes", Source(format="jsonl", path=f"{scheme}{place}", weight=1))
+        assert file.path == str(path)

@@ -43,6 +43,26 @@ def test_one_flipped_bit_in_any_file_is_found_by_name(store: Path) -> None:
     assert problems(store) == []
 
 
+def test_a_manifest_whose_keys_are_damaged_is_named(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest, split = store / "manifest.json", store / "modules/train/manifest.json"
+    for path, key in ((manifest, "dtype"), (manifest, "sources"), (manifest, "splits"), (split, "shards")):
+        whole = path.read_text()
+        path.write_text(whole.replace(f'"{key}"', f'"x{key[1:]}"'))
+        assert any(str(path) in problem for problem in problems(store)), key
+        assert main(["inspect", str(store)]) == 2
+        assert "--verify" in capsys.readouterr().err
+        path.write_text(whole)
+    manifest.unlink()
+    assert problems(store) == [f"{manifest} is missing", f"{manifest} cannot be used: no other file was looked at"]
+
+
+def test_what_is_foreign_is_named_whatever_it_is(store: Path) -> None:
+    (store / "empty").mkdir()
+    (store / "modules/link").symlink_to("/etc")
+    (store / "dangling").symlink_to("nowhere")
+    assert problems(store) == [f"{store / name} is foreign" for name in ("dangling", "empty", "modules/link")]
+
+
 def test_damage_of_every_kind_is_found_by_name(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = store / "modules/train"
     flip(folder / "00000.tokens", 100)

@@ -10,6 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from tinyllama.data.manifests import different_settings
 from tinyllama.data.order import sequences
 from tinyllama.data.origin import documents_between, find_documents
 from tinyllama.data.store import TokenStore
@@ -20,14 +21,16 @@ from tinyllama.tokenizer import Tokenizer
 _EXCERPT_CHARACTERS = 240
 
 
-def inspect_lines(folder: Path, recipe: str | None, step: int | None, row: int, tokenizer: str | None) -> Iterator[str]:
+def inspect_lines(
+    folder: Path, recipe: str | None, step: int | None, row: int | None, tokenizer: str | None
+) -> Iterator[str]:
     """What `tinyllama inspect` prints: a store's description, or where a row of a recipe's step comes from."""
-    if (recipe is None) != (step is None):
-        raise InputError("inspect: a row is traced by --recipe and --step together; give both or neither")
+    if (recipe is None) != (step is None) or (row is not None and step is None):
+        raise InputError("inspect: a row is traced by --recipe, --step and --row together; add what is missing")
     store = TokenStore.open(folder)
     found = tokenizer_of(store, tokenizer)
     if recipe is not None and step is not None:
-        yield from trace(store, Recipe.load(recipe), step, row, found)
+        yield from trace(store, Recipe.load(recipe), step, row or 0, found)
     else:
         yield from describe(store, found)
     if found is None:
@@ -49,6 +52,7 @@ def describe(store: TokenStore, tokenizer: Tokenizer | None) -> Iterator[str]:
     yield ""
     yield from _table(store, tokens)
     yield from _left_out(store)
+    yield from _files_left_out(manifest)
     yield from _contamination(manifest)
     if tokenizer:
         yield from _samples(store, tokenizer)
@@ -83,6 +87,12 @@ def _left_out(store: TokenStore) -> Iterator[str]:
             yield f"  rows at fault are listed in {split.folder / 'rejects.jsonl'}"
 
 
+def _files_left_out(manifest: dict[str, Any]) -> Iterator[str]:
+    for source, fields in manifest["sources"].items():
+        for reason, count in fields["files_left_out"].items():
+            yield f"{source}: {count:,} files not read, {reason}"
+
+
 def _contamination(manifest: dict[str, Any]) -> Iterator[str]:
     for source, fields in manifest["sources"].items():
         for task, found in fields.get("contamination", {}).items():
@@ -94,7 +104,7 @@ def _samples(store: TokenStore, tokenizer: Tokenizer) -> Iterator[str]:
     """The first, a middle and the last document of each split, by their beginnings."""
     for name, split in store.splits.items():
         count = split.num_documents
-        for document in find_documents(split, sorted({0, count // 2, count - 1})):
+        for document in find_documents(split, sorted({0, count // 2, count - 1} if count else ())):
             yield ""
             place = f"{document.file} row {document.row}"
             yield f"{name}, document {document.number:,}: {document.tokens:,} tokens, {place}"
@@ -108,6 +118,7 @@ def trace(store: TokenStore, recipe: Recipe, step: int, row: int, tokenizer: Tok
     Steps count from 0, as for `sequences`: metrics.jsonl lists what step s did as step s + 1, after it. Rows count
     from 0. Raises InputError where there is no such row.
     """
+    _refuse_other_recipe(store, recipe)
     batch, length = recipe.train.batch_sequences, recipe.train.sequence_length
     if not 0 <= step < recipe.train.steps:
         raise InputError(f"--step {step}: the recipe's steps are 0 to {recipe.train.steps - 1}; choose one of them")
@@ -127,6 +138,14 @@ def trace(store: TokenStore, recipe: Recipe, step: int, row: int, tokenizer: Tok
         yield f"    {document.file} row {document.row}, file's sha256 {document.sha256}"
         if tokenizer:
             yield f"    {_excerpt(tokenizer, split.read(first, last))}"
+
+
+def _refuse_other_recipe(store: TokenStore, recipe: Recipe) -> None:
+    """A recipe of other data would be answered with rows that it never reads."""
+    for key, made_with, wanted in different_settings(store.manifest, recipe):
+        raise InputError(
+            f"{store.folder}: made with {key} {made_with}, the recipe says {wanted}; name the store's own recipe"
+        )
 
 
 def _excerpt(tokenizer: Tokenizer, tokens: NDArray[Any]) -> str:

@@ -4,6 +4,7 @@ Reads through arrow's streams: they check where a gzip member or zstd frame ends
 without a word where a frame is cut off, and they hand out little at a time however much a few bytes unpack to.
 """
 
+import codecs
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -26,8 +27,8 @@ def lines_of(local: Path, name: str) -> Iterator[bytes | bytearray]:
     """
     # One buffer grows with a long line, so that its pieces are not there beside it; popped, a line is not held on here.
     tail = bytearray()
-    for chunk in chain(_chunks(local, name), [b"\n"]):
-        first, *rest = chunk.split(b"\n")
+    for place, chunk in enumerate(chain(_chunks(local, name), [b"\n"])):
+        first, *rest = (chunk if place else chunk.removeprefix(codecs.BOM_UTF8)).split(b"\n")
         tail += first
         if len(tail) > _LONGEST_LINE_BYTES:  # a JSON array of gigabytes, say, which memory may not hold
             raise InputError(f"{name}: a line of more than 1 GiB; write one JSON object a line")
@@ -45,6 +46,8 @@ def _holds_something(line: bytes | bytearray) -> bool:
 
 
 def _chunks(local: Path, name: str) -> Iterator[bytes]:
+    if not local.stat().st_size and Path(name).suffix in _CODECS:
+        raise InputError(f"{name}: is empty; fetch it again or take it out")
     expected, found = _CODECS.get(Path(name).suffix, _PLAIN), _packing(local)
     if found != expected:
         raise InputError(f"{name}: holds {found}, not {expected} as its name says; rename it, or fetch it again")

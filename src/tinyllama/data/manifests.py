@@ -5,18 +5,58 @@ Reads STORE/.work, writes the splits' manifests and lists of rejects, then the s
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tinyllama.data import clean
 from tinyllama.data.inputs import changed_since
 from tinyllama.data.pipeline import rejects_file, stages
+from tinyllama.data.store import FORMAT_VERSION
 from tinyllama.data.tasks import TOKENS, Job, receipt_inputs
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of, write_atomically, write_json, write_manifest
+from tinyllama.recipe import Recipe, flatten
+from tinyllama.tokenizer import Tokenizer
 
 Receipt = dict[str, Any]
+_OUTCOMES = ("splits", "contamination", "files_left_out")
+"""What stands beside a source's settings in the store's manifest."""
+
+
+def settings(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the bytes depend on besides the inputs, as it stands in the manifest."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
+        "dtype": tokenizer.dtype.newbyteorder("<").str,
+        **_recipe_settings(recipe),
+    }
+
+
+def _recipe_settings(recipe: Recipe) -> dict[str, Any]:
+    sources = {
+        name: source.model_dump(mode="json", exclude={"path", "weight"}) for name, source in recipe.data.sources.items()
+    }
+    return {"document": recipe.data.document.model_dump(), "holdout": recipe.data.holdout, "sources": sources}
+
+
+def different_settings(
+    manifest: dict[str, Any], recipe: Recipe, tokenizer: Tokenizer | None = None
+) -> Iterator[tuple[str, Any, Any]]:
+    """Name and both values of each setting in which a store and a recipe differ; the tokenizer's only where given."""
+    wanted = settings(recipe, tokenizer) if tokenizer else _recipe_settings(recipe)
+    found = {key: manifest[key] for key in wanted}
+    found["sources"] = {
+        name: {key: value for key, value in fields.items() if key not in _OUTCOMES}
+        for name, fields in found["sources"].items()
+    }
+    if "tokenizer" in found:
+        found["tokenizer"] = {key: found["tokenizer"][key] for key in wanted["tokenizer"]}
+    then, now = dict(flatten(found)), dict(flatten(wanted))
+    for key in sorted(then | now):
+        if then.get(key) != now.get(key):
+            yield key, then.get(key), now.get(key)
 
 
 def finish(job: Job, plan: dict[str, Any]) -> None:
@@ -38,7 +78,8 @@ def finish(job: Job, plan: dict[str, Any]) -> None:
         if not splits.get("train", {}).get("documents"):
             reasons = _sum(receipt["left_out"] for receipt in own.values())
             raise InputError(f"data.sources.{name}: no document left to train on ({_spell(reasons)}); see its path")
-        manifest["sources"][name] = {**manifest["sources"][name], "splits": splits}
+        left_out = job.left_out[name]
+        manifest["sources"][name] = {**manifest["sources"][name], "splits": splits, "files_left_out": left_out}
         if job.recipe.data.sources[name].clean.decontaminate:
             dropped = [found for receipt in own.values() for found in receipt["contaminated"]]
             manifest["sources"][name]["contamination"] = clean.overlap(job.work, name, dropped)

@@ -13,15 +13,15 @@ from typing import Any
 
 from tinyllama.data.executors import run_local, run_ray, submit_slurm
 from tinyllama.data.inputs import changed_since
-from tinyllama.data.manifests import finish
+from tinyllama.data.manifests import different_settings, finish, settings
 from tinyllama.data.pipeline import load_tokenizer, stages, writable
 from tinyllama.data.shards import SUFFIXES
-from tinyllama.data.store import FORMAT_VERSION, TokenStore
+from tinyllama.data.store import TokenStore
 from tinyllama.data.tasks import TOKENS, Job, plan_job
 from tinyllama.errors import InputError
 from tinyllama.files import alone_in, read_json, write_json
 from tinyllama.progress import track_count
-from tinyllama.recipe import Recipe, flatten
+from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 
 
@@ -36,10 +36,10 @@ def prepare(recipe: Recipe) -> TokenStore | None:
     load_tokenizer.cache_clear()  # of a folder that another tokenizer has taken since
     tokenizer = load_tokenizer(recipe.tokenizer)
     job = plan_job(recipe)
-    plan = {"settings": _settings(recipe, tokenizer), "inputs": job.inputs}
+    plan = {"settings": settings(recipe, tokenizer), "inputs": job.inputs}
     with alone_in(store.parent, f"{store.name}.lock", f"{store}: another process is preparing this store"):
         if (store / "manifest.json").is_file():
-            _same_or_refuse(store, plan)
+            _same_or_refuse(job, tokenizer)
             return TokenStore.open(store)
         with writable(store):
             _refuse_submitted(job)
@@ -53,36 +53,13 @@ def prepare(recipe: Recipe) -> TokenStore | None:
     return TokenStore.open(store)
 
 
-def _settings(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What the bytes depend on besides the inputs, as it stands in the manifest."""
-    sources = {
-        name: source.model_dump(mode="json", exclude={"path", "weight"}) for name, source in recipe.data.sources.items()
-    }
-    return {
-        "format_version": FORMAT_VERSION,
-        "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
-        "document": recipe.data.document.model_dump(),
-        "holdout": recipe.data.holdout,
-        "dtype": tokenizer.dtype.newbyteorder("<").str,
-        "sources": sources,
-    }
-
-
-def _same_or_refuse(store: Path, plan: dict[str, Any]) -> None:
-    found = read_json(store / "manifest.json")
-    for fields in found["sources"].values():
-        del fields["splits"]
-        fields.pop("contamination", None)
-    del found["tokenizer"]["path"]  # its digest is what counts
-    inputs = found.pop("inputs")
-    then, now = dict(flatten(found)), dict(flatten(plan["settings"]))
-    for key in sorted(then | now):
-        if then.get(key) != now.get(key):
-            raise InputError(
-                f"{store}: made with {key} {then.get(key)}, the recipe says {now.get(key)}; choose another store"
-            )
-    if inputs != plan["inputs"]:
-        changed = sorted(dict(inputs.items() ^ plan["inputs"].items()))[0]
+def _same_or_refuse(job: Job, tokenizer: Tokenizer) -> None:
+    store = job.store
+    manifest = read_json(store / "manifest.json")
+    for key, then, now in different_settings(manifest, job.recipe, tokenizer):
+        raise InputError(f"{store}: made with {key} {then}, the recipe says {now}; choose another store")
+    if manifest["inputs"] != job.inputs:
+        changed = sorted(dict(manifest["inputs"].items() ^ job.inputs.items()))[0]
         raise InputError(f"{store}: {changed} has changed, come or gone since it was made; choose another store")
     for split in TokenStore.open(store).splits.values():
         for shard in split.manifest["shards"]:

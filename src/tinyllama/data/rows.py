@@ -163,8 +163,8 @@ def _json_lines(local: Path, name: str) -> Fields:
 def _parsed(line: bytes | bytearray) -> dict[str, Any] | str:
     try:
         fields = parse_long_line(line) if len(line) > LONG_BYTES else orjson.loads(line)
-    except orjson.JSONDecodeError:  # also for bytes that are not UTF-8 and for lone surrogates
-        return "invalid JSON"
+    except orjson.JSONDecodeError:  # for lone surrogates too
+        return "invalid JSON" if is_utf8(memoryview(line)) else "not UTF-8 text"
     return fields if isinstance(fields, dict) else "not a JSON object"
 
 
@@ -181,6 +181,8 @@ def _csv(local: Path, name: str, needed: Sequence[str]) -> Fields:
     # Excel begins its files with a byte order mark, which would belong to the first column's name.
     with local.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file, strict=True)  # a file cut inside quotes is an error
+        if rows.fieldnames is None:
+            raise InputError(f"{name}: is empty, without even a line of column names; take it out")
         _columns(list(rows.fieldnames or ()), name, needed, ())
         for fields in rows:
             if None in fields:

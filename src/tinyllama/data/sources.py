@@ -7,6 +7,7 @@ twice: both are checked here, before any work is done.
 import csv
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,8 @@ class InputFile:
     """Bytes."""
 
 
-def list_files(name: str, source: Source) -> list[InputFile]:
-    """Every file of a source, sorted by path.
+def list_files(name: str, source: Source, left_out: Counter[str] | None = None) -> list[InputFile]:
+    """Every file of a source, sorted by path; those of other subsets and of a test split are counted in `left_out`.
 
     Raises InputError where there is none, one cannot be read or would be read twice, a folder that the recipe names
     is not there, or a folder of Starcoderdata has other columns.
@@ -62,10 +63,13 @@ def list_files(name: str, source: Source) -> list[InputFile]:
     suffixes = _SUFFIXES[source.format]
     found = find_files(source.path, lambda file: file.endswith(suffixes))
     if source.format == "starcoderdata":
-        found = _languages(name, source, found)
+        found = _languages(name, source, found, left_out)
     elif source.format == "huggingface":
         found = _data_files(name, source, found)
-    files = [InputFile(file.path, split, file.size) for file in found if (split := _split(file, source)) != "test"]
+    placed = [InputFile(file.path, _split(file, source), file.size) for file in found]
+    files = [file for file in placed if file.split != "test"]
+    if left_out is not None and len(files) < len(placed):
+        left_out["test split"] += len(placed) - len(files)
     if not files:
         wanted = " or ".join(suffixes)
         rest = ", but for a test split or what is excluded" if found else ""
@@ -138,7 +142,7 @@ def _refuse_twice(name: str, files: list[InputFile]) -> None:
             )
 
 
-def _languages(name: str, source: Source, found: list[Found]) -> list[Found]:
+def _languages(name: str, source: Source, found: list[Found], left_out: Counter[str] | None) -> list[Found]:
     """The files of the languages that the recipe chooses; the first of each must have the column that is read."""
     folders: dict[str, list[Found]] = {}
     for file in found:
@@ -151,8 +155,9 @@ def _languages(name: str, source: Source, found: list[Found]) -> list[Found]:
                     f"{_nearest(folder, sorted(folders))}"
                 )
     chosen = {folder for folder in source.include or folders if folder not in source.exclude}
-    for folder in sorted(chosen):
-        _check_columns(name, folder, folders[folder][0], text_field(source))
+    if left_out is not None:
+        left_out.update({f"excluded: {folder}": len(folders[folder]) for folder in folders.keys() - chosen})
+    _check_columns(name, {folder: folders[folder][0] for folder in sorted(chosen)}, text_field(source))
     return [file for file in found if language_of(file.path) in chosen]
 
 
@@ -161,16 +166,24 @@ def _nearest(wrong: str, known: list[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"there are {', '.join(known) or 'none'}"
 
 
-def _check_columns(name: str, folder: str, file: Found, column: str) -> None:
-    try:
-        with opened(file.path) as content:
-            present = parquet_columns(content)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{file.path}: cannot be read ({reason_of(error)}); fetch it again or take it out") from None
-    if column not in present:
+def _check_columns(name: str, files: dict[str, Found], column: str) -> None:
+    """Raise InputError with every folder whose file lacks the column, and what it has instead."""
+    lacking = {}
+    for folder, file in files.items():
+        try:
+            with opened(file.path) as content:
+                present = parquet_columns(content)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise InputError(
+                f"{file.path}: cannot be read ({reason_of(error)}); fetch it again or take it out"
+            ) from None
+        if column not in present:
+            lacking[folder] = ", ".join(present)
+    if lacking:
+        which = "; ".join(f"{folder} (it has {columns})" for folder, columns in lacking.items())
         raise InputError(
-            f"data.sources.{name}: the folder {folder} has no column {column!r} (it has {', '.join(present)}); exclude "
-            f"it, or give it a source of its own with include: [{folder}] and text: COLUMN"
+            f"data.sources.{name}: no column {column!r} in {which}; exclude {', '.join(lacking)}, or give each a "
+            f"source of its own with include: [{next(iter(lacking))}] and text: COLUMN"
         )
 
 

@@ -134,13 +134,20 @@ class TokenStore:
         if not (path / "manifest.json").is_file():
             state = "is not finished" if (path / WORK).exists() else "is not there"
             raise InputError(f"{folder}: the token store {state}; run `tinyllama prepare` with this recipe")
-        return cls(path)
+        try:
+            return cls(path)
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise InputError(
+                f"{folder}: its manifests are damaged; see `tinyllama inspect {folder} --verify`"
+            ) from None
 
     @property
     def manifest(self) -> dict[str, Any]:
         """The contents of the store's manifest.json, read anew: training has no use for its megabytes of inputs."""
         found: dict[str, Any] = read_json(self.folder / "manifest.json")
-        version = found.get("format_version")
+        version = found.get("format_version") if isinstance(found, dict) else None
         if version != FORMAT_VERSION:
             raise InputError(
                 f"{self.folder}: format version {version}, this program reads {FORMAT_VERSION}; prepare it again"

@@ -5,6 +5,7 @@ leaves a receipt, so neither their number, nor the executor, nor an interruption
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ class Job:
     tasks: tuple[Task, ...]
     inputs: dict[str, int]
     """Bytes of each input file."""
+    left_out: dict[str, dict[str, int]]
+    """Of each source, how many files the recipe or their split leaves out, by reason."""
 
     @property
     def store(self) -> Path:
@@ -78,10 +81,12 @@ def plan_job(recipe: Recipe) -> Job:
 
     Raises InputError where a source has no files, or where two sources read the same ones.
     """
-    files = {name: list_files(name, source) for name, source in recipe.data.sources.items()}
+    left_out: dict[str, Counter[str]] = {name: Counter() for name in recipe.data.sources}
+    files = {name: list_files(name, source, left_out[name]) for name, source in recipe.data.sources.items()}
     refuse_overlap(recipe.data.sources, files)
     tasks = tuple(task for name, own in files.items() for task in _tasks(name, own, recipe.data.holdout))
-    return Job(recipe, tasks, {file.path: file.size for own in files.values() for file in own})
+    inputs = {file.path: file.size for own in files.values() for file in own}
+    return Job(recipe, tasks, inputs, {name: dict(sorted(count.items())) for name, count in left_out.items()})
 
 
 def _tasks(name: str, files: list[InputFile], holdout: float) -> Iterator[Task]:

@@ -31,12 +31,13 @@ def problems(store: Path) -> list[str]:
 
     Raises InputError where there is no finished store.
     """
-    if not (store / "manifest.json").is_file():
+    if not any((store / name).is_file() for name in ("manifest.json", "manifest.sha256")):
         raise InputError(f"{store}: no finished token store here; run `tinyllama prepare` with its recipe")
     manifest, found = _manifest(store)
-    if manifest is None:
-        return found
-    expected, unread = _expected(store, manifest)
+    try:
+        expected, unread = _expected(store, manifest)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return [*found, f"{store / 'manifest.json'} cannot be used: no other file was looked at"]
     total = sum(one.bytes or 0 for one in expected)
     with Bar("verifying", total // _MEGABYTE) as bar:
         done = 0
@@ -47,9 +48,11 @@ def problems(store: Path) -> list[str]:
     return found + list(_foreign(store, expected, unread))
 
 
-def _manifest(store: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The store's manifest where it can be read, and what is wrong with it."""
+def _manifest(store: Path) -> tuple[dict[str, Any], list[str]]:
+    """The store's manifest, empty where it cannot be read, and what is wrong with it."""
     path, beside = store / "manifest.json", store / "manifest.sha256"
+    if not path.is_file():
+        return {}, [f"{path} is missing"]
     if not beside.is_file():
         found = [f"{beside} is missing"]
     else:
@@ -58,7 +61,7 @@ def _manifest(store: Path) -> tuple[dict[str, Any] | None, list[str]]:
     try:
         return read_json(path), found
     except InputError as error:
-        return None, [*found, str(error)]
+        return {}, [*found, str(error)]
 
 
 def _expected(store: Path, manifest: dict[str, Any]) -> tuple[list[Expected], set[Path]]:
@@ -74,7 +77,7 @@ def _expected(store: Path, manifest: dict[str, Any]) -> tuple[list[Expected], se
                 own = read_json(folder / "manifest.json")
                 expected.append(Expected(folder / "rejects.jsonl", own["rejects_sha256"], None))
                 expected += [file for shard in own["shards"] for file in _shard_files(folder, shard, itemsize)]
-            except (OSError, InputError, KeyError, TypeError):
+            except (OSError, InputError, KeyError, TypeError, ValueError, AttributeError):
                 unread.add(folder)
     return expected, unread
 
@@ -97,6 +100,7 @@ def _file_problems(one: Expected) -> list[str]:
 
 def _foreign(store: Path, expected: list[Expected], unread: set[Path]) -> Iterator[str]:
     known = {one.path for one in expected} | {store / "manifest.json", store / "manifest.sha256"}
+    folders = {folder for path in known for folder in path.parents}
     for path in sorted(store.rglob("*")):
-        if path not in known and path.parent not in unread and path.is_file():
+        if path not in known | folders and path.parent not in unread:
             yield f"{path} is foreign"
