@@ -1,5 +1,6 @@
 """Token ids are SentencePiece's: on real text, on every character, on what a fuzzer finds, however texts are taken."""
 
+import random
 import sys
 import tracemalloc
 from collections.abc import Iterator, Sequence
@@ -72,7 +73,7 @@ def test_no_text_is_encoded_otherwise_than_by_sentencepiece(name: str, text: str
 @given(texts=st.lists(nasty_texts, max_size=8), block_bytes=st.sampled_from([1, 7, 40, 1 << 17]))
 def test_texts_encoded_together_keep_to_themselves(name: str, texts: list[str], block_bytes: int) -> None:
     expected = [processor(name).encode(text) for text in texts]
-    fresh = Tokenizer(model_file(name), Limits(3000, 4, block_bytes))
+    fresh = Tokenizer(model_file(name), Limits(3000, 4, 6, block_bytes))
     for tokenizer in (fresh, from_model(name), from_json(name)):
         assert encode_together(tokenizer, texts) == expected
 
@@ -207,3 +208,17 @@ def test_a_tokenizer_json_whose_pieces_cross_words_is_exact_without_the_memo() -
     assert tokenizer._memo is None
     for text in [*NASTY, python_sources(31)[30]]:
         assert tokenizer.encode(text) == reference.encode(text).ids
+
+
+@every_vocabulary
+def test_a_text_without_any_space_is_exact_in_little_memory(name: str) -> None:
+    chance = random.Random(4)
+    characters = [chr(code) for code in range(0x4E00, 0x6200)] + list("的一是不了人我在有他这éаб😀abq1。")
+    text = "".join(chance.choices(characters, k=1_500_000))
+    tokenizer = Tokenizer(model_file(name))
+    assert tokenizer.encode(text[:100_000]) == processor(name).encode(text[:100_000])
+    tracemalloc.start()
+    ids = tokenizer.encode_array(text)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 * ids.nbytes + 40_000_000

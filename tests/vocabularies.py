@@ -75,7 +75,7 @@ def from_json(name: str) -> Tokenizer:
 @cache
 def forgetful(name: str) -> Tokenizer:
     """A tokenizer that starts its memo anew all the time, in two slots, and takes texts in crumbs."""
-    return Tokenizer(model_file(name), Limits(3000, 1, 5))
+    return Tokenizer(model_file(name), Limits(3000, 1, 6, 5))
 
 
 def tokenizers_reference(document: dict[str, Any]) -> Any:

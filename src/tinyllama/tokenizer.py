@@ -30,10 +30,9 @@ class Tokenizer:
         self.vocab_size = file.vocab_size
         self.bos_id, self.eos_id, self.unk_id = file.bos_id, file.eos_id, file.unk_id
         self.dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("uint16" if self.vocab_size <= 1 << 16 else "uint32")
-        together = neighbours(file.pieces)
         self._memo = (
-            RunMemo(together, file.encode_runs, self.dtype, limits)
-            if file.is_llama_style and can_cut_words(together)
+            RunMemo(file.pieces, file.encode_runs, self.dtype, limits)
+            if file.is_llama_style and can_cut_words(neighbours(file.pieces))
             else None
         )
 

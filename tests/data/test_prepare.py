@@ -275,16 +275,17 @@ def test_after_inputs_changed_the_tasks_that_are_the_same_are_kept(
     assert f"inputs changed since it was begun: {5 if change != 'more' else 6} finished" in capsys.readouterr().err
 
 
-def test_work_of_another_recipe_is_never_taken_for_this_ones(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_unfinished_work_of_another_recipe_is_neither_taken_nor_thrown_away(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tinyllama.data.tasks._MOST_BYTES", 1)
-    changed = {"data.holdout": 0.5, "data.document": {"start": False, "end": True}}
     interrupt(recipe_at(small, tmp_path / "store"), monkeypatch, 2)
-    prepare(recipe_at(small, tmp_path / "store", **changed))
-    prepare(recipe_at(small, tmp_path / "calm", **changed))
-    assert contents(tmp_path / "store") == contents(tmp_path / "calm")
-    assert "changed since it was begun: all anew" in capsys.readouterr().err
+    before = contents(tmp_path / "store")
+    with pytest.raises(InputError, match=r"store: begun with holdout 0.1, the recipe says 0.5; choose another store"):
+        prepare(recipe_at(small, tmp_path / "store", **{"data.holdout": 0.5}))
+    assert contents(tmp_path / "store") == before
+    prepare(recipe_at(small, tmp_path / "store"))
+    assert contents(tmp_path / "store")["manifest.json"]
 
 
 def test_a_file_that_changes_while_it_is_prepared_stops_with_its_name(

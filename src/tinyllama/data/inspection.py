@@ -96,7 +96,7 @@ def _files_left_out(manifest: dict[str, Any]) -> Iterator[str]:
 def _contamination(manifest: dict[str, Any]) -> Iterator[str]:
     for source, fields in manifest["sources"].items():
         for task, found in fields.get("contamination", {}).items():
-            words = ", ".join(f"{count:,} {what}" for what, count in found.items())
+            words = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in found.items())
             yield f"{source}: overlap with {task}: {words}"
 
 

@@ -77,7 +77,9 @@ def finish(job: Job, plan: dict[str, Any]) -> None:
         }
         if not splits.get("train", {}).get("documents"):
             reasons = _sum(receipt["left_out"] for receipt in own.values())
-            raise InputError(f"data.sources.{name}: no document left to train on ({_spell(reasons)}); see its path")
+            raise InputError(
+                f"data.sources.{name}: no document left to train on ({_spell(reasons)}); see its path and clean"
+            )
         left_out = job.left_out[name]
         manifest["sources"][name] = {**manifest["sources"][name], "splits": splits, "files_left_out": left_out}
         if job.recipe.data.sources[name].clean.decontaminate:

@@ -21,7 +21,7 @@ from tinyllama.data.tasks import TOKENS, Job, plan_job
 from tinyllama.errors import InputError
 from tinyllama.files import alone_in, read_json, write_json
 from tinyllama.progress import track_count
-from tinyllama.recipe import Recipe
+from tinyllama.recipe import Recipe, flatten
 from tinyllama.tokenizer import Tokenizer
 
 
@@ -73,8 +73,15 @@ def _begin(job: Job, plan: dict[str, Any]) -> None:
     begun = read_json(work / "plan.json") if (work / "plan.json").is_file() else None
     if begun is None and not work.exists() and store.exists() and any(store.iterdir()):
         raise InputError(f"{store}: holds files but no token store; choose an empty or a new folder")
-    if begun is None or begun["settings"] != plan["settings"]:
-        _begin_anew(job, begun)
+    if begun is None:
+        shutil.rmtree(work, ignore_errors=True)
+    elif begun["settings"] != plan["settings"]:
+        then, now = dict(flatten(begun["settings"])), dict(flatten(plan["settings"]))
+        key = next(key for key in sorted(then | now) if then.get(key) != now.get(key))
+        raise InputError(
+            f"{store}: begun with {key} {then.get(key)}, the recipe says {now.get(key)}; choose another store, or "
+            "delete this one and what it holds so far"
+        )
     elif begun != plan:
         _keep_same_tasks(job)
     if begun != plan:
@@ -82,14 +89,6 @@ def _begin(job: Job, plan: dict[str, Any]) -> None:
     (work / "failure").unlink(missing_ok=True)
     for half_written in store.rglob("*.part"):
         half_written.unlink()
-
-
-def _begin_anew(job: Job, begun: dict[str, Any] | None) -> None:
-    if begun and any((job.work / "receipts").rglob("*.json")):
-        print(f"{job.store}: the recipe or the tokenizer changed since it was begun: all anew", file=sys.stderr)
-    for name in begun["settings"]["sources"] if begun else ():
-        shutil.rmtree(job.store / name, ignore_errors=True)
-    shutil.rmtree(job.work, ignore_errors=True)
 
 
 def _keep_same_tasks(job: Job) -> None:
@@ -161,6 +160,9 @@ def _refuse_submitted(job: Job) -> None:
         return
     numbers = ",".join(read_json(job.slurm / "submitted.json"))
     command = ["squeue", "--noheader", "--jobs", numbers]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)  # fails once they are forgotten
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)  # fails once they are forgotten
+    except FileNotFoundError:
+        raise InputError("data.executor: no squeue here; run this on a login node of the Slurm cluster") from None
     if found.returncode == 0 and found.stdout.strip():
         raise InputError(f"{job.store}: Slurm jobs {numbers} are still at it; wait for them, or scancel them first")
