@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.data.test_store_at_size import write_store
 
 from tinyllama.data import batches as module
 from tinyllama.data.batches import batch_of_step, batches
@@ -46,12 +47,22 @@ def test_a_row_is_the_tokens_that_its_sequence_names(recipe: Recipe, store: Toke
         assert np.array_equal(tokens.numpy(), split.read(start, start + 65))
 
 
-def test_an_epoch_predicts_every_token_once_but_for_the_tail(recipe: Recipe, store: TokenStore) -> None:
-    """Token = index proves it: the targets of all sequences are tokens 1 to n x length, each once."""
-    split = store["lines/train"]
-    targets = np.concatenate([np.arange(i * 64 + 1, i * 64 + 65) for i in range(split.num_sequences(64))])
-    assert np.array_equal(targets, np.arange(1, len(targets) + 1))
-    assert split.num_tokens - len(targets) <= 64
+def test_an_epoch_predicts_every_token_once_but_for_the_tail(recipe: Recipe, tmp_path: Path) -> None:
+    """Token = index proves it: what the batches hold says itself where it was read."""
+    sizes, first_token = {"modules": [20_000, 7, 13_005], "lines": [9_000]}, {"modules": 0, "lines": 40_000}
+    folder = write_store(tmp_path / "store", sizes)
+    for source, shards in sizes.items():
+        numbers = np.arange(sum(shards), dtype="<u2") + first_token[source]
+        for number, tokens in enumerate(np.split(numbers, np.cumsum(shards)[:-1])):
+            tokens.tofile(folder / source / f"train/{number:05d}.tokens")
+    epoch = {source: (sum(shards) - 1) // 64 for source, shards in sizes.items()}
+    longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"tokens": 24 * 64 * 40})})
+    rows = torch.cat(list(batches(longer, TokenStore.open(folder), 0))).numpy()
+    for source, count in epoch.items():
+        own = rows[(rows[:, 0] >= 40_000) == (source == "lines")][:count] - first_token[source]
+        assert np.array_equal(np.sort(own[:, 1:].ravel()), np.arange(1, count * 64 + 1))
+        assert np.array_equal(own[:, 1:], own[:, :-1] + 1)
+        assert sum(sizes[source]) - 1 - count * 64 < 64
 
 
 @pytest.mark.parametrize(("first_step", "ranks"), [(0, 1), (0, 3), (5, 2), (9, 8), (10, 1)])
