@@ -275,6 +275,26 @@ def test_after_inputs_changed_the_tasks_that_are_the_same_are_kept(
     assert f"inputs changed since it was begun: {5 if change != 'more' else 6} finished" in capsys.readouterr().err
 
 
+def test_a_kept_task_keeps_its_own_rejects_and_a_vanished_one_leaves_nothing(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyllama.data.tasks._MOST_BYTES", 1)
+    for source in ("modules", "lines"):
+        raw = eight_files(tmp_path / source)
+        for path in raw.iterdir():
+            path.write_text(path.read_text() + f"not json but {source} {path.name}\n")
+    paths = {f"data.sources.{name}.path": str(tmp_path / name) for name in ("modules", "lines")}
+    interrupt(recipe_at(small, tmp_path / "store", **paths), monkeypatch, 14)
+    (tmp_path / "store/.work/receipts/tokens/modules.train.00007.json").unlink()  # as if killed just before it
+    (tmp_path / "modules/6.jsonl").unlink()
+    (tmp_path / "modules/7.jsonl").unlink()
+    prepare(recipe_at(small, tmp_path / "store", **paths))
+    prepare(recipe_at(small, tmp_path / "calm", **paths))
+    assert contents(tmp_path / "store") == contents(tmp_path / "calm")
+    rejects = [json.loads(line)["file"] for line in (tmp_path / "store/lines/train/rejects.jsonl").open()]
+    assert rejects == [str(tmp_path / f"lines/{number}.jsonl") for number in range(8)]
+
+
 def test_unfinished_work_of_another_recipe_is_neither_taken_nor_thrown_away(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

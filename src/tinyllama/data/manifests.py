@@ -11,7 +11,7 @@ from typing import Any
 
 from tinyllama.data import clean
 from tinyllama.data.inputs import changed_since
-from tinyllama.data.pipeline import rejects_file, stages
+from tinyllama.data.pipeline import stages
 from tinyllama.data.store import FORMAT_VERSION
 from tinyllama.data.tasks import TOKENS, Job, receipt_inputs
 from tinyllama.errors import InputError
@@ -53,6 +53,11 @@ def different_settings(
     }
     if "tokenizer" in found:
         found["tokenizer"] = {key: found["tokenizer"][key] for key in wanted["tokenizer"]}
+    return differences(found, wanted)
+
+
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted name and both values of each leaf in which two mappings differ, in the order of the names."""
     then, now = dict(flatten(found)), dict(flatten(wanted))
     for key in sorted(then | now):
         if then.get(key) != now.get(key):
@@ -95,7 +100,7 @@ def _refuse_changed(job: Job, receipts: list[Receipt]) -> None:
         if changed := changed_since(job.work / "plan.json", receipt["inputs"]):
             job.receipt(TOKENS, rank).unlink()
             raise InputError(f"{changed}: changed while it was being prepared; run prepare again")
-    for stage in stages(job):
+    for stage in stages(job).keys() - {TOKENS}:
         for rank, receipt in enumerate(receipts):
             path = job.receipt(stage, rank)
             then = receipt_inputs(read_json(path)) if path.is_file() else {}
@@ -115,7 +120,7 @@ def _finish_split(job: Job, folder: Path, own: dict[int, Receipt]) -> dict[str, 
         return None
     with write_atomically(folder / "rejects.jsonl") as file:
         for rank in read:
-            with rejects_file(job, rank).open("rb") as part:
+            with job.rejects(rank).open("rb") as part:
                 shutil.copyfileobj(part, file)
     tokens, documents = (sum(shard[key] for shard in shards) for key in ("tokens", "documents"))
     subsets = _subsets(receipt["subsets"].get(split, {}) for receipt in own.values())

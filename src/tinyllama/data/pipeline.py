@@ -16,6 +16,7 @@ import orjson
 from datatrove.data import Document
 
 from tinyllama.data import clean
+from tinyllama.data.decontamination import CONTAMINATED
 from tinyllama.data.holdout import content_share
 from tinyllama.data.inputs import fetched
 from tinyllama.data.shards import ShardWriter
@@ -71,7 +72,7 @@ class Excluded:
     def write(self, document: Document, rank: int) -> None:
         """Book a dropped document."""
         self.ledger.left_out[str(document.metadata["filter_reason"])] += 1
-        if found := document.metadata.get("contaminated"):
+        if found := document.metadata.get(CONTAMINATED):
             self.ledger.contaminated.append(found)
 
 
@@ -128,7 +129,7 @@ def _documents(job: Job, rank: int, ledger: Ledger) -> Iterator[Document]:
     task = job.tasks[rank]
     source = job.recipe.data.sources[task.source]
     is_cleaned = source.clean != Cleaning()
-    with write_atomically(rejects_file(job, rank)) as rejects:
+    with write_atomically(job.rejects(rank)) as rejects:
         for number, path in enumerate(task.files):
             entry: dict[str, Any] = {"path": path, "bytes": 0, "sha256": "", "documents": {}}
             ledger.inputs.append(entry)
@@ -142,11 +143,6 @@ def _documents(job: Job, rank: int, ledger: Ledger) -> Iterator[Document]:
                         text = as_string(row.text) if is_cleaned else row.text  # datatrove's blocks know strings alone
                         yield Document(text=text, id=f"{path}:{row.row}", metadata=metadata)
                 entry |= {"bytes": local.stat().st_size, "sha256": sha256_of(local)}
-
-
-def rejects_file(job: Job, rank: int) -> Path:
-    """Where a task lists its rejects until the split's list is made of all tasks'."""
-    return job.work / "rejects" / f"{rank:06d}.jsonl"
 
 
 def _reject(ledger: Ledger, rejects: IO[bytes], path: str, row: Reject) -> None:

@@ -13,15 +13,14 @@ from typing import Any
 
 from tinyllama.data.executors import run_local, run_ray, submit_slurm
 from tinyllama.data.inputs import changed_since
-from tinyllama.data.manifests import different_settings, finish, settings
+from tinyllama.data.manifests import differences, different_settings, finish, settings
 from tinyllama.data.pipeline import load_tokenizer, stages, writable
-from tinyllama.data.shards import SUFFIXES
-from tinyllama.data.store import TokenStore
+from tinyllama.data.store import WORK, TokenStore
 from tinyllama.data.tasks import TOKENS, Job, plan_job
 from tinyllama.errors import InputError
 from tinyllama.files import alone_in, read_json, write_json
 from tinyllama.progress import track_count
-from tinyllama.recipe import Recipe, flatten
+from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 
 
@@ -75,12 +74,11 @@ def _begin(job: Job, plan: dict[str, Any]) -> None:
         raise InputError(f"{store}: holds files but no token store; choose an empty or a new folder")
     if begun is None:
         shutil.rmtree(work, ignore_errors=True)
-    elif begun["settings"] != plan["settings"]:
-        then, now = dict(flatten(begun["settings"])), dict(flatten(plan["settings"]))
-        key = next(key for key in sorted(then | now) if then.get(key) != now.get(key))
+    elif found := next(differences(begun["settings"], plan["settings"]), None):
+        key, then, now = found
         raise InputError(
-            f"{store}: begun with {key} {then.get(key)}, the recipe says {now.get(key)}; choose another store, or "
-            "delete this one and what it holds so far"
+            f"{store}: begun with {key} {then}, the recipe says {now}; choose another store, or delete this one and "
+            "what it holds so far"
         )
     elif begun != plan:
         _keep_same_tasks(job)
@@ -93,18 +91,20 @@ def _begin(job: Job, plan: dict[str, Any]) -> None:
 
 def _keep_same_tasks(job: Job) -> None:
     """After inputs came, went or changed, keep the tasks that are the same; where documents are compared, none is."""
-    same = {} if len(stages(job)) > 1 else {job.receipt(TOKENS, rank): rank for rank in range(len(job.tasks))}
-    kept = 0
+    ranks = () if len(stages(job)) > 1 else range(len(job.tasks))
+    same = {job.receipt(TOKENS, rank): rank for rank in ranks}
+    kept, shards = 0, set()
     for path in sorted((job.work / "receipts").rglob("*.json")):
         receipt = read_json(path)
-        if path in same and receipt["task"] == job.identity(same[path]):
-            kept += 1
+        if path not in same or receipt["task"] != job.identity(same[path]):
+            path.unlink()
             continue
-        path.unlink()
-        source = path.name.split(".")[0]
-        for split, shard in receipt.get("shards", {}).items():
-            for suffix in SUFFIXES:
-                (job.store / source / split / shard["file"]).with_suffix(suffix).unlink(missing_ok=True)
+        kept += 1
+        source = job.tasks[same[path]].source
+        shards |= {job.store / source / split / shard["file"] for split, shard in receipt["shards"].items()}
+    for path in job.store.glob("*/*/*"):
+        if path.with_suffix(".tokens") not in shards and WORK not in path.parts:
+            path.unlink()
     print(f"{job.store}: inputs changed since it was begun: {kept} finished tasks are kept", file=sys.stderr)
 
 

@@ -37,6 +37,11 @@ class Task:
     holdout: float
     """Share of documents that go to validation instead."""
 
+    @property
+    def name(self) -> str:
+        """What its files are called: its rank changes when files of other tasks come or go."""
+        return f"{self.source}.{self.split}.{self.number:05d}"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -65,10 +70,13 @@ class Job:
         return self.store.with_name(f"{self.store.name}.slurm")
 
     def receipt(self, stage: str, rank: int) -> Path:
-        """The file that says that task `rank` of a stage is done; of a task that writes tokens, by its own name."""
-        task = self.tasks[rank] if stage == TOKENS else None
-        name = f"{task.source}.{task.split}.{task.number:05d}" if task else f"{rank:06d}"
+        """The file that says that task `rank` of a stage is done."""
+        name = self.tasks[rank].name if stage == TOKENS else f"{rank:06d}"
         return self.work / "receipts" / stage / f"{name}.json"
+
+    def rejects(self, rank: int) -> Path:
+        """Where task `rank` lists its rejects until the split's list is made of all tasks'."""
+        return self.work / "rejects" / f"{self.tasks[rank].name}.jsonl"
 
     def identity(self, rank: int) -> list[Any]:
         """What a task is, in JSON's terms: its receipt is of no other."""
