@@ -15,7 +15,9 @@ import pytest
 import yaml
 
 from tinyllama.data.corpus import MANIFEST, STAGE, CorpusReport, write_corpus
+from tinyllama.data.pipeline import run_rank
 from tinyllama.data.prepare import prepare
+from tinyllama.data.tasks import Job
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer_training import train_tokenizer
 
@@ -111,3 +113,22 @@ def leave_a_former_run(directory: Path) -> None:
     (directory / MANIFEST).write_text(json.dumps({"files": {name: hashlib.sha256(b"of an older corpus").hexdigest()}}))
     (directory / STAGE / "slimpajama").mkdir(parents=True)
     (directory / STAGE / "slimpajama" / "half.jsonl.zst").write_bytes(b"half")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def interrupt(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Prepare until so many tasks are done."""
+    left = iter(range(after))
+
+    def dying(job: Job, stage: str, rank: int) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        run_rank(job, stage, rank)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tinyllama.data.executors.run_rank", dying)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(recipe)

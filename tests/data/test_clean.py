@@ -101,12 +101,9 @@ def run(
     """The texts that each task (source, texts) keeps, and what went; with `torn`, every rank of a stage runs twice."""
     recipe = recipe_with(cleanings)
 
-    def read() -> clean.Step:
-        def step(data: None, rank: int, world: int) -> Iterator[Document]:
-            for number, text in enumerate(rows[rank][1]):
-                yield Document(text, f"{rank}:{number}", metadata={"subset": "any"})
-
-        return step
+    def read(data: None, rank: int, world: int) -> Iterator[Document]:
+        for number, text in enumerate(rows[rank][1]):
+            yield Document(text, f"{rank}:{number}", metadata={"subset": "any"})
 
     for stage in clean.preliminary(recipe, [Task(source) for source, _ in rows], work, read):
         for rank in order(stage.tasks):
@@ -118,7 +115,7 @@ def run(
     dropped = Dropped()
     kept: dict[int, list[str]] = {}
     for rank in order(len(rows)):
-        chain = [read(), *clean.steps(recipe, rows[rank][0], work, dropped)]
+        chain: list[clean.Step] = [read, *clean.steps(recipe, rows[rank][0], work, dropped)]
         kept[rank] = [document.text for document in pipe(chain, rank, len(rows))]
     return [kept[rank] for rank in range(len(rows))], dropped
 
@@ -382,7 +379,7 @@ def test_dedup_then_filters_then_decontamination_each_see_what_is_left(
 
 def test_nothing_is_done_or_imported_where_nothing_is_asked_for(tmp_path: Path) -> None:
     recipe = recipe_with({"web": {}})
-    assert clean.preliminary(recipe, [Task("web")], tmp_path, lambda: pytest.fail("nothing is read")) == []
+    assert clean.preliminary(recipe, [Task("web")], tmp_path, lambda *_: pytest.fail("nothing is read")) == []
     assert clean.steps(recipe, "web", tmp_path, Dropped()) == []
     script = "import sys, tinyllama.data.clean; print([m for m in ('regex', 'spacy', 'lm_eval') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import python_sources, write_jsonl
+from tests.conftest import contents, interrupt, python_sources, write_jsonl
 
-from tinyllama.data.pipeline import run_rank
 from tinyllama.data.prepare import prepare
 from tinyllama.data.store import TokenStore
 from tinyllama.data.verification import problems
@@ -43,10 +42,6 @@ echo here
 SQUEUE = """#!/bin/bash
 cat "$JOBS/queue"
 """
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -137,20 +132,14 @@ def test_a_local_ray_goes_on_where_other_workers_stopped(
 ) -> None:
     pytest.importorskip("ray")
 
-    def dying(job: Any, stage: str, rank: int) -> None:
-        if rank == 5:
-            raise KeyboardInterrupt
-        run_rank(job, stage, rank)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("tinyllama.data.executors.run_rank", dying)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(recipe)
-    receipts = {path: path.stat().st_mtime_ns for path in (tmp_path / "store/.work/receipts").rglob("*.json")}
-    assert len(receipts) == 5
+    interrupt(recipe, monkeypatch, after=5)
+    assert len(list((tmp_path / "store/.work/receipts").rglob("*.json"))) == 5
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "store/modules/train").glob("*.tokens")}
+    assert len(shards) == 5
     store = prepare(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray", "data.workers": 2}))
     assert store is not None
     assert contents(tmp_path / "store") == wanted
+    assert {path: path.stat().st_mtime_ns for path in shards} == shards, "done work is not done again"
 
 
 def test_on_ray_an_unreadable_file_stops_with_its_name(recipe: Recipe, small: Path, raw: Path, tmp_path: Path) -> None:

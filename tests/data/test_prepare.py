@@ -14,7 +14,7 @@ import fsspec  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import zstandard
-from tests.conftest import HOLD, python_sources, write_jsonl
+from tests.conftest import HOLD, contents, interrupt, python_sources, write_jsonl
 
 from tinyllama.cli import main
 from tinyllama.data.pipeline import run_rank
@@ -26,10 +26,6 @@ from tinyllama.errors import InputError
 from tinyllama.files import sha256_of
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def recipe_at(small: Path, store: Path, **overrides: Any) -> Recipe:
@@ -73,22 +69,12 @@ def test_workers_and_interruptions_never_change_the_bytes(
     wanted = contents(tmp_path / "one")
     assert "modules/train/00001.tokens" in wanted
 
-    done: list[int] = []
-
-    def dying(job: Job, stage: str, rank: int) -> None:
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        run_rank(job, stage, rank)
-        done.append(rank)
-
-    monkeypatch.setattr("tinyllama.data.executors.run_rank", dying)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(recipe_at(small, tmp_path / "two"))
+    interrupt(recipe_at(small, tmp_path / "two"), monkeypatch, after=2)
     with pytest.raises(InputError, match="is not finished"):
         TokenStore.open(tmp_path / "two")
 
     def counting(job: Job, stage: str, rank: int) -> None:
-        assert rank not in done, "done work is not done again"
+        assert rank >= 2, "done work is not done again"
         run_rank(job, stage, rank)
 
     monkeypatch.setattr("tinyllama.data.executors.run_rank", counting)
@@ -235,21 +221,6 @@ def eight_files(folder: Path) -> Path:
     for number in range(8):
         write_jsonl(folder / f"{number}.jsonl", texts[number * 6 : number * 6 + 6])
     return folder
-
-
-def interrupt(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """Prepare until so many tasks are done."""
-    left = iter(range(after))
-
-    def dying(job: Job, stage: str, rank: int) -> None:
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        run_rank(job, stage, rank)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("tinyllama.data.executors.run_rank", dying)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(recipe)
 
 
 @pytest.mark.parametrize("change", ["mended", "gone", "more"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import write_jsonl
+from tests.conftest import contents, interrupt, write_jsonl
 
 pytest.importorskip("spacy", reason="the extra `clean` is not installed")
 
@@ -18,16 +18,12 @@ from tests.data.test_clean import ITEM, prose, with_changed_words
 from tinyllama.cli import main
 from tinyllama.data import decontamination
 from tinyllama.data.origin import find_documents
-from tinyllama.data.pipeline import run_rank, stages
+from tinyllama.data.pipeline import stages
 from tinyllama.data.prepare import prepare
 from tinyllama.data.store import TokenStore
-from tinyllama.data.tasks import Job, plan_job
+from tinyllama.data.tasks import plan_job
 from tinyllama.data.verification import problems
 from tinyllama.recipe import Recipe
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -84,19 +80,8 @@ def test_workers_and_interruptions_never_change_a_cleaned_store(
     prepare(recipe_at(small, raw, tmp_path / "calm"))
     recipe = recipe_at(small, raw, tmp_path / "store")
     assert sum(stages(plan_job(recipe)).values()) == 28
-    for done in (3, 9, 6, 5):  # tasks until the next interruption
-        left = [done]
-
-        def dying(job: Job, stage: str, rank: int, left: list[int] = left) -> None:
-            if not left[0]:
-                raise KeyboardInterrupt
-            left[0] -= not job.receipt(stage, rank).is_file()
-            run_rank(job, stage, rank)
-
-        with monkeypatch.context() as patch:
-            patch.setattr("tinyllama.data.executors.run_rank", dying)
-            with pytest.raises(KeyboardInterrupt):
-                prepare(recipe)
+    for after in (3, 9, 6, 5):  # tasks until the next interruption
+        interrupt(recipe, monkeypatch, after)
         assert not (tmp_path / "store/manifest.json").exists()
     prepare(recipe_at(small, raw, tmp_path / "store", **{"data.workers": 3}))
     assert contents(tmp_path / "store") == contents(tmp_path / "calm")

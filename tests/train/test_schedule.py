@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from tinyllama.recipe import Recipe, Schedule
+from tinyllama.recipe import Recipe
+from tinyllama.recipe_train import Schedule
 from tinyllama.train.schedule import learning_rate
 
 

@@ -46,10 +46,10 @@ class Preliminary:
     steps: list[Step]
 
 
-def preliminary(recipe: Recipe, tasks: Sequence[Task], work: Path, read: Callable[[], Step]) -> list[Preliminary]:
+def preliminary(recipe: Recipe, tasks: Sequence[Task], work: Path, read: Step) -> list[Preliminary]:
     """The stages before tokens are written, in order; none where no source asks for any.
 
-    `read()` is a step that reads the documents of task `rank`. What the stages leave for `steps` lies in `work`.
+    `read` is a step that reads the documents of task `rank`. What the stages leave for `steps` lies in `work`.
     Raises InputError where a source asks for what is not installed, or for a language without rules.
     """
     cleanings = {name: source.clean for name, source in recipe.data.sources.items()}
@@ -95,23 +95,23 @@ def _decontamination_stages(cleanings: dict[str, Cleaning], folder: Path) -> lis
     return [Preliminary("decontamination-index", len(wanted), [index])] if wanted else []
 
 
-def _exact_stages(takes_part: list[bool], folder: Path, read: Callable[[], Step]) -> list[Preliminary]:
+def _exact_stages(takes_part: list[bool], folder: Path, read: Step) -> list[Preliminary]:
     if not any(takes_part):
         return []
     counts = accumulate(takes_part)
     places = [count - 1 if takes else None for takes, count in zip(takes_part, counts, strict=True)]
     return [
-        Preliminary("exact-signatures", len(places), [read(), partial(deduplication.sign_exact, folder, places)]),
+        Preliminary("exact-signatures", len(places), [read, partial(deduplication.sign_exact, folder, places)]),
         Preliminary("exact-finders", deduplication.EXACT_FINDERS, [partial(deduplication.find_exact, folder)]),
     ]
 
 
-def _minhash_stages(languages: list[str | None], folder: Path, read: Callable[[], Step]) -> list[Preliminary]:
+def _minhash_stages(languages: list[str | None], folder: Path, read: Step) -> list[Preliminary]:
     if not any(languages):
         return []
     sign = partial(deduplication.sign_minhash, folder, languages)
     return [
-        Preliminary("minhash-signatures", len(languages), [read(), sign]),
+        Preliminary("minhash-signatures", len(languages), [read, sign]),
         Preliminary("minhash-buckets", deduplication.MINHASH_BUCKETS, [partial(deduplication.find_minhash, folder)]),
         Preliminary("minhash-clusters", 1, [partial(deduplication.keep_first, folder)]),
     ]

@@ -25,7 +25,7 @@ from tinyllama.errors import InputError
 from tinyllama.files import sync_directory, write_atomically
 
 EXACT_FINDERS = 16
-"""Ranges of the hashes that are compared one by one; 16 keep a billion documents under an hour each."""
+"""Ranges of the hashes, each compared by a task of its own."""
 MINHASH_BUCKETS = 14
 """datatrove's: with 8 hashes each, documents that share 80 % of their 5-word runs are found with 92 %."""
 _MOST_PRIORITIES = 65_535  # datatrove stores an order of precedence in 16 bits

@@ -121,7 +121,7 @@ def _preliminary(job: Job, ledger: Ledger) -> list[clean.Preliminary]:
     def read(data: Any, rank: int, world: int) -> Iterator[Document]:
         return _documents(job, rank, ledger)
 
-    return clean.preliminary(job.recipe, job.tasks, job.work, lambda: read)
+    return clean.preliminary(job.recipe, job.tasks, job.work, read)
 
 
 def _documents(job: Job, rank: int, ledger: Ledger) -> Iterator[Document]:
