@@ -19,7 +19,7 @@ import tyro
 import yaml
 from tyro.conf import Positional
 
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.recipe import Recipe, bundled_recipes
 
 # Each command imports what it needs when it runs: `tinyllama --help` should not wait for torch.
@@ -220,13 +220,20 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit status: 0, 1 for damage found, 2 for wrong input, 130 where interrupted."""
+    """Run the command line; return its exit status.
+
+    0; 1 for damage found, or a run that could not go on; 2 for wrong input; 75 where a signal had it save and end, so
+    that a scheduler starts it again; 130 where interrupted.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _command(arguments)() or 0
     except InputError as error:
-        print(f"tinyllama: {error}", file=sys.stderr)
+        _say(error)
         return 2
+    except RunStoppedError as stop:
+        _say(stop)
+        return stop.status
     except BrokenPipeError:  # who read the output has read enough, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -238,6 +245,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("tinyllama: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def _say(error: Exception) -> None:
+    if os.environ.get("RANK", "0") == "0":  # under torchrun every rank finds the same
+        print(f"tinyllama: {error}", file=sys.stderr)
 
 
 def _command(arguments: list[str]) -> Callable[[], int | None]:

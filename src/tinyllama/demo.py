@@ -23,8 +23,9 @@ from tinyllama.recipe import Recipe
 from tinyllama.release import release
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train import checkpoint
-from tinyllama.train.loop import run_folder, train
+from tinyllama.train.loop import train
 from tinyllama.train.metrics import read_rows
+from tinyllama.train.setup import run_folder
 from tinyllama.train.validation import gzip_bits_per_byte
 
 VOCAB_SIZE = 4096

@@ -1,5 +1,13 @@
-"""The one exception for what a user can mend: the command line prints it as one line and exits with status 2."""
+"""What ends a command: the command line prints the message as one line and exits with the status."""
 
 
 class InputError(ValueError):
-    """Wrong input: the message names the place, the value and the remedy, in one line."""
+    """Wrong input, which the user can mend: the place, the value and the remedy, in one line. Exit status 2."""
+
+
+class RunStoppedError(RuntimeError):
+    """A run that ended before its last step: why, and what to do, in one line; and the exit status."""
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -18,7 +18,8 @@ from pydantic import Field, ValidationError, model_validator
 from tinyllama.errors import InputError
 from tinyllama.recipe_data import Data
 from tinyllama.recipe_errors import first_problem
-from tinyllama.recipe_fields import Count, Part, Positive, Share, Tokens
+from tinyllama.recipe_fields import Count, Part, Positive
+from tinyllama.recipe_train import Checkpoint, Guard, Parallel, Release, Track, Train
 
 
 class Model(Part):
@@ -59,94 +60,6 @@ class Model(Part):
         return self
 
 
-class Optimizer(Part):
-    """AdamW; weight decay on matrices only."""
-
-    name: Literal["adamw"] = "adamw"
-    """The update rule."""
-    learning_rate: Positive
-    """Peak learning rate."""
-    betas: tuple[Share, Share] = (0.9, 0.95)
-    """Decay of the running mean and of the running square."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """Decoupled decay a step, times the learning rate."""
-    clip_norm: Positive = 1.0
-    """Largest global norm of the gradient."""
-
-
-class Schedule(Part):
-    """The learning rate over the run: warm-up, then cosine; or warm-up, stable, decay (WSD)."""
-
-    name: Literal["cosine", "wsd"] = "cosine"
-    """Shape after the warm-up."""
-    warmup_steps: Annotated[int, Field(ge=0)]
-    """Steps of linear rise to the peak."""
-    final_learning_rate: Annotated[float, Field(ge=0)]
-    """Learning rate at the last step."""
-    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """WSD only: the share of all steps over which it falls at the end."""
-
-
-class Train(Part):
-    """How the model is trained."""
-
-    tokens: Tokens
-    """Tokens to train on, over the whole run."""
-    sequence_length: Count
-    """Tokens a row that the model predicts."""
-    batch_sequences: Count
-    """Rows of a step's whole batch, over all ranks."""
-    micro_batch_sequences: Count
-    """Rows that one rank puts through the model at a time, at most: the largest divisor of its rows is taken."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Of the computation; weights, optimiser state and gradient sums are always float32."""
-    compile: bool = True
-    """Compile the blocks with torch.compile."""
-    optimizer: Optimizer
-    """The update rule and its constants."""
-    schedule: Schedule
-    """The learning rate over the run."""
-    validate_every_steps: Count = 1000
-    """Steps between two validations; the last step is always validated."""
-    validation_sequences: Count = 1024
-    """Rows of a validation at most, over all sources, shared out by their weights."""
-
-    @property
-    def batch_tokens(self) -> int:
-        """Tokens a step."""
-        return self.batch_sequences * self.sequence_length
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the run: the last one reaches `tokens`."""
-        return -(-self.tokens // self.batch_tokens)
-
-
-class Checkpoint(Part):
-    """When the run can be picked up again."""
-
-    every_steps: Count = 1000
-    """Steps between two checkpoints; the last step always makes one."""
-    keep: Count = 3
-    """Newest checkpoints that are kept."""
-
-
-class Release(Part):
-    """What a release is scored on."""
-
-    tasks: tuple[str, ...] = ("hellaswag",)
-    """lm-eval tasks."""
-    limit: Count | None = None
-    """Items a task at most: the first in the task's order; null means all."""
-
-
-class Track(Part):
-    """Where the metrics go besides metrics.jsonl."""
-
-    trackio: bool = True
-    """Log to trackio, in a folder beside the run."""
-
-
 class Recipe(Part):
     """Everything that a run is."""
 
@@ -162,8 +75,12 @@ class Recipe(Part):
     """The network."""
     train: Train
     """The training."""
+    parallel: Parallel = Parallel()
+    """How the work is shared out."""
     checkpoint: Checkpoint = Checkpoint()
     """The checkpoints."""
+    guard: Guard = Guard()
+    """What is done about steps that go wrong."""
     release: Release = Release()
     """The releases."""
     track: Track = Track()
@@ -213,7 +130,8 @@ class Recipe(Part):
 # Neither where things lie nor how the work is cut up, watched or kept changes what is learnt.
 _NEUTRAL = re.compile(
     r"name$|tokenizer$|data\.(store|workers|executor|slurm.*|sources\.[^.]+\.path)$|checkpoint\.|release\.|track\."
-    r"|train\.(micro_batch_sequences|compile|validate_every_steps|validation_sequences)$"
+    r"|train\.(initial_weights|micro_batch_sequences|compile|validate_every_steps|validation_sequences)$"
+    r"|parallel\.|guard\.hang_seconds$"
 )
 
 

@@ -56,7 +56,7 @@ def test_logits_equal_transformers_with_our_weights_in_its_model(shape: Model) -
 def test_logits_equal_transformers_with_its_weights_in_our_model(shape: Model) -> None:
     peer = peer_of(shape)
     model = Llama(shape_from_hugging_face(peer.config.to_dict()), VOCAB).eval()
-    model.load_state_dict(from_hugging_face(peer.state_dict(), shape))
+    model.load_state_dict(dict(from_hugging_face(peer.state_dict(), shape)))
     ids = torch.randint(VOCAB, (2, 50), generator=torch.Generator().manual_seed(1))
     assert (model(ids) - peer(ids).logits).abs().max() < 1e-4
 
@@ -66,7 +66,7 @@ def test_a_shape_survives_the_way_to_hugging_face_and_back(shape: Model) -> None
     assert shape_from_hugging_face(config_to_hugging_face(shape, VOCAB, 1, 2)) == shape
     model = built(shape)
     assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters(shape, VOCAB)
-    state = from_hugging_face(dict(to_hugging_face(model.state_dict(), shape)), shape)
+    state = dict(from_hugging_face(dict(to_hugging_face(model.state_dict(), shape)), shape))
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
 

@@ -17,7 +17,7 @@ from tinyllama.recipe import Recipe
 from tinyllama.release import release
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train import checkpoint
-from tinyllama.train.optimizer import build_optimizer
+from tinyllama.train.optimizer import build_optimizers
 
 STEPS = (9, 10, 40)
 
@@ -106,6 +106,8 @@ def save_checkpoint(run: Path, recipe: Recipe, step: int, digests: dict[str, str
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step))
             parameter.add_(noise, alpha=0.1)
-    optimizer = build_optimizer(model, recipe.train.optimizer)
+    optimizers = build_optimizers(model, recipe.train.optimizer)
     state = {"tokens": step * recipe.train.batch_tokens, "digest": recipe.digest, **digests}
-    checkpoint.save(run, step, model, optimizer, state)
+    saver = checkpoint.Saver(run, asynchronous=False, on_commit=lambda *_: None)
+    saver.begin(step, model, optimizers, state | {"vocab_size": model.vocab_size})
+    assert saver.settle() is None

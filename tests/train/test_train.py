@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from tests.conftest import HOLD, small_recipe
+from tests.train.trainers import built
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tinyllama.data.batches import batch_of_step
@@ -22,12 +23,10 @@ from tinyllama.model.loading import load_model
 from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
 from tinyllama.recipe import Recipe
 from tinyllama.train import checkpoint
-from tinyllama.train.loop import Trainer, build, train, train_step
+from tinyllama.train.loop import train, train_step
 from tinyllama.train.metrics import read_rows
-from tinyllama.train.parallel import Ranks
 from tinyllama.train.schedule import learning_rate
-
-ALONE = Ranks(0, 1, torch.device("cpu"))
+from tinyllama.train.setup import Trainer
 
 
 def recipe_of(small: Path, **overrides: Any) -> Recipe:
@@ -49,7 +48,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def test_the_loss_follows_transformers_and_its_adamw_step_by_step(small: Path) -> None:
     recipe = recipe_of(small)
-    trainer = build(recipe, ALONE)
+    trainer = built(recipe)
     config = config_to_hugging_face(recipe.model, trainer.tokenizer.vocab_size, 1, 2) | {"dtype": "float32"}
     peer = LlamaForCausalLM(LlamaConfig(**config))
     peer.load_state_dict(dict(to_hugging_face(trainer.model.state_dict(), recipe.model)))
@@ -74,15 +73,15 @@ def test_the_loss_follows_transformers_and_its_adamw_step_by_step(small: Path) -
 def test_the_micro_batch_changes_only_rounding(small: Path) -> None:
     losses = []
     for rows in (1, 2, 6):
-        trainer = build(recipe_of(small, **{"train.micro_batch_sequences": rows}), ALONE)
+        trainer = built(recipe_of(small, **{"train.micro_batch_sequences": rows}))
         losses.append([step_of(trainer, step) for step in range(4)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert losses[2] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_bf16_compiled_follows_float32(small: Path) -> None:
-    exact = build(recipe_of(small), ALONE)
-    fast = build(recipe_of(small, **{"train.precision": "bf16", "train.compile": True}), ALONE)
+    exact = built(recipe_of(small))
+    fast = built(recipe_of(small, **{"train.precision": "bf16", "train.compile": True}))
     for step in range(5):
         assert step_of(fast, step) == pytest.approx(step_of(exact, step), rel=1e-2)
     assert {parameter.dtype for parameter in fast.model.parameters()} == {torch.float32}
@@ -171,7 +170,7 @@ def test_another_tokenizer_than_the_stores_is_refused(small: Path, tmp_path: Pat
 
     train_tokenizer(["some other text " * 50], 285).save(tmp_path / "other", 128)
     with pytest.raises(InputError, match=r"other: not the tokenizer that .*store was made with"):
-        build(recipe_of(small, tokenizer=str(tmp_path / "other")), ALONE)
+        built(recipe_of(small, tokenizer=str(tmp_path / "other")))
 
 
 def test_two_processes_never_train_one_run(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +229,6 @@ def test_without_a_compiler_it_says_so_and_trains_uncompiled(
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
-    trainer = build(recipe_of(small, **{"train.compile": True}), ALONE)
+    trainer = built(recipe_of(small, **{"train.compile": True}))
     assert "no C++ compiler" in capsys.readouterr().err
-    assert step_of(trainer, 0) == pytest.approx(step_of(build(recipe_of(small), ALONE), 0))
+    assert step_of(trainer, 0) == pytest.approx(step_of(built(recipe_of(small)), 0))

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.train.trainers import ALONE, built
 from torch.nn import functional as F
 
 from tinyllama.data.holdout import content_share
 from tinyllama.data.store import TokenStore
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.train.loop import build
-from tinyllama.train.parallel import Ranks
 from tinyllama.train.validation import (
     gzip_bits_per_byte,
     target_bytes,
@@ -23,15 +22,13 @@ from tinyllama.train.validation import (
     validation_rows,
 )
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
-
 
 def recipe_of(small: Path, rows: int) -> Recipe:
     return Recipe.load(small / "recipe.yaml", {"train.validation_sequences": rows})
 
 
 def test_the_bytes_are_those_of_the_documents_without_markers_or_dummy_spaces(small: Path) -> None:
-    trainer = build(recipe_of(small, 20), ALONE)
+    trainer = built(recipe_of(small, 20))
     split = trainer.store["lines/validation"]
     whole = torch.from_numpy(split.read(0, split.num_tokens).astype("int64"))[None]
     texts = [json.loads(line)["text"] for line in (small / "raw/lines/a.jsonl").open()]
@@ -52,7 +49,7 @@ def test_the_rows_are_shared_out_by_weight_and_never_trained_on(small: Path) -> 
 
 @torch.no_grad()
 def test_a_score_is_all_bits_over_all_bytes(small: Path) -> None:
-    trainer = build(recipe_of(small, 20), ALONE)
+    trainer = built(recipe_of(small, 20))
     assert trainer.validation is not None
     rows = trainer.validation.rows
     nats = F.cross_entropy(trainer.model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten(), reduction="sum")

@@ -5,7 +5,7 @@ random access in this very process: a step of 2M tokens is 4 MB, and a worker pr
 it saves. Ahead of a step only the kernel reads, which is told what comes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain, pairwise
 
 import numpy as np
@@ -23,14 +23,22 @@ _BLOCK_ROWS = 16384
 """Rows whose order is worked out together, in about 10 ms; a row alone costs several times its share of that."""
 
 
-def batches(recipe: Recipe, store: TokenStore, first_step: int, rank: int = 0, ranks: int = 1) -> Iterator[Tensor]:
+def batches(
+    recipe: Recipe,
+    store: TokenStore,
+    first_step: int,
+    rank: int = 0,
+    ranks: int = 1,
+    left_out: Collection[int] = (),
+) -> Iterator[Tensor]:
     """The batches of one rank from step `first_step` to the recipe's last: one `batch_of_step` each, in turn.
 
-    While one is learnt from, the kernel fetches the next one's tokens, and none after the last. Raises InputError where
-    the batch does not divide among the ranks, and as `Split.fetch` does.
+    A batch in `left_out` is passed over (see `batch_of`). While one is learnt from, the kernel fetches the next one's
+    tokens, and none after the last. Raises InputError where the batch does not divide among the ranks, and as
+    `Split.fetch` does.
     """
     length = recipe.train.sequence_length
-    steps = _pieces_of_steps(recipe, store, first_step, rank_slice(recipe, rank, ranks))
+    steps = _pieces_of_steps(recipe, store, first_step, rank_slice(recipe, rank, ranks), left_out)
     for pieces, _ in pairwise(chain(_fetched_ahead(steps), ([],))):  # in pairs: the next is on its way when one is read
         yield _read(pieces, length)
 
@@ -69,15 +77,26 @@ def _pieces(split: Split, index: int, length: int) -> Pieces:
     return [(split, piece) for piece in split.pieces(index * length, (index + 1) * length + 1)]
 
 
-def _pieces_of_steps(recipe: Recipe, store: TokenStore, first_step: int, part: slice) -> Iterator[Pieces]:
+def batch_of(step: int, left_out: Collection[int]) -> int:
+    """Which batch of the order a step learns from: the one that `step` others precede which are not left out."""
+    for batch in sorted(left_out):
+        step += batch <= step
+    return step
+
+
+def _pieces_of_steps(
+    recipe: Recipe, store: TokenStore, first_step: int, part: slice, left_out: Collection[int]
+) -> Iterator[Pieces]:
     """What each step reads, row by row, from `first_step` to the recipe's last."""
-    splits, steps, length = _splits(recipe, store), recipe.train.steps, recipe.train.sequence_length
+    splits, length = _splits(recipe, store), recipe.train.sequence_length
+    first, end = batch_of(first_step, left_out), batch_of(recipe.train.steps - 1, left_out) + 1
     stride = max(1, _BLOCK_ROWS // recipe.train.batch_sequences)
-    for start in range(first_step, steps, stride):
-        rows = sequences_of_steps(recipe, store, start, min(start + stride, steps))[:, part]
-        for step in zip(rows["source"].tolist(), rows["index"].tolist(), strict=True):
-            pieces = (_pieces(splits[source], index, length) for source, index in zip(*step, strict=True))
-            yield list(chain.from_iterable(pieces))
+    for start in range(first, end, stride):
+        rows = sequences_of_steps(recipe, store, start, min(start + stride, end))[:, part]
+        for batch, step in enumerate(zip(rows["source"].tolist(), rows["index"].tolist(), strict=True), start):
+            if batch not in left_out:
+                pieces = (_pieces(splits[source], index, length) for source, index in zip(*step, strict=True))
+                yield list(chain.from_iterable(pieces))
 
 
 def _fetched_ahead(steps: Iterator[Pieces]) -> Iterator[Pieces]:

@@ -9,12 +9,16 @@ Shapes: B batch, T time, D model, H query heads, K key/value heads, E width of a
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tinyllama.model.loss import linear_cross_entropy
+from tinyllama.model.recomputation import Recompute, recomputed
+from tinyllama.model.weights import fill
 from tinyllama.recipe import Model
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -126,10 +130,14 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention and feed-forward, each after a norm and added to the residual stream."""
+    """One layer: attention and feed-forward, each after a norm and added to the residual stream.
+
+    `recompute` says which activations the backward pass computes again instead of keeping them.
+    """
 
     def __init__(self, shape: Model) -> None:
         super().__init__()
+        self.recompute: Recompute = "none"
         self.attention_norm = RMSNorm(shape.dim, shape.norm_eps)
         self.attention = Attention(shape)
         self.ffn_norm = RMSNorm(shape.dim, shape.norm_eps)
@@ -137,6 +145,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor, cache: Cache | None = None) -> Tensor:
         """x[B, T, D], rope[2, T, E/2] -> [B, T, D]."""
+        return recomputed(self.recompute, self._layer, x, rope, cache)
+
+    def _layer(self, x: Tensor, rope: Tensor, cache: Cache | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, cache)
         out: Tensor = x + self.ffn(self.ffn_norm(x))
         return out
@@ -171,10 +182,28 @@ class Llama(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
+    def set_recompute(self, how: Recompute) -> None:
+        """Choose which activations the backward pass computes again; see `recomputed`."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.recompute = how
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output head [V, D]."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden[..., D] -> [..., V]."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        return F.linear(hidden, weight.to(hidden.dtype))
+        return F.linear(hidden, self.head_weight.to(hidden.dtype))
+
+    def loss(self, ids: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
+        """Nats to predict targets from ids, int64[B, T], summed; see `linear_cross_entropy` for `z_loss`.
+
+        Targets may have fewer rows: then only so many rows of ids count.
+        """
+        hidden = self.hidden(ids)[: len(targets)].flatten(0, 1)
+        return linear_cross_entropy(hidden, self.head_weight, targets.flatten(), z_loss)
 
     def forward(self, ids: Tensor, caches: list[Cache] | None = None) -> Tensor:
         """ids int64[B, T] -> logits[B, T, V]; with caches, T continues what they hold."""
@@ -191,20 +220,24 @@ class Llama(nn.Module):
         return [Cache(empty(), empty()) for _ in self.blocks]
 
 
-@torch.no_grad()
-def initialize(model: Llama, seed: int) -> None:
-    """Fill the weights as the original TinyLlama did; the same whatever the device or number of ranks.
+def initial_weights(model: Llama, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Name and first value, float32 on the CPU, of each parameter of a model, as the original TinyLlama drew them.
 
-    Normal with standard deviation sqrt(2 / (5 D)) (Nguyen and Salazar 2019, arXiv:1910.05895), and
-    1 / (sqrt(D) layers) for the matrices that write to the residual stream; each parameter has a stream of its own.
+    Norms are one. Matrices are normal with standard deviation sqrt(2 / (5 D)) (Nguyen and Salazar 2019,
+    arXiv:1910.05895), and 1 / (sqrt(D) layers) where they write to the residual stream. Each has a stream of random
+    numbers of its own, so its value depends on the seed and its name, not on the device or the number of ranks.
     """
     dim, layers = model.shape.dim, model.shape.layers
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
-            parameter.fill_(1.0)
+            yield name, torch.ones(parameter.shape)
             continue
         writes_residual = name.endswith(("attention.out.weight", "ffn.down.weight"))
         std = 1 / (math.sqrt(dim) * layers) if writes_residual else math.sqrt(2 / (5 * dim))
         key = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little") >> 1
-        values = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(key)) * std
-        parameter.copy_(values)
+        yield name, torch.randn(parameter.shape, generator=torch.Generator().manual_seed(key)) * std
+
+
+def initialize(model: Llama, seed: int) -> None:
+    """Give a model its `initial_weights`, in place."""
+    fill(model, initial_weights(model, seed))

@@ -4,22 +4,25 @@ Reads a folder's safetensors and nothing else of a stranger's. A run's own check
 pickle: their hashes are checked first, but whoever may write them may run code. Weights come in float32.
 """
 
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 
 from tinyllama.errors import InputError
-from tinyllama.files import read_json
+from tinyllama.files import read_json, sha256_of
 from tinyllama.model.llama import Llama
-from tinyllama.model.weights import from_hugging_face, shape_from_hugging_face
-from tinyllama.recipe import Recipe
+from tinyllama.model.weights import fill, from_hugging_face, shape_from_hugging_face
+from tinyllama.recipe import Model, Recipe
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.train.checkpoint import committed, load_weights
+from tinyllama.train.checkpoint import committed, load_weights, read_state
 
 
 @dataclass(frozen=True)
@@ -77,42 +80,90 @@ def _newest(run: Path) -> Path:
 def _from_checkpoint(found: Located, precision: torch.dtype) -> Llama:
     assert found.run is not None
     recipe = Recipe.load(found.run / "recipe.yaml")
-    model = Llama(recipe.model, Tokenizer.load(found.tokenizer_folder).vocab_size, precision)
+    model = Llama(recipe.model, read_state(found.folder)["vocab_size"], precision)
     load_weights(found.folder, model)
     return model.eval()
 
 
 def _from_folder(folder: Path, precision: torch.dtype) -> Llama:
-    try:
-        config = read_json(folder / "config.json")
-        shape = shape_from_hugging_face(config)
-        weights = from_hugging_face(_read_safetensors(folder), shape)
-    except InputError as error:
-        raise InputError(f"{folder}: {error}") from None
-    except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{folder}/config.json: not a Llama's configuration ({error!r}); only Llamas load") from None
+    there = HuggingFaceLlama.open(folder)
     with torch.device("meta"):
-        model = Llama(shape, config["vocab_size"], precision)
+        model = Llama(there.shape, there.vocab_size, precision)
+    model.to_empty(device="cpu")
     try:
-        model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"{folder}: the weights do not fit config.json ({reason}); fetch or make both again") from None
+        fill(model, there.weights())
+    except InputError as error:
+        raise InputError(f"{folder}: the weights do not fit config.json ({error}); fetch or make both again") from None
     return model.eval()
 
 
-def _read_safetensors(folder: Path) -> dict[str, torch.Tensor]:
-    index = folder / "model.safetensors.index.json"
-    names = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    state: dict[str, torch.Tensor] = {}
-    for name in sorted(names):
-        if not (folder / name).is_file():
-            raise InputError(f"{name} is missing; only safetensors load, and all of them must be there")
+@dataclass(frozen=True)
+class HuggingFaceLlama:
+    """A Hugging Face Llama's folder, whose weights are read one at a time."""
+
+    folder: Path
+    shape: Model
+    vocab_size: int
+
+    @classmethod
+    def open(cls, source: str | Path) -> "HuggingFaceLlama":
+        """Read a folder's, a release's or a hub model's config.json. Raises InputError where it is no Llama's."""
+        folder = locate(source).folder
         try:
-            state.update(load_file(folder / name))
-        except SafetensorError as error:
-            raise InputError(f"{name} cannot be read ({error}); fetch or make it again") from None
-    return state
+            config = read_json(folder / "config.json")
+            return cls(folder, shape_from_hugging_face(config), int(config["vocab_size"]))
+        except InputError as error:
+            raise InputError(f"{folder}: {error}") from None
+        except (KeyError, ValueError, TypeError) as error:
+            reason = f"not a Llama's configuration ({error!r}); only Llamas load"
+            raise InputError(f"{folder}/config.json: {reason}") from None
+        except FileNotFoundError:
+            raise InputError(f"{folder}: no config.json; give a Hugging Face Llama's folder") from None
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Our names and the tensors, as stored. Raises InputError where files or tensors are missing or foreign."""
+        try:
+            yield from from_hugging_face(Safetensors(self.files()), self.shape)
+        except (InputError, SafetensorError) as error:
+            raise InputError(f"{self.folder}: {error}") from None
+
+    def files(self) -> list[Path]:
+        """The files of its weights. Raises InputError where one is missing."""
+        index = self.folder / "model.safetensors.index.json"
+        names = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+        for name in sorted(names):
+            if not (self.folder / name).is_file():
+                raise InputError(f"{name} is missing; only safetensors load, and all of them must be there")
+        return [self.folder / name for name in sorted(names)]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the names and hashes of its weights' files."""
+        lines = (f"{sha256_of(path)}  {path.name}\n" for path in self.files())
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+class Safetensors(Mapping[str, torch.Tensor]):
+    """The tensors of some safetensors files, each read when it is asked for; InputError names a file that is broken."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._files: dict[str, Any] = {}
+        for path in paths:
+            try:
+                file = safe_open(path, "pt")
+            except SafetensorError as error:
+                raise InputError(f"{path.name} cannot be read ({error}); fetch or make it again") from None
+            self._files |= dict.fromkeys(file.keys(), file)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 def _download(name: str) -> Path:

@@ -4,11 +4,12 @@ Hugging Face keeps query, key and value, and gate and up, as matrices of their o
 Both rotate dimension i with i + E/2, so no row is permuted.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tinyllama.errors import InputError
 from tinyllama.recipe import Model
@@ -50,25 +51,45 @@ def to_hugging_face(state: Mapping[str, Tensor], shape: Model) -> Iterator[tuple
         yield from zip(theirs, parts, strict=True)
 
 
-def from_hugging_face(state: Mapping[str, Tensor], shape: Model) -> dict[str, Tensor]:
-    """A LlamaForCausalLM's state dict under our names.
+def from_hugging_face(state: Mapping[str, Tensor], shape: Model) -> Iterator[tuple[str, Tensor]]:
+    """A LlamaForCausalLM's state dict as (name, tensor) pairs under our names, each read when its turn comes.
 
-    Raises InputError where a tensor is missing or one is left over that the shape has no place for.
+    Raises InputError, before the first, where a tensor is missing or one is left over that the shape has no place for.
     """
-    ours: dict[str, Tensor] = {}
-    used: set[str] = set()
-    for name, theirs in _names(shape):
-        missing = [part for part in theirs if part not in state]
-        if missing:
-            raise InputError(f"the weights lack {missing[0]}; the files are incomplete or not a Llama's")
-        used.update(theirs)
-        ours[name] = torch.cat([state[part] for part in theirs]) if len(theirs) > 1 else state[theirs[0]]
-    foreign = sorted(name for name in state.keys() - used if not name.endswith("rotary_emb.inv_freq"))
+    used = [part for _, theirs in _names(shape) for part in theirs]
+    for part in used:
+        if part not in state:
+            raise InputError(f"the weights lack {part}; the files are incomplete or not a Llama's")
+    foreign = sorted(name for name in state.keys() - set(used) if not name.endswith("rotary_emb.inv_freq"))
     if shape.tie_embeddings:
         foreign = [name for name in foreign if name != "lm_head.weight"]
     if foreign:
         raise InputError(f"the weights hold {foreign[0]}, which a Llama has no place for; only Llama models load")
-    return ours
+    return ((name, _stacked([state[part] for part in theirs])) for name, theirs in _names(shape))
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+@torch.no_grad()
+def fill(model: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
+    """Give each named parameter of a model its value, or where it is sharded this rank's part of it.
+
+    Raises InputError where a value has another size.
+    """
+    parameters = dict(model.named_parameters())
+    for name, value in values:
+        parameter = parameters.pop(name)
+        if parameter.shape != value.shape:
+            raise InputError(f"{name} is {list(value.shape)}, but the model's is {list(parameter.shape)}")
+        if isinstance(parameter, DTensor):  # every rank has the whole value: each takes its part, and nothing is sent
+            mesh, placements = parameter.device_mesh, parameter.placements
+            part = distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)
+            parameter.copy_(part)
+        else:
+            parameter.copy_(value)
+    assert not parameters, f"left without a value: {sorted(parameters)}"
 
 
 def config_to_hugging_face(shape: Model, vocab_size: int, bos_id: int | None, eos_id: int | None) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from tinyllama.evaluate.baselines import PUBLISHED
-from tinyllama.recipe import Recipe, Schedule
+from tinyllama.recipe import Recipe
 from tinyllama.recipe_data import Source, Stage
+from tinyllama.recipe_train import Schedule
 from tinyllama.release.lineage import EMBEDDED, PUBLIC
 from tinyllama.release.plots import short_count
 

@@ -1,14 +1,16 @@
 """Checkpoints: a folder a step, whole or not there.
 
 Writes `RUN/checkpoints/step-00000100/` with torch's distributed checkpoint (DCP), `state.json`, and last of all
-`commit.json` with the SHA-256 of every file. What lacks a commit, or does not match it, is never resumed from.
+`commit.json` with the SHA-256 of every file. What lacks a commit, or does not match it, is never resumed from. Training
+goes on while one is written, from a copy in memory; `Saver` writes one at a time.
 """
 
 import os
 import shutil
+import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,11 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of, sync_directory, write_json
 
+# DCP would say at each call, also from its threads, that there is one process: it was told so.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
 COMMIT = "commit.json"
+Optimizers = list[torch.optim.Optimizer]
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -51,21 +57,77 @@ def problems(folder: Path) -> list[str]:
     return found
 
 
-def save(run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
-    """Write a checkpoint and commit it; `state` is JSON: what else the run must know to go on."""
-    folder = checkpoint_folder(run, step)
-    if _is_first_rank():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    _barrier()
-    weights, moments = get_state_dict(model, optimizer)
-    with _quiet_alone():
-        dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=folder, no_dist=_is_alone())
-    if _is_first_rank():
-        write_json(folder / "state.json", {"step": step, **state})
-        _commit(folder)
-    _barrier()
-    return folder
+class Saver:
+    """Writes a run's checkpoints, one at a time, on all ranks together."""
+
+    def __init__(self, run: Path, asynchronous: bool, on_commit: Callable[[int, float, float], None]) -> None:
+        """`on_commit(step, seconds, seconds that training stood still)` is called on the first rank, by a thread."""
+        self.run, self.asynchronous, self.on_commit = run, asynchronous, on_commit
+        # A group of its own, so that writing beside training never mixes with training's collectives.
+        self.group = None if _is_alone() else dist.new_group(backend="gloo")
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.pending: Future[None] | None = None
+        self.step = 0
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether this rank knows that the checkpoint under way cannot be written."""
+        return bool(self.pending and self.pending.done() and self.pending.exception())
+
+    def begin(self, step: int, model: nn.Module, optimizers: Optimizers, state: dict[str, Any]) -> None:
+        """Begin a checkpoint; `state` is JSON: what else the run must know to go on. The one before must be settled."""
+        assert self.pending is None, "settle the checkpoint before this one first"
+        begun, self.step = time.perf_counter(), step
+        folder = checkpoint_folder(self.run, step)
+        if _is_first_rank():
+            shutil.rmtree(folder, ignore_errors=True)
+        _barrier()
+        weights, moments = get_state_dict(model, optimizers)
+        content = {"model": weights, "optimizer": moments}
+        written = self._write(content, folder)
+        stood_still = time.perf_counter() - begun
+
+        def finish() -> None:
+            written.result()
+            if _is_first_rank():
+                write_json(folder / "state.json", {"step": step, **state})
+                _commit(folder)
+                self.on_commit(step, time.perf_counter() - begun, stood_still)
+
+        self.pending = self.thread.submit(finish)
+
+    def _write(self, content: dict[str, Any], folder: Path) -> "Future[Any]":
+        where: dict[str, Any] = {"checkpoint_id": folder, "process_group": self.group, "no_dist": _is_alone()}
+        if not self.asynchronous:
+            return _done(lambda: dcp.save(content, **where))
+        written = dcp.async_save(content, **where)
+        assert isinstance(written, Future)  # with a stager of one's own it would be something else
+        return written
+
+    def settle(self) -> str | None:
+        """Wait for the checkpoint under way; return why, if it failed on any rank, and delete what is there of it."""
+        if self.pending is None:
+            return None
+        error, self.pending = self.pending.exception(), None
+        reasons = [str(error).strip().splitlines()[-1] if error else None]
+        if self.group is not None:
+            gathered: list[list[str | None]] = [[]] * dist.get_world_size()
+            dist.all_gather_object(gathered, reasons, group=self.group)
+            reasons = [reason for theirs in gathered for reason in theirs]
+        reason = next(filter(None, reasons), None)
+        if reason and _is_first_rank():
+            shutil.rmtree(checkpoint_folder(self.run, self.step), ignore_errors=True)
+        return reason
+
+
+def _done(call: Callable[[], object]) -> "Future[object]":
+    """A future that has already happened, be it an error."""
+    future: Future[object] = Future()
+    try:
+        future.set_result(call())
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 def _commit(folder: Path) -> None:
@@ -78,12 +140,16 @@ def _commit(folder: Path) -> None:
     sync_directory(folder.parent)
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load(folder: Path, model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
     """Put a checkpoint's weights and optimiser state in place, on any number of ranks; return its `state`."""
-    weights, moments = get_state_dict(model, optimizer)
-    with _quiet_alone():
-        dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=folder, no_dist=_is_alone())
-    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
+    weights, moments = get_state_dict(model, optimizers)
+    dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=folder, no_dist=_is_alone())
+    set_state_dict(model, optimizers, model_state_dict=weights, optim_state_dict=moments)
+    return read_state(folder)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What a checkpoint holds besides tensors."""
     state: dict[str, Any] = read_json(folder / "state.json")
     return state
 
@@ -93,16 +159,15 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     if damage := problems(folder):
         raise InputError(f"{damage[0]}; take another checkpoint")
     weights = model.state_dict()
-    with _quiet_alone():
-        dcp.load({"model": weights}, checkpoint_id=folder, no_dist=True)
+    dcp.load({"model": weights}, checkpoint_id=folder, no_dist=True)
     model.load_state_dict(weights)
 
 
-def retain(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` committed checkpoints, and what an interrupted save left behind."""
-    newest = committed(run)[-keep:]
+def retain(run: Path, keep: int, milestones: Collection[int] = ()) -> None:
+    """Delete all committed checkpoints but the newest `keep` and the milestones' steps, and what is left of others."""
+    kept = {*committed(run)[-keep:], *(folder for folder in committed(run) if step_of(folder) in milestones)}
     for folder in (run / "checkpoints").glob("step-*"):
-        if folder not in newest:
+        if folder not in kept:
             delete(folder)
 
 
@@ -123,11 +188,3 @@ def _is_first_rank() -> bool:
 def _barrier() -> None:
     if not _is_alone():
         dist.barrier()
-
-
-@contextmanager
-def _quiet_alone() -> Iterator[None]:
-    """Keep DCP from warning, at each call, that there is one process: it was told so."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield

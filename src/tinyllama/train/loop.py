@@ -1,128 +1,145 @@
 """The training loop: next batch, forward and backward, check, update, log, maybe validate and save.
 
-Reads the token store and the tokenizer, writes `runs/NAME/`. Nothing but the step decides what is read, so going on
-after an interruption is loading the newest whole checkpoint and counting on.
+Reads the token store and the tokenizer, writes `runs/NAME/`. Nothing but the step and the batches that the run leaves
+out decide what is read, so going on after an interruption is loading the newest whole checkpoint and counting on.
 """
 
 import sys
-import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from tinyllama import hardware, plan
-from tinyllama.data.batches import batches, rank_slice
-from tinyllama.data.store import TokenStore
-from tinyllama.errors import InputError
-from tinyllama.files import alone_in, read_json, write_atomically
-from tinyllama.model.llama import PRECISIONS, Llama, initialize
+from tinyllama import hardware
+from tinyllama.data.batches import batch_of, batches
+from tinyllama.errors import RunStoppedError
+from tinyllama.files import alone_in
 from tinyllama.progress import Bar
 from tinyllama.recipe import Recipe
-from tinyllama.tokenizer import Tokenizer
-from tinyllama.train import checkpoint
+from tinyllama.train import checkpoint, signals
+from tinyllama.train.guard import Guard, Verdict, watchdog
+from tinyllama.train.meter import Meter
 from tinyllama.train.metrics import Journal, Tracker
-from tinyllama.train.optimizer import build_optimizer, clip_gradient, set_learning_rate
-from tinyllama.train.parallel import Ranks, join_ranks, shard, sum_over_ranks
+from tinyllama.train.optimizer import apply_gradients, clip_gradient, forget_gradients
+from tinyllama.train.parallel import join_ranks, sum_over_ranks
+from tinyllama.train.resume import go_back, resume
 from tinyllama.train.schedule import learning_rate
-from tinyllama.train.validation import Validation, prepare_validation, unvalidated, validate
+from tinyllama.train.setup import Trainer, build, write_run_folder
+from tinyllama.train.validation import validate
 
 
 @dataclass
-class Trainer:
-    """What a step needs, put together once."""
+class Session:
+    """One process's time on a run: what stands beside the trainer while it goes on."""
 
-    recipe: Recipe
-    store: TokenStore
-    tokenizer: Tokenizer
-    ranks: Ranks
-    run: Path
-    model: Llama
-    optimizer: torch.optim.Optimizer
-    validation: Validation | None
-
-
-def run_folder(recipe: Recipe) -> Path:
-    """Where a recipe's run lies."""
-    return Path("runs") / recipe.name
+    trainer: Trainer
+    journal: Journal | None
+    """On the first rank; so are the next two."""
+    bar: Bar | None
+    tracker: Tracker | None
+    meter: Meter
+    saver: checkpoint.Saver
+    received: signals.Received
+    alive: Callable[[], None] = lambda: None
+    """Tells the watchdog that something moves."""
+    step: int = 0
+    """The step under way, counted from 0."""
 
 
 def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
     """Train the recipe's model, going on where its run stands, and return the run's folder.
 
-    Raises InputError where the store, the tokenizer, the ranks or an earlier part of the run do not fit the recipe.
+    Raises InputError where the store, the tokenizer, the ranks or an earlier part of the run do not fit the recipe, and
+    RunStoppedError where the run ended before its last step.
     """
     hardware.keep_memory()
-    with join_ranks() as ranks, ExitStack() as stack:
+    with signals.noted() as received, join_ranks(recipe.guard.hang_seconds) as ranks, ExitStack() as stack:
         trainer = build(recipe, ranks)
         if ranks.is_first:
             stack.enter_context(alone_in(trainer.run, "lock", f"{trainer.run}: another process is training this run"))
         journal = Journal(trainer.run) if ranks.is_first else None
-        first_step = _resume(trainer, journal, allow_change)
+        first_step, state = resume(trainer, journal, allow_change)
         if ranks.is_first:
-            _write_run_folder(trainer)
+            write_run_folder(trainer)
         if first_step < recipe.train.steps:
-            _train_on(trainer, journal, first_step)
+            session = _open(trainer, journal, received, first_step, stack)
+            while not _train_from(session, first_step, Guard(recipe.guard, state.get("guard"))):
+                first_step, state = resume(trainer, journal, allow_change)
+            _settle(session, must=True)
         return trainer.run
 
 
-def build(recipe: Recipe, ranks: Ranks) -> Trainer:
-    """Open the store and build the model, the same initial weights on any number of ranks."""
-    store = TokenStore.open(recipe.data.store)
-    tokenizer = Tokenizer.load(recipe.tokenizer)
-    if store.manifest["tokenizer"]["digest"] != tokenizer.digest:
-        raise InputError(
-            f"{recipe.tokenizer}: not the tokenizer that {recipe.data.store} was made with; "
-            "name that one in `tokenizer`, or prepare another store"
-        )
-    rank_slice(recipe, ranks.rank, ranks.count)  # refuses a batch that the ranks cannot share
-    model = Llama(recipe.model, tokenizer.vocab_size, PRECISIONS[recipe.train.precision])
-    initialize(model, recipe.seed)
-    model.to(ranks.device)
-    shard(model, ranks)
-    if recipe.train.compile:
-        _compile(model, ranks)
-    optimizer = build_optimizer(model, recipe.train.optimizer)
-    validation = prepare_validation(recipe, store, tokenizer)
-    if ranks.is_first:
-        for name in unvalidated(recipe, store):
-            print(
-                f"{recipe.data.store}/{name}: too little held out to validate on; raise data.holdout", file=sys.stderr
-            )
-    return Trainer(recipe, store, tokenizer, ranks, run_folder(recipe), model, optimizer, validation)
+def _open(
+    trainer: Trainer, journal: Journal | None, received: signals.Received, first_step: int, stack: ExitStack
+) -> Session:
+    recipe, ranks = trainer.recipe, trainer.ranks
+    bar = stack.enter_context(Bar(f"training {recipe.name}", recipe.train.steps, first_step)) if journal else None
+    tracker = stack.enter_context(Tracker(recipe, trainer.run, journal, first_step)) if journal else None
+    saver = checkpoint.Saver(trainer.run, recipe.checkpoint.asynchronous, partial(_say_saved, trainer, journal))
+    meter = Meter(recipe, trainer.model.vocab_size, ranks)
+    session = Session(trainer, journal, bar, tracker, meter, saver, received, step=first_step)
+    session.alive = stack.enter_context(watchdog(recipe.guard.hang_seconds, partial(_say_hung, session)))
+    return session
 
 
-def _compile(model: Llama, ranks: Ranks) -> None:
-    """Compile block by block: one graph serves all, and the embedding's backward, which would not repeat, stays out."""
-    if hardware.can_compile(ranks.device):
-        for block in model.blocks:
-            block.compile()
-    elif ranks.is_first:
-        print("no C++ compiler with Python's headers here: training goes on uncompiled, and slower", file=sys.stderr)
+def _train_from(session: Session, first_step: int, guard: Guard) -> bool:
+    """Train from a step to the last; False where the guard sent the run back to a checkpoint."""
+    trainer = session.trainer
+    recipe, ranks, left_out = trainer.recipe, trainer.ranks, trainer.left_out
+    order = batches(recipe, trainer.store, first_step, ranks.rank, ranks.count, left_out)
+    session.meter.restart()
+    for step, rows in enumerate(order, first_step):
+        session.step = step
+        loss, norm = compute_gradients(trainer, rows, session.alive)
+        stop, save_failed = _agree(session)
+        verdict, reason, blamed = guard.judge(loss, norm)
+        if verdict is Verdict.ROLL_BACK:
+            forget_gradients(trainer.optimizers)
+            _settle(session)
+            go_back(trainer, session.journal, step, reason, blamed)
+            return False
+        if verdict is Verdict.APPLY:
+            apply_gradients(trainer.optimizers, _rate(recipe, step))
+        forget_gradients(trainer.optimizers)
+        _log(session, step, loss, norm, skipped=reason)
+        if save_failed:
+            _settle(session)
+        if stop or _is_saved(recipe, step + 1):
+            _save(session, step + 1, guard)
+        if stop and step + 1 < recipe.train.steps:
+            _end_by_signal(session, step + 1)
+    return True
 
 
-def train_step(trainer: Trainer, step: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Do step `step` with this rank's rows of its batch, int64 [rows, sequence_length + 1].
+def compute_gradients(trainer: Trainer, rows: Tensor, alive: Callable[[], None] = lambda: None) -> tuple[float, float]:
+    """Leave in the parameters the clipped gradient of this rank's rows of a batch, int64 [rows, sequence_length + 1].
 
-    Returns the mean loss over all tokens of the whole batch and the gradient's norm before clipping.
+    Returns the mean loss over all tokens of the whole batch and the gradient's norm before clipping; calls `alive` at
+    each micro-batch.
     """
     recipe, ranks = trainer.recipe.train, trainer.ranks
-    set_learning_rate(trainer.optimizer, _rate(trainer.recipe, step))
-    total = torch.zeros((), device=ranks.device)
+    total = torch.zeros((), device=ranks.device, dtype=torch.float64)
     for part in rows.to(ranks.device).split(_pass_rows(trainer)):
-        logits = trainer.model(part[:, :-1])
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum")
+        nats = trainer.model.loss(part[:, :-1], part[:, 1:], recipe.z_loss)
         # FSDP means gradients over the ranks; the loss is a sum over them, hence the factor.
         (nats * (ranks.count / recipe.batch_tokens)).backward()
         total += nats.detach()
+        alive()
     norm = clip_gradient(trainer.model, recipe.optimizer.clip_norm)
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad()
-    return sum_over_ranks(total, ranks) / recipe.batch_tokens, norm
+    return float(sum_over_ranks(total, ranks)) / recipe.batch_tokens, float(norm)
+
+
+def train_step(trainer: Trainer, step: int, rows: Tensor) -> tuple[float, float]:
+    """Do step `step`, unguarded: `compute_gradients` and the update."""
+    loss, norm = compute_gradients(trainer, rows)
+    apply_gradients(trainer.optimizers, _rate(trainer.recipe, step))
+    forget_gradients(trainer.optimizers)
+    return loss, norm
 
 
 def micro_batch_rows(rows: int, most: int) -> int:
@@ -139,133 +156,106 @@ def _rate(recipe: Recipe, step: int) -> float:
     return learning_rate(recipe.train.schedule, recipe.train.optimizer.learning_rate, step, recipe.train.steps)
 
 
-def _train_on(trainer: Trainer, journal: Journal | None, first_step: int) -> None:
-    recipe, ranks, steps = trainer.recipe, trainer.ranks, trainer.recipe.train.steps
-    meter = Meter(trainer)
-    with ExitStack() as stack:
-        bar = stack.enter_context(Bar(f"training {recipe.name}", steps, first_step)) if journal else None
-        tracker = stack.enter_context(Tracker(recipe, trainer.run, journal, first_step)) if journal else None
-        for step, rows in enumerate(batches(recipe, trainer.store, first_step, ranks.rank, ranks.count), first_step):
-            loss, norm = train_step(trainer, step, rows)
-            row = meter.row(step, float(loss), float(norm))
-            done = step + 1
-            if trainer.validation and (done % recipe.train.validate_every_steps == 0 or done == steps):
-                score = validate(trainer.model, trainer.validation, _pass_rows(trainer), ranks)
-                row |= {"validation_loss": score.loss, "validation_bits_per_byte": score.bits_per_byte}
-                meter.restart()
-            if journal and bar and tracker:
-                journal.metrics(row)
-                tracker.log(row)
-                bar.show(done, _words(row))
-            if done % recipe.checkpoint.every_steps == 0 or done == steps:
-                _save(trainer, journal, done)
-                meter.restart()
+def _agree(session: Session) -> tuple[bool, bool]:
+    """Whether any rank was told to stop, and whether any knows that the checkpoint under way has failed."""
+    mine = torch.tensor([session.received.number is not None, session.saver.has_failed], dtype=torch.int32)
+    stop, save_failed = sum_over_ranks(mine.to(session.trainer.ranks.device), session.trainer.ranks).tolist()
+    return bool(stop), bool(save_failed)
+
+
+def _log(session: Session, step: int, loss: float, norm: float, skipped: str) -> None:
+    trainer, recipe, done = session.trainer, session.trainer.recipe, step + 1
+    row: dict[str, Any] = {"step": done, "tokens": done * recipe.train.batch_tokens, "loss": loss}
+    row |= {"learning_rate": _rate(recipe, step), "gradient_norm": norm, **session.meter.row()}
+    if trainer.left_out:
+        row["batch"] = batch_of(step, trainer.left_out)
+    if skipped:  # JSON has no number for what is not finite
+        row |= {"loss": None, "gradient_norm": None, "skipped": skipped}
+    if trainer.validation and (done % recipe.train.validate_every_steps == 0 or done == recipe.train.steps):
+        score = validate(trainer.model, trainer.validation, _pass_rows(trainer), trainer.ranks, session.alive)
+        row |= {"validation_loss": score.loss, "validation_bits_per_byte": score.bits_per_byte}
+        session.meter.restart()
+    if session.journal and session.bar and session.tracker:
+        session.journal.metrics(row)
+        if skipped:
+            session.journal.event("skip", done, reason=skipped)
+        session.tracker.log(row)
+        session.bar.show(done, _words(row))
 
 
 def _words(row: dict[str, Any]) -> str:
     share = f", MFU {100 * row['mfu']:.0f} %" if row["mfu"] else ""
-    return f"loss {row['loss']:.3f}, {row['tokens_per_second']:,.0f} tokens/s{share}"
+    said = f"skipped: {row['skipped']}" if "skipped" in row else f"loss {row['loss']:.3f}"
+    return f"{said}, {row['tokens_per_second']:,.0f} tokens/s{share}"
 
 
-class Meter:
-    """Times the steps; what happens between `restart` and the step before it is not a step's time."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        recipe = trainer.recipe
-        vocab = trainer.tokenizer.vocab_size
-        self.flops = plan.flops_per_token(recipe.model, vocab, recipe.train.sequence_length)
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin to time the next step now; a CPU's peak is measured anew, since neighbours come and go."""
-        self.peak = hardware.peak_flops(self.trainer.ranks.device, PRECISIONS[self.trainer.recipe.train.precision])
-        self.begun = time.perf_counter()
-
-    def row(self, step: int, loss: float, norm: float) -> dict[str, Any]:
-        """The row of metrics of the step that just ended."""
-        train, ranks = self.trainer.recipe.train, self.trainer.ranks
-        speed = train.batch_tokens / (time.perf_counter() - self.begun)
-        self.begun = time.perf_counter()
-        return {
-            "step": step + 1,
-            "tokens": (step + 1) * train.batch_tokens,
-            "loss": loss,
-            "learning_rate": _rate(self.trainer.recipe, step),
-            "gradient_norm": norm,
-            "tokens_per_second": speed,
-            "mfu": speed * self.flops / (self.peak * ranks.count) if self.peak else None,
-            "memory_bytes": hardware.memory_bytes(ranks.device),
-        }
+def milestones(recipe: Recipe) -> frozenset[int]:
+    """Steps whose checkpoints are kept for ever: the first that reach `release.at`, as far as the run goes."""
+    steps = (-(-tokens // recipe.train.batch_tokens) for tokens in recipe.release.at)
+    return frozenset(step for step in steps if step <= recipe.train.steps)
 
 
-def _save(trainer: Trainer, journal: Journal | None, step: int) -> None:
-    recipe = trainer.recipe
-    if journal:
-        journal.flush_to_disk()
-    begun = time.perf_counter()
+def _is_saved(recipe: Recipe, done: int) -> bool:
+    return done % recipe.checkpoint.every_steps == 0 or done == recipe.train.steps or done in milestones(recipe)
+
+
+def _save(session: Session, done: int, guard: Guard) -> None:
+    trainer, recipe = session.trainer, session.trainer.recipe
+    _settle(session)
+    session.alive()
+    if session.journal:
+        session.journal.flush_to_disk()
     state = {
-        "tokens": step * recipe.train.batch_tokens,
+        "tokens": done * recipe.train.batch_tokens,
         "digest": recipe.digest,
         "fields": recipe.weight_fields(),
         "store": trainer.store.digest,
         "tokenizer": trainer.tokenizer.digest,
+        "vocab_size": trainer.model.vocab_size,
+        "initial_weights": trainer.initial and trainer.initial.digest,
         "ranks": trainer.ranks.count,
+        "left_out": sorted(trainer.left_out),
+        "guard": guard.state(),
     }
-    checkpoint.save(trainer.run, step, trainer.model, trainer.optimizer, state)
-    if journal:
-        checkpoint.retain(trainer.run, recipe.checkpoint.keep)
-        journal.event("checkpoint", step, seconds=round(time.perf_counter() - begun, 3))
+    session.saver.begin(done, trainer.model, trainer.optimizers, state)
+    session.meter.restart()
 
 
-def _resume(trainer: Trainer, journal: Journal | None, allow_change: bool) -> int:
-    """Put the newest whole checkpoint in place and return the step to go on with, 0 without one."""
-    damaged: list[Path] = []
-    for folder in reversed(checkpoint.committed(trainer.run)):
-        step = checkpoint.step_of(folder)
-        damage = checkpoint.problems(folder)
-        if damage:
-            if journal:  # its place among the newest belongs to what can be resumed from
-                print(f"{damage[0]}; going on from an older checkpoint", file=sys.stderr)
-                journal.event("checkpoint-damaged", step, problem=damage[0])
-                damaged.append(folder)
-            continue
-        _refuse_change(trainer, read_json(folder / "state.json"), folder, allow_change)
-        checkpoint.load(folder, trainer.model, trainer.optimizer)  # all ranks have looked at the others by now
-        for other in damaged:
-            checkpoint.delete(other)
-        if journal:
-            journal.cut_back(step)
-            journal.event("resume", step, ranks=trainer.ranks.count)
-        return step
-    if journal:
-        journal.cut_back(0)
-        journal.event("start", 0, ranks=trainer.ranks.count)
-    return 0
+def _say_saved(trainer: Trainer, journal: Journal | None, step: int, seconds: float, stood_still: float) -> None:
+    """After a commit, on the first rank, in the saver's thread."""
+    assert journal is not None
+    checkpoint.retain(trainer.run, trainer.recipe.checkpoint.keep, milestones(trainer.recipe))
+    journal.event("checkpoint", step, seconds=round(seconds, 3), stood_still_seconds=round(stood_still, 3))
 
 
-def _refuse_change(trainer: Trainer, state: dict[str, Any], folder: Path, allow_change: bool) -> None:
-    then, now = state["fields"], trainer.recipe.weight_fields()
-    then |= {"data.store (its content)": state["store"], "tokenizer (its content)": state["tokenizer"]}
-    now |= {
-        "data.store (its content)": trainer.store.digest,
-        "tokenizer (its content)": trainer.tokenizer.digest,
-    }
-    changed = [
-        f"{key} was {then.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted(then | now)
-        if then.get(key) != now.get(key)
-    ]
-    shape = [change for change in changed if change.startswith(("model.", "tokenizer "))]
-    if shape or (changed and not allow_change):
-        also = "" if shape else ", or --allow-change to go on with this recipe"
-        raise InputError(f"{folder}: made by another recipe: {'; '.join(changed)}; give the run another name{also}")
+def _settle(session: Session, must: bool = False) -> None:
+    """Wait for the checkpoint under way; where it failed: an event, and the end if the recipe says so or `must`."""
+    reason = session.saver.settle()
+    session.alive()
+    if reason is None:
+        return
+    trainer, step = session.trainer, session.saver.step
+    words = f"{trainer.run}: the checkpoint of step {step} cannot be written ({reason})"
+    if session.journal:
+        session.journal.event("checkpoint-failed", step, problem=reason)
+        print(f"{words}; training goes on", file=sys.stderr)
+    if must or trainer.recipe.checkpoint.on_failure == "stop":
+        raise RunStoppedError(f"{words}; make room and run it again: it goes on from the checkpoint before")
 
 
-def _write_run_folder(trainer: Trainer) -> None:
-    """Put into the run what a release or a stranger needs to use it without the recipe's other folders."""
-    with write_atomically(trainer.run / "recipe.yaml") as file:
-        file.write(trainer.recipe.to_yaml().encode())
-    with write_atomically(trainer.run / "store.json") as file:
-        file.write((trainer.store.folder / "manifest.json").read_bytes())
-    trainer.tokenizer.save(trainer.run / "tokenizer", trainer.recipe.model.context)
+def _end_by_signal(session: Session, step: int) -> None:
+    """End after a save that a signal asked for, with the status that schedulers requeue on."""
+    _settle(session, must=True)
+    name = session.received.number.name if session.received.number else "a signal to another rank"
+    if session.journal:
+        session.journal.event("signal", step, signal=name)
+    raise RunStoppedError(
+        f"{name}: saved at step {step}; the same command goes on from there", status=signals.REQUEUE_STATUS
+    )
+
+
+def _say_hung(session: Session) -> None:
+    """From the watchdog's thread, on whichever rank notices."""
+    rank, seconds = session.trainer.ranks.rank, session.trainer.recipe.guard.hang_seconds
+    Journal(session.trainer.run).event("hang", session.step + 1, rank=rank, seconds=seconds)
+    print(f"rank {rank}: no step within guard.hang_seconds, {seconds:g} s; ending this process", file=sys.stderr)

@@ -1,20 +1,28 @@
 """Ranks: who this process is, and the model shared out among all of them.
 
 One process trains unsharded. Under torchrun the weights, gradients and optimiser state are sharded by FSDP2, a block at
-a time (Zhao et al. 2023, arXiv:2304.11277): gathered in the compute precision, gradients reduced in float32.
+a time (Zhao et al. 2023, arXiv:2304.11277): gathered in the compute precision, gradients reduced in float32. With
+`parallel.replicate` the shards lie within groups of ranks, and groups hold the same (HSDP).
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+from tinyllama.errors import InputError
 from tinyllama.model.llama import Llama
+from tinyllama.recipe_train import Parallel
+
+_PATIENCE = 2.0
+"""The watchdog ends a process that hangs (see `guard.py`); the collectives' own limit is this many times longer."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,8 @@ class Ranks:
 
 
 @contextmanager
-def join_ranks() -> Iterator[Ranks]:
-    """Join the other processes of a torchrun, or be alone: gloo on a CPU, nccl on GPUs."""
+def join_ranks(hang_seconds: float) -> Iterator[Ranks]:
+    """Join the other processes of a torchrun, or be alone: gloo on a CPU; nccl on GPUs, with gloo for what is not."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
@@ -42,22 +50,41 @@ def join_ranks() -> Iterator[Ranks]:
     if count == 1:
         yield Ranks(0, 1, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=_PATIENCE * hang_seconds))
     try:
         yield Ranks(dist.get_rank(), count, device)
     finally:
         dist.destroy_process_group()
 
 
-def shard(model: Llama, ranks: Ranks) -> None:
-    """Shard a model that every rank holds alike, in place; nothing to do for one rank."""
-    if ranks.count == 1:
-        return
-    mesh = dist.init_device_mesh(ranks.device.type, (ranks.count,))
+def mesh_sizes(parallel: Parallel, count: int) -> tuple[int, int]:
+    """(groups that replicate, ranks that shard in each). Raises InputError where they do not make up `count` ranks."""
+    shard = count // parallel.replicate if parallel.shard == "auto" else parallel.shard
+    if shard * parallel.replicate != count:
+        raise InputError(
+            f"parallel: shard {parallel.shard} x replicate {parallel.replicate} do not make {count} ranks; "
+            "change one of them or the number of ranks"
+        )
+    return parallel.replicate, shard
+
+
+def build_mesh(parallel: Parallel, ranks: Ranks) -> DeviceMesh:
+    """The ranks as FSDP2 wants them: [shard], or [replicate, shard] with neighbours in one shard group."""
+    replicate, shard = mesh_sizes(parallel, ranks.count)
+    if replicate == 1:
+        return dist.init_device_mesh(ranks.device.type, (shard,), mesh_dim_names=("shard",))
+    return dist.init_device_mesh(ranks.device.type, (replicate, shard), mesh_dim_names=("replicate", "shard"))
+
+
+def shard_model(model: Llama, mesh: DeviceMesh) -> None:
+    """Shard a model in place, also one on the meta device; its parameters become DTensors."""
     policy = MixedPrecisionPolicy(param_dtype=model.precision, reduce_dtype=torch.float32)
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    # The root holds what is used first and last, so that it stays gathered between forward and backward.
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    register_fsdp_forward_method(model, "loss")
 
 
 def sum_over_ranks(value: Tensor, ranks: Ranks) -> Tensor:

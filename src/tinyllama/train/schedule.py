@@ -2,7 +2,7 @@
 
 import math
 
-from tinyllama.recipe import Schedule
+from tinyllama.recipe_train import Schedule
 
 
 def learning_rate(schedule: Schedule, peak: float, step: int, steps: int) -> float:

@@ -7,15 +7,17 @@ all bits that the model needs for the text, over the bytes of the text.
 import gzip
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tinyllama.data.batches import read_sequences
 from tinyllama.data.order import mixes
 from tinyllama.data.store import TokenStore
+from tinyllama.model.llama import Llama
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.parallel import Ranks, sum_over_ranks
@@ -106,8 +108,10 @@ def gzip_bits_per_byte(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) 
 
 
 @torch.no_grad()
-def validate(model: nn.Module, validation: Validation, micro_batch: int, ranks: Ranks) -> Score:
-    """Score the rows, each rank its share, every rank in as many forward passes."""
+def validate(
+    model: Llama, validation: Validation, micro_batch: int, ranks: Ranks, alive: Callable[[], None] = lambda: None
+) -> Score:
+    """Score the rows, each rank its share, every rank in as many forward passes; calls `alive` at each."""
     rows = validation.rows
     passes = -(-len(rows) // (micro_batch * ranks.count))
     nats = torch.zeros((), dtype=torch.float64)
@@ -115,9 +119,8 @@ def validate(model: nn.Module, validation: Validation, micro_batch: int, ranks: 
         start = (number * ranks.count + ranks.rank) * micro_batch
         part = rows[start : start + micro_batch]
         filled = F.pad(part, (0, 0, 0, micro_batch - len(part))).to(ranks.device)  # whole batches: one compiled shape
-        logits = model(filled[:, :-1])[: len(part)]
-        targets = filled[: len(part), 1:]
-        nats += F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum").double().cpu()
+        nats += model.loss(filled[:, :-1], part[:, 1:].to(ranks.device)).double().cpu()
+        alive()
     total = sum_over_ranks(nats.to(ranks.device), ranks).item()
     tokens = rows[:, 1:].numel()
     return Score(total / tokens, total / math.log(2) / validation.num_bytes)

@@ -1,0 +1,211 @@
+"""A peer's own trainer on given rows, with a row of metrics a step: what benchmarks/training.py measures.
+
+Runs in a peer's environment: `training_peers.py litgpt|transformers|torchtitan JOB.json`. torch calls one hook after
+every optimizer step of whichever trainer; a step lasts from one call to the next, less the bf16 2048^3 product that the
+hook times every few steps, best of three. The hook also refuses a model of another size than the job's.
+"""
+
+import json
+import math
+import os
+import resource
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+# ruff: noqa: PLC0415 - each peer is imported only where it runs
+
+PRODUCT_SIZE = 2048
+
+
+class Meter:
+    """Writes metrics.jsonl as `tinyllama train` does."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.job = job
+        self.step = 0
+        self.path = Path("metrics.jsonl")
+        self.path.write_text("")
+
+    def __call__(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        """Called after an optimizer step; wrappers of the real optimizer are passed over."""
+        if not isinstance(optimizer, torch.optim.AdamW):
+            return
+        now = time.perf_counter()
+        if self.step == 0:
+            self._check_size(optimizer)
+        else:
+            self._write(now - self.begun)
+        if self.step % self.job["product_every_steps"] == 0:
+            self.peak = measure_product()
+        self.step += 1
+        self.begun = time.perf_counter()
+
+    def _check_size(self, optimizer: torch.optim.Optimizer) -> None:
+        size = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
+        if size != self.job["num_parameters"]:
+            raise SystemExit(f"{size:,} parameters where {self.job['num_parameters']:,} are to be trained")
+
+    def _write(self, seconds: float) -> None:
+        speed = self.job["batch_sequences"] * self.job["sequence_length"] / seconds
+        row = {
+            "step": self.step + 1,
+            "tokens_per_second": speed,
+            "mfu": speed * self.job["flops_per_token"] / self.peak,
+            "memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        }
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def measure_product() -> float:
+    """FLOP/s of a square bf16 product, the best of three."""
+    left, right = torch.ones(2, PRODUCT_SIZE, PRODUCT_SIZE, dtype=torch.bfloat16)
+    best = math.inf
+    for _ in range(3):
+        begun = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - begun)
+    return 2 * PRODUCT_SIZE**3 / best
+
+
+def load_rows(path: str) -> torch.Tensor:
+    """int64 [rows, sequence_length + 1]."""
+    return torch.from_numpy(np.load(path).astype(np.int64))
+
+
+def run_transformers(job: dict[str, Any]) -> None:
+    """The Trainer on a LlamaForCausalLM."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+    config = LlamaConfig(
+        vocab_size=job["vocab_size"],
+        hidden_size=job["dim"],
+        intermediate_size=job["ffn_dim"],
+        num_hidden_layers=job["layers"],
+        num_attention_heads=job["heads"],
+        num_key_value_heads=job["kv_heads"],
+        max_position_embeddings=job["context"],
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        use_cache=False,
+        attn_implementation=job.get("attention", "sdpa"),
+    )
+    arguments = TrainingArguments(
+        output_dir="out",
+        max_steps=job["steps"],
+        per_device_train_batch_size=job["batch_sequences"],
+        learning_rate=job["learning_rate"],
+        warmup_steps=2,
+        lr_scheduler_type="cosine",
+        weight_decay=0.1,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        bf16=job["precision"] == "bf16-mixed",
+        torch_compile=True,
+        use_cpu=True,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    model = LlamaForCausalLM(config)
+    if job["precision"] == "bf16-true":
+        model.to(torch.bfloat16)
+    data = InOrder([{"input_ids": row[:-1], "labels": row[:-1]} for row in load_rows(job["rows"])])
+    Trainer(model, arguments, train_dataset=data).train()
+
+
+class InOrder(torch.utils.data.IterableDataset[Any]):
+    """Rows as they come, which a Trainer would shuffle."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rows)
+
+
+def run_litgpt(job: dict[str, Any]) -> None:
+    """`litgpt pretrain` with a data module that hands out the rows."""
+    from litgpt.__main__ import main
+
+    config = {
+        "model_name": "small",
+        "model_config": {
+            "name": "small",
+            "block_size": job["context"],
+            "vocab_size": job["vocab_size"],
+            "padded_vocab_size": job["vocab_size"],
+            "n_layer": job["layers"],
+            "n_head": job["heads"],
+            "n_query_groups": job["kv_heads"],
+            "n_embd": job["dim"],
+            "intermediate_size": job["ffn_dim"],
+            "rotary_percentage": 1.0,
+            "parallel_residual": False,
+            "bias": False,
+            "norm_class_name": "RMSNorm",
+            "norm_eps": 1e-5,
+            "mlp_class_name": "LLaMAMLP",
+        },
+        "precision": job["precision"],
+        "data": {"class_path": "training_litgpt.Rows", "init_args": {"path": job["rows"]}},
+        "train": {
+            "global_batch_size": job["batch_sequences"],
+            "micro_batch_size": job["batch_sequences"],
+            "max_tokens": job["steps"] * job["batch_sequences"] * job["sequence_length"],
+            "max_norm": 1.0,
+            "min_lr": job["learning_rate"] / 10,
+            "lr_warmup_steps": 2,
+            "tie_embeddings": False,
+        },
+        "optimizer": {
+            "class_path": job.get("optimizer", "training_litgpt.FusedAdamW"),
+            "init_args": {"lr": job["learning_rate"], "betas": [0.9, 0.95], "weight_decay": 0.1},
+        },
+        "devices": 1,
+        "logger_name": "csv",
+        "out_dir": "out",
+    }
+    Path("litgpt.yaml").write_text(json.dumps(config))
+    sys.argv = ["litgpt", "pretrain", "--config", "litgpt.yaml"]
+    main()
+
+
+def run_torchtitan(job: dict[str, Any]) -> None:
+    """`torchtitan.train` of a llama3 of the job's shape, one gloo rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"MASTER_PORT": str(port), "TINYLLAMA_JOB": json.dumps(job)}
+    import training_titan
+
+    training_titan.admit_cpu()
+    from torchtitan.train import main
+
+    sys.argv = ["torchtitan", "--module", "training_titan", "--config", "small"]
+    main()
+
+
+def main(name: str, job_file: str) -> None:
+    """Run a peer with the meter in place."""
+    job = json.loads(Path(job_file).read_bytes())
+    print(", ".join(f"{package} {version(package)}" for package in (name, "torch")), flush=True)
+    register_optimizer_step_post_hook(Meter(job))
+    runners = {"litgpt": run_litgpt, "transformers": run_transformers, "torchtitan": run_torchtitan}
+    runners[name](job)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

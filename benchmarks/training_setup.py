@@ -1,0 +1,155 @@
+"""What benchmarks/training.py and benchmarks/training_1b.py need before the clock runs, made once under --work and kept.
+
+The text is this Python's standard library, its tests left out of nothing; on it `tinyllama tokenizer train` makes
+32,000 pieces and `tinyllama prepare` a token store. Each peer gets a virtual environment of its own with the torch
+that runs here, and the batches that tinyllama reads, row for row.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinyllama.data.batches import batches
+from tinyllama.data.store import TokenStore
+from tinyllama.recipe import Recipe
+
+DEFAULT_WORK = Path.home() / ".cache" / "tinyllama-benchmarks"
+VOCABULARY = 32_000
+SOURCE = "library"
+PEERS = {
+    "litgpt": ("litgpt==0.5.13", "requests==2.34.2"),
+    "transformers": ("transformers==5.15.1", "accelerate==1.15.0"),
+    "torchtitan": ("torchtitan==0.3.0",),
+}
+# glibc gives big tensors back to the kernel after every step otherwise, which costs up to a fifth of the time.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "40000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
+
+class Work(NamedTuple):
+    """What was made."""
+
+    folder: Path
+    tokenizer: Path
+    store: Path
+    text: Path
+
+    def data(self) -> dict[str, Any]:
+        """The `data` part of a recipe that reads it."""
+        sources = {SOURCE: {"format": "jsonl", "path": str(self.text), "weight": 1}}
+        return {"store": str(self.store), "sources": sources, "holdout": 0.02}
+
+
+def make_work(folder: Path) -> Work:
+    """Text, tokenizer and store, from an earlier run where they are there."""
+    work = Work(folder, folder / "tokenizer", folder / "store", folder / "text" / "library.jsonl")
+    if not (work.store / "manifest.sha256").is_file():
+        write_text(work.text)
+        recipe = write_recipe(folder / "prepare.yaml", small_recipe(work, 1))
+        for command in (("tokenizer", "train", recipe, "--vocab-size", VOCABULARY), ("prepare", recipe)):
+            subprocess.run([sys.executable, "-m", "tinyllama", *map(str, command)], check=True)
+    return work
+
+
+def write_text(path: Path) -> None:
+    """The standard library's modules, each text once, as rows of JSON."""
+    library = Path(sysconfig.get_path("stdlib"))
+    modules = (module for module in sorted(library.rglob("*.py")) if "site-packages" not in module.parts)
+    texts = {hashlib.sha256(module.read_bytes()).digest(): module for module in modules}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for module in texts.values():
+            try:
+                text = module.read_text(encoding="utf-8")
+            except UnicodeDecodeError:  # what the codecs' tests read
+                continue
+            if text.strip():
+                file.write(json.dumps({"text": text}) + "\n")
+
+
+def write_recipe(path: Path, fields: Mapping[str, Any]) -> Path:
+    """The recipe as a file; JSON is YAML."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(fields, indent=1))
+    return path
+
+
+def small_recipe(work: Work, steps: int) -> dict[str, Any]:
+    """Shape small: 55M parameters, 8 rows of 512 tokens a step."""
+    return {
+        "name": "training",
+        "tokenizer": str(work.tokenizer),
+        "data": work.data(),
+        "model": {"dim": 512, "layers": 8, "heads": 8, "kv_heads": 2, "ffn_dim": 1408, "context": 512},
+        "train": {
+            "tokens": steps * 8 * 512,
+            "sequence_length": 512,
+            "batch_sequences": 8,
+            "micro_batch_sequences": 8,
+            "optimizer": {"learning_rate": 1e-3, "clip_norm": 1.0},
+            "schedule": {"name": "cosine", "warmup_steps": 2, "final_learning_rate": 1e-4},
+            "validate_every_steps": 5,  # and with it the product that an MFU is a share of
+            "validation_sequences": 8,
+        },
+        "checkpoint": {"every_steps": 10**9},
+        "track": {"trackio": False},
+    }
+
+
+def write_rows(path: Path, recipe: Recipe) -> Path:
+    """The rows that tinyllama trains on, in their order: uint16 [steps x batch_sequences, sequence_length + 1]."""
+    store = TokenStore.open(recipe.data.store)
+    np.save(path, np.concatenate([rows.numpy() for rows in batches(recipe, store, 0)]).astype(np.uint16))
+    return path
+
+
+def make_peer(folder: Path, name: str) -> Path:
+    """The Python of a peer's own environment, with the torch version that runs here."""
+    python = folder / "peers" / name / "bin" / "python"
+    ready = python.parent.parent / "ready"
+    torch = f"torch=={version('torch').partition('+')[0]}"
+    wanted = "\n".join((torch, *PEERS[name]))
+    if not ready.is_file() or ready.read_text() != wanted:
+        print(f"installing {name} into {python.parent.parent}", flush=True)
+        venv.create(python.parent.parent, with_pip=True, clear=True)
+        constraints = folder / "peers" / "constraints.txt"
+        constraints.write_text(f"{torch}\n")
+        pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "-c", constraints]
+        subprocess.run([*pip, torch, *PEERS[name]], check=True)
+        ready.write_text(wanted)
+    return python
+
+
+def environment(work: Work, threads: int) -> dict[str, str]:
+    """The same for all: threads, memory that is kept, no hub, compiled code that is kept."""
+    fixed = {
+        "OMP_NUM_THREADS": str(threads),
+        "TORCHINDUCTOR_CACHE_DIR": str(work.folder / "inductor"),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return {**os.environ, **KEEP_MEMORY, **fixed}
+
+
+def run_logged(command: Sequence[str | Path], log: Path, cwd: Path, env: Mapping[str, str]) -> None:
+    """Run a process to its end, what it says going to `log`; RuntimeError has the log's last lines."""
+    with log.open("w") as file:
+        status = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, env=env, check=False
+        ).returncode
+    if status:
+        last = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
+        raise RuntimeError(f"status {status}\n{last}")

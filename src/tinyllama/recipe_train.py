@@ -1,0 +1,135 @@
+"""The parts of a recipe that say how a model is trained, shared out, saved, guarded, released and watched."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tinyllama.recipe_fields import Count, Part, Positive, Share, Tokens
+
+
+class Optimizer(Part):
+    """The update rule; weight decay on matrices only."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """AdamW; or Muon for the blocks' matrices, its updates scaled to AdamW's, with AdamW for everything else."""
+    learning_rate: Positive
+    """Peak learning rate."""
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    """AdamW's decay of the running mean and of the running square."""
+    momentum: Share = 0.95
+    """Muon only: the decay of its running sum."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled decay a step, times the learning rate."""
+    clip_norm: Positive = 1.0
+    """Largest global norm of the gradient."""
+
+
+class Schedule(Part):
+    """The learning rate over the run: warm-up, then cosine; or warm-up, stable, decay (WSD)."""
+
+    name: Literal["cosine", "wsd"] = "cosine"
+    """Shape after the warm-up."""
+    warmup_steps: Annotated[int, Field(ge=0)]
+    """Steps of linear rise to the peak."""
+    final_learning_rate: Annotated[float, Field(ge=0)]
+    """Learning rate at the last step."""
+    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """WSD only: the share of all steps over which it falls at the end."""
+
+
+class Train(Part):
+    """How the model is trained."""
+
+    tokens: Tokens
+    """Tokens to train on, over the whole run."""
+    sequence_length: Count
+    """Tokens a row that the model predicts."""
+    batch_sequences: Count
+    """Rows of a step's whole batch, over all ranks."""
+    micro_batch_sequences: Count
+    """Rows that one rank puts through the model at a time, at most: the largest divisor of its rows is taken."""
+    initial_weights: str | None = None
+    """A Hugging Face Llama's folder or hub name whose weights the first step starts from; null draws them anew."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Of the computation; weights, optimiser state and gradient sums are always float32."""
+    float8: bool = False
+    """Multiply the blocks' matrices in float8, scaled a row at a time (torchao); for GPUs that have it."""
+    compile: bool = True
+    """Compile the blocks with torch.compile."""
+    z_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Times the mean square of the logits' log-sum, added to what is minimised: keeps logits from drifting."""
+    optimizer: Optimizer
+    """The update rule and its constants."""
+    schedule: Schedule
+    """The learning rate over the run."""
+    validate_every_steps: Count = 1000
+    """Steps between two validations; the last step is always validated."""
+    validation_sequences: Count = 1024
+    """Rows of a validation at most, over all sources, shared out by their weights."""
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens a step."""
+        return self.batch_sequences * self.sequence_length
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run: the last one reaches `tokens`."""
+        return -(-self.tokens // self.batch_tokens)
+
+
+class Parallel(Part):
+    """How the model is shared out among the ranks of a torchrun; one process alone holds it whole."""
+
+    shard: Count | Literal["auto"] = "auto"
+    """Ranks that hold the weights between them, such as the GPUs of one node; `auto`: all / replicate."""
+    replicate: Count = 1
+    """Groups of such ranks, each with all of the weights; above 1 it is hybrid sharding (HSDP)."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again: nothing, all but products of matrices, or all but each block's input."""
+
+
+class Checkpoint(Part):
+    """When the run can be picked up again."""
+
+    every_steps: Count = 1000
+    """Steps between two checkpoints; the last step always makes one."""
+    keep: Count = 3
+    """Newest checkpoints that are kept; those of `release.at` stay for ever."""
+    asynchronous: bool = True
+    """Go on training while it is written, from a copy in memory (12 bytes a parameter, shared out over the ranks)."""
+    on_failure: Literal["stop", "continue"] = "stop"
+    """When one cannot be written, such as on a full disk: end the run, or train on and try again at the next."""
+
+
+class Guard(Part):
+    """What is done about steps that go wrong; the same on every rank, and an event each."""
+
+    spike_window_steps: Annotated[int, Field(ge=8)] = 128
+    """Steps whose losses a new one is compared with; no spike is seen before there are that many."""
+    spike_sigmas: Positive = 6.0
+    """A loss so many standard deviations over the window's median goes back to the last checkpoint (see `guard.py`)."""
+    max_skips: Annotated[int, Field(ge=0)] = 3
+    """Steps in a row that are skipped for a loss or gradient that is not finite; one more goes back as a spike does."""
+    max_rollbacks: Annotated[int, Field(ge=0)] = 3
+    """Times that the run goes back to one and the same checkpoint; one more ends it."""
+    hang_seconds: Positive = 600.0
+    """A step that takes longer ends the process, so that torchrun or the scheduler starts it again."""
+
+
+class Release(Part):
+    """Which checkpoints are for others, and what they are scored on."""
+
+    at: tuple[Tokens, ...] = ()
+    """Milestones in tokens: the first step that reaches one saves a checkpoint, which is never deleted."""
+    tasks: tuple[str, ...] = ("hellaswag",)
+    """lm-eval tasks."""
+    limit: Count | None = None
+    """Items a task at most: the first in the task's order; null means all."""
+
+
+class Track(Part):
+    """Where the metrics go besides metrics.jsonl."""
+
+    trackio: bool = True
+    """Log to trackio, in a folder beside the run."""

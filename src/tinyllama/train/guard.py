@@ -1,0 +1,118 @@
+"""The guard: what is done about a step that went wrong, decided from the step's loss and gradient norm alone.
+
+These are sums over all ranks, so every rank decides the same without asking. A loss or gradient that is not finite is
+never applied: the step is skipped. Skips without end, and a loss far above the recent ones, take the run back to its
+last checkpoint, and the batches that led there are left out from then on (Chowdhery et al. 2022, arXiv:2204.02311,
+section 5.1). `RUN/left_out.json` keeps them, so that a run killed at any moment goes on as if it had not been.
+"""
+
+import math
+import os
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from tinyllama import recipe_train
+from tinyllama.files import read_json, write_json
+
+_LEAST_SPREAD = 0.01
+"""A standard deviation is taken as this share of the median at least: losses may be all but equal."""
+_MAD_TO_SIGMA = 1.4826
+"""A normal distribution's standard deviation over its median absolute deviation."""
+
+
+class Verdict(Enum):
+    """What becomes of a step."""
+
+    APPLY = "apply"
+    SKIP = "skip"
+    ROLL_BACK = "roll back"
+
+
+class Guard:
+    """Judges each step by the losses before it."""
+
+    def __init__(self, recipe: recipe_train.Guard, state: dict[str, Any] | None = None) -> None:
+        self.recipe = recipe
+        self.losses: deque[float] = deque((state or {}).get("losses", []), maxlen=recipe.spike_window_steps)
+        self.skips: int = (state or {}).get("skips", 0)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold for the guard to go on from it, as JSON."""
+        return {"losses": list(self.losses), "skips": self.skips}
+
+    def judge(self, loss: float, norm: float) -> tuple[Verdict, str, int]:
+        """Verdict, reason, and how many of the newest batches led to it, for a step's mean loss and gradient norm."""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.skips += 1
+            verdict = Verdict.ROLL_BACK if self.skips > self.recipe.max_skips else Verdict.SKIP
+            return verdict, f"loss {loss}, gradient norm {norm}", self.skips
+        if is_spike(loss, self.losses, self.recipe):
+            # Either this batch is odd, or the one before it, whose update came between.
+            return Verdict.ROLL_BACK, f"loss {loss:.4f} against a median of {statistics.median(self.losses):.4f}", 2
+        self.skips = 0
+        self.losses.append(loss)
+        return Verdict.APPLY, "", 0
+
+
+def is_spike(loss: float, losses: Iterable[float], recipe: recipe_train.Guard) -> bool:
+    """Whether a loss lies `spike_sigmas` above the median of a whole window of losses, by the robust z-score."""
+    window = list(losses)
+    if len(window) < recipe.spike_window_steps:
+        return False
+    median = statistics.median(window)
+    deviation = statistics.median(abs(value - median) for value in window)
+    return loss - median > recipe.spike_sigmas * max(_MAD_TO_SIGMA * deviation, _LEAST_SPREAD * abs(median))
+
+
+def read_left_out(run: Path) -> list[dict[str, Any]]:
+    """The times that a run went back, oldest first: `batches` left out, `checkpoint` gone back to, `step`, `reason`."""
+    path = run / "left_out.json"
+    records: list[dict[str, Any]] = read_json(path) if path.is_file() else []
+    return records
+
+
+def left_out_batches(records: Iterable[dict[str, Any]]) -> frozenset[int]:
+    """All batches that are left out."""
+    return frozenset(batch for record in records for batch in record["batches"])
+
+
+def leave_out(run: Path, record: dict[str, Any]) -> None:
+    """Add a time that the run goes back."""
+    write_json(run / "left_out.json", [*read_left_out(run), record])
+
+
+@contextmanager
+def watchdog(seconds: float, on_hang: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """Call `on_hang` and end the process, status 1, where the block lets `seconds` pass without a call of what it gets.
+
+    A thread: the main one may wait in a collective that no exception reaches.
+    """
+    last, ended = [time.monotonic()], threading.Event()
+
+    def alive() -> None:
+        last[0] = time.monotonic()
+
+    def look() -> None:
+        while not ended.wait(min(1.0, seconds / 4)):
+            if time.monotonic() - last[0] > seconds:
+                try:
+                    on_hang()
+                finally:
+                    sys.stderr.flush()
+                    os._exit(1)
+
+    thread = threading.Thread(target=look, name="watchdog", daemon=True)
+    thread.start()
+    try:
+        yield alive
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,33 @@
+"""How fast a run goes: what a row of metrics says of a step's time, work and memory."""
+
+import time
+from typing import Any
+
+from tinyllama import hardware, plan
+from tinyllama.model.llama import PRECISIONS
+from tinyllama.recipe import Recipe
+from tinyllama.train.parallel import Ranks
+
+
+class Meter:
+    """Times the steps; what happens between `restart` and the step before it is not a step's time."""
+
+    def __init__(self, recipe: Recipe, vocab_size: int, ranks: Ranks) -> None:
+        self.recipe, self.ranks = recipe.train, ranks
+        self.flops = plan.flops_per_token(recipe.model, vocab_size, recipe.train.sequence_length)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin to time the next step now; a CPU's peak is measured anew, since neighbours come and go."""
+        self.peak = hardware.peak_flops(self.ranks.device, PRECISIONS[self.recipe.precision])
+        self.begun = time.perf_counter()
+
+    def row(self) -> dict[str, Any]:
+        """Speed, MFU and memory of the step that just ended."""
+        speed = self.recipe.batch_tokens / (time.perf_counter() - self.begun)
+        self.begun = time.perf_counter()
+        return {
+            "tokens_per_second": speed,
+            "mfu": speed * self.flops / (self.peak * self.ranks.count) if self.peak else None,
+            "memory_bytes": hardware.memory_bytes(self.ranks.device),
+        }

@@ -1,0 +1,106 @@
+"""Where a run goes on: its newest whole checkpoint, or its beginning.
+
+The first rank looks and tells the others, so that all take the same one and a checkpoint is hashed once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from tinyllama.data.batches import batch_of
+from tinyllama.errors import InputError, RunStoppedError
+from tinyllama.train import checkpoint
+from tinyllama.train.guard import leave_out, read_left_out
+from tinyllama.train.metrics import Journal
+from tinyllama.train.setup import Trainer, start
+
+
+def resume(trainer: Trainer, journal: Journal | None, allow_change: bool) -> tuple[int, dict[str, Any]]:
+    """Put the newest whole checkpoint in place; return the step to go on with and the checkpoint's state.
+
+    Without one, the weights get their first values: step 0, and no state. Raises InputError where another recipe made
+    the checkpoint, unless `allow_change`.
+    """
+    folder = _told_by_the_first(trainer, journal)
+    if folder is None:
+        start(trainer)
+        step, state = 0, {}
+    else:
+        _refuse_change(trainer, checkpoint.read_state(folder), folder, allow_change)
+        state = checkpoint.load(folder, trainer.model, trainer.optimizers)
+        step = checkpoint.step_of(folder)
+    if journal:
+        journal.cut_back(step)
+        journal.event("resume" if folder else "start", step, ranks=trainer.ranks.count)
+    return step, state
+
+
+def _told_by_the_first(trainer: Trainer, journal: Journal | None) -> Path | None:
+    """The checkpoint to go on from, and in `trainer` the times that the run went back: what the first rank finds."""
+    found: list[Any] = [None, None]
+    if journal:
+        found = [_newest_whole(trainer.run, journal), read_left_out(trainer.run)]
+    if trainer.ranks.count > 1:
+        dist.broadcast_object_list(found)
+    folder: Path | None = found[0]
+    trainer.went_back = found[1]
+    return folder
+
+
+def _newest_whole(run: Path, journal: Journal) -> Path | None:
+    """The newest checkpoint whose hashes hold; the damaged ones after it are an event each, and deleted."""
+    damaged: list[Path] = []
+    for folder in reversed(checkpoint.committed(run)):
+        damage = checkpoint.problems(folder)
+        if not damage:
+            break
+        print(f"{damage[0]}; going on from an older checkpoint", file=sys.stderr)
+        journal.event("checkpoint-damaged", checkpoint.step_of(folder), problem=damage[0])
+        damaged.append(folder)
+    else:
+        return None  # the damaged ones stay: they are all that there is of the run
+    for other in damaged:  # their place among the newest belongs to what can be resumed from
+        checkpoint.delete(other)
+    return folder
+
+
+def _refuse_change(trainer: Trainer, state: dict[str, Any], folder: Path, allow_change: bool) -> None:
+    then, now = state["fields"], trainer.recipe.weight_fields()
+    then |= {"data.store (its content)": state["store"], "tokenizer (its content)": state["tokenizer"]}
+    now |= {
+        "data.store (its content)": trainer.store.digest,
+        "tokenizer (its content)": trainer.tokenizer.digest,
+    }
+    changed = [
+        f"{key} was {then.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(then | now)
+        if then.get(key) != now.get(key)
+    ]
+    shape = [change for change in changed if change.startswith(("model.", "tokenizer "))]
+    if shape or (changed and not allow_change):
+        also = "" if shape else ", or --allow-change to go on with this recipe"
+        raise InputError(f"{folder}: made by another recipe: {'; '.join(changed)}; give the run another name{also}")
+
+
+def go_back(trainer: Trainer, journal: Journal | None, step: int, reason: str, blamed: int) -> None:
+    """Leave out the `blamed` newest batches up to step `step`'s, so that `resume` goes on without them.
+
+    Raises RunStoppedError where the run has gone back to its newest checkpoint as often as it may.
+    """
+    target = max(map(checkpoint.step_of, checkpoint.committed(trainer.run)), default=0)
+    guard, words = trainer.recipe.guard, f"step {step + 1}: {reason}"
+    if sum(record["checkpoint"] == target for record in trainer.went_back) >= guard.max_rollbacks:
+        if journal:
+            journal.event("ended", step + 1, reason=reason)
+        raise RunStoppedError(
+            f"{trainer.run}: {words}; went back to step {target} {guard.max_rollbacks} times already: lower "
+            "train.optimizer.learning_rate with --allow-change, or raise guard.max_rollbacks, and run it again"
+        )
+    # No batch from before the checkpoint: its steps are not done again, and counting them out would shift the others.
+    batches = [batch_of(number, trainer.left_out) for number in range(max(target, step + 1 - blamed), step + 1)]
+    if journal:
+        leave_out(trainer.run, {"batches": batches, "checkpoint": target, "step": step + 1, "reason": reason})
+        journal.event("rollback", step + 1, reason=reason, checkpoint=target, left_out=batches)
+        print(f"{words}; back to step {target}, leaving out batches {batches}", file=sys.stderr)

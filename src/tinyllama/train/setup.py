@@ -1,0 +1,150 @@
+"""What a step needs, put together once: store, model, optimisers, ranks.
+
+The model is built on the meta device, sharded, and only then given memory, so no rank ever holds more than its share
+and one whole matrix. A weight's first value depends on the seed and its name alone, whatever the number of ranks.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinyllama import hardware
+from tinyllama.data.batches import rank_slice
+from tinyllama.data.store import TokenStore
+from tinyllama.errors import InputError
+from tinyllama.files import write_atomically
+from tinyllama.model.llama import PRECISIONS, Llama, initialize
+from tinyllama.model.loading import HuggingFaceLlama
+from tinyllama.model.weights import fill
+from tinyllama.recipe import Recipe
+from tinyllama.tokenizer import Tokenizer
+from tinyllama.train.guard import left_out_batches
+from tinyllama.train.optimizer import build_optimizers
+from tinyllama.train.parallel import Ranks, build_mesh, shard_model
+from tinyllama.train.validation import Validation, prepare_validation, unvalidated
+
+
+@dataclass
+class Trainer:
+    """What a step needs. The weights are not there until `start` or a checkpoint has put them in place."""
+
+    recipe: Recipe
+    store: TokenStore
+    tokenizer: Tokenizer
+    ranks: Ranks
+    run: Path
+    model: Llama
+    optimizers: list[torch.optim.Optimizer]
+    validation: Validation | None
+    initial: HuggingFaceLlama | None
+    went_back: list[dict[str, Any]] = field(default_factory=list)
+    """See `guard.read_left_out`."""
+
+    @property
+    def left_out(self) -> frozenset[int]:
+        """Batches that the run does not learn from."""
+        return left_out_batches(self.went_back)
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """Where a recipe's run lies."""
+    return Path("runs") / recipe.name
+
+
+def build(recipe: Recipe, ranks: Ranks) -> Trainer:
+    """Open the store and build the model, its weights without values yet.
+
+    Raises InputError where the store, the tokenizer, the ranks or the initial weights do not fit the recipe.
+    """
+    store, tokenizer = TokenStore.open(recipe.data.store), Tokenizer.load(recipe.tokenizer)
+    if store.manifest["tokenizer"]["digest"] != tokenizer.digest:
+        raise InputError(
+            f"{recipe.tokenizer}: not the tokenizer that {recipe.data.store} was made with; "
+            "name that one in `tokenizer`, or prepare another store"
+        )
+    rank_slice(recipe, ranks.rank, ranks.count)  # refuses a batch that the ranks cannot share
+    initial = open_initial_weights(recipe, tokenizer)
+    model = build_model(recipe, initial.vocab_size if initial else tokenizer.vocab_size, ranks)
+    optimizers = build_optimizers(model, recipe.train.optimizer)
+    validation = prepare_validation(recipe, store, tokenizer)
+    for name in unvalidated(recipe, store) if ranks.is_first else ():
+        print(f"{recipe.data.store}/{name}: too little held out to validate on; raise data.holdout", file=sys.stderr)
+    run = run_folder(recipe)
+    return Trainer(recipe, store, tokenizer, ranks, run, model, optimizers, validation, initial)
+
+
+def build_model(recipe: Recipe, vocab_size: int, ranks: Ranks) -> Llama:
+    """The recipe's network, sharded and compiled as it says, in uninitialised memory on the ranks' device."""
+    with torch.device("meta"):
+        model = Llama(recipe.model, vocab_size, PRECISIONS[recipe.train.precision])
+    if recipe.train.float8:
+        _use_float8(model, ranks)
+    model.set_recompute(recipe.parallel.activation_checkpointing)
+    if recipe.train.compile:
+        _compile(model, ranks)
+    if ranks.count > 1:
+        shard_model(model, build_mesh(recipe.parallel, ranks))
+    return model.to_empty(device=ranks.device)
+
+
+def _compile(model: Llama, ranks: Ranks) -> None:
+    """Compile block by block: one graph serves all, and the embedding's backward, which would not repeat, stays out.
+
+    What is compiled is the block's forward and not its call, so that FSDP's hooks around it stay outside.
+    """
+    if hardware.can_compile(ranks.device):
+        for block in model.blocks:
+            block.forward = torch.compile(block.forward, dynamic=False)
+    elif ranks.is_first:
+        print("no C++ compiler with Python's headers here: training goes on uncompiled, and slower", file=sys.stderr)
+
+
+def _use_float8(model: Llama, ranks: Ranks) -> None:
+    """Have torchao multiply the blocks' matrices in float8, scaled by row (torchao.float8's documentation)."""
+    if ranks.device.type != "cuda" or torch.cuda.get_device_capability(ranks.device) < (8, 9):
+        raise InputError(
+            f"train.float8: {ranks.device} has no float8 products, GPUs from Ada and Hopper on do; take it out"
+        )
+    try:
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training  # noqa: PLC0415
+    except ImportError:
+        raise InputError("train.float8: torchao is missing; pip install 'tinyllama[float8]', or take it out") from None
+    convert_to_float8_training(model.blocks, config=Float8LinearConfig.from_recipe_name("rowwise"))
+
+
+def open_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> HuggingFaceLlama | None:
+    """The model that the first step starts from, if any. Raises InputError where it is not the recipe's model."""
+    if recipe.train.initial_weights is None:
+        return None
+    initial = HuggingFaceLlama.open(recipe.train.initial_weights)
+    here = recipe.model.model_dump(exclude={"context"})  # positions are computed, so a context may be any
+    for name, there in initial.shape.model_dump(exclude={"context"}).items():
+        if there != here[name]:
+            raise InputError(f"model.{name}: is {here[name]}, but {there} in {initial.folder}; make it the same")
+    if initial.vocab_size < tokenizer.vocab_size:
+        raise InputError(
+            f"{recipe.tokenizer}: has {tokenizer.vocab_size} pieces, but {initial.folder} has weights for "
+            f"{initial.vocab_size}; name the tokenizer that belongs to it"
+        )
+    return initial
+
+
+def start(trainer: Trainer) -> None:
+    """Give the weights their first values, and forget what the optimisers know."""
+    if trainer.initial:
+        fill(trainer.model, trainer.initial.weights())
+    else:
+        initialize(trainer.model, trainer.recipe.seed)
+    trainer.optimizers = build_optimizers(trainer.model, trainer.recipe.train.optimizer)
+
+
+def write_run_folder(trainer: Trainer) -> None:
+    """Put into the run what a release or a stranger needs to use it without the recipe's other folders."""
+    with write_atomically(trainer.run / "recipe.yaml") as file:
+        file.write(trainer.recipe.to_yaml().encode())
+    with write_atomically(trainer.run / "store.json") as file:
+        file.write((trainer.store.folder / "manifest.json").read_bytes())
+    trainer.tokenizer.save(trainer.run / "tokenizer", trainer.recipe.model.context)
