@@ -11,12 +11,14 @@ Each times a bf16 2048^3 product between its steps; an MFU is a share of that. P
 import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,8 +53,13 @@ OTHER_SETTINGS: dict[str, dict[str, str]] = {
     "litgpt bf16-mixed, its AdamW": {"precision": "bf16-mixed", "optimizer": "torch.optim.AdamW"},
     "litgpt bf16-true, its AdamW": {"precision": "bf16-true", "optimizer": "torch.optim.AdamW"},
     "transformers bf16-mixed, eager attention": {"precision": "bf16-mixed", "attention": "eager"},
+    "transformers bf16-mixed, max-autotune": {
+        "precision": "bf16-mixed",
+        "compile_mode": "max-autotune-no-cudagraphs",
+    },
     "transformers bf16-true": {"precision": "bf16-true"},
     "torchtitan bf16-mixed, complex rope": {"precision": "bf16-mixed", "rope": "ComplexRoPE"},
+    "torchtitan bf16-mixed, chunked loss": {"precision": "bf16-mixed", "loss": "chunked"},
     "torchtitan bf16-true": {"precision": "bf16-true"},
 }
 NAMES = "; ".join([*SETTINGS, *OTHER_SETTINGS])
@@ -75,13 +82,15 @@ def main() -> None:
     """Print the table, and write it where --json says."""
     arguments = parse_arguments()
     work = make_work(arguments.work.resolve())
-    describe(work, arguments)
     programs = make_ranks(work, arguments) if arguments.ranks else make_programs(work, arguments)
+    facts = describe(work, arguments, programs)
     runs, failures = take_turns(programs, arguments)
-    reference = next(iter(programs))
-    print_table(runs, failures, reference)
+    print_table(runs, facts["versions"])
+    for name, reason in failures.items():
+        print(f"{name}: failed: {reason}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(report(runs, failures, reference), indent=1) + "\n")
+        figures = {name: {turn: measured._asdict() for turn, measured in turns.items()} for name, turns in runs.items()}
+        arguments.json.write_text(json.dumps({**facts, "rounds": figures, "failures": failures}, indent=1) + "\n")
     if failures:
         raise SystemExit(1)
 
@@ -122,9 +131,9 @@ def make_ranks(work: Work, arguments: argparse.Namespace) -> dict[str, Program]:
 def train(work: Work, steps: int, ranks: int, threads: int, folder: Path) -> None:
     """`tinyllama train`, under torchrun where there are several ranks."""
     recipe = write_recipe(folder / "recipe.yaml", small_recipe(work, steps))
-    module = ["-m", "tinyllama", "train", recipe]
+    module: list[str | Path] = ["-m", "tinyllama", "train", recipe]
     torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0"]
-    command = [sys.executable, *(torchrun if ranks > 1 else []), *module]
+    command: list[str | Path] = [sys.executable, *(torchrun if ranks > 1 else []), *module]
     run_logged(command, folder / "log", folder, environment(work, threads))
 
 
@@ -147,8 +156,31 @@ def train_peer(work: Work, arguments: argparse.Namespace, peer: str, settings: M
         "flops_per_token": plan.flops_per_token(model, VOCABULARY, recipe.train.sequence_length),
     }
     (folder / "job.json").write_text(json.dumps(job))
-    command = [make_peer(work.folder, peer), HERE / "training_peers.py", peer, folder / "job.json"]
+    command: list[str | Path] = [make_peer(work.folder, peer), HERE / "training_peers.py", peer, folder / "job.json"]
     run_logged(command, folder / "log", folder, environment(work, arguments.threads))
+
+
+def describe(work: Work, arguments: argparse.Namespace, programs: Iterable[str]) -> dict[str, Any]:
+    """Print what all have in common; return that and each program's version."""
+    model = Recipe.load(write_recipe(work.folder / "training.yaml", small_recipe(work, 1))).model
+    facts = {
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "torch": version("torch"),
+        "parameters": plan.num_parameters(model, VOCABULARY),
+        "flops_per_token": plan.flops_per_token(model, VOCABULARY, model.context),
+        "arguments": {name: str(value) for name, value in vars(arguments).items()},
+    }
+    print(", ".join(f"{name} {value}" for name, value in facts.items() if name != "arguments"), flush=True)
+    versions = {name: OURS if name in RANK_SETTINGS else name.split()[0] for name in programs}
+    return facts | {"versions": {name: versions_of(work, peer) for name, peer in versions.items()}}
+
+
+def versions_of(work: Work, program: str) -> str:
+    """A program's version, as the Python that runs it says."""
+    python = make_peer(work.folder, program) if program in PEERS else sys.executable
+    command = [python, "-c", f"from importlib.metadata import version; print(version({program!r}))"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def take_turns(
@@ -178,3 +210,30 @@ def measured(folder: Path, steps: int, warmup: int) -> Measured:
     rows = [row for row in rows if row["step"] > warmup]
     speed, mfu = (statistics.median(row[column] for row in rows) for column in ("tokens_per_second", "mfu"))
     return Measured(speed, mfu, max(row["memory_bytes"] for row in rows))
+
+
+def print_table(runs: Mapping[str, Mapping[int, Measured]], versions: Mapping[str, str]) -> None:
+    """A line a program; the first is what the others are compared with, round by round."""
+    names = [name for name, turns in runs.items() if turns]
+    width = max(map(len, names), default=0)
+    for name in names:
+        speeds, mfus, memory = zip(*runs[name].values(), strict=True)
+        line = f"  {name:{width}}  {versions[name]:8} {spread(speeds, ',.0f')} tokens/s, MFU {spread(mfus, '.1%')}"
+        line += f", {max(memory) / 1e9:.1f} GB"
+        shared = sorted(runs[names[0]].keys() & runs[name].keys())
+        if shared and name != names[0]:
+            for label, column in (("tokens/s", "tokens_per_second"), ("MFU", "mfu")):
+                ratios = [getattr(runs[names[0]][turn], column) / getattr(runs[name][turn], column) for turn in shared]
+                line += f"; {names[0]} / it {spread(ratios, '.2f')} by {label}"
+        print(line)
+
+
+def spread(values: Iterable[float], form: str) -> str:
+    """Median, and from least to most where there are several."""
+    ordered = sorted(values)
+    middle = format(statistics.median(ordered), form)
+    return f"{middle} ({ordered[0]:{form}}-{ordered[-1]:{form}})" if len(ordered) > 1 else middle
+
+
+if __name__ == "__main__":
+    main()

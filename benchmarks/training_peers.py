@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.data import DataLoader, IterableDataset
 
 # ruff: noqa: PLC0415 - each peer is imported only where it runs
 
@@ -32,6 +33,7 @@ class Meter:
     def __init__(self, job: dict[str, Any]) -> None:
         self.job = job
         self.step = 0
+        self.begun = self.peak = math.nan
         self.path = Path("metrics.jsonl")
         self.path.write_text("")
 
@@ -112,6 +114,7 @@ def run_transformers(job: dict[str, Any]) -> None:
         optim="adamw_torch_fused",
         bf16=job["precision"] == "bf16-mixed",
         torch_compile=True,
+        torch_compile_mode=job.get("compile_mode"),
         use_cpu=True,
         logging_steps=1,
         save_strategy="no",
@@ -125,7 +128,7 @@ def run_transformers(job: dict[str, Any]) -> None:
     Trainer(model, arguments, train_dataset=data).train()
 
 
-class InOrder(torch.utils.data.IterableDataset[Any]):
+class InOrder(IterableDataset[Any]):
     """Rows as they come, which a Trainer would shuffle."""
 
     def __init__(self, rows: list[Any]) -> None:
@@ -136,50 +139,74 @@ class InOrder(torch.utils.data.IterableDataset[Any]):
 
 
 def run_litgpt(job: dict[str, Any]) -> None:
-    """`litgpt pretrain` with a data module that hands out the rows."""
-    from litgpt.__main__ import main
+    """What `litgpt pretrain` calls, with a data module that hands out the rows."""
+    from litgpt.args import EvalArgs, TrainArgs
+    from litgpt.config import Config
+    from litgpt.data import DataModule
+    from litgpt.pretrain import setup
 
-    config = {
-        "model_name": "small",
-        "model_config": {
-            "name": "small",
-            "block_size": job["context"],
-            "vocab_size": job["vocab_size"],
-            "padded_vocab_size": job["vocab_size"],
-            "n_layer": job["layers"],
-            "n_head": job["heads"],
-            "n_query_groups": job["kv_heads"],
-            "n_embd": job["dim"],
-            "intermediate_size": job["ffn_dim"],
-            "rotary_percentage": 1.0,
-            "parallel_residual": False,
-            "bias": False,
-            "norm_class_name": "RMSNorm",
-            "norm_eps": 1e-5,
-            "mlp_class_name": "LLaMAMLP",
-        },
-        "precision": job["precision"],
-        "data": {"class_path": "training_litgpt.Rows", "init_args": {"path": job["rows"]}},
-        "train": {
-            "global_batch_size": job["batch_sequences"],
-            "micro_batch_size": job["batch_sequences"],
-            "max_tokens": job["steps"] * job["batch_sequences"] * job["sequence_length"],
-            "max_norm": 1.0,
-            "min_lr": job["learning_rate"] / 10,
-            "lr_warmup_steps": 2,
-            "tie_embeddings": False,
-        },
-        "optimizer": {
-            "class_path": job.get("optimizer", "training_litgpt.FusedAdamW"),
-            "init_args": {"lr": job["learning_rate"], "betas": [0.9, 0.95], "weight_decay": 0.1},
-        },
-        "devices": 1,
-        "logger_name": "csv",
-        "out_dir": "out",
+    class Rows(DataModule):  # type: ignore[misc]
+        def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: int | None = None) -> None:
+            self.rows: Any = list(load_rows(job["rows"]))
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(self.rows, job["batch_sequences"])
+
+        def val_dataloader(self) -> Any:
+            return DataLoader(self.rows[: job["batch_sequences"]], job["batch_sequences"])
+
+    config = Config(
+        name="small",
+        block_size=job["context"],
+        vocab_size=job["vocab_size"],
+        padded_vocab_size=job["vocab_size"],
+        n_layer=job["layers"],
+        n_head=job["heads"],
+        n_query_groups=job["kv_heads"],
+        n_embd=job["dim"],
+        intermediate_size=job["ffn_dim"],
+        rotary_percentage=1.0,
+        parallel_residual=False,
+        bias=False,
+        norm_class_name="RMSNorm",
+        norm_eps=1e-5,
+        mlp_class_name="LLaMAMLP",
+    )
+    arguments = TrainArgs(
+        save_interval=None,
+        global_batch_size=job["batch_sequences"],
+        micro_batch_size=job["batch_sequences"],
+        max_tokens=job["steps"] * job["batch_sequences"] * job["sequence_length"],
+        max_norm=1.0,
+        min_lr=job["learning_rate"] / 10,
+        lr_warmup_steps=2,
+        tie_embeddings=False,
+    )
+    optimizer = {
+        "class_path": job.get("optimizer", "training_peers.FusedAdamW"),
+        "init_args": {"lr": job["learning_rate"], "betas": (0.9, 0.95), "weight_decay": 0.1},
     }
-    Path("litgpt.yaml").write_text(json.dumps(config))
-    sys.argv = ["litgpt", "pretrain", "--config", "litgpt.yaml"]
-    main()
+    sys.argv = ["litgpt", "small"]  # which litgpt reads again when it saves the model
+    torch.set_float32_matmul_precision("high")  # as its command line does
+    setup(
+        "small",
+        config,
+        Path("out"),
+        job["precision"],
+        data=Rows(),
+        train=arguments,
+        eval=EvalArgs(interval=10**9),
+        optimizer=optimizer,
+        devices=1,
+        logger_name="csv",
+    )
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """litgpt sets fused=False on a CPU for any optimizer whose constructor has that word, which is slower."""
+
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
+        super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
 
 def run_torchtitan(job: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""What benchmarks/training.py and benchmarks/training_1b.py need before the clock runs, made once under --work and kept.
+"""What benchmarks/training.py and training_1b.py need before the clock runs, made once under --work and kept.
 
-The text is this Python's standard library, its tests left out of nothing; on it `tinyllama tokenizer train` makes
+The text is this Python's standard library; on it `tinyllama tokenizer train` makes
 32,000 pieces and `tinyllama prepare` a token store. Each peer gets a virtual environment of its own with the torch
 that runs here, and the batches that tinyllama reads, row for row.
 """
@@ -29,7 +29,7 @@ SOURCE = "library"
 PEERS = {
     "litgpt": ("litgpt==0.5.13", "requests==2.34.2"),
     "transformers": ("transformers==5.15.1", "accelerate==1.15.0"),
-    "torchtitan": ("torchtitan==0.3.0",),
+    "torchtitan": ("torchtitan==0.3.0", "triton==3.9.0"),
 }
 # glibc gives big tensors back to the kernel after every step otherwise, which costs up to a fifth of the time.
 KEEP_MEMORY = {
@@ -127,7 +127,16 @@ def make_peer(folder: Path, name: str) -> Path:
         venv.create(python.parent.parent, with_pip=True, clear=True)
         constraints = folder / "peers" / "constraints.txt"
         constraints.write_text(f"{torch}\n")
-        pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "-c", constraints]
+        pip: list[str | Path] = [
+            python,
+            "-m",
+            "pip",
+            "--quiet",
+            "--disable-pip-version-check",
+            "install",
+            "-c",
+            constraints,
+        ]
         subprocess.run([*pip, torch, *PEERS[name]], check=True)
         ready.write_text(wanted)
     return python

@@ -16,28 +16,32 @@ import torch
 
 
 def admit_cpu() -> None:
-    """Before torchtitan is imported: the CPU as the device, and no memory monitor, which it has only for GPUs."""
+    """Before torchtitan is imported: the CPU as the device, without the two calls that gloo and torch.cpu refuse."""
     torch._utils._get_available_device_type = lambda: "cpu"
     from torchtitan.components import metrics  # noqa: PLC0415
+    from torchtitan.distributed import utils  # noqa: PLC0415
 
-    stats = SimpleNamespace(max_reserved_gib=0.0, max_reserved_pct=0.0, max_active_gib=0.0, max_active_pct=0.0)
-    stats.num_alloc_retries = stats.num_ooms = 0
-    monitor = SimpleNamespace(device_name="A100", get_peak_stats=lambda: stats, reset_peak_stats=lambda: None)
+    stats = dict.fromkeys(metrics.DeviceMemStats._fields, 0)
+    monitor = SimpleNamespace(
+        device_name="CPU", get_peak_stats=lambda: metrics.DeviceMemStats(**stats), reset_peak_stats=lambda: None
+    )
     metrics.build_device_memory_monitor = lambda: monitor
+    utils.set_pg_timeouts = lambda **_: None
 
 
 def small() -> Any:
     """The configuration, as the functions of torchtitan's own registries make theirs."""
-    from torchtitan.components.loss import CrossEntropyLoss  # noqa: PLC0415
+    from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss  # noqa: PLC0415
     from torchtitan.components.metrics import MetricsProcessor  # noqa: PLC0415
     from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw  # noqa: PLC0415
     from torchtitan.config import CompileConfig, TrainingConfig  # noqa: PLC0415
     from torchtitan.trainer import Trainer  # noqa: PLC0415
 
     job = json.loads(os.environ["TINYLLAMA_JOB"])
+    loss = CrossEntropyLoss.Config(global_vocab_size=job["vocab_size"])
     return Trainer.Config(
         model_spec=model_spec(job),
-        loss=CrossEntropyLoss.Config(global_vocab_size=job["vocab_size"]),
+        loss=ChunkedLossWrapper.Config(loss_fn=loss) if job.get("loss") == "chunked" else loss,
         hf_assets_path=job["tokenizer"],
         dump_folder="out",
         optimizer=default_adamw(lr=job["learning_rate"]),
@@ -102,9 +106,9 @@ def rows_config(job: dict[str, Any]) -> Any:
     """A data loader's configuration over the job's rows, in their order."""
     from torchtitan.components.dataloader import BaseDataLoader  # noqa: PLC0415
 
-    class Rows(BaseDataLoader):
+    class Rows(BaseDataLoader):  # type: ignore[misc]
         @dataclass(kw_only=True, slots=True)
-        class Config(BaseDataLoader.Config):
+        class Config(BaseDataLoader.Config):  # type: ignore[misc]
             pass
 
         def __init__(self, config: Config, **_: Any) -> None:

@@ -26,7 +26,7 @@ from tinyllama.train.guard import Guard, Verdict, watchdog
 from tinyllama.train.meter import Meter
 from tinyllama.train.metrics import Journal, Tracker
 from tinyllama.train.optimizer import apply_gradients, clip_gradient, forget_gradients
-from tinyllama.train.parallel import join_ranks, sum_over_ranks
+from tinyllama.train.parallel import is_loss_of_a_rank, join_ranks, sum_over_ranks
 from tinyllama.train.resume import go_back, resume
 from tinyllama.train.schedule import learning_rate
 from tinyllama.train.setup import Trainer, build, write_run_folder
@@ -58,30 +58,43 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
     RunStoppedError where the run ended before its last step.
     """
     hardware.keep_memory()
-    with signals.noted() as received, join_ranks(recipe.guard.hang_seconds) as ranks, ExitStack() as stack:
+    with join_ranks(recipe.guard.hang_seconds) as ranks, ExitStack() as stack:
         trainer = build(recipe, ranks)
         if ranks.is_first:
             stack.enter_context(alone_in(trainer.run, "lock", f"{trainer.run}: another process is training this run"))
         journal = Journal(trainer.run) if ranks.is_first else None
-        first_step, state = resume(trainer, journal, allow_change)
-        if ranks.is_first:
-            write_run_folder(trainer)
-        if first_step < recipe.train.steps:
-            session = _open(trainer, journal, received, first_step, stack)
-            while not _train_from(session, first_step, Guard(recipe.guard, state.get("guard"))):
-                first_step, state = resume(trainer, journal, allow_change)
-            _settle(session, must=True)
+        try:
+            _train_to_the_end(trainer, journal, allow_change, stack)
+        except RuntimeError as error:
+            if not is_loss_of_a_rank(error):
+                raise
+            if journal:
+                journal.event("rank-lost", -1, problem=str(error).splitlines()[0])
+            again = "torchrun --max-restarts=N goes on from the last checkpoint by itself"
+            raise RunStoppedError(f"{trainer.run}: another rank cannot be reached any more; {again}") from error
         return trainer.run
 
 
-def _open(
-    trainer: Trainer, journal: Journal | None, received: signals.Received, first_step: int, stack: ExitStack
-) -> Session:
+def _train_to_the_end(trainer: Trainer, journal: Journal | None, allow_change: bool, stack: ExitStack) -> None:
+    recipe = trainer.recipe
+    first_step, state = resume(trainer, journal, allow_change)
+    if journal:
+        write_run_folder(trainer)
+    if first_step == recipe.train.steps:
+        return
+    session = _open(trainer, journal, first_step, stack)
+    while not _train_from(session, first_step, Guard(recipe.guard, state.get("guard"))):
+        first_step, state = resume(trainer, journal, allow_change)
+    _settle(session, must=True)
+
+
+def _open(trainer: Trainer, journal: Journal | None, first_step: int, stack: ExitStack) -> Session:
     recipe, ranks = trainer.recipe, trainer.ranks
     bar = stack.enter_context(Bar(f"training {recipe.name}", recipe.train.steps, first_step)) if journal else None
     tracker = stack.enter_context(Tracker(recipe, trainer.run, journal, first_step)) if journal else None
     saver = checkpoint.Saver(trainer.run, recipe.checkpoint.asynchronous, partial(_say_saved, trainer, journal))
     meter = Meter(recipe, trainer.model.vocab_size, ranks)
+    received = stack.enter_context(signals.noted())
     session = Session(trainer, journal, bar, tracker, meter, saver, received, step=first_step)
     session.alive = stack.enter_context(watchdog(recipe.guard.hang_seconds, partial(_say_hung, session)))
     return session

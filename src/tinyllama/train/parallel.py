@@ -20,6 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from tinyllama.errors import InputError
 from tinyllama.model.llama import Llama
 from tinyllama.recipe_train import Parallel
+from tinyllama.train.meeting import fresh_store
 
 _PATIENCE = 2.0
 """The watchdog ends a process that hangs (see `guard.py`); the collectives' own limit is this many times longer."""
@@ -51,11 +52,19 @@ def join_ranks(hang_seconds: float) -> Iterator[Ranks]:
         yield Ranks(0, 1, device)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=_PATIENCE * hang_seconds))
+    timeout = timedelta(seconds=_PATIENCE * hang_seconds)
+    store, rank, count = next(dist.rendezvous("env://", timeout=timeout))
+    store = fresh_store(store, rank, count, timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
     try:
-        yield Ranks(dist.get_rank(), count, device)
+        yield Ranks(rank, count, device)
     finally:
         dist.destroy_process_group()
+
+
+def is_loss_of_a_rank(error: RuntimeError) -> bool:
+    """Whether an error says that another rank cannot be reached: gloo's are plain RuntimeErrors."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 def mesh_sizes(parallel: Parallel, count: int) -> tuple[int, int]:
