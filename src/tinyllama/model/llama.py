@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tinyllama.model.attention import causal_attention
 from tinyllama.model.loss import linear_cross_entropy
 from tinyllama.model.recomputation import Recompute, recomputed
 from tinyllama.model.weights import fill
@@ -99,19 +100,16 @@ class Attention(nn.Module):
         query, keys = rotate(query, rope), rotate(keys, rope)
         if cache is not None:
             keys, values = cache.extend(keys, values)
-        mask = _cached_mask(time, keys.shape[2], x.device)
-        mixed = F.scaled_dot_product_attention(
-            query, keys, values, attn_mask=mask, is_causal=mask is None and time > 1, enable_gqa=True
-        )
+        mixed = causal_attention(query, keys, values) if keys.shape[2] == time else _continued(query, keys, values)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, time, dim))
         return out
 
 
-def _cached_mask(time: int, total: int, device: torch.device) -> Tensor | None:
-    """Which of `total` keys the last `time` queries may see; None where plain causal or no masking says it."""
-    if time in (1, total):
-        return None
-    return torch.ones(time, total, dtype=torch.bool, device=device).tril(total - time)
+def _continued(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of queries [B, H, T, E] that are the last of the positions that keys and values cover."""
+    time, total = query.shape[2], keys.shape[2]
+    seen = torch.ones(time, total, dtype=torch.bool, device=query.device).tril(total - time)
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen, enable_gqa=True)
 
 
 class FeedForward(nn.Module):
