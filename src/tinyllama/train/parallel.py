@@ -88,7 +88,8 @@ def build_mesh(parallel: Parallel, ranks: Ranks) -> DeviceMesh:
 
 def shard_model(model: Llama, mesh: DeviceMesh) -> None:
     """Shard a model in place, also one on the meta device; its parameters become DTensors."""
-    policy = MixedPrecisionPolicy(param_dtype=model.precision, reduce_dtype=torch.float32)
+    # Inputs stay as they are: the activations have the precision already, and the rotary table must keep float32.
+    policy = MixedPrecisionPolicy(model.precision, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # The root holds what is used first and last, so that it stays gathered between forward and backward.
