@@ -11,7 +11,6 @@ import os
 import statistics
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -93,16 +92,19 @@ def leave_out(run: Path, record: dict[str, Any]) -> None:
 def watchdog(seconds: float, on_hang: Callable[[], None]) -> Iterator[Callable[[], None]]:
     """Call `on_hang` and end the process, status 1, where the block lets `seconds` pass without a call of what it gets.
 
-    A thread: the main one may wait in a collective that no exception reaches.
+    A thread: the main one may wait in a collective that no exception reaches. It counts its own waits and not a clock's
+    time, so a process that was stopped and goes on is not taken for one that hangs.
     """
-    last, ended = [time.monotonic()], threading.Event()
+    period = min(1.0, seconds / 4)
+    silent, ended = [0.0], threading.Event()
 
     def alive() -> None:
-        last[0] = time.monotonic()
+        silent[0] = 0.0
 
     def look() -> None:
-        while not ended.wait(min(1.0, seconds / 4)):
-            if time.monotonic() - last[0] > seconds:
+        while not ended.wait(period):
+            silent[0] += period
+            if silent[0] > seconds:
                 try:
                     on_hang()
                 finally:
