@@ -4,11 +4,9 @@ All three do the same with a task (`pipeline.run_rank`) and count on its receipt
 concurrent.futures': datatrove's own waits for ever for a worker that the kernel has killed.
 """
 
-import ctypes
 import logging
 import multiprocessing
 import os
-import platform
 import shlex
 import signal
 import subprocess
@@ -26,6 +24,7 @@ from tinyllama.data.pipeline import run_rank
 from tinyllama.data.tasks import Job
 from tinyllama.errors import InputError
 from tinyllama.files import write_atomically
+from tinyllama.processes import end_with_parent
 
 # datatrove announces every task on standard error, in every worker; here the progress bar does.
 logger.disable("datatrove")
@@ -74,8 +73,7 @@ def _begin_worker(job: Job) -> None:
     global _own_job  # noqa: PLW0603 - a pool's worker has no other place for what all its tasks share
     _own_job = job
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends without a traceback of its own
-    if platform.system() == "Linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no orphan works on beside the next run
+    end_with_parent()
 
 
 def _run_own(stage: str, rank: int) -> None:

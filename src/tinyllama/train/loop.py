@@ -69,7 +69,7 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
             if not is_loss_of_a_rank(error):
                 raise
             if journal:
-                journal.event("rank-lost", -1, problem=str(error).splitlines()[0])
+                journal.event("rank-lost", journal.step, problem=str(error).splitlines()[0])
             again = "torchrun --max-restarts=N goes on from the last checkpoint by itself"
             raise RunStoppedError(f"{trainer.run}: another rank cannot be reached any more; {again}") from error
         return trainer.run
@@ -119,7 +119,7 @@ def _train_from(session: Session, first_step: int, guard: Guard) -> bool:
         if verdict is Verdict.APPLY:
             apply_gradients(trainer.optimizers, _rate(recipe, step))
         forget_gradients(trainer.optimizers)
-        _log(session, step, loss, norm, skipped=reason)
+        _log(session, _row(session, step, loss, norm, skipped=reason))
         if save_failed:
             _settle(session)
         if stop or _is_saved(recipe, step + 1):
@@ -176,9 +176,10 @@ def _agree(session: Session) -> tuple[bool, bool]:
     return bool(stop), bool(save_failed)
 
 
-def _log(session: Session, step: int, loss: float, norm: float, skipped: str) -> None:
+def _row(session: Session, step: int, loss: float, norm: float, skipped: str) -> dict[str, Any]:
+    """The row of metrics of the step that just ended; where it was skipped, `skipped` says why."""
     trainer, recipe, done = session.trainer, session.trainer.recipe, step + 1
-    row: dict[str, Any] = {"step": done, "tokens": done * recipe.train.batch_tokens, "loss": loss}
+    row = {"step": done, "tokens": done * recipe.train.batch_tokens, "loss": loss}
     row |= {"learning_rate": _rate(recipe, step), "gradient_norm": norm, **session.meter.row()}
     if trainer.left_out:
         row["batch"] = batch_of(step, trainer.left_out)
@@ -188,12 +189,16 @@ def _log(session: Session, step: int, loss: float, norm: float, skipped: str) ->
         score = validate(trainer.model, trainer.validation, _pass_rows(trainer), trainer.ranks, session.alive)
         row |= {"validation_loss": score.loss, "validation_bits_per_byte": score.bits_per_byte}
         session.meter.restart()
+    return row
+
+
+def _log(session: Session, row: dict[str, Any]) -> None:
     if session.journal and session.bar and session.tracker:
         session.journal.metrics(row)
-        if skipped:
-            session.journal.event("skip", done, reason=skipped)
+        if "skipped" in row:
+            session.journal.event("skip", row["step"], reason=row["skipped"])
         session.tracker.log(row)
-        session.bar.show(done, _words(row))
+        session.bar.show(row["step"], _words(row))
 
 
 def _words(row: dict[str, Any]) -> str:
@@ -247,13 +252,14 @@ def _settle(session: Session, must: bool = False) -> None:
     session.alive()
     if reason is None:
         return
-    trainer, step = session.trainer, session.saver.step
-    words = f"{trainer.run}: the checkpoint of step {step} cannot be written ({reason})"
+    run, recipe = session.trainer.run, session.trainer.recipe.checkpoint
+    words = f"{run}: the checkpoint of step {session.saver.step} cannot be written ({reason})"
     if session.journal:
-        session.journal.event("checkpoint-failed", step, problem=reason)
-        print(f"{words}; training goes on", file=sys.stderr)
-    if must or trainer.recipe.checkpoint.on_failure == "stop":
+        session.journal.event("checkpoint-failed", session.saver.step, problem=reason)
+    if must or recipe.on_failure == "stop":
         raise RunStoppedError(f"{words}; make room and run it again: it goes on from the checkpoint before")
+    if session.journal:
+        print(f"{words}; training goes on", file=sys.stderr)
 
 
 def _end_by_signal(session: Session, step: int) -> None:

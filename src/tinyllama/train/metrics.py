@@ -41,6 +41,8 @@ class Journal:
     def __init__(self, run: Path, clock: Callable[[], float] = time.time) -> None:
         self.metrics_path, self.events_path = run / "metrics.jsonl", run / "events.jsonl"
         self.clock = clock
+        self.step = 0
+        """The newest step with a row."""
 
     def cut_back(self, step: int) -> None:
         """Forget the metrics after `step`, so that no step stands twice when the run goes on from there."""
@@ -55,6 +57,7 @@ class Journal:
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append a step's row."""
         _append(self.metrics_path, row)
+        self.step = row["step"]
 
     def event(self, name: str, step: int, **details: Any) -> None:
         """Append an event: what happened at which step, and when (seconds since 1970)."""

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 
 from tinyllama.errors import InputError
 from tinyllama.model.llama import Llama
+from tinyllama.processes import end_with_parent
 from tinyllama.recipe_train import Parallel
 from tinyllama.train.meeting import fresh_store
 
@@ -51,6 +52,7 @@ def join_ranks(hang_seconds: float) -> Iterator[Ranks]:
     if count == 1:
         yield Ranks(0, 1, device)
         return
+    end_with_parent()  # torchrun starts its ranks in sessions of their own: they would outlive it
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=_PATIENCE * hang_seconds)
     store, rank, count = next(dist.rendezvous("env://", timeout=timeout))
