@@ -6,6 +6,6 @@ import signal
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, so that no orphan works on beside the next run (Linux)."""
+    """Have the kernel (Linux's) kill this process when its parent ends: no orphan works on beside the next run."""
     if platform.system() == "Linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

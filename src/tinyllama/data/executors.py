@@ -7,6 +7,7 @@ concurrent.futures': datatrove's own waits for ever for a worker that the kernel
 import logging
 import multiprocessing
 import os
+import platform
 import shlex
 import signal
 import subprocess

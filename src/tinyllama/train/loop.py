@@ -179,7 +179,7 @@ def _agree(session: Session) -> tuple[bool, bool]:
 def _row(session: Session, step: int, loss: float, norm: float, skipped: str) -> dict[str, Any]:
     """The row of metrics of the step that just ended; where it was skipped, `skipped` says why."""
     trainer, recipe, done = session.trainer, session.trainer.recipe, step + 1
-    row = {"step": done, "tokens": done * recipe.train.batch_tokens, "loss": loss}
+    row: dict[str, Any] = {"step": done, "tokens": done * recipe.train.batch_tokens, "loss": loss}
     row |= {"learning_rate": _rate(recipe, step), "gradient_norm": norm, **session.meter.row()}
     if trainer.left_out:
         row["batch"] = batch_of(step, trainer.left_out)
