@@ -109,15 +109,21 @@ class Saver:
         if self.pending is None:
             return None
         error, self.pending = self.pending.exception(), None
-        reasons = [str(error).strip().splitlines()[-1] if error else None]
+        reasons = [_reason(error) if error else None]
         if self.group is not None:
             gathered: list[list[str | None]] = [[]] * dist.get_world_size()
             dist.all_gather_object(gathered, reasons, group=self.group)
             reasons = [reason for theirs in gathered for reason in theirs]
         reason = next(filter(None, reasons), None)
-        if reason and _is_first_rank():
-            shutil.rmtree(checkpoint_folder(self.run, self.step), ignore_errors=True)
+        folder = checkpoint_folder(self.run, self.step)
+        if reason and _is_first_rank() and not (folder / COMMIT).exists():
+            shutil.rmtree(folder, ignore_errors=True)
         return reason
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of an error: DCP's begin with the ranks and tracebacks that it came by."""
+    return (str(error).strip().splitlines() or [repr(error)])[-1].strip()
 
 
 def _done(call: Callable[[], object]) -> "Future[object]":

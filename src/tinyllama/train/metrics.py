@@ -72,8 +72,11 @@ class Journal:
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("ab") as file:
-        file.write(json.dumps(row).encode() + b"\n")
+    try:
+        with path.open("ab") as file:
+            file.write(json.dumps(row).encode() + b"\n")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk's names no file
 
 
 def trackio_folder(run: Path) -> Path:
