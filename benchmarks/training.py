@@ -46,24 +46,29 @@ OURS = "tinyllama"
 SETTINGS: dict[str, dict[str, str]] = {
     "litgpt bf16-mixed": {"precision": "bf16-mixed"},
     "litgpt bf16-true": {"precision": "bf16-true"},
-    "transformers bf16-mixed": {"precision": "bf16-mixed"},
+    "transformers bf16-mixed": {"precision": "bf16-mixed", "attention": "eager"},
     "torchtitan bf16-mixed": {"precision": "bf16-mixed"},
 }
 OTHER_SETTINGS: dict[str, dict[str, str]] = {
     "litgpt bf16-mixed, its AdamW": {"precision": "bf16-mixed", "optimizer": "torch.optim.AdamW"},
+    "litgpt bf16-mixed, math attention": {"precision": "bf16-mixed", "attention": "math"},
     "litgpt bf16-true, its AdamW": {"precision": "bf16-true", "optimizer": "torch.optim.AdamW"},
-    "transformers bf16-mixed, eager attention": {"precision": "bf16-mixed", "attention": "eager"},
-    "transformers bf16-mixed, max-autotune": {
+    "litgpt bf16-true, math attention": {"precision": "bf16-true", "attention": "math"},
+    "transformers bf16-mixed, sdpa": {"precision": "bf16-mixed", "attention": "sdpa"},
+    "transformers bf16-mixed, sdpa, max-autotune": {
         "precision": "bf16-mixed",
+        "attention": "sdpa",
         "compile_mode": "max-autotune-no-cudagraphs",
     },
-    "transformers bf16-true": {"precision": "bf16-true"},
+    "transformers bf16-true": {"precision": "bf16-true", "attention": "eager"},
+    "transformers bf16-true, sdpa": {"precision": "bf16-true", "attention": "sdpa"},
     "torchtitan bf16-mixed, complex rope": {"precision": "bf16-mixed", "rope": "ComplexRoPE"},
     "torchtitan bf16-mixed, chunked loss": {"precision": "bf16-mixed", "loss": "chunked"},
+    "torchtitan bf16-mixed, math attention": {"precision": "bf16-mixed", "attention": "math"},
     "torchtitan bf16-true": {"precision": "bf16-true"},
 }
 NAMES = "; ".join([*SETTINGS, *OTHER_SETTINGS])
-RANK_SETTINGS = {"one process, two threads": (1, 2), "two ranks, a thread each": (2, 1)}
+RANK_SETTINGS = {"two ranks, a thread each": (2, 1), "one process, two threads": (1, 2)}
 
 
 class Measured(NamedTuple):
@@ -132,7 +137,7 @@ def train(work: Work, steps: int, ranks: int, threads: int, folder: Path) -> Non
     """`tinyllama train`, under torchrun where there are several ranks."""
     recipe = write_recipe(folder / "recipe.yaml", small_recipe(work, steps))
     module: list[str | Path] = ["-m", "tinyllama", "train", recipe]
-    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     command: list[str | Path] = [sys.executable, *(torchrun if ranks > 1 else []), *module]
     run_logged(command, folder / "log", folder, environment(work, threads))
 

@@ -230,6 +230,7 @@ def main(name: str, job_file: str) -> None:
     job = json.loads(Path(job_file).read_bytes())
     print(", ".join(f"{package} {version(package)}" for package in (name, "torch")), flush=True)
     register_optimizer_step_post_hook(Meter(job))
+    torch.backends.cuda.enable_flash_sdp(job.get("attention") != "math")  # heeded on a CPU too
     runners = {"litgpt": run_litgpt, "transformers": run_transformers, "torchtitan": run_torchtitan}
     runners[name](job)
 

@@ -37,6 +37,7 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": "40000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
+LONGEST_SECONDS = 1800
 
 
 class Work(NamedTuple):
@@ -101,7 +102,7 @@ def small_recipe(work: Work, steps: int) -> dict[str, Any]:
             "micro_batch_sequences": 8,
             "optimizer": {"learning_rate": 1e-3, "clip_norm": 1.0},
             "schedule": {"name": "cosine", "warmup_steps": 2, "final_learning_rate": 1e-4},
-            "validate_every_steps": 5,  # and with it the product that an MFU is a share of
+            "validate_every_steps": 2,  # and with it the product that an MFU is a share of
             "validation_sequences": 8,
         },
         "checkpoint": {"every_steps": 10**9},
@@ -156,9 +157,13 @@ def environment(work: Work, threads: int) -> dict[str, str]:
 def run_logged(command: Sequence[str | Path], log: Path, cwd: Path, env: Mapping[str, str]) -> None:
     """Run a process to its end, what it says going to `log`; RuntimeError has the log's last lines."""
     with log.open("w") as file:
-        status = subprocess.run(
-            command, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, env=env, check=False
-        ).returncode
-    if status:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, env=env)
+        try:
+            status = f"status {process.wait(LONGEST_SECONDS)}"
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            status = f"nothing after {LONGEST_SECONDS} s"
+    if process.returncode:
         last = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
-        raise RuntimeError(f"status {status}\n{last}")
+        raise RuntimeError(f"{status}\n{last}")

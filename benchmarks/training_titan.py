@@ -66,6 +66,8 @@ def model_spec(job: dict[str, Any]) -> Any:
     from torchtitan.models.common import ComplexRoPE, CosSinRoPE, Embedding, Linear, RMSNorm  # noqa: PLC0415
     from torchtitan.models.common.attention import ScaledDotProductAttention  # noqa: PLC0415
 
+    if job.get("attention") == "math":
+        ScaledDotProductAttention.sdpa_backends = [torch.nn.attention.SDPBackend.MATH]
     dim = job["dim"]
     rope = {"ComplexRoPE": ComplexRoPE, "CosSinRoPE": CosSinRoPE}[job.get("rope", "CosSinRoPE")]
     layers = llama3._build_llama3_layers(
