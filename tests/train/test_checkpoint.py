@@ -1,0 +1,382 @@
+"""A checkpoint is its step's, whole or not there, and any number of ranks goes on from it."""
+
+import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from tests.train.ranked import launch, losses, train_several, write_recipe
+from tests.train.trainers import built
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+from tinyllama.data.batches import batch_of_step
+from tinyllama.errors import RunStoppedError
+from tinyllama.files import read_json, write_json
+from tinyllama.recipe import Recipe
+from tinyllama.train import checkpoint
+from tinyllama.train.checkpoint import Saver
+from tinyllama.train.loop import train, train_step
+from tinyllama.train.metrics import read_rows
+from tinyllama.train.setup import Trainer
+
+Commits = list[tuple[int, float, float]]
+
+
+def recipe_of(small: Path, **overrides: Any) -> Recipe:
+    return Recipe.load(small / "recipe.yaml", overrides)
+
+
+def after_a_step(small: Path, **overrides: Any) -> Trainer:
+    """A trainer whose optimiser has something to remember."""
+    trainer = built(recipe_of(small, **overrides))
+    train_step(trainer, 0, batch_of_step(trainer.recipe, trainer.store, 0))
+    return trainer
+
+
+def tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """All that a checkpoint must hold: weights and the optimisers' state."""
+    found = dict(trainer.model.state_dict())
+    for number, optimizer in enumerate(trainer.optimizers):
+        for parameter, state in optimizer.state_dict()["state"].items():
+            found |= {f"{number}.{parameter}.{name}": value for name, value in state.items()}
+    return found
+
+
+def saver_of(run: Path, asynchronous: bool = True) -> tuple[Saver, Commits]:
+    commits: Commits = []
+    return Saver(run, asynchronous, lambda *commit: commits.append(commit)), commits
+
+
+def begin(saver: Saver, trainer: Trainer, step: int) -> Path:
+    saver.begin(step, trainer.model, trainer.optimizers, {"tokens": 0})
+    return checkpoint.checkpoint_folder(saver.run, step)
+
+
+def saved(trainer: Trainer, run: Path, step: int = 1) -> Path:
+    """A whole checkpoint of a trainer."""
+    saver, _ = saver_of(run, asynchronous=False)
+    folder = begin(saver, trainer, step)
+    assert saver.settle() is None
+    return folder
+
+
+@pytest.fixture
+def disk_waits(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Nothing of a checkpoint is written until this is set."""
+    go, write = threading.Event(), FileSystemWriter.write_data
+
+    def waiting(*arguments: Any) -> Any:
+        assert go.wait(60)
+        return write(*arguments)
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", waiting)
+    return go
+
+
+def test_an_asynchronous_checkpoint_holds_its_steps_tensors_although_training_changes_them_at_once(
+    small: Path, tmp_path: Path, disk_waits: threading.Event
+) -> None:
+    trainer = after_a_step(small)
+    wanted = {name: value.clone() for name, value in tensors(trainer).items()}
+    saver, commits = saver_of(tmp_path)
+    folder = begin(saver, trainer, 1)
+    with torch.no_grad():
+        for value in tensors(trainer).values():
+            value.add_(1)
+    assert not checkpoint.committed(tmp_path)
+    disk_waits.set()
+    assert saver.settle() is None
+    other = after_a_step(small, seed=2)
+    assert checkpoint.load(folder, other.model, other.optimizers) == {"step": 1, "tokens": 0}
+    found = tensors(other)
+    assert found.keys() == wanted.keys()
+    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+    ((step, seconds, stood_still),) = commits
+    assert step == 1
+    assert 0 <= stood_still < seconds  # training went on while the disk waited
+
+
+def test_a_second_checkpoint_cannot_begin_before_the_first_is_settled(
+    small: Path, tmp_path: Path, disk_waits: threading.Event
+) -> None:
+    trainer = after_a_step(small)
+    saver, _ = saver_of(tmp_path)
+    begin(saver, trainer, 1)
+    with pytest.raises(AssertionError, match="settle the checkpoint before"):
+        begin(saver, trainer, 2)
+    disk_waits.set()
+    assert saver.settle() is None
+    begin(saver, trainer, 2)
+    assert saver.settle() is None
+    assert [folder.name for folder in checkpoint.committed(tmp_path)] == ["step-00000001", "step-00000002"]
+
+
+def test_checkpoints_at_every_step_never_overlap_and_none_is_left_out(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    happened: list[tuple[str, str]] = []
+    awaited = threading.Event()
+    save, commit, settle = dcp.async_save, checkpoint._commit, Saver.settle
+
+    def noted_save(*arguments: Any, checkpoint_id: Path, **options: Any) -> Any:
+        happened.append(("begin", checkpoint_id.name))
+        return save(*arguments, checkpoint_id=checkpoint_id, **options)
+
+    def noted_settle(saver: Saver) -> str | None:
+        if saver.pending:
+            awaited.set()
+        return settle(saver)
+
+    def late_commit(folder: Path) -> None:
+        while happened[-1] == ("begin", folder.name) and not awaited.wait(0.01):
+            pass  # until training waits for this one, or begins another
+        awaited.clear()
+        commit(folder)
+        happened.append(("commit", folder.name))
+
+    monkeypatch.setattr(dcp, "async_save", noted_save)
+    monkeypatch.setattr(checkpoint, "_commit", late_commit)
+    monkeypatch.setattr(Saver, "settle", noted_settle)
+    run = train(recipe_of(small, **{"train.tokens": 6 * 384, "checkpoint.every_steps": 1}))
+    steps = [f"step-{step:08d}" for step in range(1, 7)]
+    assert happened == [(what, step) for step in steps for what in ("begin", "commit")]
+    rows = [row for row in read_rows(run / "events.jsonl") if row["event"] == "checkpoint"]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(0 <= row["stood_still_seconds"] < row["seconds"] for row in rows)
+
+
+def test_milestones_are_saved_at_the_step_that_reaches_them_and_outlive_the_newest(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    at = [4 * 384 + 1, 7 * 384, 1_000_000]  # just after step 4, exactly at step 7, after the end
+    fields = {"train.tokens": 16 * 384, "checkpoint.every_steps": 3, "checkpoint.keep": 2, "release.at": at}
+    run = train(recipe_of(small, **fields))
+    saved_at = [row["step"] for row in read_rows(run / "events.jsonl") if row["event"] == "checkpoint"]
+    assert saved_at == [3, 5, 6, 7, 9, 12, 15, 16]
+    assert [checkpoint.step_of(folder) for folder in checkpoint.committed(run)] == [5, 7, 15, 16]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        f"step-{step:08d}" for step in (5, 7, 15, 16)
+    ]
+
+
+def test_the_commit_is_written_last_over_all_files(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    before: list[list[str]] = []
+
+    def noted(path: Path, value: Any) -> None:
+        written.append(path.name)
+        before.append(sorted(other.name for other in path.parent.iterdir()))
+        assert not checkpoint.committed(tmp_path)
+        write_json(path, value)
+
+    monkeypatch.setattr(checkpoint, "write_json", noted)
+    folder = saved(after_a_step(small), tmp_path)
+    assert written == ["state.json", "commit.json"]
+    assert sorted(read_json(folder / "commit.json")["sha256"]) == before[1]
+    assert {"state.json", ".metadata"} < set(before[1])
+    assert checkpoint.committed(tmp_path) == [folder]
+    (folder / "commit.json").unlink()
+    assert checkpoint.committed(tmp_path) == []
+
+
+def test_a_flipped_bit_and_a_missing_file_are_named(small: Path, tmp_path: Path) -> None:
+    folder = saved(after_a_step(small), tmp_path)
+    assert checkpoint.problems(folder) == []
+    for path in sorted(folder.iterdir()):
+        if path.name == "commit.json":
+            continue
+        content = path.read_bytes()
+        for place in (0, len(content) // 2, len(content) - 1):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+            assert checkpoint.problems(folder) == [f"{path} does not match its hash"]
+        path.unlink()
+        assert checkpoint.problems(folder) == [f"{path} is missing"]
+        path.write_bytes(content)
+    assert checkpoint.problems(folder) == []
+
+
+def test_what_is_damaged_is_passed_over_with_an_event_and_the_run_ends_the_same(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_of(small, **{"train.tokens": 9 * 384, "checkpoint.every_steps": 3, "checkpoint.keep": 3})
+    run = train(recipe)
+    wanted = [row["loss"] for row in read_rows(run / "metrics.jsonl")]
+    newest, before, _ = (checkpoint.checkpoint_folder(run, step) for step in (9, 6, 3))
+    (newest / "state.json").write_bytes(b"{}")
+    next(before.glob("*.distcp")).unlink()
+    train(recipe)
+    rows = list(read_rows(run / "events.jsonl"))
+    assert [(row["event"], row["step"]) for row in rows if row["event"] in ("checkpoint-damaged", "resume")] == [
+        ("checkpoint-damaged", 9),
+        ("checkpoint-damaged", 6),
+        ("resume", 3),
+    ]
+    assert "state.json does not match" in next(row["problem"] for row in rows if row["step"] == 9 and "problem" in row)
+    assert [row["loss"] for row in read_rows(run / "metrics.jsonl")] == wanted
+
+
+def failing(error: BaseException) -> Callable[..., "Future[None]"]:
+    def save(*_: Any, **__: Any) -> "Future[None]":
+        future: Future[None] = Future()
+        future.set_exception(error)
+        return future
+
+    return save
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_where_no_folder_can_be_made_settling_says_why(small: Path, tmp_path: Path, asynchronous: bool) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    saver, commits = saver_of(tmp_path, asynchronous)
+    begin(saver, after_a_step(small), 1)
+    reason = saver.settle()
+    assert reason is not None
+    assert str(tmp_path / "checkpoints") in reason
+    assert "\n" not in reason
+    assert not commits
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (RuntimeError("on rank 1:\nTraceback\nOSError: [Errno 5] Input/output error"), "Input/output error"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_a_checkpoint_that_fails_leaves_its_reason_and_no_folder_and_the_next_is_whole(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, wanted: str
+) -> None:
+    trainer = after_a_step(small)
+    saver, commits = saver_of(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(dcp, "async_save", failing(error))
+        folder = begin(saver, trainer, 1)
+        folder.mkdir(parents=True)
+        (folder / "__0_0.distcp").write_bytes(b"half")
+        reason = saver.settle()
+    assert reason is not None
+    assert wanted in reason
+    assert "\n" not in reason
+    assert not folder.exists()
+    assert not commits
+    assert not saver.has_failed
+    folder = begin(saver, trainer, 2)
+    assert saver.settle() is None
+    assert checkpoint.problems(folder) == []
+
+
+def test_a_commit_that_cannot_be_written_leaves_no_folder(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, value: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_json", full)
+    saver, commits = saver_of(tmp_path)
+    folder = begin(saver, after_a_step(small), 1)
+    assert "No space left" in (saver.settle() or "")
+    assert not folder.exists()
+    assert not commits
+
+
+@pytest.mark.parametrize("on_failure", ["stop", "continue"])
+def test_a_run_whose_checkpoint_fails_stops_or_goes_on_as_the_recipe_says(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_failure: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save = dcp.async_save
+
+    def full_at_step_4(*arguments: Any, checkpoint_id: Path, **options: Any) -> Any:
+        if checkpoint_id.name == "step-00000004":
+            return failing(OSError(28, "No space left on device"))()
+        return save(*arguments, checkpoint_id=checkpoint_id, **options)
+
+    monkeypatch.setattr(dcp, "async_save", full_at_step_4)
+    fields = {"train.tokens": 8 * 384, "checkpoint.every_steps": 2, "checkpoint.on_failure": on_failure}
+    run = Path("runs/small")
+    if on_failure == "stop":
+        with pytest.raises(RunStoppedError, match=r"checkpoint of step 4 cannot be written.*No space left"):
+            train(recipe_of(small, **fields))
+        assert [checkpoint.step_of(folder) for folder in checkpoint.committed(run)] == [2]
+    else:
+        train(recipe_of(small, **fields))
+        assert [checkpoint.step_of(folder) for folder in checkpoint.committed(run)] == [6, 8]
+    failed = [row for row in read_rows(run / "events.jsonl") if row["event"] == "checkpoint-failed"]
+    assert [(row["step"], "No space left" in row["problem"]) for row in failed] == [(4, True)]
+
+
+# Of two ranks, the second cannot write its first checkpoint; what each is told of that one and of the next.
+FULL_DISK = """
+import sys
+from pathlib import Path
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from tinyllama.recipe import Recipe
+from tinyllama.train.checkpoint import Saver
+from tinyllama.train.parallel import join_ranks
+from tinyllama.train.setup import build, start
+
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+write = FileSystemWriter.write_data
+with join_ranks(60) as ranks:
+    trainer = build(Recipe.load(sys.argv[1]), ranks)
+    start(trainer)
+    saver = Saver(Path("run"), True, lambda *_: None)
+    for step in (1, 2):
+        FileSystemWriter.write_data = full if (ranks.rank, step) == (1, 1) else write
+        saver.begin(step, trainer.model, trainer.optimizers, {})
+        Path(f"{ranks.rank}-{step}").write_text(str(saver.settle()))
+"""
+
+
+def test_a_checkpoint_that_fails_on_one_rank_fails_on_all_and_the_next_is_whole(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "full.py").write_text(FULL_DISK)
+    done = launch(tmp_path, 2, "full.py", str(small / "recipe.yaml"))
+    assert done.returncode == 0, done.stderr
+    told = {path.name: path.read_text() for path in tmp_path.glob("[01]-[12]")}
+    assert sorted(told) == ["0-1", "0-2", "1-1", "1-2"]
+    assert all("No space left on device" in told[name] and "\n" not in told[name] for name in ("0-1", "1-1"))
+    assert told["0-2"] == told["1-2"] == "None"
+    assert [folder.name for folder in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
+    assert checkpoint.problems(checkpoint.committed(tmp_path / "run")[0]) == []
+
+
+@pytest.fixture(scope="module")
+def saved_by_four(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `alone`, 8 steps by one rank, and `four`, which four ranks have left at a checkpoint of step 4."""
+    folder = tmp_path_factory.mktemp("saved")
+    train_several(folder, 1, [written(folder, small, "alone")])
+    train_several(folder, 4, [written(folder, small, "four")])
+    shutil.rmtree(folder / "runs/four/checkpoints/step-00000008")
+    return folder
+
+
+def written(folder: Path, small: Path, name: str) -> str:
+    fields = {"train.tokens": 8 * 12 * 64, "train.batch_sequences": 12, "train.micro_batch_sequences": 12}
+    also = {"checkpoint.every_steps": 4, "train.validation_sequences": 4}
+    return write_recipe(folder, small, name, **fields, **also)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_what_four_ranks_saved_any_number_goes_on_from(small: Path, saved_by_four: Path, ranks: int) -> None:
+    name = f"by-{ranks}"
+    shutil.copytree(saved_by_four / "runs/four", saved_by_four / "runs" / name)
+    train_several(saved_by_four, ranks, [written(saved_by_four, small, name)])
+    run = saved_by_four / "runs" / name
+    resumed = [(row["step"], row["ranks"]) for row in read_rows(run / "events.jsonl") if row["event"] == "resume"]
+    assert resumed == [(4, ranks)]
+    assert losses(saved_by_four, name) == pytest.approx(losses(saved_by_four, "alone"), rel=1e-5)
+    states = [checkpoint.read_state(checkpoint.checkpoint_folder(run, step)) for step in (4, 8)]
+    assert [state["ranks"] for state in states] == [4, ranks]

