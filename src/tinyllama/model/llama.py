@@ -233,7 +233,7 @@ def initial_weights(model: Llama, seed: int) -> Iterator[tuple[str, Tensor]]:
         writes_residual = name.endswith(("attention.out.weight", "ffn.down.weight"))
         std = 1 / (math.sqrt(dim) * layers) if writes_residual else math.sqrt(2 / (5 * dim))
         key = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little") >> 1
-        yield name, torch.randn(parameter.shape, generator=torch.Generator().manual_seed(key)) * std
+        yield name, torch.randn(parameter.shape, generator=torch.Generator().manual_seed(key)).mul_(std)
 
 
 def initialize(model: Llama, seed: int) -> None:

@@ -89,11 +89,7 @@ def _from_folder(folder: Path, precision: torch.dtype) -> Llama:
     there = HuggingFaceLlama.open(folder)
     with torch.device("meta"):
         model = Llama(there.shape, there.vocab_size, precision)
-    model.to_empty(device="cpu")
-    try:
-        fill(model, there.weights())
-    except InputError as error:
-        raise InputError(f"{folder}: the weights do not fit config.json ({error}); fetch or make both again") from None
+    there.fill(model.to_empty(device="cpu"))
     return model.eval()
 
 
@@ -122,8 +118,12 @@ class HuggingFaceLlama:
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Our names and the tensors, as stored. Raises InputError where files or tensors are missing or foreign."""
+        yield from from_hugging_face(Safetensors(self.files()), self.shape)
+
+    def fill(self, model: Llama) -> None:
+        """Put its weights into a model of its shape. Raises InputError as `weights` does, and where sizes differ."""
         try:
-            yield from from_hugging_face(Safetensors(self.files()), self.shape)
+            fill(model, self.weights())
         except (InputError, SafetensorError) as error:
             raise InputError(f"{self.folder}: {error}") from None
 

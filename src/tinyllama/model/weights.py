@@ -82,7 +82,8 @@ def fill(model: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
     for name, value in values:
         parameter = parameters.pop(name)
         if parameter.shape != value.shape:
-            raise InputError(f"{name} is {list(value.shape)}, but the model's is {list(parameter.shape)}")
+            sizes = f"{name} is {list(value.shape)}, but the model's is {list(parameter.shape)}"
+            raise InputError(f"the weights do not fit config.json ({sizes}); fetch or make both again")
         if isinstance(parameter, DTensor):  # every rank has the whole value: each takes its part, and nothing is sent
             mesh, placements = parameter.device_mesh, parameter.placements
             part = distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)

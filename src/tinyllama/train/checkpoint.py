@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from tinyllama.errors import InputError
@@ -131,7 +132,7 @@ def _done(call: Callable[[], object]) -> "Future[object]":
     future: Future[object] = Future()
     try:
         future.set_result(call())
-    except Exception as error:
+    except (Exception, CheckpointException) as error:  # DCP's is a BaseException
         future.set_exception(error)
     return future
 

@@ -4,6 +4,7 @@ The model is built on the meta device, sharded, and only then given memory, so n
 and one whole matrix. A weight's first value depends on the seed and its name alone, whatever the number of ranks.
 """
 
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,8 @@ from tinyllama.data.batches import rank_slice
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import write_atomically
-from tinyllama.model.llama import PRECISIONS, Llama, initialize
+from tinyllama.model.llama import PRECISIONS, Linear, Llama, initialize
 from tinyllama.model.loading import HuggingFaceLlama
-from tinyllama.model.weights import fill
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.guard import left_out_batches
@@ -108,6 +108,10 @@ def _use_float8(model: Llama, ranks: Ranks) -> None:
         raise InputError(
             f"train.float8: {ranks.device} has no float8 products, GPUs from Ada and Hopper on do; take it out"
         )
+    for name, module in model.blocks.named_modules():
+        if isinstance(module, Linear) and (module.in_features % 16 or module.out_features % 16):
+            size = f"{module.out_features} x {module.in_features}"
+            raise InputError(f"train.float8: block matrix {name} is {size}; float8 products need multiples of 16")
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training  # noqa: PLC0415
     except ImportError:
@@ -122,7 +126,7 @@ def open_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> HuggingFaceLla
     initial = HuggingFaceLlama.open(recipe.train.initial_weights)
     here = recipe.model.model_dump(exclude={"context"})  # positions are computed, so a context may be any
     for name, there in initial.shape.model_dump(exclude={"context"}).items():
-        if there != here[name]:
+        if not math.isclose(there, here[name], rel_tol=1e-6):  # a constant may have been float32 on its way
             raise InputError(f"model.{name}: is {here[name]}, but {there} in {initial.folder}; make it the same")
     if initial.vocab_size < tokenizer.vocab_size:
         raise InputError(
@@ -135,7 +139,7 @@ def open_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> HuggingFaceLla
 def start(trainer: Trainer) -> None:
     """Give the weights their first values, and forget what the optimisers know."""
     if trainer.initial:
-        fill(trainer.model, trainer.initial.weights())
+        trainer.initial.fill(trainer.model)
     else:
         initialize(trainer.model, trainer.recipe.seed)
     trainer.optimizers = build_optimizers(trainer.model, trainer.recipe.train.optimizer)
