@@ -123,7 +123,14 @@ class Saver:
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of an error: DCP's begin with the ranks and tracebacks that it came by."""
+    """Why a checkpoint failed, in a line: what the system said, if it did, rather than what followed from that."""
+    causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+    for cause in causes:
+        if isinstance(cause, OSError):
+            return str(cause)
+        if before := cause.__cause__ or cause.__context__:
+            causes.append(before)
+    # DCP's begin with the ranks and tracebacks that they came by.
     return (str(error).strip().splitlines() or [repr(error)])[-1].strip()
 
 

@@ -49,10 +49,12 @@ class Journal:
         rows = [row for row in read_rows(self.metrics_path) if row["step"] <= step]
         with write_atomically(self.metrics_path) as file:
             file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
-        if self.events_path.is_file():
-            whole = list(read_rows(self.events_path))
-            with write_atomically(self.events_path) as file:
-                file.writelines(json.dumps(row).encode() + b"\n" for row in whole)
+
+    def forget_cut_lines(self) -> None:
+        """Drop a last line that a crash has cut off, so that what is appended next begins a line of its own."""
+        for path in (self.metrics_path, self.events_path):
+            if path.is_file():
+                os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append a step's row."""

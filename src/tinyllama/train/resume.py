@@ -41,6 +41,7 @@ def _told_by_the_first(trainer: Trainer, journal: Journal | None) -> Path | None
     """The checkpoint to go on from, and in `trainer` the times that the run went back: what the first rank finds."""
     found: list[Any] = [None, None]
     if journal:
+        journal.forget_cut_lines()
         found = [_newest_whole(trainer.run, journal), read_left_out(trainer.run)]
     if trainer.ranks.count > 1:
         dist.broadcast_object_list(found)
