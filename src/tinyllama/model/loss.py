@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CHUNK_TOKENS = 1024
-"""Logits that exist at a time: enough for the products to run at full speed."""
-_CACHE_TOKENS = 64
-"""Rows of float32 probabilities that exist at a time: on a CPU they stay in its cache."""
+_LOGITS = 2**25
+"""Most logits that exist at a time: fewer would make slower products."""
+_CACHED_LOGITS = 2**21
+"""On a CPU, most probabilities that exist at a time: in float32 they stay in its cache."""
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
@@ -38,10 +38,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nats = hidden.new_zeros((), dtype=torch.float32)
         hidden_gradient = torch.empty_like(hidden)
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if with_gradient else hidden.new_empty(0)
-        for start in range(0, len(hidden), _CHUNK_TOKENS):
-            chunk = slice(start, start + _CHUNK_TOKENS)
+        tokens, cached = (max(1, most // len(weight)) for most in (_LOGITS, _CACHED_LOGITS))
+        cached = cached if hidden.device.type == "cpu" else tokens
+        for start in range(0, len(hidden), tokens):
+            chunk = slice(start, start + tokens)
             logits = hidden[chunk] @ matrix.T
-            for rows, wanted in zip(logits.split(_CACHE_TOKENS), targets[chunk].split(_CACHE_TOKENS), strict=True):
+            for rows, wanted in zip(logits.split(cached), targets[chunk].split(cached), strict=True):
                 nats += _nats_and_gradient(rows, wanted, z_loss)
             if with_gradient:
                 torch.mm(logits, matrix, out=hidden_gradient[chunk])
@@ -53,8 +55,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        to_hidden = hidden_gradient * gradient.to(hidden_gradient.dtype)
-        return to_hidden, (weight_gradient * gradient).to(ctx.weight_dtype), None, None, None
+        # In place, so that the weight's gradient, as large as the weight, exists once.
+        return hidden_gradient.mul_(gradient), weight_gradient.mul_(gradient).to(ctx.weight_dtype), None, None, None
 
 
 def _nats_and_gradient(logits: Tensor, targets: Tensor, z_loss: float) -> Tensor:
