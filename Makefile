@@ -18,8 +18,8 @@ check: .venv/installed-dev
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 
-# Training beside its peers, two ranks beside one process, the model card's 1.1B model on this machine's CPU, and the
-# optimisers at equal tokens: docs/training.md and docs/log.md have their figures.
+# Training beside its peers, two ranks beside one process; the model card's 1.1B model on this machine's CPU; and the
+# optimisers at equal tokens.
 bench-training: .venv/installed-dev
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/training.py --ranks

@@ -131,7 +131,7 @@ class Recipe(Part):
 _NEUTRAL = re.compile(
     r"name$|tokenizer$|data\.(store|workers|executor|slurm.*|sources\.[^.]+\.path)$|checkpoint\.|release\.|track\."
     r"|train\.(initial_weights|micro_batch_sequences|compile|validate_every_steps|validation_sequences)$"
-    r"|parallel\.|guard\.hang_seconds$"
+    r"|parallel\.|guard\.(hang_seconds|max_rollbacks)$"
 )
 
 

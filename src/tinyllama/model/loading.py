@@ -80,7 +80,9 @@ def _newest(run: Path) -> Path:
 def _from_checkpoint(found: Located, precision: torch.dtype) -> Llama:
     assert found.run is not None
     recipe = Recipe.load(found.run / "recipe.yaml")
-    model = Llama(recipe.model, read_state(found.folder)["vocab_size"], precision)
+    state = read_state(found.folder)
+    vocab_size = state.get("vocab_size") or Tokenizer.load(found.tokenizer_folder).vocab_size
+    model = Llama(recipe.model, vocab_size, precision)
     load_weights(found.folder, model)
     return model.eval()
 

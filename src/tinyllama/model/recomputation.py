@@ -26,7 +26,7 @@ def recomputed(how: Recompute, layer: Callable[..., Tensor], *arguments: Any) ->
     """`layer(*arguments)`, of which the backward pass computes again what `how` says.
 
     `none` keeps all activations, `full` only the arguments (Chen et al. 2016, arXiv:1604.06174), `selective` also the
-    results of matrix products and of fused attention (Korthikanti et al. 2022, arXiv:2205.05198).
+    results of matrix products and of a GPU's fused attention (Korthikanti et al. 2022, arXiv:2205.05198).
     """
     if how == "none" or not torch.is_grad_enabled():
         return layer(*arguments)

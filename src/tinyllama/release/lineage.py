@@ -102,7 +102,7 @@ def _origin(source: Source) -> str | None:
 
 def _measured(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The last training loss and the last validation, which may be some steps older than the weights."""
-    found = {"loss": rows[-1]["loss"]}
+    found = {"loss": next((row["loss"] for row in reversed(rows) if row["loss"] is not None), None)}
     for row in reversed(rows):
         if row.get("validation_loss") is not None:
             names = ("validation_loss", "validation_bits_per_byte")

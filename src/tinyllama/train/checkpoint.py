@@ -9,8 +9,8 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +105,19 @@ class Saver:
         assert isinstance(written, Future)  # with a stager of one's own it would be something else
         return written
 
-    def settle(self) -> str | None:
-        """Wait for the checkpoint under way; return why, if it failed on any rank, and delete what is there of it."""
+    def close(self) -> None:
+        """Wait for the thread that writes: what it does must be over before the run is another process's."""
+        self.thread.shutdown(wait=True)
+
+    def settle(self, alive: Callable[[], None] = lambda: None) -> str | None:
+        """Wait for the checkpoint under way; return why, if it failed on any rank, and delete what is there of it.
+
+        Calls `alive` every second: a disk may be slow.
+        """
         if self.pending is None:
             return None
+        while not wait([self.pending], timeout=1).done:
+            alive()
         error, self.pending = self.pending.exception(), None
         reasons = [_reason(error) if error else None]
         if self.group is not None:
@@ -177,9 +186,10 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     model.load_state_dict(weights)
 
 
-def retain(run: Path, keep: int, milestones: Collection[int] = ()) -> None:
-    """Delete all committed checkpoints but the newest `keep` and the milestones' steps, and what is left of others."""
-    kept = {*committed(run)[-keep:], *(folder for folder in committed(run) if step_of(folder) in milestones)}
+def retain(run: Path, keep: int) -> None:
+    """Delete all committed checkpoints but the newest `keep` and the milestones, and what is left of others."""
+    whole = committed(run)
+    kept = {*whole[-keep:], *(folder for folder in whole if read_state(folder).get("milestone"))}
     for folder in (run / "checkpoints").glob("step-*"):
         if folder not in kept:
             delete(folder)

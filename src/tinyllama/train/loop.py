@@ -66,7 +66,7 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
         try:
             _train_to_the_end(trainer, journal, allow_change, stack)
         except RuntimeError as error:
-            if not is_loss_of_a_rank(error):
+            if isinstance(error, RunStoppedError) or not is_loss_of_a_rank(error):
                 raise
             if journal:
                 journal.event("rank-lost", journal.step, problem=str(error).splitlines()[0])
@@ -93,6 +93,7 @@ def _open(trainer: Trainer, journal: Journal | None, first_step: int, stack: Exi
     bar = stack.enter_context(Bar(f"training {recipe.name}", recipe.train.steps, first_step)) if journal else None
     tracker = stack.enter_context(Tracker(recipe, trainer.run, journal, first_step)) if journal else None
     saver = checkpoint.Saver(trainer.run, recipe.checkpoint.asynchronous, partial(_say_saved, trainer, journal))
+    stack.callback(saver.close)
     meter = Meter(recipe, trainer.model.vocab_size, ranks)
     received = stack.enter_context(signals.noted())
     session = Session(trainer, journal, bar, tracker, meter, saver, received, step=first_step)
@@ -233,6 +234,7 @@ def _save(session: Session, done: int, guard: Guard) -> None:
         "initial_weights": trainer.initial and trainer.initial.digest,
         "ranks": trainer.ranks.count,
         "left_out": sorted(trainer.left_out),
+        "milestone": done in milestones(recipe),
         "guard": guard.state(),
     }
     session.saver.begin(done, trainer.model, trainer.optimizers, state)
@@ -242,13 +244,13 @@ def _save(session: Session, done: int, guard: Guard) -> None:
 def _say_saved(trainer: Trainer, journal: Journal | None, step: int, seconds: float, stood_still: float) -> None:
     """After a commit, on the first rank, in the saver's thread."""
     assert journal is not None
-    checkpoint.retain(trainer.run, trainer.recipe.checkpoint.keep, milestones(trainer.recipe))
+    checkpoint.retain(trainer.run, trainer.recipe.checkpoint.keep)
     journal.event("checkpoint", step, seconds=round(seconds, 3), stood_still_seconds=round(stood_still, 3))
 
 
 def _settle(session: Session, must: bool = False) -> None:
     """Wait for the checkpoint under way; where it failed: an event, and the end if the recipe says so or `must`."""
-    reason = session.saver.settle()
+    reason = session.saver.settle(session.alive)
     session.alive()
     if reason is None:
         return

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.model.llama import Llama
 from tinyllama.processes import end_with_parent
 from tinyllama.recipe_train import Parallel
@@ -49,14 +49,18 @@ def join_ranks(hang_seconds: float) -> Iterator[Ranks]:
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's ranks have sessions of their own, and would outlive it
+        end_with_parent()
     if count == 1:
         yield Ranks(0, 1, device)
         return
-    end_with_parent()  # torchrun starts its ranks in sessions of their own: they would outlive it
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=_PATIENCE * hang_seconds)
     store, rank, count = next(dist.rendezvous("env://", timeout=timeout))
-    store = fresh_store(store, rank, count, timeout)
+    try:
+        store = fresh_store(store, rank, count, timeout)
+    except TimeoutError as error:
+        raise RunStoppedError(f"rank {rank}: {error} within {timeout.total_seconds():g} s; start all ranks") from None
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
     try:
         yield Ranks(rank, count, device)

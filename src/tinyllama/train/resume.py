@@ -57,14 +57,29 @@ def _newest_whole(run: Path, journal: Journal) -> Path | None:
         damage = checkpoint.problems(folder)
         if not damage:
             break
-        print(f"{damage[0]}; going on from an older checkpoint", file=sys.stderr)
+        print(f"{damage[0]}; looking for an older checkpoint", file=sys.stderr)
         journal.event("checkpoint-damaged", checkpoint.step_of(folder), problem=damage[0])
         damaged.append(folder)
     else:
-        return None  # the damaged ones stay: they are all that there is of the run
+        if damaged:
+            raise InputError(
+                f"{run}: none of its checkpoints is whole ({damage[0]}); put the files back, or delete "
+                f"{run / 'checkpoints'} to begin anew"
+            )
+        return None
     for other in damaged:  # their place among the newest belongs to what can be resumed from
         checkpoint.delete(other)
     return folder
+
+
+_NEVER_CHANGED = (
+    "model.",
+    "tokenizer ",
+    "train.optimizer.name ",
+    "train.batch_sequences ",
+    "train.sequence_length ",
+)
+"""What a checkpoint's tensors depend on, and what the numbers of its steps count."""
 
 
 def _refuse_change(trainer: Trainer, state: dict[str, Any], folder: Path, allow_change: bool) -> None:
@@ -79,9 +94,9 @@ def _refuse_change(trainer: Trainer, state: dict[str, Any], folder: Path, allow_
         for key in sorted(then | now)
         if then.get(key) != now.get(key)
     ]
-    shape = [change for change in changed if change.startswith(("model.", "tokenizer "))]
-    if shape or (changed and not allow_change):
-        also = "" if shape else ", or --allow-change to go on with this recipe"
+    never = [change for change in changed if change.startswith(_NEVER_CHANGED)]
+    if never or (changed and not allow_change):
+        also = "" if never else ", or --allow-change to go on with this recipe"
         raise InputError(f"{folder}: made by another recipe: {'; '.join(changed)}; give the run another name{also}")
 
 
@@ -90,14 +105,17 @@ def go_back(trainer: Trainer, journal: Journal | None, step: int, reason: str, b
 
     Raises RunStoppedError where the run has gone back to its newest checkpoint as often as it may.
     """
-    target = max(map(checkpoint.step_of, checkpoint.committed(trainer.run)), default=0)
+    found = [max(map(checkpoint.step_of, checkpoint.committed(trainer.run)), default=0) if journal else 0]
+    if trainer.ranks.count > 1:  # a shared disk may show each rank something else
+        dist.broadcast_object_list(found)
+    target = found[0]
     guard, words = trainer.recipe.guard, f"step {step + 1}: {reason}"
     if sum(record["checkpoint"] == target for record in trainer.went_back) >= guard.max_rollbacks:
         if journal:
             journal.event("ended", step + 1, reason=reason)
         raise RunStoppedError(
-            f"{trainer.run}: {words}; went back to step {target} {guard.max_rollbacks} times already: lower "
-            "train.optimizer.learning_rate with --allow-change, or raise guard.max_rollbacks, and run it again"
+            f"{trainer.run}: {words}; went back to step {target} {guard.max_rollbacks} times already: raise "
+            "guard.max_rollbacks, and lower train.optimizer.learning_rate with --allow-change, and run it again"
         )
     # No batch from before the checkpoint: its steps are not done again, and counting them out would shift the others.
     batches = [batch_of(number, trainer.left_out) for number in range(max(target, step + 1 - blamed), step + 1)]
