@@ -128,10 +128,10 @@ def test_checkpoints_at_every_step_never_overlap_and_none_is_left_out(
         happened.append(("begin", checkpoint_id.name))
         return save(*arguments, checkpoint_id=checkpoint_id, **options)
 
-    def noted_settle(saver: Saver) -> str | None:
+    def noted_settle(saver: Saver, alive: Callable[[], None]) -> str | None:
         if saver.pending:
             awaited.set()
-        return settle(saver)
+        return settle(saver, alive)
 
     def late_commit(folder: Path) -> None:
         while happened[-1] == ("begin", folder.name) and not awaited.wait(0.01):
