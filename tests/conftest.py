@@ -10,6 +10,8 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Of small matrices: two threads that wait for each other on a busy machine take a hundred times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import yaml
