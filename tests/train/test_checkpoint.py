@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from tests.train.ranked import launch, losses, train_several, write_recipe
-from tests.train.trainers import built
+from tests.train.trainers import built, train_step
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from tinyllama.data.batches import batch_of_step
@@ -20,7 +20,7 @@ from tinyllama.files import read_json, write_json
 from tinyllama.recipe import Recipe
 from tinyllama.train import checkpoint
 from tinyllama.train.checkpoint import Saver
-from tinyllama.train.loop import train, train_step
+from tinyllama.train.loop import train
 from tinyllama.train.metrics import read_rows
 from tinyllama.train.setup import Trainer
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.conftest import python_sources, write_jsonl
 from tests.train.ranked import losses, train_several, write_recipe
-from tests.train.trainers import built
+from tests.train.trainers import built, train_step
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tinyllama import cli
@@ -24,7 +24,6 @@ from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train import checkpoint
-from tinyllama.train.loop import train_step
 from tinyllama.train.metrics import read_rows
 from tinyllama.train.schedule import learning_rate
 

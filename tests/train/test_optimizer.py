@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.train.ranked import losses, train_several, write_recipe
-from tests.train.trainers import built
+from tests.train.trainers import built, train_step
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -18,7 +18,7 @@ from tinyllama.model.llama import Llama, initialize
 from tinyllama.model.loading import load_model
 from tinyllama.recipe import Model, Recipe
 from tinyllama.train import checkpoint
-from tinyllama.train.loop import train, train_step
+from tinyllama.train.loop import train
 from tinyllama.train.metrics import read_rows
 from tinyllama.train.optimizer import build_optimizers
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from tests.conftest import HOLD, small_recipe
-from tests.train.trainers import built
+from tests.train.trainers import built, train_step
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tinyllama.data.batches import batch_of_step
@@ -23,7 +23,7 @@ from tinyllama.model.loading import load_model
 from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
 from tinyllama.recipe import Recipe
 from tinyllama.train import checkpoint
-from tinyllama.train.loop import train, train_step
+from tinyllama.train.loop import train
 from tinyllama.train.metrics import read_rows
 from tinyllama.train.schedule import learning_rate
 from tinyllama.train.setup import Trainer

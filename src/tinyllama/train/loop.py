@@ -148,14 +148,6 @@ def compute_gradients(trainer: Trainer, rows: Tensor, alive: Callable[[], None] 
     return float(sum_over_ranks(total, ranks)) / recipe.batch_tokens, float(norm)
 
 
-def train_step(trainer: Trainer, step: int, rows: Tensor) -> tuple[float, float]:
-    """Do step `step`, unguarded: `compute_gradients` and the update."""
-    loss, norm = compute_gradients(trainer, rows)
-    apply_gradients(trainer.optimizers, _rate(trainer.recipe, step))
-    forget_gradients(trainer.optimizers)
-    return loss, norm
-
-
 def micro_batch_rows(rows: int, most: int) -> int:
     """The largest number up to `most` that divides a rank's rows: every pass has one shape, which is compiled once."""
     return next(count for count in range(min(rows, most), 0, -1) if rows % count == 0)
@@ -233,7 +225,6 @@ def _save(session: Session, done: int, guard: Guard) -> None:
         "vocab_size": trainer.model.vocab_size,
         "initial_weights": trainer.initial and trainer.initial.digest,
         "ranks": trainer.ranks.count,
-        "left_out": sorted(trainer.left_out),
         "milestone": done in milestones(recipe),
         "guard": guard.state(),
     }
