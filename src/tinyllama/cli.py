@@ -126,6 +126,9 @@ def train(recipe: Recipe, allow_change: bool = False) -> None:
     Args:
         allow_change: Go on although the recipe differs from the checkpoint's in what changes the weights.
     """
+    from tinyllama.processes import end_with_torchrun
+
+    end_with_torchrun()
     from tinyllama.train.loop import train as train_run
 
     run = train_run(recipe, allow_change=allow_change)
@@ -248,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(error: Exception) -> None:
-    if os.environ.get("RANK", "0") == "0":  # under torchrun every rank finds the same
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # a machine's ranks find the same, another machine perhaps not
         print(f"tinyllama: {error}", file=sys.stderr)
 
 

@@ -1,6 +1,7 @@
 """What a process asks of the kernel about its life."""
 
 import ctypes
+import os
 import platform
 import signal
 
@@ -9,3 +10,9 @@ def end_with_parent() -> None:
     """Have the kernel (Linux's) kill this process when its parent ends: no orphan works on beside the next run."""
     if platform.system() == "Linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def end_with_torchrun() -> None:
+    """Have a rank of a torchrun end with it: ranks have sessions of their own, and would outlive it."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()

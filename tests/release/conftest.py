@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,5 +110,5 @@ def save_checkpoint(run: Path, recipe: Recipe, step: int, digests: dict[str, str
     optimizers = build_optimizers(model, recipe.train.optimizer)
     state = {"tokens": step * recipe.train.batch_tokens, "digest": recipe.digest, **digests}
     saver = checkpoint.Saver(run, asynchronous=False, on_commit=lambda *_: None)
-    saver.begin(step, model, optimizers, state | {"vocab_size": model.vocab_size})
+    saver.begin(step, model, optimizers, state | {"vocab_size": model.vocab_size}, time.perf_counter())
     assert saver.settle() is None

@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -53,7 +54,7 @@ def saver_of(run: Path, asynchronous: bool = True) -> tuple[Saver, Commits]:
 
 
 def begin(saver: Saver, trainer: Trainer, step: int) -> Path:
-    saver.begin(step, trainer.model, trainer.optimizers, {"tokens": 0})
+    saver.begin(step, trainer.model, trainer.optimizers, {"tokens": 0}, time.perf_counter())
     return checkpoint.checkpoint_folder(saver.run, step)
 
 
@@ -336,7 +337,7 @@ with join_ranks(60) as ranks:
     saver = Saver(Path("run"), True, lambda *_: None)
     for step in (1, 2):
         FileSystemWriter.write_data = full if (ranks.rank, step) == (1, 1) else write
-        saver.begin(step, trainer.model, trainer.optimizers, {})
+        saver.begin(step, trainer.model, trainer.optimizers, {}, time.perf_counter())
         Path(f"{ranks.rank}-{step}").write_text(str(saver.settle()))
 """
 

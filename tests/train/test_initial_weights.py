@@ -102,7 +102,27 @@ def test_its_checkpoints_load_and_name_the_weights_that_it_began_with(started: P
     model, there = load_model(started / "runs" / name), HuggingFaceLlama.open(started / "peers" / name)
     assert model.vocab_size == there.vocab_size
     state = checkpoint.read_state(checkpoint.committed(started / "runs" / name)[-1])
-    assert state["initial_weights"] == there.digest
+    origin = {"source": str(there.folder), "digest": there.digest, "vocab_size": there.vocab_size}
+    assert state["initial_weights"] == origin
+
+
+def test_a_run_goes_on_where_the_weights_that_it_began_with_are_gone(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    peer = write_peer(tmp_path / "peer", recipe_of(small), pieces(small) + 8)
+    command = ["train", str(small / "recipe.yaml"), "--train.initial_weights", str(peer)]
+    assert cli.main([*command, "--train.tokens", "768", "--train.schedule.warmup_steps", "1"]) == 0
+    peer.rename(tmp_path / "moved")
+    longer = [*command, "--train.tokens", "1152", "--train.schedule.warmup_steps", "1", "--allow-change"]
+    assert cli.main(longer) == 0
+    events = list(read_rows(next((tmp_path / "runs").iterdir()) / "events.jsonl"))
+    resumed = next(row for row in events if row["event"] == "resume")
+    assert resumed["changed"] == ["train.tokens was 768, is 1152"]
+    other = [*command[:-1], str(tmp_path / "moved"), *longer[4:-1]]
+    capsys.readouterr()
+    assert cli.main(other) == 2
+    assert "train.initial_weights was" in capsys.readouterr().err
 
 
 def test_the_weights_are_the_peers_bit_for_bit(small: Path, tmp_path: Path) -> None:

@@ -62,6 +62,11 @@ def rank_slice(recipe: Recipe, rank: int, ranks: int) -> slice:
     return slice(rank * batch // ranks, (rank + 1) * batch // ranks)
 
 
+def micro_batch_rows(rows: int, most: int) -> int:
+    """The largest number up to `most` that divides a rank's rows: every pass has one shape, which is compiled once."""
+    return next(count for count in range(min(rows, most), 0, -1) if rows % count == 0)
+
+
 def read_sequences(split: Split, indices: list[int], length: int) -> Tensor:
     """Sequences of a split: int64 [len(indices), length + 1], `length` inputs and, one further, their targets."""
     return _read([piece for index in indices for piece in _pieces(split, index, length)], length)

@@ -131,3 +131,6 @@ def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tenso
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)
+
+CPU_ATTENTION = torch.ops.tinyllama.causal_attention.default
+"""The operator as a dispatcher sees it."""

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from tinyllama.model.attention import CPU_ATTENTION
+
 Recompute = Literal["none", "selective", "full"]
 
 _aten = torch.ops.aten
@@ -19,6 +21,7 @@ _KEPT = {
     _aten._scaled_dot_product_flash_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
     _aten._scaled_dot_product_efficient_attention.default,
+    CPU_ATTENTION,
 }
 
 
@@ -26,7 +29,7 @@ def recomputed(how: Recompute, layer: Callable[..., Tensor], *arguments: Any) ->
     """`layer(*arguments)`, of which the backward pass computes again what `how` says.
 
     `none` keeps all activations, `full` only the arguments (Chen et al. 2016, arXiv:1604.06174), `selective` also the
-    results of matrix products and of a GPU's fused attention (Korthikanti et al. 2022, arXiv:2205.05198).
+    results of matrix products and of attention (Korthikanti et al. 2022, arXiv:2205.05198).
     """
     if how == "none" or not torch.is_grad_enabled():
         return layer(*arguments)

@@ -19,6 +19,7 @@ from tinyllama.plan import num_parameters
 from tinyllama.recipe import Recipe
 from tinyllama.recipe_data import Source
 from tinyllama.train.checkpoint import COMMIT
+from tinyllama.train.guard import left_out_batches, read_left_out
 from tinyllama.train.metrics import read_rows
 
 EMBEDDED = "embedded corpus"
@@ -33,13 +34,16 @@ def lineage(checkpoint: Path) -> dict[str, Any]:
     run = checkpoint.parent.parent
     state, recipe = read_json(checkpoint / "state.json"), Recipe.load(run / "recipe.yaml")
     tokenizer = load_tokenizer(checkpoint)
+    vocab_size = state.get("vocab_size") or tokenizer.vocab_size  # others' weights may have spare rows
     found = {"digest": recipe.digest, "store": sha256_of(run / "store.json"), "tokenizer": tokenizer.digest}
     _refuse_other_run(checkpoint, state, found)
     return {
         "name": recipe.name,
         "step": state["step"],
         "tokens": state["tokens"],
-        "parameters": num_parameters(recipe.model, tokenizer.vocab_size),
+        "parameters": num_parameters(recipe.model, vocab_size),
+        "initial_weights": state.get("initial_weights"),
+        "batches_left_out": sorted(left_out_batches(read_left_out(run))),
         "checkpoint": {"commit_sha256": sha256_of(checkpoint / COMMIT)},
         "recipe": {"digest": recipe.digest, "fields": recipe.model_dump(mode="json")},
         "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},

@@ -75,10 +75,13 @@ class Saver:
         """Whether this rank knows that the checkpoint under way cannot be written."""
         return bool(self.pending and self.pending.done() and self.pending.exception())
 
-    def begin(self, step: int, model: nn.Module, optimizers: Optimizers, state: dict[str, Any]) -> None:
-        """Begin a checkpoint; `state` is JSON: what else the run must know to go on. The one before must be settled."""
+    def begin(self, step: int, model: nn.Module, optimizers: Optimizers, state: dict[str, Any], begun: float) -> None:
+        """Begin a checkpoint; the one before must be settled.
+
+        `state` is JSON: what else the run must know to go on. `begun` is when training stopped for it, by perf_counter.
+        """
         assert self.pending is None, "settle the checkpoint before this one first"
-        begun, self.step = time.perf_counter(), step
+        self.step = step
         folder = checkpoint_folder(self.run, step)
         if _is_first_rank():
             shutil.rmtree(folder, ignore_errors=True)
@@ -166,7 +169,10 @@ def _commit(folder: Path) -> None:
 def load(folder: Path, model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
     """Put a checkpoint's weights and optimiser state in place, on any number of ranks; return its `state`."""
     weights, moments = get_state_dict(model, optimizers)
-    dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=folder, no_dist=_is_alone())
+    try:
+        dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=folder, no_dist=_is_alone())
+    except CheckpointException as error:
+        raise InputError(f"{folder}: cannot be read ({_reason(error)}); mend that and run it again") from error
     set_state_dict(model, optimizers, model_state_dict=weights, optim_state_dict=moments)
     return read_state(folder)
 

@@ -5,6 +5,7 @@ out decide what is read, so going on after an interruption is loading the newest
 """
 
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tinyllama import hardware
-from tinyllama.data.batches import batch_of, batches
+from tinyllama.data.batches import batch_of, batches, micro_batch_rows
 from tinyllama.errors import RunStoppedError
 from tinyllama.files import alone_in
 from tinyllama.progress import Bar
@@ -29,7 +30,7 @@ from tinyllama.train.optimizer import apply_gradients, clip_gradient, forget_gra
 from tinyllama.train.parallel import is_loss_of_a_rank, join_ranks, sum_over_ranks
 from tinyllama.train.resume import go_back, resume
 from tinyllama.train.schedule import learning_rate
-from tinyllama.train.setup import Trainer, build, write_run_folder
+from tinyllama.train.setup import Trainer, build, read_origin, write_run_folder
 from tinyllama.train.validation import validate
 
 
@@ -58,13 +59,13 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
     RunStoppedError where the run ended before its last step.
     """
     hardware.keep_memory()
-    with join_ranks(recipe.guard.hang_seconds) as ranks, ExitStack() as stack:
+    with signals.noted() as received, join_ranks(recipe.guard.hang_seconds) as ranks, ExitStack() as stack:
         trainer = build(recipe, ranks)
         if ranks.is_first:
             stack.enter_context(alone_in(trainer.run, "lock", f"{trainer.run}: another process is training this run"))
         journal = Journal(trainer.run) if ranks.is_first else None
         try:
-            _train_to_the_end(trainer, journal, allow_change, stack)
+            _train_to_the_end(trainer, journal, allow_change, received, stack)
         except RuntimeError as error:
             if isinstance(error, RunStoppedError) or not is_loss_of_a_rank(error):
                 raise
@@ -75,27 +76,30 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
         return trainer.run
 
 
-def _train_to_the_end(trainer: Trainer, journal: Journal | None, allow_change: bool, stack: ExitStack) -> None:
+def _train_to_the_end(
+    trainer: Trainer, journal: Journal | None, allow_change: bool, received: signals.Received, stack: ExitStack
+) -> None:
     recipe = trainer.recipe
     first_step, state = resume(trainer, journal, allow_change)
     if journal:
         write_run_folder(trainer)
     if first_step == recipe.train.steps:
         return
-    session = _open(trainer, journal, first_step, stack)
+    session = _open(trainer, journal, first_step, received, stack)
     while not _train_from(session, first_step, Guard(recipe.guard, state.get("guard"))):
         first_step, state = resume(trainer, journal, allow_change)
     _settle(session, must=True)
 
 
-def _open(trainer: Trainer, journal: Journal | None, first_step: int, stack: ExitStack) -> Session:
+def _open(
+    trainer: Trainer, journal: Journal | None, first_step: int, received: signals.Received, stack: ExitStack
+) -> Session:
     recipe, ranks = trainer.recipe, trainer.ranks
     bar = stack.enter_context(Bar(f"training {recipe.name}", recipe.train.steps, first_step)) if journal else None
     tracker = stack.enter_context(Tracker(recipe, trainer.run, journal, first_step)) if journal else None
     saver = checkpoint.Saver(trainer.run, recipe.checkpoint.asynchronous, partial(_say_saved, trainer, journal))
     stack.callback(saver.close)
     meter = Meter(recipe, trainer.model.vocab_size, ranks)
-    received = stack.enter_context(signals.noted())
     session = Session(trainer, journal, bar, tracker, meter, saver, received, step=first_step)
     session.alive = stack.enter_context(watchdog(recipe.guard.hang_seconds, partial(_say_hung, session)))
     return session
@@ -146,11 +150,6 @@ def compute_gradients(trainer: Trainer, rows: Tensor, alive: Callable[[], None] 
         alive()
     norm = clip_gradient(trainer.model, recipe.optimizer.clip_norm)
     return float(sum_over_ranks(total, ranks)) / recipe.batch_tokens, float(norm)
-
-
-def micro_batch_rows(rows: int, most: int) -> int:
-    """The largest number up to `most` that divides a rank's rows: every pass has one shape, which is compiled once."""
-    return next(count for count in range(min(rows, most), 0, -1) if rows % count == 0)
 
 
 def _pass_rows(trainer: Trainer) -> int:
@@ -211,9 +210,8 @@ def _is_saved(recipe: Recipe, done: int) -> bool:
 
 
 def _save(session: Session, done: int, guard: Guard) -> None:
-    trainer, recipe = session.trainer, session.trainer.recipe
+    trainer, recipe, begun = session.trainer, session.trainer.recipe, time.perf_counter()
     _settle(session)
-    session.alive()
     if session.journal:
         session.journal.flush_to_disk()
     state = {
@@ -223,12 +221,12 @@ def _save(session: Session, done: int, guard: Guard) -> None:
         "store": trainer.store.digest,
         "tokenizer": trainer.tokenizer.digest,
         "vocab_size": trainer.model.vocab_size,
-        "initial_weights": trainer.initial and trainer.initial.digest,
+        "initial_weights": read_origin(trainer.run) if trainer.ranks.is_first else None,
         "ranks": trainer.ranks.count,
         "milestone": done in milestones(recipe),
         "guard": guard.state(),
     }
-    session.saver.begin(done, trainer.model, trainer.optimizers, state)
+    session.saver.begin(done, trainer.model, trainer.optimizers, state, begun)
     session.meter.restart()
 
 

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.model.llama import Llama
-from tinyllama.processes import end_with_parent
+from tinyllama.processes import end_with_torchrun
 from tinyllama.recipe_train import Parallel
 from tinyllama.train.meeting import fresh_store
 
@@ -49,8 +49,7 @@ def join_ranks(hang_seconds: float) -> Iterator[Ranks]:
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's ranks have sessions of their own, and would outlive it
-        end_with_parent()
+    end_with_torchrun()
     if count == 1:
         yield Ranks(0, 1, device)
         return

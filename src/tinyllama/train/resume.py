@@ -26,14 +26,16 @@ def resume(trainer: Trainer, journal: Journal | None, allow_change: bool) -> tup
     folder = _told_by_the_first(trainer, journal)
     if folder is None:
         start(trainer)
-        step, state = 0, {}
+        step, state, changed = 0, {}, []
     else:
-        _refuse_change(trainer, checkpoint.read_state(folder), folder, allow_change)
+        changed = _changes(trainer, checkpoint.read_state(folder))
+        _refuse(changed, folder, allow_change)
         state = checkpoint.load(folder, trainer.model, trainer.optimizers)
         step = checkpoint.step_of(folder)
     if journal:
         journal.cut_back(step)
-        journal.event("resume" if folder else "start", step, ranks=trainer.ranks.count)
+        details = {"changed": changed} if changed else {}
+        journal.event("resume" if folder else "start", step, ranks=trainer.ranks.count, **details)
     return step, state
 
 
@@ -82,18 +84,22 @@ _NEVER_CHANGED = (
 """What a checkpoint's tensors depend on, and what the numbers of its steps count."""
 
 
-def _refuse_change(trainer: Trainer, state: dict[str, Any], folder: Path, allow_change: bool) -> None:
+def _changes(trainer: Trainer, state: dict[str, Any]) -> list[str]:
+    """What changes the weights and is not as it was when a checkpoint was made."""
     then, now = state["fields"], trainer.recipe.weight_fields()
     then |= {"data.store (its content)": state["store"], "tokenizer (its content)": state["tokenizer"]}
     now |= {
         "data.store (its content)": trainer.store.digest,
         "tokenizer (its content)": trainer.tokenizer.digest,
     }
-    changed = [
+    return [
         f"{key} was {then.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(then | now)
         if then.get(key) != now.get(key)
     ]
+
+
+def _refuse(changed: list[str], folder: Path, allow_change: bool) -> None:
     never = [change for change in changed if change.startswith(_NEVER_CHANGED)]
     if never or (changed and not allow_change):
         also = "" if never else ", or --allow-change to go on with this recipe"

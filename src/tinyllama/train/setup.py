@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from tinyllama import hardware
-from tinyllama.data.batches import rank_slice
+from tinyllama.data.batches import micro_batch_rows, rank_slice
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
-from tinyllama.files import write_atomically
+from tinyllama.files import read_json, write_atomically, write_json
 from tinyllama.model.llama import PRECISIONS, Linear, Llama, initialize
 from tinyllama.model.loading import HuggingFaceLlama
 from tinyllama.recipe import Recipe
@@ -39,7 +39,6 @@ class Trainer:
     model: Llama
     optimizers: list[torch.optim.Optimizer]
     validation: Validation | None
-    initial: HuggingFaceLlama | None
     went_back: list[dict[str, Any]] = field(default_factory=list)
     """See `guard.read_left_out`."""
 
@@ -66,14 +65,34 @@ def build(recipe: Recipe, ranks: Ranks) -> Trainer:
             "name that one in `tokenizer`, or prepare another store"
         )
     rank_slice(recipe, ranks.rank, ranks.count)  # refuses a batch that the ranks cannot share
-    initial = open_initial_weights(recipe, tokenizer)
-    model = build_model(recipe, initial.vocab_size if initial else tokenizer.vocab_size, ranks)
+    run = run_folder(recipe)
+    model = build_model(recipe, _vocab_size(recipe, run, tokenizer), ranks)
     optimizers = build_optimizers(model, recipe.train.optimizer)
     validation = prepare_validation(recipe, store, tokenizer)
-    for name in unvalidated(recipe, store) if ranks.is_first else ():
+    if ranks.is_first:
+        _say_what_may_surprise(recipe, store, ranks)
+    return Trainer(recipe, store, tokenizer, ranks, run, model, optimizers, validation)
+
+
+def _say_what_may_surprise(recipe: Recipe, store: TokenStore, ranks: Ranks) -> None:
+    for name in unvalidated(recipe, store):
         print(f"{recipe.data.store}/{name}: too little held out to validate on; raise data.holdout", file=sys.stderr)
-    run = run_folder(recipe)
-    return Trainer(recipe, store, tokenizer, ranks, run, model, optimizers, validation, initial)
+    rows, most = recipe.train.batch_sequences // ranks.count, recipe.train.micro_batch_sequences
+    if 2 * micro_batch_rows(rows, most) <= min(rows, most):
+        print(
+            f"train.micro_batch_sequences: {micro_batch_rows(rows, most)} at a time, since the {rows} rows of a rank "
+            f"have no larger divisor up to {most}; another train.batch_sequences would train faster",
+            file=sys.stderr,
+        )
+
+
+def _vocab_size(recipe: Recipe, run: Path, tokenizer: Tokenizer) -> int:
+    """Rows of the embedding: the tokenizer's pieces, or as many as the initial weights have."""
+    origin = read_origin(run)
+    if origin and origin["source"] == recipe.train.initial_weights:
+        return int(origin["vocab_size"])
+    initial = open_initial_weights(recipe, tokenizer)
+    return initial.vocab_size if initial else tokenizer.vocab_size
 
 
 def build_model(recipe: Recipe, vocab_size: int, ranks: Ranks) -> Llama:
@@ -138,10 +157,13 @@ def open_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> HuggingFaceLla
 
 def start(trainer: Trainer) -> None:
     """Give the weights their first values, and forget what the optimisers know."""
-    if trainer.initial:
-        trainer.initial.fill(trainer.model)
+    initial = open_initial_weights(trainer.recipe, trainer.tokenizer)
+    if initial:
+        initial.fill(trainer.model)
     else:
         initialize(trainer.model, trainer.recipe.seed)
+    if trainer.ranks.is_first:
+        _write_origin(trainer.run, trainer.recipe, initial)
     trainer.optimizers = build_optimizers(trainer.model, trainer.recipe.train.optimizer)
 
 
@@ -152,3 +174,21 @@ def write_run_folder(trainer: Trainer) -> None:
     with write_atomically(trainer.run / "store.json") as file:
         file.write((trainer.store.folder / "manifest.json").read_bytes())
     trainer.tokenizer.save(trainer.run / "tokenizer", trainer.recipe.model.context)
+
+
+def read_origin(run: Path) -> dict[str, Any] | None:
+    """The weights of others that a run began from: `source`, `digest` and `vocab_size`; None where it drew its own.
+
+    Kept in the run, so that it goes on where those weights are no more.
+    """
+    path = run / "initial_weights.json"
+    return read_json(path) if path.is_file() else None
+
+
+def _write_origin(run: Path, recipe: Recipe, initial: HuggingFaceLlama | None) -> None:
+    path = run / "initial_weights.json"
+    if initial is None:
+        path.unlink(missing_ok=True)
+        return
+    source = recipe.train.initial_weights
+    write_json(path, {"source": source, "digest": initial.digest, "vocab_size": initial.vocab_size})

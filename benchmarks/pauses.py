@@ -1,0 +1,104 @@
+"""What a run waits for besides its steps, on this machine's CPU: starting, compiling, saving.
+
+Starting and compiling: the demo's shape, from the command to the end of the first step, without torch.compile, then
+with it, on an empty cache and on the one that this filled; what the first of the three takes is starting. Saving: shape
+small (55M parameters, 660 MB a checkpoint), every fourth step, beside training and at once.
+
+    python benchmarks/pauses.py
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from training_setup import DEFAULT_WORK, Work, environment, make_work, small_recipe, write_recipe
+
+from tinyllama.recipe import Recipe
+from tinyllama.train.metrics import read_rows
+
+SAVE_EVERY = 4
+
+
+def main() -> None:
+    """Print what each of them takes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="cache folder (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="of the process (default: %(default)s)")
+    arguments = parser.parse_args()
+    work = make_work(arguments.work.resolve())
+    env = environment(work, arguments.threads)
+    with tempfile.TemporaryDirectory(prefix="pauses-", dir=work.folder) as folder:
+        print_starting(work, Path(folder), env)
+        print_saving(work, Path(folder), env)
+
+
+def print_starting(work: Work, folder: Path, env: Mapping[str, str]) -> None:
+    """Seconds to the end of the first step, uncompiled, compiled, and compiled again."""
+    cached = {**env, "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
+    plain = first_step_seconds(work, folder / "plain", cached, compiled=False)
+    cold = first_step_seconds(work, folder / "cold", cached, compiled=True)
+    warm = first_step_seconds(work, folder / "warm", cached, compiled=True)
+    print(f"the demo's shape, to the end of the first step: {plain:.1f} s uncompiled")
+    print(f"compiling adds {cold - plain:.1f} s at first and {warm - plain:.1f} s from the cache", flush=True)
+
+
+def first_step_seconds(work: Work, folder: Path, env: Mapping[str, str], compiled: bool) -> float:
+    """Seconds from the command to the row of the first step."""
+    shape = Recipe.load("demo").model_dump(mode="json")
+    train = shape["train"] | {"compile": compiled, "tokens": 2 * Recipe.load("demo").train.batch_tokens}
+    train["schedule"]["warmup_steps"] = 1
+    fields = small_recipe(work, 2) | {"model": shape["model"], "train": train}
+    begun = time.perf_counter()
+    process = start(folder, fields, env)
+    metrics = folder / "runs" / fields["name"] / "metrics.jsonl"
+    while not any(read_rows(metrics)):
+        if process.poll():
+            raise SystemExit(f"{folder}/log says why training ended with status {process.returncode}")
+        time.sleep(0.02)
+    seconds = time.perf_counter() - begun
+    finish(process)
+    return seconds
+
+
+def print_saving(work: Work, folder: Path, env: Mapping[str, str]) -> None:
+    """What a checkpoint takes, what training waits for it, and the speed of the step beside it."""
+    for asynchronous in (True, False):
+        fields = small_recipe(work, 4 * SAVE_EVERY + 1)
+        fields["checkpoint"] = {"every_steps": SAVE_EVERY, "keep": 1, "asynchronous": asynchronous}
+        fields["name"] = "beside-training" if asynchronous else "at-once"
+        finish(start(folder, fields, env))
+        run = folder / "runs" / fields["name"]
+        saves = [row for row in read_rows(run / "events.jsonl") if row["event"] == "checkpoint"][:-1]
+        rows = list(read_rows(run / "metrics.jsonl"))[SAVE_EVERY:]
+        beside = statistics.median(row["tokens_per_second"] for row in rows if row["step"] % SAVE_EVERY == 1)
+        others = statistics.median(row["tokens_per_second"] for row in rows if row["step"] % SAVE_EVERY != 1)
+        seconds, stood = (statistics.median(row[key] for row in saves) for key in ("seconds", "stood_still_seconds"))
+        print(
+            f"a checkpoint {fields['name']}: {seconds:.1f} s, training stands still for {stood:.2f} s of them; "
+            f"the step after it has {beside / others:.2f} times the others' speed",
+            flush=True,
+        )
+
+
+def start(folder: Path, fields: dict[str, Any], env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """`tinyllama train`, what it says going to `log`."""
+    recipe = write_recipe(folder / f"{fields['name']}.yaml", fields)
+    with (folder / "log").open("ab") as log:
+        command = [sys.executable, "-m", "tinyllama", "train", recipe.name]
+        return subprocess.Popen(command, cwd=folder, env=dict(env), stdout=log, stderr=log)
+
+
+def finish(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for its end."""
+    if process.wait():
+        raise SystemExit(f"tinyllama train: status {process.returncode}")
+
+
+if __name__ == "__main__":
+    main()
