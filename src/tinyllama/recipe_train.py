@@ -118,14 +118,25 @@ class Guard(Part):
 
 
 class Release(Part):
-    """Which checkpoints are for others, and what they are scored on."""
+    """Which checkpoints are for others, in which formats, and what they are scored on."""
 
     at: tuple[Tokens, ...] = ()
-    """Milestones in tokens: the first step that reaches one saves a checkpoint, which is never deleted."""
+    """Milestones in tokens: the first step that reaches one saves a checkpoint, which is never deleted; a process
+    beside training releases and scores it."""
+    every: Tokens | None = None
+    """A milestone every so many tokens, besides those of `at`."""
+    formats: tuple[Literal["huggingface", "gguf", "ctranslate2"], ...] = ("huggingface",)
+    """What a release holds: Hugging Face always; GGUF for llama.cpp (F16, Q8_0, Q4_K_M); CTranslate2 (int8, float32)."""
     tasks: tuple[str, ...] = ("hellaswag",)
     """lm-eval tasks."""
     limit: Count | None = None
     """Items a task at most: the first in the task's order; null means all."""
+    baselines: tuple[str, ...] = ()
+    """Models to score on the same items once, beside the first milestone: Hugging Face folders or hub names."""
+    average: Count = 1
+    """Checkpoints that a release averages: its own and those before it; `checkpoint.keep` must hold as many."""
+    average_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Weight in the average of each checkpoint, times that of the one after it; 1 weighs all alike."""
 
 
 class Track(Part):
