@@ -1,0 +1,107 @@
+"""A release on the hub, in one commit, in a repository that is private unless told otherwise.
+
+Reads a release's folder and refuses it where a byte is not as its release.json says. `huggingface/` goes to the
+repository's root, so that transformers loads it by its name; what lies beside it keeps its place. The hub is
+HF_ENDPOINT's, the user HF_TOKEN's, as for everything that huggingface_hub does.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from httpx import HTTPError, TransportError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+from tinyllama.errors import InputError
+from tinyllama.files import read_json
+from tinyllama.release.lineage import hash_file
+
+_FACTS = "release.json"
+_ROOT = "huggingface/"
+
+
+def push(release_folder: str | Path, name: str, public: bool = False) -> str:
+    """Upload a release to the hub's repository `name`, OWNER/NAME or a name of the user's own; return its URL.
+
+    A repository that is not there yet is made, private unless `public`; one that is there stays as visible as it is.
+    What an earlier release put there and this one lacks is deleted in the same commit. Raises InputError where the
+    folder is no whole release, and where the hub cannot be reached or will not have it.
+    """
+    folder = Path(release_folder)
+    facts = _checked(folder)
+    files = {_place(file): folder / file for file in (*facts["files"], _FACTS)}
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    with _in_one_line(api.endpoint, name):
+        repository = name if "/" in name else f"{api.whoami()['name']}/{name}"
+        url = api.create_repo(repository, private=not public, exist_ok=True)
+        stale = _left_by_the_last_release(api, repository) - files.keys()
+        operations = [CommitOperationAdd(place, path) for place, path in files.items()]
+        message = f"{facts['name']}, step {facts['step']:,}, {facts['tokens']:,} tokens"
+        api.create_commit(repository, [*operations, *map(CommitOperationDelete, sorted(stale))], commit_message=message)
+    return str(url)
+
+
+def _checked(folder: Path) -> dict[str, Any]:
+    """The release.json of a folder that is exactly as it says; hidden files aside."""
+    if not (folder / _FACTS).is_file():
+        raise InputError(f"{folder}: no release here (no release.json); `tinyllama release` makes one of a run")
+    facts: dict[str, Any] = read_json(folder / _FACTS)
+    for name, promised in facts["files"].items():
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: missing, but {_FACTS} has it; put it back, or release with --force")
+        if hash_file(folder / name) != promised:
+            raise InputError(f"{folder / name}: not as {_FACTS} has it; put it back, or release with --force")
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name not in (_FACTS, *facts["files"]) and not any(part.startswith(".") for part in Path(name).parts):
+            raise InputError(f"{path}: not in {_FACTS}, so it would not be pushed; move it out of the release")
+    return facts
+
+
+def _place(name: str) -> str:
+    """Where a release's file lies in the repository."""
+    return name.removeprefix(_ROOT)
+
+
+def _left_by_the_last_release(api: HfApi, repository: str) -> set[str]:
+    """What the repository has of a release that was pushed before: its shards, say, would be taken for this one's."""
+    there = set(api.list_repo_files(repository))
+    if _FACTS not in there:
+        return set()
+    with TemporaryDirectory() as cache:
+        facts = json.loads(Path(api.hf_hub_download(repository, _FACTS, cache_dir=cache)).read_bytes())
+    listed = facts.get("files") if isinstance(facts, dict) else None  # it may be anybody's file
+    return there & {_place(name) for name in listed or ()}
+
+
+@contextmanager
+def _in_one_line(endpoint: str, name: str) -> Iterator[None]:
+    """Turn what the hub and the way to it answer into one line with the remedy."""
+    try:
+        yield
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        raise InputError(_remedy(cause, endpoint, name)) from None
+
+
+def _remedy(error: BaseException, endpoint: str, name: str) -> str:
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    said = " ".join(str(error).split())
+    if isinstance(error, HFValidationError):
+        return f"{name!r}: no name of a repository ({said.split(':')[0]}); give NAME or OWNER/NAME"
+    if status == 401 or isinstance(error, LocalTokenNotFoundError):
+        known = f"{endpoint} refuses this token" if get_token() else "the hub wants to know who you are"
+        return f"{name}: {known}; set HF_TOKEN to a token of yours that may write"
+    if status in (403, 404):
+        where = f"{endpoint} does not let this token write there ({status})"
+        return f"{name}: {where}; give OWNER/NAME of a user or organisation of yours, and a token that may write"
+    if isinstance(error, OfflineModeIsEnabled):
+        return f"{name}: HF_HUB_OFFLINE is set; unset it to push"
+    if isinstance(error, TransportError):
+        return f"{endpoint}: cannot be reached ({said or type(error).__name__}); mend the connection and push again"
+    return f"{name}: {endpoint} did not take it ({said or type(error).__name__}); push again"
