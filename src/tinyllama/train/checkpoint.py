@@ -184,11 +184,17 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
-    """Put a checkpoint's weights alone in place, in one process. Raises InputError where a file is damaged."""
+    """Put a checkpoint's weights alone in place, in one process.
+
+    Raises InputError where a file is damaged and where the model has other tensors or sizes.
+    """
     if damage := problems(folder):
         raise InputError(f"{damage[0]}; take another checkpoint")
     weights = model.state_dict()
-    dcp.load({"model": weights}, checkpoint_id=folder, no_dist=True)
+    try:
+        dcp.load({"model": weights}, checkpoint_id=folder, no_dist=True)
+    except CheckpointException as error:
+        raise InputError(f"{folder}: does not fit its run's recipe.yaml ({_reason(error)}); put that back") from error
     model.load_state_dict(weights)
 
 
