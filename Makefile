@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench-training bench-1b bench-optimizers bench-pauses clean
+.PHONY: demo test check bench-training bench-1b bench-optimizers bench-averaging bench-pauses clean
 
 # Raw text to a released model, on a laptop's CPU.
 demo: .venv/installed
@@ -29,6 +29,10 @@ bench-1b: .venv/installed-dev
 
 bench-optimizers: .venv/installed-dev
 	$(BIN)/python benchmarks/optimizers.py
+
+# The mean of the last checkpoints beside a cool-down.
+bench-averaging: .venv/installed-dev
+	$(BIN)/python benchmarks/averaging.py
 
 # Starting, compiling, saving.
 bench-pauses: .venv/installed-dev

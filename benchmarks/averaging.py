@@ -1,0 +1,99 @@
+"""What averaging checkpoints gives in a cool-down's stead: validation loss on the demo's recipe at equal tokens.
+
+    python benchmarks/averaging.py [--steps 375] [--folder DIR]
+
+Two runs of the demo's recipe from the same initial weights on the same batches: one keeps its learning rate to the end
+and a checkpoint every 25 steps, whose averages are scored; the other cools down over its last 40 %, as the demo does.
+Data and runs are those of benchmarks/optimizers.py's folder, and go on where they were interrupted.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from optimizers import make_data, tinyllama
+
+from tinyllama.data.store import TokenStore
+from tinyllama.model.llama import PRECISIONS
+from tinyllama.model.loading import load_model
+from tinyllama.recipe import Recipe
+from tinyllama.release.average import average_into, averaged_checkpoints
+from tinyllama.tokenizer import Tokenizer
+from tinyllama.train.checkpoint import committed
+from tinyllama.train.parallel import Ranks
+from tinyllama.train.validation import Score, Validation, prepare_validation, validate
+
+EVERY = 25
+AVERAGES = ((1, 1.0), (2, 1.0), (4, 1.0), (8, 1.0), (8, 0.8), (8, 0.5))
+"""Checkpoints and decay."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=375, help="of each run (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path.home() / ".cache/tinyllama-benchmarks/optimizers")
+    chosen = parser.parse_args()
+    make_data(chosen.folder)
+    demo = Recipe.load("demo")
+    peak = {"train.schedule.final_learning_rate": demo.train.optimizer.learning_rate}
+    cooled = train(chosen.folder, f"cooled-{chosen.steps}", chosen.steps, {})
+    constant = train(chosen.folder, f"constant-{chosen.steps}", chosen.steps, peak)
+    validation = validation_of(chosen.folder, constant)
+    print("| weights | validation loss | bits per byte | less than the last |\n|---|---|---|---|", flush=True)
+    last = score(committed(constant)[-1:], 1.0, validation).loss
+    for count, decay in AVERAGES:
+        folders = averaged_checkpoints(constant, committed(constant)[-1], count)
+        print_row(name_of(count, decay), score(folders, decay, validation), last)
+    print_row("the demo's cool-down", score(committed(cooled)[-1:], 1.0, validation), last)
+
+
+def train(folder: Path, name: str, steps: int, fields: Mapping[str, object]) -> Path:
+    """Train the demo's recipe for so many steps on the folder's data, with other fields; return the run."""
+    flags: dict[str, object] = {
+        "name": name,
+        "tokenizer": "tokenizer",
+        "data.store": "store",
+        "data.sources.slimpajama.path": "corpus/slimpajama",
+        "data.sources.starcoderdata.path": "corpus/starcoderdata",
+        "train.tokens": steps * Recipe.load("demo").train.batch_tokens,
+        "checkpoint.every_steps": EVERY,
+        "checkpoint.keep": max(count for count, _ in AVERAGES),
+        "track.trackio": False,
+        **fields,
+    }
+    tinyllama(folder, "train", "demo", *(word for key, value in flags.items() for word in (f"--{key}", str(value))))
+    return folder / "runs" / name
+
+
+def validation_of(folder: Path, run: Path) -> Validation:
+    """The rows that the run itself is validated on."""
+    recipe = Recipe.load(run / "recipe.yaml")
+    validation = prepare_validation(
+        recipe, TokenStore.open(folder / recipe.data.store), Tokenizer.load(run / "tokenizer")
+    )
+    assert validation is not None
+    return validation
+
+
+def score(folders: Sequence[Path], decay: float, validation: Validation) -> Score:
+    """The validation of checkpoints' mean, computed in the precision of training."""
+    train = Recipe.load("demo").train
+    model = load_model(folders[-1], PRECISIONS[train.precision])
+    average_into(model, folders, decay)
+    return validate(model, validation, train.micro_batch_sequences, Ranks(0, 1, torch.device("cpu")))
+
+
+def name_of(count: int, decay: float) -> str:
+    if count == 1:
+        return "the last checkpoint"
+    how = "mean" if decay == 1 else f"exponential mean, decay {decay:g},"
+    return f"{how} of the last {count}"
+
+
+def print_row(name: str, found: Score, last: float) -> None:
+    print(f"| {name} | {found.loss:.4f} | {found.bits_per_byte:.4f} | {last - found.loss:.4f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
