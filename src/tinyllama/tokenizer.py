@@ -50,6 +50,11 @@ class Tokenizer:
         canonical = json.dumps(self._file.canonical(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
+    @property
+    def start_ids(self) -> list[int]:
+        """What goes in front of a text that a released model goes on from: <s> for Llama's kind, or nothing."""
+        return self._file.start_ids
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without markers; a text that spells `<s>` is plain text.
 

@@ -5,9 +5,11 @@ conversion is never taken on trust: 32,000 pieces in random order, runs of up to
 of Unicode must give SentencePiece's ids and text before a converted file is written.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,7 @@ class SentencePieceFile:
         self.bos_id, self.eos_id, self.unk_id = (
             None if number < 0 else number for number in (processor.bos_id(), processor.eos_id(), processor.unk_id())
         )
+        self.start_ids = [] if self.bos_id is None else [self.bos_id]
         self.encode, self.decode = processor.encode, processor.decode
         self._without_prefix = SentencePieceProcessor(model_proto=model + WITHOUT_DUMMY_PREFIX)
 
@@ -155,9 +158,21 @@ class TokenizersFile:
         """What decides the ids, in the same words as for the equivalent tokenizer.model."""
         if not self.is_llama_style:
             return {key: self.parsed.get(key) for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
+        return canonical_form(self.kinds(), self.merges(), LLAMA_NORMALISER, self.encode_runs)
+
+    @cached_property
+    def start_ids(self) -> list[int]:
+        """What `document()`, asked for special tokens, puts in front of a text."""
+        if self.is_llama_style:
+            return [] if self.bos_id is None else [self.bos_id]
+        encoded = self.tokenizer.encode("a")
+        marked = zip(encoded.ids, encoded.special_tokens_mask, strict=True)
+        return [number for number, _ in itertools.takewhile(lambda pair: pair[1], marked)]
+
+    def merges(self) -> list[tuple[str, str]]:
+        """The pairs of pieces that are joined, in their order."""
         merges = self.parsed["model"]["merges"]
-        pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
-        return canonical_form(self.kinds(), pairs, LLAMA_NORMALISER, self.encode_runs)
+        return [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
 
     def kinds(self) -> list[tuple[str, str]]:
         """The text and kind of each id; an id without a piece is special."""

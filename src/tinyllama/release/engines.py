@@ -1,0 +1,130 @@
+"""One format in its real engine: what it says about the reference's texts, prompts and scored text.
+
+A program of its own, for an engine may abort on a damaged file: `python -P engines.py ENGINE PATH`, the reference on
+standard input, what was observed, or the error, as JSON in the file OUT. It imports nothing of this package.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+# ruff: noqa: PLC0415 - each engine's library is imported only for its own format
+
+Reference = dict[str, Any]
+Observed = dict[str, Any]
+
+
+def in_transformers(path: str, reference: Reference) -> Observed:
+    """A Hugging Face folder, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    texts = [tokenizer(entry["text"], split_special_tokens=True).input_ids for entry in reference["texts"]]
+    continuations = []
+    for entry in reference["continuations"]:
+        prompt, count = torch.tensor([entry["prompt_ids"]]), len(entry["ids"])
+        length = {"max_new_tokens": count, "min_new_tokens": count}  # until then the end of a text is not taken
+        ids = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, **length)
+        continuations.append(ids[0, prompt.shape[1] :].tolist())
+    scored = torch.tensor([reference["scored"]["ids"]])
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(model(scored).logits[0, :-1], scored[0, 1:])
+    settings = (tokenizer, model.config, model.generation_config)
+    special = {name: {getattr(part, f"{name}_token_id") for part in settings} for name in ("bos", "eos")}
+    return {
+        "special": {
+            name: found.pop() if len(found) == 1 else sorted(map(str, found)) for name, found in special.items()
+        },
+        "texts": texts,
+        "continuations": continuations,
+        "nats_per_token": float(loss),
+    }
+
+
+def in_llama_cpp(path: str, reference: Reference) -> Observed:
+    """A GGUF file."""
+    import numpy as np
+    from llama_cpp import Llama
+
+    scored, entries = reference["scored"]["ids"], reference["continuations"]
+    length = max([len(scored), *(len(entry["prompt_ids"]) + len(entry["ids"]) for entry in entries)])
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # one token at a time sees what a whole prompt sees only if the whole is one batch
+    model = Llama(path, n_ctx=length, n_batch=length, logits_all=True, n_threads=threads, verbose=False)
+
+    def logits(ids: list[int]) -> Any:
+        model.eval(ids)
+        return model.scores[model.n_tokens - len(ids) : model.n_tokens].astype(np.float64)
+
+    continuations = []
+    for entry in entries:
+        model.reset()
+        read, ids = entry["prompt_ids"], []
+        for _ in entry["ids"]:
+            last = logits(read)[-1]
+            if reference["eos_id"] is not None:
+                last[reference["eos_id"]] = -np.inf
+            ids.append(int(last.argmax()))
+            read = ids[-1:]
+        continuations.append(ids)
+    model.reset()
+    rows = logits(scored)[:-1]
+    top = rows.max(-1)
+    nats = top + np.log(np.exp(rows - top[:, None]).sum(-1)) - rows[np.arange(len(rows)), scored[1:]]
+    special = {"bos": model.token_bos(), "eos": model.token_eos()}
+    return {
+        "special": {name: None if number < 0 else number for name, number in special.items()},
+        "texts": [model.tokenize(entry["text"].encode(), add_bos=True) for entry in reference["texts"]],
+        "continuations": continuations,
+        "nats_per_token": float(nats.mean()),
+    }
+
+
+def in_ctranslate2(path: str, reference: Reference) -> Observed:
+    """A CTranslate2 folder, with the tokenizer that lies in it; the engine itself reads and gives tokens' texts."""
+    import ctranslate2
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(Path(path) / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True
+    model = ctranslate2.Generator(path)
+    config = json.loads((Path(path) / "config.json").read_text())
+
+    def tokens(ids: list[int]) -> list[str]:
+        return [tokenizer.id_to_token(number) for number in ids]
+
+    continuations = []
+    for entry in reference["continuations"]:
+        count = len(entry["ids"])
+        length = {"max_length": count, "min_length": count}  # until then the end of a text is not taken
+        (found,) = model.generate_batch([tokens(entry["prompt_ids"])], include_prompt_in_result=False, **length)
+        continuations.append([tokenizer.token_to_id(token) for token in found.sequences[0]])
+    (scored,) = model.score_batch([tokens(reference["scored"]["ids"])], max_input_length=0)
+    return {
+        "special": {name: tokenizer.token_to_id(config[f"{name}_token"] or "") for name in ("bos", "eos")},
+        "texts": [tokenizer.encode(entry["text"]).ids for entry in reference["texts"]],
+        "continuations": continuations,
+        "nats_per_token": -sum(scored.log_probs) / len(scored.log_probs),
+    }
+
+
+ENGINES = {"transformers": in_transformers, "llama_cpp": in_llama_cpp, "ctranslate2": in_ctranslate2}
+
+
+def main(engine: str, path: str, out: str) -> None:
+    """Observe; an error of the engine's is a result too."""
+    try:
+        found = ENGINES[engine](path, json.load(sys.stdin))
+    except Exception as error:  # whatever it is, it is why this format does not work
+        found = {"error": " ".join(str(error).split()) or type(error).__name__}
+    Path(out).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,212 @@
+"""Every format of a release in its own engine, held against what the checkpoint said before it was exported.
+
+Reads a release, writes nothing. An engine runs in a process of its own: what it does with a damaged file, be it an
+error or an abort, is a row that failed.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyllama.errors import InputError
+from tinyllama.files import read_json, sha256_of
+from tinyllama.release import engines
+from tinyllama.release.formats import LIBRARIES, check_libraries
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of the table."""
+
+    subject: str
+    """The format, or the file."""
+    what: str
+    expected: str
+    found: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a format may be from the reference."""
+
+    nats: float
+    """Of the mean nats a token, as a share of the reference's: see `LIMITS` for where they come from."""
+    tie: float | None
+    """Logits: a greedy token that the reference chose by less is not compared, nor what follows it. None: no token is,
+    for 4 and 8 bits change what is likeliest."""
+
+
+LIMITS = {
+    "huggingface": Limits(nats=1e-4, tie=1e-3),
+    "gguf F16": Limits(nats=2e-3, tie=0.02),
+    "gguf Q8_0": Limits(nats=0.01, tie=None),
+    "gguf Q4_K_M": Limits(nats=0.1, tie=None),
+    "ctranslate2 float32": Limits(nats=1e-4, tie=1e-3),
+    "ctranslate2 int8": Limits(nats=0.02, tie=None),
+}
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format in a release: its name in the table, what runs it, and the path that the engine gets."""
+
+    name: str
+    engine: str
+    path: str
+
+
+def verify(release_folder: str | Path) -> list[Check]:
+    """Check a release's files, and each of its formats in transformers, llama.cpp or CTranslate2.
+
+    Raises InputError where the folder is no release, has no reference, or one of the engines is not installed.
+    """
+    folder = Path(release_folder)
+    if not (folder / "release.json").is_file():
+        raise InputError(f"{folder}: no release here (no release.json); `tinyllama release` makes one of a run")
+    facts = read_json(folder / "release.json")
+    if "reference" not in facts:
+        raise InputError(f"{folder}/release.json: no reference to hold the formats against; release the run again")
+    found = formats(facts["files"])
+    check_libraries(library for entry in found for library in LIBRARIES[entry.name.split()[0]])
+    checks = file_checks(folder, facts["files"])
+    for entry in found:
+        checks += format_checks(entry, folder / entry.path, facts["reference"])
+    return checks
+
+
+def formats(files: Sequence[str] | Facts) -> list[Format]:
+    """The formats that a release's files belong to, whether or not they are still there."""
+    ggufs = {Path(name).stem.rpartition("-")[2]: name for name in files if name.startswith("gguf/")}
+    folders = {Path(name).parts[1] for name in files if name.startswith("ctranslate2/")}
+    return [
+        Format("huggingface", "transformers", "huggingface"),
+        *(Format(f"gguf {kind}", "llama_cpp", ggufs[kind]) for kind in ("F16", "Q8_0", "Q4_K_M") if kind in ggufs),
+        *(Format(f"ctranslate2 {kind}", "ctranslate2", f"ctranslate2/{kind}") for kind in sorted(folders)),
+    ]
+
+
+def file_checks(folder: Path, files: Facts) -> list[Check]:
+    """A row for each file that is missing or not what it was; one for all of them where there is none."""
+    bad = [check for name, entry in files.items() if (check := _file_check(folder, name, entry))]
+    size = sum(entry["bytes"] for entry in files.values())
+    whole = f"{len(files)} files, {size:,} bytes"
+    return bad or [Check("files", "size and sha256", whole, whole, True)]
+
+
+def _file_check(folder: Path, name: str, entry: Facts) -> Check | None:
+    path = folder / name
+    if not path.is_file():
+        return Check(name, "file", f"{entry['bytes']:,} bytes", "missing", False)
+    if (size := path.stat().st_size) != entry["bytes"]:
+        return Check(name, "size", f"{entry['bytes']:,} bytes", f"{size:,} bytes", False)
+    if (digest := sha256_of(path)) != entry["sha256"]:
+        return Check(name, "sha256", entry["sha256"][:12], digest[:12], False)
+    return None
+
+
+def format_checks(entry: Format, path: Path, reference: Facts) -> list[Check]:
+    """The rows of one format, from its own engine."""
+    limits = LIMITS[entry.name]
+    if limits.tie is None:
+        reference = {**reference, "continuations": []}
+    observed = _observe(entry.engine, path, reference)
+    if "error" in observed:
+        return [Check(entry.name, "loads and runs", "yes", observed["error"], False)]
+    rows = [_special(reference, observed), _tokens(reference, observed)]
+    if limits.tie is not None:
+        rows.append(_greedy(reference, observed, limits.tie))
+    rows.append(_nats(reference, observed, limits.nats))
+    return [Check(entry.name, *row) for row in rows]
+
+
+Row = tuple[str, str, str, bool]  # a Check's, without its subject
+
+
+def _special(reference: Facts, observed: Facts) -> Row:
+    expected = {"bos": reference["bos_id"], "eos": reference["eos_id"]}
+    found = observed["special"]
+    return "bos, eos", _numbers(expected), _numbers(found), found == expected
+
+
+def _numbers(special: Facts) -> str:
+    return ", ".join(f"{special[name]}" for name in ("bos", "eos"))
+
+
+def _tokens(reference: Facts, observed: Facts) -> Row:
+    texts = reference["texts"]
+    total = f"{len(texts)} texts, {sum(len(entry['ids']) for entry in texts)} tokens"
+    for entry, ids in zip(texts, observed["texts"], strict=True):
+        if ids != entry["ids"]:
+            place = _first_difference(entry["ids"], ids)
+            expected = f"{entry['ids'][max(0, place - 1) : place + 3]}"
+            return "tokens", expected, f"{ids[max(0, place - 1) : place + 3]} in {entry['text'][:20]!r}", False
+    return "tokens", total, total, True
+
+
+def _greedy(reference: Facts, observed: Facts, tie: float) -> Row:
+    """Continuations token by token, each up to the first that the reference itself all but tossed a coin for."""
+    total = sum(len(entry["ids"]) for entry in reference["continuations"])
+    compared = ties = 0
+    for number, (entry, ids) in enumerate(zip(reference["continuations"], observed["continuations"], strict=True), 1):
+        place = _first_difference(entry["ids"], ids)
+        if place < len(entry["ids"]) and entry["margins"][place] >= tie:
+            expected, found = entry["ids"][place], ids[place] if place < len(ids) else "no more"
+            return "greedy", f"{expected}", f"{found}, token {place + 1} after prompt {number}", False
+        compared += place
+        ties += place < len(entry["ids"])
+    stops = f"; {ties} stopped at a tie (margin under {tie:g})" if ties else ""
+    return "greedy", f"{total} tokens", f"{compared} the same{stops}", True
+
+
+def _nats(reference: Facts, observed: Facts, share: float) -> Row:
+    expected, found = reference["scored"]["nats_per_token"], observed["nats_per_token"]
+    off = found / expected - 1
+    return "nats a token", f"{expected:.4f} ± {share:.2%}", f"{found:.4f} ({off:+.3%})", abs(off) <= share
+
+
+def _first_difference(expected: Sequence[int], found: Sequence[int]) -> int:
+    pairs = enumerate(zip(expected, found, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(expected), len(found)))
+
+
+def _observe(engine: str, path: Path, reference: Facts) -> Facts:
+    """What an engine says, or why it says nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "observed.json"
+        # -P: this folder has modules of the same names as the libraries
+        command = [sys.executable, "-P", engines.__file__, engine, str(path), str(out)]
+        ended = subprocess.run(command, input=json.dumps(reference).encode(), capture_output=True, check=False)
+        if out.is_file():
+            observed: Facts = json.loads(out.read_text())
+            return observed
+    return {"error": f"{engine} {_end(ended.returncode)}{_last_line(ended.stderr)}"}
+
+
+def _end(status: int) -> str:
+    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
+def _last_line(said: bytes) -> str:
+    lines = said.decode(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f": {last}" if last else ""
+
+
+def table(checks: Sequence[Check]) -> Iterator[str]:
+    """The lines of the table, and what they come to."""
+    rows = [("format", "check", "expected", "found", "")]
+    rows += [(row.subject, row.what, row.expected, row.found, "pass" if row.passed else "FAIL") for row in checks]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()
+    failed = sum(not row.passed for row in checks)
+    yield f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"
