@@ -169,6 +169,20 @@ def release(run: Positional[Path], step: int | None = None, force: bool = False)
     print(f"release: {release_run(run, step=step, force=force)}")
 
 
+def verify(release: Positional[Path]) -> int:
+    """Run each format of a release in its own engine and hold it against the checkpoint; exit status 1 on a fail.
+
+    Args:
+        release: The release's folder.
+    """
+    from tinyllama.release.verify import table
+    from tinyllama.release.verify import verify as verify_release
+
+    checks = verify_release(release)
+    print("\n".join(table(checks)))
+    return 0 if all(check.passed for check in checks) else 1
+
+
 def generate(
     model: Positional[str],
     prompt: Positional[str],
@@ -217,6 +231,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "train": train,
     "evaluate": evaluate,
     "release": release,
+    "verify": verify,
     "generate": generate,
     "watch": watch,
 }
