@@ -73,7 +73,7 @@ def verify(release_folder: str | Path) -> list[Check]:
     if not (folder / "release.json").is_file():
         raise InputError(f"{folder}: no release here (no release.json); `tinyllama release` makes one of a run")
     facts = read_json(folder / "release.json")
-    if "reference" not in facts:
+    if not facts.keys() >= {"reference", "files"}:
         raise InputError(f"{folder}/release.json: no reference to hold the formats against; release the run again")
     found = formats(facts["files"])
     check_libraries(library for entry in found for library in LIBRARIES[entry.name.split()[0]])
@@ -87,8 +87,9 @@ def formats(files: Sequence[str] | Facts) -> list[Format]:
     """The formats that a release's files belong to, whether or not they are still there."""
     ggufs = {Path(name).stem.rpartition("-")[2]: name for name in files if name.startswith("gguf/")}
     folders = {Path(name).parts[1] for name in files if name.startswith("ctranslate2/")}
+    pages = {Path(name).parts[0] for name in files} & {"huggingface"}
     return [
-        Format("huggingface", "transformers", "huggingface"),
+        *(Format(name, "transformers", name) for name in pages),
         *(Format(f"gguf {kind}", "llama_cpp", ggufs[kind]) for kind in ("F16", "Q8_0", "Q4_K_M") if kind in ggufs),
         *(Format(f"ctranslate2 {kind}", "ctranslate2", f"ctranslate2/{kind}") for kind in sorted(folders)),
     ]
