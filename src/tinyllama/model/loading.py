@@ -107,16 +107,15 @@ class HuggingFaceLlama:
     def open(cls, source: str | Path) -> "HuggingFaceLlama":
         """Read a folder's, a release's or a hub model's config.json. Raises InputError where it is no Llama's."""
         folder = locate(source).folder
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder}: no config.json; give a Hugging Face Llama's folder")
+        config = read_json(folder / "config.json")
+        if not isinstance(config, dict):
+            raise InputError(f"{folder}/config.json: a {type(config).__name__}, not an object; fetch it again")
         try:
-            config = read_json(folder / "config.json")
             return cls(folder, shape_from_hugging_face(config), int(config["vocab_size"]))
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None
-        except (KeyError, ValueError, TypeError) as error:
-            reason = f"not a Llama's configuration ({error!r}); only Llamas load"
-            raise InputError(f"{folder}/config.json: {reason}") from None
-        except FileNotFoundError:
-            raise InputError(f"{folder}: no config.json; give a Hugging Face Llama's folder") from None
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Our names and the tensors, as stored. Raises InputError where files or tensors are missing or foreign."""
@@ -130,12 +129,12 @@ class HuggingFaceLlama:
             raise InputError(f"{self.folder}: {error}") from None
 
     def files(self) -> list[Path]:
-        """The files of its weights. Raises InputError where one is missing."""
-        index = self.folder / "model.safetensors.index.json"
-        names = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+        """The files of its weights: those that transformers would read. Raises InputError where one is missing."""
+        whole, index = self.folder / "model.safetensors", self.folder / "model.safetensors.index.json"
+        names = _indexed(index) if index.is_file() and not whole.is_file() else {whole.name}
         for name in sorted(names):
             if not (self.folder / name).is_file():
-                raise InputError(f"{name} is missing; only safetensors load, and all of them must be there")
+                raise InputError(f"{name} is missing; {_advice(self.folder)}")
         return [self.folder / name for name in sorted(names)]
 
     @cached_property
@@ -143,6 +142,23 @@ class HuggingFaceLlama:
         """SHA-256 over the names and hashes of its weights' files."""
         lines = (f"{sha256_of(path)}  {path.name}\n" for path in self.files())
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _indexed(index: Path) -> set[str]:
+    """The files that an index of weights names."""
+    content = read_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise InputError(f"{index.name} has no weight_map; fetch it again")
+    return set(places.values())
+
+
+def _advice(folder: Path) -> str:
+    """What to do where weights are missing."""
+    pickles = sorted(path.name for ending in ("bin", "pth", "pt") for path in folder.glob(f"*.{ending}"))
+    if not pickles:
+        return "only safetensors load, and all of them must be there"
+    return f"{pickles[0]} is a pickle, which may run code as it loads: write it anew by transformers' save_pretrained"
 
 
 class Safetensors(Mapping[str, torch.Tensor]):

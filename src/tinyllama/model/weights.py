@@ -8,11 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tinyllama.errors import InputError
 from tinyllama.recipe import Model
+from tinyllama.recipe_errors import first_problem
 
 # Inside a block: our name -> Hugging Face's, in the order in which their rows are stacked.
 _BLOCK = {
@@ -123,33 +125,49 @@ def config_to_hugging_face(shape: Model, vocab_size: int, bos_id: int | None, eo
     }
 
 
+_NEEDED = (
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "rms_norm_eps",
+    "vocab_size",
+)
+
+
 def shape_from_hugging_face(config: Mapping[str, Any]) -> Model:
     """The shape that a config.json describes. Raises InputError, naming the field, for what is not Llama 2's."""
+    _require("model_type", config.get("model_type"), "llama")
+    for field in _NEEDED:
+        if not isinstance(config.get(field), int | float):
+            raise InputError(f"config.json: {field} is {config.get(field)!r}, not a number; fetch the file again")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    heads = config.get("num_attention_heads", 0)
-    for field, found, wanted in (
-        ("model_type", config.get("model_type"), "llama"),
-        ("hidden_act", config.get("hidden_act", "silu"), "silu"),
-        ("attention_bias", config.get("attention_bias", False), False),
-        ("mlp_bias", config.get("mlp_bias", False), False),
-        ("rope type", rope_type, "default"),
-        (
-            "head_dim",
-            (config.get("head_dim") or config["hidden_size"] // heads) * heads,
-            config["hidden_size"],
-        ),
-    ):
-        if found != wanted:
-            raise InputError(f"config.json: {field} is {found!r}; only Llama 2's {wanted!r} can be loaded")
-    return Model(
-        dim=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        ffn_dim=config["intermediate_size"],
-        context=config["max_position_embeddings"],
-        norm_eps=config["rms_norm_eps"],
-        rope_theta=rope.get("rope_theta") or config.get("rope_theta", 10000.0),
-        tie_embeddings=config.get("tie_word_embeddings", False),
-    )
+    _require("hidden_act", config.get("hidden_act", "silu"), "silu")
+    _require("attention_bias", config.get("attention_bias", False), False)
+    _require("mlp_bias", config.get("mlp_bias", False), False)
+    _require("rope type", rope.get("rope_type", rope.get("type", "default")), "default")
+    _require("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), 1.0)
+    _require("quantization_config", (config.get("quantization_config") or {}).get("quant_method"), None)
+    heads = config["num_attention_heads"]
+    try:
+        shape = Model(
+            dim=config["hidden_size"],
+            layers=config["num_hidden_layers"],
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads") or heads,
+            ffn_dim=config["intermediate_size"],
+            context=config["max_position_embeddings"],
+            norm_eps=config["rms_norm_eps"],
+            rope_theta=rope.get("rope_theta") or config.get("rope_theta") or 10000.0,
+            tie_embeddings=config.get("tie_word_embeddings", False),
+        )
+    except ValidationError as error:
+        raise InputError(f"config.json: no shape of a Llama ({first_problem(error, Model)})") from None
+    _require("head_dim", config.get("head_dim") or shape.head_dim, shape.head_dim)
+    return shape
+
+
+def _require(field: str, found: Any, wanted: Any) -> None:
+    if found != wanted:
+        raise InputError(f"config.json: {field} is {found!r}; only Llama 2's {wanted!r} can be loaded")
