@@ -259,17 +259,35 @@ def with_half_a_sentencepiece_model(folder: Path) -> str:
     return "tokenizer.model: not a whole SentencePiece model"
 
 
+def with_a_larger_tokenizer(folder: Path) -> str:
+    document = json.loads((folder / "tokenizer.json").read_text())
+    size = len(document["model"]["vocab"])
+    document["model"]["vocab"]["▁spare"] = size
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    return f"the tokenizer's ids go up to {size}, but the weights are for {size} pieces"
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         without_a_shard, with_an_empty_index, without_weights, as_a_pickle, cut_off, not_fetched, with_biases,
         without_a_head, wider, without_a_tokenizer, with_half_a_tokenizer, with_another_file_as_tokenizer,
-        with_half_a_sentencepiece_model,
+        with_half_a_sentencepiece_model, with_a_larger_tokenizer,
     ],
 )  # fmt: skip
 def test_what_is_missing_or_damaged_is_named(llama: Path, capsys: pytest.CaptureFixture[str], damage: Change) -> None:
     wanted = damage(llama)
     assert wanted in refused(llama, capsys)
+
+
+def test_a_special_token_beyond_the_weights_does_no_harm(llama: Path) -> None:
+    document = json.loads((llama / "tokenizer.json").read_text())
+    padding = document["added_tokens"][0] | {"id": len(document["model"]["vocab"]), "content": "[PAD]"}
+    document["added_tokens"].append(padding)
+    (llama / "tokenizer.json").write_text(json.dumps(document))
+    tokenizer = load_tokenizer(llama)
+    assert tokenizer.vocab_size == load_model(llama).vocab_size + 1
+    assert max(tokenizer.encode("[PAD] import os")) < load_model(llama).vocab_size
 
 
 def test_evaluate_says_the_same(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,8 +66,23 @@ def load_model(source: str | Path, precision: torch.dtype = torch.float32) -> Ll
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
-    """Load the tokenizer that belongs to a model."""
-    return Tokenizer.load(locate(source).tokenizer_folder)
+    """Load the tokenizer that belongs to a model. Raises InputError where its weights have no rows for all pieces."""
+    found = locate(source)
+    tokenizer = Tokenizer.load(found.tokenizer_folder)
+    if found.run is None:
+        _refuse_another(tokenizer, found.folder)
+    return tokenizer
+
+
+def _refuse_another(tokenizer: Tokenizer, folder: Path) -> None:
+    """Special tokens beyond the weights, such as others' padding, never come out of a text and do no harm."""
+    rows = read_json(folder / "config.json").get("vocab_size")
+    last = max((number for number, piece in enumerate(tokenizer.piece_bytes()) if piece), default=-1)
+    if isinstance(rows, int) and max(last, tokenizer.bos_id or 0) >= rows:
+        raise InputError(
+            f"{folder}: the tokenizer's ids go up to {last}, but the weights are for {rows} pieces; "
+            "put the tokenizer there that belongs to them"
+        )
 
 
 def _newest(run: Path) -> Path:
