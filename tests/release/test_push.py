@@ -24,7 +24,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with running_hub() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}/")
         yield hub
 
 
@@ -142,7 +142,12 @@ def no_release(folder: Path) -> str:
     return f"{folder}: no release here"
 
 
-@pytest.mark.parametrize("damage", [flip, lose, add, no_release])
+def another_programs(folder: Path) -> str:
+    (folder / "release.json").write_text('{"version": "1.0"}')
+    return f"{folder}: no release here"
+
+
+@pytest.mark.parametrize("damage", [flip, lose, add, no_release, another_programs])
 def test_what_is_no_whole_release_is_refused_by_the_files_name_and_nothing_is_sent(
     hub: Hub, whole: Path, damage: Callable[[Path], str]
 ) -> None:

@@ -35,7 +35,7 @@ def push(release_folder: str | Path, name: str, public: bool = False) -> str:
     folder = Path(release_folder)
     facts = _checked(folder)
     files = {_place(file): folder / file for file in (*facts["files"], _FACTS)}
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None)
     with _in_one_line(api.endpoint, name):
         repository = name if "/" in name else f"{api.whoami()['name']}/{name}"
         url = api.create_repo(repository, private=not public, exist_ok=True)
@@ -48,9 +48,9 @@ def push(release_folder: str | Path, name: str, public: bool = False) -> str:
 
 def _checked(folder: Path) -> dict[str, Any]:
     """The release.json of a folder that is exactly as it says; hidden files aside."""
-    if not (folder / _FACTS).is_file():
-        raise InputError(f"{folder}: no release here (no release.json); `tinyllama release` makes one of a run")
-    facts: dict[str, Any] = read_json(folder / _FACTS)
+    facts = read_json(folder / _FACTS) if (folder / _FACTS).is_file() else None
+    if not isinstance(facts, dict) or not isinstance(facts.get("files"), dict):
+        raise InputError(f"{folder}: no release here (no {_FACTS} of one); `tinyllama release` makes one of a run")
     for name, promised in facts["files"].items():
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: missing, but {_FACTS} has it; put it back, or release with --force")
