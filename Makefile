@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench-training bench-1b bench-optimizers bench-averaging bench-pauses clean
+.PHONY: demo test check bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-release clean
 
 # Raw text to a released model, on a laptop's CPU.
 demo: .venv/installed
@@ -37,6 +37,10 @@ bench-averaging: .venv/installed-dev
 # Starting, compiling, saving.
 bench-pauses: .venv/installed-dev
 	$(BIN)/python benchmarks/pauses.py
+
+# The 1.1B model's release: sizes, memory, every engine.
+bench-release: .venv/installed-dev
+	$(BIN)/python benchmarks/release_1b.py --verify
 
 clean:
 	rm -rf .venv build dist

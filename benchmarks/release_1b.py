@@ -1,0 +1,107 @@
+"""The model card's 1.1B model in every format: how large each file is, and how much memory and time writing them takes.
+
+Random weights of recipe tinyllama-1.1b, 32,000 pieces trained on this Python's own text. What `tinyllama release` does
+with a checkpoint, in its order: the reference, then the Hugging Face folder, then, the model gone, GGUF and CTranslate2
+from that. Exits with 1 where Q4_K_M is 700 MB or more (the original names 637), the bf16 folder is not 2.2 GB, or the
+process grew by more than the model's float32 weights and one shard. --verify runs each format in its engine, too.
+
+    python benchmarks/release_1b.py
+"""
+
+import argparse
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from training_setup import DEFAULT_WORK, make_work
+
+from tinyllama.files import write_json
+from tinyllama.model.llama import Llama, initialize
+from tinyllama.recipe import Recipe
+from tinyllama.release.formats import write_formats
+from tinyllama.release.hf import write_hugging_face
+from tinyllama.release.lineage import hash_files
+from tinyllama.release.reference import reference
+from tinyllama.release.verify import table, verify
+from tinyllama.tokenizer import Tokenizer
+
+NAME = "tinyllama-1.1b"
+
+
+def main() -> None:
+    """Write the release, print what it took, and judge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="cache folder (default: %(default)s)")
+    parser.add_argument("--verify", action="store_true", help="run each format in its engine")
+    arguments = parser.parse_args()
+    work = make_work(arguments.work.resolve())
+    tokenizer = Tokenizer.load(work.tokenizer)
+    with tempfile.TemporaryDirectory(prefix="release-1b-", dir=work.folder) as folder:
+        problems = write(Path(folder), tokenizer) + judge(Path(folder))
+        if arguments.verify:
+            checks = verify(folder)
+            print("\n".join(table(checks)))
+            problems += ["verify failed"] * (not all(check.passed for check in checks))
+    if problems:
+        raise SystemExit("\n".join(problems))
+
+
+def write(folder: Path, tokenizer: Tokenizer) -> list[str]:
+    """Write every format, a line each; return what took too much memory."""
+    import ctranslate2.converters  # noqa: F401, PLC0415 - with the libraries, whose memory is not the model's
+    import transformers  # noqa: F401, PLC0415
+
+    before, peaks = memory("VmRSS"), []
+    with stage("model, random", peaks):
+        model = Llama(Recipe.load(NAME).model, tokenizer.vocab_size).eval()
+        initialize(model, seed=0)
+    size = 4 * sum(parameter.numel() for parameter in model.parameters())
+    with stage("reference", peaks):
+        facts = {"reference": reference(model, tokenizer)}
+    with stage("huggingface", peaks):
+        write_hugging_face(folder / "huggingface", model, tokenizer)
+    del model
+    for name in ("gguf", "ctranslate2"):
+        with stage(name, peaks):
+            write_formats(folder, [name], NAME)
+    write_json(folder / "release.json", facts | {"files": hash_files(folder)})
+    shard = max(path.stat().st_size for path in folder.glob("huggingface/*.safetensors"))
+    grown = max(peaks) - before
+    print(f"the libraries {before / 1e9:.2f} GB; grew by {grown / 1e9:.2f} GB at most;", end=" ")
+    print(f"float32 weights {size / 1e9:.2f} GB and a shard {shard / 1e9:.2f} GB: {(size + shard) / 1e9:.2f} GB")
+    return [f"the process grew by {grown:,} bytes, more than {size + shard:,}"] * (grown > size + shard)
+
+
+@contextmanager
+def stage(name: str, peaks: list[int]) -> Iterator[None]:
+    """Time a part, and note its own peak of resident memory, pages of mapped files included."""
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel counts the peak anew
+    begun = time.perf_counter()
+    yield
+    peaks.append(memory("VmHWM"))
+    print(f"{name:<15} {time.perf_counter() - begun:6.1f} s, peak {peaks[-1] / 1e9:.2f} GB", flush=True)
+
+
+def memory(field: str) -> int:
+    """Bytes of this process that /proc counts under a name."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return 1024 * int(found[1])
+
+
+def judge(folder: Path) -> list[str]:
+    """Print the size of every file; return which are not as they should be."""
+    sizes = {path.relative_to(folder): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    for path, size in sizes.items():
+        print(f"{size:>13,}  {path}")
+    small = sizes[Path(f"gguf/{NAME}-Q4_K_M.gguf")]
+    pages = sum(size for path, size in sizes.items() if path.parts[0] == "huggingface")
+    problems = [f"Q4_K_M has {small:,} bytes, not under 700 MB"] * (small >= 700e6)
+    return problems + [f"the bf16 folder has {pages:,} bytes, not 2.2 GB"] * (not 2.15e9 <= pages <= 2.25e9)
+
+
+if __name__ == "__main__":
+    main()

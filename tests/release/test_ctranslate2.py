@@ -1,0 +1,55 @@
+"""CTranslate2's folders hold the same model, its tokenizer and its markers."""
+
+from pathlib import Path
+
+import ctranslate2
+import numpy as np
+import pytest
+import torch
+from tests.release.formats import SHAPE, failed, only, random_model, write_release
+
+from tinyllama.files import read_json
+from tinyllama.model.loading import load_model
+from tinyllama.tokenizer import Tokenizer
+
+pytest_plugins = ["tests.release.formats_fixtures"]
+
+FOLDERS = ("float32", "int8")
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_the_configuration_names_the_markers_and_the_tokenizer_lies_beside(all_formats: Path, kind: str) -> None:
+    folder = all_formats / "ctranslate2" / kind
+    config = read_json(folder / "config.json")
+    assert {name: config[f"{name}_token"] for name in ("bos", "eos", "unk")} == {
+        "bos": "<s>",
+        "eos": "</s>",
+        "unk": "<unk>",
+    }
+    assert config["layer_norm_epsilon"] == pytest.approx(SHAPE.norm_eps)
+    ours, theirs = Tokenizer.load(all_formats / "huggingface"), Tokenizer.load(folder)
+    assert theirs.digest == ours.digest
+    assert len(read_json(folder / "vocabulary.json")) == ours.vocab_size
+
+
+def test_int8_takes_a_quarter_of_float32_and_computes_the_rest_in_float32(all_formats: Path) -> None:
+    sizes = [(all_formats / "ctranslate2" / kind / "model.bin").stat().st_size for kind in FOLDERS]
+    assert 0.25 < sizes[1] / sizes[0] < 0.3
+    types = [ctranslate2.Generator(str(all_formats / "ctranslate2" / kind)).compute_type for kind in FOLDERS]
+    assert types == ["float32", "int8_float32"]
+
+
+@torch.no_grad()
+def test_logits_of_float32_equal_ours(all_formats: Path) -> None:
+    ids = list(range(100))
+    model = ctranslate2.Generator(str(all_formats / "ctranslate2/float32"))
+    found = np.array(model.forward_batch([ids], return_log_probs=False))
+    expected = load_model(all_formats / "huggingface")(torch.tensor([ids])).numpy()
+    assert np.abs(found - expected).max() < 1e-4
+    assert expected.std() > 0.1
+
+
+def test_tied_embeddings_and_spare_rows_are_the_same_in_ctranslate2(pieces: Tokenizer, tmp_path: Path) -> None:
+    model = random_model(pieces.vocab_size + 3, SHAPE.model_copy(update={"tie_embeddings": True, "kv_heads": 4}))
+    release = write_release(tmp_path / "release", model, pieces, ["ctranslate2"])
+    assert failed(only(release, "ctranslate2")) == []

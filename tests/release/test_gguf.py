@@ -1,0 +1,161 @@
+"""GGUF says in llama.cpp what the Hugging Face folder says, tokenizer and settings included."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import llama_cpp
+import pytest
+import tokenizers
+import torch
+from tests.conftest import python_sources
+from tests.release.formats import SHAPE, failed, only, random_model, write_release
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from tinyllama.errors import InputError
+from tinyllama.release.gguf import rotated_by_neighbours, write_gguf
+from tinyllama.release.hf import write_hugging_face
+from tinyllama.tokenizer import Tokenizer
+from tinyllama.tokenizer_conversion import hard_texts
+
+pytest_plugins = ["tests.release.formats_fixtures"]
+
+DIGITS = pre_tokenizers.Digits(individual_digits=True)
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+def fields_of(path: Path) -> dict[str, Any]:
+    return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
+
+
+def types_of(path: Path) -> dict[str, str]:
+    return {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
+
+
+def ids_in_llama_cpp(path: Path, texts: list[str]) -> list[list[int]]:
+    model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    return [model.tokenize(text.encode()) for text in texts]
+
+
+def test_the_keys_say_what_the_model_and_its_tokenizer_are(all_formats: Path) -> None:
+    fields = fields_of(all_formats / "gguf/small-F16.gguf")
+    expected = {
+        "general.architecture": "llama",
+        "general.name": "small",
+        "llama.context_length": SHAPE.context,
+        "llama.embedding_length": SHAPE.dim,
+        "llama.block_count": SHAPE.layers,
+        "llama.feed_forward_length": SHAPE.ffn_dim,
+        "llama.attention.head_count": SHAPE.heads,
+        "llama.attention.head_count_kv": SHAPE.kv_heads,
+        "llama.rope.dimension_count": SHAPE.head_dim,
+        "llama.rope.freq_base": SHAPE.rope_theta,
+        "llama.vocab_size": 600,
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.ggml.add_space_prefix": True,
+    }
+    assert {name: fields[name] for name in expected} == expected
+    assert fields["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(SHAPE.norm_eps)
+    assert fields["tokenizer.ggml.token_type"] == [2, 3, 3, *[6] * 256, *[1] * 341]
+
+
+def test_three_files_of_falling_size(all_formats: Path) -> None:
+    sizes = [(all_formats / f"gguf/small-{kind}.gguf").stat().st_size for kind in ("F16", "Q8_0", "Q4_K_M")]
+    assert sizes == sorted(sizes, reverse=True)
+    types = types_of(all_formats / "gguf/small-F16.gguf")
+    assert {kind for name, kind in types.items() if name.endswith("norm.weight")} == {"F32"}
+    assert {kind for name, kind in types.items() if not name.endswith("norm.weight")} == {"F16"}
+    assert types_of(all_formats / "gguf/small-Q8_0.gguf")["blk.0.ffn_down.weight"] == "Q8_0"
+    assert len(list((all_formats / "gguf").iterdir())) == 3
+
+
+@pytest.mark.parametrize("change", [{"tie_embeddings": True}, {"kv_heads": 4}, {"rope_theta": 500.0, "norm_eps": 1e-3}])
+def test_every_shape_of_a_llama_is_the_same_in_llama_cpp(
+    pieces: Tokenizer, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    model = random_model(pieces.vocab_size + 3, SHAPE.model_copy(update=change))  # three spare rows
+    release = write_release(tmp_path / "release", model, pieces, ["gguf"])
+    assert failed(only(release, "gguf")) == []
+    assert ("output.weight" in types_of(release / "gguf/small-F16.gguf")) == ("tie_embeddings" not in change)
+
+
+def test_rows_change_places_so_that_neighbours_turn_together() -> None:
+    rows = torch.arange(12.0)[:, None]  # two heads of six
+    assert rotated_by_neighbours(rows, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+def test_llama_cpp_gives_our_ids_on_hard_texts(all_formats: Path, tmp_path: Path, with_model: bool) -> None:
+    tokenizer, path = Tokenizer.load(all_formats / "huggingface"), all_formats / "gguf/small-F16.gguf"
+    if not with_model:  # scores then come from the merges
+        tokenizer.save(tmp_path / "tokenizer")
+        (tmp_path / "tokenizer/tokenizer.model").unlink()
+        tokenizer = Tokenizer.load(tmp_path / "tokenizer")
+        path = write_release(tmp_path / "release", random_model(600), tokenizer, ["gguf"]) / "gguf/small-F16.gguf"
+    texts = list(hard_texts([piece.decode(errors="ignore") for piece in tokenizer.piece_bytes()]))
+    assert ids_in_llama_cpp(path, texts) == [[1, *tokenizer.encode(text)] for text in texts]
+
+
+def byte_level(folder: Path, words: Any, start: bool) -> Tokenizer:
+    """A byte-level BPE trained on real text, with GPT-2's marker, in the form that transformers writes it."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = words, decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<|endoftext|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(python_sources(20), trainer)
+    if start:
+        single = "<|endoftext|> $A"
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<|endoftext|>", 0)])
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "start"),
+    [(pre_tokenizers.Sequence([DIGITS, BYTES]), "smollm", False), (BYTES, "gpt-2", True)],
+)
+def test_a_byte_level_tokenizer_is_the_same_in_llama_cpp(tmp_path: Path, words: Any, name: str, start: bool) -> None:
+    tokenizer = byte_level(tmp_path / "tokenizer", words, start)
+    assert tokenizer.start_ids == [0] * start
+    release = write_release(tmp_path / "release", random_model(tokenizer.vocab_size), tokenizer, ["gguf"])
+    assert failed(only(release, "gguf")) == []
+    fields = fields_of(release / "gguf/small-F16.gguf")
+    assert fields["tokenizer.ggml.pre"] == name
+    assert fields["tokenizer.ggml.add_bos_token"] is start
+    texts = list(hard_texts([piece.decode(errors="ignore") for piece in tokenizer.piece_bytes()]))
+    expected = [tokenizer.start_ids + tokenizer.encode(text) for text in texts]
+    assert ids_in_llama_cpp(release / "gguf/small-F16.gguf", texts) == expected
+
+
+def test_a_tokenizer_that_llama_cpp_has_not_is_refused_by_its_kind(tmp_path: Path) -> None:
+    tokenizer = byte_level(
+        tmp_path / "tokenizer", pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), BYTES]), False
+    )
+    write_hugging_face(tmp_path / "huggingface", random_model(tokenizer.vocab_size), tokenizer)
+    with pytest.raises(
+        InputError, match=r"tokenizer\.json: .*BPE of Punctuation, ByteLevel.*leave gguf out"
+    ) as refused:
+        write_gguf(tmp_path / "gguf", tmp_path / "huggingface", "small")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_weight_that_float16_does_not_hold_is_refused_by_name(pieces: Tokenizer, tmp_path: Path) -> None:
+    model = random_model(pieces.vocab_size)
+    with torch.no_grad():
+        model.head_weight[5, 5] = 1e5
+    write_hugging_face(tmp_path / "huggingface", model, pieces)
+    with pytest.raises(InputError, match=r"lm_head\.weight: a weight is over 65504"):
+        write_gguf(tmp_path / "gguf", tmp_path / "huggingface", "small")
