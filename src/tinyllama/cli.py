@@ -140,20 +140,25 @@ def evaluate(
     model: Positional[str],
     tasks: tuple[str, ...] = ("hellaswag",),
     limit: int | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int = 64,
     precision: Literal["bf16", "fp32"] = "bf16",
 ) -> None:
-    """Score a run, a checkpoint, a release or a Hugging Face model on lm-eval tasks.
+    """Score a run, a checkpoint, a release or a Hugging Face model on lm-eval tasks; under torchrun on all its ranks.
 
     Args:
         model: A run, a checkpoint, a release, or a Hugging Face folder or hub name.
         tasks: Names of lm-eval tasks.
         limit: Items a task at most, the first of it; all without it.
+        num_fewshot: Solved examples before each item; a task's own number without it, for most tasks 0.
+        batch_size: Requests that are computed together.
         precision: Of the computation.
     """
-    from tinyllama.evaluate.report import evaluate_and_save
+    from tinyllama.evaluate.report import evaluate_on_ranks
     from tinyllama.model.llama import PRECISIONS
 
-    print(evaluate_and_save(model, tasks, limit, PRECISIONS[precision]))
+    for line in evaluate_on_ranks(model, tasks, limit, PRECISIONS[precision], num_fewshot, batch_size):
+        print(line)
 
 
 def release(run: Positional[Path], step: int | None = None, force: bool = False) -> None:

@@ -1,56 +1,80 @@
-"""Our network as a language model of lm-eval, and lm-eval's scores of it.
+"""Our network as a language model of lm-eval; any other of transformers through lm-eval's own `hf`.
 
-Gives the log-likelihoods of lm-eval's own `hf` model on the same weights. Only the positions that predict a
-continuation become logits, 1024 at a time: 131 MB at 32,000 pieces, however long the batch.
+Ours gives the log-likelihoods of `hf` on the same weights. Under torchrun each rank holds the whole model and computes
+its share; then all of them know all results, so that lm-eval sees one process, and a task's requests, few-shot draws
+included, are the same however many ranks there are.
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext, redirect_stderr
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import lm_eval
 import tokenizers
 import torch
+import torch.distributed as dist
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, TemplateLM
-from lm_eval.api.task import Task
-from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from torch.nn.functional import cross_entropy
 
 from tinyllama.errors import InputError
+from tinyllama.evaluate.grouping import Group, Pair, form_batches, to_requests
+from tinyllama.evaluate.scoring import Score, score_batch
 from tinyllama.evaluate.tasks import quiet
 from tinyllama.files import read_json
 from tinyllama.model.generation import generate
 from tinyllama.model.llama import Llama
-from tinyllama.model.loading import load_model, load_tokenizer, locate
+from tinyllama.model.loading import Located, load_model, load_tokenizer, locate
 from tinyllama.progress import Bar
 from tinyllama.tokenizer import Tokenizer
+from tinyllama.train.parallel import Ranks
 
-_LOGITS_POSITIONS = 1024
-
-Pair = tuple[list[int], list[int]]
-"""Ids of a context and of its continuation."""
+Result = TypeVar("Result")
 
 
-def load_language_model(source: Path, batch_size: int, precision: torch.dtype) -> LM:
-    """A run, checkpoint, release or Hugging Face folder as a language model of lm-eval, on the GPU where there is one.
+def load_language_model(source: Path, batch_size: int, precision: torch.dtype, ranks: Ranks) -> LM:
+    """A run, checkpoint, release or Hugging Face folder as a language model of lm-eval, on the rank's device.
 
     A Llama becomes `LlamaLM`; any other causal model of transformers goes through lm-eval's `hf`.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     found = locate(source)
     config = found.folder / "config.json"
     if config.is_file() and read_json(config).get("model_type") != "llama":
-        from lm_eval.models.huggingface import HFLM  # noqa: PLC0415 - imports transformers and accelerate
-
-        return HFLM(pretrained=str(found.folder), device=device, batch_size=batch_size, dtype=precision)
+        return SharedLM(_load_hf(found, batch_size, precision, ranks.device), ranks)
     tokenizer = load_tokenizer(source)
     front = _front(found.tokenizer_folder / "tokenizer.json", tokenizer)
-    return LlamaLM(load_model(source, precision).to(device), tokenizer, batch_size, front)
+    # Cast once instead of at each use: the same numbers.
+    model = load_model(source, precision).to(ranks.device, precision)
+    return LlamaLM(model, tokenizer, batch_size, front, ranks)
+
+
+def _load_hf(found: Located, batch_size: int, precision: torch.dtype, device: torch.device) -> LM:
+    from lm_eval.models.huggingface import HFLM  # noqa: PLC0415 - imports transformers and accelerate
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+
+    with _loads(found.folder, "a tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(found.folder)
+        if not tokenizer("word").input_ids:  # transformers makes an empty one where the files are missing
+            raise ValueError("it gives no ids")
+    with _loads(found.folder, "a causal model"):
+        model = AutoModelForCausalLM.from_pretrained(found.folder, dtype=precision)
+    with quiet():  # given loaded, lm-eval leaves the ranks to us, and says so at length
+        return HFLM(model.to(device), tokenizer=tokenizer, batch_size=batch_size)
+
+
+@contextmanager
+def _loads(folder: Path, what: str) -> Iterator[None]:
+    """Turn what transformers raises, which can be nearly anything, into a line."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise InputError(
+            f"{folder}: transformers finds no {what.partition(' ')[2]} here ({reason}); put {what} there"
+        ) from None
 
 
 def _front(file: Path, tokenizer: Tokenizer) -> list[int]:
@@ -62,19 +86,43 @@ def _front(file: Path, tokenizer: Tokenizer) -> list[int]:
     return [number for number in start if number in own]
 
 
-def score(model: LM, tasks: Mapping[str, Task], limit: int | None) -> dict[str, dict[str, float]]:
-    """Every metric of every task with its standard error, as shares of 1, and the numbers of items."""
-    for task in tasks.values():
-        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-    # lm-eval's own model shows lm-eval's bars; ours has one of its own.
-    with quiet() if isinstance(model, LlamaLM) else nullcontext():
-        results = lm_eval.evaluate(model, {"tasks": dict(tasks)}, limit=limit, log_samples=False)
-    return {name: _row(results["results"][name], results["n-samples"][name]) for name in tasks}
+def share(items: Sequence[Any], ranks: Ranks, compute: Callable[[Sequence[Any]], list[Result]]) -> list[Result]:
+    """What `compute` gives for all items, of which each rank computes every `count`th: the same list on all ranks."""
+    if ranks.count == 1:
+        return compute(items)
+    shares: list[list[Result]] = [[]] * ranks.count
+    dist.all_gather_object(shares, compute(items[ranks.rank :: ranks.count]))
+    return [shares[number % ranks.count][number // ranks.count] for number in range(len(items))]
 
 
-def _row(metrics: Mapping[str, Any], items: Mapping[str, int]) -> dict[str, float]:
-    numbers = {name.removesuffix(",none"): value for name, value in metrics.items() if isinstance(value, float)}
-    return numbers | {"items": items["effective"], "total_items": items["original"]}
+def has_own_bar(model: LM, ranks: Ranks) -> bool:
+    """Whether lm-eval's bars should be kept back: ours has one, and of several ranks one should speak."""
+    return isinstance(model, LlamaLM) or not ranks.is_first
+
+
+def shortened(model: LM) -> dict[str, int]:
+    """By task, the requests that lost their beginning, being longer than the context; lm-eval's `hf` does not say."""
+    return dict(model.shortened) if isinstance(model, LlamaLM) else {}
+
+
+class SharedLM(LM):  # type: ignore[misc]  # lm-eval's documented interface; it has no types
+    """Another language model of lm-eval, of which each rank has one, with the requests shared out among them."""
+
+    def __init__(self, inner: LM, ranks: Ranks) -> None:
+        super().__init__()
+        self.inner, self.ranks = inner, ranks
+
+    def loglikelihood(self, requests: list[Instance]) -> list[Score]:
+        """Log-likelihood of each continuation after its context, and whether it is the greedy one."""
+        return share(requests, self.ranks, self.inner.loglikelihood)
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Log-likelihood of each whole text."""
+        return share(requests, self.ranks, self.inner.loglikelihood_rolling)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """The completion of each context up to its first stop string."""
+        return share(requests, self.ranks, self.inner.generate_until)
 
 
 class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval's documented interface; it has no types
@@ -83,9 +131,12 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval's documented interfa
     `front` stands before every text: `<s>` for ours, for every document that they are trained on begins with it.
     """
 
-    def __init__(self, model: Llama, tokenizer: Tokenizer, batch_size: int, front: list[int]) -> None:
+    def __init__(self, model: Llama, tokenizer: Tokenizer, batch_size: int, front: list[int], ranks: Ranks) -> None:
         super().__init__()
         self.model, self.llama_tokenizer, self.batch_size, self.front = model, tokenizer, batch_size, front
+        self.ranks = ranks
+        self.shortened: Counter[str] = Counter()
+        """By task, requests that lost their beginning, being longer than the context."""
         self.stderr = sys.stderr  # lm-eval runs with its own swallowed, but progress shall be seen
 
     @property
@@ -106,8 +157,12 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval's documented interfa
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation after its context, and whether it is the greedy one."""
-        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
-        return scores
+        pairs = [self._encode(*request.args) for request in requests]
+        for request, pair in zip(requests, pairs, strict=True):
+            # The last id is only predicted, so one more than the context is still read whole.
+            if sum(map(len, pair)) > self.model.shape.context + 1:
+                self.shortened[request.task_name or ""] += 1
+        return self._score(pairs)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihood of each whole text in windows of the context; `<s>` counts, as in lm-eval's `hf`."""
@@ -117,27 +172,44 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval's documented interfa
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """The greedy completion of each context up to its first stop string."""
-        return [self._complete(*request.args) for request in requests]
+        return share(requests, self.ranks, lambda own: [self._complete(*request.args) for request in own])
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
-    ) -> list[tuple[float, bool]]:
+    ) -> list[Score]:
         return self._score([(context, continuation) for _, context, continuation in requests])
+
+    def _encode(self, context: str, continuation: str) -> Pair:
+        """Ids of both, as lm-eval cuts them: a prefix token stands for an empty context."""
+        if context:
+            before, after = self._encode_pair(context, continuation)
+            return before, after
+        after = self.tok_encode(continuation, add_special_tokens=False)
+        prefix = self.prefix_token_id
+        return (after[:1], after[1:]) if after[0] == prefix or prefix is None else ([prefix], after)
 
     def _windows(self, text: str) -> Iterable[Pair]:
         ids, context = self.tok_encode(text), self.model.shape.context
         return map(make_disjoint_window, get_rolling_token_windows(ids, self.prefix_token_id, context, 1))
 
-    def _score(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-        """Longest first, so that a batch is of one length and what does not fit in memory fails at once."""
-        order = sorted(range(len(pairs)), key=lambda index: -sum(map(len, pairs[index])))
-        scores: dict[int, tuple[float, bool]] = {}
-        with redirect_stderr(self.stderr), Bar("score", len(pairs)) as bar:
-            for start in range(0, len(order), self.batch_size):
-                batch = order[start : start + self.batch_size]
-                scores |= zip(batch, score_batch(self.model, [pairs[index] for index in batch]), strict=True)
-                bar.show(len(scores), "requests")
-        return [scores[index] for index in range(len(pairs))]
+    def _score(self, pairs: Sequence[Pair]) -> list[Score]:
+        batches = form_batches(to_requests(pairs, self.model.shape.context), self.batch_size)
+        scores: dict[int, Score] = {}
+        for part in share(batches, self.ranks, self._score_batches):
+            scores |= part
+        return [scores[number] for number in range(len(pairs))]
+
+    def _score_batches(self, batches: Sequence[list[Group]]) -> list[dict[int, Score]]:
+        """The scores of some batches, with a bar where this is the first rank."""
+        total = sum(len(group.requests) for batch in batches for group in batch)
+        scores, done = [], 0
+        with redirect_stderr(self.stderr), Bar("score", total) if self.ranks.is_first else nullcontext() as bar:
+            for batch in batches:
+                scores.append(score_batch(self.model, batch))
+                done += len(scores[-1])
+                if bar:
+                    bar.show(done, "requests")
+        return scores
 
     def _complete(self, context: str, options: dict[str, Any]) -> str:
         options = normalize_gen_kwargs(options)
@@ -154,39 +226,3 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval's documented interfa
                 break
         completion: str = postprocess_generated_text(text, options["until"], None)
         return completion
-
-
-@torch.inference_mode()
-def score_batch(model: Llama, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-    """Log-likelihood of each continuation after its context, and whether it is the model's greedy choice.
-
-    What is longer than the model's context loses its beginning; if its continuation alone is, InputError.
-    """
-    context = model.shape.context
-    rows = [(before + after)[-(context + 1) :] for before, after in pairs]
-    lengths = [len(after) for _, after in pairs]
-    if max(lengths) > context:
-        raise InputError(f"a continuation has {max(lengths)} tokens; the model's context holds {context}")
-    # Padding stands to the right, where nothing that is scored can see it: no mask is needed.
-    ids = torch.zeros(len(rows), max(map(len, rows)) - 1, dtype=torch.long)
-    predicts = torch.zeros_like(ids, dtype=torch.bool)
-    for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        ids[index, : len(row) - 1] = torch.tensor(row[:-1])
-        predicts[index, len(row) - 1 - length : len(row) - 1] = True
-    device = model.embedding.weight.device
-    hidden = model.hidden(ids.to(device))[predicts.to(device)]
-    targets = torch.tensor([token for _, after in pairs for token in after], device=device)
-    log_likelihoods, greedy = _compare(model, hidden, targets)
-    by_pair = zip(torch.split(log_likelihoods, lengths), torch.split(greedy, lengths), strict=True)
-    return [(float(likelihood.sum()), bool(same.all())) for likelihood, same in by_pair]
-
-
-def _compare(model: Llama, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """hidden[N, D], targets int64[N] -> their log-likelihoods float32[N], whether the likeliest bool[N]."""
-    log_likelihoods, greedy = [], []
-    parts = (torch.split(tensor, _LOGITS_POSITIONS) for tensor in (hidden, targets))
-    for part, wanted in zip(*parts, strict=True):
-        logits = model.logits(part).float()
-        log_likelihoods.append(-cross_entropy(logits, wanted, reduction="none"))
-        greedy.append(logits.argmax(-1) == wanted)
-    return torch.cat(log_likelihoods).cpu(), torch.cat(greedy).cpu()

@@ -5,48 +5,139 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from tinyllama.evaluate.baselines import PUBLISHED
-from tinyllama.evaluate.scores import Evaluation, evaluate
+from tinyllama.evaluate.scores import BATCH_SIZE, Evaluation, evaluate
 from tinyllama.files import read_json
+from tinyllama.hardware import keep_memory
 from tinyllama.model.loading import locate
 from tinyllama.release import update_card
+from tinyllama.train.parallel import Ranks, join_ranks
+
+_PATIENCE_SECONDS = 3 * 3600.0
+"""Ranks wait for each other only at the end of their shares, which on unequal machines may be far apart."""
 
 
-def evaluate_and_save(source: str, tasks: Sequence[str], limit: int | None, precision: torch.dtype) -> str:
-    """Score a model, write evaluation.json beside it (and a release's card anew), and return a table for reading."""
-    evaluation = evaluate(source, tasks, limit=limit, precision=precision)
-    folder = locate(source).folder
-    is_release = (folder.parent / "release.json").is_file()
-    path = (folder.parent if is_release else folder) / "evaluation.json"
+def evaluate_on_ranks(
+    source: str,
+    tasks: Sequence[str],
+    limit: int | None,
+    precision: torch.dtype,
+    num_fewshot: int | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[str]:
+    """`evaluate_and_save` on all ranks of a torchrun, or alone; yields lines for reading on the first rank only."""
+    keep_memory()
+    with join_ranks(_PATIENCE_SECONDS) as ranks:
+        yield from evaluate_and_save(
+            source, tasks, limit, precision, num_fewshot=num_fewshot, batch_size=batch_size, ranks=ranks
+        ).splitlines()
+
+
+def evaluate_and_save(
+    source: str,
+    tasks: Sequence[str],
+    limit: int | None,
+    precision: torch.dtype,
+    *,
+    num_fewshot: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    ranks: Ranks | None = None,
+) -> str:
+    """Score a model, write evaluation.json beside it (and a release's card anew), and return a table for reading.
+
+    A hub model's is written to `evaluations/ORG--NAME.json` in the working directory. With `ranks`, the first alone
+    writes and returns the table; the others return an empty text.
+    """
+    folder = _agreed(locate(source).folder, ranks)
+    scores = evaluate(
+        folder,
+        tasks,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        batch_size=batch_size,
+        precision=precision,
+        ranks=ranks,
+    )
+    if ranks is not None and not ranks.is_first:
+        return ""
+    evaluation = replace(scores, model=source)
+    path = _place(source, folder)
     _with_earlier(evaluation, path).save(path)
-    if is_release:
-        update_card(folder.parent)
+    if path.with_name("release.json").is_file():
+        update_card(path.parent)
     return "\n".join([*table(evaluation), f"saved: {path}"])
 
 
+def _agreed(folder: Path, ranks: Ranks | None) -> Path:
+    """The first rank's; a run may get a newer checkpoint while the ranks look for its newest."""
+    if ranks is None or ranks.count == 1:
+        return folder
+    said = [folder]
+    dist.broadcast_object_list(said)
+    return said[0]
+
+
+def _place(source: str, folder: Path) -> Path:
+    """Where the scores of a model go; not into the hub's cache, which is the hub's."""
+    if not Path(source).exists():
+        return Path("evaluations", f"{source.replace('/', '--')}.json")
+    is_release = (folder.parent / "release.json").is_file()
+    return (folder.parent if is_release else folder) / "evaluation.json"
+
+
 def _with_earlier(evaluation: Evaluation, path: Path) -> Evaluation:
-    """The scores beside those that the same weights already have for other tasks."""
+    """The scores beside those that the same weights already have, from the same software, for other tasks."""
     earlier = read_json(path) if path.is_file() else {}
-    if (earlier.get("step"), earlier.get("precision")) != (evaluation.step, evaluation.precision):
+    same = ("step", "precision", "versions")
+    if any(earlier.get(name) != getattr(evaluation, name) for name in same):
         return evaluation
-    return replace(
-        evaluation,
-        rows=earlier["rows"] | evaluation.rows,
-        coverage=earlier["coverage"] | evaluation.coverage,
-        data=earlier["data"] | evaluation.data,
-    )
+    merged = {
+        name: earlier.get(name, {}) | getattr(evaluation, name) for name in ("rows", "coverage", "data", "num_fewshot")
+    }
+    shortened = {task: count for task, count in earlier.get("shortened", {}).items() if task not in evaluation.rows}
+    return replace(evaluation, **merged, shortened=shortened | evaluation.shortened)
+
+
+_COLUMNS = {"acc": (100, ".2f"), "acc_norm": (100, ".2f"), "bits_per_byte": (1, ".4f")}
+"""Metrics that have a column of their own: unit and form."""
 
 
 def table(evaluation: Evaluation) -> Iterator[str]:
     """Each task's scores in points with their standard errors, and HellaSwag's published ones below."""
-    for task, row in evaluation.rows.items():
-        scores = [
-            f"{metric} {100 * row[metric]:.2f} ± {100 * row[f'{metric}_stderr']:.2f}"
-            for metric in ("acc", "acc_norm")
-            if metric in row
-        ]
-        yield f"{task}: {', '.join(scores)} ({evaluation.coverage[task]})"
+    head = ("task", "acc", "acc_norm", "bits per byte", "scored on")
+    cells = [head, *(_cells(evaluation, task) for task in evaluation.rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield from _others(evaluation)
+    for task, count in evaluation.shortened.items():
+        yield f"{task}: {count} requests lost their beginning, for they are longer than the model's context"
     if "hellaswag" in evaluation.rows:
         rows = ", ".join(f"{row.name} {row.hellaswag_acc_norm:.2f}" for row in PUBLISHED)
         yield f"published HellaSwag acc_norm (all items): {rows}"
+
+
+def _cells(evaluation: Evaluation, task: str) -> tuple[str, ...]:
+    row, shots = evaluation.rows[task], evaluation.num_fewshot.get(task, 0)
+    examples = f", {shots} examples before each" if shots else ""
+    scored_on = f"{evaluation.coverage[task]} ({evaluation.data[task]}){examples}"
+    scores = (_with_error(row, metric, unit, form) for metric, (unit, form) in _COLUMNS.items())
+    return (task, *scores, scored_on)
+
+
+def _others(evaluation: Evaluation) -> Iterator[str]:
+    """A line for each task that has other metrics, such as LAMBADA's perplexity; as shares of 1 where they are such."""
+    for task, row in evaluation.rows.items():
+        names = [name for name in row if not name.endswith(("items", "_stderr")) and name not in _COLUMNS]
+        if names:
+            yield f"{task}: " + ", ".join(f"{name} {_with_error(row, name, 1, '.4g')}" for name in names)
+
+
+def _with_error(row: dict[str, float], metric: str, unit: float, form: str) -> str:
+    """A score and its standard error; a dash where the task has none."""
+    if metric not in row:
+        return "-"
+    error = row.get(f"{metric}_stderr")
+    return f"{unit * row[metric]:{form}}" + ("" if error is None else f" ± {unit * error:{form}}")

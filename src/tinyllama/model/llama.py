@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,13 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
+class Reach(Protocol):
+    """Which keys the queries of a layer meet, where that is more than those of their own rows up to themselves."""
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """The attention of query[B, H, T, E], of the tokens whose keys and values [B, K, T, E] these are."""
+
+
 @dataclass
 class Cache:
     """Keys and values [B, K, capacity, E] of one layer; `length` positions are filled."""
@@ -81,6 +89,12 @@ class Cache:
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attention of tokens that follow those that are held, and are held from now on."""
+        time = query.shape[2]
+        keys, values = self.extend(keys, values)
+        return causal_attention(query, keys, values) if keys.shape[2] == time else _continued(query, keys, values)
+
 
 class Attention(nn.Module):
     """Causal self-attention with grouped key/value heads (Ainslie et al. 2023, arXiv:2305.13245)."""
@@ -92,15 +106,13 @@ class Attention(nn.Module):
         self.qkv = Linear(shape.dim, (shape.heads + 2 * shape.kv_heads) * shape.head_dim)
         self.out = Linear(shape.dim, shape.dim)
 
-    def forward(self, x: Tensor, rope: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, reach: Reach | None = None) -> Tensor:
         """x[B, T, D], rope[2, T, E/2] -> [B, T, D]."""
         batch, time, dim = x.shape
         heads = self.qkv(x).view(batch, time, -1, self.head_dim).transpose(1, 2)
         query, keys, values = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         query, keys = rotate(query, rope), rotate(keys, rope)
-        if cache is not None:
-            keys, values = cache.extend(keys, values)
-        mixed = causal_attention(query, keys, values) if keys.shape[2] == time else _continued(query, keys, values)
+        mixed = causal_attention(query, keys, values) if reach is None else reach.attend(query, keys, values)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, time, dim))
         return out
 
@@ -141,12 +153,12 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(shape.dim, shape.norm_eps)
         self.ffn = FeedForward(shape)
 
-    def forward(self, x: Tensor, rope: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, reach: Reach | None = None) -> Tensor:
         """x[B, T, D], rope[2, T, E/2] -> [B, T, D]."""
-        return recomputed(self.recompute, self._layer, x, rope, cache)
+        return recomputed(self.recompute, self._layer, x, rope, reach)
 
-    def _layer(self, x: Tensor, rope: Tensor, cache: Cache | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rope, cache)
+    def _layer(self, x: Tensor, rope: Tensor, reach: Reach | None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope, reach)
         out: Tensor = x + self.ffn(self.ffn_norm(x))
         return out
 

