@@ -105,3 +105,10 @@ def test_whole_texts_and_completions_equal_those_of_lm_evals_own_model(llama_fol
     options = {"until": ["a"], "max_gen_toks": 12, "do_sample": False}
     prompts = [Instance("generate_until", {}, (prompt, options), 0) for prompt in ("The value of", "In a class")]
     assert ours.generate_until(prompts) == theirs.generate_until(prompts)
+
+
+def test_a_continuation_without_tokens_is_certain(llama_folder: Path) -> None:
+    requests = [Instance("loglikelihood", {}, ("The name", after), number) for number, after in enumerate(("", " is"))]
+    empty, other = our_model(llama_folder).loglikelihood(requests)
+    assert (empty[0], empty[1]) == (0.0, True)
+    assert other[0] < 0

@@ -119,8 +119,8 @@ def test_examples_that_only_the_hub_has_are_refused_offline_in_one_line(llama_fo
 
 
 def test_more_examples_than_there_are_is_refused(llama_folder: Path) -> None:
-    with pytest.raises(InputError, match="task arc_easy: 570 examples are wanted, but there are 570 to draw from"):
-        scored(llama_folder, ("arc_easy",), num_fewshot=570)
+    with pytest.raises(InputError, match="task arc_easy: 571 examples are wanted, but there are 570 to draw from"):
+        scored(llama_folder, ("arc_easy",), num_fewshot=571)
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("helaswag", "hellaswag"), ("arc_chalenge", "arc_challenge")])

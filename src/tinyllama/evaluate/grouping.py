@@ -94,7 +94,7 @@ def _groups(requests: Sequence[Request], limit: int) -> list[Group]:
 def _shared(group: Group, request: Request) -> int:
     """Tokens of the trunk if the request joins the group; 0 where that does not pay."""
     trunk = group.requests[0].inputs[: group.trunk]
-    same = next((place for place, pair in enumerate(zip(trunk, request.inputs)) if pair[0] != pair[1]), None)  # noqa: B905
-    shared = min(len(trunk), len(request.inputs)) if same is None else same
+    pairs = enumerate(zip(trunk, request.inputs, strict=False))
+    shared = next((place for place, (one, other) in pairs if one != other), min(len(trunk), len(request.inputs)))
     saved = shared - (len(group.requests) - 1) * (group.trunk - shared)
     return shared if saved >= _SHARED * len(request.inputs) else 0

@@ -181,12 +181,14 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval's documented interfa
 
     def _encode(self, context: str, continuation: str) -> Pair:
         """Ids of both, as lm-eval cuts them: a prefix token stands for an empty context."""
-        if context:
-            before, after = self._encode_pair(context, continuation)
+        before, after = self._encode_pair(context, continuation) if context else ([], self._ids(continuation))
+        if before:
             return before, after
-        after = self.tok_encode(continuation, add_special_tokens=False)
         prefix = self.prefix_token_id
-        return (after[:1], after[1:]) if after[0] == prefix or prefix is None else ([prefix], after)
+        return (after[:1], after[1:]) if prefix is None or after[:1] == [prefix] else ([prefix], after)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tok_encode(text, add_special_tokens=False)
 
     def _windows(self, text: str) -> Iterable[Pair]:
         ids, context = self.tok_encode(text), self.model.shape.context

@@ -134,7 +134,7 @@ class _Layout:
                 self.branches.append(branch)
                 self.owners.append(len(self.trunks) - 1)
                 tokens += branch
-            self.predicting += tokens[-len(request.targets) :]
+            self.predicting += tokens[len(tokens) - len(request.targets) :]
             self.targets += request.targets
 
     def _append(self, ids: list[int], position: int) -> range:

@@ -154,8 +154,12 @@ def _set_examples(name: str, task: Task, num_fewshot: int | None) -> None:
     """Fix a task's number of examples, and their draws, as lm-eval's command line does."""
     own = task.get_config("num_fewshot")
     number = own or 0 if num_fewshot is None or own == 0 else num_fewshot  # a task's own 0 is a wish to be kept
-    pool = len(task.sampler.df) if number else 0
-    if number >= max(pool, 1):
-        raise InputError(f"task {name}: {number} examples are wanted, but there are {pool} to draw from; take fewer")
+    if number and hasattr(task, "sampler"):
+        pool = len(task.sampler.df)
+        # lm-eval draws one more where it may have to leave out the item itself.
+        if number + (task.fewshot_cfg.split == task.config.test_split) > pool:
+            raise InputError(
+                f"task {name}: {number} examples are wanted, but there are {pool} to draw from; take fewer"
+            )
     task.set_config("num_fewshot", number)
     task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
