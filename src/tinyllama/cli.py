@@ -161,17 +161,32 @@ def evaluate(
         print(line)
 
 
-def release(run: Positional[Path], step: int | None = None, force: bool = False) -> None:
-    """Turn a checkpoint into a folder that others can use, with its card and lineage.
+def release(
+    source: Positional[str],
+    step: int | None = None,
+    formats: tuple[Literal["huggingface", "gguf", "ctranslate2"], ...] | None = None,
+    average: int | None = None,
+    average_decay: float | None = None,
+    force: bool = False,
+    push: str | None = None,
+    public: bool = False,
+) -> None:
+    """Turn a checkpoint, or any Hugging Face Llama, into a folder that others can use, with its card and lineage.
 
     Args:
-        run: The run's folder.
+        source: A run's folder, a checkpoint's, a Hugging Face Llama's folder or hub name; with --push also a release.
         step: The checkpoint's step; the newest without it.
+        formats: What the release holds, instead of the recipe's release.formats.
+        average: Checkpoints to average, instead of the recipe's release.average.
+        average_decay: Weight of each of them, times that of the one after it.
         force: Replace a release that is there already.
+        push: Upload the release to this repository of the Hugging Face hub, OWNER/NAME.
+        public: Where --push makes the repository, make it public; without it, it is private.
     """
-    from tinyllama.release import release as release_run
+    from tinyllama.release.publish import publish
 
-    print(f"release: {release_run(run, step=step, force=force)}")
+    for line in publish(source, step, formats, average, average_decay, force, push, public):
+        print(line)
 
 
 def verify(release: Positional[Path]) -> int:
@@ -248,9 +263,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0; 1 for damage found, or a run that could not go on; 2 for wrong input; 75 where a signal had it save and end, so
     that a scheduler starts it again; 130 where interrupted.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+
+    def call() -> int | None:
+        return _command(given)()
+
+    return run_to_status(call)
+
+
+def run_to_status(call: Callable[[], int | None]) -> int:
+    """Call something, with one line on standard error and an exit status (see `main`) for each way that it may end."""
     try:
-        return _command(arguments)() or 0
+        return call() or 0
     except InputError as error:
         _say(error)
         return 2

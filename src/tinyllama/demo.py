@@ -21,6 +21,8 @@ from tinyllama.evaluate.report import evaluate_and_save
 from tinyllama.model.generation import complete
 from tinyllama.recipe import Recipe
 from tinyllama.release import release
+from tinyllama.release.formats import check_formats
+from tinyllama.release.verify import table, verify
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train import checkpoint
 from tinyllama.train.loop import train
@@ -35,7 +37,8 @@ _PROMPTS = ("The function returns a", "def main(")
 
 def run_demo(recipe: Recipe) -> None:
     """Run every stage of the recipe on the embedded corpus and print what it did and what to do next."""
-    _corpus_folder(recipe)  # refuses a recipe of other data before anything is said or done
+    _corpus_folder(recipe)  # what would be refused later is refused before anything is said or done
+    check_formats(recipe.release.formats)
     begun = time.monotonic()
     stages: tuple[tuple[str, Callable[[Recipe], Iterator[str]]], ...] = (
         ("real text, from this Python and its packages", _corpus),
@@ -43,6 +46,7 @@ def run_demo(recipe: Recipe) -> None:
         ("the token store", _store),
         ("training", _training),
         ("the release", _release),
+        ("every format in its own engine", _verification),
         ("the score", _score),
         ("what it writes", _completions),
     )
@@ -126,7 +130,15 @@ def _newest_release(recipe: Recipe) -> Path:
 
 def _release(recipe: Recipe) -> Iterator[str]:
     folder = _newest_release(recipe)
-    yield f"{folder if folder.exists() else release(run_folder(recipe))}/huggingface: loads in transformers"
+    if not folder.exists():
+        release(run_folder(recipe))
+    for path in sorted(path for path in folder.glob("*/*") if path.suffix in (".gguf", ".safetensors", "")):
+        size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+        yield f"{path}: {size / 1e6:.1f} MB"
+
+
+def _verification(recipe: Recipe) -> Iterator[str]:
+    yield from table(verify(_newest_release(recipe)))
 
 
 def _score(recipe: Recipe) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +30,34 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     sync_directory(path.parent)
 
 
+@contextmanager
+def write_folder(folder: Path) -> Iterator[Path]:
+    """Yield a hidden sibling that takes the place of `folder` only when the block ends without an error."""
+    part, replaced = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "replaced"))
+    for left_over in (part, replaced):
+        shutil.rmtree(left_over, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        _flush_below(part)
+    except BaseException:
+        shutil.rmtree(part)
+        raise
+    if folder.exists():
+        folder.rename(replaced)
+    part.rename(folder)
+    sync_directory(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _flush_below(folder: Path) -> None:
+    """Make what lies in a folder outlast a power cut."""
+    for path in folder.rglob("*"):
+        sync_directory(path)
+
+
 def sync_directory(path: Path) -> None:
-    """Make the renames in a directory outlast a power cut."""
+    """Make the renames in a directory, or a file's bytes, outlast a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -93,6 +93,11 @@ class Recipe(Part):
                 f"train.sequence_length {self.train.sequence_length} is longer than "
                 f"model.context {self.model.context}; make it shorter"
             )
+        if self.release.average > self.checkpoint.keep:
+            raise ValueError(
+                f"release.average {self.release.average} is more than checkpoint.keep {self.checkpoint.keep}; "
+                "keep as many checkpoints as a release averages"
+            )
         return self
 
     @classmethod

@@ -126,7 +126,8 @@ class Release(Part):
     every: Tokens | None = None
     """A milestone every so many tokens, besides those of `at`."""
     formats: tuple[Literal["huggingface", "gguf", "ctranslate2"], ...] = ("huggingface",)
-    """What a release holds: Hugging Face always; GGUF for llama.cpp (F16, Q8_0, Q4_K_M); CTranslate2 (int8, float32)."""
+    """What a release holds: Hugging Face always; GGUF for llama.cpp (F16, Q8_0, Q4_K_M); CTranslate2 (int8,
+    float32)."""
     tasks: tuple[str, ...] = ("hellaswag",)
     """lm-eval tasks."""
     limit: Count | None = None

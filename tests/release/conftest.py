@@ -108,7 +108,7 @@ def save_checkpoint(run: Path, recipe: Recipe, step: int, digests: dict[str, str
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step))
             parameter.add_(noise, alpha=0.1)
     optimizers = build_optimizers(model, recipe.train.optimizer)
-    state = {"tokens": step * recipe.train.batch_tokens, "digest": recipe.digest, **digests}
+    state = {"tokens": step * recipe.train.batch_tokens, "time": 1.79e9, "digest": recipe.digest, **digests}
     saver = checkpoint.Saver(run, asynchronous=False, on_commit=lambda *_: None)
     saver.begin(step, model, optimizers, state | {"vocab_size": model.vocab_size}, time.perf_counter())
     assert saver.settle() is None

@@ -16,6 +16,9 @@ from tinyllama.plan import num_parameters
 from tinyllama.recipe import Recipe
 from tinyllama.release import release, update_card
 from tinyllama.release.card import model_card
+from tinyllama.release.table import baseline_file, mean_of_seven
+
+NONE: dict[str, Any] = {"releases": [], "baselines": []}
 
 
 def card_of(folder: Path) -> str:
@@ -133,28 +136,48 @@ def test_a_card_without_scores_says_how_to_get_them(released: Path) -> None:
 
 def test_scores_stand_beside_the_published_ones_with_their_error_and_items(scored: Path) -> None:
     card = card_of(scored)
-    own = row_of(card, "**small, step 40**")
-    assert own == ["**small, step 40**", "15.4K", "**30.50 ± 3.26**", "", "measured, first 200 of 10042 items"]
-    assert row_of(card, "hellaswag")[1:4] == ["26.50 ± 3.13", "30.50 ± 3.26", "first 200 of 10042 items"]
+    own = [cell.strip("*") for cell in row_of(card, "**small, step 40**")]
+    assert own == ["small, step 40", "2026-09-21", "15.4K", "30.50 ± 3.26", "", "measured, first 200 of 10042 items"]
+    assert row_of(card, "hellaswag")[1:5] == ["26.50 ± 3.13", "30.50 ± 3.26", "", "first 200 of 10042 items"]
     published = [line for line in card.splitlines() if "| published, " in line]
-    assert any(line.startswith("| Pythia-1B | 300B | 47.16 | 48.3") for line in published)
-    assert any(line.startswith("| StableLM-Alpha-3B | 800B | 38.31 |") for line in published)
+    assert any(line.startswith("| Pythia-1B |  | 300B | 47.16 | 48.3") for line in published)
+    assert any(line.startswith("| StableLM-Alpha-3B |  | 800B | 38.31 |") for line in published)
     assert "Not scored yet" not in card
 
 
-def test_the_mean_of_seven_needs_all_seven_and_takes_acc_norm_where_there_is_one(released: Path) -> None:
+def test_the_mean_of_seven_needs_all_seven_and_takes_acc_norm_where_there_is_one() -> None:
     scores = {"hellaswag": 59.20, "openbookqa": 36.00, "arc_challenge": 30.12, "arc_easy": 55.25, "piqa": 73.29}
-    rows = {
-        task: {"acc": 0.1, "acc_stderr": 0.01, "acc_norm": score / 100, "acc_norm_stderr": 0.01}
-        for task, score in scores.items()
-    }
-    rows |= {"winogrande": {"acc": 0.5912, "acc_stderr": 0.01}, "boolq": {"acc": 0.5783, "acc_stderr": 0.01}}
-    words = {"coverage": dict.fromkeys(rows, "all items"), "data": dict.fromkeys(rows, "hub")}
-    facts = read_json(released / "release.json")
-    own = row_of(model_card(facts, vars(evaluation(rows=rows, **words))), "**small, step 40**")
-    assert own[3] == "52.97"  # of the published 3T row's own scores
+    rows = {task: {"acc": 0.1, "acc_norm": score / 100} for task, score in scores.items()}
+    rows |= {"winogrande": {"acc": 0.5912}, "boolq": {"acc": 0.5783}}
+    assert mean_of_seven(rows) == pytest.approx(52.97, abs=0.005)  # of the published 3T row's own scores
     del rows["boolq"]
-    assert row_of(model_card(facts, vars(evaluation(rows=rows, **words))), "**small, step 40**")[3] == ""
+    assert mean_of_seven(rows) is None
+
+
+def test_every_card_has_all_releases_of_its_run_and_the_baselines_that_were_scored_here(run: Path) -> None:
+    first, last = release(run, step=10), release(run, step=40)
+    for folder, step in ((first, 10), (last, 40)):
+        evaluation(step=step).save(folder / "evaluation.json")
+        update_card(folder)
+    evaluation(model="EleutherAI/pythia-70m", step=None, tokens=None).save(baseline_file(run / "releases", "a/b"))
+    update_card(last)
+    for folder, own, other in ((first, 10, 40), (last, 40, 10)):
+        card = card_of(folder)
+        assert row_of(card, f"**small, step {own}**")[3] == row_of(card, f"small, step {other}")[3].join(["**"] * 2)
+        assert row_of(card, "EleutherAI/pythia-70m")[5] == "measured, first 200 of 10042 items"
+        assert "(scores.png)" in card
+        assert (folder / "huggingface/scores.png").stat().st_size > 10_000
+    table = read_json(run / "releases/releases.json")
+    assert [(row["step"], row["folder"]) for row in table["releases"]] == [(10, first.name), (40, last.name)]
+
+
+def test_the_hub_reads_the_scores(scored: Path) -> None:
+    results = {
+        result.metric_type: result for result in ModelCard.load(scored / "huggingface/README.md").data.eval_results
+    }
+    assert (results["acc_norm"].metric_value, results["acc_norm"].dataset_type) == (30.5, "Rowan/hellaswag")
+    assert results["acc"].metric_args == {"stderr": 3.13}
+    assert results["acc"].dataset_name == "hellaswag (first 200 of 10042 items)"
 
 
 def test_hashes_hold_after_an_update_which_makes_no_damage_good(scored: Path) -> None:
@@ -179,6 +202,6 @@ def test_scores_of_another_step_are_refused(released: Path, tmp_path: Path) -> N
 def test_stages_of_the_mix_stand_in_the_card(released: Path) -> None:
     facts = read_json(released / "release.json")
     facts["recipe"]["fields"]["data"]["stages"] = [{"from_tokens": 5000, "weights": {"notes": 3, "prose": 1}}]
-    assert "From 5,000 tokens on: notes 75.0%, prose 25.0%" in model_card(facts, None)
+    assert "From 5,000 tokens on: notes 75.0%, prose 25.0%" in model_card(facts, None, NONE)
     facts["recipe"]["fields"]["data"]["stages"][0]["ramp_tokens"] = 6000
-    assert "From 5,000 tokens on, reached over 6,000 tokens: notes 75.0%" in model_card(facts, None)
+    assert "From 5,000 tokens on, reached over 6,000 tokens: notes 75.0%" in model_card(facts, None, NONE)

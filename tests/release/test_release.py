@@ -71,7 +71,7 @@ def test_release_json_leads_from_the_raw_files_to_the_weights(raw: Path, release
     sizes = [path.stat().st_size for path in (raw / "slimpajama/part.jsonl", raw / "notes.jsonl")]
     assert facts["store"]["inputs"] == {"files": 2, "bytes": sum(sizes)}
     assert facts["tokenizer"]["digest"] == manifest["tokenizer"]["digest"]
-    assert facts["checkpoint"]["commit_sha256"] == sha256_of(checkpoint_folder(run, 40) / "commit.json")
+    assert facts["checkpoints"] == {"step-00000040": sha256_of(checkpoint_folder(run, 40) / "commit.json")}
     assert set(facts["versions"]) == {"tinyllama", "torch", "python"}
 
 

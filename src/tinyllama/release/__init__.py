@@ -1,71 +1,122 @@
 """A checkpoint as a folder that a stranger can use.
 
-Reads a run, writes `RUN/releases/step-00000100/huggingface/` and `release.json` beside it. A release is made
-under a hidden name and renamed when it is whole, so what has a release's name can be relied on.
+Reads a run, writes `RUN/releases/step-00000100/` with a folder a format and `release.json`, and beside them all
+`releases.json`. A release is made under a hidden name and renamed when it is whole, so what has a release's name can be
+relied on.
 """
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from tinyllama import recipe_train
 from tinyllama.errors import InputError
-from tinyllama.files import read_json, sync_directory, write_atomically, write_json
+from tinyllama.files import alone_in, read_json, write_atomically, write_folder, write_json
 from tinyllama.model.loading import load_model, load_tokenizer
+from tinyllama.recipe import Recipe
+from tinyllama.recipe_errors import first_problem
+from tinyllama.release.average import average_into, averaged_checkpoints
 from tinyllama.release.card import model_card
+from tinyllama.release.foreign import foreign_card
+from tinyllama.release.formats import check_formats, write_formats
 from tinyllama.release.hf import write_hugging_face
 from tinyllama.release.lineage import hash_file, hash_files, lineage, metrics_until
-from tinyllama.release.plots import loss_plot
+from tinyllama.release.plots import loss_plot, score_plot
+from tinyllama.release.reference import reference
+from tinyllama.release.table import evaluation_of, has_scores, releases_table
 from tinyllama.train import checkpoint
 from tinyllama.train.metrics import Journal
 
-__all__ = ["release", "update_card"]
+__all__ = ["refresh_cards", "release", "update_card"]
 
-_CARD = "huggingface/README.md"
+_PAGES = "huggingface"
+_CARD = f"{_PAGES}/README.md"
 
 
-def release(run: str | Path, *, step: int | None = None, force: bool = False) -> Path:
+def release(
+    run: str | Path,
+    *,
+    step: int | None = None,
+    force: bool = False,
+    formats: Sequence[str] | None = None,
+    average: int | None = None,
+    average_decay: float | None = None,
+) -> Path:
     """Release a run's newest committed checkpoint, or that of `step`; return the release's folder.
 
-    `run` may also be a checkpoint's folder. Raises InputError where there is no such checkpoint, where it
-    does not match its hashes or its run, and where the release is there already, unless `force` replaces it.
+    `run` may also be a checkpoint's folder. `formats`, `average` and `average_decay` take the place of the recipe's
+    (see `recipe_train.Release`). Raises InputError where there is no such checkpoint, where it does not match its
+    hashes or its run, where a format's library is missing, and where the release is there already, unless `force`
+    replaces it.
     """
     source = find_checkpoint(Path(run), step)
     run = source.parent.parent
+    wanted = _wanted(Recipe.load(run / "recipe.yaml").release, formats, average, average_decay)
     folder = run / "releases" / source.name
     if folder.exists() and not force:
         raise InputError(f"{folder}: already released; --force replaces it")
-    facts = lineage(source)
-    with _whole_or_not_at_all(folder) as part:
-        write_hugging_face(part / "huggingface", load_model(source), load_tokenizer(source))
-        loss_plot(metrics_until(run, facts["step"]), part / "huggingface" / "loss.png")
-        _write_card(part, facts, None)
+    check_formats(wanted.formats)
+    averaged = averaged_checkpoints(run, source, wanted.average)
+    facts = lineage(source, averaged, wanted)
+    refusal = f"{folder.parent}: another process is releasing this run"
+    with alone_in(folder.parent, "lock", refusal), write_folder(folder) as part:
+        facts["reference"] = _export(part, source, averaged, wanted.average_decay)
+        write_formats(part, wanted.formats, facts["name"])
+        loss_plot(metrics_until(run, facts["step"]), part / _PAGES / "loss.png")
         write_json(part / "release.json", {**facts, "files": hash_files(part)})
+        _write_card(part, {"releases": [], "baselines": []})
+    refresh_cards(folder.parent)
     Journal(run).event("release", facts["step"], folder=str(folder))
     return folder
+
+
+def _wanted(recipe: recipe_train.Release, *given: Any) -> recipe_train.Release:
+    """A recipe's `release` with what was given instead of it. Raises InputError for what it could not hold either."""
+    names = ("formats", "average", "average_decay")
+    fields = {name: value for name, value in zip(names, given, strict=True) if value is not None}
+    try:
+        return recipe_train.Release.model_validate(recipe.model_dump() | fields)
+    except ValidationError as error:
+        raise InputError(f"release: {first_problem(error, recipe_train.Release)}") from None
+
+
+def _export(part: Path, source: Path, averaged: list[Path], decay: float) -> dict[str, Any]:
+    """Write the Hugging Face folder; return what every other format must agree with. The model is gone afterwards."""
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    if len(averaged) > 1:
+        average_into(model, averaged, decay)
+    write_hugging_face(part / _PAGES, model, tokenizer)
+    return reference(model, tokenizer)
 
 
 def update_card(release_folder: str | Path) -> Path:
     """Write a release's card again with the scores of the evaluation.json beside it; return the card's path.
 
-    release.json gets the hashes of these two files, and of no others, so a damaged file is not made good.
-    Raises InputError where the folder is no release or the scores are another checkpoint's.
+    Its row in the table of the run's other releases is entered too. release.json gets the hashes of what was written,
+    and of no other file, so a damaged file is not made good. Raises InputError where the folder is no release or the
+    scores are another checkpoint's.
     """
     folder = Path(release_folder)
     if not (folder / "release.json").is_file():
         raise InputError(f"{folder}: no release here (no release.json); `tinyllama release` makes one of a run")
-    facts = read_json(folder / "release.json")
-    scores = folder / "evaluation.json"
-    evaluation = read_json(scores) if scores.is_file() else None
-    if evaluation and evaluation["step"] != facts["step"]:
-        raise InputError(f"{scores}: of step {evaluation['step']}, this is step {facts['step']}; evaluate {folder}")
-    _write_card(folder, facts, evaluation)
-    changed = [path for path in (folder / _CARD, scores) if path.is_file()]
-    facts["files"] |= {path.relative_to(folder).as_posix(): hash_file(path) for path in changed}
-    write_json(folder / "release.json", facts)
+    scores, step = folder / "evaluation.json", read_json(folder / "release.json")["step"]
+    if scores.is_file() and (found := read_json(scores)["step"]) != step:
+        raise InputError(f"{scores}: of step {found}, this is step {step}; evaluate {folder}")
+    if step is None:  # others' weights, of no run
+        _write_card(folder, None)
+    else:
+        refresh_cards(folder.resolve().parent)
     return folder / _CARD
+
+
+def refresh_cards(releases: Path) -> None:
+    """Make releases.json and every release's card again from what lies in `RUN/releases`."""
+    found = releases_table(releases)
+    write_json(releases / "releases.json", found)
+    for row in found["releases"]:
+        _write_card(releases / row["folder"], found)
 
 
 def find_checkpoint(source: Path, step: int | None) -> Path:
@@ -87,36 +138,14 @@ def find_checkpoint(source: Path, step: int | None) -> Path:
     return found
 
 
-def _write_card(folder: Path, facts: dict[str, Any], evaluation: dict[str, Any] | None) -> None:
+def _write_card(folder: Path, releases: dict[str, Any] | None) -> None:
+    """A release's card, with the table of its run's releases, or that of others' weights; and release.json's hashes."""
+    facts, evaluation = read_json(folder / "release.json"), evaluation_of(folder)
+    card = model_card(facts, evaluation, releases) if releases else foreign_card(facts, evaluation)
     with write_atomically(folder / _CARD) as file:
-        file.write(model_card(facts, evaluation).encode())
-
-
-@contextmanager
-def _whole_or_not_at_all(folder: Path) -> Iterator[Path]:
-    """Yield a hidden sibling that takes the place of `folder` only when the block ends without an error."""
-    part, replaced = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "replaced"))
-    for left_over in (part, replaced):
-        shutil.rmtree(left_over, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        _flush(part)
-    except BaseException:
-        shutil.rmtree(part)
-        raise
-    if folder.exists():
-        folder.rename(replaced)
-    part.rename(folder)
-    sync_directory(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Make what lies in a folder outlast a power cut."""
-    for path in folder.rglob("*"):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        file.write(card.encode())
+    if releases and has_scores(releases):
+        score_plot(releases, folder / _PAGES / "scores.png")
+    written = [folder / name for name in (_CARD, f"{_PAGES}/scores.png", "evaluation.json")]
+    facts["files"] |= {path.relative_to(folder).as_posix(): hash_file(path) for path in written if path.is_file()}
+    write_json(folder / "release.json", facts)

@@ -4,41 +4,48 @@ A pure function of release.json and evaluation.json, so no figure in it is typed
 when scores have come. Published scores are marked as such; the model's own never stand without their error.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from tinyllama.evaluate.baselines import PUBLISHED
 from tinyllama.recipe import Recipe
 from tinyllama.recipe_data import Source, Stage
 from tinyllama.recipe_train import Schedule
+from tinyllama.release.card_scores import eval_results, scores_section
+from tinyllama.release.card_use import how_to_use
 from tinyllama.release.lineage import EMBEDDED, PUBLIC
+from tinyllama.release.markdown import table
 from tinyllama.release.plots import short_count
+from tinyllama.tokenizer_files import HUB_NAME
 
 Facts = Mapping[str, Any]
 
+_OPTIMISERS = {"adamw": "AdamW", "muon": "Muon for the blocks' matrices, AdamW for the rest"}
 _LANGUAGES = {"slimpajama": "en", "starcoderdata": "code"}
-_SEVEN_TASKS = ("hellaswag", "openbookqa", "winogrande", "arc_challenge", "arc_easy", "boolq", "piqa")
 
 
-def model_card(facts: Facts, evaluation: Facts | None) -> str:
-    """The card in Markdown, YAML metadata first, from the contents of release.json and evaluation.json."""
+def model_card(facts: Facts, evaluation: Facts | None, releases: Facts) -> str:
+    """The card in Markdown, YAML metadata first.
+
+    From the contents of release.json, evaluation.json and releases.json (see `releases_table`).
+    """
     recipe = Recipe.model_validate(facts["recipe"]["fields"])
     sections = {
         "Training": _training(facts, recipe),
         "Data": _data(facts, recipe),
-        "Scores": _scores(facts, evaluation) if evaluation else _how_to_score(facts),
+        "Scores": scores_section(facts, evaluation, releases),
         "Loss": _loss(facts),
-        "How to use it": _USE,
+        "How to use it": how_to_use(facts["name"], facts["formats"]),
         "Limits": _limits(facts, recipe),
         "Lineage": _lineage(facts),
     }
     body = "\n".join(f"## {title}\n\n{text}\n" for title, text in sections.items())
-    return f"---\n{_metadata(facts, recipe)}\n---\n\n{_what_it_is(facts)}\n\n{body}"
+    return f"---\n{_metadata(facts, recipe, evaluation)}\n---\n\n{_what_it_is(facts)}\n\n{body}"
 
 
-def _metadata(facts: Facts, recipe: Recipe) -> str:
+def _metadata(facts: Facts, recipe: Recipe, evaluation: Facts | None) -> str:
     origins = {name: source["origin"] for name, source in facts["store"]["sources"].items()}
     known = [source.format for name, source in recipe.data.sources.items() if origins[name]]
     languages = {_LANGUAGES[form] for form in known if form in _LANGUAGES}
@@ -48,8 +55,17 @@ def _metadata(facts: Facts, recipe: Recipe) -> str:
         library_name="transformers",
         pipeline_tag="text-generation",
         datasets=sorted(set(origins.values()) & set(PUBLIC.values())) or None,
+        base_model=_base_model(facts),
+        model_name=facts["name"],
+        eval_results=eval_results(evaluation) if evaluation else None,
     )
     return data.to_yaml()
+
+
+def _base_model(facts: Facts) -> str | None:
+    """The model on the hub whose weights the run began from, if any: a folder's name would say nothing there."""
+    source = facts["initial_weights"] and facts["initial_weights"]["source"]
+    return source if source and HUB_NAME.fullmatch(source) and not Path(source).exists() else None
 
 
 def _what_it_is(facts: Facts) -> str:
@@ -85,14 +101,14 @@ def _training(facts: Facts, recipe: Recipe) -> str:
         "steps": f"{facts['step']:,} of {train.steps:,}",
         "batch": f"{train.batch_tokens:,} tokens ({train.batch_sequences:,} sequences)",
         "sequence length": f"{train.sequence_length:,} tokens",
-        "optimiser": f"AdamW, betas {optimizer.betas[0]:g} and {optimizer.betas[1]:g}, "
+        "optimiser": f"{_OPTIMISERS[optimizer.name]}, betas {optimizer.betas[0]:g} and {optimizer.betas[1]:g}, "
         f"weight decay {optimizer.weight_decay:g}, gradient norm clipped at {optimizer.clip_norm:g}",
         "learning rate": f"{optimizer.learning_rate:g} at its peak, {_schedule(train.schedule)}",
         "precision": "bf16 computation, float32 weights" if train.precision == "bf16" else "float32",
         "seed": str(recipe.seed),
         "recipe digest": f"`{facts['recipe']['digest']}`",
     }
-    return _table(("", ""), rows.items())
+    return table(("", ""), rows.items())
 
 
 def _schedule(schedule: Schedule) -> str:
@@ -112,7 +128,7 @@ def _data(facts: Facts, recipe: Recipe) -> str:
         for name, source in recipe.data.sources.items()
         for split, part in found[name]["splits"].items()
     ]  # fmt: skip
-    table = _table(("source", "what it is", "weight", "split", "documents", "tokens", "manifest (SHA-256)"), rows)
+    splits = table(("source", "what it is", "weight", "split", "documents", "tokens", "manifest (SHA-256)"), rows)
     stages = [
         f"From {stage.from_tokens:,} tokens on{_over(stage)}: "
         + ", ".join(f"{name} {share:.1%}" for name, share in _shares(stage.weights).items())
@@ -120,7 +136,7 @@ def _data(facts: Facts, recipe: Recipe) -> str:
     ]
     markers = recipe.data.document
     document = f"{'`<s>` ' * markers.start}text{' `</s>`' * markers.end}"
-    return "\n\n".join([table, *stages, f"A document is {document}; nothing is padded."])
+    return "\n\n".join([splits, *stages, f"A document is {document}; nothing is padded."])
 
 
 def _over(stage: Stage) -> str:
@@ -138,57 +154,6 @@ def _what(source: Source, origin: str | None) -> str:
     return f"{name or f'files of its maker ({source.format})'}{left_out}"
 
 
-def _scores(facts: Facts, evaluation: Facts) -> str:
-    rows: Mapping[str, Facts] = evaluation["rows"]
-    measured = [
-        (
-            task,
-            _score(row, "acc"),
-            _score(row, "acc_norm"),
-            evaluation["coverage"][task],
-            evaluation["data"][task],
-        )
-        for task, row in rows.items()
-    ]
-    table = _table(("task", "acc", "acc_norm", "scored on", "items from"), measured)
-    how = f"lm-eval {evaluation['versions']['lm_eval']}, the model computing in {evaluation['precision']}"
-    text = f"Measured with {how}; per cent ± standard error:\n\n{table}"
-    return f"{text}\n\n{_beside_published(facts, evaluation)}" if "hellaswag" in rows else text
-
-
-def _score(row: Facts, metric: str) -> str:
-    return f"{100 * row[metric]:.2f} ± {100 * row[f'{metric}_stderr']:.2f}" if metric in row else ""
-
-
-def _beside_published(facts: Facts, evaluation: Facts) -> str:
-    rows = evaluation["rows"]
-    own = (
-        f"**{facts['name']}, step {facts['step']:,}**", short_count(facts["tokens"]),
-        f"**{_score(rows['hellaswag'], 'acc_norm')}**", _mean_of_seven(rows),
-        f"measured, {evaluation['coverage']['hellaswag']}",
-    )  # fmt: skip
-    others = [
-        (row.name, short_count(row.tokens), f"{row.hellaswag_acc_norm:.2f}",
-         "" if row.mean_of_seven is None else f"{row.mean_of_seven:.2f}", f"published, {row.source}")
-        for row in PUBLISHED
-    ]  # fmt: skip
-    table = _table(("model", "tokens", "HellaSwag acc_norm", "mean of 7 tasks", "source"), [own, *others])
-    return f"Beside what others have published, on all of HellaSwag's 10,042 items:\n\n{table}"
-
-
-def _mean_of_seven(rows: Mapping[str, Facts]) -> str:
-    """Over the model card's seven tasks, acc_norm where a task has it; empty unless all were scored."""
-    if not all(task in rows for task in _SEVEN_TASKS):
-        return ""
-    scores = [rows[task].get("acc_norm", rows[task].get("acc")) for task in _SEVEN_TASKS]
-    return f"{100 * sum(scores) / len(scores):.2f}"
-
-
-def _how_to_score(facts: Facts) -> str:
-    release = f"runs/{facts['name']}/releases/step-{facts['step']:08d}"
-    return f"Not scored yet. `tinyllama evaluate {release}` scores it."
-
-
 def _loss(facts: Facts) -> str:
     measured = facts["measured"]
     lines = ["![Training and validation loss against tokens seen](loss.png)"]
@@ -199,19 +164,6 @@ def _loss(facts: Facts) -> str:
             f"a loss of {measured['validation_loss']:.4f} nats per token."
         )
     return "\n\n".join([*lines, f"Training loss of the last step: {measured['loss']:.4f} nats per token."])
-
-
-_USE = """\
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "."  # this folder, or its name on the hub
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
-inputs = tokenizer("The file is opened", return_tensors="pt")
-output = model.generate(**inputs, max_new_tokens=32)
-print(tokenizer.decode(output[0], skip_special_tokens=True))
-```"""
 
 
 def _limits(facts: Facts, recipe: Recipe) -> str:
@@ -233,13 +185,22 @@ def _lineage(facts: Facts) -> str:
         "token store, its manifest": f"`{facts['store']['manifest_sha256']}`",
         "tokenizer": f"`{facts['tokenizer']['digest']}`",
         "recipe": f"`{facts['recipe']['digest']}`",
-        "checkpoint, its commit": f"`{facts['checkpoint']['commit_sha256']}`",
+        "initial weights": _began_from(facts["initial_weights"]),
+        "batches left out": ", ".join(map(str, facts["batches_left_out"])) or "none",
+        "weights": _weights(facts),
         "exported with": ", ".join(f"{name} {number}" for name, number in versions.items()),
     }
-    table = _table(("from raw file to weights", "SHA-256, or what it is"), rows.items())
-    return f"{table}\n\n`release.json`, beside this folder, holds the recipe and the SHA-256 of every file."
+    found = table(("from raw file to weights", "SHA-256, or what it is"), rows.items())
+    return f"{found}\n\n`release.json`, beside this folder, holds the recipe and the SHA-256 of every file."
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def _began_from(initial: Facts | None) -> str:
+    return f"{initial['source']} `{initial['digest']}`" if initial else "drawn from the seed"
+
+
+def _weights(facts: Facts) -> str:
+    """The checkpoint, or those that were averaged."""
+    commits = [f"{name} `{commit}`" for name, commit in facts["checkpoints"].items()]
+    if len(commits) == 1:
+        return f"the checkpoint {commits[0]}"
+    return f"the mean of {', '.join(commits)}, each weighing {facts['average_decay']:g} times the one after it"

@@ -5,6 +5,7 @@ their digests; a run that now holds others is refused, because its card would te
 """
 
 import platform
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tinyllama.model.loading import load_tokenizer
 from tinyllama.plan import num_parameters
 from tinyllama.recipe import Recipe
 from tinyllama.recipe_data import Source
+from tinyllama.recipe_train import Release
 from tinyllama.train.checkpoint import COMMIT
 from tinyllama.train.guard import left_out_batches, read_left_out
 from tinyllama.train.metrics import read_rows
@@ -26,8 +28,8 @@ EMBEDDED = "embedded corpus"
 PUBLIC = {"slimpajama": "cerebras/SlimPajama-627B", "starcoderdata": "bigcode/starcoderdata"}
 
 
-def lineage(checkpoint: Path) -> dict[str, Any]:
-    """The contents of release.json, all but its `files`.
+def lineage(checkpoint: Path, averaged: list[Path], wanted: Release) -> dict[str, Any]:
+    """The contents of release.json, all but its `reference` and `files`; `averaged` are the checkpoints of its weights.
 
     Raises InputError where the run holds another recipe, store or tokenizer than trained the checkpoint.
     """
@@ -39,12 +41,15 @@ def lineage(checkpoint: Path) -> dict[str, Any]:
     _refuse_other_run(checkpoint, state, found)
     return {
         "name": recipe.name,
+        "date": datetime.fromtimestamp(state["time"], UTC).date().isoformat(),
         "step": state["step"],
         "tokens": state["tokens"],
         "parameters": num_parameters(recipe.model, vocab_size),
         "initial_weights": state.get("initial_weights"),
         "batches_left_out": sorted(left_out_batches(read_left_out(run))),
-        "checkpoint": {"commit_sha256": sha256_of(checkpoint / COMMIT)},
+        "formats": list(wanted.formats),
+        "checkpoints": {folder.name: sha256_of(folder / COMMIT) for folder in averaged},
+        "average_decay": wanted.average_decay,
         "recipe": {"digest": recipe.digest, "fields": recipe.model_dump(mode="json")},
         "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
         "store": {"manifest_sha256": found["store"], **_store(read_json(run / "store.json"), recipe)},

@@ -4,6 +4,7 @@ Reads rows of metrics.jsonl, writes a PNG. Every row is drawn, as the least and 
 2,000 spans, so that a spike in a million steps still shows.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from tinyllama.files import write_atomically
 
 _NUM_SPANS = 2000
 _SMOOTHED_SHARE = 0.02  # of the rows on screen; about what the eye would average by itself
@@ -34,9 +37,28 @@ def loss_plot(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     validated, validation_loss = _points(rows, "validation_loss")
     if len(validated):
         axes.plot(validated, validation_loss, color=_ORANGE, marker="o", markersize=4, label="validation")
-    _dress(axes)
-    FigureCanvasAgg(figure)
-    figure.savefig(path, format="png", dpi=200)
+    _dress(axes, "cross-entropy loss (nats per token)")
+    _save(figure, path)
+
+
+def score_plot(releases: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Draw a run's HellaSwag acc_norm, with standard errors, against tokens seen, and the baselines as lines.
+
+    `releases` is `releases_table`'s. Of a baseline with several rows, such as a model's own checkpoints, the last
+    is drawn.
+    """
+    figure = Figure(figsize=(8, 4.5), facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    rows = [row for row in releases["releases"] if row["hellaswag"] is not None]
+    tokens, scores, errors = ([row[key] for row in rows] for key in ("tokens", "hellaswag", "stderr"))
+    axes.errorbar(tokens, scores, errors, color=_BLUE, marker="o", markersize=4, capsize=3, label=rows[-1]["name"])
+    lines = {row["name"].partition(" step ")[0]: row for row in releases["baselines"] if row["hellaswag"] is not None}
+    for style, (name, row) in zip(itertools.cycle(("--", "-.", ":")), lines.items(), strict=False):
+        after = "" if row["tokens"] is None else f" after {short_count(row['tokens'])} tokens"
+        label = f"{name}{after} ({row['source'].partition(',')[0]})"
+        axes.axhline(row["hellaswag"], color=_ORANGE, linestyle=style, linewidth=1.2, label=label)
+    _dress(axes, "HellaSwag acc_norm (per cent)")
+    _save(figure, path)
 
 
 def short_count(count: float) -> str:
@@ -74,9 +96,15 @@ def _smoothed(y: Floats) -> Floats:
     return means
 
 
-def _dress(axes: Any) -> None:
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    with write_atomically(path) as file:
+        figure.savefig(file, format="png", dpi=200)
+
+
+def _dress(axes: Any, ylabel: str) -> None:
     axes.set_xlabel("tokens seen", color=_INK)
-    axes.set_ylabel("cross-entropy loss (nats per token)", color=_INK)
+    axes.set_ylabel(ylabel, color=_INK)
     axes.xaxis.set_major_formatter(lambda count, _: short_count(count))
     axes.set_xlim(left=0)
     axes.grid(color="#e6e6e6", linewidth=0.8)

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -198,10 +198,10 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     model.load_state_dict(weights)
 
 
-def retain(run: Path, keep: int) -> None:
-    """Delete all committed checkpoints but the newest `keep` and the milestones, and what is left of others."""
+def retain(run: Path, keep: int, needed: Collection[Path] = ()) -> None:
+    """Delete all committed checkpoints but the newest `keep`, the milestones and `needed`, and what is not whole."""
     whole = committed(run)
-    kept = {*whole[-keep:], *(folder for folder in whole if read_state(folder).get("milestone"))}
+    kept = {*whole[-keep:], *needed, *(folder for folder in whole if read_state(folder).get("milestone"))}
     for folder in (run / "checkpoints").glob("step-*"):
         if folder not in kept:
             delete(folder)

@@ -28,6 +28,7 @@ from tinyllama.train.meter import Meter
 from tinyllama.train.metrics import Journal, Tracker
 from tinyllama.train.optimizer import apply_gradients, clip_gradient, forget_gradients
 from tinyllama.train.parallel import is_loss_of_a_rank, join_ranks, sum_over_ranks
+from tinyllama.train.releasing import Releaser, is_milestone, needed_checkpoints, waiting
 from tinyllama.train.resume import go_back, resume
 from tinyllama.train.schedule import learning_rate
 from tinyllama.train.setup import Trainer, build, read_origin, write_run_folder
@@ -64,8 +65,9 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
         if ranks.is_first:
             stack.enter_context(alone_in(trainer.run, "lock", f"{trainer.run}: another process is training this run"))
         journal = Journal(trainer.run) if ranks.is_first else None
+        releaser = stack.enter_context(Releaser(trainer.run, journal, ranks.device)) if journal else None
         try:
-            _train_to_the_end(trainer, journal, allow_change, received, stack)
+            _train_to_the_end(trainer, journal, releaser, allow_change, received)
         except RuntimeError as error:
             if isinstance(error, RunStoppedError) or not is_loss_of_a_rank(error):
                 raise
@@ -77,27 +79,38 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
 
 
 def _train_to_the_end(
-    trainer: Trainer, journal: Journal | None, allow_change: bool, received: signals.Received, stack: ExitStack
+    trainer: Trainer, journal: Journal | None, releaser: Releaser | None, allow_change: bool, received: signals.Received
 ) -> None:
-    recipe = trainer.recipe
+    """All steps that are left, and all releases."""
     first_step, state = resume(trainer, journal, allow_change)
     if journal:
         write_run_folder(trainer)
-    if first_step == recipe.train.steps:
-        return
-    session = _open(trainer, journal, first_step, received, stack)
-    while not _train_from(session, first_step, Guard(recipe.guard, state.get("guard"))):
-        first_step, state = resume(trainer, journal, allow_change)
-    _settle(session, must=True)
+    if releaser:
+        releaser.add(waiting(trainer.run))
+    if first_step < trainer.recipe.train.steps:
+        with ExitStack() as stack:
+            session = _open(trainer, journal, releaser, first_step, received, stack)
+            while not _train_from(session, first_step, Guard(trainer.recipe.guard, state.get("guard"))):
+                first_step, state = resume(trainer, journal, allow_change)
+            _settle(session, must=True)
+    if releaser and not releaser.finish(lambda: received.number is not None):
+        words = "the run is trained; the same command goes on with its releases"
+        raise RunStoppedError(f"{trainer.run}: {words}", status=signals.REQUEUE_STATUS)
 
 
 def _open(
-    trainer: Trainer, journal: Journal | None, first_step: int, received: signals.Received, stack: ExitStack
+    trainer: Trainer,
+    journal: Journal | None,
+    releaser: Releaser | None,
+    first_step: int,
+    received: signals.Received,
+    stack: ExitStack,
 ) -> Session:
     recipe, ranks = trainer.recipe, trainer.ranks
     bar = stack.enter_context(Bar(f"training {recipe.name}", recipe.train.steps, first_step)) if journal else None
     tracker = stack.enter_context(Tracker(recipe, trainer.run, journal, first_step)) if journal else None
-    saver = checkpoint.Saver(trainer.run, recipe.checkpoint.asynchronous, partial(_say_saved, trainer, journal))
+    on_commit = partial(_say_saved, trainer, journal, releaser)
+    saver = checkpoint.Saver(trainer.run, recipe.checkpoint.asynchronous, on_commit)
     stack.callback(saver.close)
     meter = Meter(recipe, trainer.model.vocab_size, ranks)
     session = Session(trainer, journal, bar, tracker, meter, saver, received, step=first_step)
@@ -199,14 +212,8 @@ def _words(row: dict[str, Any]) -> str:
     return f"{said}, {row['tokens_per_second']:,.0f} tokens/s{share}"
 
 
-def milestones(recipe: Recipe) -> frozenset[int]:
-    """Steps whose checkpoints are kept for ever: the first that reach `release.at`, as far as the run goes."""
-    steps = (-(-tokens // recipe.train.batch_tokens) for tokens in recipe.release.at)
-    return frozenset(step for step in steps if step <= recipe.train.steps)
-
-
 def _is_saved(recipe: Recipe, done: int) -> bool:
-    return done % recipe.checkpoint.every_steps == 0 or done == recipe.train.steps or done in milestones(recipe)
+    return done % recipe.checkpoint.every_steps == 0 or done == recipe.train.steps or is_milestone(recipe, done)
 
 
 def _save(session: Session, done: int, guard: Guard) -> None:
@@ -216,6 +223,7 @@ def _save(session: Session, done: int, guard: Guard) -> None:
         session.journal.flush_to_disk()
     state = {
         "tokens": done * recipe.train.batch_tokens,
+        "time": time.time(),
         "digest": recipe.digest,
         "fields": recipe.weight_fields(),
         "store": trainer.store.digest,
@@ -223,18 +231,23 @@ def _save(session: Session, done: int, guard: Guard) -> None:
         "vocab_size": trainer.model.vocab_size,
         "initial_weights": read_origin(trainer.run) if trainer.ranks.is_first else None,
         "ranks": trainer.ranks.count,
-        "milestone": done in milestones(recipe),
+        "milestone": is_milestone(recipe, done),
         "guard": guard.state(),
     }
     session.saver.begin(done, trainer.model, trainer.optimizers, state, begun)
     session.meter.restart()
 
 
-def _say_saved(trainer: Trainer, journal: Journal | None, step: int, seconds: float, stood_still: float) -> None:
+def _say_saved(
+    trainer: Trainer, journal: Journal | None, releaser: Releaser | None, step: int, seconds: float, stood_still: float
+) -> None:
     """After a commit, on the first rank, in the saver's thread."""
-    assert journal is not None
-    checkpoint.retain(trainer.run, trainer.recipe.checkpoint.keep)
+    assert journal is not None and releaser is not None
+    run, recipe = trainer.run, trainer.recipe
+    checkpoint.retain(run, recipe.checkpoint.keep, needed_checkpoints(run, recipe.release.average))
     journal.event("checkpoint", step, seconds=round(seconds, 3), stood_still_seconds=round(stood_still, 3))
+    if is_milestone(recipe, step):
+        releaser.add([step])
 
 
 def _settle(session: Session, must: bool = False) -> None:

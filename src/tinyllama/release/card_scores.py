@@ -1,0 +1,112 @@
+"""A card's scores: this release's by task, and all of its run's beside the baselines.
+
+Published scores are marked as such; what was measured here never stands without its error and the items it is of.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from tinyllama.release.markdown import table
+from tinyllama.release.plots import short_count
+from tinyllama.release.table import has_scores
+
+Facts = Mapping[str, Any]
+
+# lm-eval's task -> its data set on the hub and the split that is scored, for the metadata.
+_DATA = {
+    "hellaswag": ("Rowan/hellaswag", "validation"),
+    "openbookqa": ("allenai/openbookqa", "test"),
+    "winogrande": ("allenai/winogrande", "validation"),
+    "arc_challenge": ("allenai/ai2_arc", "test"),
+    "arc_easy": ("allenai/ai2_arc", "test"),
+    "boolq": ("google/boolq", "validation"),
+    "piqa": ("ybisk/piqa", "validation"),
+    "lambada_openai": ("EleutherAI/lambada_openai", "test"),
+}
+
+
+def scores_section(facts: Facts, evaluation: Facts | None, releases: Facts) -> str:
+    """This release's scores by task, and the table of releases where any has scores."""
+    own = by_task(evaluation) if evaluation else _how_to_score(facts)
+    if not has_scores(releases):
+        return own
+    plot = "![HellaSwag acc_norm against tokens seen, beside the baselines](scores.png)"
+    beside = "This run's releases beside what others have published, on all of HellaSwag's 10,042 items:"
+    return "\n\n".join([own, beside, _releases(facts, releases), plot])
+
+
+def eval_results(evaluation: Facts) -> list[EvalResult]:
+    """The scores as the hub's metadata has them (model-index), in per cent."""
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_name=f"{task} ({evaluation['coverage'][task]})",
+            dataset_type=_DATA.get(task, (task, None))[0],
+            dataset_split=_DATA.get(task, (task, None))[1],
+            metric_type=metric,
+            metric_value=round(100 * row[metric], 2),
+            metric_args={"stderr": round(100 * row[f"{metric}_stderr"], 2)},
+        )
+        for task, row in evaluation["rows"].items()
+        for metric in ("acc", "acc_norm")
+        if metric in row
+    ]
+
+
+def _how_to_score(facts: Facts) -> str:
+    release = f"runs/{facts['name']}/releases/step-{facts['step']:08d}"
+    return f"Not scored yet. `tinyllama evaluate {release}` scores it."
+
+
+def by_task(evaluation: Facts) -> str:
+    """What was measured, a row a task."""
+    rows = [
+        (task, _score(row, "acc"), _score(row, "acc_norm"), _bits(row), evaluation["coverage"][task],
+         evaluation["data"][task])
+        for task, row in evaluation["rows"].items()
+    ]  # fmt: skip
+    how = f"lm-eval {evaluation['versions']['lm_eval']}, the model computing in {evaluation['precision']}"
+    head = ("task", "acc", "acc_norm", "bits per byte", "scored on", "items from")
+    return f"Measured with {how}; per cent ± standard error:\n\n{table(head, rows)}"
+
+
+def _score(row: Facts, metric: str) -> str:
+    return f"{100 * row[metric]:.2f} ± {100 * row[f'{metric}_stderr']:.2f}" if metric in row else ""
+
+
+def _bits(row: Facts) -> str:
+    return f"{row['bits_per_byte']:.4f}" if "bits_per_byte" in row else ""
+
+
+def _releases(facts: Facts, releases: Facts) -> str:
+    head = ("model", "date", "tokens", "HellaSwag acc_norm", "mean of 7 tasks", "source")
+    own = (_release(row, row["step"] == facts["step"]) for row in releases["releases"])
+    return table(head, [*own, *_baselines(releases["baselines"])])
+
+
+def _release(row: Facts, is_this: bool) -> tuple[str, ...]:
+    cells = (f"{row['name']}, step {row['step']:,}", row["date"], *_cells(row))
+    return tuple(f"**{cell}**" if is_this and cell else cell for cell in cells)
+
+
+def _baselines(rows: list[Facts]) -> Iterator[tuple[str, ...]]:
+    for row in rows:
+        yield (row["name"], "", *_cells(row))
+
+
+def _cells(row: Facts) -> tuple[str, ...]:
+    """Tokens, HellaSwag, mean of seven, source."""
+    score = "" if row["hellaswag"] is None else f"{row['hellaswag']:.2f}"
+    if row["stderr"] is not None:
+        score += f" ± {row['stderr']:.2f}"
+    source = row["source"] or ""
+    if source == "measured":
+        source += f", {row['coverage']}" if row["coverage"] else ""
+    return (
+        "" if row["tokens"] is None else short_count(row["tokens"]),
+        score,
+        "" if row["mean_of_seven"] is None else f"{row['mean_of_seven']:.2f}",
+        source,
+    )

@@ -1,0 +1,50 @@
+"""How a release is used in each engine: the card's snippets, which the tests run as they stand."""
+
+from collections.abc import Iterable
+
+_TRANSFORMERS = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder, or its name on the hub
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+inputs = tokenizer("The file is opened", return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=32)
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+```"""
+
+_GGUF = """\
+With llama.cpp, `llama-cli -m gguf/NAME-Q4_K_M.gguf -p "The file is opened"`, or from Python:
+
+```python
+from llama_cpp import Llama
+
+model = Llama("gguf/NAME-Q4_K_M.gguf", verbose=False)  # in the release's folder; also -Q8_0 and -F16
+completion = model("The file is opened", max_tokens=32, temperature=0)
+print("The file is opened" + completion["choices"][0]["text"])
+```"""
+
+_CTRANSLATE2 = """\
+```python
+import ctranslate2
+from tokenizers import Tokenizer
+
+tokenizer = Tokenizer.from_file("ctranslate2/int8/tokenizer.json")  # in the release's folder; also float32
+generator = ctranslate2.Generator("ctranslate2/int8")
+start = tokenizer.encode("The file is opened").tokens
+(result,) = generator.generate_batch([start], max_length=32)
+print(tokenizer.decode(result.sequences_ids[0]))
+```"""
+
+_BY_FORMAT = {
+    "huggingface": ("transformers", _TRANSFORMERS),
+    "gguf": ("llama.cpp", _GGUF),
+    "ctranslate2": ("CTranslate2", _CTRANSLATE2),
+}
+
+
+def how_to_use(name: str, formats: Iterable[str]) -> str:
+    """The engines of the formats that a release of this name has, a heading and a snippet each."""
+    sections = [_BY_FORMAT[form] for form in _BY_FORMAT if form in {"huggingface", *formats}]
+    return "\n\n".join(f"### {engine}\n\n{text.replace('NAME', name)}" for engine, text in sections)

@@ -1,0 +1,87 @@
+"""Others' weights in the formats of a release: any Hugging Face Llama, wherever it was trained.
+
+Reads a folder or a model of the hub; writes `releases/NAME/` in the working directory, in a release's form, whose
+release.json tells where the weights came from instead of how they were trained.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCardData
+
+from tinyllama.errors import InputError
+from tinyllama.files import write_folder, write_json
+from tinyllama.model.loading import HuggingFaceLlama, load_model, load_tokenizer
+from tinyllama.plan import num_parameters
+from tinyllama.release.card_scores import by_task, eval_results
+from tinyllama.release.card_use import how_to_use
+from tinyllama.release.formats import check_formats, write_formats
+from tinyllama.release.hf import write_hugging_face
+from tinyllama.release.lineage import hash_files
+from tinyllama.release.markdown import table
+from tinyllama.release.reference import reference
+
+ALL_FORMATS = ("huggingface", "gguf", "ctranslate2")
+_UNSCORED = "Not scored yet. `tinyllama evaluate releases/{}` scores it."
+
+
+def release_foreign(source: str, formats: Sequence[str] = ALL_FORMATS, force: bool = False) -> Path:
+    """Write `releases/NAME/` from a Hugging Face Llama's folder or hub name; return that folder.
+
+    Raises InputError where it is no Llama, where a format's library is missing, and where the release is there already,
+    unless `force` replaces it.
+    """
+    there = HuggingFaceLlama.open(source)
+    name = Path(source).resolve().name if Path(source).exists() else source.partition("/")[2]
+    folder = Path("releases") / name
+    if folder.exists() and not force:
+        raise InputError(f"{folder}: already released; --force replaces it")
+    check_formats(formats)
+    with write_folder(folder) as part:
+        model, tokenizer = load_model(source), load_tokenizer(source)
+        write_hugging_face(part / "huggingface", model, tokenizer)
+        facts = _facts(name, source, there, formats) | {"reference": reference(model, tokenizer)}
+        del model
+        write_formats(part, formats, name)
+        (part / "huggingface" / "README.md").write_text(foreign_card(facts, None), encoding="utf-8")
+        write_json(part / "release.json", {**facts, "files": hash_files(part)})
+    return folder
+
+
+def _facts(name: str, source: str, there: HuggingFaceLlama, formats: Sequence[str]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "date": datetime.now(UTC).date().isoformat(),
+        "step": None,
+        "tokens": None,
+        "parameters": num_parameters(there.shape, there.vocab_size),
+        "initial_weights": {"source": source, "digest": there.digest, "vocab_size": there.vocab_size},
+        "formats": list(formats),
+        "versions": {"tinyllama": version("tinyllama"), "torch": torch.__version__},
+    }
+
+
+def foreign_card(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
+    """The card of weights that were trained elsewhere, from the contents of release.json and evaluation.json."""
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        model_name=facts["name"],
+        eval_results=eval_results(evaluation) if evaluation else None,
+    )
+    origin, versions = facts["initial_weights"], facts["versions"]
+    rows = {
+        "parameters": f"{facts['parameters']:,}",
+        "weights": f"{origin['source']}, in bf16; their files' SHA-256 `{origin['digest']}`",
+        "converted with": ", ".join(f"{name} {number}" for name, number in versions.items()),
+    }
+    scores = by_task(evaluation) if evaluation else _UNSCORED.format(facts["name"])
+    return (
+        f"---\n{data.to_yaml()}\n---\n\n# {facts['name']}\n\n"
+        f"A Llama that was trained elsewhere, in the formats of a release.\n\n{table(('', ''), rows.items())}\n\n"
+        f"## Scores\n\n{scores}\n\n## How to use it\n\n{how_to_use(facts['name'], facts['formats'])}\n"
+    )

@@ -1,0 +1,104 @@
+"""The table of a run's releases beside the baselines: the contents of releases.json, and of a table in every card.
+
+A pure function of what lies in `RUN/releases/`: each release's release.json and evaluation.json, and the baselines that
+were scored here (`baselines/*.json`). So it can be made again at any time, and nothing in it is typed.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tinyllama.evaluate.baselines import PUBLISHED
+from tinyllama.files import read_json
+
+SEVEN_TASKS = ("hellaswag", "openbookqa", "winogrande", "arc_challenge", "arc_easy", "boolq", "piqa")
+"""The model card's."""
+
+Row = dict[str, Any]
+
+
+def releases_table(releases: Path) -> dict[str, list[Row]]:
+    """`releases`, in the order of their tokens, and `baselines`: those measured here, then the published ones.
+
+    Each row has `name`, `tokens`, `hellaswag` (acc_norm) and `mean_of_seven` in points, `stderr` and `coverage` of the
+    first where it was measured, `source` (`measured` or `published, …`); a release also `date`, `step`, `folder` and
+    `complete`: whether it and the recipe's baselines have all the scores that the recipe asks for.
+    """
+    folders = sorted(path.parent for path in releases.glob("[!.]*/release.json"))
+    rows = [release_row(folder) for folder in folders if read_json(folder / "release.json")["step"] is not None]
+    measured = [_measured(read_json(path)) for path in sorted(releases.glob("baselines/*.json"))]
+    return {"releases": sorted(rows, key=lambda row: row["tokens"]), "baselines": [*measured, *_published()]}
+
+
+def has_scores(releases: Mapping[str, list[Row]]) -> bool:
+    """Whether any release of a table has been scored on HellaSwag."""
+    return any(row["hellaswag"] is not None for row in releases["releases"])
+
+
+def release_row(folder: Path) -> Row:
+    """A release's row, without scores where it has none of these weights."""
+    facts, evaluation = read_json(folder / "release.json"), evaluation_of(folder)
+    row = {key: facts[key] for key in ("date", "name", "step", "tokens")}
+    wanted = facts["recipe"]["fields"]["release"]
+    baselines = all(baseline_file(folder.parent, name).is_file() for name in wanted["baselines"])
+    complete = baselines and is_scored(evaluation, wanted)
+    return row | {"folder": folder.name, "complete": complete, **_scores(evaluation)}
+
+
+def is_scored(evaluation: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
+    """Whether an evaluation is of the items and of all the tasks of a recipe's `release`; of groups, their members."""
+    if not wanted["tasks"]:
+        return True
+    if evaluation is None or evaluation["limit"] != wanted["limit"]:
+        return False
+    return set(wanted["tasks"]) <= {*evaluation["rows"], *evaluation.get("asked", ())}
+
+
+def baseline_file(releases: Path, name: str) -> Path:
+    """Where the scores of a baseline lie, which was named by its folder or its name on the hub."""
+    return releases / "baselines" / f"{name.strip('/').replace('/', '--')}.json"
+
+
+def evaluation_of(folder: Path) -> dict[str, Any] | None:
+    """A release's evaluation.json; None where there is none, or one of another step."""
+    path = folder / "evaluation.json"
+    evaluation: dict[str, Any] | None = read_json(path) if path.is_file() else None
+    return evaluation if evaluation and evaluation["step"] == read_json(folder / "release.json")["step"] else None
+
+
+def mean_of_seven(rows: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Points, over the model card's seven tasks, acc_norm where a task has it; None unless all were scored."""
+    if not all(task in rows for task in SEVEN_TASKS):
+        return None
+    scores = [rows[task]["acc_norm"] if "acc_norm" in rows[task] else rows[task]["acc"] for task in SEVEN_TASKS]
+    return 100 * sum(scores) / len(scores)
+
+
+def _measured(evaluation: Mapping[str, Any]) -> Row:
+    return {"name": evaluation["model"], "tokens": evaluation["tokens"], **_scores(evaluation)}
+
+
+def _scores(evaluation: Mapping[str, Any] | None) -> Row:
+    rows = evaluation["rows"] if evaluation else {}
+    hellaswag = rows.get("hellaswag", {})
+    score, error = hellaswag.get("acc_norm"), hellaswag.get("acc_norm_stderr")
+    return {
+        "hellaswag": None if score is None else 100 * score,
+        "stderr": None if error is None else 100 * error,
+        "coverage": evaluation["coverage"].get("hellaswag") if evaluation else None,
+        "mean_of_seven": mean_of_seven(rows),
+        "source": "measured" if evaluation else None,
+    }
+
+
+def _published() -> Iterator[Row]:
+    for row in PUBLISHED:
+        yield {
+            "name": row.name,
+            "tokens": row.tokens,
+            "hellaswag": row.hellaswag_acc_norm,
+            "stderr": None,
+            "coverage": "all 10042 items",
+            "mean_of_seven": row.mean_of_seven,
+            "source": f"published, {row.source}",
+        }

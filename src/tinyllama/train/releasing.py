@@ -1,0 +1,138 @@
+"""Releases at a run's milestones, made beside training: one at a time, each in a process of its own.
+
+Training does not wait for them and does not stop for them: one that fails is an event and is tried again, and what a
+run that ended has left undone is done when it goes on. The process computes on the CPU, since training has the GPUs.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import torch
+
+from tinyllama.files import read_json
+from tinyllama.recipe import Recipe
+from tinyllama.train import checkpoint
+from tinyllama.train.metrics import Journal
+
+_TRIES = 3
+"""Of a release; after that it is left until the run is started again."""
+_PAUSE_SECONDS = 10.0
+"""Before the second try; before each later one twice that of the one before."""
+
+
+def is_milestone(recipe: Recipe, step: int) -> bool:
+    """Whether a step is the first to reach one of `release.at` or a multiple of `release.every`."""
+    release, batch = recipe.release, recipe.train.batch_tokens
+    tokens = step * batch
+    at_interval = release.every is not None and tokens // release.every > (tokens - batch) // release.every
+    return at_interval or any(tokens - batch < at <= tokens for at in release.at)
+
+
+def waiting(run: Path) -> list[int]:
+    """Steps whose checkpoint is a milestone's and which have no release with scores yet, oldest first."""
+    path = run / "releases" / "releases.json"
+    rows = read_json(path)["releases"] if path.is_file() else []
+    complete = {row["step"] for row in rows if row["complete"]}
+    marked = [folder for folder in checkpoint.committed(run) if checkpoint.read_state(folder).get("milestone")]
+    return [step for step in map(checkpoint.step_of, marked) if step not in complete]
+
+
+class Releaser:
+    """Releases the milestones that it is given, in a thread that starts and watches a process for each."""
+
+    def __init__(self, run: Path, journal: Journal, device: torch.device) -> None:
+        self.run, self.journal, self.environment = run, journal, _environment(device)
+        self.steps: list[int] = []
+        self.changed = threading.Condition()
+        self.closed = threading.Event()
+        self.process: subprocess.Popen[str] | None = None
+        self.thread = threading.Thread(target=self._work, name="releases", daemon=True)
+        self.thread.start()
+
+    def __enter__(self) -> "Releaser":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def add(self, steps: Collection[int]) -> None:
+        """Release these steps' checkpoints, after those before."""
+        with self.changed:
+            self.steps += [step for step in steps if step not in self.steps]
+            self.changed.notify_all()
+
+    def finish(self, must_stop: Callable[[], bool]) -> bool:
+        """Wait until all are done; False where `must_stop` says, before that, that there is no more time."""
+        with self.changed:
+            if self.steps:
+                print(f"{self.run}: trained; releasing step {', '.join(map(str, self.steps))}", file=sys.stderr)
+            while self.steps and not must_stop():
+                self.changed.wait(1)
+            return not self.steps
+
+    def close(self) -> None:
+        """End the process under way; what it has not done is done when the run goes on."""
+        self.closed.set()
+        with self.changed:
+            self.changed.notify_all()
+            if self.process:
+                self.process.kill()
+        self.thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.steps or self.closed.is_set())
+                if self.closed.is_set():
+                    return
+                step = self.steps[0]
+            self._release(step)
+            with self.changed:
+                self.steps.remove(step)
+                self.changed.notify_all()
+
+    def _release(self, step: int) -> None:
+        for number in range(_TRIES):
+            problem = self._try(step)
+            if problem is None or self.closed.is_set():
+                return
+            self.journal.event("release-failed", step, problem=problem, tries=number + 1)
+            print(f"{self.run}: the release of step {step} failed ({problem}); training goes on", file=sys.stderr)
+            if number + 1 < _TRIES and self.closed.wait(_PAUSE_SECONDS * 2**number):
+                return
+
+    def _try(self, step: int) -> str | None:
+        """Run the process to its end; None, or what it said last if it failed."""
+        command = [sys.executable, "-m", "tinyllama.release.milestone", str(self.run), str(step)]
+        with self.changed:
+            if self.closed.is_set():
+                return "the run has ended"
+            self.process = subprocess.Popen(
+                command, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+        said = self.process.communicate()[1].strip().splitlines()
+        if self.process.returncode == 0:
+            return None
+        return said[-1] if said else f"status {self.process.returncode}"
+
+
+def _environment(device: torch.device) -> dict[str, str]:
+    """The process's: no rank of a torchrun, no GPU, and where training has the same cores, one of them."""
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID")
+    own = {"CUDA_VISIBLE_DEVICES": "", **({"OMP_NUM_THREADS": "1"} if device.type == "cpu" else {})}
+    return {name: value for name, value in os.environ.items() if name not in ranks} | own
+
+
+def needed_checkpoints(run: Path, average: int) -> set[Path]:
+    """Checkpoints that a milestone's release still has to average, `average` of them: they must not be deleted."""
+    whole = checkpoint.committed(run) if average > 1 else []
+    needed: set[Path] = set()
+    for number, folder in enumerate(whole, 1):
+        is_released = (run / "releases" / folder.name / "release.json").is_file()
+        if checkpoint.read_state(folder).get("milestone") and not is_released:
+            needed |= {*whole[max(0, number - average) : number]}
+    return needed

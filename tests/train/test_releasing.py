@@ -1,0 +1,124 @@
+"""At its milestones a run releases and scores by itself, in processes beside training, whatever happens to them."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.train.ranked import write_recipe
+
+from tinyllama.files import read_json
+from tinyllama.recipe import Recipe
+from tinyllama.train import checkpoint, releasing
+from tinyllama.train.loop import train
+from tinyllama.train.metrics import read_rows
+from tinyllama.train.releasing import is_milestone, needed_checkpoints, waiting
+
+pytest_plugins = ["tests.train.fixtures"]
+
+BATCH = 6 * 64
+FIELDS: dict[str, object] = {"train.tokens": 20 * BATCH, "release.at": [5 * BATCH, 20 * BATCH - 1], "release.tasks": []}
+
+
+def events(run: Path, name: str) -> list[dict[str, Any]]:
+    return [row for row in read_rows(run / "events.jsonl") if row["event"] == name]
+
+
+def released(run: Path) -> list[tuple[int, bool]]:
+    """Step of each release, and whether all is done that the recipe asks for."""
+    path = run / "releases" / "releases.json"
+    return [(row["step"], row["complete"]) for row in read_json(path)["releases"]] if path.is_file() else []
+
+
+def recipe_in(folder: Path, small: Path, **fields: object) -> Recipe:
+    return Recipe.load(folder / write_recipe(folder, small, "milestones", **FIELDS | fields))
+
+
+def test_milestones_are_the_first_steps_that_reach_them(small: Path) -> None:
+    recipe = Recipe.load(small / "recipe.yaml", {"release.at": [BATCH, 5 * BATCH + 1], "release.every": 3 * BATCH + 2})
+    assert [step for step in range(1, 14) if is_milestone(recipe, step)] == [1, 4, 6, 7, 10, 13]
+
+
+def test_each_milestone_is_released_and_scored_beside_the_baselines(small: Path, here: Path) -> None:
+    baseline = here / "baseline"
+    first = train(recipe_in(here, small, **{"release.at": [5 * BATCH]}))
+    shutil.copytree(first / "releases/step-00000005/huggingface", baseline)
+    shutil.rmtree(first)
+    scored = {"release.tasks": ["piqa", "hellaswag"], "release.limit": 4, "release.baselines": [str(baseline)]}
+    run = train(recipe_in(here, small, **scored))
+    assert released(run) == [(5, True), (20, True)]
+    assert [row["step"] for row in events(run, "release")] == [5, 20]
+    assert len(list(read_rows(run / "metrics.jsonl"))) == 20
+    table = read_json(run / "releases/releases.json")
+    assert all(row["coverage"] == "first 4 of 10042 items" for row in table["releases"])
+    assert table["baselines"][0]["source"] == "measured"
+    assert table["baselines"][0]["hellaswag"] == table["releases"][0]["hellaswag"]  # the same weights
+    for step in (5, 20):
+        card = (run / f"releases/step-{step:08d}/huggingface/README.md").read_text()
+        assert "milestones, step 5" in card and "milestones, step 20" in card and str(baseline) in card
+
+
+def test_a_release_that_fails_is_tried_again_and_training_goes_on(
+    small: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(releasing, "_PAUSE_SECONDS", 0.0)
+    recipe = recipe_in(here, small, **{"release.at": [5 * BATCH]})
+    planted = here / "runs/milestones/releases/step-00000005"
+    planted.mkdir(parents=True)  # in the release's way
+    run = train(recipe)
+    failed = events(run, "release-failed")
+    assert [row["tries"] for row in failed] == [1, 2, 3]
+    assert "already released" in failed[0]["problem"]
+    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == list(range(1, 21))
+    assert waiting(run) == [5]
+    planted.rmdir()
+    assert train(recipe) == run  # a run that is trained goes on with its releases
+    assert released(run) == [(5, True)]
+    assert waiting(run) == []
+
+
+def test_a_run_killed_while_it_releases_finishes_that_when_it_goes_on(small: Path, here: Path) -> None:
+    recipe = write_recipe(here, small, "milestones", **FIELDS)
+    command = [sys.executable, "-m", "tinyllama", "train", recipe]
+    run = here / "runs/milestones"
+    process = subprocess.Popen(command, cwd=here, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (run / "releases").is_dir():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 20 not in dict(released(run))
+    subprocess.run(command, cwd=here, check=True, capture_output=True)
+    assert released(run) == [(5, True), (20, True)]
+    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == list(range(1, 21))
+
+
+def test_sigterm_while_the_last_release_is_made_ends_with_the_status_that_asks_to_be_started_again(
+    small: Path, here: Path
+) -> None:
+    recipe = write_recipe(here, small, "milestones", **FIELDS)
+    command = [sys.executable, "-m", "tinyllama", "train", recipe]
+    process = subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert process.stderr is not None
+    while "releasing step" not in process.stderr.readline():
+        assert process.poll() is None
+    process.terminate()
+    said = process.communicate()[1]
+    assert process.returncode == 75
+    assert "the run is trained; the same command goes on with its releases" in said
+
+
+def test_what_a_release_will_average_is_kept_until_it_is_made(small: Path, here: Path) -> None:
+    fields = {"checkpoint.every_steps": 5, "checkpoint.keep": 2, "release.average": 2}
+    run = train(recipe_in(here, small, **fields | {"release.at": [10 * BATCH]}))
+    facts = read_json(run / "releases/step-00000010/release.json")
+    assert list(facts["checkpoints"]) == ["step-00000005", "step-00000010"]
+    shutil.rmtree(run / "releases/step-00000010")
+    # Its process took longer than the rest of the run, which would have kept 15 and 20 and the milestone alone.
+    assert [checkpoint.step_of(folder) for folder in sorted(needed_checkpoints(run, 2))] == [5, 10]
+    assert needed_checkpoints(run, 1) == set()
