@@ -65,6 +65,13 @@ def test_every_byte_arrives_in_one_commit_that_says_what_it_is(hub: Hub, whole: 
     assert repository.commits == ["small, step 40, 15,360 tokens"]
 
 
+def test_a_release_of_others_weights_has_no_step_to_say(hub: Hub, whole: Path) -> None:
+    facts = read_json(whole / "release.json")
+    write_json(whole / "release.json", facts | {"name": "their-llama", "step": None, "tokens": None})
+    push(whole, "small")
+    assert hub.repositories[f"{USER}/small"].commits == ["their-llama"]
+
+
 @pytest.mark.parametrize(("public", "visibility"), [(False, "private"), (True, "public")])
 def test_a_new_repository_is_private_unless_told_otherwise(
     hub: Hub, released: Path, public: bool, visibility: str

@@ -7,7 +7,7 @@ HF_ENDPOINT's, the user HF_TOKEN's, as for everything that huggingface_hub does.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,10 +40,18 @@ def push(release_folder: str | Path, name: str, public: bool = False) -> str:
         repository = name if "/" in name else f"{api.whoami()['name']}/{name}"
         url = api.create_repo(repository, private=not public, exist_ok=True)
         stale = _left_by_the_last_release(api, repository) - files.keys()
-        operations = [CommitOperationAdd(place, path) for place, path in files.items()]
-        message = f"{facts['name']}, step {facts['step']:,}, {facts['tokens']:,} tokens"
-        api.create_commit(repository, [*operations, *map(CommitOperationDelete, sorted(stale))], commit_message=message)
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(place, path) for place, path in files.items()
+        ]
+        operations += map(CommitOperationDelete, sorted(stale))
+        api.create_commit(repository, operations, commit_message=_message(facts))
     return str(url)
+
+
+def _message(facts: Mapping[str, Any]) -> str:
+    if facts.get("step") is None:  # others' weights, of no run
+        return str(facts["name"])
+    return f"{facts['name']}, step {facts['step']:,}, {facts['tokens']:,} tokens"
 
 
 def _checked(folder: Path) -> dict[str, Any]:
