@@ -1,5 +1,6 @@
 """Activation checkpointing: computing activations again in the backward pass, to hold less memory between the two."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -9,6 +10,9 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from tinyllama.model.attention import CPU_ATTENTION
+
+# Under torch.compile it would warn, in five lines, of operations in place in what is computed again; a block has none.
+logging.getLogger("torch._higher_order_ops.wrap").addFilter(lambda record: "context_fn" not in record.getMessage())
 
 Recompute = Literal["none", "selective", "full"]
 
