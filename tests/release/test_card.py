@@ -92,14 +92,21 @@ def test_files_that_are_no_longer_there_are_not_called_a_public_data_set(run: Pa
     assert ModelCard(card).data.get("language") is None
 
 
-def test_the_snippet_runs_in_the_folder(
-    released: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def in_all_formats(make_run: Any) -> Path:
+    return release(make_run(), formats=["huggingface", "gguf", "ctranslate2"])
+
+
+@pytest.mark.parametrize(("number", "place"), enumerate(("huggingface", ".", ".")))
+def test_every_snippet_runs_in_its_engine(
+    in_all_formats: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int, place: str
 ) -> None:
-    (snippet,) = re.findall(r"```python\n(.*?)```", card_of(released), re.DOTALL)
-    monkeypatch.chdir(released / "huggingface")
-    capsys.readouterr()
-    exec(compile(snippet, "README.md", "exec"), {})
-    printed = capsys.readouterr().out
+    snippets = re.findall(r"```python\n(.*?)```", card_of(in_all_formats), re.DOTALL)
+    assert len(snippets) == 3
+    monkeypatch.chdir(in_all_formats / place)
+    capfd.readouterr()
+    exec(compile(snippets[number], "README.md", "exec"), {})
+    printed = capfd.readouterr().out
     assert printed.startswith("The file is opened")
     assert len(printed) > len("The file is opened\n")
 
