@@ -97,7 +97,8 @@ def _with_earlier(evaluation: Evaluation, path: Path) -> Evaluation:
         name: earlier.get(name, {}) | getattr(evaluation, name) for name in ("rows", "coverage", "data", "num_fewshot")
     }
     shortened = {task: count for task, count in earlier.get("shortened", {}).items() if task not in evaluation.rows}
-    return replace(evaluation, **merged, shortened=shortened | evaluation.shortened)
+    asked = list(dict.fromkeys([*earlier.get("asked", []), *evaluation.asked]))
+    return replace(evaluation, **merged, shortened=shortened | evaluation.shortened, asked=asked)
 
 
 _COLUMNS = {"acc": (100, ".2f"), "acc_norm": (100, ".2f"), "bits_per_byte": (1, ".4f")}

@@ -53,6 +53,8 @@ class Evaluation:
     """By task: solved examples before each item."""
     shortened: dict[str, int] = field(default_factory=dict)
     """By task: requests, if any, that lost their beginning because they are longer than the model's context."""
+    asked: list[str] = field(default_factory=list)
+    """Names that were asked for: tasks, and groups and tags, whose members have the rows."""
 
     def save(self, path: Path) -> None:
         """Write evaluation.json, whole or not at all."""
@@ -102,6 +104,7 @@ def evaluate(
         seconds=round(time.perf_counter() - began, 1),
         num_fewshot={name: task.get_config("num_fewshot") for name, task in loaded.tasks.items()},
         shortened=harness.shortened(model),
+        asked=list(tasks),
     )
 
 

@@ -4,6 +4,7 @@ A pure function of what lies in `RUN/releases/`: each release's release.json and
 were scored here (`baselines/*.json`). So it can be made again at any time, and nothing in it is typed.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,10 @@ def release_row(folder: Path) -> Row:
 
 
 def is_scored(evaluation: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
-    """Whether an evaluation is of the items and of all the tasks of a recipe's `release`; of groups, their members."""
-    if not wanted["tasks"]:
-        return True
-    if evaluation is None or evaluation["limit"] != wanted["limit"]:
-        return False
-    return set(wanted["tasks"]) <= {*evaluation["rows"], *evaluation.get("asked", ())}
+    """Whether an evaluation has all the tasks of a recipe's `release`, and at least as many of their items."""
+    rows, asked = (evaluation["rows"], evaluation["asked"]) if evaluation else ({}, [])
+    few = {name for name, row in rows.items() if row["items"] < min(wanted["limit"] or math.inf, row["total_items"])}
+    return set(wanted["tasks"]) <= {*rows, *asked} - few
 
 
 def baseline_file(releases: Path, name: str) -> Path:
