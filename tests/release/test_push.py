@@ -126,6 +126,19 @@ def test_nothing_is_requested_without_the_flag(hub: Hub, run: Path) -> None:
     assert hub.requests == []
 
 
+def test_the_command_pushes_a_run_as_it_releases_it_and_a_release_as_it_is(
+    hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["release", str(run), "--push", "guild/small"]) == 0
+    folder = run / "releases/step-00000040"
+    assert cli.main(["release", str(folder), "--push", "small", "--public"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"release: {folder}", f"pushed: {hub.url}/guild/small", f"pushed: {hub.url}/{USER}/small"
+    ]  # fmt: skip
+    assert [hub.repositories[name].visibility for name in ("guild/small", f"{USER}/small")] == ["private", "public"]
+    assert [set(there.files) for there in hub.repositories.values()] == [expected(folder).keys()] * 2
+
+
 def flip(folder: Path) -> str:
     path = folder / "huggingface/model.safetensors"
     data = bytearray(path.read_bytes())
