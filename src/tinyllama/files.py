@@ -1,5 +1,6 @@
 """Files that are either whole or not there: written beside their name, flushed to disk, then renamed."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -12,6 +13,9 @@ from typing import IO, Any
 import orjson
 
 from tinyllama.errors import InputError
+
+_FULL_BYTES = 1 << 20
+"""Free bytes below which a disk is taken for full."""
 
 
 @contextmanager
@@ -32,7 +36,10 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def write_folder(folder: Path) -> Iterator[Path]:
-    """Yield a hidden sibling that takes the place of `folder` only when the block ends without an error."""
+    """Yield a hidden sibling that takes the place of `folder` only when the block ends without an error.
+
+    Where the disk is full, OSError has the folder's name.
+    """
     part, replaced = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "replaced"))
     for left_over in (part, replaced):
         shutil.rmtree(left_over, ignore_errors=True)
@@ -40,8 +47,11 @@ def write_folder(folder: Path) -> Iterator[Path]:
     try:
         yield part
         _flush_below(part)
-    except BaseException:
+    except BaseException as error:
+        is_full = getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(part).free < _FULL_BYTES
         shutil.rmtree(part)
+        if is_full:  # said in many ways by those who write into the folder, and seldom with a name
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         raise
     if folder.exists():
         folder.rename(replaced)

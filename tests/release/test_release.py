@@ -1,6 +1,7 @@
 """A release is whole, true to its checkpoint, and never half there under its name."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from safetensors import safe_open
 
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of
-from tinyllama.model.loading import load_model
+from tinyllama.model.loading import load_model, load_tokenizer
 from tinyllama.recipe import Recipe
 from tinyllama.release import release, update_card
 from tinyllama.train.checkpoint import checkpoint_folder
@@ -19,6 +20,11 @@ from tinyllama.train.metrics import read_rows
 
 def files_below(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def folders_of(run: Path) -> list[str]:
+    """What lies among the releases, hidden folders too."""
+    return sorted(path.name for path in (run / "releases").iterdir() if path.is_dir())
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -96,7 +102,7 @@ def test_a_second_release_is_refused_and_force_replaces_it(run: Path) -> None:
         release(run)
     assert (folder / "evaluation.json").exists()
     release(run, force=True)
-    assert files_below(run / "releases") == {f"step-00000040/{name}" for name in files_below(folder)}
+    assert folders_of(run) == [folder.name]
     assert not (folder / "evaluation.json").exists()
 
 
@@ -109,16 +115,17 @@ def test_a_release_that_breaks_off_leaves_nothing_behind(
 
     with monkeypatch.context() as patch:
         patch.setattr(f"tinyllama.release.{writer}", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left") as error:
             release(run)
-    assert list((run / "releases").iterdir()) == []
+        assert error.value.filename == str(run / "releases/step-00000040")  # what the command names
+    assert folders_of(run) == []
     folder = release(run)
     before = (folder / "release.json").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(f"tinyllama.release.{writer}", full)
         with pytest.raises(OSError, match="No space left"):
             release(run, force=True)
-    assert [path.name for path in (run / "releases").iterdir()] == ["step-00000040"]
+    assert folders_of(run) == ["step-00000040"]
     assert (folder / "release.json").read_bytes() == before
 
 
@@ -128,7 +135,7 @@ def test_what_a_killed_release_left_does_not_get_into_the_next(run: Path) -> Non
     (left_over / "model-00001-of-00002.safetensors").write_bytes(b"half")
     folder = release(run)
     assert "huggingface/model-00001-of-00002.safetensors" not in files_below(folder)
-    assert [path.name for path in (run / "releases").iterdir()] == ["step-00000040"]
+    assert folders_of(run) == ["step-00000040"]
 
 
 def flip_a_byte(run: Path) -> None:
@@ -136,11 +143,6 @@ def flip_a_byte(run: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-
-
-def change_the_recipe(run: Path) -> None:
-    recipe = Recipe.load(run / "recipe.yaml", {"train.optimizer.learning_rate": 1.0})
-    (run / "recipe.yaml").write_text(recipe.to_yaml())
 
 
 def change_the_store(run: Path) -> None:
@@ -157,7 +159,6 @@ def uncommit(run: Path) -> None:
         (lambda run: (run / "recipe.yaml").unlink(), None, "no run and no checkpoint here"),
         (lambda run: None, 20, r"no checkpoint of step 20; there are 9, 10, 40"),
         (flip_a_byte, None, r"step-00000040/.*distcp does not match its hash"),
-        (change_the_recipe, None, r"recipe\.yaml: digest .* but step-00000040 was trained with"),
         (change_the_store, None, r"store\.json: digest .* but step-00000040 was trained with"),
         (lambda run: (run / "metrics.jsonl").unlink(), None, r"metrics\.jsonl: no row up to step 40"),
         (uncommit, 9, r"no checkpoint of step 9; there are 10, 40"),
@@ -168,7 +169,23 @@ def test_a_wrong_run_is_refused_by_name(run: Path, change: Any, step: int | None
     with pytest.raises(InputError, match=message) as refused:
         release(run, step=step)
     assert "\n" not in str(refused.value)
-    assert not list(run.glob("releases/*"))
+    assert not list(run.glob("releases/step-*"))
+
+
+def test_a_checkpoint_is_released_by_the_recipe_that_trained_it(run: Path) -> None:
+    before = Recipe.load(run / "recipe.yaml")
+    changed = Recipe.load(run / "recipe.yaml", {"train.optimizer.learning_rate": 1.0})  # as --allow-change leaves it
+    (run / "recipe.yaml").write_text(changed.to_yaml())
+    assert read_json(release(run) / "release.json")["recipe"]["digest"] == before.digest != changed.digest
+
+
+def test_a_checkpoint_taken_out_of_its_run_is_a_model(run: Path, tmp_path: Path) -> None:
+    inside = load_model(checkpoint_folder(run, 40)).state_dict()
+    alone = Path(shutil.copytree(checkpoint_folder(run, 40), tmp_path / "alone"))
+    shutil.rmtree(run)
+    outside = load_model(alone).state_dict()
+    assert [name for name in inside if not torch.equal(inside[name], outside[name])] == []
+    assert load_tokenizer(alone).encode("def main():\n")
 
 
 def test_a_card_is_only_updated_in_a_release(run: Path) -> None:

@@ -320,6 +320,7 @@ def test_a_run_whose_checkpoint_fails_stops_or_goes_on_as_the_recipe_says(
 # Of two ranks, the second cannot write its first checkpoint; what each is told of that one and of the next.
 FULL_DISK = """
 import sys
+import time
 from pathlib import Path
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from tinyllama.recipe import Recipe

@@ -31,13 +31,13 @@ class Located:
 
     folder: Path
     """A checkpoint (holds commit.json) or a Hugging Face folder (holds config.json)."""
-    run: Path | None
-    """The run it belongs to; None for a Hugging Face folder."""
+    home: Path | None
+    """Where a checkpoint's recipe.yaml and tokenizer/ lie; None for a Hugging Face folder."""
 
     @property
     def tokenizer_folder(self) -> Path:
         """Where its tokenizer lies."""
-        return self.folder if self.run is None else self.run / "tokenizer"
+        return self.folder if self.home is None else self.home / "tokenizer"
 
 
 def locate(source: str | Path) -> Located:
@@ -51,25 +51,30 @@ def locate(source: str | Path) -> Located:
     if (folder / "huggingface" / "config.json").is_file():
         return Located(folder / "huggingface", None)
     if (folder / "commit.json").is_file():
-        return Located(folder, folder.parent.parent)
+        return _checkpoint(folder)
     if (folder / "recipe.yaml").is_file():
-        return Located(_newest(folder), folder)
+        return _checkpoint(_newest(folder))
     if folder.exists() or str(source).count("/") != 1:
         raise InputError(f"{source}: no model here; give a run, a checkpoint, a release or a Hugging Face folder")
     return Located(_download(str(source)), None)
 
 
+def _checkpoint(folder: Path) -> Located:
+    """A checkpoint, which brings its recipe and tokenizer; those of before this was so have their run's."""
+    return Located(folder, folder if (folder / "recipe.yaml").is_file() else folder.parent.parent)
+
+
 def load_model(source: str | Path, precision: torch.dtype = torch.float32) -> Llama:
     """Load a model for scoring or generation: see `locate` for what `source` may be. Weights in float32."""
     found = locate(source)
-    return _from_folder(found.folder, precision) if found.run is None else _from_checkpoint(found, precision)
+    return _from_folder(found.folder, precision) if found.home is None else _from_checkpoint(found, precision)
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
     """Load the tokenizer that belongs to a model. Raises InputError where its weights have no rows for all pieces."""
     found = locate(source)
     tokenizer = Tokenizer.load(found.tokenizer_folder)
-    if found.run is None:
+    if found.home is None:
         _refuse_another(tokenizer, found.folder)
     return tokenizer
 
@@ -93,8 +98,8 @@ def _newest(run: Path) -> Path:
 
 
 def _from_checkpoint(found: Located, precision: torch.dtype) -> Llama:
-    assert found.run is not None
-    recipe = Recipe.load(found.run / "recipe.yaml")
+    assert found.home is not None
+    recipe = Recipe.load(found.home / "recipe.yaml")
     state = read_state(found.folder)
     vocab_size = state.get("vocab_size") or Tokenizer.load(found.tokenizer_folder).vocab_size
     model = Llama(recipe.model, vocab_size, precision)

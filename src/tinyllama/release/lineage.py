@@ -15,7 +15,7 @@ import torch
 from tinyllama.data.corpus import MANIFEST as EMBEDDED_CORPUS
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of
-from tinyllama.model.loading import load_tokenizer
+from tinyllama.model.loading import load_tokenizer, locate
 from tinyllama.plan import num_parameters
 from tinyllama.recipe import Recipe
 from tinyllama.recipe_data import Source
@@ -31,10 +31,11 @@ PUBLIC = {"slimpajama": "cerebras/SlimPajama-627B", "starcoderdata": "bigcode/st
 def lineage(checkpoint: Path, averaged: list[Path], wanted: Release) -> dict[str, Any]:
     """The contents of release.json, all but its `reference` and `files`; `averaged` are the checkpoints of its weights.
 
-    Raises InputError where the run holds another recipe, store or tokenizer than trained the checkpoint.
+    Raises InputError where the run holds another store than trained the checkpoint.
     """
-    run = checkpoint.parent.parent
-    state, recipe = read_json(checkpoint / "state.json"), Recipe.load(run / "recipe.yaml")
+    run, home = checkpoint.parent.parent, locate(checkpoint).home
+    assert home is not None
+    state, recipe = read_json(checkpoint / "state.json"), Recipe.load(home / "recipe.yaml")
     tokenizer = load_tokenizer(checkpoint)
     vocab_size = state.get("vocab_size") or tokenizer.vocab_size  # others' weights may have spare rows
     found = {"digest": recipe.digest, "store": sha256_of(run / "store.json"), "tokenizer": tokenizer.digest}

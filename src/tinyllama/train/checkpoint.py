@@ -1,8 +1,8 @@
 """Checkpoints: a folder a step, whole or not there.
 
-Writes `RUN/checkpoints/step-00000100/` with torch's distributed checkpoint (DCP), `state.json`, and last of all
-`commit.json` with the SHA-256 of every file. What lacks a commit, or does not match it, is never resumed from. Training
-goes on while one is written, from a copy in memory; `Saver` writes one at a time.
+Writes `RUN/checkpoints/step-00000100/` with torch's distributed checkpoint (DCP), `state.json`, the run's recipe and
+tokenizer, and last of all `commit.json` with the SHA-256 of every file. What lacks a commit, or does not match it, is
+never resumed from. Training goes on while one is written, from a copy in memory; `Saver` writes one at a time.
 """
 
 import os
@@ -95,6 +95,7 @@ class Saver:
             written.result()
             if _is_first_rank():
                 write_json(folder / "state.json", {"step": step, **state})
+                _copy_from_run(self.run, folder)
                 _commit(folder)
                 self.on_commit(step, time.perf_counter() - begun, stood_still)
 
@@ -156,13 +157,21 @@ def _done(call: Callable[[], object]) -> "Future[object]":
     return future
 
 
+def _copy_from_run(run: Path, folder: Path) -> None:
+    """What the weights are of no use without: a checkpoint may be taken out of its run."""
+    if (run / "recipe.yaml").is_file():
+        shutil.copyfile(run / "recipe.yaml", folder / "recipe.yaml")
+    if (run / "tokenizer").is_dir():
+        shutil.copytree(run / "tokenizer", folder / "tokenizer")
+
+
 def _commit(folder: Path) -> None:
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         with path.open("rb") as file:
             os.fsync(file.fileno())
     sync_directory(folder)
-    write_json(folder / COMMIT, {"sha256": {path.name: sha256_of(path) for path in files}})
+    write_json(folder / COMMIT, {"sha256": {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}})
     sync_directory(folder.parent)
 
 
