@@ -54,9 +54,8 @@ def in_llama_cpp(path: str, reference: Reference) -> Observed:
 
     scored, entries = reference["scored"]["ids"], reference["continuations"]
     length = max([len(scored), *(len(entry["prompt_ids"]) + len(entry["ids"]) for entry in entries)])
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # one token at a time sees what a whole prompt sees only if the whole is one batch
-    model = Llama(path, n_ctx=length, n_batch=length, logits_all=True, n_threads=threads, verbose=False)
+    model = Llama(path, n_ctx=length, n_batch=length, logits_all=True, n_threads=_threads(), verbose=False)
 
     def logits(ids: list[int]) -> Any:
         model.eval(ids)
@@ -84,6 +83,11 @@ def in_llama_cpp(path: str, reference: Reference) -> Observed:
         "continuations": continuations,
         "nats_per_token": float(nats.mean()),
     }
+
+
+def _threads() -> int:
+    """As torch and CTranslate2 choose: llama.cpp would take no notice, and its threads spin on cores that are taken."""
+    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
 def in_ctranslate2(path: str, reference: Reference) -> Observed:

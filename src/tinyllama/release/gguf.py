@@ -5,7 +5,6 @@ Hugging Face rotates i and i + E/2, so the rows of each head's query and key cha
 """
 
 import ctypes
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import gguf
 import llama_cpp
 import numpy as np
+import torch
 from torch import Tensor
 
 from tinyllama.errors import InputError
@@ -102,7 +102,7 @@ def rotated_by_neighbours(weight: Tensor, heads: int) -> Tensor:
 
 def _quantise(source: Path, path: Path, kind: int) -> None:
     parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype, parameters.nthread = kind, os.cpu_count() or 1
+    parameters.ftype, parameters.nthread = kind, torch.get_num_threads()
     with _errors_of_llama_cpp() as errors:
         failed = llama_cpp.llama_model_quantize(bytes(source), bytes(path), ctypes.byref(parameters))
     if failed:

@@ -95,18 +95,22 @@ def _word_rules(file: TokenizerFile) -> str:
     if isinstance(file, SentencePieceFile):
         raise InputError(f"{file.name}: not of Llama's kind ({file.normaliser}), nor byte-level; release without gguf")
     parsed, model = file.parsed, file.parsed["model"]
-    changes = [key for key in ("dropout", "ignore_merges", "byte_fallback", "end_of_word_suffix") if model.get(key)]
+    changes = [key for key in ("dropout", "ignore_merges", "end_of_word_suffix") if model.get(key)]
+    changes += ["normalizer"] if _changes_text(parsed.get("normalizer")) else []
     steps = [_without_offsets(step) for step in _flat(parsed.get("pre_tokenizer") or {})]
     named = next((name for rules, name in WORD_RULES if rules == steps), None)
-    if named is None or changes or parsed.get("normalizer") or model.get("type") != "BPE":
-        kind = (
-            f"{model.get('type')} of {', '.join(str(step.get('type')) for step in steps)} {' '.join(changes)}".strip()
-        )
+    if named is None or changes or not file.is_byte_level or model.get("type") != "BPE":
+        found = ", ".join(str(step.get("type")) for step in steps)
+        kind = " ".join([f"{model.get('type')} of {found}", *changes])
         raise InputError(
             f"{file.name}: a tokenizer that cannot be written as GGUF ({kind}); leave gguf out of release.formats, or "
             f"use one of Llama 2's kind, GPT-2's or SmolLM2's"
         )
     return named
+
+
+def _changes_text(normaliser: Mapping[str, Any] | None) -> bool:
+    return bool(normaliser) and normaliser != {"type": "Sequence", "normalizers": []}  # as transformers writes none
 
 
 def _flat(step: Mapping[str, Any]) -> list[Mapping[str, Any]]:

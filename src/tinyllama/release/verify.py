@@ -39,19 +39,23 @@ class Limits:
     """How far a format may be from the reference."""
 
     nats: float
-    """Of the mean nats a token, as a share of the reference's: see `LIMITS` for where they come from."""
+    """Difference of the mean nats a token, as a share of the reference's."""
     tie: float | None
-    """Logits: a greedy token that the reference chose by less is not compared, nor what follows it. None: no token is,
-    for 4 and 8 bits change what is likeliest."""
+    """Logits: where the reference chose a token by less, no token is compared from there on. None: no token at all, for
+    in 4 and 8 bits another may be the likeliest."""
 
 
+# Measured on SmolLM2-135M, whose 2T tokens for 135M weights make it as sensitive as any: nats are off by 0.0001 % in
+# float32, 0.005 % in F16 (whose products are of float16; by up to 0.008 % for random weights), 0.4 % in Q8_0, 2.4 % in
+# Q4_K_M, 0.3 % in int8. Larger models lose less. Logits of random models are off by 0.007 in F16 where they have a
+# standard deviation of 1, by 0.06 where it is 2.7; only two of them, of one token, make a tie.
 LIMITS = {
     "huggingface": Limits(nats=1e-4, tie=1e-3),
-    "gguf F16": Limits(nats=2e-3, tie=0.02),
+    "gguf F16": Limits(nats=1e-3, tie=0.02),
     "gguf Q8_0": Limits(nats=0.01, tie=None),
-    "gguf Q4_K_M": Limits(nats=0.1, tie=None),
+    "gguf Q4_K_M": Limits(nats=0.05, tie=None),
     "ctranslate2 float32": Limits(nats=1e-4, tie=1e-3),
-    "ctranslate2 int8": Limits(nats=0.02, tie=None),
+    "ctranslate2 int8": Limits(nats=0.01, tie=None),
 }
 
 
