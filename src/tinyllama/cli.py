@@ -28,9 +28,12 @@ from tinyllama.recipe import Recipe, bundled_recipes
 
 def demo(recipe: Recipe) -> None:
     """Take the embedded corpus to a released model: corpus, tokenizer, prepare, train, release, evaluate."""
-    from tinyllama.demo import run_demo
+    from tinyllama.train.signals import ending_at_once
 
-    run_demo(recipe)
+    with ending_at_once():
+        from tinyllama.demo import run_demo
+
+        run_demo(recipe)
 
 
 def corpus(directory: Positional[Path]) -> None:
@@ -127,11 +130,13 @@ def train(recipe: Recipe, allow_change: bool = False) -> None:
         allow_change: Go on although the recipe differs from the checkpoint's in what changes the weights.
     """
     from tinyllama.processes import end_with_torchrun
+    from tinyllama.train.signals import ending_at_once
 
     end_with_torchrun()
-    from tinyllama.train.loop import train as train_run
+    with ending_at_once():
+        from tinyllama.train.loop import train as train_run
 
-    run = train_run(recipe, allow_change=allow_change)
+        run = train_run(recipe, allow_change=allow_change)
     if os.environ.get("RANK", "0") == "0":  # under torchrun every rank comes here
         print(f"run: {run}")
 

@@ -83,7 +83,7 @@ def wait_for_go() -> None:
 
 def plant_in_files(faults: Sequence[Fault]) -> None:
     """`kill` where a file is half written, `tear` where a row of metrics.jsonl is."""
-    fsync, append = os.fsync, metrics._append
+    fsync, append = os.fsync, metrics.Journal._append
 
     def planted_fsync(fd: Any) -> None:
         number = fd if isinstance(fd, int) else fd.fileno()
@@ -94,16 +94,16 @@ def plant_in_files(faults: Sequence[Fault]) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         fsync(fd)
 
-    def planted_append(path: Path, row: Any) -> None:
+    def planted_append(self: metrics.Journal, path: Path, row: Any) -> None:
         for fault in faults:
             if fault["do"] == "tear" and "learning_rate" in row and row["step"] == fault["step"] and first_time(fault):
                 with path.open("ab") as file:
                     file.write(json.dumps(row).encode()[:25])
                 os.kill(os.getpid(), signal.SIGKILL)
-        append(path, row)
+        append(self, path, row)
 
     os.fsync = planted_fsync
-    metrics._append = planted_append
+    metrics.Journal._append = planted_append  # type: ignore[method-assign]
 
 
 def write_down_verdicts() -> None:

@@ -157,8 +157,8 @@ def test_milestones_are_saved_at_the_step_that_reaches_them_and_outlive_the_newe
 ) -> None:
     monkeypatch.chdir(tmp_path)
     at = [4 * 384 + 1, 7 * 384, 1_000_000]  # just after step 4, exactly at step 7, after the end
-    fields = {"train.tokens": 16 * 384, "checkpoint.every_steps": 3, "checkpoint.keep": 2, "release.at": at}
-    run = train(recipe_of(small, **fields))
+    fields = {"train.tokens": 16 * 384, "checkpoint.every_steps": 3, "checkpoint.keep": 2}
+    run = train(recipe_of(small, **fields, **{"release.at": at, "release.tasks": []}))
     saved_at = [row["step"] for row in read_rows(run / "events.jsonl") if row["event"] == "checkpoint"]
     assert saved_at == [3, 5, 6, 7, 9, 12, 15, 16]
     assert [checkpoint.step_of(folder) for folder in checkpoint.committed(run)] == [5, 7, 15, 16]
@@ -224,6 +224,45 @@ def test_what_is_damaged_is_passed_over_with_an_event_and_the_run_ends_the_same(
     ]
     assert "state.json does not match" in next(row["problem"] for row in rows if row["step"] == 9 and "problem" in row)
     assert [row["loss"] for row in read_rows(run / "metrics.jsonl")] == wanted
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"sha256": 3}'])
+def test_a_checkpoint_whose_commit_is_damaged_is_passed_over(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_of(small, **{"train.tokens": 6 * 384, "checkpoint.every_steps": 2, "checkpoint.keep": 3})
+    run = train(recipe)
+    (checkpoint.checkpoint_folder(run, 6) / "commit.json").write_bytes(content)
+    (checkpoint.checkpoint_folder(run, 2) / "state.json").write_bytes(b"{")  # looked at where milestones are
+    train(recipe)
+    events = [(row["event"], row["step"]) for row in read_rows(run / "events.jsonl")]
+    assert ("checkpoint-damaged", 6) in events and ("resume", 4) in events
+    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_saving_changes_nothing_also_before_the_first_update(small: Path, tmp_path: Path) -> None:
+    saved_first, never = built(recipe_of(small)), built(recipe_of(small))
+    saver, _ = saver_of(tmp_path)
+    begin(saver, saved_first, 1)
+    assert saver.settle() is None
+    resumed = built(recipe_of(small))
+    checkpoint.load(checkpoint.checkpoint_folder(tmp_path, 1), resumed.model, resumed.optimizers)
+    rows = batch_of_step(recipe_of(small), saved_first.store, 0)
+    for trainer in (saved_first, never, resumed):
+        train_step(trainer, 5, rows)
+    wanted = tensors(never)
+    for trainer in (saved_first, resumed):
+        assert [name for name, value in tensors(trainer).items() if not torch.equal(value, wanted[name])] == []
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_changed_constant_of_the_optimizer_is_the_one_that_counts(small: Path, tmp_path: Path, name: str) -> None:
+    trainer = after_a_step(small, **{"train.optimizer.name": name})
+    folder = saved(trainer, tmp_path)
+    changed = built(recipe_of(small, **{"train.optimizer.name": name, "train.optimizer.weight_decay": 0.7}))
+    checkpoint.load(folder, changed.model, changed.optimizers)
+    assert {group["weight_decay"] for optimizer in changed.optimizers for group in optimizer.param_groups} <= {0.0, 0.7}
 
 
 def failing(error: BaseException) -> Callable[..., "Future[None]"]:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from tests.train.ranked import write_recipe
 
-from tinyllama.files import read_json
+from tinyllama.errors import RunStoppedError
+from tinyllama.files import read_json, sha256_of
 from tinyllama.recipe import Recipe
 from tinyllama.train import checkpoint, releasing
 from tinyllama.train.loop import train
@@ -35,7 +36,7 @@ def released(run: Path) -> list[tuple[int, bool]]:
     return [(row["step"], row["complete"]) for row in read_json(path)["releases"]] if path.is_file() else []
 
 
-def recipe_in(folder: Path, small: Path, **fields: object) -> Recipe:
+def recipe_in(folder: Path, small: Path, /, **fields: object) -> Recipe:
     return Recipe.load(folder / write_recipe(folder, small, "milestones", **FIELDS | fields))
 
 
@@ -70,14 +71,16 @@ def test_a_release_that_fails_is_tried_again_and_training_goes_on(
     recipe = recipe_in(here, small, **{"release.at": [5 * BATCH]})
     planted = here / "runs/milestones/releases/step-00000005"
     planted.mkdir(parents=True)  # in the release's way
-    run = train(recipe)
+    with pytest.raises(RunStoppedError, match="the release of step 5 failed"):
+        train(recipe)
+    run = here / "runs/milestones"
     failed = events(run, "release-failed")
     assert [row["tries"] for row in failed] == [1, 2, 3]
     assert "already released" in failed[0]["problem"]
     assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == list(range(1, 21))
     assert waiting(run) == [5]
     planted.rmdir()
-    assert train(recipe) == run  # a run that is trained goes on with its releases
+    train(recipe)  # a run that is trained goes on with its releases
     assert released(run) == [(5, True)]
     assert waiting(run) == []
 
@@ -110,7 +113,20 @@ def test_sigterm_while_the_last_release_is_made_ends_with_the_status_that_asks_t
     process.terminate()
     said = process.communicate()[1]
     assert process.returncode == 75
-    assert "the run is trained; the same command goes on with its releases" in said
+    assert "SIGTERM: ended; the same command goes on from where it stands" in said
+    subprocess.run(command, cwd=here, check=True, capture_output=True)
+    assert released(here / "runs/milestones") == [(5, True), (20, True)]
+
+
+def test_a_run_that_begins_anew_releases_its_own_weights(small: Path, here: Path) -> None:
+    fields = {"release.at": [5 * BATCH]}
+    run = train(recipe_in(here, small, **fields))
+    weights = run / "releases/step-00000005/huggingface/model.safetensors"
+    before = sha256_of(weights)
+    shutil.rmtree(run / "checkpoints")
+    train(recipe_in(here, small, **fields, seed=99))
+    assert sha256_of(weights) != before
+    assert released(run) == [(5, True)]
 
 
 def test_what_a_release_will_average_is_kept_until_it_is_made(small: Path, here: Path) -> None:

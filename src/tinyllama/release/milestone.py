@@ -1,29 +1,25 @@
 """What is done at a milestone of a run: release, score, score the baselines; in a process of its own beside training.
 
 Each part that is there already is left as it is, so doing it again after a failure or a kill goes on where it stood.
-
-    python -m tinyllama.release.milestone RUN STEP
 """
 
-import sys
 from pathlib import Path
 
 from tinyllama.cli import run_to_status
 from tinyllama.evaluate import evaluate
 from tinyllama.evaluate.report import evaluate_and_save
 from tinyllama.model.llama import PRECISIONS
-from tinyllama.processes import end_with_parent
 from tinyllama.recipe import Recipe
 from tinyllama.release import refresh_cards, release
-from tinyllama.release.table import baseline_file, evaluation_of, is_scored
+from tinyllama.release.table import baseline_file, evaluation_of, is_of, is_scored
 from tinyllama.train.checkpoint import checkpoint_folder
 
 
 def release_milestone(run: Path, step: int) -> None:
     """Release the checkpoint of a step and score it and the recipe's baselines, as far as that is not done."""
     folder, recipe = run / "releases" / checkpoint_folder(run, step).name, Recipe.load(run / "recipe.yaml")
-    if not (folder / "release.json").is_file():
-        release(run, step=step)
+    if not is_of(folder, checkpoint_folder(run, step)):
+        release(run, step=step, force=(folder / "release.json").is_file())
     wanted, precision = recipe.release, PRECISIONS[recipe.train.precision]
     if not is_scored(evaluation_of(folder), wanted.model_dump()):
         evaluate_and_save(str(folder), wanted.tasks, wanted.limit, precision)
@@ -34,6 +30,6 @@ def release_milestone(run: Path, step: int) -> None:
     refresh_cards(folder.parent)
 
 
-if __name__ == "__main__":
-    end_with_parent()
-    sys.exit(run_to_status(lambda: release_milestone(Path(sys.argv[1]), int(sys.argv[2]))))
+def main(run: str, step: str) -> int:
+    """The process's exit status; why it failed stands in a line on standard error."""
+    return run_to_status(lambda: release_milestone(Path(run), int(step)))

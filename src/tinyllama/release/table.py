@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama.evaluate.baselines import PUBLISHED
-from tinyllama.files import read_json
+from tinyllama.files import read_json, sha256_of
+from tinyllama.train.checkpoint import COMMIT
 
 SEVEN_TASKS = ("hellaswag", "openbookqa", "winogrande", "arc_challenge", "arc_easy", "boolq", "piqa")
 """The model card's."""
@@ -22,8 +23,9 @@ def releases_table(releases: Path) -> dict[str, list[Row]]:
     """`releases`, in the order of their tokens, and `baselines`: those measured here, then the published ones.
 
     Each row has `name`, `tokens`, `hellaswag` (acc_norm) and `mean_of_seven` in points, `stderr` and `coverage` of the
-    first where it was measured, `source` (`measured` or `published, …`); a release also `date`, `step`, `folder` and
-    `complete`: whether it and the recipe's baselines have all the scores that the recipe asks for.
+    first where it was measured, `source` (`measured` or `published, …`); a release also `date`, `step`, `folder`,
+    `commit` (SHA-256 of its checkpoint's) and `complete`: whether it and the recipe's baselines have all the scores
+    that the recipe asks for.
     """
     folders = sorted(path.parent for path in releases.glob("[!.]*/release.json"))
     rows = [release_row(folder) for folder in folders if read_json(folder / "release.json")["step"] is not None]
@@ -43,7 +45,16 @@ def release_row(folder: Path) -> Row:
     wanted = facts["recipe"]["fields"]["release"]
     baselines = all(baseline_file(folder.parent, name).is_file() for name in wanted["baselines"])
     complete = baselines and is_scored(evaluation, wanted)
-    return row | {"folder": folder.name, "complete": complete, **_scores(evaluation)}
+    commit = facts["checkpoints"][folder.name]
+    return row | {"folder": folder.name, "commit": commit, "complete": complete, **_scores(evaluation)}
+
+
+def is_of(folder: Path, checkpoint: Path) -> bool:
+    """Whether a release is there and is this checkpoint's: a run that began anew may have left another's."""
+    if not (folder / "release.json").is_file():
+        return False
+    commits: dict[str, str] = read_json(folder / "release.json")["checkpoints"]
+    return commits.get(checkpoint.name) == sha256_of(checkpoint / COMMIT)
 
 
 def is_scored(evaluation: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:

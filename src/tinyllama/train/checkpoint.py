@@ -49,7 +49,11 @@ def committed(run: Path) -> list[Path]:
 def problems(folder: Path) -> list[str]:
     """What does not match the commit, a line each; empty for a whole checkpoint."""
     found = []
-    for name, promised in read_json(folder / COMMIT)["sha256"].items():
+    try:
+        files = dict(read_json(folder / COMMIT)["sha256"])
+    except (InputError, KeyError, TypeError, ValueError):
+        return [f"{folder / COMMIT} is not a whole commit"]
+    for name, promised in files.items():
         path = folder / name
         if not path.is_file():
             found.append(f"{path} is missing")
@@ -61,9 +65,18 @@ def problems(folder: Path) -> list[str]:
 class Saver:
     """Writes a run's checkpoints, one at a time, on all ranks together."""
 
-    def __init__(self, run: Path, asynchronous: bool, on_commit: Callable[[int, float, float], None]) -> None:
-        """`on_commit(step, seconds, seconds that training stood still)` is called on the first rank, by a thread."""
-        self.run, self.asynchronous, self.on_commit = run, asynchronous, on_commit
+    def __init__(
+        self,
+        run: Path,
+        asynchronous: bool,
+        on_commit: Callable[[int, float, float], None],
+        before_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        """On the first rank a thread calls `on_commit(step, seconds, seconds that training stood still)`.
+
+        What `before_commit` raises is why a checkpoint fails.
+        """
+        self.run, self.asynchronous, self.on_commit, self.before_commit = run, asynchronous, on_commit, before_commit
         # A group of its own, so that writing beside training never mixes with training's collectives.
         self.group = None if _is_alone() else dist.new_group(backend="gloo")
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -86,7 +99,7 @@ class Saver:
         if _is_first_rank():
             shutil.rmtree(folder, ignore_errors=True)
         _barrier()
-        weights, moments = get_state_dict(model, optimizers)
+        weights, moments = _state_dicts(model, optimizers)
         content = {"model": weights, "optimizer": moments}
         written = self._write(content, folder)
         stood_still = time.perf_counter() - begun
@@ -96,6 +109,7 @@ class Saver:
             if _is_first_rank():
                 write_json(folder / "state.json", {"step": step, **state})
                 _copy_from_run(self.run, folder)
+                self.before_commit()
                 _commit(folder)
                 self.on_commit(step, time.perf_counter() - begun, stood_still)
 
@@ -133,6 +147,20 @@ class Saver:
         if reason and _is_first_rank() and not (folder / COMMIT).exists():
             shutil.rmtree(folder, ignore_errors=True)
         return reason
+
+
+def _state_dicts(model: nn.Module, optimizers: Optimizers) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The weights' and the moments'. Saving changes nothing, also not an optimiser that has not stepped yet.
+
+    Of such a one torch makes the state by a step of no length, and counts it.
+    """
+    untouched = [optimizer for optimizer in optimizers if not optimizer.state]
+    weights, moments = get_state_dict(model, optimizers)
+    for optimizer in untouched:
+        for state in optimizer.state.values():
+            if "step" in state:
+                state["step"].zero_()
+    return weights, moments
 
 
 def _reason(error: BaseException) -> str:
@@ -178,12 +206,20 @@ def _commit(folder: Path) -> None:
 def load(folder: Path, model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
     """Put a checkpoint's weights and optimiser state in place, on any number of ranks; return its `state`."""
     weights, moments = get_state_dict(model, optimizers)
+    constants = [[_constants(group) for group in optimizer.param_groups] for optimizer in optimizers]
     try:
         dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=folder, no_dist=_is_alone())
     except CheckpointException as error:
         raise InputError(f"{folder}: cannot be read ({_reason(error)}); mend that and run it again") from error
     set_state_dict(model, optimizers, model_state_dict=weights, optim_state_dict=moments)
+    for optimizer, groups in zip(optimizers, constants, strict=True):
+        for group, own in zip(optimizer.param_groups, groups, strict=True):
+            group.update(own)  # the checkpoint's may be those of another recipe, see `--allow-change`
     return read_state(folder)
+
+
+def _constants(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -207,10 +243,18 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     model.load_state_dict(weights)
 
 
+def is_milestone(folder: Path) -> bool:
+    """Whether a checkpoint is to be kept for ever; a damaged one is not to be known by."""
+    try:
+        return bool(read_state(folder).get("milestone"))
+    except (InputError, OSError, AttributeError):
+        return False
+
+
 def retain(run: Path, keep: int, needed: Collection[Path] = ()) -> None:
     """Delete all committed checkpoints but the newest `keep`, the milestones and `needed`, and what is not whole."""
     whole = committed(run)
-    kept = {*whole[-keep:], *needed, *(folder for folder in whole if read_state(folder).get("milestone"))}
+    kept = {*whole[-keep:], *needed, *filter(is_milestone, whole)}
     for folder in (run / "checkpoints").glob("step-*"):
         if folder not in kept:
             delete(folder)

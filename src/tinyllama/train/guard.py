@@ -78,6 +78,14 @@ def read_left_out(run: Path) -> list[dict[str, Any]]:
     return records
 
 
+def forget_what_is_gone(run: Path) -> None:
+    """Where a run begins anew: batches were left out for checkpoints that are no more, but those of step 0."""
+    records = read_left_out(run)
+    kept = [record for record in records if record["checkpoint"] == 0]
+    if kept != records:
+        write_json(run / "left_out.json", kept)
+
+
 def left_out_batches(records: Iterable[dict[str, Any]]) -> frozenset[int]:
     """All batches that are left out."""
     return frozenset(batch for record in records for batch in record["batches"])
@@ -88,23 +96,40 @@ def leave_out(run: Path, record: dict[str, Any]) -> None:
     write_json(run / "left_out.json", [*read_left_out(run), record])
 
 
+class Watch:
+    """What tells the watchdog that something moves."""
+
+    def __init__(self) -> None:
+        self.silent, self.is_paused = 0.0, False
+
+    def __call__(self) -> None:
+        """Say that something has moved."""
+        self.silent = 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Not be watched while the block runs: reading and writing checkpoints takes as long as the disk does."""
+        self.is_paused = True
+        try:
+            yield
+        finally:
+            self.silent, self.is_paused = 0.0, False
+
+
 @contextmanager
-def watchdog(seconds: float, on_hang: Callable[[], None]) -> Iterator[Callable[[], None]]:
+def watchdog(seconds: float, on_hang: Callable[[], None]) -> Iterator[Watch]:
     """Call `on_hang` and end the process, status 1, where the block lets `seconds` pass without a call of what it gets.
 
     A thread: the main one may wait in a collective that no exception reaches. It counts its own waits and not a clock's
     time, so a process that was stopped and goes on is not taken for one that hangs.
     """
     period = min(1.0, seconds / 4)
-    silent, ended = [0.0], threading.Event()
-
-    def alive() -> None:
-        silent[0] = 0.0
+    watch, ended = Watch(), threading.Event()
 
     def look() -> None:
         while not ended.wait(period):
-            silent[0] += period
-            if silent[0] > seconds:
+            watch.silent += 0.0 if watch.is_paused else period
+            if watch.silent > seconds:
                 try:
                     on_hang()
                 finally:
@@ -114,7 +139,7 @@ def watchdog(seconds: float, on_hang: Callable[[], None]) -> Iterator[Callable[[
     thread = threading.Thread(target=look, name="watchdog", daemon=True)
     thread.start()
     try:
-        yield alive
+        yield watch
     finally:
         ended.set()
         thread.join()

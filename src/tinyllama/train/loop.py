@@ -4,11 +4,12 @@ Reads the token store and the tokenizer, writes `runs/NAME/`. Nothing but the st
 out decide what is read, so going on after an interruption is loading the newest whole checkpoint and counting on.
 """
 
+import errno
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tinyllama.files import alone_in
 from tinyllama.progress import Bar
 from tinyllama.recipe import Recipe
 from tinyllama.train import checkpoint, signals
-from tinyllama.train.guard import Guard, Verdict, watchdog
+from tinyllama.train.guard import Guard, Verdict, Watch, watchdog
 from tinyllama.train.meter import Meter
 from tinyllama.train.metrics import Journal, Tracker
 from tinyllama.train.optimizer import apply_gradients, clip_gradient, forget_gradients
@@ -47,7 +48,7 @@ class Session:
     meter: Meter
     saver: checkpoint.Saver
     received: signals.Received
-    alive: Callable[[], None] = lambda: None
+    watch: Watch = field(default_factory=Watch)
     """Tells the watchdog that something moves."""
     step: int = 0
     """The step under way, counted from 0."""
@@ -60,14 +61,19 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
     RunStoppedError where the run ended before its last step.
     """
     hardware.keep_memory()
-    with signals.noted() as received, join_ranks(recipe.guard.hang_seconds) as ranks, ExitStack() as stack:
+    with join_ranks(recipe.guard.hang_seconds) as ranks, ExitStack() as stack:
         trainer = build(recipe, ranks)
         if ranks.is_first:
             stack.enter_context(alone_in(trainer.run, "lock", f"{trainer.run}: another process is training this run"))
-        journal = Journal(trainer.run) if ranks.is_first else None
+        journal = Journal(trainer.run, recipe.checkpoint.on_failure == "continue") if ranks.is_first else None
         releaser = stack.enter_context(Releaser(trainer.run, journal, ranks.device)) if journal else None
         try:
-            _train_to_the_end(trainer, journal, releaser, allow_change, received)
+            _train_to_the_end(trainer, journal, releaser, allow_change)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            words = "make room and run it again: it goes on from the last checkpoint"
+            raise RunStoppedError(f"{error.filename or trainer.run}: {error.strerror}; {words}") from error
         except RuntimeError as error:
             if isinstance(error, RunStoppedError) or not is_loss_of_a_rank(error):
                 raise
@@ -78,10 +84,10 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
         return trainer.run
 
 
-def _train_to_the_end(
-    trainer: Trainer, journal: Journal | None, releaser: Releaser | None, allow_change: bool, received: signals.Received
-) -> None:
+def _train_to_the_end(trainer: Trainer, journal: Journal | None, releaser: Releaser | None, allow_change: bool) -> None:
     """All steps that are left, and all releases."""
+    if journal:
+        journal.forget_cut_lines()
     first_step, state = resume(trainer, journal, allow_change)
     if journal:
         write_run_folder(trainer)
@@ -89,13 +95,15 @@ def _train_to_the_end(
         releaser.add(waiting(trainer.run))
     if first_step < trainer.recipe.train.steps:
         with ExitStack() as stack:
-            session = _open(trainer, journal, releaser, first_step, received, stack)
+            session = _open(trainer, journal, releaser, first_step, stack)
             while not _train_from(session, first_step, Guard(trainer.recipe.guard, state.get("guard"))):
-                first_step, state = resume(trainer, journal, allow_change)
+                with session.watch.paused():
+                    first_step, state = resume(trainer, journal, allow_change)
             _settle(session, must=True)
-    if releaser and not releaser.finish(lambda: received.number is not None):
-        words = "the run is trained; the same command goes on with its releases"
-        raise RunStoppedError(f"{trainer.run}: {words}", status=signals.REQUEUE_STATUS)
+    if releaser and (failed := releaser.finish()):
+        steps = ", ".join(map(str, failed))
+        words = f"trained, but the release of step {steps} failed; see events.jsonl, mend that and run it again"
+        raise RunStoppedError(f"{trainer.run}: {words}")
 
 
 def _open(
@@ -103,18 +111,19 @@ def _open(
     journal: Journal | None,
     releaser: Releaser | None,
     first_step: int,
-    received: signals.Received,
     stack: ExitStack,
 ) -> Session:
     recipe, ranks = trainer.recipe, trainer.ranks
     bar = stack.enter_context(Bar(f"training {recipe.name}", recipe.train.steps, first_step)) if journal else None
     tracker = stack.enter_context(Tracker(recipe, trainer.run, journal, first_step)) if journal else None
     on_commit = partial(_say_saved, trainer, journal, releaser)
-    saver = checkpoint.Saver(trainer.run, recipe.checkpoint.asynchronous, on_commit)
+    before_commit = journal.flush_to_disk if journal else (lambda: None)
+    saver = checkpoint.Saver(trainer.run, recipe.checkpoint.asynchronous, on_commit, before_commit)
     stack.callback(saver.close)
     meter = Meter(recipe, trainer.model.vocab_size, ranks)
+    received = stack.enter_context(signals.noted())
     session = Session(trainer, journal, bar, tracker, meter, saver, received, step=first_step)
-    session.alive = stack.enter_context(watchdog(recipe.guard.hang_seconds, partial(_say_hung, session)))
+    session.watch = stack.enter_context(watchdog(recipe.guard.hang_seconds, partial(_say_hung, session)))
     return session
 
 
@@ -126,7 +135,7 @@ def _train_from(session: Session, first_step: int, guard: Guard) -> bool:
     session.meter.restart()
     for step, rows in enumerate(order, first_step):
         session.step = step
-        loss, norm = compute_gradients(trainer, rows, session.alive)
+        loss, norm = compute_gradients(trainer, rows, session.watch)
         stop, save_failed = _agree(session)
         verdict, reason, blamed = guard.judge(loss, norm)
         if verdict is Verdict.ROLL_BACK:
@@ -191,7 +200,7 @@ def _row(session: Session, step: int, loss: float, norm: float, skipped: str) ->
     if skipped:  # JSON has no number for what is not finite
         row |= {"loss": None, "gradient_norm": None, "skipped": skipped}
     if trainer.validation and (done % recipe.train.validate_every_steps == 0 or done == recipe.train.steps):
-        score = validate(trainer.model, trainer.validation, _pass_rows(trainer), trainer.ranks, session.alive)
+        score = validate(trainer.model, trainer.validation, _pass_rows(trainer), trainer.ranks, session.watch)
         row |= {"validation_loss": score.loss, "validation_bits_per_byte": score.bits_per_byte}
         session.meter.restart()
     return row
@@ -219,8 +228,6 @@ def _is_saved(recipe: Recipe, done: int) -> bool:
 def _save(session: Session, done: int, guard: Guard) -> None:
     trainer, recipe, begun = session.trainer, session.trainer.recipe, time.perf_counter()
     _settle(session)
-    if session.journal:
-        session.journal.flush_to_disk()
     state = {
         "tokens": done * recipe.train.batch_tokens,
         "time": time.time(),
@@ -234,7 +241,8 @@ def _save(session: Session, done: int, guard: Guard) -> None:
         "milestone": is_milestone(recipe, done),
         "guard": guard.state(),
     }
-    session.saver.begin(done, trainer.model, trainer.optimizers, state, begun)
+    with session.watch.paused():
+        session.saver.begin(done, trainer.model, trainer.optimizers, state, begun)
     session.meter.restart()
 
 
@@ -252,8 +260,8 @@ def _say_saved(
 
 def _settle(session: Session, must: bool = False) -> None:
     """Wait for the checkpoint under way; where it failed: an event, and the end if the recipe says so or `must`."""
-    reason = session.saver.settle(session.alive)
-    session.alive()
+    reason = session.saver.settle(session.watch)
+    session.watch()
     if reason is None:
         return
     run, recipe = session.trainer.run, session.trainer.recipe.checkpoint

@@ -5,11 +5,13 @@ fails is an event and training goes on.
 """
 
 import contextlib
+import errno
 import importlib
 import io
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -36,11 +38,16 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class Journal:
-    """Appends to a run's metrics.jsonl and events.jsonl, each line flushed as it is written."""
+    """Appends to a run's metrics.jsonl and events.jsonl, each line flushed as it is written; also from threads.
 
-    def __init__(self, run: Path, clock: Callable[[], float] = time.time) -> None:
+    With `outlasts_full_disk`, what finds no room waits in memory and is written with the next line that does.
+    """
+
+    def __init__(self, run: Path, outlasts_full_disk: bool = False, clock: Callable[[], float] = time.time) -> None:
         self.metrics_path, self.events_path = run / "metrics.jsonl", run / "events.jsonl"
-        self.clock = clock
+        self.outlasts_full_disk, self.clock = outlasts_full_disk, clock
+        self.waiting: dict[Path, bytes] = {self.metrics_path: b"", self.events_path: b""}
+        self.lock = threading.Lock()
         self.step = 0
         """The newest step with a row."""
 
@@ -59,27 +66,46 @@ class Journal:
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append a step's row."""
-        _append(self.metrics_path, row)
+        self._append(self.metrics_path, row)
         self.step = row["step"]
 
     def event(self, name: str, step: int, **details: Any) -> None:
         """Append an event: what happened at which step, and when (seconds since 1970)."""
-        _append(self.events_path, {"time": self.clock(), "event": name, "step": step, **details})
+        self._append(self.events_path, {"time": self.clock(), "event": name, "step": step, **details})
 
     def flush_to_disk(self) -> None:
-        """Make what was written outlast a power cut."""
+        """Make what was written outlast a power cut. OSError where something still finds no room."""
         for path in (self.metrics_path, self.events_path):
+            with self.lock:
+                self._write_waiting(path)
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
 
+    def _append(self, path: Path, row: Mapping[str, Any]) -> None:
+        with self.lock:
+            self.waiting[path] += json.dumps(row).encode() + b"\n"
+            try:
+                self._write_waiting(path)
+            except OSError as error:
+                if not (self.outlasts_full_disk and error.errno == errno.ENOSPC):
+                    raise
 
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    try:
-        with path.open("ab") as file:
-            file.write(json.dumps(row).encode() + b"\n")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk's names no file
+    def _write_waiting(self, path: Path) -> None:
+        """All of it or nothing, so that no line stands half."""
+        if not self.waiting[path]:
+            return
+        size = path.stat().st_size if path.is_file() else 0
+        try:
+            with path.open("ab", buffering=0) as file:
+                written = file.write(self.waiting[path])
+            if written != len(self.waiting[path]):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            if path.is_file():
+                os.truncate(path, size)
+            raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk's names no file
+        self.waiting[path] = b""
 
 
 def trackio_folder(run: Path) -> Path:

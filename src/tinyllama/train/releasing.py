@@ -4,20 +4,29 @@ Training does not wait for them and does not stop for them: one that fails is an
 run that ended has left undone is done when it goes on. The process computes on the CPU, since training has the GPUs.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 
-from tinyllama.files import read_json
+from tinyllama.files import read_json, sha256_of
 from tinyllama.recipe import Recipe
 from tinyllama.train import checkpoint
 from tinyllama.train.metrics import Journal
 
+_PROGRAM = """\
+import sys
+from tinyllama.processes import end_with_parent
+end_with_parent(int(sys.argv.pop(1)))
+from tinyllama.release.milestone import main
+sys.exit(main(*sys.argv[1:]))
+"""
+# It asks to end with training before it imports anything that takes seconds.
 _TRIES = 3
 """Of a release; after that it is left until the run is started again."""
 _PAUSE_SECONDS = 10.0
@@ -36,9 +45,10 @@ def waiting(run: Path) -> list[int]:
     """Steps whose checkpoint is a milestone's and which have no release with scores yet, oldest first."""
     path = run / "releases" / "releases.json"
     rows = read_json(path)["releases"] if path.is_file() else []
-    complete = {row["step"] for row in rows if row["complete"]}
-    marked = [folder for folder in checkpoint.committed(run) if checkpoint.read_state(folder).get("milestone")]
-    return [step for step in map(checkpoint.step_of, marked) if step not in complete]
+    complete = {(row["step"], row["commit"]) for row in rows if row["complete"]}
+    marked = filter(checkpoint.is_milestone, checkpoint.committed(run))
+    found = ((checkpoint.step_of(folder), sha256_of(folder / checkpoint.COMMIT)) for folder in marked)
+    return [step for step, commit in found if (step, commit) not in complete]
 
 
 class Releaser:
@@ -47,6 +57,7 @@ class Releaser:
     def __init__(self, run: Path, journal: Journal, device: torch.device) -> None:
         self.run, self.journal, self.environment = run, journal, _environment(device)
         self.steps: list[int] = []
+        self.failed: list[int] = []
         self.changed = threading.Condition()
         self.closed = threading.Event()
         self.process: subprocess.Popen[str] | None = None
@@ -65,14 +76,14 @@ class Releaser:
             self.steps += [step for step in steps if step not in self.steps]
             self.changed.notify_all()
 
-    def finish(self, must_stop: Callable[[], bool]) -> bool:
-        """Wait until all are done; False where `must_stop` says, before that, that there is no more time."""
+    def finish(self) -> list[int]:
+        """Wait until all are done; return the steps whose release failed to the last try."""
         with self.changed:
             if self.steps:
                 print(f"{self.run}: trained; releasing step {', '.join(map(str, self.steps))}", file=sys.stderr)
-            while self.steps and not must_stop():
+            while self.steps:
                 self.changed.wait(1)
-            return not self.steps
+            return self.failed
 
     def close(self) -> None:
         """End the process under way; what it has not done is done when the run goes on."""
@@ -90,29 +101,45 @@ class Releaser:
                 if self.closed.is_set():
                     return
                 step = self.steps[0]
-            self._release(step)
+            is_released = self._release(step)
             with self.changed:
+                self.failed += [] if is_released else [step]
                 self.steps.remove(step)
                 self.changed.notify_all()
 
-    def _release(self, step: int) -> None:
+    def _release(self, step: int) -> bool:
         for number in range(_TRIES):
-            problem = self._try(step)
-            if problem is None or self.closed.is_set():
-                return
-            self.journal.event("release-failed", step, problem=problem, tries=number + 1)
-            print(f"{self.run}: the release of step {step} failed ({problem}); training goes on", file=sys.stderr)
-            if number + 1 < _TRIES and self.closed.wait(_PAUSE_SECONDS * 2**number):
-                return
+            try:
+                problem = self._try(step)
+            except OSError as error:  # the process does not even start
+                problem = repr(error)
+            if problem is None:
+                return True
+            if not self.closed.is_set():
+                self._say_failed(step, number + 1, problem)
+            if number + 1 == _TRIES or self.closed.wait(_PAUSE_SECONDS * 2**number):
+                return False
+        return False
+
+    def _say_failed(self, step: int, tries: int, problem: str) -> None:
+        print(f"{self.run}: the release of step {step} failed, try {tries} of {_TRIES}: {problem}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # what fills the disk fails the release and its event
+            self.journal.event("release-failed", step, problem=problem, tries=tries)
 
     def _try(self, step: int) -> str | None:
         """Run the process to its end; None, or what it said last if it failed."""
-        command = [sys.executable, "-m", "tinyllama.release.milestone", str(self.run), str(step)]
+        command = [sys.executable, "-c", _PROGRAM, str(os.getpid()), str(self.run), str(step)]
         with self.changed:
             if self.closed.is_set():
                 return "the run has ended"
+            # In a session of its own: a signal to all of the run's processes is for training alone.
             self.process = subprocess.Popen(
-                command, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+                command,
+                env=self.environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
             )
         said = self.process.communicate()[1].strip().splitlines()
         if self.process.returncode == 0:
@@ -133,6 +160,6 @@ def needed_checkpoints(run: Path, average: int) -> set[Path]:
     needed: set[Path] = set()
     for number, folder in enumerate(whole, 1):
         is_released = (run / "releases" / folder.name / "release.json").is_file()
-        if checkpoint.read_state(folder).get("milestone") and not is_released:
+        if checkpoint.is_milestone(folder) and not is_released:
             needed |= {*whole[max(0, number - average) : number]}
     return needed

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from tinyllama.data.batches import batch_of
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.train import checkpoint
-from tinyllama.train.guard import leave_out, read_left_out
+from tinyllama.train.guard import forget_what_is_gone, leave_out, read_left_out
 from tinyllama.train.metrics import Journal
 from tinyllama.train.setup import Trainer, start
 
@@ -32,6 +32,11 @@ def resume(trainer: Trainer, journal: Journal | None, allow_change: bool) -> tup
         _refuse(changed, folder, allow_change)
         state = checkpoint.load(folder, trainer.model, trainer.optimizers)
         step = checkpoint.step_of(folder)
+        if step > trainer.recipe.train.steps:
+            raise InputError(
+                f"{folder}: the run is past train.tokens, {trainer.recipe.train.tokens:,}; give it more, or delete the "
+                "checkpoints after that to train from there"
+            )
     if journal:
         journal.cut_back(step)
         details = {"changed": changed} if changed else {}
@@ -43,8 +48,10 @@ def _told_by_the_first(trainer: Trainer, journal: Journal | None) -> Path | None
     """The checkpoint to go on from, and in `trainer` the times that the run went back: what the first rank finds."""
     found: list[Any] = [None, None]
     if journal:
-        journal.forget_cut_lines()
-        found = [_newest_whole(trainer.run, journal), read_left_out(trainer.run)]
+        newest = _newest_whole(trainer.run, journal)
+        if newest is None:
+            forget_what_is_gone(trainer.run)
+        found = [newest, read_left_out(trainer.run)]
     if trainer.ranks.count > 1:
         dist.broadcast_object_list(found)
     folder: Path | None = found[0]

@@ -77,6 +77,10 @@ def build(recipe: Recipe, ranks: Ranks) -> Trainer:
 def _say_what_may_surprise(recipe: Recipe, store: TokenStore, ranks: Ranks) -> None:
     for name in unvalidated(recipe, store):
         print(f"{recipe.data.store}/{name}: too little held out to validate on; raise data.holdout", file=sys.stderr)
+    last = recipe.train.steps * recipe.train.batch_tokens
+    for tokens in recipe.release.at:
+        if tokens > last:
+            print(f"release.at: {tokens:,} tokens are never reached, the run ends at {last:,}", file=sys.stderr)
     rows, most = recipe.train.batch_sequences // ranks.count, recipe.train.micro_batch_sequences
     if 2 * micro_batch_rows(rows, most) <= min(rows, most):
         print(

@@ -2,14 +2,28 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from tinyllama.errors import RunStoppedError
 
 SAVING = (signal.SIGTERM, signal.SIGUSR1)
 """SIGTERM: what schedulers and torchrun send first. SIGUSR1: what Slurm sends ahead of the time limit if told to."""
 REQUEUE_STATUS = 75
 """Exit status after such a signal: sysexits.h's EX_TEMPFAIL, "try again later"."""
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """End with the same status, and in a line, where SIGTERM or SIGUSR1 comes while there is nothing to save."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        raise RunStoppedError(f"{name}: ended; the same command goes on from where it stands", status=REQUEUE_STATUS)
+
+    with _handled_by(end):
+        yield
 
 
 class Received:
@@ -26,12 +40,19 @@ def noted() -> Iterator[Received]:
     def note(number: int, frame: FrameType | None) -> None:
         received.number = signal.Signals(number)
 
+    with _handled_by(note):
+        yield received
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have the signals handled by a function while the block runs; a thread cannot, and leaves them as they are."""
     if threading.current_thread() is not threading.main_thread():
-        yield received
+        yield
         return
-    before = {number: signal.signal(number, note) for number in SAVING}
+    before = {number: signal.signal(number, handler) for number in SAVING}
     try:
-        yield received
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, was in before.items():
+            signal.signal(number, was)
