@@ -135,7 +135,7 @@ class Recipe(Part):
 # Neither where things lie nor how the work is cut up, watched or kept changes what is learnt.
 _NEUTRAL = re.compile(
     r"name$|tokenizer$|data\.(store|workers|executor|slurm.*|sources\.[^.]+\.path)$|checkpoint\.|release\.|track\."
-    r"|train\.(micro_batch_sequences|compile|validate_every_steps|validation_sequences)$"
+    r"|train\.(micro_batch_sequences|deterministic|compile|validate_every_steps|validation_sequences)$"
     r"|parallel\.|guard\.(hang_seconds|max_rollbacks)$"
 )
 

@@ -54,6 +54,8 @@ class Train(Part):
     """Of the computation; weights, optimiser state and gradient sums are always float32."""
     float8: bool = False
     """Multiply the blocks' matrices in float8, scaled a row at a time (torchao); for GPUs that have it."""
+    deterministic: bool = False
+    """On GPUs, take kernels that give the same bits every time, which are slower; a CPU's do anyway."""
     compile: bool = True
     """Compile the blocks with torch.compile."""
     z_loss: Annotated[float, Field(ge=0)] = 0.0

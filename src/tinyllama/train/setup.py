@@ -5,6 +5,7 @@ and one whole matrix. A weight's first value depends on the seed and its name al
 """
 
 import math
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +70,9 @@ def build(recipe: Recipe, ranks: Ranks) -> Trainer:
     model = build_model(recipe, _vocab_size(recipe, run, tokenizer), ranks)
     optimizers = build_optimizers(model, recipe.train.optimizer)
     validation = prepare_validation(recipe, store, tokenizer)
+    if recipe.train.deterministic and ranks.device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's documentation, "Results reproducibility"
+        torch.use_deterministic_algorithms(True)
     if ranks.is_first:
         _say_what_may_surprise(recipe, store, ranks)
     return Trainer(recipe, store, tokenizer, ranks, run, model, optimizers, validation)
