@@ -77,13 +77,17 @@ def _with_best_batch(
     model = load(folder, PRECISIONS[precision], 1)
     few = {task: [request for request in own if request.doc_id < TRIAL_ITEMS] for task, own in requests.items()}
     seconds: dict[int, float] = {}
+    scores: list[list[tuple[float, bool]]] = []
     for size in BATCH_SIZES[name]:
         _set_batch_size(model, size)
-        seconds[size] = min(sum(_time(model, few)[0].values()) for _ in range(2))
+        runs = [_time(model, few) for _ in range(2)]
+        seconds[size] = min(sum(times.values()) for times, _ in runs)
+        scores.append(runs[0][1])
     best = min(seconds, key=lambda size: seconds[size])
     _set_batch_size(model, best)
     tried = ", ".join(f"{size}: {value:.2f} s" for size, value in seconds.items())
-    print(f"{precision} {name}: batch size {best} ({tried})", flush=True)
+    print(f"{precision} {name}: batch size {best} ({tried}); the smallest and the largest beside each other:")
+    print(f"  {_difference(scores[0], scores[-1])}", flush=True)
     return model
 
 
