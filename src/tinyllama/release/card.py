@@ -156,12 +156,13 @@ def _what(source: Source, origin: str | None) -> str:
 
 def _loss(facts: Facts) -> str:
     measured = facts["measured"]
+    of = "" if len(facts["checkpoints"]) == 1 else ", of the newest of the checkpoints and not of their mean"
     lines = ["![Training and validation loss against tokens seen](loss.png)"]
     if "validation_step" in measured:
         lines.append(
             f"Validation at step {measured['validation_step']:,}: "
             f"**{measured['validation_bits_per_byte']:.4f} bits per byte**, "
-            f"a loss of {measured['validation_loss']:.4f} nats per token."
+            f"a loss of {measured['validation_loss']:.4f} nats per token{of}."
         )
     return "\n\n".join([*lines, f"Training loss of the last step: {measured['loss']:.4f} nats per token."])
 

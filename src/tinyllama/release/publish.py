@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from tinyllama.errors import InputError
-from tinyllama.release import release
+from tinyllama.release import find_checkpoint, release
 from tinyllama.release.foreign import ALL_FORMATS, release_foreign
 from tinyllama.release.push import push
+from tinyllama.release.table import is_of
 
 
 def publish(
@@ -22,19 +24,29 @@ def publish(
     """Do it, and say what was done, a line each. Raises InputError as `release`, `release_foreign` and `push` do."""
     if public and not push_to:
         raise InputError("release: --public says how a repository is made; name it with --push OWNER/NAME")
-    folder = Path(source)
-    if not push_to or not (folder / "release.json").is_file():
-        if _is_foreign(folder):
+    folder = _released(Path(source), step, formats, force) if push_to else None
+    if folder is None:
+        if _is_foreign(Path(source)):
             if (step, average, average_decay) != (None, None, None):
                 raise InputError(f"{source}: others' weights have no steps; leave out --step and --average")
             folder = release_foreign(source, formats or ALL_FORMATS, force)
         else:
-            folder = release(
-                folder, step=step, force=force, formats=formats, average=average, average_decay=average_decay
-            )
+            options: dict[str, Any] = {"formats": formats, "average": average, "average_decay": average_decay}
+            folder = release(source, step=step, force=force, **options)
         yield f"release: {folder}"
     if push_to:
         yield f"pushed: {push(folder, push_to, public)}"
+
+
+def _released(source: Path, step: int | None, formats: Sequence[str] | None, force: bool) -> Path | None:
+    """The release to push that is there already: given itself, or that of the checkpoint that would be released."""
+    if (source / "release.json").is_file():
+        return source
+    if force or formats or not (source / "releases").is_dir():
+        return None
+    checkpoint = find_checkpoint(source, step)
+    folder = source / "releases" / checkpoint.name
+    return folder if is_of(folder, checkpoint) else None
 
 
 def _is_foreign(source: Path) -> bool:
