@@ -45,7 +45,7 @@ def release_row(folder: Path) -> Row:
     wanted = facts["recipe"]["fields"]["release"]
     baselines = all(baseline_file(folder.parent, name).is_file() for name in wanted["baselines"])
     complete = baselines and is_scored(evaluation, wanted)
-    commit = facts["checkpoints"][folder.name]
+    *_, commit = facts["checkpoints"].values()  # its own is the newest of those that were averaged
     return row | {"folder": folder.name, "commit": commit, "complete": complete, **_scores(evaluation)}
 
 
