@@ -5,6 +5,7 @@ the model is in memory once. The tokenizer's files lie beside, for CTranslate2 r
 """
 
 from pathlib import Path
+from typing import Any
 
 from ctranslate2.converters import TransformersConverter
 from transformers.utils import logging
@@ -20,4 +21,13 @@ def write_ctranslate2(folder: Path, source: Path) -> None:
     files = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     logging.disable_progress_bar()
     for name, kind in KINDS.items():
-        TransformersConverter(str(source), copy_files=files).convert(str(folder / name), quantization=kind)
+        _Converter(str(source), copy_files=files).convert(str(folder / name), quantization=kind)
+
+
+class _Converter(TransformersConverter):  # type: ignore[misc]
+    def load_model(self, *arguments: Any, **options: Any) -> Any:
+        """The model, its weights copied out of the mapped files, which would stay in memory until the last is freed."""
+        model = super().load_model(*arguments, **options)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+        return model
