@@ -55,7 +55,7 @@ def recipe(small: Path, tmp_path: Path) -> Path:
             "nowhere: the token store is not there; run `tinyllama prepare`",
         ),
         (["generate", "nowhere", "text"], "nowhere: no model here"),
-        (["release", "nowhere"], "nowhere: no run and no checkpoint here"),
+        (["release", "nowhere"], "nowhere: no model here"),
         (["evaluate", "nowhere"], "nowhere: no model here"),
         (["watch", "nowhere"], "nowhere: no run here"),
         (["tokenizer", "import", "nowhere", "there"], "nowhere"),
