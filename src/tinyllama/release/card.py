@@ -192,7 +192,7 @@ def _lineage(facts: Facts) -> str:
         "exported with": ", ".join(f"{name} {number}" for name, number in versions.items()),
     }
     found = table(("from raw file to weights", "SHA-256, or what it is"), rows.items())
-    return f"{found}\n\n`release.json`, beside this folder, holds the recipe and the SHA-256 of every file."
+    return f"{found}\n\n`release.json`, beside the formats, holds the recipe and the SHA-256 of every file."
 
 
 def _began_from(initial: Facts | None) -> str:
