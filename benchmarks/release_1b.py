@@ -61,7 +61,7 @@ def write(folder: Path, tokenizer: Tokenizer) -> list[str]:
         initialize(model, seed=0)
     sizes = [4 * parameter.numel() for parameter in model.parameters()]
     with stage("reference", peaks):
-        facts = {"reference": reference(model, tokenizer)}
+        facts = {"reference": reference(model, tokenizer), "formats": ["huggingface", "gguf", "ctranslate2"]}
     with stage("huggingface", peaks):
         write_hugging_face(folder / "huggingface", model, tokenizer)
     del model

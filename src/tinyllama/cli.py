@@ -150,7 +150,7 @@ def evaluate(
         tasks: Names of lm-eval tasks.
         limit: Items a task at most, the first of it; all without it.
         num_fewshot: Solved examples before each item; a task's own number without it, for most tasks 0.
-        batch_size: Requests that are computed together.
+        batch_size: Requests that lm-eval's `hf` computes together, which scores what is no Llama 2.
         precision: Of the computation.
     """
     from tinyllama.evaluate.report import evaluate_on_ranks

@@ -29,6 +29,10 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+    except OSError as error:
+        if error.filename is None:  # a full disk's names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         beside.unlink(missing_ok=True)
     sync_directory(path.parent)
@@ -120,4 +124,12 @@ def alone_in(folder: Path, lock: str, refusal: str) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, no child inherits it
         except (BlockingIOError, PermissionError):
             raise InputError(f"{refusal}; wait for it, or choose another name") from None
+        yield
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock while the block runs, having waited for who holds it."""
+    with path.open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
         yield

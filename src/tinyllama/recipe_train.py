@@ -136,6 +136,8 @@ class Release(Part):
     """Items a task at most: the first in the task's order; null means all."""
     baselines: tuple[str, ...] = ()
     """Models to score on the same items once, beside the first milestone: Hugging Face folders or hub names."""
+    license: str | None = None
+    """What the card's metadata say, in the hub's words, such as apache-2.0; null says nothing."""
     average: Count = 1
     """Checkpoints that a release averages: its own and those before it; `checkpoint.keep` must hold as many."""
     average_decay: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -1,6 +1,7 @@
 """Scores are kept: beside a model that is here, and those of other tasks stay beside new ones of the same weights."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def evaluation(task: str, step: int, **fields: Any) -> Evaluation:
         "tokens": step * 100,
         "limit": None,
         "precision": "bfloat16",
-        "rows": {task: {"acc": 0.5}},
+        "rows": {task: {"acc": 0.5, "items": 10}},
         "coverage": {task: "all 10 items"},
         "data": {task: "hub"},
         "versions": {},
@@ -38,6 +39,10 @@ def test_scores_of_other_tasks_stay_unless_the_weights_or_the_software_are_other
     assert set(both.rows) == set(both.num_fewshot) == {"piqa", "hellaswag"}
     assert both.shortened == {"piqa": 3}
     assert _with_earlier(evaluation("piqa", 10), path).shortened == {}
+    few = evaluation("piqa", 10, rows={"piqa": {"acc": 0.9, "items": 4}}, coverage={"piqa": "first 4 of 10 items"})
+    assert _with_earlier(few, path).rows["piqa"]["acc"] == 0.5  # of more items, which took longer
+    assert _with_earlier(few, path).coverage["piqa"] == "all 10 items"
+    assert _with_earlier(replace(few, num_fewshot={"piqa": 5}), path).rows["piqa"]["acc"] == 0.9  # another question
     assert set(_with_earlier(evaluation("hellaswag", 20), path).rows) == {"hellaswag"}
     assert set(_with_earlier(evaluation("hellaswag", 10, versions={"torch": "3"}), path).rows) == {"hellaswag"}
 

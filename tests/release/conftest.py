@@ -59,7 +59,8 @@ def make_run(small: Path, raw: Path, tmp_path_factory: pytest.TempPathFactory) -
     def make(**shape: Any) -> Path:
         run = tmp_path_factory.mktemp("run")
         fields = recipe_fields(small, raw)
-        recipe = Recipe.model_validate(fields | {"model": fields["model"] | shape})
+        fields |= {"model": fields["model"] | shape, "release": {"license": "apache-2.0"}}
+        recipe = Recipe.model_validate(fields)
         (run / "recipe.yaml").write_text(recipe.to_yaml())
         tokenizer, store = Tokenizer.load(recipe.tokenizer), TokenStore.open(recipe.data.store)
         tokenizer.save(run / "tokenizer", recipe.model.context)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ def random_model(vocab_size: int, shape: Model = SHAPE) -> Llama:
 
 
 def write_release(folder: Path, model: Llama, tokenizer: Tokenizer, formats: Sequence[str] = FORMATS) -> Path:
-    facts = {"reference": reference(model, tokenizer)}
+    facts: dict[str, Any] = {"reference": reference(model, tokenizer), "formats": list(formats)}
     write_hugging_face(folder / "huggingface", model, tokenizer)
     write_formats(folder, formats, "small")
     write_json(folder / "release.json", facts | {"files": hash_files(folder)})
@@ -41,6 +42,7 @@ def only(release: Path, *folders: str) -> Path:
     """Say in release.json that the release has these folders only, as they are now: what `verify` then runs."""
     facts = read_json(release / "release.json")
     facts["files"] = {name: entry for name, entry in hash_files(release).items() if name.startswith(folders)}
+    facts["formats"] = sorted({name.partition("/")[0] for name in folders})
     write_json(release / "release.json", facts)
     return release
 

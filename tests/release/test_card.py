@@ -178,12 +178,22 @@ def test_every_card_has_all_releases_of_its_run_and_the_baselines_that_were_scor
     assert [(row["step"], row["folder"]) for row in table["releases"]] == [(10, first.name), (40, last.name)]
 
 
+def test_scores_with_examples_say_so_and_never_stand_beside_those_without(released: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(released, tmp_path / "release"))
+    evaluation(num_fewshot={"hellaswag": 10}).save(folder / "evaluation.json")
+    card = update_card(folder).read_text()
+    assert row_of(card, "hellaswag")[4] == "first 200 of 10042 items, 10 examples before each"
+    assert "Pythia-1B" not in card
+    (row,) = read_json(tmp_path / "releases.json")["releases"]
+    assert row["hellaswag"] is None and not row["complete"]
+
+
 def test_the_hub_reads_the_scores(scored: Path) -> None:
     results = {
         result.metric_type: result for result in ModelCard.load(scored / "huggingface/README.md").data.eval_results
     }
     assert (results["acc_norm"].metric_value, results["acc_norm"].dataset_type) == (30.5, "Rowan/hellaswag")
-    assert results["acc"].metric_args == {"stderr": 3.13}
+    assert results["acc"].metric_args == {"stderr": 3.13, "num_fewshot": 0}
     assert results["acc"].dataset_name == "hellaswag (first 200 of 10042 items)"
 
 

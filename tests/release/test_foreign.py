@@ -36,6 +36,11 @@ def test_a_hugging_face_llama_is_released_with_its_weights_and_where_they_came_f
     assert facts["initial_weights"]["digest"] in card and "trained elsewhere" in card
 
 
+def test_a_release_is_released_again_under_the_models_name(llama: str, released: Path) -> None:
+    for source in (released, released / "huggingface"):
+        assert release_foreign(str(source), ["huggingface"], force=True) == Path("releases/small")
+
+
 def test_its_scores_stand_in_its_card(llama: str) -> None:
     folder = release_foreign(llama, ["huggingface"])
     evaluate(folder, ["piqa"], limit=4, precision=torch.float32).save(folder / "evaluation.json")

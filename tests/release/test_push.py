@@ -137,6 +137,8 @@ def test_the_command_pushes_a_run_as_it_releases_it_and_a_release_as_it_is(
     ]  # fmt: skip
     assert cli.main(["release", str(run), "--push", "guild/small"]) == 0  # released by now, and not released again
     assert capsys.readouterr().out.splitlines() == [f"pushed: {hub.url}/guild/small"]
+    assert cli.main(["release", str(run), "--push", "guild/small", "--average", "2"]) == 2  # another release than that
+    assert "already released" in capsys.readouterr().err
     assert [hub.repositories[name].visibility for name in ("guild/small", f"{USER}/small")] == ["private", "public"]
     assert [set(there.files) for there in hub.repositories.values()] == [expected(folder).keys()] * 2
 

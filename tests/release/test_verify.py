@@ -135,6 +135,17 @@ def test_a_format_that_is_gone_fails_and_raises_nothing(release: Path) -> None:
     assert failed(release)[-1].what == "loads and runs"
 
 
+def test_a_format_without_files_and_a_release_without_any_are_no_pass(release: Path) -> None:
+    facts = read_json(release / "release.json")
+    facts["files"] = {name: entry for name, entry in facts["files"].items() if not name.startswith("gguf")}
+    facts["formats"] = ["gguf"]
+    write_json(release / "release.json", facts)
+    assert any(check.subject == "gguf" and check.what == "format" for check in failed(release))
+    write_json(release / "release.json", facts | {"files": {}})
+    with pytest.raises(InputError, match="release the run again"):
+        verify(release)
+
+
 def test_a_start_marker_that_hugging_face_does_not_put_fails(release: Path) -> None:
     path = release / "ctranslate2/int8/tokenizer.json"
     write_json(path, read_json(path) | {"post_processor": None})

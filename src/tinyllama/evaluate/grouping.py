@@ -13,6 +13,8 @@ from tinyllama.errors import InputError
 Pair = tuple[list[int], list[int]]
 """Ids of a context and of its continuation."""
 
+BATCH_REQUESTS = 64
+"""Requests of a batch: some thousand tokens, which keep a processor's matrix products busy."""
 _BATCH_TOKENS = 16_384
 """A batch of long requests ends here: 0.7 GB of activations for the 1.1B model in float32."""
 _SHARED = 0.25

@@ -21,13 +21,13 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from tinyllama.errors import InputError
-from tinyllama.evaluate.grouping import Group, Pair, form_batches, to_requests
+from tinyllama.evaluate.grouping import BATCH_REQUESTS, Group, Pair, form_batches, to_requests
 from tinyllama.evaluate.scoring import Score, score_batch
 from tinyllama.evaluate.tasks import quiet
 from tinyllama.files import read_json
 from tinyllama.model.generation import generate
 from tinyllama.model.llama import Llama
-from tinyllama.model.loading import Located, load_model, load_tokenizer, locate
+from tinyllama.model.loading import HuggingFaceLlama, Located, load_model, load_tokenizer, locate
 from tinyllama.progress import Bar
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.parallel import Ranks
@@ -38,17 +38,34 @@ Result = TypeVar("Result")
 def load_language_model(source: Path, batch_size: int, precision: torch.dtype, ranks: Ranks) -> LM:
     """A run, checkpoint, release or Hugging Face folder as a language model of lm-eval, on the rank's device.
 
-    A Llama becomes `LlamaLM`; any other causal model of transformers goes through lm-eval's `hf`.
+    A Llama 2 becomes `LlamaLM`, which has batches of its own: what is computed together moves scores in bf16. Any other
+    causal model of transformers, Llamas of other kinds among them, goes through lm-eval's `hf`.
     """
     found = locate(source)
-    config = found.folder / "config.json"
-    if config.is_file() and read_json(config).get("model_type") != "llama":
+    if not _is_ours(found):
         return SharedLM(_load_hf(found, batch_size, precision, ranks.device), ranks)
     tokenizer = load_tokenizer(source)
     front = _front(found.tokenizer_folder / "tokenizer.json", tokenizer)
     # Cast once instead of at each use: the same numbers.
     model = load_model(source, precision).to(ranks.device, precision)
-    return LlamaLM(model, tokenizer, batch_size, front, ranks)
+    return LlamaLM(model, tokenizer, BATCH_REQUESTS, front, ranks)
+
+
+def _is_ours(found: Located) -> bool:
+    """Whether it is a checkpoint, or a Hugging Face folder that says it is a Llama 2.
+
+    Raises InputError where it says nothing.
+    """
+    path = found.folder / "config.json"
+    if not path.is_file():
+        return True
+    if not isinstance(read_json(path), dict):
+        raise InputError(f"{path}: not a model's configuration; fetch or make the folder again")
+    try:
+        HuggingFaceLlama.open(found.folder)
+    except InputError:
+        return False
+    return True
 
 
 def _load_hf(found: Located, batch_size: int, precision: torch.dtype, device: torch.device) -> LM:

@@ -30,8 +30,15 @@ def score(model: LM, tasks: Mapping[str, Task], limit: int | None, silent: bool 
 
 
 def _row(metrics: Mapping[str, Any], items: Mapping[str, int]) -> Row:
-    numbers = {name.removesuffix(",none"): value for name, value in metrics.items() if isinstance(value, float)}
+    numbers = {_plain(name): value for name, value in metrics.items() if isinstance(value, float)}
     return numbers | {"items": items["effective"], "total_items": items["original"]}
+
+
+def _plain(name: str) -> str:
+    """lm-eval's `metric_stderr,filter` with the error's mark at its end, and without a filter that is none."""
+    metric, _, taken = name.partition(",")
+    is_error, metric = metric.endswith("_stderr"), metric.removesuffix("_stderr")
+    return metric + (f",{taken}" if taken not in ("", "none") else "") + ("_stderr" if is_error else "")
 
 
 def bits_per_byte(task: Task) -> Row:

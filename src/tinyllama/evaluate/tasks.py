@@ -44,7 +44,7 @@ def load_tasks(names: Sequence[str], num_fewshot: int | None = None) -> Tasks:
     OpenBookQA's are drawn from the validation split, and `data` says so. Raises InputError for a name that lm-eval
     does not know, and for items or examples that are not to be had.
     """
-    _refuse_unknown([name for name in names if name not in _CONFIGS])
+    refuse_unknown(names)
     tasks: dict[str, Task] = {}
     data: dict[str, str] = {}
     with quiet():
@@ -105,6 +105,11 @@ def _load_from_hub(name: str) -> dict[str, Task]:
     except OSError as error:  # datasets' and the hub's own errors of this kind are all OSErrors
         reason = str(error).splitlines()[0]
         raise InputError(f"task {name}: the hub does not give its items ({reason}); {_remedy(name)}") from None
+    except ModuleNotFoundError as error:
+        raise InputError(f"task {name}: needs {error.name}; pip install {error.name}") from None
+    except (ValueError, RuntimeError) as error:  # a data set that is a script, which datasets no longer runs
+        reason = str(error).splitlines()[0]
+        raise InputError(f"task {name}: its items cannot be loaded ({reason}); choose another task") from None
     return tasks
 
 
@@ -126,8 +131,9 @@ def _remedy(name: str) -> str:
     return f"connect; offline there are {', '.join(offline.TASKS)}"
 
 
-def _refuse_unknown(names: Sequence[str]) -> None:
-    """Refuse a name that stands in none of the files that lm-eval's index is made of."""
+def refuse_unknown(names: Sequence[str]) -> None:
+    """Raise InputError for a name that stands in none of the files that lm-eval's index is made of."""
+    names = [name for name in names if name not in _CONFIGS]
     if not names:
         return
     missing, known = set(names), set(_CONFIGS)

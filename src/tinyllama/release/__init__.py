@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from tinyllama import recipe_train
 from tinyllama.errors import InputError
-from tinyllama.files import alone_in, read_json, write_atomically, write_folder, write_json
+from tinyllama.files import alone_in, locked, read_json, write_atomically, write_folder, write_json
 from tinyllama.model.loading import load_model, load_tokenizer
 from tinyllama.recipe import Recipe
 from tinyllama.recipe_errors import first_problem
@@ -53,12 +53,15 @@ def release(
     """
     source = find_checkpoint(Path(run), step)
     run = source.parent.parent
+    if not (run / "recipe.yaml").is_file():
+        told = "whose store.json and metrics.jsonl a release tells of"
+        raise InputError(f"{source}: taken out of its run, {told}; release it there")
     wanted = _wanted(Recipe.load(run / "recipe.yaml").release, formats, average, average_decay)
     folder = run / "releases" / source.name
     if folder.exists() and not force:
         raise InputError(f"{folder}: already released; --force replaces it")
     check_formats(wanted.formats)
-    averaged = averaged_checkpoints(run, source, wanted.average)
+    averaged = averaged_checkpoints(run, source, wanted.average, exactly=average is not None)
     facts = lineage(source, averaged, wanted)
     refusal = f"{folder.parent}: another process is releasing this run"
     with alone_in(folder.parent, "lock", refusal), write_folder(folder) as part:
@@ -113,10 +116,11 @@ def update_card(release_folder: str | Path) -> Path:
 
 def refresh_cards(releases: Path) -> None:
     """Make releases.json and every release's card again from what lies in `RUN/releases`."""
-    found = releases_table(releases)
-    write_json(releases / "releases.json", found)
-    for row in found["releases"]:
-        _write_card(releases / row["folder"], found)
+    with locked(releases / "cards.lock"):  # an evaluation and a milestone's process may end together
+        found = releases_table(releases)
+        write_json(releases / "releases.json", found)
+        for row in found["releases"]:
+            _write_card(releases / row["folder"], found)
 
 
 def find_checkpoint(source: Path, step: int | None) -> Path:

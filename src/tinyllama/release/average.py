@@ -15,11 +15,11 @@ from tinyllama.recipe import Recipe
 from tinyllama.train.checkpoint import committed, load_weights, step_of
 
 
-def averaged_checkpoints(run: Path, source: Path, count: int) -> list[Path]:
+def averaged_checkpoints(run: Path, source: Path, count: int, exactly: bool = True) -> list[Path]:
     """The `count` newest checkpoints of a run up to `source`, which is one of them, oldest first.
 
-    Raises InputError where there are fewer, and where some between them were deleted: a mean with what the run was
-    long before would be worse than no mean.
+    Where there are fewer, as at a run's beginning, or some between them were deleted (a mean with what the run was long
+    before would be worse than no mean), those that there are, or if `exactly` so many are wanted, InputError.
     """
     if count == 1:
         return [source]
@@ -30,7 +30,7 @@ def averaged_checkpoints(run: Path, source: Path, count: int) -> list[Path]:
         if len(chosen) == count or step_of(chosen[0]) - step_of(folder) > every:
             break
         chosen.insert(0, folder)
-    if len(chosen) < count:
+    if len(chosen) < count and exactly:
         steps = ", ".join(str(step_of(folder)) for folder in chosen)
         raise InputError(
             f"{run}: release.average is {count}, but up to {source.name} there are {len(chosen)} checkpoints in a row "

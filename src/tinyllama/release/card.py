@@ -5,7 +5,6 @@ when scores have come. Published scores are marked as such; the model's own neve
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -15,10 +14,9 @@ from tinyllama.recipe_data import Source, Stage
 from tinyllama.recipe_train import Schedule
 from tinyllama.release.card_scores import eval_results, scores_section
 from tinyllama.release.card_use import how_to_use
-from tinyllama.release.lineage import EMBEDDED, PUBLIC
+from tinyllama.release.lineage import EMBEDDED, PUBLIC, base_model
 from tinyllama.release.markdown import table
 from tinyllama.release.plots import short_count
-from tinyllama.tokenizer_files import HUB_NAME
 
 Facts = Mapping[str, Any]
 
@@ -50,22 +48,16 @@ def _metadata(facts: Facts, recipe: Recipe, evaluation: Facts | None) -> str:
     known = [source.format for name, source in recipe.data.sources.items() if origins[name]]
     languages = {_LANGUAGES[form] for form in known if form in _LANGUAGES}
     data = ModelCardData(
-        license="apache-2.0",
+        license=recipe.release.license,
         language=sorted(languages, reverse=True) or None,  # en before code
         library_name="transformers",
         pipeline_tag="text-generation",
         datasets=sorted(set(origins.values()) & set(PUBLIC.values())) or None,
-        base_model=_base_model(facts),
+        base_model=base_model(facts),
         model_name=facts["name"],
         eval_results=eval_results(evaluation) if evaluation else None,
     )
     return data.to_yaml()
-
-
-def _base_model(facts: Facts) -> str | None:
-    """The model on the hub whose weights the run began from, if any: a folder's name would say nothing there."""
-    source = facts["initial_weights"] and facts["initial_weights"]["source"]
-    return source if source and HUB_NAME.fullmatch(source) and not Path(source).exists() else None
 
 
 def _what_it_is(facts: Facts) -> str:

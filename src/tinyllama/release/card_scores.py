@@ -47,12 +47,17 @@ def eval_results(evaluation: Facts) -> list[EvalResult]:
             dataset_split=_DATA.get(task, (task, None))[1],
             metric_type=metric,
             metric_value=round(100 * row[metric], 2),
-            metric_args={"stderr": round(100 * row[f"{metric}_stderr"], 2)},
+            metric_args=_metric_args(evaluation, task, row.get(f"{metric}_stderr")),
         )
         for task, row in evaluation["rows"].items()
         for metric in ("acc", "acc_norm")
         if metric in row
     ]
+
+
+def _metric_args(evaluation: Facts, task: str, error: float | None) -> dict[str, Any]:
+    found: dict[str, Any] = {} if error is None else {"stderr": round(100 * error, 2)}
+    return found | {"num_fewshot": evaluation.get("num_fewshot", {}).get(task) or 0}
 
 
 def _how_to_score(facts: Facts) -> str:
@@ -63,7 +68,7 @@ def _how_to_score(facts: Facts) -> str:
 def by_task(evaluation: Facts) -> str:
     """What was measured, a row a task."""
     rows = [
-        (task, _score(row, "acc"), _score(row, "acc_norm"), _bits(row), evaluation["coverage"][task],
+        (task, _score(row, "acc"), _score(row, "acc_norm"), _bits(row), _scored_on(evaluation, task),
          evaluation["data"][task])
         for task, row in evaluation["rows"].items()
     ]  # fmt: skip
@@ -73,7 +78,15 @@ def by_task(evaluation: Facts) -> str:
 
 
 def _score(row: Facts, metric: str) -> str:
-    return f"{100 * row[metric]:.2f} ± {100 * row[f'{metric}_stderr']:.2f}" if metric in row else ""
+    if metric not in row:
+        return ""
+    error = row.get(f"{metric}_stderr")
+    return f"{100 * row[metric]:.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
+
+
+def _scored_on(evaluation: Facts, task: str) -> str:
+    shots = evaluation.get("num_fewshot", {}).get(task)
+    return f"{evaluation['coverage'][task]}" + (f", {shots} examples before each" if shots else "")
 
 
 def _bits(row: Facts) -> str:

@@ -14,14 +14,14 @@ import torch
 from huggingface_hub import ModelCardData
 
 from tinyllama.errors import InputError
-from tinyllama.files import write_folder, write_json
+from tinyllama.files import read_json, write_folder, write_json
 from tinyllama.model.loading import HuggingFaceLlama, load_model, load_tokenizer
 from tinyllama.plan import num_parameters
 from tinyllama.release.card_scores import by_task, eval_results
 from tinyllama.release.card_use import how_to_use
 from tinyllama.release.formats import check_formats, write_formats
 from tinyllama.release.hf import write_hugging_face
-from tinyllama.release.lineage import hash_files
+from tinyllama.release.lineage import base_model, hash_files
 from tinyllama.release.markdown import table
 from tinyllama.release.reference import reference
 
@@ -36,7 +36,7 @@ def release_foreign(source: str, formats: Sequence[str] = ALL_FORMATS, force: bo
     unless `force` replaces it.
     """
     there = HuggingFaceLlama.open(source)
-    name = Path(source).resolve().name if Path(source).exists() else source.partition("/")[2]
+    name = _name(Path(source)) if Path(source).exists() else source.partition("/")[2]
     folder = Path("releases") / name
     if folder.exists() and not force:
         raise InputError(f"{folder}: already released; --force replaces it")
@@ -50,6 +50,14 @@ def release_foreign(source: str, formats: Sequence[str] = ALL_FORMATS, force: bo
         (part / "huggingface" / "README.md").write_text(foreign_card(facts, None), encoding="utf-8")
         write_json(part / "release.json", {**facts, "files": hash_files(part)})
     return folder
+
+
+def _name(source: Path) -> str:
+    """A folder's name; a release's, and its Hugging Face folder's, is the released model's."""
+    for folder in (source, source.resolve().parent):
+        if (folder / "release.json").is_file():
+            return str(read_json(folder / "release.json")["name"])
+    return source.resolve().name
 
 
 def _facts(name: str, source: str, there: HuggingFaceLlama, formats: Sequence[str]) -> dict[str, Any]:
@@ -71,6 +79,7 @@ def foreign_card(facts: Mapping[str, Any], evaluation: Mapping[str, Any] | None)
         library_name="transformers",
         pipeline_tag="text-generation",
         model_name=facts["name"],
+        base_model=base_model(facts),
         eval_results=eval_results(evaluation) if evaluation else None,
     )
     origin, versions = facts["initial_weights"], facts["versions"]

@@ -5,6 +5,7 @@ their digests; a run that now holds others is refused, because its card would te
 """
 
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from tinyllama.plan import num_parameters
 from tinyllama.recipe import Recipe
 from tinyllama.recipe_data import Source
 from tinyllama.recipe_train import Release
+from tinyllama.tokenizer_files import HUB_NAME
 from tinyllama.train.checkpoint import COMMIT
 from tinyllama.train.guard import left_out_batches, read_left_out
 from tinyllama.train.metrics import read_rows
@@ -70,6 +72,12 @@ def metrics_until(run: Path, step: int) -> list[dict[str, Any]]:
     if not rows:
         raise InputError(f"{path}: no row up to step {step}; put the file back, the loss curve is drawn from it")
     return rows
+
+
+def base_model(facts: Mapping[str, Any]) -> str | None:
+    """The model on the hub whose weights the run began from, if any: a folder's name would say nothing there."""
+    source = facts["initial_weights"] and facts["initial_weights"]["source"]
+    return source if source and HUB_NAME.fullmatch(source) and not Path(source).exists() else None
 
 
 def hash_files(folder: Path) -> dict[str, dict[str, Any]]:

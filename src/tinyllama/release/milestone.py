@@ -11,7 +11,7 @@ from tinyllama.evaluate.report import evaluate_and_save
 from tinyllama.model.llama import PRECISIONS
 from tinyllama.recipe import Recipe
 from tinyllama.release import refresh_cards, release
-from tinyllama.release.table import baseline_file, evaluation_of, is_of, is_scored
+from tinyllama.release.table import baseline_file, baseline_scores, evaluation_of, is_of, is_scored
 from tinyllama.train.checkpoint import checkpoint_folder
 
 
@@ -23,10 +23,10 @@ def release_milestone(run: Path, step: int) -> None:
     wanted, precision = recipe.release, PRECISIONS[recipe.train.precision]
     if not is_scored(evaluation_of(folder), wanted.model_dump()):
         evaluate_and_save(str(folder), wanted.tasks, wanted.limit, precision)
-    for name in wanted.baselines if wanted.tasks else ():
-        path = baseline_file(folder.parent, name)
-        if not path.is_file():
-            evaluate(name, wanted.tasks, limit=wanted.limit, precision=precision).save(path)
+    for name in wanted.baselines:
+        if not is_scored(baseline_scores(folder.parent, name), wanted.model_dump()):
+            scores = evaluate(name, wanted.tasks, limit=wanted.limit, precision=precision)
+            scores.save(baseline_file(folder.parent, name))
     refresh_cards(folder.parent)
 
 

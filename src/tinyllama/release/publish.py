@@ -24,7 +24,8 @@ def publish(
     """Do it, and say what was done, a line each. Raises InputError as `release`, `release_foreign` and `push` do."""
     if public and not push_to:
         raise InputError("release: --public says how a repository is made; name it with --push OWNER/NAME")
-    folder = _released(Path(source), step, formats, force) if push_to else None
+    changing = force or any(option is not None for option in (formats, average, average_decay))
+    folder = _released(Path(source), step) if push_to and not changing else None
     if folder is None:
         if _is_foreign(Path(source)):
             if (step, average, average_decay) != (None, None, None):
@@ -38,17 +39,17 @@ def publish(
         yield f"pushed: {push(folder, push_to, public)}"
 
 
-def _released(source: Path, step: int | None, formats: Sequence[str] | None, force: bool) -> Path | None:
+def _released(source: Path, step: int | None) -> Path | None:
     """The release to push that is there already: given itself, or that of the checkpoint that would be released."""
     if (source / "release.json").is_file():
         return source
-    if force or formats or not (source / "releases").is_dir():
+    if _is_foreign(source):
         return None
     checkpoint = find_checkpoint(source, step)
-    folder = source / "releases" / checkpoint.name
+    folder = checkpoint.parent.parent / "releases" / checkpoint.name
     return folder if is_of(folder, checkpoint) else None
 
 
 def _is_foreign(source: Path) -> bool:
-    """Whether it is a Hugging Face folder, or no folder here: then it is the hub's to know."""
-    return (source / "config.json").is_file() or not source.exists()
+    """Whether it is a Hugging Face folder, a release, or no folder here: then it is the hub's to know."""
+    return any((source / name).is_file() for name in ("config.json", "release.json")) or not source.exists()

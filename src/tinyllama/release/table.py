@@ -11,6 +11,7 @@ from typing import Any
 
 from tinyllama.evaluate.baselines import PUBLISHED
 from tinyllama.files import read_json, sha256_of
+from tinyllama.recipe import Recipe
 from tinyllama.train.checkpoint import COMMIT
 
 SEVEN_TASKS = ("hellaswag", "openbookqa", "winogrande", "arc_challenge", "arc_easy", "boolq", "piqa")
@@ -42,11 +43,18 @@ def release_row(folder: Path) -> Row:
     """A release's row, without scores where it has none of these weights."""
     facts, evaluation = read_json(folder / "release.json"), evaluation_of(folder)
     row = {key: facts[key] for key in ("date", "name", "step", "tokens")}
-    wanted = facts["recipe"]["fields"]["release"]
-    baselines = all(baseline_file(folder.parent, name).is_file() for name in wanted["baselines"])
-    complete = baselines and is_scored(evaluation, wanted)
+    wanted = _wanted(folder, facts)
+    scored = (baseline_scores(folder.parent, name) for name in wanted["baselines"])
+    complete = all(is_scored(scores, wanted) for scores in (evaluation, *scored))
     *_, commit = facts["checkpoints"].values()  # its own is the newest of those that were averaged
     return row | {"folder": folder.name, "commit": commit, "complete": complete, **_scores(evaluation)}
+
+
+def _wanted(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The `release` of the run's recipe as it is now, or in a folder taken out of its run, as it was."""
+    now = folder.resolve().parent.parent / "recipe.yaml"
+    wanted: dict[str, Any] = facts["recipe"]["fields"]["release"]
+    return Recipe.load(now).release.model_dump(mode="json") if now.is_file() else wanted
 
 
 def is_of(folder: Path, checkpoint: Path) -> bool:
@@ -59,7 +67,7 @@ def is_of(folder: Path, checkpoint: Path) -> bool:
 
 def is_scored(evaluation: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
     """Whether an evaluation has all the tasks of a recipe's `release`, and at least as many of their items."""
-    rows, asked = (evaluation["rows"], evaluation["asked"]) if evaluation else ({}, [])
+    rows, asked = (_without_examples(evaluation), evaluation["asked"]) if evaluation else ({}, [])
     few = {name for name, row in rows.items() if row["items"] < min(wanted["limit"] or math.inf, row["total_items"])}
     return set(wanted["tasks"]) <= {*rows, *asked} - few
 
@@ -67,6 +75,12 @@ def is_scored(evaluation: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -
 def baseline_file(releases: Path, name: str) -> Path:
     """Where the scores of a baseline lie, which was named by its folder or its name on the hub."""
     return releases / "baselines" / f"{name.strip('/').replace('/', '--')}.json"
+
+
+def baseline_scores(releases: Path, name: str) -> dict[str, Any] | None:
+    """A baseline's evaluation, if it is there."""
+    path = baseline_file(releases, name)
+    return read_json(path) if path.is_file() else None
 
 
 def evaluation_of(folder: Path) -> dict[str, Any] | None:
@@ -84,12 +98,18 @@ def mean_of_seven(rows: Mapping[str, Mapping[str, float]]) -> float | None:
     return 100 * sum(scores) / len(scores)
 
 
+def _without_examples(evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The rows that were scored as the published ones were: no solved examples before an item."""
+    shots = evaluation.get("num_fewshot", {})
+    return {task: row for task, row in evaluation["rows"].items() if not shots.get(task)}
+
+
 def _measured(evaluation: Mapping[str, Any]) -> Row:
     return {"name": evaluation["model"], "tokens": evaluation["tokens"], **_scores(evaluation)}
 
 
 def _scores(evaluation: Mapping[str, Any] | None) -> Row:
-    rows = evaluation["rows"] if evaluation else {}
+    rows = _without_examples(evaluation) if evaluation else {}
     hellaswag = rows.get("hellaswag", {})
     score, error = hellaswag.get("acc_norm"), hellaswag.get("acc_norm_stderr")
     return {
@@ -97,7 +117,7 @@ def _scores(evaluation: Mapping[str, Any] | None) -> Row:
         "stderr": None if error is None else 100 * error,
         "coverage": evaluation["coverage"].get("hellaswag") if evaluation else None,
         "mean_of_seven": mean_of_seven(rows),
-        "source": "measured" if evaluation else None,
+        "source": "measured" if hellaswag else None,
     }
 
 

@@ -77,11 +77,15 @@ def verify(release_folder: str | Path) -> list[Check]:
     if not (folder / "release.json").is_file():
         raise InputError(f"{folder}: no release here (no release.json); `tinyllama release` makes one of a run")
     facts = read_json(folder / "release.json")
-    if not facts.keys() >= {"reference", "files"}:
+    if not (facts.keys() >= {"reference", "files", "formats"} and facts["reference"] and facts["files"]):
         raise InputError(f"{folder}/release.json: no reference to hold the formats against; release the run again")
     found = formats(facts["files"])
     check_libraries(library for entry in found for library in LIBRARIES[entry.name.split()[0]])
     checks = file_checks(folder, facts["files"])
+    there = {entry.name.split()[0] for entry in found}
+    for name in facts["formats"]:
+        if name not in there:
+            checks.append(Check(name, "format", "its files", "none in release.json", False))
     for entry in found:
         checks += format_checks(entry, folder / entry.path, facts["reference"])
     return checks

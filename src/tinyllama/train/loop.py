@@ -29,7 +29,7 @@ from tinyllama.train.meter import Meter
 from tinyllama.train.metrics import Journal, Tracker
 from tinyllama.train.optimizer import apply_gradients, clip_gradient, forget_gradients
 from tinyllama.train.parallel import is_loss_of_a_rank, join_ranks, sum_over_ranks
-from tinyllama.train.releasing import Releaser, is_milestone, needed_checkpoints, waiting
+from tinyllama.train.releasing import Releaser, check_milestones, is_milestone, needed_checkpoints, waiting
 from tinyllama.train.resume import go_back, resume
 from tinyllama.train.schedule import learning_rate
 from tinyllama.train.setup import Trainer, build, read_origin, write_run_folder
@@ -61,6 +61,7 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
     RunStoppedError where the run ended before its last step.
     """
     hardware.keep_memory()
+    check_milestones(recipe)
     with join_ranks(recipe.guard.hang_seconds) as ranks, ExitStack() as stack:
         trainer = build(recipe, ranks)
         if ranks.is_first:

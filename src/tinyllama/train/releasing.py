@@ -41,6 +41,18 @@ def is_milestone(recipe: Recipe, step: int) -> bool:
     return at_interval or any(tokens - batch < at <= tokens for at in release.at)
 
 
+def check_milestones(recipe: Recipe) -> None:
+    """Raise InputError, before anything is trained, where a milestone's release or its scores could not be made."""
+    if not (recipe.release.at or recipe.release.every):
+        return
+    from tinyllama.evaluate.scores import check_tasks  # noqa: PLC0415 - these take seconds, for runs with milestones
+    from tinyllama.release.formats import check_formats  # noqa: PLC0415
+
+    check_formats(recipe.release.formats)
+    if recipe.release.tasks:
+        check_tasks(recipe.release.tasks)
+
+
 def waiting(run: Path) -> list[int]:
     """Steps whose checkpoint is a milestone's and which have no release with scores yet, oldest first."""
     path = run / "releases" / "releases.json"
@@ -148,8 +160,8 @@ class Releaser:
 
 
 def _environment(device: torch.device) -> dict[str, str]:
-    """The process's: no rank of a torchrun, no GPU, and where training has the same cores, one of them."""
-    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID")
+    """The process's: no rank of a torchrun, no GPU, and one core where training has them all, else all."""
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS")  # torchrun sets one thread
     own = {"CUDA_VISIBLE_DEVICES": "", **({"OMP_NUM_THREADS": "1"} if device.type == "cpu" else {})}
     return {name: value for name, value in os.environ.items() if name not in ranks} | own
 
