@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from gguf import GGUFReader
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinyllama import cli
 from tinyllama.errors import InputError
 from tinyllama.evaluate import evaluate
-from tinyllama.files import read_json
+from tinyllama.files import read_json, write_json
 from tinyllama.release import update_card
 from tinyllama.release.foreign import release_foreign
 
@@ -39,6 +40,27 @@ def test_a_hugging_face_llama_is_released_with_its_weights_and_where_they_came_f
 def test_a_release_is_released_again_under_the_models_name(llama: str, released: Path) -> None:
     for source in (released, released / "huggingface"):
         assert release_foreign(str(source), ["huggingface"], force=True) == Path("releases/small")
+
+
+TEMPLATE = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
+
+
+@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_chat_model_can_still_be_spoken_to(llama: str, place: str) -> None:
+    path = Path(llama) / place
+    if path.suffix == ".json":
+        write_json(path, read_json(path) | {"chat_template": TEMPLATE})
+    else:
+        path.write_text(TEMPLATE)
+    write_json(Path(llama) / "generation_config.json", {"eos_token_id": [2, 5]})
+    folder = release_foreign(llama, ["huggingface", "gguf"])
+    said = AutoTokenizer.from_pretrained(folder / "huggingface").apply_chat_template(
+        [{"role": "user", "content": "hello"}], tokenize=False
+    )
+    assert said == "[user] hello\n"
+    assert read_json(folder / "huggingface/generation_config.json") == {"eos_token_id": [2, 5]}
+    fields = GGUFReader(folder / "gguf/other-F16.gguf").fields
+    assert fields["tokenizer.chat_template"].contents() == TEMPLATE
 
 
 def test_its_scores_stand_in_its_card(llama: str) -> None:

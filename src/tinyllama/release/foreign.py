@@ -4,6 +4,7 @@ Reads a folder or a model of the hub; writes `releases/NAME/` in the working dir
 release.json tells where the weights came from instead of how they were trained.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from tinyllama.plan import num_parameters
 from tinyllama.release.card_scores import by_task, eval_results
 from tinyllama.release.card_use import how_to_use
 from tinyllama.release.formats import check_formats, write_formats
-from tinyllama.release.hf import write_hugging_face
+from tinyllama.release.hf import CHAT_TEMPLATE, write_hugging_face
 from tinyllama.release.lineage import base_model, hash_files
 from tinyllama.release.markdown import table
 from tinyllama.release.reference import reference
@@ -44,12 +45,24 @@ def release_foreign(source: str, formats: Sequence[str] = ALL_FORMATS, force: bo
     with write_folder(folder) as part:
         model, tokenizer = load_model(source), load_tokenizer(source)
         write_hugging_face(part / "huggingface", model, tokenizer)
+        _keep_how_it_talks(there.folder, part / "huggingface")
         facts = _facts(name, source, there, formats) | {"reference": reference(model, tokenizer)}
         del model
         write_formats(part, formats, name)
         (part / "huggingface" / "README.md").write_text(foreign_card(facts, None), encoding="utf-8")
         write_json(part / "release.json", {**facts, "files": hash_files(part)})
     return folder
+
+
+def _keep_how_it_talks(source: Path, folder: Path) -> None:
+    """Take over a chat model's template, where transformers 5 looks for it, and how it ends what it says."""
+    settings = read_json(source / "tokenizer_config.json") if (source / "tokenizer_config.json").is_file() else {}
+    if (source / CHAT_TEMPLATE).is_file():
+        shutil.copyfile(source / CHAT_TEMPLATE, folder / CHAT_TEMPLATE)
+    elif isinstance(settings.get("chat_template"), str):
+        (folder / CHAT_TEMPLATE).write_text(settings["chat_template"], encoding="utf-8")
+    if (source / "generation_config.json").is_file():
+        shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
 
 
 def _name(source: Path) -> str:

@@ -20,6 +20,7 @@ from tinyllama.errors import InputError
 from tinyllama.model.loading import HuggingFaceLlama, Safetensors
 from tinyllama.recipe import Model
 from tinyllama.release.gguf_tokenizer import add_tokenizer
+from tinyllama.release.hf import CHAT_TEMPLATE
 from tinyllama.tokenizer_files import read_tokenizer
 
 QUANTISED = {"Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M}
@@ -42,6 +43,8 @@ def _write_f16(path: Path, there: HuggingFaceLlama, name: str) -> None:
     writer = gguf.GGUFWriter(path, "llama")
     _add_shape(writer, there, name)
     add_tokenizer(writer, read_tokenizer(there.folder), there.vocab_size)
+    if (there.folder / CHAT_TEMPLATE).is_file():
+        writer.add_chat_template((there.folder / CHAT_TEMPLATE).read_text(encoding="utf-8"))
     stored = Safetensors(there.files())
     names = _names(stored, there.shape)
     for theirs, ours in names.items():

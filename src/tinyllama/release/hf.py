@@ -17,6 +17,8 @@ from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
 from tinyllama.tokenizer import Tokenizer
 
 SHARD_BYTES = 5 * 10**9
+CHAT_TEMPLATE = "chat_template.jinja"
+"""Where transformers 5 looks for how a chat model is spoken to."""
 
 
 def write_hugging_face(folder: Path, model: Llama, tokenizer: Tokenizer, shard_bytes: int = SHARD_BYTES) -> None:
