@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tinyllama import cli
 from tinyllama.errors import InputError
+from tinyllama.files import read_json
 from tinyllama.model.generation import generate
 from tinyllama.model.loading import HuggingFaceLlama, load_model, load_tokenizer
 from tinyllama.tokenizer import Tokenizer
@@ -290,9 +291,14 @@ def test_a_special_token_beyond_the_weights_does_no_harm(llama: Path) -> None:
     assert max(tokenizer.encode("[PAD] import os")) < load_model(llama).vocab_size
 
 
-def test_evaluate_says_the_same(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    configured(rope_parameters=LLAMA3)(llama)
-    assert "rope type is 'llama3'" in refused(llama, capsys, "evaluate", "--tasks", "hellaswag", "--limit", "2")
+def test_a_llama_of_another_kind_is_scored_by_lm_evals_own_model(
+    llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rope = LLAMA3 | {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+    configured(rope_parameters=rope)(llama)
+    scored = cli.main(["evaluate", str(llama), "--tasks", "winogrande", "--limit", "2", "--precision", "fp32"])
+    assert scored == 0, capsys.readouterr().err
+    assert read_json(llama / "evaluation.json")["rows"]["winogrande"]["items"] == 2
 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "runs/none", "none"])
