@@ -1,8 +1,8 @@
 """How fast we score, beside lm-eval's own `hf` model on the same checkpoint, CPU, threads and dtype.
 
-In one process, round by round, the one after the other in turns; each with the best of some batch sizes. What is
-timed is lm-eval's call of the model: tokens of the texts, the network, the scores. Prints the ratio of times with its
-spread, also task by task, and the largest difference of the log-likelihoods.
+In one process, round by round, the one after the other in turns; `hf` with the best of some batch sizes, ours with its
+own batches. What is timed is lm-eval's call of the model: tokens of the texts, the network, the scores. Prints the
+ratio of times with its spread, also task by task, and the largest difference of the log-likelihoods.
 
     python benchmarks/evaluation.py --precision fp32 --items 60 --rounds 3
 """
@@ -11,7 +11,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from lm_eval.api.model import LM
 
 TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge")
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
-BATCH_SIZES = {"ours": (16, 64, 256), "hf": (4, 16, 64)}
+BATCH_SIZES = (1, 4, 16, 64)
 TRIAL_ITEMS = 8
 
 Seconds = dict[str, float]
@@ -49,8 +49,8 @@ def _arguments() -> argparse.Namespace:
 
 def _compare(folder: Path, precision: str, requests: Mapping[str, list[Instance]], given: argparse.Namespace) -> None:
     models = {
-        name: _with_best_batch(load, folder, precision, requests, name)
-        for name, load in (("ours", load_ours), ("hf", load_theirs))
+        "ours": load_ours(folder, PRECISIONS[precision]),
+        "hf": _with_best_batch(folder, PRECISIONS[precision], requests),
     }
     scores: dict[str, list[tuple[float, bool]]] = {}
     rounds: list[dict[str, Seconds]] = []
@@ -66,33 +66,23 @@ def _compare(folder: Path, precision: str, requests: Mapping[str, list[Instance]
     print(f"  {_difference(scores['ours'], scores['hf'])}", flush=True)
 
 
-def _with_best_batch(
-    load: Callable[[Path, torch.dtype, int], LM],
-    folder: Path,
-    precision: str,
-    requests: Mapping[str, list[Instance]],
-    name: str,
-) -> LM:
-    """The model with the batch size that is fastest on a few items of each task."""
-    model = load(folder, PRECISIONS[precision], 1)
+def _with_best_batch(folder: Path, precision: torch.dtype, requests: Mapping[str, list[Instance]]) -> LM:
+    """lm-eval's `hf` with the batch size that is fastest on a few items of each task."""
+    model = load_theirs(folder, precision, 1)
     few = {task: [request for request in own if request.doc_id < TRIAL_ITEMS] for task, own in requests.items()}
     seconds: dict[int, float] = {}
     scores: list[list[tuple[float, bool]]] = []
-    for size in BATCH_SIZES[name]:
-        _set_batch_size(model, size)
+    for size in BATCH_SIZES:
+        model.batch_size_per_gpu = size
         runs = [_time(model, few) for _ in range(2)]
         seconds[size] = min(sum(times.values()) for times, _ in runs)
         scores.append(runs[0][1])
     best = min(seconds, key=lambda size: seconds[size])
-    _set_batch_size(model, best)
+    model.batch_size_per_gpu = best
     tried = ", ".join(f"{size}: {value:.2f} s" for size, value in seconds.items())
-    print(f"{precision} {name}: batch size {best} ({tried}); the smallest and the largest beside each other:")
+    print(f"{precision}, hf: batch size {best} ({tried}); the smallest and the largest beside each other:")
     print(f"  {_difference(scores[0], scores[-1])}", flush=True)
     return model
-
-
-def _set_batch_size(model: LM, size: int) -> None:
-    setattr(model, "batch_size_per_gpu" if hasattr(model, "batch_size_per_gpu") else "batch_size", size)
 
 
 def _time(model: LM, requests: Mapping[str, list[Instance]]) -> tuple[Seconds, list[tuple[float, bool]]]:

@@ -42,8 +42,8 @@ def smollm2_folder(directory: Path) -> Path:
     return folder
 
 
-def load_ours(folder: Path, precision: torch.dtype, batch_size: int) -> LM:
-    model = load_language_model(folder, batch_size, precision, Ranks(0, 1, torch.device("cpu")))
+def load_ours(folder: Path, precision: torch.dtype) -> LM:
+    model = load_language_model(folder, 1, precision, Ranks(0, 1, torch.device("cpu")))
     assert isinstance(model, LlamaLM)
     model.stderr = io.StringIO()  # its bar
     return model

@@ -29,7 +29,7 @@ def main() -> None:
     task = load_task(arguments.task)
     with tempfile.TemporaryDirectory() as directory:
         folder = smollm2_folder(arguments.folder or Path(directory))
-        ours = by_item(task, load_ours(folder, torch.float32, 64), arguments.items)
+        ours = by_item(task, load_ours(folder, torch.float32), arguments.items)
         theirs = by_item(task, load_theirs(folder, torch.float32, 16), arguments.items)
     differing = 0
     for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):

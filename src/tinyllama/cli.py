@@ -153,11 +153,11 @@ def evaluate(
         batch_size: Requests that lm-eval's `hf` computes together, which scores what is no Llama 2.
         precision: Of the computation.
     """
-    from tinyllama.evaluate.report import evaluate_on_ranks
+    from tinyllama.evaluate.report import evaluate_and_save
     from tinyllama.model.llama import PRECISIONS
 
-    for line in evaluate_on_ranks(model, tasks, limit, PRECISIONS[precision], num_fewshot, batch_size):
-        print(line)
+    if said := evaluate_and_save(model, tasks, limit, PRECISIONS[precision], num_fewshot, batch_size):
+        print(said)  # under torchrun the first rank's
 
 
 def release(
@@ -173,7 +173,7 @@ def release(
     """Turn a checkpoint, or any Hugging Face Llama, into a folder that others can use, with its card and lineage.
 
     Args:
-        source: A run's folder, a checkpoint's, a Hugging Face Llama's folder or hub name; with --push also a release.
+        source: A run's folder, a checkpoint's, a Hugging Face Llama's folder or hub name, a release.
         step: The checkpoint's step; the newest without it.
         formats: What the release holds, instead of the recipe's release.formats.
         average: Checkpoints to average, instead of the recipe's release.average.

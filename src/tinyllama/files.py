@@ -50,7 +50,7 @@ def write_folder(folder: Path) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
-        _flush_below(part)
+        flush_folder(part)
     except BaseException as error:
         is_full = getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(part).free < _FULL_BYTES
         shutil.rmtree(part)
@@ -64,9 +64,9 @@ def write_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _flush_below(folder: Path) -> None:
-    """Make what lies in a folder outlast a power cut."""
-    for path in folder.rglob("*"):
+def flush_folder(folder: Path) -> None:
+    """Make a folder and all that lies in it outlast a power cut."""
+    for path in (*folder.rglob("*"), folder):
         sync_directory(path)
 
 

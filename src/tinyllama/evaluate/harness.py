@@ -24,7 +24,6 @@ from tinyllama.errors import InputError
 from tinyllama.evaluate.grouping import BATCH_REQUESTS, Group, Pair, form_batches, to_requests
 from tinyllama.evaluate.scoring import Score, score_batch
 from tinyllama.evaluate.tasks import quiet
-from tinyllama.files import read_json
 from tinyllama.model.generation import generate
 from tinyllama.model.llama import Llama
 from tinyllama.model.loading import HuggingFaceLlama, Located, load_model, load_tokenizer, locate
@@ -52,15 +51,9 @@ def load_language_model(source: Path, batch_size: int, precision: torch.dtype, r
 
 
 def _is_ours(found: Located) -> bool:
-    """Whether it is a checkpoint, or a Hugging Face folder that says it is a Llama 2.
-
-    Raises InputError where it says nothing.
-    """
-    path = found.folder / "config.json"
-    if not path.is_file():
+    """Whether it is a checkpoint, or a Hugging Face folder that says it is a Llama 2."""
+    if found.home is not None:
         return True
-    if not isinstance(read_json(path), dict):
-        raise InputError(f"{path}: not a model's configuration; fetch or make the folder again")
     try:
         HuggingFaceLlama.open(found.folder)
     except InputError:

@@ -20,50 +20,37 @@ _PATIENCE_SECONDS = 3 * 3600.0
 """Ranks wait for each other only at the end of their shares, which on unequal machines may be far apart."""
 
 
-def evaluate_on_ranks(
-    source: str,
-    tasks: Sequence[str],
-    limit: int | None,
-    precision: torch.dtype,
-    num_fewshot: int | None = None,
-    batch_size: int = BATCH_SIZE,
-) -> Iterator[str]:
-    """`evaluate_and_save` on all ranks of a torchrun, or alone; yields lines for reading on the first rank only."""
-    keep_memory()
-    with join_ranks(_PATIENCE_SECONDS) as ranks:
-        yield from evaluate_and_save(
-            source, tasks, limit, precision, num_fewshot=num_fewshot, batch_size=batch_size, ranks=ranks
-        ).splitlines()
-
-
 def evaluate_and_save(
     source: str,
     tasks: Sequence[str],
     limit: int | None,
     precision: torch.dtype,
-    *,
     num_fewshot: int | None = None,
     batch_size: int = BATCH_SIZE,
-    ranks: Ranks | None = None,
 ) -> str:
     """Score a model, write evaluation.json beside it (and a release's card anew), and return a table for reading.
 
-    A hub model's is written to `evaluations/ORG--NAME.json` in the working directory. With `ranks`, the first alone
-    writes and returns the table; the others return an empty text.
+    A hub model's is written to `evaluations/ORG--NAME.json` in the working directory. Under torchrun all ranks score;
+    the first alone writes and returns the table, the others return an empty text.
     """
-    folder = _agreed(locate(source).folder, ranks)
-    scores = evaluate(
-        folder,
-        tasks,
-        limit=limit,
-        num_fewshot=num_fewshot,
-        batch_size=batch_size,
-        precision=precision,
-        ranks=ranks,
-    )
-    if ranks is not None and not ranks.is_first:
-        return ""
-    evaluation = replace(scores, model=source)
+    keep_memory()
+    with join_ranks(_PATIENCE_SECONDS) as ranks:
+        folder = _agreed(locate(source).folder, ranks)
+        scores = evaluate(
+            folder,
+            tasks,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            batch_size=batch_size,
+            precision=precision,
+            ranks=ranks,
+        )
+    return _saved(replace(scores, model=source), folder) if ranks.is_first else ""
+
+
+def _saved(evaluation: Evaluation, folder: Path) -> str:
+    """Keep scores of the model in a folder, and return what there is to read."""
+    source = evaluation.model
     path = _place(source, folder)
     _with_earlier(evaluation, path).save(path)
     if path.with_name("release.json").is_file():
@@ -71,9 +58,9 @@ def evaluate_and_save(
     return "\n".join([*table(evaluation), f"saved: {path}"])
 
 
-def _agreed(folder: Path, ranks: Ranks | None) -> Path:
+def _agreed(folder: Path, ranks: Ranks) -> Path:
     """The first rank's; a run may get a newer checkpoint while the ranks look for its newest."""
-    if ranks is None or ranks.count == 1:
+    if ranks.count == 1:
         return folder
     said = [folder]
     dist.broadcast_object_list(said)

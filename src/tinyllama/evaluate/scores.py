@@ -73,11 +73,11 @@ def evaluate(
 ) -> Evaluation:
     """Score a model on lm-eval's tasks.
 
-    `source` is a run (its newest whole checkpoint), a checkpoint, a release, a Hugging Face folder or hub name. A
-    Llama is scored by this package, any other causal model by lm-eval's own `hf`. `limit` takes the first items of each
-    task; `num_fewshot` puts solved examples before each, zero without it unless a task says otherwise. With `ranks`
-    (see `join_ranks`) each computes its share, and all of them get the scores. Raises InputError where the model, its
-    tokenizer, a task or its data is not to be had.
+    `source` is a run (its newest whole checkpoint), a checkpoint, a release, a Hugging Face folder or hub name. A Llama
+    2 is scored by this package, any other causal model by lm-eval's own `hf`, which gets `batch_size`. `limit` takes
+    the first items of each task; `num_fewshot` puts solved examples before each, zero without it unless a task says
+    otherwise. With `ranks` (see `join_ranks`) each computes its share, and all of them get the scores. Raises
+    InputError where the model, its tokenizer, a task or its data is not to be had.
     """
     _check(tasks, limit, num_fewshot, batch_size)
     began = time.perf_counter()

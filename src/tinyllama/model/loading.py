@@ -51,17 +51,13 @@ def locate(source: str | Path) -> Located:
     if (folder / "huggingface" / "config.json").is_file():
         return Located(folder / "huggingface", None)
     if (folder / "commit.json").is_file():
-        return _checkpoint(folder)
+        return Located(folder, folder)
     if (folder / "recipe.yaml").is_file():
-        return _checkpoint(_newest(folder))
+        newest = _newest(folder)
+        return Located(newest, newest)
     if folder.exists() or str(source).count("/") != 1:
         raise InputError(f"{source}: no model here; give a run, a checkpoint, a release or a Hugging Face folder")
     return Located(_download(str(source)), None)
-
-
-def _checkpoint(folder: Path) -> Located:
-    """A checkpoint, which brings its recipe and tokenizer; those of before this was so have their run's."""
-    return Located(folder, folder if (folder / "recipe.yaml").is_file() else folder.parent.parent)
 
 
 def load_model(source: str | Path, precision: torch.dtype = torch.float32) -> Llama:

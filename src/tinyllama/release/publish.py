@@ -41,7 +41,7 @@ def publish(
 
 def _released(source: Path, step: int | None) -> Path | None:
     """The release to push that is there already: given itself, or that of the checkpoint that would be released."""
-    if (source / "release.json").is_file():
+    if (source / "release.json").is_file() and step is None:
         return source
     if _is_foreign(source):
         return None

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from tinyllama.errors import InputError
 from tinyllama.files import read_json
-from tinyllama.release.lineage import hash_file
+from tinyllama.release.verify import file_checks
 
 _FACTS = "release.json"
 _ROOT = "huggingface/"
@@ -59,11 +59,10 @@ def _checked(folder: Path) -> dict[str, Any]:
     facts = read_json(folder / _FACTS) if (folder / _FACTS).is_file() else None
     if not isinstance(facts, dict) or not isinstance(facts.get("files"), dict):
         raise InputError(f"{folder}: no release here (no {_FACTS} of one); `tinyllama release` makes one of a run")
-    for name, promised in facts["files"].items():
-        if not (folder / name).is_file():
-            raise InputError(f"{folder / name}: missing, but {_FACTS} has it; put it back, or release with --force")
-        if hash_file(folder / name) != promised:
-            raise InputError(f"{folder / name}: not as {_FACTS} has it; put it back, or release with --force")
+    for check in file_checks(folder, facts["files"]):
+        if not check.passed:
+            how = "missing, but" if check.what == "file" else "not as"
+            raise InputError(f"{folder / check.subject}: {how} {_FACTS} has it; put it back, or release with --force")
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if name not in (_FACTS, *facts["files"]) and not any(part.startswith(".") for part in Path(name).parts):

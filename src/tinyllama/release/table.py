@@ -28,8 +28,8 @@ def releases_table(releases: Path) -> dict[str, list[Row]]:
     `commit` (SHA-256 of its checkpoint's) and `complete`: whether it and the recipe's baselines have all the scores
     that the recipe asks for.
     """
-    folders = sorted(path.parent for path in releases.glob("[!.]*/release.json"))
-    rows = [release_row(folder) for folder in folders if read_json(folder / "release.json")["step"] is not None]
+    found = [(path.parent, read_json(path)) for path in sorted(releases.glob("[!.]*/release.json"))]
+    rows = [_release_row(folder, facts) for folder, facts in found if facts["step"] is not None]
     measured = [_measured(read_json(path)) for path in sorted(releases.glob("baselines/*.json"))]
     return {"releases": sorted(rows, key=lambda row: row["tokens"]), "baselines": [*measured, *_published()]}
 
@@ -39,9 +39,9 @@ def has_scores(releases: Mapping[str, list[Row]]) -> bool:
     return any(row["hellaswag"] is not None for row in releases["releases"])
 
 
-def release_row(folder: Path) -> Row:
+def _release_row(folder: Path, facts: Mapping[str, Any]) -> Row:
     """A release's row, without scores where it has none of these weights."""
-    facts, evaluation = read_json(folder / "release.json"), evaluation_of(folder)
+    evaluation = evaluation_of(folder)
     row = {key: facts[key] for key in ("date", "name", "step", "tokens")}
     wanted = _wanted(folder, facts)
     scored = (baseline_scores(folder.parent, name) for name in wanted["baselines"])
@@ -67,7 +67,7 @@ def is_of(folder: Path, checkpoint: Path) -> bool:
 
 def is_scored(evaluation: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
     """Whether an evaluation has all the tasks of a recipe's `release`, and at least as many of their items."""
-    rows, asked = (_without_examples(evaluation), evaluation["asked"]) if evaluation else ({}, [])
+    rows, asked = (_without_examples(evaluation), evaluation.get("asked", [])) if evaluation else ({}, [])
     few = {name for name, row in rows.items() if row["items"] < min(wanted["limit"] or math.inf, row["total_items"])}
     return set(wanted["tasks"]) <= {*rows, *asked} - few
 

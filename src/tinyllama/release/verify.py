@@ -81,11 +81,10 @@ def verify(release_folder: str | Path) -> list[Check]:
         raise InputError(f"{folder}/release.json: no reference to hold the formats against; release the run again")
     found = formats(facts["files"])
     check_libraries(library for entry in found for library in LIBRARIES[entry.name.split()[0]])
-    checks = file_checks(folder, facts["files"])
     there = {entry.name.split()[0] for entry in found}
-    for name in facts["formats"]:
-        if name not in there:
-            checks.append(Check(name, "format", "its files", "none in release.json", False))
+    lacking = [name for name in facts["formats"] if name not in there]
+    checks = file_checks(folder, facts["files"])
+    checks += [Check(name, "format", "its files", "none in release.json", False) for name in lacking]
     for entry in found:
         checks += format_checks(entry, folder / entry.path, facts["reference"])
     return checks

@@ -5,7 +5,6 @@ tokenizer, and last of all `commit.json` with the SHA-256 of every file. What la
 never resumed from. Training goes on while one is written, from a copy in memory; `Saver` writes one at a time.
 """
 
-import os
 import shutil
 import time
 import warnings
@@ -22,7 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from tinyllama.errors import InputError
-from tinyllama.files import read_json, sha256_of, sync_directory, write_json
+from tinyllama.files import flush_folder, read_json, sha256_of, sync_directory, write_json
 
 # DCP would say at each call, also from its threads, that there is one process: it was told so.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -195,10 +194,7 @@ def _copy_from_run(run: Path, folder: Path) -> None:
 
 def _commit(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in files:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    sync_directory(folder)
+    flush_folder(folder)
     write_json(folder / COMMIT, {"sha256": {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}})
     sync_directory(folder.parent)
 

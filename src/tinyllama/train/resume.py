@@ -28,15 +28,14 @@ def resume(trainer: Trainer, journal: Journal | None, allow_change: bool) -> tup
         start(trainer)
         step, state, changed = 0, {}, []
     else:
-        changed = _changes(trainer, checkpoint.read_state(folder))
+        step, changed = checkpoint.step_of(folder), _changes(trainer, checkpoint.read_state(folder))
         _refuse(changed, folder, allow_change)
-        state = checkpoint.load(folder, trainer.model, trainer.optimizers)
-        step = checkpoint.step_of(folder)
         if step > trainer.recipe.train.steps:
             raise InputError(
                 f"{folder}: the run is past train.tokens, {trainer.recipe.train.tokens:,}; give it more, or delete the "
                 "checkpoints after that to train from there"
             )
+        state = checkpoint.load(folder, trainer.model, trainer.optimizers)
     if journal:
         journal.cut_back(step)
         details = {"changed": changed} if changed else {}
