@@ -80,9 +80,8 @@ def _with_best_batch(folder: Path, precision: torch.dtype, requests: Mapping[str
     best = min(seconds, key=lambda size: seconds[size])
     model.batch_size_per_gpu = best
     tried = ", ".join(f"{size}: {value:.2f} s" for size, value in seconds.items())
-    print(
-        f"hf, {str(precision).removeprefix('torch.')}: batch size {best} ({tried}); the smallest and the largest beside each other:"
-    )
+    dtype = str(precision).removeprefix("torch.")
+    print(f"hf, {dtype}: batch size {best} ({tried}); the smallest and the largest beside each other:")
     print(f"  {_difference(scores[0], scores[-1])}", flush=True)
     return model
 
