@@ -227,17 +227,53 @@ def generate(
     print()
 
 
-def watch(run: Positional[Path], port: int | None = None, open_browser: bool = True) -> None:
+def watch(
+    run: Positional[Path],
+    port: int | None = None,
+    open_browser: bool = True,
+    publish: str | None = None,
+    public: bool = False,
+) -> None:
     """Open the live page of a run and those beside it, on this machine only, until interrupted.
 
     Args:
         run: The run's folder.
         port: Port of the page; a free one without it.
         open_browser: Open it in a browser.
+        publish: Put the page on this Space of the Hugging Face hub, OWNER/NAME, instead of opening it here.
+        public: Where --publish makes the Space, make it public; without it, it is private.
     """
-    from tinyllama.watch import watch as watch_run
+    from tinyllama.track.watch import publish as publish_run
+    from tinyllama.track.watch import watch as watch_run
 
-    watch_run(run, port, open_browser)
+    if publish:
+        print(f"published: {publish_run(run, publish, public)}")
+    else:
+        watch_run(run, port, open_browser)
+
+
+def report(run: Positional[Path], compare: tuple[Path, ...] = (), output: Path | None = None) -> None:
+    """Write one HTML file that shows a run whole: curves, scores, recipe, data, events, releases; it needs no network.
+
+    Args:
+        run: The run's folder.
+        compare: Other runs, to draw beside it.
+        output: The file to write; RUN/report.html without it.
+    """
+    from tinyllama.report import report as report_run
+
+    print(f"report: {report_run(run, compare, output)}")
+
+
+def runs(folder: Positional[Path] = Path("runs")) -> None:
+    """List the runs under a folder: state, step, loss, speed, time left, last checkpoint, releases.
+
+    Args:
+        folder: The folder that holds the runs' folders.
+    """
+    from tinyllama.runs import table
+
+    print("\n".join(table(folder)))
 
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
@@ -253,6 +289,8 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "verify": verify,
     "generate": generate,
     "watch": watch,
+    "report": report,
+    "runs": runs,
 }
 
 
