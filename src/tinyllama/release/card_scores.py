@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from tinyllama.release.markdown import table
-from tinyllama.release.plots import short_count
+from tinyllama.report.words import short_count
 from tinyllama.release.table import has_scores
 
 Facts = Mapping[str, Any]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from tinyllama.release.plots import loss_plot, short_count
+from tinyllama.report.pictures import loss_plot
+from tinyllama.report.words import short_count
 
 
 def top_of_curve(path: Path) -> int:

@@ -1,0 +1,104 @@
+"""A run's events, told apart by what they mean to a reader, put into words, and as marks on a picture.
+
+Pure functions of the rows of events.jsonl. A run of weeks has thousands: neighbours become one mark, and marks share a
+label, so that a picture never has more of them than it has room for.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tinyllama.report.words import short_duration
+
+Event = Mapping[str, Any]
+
+RELEASE, PAUSE, TROUBLE, ROUTINE = "release", "pause", "trouble", "routine"
+"""What an event is to a reader: a milestone, training that stood still and went on, something wrong, or neither."""
+
+_KINDS = {
+    "release": RELEASE,
+    "resume": PAUSE,
+    "signal": PAUSE,
+    "start": ROUTINE,
+    "checkpoint": ROUTINE,
+    "skip": TROUBLE,
+    "rollback": TROUBLE,
+    "ended": TROUBLE,
+    "hang": TROUBLE,
+    "rank-lost": TROUBLE,
+}
+_TROUBLED = ("-failed", "-damaged", "-lost", "-blocked")
+_OF_THE_ROW = ("time", "event", "step")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Events of one kind that stand so close together that a picture shows them as one."""
+
+    tokens: float
+    """Mean of where they happened."""
+    kind: str
+    names: Mapping[str, int]
+    """Event -> how many."""
+
+    @property
+    def count(self) -> int:
+        """How many events."""
+        return sum(self.names.values())
+
+    @property
+    def label(self) -> str:
+        """`rollback`, `3 skips`, `4 events`."""
+        if len(self.names) > 1:
+            return f"{self.count} events"
+        (name,) = self.names
+        return name if self.count == 1 else f"{self.count} {name}s"
+
+
+def kind_of(event: Event) -> str:
+    """What an event is to a reader."""
+    name = event["event"]
+    return _KINDS.get(name, TROUBLE if name.endswith(_TROUBLED) else ROUTINE)
+
+
+def marks_of(events: Iterable[Event], batch_tokens: int, least_apart: float) -> list[Mark]:
+    """The marks of all events but routine ones; those of a kind are at least `least_apart` tokens from each other."""
+    found = (Mark(event["step"] * batch_tokens, kind_of(event), {event["event"]: 1}) for event in events)
+    return together([mark for mark in found if mark.kind != ROUTINE], least_apart)
+
+
+def together(marks: Sequence[Mark], least_apart: float) -> list[Mark]:
+    """Marks of a kind that stand less than `least_apart` tokens after the first of their group, as one."""
+    groups: list[list[Mark]] = []
+    for mark in sorted(marks, key=lambda mark: (mark.kind, mark.tokens)):
+        if groups and groups[-1][0].kind == mark.kind and mark.tokens - groups[-1][0].tokens < least_apart:
+            groups[-1].append(mark)
+        else:
+            groups.append([mark])
+    return [_joined(group) for group in groups]
+
+
+def _joined(group: Sequence[Mark]) -> Mark:
+    names: Counter[str] = Counter()
+    for mark in group:
+        names.update(mark.names)
+    count = sum(mark.count for mark in group)
+    return Mark(sum(mark.tokens * mark.count for mark in group) / count, group[0].kind, dict(names))
+
+
+def in_words(event: Event) -> str:
+    """What an event says besides its name, step and time."""
+    details = {name: value for name, value in event.items() if name not in _OF_THE_ROW and value is not None}
+    return "; ".join(_detail(name, value) for name, value in details.items())
+
+
+def _detail(name: str, value: Any) -> str:
+    words = name.removesuffix("_seconds").replace("_", " ")
+    if name.endswith("seconds"):
+        return f"{'took' if name == 'seconds' else words} {short_duration(value)}"
+    if name in ("reason", "problem", "signal", "folder"):
+        return str(value)
+    if isinstance(value, list):
+        return f"{words}: {', '.join(map(str, value))}"
+    return f"{words} {value}"

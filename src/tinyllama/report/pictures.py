@@ -1,0 +1,234 @@
+"""The pictures of a run, drawn with matplotlib: for its report, for its model cards, for the README.
+
+A picture is a function that draws into a figure and returns its key; `save_png` puts the key into the picture, a page
+beside it. What is drawn at all is the curves module's business: here are only lines, colours and axes.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from tinyllama.files import write_atomically
+from tinyllama.report.curves import Curve, extremes, measure, smoothed, thinned
+from tinyllama.report.marks import PAUSE, RELEASE, TROUBLE, Mark, together
+from tinyllama.report.words import short_bytes, short_count
+
+INKS = {
+    "training": "#2a6fbb",
+    "validation": "#d95f02",
+    "release": "#1a8754",
+    "pause": "#7a828e",
+    "trouble": "#c62f3b",
+    "run-1": "#2a70bb",
+    "run-2": "#d96002",
+    "run-3": "#7b52ab",
+    "run-4": "#12867f",
+    "run-5": "#c2378b",
+    "run-6": "#8a7a12",
+    "ink": "#333333",
+    "axis": "#bbbbbb",
+    "grid": "#e6e6e6",
+}
+"""What a colour stands for -> that colour on white. No two are the same: a page finds them by it."""
+
+NUM_RUN_INKS = 6
+_PNG_INCHES, _PNG_DPI, _PNG_SPANS = (8, 4.5), 200, 2000
+_LANES = {TROUBLE: "skipped, rolled back or failed", PAUSE: "stopped by a signal, resumed", RELEASE: "release"}
+_DASHES = ("solid", "dashed", "dashdot", "dotted")
+
+
+@dataclass(frozen=True)
+class Key:
+    """An entry of a picture's key."""
+
+    label: str
+    ink: str
+    """One of INKS."""
+    style: str
+    """`band` for a pale line, `points` for a line through points, `mark`, or a line: solid, dashed, dashdot, dotted."""
+
+
+Keys = list[Key]
+
+
+def loss_plot(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Draw training and validation loss (nats a token) against tokens seen, 1600 x 900 pixels.
+
+    A row has `tokens`, `loss`, and `validation_loss` where it was measured; what is not finite is left out.
+    """
+    curves = measure(rows).curves
+    save_png(lambda figure: draw_loss(figure, curves, [], _PNG_SPANS), "cross-entropy loss (nats per token)", path)
+
+
+def score_plot(releases: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Draw a run's HellaSwag acc_norm, with standard errors, against tokens seen, and the baselines as lines.
+
+    `releases` is `releases_table`'s. Of a baseline with several rows, such as a model's own checkpoints, the last
+    is drawn.
+    """
+    save_png(lambda figure: draw_scores(figure, releases), "HellaSwag acc_norm (per cent)", path)
+
+
+def draw_loss(figure: Figure, curves: Mapping[str, Curve], marks: Sequence[Mark], spans: int, labels: int = 10) -> Keys:
+    """Loss, raw and smoothed, and validation loss, in nats a token; above them a lane of marks for each kind.
+
+    `spans` bounds the points of the raw curve, `labels` the labels of a lane.
+    """
+    axes, keys = _with_lanes(figure, marks, labels)
+    raw = thinned(curves["loss"], spans)
+    axes.plot(*extremes(raw), color=INKS["training"], alpha=0.4, linewidth=0.8)
+    axes.plot(raw.tokens, smoothed(raw), color=INKS["training"], linewidth=1.8)
+    drawn = [Key("training, every step", "training", "band"), Key("training, running mean", "training", "solid")]
+    validation = thinned(curves["validation_loss"], 200)
+    if len(validation):
+        axes.plot(validation.tokens, validation.mean, color=INKS["validation"], **_points(len(validation)))
+        drawn.append(Key("validation", "validation", "points"))
+    _dress(axes)
+    return drawn + keys
+
+
+def draw_metric(figure: Figure, curve: Curve, unit: str, spans: int, ink: str = "training") -> Keys:
+    """One metric against tokens seen: all of its values pale, its running mean over them.
+
+    `unit` is `share` for one drawn in per cent, `bytes`, `count`, `points` for one that is measured now and then, or
+    empty.
+    """
+    axes, thin = figure.add_subplot(), thinned(curve, spans)
+    if unit == "points":
+        axes.plot(thin.tokens, thin.mean, color=INKS[ink], **_points(len(thin)))
+    else:
+        axes.plot(*extremes(thin), color=INKS[ink], alpha=0.4, linewidth=0.8)
+        axes.plot(thin.tokens, smoothed(thin) if unit != "rate" else thin.mean, color=INKS[ink], linewidth=1.6)
+    if unit in ("share", "bytes", "count", "rate"):
+        axes.set_ylim(bottom=0, top=1.08 * float(thin.high.max()) or 1)
+    elif unit == "norm" and thin.high.max() > 30 * _middle(thin):
+        axes.set_yscale("log")
+    _dress(axes)
+    _count_in(axes, unit)
+    return []
+
+
+def draw_scores(figure: Figure, releases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Keys:
+    """HellaSwag acc_norm in per cent of the releases that have it, their standard errors, and the baselines' lines."""
+    axes = figure.add_subplot()
+    rows = [row for row in releases["releases"] if row["hellaswag"] is not None]
+    tokens, scores, errors = ([row[key] for row in rows] for key in ("tokens", "hellaswag", "stderr"))
+    axes.errorbar(tokens, scores, [error or 0 for error in errors], color=INKS["training"], capsize=3, **_points(1))
+    keys = [Key(f"{rows[-1]['name']}, ± standard error", "training", "points")]
+    lines = {row["name"].partition(" step ")[0]: row for row in releases["baselines"] if row["hellaswag"] is not None}
+    for number, (name, row) in enumerate(lines.items()):
+        style = _DASHES[1 + number % 3]
+        axes.axhline(row["hellaswag"], color=INKS["validation"], linestyle=style, linewidth=1.2)
+        after = "" if row["tokens"] is None else f" after {short_count(row['tokens'])} tokens"
+        keys.append(Key(f"{name}{after} ({row['source'].partition(',')[0]})", "validation", style))
+    _dress(axes)
+    return keys
+
+
+def draw_comparison(figure: Figure, runs: Mapping[str, Mapping[str, Curve]], spans: int) -> Keys:
+    """The loss of several runs, running means over pale extremes, and their validations as points."""
+    axes, keys = figure.add_subplot(), []
+    for number, (name, curves) in enumerate(runs.items()):
+        ink, style = f"run-{1 + number % NUM_RUN_INKS}", _DASHES[number // NUM_RUN_INKS % len(_DASHES)]
+        raw, validation = thinned(curves["loss"], spans), thinned(curves["validation_loss"], 50)
+        axes.plot(*extremes(raw), color=INKS[ink], alpha=0.25, linewidth=0.6)
+        axes.plot(raw.tokens, smoothed(raw), color=INKS[ink], linestyle=style, linewidth=1.8)
+        axes.plot(validation.tokens, validation.mean, "o", color=INKS[ink], markersize=3.5)
+        keys.append(Key(name, ink, style))
+    _dress(axes)
+    return keys
+
+
+def save_png(draw: Callable[[Figure], Keys], ylabel: str, path: Path) -> None:
+    """A picture on white with its key inside, 1600 x 900 pixels."""
+    with mpl.rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=_PNG_INCHES, facecolor="white", layout="constrained")
+        FigureCanvasAgg(figure)
+        keys = draw(figure)
+        axes = figure.axes[-1]
+        axes.set_xlabel("tokens seen", color=INKS["ink"])
+        axes.set_ylabel(ylabel, color=INKS["ink"])
+        handles = [_handle(key) for key in keys]
+        axes.legend(handles=handles, framealpha=1, edgecolor="white", labelcolor=INKS["ink"])
+        with write_atomically(path) as file:
+            figure.savefig(file, format="png", dpi=_PNG_DPI)
+
+
+def _handle(key: Key) -> Line2D:
+    """What stands before an entry of the key in a picture."""
+    line = Line2D([], [], color=INKS[key.ink], label=key.label, linewidth=1.6)
+    match key.style:
+        case "band":
+            line.set(alpha=0.4, linewidth=0.8)
+        case "points":
+            line.set(marker="o", markersize=4)
+        case "mark":
+            line.set(marker="o", markersize=6, linestyle="none")
+        case style:
+            line.set(linestyle=style)
+    return line
+
+
+def _with_lanes(figure: Figure, marks: Sequence[Mark], labels: int) -> tuple[Axes, Keys]:
+    """The axes to draw in, under one lane for each kind of marks that there is."""
+    kinds = [kind for kind in _LANES if any(mark.kind == kind for mark in marks)]
+    if not kinds:
+        return figure.add_subplot(), []
+    lane = 22 / 72 / figure.get_figheight()  # of the figure: a marker with its label above it
+    lanes, axes = figure.subplots(2, 1, sharex=True, height_ratios=[lane * len(kinds), 1 - lane * len(kinds)])
+    lanes.set_axis_off()
+    lanes.set_ylim(-0.3, len(kinds))
+    right = max(mark.tokens for mark in marks)
+    for height, kind in enumerate(kinds):
+        _draw_lane(lanes, height, [mark for mark in marks if mark.kind == kind], right / labels)
+    for mark in marks:
+        axes.axvline(mark.tokens, color=INKS[mark.kind], alpha=0.45, linewidth=0.7)
+    return axes, [Key(_LANES[kind], kind, "mark") for kind in reversed(kinds)]
+
+
+def _draw_lane(lanes: Axes, height: float, marks: Sequence[Mark], label_tokens: float) -> None:
+    ink = INKS[marks[0].kind]
+    lanes.plot([mark.tokens for mark in marks], [height] * len(marks), "o", color=ink, markersize=4.5, clip_on=False)
+    right = lanes.get_xlim()[1] if len(marks) > 1 else marks[0].tokens
+    for label in together(marks, label_tokens):
+        side = "right" if label.tokens > 0.85 * right else "left" if label.tokens < 0.1 * right else "center"
+        lanes.annotate(
+            label.label, (label.tokens, height), (0, 5), textcoords="offset points", ha=side, color=ink, fontsize=9
+        )
+
+
+def _points(count: int) -> dict[str, Any]:
+    """A line through its points, as long as they can be told apart."""
+    return {"linewidth": 1.6, "marker": "o" if count <= 60 else "", "markersize": 4}
+
+
+def _middle(curve: Curve) -> float:
+    return float(sorted(curve.mean)[len(curve) // 2])
+
+
+def _count_in(axes: Axes, unit: str) -> None:
+    """Write the values as people say them."""
+    say = {"share": lambda value: f"{100 * value:.0f} %", "bytes": short_bytes, "count": short_count}.get(unit)
+    if say:
+        axes.yaxis.set_major_formatter(lambda value, _: say(value))
+
+
+def _dress(axes: Axes) -> None:
+    axes.xaxis.set_major_formatter(lambda count, _: short_count(count))
+    axes.set_xlim(left=0)
+    axes.margins(x=0.02)
+    axes.grid(color=INKS["grid"], linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", color=INKS["axis"], labelcolor=INKS["ink"])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INKS["axis"])
+    if not math.isfinite(axes.get_xlim()[1]) or axes.get_xlim()[1] <= 0:
+        axes.set_xlim(0, 1)

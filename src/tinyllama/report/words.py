@@ -1,0 +1,39 @@
+"""Numbers as people say them, for pictures, cards and reports.
+
+Pure functions. Three digits are what a reader compares; who needs all of them finds them in the tables and files.
+"""
+
+
+def short_count(count: float) -> str:
+    """A count as people say it: 6.01M, 105B, 3T."""
+    rounded = float(f"{count:.3g}")
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if rounded >= size:
+            return f"{rounded / size:g}{unit}"
+    return f"{rounded:g}"
+
+
+def short_bytes(count: float) -> str:
+    """Bytes in decimal units, as disks are sold: 668 MB, 2.2 GB."""
+    rounded = float(f"{count:.3g}")
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if rounded >= size:
+            return f"{rounded / size:g} {unit}"
+    return f"{rounded:g} bytes"
+
+
+def short_duration(seconds: float) -> str:
+    """A time in its two greatest units: 3 d 4 h, 12 min 5 s, 0.3 s."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    left = round(seconds)
+    found: list[str] = []
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        found += [f"{count} {unit}"] if count or found else []
+    return " ".join(part for part in found[:2] if not part.startswith("0 "))
+
+
+def share(part: float) -> str:
+    """A share in per cent: 97.5 %."""
+    return f"{100 * part:.1f} %"
