@@ -23,9 +23,9 @@ from tinyllama.release.foreign import foreign_card
 from tinyllama.release.formats import check_formats, write_formats
 from tinyllama.release.hf import write_hugging_face
 from tinyllama.release.lineage import hash_file, hash_files, lineage, metrics_until
-from tinyllama.report.pictures import loss_plot, score_plot
 from tinyllama.release.reference import reference
 from tinyllama.release.table import evaluation_of, has_scores, releases_table
+from tinyllama.report.pictures import loss_plot, score_plot
 from tinyllama.train import checkpoint
 from tinyllama.train.metrics import Journal
 

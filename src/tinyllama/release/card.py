@@ -10,8 +10,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from tinyllama.recipe import Recipe
-from tinyllama.recipe_data import Source, Stage
 from tinyllama.recipe_train import Schedule
+from tinyllama.release.card_data import data_section
 from tinyllama.release.card_scores import eval_results, scores_section
 from tinyllama.release.card_use import how_to_use
 from tinyllama.release.lineage import EMBEDDED, PUBLIC, base_model
@@ -32,7 +32,7 @@ def model_card(facts: Facts, evaluation: Facts | None, releases: Facts) -> str:
     recipe = Recipe.model_validate(facts["recipe"]["fields"])
     sections = {
         "Training": _training(facts, recipe),
-        "Data": _data(facts, recipe),
+        "Data": data_section(facts["store"]["sources"], recipe),
         "Scores": scores_section(facts, evaluation, releases),
         "Loss": _loss(facts),
         "How to use it": how_to_use(facts["name"], facts["formats"]),
@@ -109,41 +109,6 @@ def _schedule(schedule: Schedule) -> str:
         return f"{warmup}, then a cosine to {schedule.final_learning_rate:g}"
     decay = f"the last {schedule.decay_share:.0%} of all steps down to {schedule.final_learning_rate:g}"
     return f"{warmup}, then constant, then {decay}"
-
-
-def _data(facts: Facts, recipe: Recipe) -> str:
-    found = facts["store"]["sources"]
-    shares = _shares({name: source.weight for name, source in recipe.data.sources.items()})
-    rows = [
-        (name, _what(source, found[name]["origin"]), f"{shares[name]:.1%}", split, f"{part['documents']:,}",
-         f"{part['tokens']:,}", f"`{part['manifest_sha256'][:16]}`")
-        for name, source in recipe.data.sources.items()
-        for split, part in found[name]["splits"].items()
-    ]  # fmt: skip
-    splits = table(("source", "what it is", "weight", "split", "documents", "tokens", "manifest (SHA-256)"), rows)
-    stages = [
-        f"From {stage.from_tokens:,} tokens on{_over(stage)}: "
-        + ", ".join(f"{name} {share:.1%}" for name, share in _shares(stage.weights).items())
-        for stage in recipe.data.stages
-    ]
-    markers = recipe.data.document
-    document = f"{'`<s>` ' * markers.start}text{' `</s>`' * markers.end}"
-    return "\n\n".join([splits, *stages, f"A document is {document}; nothing is padded."])
-
-
-def _over(stage: Stage) -> str:
-    return f", reached over {stage.ramp_tokens:,} tokens" if stage.ramp_tokens else ""
-
-
-def _shares(weights: Mapping[str, float]) -> dict[str, float]:
-    total = sum(weights.values())
-    return {name: weight / total for name, weight in weights.items()}
-
-
-def _what(source: Source, origin: str | None) -> str:
-    name = f"[{origin}](https://huggingface.co/datasets/{origin})" if origin in PUBLIC.values() else origin
-    left_out = f" without {', '.join(source.exclude)}" if source.exclude else ""
-    return f"{name or f'files of its maker ({source.format})'}{left_out}"
 
 
 def _loss(facts: Facts) -> str:

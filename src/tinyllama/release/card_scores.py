@@ -9,8 +9,8 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from tinyllama.release.markdown import table
-from tinyllama.report.words import short_count
 from tinyllama.release.table import has_scores
+from tinyllama.report.words import short_count
 
 Facts = Mapping[str, Any]
 
@@ -65,16 +65,28 @@ def _how_to_score(facts: Facts) -> str:
     return f"Not scored yet. `tinyllama evaluate {release}` scores it."
 
 
+TASK_HEAD = ("task", "acc", "acc_norm", "bits per byte", "scored on", "items from")
+RELEASE_HEAD = ("model", "date", "tokens", "HellaSwag acc_norm", "mean of 7 tasks", "source")
+
+
 def by_task(evaluation: Facts) -> str:
-    """What was measured, a row a task."""
-    rows = [
+    """What was measured, a row a task, in Markdown."""
+    return f"{how_measured(evaluation)}:\n\n{table(TASK_HEAD, task_rows(evaluation))}"
+
+
+def how_measured(evaluation: Facts) -> str:
+    """With what, and what the figures are."""
+    how = f"lm-eval {evaluation['versions']['lm_eval']}, the model computing in {evaluation['precision']}"
+    return f"Measured with {how}; per cent ± standard error"
+
+
+def task_rows(evaluation: Facts) -> list[tuple[str, ...]]:
+    """TASK_HEAD's cells of each task."""
+    return [
         (task, _score(row, "acc"), _score(row, "acc_norm"), _bits(row), _scored_on(evaluation, task),
          evaluation["data"][task])
         for task, row in evaluation["rows"].items()
     ]  # fmt: skip
-    how = f"lm-eval {evaluation['versions']['lm_eval']}, the model computing in {evaluation['precision']}"
-    head = ("task", "acc", "acc_norm", "bits per byte", "scored on", "items from")
-    return f"Measured with {how}; per cent ± standard error:\n\n{table(head, rows)}"
 
 
 def _score(row: Facts, metric: str) -> str:
@@ -94,19 +106,19 @@ def _bits(row: Facts) -> str:
 
 
 def _releases(facts: Facts, releases: Facts) -> str:
-    head = ("model", "date", "tokens", "HellaSwag acc_norm", "mean of 7 tasks", "source")
-    own = (_release(row, row["step"] == facts["step"]) for row in releases["releases"])
-    return table(head, [*own, *_baselines(releases["baselines"])])
+    rows = [
+        tuple(f"**{cell}**" if row.get("step") == facts["step"] and cell else cell for cell in cells)
+        for row, cells in release_rows(releases)
+    ]
+    return table(RELEASE_HEAD, rows)
 
 
-def _release(row: Facts, is_this: bool) -> tuple[str, ...]:
-    cells = (f"{row['name']}, step {row['step']:,}", row["date"], *_cells(row))
-    return tuple(f"**{cell}**" if is_this and cell else cell for cell in cells)
-
-
-def _baselines(rows: list[Facts]) -> Iterator[tuple[str, ...]]:
-    for row in rows:
-        yield (row["name"], "", *_cells(row))
+def release_rows(releases: Facts) -> Iterator[tuple[Facts, tuple[str, ...]]]:
+    """Each release and baseline of `releases_table`'s, with RELEASE_HEAD's cells."""
+    for row in releases["releases"]:
+        yield row, (f"{row['name']}, step {row['step']:,}", row["date"], *_cells(row))
+    for row in releases["baselines"]:
+        yield row, (row["name"], "", *_cells(row))
 
 
 def _cells(row: Facts) -> tuple[str, ...]:

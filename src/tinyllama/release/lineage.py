@@ -55,7 +55,7 @@ def lineage(checkpoint: Path, averaged: list[Path], wanted: Release) -> dict[str
         "average_decay": wanted.average_decay,
         "recipe": {"digest": recipe.digest, "fields": recipe.model_dump(mode="json")},
         "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
-        "store": {"manifest_sha256": found["store"], **_store(read_json(run / "store.json"), recipe)},
+        "store": {"manifest_sha256": found["store"], **store_facts(read_json(run / "store.json"), recipe)},
         "measured": _measured(metrics_until(run, state["step"])),
         "versions": {
             "tinyllama": version("tinyllama"),
@@ -101,10 +101,12 @@ def _refuse_other_run(checkpoint: Path, state: dict[str, Any], found: dict[str, 
             )
 
 
-def _store(manifest: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+def store_facts(manifest: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """What release.json says of a store: its `inputs`, and of each of the recipe's `sources` its origin and splits."""
     sources = {
         name: {"origin": _origin(source), "splits": manifest["sources"][name]["splits"]}
         for name, source in recipe.data.sources.items()
+        if name in manifest["sources"]  # a recipe that was changed since may name others
     }
     inputs = manifest["inputs"].values()
     return {"inputs": {"files": len(inputs), "bytes": sum(inputs)}, "sources": sources}
