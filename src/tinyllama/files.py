@@ -5,6 +5,8 @@ import fcntl
 import hashlib
 import os
 import shutil
+import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,7 +126,35 @@ def alone_in(folder: Path, lock: str, refusal: str) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, no child inherits it
         except (BlockingIOError, PermissionError):
             raise InputError(f"{refusal}; wait for it, or choose another name") from None
-        yield
+        own = _identity(os.fstat(file.fileno()))
+        _held.add(own)
+        try:
+            yield
+        finally:
+            _held.discard(own)
+
+
+_held: set[tuple[int, int]] = set()
+"""Locks of this process: it would lose one by opening and closing its file again, as fcntl(2) says."""
+# struct flock: type, whence, start, length, process; the BSDs, macOS among them, begin with the start
+_FLOCK, _TYPE = ("qqihh", 3) if sys.platform == "darwin" else ("hhqqi", 0)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def is_held(path: Path) -> bool:
+    """Whether this process or another is in a block of `alone_in` with this lock; it is asked about, never taken."""
+    if not path.is_file():
+        return False
+    if _identity(path.stat()) in _held:
+        return True
+    fields = [0] * 5
+    fields[_TYPE] = fcntl.F_WRLCK
+    with path.open("rb") as file:
+        answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(_FLOCK, *fields))
+    return bool(struct.unpack(_FLOCK, answer)[_TYPE] != fcntl.F_UNLCK)
 
 
 @contextmanager

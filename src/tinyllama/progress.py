@@ -1,79 +1,207 @@
-"""Progress of long work: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, elsewhere a plain line now and then, with the same content.
+
+Writes to standard error: what is done, of how much, how fast of late, what else there is to say, and how long it will
+take. What is printed meanwhile stands above the bar. `be_quiet` ends all of it for the process; the command line's
+`--quiet` calls it, so nothing that works has to pass it on.
+"""
 
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
+BYTES = "bytes"
 _POLL_SECONDS = 0.5
-_LINE_SECONDS = 15.0
+_FIRST_LINE_SECONDS, _LINE_SECONDS, _RAREST_LINE_SECONDS = 5.0, 15.0, 600.0
+_LINES_A_LIFE = 60
+"""Once so many intervals have passed they grow: a line every 15 s at first, one in ten minutes after ten hours."""
+_WINDOW_SECONDS, _WINDOW_SAMPLES = 60.0, 20
+"""What the speed is measured over: the longer of both, for steps may be of milliseconds or of minutes."""
+
+_state = {"quiet": False}
+
+
+def be_quiet() -> None:
+    """Show no progress in this process from here on; errors and results are not progress."""
+    _state["quiet"] = True
+
+
+def is_quiet() -> bool:
+    """Whether `be_quiet` was called."""
+    return _state["quiet"]
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units: `2 d 3 h`, `4 min 10 s`, `12 s`, `under 1 s`."""
+    left = max(0, round(seconds))
+    for (large, size), (small, part) in pairwise((("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))):
+        if left >= size:
+            rest = left % size // part
+            return f"{left // size} {large}" + (f" {rest} {small}" if rest else "")
+    return f"{left} s" if left else "under 1 s"
+
+
+def _rate(value: float) -> str:
+    """Three digits, or all before the point: `0.213`, `11.2`, `4,421`."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _counted(done: int, total: int, unit: str) -> str:
+    """How many of how many; bytes in units that are easily read."""
+    if unit != BYTES:
+        return f"{done:,}/{total:,} {unit}"
+    name, size = ("GB", 1e9) if total >= 1e10 else ("MB", 1e6)
+    return f"{done / size:,.1f}/{total / size:,.1f} {name}"
+
+
+class Speed:
+    """How fast a count has grown of late; what came before the first sample, such as compiling, is left out."""
+
+    def __init__(self) -> None:
+        self.samples: deque[tuple[float, int]] = deque()
+
+    def add(self, now: float, done: int) -> None:
+        """Say how far it is at a time in seconds."""
+        if self.samples and done < self.samples[-1][1]:  # it has gone back
+            self.samples.clear()
+        if not self.samples or done != self.samples[-1][1]:
+            self.samples.append((now, done))
+        while len(self.samples) > _WINDOW_SAMPLES and now - self.samples[1][0] > _WINDOW_SECONDS:
+            self.samples.popleft()
+
+    def per_second(self, now: float) -> float | None:
+        """None before there are two samples. Work that stands still slows down."""
+        if len(self.samples) < 2:
+            return None
+        (began, first), (ended, last) = self.samples[0], self.samples[-1]
+        usual = (ended - began) / (len(self.samples) - 1)
+        # A sample comes at the end of its work: until the next is overdue, the time since the last is not lost.
+        return (last - first) / (ended - began + max(0.0, now - ended - usual))
 
 
 class Bar:
     """Progress towards `total`; `show` says where it stands, with a few words beside it."""
 
-    def __init__(self, label: str, total: int, start: int = 0) -> None:
-        self.label, self.total, self.start = label, total, start
-        self.began = self.last_line = time.monotonic()
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        unit: str,
+        start: int = 0,
+        *,
+        rate: str | None = None,
+        each: float = 1,
+        where: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`total` and `start` are in `unit`, of which one makes `each` of what the `rate` counts, `unit` without it.
+
+        An empty `rate` leaves it out, as for parts of unequal size; `BYTES` are shown as megabytes. `where` is a
+        sentence on where to look, said once.
+        """
+        self.label, self.total, self.unit, self.start, self.where = label, total, unit, start, where
+        self.rate, self.each, self.clock = unit if rate is None else rate, each, clock
+        if unit == BYTES:
+            self.rate, self.each = "MB", 1e-6
+        self.done, self.words, self.speed = start, "", Speed()
+        self.began = clock()
+        self.last_line: float | None = None
         self.ended = False
-        self._progress: Progress | None = None
+        self._live: Live | None = None
 
     def __enter__(self) -> "Bar":
-        console = Console(stderr=True)
-        if console.is_terminal:
-            columns = (
-                "{task.description}",
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[words]}"),
-            )
-            times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-            self._progress = Progress(*columns, *times, console=console)
-            self._task = self._progress.add_task(self.label, total=self.total, completed=self.start, words="")
-            self._progress.start()
+        if is_quiet():
+            return self
+        if self.where:
+            print(f"{self.label}: {self.where}", file=sys.stderr, flush=True)
+        console = Console(stderr=True, highlight=False)
+        if console.is_terminal and not console.is_dumb_terminal:
+            # Redirected, what is printed meanwhile stands above the bar; a file as standard output stays one.
+            self._live = Live(get_renderable=self._rendered, console=console, redirect_stdout=sys.stdout.isatty())
+            self._live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._progress:
-            self._progress.stop()
+        if self._live:
+            self._live.stop()
 
     def show(self, done: int, words: str = "") -> None:
-        """Say how far it is; without a terminal, a line every 15 seconds and one at the end."""
-        if self._progress:
-            self._progress.update(self._task, completed=done, words=words)
+        """Say how far it is. Without a terminal this prints a line if it is time for one, and one at the end."""
+        now = self.clock()
+        self.done, self.words = done, words
+        self.speed.add(now, done)
+        if is_quiet() or self._live:
             return
-        now = time.monotonic()
         is_last = done >= self.total and not self.ended
-        if now - self.last_line >= _LINE_SECONDS or is_last:
+        if is_last or self._is_due(now):
             self.last_line, self.ended = now, is_last
-            rate = (done - self.start) / (now - self.began) if now > self.began else 0.0
-            left = f", {(self.total - done) / rate:.0f} s left" if rate and done < self.total else ""
-            print(f"{self.label}: {done}/{self.total} {words}{left}", file=sys.stderr, flush=True)
+            print(f"{self.label}: {', '.join([*self._facts(now), self._time(now)])}", file=sys.stderr, flush=True)
+
+    def _is_due(self, now: float) -> bool:
+        if self.last_line is None:
+            return now - self.began >= _FIRST_LINE_SECONDS
+        interval = min(max(_LINE_SECONDS, (now - self.began) / _LINES_A_LIFE), _RAREST_LINE_SECONDS)
+        return now - self.last_line >= interval
+
+    def _facts(self, now: float) -> list[str]:
+        count = f"{_counted(self.done, self.total, self.unit)} ({self._percent()} %)"
+        speed = self._mean(now) if self.done >= self.total else self.speed.per_second(now)
+        rate = f"{_rate(speed * self.each)} {self.rate}/s" if speed and self.rate else ""
+        return [part for part in (count, rate, self.words) if part]
+
+    def _percent(self) -> int:
+        """Rounded down: 100 % is the end."""
+        return int(100 * self.done / self.total) if self.total else 100
+
+    def _mean(self, now: float) -> float | None:
+        return (self.done - self.start) / (now - self.began) if now > self.began else None
+
+    def _time(self, now: float) -> str:
+        if self.done >= self.total:
+            return f"took {duration(now - self.began)}"
+        speed = self.speed.per_second(now)
+        return f"{duration((self.total - self.done) / speed)} left" if speed else f"{duration(now - self.began)} so far"
+
+    def _rendered(self) -> Group:
+        """Two lines, so that 60 columns are enough: the bar with the time left, and the numbers."""
+        now = self.clock()
+        top = Table.grid(padding=(0, 1), expand=True)
+        top.add_column(no_wrap=True, overflow="ellipsis", max_width=40)
+        top.add_column(ratio=1)
+        top.add_column(no_wrap=True, justify="right")
+        bar = ProgressBar(total=self.total or 1, completed=self.done if self.total else 1)
+        top.add_row(Text(self.label, "bold"), bar, Text(self._time(now), "progress.remaining"))
+        return Group(top, Text(f"  {', '.join(self._facts(now))}", no_wrap=True, overflow="ellipsis"))
 
 
 @contextmanager
-def track_count(label: str, total: int, unit: str, count: Callable[[], int]) -> Iterator[Callable[[], None]]:
-    """Show how far `count()` has come, for work that other processes do, until the block ends.
+def track_count(
+    label: str,
+    total: int,
+    unit: str,
+    count: Callable[[], int],
+    words: Callable[[], str] = str,
+    where: str = "",
+) -> Iterator[Callable[[], None]]:
+    """Show how far `count()` has come, with `words()`, for work that other processes do, until the block ends.
 
     Yields the call that begins it: no thread should be there while processes are forked.
     """
     ended = threading.Event()
-    with Bar(label, total, count()) as bar:
+    with Bar(label, total, unit, count(), where=where) as bar:
 
         def poll() -> None:
             while not ended.wait(_POLL_SECONDS):
-                bar.show(count(), unit)
+                bar.show(count(), words())
 
         thread = threading.Thread(target=poll, daemon=True)
         try:
@@ -82,4 +210,4 @@ def track_count(label: str, total: int, unit: str, count: Callable[[], int]) -> 
             ended.set()
             if thread.ident:
                 thread.join()
-            bar.show(count(), unit)
+            bar.show(count(), words())

@@ -1,5 +1,6 @@
 """Scores say what they are of; a model that cannot be scored is refused in one line."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_nothing_is_printed_but_the_progress(llama_folder: Path, capsys: pytest.
     scored(llama_folder)
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err == "score: 20/20 requests\n"
+    assert re.fullmatch(r"scoring: 20/20 requests \(100 %\), [\d,]+ requests/s, took .* s\n", printed.err)
 
 
 def test_a_model_that_is_no_llama_is_scored_by_lm_evals_own(neox_folder: Path) -> None:

@@ -7,6 +7,7 @@ task, the rejects so far. The store's own manifest is written last and makes it 
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tinyllama.data.store import WORK, TokenStore
 from tinyllama.data.tasks import TOKENS, Job, plan_job
 from tinyllama.errors import InputError
 from tinyllama.files import alone_in, read_json, write_json
-from tinyllama.progress import track_count
+from tinyllama.progress import BYTES, track_count
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 
@@ -133,13 +134,25 @@ def _run(job: Job) -> None:
         receipts = job.receipt(stage, 0).parent
         receipts.mkdir(parents=True, exist_ok=True)
         label = "preparing" if stage == TOKENS else stage
-        done = partial(_count_receipts, receipts)
-        with track_count(label, tasks, "tasks", done) as begin:
+        total, unit, done = _measure(job, stage, tasks)
+        where = f"{tasks} tasks, {tasks - len(pending)} of them done before; the store is {job.store}"
+        with track_count(label, total, unit, done, where=where) as begin:
             run(job, stage, pending, begin)
 
 
-def _count_receipts(folder: Path) -> int:
-    return sum(1 for _ in folder.glob("*.json"))
+def _measure(job: Job, stage: str, tasks: int) -> tuple[int, str, Callable[[], int]]:
+    """How much a stage has to do, its unit, and what counts how much is done.
+
+    The tokens' tasks are measured by their files, as the plan has their sizes; what cleaning needs before, by tasks.
+    """
+    if stage != TOKENS:
+        folder = job.receipt(stage, 0).parent
+        return tasks, "tasks", lambda: sum(1 for _ in folder.glob("*.json"))
+    sizes = {
+        job.receipt(TOKENS, rank).name: sum(map(job.inputs.__getitem__, job.tasks[rank].files)) for rank in range(tasks)
+    }
+    folder = job.receipt(TOKENS, 0).parent
+    return sum(sizes.values()), BYTES, lambda: sum(sizes.get(path.name, 0) for path in folder.glob("*.json"))
 
 
 def _submit(job: Job, plan: dict[str, Any]) -> None:

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 from tinyllama.data.shards import SUFFIXES
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of
-from tinyllama.progress import Bar
+from tinyllama.progress import BYTES, Bar
 
 _HASHES = dict(zip(SUFFIXES, ("sha256", "documents_sha256", "rows_sha256"), strict=True))
-_MEGABYTE = 1_000_000
 
 
 class Expected(NamedTuple):
@@ -39,12 +38,12 @@ def problems(store: Path) -> list[str]:
     except (KeyError, TypeError, ValueError, AttributeError):
         return [*found, f"{store / 'manifest.json'} cannot be used: no other file was looked at"]
     total = sum(one.bytes or 0 for one in expected)
-    with Bar("verifying", total // _MEGABYTE) as bar:
+    with Bar("verifying", total, BYTES, where=f"every byte of {store} is read") as bar:
         done = 0
         for one in expected:
             found += _file_problems(one)
             done += one.bytes or 0
-            bar.show(done // _MEGABYTE, "MB")
+            bar.show(done)
     return found + list(_foreign(store, expected, unread))
 
 

@@ -27,7 +27,7 @@ from tinyllama.evaluate.tasks import quiet
 from tinyllama.model.generation import generate
 from tinyllama.model.llama import Llama
 from tinyllama.model.loading import HuggingFaceLlama, Located, load_model, load_tokenizer, locate
-from tinyllama.progress import Bar
+from tinyllama.progress import Bar, is_quiet
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.parallel import Ranks
 
@@ -106,8 +106,8 @@ def share(items: Sequence[Any], ranks: Ranks, compute: Callable[[Sequence[Any]],
 
 
 def has_own_bar(model: LM, ranks: Ranks) -> bool:
-    """Whether lm-eval's bars should be kept back: ours has one, and of several ranks one should speak."""
-    return isinstance(model, LlamaLM) or not ranks.is_first
+    """Whether lm-eval's bars should be kept back: ours has one, and of several ranks one should speak, if any."""
+    return isinstance(model, LlamaLM) or not ranks.is_first or is_quiet()
 
 
 def shortened(model: LM) -> dict[str, int]:
@@ -215,12 +215,15 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval's documented interfa
         """The scores of some batches, with a bar where this is the first rank."""
         total = sum(len(group.requests) for batch in batches for group in batch)
         scores, done = [], 0
-        with redirect_stderr(self.stderr), Bar("score", total) if self.ranks.is_first else nullcontext() as bar:
+        with (
+            redirect_stderr(self.stderr),
+            Bar("scoring", total, "requests") if self.ranks.is_first else nullcontext() as bar,
+        ):
             for batch in batches:
                 scores.append(score_batch(self.model, batch))
                 done += len(scores[-1])
                 if bar:
-                    bar.show(done, "requests")
+                    bar.show(done)
         return scores
 
     def _complete(self, context: str, options: dict[str, Any]) -> str:

@@ -115,7 +115,7 @@ def _open(
     stack: ExitStack,
 ) -> Session:
     recipe, ranks = trainer.recipe, trainer.ranks
-    bar = stack.enter_context(Bar(f"training {recipe.name}", recipe.train.steps, first_step)) if journal else None
+    bar = stack.enter_context(_bar(recipe, trainer.run, first_step)) if journal else None
     tracker = stack.enter_context(Tracker(recipe, trainer.run, journal, first_step)) if journal else None
     on_commit = partial(_say_saved, trainer, journal, releaser)
     before_commit = journal.flush_to_disk if journal else (lambda: None)
@@ -216,10 +216,16 @@ def _log(session: Session, row: dict[str, Any]) -> None:
         session.bar.show(row["step"], _words(row))
 
 
+def _bar(recipe: Recipe, run: Path, first_step: int) -> Bar:
+    look = f"watch it with `tinyllama watch {run}`; " if recipe.track.trackio else ""
+    label, size = f"training {recipe.name}", recipe.train.batch_tokens
+    where = f"{look}all of it is in {run}"
+    return Bar(label, recipe.train.steps, "steps", first_step, rate="tokens", each=size, where=where)
+
+
 def _words(row: dict[str, Any]) -> str:
     share = f", MFU {100 * row['mfu']:.0f} %" if row["mfu"] else ""
-    said = f"skipped: {row['skipped']}" if "skipped" in row else f"loss {row['loss']:.3f}"
-    return f"{said}, {row['tokens_per_second']:,.0f} tokens/s{share}"
+    return (f"skipped: {row['skipped']}" if "skipped" in row else f"loss {row['loss']:.3f}") + share
 
 
 def _is_saved(recipe: Recipe, done: int) -> bool:

@@ -1,0 +1,269 @@
+"""The runs under a folder: what each is doing, how far it is, and what has come of it.
+
+Reads the ends of metrics.jsonl and events.jsonl, the recipe, and the names of checkpoints and releases; writes nothing.
+At most 1 MiB of a file is read, from its end, and the recipe as plain YAML, without torch: a hundred runs of a million
+rows are listed in a second, those of another version too.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from tinyllama.errors import InputError
+from tinyllama.files import is_held, read_json
+from tinyllama.progress import duration
+
+State = Literal["running", "done", "stopped", "failed", "unreadable"]
+Row = dict[str, Any]
+
+_TAIL_BYTES = 1 << 16
+_MOST_BYTES = 1 << 20
+"""Some 4,000 rows: a validation from before that is not looked for."""
+_RECENT_ROWS = 50
+"""Rows whose median is a run's speed."""
+_SILENCE_SECONDS, _SILENCE_STEPS = 120.0, 20
+"""A run has been silent for long after both: a first step compiles, a large one takes minutes."""
+_DEPTH = 4
+"""Folders below which no run is looked for."""
+_OF_A_RUN = ("events.jsonl", "metrics.jsonl", "lock")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands; what is not known is None."""
+
+    folder: Path
+    state: State
+    note: str = ""
+    """A few words on the state, such as the signal that stopped it, or the releases that are waiting."""
+    problem: str = ""
+    """What it failed on, or why it cannot be read."""
+    step: int = 0
+    """The last step with a row."""
+    steps: int | None = None
+    """Of the whole run."""
+    tokens: int = 0
+    """After the last step."""
+    loss: float | None = None
+    """Of the last step that was not skipped, nats a token."""
+    validation_bits_per_byte: float | None = None
+    """The last that was measured."""
+    tokens_per_second: float | None = None
+    """Median of the last rows."""
+    seconds_left: float | None = None
+    """Of the steps that are left, at that speed; of a run that is running."""
+    row_age_seconds: float | None = None
+    """How long ago the last row came."""
+    checkpoint_step: int | None = None
+    """Of the newest whole checkpoint."""
+    checkpoint_age_seconds: float | None = None
+    releases: int = 0
+    release_step: int | None = None
+    """Of the newest release."""
+    release_score: float | None = None
+    """Its HellaSwag acc_norm, in points."""
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The folders of all runs under a folder, or itself if it is one, by name. InputError where there is no folder."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no folder here; give the one that holds the runs, such as runs")
+    return sorted(_walk(folder, _DEPTH))
+
+
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    try:
+        if any((folder / name).is_file() for name in _OF_A_RUN):
+            yield folder
+        elif depth:
+            inner = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+            for path in inner:
+                yield from _walk(path, depth - 1)
+    except OSError:  # it may be a run: `state_of` says what is wrong with it
+        yield folder
+
+
+def state_of(run: Path, now: float | None = None) -> RunState:
+    """Where a run stands at `now`, seconds since 1970; a run that cannot be read says so in its state."""
+    try:
+        return _state_of(run, time.time() if now is None else now)
+    except (OSError, InputError, yaml.YAMLError, TypeError, ValueError, KeyError, AttributeError) as error:
+        said = str(error).splitlines() or [""]
+        return RunState(run, "unreadable", problem=said[0] or type(error).__name__)
+
+
+def _state_of(run: Path, now: float) -> RunState:
+    recipe, rows = _recipe(run), _last_rows(run / "metrics.jsonl")
+    last: Row = rows[-1] if rows else {"step": 0, "tokens": 0}
+    steps = _steps(recipe)
+    speed = statistics.median(speeds) if (speeds := _values(rows[-_RECENT_ROWS:], "tokens_per_second")) else None
+    left = _seconds_left(last["step"], steps, _batch_tokens(recipe), speed)
+    row_age = now - (run / "metrics.jsonl").stat().st_mtime if rows else None
+    releases = _releases(run)
+    state, note, problem = _judged(run, last["step"], steps, _waiting(run, recipe, releases))
+    if state == "running":
+        note = note or _silence(row_age, _batch_tokens(recipe), speed)
+    checkpoint, checkpoint_age = _newest_checkpoint(run, now)
+    newest = releases[-1] if releases else {}
+    return RunState(
+        folder=run,
+        state=state,
+        note=note,
+        problem=problem,
+        step=last["step"],
+        steps=steps,
+        tokens=last["tokens"],
+        loss=next(reversed(_values(rows, "loss")), None),
+        validation_bits_per_byte=_last_validation(run / "metrics.jsonl"),
+        tokens_per_second=speed,
+        seconds_left=left if state == "running" else None,
+        row_age_seconds=row_age,
+        checkpoint_step=checkpoint,
+        checkpoint_age_seconds=checkpoint_age,
+        releases=len(releases),
+        release_step=newest.get("step"),
+        release_score=newest.get("hellaswag"),
+    )
+
+
+def _judged(run: Path, step: int, steps: int | None, waiting: int) -> tuple[State, str, str]:
+    """State, note and problem."""
+    is_whole = steps is not None and step >= steps
+    unreleased = f"{waiting} release{'s' * (waiting > 1)} waiting" if waiting else ""
+    if is_held(run / "lock"):
+        return "running", ("releasing" if waiting else "ending") if is_whole else "" if step else "no row yet", ""
+    end = _last_of_its_life(run)
+    name, problem = end.get("event", ""), str(end.get("problem") or end.get("reason") or "")
+    if is_whole and not waiting:
+        return "done", "", ""
+    if name in _FAILURES:
+        return "failed", unreleased if is_whole else _FAILURES[name], problem
+    if is_whole:
+        return "done", unreleased, ""
+    return "stopped", _stopped_by(end) if end else "before it began", ""
+
+
+_FAILURES = {"failed": "", "ended": "", "hang": "hung", "rank-lost": "lost a rank"}
+_LIFE = {*_FAILURES, "start", "resume", "done", "signal", "interrupted"}
+"""Events that say whether a run lives; all others leave that as it is."""
+
+
+def _last_of_its_life(run: Path) -> Row:
+    """The last event that says how the run is; empty where there is none."""
+    events = _rows(_tail(run / "events.jsonl", _TAIL_BYTES))
+    return next((row for row in reversed(events) if row.get("event") in _LIFE), {})
+
+
+def _stopped_by(end: Row) -> str:
+    if end["event"] == "signal":
+        return str(end.get("signal", "a signal"))
+    return "interrupted" if end["event"] == "interrupted" else "killed or cut off"
+
+
+def _silence(age: float | None, batch_tokens: int | None, speed: float | None) -> str:
+    if age is None or not (batch_tokens and speed):
+        return ""
+    is_long = age > max(_SILENCE_SECONDS, _SILENCE_STEPS * batch_tokens / speed)
+    return f"no row for {duration(age)}" if is_long else ""
+
+
+def _recipe(run: Path) -> Row:
+    """The recipe's fields, whichever version wrote them; empty where the run has none yet."""
+    path = run / "recipe.yaml"
+    if not path.is_file():
+        return {}
+    fields = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: not a recipe; restore it from a checkpoint's")
+    return fields
+
+
+def _batch_tokens(recipe: Row) -> int | None:
+    train = recipe.get("train", {})
+    sizes = [train.get(name) for name in ("batch_sequences", "sequence_length")]
+    return sizes[0] * sizes[1] if all(isinstance(size, int) for size in sizes) else None
+
+
+def _steps(recipe: Row) -> int | None:
+    tokens, batch = recipe.get("train", {}).get("tokens"), _batch_tokens(recipe)
+    return -(-tokens // batch) if isinstance(tokens, int) and batch else None
+
+
+def _seconds_left(step: int, steps: int | None, batch_tokens: int | None, speed: float | None) -> float | None:
+    if steps is None or not (batch_tokens and speed):
+        return None
+    return max(0, steps - step) * batch_tokens / speed
+
+
+def _tail(path: Path, size: int) -> bytes:
+    """The whole lines among a file's last `size` bytes; nothing where it is not there."""
+    if not path.exists():
+        return b""
+    with path.open("rb") as file:
+        start = max(0, file.seek(0, 2) - size)
+        file.seek(start)
+        data = file.read(size)
+    whole = data[: data.rfind(b"\n") + 1]
+    return whole[whole.find(b"\n") + 1 :] if start else whole
+
+
+def _rows(lines: bytes) -> list[Row]:
+    """Rows of JSON; a broken line, which training refuses by name, is left out."""
+    found = []
+    for line in lines.splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return [row for row in found if isinstance(row, dict)]
+
+
+def _last_rows(path: Path) -> list[Row]:
+    return [row for row in _rows(_tail(path, _TAIL_BYTES)) if "step" in row and "tokens" in row]
+
+
+def _values(rows: Iterable[Row], key: str) -> list[float]:
+    return [row[key] for row in rows if row.get(key) is not None]
+
+
+def _last_validation(path: Path) -> float | None:
+    """The newest among the rows that are looked at."""
+    key = "validation_bits_per_byte"
+    for size in (_TAIL_BYTES, _MOST_BYTES):
+        lines = _tail(path, size)
+        place = lines.rfind(f'"{key}"'.encode())
+        if place >= 0:
+            line = lines[lines.rfind(b"\n", 0, place) + 1 : lines.find(b"\n", place)]
+            return next(iter(_values(_rows(line), key)), None)
+    return None
+
+
+def _newest_checkpoint(run: Path, now: float) -> tuple[int | None, float | None]:
+    """Step and age of the newest one that is whole."""
+    commits = [path for path in run.glob("checkpoints/step-*/commit.json") if path.parent.name[5:].isdigit()]
+    if not commits:
+        return None, None
+    newest = max(commits, key=lambda path: int(path.parent.name[5:]))
+    return int(newest.parent.name[5:]), now - newest.stat().st_mtime
+
+
+def _releases(run: Path) -> list[Row]:
+    path = run / "releases" / "releases.json"
+    rows: list[Row] = read_json(path)["releases"] if path.is_file() else []
+    return rows
+
+
+def _waiting(run: Path, recipe: Row, releases: Sequence[Row]) -> int:
+    """Milestones that were reached and have no release with scores yet."""
+    wanted = recipe.get("release") or {}
+    if not (wanted.get("at") or wanted.get("every")):
+        return 0
+    complete = {row["step"] for row in releases if row.get("complete")}
+    states = [read_json(path.with_name("state.json")) for path in run.glob("checkpoints/step-*/commit.json")]
+    return sum(bool(state.get("milestone")) and state["step"] not in complete for state in states)
