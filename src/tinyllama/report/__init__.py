@@ -1,5 +1,30 @@
-"""A run as one HTML file: what it is, what it did, what came of it; to attach to a mail, print, or put before a reviewer.
+"""A run as one HTML file: what it is, what it did, what came of it; to attach, to print, to put before a reviewer.
 
-Reads a run's folder, writes RUN/report.html. Everything is in that one file, its pictures and colours too, and no script
-is needed to read it, so that it shows the same in ten years.
+Reads a run's folder, writes RUN/report.html. Everything is in that one file, its pictures and colours too, and it needs
+no script and no network, so that it still shows the same in ten years.
 """
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tinyllama.errors import InputError
+from tinyllama.files import write_atomically
+from tinyllama.report.page import page
+from tinyllama.report.reading import read_run
+
+__all__ = ["report"]
+
+
+def report(run: Path, compare: Sequence[Path] = (), output: Path | None = None) -> Path:
+    """Write a run's report, to RUN/report.html unless `output` names another file; return where it is.
+
+    `compare` are other runs that stand beside it. Raises InputError where one of them is no run, or a file of it is
+    broken.
+    """
+    path = output or run / "report.html"
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; --output takes the file to write, such as {path / 'report.html'}")
+    html = page(read_run(run), [read_run(other) for other in compare])
+    with write_atomically(path) as file:
+        file.write(html.encode())
+    return path

@@ -216,15 +216,20 @@ def _middle(curve: Curve) -> float:
 
 def _count_in(axes: Axes, unit: str) -> None:
     """Write the values as people say them."""
-    say = {"share": lambda value: f"{100 * value:.0f} %", "bytes": short_bytes, "count": short_count}.get(unit)
+    say = {
+        "share": lambda value: f"{100 * value:.0f} %",
+        "bytes": lambda value: short_bytes(value) if value else "0",
+        "count": short_count,
+        "rate": lambda value: f"{value:.3g}",
+    }.get(unit)
     if say:
         axes.yaxis.set_major_formatter(lambda value, _: say(value))
 
 
 def _dress(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(lambda count, _: short_count(count))
+    axes.margins(x=0.01)
     axes.set_xlim(left=0)
-    axes.margins(x=0.02)
     axes.grid(color=INKS["grid"], linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(which="both", color=INKS["axis"], labelcolor=INKS["ink"])

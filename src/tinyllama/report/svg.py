@@ -41,7 +41,7 @@ def _for_a_page(svg: str, size: tuple[int, int], name: str, title: str) -> str:
     body = svg[svg.index(">", svg.index("<svg")) + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
     body = _with_own_ids(body, name)
-    body = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", body)
+    body = re.sub(r"<[^>]+>", _shorter, body)
     for ink, colour in INKS.items():
         body = body.replace(colour, f"var(--{ink})")
     body = re.sub(r"font-family: [^;\"]*;?|font: (\d+px)[^;\"]*", _font, body)
@@ -55,6 +55,11 @@ def _for_a_page(svg: str, size: tuple[int, int], name: str, title: str) -> str:
 def _font(found: re.Match[str]) -> str:
     """The page's font, in the picture's size."""
     return f"font-size: {found[1]}" if found[1] else ""
+
+
+def _shorter(tag: re.Match[str]) -> str:
+    """A tag with its coordinates to a hundredth of a pixel; text between tags is not touched."""
+    return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", tag[0])
 
 
 def _with_own_ids(body: str, name: str) -> str:

@@ -3,6 +3,11 @@
 Pure functions. Three digits are what a reader compares; who needs all of them finds them in the tables and files.
 """
 
+from tinyllama.progress import duration
+
+NOTHING = "\N{EN DASH}"
+"""Stands where a number would, if there were one."""
+
 
 def short_count(count: float) -> str:
     """A count as people say it: 6.01M, 105B, 3T."""
@@ -24,14 +29,7 @@ def short_bytes(count: float) -> str:
 
 def short_duration(seconds: float) -> str:
     """A time in its two greatest units: 3 d 4 h, 12 min 5 s, 0.3 s."""
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    left = round(seconds)
-    found: list[str] = []
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, size)
-        found += [f"{count} {unit}"] if count or found else []
-    return " ".join(part for part in found[:2] if not part.startswith("0 "))
+    return duration(seconds) if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def share(part: float) -> str:

@@ -1,0 +1,167 @@
+"""A run's facts as tables: data, scores, releases, events, lineage.
+
+Pure functions of what was read; no cell knows of HTML. The cells of data and scores are the model card's own, so that
+the two never disagree.
+"""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from tinyllama.release.card_data import DATA_HEAD, data_rows
+from tinyllama.release.card_scores import RELEASE_HEAD, TASK_HEAD, release_rows, task_rows
+from tinyllama.report.marks import ROUTINE, TROUBLE, Event, in_words, kind_of
+from tinyllama.report.reading import Facts, Run
+from tinyllama.report.words import short_bytes, short_duration
+
+MOST_EVENTS = 1000
+"""In one list; events.jsonl has the others."""
+FEW_EVENTS = 25
+"""Are shown as they are, without a summary."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text; `kinds` marks rows, in their order, as what they are to a reader."""
+
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    numbers: tuple[int, ...] = ()
+    """Columns that are set flush right."""
+    hashes: tuple[int, ...] = ()
+    """Columns that are set in a fixed width and may break anywhere."""
+    kinds: Sequence[str] = ()
+
+
+def data_table(run: Run) -> Table | None:
+    """Each source and split, as in the card; None where the run has no store yet."""
+    if run.store is None:
+        return None
+    return Table(DATA_HEAD, list(data_rows(run.store["sources"], run.recipe)), numbers=(2, 4, 5), hashes=(6,))
+
+
+def task_table(run: Run) -> Table:
+    """Every score that was measured of this run, one task of one model a row."""
+    rows = [(what, *cells) for what, scores in run.evaluations for cells in task_rows(scores)]
+    return Table(("model", *TASK_HEAD), rows, numbers=(2, 3, 4))
+
+
+def score_table(run: Run) -> Table:
+    """The run's releases beside the baselines."""
+    found = list(release_rows(run.table))
+    kinds = ["own" if "step" in row else "" for row, _ in found]
+    return Table(RELEASE_HEAD, [cells for _, cells in found], numbers=(2, 3, 4), kinds=kinds)
+
+
+def release_table(run: Run) -> Table:
+    """Each release with the size of each of its formats."""
+    head = ("step", "tokens", "of", "folder", "formats, their sizes", "files")
+    return Table(head, [_release(folder, facts) for folder, facts in run.releases], numbers=(0, 1, 5))
+
+
+def _release(folder: str, facts: Facts) -> tuple[str, ...]:
+    sizes = sizes_of(facts)
+    formats = ", ".join(f"{name} {short_bytes(sizes.get(name, 0))}" for name in facts["formats"])
+    return (
+        f"{facts['step']:,}", f"{facts['tokens']:,}", facts["date"], f"releases/{folder}", formats,
+        f"{len(facts['files']):,}",
+    )  # fmt: skip
+
+
+def sizes_of(facts: Facts) -> Counter[str]:
+    """Bytes of each folder of a release."""
+    sizes: Counter[str] = Counter()
+    for path, file in facts["files"].items():
+        sizes[path.partition("/")[0]] += file["bytes"]
+    return sizes
+
+
+def file_table(facts: Facts) -> Table:
+    """Every file of a release."""
+    rows = [(path, f"{file['bytes']:,}", file["sha256"]) for path, file in sorted(facts["files"].items())]
+    return Table(("file", "bytes", "SHA-256"), rows, numbers=(1,), hashes=(2,))
+
+
+def event_table(events: Sequence[Event]) -> Table:
+    """Events as they came, the newest MOST_EVENTS of them."""
+    shown = events[-MOST_EVENTS:]
+    rows = [(moment(event["time"]), f"{event['step']:,}", event["event"], in_words(event)) for event in shown]
+    return Table(("when (UTC)", "step", "event", "what"), rows, numbers=(1,), kinds=[kind_of(event) for event in shown])
+
+
+def notable(events: Iterable[Event]) -> list[Event]:
+    """What a reader must not miss: all but the routine ones; where these are many, only what went wrong."""
+    found = [event for event in events if kind_of(event) != ROUTINE]
+    if len(found) <= 2 * FEW_EVENTS:
+        return found
+    return [event for event in found if kind_of(event) == TROUBLE][-2 * FEW_EVENTS :]
+
+
+def counts_in_words(events: Iterable[Event]) -> str:
+    """How many of each kind: `start: 1, checkpoint: 14`."""
+    return ", ".join(f"{name}: {count:,}" for name, count in Counter(event["event"] for event in events).items())
+
+
+def checkpoints_in_words(events: Iterable[Event]) -> str | None:
+    """How many checkpoints there were and how long they took; None without any."""
+    found = [event for event in events if event["event"] == "checkpoint"]
+    if not found:
+        return None
+    words = f"{len(found):,} checkpoint{'s' * (len(found) > 1)}, {_steps(found)}"
+    took, stood = (_spread(found, name) for name in ("seconds", "stood_still_seconds"))
+    return f"{words}; written in {took}, while training stood still for {stood}." if took and stood else f"{words}."
+
+
+def _steps(events: Sequence[Event]) -> str:
+    first, last = events[0]["step"], events[-1]["step"]
+    return f"step {first:,}" if len(events) == 1 else f"steps {first:,} to {last:,}"
+
+
+def _spread(events: Sequence[Event], name: str) -> str | None:
+    """The median, and between what."""
+    values = [event[name] for event in events if event.get(name) is not None]
+    if not values:
+        return None
+    middle = short_duration(statistics.median(values))
+    if len(values) == 1:
+        return middle
+    return f"{middle} (median; {short_duration(min(values))} to {short_duration(max(values))})"
+
+
+def lineage_table(run: Run) -> Table:
+    """From raw files to weights, as far as the run has come."""
+    rows: list[tuple[str, str]] = []
+    if run.store:
+        inputs = run.store["inputs"]
+        rows.append(("raw files", f"{inputs['files']:,}, {inputs['bytes']:,} bytes"))
+    rows += run.digests.items()
+    initial = run.checkpoint.get("initial_weights")
+    rows.append(("initial weights", f"{initial['source']} {initial['digest']}" if initial else "drawn from the seed"))
+    for folder, facts in run.releases[-1:]:
+        rows += [(f"{folder}, weights from {name}", commit) for name, commit in facts["checkpoints"].items()]
+        versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+        rows.append((f"{folder}, exported with", versions))
+    return Table(("from raw file to weights", "SHA-256, or what it is"), rows, hashes=(1,))
+
+
+def moment(seconds: float) -> str:
+    """A time in UTC, to the second."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def wall_clock(run: Run) -> float | None:
+    """Seconds from the first event to the last, or of a running run to its newest row; None before it has begun."""
+    if not run.events:
+        return None
+    ended = run.events[-1]["time"]
+    if run.state.state == "running" and run.state.row_age_seconds is not None:
+        ended = max(ended, run.read_at - run.state.row_age_seconds)
+    return max(0.0, ended - run.events[0]["time"])
+
+
+def differing(fields: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """Names of the fields that are not the same in all runs, in the order of the recipe."""
+    names = dict.fromkeys(name for of_run in fields.values() for name in of_run)
+    return [name for name in names if len({repr(of_run.get(name, "")) for of_run in fields.values()}) > 1]
