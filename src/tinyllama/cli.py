@@ -12,8 +12,9 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from tinyllama.cli_arguments import parse, with_recipe
+from tinyllama.cli_arguments import parse, with_recipe, without_quiet
 from tinyllama.errors import InputError, RunStoppedError
+from tinyllama.progress import be_quiet
 from tinyllama.recipe import Recipe
 
 # Each command imports what it needs when it runs: `tinyllama --help` should not wait for torch.
@@ -300,7 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0; 1 for damage found, or a run that could not go on; 2 for wrong input; 75 where a signal had it save and end, so
     that a scheduler starts it again; 130 where interrupted.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given, quiet = without_quiet(sys.argv[1:] if arguments is None else arguments)
+    be_quiet(quiet)
 
     def call() -> int | None:
         return _command(given)()
@@ -356,3 +358,4 @@ def _print_commands() -> None:
     print("usage: tinyllama COMMAND ... (tinyllama COMMAND --help says more)\n")
     for name, function in COMMANDS.items():
         print(f"  {name:<17} {(function.__doc__ or '').splitlines()[0]}")
+    print("\nWith --quiet a command shows no progress; warnings, errors and results stay.")

@@ -82,6 +82,13 @@ def _print_fields(name: str, function: Callable[..., int | None], recipe: Recipe
         )
 
 
+def without_quiet(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """The words without `--quiet`, and whether it was among them; after `--` it is a word like any other."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    own = [word for word in arguments[:end] if word != "--quiet"]
+    return [*own, *arguments[end:]], len(own) < end
+
+
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Part `--field.inner value` and `--field.inner=value` of a recipe from a command's own arguments.
 

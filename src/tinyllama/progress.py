@@ -30,13 +30,13 @@ _WINDOW_SECONDS, _WINDOW_SAMPLES = 60.0, 20
 _state = {"quiet": False}
 
 
-def be_quiet() -> None:
+def be_quiet(quiet: bool = True) -> None:
     """Show no progress in this process from here on; errors and results are not progress."""
-    _state["quiet"] = True
+    _state["quiet"] = quiet
 
 
 def is_quiet() -> bool:
-    """Whether `be_quiet` was called."""
+    """Whether no progress shall be shown."""
     return _state["quiet"]
 
 

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from tinyllama.errors import InputError
 from tinyllama.files import is_held, read_json
@@ -267,3 +270,102 @@ def _waiting(run: Path, recipe: Row, releases: Sequence[Row]) -> int:
     complete = {row["step"] for row in releases if row.get("complete")}
     states = [read_json(path.with_name("state.json")) for path in run.glob("checkpoints/step-*/commit.json")]
     return sum(bool(state.get("milestone")) and state["step"] not in complete for state in states)
+
+
+def table(folder: Path) -> list[str]:
+    """The lines that list the runs under a folder: on a terminal as wide as that, elsewhere every column.
+
+    Raises InputError where there is no folder.
+    """
+    states = [state_of(run) for run in find_runs(folder)]
+    if not states:
+        return [f"{folder}: no run here; `tinyllama train` makes one"]
+    rows = [_cells(one, folder) for one in states]
+    console = Console(highlight=False)
+    lines = _for_terminal(rows, states, console) if console.is_terminal else _plain(rows)
+    problems = [f"{row['run']}: {one.problem}" for row, one in zip(rows, states, strict=True) if one.problem]
+    return [*lines, *([""] if problems else []), *problems]
+
+
+_LEFT_OUT_FIRST = ("releases", "bits/byte", "tokens", "last row", "checkpoint", "tokens/s", "left", "loss")
+"""Columns that a terminal too narrow for all of them does without, in this order."""
+_TEXTS = ("run", "state", "releases")
+_COLOURS = {"running": "cyan", "done": "green", "failed": "red", "unreadable": "red", "stopped": "yellow"}
+
+
+def _cells(one: RunState, folder: Path) -> dict[str, str]:
+    """A run's row: text by column."""
+    name = one.folder.relative_to(folder).as_posix() if one.folder != folder else folder.resolve().name
+    step = f"{one.step:,}" + (f" of {one.steps:,}" if one.steps else "")
+    checkpoint = f"{one.checkpoint_step:,}, {_ago(one.checkpoint_age_seconds)}" if one.checkpoint_step else ""
+    speed = f"{one.tokens_per_second:,.0f}" if one.tokens_per_second else ""
+    return {
+        "run": name,
+        "state": f"{one.state}, {one.note}" if one.note else one.state,
+        "step": step,
+        "tokens": _short(one.tokens),
+        "loss": _decimals(one.loss),
+        "bits/byte": _decimals(one.validation_bits_per_byte),
+        "tokens/s": speed,
+        "left": "" if one.seconds_left is None else duration(one.seconds_left),
+        "last row": _ago(one.row_age_seconds) if one.state == "running" else "",
+        "checkpoint": checkpoint,
+        "releases": _released(one),
+    }
+
+
+def _released(one: RunState) -> str:
+    score = "" if one.release_score is None else f", HellaSwag {one.release_score:.1f}"
+    return f"{one.releases}: step {one.release_step:,}{score}" if one.release_step is not None else ""
+
+
+def _ago(seconds: float | None) -> str:
+    """In the largest unit alone."""
+    return "" if seconds is None else f"{' '.join(duration(seconds).split()[:2])} ago"
+
+
+def _decimals(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _short(tokens: int) -> str:
+    """`3.01M`: three digits and a unit."""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if tokens >= size:
+            return f"{tokens / size:.3g}{unit}"
+    return str(tokens)
+
+
+def _widths(rows: Sequence[dict[str, str]], columns: Iterable[str]) -> dict[str, int]:
+    return {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
+
+
+def _plain(rows: Sequence[dict[str, str]]) -> list[str]:
+    """Aligned columns; an empty cell is a dash, so that the columns of a line can be counted."""
+    filled = [{name: cell or "-" for name, cell in row.items()} for row in rows]
+    widths = _widths(filled, rows[0])
+    lines = [{name: name for name in widths}, *filled]
+    return ["  ".join(_aligned(name, row[name], widths[name]) for name in widths).rstrip() for row in lines]
+
+
+def _aligned(column: str, cell: str, width: int) -> str:
+    return cell.ljust(width) if column in _TEXTS else cell.rjust(width)
+
+
+def _for_terminal(rows: Sequence[dict[str, str]], states: Sequence[RunState], console: Console) -> list[str]:
+    """The columns that fit, without those that are empty in every row."""
+    widths = _widths(rows, [name for name in rows[0] if any(row[name] for row in rows)])
+    for name in _LEFT_OUT_FIRST:
+        if sum(widths.values()) + 2 * len(widths) <= console.width:
+            break
+        widths.pop(name, None)
+    found = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for name in widths:
+        found.add_column(name, justify="left" if name in _TEXTS else "right", no_wrap=name != "state")
+    for row, one in zip(rows, states, strict=True):
+        cells = {name: Text(row[name]) for name in widths}
+        cells["state"].stylize(_COLOURS[one.state])
+        found.add_row(*cells.values())
+    with console.capture() as captured:
+        console.print(found)
+    return captured.get().splitlines()

@@ -204,7 +204,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_the_run_goes_on(
     assert rows[12]["loss"] is rows[12]["gradient_norm"] is None
     assert [(row["step"], row["reason"]) for row in events_of(run, "skip")] == [(13, rows[12]["skipped"])]
     assert re.search(reason, rows[12]["skipped"])
-    assert {row["event"] for row in events_of(run)} == {"start", "checkpoint", "skip"}
+    assert {row["event"] for row in events_of(run)} == {"start", "checkpoint", "skip", "done"}
     assert rows[-1]["loss"] < rows[11]["loss"]
     assert_finite(run)
 
@@ -274,6 +274,7 @@ def test_before_the_first_checkpoint_it_goes_back_to_the_first_weights(
         ("rollback", 13),
         ("start", 0),
         ("checkpoint", 40),
+        ("done", 40),
     ]
     assert [row["checkpoint"] for row in read_left_out(run)] == [0]
     other = trained_without(small, here / "other", monkeypatch, 11, 12, **fields)
@@ -303,7 +304,8 @@ def test_spikes_without_end_end_the_run_with_one_line(
     run = Path("runs/small")
     assert [row["checkpoint"] for row in events_of(run, "rollback")] == [20, 20]
     ended = events_of(run)[-1]
-    assert (ended["event"], ended["step"]) == ("ended", 23)
+    assert (ended["event"], ended["step"]) == ("failed", 22)  # the last step with a row
+    assert "step 23: loss" in ended["problem"]
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("tinyllama: ")]
     assert len(said) == 1
     assert "step 23: loss" in said[0]

@@ -9,6 +9,7 @@ from tinyllama.cli import run_to_status
 from tinyllama.evaluate import evaluate
 from tinyllama.evaluate.report import evaluate_and_save
 from tinyllama.model.llama import PRECISIONS
+from tinyllama.progress import be_quiet
 from tinyllama.recipe import Recipe
 from tinyllama.release import refresh_cards, release
 from tinyllama.release.table import baseline_file, baseline_scores, evaluation_of, is_of, is_scored
@@ -32,4 +33,5 @@ def release_milestone(run: Path, step: int) -> None:
 
 def main(run: str, step: str) -> int:
     """The process's exit status; why it failed stands in a line on standard error."""
+    be_quiet()  # what is said last is why it failed
     return run_to_status(lambda: release_milestone(Path(run), int(step)))

@@ -7,8 +7,8 @@ out decide what is read, so going on after an interruption is loading the newest
 import errno
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tinyllama import hardware
 from tinyllama.data.batches import batch_of, batches, micro_batch_rows
-from tinyllama.errors import RunStoppedError
+from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.files import alone_in
 from tinyllama.progress import Bar
 from tinyllama.recipe import Recipe
@@ -92,19 +92,47 @@ def _train_to_the_end(trainer: Trainer, journal: Journal | None, releaser: Relea
     first_step, state = resume(trainer, journal, allow_change)
     if journal:
         write_run_folder(trainer)
-    if releaser:
-        releaser.add(waiting(trainer.run))
-    if first_step < trainer.recipe.train.steps:
-        with ExitStack() as stack:
-            session = _open(trainer, journal, releaser, first_step, stack)
-            while not _train_from(session, first_step, Guard(trainer.recipe.guard, state.get("guard"))):
-                with session.watch.paused():
-                    first_step, state = resume(trainer, journal, allow_change)
-            _settle(session, must=True)
-    if releaser and (failed := releaser.finish()):
-        steps = ", ".join(map(str, failed))
-        words = f"trained, but the release of step {steps} failed; see events.jsonl, mend that and run it again"
-        raise RunStoppedError(f"{trainer.run}: {words}")
+    with _end_told(journal):
+        if releaser:
+            releaser.add(waiting(trainer.run))
+        if first_step < trainer.recipe.train.steps:
+            with ExitStack() as stack:
+                session = _open(trainer, journal, releaser, first_step, stack)
+                while not _train_from(session, first_step, Guard(trainer.recipe.guard, state.get("guard"))):
+                    with session.watch.paused():
+                        first_step, state = resume(trainer, journal, allow_change)
+                _settle(session, must=True)
+        if releaser and (failed := releaser.finish()):
+            steps = ", ".join(map(str, failed))
+            words = f"trained, but the release of step {steps} failed; see events.jsonl, mend that and run it again"
+            raise RunStoppedError(f"{trainer.run}: {words}")
+
+
+@contextmanager
+def _end_told(journal: Journal | None) -> Iterator[None]:
+    """Make an event of how the run ends; the loss of a rank has its own."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _tell_end(journal, "interrupted")
+        raise
+    except RunStoppedError as stop:
+        if stop.status == signals.REQUEUE_STATUS:
+            _tell_end(journal, "signal", signal=str(stop).partition(":")[0])
+        else:
+            _tell_end(journal, "failed", problem=str(stop))
+        raise
+    except Exception as error:
+        if not (isinstance(error, RuntimeError) and is_loss_of_a_rank(error)):
+            _tell_end(journal, "failed", problem=str(error) if isinstance(error, InputError) else repr(error))
+        raise
+    _tell_end(journal, "done")
+
+
+def _tell_end(journal: Journal | None, name: str, **details: str) -> None:
+    if journal:
+        with suppress(OSError):  # what fills the disk ends the run and its event
+            journal.event(name, journal.step, **details)
 
 
 def _open(
@@ -285,8 +313,6 @@ def _end_by_signal(session: Session, step: int) -> None:
     """End after a save that a signal asked for, with the status that schedulers requeue on."""
     _settle(session, must=True)
     name = session.received.number.name if session.received.number else "a signal to another rank"
-    if session.journal:
-        session.journal.event("signal", step, signal=name)
     raise RunStoppedError(
         f"{name}: saved at step {step}; the same command goes on from there", status=signals.REQUEUE_STATUS
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from tinyllama.files import read_json, sha256_of
+from tinyllama.progress import Bar
 from tinyllama.recipe import Recipe
 from tinyllama.train import checkpoint
 from tinyllama.train.metrics import Journal
@@ -91,10 +92,12 @@ class Releaser:
     def finish(self) -> list[int]:
         """Wait until all are done; return the steps whose release failed to the last try."""
         with self.changed:
-            if self.steps:
-                print(f"{self.run}: trained; releasing step {', '.join(map(str, self.steps))}", file=sys.stderr)
-            while self.steps:
-                self.changed.wait(1)
+            if total := len(self.steps):
+                where = f"{self.run} is trained; releasing step {', '.join(map(str, self.steps))}"
+                with Bar("releasing", total, "milestones", rate="", where=where) as bar:
+                    while self.steps:
+                        self.changed.wait(1)
+                        bar.show(total - len(self.steps))
             return self.failed
 
     def close(self) -> None:

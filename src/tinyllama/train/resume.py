@@ -123,8 +123,6 @@ def go_back(trainer: Trainer, journal: Journal | None, step: int, reason: str, b
     target = found[0]
     guard, words = trainer.recipe.guard, f"step {step + 1}: {reason}"
     if sum(record["checkpoint"] == target for record in trainer.went_back) >= guard.max_rollbacks:
-        if journal:
-            journal.event("ended", step + 1, reason=reason)
         raise RunStoppedError(
             f"{trainer.run}: {words}; went back to step {target} {guard.max_rollbacks} times already: raise "
             "guard.max_rollbacks, and lower train.optimizer.learning_rate with --allow-change, and run it again"
