@@ -11,24 +11,14 @@ from pathlib import Path
 
 import torch
 
-# Dense bf16 peaks in FLOP/s, from NVIDIA's data sheets of these products (without sparsity).
-_PEAKS = {
-    "A100": 312e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-    "L40S": 362e12,
-    "4090": 165e12,
-    "3090": 71e12,
-}
-
+from tinyllama.plan.machines import of_device
 
 def peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
     """FLOP/s against which an MFU is stated: the data sheet's on a known GPU, measured on a CPU, None elsewhere."""
     if device.type == "cpu":
         return measure_product(precision)
-    name = torch.cuda.get_device_name(device)
-    return next((peak for model, peak in _PEAKS.items() if model in name), None)
+    machine = of_device(torch.cuda.get_device_name(device))
+    return machine.peak_flops if machine else None
 
 
 def measure_product(precision: torch.dtype, size: int = 2048) -> float:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from tinyllama.errors import InputError
 from tinyllama.recipe_fields import Count, Part, Positive, Share, Tokens
 
 
@@ -79,6 +80,19 @@ class Train(Part):
         """Optimizer steps of the run: the last one reaches `tokens`."""
         return -(-self.tokens // self.batch_tokens)
 
+    def rank_rows(self, ranks: int) -> int:
+        """Rows of a step's batch that each of so many ranks has. Raises InputError where they do not divide."""
+        if self.batch_sequences % ranks:
+            raise InputError(
+                f"train.batch_sequences: {self.batch_sequences} rows do not divide among {ranks} ranks; choose a multiple"
+            )
+        return self.batch_sequences // ranks
+
+    def micro_batch_rows(self, ranks: int) -> int:
+        """The most rows at a time that divide a rank's: every pass has one shape, which is compiled once."""
+        rows = self.rank_rows(ranks)
+        return next(count for count in range(min(rows, self.micro_batch_sequences), 0, -1) if rows % count == 0)
+
 
 class Parallel(Part):
     """How the model is shared out among the ranks of a torchrun; one process alone holds it whole."""
@@ -89,6 +103,16 @@ class Parallel(Part):
     """Groups of such ranks, each with all of the weights; above 1 it is hybrid sharding (HSDP)."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again: nothing, all but products of matrices, or all but each block's input."""
+
+    def mesh(self, ranks: int) -> tuple[int, int]:
+        """Groups that replicate, ranks that shard in each. Raises InputError where they do not make up the ranks."""
+        shard = ranks // self.replicate if self.shard == "auto" else self.shard
+        if shard * self.replicate != ranks:
+            raise InputError(
+                f"parallel: shard {self.shard} x replicate {self.replicate} do not make {ranks} ranks; "
+                "change one of them or the number of ranks"
+            )
+        return self.replicate, shard
 
 
 class Checkpoint(Part):

@@ -56,15 +56,8 @@ def batch_of_step(recipe: Recipe, store: TokenStore, step: int, rank: int = 0, r
 
 def rank_slice(recipe: Recipe, rank: int, ranks: int) -> slice:
     """Which rows of a batch belong to a rank."""
-    batch = recipe.train.batch_sequences
-    if batch % ranks:
-        raise InputError(f"train.batch_sequences: {batch} rows do not divide among {ranks} ranks; choose a multiple")
-    return slice(rank * batch // ranks, (rank + 1) * batch // ranks)
-
-
-def micro_batch_rows(rows: int, most: int) -> int:
-    """The largest number up to `most` that divides a rank's rows: every pass has one shape, which is compiled once."""
-    return next(count for count in range(min(rows, most), 0, -1) if rows % count == 0)
+    rows = recipe.train.rank_rows(ranks)
+    return slice(rank * rows, (rank + 1) * rows)
 
 
 def read_sequences(split: Split, indices: list[int], length: int) -> Tensor:

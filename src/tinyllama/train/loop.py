@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tinyllama import hardware
-from tinyllama.data.batches import batch_of, batches, micro_batch_rows
+from tinyllama.data.batches import batch_of, batches
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.files import alone_in
 from tinyllama.progress import Bar
@@ -204,8 +204,7 @@ def compute_gradients(trainer: Trainer, rows: Tensor, alive: Callable[[], None] 
 
 
 def _pass_rows(trainer: Trainer) -> int:
-    recipe = trainer.recipe.train
-    return micro_batch_rows(recipe.batch_sequences // trainer.ranks.count, recipe.micro_batch_sequences)
+    return trainer.recipe.train.micro_batch_rows(trainer.ranks.count)
 
 
 def _rate(recipe: Recipe, step: int) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-from tinyllama.errors import InputError, RunStoppedError
+from tinyllama.errors import RunStoppedError
 from tinyllama.model.llama import Llama
 from tinyllama.processes import end_with_torchrun
 from tinyllama.recipe_train import Parallel
@@ -72,20 +72,9 @@ def is_loss_of_a_rank(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
-def mesh_sizes(parallel: Parallel, count: int) -> tuple[int, int]:
-    """(groups that replicate, ranks that shard in each). Raises InputError where they do not make up `count` ranks."""
-    shard = count // parallel.replicate if parallel.shard == "auto" else parallel.shard
-    if shard * parallel.replicate != count:
-        raise InputError(
-            f"parallel: shard {parallel.shard} x replicate {parallel.replicate} do not make {count} ranks; "
-            "change one of them or the number of ranks"
-        )
-    return parallel.replicate, shard
-
-
 def build_mesh(parallel: Parallel, ranks: Ranks) -> DeviceMesh:
     """The ranks as FSDP2 wants them: [shard], or [replicate, shard] with neighbours in one shard group."""
-    replicate, shard = mesh_sizes(parallel, ranks.count)
+    replicate, shard = parallel.mesh(ranks.count)
     if replicate == 1:
         return dist.init_device_mesh(ranks.device.type, (shard,), mesh_dim_names=("shard",))
     return dist.init_device_mesh(ranks.device.type, (replicate, shard), mesh_dim_names=("replicate", "shard"))

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from tinyllama import hardware
-from tinyllama.data.batches import micro_batch_rows, rank_slice
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_atomically, write_json
@@ -65,7 +64,7 @@ def build(recipe: Recipe, ranks: Ranks) -> Trainer:
             f"{recipe.tokenizer}: not the tokenizer that {recipe.data.store} was made with; "
             "name that one in `tokenizer`, or prepare another store"
         )
-    rank_slice(recipe, ranks.rank, ranks.count)  # refuses a batch that the ranks cannot share
+    recipe.train.rank_rows(ranks.count)  # refuses a batch that the ranks cannot share
     run = run_folder(recipe)
     model = build_model(recipe, _vocab_size(recipe, run, tokenizer), ranks)
     optimizers = build_optimizers(model, recipe.train.optimizer)
@@ -85,10 +84,11 @@ def _say_what_may_surprise(recipe: Recipe, store: TokenStore, ranks: Ranks) -> N
     for tokens in recipe.release.at:
         if tokens > last:
             print(f"release.at: {tokens:,} tokens are never reached, the run ends at {last:,}", file=sys.stderr)
-    rows, most = recipe.train.batch_sequences // ranks.count, recipe.train.micro_batch_sequences
-    if 2 * micro_batch_rows(rows, most) <= min(rows, most):
+    rows, most = recipe.train.rank_rows(ranks.count), recipe.train.micro_batch_sequences
+    at_a_time = recipe.train.micro_batch_rows(ranks.count)
+    if 2 * at_a_time <= min(rows, most):
         print(
-            f"train.micro_batch_sequences: {micro_batch_rows(rows, most)} at a time, since the {rows} rows of a rank "
+            f"train.micro_batch_sequences: {at_a_time} at a time, since the {rows} rows of a rank "
             f"have no larger divisor up to {most}; another train.batch_sequences would train faster",
             file=sys.stderr,
         )

@@ -1,0 +1,161 @@
+"""Memory that one GPU needs to train, by component, by closed formulas over what the network keeps.
+
+The formulas follow `model/` and FSDP2: what a block saves for its backward pass, eager or compiled, and what exists at
+the three moments that can be the peak. tests/plan/test_memory.py holds them against torch's FSDP2 memory tracker.
+
+Letters: D model, Q the width of queries, keys and values together, K that of the keys, F feed-forward, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tinyllama.plan.counts import num_parameters, parameters_by_part
+from tinyllama.recipe import Model
+from tinyllama.recipe_train import Optimizer
+
+Keep = Literal["none", "selective", "full"]
+
+_LOGITS = 2**25
+"""`model/loss.py`'s: most logits that exist at a time."""
+_CPU_PROBABILITIES = 2**21
+_CPU_BLOCK, _CPU_KEPT_TIME = 128, 512
+"""`model/attention.py`'s: a CPU keeps the probabilities of sequences up to that length, in blocks of so many queries."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one GPU holds and computes at a time."""
+
+    shape: Model
+    vocab_size: int
+    sequences: int
+    """Rows of a micro-batch."""
+    length: int
+    """Tokens a row."""
+    shards: int
+    """Ranks that hold the weights between them."""
+    optimizer: Optimizer
+    element_bytes: int = 2
+    """Of an activation: 2 in bf16, 4 in fp32."""
+    recompute: Keep = "none"
+    compiled: bool = True
+    is_cpu: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Of a micro-batch."""
+        return self.sequences * self.length
+
+    @property
+    def root_parameters(self) -> int:
+        """Embedding, head and last norm: what FSDP keeps gathered from the first use to the last."""
+        parts = parameters_by_part(self.shape, self.vocab_size)
+        return parts["embedding"] + parts["head"] + self.shape.dim
+
+    @property
+    def block_parameters(self) -> int:
+        """Of one block."""
+        return (num_parameters(self.shape, self.vocab_size) - self.root_parameters) // self.shape.layers
+
+
+def memory_by_component(load: Load) -> dict[str, int]:
+    """Bytes of each component at the moment of the peak; their sum is what one GPU needs.
+
+    `logits` and `backward` never exist together: only the larger of the two is there.
+    """
+    parameters = num_parameters(load.shape, load.vocab_size)
+    lasting = {
+        "weights": 4 * parameters // load.shards,
+        "gradients": 4 * parameters // load.shards,
+        "optimizer": optimizer_bytes(load) // load.shards,
+    }
+    passing = max((_at_the_logits(load), _in_the_last_block(load), _at_the_end(load)), key=lambda m: sum(m.values()))
+    return {name: round(count) for name, count in (lasting | passing).items() if count}
+
+
+def optimizer_bytes(load: Load) -> int:
+    """Float32 moments: two a parameter by AdamW, one a matrix of the blocks by Muon."""
+    matrices = load.shape.layers * (load.block_parameters - 2 * load.shape.dim)
+    return 8 * num_parameters(load.shape, load.vocab_size) - (4 * matrices if load.optimizer.name == "muon" else 0)
+
+
+def logits_bytes(load: Load) -> int:
+    """What the loss holds of one chunk: logits, their probabilities, and the head's gradient in the activations' type."""
+    logits = min(_LOGITS, load.tokens * load.vocab_size)
+    probabilities = min(logits, _CPU_PROBABILITIES) if load.is_cpu else 2 * logits
+    head = load.vocab_size * load.shape.dim
+    copy = 0 if load.shards > 1 or load.element_bytes == 4 else head  # of a float32 head, cast for the product
+    return load.element_bytes * (logits + head + copy) + 4 * probabilities
+
+
+def activation_bytes_per_token(load: Load) -> int:
+    """What one block keeps of one token for its backward pass."""
+    dim, queries, keys, wide = _widths(load)
+    if load.recompute == "full":
+        return load.element_bytes * dim
+    if load.recompute == "selective":
+        results = 2 * dim + queries + 2 * wide + (0 if load.compiled else dim)  # eager keeps the last product too
+        return load.element_bytes * (dim + results) + _kept_probabilities(load)
+    return _whole_block(load) + _kept_probabilities(load)
+
+
+def _whole_block(load: Load) -> int:
+    dim, queries, keys, wide = _widths(load)
+    if load.compiled:
+        return load.element_bytes * (6 * dim + queries + keys + 3 * wide)
+    norms = 2 * (4 + 2 * load.element_bytes) * dim  # each keeps its input in float32, and two of its results
+    return norms + load.element_bytes * (2 * dim + queries + keys + 4 * wide)
+
+
+def _widths(load: Load) -> tuple[int, int, int, int]:
+    """D, Q, K, F."""
+    shape = load.shape
+    return shape.dim, (shape.heads + 2 * shape.kv_heads) * shape.head_dim, shape.kv_heads * shape.head_dim, shape.ffn_dim
+
+
+def _kept_probabilities(load: Load) -> int:
+    if not load.is_cpu or load.length > _CPU_KEPT_TIME:
+        return 0
+    ends = [min(start + _CPU_BLOCK, load.length) for start in range(0, load.length, _CPU_BLOCK)]
+    scores = sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False))
+    return load.element_bytes * load.shape.heads * scores // load.length
+
+
+def _kept(load: Load) -> dict[str, float]:
+    """What the backward pass still needs when it begins, weights aside."""
+    copies = load.shards == 1 and load.element_bytes == 2 and load.recompute == "none"
+    gathered = load.root_parameters + 2 * load.block_parameters  # this block and the next, which is fetched ahead
+    return {
+        "activations": load.shape.layers * load.tokens * activation_bytes_per_token(load),
+        "weight_copies": 2 * load.shape.layers * load.block_parameters if copies else 0,
+        "gathered": load.element_bytes * gathered if load.shards > 1 else 0,
+    }
+
+
+def _at_the_logits(load: Load) -> dict[str, float]:
+    """The last norm's activations, the head's gradient, one chunk of logits."""
+    head = load.tokens * (4 + 3 * load.element_bytes) * load.shape.dim + 4 * load.vocab_size * load.shape.dim
+    return _kept(load) | {"head": head, "logits": logits_bytes(load)}
+
+
+def _in_the_last_block(load: Load) -> dict[str, float]:
+    """What a block computes again, and the gradients of its activations."""
+    dim, _, _, wide = _widths(load)
+    head = 3 * load.element_bytes * load.tokens * dim
+    if load.recompute == "none":
+        work = load.element_bytes * (dim + 4 * wide)
+        return _kept(load) | {"head": head, "backward": load.tokens * work}
+    work = _whole_block(load) + load.element_bytes * (dim + 3 * wide)
+    if load.recompute == "selective":
+        work -= activation_bytes_per_token(load) - load.element_bytes * 2 * dim
+    reduced = 4 * load.block_parameters if load.shards > 1 else 0
+    return _kept(load) | {"head": head, "backward": load.tokens * work, "reduce_scatter": reduced}
+
+
+def _at_the_end(load: Load) -> dict[str, float]:
+    """The embedding's and the head's gradients on their way into the shards; the blocks' activations are gone."""
+    whole = 4 * load.vocab_size * load.shape.dim
+    gathered = load.element_bytes * load.root_parameters
+    if load.shards == 1:
+        return {"head": whole}
+    return {"gathered": gathered, "reduce_scatter": (load.element_bytes + 4) * load.root_parameters}
