@@ -17,7 +17,7 @@ from tinyllama.report.pictures import Keys, draw_comparison, draw_loss, draw_met
 from tinyllama.report.reading import Run
 from tinyllama.report.svg import inline_svg
 
-_WIDE, _NARROW, _SMALL = (960, 400), (360, 300), (340, 200)
+_WIDE, _NARROW, _SMALL = (860, 370), (360, 300), (340, 200)
 """Width and height in CSS pixels."""
 
 # Metric, title, what it is, how it is drawn, colour.

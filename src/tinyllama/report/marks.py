@@ -52,11 +52,12 @@ class Mark:
 
     @property
     def label(self) -> str:
-        """`rollback`, `3 skips`, `4 events`."""
-        if len(self.names) > 1:
+        """`rollback`, `3 skips`, `4 events`; stops count by what follows each of them, `2 resumes`."""
+        names = {"resume": self.names["resume"]} if "resume" in self.names else self.names
+        if len(names) > 1:
             return f"{self.count} events"
-        (name,) = self.names
-        return name if self.count == 1 else f"{self.count} {name}s"
+        ((name, count),) = names.items()
+        return name if count == 1 else f"{count} {name}s"
 
 
 def kind_of(event: Event) -> str:

@@ -189,8 +189,9 @@ def _with_lanes(figure: Figure, marks: Sequence[Mark], labels: int) -> tuple[Axe
     right = max(mark.tokens for mark in marks)
     for height, kind in enumerate(kinds):
         _draw_lane(lanes, height, [mark for mark in marks if mark.kind == kind], right / labels)
+    alpha = 0.45 if len(marks) <= 12 else 0.2  # many are a pattern, and must not hide the curve
     for mark in marks:
-        axes.axvline(mark.tokens, color=INKS[mark.kind], alpha=0.45, linewidth=0.7)
+        axes.axvline(mark.tokens, color=INKS[mark.kind], alpha=alpha, linewidth=0.7)
     return axes, [Key(_LANES[kind], kind, "mark") for kind in reversed(kinds)]
 
 
@@ -216,7 +217,7 @@ def _middle(curve: Curve) -> float:
 
 def _count_in(axes: Axes, unit: str) -> None:
     """Write the values as people say them."""
-    say = {
+    say: Callable[[float], str] | None = {
         "share": lambda value: f"{100 * value:.0f} %",
         "bytes": lambda value: short_bytes(value) if value else "0",
         "count": short_count,

@@ -85,18 +85,37 @@ def file_table(facts: Facts) -> Table:
 
 
 def event_table(events: Sequence[Event]) -> Table:
-    """Events as they came, the newest MOST_EVENTS of them."""
-    shown = events[-MOST_EVENTS:]
-    rows = [(moment(event["time"]), f"{event['step']:,}", event["event"], in_words(event)) for event in shown]
-    return Table(("when (UTC)", "step", "event", "what"), rows, numbers=(1,), kinds=[kind_of(event) for event in shown])
+    """Events as they came."""
+    rows = [(moment(event["time"]), f"{event['step']:,}", event["event"], in_words(event)) for event in events]
+    kinds = [kind_of(event) for event in events]
+    return Table(("when (UTC)", "step", "event", "what"), rows, numbers=(1,), kinds=kinds)
 
 
-def notable(events: Iterable[Event]) -> list[Event]:
-    """What a reader must not miss: all but the routine ones; where these are many, only what went wrong."""
-    found = [event for event in events if kind_of(event) != ROUTINE]
-    if len(found) <= 2 * FEW_EVENTS:
-        return found
-    return [event for event in found if kind_of(event) == TROUBLE][-2 * FEW_EVENTS :]
+def notable(events: Sequence[Event]) -> list[Event]:
+    """At most FEW_EVENTS that a reader must not miss: what went wrong, then the rest but routine, rare names first.
+
+    A name that does not fit whole is left to the counts; where nothing that went wrong fits, its newest are taken.
+    """
+    counts = Counter(event["event"] for event in events if kind_of(event) != ROUTINE)
+    wrong = {event["event"] for event in events if kind_of(event) == TROUBLE}
+    names, room = set(), FEW_EVENTS
+    for name, count in sorted(counts.items(), key=lambda pair: (pair[0] not in wrong, pair[1])):
+        if count <= room:
+            names.add(name)
+            room -= count
+    if wrong and not names & wrong:
+        return [event for event in events if event["event"] in wrong][-FEW_EVENTS:]
+    return [event for event in events if event["event"] in names]
+
+
+def listed(events: Sequence[Event]) -> tuple[str, list[Event]]:
+    """What a list of all events holds, in words, and they: too many go without checkpoints, then without the oldest."""
+    if len(events) <= MOST_EVENTS:
+        return f"All {len(events):,} events", list(events)
+    others = [event for event in events if event["event"] != "checkpoint"]
+    if len(others) <= MOST_EVENTS:
+        return f"All {len(others):,} events but checkpoints", others
+    return f"The newest {MOST_EVENTS:,} of {len(others):,} events, without checkpoints", others[-MOST_EVENTS:]
 
 
 def counts_in_words(events: Iterable[Event]) -> str:
@@ -155,10 +174,10 @@ def wall_clock(run: Run) -> float | None:
     """Seconds from the first event to the last, or of a running run to its newest row; None before it has begun."""
     if not run.events:
         return None
-    ended = run.events[-1]["time"]
+    begun, ended = (float(run.events[place]["time"]) for place in (0, -1))
     if run.state.state == "running" and run.state.row_age_seconds is not None:
         ended = max(ended, run.read_at - run.state.row_age_seconds)
-    return max(0.0, ended - run.events[0]["time"])
+    return max(0.0, ended - begun)
 
 
 def differing(fields: Mapping[str, Mapping[str, object]]) -> list[str]:
