@@ -9,8 +9,6 @@ from pathlib import Path
 
 from tinyllama.errors import InputError
 from tinyllama.files import write_atomically
-from tinyllama.report.page import page
-from tinyllama.report.reading import read_run
 
 __all__ = ["report"]
 
@@ -21,6 +19,10 @@ def report(run: Path, compare: Sequence[Path] = (), output: Path | None = None) 
     `compare` are other runs that stand beside it. Raises InputError where one of them is no run, or a file of it is
     broken.
     """
+    # A release's card has this package's pictures, and a report has the card's tables: neither may wait for the other.
+    from tinyllama.report.page import page  # noqa: PLC0415
+    from tinyllama.report.reading import read_run  # noqa: PLC0415
+
     path = output or run / "report.html"
     if path.is_dir():
         raise InputError(f"{path}: a folder; --output takes the file to write, such as {path / 'report.html'}")

