@@ -30,7 +30,8 @@ def written(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=[("light", DESKTOP), ("dark", DESKTOP), ("light", PHONE), ("dark", PHONE)], ids=str)
 def looks(request: pytest.FixtureRequest) -> tuple[Literal["light", "dark"], tuple[int, int]]:
-    return request.param
+    found: tuple[Literal["light", "dark"], tuple[int, int]] = request.param
+    return found
 
 
 def visible_drawings(page: Page) -> Iterator[dict[str, float]]:
@@ -62,7 +63,7 @@ def test_it_opens_alone_fits_the_screen_and_shows_its_pictures(
 def test_the_curves_take_the_colours_of_the_scheme(written: Path) -> None:
     colours = {}
     for scheme in ("light", "dark"):
-        with opened(written, scheme) as seen:  # type: ignore[arg-type]
+        with opened(written, scheme) as seen:
             colours[scheme] = seen.page.evaluate(
                 "[...document.querySelectorAll('#section-loss .wide path')].map(path => getComputedStyle(path).stroke)"
             )
