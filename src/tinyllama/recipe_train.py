@@ -169,7 +169,11 @@ class Release(Part):
 
 
 class Track(Part):
-    """Where the metrics go besides metrics.jsonl."""
+    """Where a run is shown; metrics.jsonl is written in any case."""
 
     trackio: bool = True
-    """Log to trackio, in a folder beside the run."""
+    """On trackio's page, `tinyllama watch`, from a folder beside the run."""
+    wandb: str | None = None
+    """In this Weights & Biases project; needs the extra `track`."""
+    tensorboard: bool = False
+    """In event files under RUN/tensorboard; needs the extra `track`."""

@@ -1,14 +1,8 @@
 """The program as a user meets it: what it says, with which exit status, and what it leaves behind."""
 
-import json
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -140,58 +134,3 @@ def test_the_stages_one_by_one_make_a_release_that_completes_text(recipe: Path) 
     again = tinyllama("release", "runs/small", folder=folder)
     assert again.returncode == 2
     assert "already released; --force replaces it" in again.stderr
-
-
-def test_the_live_page_shows_the_run_on_this_machine_only(small: Path, tmp_path: Path) -> None:
-    overrides = ["--track.trackio", "true", "--train.tokens", str(10 * 6 * 64)]
-    done = tinyllama("train", small / "recipe.yaml", *overrides, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "tracker-failed" not in (tmp_path / "runs/small/events.jsonl").read_text()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tinyllama", "watch", "runs/small", "--port", str(port), "--no-open-browser"]
-    page = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        answer = fetch(f"http://127.0.0.1:{port}/", page)
-        assert "trackio" in answer.lower()
-    finally:
-        page.send_signal(signal.SIGINT)
-        page.wait(timeout=30)
-    shutil.rmtree(tmp_path / "runs/.trackio")
-    nothing = tinyllama("watch", "runs/small", folder=tmp_path)
-    assert (nothing.returncode, "nothing was tracked" in nothing.stderr) == (2, True)
-
-
-def test_the_live_page_has_each_step_once_however_often_the_run_began(small: Path, tmp_path: Path) -> None:
-    overrides = ["--track.trackio", "true", "--train.tokens", str(20 * 6 * 64)]
-    train = ["train", small / "recipe.yaml", *overrides]
-    assert tinyllama(*train, folder=tmp_path).returncode == 0
-    shutil.rmtree(tmp_path / "runs/small/checkpoints/step-00000020")  # as if killed at step 20: it goes on from 10
-    assert tinyllama(*train, folder=tmp_path).returncode == 0
-    assert shown_steps(tmp_path) == list(range(1, 21))
-    shutil.rmtree(tmp_path / "runs/small")  # another run of this name has a page of its own
-    assert tinyllama(*train, "--train.tokens", str(5 * 6 * 64), folder=tmp_path).returncode == 0
-    assert shown_steps(tmp_path) == list(range(1, 6))
-
-
-def shown_steps(folder: Path) -> list[int]:
-    code = (
-        "import json, trackio; rows = trackio.SQLiteStorage.get_logs('tinyllama', 'small');"
-        "print(json.dumps([row['step'] for row in rows]))"
-    )
-    environment = os.environ | {"TRACKIO_DIR": str(folder / "runs/.trackio")}
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
-    steps: list[int] = json.loads(done.stdout)
-    return steps
-
-
-def fetch(address: str, server: subprocess.Popen[str]) -> str:
-    for _ in range(300):
-        try:
-            with urllib.request.urlopen(address, timeout=5) as answer:
-                return str(answer.read().decode())
-        except OSError:
-            assert server.poll() is None, server.stdout.read() if server.stdout else ""
-            time.sleep(0.2)
-    raise AssertionError(f"{address} never answered")

@@ -184,21 +184,6 @@ def test_two_processes_never_train_one_run(small: Path, tmp_path: Path, monkeypa
         other.communicate()
 
 
-def test_a_tracker_that_fails_is_an_event_and_training_goes_on(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    def broken(run: Path) -> Any:
-        raise ConnectionError("no page today")
-
-    monkeypatch.setattr("tinyllama.train.metrics.open_trackio", broken)
-    run = train(recipe_of(small, **{"track.trackio": True, "train.tokens": 5 * 6 * 64}))
-    assert "tracker-failed" in [row["event"] for row in read_rows(run / "events.jsonl")]
-    assert len(list(read_rows(run / "metrics.jsonl"))) == 5
-    assert "no page today" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("ranks", [3])  # tests/train/test_parallel.py has 2 and 4
 def test_under_torchrun_the_ranks_learn_from_the_same_batches(small: Path, tmp_path: Path, ranks: int) -> None:
     fields = small_recipe(small) | {"name": f"ranks{ranks}"}

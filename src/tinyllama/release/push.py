@@ -36,7 +36,7 @@ def push(release_folder: str | Path, name: str, public: bool = False) -> str:
     facts = _checked(folder)
     files = {_place(file): folder / file for file in (*facts["files"], _FACTS)}
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None)
-    with _in_one_line(api.endpoint, name):
+    with in_one_line(api.endpoint, name):
         repository = name if "/" in name else f"{api.whoami()['name']}/{name}"
         url = api.create_repo(repository, private=not public, exist_ok=True)
         stale = _left_by_the_last_release(api, repository) - files.keys()
@@ -87,7 +87,7 @@ def _left_by_the_last_release(api: HfApi, repository: str) -> set[str]:
 
 
 @contextmanager
-def _in_one_line(endpoint: str, name: str) -> Iterator[None]:
+def in_one_line(endpoint: str, name: str) -> Iterator[None]:
     """Turn what the hub and the way to it answer into one line with the remedy."""
     try:
         yield

@@ -8,7 +8,7 @@ import errno
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,11 @@ from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.files import alone_in
 from tinyllama.progress import Bar
 from tinyllama.recipe import Recipe
+from tinyllama.track.trackers import Trackers, check_trackers
 from tinyllama.train import checkpoint, signals
 from tinyllama.train.guard import Guard, Verdict, Watch, watchdog
 from tinyllama.train.meter import Meter
-from tinyllama.train.metrics import Journal, Tracker
+from tinyllama.train.metrics import Journal
 from tinyllama.train.optimizer import apply_gradients, clip_gradient, forget_gradients
 from tinyllama.train.parallel import is_loss_of_a_rank, join_ranks, sum_over_ranks
 from tinyllama.train.releasing import Releaser, check_milestones, is_milestone, needed_checkpoints, waiting
@@ -42,9 +43,8 @@ class Session:
 
     trainer: Trainer
     journal: Journal | None
-    """On the first rank; so are the next two."""
+    """On the first rank; so is the next."""
     bar: Bar | None
-    tracker: Tracker | None
     meter: Meter
     saver: checkpoint.Saver
     received: signals.Received
@@ -62,6 +62,7 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
     """
     hardware.keep_memory()
     check_milestones(recipe)
+    check_trackers(recipe.track)
     with join_ranks(recipe.guard.hang_seconds) as ranks, ExitStack() as stack:
         trainer = build(recipe, ranks)
         if ranks.is_first:
@@ -92,7 +93,8 @@ def _train_to_the_end(trainer: Trainer, journal: Journal | None, releaser: Relea
     first_step, state = resume(trainer, journal, allow_change)
     if journal:
         write_run_folder(trainer)
-    with _end_told(journal):
+    shown = Trackers(trainer.recipe.track, trainer.run, journal) if journal else nullcontext()
+    with shown, _end_told(journal):
         if releaser:
             releaser.add(waiting(trainer.run))
         if first_step < trainer.recipe.train.steps:
@@ -144,14 +146,13 @@ def _open(
 ) -> Session:
     recipe, ranks = trainer.recipe, trainer.ranks
     bar = stack.enter_context(_bar(recipe, trainer.run, first_step)) if journal else None
-    tracker = stack.enter_context(Tracker(recipe, trainer.run, journal, first_step)) if journal else None
     on_commit = partial(_say_saved, trainer, journal, releaser)
     before_commit = journal.flush_to_disk if journal else (lambda: None)
     saver = checkpoint.Saver(trainer.run, recipe.checkpoint.asynchronous, on_commit, before_commit)
     stack.callback(saver.close)
     meter = Meter(recipe, trainer.model.vocab_size, ranks)
     received = stack.enter_context(signals.noted())
-    session = Session(trainer, journal, bar, tracker, meter, saver, received, step=first_step)
+    session = Session(trainer, journal, bar, meter, saver, received, step=first_step)
     session.watch = stack.enter_context(watchdog(recipe.guard.hang_seconds, partial(_say_hung, session)))
     return session
 
@@ -235,18 +236,16 @@ def _row(session: Session, step: int, loss: float, norm: float, skipped: str) ->
 
 
 def _log(session: Session, row: dict[str, Any]) -> None:
-    if session.journal and session.bar and session.tracker:
+    if session.journal and session.bar:
         session.journal.metrics(row)
         if "skipped" in row:
             session.journal.event("skip", row["step"], reason=row["skipped"])
-        session.tracker.log(row)
         session.bar.show(row["step"], _words(row))
 
 
 def _bar(recipe: Recipe, run: Path, first_step: int) -> Bar:
-    look = f"watch it with `tinyllama watch {run}`; " if recipe.track.trackio else ""
     label, size = f"training {recipe.name}", recipe.train.batch_tokens
-    where = f"{look}all of it is in {run}"
+    where = f"`tinyllama watch {run}` shows it; all it writes is in {run}" if recipe.track.trackio else f"see {run}"
     return Bar(label, recipe.train.steps, "steps", first_step, rate="tokens", each=size, where=where)
 
 

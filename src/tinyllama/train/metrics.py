@@ -1,28 +1,20 @@
-"""What a run says of itself: metrics.jsonl, events.jsonl and the trackers.
+"""What a run says of itself: metrics.jsonl and events.jsonl.
 
-A row of metrics a step, an event for what is not a step. The files are the record; trackers only show it, so one that
-fails is an event and training goes on.
+A row of metrics a step, an event for what is not a step. The files are the record; trackers read them (`track/`), and
+so does everything else that shows a run.
 """
 
-import contextlib
 import errno
-import importlib
-import io
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tinyllama.errors import InputError
 from tinyllama.files import write_atomically
-from tinyllama.recipe import Recipe
-
-PROJECT = "tinyllama"
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -106,60 +98,3 @@ class Journal:
                 os.truncate(path, size)
             raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk's names no file
         self.waiting[path] = b""
-
-
-def trackio_folder(run: Path) -> Path:
-    """Where trackio keeps the runs beside `run`, so that its page compares them."""
-    return run.resolve().parent / ".trackio"
-
-
-def open_trackio(run: Path) -> Any:
-    """Import trackio with its data beside the run: it reads where from the environment, when first imported."""
-    os.environ["TRACKIO_DIR"] = str(trackio_folder(run))
-    return importlib.import_module("trackio")
-
-
-class Tracker:
-    """Shows a run's metrics on trackio's page, on this machine only, where the recipe asks for it.
-
-    A run that goes on does the steps after its checkpoint again, to the same numbers: those that the page has are not
-    shown twice. A tracker that fails is an event and a warning, and is left alone from then on.
-    """
-
-    def __init__(self, recipe: Recipe, run: Path, journal: Journal, first_step: int) -> None:
-        self.recipe, self.run, self.journal, self.first_step = recipe, run, journal, first_step
-        self.shown_step = 0
-        self._log: Callable[..., None] | None = None
-        self._finish: Callable[[], None]
-
-    def __enter__(self) -> "Tracker":
-        if self.recipe.track.trackio:
-            self._guarded(self._start, self.first_step)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._log:
-            self._guarded(self._finish, self.recipe.train.steps)
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Show a row of metrics."""
-        if self._log and row["step"] > self.shown_step:
-            values = {name: value for name, value in row.items() if name != "step" and value is not None}
-            self._guarded(partial(self._log, values, step=row["step"]), row["step"])
-
-    def _start(self) -> None:
-        trackio = open_trackio(self.run)
-        if self.first_step == 0:  # a page of this name is of a run that is no more
-            trackio.SQLiteStorage.delete_run(PROJECT, self.run.name)
-        self.shown_step = trackio.SQLiteStorage.get_last_step(PROJECT, self.run.name) or 0
-        trackio.init(PROJECT, self.run.name, config=self.recipe.model_dump(mode="json"), resume="allow", embed=False)
-        self._log, self._finish = trackio.log, trackio.finish
-
-    def _guarded(self, call: Callable[[], None], step: int) -> None:
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it greets at length; the progress bar says what matters
-                call()
-        except Exception as error:  # whatever a tracker does, training goes on
-            self._log = None
-            self.journal.event("tracker-failed", step, problem=repr(error))
-            print(f"trackio failed and is left alone from here on: {error!r}", file=sys.stderr)

@@ -1,0 +1,192 @@
+"""A follower: hands what is new in a run's files to one sink, each thing once, however often either is started.
+
+Reads metrics.jsonl, events.jsonl and releases/; writes `RUN/trackers/SINK.json`: how far the sink has come. It is the
+only one that does so: whoever holds `RUN/trackers/SINK.lock` follows, training's own process or `tinyllama watch`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from tinyllama.files import read_json, write_json
+from tinyllama.recipe import Recipe
+from tinyllama.track.record import (
+    Row,
+    Scores,
+    anchor,
+    baseline_scores,
+    is_shown,
+    numbers,
+    read_new,
+    release_scores,
+    releases_state,
+    time_of,
+)
+
+
+class Sink(Protocol):
+    """Where a run is shown. All calls come from one thread, may block and may raise."""
+
+    def rows(self, rows: Sequence[Row], times: Sequence[float]) -> None:
+        """Show metrics: each row has `step` and numbers; `times` in seconds since 1970."""
+
+    def events(self, events: Sequence[Row], losses: tuple[float, float] | None) -> None:
+        """Show rows of events.jsonl, after the metrics; `losses`: the lowest and the highest so far."""
+
+    def scores(self, row: Row, time: float) -> None:
+        """Show a release's scores: `step`, `tokens` and numbers, as of when the step was made."""
+
+    def baselines(self, baselines: dict[str, Scores]) -> None:
+        """Show these baselines and no others."""
+
+    def go_back(self, step: int) -> int | None:
+        """Other numbers come for the steps after `step`: forget what can be forgotten.
+
+        Returns the step after which rows must come, 0 where everything must come again, None where nothing can be
+        forgotten: then rows go on after the newest that was shown.
+        """
+
+    def close(self) -> None:
+        """Write what is not yet written."""
+
+
+@dataclass
+class Progress:
+    """How far a sink has come with a run."""
+
+    step: int = 0
+    """The newest that it has, or that was left out by `is_shown`."""
+    events: int = 0
+    """Bytes of events.jsonl."""
+    anchors: list[tuple[int, float]] = field(default_factory=list)
+    """Steps after the newest, or it, and when they were made."""
+    clock: float = 0.0
+    """When the newest step was made, as far as the files tell."""
+    losses: tuple[float, float] | None = None
+    """Lowest and highest so far."""
+    differs: bool = False
+    """The run went back, and does steps again with other numbers when it goes on."""
+    scores: dict[str, Scores] = field(default_factory=dict)
+    """Step of a release -> what is shown of it."""
+    baselines: dict[str, Scores] = field(default_factory=dict)
+
+
+class Follower:
+    """Follows a run for a sink; the caller holds the sink's lock in the run.
+
+    `alive` is called before and after everything that is handed to the sink.
+    """
+
+    def __init__(self, run: Path, recipe: Recipe, name: str, sink: Sink, alive: Callable[[], None]) -> None:
+        self.run, self.recipe, self.sink, self.alive = run, recipe, sink, alive
+        self.path = progress_path(run, name)
+        self.progress = read_progress(run, name)
+        self.saved: dict[str, Any] = {}
+        self.offset = 0
+        """Bytes of metrics.jsonl that are read; from its beginning where the follower starts or the run goes on."""
+        self.releases: object = None
+
+    def poll(self) -> None:
+        """Show all that is new."""
+        events = self._new_events()
+        while self._show_rows():
+            self.alive()
+        if events:
+            self.sink.events(events, self.progress.losses)
+            self.alive()
+        self._show_scores()
+        self._save()
+        self.alive()
+
+    def _new_events(self) -> list[Row]:
+        """The new events; where they say that other numbers come, the sink has gone back."""
+        found: list[Row] = []
+        back = self.progress.step
+        while (read := read_new(self.run / "events.jsonl", self.progress.events))[0]:
+            rows, self.progress.events = read
+            found += rows
+            back = min([back, *map(self._stands_until, rows)])
+        if back == self.progress.step:
+            return found
+        kept = self.sink.go_back(back)
+        self.alive()
+        if kept == 0:
+            self.progress, self.releases = Progress(), None
+            return self._new_events()
+        self.progress.step = self.progress.step if kept is None else kept
+        return found
+
+    def _stands_until(self, event: Row) -> int:
+        """The step after which an event says that other numbers come: when the run goes on, metrics.jsonl is cut."""
+        progress, name = self.progress, event["event"]
+        progress.anchors += filter(None, [anchor(event)])
+        if name == "rollback":
+            progress.differs = True
+        if name not in ("start", "resume"):
+            return progress.step
+        self.offset = 0
+        differs = progress.differs or name == "start" or "changed" in event
+        progress.differs = False
+        return event["step"] if differs else progress.step
+
+    def _show_rows(self) -> bool:
+        """Show a chunk of the new rows; whether there were any lines."""
+        try:
+            rows, self.offset = read_new(self.run / "metrics.jsonl", self.offset)
+        except ValueError:
+            if self.offset == 0:
+                raise
+            self.offset = 0  # cut back and grown again since: it was the middle of a line
+            return True
+        new = [row for row in rows if row["step"] > self.progress.step]  # the others were done again, to the same end
+        timed = [(row, self._note(row)) for row in new]
+        shown = [({"step": row["step"], **numbers(row)}, time) for row, time in timed if is_shown(row)]
+        if shown:
+            self.sink.rows([row for row, _ in shown], [time for _, time in shown])
+        return bool(rows)
+
+    def _note(self, row: Row) -> float:
+        """Take a row into account; when it was made, as far as the files tell: events have a time, steps a speed."""
+        progress, loss = self.progress, row.get("loss")
+        progress.step = row["step"]
+        if loss is not None:
+            low, high = progress.losses or (loss, loss)
+            progress.losses = (min(low, loss), max(high, loss))
+        known = [time for step, time in progress.anchors if step < row["step"]]
+        progress.anchors = [(step, time) for step, time in progress.anchors if step >= row["step"]]
+        speed = row.get("tokens_per_second")
+        progress.clock = max([progress.clock, *known]) + (self.recipe.train.batch_tokens / speed if speed else 0.0)
+        return progress.clock
+
+    def _show_scores(self) -> None:
+        if self.releases == (state := releases_state(self.run)):
+            return
+        progress = self.progress
+        for step, tokens, scores in release_scores(self.run):
+            if scores != progress.scores.get(str(step)):
+                self.sink.scores({"step": step, "tokens": tokens, **scores}, time_of(self.run, step))
+                progress.scores[str(step)] = scores
+        metrics = sorted({metric for scores in progress.scores.values() for metric in scores})
+        baselines = baseline_scores(self.run, metrics)
+        if baselines != progress.baselines:
+            self.sink.baselines(baselines)
+            progress.baselines = baselines
+        self.releases = state
+
+    def _save(self) -> None:
+        state = asdict(self.progress)
+        if state != self.saved:
+            write_json(self.path, state)
+            self.saved = state
+
+
+def read_progress(run: Path, name: str) -> Progress:
+    """How far a sink has come with a run: nowhere, where nothing was shown yet."""
+    path = progress_path(run, name)
+    return Progress(**read_json(path)) if path.is_file() else Progress()
+
+
+def progress_path(run: Path, name: str) -> Path:
+    """The file that says how far a sink has come with a run."""
+    return run / "trackers" / f"{name}.json"

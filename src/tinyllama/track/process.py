@@ -1,0 +1,110 @@
+"""A tracker's process beside training: follows the run until its standard input ends, and once more after that.
+
+Training must not wait for a tracker, whatever that does: block, raise, eat memory, hang at the interpreter's end. It
+says what went wrong in lines of JSON on standard output; what trackers themselves print goes to standard error.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from tinyllama.errors import InputError
+from tinyllama.files import alone_in
+from tinyllama.recipe import Recipe
+from tinyllama.track.follow import Follower, Progress, Sink, read_progress
+
+POLL_SECONDS = 1.0
+
+
+def open_sink(name: str, run: Path, recipe: Recipe) -> Sink:
+    """Open `trackio`, `wandb` or `tensorboard` for a run; one that shows nothing of it yet forgets what is there."""
+    is_new = read_progress(run, name) == Progress()
+    if name == "wandb":
+        from tinyllama.track.wandb_sink import Wandb  # noqa: PLC0415 - an extra, and so is the next
+
+        return Wandb(run, recipe, is_new)
+    if name == "tensorboard":
+        from tinyllama.track.tensorboard_sink import TensorBoard  # noqa: PLC0415
+
+        return TensorBoard(run, recipe, is_new)
+    from tinyllama.track.page import Page  # noqa: PLC0415
+
+    return Page(run, recipe, is_new)
+
+
+def take(run: Path, name: str, locks: ExitStack) -> bool:
+    """Hold a sink's lock in a run until `locks` are closed; False where another process follows the run for it."""
+    try:
+        locks.enter_context(alone_in(run / "trackers", f"{name}.lock", ""))
+    except InputError:
+        return False
+    return True
+
+
+def main(run: str, name: str, patience_seconds: str) -> int:
+    """The process's exit status: 0, also where the tracker failed and that could be said."""
+    reports = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(event: str, problem: str) -> None:
+        print(json.dumps({"event": event, "problem": problem}), file=reports, flush=True)
+
+    ended, beat = threading.Event(), Beat()
+    threading.Thread(target=_hear_of_the_end, args=(ended,), daemon=True).start()
+    worker = threading.Thread(target=_guarded, args=(Path(run), name, ended, beat, say), daemon=True)
+    worker.start()
+    _supervise(worker, beat, float(patience_seconds), say)
+    return 0
+
+
+def _hear_of_the_end(ended: threading.Event) -> None:
+    sys.stdin.read()
+    ended.set()
+
+
+class Beat:
+    """When the tracker was last seen to move."""
+
+    def __init__(self) -> None:
+        self.time = time.monotonic()
+
+    def __call__(self) -> None:
+        """Say that it has."""
+        self.time = time.monotonic()
+
+
+def _supervise(worker: threading.Thread, beat: Beat, patience: float, say: Callable[[str, str], None]) -> None:
+    """Wait for the worker; say once where a call takes longer than `patience` seconds."""
+    is_said = False
+    while worker.is_alive():
+        worker.join(min(1.0, patience / 4))
+        silent = time.monotonic() - beat.time
+        if worker.is_alive() and silent > patience and not is_said:
+            say("tracker-blocked", f"a call has taken {silent:.0f} s so far")
+            is_said = True
+
+
+def _guarded(run: Path, name: str, ended: threading.Event, beat: Beat, say: Callable[[str, str], None]) -> None:
+    try:
+        _follow(run, name, ended, beat)
+    except BaseException as error:  # trackers end themselves in many ways
+        say("tracker-failed", repr(error))
+
+
+def _follow(run: Path, name: str, ended: threading.Event, beat: Beat) -> None:
+    with ExitStack() as locks:
+        while not take(run, name, locks):
+            beat()
+            if ended.wait(POLL_SECONDS):  # `watch` follows, and shows the end as well
+                return
+        recipe = Recipe.load(run / "recipe.yaml")
+        follower = Follower(run, recipe, name, open_sink(name, run, recipe), beat)
+        while not ended.wait(POLL_SECONDS):
+            follower.poll()
+        follower.poll()
+        follower.sink.close()

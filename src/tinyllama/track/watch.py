@@ -1,0 +1,149 @@
+"""`tinyllama watch`: trackio's page of a run and those beside it, on this machine only, or on a Space of the hub.
+
+Feeds trackio from the runs' files wherever training does not do so itself: it also shows a run that was copied from
+elsewhere, trained without trackio, scored later, or whose tracker died. Reads and writes `.trackio` beside the run.
+"""
+
+import contextlib
+import importlib
+import io
+import os
+import sys
+import threading
+import webbrowser
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from huggingface_hub import HfApi
+
+from tinyllama.errors import InputError
+from tinyllama.recipe import Recipe
+from tinyllama.track.follow import Follower
+from tinyllama.track.page import PROJECT, folder_of, open_trackio
+from tinyllama.track.process import POLL_SECONDS, open_sink, take
+
+TRACKIO = "trackio"
+"""The sink's name in a run."""
+_SMOOTHING = 20
+"""Points that the page's thick line is a mean of; the thin one is raw."""
+_ORDER = (
+    "loss",
+    "validation_loss",
+    "validation_bits_per_byte",
+    "learning_rate",
+    "gradient_norm",
+    "tokens_per_second",
+    "mfu",
+    "memory_gigabytes",
+    "scores/hellaswag*",
+)
+"""What people look at first stands first."""
+
+
+def watch(run: Path, port: int | None = None, open_browser: bool = True) -> None:
+    """Serve the page of the runs beside `run` until interrupted. Raises InputError where there is no run to show."""
+    with _fed(run) as trackio:
+        address = _address(trackio, run, port)
+        print(f"watching {run}: {address} (Ctrl-C ends it)", flush=True)
+        if open_browser:
+            webbrowser.open(address)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+def publish(run: Path, space: str, public: bool = False) -> str:
+    """Put the page of the runs beside `run` on the hub's Space OWNER/NAME and return its URL; again, to bring it up.
+
+    A Space that is not there yet is made, private unless `public`. Raises InputError where there is no run to show, and
+    where the hub cannot be reached or will not have it.
+    """
+    from tinyllama.release.push import in_one_line  # noqa: PLC0415 - with torch, which a page does not need
+
+    os.environ["TRACKIO_PLOT_ORDER"] = ",".join(_ORDER)
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None)
+    if space.count("/") != 1:
+        raise InputError(f"--publish {space}: no name of a Space; give OWNER/NAME")
+    with _fed(run) as trackio, in_one_line(api.endpoint, space), contextlib.redirect_stdout(io.StringIO()):
+        # Made here, since trackio would ask at the terminal for a token where the hub refuses this one.
+        api.create_repo(space, repo_type="space", space_sdk="gradio", private=not public, exist_ok=True)
+        if "app.py" not in api.list_repo_files(space, repo_type="space"):
+            importlib.import_module("trackio.deploy").deploy_as_space(space, private=not public)
+        trackio.sync(PROJECT, space, private=not public, force=True)
+    return f"{api.endpoint}/spaces/{space}"
+
+
+def _address(trackio: Any, run: Path, port: int | None) -> str:
+    """Start serving the page; where it is, showing loss against tokens, smoothed, of this run and its marks."""
+    os.environ["TRACKIO_PLOT_ORDER"] = ",".join(_ORDER)  # its setting has no other place
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # its greeting has the token with which runs are deleted
+            _, url, _, _ = trackio.show(open_browser=False, block_thread=False, host="127.0.0.1", server_port=port)
+    except OSError as error:
+        raise InputError(f"--port {port}: {error}; give another, or none for a free one") from None
+    shown = {"project": PROJECT, "x_axis": "tokens", "smoothing": _SMOOTHING, "hide_empty_tabs": "true"}
+    ids = [record["id"] for record in trackio.SQLiteStorage.get_run_records(PROJECT)]
+    name = run.resolve().name
+    mine = [run_id for run_id in ids if run_id == name or run_id.startswith(f"{name}/")]
+    if len(mine) < len(ids):  # with no choice all are shown, also those that come
+        shown["run_ids"] = ",".join(mine)
+    return f"{url.rstrip('/')}/?{urlencode(shown)}"
+
+
+@contextlib.contextmanager
+def _fed(run: Path) -> Iterator[Any]:
+    """trackio, with all of the folder's runs fed to it once, and on from there while the block runs."""
+    if not (run / "recipe.yaml").is_file():
+        raise InputError(f"{run}: no run here; give a folder that `tinyllama train` wrote")
+    trackio, ended = open_trackio(folder_of(run)), threading.Event()
+    with Feeder(run.resolve().parent) as feeder:
+        feeder.feed()
+        if run.resolve() in feeder.failed:
+            raise InputError(f"{run}: cannot be shown: {feeder.failed[run.resolve()]!r}")
+        thread = threading.Thread(target=_go_on, args=(feeder, ended), name="watch", daemon=True)
+        thread.start()
+        try:
+            yield trackio
+        finally:
+            ended.set()
+            thread.join()
+
+
+def _go_on(feeder: "Feeder", ended: threading.Event) -> None:
+    while not ended.wait(POLL_SECONDS):
+        feeder.feed()
+
+
+class Feeder:
+    """Feeds trackio with the runs of a folder that nobody else follows, each until it fails."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.followers: dict[Path, Follower] = {}
+        self.failed: dict[Path, Exception] = {}
+        self.locks = contextlib.ExitStack()
+
+    def __enter__(self) -> "Feeder":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.locks.close()
+
+    def feed(self) -> None:
+        """Show what is new; say, once, which run cannot be shown."""
+        for run in sorted({path.parent for path in self.folder.glob("*/recipe.yaml")} - self.failed.keys()):
+            try:
+                if run in self.followers or self._takes(run):
+                    self.followers[run].poll()
+            except Exception as error:  # the page goes on with the other runs
+                self.failed[run] = error
+                print(f"{run}: not shown from here on: {error!r}", file=sys.stderr)
+
+    def _takes(self, run: Path) -> bool:
+        """Follow a run, unless another process does."""
+        if not take(run, TRACKIO, self.locks):
+            return False
+        recipe = Recipe.load(run / "recipe.yaml")
+        self.followers[run] = Follower(run, recipe, TRACKIO, open_sink(TRACKIO, run, recipe), lambda: None)
+        return True
