@@ -144,7 +144,8 @@ class Bar:
         is_last = done >= self.total and not self.ended
         if is_last or self._is_due(now):
             self.last_line, self.ended = now, is_last
-            print(f"{self.label}: {', '.join([*self._facts(now), self._time(now)])}", file=sys.stderr, flush=True)
+            said = ", ".join([self._percent(), *self._facts(now), self._time(now)])
+            print(f"{self.label}: {said}", file=sys.stderr, flush=True)
 
     def _is_due(self, now: float) -> bool:
         if self.last_line is None:
@@ -153,14 +154,14 @@ class Bar:
         return now - self.last_line >= interval
 
     def _facts(self, now: float) -> list[str]:
-        count = f"{_counted(self.done, self.total, self.unit)} ({self._percent()} %)"
+        count = _counted(self.done, self.total, self.unit)
         speed = self._mean(now) if self.done >= self.total else self.speed.per_second(now)
         rate = f"{_rate(speed * self.each)} {self.rate}/s" if speed and self.rate else ""
         return [part for part in (count, rate, self.words) if part]
 
-    def _percent(self) -> int:
+    def _percent(self) -> str:
         """Rounded down: 100 % is the end."""
-        return int(100 * self.done / self.total) if self.total else 100
+        return f"{100 * self.done // self.total if self.total else 100} %"
 
     def _mean(self, now: float) -> float | None:
         return (self.done - self.start) / (now - self.began) if now > self.began else None
@@ -172,14 +173,16 @@ class Bar:
         return f"{duration((self.total - self.done) / speed)} left" if speed else f"{duration(now - self.began)} so far"
 
     def _rendered(self) -> Group:
-        """Two lines, so that 60 columns are enough: the bar with the time left, and the numbers."""
+        """Two lines, so that 60 columns are enough: how far and how long, then the numbers."""
         now = self.clock()
         top = Table.grid(padding=(0, 1), expand=True)
-        top.add_column(no_wrap=True, overflow="ellipsis", max_width=40)
+        top.add_column(no_wrap=True, overflow="ellipsis", max_width=30)
         top.add_column(ratio=1)
+        top.add_column(no_wrap=True, justify="right", min_width=5)
         top.add_column(no_wrap=True, justify="right")
         bar = ProgressBar(total=self.total or 1, completed=self.done if self.total else 1)
-        top.add_row(Text(self.label, "bold"), bar, Text(self._time(now), "progress.remaining"))
+        share, time_left = Text(self._percent(), "progress.percentage"), Text(self._time(now), "progress.remaining")
+        top.add_row(Text(self.label, "bold"), bar, share, time_left)
         return Group(top, Text(f"  {', '.join(self._facts(now))}", no_wrap=True, overflow="ellipsis"))
 
 
@@ -210,4 +213,4 @@ def track_count(
             ended.set()
             if thread.ident:
                 thread.join()
-            bar.show(count(), words())
+        bar.show(total)

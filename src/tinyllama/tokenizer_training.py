@@ -16,6 +16,7 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from tinyllama.errors import InputError
+from tinyllama.progress import Bar
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer_conversion import PIECES, SPACE, message_fields
 from tinyllama.tokenizer_files import SentencePieceFile, checked_utf8_parts
@@ -38,7 +39,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     lines = [line for text in sample_texts(texts) for line in _LINE_ENDS.split(text) if line]
     if not lines:
         raise InputError("tokenizer training: the texts are empty; give documents with words in them")
-    return Tokenizer(SentencePieceFile("the trained tokenizer", _spaces_last(_train(lines, vocab_size))))
+    with Bar("training the tokenizer", vocab_size, "pieces", rate="") as bar:
+        bar.show(0, f"from {sum(map(len, lines)):,} characters")
+        model = _spaces_last(_train(lines, vocab_size))
+        bar.show(vocab_size)
+    return Tokenizer(SentencePieceFile("the trained tokenizer", model))
 
 
 def import_tokenizer(source: str | Path, directory: str | Path) -> None:

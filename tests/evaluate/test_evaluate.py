@@ -53,7 +53,7 @@ def test_nothing_is_printed_but_the_progress(llama_folder: Path, capsys: pytest.
     scored(llama_folder)
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert re.fullmatch(r"scoring: 20/20 requests \(100 %\), [\d,]+ requests/s, took .* s\n", printed.err)
+    assert re.fullmatch(r"scoring: 100 %, 20/20 requests, [\d,]+ requests/s, took .* s\n", printed.err)
 
 
 def test_a_model_that_is_no_llama_is_scored_by_lm_evals_own(neox_folder: Path) -> None:

@@ -20,6 +20,7 @@ from tinyllama.data.corpus_documents import GITHUB, SUFFIXES, Document, code_doc
 from tinyllama.data.corpus_files import source_files
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of, write_atomically, write_json
+from tinyllama.progress import Bar
 
 FOLDERS = ("slimpajama", "starcoderdata")
 MANIFEST = "tinyllama-corpus.json"
@@ -65,13 +66,19 @@ def write_corpus(directory: Path) -> CorpusReport:
     refuse_foreign_files(directory)
     stage = empty_stage(directory)
     left_out: Counter[str] = Counter()
-    files = source_files(SUFFIXES, left_out)
-    source_code = list(code_documents(files, left_out))
-    github = [document for document in source_code if document.part == GITHUB]
-    code = [document for document in source_code if document.part != GITHUB]
-    prose = [*github, *prose_documents(files, source_code, left_out)]
-    write_slimpajama(stage / "slimpajama", prose)
-    write_starcoderdata(stage / "starcoderdata", code)
+    with Bar("the corpus", 4, "parts", rate="", where=f"it will be {directory}") as bar:
+        bar.show(0, "reading code")
+        files = source_files(SUFFIXES, left_out)
+        source_code = list(code_documents(files, left_out))
+        github = [document for document in source_code if document.part == GITHUB]
+        code = [document for document in source_code if document.part != GITHUB]
+        bar.show(1, "reading prose")
+        prose = [*github, *prose_documents(files, source_code, left_out)]
+        bar.show(2, "writing prose")
+        write_slimpajama(stage / "slimpajama", prose)
+        bar.show(3, "writing code")
+        write_starcoderdata(stage / "starcoderdata", code)
+        bar.show(4)
     report = CorpusReport(part_sizes(prose), part_sizes(code), dict(sorted(left_out.items())))
     publish(stage, directory, report)
     return report

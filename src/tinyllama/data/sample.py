@@ -10,6 +10,7 @@ from pathlib import Path
 from tinyllama.data.holdout import content_share
 from tinyllama.data.sources import InputFile, Row, list_files, read_rows
 from tinyllama.errors import InputError
+from tinyllama.progress import BYTES, Bar
 from tinyllama.recipe import Recipe
 from tinyllama.recipe_data import Source
 from tinyllama.text import as_string
@@ -35,13 +36,19 @@ def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -
 def sample_texts(recipe: Recipe, sample_bytes: int) -> Iterator[str]:
     """About `sample_bytes` of training text, each source by its weight, the same for the same files and recipe."""
     weights = sum(source.weight for source in recipe.data.sources.values())
+    planned: list[tuple[InputFile, Source, float]] = []
     for name, source in recipe.data.sources.items():
         files = [file for file in list_files(name, source) if file.split == "train"]
         chosen = files[:: -(-len(files) // _MOST_FILES)]
         disk_bytes = sum(file.size for file in chosen)
         share = min(1.0, sample_bytes * source.weight / weights / max(1, disk_bytes * _BYTES_PER_DISK_BYTE))
-        for file in chosen:
+        planned += [(file, source, share) for file in chosen]
+    with Bar("reading a sample", sum(file.size for file, *_ in planned), BYTES) as bar:
+        done = 0
+        for file, source, share in planned:
             yield from _sample_file(file, source, share, recipe.data.holdout)
+            done += file.size
+            bar.show(done)
 
 
 def _sample_file(file: InputFile, source: Source, share: float, holdout: float) -> Iterator[str]:

@@ -24,6 +24,7 @@ from tinyllama.release.formats import check_formats, write_formats
 from tinyllama.release.hf import write_hugging_face
 from tinyllama.release.lineage import hash_file, hash_files, lineage, metrics_until
 from tinyllama.release.reference import reference
+from tinyllama.release.showing import shown
 from tinyllama.release.table import evaluation_of, has_scores, releases_table
 from tinyllama.report.pictures import loss_plot, score_plot
 from tinyllama.train import checkpoint
@@ -65,8 +66,9 @@ def release(
     facts = lineage(source, averaged, wanted)
     refusal = f"{folder.parent}: another process is releasing this run"
     with alone_in(folder.parent, "lock", refusal), write_folder(folder) as part:
-        facts["reference"] = _export(part, source, averaged, wanted.average_decay)
-        write_formats(part, wanted.formats, facts["name"])
+        with shown(part, folder, facts["parameters"], wanted.formats):
+            facts["reference"] = _export(part, source, averaged, wanted.average_decay)
+            write_formats(part, wanted.formats, facts["name"])
         loss_plot(metrics_until(run, facts["step"]), part / _PAGES / "loss.png")
         write_json(part / "release.json", {**facts, "files": hash_files(part)})
         _write_card(part, {"releases": [], "baselines": []})

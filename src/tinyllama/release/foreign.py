@@ -25,6 +25,7 @@ from tinyllama.release.hf import CHAT_TEMPLATE, write_hugging_face
 from tinyllama.release.lineage import base_model, hash_files
 from tinyllama.release.markdown import table
 from tinyllama.release.reference import reference
+from tinyllama.release.showing import shown
 
 ALL_FORMATS = ("huggingface", "gguf", "ctranslate2")
 _UNSCORED = "Not scored yet. `tinyllama evaluate releases/{}` scores it."
@@ -42,13 +43,15 @@ def release_foreign(source: str, formats: Sequence[str] = ALL_FORMATS, force: bo
     if folder.exists() and not force:
         raise InputError(f"{folder}: already released; --force replaces it")
     check_formats(formats)
+    facts = _facts(name, source, there, formats)
     with write_folder(folder) as part:
-        model, tokenizer = load_model(source), load_tokenizer(source)
-        write_hugging_face(part / "huggingface", model, tokenizer)
-        _keep_how_it_talks(there.folder, part / "huggingface")
-        facts = _facts(name, source, there, formats) | {"reference": reference(model, tokenizer)}
-        del model
-        write_formats(part, formats, name)
+        with shown(part, folder, facts["parameters"], formats):
+            model, tokenizer = load_model(source), load_tokenizer(source)
+            write_hugging_face(part / "huggingface", model, tokenizer)
+            _keep_how_it_talks(there.folder, part / "huggingface")
+            facts["reference"] = reference(model, tokenizer)
+            del model
+            write_formats(part, formats, name)
         (part / "huggingface" / "README.md").write_text(foreign_card(facts, None), encoding="utf-8")
         write_json(part / "release.json", {**facts, "files": hash_files(part)})
     return folder

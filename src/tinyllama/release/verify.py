@@ -16,6 +16,7 @@ from typing import Any
 
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of
+from tinyllama.progress import Bar
 from tinyllama.release import engines
 from tinyllama.release.formats import LIBRARIES, check_libraries
 
@@ -83,10 +84,14 @@ def verify(release_folder: str | Path) -> list[Check]:
     check_libraries(library for entry in found for library in LIBRARIES[entry.name.split()[0]])
     there = {entry.name.split()[0] for entry in found}
     lacking = [name for name in facts["formats"] if name not in there]
-    checks = file_checks(folder, facts["files"])
-    checks += [Check(name, "format", "its files", "none in release.json", False) for name in lacking]
-    for entry in found:
-        checks += format_checks(entry, folder / entry.path, facts["reference"])
+    with Bar("verifying", 1 + len(found), "parts", rate="") as bar:
+        bar.show(0, "every file's hash")
+        checks = file_checks(folder, facts["files"])
+        checks += [Check(name, "format", "its files", "none in release.json", False) for name in lacking]
+        for done, entry in enumerate(found, 1):
+            bar.show(done, f"{entry.name} in {entry.engine}")
+            checks += format_checks(entry, folder / entry.path, facts["reference"])
+        bar.show(1 + len(found))
     return checks
 
 
