@@ -25,6 +25,7 @@ def written(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         run / "events.jsonl",
         lambda rows: rows + [{"time": rows[-1]["time"], "event": name, "step": step} for name, step in more],
     )
+    change_jsonl(run / "metrics.jsonl", lambda rows: [row | {"mfu": 0.5 + row["step"] / 200} for row in rows])
     return report(run, [trained])
 
 
