@@ -1,12 +1,16 @@
 """The report tells all that a run's folder tells, of every state that a run can be in."""
 
+import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
+from tests.conftest import HOLD
 from tests.report.conftest import COVERAGE, change_jsonl
 
 from tinyllama.cli import main
@@ -61,7 +65,8 @@ def test_a_page_is_one_well_formed_file_whose_ids_are_its_own(trained: Path, tmp
     assert {reference.removeprefix("#") for reference in page.references} <= set(page.ids)
     assert page.tags["script"] == page.tags["link"] == page.tags["img"] == 0
     assert page.tags["svg"] > 10
-    assert "http" not in page.text.partition("</style>")[2]
+    assert re.findall(r"(?:src|href)=|url\((?!#)|@import", page.html.replace('href="#', "")) == []
+    assert re.findall(r"(?:fill|stroke): #\w+", page.html) == []  # each colour of a picture is the page's
 
 
 def test_a_finished_run_is_told_whole(trained: Path, tmp_path: Path) -> None:
@@ -85,7 +90,7 @@ def test_a_finished_run_is_told_whole(trained: Path, tmp_path: Path) -> None:
         recipe.digest,
         recipe.to_yaml().strip(),
         "loss nan",  # why a step was skipped
-        "1 steps skipped",
+        "1 step skipped, never stopped",
         "4 checkpoints, steps 10 to 40",
     ]
     assert [words for words in told if words not in text] == []
@@ -106,6 +111,17 @@ def test_a_run_that_has_just_begun_has_a_report(run: Path) -> None:
     text = page_of(run).text
     for words in ("Step 0 of 40", "No step has ended yet", "Nothing was released yet", "Nothing was scored yet"):
         assert words in text
+
+
+def test_a_run_in_progress_says_so_and_how_long_it_will_take(run: Path) -> None:
+    change_jsonl(run / "metrics.jsonl", lambda rows: [row | {"tokens_per_second": 96.0} for row in rows[:20]])
+    holder = [sys.executable, "-c", HOLD, str(run), "lock"]
+    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "held\n"
+        text = page_of(run).text
+        process.communicate()
+    assert "Step 20 of 40, about 1 min 20 s left" in text
+    assert " running " in text
 
 
 def test_a_run_whose_steps_were_all_skipped_and_never_validated_has_a_report(run: Path) -> None:

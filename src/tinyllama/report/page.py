@@ -135,5 +135,7 @@ def _score(run: Run) -> Figure | None:
 def _incidents(run: Run) -> Figure:
     kinds = [kind_of(event) for event in run.events]
     trouble, pauses = kinds.count(TROUBLE), kinds.count(PAUSE)
-    left_out = f"{run.metrics.num_skipped:,} steps skipped, " if run.metrics.num_skipped else ""
-    return Figure("incidents", f"{trouble:,}" if trouble else "none", f"{left_out}{pauses:,} stops and resumes")
+    skipped = run.metrics.num_skipped
+    left_out = f"{skipped:,} step{'s' * (skipped > 1)} skipped, " if skipped else ""
+    stops = f"{pauses:,} stops and resumes" if pauses else "never stopped"
+    return Figure("incidents", f"{trouble:,}" if trouble else "none", f"{left_out}{stops}")

@@ -39,6 +39,9 @@ INKS = {
 }
 """What a colour stands for -> that colour on white. No two are the same: a page finds them by it."""
 
+SETTINGS: dict[Any, Any] = {"text.parse_math": False, "axes.formatter.useoffset": False}
+"""A dollar in a name is a dollar, and a number on an axis is the whole number."""
+
 NUM_RUN_INKS = 6
 _PNG_INCHES, _PNG_DPI, _PNG_SPANS = (8, 4.5), 200, 2000
 _LANES = {TROUBLE: "skipped, rolled back or failed", PAUSE: "stopped by a signal, resumed", RELEASE: "release"}
@@ -82,9 +85,9 @@ def draw_loss(figure: Figure, curves: Mapping[str, Curve], marks: Sequence[Mark]
 
     `spans` bounds the points of the raw curve, `labels` the labels of a lane.
     """
-    axes, keys = _with_lanes(figure, marks, labels)
     raw = thinned(curves["loss"], spans)
-    axes.plot(*extremes(raw), color=INKS["training"], alpha=0.4, linewidth=0.8)
+    axes, keys = _with_lanes(figure, marks, labels, float(raw.tokens[-1]) if len(raw) else 1.0)
+    axes.plot(*extremes(raw), color=INKS["training"], alpha=0.5, linewidth=0.8)
     axes.plot(raw.tokens, smoothed(raw), color=INKS["training"], linewidth=1.8)
     drawn = [Key("training, every step", "training", "band"), Key("training, running mean", "training", "solid")]
     validation = thinned(curves["validation_loss"], 200)
@@ -105,7 +108,7 @@ def draw_metric(figure: Figure, curve: Curve, unit: str, spans: int, ink: str = 
     if unit == "points":
         axes.plot(thin.tokens, thin.mean, color=INKS[ink], **_points(len(thin)))
     else:
-        axes.plot(*extremes(thin), color=INKS[ink], alpha=0.4, linewidth=0.8)
+        axes.plot(*extremes(thin), color=INKS[ink], alpha=0.5, linewidth=0.8)
         axes.plot(thin.tokens, smoothed(thin) if unit != "rate" else thin.mean, color=INKS[ink], linewidth=1.6)
     if unit in ("share", "bytes", "count", "rate"):
         axes.set_ylim(bottom=0, top=1.08 * float(thin.high.max()) or 1)
@@ -139,7 +142,7 @@ def draw_comparison(figure: Figure, runs: Mapping[str, Mapping[str, Curve]], spa
     for number, (name, curves) in enumerate(runs.items()):
         ink, style = f"run-{1 + number % NUM_RUN_INKS}", _DASHES[number // NUM_RUN_INKS % len(_DASHES)]
         raw, validation = thinned(curves["loss"], spans), thinned(curves["validation_loss"], 50)
-        axes.plot(*extremes(raw), color=INKS[ink], alpha=0.25, linewidth=0.6)
+        axes.plot(*extremes(raw), color=INKS[ink], alpha=0.35, linewidth=0.6)
         axes.plot(raw.tokens, smoothed(raw), color=INKS[ink], linestyle=style, linewidth=1.8)
         axes.plot(validation.tokens, validation.mean, "o", color=INKS[ink], markersize=3.5)
         keys.append(Key(name, ink, style))
@@ -149,7 +152,7 @@ def draw_comparison(figure: Figure, runs: Mapping[str, Mapping[str, Curve]], spa
 
 def save_png(draw: Callable[[Figure], Keys], ylabel: str, path: Path) -> None:
     """A picture on white with its key inside, 1600 x 900 pixels."""
-    with mpl.rc_context({"text.parse_math": False}):
+    with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=_PNG_INCHES, facecolor="white", layout="constrained")
         FigureCanvasAgg(figure)
         keys = draw(figure)
@@ -167,7 +170,7 @@ def _handle(key: Key) -> Line2D:
     line = Line2D([], [], color=INKS[key.ink], label=key.label, linewidth=1.6)
     match key.style:
         case "band":
-            line.set(alpha=0.4, linewidth=0.8)
+            line.set(alpha=0.5, linewidth=0.8)
         case "points":
             line.set(marker="o", markersize=4)
         case "mark":
@@ -177,8 +180,8 @@ def _handle(key: Key) -> Line2D:
     return line
 
 
-def _with_lanes(figure: Figure, marks: Sequence[Mark], labels: int) -> tuple[Axes, Keys]:
-    """The axes to draw in, under one lane for each kind of marks that there is."""
+def _with_lanes(figure: Figure, marks: Sequence[Mark], labels: int, end: float) -> tuple[Axes, Keys]:
+    """The axes to draw in, up to `end` tokens, under one lane for each kind of marks that there is."""
     kinds = [kind for kind in _LANES if any(mark.kind == kind for mark in marks)]
     if not kinds:
         return figure.add_subplot(), []
@@ -186,21 +189,19 @@ def _with_lanes(figure: Figure, marks: Sequence[Mark], labels: int) -> tuple[Axe
     lanes, axes = figure.subplots(2, 1, sharex=True, height_ratios=[lane * len(kinds), 1 - lane * len(kinds)])
     lanes.set_axis_off()
     lanes.set_ylim(-0.3, len(kinds))
-    right = max(mark.tokens for mark in marks)
     for height, kind in enumerate(kinds):
-        _draw_lane(lanes, height, [mark for mark in marks if mark.kind == kind], right / labels)
+        _draw_lane(lanes, height, [mark for mark in marks if mark.kind == kind], end, labels)
     alpha = 0.45 if len(marks) <= 12 else 0.2  # many are a pattern, and must not hide the curve
     for mark in marks:
         axes.axvline(mark.tokens, color=INKS[mark.kind], alpha=alpha, linewidth=0.7)
     return axes, [Key(_LANES[kind], kind, "mark") for kind in reversed(kinds)]
 
 
-def _draw_lane(lanes: Axes, height: float, marks: Sequence[Mark], label_tokens: float) -> None:
+def _draw_lane(lanes: Axes, height: float, marks: Sequence[Mark], end: float, labels: int) -> None:
     ink = INKS[marks[0].kind]
     lanes.plot([mark.tokens for mark in marks], [height] * len(marks), "o", color=ink, markersize=4.5, clip_on=False)
-    right = lanes.get_xlim()[1] if len(marks) > 1 else marks[0].tokens
-    for label in together(marks, label_tokens):
-        side = "right" if label.tokens > 0.85 * right else "left" if label.tokens < 0.1 * right else "center"
+    for label in together(marks, end / labels):
+        side = "right" if label.tokens > 0.9 * end else "left" if label.tokens < 0.1 * end else "center"
         lanes.annotate(
             label.label, (label.tokens, height), (0, 5), textcoords="offset points", ha=side, color=ink, fontsize=9
         )
@@ -234,6 +235,7 @@ def _dress(axes: Axes) -> None:
     axes.grid(color=INKS["grid"], linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(which="both", color=INKS["axis"], labelcolor=INKS["ink"])
+    axes.yaxis.get_offset_text().set_color(INKS["ink"])
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INKS["axis"])
     if not math.isfinite(axes.get_xlim()[1]) or axes.get_xlim()[1] <= 0:

@@ -14,9 +14,9 @@ from markupsafe import Markup, escape
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from tinyllama.report.pictures import INKS, Key
+from tinyllama.report.pictures import INKS, SETTINGS, Key
 
-_SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 11, "axes.linewidth": 0.8}
+_SETTINGS: dict[Any, Any] = {**SETTINGS, "svg.fonttype": "none", "font.size": 11, "axes.linewidth": 0.8}
 _POINTS_PER_INCH = 72
 
 

@@ -34,4 +34,4 @@ def short_duration(seconds: float) -> str:
 
 def share(part: float) -> str:
     """A share in per cent: 97.5 %."""
-    return f"{100 * part:.1f} %"
+    return f"{100 * part:.1f}\N{NO-BREAK SPACE}%"
