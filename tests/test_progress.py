@@ -1,0 +1,224 @@
+"""Progress is sensible and never in the way: on a narrow terminal, in a log, among ranks; --quiet ends it."""
+
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from tests.terminal import on_a_terminal
+from tests.train.launching import launched
+
+from tinyllama import cli, progress
+from tinyllama.cli_arguments import without_quiet
+from tinyllama.progress import BYTES, Bar, duration
+
+TINYLLAMA = (sys.executable, "-m", "tinyllama")
+
+BAR_WITH_A_WARNING = """
+import sys
+from tinyllama.progress import Bar
+where = "`tinyllama watch runs/long` shows it"
+with Bar("training a-name-of-forty-characters-to-make-it-long", 300, "steps", 100, rate="tokens", where=where) as bar:
+    for step in range(101, 301):
+        if step == 150:
+            print("the tracker failed and is left alone", file=sys.stderr)
+        if step == 200:
+            print("a result")
+        bar.show(step, "loss 3.142")
+print("run: runs/long")
+"""
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().err.splitlines()
+
+
+# Plain lines
+
+
+def test_a_plain_line_says_how_far_how_fast_what_and_how_long(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    with Bar("training", 1000, "steps", rate="tokens", each=500, where="see runs/x", clock=clock) as bar:
+        for step in range(1, 11):
+            clock.now += 1
+            bar.show(step, f"loss {step}.0")
+    assert lines_of(capsys) == [
+        "training: see runs/x",
+        "training: 0 %, 5/1,000 steps, 500 tokens/s, loss 5.0, 16 min 35 s left",
+    ]
+
+
+def test_the_last_line_has_the_whole_mean_and_how_long_it_took(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    with Bar("preparing", 40_000_000, BYTES, clock=clock) as bar:
+        clock.now += 4
+        bar.show(40_000_000)
+        bar.show(40_000_000)
+    assert lines_of(capsys) == ["preparing: 100 %, 40.0/40.0 MB, 10 MB/s, took 4 s"]
+
+
+def test_the_first_line_comes_soon_and_a_day_has_a_few_hundred(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    said = []
+    with Bar("training", 10**6, "steps", clock=clock) as bar:
+        for step in range(1, 86_401):
+            clock.now += 1
+            bar.show(step)
+            said += [step] * len(lines_of(capsys))
+    assert said[:4] == [5, 20, 35, 50]
+    assert 200 < len(said) < 400
+    assert max(later - earlier for earlier, later in pairwise(said)) == 600
+
+
+def left_after(steps: list[tuple[int, float]], total: int, start: int = 0) -> str:
+    """The time left that a bar says after steps of so many seconds."""
+    clock = Clock()
+    bar, done = Bar("x", total, "steps", start, clock=clock), start
+    for count, seconds in steps:
+        for _ in range(count):
+            clock.now += seconds
+            done += 1
+            bar.show(done)
+    return bar._time(clock.now)
+
+
+def test_the_time_left_follows_the_recent_speed_and_not_what_came_before() -> None:
+    assert left_after([(1000, 1), (100, 3)], 2100) == "50 min left"
+    assert left_after([(1, 60), (30, 1)], 131) == "1 min 40 s left"  # the first step compiles
+
+
+def test_a_run_that_goes_on_counts_only_what_it_does_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert left_after([(10, 1)], 1000, start=900) == "1 min 30 s left"
+    assert left_after([(100, 1)], 1000, start=900) == "took 1 min 40 s"
+    assert "1 steps/s" in lines_of(capsys)[-1]
+
+
+def test_going_back_to_a_checkpoint_makes_no_nonsense_of_the_time_left() -> None:
+    clock = Clock()
+    bar = Bar("x", 100, "steps", clock=clock)
+    for step in (*range(1, 31), *range(21, 31)):
+        clock.now += 2
+        bar.show(step)
+    assert bar._time(clock.now) == "2 min 20 s left"
+
+
+def test_work_that_stands_still_takes_longer_and_longer() -> None:
+    clock = Clock()
+    bar = Bar("x", 100, "steps", clock=clock)
+    for step in range(1, 31):
+        clock.now += 1
+        bar.show(step)
+    before = bar._time(clock.now)
+    clock.now += 200
+    assert (before, bar._time(clock.now)) == ("1 min 10 s left", "9 min 10 s left")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.2, "under 1 s"),
+        (12.4, "12 s"),
+        (59.7, "1 min"),
+        (250, "4 min 10 s"),
+        (3600, "1 h"),
+        (2 * 86_400 + 3 * 3600 + 59, "2 d 3 h"),
+    ],
+)
+def test_a_time_is_said_in_its_two_largest_units(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+# A terminal
+
+
+def test_on_60_columns_the_bar_is_readable_and_what_is_printed_stands_above_it(tmp_path: Path) -> None:
+    status, screen, _ = on_a_terminal([sys.executable, "-c", BAR_WITH_A_WARNING], tmp_path, 60)
+    assert status == 0
+    assert "".join(screen[:2]).endswith(": `tinyllama watch runs/long` shows it")
+    *above, top, numbers, last = screen[2:]
+    assert above == ["the tracker failed and is left alone", "a result"]
+    assert re.fullmatch(r"training a-name-of-forty-chara… ━+ 100 % took .* s", top)
+    assert re.fullmatch(r"  300/300 steps, [\d,]+ tokens/s, loss 3.142", numbers)
+    assert last == "run: runs/long"
+
+
+def test_colours_and_movement_are_left_out_where_the_terminal_has_none(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", BAR_WITH_A_WARNING]
+    _, _, plain = on_a_terminal(program, tmp_path, 100, NO_COLOR="1")
+    assert not re.search(rb"\x1b\[[\d;]*3[0-9][;m]", plain)
+    _, screen, dumb = on_a_terminal(program, tmp_path, 100, TERM="dumb")
+    assert b"\x1b" not in dumb
+    assert any(line.startswith("training a-name") and "100 %, 300/300 steps" in line for line in screen)
+
+
+def test_a_result_in_a_file_stays_there_while_the_bar_is_on_the_terminal(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", BAR_WITH_A_WARNING]
+    on_a_terminal(["sh", "-c", '"$0" "$@" > out', *program], tmp_path, 80)
+    assert (tmp_path / "out").read_text() == "a result\nrun: runs/long\n"
+
+
+# The commands
+
+
+def tinyllama(folder: Path, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    command = [*TINYLLAMA, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_prepare_says_in_a_log_how_many_megabytes_a_second_and_where(small: Path, tmp_path: Path) -> None:
+    done = tinyllama(tmp_path, "prepare", small / "recipe.yaml", "--data.store", "store")
+    size = sum(path.stat().st_size for path in (small / "raw").rglob("*.jsonl")) / 1e6
+    first, last = done.stderr.splitlines()
+    assert first == "preparing: 2 tasks, 0 of them done before; the store is store"
+    assert re.fullmatch(rf"preparing: 100 %, {size:.1f}/{size:.1f} MB, [\d.]+ MB/s, took .* s", last)
+
+
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_quiet_anywhere_among_the_words_leaves_results_alone(small: Path, tmp_path: Path, place: int) -> None:
+    words = ["prepare", str(small / "recipe.yaml"), "--data.store", "store"]
+    done = tinyllama(tmp_path, *words[:place], "--quiet", *words[place:])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "store/modules/train: " in done.stdout
+
+
+def test_quiet_leaves_errors(tmp_path: Path) -> None:
+    done = tinyllama(tmp_path, "--quiet", "train", "demo", "--data.store", "nowhere")
+    assert done.returncode == 2
+    assert done.stderr.startswith("tinyllama: nowhere: the token store is not there")
+
+
+def test_quiet_after_two_dashes_is_a_word_and_each_command_line_says_it_anew(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert without_quiet(["generate", "m", "--", "--quiet"]) == (["generate", "m", "--", "--quiet"], False)
+    cli.main(["--quiet", "help"])
+    assert progress.is_quiet()
+    cli.main(["help"])
+    assert not progress.is_quiet()
+    assert "--quiet" in capsys.readouterr().out
+
+
+def test_of_several_ranks_one_speaks_and_with_quiet_none(small: Path, tmp_path: Path) -> None:
+    short = ("--train.tokens", str(3 * 6 * 64))
+    with launched(small, tmp_path / "said", *short, ranks=2) as life:
+        assert life.end() == 0, life.said()
+        said = [line for line in life.said().splitlines() if line.startswith("training small: ")]
+    assert said[0] == "training small: see runs/small"
+    assert re.fullmatch(r"training small: 100 %, 3/3 steps, [\d.,]+ tokens/s, loss [\d.]+, took .* s", said[1])
+    assert len(said) == 2
+    with launched(small, tmp_path / "quiet", *short, "--quiet", ranks=2) as life:
+        assert life.end() == 0, life.said()
+        assert "training small" not in life.said()
+        assert "run: runs/small" in life.said()
