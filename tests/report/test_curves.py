@@ -64,9 +64,9 @@ def test_newest_values_time_and_skips_are_those_of_the_rows() -> None:
     rows = rows_of([3.0] * 9998 + [2.5, None])
     for row in rows:
         row["tokens_per_second"] = 20.0
-    rows[9999]["skipped"] = "loss nan"
+    rows[99]["skipped"] = rows[9999]["skipped"] = "loss nan"
     found = measure(rows)
-    assert (found.step, found.tokens, found.num_skipped) == (10_000, 100_000, 1)
+    assert (found.step, found.tokens, found.num_skipped) == (10_000, 100_000, 2)
     assert found.newest["loss"] == (9999, 2.5)
     assert found.seconds == pytest.approx(10_000 * 10 / 20)
     assert "validation_loss" not in found.newest
