@@ -17,13 +17,15 @@ from tinyllama.progress import BYTES, Bar, duration
 TINYLLAMA = (sys.executable, "-m", "tinyllama")
 
 BAR_WITH_A_WARNING = """
-import sys
+import logging, sys
 from tinyllama.progress import Bar
+logging.basicConfig(stream=sys.stderr)
 where = "`tinyllama watch runs/long` shows it"
 with Bar("training a-name-of-forty-characters-to-make-it-long", 300, "steps", 100, rate="tokens", where=where) as bar:
     for step in range(101, 301):
         if step == 150:
             print("the tracker failed and is left alone", file=sys.stderr)
+            logging.warning("a library")
         if step == 200:
             print("a result")
         bar.show(step, "loss 3.142")
@@ -148,7 +150,7 @@ def test_on_60_columns_the_bar_is_readable_and_what_is_printed_stands_above_it(t
     assert status == 0
     assert "".join(screen[:2]).endswith(": `tinyllama watch runs/long` shows it")
     *above, top, numbers, last = screen[2:]
-    assert above == ["the tracker failed and is left alone", "a result"]
+    assert above == ["the tracker failed and is left alone", "WARNING:root:a library", "a result"]
     assert re.fullmatch(r"training a-name-of-forty-chara… ━+ 100 % took .* s", top)
     assert re.fullmatch(r"  300/300 steps, [\d,]+ tokens/s, loss 3.142", numbers)
     assert last == "run: runs/long"

@@ -5,6 +5,7 @@ take. What is printed meanwhile stands above the bar. `be_quiet` ends all of it 
 `--quiet` calls it, so nothing that works has to pass it on.
 """
 
+import logging
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -127,12 +129,16 @@ class Bar:
         if console.is_terminal and not console.is_dumb_terminal:
             # Redirected, what is printed meanwhile stands above the bar; a file as standard output stays one.
             self._live = Live(get_renderable=self._rendered, console=console, redirect_stdout=sys.stdout.isatty())
-            self._live.start()
+            before = sys.stderr
+            self._live.start(refresh=True)
+            _redirect_logs(before, sys.stderr)
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._live:
+            during = sys.stderr
             self._live.stop()
+            _redirect_logs(during, sys.stderr)
 
     def show(self, done: int, words: str = "") -> None:
         """Say how far it is. Without a terminal this prints a line if it is time for one, and one at the end."""
@@ -184,6 +190,14 @@ class Bar:
         share, time_left = Text(self._percent(), "progress.percentage"), Text(self._time(now), "progress.remaining")
         top.add_row(Text(self.label, "bold"), bar, share, time_left)
         return Group(top, Text(f"  {', '.join(self._facts(now))}", no_wrap=True, overflow="ellipsis"))
+
+
+def _redirect_logs(before: TextIO, after: TextIO) -> None:
+    """Have what logs to one stream, such as torch, which keeps the one of its import, log to another."""
+    loggers = (logging.root, *logging.root.manager.loggerDict.values())
+    for handler in [handler for logger in loggers for handler in getattr(logger, "handlers", ())]:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is before:
+            handler.setStream(after)
 
 
 @contextmanager
