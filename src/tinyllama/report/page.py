@@ -16,7 +16,7 @@ from tinyllama.release.card_data import mix_stages
 from tinyllama.release.card_scores import how_measured
 from tinyllama.report import tables
 from tinyllama.report.comparison import names_of, newest, recipe_differences, results, score, typical
-from tinyllama.report.gallery import comparison_picture, loss_picture, metric_pictures, score_picture
+from tinyllama.report.gallery import comparison_picture, loss_picture, metric_pictures, score_picture, task_pictures
 from tinyllama.report.marks import PAUSE, TROUBLE, kind_of
 from tinyllama.report.pictures import INKS
 from tinyllama.report.reading import Run
@@ -52,6 +52,7 @@ def page(run: Run, others: Sequence[Run] = ()) -> str:
         figures=_figures(run),
         loss=loss_picture(run),
         score_picture=score_picture(run),
+        tasks=task_pictures(run),
         how_measured=sorted({how_measured(scores) for _, scores in run.evaluations}),
         metrics=metric_pictures(run),
         stages=mix_stages(run.recipe),

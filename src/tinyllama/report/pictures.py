@@ -136,6 +136,15 @@ def draw_scores(figure: Figure, releases: Mapping[str, Sequence[Mapping[str, Any
     return keys
 
 
+def draw_task(figure: Figure, points: Sequence[tuple[float, float, float]]) -> Keys:
+    """A task's scores, each with tokens and standard error, both of the scores in per cent."""
+    axes = figure.add_subplot()
+    tokens, scores, errors = zip(*points, strict=True)
+    axes.errorbar(tokens, scores, errors, color=INKS["training"], capsize=3, **_points(1))
+    _dress(axes)
+    return []
+
+
 def draw_comparison(figure: Figure, runs: Mapping[str, Mapping[str, Curve]], spans: int) -> Keys:
     """The loss of several runs, running means over pale extremes, and their validations as points."""
     axes, keys = figure.add_subplot(), []

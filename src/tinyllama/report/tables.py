@@ -42,10 +42,15 @@ def data_table(run: Run) -> Table | None:
     return Table(DATA_HEAD, list(data_rows(run.store["sources"], run.recipe)), numbers=(2, 4, 5), hashes=(6,))
 
 
-def task_table(run: Run) -> Table:
-    """Every score that was measured of this run, one task of one model a row."""
-    rows = [(what, *cells) for what, scores in run.evaluations for cells in task_rows(scores)]
-    return Table(("model", *TASK_HEAD), rows, numbers=(2, 3, 4))
+def task_table(run: Run, newest_only: bool) -> Table:
+    """Every score that was measured of this run, task by task, or only those of the model of the newest step."""
+    newest = max((scores["step"] for _, scores in run.evaluations), default=0)
+    found = [(what, scores) for what, scores in run.evaluations if scores["step"] == newest or not newest_only]
+    found.sort(key=lambda pair: pair[1]["step"])
+    rows = [(cells[0], what, *cells[1:]) for what, scores in found for cells in task_rows(scores)]
+    tasks = list(dict.fromkeys(row[0] for row in rows))
+    rows.sort(key=lambda row: tasks.index(row[0]))
+    return Table((TASK_HEAD[0], "model", *TASK_HEAD[1:]), rows, numbers=(2, 3, 4))
 
 
 def score_table(run: Run) -> Table:
