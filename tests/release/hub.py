@@ -96,6 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
             "/api/validate-yaml": lambda _, body: self._send(200, {"errors": [], "warnings": []}),
             "/api/repos/create": self._create,
             "/api/models/": self._api,
+            "/api/spaces/": self._api,
+            "/api/buckets": lambda _, body: self._send(403, {"error": "this token may not make buckets"}),
             "/lfs/": self._upload,
         }
 
@@ -121,6 +123,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif what[:1] == ["preupload"]:
             asked = [file["path"] for file in json.loads(body)["files"]]
             self._send(200, {"files": [self._mode(repository, path) for path in asked]})
+        elif what[:1] == ["variables"]:  # so it is with Spaces, and the next
+            self._send(200, {})
+        elif what[:1] == ["runtime"]:
+            self._send(200, {"stage": "RUNNING", "hardware": {"current": None, "requested": None}, "gcTimeout": None})
         elif what[:1] == ["commit"]:
             self._commit(name, repository, [json.loads(line) for line in body.splitlines()])
         else:

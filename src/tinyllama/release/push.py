@@ -7,18 +7,16 @@ HF_ENDPOINT's, the user HF_TOKEN's, as for everything that huggingface_hub does.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from httpx import HTTPError, TransportError
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from tinyllama.errors import InputError
 from tinyllama.files import read_json
+from tinyllama.hub import in_one_line
 from tinyllama.release.verify import file_checks
 
 _FACTS = "release.json"
@@ -84,31 +82,3 @@ def _left_by_the_last_release(api: HfApi, repository: str) -> set[str]:
         facts = json.loads(Path(api.hf_hub_download(repository, _FACTS, cache_dir=cache)).read_bytes())
     listed = facts.get("files") if isinstance(facts, dict) else None  # it may be anybody's file
     return there & {_place(name) for name in listed or ()}
-
-
-@contextmanager
-def in_one_line(endpoint: str, name: str) -> Iterator[None]:
-    """Turn what the hub and the way to it answer into one line with the remedy."""
-    try:
-        yield
-    except (HTTPError, OSError, ValueError, RuntimeError) as error:
-        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        raise InputError(_remedy(cause, endpoint, name)) from None
-
-
-def _remedy(error: BaseException, endpoint: str, name: str) -> str:
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    said = " ".join(str(error).split())
-    if isinstance(error, HFValidationError):
-        return f"{name!r}: no name of a repository ({said.split(':')[0]}); give NAME or OWNER/NAME"
-    if status == 401 or isinstance(error, LocalTokenNotFoundError):
-        known = f"{endpoint} refuses this token" if get_token() else "the hub wants to know who you are"
-        return f"{name}: {known}; set HF_TOKEN to a token of yours that may write"
-    if status in (403, 404):
-        where = f"{endpoint} does not let this token write there ({status})"
-        return f"{name}: {where}; give OWNER/NAME of a user or organisation of yours, and a token that may write"
-    if isinstance(error, OfflineModeIsEnabled):
-        return f"{name}: HF_HUB_OFFLINE is set; unset it to push"
-    if isinstance(error, TransportError):
-        return f"{endpoint}: cannot be reached ({said or type(error).__name__}); mend the connection and push again"
-    return f"{name}: {endpoint} did not take it ({said or type(error).__name__}); push again"

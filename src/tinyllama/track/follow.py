@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import TypeAdapter
+
 from tinyllama.files import read_json, write_json
 from tinyllama.recipe import Recipe
 from tinyllama.track.record import (
@@ -112,10 +114,14 @@ class Follower:
         kept = self.sink.go_back(back)
         self.alive()
         if kept == 0:
-            self.progress, self.releases = Progress(), None
+            self._forget()
             return self._new_events()
         self.progress.step = self.progress.step if kept is None else kept
         return found
+
+    def _forget(self) -> None:
+        """Begin with the run's first step and event."""
+        self.progress, self.offset, self.releases = Progress(), 0, None
 
     def _stands_until(self, event: Row) -> int:
         """The step after which an event says that other numbers come: when the run goes on, metrics.jsonl is cut."""
@@ -164,8 +170,14 @@ class Follower:
             return
         progress = self.progress
         for step, tokens, scores in release_scores(self.run):
-            if scores != progress.scores.get(str(step)):
-                self.sink.scores({"step": step, "tokens": tokens, **scores}, time_of(self.run, step))
+            known = progress.scores.get(str(step), {})
+            new = {metric: points for metric, points in scores.items() if known.get(metric) != points}
+            if known.keys() & new.keys() and self.sink.go_back(0) == 0:  # scored anew: what is there would stay
+                self._forget()
+                self.poll()
+                return
+            if new:
+                self.sink.scores({"step": step, "tokens": tokens, **new}, time_of(self.run, step))
                 progress.scores[str(step)] = scores
         metrics = sorted({metric for scores in progress.scores.values() for metric in scores})
         baselines = baseline_scores(self.run, metrics)
@@ -184,7 +196,7 @@ class Follower:
 def read_progress(run: Path, name: str) -> Progress:
     """How far a sink has come with a run: nowhere, where nothing was shown yet."""
     path = progress_path(run, name)
-    return Progress(**read_json(path)) if path.is_file() else Progress()
+    return TypeAdapter(Progress).validate_python(read_json(path)) if path.is_file() else Progress()
 
 
 def progress_path(run: Path, name: str) -> Path:

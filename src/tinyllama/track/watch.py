@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 from huggingface_hub import HfApi
 
 from tinyllama.errors import InputError
+from tinyllama.hub import in_one_line
 from tinyllama.recipe import Recipe
 from tinyllama.track.follow import Follower
 from tinyllama.track.page import PROJECT, folder_of, open_trackio
@@ -59,8 +60,6 @@ def publish(run: Path, space: str, public: bool = False) -> str:
     A Space that is not there yet is made, private unless `public`. Raises InputError where there is no run to show, and
     where the hub cannot be reached or will not have it.
     """
-    from tinyllama.release.push import in_one_line  # noqa: PLC0415 - with torch, which a page does not need
-
     os.environ["TRACKIO_PLOT_ORDER"] = ",".join(_ORDER)
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None)
     if space.count("/") != 1:

@@ -1,0 +1,41 @@
+"""What the hub, or the way to it, says against a request, in one line with the remedy.
+
+For everything that is sent there: releases and live pages. Nothing is read or written here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from httpx import HTTPError, TransportError
+from huggingface_hub import get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+from tinyllama.errors import InputError
+
+
+@contextmanager
+def in_one_line(endpoint: str, name: str) -> Iterator[None]:
+    """Turn what the hub and the way to it answer into one line with the remedy."""
+    try:
+        yield
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        raise InputError(_remedy(cause, endpoint, name)) from None
+
+
+def _remedy(error: BaseException, endpoint: str, name: str) -> str:
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    said = " ".join(str(error).split())
+    if isinstance(error, HFValidationError):
+        return f"{name!r}: no name of a repository ({said.split(':')[0]}); give NAME or OWNER/NAME"
+    if status == 401 or isinstance(error, LocalTokenNotFoundError):
+        known = f"{endpoint} refuses this token" if get_token() else "the hub wants to know who you are"
+        return f"{name}: {known}; set HF_TOKEN to a token of yours that may write"
+    if status in (403, 404):
+        where = f"{endpoint} does not let this token write there ({status})"
+        return f"{name}: {where}; give OWNER/NAME of a user or organisation of yours, and a token that may write"
+    if isinstance(error, OfflineModeIsEnabled):
+        return f"{name}: HF_HUB_OFFLINE is set; unset it to push"
+    if isinstance(error, TransportError):
+        return f"{endpoint}: cannot be reached ({said or type(error).__name__}); mend the connection and push again"
+    return f"{name}: {endpoint} did not take it ({said or type(error).__name__}); push again"

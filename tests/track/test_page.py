@@ -1,0 +1,188 @@
+"""What trackio's page gets of a run: read back from its own storage, in processes, since it has one folder in each."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.track.recorded import BATCH_TOKENS, evaluation, new_run, release, resume, step
+
+from tinyllama.files import write_json
+from tinyllama.track.page import ALERTS, MARKS
+from tinyllama.track.process import take
+
+_FEED = """
+import sys
+from pathlib import Path
+from tinyllama.track.watch import Feeder
+with Feeder(Path(sys.argv[1])) as feeder:
+    feeder.feed()
+"""
+_READ = """
+import json, trackio
+storage = trackio.SQLiteStorage
+runs = storage.get_run_records("tinyllama")
+logs = {run["id"]: storage.get_logs("tinyllama", run_id=run["id"]) for run in runs}
+configs = storage.get_all_run_configs("tinyllama")
+print(json.dumps([[run["id"] for run in runs], {run["id"]: run["name"] for run in runs}, logs,
+                  storage.get_alerts("tinyllama"), {run: configs[run].get("_Group") for run in configs}]))
+"""
+
+
+def python(program: str, folder: Path) -> tuple[str, str]:
+    environment = os.environ | {"TRACKIO_DIR": str(folder / ".trackio")}
+    command = [sys.executable, "-c", program, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+class Shown:
+    """All that the page has of the runs of a folder, after they were fed to it."""
+
+    def __init__(self, folder: Path) -> None:
+        shown, self.said = python(_FEED + _READ, folder)
+        ids, self.names, self.logs, self.alerts, self.groups = json.loads(shown)
+        self.ids: list[str] = ids
+
+    def of(self, run: str, metric: str = "loss") -> list[tuple[int, float]]:
+        return [(row["step"], row[metric]) for row in self.logs[run] if metric in row]
+
+    def beside(self, kind: str) -> list[str]:
+        return [self.names[run] for run in self.ids if f"/{kind}/" in run]
+
+
+def test_metrics_are_there_once_with_tokens_and_readable_names(tmp_path: Path) -> None:
+    run, journal = new_run(tmp_path)
+    step(journal, 1, 3)
+    Shown(run.parent)
+    step(journal, 4, 4, validation_loss=2.0)
+    shown = Shown(run.parent)
+    assert [number for number, _ in shown.of("small")] == [1, 2, 3, 4]
+    assert shown.of("small", "tokens") == [(number, number * BATCH_TOKENS) for number in (1, 2, 3, 4)]
+    assert shown.of("small", "memory_gigabytes")[0] == (1, 1.0)
+    assert shown.of("small", "validation_loss") == [(4, 2.0)]
+
+
+def test_rows_that_were_shown_before_a_kill_that_forgot_it_are_not_there_twice(tmp_path: Path) -> None:
+    run, journal = new_run(tmp_path)
+    step(journal, 1, 3)
+    Shown(run.parent)
+    before = (run / "trackers/trackio.json").read_bytes()
+    step(journal, 4, 6)
+    Shown(run.parent)
+    (run / "trackers/trackio.json").write_bytes(before)
+    assert [number for number, _ in Shown(run.parent).of("small")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_after_a_rollback_the_page_has_the_new_numbers_alone(tmp_path: Path) -> None:
+    run, journal = new_run(tmp_path)
+    step(journal, 1, 25)
+    Shown(run.parent)
+    journal.event("rollback", 26, reason="spike", checkpoint=20, left_out=[24, 25])
+    resume(journal, 20)
+    step(journal, 21, 24, change=0.5)
+    shown = Shown(run.parent)
+    assert shown.of("small")[19:] == [(20, 1 + 8 / 20), *((at, 1 + 8 / at + 0.5) for at in (21, 22, 23, 24))]
+    assert shown.beside("mark") == ["rollback at step 26"]
+
+
+def test_another_run_of_the_same_name_has_a_page_of_its_own(tmp_path: Path) -> None:
+    run, journal = new_run(tmp_path / "first")
+    step(journal, 1, 9)
+    journal.event("signal", 9, signal="SIGTERM")
+    release(run, 9, 30.0, [{"name": "Big", "hellaswag": 60.0, "source": "published, a card"}])
+    Shown(run.parent)
+    other, journal = new_run(tmp_path / "second")
+    step(journal, 1, 2)
+    (run.parent / ".trackio").rename(other.parent / ".trackio")
+    shown = Shown(other.parent)
+    assert (shown.ids, [at for at, _ in shown.of("small")], len(shown.alerts)) == (["small"], [1, 2], 1)
+
+
+def test_releases_and_trouble_are_upright_marks_on_the_loss_and_all_but_checkpoints_are_alerts(tmp_path: Path) -> None:
+    run, journal = new_run(tmp_path)
+    step(journal, 1, 20)
+    journal.event("checkpoint", 10, seconds=1.0)
+    journal.event("release", 10, folder="releases/step-00000010")
+    journal.event("rank-lost", 15, problem="connection closed by peer")
+    resume(journal, 10)
+    shown = Shown(run.parent)
+    mark = "small/mark/000000000010 release"
+    assert shown.of(mark) == [(10, 1 + 8 / 10), (10, 9.0)]
+    assert shown.of(mark, "tokens") == [(10, 10 * BATCH_TOKENS)] * 2
+    assert sorted(shown.beside("mark")) == ["rank-lost at step 15", "release at step 10"]
+    assert shown.groups[mark] == "marks of small"
+    assert shown.ids[-1] == "small"  # the newest: listed first and coloured first
+    levels = {alert["title"]: (alert["level"], alert["text"]) for alert in shown.alerts}
+    assert levels["rank-lost at step 15"] == ("error", "problem: connection closed by peer")
+    assert {*levels} == {"start at step 0", "release at step 10", "rank-lost at step 15", "resume at step 10"}
+
+
+def test_a_run_with_much_trouble_has_the_newest_marks_and_alerts_and_no_more(tmp_path: Path) -> None:
+    run, journal = new_run(tmp_path)
+    step(journal, 1, 200)
+    for number in range(1, 60):
+        journal.event("skip", number, reason="loss nan")
+    Shown(run.parent)
+    for number in range(60, 100):
+        journal.event("skip", number, reason="loss nan")
+    shown = Shown(run.parent)
+    assert sorted(shown.beside("mark")) == [f"skip at step {number}" for number in range(100 - MARKS, 100)]
+    assert {alert["step"] for alert in shown.alerts} == {*range(100 - ALERTS, 100)}
+
+
+def test_scores_stand_at_their_tokens_and_baselines_are_flat_lines(tmp_path: Path) -> None:
+    run, journal = new_run(tmp_path)
+    step(journal, 1, 20)
+    journal.event("checkpoint", 10, seconds=0.0)
+    release(run, 10, 30.0, [{"name": "Big", "hellaswag": 60.0, "source": "published, a card"}])
+    write_json(run / "releases/baselines/here.json", evaluation("models/here", None, 55.0))
+    shown = Shown(run.parent)
+    metric = "scores/hellaswag acc_norm"
+    ((number, points),) = shown.of("small", metric)
+    assert (number, round(points, 6)) == (10, 30.0)
+    row = next(row for row in shown.logs["small"] if metric in row)
+    assert row["tokens"] == 10 * BATCH_TOKENS
+    assert shown.logs["small"][-1]["step"] == 20  # scores lie in between, or the page would smooth one into the next
+    big = "small/baseline/Big (published)"
+    assert shown.of(big, metric) == [(0, 60.0), (40, 60.0)]
+    assert shown.of(big, "tokens") == [(0, 0), (40, 40 * BATCH_TOKENS)]
+    assert (shown.names[big], shown.groups[big]) == ("Big (published)", "baselines of small")
+    assert shown.of("small/baseline/models/here", "scores/boolq acc") == [(0, 50.0), (40, 50.0)]
+
+
+def test_runs_of_a_folder_are_on_one_page_and_one_that_cannot_be_read_does_not_keep_the_others_off(
+    tmp_path: Path,
+) -> None:
+    for name in ("one", "two", "broken"):
+        _, journal = new_run(tmp_path, name)
+        step(journal, 1, 3)
+        if name == "broken":
+            journal.metrics_path.write_text("no row\n")
+    shown = Shown(tmp_path / "runs")
+    assert {"one", "two"} <= {*shown.ids}
+    assert [line.split(":")[0] for line in shown.said.splitlines()] == [str(tmp_path / "runs/broken")]
+
+
+def test_a_run_that_another_process_follows_is_left_to_it(tmp_path: Path) -> None:
+    from contextlib import ExitStack
+
+    run, journal = new_run(tmp_path)
+    step(journal, 1, 3)
+    with ExitStack() as locks:
+        assert take(run, "trackio", locks)
+        assert Shown(run.parent).ids == []
+    assert Shown(run.parent).ids == ["small"]
+
+
+def test_what_an_older_version_logged_under_this_name_gives_way(tmp_path: Path) -> None:
+    run, journal = new_run(tmp_path)
+    step(journal, 1, 3)
+    rows: list[Any] = [{"loss": 1.0}, {"loss": 2.0}]
+    log = f"import trackio; trackio.SQLiteStorage.bulk_log('tinyllama', 'small', {rows}, [1, 2], run_id='f00')"
+    python(log, run.parent)
+    shown = Shown(run.parent)
+    assert (shown.ids, len(shown.logs["small"])) == (["small"], 3)

@@ -1,0 +1,187 @@
+"""The live page, looked at in a real browser while a real process trains; and put on a stand-in of the hub."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from playwright.sync_api import Page
+from tests.browser import DESKTOP, PHONE, keep_screenshot, opened
+from tests.release.hub import TOKEN, running_hub
+from tests.track.recorded import BATCH_TOKENS, new_run, release, step
+
+from tinyllama.errors import InputError
+from tinyllama.track.watch import watch
+
+_ENDLESS_STEPS = 1_000_000
+
+
+@contextmanager
+def running(folder: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """The program, until the block ends."""
+    command = [sys.executable, "-m", "tinyllama", *map(str, arguments)]
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(60)
+            finally:
+                process.kill()
+
+
+@contextmanager
+def watched(folder: Path, run: str = "runs/small") -> Iterator[str]:
+    """The address of the page."""
+    with running(folder, "watch", run, "--no-open-browser") as process:
+        assert process.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:\d+/\S*", process.stdout.readline())
+        assert found, process.poll()
+        yield found[0]
+    assert process.returncode == 0
+
+
+def wait_for(page: Page, condition: str) -> dict[str, Any]:
+    """The page's own account of what it shows, once it fits."""
+    page.wait_for_function(
+        f"() => {{ const shown = window.trackio?.getViewState(); return {condition} }}", timeout=60_000
+    )
+    found: dict[str, Any] = page.evaluate("() => window.trackio.getViewState()")
+    return found
+
+
+def picture_of(page: Page, metric: str) -> str:
+    """What is drawn; the page draws it anew at any moment."""
+    canvas = f"document.querySelector('.plot-container[data-metric=\"{metric}\"] canvas')"
+    return str(page.evaluate(f"() => {canvas}?.toDataURL() ?? ''"))
+
+
+@pytest.fixture(scope="module")
+def training(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which a run is training, with trackio, and will not end by itself."""
+    folder = tmp_path_factory.mktemp("training")
+    fields = ["--track.trackio", "true", "--train.tokens", _ENDLESS_STEPS * BATCH_TOKENS]
+    quiet = ["--checkpoint.every_steps", 10**6, "--train.validate_every_steps", 50]
+    with running(folder, "train", small / "recipe.yaml", *fields, *quiet):
+        while not (folder / "runs/small/trackers/trackio.json").is_file():
+            pass
+        yield folder
+
+
+@pytest.mark.parametrize(("scheme", "size"), [("light", DESKTOP), ("dark", DESKTOP), ("light", PHONE), ("dark", PHONE)])
+def test_the_curve_of_a_run_that_is_training_grows_by_itself(
+    training: Path, scheme: Literal["light", "dark"], size: tuple[int, int]
+) -> None:
+    with watched(training) as address, opened(address, scheme, size) as seen:
+        page = seen.page
+        shown = wait_for(page, "shown?.latest_x > 0 && shown.metrics.includes('validation_loss')")
+        while not (before := picture_of(page, "loss")):
+            page.wait_for_timeout(200)
+        later = wait_for(page, f"shown.latest_x > {shown['latest_x']}")
+        while picture_of(page, "loss") in (before, ""):
+            page.wait_for_timeout(200)
+        assert sum("/?project=" in address for address in seen.requests) == 1  # never loaded again
+        assert (later["x_axis"], later["smoothing"]) == ("tokens", 20)
+        assert later["metrics"][:3] == ["loss", "validation_loss", "validation_bits_per_byte"]
+        assert seen.from_outside() == []
+        dark = page.evaluate("document.documentElement.dataset.theme") == "dark"
+        assert dark == (scheme == "dark")
+        assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+        keep_screenshot(page, f"watch-{'phone' if size == PHONE else 'desktop'}-{scheme}")
+
+
+def test_a_run_without_a_tracker_is_shown_from_its_files_and_what_comes_later_appears(tmp_path: Path) -> None:
+    run, journal = new_run(tmp_path)
+    step(journal, 1, 30)
+    journal.event("release", 10, folder="releases/step-00000010")
+    with watched(tmp_path) as address, opened(address) as seen:
+        shown = wait_for(seen.page, f"shown?.latest_x == {30 * BATCH_TOKENS}")
+        assert {entry["name"] for entry in shown["runs"]} == {"small", "release at step 10"}
+        step(journal, 31, 40)
+        release(run, 10, 30.0, [{"name": "Big", "hellaswag": 60.0, "source": "published, a card"}])
+        shown = wait_for(seen.page, "shown.metrics.some(name => name.startsWith('scores/hellaswag'))")
+        shown = wait_for(seen.page, f"shown.latest_x == {40 * BATCH_TOKENS} && shown.runs.length == 3")
+        assert "Big (published)" in {entry["name"] for entry in shown["runs"]}
+        keep_screenshot(seen.page, "watch-scores")
+
+
+def test_of_several_runs_the_one_that_was_asked_for_is_shown_and_the_others_are_a_click_away(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        _, journal = new_run(tmp_path, name)
+        step(journal, 1, 30, change=0.2 if name == "two" else 0.0)
+        journal.event("signal", 20, signal="SIGTERM")
+    with watched(tmp_path, "runs/two") as address, opened(address) as seen:
+        shown = wait_for(seen.page, "shown?.latest_x > 0")
+        assert {entry["id"] for entry in shown["runs"]} == {"two", "two/mark/000000000020 signal"}
+        seen.page.get_by_text("one", exact=True).click()
+        shown = wait_for(seen.page, "shown.runs.length == 3")
+        seen.page.wait_for_timeout(500)
+        keep_screenshot(seen.page, "watch-compare")
+
+
+def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run here; give a folder that `tinyllama train` wrote"):
+        watch(tmp_path)
+
+
+# Publishing, as far as a stand-in of the hub goes: it has Spaces and no buckets
+
+
+def published(folder: Path, space: str, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: trackio takes the hub's address from the environment when it is imported."""
+    command = [sys.executable, "-m", "tinyllama", "watch", "runs/small", "--publish", space, *more]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN} | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    _, journal = new_run(tmp_path)
+    step(journal, 1, 30)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("more", "visibility"), [([], "private"), (["--public"], "public")])
+def test_a_space_is_made_with_trackios_page_private_unless_told_otherwise(
+    recorded: Path, more: list[str], visibility: str
+) -> None:
+    with running_hub() as hub:
+        done = published(recorded, "guild/page", *more, HF_ENDPOINT=hub.url)
+        space = hub.repositories["guild/page"]
+    assert (space.visibility, {*space.files}) == (visibility, {"README.md", "requirements.txt", "app.py"})
+    assert any("/api/buckets" in request for request in hub.requests)  # where the data would go
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "guild/page: " in done.stderr
+    assert "does not let this token write there (403)" in done.stderr
+
+
+def test_why_a_page_cannot_be_published_is_one_line(recorded: Path) -> None:
+    nowhere = "http://127.0.0.1:9"
+    with running_hub() as hub:
+        cases = [
+            ("ada/page", {"HF_TOKEN": "hf_wrong"}, "refuses this token; set HF_TOKEN"),
+            ("stranger/page", {}, "does not let this token write there (403)"),
+            ("ada/page", {"HF_ENDPOINT": nowhere}, f"{nowhere}: cannot be reached"),
+            ("page", {}, "--publish page: no name of a Space; give OWNER/NAME"),
+        ]
+        for space, environment, words in cases:
+            done = published(recorded, space, **{"HF_ENDPOINT": hub.url} | environment)
+            assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+            assert words in done.stderr
