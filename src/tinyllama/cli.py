@@ -118,6 +118,46 @@ def inspect_store(
     return 0
 
 
+def plan(
+    recipe: Recipe,
+    hardware: str | None = None,
+    gpus: int = 1,
+    mfu: float = 0.5,
+    formula: Literal["causal", "full", "6N", "6N+full"] = "causal",
+    measure: bool = False,
+    price: float | None = None,
+    disk: float = 1e9,
+    failure_hours: float = 50_676,
+    restart_minutes: float = 5.0,
+    vocab_size: int | None = None,
+    sweep: str | None = None,
+    plot: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Say what a run will need: parameters, memory, tokens/s, days, money, traffic, disk, failures.
+
+    Args:
+        hardware: a100-40g, a100-80g, h100, h200, b200, l40s, 4090, 3090 or cpu; without it, this machine's.
+        gpus: How many of them.
+        mfu: Share of the peak that training reaches.
+        formula: Operations that this MFU counts: causal attention, full attention, 6N, or 6N and full attention.
+        measure: Instead of an MFU, time a few of the recipe's layers on this machine.
+        price: Of a GPU-hour, in any currency.
+        disk: Bytes a second at which all ranks together write a checkpoint.
+        failure_hours: GPU-hours between two failures (Llama 3's run: one in 50,676).
+        restart_minutes: From a failure to the next step.
+        vocab_size: Pieces, where the tokenizer is not here yet.
+        sweep: Numbers of GPUs to compare and draw, such as gpus=8,16,64,512.
+        plot: PNG file for the sweep; plan-NAME.png without it.
+        json: Print every figure as JSON.
+    """
+    from tinyllama.plan.command import show_plan
+    from tinyllama.plan.estimate import Stated
+
+    stated = Stated(gpus, mfu, formula, None, price, disk, failure_hours, restart_minutes)
+    show_plan(recipe, hardware, stated, measure, sweep, plot, vocab_size, json)
+
+
 def train(recipe: Recipe, allow_change: bool = False) -> None:
     """Train, going on where the run stands if it has begun.
 
@@ -284,6 +324,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "tokenizer import": tokenizer_import,
     "prepare": prepare,
     "inspect": inspect_store,
+    "plan": plan,
     "train": train,
     "evaluate": evaluate,
     "release": release,

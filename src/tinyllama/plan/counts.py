@@ -33,8 +33,8 @@ def flops_per_token(shape: Model, vocab_size: int, sequence_length: int) -> int:
 def flops_by_formula(shape: Model, vocab_size: int, sequence_length: int) -> dict[str, int]:
     """Operations a token by the formulas in use, so that an MFU from elsewhere can be compared.
 
-    `causal` is `flops_per_token`, which every MFU here is stated in; `full` counts all of attention's products; `6N` and
-    `6N+full` count the input embedding too, `6N` no attention.
+    `causal` is `flops_per_token`, which every MFU here is stated in; `full` counts all of attention's products; `6N`
+    and `6N+full` count the input embedding too, `6N` no attention.
     """
     parameters, attention = num_parameters(shape, vocab_size), 12 * shape.layers * shape.dim * sequence_length
     return {

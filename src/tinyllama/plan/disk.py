@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from tinyllama.files import read_json
 from tinyllama.recipe import Recipe
 from tinyllama.recipe_data import SLIMPAJAMA_SUBSETS, Source
 
@@ -34,7 +33,9 @@ def store_size(recipe: Recipe, vocab_size: int) -> tuple[int, str]:
         return sum(file.stat().st_size for file in manifest.parent.rglob("*") if file.is_file()), "its files"
     total = sum(source.weight for source in recipe.data.sources.values())
     found = {name: _tokens_of(recipe, source) for name, source in recipe.data.sources.items()}
-    reads = {name: (recipe.train.tokens * recipe.data.sources[name].weight / total, "what the run reads") for name in found}
+    reads = {
+        name: (recipe.train.tokens * recipe.data.sources[name].weight / total, "what the run reads") for name in found
+    }
     sizes = [known or reads[name] for name, known in found.items()]
     how = " and ".join(sorted({words for _, words in sizes}))
     return round(sum(tokens for tokens, _ in sizes) * (2 if vocab_size <= 1 << 16 else 4)), how

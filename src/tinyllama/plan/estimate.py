@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from tinyllama.errors import InputError
 from tinyllama.plan import disk, failures
 from tinyllama.plan.counts import flops_by_formula, num_parameters, parameters_by_part
 from tinyllama.plan.machines import Machine
@@ -95,7 +94,8 @@ def _memory(plan: Plan) -> dict[str, Any]:
     parts = memory_parts(plan, plan.load)
     room = HEADROOM * plan.machine.memory_bytes / (plan.stated.gpus if plan.machine.is_cpu else 1)
     choices = {
-        how: sum(memory_parts(plan, replace(plan.load, recompute=how)).values()) for how in ("none", "selective", "full")
+        how: sum(memory_parts(plan, replace(plan.load, recompute=how)).values())
+        for how in ("none", "selective", "full")
     }
     return {
         "memory_bytes_per_gpu": sum(parts.values()),
@@ -191,5 +191,3 @@ def _losses(plan: Plan, time: Mapping[str, Any]) -> dict[str, Any]:
         "best_checkpoint_every_steps": max(1, round(found.best_interval_seconds / time["step_seconds"])),
         "lost_hours_at_best": found.lost_hours_at_best,
     }
-
-

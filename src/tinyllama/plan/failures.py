@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 GPU_HOURS_BETWEEN_FAILURES = 54 * 24 * 16_384 / 419
-"""Of one GPU: 419 unexpected interruptions in 54 days on 16,384 H100s (Llama Team 2024, arXiv:2407.21783, section 3.3.4)."""
+"""Of one GPU: 419 unexpected interruptions in 54 days on 16,384 H100s (Llama Team 2024, arXiv:2407.21783, 3.3.4)."""
 
 
 @dataclass(frozen=True)

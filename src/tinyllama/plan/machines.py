@@ -44,7 +44,9 @@ MACHINES = {
         Machine("b200", 2250e12, 180e9, 900e9, 400e9, 1000, _B200),
         Machine("l40s", 362e12, 48e9, _PCIE, _ONE_PORT, 350, "NVIDIA L40S data sheet"),
         Machine("4090", 165e12, 24e9, _PCIE, _ONE_PORT, 450, "NVIDIA Ada GPU Architecture white paper, appendix A"),
-        Machine("3090", 71e12, 24e9, _PCIE, _ONE_PORT, 350, "NVIDIA Ampere GA102 GPU Architecture white paper, table 9"),
+        Machine(
+            "3090", 71e12, 24e9, _PCIE, _ONE_PORT, 350, "NVIDIA Ampere GA102 GPU Architecture white paper, table 9"
+        ),
     )
 }
 GPUS_PER_NODE = 8
@@ -55,7 +57,9 @@ def machine_named(name: str) -> Machine:
     if name == "cpu":
         return this_cpu()
     if name not in MACHINES:
-        raise InputError(f"--hardware {name}: not known; there are {', '.join(MACHINES)} and cpu, which is this machine's")
+        raise InputError(
+            f"--hardware {name}: not known; there are {', '.join(MACHINES)} and cpu, which is this machine's"
+        )
     return MACHINES[name]
 
 
@@ -64,7 +68,9 @@ def of_device(device_name: str) -> Machine | None:
     words = device_name.lower()
     size = "-40g" if "40gb" in words else "-80g"
     found = (machine for name, machine in MACHINES.items() if name.partition("-")[0] in words)
-    return next((machine for machine in found if not machine.name.startswith("a100") or machine.name.endswith(size)), None)
+    return next(
+        (machine for machine in found if not machine.name.startswith("a100") or machine.name.endswith(size)), None
+    )
 
 
 def this_cpu() -> Machine:

@@ -42,7 +42,7 @@ def this_machine() -> Machine | None:
 
 
 def measure(recipe: Recipe, vocab_size: int, ranks: int) -> Measured:
-    """Time the recipe's network on this machine's first GPU, or its CPU, with the micro-batch that `ranks` would have."""
+    """Time the recipe's network on this machine's first GPU, or its CPU, with the micro-batch of one of `ranks`."""
     hardware.keep_memory()
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     rows = recipe.train.micro_batch_rows(ranks)

@@ -19,7 +19,7 @@ _LOGITS = 2**25
 """`model/loss.py`'s: most logits that exist at a time."""
 _CPU_PROBABILITIES = 2**21
 _CPU_BLOCK, _CPU_KEPT_TIME = 128, 512
-"""`model/attention.py`'s: a CPU keeps the probabilities of sequences up to that length, in blocks of so many queries."""
+"""`model/attention.py`'s: a CPU keeps the probabilities of sequences up to that length, by blocks of queries."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def optimizer_bytes(load: Load) -> int:
 
 
 def logits_bytes(load: Load) -> int:
-    """What the loss holds of one chunk: logits, their probabilities, and the head's gradient in the activations' type."""
+    """What the loss holds of one chunk: logits, probabilities, and the head's gradient in the activations' type."""
     logits = min(_LOGITS, load.tokens * load.vocab_size)
     probabilities = min(logits, _CPU_PROBABILITIES) if load.is_cpu else 2 * logits
     head = load.vocab_size * load.shape.dim
@@ -90,7 +90,7 @@ def logits_bytes(load: Load) -> int:
 
 def activation_bytes_per_token(load: Load) -> int:
     """What one block keeps of one token for its backward pass."""
-    dim, queries, keys, wide = _widths(load)
+    dim, queries, _, wide = _widths(load)
     if load.recompute == "full":
         return load.element_bytes * dim
     if load.recompute == "selective":
@@ -110,7 +110,12 @@ def _whole_block(load: Load) -> int:
 def _widths(load: Load) -> tuple[int, int, int, int]:
     """D, Q, K, F."""
     shape = load.shape
-    return shape.dim, (shape.heads + 2 * shape.kv_heads) * shape.head_dim, shape.kv_heads * shape.head_dim, shape.ffn_dim
+    return (
+        shape.dim,
+        (shape.heads + 2 * shape.kv_heads) * shape.head_dim,
+        shape.kv_heads * shape.head_dim,
+        shape.ffn_dim,
+    )
 
 
 def _kept_probabilities(load: Load) -> int:

@@ -50,7 +50,7 @@ def network_seconds(load: Load, replicas: int, machine: Machine) -> float:
     """Seconds of one micro-batch's traffic where nothing else uses the links.
 
     Within a node over its links; between nodes a ring over all of a node's ports, so that its bandwidth is the node's
-    (NVIDIA's nccl-tests, PERFORMANCE.md, "bus bandwidth"). Replicas lie on different nodes once a shard group fills one.
+    (NVIDIA's nccl-tests, PERFORMANCE.md, "bus bandwidth"). Replicas lie on other nodes once a shard group fills one.
     """
     between = min(machine.link_bytes_per_second, machine.network_bytes_per_second)
     within_node = load.shards <= GPUS_PER_NODE

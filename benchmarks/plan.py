@@ -1,0 +1,105 @@
+"""What `tinyllama plan` says of this machine's CPU, held against training: memory and, by --measure, time.
+
+Three shapes over a vocabulary of 32,000 pieces. Each is planned (`tinyllama plan --measure --json`) and trained for a
+few steps (`tinyllama train`), in turns, and what is compared of time is the MFU: both state it against a product timed
+beside them, since neighbours come and go. Exits with 1 where a prediction is more than 15 % off.
+
+    python benchmarks/plan.py
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from training_setup import DEFAULT_WORK, Work, environment, make_work, small_recipe, write_recipe
+
+from tinyllama.train.metrics import read_rows
+
+STEPS = 9
+TOLERANCE = 0.15
+# dim, layers, heads, kv_heads, ffn_dim, tied; rows and tokens a row of a step
+SHAPES: dict[str, tuple[dict[str, Any], int, int]] = {
+    "20M": ({"dim": 384, "layers": 6, "heads": 6, "kv_heads": 2, "ffn_dim": 1024, "tie_embeddings": True}, 16, 256),
+    "55M": ({"dim": 512, "layers": 8, "heads": 8, "kv_heads": 2, "ffn_dim": 1408}, 8, 512),
+    "125M": ({"dim": 768, "layers": 12, "heads": 12, "kv_heads": 4, "ffn_dim": 2048}, 4, 1024),
+}
+
+
+def main() -> None:
+    """A line a shape and round, and a verdict."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="cache folder (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="of a process (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each shape (default: %(default)s)")
+    arguments = parser.parse_args()
+    work = make_work(arguments.work.resolve())
+    env = environment(work, arguments.threads)
+    off = []
+    for name in SHAPES:
+        with tempfile.TemporaryDirectory(prefix="plan-", dir=work.folder) as folder:
+            off += compare(work, Path(folder), name, env, arguments.rounds)
+    if off:
+        raise SystemExit(f"more than {TOLERANCE:.0%} off: {', '.join(off)}")
+
+
+def compare(work: Work, folder: Path, name: str, env: Mapping[str, str], rounds: int) -> list[str]:
+    """Plan and train one shape in turns; what was predicted too badly."""
+    recipe = write_recipe(folder / f"{name}.yaml", fields(work, name))
+    planned, trained = [], []
+    for number in range(rounds):
+        planned.append(plan(folder, recipe, env))
+        trained.append(train(folder, recipe, f"{name}-{number}", env))
+    found = []
+    for what, key in (("memory", "memory"), ("MFU", "mfu")):
+        predicted, measured = (statistics.median(row[key] for row in rows) for rows in (planned, trained))
+        ratios = sorted(plan[key] / train[key] for plan, train in zip(planned, trained, strict=True))
+        ratio = predicted / measured
+        unit = (
+            f"{predicted / 1e9:.2f} and {measured / 1e9:.2f} GB"
+            if key == "memory"
+            else f"{predicted:.1%}, {measured:.1%}"
+        )
+        print(f"{name} {what}: planned and measured {unit}: {ratio:.3f} ({ratios[0]:.3f}-{ratios[-1]:.3f})", flush=True)
+        found += [f"{name} {what}"] if abs(ratio - 1) > TOLERANCE else []
+    return found
+
+
+def fields(work: Work, name: str) -> dict[str, Any]:
+    """The recipe of a shape: nothing but steps, and one checkpoint at the end."""
+    model, rows, length = SHAPES[name]
+    recipe = small_recipe(work, STEPS)
+    recipe["model"] = {**model, "context": length}
+    batch = {"batch_sequences": rows, "micro_batch_sequences": rows, "sequence_length": length}
+    recipe["train"] = {**recipe["train"], **batch, "tokens": STEPS * rows * length, "validation_sequences": rows}
+    return {**recipe, "name": name}
+
+
+def plan(folder: Path, recipe: Path, env: Mapping[str, str]) -> dict[str, float]:
+    """`tinyllama plan --measure`."""
+    command = [sys.executable, "-m", "tinyllama", "plan", str(recipe), "--hardware", "cpu", "--measure", "--json"]
+    said = subprocess.run(command, cwd=folder, env=dict(env), check=True, stdout=subprocess.PIPE, text=True).stdout
+    figures = json.loads(said)
+    return {"memory": figures["memory_bytes_per_gpu"], "mfu": figures["mfu"]}
+
+
+def train(folder: Path, recipe: Path, name: str, env: Mapping[str, str]) -> dict[str, float]:
+    """`tinyllama train`: the process's peak, and its MFU after the steps that warm up."""
+    command = [sys.executable, "-m", "tinyllama", "train", str(recipe), "--name", name]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=folder, env=dict(env), **quiet)
+    _, status, used = os.wait4(process.pid, 0)  # its own peak, the last checkpoint's included
+    if status:
+        raise SystemExit(f"{' '.join(command)}: status {status}")
+    rows = list(read_rows(folder / "runs" / name / "metrics.jsonl"))
+    return {"memory": 1024 * used.ru_maxrss, "mfu": statistics.median(row["mfu"] for row in rows[2:-1])}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""What `tinyllama plan` prints: which machine, which vocabulary, one plan or a sweep, as tables or as JSON."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from tinyllama.errors import InputError
+from tinyllama.plan.estimate import Plan, Stated, estimate
+from tinyllama.plan.machines import Machine, machine_named
+from tinyllama.plan.sweep import parse_sweep, sweep_plot
+from tinyllama.plan.tables import print_plan, print_rows, sweep_row
+from tinyllama.recipe import Recipe
+
+_LLAMA_2_PIECES = 32_000
+
+
+def show_plan(
+    recipe: Recipe, hardware: str | None, stated: Stated, measured: bool, sweep: str | None, plot: Path | None,
+    vocab_size: int | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Print the plan of a recipe. Raises InputError where the machine, the batch or a number does not fit."""
+    _check(stated)
+    counts = parse_sweep(sweep) if sweep else []
+    vocab_size = vocab_size or _vocab_size(recipe)
+    machine, stated = _machine(recipe, hardware, stated, measured, vocab_size)
+    if counts:
+        _show_sweep(recipe, vocab_size, machine, stated, counts, plot or Path(f"plan-{recipe.name}.png"), as_json)
+        return
+    plan = estimate(recipe, vocab_size, machine, stated)
+    if as_json:
+        print(json.dumps(plan.as_json(), indent=2))
+    else:
+        print_plan(plan, _console())
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=False)
+
+
+def _check(stated: Stated) -> None:
+    limits = {
+        "--gpus": (stated.gpus, stated.gpus >= 1, "at least one"),
+        "--mfu": (stated.mfu, 0 < stated.mfu <= 1, "a share such as 0.5"),
+        "--price": (stated.price_per_gpu_hour, (stated.price_per_gpu_hour or 0) >= 0, "an amount of money"),
+        "--disk": (stated.disk_bytes_per_second, stated.disk_bytes_per_second > 0, "bytes a second such as 2e9"),
+        "--failure-hours": (stated.gpu_hours_between_failures, stated.gpu_hours_between_failures > 0, "GPU-hours"),
+        "--restart-minutes": (stated.restart_minutes, stated.restart_minutes >= 0, "minutes"),
+    }
+    for flag, (value, is_right, right) in limits.items():
+        if not is_right:
+            raise InputError(f"{flag} {value}: give {right}")
+
+
+def _vocab_size(recipe: Recipe) -> int:
+    """Of the recipe's tokenizer; Llama 2's where that is not here yet, which is said."""
+    if Path(recipe.tokenizer).exists():
+        from tinyllama.tokenizer import Tokenizer  # noqa: PLC0415 - only where it is needed
+
+        return Tokenizer.load(recipe.tokenizer).vocab_size
+    print(f"{recipe.tokenizer}: not here yet; planned with {_LLAMA_2_PIECES:,} pieces (--vocab-size)", file=sys.stderr)
+    return _LLAMA_2_PIECES
+
+
+def _machine(
+    recipe: Recipe, hardware: str | None, stated: Stated, measured: bool, vocab_size: int
+) -> tuple[Machine, Stated]:
+    """The row to plan with: the one named, else this machine's; measured on it if asked to."""
+    if hardware and not measured:
+        return machine_named(hardware), stated
+    from tinyllama.plan.measure import measure, this_machine  # noqa: PLC0415 - torch
+
+    here = this_machine()
+    if here is None:
+        raise InputError("--hardware: this machine's GPU is not in the table; name the one that is most like it")
+    if not measured:
+        return here, stated
+    if hardware and hardware != here.name:
+        raise InputError(f"--hardware {hardware}: --measure measures this machine, {here.name}; leave out one of them")
+    found = measure(recipe, vocab_size, stated.gpus)
+    peak = found.peak_flops or here.peak_flops
+    return replace(here, peak_flops=peak), replace(
+        stated, measured_seconds=(found.micro_batch_seconds, found.update_seconds)
+    )
+
+
+def _show_sweep(
+    recipe: Recipe, vocab_size: int, machine: Machine, stated: Stated, counts: list[int], path: Path, as_json: bool
+) -> None:
+    plans: dict[int, Plan | str] = {}
+    for count in counts:
+        try:
+            plans[count] = estimate(recipe, vocab_size, machine, replace(stated, gpus=count))
+        except InputError as problem:
+            plans[count] = str(problem)
+    found = [(count, plan.figures) for count, plan in plans.items() if isinstance(plan, Plan)]
+    if not found:
+        raise InputError(f"--sweep: {next(iter(plans.values()))}")
+    sweep_plot(f"{recipe.name} on {machine.name}", found, path)
+    if as_json:
+        print(
+            json.dumps({n: p.as_json() if isinstance(p, Plan) else {"problem": p} for n, p in plans.items()}, indent=2)
+        )
+        return
+    head = ("GPUs", "tokens/s", "time", "GPU-hours", "cost", "GB a GPU", "traffic hides", "failures")
+    rows = [(f"{n:,}", *(sweep_row(p.figures) if isinstance(p, Plan) else (p,))) for n, p in plans.items()]
+    print_rows(f"{recipe.name} on {machine.name}", head, [row for row in rows if len(row) > 2], _console())
+    for count, plan in plans.items():
+        if isinstance(plan, str):
+            print(f"{count:,} GPUs: {plan}")
+    print(f"plot: {path}")
