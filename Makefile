@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-release bench-evaluation check-evaluation clean
+.PHONY: demo test check bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation clean
 
 # Raw text to a released model, on a laptop's CPU.
 demo: .venv/installed
@@ -33,6 +33,10 @@ bench-optimizers: .venv/installed-dev
 # The mean of the last checkpoints beside a cool-down.
 bench-averaging: .venv/installed-dev
 	$(BIN)/python benchmarks/averaging.py
+
+# What `tinyllama plan` says of this machine, beside what training does.
+bench-plan: .venv/installed-dev
+	$(BIN)/python benchmarks/plan.py
 
 # Starting, compiling, saving.
 bench-pauses: .venv/installed-dev

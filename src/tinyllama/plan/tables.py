@@ -97,7 +97,7 @@ def _time(plan: Plan) -> Rows:
         ("tokens/s in all", f"{found['tokens_per_second']:,.0f}"),
         ("MFU by formula", formulas),
         ("a step", f"{found['step_seconds']:.3g} s"),
-        ("the run", f"{days(found['days'])}, {found['gpu_hours']:,.1f} GPU-hours"),
+        ("the run", f"{days(found['days'])}, {found['gpu_hours']:,.1f} {_unit(plan)}-hours"),
     ]  # fmt: skip
     if found["energy_kilowatt_hours"] is not None:
         rows.append(("energy of the boards, at most", f"{found['energy_kilowatt_hours']:,.0f} kWh"))
