@@ -14,7 +14,6 @@ from torch import Tensor
 
 from tinyllama.data.order import sequences, sequences_of_steps
 from tinyllama.data.store import Piece, Split, TokenStore
-from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe
 
 Pieces = list[tuple[Split, Piece]]
