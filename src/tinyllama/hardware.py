@@ -13,6 +13,7 @@ import torch
 
 from tinyllama.plan.machines import of_device
 
+
 def peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
     """FLOP/s against which an MFU is stated: the data sheet's on a known GPU, measured on a CPU, None elsewhere."""
     if device.type == "cpu":

@@ -83,9 +83,8 @@ class Train(Part):
     def rank_rows(self, ranks: int) -> int:
         """Rows of a step's batch that each of so many ranks has. Raises InputError where they do not divide."""
         if self.batch_sequences % ranks:
-            raise InputError(
-                f"train.batch_sequences: {self.batch_sequences} rows do not divide among {ranks} ranks; choose a multiple"
-            )
+            rows = self.batch_sequences
+            raise InputError(f"train.batch_sequences: {rows} rows do not divide among {ranks} ranks; choose a multiple")
         return self.batch_sequences // ranks
 
     def micro_batch_rows(self, ranks: int) -> int:
