@@ -86,7 +86,7 @@ def test_after_a_rollback_the_page_has_the_new_numbers_alone(tmp_path: Path) -> 
     step(journal, 21, 24, change=0.5)
     shown = Shown(run.parent)
     assert shown.of("small")[19:] == [(20, 1 + 8 / 20), *((at, 1 + 8 / at + 0.5) for at in (21, 22, 23, 24))]
-    assert shown.beside("mark") == ["rollback at step 26"]
+    assert shown.beside("mark") == ["rollback at step 26 of small"]
 
 
 def test_another_run_of_the_same_name_has_a_page_of_its_own(tmp_path: Path) -> None:
@@ -99,10 +99,12 @@ def test_another_run_of_the_same_name_has_a_page_of_its_own(tmp_path: Path) -> N
     step(journal, 1, 2)
     (run.parent / ".trackio").rename(other.parent / ".trackio")
     shown = Shown(other.parent)
-    assert (shown.ids, [at for at, _ in shown.of("small")], len(shown.alerts)) == (["small"], [1, 2], 1)
+    assert (shown.ids, [at for at, _ in shown.of("small")], len(shown.alerts)) == (["small"], [1, 2], 0)
 
 
-def test_releases_and_trouble_are_upright_marks_on_the_loss_and_all_but_checkpoints_are_alerts(tmp_path: Path) -> None:
+def test_releases_and_trouble_are_upright_marks_on_the_loss_and_all_that_is_not_routine_is_an_alert(
+    tmp_path: Path,
+) -> None:
     run, journal = new_run(tmp_path)
     step(journal, 1, 20)
     journal.event("checkpoint", 10, seconds=1.0)
@@ -113,12 +115,14 @@ def test_releases_and_trouble_are_upright_marks_on_the_loss_and_all_but_checkpoi
     mark = "small/mark/000000000010 release"
     assert shown.of(mark) == [(10, 1 + 8 / 10), (10, 9.0)]
     assert shown.of(mark, "tokens") == [(10, 10 * BATCH_TOKENS)] * 2
-    assert sorted(shown.beside("mark")) == ["rank-lost at step 15", "release at step 10"]
+    assert sorted(shown.beside("mark")) == ["rank-lost at step 15 of small", "release at step 10 of small"]
     assert shown.groups[mark] == "marks of small"
     assert shown.ids[-1] == "small"  # the newest: listed first and coloured first
     levels = {alert["title"]: (alert["level"], alert["text"]) for alert in shown.alerts}
-    assert levels["rank-lost at step 15"] == ("error", "problem: connection closed by peer")
-    assert {*levels} == {"start at step 0", "release at step 10", "rank-lost at step 15", "resume at step 10"}
+    assert levels["rank-lost at step 15 of small"] == ("error", "problem: connection closed by peer")
+    assert {*levels} == {
+        f"{what} of small" for what in ("release at step 10", "rank-lost at step 15", "resume at step 10")
+    }
 
 
 def test_a_run_with_much_trouble_has_the_newest_marks_and_alerts_and_no_more(tmp_path: Path) -> None:
@@ -130,7 +134,7 @@ def test_a_run_with_much_trouble_has_the_newest_marks_and_alerts_and_no_more(tmp
     for number in range(60, 100):
         journal.event("skip", number, reason="loss nan")
     shown = Shown(run.parent)
-    assert sorted(shown.beside("mark")) == [f"skip at step {number}" for number in range(100 - MARKS, 100)]
+    assert sorted(shown.beside("mark")) == [f"skip at step {number} of small" for number in range(100 - MARKS, 100)]
     assert {alert["step"] for alert in shown.alerts} == {*range(100 - ALERTS, 100)}
 
 

@@ -58,12 +58,12 @@ def with_fake(folder: Path, fake: str) -> dict[str, str]:
     return {"PYTHONPATH": str(folder / "fake")}
 
 
-def told_of(run: Path, name: str, fake: str = "") -> tuple[list[str], int]:
+def told_of(run: Path, name: str, fake: str = "", before: str = "") -> tuple[list[str], int]:
     """The events that a tracker's process tells of, from a run that has ended, and its status."""
     command = [
         sys.executable,
         "-c",
-        "import sys; from tinyllama.track.process import main; sys.exit(main(*sys.argv[1:]))",
+        f"{before}\nimport sys; from tinyllama.track.process import main; sys.exit(main(*sys.argv[1:]))",
     ]
     environment = os.environ | with_fake(run, fake)
     done = subprocess.run(
@@ -209,6 +209,18 @@ def test_where_trackio_cannot_keep_its_data_its_process_says_so(tmp_path: Path, 
     step(journal, 1, 3)
     spoil(run.parent / ".trackio")
     assert told_of(run, "trackio") == (["tracker-failed"], 0)
+
+
+def test_on_a_network_disk_training_leaves_trackio_to_the_page(tmp_path: Path) -> None:
+    run, journal = new_run(tmp_path)
+    step(journal, 1, 3)
+    folder = run.parent / ".trackio"
+    is_network = f"import os; os.environ['TRACKIO_DIR'] = '{folder}'\nimport trackio.utils as utils\n"
+    is_network += "utils.is_network_filesystem = lambda path: True"
+    assert told_of(run, "trackio", before=is_network) == ([], 0)
+    assert not (folder / "tinyllama.db").exists()
+    assert told_of(run, "trackio") == ([], 0)
+    assert (folder / "tinyllama.db").exists()
 
 
 def test_data_of_trackios_that_are_corrupted_end_nothing_but_the_page(

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +27,7 @@ _ENDLESS_STEPS = 1_000_000
 def running(folder: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     """The program, until the block ends."""
     command = [sys.executable, "-m", "tinyllama", *map(str, arguments)]
-    with subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
-    ) as process:
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             yield process
         finally:
@@ -72,8 +71,12 @@ def training(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     fields = ["--track.trackio", "true", "--train.tokens", _ENDLESS_STEPS * BATCH_TOKENS]
     quiet = ["--checkpoint.every_steps", 10**6, "--train.validate_every_steps", 50]
     with running(folder, "train", small / "recipe.yaml", *fields, *quiet):
-        while not (folder / "runs/small/trackers/trackio.json").is_file():
-            pass
+        for _ in range(600):
+            if (folder / "runs/small/trackers/trackio.json").is_file():
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail("nothing was shown within a minute")
         yield folder
 
 
@@ -84,11 +87,15 @@ def test_the_curve_of_a_run_that_is_training_grows_by_itself(
     with watched(training) as address, opened(address, scheme, size) as seen:
         page = seen.page
         shown = wait_for(page, "shown?.latest_x > 0 && shown.metrics.includes('validation_loss')")
-        while not (before := picture_of(page, "loss")):
-            page.wait_for_timeout(200)
+        page.wait_for_function("() => document.querySelector('[data-metric=\"loss\"] canvas')")
+        before = picture_of(page, "loss")
         later = wait_for(page, f"shown.latest_x > {shown['latest_x']}")
-        while picture_of(page, "loss") in (before, ""):
+        for _ in range(100):  # drawn a moment later
+            if picture_of(page, "loss") not in (before, ""):
+                break
             page.wait_for_timeout(200)
+        else:
+            pytest.fail("the picture stayed as it was")
         assert sum("/?project=" in address for address in seen.requests) == 1  # never loaded again
         assert (later["x_axis"], later["smoothing"]) == ("tokens", 20)
         assert later["metrics"][:3] == ["loss", "validation_loss", "validation_bits_per_byte"]
@@ -105,7 +112,7 @@ def test_a_run_without_a_tracker_is_shown_from_its_files_and_what_comes_later_ap
     journal.event("release", 10, folder="releases/step-00000010")
     with watched(tmp_path) as address, opened(address) as seen:
         shown = wait_for(seen.page, f"shown?.latest_x == {30 * BATCH_TOKENS}")
-        assert {entry["name"] for entry in shown["runs"]} == {"small", "release at step 10"}
+        assert {entry["name"] for entry in shown["runs"]} == {"small", "release at step 10 of small"}
         step(journal, 31, 40)
         release(run, 10, 30.0, [{"name": "Big", "hellaswag": 60.0, "source": "published, a card"}])
         shown = wait_for(seen.page, "shown.metrics.some(name => name.startsWith('scores/hellaswag'))")

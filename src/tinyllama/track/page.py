@@ -21,6 +21,8 @@ from tinyllama.track.words import alert_of, is_mark
 PROJECT = "tinyllama"
 ALERTS = 20
 """Of a run at most, the newest: the page lists the 20 oldest of those that there are."""
+_QUIET = ("start", "checkpoint")
+"""Events that are no alert: the list opens over the charts as soon as there is one."""
 _ALERT = ("title", "text", "level", "step", "timestamp")
 MARKS = 16
 """Marks of a run at most, the newest: the page fetches 64 runs at a time."""
@@ -41,6 +43,11 @@ def open_trackio(folder: Path) -> Any:
     return trackio
 
 
+def is_for_one_writer(folder: Path) -> bool:
+    """Whether trackio's database in this folder would lie on a network disk, where SQLite bears no second writer."""
+    return bool(open_trackio(folder).utils.is_network_filesystem(folder))
+
+
 class Page:
     """A run on trackio's page."""
 
@@ -57,8 +64,8 @@ class Page:
         self._log(self.run, self.run, rows, times, [f"{self.run} {row['step']}" for row in rows], config)
 
     def events(self, events: Sequence[Row], losses: tuple[float, float] | None) -> None:
-        """To the page's alerts, checkpoints aside; marks to the loss."""
-        self._alert([event for event in events if event["event"] != "checkpoint"])
+        """To the page's alerts, unless everything is as it should be; marks to the loss."""
+        self._alert([event for event in events if event["event"] not in _QUIET])
         for event in [event for event in events if is_mark(event)][-MARKS:] if losses else []:
             self._mark(event, losses or (0.0, 0.0))
         for stale in sorted(self._others("mark"))[:-MARKS]:
@@ -87,7 +94,11 @@ class Page:
 
     def _alert(self, events: Sequence[Row]) -> None:
         """Add to the alerts; in a run of their own, since they can only be taken out with their run."""
-        new = [asdict(alert_of(event)) | {"step": event["step"], "timestamp": _when(event["time"])} for event in events]
+        new = [
+            asdict(alert_of(event))
+            | {"title": self._title(event), "step": event["step"], "timestamp": _when(event["time"])}
+            for event in events
+        ]
         there = self.storage.get_alerts(PROJECT, run_id=self.alerts) if new else []
         kept = sorted([*there, *new], key=itemgetter("timestamp"))[-ALERTS:]
         if new:
@@ -98,8 +109,10 @@ class Page:
     def _mark(self, event: Row, losses: tuple[float, float]) -> None:
         tokens = event["step"] * self.recipe.train.batch_tokens
         rows = [{"step": event["step"], "tokens": tokens, "loss": loss} for loss in losses]
-        name = f"{event['event']} at step {event['step']:,}"
-        self._beside("mark", f"{event['step']:012} {event['event']}", name, rows)
+        self._beside("mark", f"{event['step']:012} {event['event']}", self._title(event), rows)
+
+    def _title(self, event: Row) -> str:
+        return f"{alert_of(event).title} of {self.run}"
 
     def _beside(self, kind: str, key: str, name: str, rows: Sequence[Row]) -> None:
         """Show a run that stands for something else than a run, in a group of its own; once."""

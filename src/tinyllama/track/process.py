@@ -17,6 +17,7 @@ from tinyllama.errors import InputError
 from tinyllama.files import alone_in
 from tinyllama.recipe import Recipe
 from tinyllama.track.follow import Follower, Progress, Sink, read_progress
+from tinyllama.track.page import Page, folder_of, is_for_one_writer
 
 POLL_SECONDS = 1.0
 
@@ -32,8 +33,6 @@ def open_sink(name: str, run: Path, recipe: Recipe) -> Sink:
         from tinyllama.track.tensorboard_sink import TensorBoard  # noqa: PLC0415
 
         return TensorBoard(run, recipe, is_new)
-    from tinyllama.track.page import Page  # noqa: PLC0415
-
     return Page(run, recipe, is_new)
 
 
@@ -97,6 +96,9 @@ def _guarded(run: Path, name: str, ended: threading.Event, beat: Beat, say: Call
 
 
 def _follow(run: Path, name: str, ended: threading.Event, beat: Beat) -> None:
+    if name == "trackio" and is_for_one_writer(folder_of(run)):
+        print("trackio's data lie on a network disk: `tinyllama watch` feeds it, not training", file=sys.stderr)
+        return
     with ExitStack() as locks:
         while not take(run, name, locks):
             beat()
