@@ -12,7 +12,8 @@ from tests.train.launching import launched
 
 from tinyllama import cli, progress
 from tinyllama.cli_arguments import without_quiet
-from tinyllama.progress import BYTES, Bar, duration
+from tinyllama.progress import BYTES, Bar
+from tinyllama.words import duration
 
 TINYLLAMA = (sys.executable, "-m", "tinyllama")
 

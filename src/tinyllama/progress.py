@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import TextIO
 
 from rich.console import Console, Group
@@ -20,6 +19,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from tinyllama.words import duration
 
 BYTES = "bytes"
 _POLL_SECONDS = 0.5
@@ -40,16 +41,6 @@ def be_quiet(quiet: bool = True) -> None:
 def is_quiet() -> bool:
     """Whether no progress shall be shown."""
     return _state["quiet"]
-
-
-def duration(seconds: float) -> str:
-    """A time in its two largest units: `2 d 3 h`, `4 min 10 s`, `12 s`, `under 1 s`."""
-    left = max(0, round(seconds))
-    for (large, size), (small, part) in pairwise((("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))):
-        if left >= size:
-            rest = left % size // part
-            return f"{left // size} {large}" + (f" {rest} {small}" if rest else "")
-    return f"{left} s" if left else "under 1 s"
 
 
 def _rate(value: float) -> str:

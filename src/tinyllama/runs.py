@@ -20,7 +20,7 @@ from rich.text import Text
 
 from tinyllama.errors import InputError
 from tinyllama.files import is_held, read_json
-from tinyllama.progress import duration
+from tinyllama.words import duration, short_count
 
 State = Literal["running", "done", "stopped", "failed", "unreadable"]
 Row = dict[str, Any]
@@ -303,7 +303,7 @@ def _cells(one: RunState, folder: Path) -> dict[str, str]:
         "run": name,
         "state": f"{one.state}, {one.note}" if one.note else one.state,
         "step": step,
-        "tokens": _short(one.tokens),
+        "tokens": short_count(one.tokens),
         "loss": _decimals(one.loss),
         "bits/byte": _decimals(one.validation_bits_per_byte),
         "tokens/s": speed,
@@ -326,14 +326,6 @@ def _ago(seconds: float | None) -> str:
 
 def _decimals(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
-
-
-def _short(tokens: int) -> str:
-    """`3.01M`: three digits and a unit."""
-    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if tokens >= size:
-            return f"{tokens / size:.3g}{unit}"
-    return str(tokens)
 
 
 def _widths(rows: Sequence[dict[str, str]], columns: Iterable[str]) -> dict[str, int]:

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from tinyllama.report.pictures import loss_plot
-from tinyllama.report.words import short_count
+from tinyllama.words import short_count
 
 
 def top_of_curve(path: Path) -> int:

@@ -7,6 +7,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from tinyllama.plan.estimate import HEADROOM, Plan
+from tinyllama.words import duration, short_bytes
 
 Rows = Sequence[tuple[str, str]]
 
@@ -72,16 +73,20 @@ def _model(plan: Plan) -> Rows:
 def _memory(plan: Plan) -> Rows:
     found, room = plan.figures, plan.machine.memory_bytes
     names = _NAMES | {"head": _HEAD_MEMORY}
-    rows = [(f"  {names[name]}", gigabytes(count)) for name, count in found["memory_bytes_by_component"].items()]
+    rows = [(f"  {names[name]}", short_bytes(count)) for name, count in found["memory_bytes_by_component"].items()]
     how = plan.load.recompute
     others = found["memory_bytes_by_activation_checkpointing"].items()
     fits = "fits" if found["memory_fits"] else "DOES NOT FIT"
-    words = f"{gigabytes(found['memory_bytes_per_gpu'])} of {gigabytes(room)}: {fits}"
+    words = f"{short_bytes(found['memory_bytes_per_gpu'])} of {short_bytes(room)}: {fits}"
     return [
         (f"micro-batch of {plan.load.sequences} x {plan.load.length:,} tokens, {plan.micro_batches} a step", words),
         *rows,
-        *[(f"in all with activation checkpointing {name}", gigabytes(count)) for name, count in others if name != how],
-        ("logits, at another moment", gigabytes(found["logits_bytes"])),
+        *[
+            (f"in all with activation checkpointing {name}", short_bytes(count))
+            for name, count in others
+            if name != how
+        ],
+        ("logits, at another moment", short_bytes(found["logits_bytes"])),
         (f"largest micro-batch in {HEADROOM:.0%} of it", f"{found['largest_micro_batch_sequences']} sequences"),
     ]
 
@@ -97,7 +102,7 @@ def _time(plan: Plan) -> Rows:
         ("tokens/s in all", f"{found['tokens_per_second']:,.0f}"),
         ("MFU by formula", formulas),
         ("a step", f"{found['step_seconds']:.3g} s"),
-        ("the run", f"{days(found['days'])}, {found['gpu_hours']:,.1f} {_unit(plan)}-hours"),
+        ("the run", f"{duration(86_400 * found['days'])}, {found['gpu_hours']:,.1f} {_unit(plan)}-hours"),
     ]  # fmt: skip
     if found["energy_kilowatt_hours"] is not None:
         rows.append(("energy of the boards, at most", f"{found['energy_kilowatt_hours']:,.0f} kWh"))
@@ -114,7 +119,7 @@ def _network(plan: Plan) -> Rows:
     replicas = f", {plan.replicas} replicas" if plan.replicas > 1 else ""
     return [
         ("sharding", f"{plan.load.shards} shards{replicas}"),
-        ("a GPU receives in a step", gigabytes(found["network_bytes_per_step"])),
+        ("a GPU receives in a step", short_bytes(found["network_bytes_per_step"])),
         ("which takes", f"{found['network_seconds_per_step']:.3g} s of {found['step_seconds']:.3g} s: {hides}"),
     ]
 
@@ -123,10 +128,10 @@ def _disk(plan: Plan) -> Rows:
     found, stated = plan.figures, plan.stated
     speed = f"{stated.disk_bytes_per_second / 1e9:g} GB/s"
     return [
-        ("token store", f"{gigabytes(found['store_bytes'])} (by {found['store_bytes_from']})"),
-        ("a checkpoint", f"{gigabytes(found['checkpoint_bytes'])}, {found['checkpoint_seconds']:.3g} s at {speed}"),
-        ("all checkpoints, milestones too", gigabytes(found["checkpoints_bytes"])),
-        ("a release, all releases", f"{gigabytes(found['release_bytes'])}, {gigabytes(found['releases_bytes'])}"),
+        ("token store", f"{short_bytes(found['store_bytes'])} (by {found['store_bytes_from']})"),
+        ("a checkpoint", f"{short_bytes(found['checkpoint_bytes'])}, {found['checkpoint_seconds']:.3g} s at {speed}"),
+        ("all checkpoints, milestones too", short_bytes(found["checkpoints_bytes"])),
+        ("a release, all releases", f"{short_bytes(found['release_bytes'])}, {short_bytes(found['releases_bytes'])}"),
     ]
 
 
@@ -139,23 +144,8 @@ def _failures(plan: Plan) -> Rows:
         ("expected", f"{found['expected_failures']:.3g} ({rate})"),
         (f"lost with a checkpoint every {every:,} steps", f"{found['lost_hours']:.3g} hours"),
         ("best interval", f"{best}: {found['lost_hours_at_best']:.3g} hours lost"),
-        ("the run with what is lost", days(found["days_with_losses"])),
+        ("the run with what is lost", duration(86_400 * found["days_with_losses"])),
     ]
-
-
-def gigabytes(count: float) -> str:
-    """Bytes in the unit that suits them, of 10^3, 10^6, 10^9 or 10^12."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count / 1e3:.2f} kB"
-
-
-def days(count: float) -> str:
-    """Days, or hours or minutes where it is less than two of them."""
-    if count >= 2:
-        return f"{count:,.1f} days"
-    return f"{24 * count:.1f} hours" if count >= 2 / 24 else f"{1440 * count:.1f} minutes"
 
 
 def sweep_row(figures: Mapping[str, Any]) -> tuple[str, ...]:
@@ -163,7 +153,7 @@ def sweep_row(figures: Mapping[str, Any]) -> tuple[str, ...]:
     cost = "" if figures["cost"] is None else f"{figures['cost']:,.0f}"
     return (
         f"{figures['tokens_per_second']:,.0f}",
-        days(figures["days_with_losses"]),
+        duration(86_400 * figures["days_with_losses"]),
         f"{figures['gpu_hours']:,.0f}",
         cost,
         f"{figures['memory_bytes_per_gpu'] / 1e9:.1f}",

@@ -16,7 +16,7 @@ from tinyllama.release.card_scores import eval_results, scores_section
 from tinyllama.release.card_use import how_to_use
 from tinyllama.release.lineage import EMBEDDED, PUBLIC, base_model
 from tinyllama.release.markdown import table
-from tinyllama.report.words import short_count
+from tinyllama.words import short_count
 
 Facts = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult
 
 from tinyllama.release.markdown import table
 from tinyllama.release.table import has_scores
-from tinyllama.report.words import short_count
+from tinyllama.words import short_count
 
 Facts = Mapping[str, Any]
 

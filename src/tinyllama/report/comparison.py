@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from tinyllama.recipe import flatten
 from tinyllama.report.reading import Run
 from tinyllama.report.tables import Table, differing, wall_clock
-from tinyllama.report.words import NOTHING, share, short_count, short_duration
+from tinyllama.words import NOTHING, share, short_count, short_duration
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:

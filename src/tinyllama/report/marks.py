@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tinyllama.report.words import short_duration
+from tinyllama.words import short_duration
 
 Event = Mapping[str, Any]
 

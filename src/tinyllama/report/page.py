@@ -20,7 +20,7 @@ from tinyllama.report.gallery import comparison_picture, loss_picture, metric_pi
 from tinyllama.report.marks import PAUSE, TROUBLE, kind_of
 from tinyllama.report.pictures import INKS
 from tinyllama.report.reading import Run
-from tinyllama.report.words import NOTHING, share, short_count, short_duration
+from tinyllama.words import NOTHING, share, short_count, short_duration
 
 _HERE = Path(__file__).parent
 

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from tinyllama.files import write_atomically
 from tinyllama.report.curves import Curve, extremes, measure, smoothed, thinned
 from tinyllama.report.marks import PAUSE, RELEASE, TROUBLE, Mark, together
-from tinyllama.report.words import short_bytes, short_count
+from tinyllama.words import short_bytes, short_count
 
 INKS = {
     "training": "#2a6fbb",

@@ -14,7 +14,7 @@ from tinyllama.release.card_data import DATA_HEAD, data_rows
 from tinyllama.release.card_scores import RELEASE_HEAD, TASK_HEAD, release_rows, task_rows
 from tinyllama.report.marks import ROUTINE, TROUBLE, Event, in_words, kind_of
 from tinyllama.report.reading import Facts, Run
-from tinyllama.report.words import short_bytes, short_duration
+from tinyllama.words import short_bytes, short_duration
 
 MOST_EVENTS = 1000
 """In one list; events.jsonl has the others."""

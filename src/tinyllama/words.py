@@ -1,9 +1,9 @@
-"""Numbers as people say them, for pictures, cards and reports.
+"""Numbers as people say them, for progress, plans, pictures, cards and reports.
 
 Pure functions. Three digits are what a reader compares; who needs all of them finds them in the tables and files.
 """
 
-from tinyllama.progress import duration
+from itertools import pairwise
 
 NOTHING = "\N{EN DASH}"
 """Stands where a number would, if there were one."""
@@ -25,6 +25,16 @@ def short_bytes(count: float) -> str:
         if rounded >= size:
             return f"{rounded / size:g} {unit}"
     return f"{rounded:g} bytes"
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units: `2 d 3 h`, `4 min 10 s`, `12 s`, `under 1 s`."""
+    left = max(0, round(seconds))
+    for (large, size), (small, part) in pairwise((("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))):
+        if left >= size:
+            rest = left % size // part
+            return f"{left // size} {large}" + (f" {rest} {small}" if rest else "")
+    return f"{left} s" if left else "under 1 s"
 
 
 def short_duration(seconds: float) -> str:
