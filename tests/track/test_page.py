@@ -19,6 +19,7 @@ from pathlib import Path
 from tinyllama.track.watch import Feeder
 with Feeder(Path(sys.argv[1])) as feeder:
     feeder.feed()
+    feeder.feed()
 """
 _READ = """
 import json, trackio

@@ -55,7 +55,7 @@ def with_fake(folder: Path, fake: str) -> dict[str, str]:
         return {}
     (folder / "fake").mkdir(exist_ok=True)
     (folder / "fake/wandb.py").write_text(f"Settings = dict\n{fake}\n")
-    return {"PYTHONPATH": str(folder / "fake")}
+    return {"PYTHONPATH": os.pathsep.join([str(folder / "fake"), os.environ.get("PYTHONPATH", "")])}
 
 
 def told_of(run: Path, name: str, fake: str = "", before: str = "") -> tuple[list[str], int]:

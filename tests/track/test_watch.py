@@ -21,12 +21,19 @@ from tinyllama.errors import InputError
 from tinyllama.track.watch import watch
 
 _ENDLESS_STEPS = 1_000_000
+# What a shell starts in the background ignores Ctrl-C, and so would all that it starts.
+_PROGRAM = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from tinyllama.cli import main
+sys.exit(main())
+"""
 
 
 @contextmanager
 def running(folder: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     """The program, until the block ends."""
-    command = [sys.executable, "-m", "tinyllama", *map(str, arguments)]
+    command = [sys.executable, "-c", _PROGRAM, *map(str, arguments)]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             yield process
