@@ -317,6 +317,17 @@ def runs(folder: Positional[Path] = Path("runs")) -> None:
     print("\n".join(table(folder)))
 
 
+def doctor(recipe: Recipe | None, json: bool = False) -> int:
+    """Say what this machine has and, given a recipe, what would be missing for it; exit status 1 if anything is.
+
+    Args:
+        json: Print what was found, and every row, as JSON.
+    """
+    from tinyllama.doctor.command import show_doctor
+
+    return show_doctor(recipe, json)
+
+
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "demo": demo,
     "corpus": corpus,
@@ -333,6 +344,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "watch": watch,
     "report": report,
     "runs": runs,
+    "doctor": doctor,
 }
 
 
@@ -390,7 +402,7 @@ def _command(arguments: list[str]) -> Callable[[], int | None]:
     if name not in COMMANDS:
         raise InputError(f"{name}: no such command; there are {', '.join(COMMANDS)}")
     function, rest = COMMANDS[name], arguments[words:]
-    if function.__annotations__.get("recipe") is Recipe:
+    if function.__annotations__.get("recipe") in (Recipe, Recipe | None):
         return with_recipe(name, function, rest)
     return parse(name, function, rest)
 

