@@ -72,13 +72,13 @@ def compare(work: Work, folder: Path, name: str, env: Mapping[str, str], rounds:
 
 
 def fields(work: Work, name: str) -> dict[str, Any]:
-    """The recipe of a shape: nothing but steps, and one checkpoint at the end."""
+    """The recipe of a shape, with a checkpoint beside its steps."""
     model, rows, length = SHAPES[name]
     recipe = small_recipe(work, STEPS)
     recipe["model"] = {**model, "context": length}
     batch = {"batch_sequences": rows, "micro_batch_sequences": rows, "sequence_length": length}
     recipe["train"] = {**recipe["train"], **batch, "tokens": STEPS * rows * length, "validation_sequences": rows}
-    return {**recipe, "name": name}
+    return {**recipe, "name": name, "checkpoint": {"every_steps": 4, "keep": 1}}
 
 
 def plan(folder: Path, recipe: Path, env: Mapping[str, str]) -> dict[str, float]:

@@ -92,7 +92,10 @@ def _size(plan: Plan) -> dict[str, Any]:
 
 def _memory(plan: Plan) -> dict[str, Any]:
     parts = memory_parts(plan, plan.load)
-    room = HEADROOM * plan.machine.memory_bytes / (plan.stated.gpus if plan.machine.is_cpu else 1)
+    copied = checkpoint_bytes(plan) // plan.load.shards if plan.recipe.checkpoint.asynchronous else 0
+    room = HEADROOM * plan.machine.memory_bytes
+    if plan.machine.is_cpu:  # whose ranks share it, with the copy from which a checkpoint is written
+        room = room / plan.stated.gpus - copied
     choices = {
         how: sum(memory_parts(plan, replace(plan.load, recompute=how)).values())
         for how in ("none", "selective", "full")
@@ -101,6 +104,7 @@ def _memory(plan: Plan) -> dict[str, Any]:
         "memory_bytes_per_gpu": sum(parts.values()),
         "memory_bytes_by_component": parts,
         "logits_bytes": logits_bytes(plan.load),
+        "checkpoint_copy_bytes": copied,
         "memory_bytes_by_activation_checkpointing": choices,
         "memory_fits": sum(parts.values()) <= room,
         "micro_batch_sequences": plan.load.sequences,
@@ -109,12 +113,8 @@ def _memory(plan: Plan) -> dict[str, Any]:
 
 
 def memory_parts(plan: Plan, load: Load) -> dict[str, int]:
-    """Bytes by component; on a CPU also the process itself, and the copy from which a checkpoint is written."""
-    own: dict[str, int] = {}
-    if plan.machine.is_cpu:
-        copied = plan.recipe.checkpoint.asynchronous
-        own = {"runtime": CPU_RUNTIME_BYTES, "checkpoint_copy": checkpoint_bytes(plan) // load.shards if copied else 0}
-    return memory_by_component(load) | own
+    """Bytes by component; on a CPU also the process itself."""
+    return memory_by_component(load) | ({"runtime": CPU_RUNTIME_BYTES} if plan.machine.is_cpu else {})
 
 
 def _largest_micro_batch(plan: Plan, room: float) -> int:

@@ -16,7 +16,7 @@ _NAMES = {
     "head": "output head", "weights": "weights, float32", "gradients": "gradients, float32", "optimizer": "optimiser",
     "activations": "activations", "weight_copies": "the weights once more, in bf16", "gathered": "all-gathered weights",
     "logits": "logits", "backward": "backward pass of a block", "reduce_scatter": "reduce-scatter buffers",
-    "runtime": "Python, torch, compiler", "checkpoint_copy": "the checkpoint being written",
+    "runtime": "Python, torch, compiler",
 }  # fmt: skip
 _HEAD_MEMORY = "last norm, head's gradient"
 
@@ -75,18 +75,17 @@ def _memory(plan: Plan) -> Rows:
     names = _NAMES | {"head": _HEAD_MEMORY}
     rows = [(f"  {names[name]}", short_bytes(count)) for name, count in found["memory_bytes_by_component"].items()]
     how = plan.load.recompute
-    others = found["memory_bytes_by_activation_checkpointing"].items()
+    totals = found["memory_bytes_by_activation_checkpointing"].items()
+    others = [(f"in all with activation checkpointing {name}", short_bytes(n)) for name, n in totals if name != how]
+    if "logits" not in found["memory_bytes_by_component"]:
+        others.append(("logits, at another moment", short_bytes(found["logits_bytes"])))
     fits = "fits" if found["memory_fits"] else "DOES NOT FIT"
     words = f"{short_bytes(found['memory_bytes_per_gpu'])} of {short_bytes(room)}: {fits}"
     return [
         (f"micro-batch of {plan.load.sequences} x {plan.load.length:,} tokens, {plan.micro_batches} a step", words),
         *rows,
-        *[
-            (f"in all with activation checkpointing {name}", short_bytes(count))
-            for name, count in others
-            if name != how
-        ],
-        ("logits, at another moment", short_bytes(found["logits_bytes"])),
+        *others,
+        ("the host's, while a checkpoint is written", f"{short_bytes(found['checkpoint_copy_bytes'])} more at most"),
         (f"largest micro-batch in {HEADROOM:.0%} of it", f"{found['largest_micro_batch_sequences']} sequences"),
     ]
 
