@@ -1,8 +1,11 @@
 # The README's commands. Everything is installed into .venv, which needs nothing but Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
+LOWEST := tests/test_recipe.py tests/test_tokenizer.py tests/model tests/plan tests/evaluate tests/release tests/report \
+	tests/data tests/track/test_trackers.py tests/train/test_train.py tests/train/test_float8.py \
+	tests/train/test_checkpoint.py tests/train/test_exactness.py
 
-.PHONY: demo test check bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation clean
+.PHONY: demo test check bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-lowest lock install-locked clean
 
 # Raw text to a released model, on a laptop's CPU.
 demo: .venv/installed
@@ -53,8 +56,26 @@ bench-evaluation: .venv/installed-dev
 check-evaluation: .venv/installed-dev
 	$(BIN)/python benchmarks/evaluation_outside.py
 
+# Newest versions of everything, for every Python that is supported, with their hashes.
+lock: .venv/installed-dev
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes --upgrade \
+		--no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
+		--output-file requirements.lock
+
+# Exactly the versions of requirements.lock, and nothing without its hash.
+install-locked: | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch .venv/installed .venv/installed-dev
+
+# The lowest versions that pyproject.toml admits, beside tests that reach every library.
+check-lowest: .venv/installed-dev
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct '.[dev]'
+	.venv-lowest/bin/python -m pytest $(LOWEST)
+
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv .venv-lowest build dist
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"{sys.executable}: Python 3.11 or newer is needed; make demo PYTHON=/path/to/one")'

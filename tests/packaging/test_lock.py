@@ -1,0 +1,65 @@
+"""requirements.lock: in step with pyproject.toml, for every Python that is supported, from nobody's host."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+CHECKOUT = Path(__file__).parents[2]
+LOCK = (CHECKOUT / "requirements.lock").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYTHONS = [name.split(" :: ")[-1] for name in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+$", name)]
+
+
+def asked(python: str) -> Iterator[Requirement]:
+    """Everything that pyproject.toml names for a Python on Linux, but the package's own extras."""
+    for text in [
+        *PROJECT["dependencies"],
+        *(one for extra in PROJECT["optional-dependencies"].values() for one in extra),
+    ]:
+        requirement = Requirement(text)
+        if requirement.name != "tinyllama" and holds(requirement.marker, python):
+            yield requirement
+
+
+def holds(marker: Marker | None, python: str) -> bool:
+    return marker is None or marker.evaluate({"python_version": python, "python_full_version": f"{python}.0"})
+
+
+def locked(python: str) -> dict[str, str]:
+    """The version of each package that the lock file has for a Python."""
+    lines = [line.removesuffix("\\").strip() for line in LOCK.splitlines() if re.match(r"[A-Za-z0-9]", line)]
+    pins = [pin for pin in map(Requirement, lines) if holds(pin.marker, python)]
+    return {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
+
+
+def test_the_pythons_are_those_that_are_promised() -> None:
+    assert PYTHONS == ["3.11", "3.12", "3.13"]
+    assert PROJECT["requires-python"] == f">={PYTHONS[0]}"
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_requirement_is_locked_at_a_version_that_pyproject_admits(python: str) -> None:
+    pins = locked(python)
+    wrong = [
+        f"{one}, but {pins.get(canonicalize_name(one.name))} is locked; run make lock"
+        for one in asked(python)
+        if not one.specifier.contains(pins.get(canonicalize_name(one.name), "0"), prereleases=True)
+    ]
+    assert not wrong
+
+
+def test_every_locked_version_has_its_hashes_and_names_no_host() -> None:
+    for pin in re.split(r"^(?=[A-Za-z0-9])", LOCK, flags=re.MULTILINE)[1:]:
+        assert "--hash=sha256:" in pin, pin
+    assert not re.search(r"://|--(extra-)?index-url|--find-links|@ file", LOCK)
+
+
+def test_every_requirement_has_a_lower_bound_that_can_be_tried() -> None:
+    unbounded = [str(one) for one in asked(PYTHONS[0]) if not any(one.specifier)]
+    assert not unbounded

@@ -1,0 +1,76 @@
+"""The wheel: built from what the checkout has, installed where the checkout is not, and run there."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def run(*command: str | Path, folder: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        command, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    # A copy, since a build leaves folders beside what it builds, and takes old ones for new.
+    shutil.copytree(CHECKOUT / "src/tinyllama", folder / "src/tinyllama", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, folder)
+    command = ("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist", ".")
+    run(sys.executable, *command, folder=folder)
+    (built,) = (folder / "dist").glob("tinyllama-*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with the wheel, and after it on its path the libraries that are installed here."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    venv.create(folder / "venv", with_pip=False, symlinks=True)
+    python = folder / "venv/bin/python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, folder=folder)
+    (own,) = (folder / "venv/lib").glob("python*/site-packages")
+    # The lines of .pth files in there, such as the checkout's, are not read this way.
+    (own / "libraries.pth").write_text(sysconfig.get_path("purelib"))
+    return folder
+
+
+def test_a_wheel_carries_every_file_of_the_package(wheel: Path) -> None:
+    package = CHECKOUT / "src/tinyllama"
+    here = {path.relative_to(package.parent).as_posix() for path in package.rglob("*") if path.is_file()}
+    with zipfile.ZipFile(wheel) as archive:
+        there = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert there == {name for name in here if "__pycache__" not in name}
+    assert {"tinyllama/py.typed", "tinyllama/recipes/demo.yaml", "tinyllama/report/page.css"} <= there
+
+
+def test_an_installed_wheel_plans_and_explains_itself_without_the_checkout(installed: Path) -> None:
+    tinyllama = installed / "venv/bin/tinyllama"
+    where = run(installed / "venv/bin/python", "-c", "import tinyllama; print(tinyllama.__file__)", folder=installed)
+    assert Path(where.strip()).is_relative_to(installed)
+    assert "tokenizer train" in run(tinyllama, "--help", folder=installed)
+    assert "train.tokens" in run(tinyllama, "train", "demo", "--help", folder=installed)
+    plan = json.loads(run(tinyllama, "plan", "demo", "--hardware", "h100", "--json", folder=installed))
+    assert plan["name"] == "demo"
+
+
+def test_an_installed_wheel_finds_every_requirement_met_that_its_metadata_name(installed: Path) -> None:
+    program = "import json; from tinyllama.doctor.machine import lacking; print(json.dumps(lacking('tinyllama')))"
+    lacking = json.loads(run(installed / "venv/bin/python", "-c", program, folder=installed))
+    assert {"", "clean", "evaluate", "float8", "formats", "offline", "ray", "track"} == set(lacking)
+    assert not lacking[""]
