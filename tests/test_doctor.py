@@ -178,6 +178,13 @@ def test_each_field_of_a_recipe_is_held_against_what_it_needs(
     assert remedy in row.remedy
 
 
+def test_tasks_whose_items_are_on_the_hub_are_named(small: Path) -> None:
+    overrides = {"release.tasks": ["hellaswag", "lambada_openai"]}
+    row = by_name(recipe_rows(Recipe.load(small / "recipe.yaml", overrides), CPU))["items of the tasks"]
+    assert row.mark == "warning"
+    assert row.found == "from the hub: lambada_openai"
+
+
 def test_the_command_exits_with_1_only_where_something_is_missing(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ from tinyllama.doctor.checks import Mark, Row
 from tinyllama.doctor.machine import Found, disk_of, free_bytes
 from tinyllama.errors import InputError
 from tinyllama.plan.estimate import HEADROOM, Plan, Stated, estimate
-from tinyllama.plan.machines import Machine, of_device
+from tinyllama.plan.machines import MACHINES, Machine, of_device
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.words import short_bytes
@@ -176,12 +176,12 @@ def size_rows(recipe: Recipe, vocab_size: int, found: Found, free: Callable[[Pat
 
 
 def _machine(found: Found) -> Machine:
-    """This machine's row in the plan, with the memory that it really has; its speed, unknown here, changes no row."""
+    """A row to plan with that has this machine's memory; whose speed it has changes nothing that is said here."""
+    anyone = MACHINES["3090"]
     if not found.devices:
-        return Machine("cpu", 1e12, found.memory_bytes, 10e9, 12.5e9, None, "found", is_cpu=True)
+        return replace(anyone, name="cpu", memory_bytes=found.memory_bytes, is_cpu=True)
     least = min(found.devices, key=lambda device: device.memory_bytes)
-    known = of_device(least.name) or Machine(least.name, 1e14, 0, 32e9, 12.5e9, None, "found")
-    return replace(known, memory_bytes=least.memory_bytes)
+    return replace(of_device(least.name) or anyone, memory_bytes=least.memory_bytes)
 
 
 def _memory(plan: Plan) -> Row:
