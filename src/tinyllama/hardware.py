@@ -19,7 +19,7 @@ def peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
     if device.type == "cpu":
         return measure_product(precision)
     machine = of_device(torch.cuda.get_device_name(device))
-    return machine.peak_flops if machine else None
+    return machine.peak_flops("bf16" if precision == torch.bfloat16 else "fp32") if machine else None
 
 
 def measure_product(precision: torch.dtype, size: int = 2048) -> float:

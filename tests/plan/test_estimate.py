@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,53 @@ def test_16k_tokens_fit_in_40_gigabytes_without_checkpointing() -> None:
     assert found["largest_micro_batch_sequences"] == 8
 
 
-def test_the_components_add_up_to_the_memory_of_a_gpu() -> None:
+def test_weights_gradients_and_moments_are_shared_out() -> None:
+    parts = figures()["memory_bytes_by_component"]
+    shares = {"weights": 4, "gradients": 4, "optimizer": 8}
+    assert {name: round(16 * parts[name] / 1_100_048_384) for name in shares} == shares
+
+
+def test_float32_is_planned_with_float32_products() -> None:
+    bf16, fp32 = figures(), figures({"train.precision": "fp32"})
+    assert fp32["tokens_per_second_per_gpu"] / bf16["tokens_per_second_per_gpu"] == pytest.approx(19.5 / 312)
+
+
+def test_a_wide_ring_s_steps_are_waited_for_and_hybrid_sharding_spares_them() -> None:
+    fields: dict[str, object] = {"train.batch_sequences": 4096}
+    stated = Stated(gpus=4096)
+    assert not figures(fields, stated)["network_hides"]
+    assert figures(fields | {"parallel.replicate": 512}, stated)["network_hides"]
+
+
+def test_cost_and_energy_count_the_hours_that_failures_take() -> None:
     found = figures()
-    assert sum(found["memory_bytes_by_component"].values()) == found["memory_bytes_per_gpu"]
-    assert {"weights", "gradients", "optimizer", "activations", "gathered"} <= set(found["memory_bytes_by_component"])
+    hours = 24 * 16 * found["days_with_losses"]
+    assert hours > found["gpu_hours"]
+    assert found["cost"] == pytest.approx(1.5 * hours)
+    assert found["energy_kilowatt_hours"] == pytest.approx(0.4 * hours)
+
+
+def test_a_run_that_fails_before_every_checkpoint_never_ends() -> None:
+    seldom = Stated(gpus=16, gpu_hours_between_failures=1)
+    found = figures({"checkpoint.every_steps": 100_000}, seldom)
+    assert (found["lost_hours"], found["days_with_losses"], found["energy_kilowatt_hours"]) == (None, None, None)
+
+
+def test_no_interval_is_longer_than_the_run() -> None:
+    found = figures({"train.tokens": "200M"})
+    assert found["best_checkpoint_every_steps"] <= found["steps"]
+
+
+def test_what_was_left_at_its_default_is_named() -> None:
+    assert "mfu" not in figures()["assumptions"]
+    assert figures(stated=Stated(gpus=16))["assumptions"]["mfu"] == 0.5
+
+
+def test_a_cpu_s_processes_share_it() -> None:
+    cpu = replace(MACHINES["3090"], is_cpu=True)
+    recipe = Recipe.load("demo")
+    one, two = (estimate(recipe, 4096, cpu, Stated(gpus=count)).figures for count in (1, 2))
+    assert two["tokens_per_second"] <= one["tokens_per_second"]
 
 
 def test_muon_keeps_one_moment_of_the_matrices() -> None:
@@ -76,6 +120,7 @@ def test_the_best_interval_loses_least() -> None:
         return losses(1000, 512, interval, 30, 10, 50_000, 300).lost_hours
 
     best = losses(1000, 512, 3600, 30, 10, 50_000, 300)
+    assert lost(3600) == pytest.approx(best.expected_failures * (1800 + 300) / 3600 + 1000 * 30 / 3600, rel=0.03)
     assert best.expected_failures == pytest.approx(1000 * 512 / 50_000)
     assert best.lost_hours_at_best == pytest.approx(lost(best.best_interval_seconds))
     assert best.lost_hours_at_best < min(lost(0.7 * best.best_interval_seconds), lost(1.4 * best.best_interval_seconds))
@@ -148,6 +193,7 @@ def test_a_sweep_is_printed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "4,096 GPUs: train.batch_sequences: 1024 rows do not divide among 4096 ranks" in said
+    assert "such as --train.batch_sequences 4096" in said
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
@@ -155,7 +201,13 @@ def test_a_sweep_is_printed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixt
     ("flags", "words"),
     [
         (["--hardware", "h1000"], "--hardware h1000: not known; there are a100-40g"),
-        (["--gpus", "0"], "--gpus 0: give at least one"),
+        (["--gpus", "0"], "--gpus 0: give how many there are"),
+        (["--failure-hours", "inf"], "--failure-hours inf: give GPU-hours"),
+        (["--disk", "1e-300"], "--disk 1e-300: give bytes a second"),
+        (["--price", "nan"], "--price nan: give an amount"),
+        (["--vocab-size", "-5"], "--vocab-size -5: give a number of pieces"),
+        (["--sweep", "gpus=²"], "--sweep gpus=²: give numbers of GPUs"),
+        (["--sweep", "gpus=8", "--hardware", "h100", "--plot", "/"], "--plot /: give a file"),
         (["--mfu", "56"], "--mfu 56.0: give a share such as 0.5"),
         (["--sweep", "nodes=2"], "--sweep nodes=2: give numbers of GPUs"),
         (["--gpus", "3", "--hardware", "h100"], "1024 rows do not divide among 3 ranks"),

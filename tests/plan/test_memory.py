@@ -1,4 +1,4 @@
-"""The planned memory is what torch's FSDP2 tracker and a real process find."""
+"""The planned memory is what torch's FSDP2 memory tracker finds, and what compiled blocks keep."""
 
 import json
 import subprocess

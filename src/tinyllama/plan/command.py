@@ -22,16 +22,18 @@ def show_plan(
     vocab_size: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Print the plan of a recipe. Raises InputError where the machine, the batch or a number does not fit."""
-    _check(stated)
+    _check(stated, vocab_size)
     counts = parse_sweep(sweep) if sweep else []
+    if counts:
+        plot = _plot_file(plot or Path(f"plan-{recipe.name}.png"))
     vocab_size = vocab_size or _vocab_size(recipe)
     machine, stated = _machine(recipe, hardware, stated, measured, vocab_size)
-    if counts:
-        _show_sweep(recipe, vocab_size, machine, stated, counts, plot or Path(f"plan-{recipe.name}.png"), as_json)
+    if counts and plot:
+        _show_sweep(recipe, vocab_size, machine, stated, counts, plot, as_json)
         return
     plan = estimate(recipe, vocab_size, machine, stated)
     if as_json:
-        print(json.dumps(plan.as_json(), indent=2))
+        print(json.dumps(plan.as_json(), indent=2, allow_nan=False))
     else:
         print_plan(plan, _console())
 
@@ -40,18 +42,25 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=False)
 
 
-def _check(stated: Stated) -> None:
-    limits = {
-        "--gpus": (stated.gpus, stated.gpus >= 1, "at least one"),
-        "--mfu": (stated.mfu, 0 < stated.mfu <= 1, "a share such as 0.5"),
-        "--price": (stated.price_per_gpu_hour, (stated.price_per_gpu_hour or 0) >= 0, "an amount of money"),
-        "--disk": (stated.disk_bytes_per_second, stated.disk_bytes_per_second > 0, "bytes a second such as 2e9"),
-        "--failure-hours": (stated.gpu_hours_between_failures, stated.gpu_hours_between_failures > 0, "GPU-hours"),
-        "--restart-minutes": (stated.restart_minutes, stated.restart_minutes >= 0, "minutes"),
+def _check(stated: Stated, vocab_size: int | None) -> None:
+    limits: dict[str, tuple[float, float, float, str]] = {
+        "--gpus": (stated.gpus, 1, 1e6, "how many there are"),
+        "--mfu": (stated.mfu, 1e-6, 1, "a share such as 0.5"),
+        "--price": (stated.price_per_gpu_hour or 0, 0, 1e6, "an amount of money"),
+        "--disk": (stated.disk_bytes_per_second, 1e3, 1e18, "bytes a second such as 2e9"),
+        "--failure-hours": (stated.gpu_hours_between_failures, 1e-3, 1e12, "GPU-hours such as 50e3"),
+        "--restart-minutes": (stated.restart_minutes, 0, 1e6, "minutes such as 5"),
+        "--vocab-size": (1 if vocab_size is None else vocab_size, 1, 1e9, "a number of pieces"),
     }
-    for flag, (value, is_right, right) in limits.items():
-        if not is_right:
+    for flag, (value, least, most, right) in limits.items():
+        if not least <= value <= most:
             raise InputError(f"{flag} {value}: give {right}")
+
+
+def _plot_file(path: Path) -> Path:
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"--plot {path}: give a file in a folder that is there")
+    return path
 
 
 def _vocab_size(recipe: Recipe) -> int:
@@ -79,11 +88,12 @@ def _machine(
         return here, stated
     if hardware and hardware != here.name:
         raise InputError(f"--hardware {hardware}: --measure measures this machine, {here.name}; leave out one of them")
+    if here.is_cpu and stated.gpus > 1:
+        raise InputError(f"--gpus {stated.gpus}: processes would share this CPU; --measure it with one")
     found = measure(recipe, vocab_size, stated.gpus)
-    peak = found.peak_flops or here.peak_flops
-    return replace(here, peak_flops=peak), replace(
-        stated, measured_seconds=(found.micro_batch_seconds, found.update_seconds)
-    )
+    if here.is_cpu:
+        here = replace(here, bf16_flops=found.peak_flops, fp32_flops=found.peak_flops)
+    return here, replace(stated, measured_seconds=(found.micro_batch_seconds, found.update_seconds))
 
 
 def _show_sweep(
@@ -109,5 +119,6 @@ def _show_sweep(
     print_rows(f"{recipe.name} on {machine.name}", head, [row for row in rows if len(row) > 2], _console())
     for count, plan in plans.items():
         if isinstance(plan, str):
-            print(f"{count:,} GPUs: {plan}")
+            rows_wanted = -(-recipe.train.batch_sequences // count) * count
+            print(f"{count:,} GPUs: {plan}, such as --train.batch_sequences {rows_wanted}")
     print(f"plot: {path}")

@@ -1,9 +1,10 @@
 """What a recipe will need on a machine: the parts of the plan put together. Reads the recipe, imports no torch.
 
-Every figure follows from the recipe, the machine's row and what the user states; what nobody stated is named in
-`assumptions`, so that no figure stands without its ground.
+Every figure follows from the recipe, the machine's row and what the user states; what is left at its default is named
+in `assumptions`, so that no figure stands without its ground.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -59,12 +60,26 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """Every figure, with what it was told and the machine's row."""
         about = {"name": self.recipe.name, "hardware": asdict(self.machine), "stated": asdict(self.stated)}
-        return about | {"vocab_size": self.vocab_size, **self.figures}
+        figures = {name: _or_none(value) for name, value in self.figures.items()}
+        return about | {"assumptions": self.assumptions, "vocab_size": self.vocab_size, **figures}
+
+    @property
+    def assumptions(self) -> dict[str, Any]:
+        """What was left at its default, and matters: the MFU does not where the time was measured."""
+        names = ["gpu_hours_between_failures", "restart_minutes", "disk_bytes_per_second"]
+        names += [] if self.stated.measured_seconds else ["mfu"]
+        defaults = asdict(Stated())
+        return {name: defaults[name] for name in names if getattr(self.stated, name) == defaults[name]}
+
+
+def _or_none(value: Any) -> Any:
+    """JSON has no number for what is not finite: a run that never ends."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def estimate(recipe: Recipe, vocab_size: int, machine: Machine, stated: Stated) -> Plan:
     """Plan a recipe. Raises InputError where its batch or its mesh does not fit the number of GPUs."""
-    train, gpus = recipe.train, stated.gpus
+    train, gpus, machine = recipe.train, stated.gpus, machine.shared_by(stated.gpus)
     replicas, shards = recipe.parallel.mesh(gpus)
     rows = train.rank_rows(gpus)
     load = Load(
@@ -94,8 +109,8 @@ def _memory(plan: Plan) -> dict[str, Any]:
     parts = memory_parts(plan, plan.load)
     copied = checkpoint_bytes(plan) // plan.load.shards if plan.recipe.checkpoint.asynchronous else 0
     room = HEADROOM * plan.machine.memory_bytes
-    if plan.machine.is_cpu:  # whose ranks share it, with the copy from which a checkpoint is written
-        room = room / plan.stated.gpus - copied
+    if plan.machine.is_cpu:  # where the copy from which a checkpoint is written lies too
+        room -= copied
     choices = {
         how: sum(memory_parts(plan, replace(plan.load, recompute=how)).values())
         for how in ("none", "selective", "full")
@@ -128,11 +143,11 @@ def _largest_micro_batch(plan: Plan, room: float) -> int:
 
 def _time(plan: Plan) -> dict[str, Any]:
     stated, machine, train, load = plan.stated, plan.machine, plan.recipe.train, plan.load
-    flops = flops_by_formula(load.shape, plan.vocab_size, load.length)
-    compute = load.tokens * flops[stated.formula] / (machine.peak_flops * stated.mfu)
+    flops, peak = flops_by_formula(load.shape, plan.vocab_size, load.length), machine.peak_flops(train.precision)
+    compute = load.tokens * flops[stated.formula] / (peak * stated.mfu)
     compute, update = stated.measured_seconds or (compute, 0.0)
     traffic = network_seconds(load, plan.replicas, machine)
-    found = speed(compute, update, plan.micro_batches, traffic)
+    found = speed(compute, update / load.shards, plan.micro_batches, traffic)
     per_gpu = train.batch_tokens / stated.gpus / found.step_seconds
     seconds = train.steps * found.step_seconds
     gpu_hours = seconds / 3600 * stated.gpus
@@ -140,13 +155,11 @@ def _time(plan: Plan) -> dict[str, Any]:
     return {
         "tokens_per_second_per_gpu": per_gpu,
         "tokens_per_second": per_gpu * stated.gpus,
-        "mfu": per_gpu * flops["causal"] / machine.peak_flops,
-        "mfu_by_formula": {name: per_gpu * count / machine.peak_flops for name, count in flops.items()},
+        "mfu": per_gpu * flops["causal"] / peak,
+        "mfu_by_formula": {name: per_gpu * count / peak for name, count in flops.items()},
         "step_seconds": found.step_seconds,
         "days": seconds / 86400,
         "gpu_hours": gpu_hours,
-        "energy_kilowatt_hours": None if machine.watts is None else gpu_hours * machine.watts / 1000,
-        "cost": None if stated.price_per_gpu_hour is None else gpu_hours * stated.price_per_gpu_hour,
         "network_bytes_per_step": bytes_in * plan.micro_batches,
         "network_seconds_per_step": traffic * plan.micro_batches,
         "network_hides": found.hides,
@@ -182,11 +195,16 @@ def _losses(plan: Plan, time: Mapping[str, Any]) -> dict[str, Any]:
         24 * time["days"], stated.gpus, interval, stall, write, stated.gpu_hours_between_failures,
         60 * stated.restart_minutes,
     )  # fmt: skip
+    paid_hours = time["gpu_hours"] + stated.gpus * found.lost_hours
+    watts, price = plan.machine.watts, stated.price_per_gpu_hour
     return {
         "checkpoint_stall_seconds": stall,
         "expected_failures": found.expected_failures,
         "lost_hours": found.lost_hours,
         "days_with_losses": time["days"] + found.lost_hours / 24,
+        "gpu_hours_with_losses": paid_hours,
+        "energy_kilowatt_hours": None if watts is None else paid_hours * watts / 1000,
+        "cost": None if price is None else paid_hours * price,
         "best_checkpoint_seconds": found.best_interval_seconds,
         "best_checkpoint_every_steps": max(1, round(found.best_interval_seconds / time["step_seconds"])),
         "lost_hours_at_best": found.lost_hours_at_best,

@@ -1,11 +1,11 @@
 """What GPUs can do, from their makers' data sheets: one row each, with its source.
 
-Peaks are dense bf16 with float32 sums, memory is the nominal one in units of 10^9 bytes, bandwidths are of one
-direction. This machine's CPU has no data sheet worth the name: its row is measured.
+Peaks are dense: bf16 with float32 sums, and float32 without TF32, as torch multiplies unless told otherwise. Memory is
+the nominal one in units of 10^9 bytes, bandwidths are of one direction. A CPU's row is measured, for want of a sheet.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tinyllama.errors import InputError
 
@@ -15,8 +15,9 @@ class Machine:
     """One GPU of a kind, or this machine's CPU."""
 
     name: str
-    peak_flops: float
-    """FLOP/s of dense bf16 products."""
+    bf16_flops: float
+    fp32_flops: float
+    """FLOP/s of dense products."""
     memory_bytes: float
     link_bytes_per_second: float
     """To the other GPUs of its node, one direction: NVLink, or PCIe 4.0 x16."""
@@ -27,26 +28,38 @@ class Machine:
     source: str
     is_cpu: bool = False
 
+    def peak_flops(self, precision: str) -> float:
+        """FLOP/s that an MFU is a share of, where training computes in `bf16` or `fp32`."""
+        return self.bf16_flops if precision == "bf16" else self.fp32_flops
+
+    def shared_by(self, processes: int) -> "Machine":
+        """What one process has of a CPU that several share; a GPU is one process's."""
+        if not self.is_cpu:
+            return self
+        parts = {name: getattr(self, name) / processes for name in ("bf16_flops", "fp32_flops", "memory_bytes")}
+        return replace(self, **parts)
+
 
 _PCIE, _ONE_PORT = 32e9, 12.5e9
 _A100 = "NVIDIA A100 Tensor Core GPU data sheet (SXM); DGX A100 data sheet: 8 x 200 Gbit/s"
 _H100 = "NVIDIA H100 Tensor Core GPU data sheet (SXM5); DGX H100 data sheet: 8 x 400 Gbit/s"
 _H200 = "NVIDIA H200 Tensor Core GPU data sheet (SXM); DGX H200 data sheet: 8 x 400 Gbit/s"
-_B200 = "NVIDIA DGX B200 data sheet: 1,440 GB, 72 PFLOP/s sparse FP8 and 8 x 400 Gbit/s for 8 GPUs"
+_B200 = "NVIDIA HGX B200 and DGX B200 data sheets, of 8 GPUs: 1,440 GB, 36 PFLOP/s sparse bf16, 8 x 400 Gbit/s"
+# Their traffic goes through the host's memory, so that it may reach half of what is counted here.
+_ADA = "NVIDIA Ada GPU Architecture white paper, appendix A; PCIe without peer-to-peer"
+_AMPERE = "NVIDIA Ampere GA102 GPU Architecture white paper, table 9; PCIe without peer-to-peer"
 
 MACHINES = {
     machine.name: machine
     for machine in (
-        Machine("a100-40g", 312e12, 40e9, 300e9, 200e9, 400, _A100),
-        Machine("a100-80g", 312e12, 80e9, 300e9, 200e9, 400, _A100),
-        Machine("h100", 989e12, 80e9, 450e9, 400e9, 700, _H100),
-        Machine("h200", 989e12, 141e9, 450e9, 400e9, 700, _H200),
-        Machine("b200", 2250e12, 180e9, 900e9, 400e9, 1000, _B200),
-        Machine("l40s", 362e12, 48e9, _PCIE, _ONE_PORT, 350, "NVIDIA L40S data sheet"),
-        Machine("4090", 165e12, 24e9, _PCIE, _ONE_PORT, 450, "NVIDIA Ada GPU Architecture white paper, appendix A"),
-        Machine(
-            "3090", 71e12, 24e9, _PCIE, _ONE_PORT, 350, "NVIDIA Ampere GA102 GPU Architecture white paper, table 9"
-        ),
+        Machine("a100-40g", 312e12, 19.5e12, 40e9, 300e9, 200e9, 400, _A100),
+        Machine("a100-80g", 312e12, 19.5e12, 80e9, 300e9, 200e9, 400, _A100),
+        Machine("h100", 989e12, 67e12, 80e9, 450e9, 400e9, 700, _H100),
+        Machine("h200", 989e12, 67e12, 141e9, 450e9, 400e9, 700, _H200),
+        Machine("b200", 2250e12, 75e12, 180e9, 900e9, 400e9, 1000, _B200),
+        Machine("l40s", 362e12, 91.6e12, 48e9, _PCIE, _ONE_PORT, 350, "NVIDIA L40S data sheet"),
+        Machine("4090", 165e12, 82.6e12, 24e9, _PCIE, _ONE_PORT, 450, _ADA),
+        Machine("3090", 71e12, 35.6e12, 24e9, _PCIE, _ONE_PORT, 350, _AMPERE),
     )
 }
 GPUS_PER_NODE = 8
@@ -74,11 +87,12 @@ def of_device(device_name: str) -> Machine | None:
 
 
 def this_cpu() -> Machine:
-    """This machine's CPU, its product measured now, which takes a second."""
+    """This machine's CPU, its products measured now, which takes a second."""
     import torch  # noqa: PLC0415 - which no other row needs
 
     from tinyllama.hardware import measure_product  # noqa: PLC0415
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    source = "a bf16 product of 2048 x 2048 matrices on it, just now"
-    return Machine("cpu", measure_product(torch.bfloat16), memory, 10e9, 12.5e9, None, source, is_cpu=True)
+    bf16, fp32 = measure_product(torch.bfloat16), measure_product(torch.float32)
+    source = "products of 2048 x 2048 matrices on it, just now"
+    return Machine("cpu", bf16, fp32, memory, 10e9, 12.5e9, None, source, is_cpu=True)

@@ -4,11 +4,15 @@ Traffic is what `train/parallel.py` causes for each micro-batch: blocks gathered
 the root once, gradients reduced in float32, and between replicas (HSDP) their sums.
 """
 
+import math
 from dataclasses import dataclass
 
 from tinyllama.plan.counts import num_parameters
 from tinyllama.plan.machines import GPUS_PER_NODE, Machine
 from tinyllama.plan.memory import Load
+
+_LINK_STEP_SECONDS, _NETWORK_STEP_SECONDS = 3.4e-6, 14e-6
+"""Of one step of a ring or a tree, over NVLink and between nodes: what NCCL reckons with (src/graph/tuning.cc, hwLatencies)."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,15 @@ def replica_traffic_bytes(load: Load, replicas: int) -> float:
 
 
 def network_seconds(load: Load, replicas: int, machine: Machine) -> float:
-    """Seconds of one micro-batch's traffic where nothing else uses the links.
+    """Seconds of one micro-batch's traffic where nothing else uses the links: the bytes, and each collective's steps.
 
     Within a node over its links; between nodes a ring over all of a node's ports, so that its bandwidth is the node's
     (NVIDIA's nccl-tests, PERFORMANCE.md, "bus bandwidth"). Replicas lie on other nodes once a shard group fills one.
     """
+    return _bytes_seconds(load, replicas, machine) + _latency_seconds(load, replicas)
+
+
+def _bytes_seconds(load: Load, replicas: int, machine: Machine) -> float:
     between = min(machine.link_bytes_per_second, machine.network_bytes_per_second)
     within_node = load.shards <= GPUS_PER_NODE
     seconds = shard_traffic_bytes(load) / (machine.link_bytes_per_second if within_node else between)
@@ -60,3 +68,14 @@ def network_seconds(load: Load, replicas: int, machine: Machine) -> float:
         return seconds + replica_traffic_bytes(load, replicas) / machine.link_bytes_per_second
     sharing = min(GPUS_PER_NODE, load.shards)  # GPUs of a node that send their shares at the same time
     return seconds + replica_traffic_bytes(load, replicas) * sharing / machine.network_bytes_per_second
+
+
+def _latency_seconds(load: Load, replicas: int) -> float:
+    """Of all steps: rings gather each block twice and reduce it once, and the root once; trees sum the replicas."""
+    blocks = load.shape.layers
+    nodes = -(-load.shards // GPUS_PER_NODE)
+    sharding = (load.shards - nodes) * _LINK_STEP_SECONDS + (nodes - 1) * _NETWORK_STEP_SECONDS
+    summing = (
+        2 * (replicas - 1) * (_LINK_STEP_SECONDS if load.shards * replicas <= GPUS_PER_NODE else _NETWORK_STEP_SECONDS)
+    )
+    return (3 * blocks + 2) * sharding + (blocks + 1) * summing

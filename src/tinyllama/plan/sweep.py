@@ -15,23 +15,23 @@ def parse_sweep(text: str) -> list[int]:
     """Numbers of GPUs from `gpus=8,16,64`. Raises InputError where it does not read so."""
     name, _, values = text.partition("=")
     counts = values.split(",")
-    if name != "gpus" or not all(count.strip().isdigit() and int(count) > 0 for count in counts):
+    if name != "gpus" or not all(count.isascii() and count.isdecimal() and int(count) > 0 for count in counts):
         raise InputError(f"--sweep {text}: give numbers of GPUs, such as gpus=8,16,64,512")
     return sorted({int(count) for count in counts})
 
 
 def sweep_plot(title: str, points: Sequence[tuple[int, Mapping[str, Any]]], path: Path) -> None:
-    """Draw days, and cost or else GPU-hours, against GPUs, both logarithmic, with the line of perfect scaling."""
+    """Draw days, and cost or else GPU-hours, losses included, against GPUs, with the line of perfect scaling."""
     figure = Figure(figsize=(8, 4.5), facecolor="white", layout="constrained")
     axes = figure.subplots(1, 2)
     gpus = [count for count, _ in points]
     taken = [found["days_with_losses"] for _, found in points]
-    axes[0].plot(gpus, [taken[0] * gpus[0] / count for count in gpus], "--", color="#888888", label="perfect scaling")
-    axes[0].plot(gpus, taken, marker="o", label="with failures and checkpoints")
+    axes[0].plot(gpus, taken, marker="o", linewidth=2.5, label="with failures and checkpoints")
+    perfect = [taken[0] * gpus[0] / count for count in gpus]
+    axes[0].plot(gpus, perfect, "--", color="black", linewidth=1, label="perfect scaling")
     has_cost = points[0][1]["cost"] is not None
-    hours = [found["gpu_hours"] * found["days_with_losses"] / found["days"] for _, found in points]
-    price = points[0][1]["cost"] / points[0][1]["gpu_hours"] if has_cost else 1.0
-    axes[1].plot(gpus, [price * count for count in hours], marker="o", label="with failures and checkpoints")
+    paid = [found["cost" if has_cost else "gpu_hours_with_losses"] for _, found in points]
+    axes[1].plot(gpus, paid, marker="o", label="with failures and checkpoints")
     for place, name in enumerate(("days", "cost" if has_cost else "GPU-hours")):
         axes[place].set(xscale="log", xlabel="GPUs", ylabel=name, xticks=gpus, xticklabels=gpus)
         axes[place].minorticks_off()
@@ -39,7 +39,7 @@ def sweep_plot(title: str, points: Sequence[tuple[int, Mapping[str, Any]]], path
         axes[place].grid(color="#e6e6e6")
         axes[place].legend(frameon=False)
     axes[0].set_yscale("log")
-    axes[1].set_ylim(0, 1.2 * max(price * count for count in hours))
+    axes[1].set_ylim(0, 1.2 * max(paid))
     figure.suptitle(title, fontsize="medium")
     FigureCanvasAgg(figure)
     with write_atomically(path) as file:

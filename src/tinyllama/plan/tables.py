@@ -1,5 +1,6 @@
 """A plan as tables for a terminal, or as plain aligned lines elsewhere."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from tinyllama.plan.estimate import HEADROOM, Plan
-from tinyllama.words import duration, short_bytes
+from tinyllama.words import duration, short_bytes, short_duration
 
 Rows = Sequence[tuple[str, str]]
 
@@ -100,13 +101,20 @@ def _time(plan: Plan) -> Rows:
          f"{found['tokens_per_second_per_gpu']:,.0f} ({ground})"),
         ("tokens/s in all", f"{found['tokens_per_second']:,.0f}"),
         ("MFU by formula", formulas),
-        ("a step", f"{found['step_seconds']:.3g} s"),
+        ("a step", short_duration(found["step_seconds"])),
         ("the run", f"{duration(86_400 * found['days'])}, {found['gpu_hours']:,.1f} {_unit(plan)}-hours"),
     ]  # fmt: skip
+    rows += _bill(plan)
+    return rows
+
+
+def _bill(plan: Plan) -> Rows:
+    """Of all hours, those too that failures cost."""
+    found, rows = plan.figures, []
     if found["energy_kilowatt_hours"] is not None:
         rows.append(("energy of the boards, at most", f"{found['energy_kilowatt_hours']:,.0f} kWh"))
     if found["cost"] is not None:
-        rows.append((f"cost at {stated.price_per_gpu_hour:g} a GPU-hour", f"{found['cost']:,.2f}"))
+        rows.append((f"cost at {plan.stated.price_per_gpu_hour:g} a GPU-hour", f"{found['cost']:,.2f}"))
     return rows
 
 
@@ -137,14 +145,25 @@ def _disk(plan: Plan) -> Rows:
 def _failures(plan: Plan) -> Rows:
     found, stated = plan.figures, plan.stated
     every = plan.recipe.checkpoint.every_steps
-    best = f"every {found['best_checkpoint_every_steps']:,} steps, {found['best_checkpoint_seconds'] / 60:.3g} minutes"
+    best = f"every {found['best_checkpoint_every_steps']:,} steps, {duration(found['best_checkpoint_seconds'])}"
     rate = f"one in {stated.gpu_hours_between_failures:,.0f} GPU-hours, {stated.restart_minutes:g} minutes to restart"
     return [
         ("expected", f"{found['expected_failures']:.3g} ({rate})"),
-        (f"lost with a checkpoint every {every:,} steps", f"{found['lost_hours']:.3g} hours"),
-        ("best interval", f"{best}: {found['lost_hours_at_best']:.3g} hours lost"),
-        ("the run with what is lost", duration(86_400 * found["days_with_losses"])),
+        (f"lost with a checkpoint every {every:,} steps", _hours(found["lost_hours"])),
+        ("best interval", f"{best}: {_hours(found['lost_hours_at_best'])} lost"),
+        ("the run with what is lost", _hours(24 * found["days_with_losses"])),
+        ("assumed, for want of a flag", _assumed(plan)),
     ]
+
+
+def _hours(count: float) -> str:
+    return duration(3600 * count) if math.isfinite(count) else "for ever: it would fail before every checkpoint"
+
+
+def _assumed(plan: Plan) -> str:
+    flags = {"mfu": "--mfu", "gpu_hours_between_failures": "--failure-hours", "restart_minutes": "--restart-minutes",
+             "disk_bytes_per_second": "--disk"}  # fmt: skip
+    return ", ".join(f"{flags[name]} {value:g}" for name, value in plan.assumptions.items()) or "nothing"
 
 
 def sweep_row(figures: Mapping[str, Any]) -> tuple[str, ...]:
@@ -152,8 +171,8 @@ def sweep_row(figures: Mapping[str, Any]) -> tuple[str, ...]:
     cost = "" if figures["cost"] is None else f"{figures['cost']:,.0f}"
     return (
         f"{figures['tokens_per_second']:,.0f}",
-        duration(86_400 * figures["days_with_losses"]),
-        f"{figures['gpu_hours']:,.0f}",
+        _hours(24 * figures["days_with_losses"]),
+        f"{figures['gpu_hours_with_losses']:,.0f}",
         cost,
         f"{figures['memory_bytes_per_gpu'] / 1e9:.1f}",
         "yes" if figures["network_hides"] else "no",
