@@ -12,7 +12,7 @@ from tinyllama.plan.machines import GPUS_PER_NODE, Machine
 from tinyllama.plan.memory import Load
 
 _LINK_STEP_SECONDS, _NETWORK_STEP_SECONDS = 3.4e-6, 14e-6
-"""Of one step of a ring or a tree, over NVLink and between nodes: what NCCL reckons with (src/graph/tuning.cc, hwLatencies)."""
+"""Of one step of a ring or a tree, over NVLink and between nodes: NCCL's own (src/graph/tuning.cc, hwLatencies)."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,6 @@ def _latency_seconds(load: Load, replicas: int) -> float:
     blocks = load.shape.layers
     nodes = -(-load.shards // GPUS_PER_NODE)
     sharding = (load.shards - nodes) * _LINK_STEP_SECONDS + (nodes - 1) * _NETWORK_STEP_SECONDS
-    summing = (
-        2 * (replicas - 1) * (_LINK_STEP_SECONDS if load.shards * replicas <= GPUS_PER_NODE else _NETWORK_STEP_SECONDS)
-    )
+    within_node = load.shards * replicas <= GPUS_PER_NODE
+    summing = 2 * math.ceil(math.log2(replicas)) * (_LINK_STEP_SECONDS if within_node else _NETWORK_STEP_SECONDS)
     return (3 * blocks + 2) * sharding + (blocks + 1) * summing
