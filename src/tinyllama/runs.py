@@ -181,7 +181,11 @@ def _recipe(run: Path) -> Row:
     path = run / "recipe.yaml"
     if not path.is_file():
         return {}
-    fields = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    try:
+        fields = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        place = f":{mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
+        raise InputError(f"{path}{place}: not valid YAML; restore it from a checkpoint's") from None
     if not isinstance(fields, dict):
         raise InputError(f"{path}: not a recipe; restore it from a checkpoint's")
     return fields

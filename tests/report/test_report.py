@@ -199,6 +199,7 @@ def test_names_that_are_html_are_text(run: Path, tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("metrics.jsonl", '{"step": 1, "tokens": 2}\n{"step": 2}\n', r"metrics\.jsonl:2: no row of metrics"),
+        ("metrics.jsonl", '{"step": 1, "tokens": 2, "loss": "x"}\n', r"metrics\.jsonl:1: loss is 'x', no number"),
         ("events.jsonl", '{"event": "start"}\n', r"events\.jsonl:1: no event"),
         ("store.json", "{", r"store\.json: not valid JSON"),
         ("recipe.yaml", "name: x\n", r"recipe\.yaml: "),

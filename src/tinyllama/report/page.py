@@ -138,5 +138,6 @@ def _incidents(run: Run) -> Figure:
     trouble, pauses = kinds.count(TROUBLE), kinds.count(PAUSE)
     skipped = run.metrics.num_skipped
     left_out = f"{skipped:,} step{'s' * (skipped > 1)} skipped, " if skipped else ""
-    stops = f"{pauses:,} stops and resumes" if pauses else "never stopped"
+    before = " before" if run.state.state in ("stopped", "failed") else ""
+    stops = f"{pauses:,} stops and resumes" if pauses else f"never stopped{before}"
     return Figure("incidents", f"{trouble:,}" if trouble else "none", f"{left_out}{stops}")

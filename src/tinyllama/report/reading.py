@@ -16,7 +16,7 @@ from tinyllama.plan import num_parameters
 from tinyllama.recipe import Recipe
 from tinyllama.release.lineage import store_facts
 from tinyllama.release.table import releases_table
-from tinyllama.report.curves import Metrics, measure, read_rows
+from tinyllama.report.curves import METRICS, Metrics, measure, read_rows
 from tinyllama.runs import RunState, state_of
 
 Facts = Mapping[str, Any]
@@ -89,6 +89,9 @@ def _metrics(path: Path) -> Any:
     for number, row in enumerate(read_rows(path), 1):
         if not (isinstance(row.get("step"), int) and isinstance(row.get("tokens"), int)):
             raise InputError(f"{path}:{number}: no row of metrics (step and tokens); mend or delete the line")
+        for name in METRICS:
+            if not isinstance(row.get(name), int | float | None):
+                raise InputError(f"{path}:{number}: {name} is {row[name]!r}, no number; mend or delete the line")
         yield row
 
 
