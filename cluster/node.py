@@ -2,6 +2,7 @@
 
 torchrun ends with 1 whatever its ranks end with, and starts a rank again also where that cannot help. Here the ranks
 are `rank.py`, which ends torchrun with it and writes down its status: 75 to be started again later, 2 to be mended.
+Where a scheduler starts again on another status than 75, ASK_AGAIN_STATUS says on which.
 """
 
 import os
@@ -23,7 +24,8 @@ def main(arguments: list[str]) -> int:
         written = Path(folder) / "status"
         os.environ["RUN_STATUS"] = str(written)
         status = torchrun(arguments)
-        return int(written.read_text()) if written.exists() else status
+        status = int(written.read_text()) if written.exists() else status
+    return int(os.environ.get("ASK_AGAIN_STATUS", status)) if status == 75 else status
 
 
 def torchrun(arguments: list[str]) -> int:

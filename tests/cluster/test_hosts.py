@@ -1,0 +1,105 @@
+"""Two hosts with a network of their own between them; one of them is cut off in the middle, and comes back."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from tests.cluster.sites import CLUSTER, make_site, started, torchrun_options, under_a_name
+from tests.cluster.slurm_cluster import wait_until
+from tests.train.launching import LIMIT_SECONDS, events_of, fault, losses_of, same_weights
+from tests.train.planting import GO, marker
+
+from tinyllama.recipe import Recipe
+
+pytest_plugins = ["tests.train.fixtures"]
+
+
+class Hosts:
+    """Two network namespaces, which see nothing but each other: one file system, two addresses, one cable."""
+
+    addresses = ("10.77.31.1", "10.77.31.2")
+
+    def __init__(self, names_file: Path) -> None:
+        self.names = [f"host-{uuid.uuid4().hex[:8]}" for _ in self.addresses]
+        self.names_file = names_file
+
+    def connect(self) -> None:
+        first, second = self.names
+        known = zip(self.addresses, self.names, strict=True)
+        self.names_file.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for address, name in known))
+        for name in self.names:
+            ip("netns", "add", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        ip("-n", first, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", second)
+        for name, address in zip(self.names, self.addresses, strict=True):
+            ip("-n", name, "address", "add", f"{address}/24", "dev", "cable")
+            ip("-n", name, "link", "set", "cable", "up")
+
+    def on(self, name: str, command: list[str]) -> list[str]:
+        """A command as that host runs it."""
+        return ["ip", "netns", "exec", name, *under_a_name(name, self.names_file, command)]
+
+    def cut(self, state: str) -> None:
+        """Take the second host's cable out (`down`) or put it in (`up`)."""
+        ip("-n", self.names[1], "link", "set", "cable", state)
+
+    def remove(self) -> None:
+        for name in self.names:
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[Hosts]:
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        if os.environ.get("CI") == "true" and os.geteuid() == 0:
+            pytest.fail("needs iproute2")
+        pytest.skip("needs root and iproute2")
+    both = Hosts(tmp_path / "hosts")
+    try:
+        both.connect()
+        yield both
+    finally:
+        both.remove()
+
+
+def test_a_host_that_is_cut_off_and_comes_back_changes_nothing_in_the_weights(
+    small: Path, tmp_path: Path, hosts: Hosts, calm_pair: Path
+) -> None:
+    site, wait = make_site(tmp_path / "site"), fault(Recipe.load(small / "recipe.yaml"), "wait", 13, 4)
+    of_a_job = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7", "nodes": "\n".join(hosts.names)}
+    options = torchrun_options((CLUSTER / "slurm/train.sbatch").read_text(), of_a_job)
+    train = ["cluster/rank.py", "train", str(small / "recipe.yaml"), "--guard.hang_seconds", "6"]
+    launch = [sys.executable, "cluster/node.py", *options, *train]
+    logs = [site / f"logs/{name}" for name in hosts.names]
+    with ExitStack() as stack:
+        launchers = [
+            stack.enter_context(started(hosts.on(name, launch), site, log, FAULTS=json.dumps([wait])))
+            for name, log in zip(hosts.names, logs, strict=True)
+        ]
+
+        def said() -> str:
+            return "\n".join(log.read_text() for log in logs)
+
+        run = site / "runs/small"
+        wait_until((site / marker(wait)).exists, "step 14", said)
+        hosts.cut("down")
+        (site / GO).touch()
+        wait_until(lambda: len(events_of(run, "hang")) == 2, "both ranks' watchdogs", said)
+        hosts.cut("up")
+        for launcher in launchers:
+            assert launcher.wait(LIMIT_SECONDS) == 0, said()
+    assert {row["rank"] for row in events_of(run, "hang")} == {0, 1}
+    assert [row["step"] for row in events_of(run, "start", "resume")] == [0, 10]
+    assert losses_of(run) == losses_of(calm_pair)
+    assert same_weights(run, calm_pair)

@@ -1,0 +1,230 @@
+"""The Slurm scripts on a Slurm: a real one of two nodes where it is installed, stand-ins for its programs elsewhere."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from tests.cluster.sites import CLUSTER, make_site
+from tests.cluster.slurm_cluster import asked, missing, slurm_cluster, wait_until
+from tests.train.launching import events_of, fault, losses_of, same_weights
+from tests.train.planting import GO, Fault, marker
+
+from tinyllama.recipe import Recipe
+
+pytest_plugins = ["tests.train.fixtures"]
+
+SCRIPTS = sorted(path for path in CLUSTER.rglob("*") if path.suffix in (".sh", ".sbatch"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_pass_bash_and_shellcheck(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    if shutil.which("shellcheck") is None and os.environ.get("CI") != "true":
+        pytest.skip("needs shellcheck")
+    done = subprocess.run(["shellcheck", str(script)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+# Stand-ins: srun writes down how it was called and ends with a status; scontrol answers, and notes what it is told.
+
+SRUN = """#!/bin/bash
+printf '%s\\n' "$@" > srun.called
+exit "$ENDS_WITH"
+"""
+SCONTROL = """#!/bin/bash
+case "$1 $2" in
+    "show hostnames") [[ $3 == "a[1-2]" ]] && printf 'a1\\na2\\n' ;;
+    "show job") echo "JobId=$3 JobState=$STATE Restarts=0" ;;
+    "requeue 7") touch requeued ;;
+    *) exit 1 ;;
+esac
+"""
+OF_A_JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "8"}
+
+
+@pytest.mark.parametrize(
+    ("ends_with", "state", "is_requeued"),
+    [
+        (0, "RUNNING", False),
+        (1, "RUNNING", False),
+        (2, "RUNNING", False),
+        (75, "RUNNING", True),
+        (75, "CANCELLED", False),
+    ],
+)
+def test_only_a_run_that_saved_and_was_not_cancelled_is_queued_again(
+    tmp_path: Path, ends_with: int, state: str, is_requeued: bool
+) -> None:
+    site = make_site(tmp_path / "site")
+    for name, script in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(stat.S_IRWXU)
+    (site / ".venv").unlink()
+    (site / ".venv/bin").mkdir(parents=True)
+    (site / ".venv/bin/activate").touch()
+    found = os.environ | OF_A_JOB | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    found |= {"ENDS_WITH": str(ends_with), "STATE": state}
+    command = ["bash", "cluster/slurm/train.sbatch", "mine.yaml", "--seed", "3"]
+    done = subprocess.run(command, check=False, cwd=site, env=found, capture_output=True, text=True)
+    assert done.returncode == ends_with, done.stderr
+    assert (site / "requeued").exists() is is_requeued
+    called = (site / "srun.called").read_text().splitlines()
+    assert called[called.index("python") :] == [
+        "python",
+        "cluster/node.py",
+        "--nnodes=2",
+        "--nproc-per-node=8",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=a1:20007",
+        "--rdzv-id=7",
+        "--max-restarts=10",
+        "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        "--shutdown-timeout=240",
+        "cluster/rank.py",
+        "train",
+        "mine.yaml",
+        "--seed",
+        "3",
+    ]
+
+
+# A real one
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[dict[str, str]]:
+    if reason := missing():
+        pytest.skip(reason)
+    with slurm_cluster(free_ports(3)) as variables:
+        yield variables
+
+
+def free_ports(count: int) -> int:
+    """The first of so many ports in a row that nobody listens on."""
+    for first in range(17100, 20000, count):
+        if all(is_free(first + at) for at in range(count)):
+            return first
+    raise AssertionError("no free ports")
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as listening:
+        return listening.connect_ex(("127.0.0.1", port)) != 0
+
+
+class Job:
+    """A submitted job: two ranks on two nodes, or one on one."""
+
+    def __init__(self, slurm: dict[str, str], site: Path, number: str) -> None:
+        self.slurm, self.site, self.number = slurm, site, number
+
+    def tell(self, *command: str) -> str:
+        return asked(self.slurm, *command)
+
+    def fields(self) -> dict[str, str]:
+        return dict(re.findall(r"(\S+?)=(\S*)", self.tell("scontrol", "show", "job", self.number)))
+
+    def said(self) -> str:
+        return "\n".join(path.read_text() for path in sorted((self.site / "logs").iterdir())) + str(self.fields())
+
+    def wait_for_state(self, state: str) -> None:
+        wait_until(lambda: self.fields().get("JobState") == state, state, self.said)
+
+    def wait_until_struck(self, planted: Fault) -> None:
+        wait_until((self.site / marker(planted)).exists, str(planted)[:40], self.said)
+
+    def wait_until_both_know(self, signal: str) -> None:
+        wait_until(lambda: self.said().count(f"Received {signal} death signal") == 2, signal, self.said)
+        (self.site / GO).touch()
+
+
+def submit(
+    slurm: dict[str, str], site: Path, small: Path, *flags: str, nodes: int = 2, faults: Sequence[Fault] = ()
+) -> Job:
+    options = ["--parsable", f"--nodes={nodes}", "--gpus-per-node=1", "--cpus-per-task=1"]
+    command = ["sbatch", *options, "cluster/slurm/train.sbatch", str(small / "recipe.yaml"), *flags]
+    variables = slurm | {"FAULTS": json.dumps(list(faults)), "OMP_NUM_THREADS": "1"}
+    return Job(slurm, site, asked(variables, *command, cwd=site).strip())
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    return make_site(tmp_path / "site")
+
+
+def waiting(small: Path) -> Fault:
+    """What holds up the second rank in step 14, until it may go."""
+    return fault(Recipe.load(small / "recipe.yaml"), "wait", 13, 4)
+
+
+def test_slurm_takes_the_script_as_it_stands(slurm: dict[str, str], site: Path) -> None:
+    said = asked(slurm, "sbatch", "--test-only", "--gpus-per-node=1", "cluster/slurm/train.sbatch", cwd=site)
+    assert re.search(r"Job \d+ to start at .* using 128 processors on nodes node\[1-2\]", said), said
+
+
+def test_a_signal_ahead_of_the_time_limit_saves_and_queues_the_run_again_which_ends_with_the_same_weights(
+    slurm: dict[str, str], site: Path, small: Path, calm_pair: Path
+) -> None:
+    job = submit(slurm, site, small, faults=[waiting(small)])
+    job.wait_until_struck(waiting(small))
+    job.tell("scancel", "--signal=USR1", job.number)
+    job.wait_until_both_know("SIGUSR1")
+    job.wait_for_state("COMPLETED")
+    assert job.fields()["Restarts"] == "1"
+    run = site / "runs/small"
+    (signal,) = events_of(run, "signal")
+    assert [row["step"] for row in events_of(run, "start", "resume")] == [0, signal["step"]]
+    assert losses_of(run) == losses_of(calm_pair)
+    assert same_weights(run, calm_pair)
+
+
+def test_a_lost_node_queues_the_run_again(
+    slurm: dict[str, str], site: Path, small: Path, calm_pair: Path
+) -> None:
+    job = submit(slurm, site, small, faults=[waiting(small)])
+    job.wait_until_struck(waiting(small))
+    job.tell("scontrol", "update", "nodename=node2", "state=down", "reason=test")
+    wait_until(lambda: job.fields().get("Restarts") == "1", "being queued again", job.said)
+    job.tell("scontrol", "update", "nodename=node2", "state=resume")
+    job.wait_for_state("COMPLETED")
+    run = site / "runs/small"
+    assert [row["step"] for row in events_of(run, "start", "resume")] == [0, 10]
+    assert losses_of(run) == losses_of(calm_pair)
+    assert same_weights(run, calm_pair)
+
+
+def test_a_cancelled_job_stays_cancelled_and_its_run_goes_on_with_another_number_of_nodes(
+    slurm: dict[str, str], site: Path, small: Path, calm_pair: Path
+) -> None:
+    job = submit(slurm, site, small, faults=[waiting(small)])
+    job.wait_until_struck(waiting(small))
+    job.tell("scancel", job.number)
+    job.wait_for_state("CANCELLED")
+    (site / GO).touch()
+    wait_until(lambda: asked(slurm, "squeue", "-h").strip() == "", "its end", job.said)
+    assert job.fields()["Restarts"] == "0"
+    alone = submit(slurm, site, small, nodes=1)
+    alone.wait_for_state("COMPLETED")
+    found, expected = losses_of(site / "runs/small"), losses_of(calm_pair)
+    assert [step for step, _ in found] == [step for step, _ in expected]
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in expected], rel=1e-5)
+
+
+def test_what_the_user_must_mend_is_said_once_a_node_and_not_tried_again(
+    slurm: dict[str, str], site: Path, small: Path
+) -> None:
+    job = submit(slurm, site, small, "--parallel.shard", "3")
+    job.wait_for_state("FAILED")
+    fields = job.fields()
+    assert (fields["ExitCode"], fields["Restarts"]) == ("2:0", "0")
+    for node in range(2):
+        said = (site / f"logs/tinyllama-1.1b-{job.number}-node{node}.log").read_text()
+        assert said.count("tinyllama: parallel: shard 3") <= 1, said
+    assert "tinyllama: parallel: shard 3" in job.said()
