@@ -56,11 +56,11 @@ class Recorded:
         pass
 
 
-def new_run(folder: Path, name: str = "small", **fields: Any) -> tuple[Path, Journal]:
+def new_run(folder: Path, name: str = "small", release: Row | None = None, **fields: Any) -> tuple[Path, Journal]:
     """A run that has begun, and what writes its files."""
     run = folder / "runs" / name
     run.mkdir(parents=True)
-    recipe = Recipe.model_validate(small_recipe(folder) | {"name": name})
+    recipe = Recipe.model_validate(small_recipe(folder) | {"name": name, "release": release or {}})
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=fields)})
     (run / "recipe.yaml").write_text(recipe.to_yaml())
     journal = Journal(run, clock=iter(range(1_700_000_000, 1_800_000_000)).__next__)

@@ -13,6 +13,7 @@ from tinyllama.files import write_json
 from tinyllama.track.page import ALERTS, MARKS
 from tinyllama.track.process import take
 
+ENTRIES = ("small", "small/mark/releases", "small/mark/trouble")
 _FEED = """
 import sys
 from pathlib import Path
@@ -51,8 +52,12 @@ class Shown:
     def of(self, run: str, metric: str = "loss") -> list[tuple[int, float]]:
         return [(row["step"], row[metric]) for row in self.logs[run] if metric in row]
 
-    def beside(self, kind: str) -> list[str]:
-        return [self.names[run] for run in self.ids if f"/{kind}/" in run]
+    def uprights(self, kind: str, run: str = "small") -> list[tuple[int, float, float]]:
+        """Step, lowest and highest point of each; between two of them is what is no number."""
+        losses = [(row["step"], row["loss"]) for row in self.logs[f"{run}/mark/{kind}"] if "loss" in row]
+        assert all(isinstance(gap, dict) for _, gap in losses[2::3])
+        assert len({low[0] == high[0] for low, high in zip(losses[::3], losses[1::3], strict=True)} - {True}) == 0
+        return [(low[0], low[1], high[1]) for low, high in zip(losses[::3], losses[1::3], strict=True)]
 
 
 def test_metrics_are_there_once_with_tokens_and_readable_names(tmp_path: Path) -> None:
@@ -87,7 +92,7 @@ def test_after_a_rollback_the_page_has_the_new_numbers_alone(tmp_path: Path) -> 
     step(journal, 21, 24, change=0.5)
     shown = Shown(run.parent)
     assert shown.of("small")[19:] == [(20, 1 + 8 / 20), *((at, 1 + 8 / at + 0.5) for at in (21, 22, 23, 24))]
-    assert shown.beside("mark") == ["rollback at step 26 of small"]
+    assert [at for at, *_ in shown.uprights("trouble")] == [26]
 
 
 def test_another_run_of_the_same_name_has_a_page_of_its_own(tmp_path: Path) -> None:
@@ -100,30 +105,28 @@ def test_another_run_of_the_same_name_has_a_page_of_its_own(tmp_path: Path) -> N
     step(journal, 1, 2)
     (run.parent / ".trackio").rename(other.parent / ".trackio")
     shown = Shown(other.parent)
-    assert (shown.ids, [at for at, _ in shown.of("small")], len(shown.alerts)) == (["small"], [1, 2], 0)
+    assert ({*shown.ids}, [at for at, _ in shown.of("small")], len(shown.alerts)) == ({*ENTRIES}, [1, 2], 0)
+    assert shown.uprights("trouble") == []
 
 
-def test_releases_and_trouble_are_upright_marks_on_the_loss_and_all_that_is_not_routine_is_an_alert(
-    tmp_path: Path,
-) -> None:
+def test_releases_and_trouble_are_upright_marks_on_the_loss_and_trouble_alone_is_an_alert(tmp_path: Path) -> None:
     run, journal = new_run(tmp_path)
     step(journal, 1, 20)
     journal.event("checkpoint", 10, seconds=1.0)
     journal.event("release", 10, folder="releases/step-00000010")
     journal.event("rank-lost", 15, problem="connection closed by peer")
     resume(journal, 10)
+    journal.event("done", 20)
     shown = Shown(run.parent)
-    mark = "small/mark/000000000010 release"
-    assert shown.of(mark) == [(10, 1 + 8 / 10), (10, 9.0)]
-    assert shown.of(mark, "tokens") == [(10, 10 * BATCH_TOKENS)] * 2
-    assert sorted(shown.beside("mark")) == ["rank-lost at step 15 of small", "release at step 10 of small"]
-    assert shown.groups[mark] == "marks of small"
+    assert shown.uprights("releases") == [(10, 1 + 8 / 10, 9.0)]
+    assert shown.uprights("trouble") == [(15, 1 + 8 / 10, 9.0)]
+    assert shown.of("small/mark/releases", "tokens")[-1] == (10, 10 * BATCH_TOKENS)
+    assert {shown.names[run] for run in shown.ids} == {"small", "releases of small", "trouble of small"}
+    assert (shown.groups["small"], shown.groups["small/mark/releases"]) == ("runs", "marks of small")
     assert shown.ids[-1] == "small"  # the newest: listed first and coloured first
-    levels = {alert["title"]: (alert["level"], alert["text"]) for alert in shown.alerts}
-    assert levels["rank-lost at step 15 of small"] == ("error", "problem: connection closed by peer")
-    assert {*levels} == {
-        f"{what} of small" for what in ("release at step 10", "rank-lost at step 15", "resume at step 10")
-    }
+    (alert,) = shown.alerts
+    assert (alert["title"], alert["level"]) == ("rank-lost at step 15 of small", "error")
+    assert alert["text"] == "problem: connection closed by peer"
 
 
 def test_a_run_with_much_trouble_has_the_newest_marks_and_alerts_and_no_more(tmp_path: Path) -> None:
@@ -135,7 +138,7 @@ def test_a_run_with_much_trouble_has_the_newest_marks_and_alerts_and_no_more(tmp
     for number in range(60, 100):
         journal.event("skip", number, reason="loss nan")
     shown = Shown(run.parent)
-    assert sorted(shown.beside("mark")) == [f"skip at step {number} of small" for number in range(100 - MARKS, 100)]
+    assert [at for at, *_ in shown.uprights("trouble")] == [*range(100 - MARKS, 100)]
     assert {alert["step"] for alert in shown.alerts} == {*range(100 - ALERTS, 100)}
 
 
@@ -154,7 +157,7 @@ def test_scores_stand_at_their_tokens_and_baselines_are_flat_lines(tmp_path: Pat
     assert shown.logs["small"][-1]["step"] == 20  # scores lie in between, or the page would smooth one into the next
     big = "small/baseline/Big (published)"
     assert shown.of(big, metric) == [(0, 60.0), (40, 60.0)]
-    assert shown.of(big, "tokens") == [(0, 0), (40, 40 * BATCH_TOKENS)]
+    assert shown.of(big, "tokens")[1:] == [(0, 0), (40, 40 * BATCH_TOKENS)]
     assert (shown.names[big], shown.groups[big]) == ("Big (published)", "baselines of small")
     assert shown.of("small/baseline/models/here", "scores/boolq acc") == [(0, 50.0), (40, 50.0)]
 
@@ -167,9 +170,13 @@ def test_runs_of_a_folder_are_on_one_page_and_one_that_cannot_be_read_does_not_k
         step(journal, 1, 3)
         if name == "broken":
             journal.metrics_path.write_text("no row\n")
+    new_run(tmp_path, "older")
+    (tmp_path / "runs/older/recipe.yaml").write_text("name: 3\nmodel: {}\n")
     shown = Shown(tmp_path / "runs")
     assert {"one", "two"} <= {*shown.ids}
-    assert [line.split(":")[0] for line in shown.said.splitlines()] == [str(tmp_path / "runs/broken")]
+    broken, older = shown.said.splitlines()
+    assert broken.startswith(f"{tmp_path / 'runs/broken'}: not shown from here on: JSONDecodeError: ")
+    assert older.startswith(f"{tmp_path / 'runs/older'}: not shown from here on: {tmp_path / 'runs/older'}/recipe.yaml")
 
 
 def test_a_run_that_another_process_follows_is_left_to_it(tmp_path: Path) -> None:
@@ -180,7 +187,7 @@ def test_a_run_that_another_process_follows_is_left_to_it(tmp_path: Path) -> Non
     with ExitStack() as locks:
         assert take(run, "trackio", locks)
         assert Shown(run.parent).ids == []
-    assert Shown(run.parent).ids == ["small"]
+    assert {*Shown(run.parent).ids} == {*ENTRIES}
 
 
 def test_what_an_older_version_logged_under_this_name_gives_way(tmp_path: Path) -> None:
@@ -190,4 +197,4 @@ def test_what_an_older_version_logged_under_this_name_gives_way(tmp_path: Path) 
     log = f"import trackio; trackio.SQLiteStorage.bulk_log('tinyllama', 'small', {rows}, [1, 2], run_id='f00')"
     python(log, run.parent)
     shown = Shown(run.parent)
-    assert (shown.ids, len(shown.logs["small"])) == (["small"], 3)
+    assert ({*shown.ids}, len(shown.logs["small"])) == ({*ENTRIES}, 3)

@@ -15,9 +15,10 @@ import pytest
 from playwright.sync_api import Page
 from tests.browser import DESKTOP, PHONE, keep_screenshot, opened
 from tests.release.hub import TOKEN, running_hub
-from tests.track.recorded import BATCH_TOKENS, new_run, release, step
+from tests.track.recorded import BATCH_TOKENS, evaluation, new_run, release, resume, step
 
 from tinyllama.errors import InputError
+from tinyllama.files import write_json
 from tinyllama.track.watch import watch
 
 _ENDLESS_STEPS = 1_000_000
@@ -71,6 +72,18 @@ def picture_of(page: Page, metric: str) -> str:
     return str(page.evaluate(f"() => {canvas}?.toDataURL() ?? ''"))
 
 
+def settled_picture_of(page: Page, metric: str, before: str = "") -> str:
+    """What is drawn once it is another picture than `before` and stays as it is for three seconds."""
+    last, since = before, 0
+    for _ in range(300):
+        now = picture_of(page, metric)
+        last, since = now, since + 1 if now == last else 0
+        if since >= 15 and now not in ("", before):
+            return now
+        page.wait_for_timeout(200)
+    pytest.fail("the picture stayed as it was, or never settled")
+
+
 @pytest.fixture(scope="module")
 def training(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in which a run is training, with trackio, and will not end by itself."""
@@ -119,11 +132,11 @@ def test_a_run_without_a_tracker_is_shown_from_its_files_and_what_comes_later_ap
     journal.event("release", 10, folder="releases/step-00000010")
     with watched(tmp_path) as address, opened(address) as seen:
         shown = wait_for(seen.page, f"shown?.latest_x == {30 * BATCH_TOKENS}")
-        assert {entry["name"] for entry in shown["runs"]} == {"small", "release at step 10 of small"}
+        assert {entry["name"] for entry in shown["runs"]} == {"small", "releases of small", "trouble of small"}
         step(journal, 31, 40)
         release(run, 10, 30.0, [{"name": "Big", "hellaswag": 60.0, "source": "published, a card"}])
         shown = wait_for(seen.page, "shown.metrics.some(name => name.startsWith('scores/hellaswag'))")
-        shown = wait_for(seen.page, f"shown.latest_x == {40 * BATCH_TOKENS} && shown.runs.length == 3")
+        shown = wait_for(seen.page, f"shown.latest_x == {40 * BATCH_TOKENS} && shown.runs.length == 4")
         assert "Big (published)" in {entry["name"] for entry in shown["runs"]}
         keep_screenshot(seen.page, "watch-scores")
 
@@ -135,16 +148,49 @@ def test_of_several_runs_the_one_that_was_asked_for_is_shown_and_the_others_are_
         journal.event("signal", 20, signal="SIGTERM")
     with watched(tmp_path, "runs/two") as address, opened(address) as seen:
         shown = wait_for(seen.page, "shown?.latest_x > 0")
-        assert {entry["id"] for entry in shown["runs"]} == {"two", "two/mark/000000000020 signal"}
+        assert {entry["id"] for entry in shown["runs"]} == {"two", "two/mark/releases", "two/mark/trouble"}
         seen.page.get_by_text("one", exact=True).click()
-        shown = wait_for(seen.page, "shown.runs.length == 3")
+        shown = wait_for(seen.page, "shown.runs.length == 4")
         seen.page.wait_for_timeout(500)
         keep_screenshot(seen.page, "watch-compare")
+
+
+def test_marks_and_baselines_that_come_to_an_open_page_appear_also_beside_other_runs(tmp_path: Path) -> None:
+    _, other = new_run(tmp_path, "one")
+    step(other, 1, 60, change=1.0)
+    run, journal = new_run(tmp_path, "two", release={"every": 10 * BATCH_TOKENS, "baselines": ("models/here",)})
+    step(journal, 1, 60)
+    beside = {"two", "two/mark/releases", "two/mark/trouble", "two/baseline/models/here"}
+    with watched(tmp_path, "runs/two") as address, opened(address) as seen:
+        shown = wait_for(seen.page, f"shown?.latest_x == {60 * BATCH_TOKENS}")
+        assert beside < {entry["id"] for entry in shown["runs"]}
+        assert "one" not in {entry["id"] for entry in shown["runs"]}
+        before = settled_picture_of(seen.page, "loss")
+        for at in (15, 50):
+            journal.event("skip", at, reason="loss nan")
+        marked = settled_picture_of(seen.page, "loss", before)
+        journal.event("rollback", 61, reason="spike", checkpoint=20, left_out=[60])
+        resume(journal, 20)
+        step(journal, 21, 30)
+        release(run, 10, 30.0, [{"name": "Pythia-1B", "hellaswag": 47.0, "source": "published, a card"}])
+        write_json(run / "releases/baselines/here.json", evaluation("models/here", None, 55.0))
+        metric = "scores/hellaswag acc_norm"
+        shown = wait_for(seen.page, f"shown.metrics.includes('{metric}')")
+        settled_picture_of(seen.page, "loss", marked)
+        keep_screenshot(seen.page, "watch-marks")
+        assert beside | {"two/baseline/Pythia-1B (published)"} < {entry["id"] for entry in shown["runs"]}
+        assert "one" not in {entry["id"] for entry in shown["runs"]}
 
 
 def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no run here; give a folder that `tinyllama train` wrote"):
         watch(tmp_path)
+
+
+@pytest.mark.parametrize("port", [0, 65_536, 99_999])
+def test_what_is_no_port_is_refused_in_one_line(tmp_path: Path, port: int) -> None:
+    with pytest.raises(InputError, match=f"--port {port}: no port; give 1 to 65535, or none for a free one"):
+        watch(new_run(tmp_path)[0], port)
 
 
 # Publishing, as far as a stand-in of the hub goes: it has Spaces and no buckets

@@ -1,8 +1,8 @@
 """trackio's page as a sink: its database lies beside the runs (`.trackio`), so that one page compares them.
 
 Written through its storage and not through `trackio.init`: that one asks the hub who the user is, swallows what goes
-wrong and writes from threads, where this commits each call or raises. Releases and what went wrong are marks: runs of
-two points, which the page draws as upright lines.
+wrong and writes from threads, where this commits each call or raises. An open page does not tick what comes later, so
+releases and trouble are upright lines of two entries that are there from the beginning, and so are baselines.
 """
 
 import importlib
@@ -21,11 +21,15 @@ from tinyllama.track.words import alert_of, is_mark
 PROJECT = "tinyllama"
 ALERTS = 20
 """Of a run at most, the newest: the page lists the 20 oldest of those that there are."""
-_QUIET = ("start", "checkpoint")
-"""Events that are no alert: the list opens over the charts as soon as there is one."""
 _ALERT = ("title", "text", "level", "step", "timestamp")
-MARKS = 16
-"""Marks of a run at most, the newest: the page fetches 64 runs at a time."""
+MARKS = 50
+"""Of an entry at most, the newest: the page thins out lines of 500 points, and would draw over the gaps."""
+SMOOTHING = 20
+"""Points that the page's thick line is a mean of; the thin one is raw."""
+_GAP = {"_type": "trackio.histogram"}
+"""Ends a line: an empty histogram reaches the page and is no number. Over what does not reach it, it draws on."""
+_BEGINNING = datetime.fromtimestamp(0, UTC).isoformat()
+"""When all that stands beside a run began: the page lists and colours runs by when they began, newest first."""
 
 
 def folder_of(run: Path) -> Path:
@@ -48,6 +52,20 @@ def is_for_one_writer(folder: Path) -> bool:
     return bool(open_trackio(folder).utils.is_network_filesystem(folder))
 
 
+def expect_baselines(run: Path, names: Iterable[str]) -> None:
+    """Have entries for baselines whose scores may come: a page that is opened from now on will show them."""
+    storage = open_trackio(folder_of(run)).SQLiteStorage
+    for name in names:
+        _hold(storage, f"{run.resolve().name}/baseline/{name}", name)
+
+
+def _hold(storage: Any, run_id: str, name: str, created_at: str = _BEGINNING) -> None:
+    """Have an entry without metrics, once."""
+    run, kind, *_ = *run_id.split("/"), ""
+    config = {"_Group": f"{kind}s of {run}" if kind else "runs"}
+    storage.bulk_log(PROJECT, name, [{"tokens": 0}], [0], [created_at], config, [f"{run_id} begins"], run_id=run_id)
+
+
 class Page:
     """A run on trackio's page."""
 
@@ -57,19 +75,21 @@ class Page:
         self.storage = open_trackio(folder_of(run)).SQLiteStorage
         if is_new:  # what is there under this name is of a run that is no more
             self._clear()
+        for kind in ("releases", "trouble"):
+            _hold(self.storage, f"{self.run}/mark/{kind}", f"{kind} of {self.run}")
 
     def rows(self, rows: Sequence[Row], times: Sequence[float]) -> None:
         """Show metrics; one that is there already is left as it is."""
-        config = self.recipe.model_dump(mode="json") | {"_Group": None}
+        config = self.recipe.model_dump(mode="json") | {"_Group": "runs"}
         self._log(self.run, self.run, rows, times, [f"{self.run} {row['step']}" for row in rows], config)
 
     def events(self, events: Sequence[Row], losses: tuple[float, float] | None) -> None:
-        """To the page's alerts, unless everything is as it should be; marks to the loss."""
-        self._alert([event for event in events if event["event"] not in _QUIET])
-        for event in [event for event in events if is_mark(event)][-MARKS:] if losses else []:
-            self._mark(event, losses or (0.0, 0.0))
-        for stale in sorted(self._others("mark"))[:-MARKS]:
-            self.storage.delete_run(PROJECT, "", run_id=stale)
+        """What went wrong to the page's alerts, since their list opens over the charts; marks to the loss."""
+        self._alert([event for event in events if alert_of(event).level != "info"])
+        marked = [event for event in events if is_mark(event)]
+        if losses:
+            self._mark("releases", [event for event in marked if event["event"] == "release"], losses)
+            self._mark("trouble", [event for event in marked if event["event"] != "release"], losses)
 
     def scores(self, row: Row, time: float) -> None:
         """Show a release's scores at its tokens; among the rows of its time, or the page would smooth scores."""
@@ -77,16 +97,18 @@ class Page:
 
     def baselines(self, baselines: dict[str, Scores]) -> None:
         """A run each, whose scores are flat lines from no tokens to the run's last."""
-        for stale in self._others("baseline"):
-            self.storage.delete_run(PROJECT, "", run_id=stale)
+        self._empty(self._records("baseline"))
         steps, batch = (0, self.recipe.train.steps), self.recipe.train.batch_tokens
         for name, scores in baselines.items():
+            run_id = f"{self.run}/baseline/{name}"
+            _hold(self.storage, run_id, name)
             rows = [{"step": step, "tokens": step * batch, **scores} for step in steps]
-            self._beside("baseline", name, name, rows)
+            self._log(name, run_id, rows, [0.0, 0.0], [f"{run_id} {step}" for step in steps])
 
     def go_back(self, step: int) -> int:
-        """Rows cannot be taken out one by one: all come again."""
-        self._clear()
+        """Rows cannot be taken out one by one: all come again. Entries stay, or the page would untick them."""
+        self.storage.delete_run(PROJECT, "", run_id=self.alerts)
+        self._empty(self._records())
         return 0
 
     def close(self) -> None:
@@ -106,20 +128,23 @@ class Page:
             columns = {f"{name}s": [alert[name] for alert in kept] for name in _ALERT}
             self.storage.bulk_alert(PROJECT, self.run, **columns, run_id=self.alerts)
 
-    def _mark(self, event: Row, losses: tuple[float, float]) -> None:
-        tokens = event["step"] * self.recipe.train.batch_tokens
-        rows = [{"step": event["step"], "tokens": tokens, "loss": loss} for loss in losses]
-        self._beside("mark", f"{event['step']:012} {event['event']}", self._title(event), rows)
+    def _mark(self, kind: str, events: Sequence[Row], losses: tuple[float, float]) -> None:
+        """Upright lines at these events and at those that there are, the newest of them."""
+        run_id, batch = f"{self.run}/mark/{kind}", self.recipe.train.batch_tokens
+        new = [
+            {"step": event["step"], "tokens": event["step"] * batch, "mark": f"{event['event']} {number}"} | point
+            for event in events
+            for number, point in enumerate(_upright(*losses))
+        ]
+        there = [row for row in self.storage.get_logs(PROJECT, run_id=run_id) if "mark" in row] if new else []
+        rows = [*there, *new][-len(_upright(*losses)) * MARKS :]
+        if len(rows) < len(there) + len(new):
+            self._empty(self._records(f"mark/{kind}"))
+        keys = [f"{run_id} {row['step']} {row['mark']}" for row in rows]
+        self._log(f"{kind} of {self.run}", run_id, rows, [0.0] * len(rows), keys)
 
     def _title(self, event: Row) -> str:
         return f"{alert_of(event).title} of {self.run}"
-
-    def _beside(self, kind: str, key: str, name: str, rows: Sequence[Row]) -> None:
-        """Show a run that stands for something else than a run, in a group of its own; once."""
-        run_id = f"{self.run}/{kind}/{key}"
-        config = {"_Group": f"{kind}s of {self.run}"}
-        # As of the beginning of time: the page lists and colours runs by when they began, newest first.
-        self._log(name, run_id, rows, [0.0] * len(rows), [f"{run_id} {number}" for number in range(len(rows))], config)
 
     def _log(
         self,
@@ -131,21 +156,33 @@ class Page:
         config: dict[str, Any] | None = None,
     ) -> None:
         rows = list(rows)
-        metrics = [{key: value for key, value in row.items() if key != "step"} for row in rows]
+        metrics = [{key: value for key, value in row.items() if key not in ("step", "timestamp")} for row in rows]
         steps, stamps = [row["step"] for row in rows], list(map(_when, times))
         self.storage.bulk_log(PROJECT, name, metrics, steps, stamps, config, keys, run_id=run_id)
 
     def _clear(self) -> None:
         """Forget the run, and what stands beside it, also as an older version of this program wrote it."""
-        for run_id in [self.run, self.alerts, *self._others("mark"), *self._others("baseline")]:
+        for run_id in [self.alerts, *(record["id"] for record in self._records())]:
             self.storage.delete_run(PROJECT, "", run_id=run_id)
         while self.storage.delete_run(PROJECT, self.run):
             pass
 
-    def _others(self, kind: str) -> list[str]:
-        """The ids of the runs that stand beside this one."""
-        ids = [record["id"] for record in self.storage.get_run_records(PROJECT)]
-        return [run_id for run_id in ids if run_id.startswith(f"{self.run}/{kind}/")]
+    def _empty(self, records: Iterable[dict[str, str]]) -> None:
+        """Take out an entry's rows: by taking it out, and having it again before the page looks for it."""
+        for record in records:
+            self.storage.delete_run(PROJECT, "", run_id=record["id"])
+            _hold(self.storage, record["id"], record["name"], record["created_at"])
+
+    def _records(self, kind: str = "") -> list[dict[str, str]]:
+        """The entries beside the run of a kind; without one all of them, and the run's own."""
+        found: list[dict[str, str]] = self.storage.get_run_records(PROJECT)
+        return [record for record in found if f"{record['id']}/".startswith(f"{self.run}/{kind}")]
+
+
+def _upright(low: float, high: float) -> list[Row]:
+    """A line and a gap; rows without a loss keep both ends so far apart that the page's smoothing leaves them there."""
+    apart: list[Row] = [{}] * (SMOOTHING // 2)
+    return [{"loss": low}, *apart, {"loss": high}, {"loss": _GAP}, *apart]
 
 
 def _when(seconds: float) -> str:

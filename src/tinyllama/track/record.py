@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 
 from tinyllama.files import read_json
+from tinyllama.recipe import Recipe
 
 Row = dict[str, Any]
 Scores = dict[str, float]
@@ -101,9 +102,24 @@ def baseline_scores(run: Path, metrics: Collection[str]) -> dict[str, Scores]:
     found = {evaluation["model"]: _scores(evaluation) for evaluation in measured}
     for row in _table(run)["baselines"]:
         if row["source"] and row["source"].startswith("published"):
-            found[f"{row['name'].split(' step ')[0]} (published)"] = {_HELLASWAG: row["hellaswag"]}
+            found[_published(row["name"])] = {_HELLASWAG: row["hellaswag"]}
     kept = {name: {key: scores[key] for key in metrics if key in scores} for name, scores in found.items()}
     return {name: scores for name, scores in kept.items() if scores}
+
+
+def possible_baselines(run: Path, recipe: Recipe) -> list[str]:
+    """The names of the baselines whose scores the run may get: none where it neither has releases nor will have."""
+    published = [row["name"] for row in _table(run)["baselines"] if (row["source"] or "").startswith("published")]
+    if not published and (recipe.release.at or recipe.release.every):
+        from tinyllama.evaluate.baselines import PUBLISHED  # noqa: PLC0415 - brings torch
+
+        published = [baseline.name for baseline in PUBLISHED]
+    return [*recipe.release.baselines, *dict.fromkeys(map(_published, published))] if published else []
+
+
+def _published(name: str) -> str:
+    """A published model without its step: of several checkpoints the last is shown."""
+    return f"{name.split(' step ', maxsplit=1)[0]} (published)"
 
 
 def _table(run: Path) -> dict[str, list[Row]]:

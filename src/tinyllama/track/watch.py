@@ -22,13 +22,13 @@ from tinyllama.errors import InputError
 from tinyllama.hub import in_one_line
 from tinyllama.recipe import Recipe
 from tinyllama.track.follow import Follower
-from tinyllama.track.page import PROJECT, folder_of, open_trackio
+from tinyllama.track.page import PROJECT, SMOOTHING, expect_baselines, folder_of, open_trackio
 from tinyllama.track.process import POLL_SECONDS, open_sink, take
+from tinyllama.track.record import possible_baselines
 
 TRACKIO = "trackio"
 """The sink's name in a run."""
-_SMOOTHING = 20
-"""Points that the page's thick line is a mean of; the thin one is raw."""
+_LAST_PORT = 65_535
 _ORDER = (
     "loss",
     "validation_loss",
@@ -44,8 +44,14 @@ _ORDER = (
 
 
 def watch(run: Path, port: int | None = None, open_browser: bool = True) -> None:
-    """Serve the page of the runs beside `run` until interrupted. Raises InputError where there is no run to show."""
+    """Serve the page of the runs beside `run` until interrupted.
+
+    Raises InputError where there is no run to show, and where the port is none or is taken.
+    """
+    if port is not None and not 1 <= port <= _LAST_PORT:
+        raise InputError(f"--port {port}: no port; give 1 to {_LAST_PORT}, or none for a free one")
     with _fed(run) as trackio:
+        expect_baselines(run, possible_baselines(run, Recipe.load(run / "recipe.yaml")))
         address = _address(trackio, run, port)
         print(f"watching {run}: {address} (Ctrl-C ends it)", flush=True)
         if open_browser:
@@ -74,19 +80,18 @@ def publish(run: Path, space: str, public: bool = False) -> str:
 
 
 def _address(trackio: Any, run: Path, port: int | None) -> str:
-    """Start serving the page; where it is, showing loss against tokens, smoothed, of this run and its marks."""
+    """Start serving the page; where it is, showing loss against tokens, smoothed, of this run and what is beside it."""
     os.environ["TRACKIO_PLOT_ORDER"] = ",".join(_ORDER)  # its setting has no other place
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # its greeting has the token with which runs are deleted
             _, url, _, _ = trackio.show(open_browser=False, block_thread=False, host="127.0.0.1", server_port=port)
     except OSError as error:
         raise InputError(f"--port {port}: {error}; give another, or none for a free one") from None
-    shown = {"project": PROJECT, "x_axis": "tokens", "smoothing": _SMOOTHING, "hide_empty_tabs": "true"}
     ids = [record["id"] for record in trackio.SQLiteStorage.get_run_records(PROJECT)]
     name = run.resolve().name
     mine = [run_id for run_id in ids if run_id == name or run_id.startswith(f"{name}/")]
-    if len(mine) < len(ids):  # with no choice all are shown, also those that come
-        shown["run_ids"] = ",".join(mine)
+    shown = {"project": PROJECT, "run_ids": ",".join(mine), "x_axis": "tokens"}
+    shown |= {"smoothing": str(SMOOTHING), "hide_empty_tabs": "true"}
     return f"{url.rstrip('/')}/?{urlencode(shown)}"
 
 
@@ -99,7 +104,7 @@ def _fed(run: Path) -> Iterator[Any]:
     with Feeder(run.resolve().parent) as feeder:
         feeder.feed()
         if run.resolve() in feeder.failed:
-            raise InputError(f"{run}: cannot be shown: {feeder.failed[run.resolve()]!r}")
+            raise InputError(f"{run}: cannot be shown: {_briefly(feeder.failed[run.resolve()])}")
         thread = threading.Thread(target=_go_on, args=(feeder, ended), name="watch", daemon=True)
         thread.start()
         try:
@@ -137,7 +142,7 @@ class Feeder:
                     self.followers[run].poll()
             except Exception as error:  # the page goes on with the other runs
                 self.failed[run] = error
-                print(f"{run}: not shown from here on: {error!r}", file=sys.stderr)
+                print(f"{run}: not shown from here on: {_briefly(error)}", file=sys.stderr)
 
     def _takes(self, run: Path) -> bool:
         """Follow a run, unless another process does."""
@@ -146,3 +151,9 @@ class Feeder:
         recipe = Recipe.load(run / "recipe.yaml")
         self.followers[run] = Follower(run, recipe, TRACKIO, open_sink(TRACKIO, run, recipe), lambda: None)
         return True
+
+
+def _briefly(error: Exception) -> str:
+    """An error's first line; with its kind, where it was not written for people."""
+    line = next(iter(str(error).splitlines()), "")
+    return line if isinstance(error, InputError) else f"{type(error).__name__}: {line}"
