@@ -72,6 +72,19 @@ def picture_of(page: Page, metric: str) -> str:
     return str(page.evaluate(f"() => {canvas}?.toDataURL() ?? ''"))
 
 
+# How many columns of the loss have a pixel of this colour: the third of the page's, that of the first run's trouble.
+_COLUMNS = """(colour) => {
+    const canvas = document.querySelector('.plot-container[data-metric="loss"] canvas');
+    const { width, height } = canvas;
+    const pixels = canvas.getContext('2d').getImageData(0, 0, width, height).data;
+    const columns = new Set();
+    for (let at = 0; at < width * height; at++)
+        if (pixels[4 * at + 3] > 60 && colour.every((part, which) => Math.abs(pixels[4 * at + which] - part) < 12))
+            columns.add(at % width);
+    return columns.size;
+}"""
+
+
 def settled_picture_of(page: Page, metric: str, before: str = "") -> str:
     """What is drawn once it is another picture than `before` and stays as it is for three seconds."""
     last, since = before, 0
@@ -169,6 +182,7 @@ def test_marks_and_baselines_that_come_to_an_open_page_appear_also_beside_other_
         for at in (15, 50):
             journal.event("skip", at, reason="loss nan")
         marked = settled_picture_of(seen.page, "loss", before)
+        assert seen.page.evaluate(_COLUMNS, [0x3B, 0x82, 0xF6]) in range(2, 20)  # two uprights, nothing between them
         journal.event("rollback", 61, reason="spike", checkpoint=20, left_out=[60])
         resume(journal, 20)
         step(journal, 21, 30)
