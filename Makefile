@@ -17,8 +17,8 @@ test: .venv/installed-dev
 
 # The linters: formatting, rules, types.
 check: .venv/installed-dev
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks cluster
+	$(BIN)/ruff check src tests benchmarks cluster
 	$(BIN)/mypy
 
 # Training beside its peers, two ranks beside one process; the model card's 1.1B model on this machine's CPU; and the
@@ -73,6 +73,12 @@ check-lowest: .venv/installed-dev
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
 	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct '.[dev]'
 	.venv-lowest/bin/python -m pytest $(LOWEST)
+
+# SkyPilot reads its launch file, in an environment of its own: half a gigabyte.
+check-clusters:
+	$(PYTHON) -m venv build/skypilot
+	build/skypilot/bin/python -m pip install --quiet 'skypilot>=0.14'
+	build/skypilot/bin/python tests/cluster/check_skypilot.py
 
 clean:
 	rm -rf .venv .venv-lowest build dist

@@ -34,6 +34,15 @@ def make_site(folder: Path) -> Path:
     return folder
 
 
+def complaints(script: str) -> str:
+    """What bash and shellcheck (a development dependency, beside Python) say of a script."""
+    found = ""
+    for command in (["bash", "-n"], [str(Path(sys.executable).parent / "shellcheck"), "-"]):
+        done = subprocess.run(command, input=script, check=False, capture_output=True, text=True)
+        found += done.stdout + done.stderr
+    return found
+
+
 def torchrun_options(script: str, variables: dict[str, str]) -> list[str]:
     """The torchrun options of a launch script, `torchrun=( … )`, as bash makes them of some variables."""
     options = "torchrun=(" + script.partition("torchrun=(")[2].partition("\n)")[0] + "\n)"

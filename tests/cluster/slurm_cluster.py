@@ -41,6 +41,7 @@ SlurmdParameters=config_overrides
 SchedulerType=sched/builtin
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
 ReturnToService=2
+KillWait=5
 GresTypes=gpu
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -82,7 +83,12 @@ def daemons(folder: Path) -> Iterator[dict[str, str]]:
                 wait_until((munge / "socket").exists, "munged", log.read_text)
         idle = ("sinfo", "-h", "-t", "idle", "-o", "%D")
         wait_until(lambda: asked(variables, *idle).strip() == "2", "both nodes", log.read_text)
-        yield variables
+        try:
+            yield variables
+        finally:  # jobs outlive the daemons
+            asked(variables, "scancel", "--user=root", "--signal=KILL", "--full")
+            asked(variables, "scancel", "--user=root")
+            wait_until(lambda: not asked(variables, "squeue", "-h").strip(), "the jobs' end", log.read_text)
 
 
 def write_configuration(folder: Path, port: int) -> None:

@@ -1,0 +1,115 @@
+"""The Kubernetes file against the operator's own models, and what its pods run, for real."""
+
+import json
+import os
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.cluster.sites import CLUSTER, free_port, make_site, started
+from tests.cluster.slurm_cluster import wait_until
+from tests.train.launching import LIMIT_SECONDS, events_of, fault, losses_of, same_weights
+from tests.train.planting import GO, marker
+
+from tinyllama.recipe import Recipe
+
+pytest_plugins = ["tests.train.fixtures"]
+
+
+def documents() -> dict[str, Any]:
+    """What the file holds, by kind."""
+    return {document["kind"]: document for document in yaml.safe_load_all((CLUSTER / "kubernetes/train.yaml").open())}
+
+
+class Response:
+    """What the clients' deserialisation takes its text from."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.data = json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("kind", "model"), [("PyTorchJob", "KubeflowOrgV1PyTorchJob"), ("PersistentVolumeClaim", "V1PersistentVolumeClaim")]
+)
+def test_every_field_is_one_that_the_api_has(kind: str, model: str) -> None:
+    client = pytest.importorskip("kubeflow.training").ApiClient()
+    written = documents()[kind]
+    # A field that the operator's models lack is lost on the way there and back.
+    assert client.sanitize_for_serialization(client.deserialize(Response(written), model)) == written
+
+
+def worker() -> dict[str, Any]:
+    replicas: dict[str, Any] = documents()["PyTorchJob"]["spec"]["pytorchReplicaSpecs"]["Worker"]
+    return replicas
+
+
+def test_a_pod_has_the_time_that_torchrun_takes_to_save_and_a_gpu_a_rank() -> None:
+    spec, policy = worker()["template"]["spec"], documents()["PyTorchJob"]["spec"]["elasticPolicy"]
+    (container,) = spec["containers"]
+    assert container["name"] == "pytorch"  # the operator sets its variables nowhere else
+    (timeout,) = [word.partition("=")[2] for word in container["args"] if word.startswith("--shutdown-timeout")]
+    assert int(timeout) + 30 < spec["terminationGracePeriodSeconds"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == str(policy["nProcPerNode"])
+    assert policy["minReplicas"] == policy["maxReplicas"] == worker()["replicas"]
+
+
+def operator_variables(port: int) -> dict[str, str]:
+    """What the training operator makes of an elastic policy, for pods of one rank."""
+    policy = documents()["PyTorchJob"]["spec"]["elasticPolicy"]
+    return {
+        "PET_RDZV_BACKEND": policy["rdzvBackend"],
+        "PET_RDZV_ENDPOINT": f"localhost:{port}",
+        "PET_NNODES": f"{policy['minReplicas']}:{policy['maxReplicas']}",
+        "PET_NPROC_PER_NODE": "1",
+        "PET_MAX_RESTARTS": str(policy["maxRestarts"]),
+    }
+
+
+def pods(stack: ExitStack, site: Path, recipe: Path, *flags: str, **variables: str) -> list[Any]:
+    """The two workers' commands as processes, with the variables that the file and the operator give them."""
+    (container,) = worker()["template"]["spec"]["containers"]
+    given = {variable["name"]: variable["value"] for variable in container["env"]}
+    given |= operator_variables(free_port()) | variables | {"OMP_NUM_THREADS": "1"}
+    arguments = [str(recipe) if word == "tinyllama-1.1b" else word for word in container["args"]]
+    command = [sys.executable, *container["command"][1:], *arguments, *flags]
+    logs = [site / f"logs/{number}" for number in range(2)]
+    return [stack.enter_context(started(command, site, log, **given)) for log in logs]
+
+
+def said(site: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted((site / "logs").iterdir()))
+
+
+def test_where_one_pod_is_drained_both_save_ask_to_be_started_again_and_end_with_the_same_weights(
+    small: Path, tmp_path: Path, calm_pair: Path
+) -> None:
+    site, wait = make_site(tmp_path / "site"), fault(Recipe.load(small / "recipe.yaml"), "wait", 13, 4)
+    assert worker()["restartPolicy"] == "ExitCode"  # which asks for a status of 128 or more
+    with ExitStack() as stack:
+        both = pods(stack, site, small / "recipe.yaml", FAULTS=json.dumps([wait]))
+        wait_until((site / marker(wait)).exists, "step 14", lambda: said(site))
+        os.kill(both[0].pid, signal.SIGTERM)
+        wait_until(lambda: "closing signal SIGTERM" in said(site), "the signal", lambda: said(site))
+        (site / GO).touch()
+        assert [pod.wait(LIMIT_SECONDS) for pod in both] == [203, 203], said(site)
+    with ExitStack() as stack:
+        both = pods(stack, site, small / "recipe.yaml")
+        assert [pod.wait(LIMIT_SECONDS) for pod in both] == [0, 0], said(site)
+    run = site / "runs/small"
+    (saved,) = events_of(run, "signal")
+    assert [row["step"] for row in events_of(run, "start", "resume")] == [0, saved["step"]]
+    assert losses_of(run) == losses_of(calm_pair)
+    assert same_weights(run, calm_pair)
+
+
+def test_what_the_user_must_mend_ends_every_pod_with_its_own_status_at_once(small: Path, tmp_path: Path) -> None:
+    site = make_site(tmp_path / "site")
+    with ExitStack() as stack:
+        both = pods(stack, site, small / "recipe.yaml", "--parallel.shard", "3")
+        assert [pod.wait(LIMIT_SECONDS) for pod in both] == [2, 2], said(site)
+    for pod in range(2):
+        assert (site / f"logs/{pod}").read_text().count("tinyllama: parallel: shard 3") == 1

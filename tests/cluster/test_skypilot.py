@@ -1,0 +1,25 @@
+"""The SkyPilot file: its scripts, and torchrun as Slurm's script has it; `make check-clusters` has SkyPilot read it."""
+
+from typing import Any
+
+import pytest
+import yaml
+from tests.cluster.sites import CLUSTER, complaints, torchrun_options
+
+SKYPILOT: dict[str, Any] = yaml.safe_load((CLUSTER / "skypilot/train.yaml").read_text())
+
+
+@pytest.mark.parametrize("script", ["setup", "run"])
+def test_its_scripts_pass_bash_and_shellcheck(script: str) -> None:
+    assert complaints("#!/usr/bin/env bash\n" + SKYPILOT[script]) == ""
+
+
+def test_it_starts_torchrun_as_slurm_does() -> None:
+    of_slurm = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "9400", "SLURM_GPUS_ON_NODE": "8", "nodes": "a1\na2"}
+    of_skypilot = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NUM_GPUS_PER_NODE": "8", "SKYPILOT_TASK_ID": "9400"}
+    ours = torchrun_options(SKYPILOT["run"], of_skypilot | {"nodes": "a1\na2"})
+    assert ours == torchrun_options((CLUSTER / "slurm/train.sbatch").read_text(), of_slurm)
+
+
+def test_a_run_that_saved_is_started_again() -> None:
+    assert SKYPILOT["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
