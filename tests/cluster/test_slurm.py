@@ -193,21 +193,33 @@ def test_a_lost_node_queues_the_run_again(slurm: dict[str, str], site: Path, sma
     assert same_weights(run, calm_pair)
 
 
-def test_a_cancelled_job_stays_cancelled_and_its_run_goes_on_with_another_number_of_nodes(
+def test_a_job_told_to_save_and_not_to_be_queued_again_goes_on_with_another_number_of_nodes(
     slurm: dict[str, str], site: Path, small: Path, calm_pair: Path
 ) -> None:
     job = submit(slurm, site, small, faults=[waiting(small)])
     job.wait_until_struck(waiting(small))
-    job.tell("scancel", job.number)
-    job.wait_for_state("CANCELLED")
-    (site / GO).touch()
-    wait_until(lambda: asked(slurm, "squeue", "-h").strip() == "", "its end", job.said)
-    assert job.fields()["Restarts"] == "0"
+    job.tell("scontrol", "update", f"jobid={job.number}", "requeue=0")
+    job.tell("scancel", "--signal=USR1", job.number)
+    job.wait_until_both_know("SIGUSR1")
+    job.wait_for_state("FAILED")
+    assert (job.fields()["ExitCode"], job.fields()["Restarts"]) == ("75:0", "0")
+    run = site / "runs/small"
+    (signal,) = events_of(run, "signal")
     alone = submit(slurm, site, small, nodes=1)
     alone.wait_for_state("COMPLETED")
-    found, expected = losses_of(site / "runs/small"), losses_of(calm_pair)
+    resumes = [(row["step"], row["ranks"]) for row in events_of(run, "start", "resume")]
+    assert resumes == [(0, 2), (signal["step"], 1)]
+    found, expected = losses_of(run), losses_of(calm_pair)
     assert [step for step, _ in found] == [step for step, _ in expected]
     assert [loss for _, loss in found] == pytest.approx([loss for _, loss in expected], rel=1e-5)
+
+
+def test_a_cancelled_job_stays_cancelled(slurm: dict[str, str], site: Path, small: Path) -> None:
+    job = submit(slurm, site, small, faults=[waiting(small)])
+    job.wait_until_struck(waiting(small))
+    job.tell("scancel", job.number)
+    wait_until(lambda: not asked(slurm, "squeue", "-h").strip(), "its end", job.said)
+    assert (job.fields()["JobState"], job.fields()["Restarts"]) == ("CANCELLED", "0")
 
 
 def test_what_the_user_must_mend_is_said_once_a_node_and_not_tried_again(
