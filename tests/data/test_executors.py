@@ -116,8 +116,9 @@ def test_slurm_jobs_under_way_are_not_submitted_twice(
 
 
 def test_slurm_without_its_program_or_its_settings_says_so(
-    recipe: Recipe, small: Path, raw: Path, tmp_path: Path
+    recipe: Recipe, small: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # as where no Slurm is installed
     with pytest.raises(InputError, match=r"data: executor slurm needs data.slurm, with its partition"):
         recipe_at(small, raw, tmp_path / "store", **{"data.executor": "slurm"})
     on_slurm = recipe_at(

@@ -125,6 +125,7 @@ def test_what_cannot_be_traced_is_refused_in_one_line(
 
     if "OTHER" in flags:
         train_tokenizer(python_sources(3), 500).save(tmp_path / "other", 64)
+        capsys.readouterr()  # its progress
     names = {"RECIPE": str(small / "recipe.yaml"), "OTHER": str(tmp_path / "other")}
     assert main(["inspect", str(small / "store"), *(names.get(flag, flag) for flag in flags)]) == 2
     said = capsys.readouterr().err.splitlines()

@@ -60,4 +60,4 @@ def test_one_rank_prints_the_tables(by_two: tuple[Path, str, str]) -> None:
         "saved: neox/evaluation.json",
     ]
     assert out.count("winogrande") == 2
-    assert err.count("score: ") == 1
+    assert err.count("scoring: ") == 1

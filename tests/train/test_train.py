@@ -98,7 +98,9 @@ def test_a_finished_run_has_its_files_and_is_left_alone(
     assert [row["step"] for row in rows if "validation_loss" in row] == [20, 40]
     assert 0 < rows[-1]["validation_bits_per_byte"] < rows[19]["validation_bits_per_byte"] < 8
     assert [folder.name for folder in checkpoint.committed(run)] == ["step-00000030", "step-00000040"]
-    assert [row["event"] for row in read_rows(run / "events.jsonl")] == ["start"] + ["checkpoint"] * 4
+    assert [row["event"] for row in read_rows(run / "events.jsonl")] == [
+        "start", *["checkpoint"] * 4, "done",
+    ]  # fmt: skip
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "metrics" in path.name}
     train(recipe_of(small))
     assert all(path.read_bytes() == content for path, content in before.items())
