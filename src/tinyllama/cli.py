@@ -14,6 +14,7 @@ from tyro.conf import Positional
 
 from tinyllama.cli_arguments import parse, with_recipe, without_quiet
 from tinyllama.errors import InputError, RunStoppedError
+from tinyllama.plan.failures import GPU_HOURS_BETWEEN_FAILURES
 from tinyllama.progress import be_quiet
 from tinyllama.recipe import Recipe
 
@@ -127,7 +128,7 @@ def plan(
     measure: bool = False,
     price: float | None = None,
     disk: float = 1e9,
-    failure_hours: float = 50_676,
+    failure_hours: float = GPU_HOURS_BETWEEN_FAILURES,
     restart_minutes: float = 5.0,
     vocab_size: int | None = None,
     sweep: str | None = None,

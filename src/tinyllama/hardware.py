@@ -54,6 +54,14 @@ def keep_memory() -> None:
         libc.mallopt(option, value)
 
 
+def installed_bytes() -> int:
+    """Memory of this machine, or of the container if that has less."""
+    own = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    words = limit.read_text().strip() if limit.is_file() else ""
+    return min(own, int(words)) if words.isdigit() else own
+
+
 def memory_bytes(device: torch.device) -> int:
     """Most memory used so far: of the GPU, or of the process on a CPU."""
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What a process asks of the kernel about its life."""
+"""What a process asks of the kernel about its life, and what it gives those that it starts."""
 
 import ctypes
 import os
@@ -21,3 +21,10 @@ def end_with_torchrun() -> None:
     """Have a rank of a torchrun end with it: ranks have sessions of their own, and would outlive it."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
+
+
+def environment_beside_training(one_core: bool) -> dict[str, str]:
+    """A process's that works beside training: no rank of a torchrun, no GPU; one core, or as many as there are."""
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS")  # torchrun sets one thread
+    own = {"CUDA_VISIBLE_DEVICES": "", **({"OMP_NUM_THREADS": "1"} if one_core else {})}
+    return {name: value for name, value in os.environ.items() if name not in ranks} | own

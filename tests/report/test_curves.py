@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyllama.errors import InputError
-from tinyllama.report.curves import MOST_SPANS, extremes, measure, read_rows, smoothed, thinned
+from tinyllama.report.curves import MOST_SPANS, extremes, measure, smoothed, thinned
+from tinyllama.train.metrics import read_rows
 
 
 def rows_of(losses: Sequence[float | None]) -> list[dict[str, Any]]:

@@ -90,7 +90,7 @@ def look() -> Found:
         torch=torch.__version__,
         cuda=torch.version.cuda,
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory_bytes=_memory_bytes(),
+        memory_bytes=hardware.installed_bytes(),
         shared_memory_bytes=_size_of_disk(Path("/dev/shm")),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         can_compile=hardware.can_compile(torch.device("cpu")),
@@ -125,13 +125,6 @@ def _attention(device: torch.device) -> Iterator[str]:
 def _back_ends() -> Iterator[str]:
     has = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available, "mpi": dist.is_mpi_available}
     yield from (name for name, is_there in has.items() if dist.is_available() and is_there())
-
-
-def _memory_bytes() -> int:
-    own = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    words = limit.read_text().strip() if limit.is_file() else ""
-    return min(own, int(words)) if words.isdigit() else own
 
 
 def _size_of_disk(path: Path) -> int | None:

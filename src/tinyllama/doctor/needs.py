@@ -14,14 +14,12 @@ from tinyllama.data.store import TokenStore
 from tinyllama.doctor.checks import Mark, Row
 from tinyllama.doctor.machine import Found, disk_of, free_bytes
 from tinyllama.errors import InputError
+from tinyllama.plan.counts import LLAMA_2_PIECES
 from tinyllama.plan.estimate import HEADROOM, Plan, Stated, estimate
 from tinyllama.plan.machines import MACHINES, Machine, of_device
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.words import short_bytes
-
-_LLAMA_2_PIECES = 32_000
-"""To plan with where the tokenizer is not here yet."""
 
 
 def recipe_rows(recipe: Recipe, found: Found) -> list[Row]:
@@ -32,7 +30,7 @@ def recipe_rows(recipe: Recipe, found: Found) -> list[Row]:
     except InputError as problem:
         tokenizer, first = None, _missing("tokenizer", problem, _how_to_get_tokenizer(recipe))
     rows = [first, *_data(recipe), *_weights(recipe, tokenizer), *_software(recipe, found)]
-    return [*rows, *size_rows(recipe, tokenizer.vocab_size if tokenizer else _LLAMA_2_PIECES, found, _free)]
+    return [*rows, *size_rows(recipe, tokenizer.vocab_size if tokenizer else LLAMA_2_PIECES, found, _free)]
 
 
 def _row(what: str, found: str, mark: Mark = "ok", remedy: str = "") -> Row:

@@ -8,13 +8,12 @@ from pathlib import Path
 from rich.console import Console
 
 from tinyllama.errors import InputError
+from tinyllama.plan.counts import LLAMA_2_PIECES
 from tinyllama.plan.estimate import Plan, Stated, estimate
 from tinyllama.plan.machines import Machine, machine_named
 from tinyllama.plan.sweep import parse_sweep, sweep_plot
 from tinyllama.plan.tables import print_plan, print_rows, sweep_row
 from tinyllama.recipe import Recipe
-
-_LLAMA_2_PIECES = 32_000
 
 
 def show_plan(
@@ -23,13 +22,13 @@ def show_plan(
 ) -> None:  # fmt: skip
     """Print the plan of a recipe. Raises InputError where the machine, the batch or a number does not fit."""
     _check(stated, vocab_size)
-    counts = parse_sweep(sweep) if sweep else []
+    counts, picture = parse_sweep(sweep) if sweep else [], plot or Path(f"plan-{recipe.name}.png")
     if counts:
-        plot = _plot_file(plot or Path(f"plan-{recipe.name}.png"))
+        _refuse_no_file(picture)
     vocab_size = vocab_size or _vocab_size(recipe)
     machine, stated = _machine(recipe, hardware, stated, measured, vocab_size)
-    if counts and plot:
-        _show_sweep(recipe, vocab_size, machine, stated, counts, plot, as_json)
+    if counts:
+        _show_sweep(recipe, vocab_size, machine, stated, counts, picture, as_json)
         return
     plan = estimate(recipe, vocab_size, machine, stated)
     if as_json:
@@ -57,10 +56,9 @@ def _check(stated: Stated, vocab_size: int | None) -> None:
             raise InputError(f"{flag} {value}: give {right}")
 
 
-def _plot_file(path: Path) -> Path:
+def _refuse_no_file(path: Path) -> None:
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"--plot {path}: give a file in a folder that is there")
-    return path
 
 
 def _vocab_size(recipe: Recipe) -> int:
@@ -69,8 +67,8 @@ def _vocab_size(recipe: Recipe) -> int:
         from tinyllama.tokenizer import Tokenizer  # noqa: PLC0415 - only where it is needed
 
         return Tokenizer.load(recipe.tokenizer).vocab_size
-    print(f"{recipe.tokenizer}: not here yet; planned with {_LLAMA_2_PIECES:,} pieces (--vocab-size)", file=sys.stderr)
-    return _LLAMA_2_PIECES
+    print(f"{recipe.tokenizer}: not here yet; planned with {LLAMA_2_PIECES:,} pieces (--vocab-size)", file=sys.stderr)
+    return LLAMA_2_PIECES
 
 
 def _machine(
@@ -110,13 +108,12 @@ def _show_sweep(
         raise InputError(f"--sweep: {next(iter(plans.values()))}")
     sweep_plot(f"{recipe.name} on {machine.name}", found, path)
     if as_json:
-        print(
-            json.dumps({n: p.as_json() if isinstance(p, Plan) else {"problem": p} for n, p in plans.items()}, indent=2)
-        )
+        told = {count: plan.as_json() if isinstance(plan, Plan) else {"problem": plan} for count, plan in plans.items()}
+        print(json.dumps(told, indent=2, allow_nan=False))
         return
     head = ("GPUs", "tokens/s", "time", "GPU-hours", "cost", "GB a GPU", "traffic hides", "failures")
-    rows = [(f"{n:,}", *(sweep_row(p.figures) if isinstance(p, Plan) else (p,))) for n, p in plans.items()]
-    print_rows(f"{recipe.name} on {machine.name}", head, [row for row in rows if len(row) > 2], _console())
+    rows = [(f"{count:,}", *sweep_row(figures)) for count, figures in found]
+    print_rows(f"{recipe.name} on {machine.name}", head, rows, _console())
     for count, plan in plans.items():
         if isinstance(plan, str):
             rows_wanted = -(-recipe.train.batch_sequences // count) * count

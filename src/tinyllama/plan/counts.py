@@ -2,6 +2,9 @@
 
 from tinyllama.recipe import Model
 
+LLAMA_2_PIECES = 32_000
+"""To plan with where a recipe's tokenizer is not here yet."""
+
 
 def parameters_by_part(shape: Model, vocab_size: int) -> dict[str, int]:
     """Parameters of the network by what they belong to; the head has none of its own where embeddings are tied."""

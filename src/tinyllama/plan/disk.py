@@ -1,8 +1,10 @@
 """What lies on disk: the token store, the checkpoints, the releases."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
+from tinyllama.data.sources import InputFile, list_files
+from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe
 from tinyllama.recipe_data import SLIMPAJAMA_SUBSETS, Source
 
@@ -20,7 +22,7 @@ _BYTES_PER_TOKEN = 4.0
 _PACKED, _UNPACKED = {".zst", ".gz", ".parquet"}, 3.0
 
 # Bytes a parameter: gguf's block sizes (Q8_0: 34 bytes for 32), Q4_K_M as measured at 1.1B (benchmarks/release_1b.py).
-_FORMAT_BYTES = {"huggingface": 2.0, "gguf": 2.0 + 34 / 32 + 0.607, "ctranslate2": 1.0 + 4.0}
+FORMAT_BYTES = {"huggingface": 2.0, "gguf": 2.0 + 34 / 32 + 0.607, "ctranslate2": 1.0 + 4.0}
 
 
 def store_size(recipe: Recipe, vocab_size: int) -> tuple[int, str]:
@@ -32,7 +34,7 @@ def store_size(recipe: Recipe, vocab_size: int) -> tuple[int, str]:
     if manifest.is_file():
         return sum(file.stat().st_size for file in manifest.parent.rglob("*") if file.is_file()), "its files"
     total = sum(source.weight for source in recipe.data.sources.values())
-    found = {name: _tokens_of(recipe, source) for name, source in recipe.data.sources.items()}
+    found = {name: _tokens_of(recipe, name, source) for name, source in recipe.data.sources.items()}
     reads = {
         name: (recipe.train.tokens * recipe.data.sources[name].weight / total, "what the run reads") for name in found
     }
@@ -41,9 +43,13 @@ def store_size(recipe: Recipe, vocab_size: int) -> tuple[int, str]:
     return round(sum(tokens for tokens, _ in sizes) * (2 if vocab_size <= 1 << 16 else 4)), how
 
 
-def _tokens_of(recipe: Recipe, source: Source) -> tuple[float, str] | None:
+def _tokens_of(recipe: Recipe, name: str, source: Source) -> tuple[float, str] | None:
     """Tokens that a source holds, and how that is known."""
-    if raw := _raw_bytes(Path(source.path)):
+    try:
+        raw = 0.0 if "://" in source.path else sum(map(_text_bytes, list_files(name, source)))
+    except InputError:  # not here yet
+        raw = 0.0
+    if raw:
         return raw / _BYTES_PER_TOKEN, "the raw files' sizes, 4 bytes a token"
     published = _published_tokens(source)
     if published is None or _is_embedded_corpus(recipe):
@@ -51,10 +57,9 @@ def _tokens_of(recipe: Recipe, source: Source) -> tuple[float, str] | None:
     return published, "the data sets' published sizes"
 
 
-def _raw_bytes(path: Path) -> float:
-    """Bytes of text below a path: of packed files, three times their own, as is usual for text."""
-    files = (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else filter(Path.is_file, [path])
-    return sum(file.stat().st_size * (_UNPACKED if file.suffix in _PACKED else 1) for file in files)
+def _text_bytes(file: InputFile) -> float:
+    """Bytes of text in a file: of a packed one, three times its own, as is usual for text."""
+    return file.size * (_UNPACKED if Path(file.path).suffix in _PACKED else 1)
 
 
 def _is_embedded_corpus(recipe: Recipe) -> bool:
@@ -88,6 +93,6 @@ def checkpoints_bytes(recipe: Recipe, one: int) -> int:
     return one * (min(recipe.checkpoint.keep, recipe.train.steps) + num_milestones(recipe) + 1)
 
 
-def release_bytes(formats: Mapping[str, object] | tuple[str, ...], parameters: int) -> int:
+def release_bytes(formats: Iterable[str], parameters: int) -> int:
     """One release in these formats."""
-    return round(parameters * sum(_FORMAT_BYTES[name] for name in {"huggingface", *formats}))
+    return round(parameters * sum(FORMAT_BYTES[name] for name in {"huggingface", *formats}))

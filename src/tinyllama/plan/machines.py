@@ -4,7 +4,6 @@ Peaks are dense: bf16 with float32 sums, and float32 without TF32, as torch mult
 the nominal one in units of 10^9 bytes, bandwidths are of one direction. A CPU's row is measured, for want of a sheet.
 """
 
-import os
 from dataclasses import dataclass, replace
 
 from tinyllama.errors import InputError
@@ -90,9 +89,8 @@ def this_cpu() -> Machine:
     """This machine's CPU, its products measured now, which takes a second."""
     import torch  # noqa: PLC0415 - which no other row needs
 
-    from tinyllama.hardware import measure_product  # noqa: PLC0415
+    from tinyllama.hardware import installed_bytes, measure_product  # noqa: PLC0415
 
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     bf16, fp32 = measure_product(torch.bfloat16), measure_product(torch.float32)
     source = "products of 2048 x 2048 matrices on it, just now"
-    return Machine("cpu", bf16, fp32, memory, 10e9, 12.5e9, None, source, is_cpu=True)
+    return Machine("cpu", bf16, fp32, installed_bytes(), 10e9, 12.5e9, None, source, is_cpu=True)

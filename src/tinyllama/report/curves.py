@@ -4,19 +4,14 @@ Reads metrics.jsonl, one pass. Every row counts: while they are read, neighbouri
 spans that keep their least, greatest and mean values, so that a spike of one step in a million still shows.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
-
-from tinyllama.errors import InputError
 
 METRICS = (
     "loss",
@@ -98,34 +93,6 @@ class _Spans:
 
 
 _REDUCTIONS = (np.minimum, np.maximum, np.add, np.add, np.add)
-
-
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole rows of a jsonl file, one at a time; none where there is no file, and no last line that was cut off.
-
-    Raises InputError, naming the line, for one that is no row.
-    """
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            row = _parsed(line)
-            if not isinstance(row, dict):
-                raise InputError(f"{path}:{number}: not a row of JSON; mend or delete the line")
-            yield row
-
-
-def _parsed(line: bytes) -> Any:
-    try:
-        return orjson.loads(line)
-    except ValueError:
-        pass
-    try:
-        return json.loads(line)  # which writes, and reads, NaN
-    except ValueError:
-        return None
 
 
 def measure(rows: Iterable[Mapping[str, Any]]) -> Metrics:

@@ -16,8 +16,9 @@ from tinyllama.plan import num_parameters
 from tinyllama.recipe import Recipe
 from tinyllama.release.lineage import store_facts
 from tinyllama.release.table import releases_table
-from tinyllama.report.curves import METRICS, Metrics, measure, read_rows
+from tinyllama.report.curves import METRICS, Metrics, measure
 from tinyllama.runs import RunState, state_of
+from tinyllama.train.metrics import read_rows
 
 Facts = Mapping[str, Any]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tinyllama import recipe_train
 from tinyllama.errors import InputError
+from tinyllama.processes import environment_beside_training
 from tinyllama.train.metrics import Journal
 
 PATIENCE_SECONDS = 60.0
@@ -103,7 +104,7 @@ class Tracker:
             # In a session of its own: a signal to all of the run's processes is for training alone.
             return subprocess.Popen(
                 command,
-                env=_environment(),
+                env=environment_beside_training(one_core=True),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -128,10 +129,3 @@ class Tracker:
         print(f"{self.run}: {self.name} {words}: {problem}", file=sys.stderr)
         with contextlib.suppress(OSError):  # what fills the disk fails the tracker and its event
             self.journal.event(event, self.journal.step, tracker=self.name, problem=problem)
-
-
-def _environment() -> dict[str, str]:
-    """The process's: no rank of a torchrun, no GPU, one core."""
-    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID")
-    own = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    return {name: value for name, value in os.environ.items() if name not in ranks} | own

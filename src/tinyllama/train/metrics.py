@@ -13,20 +13,38 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from tinyllama.errors import InputError
 from tinyllama.files import write_atomically
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole rows of a jsonl file; a last line cut off by a crash is left out. InputError names a broken one."""
+    """The whole rows of a jsonl file, one at a time; none where there is no file, and no last line that was cut off.
+
+    Raises InputError, naming the line, for one that is no row.
+    """
     if not path.is_file():
         return
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if line.endswith(b"\n"):
-            try:
-                yield json.loads(line)
-            except ValueError:
-                raise InputError(f"{path}:{number}: not a row of JSON; mend or delete the line") from None
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            row = _parsed(line)
+            if not isinstance(row, dict):
+                raise InputError(f"{path}:{number}: not a row of JSON; mend or delete the line")
+            yield row
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return orjson.loads(line)
+    except ValueError:
+        pass
+    try:
+        return json.loads(line)  # which writes, and reads, NaN
+    except ValueError:
+        return None
 
 
 class Journal:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from tinyllama.files import read_json, sha256_of
+from tinyllama.processes import environment_beside_training
 from tinyllama.progress import Bar
 from tinyllama.recipe import Recipe
 from tinyllama.train import checkpoint
@@ -68,7 +69,11 @@ class Releaser:
     """Releases the milestones that it is given, in a thread that starts and watches a process for each."""
 
     def __init__(self, run: Path, journal: Journal, device: torch.device) -> None:
-        self.run, self.journal, self.environment = run, journal, _environment(device)
+        self.run, self.journal, self.environment = (
+            run,
+            journal,
+            environment_beside_training(one_core=device.type == "cpu"),
+        )
         self.steps: list[int] = []
         self.failed: list[int] = []
         self.changed = threading.Condition()
@@ -160,13 +165,6 @@ class Releaser:
         if self.process.returncode == 0:
             return None
         return said[-1] if said else f"status {self.process.returncode}"
-
-
-def _environment(device: torch.device) -> dict[str, str]:
-    """The process's: no rank of a torchrun, no GPU, and one core where training has them all, else all."""
-    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS")  # torchrun sets one thread
-    own = {"CUDA_VISIBLE_DEVICES": "", **({"OMP_NUM_THREADS": "1"} if device.type == "cpu" else {})}
-    return {name: value for name, value in os.environ.items() if name not in ranks} | own
 
 
 def needed_checkpoints(run: Path, average: int) -> set[Path]:
