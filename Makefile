@@ -15,11 +15,12 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
 
-# The linters: formatting, rules, types.
+# The linters: formatting, rules, types; and how long files and functions are.
 check: .venv/installed-dev
 	$(BIN)/ruff format --check src tests benchmarks cluster
 	$(BIN)/ruff check src tests benchmarks cluster
 	$(BIN)/mypy
+	$(BIN)/python tests/measures.py
 
 # Training beside its peers, two ranks beside one process; the model card's 1.1B model on this machine's CPU; and the
 # optimisers at equal tokens.

@@ -13,7 +13,8 @@ from typing import Literal
 from tyro.conf import Positional
 
 from tinyllama.cli_arguments import parse, with_recipe, without_quiet
-from tinyllama.errors import InputError, RunStoppedError
+from tinyllama.cli_status import run_to_status
+from tinyllama.errors import InputError
 from tinyllama.plan.failures import GPU_HOURS_BETWEEN_FAILURES
 from tinyllama.progress import be_quiet
 from tinyllama.recipe import Recipe
@@ -362,34 +363,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _command(given)()
 
     return run_to_status(call)
-
-
-def run_to_status(call: Callable[[], int | None]) -> int:
-    """Call something, with one line on standard error and an exit status (see `main`) for each way that it may end."""
-    try:
-        return call() or 0
-    except InputError as error:
-        _say(error)
-        return 2
-    except RunStoppedError as stop:
-        _say(stop)
-        return stop.status
-    except BrokenPipeError:  # who read the output has read enough, such as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"tinyllama: {error.filename}: {error.strerror}; make it possible and run this again", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("tinyllama: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-
-
-def _say(error: Exception) -> None:
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # a machine's ranks find the same, another machine perhaps not
-        print(f"tinyllama: {error}", file=sys.stderr)
 
 
 def _command(arguments: list[str]) -> Callable[[], int | None]:

@@ -5,7 +5,7 @@ Each part that is there already is left as it is, so doing it again after a fail
 
 from pathlib import Path
 
-from tinyllama.cli import run_to_status
+from tinyllama.cli_status import run_to_status
 from tinyllama.evaluate import evaluate
 from tinyllama.evaluate.report import evaluate_and_save
 from tinyllama.model.llama import PRECISIONS
