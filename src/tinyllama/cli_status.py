@@ -8,7 +8,7 @@ from tinyllama.errors import InputError, RunStoppedError
 
 
 def run_to_status(call: Callable[[], int | None]) -> int:
-    """Call something, with one line on standard error and an exit status (`cli.main` lists them) for each way that it may end."""
+    """Call something, with one line on standard error and an exit status for each way that it may end."""
     try:
         return call() or 0
     except InputError as error:
