@@ -14,7 +14,7 @@ def parse_tokens(value: object) -> object:
         return int(value)
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"([0-9_]*\.?[0-9]+(?:e[0-9]+)?)\s*([KMBT]?)", value.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"((?:[0-9]+(?:_[0-9]+)*)?\.?[0-9]+(?:e[0-9]+)?)\s*([KMBT]?)", value.strip(), re.IGNORECASE)
     if not match:
         raise ValueError("is not a count of tokens such as 3T, 105B, 20M or 2e6")
     count = float(match[1]) * _UNITS[match[2].upper()]

@@ -1,0 +1,34 @@
+"""Every target of `make fuzz`: the function that is given bytes, and what a search of it starts from.
+
+What takes bytes gets them as they are; what takes a structure has hypothesis make it of them (`fuzz_one_input`).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tests.fuzz import test_recipe
+
+
+@dataclass(frozen=True)
+class Target:
+    """One function that the fuzzer calls."""
+
+    check: Callable[[bytes], object]
+    seeds: Callable[[], Iterable[bytes]] = list
+    longest: int = 4096
+    """Bytes of an input."""
+
+
+def _structured(test: Any) -> Target:
+    """A property of a test in tests/fuzz, whose arguments hypothesis makes of the bytes."""
+    return Target(test.hypothesis.fuzz_one_input)
+
+
+TARGETS = {
+    "recipe": Target(test_recipe.check_recipe, test_recipe.seeds),
+    "recipe_fields": _structured(test_recipe.test_any_fields_are_a_recipe_or_one_line),
+    "recipe_overrides": _structured(test_recipe.test_any_override_is_taken_or_one_line),
+    "token_counts": _structured(test_recipe.test_a_count_of_tokens_is_a_whole_number_or_refused_in_words),
+    "words": _structured(test_recipe.test_any_words_are_a_call_or_one_line),
+}
