@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tyro
-import yaml
 
 from tinyllama.errors import InputError
-from tinyllama.recipe import Recipe, bundled_recipes
+from tinyllama.recipe import Recipe, bundled_recipes, parse_yaml
 
 
 def parse(name: str, function: Callable[..., int | None], arguments: list[str]) -> Callable[[], int | None]:
@@ -116,6 +115,6 @@ def _flag_value(flag: str, text: str) -> Any:
     if not re.match(r"[\[{]|null$", text):
         return text
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text, flag)
+    except InputError:
         raise InputError(f"{flag}: {text!r} is not a whole list or mapping of YAML; close its brackets") from None

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from tinyllama.errors import InputError
 from tinyllama.recipe_data import Data
-from tinyllama.recipe_errors import first_problem
+from tinyllama.recipe_errors import first_problem, has_lone_surrogate, shortened
 from tinyllama.recipe_fields import Count, Part, Positive
 from tinyllama.recipe_train import Checkpoint, Guard, Parallel, Release, Track, Train
 
@@ -158,12 +158,31 @@ def _find(source: str) -> Path:
 class _UniqueKeys(yaml.SafeLoader):
     """YAML in which a name given twice is an error: of two sources with one name, one would be lost."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (LookupError, TypeError, ValueError):  # the loader's own, of a date such as 2026-13-01 or a number 0x_
+            kind = node.tag.removeprefix("tag:yaml.org,2002:")
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{shortened(node.value)} is no {kind}; put a text in quotes", node.start_mark
+            ) from None
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        if has_lone_surrogate(str(node.value)):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{shortened(node.value)} holds half of a surrogate pair; take it out", node.start_mark
+            )
+        return super().construct_scalar(node)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value!r} stands here a second time; rename or delete one", key.start_mark
+                    None,
+                    None,
+                    f"{shortened(key.value)} stands here a second time; rename or delete one",
+                    key.start_mark,
                 )
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
@@ -171,15 +190,29 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        fields = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "is not UTF-8 text"
-        raise InputError(f"{path}{place}: not valid YAML: {problem}") from None
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not valid YAML: is not UTF-8 text; save it as that") from None
+    fields = parse_yaml(text, str(path))
     if not isinstance(fields, dict):
         raise InputError(f"{path}: a recipe is a mapping of fields such as name, data, model and train")
     return fields
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """The value that YAML says; a key given twice is an error. Raises InputError with `name` and the line."""
+    try:
+        return yaml.load(text, _UniqueKeys)
+    except RecursionError:
+        raise InputError(f"{name}: not valid YAML: nested too deeply; close its brackets") from None
+    except yaml.reader.ReaderError as error:
+        raise InputError(
+            f"{name}: not valid YAML: character U+{error.character:04X} at {error.position:,}; take it out"
+        ) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{name}{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
 
 
 def _set(fields: dict[str, Any], dotted: str, value: object) -> None:

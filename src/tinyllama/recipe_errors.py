@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import reprlib
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -9,12 +10,26 @@ from pydantic import BaseModel, ValidationError
 # pydantic names the arm of a union that failed, such as data.workers.constrained-int, which is no field.
 _UNION_ARM = re.compile(r"^(constrained-int|literal\[.*)$")
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3  # ten aliases in YAML can stand for more lists than any memory holds
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+
+
+def shortened(value: object) -> str:
+    """A value as Python writes it, of a long one its ends."""
+    return _SHORT.repr(value)
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text holds half of a pair, which no file can."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
 
 def first_problem(error: ValidationError, whole: type[BaseModel]) -> str:
     """Place, value and remedy of the first thing that is wrong with a recipe, in one line; `whole` is its model."""
     problem = error.errors()[0]
     place = [str(part) for part in problem["loc"] if not _UNION_ARM.search(str(part))]
-    dotted = ".".join(place)
+    dotted = ".".join(part if part.isprintable() and len(part) < 100 else shortened(part) for part in place)
     if problem["type"] == "extra_forbidden":
         return f"{dotted}: unknown field; {_nearest(place, whole)}"
     if problem["type"] == "missing":
@@ -22,7 +37,7 @@ def first_problem(error: ValidationError, whole: type[BaseModel]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not dotted or isinstance(problem["input"], dict):
         return f"{dotted}: {message}" if dotted else message
-    return f"{dotted}: {problem['input']!r} {_predicate(message)}"
+    return f"{dotted}: {shortened(problem['input'])} {_predicate(message)}"
 
 
 def _predicate(message: str) -> str:

@@ -1,4 +1,4 @@
-"""Looks for inputs that break a property, guided by which branches of tinyllama each input reaches (libFuzzer, atheris).
+"""Looks for inputs that break a property, guided by the branches that each input reaches (libFuzzer, atheris).
 
 `python -m tests.fuzz.fuzz TARGET [SECONDS]`. Its corpus starts from real files and stays under build/fuzz/TARGET/, with
 what broke as `crash-…`, `timeout-…` or `oom-…`; such a file given instead of SECONDS is tried alone.
@@ -40,7 +40,12 @@ def main(name: str, seconds: str = "60") -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for seed in target.seeds():
         (corpus / hashlib.sha256(seed).hexdigest()[:20]).write_bytes(seed)
-    limits = [f"-timeout={SECONDS_AN_INPUT}", f"-rss_limit_mb={MEGABYTES}", f"-max_len={target.longest}"]
+    limits = [
+        f"-timeout={SECONDS_AN_INPUT}",
+        f"-rss_limit_mb={MEGABYTES}",
+        f"-max_len={target.longest}",
+        "-len_control=0",
+    ]
     rest = [f"-max_total_time={seconds}", str(corpus)] if seconds.isdigit() else [seconds]
     logging.disable()
     atheris.Setup([name, *limits, f"-artifact_prefix={folder}/", "-print_final_stats=1", *rest], target.check)

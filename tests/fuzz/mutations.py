@@ -1,4 +1,4 @@
-"""What a fuzzer does to something whole: bytes changed, cut, doubled; values of a JSON document replaced or taken out."""
+"""What is done to something whole: bytes changed, cut, doubled; values of a JSON document replaced or taken out."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,9 @@ changes: st.SearchStrategy[list[Change]] = st.lists(
         st.sampled_from(["flip", "insert", "replace", "cut", "drop", "double"]),
         st.integers(0, 1 << 20),
         st.binary(min_size=1, max_size=8)
-        | st.sampled_from([b"\0", b"\n", b"\r\n", b'"', b"{", b"[" * 200, b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80"]),
+        | st.sampled_from(
+            [b"\0", b"\n", b"\r\n", b'"', b"{", b"[" * 200, b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80"]
+        ),
     ),
     min_size=1,
     max_size=4,

@@ -3,6 +3,7 @@
 What takes bytes gets them as they are; what takes a structure has hypothesis make it of them (`fuzz_one_input`).
 """
 
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,12 @@ class Target:
 
 def _structured(test: Any) -> Target:
     """A property of a test in tests/fuzz, whose arguments hypothesis makes of the bytes."""
-    return Target(test.hypothesis.fuzz_one_input)
+    return Target(test.hypothesis.fuzz_one_input, _random_bytes)
+
+
+def _random_bytes() -> list[bytes]:
+    """What a structure may be made of: hypothesis turns down what is too short."""
+    return [random.Random(number).randbytes(1 << (6 + number % 6)) for number in range(24)]
 
 
 TARGETS = {

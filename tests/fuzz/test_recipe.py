@@ -1,4 +1,4 @@
-"""Any text is a recipe or one line that says why not; a recipe says the same after its own YAML; any words are a call."""
+"""Any text is a recipe or one line that says why not; a recipe survives its own YAML; any words are a call."""
 
 import contextlib
 import functools
@@ -70,6 +70,40 @@ def test_any_bytes_are_a_recipe_or_one_line(name: str, todo: Any) -> None:
     check_recipe(changed(recipe_bytes(name), todo))
 
 
+TEN = ",".join(["*b{0}"] * 10)
+BOMB = "a: &b0 [x]\n" + "".join(f"a{n}: &b{n + 1} [{TEN.format(n)}]\n" for n in range(12)) + "name: *b12\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: x\nseed: 2026-13-01", ":2: not valid YAML: '2026-13-01' is no timestamp; put a text in quotes"),
+        ("seed: 0x_", ":1: not valid YAML: '0x_' is no int"),
+        (f"seed: {'9' * 5000}", ":1: not valid YAML: '999"),
+        ("seed: !!bool x", ":1: not valid YAML: 'x' is no bool"),
+        ("name: !!map [a]", ":1: not valid YAML: expected a mapping"),
+        ("[" * 3000, ": not valid YAML: nested too deeply"),
+        ('name: "\\ud800"', ":1: not valid YAML: '\\ud800' holds half of a surrogate pair"),
+        ("name: a\x07", ": not valid YAML: character U+0007 at 7; take it out"),
+        (BOMB, ": name: [[[[...], "),  # 10^12 lists, were they written out
+    ],
+)
+def test_what_yaml_s_own_loader_stumbles_over_is_one_short_line(text: str, said: str) -> None:
+    """Found 2026-11-24: a traceback each, and of the last one hours of writing it out."""
+    (folder() / "recipe.yaml").write_text(text)
+    with pytest.raises(InputError) as error:
+        Recipe.load(folder() / "recipe.yaml")
+    one_line(error.value)
+    assert str(error.value).startswith(f"{folder() / 'recipe.yaml'}{said}")
+
+
+def test_a_field_s_name_with_a_line_s_end_is_named_on_one_line() -> None:
+    """Found 2026-11-24: the message had two lines."""
+    with pytest.raises(InputError, match=r"'a\\nb': unknown field") as error:
+        Recipe.load("demo", {"a\nb": 1})
+    one_line(error.value)
+
+
 @few(150)
 @given(fields=st.sampled_from(bundled_recipes()).flatmap(lambda name: documents(whole(name))))
 def test_any_fields_are_a_recipe_or_one_line(fields: Any) -> None:
@@ -78,7 +112,7 @@ def test_any_fields_are_a_recipe_or_one_line(fields: Any) -> None:
 
 @few(100)
 @given(
-    name=st.sampled_from(sorted(dict(flatten(whole("demo")))) + ["name.x", "data", "data.sources", "x", "", "a..b"]),
+    name=st.sampled_from([*sorted(dict(flatten(whole("demo")))), "name.x", "data", "data.sources", "x", "", "a..b"]),
     value=values,
 )
 def test_any_override_is_taken_or_one_line(name: str, value: Any) -> None:
@@ -91,12 +125,15 @@ def test_any_override_is_taken_or_one_line(name: str, value: Any) -> None:
 
 
 @few(200)
-@given(text=st.text(max_size=12) | st.from_regex(r"[0-9_]{0,4}\.?[0-9]{0,4}(e[0-9]{1,4})?\s?[KMBTkmbt]?", fullmatch=True))
+@example(text="_0")  # found 2026-11-24: "could not convert string to float"
+@given(
+    text=st.text(max_size=12) | st.from_regex(r"[0-9_]{0,4}\.?[0-9]{0,4}(e[0-9]{1,4})?\s?[KMBTkmbt]?", fullmatch=True)
+)
 def test_a_count_of_tokens_is_a_whole_number_or_refused_in_words(text: str) -> None:
     try:
         count = parse_tokens(text)
     except ValueError as error:
-        assert str(error).startswith(("is not a count of tokens", "is more than"))  # noqa: PT017 - what pydantic shows
+        assert str(error).startswith(("is not a count of tokens", "is more than"))
     else:
         assert isinstance(count, int)
         assert 0 <= count <= 10**18
@@ -111,8 +148,26 @@ def _doing_nothing(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 CALLS = {name: _doing_nothing(function) for name, function in cli.COMMANDS.items()}
-OPTIONS = ["--help", "-h", "--quiet", "--", "--step", "--formats", "--json", "--set", "--train.tokens", "--model.layers"]
-OPTIONS += ["--data.sources", "--data.sources.x.path", "--max-new-tokens", "--temperature", "--port", "--no-open-browser"]
+OPTIONS = [
+    "--help",
+    "-h",
+    "--quiet",
+    "--",
+    "--step",
+    "--formats",
+    "--json",
+    "--set",
+    "--train.tokens",
+    "--model.layers",
+]
+OPTIONS += [
+    "--data.sources",
+    "--data.sources.x.path",
+    "--max-new-tokens",
+    "--temperature",
+    "--port",
+    "--no-open-browser",
+]
 words = st.lists(
     st.sampled_from([*" ".join(CALLS).split(), *bundled_recipes(), *OPTIONS, "3T", "1", "null", "{a: 1", "[1, 2]"])
     | st.tuples(st.sampled_from(OPTIONS), st.text(max_size=5)).map("=".join)
@@ -134,7 +189,10 @@ def check_words(given_words: list[str]) -> None:
 
 
 @few(60)
-@given(given_words=st.tuples(st.sampled_from(sorted(CALLS)).map(str.split), words).map(lambda two: two[0] + two[1]) | words)
+@example(given_words=["train", "demo", "--data.sources", "{a: 2026-13-01}"])  # found 2026-11-24: a traceback
+@given(
+    given_words=st.tuples(st.sampled_from(sorted(CALLS)).map(str.split), words).map(lambda two: two[0] + two[1]) | words
+)
 def test_any_words_are_a_call_or_one_line(given_words: list[str]) -> None:
     check_words(given_words)
 
