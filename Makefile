@@ -5,7 +5,7 @@ LOWEST := tests/test_recipe.py tests/test_tokenizer.py tests/model tests/plan te
 	tests/data tests/track/test_trackers.py tests/train/test_train.py tests/train/test_float8.py \
 	tests/train/test_checkpoint.py tests/train/test_exactness.py
 
-.PHONY: demo test check bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-lowest lock install-locked clean
+.PHONY: demo test check bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-lowest soak lock install-locked clean
 
 # Raw text to a released model, on a laptop's CPU.
 demo: .venv/installed
@@ -80,6 +80,11 @@ check-clusters:
 	$(PYTHON) -m venv build/skypilot
 	build/skypilot/bin/python -m pip install --quiet 'skypilot>=0.14'
 	build/skypilot/bin/python tests/cluster/check_skypilot.py
+
+# Tokenizer, prepare, train and release in a loop, killed at random, and the proof that nothing was lost or done twice.
+MINUTES ?= 10
+soak: .venv/installed-dev
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf .venv .venv-lowest build dist

@@ -1,0 +1,105 @@
+"""What must hold of a round that was killed again and again, beside one to which nothing happened.
+
+Reads both rounds' folders whole. Nothing may be lost or done twice: bytes, weights, steps, releases and events.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import contents
+from tests.track.test_page import Shown
+from tests.train.launching import events_of, losses_of, rows_of
+
+from tinyllama.data.verification import problems as store_problems
+from tinyllama.files import read_json, sha256_of
+from tinyllama.release.verify import file_checks
+from tinyllama.train import checkpoint
+
+_TIMED = {"date", "checkpoints", "files"}
+"""Of release.json: when it was trained; the checkpoint's commit, whose state has that time; the hashes of the rest."""
+
+
+def prove(folder: Path, wanted: Path, run: Path, steps: int, milestones: Sequence[int]) -> str:
+    """What was compared, in words. Raises AssertionError where something is not as in `wanted`."""
+    assert contents(folder / "tokenizer") == contents(wanted / "tokenizer"), "another tokenizer"
+    assert contents(folder / "store") == contents(wanted / "store"), "another store"
+    assert store_problems(folder / "store") == []
+    ours, theirs = folder / run, wanted / run
+    assert [step for step, _ in losses_of(ours)] == list(range(1, steps + 1)), "steps are missing or twice there"
+    assert learnt(ours) == learnt(theirs), "other losses"
+    compare_checkpoints(ours, theirs, steps)
+    compare_releases(ours, theirs, milestones)
+    check_events(ours, steps, milestones)
+    left = [path.name for path in folder.rglob("*") if path.name.endswith((".part", ".replaced"))]
+    assert not left, f"left behind: {left}"
+    shown = Shown(folder / run.parent).of(run.name)
+    assert [step for step, _ in shown] == list(range(1, steps + 1)), "the page has steps twice or not at all"
+    resumes = len(events_of(ours, "start", "resume"))
+    return f"store, {steps} steps, weights, {len(milestones)} releases and page as undisturbed; {resumes} starts"
+
+
+def learnt(run: Path) -> list[tuple[Any, ...]]:
+    """What each row says that does not depend on the machine's speed."""
+    names = ("step", "tokens", "loss", "learning_rate", "gradient_norm", "validation_loss")
+    return [tuple(row.get(name) for name in names) for row in rows_of(run)]
+
+
+def compare_checkpoints(ours: Path, theirs: Path, steps: int) -> None:
+    """The last checkpoint's tensors, weights and moments, are the same bytes."""
+    last = checkpoint.committed(ours)[-1]
+    assert checkpoint.step_of(last) == steps
+    assert checkpoint.problems(last) == []
+    other = theirs / "checkpoints" / last.name
+    names = {path.name for path in other.glob("*.distcp")}
+    assert names == {path.name for path in last.glob("*.distcp")}
+    differing = [name for name in sorted(names) if sha256_of(last / name) != sha256_of(other / name)]
+    assert not differing, f"other tensors: {differing}"
+
+
+def compare_releases(ours: Path, theirs: Path, milestones: Sequence[int]) -> None:
+    """Each milestone's release is there, whole, once, and the same."""
+    names = [f"step-{step:08d}" for step in milestones]
+    assert sorted(path.name for path in (ours / "releases").iterdir() if path.is_dir()) == names
+    rows = read_json(ours / "releases/releases.json")["releases"]
+    assert [(row["step"], row["complete"]) for row in rows] == [(step, True) for step in milestones]
+    for name in names:
+        own, other = ours / "releases" / name, theirs / "releases" / name
+        facts, expected = read_json(own / "release.json"), read_json(other / "release.json")
+        assert all(check.passed for check in file_checks(own, facts["files"])), f"{name}: not as its release.json says"
+        same = [{key: value for key, value in one.items() if key not in _TIMED} for one in (facts, expected)]
+        assert same[0] == same[1], f"{name}: release.json says something else"
+        files, others = timeless(own, facts), timeless(other, expected)
+        assert files.keys() == others.keys()
+        differing = [file for file in files if files[file] != others[file]]
+        assert not differing, f"{name}: other files: {differing}"
+
+
+def timeless(folder: Path, facts: Any) -> dict[str, bytes]:
+    """A release's files but release.json, its date and its checkpoint's commit left out of the card."""
+    files = contents(folder)
+    del files["release.json"]
+    card = files["huggingface/README.md"]
+    for word in (facts["date"], *facts["checkpoints"].values()):
+        card = card.replace(word.encode(), b"...")
+    return files | {"huggingface/README.md": card}
+
+
+def check_events(run: Path, steps: int, milestones: Sequence[int]) -> None:
+    """They tell one life after another: each goes on from a checkpoint that was there, and the last is done."""
+    events = events_of(run)
+    assert (run / "events.jsonl").read_bytes().endswith(b"\n")
+    assert events[0]["event"] == "start"
+    assert [event["step"] for event in events if event["event"] == "done"][-1:] == [steps]
+    reached = 0
+    for event in events:
+        if event["event"] in ("start", "resume"):
+            assert event["step"] <= reached, f"went on from step {event['step']}, only {reached} was reached"
+        reached = max(reached, event["step"])
+    assert not {"failed", "checkpoint-failed", "checkpoint-damaged", "rollback", "skip", "hang"} & {
+        event["event"] for event in events if event["event"] != "failed" or "release" not in event["problem"]
+    }
+    trained = events[: max(number for number, event in enumerate(events) if event["event"] == "done")]
+    released = Counter(event["step"] for event in trained if event["event"] == "release")
+    assert released == Counter(milestones), f"events of releases: {released}"
