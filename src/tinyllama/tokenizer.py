@@ -94,6 +94,14 @@ class Tokenizer:
         """What each id adds to a text, as UTF-8 bytes; nothing for markers and other special tokens."""
         return [piece_bytes(text, kind) for text, kind in self._file.kinds()]
 
+    @cached_property
+    def unsettled_ids(self) -> frozenset[int]:
+        """Ids after which the next may still change the text of those before: single bytes, and what has no text.
+
+        A run of bytes is decoded as a whole: where one of them makes no character, none of them does.
+        """
+        return frozenset(number for number, (_, kind) in enumerate(self._file.kinds()) if kind in ("byte", "special"))
+
     def save(self, directory: str | Path, context: int | None = None) -> None:
         """Write a folder that `transformers.AutoTokenizer` loads with the same ids: tokenizer.json and its settings.
 

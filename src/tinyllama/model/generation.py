@@ -1,12 +1,14 @@
 """Completing text, one token at a time, with the keys and values of what was read kept."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import torch
 
 from tinyllama.errors import InputError
 from tinyllama.model.llama import Llama
 from tinyllama.model.loading import load_model, load_tokenizer
+from tinyllama.tokenizer import Tokenizer
 
 
 @torch.inference_mode()
@@ -73,13 +75,26 @@ def complete(
     tokens = generate(
         model, ids, max_new_tokens, temperature=temperature, top_k=top_k, stop_id=tokenizer.eos_id, seed=seed
     )
-    said = ""
+    for first in tokens:  # only with it is it sure that there is something to add to
+        yield prompt
+        yield from continuation(tokenizer, ids, chain([first], tokens))
+
+
+def continuation(tokenizer: Tokenizer, prompt: list[int], tokens: Iterable[int]) -> Iterator[str]:
+    """Yield what `tokens` add to the text of the ids `prompt`, as soon as no token can change it any more.
+
+    Together it is what decoding all ids at once adds; bytes that make no character are U+FFFD each. Such bytes in
+    `tokens` do not reach back into the prompt's last character, as they would there.
+    """
+    ids = list(prompt)
+    while ids and ids[-1] in tokenizer.unsettled_ids:
+        ids.pop()
+    said = text = tokenizer.decode(ids)
     for token in tokens:
-        if not said:
-            yield prompt  # only now is it sure that there is something to add to
-            said = prompt
         ids.append(token)
-        text = tokenizer.decode(ids[len(start) :])
-        if not text.endswith("\ufffd"):  # bytes of a character that is not whole yet
+        text = tokenizer.decode(ids)
+        if token not in tokenizer.unsettled_ids and not text.endswith("\ufffd"):
             yield text[len(said) :]
             said = text
+    if text != said:
+        yield text[len(said) :]

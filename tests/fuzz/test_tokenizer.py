@@ -1,0 +1,161 @@
+"""Any text has the ids of the reference libraries and comes back from them; any damaged tokenizer is one line."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tests.conftest import python_sources
+from tests.fuzz.mutations import changed, changes, documents
+from tests.fuzz.properties import few, one_line
+from tests.vocabularies import (
+    NASTY,
+    from_model,
+    model_bytes,
+    model_file,
+    processor,
+    tokenizers_reference,
+)
+
+from tinyllama.errors import InputError
+from tinyllama.model.generation import continuation
+from tinyllama.tokenizer import Tokenizer
+from tinyllama.tokenizer_files import TokenizersFile
+from tinyllama.tokenizer_training import train_tokenizer
+
+KINDS = ["sentencepiece", "converted", "trained here", "byte level"]
+SPECIAL = [
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<0x0A>",
+    "▁",
+    "  ",
+    "\u200d",
+    "\ufe0f",
+    "\U0001f469\u200d\U0001f4bb",
+    "\x1b[31m",
+    "\0",
+]
+texts = st.lists(st.sampled_from([*NASTY, *SPECIAL]) | st.text(max_size=8), max_size=8).map("".join)
+
+
+@cache
+def document_of(kind: str) -> dict[str, Any]:
+    """A tokenizer.json."""
+    if kind == "byte level":
+        return _byte_level()
+    return trained_here()._file.document() if kind == "trained here" else model_file("small").document()
+
+
+@cache
+def trained_here() -> Tokenizer:
+    return train_tokenizer(python_sources(10), 400)
+
+
+def _byte_level() -> dict[str, Any]:
+    """A tokenizer of GPT-2's kind."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"], show_progress=False
+    )
+    made.train_from_iterator(python_sources(5), trainer)
+    parsed: dict[str, Any] = json.loads(made.to_str())
+    return parsed
+
+
+@cache
+def tokenizer_of(kind: str) -> Tokenizer:
+    return from_model("small") if kind == "sentencepiece" else Tokenizer(TokenizersFile(kind, document_of(kind), {}))
+
+
+@cache
+def encoder_of(kind: str) -> Callable[[str], list[int]]:
+    """The reference library's encoding."""
+    if kind == "sentencepiece":
+        encode: Callable[[str], list[int]] = processor("small").encode
+        return encode
+    reference = tokenizers_reference(document_of(kind))
+    return lambda text: list(reference.encode(text).ids)
+
+
+@few(150)
+@given(kind=st.sampled_from(KINDS), text=texts)
+def test_any_text_has_its_library_s_ids_and_comes_back(kind: str, text: str) -> None:
+    ids = tokenizer_of(kind).encode(text)
+    assert ids == encoder_of(kind)(text)
+    assert tokenizer_of(kind).decode(ids) == (text if kind == "byte level" else text.replace("▁", " "))
+
+
+@few(80)
+@given(kind=st.sampled_from(KINDS), several=st.lists(texts, max_size=6))
+def test_texts_together_are_as_each_alone(kind: str, several: list[str]) -> None:
+    together = tokenizer_of(kind).encode_documents(several)
+    markers = (tokenizer_of(kind).bos_id, tokenizer_of(kind).eos_id)
+    expected = [[markers[0], *encoder_of(kind)(text), markers[1]] for text in several]
+    assert [ids.tolist() for ids in together] == expected
+
+
+@few(100)
+@given(kind=st.sampled_from(KINDS), prompt=texts, chosen=st.lists(st.integers(0, 399), max_size=12))
+@example(kind="converted", prompt="a", chosen=[3 + 0xE4])  # an unfinished character at the end was lost
+@example(kind="converted", prompt="a", chosen=[3 + 0xC3, 3 + 0xA9, 3 + 0xFF, 300])  # é, then a byte that ends no é
+@example(kind="converted", prompt="a", chosen=[3 + 0xC3, 2, 3 + 0xA9])  # with </s> between the two bytes
+def test_a_continuation_in_pieces_is_the_text_of_all_ids(kind: str, prompt: str, chosen: list[int]) -> None:
+    """Found 2026-11-24: `generate` lost or garbled characters whose bytes came one by one."""
+    tokenizer = tokenizer_of(kind)
+    ids = tokenizer.encode(prompt)
+    pieces = list(continuation(tokenizer, ids, chosen))
+    if ids and ids[-1] not in tokenizer.unsettled_ids and not tokenizer.decode(ids).endswith("\ufffd"):
+        assert tokenizer.decode(ids) + "".join(pieces) == tokenizer.decode(ids + chosen)
+    settled = [list(continuation(tokenizer, ids, chosen[:end])) for end in range(len(chosen))]
+    for shorter, longer in pairwise([*settled, pieces]):
+        assert longer[: len(shorter) - 1] == shorter[:-1]  # what was said is not taken back
+
+
+@few(150)
+@given(todo=changes, where=st.floats(0, 1))
+def test_any_bytes_as_a_tokenizer_model_are_one_or_one_line(todo: Any, where: float) -> None:
+    model = model_bytes("small")
+    check_file(
+        "tokenizer.model", changed(model, [(what, int(where * len(model)) + place, by) for what, place, by in todo])
+    )
+
+
+@cache
+def _pruned() -> dict[str, Any]:
+    """Without the most of its pieces, so that each other field is found soon."""
+    whole = document_of("trained here")
+    model = whole["model"]
+    kept = {text: number for text, number in model["vocab"].items() if number < 262}
+    merges = [pair for pair in model["merges"] if "".join(pair if isinstance(pair, list) else pair.split(" ")) in kept]
+    return whole | {"model": model | {"vocab": kept, "merges": merges}}
+
+
+@few(150)
+@given(document=documents(_pruned()))
+def test_any_fields_of_a_tokenizer_json_are_one_or_one_line(document: Any) -> None:
+    check_file("tokenizer.json", json.dumps(document).encode())
+
+
+def check_file(name: str, data: bytes) -> None:
+    """A file of a tokenizer is refused in one line, or encodes and decodes any text without an error."""
+    with tempfile.TemporaryDirectory(prefix="tinyllama-fuzz-") as folder:
+        (Path(folder) / name).write_bytes(data)
+        try:
+            tokenizer = Tokenizer.load(folder)
+            for text in ("", "a  b\n", "é\0", "<s>▁"):
+                assert tokenizer.decode(tokenizer.encode(text)) is not None
+            _ = tokenizer.digest, tokenizer.start_ids, tokenizer.piece_bytes()
+            tokenizer.save(Path(folder) / "again")
+        except InputError as error:
+            one_line(error)
