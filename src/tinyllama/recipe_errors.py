@@ -20,6 +20,11 @@ def shortened(value: object) -> str:
     return _SHORT.repr(value)
 
 
+def printable(name: str) -> str:
+    """A name from a file as it is, or where a line cannot hold it as Python writes it."""
+    return name if name.isprintable() and len(name) <= _SHORT.maxstring else shortened(name)
+
+
 def has_lone_surrogate(text: str) -> bool:
     """Whether a text holds half of a pair, which no file can."""
     return any("\ud800" <= character <= "\udfff" for character in text)
@@ -29,7 +34,7 @@ def first_problem(error: ValidationError, whole: type[BaseModel]) -> str:
     """Place, value and remedy of the first thing that is wrong with a recipe, in one line; `whole` is its model."""
     problem = error.errors()[0]
     place = [str(part) for part in problem["loc"] if not _UNION_ARM.search(str(part))]
-    dotted = ".".join(part if part.isprintable() and len(part) < 100 else shortened(part) for part in place)
+    dotted = ".".join(map(printable, place))
     if problem["type"] == "extra_forbidden":
         return f"{dotted}: unknown field; {_nearest(place, whole)}"
     if problem["type"] == "missing":

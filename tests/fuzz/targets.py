@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.fuzz import test_recipe
+from tests.fuzz import test_readers, test_recipe, test_tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,5 +36,17 @@ TARGETS = {
     "recipe_fields": _structured(test_recipe.test_any_fields_are_a_recipe_or_one_line),
     "recipe_overrides": _structured(test_recipe.test_any_override_is_taken_or_one_line),
     "token_counts": _structured(test_recipe.test_a_count_of_tokens_is_a_whole_number_or_refused_in_words),
+    **{
+        f"{format}{suffix}": Target(*test_readers.target(format, suffix), longest=8192)
+        for format, suffix in test_readers.PLACES
+        if suffix not in (".jsonl.gz", ".jsonl.zst") and (format, suffix) != ("huggingface", ".csv")
+    },
+    "lines": _structured(test_readers.test_every_line_is_a_row_or_a_reject_however_it_is_packed),
+    "columns": _structured(test_readers.test_columns_of_any_type_and_name_give_as_many_rows_or_one_line),
+    "encode": _structured(test_tokenizer.test_any_text_has_its_library_s_ids_and_comes_back),
+    "encode_together": _structured(test_tokenizer.test_texts_together_are_as_each_alone),
+    "continuation": _structured(test_tokenizer.test_a_continuation_in_pieces_is_the_text_of_all_ids),
+    "tokenizer.json": _structured(test_tokenizer.test_any_fields_of_a_tokenizer_json_are_one_or_one_line),
+    "tokenizer.model": Target(test_tokenizer.check_model, test_tokenizer.seeds, longest=1 << 16),
     "words": _structured(test_recipe.test_any_words_are_a_call_or_one_line),
 }

@@ -21,6 +21,7 @@ from tests.vocabularies import (
     model_file,
     processor,
     tokenizers_reference,
+    train_sentencepiece,
 )
 
 from tinyllama.errors import InputError
@@ -129,6 +130,14 @@ def test_any_bytes_as_a_tokenizer_model_are_one_or_one_line(todo: Any, where: fl
     check_file(
         "tokenizer.model", changed(model, [(what, int(where * len(model)) + place, by) for what, place, by in todo])
     )
+
+
+def check_model(data: bytes) -> None:
+    check_file("tokenizer.model", data)
+
+
+def seeds() -> list[bytes]:
+    return [train_sentencepiece(vocab_size=300), model_bytes("small")]
 
 
 @cache

@@ -20,10 +20,12 @@ from tinyllama.data.long_text import LONG_BYTES, parse_long_line
 from tinyllama.data.tables import Undecodable, arrow_columns, arrow_rows, parquet_columns, parquet_rows
 from tinyllama.errors import InputError
 from tinyllama.recipe_data import Source
+from tinyllama.recipe_errors import printable
 from tinyllama.text import Text, is_utf8
 
 _SUBSET = "redpajama_set_name"
 _LONGEST_META = 10_000  # characters; beyond it is no metadata
+_MOST_NAMED = 20  # columns, in a message
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,17 @@ def _fields(local: Path, name: str, format: str, needed: Sequence[str], one_of: 
 
 
 def _columns(present: list[str], name: str, needed: Sequence[str], one_of: Sequence[str]) -> list[str]:
-    """The columns to read. Raises InputError where the file lacks one."""
+    """The columns to read. Raises InputError where the file lacks one, or has it twice."""
     found = [column for column in one_of if column in present]
     missing = [repr(column) for column in needed if column not in present]
     if one_of and not found:
         missing.append(" or ".join(map(repr, one_of)))
     if missing:
-        have = ", ".join(present)
+        have = ", ".join(map(printable, present[:_MOST_NAMED])) + ", …" * (len(present) > _MOST_NAMED)
         raise InputError(f"{name}: no column {missing[0]} (it has {have}); name the right one as text, or take it out")
+    for column in (*needed, *found):
+        if present.count(column) > 1:
+            raise InputError(f"{name}: two columns are called {column!r}; rename or take out one")
     return [*needed, *found]
 
 

@@ -29,6 +29,10 @@ class Undecodable:
     """Stands for a value that is text by its type but not UTF-8 by its bytes."""
 
 
+_OTHER = object()
+"""Stands for a value that is no text; as Python's own object it may not exist, such as a date in the year 30,000."""
+
+
 def parquet_columns(file: Path | BinaryIO) -> list[str]:
     """Names of a parquet file's columns. Raises ArrowException or OSError where it is not one."""
     return list(pyarrow.parquet.read_schema(file).names)
@@ -102,12 +106,31 @@ def _rows(batch: Any) -> Iterator[dict[str, Any]]:
 
 
 def _values(column: Any) -> list[Any]:
-    kind = column.type
-    if pyarrow.types.is_string(kind) or pyarrow.types.is_binary(kind):
+    """A column's values as far as they may be text, or hold it: of all others it is only known that they are there."""
+    types = pyarrow.types
+    if isinstance(column, pyarrow.ExtensionArray):
+        column = column.storage
+    if types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if any(test(column.type) for test in (types.is_string_view, types.is_binary_view, types.is_fixed_size_binary)):
+        column = column.cast(pyarrow.binary()).cast(pyarrow.large_binary())
+    if types.is_string(column.type) or types.is_binary(column.type):
         return _texts(column, np.int32)
-    if pyarrow.types.is_large_string(kind) or pyarrow.types.is_large_binary(kind):
+    if types.is_large_string(column.type) or types.is_large_binary(column.type):
         return _texts(column, np.int64)
-    return list(column.to_pylist())
+    return _structs(column) if types.is_struct(column.type) else _presence(column, _OTHER)
+
+
+def _structs(column: Any) -> list[Any]:
+    names = [field.name for field in column.type]
+    rows = zip(*map(_values, column.flatten()), strict=True) if names else [()] * len(column)
+    there = _presence(column, True)
+    return [dict(zip(names, row, strict=True)) if valid else None for row, valid in zip(rows, there, strict=True)]
+
+
+def _presence(column: Any, mark: object) -> list[Any]:
+    """A mark for each value, and None where there is none."""
+    return [mark if valid else None for valid in column.is_valid().to_pylist()]
 
 
 def _texts(column: Any, offset_type: type[np.integer[Any]]) -> list[Any]:
