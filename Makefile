@@ -5,7 +5,7 @@ LOWEST := tests/test_recipe.py tests/test_tokenizer.py tests/model tests/plan te
 	tests/data tests/track/test_trackers.py tests/train/test_train.py tests/train/test_float8.py \
 	tests/train/test_checkpoint.py tests/train/test_exactness.py
 
-.PHONY: demo test check bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-lowest soak lock install-locked clean
+.PHONY: demo test check bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-lowest soak lock install-locked fuzz clean
 
 # Raw text to a released model, on a laptop's CPU.
 demo: .venv/installed
@@ -85,6 +85,15 @@ check-clusters:
 MINUTES ?= 10
 soak: .venv/installed-dev
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+# Inputs that break a property, looked for one target after the other; FUZZ_SECONDS each, TARGETS some of them. What
+# is found lies under build/fuzz/; see docs/fuzzing.md.
+FUZZ_SECONDS ?= 60
+TARGETS ?= $(shell $(BIN)/python -m tests.fuzz.targets)
+
+fuzz: .venv/installed-dev
+	@failed=; for target in $(TARGETS); do $(BIN)/python -m tests.fuzz.fuzz $$target $(FUZZ_SECONDS) || failed="$$failed $$target"; done; \
+		test -z "$$failed" || { echo "broken:$$failed; see build/fuzz/"; exit 1; }
 
 clean:
 	rm -rf .venv .venv-lowest build dist

@@ -3,14 +3,12 @@
 The tests try the same examples each time; `make fuzz` looks for new ones.
 """
 
-from typing import Any
-
 from hypothesis import HealthCheck, settings
 
 from tinyllama.errors import InputError
 
 
-def few(examples: int) -> Any:
+def few(examples: int) -> settings:
     """Settings of a test that tries so many examples, always the same."""
     slow = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
     return settings(

@@ -50,3 +50,7 @@ TARGETS = {
     "tokenizer.model": Target(test_tokenizer.check_model, test_tokenizer.seeds, longest=1 << 16),
     "words": _structured(test_recipe.test_any_words_are_a_call_or_one_line),
 }
+
+
+if __name__ == "__main__":
+    print(*TARGETS)

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def check(format: str, suffix: str, data: bytes) -> None:
         assert len(rows) == sum(bool(line) and not line.isspace() for line in lines)
 
 
-def target(format: str, suffix: str) -> Any:
+def target(format: str, suffix: str) -> tuple[Callable[[bytes], None], Callable[[], list[bytes]]]:
     """What atheris calls for a kind of file, and what it starts from."""
 
     def call(data: bytes) -> None:
