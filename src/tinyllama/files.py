@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
@@ -24,6 +25,7 @@ _FULL_BYTES = 1 << 20
 def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     """Yield a binary file that takes the name `path` only when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _forget_parts(path)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with beside.open("wb") as file:
@@ -40,6 +42,24 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     sync_directory(path.parent)
 
 
+def _forget_parts(path: Path) -> None:
+    """Delete what killed processes have left of earlier attempts: of metrics.jsonl it may be gigabytes."""
+    for other in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        number = other.name.split(".")[-2]
+        if number.isdigit() and not _is_alive(int(number)):
+            other.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 @contextmanager
 def write_folder(folder: Path) -> Iterator[Path]:
     """Yield a hidden sibling that takes the place of `folder` only when the block ends without an error.
@@ -47,6 +67,8 @@ def write_folder(folder: Path) -> Iterator[Path]:
     Where the disk is full, OSError has the folder's name.
     """
     part, replaced = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "replaced"))
+    if replaced.exists() and not folder.exists():  # killed between the two renames below
+        replaced.rename(folder)
     for left_over in (part, replaced):
         shutil.rmtree(left_over, ignore_errors=True)
     part.mkdir(parents=True)
@@ -84,16 +106,17 @@ def sync_directory(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole; the same value gives the same bytes."""
     with write_atomically(path) as file:
-        file.write(_json_bytes(value))
+        file.write(json_bytes(value))
 
 
-def _json_bytes(value: Any) -> bytes:
+def json_bytes(value: Any) -> bytes:
+    """A JSON file's bytes; the same value gives the same."""
     return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def write_manifest(path: Path, value: Any) -> None:
     """Write a JSON file last of a folder's, and before it, beside it, its own SHA-256 as `sha256sum` writes it."""
-    data = _json_bytes(value)
+    data = json_bytes(value)
     with write_atomically(path.with_suffix(".sha256")) as file:
         file.write(f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode())
     with write_atomically(path) as file:

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from tinyllama.errors import InputError
-from tinyllama.files import write_atomically, write_json
+from tinyllama.files import json_bytes, write_atomically, write_json
 from tinyllama.text import Text
 from tinyllama.tokenizer_conversion import piece_bytes
 from tinyllama.tokenizer_files import TokenizerFile, checked_utf8_parts, read_tokenizer
@@ -120,14 +120,18 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "model_max_length": context,
         }
-        document = self._file.document()
+        last, document = folder / "tokenizer.json", json_bytes(self._file.document())
+        if last.is_file() and last.read_bytes() != document:
+            last.unlink()  # another tokenizer's, which would be taken for whole beside files of this one
         write_json(folder / "tokenizer_config.json", {k: v for k, v in settings.items() if v is not None})
         write_json(folder / "special_tokens_map.json", special)
-        (folder / "tokenizer.model").unlink(missing_ok=True)  # another tokenizer's would mislead
-        if (model := self._file.sentencepiece_model()) is not None:
+        if (model := self._file.sentencepiece_model()) is None:
+            (folder / "tokenizer.model").unlink(missing_ok=True)  # another tokenizer's would mislead
+        else:
             with write_atomically(folder / "tokenizer.model") as file:
                 file.write(model)
-        write_json(folder / "tokenizer.json", document)
+        with write_atomically(last) as file:
+            file.write(document)
 
     def _marker(self, number: int | None, field: str) -> list[int]:
         if number is None:
