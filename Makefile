@@ -5,7 +5,7 @@ LOWEST := tests/test_recipe.py tests/test_tokenizer.py tests/model tests/plan te
 	tests/data tests/track/test_trackers.py tests/train/test_train.py tests/train/test_float8.py \
 	tests/train/test_checkpoint.py tests/train/test_exactness.py
 
-.PHONY: demo test check bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-lowest soak lock install-locked fuzz clean
+.PHONY: demo test check bench bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-lowest soak lock install-locked fuzz clean
 
 # Raw text to a released model, on a laptop's CPU.
 demo: .venv/installed
@@ -21,6 +21,11 @@ check: .venv/installed-dev
 	$(BIN)/ruff check src tests benchmarks cluster
 	$(BIN)/mypy
 	$(BIN)/python tests/measures.py
+
+# Everything that has a peer, in one run on this machine, written into docs/benchmarks.md: 25 minutes on two quiet cores,
+# after the peers are installed.
+bench: .venv/installed-dev
+	$(BIN)/python benchmarks/bench.py
 
 # Training beside its peers, two ranks beside one process; the model card's 1.1B model on this machine's CPU; and the
 # optimisers at equal tokens.

@@ -8,66 +8,93 @@ ratio of times with its spread, also task by task, and the largest difference of
 """
 
 import argparse
-import statistics
-import tempfile
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import torch
 from evaluation_model import answers, load_ours, load_task, load_theirs, requests_of, smollm2_folder
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from measuring import OURS, Measure, Program, cores, options, spread, take_turns, write_measures
+from peers import version_of
 
 TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge")
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 BATCH_SIZES = (1, 4, 16, 64)
 TRIAL_ITEMS = 8
 
-Seconds = dict[str, float]
+PEER = "lm-eval hf"
 
 
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     requests = {name: requests_of(load_task(name), arguments.items) for name in TASKS}
-    with tempfile.TemporaryDirectory() as directory:
-        folder = smollm2_folder(arguments.folder or Path(directory))
-        for precision in arguments.precision:
-            _compare(folder, precision, requests, arguments)
+    folder = smollm2_folder(arguments.work.resolve())
+    compared = (_compare(folder, precision, requests, arguments) for precision in arguments.precision)
+    write_measures(arguments.json, compared)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = options(__doc__, rounds=3)
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--items", type=int, default=60, help="of each task")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--folder", type=Path, help="keep the Hugging Face folder of the weights here")
+    parser.add_argument("--threads", type=int, default=cores())
     return parser.parse_args()
 
 
-def _compare(folder: Path, precision: str, requests: Mapping[str, list[Instance]], given: argparse.Namespace) -> None:
-    models = {
-        "ours": load_ours(folder, PRECISIONS[precision]),
-        "hf": _with_best_batch(folder, PRECISIONS[precision], requests),
-    }
-    scores: dict[str, list[tuple[float, bool]]] = {}
-    rounds: list[dict[str, Seconds]] = []
-    for number in range(given.rounds):
-        times: dict[str, Seconds] = {}
-        for name in sorted(models, reverse=bool(number % 2)):
-            times[name], scores[name] = _time(models[name], requests)
-        rounds.append(times)
-    count = sum(map(len, requests.values()))
-    print(f"{precision}, {given.threads} threads, {given.items} items of each task, {count} requests:")
-    for task in (*TASKS, "all"):
-        print(f"  {task:<14} {_ratio(rounds, task)}")
-    print(f"  {_difference(scores['ours'], scores['hf'])}", flush=True)
+def _compare(
+    folder: Path, precision: str, requests: Mapping[str, list[Instance]], given: argparse.Namespace
+) -> Measure:
+    theirs, settings = _with_best_batch(folder, PRECISIONS[precision], requests)
+    models = {OURS: load_ours(folder, PRECISIONS[precision]), PEER: theirs}
+    turns = take_turns({name: partial(Turn.of, model, requests) for name, model in models.items()}, given.rounds)
+    for task in TASKS:
+        pairs = zip(turns[OURS], turns[PEER], strict=True)
+        print(f"  {task:<14} {spread(peer.seconds[task] / ours.seconds[task] for ours, peer in pairs)} times as fast")
+    difference = _difference(turns[OURS][-1].scores, turns[PEER][-1].scores)
+    described = {OURS: (OURS, "`tinyllama evaluate`'s model, its own batches"), PEER: ("lm_eval", settings)}
+    return Measure(
+        section="evaluation",
+        name=f"scoring SmolLM2-135M in {precision}",
+        unit="s",
+        more_is_better=False,
+        how=f"{sum(map(len, requests.values()))} requests of {', '.join(TASKS)} ({given.items} items each), "
+        f"{given.threads} threads, one process: lm-eval's call of the model, from text to log-likelihoods.",
+        not_shown="Loading the model and the tasks, generation tasks, GPUs; tasks whose requests share less than "
+        "choices of one question do gain less.",
+        programs={
+            name: Program(
+                version=version_of(sys.executable, package),
+                settings=settings,
+                values=[sum(turn.seconds.values()) for turn in turns[name]],
+                found=difference if name == OURS else "",
+            )
+            for name, (package, settings) in described.items()
+        },
+    )
 
 
-def _with_best_batch(folder: Path, precision: torch.dtype, requests: Mapping[str, list[Instance]]) -> LM:
-    """lm-eval's `hf` with the batch size that is fastest on a few items of each task."""
+class Turn(NamedTuple):
+    """Seconds by task, and each request's log-likelihood and greediness."""
+
+    seconds: dict[str, float]
+    scores: list[tuple[float, bool]]
+
+    @classmethod
+    def of(cls, model: LM, requests: Mapping[str, list[Instance]]) -> Self:
+        return cls(*_time(model, requests))
+
+    def __str__(self) -> str:
+        return f"{sum(self.seconds.values()):.2f} s"
+
+
+def _with_best_batch(folder: Path, precision: torch.dtype, requests: Mapping[str, list[Instance]]) -> tuple[LM, str]:
+    """lm-eval's `hf` with the batch size that is fastest on a few items of each task, and that in words."""
     model = load_theirs(folder, precision, 1)
     few = {task: [request for request in own if request.doc_id < TRIAL_ITEMS] for task, own in requests.items()}
     seconds: dict[int, float] = {}
@@ -83,30 +110,17 @@ def _with_best_batch(folder: Path, precision: torch.dtype, requests: Mapping[str
     dtype = str(precision).removeprefix("torch.")
     print(f"hf, {dtype}: batch size {best} ({tried}); the smallest and the largest beside each other:")
     print(f"  {_difference(scores[0], scores[-1])}", flush=True)
-    return model
+    return model, f"`hf` on the CPU, batch size {best}, the quickest of {', '.join(map(str, BATCH_SIZES))}"
 
 
-def _time(model: LM, requests: Mapping[str, list[Instance]]) -> tuple[Seconds, list[tuple[float, bool]]]:
-    seconds: Seconds = {}
+def _time(model: LM, requests: Mapping[str, list[Instance]]) -> tuple[dict[str, float], list[tuple[float, bool]]]:
+    seconds: dict[str, float] = {}
     scores: list[tuple[float, bool]] = []
     for task, own in requests.items():
         began = time.perf_counter()
         scores += answers(model, own)
         seconds[task] = time.perf_counter() - began
     return seconds, scores
-
-
-def _ratio(rounds: Sequence[Mapping[str, Seconds]], task: str) -> str:
-    """Times of both, and how many times as fast ours is: the median of the rounds' ratios, and their range."""
-
-    def seconds(name: str) -> list[float]:
-        return [sum(times[name].values()) if task == "all" else times[name][task] for times in rounds]
-
-    ours, theirs = seconds("ours"), seconds("hf")
-    ratios = sorted(slow / fast for slow, fast in zip(theirs, ours, strict=True))
-    spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
-    medians = f"ours {statistics.median(ours):.2f} s, hf {statistics.median(theirs):.2f} s"
-    return f"{statistics.median(ratios):.2f} times as fast ({spread}): {medians}"
 
 
 def _difference(ours: Sequence[tuple[float, bool]], theirs: Sequence[tuple[float, bool]]) -> str:

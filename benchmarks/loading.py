@@ -3,12 +3,11 @@
 Writes random tokens as a token store of two sources, as litdata's chunks and as one flat file; the three then take
 turns at shuffled batches of 8 x 2049 as int64, in this process, from a warm page cache. After that a sparse store of
 1e12 tokens, with manifests as long as real ones, is opened in a process of its own, and `sequences` asked for the 1,024
-rows of its first and of a late step. litdata is installed under --peers, apart from everything else. Linux only.
+rows of its first and of a late step. Linux only.
 
     python benchmarks/loading.py --megatokens 200
 """
 
-import argparse
 import itertools
 import json
 import re
@@ -17,20 +16,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import OURS, Measure, Program, options, seconds_of, take_turns, write_measures
+from peers import make_peer, packages_of, version_of
 
 from tinyllama.data.batches import batches
 from tinyllama.data.order import sequences
 from tinyllama.data.store import FORMAT_VERSION, TokenStore
 from tinyllama.recipe import Recipe
 
-PEERS = ("litdata==0.2.76", "lightning-utilities==0.15.3", "obstore==0.12.1", "tifffile==2026.3.3")
 SHARES = {"slimpajama": 0.7, "starcoderdata": 0.3}
 ROWS, LENGTH = 8, 2048
 VOCABULARY = 32_000
@@ -52,51 +53,68 @@ print(open("/proc/self/status").read())
 
 def main() -> None:
     """Print the three parts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, rounds=15)
     parser.add_argument("--megatokens", type=float, default=200, help="random tokens to read (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each reader (default: %(default)s)")
-    parser.add_argument("--peers", type=Path, help="a folder for litdata, kept (default: a temporary one)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    python = make_peer(arguments.work.resolve(), "litdata")
+    sys.path.append(str(packages_of(python)))  # what it needs besides is what tinyllama has
     with tempfile.TemporaryDirectory() as folder:
-        add_peers(arguments.peers or Path(folder) / "peers")
-        compare_readers(Path(folder), int(arguments.megatokens * 1e6), arguments.rounds)
+        num_tokens = int(arguments.megatokens * 1e6)
+        measure = compare_readers(Path(folder), num_tokens, arguments.rounds, version_of(python, "litdata"))
         open_a_trillion(Path(folder) / "sparse")
+    write_measures(arguments.json, [measure])
 
 
-def add_peers(folder: Path) -> None:
-    """Make litdata importable here; what it needs besides is what tinyllama has."""
-    if not (folder / "litdata").is_dir():
-        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps"]
-        subprocess.run([*pip, "--target", folder, *PEERS], check=True)
-    sys.path.append(str(folder))
-
-
-def compare_readers(folder: Path, num_tokens: int, rounds: int) -> None:
-    """Let the readers take turns; print each one's median turn."""
+def compare_readers(folder: Path, num_tokens: int, rounds: int, litdata: str) -> Measure:
+    """Let the readers take turns."""
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, num_tokens, dtype=np.uint16)
     tokens.tofile(folder / "flat")
     readers = {
-        "tinyllama": read_ours(write_random(folder / "store", tokens)),
+        OURS: read_ours(write_random(folder / "store", tokens)),
         "plain memmap": read_plainly(folder / "flat"),
         "litdata": read_litdata(folder / "litdata", folder / "flat"),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in readers}
-    for turn in range(-2, rounds):  # two turns to warm up
-        for name, reader in readers.items():
-            begun = time.perf_counter()
-            for _ in range(TURN_BATCHES):
-                batch = next(reader)
-            if turn >= 0:
-                seconds[name].append((time.perf_counter() - begun) / TURN_BATCHES)
-            assert batch.shape == (ROWS, LENGTH + 1)
-            assert batch.dtype == torch.int64
-    print(f"{ROWS} x {LENGTH + 1} shuffled tokens out of {num_tokens / 1e6:,.0f}M, warm; median of {rounds} turns")
-    reference = statistics.median(seconds["litdata"])
-    for name, turns in seconds.items():
-        median = statistics.median(turns)
-        rate = ROWS * LENGTH / median / 1e6
-        print(f"  {name:14}{median * 1e6:6.1f} us {rate:7.0f}M tokens/s   {reference / median:5.2f} x litdata")
+    programs = {name: partial(read_batches, reader) for name, reader in readers.items()}
+    for program in programs.values():  # to warm up
+        program()
+        program()
+    seconds = take_turns(programs, rounds)
+    settings = {
+        OURS: "`tinyllama.data.batches` of two sources, order, mix and reading ahead included",
+        "plain memmap": "rows of one flat file in numpy's random order: no mix, no resume, no checks",
+        "litdata": "StreamingDataset, TokensLoader, shuffle, drop_last, in this process: its own worker processes cost "
+        "more than they save here",
+    }
+    versions = {OURS: version(OURS), "plain memmap": f"numpy {np.__version__}", "litdata": litdata}
+    megatokens = TURN_BATCHES * ROWS * LENGTH / 1e6
+    return Measure(
+        section="loading",
+        name=f"shuffled batches of {ROWS} x {LENGTH + 1}",
+        unit="M tokens/s",
+        more_is_better=True,
+        how=f"int64 batches out of {num_tokens / 1e6:,.0f}M random tokens, warm page cache, one process, "
+        f"{TURN_BATCHES} batches a turn.",
+        not_shown="Disks and networks: at these rates either is slower than every program here. Training on a CPU "
+        "needs a thousandth of it.",
+        programs={
+            name: Program(
+                version=versions[name], settings=settings[name], values=[megatokens / value for value in values]
+            )
+            for name, values in seconds.items()
+        },
+    )
+
+
+def read_batches(reader: Iterator[torch.Tensor]) -> float:
+    """Seconds of one turn."""
+    begun = time.perf_counter()
+    for _ in range(TURN_BATCHES):
+        batch = next(reader)
+    seconds = time.perf_counter() - begun
+    assert batch.shape == (ROWS, LENGTH + 1)
+    assert batch.dtype == torch.int64
+    return seconds
 
 
 def read_ours(store: Path) -> Iterator[torch.Tensor]:
@@ -121,6 +139,19 @@ def read_litdata(folder: Path, flat: Path) -> Iterator[torch.Tensor]:
     """A shuffled StreamingDataset with a TokensLoader, epoch after epoch."""
     import litdata  # noqa: PLC0415
 
+    write_chunks(folder, flat)
+    loader = litdata.TokensLoader(block_size=LENGTH + 1)
+    data = litdata.StreamingDataset(str(folder), item_loader=loader, shuffle=True, drop_last=True)
+    while True:
+        items = (item.long() for item in data)  # a generator, as each iter(data) begins anew
+        while len(rows := list(itertools.islice(items, ROWS))) == ROWS:
+            yield torch.stack(rows)
+
+
+def write_chunks(folder: Path, flat: Path) -> None:
+    """The flat file as litdata's chunks of 64 MB."""
+    import litdata  # noqa: PLC0415
+
     size = 1000 * (LENGTH + 1)
     litdata.optimize(
         partial(tokens_from, str(flat), size),
@@ -132,12 +163,6 @@ def read_litdata(folder: Path, flat: Path) -> Iterator[torch.Tensor]:
         item_loader=litdata.TokensLoader(),
         verbose=False,
     )
-    loader = litdata.TokensLoader(block_size=LENGTH + 1)
-    data = litdata.StreamingDataset(str(folder), item_loader=loader, shuffle=True, drop_last=True)
-    while True:
-        items = (item.long() for item in data)  # a generator, as each iter(data) begins anew
-        while len(rows := list(itertools.islice(items, ROWS))) == ROWS:
-            yield torch.stack(rows)
 
 
 def tokens_from(flat: str, count: int, start: int) -> Iterator[torch.Tensor]:
@@ -145,10 +170,12 @@ def tokens_from(flat: str, count: int, start: int) -> Iterator[torch.Tensor]:
     yield torch.from_numpy(np.fromfile(flat, np.uint16, count, offset=2 * start))
 
 
-def write_random(folder: Path, tokens: "np.ndarray[Any, np.dtype[np.uint16]]") -> Path:
+def write_random(
+    folder: Path, tokens: "np.ndarray[Any, np.dtype[np.uint16]]", shares: Mapping[str, float] = SHARES
+) -> Path:
     """A store of the tokens in shards of 20M."""
-    split = int(len(tokens) * SHARES["slimpajama"])
-    parts = {"slimpajama": tokens[:split], "starcoderdata": tokens[split:]}
+    ends = np.cumsum([int(len(tokens) * share) for share in shares.values()])[:-1]
+    parts = dict(zip(shares, np.split(tokens, ends), strict=True))
     shards = {name: np.array_split(part, -(-len(part) // 20_000_000)) for name, part in parts.items()}
     write_manifests(folder, {name: [len(shard) for shard in own] for name, own in shards.items()}, 0)
     for name, own in shards.items():
@@ -183,14 +210,7 @@ def write_manifests(folder: Path, sources: dict[str, list[int]], num_inputs: int
 
 def open_a_trillion(folder: Path) -> None:
     """Print what opening a sparse store costs, and `sequences` at its first and at a late step."""
-    count = round(SPARSE_SHARDS * SHARES["slimpajama"])
-    sizes = {"slimpajama": [SPARSE_TOKENS] * count, "starcoderdata": [SPARSE_TOKENS] * (SPARSE_SHARDS - count)}
-    write_manifests(folder, sizes, SPARSE_INPUTS)
-    for name, own in sizes.items():
-        for number, tokens in enumerate(own):
-            for suffix, size in ((".tokens", 2 * tokens), (".documents", 8)):
-                with (folder / name / "train" / f"{number:05d}{suffix}").open("wb") as file:
-                    file.truncate(size)
+    write_sparse(folder)
     opened = [open_in_a_process(folder) for _ in range(5)]
     imported, seconds, tokens, peak = (statistics.median(values) for values in zip(*opened, strict=True))
     print(f"{tokens:,.0f} tokens in {SPARSE_SHARDS:,} shards from {SPARSE_INPUTS:,} files; median of {len(opened)}")
@@ -205,18 +225,24 @@ def open_a_trillion(folder: Path) -> None:
         )
 
 
+def write_sparse(folder: Path) -> None:
+    """A store of a trillion zeros that takes no room, with manifests as long as real ones."""
+    count = round(SPARSE_SHARDS * SHARES["slimpajama"])
+    sizes = {"slimpajama": [SPARSE_TOKENS] * count, "starcoderdata": [SPARSE_TOKENS] * (SPARSE_SHARDS - count)}
+    write_manifests(folder, sizes, SPARSE_INPUTS)
+    for name, own in sizes.items():
+        for number, tokens in enumerate(own):
+            for suffix, size in ((".tokens", 2 * tokens), (".documents", 8)):
+                with (folder / name / "train" / f"{number:05d}{suffix}").open("wb") as file:
+                    file.truncate(size)
+
+
 def open_in_a_process(folder: Path) -> tuple[float, float, float, float]:
     """Seconds of imports and of opening, tokens, peak memory in bytes."""
     done = subprocess.run([sys.executable, "-c", OPEN, folder], check=True, capture_output=True, text=True)
     imported, opened, tokens = map(float, done.stdout.splitlines()[0].split())
     (kilobytes,) = re.findall(r"VmHWM:\s*(\d+)", done.stdout)
     return imported, opened, tokens, 1024 * float(kilobytes)
-
-
-def seconds_of(call: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    call()
-    return time.perf_counter() - begun
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training_setup import DEFAULT_WORK, Work, environment, make_work, small_recipe, write_recipe
+from measuring import DEFAULT_WORK
+from training_setup import Work, environment, make_work, small_recipe, write_recipe
 
 from tinyllama.train.metrics import read_rows
 

@@ -1,14 +1,13 @@
 """datatrove's and litdata's way from jsonl.zst to tokens on disk, on one core: what benchmarks/prepare.py measures.
 
 Runs in an environment that has litdata: `prepare_peers.py datatrove BATCH_SIZE FILES OUT TOKENIZER_JSON`, or `litdata
-FILES OUT TOKENIZER_JSON`, or `versions`. Each appends `</s>` to a document and keeps the documents' order.
+FILES OUT TOKENIZER_JSON`. Each appends `</s>` to a document and keeps the documents' order.
 """
 
 import json
 import sys
 from collections.abc import Iterator
 from functools import cache, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +79,6 @@ def unpack_chunks(out: Path) -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["versions"]:
-            names = ("datatrove", "litdata", "tokenizers", "sentencepiece", "numpy", "torch")
-            print(", ".join(f"{name} {version(name)}" for name in names))
         case ["datatrove", *arguments]:
             run_datatrove(*arguments)
         case ["litdata", *arguments]:

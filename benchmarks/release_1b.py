@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from training_setup import DEFAULT_WORK, make_work
+from measuring import DEFAULT_WORK
+from training_setup import make_work
 
 from tinyllama.files import write_json
 from tinyllama.model.llama import Llama, initialize

@@ -2,17 +2,17 @@
 
 Reads the source text and the documents of the Python packages that are installed here, or a corpus that
 benchmarks/prepare.py has made (--corpus). The three encoders take turns on blocks of the text, so that a busy machine
-slows all three; "cold" is a first pass with an empty memo over text that the vocabulary was not trained on, "again" a
-second pass. Without --tokenizer, 32,000 pieces are trained on other files of the same packages.
+slows all three; our memo is empty at the start of each round. Without --tokenizer, 32,000 pieces are trained on other
+files of the same packages.
 
     python benchmarks/tokenizer.py --megabytes 30
 """
 
-import argparse
 import json
 import os
 import random
 import struct
+import sys
 import sysconfig
 import tempfile
 import time
@@ -22,18 +22,22 @@ from typing import Any
 
 import sentencepiece
 import tokenizers
+from measuring import OURS, Measure, Program, options, write_measures
+from peers import version_of
 from texts import read_jsonl
 
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer_training import import_tokenizer, train_tokenizer
 
 KINDS = {"code": ["*.py"], "prose": ["METADATA", "*.md", "*.rst", "*.txt"]}
+NAMES = {"code": "code", "prose": "English"}
 BLOCK_BYTES = 1_000_000
+FOUND = {OURS: "sentencepiece's ids"}
 
 
 def main() -> None:
     """Print one table for code and one for prose."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, rounds=3)
     parser.add_argument("--tokenizer", help="a tokenizer.model, or a folder that has one (default: train one)")
     parser.add_argument(
         "--corpus", type=Path, help="folder with prose/ and code/, each of SlimPajama's .jsonl.zst files"
@@ -51,10 +55,13 @@ def main() -> None:
         else:
             import_tokenizer(arguments.tokenizer, folder)
         ensure_model(Path(folder))
+        measures = []
         for kind, whole in texts.items():
             unseen = whole[::2] if arguments.tokenizer is None else whole
             blocks = to_blocks(unseen, int(arguments.megabytes * 1e6))
-            print_table(kind, blocks, measure(Path(folder), blocks))
+            turns = [measure(Path(folder), blocks) for _ in range(arguments.rounds)]
+            measures.append(as_measure(kind, blocks, turns))
+        write_measures(arguments.json, measures)
 
 
 def read_texts(patterns: Sequence[str]) -> list[str]:
@@ -112,11 +119,11 @@ def measure(folder: Path, blocks: list[list[str]]) -> dict[str, float]:
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     encoders: dict[str, Callable[[list[str]], Any]] = {
-        "tinyllama, cold": lambda texts: list(ours.encode_documents(texts, start=False, end=False)),
+        OURS: lambda texts: list(ours.encode_documents(texts, start=False, end=False)),
         "sentencepiece": lambda texts: [theirs.encode(text) for text in texts],
         "tokenizers": lambda texts: [fast.encode(text, add_special_tokens=False).ids for text in texts],
     }
-    seconds = dict.fromkeys([*encoders, "tinyllama, again"], 0.0)
+    seconds = dict.fromkeys(encoders, 0.0)
     for block in blocks:
         results = []
         for name, encode in encoders.items():
@@ -125,20 +132,36 @@ def measure(folder: Path, blocks: list[list[str]]) -> dict[str, float]:
             seconds[name] += time.perf_counter() - start
         if any(ids.tolist() != expected for ids, expected in zip(results[0], results[1], strict=True)):
             raise SystemExit("the ids differ from sentencepiece's")
-    for block in blocks:
-        start = time.perf_counter()
-        encoders["tinyllama, cold"](block)
-        seconds["tinyllama, again"] += time.perf_counter() - start
     return seconds
 
 
-def print_table(kind: str, blocks: list[list[str]], seconds: dict[str, float]) -> None:
-    """Megabytes of UTF-8 a second, and how many times sentencepiece that is."""
+def as_measure(kind: str, blocks: list[list[str]], turns: list[dict[str, float]]) -> Measure:
+    """Megabytes of UTF-8 a second of each encoder."""
     megabytes = sum(len(text.encode()) for block in blocks for text in block) / 1e6
-    print(f"{kind}, encoders alone: {megabytes:.1f} MB in {sum(map(len, blocks)):,} texts")
-    for name, value in seconds.items():
-        ratio = seconds["sentencepiece"] / value
-        print(f"  {name:18}{megabytes / value:6.1f} MB/s   {ratio:5.2f} x sentencepiece", flush=True)
+    settings = {
+        OURS: "`Tokenizer.encode_documents`, its memo empty at the start of each round",
+        "sentencepiece": "`SentencePieceProcessor.encode`, a text a call",
+        "tokenizers": "`Tokenizer.encode`, a text a call, no parallelism",
+    }
+    programs = {
+        name: Program(
+            version=version_of(sys.executable, name),
+            settings=settings[name],
+            values=[megabytes / seconds[name] for seconds in turns],
+            found=FOUND.get(name, ""),
+        )
+        for name in turns[0]
+    }
+    return Measure(
+        section="tokenising",
+        name=f"{NAMES[kind]}, encoders alone",
+        unit="MB/s",
+        more_is_better=True,
+        how=f"{megabytes:.0f} MB of {NAMES[kind]} in {sum(map(len, blocks)):,} texts, in memory, in one process on one "
+        "core, block by block in turns.",
+        not_shown="Batches on many cores, other vocabularies; text that repeats less than English and code do.",
+        programs=programs,
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from training_setup import DEFAULT_WORK, Work, environment, make_work
+from measuring import DEFAULT_WORK
+from training_setup import Work, environment, make_work
 
 RECIPE = "tinyllama-1.1b"
 LENGTH = 2048

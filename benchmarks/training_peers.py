@@ -44,6 +44,7 @@ class Meter:
         now = time.perf_counter()
         if self.step == 0:
             self._check_size(optimizer)
+            Path("first-step").touch()
         else:
             self._write(now - self.begun)
         if self.step % self.job["product_every_steps"] == 0:

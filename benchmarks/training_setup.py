@@ -1,8 +1,7 @@
 """What benchmarks/training.py and training_1b.py need before the clock runs, made once under --work and kept.
 
 The text is this Python's standard library; on it `tinyllama tokenizer train` makes
-32,000 pieces and `tinyllama prepare` a token store. Each peer gets a virtual environment of its own with the torch
-that runs here, and the batches that tinyllama reads, row for row.
+32,000 pieces and `tinyllama prepare` a token store. Peers get the batches that tinyllama reads, row for row.
 """
 
 import hashlib
@@ -11,26 +10,19 @@ import os
 import subprocess
 import sys
 import sysconfig
-import venv
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinyllama import plan
 from tinyllama.data.batches import batches
 from tinyllama.data.store import TokenStore
 from tinyllama.recipe import Recipe
 
-DEFAULT_WORK = Path.home() / ".cache" / "tinyllama-benchmarks"
 VOCABULARY = 32_000
 SOURCE = "library"
-PEERS = {
-    "litgpt": ("litgpt==0.5.13", "requests==2.34.2"),
-    "transformers": ("transformers==5.15.1", "accelerate==1.15.0"),
-    "torchtitan": ("torchtitan==0.3.0", "triton==3.9.0"),
-}
 # glibc gives big tensors back to the kernel after every step otherwise, which costs up to a fifth of the time.
 KEEP_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
@@ -117,30 +109,26 @@ def write_rows(path: Path, recipe: Recipe) -> Path:
     return path
 
 
-def make_peer(folder: Path, name: str) -> Path:
-    """The Python of a peer's own environment, with the torch version that runs here."""
-    python = folder / "peers" / name / "bin" / "python"
-    ready = python.parent.parent / "ready"
-    torch = f"torch=={version('torch').partition('+')[0]}"
-    wanted = "\n".join((torch, *PEERS[name]))
-    if not ready.is_file() or ready.read_text() != wanted:
-        print(f"installing {name} into {python.parent.parent}", flush=True)
-        venv.create(python.parent.parent, with_pip=True, clear=True)
-        constraints = folder / "peers" / "constraints.txt"
-        constraints.write_text(f"{torch}\n")
-        pip: list[str | Path] = [
-            python,
-            "-m",
-            "pip",
-            "--quiet",
-            "--disable-pip-version-check",
-            "install",
-            "-c",
-            constraints,
-        ]
-        subprocess.run([*pip, torch, *PEERS[name]], check=True)
-        ready.write_text(wanted)
-    return python
+def peer_job(work: Work, folder: Path, fields: Mapping[str, Any], settings: Mapping[str, str]) -> Path:
+    """What a peer is to train, for benchmarks/training_peers.py: our recipe's shape on the rows that it reads."""
+    recipe = Recipe.load(write_recipe(folder / "recipe.yaml", fields))
+    model = recipe.model
+    job = {
+        **model.model_dump(),
+        **settings,
+        "vocab_size": VOCABULARY,
+        "tokenizer": str(work.tokenizer),
+        "rows": str(write_rows(folder / "rows.npy", recipe)),
+        "steps": recipe.train.steps,
+        "batch_sequences": recipe.train.batch_sequences,
+        "sequence_length": recipe.train.sequence_length,
+        "learning_rate": recipe.train.optimizer.learning_rate,
+        "product_every_steps": recipe.train.validate_every_steps,
+        "num_parameters": plan.num_parameters(model, VOCABULARY),
+        "flops_per_token": plan.flops_per_token(model, VOCABULARY, recipe.train.sequence_length),
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    return folder / "job.json"
 
 
 def environment(work: Work, threads: int) -> dict[str, str]:

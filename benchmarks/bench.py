@@ -1,0 +1,117 @@
+"""`make bench`: everything that has a peer, in one run on one machine, written into docs/benchmarks.{json,md,png}.
+
+Each section is a script of its own, run here one after the other, so that no two of them share the cores; the page and
+the plot are made of the JSON alone (--page makes them anew). A section that fails ends the run, and nothing in docs
+changes: a table of half the sections would not be of one run. Peers, texts and compiled code are kept under --work.
+
+    python benchmarks/bench.py
+    python benchmarks/bench.py --only loading starting --rounds 1      # a look, which writes under --work
+    python benchmarks/bench.py --page docs/benchmarks.json
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from os import getloadavg
+from pathlib import Path
+
+import torch
+from bench_page import write_page
+from measuring import Measure, Results, cores, machine, options, read_measures, read_results
+
+from tinyllama.files import write_json
+from tinyllama.hardware import measure_product
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
+SECTIONS = {
+    "tokenising": ("prepare.py", "--megabytes", "30", "--copies", "0"),
+    "loading": ("loading.py", "--megatokens", "200"),
+    "resuming": ("resuming.py", "--megatokens", "20", "200"),
+    "training": (
+        *("training.py", "--steps", "8", "--warmup", "3"),
+        *("--only", "tinyllama", "transformers", "litgpt bf16-true", "torchtitan"),
+    ),
+    "evaluation": ("evaluation.py", "--precision", "bf16", "--items", "24"),
+    "starting": ("starting.py",),
+}
+SECONDS = {
+    "tokenising": (45, 80),
+    "loading": (45, 1),
+    "resuming": (90, 20),
+    "training": (0, 190),
+    "evaluation": (60, 25),
+    "starting": (60, 60),
+}
+"""What a section takes on two quiet cores, everything installed: beforehand, and a round."""
+
+
+def main() -> None:
+    """Measure, and write the page."""
+    arguments = parse_arguments()
+    if arguments.page:
+        write_page(read_results(arguments.page), arguments.into or arguments.page.parent)
+        return
+    sections = arguments.only or list(SECTIONS)
+    seconds = sum(SECONDS[name][0] + SECONDS[name][1] * arguments.rounds for name in sections)
+    print(f"{', '.join(sections)}: about {seconds / 60:.0f} minutes on two quiet cores, after what is installed first")
+    into = arguments.into or (arguments.work / "look" if arguments.only else DOCS)
+    into.mkdir(parents=True, exist_ok=True)
+    results = measure(sections, arguments)
+    write_json(into / "benchmarks.json", results.model_dump())
+    write_page(results, into)
+    print(f"{into / 'benchmarks.md'}: written; {results.seconds / 60:.1f} minutes")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = options(__doc__, rounds=3)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
+    parser.add_argument("--into", type=Path, help="folder of the page (default: docs, or WORK/look with --only)")
+    parser.add_argument("--page", type=Path, help="measure nothing: make the page of such a file of results")
+    return parser.parse_args()
+
+
+def measure(sections: list[str], arguments: argparse.Namespace) -> Results:
+    """Run the sections, the machine's own speed measured before each and after the last."""
+    torch.set_num_threads(cores())
+    begun, measures = time.perf_counter(), list[Measure]()
+    products, loads = [product()], [getloadavg()[0]]
+    for name in sections:
+        measures += run(name, arguments)
+        products.append(product())
+        loads.append(getloadavg()[0])
+    return Results(
+        date=datetime.now(UTC).date().isoformat(),
+        seconds=time.perf_counter() - begun,
+        machine=machine(products, loads),
+        measures=measures,
+    )
+
+
+def product() -> float:
+    """GFLOP/s of the bf16 2048^3 product on all cores."""
+    return measure_product(torch.bfloat16) / 1e9
+
+
+def run(name: str, arguments: argparse.Namespace) -> list[Measure]:
+    """A section's measures."""
+    out = arguments.work.resolve() / "bench" / f"{name}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.unlink(missing_ok=True)
+    script, *flags = SECTIONS[name]
+    rounds = arguments.rounds * (5 if name == "loading" else 1)  # a turn of loading takes a tenth of a second
+    print(f"\n{name}", flush=True)
+    begun = time.perf_counter()
+    command = [sys.executable, HERE / script, *flags, "--work", arguments.work, "--rounds", rounds, "--json", out]
+    status = subprocess.run(list(map(str, command)), check=False).returncode
+    if status:
+        raise SystemExit(f"{name}: status {status}; nothing is written")
+    print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
+    return read_measures(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""What all benchmarks share: turns, ratios with their spread, and what they are written down as.
+
+Programs take turns, in the other order every second round, so that a busy machine slows all alike; a ratio is of two
+values of one round. `Measure` is what a script hands to benchmarks/bench.py by `--json`: a program without a version,
+or without a value in every round, is refused, since its ratio would say nothing.
+"""
+
+import argparse
+import os
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
+
+from tinyllama.files import write_json
+from tinyllama.hardware import installed_bytes
+
+OURS = "tinyllama"
+DEFAULT_WORK = Path.home() / ".cache" / "tinyllama-benchmarks"
+T = TypeVar("T")
+Text = Annotated[str, Field(min_length=1)]
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+
+
+class Program(BaseModel):
+    """What was measured of one program."""
+
+    model_config = ConfigDict(extra="forbid")
+    version: Text
+    settings: Text
+    values: list[Positive]
+    """One a round, in the measure's unit."""
+    found: str = ""
+    """What was checked beside the clock, if anything was."""
+
+
+class Measure(BaseModel):
+    """One thing that was measured, of us and our peers in the same rounds."""
+
+    model_config = ConfigDict(extra="forbid")
+    section: Text
+    name: Text
+    unit: Text
+    more_is_better: bool
+    how: Text
+    """What is measured."""
+    not_shown: Text
+    """What it says nothing of."""
+    programs: dict[str, Program]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if OURS not in self.programs:
+            raise ValueError(f"{self.name}: {OURS} itself is missing")
+        counts = {name: len(program.values) for name, program in self.programs.items()}
+        if 0 in counts.values() or len(set(counts.values())) > 1:
+            raise ValueError(f"{self.name}: every program needs a value in every round, there are {counts}")
+        return self
+
+
+class Machine(BaseModel):
+    """Where it ran."""
+
+    model_config = ConfigDict(extra="forbid")
+    cpu: Text
+    cores: int
+    memory_bytes: int
+    system: Text
+    python: Text
+    torch: Text
+    product_gflops: list[Positive]
+    """The bf16 2048^3 product on all cores, before each section and after the last."""
+    load: list[float]
+    """Processes that wanted a core in the last minute, at the same moments; ours are among them after the first."""
+
+
+class Results(BaseModel):
+    """A run of benchmarks/bench.py."""
+
+    model_config = ConfigDict(extra="forbid")
+    date: Text
+    seconds: Positive
+    machine: Machine
+    measures: Annotated[list[Measure], Field(min_length=1)]
+
+
+def read_results(path: Path) -> Results:
+    """A results file; one that lacks something is refused by the name of what it lacks."""
+    try:
+        return Results.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SystemExit(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def read_measures(path: Path) -> list[Measure]:
+    """What a script wrote by --json."""
+    return TypeAdapter(list[Measure]).validate_json(path.read_bytes())
+
+
+def write_measures(path: Path | None, measures: Iterable[Measure]) -> None:
+    """Print them, and write them where --json says."""
+    found = list(measures)
+    print("\n".join(line for measure in found for line in lines_of(measure)), flush=True)
+    if path is not None:
+        write_json(path, [measure.model_dump() for measure in found])
+
+
+def lines_of(measure: Measure) -> list[str]:
+    """A measure as text, a line a program."""
+    width = max(map(len, measure.programs))
+    lines = [f"{measure.section}: {measure.name}"]
+    for name, program in measure.programs.items():
+        line = f"  {name:{width}}  {spread(program.values)} {measure.unit}"
+        line += "" if name == OURS else f"; {OURS} is {spread(ratios(measure, name))} times as {better(measure)}"
+        lines.append(line)
+    return lines
+
+
+def ratios(measure: Measure, peer: str) -> list[float]:
+    """How many times as fast (or as small) we are, round by round."""
+    pairs = zip(measure.programs[OURS].values, measure.programs[peer].values, strict=True)
+    return [ours / theirs if measure.more_is_better else theirs / ours for ours, theirs in pairs]
+
+
+def better(measure: Measure) -> str:
+    """In what a ratio above 1 is to our favour."""
+    return "small" if measure.unit.endswith("B") else "fast"
+
+
+def spread(values: Iterable[float], form: str | None = None) -> str:
+    """Median, and from least to most where there are several; three digits where no form is given."""
+    ordered = sorted(values)
+    middle, *ends = (number(value, form) for value in (statistics.median(ordered), ordered[0], ordered[-1]))
+    return f"{middle} ({'-'.join(ends)})" if len(ordered) > 1 else middle
+
+
+def number(value: float, form: str | None = None) -> str:
+    """A number in a form, or in three digits at least: 0.0123, 1.23, 12.3, 1,234."""
+    if form is not None:
+        return format(value, form)
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:#.3g}".rstrip(".")
+
+
+def take_turns(programs: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """What each program's call returns in every round."""
+    values: dict[str, list[T]] = {name: [] for name in programs}
+    for turn in range(rounds):
+        for name in list(programs)[:: -1 if turn % 2 else 1]:
+            values[name].append(programs[name]())
+            print(f"round {turn + 1}: {name}: {values[name][-1]}", file=sys.stderr, flush=True)
+    return values
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def options(doc: str | None, rounds: int) -> argparse.ArgumentParser:
+    """The options of every script that bench.py calls."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="cache folder (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=rounds, help="turns of each program (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    return parser
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def machine(product_gflops: list[float], load: list[float]) -> Machine:
+    """This machine, with what was measured of it."""
+    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return Machine(
+        cpu=found[1] if found else platform.processor() or platform.machine(),
+        cores=cores(),
+        memory_bytes=installed_bytes(),
+        system=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+        torch=version("torch"),
+        product_gflops=product_gflops,
+        load=load,
+    )

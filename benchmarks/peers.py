@@ -1,0 +1,61 @@
+"""The programs that we are measured beside: their versions, and an environment for each, made once under --work.
+
+Each lies in WORK/peers/NAME, with the torch that runs here; litdata borrows everything but itself from the present
+environment, so that it reads and tokenises with the same libraries. Versions are fixed, so that a figure can be made
+anew; a newer one is a change to this file.
+"""
+
+import subprocess
+import sys
+import sysconfig
+import venv
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+PEERS = {
+    "litgpt": ("litgpt==0.5.13", "requests==2.34.2"),
+    "transformers": ("transformers==5.15.1", "accelerate==1.15.0"),
+    "torchtitan": ("torchtitan==0.3.0", "triton==3.9.0"),
+    "litdata": ("litdata==0.2.76", "lightning-utilities==0.15.3", "obstore==0.12.1", "tifffile==2026.3.3"),
+}
+BORROWING = {"litdata"}
+"""Installed without what they depend on, which the present environment has."""
+
+
+def make_peer(work: Path, name: str) -> Path:
+    """The Python of a peer's own environment."""
+    folder = work / "peers" / name
+    python, ready = folder / "bin" / "python", folder / "ready"
+    torch = f"torch=={version('torch').partition('+')[0]}"
+    wanted = "\n".join((torch, *PEERS[name]))
+    if not ready.is_file() or ready.read_text() != wanted:
+        print(f"installing {name} into {folder}", file=sys.stderr, flush=True)
+        venv.create(folder, with_pip=True, clear=True)
+        if name in BORROWING:
+            pip(python, "install", "--no-deps", *PEERS[name])
+            (packages_of(python) / "present.pth").write_text(sysconfig.get_path("purelib"))
+        else:
+            constraints = work / "peers" / "constraints.txt"
+            constraints.write_text(f"{torch}\n")
+            pip(python, "install", "-c", constraints, torch, *PEERS[name])
+        ready.write_text(wanted)
+    return python
+
+
+def packages_of(python: Path) -> Path:
+    """The site-packages of an environment."""
+    (folder,) = python.parent.parent.glob("lib/python*/site-packages")
+    return folder
+
+
+def pip(python: str | Path, *arguments: str | Path) -> None:
+    """Run a Python's pip."""
+    subprocess.run([python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments], check=True)
+
+
+@cache
+def version_of(python: str | Path, package: str) -> str:
+    """A package's version, as the Python that runs it says."""
+    command = [python, "-c", f"from importlib.metadata import version; print(version({package!r}))"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

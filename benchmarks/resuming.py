@@ -1,0 +1,198 @@
+"""How long training waits for its first batch when it goes on at 90 % of an epoch: we beside litdata, at several sizes.
+
+Random tokens as a store of ours and as litdata's chunks; a process reads two epochs in one go and saves where it is at
+90 % of the first, as the program's documentation has it; then processes that know only that state take turns at the
+first batch. It must be the right one, and what the two resumed epochs hold is compared with what they should. Our own
+order is also asked at 90 % of a sparse store of 1e12 tokens. Linux only.
+
+    python benchmarks/resuming.py --megatokens 20 200
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from loading import LENGTH, ROWS, VOCABULARY, write_chunks, write_random, write_sparse
+from measuring import OURS, Measure, Program, number, options, take_turns, write_measures
+from peers import make_peer, packages_of, version_of
+
+from tinyllama.recipe import Recipe
+
+HERE = Path(__file__).parent
+SOURCE = "random"
+NOT_SHOWN = (
+    "Loading weights and optimiser, which takes both the same; many ranks; a cold page cache; chunks that have to be "
+    "downloaded again."
+)
+
+
+class First(NamedTuple):
+    """A resumed process at its first batch."""
+
+    seconds: float
+    own_seconds: float
+    """Of them after the imports."""
+    rows: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.2f} s, {self.own_seconds:.4f} s of them its own"
+
+
+def main() -> None:
+    """Print what each size takes, and what was read."""
+    parser = options(__doc__, rounds=5)
+    parser.add_argument("--megatokens", type=int, nargs="+", default=[20, 200], help="sizes (default: 20 200)")
+    arguments = parser.parse_args()
+    python = make_peer(arguments.work.resolve(), "litdata")
+    sys.path.append(str(packages_of(python)))
+    measures: list[Measure] = []
+    for megatokens in arguments.megatokens:
+        with tempfile.TemporaryDirectory(prefix="tinyllama-resuming-") as folder:
+            measures += compare(Path(folder), megatokens, arguments.rounds, python)
+    with tempfile.TemporaryDirectory(prefix="tinyllama-resuming-") as folder:
+        measures.append(resume_a_trillion(Path(folder), arguments.rounds))
+    write_measures(arguments.json, measures)
+
+
+def compare(folder: Path, megatokens: int, rounds: int, python: Path) -> list[Measure]:
+    """Resume a data set of one size."""
+    write_data(folder, megatokens)
+    step = recipe_of(folder).train.steps // 2 * 9 // 10
+    pythons = {OURS: Path(sys.executable), "litdata": python}
+    found = {name: check(folder, name, own, step) for name, own in pythons.items()}
+    turns = {name: partial(first_batch, folder, name, own, step) for name, own in pythons.items()}
+    firsts = take_turns(turns, rounds)
+    for name, own in firsts.items():
+        right = expected(folder, name, 0)[0][step * ROWS : (step + 1) * ROWS]
+        if any(list(first.rows) != right for first in own):
+            found[name] = f"a wrong first batch; {found[name]}"
+    settings = {
+        OURS: "`batches(recipe, store, step)`: the order is computed, nothing is saved but the step",
+        "litdata": "StreamingDataLoader with no worker processes, its quickest; `load_state_dict` of its own "
+        "`state_dict`",
+    }
+    programs = {name: (version_of(own, name), settings[name], found[name]) for name, own in pythons.items()}
+    return [as_measure(megatokens, firsts, programs, whole) for whole in (True, False)]
+
+
+def write_data(folder: Path, megatokens: int) -> None:
+    """The same tokens for both, and our recipe of two epochs."""
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, megatokens * 1_000_000, dtype=np.uint16)
+    tokens.tofile(folder / "flat")
+    write_random(folder / "store", tokens, {SOURCE: 1})
+    write_chunks(folder / "litdata", folder / "flat")
+    whole = (len(tokens) - 1) // LENGTH // ROWS  # its last few rows are another batch's
+    fields = recipe_of_the_card() | {"name": "resuming"}
+    fields["data"] |= {
+        "store": str(folder / "store"),
+        "sources": {SOURCE: {"format": "jsonl", "path": "nowhere", "weight": 1}},
+    }
+    fields["train"] |= {"tokens": 2 * whole * ROWS * LENGTH, "batch_sequences": ROWS, "micro_batch_sequences": 1}
+    fields["train"]["schedule"]["warmup_steps"] = 1
+    (folder / "recipe.yaml").write_text(json.dumps(fields))
+
+
+def recipe_of_the_card() -> dict[str, Any]:
+    """The bundled 1.1B recipe's fields."""
+    return Recipe.load("tinyllama-1.1b").model_dump(mode="json", exclude_unset=True)
+
+
+def recipe_of(folder: Path) -> Recipe:
+    return Recipe.load(folder / "recipe.yaml")
+
+
+def check(folder: Path, name: str, python: Path, step: int) -> str:
+    """Whether a resumed walk reads what one in one go reads, in words."""
+    said = []
+    for workers in (0, 2) if name == "litdata" else (0,):
+        for mode in ("save", "resume"):
+            run(folder, name, python, step, mode, workers)
+        rest, second = json.loads((folder / f"{name}-{workers}-resume.json").read_bytes())
+        whole = expected(folder, name, workers)
+        first = "the rest of the epoch as in one go" if rest == whole[0][step * ROWS :] else "another rest of the epoch"
+        share = len(set(second)) / len(set(whole[1]))
+        said.append(
+            f"{first}, then {share:.0%} of the next epoch's rows" + f" (worker processes: {workers})" * bool(workers)
+        )
+    return "; ".join(said)
+
+
+def expected(folder: Path, name: str, workers: int) -> list[list[str]]:
+    """The rows of both epochs, read in one go."""
+    epochs: list[list[str]] = json.loads((folder / f"{name}-{workers}-save.json").read_bytes())
+    return epochs
+
+
+def run(folder: Path, name: str, python: Path, step: int, mode: str, workers: int) -> None:
+    """A whole walk."""
+    command: list[Any] = [python, HERE / "resuming_walks.py", name, folder, workers, step, mode]
+    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+
+
+def first_batch(folder: Path, name: str, python: Path, step: int) -> First:
+    """A new process to its first batch."""
+    command = [python, HERE / "resuming_walks.py", name, folder, 0, step, "resume", "stop"]
+    begun = time.perf_counter()
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = json.loads(process.stdout.readline())
+        seconds = time.perf_counter() - begun
+    return First(seconds, said["own_seconds"], tuple(said["rows"]))
+
+
+def as_measure(
+    megatokens: int, firsts: Mapping[str, Sequence[First]], programs: Mapping[str, tuple[str, str, str]], whole: bool
+) -> Measure:
+    """Seconds, with the start of the process or without."""
+    return Measure(
+        section="resuming",
+        name=f"first batch at 90 % of {megatokens}M tokens, " + ("from the command" if whole else "after the imports"),
+        unit="s",
+        more_is_better=False,
+        how=f"A new process of a warm page cache, to {ROWS} rows of {LENGTH + 1} at 90 % of an epoch"
+        + (", its start and imports included." if whole else ": opening the data and finding the place."),
+        not_shown=NOT_SHOWN,
+        programs={
+            name: Program(
+                version=programs[name][0],
+                settings=programs[name][1],
+                found=programs[name][2],
+                values=[first.seconds if whole else first.own_seconds for first in own],
+            )
+            for name, own in firsts.items()
+        },
+    )
+
+
+def resume_a_trillion(folder: Path, rounds: int) -> Measure:
+    """Our own first batch at 90 % of an epoch of 1e12 zeros."""
+    write_sparse(folder / "store")
+    fields = recipe_of_the_card() | {"name": "resuming"}
+    fields["data"] |= {"store": str(folder / "store")}
+    fields["train"] |= {"batch_sequences": ROWS, "micro_batch_sequences": 1}
+    (folder / "recipe.yaml").write_text(json.dumps(fields))
+    step = int(0.9e12) // (ROWS * LENGTH)
+    seconds = [first_batch(folder, OURS, Path(sys.executable), step).own_seconds for _ in range(rounds)]
+    print(f"1e12 tokens: {number(statistics.median(seconds))} s", file=sys.stderr, flush=True)
+    settings = "`batches(recipe, store, step)` over 14,900 shards, two sources"
+    return Measure(
+        section="resuming",
+        name="first batch at 90 % of 1,000,000M tokens, after the imports",
+        unit="s",
+        more_is_better=False,
+        how="The same of a sparse store, whose manifests are as long as real ones; ours alone.",
+        not_shown="The disk: zeros in a sparse file are not read from one.",
+        programs={OURS: Program(version=version_of(sys.executable, OURS), settings=settings, values=seconds)},
+    )
+
+
+if __name__ == "__main__":
+    main()

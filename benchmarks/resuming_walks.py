@@ -1,0 +1,98 @@
+"""One walk through the batches of two epochs, by us or by litdata: what benchmarks/resuming.py starts and measures.
+
+    resuming_walks.py PROGRAM FOLDER NUM_WORKERS STEP save|resume [STOP]
+
+`save` goes from the beginning of the first epoch and leaves the state after STEP batches; `resume`, a process that
+knows nothing but that state, goes on from there. Both say a line of JSON at their first batch, and, unless STOP is
+given, go on to the end of the second epoch and write the hash of every row that they read, epoch by epoch.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+ROWS, LENGTH = 8, 2048
+
+# ruff: noqa: PLC0415 - each program is imported only where it runs
+
+
+def walk_ours(folder: Path, step: int, resumed: bool) -> Iterator[Iterator[Any]]:
+    """The two epochs' batches; a state is a step."""
+    from tinyllama.data.batches import batches
+    from tinyllama.data.store import TokenStore
+    from tinyllama.recipe import Recipe
+
+    imported()
+    recipe, store = Recipe.load(folder / "recipe.yaml"), TokenStore.open(folder / "store")
+    whole = recipe.train.steps // 2
+    stream = batches(recipe, store, step if resumed else 0)
+    yield islice(stream, whole - step if resumed else whole)
+    yield stream
+
+
+def walk_litdata(folder: Path, workers: int, step: int, resumed: bool) -> Iterator[Iterator[Any]]:
+    """The two epochs' batches through a StreamingDataLoader and its state_dict, as its documentation has it."""
+    import litdata
+
+    imported()
+    items = litdata.TokensLoader(block_size=LENGTH + 1)
+    data = litdata.StreamingDataset(str(folder / "litdata"), item_loader=items, shuffle=True, drop_last=True)
+    loader = litdata.StreamingDataLoader(data, batch_size=ROWS, num_workers=workers)
+    state = folder / f"state-{workers}.json"
+    if resumed:
+        loader.load_state_dict(json.loads(state.read_bytes()))
+        yield iter(loader)
+    else:
+        yield saving(loader, step, state)
+    yield iter(loader)
+
+
+def saving(loader: Any, step: int, state: Path) -> Iterator[Any]:
+    """An epoch, its state written after so many batches."""
+    for number, batch in enumerate(loader, start=1):
+        yield batch
+        if number == step:  # before the next one is asked for
+            state.write_text(json.dumps(loader.state_dict()))
+
+
+def imported() -> None:
+    """The moment from which a program's own work counts."""
+    global begun  # noqa: PLW0603
+    begun = time.perf_counter()
+
+
+begun = 0.0
+
+
+def hashes_of(batch: Any) -> list[str]:
+    """A row's name: rows of random tokens are all different."""
+    return [hashlib.blake2b(row.numpy().astype("int64").tobytes(), digest_size=8).hexdigest() for row in batch]
+
+
+def main(program: str, folder: str, workers: str, step: str, mode: str, stop: str = "") -> None:
+    """Walk, and say when the first batch is there."""
+    resumed = mode == "resume"
+    if program == "tinyllama":
+        epochs = walk_ours(Path(folder), int(step), resumed)
+    else:
+        epochs = walk_litdata(Path(folder), int(workers), int(step), resumed)
+    read: list[list[str]] = []
+    for epoch in epochs:
+        rows: list[str] = []
+        for batch in epoch:
+            rows += hashes_of(batch)
+            if not read and len(rows) == ROWS:
+                print(json.dumps({"own_seconds": time.perf_counter() - begun, "rows": rows}), flush=True)
+                if stop:
+                    return
+        read.append(rows)
+    (Path(folder) / f"{program}-{workers}-{mode}.json").write_text(json.dumps(read))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

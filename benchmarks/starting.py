@@ -1,0 +1,172 @@
+"""How long one waits for the programs to start: the command to the end of the first step, `import`, `--help`.
+
+The first step is one of the demo's shape, each program's compiled code already kept from a turn before the first; each
+is a new process, which is ended once its first step is there. `import` and `--help` are what a person meets most often.
+The Trainer and torchtitan have no command of their own that lists options.
+
+    python benchmarks/starting.py
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from measuring import OURS, Measure, Program, cores, options, seconds_of, take_turns, write_measures
+from peers import make_peer, version_of
+from training import COMMON, SETTINGS
+from training_setup import VOCABULARY, Work, environment, make_work, peer_job, small_recipe, write_recipe
+
+from tinyllama.recipe import Recipe
+
+HERE = Path(__file__).parent
+FIRST_STEPS = {
+    "litgpt": SETTINGS["litgpt bf16-true"],
+    "transformers": SETTINGS["transformers bf16-mixed"],
+    "torchtitan": SETTINGS["torchtitan bf16-mixed"],
+}
+IMPORTS = {
+    OURS: "import tinyllama",
+    "litgpt": "import litgpt",
+    "transformers": "from transformers import LlamaForCausalLM, Trainer, TrainingArguments",
+}
+HELPS = {OURS: "tinyllama", "litgpt": "litgpt"}
+LONGEST_SECONDS = 300
+
+
+def main() -> None:
+    """Print the three tables."""
+    parser = options(__doc__, rounds=3)
+    parser.add_argument("--threads", type=int, default=cores(), help="of each program (default: %(default)s)")
+    arguments = parser.parse_args()
+    work = make_work(arguments.work.resolve())
+    pythons = {OURS: Path(sys.executable)} | {name: make_peer(work.folder, name) for name in FIRST_STEPS}
+    write_measures(
+        arguments.json,
+        [first_steps(work, pythons, arguments), imports(pythons, arguments.rounds), helps(pythons, arguments.rounds)],
+    )
+
+
+def first_steps(work: Work, pythons: Mapping[str, Path], arguments: argparse.Namespace) -> Measure:
+    """From the command to the end of the first step."""
+    env = environment(work, arguments.threads)
+    programs = {OURS: partial(start_ours, work, env)} | {
+        name: partial(start_peer, work, env, pythons[name], name) for name in FIRST_STEPS
+    }
+    for program in programs.values():  # fills the caches of compiled code
+        program()
+    settings = {OURS: "`tinyllama train`, the demo's settings"} | {
+        name: f"{COMMON[name]}; {', '.join(FIRST_STEPS[name].values())}" for name in FIRST_STEPS
+    }
+    shape = Recipe.load("demo").train
+    how = (
+        f"A new process of the demo's shape (vocabulary {VOCABULARY:,}, {shape.batch_sequences} x "
+        f"{shape.sequence_length} tokens a step) to the end of its first step; compiled code from the cache."
+    )
+    return measure(
+        "command to the end of the first step",
+        how,
+        "The first start of all, which compiles for some ten seconds; many ranks; large models, where loading weights "
+        "is most of it.",
+        {name: (version_of(pythons[name], name), settings[name]) for name in programs},
+        take_turns(programs, arguments.rounds),
+    )
+
+
+def demo_fields(work: Work) -> dict[str, Any]:
+    """Two steps of the demo's shape on the benchmarks' data."""
+    demo = Recipe.load("demo").model_dump(mode="json")
+    train = demo["train"] | {"tokens": 2 * demo["train"]["batch_sequences"] * demo["train"]["sequence_length"]}
+    train["schedule"]["warmup_steps"] = 1
+    return small_recipe(work, 2) | {"model": demo["model"], "train": train}
+
+
+def start_ours(work: Work, env: Mapping[str, str]) -> float:
+    """Seconds to the first row of metrics."""
+    with tempfile.TemporaryDirectory(prefix="tinyllama-starting-") as folder:
+        recipe = write_recipe(Path(folder) / "recipe.yaml", demo_fields(work))
+        command = [sys.executable, "-m", "tinyllama", "train", recipe.name]
+        metrics = Path(folder) / "runs" / "training" / "metrics.jsonl"
+        return wait(command, Path(folder), env, lambda: metrics.is_file() and b"\n" in metrics.read_bytes())
+
+
+def start_peer(work: Work, env: Mapping[str, str], python: Path, name: str) -> float:
+    """Seconds to the hook that torch calls after the first update."""
+    with tempfile.TemporaryDirectory(prefix="tinyllama-starting-") as folder:
+        job = peer_job(work, Path(folder), demo_fields(work), FIRST_STEPS[name])
+        command = [str(python), str(HERE / "training_peers.py"), name, str(job)]
+        return wait(command, Path(folder), env, (Path(folder) / "first-step").exists)
+
+
+def wait(command: list[str], folder: Path, env: Mapping[str, str], ready: Callable[[], bool]) -> float:
+    """Seconds of a process until something is there; it is ended then."""
+    begun = time.perf_counter()
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, env=dict(env), stdout=log, stderr=log)
+    while not ready():
+        if process.poll() is not None or time.perf_counter() - begun > LONGEST_SECONDS:
+            process.kill()
+            raise SystemExit(f"{' '.join(command)}: no first step\n{(folder / 'log').read_text()[-2000:]}")
+        time.sleep(0.02)
+    seconds = time.perf_counter() - begun
+    process.kill()
+    process.wait()
+    return seconds
+
+
+def imports(pythons: Mapping[str, Path], rounds: int) -> Measure:
+    """A new Python that imports."""
+    programs = {name: partial(run, [str(pythons[name]), "-c", words]) for name, words in IMPORTS.items()}
+    return measure(
+        "import",
+        "A new Python that imports the library, warm page cache.",
+        "What is imported later: tinyllama brings torch in where it is first needed.",
+        {name: (version_of(pythons[name], name), f"`{words}`") for name, words in IMPORTS.items()},
+        take_turns(programs, rounds),
+    )
+
+
+def helps(pythons: Mapping[str, Path], rounds: int) -> Measure:
+    """The command with --help."""
+    commands = {name: str(pythons[name].parent / command) for name, command in HELPS.items()}
+    programs = {name: partial(run, [command, "--help"]) for name, command in commands.items()}
+    return measure(
+        "`--help`",
+        "The command with `--help`, warm page cache.",
+        "How much the help says.",
+        {name: (version_of(pythons[name], name), f"`{command} --help`") for name, command in HELPS.items()},
+        take_turns(programs, rounds),
+    )
+
+
+def run(command: list[str]) -> float:
+    """Seconds of a process."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return seconds_of(lambda: subprocess.run(command, check=True, **quiet))
+
+
+def measure(
+    name: str, how: str, not_shown: str, described: Mapping[str, tuple[str, str]], seconds: Mapping[str, list[float]]
+) -> Measure:
+    """Seconds of each program."""
+    return Measure(
+        section="starting",
+        name=name,
+        unit="s",
+        more_is_better=False,
+        how=how,
+        not_shown=not_shown,
+        programs={
+            program: Program(version=described[program][0], settings=described[program][1], values=values)
+            for program, values in seconds.items()
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
