@@ -162,30 +162,24 @@ class _UniqueKeys(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (LookupError, TypeError, ValueError):  # the loader's own, of a date such as 2026-13-01 or a number 0x_
-            kind = node.tag.removeprefix("tag:yaml.org,2002:")
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{shortened(node.value)} is no {kind}; put a text in quotes", node.start_mark
-            ) from None
+            raise _refusal(node, f"is no {node.tag.removeprefix('tag:yaml.org,2002:')}; put a text in quotes") from None
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         if has_lone_surrogate(str(node.value)):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{shortened(node.value)} holds half of a surrogate pair; take it out", node.start_mark
-            )
+            raise _refusal(node, "holds half of a surrogate pair; take it out")
         return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None,
-                    None,
-                    f"{shortened(key.value)} stands here a second time; rename or delete one",
-                    key.start_mark,
-                )
+                raise _refusal(key, "stands here a second time; rename or delete one")
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
+
+
+def _refusal(node: yaml.Node, reason: str) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, f"{shortened(node.value)} {reason}", node.start_mark)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
