@@ -32,11 +32,6 @@ VOCABULARY = sorted(set(re.findall(r"\b[a-z]{3,9}\b", " ".join(topics.values()))
 ITEM = "The quick grey heron waded slowly along the muddy bank looking for small silver fish before dawn"
 
 
-@dataclass(frozen=True)
-class Task:
-    source: str
-
-
 @dataclass
 class Dropped:
     """What a counting caller sees."""
@@ -44,9 +39,8 @@ class Dropped:
     reasons: dict[str, str] = field(default_factory=dict)
     contaminated: dict[str, dict[str, list[int]]] = field(default_factory=dict)
 
-    def write(self, document: Document, rank: int) -> None:
+    def __call__(self, document: Document) -> None:
         assert document.id not in self.reasons, "a document goes once"
-        assert document.id.startswith(f"{rank}:")
         self.reasons[document.id] = document.metadata["filter_reason"]
         if "contaminated" in document.metadata:
             self.contaminated[document.id] = document.metadata["contaminated"]
@@ -105,7 +99,7 @@ def run(
         for number, text in enumerate(rows[rank][1]):
             yield Document(text, f"{rank}:{number}", metadata={"subset": "any"})
 
-    for stage in clean.preliminary(recipe, [Task(source) for source, _ in rows], work, read):
+    for stage in clean.preliminary(recipe, [source for source, _ in rows], work, read):
         for rank in order(stage.tasks):
             if torn:
                 before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
@@ -379,7 +373,7 @@ def test_dedup_then_filters_then_decontamination_each_see_what_is_left(
 
 def test_nothing_is_done_or_imported_where_nothing_is_asked_for(tmp_path: Path) -> None:
     recipe = recipe_with({"web": {}})
-    assert clean.preliminary(recipe, [Task("web")], tmp_path, lambda *_: pytest.fail("nothing is read")) == []
+    assert clean.preliminary(recipe, ["web"], tmp_path, lambda *_: pytest.fail("nothing is read")) == []
     assert clean.steps(recipe, "web", tmp_path, Dropped()) == []
     script = "import sys, tinyllama.data.clean; print([m for m in ('regex', 'spacy', 'lm_eval') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"

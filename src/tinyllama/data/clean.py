@@ -11,12 +11,12 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from datatrove.data import Document
 
 from tinyllama.data import decontamination, deduplication
-from tinyllama.data.exclusion import Excluded, RuleWriter, exclude
+from tinyllama.data.exclusion import OnExcluded, RuleWriter, exclude
 from tinyllama.data.grams import words
 from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe
@@ -29,14 +29,6 @@ Step = Callable[[Any, int, int], Any]
 _MOST_CHARACTERS = 5_000_000
 
 
-class Task(Protocol):
-    """What cleaning knows of a task: the name of its source."""
-
-    @property
-    def source(self) -> str:
-        """As in the recipe."""
-
-
 @dataclass(frozen=True)
 class Preliminary:
     """A stage that must be done by all its tasks before the next one begins."""
@@ -46,16 +38,17 @@ class Preliminary:
     steps: list[Step]
 
 
-def preliminary(recipe: Recipe, tasks: Sequence[Task], work: Path, read: Step) -> list[Preliminary]:
+def preliminary(recipe: Recipe, task_sources: Sequence[str], work: Path, read: Step) -> list[Preliminary]:
     """The stages before tokens are written, in order; none where no source asks for any.
 
-    `read` is a step that reads the documents of task `rank`. What the stages leave for `steps` lies in `work`.
-    Raises InputError where a source asks for what is not installed, or for a language without rules.
+    `task_sources` is the source of each task, `read` a step that reads the documents of task `rank`. What the stages
+    leave for `steps` lies in `work`. Raises InputError where a source asks for what is not installed, or for a language
+    without rules.
     """
     cleanings = {name: source.clean for name, source in recipe.data.sources.items()}
     for name, cleaning in cleanings.items():
         _check(name, cleaning)
-    asked = [cleanings[task.source] for task in tasks]
+    asked = [cleanings[source] for source in task_sources]
     return [
         *_decontamination_stages(cleanings, work / "decontamination"),
         *_exact_stages([cleaning.deduplicate == "exact" for cleaning in asked], work / "exact", read),
@@ -117,43 +110,40 @@ def _minhash_stages(languages: list[str | None], folder: Path, read: Step) -> li
     ]
 
 
-def steps(recipe: Recipe, source_name: str, work: Path, excluded: Excluded) -> list[Step]:
+def steps(recipe: Recipe, source_name: str, work: Path, on_excluded: OnExcluded) -> list[Step]:
     """The steps between reading and writing a task of a source, after the preliminary stages.
 
-    The first must get the task's documents as the stages read them. Each document that goes is written to `excluded`
-    once, with the reason in `metadata["filter_reason"]`.
+    The first must get the task's documents as the stages read them. `on_excluded` is called once with each document
+    that goes.
     """
     cleaning = recipe.data.sources[source_name].clean
     chain: list[Step] = []
     if kind := cleaning.deduplicate:
-        chain.append(partial(deduplication.drop_duplicates, work / kind, kind, excluded))
-    chain += [partial(_filter, name, cleaning.language, excluded) for name in cleaning.filters]
+        chain.append(partial(deduplication.drop_duplicates, work / kind, kind, on_excluded))
+    chain += [partial(_filter, name, cleaning.language, on_excluded) for name in cleaning.filters]
     if cleaning.decontaminate:
         folder = work / "decontamination"
-        chain.append(partial(decontamination.drop_contaminated, folder, source_name, cleaning, excluded))
+        chain.append(partial(decontamination.drop_contaminated, folder, source_name, cleaning, on_excluded))
     return chain
 
 
 def overlap(work: Path, source_name: str, dropped: Sequence[dict[str, list[int]]]) -> dict[str, dict[str, int]]:
-    """By evaluation task of a source: `items`, of them `too_short` to look for and `found`, and `documents` dropped.
-
-    `dropped` is the `metadata["contaminated"]` of each document that was dropped for it.
-    """
+    """What `decontamination.overlap` says of a source."""
     return decontamination.overlap(work / "decontamination", source_name, dropped)
 
 
 def _filter(
-    name: str, language: str, excluded: Excluded, data: Iterator[Document], rank: int, world: int
+    name: str, language: str, on_excluded: OnExcluded, data: Iterator[Document], rank: int, world: int
 ) -> Iterator[Document]:
     """Pipeline step: the documents that pass one of datatrove's quality filters."""
-    short = _drop_long(name, excluded, data, rank)
-    yield from _quality_filter(name, language, RuleWriter(name, excluded)).run(short, rank, world)
+    short = _drop_long(name, on_excluded, data)
+    yield from _quality_filter(name, language, RuleWriter(name, on_excluded)).run(short, rank, world)
 
 
-def _drop_long(name: str, excluded: Excluded, data: Iterator[Document], rank: int) -> Iterator[Document]:
+def _drop_long(name: str, on_excluded: OnExcluded, data: Iterator[Document]) -> Iterator[Document]:
     for document in data:
         if len(document.text) > _MOST_CHARACTERS:
-            exclude(document, f"{name}: over {_MOST_CHARACTERS:,} characters, too long to judge", excluded, rank)
+            exclude(document, f"{name}: over {_MOST_CHARACTERS:,} characters, too long to judge", on_excluded)
         else:
             yield document
 

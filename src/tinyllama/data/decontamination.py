@@ -16,7 +16,7 @@ import numpy as np
 from datatrove.data import Document
 from numpy.typing import NDArray
 
-from tinyllama.data.exclusion import Excluded, exclude
+from tinyllama.data.exclusion import OnExcluded, exclude
 from tinyllama.data.grams import grams
 from tinyllama.errors import InputError
 from tinyllama.files import write_atomically
@@ -113,7 +113,13 @@ def items_found(index: Index, runs: NDArray[np.uint64]) -> dict[str, list[int]]:
 
 
 def drop_contaminated(
-    folder: Path, source: str, cleaning: Cleaning, excluded: Excluded, data: Iterator[Document], rank: int, world: int
+    folder: Path,
+    source: str,
+    cleaning: Cleaning,
+    on_excluded: OnExcluded,
+    data: Iterator[Document],
+    rank: int,
+    world: int,
 ) -> Iterator[Document]:
     """Pipeline step: the documents of a source that share no run of words with an item."""
     index = _read_index(_path(folder, source))
@@ -121,7 +127,7 @@ def drop_contaminated(
         found = items_found(index, grams(document.text, cleaning.language, cleaning.decontamination_words))
         if found:
             document.metadata[CONTAMINATED] = found
-            exclude(document, f"contaminated: {', '.join(found)}", excluded, rank)
+            exclude(document, f"contaminated: {', '.join(found)}", on_excluded)
         else:
             yield document
 
@@ -132,7 +138,7 @@ def _read_index(path: Path) -> Index:
 
 
 def overlap(folder: Path, source: str, dropped: Iterable[Mapping[str, Sequence[int]]]) -> dict[str, dict[str, int]]:
-    """By task of a source: its items, those too short to look for, those found, and the documents dropped for them.
+    """By task of a source: `items`, of them `too_short` to look for and `found`, and the `documents` dropped for them.
 
     `dropped` is each dropped document's `metadata[CONTAMINATED]`.
     """

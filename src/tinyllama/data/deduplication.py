@@ -6,7 +6,6 @@ lowest row number, whatever the task, or the middle of a chain. A rerun begins b
 so that every file is a function of the documents alone.
 """
 
-import os
 import resource
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stderr
@@ -19,7 +18,7 @@ import numpy as np
 from datatrove.data import Document
 from numpy.typing import NDArray
 
-from tinyllama.data.exclusion import Excluded, exclude
+from tinyllama.data.exclusion import OnExcluded, exclude
 from tinyllama.data.grams import grams
 from tinyllama.errors import InputError
 from tinyllama.files import sync_directory, write_atomically
@@ -163,7 +162,7 @@ def _least_connected(pairs: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def drop_duplicates(
-    folder: Path, kind: str, excluded: Excluded, data: Iterator[Document], rank: int, world: int
+    folder: Path, kind: str, on_excluded: OnExcluded, data: Iterator[Document], rank: int, world: int
 ) -> Iterator[Document]:
     """Pipeline step: the documents of task `rank`, as they were signed, without those that repeat an earlier one.
 
@@ -174,7 +173,7 @@ def drop_duplicates(
     for number, document in enumerate(data):
         if number in left:
             left.remove(number)
-            exclude(document, f"duplicate ({kind})", excluded, rank)
+            exclude(document, f"duplicate ({kind})", on_excluded)
         else:
             yield document
     if left:
@@ -206,10 +205,6 @@ def _clear(paths: Iterable[Path]) -> None:
 
 def _flush(paths: Iterable[Path]) -> None:
     """Make files that datatrove wrote outlast a power cut, for the receipt that follows will."""
-    folders = set()
-    for path in paths:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        folders.add(path.parent)
-    for folder in folders:
-        sync_directory(folder)
+    files = set(paths)
+    for path in files | {file.parent for file in files}:
+        sync_directory(path)

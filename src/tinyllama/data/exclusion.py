@@ -1,34 +1,30 @@
-"""Where a document goes that cleaning takes out: to the caller, once, with the reason.
+"""Where a document goes that cleaning takes out: to the caller, once, with the reason."""
 
-The caller's writer is asked for nothing but `write`: datatrove's filters enter and leave theirs, each for itself,
-which several filters in a row could not do to one writer.
-"""
-
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from datatrove.data import Document
 
-
-class Excluded(Protocol):
-    """What counts the documents taken out, by `document.metadata["filter_reason"]`."""
-
-    def write(self, document: Document, rank: int) -> None:
-        """Take a document of task `rank` that no later step will see."""
+OnExcluded = Callable[[Document], None]
+"""Is called with each document that no later step will see; the reason is its `metadata["filter_reason"]`."""
 
 
-def exclude(document: Document, reason: str, excluded: Excluded, rank: int) -> None:
+def exclude(document: Document, reason: str, on_excluded: OnExcluded) -> None:
     """Hand a document over with its reason."""
     document.metadata["filter_reason"] = reason
-    excluded.write(document, rank)
+    on_excluded(document)
 
 
 @dataclass
 class RuleWriter:
-    """An `exclusion_writer` for one of datatrove's filters, which puts the filter's name before its reason."""
+    """An `exclusion_writer` for one of datatrove's filters, which puts the filter's name before its reason.
+
+    Each filter enters and leaves its own, which several in a row could not do to one writer.
+    """
 
     rule: str
-    excluded: Excluded
+    on_excluded: OnExcluded
 
     def __enter__(self) -> Self:
         return self
@@ -38,4 +34,4 @@ class RuleWriter:
 
     def write(self, document: Document, rank: int) -> None:
         """Hand a document over; datatrove has left the filter's own reason in its metadata."""
-        exclude(document, f"{self.rule}: {document.metadata['filter_reason']}", self.excluded, rank)
+        exclude(document, f"{self.rule}: {document.metadata['filter_reason']}", self.on_excluded)

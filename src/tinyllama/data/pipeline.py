@@ -62,18 +62,11 @@ class Ledger:
         tally.tokens += tokens
         tally.text_bytes += text_bytes
 
-
-class Excluded:
-    """What cleaning drops is counted by reason; of evaluation items it keeps which ones."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
-
-    def write(self, document: Document, rank: int) -> None:
-        """Book a dropped document."""
-        self.ledger.left_out[str(document.metadata["filter_reason"])] += 1
+    def exclude(self, document: Document) -> None:
+        """Book a document that cleaning takes out: by reason, and where it held evaluation items, which ones."""
+        self.left_out[str(document.metadata["filter_reason"])] += 1
         if found := document.metadata.get(CONTAMINATED):
-            self.ledger.contaminated.append(found)
+            self.contaminated.append(found)
 
 
 def stages(job: Job) -> dict[str, int]:
@@ -121,7 +114,7 @@ def _preliminary(job: Job, ledger: Ledger) -> list[clean.Preliminary]:
     def read(data: Any, rank: int, world: int) -> Iterator[Document]:
         return _documents(job, rank, ledger)
 
-    return clean.preliminary(job.recipe, job.tasks, job.work, read)
+    return clean.preliminary(job.recipe, [task.source for task in job.tasks], job.work, read)
 
 
 def _documents(job: Job, rank: int, ledger: Ledger) -> Iterator[Document]:
@@ -155,7 +148,7 @@ def _write_tokens(job: Job, rank: int) -> dict[str, Any]:
     """The shards of a task; its receipt."""
     task, ledger = job.tasks[rank], Ledger()
     data: Any = _documents(job, rank, ledger)
-    for step in clean.steps(job.recipe, task.source, job.work, Excluded(ledger)):
+    for step in clean.steps(job.recipe, task.source, job.work, ledger.exclude):
         data = step(data, rank, len(job.tasks))
     splits = [task.split, "validation"] if task.holdout else [task.split]
     with ExitStack() as stack:
