@@ -5,7 +5,7 @@ LOWEST := tests/test_recipe.py tests/test_tokenizer.py tests/model tests/plan te
 	tests/data tests/track/test_trackers.py tests/train/test_train.py tests/train/test_float8.py \
 	tests/train/test_checkpoint.py tests/train/test_exactness.py
 
-.PHONY: demo test check bench bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-lowest soak lock install-locked fuzz clean
+.PHONY: demo test check docs docs-serve bench bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-lowest soak lock install-locked fuzz clean
 
 # Raw text to a released model, on a laptop's CPU.
 demo: .venv/installed
@@ -17,8 +17,8 @@ test: .venv/installed-dev
 
 # The linters: formatting, rules, types; and how long files and functions are.
 check: .venv/installed-dev
-	$(BIN)/ruff format --check src tests benchmarks cluster
-	$(BIN)/ruff check src tests benchmarks cluster
+	$(BIN)/ruff format --check src tests benchmarks cluster tools
+	$(BIN)/ruff check src tests benchmarks cluster tools
 	$(BIN)/mypy
 	$(BIN)/python tests/measures.py
 
@@ -99,6 +99,14 @@ TARGETS ?= $(shell $(BIN)/python -m tests.fuzz.targets)
 fuzz: .venv/installed-dev
 	@failed=; for target in $(TARGETS); do $(BIN)/python -m tests.fuzz.fuzz $$target $(FUZZ_SECONDS) || failed="$$failed $$target"; done; \
 		test -z "$$failed" || { echo "broken:$$failed; see build/fuzz/"; exit 1; }
+
+# The documentation's site in build/site; docs/recipe.md is written anew from the models.
+docs: .venv/installed-dev
+	PYTHONPATH=. $(BIN)/python tools/recipe_page.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+docs-serve: docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 clean:
 	rm -rf .venv .venv-lowest build dist

@@ -1,0 +1,62 @@
+"""The fenced blocks of a page: what language each is in, what it is called, and what it is said to print."""
+
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+LANGUAGES = ("bash", "python", "yaml", "json", "text")
+"""What a block can be; `text` is output or a drawing, and anything else than these has no way to be run."""
+
+_FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```[ ]*$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block; `title` is the file that a reader writes it to, `output` what the page says that it prints."""
+
+    page: str
+    line: int
+    language: str
+    title: str | None
+    body: str
+    output: str | None = None
+
+    @property
+    def place(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks_of(page: Path) -> list[Block]:
+    """A page's blocks in order, each with the block of text that stands right behind it."""
+    text, name = page.read_text(encoding="utf-8"), page.relative_to(ROOT).as_posix()
+    found = list(_FENCE.finditer(text))
+    blocks = []
+    for match, following in pairwise([*found, None]):
+        assert match is not None
+        is_next = following and not text[match.end() : following.start()].strip()
+        output = _body(following) if is_next and following and following["info"].strip() == "text" else None
+        language, _, rest = match["info"].strip().partition(" ")
+        title = re.search(r'title="([^"]+)"', rest)
+        line = text.count("\n", 0, match.start()) + 1
+        blocks.append(Block(name, line, language, title and title[1], _body(match), output))
+    return blocks
+
+
+def _body(match: re.Match[str]) -> str:
+    return re.sub(rf"^{match['indent']}", "", match["body"], flags=re.MULTILINE)
+
+
+def lines_missing(output: str, printed: str) -> str | None:
+    """The first line of `output` that is not printed, in this order; `…` stands for anything."""
+    lines = iter([line.rstrip() for line in printed.splitlines()])
+    for wanted in filter(None, (line.rstrip() for line in output.splitlines())):
+        pattern = re.compile(".*".join(map(re.escape, wanted.split("…"))))
+        if not any(pattern.fullmatch(line) for line in lines):
+            return wanted
+    return None

@@ -1,0 +1,102 @@
+"""How a page's command is run here: smaller than the page says, in part, or not at all; and where else it is tested.
+
+A page speaks of runs of days. Here the same words go to the same program, with a tiny model and little data.
+"""
+
+import re
+from dataclasses import dataclass
+
+STEP = "step-00000008"
+"""The last step of every run here, whatever a page calls its own."""
+SHAPE = {"dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_dim": 128, "context": 64}
+TRAINING = {
+    **{f"model.{name}": value for name, value in SHAPE.items()},
+    "model.norm_eps": 1e-5,
+    "model.rope_theta": 10000,
+    "model.tie_embeddings": "true",
+    "train.sequence_length": 32,
+    "train.batch_sequences": 4,
+    "train.micro_batch_sequences": 4,
+    "train.precision": "fp32",
+    "train.compile": "false",
+    "parallel.replicate": 1,
+    "train.tokens": 8 * 4 * 32,
+    "train.schedule.warmup_steps": 2,
+    "train.validate_every_steps": 8,
+    "train.validation_sequences": 4,
+    "checkpoint.every_steps": 2,
+    "checkpoint.keep": 8,
+    "release.at": "[]",
+    "release.every": "null",
+    "track.trackio": "false",
+}
+PREPARING = {"data.workers": 1, "data.executor": "local", "data.holdout": 0.2}
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """Commands that are not carried out here: why, how far they are checked, and the test that carries them out."""
+
+    pattern: str
+    why: str
+    how: str
+    """`parsed`: by the program's own parser; `skipped`: only its name is known."""
+    test: str
+
+
+NOT_RUN = (
+    NotRun(r"tinyllama demo\b", "takes minutes", "parsed", "tests/end_to_end/test_demo.py"),
+    NotRun(r"tinyllama corpus\b", "reads all of Python's packages", "parsed", "tests/data/test_corpus.py"),
+    NotRun(r"tinyllama .*--push\b", "sends to the hub", "parsed", "tests/release/test_push.py"),
+    NotRun(r"tinyllama .*--publish\b", "sends to the hub", "parsed", "tests/track/test_watch.py"),
+    NotRun(r"tinyllama plan .*--measure\b", "times this machine", "parsed", "tests/plan/test_estimate.py"),
+    NotRun(r"make\b", "installs, or runs everything", "parsed", "tests/docs/test_commands.py"),  # `make -n`
+    NotRun(r"python benchmarks/", "take minutes to hours", "parsed", "tests/docs/test_commands.py"),
+    NotRun(r"python -m pytest\b", "tests in a test", "skipped", "tests/docs/test_commands.py"),
+    NotRun(r"(pip|uv)\b", "installs from a registry", "skipped", "tests/packaging/test_wheel.py"),
+    NotRun(r"pre-commit\b", "changes the checkout", "skipped", "tests/docs/test_commands.py"),
+    NotRun(r"git\b", "needs a network", "skipped", "tests/docs/test_commands.py"),
+    NotRun(r"apt-get\b", "installs for the whole machine", "skipped", "tests/docs/test_commands.py"),
+    NotRun(r"sbatch\b", "needs a cluster", "skipped", "tests/cluster/test_slurm.py"),
+    NotRun(r"cluster/slurm/prepare.sh\b", "needs a cluster", "skipped", "tests/data/test_executors.py"),
+    NotRun(r"kubectl\b", "needs a cluster", "skipped", "tests/cluster/test_kubernetes.py"),
+    NotRun(r"sky\b", "needs an environment of its own", "skipped", "tests/cluster/test_skypilot.py"),
+)
+PROGRAMS = (
+    "tinyllama", "torchrun", "python", "python3", "make", "pip", "uv", "pre-commit", "git", "apt-get", "sbatch",
+    "kubectl", "sky",
+)  # fmt: skip
+"""Names that a page's shell finds here instead of what is installed; all others are the system's own."""
+
+
+def not_run(command: str) -> NotRun | None:
+    """The reason for which a command is not carried out, if there is one."""
+    return next((entry for entry in NOT_RUN if re.match(entry.pattern, command)), None)
+
+
+def scaled(words: list[str]) -> list[str]:
+    """The words of a `tinyllama` command for tiny data; those of a fast command as they are."""
+    match words:
+        case ["train", *_]:
+            return [*words, *_flags(TRAINING | PREPARING)]
+        case ["prepare", *_]:
+            return [*words, *_flags(PREPARING)]
+        case ["tokenizer", "train", *_]:
+            return _with(words, "--vocab-size", "600")
+        case ["evaluate", *_]:
+            return _with(_with(words, "--limit", "4"), "--precision", "fp32")
+        case ["generate", *_]:
+            return _with(words, "--max-new-tokens", "8")
+    return words
+
+
+def _flags(fields: dict[str, object]) -> list[str]:
+    return [word for name, value in fields.items() for word in (f"--{name}", str(value))]
+
+
+def _with(words: list[str], flag: str, value: str) -> list[str]:
+    """The words with a flag's value replaced, or the flag added."""
+    if flag not in words:
+        return [*words, flag, value]
+    place = words.index(flag)
+    return [*words[: place + 1], value, *words[place + 2 :]]
