@@ -37,6 +37,7 @@ SECTIONS = {
     "evaluation": ("evaluation.py", "--precision", "bf16", "--items", "24"),
     "starting": ("starting.py",),
 }
+THREADED = {"training", "evaluation", "starting"}
 SECONDS = {
     "tokenising": (45, 80),
     "loading": (45, 1),
@@ -70,6 +71,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = options(__doc__, rounds=3)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--into", type=Path, help="folder of the page (default: docs, or WORK/look with --only)")
+    parser.add_argument(
+        "--threads", type=int, default=cores(), help="of each program that has any (default: %(default)s)"
+    )
     parser.add_argument("--page", type=Path, help="measure nothing: make the page of such a file of results")
     return parser.parse_args()
 
@@ -102,6 +106,7 @@ def run(name: str, arguments: argparse.Namespace) -> list[Measure]:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
     script, *flags = SECTIONS[name]
+    flags += ["--threads", str(arguments.threads)] if name in THREADED else []
     rounds = arguments.rounds * (5 if name == "loading" else 1)  # a turn of loading takes a tenth of a second
     print(f"\n{name}", flush=True)
     begun = time.perf_counter()

@@ -12,11 +12,12 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from measuring import OURS, Machine, Measure, Program, Results, better, number, ratios, spread
+from measuring import OURS, Machine, Measure, Results, better, number, ratios, spread
 
 from tinyllama.files import write_atomically
 
-OURS_INK, EVEN_INK, GRID = "#2a6fbb", "#7a828e", "#e6e6e6"
+OURS_INK, THEIRS_INK, EVEN_INK, GRID = "#2a6fbb", "#d95f02", "#7a828e", "#e6e6e6"
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 TITLES = {
     "tokenising": "Text to tokens",
     "loading": "Tokens to batches",
@@ -78,22 +79,31 @@ def busy(machine: Machine) -> str:
 
 
 def section_lines(title: str, measures: Sequence[Measure]) -> Iterator[str]:
-    """A section: its table, then what each row means."""
-    yield from (f"## {title}", "", "| | program | | times as good |", "|---|---|---|---|")
+    """A section: its table, then what each row means; measures that share their settings share that part."""
+    yield from (f"## {title}", "", "| | program | measured | tinyllama is |", "|---|---|---|---|")
     for measure in measures:
-        for name, program in measure.programs.items():
-            label = measure.name if name == OURS else ""
-            rate = f"{dashed(spread(program.values))} {measure.unit}"
-            ratio = "" if name == OURS else f"{dashed(spread(ratios(measure, name), '.2f'))} as {better(measure)}"
-            yield f"| {label} | {name} | {rate} | {ratio} |"
+        yield from row_lines(measure)
     yield ""
-    for measure in measures:
-        rounds = len(measure.programs[OURS].values)
-        yield f"**{measure.name}** ({rounds} rounds). {measure.how}"
-        yield ""
-        yield from settings_lines(measure)
-        yield f"- Not shown: {measure.not_shown}"
-        yield ""
+    for _, alike in groupby(measures, key=lambda measure: (list(settings_lines(measure)), measure.not_shown)):
+        own = list(alike)
+        yield from (
+            part for measure in own for part in (f"**{measure.name}** ({rounds_of(measure)}). {measure.how}", "")
+        )
+        yield from (*settings_lines(own[0]), f"- Not shown: {own[0].not_shown}", "")
+
+
+def row_lines(measure: Measure) -> Iterator[str]:
+    """A row a program."""
+    for name, program in measure.programs.items():
+        rate = f"{dashed(spread(program.values))} {measure.unit}"
+        ratio = f"{dashed(spread(ratios(measure, name), '.2f'))} times as {better(measure)}"
+        yield f"| {measure.name} | {name} | {rate} | |" if name == OURS else f"| | {name} | {rate} | {ratio} |"
+
+
+def rounds_of(measure: Measure) -> str:
+    """How many rounds, in words."""
+    count = len(measure.programs[OURS].values)
+    return "one round" if count == 1 else f"{count} rounds"
 
 
 def settings_lines(measure: Measure) -> Iterator[str]:
@@ -116,45 +126,44 @@ def dashed(words: str) -> str:
 
 def draw(results: Results) -> Figure:
     """A line a measure and peer: the median of the rounds' ratios, and their range."""
-    rows = [
-        (measure, peer, program)
-        for measure in results.measures
-        for peer, program in measure.programs.items()
-        if peer != OURS
-    ]
-    figure = Figure(figsize=(9, 1.1 + 0.3 * len(rows)), dpi=160, layout="constrained")
-    axes = figure.add_subplot()
-    for place, (measure, peer, _) in enumerate(rows):
+    rows = [(measure, peer) for measure in results.measures for peer in measure.programs if peer != OURS]
+    height = 0.9 + 0.26 * len(rows)
+    figure = Figure(figsize=(10, height), dpi=160)
+    axes = figure.add_axes((0.5, 0.6 / height, 0.46, 1 - 0.7 / height))
+    for place, (measure, peer) in enumerate(rows):
         draw_ratio(axes, place, ratios(measure, peer))
-    axes.set_yticks(range(len(rows)), labels(rows))
+        if place == 0 or rows[place - 1][0] is not measure:
+            draw_name(axes, place, measure.name)
+    axes.set_yticks(range(len(rows)), [peer for _, peer in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xscale("log", base=2)
+    axes.margins(x=0.12)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}\N{MULTIPLICATION SIGN}")
-    axes.axvline(1, color=EVEN_INK, linewidth=1)
+    axes.axvline(1, color=EVEN_INK, linewidth=1.2)
     axes.grid(axis="x", color=GRID)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0, labelsize=8)
+    axes.tick_params(axis="y", length=0, labelsize=9)
     axes.set_xlabel(
-        f"times as fast (or as small) as the peer; median, least and greatest of the rounds, {results.date}"
+        f"times as fast or as small as the peer: median and range of the rounds, {results.date}", fontsize=9
     )
+    axes.xaxis.set_label_coords(1, -0.4 / (height - 0.7))
+    axes.xaxis.label.set_horizontalalignment("right")
     return figure
 
 
-def labels(rows: Sequence[tuple[Measure, str, Program]]) -> list[str]:
-    """A measure's name beside its first peer, and each peer."""
-    found, last = [], ""
-    for measure, peer, _ in rows:
-        found.append(f"{measure.name}, beside {peer}" if measure.name != last else f"beside {peer}")
-        last = measure.name
-    return found
+def draw_name(axes: Axes, place: int, name: str) -> None:
+    """The measure's name before its first peer, and a line above it."""
+    axes.text(-1.05, place, name, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+    line = [-1.05, 1], [place - 0.5, place - 0.5]
+    axes.plot(*line, transform=axes.get_yaxis_transform(), color=GRID, linewidth=0.8, clip_on=False)
 
 
 def draw_ratio(axes: Axes, place: int, values: Sequence[float]) -> None:
-    """A range with its median."""
+    """A range with its median, in another ink where the peer is better."""
     middle = statistics.median(values)
-    axes.plot([min(values), max(values)], [place, place], color=OURS_INK, linewidth=2.5, alpha=0.45)
-    axes.plot([middle], [place], "o", color=OURS_INK, markersize=5)
-    axes.annotate(
-        number(middle, ".2f"), (max(values), place), (6, 0), textcoords="offset points", va="center", fontsize=8
-    )
+    ink = OURS_INK if middle >= 1 else THEIRS_INK
+    axes.plot([min(values), max(values)], [place, place], color=ink, linewidth=3, alpha=0.4, solid_capstyle="round")
+    axes.plot([middle], [place], "o", color=ink, markersize=5)
+    text = number(middle, ".2f")
+    axes.annotate(text, (max(values), place), (6, 0), textcoords="offset points", va="center", fontsize=8, bbox=PAPER)

@@ -29,8 +29,8 @@ from texts import read_jsonl
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer_training import import_tokenizer, train_tokenizer
 
-KINDS = {"code": ["*.py"], "prose": ["METADATA", "*.md", "*.rst", "*.txt"]}
-NAMES = {"code": "code", "prose": "English"}
+KINDS = {"prose": ["METADATA", "*.md", "*.rst", "*.txt"], "code": ["*.py"]}
+NAMES = {"prose": "English", "code": "code"}
 BLOCK_BYTES = 1_000_000
 FOUND = {OURS: "sentencepiece's ids"}
 
