@@ -1,0 +1,56 @@
+"""On a disk without room each command that writes says so in one line, and nothing that it leaves looks whole."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.conftest import contents
+from tests.faults.children import assert_one_line, told
+from tests.faults.conftest import EVALUATE, RELEASE, RUN
+from tests.train.launching import small_disk, without_space
+
+
+@pytest.fixture(scope="module")
+def disk(gone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A small disk with a copy of the whole way on it."""
+    if without_space():
+        pytest.skip("needs a mount namespace for a disk that is full")
+    with small_disk(tmp_path_factory.mktemp("mounts") / "disk", "40m") as place:
+        shutil.copytree(gone, place / "way", symlinks=True)
+        yield place / "way"
+
+
+def fill(disk: Path) -> Path:
+    """Leave 4 KiB; return the file that takes the rest."""
+    filler = disk / "filler"
+    free = os.statvfs(disk)
+    with filler.open("wb") as file:
+        file.write(bytes(free.f_bavail * free.f_frsize - 4096))
+    return filler
+
+
+COMMANDS = {
+    "tokenizer train": (("tokenizer", "train", "recipe.yaml", "--vocab-size", "600", "--tokenizer", "new"), "new/"),
+    "tokenizer import": (("tokenizer", "import", "tokenizer", "imported"), "imported/"),
+    "release": (("release", RUN, "--formats", "huggingface", "--force"), RELEASE),
+    "evaluate": (EVALUATE, RELEASE / "evaluation.json"),
+    "report": (("report", RUN), RUN / "report.html"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_full_disk_is_one_line_and_what_was_there_stays(disk: Path, name: str) -> None:
+    words, place = COMMANDS[name]
+    before = contents(disk / RUN)
+    filler = fill(disk)
+    try:
+        full = told(disk, *words)
+    finally:
+        filler.unlink()
+    assert_one_line(full, place, "No space left on device")
+    assert contents(disk / RUN) == before
+    assert not (disk / "new/tokenizer.json").exists()
+    again = told(disk, *words)
+    assert again.status == 0, again.said

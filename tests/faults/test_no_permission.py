@@ -1,0 +1,61 @@
+"""Where a folder may not be written or a file not be read, a command says so in one line that names it."""
+
+from pathlib import Path
+
+import pytest
+from tests.conftest import contents
+from tests.faults.children import assert_one_line, told, without_rights
+from tests.faults.conftest import EVALUATE, RELEASE, RUN, without_peak
+
+OUTPUTS = {
+    "tokenizer train": (
+        ("tokenizer", "train", "recipe.yaml", "--vocab-size", "600", "--tokenizer", "shut/new"),
+        "shut",
+    ),
+    "tokenizer import": (("tokenizer", "import", "tokenizer", "shut/new"), "shut"),
+    "prepare": (("prepare", "recipe.yaml", "--data.store", "shut/store"), "shut"),
+    "train": (("train", "recipe.yaml", "--name", "fresh"), "runs"),
+    "checkpoint": (("train", "recipe.yaml", "--train.tokens", str(20 * 6 * 64), "--allow-change"), RUN / "checkpoints"),
+    "release": (("release", RUN, "--formats", "huggingface", "--force"), RUN / "releases"),
+    "evaluate": (EVALUATE, RELEASE),
+    "report": (("report", RUN), RUN),
+    "watch": (("watch", RUN, "--no-open-browser"), "runs"),
+}
+
+
+def shut_off() -> None:
+    without_peak()
+    without_rights()
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_folder_that_may_not_be_written_is_one_line_that_names_it(way: Path, name: str) -> None:
+    words, folder = OUTPUTS[name]
+    (way / folder).mkdir(exist_ok=True)
+    before = contents(way / folder)
+    (way / folder).chmod(0o555)
+    ended = told(way, *words, fault=shut_off)
+    assert_one_line(ended, folder, "ermission", status=(1, 2))
+    assert {path: data for path, data in contents(way / folder).items() if path in before} == before
+
+
+STORE = "store/modules/train/00000.tokens"
+INPUTS = {
+    "prepare": (("prepare", "recipe.yaml", "--data.store", "other"), "raw/modules/a.jsonl"),
+    "inspect": (("inspect", "store", "--verify"), STORE),
+    "train": (("train", "recipe.yaml", "--name", "fresh"), STORE),
+    "checkpoint": (("release", RUN, "--force"), RUN / "checkpoints/step-00000012/__0_0.distcp"),
+    "verify": (("verify", RELEASE), RELEASE / "huggingface/model.safetensors"),
+    "generate": (("generate", RELEASE, "import"), RELEASE / "huggingface/model.safetensors"),
+    "evaluate": (EVALUATE, RELEASE / "huggingface/model.safetensors"),
+    "report": (("report", RUN), RUN / "metrics.jsonl"),
+    "push": (("release", RELEASE, "--push", "ada/small"), RELEASE / "huggingface/model.safetensors"),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_a_file_that_may_not_be_read_is_one_line_that_names_it(way: Path, name: str) -> None:
+    words, file = INPUTS[name]
+    (way / file).chmod(0)
+    ended = told(way, *words, fault=shut_off)
+    assert_one_line(ended, file, "ermission", status=(1, 2))

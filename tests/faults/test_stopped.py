@@ -1,0 +1,135 @@
+"""Ends in the middle of what has no half: reading commands, an upload, tasks of prepare, ranks that score."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from huggingface_hub import constants
+from tests.conftest import contents
+from tests.faults.children import assert_one_line, dies_writing, told
+from tests.faults.conftest import RELEASE, RUN, without_peak
+from tests.release.hub import TOKEN, running_hub
+
+BOTH = pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGTERM])
+
+
+def test_commands_that_only_read_write_nothing_so_that_they_may_end_at_any_moment(way: Path) -> None:
+    def state() -> dict[Path, tuple[int, int]]:
+        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in way.rglob("*")}
+
+    before = state()
+    for words in (("inspect", "store", "--verify"), ("verify", RELEASE), ("generate", RUN, "import"), ("runs",)):
+        ended = told(way, *words)
+        assert ended.status == 0, ended.said
+    assert state() == before
+
+
+@BOTH
+def test_prepare_ended_while_it_writes_a_shard_makes_the_same_store_when_it_goes_on(
+    way: Path, what: signal.Signals
+) -> None:
+    again = ("prepare", "recipe.yaml", "--data.store", "other")
+    died = told(way, *again, fault=dies_writing("00000.tokens", what))
+    assert died.status in (-what, 2), died.said
+    assert_one_line(told(way, "train", "recipe.yaml", "--data.store", "other"), "other", "not finished")
+    ended = told(way, *again)
+    assert ended.status == 0, ended.said
+    assert contents(way / "other") == contents(way / "store")
+
+
+@BOTH
+def test_a_push_ended_before_its_commit_has_changed_nothing_and_again_is_whole(
+    way: Path, what: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plant() -> None:
+        send = httpx.Client.send
+
+        def planted(self: httpx.Client, request: httpx.Request, **more: object) -> httpx.Response:
+            if "/commit/" in str(request.url):
+                os.kill(os.getpid(), what)
+            return send(self, request, **more)  # type: ignore[arg-type]
+
+        httpx.Client.send = planted  # type: ignore[method-assign, assignment]
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    words = ("release", RELEASE, "--push", "ada/small")
+    with running_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        died = told(way, *words, fault=plant)
+        assert died.status == -what, died.said
+        assert (hub.repositories["ada/small"].commits, hub.repositories["ada/small"].files) == ([], {})
+        ended = told(way, *words)
+        assert ended.status == 0, ended.said
+        files = {name.removeprefix("huggingface/"): data for name, data in contents(way / RELEASE).items()}
+        assert hub.repositories["ada/small"].files == files
+        assert len(hub.repositories["ada/small"].commits) == 1
+
+
+SCORING = """
+import os, signal, sys
+from tinyllama.evaluate import scores
+from tinyllama.cli import main
+score = scores.evaluate
+def dying(*given, **named):
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return score(*given, **named)
+from tinyllama.evaluate import report
+report.evaluate = dying
+sys.exit(main())
+"""
+
+
+def test_an_evaluation_that_loses_a_rank_fails_and_leaves_the_scores_before(way: Path) -> None:
+    (way / "scoring.py").write_text(SCORING)
+    before = contents(way / RELEASE)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "scoring.py"]
+    words = ["evaluate", str(RELEASE), "--tasks", "piqa", "--limit", "4"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, *words], cwd=way, env=environment, capture_output=True, check=False, timeout=200)
+    assert done.returncode != 0
+    assert contents(way / RELEASE) == before
+
+
+def test_a_release_beside_training_that_finds_no_memory_is_an_event_and_the_run_goes_on(way: Path) -> None:
+    """Its process may not have more memory than importing torch takes."""
+
+    def starve() -> None:
+        from tinyllama.train import releasing
+
+        without_peak()
+        limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 28, 1 << 28))\n"
+        releasing._PROGRAM, releasing._PAUSE_SECONDS = limit + releasing._PROGRAM, 0.0
+
+    at = ("--release.at", f"[{6 * 6 * 64}]", "--release.tasks", "[]", "--release.formats", "[huggingface]")
+    words = ("train", "recipe.yaml", "--name", "starved", *at)
+    starved = told(way, *words, fault=starve)
+    assert_one_line(starved, "the release of step 6 failed", status=(1,))
+    lines = (way / "runs/starved/metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 12
+    assert (way / "runs/starved/events.jsonl").read_text().count('"release-failed"') == 3
+    ended = told(way, *words, fault=without_peak)
+    assert ended.status == 0, ended.said
+    assert (way / "runs/starved/releases/step-00000006/release.json").is_file()
+
+
+def test_a_worker_of_prepare_that_finds_no_memory_is_one_line_and_loses_nothing(way: Path) -> None:
+    def starve() -> None:
+        import resource
+
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + (24 << 20), size + (24 << 20)))
+
+    with (way / "raw/modules/c.jsonl").open("w") as file:
+        file.write('{"text": "' + "A long, long document. " * 1_000_000 + '"}\n')
+    words = ("prepare", "recipe.yaml", "--data.store", "other", "--data.workers", "2")
+    starved = told(way, *words, fault=starve)
+    assert_one_line(starved, "memory")
+    ended = told(way, *words)
+    assert ended.status == 0, ended.said
