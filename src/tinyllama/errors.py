@@ -11,3 +11,14 @@ class RunStoppedError(RuntimeError):
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line, or its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def briefly(error: BaseException) -> str:
+    """An error's first line; with its kind, where it was not written for people."""
+    words = first_line(error)
+    return words if isinstance(error, InputError) else f"{type(error).__name__}: {words}"

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyllama.report.marks import PAUSE, RELEASE, ROUTINE, TROUBLE, in_words, kind_of, marks_of
+from tinyllama.events import PAUSE, RELEASE, ROUTINE, TROUBLE, in_words, kind_of
+from tinyllama.report.marks import marks_of
 from tinyllama.report.tables import FEW_EVENTS, MOST_EVENTS, listed, notable
 
 NAMES = ("skip", "rollback", "resume", "release", "checkpoint")

@@ -139,8 +139,8 @@ def test_a_tracker_that_fails_is_one_event_and_one_line(small: Path, tmp_path: P
     done = train(small, tmp_path, "--track.wandb", "probe", fake=fake)
     assert (done.returncode, weights(tmp_path)) == (0, untracked), done.stderr
     (event,) = events(tmp_path, "tracker-failed")
-    assert (event["tracker"], event["problem"]) == ("wandb", "ConnectionError('no page today')")
-    assert done.stderr.count("wandb failed and is left alone from here on: ConnectionError('no page today')") == 1
+    assert (event["tracker"], event["problem"]) == ("wandb", "ConnectionError: no page today")
+    assert done.stderr.count("wandb failed and is left alone from here on: ConnectionError: no page today") == 1
 
 
 def test_a_trackers_process_that_is_killed_is_an_event_too(small: Path, tmp_path: Path, untracked: str) -> None:
@@ -167,7 +167,7 @@ _BLOCKS = {
 def test_a_tracker_that_blocks_for_ever_holds_up_neither_training_nor_its_end(
     small: Path, tmp_path: Path, untracked: str, fake: str
 ) -> None:
-    done = train(small, tmp_path, "--track.wandb", "probe", "--track.tensorboard", "true", fake=fake, waits=(1, 2))
+    done = train(small, tmp_path, "--track.wandb", "probe", "--track.tensorboard", "true", fake=fake, waits=(1, 6))
     assert done.returncode == 0, done.stderr
     assert weights(tmp_path) == untracked
     assert "wandb is still busy; left without the last of the run" in done.stderr
@@ -264,7 +264,7 @@ def test_tensorboard_drops_what_was_trained_before_a_rollback_and_has_events_sco
     assert losses[22] == pytest.approx(1 + 8 / 22 + 0.5)
     assert [event.value for event in shown.Scalars("scores/hellaswag acc_norm")] == [pytest.approx(30.0)]
     texts = [event.tensor_proto.string_val[0].decode() for event in shown.Tensors("events")]
-    assert "rollback at step 26: reason: spike; checkpoint: 20; left out: 24, 25" in texts
+    assert "rollback at step 26: spike; checkpoint 20; left out: 24, 25" in texts
     beside = EventAccumulator(str(run / "tensorboard/baselines/Big (published)"))
     beside.Reload()
     line = [(event.step, event.value) for event in beside.Scalars("scores/hellaswag acc_norm")]

@@ -1,4 +1,4 @@
-"""A run's events, told apart by what they mean to a reader, put into words, and as marks on a picture.
+"""A run's events as marks on a picture.
 
 Pure functions of the rows of events.jsonl. A run of weeks has thousands: neighbours become one mark, and marks share a
 label, so that a picture never has more of them than it has room for.
@@ -7,32 +7,8 @@ label, so that a picture never has more of them than it has room for.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from tinyllama.words import short_duration
-
-Event = Mapping[str, Any]
-
-RELEASE, PAUSE, TROUBLE, ROUTINE = "release", "pause", "trouble", "routine"
-"""What an event is to a reader: a milestone, training that stood still and went on, something wrong, or neither."""
-
-_KINDS = {
-    "release": RELEASE,
-    "resume": PAUSE,
-    "signal": PAUSE,
-    "interrupted": PAUSE,
-    "start": ROUTINE,
-    "checkpoint": ROUTINE,
-    "done": ROUTINE,
-    "skip": TROUBLE,
-    "rollback": TROUBLE,
-    "ended": TROUBLE,
-    "failed": TROUBLE,
-    "hang": TROUBLE,
-    "rank-lost": TROUBLE,
-}
-_TROUBLED = ("-failed", "-damaged", "-lost", "-blocked")
-_OF_THE_ROW = ("time", "event", "step")
+from tinyllama.events import ROUTINE, Event, kind_of
 
 
 @dataclass(frozen=True)
@@ -60,12 +36,6 @@ class Mark:
         return name if count == 1 else f"{count} {name}s"
 
 
-def kind_of(event: Event) -> str:
-    """What an event is to a reader."""
-    name = event["event"]
-    return _KINDS.get(name, TROUBLE if name.endswith(_TROUBLED) else ROUTINE)
-
-
 def marks_of(events: Iterable[Event], batch_tokens: int, least_apart: float) -> list[Mark]:
     """The marks of all events but routine ones; those of a kind are at least `least_apart` tokens from each other."""
     found = (Mark(event["step"] * batch_tokens, kind_of(event), {event["event"]: 1}) for event in events)
@@ -89,20 +59,3 @@ def _joined(group: Sequence[Mark]) -> Mark:
         names.update(mark.names)
     count = sum(mark.count for mark in group)
     return Mark(sum(mark.tokens * mark.count for mark in group) / count, group[0].kind, dict(names))
-
-
-def in_words(event: Event) -> str:
-    """What an event says besides its name, step and time."""
-    details = {name: value for name, value in event.items() if name not in _OF_THE_ROW and value is not None}
-    return "; ".join(_detail(name, value) for name, value in details.items())
-
-
-def _detail(name: str, value: Any) -> str:
-    words = name.removesuffix("_seconds").replace("_", " ")
-    if name.endswith("seconds"):
-        return f"{'took' if name == 'seconds' else words} {short_duration(value)}"
-    if name in ("reason", "problem", "signal", "folder"):
-        return str(value)
-    if isinstance(value, list):
-        return f"{words}: {', '.join(map(str, value))}"
-    return f"{words} {value}"

@@ -12,12 +12,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from tinyllama.events import PAUSE, TROUBLE, kind_of
 from tinyllama.release.card_data import mix_stages
 from tinyllama.release.card_scores import how_measured
 from tinyllama.report import tables
 from tinyllama.report.comparison import names_of, newest, recipe_differences, results, score, typical
 from tinyllama.report.gallery import comparison_picture, loss_picture, metric_pictures, score_picture, task_pictures
-from tinyllama.report.marks import PAUSE, TROUBLE, kind_of
 from tinyllama.report.pictures import INKS
 from tinyllama.report.reading import Run
 from tinyllama.words import NOTHING, share, short_count, short_duration

@@ -16,9 +16,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from tinyllama.events import PAUSE, RELEASE, TROUBLE
 from tinyllama.files import write_atomically
 from tinyllama.report.curves import Curve, extremes, measure, smoothed, thinned
-from tinyllama.report.marks import PAUSE, RELEASE, TROUBLE, Mark, together
+from tinyllama.report.marks import Mark, together
 from tinyllama.words import short_bytes, short_count
 
 INKS = {

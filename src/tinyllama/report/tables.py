@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from tinyllama.events import ROUTINE, TROUBLE, Event, in_words, kind_of
 from tinyllama.release.card_data import DATA_HEAD, data_rows
 from tinyllama.release.card_scores import RELEASE_HEAD, TASK_HEAD, release_rows, task_rows
-from tinyllama.report.marks import ROUTINE, TROUBLE, Event, in_words, kind_of
 from tinyllama.report.reading import Facts, Run
 from tinyllama.words import short_bytes, short_duration
 

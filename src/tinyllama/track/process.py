@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, briefly
 from tinyllama.files import alone_in
 from tinyllama.recipe import Recipe
 from tinyllama.track.follow import Follower, Progress, Sink, read_progress
@@ -92,7 +92,7 @@ def _guarded(run: Path, name: str, ended: threading.Event, beat: Beat, say: Call
     try:
         _follow(run, name, ended, beat)
     except BaseException as error:  # trackers end themselves in many ways
-        say("tracker-failed", repr(error))
+        say("tracker-failed", briefly(error))
 
 
 def _follow(run: Path, name: str, ended: threading.Event, beat: Beat) -> None:

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tinyllama import recipe_train
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, briefly
 from tinyllama.processes import environment_beside_training
 from tinyllama.train.metrics import Journal
 
@@ -76,7 +76,7 @@ class Tracker:
         try:
             self.process = self._start()
         except OSError as error:
-            self._tell({"event": "tracker-failed", "problem": repr(error)})
+            self._tell({"event": "tracker-failed", "problem": briefly(error)})
         else:
             self.thread.start()
 

@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 from huggingface_hub import HfApi
 
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, briefly
 from tinyllama.hub import in_one_line
 from tinyllama.recipe import Recipe
 from tinyllama.track.follow import Follower
@@ -104,7 +104,7 @@ def _fed(run: Path) -> Iterator[Any]:
     with Feeder(run.resolve().parent) as feeder:
         feeder.feed()
         if run.resolve() in feeder.failed:
-            raise InputError(f"{run}: cannot be shown: {_briefly(feeder.failed[run.resolve()])}")
+            raise InputError(f"{run}: cannot be shown: {briefly(feeder.failed[run.resolve()])}")
         thread = threading.Thread(target=_go_on, args=(feeder, ended), name="watch", daemon=True)
         thread.start()
         try:
@@ -142,7 +142,7 @@ class Feeder:
                     self.followers[run].poll()
             except Exception as error:  # the page goes on with the other runs
                 self.failed[run] = error
-                print(f"{run}: not shown from here on: {_briefly(error)}", file=sys.stderr)
+                print(f"{run}: not shown from here on: {briefly(error)}", file=sys.stderr)
 
     def _takes(self, run: Path) -> bool:
         """Follow a run, unless another process does."""
@@ -151,9 +151,3 @@ class Feeder:
         recipe = Recipe.load(run / "recipe.yaml")
         self.followers[run] = Follower(run, recipe, TRACKIO, open_sink(TRACKIO, run, recipe), lambda: None)
         return True
-
-
-def _briefly(error: Exception) -> str:
-    """An error's first line; with its kind, where it was not written for people."""
-    line = next(iter(str(error).splitlines()), "")
-    return line if isinstance(error, InputError) else f"{type(error).__name__}: {line}"

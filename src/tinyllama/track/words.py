@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tinyllama.events import in_words
+
 MARKED = ("release", "rollback", "skip", "signal", "rank-lost")
 """Events that are drawn on the loss."""
 _ERRORS = ("hang", "rank-lost", "ended", "failed", "release-failed", "checkpoint-failed", "checkpoint-damaged")
 _WARNINGS = ("skip", "rollback", "signal", "interrupted", "tracker-failed", "tracker-blocked")
-_OF_EVERY_EVENT = ("time", "event", "step")
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,10 @@ class Alert:
 def alert_of(event: Mapping[str, Any]) -> Alert:
     """An event in words."""
     name = event["event"]
-    details = [f"{key.replace('_', ' ')}: {_plain(event[key])}" for key in event if key not in _OF_EVERY_EVENT]
     level = "error" if name in _ERRORS else "warn" if name in _WARNINGS else "info"
-    return Alert(f"{name} at step {event['step']:,}", "; ".join(details), level)
+    return Alert(f"{name} at step {event['step']:,}", in_words(event), level)
 
 
 def is_mark(event: Mapping[str, Any]) -> bool:
     """Whether an event is drawn on the loss."""
     return event["event"] in MARKED
-
-
-def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
