@@ -45,7 +45,7 @@ KillWait=2
 GresTypes=gpu
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-NODE = "NodeName={name} NodeHostname={name} NodeAddr={address} Port={port} CPUs=64 RealMemory=1000 Gres=gpu:1\n"
+NODE = "NodeName={name} NodeHostname={name} NodeAddr={address} Port={port} CPUs=64 RealMemory=8000 Gres=gpu:1\n"
 
 
 def missing() -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.cluster.sites import CLUSTER, complaints, make_site
 from tests.cluster.slurm_cluster import asked, missing, slurm_cluster, wait_until
+from tests.conftest import contents
 from tests.train.launching import events_of, fault, losses_of, same_weights
 from tests.train.planting import GO, Fault, marker
 
@@ -162,6 +163,22 @@ def waiting(small: Path) -> Fault:
 def test_slurm_takes_the_script_as_it_stands(slurm: dict[str, str], site: Path) -> None:
     said = asked(slurm, "sbatch", "--test-only", "--gpus-per-node=1", "cluster/slurm/train.sbatch", cwd=site)
     assert re.search(r"Job \d+ to start at .* using 128 processors on nodes node\[1-2\]", said), said
+
+
+def test_the_store_that_slurms_jobs_write_is_the_one_written_here(
+    slurm: dict[str, str], site: Path, small: Path
+) -> None:
+    store = site / "store"
+    command = ["bash", "cluster/slurm/prepare.sh", str(small / "recipe.yaml"), "--data.store", str(store)]
+    said = asked(slurm | {"PARTITION": "all", "OMP_NUM_THREADS": "1"}, *command, cwd=site)
+    assert f"{store}: submitted to Slurm; its last job finishes the store" in said
+    logs = site / "store.slurm"
+    wait_until(
+        lambda: not asked(slurm, "squeue", "-h").strip(),
+        "the jobs' end",
+        lambda: "".join(path.read_text() for path in logs.rglob("*.out")),
+    )
+    assert contents(store) == contents(small / "store")
 
 
 def test_a_signal_ahead_of_the_time_limit_saves_and_queues_the_run_again_which_ends_with_the_same_weights(
