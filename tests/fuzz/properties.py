@@ -3,6 +3,9 @@
 The tests try the same examples each time; `make fuzz` looks for new ones.
 """
 
+import tempfile
+from pathlib import Path
+
 from hypothesis import HealthCheck, settings
 
 from tinyllama.errors import InputError
@@ -23,3 +26,12 @@ def one_line(error: InputError) -> None:
     assert len(text.splitlines()) == 1, text
     assert len(text) < 2000, text
     text.encode()
+
+
+def kept_folder() -> Path:
+    """A folder that is removed when the process ends: for what takes long to make, or is written thousands of times."""
+    _kept.append(tempfile.TemporaryDirectory(prefix="tinyllama-fuzz-"))
+    return Path(_kept[-1].name)
+
+
+_kept: list[tempfile.TemporaryDirectory[str]] = []

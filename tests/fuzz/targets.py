@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.fuzz import test_readers, test_recipe, test_tokenizer
+from tests.fuzz import test_readers, test_recipe, test_store, test_tokenizer
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ TARGETS = {
     },
     "lines": _structured(test_readers.test_every_line_is_a_row_or_a_reject_however_it_is_packed),
     "columns": _structured(test_readers.test_columns_of_any_type_and_name_give_as_many_rows_or_one_line),
+    "store": _structured(test_store.test_any_changed_byte_is_found_and_none_ends_in_a_traceback),
+    "manifests": _structured(
+        test_store.test_manifests_of_any_content_are_refused_and_with_new_hashes_open_or_are_refused
+    ),
+    "shards": _structured(test_store.test_any_shards_read_as_one_array),
     "encode": _structured(test_tokenizer.test_any_text_has_its_library_s_ids_and_comes_back),
     "encode_together": _structured(test_tokenizer.test_texts_together_are_as_each_alone),
     "continuation": _structured(test_tokenizer.test_a_continuation_in_pieces_is_the_text_of_all_ids),

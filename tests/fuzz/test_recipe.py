@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.fuzz.mutations import changed, changes, documents, values
-from tests.fuzz.properties import few, one_line
+from tests.fuzz.properties import few, kept_folder, one_line
 
 from tinyllama import cli
 from tinyllama.errors import InputError
@@ -36,12 +35,7 @@ def whole(name: str) -> Any:
 
 @cache
 def folder() -> Path:
-    """Removed when the process ends."""
-    _kept.append(tempfile.TemporaryDirectory(prefix="tinyllama-fuzz-"))
-    return Path(_kept[-1].name)
-
-
-_kept: list[Any] = []
+    return kept_folder()
 
 
 def recipe_of(data: bytes) -> Recipe | None:

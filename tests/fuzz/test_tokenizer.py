@@ -151,7 +151,7 @@ def _pruned() -> dict[str, Any]:
 
 
 @few(150)
-@given(document=documents(_pruned()))
+@given(document=st.deferred(lambda: documents(_pruned())))
 def test_any_fields_of_a_tokenizer_json_are_one_or_one_line(document: Any) -> None:
     check_file("tokenizer.json", json.dumps(document).encode())
 

@@ -6,6 +6,7 @@ Reads STORE/.work, writes the splits' manifests and lists of rejects, then the s
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,8 @@ def _finish_split(job: Job, folder: Path, own: dict[int, Receipt]) -> dict[str, 
     shards = [_shard(receipt, split) for receipt in own.values() if split in receipt["shards"]]
     read = {rank: receipt for rank, receipt in own.items() if job.tasks[rank].split == split}
     if not shards and not read:
+        with suppress(OSError):
+            folder.rmdir()  # a holdout that took no document has left it empty, and it is no part of the store
         return None
     with write_atomically(folder / "rejects.jsonl") as file:
         for rank in read:

@@ -7,12 +7,14 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, takewhile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllama.data.store import Split
+from tinyllama.data.store import DAMAGED, Split, check_size
+from tinyllama.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Document:
 
 
 def find_documents(split: Split, numbers: Iterable[int]) -> Iterator[Document]:
-    """Documents of a split by their numbers. Raises IndexError where there is no such document."""
+    """Documents of a split by their numbers. Raises IndexError where there is no such one, InputError for damage."""
     inputs = [shard["inputs"] for shard in split.manifest["shards"]]
     firsts = _first_documents(split)
     for number in numbers:
@@ -44,6 +46,8 @@ def find_documents(split: Split, numbers: Iterable[int]) -> Iterator[Document]:
         place = number - firsts[shard]
         ends = _numbers(split, shard, ".documents")
         start = int(ends[place - 1]) if place else 0
+        if not start <= ends[place] <= split.shards[shard].tokens:
+            raise InputError(f"{_path(split, shard, '.documents')}: {DAMAGED}")
         source = _input(inputs[shard], place)
         yield Document(
             number,
@@ -80,4 +84,10 @@ def _input(inputs: list[dict[str, Any]], place: int) -> dict[str, Any]:
 
 
 def _numbers(split: Split, shard: int, suffix: str) -> NDArray[np.uint64]:
-    return np.memmap((split.folder / split.shards[shard].file).with_suffix(suffix), "<u8", "r")
+    path = _path(split, shard, suffix)
+    check_size(path, split.shards[shard].documents * 8)
+    return np.memmap(path, "<u8", "r")
+
+
+def _path(split: Split, shard: int, suffix: str) -> Path:
+    return (split.folder / split.shards[shard].file).with_suffix(suffix)

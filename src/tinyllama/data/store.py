@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllama.errors import InputError
-from tinyllama.files import read_json
+from tinyllama.files import read_json, sha256_of
 
 FORMAT_VERSION = 2
 WORK = ".work"
 """Where `prepare` keeps what is under way; no source can be called so."""
+DAMAGED = "its documents do not end where its shard does; restore it, or delete the store and prepare it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Split:
         fields = Shard.__dataclass_fields__
         self.shards = shards = [Shard(**{key: shard[key] for key in fields}) for shard in self.manifest["shards"]]
         for shard in shards:
-            _check_size(folder / shard.file, shard.tokens * dtype.itemsize)
+            check_size(folder / shard.file, shard.tokens * dtype.itemsize)
         # Where each shard begins, and the number of all tokens; a list, which is bisected faster than an array.
         self.ends = [0, *accumulate(shard.tokens for shard in shards)]
         # A trillion tokens are 15,000 files, and a process may often have no more than 1,024 open.
@@ -109,8 +110,11 @@ class Split:
     def documents(self) -> Iterator[NDArray[Any]]:
         """Each document's tokens, in order."""
         for shard in self.shards:
-            ends = np.fromfile(self.folder / _documents(shard.file), "<u8")
-            tokens = np.memmap(self.folder / shard.file, self.dtype, "r")
+            path = self.folder / shard.file
+            check_size(path.with_suffix(".documents"), shard.documents * 8)
+            ends, tokens = np.fromfile(path.with_suffix(".documents"), "<u8"), np.memmap(path, self.dtype, "r")
+            if (ends[1:] < ends[:-1]).any() or ends[-1] != shard.tokens:
+                raise InputError(f"{path.with_suffix('.documents')}: {DAMAGED}")
             yield from np.split(tokens, ends[:-1].astype(np.int64))
 
 
@@ -119,8 +123,14 @@ class TokenStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        beside = folder / "manifest.sha256"
+        if beside.is_file():
+            _check_hash(folder / "manifest.json", beside.read_bytes()[:64].decode(errors="replace"))
         manifest = self.manifest
         dtype = np.dtype(manifest["dtype"])
+        for source, fields in manifest["sources"].items():
+            for split, entry in fields["splits"].items():
+                _check_hash(folder / source / split / "manifest.json", entry.get("manifest_sha256"))
         self.splits = {
             f"{source}/{split}": Split(folder / source / split, dtype)
             for source, fields in manifest["sources"].items()
@@ -129,7 +139,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: str | Path) -> "TokenStore":
-        """Open a store. Raises InputError where there is none, or only a half-written one."""
+        """Open a store. Raises InputError where there is none, only a half-written one, or one of other manifests."""
         path = Path(folder)
         if not (path / "manifest.json").is_file():
             state = "is not finished" if (path / WORK).exists() else "is not there"
@@ -192,7 +202,14 @@ def _read(file: _Open, offset: int, size: int) -> bytes:
     return data + _read(file, offset + len(data), size - len(data))
 
 
-def _check_size(path: Path, expected_bytes: int) -> None:
+def _check_hash(manifest: Path, promised: str | None) -> None:
+    """A number changed in a manifest would be another order of the data; the shards' bytes are `verification`'s."""
+    if promised is not None and sha256_of(manifest) != promised:
+        raise InputError(f"{manifest}: does not match its hash; restore it, or delete the store and prepare it again")
+
+
+def check_size(path: Path, expected_bytes: int) -> None:
+    """Raise InputError where a file is missing or has another size."""
     try:
         found = path.stat().st_size
     except FileNotFoundError:
