@@ -1,8 +1,9 @@
-"""Numbers as people say them, for progress, plans, pictures, cards and reports.
+"""Numbers as people say them, and rows as lines: for progress, plans, pictures, cards and reports.
 
 Pure functions. Three digits are what a reader compares; who needs all of them finds them in the tables and files.
 """
 
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 NOTHING = "\N{EN DASH}"
@@ -45,3 +46,10 @@ def short_duration(seconds: float) -> str:
 def share(part: float) -> str:
     """A share in per cent: 97.5 %."""
     return f"{100 * part:.1f}\N{NO-BREAK SPACE}%"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows of cells, the head's first, as lines of text: each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -20,7 +20,7 @@ from lm_eval.api.model import LM, TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, first_line
 from tinyllama.evaluate.grouping import BATCH_REQUESTS, Group, Pair, form_batches, to_requests
 from tinyllama.evaluate.scoring import Score, score_batch
 from tinyllama.evaluate.tasks import quiet
@@ -65,11 +65,11 @@ def _load_hf(found: Located, batch_size: int, precision: torch.dtype, device: to
     from lm_eval.models.huggingface import HFLM  # noqa: PLC0415 - imports transformers and accelerate
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
 
-    with _loads(found.folder, "a tokenizer"):
+    with _loads(found.folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(found.folder)
         if not tokenizer("word").input_ids:  # transformers makes an empty one where the files are missing
             raise ValueError("it gives no ids")
-    with _loads(found.folder, "a causal model"):
+    with _loads(found.folder, "causal model"):
         model = AutoModelForCausalLM.from_pretrained(found.folder, dtype=precision)
     with quiet():  # given loaded, lm-eval leaves the ranks to us, and says so at length
         return HFLM(model.to(device), tokenizer=tokenizer, batch_size=batch_size)
@@ -81,10 +81,8 @@ def _loads(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise InputError(
-            f"{folder}: transformers finds no {what.partition(' ')[2]} here ({reason}); put {what} there"
-        ) from None
+        reason = first_line(error)
+        raise InputError(f"{folder}: transformers finds no {what} here ({reason}); put a {what} there") from None
 
 
 def _front(file: Path, tokenizer: Tokenizer) -> list[int]:

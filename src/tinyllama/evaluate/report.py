@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from tinyllama.evaluate.baselines import PUBLISHED
 from tinyllama.evaluate.scores import BATCH_SIZE, Evaluation, evaluate
@@ -14,7 +13,8 @@ from tinyllama.files import read_json
 from tinyllama.hardware import keep_memory
 from tinyllama.model.loading import locate
 from tinyllama.release import update_card
-from tinyllama.train.parallel import Ranks, join_ranks
+from tinyllama.train.parallel import from_first, join_ranks
+from tinyllama.words import columns, short_count
 
 _PATIENCE_SECONDS = 3 * 3600.0
 """Ranks wait for each other only at the end of their shares, which on unequal machines may be far apart."""
@@ -35,7 +35,7 @@ def evaluate_and_save(
     """
     keep_memory()
     with join_ranks(_PATIENCE_SECONDS) as ranks:
-        folder = _agreed(locate(source).folder, ranks)
+        folder = from_first(locate(source).folder, ranks)
         scores = evaluate(
             folder,
             tasks,
@@ -56,15 +56,6 @@ def _saved(evaluation: Evaluation, folder: Path) -> str:
     if path.with_name("release.json").is_file():
         update_card(path.parent)
     return "\n".join([*table(evaluation), f"saved: {path}"])
-
-
-def _agreed(folder: Path, ranks: Ranks) -> Path:
-    """The first rank's; a run may get a newer checkpoint while the ranks look for its newest."""
-    if ranks.count == 1:
-        return folder
-    said = [folder]
-    dist.broadcast_object_list(said)
-    return said[0]
 
 
 def _place(source: str, folder: Path) -> Path:
@@ -106,16 +97,13 @@ _COLUMNS = {"acc": (100, ".2f"), "acc_norm": (100, ".2f"), "bits_per_byte": (1, 
 def table(evaluation: Evaluation) -> Iterator[str]:
     """Each task's scores in points with their standard errors, and HellaSwag's published ones below."""
     head = ("task", "acc", "acc_norm", "bits per byte", "scored on")
-    cells = [head, *(_cells(evaluation, task) for task in evaluation.rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield from columns([head, *(_cells(evaluation, task) for task in evaluation.rows)])
     yield from _others(evaluation)
     for task, count in evaluation.shortened.items():
         yield f"{task}: {count} requests lost their beginning, for they are longer than the model's context"
     if "hellaswag" in evaluation.rows:
-        rows = ", ".join(f"{row.name} {row.hellaswag_acc_norm:.2f}" for row in PUBLISHED)
-        yield f"published HellaSwag acc_norm (all items): {rows}"
+        rows = (f"{row.name} ({short_count(row.tokens)} tokens) {row.hellaswag_acc_norm:.2f}" for row in PUBLISHED)
+        yield f"published HellaSwag acc_norm (all items): {', '.join(rows)}"
 
 
 def _cells(evaluation: Evaluation, task: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ tasks takes 7 s and is made only for the others. A name that no task's file ment
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -18,7 +18,7 @@ from lm_eval.api.task import Task
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.tasks import TaskManager
 
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, first_line
 from tinyllama.evaluate import offline
 
 _CONFIGS = {name: source.config for name, source in offline.TASKS.items()} | {"lambada_openai": "lambada"}
@@ -103,12 +103,12 @@ def _load_from_hub(name: str) -> dict[str, Task]:
     try:
         tasks: dict[str, Task] = manager.load(name)["tasks"]
     except OSError as error:  # datasets' and the hub's own errors of this kind are all OSErrors
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"task {name}: the hub does not give its items ({reason}); {_remedy(name)}") from None
     except ModuleNotFoundError as error:
         raise InputError(f"task {name}: needs {error.name}; pip install {error.name}") from None
     except (ValueError, RuntimeError) as error:  # a data set that is a script, which datasets no longer runs
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"task {name}: its items cannot be loaded ({reason}); choose another task") from None
     return tasks
 
@@ -150,7 +150,7 @@ def _mentions(text: bytes, name: bytes) -> bool:
     return name in text and re.search(rb"(?<![\w-])" + re.escape(name) + rb"(?![\w-])", text) is not None
 
 
-def _unknown(name: str, known: Sequence[str] | set[str]) -> InputError:
+def _unknown(name: str, known: Collection[str]) -> InputError:
     nearest = difflib.get_close_matches(name, sorted(known))
     advice = f"did you mean {', '.join(nearest)}?" if nearest else "`lm-eval ls tasks` lists what it knows"
     return InputError(f"task {name!r} is unknown to lm-eval; {advice}")

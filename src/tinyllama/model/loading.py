@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, first_line
 from tinyllama.files import read_json, sha256_of
 from tinyllama.model.llama import Llama
 from tinyllama.model.weights import fill, from_hugging_face, shape_from_hugging_face
@@ -183,6 +183,8 @@ class Safetensors(Mapping[str, torch.Tensor]):
     def __init__(self, paths: Iterable[Path]) -> None:
         self._files: dict[str, Any] = {}
         for path in paths:
+            with path.open("rb"):  # whose error says why and where; the library's says of every one "no such file"
+                pass
             try:
                 file = safe_open(path, "pt")
             except SafetensorError as error:
@@ -205,5 +207,5 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{name}: neither a folder here nor a model that the hub gives ({reason})") from None

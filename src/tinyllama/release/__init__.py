@@ -22,7 +22,7 @@ from tinyllama.release.card import model_card
 from tinyllama.release.foreign import foreign_card
 from tinyllama.release.formats import check_formats, write_formats
 from tinyllama.release.hf import write_hugging_face
-from tinyllama.release.lineage import hash_file, hash_files, lineage, metrics_until
+from tinyllama.release.lineage import hash_file, hash_files, lineage, metrics_until, read_facts
 from tinyllama.release.reference import reference
 from tinyllama.release.showing import shown
 from tinyllama.release.table import evaluation_of, has_scores, releases_table
@@ -104,9 +104,7 @@ def update_card(release_folder: str | Path) -> Path:
     scores are another checkpoint's.
     """
     folder = Path(release_folder)
-    if not (folder / "release.json").is_file():
-        raise InputError(f"{folder}: no release here (no release.json); `tinyllama release` makes one of a run")
-    scores, step = folder / "evaluation.json", read_json(folder / "release.json")["step"]
+    scores, step = folder / "evaluation.json", read_facts(folder)["step"]
     if scores.is_file() and (found := read_json(scores)["step"]) != step:
         raise InputError(f"{scores}: of step {found}, this is step {step}; evaluate {folder}")
     if step is None:  # others' weights, of no run

@@ -59,7 +59,7 @@ def average_into(model: Llama, folders: Sequence[Path], decay: float) -> None:
         return
     *older, newest = shares(len(folders), decay)
     mean = {name: weight * newest for name, weight in model.state_dict().items()}
-    for folder, share in zip(folders, older, strict=False):
+    for folder, share in zip(folders[:-1], older, strict=True):
         load_weights(folder, model)
         for name, weight in model.state_dict().items():
             mean[name].add_(weight, alpha=share)

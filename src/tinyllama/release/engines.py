@@ -1,7 +1,7 @@
 """One format in its real engine: what it says about the reference's texts, prompts and scored text.
 
-A program of its own, for an engine may abort on a damaged file: `python -P engines.py ENGINE PATH`, the reference on
-standard input, what was observed, or the error, as JSON in the file OUT. It imports nothing of this package.
+A program of its own, for an engine may abort on a damaged file: `python -P engines.py ENGINE PATH OUT`, the reference
+on standard input, what was observed, or the error, as JSON in the file OUT. It imports nothing of this package.
 """
 
 import json

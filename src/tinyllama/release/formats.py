@@ -9,12 +9,12 @@ from pathlib import Path
 
 from tinyllama.errors import InputError
 
-# What each format is written with, and what runs it in `tinyllama verify`.
 LIBRARIES = {
     "huggingface": ("transformers",),
     "gguf": ("gguf", "llama_cpp"),
     "ctranslate2": ("ctranslate2", "transformers"),
 }
+"""What each format is written with, and what runs it in `tinyllama verify`."""
 
 
 def check_formats(formats: Collection[str]) -> None:

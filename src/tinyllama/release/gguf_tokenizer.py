@@ -16,8 +16,8 @@ from tinyllama.tokenizer_files import SentencePieceFile, TokenizerFile, Tokenize
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 _DIGITS = {"type": "Digits", "individual_digits": True}
-# How a byte-level tokenizer.json cuts text into words, and llama.cpp's name for it.
 WORD_RULES = (([_BYTE_LEVEL], "gpt-2"), ([_DIGITS, _BYTE_LEVEL], "smollm"))
+"""How a byte-level tokenizer.json cuts text into words, and llama.cpp's name for it."""
 _TYPES = {
     "text": TokenType.NORMAL,
     "byte": TokenType.BYTE,
@@ -104,7 +104,7 @@ def _word_rules(file: TokenizerFile) -> str:
         kind = " ".join([f"{model.get('type')} of {found}", *changes])
         raise InputError(
             f"{file.name}: a tokenizer that cannot be written as GGUF ({kind}); leave gguf out of release.formats, or "
-            f"use one of Llama 2's kind, GPT-2's or SmolLM2's"
+            "use one of Llama 2's kind, GPT-2's or SmolLM2's"
         )
     return named
 

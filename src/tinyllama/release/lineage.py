@@ -5,9 +5,10 @@ their digests; a run that now holds others is refused, because its card would te
 """
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,23 @@ def lineage(checkpoint: Path, averaged: list[Path], wanted: Release) -> dict[str
     }
 
 
-def metrics_until(run: Path, step: int) -> list[dict[str, Any]]:
-    """The run's rows of metrics up to a step. Raises InputError where there is none."""
+def read_facts(release_folder: Path) -> dict[str, Any]:
+    """The contents of a release's release.json. Raises InputError where the folder is no release."""
+    path = release_folder / "release.json"
+    facts = read_json(path) if path.is_file() else None
+    if not isinstance(facts, dict) or not isinstance(facts.get("files"), dict):
+        raise InputError(f"{release_folder}: no release here (no release.json); `tinyllama release` makes one of a run")
+    return facts
+
+
+def metrics_until(run: Path, step: int) -> Iterator[dict[str, Any]]:
+    """The run's rows of metrics up to a step, one at a time. Raises InputError where there is none."""
     path = run / "metrics.jsonl"
-    rows = [row for row in read_rows(path) if row["step"] <= step]
-    if not rows:
+    rows = (row for row in read_rows(path) if row["step"] <= step)
+    first = next(rows, None)
+    if first is None:
         raise InputError(f"{path}: no row up to step {step}; put the file back, the loss curve is drawn from it")
-    return rows
+    return chain([first], rows)
 
 
 def base_model(facts: Mapping[str, Any]) -> str | None:
@@ -120,11 +131,13 @@ def _origin(source: Source) -> str | None:
     return PUBLIC.get(source.format) if path.exists() else None
 
 
-def _measured(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _measured(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The last training loss and the last validation, which may be some steps older than the weights."""
-    found = {"loss": next((row["loss"] for row in reversed(rows) if row["loss"] is not None), None)}
-    for row in reversed(rows):
+    found: dict[str, Any] = {"loss": None}
+    for row in rows:
+        if row["loss"] is not None:
+            found["loss"] = row["loss"]
         if row.get("validation_loss") is not None:
-            names = ("validation_loss", "validation_bits_per_byte")
-            return {**found, "validation_step": row["step"], **{name: row[name] for name in names}}
+            found["validation_step"] = row["step"]
+            found |= {name: row[name] for name in ("validation_loss", "validation_bits_per_byte")}
     return found

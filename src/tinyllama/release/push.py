@@ -15,8 +15,8 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from tinyllama.errors import InputError
-from tinyllama.files import read_json
 from tinyllama.hub import in_one_line
+from tinyllama.release.lineage import read_facts
 from tinyllama.release.verify import file_checks
 
 _FACTS = "release.json"
@@ -54,9 +54,7 @@ def _message(facts: Mapping[str, Any]) -> str:
 
 def _checked(folder: Path) -> dict[str, Any]:
     """The release.json of a folder that is exactly as it says; hidden files aside."""
-    facts = read_json(folder / _FACTS) if (folder / _FACTS).is_file() else None
-    if not isinstance(facts, dict) or not isinstance(facts.get("files"), dict):
-        raise InputError(f"{folder}: no release here (no {_FACTS} of one); `tinyllama release` makes one of a run")
+    facts = read_facts(folder)
     for check in file_checks(folder, facts["files"]):
         if not check.passed:
             how = "missing, but" if check.what == "file" else "not as"

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama.errors import InputError
-from tinyllama.files import read_json, sha256_of
+from tinyllama.files import sha256_of
 from tinyllama.progress import Bar
 from tinyllama.release import engines
 from tinyllama.release.formats import LIBRARIES, check_libraries
+from tinyllama.release.lineage import read_facts
+from tinyllama.words import columns
 
 Facts = dict[str, Any]
 
@@ -75,9 +77,7 @@ def verify(release_folder: str | Path) -> list[Check]:
     Raises InputError where the folder is no release, has no reference, or one of the engines is not installed.
     """
     folder = Path(release_folder)
-    if not (folder / "release.json").is_file():
-        raise InputError(f"{folder}: no release here (no release.json); `tinyllama release` makes one of a run")
-    facts = read_json(folder / "release.json")
+    facts = read_facts(folder)
     if not (facts.keys() >= {"reference", "files", "formats"} and facts["reference"] and facts["files"]):
         raise InputError(f"{folder}/release.json: no reference to hold the formats against; release the run again")
     found = formats(facts["files"])
@@ -218,8 +218,6 @@ def table(checks: Sequence[Check]) -> Iterator[str]:
     """The lines of the table, and what they come to."""
     rows = [("format", "check", "expected", "found", "")]
     rows += [(row.subject, row.what, row.expected, row.found, "pass" if row.passed else "FAIL") for row in checks]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for row in rows:
-        yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()
+    yield from columns(rows)
     failed = sum(not row.passed for row in checks)
     yield f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"

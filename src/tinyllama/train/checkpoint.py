@@ -199,8 +199,11 @@ def _commit(folder: Path) -> None:
     sync_directory(folder.parent)
 
 
-def load(folder: Path, model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
-    """Put a checkpoint's weights and optimiser state in place, on any number of ranks; return its `state`."""
+def load(folder: Path, model: nn.Module, optimizers: Optimizers) -> None:
+    """Put a checkpoint's weights and optimiser state in place, on any number of ranks.
+
+    Raises InputError where they cannot be read.
+    """
     weights, moments = get_state_dict(model, optimizers)
     constants = [[_constants(group) for group in optimizer.param_groups] for optimizer in optimizers]
     try:
@@ -211,7 +214,6 @@ def load(folder: Path, model: nn.Module, optimizers: Optimizers) -> dict[str, An
     for optimizer, groups in zip(optimizers, constants, strict=True):
         for group, own in zip(optimizer.param_groups, groups, strict=True):
             group.update(own)  # the checkpoint's may be those of another recipe, see `--allow-change`
-    return read_state(folder)
 
 
 def _constants(group: dict[str, Any]) -> dict[str, Any]:

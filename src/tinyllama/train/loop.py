@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tinyllama import hardware
 from tinyllama.data.batches import batch_of, batches
-from tinyllama.errors import InputError, RunStoppedError
+from tinyllama.errors import InputError, RunStoppedError, first_line
 from tinyllama.files import alone_in
 from tinyllama.progress import Bar
 from tinyllama.recipe import Recipe
@@ -69,21 +69,28 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
             stack.enter_context(alone_in(trainer.run, "lock", f"{trainer.run}: another process is training this run"))
         journal = Journal(trainer.run, recipe.checkpoint.on_failure == "continue") if ranks.is_first else None
         releaser = stack.enter_context(Releaser(trainer.run, journal, ranks.device)) if journal else None
-        try:
+        with _machine_faults_in_words(trainer.run, journal):
             _train_to_the_end(trainer, journal, releaser, allow_change)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            words = "make room and run it again: it goes on from the last checkpoint"
-            raise RunStoppedError(f"{error.filename or trainer.run}: {error.strerror}; {words}") from error
-        except RuntimeError as error:
-            if isinstance(error, RunStoppedError) or not is_loss_of_a_rank(error):
-                raise
-            if journal:
-                journal.event("rank-lost", journal.step, problem=str(error).splitlines()[0])
-            again = "torchrun --max-restarts=N goes on from the last checkpoint by itself"
-            raise RunStoppedError(f"{trainer.run}: another rank cannot be reached any more; {again}") from error
         return trainer.run
+
+
+@contextmanager
+def _machine_faults_in_words(run: Path, journal: Journal | None) -> Iterator[None]:
+    """Turn a full disk and the loss of another rank into what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        words = "make room and run it again: it goes on from the last checkpoint"
+        raise RunStoppedError(f"{error.filename or run}: {error.strerror}; {words}") from error
+    except RuntimeError as error:
+        if isinstance(error, RunStoppedError) or not is_loss_of_a_rank(error):
+            raise
+        if journal:
+            journal.event("rank-lost", journal.step, problem=first_line(error))
+        again = "torchrun --max-restarts=N goes on from the last checkpoint by itself"
+        raise RunStoppedError(f"{run}: another rank cannot be reached any more; {again}") from error
 
 
 def _train_to_the_end(trainer: Trainer, journal: Journal | None, releaser: Releaser | None, allow_change: bool) -> None:

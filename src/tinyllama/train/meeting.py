@@ -17,11 +17,11 @@ _POLL_SECONDS = 0.02
 def fresh_store(store: dist.Store, rank: int, count: int, timeout: timedelta) -> dist.Store:
     """A store of this attempt's own, the same on all of its `count` ranks; TimeoutError where one does not come."""
     deadline = time.monotonic() + timeout.total_seconds()
-    greet = _greet_all if rank == 0 else _be_greeted
-    return dist.PrefixStore(greet(store, rank, count, deadline), store)
+    name = _greet_all(store, count, deadline) if rank == 0 else _be_greeted(store, rank, deadline)
+    return dist.PrefixStore(name, store)
 
 
-def _greet_all(store: dist.Store, rank: int, count: int, deadline: float) -> str:
+def _greet_all(store: dist.Store, count: int, deadline: float) -> str:
     """Answer each other rank's newest hello with the attempt's name, until each has said that it knows it."""
     name = uuid.uuid4().hex
     missing = set(range(1, count))
@@ -35,7 +35,7 @@ def _greet_all(store: dist.Store, rank: int, count: int, deadline: float) -> str
     return name
 
 
-def _be_greeted(store: dist.Store, rank: int, count: int, deadline: float) -> str:
+def _be_greeted(store: dist.Store, rank: int, deadline: float) -> str:
     """Say hello with a number drawn for it, and take the answer that bears it."""
     drawn = uuid.uuid4().hex
     store.set(f"hello/{rank}", drawn)

@@ -64,7 +64,7 @@ class Journal:
     def cut_back(self, step: int) -> None:
         """Forget the metrics after `step`, so that no step stands twice when the run goes on from there."""
         self.step = step
-        rows = [row for row in read_rows(self.metrics_path) if row["step"] <= step]
+        rows = (row for row in read_rows(self.metrics_path) if row["step"] <= step)
         with write_atomically(self.metrics_path) as file:
             file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,8 @@ from tinyllama.model.llama import Llama
 from tinyllama.processes import end_with_torchrun
 from tinyllama.recipe_train import Parallel
 from tinyllama.train.meeting import fresh_store
+
+Value = TypeVar("Value")
 
 _PATIENCE = 2.0
 """The watchdog ends a process that hangs (see `guard.py`); the collectives' own limit is this many times longer."""
@@ -89,6 +92,14 @@ def shard_model(model: Llama, mesh: DeviceMesh) -> None:
     # The root holds what is used first and last, so that it stays gathered between forward and backward.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     register_fsdp_forward_method(model, "loss")
+
+
+def from_first(value: Value, ranks: Ranks) -> Value:
+    """The first rank's value, on all of them: what a disk shows may differ from rank to rank, and from time to time."""
+    said = [value]
+    if ranks.count > 1:
+        dist.broadcast_object_list(said)
+    return said[0]
 
 
 def sum_over_ranks(value: Tensor, ranks: Ranks) -> Tensor:

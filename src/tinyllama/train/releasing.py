@@ -69,11 +69,8 @@ class Releaser:
     """Releases the milestones that it is given, in a thread that starts and watches a process for each."""
 
     def __init__(self, run: Path, journal: Journal, device: torch.device) -> None:
-        self.run, self.journal, self.environment = (
-            run,
-            journal,
-            environment_beside_training(one_core=device.type == "cpu"),
-        )
+        self.run, self.journal = run, journal
+        self.environment = environment_beside_training(one_core=device.type == "cpu")
         self.steps: list[int] = []
         self.failed: list[int] = []
         self.changed = threading.Condition()
@@ -128,7 +125,7 @@ class Releaser:
                 self.changed.notify_all()
 
     def _release(self, step: int) -> bool:
-        for number in range(_TRIES):
+        for tries in range(1, _TRIES + 1):
             try:
                 problem = self._try(step)
             except OSError as error:  # the process does not even start
@@ -136,9 +133,9 @@ class Releaser:
             if problem is None:
                 return True
             if not self.closed.is_set():
-                self._say_failed(step, number + 1, problem)
-            if number + 1 == _TRIES or self.closed.wait(_PAUSE_SECONDS * 2**number):
-                return False
+                self._say_failed(step, tries, problem)
+            if tries == _TRIES or self.closed.wait(_PAUSE_SECONDS * 2 ** (tries - 1)):
+                break
         return False
 
     def _say_failed(self, step: int, tries: int, problem: str) -> None:

@@ -7,13 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from tinyllama.data.batches import batch_of
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.train import checkpoint
 from tinyllama.train.guard import forget_what_is_gone, leave_out, read_left_out
 from tinyllama.train.metrics import Journal
+from tinyllama.train.parallel import from_first
 from tinyllama.train.setup import Trainer, start
 
 
@@ -28,14 +27,15 @@ def resume(trainer: Trainer, journal: Journal | None, allow_change: bool) -> tup
         start(trainer)
         step, state, changed = 0, {}, []
     else:
-        step, changed = checkpoint.step_of(folder), _changes(trainer, checkpoint.read_state(folder))
+        step, state = checkpoint.step_of(folder), checkpoint.read_state(folder)
+        changed = _changes(trainer, state)
         _refuse(changed, folder, allow_change)
         if step > trainer.recipe.train.steps:
             raise InputError(
                 f"{folder}: the run is past train.tokens, {trainer.recipe.train.tokens:,}; give it more, or delete the "
                 "checkpoints after that to train from there"
             )
-        state = checkpoint.load(folder, trainer.model, trainer.optimizers)
+        checkpoint.load(folder, trainer.model, trainer.optimizers)
     if journal:
         journal.cut_back(step)
         details = {"changed": changed} if changed else {}
@@ -45,17 +45,14 @@ def resume(trainer: Trainer, journal: Journal | None, allow_change: bool) -> tup
 
 def _told_by_the_first(trainer: Trainer, journal: Journal | None) -> Path | None:
     """The checkpoint to go on from, and in `trainer` the times that the run went back: what the first rank finds."""
-    found: list[Any] = [None, None]
+    newest, went_back = None, []
     if journal:
         newest = _newest_whole(trainer.run, journal)
         if newest is None:
             forget_what_is_gone(trainer.run)
-        found = [newest, read_left_out(trainer.run)]
-    if trainer.ranks.count > 1:
-        dist.broadcast_object_list(found)
-    folder: Path | None = found[0]
-    trainer.went_back = found[1]
-    return folder
+        went_back = read_left_out(trainer.run)
+    newest, trainer.went_back = from_first((newest, went_back), trainer.ranks)
+    return newest
 
 
 def _newest_whole(run: Path, journal: Journal) -> Path | None:
@@ -92,12 +89,9 @@ _NEVER_CHANGED = (
 
 def _changes(trainer: Trainer, state: dict[str, Any]) -> list[str]:
     """What changes the weights and is not as it was when a checkpoint was made."""
-    then, now = state["fields"], trainer.recipe.weight_fields()
-    then |= {"data.store (its content)": state["store"], "tokenizer (its content)": state["tokenizer"]}
-    now |= {
-        "data.store (its content)": trainer.store.digest,
-        "tokenizer (its content)": trainer.tokenizer.digest,
-    }
+    store, tokenizer = "data.store (its content)", "tokenizer (its content)"
+    then = state["fields"] | {store: state["store"], tokenizer: state["tokenizer"]}
+    now = trainer.recipe.weight_fields() | {store: trainer.store.digest, tokenizer: trainer.tokenizer.digest}
     return [
         f"{key} was {then.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(then | now)
@@ -117,10 +111,8 @@ def go_back(trainer: Trainer, journal: Journal | None, step: int, reason: str, b
 
     Raises RunStoppedError where the run has gone back to its newest checkpoint as often as it may.
     """
-    found = [max(map(checkpoint.step_of, checkpoint.committed(trainer.run)), default=0) if journal else 0]
-    if trainer.ranks.count > 1:  # a shared disk may show each rank something else
-        dist.broadcast_object_list(found)
-    target = found[0]
+    newest = checkpoint.committed(trainer.run)[-1:]
+    target = from_first(checkpoint.step_of(newest[0]) if newest else 0, trainer.ranks)
     guard, words = trainer.recipe.guard, f"step {step + 1}: {reason}"
     if sum(record["checkpoint"] == target for record in trainer.went_back) >= guard.max_rollbacks:
         raise RunStoppedError(
