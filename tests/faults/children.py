@@ -89,10 +89,23 @@ def without_rights() -> None:
     assert ctypes.CDLL(None, use_errno=True).capset(header, none) == 0
 
 
+def inside(namespaces_of: int, folder: Path) -> Fault:
+    """Be in the mounts that another process sees, in a folder there."""
+
+    def plant() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        for kind in ("user", "mnt"):
+            with Path(f"/proc/{namespaces_of}/ns/{kind}").open() as file:
+                assert libc.setns(file.fileno(), 0) == 0, os.strerror(ctypes.get_errno())
+        os.chdir(folder)
+
+    return plant
+
+
 def assert_one_line(ended: Ended, *words: object, status: Sequence[int] = (2,)) -> None:
     """It ended with that status and one line, which has the words in it."""
     assert ended.status in status, ended.said
     assert "Traceback" not in ended.said, ended.said
     (line,) = ended.complaints
     for word in words:
-        assert str(word) in line
+        assert str(word) in line, line

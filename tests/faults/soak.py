@@ -51,7 +51,7 @@ class Tally:
     starts: Counter[str] = field(default_factory=Counter)
     rounds: list[str] = field(default_factory=list)
     recoveries: list[tuple[float, str, str]] = field(default_factory=list)
-    """Seconds from a kill until all was as far as before, stage, and phase that the kill hit."""
+    """Seconds from an end by a kill until the stage was further than then, stage, and phase that was hit."""
 
 
 def count(folder: Path, pattern: str) -> int:
@@ -168,27 +168,29 @@ class Disturber:
 
     def __init__(self, folder: Path, stage: Stage, seconds: float, chance: random.Random, tally: Tally) -> None:
         self.folder, self.stage, self.seconds, self.chance, self.tally = folder, stage, seconds, chance, tally
-        self.struck: list[tuple[float, int, str]] = []
-        """Kills that are not made good yet: when, how far it was, and in which phase."""
-        self.kills = 0
+        self.ended: tuple[float, int] | None = None
+        """When a kill ended the command, and how far it was, until that is made good."""
+        self.phase, self.kills = "", 0
 
     def run(self) -> None:
         """Start the command until it ends well."""
         for _ in range(5 * _MOST_KILLS):
             self.tally.starts[self.stage.name] += 1
+            before = self.kills
             with started(self.stage.command(self.chance), self.folder) as group:
                 while group.is_running() and self.kills < _MOST_KILLS and self._wait_for_moment(group):
                     self._strike(group)
                 self._wait(group, time.monotonic() + LIMIT_SECONDS, lambda: False)
-                assert not group.is_running(), f"{self.stage.name} hangs: {group.said.read_text()[-3000:]}"
+                ended = time.monotonic()
+                said, status = group.said.read_text(), group.process.poll()
+                assert status is not None, f"{self.stage.name} hangs: {said[-3000:]}"
                 group.wait_for_orphans()
-                said, status = group.said.read_text(), group.process.returncode
-                is_torchruns = "torch.distributed.run" in group.process.args
-                assert is_torchruns or "Traceback" not in said, said
+                assert "torch.distributed.run" in group.process.args or "Traceback" not in said, said
                 if status == 0 or self.stage.done_already in said:
-                    self._note_recoveries(finished=True)
+                    self._note_recovery(finished=True)
                     return
-                assert self.struck, f"{self.stage.name} failed by itself, status {status}: {said[-3000:]}"
+                assert self.kills > before, f"{self.stage.name} failed by itself, status {status}: {said[-3000:]}"
+                self.ended = self.ended or (ended, self.stage.progress(self.folder))
         raise AssertionError(f"{self.stage.name} does not come to its end: {said[-3000:]}")
 
     def _wait(self, group: Group, deadline: float, condition: Callable[[], bool]) -> bool:
@@ -196,7 +198,7 @@ class Disturber:
         while group.is_running() and time.monotonic() < deadline:
             if condition():
                 return True
-            self._note_recoveries()
+            self._note_recovery()
             time.sleep(0.005)
         return False
 
@@ -226,17 +228,14 @@ class Disturber:
         number = self.chance.choice(sorted(members))
         what = self.chance.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
         phase = self.stage.phase(self.folder) or "starting"
-        how_far = self.stage.progress(self.folder)
         if send(number, what):
-            self.kills += 1
+            self.kills, self.phase = self.kills + 1, phase
             self.tally.kills[self.stage.name, phase, members[number], what.name] += 1
-            self.struck.append((time.monotonic(), how_far, phase))
 
-    def _note_recoveries(self, finished: bool = False) -> None:
-        now, how_far = time.monotonic(), self.stage.progress(self.folder) if self.struck else 0
-        good = [kill for kill in self.struck if finished or how_far > kill[1]]
-        self.tally.recoveries += [(now - when, self.stage.name, phase) for when, _, phase in good]
-        self.struck = [kill for kill in self.struck if kill not in good]
+    def _note_recovery(self, finished: bool = False) -> None:
+        if self.ended and (finished or self.stage.progress(self.folder) > self.ended[1]):
+            self.tally.recoveries.append((time.monotonic() - self.ended[0], self.stage.name, self.phase))
+            self.ended = None
 
 
 def summary(tally: Tally, seconds: float) -> list[str]:

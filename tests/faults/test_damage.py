@@ -12,7 +12,7 @@ WEIGHTS = RELEASE / "huggingface/model.safetensors"
 READERS = {
     "tokenizer import": (("tokenizer", "import", "tokenizer/tokenizer.model", "other"), "tokenizer/tokenizer.model"),
     "prepare": (("prepare", "recipe.yaml", "--data.store", "other"), "tokenizer/tokenizer.json"),
-    "train": (("train", "recipe.yaml", "--name", "fresh"), "store/modules/train/00000.documents"),
+    "train": (("train", "recipe.yaml", "--name", "fresh"), "store/modules/train/00000.tokens"),
     "run": (("generate", RUN, "import"), CHECKPOINT),
     "release": (("release", RUN, "--force"), CHECKPOINT),
     "generate": (("generate", RELEASE, "import"), WEIGHTS),
@@ -36,7 +36,7 @@ def flip(path: Path) -> None:
 def test_a_truncated_file_is_one_line_that_names_it(way: Path, name: str) -> None:
     words, file = READERS[name]
     cut(way / file)
-    assert_one_line(told(way, *words, fault=without_peak), file)
+    assert_one_line(told(way, *words, fault=without_peak), Path(file).parent, Path(file).name)
 
 
 @pytest.mark.parametrize("name", ["run", "release", "push"])
@@ -55,10 +55,6 @@ def test_verify_names_the_damaged_file_of_a_release(way: Path, damage: Callable[
 
 
 def test_a_tokenizer_whose_bit_flipped_is_refused_by_what_was_made_with_it(way: Path) -> None:
-    path = way / "tokenizer/tokenizer.json"
-    before = path.read_text()
-    changed = before.replace('"▁import"', '"▁impost"')
-    assert changed != before
-    path.write_text(changed)
+    flip(way / "tokenizer/tokenizer.json")
     (way / "tokenizer/tokenizer.model").unlink()
     assert_one_line(told(way, "train", "recipe.yaml", "--name", "fresh", fault=without_peak), "tokenizer")

@@ -1,0 +1,97 @@
+"""A wall clock that goes back changes nothing but the times that are written down."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.conftest import contents
+from tests.faults.children import told
+from tests.faults.conftest import EVALUATE, RELEASE, RUN, write_recipe
+from tests.faults.proofs import compare_checkpoints, learnt, timeless
+from tests.track.test_page import Shown
+
+from tinyllama.files import read_json
+from tinyllama.train import checkpoint
+
+WAY = f"""
+import sys, time
+from tinyllama import hardware
+from tinyllama.cli import main
+hardware.peak_flops = lambda device, precision: None
+before = time.time()
+for words in (
+    "tokenizer train recipe.yaml --vocab-size 600", "prepare recipe.yaml", "inspect store --verify",
+    "train recipe.yaml --track.trackio true", "release {RUN} --formats huggingface",
+    "{" ".join(map(str, EVALUATE))}", "report {RUN}", "generate {RUN} import", "runs",
+):
+    assert main([*words.split(), "--quiet"]) == 0, words
+assert time.time() < before - 1000, "it goes forward"
+"""
+
+
+@pytest.fixture(scope="module")
+def backwards(gone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The whole way, gone while the clock ran backwards, and what was said on it."""
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler for a clock that runs backwards")
+    folder = tmp_path_factory.mktemp("backwards")
+    clock = folder / "clock.so"
+    source = Path(__file__).with_name("backwards.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", clock, source], check=True)
+    way = folder / "way"
+    shutil.copytree(gone / "raw", way / "raw")
+    write_recipe(way)
+    environment = os.environ | {"LD_PRELOAD": str(clock), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", WAY], cwd=way, env=environment, capture_output=True, text=True, check=False, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    return way, done.stdout
+
+
+def test_a_clock_that_runs_backwards_changes_no_byte_but_times(backwards: tuple[Path, str], gone: Path) -> None:
+    way, _ = backwards
+    for name in ("tokenizer", "store"):
+        assert contents(way / name) == contents(gone / name)
+    assert learnt(way / RUN) == learnt(gone / RUN)
+    compare_checkpoints(way / RUN, gone / RUN, 12)
+    facts, wanted = (read_json(folder / RELEASE / "release.json") for folder in (way, gone))
+    ours, theirs = timeless(way / RELEASE, facts), timeless(gone / RELEASE, wanted)
+    scores = [read_json(folder / RELEASE / "evaluation.json") for folder in (way, gone)]
+    assert scores[0]["rows"] == scores[1]["rows"]
+    assert {name for name in ours if ours[name] != theirs[name]} == {"evaluation.json"}  # which says how long it took
+
+
+def test_a_clock_that_runs_backwards_makes_no_speed_age_or_time_left_negative(backwards: tuple[Path, str]) -> None:
+    way, said = backwards
+    table = said[said.index("RUN") if "RUN" in said else 0 :]
+    assert not re.search(r"(?<![\w-])-\d", table), table
+    report = (way / RUN / "report.html").read_text()
+    assert not re.search(r">\s*-\d[\d.]* (s|min|h|d)\b", report)
+    assert "wall clock" in report
+    assert all(row["tokens_per_second"] > 0 for row in map(dict, _rows(way)))
+    shown = Shown(way / RUN.parent).logs["small"]
+    assert [row["step"] for row in shown if "loss" in row] == list(range(1, 13))
+    times = [row["timestamp"] for row in shown if "loss" in row]
+    assert times == sorted(times)
+
+
+def _rows(way: Path) -> list[dict[str, float]]:
+    from tests.train.launching import rows_of
+
+    return rows_of(way / RUN)
+
+
+def test_the_newest_checkpoint_is_that_of_the_highest_step_whatever_its_files_times_say(way: Path) -> None:
+    folders = checkpoint.committed(way / RUN)
+    assert len(folders) > 1
+    for age, folder in enumerate(reversed(folders)):
+        for path in folder.rglob("*"):
+            os.utime(path, (age * 1e6, age * 1e6))
+    ended = told(way, "release", RUN, "--formats", "huggingface", "--force")
+    assert ended.status == 0, ended.said
+    assert read_json(way / RELEASE / "release.json")["step"] == 12
