@@ -23,7 +23,7 @@ from tinyllama.tokenizer_memo import DEFAULT_LIMITS, Limits, RunMemo, TokenIds, 
 
 
 class Tokenizer:
-    """A vocabulary and its exact encoding; `encode_array` is the primitive that the rest is made of."""
+    """A vocabulary and its exact encoding; `encode_documents` is what the other ways to encode are made of."""
 
     def __init__(self, file: TokenizerFile, limits: Limits = DEFAULT_LIMITS) -> None:
         self._file = file

@@ -44,6 +44,8 @@ _BYTE_LEVEL = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for
 # the numbers of sentencepiece_model.proto
 PIECES, TRAINER, NORMALISER = 1, 2, 3
 NORMAL = 1
+# appended to a model, since the last value of a field is the one that counts
+WITH_DUMMY_PREFIX, WITHOUT_DUMMY_PREFIX = b"\x1a\x02\x18\x01", b"\x1a\x02\x18\x00"
 _FIXED_LENGTHS = {1: 8, 5: 4}  # by wire type
 KINDS = {NORMAL: "text", 2: "special", 3: "special", 4: "user", 5: "unused", 6: "byte"}
 

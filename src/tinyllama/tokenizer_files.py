@@ -23,6 +23,7 @@ from tinyllama.tokenizer_conversion import (
     LLAMA_NORMALISER,
     LLAMA_STEPS,
     SPACE,
+    WITHOUT_DUMMY_PREFIX,
     canonical_form,
     convert_pieces,
     hard_texts,
@@ -34,7 +35,6 @@ from tinyllama.tokenizer_conversion import (
 NAMES = ("tokenizer.json", "tokenizer.model")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 BPE = 2  # the trainer's model_type in sentencepiece_model.proto
-WITHOUT_DUMMY_PREFIX = b"\x1a\x02\x18\x00"  # appended to a model: the last value of a field is the one that counts
 
 
 class SentencePieceFile:

@@ -18,7 +18,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tinyllama.errors import InputError
 from tinyllama.progress import Bar
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.tokenizer_conversion import PIECES, SPACE, message_fields
+from tinyllama.tokenizer_conversion import PIECES, SPACE, WITH_DUMMY_PREFIX, message_fields
 from tinyllama.tokenizer_files import SentencePieceFile, checked_utf8_parts
 
 TRAINING_CHARACTERS = 20_000_000
@@ -27,7 +27,6 @@ SPACES_SCORE = -1e9
 # Newlines, tabs and their like stay byte pieces, as in Llama 2. The last space of a run goes with the word after it,
 # as it will in use: trained together, four spaces of an indentation would become one piece and leave `return` bare.
 _LINE_ENDS = re.compile(r"[\x00-\x1f\x7f]+|(?<= )(?= [^ ])")
-_WITH_DUMMY_PREFIX = b"\x1a\x02\x18\x01"  # appended to a model: the last value of a field is the one that counts
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -102,7 +101,7 @@ def _spaces_last(model: bytes) -> bytes:
         for number, value in message_fields(model)
     )
     # loading and writing leaves one value of each field
-    written: bytes = SentencePieceProcessor(model_proto=changed + _WITH_DUMMY_PREFIX).serialized_model_proto()
+    written: bytes = SentencePieceProcessor(model_proto=changed + WITH_DUMMY_PREFIX).serialized_model_proto()
     return written
 
 
