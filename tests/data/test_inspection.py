@@ -13,6 +13,7 @@ from tinyllama.data.order import sequences
 from tinyllama.data.origin import documents_between, find_documents
 from tinyllama.data.prepare import prepare
 from tinyllama.data.store import TokenStore
+from tinyllama.files import write_manifest
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 
@@ -138,7 +139,7 @@ def test_without_its_tokenizer_a_store_still_tells_its_counts(
 ) -> None:
     shutil.copytree(small / "store", tmp_path / "store")
     manifest = tmp_path / "store/manifest.json"
-    manifest.write_text(manifest.read_text().replace(str(small / "tokenizer"), "gone"))
+    write_manifest(manifest, json.loads(manifest.read_text().replace(str(small / "tokenizer"), "gone")))
     assert main(["inspect", str(tmp_path / "store")]) == 0
     assert "no longer at gone; name it by --tokenizer" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "store"), "--tokenizer", str(small / "tokenizer")]) == 0

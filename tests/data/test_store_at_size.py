@@ -36,9 +36,9 @@ def write_store(folder: Path, shard_tokens: dict[str, list[int]], inputs_each: i
 
 
 def write_shard(folder: Path, number: int, tokens: int, inputs: int) -> dict[str, object]:
-    for name, size in ((f"{number:05d}.tokens", tokens * 2), (f"{number:05d}.documents", 8)):
-        with (folder / name).open("wb") as file:
-            file.truncate(size)
+    with (folder / f"{number:05d}.tokens").open("wb") as file:
+        file.truncate(tokens * 2)
+    (folder / f"{number:05d}.documents").write_bytes(tokens.to_bytes(8, "little"))
     path = f"raw/SlimPajama-627B/train/chunk1/example_train_{number}"
     return {
         "file": f"{number:05d}.tokens",

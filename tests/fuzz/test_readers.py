@@ -112,6 +112,12 @@ def test_a_changed_file_is_read_row_by_row_or_refused_by_name(place: tuple[str, 
     check(*place, changed(whole(*place), todo))
 
 
+def test_a_table_whose_columns_have_no_name_in_utf8_is_refused() -> None:
+    """Found 2026-11-24 by atheris: a traceback."""
+    data = whole("parquet", ".parquet")
+    assert read("parquet", ".parquet", data.replace(b"id", b"\x9dd")) is None
+
+
 keys = st.sampled_from(["text", "meta", "redpajama_set_name", "id"]) | st.text(max_size=3)
 subsets = st.sampled_from(
     ["RedPajamaC4", "other", "\ud800", "{'redpajama_set_name': 'x'}", '{"redpajama_set_name": 1}']

@@ -91,7 +91,7 @@ def read_rows(path: str, source: Source, local: Path | None = None) -> Iterator[
         return
     try:
         yield from rows_of(local, path, source)
-    except (OSError, EOFError, pyarrow.ArrowException, csv.Error) as error:
+    except (OSError, EOFError, UnicodeDecodeError, pyarrow.ArrowException, csv.Error) as error:
         raise InputError(
             f"{path}: cannot be read to its end ({reason_of(error)}); fetch it again or take it out"
         ) from None
@@ -173,7 +173,7 @@ def _check_columns(name: str, files: dict[str, Found], column: str) -> None:
         try:
             with opened(file.path) as content:
                 present = parquet_columns(content)
-        except (OSError, pyarrow.ArrowException) as error:
+        except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
             raise InputError(
                 f"{file.path}: cannot be read ({reason_of(error)}); fetch it again or take it out"
             ) from None

@@ -125,12 +125,12 @@ class TokenStore:
         self.folder = folder
         beside = folder / "manifest.sha256"
         if beside.is_file():
-            _check_hash(folder / "manifest.json", beside.read_bytes()[:64].decode(errors="replace"))
+            _check_hash(folder, "", beside.read_bytes()[:64].decode(errors="replace"))
         manifest = self.manifest
         dtype = np.dtype(manifest["dtype"])
         for source, fields in manifest["sources"].items():
             for split, entry in fields["splits"].items():
-                _check_hash(folder / source / split / "manifest.json", entry.get("manifest_sha256"))
+                _check_hash(folder, f"{source}/{split}", entry.get("manifest_sha256"))
         self.splits = {
             f"{source}/{split}": Split(folder / source / split, dtype)
             for source, fields in manifest["sources"].items()
@@ -202,10 +202,11 @@ def _read(file: _Open, offset: int, size: int) -> bytes:
     return data + _read(file, offset + len(data), size - len(data))
 
 
-def _check_hash(manifest: Path, promised: str | None) -> None:
+def _check_hash(store: Path, split: str, promised: str | None) -> None:
     """A number changed in a manifest would be another order of the data; the shards' bytes are `verification`'s."""
+    manifest = store / split / "manifest.json"
     if promised is not None and sha256_of(manifest) != promised:
-        raise InputError(f"{manifest}: does not match its hash; restore it, or delete the store and prepare it again")
+        raise InputError(f"{manifest}: does not match its hash; see `tinyllama inspect {store} --verify`")
 
 
 def check_size(path: Path, expected_bytes: int) -> None:
