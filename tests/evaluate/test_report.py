@@ -53,7 +53,7 @@ def test_a_hub_models_scores_go_to_the_working_directory_and_not_into_the_hubs_c
     cached = shutil.copytree(llama_folder, tmp_path / "cache")
     before = sorted(cached.iterdir())
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report, "locate", lambda source: Located(cached, None))
+    monkeypatch.setattr(report, "locate", lambda source: Located(cached, is_checkpoint=False))
     said = evaluate_and_save("org/name", ["winogrande"], 3, torch.float32)
     assert said.splitlines()[-1] == "saved: evaluations/org--name.json"
     assert read_json(tmp_path / "evaluations/org--name.json")["model"] == "org/name"

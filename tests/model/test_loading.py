@@ -268,12 +268,22 @@ def with_a_larger_tokenizer(folder: Path) -> str:
     return f"the tokenizer's ids go up to {size}, but the weights are for {size} pieces"
 
 
+def with_a_start_marker_beyond_the_weights(folder: Path) -> str:
+    document, settings = (folder / name for name in ("tokenizer.json", "tokenizer_config.json"))
+    fields = json.loads(document.read_text())
+    size = len(fields["model"]["vocab"])
+    fields["added_tokens"].append(fields["added_tokens"][0] | {"id": size, "content": "[BOS]"})
+    document.write_text(json.dumps(fields))
+    settings.write_text(json.dumps({"bos_token": "[BOS]"}))
+    return f"the tokenizer's ids go up to {size}, but the weights are for {size} pieces"
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         without_a_shard, with_an_empty_index, without_weights, as_a_pickle, cut_off, not_fetched, with_biases,
         without_a_head, wider, without_a_tokenizer, with_half_a_tokenizer, with_another_file_as_tokenizer,
-        with_half_a_sentencepiece_model, with_a_larger_tokenizer,
+        with_half_a_sentencepiece_model, with_a_larger_tokenizer, with_a_start_marker_beyond_the_weights,
     ],
 )  # fmt: skip
 def test_what_is_missing_or_damaged_is_named(llama: Path, capsys: pytest.CaptureFixture[str], damage: Change) -> None:

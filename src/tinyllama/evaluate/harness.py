@@ -52,7 +52,7 @@ def load_language_model(source: Path, batch_size: int, precision: torch.dtype, r
 
 def _is_ours(found: Located) -> bool:
     """Whether it is a checkpoint, or a Hugging Face folder that says it is a Llama 2."""
-    if found.home is not None:
+    if found.is_checkpoint:
         return True
     try:
         HuggingFaceLlama.open(found.folder)

@@ -31,13 +31,12 @@ class Located:
 
     folder: Path
     """A checkpoint (holds commit.json) or a Hugging Face folder (holds config.json)."""
-    home: Path | None
-    """Where a checkpoint's recipe.yaml and tokenizer/ lie; None for a Hugging Face folder."""
+    is_checkpoint: bool
 
     @property
     def tokenizer_folder(self) -> Path:
         """Where its tokenizer lies."""
-        return self.folder if self.home is None else self.home / "tokenizer"
+        return self.folder / "tokenizer" if self.is_checkpoint else self.folder
 
 
 def locate(source: str | Path) -> Located:
@@ -47,30 +46,29 @@ def locate(source: str | Path) -> Located:
     """
     folder = Path(source)
     if (folder / "config.json").is_file():
-        return Located(folder, None)
+        return Located(folder, is_checkpoint=False)
     if (folder / "huggingface" / "config.json").is_file():
-        return Located(folder / "huggingface", None)
+        return Located(folder / "huggingface", is_checkpoint=False)
     if (folder / "commit.json").is_file():
-        return Located(folder, folder)
+        return Located(folder, is_checkpoint=True)
     if (folder / "recipe.yaml").is_file():
-        newest = _newest(folder)
-        return Located(newest, newest)
+        return Located(_newest(folder), is_checkpoint=True)
     if folder.exists() or str(source).count("/") != 1:
         raise InputError(f"{source}: no model here; give a run, a checkpoint, a release or a Hugging Face folder")
-    return Located(_download(str(source)), None)
+    return Located(_download(str(source)), is_checkpoint=False)
 
 
 def load_model(source: str | Path, precision: torch.dtype = torch.float32) -> Llama:
     """Load a model for scoring or generation: see `locate` for what `source` may be. Weights in float32."""
     found = locate(source)
-    return _from_folder(found.folder, precision) if found.home is None else _from_checkpoint(found, precision)
+    return _from_checkpoint(found, precision) if found.is_checkpoint else _from_folder(found.folder, precision)
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
     """Load the tokenizer that belongs to a model. Raises InputError where its weights have no rows for all pieces."""
     found = locate(source)
     tokenizer = Tokenizer.load(found.tokenizer_folder)
-    if found.home is None:
+    if not found.is_checkpoint:
         _refuse_another(tokenizer, found.folder)
     return tokenizer
 
@@ -78,8 +76,8 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 def _refuse_another(tokenizer: Tokenizer, folder: Path) -> None:
     """Special tokens beyond the weights, such as others' padding, never come out of a text and do no harm."""
     rows = read_json(folder / "config.json").get("vocab_size")
-    last = max((number for number, piece in enumerate(tokenizer.piece_bytes()) if piece), default=-1)
-    if isinstance(rows, int) and max(last, tokenizer.bos_id or 0) >= rows:
+    last = max([number for number, piece in enumerate(tokenizer.piece_bytes()) if piece] + [tokenizer.bos_id or 0])
+    if isinstance(rows, int) and last >= rows:
         raise InputError(
             f"{folder}: the tokenizer's ids go up to {last}, but the weights are for {rows} pieces; "
             "put the tokenizer there that belongs to them"
@@ -94,8 +92,7 @@ def _newest(run: Path) -> Path:
 
 
 def _from_checkpoint(found: Located, precision: torch.dtype) -> Llama:
-    assert found.home is not None
-    recipe = Recipe.load(found.home / "recipe.yaml")
+    recipe = Recipe.load(found.folder / "recipe.yaml")
     state = read_state(found.folder)
     vocab_size = state.get("vocab_size") or Tokenizer.load(found.tokenizer_folder).vocab_size
     model = Llama(recipe.model, vocab_size, precision)

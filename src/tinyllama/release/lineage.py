@@ -17,7 +17,7 @@ import torch
 from tinyllama.data.corpus import MANIFEST as EMBEDDED_CORPUS
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of
-from tinyllama.model.loading import load_tokenizer, locate
+from tinyllama.model.loading import load_tokenizer
 from tinyllama.plan import num_parameters
 from tinyllama.recipe import Recipe
 from tinyllama.recipe_data import Source
@@ -36,9 +36,8 @@ def lineage(checkpoint: Path, averaged: list[Path], wanted: Release) -> dict[str
 
     Raises InputError where the run holds another store than trained the checkpoint.
     """
-    run, home = checkpoint.parent.parent, locate(checkpoint).home
-    assert home is not None
-    state, recipe = read_json(checkpoint / "state.json"), Recipe.load(home / "recipe.yaml")
+    run = checkpoint.parent.parent
+    state, recipe = read_json(checkpoint / "state.json"), Recipe.load(checkpoint / "recipe.yaml")
     tokenizer = load_tokenizer(checkpoint)
     vocab_size = state.get("vocab_size") or tokenizer.vocab_size  # others' weights may have spare rows
     found = {"digest": recipe.digest, "store": sha256_of(run / "store.json"), "tokenizer": tokenizer.digest}
