@@ -14,7 +14,7 @@ from tinyllama.data import clean
 from tinyllama.data.inputs import changed_since
 from tinyllama.data.pipeline import stages
 from tinyllama.data.store import FORMAT_VERSION
-from tinyllama.data.tasks import TOKENS, Job, receipt_inputs
+from tinyllama.data.tasks import TOKENS, Job
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of, write_atomically, write_json, write_manifest
 from tinyllama.recipe import Recipe, flatten
@@ -72,25 +72,13 @@ def finish(job: Job, plan: dict[str, Any]) -> None:
     """
     receipts = [read_json(job.receipt(TOKENS, rank)) for rank in range(len(job.tasks))]
     _refuse_changed(job, receipts)
-    manifest = {**plan["settings"], "inputs": plan["inputs"]}
-    manifest["tokenizer"] = {**manifest["tokenizer"], "path": job.recipe.tokenizer}
-    for name in job.recipe.data.sources:
+    settings = plan["settings"]
+    tokenizer = {**settings["tokenizer"], "path": job.recipe.tokenizer}
+    sources = {}
+    for name, fields in settings["sources"].items():
         own = {rank: receipt for rank, receipt in enumerate(receipts) if job.tasks[rank].source == name}
-        splits = {
-            split: entry
-            for split in ("train", "validation")
-            if (entry := _finish_split(job, job.store / name / split, own))
-        }
-        if not splits.get("train", {}).get("documents"):
-            reasons = _sum(receipt["left_out"] for receipt in own.values())
-            raise InputError(
-                f"data.sources.{name}: no document left to train on ({_spell(reasons)}); see its path and clean"
-            )
-        left_out = job.left_out[name]
-        manifest["sources"][name] = {**manifest["sources"][name], "splits": splits, "files_left_out": left_out}
-        if job.recipe.data.sources[name].clean.decontaminate:
-            dropped = [found for receipt in own.values() for found in receipt["contaminated"]]
-            manifest["sources"][name]["contamination"] = clean.overlap(job.work, name, dropped)
+        sources[name] = {**fields, **_finish_source(job, name, own)}
+    manifest = {**settings, "inputs": plan["inputs"], "tokenizer": tokenizer, "sources": sources}
     write_manifest(job.store / "manifest.json", manifest)
     shutil.rmtree(job.work)
 
@@ -103,13 +91,35 @@ def _refuse_changed(job: Job, receipts: list[Receipt]) -> None:
             raise InputError(f"{changed}: changed while it was being prepared; run prepare again")
     for stage in stages(job).keys() - {TOKENS}:
         for rank, receipt in enumerate(receipts):
-            path = job.receipt(stage, rank)
-            then = receipt_inputs(read_json(path)) if path.is_file() else {}
-            now = receipt_inputs(receipt)
-            for file in then.keys() & now.keys():
-                if then[file] != now[file]:
+            path, now = job.receipt(stage, rank), _hashes(receipt)
+            for file, then in _hashes(read_json(path)).items() if path.is_file() else ():
+                if now.get(file, then) != then:
                     shutil.rmtree(job.work / "receipts")
                     raise InputError(f"{file}: changed while it was being prepared; run prepare again")
+
+
+def _hashes(receipt: Receipt) -> dict[str, str]:
+    """SHA-256 of each input that a receipt vouches for, by path."""
+    return {entry["path"]: entry["sha256"] for entry in receipt["inputs"]}
+
+
+def _finish_source(job: Job, name: str, own: dict[int, Receipt]) -> dict[str, Any]:
+    """Write the manifests of a source's splits; return what stands beside its settings in the store's."""
+    splits = {
+        split: entry
+        for split in ("train", "validation")
+        if (entry := _finish_split(job, job.store / name / split, own))
+    }
+    if not splits.get("train", {}).get("documents"):
+        reasons = _sum(receipt["left_out"] for receipt in own.values())
+        raise InputError(
+            f"data.sources.{name}: no document left to train on ({_spell(reasons)}); see its path and clean"
+        )
+    outcome: dict[str, Any] = {"splits": splits, "files_left_out": job.left_out[name]}
+    if job.recipe.data.sources[name].clean.decontaminate:
+        dropped = [found for receipt in own.values() for found in receipt["contaminated"]]
+        outcome["contamination"] = clean.overlap(job.work, name, dropped)
+    return outcome
 
 
 def _finish_split(job: Job, folder: Path, own: dict[int, Receipt]) -> dict[str, Any] | None:

@@ -115,7 +115,7 @@ def _forget_changed(job: Job) -> None:
     Where documents are compared with one another, a changed file may change what any task keeps: all are done again.
     """
     receipts = [path for stage in stages(job) for path in sorted((job.work / "receipts" / stage).glob("*.json"))]
-    changed = [path for path in receipts if changed_since(path, read_json(path).get("inputs", []))]
+    changed = [path for path in receipts if changed_since(path, read_json(path)["inputs"])]
     for path in receipts if changed and len(stages(job)) > 1 else changed:
         path.unlink()
 
@@ -145,13 +145,12 @@ def _measure(job: Job, stage: str, tasks: int) -> tuple[int, str, Callable[[], i
 
     The tokens' tasks are measured by their files, as the plan has their sizes; what cleaning needs before, by tasks.
     """
+    folder = job.receipt(stage, 0).parent
     if stage != TOKENS:
-        folder = job.receipt(stage, 0).parent
         return tasks, "tasks", lambda: sum(1 for _ in folder.glob("*.json"))
     sizes = {
         job.receipt(TOKENS, rank).name: sum(map(job.inputs.__getitem__, job.tasks[rank].files)) for rank in range(tasks)
     }
-    folder = job.receipt(TOKENS, 0).parent
     return sum(sizes.values()), BYTES, lambda: sum(sizes.get(path.name, 0) for path in folder.glob("*.json"))
 
 

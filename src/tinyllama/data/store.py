@@ -37,8 +37,6 @@ class Shard:
     """Name of the tokens file; its documents file ends in `.documents` instead."""
     tokens: int
     documents: int
-    sha256: str
-    documents_sha256: str
 
 
 Piece = tuple[int, int, int]
@@ -50,8 +48,8 @@ class Split:
 
     def __init__(self, folder: Path, dtype: np.dtype[Any]) -> None:
         self.folder, self.dtype = folder, dtype
-        fields = Shard.__dataclass_fields__
-        self.shards = shards = [Shard(**{key: shard[key] for key in fields}) for shard in self.manifest["shards"]]
+        entries = self.manifest["shards"]
+        self.shards = shards = [Shard(entry["file"], entry["tokens"], entry["documents"]) for entry in entries]
         for shard in shards:
             check_size(folder / shard.file, shard.tokens * dtype.itemsize)
         # Where each shard begins, and the number of all tokens; a list, which is bisected faster than an array.
@@ -176,10 +174,6 @@ class TokenStore:
     def digest(self) -> str:
         """SHA-256 of the manifest, which holds the hashes of the splits' manifests, which hold those of the shards."""
         return hashlib.sha256((self.folder / "manifest.json").read_bytes()).hexdigest()
-
-
-def _documents(tokens_file: str) -> str:
-    return tokens_file.removesuffix(".tokens") + ".documents"
 
 
 class _Open:

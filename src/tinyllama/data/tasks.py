@@ -106,8 +106,3 @@ def _tasks(name: str, files: list[InputFile], holdout: float) -> Iterator[Task]:
         own = [file.path for file in files if file.split == split]
         for number, start in enumerate(range(0, len(own), num_files)):
             yield Task(name, split, number, tuple(own[start : start + num_files]), share)
-
-
-def receipt_inputs(receipt: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 of each input that a receipt vouches for, by path."""
-    return {entry["path"]: entry["sha256"] for entry in receipt.get("inputs", ())}
