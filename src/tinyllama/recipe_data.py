@@ -1,11 +1,11 @@
 """The `data` part of a recipe: sources, cleaning, mixes, markers, and where and how the token store is made."""
 
-import difflib
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from tinyllama.recipe_errors import nearest
 from tinyllama.recipe_fields import Count, Part, Share, SourceName, parse_tokens
 
 Weight = Annotated[float, Field(ge=0)]
@@ -68,9 +68,7 @@ class Source(Part):
             raise ValueError(f"{both} is included and excluded; take it out of one")
         for name in named if self.format == "slimpajama" else ():
             if name not in SLIMPAJAMA_SUBSETS:
-                close = difflib.get_close_matches(name, SLIMPAJAMA_SUBSETS, n=1, cutoff=0.4)
-                nearest = f"did you mean {close[0]}?" if close else f"there are {', '.join(SLIMPAJAMA_SUBSETS)}"
-                raise ValueError(f"{name} is no subset of SlimPajama; {nearest}")
+                raise ValueError(f"{name} is no subset of SlimPajama; {nearest(name, SLIMPAJAMA_SUBSETS, cutoff=0.4)}")
         return self
 
 

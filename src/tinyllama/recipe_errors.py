@@ -3,6 +3,7 @@
 import difflib
 import re
 import reprlib
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -36,7 +37,7 @@ def first_problem(error: ValidationError, whole: type[BaseModel]) -> str:
     place = [str(part) for part in problem["loc"] if not _UNION_ARM.search(str(part))]
     dotted = ".".join(map(printable, place))
     if problem["type"] == "extra_forbidden":
-        return f"{dotted}: unknown field; {_nearest(place, whole)}"
+        return f"{dotted}: unknown field; {_nearest_field(place, whole)}"
     if problem["type"] == "missing":
         return f"{dotted}: missing; add it"
     message = problem["msg"].removeprefix("Value error, ")
@@ -51,13 +52,17 @@ def _predicate(message: str) -> str:
     return message[0].lower() + message[1:]
 
 
-def _nearest(place: list[str], whole: type[BaseModel]) -> str:
+def nearest(wrong: str, known: Sequence[str], cutoff: float = 0.6) -> str:
+    """The known name that was perhaps meant; where none is as similar as `cutoff` (0 to 1), all of them."""
+    close = difflib.get_close_matches(wrong, known, n=1, cutoff=cutoff)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known) or 'none'}"
+
+
+def _nearest_field(place: list[str], whole: type[BaseModel]) -> str:
     part: Any = whole
     for name in place[:-1]:
         if hasattr(part, "model_fields"):
             part = part.model_fields[name].annotation
         else:  # a name in a dict of parts, or a place in a tuple of them
             part = next(inner for inner in get_args(part) if hasattr(inner, "model_fields"))
-    known = list(part.model_fields)
-    close = difflib.get_close_matches(place[-1], known, n=1)
-    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+    return nearest(place[-1], list(part.model_fields))

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, first_line
 from tinyllama.files import is_held, read_json
 from tinyllama.words import duration, short_count
 
@@ -97,8 +97,7 @@ def state_of(run: Path, now: float | None = None) -> RunState:
     try:
         return _state_of(run, time.time() if now is None else now)
     except (OSError, InputError, yaml.YAMLError, TypeError, ValueError, KeyError, AttributeError) as error:
-        said = str(error).splitlines() or [""]
-        return RunState(run, "unreadable", problem=said[0] or type(error).__name__)
+        return RunState(run, "unreadable", problem=first_line(error))
 
 
 def _state_of(run: Path, now: float) -> RunState:

@@ -19,10 +19,8 @@ from typing import Any, BinaryIO
 
 import fsspec.core  # type: ignore[import-untyped]
 
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, first_line
 from tinyllama.files import sha256_of
-
-_MAGIC = "*?["
 
 
 @dataclass(frozen=True)
@@ -44,19 +42,20 @@ def find_files(path: str, wanted: Callable[[str], bool]) -> list[Found]:
     shell, a name that begins with a dot is found only where the path or glob says the dot. Raises InputError where a
     folder or file cannot be read, or where a link leads back to a folder above it.
     """
-    path = path if _is_remote(path) else str(Path(re.sub("^(file|local)://", "", path)))
     if _is_remote(path):
         with _named(path):
             _filesystem(path).invalidate_cache()
+    else:
+        path = str(Path(re.sub("^(file|local)://", "", path)))
     kind = _look(path)
     if kind == "file":
         found = [Found(path, (), size_of(path))]
     elif kind == "folder":
         found = list(_below(path, (), wanted, ()))
     else:
-        start = min((place for sign in _MAGIC if (place := path.find(sign)) >= 0), default=None)
-        folder = path[: path.rindex("/", 0, start) + 1] if start and "/" in path[:start] else ""
-        found = [] if start is None else list(_matches(folder, (), path[len(folder) :].split("/"), wanted, ()))
+        fixed = re.split(r"[*?[]", path, maxsplit=1)[0]
+        folder = fixed[: fixed.rfind("/") + 1]
+        found = list(_matches(folder, (), path[len(folder) :].split("/"), wanted, ())) if fixed != path else []
     for file in found:
         if not _is_remote(file.path) and not os.access(file.path, os.R_OK):
             raise InputError(f"{file.path}: no permission to read it; allow it, or take the file out")
@@ -159,8 +158,7 @@ def _named(path: str) -> Iterator[None]:
 
 def reason_of(error: Exception) -> str:
     """What went wrong, in a few words on one line."""
-    text = getattr(error, "strerror", None) or str(error)
-    return text.splitlines()[0] if text else type(error).__name__
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _look(path: str) -> str | None:

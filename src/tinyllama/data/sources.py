@@ -5,7 +5,6 @@ twice: both are checked here, before any work is done.
 """
 
 import csv
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from tinyllama.data.tables import parquet_columns
 from tinyllama.errors import InputError
 from tinyllama.files import read_json
 from tinyllama.recipe_data import SLIMPAJAMA_SUBSETS, Source
+from tinyllama.recipe_errors import nearest
 
 __all__ = ["InputFile", "Reject", "Row", "list_files", "read_rows", "refuse_overlap"]
 
@@ -152,18 +152,13 @@ def _languages(name: str, source: Source, found: list[Found], left_out: Counter[
             if folder not in folders:
                 raise InputError(
                     f"data.sources.{name}.{choice}: {folder!r} is no folder of {source.path}; "
-                    f"{_nearest(folder, sorted(folders))}"
+                    f"{nearest(folder, sorted(folders))}"
                 )
     chosen = {folder for folder in source.include or folders if folder not in source.exclude}
     if left_out is not None:
         left_out.update({f"excluded: {folder}": len(folders[folder]) for folder in folders.keys() - chosen})
     _check_columns(name, {folder: folders[folder][0] for folder in sorted(chosen)}, text_field(source))
     return [file for file in found if language_of(file.path) in chosen]
-
-
-def _nearest(wrong: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(wrong, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known) or 'none'}"
 
 
 def _check_columns(name: str, files: dict[str, Found], column: str) -> None:
