@@ -32,20 +32,16 @@ be given. This page is written from the models that read a recipe (`make docs`),
 """
 UNITS = {
     "steps": "steps",
-    "tokens": "tokens",
     "sequences": "rows",
     "seconds": "seconds",
     "words": "words",
     "gigabytes": "GB",
     "length": "tokens",
     "context": "tokens",
-    "rollbacks": "times",
     "skips": "steps",
     "sigmas": "standard deviations",
     "limit": "items",
-    "time": "H:M:S",
-    "every": "tokens",
-    "at": "tokens",
+    "time": "hours:minutes:seconds",
 }
 """The unit of a field by the last word of its name."""
 
@@ -83,7 +79,7 @@ def section(path: str, model: type[Part]) -> str:
     heading = f"## `{path}`" if path else "## The whole"
     doc = re.sub(r"\s+", " ", model.__doc__ or "").strip()
     rows = [row(path, name, field) for name, field in model.model_fields.items()]
-    table = ["| field | value | default | unit | meaning |", "|---|---|---|---|---|", *rows]
+    table = ["| field | value | default | meaning |", "|---|---|---|---|", *rows]
     return "\n".join([heading, "", doc, "", *table, ""])
 
 
@@ -96,8 +92,9 @@ def row(path: str, name: str, field: FieldInfo) -> str:
         value = f"{many(field.annotation)}[{inner.__name__}](#{target})"
     else:
         value = described(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation)
-    unit = "" if inner else UNITS.get(name.rsplit("_", maxsplit=1)[-1], "")
-    return f"| `{name}` | {value} | {default(field, inner)} | {unit} | {meaning} |"
+    unit = None if inner else UNITS.get(name.rsplit("_", maxsplit=1)[-1])
+    value += f", in {unit}" if unit else ""
+    return f"| `{name}` | {value} | {default(field)} | {meaning} |"
 
 
 def many(annotation: Any) -> str:
@@ -105,7 +102,7 @@ def many(annotation: Any) -> str:
     return {dict: "by name: ", tuple: "list of "}.get(get_origin(annotation), "")
 
 
-def default(field: FieldInfo, inner: type[Part] | None) -> str:
+def default(field: FieldInfo) -> str:
     """A field's default as YAML says it; `required` where there is none."""
     if field.is_required():
         return "**required**"

@@ -39,9 +39,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Lead the links to where the site has what they name, and the edit link to the source."""
     source = source_of(page.file.src_uri)
-    if page.edit_url:
+    if config.repo_url:
         edited = GENERATED_FROM.get(page.file.src_uri, source)
-        page.edit_url = f"{config.repo_url.rstrip('/')}/edit/main/{edited}"  # type: ignore[union-attr]
+        page.edit_url = f"{config.repo_url.rstrip('/')}/edit/main/{edited}"
     parts = _FENCED.split(markdown)
     parts[::2] = [led(part, source, config.repo_url or "") for part in parts[::2]]
     return "".join(parts)

@@ -52,11 +52,16 @@ def _body(match: re.Match[str]) -> str:
     return re.sub(rf"^{match['indent']}", "", match["body"], flags=re.MULTILINE)
 
 
-def lines_missing(output: str, printed: str) -> str | None:
-    """The first line of `output` that is not printed, in this order; `…` stands for anything."""
+def lines_missing(output: str, printed: str, of_other_size: bool = False) -> str | None:
+    """The first line of `output` that is not printed, in this order; `…` stands for anything.
+
+    Of something that is smaller here than on the page the numbers and the room for them are others.
+    """
     lines = iter([line.rstrip() for line in printed.splitlines()])
     for wanted in filter(None, (line.rstrip() for line in output.splitlines())):
-        pattern = re.compile(".*".join(map(re.escape, wanted.split("…"))))
-        if not any(pattern.fullmatch(line) for line in lines):
+        pattern = ".*".join(map(re.escape, wanted.split("…")))
+        if of_other_size:
+            pattern = re.sub(r"(\\ )+", r"\\s+", re.sub(r"\d([\d,]|\\\.\d)*", r"\\d[\\d,.]*", pattern))
+        if not any(re.fullmatch(pattern, line) for line in lines):
             return wanted
     return None

@@ -6,6 +6,8 @@ A page speaks of runs of days. Here the same words go to the same program, with 
 import re
 from dataclasses import dataclass
 
+from tinyllama.recipe import bundled_recipes
+
 STEP = "step-00000008"
 """The last step of every run here, whatever a page calls its own."""
 SHAPE = {"dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_dim": 128, "context": 64}
@@ -77,9 +79,9 @@ def not_run(command: str) -> NotRun | None:
 def scaled(words: list[str]) -> list[str]:
     """The words of a `tinyllama` command for tiny data; those of a fast command as they are."""
     match words:
-        case ["train", *_]:
-            return [*words, *_flags(TRAINING | PREPARING)]
-        case ["prepare", *_]:
+        case ["train", recipe, *_]:
+            return [*words, *_flags(TRAINING | (PREPARING if recipe in bundled_recipes() else {}))]
+        case ["prepare", recipe, *_] if recipe in bundled_recipes():
             return [*words, *_flags(PREPARING)]
         case ["tokenizer", "train", *_]:
             return _with(words, "--vocab-size", "600")
@@ -88,6 +90,12 @@ def scaled(words: list[str]) -> list[str]:
         case ["generate", *_]:
             return _with(words, "--max-new-tokens", "8")
     return words
+
+
+def any_smaller(commands: list[str]) -> bool:
+    """Whether one of the commands was run for less than it says."""
+    words = [re.sub(r"^(torchrun .*|python) -m tinyllama", "tinyllama", command).split() for command in commands]
+    return any(name == "tinyllama" and scaled(rest) != rest for name, *rest in words)
 
 
 def _flags(fields: dict[str, object]) -> list[str]:

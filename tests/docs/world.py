@@ -16,8 +16,16 @@ from tests.docs.shell import Shell
 
 LANGUAGES = ("c", "cpp", "go", "python", "rust")
 SUBSETS = ("RedPajamaC4", "RedPajamaWikipedia", "RedPajamaGithub")
-MADE_FROM = "README.md", "docs/getting-started.md", "docs/own-data.md", "docs/tinyllama-run.md", "docs/scale.md"
+FROM_RAW_TEXT = (
+    "README.md",
+    "docs/getting-started.md",
+    "docs/own-data.md",
+    "docs/scale.md",
+    "docs/tinyllama-run.md",
+)
 """Pages that begin with raw text and a clean folder; the others find what these would have left."""
+AFTER_THE_DEMO = ("README.md", "docs/getting-started.md")
+"""Of them those whose reader has run `make demo`."""
 
 
 def write_raw(folder: Path) -> None:
@@ -93,16 +101,17 @@ def build(folder: Path, shell: Shell) -> None:
     )
 
 
-def copy_for(page: str, world: Path, folder: Path) -> None:
+def copy_for(page: str, world: Path, folder: Path, shell: Shell) -> None:
     """What a page finds in its folder, with the checkout's own folders beside it."""
-    keep = {"raw", "path", "models"} if page in MADE_FROM else {entry.name for entry in world.iterdir()}
+    keep = {"raw", "path", "models"} if page in FROM_RAW_TEXT else {entry.name for entry in world.glob("[!.]*")}
     for entry in sorted(world.iterdir()):
         if entry.name in keep and entry.is_dir():
             shutil.copytree(entry, folder / entry.name, symlinks=True)
         elif entry.name in keep:
             shutil.copy(entry, folder / entry.name)
-    if page == "README.md":  # which shows what `make demo` made
+    if page in AFTER_THE_DEMO:
         shutil.copytree(world / "runs/demo", folder / "runs/demo")
+    shell.enter(folder)
     for name in ("benchmarks", "cluster", "recipes", "src", "tests", "Makefile", "pyproject.toml", "docs"):
         (folder / name).symlink_to(ROOT / name)
 
