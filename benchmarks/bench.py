@@ -31,7 +31,7 @@ SECTIONS = {
     "loading": ("loading.py", "--megatokens", "200"),
     "resuming": ("resuming.py", "--megatokens", "20", "200"),
     "training": (
-        *("training.py", "--steps", "8", "--warmup", "3"),
+        *("training.py", "--steps", "7", "--warmup", "3"),
         *("--only", "tinyllama", "transformers", "litgpt bf16-true", "torchtitan"),
     ),
     "evaluation": ("evaluation.py", "--precision", "bf16", "--items", "24"),
@@ -39,12 +39,12 @@ SECTIONS = {
 }
 THREADED = {"training", "evaluation", "starting"}
 SECONDS = {
-    "tokenising": (45, 80),
-    "loading": (45, 1),
-    "resuming": (90, 20),
-    "training": (0, 190),
-    "evaluation": (60, 25),
-    "starting": (60, 60),
+    "tokenising": (30, 115),
+    "loading": (45, 5),
+    "resuming": (100, 15),
+    "training": (0, 170),
+    "evaluation": (70, 25),
+    "starting": (70, 60),
 }
 """What a section takes on two quiet cores, everything installed: beforehand, and a round."""
 
