@@ -13,7 +13,7 @@ from tests.conftest import contents, interrupt, write_jsonl
 
 pytest.importorskip("spacy", reason="the extra `clean` is not installed")
 
-from tests.data.test_clean import ITEM, prose, with_changed_words
+from tests.data.cleaning import ITEM, prose, with_changed_words
 
 from tinyllama.cli import main
 from tinyllama.data import decontamination
