@@ -17,6 +17,8 @@ LIMIT_SECONDS = 120
 _CAPABILITIES_VERSION = 0x20080522
 
 Fault = Callable[[], object]
+Command = tuple[tuple[object, ...], str | Path]
+"""A command line, and the file or folder that it is about."""
 
 
 class Ended(NamedTuple):
@@ -77,7 +79,7 @@ def dies_writing(part: str, what: signal.Signals = signal.SIGKILL) -> Fault:
             fsync(fd)
 
         signal.signal(what, signal.SIG_DFL) if what != signal.SIGKILL else None
-        os.fsync = planted
+        os.fsync = planted  # type: ignore[assignment]
 
     return plant
 

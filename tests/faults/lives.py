@@ -30,6 +30,7 @@ class Group:
 
     def __init__(self, process: "subprocess.Popen[str]", mark: bytes, said: Path) -> None:
         self.process, self.mark, self.said = process, mark, said
+        self.is_torchruns = TORCHRUN[2] in str(process.args)
 
     def members(self) -> dict[int, str]:
         """Role of each living process, by its number; also of those whose parent is dead."""

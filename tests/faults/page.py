@@ -36,6 +36,7 @@ FAULTS = (
     "worker out of memory",
     "rank lost",
 )
+NONE = "\N{EN DASH}"
 HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "docs/faults.md"
 Cell = Mapping[str, Any]
@@ -66,7 +67,7 @@ def _overview() -> Iterator[str]:
     yield "|---" * (len(FAULTS) + 1) + "|"
     for stage in STAGES:
         counts = (str(len(cells[stage, fault].get("tests", []))) for fault in FAULTS)
-        yield f"| [{stage}](#{_anchor(stage)}) | {' | '.join('–' if count == '0' else count for count in counts)} |"
+        yield f"| [{stage}](#{_anchor(stage)}) | {' | '.join(count if count != '0' else NONE for count in counts)} |"
     yield ""
 
 

@@ -1,15 +1,14 @@
 """A file that was cut, or of which a bit flipped, is refused in one line with its name, whichever command reads it."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.faults.children import assert_one_line, told
+from tests.faults.children import Command, assert_one_line, told
 from tests.faults.conftest import EVALUATE, RELEASE, RUN, without_peak
 
 CHECKPOINT = RUN / "checkpoints/step-00000012/__0_0.distcp"
 WEIGHTS = RELEASE / "huggingface/model.safetensors"
-READERS = {
+READERS: dict[str, Command] = {
     "tokenizer import": (("tokenizer", "import", "tokenizer/tokenizer.model", "other"), "tokenizer/tokenizer.model"),
     "prepare": (("prepare", "recipe.yaml", "--data.store", "other"), "tokenizer/tokenizer.json"),
     "train": (("train", "recipe.yaml", "--name", "fresh"), "store/modules/train/00000.tokens"),
@@ -46,9 +45,8 @@ def test_a_flipped_bit_is_one_line_that_names_the_file(way: Path, name: str) -> 
     assert_one_line(told(way, *words), file)
 
 
-@pytest.mark.parametrize("damage", [cut, flip])
-def test_verify_names_the_damaged_file_of_a_release(way: Path, damage: Callable[[Path], None]) -> None:
-    damage(way / WEIGHTS)
+def test_verify_names_the_damaged_file_of_a_release(way: Path) -> None:
+    flip(way / WEIGHTS)
     ended = told(way, "verify", RELEASE)
     assert ended.status == 1, ended.said
     assert any(line.startswith("huggingface/model.safetensors ") and "FAIL" in line for line in ended.said.splitlines())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import contents
-from tests.faults.children import assert_one_line, inside, told
+from tests.faults.children import Command, assert_one_line, inside, told
 from tests.faults.conftest import EVALUATE, RELEASE, RUN
 from tests.train.launching import small_disk, without_space
 
@@ -31,7 +31,7 @@ def fill(disk: Path) -> Path:
     return filler
 
 
-COMMANDS = {
+COMMANDS: dict[str, Command] = {
     "tokenizer train": (("tokenizer", "train", "recipe.yaml", "--vocab-size", "600", "--tokenizer", "new"), "new/"),
     "tokenizer import": (("tokenizer", "import", "tokenizer", "imported"), "imported/"),
     "release": (("release", RUN, "--formats", "huggingface", "--force"), RELEASE),

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import contents
-from tests.faults.children import assert_one_line, told, without_rights
+from tests.faults.children import Command, assert_one_line, told, without_rights
 from tests.faults.conftest import EVALUATE, RELEASE, RUN, without_peak
 
-OUTPUTS = {
+OUTPUTS: dict[str, Command] = {
     "tokenizer train": (
         ("tokenizer", "train", "recipe.yaml", "--vocab-size", "600", "--tokenizer", "shut/new"),
         "shut",
@@ -40,7 +40,7 @@ def test_a_folder_that_may_not_be_written_is_one_line_that_names_it(way: Path, n
 
 
 STORE = "store/modules/train/00000.tokens"
-INPUTS = {
+INPUTS: dict[str, Command] = {
     "prepare": (("prepare", "recipe.yaml", "--data.store", "other"), "raw/modules/a.jsonl"),
     "inspect": (("inspect", "store", "--verify"), STORE),
     "train": (("train", "recipe.yaml", "--name", "fresh"), STORE),

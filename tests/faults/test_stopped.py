@@ -53,7 +53,7 @@ def test_a_push_ended_before_its_commit_has_changed_nothing_and_again_is_whole(
                 os.kill(os.getpid(), what)
             return send(self, request, **more)  # type: ignore[arg-type]
 
-        httpx.Client.send = planted  # type: ignore[method-assign, assignment]
+        httpx.Client.send = planted  # type: ignore[method-assign]
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)

@@ -89,13 +89,17 @@ def run_rank(job: Job, stage: str, rank: int) -> None:
 
 @contextmanager
 def writable(store: Path) -> Iterator[None]:
-    """Turn what the operating system says of a full or locked disk into one line; what is of an input has its own."""
+    """Turn the want of room, rights or memory into one line; what is of an input has its own."""
     try:
         yield
     except OSError as error:
         raise InputError(
             f"{store}: cannot be written ({error.strerror or error}); mend that and run prepare again, "
             "which goes on from here"
+        ) from None
+    except MemoryError:
+        raise InputError(
+            f"{store}: a worker found no memory; run prepare again with fewer data.workers: it goes on from here"
         ) from None
 
 

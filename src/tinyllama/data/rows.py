@@ -168,7 +168,9 @@ def _json_lines(local: Path, name: str) -> Fields:
 def _parsed(line: bytes | bytearray) -> dict[str, Any] | str:
     try:
         fields = parse_long_line(line) if len(line) > LONG_BYTES else orjson.loads(line)
-    except orjson.JSONDecodeError:  # for lone surrogates too
+    except orjson.JSONDecodeError as error:  # for lone surrogates too
+        if error.msg.startswith("Not enough memory"):
+            raise MemoryError(error.msg) from None  # the row is none the worse for it
         return "invalid JSON" if is_utf8(memoryview(line)) else "not UTF-8 text"
     return fields if isinstance(fields, dict) else "not a JSON object"
 
