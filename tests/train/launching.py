@@ -1,6 +1,10 @@
-"""Runs of real processes, alone or under torchrun, that leave nothing behind; and what a run left on disk."""
+"""Runs of real processes, alone or under torchrun, that leave nothing behind; and what a run left on disk.
+
+One that is alone is forked by a process that has imported torch, which would take it longer than its steps do.
+"""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -15,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.train import planting
 from tests.train.planting import GO, Fault, marker
 
 from tinyllama.data.batches import batch_of_step
@@ -27,6 +32,8 @@ PLANTING = Path(__file__).with_name("planting.py")
 LIMIT_SECONDS = 200.0
 """A life that takes longer is ended: far more than one needs, so that CI never hangs."""
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tinyllama.cli", "tinyllama.train.loop"])
 
 
 def fault(recipe: Recipe, what: str, batch: int, row: int) -> Fault:
@@ -35,10 +42,48 @@ def fault(recipe: Recipe, what: str, batch: int, row: int) -> Fault:
     return {"do": what, "row": batch_of_step(recipe, store, batch)[row, :-1].tolist()}
 
 
+class Forked:
+    """A training forked from one that has imported torch, in the words of `subprocess.Popen`."""
+
+    def __init__(self, command: list[str], folder: Path, variables: dict[str, str], output: Path) -> None:
+        self.process = FORKS.Process(target=_live, args=(command, folder, variables, output))
+        self.process.start()
+        self.pid = self.process.pid or 0
+        self.kill = self.process.kill
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self, timeout: float) -> int:
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("tinyllama", timeout)
+        return self.process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+
+def _live(command: list[str], folder: Path, variables: dict[str, str], output: Path) -> None:
+    os.setsid()
+    os.chdir(folder)
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    sys.argv = [str(PLANTING), *command]
+    with output.open("a") as said:
+        for stream in (1, 2):
+            os.dup2(said.fileno(), stream)
+    sys.exit(planting.main())
+
+
 class Life:
     """A launched training, be it one process or a torchrun with its workers."""
 
-    def __init__(self, process: "subprocess.Popen[str]", mark: str, folder: Path, output: Path) -> None:
+    def __init__(self, process: "Forked | subprocess.Popen[str]", mark: str, folder: Path, output: Path) -> None:
         self.process, self.mark, self.folder, self.output = process, mark, folder, output
         self.run = folder / "runs/small"
 
@@ -90,6 +135,7 @@ class Life:
                 os.killpg(number, signal.SIGKILL)  # each worker of a torchrun leads a session of its own
             except ProcessLookupError:
                 continue
+        self.process.kill()  # where it had not come to lead a session yet
         self.process.wait(LIMIT_SECONDS)
 
 
@@ -100,20 +146,23 @@ def launched(
     """Train the small recipe in `folder`: in one process, or in `ranks` under a torchrun with `options`."""
     folder.mkdir(exist_ok=True)
     mark = f"LAUNCH={uuid.uuid4().hex}"
-    launcher = [*TORCHRUN, f"--nproc_per_node={ranks}", *options] if ranks > 1 else [sys.executable]
     variables = {"OMP_NUM_THREADS": "1", "FAULTS": json.dumps(list(faults)), "LAUNCH": mark.removeprefix("LAUNCH=")}
-    command = [*launcher, str(PLANTING), "train", str(small / "recipe.yaml"), *flags]
+    command = ["train", str(small / "recipe.yaml"), *flags]
     with tempfile.NamedTemporaryFile("w", suffix=".said") as said:  # not in the folder, whose disk may be full
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=os.environ | variables,
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-            text=True,
-            start_new_session=True,
-        )
+        process: Forked | subprocess.Popen[str]
+        if ranks == 1:
+            process = Forked(command, folder, variables, Path(said.name))
+        else:
+            process = subprocess.Popen(
+                [*TORCHRUN, f"--nproc_per_node={ranks}", *options, str(PLANTING), *command],
+                cwd=folder,
+                env=os.environ | variables,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                text=True,
+                start_new_session=True,
+            )
         life = Life(process, mark, folder, Path(said.name))
         try:
             yield life
@@ -141,6 +190,10 @@ def same_weights(one: Path, other: Path) -> bool:
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
     return list(read_rows(run / "metrics.jsonl"))
+
+
+def has_rows(run: Path, count: int) -> bool:
+    return len(rows_of(run)) >= count
 
 
 def losses_of(run: Path) -> list[tuple[int, float | None]]:

@@ -2,68 +2,26 @@
 
 import shutil
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from tests.train.ranked import launch, losses, train_several, write_recipe
-from tests.train.trainers import built, train_step
+from tests.train.launching import losses_of
+from tests.train.ranked import losses, train_several, write_recipe
+from tests.train.saving import after_a_step, begin, saved, saver_of, tensors
+from tests.train.trainers import built, recipe_of, train_step
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from tinyllama.data.batches import batch_of_step
-from tinyllama.errors import RunStoppedError
 from tinyllama.files import read_json, write_json
-from tinyllama.recipe import Recipe
+from tinyllama.model.loading import load_model
 from tinyllama.train import checkpoint
 from tinyllama.train.checkpoint import Saver
 from tinyllama.train.loop import train
 from tinyllama.train.metrics import read_rows
-from tinyllama.train.setup import Trainer
-
-Commits = list[tuple[int, float, float]]
-
-
-def recipe_of(small: Path, **overrides: Any) -> Recipe:
-    return Recipe.load(small / "recipe.yaml", overrides)
-
-
-def after_a_step(small: Path, **overrides: Any) -> Trainer:
-    """A trainer whose optimiser has something to remember."""
-    trainer = built(recipe_of(small, **overrides))
-    train_step(trainer, 0, batch_of_step(trainer.recipe, trainer.store, 0))
-    return trainer
-
-
-def tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """All that a checkpoint must hold: weights and the optimisers' state."""
-    found = dict(trainer.model.state_dict())
-    for number, optimizer in enumerate(trainer.optimizers):
-        for parameter, state in optimizer.state_dict()["state"].items():
-            found |= {f"{number}.{parameter}.{name}": value for name, value in state.items()}
-    return found
-
-
-def saver_of(run: Path, asynchronous: bool = True) -> tuple[Saver, Commits]:
-    commits: Commits = []
-    return Saver(run, asynchronous, lambda *commit: commits.append(commit)), commits
-
-
-def begin(saver: Saver, trainer: Trainer, step: int) -> Path:
-    saver.begin(step, trainer.model, trainer.optimizers, {"tokens": 0}, time.perf_counter())
-    return checkpoint.checkpoint_folder(saver.run, step)
-
-
-def saved(trainer: Trainer, run: Path, step: int = 1) -> Path:
-    """A whole checkpoint of a trainer."""
-    saver, _ = saver_of(run, asynchronous=False)
-    folder = begin(saver, trainer, step)
-    assert saver.settle() is None
-    return folder
 
 
 @pytest.fixture
@@ -212,7 +170,7 @@ def test_what_is_damaged_is_passed_over_with_an_event_and_the_run_ends_the_same(
     monkeypatch.chdir(tmp_path)
     recipe = recipe_of(small, **{"train.tokens": 9 * 384, "checkpoint.every_steps": 3, "checkpoint.keep": 3})
     run = train(recipe)
-    wanted = [row["loss"] for row in read_rows(run / "metrics.jsonl")]
+    wanted, weights = losses_of(run), load_model(run).state_dict()
     newest, before, _ = (checkpoint.checkpoint_folder(run, step) for step in (9, 6, 3))
     (newest / "state.json").write_bytes(b"{}")
     next(before.glob("*.distcp")).unlink()
@@ -224,17 +182,21 @@ def test_what_is_damaged_is_passed_over_with_an_event_and_the_run_ends_the_same(
         ("resume", 3),
     ]
     assert "state.json does not match" in next(row["problem"] for row in rows if row["step"] == 9 and "problem" in row)
-    assert [row["loss"] for row in read_rows(run / "metrics.jsonl")] == wanted
+    assert losses_of(run) == wanted
+    assert checkpoint.committed(run)[-1] == newest and checkpoint.problems(newest) == []
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in load_model(run).state_dict().items())
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"sha256": 3}'])
 def test_a_checkpoint_whose_commit_is_damaged_is_passed_over(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = recipe_of(small, **{"train.tokens": 6 * 384, "checkpoint.every_steps": 2, "checkpoint.keep": 3})
     run = train(recipe)
-    (checkpoint.checkpoint_folder(run, 6) / "commit.json").write_bytes(content)
+    commit = checkpoint.checkpoint_folder(run, 6) / "commit.json"
+    for content in (b"", b"{}", b"[1]", b'{"sha256": 3}'):
+        commit.write_bytes(content)
+        assert checkpoint.problems(commit.parent) == [f"{commit} is not a whole commit"]
     (checkpoint.checkpoint_folder(run, 2) / "state.json").write_bytes(b"{")  # looked at where milestones are
     train(recipe)
     events = [(row["event"], row["step"]) for row in read_rows(run / "events.jsonl")]
@@ -264,135 +226,6 @@ def test_a_changed_constant_of_the_optimizer_is_the_one_that_counts(small: Path,
     changed = built(recipe_of(small, **{"train.optimizer.name": name, "train.optimizer.weight_decay": 0.7}))
     checkpoint.load(folder, changed.model, changed.optimizers)
     assert {group["weight_decay"] for optimizer in changed.optimizers for group in optimizer.param_groups} <= {0.0, 0.7}
-
-
-def failing(error: BaseException) -> Callable[..., "Future[None]"]:
-    def save(*_: Any, **__: Any) -> "Future[None]":
-        future: Future[None] = Future()
-        future.set_exception(error)
-        return future
-
-    return save
-
-
-@pytest.mark.parametrize("asynchronous", [True, False])
-def test_where_no_folder_can_be_made_settling_says_why(small: Path, tmp_path: Path, asynchronous: bool) -> None:
-    (tmp_path / "checkpoints").write_text("a file where the folder should be")
-    saver, commits = saver_of(tmp_path, asynchronous)
-    begin(saver, after_a_step(small), 1)
-    reason = saver.settle()
-    assert reason is not None
-    assert str(tmp_path / "checkpoints") in reason
-    assert "\n" not in reason
-    assert not commits
-
-
-@pytest.mark.parametrize(
-    ("error", "wanted"),
-    [
-        (OSError(28, "No space left on device"), "No space left on device"),
-        (RuntimeError("on rank 1:\nTraceback\nOSError: [Errno 5] Input/output error"), "Input/output error"),
-        (MemoryError(), "MemoryError"),
-    ],
-)
-def test_a_checkpoint_that_fails_leaves_its_reason_and_no_folder_and_the_next_is_whole(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, wanted: str
-) -> None:
-    trainer = after_a_step(small)
-    saver, commits = saver_of(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(dcp, "async_save", failing(error))
-        folder = begin(saver, trainer, 1)
-        folder.mkdir(parents=True)
-        (folder / "__0_0.distcp").write_bytes(b"half")
-        reason = saver.settle()
-    assert reason is not None
-    assert wanted in reason
-    assert "\n" not in reason
-    assert not folder.exists()
-    assert not commits
-    assert not saver.has_failed
-    folder = begin(saver, trainer, 2)
-    assert saver.settle() is None
-    assert checkpoint.problems(folder) == []
-
-
-def test_a_commit_that_cannot_be_written_leaves_no_folder(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(path: Path, value: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "write_json", full)
-    saver, commits = saver_of(tmp_path)
-    folder = begin(saver, after_a_step(small), 1)
-    assert "No space left" in (saver.settle() or "")
-    assert not folder.exists()
-    assert not commits
-
-
-@pytest.mark.parametrize("on_failure", ["stop", "continue"])
-def test_a_run_whose_checkpoint_fails_stops_or_goes_on_as_the_recipe_says(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_failure: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    save = dcp.async_save
-
-    def full_at_step_4(*arguments: Any, checkpoint_id: Path, **options: Any) -> Any:
-        if checkpoint_id.name == "step-00000004":
-            return failing(OSError(28, "No space left on device"))()
-        return save(*arguments, checkpoint_id=checkpoint_id, **options)
-
-    monkeypatch.setattr(dcp, "async_save", full_at_step_4)
-    fields = {"train.tokens": 8 * 384, "checkpoint.every_steps": 2, "checkpoint.on_failure": on_failure}
-    run = Path("runs/small")
-    if on_failure == "stop":
-        with pytest.raises(RunStoppedError, match=r"checkpoint of step 4 cannot be written.*No space left"):
-            train(recipe_of(small, **fields))
-        assert [checkpoint.step_of(folder) for folder in checkpoint.committed(run)] == [2]
-    else:
-        train(recipe_of(small, **fields))
-        assert [checkpoint.step_of(folder) for folder in checkpoint.committed(run)] == [6, 8]
-    failed = [row for row in read_rows(run / "events.jsonl") if row["event"] == "checkpoint-failed"]
-    assert [(row["step"], "No space left" in row["problem"]) for row in failed] == [(4, True)]
-
-
-# Of two ranks, the second cannot write its first checkpoint; what each is told of that one and of the next.
-FULL_DISK = """
-import sys
-import time
-from pathlib import Path
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from tinyllama.recipe import Recipe
-from tinyllama.train.checkpoint import Saver
-from tinyllama.train.parallel import join_ranks
-from tinyllama.train.setup import build, start
-
-def full(*_):
-    raise OSError(28, "No space left on device")
-
-write = FileSystemWriter.write_data
-with join_ranks(60) as ranks:
-    trainer = build(Recipe.load(sys.argv[1]), ranks)
-    start(trainer)
-    saver = Saver(Path("run"), True, lambda *_: None)
-    for step in (1, 2):
-        FileSystemWriter.write_data = full if (ranks.rank, step) == (1, 1) else write
-        saver.begin(step, trainer.model, trainer.optimizers, {}, time.perf_counter())
-        Path(f"{ranks.rank}-{step}").write_text(str(saver.settle()))
-"""
-
-
-def test_a_checkpoint_that_fails_on_one_rank_fails_on_all_and_the_next_is_whole(small: Path, tmp_path: Path) -> None:
-    (tmp_path / "full.py").write_text(FULL_DISK)
-    done = launch(tmp_path, 2, "full.py", str(small / "recipe.yaml"))
-    assert done.returncode == 0, done.stderr
-    told = {path.name: path.read_text() for path in tmp_path.glob("[01]-[12]")}
-    assert sorted(told) == ["0-1", "0-2", "1-1", "1-2"]
-    assert all("No space left on device" in told[name] and "\n" not in told[name] for name in ("0-1", "1-1"))
-    assert told["0-2"] == told["1-2"] == "None"
-    assert [folder.name for folder in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
-    assert checkpoint.problems(checkpoint.committed(tmp_path / "run")[0]) == []
 
 
 @pytest.fixture(scope="module")

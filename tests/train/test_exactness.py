@@ -13,6 +13,7 @@ from tests.train.launching import (
     events_of,
     fault,
     finish,
+    has_rows,
     launched,
     losses_of,
     rows_of,
@@ -25,10 +26,6 @@ from tinyllama.train import checkpoint
 from tinyllama.train.loop import train
 
 pytest_plugins = ["tests.train.fixtures"]
-
-
-def has_rows(run: Path, count: int) -> bool:
-    return len(rows_of(run)) >= count
 
 
 def kill_one_rank(life: Life) -> None:

@@ -25,18 +25,14 @@ from tests.train.launching import (
     without_space,
 )
 from tests.train.planting import Fault, plant_in_losses
+from tests.train.trainers import recipe_of
 
 from tinyllama import cli
-from tinyllama.recipe import Recipe
 from tinyllama.train import checkpoint
 from tinyllama.train.loop import train
 from tinyllama.train.metrics import Journal
 
 pytest_plugins = ["tests.train.fixtures"]
-
-
-def recipe_of(small: Path, **overrides: Any) -> Recipe:
-    return Recipe.load(small / "recipe.yaml", overrides)
 
 
 def newest_whole_step(run: Path) -> int:

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from tests.train.ranked import losses, train_several, write_recipe
-from tests.train.trainers import built, train_step
+from tests.train.trainers import built, recipe_of, train_step
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tinyllama.data.batches import batch_of_step
 from tinyllama.model.llama import Llama, initialize
 from tinyllama.model.loading import load_model
-from tinyllama.recipe import Model, Recipe
+from tinyllama.recipe import Model
 from tinyllama.train import checkpoint
 from tinyllama.train.loop import train
 from tinyllama.train.metrics import read_rows
@@ -25,10 +25,6 @@ from tinyllama.train.optimizer import build_optimizers
 MUON: dict[str, object] = {"train.optimizer.name": "muon"}
 STEPS = 20
 FEW: dict[str, object] = {"train.tokens": STEPS * 384, "train.validate_every_steps": STEPS}
-
-
-def recipe_of(small: Path, **overrides: Any) -> Recipe:
-    return Recipe.load(small / "recipe.yaml", overrides)
 
 
 def test_muon_gets_exactly_the_blocks_matrices_and_adamw_the_rest(small: Path) -> None:

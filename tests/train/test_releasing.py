@@ -1,15 +1,12 @@
 """At its milestones a run releases and scores by itself, in processes beside training, whatever happens to them."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.train.launching import launched
 from tests.train.ranked import write_recipe
 
 from tinyllama.errors import RunStoppedError
@@ -46,10 +43,7 @@ def test_milestones_are_the_first_steps_that_reach_them(small: Path) -> None:
 
 
 def test_each_milestone_is_released_and_scored_beside_the_baselines(small: Path, here: Path) -> None:
-    baseline = here / "baseline"
-    first = train(recipe_in(here, small, **{"release.at": [5 * BATCH]}))
-    shutil.copytree(first / "releases/step-00000005/huggingface", baseline)
-    shutil.rmtree(first)
+    baseline = here / "runs/milestones/releases/step-00000005/huggingface"  # which is there when it is to be scored
     scored = {"release.tasks": ["piqa", "hellaswag"], "release.limit": 4, "release.baselines": [str(baseline)]}
     run = train(recipe_in(here, small, **scored))
     assert released(run) == [(5, True), (20, True)]
@@ -86,36 +80,30 @@ def test_a_release_that_fails_is_tried_again_and_training_goes_on(
 
 
 def test_a_run_killed_while_it_releases_finishes_that_when_it_goes_on(small: Path, here: Path) -> None:
-    recipe = write_recipe(here, small, "milestones", **FIELDS)
-    command = [sys.executable, "-m", "tinyllama", "train", recipe]
-    run = here / "runs/milestones"
-    process = subprocess.Popen(command, cwd=here, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while not (run / "releases").is_dir():
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert 20 not in dict(released(run))
-    subprocess.run(command, cwd=here, check=True, capture_output=True)
-    assert released(run) == [(5, True), (20, True)]
-    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == list(range(1, 21))
+    recipe = Recipe.load(small / "recipe.yaml", FIELDS)
+    (here / "recipe.yaml").write_text(recipe.to_yaml())
+    with launched(here, here) as life:
+        life.wait_until((life.run / "releases").is_dir, "a release")
+        life.process.kill()
+        life.end()
+    assert 20 not in dict(released(life.run))
+    train(recipe)
+    assert released(life.run) == [(5, True), (20, True)]
+    assert [row["step"] for row in read_rows(life.run / "metrics.jsonl")] == list(range(1, 21))
 
 
 def test_sigterm_while_the_last_release_is_made_ends_with_the_status_that_asks_to_be_started_again(
     small: Path, here: Path
 ) -> None:
-    recipe = write_recipe(here, small, "milestones", **FIELDS)
-    command = [sys.executable, "-m", "tinyllama", "train", recipe]
-    process = subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    assert process.stderr is not None
-    while "releasing step" not in process.stderr.readline():
-        assert process.poll() is None
-    process.terminate()
-    said = process.communicate()[1]
-    assert process.returncode == 75
-    assert "SIGTERM: ended; the same command goes on from where it stands" in said
-    subprocess.run(command, cwd=here, check=True, capture_output=True)
-    assert released(here / "runs/milestones") == [(5, True), (20, True)]
+    recipe = Recipe.load(small / "recipe.yaml", FIELDS)
+    (here / "recipe.yaml").write_text(recipe.to_yaml())
+    with launched(here, here) as life:
+        life.wait_until(lambda: "releasing step" in life.said(), "the last release")
+        life.process.send_signal(signal.SIGTERM)
+        assert life.end() == 75, life.said()
+        assert life.complaints() == ["tinyllama: SIGTERM: ended; the same command goes on from where it stands"]
+    train(recipe)
+    assert released(life.run) == [(5, True), (20, True)]
 
 
 def test_a_run_that_begins_anew_releases_its_own_weights(small: Path, here: Path) -> None:

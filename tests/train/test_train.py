@@ -1,49 +1,37 @@
 """Training is exact: the peer's losses step by step, and the same weights however often it was killed."""
 
-import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
-from tests.conftest import HOLD, small_recipe
-from tests.train.trainers import built, train_step
+from tests.conftest import HOLD
+from tests.train.launching import events_of, has_rows, launched, losses_of, rows_of, same_weights
+from tests.train.ranked import launch, losses, write_recipe
+from tests.train.trainers import built, recipe_of, train_step
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tinyllama.data.batches import batch_of_step
 from tinyllama.errors import InputError
-from tinyllama.model.loading import load_model
 from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
 from tinyllama.recipe import Recipe
+from tinyllama.tokenizer_training import train_tokenizer
 from tinyllama.train import checkpoint
 from tinyllama.train.loop import train
 from tinyllama.train.metrics import read_rows
 from tinyllama.train.schedule import learning_rate
 from tinyllama.train.setup import Trainer
 
-
-def recipe_of(small: Path, **overrides: Any) -> Recipe:
-    return Recipe.load(small / "recipe.yaml", overrides)
+pytest_plugins = ["tests.train.fixtures"]
 
 
 def step_of(trainer: Trainer, step: int) -> float:
     rows = batch_of_step(trainer.recipe, trainer.store, step)
     return float(train_step(trainer, step, rows)[0])
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_model(run).state_dict()
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_the_loss_follows_transformers_and_its_adamw_step_by_step(small: Path) -> None:
@@ -106,54 +94,24 @@ def test_a_finished_run_has_its_files_and_is_left_alone(
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_weights(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("calm", "killed"):
-        (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path / "calm")
-    command = [sys.executable, "-m", "tinyllama", "train", str(small / "recipe.yaml")]
-    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path / "calm")
-    run = tmp_path / "killed/runs/small"
+def test_killed_at_any_moment_it_ends_with_the_same_weights(small: Path, here: Path, calm: Path) -> None:
+    run = here / "runs/small"
     chance = random.Random(5)
     for kill in range(4):
-        process = subprocess.Popen(command, cwd=tmp_path / "killed", stderr=subprocess.DEVNULL)
-        # Not before the first step, so that each life gets somewhere; then within about three checkpoints' time.
-        reached = len(list(read_rows(run / "metrics.jsonl")))
-        goal = min(39, kill * 10 + chance.randrange(1, 10))
-        while process.poll() is None and len(list(read_rows(run / "metrics.jsonl"))) in range(goal):
-            time.sleep(0.002)
-        time.sleep(chance.random() * 0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert len(list(read_rows(run / "metrics.jsonl"))) >= min(reached, goal)
+        with launched(small, here) as life:
+            # Not before the first step, so that each life gets somewhere; then within about three checkpoints' time.
+            reached, goal = len(rows_of(run)), min(39, kill * 10 + chance.randrange(1, 10))
+            life.wait_until(partial(has_rows, run, goal), f"step {goal}")
+            time.sleep(chance.random() * 0.05)
+            life.process.kill()
+            life.end()
+        assert len(rows_of(run)) >= min(reached, goal)
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 99, "lo')  # a row that a kill cut off
-    finished = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path / "killed")
-    assert finished.returncode == 0, finished.stderr
-    assert same(weights(run), weights(tmp_path / "calm/runs/small"))
-    rows, calm = (list(read_rows(folder / "metrics.jsonl")) for folder in (run, tmp_path / "calm/runs/small"))
-    assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in calm]
-    assert "resume" in [row["event"] for row in read_rows(run / "events.jsonl")]
-
-
-def test_a_damaged_newest_checkpoint_is_passed_over_with_an_event(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    run = train(recipe_of(small))
-    wanted = weights(run)
-    shard = next(checkpoint.committed(run)[-1].glob("*.distcp"))
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
     train(recipe_of(small))
-    events = list(read_rows(run / "events.jsonl"))
-    assert [row["step"] for row in events if row["event"] == "checkpoint-damaged"] == [40]
-    assert [row["step"] for row in events if row["event"] == "resume"] == [30]
-    assert [folder.name for folder in checkpoint.committed(run)] == ["step-00000030", "step-00000040"]
-    assert not checkpoint.problems(checkpoint.committed(run)[-1])
-    assert same(weights(run), wanted)
+    assert same_weights(run, calm)
+    assert losses_of(run) == losses_of(calm)
+    assert events_of(run, "resume")
 
 
 def test_another_recipe_is_refused_by_the_field_that_differs(
@@ -168,8 +126,6 @@ def test_another_recipe_is_refused_by_the_field_that_differs(
 
 
 def test_another_tokenizer_than_the_stores_is_refused(small: Path, tmp_path: Path) -> None:
-    from tinyllama.tokenizer_training import train_tokenizer
-
     train_tokenizer(["some other text " * 50], 285).save(tmp_path / "other", 128)
     with pytest.raises(InputError, match=r"other: not the tokenizer that .*store was made with"):
         built(recipe_of(small, tokenizer=str(tmp_path / "other")))
@@ -186,29 +142,14 @@ def test_two_processes_never_train_one_run(small: Path, tmp_path: Path, monkeypa
         other.communicate()
 
 
-@pytest.mark.parametrize("ranks", [3])  # tests/train/test_parallel.py has 2 and 4
-def test_under_torchrun_the_ranks_learn_from_the_same_batches(small: Path, tmp_path: Path, ranks: int) -> None:
-    fields = small_recipe(small) | {"name": f"ranks{ranks}"}
-    fields["train"] |= {"tokens": 8 * 6 * 64}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
-    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for command in (launch, [sys.executable]):
-        arguments = [*command, "-m", "tinyllama", "train", "recipe.yaml"]
-        if command is not launch:
-            arguments += ["--name", "alone"]
-        done = subprocess.run(
-            arguments, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
-    losses = [
-        [row["loss"] for row in read_rows(tmp_path / "runs" / name / "metrics.jsonl")]
-        for name in (f"ranks{ranks}", "alone")
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert (
-        json.loads((tmp_path / f"runs/ranks{ranks}/checkpoints/step-00000008/state.json").read_text())["ranks"] == ranks
-    )
+def test_under_torchrun_three_ranks_learn_what_one_learns(small: Path, here: Path) -> None:
+    """Of 2 and 4, and of what each reads, tests/train/test_parallel.py tells."""
+    recipe = write_recipe(here, small, "three", **{"train.tokens": 8 * 6 * 64})
+    done = launch(here, 3, "-m", "tinyllama", "train", recipe)
+    assert done.returncode == 0, done.stderr
+    alone = train(Recipe.load(here / recipe, {"name": "alone"}))
+    assert losses(here, "three") == pytest.approx(losses(here, alone.name), rel=1e-5)
+    assert checkpoint.read_state(checkpoint.checkpoint_folder(here / "runs/three", 8))["ranks"] == 3
 
 
 def test_without_a_compiler_it_says_so_and_trains_uncompiled(

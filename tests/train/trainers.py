@@ -1,5 +1,8 @@
 """A trainer in this very process, as the tests want it: alone, its weights in place."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,6 +14,10 @@ from tinyllama.train.schedule import learning_rate
 from tinyllama.train.setup import Trainer, build, start
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def recipe_of(small: Path, **overrides: Any) -> Recipe:
+    return Recipe.load(small / "recipe.yaml", overrides)
 
 
 def built(recipe: Recipe) -> Trainer:
