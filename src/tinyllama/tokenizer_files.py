@@ -8,6 +8,7 @@ of Unicode must give SentencePiece's ids and text before a converted file is wri
 import itertools
 import json
 import re
+import struct
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,7 @@ from tinyllama.tokenizer_conversion import (
 
 NAMES = ("tokenizer.json", "tokenizer.model")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+MOST_PIECES = 1 << 24  # what an id too large would have each list of all pieces filled up to
 BPE = 2  # the trainer's model_type in sentencepiece_model.proto
 
 
@@ -43,10 +45,10 @@ class SentencePieceFile:
     def __init__(self, name: str, model: bytes) -> None:
         try:
             processor = SentencePieceProcessor(model_proto=model)
-        except RuntimeError:
+            self.table, trainer, normaliser = parse_model(model)
+        except (RuntimeError, LookupError, ValueError, struct.error):  # what SentencePiece lets through, too
             raise InputError(f"{name}: not a whole SentencePiece model; copy or download it again") from None
         self.name, self._model = name, model
-        self.table, trainer, normaliser = parse_model(model)
         if not self.table or trainer.get(3) != BPE:
             raise InputError(f"{name}: not a BPE model of SentencePiece, which Llama's tokenizers are; use one")
         self.normaliser = {
@@ -116,6 +118,8 @@ class TokenizersFile:
         self.added = self.parsed.get("added_tokens") or []
         self.ids: dict[str, int] = self.tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self.ids.values(), default=-1) + 1
+        if self.vocab_size > MOST_PIECES:
+            raise InputError(f"{name}: token id {self.vocab_size - 1}, more than any vocabulary has; download it again")
         self.special = {token["content"] for token in self.added if token.get("special")}
         self.is_byte_level = "ByteLevel" in json.dumps(self.parsed.get("decoder"))
         self.pieces = list(self.ids.keys() - self.special - BYTES)

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import struct
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -116,6 +117,16 @@ def test_a_table_whose_columns_have_no_name_in_utf8_is_refused() -> None:
     """Found 2026-11-24 by atheris: a traceback."""
     data = whole("parquet", ".parquet")
     assert read("parquet", ".parquet", data.replace(b"id", b"\x9dd")) is None
+
+
+def test_offsets_of_a_damaged_arrow_file_never_cut_texts_out_of_others() -> None:
+    """Found 2026-11-24 by atheris: offsets beyond the file's bytes, or falling, gave other texts or a traceback."""
+    data = table_bytes(pyarrow.table({"text": ["first", "second", "third"]}), ".arrow")
+    offsets = b"".join(number.to_bytes(4, "little") for number in (0, 5, 11, 16))
+    for wrong in ((0, 11, 5, 16), (0, 5, 11, 99), (5, 5, 11, 3)):
+        assert data.count(offsets) == 1
+        assert read("huggingface", ".arrow", data.replace(offsets, struct.pack("<4i", *wrong))) is None
+    assert read("huggingface", ".arrow", data) == [Row(0, "first"), Row(1, "second"), Row(2, "third")]
 
 
 keys = st.sampled_from(["text", "meta", "redpajama_set_name", "id"]) | st.text(max_size=3)

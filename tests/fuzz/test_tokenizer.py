@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -137,23 +138,27 @@ def check_model(data: bytes) -> None:
 
 
 def seeds() -> list[bytes]:
-    return [train_sentencepiece(vocab_size=300), model_bytes("small")]
+    return [train_sentencepiece(vocab_size=400), model_bytes("small")]
 
 
 @cache
-def _pruned() -> dict[str, Any]:
-    """Without the most of its pieces, so that each other field is found soon."""
-    whole = document_of("trained here")
-    model = whole["model"]
-    kept = {text: number for text, number in model["vocab"].items() if number < 262}
-    merges = [pair for pair in model["merges"] if "".join(pair if isinstance(pair, list) else pair.split(" ")) in kept]
-    return whole | {"model": model | {"vocab": kept, "merges": merges}}
+def tiny() -> dict[str, Any]:
+    """A tokenizer.json of few pieces, so that each other field is found soon."""
+    return train_tokenizer(["the cat sat on the mat, and the dog too"] * 50, 285)._file.document()
 
 
 @few(150)
-@given(document=st.deferred(lambda: documents(_pruned())))
+@given(document=st.deferred(lambda: documents(tiny())))
 def test_any_fields_of_a_tokenizer_json_are_one_or_one_line(document: Any) -> None:
     check_file("tokenizer.json", json.dumps(document).encode())
+
+
+def test_an_id_beyond_any_vocabulary_is_refused() -> None:
+    """Found 2026-11-24 by atheris: lists of a billion pieces."""
+    whole = tiny()
+    model = whole["model"] | {"vocab": whole["model"]["vocab"] | {"<x>": 10**9}}
+    with pytest.raises(InputError, match=r"token id 1000000000, more than any vocabulary has"):
+        TokenizersFile("x", whole | {"model": model}, {})
 
 
 def check_file(name: str, data: bytes) -> None:

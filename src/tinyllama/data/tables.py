@@ -74,6 +74,7 @@ def arrow_rows(local: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
             batches = iter(reader)
         for batch in batches:
             own = batch.select(list(columns))
+            own.validate()  # its reader does not look whether the numbers in a file fit together
             step = _batch_rows(own.num_rows, own.nbytes)
             for start in range(0, own.num_rows, step):
                 yield from _rows(own.slice(start, step))
@@ -111,6 +112,7 @@ def _values(column: Any) -> list[Any]:
     if isinstance(column, pyarrow.ExtensionArray):
         column = column.storage
     if types.is_dictionary(column.type):
+        _check_order([0, *column.indices.drop_null().unique().sort().to_pylist(), len(column.dictionary) - 1])
         column = column.dictionary_decode()
     if any(test(column.type) for test in (types.is_string_view, types.is_binary_view, types.is_fixed_size_binary)):
         column = column.cast(pyarrow.binary()).cast(pyarrow.large_binary())
@@ -140,10 +142,17 @@ def _texts(column: Any, offset_type: type[np.integer[Any]]) -> list[Any]:
     _, offsets, content = column.buffers()
     ends = np.frombuffer(offsets, offset_type)[column.offset : column.offset + len(column) + 1].tolist()
     view = memoryview(content or b"")
+    _check_order([0, *ends, len(view)])
     valid = column.is_valid().to_pylist()
     return [
         _decoded(view[start:end]) if there else None for (start, end), there in zip(pairwise(ends), valid, strict=True)
     ]
+
+
+def _check_order(places: list[int]) -> None:
+    """Raise ArrowInvalid where places do not rise: a damaged file could otherwise give one row's bytes to another."""
+    if any(place > following for place, following in pairwise(places)):
+        raise pyarrow.ArrowInvalid("offsets that do not rise")
 
 
 def _decoded(utf8: memoryview) -> Text | Undecodable:

@@ -23,9 +23,9 @@ from tinyllama.recipe import Recipe
 from tinyllama.recipe_data import Source
 from tinyllama.recipe_train import Release
 from tinyllama.tokenizer_files import HUB_NAME
+from tinyllama.train import metrics
 from tinyllama.train.checkpoint import COMMIT
 from tinyllama.train.guard import left_out_batches, read_left_out
-from tinyllama.train.metrics import read_rows
 
 EMBEDDED = "embedded corpus"
 PUBLIC = {"slimpajama": "cerebras/SlimPajama-627B", "starcoderdata": "bigcode/starcoderdata"}
@@ -77,7 +77,7 @@ def read_facts(release_folder: Path) -> dict[str, Any]:
 def metrics_until(run: Path, step: int) -> Iterator[dict[str, Any]]:
     """The run's rows of metrics up to a step, one at a time. Raises InputError where there is none."""
     path = run / "metrics.jsonl"
-    rows = (row for row in read_rows(path) if row["step"] <= step)
+    rows = metrics.metrics_until(path, step)
     first = next(rows, None)
     if first is None:
         raise InputError(f"{path}: no row up to step {step}; put the file back, the loss curve is drawn from it")

@@ -18,6 +18,7 @@ from tinyllama.release.lineage import store_facts
 from tinyllama.release.table import releases_table
 from tinyllama.report.curves import METRICS, Metrics, measure
 from tinyllama.runs import RunState, state_of
+from tinyllama.train.checkpoint import read_state
 from tinyllama.train.metrics import read_rows
 
 Facts = Mapping[str, Any]
@@ -106,8 +107,7 @@ def _events(path: Path) -> list[Facts]:
 
 def _newest_state(folder: Path) -> Facts:
     found = sorted(folder.glob("checkpoints/step-*/commit.json"))  # as many digits each, up to 99,999,999 steps
-    state: Facts = read_json(found[-1].with_name("state.json")) if found else {}
-    return state
+    return read_state(found[-1].parent) if found else {}
 
 
 def _releases(folder: Path) -> list[tuple[str, Facts]]:

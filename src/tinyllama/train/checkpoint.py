@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from tinyllama.errors import InputError
-from tinyllama.files import flush_folder, read_json, sha256_of, sync_directory, write_json
+from tinyllama.files import flush, flush_folder, read_json, sha256_of, write_json
 
 # DCP would say at each call, also from its threads, that there is one process: it was told so.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -49,10 +49,10 @@ def problems(folder: Path) -> list[str]:
     """What does not match the commit, a line each; empty for a whole checkpoint."""
     found = []
     try:
-        files = dict(read_json(folder / COMMIT)["sha256"])
-    except (InputError, KeyError, TypeError, ValueError):
+        files = read_json(folder / COMMIT)["sha256"].items()
+    except (InputError, KeyError, TypeError, AttributeError):
         return [f"{folder / COMMIT} is not a whole commit"]
-    for name, promised in files.items():
+    for name, promised in files:
         path = folder / name
         if not path.is_file():
             found.append(f"{path} is missing")
@@ -196,7 +196,7 @@ def _commit(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     flush_folder(folder)
     write_json(folder / COMMIT, {"sha256": {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}})
-    sync_directory(folder.parent)
+    flush(folder.parent)
 
 
 def load(folder: Path, model: nn.Module, optimizers: Optimizers) -> None:
@@ -221,8 +221,10 @@ def _constants(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What a checkpoint holds besides tensors."""
-    state: dict[str, Any] = read_json(folder / "state.json")
+    """What a checkpoint holds besides tensors. Raises InputError where it is no such thing."""
+    state = read_json(folder / "state.json")
+    if not (isinstance(state, dict) and isinstance(state.get("vocab_size"), int | None)):
+        raise InputError(f"{folder / 'state.json'}: not the state of a checkpoint; take another")
     return state
 
 

@@ -36,6 +36,15 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
+def metrics_until(path: Path, step: int) -> Iterator[dict[str, Any]]:
+    """The rows of a metrics.jsonl up to a step. Raises InputError as `read_rows`, and for a row without its step."""
+    for number, row in enumerate(read_rows(path), 1):
+        if not isinstance(row.get("step"), int):
+            raise InputError(f"{path}:{number}: no row of metrics, without its step; mend or delete the line")
+        if row["step"] <= step:
+            yield row
+
+
 def _parsed(line: bytes) -> Any:
     try:
         return orjson.loads(line)
@@ -64,9 +73,8 @@ class Journal:
     def cut_back(self, step: int) -> None:
         """Forget the metrics after `step`, so that no step stands twice when the run goes on from there."""
         self.step = step
-        rows = (row for row in read_rows(self.metrics_path) if row["step"] <= step)
         with write_atomically(self.metrics_path) as file:
-            file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
+            file.writelines(json.dumps(row).encode() + b"\n" for row in metrics_until(self.metrics_path, step))
 
     def forget_cut_lines(self) -> None:
         """Drop a last line that a crash has cut off, so that what is appended next begins a line of its own."""
