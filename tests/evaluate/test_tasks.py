@@ -145,6 +145,15 @@ def test_without_the_hub_lambada_is_refused_in_one_line(llama_folder: Path) -> N
     assert "\n" not in str(raised.value)
 
 
+def test_an_error_that_says_nothing_is_named_by_its_kind(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(tasks_module.TaskManager, "load", load)
+    with pytest.raises(InputError, match=r"lambada_openai: its items cannot be loaded \(RuntimeError\)"):
+        scored(llama_folder, ("lambada_openai",))
+
+
 def test_without_the_offline_data_and_the_hub_the_remedies_are_named(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
