@@ -42,9 +42,9 @@ def corpus(directory: Positional[Path]) -> None:
     from tinyllama.data.corpus import write_corpus
 
     report = write_corpus(directory)
-    for form, parts in (("slimpajama", report.prose), ("starcoderdata", report.code)):
+    for folder, parts in report.by_folder().items():
         for name, size in parts.items():
-            print(f"{directory / form}: {name}: {size.documents:,} documents, {size.bytes:,} bytes")
+            print(f"{directory / folder}: {name}: {size.documents:,} documents, {size.bytes:,} bytes")
     for reason, count in report.left_out.items():
         print(f"left out: {count:,} {reason}")
 

@@ -44,9 +44,9 @@ def with_recipe(name: str, function: Callable[..., int | None], arguments: list[
     named = own.pop(0) if own and not own[0].startswith("-") else None
     wants_help = {"-h", "--help"} & set(own)
     is_optional = function.__annotations__["recipe"] != Recipe and not overrides
-    if named is None and name != "demo" and not wants_help and not is_optional:
-        raise InputError(f"{name}: name a recipe first: a YAML file or one of {', '.join(bundled_recipes())}")
-    if named is None and not wants_help and is_optional:
+    if named is None and name != "demo" and not wants_help:
+        if not is_optional:
+            raise InputError(f"{name}: name a recipe first: a YAML file or one of {', '.join(bundled_recipes())}")
         return parse(name, _without_recipe(function, None), own)
     recipe = Recipe.load(named or "demo", overrides)
     if wants_help:

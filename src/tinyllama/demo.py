@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 
 from tinyllama import plan
-from tinyllama.data.corpus import write_corpus
+from tinyllama.data.corpus import FOLDERS, write_corpus
 from tinyllama.data.prepare import prepare
 from tinyllama.data.sample import train_recipe_tokenizer
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.evaluate.report import evaluate_and_save
+from tinyllama.files import bytes_of
 from tinyllama.model.generation import complete
 from tinyllama.recipe import Recipe
 from tinyllama.release import release
@@ -65,16 +66,16 @@ def _corpus(recipe: Recipe) -> Iterator[str]:
         yield f"{folder}: there already"
         return
     report = write_corpus(folder)
-    for form, parts in (("slimpajama", report.prose), ("starcoderdata", report.code)):
-        sizes = ", ".join(f"{name} {size.bytes / 1e6:.1f} MB" for name, size in parts.items())
-        yield f"{folder / form}: {sum(size.bytes for size in parts.values()) / 1e6:.1f} MB ({sizes})"
+    for name, parts in report.by_folder().items():
+        sizes = ", ".join(f"{part} {size.bytes / 1e6:.1f} MB" for part, size in parts.items())
+        yield f"{folder / name}: {sum(size.bytes for size in parts.values()) / 1e6:.1f} MB ({sizes})"
 
 
 def _corpus_folder(recipe: Recipe) -> Path:
     """Where the recipe's sources expect the embedded corpus."""
     paths = {name: Path(source.path) for name, source in recipe.data.sources.items()}
     folder = next(iter(paths.values())).parent
-    if paths != {form: folder / form for form in ("slimpajama", "starcoderdata")}:
+    if paths != {name: folder / name for name in FOLDERS}:
         raise InputError(
             f"demo: recipe {recipe.name!r} has sources of its own ({', '.join(map(str, paths.values()))}); "
             "the demo brings its text, so run prepare, train and release on yours"
@@ -133,8 +134,7 @@ def _release(recipe: Recipe) -> Iterator[str]:
     if not folder.exists():
         release(run_folder(recipe))
     for path in sorted(path for path in folder.glob("*/*") if path.suffix in (".gguf", ".safetensors", "")):
-        size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
-        yield f"{path}: {size / 1e6:.1f} MB"
+        yield f"{path}: {bytes_of(path) / 1e6:.1f} MB"
 
 
 def _verification(recipe: Recipe) -> Iterator[str]:

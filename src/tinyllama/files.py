@@ -39,7 +39,7 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
         raise
     finally:
         beside.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    flush(path.parent)
 
 
 def _forget_parts(path: Path) -> None:
@@ -56,7 +56,7 @@ def _is_alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:  # another user's
-        return True
+        pass
     return True
 
 
@@ -84,18 +84,23 @@ def write_folder(folder: Path) -> Iterator[Path]:
     if folder.exists():
         folder.rename(replaced)
     part.rename(folder)
-    sync_directory(folder.parent)
+    flush(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def bytes_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; 0 where there is nothing."""
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
 
 
 def flush_folder(folder: Path) -> None:
     """Make a folder and all that lies in it outlast a power cut."""
     for path in (*folder.rglob("*"), folder):
-        sync_directory(path)
+        flush(path)
 
 
-def sync_directory(path: Path) -> None:
-    """Make the renames in a directory, or a file's bytes, outlast a power cut."""
+def flush(path: Path) -> None:
+    """Make a file's bytes, or the renames in a folder, outlast a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

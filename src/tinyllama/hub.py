@@ -15,7 +15,7 @@ from tinyllama.errors import InputError
 
 @contextmanager
 def in_one_line(endpoint: str, name: str) -> Iterator[None]:
-    """Turn what the hub and the way to it answer into one line with the remedy."""
+    """Raise InputError for what is said at `endpoint`, or on the way to it, against a request for repository `name`."""
     try:
         yield
     except (HTTPError, OSError, ValueError, RuntimeError) as error:

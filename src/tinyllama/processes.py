@@ -6,6 +6,11 @@ import platform
 import signal
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def end_with_parent(parent: int | None = None) -> None:
     """Have the kernel (Linux's) kill this process when its parent ends: no orphan works on beside the next run.
 

@@ -96,7 +96,7 @@ def state_of(run: Path, now: float | None = None) -> RunState:
     """Where a run stands at `now`, seconds since 1970; a run that cannot be read says so in its state."""
     try:
         return _state_of(run, time.time() if now is None else now)
-    except (OSError, InputError, yaml.YAMLError, TypeError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, TypeError, ValueError, LookupError, AttributeError) as error:  # an InputError is a ValueError
         return RunState(run, "unreadable", problem=first_line(error))
 
 

@@ -39,7 +39,7 @@ def duration(seconds: float) -> str:
 
 
 def short_duration(seconds: float) -> str:
-    """A time in its two greatest units: 3 d 4 h, 12 min 5 s, 0.3 s."""
+    """A `duration`, below ten seconds to two digits: 0.35 s."""
     return duration(seconds) if seconds >= 10 else f"{seconds:.2g} s"
 
 

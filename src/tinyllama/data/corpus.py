@@ -53,15 +53,17 @@ class CorpusReport:
     code: dict[str, PartSize]
     left_out: dict[str, int]
 
+    def by_folder(self) -> dict[str, dict[str, PartSize]]:
+        """The parts that each of FOLDERS has got."""
+        return dict(zip(FOLDERS, (self.prose, self.code), strict=True))
+
 
 def write_corpus(directory: Path) -> CorpusReport:
     """Write DIR/slimpajama (a train split only) and DIR/starcoderdata, in place of those of a former run.
 
-    No text is in both: a file gives either itself, to code, or its docstrings and comments, to prose; and a
-    paragraph whose first and last eight words are found in the code is left out. Takes half a minute.
-
-    Raises:
-        InputError: the directory cannot be written, or the two folders hold files of another origin.
+    No text is in both: a file gives either itself, to code, or its docstrings and comments, to prose; and a paragraph
+    whose first and last eight words are found in the code is left out. Takes half a minute. Raises InputError where the
+    directory cannot be written, or the two folders hold files of another origin.
     """
     refuse_foreign_files(directory)
     stage = empty_stage(directory)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tinyllama.data.exclusion import OnExcluded, exclude
 from tinyllama.data.grams import grams
 from tinyllama.errors import InputError
-from tinyllama.files import sync_directory, write_atomically
+from tinyllama.files import flush, write_atomically
 
 EXACT_FINDERS = 16
 """Ranges of the hashes, each compared by a task of its own."""
@@ -207,4 +207,4 @@ def _flush(paths: Iterable[Path]) -> None:
     """Make files that datatrove wrote outlast a power cut, for the receipt that follows will."""
     files = set(paths)
     for path in files | {file.parent for file in files}:
-        sync_directory(path)
+        flush(path)

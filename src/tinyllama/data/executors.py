@@ -6,7 +6,6 @@ concurrent.futures': datatrove's own waits for ever for a worker that the kernel
 
 import logging
 import multiprocessing
-import os
 import platform
 import shlex
 import signal
@@ -25,7 +24,7 @@ from tinyllama.data.pipeline import run_rank
 from tinyllama.data.tasks import Job
 from tinyllama.errors import InputError
 from tinyllama.files import write_atomically
-from tinyllama.processes import end_with_parent
+from tinyllama.processes import end_with_parent, usable_cores
 
 # datatrove announces every task on standard error, in every worker; here the progress bar does.
 logger.disable("datatrove")
@@ -36,8 +35,7 @@ def run_local(job: Job, stage: str, ranks: list[int], started: Callable[[], None
 
     Raises InputError with the first task's problem; those under way are finished, the others are not begun.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(len(ranks), cores if job.recipe.data.workers == "auto" else job.recipe.data.workers)
+    workers = min(len(ranks), usable_cores() if job.recipe.data.workers == "auto" else job.recipe.data.workers)
     if workers <= 1:
         started()
         for rank in ranks:

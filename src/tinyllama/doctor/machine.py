@@ -4,7 +4,6 @@ Reads the system, torch and the installed packages' metadata; writes nothing. Ev
 elsewhere (`checks`, `needs`), by pure functions, so that machines which nobody has at hand can be judged in tests.
 """
 
-import os
 import platform
 import resource
 import shutil
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tinyllama import hardware
+from tinyllama.processes import usable_cores
 
 _NOT_FOR_USERS = ("all", "dev")
 _ATTENTION = {
@@ -89,7 +89,7 @@ def look() -> Found:
         version=version("tinyllama"),
         torch=torch.__version__,
         cuda=torch.version.cuda,
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         memory_bytes=hardware.installed_bytes(),
         shared_memory_bytes=_size_of_disk(Path("/dev/shm")),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],

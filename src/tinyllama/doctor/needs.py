@@ -14,6 +14,7 @@ from tinyllama.data.store import TokenStore
 from tinyllama.doctor.checks import Mark, Row
 from tinyllama.doctor.machine import Found, disk_of, free_bytes
 from tinyllama.errors import InputError
+from tinyllama.files import bytes_of
 from tinyllama.plan.counts import LLAMA_2_PIECES
 from tinyllama.plan.estimate import HEADROOM, Plan, Stated, estimate
 from tinyllama.plan.machines import MACHINES, Machine, of_device
@@ -207,7 +208,7 @@ def _disks(recipe: Recipe, plan: Plan, free: Callable[[Path], tuple[int, int]]) 
     wanted = (
         plan.figures["checkpoints_bytes"]
         + plan.figures["releases_bytes"]
-        - _bytes_in(run / "checkpoints", run / "releases")
+        - sum(bytes_of(run / name) for name in ("checkpoints", "releases"))
     )
     left = {run: ("checkpoints and releases", max(0, wanted)), store: ("token store", _left_of_store(store, plan))}
     disks: dict[int, list[Path]] = {}
@@ -220,11 +221,7 @@ def _disks(recipe: Recipe, plan: Plan, free: Callable[[Path], tuple[int, int]]) 
 def _left_of_store(store: Path, plan: Plan) -> int:
     if (store / "manifest.json").is_file():
         return 0
-    return max(0, int(plan.figures["store_bytes"]) - _bytes_in(store))
-
-
-def _bytes_in(*folders: Path) -> int:
-    return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+    return max(0, int(plan.figures["store_bytes"]) - bytes_of(store))
 
 
 def _disk(path: Path, parts: Sequence[tuple[str, int]], free: int) -> Row:

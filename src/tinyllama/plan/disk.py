@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tinyllama.data.sources import InputFile, list_files
 from tinyllama.errors import InputError
+from tinyllama.files import bytes_of
 from tinyllama.recipe import Recipe
 from tinyllama.recipe_data import SLIMPAJAMA_SUBSETS, Source
 
@@ -32,7 +33,7 @@ def store_size(recipe: Recipe, vocab_size: int) -> tuple[int, str]:
     """
     manifest = Path(recipe.data.store) / "manifest.json"
     if manifest.is_file():
-        return sum(file.stat().st_size for file in manifest.parent.rglob("*") if file.is_file()), "its files"
+        return bytes_of(manifest.parent), "its files"
     total = sum(source.weight for source in recipe.data.sources.values())
     found = {name: _tokens_of(recipe, name, source) for name, source in recipe.data.sources.items()}
     reads = {
