@@ -1,0 +1,133 @@
+"""The benchmarks' page is made of a results file, and their scripts start; what they measure is theirs to run."""
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py") if "parse_args()" in path.read_text())
+
+
+def run(monkeypatch: pytest.MonkeyPatch, script: Path, *words: object) -> None:
+    """A script in this process, which has torch imported, as a fresh Python would run it."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, words)])
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def written(folder: Path, change: Callable[[dict[str, Any]], object] = lambda programs: None) -> Path:
+    """A results file of one measure, with a change to its programs."""
+    programs = {
+        "tinyllama": {"version": "0.1.0", "settings": "as it comes", "values": [10, 12], "found": "the same tokens"},
+        "datatrove": {"version": "0.10.1", "settings": "batch size 100", "values": [2, 4]},
+    }
+    change(programs)
+    measure = {"section": "tokenising", "name": "English", "unit": "MB/s", "more_is_better": True}
+    machine = {
+        "cpu": "a CPU",
+        "cores": 2,
+        "memory_bytes": 2**34,
+        "system": "Linux 6",
+        "python": "3.11",
+        "torch": "2.13",
+    }
+    results = {
+        "date": "2026-11-24",
+        "seconds": 60,
+        "machine": {**machine, "product_gflops": [400, 410], "load": [0.1, 2.0]},
+        "measures": [{**measure, "how": "30 MB of it.", "not_shown": "Many workers.", "programs": programs}],
+    }
+    path = folder / "benchmarks.json"
+    path.write_text(json.dumps(results))
+    return path
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, path: Path) -> str:
+    """What is said of a results file that is not to become a page."""
+    with pytest.raises(SystemExit) as refused:
+        run(monkeypatch, BENCHMARKS / "bench.py", "--page", path)
+    assert not path.with_suffix(".md").exists()
+    return str(refused.value)
+
+
+def test_a_results_file_becomes_a_table_with_ratios_spread_versions_and_settings_and_a_plot(monkeypatch, tmp_path):
+    run(monkeypatch, BENCHMARKS / "bench.py", "--page", written(tmp_path))
+    page = (tmp_path / "benchmarks.md").read_text().replace("\N{EN DASH}", "-").splitlines()
+    for line in (
+        "| English | tinyllama | 11.0 (10.0-12.0) MB/s | |",
+        "| | datatrove | 3.00 (2.00-4.00) MB/s | 4.00 (3.00-5.00) times as fast |",
+        "**English** (2 rounds). 30 MB of it.",
+        "- tinyllama: as it comes. Checked: the same tokens",
+        "- datatrove: batch size 100",
+        "- Not shown: Many workers.",
+        "| datatrove | 0.10.1 |",
+        "| its bf16 2048^3 product, all cores | 405 (400-410) GFLOP/s, before each section and after the last |",
+    ):
+        assert line in page
+    assert (tmp_path / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("results", (ROOT / "docs").glob("benchmarks.json"))
+def test_the_page_in_docs_is_what_its_results_make_and_they_are_of_every_peer(monkeypatch, tmp_path, results):
+    run(monkeypatch, BENCHMARKS / "bench.py", "--page", results, "--into", tmp_path)
+    assert (tmp_path / "benchmarks.md").read_text() == (ROOT / "docs/benchmarks.md").read_text()
+    measures = json.loads(results.read_text())["measures"]
+    sections = {"tokenising", "loading", "resuming", "training", "evaluation", "starting"}
+    assert {measure["section"] for measure in measures} == sections
+    peers = {name.split()[0] for measure in measures for name in measure["programs"]}
+    assert peers >= {"tokenizers", "sentencepiece", "datatrove", "litdata", "litgpt", "transformers", "lm-eval"}
+
+
+def test_a_program_without_its_version_is_refused_by_name(monkeypatch, tmp_path):
+    nameless = refusal(monkeypatch, written(tmp_path, lambda programs: programs["datatrove"].pop("version")))
+    assert "programs.datatrove.version" in nameless
+    empty = refusal(monkeypatch, written(tmp_path, lambda programs: programs["datatrove"].update(version="")))
+    assert "programs.datatrove.version" in empty
+
+
+def test_a_round_that_a_program_missed_or_a_measure_without_us_is_refused(monkeypatch, tmp_path):
+    missed = refusal(monkeypatch, written(tmp_path, lambda programs: programs["datatrove"]["values"].pop()))
+    assert "every round" in missed
+    alone = refusal(monkeypatch, written(tmp_path, lambda programs: programs.pop("tinyllama")))
+    assert "tinyllama itself is missing" in alone
+
+
+def test_a_ratio_is_of_one_round_and_above_one_where_we_are_better(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    measuring = runpy.run_path(str(BENCHMARKS / "measuring.py"))
+    program = {"version": "1", "settings": "its own"}
+    fields = {"section": "loading", "name": "x", "how": "x", "not_shown": "x"}
+    programs = {"tinyllama": {**program, "values": [2, 8]}, "peer": {**program, "values": [4, 4]}}
+    for more_is_better, expected in ((True, [0.5, 2]), (False, [2, 0.5])):
+        words = {**fields, "unit": "s", "more_is_better": more_is_better, "programs": programs}
+        assert measuring["ratios"](measuring["Measure"].model_validate(words), "peer") == expected
+
+
+def test_turns_are_taken_in_the_other_order_every_second_round(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    measuring = runpy.run_path(str(BENCHMARKS / "measuring.py"))
+    order: list[str] = []
+
+    def turn(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    programs = {name: partial(turn, name) for name in "ab"}
+    values = measuring["take_turns"](programs, 3)
+    assert "".join(order) == "abbaab"
+    assert values == {"a": [1, 4, 5], "b": [2, 3, 6]}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_script_answers_help(monkeypatch, capsys, script):
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, script, "--help")
+    assert ended.value.code == 0
+    assert "usage:" in capsys.readouterr().out
