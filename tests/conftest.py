@@ -121,6 +121,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def flip_a_bit(path: Path) -> None:
+    """In the middle of a file, as a disk that fails would."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
 def interrupt(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Prepare until so many tasks are done."""
     left = iter(range(after))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.conftest import small_recipe
+from tests.conftest import flip_a_bit, small_recipe
 from tests.evaluate.conftest import scored
 
 from tinyllama import cli
@@ -104,9 +104,7 @@ def test_a_run_and_its_checkpoint_get_the_same_scores(run: Path) -> None:
 def test_a_checkpoint_that_was_damaged_is_refused(run: Path, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(run, tmp_path / "run"))
     (file, *_) = sorted(damaged.glob("checkpoints/step-*/*.distcp"))
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
+    flip_a_bit(file)
     assert file.name in one_line(damaged)
 
 

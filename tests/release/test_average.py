@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from tests.conftest import flip_a_bit
 
 from tinyllama.errors import InputError
 from tinyllama.model.llama import Llama
@@ -99,12 +100,9 @@ def test_one_that_was_never_committed_does_not_count(run: Path) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_damaged_one_is_refused_by_its_files_name(run: Path, step: int) -> None:
-    path = next(checkpoint_folder(run, step).glob("*.distcp"))
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
     folders = folders_of(run)
     model = load_model(folders[STEPS.index(step) - 1])
-    path.write_bytes(data)
+    flip_a_bit(next(checkpoint_folder(run, step).glob("*.distcp")))
     with pytest.raises(InputError, match=rf"step-000000{step:02d}/.*distcp does not match its hash"):
         average_into(model, folders, 1.0)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from tests.conftest import flip_a_bit
 from tests.release.hub import TOKEN, USER, Hub, Repository, running_hub
 
 from tinyllama import cli
@@ -145,9 +146,7 @@ def test_the_command_pushes_a_run_as_it_releases_it_and_a_release_as_it_is(
 
 def flip(folder: Path) -> str:
     path = folder / "huggingface/model.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
+    flip_a_bit(path)
     return f"{path}: not as release.json has it"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from tests.conftest import flip_a_bit
 
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of
@@ -138,11 +139,8 @@ def test_what_a_killed_release_left_does_not_get_into_the_next(run: Path) -> Non
     assert folders_of(run) == ["step-00000040"]
 
 
-def flip_a_byte(run: Path) -> None:
-    path = next(checkpoint_folder(run, 40).glob("*.distcp"))
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+def damage_a_checkpoint(run: Path) -> None:
+    flip_a_bit(next(checkpoint_folder(run, 40).glob("*.distcp")))
 
 
 def change_the_store(run: Path) -> None:
@@ -158,7 +156,7 @@ def uncommit(run: Path) -> None:
     [
         (lambda run: (run / "recipe.yaml").unlink(), None, "no run and no checkpoint here"),
         (lambda run: None, 20, r"no checkpoint of step 20; there are 9, 10, 40"),
-        (flip_a_byte, None, r"step-00000040/.*distcp does not match its hash"),
+        (damage_a_checkpoint, None, r"step-00000040/.*distcp does not match its hash"),
         (change_the_store, None, r"store\.json: digest .* but step-00000040 was trained with"),
         (lambda run: (run / "metrics.jsonl").unlink(), None, r"metrics\.jsonl: no row up to step 40"),
         (uncommit, 9, r"no checkpoint of step 9; there are 10, 40"),
