@@ -176,9 +176,10 @@ def parsed(program: str, words: list[str]) -> int:
             return subprocess.run(
                 ["/usr/bin/make", "-n", *words], check=False, cwd=ROOT, stdout=subprocess.DEVNULL
             ).returncode
-        case "python":
+        case "python" if words[0].startswith("benchmarks/"):
             return benchmark_takes(words)
-    return complain(f"{program}: nothing parses it; see tests/docs/readied.py")
+    lost = [word for word in words if "/" in word and not Path(word).exists()]
+    return complain(f"{program}: there is no {', '.join(lost)}") if lost else 0
 
 
 def benchmark_takes(words: list[str]) -> int:

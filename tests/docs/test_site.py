@@ -138,8 +138,9 @@ def test_a_page_reads_in_light_and_dark_and_on_a_phone(
         assert seen.page.evaluate("document.documentElement.scrollWidth") <= size[0], "wider than the screen"
         assert seen.page.locator("h1").first.is_visible()
         if size == DESKTOP:
-            seen.page.locator("input.md-search__input").fill("spike_sigmas")
-            seen.page.locator("a.md-search-result__link[href*='recipe.html']").first.wait_for(timeout=20_000)
+            seen.page.locator("input.md-search__input").click()
+            seen.page.keyboard.type("deviations", delay=30)
+            seen.page.locator("a.md-search-result__link").first.wait_for(timeout=60_000)
             keep_screenshot(seen.page, f"docs-search-{scheme}")
         assert not seen.from_outside()
 
