@@ -108,16 +108,12 @@ def _columns(present: list[str], name: str, needed: Sequence[str], one_of: Seque
 
 
 def _plain(rows: Fields, field: str, subset: str) -> Iterator[Row | Reject]:
-    number = -1
-    for fields in rows:
-        number += 1
+    for number, fields in enumerate(rows):
         yield Reject(number, fields) if isinstance(fields, str) else _usable(number, fields, field, subset)
 
 
 def _slimpajama(rows: Fields, source: Source, field: str) -> Iterator[Row | Reject]:
-    number = -1
-    for fields in rows:
-        number += 1
+    for number, fields in enumerate(rows):
         if isinstance(fields, str):
             yield Reject(number, fields)
         elif (subset := _subset(fields)) is None:
@@ -190,7 +186,7 @@ def _csv(local: Path, name: str, needed: Sequence[str]) -> Fields:
         rows = csv.DictReader(file, strict=True)  # a file cut inside quotes is an error
         if rows.fieldnames is None:
             raise InputError(f"{name}: is empty, without even a line of column names; take it out")
-        _columns(list(rows.fieldnames or ()), name, needed, ())
+        _columns(list(rows.fieldnames), name, needed, ())
         for fields in rows:
             if None in fields:
                 yield "more fields than columns"
