@@ -14,6 +14,9 @@ from tinyllama.words import short_count
 
 Facts = Mapping[str, Any]
 
+TASK_HEAD = ("task", "acc", "acc_norm", "bits per byte", "scored on", "items from")
+RELEASE_HEAD = ("model", "date", "tokens", "HellaSwag acc_norm", "mean of 7 tasks", "source")
+
 # lm-eval's task -> its data set on the hub and the split that is scored, for the metadata.
 _DATA = {
     "hellaswag": ("Rowan/hellaswag", "validation"),
@@ -63,10 +66,6 @@ def _metric_args(evaluation: Facts, task: str, error: float | None) -> dict[str,
 def _how_to_score(facts: Facts) -> str:
     release = f"runs/{facts['name']}/releases/step-{facts['step']:08d}"
     return f"Not scored yet. `tinyllama evaluate {release}` scores it."
-
-
-TASK_HEAD = ("task", "acc", "acc_norm", "bits per byte", "scored on", "items from")
-RELEASE_HEAD = ("model", "date", "tokens", "HellaSwag acc_norm", "mean of 7 tasks", "source")
 
 
 def by_task(evaluation: Facts) -> str:

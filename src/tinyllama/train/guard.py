@@ -1,7 +1,8 @@
-"""The guard: what is done about a step that went wrong, decided from the step's loss and gradient norm alone.
+"""The guard: what is done about a step that went wrong, decided from the step's loss and gradient norm alone; and the
+watchdog, which ends a process that stands still.
 
-These are sums over all ranks, so every rank decides the same without asking. A loss or gradient that is not finite is
-never applied: the step is skipped. Skips without end, and a loss far above the recent ones, take the run back to its
+Both are of all ranks together, so every rank decides the same without asking. A loss or gradient that is not finite
+is never applied: the step is skipped. Skips without end, and a loss far above the recent ones, take the run back to its
 last checkpoint, and the batches that led there are left out from then on (Chowdhery et al. 2022, arXiv:2204.02311,
 section 5.1). `RUN/left_out.json` keeps them, so that a run killed at any moment goes on as if it had not been.
 """
