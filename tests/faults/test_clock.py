@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from tests.conftest import contents
 from tests.faults.children import told
-from tests.faults.conftest import EVALUATE, RELEASE, RUN, write_recipe
+from tests.faults.conftest import EVALUATE, RELEASE, RUN, without_peak, write_recipe
 from tests.faults.proofs import compare_checkpoints, learnt, timeless
 from tests.track.test_page import Shown
+from tests.train.launching import events_of, rows_of
 
 from tinyllama.files import read_json
 from tinyllama.train import checkpoint
@@ -73,17 +74,11 @@ def test_a_clock_that_runs_backwards_makes_no_speed_age_or_time_left_negative(ba
     report = (way / RUN / "report.html").read_text()
     assert not re.search(r">\s*-\d[\d.]* (s|min|h|d)\b", report)
     assert "wall clock" in report
-    assert all(row["tokens_per_second"] > 0 for row in map(dict, _rows(way)))
+    assert all(row["tokens_per_second"] > 0 for row in rows_of(way / RUN))
     shown = Shown(way / RUN.parent).logs["small"]
     assert [row["step"] for row in shown if "loss" in row] == list(range(1, 13))
     times = [row["timestamp"] for row in shown if "loss" in row]
     assert times == sorted(times)
-
-
-def _rows(way: Path) -> list[dict[str, float]]:
-    from tests.train.launching import rows_of
-
-    return rows_of(way / RUN)
 
 
 def test_the_newest_checkpoint_is_that_of_the_highest_step_whatever_its_files_times_say(way: Path) -> None:
@@ -92,6 +87,8 @@ def test_the_newest_checkpoint_is_that_of_the_highest_step_whatever_its_files_ti
     for age, folder in enumerate(reversed(folders)):
         for path in folder.rglob("*"):
             os.utime(path, (age * 1e6, age * 1e6))
-    ended = told(way, "release", RUN, "--formats", "huggingface", "--force")
+    assert [checkpoint.step_of(folder) for folder in checkpoint.committed(way / RUN)][-1] == 12
+    more = ("--train.tokens", str(14 * 6 * 64), "--allow-change")
+    ended = told(way, "train", "recipe.yaml", *more, fault=without_peak)
     assert ended.status == 0, ended.said
-    assert read_json(way / RELEASE / "release.json")["step"] == 12
+    assert [event["step"] for event in events_of(way / RUN, "resume")] == [12]
