@@ -13,6 +13,7 @@ import datasets
 import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
 from tests.evaluate.conftest import loaded, requests_of, scored
 
 from tinyllama.errors import InputError
@@ -149,7 +150,7 @@ def test_an_error_that_says_nothing_is_named_by_its_kind(llama_folder: Path, mon
     def load(*_: object) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr(tasks_module.TaskManager, "load", load)
+    monkeypatch.setattr(TaskManager, "load", load)
     with pytest.raises(InputError, match=r"lambada_openai: its items cannot be loaded \(RuntimeError\)"):
         scored(llama_folder, ("lambada_openai",))
 
