@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.fuzz import test_readers, test_recipe, test_runs, test_store, test_tokenizer
+from tests.fuzz import test_models, test_readers, test_recipe, test_runs, test_store, test_tokenizer
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ TARGETS = {
     "shards": _structured(test_store.test_any_shards_read_as_one_array),
     "run_bytes": _structured(test_runs.test_a_run_with_changed_bytes_is_told_in_words),
     "run_values": _structured(test_runs.test_a_run_with_other_values_is_told_in_words),
+    "config.json": _structured(test_models.test_any_config_json_loads_or_is_refused_in_one_line),
+    "weights": _structured(test_models.test_changed_bytes_of_weights_load_or_are_refused_in_one_line),
     "encode": _structured(test_tokenizer.test_any_text_has_its_library_s_ids_and_comes_back),
     "encode_together": _structured(test_tokenizer.test_texts_together_are_as_each_alone),
     "continuation": _structured(test_tokenizer.test_a_continuation_in_pieces_is_the_text_of_all_ids),

@@ -140,7 +140,8 @@ def _texts(column: Any, offset_type: type[np.integer[Any]]) -> list[Any]:
     if not len(column):
         return []
     _, offsets, content = column.buffers()
-    ends = np.frombuffer(offsets, offset_type)[column.offset : column.offset + len(column) + 1].tolist()
+    stop = column.offset + len(column) + 1  # behind it a damaged file may hold half a number
+    ends = np.frombuffer(offsets, offset_type, stop)[column.offset :].tolist()
     view = memoryview(content or b"")
     _check_order([0, *ends, len(view)])
     valid = column.is_valid().to_pylist()

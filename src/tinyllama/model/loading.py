@@ -20,6 +20,7 @@ from tinyllama.errors import InputError, first_line
 from tinyllama.files import read_json, sha256_of
 from tinyllama.model.llama import Llama
 from tinyllama.model.weights import fill, from_hugging_face, shape_from_hugging_face
+from tinyllama.plan import num_parameters
 from tinyllama.recipe import Model, Recipe
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.checkpoint import committed, load_weights, read_state
@@ -102,6 +103,7 @@ def _from_checkpoint(found: Located, precision: torch.dtype) -> Llama:
 
 def _from_folder(folder: Path, precision: torch.dtype) -> Llama:
     there = HuggingFaceLlama.open(folder)
+    there.refuse_more_than_files_hold()
     with torch.device("meta"):
         model = Llama(there.shape, there.vocab_size, precision)
     there.fill(model.to_empty(device="cpu"))
@@ -140,6 +142,18 @@ class HuggingFaceLlama:
             fill(model, self.weights())
         except (InputError, SafetensorError) as error:
             raise InputError(f"{self.folder}: {error}") from None
+
+    def refuse_more_than_files_hold(self) -> None:
+        """Raise InputError where config.json speaks of more parameters than the files have bytes; no memory may."""
+        try:
+            held = sum(path.stat().st_size for path in self.files())
+            Safetensors(self.files())  # says it where one of them is broken
+        except InputError as error:
+            raise InputError(f"{self.folder}: {error}") from None
+        wanted = num_parameters(self.shape, self.vocab_size)
+        if wanted > held:
+            sizes = f"{wanted:,} parameters, but the weights' files have {held:,} bytes"
+            raise InputError(f"{self.folder}: the weights do not fit config.json ({sizes}); fetch or make both again")
 
     def files(self) -> list[Path]:
         """The files of its weights: those that transformers would read. Raises InputError where one is missing."""

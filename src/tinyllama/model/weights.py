@@ -143,12 +143,16 @@ def shape_from_hugging_face(config: Mapping[str, Any]) -> Model:
         if not isinstance(config.get(field), int | float):
             raise InputError(f"config.json: {field} is {config.get(field)!r}, not a number; fetch the file again")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    quantization = config.get("quantization_config") or {}
+    for field, value in (("rope_parameters", rope), ("quantization_config", quantization)):
+        if not isinstance(value, dict):
+            raise InputError(f"config.json: {field} is {value!r}, not an object; fetch the file again")
     _require("hidden_act", config.get("hidden_act", "silu"), "silu")
     _require("attention_bias", config.get("attention_bias", False), False)
     _require("mlp_bias", config.get("mlp_bias", False), False)
     _require("rope type", rope.get("rope_type", rope.get("type", "default")), "default")
     _require("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), 1.0)
-    _require("quantization_config", (config.get("quantization_config") or {}).get("quant_method"), None)
+    _require("quantization_config", quantization.get("quant_method"), None)
     heads = config["num_attention_heads"]
     try:
         shape = Model(

@@ -1,0 +1,74 @@
+"""A Hugging Face folder that was damaged or made up loads, or one line says what is wrong with it."""
+
+import json
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from tests.fuzz.mutations import changed, changes, documents, values
+from tests.fuzz.properties import few, kept_folder, one_line
+
+from tinyllama.errors import InputError
+from tinyllama.model.llama import Llama, initialize
+from tinyllama.model.loading import load_model
+from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
+from tinyllama.recipe import Model
+
+
+@cache
+def whole() -> Path:
+    """The smallest Llama. Read only."""
+    shape = Model(dim=8, layers=1, heads=2, kv_heads=1, ffn_dim=8, context=16)
+    model = Llama(shape, 20)
+    initialize(model, 3)
+    folder = kept_folder()
+    save_file(
+        {name: value.contiguous() for name, value in to_hugging_face(model.state_dict(), shape)}, folder / WEIGHTS
+    )
+    (folder / "config.json").write_text(json.dumps(config_to_hugging_face(shape, 20, 1, 2)))
+    return folder
+
+
+WEIGHTS = "model.safetensors"
+
+
+def config() -> Any:
+    return json.loads((whole() / "config.json").read_bytes())
+
+
+def check(name: str, content: bytes) -> None:
+    with tempfile.TemporaryDirectory(prefix="tinyllama-fuzz-") as folder:
+        own = Path(shutil.copytree(whole(), Path(folder) / "model"))
+        (own / name).write_bytes(content)
+        try:
+            model = load_model(own)
+        except InputError as error:
+            one_line(error)
+        else:
+            assert model(torch.zeros(1, 2, dtype=torch.long)).shape[:2] == (1, 2)
+
+
+def with_large(field: str) -> Any:
+    return config() | {field: 10**9}
+
+
+@few(50)
+@example(with_large("num_hidden_layers"))  # a billion blocks were built before the files were looked at
+@example(with_large("intermediate_size"))
+@example(config() | {"rope_parameters": 1})  # a traceback
+@given(st.deferred(lambda: documents(config()) | values))
+def test_any_config_json_loads_or_is_refused_in_one_line(document: Any) -> None:
+    """The examples were found 2026-11-24."""
+    check("config.json", json.dumps(document).encode())
+
+
+@few(50)
+@given(changes)
+def test_changed_bytes_of_weights_load_or_are_refused_in_one_line(todo: Any) -> None:
+    check(WEIGHTS, changed((whole() / WEIGHTS).read_bytes(), [(what, place % 900, by) for what, place, by in todo]))
