@@ -5,6 +5,7 @@ import fcntl
 import glob
 import hashlib
 import os
+import platform
 import shutil
 import struct
 import sys
@@ -26,7 +27,7 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     """Yield a binary file that takes the name `path` only when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _forget_parts(path)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")
     try:
         with beside.open("wb") as file:
             yield file
@@ -43,11 +44,16 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _forget_parts(path: Path) -> None:
-    """Delete what killed processes have left of earlier attempts: of metrics.jsonl it may be gigabytes."""
-    for other in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+    """Delete what this host's killed processes have left of earlier attempts: of metrics.jsonl it may be gigabytes."""
+    for other in path.parent.glob(f"{glob.escape(path.name)}.{_host()}.*.part"):
         number = other.name.split(".")[-2]
         if number.isdigit() and not _is_alive(int(number)):
             other.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    """This machine's name: on a shared disk another one's processes have the same numbers."""
+    return platform.node().replace(".", "-").replace("/", "-") or "localhost"
 
 
 def _is_alive(process: int) -> bool:

@@ -70,8 +70,7 @@ def complete(
 ) -> Iterator[str]:
     """Load a model (see `model.loading.locate`) and yield the prompt and then its continuation, piece by piece."""
     model, tokenizer = load_model(source), load_tokenizer(source)
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    ids = start + tokenizer.encode(prompt)
+    ids = tokenizer.start_ids + tokenizer.encode(prompt)
     tokens = generate(
         model, ids, max_new_tokens, temperature=temperature, top_k=top_k, stop_id=tokenizer.eos_id, seed=seed
     )
