@@ -186,7 +186,7 @@ def benchmark_takes(words: list[str]) -> int:
     """Whether a benchmark's help knows each flag."""
     said: Any = io.StringIO()
     sys.argv = [words[0], "--help"]
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         runpy.run_path(str(ROOT / words[0]), run_name="__main__")
     known = set(re.findall(r"--[\w-]+", said.getvalue()))
