@@ -132,7 +132,7 @@ def ratios(measure: Measure, peer: str) -> list[float]:
 
 def better(measure: Measure) -> str:
     """In what a ratio above 1 is to our favour."""
-    return "small" if measure.unit.endswith("B") else "fast"
+    return {"GB": "small", "%": "high"}.get(measure.unit, "fast")
 
 
 def spread(values: Iterable[float], form: str | None = None) -> str:
