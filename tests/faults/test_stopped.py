@@ -1,5 +1,6 @@
 """Ends in the middle of what has no half: reading commands, an upload, tasks of prepare, ranks that score."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,10 @@ from tests.conftest import contents
 from tests.faults.children import assert_one_line, dies_writing, told
 from tests.faults.conftest import RELEASE, RUN, without_peak
 from tests.release.hub import TOKEN, running_hub
+from tests.train.launching import events_of
+
+from tinyllama.recipe import Recipe
+from tinyllama.release.milestone import release_milestone
 
 BOTH = pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGTERM])
 
@@ -69,6 +74,17 @@ def test_a_push_ended_before_its_commit_has_changed_nothing_and_again_is_whole(
         files = {name.removeprefix("huggingface/"): data for name, data in contents(way / RELEASE).items()}
         assert hub.repositories["ada/small"].files == files
         assert len(hub.repositories["ada/small"].commits) == 1
+
+
+def test_a_milestone_whose_release_was_killed_before_it_could_say_so_has_one_event(way: Path) -> None:
+    run = way / RUN
+    recipe = Recipe.load(run / "recipe.yaml", {"release.tasks": []})
+    (run / "recipe.yaml").write_text(recipe.to_yaml())
+    others = [row for row in events_of(run) if row["event"] != "release"]
+    (run / "events.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
+    for _ in range(2):
+        release_milestone(run, 12)
+        assert [row["step"] for row in events_of(run, "release")] == [12]
 
 
 SCORING = """

@@ -72,8 +72,8 @@ def release(
         loss_plot(metrics_until(run, facts["step"]), part / _PAGES / "loss.png")
         write_json(part / "release.json", {**facts, "files": hash_files(part)})
         _write_card(part, {"releases": [], "baselines": []})
-    refresh_cards(folder.parent)
     Journal(run).event("release", facts["step"], folder=str(folder))
+    refresh_cards(folder.parent)  # after the event: a milestone that the table has is never looked at again
     return folder
 
 

@@ -14,6 +14,7 @@ from tinyllama.recipe import Recipe
 from tinyllama.release import refresh_cards, release
 from tinyllama.release.table import baseline_file, baseline_scores, evaluation_of, is_of, is_scored
 from tinyllama.train.checkpoint import checkpoint_folder
+from tinyllama.train.metrics import Journal, read_rows
 
 
 def release_milestone(run: Path, step: int) -> None:
@@ -21,6 +22,8 @@ def release_milestone(run: Path, step: int) -> None:
     folder, recipe = run / "releases" / checkpoint_folder(run, step).name, Recipe.load(run / "recipe.yaml")
     if not is_of(folder, checkpoint_folder(run, step)):
         release(run, step=step, force=(folder / "release.json").is_file())
+    elif step not in {row["step"] for row in read_rows(run / "events.jsonl") if row["event"] == "release"}:
+        Journal(run).event("release", step, folder=str(folder))  # killed before it could say so
     wanted, precision = recipe.release, PRECISIONS[recipe.train.precision]
     if not is_scored(evaluation_of(folder), wanted.model_dump()):
         evaluate_and_save(str(folder), wanted.tasks, wanted.limit, precision)
