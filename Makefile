@@ -20,7 +20,7 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check src tests benchmarks cluster tools
 	$(BIN)/ruff check src tests benchmarks cluster tools
 	$(BIN)/mypy
-	$(BIN)/python tests/measures.py
+	$(BIN)/python tools/measures.py
 
 # Everything that has a peer, in one run on this machine, written into docs/benchmarks.md: 25 minutes on two quiet cores,
 # after the peers are installed.

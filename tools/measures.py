@@ -3,7 +3,7 @@
 Reads the library's source; exit status 1 where a file or a function is over its bound. Lines of code are those that
 hold a token that is neither comment nor docstring.
 
-    python tests/measures.py
+    python tools/measures.py
 """
 
 import ast
