@@ -30,9 +30,10 @@ FIRST_STEPS = {
     "transformers": SETTINGS["transformers bf16-mixed"],
     "torchtitan": SETTINGS["torchtitan bf16-mixed"],
 }
-IMPORTS = {
-    OURS: "import tinyllama",
-    "litgpt": "import litgpt",
+IMPORTS = {OURS: "import tinyllama", "litgpt": "import litgpt", "transformers": "import transformers"}
+TRAINING_IMPORTS = {
+    OURS: "import tinyllama.train.loop",
+    "litgpt": "import litgpt.pretrain",
     "transformers": "from transformers import LlamaForCausalLM, Trainer, TrainingArguments",
 }
 HELPS = {OURS: "tinyllama", "litgpt": "litgpt"}
@@ -40,7 +41,7 @@ LONGEST_SECONDS = 1800
 
 
 def main() -> None:
-    """Print the three tables."""
+    """Print the tables."""
     parser = options(__doc__, rounds=3)
     parser.add_argument("--threads", type=int, default=cores(), help="of each program (default: %(default)s)")
     arguments = parser.parse_args()
@@ -48,7 +49,7 @@ def main() -> None:
     pythons = {OURS: Path(sys.executable)} | {name: make_peer(work.folder, name) for name in FIRST_STEPS}
     write_measures(
         arguments.json,
-        [first_steps(work, pythons, arguments), imports(pythons, arguments.rounds), helps(pythons, arguments.rounds)],
+        [first_steps(work, pythons, arguments), *imports(pythons, arguments.rounds), helps(pythons, arguments.rounds)],
     )
 
 
@@ -120,16 +121,26 @@ def wait(command: list[str], folder: Path, env: Mapping[str, str], ready: Callab
     return seconds
 
 
-def imports(pythons: Mapping[str, Path], rounds: int) -> Measure:
-    """A new Python that imports."""
-    programs = {name: partial(run, [str(pythons[name]), "-c", words]) for name, words in IMPORTS.items()}
-    return measure(
-        "import",
-        "A new Python that imports the library, warm page cache.",
-        "What is imported later: tinyllama brings torch in where it is first needed.",
-        {name: (version_of(pythons[name], name), f"`{words}`") for name, words in IMPORTS.items()},
-        take_turns(programs, rounds),
+def imports(pythons: Mapping[str, Path], rounds: int) -> list[Measure]:
+    """A new Python that imports: the package alone, which may be lazy, and what it trains with."""
+    first = "What is imported later: tinyllama and transformers bring torch in where it is first needed."
+    kinds = (
+        ("import", IMPORTS, first),
+        ("import of what trains", TRAINING_IMPORTS, "What the first step imports yet."),
     )
+    return [
+        measure(
+            name,
+            "A new Python that imports it, warm page cache.",
+            not_shown,
+            {program: (version_of(pythons[program], program), f"`{words}`") for program, words in statements.items()},
+            take_turns(
+                {program: partial(run, [str(pythons[program]), "-c", words]) for program, words in statements.items()},
+                rounds,
+            ),
+        )
+        for name, statements, not_shown in kinds
+    ]
 
 
 def helps(pythons: Mapping[str, Path], rounds: int) -> Measure:

@@ -121,7 +121,7 @@ def measure(folder: Path, blocks: list[list[str]]) -> dict[str, float]:
     encoders: dict[str, Callable[[list[str]], Any]] = {
         OURS: lambda texts: list(ours.encode_documents(texts, start=False, end=False)),
         "sentencepiece": lambda texts: [theirs.encode(text) for text in texts],
-        "tokenizers": lambda texts: [fast.encode(text, add_special_tokens=False).ids for text in texts],
+        "tokenizers": lambda texts: [found.ids for found in fast.encode_batch_fast(texts, add_special_tokens=False)],
     }
     seconds = dict.fromkeys(encoders, 0.0)
     for block in blocks:
@@ -141,7 +141,7 @@ def as_measure(kind: str, blocks: list[list[str]], turns: list[dict[str, float]]
     settings = {
         OURS: "`Tokenizer.encode_documents`, its memo empty at the start of each round",
         "sentencepiece": "`SentencePieceProcessor.encode`, a text a call",
-        "tokenizers": "`Tokenizer.encode`, a text a call, no parallelism",
+        "tokenizers": "`Tokenizer.encode_batch_fast`, a megabyte a call, no parallelism: quicker than a text a call",
     }
     programs = {
         name: Program(

@@ -53,7 +53,7 @@ OTHER_SETTINGS: dict[str, dict[str, str]] = {
 NAMES = "; ".join([*SETTINGS, *OTHER_SETTINGS])
 RANK_SETTINGS = {OURS: (1, 2), "two ranks, a thread each": (2, 1)}
 COMMON = {
-    "litgpt": "what `litgpt pretrain` calls, compiled, fused AdamW",
+    "litgpt": "what `litgpt pretrain` calls, compiled, fused AdamW; with bf16-true its weights are bf16, ours float32",
     "transformers": "Trainer on LlamaForCausalLM, torch_compile, adamw_torch_fused",
     "torchtitan": "torchtitan.train of a llama3, compiled, one gloo rank",
 }
