@@ -54,6 +54,7 @@ def page() -> str:
 
 
 def _head() -> Iterator[str]:
+    yield from ("---", "hide: [toc]", "---", "")  # the overview takes the whole width, and leads to the sections
     yield "# Faults: what is promised, and the test that shows it"
     yield ""
     yield (HERE / "faults.md").read_text().rstrip()
