@@ -126,7 +126,7 @@ def test_releases_and_trouble_are_upright_marks_on_the_loss_and_trouble_alone_is
     assert shown.ids[-1] == "small"  # the newest: listed first and coloured first
     (alert,) = shown.alerts
     assert (alert["title"], alert["level"]) == ("rank-lost at step 15 of small", "error")
-    assert alert["text"] == "problem: connection closed by peer"
+    assert alert["text"] == "connection closed by peer"
 
 
 def test_a_run_with_much_trouble_has_the_newest_marks_and_alerts_and_no_more(tmp_path: Path) -> None:

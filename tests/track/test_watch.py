@@ -1,5 +1,6 @@
 """The live page, looked at in a real browser while a real process trains; and put on a stand-in of the hub."""
 
+import json
 import os
 import re
 import signal
@@ -59,10 +60,10 @@ def watched(folder: Path, run: str = "runs/small") -> Iterator[str]:
 
 def wait_for(page: Page, condition: str) -> dict[str, Any]:
     """The page's own account of what it shows, once it fits."""
-    page.wait_for_function(
-        f"() => {{ const shown = window.trackio?.getViewState(); return {condition} }}", timeout=60_000
+    handle = page.wait_for_function(
+        f"() => {{ const shown = window.trackio?.getViewState(); return ({condition}) && shown }}", timeout=60_000
     )
-    found: dict[str, Any] = page.evaluate("() => window.trackio.getViewState()")
+    found: dict[str, Any] = handle.json_value()
     return found
 
 
@@ -189,10 +190,11 @@ def test_marks_and_baselines_that_come_to_an_open_page_appear_also_beside_other_
         release(run, 10, 30.0, [{"name": "Pythia-1B", "hellaswag": 47.0, "source": "published, a card"}])
         write_json(run / "releases/baselines/here.json", evaluation("models/here", None, 55.0))
         metric = "scores/hellaswag acc_norm"
-        shown = wait_for(seen.page, f"shown.metrics.includes('{metric}')")
+        all_of_them = json.dumps(sorted(beside | {"two/baseline/Pythia-1B (published)"}))
+        has_come = f"{all_of_them}.every(id => shown.runs.some(run => run.id == id))"  # filled, it is gone for a moment
+        shown = wait_for(seen.page, f"shown.metrics.includes('{metric}') && {has_come}")
         settled_picture_of(seen.page, "loss", marked)
         keep_screenshot(seen.page, "watch-marks")
-        assert beside | {"two/baseline/Pythia-1B (published)"} < {entry["id"] for entry in shown["runs"]}
         assert "one" not in {entry["id"] for entry in shown["runs"]}
 
 
