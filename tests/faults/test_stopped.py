@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,8 @@ from tests.faults.conftest import RELEASE, RUN, without_peak
 from tests.release.hub import TOKEN, running_hub
 from tests.train.launching import events_of
 
+from tinyllama.data.tasks import Job
+from tinyllama.files import read_json
 from tinyllama.recipe import Recipe
 from tinyllama.release.milestone import release_milestone
 
@@ -41,6 +44,50 @@ def test_prepare_ended_while_it_writes_a_shard_makes_the_same_store_when_it_goes
     died = told(way, *again, fault=dies_writing("00000.tokens", what))
     assert died.status in (-what, 2), died.said
     assert_one_line(told(way, "train", "recipe.yaml", "--data.store", "other"), "other", "not finished")
+    ended = told(way, *again)
+    assert ended.status == 0, ended.said
+    assert contents(way / "other") == contents(way / "store")
+
+
+def has_ended(process: int) -> bool:
+    """Whether there is no such process any more, or only the status that nobody has asked it for."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@BOTH
+def test_workers_of_prepare_end_with_it_and_it_goes_on_to_the_same_store(way: Path, what: signal.Signals) -> None:
+    """They would work for ever; it ends once both are at it."""
+
+    def workers() -> list[int]:
+        return [int(path.name.removeprefix("worker-")) for path in way.glob("worker-*")]
+
+    def work(job: Job, stage: str, rank: int) -> None:
+        (way / f"worker-{os.getpid()}").touch()
+        signal.pause()
+
+    def end(*given: object) -> None:
+        while len(workers()) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), what)
+
+    def plant() -> None:
+        from tinyllama.data import executors
+
+        executors.run_rank = work  # type: ignore[attr-defined]
+        executors._wait = end  # type: ignore[assignment]
+
+    again = ("prepare", "recipe.yaml", "--data.store", "other", "--data.workers", "2")
+    died = told(way, *again, fault=plant)
+    assert died.status == -what, died.said
+    deadline = time.monotonic() + 30
+    while (left := [process for process in workers() if not has_ended(process)]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+    assert (len(workers()), left) == (2, [])
     ended = told(way, *again)
     assert ended.status == 0, ended.said
     assert contents(way / "other") == contents(way / "store")
@@ -147,5 +194,20 @@ def test_a_worker_of_prepare_that_finds_no_memory_is_one_line_and_loses_nothing(
     words = ("prepare", "recipe.yaml", "--data.store", "other", "--data.workers", "2")
     starved = told(way, *words, fault=starve)
     assert_one_line(starved, "memory")
-    ended = told(way, *words)
-    assert ended.status == 0, ended.said
+    done = {shard: shard.stat().st_mtime_ns for shard in finished_shards(way / "other")}
+    assert done, "of two workers, who begin with the small files, one has ended its task before it takes the large one"
+    for store in ("other", "calm"):
+        ended = told(way, *words[:2], "--data.store", store, *words[4:])
+        assert ended.status == 0, ended.said
+    assert {shard: shard.stat().st_mtime_ns for shard in done} == done, "done work is not done again"
+    assert contents(way / "other") == contents(way / "calm")
+
+
+def finished_shards(store: Path) -> list[Path]:
+    """The shards of all tasks that have a receipt."""
+    receipts = [(path.name.split(".")[0], read_json(path)) for path in store.glob(".work/receipts/tokens/*.json")]
+    return [
+        store / source / split / shard["file"]
+        for source, receipt in receipts
+        for split, shard in receipt["shards"].items()
+    ]

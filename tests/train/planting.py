@@ -28,8 +28,8 @@ GO, PATIENCE_SECONDS = Path("go"), 120.0
 
 
 def plant_in_losses(faults: Sequence[Fault], patch: Callable[[Any, str, Any], None] = setattr) -> None:
-    """`nan`, `infinite` (gradient), `spike`, `kill`, `stop` and `wait` (for the file GO) where the model meets a row;
-    `slow` at every row."""
+    """`nan`, `infinite` (gradient), `spike`, `kill`, `stop` and `wait` (for the file GO, or the one that `until` names)
+    where the model meets a row; `slow` at every row."""
     loss = Llama.loss
 
     def planted(self: Llama, ids: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
@@ -54,11 +54,15 @@ def strike(fault: Fault, nats: Tensor) -> Tensor:
     if what == "infinite":
         nats.register_hook(lambda gradient: gradient * float("inf"))
     elif first_time(fault):
-        if what == "wait":
-            wait_for_go()
-        else:
-            os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[what])
+        hold_or_end(fault)
     return nats
+
+
+def hold_or_end(fault: Fault) -> None:
+    if fault["do"] == "wait":
+        wait_for(Path(fault.get("until", GO)))
+    else:
+        os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[fault["do"]])
 
 
 def marker(fault: Fault) -> Path:
@@ -75,23 +79,24 @@ def first_time(fault: Fault) -> bool:
     return True
 
 
-def wait_for_go() -> None:
+def wait_for(file: Path) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not GO.exists() and time.monotonic() < deadline:
+    while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
 def plant_in_files(faults: Sequence[Fault]) -> None:
-    """`kill` where a file is half written, `tear` where a row of metrics.jsonl is."""
+    """`kill` where a file is half written, `wait` before it is flushed, `tear` where a row of metrics.jsonl is."""
     fsync, append = os.fsync, metrics.Journal._append
 
     def planted_fsync(fd: Any) -> None:
         number = fd if isinstance(fd, int) else fd.fileno()
         path = str(Path(f"/proc/self/fd/{number}").readlink())
         for fault in faults:
-            if fault["do"] == "kill" and fault.get("file", "\0") in path and first_time(fault):
-                os.ftruncate(number, os.fstat(number).st_size // 2)
-                os.kill(os.getpid(), signal.SIGKILL)
+            if fault.get("file", "\0") in path and first_time(fault):
+                if fault["do"] == "kill":
+                    os.ftruncate(number, os.fstat(number).st_size // 2)
+                hold_or_end(fault)
         fsync(fd)
 
     def planted_append(self: metrics.Journal, path: Path, row: Any) -> None:

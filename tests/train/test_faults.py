@@ -16,6 +16,7 @@ from tests.train.launching import (
     events_of,
     fault,
     finish,
+    has_rows,
     launched,
     losses_of,
     rows_of,
@@ -137,6 +138,25 @@ def test_a_signal_saves_and_ends_with_the_status_for_requeueing(
     assert [row["step"] for row in events_of(life.run, "start", "resume")] == [0, 14]
     assert losses_of(life.run) == losses_of(calm)
     assert same_weights(life.run, calm)
+
+
+def test_a_signal_while_a_checkpoint_is_written_finishes_that_one_and_saves_another_of_the_step(
+    small: Path, here: Path
+) -> None:
+    saving: Fault = {"do": "wait", "file": "checkpoints/step-00000010/state.json", "until": "saved"}
+    wait = fault(recipe_of(small), "wait", 13, 3)
+    with launched(small, here, faults=[saving, wait]) as life:
+        life.wait_until_struck(saving)
+        life.wait_until_struck(wait)
+        life.process.send_signal(signal.SIGTERM)
+        life.go()
+        life.wait_until(lambda: has_rows(life.run, 14), "the step under way was done")
+        assert checkpoint.committed(life.run) == []
+        (here / "saved").touch()
+        assert life.end() == 75, life.said()
+    whole = checkpoint.committed(life.run)
+    assert [(checkpoint.step_of(folder), checkpoint.problems(folder)) for folder in whole] == [(10, []), (14, [])]
+    assert_saved_by(life, "SIGTERM", 14)
 
 
 def test_signals_to_one_rank_or_to_torchrun_save_on_all_and_the_run_goes_on_the_same(
