@@ -1,5 +1,6 @@
 """The SkyPilot file: its scripts, and torchrun as Slurm's script has it; `make check-clusters` has SkyPilot read it."""
 
+import subprocess
 from typing import Any
 
 import pytest
@@ -19,6 +20,15 @@ def test_it_starts_torchrun_as_slurm_does() -> None:
     of_skypilot = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NUM_GPUS_PER_NODE": "8", "SKYPILOT_TASK_ID": "9400"}
     ours = torchrun_options(SKYPILOT["run"], of_skypilot | {"nodes": "a1\na2"})
     assert ours == torchrun_options((CLUSTER / "slurm/train.sbatch").read_text(), of_slurm)
+
+
+@pytest.mark.parametrize("flags", ["", "--train.tokens 5M --name longer"])
+def test_a_recipe_s_flags_reach_the_command_word_by_word(flags: str) -> None:
+    script = SKYPILOT["run"].replace("cd /work", "true").replace("exec ~/environment/bin/python", "printf '%s\\n'")
+    variables = dict.fromkeys(("SKYPILOT_NUM_NODES", "SKYPILOT_NUM_GPUS_PER_NODE", "SKYPILOT_TASK_ID"), "2")
+    variables |= {"SKYPILOT_NODE_IPS": "a1\na2", "RECIPE": "demo", "FLAGS": flags}
+    done = subprocess.run(["bash", "-euc", script], check=True, capture_output=True, text=True, env=variables)
+    assert done.stdout.partition("rank.py\n")[2].split("\n") == ["train", "demo", *flags.split(), ""]
 
 
 def test_a_run_that_saved_is_started_again() -> None:
