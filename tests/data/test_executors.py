@@ -21,14 +21,17 @@ from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe
 
 SBATCH = """#!/bin/bash
-# Runs every task of the array on the spot, as Slurm would one day.
+# Runs every task of the array on the spot, as Slurm would one day; none where the job before has failed.
 script="${@: -1}"
 number=$(ls "$JOBS"/*.slurm 2>/dev/null | wc -l)
 cp "$script" "$JOBS/$number.slurm"
 echo "$@" > "$JOBS/$number.arguments"
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
+before=$(sed -n 's/.*--dependency=afterok:\\([0-9]*\\).*/\\1/p' "$JOBS/$number.arguments")
+[[ -n $before && -e $JOBS/$((before - 100)).failed ]] && last=-1
 for task in $(seq 0 "$last"); do
-    SLURM_ARRAY_TASK_ID=$task RUN_OFFSET=0 SLURM_NODELIST=here bash "$script" >> "$JOBS/$number.output" 2>&1
+    SLURM_ARRAY_TASK_ID=$task RUN_OFFSET=0 SLURM_NODELIST=here bash "$script" >> "$JOBS/$number.output" 2>&1 ||
+        touch "$JOBS/$number.failed"
 done
 echo "Submitted batch job $((number + 100))"
 """
@@ -41,6 +44,19 @@ echo here
 """
 SQUEUE = """#!/bin/bash
 cat "$JOBS/queue"
+"""
+LOSING = """
+# Every Python begins with this: that of one task is killed when it has written half a shard.
+import os, signal
+
+def dying(fd, fsync=os.fsync):
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    if "modules/train/00001.tokens" in path and "SLURM_ARRAY_TASK_ID" in os.environ:
+        os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    fsync(fd)
+
+os.fsync = dying
 """
 
 
@@ -95,6 +111,35 @@ def test_slurm_jobs_write_the_same_store(
     opened = prepare(on_slurm)  # once it is there, it is opened
     assert opened is not None
     assert opened.digest == TokenStore.open(tmp_path / "wanted").digest
+
+
+def test_a_slurm_task_that_is_lost_makes_no_store_and_is_done_alone_the_next_time(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = python_sources(12)
+    for number in range(2):
+        write_jsonl(tmp_path / f"raw/{number}.jsonl", texts[number * 6 : number * 6 + 6])
+    monkeypatch.setattr("tinyllama.data.tasks._MOST_BYTES", 1)
+    programs(tmp_path / "bin", sbatch=SBATCH, srun=SRUN, scontrol=SCONTROL, squeue=SQUEUE)
+    (tmp_path / "bin/queue").touch()
+    (tmp_path / "bin/sitecustomize.py").write_text(LOSING)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("JOBS", str(tmp_path / "bin"))
+    slurm = {"data.executor": "slurm", "data.slurm": {"partition": "cpu"}}
+    on_slurm = recipe_at(small, tmp_path / "raw", tmp_path / "store", **slurm)
+    with monkeypatch.context() as losing:
+        losing.setenv("PYTHONPATH", str(tmp_path / "bin"))
+        assert prepare(on_slurm) is None
+    assert (tmp_path / "bin/0.failed").exists()
+    with pytest.raises(InputError, match="is not finished"):
+        TokenStore.open(tmp_path / "store")
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").glob("*/train/*.tokens")}
+    assert sorted(path.parent.parent.name for path in done) == ["lines", "modules"]
+    assert prepare(on_slurm) is None
+    assert "#SBATCH --array=0-0%1\n" in (tmp_path / "bin/2.slurm").read_text()
+    assert {path: path.stat().st_mtime_ns for path in done} == done, "done work is not done again"
+    prepare(recipe_at(small, tmp_path / "raw", tmp_path / "wanted"))
+    assert contents(tmp_path / "store") == contents(tmp_path / "wanted"), (tmp_path / "bin/2.output").read_text()
 
 
 def test_slurm_jobs_under_way_are_not_submitted_twice(
