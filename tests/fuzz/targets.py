@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.fuzz import test_models, test_readers, test_recipe, test_runs, test_store, test_tokenizer
+from tests.fuzz import test_models, test_packed, test_readers, test_recipe, test_runs, test_store, test_tokenizer
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,12 @@ TARGETS = {
     **{
         f"{format}{suffix}": Target(*test_readers.target(format, suffix), longest=8192)
         for format, suffix in test_readers.PLACES
-        if suffix not in (".jsonl.gz", ".jsonl.zst") and (format, suffix) != ("huggingface", ".csv")
+        if (format, suffix) not in (("slimpajama", ".jsonl.zst"), ("huggingface", ".csv"))  # read as others are
     },
     "lines": _structured(test_readers.test_every_line_is_a_row_or_a_reject_however_it_is_packed),
+    "packed": _structured(
+        test_packed.test_a_changed_packed_file_is_read_or_refused_and_with_a_checksum_never_as_another_text
+    ),
     "columns": _structured(test_readers.test_columns_of_any_type_and_name_give_as_many_rows_or_one_line),
     "store": _structured(test_store.test_any_changed_byte_is_found_and_none_ends_in_a_traceback),
     "manifests": _structured(

@@ -62,6 +62,7 @@ def with_large(field: str) -> Any:
 @example(with_large("num_hidden_layers"))  # a billion blocks were built before the files were looked at
 @example(with_large("intermediate_size"))
 @example(config() | {"rope_parameters": 1})  # a traceback
+@example(config() | {"quantization_config": 1})  # likewise
 @given(st.deferred(lambda: documents(config()) | values))
 def test_any_config_json_loads_or_is_refused_in_one_line(document: Any) -> None:
     """The examples were found 2026-11-24."""

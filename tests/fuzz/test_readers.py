@@ -129,6 +129,16 @@ def test_offsets_of_a_damaged_arrow_file_never_cut_texts_out_of_others() -> None
     assert read("huggingface", ".arrow", data) == [Row(0, "first"), Row(1, "second"), Row(2, "third")]
 
 
+def test_an_arrow_buffer_that_holds_half_a_number_behind_the_last_is_read_as_far_as_rows_go() -> None:
+    """Found 2026-11-24 by atheris: a traceback."""
+    data = table_bytes(pyarrow.table({"text": ["first", "second", "third"]}), ".arrow")
+    place_and_size = struct.pack("<2q", 0, 16)  # of four offsets
+    assert data.count(place_and_size) == 1
+    for size in (17, 18, 19):
+        half_more = data.replace(place_and_size, struct.pack("<2q", 0, size))
+        assert read("huggingface", ".arrow", half_more) == [Row(0, "first"), Row(1, "second"), Row(2, "third")]
+
+
 keys = st.sampled_from(["text", "meta", "redpajama_set_name", "id"]) | st.text(max_size=3)
 subsets = st.sampled_from(
     ["RedPajamaC4", "other", "\ud800", "{'redpajama_set_name': 'x'}", '{"redpajama_set_name": 1}']
