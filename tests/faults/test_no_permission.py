@@ -7,6 +7,9 @@ from tests.conftest import contents
 from tests.faults.children import Command, assert_one_line, told, without_rights
 from tests.faults.conftest import EVALUATE, RELEASE, RUN, without_peak
 
+GOES_ON_LATER = {"checkpoint"}
+"""Where a run that is under way cannot go on: status 1; everything else is input that is wrong, status 2."""
+
 OUTPUTS: dict[str, Command] = {
     "tokenizer train": (
         ("tokenizer", "train", "recipe.yaml", "--vocab-size", "600", "--tokenizer", "shut/new"),
@@ -35,7 +38,7 @@ def test_a_folder_that_may_not_be_written_is_one_line_that_names_it(way: Path, n
     before = contents(way / folder)
     (way / folder).chmod(0o555)
     ended = told(way, *words, fault=shut_off)
-    assert_one_line(ended, folder, "ermission", status=(1, 2))
+    assert_one_line(ended, folder, "ermission", status=(1,) if name in GOES_ON_LATER else (2,))
     assert {path: data for path, data in contents(way / folder).items() if path in before} == before
 
 
@@ -58,4 +61,4 @@ def test_a_file_that_may_not_be_read_is_one_line_that_names_it(way: Path, name: 
     words, file = INPUTS[name]
     (way / file).chmod(0)
     ended = told(way, *words, fault=shut_off)
-    assert_one_line(ended, file, "ermission", status=(1, 2))
+    assert_one_line(ended, file, "ermission", status=(2,))

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,15 @@ pytest_plugins = ["tests.release.formats_fixtures"]
 F16 = "gguf/small-F16.gguf"
 
 
-def test_an_untouched_release_passes_in_every_engine(all_formats: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_untouched_release_passes_in_every_engine_and_stays_untouched(
+    all_formats: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def state() -> dict[Path, tuple[int, int]]:
+        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in all_formats.rglob("*")}
+
+    before = state()
     assert cli.main(["verify", str(all_formats)]) == 0
+    assert state() == before
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"files +size and sha256 .* pass$", lines[1])
     for name in ("huggingface", "gguf F16", "ctranslate2 float32"):
@@ -160,14 +168,27 @@ def test_another_end_of_text_fails(release: Path) -> None:
     assert (check.what, check.expected, check.found) == ("bos, eos", "1, 2", "1, 1")
 
 
-def test_an_engine_that_aborts_is_a_row_that_failed(
-    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+ENDING = """
+import os, sys
+if sys.argv[1] == "llama_cpp":
+    print("GGML_ASSERT failed", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), {number})
+os.execv(sys.executable, [sys.executable, "-P", {engines!r}, *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGKILL])
+def test_an_engine_that_is_ended_is_a_row_that_failed_and_the_others_go_on(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     program = tmp_path / "engine.py"
-    program.write_text("import os, sys\nprint('GGML_ASSERT failed', file=sys.stderr, flush=True)\nos.abort()\n")
+    program.write_text(ENDING.format(number=int(number), engines=engines.__file__))
     monkeypatch.setattr(engines, "__file__", str(program))
-    (check,) = failed(only(release, "ctranslate2/int8"))
-    assert check.found == "ctranslate2 was ended by SIGABRT: GGML_ASSERT failed"
+    checks = verify(only(release, "gguf/small-Q8_0.gguf", "ctranslate2/int8"))
+    (check,) = (check for check in checks if check.subject.startswith("gguf"))
+    assert check.found == f"llama_cpp was ended by {number.name}: GGML_ASSERT failed"
+    after = [check.passed for check in checks if check.subject == "ctranslate2 int8"]
+    assert after == [True, True, True]
 
 
 def test_a_fail_is_exit_status_1_and_stands_in_the_table(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
