@@ -136,10 +136,10 @@ def test_a_slurm_task_that_is_lost_makes_no_store_and_is_done_alone_the_next_tim
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").glob("*/train/*.tokens")}
     assert sorted(path.parent.parent.name for path in done) == ["lines", "modules"]
     assert prepare(on_slurm) is None
-    assert "#SBATCH --array=0-0%1\n" in (tmp_path / "bin/2.slurm").read_text()
+    assert "#SBATCH --array=0-0%1\n" in (tmp_path / "bin/4.slurm").read_text()  # 0 to 3: the first time
     assert {path: path.stat().st_mtime_ns for path in done} == done, "done work is not done again"
     prepare(recipe_at(small, tmp_path / "raw", tmp_path / "wanted"))
-    assert contents(tmp_path / "store") == contents(tmp_path / "wanted"), (tmp_path / "bin/2.output").read_text()
+    assert contents(tmp_path / "store") == contents(tmp_path / "wanted"), (tmp_path / "bin/4.output").read_text()
 
 
 def test_slurm_jobs_under_way_are_not_submitted_twice(

@@ -1,5 +1,6 @@
 """The fenced blocks of a page: what language each is in, what it is called, and what it is said to print."""
 
+import platform
 import re
 from dataclasses import dataclass
 from itertools import pairwise
@@ -52,15 +53,21 @@ def _body(match: re.Match[str]) -> str:
     return re.sub(rf"^{match['indent']}", "", match["body"], flags=re.MULTILINE)
 
 
-def lines_missing(output: str, printed: str, of_other_size: bool = False) -> str | None:
+def is_of_another_python(page: Path) -> bool:
+    """Whether a page counts texts of a Python that it names, and which is not the one here."""
+    named = re.search(r"Python (\d+\.\d+\.\d+)", page.read_text(encoding="utf-8"))
+    return named is not None and named[1] != platform.python_version()
+
+
+def lines_missing(output: str, printed: str, of_other_text: bool = False) -> str | None:
     """The first line of `output` that is not printed, in this order; `…` stands for anything.
 
-    Of something that is smaller here than on the page the numbers and the room for them are others.
+    Of another text than the page's the numbers and the room for them are others.
     """
     lines = iter([line.rstrip() for line in printed.splitlines()])
     for wanted in filter(None, (line.rstrip() for line in output.splitlines())):
         pattern = ".*".join(map(re.escape, wanted.split("…")))
-        if of_other_size:
+        if of_other_text:
             pattern = re.sub(r"(\\ )+", r"\\s+", re.sub(r"\d([\d,]|\\\.\d)*", r"\\d[\\d,.]*", pattern))
         if not any(re.fullmatch(pattern, line) for line in lines):
             return wanted

@@ -66,6 +66,7 @@ def serve(address: str) -> None:
 def answer(connection: socket.socket) -> None:
     """In the child: become the command, say its status, end."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     message, files, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     while not message.endswith(b"\n"):
         message += connection.recv(1 << 20)
@@ -177,19 +178,27 @@ def parsed(program: str, words: list[str]) -> int:
                 ["/usr/bin/make", "-n", *words], check=False, cwd=ROOT, stdout=subprocess.DEVNULL
             ).returncode
         case "python" if words[0].startswith("benchmarks/"):
-            return benchmark_takes(words)
+            return takes(words, help_of_benchmark(words[0]))
+        case "hf":
+            hf = [str(Path(sys.executable).with_name("hf")), words[0], "--help"]
+            return takes(["hf", *words], subprocess.run(hf, check=True, capture_output=True, text=True).stdout)
     lost = [word for word in words if "/" in word and not Path(word).exists()]
     return complain(f"{program}: there is no {', '.join(lost)}") if lost else 0
 
 
-def benchmark_takes(words: list[str]) -> int:
-    """Whether a benchmark's help knows each flag."""
-    said: Any = io.StringIO()
-    sys.argv = [words[0], "--help"]
+def help_of_benchmark(path: str) -> str:
+    """What a benchmark says of its flags."""
+    said = io.StringIO()
+    sys.argv = [path, "--help"]
     sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
-    known = set(re.findall(r"--[\w-]+", said.getvalue()))
+        runpy.run_path(str(ROOT / path), run_name="__main__")
+    return said.getvalue()
+
+
+def takes(words: list[str], said: str) -> int:
+    """Whether a program's help knows each flag."""
+    known = set(re.findall(r"--[\w-]+", said))
     unknown = [word for word in words[1:] if word.startswith("--") and word.partition("=")[0] not in known]
     return complain(f"{words[0]} has no {', '.join(unknown)}") if unknown else 0
 

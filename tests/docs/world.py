@@ -24,6 +24,8 @@ FROM_RAW_TEXT = (
     "docs/tinyllama-run.md",
 )
 """Pages that begin with raw text and a clean folder; the others find what these would have left."""
+MAKES_ITS_OWN_TEXT = "docs/own-data.md"
+"""The one of them whose first snippet writes the text that the page counts."""
 AFTER_THE_DEMO = ("README.md", "docs/getting-started.md")
 """Of them those whose reader has run `make demo`."""
 
@@ -104,6 +106,7 @@ def build(folder: Path, shell: Shell) -> None:
 def copy_for(page: str, world: Path, folder: Path, shell: Shell) -> None:
     """What a page finds in its folder, with the checkout's own folders beside it."""
     keep = {"raw", "path", "models"} if page in FROM_RAW_TEXT else {entry.name for entry in world.glob("[!.]*")}
+    keep -= {"raw"} if page == MAKES_ITS_OWN_TEXT else set()
     for entry in sorted(world.iterdir()):
         if entry.name in keep and entry.is_dir():
             shutil.copytree(entry, folder / entry.name, symlinks=True)
