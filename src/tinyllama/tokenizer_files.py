@@ -46,7 +46,8 @@ class SentencePieceFile:
         try:
             processor = SentencePieceProcessor(model_proto=model)
             self.table, trainer, normaliser = parse_model(model)
-        except (RuntimeError, LookupError, ValueError, struct.error):  # what SentencePiece lets through, too
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, struct.error):
+            # what SentencePiece lets through, too: fields of another wire type
             raise InputError(f"{name}: not a whole SentencePiece model; copy or download it again") from None
         self.name, self._model = name, model
         if not self.table or trainer.get(3) != BPE:

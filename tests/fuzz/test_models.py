@@ -61,6 +61,7 @@ def with_large(field: str) -> Any:
 @few(50)
 @example(with_large("num_hidden_layers"))  # a billion blocks were built before the files were looked at
 @example(with_large("intermediate_size"))
+@example(config() | {"vocab_size": 1 << 63})  # more than torch can count to: a traceback
 @example(config() | {"rope_parameters": 1})  # a traceback
 @example(config() | {"quantization_config": 1})  # likewise
 @given(st.deferred(lambda: documents(config()) | values))

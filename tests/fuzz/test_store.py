@@ -103,6 +103,16 @@ def test_any_changed_byte_is_found_and_none_ends_in_a_traceback(data: st.DataObj
         use(folder)
 
 
+def test_a_manifest_whose_count_is_a_list_is_found_by_name() -> None:
+    """Found 2026-11-24: a list was taken for that many of itself, and verifying ended in a traceback."""
+    name = next(name for name in files() if name.endswith("manifest.json") and "/" in name)
+    with own_store() as folder:
+        document = json.loads((folder / name).read_bytes())
+        document["shards"][0]["tokens"] = [1]
+        (folder / name).write_text(json.dumps(document))
+        assert found_out(folder)
+
+
 @few(60)
 @given(data=st.data())
 def test_manifests_of_any_content_are_refused_and_with_new_hashes_open_or_are_refused(data: st.DataObject) -> None:

@@ -137,6 +137,11 @@ def check_model(data: bytes) -> None:
     check_file("tokenizer.model", data)
 
 
+def test_a_tokenizer_model_whose_pieces_are_numbers_is_refused_in_one_line() -> None:
+    """Found 2026-11-24: SentencePiece lets a field of another wire type through."""
+    check_model(model_bytes("small") + b"\x08\x01")
+
+
 def seeds() -> list[bytes]:
     return [train_sentencepiece(vocab_size=400), model_bytes("small")]
 

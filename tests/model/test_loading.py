@@ -176,6 +176,7 @@ GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "vocab_si
         (configured(num_key_value_heads=3), "kv_heads 3 do not divide heads 4"),
         (configured(num_hidden_layers=None), "num_hidden_layers is None, not a number"),
         (configured(vocab_size="many"), "vocab_size is 'many', not a number"),
+        (configured(vocab_size=1 << 63), "vocab_size is 9223372036854775808, not a number below 2^31"),
         (of_another_kind('{"model_type": "llama"}'), "hidden_size is None, not a number"),
         (of_another_kind("[]"), "config.json: a list, not an object"),
         (of_another_kind('{"model_type"'), "config.json: not valid JSON"),

@@ -82,10 +82,10 @@ def _expected(store: Path, manifest: dict[str, Any]) -> tuple[list[Expected], se
 
 
 def _shard_files(folder: Path, shard: dict[str, Any], itemsize: int) -> Iterator[Expected]:
-    sizes = {".tokens": shard["tokens"] * itemsize}
+    sizes = {".tokens": int(shard["tokens"]) * itemsize}  # a list would be repeated
     for suffix, key in _HASHES.items():
         path = (folder / shard["file"]).with_suffix(suffix)
-        yield Expected(path, shard[key], sizes.get(suffix, shard["documents"] * 8))
+        yield Expected(path, shard[key], sizes.get(suffix, int(shard["documents"]) * 8))
 
 
 def _file_problems(one: Expected) -> list[str]:

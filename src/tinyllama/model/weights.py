@@ -125,6 +125,7 @@ def config_to_hugging_face(shape: Model, vocab_size: int, bos_id: int | None, eo
     }
 
 
+_LARGEST = 1 << 31  # more than any size of a Llama; torch has none from 2^63 on
 _NEEDED = (
     "hidden_size",
     "intermediate_size",
@@ -140,8 +141,10 @@ def shape_from_hugging_face(config: Mapping[str, Any]) -> Model:
     """The shape that a config.json describes. Raises InputError, naming the field, for what is not Llama 2's."""
     _require("model_type", config.get("model_type"), "llama")
     for field in _NEEDED:
-        if not isinstance(config.get(field), int | float):
-            raise InputError(f"config.json: {field} is {config.get(field)!r}, not a number; fetch the file again")
+        if not isinstance(config.get(field), int | float) or not abs(config[field]) < _LARGEST:
+            raise InputError(
+                f"config.json: {field} is {config.get(field)!r}, not a number below 2^31; fetch the file again"
+            )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     quantization = config.get("quantization_config") or {}
     for field, value in (("rope_parameters", rope), ("quantization_config", quantization)):
