@@ -46,6 +46,7 @@ class SentencePieceFile:
         try:
             processor = SentencePieceProcessor(model_proto=model)
             self.table, trainer, normaliser = parse_model(model)
+            rules = normaliser.get(2, b"").hex()
         except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, struct.error):
             # what SentencePiece lets through, too: fields of another wire type
             raise InputError(f"{name}: not a whole SentencePiece model; copy or download it again") from None
@@ -56,7 +57,7 @@ class SentencePieceFile:
             "dummy_prefix": bool(normaliser.get(3, True)),
             "extra_spaces_removed": bool(normaliser.get(4, True)),
             "space_as_suffix": bool(trainer.get(24, False)),
-            "rules": normaliser.get(2, b"").hex(),
+            "rules": rules,
         }
         self.is_llama_style = self.normaliser == LLAMA_NORMALISER and bool(trainer.get(35, False))
         self.pieces = [piece.text for piece in self.table if piece.kind not in ("special", "byte")]

@@ -92,6 +92,14 @@ def test_a_source_whose_holdout_takes_no_document_makes_a_whole_store() -> None:
     assert not found_out(store())
 
 
+def test_a_manifest_whose_type_of_numbers_is_empty_is_found_by_verifying() -> None:
+    """Found 2026-11-24 by atheris: a traceback."""
+    with own_store() as folder:
+        document = json.loads((folder / "manifest.json").read_bytes())
+        (folder / "manifest.json").write_text(json.dumps(document | {"dtype": []}))
+        assert any("cannot be used" in line for line in found_out(folder))
+
+
 @few(60)
 @given(data=st.data(), todo=changes)
 def test_any_changed_byte_is_found_and_none_ends_in_a_traceback(data: st.DataObject, todo: Any) -> None:

@@ -140,6 +140,7 @@ def check_model(data: bytes) -> None:
 def test_a_tokenizer_model_whose_pieces_are_numbers_is_refused_in_one_line() -> None:
     """Found 2026-11-24: SentencePiece lets a field of another wire type through."""
     check_model(model_bytes("small") + b"\x08\x01")
+    check_model(model_bytes("small") + b"\x1a\x02\x10\x01")  # the normaliser's rules
 
 
 def seeds() -> list[bytes]:

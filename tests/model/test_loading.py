@@ -177,6 +177,8 @@ GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "vocab_si
         (configured(num_hidden_layers=None), "num_hidden_layers is None, not a number"),
         (configured(vocab_size="many"), "vocab_size is 'many', not a number"),
         (configured(vocab_size=1 << 63), "vocab_size is 9223372036854775808, not a number below 2^31"),
+        (configured(vocab_size=-1), "vocab_size is -1, not a count"),
+        (configured(vocab_size=0.5), "vocab_size is 0.5, not a count"),
         (of_another_kind('{"model_type": "llama"}'), "hidden_size is None, not a number"),
         (of_another_kind("[]"), "config.json: a list, not an object"),
         (of_another_kind('{"model_type"'), "config.json: not valid JSON"),

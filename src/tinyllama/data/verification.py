@@ -35,7 +35,7 @@ def problems(store: Path) -> list[str]:
     manifest, found = _manifest(store)
     try:
         expected, unread = _expected(store, manifest)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError):
         return [*found, f"{store / 'manifest.json'} cannot be used: no other file was looked at"]
     total = sum(one.bytes or 0 for one in expected)
     with Bar("verifying", total, BYTES, where=f"every byte of {store} is read") as bar:
@@ -76,7 +76,7 @@ def _expected(store: Path, manifest: dict[str, Any]) -> tuple[list[Expected], se
                 own = read_json(folder / "manifest.json")
                 expected.append(Expected(folder / "rejects.jsonl", own["rejects_sha256"], None))
                 expected += [file for shard in own["shards"] for file in _shard_files(folder, shard, itemsize)]
-            except (OSError, InputError, KeyError, TypeError, ValueError, AttributeError):
+            except (OSError, InputError, LookupError, TypeError, ValueError, AttributeError):
                 unread.add(folder)
     return expected, unread
 

@@ -145,6 +145,8 @@ def shape_from_hugging_face(config: Mapping[str, Any]) -> Model:
             raise InputError(
                 f"config.json: {field} is {config.get(field)!r}, not a number below 2^31; fetch the file again"
             )
+    if config["vocab_size"] < 1 or config["vocab_size"] % 1:
+        raise InputError(f"config.json: vocab_size is {config['vocab_size']!r}, not a count; fetch the file again")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     quantization = config.get("quantization_config") or {}
     for field, value in (("rope_parameters", rope), ("quantization_config", quantization)):
