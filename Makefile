@@ -103,7 +103,7 @@ fuzz: .venv/installed-dev
 
 # The documentation's site in build/site; docs/recipe.md is written anew from the models.
 docs: .venv/installed-dev
-	PYTHONPATH=. $(BIN)/python tools/recipe_page.py
+	$(BIN)/python tools/recipe_page.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 docs-serve: docs

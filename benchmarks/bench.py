@@ -19,10 +19,11 @@ from pathlib import Path
 
 import torch
 from bench_page import write_page
-from measuring import Measure, Results, cores, machine, options, read_measures, read_results
+from measuring import Measure, Results, machine, options, read_measures, read_results
 
 from tinyllama.files import write_json
 from tinyllama.hardware import measure_product
+from tinyllama.processes import usable_cores
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -72,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--into", type=Path, help="folder of the page (default: docs, or WORK/look with --only)")
     parser.add_argument(
-        "--threads", type=int, default=cores(), help="of each program that has any (default: %(default)s)"
+        "--threads", type=int, default=usable_cores(), help="of each program that has any (default: %(default)s)"
     )
     parser.add_argument("--page", type=Path, help="measure nothing: make the page of such a file of results")
     return parser.parse_args()
@@ -80,7 +81,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def measure(sections: list[str], arguments: argparse.Namespace) -> Results:
     """Run the sections, the machine's own speed measured before each and after the last."""
-    torch.set_num_threads(cores())
+    torch.set_num_threads(usable_cores())
     begun, measures = time.perf_counter(), list[Measure]()
     products, loads = [product()], [getloadavg()[0]]
     for name in sections:

@@ -19,8 +19,10 @@ import torch
 from evaluation_model import answers, load_ours, load_task, load_theirs, requests_of, smollm2_folder
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from measuring import OURS, Measure, Program, cores, options, spread, take_turns, write_measures
+from measuring import OURS, Measure, Program, options, spread, take_turns, write_measures
 from peers import version_of
+
+from tinyllama.processes import usable_cores
 
 TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge")
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -43,7 +45,7 @@ def _arguments() -> argparse.Namespace:
     parser = options(__doc__, rounds=3)
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--items", type=int, default=60, help="of each task")
-    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--threads", type=int, default=usable_cores())
     return parser.parse_args()
 
 

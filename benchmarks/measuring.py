@@ -6,7 +6,6 @@ or without a value in every round, is refused, since its ratio would say nothing
 """
 
 import argparse
-import os
 import platform
 import re
 import statistics
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, Val
 
 from tinyllama.files import write_json
 from tinyllama.hardware import installed_bytes
+from tinyllama.processes import usable_cores
 
 OURS = "tinyllama"
 DEFAULT_WORK = Path.home() / ".cache" / "tinyllama-benchmarks"
@@ -177,17 +177,12 @@ def options(doc: str | None, rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def machine(product_gflops: list[float], load: list[float]) -> Machine:
     """This machine, with what was measured of it."""
     found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return Machine(
         cpu=found[1] if found else platform.processor() or platform.machine(),
-        cores=cores(),
+        cores=usable_cores(),
         memory_bytes=installed_bytes(),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),

@@ -24,10 +24,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measuring import OURS, Measure, Program, cores, options, read_measures, spread, take_turns, write_measures
+from measuring import OURS, Measure, Program, options, read_measures, spread, take_turns, write_measures
 from peers import make_peer, pip, version_of
 from texts import make_corpus, text_bytes
 
+from tinyllama.processes import usable_cores
 from tinyllama.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
@@ -56,7 +57,7 @@ def main() -> None:
     corpus = arguments.corpus or make_corpus(work, arguments.text, arguments.megabytes)
     folder = save_tokenizer(work, arguments.tokenizer or fetch_tokenizer(work))
     python = make_peer(arguments.work.resolve(), "litdata")
-    print(f"{cores()} cores; tokenizer {Tokenizer.load(folder).digest[:12]}", flush=True)
+    print(f"{usable_cores()} cores; tokenizer {Tokenizer.load(folder).digest[:12]}", flush=True)
     measures = [compare(kind, corpus / kind, folder, work / "out", python, arguments.rounds) for kind in KINDS]
     add_a_worker(corpus, folder, work, arguments.copies, arguments.rounds)
     write_measures(arguments.json, [*measures, *encoders_alone(corpus, folder, work, arguments)])

@@ -17,11 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measuring import OURS, Measure, Program, cores, options, seconds_of, take_turns, write_measures
+from measuring import OURS, Measure, Program, options, seconds_of, take_turns, write_measures
 from peers import make_peer, version_of
 from training import COMMON, SETTINGS
 from training_setup import VOCABULARY, Work, environment, make_work, peer_job, small_recipe, write_recipe
 
+from tinyllama.processes import usable_cores
 from tinyllama.recipe import Recipe
 
 HERE = Path(__file__).parent
@@ -43,7 +44,7 @@ LONGEST_SECONDS = 1800
 def main() -> None:
     """Print the tables."""
     parser = options(__doc__, rounds=3)
-    parser.add_argument("--threads", type=int, default=cores(), help="of each program (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="of each program (default: %(default)s)")
     arguments = parser.parse_args()
     work = make_work(arguments.work.resolve())
     pythons = {OURS: Path(sys.executable)} | {name: make_peer(work.folder, name) for name in FIRST_STEPS}

@@ -1,10 +1,12 @@
 """What all tests share: no hub, and a small real data set that is prepared once."""
 
+import ast
 import hashlib
 import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +143,12 @@ def interrupt(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, after: int) -> No
         patch.setattr("tinyllama.data.executors.run_rank", dying)
         with pytest.raises(KeyboardInterrupt):
             prepare(recipe)
+
+
+@cache
+def tests_of(file: str) -> frozenset[str]:
+    """The names of the tests in a file, by its path from the checkout's top."""
+    tree = ast.parse((Path(__file__).parents[1] / file).read_text())
+    return frozenset(
+        node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    )

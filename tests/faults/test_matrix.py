@@ -1,22 +1,10 @@
 """Every stage has an answer to every fault, which a test shows or a reason explains; docs/faults.md says the same."""
 
-import ast
-from functools import cache
 from itertools import product
 from pathlib import Path
 
+from tests.conftest import tests_of
 from tests.faults.page import FAULTS, PAGE, STAGES, matrix, page
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-@cache
-def functions_of(file: str) -> frozenset[str]:
-    """The functions of a file that pytest collects."""
-    tree = ast.parse((ROOT / file).read_text())
-    return frozenset(
-        node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-    )
 
 
 def test_every_cell_is_decided_once_and_no_other_is_there() -> None:
@@ -34,7 +22,7 @@ def test_every_test_that_a_cell_names_is_collected() -> None:
         file, _, function = test.partition("::")
         assert file.startswith("tests/")
         assert Path(file).name.startswith("test_"), test
-        assert function in functions_of(file), test
+        assert function in tests_of(file), test
 
 
 def test_the_page_is_that_of_the_matrix() -> None:
