@@ -146,7 +146,7 @@ def interrupt(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, after: int) -> No
 
 
 @cache
-def tests_of(file: str) -> frozenset[str]:
+def names_of_tests(file: str) -> frozenset[str]:
     """The names of the tests in a file, by its path from the checkout's top."""
     tree = ast.parse((Path(__file__).parents[1] / file).read_text())
     return frozenset(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.conftest import tests_of
+from tests.conftest import names_of_tests
 from tests.docs import rules, world
 from tests.docs.blocks import LANGUAGES, PAGES, ROOT, Block, blocks_of, is_of_another_python, lines_missing
 from tests.docs.fragments import check_recipe
@@ -82,7 +82,7 @@ def test_what_is_not_carried_out_has_the_test_that_is_named_or_the_reason_for_no
         assert entry.why, entry
         if entry.test is not None:
             file, _, function = entry.test.partition("::")
-            assert function in tests_of(file), entry
+            assert function in names_of_tests(file), entry
 
 
 def test_no_rule_is_left_over() -> None:

@@ -3,7 +3,7 @@
 from itertools import product
 from pathlib import Path
 
-from tests.conftest import tests_of
+from tests.conftest import names_of_tests
 from tests.faults.page import FAULTS, PAGE, STAGES, matrix, page
 
 
@@ -22,7 +22,7 @@ def test_every_test_that_a_cell_names_is_collected() -> None:
         file, _, function = test.partition("::")
         assert file.startswith("tests/")
         assert Path(file).name.startswith("test_"), test
-        assert function in tests_of(file), test
+        assert function in names_of_tests(file), test
 
 
 def test_the_page_is_that_of_the_matrix() -> None:
