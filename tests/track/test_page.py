@@ -31,6 +31,25 @@ configs = storage.get_all_run_configs("tinyllama")
 print(json.dumps([[run["id"] for run in runs], {run["id"]: run["name"] for run in runs}, logs,
                   storage.get_alerts("tinyllama"), {run: configs[run].get("_Group") for run in configs}]))
 """
+_EMPTY_WHILE_LOOKING = """
+import sys, threading
+from pathlib import Path
+from tinyllama.recipe import Recipe
+from tinyllama.track.page import PROJECT, Page
+run = Path(sys.argv[1]) / "small"
+page = Page(run, Recipe.load(run / "recipe.yaml"), is_new=False)
+seen, ended = set(), threading.Event()
+def look():
+    while not ended.is_set():
+        seen.add(tuple(sorted(record["id"] for record in page.storage.get_run_records(PROJECT))))
+looking = threading.Thread(target=look)
+looking.start()
+for _ in range(100):
+    page.go_back(0)
+ended.set()
+looking.join()
+print("; ".join(map(" ".join, seen)))
+"""
 
 
 def python(program: str, folder: Path) -> tuple[str, str]:
@@ -93,6 +112,16 @@ def test_after_a_rollback_the_page_has_the_new_numbers_alone(tmp_path: Path) -> 
     shown = Shown(run.parent)
     assert shown.of("small")[19:] == [(20, 1 + 8 / 20), *((at, 1 + 8 / at + 0.5) for at in (21, 22, 23, 24))]
     assert [at for at, *_ in shown.uprights("trouble")] == [26]
+
+
+def test_an_entry_whose_rows_are_replaced_is_never_gone_for_a_moment_or_an_open_page_would_untick_it(
+    tmp_path: Path,
+) -> None:
+    run, journal = new_run(tmp_path)
+    step(journal, 1, 25)
+    Shown(run.parent)
+    seen, _ = python(_EMPTY_WHILE_LOOKING, run.parent)
+    assert seen == f"{' '.join(ENTRIES)}\n"
 
 
 def test_another_run_of_the_same_name_has_a_page_of_its_own(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_marks_and_baselines_that_come_to_an_open_page_appear_also_beside_other_
         write_json(run / "releases/baselines/here.json", evaluation("models/here", None, 55.0))
         metric = "scores/hellaswag acc_norm"
         all_of_them = json.dumps(sorted(beside | {"two/baseline/Pythia-1B (published)"}))
-        has_come = f"{all_of_them}.every(id => shown.runs.some(run => run.id == id))"  # filled, it is gone for a moment
+        has_come = f"{all_of_them}.every(id => shown.runs.some(run => run.id == id))"
         shown = wait_for(seen.page, f"shown.metrics.includes('{metric}') && {has_come}")
         settled_picture_of(seen.page, "loss", marked)
         keep_screenshot(seen.page, "watch-marks")

@@ -31,6 +31,10 @@ _GAP = {"_type": "trackio.histogram"}
 _BEGINNING = datetime.fromtimestamp(0, UTC).isoformat()
 """When all that stands beside a run began: the page lists and colours runs by when they began, newest first."""
 
+_INSERT_BEGINNING = """
+INSERT INTO metrics (timestamp, run_id, run_name, step, metrics, log_id) VALUES (?, ?, ?, 0, '{"tokens":0}', ?)
+"""
+
 
 def folder_of(run: Path) -> Path:
     """Where trackio keeps the runs beside `run`."""
@@ -63,7 +67,12 @@ def _hold(storage: Any, run_id: str, name: str, created_at: str = _BEGINNING) ->
     """Have an entry without metrics, once."""
     run, kind, *_ = *run_id.split("/"), ""
     config = {"_Group": f"{kind}s of {run}" if kind else "runs"}
-    storage.bulk_log(PROJECT, name, [{"tokens": 0}], [0], [created_at], config, [f"{run_id} begins"], run_id=run_id)
+    storage.bulk_log(PROJECT, name, [{"tokens": 0}], [0], [created_at], config, [_begins(run_id)], run_id=run_id)
+
+
+def _begins(run_id: str) -> str:
+    """The key of an entry's first row, which has no metrics."""
+    return f"{run_id} begins"
 
 
 class Page:
@@ -168,10 +177,16 @@ class Page:
             pass
 
     def _empty(self, records: Iterable[dict[str, str]]) -> None:
-        """Take out an entry's rows: by taking it out, and having it again before the page looks for it."""
-        for record in records:
-            self.storage.delete_run(PROJECT, "", run_id=record["id"])
-            _hold(self.storage, record["id"], record["name"], record["created_at"])
+        """Leave an entry its beginning alone; in one transaction, since an open page unticks what is gone for a moment.
+
+        Written past trackio's storage, which takes out a run in one transaction and has it again in the next.
+        """
+        database = self.storage.get_project_db_path(PROJECT)
+        with self.storage._get_process_lock(PROJECT), self.storage._get_connection(database) as connection:
+            for record in records:
+                connection.execute("DELETE FROM metrics WHERE run_id = ?", (record["id"],))
+                beginning = (record["created_at"], record["id"], record["name"], _begins(record["id"]))
+                connection.execute(_INSERT_BEGINNING, beginning)
 
     def _records(self, kind: str = "") -> list[dict[str, str]]:
         """The entries beside the run of a kind; without one all of them, and the run's own."""
