@@ -46,12 +46,13 @@ SQUEUE = """#!/bin/bash
 cat "$JOBS/queue"
 """
 LOSING = """
-# Every Python begins with this: that of one task is killed when it has written half a shard.
+# Every Python begins with this: that of one task is killed when it has written half a shard, if {condition}.
 import os, signal
+from pathlib import Path
 
 def dying(fd, fsync=os.fsync):
-    path = os.readlink(f"/proc/self/fd/{fd}")
-    if "modules/train/00001.tokens" in path and "SLURM_ARRAY_TASK_ID" in os.environ:
+    path = os.readlink(f"/proc/self/fd/{{fd}}")
+    if "modules/train/{shard}.tokens" in path and {condition}:
         os.truncate(path, os.path.getsize(path) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
     fsync(fd)
@@ -122,7 +123,8 @@ def test_a_slurm_task_that_is_lost_makes_no_store_and_is_done_alone_the_next_tim
     monkeypatch.setattr("tinyllama.data.tasks._MOST_BYTES", 1)
     programs(tmp_path / "bin", sbatch=SBATCH, srun=SRUN, scontrol=SCONTROL, squeue=SQUEUE)
     (tmp_path / "bin/queue").touch()
-    (tmp_path / "bin/sitecustomize.py").write_text(LOSING)
+    on_a_node = "'SLURM_ARRAY_TASK_ID' in os.environ"
+    (tmp_path / "bin/sitecustomize.py").write_text(LOSING.format(shard="00001", condition=on_a_node))
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("JOBS", str(tmp_path / "bin"))
     slurm = {"data.executor": "slurm", "data.slurm": {"partition": "cpu"}}
@@ -173,7 +175,7 @@ def test_slurm_without_its_program_or_its_settings_says_so(
         prepare(on_slurm)
 
 
-def test_a_local_ray_goes_on_where_other_workers_stopped(
+def test_a_local_ray_goes_on_where_other_workers_stopped_and_does_a_killed_workers_task_again(
     recipe: Recipe, wanted: dict[str, bytes], small: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ray")
@@ -182,8 +184,12 @@ def test_a_local_ray_goes_on_where_other_workers_stopped(
     assert len(list((tmp_path / "store/.work/receipts").rglob("*.json"))) == 5
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "store/modules/train").glob("*.tokens")}
     assert len(shards) == 5
+    once = f"not (Path({str(tmp_path)!r}) / 'killed').exists() and not (Path({str(tmp_path)!r}) / 'killed').touch()"
+    (tmp_path / "sitecustomize.py").write_text(LOSING.format(shard="00006", condition=once))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     store = prepare(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray", "data.workers": 2}))
     assert store is not None
+    assert (tmp_path / "killed").exists()
     assert contents(tmp_path / "store") == wanted
     assert {path: path.stat().st_mtime_ns for path in shards} == shards, "done work is not done again"
 

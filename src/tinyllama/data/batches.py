@@ -19,7 +19,7 @@ from tinyllama.recipe import Recipe
 Pieces = list[tuple[Split, Piece]]
 
 _BLOCK_ROWS = 16384
-"""Rows whose order is worked out together, in about 10 ms; a row alone costs several times its share of that."""
+"""Rows at most whose order is worked out together, in about 10 ms; a row alone costs several times its share of it."""
 
 
 def batches(
@@ -87,13 +87,21 @@ def _pieces_of_steps(
     """What each step reads, row by row, from `first_step` to the recipe's last."""
     splits, length = _splits(recipe, store), recipe.train.sequence_length
     first, end = batch_of(first_step, left_out), batch_of(recipe.train.steps - 1, left_out) + 1
-    stride = max(1, _BLOCK_ROWS // recipe.train.batch_sequences)
-    for start in range(first, end, stride):
-        rows = sequences_of_steps(recipe, store, start, min(start + stride, end))[:, part]
+    for start, stop in _blocks(first, end, max(1, _BLOCK_ROWS // recipe.train.batch_sequences)):
+        rows = sequences_of_steps(recipe, store, start, stop)[:, part]
         for batch, step in enumerate(zip(rows["source"].tolist(), rows["index"].tolist(), strict=True), start):
             if batch not in left_out:
                 pieces = (_pieces(splits[source], index, length) for source, index in zip(*step, strict=True))
                 yield list(chain.from_iterable(pieces))
+
+
+def _blocks(first: int, end: int, longest: int) -> Iterator[tuple[int, int]]:
+    """Ranges of steps, each twice as long as the one before: a first batch does not wait for the order of many."""
+    size = 1
+    while first < end:
+        stop = min(first + size, end)
+        yield first, stop
+        first, size = stop, min(2 * size, longest)
 
 
 def _fetched_ahead(steps: Iterator[Pieces]) -> Iterator[Pieces]:

@@ -1,7 +1,8 @@
 """Runs the tasks of a stage: in processes here, on a Ray cluster, or as Slurm jobs.
 
 All three do the same with a task (`pipeline.run_rank`) and count on its receipt alone. The local pool is
-concurrent.futures': datatrove's own waits for ever for a worker that the kernel has killed.
+concurrent.futures': datatrove's own waits for ever for a worker that the kernel has killed. Ray is asked itself:
+datatrove's executor forks a pool in each of Ray's workers, which at times waits for ever when it should end.
 """
 
 import logging
@@ -23,7 +24,6 @@ from loguru import logger
 from tinyllama.data.pipeline import run_rank
 from tinyllama.data.tasks import Job
 from tinyllama.errors import InputError
-from tinyllama.files import write_atomically
 from tinyllama.processes import end_with_parent, usable_cores
 
 # datatrove announces every task on standard error, in every worker; here the progress bar does.
@@ -59,10 +59,14 @@ def _wait(job: Job, futures: list[Future[None]]) -> None:
         for future in as_completed(futures):
             future.result()
     except BrokenProcessPool:
-        raise InputError(
-            f"{job.store}: a worker was killed, perhaps for want of memory; run prepare again with fewer data.workers: "
-            "it goes on from here"
-        ) from None
+        raise _killed(job) from None
+
+
+def _killed(job: Job) -> InputError:
+    return InputError(
+        f"{job.store}: a worker was killed, perhaps for want of memory; run prepare again with fewer data.workers: "
+        "it goes on from here"
+    )
 
 
 _own_job: Job
@@ -82,58 +86,47 @@ def _run_own(stage: str, rank: int) -> None:
 def run_ray(job: Job, stage: str, ranks: list[int], started: Callable[[], None]) -> None:
     """Run tasks of a stage on the Ray cluster that RAY_ADDRESS names, or on a Ray started here.
 
-    Raises InputError with a task's problem, once the others are done.
+    Raises InputError with the first task's problem; those under way are finished, the others are not begun.
     """
     try:
         import ray  # noqa: PLC0415 - an extra
-        from datatrove.executor.ray import RayPipelineExecutor  # noqa: PLC0415
     except ImportError:
         raise InputError("data.executor: ray is not installed; pip install 'tinyllama[ray]', or say local") from None
     is_ours = not ray.is_initialized()
     if is_ours:
         ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
-    workers = len(ranks) if job.recipe.data.workers == "auto" else job.recipe.data.workers
-    executor = RayPipelineExecutor(
-        pipeline=[_step(job, stage, ranks)],
-        tasks=len(ranks),
-        workers=workers,
-        logging_dir=str(job.work / "ray" / stage),
-        skip_completed=False,  # a receipt is the only proof of a finished task
-        mem_per_cpu_gb=1,
-    )
     started()
+    workers = len(ranks) if job.recipe.data.workers == "auto" else job.recipe.data.workers
     try:
-        executor.run()
+        _run_on(ray, job, stage, ranks, workers)
     finally:
         if is_ours:
             ray.shutdown()
-    _refuse_failed(job, stage, ranks)
 
 
-def _step(job: Job, stage: str, ranks: list[int]) -> Callable[..., None]:
-    return partial(_run_datatrove_rank, job, stage, tuple(ranks))
+def _run_on(ray: Any, job: Job, stage: str, ranks: list[int], workers: int) -> None:
+    """A core for each task; Ray itself does one again whose worker or machine is lost, three times at most."""
+    begin, shared = ray.remote(num_cpus=1, max_retries=3)(run_rank).remote, ray.put(job)
+    waiting, under_way, problems = ranks[::-1], list[Any](), list[InputError]()
+    while under_way or (waiting and not problems):
+        while waiting and not problems and len(under_way) < workers:
+            under_way.append(begin(shared, stage, waiting.pop()))
+        (ended,), under_way = ray.wait(under_way)
+        try:
+            ray.get(ended)
+        except ray.exceptions.RayTaskError as error:
+            if not isinstance(error.cause, InputError):
+                raise
+            problems.append(error.cause)
+        except ray.exceptions.RayError:
+            problems.append(_killed(job))
+    if problems:
+        raise problems[0]
 
 
-def _run_datatrove_rank(job: Job, stage: str, ranks: tuple[int, ...], data: Any, rank: int, world: int) -> None:
-    """A datatrove step that does one of the tasks that are left; its problem is kept for who started it."""
-    try:
-        run_rank(job, stage, ranks[rank])
-    except InputError as error:
-        with write_atomically(_failure(job)) as file:
-            file.write(str(error).encode())
-        raise
-
-
-def _failure(job: Job) -> Path:
-    return job.work / "failure"
-
-
-def _refuse_failed(job: Job, stage: str, ranks: list[int]) -> None:
-    if _failure(job).is_file():
-        raise InputError(_failure(job).read_text(encoding="utf-8"))
-    for rank in ranks:
-        if not job.receipt(stage, rank).is_file():
-            raise InputError(f"{job.store}: task {rank} of {stage} did not end; see {job.work}, and run prepare again")
+def _run_datatrove_rank(job: Job, stage: str, ranks: list[int], data: Any, rank: int, world: int) -> None:
+    """A datatrove step that does one of the tasks that are left."""
+    run_rank(job, stage, ranks[rank])
 
 
 def submit_slurm(job: Job, pending: dict[str, list[int]], finish: Callable[..., None]) -> list[str]:
@@ -141,7 +134,11 @@ def submit_slurm(job: Job, pending: dict[str, list[int]], finish: Callable[..., 
 
     Returns the jobs' numbers. Raises InputError where there is no sbatch, or where it refuses.
     """
-    steps = {stage: (_step(job, stage, ranks), len(ranks)) for stage, ranks in pending.items() if ranks}
+    steps = {
+        stage: (partial(_run_datatrove_rank, job, stage, ranks), len(ranks))
+        for stage, ranks in pending.items()
+        if ranks
+    }
     before: str | None = None
     numbers = []
     for name, (step, tasks) in (steps | {"finish": (finish, 1)}).items():

@@ -15,7 +15,8 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 ```"""
 
 _GGUF = """\
-With llama.cpp, `llama-cli -m gguf/NAME-Q4_K_M.gguf -p "The file is opened"`, or from Python:
+With llama.cpp, `llama-completion -m gguf/NAME-Q4_K_M.gguf -no-cnv -p "The file is opened"` (before December 2025 the
+program was called `llama-cli`), or from Python:
 
 ```python
 from llama_cpp import Llama
