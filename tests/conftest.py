@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 from functools import cache
@@ -17,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from tinyllama.data.corpus import MANIFEST, STAGE, CorpusReport, write_corpus
 from tinyllama.data.pipeline import run_rank
@@ -97,15 +99,29 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def embedded_corpora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, CorpusReport]:
-    """The embedded corpus, the same by another process over a former run, and the report of the first. Read only."""
-    directory, second = tmp_path_factory.mktemp("corpus") / "raw", tmp_path_factory.mktemp("again")
+    """The embedded corpus, the same by another process over a former run, and the report of the first. Read only.
+
+    Of several processes that run the tests, the first that wants it makes it for all.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "embedded"
+    shared.mkdir(exist_ok=True)
+    directory, second, report = shared / "raw", shared / "again", shared / "report"
+    with FileLock(shared / "lock"):
+        if not report.is_file():
+            report.write_bytes(pickle.dumps(write_corpora(directory, second)))
+    return directory, second, pickle.loads(report.read_bytes())
+
+
+def write_corpora(directory: Path, second: Path) -> CorpusReport:
+    """Write the embedded corpus in two processes at once, the second over a former run; the report of the first."""
     leave_a_former_run(second)
     program = "import sys, pathlib; from tinyllama.data.corpus import write_corpus; write_corpus(pathlib.Path('.'))"
     elsewhere = {**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C", "TZ": "Asia/Tokyo"}
     with subprocess.Popen([sys.executable, "-c", program], cwd=second, env=elsewhere) as process:
         report = write_corpus(directory)
     assert process.returncode == 0
-    return directory, second, report
+    return report
 
 
 def leave_a_former_run(directory: Path) -> None:

@@ -58,6 +58,12 @@ def peers_loss(folder: Path, rows: torch.Tensor) -> float:
     return float(peer(input_ids=inputs, labels=inputs, shift_labels=targets).loss)
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer notes in its run what it began from: in a folder of the test's."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def started(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs from a peer's weights, `untied` and `tied`, by one rank and two; the peers lie in `peers`."""

@@ -18,27 +18,29 @@ PYTHON_TOKEN = re.compile(
     re.DOTALL,
 )
 COMMENT_MARK = re.compile(r"^[ \t]*#[#!:]*[ \t]?", re.MULTILINE)
+# Each with a mark without which it finds nothing, since most texts have no markup.
 BLOCK_MARKUP = [
-    (re.compile(pattern, re.MULTILINE), replacement)
-    for pattern, replacement in [
-        (r"^[ \t]*(`{3,}|~{3,})(?s:.*?)^[ \t]*\1", ""),  # fenced code
-        (r"<!--(?s:.*?)-->|!\[[^\]]*\]\([^)]*\)", ""),  # HTML comments, Markdown images
-        (r"</?[a-z][a-z0-9]*(?:\s[^<>]*)?/?>", ""),  # HTML tags
-        (r"^([^\s#].{0,70}+)\n[=~^\"*#+-]{3,}[ \t]*$", r"\n# \1\n"),  # underlined headings
-        (r"^#{1,6} (.+?)#*$", r"\n# \1\n"),
-        (r"^[ \t]*> ?(?!>)", ""),  # quotations
-        (r"::[ \t]*$", ":"),
+    (mark, re.compile(pattern, re.MULTILINE), replacement)
+    for mark, pattern, replacement in [
+        ("", r"^[ \t]*(`{3,}|~{3,})(?s:.*?)^[ \t]*\1", ""),  # fenced code
+        ("<", r"<!--(?s:.*?)-->", ""),  # HTML comments
+        ("![", r"!\[[^\]]*\]\([^)]*\)", ""),  # Markdown images
+        ("<", r"</?[a-z][a-z0-9]*(?:\s[^<>]*)?/?>", ""),  # HTML tags
+        ("", r"^([^\s#].{0,70}+)\n[=~^\"*#+-]{3,}[ \t]*$", r"\n# \1\n"),  # underlined headings
+        ("#", r"^#{1,6} (.+?)#*$", r"\n# \1\n"),
+        (">", r"^[ \t]*> ?(?!>)", ""),  # quotations
+        ("::", r"::[ \t]*$", ":"),
     ]
 ]
 INLINE_MARKUP = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in [
-        (r"\[([^\]\[]*)\]\([^)\s]*\)", r"\1"),  # Markdown links
-        (r"(?::[\w:+.-]+:)?`[~!]?([^`<]+?)\s*<[^>`]*>`_{0,2}", r"\1"),  # reStructuredText links
-        (r":[\w:+.-]+:`[~!]?([^`]+)`", r"`\1`"),  # reStructuredText roles
-        (r"``([^`]+)``", r"`\1`"),
-        (r"\s*\[[\w#*]+\]_|(?<=`)__?(?!\w)", ""),  # footnotes, references
-        (r"(?<!\w)\*\*([^*]+)\*\*(?!\w)", r"\1"),
+    (mark, re.compile(pattern), replacement)
+    for mark, pattern, replacement in [
+        ("](", r"\[([^\]\[]*)\]\([^)\s]*\)", r"\1"),  # Markdown links
+        ("`", r"(?::[\w:+.-]+:)?`[~!]?([^`<]+?)\s*<[^>`]*>`_{0,2}", r"\1"),  # reStructuredText links
+        ("`", r":[\w:+.-]+:`[~!]?([^`]+)`", r"`\1`"),  # reStructuredText roles
+        ("``", r"``([^`]+)``", r"`\1`"),
+        ("_", r"\s*\[[\w#*]+\]_|(?<=`)__?(?!\w)", ""),  # footnotes, references
+        ("**", r"(?<!\w)\*\*([^*]+)\*\*(?!\w)", r"\1"),
     ]
 ]
 ITEM = re.compile(r"\s*(?:[-*+•] |\(?\w{1,2}[.)] |[:@]\w|[\w*`,. ()\[\]\"'|-]{1,60}+: )")
@@ -107,10 +109,11 @@ def paragraphs(text: str) -> Iterator[str]:
             lead = ""
 
 
-def substitute(replacements: list[tuple[re.Pattern[str], str]], text: str) -> str:
-    """Apply regular expressions one after the other."""
-    for pattern, replacement in replacements:
-        text = pattern.sub(replacement, text)
+def substitute(replacements: list[tuple[str, re.Pattern[str], str]], text: str) -> str:
+    """Apply regular expressions one after the other, each where its mark stands."""
+    for mark, pattern, replacement in replacements:
+        if mark in text:
+            text = pattern.sub(replacement, text)
     return text
 
 
@@ -120,7 +123,7 @@ def unwrap(block: str) -> str:
     lines = [first]
     for previous, line in zip([first, *rest], rest, strict=False):
         if continues(previous.rstrip(), line):
-            lines[-1] += line.strip() if HYPHENATED.search(lines[-1]) else " " + line.strip()
+            lines[-1] += line.strip() if HYPHENATED.match(lines[-1][-2:]) else " " + line.strip()
         else:
             lines.append(line)
     return "\n".join(line[: indentation(line)] + " ".join(line.split()) for line in lines)
