@@ -92,13 +92,13 @@ def test_a_place_that_cannot_be_written_is_one_line(recipe: Path) -> None:
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(small: Path, tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4", "-m", "tinyllama"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tinyllama"]
     done = subprocess.run(
-        [sys.executable, *launch, "train", str(small / "recipe.yaml")],
+        [sys.executable, *launch, "train", str(small / "recipe.yaml"), "--train.batch_sequences", "3"],
         check=False, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120,
     )  # fmt: skip
     assert done.returncode != 0
-    assert "tinyllama: train.batch_sequences: 6 rows do not divide among 4 ranks" in done.stderr
+    assert "tinyllama: train.batch_sequences: 3 rows do not divide among 2 ranks" in done.stderr
     assert "exitcode  : 2" in done.stderr
     assert not list(tmp_path.rglob("step-*"))
 

@@ -12,9 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tinyllama import cli
 
 SHORT = {
-    "train.tokens": "160K",
+    "train.tokens": "40K",
+    "train.batch_sequences": "8",
+    "train.micro_batch_sequences": "8",
     "train.compile": "false",
     "train.validate_every_steps": "10",
+    "train.validation_sequences": "64",
     "checkpoint.every_steps": "10",
     "release.limit": "20",
 }
