@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -109,6 +110,8 @@ def embedded_corpora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
     directory, second, report = shared / "raw", shared / "again", shared / "report"
     with FileLock(shared / "lock"):
         if not report.is_file():
+            for folder in (directory, second):  # what one that failed has left
+                shutil.rmtree(folder, ignore_errors=True)
             report.write_bytes(pickle.dumps(write_corpora(directory, second)))
     return directory, second, pickle.loads(report.read_bytes())
 

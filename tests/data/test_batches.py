@@ -100,6 +100,10 @@ def test_the_kernel_is_told_of_the_next_step_and_of_none_past_the_last(
         assert told == expected[: 8 * min(number + 1, 6)]
 
 
+def test_the_first_batch_waits_for_the_order_of_its_own_step_alone() -> None:
+    assert [*module._blocks(5, 20, 4)] == [(5, 6), (6, 8), (8, 12), (12, 16), (16, 20)]
+
+
 def test_where_the_kernel_takes_no_advice_the_batches_are_the_same(
     recipe: Recipe, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

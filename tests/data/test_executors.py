@@ -201,6 +201,28 @@ def test_on_ray_an_unreadable_file_stops_with_its_name(recipe: Recipe, small: Pa
         prepare(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray", "data.workers": 2}))
 
 
+def test_on_ray_a_task_whose_worker_is_killed_each_time_is_one_line(
+    recipe: Recipe, small: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    (tmp_path / "sitecustomize.py").write_text(LOSING.format(shard="00003", condition=True))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(InputError, match=r"store: a worker was killed, perhaps for want of memory; run prepare again"):
+        prepare(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray"}))
+    done = {path.name for path in (tmp_path / "store/.work/receipts").rglob("*.json")}
+    assert "modules.train.00003.json" not in done
+    assert done
+
+
+def test_on_ray_tasks_that_write_to_another_machines_folder_are_one_line(
+    recipe: Recipe, small: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr("tinyllama.data.executors.run_rank", lambda job, stage, rank: None)
+    with pytest.raises(InputError, match=r"task 0 of tokens ended and left no receipt here; give every machine"):
+        prepare(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray"}))
+
+
 def command_at(small: Path, raw: Path, store: Path) -> list[str]:
     flags = ["--data.sources.modules.path", str(raw), "--data.store", str(store)]
     return [sys.executable, "-m", "tinyllama", "prepare", str(small / "recipe.yaml"), *flags, "--data.workers", "2"]

@@ -23,7 +23,7 @@ from tinyllama.recipe import Recipe
 from tinyllama.release.milestone import release_milestone
 
 # A worker may have 100 MiB more than it begins with: orjson asks for 264 MiB for a line of 23 MB. A process of its own,
-# since what the tests before have freed here, several 100 MiB at times, would do for it.
+# since what the tests before have freed here, several 100 MiB at times, would be enough for it.
 STARVING = """
 import os, resource, sys
 from pathlib import Path
@@ -199,7 +199,8 @@ def test_a_worker_of_prepare_that_finds_no_memory_is_one_line_and_loses_nothing(
         file.write('{"text": "' + "A long, long document. " * 1_000_000 + '"}\n')
     words = ("prepare", "recipe.yaml", "--data.store", "other", "--data.workers", "2")
     command = [sys.executable, "-c", STARVING, *words, "--quiet"]
-    starved = subprocess.run(command, cwd=way, capture_output=True, text=True, check=False, timeout=200)
+    one_arena = os.environ | {"MALLOC_ARENA_MAX": "1"}  # each reserves 64 MiB of what the worker may have
+    starved = subprocess.run(command, cwd=way, env=one_arena, capture_output=True, text=True, check=False, timeout=200)
     assert_one_line(Ended(starved.returncode, starved.stdout + starved.stderr), "memory")
     done = {shard: shard.stat().st_mtime_ns for shard in finished_shards(way / "other")}
     assert done, "of two workers, who begin with the small files, one has ended its task before it takes the large one"

@@ -39,12 +39,15 @@ from tinyllama.track.page import PROJECT, Page
 run = Path(sys.argv[1]) / "small"
 page = Page(run, Recipe.load(run / "recipe.yaml"), is_new=False)
 seen, ended = set(), threading.Event()
+looks = 0
 def look():
+    global looks
     while not ended.is_set():
+        looks += 1
         seen.add(tuple(sorted(record["id"] for record in page.storage.get_run_records(PROJECT))))
-looking = threading.Thread(target=look)
+looking = threading.Thread(target=look, daemon=True)
 looking.start()
-for _ in range(100):
+while looks < 1000:
     page.go_back(0)
 ended.set()
 looking.join()

@@ -96,7 +96,7 @@ def _pieces_of_steps(
 
 
 def _blocks(first: int, end: int, longest: int) -> Iterator[tuple[int, int]]:
-    """Ranges of steps, each twice as long as the one before: a first batch does not wait for the order of many."""
+    """Ranges of steps, twice as long each time up to `longest`: a first batch does not wait for the order of many."""
     size = 1
     while first < end:
         stop = min(first + size, end)

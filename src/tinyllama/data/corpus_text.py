@@ -23,8 +23,7 @@ BLOCK_MARKUP = [
     (mark, re.compile(pattern, re.MULTILINE), replacement)
     for mark, pattern, replacement in [
         ("", r"^[ \t]*(`{3,}|~{3,})(?s:.*?)^[ \t]*\1", ""),  # fenced code
-        ("<", r"<!--(?s:.*?)-->", ""),  # HTML comments
-        ("![", r"!\[[^\]]*\]\([^)]*\)", ""),  # Markdown images
+        ("", r"<!--(?s:.*?)-->|!\[[^\]]*\]\([^)]*\)", ""),  # HTML comments, Markdown images
         ("<", r"</?[a-z][a-z0-9]*(?:\s[^<>]*)?/?>", ""),  # HTML tags
         ("", r"^([^\s#].{0,70}+)\n[=~^\"*#+-]{3,}[ \t]*$", r"\n# \1\n"),  # underlined headings
         ("#", r"^#{1,6} (.+?)#*$", r"\n# \1\n"),

@@ -1,12 +1,13 @@
 """Runs the tasks of a stage: in processes here, on a Ray cluster, or as Slurm jobs.
 
 All three do the same with a task (`pipeline.run_rank`) and count on its receipt alone. The local pool is
-concurrent.futures': datatrove's own waits for ever for a worker that the kernel has killed. Ray is asked itself:
-datatrove's executor forks a pool in each of Ray's workers, which at times waits for ever when it should end.
+concurrent.futures': datatrove's own waits for ever for a worker that the kernel has killed. Ray is used directly:
+datatrove's executor forks a pool in each Ray worker, which at times waits for ever when it should end.
 """
 
 import logging
 import multiprocessing
+import os
 import platform
 import shlex
 import signal
@@ -19,15 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loguru import logger
-
 from tinyllama.data.pipeline import run_rank
 from tinyllama.data.tasks import Job
 from tinyllama.errors import InputError
 from tinyllama.processes import end_with_parent, usable_cores
 
-# datatrove announces every task on standard error, in every worker; here the progress bar does.
-logger.disable("datatrove")
+_RETRIES = 3
+"""Times that Ray does a task again whose worker was lost."""
 
 
 def run_local(job: Job, stage: str, ranks: list[int], started: Callable[[], None]) -> None:
@@ -86,7 +85,8 @@ def _run_own(stage: str, rank: int) -> None:
 def run_ray(job: Job, stage: str, ranks: list[int], started: Callable[[], None]) -> None:
     """Run tasks of a stage on the Ray cluster that RAY_ADDRESS names, or on a Ray started here.
 
-    Raises InputError with the first task's problem; those under way are finished, the others are not begun.
+    Its machines need this package, and the recipe's paths. Raises InputError with the first task's problem; those that
+    Ray has are finished, the others are not begun.
     """
     try:
         import ray  # noqa: PLC0415 - an extra
@@ -94,37 +94,59 @@ def run_ray(job: Job, stage: str, ranks: list[int], started: Callable[[], None])
         raise InputError("data.executor: ray is not installed; pip install 'tinyllama[ray]', or say local") from None
     is_ours = not ray.is_initialized()
     if is_ours:
+        os.environ.setdefault("RAY_task_oom_retries", str(_RETRIES))  # its own default is for ever
         ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     started()
-    workers = len(ranks) if job.recipe.data.workers == "auto" else job.recipe.data.workers
     try:
-        _run_on(ray, job, stage, ranks, workers)
+        _run_on(ray, job, stage, ranks)
     finally:
         if is_ours:
             ray.shutdown()
+    if lost := [rank for rank in ranks if not job.receipt(stage, rank).is_file()]:
+        raise InputError(
+            f"{job.work}: task {lost[0]} of {stage} ended and left no receipt here; give every machine of the Ray "
+            "cluster this folder, under an absolute path that is the same on all"
+        )
 
 
-def _run_on(ray: Any, job: Job, stage: str, ranks: list[int], workers: int) -> None:
-    """A core for each task; Ray itself does one again whose worker or machine is lost, three times at most."""
-    begin, shared = ray.remote(num_cpus=1, max_retries=3)(run_rank).remote, ray.put(job)
+def _run_on(ray: Any, job: Job, stage: str, ranks: list[int]) -> None:
+    """A core and a gibibyte for each task; one whose worker is lost is done again by Ray, up to `_RETRIES` times."""
+    begin, shared = ray.remote(num_cpus=1, memory=1 << 30, max_retries=_RETRIES)(run_rank).remote, ray.put(job)
     waiting, under_way, problems = ranks[::-1], list[Any](), list[InputError]()
-    while under_way or (waiting and not problems):
-        while waiting and not problems and len(under_way) < workers:
-            under_way.append(begin(shared, stage, waiting.pop()))
-        (ended,), under_way = ray.wait(under_way)
-        try:
-            ray.get(ended)
-        except ray.exceptions.RayTaskError as error:
-            if not isinstance(error.cause, InputError):
-                raise
-            problems.append(error.cause)
-        except ray.exceptions.RayError:
-            problems.append(_killed(job))
+    try:
+        while under_way or (waiting and not problems):
+            while waiting and not problems and len(under_way) < _most_at_once(ray, job):
+                under_way.append(begin(shared, stage, waiting.pop()))
+            (ended,), under_way = ray.wait(under_way)
+            problems += _problem_of(ray, job, ended)
+    finally:
+        for task in under_way:
+            ray.cancel(task, force=True)
     if problems:
         raise problems[0]
 
 
-def _run_datatrove_rank(job: Job, stage: str, ranks: list[int], data: Any, rank: int, world: int) -> None:
+def _most_at_once(ray: Any, job: Job) -> int:
+    """Tasks that Ray may have: with `auto` twice its cores of this moment, so that it can see that it needs more."""
+    workers = job.recipe.data.workers
+    return max(1, 2 * int(ray.cluster_resources().get("CPU", 0))) if workers == "auto" else workers
+
+
+def _problem_of(ray: Any, job: Job, task: Any) -> list[InputError]:
+    """What a task that has ended says of the input, or that its worker was lost; what else went wrong is raised."""
+    errors = ray.exceptions
+    try:
+        ray.get(task)
+    except errors.RayTaskError as error:
+        if not isinstance(error.cause, InputError):
+            raise
+        return [error.cause]
+    except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError):
+        return [_killed(job)]
+    return []
+
+
+def _run_slurm_rank(job: Job, stage: str, ranks: list[int], data: Any, rank: int, world: int) -> None:
     """A datatrove step that does one of the tasks that are left."""
     run_rank(job, stage, ranks[rank])
 
@@ -135,9 +157,7 @@ def submit_slurm(job: Job, pending: dict[str, list[int]], finish: Callable[..., 
     Returns the jobs' numbers. Raises InputError where there is no sbatch, or where it refuses.
     """
     steps = {
-        stage: (partial(_run_datatrove_rank, job, stage, ranks), len(ranks))
-        for stage, ranks in pending.items()
-        if ranks
+        stage: (partial(_run_slurm_rank, job, stage, ranks), len(ranks)) for stage, ranks in pending.items() if ranks
     }
     before: str | None = None
     numbers = []

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import orjson
 from datatrove.data import Document
+from loguru import logger
 
 from tinyllama.data import clean
 from tinyllama.data.decontamination import CONTAMINATED
@@ -29,6 +30,9 @@ from tinyllama.text import Text, as_string, utf8_parts
 from tinyllama.tokenizer import Tokenizer
 
 HELD_OUT = "held out for validation"
+
+# datatrove announces every task on standard error, in every worker; here the progress bar does.
+logger.disable("datatrove")
 
 
 @dataclass

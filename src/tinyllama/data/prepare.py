@@ -85,7 +85,6 @@ def _begin(job: Job, plan: dict[str, Any]) -> None:
         _keep_same_tasks(job)
     if begun != plan:
         write_json(work / "plan.json", plan)
-    (work / "failure").unlink(missing_ok=True)
     for half_written in store.rglob("*.part"):
         half_written.unlink()
 

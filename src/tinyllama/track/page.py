@@ -1,8 +1,9 @@
 """trackio's page as a sink: its database lies beside the runs (`.trackio`), so that one page compares them.
 
-Written through its storage and not through `trackio.init`: that one asks the hub who the user is, swallows what goes
-wrong and writes from threads, where this commits each call or raises. An open page does not tick what comes later, so
-releases and trouble are upright lines of two entries that are there from the beginning, and so are baselines.
+Written through its storage (but for `Page._empty`) and not through `trackio.init`: that one asks the hub who the user
+is, swallows what goes wrong and writes from threads, where this commits each call or raises. An open page does not tick
+what comes later, so releases and trouble are upright lines of two entries that are there from the beginning, and so
+are baselines.
 """
 
 import importlib
@@ -115,7 +116,7 @@ class Page:
             self._log(name, run_id, rows, [0.0, 0.0], [f"{run_id} {step}" for step in steps])
 
     def go_back(self, step: int) -> int:
-        """Rows cannot be taken out one by one: all come again. Entries stay, or the page would untick them."""
+        """All rows come again, scores and marks among them. Entries stay, or the page would untick them."""
         self.storage.delete_run(PROJECT, "", run_id=self.alerts)
         self._empty(self._records())
         return 0
@@ -124,7 +125,7 @@ class Page:
         """Nothing waits."""
 
     def _alert(self, events: Sequence[Row]) -> None:
-        """Add to the alerts; in a run of their own, since they can only be taken out with their run."""
+        """Add to the alerts; in a run of their own, since trackio's storage takes them out with their run alone."""
         new = [
             asdict(alert_of(event))
             | {"title": self._title(event), "step": event["step"], "timestamp": _when(event["time"])}
