@@ -194,11 +194,15 @@ def test_a_local_ray_goes_on_where_other_workers_stopped_and_does_a_killed_worke
     assert {path: path.stat().st_mtime_ns for path in shards} == shards, "done work is not done again"
 
 
-def test_on_ray_an_unreadable_file_stops_with_its_name(recipe: Recipe, small: Path, raw: Path, tmp_path: Path) -> None:
+def test_on_ray_an_unreadable_file_stops_with_its_name_and_sigterm_does_what_it_did(
+    recipe: Recipe, small: Path, raw: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("ray")
+    before = signal.getsignal(signal.SIGTERM)
     (raw / "3.jsonl.gz").write_bytes(gzip.compress((raw / "3.jsonl").read_bytes())[:-20])
     with pytest.raises(InputError, match=r"3.jsonl.gz: cannot be read to its end"):
         prepare(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray", "data.workers": 2}))
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_on_ray_a_task_whose_worker_is_killed_each_time_is_one_line(

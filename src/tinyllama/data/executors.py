@@ -13,9 +13,11 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,21 +94,31 @@ def run_ray(job: Job, stage: str, ranks: list[int], started: Callable[[], None])
         import ray  # noqa: PLC0415 - an extra
     except ImportError:
         raise InputError("data.executor: ray is not installed; pip install 'tinyllama[ray]', or say local") from None
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        os.environ.setdefault("RAY_task_oom_retries", str(_RETRIES))  # its own default is for ever
-        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
-    started()
-    try:
+    with _connected(ray):
+        started()
         _run_on(ray, job, stage, ranks)
-    finally:
-        if is_ours:
-            ray.shutdown()
     if lost := [rank for rank in ranks if not job.receipt(stage, rank).is_file()]:
         raise InputError(
             f"{job.work}: task {lost[0]} of {stage} ended and left no receipt here; give every machine of the Ray "
             "cluster this folder, under an absolute path that is the same on all"
         )
+
+
+@contextmanager
+def _connected(ray: Any) -> Iterator[None]:
+    """A cluster that this process has already, or one until the block ends, and Ray's way with SIGTERM no longer."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_task_oom_retries", str(_RETRIES))  # its own default is for ever
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _run_on(ray: Any, job: Job, stage: str, ranks: list[int]) -> None:
