@@ -47,10 +47,11 @@ def look():
         seen.add(tuple(sorted(record["id"] for record in page.storage.get_run_records(PROJECT))))
 looking = threading.Thread(target=look, daemon=True)
 looking.start()
-while looks < 1000:
+while looks < 1000 and looking.is_alive():
     page.go_back(0)
 ended.set()
 looking.join()
+assert looks >= 1000
 print("; ".join(map(" ".join, seen)))
 """
 

@@ -97,7 +97,7 @@ def run_ray(job: Job, stage: str, ranks: list[int], started: Callable[[], None])
     with _connected(ray):
         started()
         _run_on(ray, job, stage, ranks)
-    if lost := [rank for rank in ranks if not job.receipt(stage, rank).is_file()]:
+    if lost := job.unfinished(stage, ranks):
         raise InputError(
             f"{job.work}: task {lost[0]} of {stage} ended and left no receipt here; give every machine of the Ray "
             "cluster this folder, under an absolute path that is the same on all"

@@ -119,15 +119,11 @@ def _forget_changed(job: Job) -> None:
         path.unlink()
 
 
-def _pending(job: Job, stage: str, tasks: int) -> list[int]:
-    return [rank for rank in range(tasks) if not job.receipt(stage, rank).is_file()]
-
-
 def _run(job: Job) -> None:
     """Run each stage's pending tasks to the end, showing how far they are."""
     run = {"local": run_local, "ray": run_ray}[job.recipe.data.executor]
     for stage, tasks in stages(job).items():
-        pending = _pending(job, stage, tasks)
+        pending = job.unfinished(stage, range(tasks))
         if not pending:
             continue
         receipts = job.receipt(stage, 0).parent
@@ -155,7 +151,7 @@ def _measure(job: Job, stage: str, tasks: int) -> tuple[int, str, Callable[[], i
 
 def _submit(job: Job, plan: dict[str, Any]) -> None:
     """Hand the pending tasks to Slurm and note the jobs' numbers, so that no second run does the same beside them."""
-    pending = {stage: _pending(job, stage, tasks) for stage, tasks in stages(job).items()}
+    pending = {stage: job.unfinished(stage, range(tasks)) for stage, tasks in stages(job).items()}
     numbers = submit_slurm(job, pending, partial(_finish_job, job, plan))
     write_json(job.slurm / "submitted.json", numbers)
 

@@ -6,7 +6,7 @@ leaves a receipt, so neither their number, nor the executor, nor an interruption
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,10 @@ class Job:
         """The file that says that task `rank` of a stage is done."""
         name = self.tasks[rank].name if stage == TOKENS else f"{rank:06d}"
         return self.work / "receipts" / stage / f"{name}.json"
+
+    def unfinished(self, stage: str, ranks: Iterable[int]) -> list[int]:
+        """Those tasks of a stage that have no receipt."""
+        return [rank for rank in ranks if not self.receipt(stage, rank).is_file()]
 
     def rejects(self, rank: int) -> Path:
         """Where task `rank` lists its rejects until the split's list is made of all tasks'."""

@@ -32,10 +32,6 @@ _GAP = {"_type": "trackio.histogram"}
 _BEGINNING = datetime.fromtimestamp(0, UTC).isoformat()
 """When all that stands beside a run began: the page lists and colours runs by when they began, newest first."""
 
-_INSERT_BEGINNING = """
-INSERT INTO metrics (timestamp, run_id, run_name, step, metrics, log_id) VALUES (?, ?, ?, 0, '{"tokens":0}', ?)
-"""
-
 
 def folder_of(run: Path) -> Path:
     """Where trackio keeps the runs beside `run`."""
@@ -68,12 +64,7 @@ def _hold(storage: Any, run_id: str, name: str, created_at: str = _BEGINNING) ->
     """Have an entry without metrics, once."""
     run, kind, *_ = *run_id.split("/"), ""
     config = {"_Group": f"{kind}s of {run}" if kind else "runs"}
-    storage.bulk_log(PROJECT, name, [{"tokens": 0}], [0], [created_at], config, [_begins(run_id)], run_id=run_id)
-
-
-def _begins(run_id: str) -> str:
-    """The key of an entry's first row, which has no metrics."""
-    return f"{run_id} begins"
+    storage.bulk_log(PROJECT, name, [{"tokens": 0}], [0], [created_at], config, [f"{run_id} begins"], run_id=run_id)
 
 
 class Page:
@@ -178,16 +169,16 @@ class Page:
             pass
 
     def _empty(self, records: Iterable[dict[str, str]]) -> None:
-        """Leave an entry its beginning alone; in one transaction, since an open page unticks what is gone for a moment.
+        """Leave an entry its beginning alone, and never nothing: an open page unticks what is gone for a moment.
 
-        Written past trackio's storage, which takes out a run in one transaction and has it again in the next.
+        Deleted past trackio's storage, which can only take out the whole run.
         """
         database = self.storage.get_project_db_path(PROJECT)
-        with self.storage._get_process_lock(PROJECT), self.storage._get_connection(database) as connection:
-            for record in records:
-                connection.execute("DELETE FROM metrics WHERE run_id = ?", (record["id"],))
-                beginning = (record["created_at"], record["id"], record["name"], _begins(record["id"]))
-                connection.execute(_INSERT_BEGINNING, beginning)
+        for record in records:
+            _hold(self.storage, record["id"], record["name"], record["created_at"])
+            own = (record["id"], f"{record['id']} begins")
+            with self.storage._get_process_lock(PROJECT), self.storage._get_connection(database) as connection:
+                connection.execute("DELETE FROM metrics WHERE run_id = ? AND log_id IS NOT ?", own)
 
     def _records(self, kind: str = "") -> list[dict[str, str]]:
         """The entries beside the run of a kind; without one all of them, and the run's own."""
