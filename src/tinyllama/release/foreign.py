@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCardData
 
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.files import read_json, write_folder, write_json
 from tinyllama.model.loading import HuggingFaceLlama, load_model, load_tokenizer
 from tinyllama.plan import num_parameters
 from tinyllama.release.card_scores import by_task, eval_results
 from tinyllama.release.card_use import how_to_use
-from tinyllama.release.formats import check_formats, write_formats
+from tinyllama.release.formats import check_formats, load_formats, write_formats
 from tinyllama.release.hf import CHAT_TEMPLATE, write_hugging_face
 from tinyllama.release.lineage import base_model, hash_files
 from tinyllama.release.markdown import table
@@ -35,7 +35,8 @@ def release_foreign(source: str, formats: Sequence[str] = ALL_FORMATS, force: bo
     """Write `releases/NAME/` from a Hugging Face Llama's folder or hub name; return that folder.
 
     Raises InputError where it is no Llama, where a format's library is missing, and where the release is there already,
-    unless `force` replaces it.
+    unless `force` replaces it; RunStoppedError where an engine fails on a file, and, once the release is written, where
+    one crashes.
     """
     there = HuggingFaceLlama.open(source)
     name = _name(Path(source)) if Path(source).exists() else source.partition("/")[2]
@@ -52,8 +53,11 @@ def release_foreign(source: str, formats: Sequence[str] = ALL_FORMATS, force: bo
             facts["reference"] = reference(model, tokenizer)
             del model
             write_formats(part, formats, name)
+            crashes = load_formats(part, facts["reference"])
         (part / "huggingface" / "README.md").write_text(foreign_card(facts, None), encoding="utf-8")
         write_json(part / "release.json", {**facts, "files": hash_files(part)})
+    if crashes:
+        raise RunStoppedError(f"{folder}: released, but {crashes[0]}")
     return folder
 
 

@@ -4,16 +4,10 @@ Weights are read, converted and written one at a time. llama.cpp rotates neighbo
 Hugging Face rotates i and i + E/2, so the rows of each head's query and key change places.
 """
 
-import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import gguf
-import llama_cpp
 import numpy as np
-import torch
 from torch import Tensor
 
 from tinyllama.errors import InputError
@@ -21,22 +15,23 @@ from tinyllama.model.loading import HuggingFaceLlama, Safetensors
 from tinyllama.recipe import Model
 from tinyllama.release.gguf_tokenizer import add_tokenizer
 from tinyllama.release.hf import CHAT_TEMPLATE
+from tinyllama.release.isolation import convert
 from tinyllama.tokenizer_files import read_tokenizer
 
-QUANTISED = {"Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M}
-_LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+QUANTISED = ("Q8_0", "Q4_K_M")
 
 
 def write_gguf(folder: Path, source: Path, name: str) -> None:
     """Write NAME-F16.gguf, NAME-Q8_0.gguf and NAME-Q4_K_M.gguf into `folder` from a Hugging Face Llama's folder.
 
-    Raises InputError where llama.cpp has no tokenizer of its kind or float16 no place for a weight.
+    Raises InputError where llama.cpp has no tokenizer of its kind or float16 no place for a weight, and RunStoppedError
+    where llama.cpp's quantiser fails or crashes.
     """
     folder.mkdir(parents=True)
     whole = folder / f"{name}-F16.gguf"
     _write_f16(whole, HuggingFaceLlama.open(source), name)
-    for kind, number in QUANTISED.items():
-        _quantise(whole, folder / f"{name}-{kind}.gguf", number)
+    for kind in QUANTISED:
+        convert("quantise", str(whole), str(folder / f"{name}-{kind}.gguf"), kind)
 
 
 def _write_f16(path: Path, there: HuggingFaceLlama, name: str) -> None:
@@ -101,34 +96,3 @@ def _converted(name: str, tensor: Tensor, shape: Model) -> Tensor:
 def rotated_by_neighbours(weight: Tensor, heads: int) -> Tensor:
     """Rows [heads * E, D] of a query or key, for a rotation of 2i with 2i + 1 instead of i with i + E/2."""
     return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-
-
-def _quantise(source: Path, path: Path, kind: int) -> None:
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype, parameters.nthread = kind, torch.get_num_threads()
-    with _errors_of_llama_cpp() as errors:
-        failed = llama_cpp.llama_model_quantize(bytes(source), bytes(path), ctypes.byref(parameters))
-    if failed:
-        raise RuntimeError(f"{path.name}: llama.cpp did not quantise it: {' '.join(errors)}")
-
-
-@contextmanager
-def _errors_of_llama_cpp() -> Iterator[list[str]]:
-    """Keep llama.cpp's log, a line a tensor, to itself; yield the errors in it."""
-    errors: list[str] = []
-
-    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-    def note(level: int, text: bytes, _: Any) -> None:
-        if level == _LOG_ERROR:
-            errors.append(text.decode(errors="replace").strip())
-
-    llama_cpp.llama_log_set(note, None)
-    try:
-        yield errors
-    finally:
-        llama_cpp.llama_log_set(_silent, None)
-
-
-@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _silent(*_: Any) -> None:
-    """What llama.cpp logs to afterwards; it keeps the address, so the function must live as long as the module."""

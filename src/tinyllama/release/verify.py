@@ -4,11 +4,6 @@ Reads a release, writes nothing. An engine runs in a process of its own: what it
 error or an abort, is a row that failed.
 """
 
-import json
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +12,8 @@ from typing import Any
 from tinyllama.errors import InputError
 from tinyllama.files import sha256_of
 from tinyllama.progress import Bar
-from tinyllama.release import engines
-from tinyllama.release.formats import LIBRARIES, check_libraries
+from tinyllama.release.formats import LIBRARIES, Format, check_libraries, formats_of
+from tinyllama.release.isolation import observe
 from tinyllama.release.lineage import read_facts
 from tinyllama.words import columns
 
@@ -35,6 +30,8 @@ class Check:
     expected: str
     found: str
     passed: bool
+    remedy: str = ""
+    """Where the engine ended by a signal: what to do. Such a check says nothing about the file."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +59,6 @@ LIMITS = {
 }
 
 
-@dataclass(frozen=True)
-class Format:
-    """A format in a release: its name in the table, what runs it, and the path that the engine gets."""
-
-    name: str
-    engine: str
-    path: str
-
-
 def verify(release_folder: str | Path) -> list[Check]:
     """Check a release's files, and each of its formats in transformers, llama.cpp or CTranslate2.
 
@@ -80,7 +68,7 @@ def verify(release_folder: str | Path) -> list[Check]:
     facts = read_facts(folder)
     if not (facts.keys() >= {"reference", "files", "formats"} and facts["reference"] and facts["files"]):
         raise InputError(f"{folder}/release.json: no reference to hold the formats against; release the run again")
-    found = formats(facts["files"])
+    found = formats_of(facts["files"])
     check_libraries(library for entry in found for library in LIBRARIES[entry.name.split()[0]])
     there = {entry.name.split()[0] for entry in found}
     lacking = [name for name in facts["formats"] if name not in there]
@@ -93,18 +81,6 @@ def verify(release_folder: str | Path) -> list[Check]:
             checks += format_checks(entry, folder / entry.path, facts["reference"])
         bar.show(1 + len(found))
     return checks
-
-
-def formats(files: Sequence[str] | Facts) -> list[Format]:
-    """The formats that a release's files belong to, whether or not they are still there."""
-    ggufs = {Path(name).stem.rpartition("-")[2]: name for name in files if name.startswith("gguf/")}
-    folders = {Path(name).parts[1] for name in files if name.startswith("ctranslate2/")}
-    pages = {Path(name).parts[0] for name in files} & {"huggingface"}
-    return [
-        *(Format(name, "transformers", name) for name in pages),
-        *(Format(f"gguf {kind}", "llama_cpp", ggufs[kind]) for kind in ("F16", "Q8_0", "Q4_K_M") if kind in ggufs),
-        *(Format(f"ctranslate2 {kind}", "ctranslate2", f"ctranslate2/{kind}") for kind in sorted(folders)),
-    ]
 
 
 def file_checks(folder: Path, files: Facts) -> list[Check]:
@@ -131,9 +107,9 @@ def format_checks(entry: Format, path: Path, reference: Facts) -> list[Check]:
     limits = LIMITS[entry.name]
     if limits.tie is None:
         reference = {**reference, "continuations": []}
-    observed = _observe(entry.engine, path, reference)
+    observed = observe(entry.engine, path, reference)
     if "error" in observed:
-        return [Check(entry.name, "loads and runs", "yes", observed["error"], False)]
+        return [Check(entry.name, "loads and runs", "yes", observed["error"], False, observed.get("remedy", ""))]
     rows = [_special(reference, observed), _tokens(reference, observed)]
     if limits.tie is not None:
         rows.append(_greedy(reference, observed, limits.tie))
@@ -191,33 +167,13 @@ def _first_difference(expected: Sequence[int], found: Sequence[int]) -> int:
     return next((place for place, (one, other) in pairs if one != other), min(len(expected), len(found)))
 
 
-def _observe(engine: str, path: Path, reference: Facts) -> Facts:
-    """What an engine says, or why it says nothing."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "observed.json"
-        # -P: this folder has modules of the same names as the libraries
-        command = [sys.executable, "-P", engines.__file__, engine, str(path), str(out)]
-        ended = subprocess.run(command, input=json.dumps(reference).encode(), capture_output=True, check=False)
-        if out.is_file():
-            observed: Facts = json.loads(out.read_text())
-            return observed
-    return {"error": f"{engine} {_end(ended.returncode)}{_last_line(ended.stderr)}"}
-
-
-def _end(status: int) -> str:
-    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-
-
-def _last_line(said: bytes) -> str:
-    lines = said.decode(errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f": {last}" if last else ""
-
-
 def table(checks: Sequence[Check]) -> Iterator[str]:
-    """The lines of the table, and what they come to."""
+    """Yield the lines of the table, a line for each engine that crashed, and the result."""
     rows = [("format", "check", "expected", "found", "")]
     rows += [(row.subject, row.what, row.expected, row.found, "pass" if row.passed else "FAIL") for row in checks]
     yield from columns(rows)
-    failed = sum(not row.passed for row in checks)
-    yield f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"
+    yield from dict.fromkeys(
+        f"{row.found}, which is no evidence against the file; {row.remedy}" for row in checks if row.remedy
+    )
+    failed = [row for row in checks if not row.passed]
+    yield f"{len(failed)} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"

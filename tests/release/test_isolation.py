@@ -1,0 +1,120 @@
+"""llama.cpp loads files without weight repacking, and an engine that crashes is reported as that."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.release.conftest import MakeRun
+
+from tinyllama import cli
+from tinyllama.release import engines
+from tinyllama.release.verify import verify
+
+pytest_plugins = ["tests.release.formats_fixtures"]
+
+HERE = Path(__file__).parent
+CRASHED = "llama.cpp crashed (SIGSEGV) on this machine"
+
+
+def loading(path: Path, how: str) -> str:
+    command = [sys.executable, str(HERE / "llama_cpp_buffers.py"), str(path), how]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stderr
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, engine: str, how: str) -> None:
+    """Have the engine end so, in its own process; the others run."""
+    monkeypatch.setattr(engines, "__file__", str(HERE / "crashing_engine.py"))
+    monkeypatch.setenv("CRASH", f"{engine}={how}")
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_K_M"])
+def test_the_wrapper_loads_a_file_without_repacked_weights(all_formats: Path, kind: str) -> None:
+    path = all_formats / f"gguf/small-{kind}.gguf"
+    log = loading(path, "wrapper")
+    assert "extra buffers: False" in log
+    assert "REPACK model buffer" not in log
+    assert "AMX model buffer" not in log
+    default = loading(path, "default")  # only loads: a CPU with AMX crashes when it computes
+    assert "extra buffers: True" in default
+
+
+def test_quantised_files_run_at_every_number_of_tokens_per_batch(all_formats: Path) -> None:
+    """On a CPU with AMX this crashes without the wrapper; on others it shows that the wrapper computes."""
+    command = [sys.executable, str(HERE / "llama_cpp_batches.py"), str(all_formats / "gguf/small-Q4_K_M.gguf")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, ["1", "2", "3", "17", "64"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGILL, signal.SIGABRT])
+def test_an_engine_that_crashes_fails_its_checks_with_the_remedy_and_the_others_run(
+    release: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    plant(monkeypatch, "llama_cpp", str(int(number)))
+    checks = verify(release)
+    crashed = [check for check in checks if not check.passed]
+    assert [check.subject for check in crashed] == ["gguf F16", "gguf Q8_0", "gguf Q4_K_M"]
+    assert {check.found for check in crashed} == {
+        f"llama.cpp crashed ({number.name}) on this machine: a line that the engine logged"
+    }
+    assert {check.subject for check in checks if check.passed} >= {"huggingface", "ctranslate2 int8"}
+
+
+def test_verify_says_once_that_a_crash_is_no_evidence_and_what_to_do(
+    release: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(monkeypatch, "any", str(int(signal.SIGSEGV)))
+    assert cli.main(["verify", str(release)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.startswith(CRASHED))
+    assert "no evidence against the file" in line
+    assert "CMAKE_ARGS=-DGGML_NATIVE=OFF" in line
+    assert lines[-1] == "6 of 7 checks failed"
+
+
+def test_a_killed_engine_is_not_called_a_crash(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, "ctranslate2", str(int(signal.SIGKILL)))
+    failed = [check for check in verify(release) if not check.passed]
+    assert {check.found.split(":")[0] for check in failed} == {"CTranslate2 was killed (SIGKILL)"}
+    assert all("memory" in check.remedy for check in failed)
+
+
+FORMATS = ("--formats", "huggingface", "gguf")
+
+
+def test_a_crash_while_a_release_is_loaded_leaves_the_release_and_status_1(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run()
+    plant(monkeypatch, "llama_cpp", str(int(signal.SIGSEGV)))
+    assert cli.main(["release", str(run), *FORMATS]) == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "tinyllama:" in line)
+    assert CRASHED in line
+    assert "released" in line
+    assert (run / "releases/step-00000040/release.json").is_file()
+
+
+@pytest.mark.parametrize("engine", ["llama_cpp", "quantise"])
+def test_a_file_that_its_engine_refuses_or_cannot_write_is_no_release(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], engine: str
+) -> None:
+    run = make_run()
+    plant(monkeypatch, engine, "error")
+    assert cli.main(["release", str(run), *FORMATS]) == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "tinyllama:" in line)
+    assert "llama.cpp" in line
+    assert "--formats" in line
+    assert not any((run / "releases").glob("*/release.json"))
+
+
+@pytest.mark.parametrize("step", ["quantise", "convert"])
+def test_a_crash_while_a_format_is_written_is_one_line_and_no_release(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: str
+) -> None:
+    run = make_run()
+    plant(monkeypatch, step, str(int(signal.SIGILL)))
+    assert cli.main(["release", str(run), "--formats", "gguf", "ctranslate2"]) == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "tinyllama:" in line)
+    assert "crashed (SIGILL) on this machine" in line
+    assert not any((run / "releases").glob("*/release.json"))
