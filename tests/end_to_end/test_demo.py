@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinyllama import cli
+from tinyllama.release import engines
 
+CRASHING = Path(__file__).parents[1] / "release/crashing_engine.py"
 SHORT = {
     "train.tokens": "40K",
     "train.batch_sequences": "8",
@@ -53,7 +56,13 @@ def test_the_demo_makes_a_release_that_transformers_loads_and_says_what_it_did(
 
     losses = (tmp_path / "runs/demo/metrics.jsonl").read_bytes()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tinyllama.demo.verify", lambda folder: [])  # six engines, which have passed above
-    assert cli.main(COMMAND) == 0  # what is there is used, not made again
+    # the engines' processes crash at once: the same command again fails by their names, and makes nothing again
+    monkeypatch.setattr(engines, "__file__", str(CRASHING))
+    monkeypatch.setenv("CRASH", f"any={int(signal.SIGSEGV)}")
+    assert cli.main(COMMAND) == 1
     assert (tmp_path / "runs/demo/metrics.jsonl").read_bytes() == losses
-    assert measured[0] in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert measured[0] in out
+    assert "\nDone" not in out
+    last = out.splitlines()[-1]
+    assert "gguf Q8_0 (loads and runs), gguf Q4_K_M (loads and runs)" in last
