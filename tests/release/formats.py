@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.release.native import apart
 
 from tinyllama.files import read_json, write_json
 from tinyllama.model.llama import Llama, initialize
@@ -33,7 +34,7 @@ def random_model(vocab_size: int, shape: Model = SHAPE) -> Llama:
 def write_release(folder: Path, model: Llama, tokenizer: Tokenizer, formats: Sequence[str] = FORMATS) -> Path:
     facts: dict[str, Any] = {"reference": reference(model, tokenizer), "formats": list(formats)}
     write_hugging_face(folder / "huggingface", model, tokenizer)
-    write_formats(folder, formats, "small")
+    apart(write_formats, folder, formats, "small")
     write_json(folder / "release.json", facts | {"files": hash_files(folder)})
     return folder
 

@@ -2,11 +2,14 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from tests.release.native import apart
 
 from tinyllama.errors import InputError
 from tinyllama.evaluate import Evaluation
@@ -96,21 +99,19 @@ def test_files_that_are_no_longer_there_are_not_called_a_public_data_set(run: Pa
 
 @pytest.fixture(scope="module")
 def in_all_formats(make_run: Any) -> Path:
-    return release(make_run(), formats=["huggingface", "gguf", "ctranslate2"])
+    return apart(release, make_run(), formats=["huggingface", "gguf", "ctranslate2"])
 
 
 @pytest.mark.parametrize(("number", "place"), enumerate(("huggingface", ".", ".")))
-def test_every_snippet_runs_in_its_engine(
-    in_all_formats: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int, place: str
-) -> None:
+def test_every_snippet_runs_in_its_engine(in_all_formats: Path, tmp_path: Path, number: int, place: str) -> None:
     snippets = re.findall(r"```python\n(.*?)```", card_of(in_all_formats), re.DOTALL)
     assert len(snippets) == 3
-    monkeypatch.chdir(in_all_formats / place)
-    capfd.readouterr()
-    exec(compile(snippets[number], "README.md", "exec"), {})
-    printed = capfd.readouterr().out
-    assert printed.startswith("The file is opened")
-    assert len(printed) > len("The file is opened\n")
+    (tmp_path / "snippet.py").write_text(snippets[number])
+    command = [sys.executable, tmp_path / "snippet.py"]
+    done = subprocess.run(command, check=False, cwd=in_all_formats / place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("The file is opened")
+    assert len(done.stdout) > len("The file is opened\n")
 
 
 def test_the_training_table_is_the_recipe(released: Path) -> None:

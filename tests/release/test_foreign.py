@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from gguf import GGUFReader
+from tests.release.native import apart
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinyllama import cli
@@ -53,7 +54,7 @@ def test_a_chat_model_can_still_be_spoken_to(llama: str, place: str) -> None:
     else:
         path.write_text(TEMPLATE)
     write_json(Path(llama) / "generation_config.json", {"eos_token_id": [2, 5]})
-    folder = release_foreign(llama, ["huggingface", "gguf"])
+    folder = apart(release_foreign, llama, ["huggingface", "gguf"])
     said = AutoTokenizer.from_pretrained(folder / "huggingface").apply_chat_template(
         [{"role": "user", "content": "hello"}], tokenize=False
     )

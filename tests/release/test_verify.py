@@ -3,19 +3,17 @@
 import re
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from gguf import GGUFWriter
 from tests.release.formats import failed, only, random_model, write_release
+from tests.release.native import apart, write_gguf
 
 from tinyllama import cli
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_json
 from tinyllama.model import weights
-from tinyllama.release import engines, formats, gguf
+from tinyllama.release import engines, formats
 from tinyllama.release.hf import write_hugging_face
 from tinyllama.release.verify import Check, _greedy, table, verify
 from tinyllama.tokenizer import Tokenizer
@@ -45,46 +43,17 @@ def test_an_untouched_release_passes_in_every_engine_and_stays_untouched(
     assert lines[-1] == "all 22 checks passed"
 
 
-def make_gguf_again(release: Path) -> None:
-    for path in (release / "gguf").iterdir():
-        path.unlink()
-    (release / "gguf").rmdir()
-    gguf.write_gguf(release / "gguf", release / "huggingface", "small")
-
-
-def plant_rope(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyllama.release.gguf.rotated_by_neighbours", lambda weight, heads: weight)
-    make_gguf_again(release)
-
-
-def plant_no_start(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    add = GGUFWriter.add_add_bos_token
-    monkeypatch.setattr("gguf.GGUFWriter.add_add_bos_token", lambda writer, _: add(writer, False))
-    make_gguf_again(release)
-
-
-def plant_swapped_in_gguf(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    swap, right = {"gate": "up", "up": "gate"}, gguf._names
-
-    def swapped(*arguments: Any) -> dict[str, str]:
-        return {re.sub(r"gate|up", lambda m: swap[m[0]], name): ours for name, ours in right(*arguments).items()}
-
-    monkeypatch.setattr("tinyllama.release.gguf._names", swapped)
-    make_gguf_again(release)
-
-
 @pytest.mark.parametrize(
-    ("plant", "rows"),
+    ("fault", "rows"),
     [
-        (plant_rope, {"gguf F16 greedy", "gguf F16 nats a token", "gguf Q8_0 nats a token"}),
-        (plant_no_start, {"gguf F16 tokens", "gguf Q8_0 tokens", "gguf Q4_K_M tokens"}),
-        (plant_swapped_in_gguf, {"gguf F16 greedy", "gguf F16 nats a token"}),
+        ("rope", {"gguf F16 greedy", "gguf F16 nats a token", "gguf Q8_0 nats a token"}),
+        ("no start", {"gguf F16 tokens", "gguf Q8_0 tokens", "gguf Q4_K_M tokens"}),
+        ("swapped", {"gguf F16 greedy", "gguf F16 nats a token"}),
     ],
 )
-def test_a_wrong_gguf_fails(
-    release: Path, monkeypatch: pytest.MonkeyPatch, plant: Callable[..., None], rows: set[str]
-) -> None:
-    plant(release, monkeypatch)
+def test_a_wrong_gguf_fails(release: Path, fault: str, rows: set[str]) -> None:
+    shutil.rmtree(release / "gguf")
+    apart(write_gguf, release / "gguf", release / "huggingface", fault)
     assert rows <= {f"{check.subject} {check.what}" for check in failed(only(release, "gguf"))}
 
 
