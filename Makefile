@@ -12,15 +12,22 @@ LOWEST := tests/test_recipe.py tests/test_tokenizer.py tests/model tests/plan te
 	tests/data tests/track/test_trackers.py tests/train/test_train.py tests/train/test_float8.py \
 	tests/train/test_checkpoint.py tests/train/test_exactness.py
 
-.PHONY: demo test check docs docs-serve bench bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-lowest check-clusters soak lock install-locked fuzz clean
+.PHONY: demo test test-fast check docs docs-serve bench bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-lowest check-clusters soak lock install-locked fuzz clean
 
 # Raw text to a released model, on a laptop's CPU.
 demo: .venv/installed
 	$(BIN)/tinyllama demo
 
-# The README's test command: two files at a time, each in one process, since a file's tests share what they set up.
+# The README's test command: two files at a time, each in one process, since a file's tests share what they set up. A
+# process that crashes is not started again: the run ends (tests/conftest.py).
+TEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations 25
+
 test: .venv/installed-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(TEST)
+
+# The same without the tests that are marked slow: under 4 minutes on two cores.
+test-fast: .venv/installed-dev
+	$(TEST) -m "not slow"
 
 # The linters: formatting, rules, types; and how long files and functions are.
 check: .venv/installed-dev

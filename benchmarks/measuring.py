@@ -7,7 +7,6 @@ or without a value in every round, is refused, since its ratio would say nothing
 
 import argparse
 import platform
-import re
 import statistics
 import sys
 import time
@@ -16,10 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 
 from tinyllama.files import write_json
-from tinyllama.hardware import installed_bytes
+from tinyllama.hardware import device_name, installed_bytes
 from tinyllama.processes import usable_cores
 
 OURS = "tinyllama"
@@ -179,9 +179,8 @@ def options(doc: str | None, rounds: int) -> argparse.ArgumentParser:
 
 def machine(product_gflops: list[float], load: list[float]) -> Machine:
     """This machine, with what was measured of it."""
-    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return Machine(
-        cpu=found[1] if found else platform.processor() or platform.machine(),
+        cpu=device_name(torch.device("cpu")),
         cores=usable_cores(),
         memory_bytes=installed_bytes(),
         system=f"{platform.system()} {platform.release()}",

@@ -2,7 +2,8 @@
 
 Shape small: a Llama of 55M parameters, 8 rows of 512 tokens a step, bf16. All get the same rows of real text, threads,
 torch and settings of glibc's allocator, each its own best settings, and take turns, so that neighbours slow all alike.
-Each times a bf16 2048^3 product between its steps; an MFU is a share of that. Peers are installed under --work.
+Each times a bf16 2048^3 product between its steps; an MFU is a share of the fastest one so far. Peers are installed
+under --work.
 
     python benchmarks/training.py
     python benchmarks/training.py --ranks       # two ranks of a thread each beside one process of two threads
@@ -53,6 +54,7 @@ OTHER_SETTINGS: dict[str, dict[str, str]] = {
     "torchtitan bf16-true": {"precision": "bf16-true"},
 }
 NAMES = "; ".join([*SETTINGS, *OTHER_SETTINGS])
+PRODUCT = "the fastest bf16 2048^3 product timed between the steps so far"
 RANK_SETTINGS = {OURS: (1, 2), "two ranks, a thread each": (2, 1)}
 COMMON = {
     "litgpt": "what `litgpt pretrain` calls, compiled, fused AdamW; with bf16-true its weights are bf16, ours float32",
@@ -169,7 +171,7 @@ def as_measures(
     )
     columns = {
         "tokens_per_second": ("training speed", "tokens/s", True, 1.0, ""),
-        "mfu": ("training, MFU", "%", True, 100.0, " MFU is a share of a bf16 2048^3 product timed between the steps."),
+        "mfu": ("training, MFU", "%", True, 100.0, f" MFU is a share of {PRODUCT}."),
         "memory_bytes": ("training, peak memory", "GB", False, 1e-9, " The process's peak."),
     }
     described = {name: describe(name) for name in turns}

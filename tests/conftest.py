@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ from tinyllama.data.tasks import Job
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer_training import train_tokenizer
 
+MAY_CRASH = {"llama_cpp", "ctranslate2"}
+"""Libraries whose native code may end its process: tests run them in others, such as tests/release/native.py's."""
+REPORTED: set[str] = set()
+"""Those of them that a test was failed for."""
+
 # A process that holds a folder's lock until its standard input ends.
 HOLD = """
 import sys
@@ -37,6 +43,28 @@ with alone_in(Path(sys.argv[1]), sys.argv[2], ""):
     print("held", flush=True)
     sys.stdin.read()
 """
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_handlecrashitem(report: Any) -> None:
+    """Note that a report is of a crash; the next hook ends the run once the report is shown."""
+    report.is_crash = True
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: Any) -> None:
+    """End the run at once when a test process crashes; xdist alone lets the others finish the files that they have."""
+    if getattr(report, "is_crash", False):
+        pytest.exit(report.longrepr, returncode=1)
+
+
+@pytest.fixture(autouse=True)
+def nothing_that_may_crash() -> Iterator[None]:
+    """Fail the test that brings one of these libraries into the tests' process."""
+    yield
+    loaded = MAY_CRASH & sys.modules.keys() - REPORTED
+    REPORTED.update(loaded)
+    assert not loaded, "run it in a process of its own: see tests/release/native.py"
 
 
 def python_sources(count: int) -> list[str]:

@@ -3,15 +3,19 @@
 import ctypes
 import os
 import platform
+import re
 import resource
 import shutil
 import sysconfig
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tinyllama.plan.machines import of_device
+from tinyllama.processes import usable_cores
 
 
 def peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
@@ -31,6 +35,39 @@ def measure_product(precision: torch.dtype, size: int = 2048) -> float:
         left @ right
         best = min(best, time.perf_counter() - begun)
     return 2 * size**3 / best
+
+
+def device_name(device: torch.device) -> str:
+    """Return a GPU's name or the CPU's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpus = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", cpus.read_text(), re.MULTILINE) if cpus.is_file() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def describe(device: torch.device, ranks: int) -> dict[str, Any]:
+    """Describe what `ranks` processes compute on, each on a device like this one, as JSON: see `in_words`."""
+    found = {"device": device_name(device), "type": device.type, "ranks": ranks}
+    if device.type == "cpu":
+        found |= {"cores": usable_cores(), "threads": torch.get_num_threads()}
+    return found
+
+
+def in_words(entry: Mapping[str, Any]) -> str:
+    """Return what `describe` found, and the peak of each rank where the entry has one, as one line."""
+    ranks, on_cpu = entry["ranks"], entry["type"] == "cpu"
+    if on_cpu:
+        cores, threads = (
+            f"{entry[name]} {name.removesuffix('s' * (entry[name] == 1))}" for name in ("cores", "threads")
+        )
+        words = f"{entry['device']}, {cores}, " + (f"{ranks} ranks with {threads} each" if ranks > 1 else threads)
+    else:
+        words = f"{ranks} x {entry['device']}"
+    if entry["peak_flops"] is None:
+        return f"{words}; {entry['precision']} peak not known"
+    source = f"per {'rank' if on_cpu else 'GPU'}, {'measured' if on_cpu else 'from its data sheet'}"
+    return f"{words}; {entry['precision']} peak {entry['peak_flops'] / 1e12:.3g} TFLOP/s {source}"
 
 
 def can_compile(device: torch.device) -> bool:

@@ -21,6 +21,18 @@ from tinyllama.train import checkpoint
 from tinyllama.train.optimizer import build_optimizers
 
 STEPS = (9, 10, 40)
+HARDWARE = [
+    {
+        "device": "Xeon 6",
+        "type": "cpu",
+        "ranks": 1,
+        "cores": 8,
+        "threads": 4,
+        "precision": "fp32",
+        "peak_flops": 2.5e11,
+    },
+    {"device": "NVIDIA L4", "type": "cuda", "ranks": 2, "precision": "fp32", "peak_flops": None},
+]
 
 MakeRun = Callable[..., Path]
 
@@ -110,6 +122,7 @@ def save_checkpoint(run: Path, recipe: Recipe, step: int, digests: dict[str, str
             parameter.add_(noise, alpha=0.1)
     optimizers = build_optimizers(model, recipe.train.optimizer)
     state = {"tokens": step * recipe.train.batch_tokens, "time": 1.79e9, "digest": recipe.digest, **digests}
+    state["hardware"] = HARDWARE
     saver = checkpoint.Saver(run, asynchronous=False, on_commit=lambda *_: None)
     saver.begin(step, model, optimizers, state | {"vocab_size": model.vocab_size}, time.perf_counter())
     assert saver.settle() is None

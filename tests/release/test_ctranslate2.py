@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import ctranslate2
 import numpy as np
 import pytest
 import torch
 from tests.release.formats import SHAPE, failed, only, random_model, write_release
+from tests.release.native import apart, compute_type, logits_in_ctranslate2
 
 from tinyllama.files import read_json
 from tinyllama.model.loading import load_model
@@ -35,15 +35,14 @@ def test_the_configuration_names_the_markers_and_the_tokenizer_lies_beside(all_f
 def test_int8_takes_a_quarter_of_float32_and_computes_the_rest_in_float32(all_formats: Path) -> None:
     sizes = [(all_formats / "ctranslate2" / kind / "model.bin").stat().st_size for kind in FOLDERS]
     assert 0.25 < sizes[1] / sizes[0] < 0.3
-    types = [ctranslate2.Generator(str(all_formats / "ctranslate2" / kind)).compute_type for kind in FOLDERS]
+    types = [apart(compute_type, all_formats / "ctranslate2" / kind) for kind in FOLDERS]
     assert types == ["float32", "int8_float32"]
 
 
 @torch.no_grad()
 def test_logits_of_float32_equal_ours(all_formats: Path) -> None:
     ids = list(range(100))
-    model = ctranslate2.Generator(str(all_formats / "ctranslate2/float32"))
-    found = np.array(model.forward_batch([ids], return_log_probs=False))
+    found = apart(logits_in_ctranslate2, all_formats / "ctranslate2/float32", ids)
     expected = load_model(all_formats / "huggingface")(torch.tensor([ids])).numpy()
     assert np.abs(found - expected).max() < 1e-4
     assert expected.std() > 0.1

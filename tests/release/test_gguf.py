@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import llama_cpp
 import pytest
 import tokenizers
 import torch
 from tests.conftest import python_sources
 from tests.release.formats import SHAPE, failed, only, random_model, write_release
+from tests.release.native import apart, ids_in_llama_cpp
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from tinyllama.errors import InputError
@@ -31,11 +31,6 @@ def fields_of(path: Path) -> dict[str, Any]:
 
 def types_of(path: Path) -> dict[str, str]:
     return {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
-
-
-def ids_in_llama_cpp(path: Path, texts: list[str]) -> list[list[int]]:
-    model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
-    return [model.tokenize(text.encode()) for text in texts]
 
 
 def test_the_keys_say_what_the_model_and_its_tokenizer_are(all_formats: Path) -> None:
@@ -99,7 +94,7 @@ def test_llama_cpp_gives_our_ids_on_hard_texts(all_formats: Path, tmp_path: Path
         tokenizer = Tokenizer.load(tmp_path / "tokenizer")
         path = write_release(tmp_path / "release", random_model(600), tokenizer, ["gguf"]) / "gguf/small-F16.gguf"
     texts = list(hard_texts([piece.decode(errors="ignore") for piece in tokenizer.piece_bytes()]))
-    assert ids_in_llama_cpp(path, texts) == [[1, *tokenizer.encode(text)] for text in texts]
+    assert apart(ids_in_llama_cpp, path, texts) == [[1, *tokenizer.encode(text)] for text in texts]
 
 
 def byte_level(folder: Path, words: Any, start: bool) -> Tokenizer:
@@ -137,7 +132,7 @@ def test_a_byte_level_tokenizer_is_the_same_in_llama_cpp(tmp_path: Path, words: 
     assert fields["tokenizer.ggml.add_bos_token"] is start
     texts = list(hard_texts([piece.decode(errors="ignore") for piece in tokenizer.piece_bytes()]))
     expected = [tokenizer.start_ids + tokenizer.encode(text) for text in texts]
-    assert ids_in_llama_cpp(release / "gguf/small-F16.gguf", texts) == expected
+    assert apart(ids_in_llama_cpp, release / "gguf/small-F16.gguf", texts) == expected
 
 
 def test_a_tokenizer_that_llama_cpp_has_not_is_refused_by_its_kind(tmp_path: Path) -> None:
@@ -148,7 +143,7 @@ def test_a_tokenizer_that_llama_cpp_has_not_is_refused_by_its_kind(tmp_path: Pat
     with pytest.raises(
         InputError, match=r"tokenizer\.json: .*BPE of Punctuation, ByteLevel.*leave gguf out"
     ) as refused:
-        write_gguf(tmp_path / "gguf", tmp_path / "huggingface", "small")
+        write_gguf(tmp_path / "gguf", tmp_path / "huggingface")
     assert "\n" not in str(refused.value)
 
 
@@ -158,4 +153,4 @@ def test_a_weight_that_float16_does_not_hold_is_refused_by_name(pieces: Tokenize
         model.head_weight[5, 5] = 1e5
     write_hugging_face(tmp_path / "huggingface", model, pieces)
     with pytest.raises(InputError, match=r"lm_head\.weight: a weight is over 65504"):
-        write_gguf(tmp_path / "gguf", tmp_path / "huggingface", "small")
+        write_gguf(tmp_path / "gguf", tmp_path / "huggingface")

@@ -102,6 +102,21 @@ def test_the_command_writes_into_the_run_and_names_the_file(run: Path, capsys: p
     assert (run / "report.html").stat().st_size < 500_000
 
 
+def test_the_hardware_is_that_of_the_newest_checkpoint_or_else_of_the_newest_release(run: Path) -> None:
+    entry = {"device": "Xeon 6", "type": "cpu", "ranks": 2, "cores": 4, "threads": 1, "precision": "fp32"}
+    path = run / "checkpoints/step-00000040/state.json"
+    write_json(path, read_json(path) | {"hardware": [entry | {"peak_flops": 1.5e11}]})
+    words = "Xeon 6, 4 cores, 2 ranks with 1 thread each; fp32 peak 0.15 TFLOP/s per rank, measured."
+    assert words in page_of(run).text
+    release = run / "releases/step-00000040/release.json"
+    write_json(release, read_json(release) | {"hardware": [entry | {"peak_flops": 2.5e11}]})
+    assert words in page_of(run).text
+    shutil.rmtree(run / "checkpoints")
+    assert words.replace("0.15", "0.25") in page_of(run).text
+    write_json(release, {name: value for name, value in read_json(release).items() if name != "hardware"})
+    assert "Hardware" not in page_of(run).text  # a release of an earlier version
+
+
 def test_a_run_that_has_just_begun_has_a_report(run: Path) -> None:
     for name in ("checkpoints", "releases"):
         shutil.rmtree(run / name)

@@ -1,13 +1,11 @@
 """What the tests of faults share; they name it in `pytest_plugins`."""
 
-import signal
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 import pytest
 import torch
-from tests.train.launching import LIMIT_SECONDS, finish
+from tests.train.launching import finish
 
 
 @pytest.fixture
@@ -18,16 +16,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr("tinyllama.hardware.peak_flops", lambda device, precision: None)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(int(LIMIT_SECONDS))
     yield tmp_path
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
     torch.set_num_threads(threads)
-
-
-def give_up(number: int, frame: FrameType | None) -> None:
-    raise TimeoutError(f"a test in this process took {LIMIT_SECONDS:g} s: a run that never ends?")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from tinyllama.hardware import in_words
 from tinyllama.recipe import Recipe
 from tinyllama.recipe_train import Schedule
 from tinyllama.release.card_data import data_section
@@ -100,6 +101,8 @@ def _training(facts: Facts, recipe: Recipe) -> str:
         "seed": str(recipe.seed),
         "recipe digest": f"`{facts['recipe']['digest']}`",
     }
+    if used := facts.get("hardware"):  # releases of earlier versions have none
+        rows["hardware"] = "; then ".join(map(in_words, used))
     return table(("", ""), rows.items())
 
 

@@ -49,6 +49,7 @@ def lineage(checkpoint: Path, averaged: list[Path], wanted: Release) -> dict[str
         "tokens": state["tokens"],
         "parameters": num_parameters(recipe.model, vocab_size),
         "initial_weights": state.get("initial_weights"),
+        "hardware": state.get("hardware", []),
         "batches_left_out": sorted(left_out_batches(read_left_out(run))),
         "formats": list(wanted.formats),
         "checkpoints": {folder.name: sha256_of(folder / COMMIT) for folder in averaged},

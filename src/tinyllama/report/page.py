@@ -71,6 +71,7 @@ def _what_it_is(run: Run) -> str:
     return (
         f"A Llama of {size}: {shape.layers} layers, width {shape.dim:,}, {shape.heads} heads, {shape.kv_heads} "
         f"key/value heads, context {shape.context:,} tokens; {run.recipe.train.precision}{on}."
+        + (f" Hardware: {run.hardware}." if run.hardware else "")
     )
 
 

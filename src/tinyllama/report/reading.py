@@ -12,6 +12,7 @@ from typing import Any
 
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of
+from tinyllama.hardware import in_words
 from tinyllama.plan import num_parameters
 from tinyllama.recipe import Recipe
 from tinyllama.release.lineage import store_facts
@@ -60,6 +61,13 @@ class Run:
     def ranks(self) -> list[int]:
         """How many ranks trained, each number once, in order."""
         return list(dict.fromkeys(event["ranks"] for event in self.events if event.get("ranks")))
+
+    @property
+    def hardware(self) -> str | None:
+        """What the run trained on, with its peak; None before the first checkpoint, and of earlier versions' runs."""
+        states = [self.checkpoint, *(facts for _, facts in reversed(self.releases))]
+        used = next((state["hardware"] for state in states if state.get("hardware")), [])
+        return "; then ".join(map(in_words, used)) or None
 
 
 def read_run(folder: Path) -> Run:

@@ -106,7 +106,7 @@ def _train_to_the_end(trainer: Trainer, journal: Journal | None, releaser: Relea
             releaser.add(waiting(trainer.run))
         if first_step < trainer.recipe.train.steps:
             with ExitStack() as stack:
-                session = _open(trainer, journal, releaser, first_step, stack)
+                session = _open(trainer, journal, releaser, first_step, state, stack)
                 while not _train_from(session, first_step, Guard(trainer.recipe.guard, state.get("guard"))):
                     with session.watch.paused():
                         first_step, state = resume(trainer, journal, allow_change)
@@ -149,6 +149,7 @@ def _open(
     journal: Journal | None,
     releaser: Releaser | None,
     first_step: int,
+    state: dict[str, Any],
     stack: ExitStack,
 ) -> Session:
     recipe, ranks = trainer.recipe, trainer.ranks
@@ -157,7 +158,7 @@ def _open(
     before_commit = journal.flush_to_disk if journal else (lambda: None)
     saver = checkpoint.Saver(trainer.run, recipe.checkpoint.asynchronous, on_commit, before_commit)
     stack.callback(saver.close)
-    meter = Meter(recipe, trainer.model.vocab_size, ranks)
+    meter = Meter(recipe, trainer.model.vocab_size, ranks, state.get("hardware", []))
     received = stack.enter_context(signals.noted())
     session = Session(trainer, journal, bar, meter, saver, received, step=first_step)
     session.watch = stack.enter_context(watchdog(recipe.guard.hang_seconds, partial(_say_hung, session)))
@@ -278,6 +279,7 @@ def _save(session: Session, done: int, guard: Guard) -> None:
         "vocab_size": trainer.model.vocab_size,
         "initial_weights": read_origin(trainer.run) if trainer.ranks.is_first else None,
         "ranks": trainer.ranks.count,
+        "hardware": session.meter.hardware(),
         "milestone": is_milestone(recipe, done),
         "guard": guard.state(),
     }

@@ -1,6 +1,11 @@
-"""How fast a run goes: what a row of metrics says of a step's time, work and memory."""
+"""How fast a run goes: what a row of metrics says of a step's time, work and memory; and the hardware it ran on.
+
+The peak of a CPU is the fastest matrix product timed in the run so far, in earlier processes of the run as well. The
+newest product would not do: one that was timed while another job ran makes the MFU too high.
+"""
 
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tinyllama import hardware, plan
@@ -13,27 +18,42 @@ _PEAK_HOLDS_SECONDS = 60.0
 
 
 class Meter:
-    """Times the steps; what happens between `restart` and the step before it is not a step's time."""
+    """Times the steps; what happens between `restart` and the step before it is not a step's time.
 
-    def __init__(self, recipe: Recipe, vocab_size: int, ranks: Ranks) -> None:
+    `before` is `hardware()` of the checkpoint that the run resumed from.
+    """
+
+    def __init__(self, recipe: Recipe, vocab_size: int, ranks: Ranks, before: Iterable[Mapping[str, Any]] = ()) -> None:
         self.recipe, self.ranks = recipe.train, ranks
         self.flops = plan.flops_per_token(recipe.model, vocab_size, recipe.train.sequence_length)
+        self.entries = [dict(entry) for entry in before]
+        here = hardware.describe(ranks.device, ranks.count)
+        here |= {"precision": recipe.train.precision, "peak_flops": None}
+        if not any(entry | {"peak_flops": None} == here for entry in self.entries):
+            self.entries.append(here)
+        self.entry = next(entry for entry in self.entries if entry | {"peak_flops": None} == here)
         self.peak_measured = -_PEAK_HOLDS_SECONDS
         self.restart()
 
     def restart(self) -> None:
-        """Begin to time the next step now; a CPU's peak is measured anew at times, since neighbours come and go."""
+        """Begin to time the next step now; measure a CPU's peak again at times, and keep the highest."""
         if time.monotonic() - self.peak_measured >= _PEAK_HOLDS_SECONDS:
-            self.peak = hardware.peak_flops(self.ranks.device, PRECISIONS[self.recipe.precision])
+            measured = hardware.peak_flops(self.ranks.device, PRECISIONS[self.recipe.precision])
+            before = self.entry["peak_flops"] if self.ranks.device.type == "cpu" else None
+            self.entry["peak_flops"] = max(filter(None, (before, measured)), default=None)
             self.peak_measured = time.monotonic()
         self.begun = time.perf_counter()
 
     def row(self) -> dict[str, Any]:
         """Speed, MFU and memory of the step that just ended."""
-        speed = self.recipe.batch_tokens / (time.perf_counter() - self.begun)
+        speed, peak = self.recipe.batch_tokens / (time.perf_counter() - self.begun), self.entry["peak_flops"]
         self.begun = time.perf_counter()
         return {
             "tokens_per_second": speed,
-            "mfu": speed * self.flops / (self.peak * self.ranks.count) if self.peak else None,
+            "mfu": speed * self.flops / (peak * self.ranks.count) if peak else None,
             "memory_bytes": hardware.memory_bytes(self.ranks.device),
         }
+
+    def hardware(self) -> list[dict[str, Any]]:
+        """Everything the run trained on so far, in the order of first use, with the peak of each rank in FLOP/s."""
+        return [dict(entry) for entry in self.entries]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tinyllama import hardware
 from tinyllama.data.batches import batch_of
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.train import checkpoint
@@ -38,8 +39,9 @@ def resume(trainer: Trainer, journal: Journal | None, allow_change: bool) -> tup
         checkpoint.load(folder, trainer.model, trainer.optimizers)
     if journal:
         journal.cut_back(step)
-        details = {"changed": changed} if changed else {}
-        journal.event("resume" if folder else "start", step, ranks=trainer.ranks.count, **details)
+        details = {"ranks": trainer.ranks.count, "device": hardware.device_name(trainer.ranks.device)}
+        details |= {"changed": changed} if changed else {}
+        journal.event("resume" if folder else "start", step, **details)
     return step, state
 
 

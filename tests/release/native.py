@@ -1,0 +1,54 @@
+"""llama.cpp and CTranslate2 for the tests: each call in a process of its own, so that a crash fails one test.
+
+The processes are forked from one that has imported the libraries, which takes longer than most calls. Only functions
+of this module that run there may import them.
+"""
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["llama_cpp", "ctranslate2"])
+
+
+def apart(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+    """Call a function in a process of its own; its error is raised here.
+
+    BrokenProcessPool where the process crashes.
+    """
+    with ProcessPoolExecutor(1, mp_context=FORKS) as pool:
+        try:
+            return pool.submit(function, *arguments, **options).result()
+        except BaseException:  # such as a test's timeout, after which the pool would wait for its process
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise
+
+
+def ids_in_llama_cpp(path: Path, texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids that llama.cpp's tokenizer gives the texts."""
+    from tinyllama.release.engines import open_llama_cpp
+
+    model = open_llama_cpp(str(path), vocab_only=True)
+    return [model.tokenize(text.encode()) for text in texts]
+
+
+def compute_type(folder: Path) -> str:
+    """Return the type that a CTranslate2 folder is computed in."""
+    import ctranslate2
+
+    return str(ctranslate2.Generator(str(folder)).compute_type)
+
+
+def logits_in_ctranslate2(folder: Path, ids: list[int]) -> Any:
+    """Return float32 [1, len(ids), V]."""
+    import ctranslate2
+    import numpy as np
+
+    return np.array(ctranslate2.Generator(str(folder)).forward_batch([ids], return_log_probs=False))

@@ -1,0 +1,75 @@
+"""The suite never hangs and never hides a crash: `make test` on planted files, in runs of their own."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tomllib
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import pytest
+from tests.release.native import apart
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = re.compile(r"mark\.timeout\((\d+)\)")
+
+
+def make_test(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command of `make test` on some words of its own instead of all tests."""
+    recipe = subprocess.run(["make", "--dry-run", "test"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    (line,) = [line for line in recipe.splitlines() if " -m pytest " in line]
+    command = [sys.executable, *shlex.split(line)[1:], *words]
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    # far less than the planted tests would take
+    return subprocess.run(command, cwd=ROOT, env=ours, check=False, capture_output=True, text=True, timeout=150)
+
+
+def test_a_process_that_crashes_ends_the_run_at_once_and_its_test_is_named() -> None:
+    done = make_test("tests/suite/planted/crash.py", "tests/suite/planted/busy.py")
+    assert done.returncode == 1
+    assert "FAILED tests/suite/planted/crash.py::test_that_crashes" in done.stdout
+    assert "Segmentation fault" in done.stderr
+    assert "passed" not in done.stdout  # busy.py had not ended
+
+
+def test_a_test_that_waits_for_ever_fails_with_its_traceback_and_the_others_run() -> None:
+    done = make_test("tests/suite/planted/hang.py", "-k", "python or next", "--timeout", "8")
+    assert done.returncode == 1
+    assert "FAILED tests/suite/planted/hang.py::test_that_hangs[python] - Failed: Timeout" in done.stdout
+    assert "time.sleep(600)" in done.stdout
+    assert "1 failed, 1 passed" in done.stdout
+
+
+def test_native_code_that_never_returns_ends_the_run_and_its_test_is_named() -> None:
+    limits = ("--timeout", "4", "--override-ini", "faulthandler_timeout=8")
+    done = make_test("tests/suite/planted/hang.py", "-k", "native", *limits)
+    assert done.returncode == 1
+    assert "FAILED tests/suite/planted/hang.py::test_that_hangs[native]" in done.stdout
+    assert "in native" in done.stderr  # of the stack
+
+
+def test_every_test_has_a_limit_and_the_last_one_comes_after_all_others() -> None:
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    marks = [int(found) for path in ROOT.glob("tests/**/*.py") for found in TIMEOUT.findall(path.read_text())]
+    assert 0 < options["timeout"] < min(marks)
+    assert max(marks) < options["faulthandler_timeout"]
+
+
+def test_a_library_that_may_crash_in_the_tests_process_is_an_error_of_its_test() -> None:
+    done = make_test("tests/suite/planted/in_process.py")
+    assert done.returncode == 1
+    assert "ERROR tests/suite/planted/in_process.py::test_that_imports_an_engine" in done.stdout
+    assert "1 error" in done.stdout  # that of the test that imported it, and not of the next
+
+
+def crash() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_crash_in_a_process_apart_fails_its_test_alone() -> None:
+    with pytest.raises(BrokenProcessPool):
+        apart(crash)
+    assert apart(os.getpid) != os.getpid()
