@@ -57,6 +57,7 @@ def test_the_demo_makes_a_release_that_transformers_loads_and_says_what_it_did(
     losses = (tmp_path / "runs/demo/metrics.jsonl").read_bytes()
     monkeypatch.chdir(tmp_path)
     # the engines' processes crash at once: the same command again fails by their names, and makes nothing again
+    monkeypatch.setenv("ENGINES", engines.__file__)
     monkeypatch.setattr(engines, "__file__", str(CRASHING))
     monkeypatch.setenv("CRASH", f"any={int(signal.SIGSEGV)}")
     assert cli.main(COMMAND) == 1

@@ -1,14 +1,16 @@
-"""Stands in for release/engines.py where a test plants a fault: CRASH is ENGINE=SIGNAL or ENGINE=error."""
+"""Stands in for release/engines.py where a test plants a fault.
+
+ENGINES is the path of engines.py; CRASH is NAME=SIGNAL or NAME=error, for one of its names or `any`.
+"""
 
 import os
+import runpy
 import sys
 
-from tinyllama.release import engines
-
 name, how = os.environ["CRASH"].split("=")
-if sys.argv[1] == name or name == "any":
+if name in (sys.argv[1], "any"):
     print("a line that the engine logged", file=sys.stderr, flush=True)
     if how == "error":
         sys.exit(1)
     os.kill(os.getpid(), int(how))
-engines.main(*sys.argv[1:])
+runpy.run_path(os.environ["ENGINES"], run_name="__main__")

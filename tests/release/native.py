@@ -14,7 +14,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["llama_cpp", "ctranslate2"])
+FORKS.set_forkserver_preload(["llama_cpp", "ctranslate2", "tinyllama.release.engines"])
 
 
 def apart(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:

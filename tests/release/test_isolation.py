@@ -19,12 +19,13 @@ CRASHED = "llama.cpp crashed (SIGSEGV) on this machine"
 
 
 def loading(path: Path, how: str) -> str:
-    command = [sys.executable, str(HERE / "llama_cpp_buffers.py"), str(path), how]
+    command = [sys.executable, str(HERE / "llama_cpp_buffers.py"), engines.__file__, str(path), how]
     return subprocess.run(command, check=True, capture_output=True, text=True).stderr
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, engine: str, how: str) -> None:
     """Have the engine end so, in its own process; the others run."""
+    monkeypatch.setenv("ENGINES", engines.__file__)
     monkeypatch.setattr(engines, "__file__", str(HERE / "crashing_engine.py"))
     monkeypatch.setenv("CRASH", f"{engine}={how}")
 
@@ -42,7 +43,12 @@ def test_the_wrapper_loads_a_file_without_repacked_weights(all_formats: Path, ki
 
 def test_quantised_files_run_at_every_number_of_tokens_per_batch(all_formats: Path) -> None:
     """On a CPU with AMX this crashes without the wrapper; on others it shows that the wrapper computes."""
-    command = [sys.executable, str(HERE / "llama_cpp_batches.py"), str(all_formats / "gguf/small-Q4_K_M.gguf")]
+    command = [
+        sys.executable,
+        str(HERE / "llama_cpp_batches.py"),
+        engines.__file__,
+        str(all_formats / "gguf/small-Q4_K_M.gguf"),
+    ]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (0, ["1", "2", "3", "17", "64"])
 
