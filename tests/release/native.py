@@ -1,7 +1,6 @@
 """llama.cpp and CTranslate2 for the tests: each call in a process of its own, so that a crash fails one test.
 
-The processes are forked from one that has imported the libraries, which takes longer than most calls. Only functions
-of this module that run there may import them.
+Only functions of this module that run there may import them.
 """
 
 import multiprocessing
@@ -10,11 +9,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from tests.train.launching import FORKS
+
 P = ParamSpec("P")
 R = TypeVar("R")
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["llama_cpp", "ctranslate2", "tinyllama.release.engines"])
 
 
 def apart(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:

@@ -143,7 +143,7 @@ def test_a_tokenizer_that_llama_cpp_has_not_is_refused_by_its_kind(tmp_path: Pat
     with pytest.raises(
         InputError, match=r"tokenizer\.json: .*BPE of Punctuation, ByteLevel.*leave gguf out"
     ) as refused:
-        write_gguf(tmp_path / "gguf", tmp_path / "huggingface")
+        write_gguf(tmp_path / "gguf", tmp_path / "huggingface", "small")
     assert "\n" not in str(refused.value)
 
 
@@ -153,4 +153,4 @@ def test_a_weight_that_float16_does_not_hold_is_refused_by_name(pieces: Tokenize
         model.head_weight[5, 5] = 1e5
     write_hugging_face(tmp_path / "huggingface", model, pieces)
     with pytest.raises(InputError, match=r"lm_head\.weight: a weight is over 65504"):
-        write_gguf(tmp_path / "gguf", tmp_path / "huggingface")
+        write_gguf(tmp_path / "gguf", tmp_path / "huggingface", "small")
