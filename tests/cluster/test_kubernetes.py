@@ -18,6 +18,7 @@ from tests.train.planting import GO, marker
 from tinyllama.recipe import Recipe
 
 pytest_plugins = ["tests.train.fixtures"]
+pytestmark = pytest.mark.slow
 
 
 def documents() -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tests.train.planting import GO, Fault, marker
 from tinyllama.recipe import Recipe
 
 pytest_plugins = ["tests.train.fixtures"]
+pytestmark = pytest.mark.slow
 
 SCRIPTS = sorted(path for path in CLUSTER.rglob("*") if path.suffix in (".sh", ".sbatch"))
 

@@ -122,6 +122,7 @@ torch.save(list(batches(recipe, TokenStore.open(recipe.data.store), 1, int(sys.a
 """
 
 
+@pytest.mark.slow
 def test_three_processes_read_equally_many_batches_that_make_up_the_whole(
     small: Path, store: TokenStore, tmp_path: Path
 ) -> None:

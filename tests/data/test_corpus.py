@@ -19,6 +19,8 @@ from tinyllama.data.corpus_files import distribution_files, standard_library_fil
 from tinyllama.data.corpus_text import documentation, flaw_of_code, paragraphs, without_known_head
 from tinyllama.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 SLIMPAJAMA_SETS = {"RedPajamaC4", "RedPajamaCommonCrawl", "RedPajamaGithub", "RedPajamaWikipedia"}
 STARCODERDATA_COLUMNS = {
     "max_stars_repo_path": pa.string(),

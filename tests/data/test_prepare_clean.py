@@ -87,6 +87,7 @@ def test_workers_and_interruptions_never_change_a_cleaned_store(
     assert contents(tmp_path / "store") == contents(tmp_path / "calm")
 
 
+@pytest.mark.slow
 def test_killed_in_a_loop_a_deduplicated_store_is_the_same(small: Path, raw: Path, tmp_path: Path) -> None:
     clean = {"deduplicate": "exact", "filters": ["fineweb"]}
     source = {"format": "jsonl", "path": str(raw), "weight": 1, "clean": clean}

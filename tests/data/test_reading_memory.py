@@ -13,7 +13,10 @@ import zstandard
 from tests.conftest import python_sources
 
 # Linux keeps a process's peak; getrusage would tell the peak of the one that started it, if that was higher.
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no record of peak memory")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no record of peak memory"),
+]
 READ = """
 import sys
 from pathlib import Path

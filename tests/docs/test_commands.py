@@ -32,6 +32,8 @@ def made(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # the first page waits for what all pages find
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_of_a_page_does_what_the_page_says(
     page: Path, tmp_path: Path, request: pytest.FixtureRequest

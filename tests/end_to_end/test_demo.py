@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tinyllama import cli
 from tinyllama.release import engines
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 CRASHING = Path(__file__).parents[1] / "release/crashing_engine.py"
 SHORT = {
     "train.tokens": "40K",

@@ -11,6 +11,8 @@ from tests.evaluate.conftest import scored
 
 from tinyllama.files import read_json
 
+pytestmark = pytest.mark.slow
+
 # Each argument is a model; the ranks score one after the other, for starting is what takes long.
 SCORE = """
 import sys

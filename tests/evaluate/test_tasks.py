@@ -67,6 +67,7 @@ def guessed(name: str) -> tuple[dict[str, float], list[Instance]]:
     return score(GuessingLM(), {name: task}, limit=None)[name], task.instances
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN_HASHES)
 def test_every_offline_task_makes_the_requests_that_lm_eval_makes_of_the_hubs_data(name: str) -> None:
     row, requests = guessed(name)

@@ -18,6 +18,8 @@ from tests.train.launching import events_of, rows_of
 from tinyllama.files import read_json
 from tinyllama.train import checkpoint
 
+pytestmark = pytest.mark.slow
+
 WAY = f"""
 import sys, time
 from tinyllama import hardware

@@ -15,6 +15,8 @@ from tinyllama.files import read_json
 from tinyllama.release.verify import file_checks
 from tinyllama.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 BOTH = pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGTERM])
 TOKENIZER = ("tokenizer", "train", "recipe.yaml", "--vocab-size", "600")
 FORCED = ("release", RUN, "--formats", "huggingface", "--force")

@@ -22,6 +22,8 @@ from tinyllama.files import read_json
 from tinyllama.recipe import Recipe
 from tinyllama.release.milestone import release_milestone
 
+pytestmark = pytest.mark.slow
+
 # A worker may have 100 MiB more than it begins with: orjson asks for 264 MiB for a line of 23 MB. A process of its own,
 # since what the tests before have freed here, several 100 MiB at times, would be enough for it.
 STARVING = """

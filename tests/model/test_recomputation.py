@@ -76,6 +76,7 @@ def compiled() -> dict[Recompute, tuple[Tensor, dict[str, Tensor], int]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", RECOMPUTING)
 def test_compiled_it_changes_only_rounding(
     how: Recompute, compiled: dict[Recompute, tuple[Tensor, dict[str, Tensor], int]]
@@ -87,6 +88,7 @@ def test_compiled_it_changes_only_rounding(
         assert (found[name] - gradient).norm() < 1e-4 * gradient.norm(), name
 
 
+@pytest.mark.slow
 def test_compiled_full_holds_less_than_selective_and_that_less_than_none(
     compiled: dict[Recompute, tuple[Tensor, dict[str, Tensor], int]],
 ) -> None:

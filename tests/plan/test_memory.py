@@ -12,6 +12,8 @@ from tinyllama.plan.machines import MACHINES
 from tinyllama.plan.memory import activation_bytes_per_token
 from tinyllama.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 TRACKING = Path(__file__).with_name("tracking.py")
 
 

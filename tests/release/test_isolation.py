@@ -53,6 +53,7 @@ def test_quantised_files_run_at_every_number_of_tokens_per_batch(all_formats: Pa
     assert (done.returncode, done.stdout.split()) == (0, ["1", "2", "3", "17", "64"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGILL, signal.SIGABRT])
 def test_an_engine_that_crashes_fails_its_checks_with_the_remedy_and_the_others_run(
     release: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals

@@ -24,6 +24,7 @@ pytest_plugins = ["tests.release.formats_fixtures"]
 F16 = "gguf/small-F16.gguf"
 
 
+@pytest.mark.slow
 def test_an_untouched_release_passes_in_every_engine_and_stays_untouched(
     all_formats: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_wrong_gguf_fails(
     assert rows <= {f"{check.subject} {check.what}" for check in failed(only(release, "gguf"))}
 
 
+@pytest.mark.slow
 def test_gate_and_up_swapped_in_the_hugging_face_folder_fail_in_every_format(
     pieces: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +100,7 @@ def test_gate_and_up_swapped_in_the_hugging_face_folder_fail_in_every_format(
         assert {f"{name} greedy", f"{name} nats a token"} <= found
 
 
+@pytest.mark.slow
 def test_a_truncated_shard_is_named_and_the_other_formats_are_still_checked(release: Path, pieces: Tokenizer) -> None:
     shutil.rmtree(release / "huggingface")
     write_hugging_face(release / "huggingface", random_model(pieces.vocab_size), pieces, shard_bytes=100_000)
@@ -142,6 +145,7 @@ def test_a_format_that_is_gone_fails_and_raises_nothing(release: Path) -> None:
     assert failed(release)[-1].what == "loads and runs"
 
 
+@pytest.mark.slow
 def test_a_format_without_files_and_a_release_without_any_are_no_pass(release: Path) -> None:
     facts = read_json(release / "release.json")
     facts["files"] = {name: entry for name, entry in facts["files"].items() if not name.startswith("gguf")}

@@ -12,6 +12,8 @@ from tests.report.conftest import change_jsonl
 
 from tinyllama.report import report
 
+pytestmark = pytest.mark.slow
+
 _A4_INSIDE = (688, 1009)
 """CSS pixels between the margins."""
 

@@ -27,6 +27,7 @@ def make_test(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=ours, check=False, capture_output=True, text=True, timeout=150)
 
 
+@pytest.mark.slow
 def test_a_process_that_crashes_ends_the_run_at_once_and_its_test_is_named() -> None:
     done = make_test("tests/suite/planted/crash.py", "tests/suite/planted/busy.py")
     assert done.returncode == 1
@@ -35,6 +36,7 @@ def test_a_process_that_crashes_ends_the_run_at_once_and_its_test_is_named() -> 
     assert "passed" not in done.stdout  # busy.py had not ended
 
 
+@pytest.mark.slow
 def test_a_test_that_waits_for_ever_fails_with_its_traceback_and_the_others_run() -> None:
     done = make_test("tests/suite/planted/hang.py", "-k", "python or next", "--timeout", "8")
     assert done.returncode == 1
@@ -43,6 +45,7 @@ def test_a_test_that_waits_for_ever_fails_with_its_traceback_and_the_others_run(
     assert "1 failed, 1 passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_native_code_that_never_returns_ends_the_run_and_its_test_is_named() -> None:
     limits = ("--timeout", "4", "--override-ini", "faulthandler_timeout=8")
     done = make_test("tests/suite/planted/hang.py", "-k", "native", *limits)
@@ -58,6 +61,7 @@ def test_every_test_has_a_limit_and_the_last_one_comes_after_all_others() -> Non
     assert max(marks) < options["faulthandler_timeout"]
 
 
+@pytest.mark.slow
 def test_a_library_that_may_crash_in_the_tests_process_is_an_error_of_its_test() -> None:
     done = make_test("tests/suite/planted/in_process.py")
     assert done.returncode == 1

@@ -22,6 +22,8 @@ from tinyllama.track import trackers
 from tinyllama.track.trackers import check_trackers, wanted
 from tinyllama.train.metrics import read_rows
 
+pytestmark = pytest.mark.slow
+
 _STEPS = 12
 _TRAIN = """
 import sys

@@ -22,6 +22,8 @@ from tinyllama.errors import InputError
 from tinyllama.files import write_json
 from tinyllama.track.watch import watch
 
+pytestmark = pytest.mark.slow
+
 _ENDLESS_STEPS = 1_000_000
 # What a shell starts in the background ignores Ctrl-C, and so would all that it starts.
 _PROGRAM = """

@@ -111,6 +111,7 @@ def test_checkpoints_at_every_step_never_overlap_and_none_is_left_out(
     assert all(0 <= row["stood_still_seconds"] < row["seconds"] for row in rows)
 
 
+@pytest.mark.slow
 def test_milestones_are_saved_at_the_step_that_reaches_them_and_outlive_the_newest(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +245,7 @@ def written(folder: Path, small: Path, name: str) -> str:
     return write_recipe(folder, small, name, **fields, **also)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_what_four_ranks_saved_any_number_goes_on_from(small: Path, saved_by_four: Path, ranks: int) -> None:
     name = f"by-{ranks}"

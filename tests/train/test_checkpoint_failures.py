@@ -134,6 +134,7 @@ with join_ranks(60) as ranks:
 """
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_fails_on_one_rank_fails_on_all_and_the_next_is_whole(small: Path, tmp_path: Path) -> None:
     (tmp_path / "full.py").write_text(FULL_DISK)
     done = launch(tmp_path, 2, "full.py", str(small / "recipe.yaml"))

@@ -26,6 +26,7 @@ from tinyllama.train import checkpoint
 from tinyllama.train.loop import train
 
 pytest_plugins = ["tests.train.fixtures"]
+pytestmark = pytest.mark.slow
 
 
 def kill_one_rank(life: Life) -> None:

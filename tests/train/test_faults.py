@@ -34,6 +34,7 @@ from tinyllama.train.loop import train
 from tinyllama.train.metrics import Journal
 
 pytest_plugins = ["tests.train.fixtures"]
+pytestmark = pytest.mark.slow
 
 
 def newest_whole_step(run: Path) -> int:

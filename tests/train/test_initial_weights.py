@@ -81,6 +81,7 @@ def started(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TIED)
 def test_the_first_steps_loss_is_transformers_on_the_same_rows(small: Path, started: Path, name: str) -> None:
     rows = batch_of_step(recipe_of(small), TokenStore.open(small / "store"), 0)
@@ -272,6 +273,7 @@ def real_recipe(folder: Path, model: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_real_pretrained_model_goes_on_from_transformers_loss(smollm2: Path, tmp_path: Path) -> None:
     recipe = Recipe.load(real_recipe(tmp_path, smollm2))
     prepare(recipe)

@@ -61,6 +61,7 @@ def muon_runs(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_muon_lowers_the_loss(muon_runs: Path) -> None:
     found = losses(muon_runs, "alone")
     assert len(found) == STEPS

@@ -13,6 +13,8 @@ from torch import Tensor
 from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Recipe
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first test waits for all runs
+
 STEPS = 50
 BATCH = 8
 FP32: dict[str, object] = {"train.precision": "fp32"}

@@ -18,6 +18,7 @@ from tinyllama.train.metrics import read_rows
 from tinyllama.train.releasing import is_milestone, needed_checkpoints, waiting
 
 pytest_plugins = ["tests.train.fixtures"]
+pytestmark = pytest.mark.slow
 
 BATCH = 6 * 64
 FIELDS: dict[str, object] = {"train.tokens": 20 * BATCH, "release.at": [5 * BATCH, 20 * BATCH - 1], "release.tasks": []}

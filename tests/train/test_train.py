@@ -67,6 +67,7 @@ def test_the_micro_batch_changes_only_rounding(small: Path) -> None:
     assert losses[2] == pytest.approx(losses[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_bf16_compiled_follows_float32(small: Path) -> None:
     exact = built(recipe_of(small))
     fast = built(recipe_of(small, **{"train.precision": "bf16", "train.compile": True}))
@@ -94,6 +95,7 @@ def test_a_finished_run_has_its_files_and_is_left_alone(
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_with_the_same_weights(small: Path, here: Path, calm: Path) -> None:
     run = here / "runs/small"
     chance = random.Random(5)
@@ -142,6 +144,7 @@ def test_two_processes_never_train_one_run(small: Path, tmp_path: Path, monkeypa
         other.communicate()
 
 
+@pytest.mark.slow
 def test_under_torchrun_three_ranks_learn_what_one_learns(small: Path, here: Path) -> None:
     """Of 2 and 4, and of what each reads, tests/train/test_parallel.py tells."""
     recipe = write_recipe(here, small, "three", **{"train.tokens": 8 * 6 * 64})
