@@ -1,8 +1,8 @@
 """The parts of a recipe that say how a model is trained, shared out, saved, guarded, released and watched."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tinyllama.errors import InputError
 from tinyllama.recipe_fields import Count, Part, Positive, Share, Tokens
@@ -33,7 +33,7 @@ class Schedule(Part):
     warmup_steps: Annotated[int, Field(ge=0)]
     """Steps of linear rise to the peak."""
     final_learning_rate: Annotated[float, Field(ge=0)]
-    """Learning rate at the last step."""
+    """Learning rate at the last step, at most the peak."""
     decay_share: Annotated[float, Field(gt=0, le=1)] = 0.2
     """WSD only: the share of all steps over which it falls at the end."""
 
@@ -69,6 +69,15 @@ class Train(Part):
     """Steps between two validations; the last step is always validated."""
     validation_sequences: Count = 1024
     """Rows of a validation at most, over all sources, shared out by their weights."""
+
+    @model_validator(mode="after")
+    def _rate_falls(self) -> Self:
+        peak, final = self.optimizer.learning_rate, self.schedule.final_learning_rate
+        if final > peak:
+            raise ValueError(
+                f"schedule.final_learning_rate {final:g} is above the peak, optimizer.learning_rate {peak:g}; lower it"
+            )
+        return self
 
     @property
     def batch_tokens(self) -> int:

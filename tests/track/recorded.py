@@ -8,7 +8,7 @@ from tests.conftest import small_recipe
 
 from tinyllama.files import write_json
 from tinyllama.recipe import Recipe
-from tinyllama.track.follow import Follower
+from tinyllama.track.follow import Follower, Progress
 from tinyllama.track.record import Row, Scores
 from tinyllama.train.metrics import Journal
 
@@ -51,6 +51,9 @@ class Recorded:
         if kept == 0:
             self.happened, self.scored = [], []
         return kept
+
+    def held(self, progress: Progress) -> Progress:
+        return progress
 
     def close(self) -> None:
         pass

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.track.recorded import follower, new_run, release, resume, step
-from wandb.proto.wandb_internal_pb2 import Record
+from tests.track.shown import tensorboard, wandb_rows
 
 from tinyllama.errors import InputError
 from tinyllama.files import read_json
 from tinyllama.recipe import Recipe
 from tinyllama.recipe_train import Track
 from tinyllama.track import trackers
+from tinyllama.track.follow import Progress
 from tinyllama.track.trackers import check_trackers, wanted
 from tinyllama.train.metrics import read_rows
 
@@ -100,8 +101,7 @@ def test_trackers_that_work_have_every_step_and_change_no_weight(small: Path, tm
     assert weights(tmp_path) == untracked
     run, numbers = tmp_path / "runs/small", list(range(1, _STEPS + 1))
     assert [read_json(run / f"trackers/{name}.json")["step"] for name in wanted(tracked())] == [_STEPS] * 3
-    (log,) = run.glob("wandb/offline-run-*/*.wandb")
-    rows = wandb_rows(log)
+    rows = [row for row in wandb_rows(run) if "loss" in row]
     assert [row["step"] for row in rows] == numbers
     assert [row["loss"] for row in rows] == [row["loss"] for row in read_rows(run / "metrics.jsonl")]
     losses = tensorboard(run).Scalars("loss")
@@ -111,29 +111,6 @@ def test_trackers_that_work_have_every_step_and_change_no_weight(small: Path, tm
 
 def tracked() -> Track:
     return Track(trackio=True, wandb="probe", tensorboard=True)
-
-
-def wandb_rows(path: Path) -> list[dict[str, Any]]:
-    """The history in W&B's log: LevelDB's format, blocks of 32 KiB, after a header of 7 bytes."""
-    data, place, record, rows = path.read_bytes(), 7, b"", []
-    while place + 7 <= len(data):
-        if 32768 - place % 32768 < 7:  # what is left of a block is too small for a record's header
-            place += 32768 - place % 32768
-            continue
-        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
-        record += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or its last part
-            found = Record.FromString(record)
-            rows += [{(item.key or item.nested_key[0]): json.loads(item.value_json) for item in found.history.item}]
-            record = b""
-    return [row for row in rows if "loss" in row]
-
-
-def tensorboard(run: Path) -> EventAccumulator:
-    found = EventAccumulator(str(run / "tensorboard"))
-    found.Reload()
-    return found
 
 
 def test_a_tracker_that_fails_is_one_event_and_one_line(small: Path, tmp_path: Path, untracked: str) -> None:
@@ -251,7 +228,7 @@ def test_tensorboard_drops_what_was_trained_before_a_rollback_and_has_events_sco
     from tinyllama.track.tensorboard_sink import TensorBoard
 
     run, journal = new_run(tmp_path)
-    following = follower(run, TensorBoard(run, Recipe.load(run / "recipe.yaml"), is_new=True))
+    following = follower(run, TensorBoard(run, Recipe.load(run / "recipe.yaml"), Progress()))
     step(journal, 1, 25)
     following.poll()
     journal.event("rollback", 26, reason="spike", checkpoint=20, left_out=[24, 25])
@@ -278,8 +255,9 @@ def test_wandb_keeps_one_identity_over_all_the_processes_of_a_run(small: Path, t
         "from types import SimpleNamespace as S\nfrom pathlib import Path\nSettings = dict\n"
         "def init(**more):\n"
         "    with Path('identities').open('a') as file: file.write(f\"{more['id']} {more['project']}\\n\")\n"
-        "    log = lambda row: Path('rows').open('a').write(f\"{row['step']}\\n\")\n"
-        "    return S(define_metric=lambda *a, **k: None, log=log, finish=lambda: None, config={})\n"
+        "    log = lambda row, **more: Path('rows').open('a').write(f\"{row['step']}\\n\")\n"
+        "    nothing = lambda *a, **k: None\n"
+        "    return S(define_metric=nothing, log=log, finish=nothing, config={}, offline=False, starting_step=0)\n"
     )
     for _ in range(2):
         assert train(small, tmp_path, "--track.wandb", "probe", fake=fake).returncode == 0

@@ -20,6 +20,7 @@ from tinyllama.plan.estimate import HEADROOM, Plan, Stated, estimate
 from tinyllama.plan.machines import MACHINES, Machine, of_device
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
+from tinyllama.train.surprises import surprises
 from tinyllama.words import short_bytes
 
 
@@ -30,7 +31,7 @@ def recipe_rows(recipe: Recipe, found: Found) -> list[Row]:
         first = _row("tokenizer", f"{recipe.tokenizer}: {tokenizer.vocab_size:,} pieces")
     except InputError as problem:
         tokenizer, first = None, _missing("tokenizer", problem, _how_to_get_tokenizer(recipe))
-    rows = [first, *_data(recipe), *_weights(recipe, tokenizer), *_software(recipe, found)]
+    rows = [first, *_data(recipe), *_weights(recipe, tokenizer), *_software(recipe, found), *_surprises(recipe, found)]
     return [*rows, *size_rows(recipe, tokenizer.vocab_size if tokenizer else LLAMA_2_PIECES, found, _free)]
 
 
@@ -78,6 +79,18 @@ def _data(recipe: Recipe) -> Iterator[Row]:
         except InputError as problem:
             row = _missing(f"raw files of {name}", problem)
             yield replace(row, mark="warning", remedy="needed only to prepare again") if has_store else row
+
+
+def _surprises(recipe: Recipe, found: Found) -> Iterator[Row]:
+    """What `train` would print before its first step."""
+    try:
+        store = TokenStore.open(recipe.data.store)
+    except InputError:  # which has its row
+        store = None
+    for line in surprises(recipe, len(found.devices) or 1, store):
+        what, _, words = line.partition(": ")
+        wrong, _, remedy = words.rpartition("; ")
+        yield _row(what, wrong, "warning", remedy)
 
 
 def _weights(recipe: Recipe, tokenizer: Tokenizer | None) -> Iterator[Row]:

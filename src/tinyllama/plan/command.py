@@ -14,6 +14,7 @@ from tinyllama.plan.machines import Machine, machine_named
 from tinyllama.plan.sweep import parse_sweep, sweep_plot
 from tinyllama.plan.tables import print_plan, print_rows, sweep_row
 from tinyllama.recipe import Recipe
+from tinyllama.train.surprises import surprises
 
 
 def show_plan(
@@ -27,6 +28,8 @@ def show_plan(
         _refuse_no_file(picture)
     vocab_size = vocab_size or _vocab_size(recipe)
     machine, stated = _machine(recipe, hardware, stated, measured, vocab_size)
+    for line in surprises(recipe, None if counts else stated.gpus):
+        print(line, file=sys.stderr)
     if counts:
         _show_sweep(recipe, vocab_size, machine, stated, counts, picture, as_json)
         return

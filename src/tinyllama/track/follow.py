@@ -1,7 +1,8 @@
 """A follower: hands what is new in a run's files to one sink, each thing once, however often either is started.
 
-Reads metrics.jsonl, events.jsonl and releases/; writes `RUN/trackers/SINK.json`: how far the sink has come. It is the
-only one that does so: whoever holds `RUN/trackers/SINK.lock` follows, training's own process or `tinyllama watch`.
+Reads metrics.jsonl, events.jsonl and releases/; writes `RUN/trackers/SINK.json`: how far the sink has come, as far as
+the sink holds it safely (`Sink.held`). What comes after that position is delivered again after a kill. Only the process
+that holds `RUN/trackers/SINK.lock` follows: training's own tracker process or `tinyllama watch`.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,6 +50,12 @@ class Sink(Protocol):
         forgotten: then rows go on after the newest that was shown.
         """
 
+    def held(self, progress: "Progress") -> "Progress":
+        """Return the position up to which everything shown outlasts a kill of this process.
+
+        The follower saves it, and a new process continues from it.
+        """
+
     def close(self) -> None:
         """Write what is not yet written."""
 
@@ -72,6 +79,8 @@ class Progress:
     scores: dict[str, Scores] = field(default_factory=dict)
     """Step of a release -> what is shown of it."""
     baselines: dict[str, Scores] = field(default_factory=dict)
+    files: dict[str, int] = field(default_factory=dict)
+    """The sink's own files with their bytes at this position, for sinks that cut off the rest."""
 
 
 class Follower:
@@ -100,6 +109,12 @@ class Follower:
         self._show_scores()
         self._save()
         self.alive()
+
+    def close(self) -> None:
+        """Close the sink and save the position: what the sink held back until now is safe."""
+        self.sink.close()
+        self.saved = {}
+        self._save()
 
     def _new_events(self) -> list[Row]:
         """The new events; where they say that other numbers come, the sink has gone back."""
@@ -189,7 +204,7 @@ class Follower:
     def _save(self) -> None:
         state = asdict(self.progress)
         if state != self.saved:
-            write_json(self.path, state)
+            write_json(self.path, asdict(self.sink.held(self.progress)))
             self.saved = state
 
 

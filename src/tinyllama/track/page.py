@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama.recipe import Recipe
+from tinyllama.track.follow import Progress
 from tinyllama.track.record import Row, Scores
 from tinyllama.track.words import alert_of, is_mark
 
@@ -111,6 +112,10 @@ class Page:
         self.storage.delete_run(PROJECT, "", run_id=self.alerts)
         self._empty(self._records())
         return 0
+
+    def held(self, progress: Progress) -> Progress:
+        """Return the position itself, since each call commits."""
+        return progress
 
     def close(self) -> None:
         """Nothing waits."""

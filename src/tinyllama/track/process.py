@@ -24,16 +24,16 @@ POLL_SECONDS = 1.0
 
 def open_sink(name: str, run: Path, recipe: Recipe) -> Sink:
     """Open `trackio`, `wandb` or `tensorboard` for a run; one that shows nothing of it yet forgets what is there."""
-    is_new = read_progress(run, name) == Progress()
+    position = read_progress(run, name)
     if name == "wandb":
         from tinyllama.track.wandb_sink import Wandb  # noqa: PLC0415 - an extra, and so is the next
 
-        return Wandb(run, recipe, is_new)
+        return Wandb(run, recipe, position)
     if name == "tensorboard":
         from tinyllama.track.tensorboard_sink import TensorBoard  # noqa: PLC0415
 
-        return TensorBoard(run, recipe, is_new)
-    return Page(run, recipe, is_new)
+        return TensorBoard(run, recipe, position)
+    return Page(run, recipe, is_new=position == Progress())
 
 
 def take(run: Path, name: str, locks: ExitStack) -> bool:
@@ -109,4 +109,4 @@ def _follow(run: Path, name: str, ended: threading.Event, beat: Beat) -> None:
         while not ended.wait(POLL_SECONDS):
             follower.poll()
         follower.poll()
-        follower.sink.close()
+        follower.close()

@@ -1,11 +1,14 @@
 """TensorBoard as a sink: event files under `RUN/tensorboard`, written without torch or TensorFlow.
 
 Where a run went back, a session's beginning at that step tells TensorBoard to drop what came after it before. Events of
-a run are texts; baselines are runs of their own in `baselines/NAME`, which it draws beside this one.
+a run are texts; baselines are runs of their own in `baselines/NAME`, which it draws beside this one. What a killed
+process wrote after its last saved position is cut off the files when the next one opens them, and written again.
 """
 
+import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -13,7 +16,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.text.summary import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from tinyllama.files import flush
 from tinyllama.recipe import Recipe
+from tinyllama.track.follow import Progress
 from tinyllama.track.record import Row, Scores
 from tinyllama.track.words import alert_of
 
@@ -21,10 +26,15 @@ from tinyllama.track.words import alert_of
 class TensorBoard:
     """A run in event files; its axis is the step, the tokens are a curve."""
 
-    def __init__(self, run: Path, recipe: Recipe, is_new: bool) -> None:
+    def __init__(self, run: Path, recipe: Recipe, position: Progress) -> None:
         self.folder, self.steps = run / "tensorboard", recipe.train.steps
-        if is_new:
+        if position == Progress():
             shutil.rmtree(self.folder, ignore_errors=True)
+        for path in self._files() if position.files else ():
+            if path.name in position.files:
+                os.truncate(path, position.files[path.name])
+            else:
+                path.unlink()
         self.writer = EventFileWriter(str(self.folder))
 
     def rows(self, rows: Sequence[Row], times: Sequence[float]) -> None:
@@ -62,9 +72,19 @@ class TensorBoard:
         self.writer.flush()
         return step
 
+    def held(self, progress: Progress) -> Progress:
+        """Return the position itself with the files' sizes, once they are on the disk."""
+        files = self._files()
+        for path in files:
+            flush(path)
+        return replace(progress, files={path.name: path.stat().st_size for path in files})
+
     def close(self) -> None:
         """Write what is not yet written."""
         self.writer.close()
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("events.out.tfevents.*"))
 
 
 def _scalars(row: Row, time: float) -> Event:

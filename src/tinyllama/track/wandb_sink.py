@@ -1,67 +1,155 @@
 """Weights & Biases as a sink: one run of the recipe's project, of one identity however often training starts.
 
-Its own log lies in `RUN/wandb`. What was logged there cannot be taken back: where a run went back to a checkpoint, the
-steps that are done again are not shown twice, and the curve keeps what they were at first.
+W&B buffers rows and can only flush them by ending its run, so a kill loses the newest. Therefore nothing counts as safe
+before `close`, and all later rows are delivered again after a kill, each with the W&B step that it had the first time:
+the training step, plus the scores and alerts that came before it. Those steps tell which rows W&B has: its server says
+it online, its files (`RUN/wandb`) offline. What was logged cannot be taken back: where a run rolled back to a
+checkpoint, W&B keeps the first numbers of the steps that are done again.
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import wandb
 
-from tinyllama.files import write_atomically
+from tinyllama.files import flush, read_json, write_atomically, write_json
 from tinyllama.recipe import Recipe
+from tinyllama.track.follow import Progress
 from tinyllama.track.record import Row, Scores
 from tinyllama.track.words import alert_of
+
+_HEADER_BYTES, _BLOCK_BYTES = 7, 32768
+"""Of a .wandb file: its own header, a chunk's header (the same size), and a block (LevelDB's log format)."""
+_WHOLE, _LAST = 1, 4
+"""Kinds of a chunk with which a record ends."""
 
 
 class Wandb:
     """A run on W&B; its axis is the tokens."""
 
-    def __init__(self, run: Path, recipe: Recipe, is_new: bool) -> None:
+    def __init__(self, run: Path, recipe: Recipe, position: Progress) -> None:
+        self.position, self.step, self.is_closed = position, position.step, False
+        """Where the last closed process ended; the newest training step that was delivered; whether all is safe."""
+        self.path = run / "trackers" / "wandb.inserted.json"
+        self.inserted: dict[str, Any] = {"entries": [], "baselines": {}}
+        """Scores and alerts, each with the training step after which it was delivered; and the baselines."""
+        if self.path.is_file():
+            self.inserted = read_json(self.path)
+        identity = _identity(run / "trackers" / "wandb.id")
         self.run = wandb.init(
             project=recipe.track.wandb,
             name=recipe.name,
-            id=_identity(run / "trackers" / "wandb.id", is_new),
+            id=identity,
             resume="allow",
             dir=run,
-            config=recipe.model_dump(mode="json"),
+            config=recipe.model_dump(mode="json") | {"baselines": self.inserted["baselines"]},
             settings=wandb.Settings(console="off", disable_git=True, save_code=False),
         )
         self.run.define_metric("tokens")
         self.run.define_metric("*", step_metric="tokens")
+        self.files = [*run.glob(f"wandb/*-{identity}/*.wandb")]
+        self.newest = max(map(newest_step, self.files), default=-1) if self.run.offline else self.run.starting_step - 1
+        """The newest W&B step that W&B has from earlier processes."""
+        self.num_passed = 0
+        self._deliver_entries()
 
     def rows(self, rows: Sequence[Row], times: Sequence[float]) -> None:
-        """Show metrics. W&B counts in its own steps, for scores come later than the steps that they are of."""
+        """Show metrics, each with the W&B step that it has in any process."""
         for row in rows:
-            self.run.log(row)
+            self._log(row["step"] + self.num_passed, row)
+            self.step = row["step"]
+            self._deliver_entries()
 
     def events(self, events: Sequence[Row], losses: tuple[float, float] | None) -> None:
         """Send an alert of what went wrong; W&B may mail it."""
         for alert in map(alert_of, events):
             if alert.level == "error":
-                self.run.alert(title=alert.title, text=alert.text, level="ERROR")
+                self._insert({"alert": {"title": alert.title, "text": alert.text}})
 
     def scores(self, row: Row, time: float) -> None:
         """Show a release's scores at its tokens."""
-        self.run.log(row)
+        self._insert({"row": row})
 
     def baselines(self, baselines: dict[str, Scores]) -> None:
         """Put them beside the recipe."""
+        self.inserted["baselines"] = baselines
+        write_json(self.path, self.inserted)
         self.run.config.update({"baselines": baselines}, allow_val_change=True)
 
     def go_back(self, step: int) -> None:
         """Nothing can be taken back."""
 
+    def held(self, progress: Progress) -> Progress:
+        """Return the position with the step where the last process closed, until this one has."""
+        return progress if self.is_closed else replace(progress, step=self.position.step)
+
     def close(self) -> None:
-        """Wait until W&B has all."""
+        """Wait until W&B has all; scores and alerts then leave their places alone."""
         self.run.finish()
+        for path in self.files:
+            flush(path)
+        self.inserted["entries"] = [{"after": entry["after"]} for entry in self.inserted["entries"]]
+        write_json(self.path, self.inserted)
+        self.is_closed = True
+
+    def _insert(self, entry: dict[str, Any]) -> None:
+        """Deliver scores or an alert; its place is written down first, so that a new process finds it there."""
+        entries = self.inserted["entries"]
+        entries.append({"after": max([self.step, *(known["after"] for known in entries[-1:])]), **entry})
+        write_json(self.path, self.inserted)
+        self._deliver_entries()
+
+    def _deliver_entries(self) -> None:
+        """Deliver the scores and alerts that come before the row after `step`."""
+        for entry in self.inserted["entries"][self.num_passed :]:
+            if entry["after"] > self.step:
+                return
+            self.num_passed += 1
+            number = entry["after"] + self.num_passed
+            if "row" in entry:
+                self._log(number, entry["row"])
+            elif "alert" in entry and number > self.newest:
+                self.run.alert(**entry["alert"], level="ERROR")
+
+    def _log(self, number: int, row: Row) -> None:
+        """Log a row at a W&B step, unless W&B has it."""
+        if number > self.newest:
+            self.run.log(row, step=number, commit=True)
 
 
-def _identity(path: Path, is_new: bool) -> str:
+def _identity(path: Path) -> str:
     """The run's identity at W&B, made up when it is first shown."""
-    if is_new or not path.is_file():
+    if not path.is_file():
         with write_atomically(path) as file:
             file.write(uuid.uuid4().hex.encode())
     return path.read_text()
+
+
+def newest_step(path: Path) -> int:
+    """Return the newest W&B step with a complete row in a .wandb file; -1 where there is none."""
+    from wandb.proto.wandb_internal_pb2 import Record  # noqa: PLC0415 - needed offline alone
+
+    records = map(Record.FromString, _records(path.read_bytes()))
+    return max((record.history.step.num for record in records if record.HasField("history")), default=-1)
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    """Yield the complete records of a .wandb file: chunks within blocks, up to the first that a kill has cut."""
+    place, record = _HEADER_BYTES, b""
+    while place + _HEADER_BYTES <= len(data):
+        left = _BLOCK_BYTES - place % _BLOCK_BYTES
+        if left < _HEADER_BYTES:  # what is left of a block is too small for a chunk's header
+            place += left
+            continue
+        end = place + _HEADER_BYTES + int.from_bytes(data[place + 4 : place + 6], "little")
+        kind = data[place + 6]
+        if end > len(data) or kind == 0:
+            return
+        record += data[place + _HEADER_BYTES : end]
+        place = end
+        if kind in (_WHOLE, _LAST):
+            yield record
+            record = b""

@@ -24,7 +24,8 @@ from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.guard import left_out_batches
 from tinyllama.train.optimizer import build_optimizers
 from tinyllama.train.parallel import Ranks, build_mesh, shard_model
-from tinyllama.train.validation import Validation, prepare_validation, unvalidated
+from tinyllama.train.surprises import surprises
+from tinyllama.train.validation import Validation, prepare_validation
 
 
 @dataclass
@@ -73,25 +74,9 @@ def build(recipe: Recipe, ranks: Ranks) -> Trainer:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's documentation, "Results reproducibility"
         torch.use_deterministic_algorithms(True)
     if ranks.is_first:
-        _say_what_may_surprise(recipe, store, ranks)
+        for line in surprises(recipe, ranks.count, store):
+            print(line, file=sys.stderr)
     return Trainer(recipe, store, tokenizer, ranks, run, model, optimizers, validation)
-
-
-def _say_what_may_surprise(recipe: Recipe, store: TokenStore, ranks: Ranks) -> None:
-    for name in unvalidated(recipe, store):
-        print(f"{recipe.data.store}/{name}: too little held out to validate on; raise data.holdout", file=sys.stderr)
-    last = recipe.train.steps * recipe.train.batch_tokens
-    for tokens in recipe.release.at:
-        if tokens > last:
-            print(f"release.at: {tokens:,} tokens are never reached, the run ends at {last:,}", file=sys.stderr)
-    rows, most = recipe.train.rank_rows(ranks.count), recipe.train.micro_batch_sequences
-    at_a_time = recipe.train.micro_batch_rows(ranks.count)
-    if 2 * at_a_time <= min(rows, most):
-        print(
-            f"train.micro_batch_sequences: {at_a_time} at a time, since the {rows} rows of a rank "
-            f"have no larger divisor up to {most}; another train.batch_sequences would train faster",
-            file=sys.stderr,
-        )
 
 
 def _vocab_size(recipe: Recipe, run: Path, tokenizer: Tokenizer) -> int:

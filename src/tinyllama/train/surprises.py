@@ -1,0 +1,94 @@
+"""What a recipe's run will do that its writer may not expect: settings that do not fit the run's length or its ranks.
+
+`train` prints it before the first step, `plan` and `doctor` print it too. No torch, but where a store is given.
+"""
+
+import math
+from collections.abc import Iterator
+
+from tinyllama.data.store import TokenStore
+from tinyllama.recipe import Recipe
+from tinyllama.train.schedule import learning_rate
+
+_NEAR = 0.05
+"""Part of the peak by which a learning rate may miss its mark without a word."""
+
+
+def surprises(recipe: Recipe, ranks: int | None = None, store: TokenStore | None = None) -> list[str]:
+    """List them as lines of the form `place: what; remedy`, as far as ranks and store are known."""
+    found = [*_schedule(recipe), *_intervals(recipe), *_never_reached(recipe)]
+    found += _batch(recipe, ranks) if ranks else ()
+    return [*found, *(_held_out(recipe, store) if store else ())]
+
+
+def _schedule(recipe: Recipe) -> Iterator[str]:
+    """A learning rate that does not rise to its peak, or does not fall to its final rate."""
+    train, steps = recipe.train, recipe.train.steps
+    schedule, peak, final = train.schedule, train.optimizer.learning_rate, train.schedule.final_learning_rate
+
+    def rate(step: int) -> float:
+        return learning_rate(schedule, peak, step, steps)
+
+    rising = max(1, min(schedule.warmup_steps, steps))
+    highest, last = rate(rising - 1), rate(steps - 1)
+    if highest < peak * (1 - _NEAR):  # of wsd, the decay may begin within the warm-up
+        highest = max(map(rate, range(rising)))
+    if highest >= peak * (1 - _NEAR) and math.isclose(last, final, rel_tol=0, abs_tol=_NEAR * peak):
+        return
+    lower = " or decay_share" if schedule.name == "wsd" else ""
+    yield (
+        f"train.schedule: with {schedule.warmup_steps:,} warm-up steps in a run of {steps:,} the learning rate rises "
+        f"to {highest:.3g} (the peak is {peak:g}) and ends at {last:.3g} (the final rate is {final:g}); "
+        f"lower warmup_steps{lower}, or raise train.tokens"
+    )
+
+
+def _intervals(recipe: Recipe) -> Iterator[str]:
+    """Intervals that are longer than the run."""
+    steps = recipe.train.steps
+    if (every := recipe.train.validate_every_steps) > steps:
+        words = f"{every:,} is more than the run's {steps:,}, so only the last step is validated"
+        yield f"train.validate_every_steps: {words}; lower it for a curve"
+    before_last = _last_tokens(recipe) - recipe.train.batch_tokens
+    has_milestone = any(tokens <= before_last for tokens in (*recipe.release.at, *filter(None, [recipe.release.every])))
+    if (every := recipe.checkpoint.every_steps) > steps and not has_milestone:
+        words = f"{every:,} is more than the run's {steps:,}, so an interrupted run starts again from the beginning"
+        yield f"checkpoint.every_steps: {words}; lower it"
+
+
+def _never_reached(recipe: Recipe) -> Iterator[str]:
+    """Token counts at which something is to happen, beyond the last step."""
+    last = _last_tokens(recipe)
+    stages = [stage.from_tokens for stage in recipe.data.stages]
+    wanted = {"release.at": recipe.release.at, "release.every": filter(None, [recipe.release.every])}
+    for field, counts in (wanted | {"data.stages": stages}).items():
+        first, *others = sorted(count for count in counts if count > last) or [0]
+        if first:
+            also = f" and {len(others)} later ones" if others else ""
+            words = f"{first:,} tokens{also} are never reached, the run ends at {last:,}"
+            yield f"{field}: {words}; take that out, or raise train.tokens"
+
+
+def _last_tokens(recipe: Recipe) -> int:
+    return recipe.train.steps * recipe.train.batch_tokens
+
+
+def _batch(recipe: Recipe, ranks: int) -> Iterator[str]:
+    """Rows that are trained few at a time for want of a divisor."""
+    train = recipe.train
+    if train.batch_sequences % ranks:
+        return  # which is refused elsewhere
+    rows, most, at_a_time = train.rank_rows(ranks), train.micro_batch_sequences, train.micro_batch_rows(ranks)
+    if 2 * at_a_time <= min(rows, most):
+        yield (
+            f"train.micro_batch_sequences: {at_a_time} at a time, since the {rows} rows of a rank have no larger "
+            f"divisor up to {most}; another train.batch_sequences would train faster"
+        )
+
+
+def _held_out(recipe: Recipe, store: TokenStore) -> Iterator[str]:
+    """Sources that cannot be validated on."""
+    from tinyllama.train.validation import unvalidated  # noqa: PLC0415 - brings torch, which `plan` does without
+
+    for name in unvalidated(recipe, store):
+        yield f"{recipe.data.store}/{name}: too little held out to validate on; raise data.holdout"
