@@ -59,7 +59,8 @@ class SentencePieceFile:
             "space_as_suffix": bool(trainer.get(24, False)),
             "rules": rules,
         }
-        self.is_llama_style = self.normaliser == LLAMA_NORMALISER and bool(trainer.get(35, False))
+        self._has_byte_fallback = bool(trainer.get(35, False))
+        self.is_llama_style = self.normaliser == LLAMA_NORMALISER and self._has_byte_fallback
         self.pieces = [piece.text for piece in self.table if piece.kind not in ("special", "byte")]
         self.vocab_size = len(self.table)
         self.bos_id, self.eos_id, self.unk_id = (
@@ -77,18 +78,39 @@ class SentencePieceFile:
         """The text of a piece."""
         return None if number is None else self.table[number].text
 
-    def document(self) -> dict[str, Any]:
+    @cached_property
+    def converted(self) -> "TokenizersFile":
         """The equivalent tokenizer.json; InputError where `tokenizers` would not do with it as SentencePiece does."""
-        document = convert_pieces(self.table, self.token(self.unk_id), self.token(self.bos_id))
-        converted = TokenizersFile(self.name, document, {})
+        unk, bos, eos = (self.token(number) for number in (self.unk_id, self.bos_id, self.eos_id))
+        settings = {"bos_token": bos, "eos_token": eos, "unk_token": unk}
+        converted = TokenizersFile(self.name, convert_pieces(self.table, unk, bos), settings)
         for text in hard_texts(self.pieces):
             ids = self.encode(text)
             if converted.encode(text) != ids or converted.decode(ids) != self.decode(ids):
                 raise InputError(
                     f"{self.name}: no tokenizer.json gives SentencePiece's ids (they differ on {text[:40]!r}); "
-                    "use a tokenizer of Llama 2's kind: identity normaliser, byte fallback, no user-defined pieces"
+                    f"{self._advice()}"
                 )
-        return document
+        return converted
+
+    def document(self) -> dict[str, Any]:
+        """The contents of the equivalent tokenizer.json; InputError as for `converted`."""
+        return self.converted.parsed
+
+    def _advice(self) -> str:
+        """What to do where there is no equivalent: name the options of its training that differ from Llama 2's."""
+        found = self.normaliser
+        options = {
+            "normalization_rule_name=identity": found["rules"],
+            "byte_fallback=true": not self._has_byte_fallback,
+            "remove_extra_whitespaces=false": found["extra_spaces_removed"],
+            "add_dummy_prefix=true": not found["dummy_prefix"],
+            "treat_whitespace_as_suffix=false": found["space_as_suffix"],
+            "no user_defined_symbols": any(piece.kind == "user" for piece in self.table),
+        }
+        changes = ", ".join(option for option, differs in options.items() if differs)
+        train = f"train it again with SentencePiece's {changes}" if changes else "use another tokenizer"
+        return f"{train}, or train one with `tinyllama tokenizer train`"
 
     def sentencepiece_model(self) -> bytes:
         """The tokenizer.model."""
@@ -149,6 +171,11 @@ class TokenizersFile:
         """The text of a piece."""
         text: str | None = None if number is None else self.tokenizer.id_to_token(number)
         return text
+
+    @property
+    def converted(self) -> "TokenizersFile":
+        """Itself."""
+        return self
 
     def document(self) -> dict[str, Any]:
         """The tokenizer.json to write: the one that was read; of Llama's kind, with the start marker by default."""

@@ -62,6 +62,7 @@ def release(
     if folder.exists() and not force:
         raise InputError(f"{folder}: already released; --force replaces it")
     check_formats(wanted.formats)
+    load_tokenizer(source).check_formats(wanted.formats)
     averaged = averaged_checkpoints(run, source, wanted.average, exactly=average is not None)
     facts = lineage(source, averaged, wanted)
     refusal = f"{folder.parent}: another process is releasing this run"

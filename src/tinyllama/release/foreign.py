@@ -44,6 +44,7 @@ def release_foreign(source: str, formats: Sequence[str] = ALL_FORMATS, force: bo
     if folder.exists() and not force:
         raise InputError(f"{folder}: already released; --force replaces it")
     check_formats(formats)
+    load_tokenizer(source).check_formats(formats)
     facts = _facts(name, source, there, formats)
     with write_folder(folder) as part:
         with shown(part, folder, facts["parameters"], formats):
