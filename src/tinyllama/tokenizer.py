@@ -87,7 +87,9 @@ class Tokenizer:
         numbers = [int(number) for number in ids]
         for number in numbers:
             if not 0 <= number < self.vocab_size:
-                raise InputError(f"token id {number}: {self._file.name} has {self.vocab_size}; name its own tokenizer")
+                raise InputError(
+                    f"token id {number}: {self._file.name} has {self.vocab_size}; use the tokenizer that gave it"
+                )
         text: str = self._file.decode(numbers)
         return text
 
