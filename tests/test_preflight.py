@@ -166,9 +166,23 @@ def test_a_document_marker_that_the_tokenizer_lacks_is_found(small: Path, tmp_pa
     assert found(write_recipe(tmp_path, small, **{"data.document.end": False}), folder) == {}
 
 
-def test_a_task_of_a_milestone_that_lm_eval_does_not_know_is_found(small: Path, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, small, **MILESTONE | {"release.tasks": ["winogrand"]})
-    assert "did you mean winogrande" in found(recipe, str(small / "tokenizer"))["release.tasks"]
+@pytest.mark.parametrize(
+    ("fields", "what", "remedy", "stops"),
+    [
+        ({"release.tasks": ["winogrand"]}, "release.tasks", "did you mean winogrande", True),
+        ({"release.tasks": ["piqa"], "release.limit": 1}, "release.tasks", "raise it to at least 2", True),
+        ({"release.baselines": ["ada/pythia", "pythia"]}, "release.baselines", "pythia is no folder here", False),
+        ({"train.float8": True, "model.ffn_dim": 136}, "train.float8", "take float8 out", True),
+        ({"train.float8": True, "model.dim": 72, "model.heads": 6}, "train.float8", "multiples of 16", True),
+    ],
+)
+def test_what_a_milestone_or_training_could_not_do_is_found(
+    small: Path, tmp_path: Path, fields: dict[str, Any], what: str, remedy: str, stops: bool
+) -> None:
+    recipe = Recipe.load(write_recipe(tmp_path, small, **MILESTONE | fields))
+    (finding,) = preflight.findings(recipe, Tokenizer.load(small / "tokenizer"))
+    assert (finding.what, finding.stops) == (what, stops)
+    assert remedy in str(finding.problem)
 
 
 def test_initial_weights_of_another_vocabulary_are_found_until_the_run_has_begun(
@@ -212,19 +226,22 @@ def gap(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "settings", "keyword"),
+    ("name", "change", "settings", "keyword"),
     [
-        (gap, {"bos_token": "<|start|>", "eos_token": "<|stop|>"}, "no token has id 599"),
-        (lambda _: None, {"eos_token": "<|stop|>"}, "no BOS token"),
-        (lambda _: None, {"bos_token": "<|start|>"}, "no EOS token"),
+        ("ctranslate2", gap, {"bos_token": "<|start|>", "eos_token": "<|stop|>"}, "no token has id 599"),
+        ("ctranslate2", lambda _: None, {"eos_token": "<|stop|>"}, "no bos_token"),
+        ("ctranslate2", lambda _: None, {"bos_token": "<|start|>"}, "no eos_token"),
+        ("gguf", lambda _: None, {"bos_token": "<|start|>"}, "no eos_token"),
     ],
 )
-def test_what_ctranslate2_cannot_hold_is_refused(
-    tmp_path: Path, change: Any, settings: dict[str, str], keyword: str
+def test_a_tokenizer_that_an_engine_would_number_or_end_otherwise_is_refused(
+    tmp_path: Path, name: str, change: Any, settings: dict[str, str], keyword: str
 ) -> None:
     path = Path(byte_level(tmp_path, GPT2_WORDS, settings)) / "tokenizer.json"
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
-    with pytest.raises(InputError, match=rf"tokenizer\.json: .*{keyword}.*; leave ctranslate2 out"):
-        Tokenizer.load(path.parent).check_formats(["huggingface", "ctranslate2"])
+    tokenizer = Tokenizer.load(path.parent)
+    tokenizer.check_formats(["huggingface"])
+    with pytest.raises(InputError, match=rf"tokenizer\.json: .*{keyword}.*; leave {name} out"):
+        tokenizer.check_formats(["huggingface", name])

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe
+from tinyllama.recipe_train import Release
 from tinyllama.tokenizer import Tokenizer
+from tinyllama.tokenizer_files import HUB_NAME
 
 # Most recipes need none of what is imported below, and `prepare` should not wait for torch.
 # ruff: noqa: PLC0415
@@ -47,12 +49,17 @@ def findings(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Finding]:
         ("tokenizer.json", True, partial(tokenizer.check_formats, ["huggingface"])),
         ("data.document", True, lambda: list(tokenizer.encode_documents((), markers.start, markers.end))),
         ("initial weights", True, partial(_check_initial_weights, recipe, tokenizer)),
+        ("train.float8", True, partial(_check_float8, recipe)),
         *(
             (f"release.formats: {name}", has_milestones, partial(tokenizer.check_formats, [name]))
             for name in release.formats
         ),
-        ("release.tasks", True, partial(_check_tasks, release.tasks if has_milestones else ())),
     ]
+    if has_milestones:
+        checks += [
+            ("release.tasks", True, partial(_check_tasks, release)),
+            ("release.baselines", False, partial(_check_baselines, release.baselines)),
+        ]
     for what, stops, call in checks:
         try:
             call()
@@ -73,10 +80,34 @@ def _check_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> None:
         open_initial_weights(recipe, tokenizer)
 
 
-def _check_tasks(names: Sequence[str]) -> None:
-    """Without lm-eval nothing is known of a task: whoever needs it on this machine checks that it is installed."""
-    if not names or find_spec("lm_eval") is None:
+def _check_float8(recipe: Recipe) -> None:
+    shape = recipe.model
+    qkv_rows = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    sizes = {"dim": shape.dim, "ffn_dim": shape.ffn_dim, "(heads + 2 kv_heads) dim / heads": qkv_rows}
+    for name, size in sizes.items() if recipe.train.float8 else ():
+        if size % 16:
+            raise InputError(
+                f"train.float8: model.{name} is {size}, but float8 products need multiples of 16; change the model, or "
+                "take float8 out"
+            )
+
+
+def _check_tasks(release: Release) -> None:
+    """Without lm-eval nothing is known of a task's name: `train` checks that it is installed."""
+    if release.tasks and release.limit == 1:
+        raise InputError("release.limit: 1 item of each task gives no standard error; raise it to at least 2")
+    if not release.tasks or find_spec("lm_eval") is None:
         return
     from tinyllama.evaluate.tasks import refuse_unknown
 
-    refuse_unknown(names)
+    refuse_unknown(release.tasks)
+
+
+def _check_baselines(names: Sequence[str]) -> None:
+    """A folder may still be made before the first milestone, so that this is a warning."""
+    for name in names:
+        if not Path(name).exists() and not HUB_NAME.fullmatch(name):
+            raise InputError(
+                f"release.baselines: {name} is no folder here and no OWNER/NAME of the hub; correct it, or make it "
+                "before the first milestone"
+            )

@@ -32,10 +32,7 @@ def word_rules(file: TokenizersFile) -> str:
     if named is None or changes or not file.is_byte_level or model.get("type") != "BPE":
         found = ", ".join(str(step.get("type")) for step in steps) or "no pre-tokenizer"
         kind = " ".join([f"{model.get('type')} of {found}", *changes])
-        raise InputError(
-            f"{file.name}: a tokenizer that cannot be written as GGUF ({kind}); leave gguf out of the formats, or use "
-            "a tokenizer of Llama 2's kind, GPT-2's or SmolLM2's"
-        )
+        raise _refusal(file, "gguf", kind, "use a tokenizer of Llama 2's kind, GPT-2's or SmolLM2's")
     return named
 
 
@@ -52,19 +49,31 @@ def _without_offsets(step: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_gguf(file: TokenizersFile) -> None:
+    """Where there is no EOS token, llama.cpp ends a text at a token that it chooses by its number."""
+    _check_special(file, "gguf", {"eos_token": file.eos_id})
     if not file.is_llama_style:
         word_rules(file)
 
 
 def _check_ctranslate2(file: TokenizersFile) -> None:
-    """CTranslate2 numbers the tokens by their order, and reads the names of both special tokens as text."""
+    """CTranslate2 loads no model without both special tokens, and numbers the tokens by their order."""
+    _check_special(file, "ctranslate2", {"bos_token": file.bos_id, "eos_token": file.eos_id})
     gap = next((number for number, (text, _) in enumerate(file.kinds()) if not text), None)
-    lacking = [name for name, number in (("BOS", file.bos_id), ("EOS", file.eos_id)) if number is None]
-    if gap is None and not lacking:
-        return
-    why = f"no {' and no '.join(lacking)} token" if lacking else f"no token has id {gap}"
-    raise InputError(
-        f"{file.name}: a tokenizer that cannot be written for CTranslate2 ({why}); leave ctranslate2 out of the formats"
+    if gap is not None:
+        raise _refusal(file, "ctranslate2", f"no token has id {gap}", "use a tokenizer without gaps in its ids")
+
+
+def _check_special(file: TokenizersFile, format_name: str, ids: Mapping[str, int | None]) -> None:
+    for name, number in ids.items():
+        if number is None:
+            remedy = f"name one of its special tokens as {name} in the tokenizer_config.json next to it"
+            raise _refusal(file, format_name, f"no {name}", remedy)
+
+
+def _refusal(file: TokenizersFile, format_name: str, why: str, remedy: str) -> InputError:
+    return InputError(
+        f"{file.name}: a tokenizer that cannot be written as {format_name} ({why}); leave {format_name} out of the "
+        f"formats, or {remedy}"
     )
 
 
