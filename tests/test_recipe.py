@@ -83,10 +83,22 @@ def test_a_wrong_field_is_named_with_its_value_and_remedy(
 
 def test_a_recipe_that_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("name: x\ntrain: {tokens: 3\n")
-    with pytest.raises(InputError, match=r"broken.yaml:3: not valid YAML"):
+    with pytest.raises(InputError, match=r"broken.yaml:3: not valid YAML: .*; correct the indentation"):
         Recipe.load(tmp_path / "broken.yaml")
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    with pytest.raises(InputError, match=r"empty.yaml: an empty file, .*; write fields"):
+        Recipe.load(tmp_path / "empty.yaml")
     with pytest.raises(InputError, match=r"no such recipe.*demo"):
         Recipe.load("dmeo")
+
+
+def test_a_flag_fills_a_part_that_a_runs_own_recipe_has_as_null(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(Recipe.load("demo").to_yaml())
+    recipe = Recipe.load(tmp_path / "recipe.yaml", {"data.executor": "slurm", "data.slurm.partition": "cpu"})
+    assert recipe.data.slurm is not None
+    assert recipe.data.slurm.partition == "cpu"
+    with pytest.raises(InputError, match=r"--name\.x: name is 'demo' in the recipe and has no fields"):
+        Recipe.load(tmp_path / "recipe.yaml", {"name.x": 1})
 
 
 def test_two_sources_of_one_name_are_refused_with_their_line(tmp_path: Path) -> None:

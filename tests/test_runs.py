@@ -200,7 +200,7 @@ def as_folder(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "problem"),
     [
-        ("recipe.yaml", lambda path: path.write_text("a: [1"), "not valid YAML; restore it"),
+        ("recipe.yaml", lambda path: path.write_text("a: [1"), "not valid YAML; copy a checkpoint's"),
         ("recipe.yaml", lambda path: path.write_text("[1]"), "not a recipe"),
         ("metrics.jsonl", as_folder, "Is a directory"),
         ("events.jsonl", as_folder, "Is a directory"),

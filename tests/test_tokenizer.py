@@ -227,6 +227,23 @@ def test_a_hub_name_is_read_from_the_hubs_cache(tmp_path: Path, monkeypatch: pyt
     assert Tokenizer.load("someone/small").digest == from_model("small").digest
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+TIKTOKEN = b"IQ== 0\nIg== 1\nIw== 2\n"
+"""How the tokenizer.model of Llama 3 begins, which SentencePiece does not read."""
+
+
+@pytest.mark.parametrize("model", [LFS_POINTER, TIKTOKEN, model_bytes("small")[:-100]])
+def test_a_tokenizer_model_that_cannot_be_read_is_not_needed_beside_a_tokenizer_json(
+    tmp_path: Path, model: bytes
+) -> None:
+    folder = write_byte_level(tmp_path / "both")
+    (folder / "tokenizer.model").write_bytes(model)
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.save(tmp_path / "saved")
+    assert not (tmp_path / "saved/tokenizer.model").exists()
+    assert Tokenizer.load(tmp_path / "saved").digest == tokenizer.digest
+
+
 def damage(folder: Path, name: str, content: bytes) -> Path:
     (folder / name).write_bytes(content)
     return folder / name
@@ -243,8 +260,14 @@ def test_a_source_that_is_no_tokenizer_is_refused_in_one_line(tmp_path: Path) ->
         damage(tmp_path, "list.json", b"[1]"): "a JSON list where an object belongs",
         damage(tmp_path, "other.json", b'{"model": {"type": "BPE"}}'): "not a valid tokenizer.json",
         damage(tmp_path, "half.model", model_bytes("small")[:-100]): "not a whole SentencePiece model",
-        damage(tmp_path, "empty.model", b""): "not a BPE model of SentencePiece",
-        damage(tmp_path, "unigram.model", train_sentencepiece(model_type="unigram")): "not a BPE model",
+        damage(tmp_path, "empty.model", b""): "not a whole SentencePiece model; copy or download",
+        damage(tmp_path, "pointer.model", LFS_POINTER): "not a whole SentencePiece model; .*git lfs pull",
+        damage(tmp_path, "pointer.json", LFS_POINTER): "not valid JSON .*git lfs pull",
+        damage(tmp_path, "tiktoken.model", TIKTOKEN): "tiktoken vocabulary.* name the tokenizer.json",
+        damage(tmp_path, "spiece.bin", model_bytes("small")): "not valid JSON .*or end the name .* in .model",
+        damage(
+            tmp_path, "unigram.model", train_sentencepiece(model_type="unigram")
+        ): "of type unigram; .*model_type=bpe",
     }
     for source, message in sources.items():
         with pytest.raises(InputError, match=message) as caught:
@@ -258,5 +281,5 @@ def test_ids_and_markers_that_a_vocabulary_lacks_are_refused() -> None:
         from_model("small").decode([5, 800])
     without = Tokenizer(SentencePieceFile("bare", train_sentencepiece(bos_id=-1)))
     assert without.bos_id is None
-    with pytest.raises(InputError, match=r"bare: no start marker; set document\.start to false"):
+    with pytest.raises(InputError, match=r"bare: no bos_token .*; set data\.document\.start to false$"):
         next(without.encode_documents(["x"]))

@@ -106,7 +106,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
             continue
         value = match[3] if match[3] is not None else next(words, None)
         if value is None:
-            raise InputError(f"{word}: its value is missing")
+            raise InputError(f"{word}: its value is missing; give it after the flag")
         overrides[match[1] + match[2]] = _flag_value(word, value)
     return own, overrides
 
@@ -116,5 +116,5 @@ def _flag_value(flag: str, text: str) -> Any:
         return text
     try:
         return parse_yaml(text, flag)
-    except InputError:
-        raise InputError(f"{flag}: {text!r} is not a whole list or mapping of YAML; close its brackets") from None
+    except InputError as error:
+        raise InputError(str(error).replace(f"{flag}:1:", f"{flag}:", 1)) from None  # a flag has one line

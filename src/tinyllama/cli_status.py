@@ -6,14 +6,20 @@ from collections.abc import Callable
 
 from tinyllama.errors import InputError, RunStoppedError
 
+INPUT_STATUS = 2
+"""Of wrong input: trying again changes nothing."""
 
-def run_to_status(call: Callable[[], int | None]) -> int:
-    """Call something, with one line on standard error and an exit status for each way that it may end."""
+
+def run_to_status(call: Callable[[], int | None], system_status: int = INPUT_STATUS) -> int:
+    """Call something, with one line on standard error and an exit status for each way that it may end.
+
+    `system_status` is the status where the system refuses something, such as to write to a full disk.
+    """
     try:
         return call() or 0
     except InputError as error:
         _say(error)
-        return 2
+        return INPUT_STATUS
     except RunStoppedError as stop:
         _say(stop)
         return stop.status
@@ -24,7 +30,7 @@ def run_to_status(call: Callable[[], int | None]) -> int:
         if error.filename is None:
             raise
         print(f"tinyllama: {error.filename}: {error.strerror}; make it possible and run this again", file=sys.stderr)
-        return 2
+        return system_status
     except KeyboardInterrupt:
         print("tinyllama: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -142,6 +142,13 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not valid JSON ({error}); restore it, or make again what it belongs to") from None
 
 
+def how_to_replace(data: bytes) -> str:
+    """Return the remedy for a file from elsewhere whose bytes, of which `data` are the first, cannot be used."""
+    if data.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "it is a git-lfs pointer: fetch the file itself with `git lfs pull`"
+    return "copy or download it again"
+
+
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
@@ -159,7 +166,7 @@ def alone_in(folder: Path, lock: str, refusal: str) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, no child inherits it
         except (BlockingIOError, PermissionError):
-            raise InputError(f"{refusal}; wait for it, or choose another name") from None
+            raise InputError(f"{refusal}; wait for it to end, or end it") from None
         own = _identity(os.fstat(file.fileno()))
         _held.add(own)
         try:

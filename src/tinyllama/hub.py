@@ -12,6 +12,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from tinyllama.errors import InputError
 
+_TRY_AGAIN = (408, 409, 429)
+"""Statuses below 500 that pass by themselves: time-out, conflict with another commit, too many requests."""
+
 
 @contextmanager
 def in_one_line(endpoint: str, name: str) -> Iterator[None]:
@@ -19,6 +22,8 @@ def in_one_line(endpoint: str, name: str) -> Iterator[None]:
     try:
         yield
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.filename:  # a file or a disk here, not the hub
+            raise
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         raise InputError(_remedy(cause, endpoint, name)) from None
 
@@ -37,5 +42,8 @@ def _remedy(error: BaseException, endpoint: str, name: str) -> str:
     if isinstance(error, OfflineModeIsEnabled):
         return f"{name}: HF_HUB_OFFLINE is set; unset it to push"
     if isinstance(error, TransportError):
-        return f"{endpoint}: cannot be reached ({said or type(error).__name__}); mend the connection and push again"
-    return f"{name}: {endpoint} did not take it ({said or type(error).__name__}); push again"
+        why = said or type(error).__name__
+        return f"{endpoint}: cannot be reached ({why}); check the connection and HF_ENDPOINT, then run this again"
+    later = status is None or status >= 500 or status in _TRY_AGAIN
+    remedy = "run this again later" if later else "correct what the hub names, then run this again"
+    return f"{name}: {endpoint} did not take it ({said or type(error).__name__}); {remedy}"

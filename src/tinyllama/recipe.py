@@ -189,7 +189,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not valid YAML: is not UTF-8 text; save it as that") from None
     fields = parse_yaml(text, str(path))
     if not isinstance(fields, dict):
-        raise InputError(f"{path}: a recipe is a mapping of fields such as name, data, model and train")
+        kind = "an empty file" if fields is None else f"a YAML {type(fields).__name__}"
+        raise InputError(f"{path}: {kind}, not a mapping; write fields such as name, data, model and train")
     return fields
 
 
@@ -198,7 +199,7 @@ def parse_yaml(text: str, name: str) -> Any:
     try:
         return yaml.load(text, _UniqueKeys)
     except RecursionError:
-        raise InputError(f"{name}: not valid YAML: nested too deeply; close its brackets") from None
+        raise InputError(f"{name}: not valid YAML: nested too deeply; take levels out") from None
     except yaml.reader.ReaderError as error:
         raise InputError(
             f"{name}: not valid YAML: character U+{error.character:04X} at {error.position:,}; take it out"
@@ -206,16 +207,21 @@ def parse_yaml(text: str, name: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{name}{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        problem = " ".join(str(getattr(error, "problem", error)).split())
+        remedy = "" if "; " in problem else "; correct the indentation, quotes and brackets there"
+        raise InputError(f"{name}{place}: not valid YAML: {problem}{remedy}") from None
 
 
 def _set(fields: dict[str, Any], dotted: str, value: object) -> None:
     *parents, last = dotted.split(".")
     for parent in parents:
-        inner = fields.setdefault(parent, {})
-        if not isinstance(inner, dict):
-            raise InputError(f"--{dotted}: {parent} holds no fields; see the recipe")
-        fields = inner
+        if fields.get(parent) is None:  # as a run's own recipe.yaml has what is not used
+            fields[parent] = {}
+        fields = fields[parent]
+        if not isinstance(fields, dict):
+            raise InputError(
+                f"--{dotted}: {parent} is {shortened(fields)} in the recipe and has no fields; correct one"
+            )
     fields[last] = value
 
 

@@ -40,5 +40,5 @@ class Part(BaseModel):
     def _no_number_is_true_or_false(cls, value: object, info: ValidationInfo) -> object:
         # pydantic would read `layers: true` as one layer.
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("is true or false; give a value")
+            raise ValueError("is true or false in YAML; put a text in quotes, or give a number")
         return value

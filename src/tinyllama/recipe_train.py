@@ -93,7 +93,10 @@ class Train(Part):
         """Rows of a step's batch that each of so many ranks has. Raises InputError where they do not divide."""
         if self.batch_sequences % ranks:
             rows = self.batch_sequences
-            raise InputError(f"train.batch_sequences: {rows} rows do not divide among {ranks} ranks; choose a multiple")
+            raise InputError(
+                f"train.batch_sequences: {rows} rows do not divide among {ranks} ranks; choose a multiple of {ranks}, "
+                "or another number of ranks"
+            )
         return self.batch_sequences // ranks
 
     def micro_batch_rows(self, ranks: int) -> int:

@@ -184,9 +184,9 @@ def _recipe(run: Path) -> Row:
         fields = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         place = f":{mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
-        raise InputError(f"{path}{place}: not valid YAML; restore it from a checkpoint's") from None
+        raise InputError(f"{path}{place}: not valid YAML; copy a checkpoint's, or train on, which writes it") from None
     if not isinstance(fields, dict):
-        raise InputError(f"{path}: not a recipe; restore it from a checkpoint's")
+        raise InputError(f"{path}: not a recipe; copy a checkpoint's, or train on, which writes it")
     return fields
 
 

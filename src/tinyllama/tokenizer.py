@@ -18,7 +18,8 @@ from tinyllama.errors import InputError
 from tinyllama.files import json_bytes, write_atomically, write_json
 from tinyllama.text import Text
 from tinyllama.tokenizer_conversion import piece_bytes
-from tinyllama.tokenizer_files import TokenizerFile, checked_utf8_parts, read_tokenizer
+from tinyllama.tokenizer_files import SentencePieceFile, TokenizerFile, checked_utf8_parts, read_tokenizer
+from tinyllama.tokenizer_formats import check_format
 from tinyllama.tokenizer_memo import DEFAULT_LIMITS, Limits, RunMemo, TokenIds, can_cut_words, neighbours
 
 
@@ -86,7 +87,9 @@ class Tokenizer:
         numbers = [int(number) for number in ids]
         for number in numbers:
             if not 0 <= number < self.vocab_size:
-                raise InputError(f"token id {number}: {self._file.name} has {self.vocab_size}; name its own tokenizer")
+                raise InputError(
+                    f"token id {number}: {self._file.name} has {self.vocab_size}; use the tokenizer that gave it"
+                )
         text: str = self._file.decode(numbers)
         return text
 
@@ -101,6 +104,14 @@ class Tokenizer:
         A run of bytes is decoded as a whole: where one of them makes no character, none of them does.
         """
         return frozenset(number for number, (_, kind) in enumerate(self._file.kinds()) if kind in ("byte", "special"))
+
+    def check_formats(self, names: Iterable[str]) -> None:
+        """Raise InputError where a release's format (huggingface, gguf, ctranslate2) cannot hold this tokenizer.
+
+        A run's folder has the tokenizer in Hugging Face's format, whatever its releases hold.
+        """
+        for name in names:
+            check_format(name, self._file)
 
     def save(self, directory: str | Path, context: int | None = None) -> None:
         """Write a folder that `transformers.AutoTokenizer` loads with the same ids: tokenizer.json and its settings.
@@ -135,5 +146,10 @@ class Tokenizer:
 
     def _marker(self, number: int | None, field: str) -> list[int]:
         if number is None:
-            raise InputError(f"{self._file.name}: no {field} marker; set document.{field} to false in the recipe")
+            token = "bos_token" if field == "start" else "eos_token"
+            name_it = f", or name one as {token} in the tokenizer_config.json next to the tokenizer.json"
+            raise InputError(
+                f"{self._file.name}: no {token} for a document's {field}; set data.document.{field} to false"
+                + ("" if isinstance(self._file, SentencePieceFile) else name_it)
+            )
         return [number]

@@ -10,6 +10,7 @@ import json
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import tokenizers
 from sentencepiece import SentencePieceProcessor
 
 from tinyllama.errors import InputError
+from tinyllama.files import how_to_replace
 from tinyllama.text import Text, utf8_parts
 from tinyllama.tokenizer_conversion import (
     BYTES,
@@ -36,7 +38,9 @@ from tinyllama.tokenizer_conversion import (
 NAMES = ("tokenizer.json", "tokenizer.model")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 MOST_PIECES = 1 << 24  # what an id too large would have each list of all pieces filled up to
-BPE = 2  # the trainer's model_type in sentencepiece_model.proto
+UNIGRAM, BPE = 1, 2  # the trainer's model_type in sentencepiece_model.proto
+MODEL_TYPES = {UNIGRAM: "unigram", BPE: "bpe", 3: "word", 4: "char"}
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n")  # a line of Llama 3's tokenizer.model
 
 
 class SentencePieceFile:
@@ -46,20 +50,25 @@ class SentencePieceFile:
         try:
             processor = SentencePieceProcessor(model_proto=model)
             self.table, trainer, normaliser = parse_model(model)
-            rules = normaliser.get(2, b"").hex()
+            rules, model_type = normaliser.get(2, b"").hex(), trainer.get(3, UNIGRAM)
+            self.table[0]  # an empty file is a model without pieces
         except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, struct.error):
             # what SentencePiece lets through, too: fields of another wire type
-            raise InputError(f"{name}: not a whole SentencePiece model; copy or download it again") from None
+            raise InputError(f"{name}: not a whole SentencePiece model; {_how_to_get_model(model)}") from None
         self.name, self._model = name, model
-        if not self.table or trainer.get(3) != BPE:
-            raise InputError(f"{name}: not a BPE model of SentencePiece, which Llama's tokenizers are; use one")
+        if model_type != BPE:
+            raise InputError(
+                f"{name}: not a BPE model of SentencePiece but of type {MODEL_TYPES.get(model_type, model_type)}; use "
+                "one that was trained with model_type=bpe, or train one with `tinyllama tokenizer train`"
+            )
         self.normaliser = {
             "dummy_prefix": bool(normaliser.get(3, True)),
             "extra_spaces_removed": bool(normaliser.get(4, True)),
             "space_as_suffix": bool(trainer.get(24, False)),
             "rules": rules,
         }
-        self.is_llama_style = self.normaliser == LLAMA_NORMALISER and bool(trainer.get(35, False))
+        self._has_byte_fallback = bool(trainer.get(35, False))
+        self.is_llama_style = self.normaliser == LLAMA_NORMALISER and self._has_byte_fallback
         self.pieces = [piece.text for piece in self.table if piece.kind not in ("special", "byte")]
         self.vocab_size = len(self.table)
         self.bos_id, self.eos_id, self.unk_id = (
@@ -77,18 +86,39 @@ class SentencePieceFile:
         """The text of a piece."""
         return None if number is None else self.table[number].text
 
-    def document(self) -> dict[str, Any]:
+    @cached_property
+    def converted(self) -> "TokenizersFile":
         """The equivalent tokenizer.json; InputError where `tokenizers` would not do with it as SentencePiece does."""
-        document = convert_pieces(self.table, self.token(self.unk_id), self.token(self.bos_id))
-        converted = TokenizersFile(self.name, document, {})
+        unk, bos, eos = (self.token(number) for number in (self.unk_id, self.bos_id, self.eos_id))
+        settings = {"bos_token": bos, "eos_token": eos, "unk_token": unk}
+        converted = TokenizersFile(self.name, convert_pieces(self.table, unk, bos), settings)
         for text in hard_texts(self.pieces):
             ids = self.encode(text)
             if converted.encode(text) != ids or converted.decode(ids) != self.decode(ids):
                 raise InputError(
                     f"{self.name}: no tokenizer.json gives SentencePiece's ids (they differ on {text[:40]!r}); "
-                    "use a tokenizer of Llama 2's kind: identity normaliser, byte fallback, no user-defined pieces"
+                    f"{self._advice()}"
                 )
-        return document
+        return converted
+
+    def document(self) -> dict[str, Any]:
+        """The contents of the equivalent tokenizer.json; InputError as for `converted`."""
+        return self.converted.parsed
+
+    def _advice(self) -> str:
+        """What to do where there is no equivalent: name the options of its training that differ from Llama 2's."""
+        found = self.normaliser
+        options = {
+            "normalization_rule_name=identity": found["rules"],
+            "byte_fallback=true": not self._has_byte_fallback,
+            "remove_extra_whitespaces=false": found["extra_spaces_removed"],
+            "add_dummy_prefix=true": not found["dummy_prefix"],
+            "treat_whitespace_as_suffix=false": found["space_as_suffix"],
+            "no user_defined_symbols": any(piece.kind == "user" for piece in self.table),
+        }
+        changes = ", ".join(option for option, differs in options.items() if differs)
+        train = f"train it again with SentencePiece's {changes}" if changes else "use another tokenizer"
+        return f"{train}, or train one with `tinyllama tokenizer train`"
 
     def sentencepiece_model(self) -> bytes:
         """The tokenizer.model."""
@@ -115,13 +145,18 @@ class TokenizersFile:
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.parsed))
         except Exception as error:  # the library raises nothing more precise
             reason = " ".join(str(error).split())
-            raise InputError(f"{name}: not a valid tokenizer.json ({reason}); copy or download it again") from None
+            raise InputError(
+                f"{name}: not a valid tokenizer.json for tokenizers {tokenizers.__version__} ({reason}); copy or "
+                "download it again or, if a newer version wrote it, pip install --upgrade tokenizers"
+            ) from None
         self.tokenizer.encode_special_tokens = True
         self.added = self.parsed.get("added_tokens") or []
         self.ids: dict[str, int] = self.tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self.ids.values(), default=-1) + 1
         if self.vocab_size > MOST_PIECES:
-            raise InputError(f"{name}: token id {self.vocab_size - 1}, more than any vocabulary has; download it again")
+            raise InputError(
+                f"{name}: token id {self.vocab_size - 1}, more than any vocabulary has; correct it or download it again"
+            )
         self.special = {token["content"] for token in self.added if token.get("special")}
         self.is_byte_level = "ByteLevel" in json.dumps(self.parsed.get("decoder"))
         self.pieces = list(self.ids.keys() - self.special - BYTES)
@@ -150,15 +185,21 @@ class TokenizersFile:
         text: str | None = None if number is None else self.tokenizer.id_to_token(number)
         return text
 
+    @property
+    def converted(self) -> "TokenizersFile":
+        """Itself."""
+        return self
+
     def document(self) -> dict[str, Any]:
         """The tokenizer.json to write: the one that was read; of Llama's kind, with the start marker by default."""
         return with_start_marker(self.parsed, self.token(self.bos_id)) if self.is_llama_style else self.parsed
 
     def sentencepiece_model(self) -> bytes | None:
         """The tokenizer.model that lay beside the file, where it is of the same tokenizer."""
-        if self._model is None or SentencePieceFile(self.name, self._model).canonical() != self.canonical():
-            return None
-        return self._model
+        with suppress(InputError):  # of another kind, such as Llama 3's, or damaged: tokenizer.json decides
+            if self._model and SentencePieceFile(self.name, self._model).canonical() == self.canonical():
+                return self._model
+        return None
 
     def canonical(self) -> dict[str, Any]:
         """What decides the ids, in the same words as for the equivalent tokenizer.model."""
@@ -217,7 +258,10 @@ def read_tokenizer(source: str | Path) -> TokenizerFile:
     if path.is_dir():
         path = next((path / name for name in NAMES if (path / name).is_file()), path)
     if path.is_dir():
-        raise InputError(f"{path}: no tokenizer.json and no tokenizer.model in this folder; name one that has it")
+        raise InputError(
+            f"{path}: no tokenizer.json and no tokenizer.model in this folder; name a folder that has one, or the file "
+            "itself if it has another name"
+        )
     if not path.is_file():
         path = _download(str(source))
     if path.suffix == ".model":
@@ -240,17 +284,26 @@ def checked_utf8_parts(text: Text, size: int = 1 << 20, start: int = 0) -> Itera
     except UnicodeEncodeError as error:
         raise InputError(
             f"text: lone surrogate U+{ord(error.object[error.start]):04X} at character {start + error.start}; "
-            "read the source as UTF-8 with errors='replace'"
+            "take it out, or replace it with U+FFFD"
         ) from None
 
 
+def _how_to_get_model(model: bytes) -> str:
+    """Return the remedy for a tokenizer.model that SentencePiece does not read."""
+    if _TIKTOKEN.match(model):
+        return "it is a tiktoken vocabulary, as of Llama 3: name the tokenizer.json of the same tokenizer"
+    return how_to_replace(model)
+
+
 def _read_object(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(data)
     except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); copy or download it again") from None
+        kind = "" if path.suffix == ".json" else ", or end the name of a SentencePiece model in .model"
+        raise InputError(f"{path}: not valid JSON ({error}); {how_to_replace(data)}{kind}") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path}: a JSON {type(value).__name__} where an object belongs; copy or download it again")
+        raise InputError(f"{path}: a JSON {type(value).__name__} where an object belongs; name a tokenizer.json")
     return value
 
 
@@ -262,7 +315,10 @@ def _download(name: str) -> Path:
     _hub_file(name, "tokenizer_config.json")
     found = next(filter(None, (_hub_file(name, file) for file in NAMES)), None)
     if found is None:
-        raise InputError(f"{name}: no tokenizer.json and no tokenizer.model in this hub repository; name another")
+        raise InputError(
+            f"{name}: no tokenizer.json and no tokenizer.model in this hub repository, or no repository that you may "
+            "read; name another, or set HF_TOKEN to a token that may read it"
+        )
     return found
 
 
@@ -271,6 +327,7 @@ def _hub_file(repository: str, file: str) -> Path | None:
     # 0.3 s that only a hub name is worth
     from httpx import HTTPError  # noqa: PLC0415
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache  # noqa: PLC0415
+    from huggingface_hub.errors import GatedRepoError  # noqa: PLC0415
 
     try:
         cached = try_to_load_from_cache(repository, file)
@@ -278,8 +335,12 @@ def _hub_file(repository: str, file: str) -> Path | None:
             return Path(cached)
         # hf_hub_download alone would try for half a minute where there is no network
         return Path(hf_hub_download(repository, file)) if HfApi().file_exists(repository, file) else None
+    except GatedRepoError:
+        raise InputError(
+            f"{repository}: its owner decides who may read it; ask on its page of the hub, then set HF_TOKEN to a token"
+        ) from None
     except (HTTPError, OSError, ValueError) as error:
         raise InputError(
             f"{repository}: no such file or folder here, and the hub cannot be reached ({type(error).__name__}); "
-            "name a tokenizer.json, a tokenizer.model or their folder"
+            "name a tokenizer.json, a tokenizer.model or their folder, or connect to the hub"
         ) from None

@@ -42,7 +42,8 @@ def recipe(small: Path, tmp_path: Path) -> Path:
         (["demo", "--data.sources.slimpajama.path", "mine"], "demo: recipe 'demo' has sources of its own"),
         (["train", "demo", "--train.tokens"], "--train.tokens: its value is missing"),
         (["train", "--allow-change", "demo"], "train: name a recipe first"),
-        (["train", "demo", "--model", "{dim: 4"], "--model: '{dim: 4' is not a whole list or mapping"),
+        (["train", "demo", "--model", "{dim: 4"], "--model: not valid YAML: expected ',' or '}'"),
+        (["train", "demo", "--model", "{dim: 4, dim: 8}"], "--model: not valid YAML: 'dim' stands here a second time"),
         (["train", "demo", "--alow-change"], "Unrecognized options: --alow-change"),
         (
             ["train", "demo", "--data.store", "nowhere"],
@@ -50,6 +51,7 @@ def recipe(small: Path, tmp_path: Path) -> Path:
         ),
         (["generate", "nowhere", "text"], "nowhere: no model here"),
         (["release", "nowhere"], "nowhere: no model here"),
+        (["release", "nowhere", "--step", "5"], "nowhere: no run here"),
         (["evaluate", "nowhere"], "nowhere: no model here"),
         (["watch", "nowhere"], "nowhere: no run here"),
         (["tokenizer", "import", "nowhere", "there"], "nowhere"),

@@ -29,8 +29,8 @@ TASKS = ("winogrande", "arc_easy")
 def by_two(llama_folder: Path, neox_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """A folder in which two ranks scored copies of `llama` and `neox`, and what they printed."""
     folder = tmp_path_factory.mktemp("by-two")
-    for model in (llama_folder, neox_folder):
-        shutil.copytree(model, folder / model.name.rstrip("0"))
+    for name, model in (("llama", llama_folder), ("neox", neox_folder)):
+        shutil.copytree(model, folder / name)
     (folder / "score.py").write_text(SCORE)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "score.py", "llama", "neox"]

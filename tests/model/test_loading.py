@@ -167,7 +167,10 @@ GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "vocab_si
         (configured(mlp_bias=True), "mlp_bias is True"),
         (configured(head_dim=24), "head_dim is 24; only Llama 2's 16"),
         (configured(hidden_act="gelu"), "hidden_act is 'gelu'"),
-        (configured(quantization_config={"quant_method": "gptq", "bits": 4}), "quantization_config is 'gptq'"),
+        (
+            configured(quantization_config={"quant_method": "gptq", "bits": 4}),
+            "quantization_config is 'gptq'; only Llama 2's None can be loaded: save",
+        ),
         (configured(quantization_config=4), "quantization_config is 4, not an object"),
         (configured(quantization_config="gptq"), "quantization_config is 'gptq', not an object"),
         (configured(rope_parameters=1), "rope_parameters is 1, not an object"),
@@ -179,7 +182,7 @@ GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "vocab_si
         (configured(vocab_size=1 << 63), "vocab_size is 9223372036854775808, not a number below 2^31"),
         (configured(vocab_size=-1), "vocab_size is -1, not a count"),
         (configured(vocab_size=0.5), "vocab_size is 0.5, not a count"),
-        (of_another_kind('{"model_type": "llama"}'), "hidden_size is None, not a number"),
+        (of_another_kind('{"model_type": "llama"}'), "hidden_size is None, not a number below 2^31; correct it"),
         (of_another_kind("[]"), "config.json: a list, not an object"),
         (of_another_kind('{"model_type"'), "config.json: not valid JSON"),
     ],
@@ -223,7 +226,12 @@ def cut_off(folder: Path) -> str:
 
 def not_fetched(folder: Path) -> str:
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    return "model.safetensors cannot be read"
+    return "; it is a git-lfs pointer: fetch the file itself with `git lfs pull`"
+
+
+def with_more_layers(folder: Path) -> str:
+    configured(num_hidden_layers=1)(folder)
+    return "config.json has num_hidden_layers 1: fetch or make both again"
 
 
 def with_biases(folder: Path) -> str:
@@ -235,7 +243,7 @@ def with_biases(folder: Path) -> str:
 def without_a_head(folder: Path) -> str:
     path = folder / "model.safetensors"
     save_file({name: tensor for name, tensor in load_file(path).items() if name != "lm_head.weight"}, path)
-    return "the weights lack lm_head.weight"
+    return "the weights lack lm_head.weight; if the head is the embedding, set tie_word_embeddings to true"
 
 
 def wider(folder: Path) -> str:
@@ -288,8 +296,9 @@ def with_a_start_marker_beyond_the_weights(folder: Path) -> str:
     "damage",
     [
         without_a_shard, with_an_empty_index, without_weights, as_a_pickle, cut_off, not_fetched, with_biases,
-        without_a_head, wider, without_a_tokenizer, with_half_a_tokenizer, with_another_file_as_tokenizer,
-        with_half_a_sentencepiece_model, with_a_larger_tokenizer, with_a_start_marker_beyond_the_weights,
+        with_more_layers, without_a_head, wider, without_a_tokenizer, with_half_a_tokenizer,
+        with_another_file_as_tokenizer, with_half_a_sentencepiece_model, with_a_larger_tokenizer,
+        with_a_start_marker_beyond_the_weights,
     ],
 )  # fmt: skip
 def test_what_is_missing_or_damaged_is_named(llama: Path, capsys: pytest.CaptureFixture[str], damage: Change) -> None:

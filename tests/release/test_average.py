@@ -84,8 +84,8 @@ def refused(run: Path, source: Path, count: int) -> str:
 def test_too_few_are_refused_with_their_number_and_the_remedy(run: Path) -> None:
     with_checkpoints_every(run, 30)
     said = refused(run, checkpoint_folder(run, 10), 3)
-    assert said.startswith(f"{run}: release.average is 3, but up to step-00000010 there are 2 checkpoints in a row")
-    assert "(of step 9, 10); keep more with checkpoint.keep" in said
+    assert said.startswith(f"{run}: --average is 3, but up to step-00000010 there are 2 checkpoints in a row")
+    assert "(of step 9, 10); give at most 2" in said
 
 
 def test_a_milestone_is_not_averaged_with_one_long_before_it(run: Path) -> None:

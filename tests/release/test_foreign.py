@@ -83,6 +83,12 @@ def test_the_command_takes_it_and_refuses_what_it_cannot_have(llama: str, capsys
         assert said in capsys.readouterr().err
 
 
+def test_a_folder_of_the_releases_name_is_not_called_a_release(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("releases/other").mkdir(parents=True)
+    assert cli.main(["release", llama, "--formats", "huggingface"]) == 2
+    assert "releases/other: in the way, and no release" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_llama_is_refused_by_what_differs(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt_neox", "hidden_size": 64, "num_attention_heads": 4}')
     with pytest.raises(InputError, match="model_type is 'gpt_neox'"):

@@ -225,5 +225,7 @@ def test_offline_mode_is_one_line(hub: Hub, released: Path, monkeypatch: pytest.
 
 def test_an_upload_that_the_hub_refuses_is_one_line_and_no_commit(hub: Hub, released: Path) -> None:
     hub.refused_uploads = 413
-    assert "413" in refused(released, "small")
+    said = refused(released, "small")
+    assert "413" in said
+    assert "push again" not in said
     assert hub.repositories[f"{USER}/small"].files == {}

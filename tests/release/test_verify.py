@@ -197,7 +197,7 @@ def test_a_missing_library_is_named_with_its_extra(
 ) -> None:
     formats.check_formats(["huggingface", *names])
     monkeypatch.setattr(formats, "find_spec", lambda name: None if name == library else object())
-    with pytest.raises(InputError, match=rf'^{library} is not installed: pip install "tinyllama\[formats\]"$'):
+    with pytest.raises(InputError, match=rf'^{library} is not installed; pip install "tinyllama\[formats\]"$'):
         formats.check_formats(["huggingface", *names])
     formats.check_formats(["huggingface"])
 

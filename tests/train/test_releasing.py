@@ -63,21 +63,38 @@ def test_a_release_that_fails_is_tried_again_and_training_goes_on(
     small: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(releasing, "_PAUSE_SECONDS", 0.0)
-    recipe = recipe_in(here, small, **{"release.at": [5 * BATCH]})
-    planted = here / "runs/milestones/releases/step-00000005"
-    planted.mkdir(parents=True)  # in the release's way
+    run, recipe = here / "runs/milestones", recipe_in(here, small, **{"release.at": [5 * BATCH]})
+    planted = run / "releases"
+    planted.parent.mkdir(parents=True)
+    planted.touch()  # where the releases' folder belongs
     with pytest.raises(RunStoppedError, match="the release of step 5 failed"):
         train(recipe)
-    run = here / "runs/milestones"
     failed = events(run, "release-failed")
     assert [row["tries"] for row in failed] == [1, 2, 3]
-    assert "already released" in failed[0]["problem"]
+    assert "runs/milestones/releases: File exists" in failed[0]["problem"]
     assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == list(range(1, 21))
-    assert waiting(run) == [5]
-    planted.rmdir()
+    planted.unlink()
     train(recipe)  # a run that is trained goes on with its releases
     assert released(run) == [(5, True)]
     assert waiting(run) == []
+
+
+def test_a_release_that_fails_for_its_input_is_not_tried_again_before_the_run_is_started_again(
+    small: Path, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, recipe = here / "runs/milestones", recipe_in(here, small, **{"release.at": [5 * BATCH]})
+    planted = run / "releases/step-00000005"
+    planted.mkdir(parents=True)  # in the release's way
+    with pytest.raises(RunStoppedError, match="the release of step 5 failed"):
+        train(recipe)
+    (failed,) = events(run, "release-failed")
+    assert "in the way" in failed["problem"]
+    assert "not tried again" in capfd.readouterr().err
+    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == list(range(1, 21))
+    assert waiting(run) == [5]
+    planted.rmdir()
+    train(recipe)
+    assert released(run) == [(5, True)]
 
 
 def test_a_run_killed_while_it_releases_finishes_that_when_it_goes_on(small: Path, here: Path) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tinyllama import preflight
 from tinyllama.data.executors import run_local, run_ray, submit_slurm
 from tinyllama.data.inputs import changed_since
 from tinyllama.data.manifests import differences, different_settings, finish, settings
@@ -29,12 +30,14 @@ def prepare(recipe: Recipe) -> TokenStore | None:
     """Write the recipe's token store, going on where an interrupted run stopped, and open it.
 
     Returns None where the work went to Slurm, whose last job finishes the store.
-    Raises InputError where a file cannot be read or written, a source has no documents, or the store was made from
-    other data.
+    Raises InputError where a file cannot be read or written, a source has no documents, the store was made from other
+    data, or training would refuse the tokenizer.
     """
     store = Path(recipe.data.store)
     load_tokenizer.cache_clear()  # of a folder that another tokenizer has taken since
     tokenizer = load_tokenizer(recipe.tokenizer)
+    for warning in preflight.check(recipe, tokenizer):
+        print(warning, file=sys.stderr)
     job = plan_job(recipe)
     plan = {"settings": settings(recipe, tokenizer), "inputs": job.inputs}
     with alone_in(store.parent, f"{store.name}.lock", f"{store}: another process is preparing this store"):

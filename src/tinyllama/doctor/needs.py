@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tinyllama import preflight
 from tinyllama.data.sources import list_files
 from tinyllama.data.store import TokenStore
 from tinyllama.doctor.checks import Mark, Row
@@ -31,7 +32,9 @@ def recipe_rows(recipe: Recipe, found: Found) -> list[Row]:
         first = _row("tokenizer", f"{recipe.tokenizer}: {tokenizer.vocab_size:,} pieces")
     except InputError as problem:
         tokenizer, first = None, _missing("tokenizer", problem, _how_to_get_tokenizer(recipe))
-    rows = [first, *_data(recipe), *_weights(recipe, tokenizer), *_software(recipe, found), *_surprises(recipe, found)]
+    judged = _findings(recipe, tokenizer) if tokenizer else {}
+    rows = [first, *_data(recipe), *_weights(recipe), *_software(recipe, found)]
+    rows = [*(judged.pop(row.what, row) for row in rows), *judged.values(), *_surprises(recipe, found)]
     return [*rows, *size_rows(recipe, tokenizer.vocab_size if tokenizer else LLAMA_2_PIECES, found, _free)]
 
 
@@ -39,11 +42,11 @@ def _row(what: str, found: str, mark: Mark = "ok", remedy: str = "") -> Row:
     return Row("recipe", what, found, mark, remedy)
 
 
-def _missing(what: str, problem: InputError, remedy: str = "") -> Row:
+def _missing(what: str, problem: InputError, remedy: str = "", mark: Mark = "missing") -> Row:
     """A check's own line: what is wrong before its last semicolon or `: pip install`, what to do after it."""
     words = str(problem).replace(": pip install", "; pip install")
     wrong, _, mend = words.rpartition("; ")
-    return _row(what, wrong or words, "missing", remedy or (mend if wrong else ""))
+    return _row(what, wrong or words, mark, remedy or (mend if wrong else ""))
 
 
 def _asked(what: str, good: str, check: Callable[[], object]) -> Row:
@@ -58,6 +61,14 @@ def _asked(what: str, good: str, check: Callable[[], object]) -> Row:
 def _how_to_get_tokenizer(recipe: Recipe) -> str:
     train = f"tinyllama tokenizer train {recipe.name}"
     return f"{train}, or tinyllama tokenizer import TOKENIZER.MODEL {recipe.tokenizer}"
+
+
+def _findings(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Row]:
+    """A row, by its name, for each thing that `prepare` and `train` would refuse or warn of."""
+    return {
+        finding.what: _missing(finding.what, finding.problem, mark="missing" if finding.stops else "warning")
+        for finding in preflight.findings(recipe, tokenizer)
+    }
 
 
 def _data(recipe: Recipe) -> Iterator[Row]:
@@ -93,20 +104,18 @@ def _surprises(recipe: Recipe, found: Found) -> Iterator[Row]:
         yield _row(what, wrong, "warning", remedy)
 
 
-def _weights(recipe: Recipe, tokenizer: Tokenizer | None) -> Iterator[Row]:
+def _weights(recipe: Recipe) -> Iterator[Row]:
     initial = recipe.train.initial_weights
     if initial is None:
         return
-    if not Path(initial).exists():
+    if Path(initial).exists():
+        yield _row("initial weights", initial)
+    else:
         yield _row("initial weights", f"{initial}: not here; fetched from the hub, if it has them", "warning")
-    elif tokenizer is not None:
-        from tinyllama.train.setup import open_initial_weights  # noqa: PLC0415 - much that no other row needs
-
-        yield _asked("initial weights", initial, lambda: open_initial_weights(recipe, tokenizer))
 
 
 def _software(recipe: Recipe, found: Found) -> Iterator[Row]:
-    from tinyllama.release.formats import check_formats  # noqa: PLC0415 - as above
+    from tinyllama.release.formats import check_formats  # noqa: PLC0415 - much that no other row needs
     from tinyllama.track.trackers import check_trackers, wanted  # noqa: PLC0415
 
     formats, trackers = recipe.release.formats, wanted(recipe.track)

@@ -81,8 +81,13 @@ def _loads(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = first_line(error)
-        raise InputError(f"{folder}: transformers finds no {what} here ({reason}); put a {what} there") from None
+        loader = "AutoTokenizer" if what == "tokenizer" else "AutoModelForCausalLM"
+        remedy = f"put there what {loader}.from_pretrained loads"
+        if isinstance(error, ImportError):
+            remedy = "install what it needs"
+        elif isinstance(error, MemoryError | torch.OutOfMemoryError):
+            remedy = "use a machine with more memory"
+        raise InputError(f"{folder}: transformers loads no {what} here ({first_line(error)}); {remedy}") from None
 
 
 def _front(file: Path, tokenizer: Tokenizer) -> list[int]:
@@ -227,7 +232,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval's documented interfa
     def _complete(self, context: str, options: dict[str, Any]) -> str:
         options = normalize_gen_kwargs(options)
         if options["do_sample"]:
-            raise InputError("the task samples its completions; only tasks with greedy ones can be scored")
+            raise InputError("a task samples its completions; leave it out, only tasks with greedy ones can be scored")
         room = max(1, self.model.shape.context - options["max_gen_toks"])
         prompt = self.tok_encode(context)[-room:]
         ids: list[int] = []

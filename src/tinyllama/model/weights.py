@@ -61,13 +61,28 @@ def from_hugging_face(state: Mapping[str, Tensor], shape: Model) -> Iterator[tup
     used = [part for _, theirs in _names(shape) for part in theirs]
     for part in used:
         if part not in state:
-            raise InputError(f"the weights lack {part}; the files are incomplete or not a Llama's")
+            raise InputError(f"the weights lack {part}; {_how_to_complete(part)}")
     foreign = sorted(name for name in state.keys() - set(used) if not name.endswith("rotary_emb.inv_freq"))
     if shape.tie_embeddings:
         foreign = [name for name in foreign if name != "lm_head.weight"]
     if foreign:
-        raise InputError(f"the weights hold {foreign[0]}, which a Llama has no place for; only Llama models load")
+        raise InputError(
+            f"the weights hold {foreign[0]}, which a Llama has no place for; {_how_to_fit(foreign[0], shape)}"
+        )
     return ((name, _stacked([state[part] for part in theirs])) for name, theirs in _names(shape))
+
+
+def _how_to_complete(name: str) -> str:
+    if name == "lm_head.weight":
+        return "if the head is the embedding, set tie_word_embeddings to true in config.json, else fetch or save it too"
+    return "fetch all of its files, or save a whole LlamaForCausalLM with transformers' save_pretrained"
+
+
+def _how_to_fit(name: str, shape: Model) -> str:
+    parts = name.removeprefix("model.layers.").split(".")
+    if parts[0].isdigit() and int(parts[0]) >= shape.layers:
+        return f"config.json has num_hidden_layers {shape.layers}: fetch or make both again"
+    return "only plain Llama 2 weights load: merge adapters and dequantize first, or use another model"
 
 
 def _stacked(parts: list[Tensor]) -> Tensor:
@@ -126,6 +141,7 @@ def config_to_hugging_face(shape: Model, vocab_size: int, bos_id: int | None, eo
 
 
 _LARGEST = 1 << 31  # more than any size of a Llama; torch has none from 2^63 on
+_CORRECT = "correct it, or fetch the file again"
 _NEEDED = (
     "hidden_size",
     "intermediate_size",
@@ -142,16 +158,14 @@ def shape_from_hugging_face(config: Mapping[str, Any]) -> Model:
     _require("model_type", config.get("model_type"), "llama")
     for field in _NEEDED:
         if not isinstance(config.get(field), int | float) or not abs(config[field]) < _LARGEST:
-            raise InputError(
-                f"config.json: {field} is {config.get(field)!r}, not a number below 2^31; fetch the file again"
-            )
+            raise InputError(f"config.json: {field} is {config.get(field)!r}, not a number below 2^31; {_CORRECT}")
     if config["vocab_size"] < 1 or config["vocab_size"] % 1:
-        raise InputError(f"config.json: vocab_size is {config['vocab_size']!r}, not a count; fetch the file again")
+        raise InputError(f"config.json: vocab_size is {config['vocab_size']!r}, not a count; {_CORRECT}")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     quantization = config.get("quantization_config") or {}
     for field, value in (("rope_parameters", rope), ("quantization_config", quantization)):
         if not isinstance(value, dict):
-            raise InputError(f"config.json: {field} is {value!r}, not an object; fetch the file again")
+            raise InputError(f"config.json: {field} is {value!r}, not an object; {_CORRECT}")
     _require("hidden_act", config.get("hidden_act", "silu"), "silu")
     _require("attention_bias", config.get("attention_bias", False), False)
     _require("mlp_bias", config.get("mlp_bias", False), False)
@@ -172,11 +186,12 @@ def shape_from_hugging_face(config: Mapping[str, Any]) -> Model:
             tie_embeddings=config.get("tie_word_embeddings", False),
         )
     except ValidationError as error:
-        raise InputError(f"config.json: no shape of a Llama ({first_problem(error, Model)})") from None
+        raise InputError(f"config.json: no shape of a Llama ({first_problem(error, Model)}); {_CORRECT}") from None
     _require("head_dim", config.get("head_dim") or shape.head_dim, shape.head_dim)
     return shape
 
 
 def _require(field: str, found: Any, wanted: Any) -> None:
     if found != wanted:
-        raise InputError(f"config.json: {field} is {found!r}; only Llama 2's {wanted!r} can be loaded")
+        how = "save the model dequantized" if field == "quantization_config" else "use a model of that kind"
+        raise InputError(f"config.json: {field} is {found!r}; only Llama 2's {wanted!r} can be loaded: {how}")

@@ -60,8 +60,10 @@ def release(
     wanted = _wanted(Recipe.load(run / "recipe.yaml").release, formats, average, average_decay)
     folder = run / "releases" / source.name
     if folder.exists() and not force:
-        raise InputError(f"{folder}: already released; --force replaces it")
+        there = "already released" if (folder / "release.json").is_file() else "in the way, and no release"
+        raise InputError(f"{folder}: {there}; --force replaces it")
     check_formats(wanted.formats)
+    load_tokenizer(source).check_formats(wanted.formats)
     averaged = averaged_checkpoints(run, source, wanted.average, exactly=average is not None)
     facts = lineage(source, averaged, wanted)
     refusal = f"{folder.parent}: another process is releasing this run"

@@ -33,8 +33,8 @@ def averaged_checkpoints(run: Path, source: Path, count: int, exactly: bool = Tr
     if len(chosen) < count and exactly:
         steps = ", ".join(str(step_of(folder)) for folder in chosen)
         raise InputError(
-            f"{run}: release.average is {count}, but up to {source.name} there are {len(chosen)} checkpoints in a row "
-            f"(of step {steps}); keep more with checkpoint.keep, or lower release.average"
+            f"{run}: --average is {count}, but up to {source.name} there are {len(chosen)} checkpoints in a row (of "
+            f"step {steps}); give at most {len(chosen)}, or have the rest of the run keep more with checkpoint.keep"
         )
     return chosen
 

@@ -31,7 +31,7 @@ def check_libraries(names: Iterable[str]) -> None:
     """Raise InputError, naming the extra, where one of these libraries is not installed."""
     missing = next((name for name in names if find_spec(name) is None), None)
     if missing:
-        raise InputError(f'{missing} is not installed: pip install "tinyllama[formats]"')
+        raise InputError(f'{missing} is not installed; pip install "tinyllama[formats]"')
 
 
 @dataclass(frozen=True)

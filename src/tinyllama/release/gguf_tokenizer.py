@@ -1,23 +1,16 @@
 """A tokenizer in GGUF's words, so that llama.cpp gives the ids that ours gives.
 
 Llama's kind becomes llama.cpp's "llama" (SentencePiece): it joins the best-scored pair. Byte-level ones become "gpt2",
-whose rules for cutting text into words llama.cpp has by name only; a kind that is not in the table here is refused.
+whose rules for cutting text into words llama.cpp has by name only; a kind without one is refused (`tokenizer_formats`).
 """
-
-from collections.abc import Mapping
-from typing import Any
 
 import gguf
 from gguf import TokenType
 
-from tinyllama.errors import InputError
 from tinyllama.tokenizer_conversion import parse_model
-from tinyllama.tokenizer_files import SentencePieceFile, TokenizerFile, TokenizersFile
+from tinyllama.tokenizer_files import TokenizerFile, TokenizersFile
+from tinyllama.tokenizer_formats import word_rules
 
-_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-_DIGITS = {"type": "Digits", "individual_digits": True}
-WORD_RULES = (([_BYTE_LEVEL], "gpt-2"), ([_DIGITS, _BYTE_LEVEL], "smollm"))
-"""How a byte-level tokenizer.json cuts text into words, and llama.cpp's name for it."""
 _TYPES = {
     "text": TokenType.NORMAL,
     "byte": TokenType.BYTE,
@@ -35,7 +28,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, file: TokenizerFile, num_rows: int) -
     if file.is_llama_style:
         _add_llama(writer, file, num_rows)
     else:
-        _add_byte_level(writer, file, num_rows)
+        _add_byte_level(writer, file.converted, num_rows)
     for number, add in (
         (file.bos_id, writer.add_bos_token_id),
         (file.eos_id, writer.add_eos_token_id),
@@ -60,9 +53,8 @@ def _add_llama(writer: gguf.GGUFWriter, file: TokenizerFile, num_rows: int) -> N
     writer.add_remove_extra_whitespaces(False)
 
 
-def _add_byte_level(writer: gguf.GGUFWriter, file: TokenizerFile, num_rows: int) -> None:
-    rules = _word_rules(file)
-    assert isinstance(file, TokenizersFile)
+def _add_byte_level(writer: gguf.GGUFWriter, file: TokenizersFile, num_rows: int) -> None:
+    rules = word_rules(file)
     kinds = {**_TYPES, "byte-level": TokenType.NORMAL, "text": TokenType.USER_DEFINED}  # text: added, but not special
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(rules)
@@ -88,34 +80,3 @@ def piece_scores(file: TokenizerFile) -> list[float]:
     for rank, merge in enumerate(file.merges(), start=1):
         ranks.setdefault("".join(merge), rank)
     return [-float(ranks.get(text, 0)) for text, _ in file.kinds()]
-
-
-def _word_rules(file: TokenizerFile) -> str:
-    """llama.cpp's name for how a byte-level tokenizer.json cuts text. Raises InputError where it has none."""
-    if isinstance(file, SentencePieceFile):
-        raise InputError(f"{file.name}: not of Llama's kind ({file.normaliser}), nor byte-level; release without gguf")
-    parsed, model = file.parsed, file.parsed["model"]
-    changes = [key for key in ("dropout", "ignore_merges", "end_of_word_suffix") if model.get(key)]
-    changes += ["normalizer"] if _changes_text(parsed.get("normalizer")) else []
-    steps = [_without_offsets(step) for step in _flat(parsed.get("pre_tokenizer") or {})]
-    named = next((name for rules, name in WORD_RULES if rules == steps), None)
-    if named is None or changes or not file.is_byte_level or model.get("type") != "BPE":
-        found = ", ".join(str(step.get("type")) for step in steps)
-        kind = " ".join([f"{model.get('type')} of {found}", *changes])
-        raise InputError(
-            f"{file.name}: a tokenizer that cannot be written as GGUF ({kind}); leave gguf out of release.formats, or "
-            "use one of Llama 2's kind, GPT-2's or SmolLM2's"
-        )
-    return named
-
-
-def _changes_text(normaliser: Mapping[str, Any] | None) -> bool:
-    return bool(normaliser) and normaliser != {"type": "Sequence", "normalizers": []}  # as transformers writes none
-
-
-def _flat(step: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return list(step["pretokenizers"]) if step.get("type") == "Sequence" else [step]
-
-
-def _without_offsets(step: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in step.items() if key != "trim_offsets"}  # which changes no id

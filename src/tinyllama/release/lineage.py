@@ -71,7 +71,8 @@ def read_facts(release_folder: Path) -> dict[str, Any]:
     path = release_folder / "release.json"
     facts = read_json(path) if path.is_file() else None
     if not isinstance(facts, dict) or not isinstance(facts.get("files"), dict):
-        raise InputError(f"{release_folder}: no release here (no release.json); `tinyllama release` makes one of a run")
+        found = "a release.json without its files" if path.is_file() else "no release.json"
+        raise InputError(f"{release_folder}: no release here ({found}); `tinyllama release` makes one of a run")
     return facts
 
 
@@ -103,11 +104,12 @@ def hash_file(path: Path) -> dict[str, Any]:
 
 
 def _refuse_other_run(checkpoint: Path, state: dict[str, Any], found: dict[str, str]) -> None:
-    files = {"digest": "recipe.yaml", "store": "store.json", "tokenizer": "tokenizer"}
-    for key, name in files.items():
+    run = checkpoint.parent.parent
+    files = {"digest": checkpoint / "recipe.yaml", "store": run / "store.json", "tokenizer": checkpoint / "tokenizer"}
+    for key, path in files.items():
         if state[key] != found[key]:
             raise InputError(
-                f"{checkpoint.parent.parent / name}: digest {found[key][:12]}, but {checkpoint.name} was "
+                f"{path}: digest {found[key][:12]}, but {checkpoint.name} was "
                 f"trained with {state[key][:12]}; put that one back, or release a newer checkpoint"
             )
 

@@ -35,6 +35,9 @@ def release_milestone(run: Path, step: int) -> None:
 
 
 def main(run: str, step: str) -> int:
-    """The process's exit status; why it failed stands in a line on standard error."""
+    """Return the process's exit status; a line on standard error says why it failed.
+
+    2 is for wrong input alone, which training does not try again: a full disk may be free a minute later.
+    """
     be_quiet()  # what is said last is why it failed
-    return run_to_status(lambda: release_milestone(Path(run), int(step)))
+    return run_to_status(lambda: release_milestone(Path(run), int(step)), system_status=1)

@@ -29,7 +29,10 @@ def publish(
     if folder is None:
         if _is_foreign(Path(source)):
             if (step, average, average_decay) != (None, None, None):
-                raise InputError(f"{source}: others' weights have no steps; leave out --step and --average")
+                raise InputError(
+                    f"{source}: no run here, and others' weights have no steps; correct the run's name, or leave out "
+                    "--step, --average and --average-decay"
+                )
             folder = release_foreign(source, formats or ALL_FORMATS, force)
         else:
             options: dict[str, Any] = {"formats": formats, "average": average, "average_decay": average_decay}

@@ -1,7 +1,8 @@
 """Releases at a run's milestones, made beside training: one at a time, each in a process of its own.
 
-Training does not wait for them and does not stop for them: one that fails is an event and is tried again, and what a
-run that ended has left undone is done when it goes on. The process computes on the CPU, since training has the GPUs.
+Training does not wait for them and does not stop for them: one that fails is an event and is tried again, unless its
+input is wrong, and what a run that ended has left undone is done when it goes on. The process computes on the CPU,
+since training has the GPUs.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from tinyllama.cli_status import INPUT_STATUS
 from tinyllama.files import read_json, sha256_of
 from tinyllama.processes import environment_beside_training
 from tinyllama.progress import Bar
@@ -127,28 +129,30 @@ class Releaser:
     def _release(self, step: int) -> bool:
         for tries in range(1, _TRIES + 1):
             try:
-                problem = self._try(step)
+                status, problem = self._try(step)
             except OSError as error:  # the process does not even start
-                problem = repr(error)
-            if problem is None:
+                status, problem = 1, repr(error)
+            if status == 0:
                 return True
+            is_last = tries == _TRIES or status == INPUT_STATUS
             if not self.closed.is_set():
-                self._say_failed(step, tries, problem)
-            if tries == _TRIES or self.closed.wait(_PAUSE_SECONDS * 2 ** (tries - 1)):
+                self._say_failed(step, tries, problem, is_last)
+            if is_last or self.closed.wait(_PAUSE_SECONDS * 2 ** (tries - 1)):
                 break
         return False
 
-    def _say_failed(self, step: int, tries: int, problem: str) -> None:
-        print(f"{self.run}: the release of step {step} failed, try {tries} of {_TRIES}: {problem}", file=sys.stderr)
+    def _say_failed(self, step: int, tries: int, problem: str, is_last: bool) -> None:
+        again = "not tried again until the run is started again" if is_last else f"try {tries} of {_TRIES}"
+        print(f"{self.run}: the release of step {step} failed, {again}: {problem}", file=sys.stderr)
         with contextlib.suppress(OSError):  # what fills the disk fails the release and its event
             self.journal.event("release-failed", step, problem=problem, tries=tries)
 
-    def _try(self, step: int) -> str | None:
-        """Run the process to its end; None, or what it said last if it failed."""
+    def _try(self, step: int) -> tuple[int, str]:
+        """Run the process to its end; its exit status and the last line that it wrote to standard error."""
         command = [sys.executable, "-c", _PROGRAM, str(os.getpid()), str(self.run), str(step)]
         with self.changed:
             if self.closed.is_set():
-                return "the run has ended"
+                return 1, "the run has ended"
             # In a session of its own: a signal to all of the run's processes is for training alone.
             self.process = subprocess.Popen(
                 command,
@@ -158,10 +162,8 @@ class Releaser:
                 text=True,
                 start_new_session=True,
             )
-        said = self.process.communicate()[1].strip().splitlines()
-        if self.process.returncode == 0:
-            return None
-        return said[-1] if said else f"status {self.process.returncode}"
+        lines, status = self.process.communicate()[1].strip().splitlines(), self.process.returncode
+        return status, lines[-1] if lines else f"status {status}"
 
 
 def needed_checkpoints(run: Path, average: int) -> set[Path]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tinyllama import hardware
+from tinyllama import hardware, preflight
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_atomically, write_json
@@ -57,9 +57,11 @@ def run_folder(recipe: Recipe) -> Path:
 def build(recipe: Recipe, ranks: Ranks) -> Trainer:
     """Open the store and build the model, its weights without values yet.
 
-    Raises InputError where the store, the tokenizer, the ranks or the initial weights do not fit the recipe.
+    Raises InputError where the store, the tokenizer, the ranks, the initial weights or a milestone's release do not fit
+    the recipe.
     """
     store, tokenizer = TokenStore.open(recipe.data.store), Tokenizer.load(recipe.tokenizer)
+    warnings = preflight.check(recipe, tokenizer)
     if store.manifest["tokenizer"]["digest"] != tokenizer.digest:
         raise InputError(
             f"{recipe.tokenizer}: not the tokenizer that {recipe.data.store} was made with; "
@@ -74,7 +76,7 @@ def build(recipe: Recipe, ranks: Ranks) -> Trainer:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's documentation, "Results reproducibility"
         torch.use_deterministic_algorithms(True)
     if ranks.is_first:
-        for line in surprises(recipe, ranks.count, store):
+        for line in (*warnings, *surprises(recipe, ranks.count, store)):
             print(line, file=sys.stderr)
     return Trainer(recipe, store, tokenizer, ranks, run, model, optimizers, validation)
 
