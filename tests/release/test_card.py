@@ -107,7 +107,7 @@ def test_every_snippet_runs_in_its_engine(in_all_formats: Path, tmp_path: Path, 
     snippets = re.findall(r"```python\n(.*?)```", card_of(in_all_formats), re.DOTALL)
     assert len(snippets) == 3
     (tmp_path / "snippet.py").write_text(snippets[number])
-    command = [sys.executable, tmp_path / "snippet.py"]
+    command = [sys.executable, str(tmp_path / "snippet.py")]
     done = subprocess.run(command, check=False, cwd=in_all_formats / place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("The file is opened")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,10 @@ def write_while(process: "subprocess.Popen[bytes]", journal: Journal, has_begun:
         time.sleep(0.05)
 
 
+def _has_moved(position: Path, before: int) -> bool:
+    return when(position) != before
+
+
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
 def test_a_tracker_that_is_killed_at_random_moments_has_every_row_score_and_error_once(
     tmp_path: Path, name: str
@@ -74,7 +79,7 @@ def test_a_tracker_that_is_killed_at_random_moments_has_every_row_score_and_erro
     position = run / "trackers" / f"{name}.json"
     for life in range(4):
         process, before = tracker(run, name), when(position)
-        write_while(process, journal, lambda before=before: when(position) != before)
+        write_while(process, journal, partial(_has_moved, position, before))
         kill(process, whole_group=life % 2 == 0)
     release(run, journal.step, 30.0)
     finish(tracker(run, name))

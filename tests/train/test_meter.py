@@ -61,7 +61,7 @@ def test_a_resumed_run_keeps_its_peak_and_another_machine_gets_its_own(
     recipe = recipe_of(small, **{"checkpoint.keep": 9})
     flops = flops_per_token(recipe.model, VOCAB_SIZE, recipe.train.sequence_length)
 
-    def live(peak: float, device: str) -> list[dict[str, Any]]:
+    def live(peak: float, device: str) -> list[tuple[str, float]]:
         """Train from step 10, or from the beginning, to the end; the hardware in the last checkpoint."""
         for step in (20, 30, 40):
             shutil.rmtree(checkpoint_folder(tmp_path / "runs/small", step), ignore_errors=True)

@@ -42,8 +42,8 @@ def release_foreign(source: str, formats: Sequence[str] = ALL_FORMATS, force: bo
     name = _name(Path(source)) if Path(source).exists() else source.partition("/")[2]
     folder = Path("releases") / name
     if folder.exists() and not force:
-        there = "already released" if (folder / "release.json").is_file() else "in the way, and no release"
-        raise InputError(f"{folder}: {there}; --force replaces it")
+        what = "already released" if (folder / "release.json").is_file() else "in the way, and no release"
+        raise InputError(f"{folder}: {what}; --force replaces it")
     check_formats(formats)
     load_tokenizer(source).check_formats(formats)
     facts = _facts(name, source, there, formats)

@@ -66,7 +66,7 @@ class Run:
     def hardware(self) -> str | None:
         """What the run trained on, with its peak; None before the first checkpoint, and of earlier versions' runs."""
         states = [self.checkpoint, *(facts for _, facts in reversed(self.releases))]
-        used = next((state["hardware"] for state in states if state.get("hardware")), [])
+        used: list[Facts] = next((state["hardware"] for state in states if state.get("hardware")), [])
         return "; then ".join(map(in_words, used)) or None
 
 
