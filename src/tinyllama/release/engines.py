@@ -173,7 +173,10 @@ def convert(source: str, folder: str, kind: str, *files: str) -> None:
 
 
 ENGINES = {"transformers": in_transformers, "llama_cpp": in_llama_cpp, "ctranslate2": in_ctranslate2}
-CONVERSIONS: dict[str, tuple[str, Callable[..., None]]] = {"quantise": ("llama_cpp", quantise), "convert": ("ctranslate2", convert)}
+CONVERSIONS: dict[str, tuple[str, Callable[..., None]]] = {
+    "quantise": ("llama_cpp", quantise),
+    "convert": ("ctranslate2", convert),
+}
 """What writes files: the engine, and the function."""
 
 
