@@ -44,13 +44,17 @@ def release(
     formats: Sequence[str] | None = None,
     average: int | None = None,
     average_decay: float | None = None,
+    in_transformers: bool = False,
 ) -> Path:
     """Release a run's newest committed checkpoint, or that of `step`; return the release's folder.
 
     `run` may also be a checkpoint's folder. `formats`, `average` and `average_decay` take the place of the recipe's
-    (see `recipe_train.Release`). Raises InputError where there is no such checkpoint, where it does not match its
-    hashes or its run, where a format's library is missing, and where the release is there already, unless `force`
-    replaces it; RunStoppedError where an engine fails on a file, and, once the release is written, where one crashes.
+    (see `recipe_train.Release`). Each file of GGUF and CTranslate2 is loaded once in its engine, and with
+    `in_transformers`, which takes seconds more, the Hugging Face folder too.
+
+    Raises InputError where there is no such checkpoint, where it does not match its hashes or its run, where a format's
+    library is missing, and where the release is there already, unless `force` replaces it; RunStoppedError where an
+    engine fails on a file, and, once the release is written, where one crashes.
     """
     source = find_checkpoint(Path(run), step)
     run = source.parent.parent
@@ -71,7 +75,7 @@ def release(
         with shown(part, folder, facts["parameters"], wanted.formats):
             facts["reference"] = _export(part, source, averaged, wanted.average_decay)
             write_formats(part, wanted.formats, facts["name"])
-            crashes = load_formats(part, facts["reference"])
+            crashes = load_formats(part, facts["reference"], in_transformers)
         loss_plot(metrics_until(run, facts["step"]), part / _PAGES / "loss.png")
         write_json(part / "release.json", {**facts, "files": hash_files(part)})
         _write_card(part, {"releases": [], "baselines": []})

@@ -55,7 +55,7 @@ def release_foreign(source: str, formats: Sequence[str] = ALL_FORMATS, force: bo
             facts["reference"] = reference(model, tokenizer)
             del model
             write_formats(part, formats, name)
-            crashes = load_formats(part, facts["reference"])
+            crashes = load_formats(part, facts["reference"], in_transformers=True)
         (part / "huggingface" / "README.md").write_text(foreign_card(facts, None), encoding="utf-8")
         write_json(part / "release.json", {**facts, "files": hash_files(part)})
     if crashes:

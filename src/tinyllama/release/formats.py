@@ -72,8 +72,10 @@ def write_formats(part: Path, formats: Collection[str], name: str) -> None:
         write_ctranslate2(part / "ctranslate2", part / "huggingface")
 
 
-def load_formats(part: Path, reference: dict[str, Any]) -> Sequence[str]:
+def load_formats(part: Path, reference: dict[str, Any], in_transformers: bool) -> Sequence[str]:
     """Load each format under `part` once in its engine and compute a few tokens, where the engine is installed.
+
+    `in_transformers` says whether the Hugging Face folder is loaded too; CTranslate2's converter has loaded it.
 
     Returns a line for each engine that crashed, which is no evidence against the files. Raises RunStoppedError where an
     engine refuses a file.
@@ -81,7 +83,7 @@ def load_formats(part: Path, reference: dict[str, Any]) -> Sequence[str]:
     few = {**reference, "texts": [], "continuations": [], "scored": {"ids": reference["scored"]["ids"][:_FEW_TOKENS]}}
     crashes: dict[str, None] = {}
     for entry in formats_of(path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file()):
-        if find_spec(entry.engine) is None:
+        if find_spec(entry.engine) is None or (entry.engine == "transformers" and not in_transformers):
             continue
         observed = observe(entry.engine, part / entry.path, few)
         if "remedy" in observed:

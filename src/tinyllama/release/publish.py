@@ -36,7 +36,7 @@ def publish(
             folder = release_foreign(source, formats or ALL_FORMATS, force)
         else:
             options: dict[str, Any] = {"formats": formats, "average": average, "average_decay": average_decay}
-            folder = release(source, step=step, force=force, **options)
+            folder = release(source, step=step, force=force, in_transformers=True, **options)
         yield f"release: {folder}"
     if push_to:
         yield f"pushed: {push(folder, push_to, public)}"
