@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +56,14 @@ def test_nothing_is_printed_but_the_progress(llama_folder: Path, capsys: pytest.
     printed = capsys.readouterr()
     assert printed.out == ""
     assert re.fullmatch(r"scoring: 100 %, 20/20 requests, [\d,]+ requests/s, took .* s\n", printed.err)
+
+
+def test_evaluating_another_kind_of_model_prints_nothing_on_standard_error(neox_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(neox_folder, tmp_path / "neox")
+    command = [sys.executable, "-m", "tinyllama", "--quiet", "evaluate", str(folder), "--tasks", "piqa", "--limit", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "piqa" in done.stdout
 
 
 def test_a_model_that_is_no_llama_is_scored_by_lm_evals_own(neox_folder: Path) -> None:

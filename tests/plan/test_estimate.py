@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from tinyllama.cli import main
+from tinyllama.errors import InputError
+from tinyllama.plan import command
 from tinyllama.plan.estimate import Stated, estimate
 from tinyllama.plan.failures import losses
 from tinyllama.plan.machines import MACHINES, of_device
@@ -248,3 +250,13 @@ def test_measuring_this_machine_plans_its_speed(capsys: pytest.CaptureFixture[st
     assert found["step_seconds"] == pytest.approx(micro + update)
     assert found["tokens_per_second_per_gpu"] == pytest.approx(32 * 64 / found["step_seconds"])
     assert 0 < found["mfu"] < 1
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_gpu_that_the_plan_does_not_know_can_be_replaced_but_not_measured(
+    monkeypatch: pytest.MonkeyPatch, measured: bool
+) -> None:
+    monkeypatch.setattr("tinyllama.plan.measure.this_machine", lambda: None)
+    with pytest.raises(InputError, match="not in the table") as error:
+        command._machine(Recipe.load("demo"), "h100" if measured else None, Stated(), measured, 512)
+    assert ("leave out --measure" in str(error.value)) == measured

@@ -1,5 +1,7 @@
 """CTranslate2's folders hold the same model, its tokenizer and its markers."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from tests.release.native import apart, compute_type, logits_in_ctranslate2
 
 from tinyllama.files import read_json
 from tinyllama.model.loading import load_model
+from tinyllama.release import engines
 from tinyllama.tokenizer import Tokenizer
 
 pytest_plugins = ["tests.release.formats_fixtures"]
@@ -46,6 +49,20 @@ def test_logits_of_float32_equal_ours(all_formats: Path) -> None:
     expected = load_model(all_formats / "huggingface")(torch.tensor([ids])).numpy()
     assert np.abs(found - expected).max() < 1e-4
     assert expected.std() > 0.1
+
+
+def test_converting_prints_nothing_on_standard_error(all_formats: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-P",
+        engines.__file__,
+        "convert",
+        str(all_formats / "huggingface"),
+        str(tmp_path / "new"),
+    ]
+    done = subprocess.run([*command, "int8_float32"], capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "new/model.bin").is_file()
 
 
 def test_tied_embeddings_and_spare_rows_are_the_same_in_ctranslate2(pieces: Tokenizer, tmp_path: Path) -> None:

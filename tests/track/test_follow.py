@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from tests.track.recorded import BATCH_TOKENS, Recorded, evaluation, follower, new_run, release, resume, step
 
+from tinyllama.errors import InputError
 from tinyllama.files import write_json
 from tinyllama.track import record
 from tinyllama.track.record import is_shown
@@ -188,3 +189,14 @@ def test_scores_appear_when_they_are_there_and_again_when_they_change(tmp_path: 
 def scored(step: int, points: float) -> dict[str, Any]:
     scores = {"scores/hellaswag acc_norm": pytest.approx(points), "scores/boolq acc": 50.0}
     return {"step": step, "tokens": step * BATCH_TOKENS, **scores}
+
+
+@pytest.mark.parametrize("line", [b'{"loss": 3.0}\n', b"\x00\x00\n", b"[1]\n"])
+@pytest.mark.parametrize("place", [3, 40_000])
+def test_a_damaged_line_is_named_with_its_number_wherever_it_lies(tmp_path: Path, line: bytes, place: int) -> None:
+    run, journal = new_run(tmp_path)
+    step(journal, 1, 1)
+    rows = journal.metrics_path.read_bytes() * (place - 1)
+    journal.metrics_path.write_bytes(rows + line + rows[:1000])
+    with pytest.raises(InputError, match=rf"metrics.jsonl:{place}: not a row .*; correct or delete the line"):
+        follower(run, Recorded()).poll()

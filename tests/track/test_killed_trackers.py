@@ -11,16 +11,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.track.recorded import follower, new_run, release, step
+from tests.track.recorded import new_run, release, step
 from tests.track.shown import tensorboard, wandb_alerts, wandb_rows
 
 from tinyllama.files import read_json
-from tinyllama.recipe import Recipe
 from tinyllama.track.follow import read_progress
 from tinyllama.train.metrics import Journal
 
 _TRACKER = "import sys; from tinyllama.track.process import main; sys.exit(main(*sys.argv[1:]))"
 _CHANCE = random.Random(7)
+_LIVES = 4
 
 
 def tracker(run: Path, name: str, before: str = "") -> "subprocess.Popen[bytes]":
@@ -71,13 +71,14 @@ def _has_moved(position: Path, before: int) -> bool:
     return when(position) != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
 def test_a_tracker_that_is_killed_at_random_moments_has_every_row_score_and_error_once(
     tmp_path: Path, name: str
 ) -> None:
     run, journal = new_run(tmp_path)
     position = run / "trackers" / f"{name}.json"
-    for life in range(4):
+    for life in range(_LIVES):
         process, before = tracker(run, name), when(position)
         write_while(process, journal, partial(_has_moved, position, before))
         kill(process, whole_group=life % 2 == 0)
@@ -87,7 +88,9 @@ def test_a_tracker_that_is_killed_at_random_moments_has_every_row_score_and_erro
     assert steps == list(range(1, journal.step + 1))
     assert scored == sorted(read_json(path)["step"] for path in run.glob("releases/step-*/evaluation.json"))
     events = (run / "events.jsonl").read_text().splitlines()
-    assert errors == sum('"hang"' in line for line in events) > 0
+    written = sum('"hang"' in line for line in events)
+    # W&B sends one that it was given just before a kill again, and any process may have been killed there.
+    assert 0 < written <= errors <= written + (_LIVES if name == "wandb" else 0)
     assert read_progress(run, name).step == journal.step
 
 
@@ -124,7 +127,7 @@ def _of_wandb(run: Path) -> tuple[list[int], list[int], int]:
     numbers = [row["_step"] for row in rows]
     assert numbers == sorted(set(numbers))  # W&B drops a row whose step is not above the last
     scored = [row["step"] for row in rows if "scores/boolq acc" in row]
-    return [row["step"] for row in rows if "loss" in row], scored, len(set(wandb_alerts(run)))
+    return [row["step"] for row in rows if "loss" in row], scored, len(wandb_alerts(run))
 
 
 def _of_tensorboard(run: Path) -> tuple[list[int], list[int], int]:
@@ -140,28 +143,18 @@ _READERS: dict[str, Callable[[Path], tuple[list[int], list[int], int]]] = {
 }
 
 
-def test_tensorboard_forgets_what_a_process_wrote_that_was_killed_before_it_saved_its_position(tmp_path: Path) -> None:
-    from tinyllama.track.tensorboard_sink import TensorBoard
-
-    def follow() -> None:
-        sink = TensorBoard(run, Recipe.load(run / "recipe.yaml"), read_progress(run, "tensorboard"))
-        following = follower(run, sink, "tensorboard")
-        following.poll()
-        following.close()
-
+@pytest.mark.parametrize("name", ["wandb", "tensorboard"])
+def test_what_a_process_delivered_and_had_no_time_to_note_is_there_once(tmp_path: Path, name: str) -> None:
     run, journal = new_run(tmp_path)
-    position = run / "trackers/tensorboard.json"
+    position = run / "trackers" / f"{name}.json"
     step(journal, 1, 20)
-    follow()
+    finish(tracker(run, name))
     before = position.read_bytes()
     step(journal, 21, 25)
-    journal.event("failed", 20, problem="none")
+    journal.event("hang", 20, problem="none")
     release(run, 10, 30.0)
-    follow()
-    position.write_bytes(before)  # as if it had been killed just before
+    finish(tracker(run, name))
+    position.write_bytes(before)
     step(journal, 26, 30)
-    follow()
-    steps, scored, _ = _of_tensorboard(run)
-    assert (steps, scored) == (list(range(1, 31)), [10])
-    texts = [event.tensor_proto.string_val[0].decode() for event in tensorboard(run).Tensors("events")]
-    assert texts == ["start at step 0: ranks 1", "failed at step 20: none"]
+    finish(tracker(run, name))
+    assert _READERS[name](run) == (list(range(1, 31)), [10], 1)

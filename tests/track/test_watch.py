@@ -1,15 +1,18 @@
 """The live page, looked at in a real browser while a real process trains; and put on a stand-in of the hub."""
 
+import errno
 import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -20,6 +23,7 @@ from tests.track.recorded import BATCH_TOKENS, evaluation, new_run, release, res
 
 from tinyllama.errors import InputError
 from tinyllama.files import write_json
+from tinyllama.track import watch as watch_module
 from tinyllama.track.watch import watch
 
 pytestmark = pytest.mark.slow
@@ -209,6 +213,27 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_what_is_no_port_is_refused_in_one_line(tmp_path: Path, port: int) -> None:
     with pytest.raises(InputError, match=f"--port {port}: no port; give 1 to 65535, or none for a free one"):
         watch(new_run(tmp_path)[0], port)
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (sqlite3.DatabaseError("file is not a database"), r"; move .*\.trackio away"),
+        (OSError(errno.EACCES, "Permission denied", "x"), "; make that possible"),
+        (InputError("a.jsonl:3: not a row; delete the line"), "^a.jsonl:3: not a row; delete the line$"),
+        (KeyError("x"), "; this is a fault of tinyllama or trackio"),
+    ],
+)
+def test_why_a_run_is_not_shown_comes_with_what_helps_against_it(error: Exception, remedy: str) -> None:
+    assert re.search(remedy, watch_module._problem(error, Path("runs/.trackio")))
+
+
+def test_where_no_port_is_free_and_none_was_named_one_is_asked_for(tmp_path: Path) -> None:
+    def show(**_: Any) -> None:
+        raise OSError("Cannot find empty port in range: 7860-7959.")
+
+    with pytest.raises(InputError, match=r"--port: no port is free \(.*7860-7959.*\); name one that is"):
+        watch_module._address(SimpleNamespace(show=show), tmp_path, None)
 
 
 # Publishing, as far as a stand-in of the hub goes: it has Spaces and no buckets

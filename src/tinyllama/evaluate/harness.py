@@ -27,6 +27,7 @@ from tinyllama.evaluate.tasks import quiet
 from tinyllama.model.generation import generate
 from tinyllama.model.llama import Llama
 from tinyllama.model.loading import HuggingFaceLlama, Located, load_model, load_tokenizer, locate
+from tinyllama.noise import hush_torchao
 from tinyllama.progress import Bar, is_quiet
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.parallel import Ranks
@@ -62,8 +63,13 @@ def _is_ours(found: Located) -> bool:
 
 
 def _load_hf(found: Located, batch_size: int, precision: torch.dtype, device: torch.device) -> LM:
+    hush_torchao()
     from lm_eval.models.huggingface import HFLM  # noqa: PLC0415 - imports transformers and accelerate
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+    from transformers.utils import logging  # noqa: PLC0415
+
+    if is_quiet():
+        logging.disable_progress_bar()
 
     with _loads(found.folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(found.folder)

@@ -84,7 +84,8 @@ def _machine(
 
     here = this_machine()
     if here is None:
-        raise InputError("--hardware: this machine's GPU is not in the table; name the one that is most like it")
+        remedy = "leave out --measure and name" if measured else "name"
+        raise InputError(f"--hardware: this machine's GPU is not in the table; {remedy} the one that is most like it")
     if not measured:
         return here, stated
     if hardware and hardware != here.name:

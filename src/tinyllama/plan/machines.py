@@ -70,7 +70,7 @@ def machine_named(name: str) -> Machine:
         return this_cpu()
     if name not in MACHINES:
         raise InputError(
-            f"--hardware {name}: not known; there are {', '.join(MACHINES)} and cpu, which is this machine's"
+            f"--hardware {name}: not known; name one of {', '.join(MACHINES)}, or cpu, which is this machine's"
         )
     return MACHINES[name]
 

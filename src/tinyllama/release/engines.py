@@ -2,8 +2,8 @@
 
 A program of its own, since an engine may crash. `python -P engines.py ENGINE PATH OUT` reads the reference from
 standard input and writes what was observed, or the error, as JSON to the file OUT. `python -P engines.py quantise
-SOURCE PATH KIND` and `python -P engines.py convert SOURCE FOLDER KIND FILE...` write files. It imports nothing of this
-package.
+SOURCE PATH KIND` and `python -P engines.py convert SOURCE FOLDER KIND FILE...` write files. Of this package it imports
+two filters of log messages and nothing else.
 """
 
 import ctypes
@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tinyllama.noise import hush_torchao
+
 # ruff: noqa: PLC0415 - each engine's library is imported only for its own format
 
 Reference = dict[str, Any]
@@ -23,6 +25,7 @@ Observed = dict[str, Any]
 
 def in_transformers(path: str, reference: Reference) -> Observed:
     """A Hugging Face folder, in float32."""
+    hush_torchao()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -157,6 +160,7 @@ def in_ctranslate2(path: str, reference: Reference) -> Observed:
 
 def convert(source: str, folder: str, kind: str, *files: str) -> None:
     """Write a CTranslate2 folder of this kind, such as int8_float32, from a Hugging Face folder, with these files."""
+    hush_torchao()
     from ctranslate2.converters import TransformersConverter
     from transformers.utils import logging as transformers_logging
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from pydantic import TypeAdapter
 
+from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_json
 from tinyllama.recipe import Recipe
 from tinyllama.track.record import (
@@ -96,6 +97,8 @@ class Follower:
         self.saved: dict[str, Any] = {}
         self.offset = 0
         """Bytes of metrics.jsonl that are read; from its beginning where the follower starts or the run goes on."""
+        self.is_read_again = False
+        """Whether metrics.jsonl is being read once more from its beginning, since a line was none."""
         self.releases: object = None
 
     def poll(self) -> None:
@@ -155,11 +158,12 @@ class Follower:
         """Show a chunk of the new rows; whether there were any lines."""
         try:
             rows, self.offset = read_new(self.run / "metrics.jsonl", self.offset)
-        except ValueError:
-            if self.offset == 0:
+        except InputError:
+            if self.is_read_again or self.offset == 0:
                 raise
-            self.offset = 0  # cut back and grown again since: it was the middle of a line
+            self.offset, self.is_read_again = 0, True  # cut back and grown again since: it was the middle of a line
             return True
+        self.is_read_again &= bool(rows)
         new = [row for row in rows if row["step"] > self.progress.step]  # the others were done again, to the same end
         timed = [(row, self._note(row)) for row in new]
         shown = [({"step": row["step"], **numbers(row)}, time) for row, time in timed if is_shown(row)]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from tinyllama.errors import InputError
 from tinyllama.files import read_json
 from tinyllama.recipe import Recipe
 
@@ -31,7 +32,7 @@ ALL_STEPS = 10_000
 def read_new(path: Path, offset: int) -> tuple[list[Row], int]:
     """The whole lines from byte `offset` on, some megabytes of them at most, and the offset after them.
 
-    ValueError for a line that is no JSON.
+    Raises InputError with the line's number for one that is no row with a step.
     """
     if not path.is_file():
         return [], offset
@@ -41,7 +42,16 @@ def read_new(path: Path, offset: int) -> tuple[list[Row], int]:
         file.seek(offset)
         data = file.read(_CHUNK_BYTES)
     whole = data[: data.rfind(b"\n") + 1]
-    return [orjson.loads(line) for line in whole.splitlines()], offset + len(whole)
+    rows = []
+    for number, line in enumerate(whole.splitlines()):
+        try:
+            rows.append(orjson.loads(line))
+            rows[-1]["step"]
+        except (ValueError, KeyError, TypeError):
+            before = path.read_bytes()[:offset].count(b"\n")
+            words = "not a row of JSON with a step; correct or delete the line"
+            raise InputError(f"{path}:{before + number + 1}: {words}") from None
+    return rows, offset + len(whole)
 
 
 def is_shown(row: Row) -> bool:

@@ -34,8 +34,9 @@ class Wandb:
         self.position, self.step, self.is_closed = position, position.step, False
         """Where the last closed process ended; the newest training step that was delivered; whether all is safe."""
         self.path = run / "trackers" / "wandb.inserted.json"
-        self.inserted: dict[str, Any] = {"entries": [], "baselines": {}}
-        """Scores and alerts, each with the training step after which it was delivered; and the baselines."""
+        self.inserted: dict[str, Any] = {"entries": [], "num_safe": 0, "baselines": {}}
+        """Scores and alerts, each with the training step after which it was delivered, and how many of them W&B had at
+        the last `close`; and the baselines."""
         if self.path.is_file():
             self.inserted = read_json(self.path)
         identity = _identity(run / "trackers" / "wandb.id")
@@ -65,9 +66,10 @@ class Wandb:
 
     def events(self, events: Sequence[Row], losses: tuple[float, float] | None) -> None:
         """Send an alert of what went wrong; W&B may mail it."""
-        for alert in map(alert_of, events):
+        for event in events:
+            alert = alert_of(event)
             if alert.level == "error":
-                self._insert({"alert": {"title": alert.title, "text": alert.text}})
+                self._insert({"alert": {"title": alert.title, "text": alert.text}, "time": event["time"]})
 
     def scores(self, row: Row, time: float) -> None:
         """Show a release's scores at its tokens."""
@@ -87,18 +89,21 @@ class Wandb:
         return progress if self.is_closed else replace(progress, step=self.position.step)
 
     def close(self) -> None:
-        """Wait until W&B has all; scores and alerts then leave their places alone."""
+        """Wait until W&B has all."""
         self.run.finish()
         for path in self.files:
             flush(path)
-        self.inserted["entries"] = [{"after": entry["after"]} for entry in self.inserted["entries"]]
+        self.inserted["num_safe"] = self.num_passed
         write_json(self.path, self.inserted)
         self.is_closed = True
 
     def _insert(self, entry: dict[str, Any]) -> None:
         """Deliver scores or an alert; its place is written down first, so that a new process finds it there."""
         entries = self.inserted["entries"]
-        entries.append({"after": max([self.step, *(known["after"] for known in entries[-1:])]), **entry})
+        after = max([self.step, *(known["after"] for known in entries[-1:])])
+        if any(known | entry == known for known in entries):  # a process was killed before its position was saved
+            return
+        entries.append({"after": after, **entry})
         write_json(self.path, self.inserted)
         self._deliver_entries()
 
@@ -107,11 +112,14 @@ class Wandb:
         for entry in self.inserted["entries"][self.num_passed :]:
             if entry["after"] > self.step:
                 return
+            is_safe = self.num_passed < self.inserted["num_safe"]
             self.num_passed += 1
             number = entry["after"] + self.num_passed
+            if is_safe or number <= self.newest:
+                continue
             if "row" in entry:
                 self._log(number, entry["row"])
-            elif "alert" in entry and number > self.newest:
+            else:
                 self.run.alert(**entry["alert"], level="ERROR")
 
     def _log(self, number: int, row: Row) -> None:

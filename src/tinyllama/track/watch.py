@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import io
 import os
+import sqlite3
 import sys
 import threading
 import webbrowser
@@ -18,7 +19,7 @@ from urllib.parse import urlencode
 
 from huggingface_hub import HfApi
 
-from tinyllama.errors import InputError, briefly
+from tinyllama.errors import InputError, briefly, first_line
 from tinyllama.hub import in_one_line
 from tinyllama.recipe import Recipe
 from tinyllama.track.follow import Follower
@@ -86,7 +87,9 @@ def _address(trackio: Any, run: Path, port: int | None) -> str:
         with contextlib.redirect_stdout(io.StringIO()):  # its greeting has the token with which runs are deleted
             _, url, _, _ = trackio.show(open_browser=False, block_thread=False, host="127.0.0.1", server_port=port)
     except OSError as error:
-        raise InputError(f"--port {port}: {error}; give another, or none for a free one") from None
+        if port is None:
+            raise InputError(f"--port: no port is free ({first_line(error)}); name one that is") from None
+        raise InputError(f"--port {port}: {first_line(error)}; give another, or none for a free one") from None
     ids = [record["id"] for record in trackio.SQLiteStorage.get_run_records(PROJECT)]
     name = run.resolve().name
     mine = [run_id for run_id in ids if run_id == name or run_id.startswith(f"{name}/")]
@@ -104,7 +107,7 @@ def _fed(run: Path) -> Iterator[Any]:
     with Feeder(run.resolve().parent) as feeder:
         feeder.feed()
         if run.resolve() in feeder.failed:
-            raise InputError(f"{run}: cannot be shown: {briefly(feeder.failed[run.resolve()])}")
+            raise InputError(f"{run}: cannot be shown: {_problem(feeder.failed[run.resolve()], folder_of(run))}")
         thread = threading.Thread(target=_go_on, args=(feeder, ended), name="watch", daemon=True)
         thread.start()
         try:
@@ -112,6 +115,20 @@ def _fed(run: Path) -> Iterator[Any]:
         finally:
             ended.set()
             thread.join()
+
+
+def _problem(error: Exception, folder: Path) -> str:
+    """Why a run cannot be shown, and what to do about it; `folder` is trackio's."""
+    match error:
+        case InputError():
+            return str(error)
+        case sqlite3.Error():
+            remedy = f"move {folder} away, which is made again from the runs' files"
+        case OSError():
+            remedy = "make that possible and run this again"
+        case _:
+            remedy = "this is a fault of tinyllama or trackio; report it with these words"
+    return f"{briefly(error)}; {remedy}"
 
 
 def _go_on(feeder: "Feeder", ended: threading.Event) -> None:
@@ -142,7 +159,7 @@ class Feeder:
                     self.followers[run].poll()
             except Exception as error:  # the page goes on with the other runs
                 self.failed[run] = error
-                print(f"{run}: not shown from here on: {briefly(error)}", file=sys.stderr)
+                print(f"{run}: not shown from here on: {_problem(error, folder_of(run))}", file=sys.stderr)
 
     def _takes(self, run: Path) -> bool:
         """Follow a run, unless another process does."""

@@ -164,14 +164,28 @@ def _state_dicts(model: nn.Module, optimizers: Optimizers) -> tuple[dict[str, An
 
 def _reason(error: BaseException) -> str:
     """Why a checkpoint failed, in a line: what the system said, if it did, rather than what followed from that."""
+    if said := _system_error(error):
+        return str(said)
+    # DCP's begin with the ranks and tracebacks that they came by.
+    return (str(error).strip().splitlines() or [repr(error)])[-1].strip()
+
+
+def _system_error(error: BaseException) -> OSError | None:
+    """The system's own error behind another one, if any."""
     causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
     for cause in causes:
         if isinstance(cause, OSError):
-            return str(cause)
+            return cause
         if before := cause.__cause__ or cause.__context__:
             causes.append(before)
-    # DCP's begin with the ranks and tracebacks that they came by.
-    return (str(error).strip().splitlines() or [repr(error)])[-1].strip()
+    return None
+
+
+def _unreadable(folder: Path, error: CheckpointException, recipes: str) -> InputError:
+    """What to tell of a checkpoint that cannot be loaded; `recipes`: the remedy where its tensors are others."""
+    if _system_error(error):
+        return InputError(f"{folder}: cannot be read ({_reason(error)}); make its files readable and run this again")
+    return InputError(f"{folder}: does not fit its run's recipe.yaml ({_reason(error)}); {recipes}")
 
 
 def _done(call: Callable[[], object]) -> "Future[object]":
@@ -209,7 +223,8 @@ def load(folder: Path, model: nn.Module, optimizers: Optimizers) -> None:
     try:
         dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=folder, no_dist=_is_alone())
     except CheckpointException as error:
-        raise InputError(f"{folder}: cannot be read ({_reason(error)}); mend that and run it again") from error
+        remedy = "put the run's recipe and initial_weights.json back, or give the run another name"
+        raise _unreadable(folder, error, remedy) from error
     set_state_dict(model, optimizers, model_state_dict=weights, optim_state_dict=moments)
     for optimizer, groups in zip(optimizers, constants, strict=True):
         for group, own in zip(optimizer.param_groups, groups, strict=True):
@@ -224,7 +239,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     """What a checkpoint holds besides tensors. Raises InputError where it is no such thing."""
     state = read_json(folder / "state.json")
     if not (isinstance(state, dict) and isinstance(state.get("vocab_size"), int | None)):
-        raise InputError(f"{folder / 'state.json'}: not the state of a checkpoint; take another")
+        raise InputError(f"{folder / 'state.json'}: not the state of a checkpoint; restore it, or delete {folder}")
     return state
 
 
@@ -234,12 +249,12 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     Raises InputError where a file is damaged and where the model has other tensors or sizes.
     """
     if damage := problems(folder):
-        raise InputError(f"{damage[0]}; take another checkpoint")
+        raise InputError(f"{damage[0]}; restore it, or use another checkpoint")
     weights = model.state_dict()
     try:
         dcp.load({"model": weights}, checkpoint_id=folder, no_dist=True)
     except CheckpointException as error:
-        raise InputError(f"{folder}: does not fit its run's recipe.yaml ({_reason(error)}); put that back") from error
+        raise _unreadable(folder, error, "put that file back") from error
     model.load_state_dict(weights)
 
 

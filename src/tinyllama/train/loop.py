@@ -5,6 +5,7 @@ out decide what is read, so going on after an interruption is loading the newest
 """
 
 import errno
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -89,7 +90,7 @@ def _machine_faults_in_words(run: Path, journal: Journal | None) -> Iterator[Non
             raise
         if journal:
             journal.event("rank-lost", journal.step, problem=first_line(error))
-        again = "torchrun --max-restarts=N goes on from the last checkpoint by itself"
+        again = "find in its output why it ended, and run this again (torchrun --max-restarts=N does that by itself)"
         raise RunStoppedError(f"{run}: another rank cannot be reached any more; {again}") from error
 
 
@@ -113,8 +114,9 @@ def _train_to_the_end(trainer: Trainer, journal: Journal | None, releaser: Relea
                 _settle(session, must=True)
         if releaser and (failed := releaser.finish()):
             steps = ", ".join(map(str, failed))
-            words = f"trained, but the release of step {steps} failed; see events.jsonl, mend that and run it again"
-            raise RunStoppedError(f"{trainer.run}: {words}")
+            words = f"trained, but the release of step {steps} failed"
+            remedy = f"remove the cause, which is in {trainer.run / 'events.jsonl'}, and run this again"
+            raise RunStoppedError(f"{trainer.run}: {words}; {remedy}")
 
 
 @contextmanager
@@ -311,7 +313,9 @@ def _settle(session: Session, must: bool = False) -> None:
     if session.journal:
         session.journal.event("checkpoint-failed", session.saver.step, problem=reason)
     if must or recipe.on_failure == "stop":
-        raise RunStoppedError(f"{words}; make room and run it again: it goes on from the checkpoint before")
+        is_full = any(os.strerror(number) in reason for number in (errno.ENOSPC, errno.EDQUOT))
+        remedy = "make room" if is_full else f"remove that cause, so that {run / 'checkpoints'} can be written,"
+        raise RunStoppedError(f"{words}; {remedy} and run this again: it resumes from the checkpoint before")
     if session.journal:
         print(f"{words}; training goes on", file=sys.stderr)
 

@@ -62,7 +62,9 @@ def join_ranks(hang_seconds: float) -> Iterator[Ranks]:
     try:
         store = fresh_store(store, rank, count, timeout)
     except TimeoutError as error:
-        raise RunStoppedError(f"rank {rank}: {error} within {timeout.total_seconds():g} s; start all ranks") from None
+        remedy = "see whether all have started and reach MASTER_ADDR, or raise guard.hang_seconds if they need longer"
+        words = f"{error} within {timeout.total_seconds():g} s (twice guard.hang_seconds)"
+        raise RunStoppedError(f"rank {rank}: {words}; {remedy}") from None
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
     try:
         yield Ranks(rank, count, device)

@@ -104,8 +104,9 @@ def _changes(trainer: Trainer, state: dict[str, Any]) -> list[str]:
 def _refuse(changed: list[str], folder: Path, allow_change: bool) -> None:
     never = [change for change in changed if change.startswith(_NEVER_CHANGED)]
     if never or (changed and not allow_change):
-        also = "" if never else ", or --allow-change to go on with this recipe"
-        raise InputError(f"{folder}: made by another recipe: {'; '.join(changed)}; give the run another name{also}")
+        also = "" if never else ", or --allow-change to continue with this recipe"
+        undo = "undo the change, give the run another name (--name)"
+        raise InputError(f"{folder}: made by another recipe: {'; '.join(changed)}; {undo}{also}")
 
 
 def go_back(trainer: Trainer, journal: Journal | None, step: int, reason: str, blamed: int) -> None:
@@ -117,9 +118,11 @@ def go_back(trainer: Trainer, journal: Journal | None, step: int, reason: str, b
     target = from_first(checkpoint.step_of(newest[0]) if newest else 0, trainer.ranks)
     guard, words = trainer.recipe.guard, f"step {step + 1}: {reason}"
     if sum(record["checkpoint"] == target for record in trainer.went_back) >= guard.max_rollbacks:
+        is_spike = "against a median" in reason
+        too_strict = ", or a higher guard.spike_sigmas if this loss is no fault" if is_spike else ""
         raise RunStoppedError(
-            f"{trainer.run}: {words}; went back to step {target} {guard.max_rollbacks} times already: raise "
-            "guard.max_rollbacks, and lower train.optimizer.learning_rate with --allow-change, and run it again"
+            f"{trainer.run}: {words}; went back to step {target} {guard.max_rollbacks} times already: run this again "
+            f"with --allow-change, a higher guard.max_rollbacks and a lower train.optimizer.learning_rate{too_strict}"
         )
     # No batch from before the checkpoint: its steps are not done again, and counting them out would shift the others.
     batches = [batch_of(number, trainer.left_out) for number in range(max(target, step + 1 - blamed), step + 1)]

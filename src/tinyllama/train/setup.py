@@ -15,10 +15,11 @@ import torch
 
 from tinyllama import hardware, preflight
 from tinyllama.data.store import TokenStore
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, first_line
 from tinyllama.files import read_json, write_atomically, write_json
 from tinyllama.model.llama import PRECISIONS, Linear, Llama, initialize
 from tinyllama.model.loading import HuggingFaceLlama
+from tinyllama.noise import hush_torchao
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.guard import left_out_batches
@@ -65,7 +66,7 @@ def build(recipe: Recipe, ranks: Ranks) -> Trainer:
     if store.manifest["tokenizer"]["digest"] != tokenizer.digest:
         raise InputError(
             f"{recipe.tokenizer}: not the tokenizer that {recipe.data.store} was made with; "
-            "name that one in `tokenizer`, or prepare another store"
+            "name that one in `tokenizer`, or another data.store and prepare that"
         )
     recipe.train.rank_rows(ranks.count)  # refuses a batch that the ranks cannot share
     run = run_folder(recipe)
@@ -125,11 +126,18 @@ def _use_float8(model: Llama, ranks: Ranks) -> None:
     for name, module in model.blocks.named_modules():
         if isinstance(module, Linear) and (module.in_features % 16 or module.out_features % 16):
             size = f"{module.out_features} x {module.in_features}"
-            raise InputError(f"train.float8: block matrix {name} is {size}; float8 products need multiples of 16")
+            raise InputError(
+                f"train.float8: block matrix {name} is {size}, but float8 products need multiples of 16; change the "
+                "model, or take float8 out"
+            )
+    hush_torchao()
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training  # noqa: PLC0415
-    except ImportError:
-        raise InputError("train.float8: torchao is missing; pip install 'tinyllama[float8]', or take it out") from None
+    except ImportError as error:
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name == "torchao"
+        words = "is missing" if is_missing else f"does not work with torch {torch.__version__} ({first_line(error)})"
+        remedy = "pip install -U 'tinyllama[float8]', or take float8 out"
+        raise InputError(f"train.float8: torchao {words}; {remedy}") from None
     convert_to_float8_training(model.blocks, config=Float8LinearConfig.from_recipe_name("rowwise"))
 
 
