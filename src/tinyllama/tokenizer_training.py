@@ -88,6 +88,10 @@ def _train(lines: list[str], vocab_size: int) -> bytes:
         )
     except RuntimeError as error:
         reason = " ".join(str(error).rpartition("] ")[2].split())
+        if needed := re.search(
+            r"required_chars\. \d+ vs (\d+)", reason
+        ):  # whose own advice is an option of SentencePiece
+            reason = f"its characters, the bytes and special tokens alone take {needed[1]}; raise the vocabulary size"
         size = sum(map(len, lines))
         raise InputError(f"tokenizer training: {vocab_size} pieces from {size:,} characters: {reason}") from None
     return model.getvalue()
