@@ -95,15 +95,18 @@ def test_metrics_are_there_once_with_tokens_and_readable_names(tmp_path: Path) -
     assert shown.of("small", "validation_loss") == [(4, 2.0)]
 
 
-def test_rows_that_were_shown_before_a_kill_that_forgot_it_are_not_there_twice(tmp_path: Path) -> None:
+def test_rows_and_alerts_that_were_shown_before_a_kill_that_forgot_it_are_not_there_twice(tmp_path: Path) -> None:
     run, journal = new_run(tmp_path)
     step(journal, 1, 3)
     Shown(run.parent)
     before = (run / "trackers/trackio.json").read_bytes()
     step(journal, 4, 6)
+    journal.event("failed", 6, problem="none")
     Shown(run.parent)
     (run / "trackers/trackio.json").write_bytes(before)
-    assert [number for number, _ in Shown(run.parent).of("small")] == [1, 2, 3, 4, 5, 6]
+    shown = Shown(run.parent)
+    assert [number for number, _ in shown.of("small")] == [1, 2, 3, 4, 5, 6]
+    assert len(shown.alerts) == 1
 
 
 def test_after_a_rollback_the_page_has_the_new_numbers_alone(tmp_path: Path) -> None:

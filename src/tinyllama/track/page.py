@@ -128,6 +128,8 @@ class Page:
             for event in events
         ]
         there = self.storage.get_alerts(PROJECT, run_id=self.alerts) if new else []
+        known = {(alert["title"], alert["timestamp"]) for alert in there}  # from before a kill that forgot them
+        new = [alert for alert in new if (alert["title"], alert["timestamp"]) not in known]
         kept = sorted([*there, *new], key=itemgetter("timestamp"))[-ALERTS:]
         if new:
             self.storage.delete_run(PROJECT, "", run_id=self.alerts)
