@@ -211,7 +211,8 @@ def test_runs_of_a_folder_are_on_one_page_and_one_that_cannot_be_read_does_not_k
     shown = Shown(tmp_path / "runs")
     assert {"one", "two"} <= {*shown.ids}
     broken, older = shown.said.splitlines()
-    assert broken.startswith(f"{tmp_path / 'runs/broken'}: not shown from here on: JSONDecodeError: ")
+    assert broken.startswith(f"{tmp_path / 'runs/broken'}: not shown from here on: ")
+    assert "metrics.jsonl:1: " in broken
     assert older.startswith(f"{tmp_path / 'runs/older'}: not shown from here on: {tmp_path / 'runs/older'}/recipe.yaml")
 
 
