@@ -1,8 +1,10 @@
 """An MFU is a share of the highest peak that the run has seen, and each checkpoint has that peak and its hardware."""
 
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +28,7 @@ def give(monkeypatch: pytest.MonkeyPatch, peaks: Iterable[float], device: str = 
     left = iter(peaks)
     monkeypatch.setattr(hardware, "peak_flops", lambda device, precision: next(left))
     monkeypatch.setattr(hardware, "device_name", lambda _: device)
-    monkeypatch.setattr(meter, "_PEAK_HOLDS_SECONDS", 0.0)
+    monkeypatch.setattr(meter, "_TIMING_SHARE", float("inf"))
 
 
 def peak_of(row: dict[str, Any], flops: float, ranks: int = 1) -> float:
@@ -49,9 +51,15 @@ def test_the_peak_is_the_highest_product_so_far(small: Path, monkeypatch: pytest
 
 
 def test_a_product_is_not_timed_at_every_pause(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    give(monkeypatch, [3e9])  # a second one would be StopIteration
-    monkeypatch.setattr(meter, "_PEAK_HOLDS_SECONDS", 1e9)
-    Meter(recipe_of(small), VOCAB_SIZE, ALONE).restart()
+    give(monkeypatch, [3e9, 5e9])
+    monkeypatch.setattr(meter, "_TIMING_SHARE", 0.02)
+    clock = iter([100.0, 101.0, 150.9, 151.0, 152.0])  # begin and end of the first, no second, begin and end of a third
+    monkeypatch.setattr(meter, "time", SimpleNamespace(monotonic=lambda: next(clock), perf_counter=time.perf_counter))
+    measured, peaks = Meter(recipe_of(small), VOCAB_SIZE, ALONE), []
+    for _ in range(2):
+        measured.restart()
+        peaks += [entry["peak_flops"] for entry in measured.hardware()]
+    assert peaks == [3e9, 5e9]
 
 
 def test_a_resumed_run_keeps_its_peak_and_another_machine_gets_its_own(

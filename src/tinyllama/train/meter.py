@@ -13,8 +13,8 @@ from tinyllama.model.llama import PRECISIONS
 from tinyllama.recipe import Recipe
 from tinyllama.train.parallel import Ranks
 
-_PEAK_HOLDS_SECONDS = 60.0
-"""Measuring takes up to a second, and a small model may be saved every few."""
+_TIMING_SHARE = 0.02
+"""Share of a run's time that timing products may take; a small model may be saved every few seconds."""
 
 
 class Meter:
@@ -32,16 +32,18 @@ class Meter:
         if not any(entry | {"peak_flops": None} == here for entry in self.entries):
             self.entries.append(here)
         self.entry = next(entry for entry in self.entries if entry | {"peak_flops": None} == here)
-        self.peak_measured = -_PEAK_HOLDS_SECONDS
+        self.next_timing = 0.0
         self.restart()
 
     def restart(self) -> None:
         """Begin to time the next step now; measure a CPU's peak again at times, and keep the highest."""
-        if time.monotonic() - self.peak_measured >= _PEAK_HOLDS_SECONDS:
+        begun = time.monotonic()
+        if begun >= self.next_timing:
             measured = hardware.peak_flops(self.ranks.device, PRECISIONS[self.recipe.precision])
             before = self.entry["peak_flops"] if self.ranks.device.type == "cpu" else None
             self.entry["peak_flops"] = max(filter(None, (before, measured)), default=None)
-            self.peak_measured = time.monotonic()
+            ended = time.monotonic()
+            self.next_timing = ended + (ended - begun) / _TIMING_SHARE
         self.begun = time.perf_counter()
 
     def row(self) -> dict[str, Any]:
