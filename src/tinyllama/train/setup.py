@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from tinyllama import hardware
+from tinyllama.data.holdout import how_to_hold_out
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_atomically, write_json
@@ -79,7 +80,8 @@ def build(recipe: Recipe, ranks: Ranks) -> Trainer:
 
 def _say_what_may_surprise(recipe: Recipe, store: TokenStore, ranks: Ranks) -> None:
     for name in unvalidated(recipe, store):
-        print(f"{recipe.data.store}/{name}: too little held out to validate on; raise data.holdout", file=sys.stderr)
+        remedy = f"{how_to_hold_out(store, name)}, or shorten train.sequence_length"
+        print(f"{recipe.data.store}/{name}: too little held out to validate on; {remedy}", file=sys.stderr)
     last = recipe.train.steps * recipe.train.batch_tokens
     for tokens in recipe.release.at:
         if tokens > last:
