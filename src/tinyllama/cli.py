@@ -74,18 +74,21 @@ def tokenizer_import(source: Positional[str], directory: Positional[Path]) -> No
     print(f"tokenizer: {directory}")
 
 
-def prepare(recipe: Recipe) -> None:
-    """Tokenise every source into the token store, going on where an interrupted run stopped."""
+def prepare(recipe: Recipe, strict: bool = False) -> None:
+    """Tokenise every source into the token store, going on where an interrupted run stopped.
+
+    Args:
+        strict: Make no store where a file gives no document, or where most of its rows are rejected; exit status 2.
+    """
+    from tinyllama.data.inspection import prepared_lines
     from tinyllama.data.prepare import prepare as prepare_store
 
-    store = prepare_store(recipe)
+    store = prepare_store(recipe, strict)
     if store is None:
         print(f"{recipe.data.store}: submitted to Slurm; its last job finishes the store")
         return
-    for name, split in store.splits.items():
-        print(f"{store.folder}/{name}: {split.num_tokens:,} tokens in {split.num_documents:,} documents")
-        for reason, count in split.manifest["rows"]["left_out"].items():
-            print(f"    left out: {count:,} rows, {reason}")
+    for line in prepared_lines(store):
+        print(line)
 
 
 def inspect_store(

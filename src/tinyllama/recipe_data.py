@@ -3,13 +3,17 @@
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from tinyllama.recipe_errors import nearest
 from tinyllama.recipe_fields import Count, Part, Share, SourceName, parse_tokens
 
 Weight = Annotated[float, Field(ge=0)]
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)]
+# YAML's plain and single-quoted text, and a shell, leave escapes as they are.
+Separator = Annotated[
+    str, Field(min_length=1), AfterValidator(lambda text: text.replace("\\n", "\n").replace("\\t", "\t"))
+]
 TokenCount = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
 
 SLIMPAJAMA_SUBSETS = (
@@ -50,6 +54,11 @@ class Source(Part):
     """Share of every batch, relative to the other sources' weights."""
     text: str | None = None
     """Field or column that holds a document; `text` without it, and `content` in Starcoderdata."""
+    separator: Separator | None = None
+    """What stands between the documents of a file of format text: `"\\n\\n"` (blank lines), `"\\n"` (a document per
+    line), `"<|endoftext|>"` and the like; without it a file is one document."""
+    holdout: Literal["tail"] | None = None
+    """What `data.holdout` is a share of: the documents or, with `tail`, the text of each, whose end is held out."""
     include: Names = ()
     """Subsets that are read (SlimPajama's `redpajama_set_name`, Starcoderdata's languages); none named means all."""
     exclude: Names = ()
@@ -61,6 +70,8 @@ class Source(Part):
     def _subsets_are_known(self) -> Self:
         if self.format == "text" and self.text is not None:
             raise ValueError(f"format text has no field {self.text!r}, a file is a document; take text out")
+        if self.separator and self.format != "text":
+            raise ValueError(f"format {self.format} has documents of its own, without a separator; take separator out")
         named = (*self.include, *self.exclude)
         if named and self.format not in ("slimpajama", "starcoderdata"):
             raise ValueError(f"format {self.format} has no subsets to include or exclude; take {named[0]} out")

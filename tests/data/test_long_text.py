@@ -1,6 +1,7 @@
 """A document of many megabytes is read as the same text as any other, in little memory."""
 
 import json
+import re
 from typing import Any
 
 import orjson
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from tinyllama import text as text_module
 from tinyllama.data import long_text
+from tinyllama.data.lenient_json import Repaired
 from tinyllama.data.long_text import parse_long_line
 from tinyllama.text import as_string, is_utf8, utf8_parts
 
@@ -39,6 +41,23 @@ def test_a_long_line_is_parsed_as_any_other(small_limits: None, text: str, other
 
 
 @KEEP
+@given(
+    parts=st.lists(
+        st.sampled_from([r"\ud83d", r"\uDE00", r"\\ud83d", "a", r"\n", r"\ud7ff", "é", "\U0001f600"]), max_size=30
+    )
+)
+def test_a_lone_surrogate_becomes_a_replacement_character_wherever_a_long_text_is_cut(
+    small_limits: None, parts: list[str]
+) -> None:
+    joined = "".join(parts)
+    wanted: str = json.loads(f'"{joined}"')
+    repaired = re.sub("[\ud800-\udfff]", "\ufffd", wanted)
+    parsed = parse_long_line(f'{{"text": "{joined}", "x": NaN}}'.encode())
+    assert as_string(parsed["text"]) == repaired
+    assert isinstance(parsed, Repaired) == (repaired != wanted)
+
+
+@KEEP
 @given(text=TEXTS)
 def test_parts_join_to_the_text_and_cut_no_character(small_limits: None, text: str) -> None:
     data = text.encode()
@@ -63,8 +82,6 @@ def test_utf8_is_told_from_other_bytes(small_limits: None, data: bytes) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        rb"a" * 20 + rb"\ud800",
-        rb"\ud83d\ud83d" + rb"a" * 20,
         rb"\x" + rb"a" * 20,
         b"\xff" * 20,
         b"\n" * 20,

@@ -145,8 +145,8 @@ def test_bad_rows_are_listed_and_counted(small: Path, tmp_path: Path) -> None:
     }
     rejects = [json.loads(line) for line in (tmp_path / "store/modules/train/rejects.jsonl").open()]
     assert rejects == [
-        {"file": str(raw), "row": 5, "reason": "text is not text"},
-        {"file": str(raw), "row": 6, "reason": "invalid JSON"},
+        {"file": str(raw), "row": 5, "line": 6, "reason": "text is not text"},
+        {"file": str(raw), "row": 6, "line": 7, "reason": "invalid JSON"},
     ]
 
 
@@ -311,7 +311,7 @@ def test_rows_of_a_validation_split_that_keeps_none_are_listed_all_the_same(smal
     split = store["slim/validation"]
     assert (split.num_tokens, split.manifest["rows"]) == (0, {"read": 1, "kept": 0, "left_out": {"no text": 1}})
     (reject,) = [json.loads(line) for line in (split.folder / "rejects.jsonl").open()]
-    assert reject == {"file": str(tmp_path / "raw/validation/a.jsonl"), "row": 0, "reason": "no text"}
+    assert reject == {"file": str(tmp_path / "raw/validation/a.jsonl"), "row": 0, "line": 1, "reason": "no text"}
     assert problems(tmp_path / "store") == []
     assert main(["inspect", str(tmp_path / "store")]) == 0
 

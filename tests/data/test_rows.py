@@ -1,17 +1,25 @@
 """Raw rows become documents, rejects or a named error: never silence."""
 
+import bz2
 import gzip
+import lzma
 import os
+import re
 import struct
+import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.data.raw import lines, slim, source, texts_of, write
+from tests.fuzz.properties import few
 
 from tinyllama.data.sources import Reject, Row, read_rows
 from tinyllama.errors import InputError
@@ -30,7 +38,7 @@ def test_every_bad_row_is_a_reject_with_its_place_and_reason(tmp_path: Path) -> 
         Reject(5, "empty text"),
         Reject(6, "not a JSON object"),
         Reject(7, "not UTF-8 text"),  # bytes that are not UTF-8
-        Reject(8, "invalid JSON"),  # half of a surrogate pair
+        Row(8, "\ufffd", repaired=True),  # half of a surrogate pair
         Row(9, " \n\t"),  # blank, but not empty
         Row(10, "last"),
     ]
@@ -57,7 +65,7 @@ def test_a_file_that_is_all_one_line_is_refused_before_it_fills_the_memory(
 ) -> None:
     monkeypatch.setattr("tinyllama.data.lines._LONGEST_LINE_BYTES", 3 << 20)
     path = write(tmp_path / "a.jsonl", b"[" + b'{"text": "no object a line"}, ' * 200_000)
-    with pytest.raises(InputError, match=r"a.jsonl: a line of more than 1 GiB; write one JSON object a line"):
+    with pytest.raises(InputError, match=r"a.jsonl: a line of more than 1 GiB; write one JSON object per line"):
         list(read_rows(str(path), source("jsonl", path)))
 
 
@@ -245,3 +253,196 @@ def test_a_csv_cut_inside_quotes_raises_with_its_name(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", b'text\nwhole\n"cut in the mid')
     with pytest.raises(InputError, match=r"a.csv: cannot be read to its end"):
         list(read_rows(str(path), source("csv", path)))
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 400])
+def test_a_number_that_orjson_refuses_does_not_cost_the_row(tmp_path: Path, number: str) -> None:
+    row = f'{{"text": "kept", "meta": {{"redpajama_set_name": "RedPajamaBook", "score": [{number}]}}}}'
+    path = write(tmp_path / "a.jsonl", lines(row.encode()))
+    assert list(read_rows(str(path), source("slimpajama", path))) == [Row(0, "kept", "RedPajamaBook")]
+
+
+@pytest.mark.parametrize(
+    "meta", ['{"redpajama_set_name": "X", "score": NaN}', "{'redpajama_set_name': 'X', 'a': -inf}"]
+)
+def test_a_subset_is_found_beside_numbers_that_are_none(tmp_path: Path, meta: str) -> None:
+    path = write(tmp_path / "a.jsonl", lines({"text": "kept", "meta": meta}))
+    assert list(read_rows(str(path), source("slimpajama", path))) == [Row(0, "kept", "X")]
+
+
+def test_a_lone_surrogate_becomes_one_replacement_character_and_its_row_is_marked(tmp_path: Path) -> None:
+    rows = [
+        rb'{"text": "a\ud83db"}',  # the first half
+        rb'{"text": "a\uDE00b", "x": NaN}',  # the second
+        rb'{"text": "\uD83D\ud83d\ude00\\ud83d"}',  # before a pair; and the text of an escape
+        rb'{"text": "good", "\udfff": 1}',
+        rb'{"text": "\ud83d\ude00"}',
+    ]
+    path = write(tmp_path / "a.jsonl", lines(*rows))
+    assert list(read_rows(str(path), source("jsonl", path))) == [
+        Row(0, "a\ufffdb", repaired=True),
+        Row(1, "a\ufffdb", repaired=True),
+        Row(2, "\ufffd\U0001f600\\ud83d", repaired=True),
+        Row(3, "good", repaired=True),
+        Row(4, "\U0001f600"),
+    ]
+
+
+@pytest.mark.parametrize("beginning", ["[\n", '[{"text": "first"},\n', '\ufeff[\n  {"text":', "{\n", " { \r\n"])
+def test_json_over_several_lines_is_refused_by_name(tmp_path: Path, beginning: str) -> None:
+    path = write(tmp_path / "a.jsonl", beginning.encode() + lines({"text": "row"}, {"text": "row"}) + b"]")
+    with pytest.raises(
+        InputError, match=r"a.jsonl: .* one JSON object per line is expected; convert it, such as by jq"
+    ):
+        list(read_rows(str(path), source("jsonl", path)))
+
+
+@pytest.mark.parametrize("first", [b"[1]", b'{"text": "cut', b"[2026-11-29] a line of a log", b"]"])
+def test_a_bad_first_line_costs_no_more_than_itself(tmp_path: Path, first: bytes) -> None:
+    path = write(tmp_path / "a.jsonl", lines(first, {"text": "row"}))
+    assert [type(row) for row in read_rows(str(path), source("jsonl", path))] == [Reject, Row]
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 12345\n"
+ANNEX = b"/annex/objects/SHA256E-s12345--" + b"4d7a" * 16 + b".parquet\n"
+
+
+@pytest.mark.parametrize(
+    ("format", "name"),
+    [
+        ("text", "a.txt"),
+        ("text", "a.txt.gz"),
+        ("jsonl", "a.jsonl"),
+        ("jsonl", "a.jsonl.zst"),
+        ("csv", "a.csv"),
+        ("parquet", "a.parquet"),
+        ("huggingface", "a.arrow"),
+        ("slimpajama", "a.jsonl.xz"),
+        ("starcoderdata", "python/a.parquet"),
+    ],
+)
+@pytest.mark.parametrize(("pointer", "command"), [(POINTER, "git lfs pull"), (ANNEX, "git annex get")])
+def test_a_pointer_in_place_of_data_is_named_with_how_to_get_it(
+    tmp_path: Path, format: str, name: str, pointer: bytes, command: str
+) -> None:
+    write(tmp_path / name, pointer)
+    with pytest.raises(InputError, match=rf"{name}: is a git-\w+ pointer, .*run `{command}`"):
+        texts_of(source(format, tmp_path))
+
+
+def test_a_text_about_pointers_is_no_pointer(tmp_path: Path) -> None:
+    text = f"A pointer reads:\n{POINTER.decode()}"
+    assert texts_of(source("text", write(tmp_path / "a.txt", text.encode()))) == [text]
+
+
+def test_rejects_name_the_line_that_they_end_on(tmp_path: Path) -> None:
+    filler = lines(*({"text": "x" * 1000} for _ in range(1500)))  # over a block's end
+    content = b"\n\n" + filler + b"\n" + lines({"body": "no text"}) + b"\r\n" + lines(b"no json")
+    path = write(tmp_path / "a.jsonl", content)
+    rejects = [row for row in read_rows(str(path), source("jsonl", path)) if isinstance(row, Reject)]
+    assert [(row.row, row.line) for row in rejects] == [(1500, 1504), (1501, 1506)]
+    path = write(tmp_path / "a.csv", b'text,id\n"two\nlines",1\n,2\na,b,c\n')
+    rejects = [row for row in read_rows(str(path), source("csv", path)) if isinstance(row, Reject)]
+    assert [(row.row, row.line) for row in rejects] == [(1, 4), (2, 5)]
+
+
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [
+        (b'text\n"a" b\n', r"line 2: .*; put fields in \" and double each \""),
+        (b'text\n"a\n', r"unexpected end of data\); close the quote that is open at its end, or fetch"),
+        (b"id;text\n1;a\n", r"its columns are separated by ';'; convert it"),
+        (b"id\ttext\n1\ta\n", r"its columns are separated by '\\t'; convert it"),
+        ("text\na\n".encode("utf-16"), r"are not UTF-8 text; convert it to UTF-8"),
+        ("té,text\na,b\n".encode("latin-1"), r"are not UTF-8 text; convert it to UTF-8"),
+    ],
+)
+def test_a_csv_file_that_is_written_otherwise_is_not_to_be_fetched_again(
+    tmp_path: Path, content: bytes, remedy: str
+) -> None:
+    path = write(tmp_path / "a.csv", content)
+    with pytest.raises(InputError, match=rf"a.csv: .*{remedy}"):
+        list(read_rows(str(path), source("csv", path)))
+
+
+def test_what_pyarrow_finds_wrong_has_the_remedy_for_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", b"text\n" * 100)
+    with pytest.raises(InputError, match=r"a.parquet: .*; fetch it again, or correct its ending and format"):
+        texts_of(source("parquet", path))
+
+    def fails(error: Exception) -> InputError:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tinyllama.data.rows.parquet_columns", Mock(side_effect=error))
+            with pytest.raises(InputError) as raised:
+                texts_of(source("parquet", path))
+        return raised.value
+
+    assert "write it again without what pyarrow lacks" in str(fails(pyarrow.ArrowNotImplementedError("encrypted")))
+    with pytest.raises(MemoryError), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tinyllama.data.rows.parquet_columns", Mock(side_effect=pyarrow.ArrowMemoryError("4 GiB")))
+        texts_of(source("parquet", path))
+
+
+@pytest.mark.parametrize("suffix", [".bz2", ".xz"])
+def test_several_streams_are_one_file_and_nothing_behind_a_stream_is_skipped(tmp_path: Path, suffix: str) -> None:
+    pack = {".bz2": bz2.compress, ".xz": lzma.compress}[suffix]
+    first, second = (pack(lines(*({"text": os.urandom(20).hex()} for _ in range(1000)))) for _ in range(2))
+    padding = bytes(1 << 21) if suffix == ".xz" else b""
+    path = write(tmp_path / f"a.jsonl{suffix}", first + padding + second + padding)
+    assert len(texts_of(source("jsonl", path))) == 2000
+    damaged = bytearray(second)
+    damaged[5] ^= 1
+    for wrong in (first[:-5], first + second[:20], first + damaged, first + b"junk"):
+        path = write(tmp_path / f"a.jsonl{suffix}", wrong)
+        with pytest.raises(InputError, match=rf"a.jsonl{suffix}: cannot be read to its end .*; fetch it again"):
+            texts_of(source("jsonl", path))
+
+
+def test_packed_bytes_under_a_plain_name_are_refused_in_every_format(tmp_path: Path) -> None:
+    for name, packed in (("a.txt", gzip.compress(b"x")), ("a.csv", bz2.compress(b"x")), ("a.txt.bz2", b"BZh is text")):
+        path = write(tmp_path / name, packed)
+        with pytest.raises(InputError, match=rf"{name}: holds .*, not .* as its name says; rename it"):
+            texts_of(source("csv" if name == "a.csv" else "text", path))
+
+
+SEPARATED = st.lists(st.sampled_from(["a", "b ", "é", "\n", "\r\n", "<|", "|>", "<|x|>", "-", "--", " "]), max_size=40)
+
+
+@few(300)
+@given(parts=SEPARATED, separator=st.sampled_from(["\n", "\n\n", "<|x|>", "--", "\n--\n", "é"]), size=st.integers(1, 9))
+def test_a_text_file_is_cut_at_its_separators_wherever_its_blocks_end(
+    parts: list[str], separator: str, size: int
+) -> None:
+    text = "".join(parts)
+    if separator.strip("\n"):
+        wanted = [part for part in text.split(separator) if part.strip()]
+    else:
+        wanted = [part.strip("\r\n") for part in re.split(rf"(?:\r?\n){{{len(separator)},}}", text)]
+        wanted = [part for part in wanted if part.strip()]
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tinyllama.data.lines._CHUNK_BYTES", size)
+        path = write(Path(folder) / "a.txt", text.encode())
+        found = list(read_rows(str(path), source("text", path, separator=separator)))
+    assert found == [Row(number, document) for number, document in enumerate(wanted)]
+
+
+def test_documents_between_separators_are_rows_or_rejects_and_packed_ones_the_same(tmp_path: Path) -> None:
+    content = b"\xef\xbb\xbffirst\n\nsecond\nline\n\n\n\n\xff\r\n\r\nlast\n"
+    for name, packed in (("a.txt", content), ("b.txt.zst", zstandard.compress(content))):
+        path = write(tmp_path / name, packed)
+        chosen = source("text", path, separator=r"\n\n")  # as a shell or YAML's single quotes leave it
+        assert list(read_rows(str(path), chosen)) == [
+            Row(0, "first"),
+            Row(1, "second\nline"),
+            Reject(2, "not UTF-8 text"),
+            Row(3, "last"),
+        ]
+
+
+def test_a_separator_that_never_comes_is_named_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyllama.data.lines._LONGEST_LINE_BYTES", 3 << 20)
+    path = write(tmp_path / "a.txt", b"no separator " * 400_000)
+    with pytest.raises(InputError, match=r"a.txt: a document of more than 1 GiB; give a separator"):
+        list(read_rows(str(path), source("text", path, separator="<|endoftext|>")))

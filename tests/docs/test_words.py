@@ -13,7 +13,17 @@ from tinyllama.recipe import Recipe
 from tinyllama.recipe_fields import Part
 
 OTHERS = {"--help", "--quiet"}
-FOREIGN = {"--no-repack", "--no-cache-dir", "--ipc", "--shm-size", "--max-restarts", "--signal", "--local-addr", "--nodes", "--shutdown-timeout"}
+FOREIGN = {
+    "--no-repack",
+    "--no-cache-dir",
+    "--ipc",
+    "--shm-size",
+    "--max-restarts",
+    "--signal",
+    "--local-addr",
+    "--nodes",
+    "--shutdown-timeout",
+}
 """Flags of other programs that stand alone on a page."""
 
 

@@ -1,8 +1,14 @@
-"""Which documents are for validation: a document's content decides alone, so its copies fall on the same side."""
+"""What is for validation: documents by their content, so that copies fall on the same side; or each document's end."""
 
 import hashlib
 
-from tinyllama.text import Text, utf8_parts
+from tinyllama.data.store import TokenStore
+from tinyllama.text import Text, as_string, between_characters, utf8_parts
+
+HELD_OUT = "held out for validation"
+"""The reason under which documents are counted that validation has instead."""
+TAIL_HELD_OUT = "end held out for validation"
+"""The reason under which documents are counted whose end validation has."""
 
 
 def content_share(text: Text) -> float:
@@ -11,3 +17,35 @@ def content_share(text: Text) -> float:
     for part in utf8_parts(text):
         digest.update(part)
     return int.from_bytes(digest.digest(), "little") / 2**64
+
+
+def split_tail(text: Text, share: float) -> tuple[Text, Text]:
+    """A text without its last `share` of UTF-8 bytes, and those, cut between two characters.
+
+    A text of too few bytes for two parts is the first part; the second is empty.
+    """
+    data = text.encode() if isinstance(text, str) else text
+    size = int(len(data) * share)
+    cut = between_characters(data, len(data) - size) if size else 0
+    if not cut:
+        return text, ""
+    parts = data[:cut], data[cut:]
+    return (as_string(parts[0]), as_string(parts[1])) if isinstance(text, str) else parts
+
+
+def how_to_hold_out(store: TokenStore, name: str) -> str:
+    """What gives a source of a store more to validate on, or anything at all."""
+    manifest, rows = store.manifest, store[f"{name}/train"].manifest["rows"]
+    source, place = manifest["sources"][name], f"data.sources.{name}"
+    if f"{name}/validation" in store and not (HELD_OUT in rows["left_out"] or TAIL_HELD_OUT in rows.get("changed", ())):
+        return "add text to its validation files"
+    raise_it, has_tail = "raise data.holdout", source.get("holdout") == "tail"
+    options = [] if has_tail else [f"{place}.holdout: tail"]
+    if source["format"] == "text" and not source.get("separator"):
+        options.insert(0, f"{place}.separator")
+    ways = [f"set {' or '.join(options)}"] if options else []
+    if has_tail or rows["kept"] > 1:
+        ways.insert(0, raise_it)
+    elif not manifest["holdout"]:
+        ways = [f"{raise_it} and {way}" for way in ways]
+    return f"{' or '.join(ways)}, and prepare another data.store"

@@ -35,12 +35,13 @@ class Found:
     """Bytes."""
 
 
-def find_files(path: str, wanted: Callable[[str], bool]) -> list[Found]:
+def find_files(path: str, wanted: Callable[[str], bool], others: list[str] | None = None) -> list[Found]:
     """Every file that a path, folder, glob or URL stands for, sorted by path.
 
-    A folder, named or matched by a glob, stands for all files below it whose name is `wanted`, links followed. As in a
-    shell, a name that begins with a dot is found only where the path or glob says the dot. Raises InputError where a
-    folder or file cannot be read, or where a link leads back to a folder above it.
+    A folder, named or matched by a glob, stands for all files below it whose name is `wanted`, links followed; the
+    paths of the rest are added to `others`. As in a shell, a name that begins with a dot is found only where the path
+    or glob says the dot. Raises InputError where a folder or file cannot be read, or where a link leads back to a
+    folder above it.
     """
     if _is_remote(path):
         with _named(path):
@@ -48,18 +49,17 @@ def find_files(path: str, wanted: Callable[[str], bool]) -> list[Found]:
     else:
         path = str(Path(re.sub("^(file|local)://", "", path)))
     kind = _look(path)
-    if kind == "file":
-        found = [Found(path, (), size_of(path))]
-    elif kind == "folder":
-        found = list(_below(path, (), wanted, ()))
-    else:
-        fixed = re.split(r"[*?[]", path, maxsplit=1)[0]
-        folder = fixed[: fixed.rfind("/") + 1]
-        found = list(_matches(folder, (), path[len(folder) :].split("/"), wanted, ())) if fixed != path else []
+    places: dict[str, tuple[str, ...]] = {path: ()} if kind == "file" else {}
+    if kind != "file":
+        everything = dict(_below(path, (), ()) if kind else _glob(path))
+        places = {file: parts for file, parts in everything.items() if wanted(file.rsplit("/", 1)[-1])}
+        if others is not None:
+            others += sorted(everything.keys() - places.keys())
+    found = [Found(file, places[file], size_of(file)) for file in sorted(places)]
     for file in found:
         if not _is_remote(file.path) and not os.access(file.path, os.R_OK):
             raise InputError(f"{file.path}: no permission to read it; allow it, or take the file out")
-    return sorted({file.path: file for file in found}.values(), key=lambda file: file.path)
+    return found
 
 
 @contextmanager
@@ -85,7 +85,11 @@ def opened(path: str) -> Iterator[BinaryIO]:
     """A file open for reading from any place in it; of a remote one only what is read is fetched."""
     with ExitStack() as stack:
         with _named(path):
-            file: BinaryIO = stack.enter_context(_filesystem(path).open(path, "rb"))
+            file: BinaryIO
+            if _is_remote(path):
+                file = stack.enter_context(_filesystem(path).open(path, "rb"))
+            else:
+                file = stack.enter_context(Path(path).open("rb"))
         yield file
 
 
@@ -153,7 +157,18 @@ def _named(path: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # each package behind fsspec has exceptions of its own
-        raise InputError(f"{path}: cannot be read ({reason_of(error)}); mend that, or take it out") from None
+        raise InputError(f"{path}: cannot be read ({reason_of(error)}); {_remedy(error)}, or take it out") from None
+
+
+def _remedy(error: Exception) -> str:
+    match error:
+        case FileNotFoundError() | NotADirectoryError():
+            return "correct the path"
+        case PermissionError():
+            return "allow it"
+        case EOFError():
+            return "try again"
+    return "see that it can be reached"
 
 
 def reason_of(error: Exception) -> str:
@@ -172,13 +187,22 @@ def _look(path: str) -> str | None:
             return None
 
 
-def _matches(
-    folder: str, parts: tuple[str, ...], pattern: list[str], wanted: Callable[[str], bool], above: tuple[str, ...]
-) -> Iterator[Found]:
+Place = tuple[str, tuple[str, ...]]
+"""A file's path, and its `parts` as `Found` has them."""
+
+
+def _glob(path: str) -> Iterator[Place]:
+    """Every file that a glob stands for; none where the path has no wildcard."""
+    fixed = re.split(r"[*?[]", path, maxsplit=1)[0]
+    folder = fixed[: fixed.rfind("/") + 1]
+    return _matches(folder, (), path[len(folder) :].split("/"), ()) if fixed != path else iter(())
+
+
+def _matches(folder: str, parts: tuple[str, ...], pattern: list[str], above: tuple[str, ...]) -> Iterator[Place]:
     """The files of a folder that a glob stands for, of which `pattern` is left to match."""
     head, rest = pattern[0], pattern[1:]
     if head == "**":
-        yield from _matches(folder, parts, rest or ["*"], wanted, above)
+        yield from _matches(folder, parts, rest or ["*"], above)
         if not rest:
             return
     inside = (*above, _entered(folder, above))
@@ -186,29 +210,27 @@ def _matches(
         path, below = _join(folder, name), (*parts, name)
         if head == "**":
             if is_folder and not name.startswith("."):
-                yield from _matches(path, below, pattern, wanted, inside)
+                yield from _matches(path, below, pattern, inside)
         elif fnmatchcase(name, head) and (head.startswith(".") or not name.startswith(".")):
             if rest and is_folder:
-                yield from _matches(path, below, rest, wanted, ())
+                yield from _matches(path, below, rest, ())
             elif is_folder:
-                yield from _below(path, below, wanted, ())
-            elif not rest and wanted(name):
-                yield Found(path, below, size_of(path))
+                yield from _below(path, below, ())
+            elif not rest:
+                yield path, below
 
 
-def _below(
-    folder: str, parts: tuple[str, ...], wanted: Callable[[str], bool], above: tuple[str, ...]
-) -> Iterator[Found]:
-    """The wanted files of a folder and of all folders in it; `above` are the folders that it stands in, resolved."""
+def _below(folder: str, parts: tuple[str, ...], above: tuple[str, ...]) -> Iterator[Place]:
+    """The files of a folder and of all folders in it; `above` are the folders that it lies in, resolved."""
     inside = (*above, _entered(folder, above))
     for name, is_folder in _entries(folder):
         path, below = _join(folder, name), (*parts, name)
         if name.startswith("."):
             continue
         if is_folder:
-            yield from _below(path, below, wanted, inside)
-        elif wanted(name):
-            yield Found(path, below, size_of(path))
+            yield from _below(path, below, inside)
+        else:
+            yield path, below
 
 
 def _entered(folder: str, above: tuple[str, ...]) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from tinyllama.data.doubts import doubt_lines
+from tinyllama.data.holdout import TAIL_HELD_OUT, how_to_hold_out
 from tinyllama.data.manifests import different_settings
 from tinyllama.data.order import sequences
 from tinyllama.data.origin import documents_between, find_documents
@@ -19,6 +21,7 @@ from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 
 _EXCERPT_CHARACTERS = 240
+_MOST_REASONS = 20
 
 
 def inspect_lines(
@@ -38,6 +41,23 @@ def inspect_lines(
         yield f"no text shown: the store's tokenizer is no longer at {place}; name it by --tokenizer"
 
 
+def prepared_lines(store: TokenStore) -> Iterator[str]:
+    """What `tinyllama prepare` prints of a finished store: what it holds, what not, and what should be looked at."""
+    manifest = store.manifest
+    for name, split in store.splits.items():
+        rows = split.manifest["rows"]
+        yield f"{store.folder}/{name}: {split.num_tokens:,} tokens in {split.num_documents:,} documents"
+        for what, reasons in (("left out", rows["left_out"]), ("changed", rows.get("changed", {}))):
+            for reason, count in reasons.items():
+                yield f"    {what}: {count:,} rows, {reason}"
+    yield from _files_left_out(manifest)
+    for name in manifest["sources"] if manifest["holdout"] else ():
+        split = f"{name}/validation"
+        if split not in store or not store[split].num_documents:
+            yield f"{name}: nothing is held out for validation; {how_to_hold_out(store, name)}"
+    yield from doubt_lines(manifest)
+
+
 def describe(store: TokenStore, tokenizer: Tokenizer | None) -> Iterator[str]:
     """Lines that say what a store holds; with its tokenizer, sample documents too."""
     manifest = store.manifest
@@ -53,6 +73,7 @@ def describe(store: TokenStore, tokenizer: Tokenizer | None) -> Iterator[str]:
     yield from _table(store, tokens)
     yield from _left_out(store)
     yield from _files_left_out(manifest)
+    yield from doubt_lines(manifest)
     yield from _contamination(manifest)
     if tokenizer:
         yield from _samples(store, tokenizer)
@@ -83,14 +104,19 @@ def _left_out(store: TokenStore) -> Iterator[str]:
         yield f"{name}: {rows['read']:,} rows read, {rows['kept']:,} kept"
         for reason, count in sorted(rows["left_out"].items(), key=lambda item: -item[1]):
             yield f"  {count:>12,}  {reason}"
+        for reason, count in rows.get("changed", {}).items():
+            yield f"  {count:>12,}  kept, but {reason}"
         if (split.folder / "rejects.jsonl").stat().st_size:
             yield f"  rows at fault are listed in {split.folder / 'rejects.jsonl'}"
 
 
 def _files_left_out(manifest: dict[str, Any]) -> Iterator[str]:
     for source, fields in manifest["sources"].items():
-        for reason, count in fields["files_left_out"].items():
-            yield f"{source}: {count:,} files not read, {reason}"
+        by_count = sorted(fields["files_left_out"].items(), key=lambda item: -item[1])
+        for reason, count in by_count[:_MOST_REASONS]:
+            yield f"{source}: {count:,} file{'s' * (count != 1)} not read, {reason}"
+        if more := sum(count for _, count in by_count[_MOST_REASONS:]):
+            yield f"{source}: {more:,} more files not read, listed in the store's manifest.json"
 
 
 def _contamination(manifest: dict[str, Any]) -> Iterator[str]:
@@ -103,13 +129,20 @@ def _contamination(manifest: dict[str, Any]) -> Iterator[str]:
 def _samples(store: TokenStore, tokenizer: Tokenizer) -> Iterator[str]:
     """The first, a middle and the last document of each split, by their beginnings."""
     for name, split in store.splits.items():
-        count = split.num_documents
+        count, part = split.num_documents, ", its end" if _holds_ends(store, name) else ""
         for document in find_documents(split, sorted({0, count // 2, count - 1} if count else ())):
             yield ""
-            place = f"{document.file} row {document.row}"
+            place = f"{document.file} row {document.row}{part}"
             yield f"{name}, document {document.number:,}: {document.tokens:,} tokens, {place}"
             stop = document.start + min(document.tokens, _EXCERPT_CHARACTERS + 1)  # a token has a character at least
             yield f"  {_excerpt(tokenizer, split.read(document.start, stop))}"
+
+
+def _holds_ends(store: TokenStore, name: str) -> bool:
+    """Whether a split's documents are the ends of the training split's."""
+    source, _, split = name.partition("/")
+    changed = store[f"{source}/train"].manifest["rows"].get("changed", {}) if split == "validation" else {}
+    return TAIL_HELD_OUT in changed
 
 
 def trace(store: TokenStore, recipe: Recipe, step: int, row: int, tokenizer: Tokenizer | None) -> Iterator[str]:

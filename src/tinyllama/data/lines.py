@@ -1,40 +1,47 @@
-"""The lines of a plain, gzip or zstd file, of any length, in bounded memory.
+"""The lines and documents of a plain or packed file, of any length, in bounded memory.
 
 Reads through arrow's streams: they check where a gzip member or zstd frame ends, while zstandard's own reader ends
-without a word where a frame is cut off, and they hand out little at a time however much a few bytes unpack to.
+without a word where a frame is cut off, and they hand out little at a time however much a few bytes unpack to. Arrow
+has no xz; Python's `LZMAFile` skips what follows a stream if it is damaged, so its decompressor is used directly.
 """
 
 import codecs
+import io
+import lzma
+import re
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow
 
+from tinyllama.data.endings import PACKINGS
 from tinyllama.errors import InputError
 
 _CHUNK_BYTES = 1 << 20
 _LONGEST_LINE_BYTES = 1 << 30
-_CODECS = {".gz": "gzip", ".zst": "zstd"}
 _PLAIN = "plain text"
+_BZ2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")
 
 
-def lines_of(local: Path, name: str) -> Iterator[bytes | bytearray]:
-    """Lines of a file without their ends, blank ones left out. How it is packed follows from its `name`'s ending.
+def lines_of(local: Path, name: str) -> Iterator[tuple[int, bytes | bytearray]]:
+    """Lines of a file with their numbers from 1, without their ends; blank ones are skipped.
 
-    Raises InputError where its bytes say otherwise or a line passes 1 GiB, OSError where it is cut off.
+    How it is packed follows from its `name`'s ending. Raises InputError where its bytes say otherwise or a line passes
+    1 GiB, OSError where it is cut off.
     """
     # One buffer grows with a long line, so that its pieces are not there beside it; popped, a line is not held on here.
-    tail = bytearray()
-    for place, chunk in enumerate(chain(_chunks(local, name), [b"\n"])):
-        first, *rest = (chunk if place else chunk.removeprefix(codecs.BOM_UTF8)).split(b"\n")
+    tail, number = bytearray(), 1
+    for chunk in chain(chunks_of(local, name), [b"\n"]):
+        first, *rest = chunk.split(b"\n")
         tail += first
         if len(tail) > _LONGEST_LINE_BYTES:  # a JSON array of gigabytes, say, which memory may not hold
-            raise InputError(f"{name}: a line of more than 1 GiB; write one JSON object a line")
+            raise InputError(f"{name}: a line of more than 1 GiB; write one JSON object per line")
         if rest:
             lines: list[bytes | bytearray] = [*rest[-2::-1], tail]
-            whole = [line for line in lines if _holds_something(line)]
+            number += len(lines)
+            whole = [(number - left, line) for left, line in enumerate(lines, 1) if _holds_something(line)]
             del lines
             tail = bytearray(rest[-1])
             while whole:
@@ -45,24 +52,116 @@ def _holds_something(line: bytes | bytearray) -> bool:
     return bool(line) and not line.isspace()
 
 
-def _chunks(local: Path, name: str) -> Iterator[bytes]:
-    if not local.stat().st_size and Path(name).suffix in _CODECS:
+def documents_of(local: Path, name: str, separator: str) -> Iterator[bytes | bytearray]:
+    """The documents of a text file, without the separators between them; blank ones are skipped.
+
+    A separator of line ends alone stands for that many or more, of Unix or Windows. Raises as `lines_of` does.
+    """
+    are_lines = not separator.strip("\n")
+    pattern = re.compile(rb"(?:\r?\n){%d,}" % len(separator) if are_lines else re.escape(separator.encode()))
+    reach = 2 * len(separator.encode())
+
+    def trimmed(document: Any) -> Any:
+        return document.strip(b"\r\n") if are_lines else document
+
+    tail = bytearray()
+    for chunk in chunks_of(local, name):
+        start = max(0, len(tail) - reach)  # where a separator may begin that this chunk ends
+        tail += chunk
+        if len(tail) > _LONGEST_LINE_BYTES:
+            raise InputError(f"{name}: a document of more than 1 GiB; give a separator that is between its documents")
+        if place := next((found.span() for found in [pattern.search(tail, start)] if found), None):
+            *others, last = pattern.split(bytes(tail[place[1] :]))
+            del tail[place[0] :]
+            whole = [document for document in map(trimmed, [*others[::-1], tail]) if _holds_something(document)]
+            tail = bytearray(last)
+            while whole:  # as in `lines_of`
+                yield whole.pop()
+    if _holds_something(tail := trimmed(tail)):
+        yield tail
+
+
+def chunks_of(local: Path, name: str) -> Iterator[bytes]:
+    """A file's bytes, unpacked, about a megabyte at a time; a byte order mark at its beginning is left out.
+
+    Raises InputError where it is not packed as the ending of its `name` says, OSError, EOFError or LZMAError where it
+    is cut off or damaged.
+    """
+    packing = PACKINGS.get(PurePath(name).suffix.lower())
+    if packing and not local.stat().st_size:
         raise InputError(f"{name}: is empty; fetch it again or take it out")
-    expected, found = _CODECS.get(Path(name).suffix, _PLAIN), _packing(local)
-    if found != expected:
-        raise InputError(f"{name}: holds {found}, not {expected} as its name says; rename it, or fetch it again")
-    with pyarrow.OSFile(str(local)) as raw:
-        stream: Any = raw if expected == _PLAIN else pyarrow.CompressedInputStream(raw, expected)
-        while chunk := stream.read(_CHUNK_BYTES):
-            yield chunk
-
-
-def _packing(local: Path) -> str:
     with local.open("rb") as file:
-        head = file.read(4)
+        found = _packing(file.read(16))
+    if found != packing:
+        raise InputError(
+            f"{name}: holds {found or _PLAIN}, not {packing or _PLAIN} as its name says; rename it, or fetch it again"
+        )
+    with pyarrow.OSFile(str(local)) as raw:
+        yield from _without_mark(unpacked(raw, packing))
+
+
+def _without_mark(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    for first in chunks:
+        yield first.removeprefix(codecs.BOM_UTF8)
+        break
+    yield from chunks
+
+
+def unpacked(raw: Any, packing: str | None) -> Iterator[bytes]:
+    """The bytes of an open pyarrow file, unpacked, about a megabyte at a time."""
+    if packing == "xz":
+        yield from _without_xz(raw)
+        return
+    stream: Any = pyarrow.CompressedInputStream(raw, packing) if packing else raw
+    while chunk := stream.read(_CHUNK_BYTES):
+        yield chunk
+
+
+def _without_xz(raw: Any) -> Iterator[bytes]:
+    """The bytes of xz streams one after the other; zeros may stand between them (the format's section 2.2)."""
+    data = raw.read(_CHUNK_BYTES)
+    while data:
+        stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+        while not stream.eof:
+            if chunk := stream.decompress(data, _CHUNK_BYTES):
+                yield chunk
+            data = raw.read(_CHUNK_BYTES) if stream.needs_input and not stream.eof else b""
+            if stream.needs_input and not data:
+                raise EOFError("the xz stream is cut off")
+        data = stream.unused_data.lstrip(b"\0")
+        while not data and (more := raw.read(_CHUNK_BYTES)):
+            data = more.lstrip(b"\0")
+
+
+def _packing(head: bytes) -> str | None:
+    """How a file is packed that begins with these bytes; None where it is not."""
     if head[:2] == b"\x1f\x8b":
         return "gzip"
     # A frame of zstd's own, or one that readers skip, which parallel packers put first.
-    if head == b"\x28\xb5\x2f\xfd" or (head[1:] == b"\x2a\x4d\x18" and head[0] >> 4 == 5):
+    if head[:4] == b"\x28\xb5\x2f\xfd" or (head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5):
         return "zstd"
-    return _PLAIN
+    if _BZ2.match(head):
+        return "bz2"
+    return "xz" if head[:6] == b"\xfd7zXZ\0" else None
+
+
+class Stream(io.RawIOBase):
+    """Chunks of bytes as an open file, for readers that want one."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._left = chunks, memoryview(b"")
+
+    def readable(self) -> bool:
+        """As every file that is open for reading."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as the next chunk goes; 0 at the end."""
+        while not self._left:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._left = memoryview(chunk)
+        count = min(len(buffer), len(self._left))
+        buffer[:count], self._left = self._left[:count], self._left[count:]
+        return count

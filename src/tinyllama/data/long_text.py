@@ -9,23 +9,27 @@ from typing import Any
 
 import orjson
 
+from tinyllama.data.lenient_json import Repaired, loads, without_lone_surrogates
 from tinyllama.text import between_characters
 
 LONG_BYTES = 32 << 20
 
 _PART_BYTES = 1 << 20
 _STRING = re.compile(rb'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
-# What may stand before a cut: plain bytes, escapes, and a surrogate's two escapes together.
+# What may stand before a cut: plain bytes, escapes, and a surrogate's two escapes together. The first half of a pair is
+# known to be alone where something else follows it.
 _WHOLE_ESCAPES = re.compile(
-    rb"(?:[^\\]++|\\[^u]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)*+", re.DOTALL
+    rb"(?:[^\\]++|\\[^u]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}|\\u[dD][89abAB]..\\u[dD][c-fC-F].."
+    rb"|\\u[dD][89abAB]..(?=[^\\]|\\[^u]|\\u(?![dD][c-fC-F])[0-9a-fA-F]{4}))*+",
+    re.DOTALL,
 )
 
 
 def parse_long_line(line: bytes | bytearray) -> Any:
     """A line of JSON in which an object's long strings are their UTF-8 bytes.
 
-    Long keys, and long strings further inside, which no document is, come as a short mark instead. Raises
-    orjson.JSONDecodeError where it is not valid.
+    Long keys, and long strings further inside, which no document is, come as a short mark instead. A lone surrogate
+    becomes U+FFFD, and the object a `Repaired`. Raises orjson.JSONDecodeError where it is not valid.
     """
     spans = [match.span(1) for match in _STRING.finditer(line) if match.end() - match.start() > LONG_BYTES]
     marks = [f"\u0001{number}" for number in range(len(spans))]
@@ -33,22 +37,30 @@ def parse_long_line(line: bytes | bytearray) -> Any:
     for (start, stop), mark in zip(spans, marks, strict=True):
         skeleton += line[done:start] + orjson.dumps(mark)[1:-1]
         done = stop
-    value = orjson.loads(skeleton + line[done:])
+    value = loads(skeleton + line[done:])
     if isinstance(value, dict):
-        places = dict(zip(marks, spans, strict=True))
+        places, repaired = dict(zip(marks, spans, strict=True)), isinstance(value, Repaired)
         for key, field in value.items():
             if isinstance(field, str) and field in places:
-                value[key] = _unescaped(line, *places[field])
+                value[key], has_changed = _unescaped(line, *places[field])
+                repaired |= has_changed
+        return Repaired(value) if repaired else value
     return value
 
 
-def _unescaped(line: bytes | bytearray, start: int, stop: int) -> bytearray:
-    text = bytearray()
+def _unescaped(line: bytes | bytearray, start: int, stop: int) -> tuple[bytearray, bool]:
+    """The UTF-8 of a JSON string, and whether a lone surrogate in it has become U+FFFD."""
+    text, repaired = bytearray(), False
     while start < stop:
         end = _cut(line, start, stop)
-        text += orjson.loads(b'"' + line[start:end] + b'"').encode()
+        part = b'"' + line[start:end] + b'"'
+        try:
+            text += orjson.loads(part).encode()
+        except orjson.JSONDecodeError:
+            text += orjson.loads(without_lone_surrogates(part)).encode()
+            repaired = True
         start = end
-    return text
+    return text, repaired
 
 
 def _cut(line: bytes | bytearray, start: int, stop: int) -> int:

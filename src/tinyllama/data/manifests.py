@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama.data import clean
+from tinyllama.data.doubts import in_doubt, refuse_doubts, remedy_of
 from tinyllama.data.inputs import changed_since
 from tinyllama.data.pipeline import stages
 from tinyllama.data.store import FORMAT_VERSION
@@ -21,7 +22,7 @@ from tinyllama.recipe import Recipe, flatten
 from tinyllama.tokenizer import Tokenizer
 
 Receipt = dict[str, Any]
-_OUTCOMES = ("splits", "contamination", "files_left_out")
+_OUTCOMES = ("splits", "contamination", "files_left_out", "files_in_doubt")
 """What stands beside a source's settings in the store's manifest."""
 
 
@@ -37,9 +38,15 @@ def settings(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _recipe_settings(recipe: Recipe) -> dict[str, Any]:
     sources = {
-        name: source.model_dump(mode="json", exclude={"path", "weight"}) for name, source in recipe.data.sources.items()
+        name: {key: value for key, value in source.model_dump(mode="json").items() if _is_setting(key, value)}
+        for name, source in recipe.data.sources.items()
     }
     return {"document": recipe.data.document.model_dump(), "holdout": recipe.data.holdout, "sources": sources}
+
+
+def _is_setting(key: str, value: Any) -> bool:
+    """Whether a source's field belongs to its settings; fields that older stores lack, only where they are set."""
+    return key not in ("path", "weight") and not (key in ("separator", "holdout") and value is None)
 
 
 def different_settings(
@@ -65,10 +72,11 @@ def differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[tuple
             yield key, then.get(key), now.get(key)
 
 
-def finish(job: Job, plan: dict[str, Any]) -> None:
+def finish(job: Job, plan: dict[str, Any], strict: bool = False) -> None:
     """Write the manifests, the store's own last of all, and clear the work away.
 
-    Raises InputError where a source has nothing to train on, or a file changed while it was being read.
+    Raises InputError where a source has nothing to train on, or a file changed while it was being read; if `strict`,
+    also where a file gives few documents or none.
     """
     receipts = [read_json(job.receipt(TOKENS, rank)) for rank in range(len(job.tasks))]
     _refuse_changed(job, receipts)
@@ -79,6 +87,8 @@ def finish(job: Job, plan: dict[str, Any]) -> None:
         own = {rank: receipt for rank, receipt in enumerate(receipts) if job.tasks[rank].source == name}
         sources[name] = {**fields, **_finish_source(job, name, own)}
     manifest = {**settings, "inputs": plan["inputs"], "tokenizer": tokenizer, "sources": sources}
+    if strict:
+        refuse_doubts(str(job.store), manifest)
     write_manifest(job.store / "manifest.json", manifest)
     shutil.rmtree(job.work)
 
@@ -110,12 +120,16 @@ def _finish_source(job: Job, name: str, own: dict[int, Receipt]) -> dict[str, An
         for split in ("train", "validation")
         if (entry := _finish_split(job, job.store / name / split, own))
     }
+    doubts = [entry for receipt in own.values() for entry in receipt.get("doubts", ())]
     if not splits.get("train", {}).get("documents"):
         reasons = _sum(receipt["left_out"] for receipt in own.values())
+        place = f", see {doubts[0]['file']}" if doubts else ""
         raise InputError(
-            f"data.sources.{name}: no document left to train on ({_spell(reasons)}); see its path and clean"
+            f"data.sources.{name}: no document left to train on ({_spell(reasons)}){place}; {remedy_of(reasons)}"
         )
     outcome: dict[str, Any] = {"splits": splits, "files_left_out": job.left_out[name]}
+    if doubts:
+        outcome["files_in_doubt"] = in_doubt(doubts)
     if job.recipe.data.sources[name].clean.decontaminate:
         dropped = [found for receipt in own.values() for found in receipt["contaminated"]]
         outcome["contamination"] = clean.overlap(job.work, name, dropped)
@@ -136,6 +150,7 @@ def _finish_split(job: Job, folder: Path, own: dict[int, Receipt]) -> dict[str, 
             with job.rejects(rank).open("rb") as part:
                 shutil.copyfileobj(part, file)
     tokens, documents = (sum(shard[key] for shard in shards) for key in ("tokens", "documents"))
+    changed = _sum(receipt.get("changed", {}) for receipt in read.values())
     subsets = _subsets(receipt["subsets"].get(split, {}) for receipt in own.values())
     manifest = {
         "tokens": tokens,
@@ -147,6 +162,7 @@ def _finish_split(job: Job, folder: Path, own: dict[int, Receipt]) -> dict[str, 
             "read": sum(receipt["read"] for receipt in read.values()) or documents,
             "kept": documents,
             "left_out": dict(sorted(_sum(receipt["left_out"] for receipt in read.values()).items())),
+            **({"changed": dict(sorted(changed.items()))} if changed else {}),
         },
         "rejects_sha256": sha256_of(folder / "rejects.jsonl"),
         "shards": shards,

@@ -18,7 +18,8 @@ from loguru import logger
 
 from tinyllama.data import clean
 from tinyllama.data.decontamination import CONTAMINATED
-from tinyllama.data.holdout import content_share
+from tinyllama.data.doubts import FileTally
+from tinyllama.data.holdout import HELD_OUT, TAIL_HELD_OUT, content_share, split_tail
 from tinyllama.data.inputs import fetched
 from tinyllama.data.shards import ShardWriter
 from tinyllama.data.sources import Reject, read_rows
@@ -29,7 +30,7 @@ from tinyllama.recipe_data import Cleaning
 from tinyllama.text import Text, as_string, utf8_parts
 from tinyllama.tokenizer import Tokenizer
 
-HELD_OUT = "held out for validation"
+_REPAIRED = "lone surrogates became U+FFFD"
 
 # datatrove announces every task on standard error, in every worker; here the progress bar does.
 logger.disable("datatrove")
@@ -50,6 +51,10 @@ class Ledger:
 
     read: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
+    """Rows that are used, but not as they stand in their file, by reason."""
+    doubts: list[dict[str, Any]] = field(default_factory=list)
+    """See `FileTally.doubts`."""
     inputs: list[dict[str, Any]] = field(default_factory=list)
     """Path, bytes and SHA-256 of each input, and the documents of it in each split."""
     contaminated: list[dict[str, list[int]]] = field(default_factory=list)
@@ -134,22 +139,28 @@ def _documents(job: Job, rank: int, ledger: Ledger) -> Iterator[Document]:
         for number, path in enumerate(task.files):
             entry: dict[str, Any] = {"path": path, "bytes": 0, "sha256": "", "documents": {}}
             ledger.inputs.append(entry)
+            tally = FileTally(path)
             with fetched(path) as local:
                 for row in read_rows(path, source, local):
                     ledger.read += 1
+                    tally.count(row)
                     if isinstance(row, Reject):
                         _reject(ledger, rejects, path, row)
                     else:
+                        if row.repaired:
+                            ledger.changed[_REPAIRED] += 1
                         metadata = {"subset": row.subset, "input": number, "row": row.row}
                         text = as_string(row.text) if is_cleaned else row.text  # datatrove's blocks know strings alone
                         yield Document(text=text, id=f"{path}:{row.row}", metadata=metadata)
                 entry |= {"bytes": local.stat().st_size, "sha256": sha256_of(local)}
+            ledger.doubts += tally.doubts()
 
 
 def _reject(ledger: Ledger, rejects: IO[bytes], path: str, row: Reject) -> None:
     ledger.left_out[row.reason] += 1
     if not row.counted_only:
-        rejects.write(orjson.dumps({"file": path, "row": row.row, "reason": row.reason}) + b"\n")
+        place = {"file": path, "row": row.row} | ({"line": row.line} if row.line else {})
+        rejects.write(orjson.dumps(place | {"reason": row.reason}) + b"\n")
 
 
 def _write_tokens(job: Job, rank: int) -> dict[str, Any]:
@@ -164,12 +175,15 @@ def _write_tokens(job: Job, rank: int) -> dict[str, Any]:
         writers = {split: stack.enter_context(ShardWriter(folder / split, task.number)) for split in splits}
         _tokenize(job, task, data, ledger, writers)
     if task.holdout:
-        ledger.left_out[HELD_OUT] = writers["validation"].documents
+        counts = ledger.changed if _splits_tails(job, task) else ledger.left_out
+        counts[TAIL_HELD_OUT if _splits_tails(job, task) else HELD_OUT] = writers["validation"].documents
     return {
         "task": job.identity(rank),
         "inputs": ledger.inputs,
         "read": ledger.read,
         "left_out": dict(sorted(ledger.left_out.items())),
+        "changed": dict(sorted(ledger.changed.items())),
+        "doubts": ledger.doubts,
         "contaminated": ledger.contaminated,
         "subsets": {
             split: {name: vars(tally) for name, tally in sorted(own.items())} for split, own in ledger.subsets.items()
@@ -186,15 +200,29 @@ def _tokenize(
 
     def texts() -> Iterator[Text]:
         for document in documents:
-            split = "validation" if task.holdout and content_share(document.text) < task.holdout else task.split
-            taken.append((split, document.metadata, sum(map(len, utf8_parts(document.text)))))
-            yield document.text
+            for split, text in _placed(job, task, document.text):
+                taken.append((split, document.metadata, sum(map(len, utf8_parts(text)))))
+                yield text
 
     markers = job.recipe.data.document
     for tokens in load_tokenizer(job.recipe.tokenizer).encode_documents(texts(), markers.start, markers.end):
         split, metadata, text_bytes = taken.popleft()
         writers[split].write(tokens, metadata["row"])
         ledger.count(split, metadata, len(tokens), text_bytes)
+
+
+def _placed(job: Job, task: Task, text: Text) -> list[tuple[str, Text]]:
+    """A document's split and text; where its end is held out, those of both parts."""
+    if not task.holdout:
+        return [(task.split, text)]
+    if not _splits_tails(job, task):
+        return [("validation" if content_share(text) < task.holdout else task.split, text)]
+    head, tail = split_tail(text, task.holdout)
+    return [(task.split, head), ("validation", tail)] if tail else [(task.split, text)]
+
+
+def _splits_tails(job: Job, task: Task) -> bool:
+    return job.recipe.data.sources[task.source].holdout == "tail"
 
 
 @lru_cache(maxsize=1)

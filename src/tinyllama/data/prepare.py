@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama import preflight
+from tinyllama.data.doubts import refuse_doubts
 from tinyllama.data.executors import run_local, run_ray, submit_slurm
 from tinyllama.data.inputs import changed_since
 from tinyllama.data.manifests import differences, different_settings, finish, settings
@@ -26,12 +27,13 @@ from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 
 
-def prepare(recipe: Recipe) -> TokenStore | None:
+def prepare(recipe: Recipe, strict: bool = False) -> TokenStore | None:
     """Write the recipe's token store, going on where an interrupted run stopped, and open it.
 
     Returns None where the work went to Slurm, whose last job finishes the store.
     Raises InputError where a file cannot be read or written, a source has no documents, the store was made from other
-    data, or training would refuse the tokenizer.
+    data, or training would refuse the tokenizer; if `strict`, also where a file gives few documents or none, before the
+    store counts as one.
     """
     store = Path(recipe.data.store)
     load_tokenizer.cache_clear()  # of a folder that another tokenizer has taken since
@@ -43,16 +45,18 @@ def prepare(recipe: Recipe) -> TokenStore | None:
     with alone_in(store.parent, f"{store.name}.lock", f"{store}: another process is preparing this store"):
         if (store / "manifest.json").is_file():
             _same_or_refuse(job, tokenizer)
+            if strict:
+                refuse_doubts(str(store), read_json(store / "manifest.json"))
             return TokenStore.open(store)
         with writable(store):
             _refuse_submitted(job)
             _begin(job, plan)
             _forget_changed(job)
             if recipe.data.executor == "slurm":
-                _submit(job, plan)
+                _submit(job, plan, strict)
                 return None
             _run(job)
-            finish(job, plan)
+            finish(job, plan, strict)
     return TokenStore.open(store)
 
 
@@ -152,16 +156,16 @@ def _measure(job: Job, stage: str, tasks: int) -> tuple[int, str, Callable[[], i
     return sum(sizes.values()), BYTES, lambda: sum(sizes.get(path.name, 0) for path in folder.glob("*.json"))
 
 
-def _submit(job: Job, plan: dict[str, Any]) -> None:
+def _submit(job: Job, plan: dict[str, Any], strict: bool) -> None:
     """Hand the pending tasks to Slurm and note the jobs' numbers, so that no second run does the same beside them."""
     pending = {stage: job.unfinished(stage, range(tasks)) for stage, tasks in stages(job).items()}
-    numbers = submit_slurm(job, pending, partial(_finish_job, job, plan))
+    numbers = submit_slurm(job, pending, partial(_finish_job, job, plan, strict))
     write_json(job.slurm / "submitted.json", numbers)
 
 
-def _finish_job(job: Job, plan: dict[str, Any], data: Any, rank: int, world: int) -> None:
+def _finish_job(job: Job, plan: dict[str, Any], strict: bool, data: Any, rank: int, world: int) -> None:
     """A datatrove step: the last Slurm job, which finds every task done."""
-    finish(job, plan)
+    finish(job, plan, strict)
 
 
 def _refuse_submitted(job: Job) -> None:

@@ -5,17 +5,20 @@ file. Every format is first read into fields by row, so that what makes a row us
 """
 
 import ast
-import codecs
 import csv
+import io
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from tinyllama.data.lines import lines_of
+from tinyllama.data.endings import kind_of
+from tinyllama.data.lenient_json import Repaired, loads
+from tinyllama.data.lines import Stream, chunks_of, documents_of, lines_of
 from tinyllama.data.long_text import LONG_BYTES, parse_long_line
 from tinyllama.data.tables import Undecodable, arrow_columns, arrow_rows, parquet_columns, parquet_rows
 from tinyllama.errors import InputError
@@ -37,6 +40,8 @@ class Reject:
     reason: str
     counted_only: bool = False
     """Left out by the recipe rather than by a fault: counted, not listed."""
+    line: int | None = field(default=None, compare=False)
+    """Number, from 1, of the line that it ends on, where the file has lines."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,12 @@ class Row:
     """A string; of a document of many megabytes its UTF-8 bytes."""
     subset: str = ""
     """SlimPajama's `redpajama_set_name`, Starcoderdata's language; empty elsewhere."""
+    repaired: bool = False
+    """Whether a lone surrogate in it has become U+FFFD."""
 
 
-Fields = Iterator[dict[str, Any] | str]
-"""By row: its fields, or why it has none."""
+Fields = Iterator[tuple[int | None, dict[str, Any] | str]]
+"""By row: the line that it ends on, where the file has lines; and its fields, or why it has none."""
 
 
 def rows_of(local: Path, name: str, source: Source) -> Iterator[Row | Reject]:
@@ -60,11 +67,11 @@ def rows_of(local: Path, name: str, source: Source) -> Iterator[Row | Reject]:
 
     Raises InputError where its format or columns are wrong, and what its reader raises where it cannot be read.
     """
-    field = text_field(source)
+    column = text_field(source)
     if source.format == "slimpajama":
-        return _slimpajama(_fields(local, name, source.format, (field,), ("meta", _SUBSET)), source, field)
+        return _slimpajama(_fields(local, name, source, (column,), ("meta", _SUBSET)), source, column)
     subset = language_of(name) if source.format == "starcoderdata" else ""
-    return _plain(_fields(local, name, source.format, (field,)), field, subset)
+    return _plain(_fields(local, name, source, (column,)), column, subset)
 
 
 def text_field(source: Source) -> str:
@@ -77,17 +84,18 @@ def language_of(path: str) -> str:
     return Path(path).parent.name
 
 
-def _fields(local: Path, name: str, format: str, needed: Sequence[str], one_of: Sequence[str] = ()) -> Fields:
-    suffix = {"jsonl": ".jsonl", "parquet": ".parquet", "starcoderdata": ".parquet", "text": ".txt", "csv": ".csv"}
-    match suffix.get(format, Path(name).suffix):
-        case ".parquet":
-            return parquet_rows(local, _columns(parquet_columns(local), name, needed, one_of))
-        case ".arrow":
-            return arrow_rows(local, _columns(arrow_columns(local), name, needed, one_of))
-        case ".csv":
+def _fields(local: Path, name: str, source: Source, needed: Sequence[str], one_of: Sequence[str] = ()) -> Fields:
+    match kind_of(name, source.format):
+        case "parquet":
+            columns = _columns(parquet_columns(local), name, needed, one_of)
+            return ((None, fields) for fields in parquet_rows(local, columns))
+        case "arrow":
+            columns = _columns(arrow_columns(local), name, needed, one_of)
+            return ((None, fields) for fields in arrow_rows(local, columns))
+        case "csv":
             return _csv(local, name, needed)
-        case ".txt":
-            return _text(local, needed[0])
+        case "text":
+            return _text(local, name, source.separator, needed[0])
         case _:
             return _json_lines(local, name)
 
@@ -95,42 +103,50 @@ def _fields(local: Path, name: str, format: str, needed: Sequence[str], one_of: 
 def _columns(present: list[str], name: str, needed: Sequence[str], one_of: Sequence[str]) -> list[str]:
     """The columns to read. Raises InputError where the file lacks one, or has it twice."""
     found = [column for column in one_of if column in present]
-    missing = [repr(column) for column in needed if column not in present]
+    have = ", ".join(map(printable, present[:_MOST_NAMED])) + ", …" * (len(present) > _MOST_NAMED)
+    for column in needed:
+        if column not in present:
+            raise InputError(
+                f"{name}: no column {column!r} (it has {have}); name the right one as text, or take the file out"
+            )
     if one_of and not found:
-        missing.append(" or ".join(map(repr, one_of)))
-    if missing:
-        have = ", ".join(map(printable, present[:_MOST_NAMED])) + ", …" * (len(present) > _MOST_NAMED)
-        raise InputError(f"{name}: no column {missing[0]} (it has {have}); name the right one as text, or take it out")
+        wanted = " or ".join(map(repr, one_of))
+        raise InputError(f"{name}: no column {wanted} (it has {have}); read it by the format of its ending instead")
     for column in (*needed, *found):
         if present.count(column) > 1:
             raise InputError(f"{name}: two columns are called {column!r}; rename or take out one")
     return [*needed, *found]
 
 
-def _plain(rows: Fields, field: str, subset: str) -> Iterator[Row | Reject]:
-    for number, fields in enumerate(rows):
-        yield Reject(number, fields) if isinstance(fields, str) else _usable(number, fields, field, subset)
-
-
-def _slimpajama(rows: Fields, source: Source, field: str) -> Iterator[Row | Reject]:
-    for number, fields in enumerate(rows):
+def _plain(rows: Fields, column: str, subset: str) -> Iterator[Row | Reject]:
+    for number, (line, fields) in enumerate(rows):
         if isinstance(fields, str):
-            yield Reject(number, fields)
+            yield Reject(number, fields, line=line)
+        else:
+            yield _usable(number, line, fields, column, subset)
+
+
+def _slimpajama(rows: Fields, source: Source, column: str) -> Iterator[Row | Reject]:
+    for number, (line, fields) in enumerate(rows):
+        if isinstance(fields, str):
+            yield Reject(number, fields, line=line)
         elif (subset := _subset(fields)) is None:
-            yield Reject(number, f"no meta.{_SUBSET}")
+            yield Reject(number, f"no meta.{_SUBSET}", line=line)
         elif subset in source.exclude or (source.include and subset not in source.include):
             yield Reject(number, f"excluded: {subset}", counted_only=True)
         else:
-            yield _usable(number, fields, field, subset)
+            yield _usable(number, line, fields, column, subset)
 
 
-def _usable(number: int, fields: dict[str, Any], field: str, subset: str) -> Row | Reject:
-    text = fields.get(field)
+def _usable(number: int, line: int | None, fields: dict[str, Any], column: str, subset: str) -> Row | Reject:
+    text = fields.get(column)
     if isinstance(text, Text):
-        return Row(number, text, subset) if text else Reject(number, f"empty {field}")
+        if text:
+            return Row(number, text, subset, isinstance(fields, Repaired))
+        return Reject(number, f"empty {column}", line=line)
     if isinstance(text, Undecodable):
-        return Reject(number, f"{field} is not UTF-8")
-    return Reject(number, f"no {field}" if text is None else f"{field} is not text")
+        return Reject(number, f"{column} is not UTF-8", line=line)
+    return Reject(number, f"no {column}" if text is None else f"{column} is not text", line=line)
 
 
 def _subset(fields: dict[str, Any]) -> str | None:
@@ -146,52 +162,109 @@ def _subset(fields: dict[str, Any]) -> str | None:
 
 
 @lru_cache(maxsize=256)
-def _named_in(meta: str) -> object:
+def _named_in(meta: str) -> str | None:
     """The subset in the text of an object, as JSON or as Python's repr writes it; None where there is none."""
-    for parse in (orjson.loads, ast.literal_eval):
+    for parse in (orjson.loads, ast.literal_eval, _with_nan):
         try:
             fields = parse(meta)
         except (ValueError, SyntaxError, MemoryError, RecursionError):  # what literal_eval is documented to raise
             continue
-        return fields.get(_SUBSET) if isinstance(fields, dict) else None
+        name = fields.get(_SUBSET) if isinstance(fields, dict) else None
+        return name.encode(errors="replace").decode() if isinstance(name, str) else None
     return None
 
 
-def _json_lines(local: Path, name: str) -> Fields:
-    return map(_parsed, lines_of(local, name))  # a loop's variable would keep a line while its text is worked on
-
-
-def _parsed(line: bytes | bytearray) -> dict[str, Any] | str:
+def _with_nan(meta: str) -> Any:
+    """The text of an object in which numbers may be `NaN`, or `nan` as repr writes it."""
     try:
-        fields = parse_long_line(line) if len(line) > LONG_BYTES else orjson.loads(line)
-    except orjson.JSONDecodeError as error:  # for lone surrogates too
+        return loads(meta.encode())
+    except ValueError:
+        return ast.literal_eval(re.sub(r"\b(nan|inf)\b", "0", meta))
+
+
+def _json_lines(local: Path, name: str) -> Fields:
+    # A loop's variable would keep a line while its text is worked on.
+    return map(partial(_parsed, name), lines_of(local, name))
+
+
+def _parsed(name: str, numbered: tuple[int, bytes | bytearray]) -> tuple[int, dict[str, Any] | str]:
+    number, line = numbered
+    try:
+        fields = parse_long_line(line) if len(line) > LONG_BYTES else loads(line)
+    except orjson.JSONDecodeError as error:
         if error.msg.startswith("Not enough memory"):
             raise MemoryError(error.msg) from None  # the row is none the worse for it
-        return "invalid JSON" if is_utf8(memoryview(line)) else "not UTF-8 text"
-    return fields if isinstance(fields, dict) else "not a JSON object"
+        if number == 1 and begins_longer_json(line):
+            convert = "jq -c '.[]'" if line.lstrip()[:1] == b"[" else "jq -c ."
+            raise InputError(
+                f"{name}: holds JSON over several lines, but one JSON object per line is expected; convert it, such as "
+                f"by {convert}"
+            ) from None
+        return number, "invalid JSON" if is_utf8(memoryview(line)) else "not UTF-8 text"
+    return number, fields if isinstance(fields, dict) else "not a JSON object"
 
 
-def _text(local: Path, field: str) -> Fields:
+def begins_longer_json(line: bytes | bytearray) -> bool:
+    """Whether a line begins an array of several lines, or an object with each of its fields on a line."""
+    if line.strip() == b"{":
+        return True
     try:
-        data = local.read_bytes().removeprefix(codecs.BOM_UTF8)
-        yield {field: data if len(data) > LONG_BYTES and is_utf8(memoryview(data)) else data.decode()}
-    except UnicodeDecodeError:
-        yield "not UTF-8 text"
+        orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return line.lstrip()[:1] == b"[" and error.msg == "unexpected end of data"
+    return False
+
+
+def _text(local: Path, name: str, separator: str | None, column: str) -> Fields:
+    for data in documents_of(local, name, separator) if separator else _whole(local, name):
+        try:
+            yield None, {column: data if len(data) > LONG_BYTES and is_utf8(memoryview(data)) else data.decode()}
+        except UnicodeDecodeError:
+            yield None, "not UTF-8 text"
+
+
+def _whole(local: Path, name: str) -> Iterator[bytes | bytearray]:
+    data = bytearray()
+    for chunk in chunks_of(local, name):
+        data += chunk
+    yield data
 
 
 def _csv(local: Path, name: str, needed: Sequence[str]) -> Fields:
     csv.field_size_limit(1 << 31)
-    # Excel begins its files with a byte order mark, which would belong to the first column's name.
-    with local.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with io.TextIOWrapper(
+        io.BufferedReader(Stream(chunks_of(local, name))), "utf-8", errors="surrogateescape", newline=""
+    ) as file:
         rows = csv.DictReader(file, strict=True)  # a file cut inside quotes is an error
-        if rows.fieldnames is None:
-            raise InputError(f"{name}: is empty, without even a line of column names; take it out")
-        _columns(list(rows.fieldnames), name, needed, ())
-        for fields in rows:
-            if None in fields:
-                yield "more fields than columns"
-            else:
-                yield {column: _decoded(fields[column]) for column in needed}
+        try:
+            _check_header(list(rows.fieldnames or ()), name, needed)
+            for fields in rows:
+                if None in fields:
+                    yield rows.line_num, "more fields than columns"
+                else:
+                    yield rows.line_num, {column: _decoded(fields[column]) for column in needed}
+        except csv.Error as error:
+            cut = "unexpected end" in str(error)
+            remedy = (
+                "close the quote that is open at its end, or fetch it again"
+                if cut
+                else ('put fields in " and double each " inside one, or convert the file to parquet')
+            )
+            raise InputError(
+                f"{name}: cannot be read to its end (line {rows.reader.line_num}: {error}); {remedy}"
+            ) from None
+
+
+def _check_header(header: list[str], name: str, needed: Sequence[str]) -> None:
+    """Raise InputError where a csv file has no line of names, or not the needed ones."""
+    if not header:
+        raise InputError(f"{name}: is empty, without even a line of column names; take it out")
+    if any("\0" in column or isinstance(_decoded(column), Undecodable) for column in header):
+        raise InputError(f"{name}: its column names are not UTF-8 text; convert it to UTF-8, such as by iconv")
+    other = next((mark for mark in ";\t|" if mark in header[0]), None)
+    if len(header) == 1 and other and header[0] not in needed:
+        raise InputError(f"{name}: its columns are separated by {other!r}; convert it to commas, or to parquet")
+    _columns(header, name, needed, ())
 
 
 def _decoded(text: str | None) -> object:

@@ -7,7 +7,7 @@ left out here too.
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinyllama.data.holdout import content_share
+from tinyllama.data.holdout import content_share, split_tail
 from tinyllama.data.sources import InputFile, Row, list_files, read_rows
 from tinyllama.errors import InputError
 from tinyllama.progress import BYTES, Bar
@@ -53,6 +53,8 @@ def sample_texts(recipe: Recipe, sample_bytes: int) -> Iterator[str]:
 
 def _sample_file(file: InputFile, source: Source, share: float, holdout: float) -> Iterator[str]:
     """Documents whose content hash falls above the holdout's part and inside the share."""
+    has_tail = source.holdout == "tail"
+    least = 0.0 if has_tail else holdout
     for row in read_rows(file.path, source):
-        if isinstance(row, Row) and holdout <= content_share(row.text) < holdout + share:
-            yield as_string(row.text)
+        if isinstance(row, Row) and least <= content_share(row.text) < least + share:
+            yield as_string(split_tail(row.text, holdout)[0] if has_tail else row.text)

@@ -1,20 +1,24 @@
 """Which files a source has, in which split, and their rows.
 
 Files come sorted by path, so no listing order matters. What the recipe names must be there and no file may be read
-twice: both are checked here, before any work is done.
+twice: both are checked here, before any work is done. Files that are there but not read are counted by their endings.
 """
 
-import csv
+import codecs
+import lzma
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pyarrow
 
+from tinyllama.data.endings import PACKINGS, endings_of, is_read, split_ending, unread
 from tinyllama.data.inputs import Found, fetched, find_files, identity, opened, reason_of
-from tinyllama.data.rows import Reject, Row, language_of, rows_of, text_field
+from tinyllama.data.lines import unpacked
+from tinyllama.data.rows import Reject, Row, begins_longer_json, language_of, rows_of, text_field
 from tinyllama.data.tables import parquet_columns
 from tinyllama.errors import InputError
 from tinyllama.files import read_json
@@ -23,15 +27,16 @@ from tinyllama.recipe_errors import nearest
 
 __all__ = ["InputFile", "Reject", "Row", "list_files", "read_rows", "refuse_overlap"]
 
-_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-_SUFFIXES = {
-    "slimpajama": (*_LINES, ".parquet"),
-    "starcoderdata": (".parquet",),
-    "jsonl": _LINES,
-    "parquet": (".parquet",),
-    "text": (".txt",),
-    "csv": (".csv",),
-    "huggingface": (".parquet", *_LINES, ".json", ".csv", ".arrow"),
+_UNREADABLE = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, pyarrow.ArrowException)
+"""What the readers of a file raise where it is damaged or of another kind."""
+_NO_LINES = "ending .json without one JSON object per line"
+_HEAD_BYTES = 1 << 16
+_MOST_NAMED = 5  # endings, in a message
+# Small files that stand for data elsewhere (git-lfs's docs/spec.md; git-annex's "pointer file"), and how to get it.
+_POINTER_BYTES = 1024
+_POINTERS = {
+    re.compile(rb"version https?://[\w.-]+/spec/v1\r?\n(.+\n)*oid sha256:"): ("git-lfs", "git lfs pull"),
+    re.compile(rb"/annex/objects/"): ("git-annex", "git annex get"),
 }
 # The hub's words for a split, as in datasets/data_files.py, and the names there of files that are about the data.
 _SPLITS = {
@@ -55,46 +60,84 @@ class InputFile:
 
 
 def list_files(name: str, source: Source, left_out: Counter[str] | None = None) -> list[InputFile]:
-    """Every file of a source, sorted by path; those of other subsets and of a test split are counted in `left_out`.
+    """Every file of a source, sorted by path; the files under its path that are not read are counted in `left_out`.
 
     Raises InputError where there is none, one cannot be read or would be read twice, a folder that the recipe names
     is not there, or a folder of Starcoderdata has other columns.
     """
-    suffixes = _SUFFIXES[source.format]
-    found = find_files(source.path, lambda file: file.endswith(suffixes))
+    left_out = Counter() if left_out is None else left_out
+    others: list[str] = []
+    found = find_files(source.path, lambda file: is_read(file, source.format), others)
+    left_out.update(unread(other) for other in others)
     if source.format == "starcoderdata":
         found = _languages(name, source, found, left_out)
     elif source.format == "huggingface":
-        found = _data_files(name, source, found)
+        found = _data_files(name, source, found, left_out)
+    else:
+        found = _with_lines(found, left_out)
     placed = [InputFile(file.path, _split(file, source), file.size) for file in found]
     files = [file for file in placed if file.split != "test"]
-    if left_out is not None and len(files) < len(placed):
+    if len(files) < len(placed):
         left_out["test split"] += len(placed) - len(files)
     if not files:
-        wanted = " or ".join(suffixes)
-        rest = ", but for a test split or what is excluded" if found else ""
-        raise InputError(
-            f"data.sources.{name}: no {wanted} file under {source.path}{rest}; correct path, or put the data there"
-        )
+        raise _nothing(name, source, left_out)
     _refuse_twice(name, files)
     return files
+
+
+def _nothing(name: str, source: Source, left_out: Counter[str]) -> InputError:
+    """Why a source has no files: there are none, or only ones that it does not read."""
+    there = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common(_MOST_NAMED))
+    rest = f" (files not read: {there})" if there else ""
+    remedy = "correct path, or put the data there"
+    if _NO_LINES in left_out:
+        remedy = "convert the files, one JSON object per line is expected"
+    elif any("ending" in reason for reason in left_out):
+        remedy = "correct path or format, or convert the files"
+    elif there:
+        remedy = "correct path, include or exclude"
+    return InputError(f"data.sources.{name}: no {endings_of(source.format)} under {source.path}{rest}; {remedy}")
 
 
 def read_rows(path: str, source: Source, local: Path | None = None) -> Iterator[Row | Reject]:
     """Every row of a file, used or not; `local` is its copy where it was fetched already.
 
-    Raises InputError where the file cannot be read to its end.
+    Raises InputError where the file cannot be read to its end, or only stands for data that is elsewhere.
     """
     if local is None:
         with fetched(path) as copy:
             yield from read_rows(path, source, copy)
         return
     try:
+        if local.stat().st_size <= _POINTER_BYTES:
+            _refuse_pointer(path, local.read_bytes())
         yield from rows_of(local, path, source)
-    except (OSError, EOFError, UnicodeDecodeError, pyarrow.ArrowException, csv.Error) as error:
-        raise InputError(
-            f"{path}: cannot be read to its end ({reason_of(error)}); fetch it again or take it out"
-        ) from None
+    except MemoryError:  # arrow's is one of its own exceptions too
+        raise
+    except _UNREADABLE as error:
+        raise InputError(f"{path}: cannot be read to its end ({reason_of(error)}); {_remedy(error)}") from None
+
+
+def _remedy(error: Exception) -> str:
+    match error:
+        case pyarrow.ArrowNotImplementedError():
+            return "write it again without what pyarrow lacks, or take it out"
+        case UnicodeDecodeError():
+            return "write it again with names in UTF-8, or take it out"
+        case pyarrow.ArrowInvalid():
+            return "fetch it again, or correct its ending and format if it is of another kind"
+        case PermissionError():
+            return "allow it or take it out"
+    return "fetch it again or take it out"
+
+
+def _refuse_pointer(path: str, content: bytes) -> None:
+    """Raise InputError where a file is no data but what git keeps in its place."""
+    for pattern, (kept_by, command) in _POINTERS.items():
+        if pattern.match(content):
+            raise InputError(
+                f"{path}: is a {kept_by} pointer, not the data itself; run `{command}` in its repository, then again"
+            )
 
 
 def refuse_overlap(sources: Mapping[str, Source], files: Mapping[str, Sequence[InputFile]]) -> None:
@@ -134,15 +177,50 @@ def _split(file: Found, source: Source) -> str:
 
 def _refuse_twice(name: str, files: list[InputFile]) -> None:
     first: dict[str, str] = {}
+    by_stem: dict[str, str] = {}
     for file in files:
         other = first.setdefault(identity(file.path), file.path)
         if other != file.path:
             raise InputError(
                 f"data.sources.{name}: {other} and {file.path} are one file, which would count twice; remove the link"
             )
+        other = by_stem.setdefault(split_ending(file.path)[0], file.path)
+        if other != file.path and _head(file.path) == _head(other):
+            raise InputError(
+                f"data.sources.{name}: {other} and {file.path} begin with the same text, which would count twice; "
+                "remove one, or name one kind of files by a glob"
+            )
 
 
-def _languages(name: str, source: Source, found: list[Found], left_out: Counter[str] | None) -> list[Found]:
+def _head(path: str) -> bytes:
+    """The first bytes of a file, unpacked; of one that cannot be read, its name."""
+    try:
+        with opened(path) as file:
+            chunks = unpacked(pyarrow.PythonFile(file), PACKINGS.get(split_ending(path)[2]))
+            return b"".join(islice(chunks, 1))[:_HEAD_BYTES]
+    except _UNREADABLE:
+        return path.encode(errors="replace")  # reading it says what is wrong with it
+
+
+def _with_lines(found: list[Found], left_out: Counter[str]) -> list[Found]:
+    """The files without those called .json that do not hold an object per line, such as a data set's description."""
+    kept = [
+        file for file in found if not file.parts or split_ending(file.path)[1:] != (".json", "") or _has_lines(file)
+    ]
+    if len(kept) < len(found):
+        left_out[_NO_LINES] += len(found) - len(kept)
+    return kept
+
+
+def _has_lines(file: Found) -> bool:
+    if Path(file.path).name in _ABOUT:
+        return False
+    head = _head(file.path).removeprefix(codecs.BOM_UTF8).lstrip()
+    line, end, _ = head.partition(b"\n")
+    return not head or (line[:1] == b"{" and not (end and begins_longer_json(line)))
+
+
+def _languages(name: str, source: Source, found: list[Found], left_out: Counter[str]) -> list[Found]:
     """The files of the languages that the recipe chooses; the first of each must have the column that is read."""
     folders: dict[str, list[Found]] = {}
     for file in found:
@@ -155,8 +233,7 @@ def _languages(name: str, source: Source, found: list[Found], left_out: Counter[
                     f"{nearest(folder, sorted(folders))}"
                 )
     chosen = {folder for folder in source.include or folders if folder not in source.exclude}
-    if left_out is not None:
-        left_out.update({f"excluded: {folder}": len(folders[folder]) for folder in folders.keys() - chosen})
+    left_out.update({f"excluded: {folder}": len(folders[folder]) for folder in folders.keys() - chosen})
     _check_columns(name, {folder: folders[folder][0] for folder in sorted(chosen)}, text_field(source))
     return [file for file in found if language_of(file.path) in chosen]
 
@@ -167,11 +244,11 @@ def _check_columns(name: str, files: dict[str, Found], column: str) -> None:
     for folder, file in files.items():
         try:
             with opened(file.path) as content:
+                if file.size <= _POINTER_BYTES:
+                    _refuse_pointer(file.path, content.read())
                 present = parquet_columns(content)
-        except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
-            raise InputError(
-                f"{file.path}: cannot be read ({reason_of(error)}); fetch it again or take it out"
-            ) from None
+        except _UNREADABLE as error:
+            raise InputError(f"{file.path}: cannot be read ({reason_of(error)}); {_remedy(error)}") from None
         if column not in present:
             lacking[folder] = ", ".join(present)
     if lacking:
@@ -182,9 +259,9 @@ def _check_columns(name: str, files: dict[str, Found], column: str) -> None:
         )
 
 
-def _data_files(name: str, source: Source, found: list[Found]) -> list[Found]:
+def _data_files(name: str, source: Source, found: list[Found], left_out: Counter[str]) -> list[Found]:
     """The files of a data set's folder that hold its rows: of what `datasets` saved, those that its state names."""
-    data = [file for file in found if Path(file.path).name not in _ABOUT or not file.parts]
+    data = found
     for state in [file for file in data if Path(file.path).name == "state.json"]:
         if (named := _saved_files(state.path)) is None:
             continue
@@ -193,7 +270,9 @@ def _data_files(name: str, source: Source, found: list[Found]) -> list[Found]:
         folder = state.path.removesuffix("state.json")
         # Beside the saved files lie caches of what was once computed from them.
         data = [file for file in data if not file.path.startswith(folder) or file.path in named]
-    kinds = sorted({re.sub(r"\.jsonl\.(gz|zst)$", ".jsonl", file.path).rsplit(".", 1)[-1] for file in data})
+    left_out.update(unread(file.path) for file in set(found) - set(data))
+    data = _with_lines(data, left_out)
+    kinds = sorted({split_ending(file.path)[1].removeprefix(".") for file in data})
     if len(kinds) > 1:
         raise InputError(
             f"data.sources.{name}: {source.path} holds {' and '.join(kinds)} files, which may say the same twice; name "

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from tinyllama.data.endings import PACKINGS
 from tinyllama.data.sources import InputFile, list_files
 from tinyllama.errors import InputError
 from tinyllama.files import bytes_of
@@ -20,7 +21,7 @@ _SUBSET_SHARES = {
 assert set(_SUBSET_SHARES) == set(SLIMPAJAMA_SUBSETS)
 
 _BYTES_PER_TOKEN = 4.0
-_PACKED, _UNPACKED = {".zst", ".gz", ".parquet"}, 3.0
+_PACKED, _UNPACKED = {*PACKINGS, ".parquet"}, 3.0
 
 # Bytes a parameter: gguf's block sizes (Q8_0: 34 bytes for 32), Q4_K_M as measured at 1.1B (benchmarks/release_1b.py).
 FORMAT_BYTES = {"huggingface": 2.0, "gguf": 2.0 + 34 / 32 + 0.607, "ctranslate2": 1.0 + 4.0}
@@ -60,7 +61,7 @@ def _tokens_of(recipe: Recipe, name: str, source: Source) -> tuple[float, str] |
 
 def _text_bytes(file: InputFile) -> float:
     """Bytes of text in a file: of a packed one, three times its own, as is usual for text."""
-    return file.size * (_UNPACKED if Path(file.path).suffix in _PACKED else 1)
+    return file.size * (_UNPACKED if Path(file.path).suffix.lower() in _PACKED else 1)
 
 
 def _is_embedded_corpus(recipe: Recipe) -> bool:

@@ -6,6 +6,7 @@
 import math
 from collections.abc import Iterator
 
+from tinyllama.data.holdout import how_to_hold_out
 from tinyllama.data.store import TokenStore
 from tinyllama.recipe import Recipe
 from tinyllama.train.schedule import learning_rate
@@ -91,4 +92,5 @@ def _held_out(recipe: Recipe, store: TokenStore) -> Iterator[str]:
     from tinyllama.train.validation import unvalidated  # noqa: PLC0415 - brings torch, which `plan` does without
 
     for name in unvalidated(recipe, store):
-        yield f"{recipe.data.store}/{name}: too little held out to validate on; raise data.holdout"
+        remedy = f"{how_to_hold_out(store, name)}, or shorten train.sequence_length"
+        yield f"{recipe.data.store}/{name}: too little held out to validate on; {remedy}"

@@ -1,0 +1,93 @@
+"""Files that gave no document, or of whose rows most were rejected: what `prepare` says of them, and what may help.
+
+A task's receipt and the store's manifest list them; a store of which no file is in doubt has no list.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tinyllama.data.holdout import HELD_OUT
+from tinyllama.data.rows import Reject, Row
+from tinyllama.errors import InputError
+
+_MOST_KEPT = 100  # files in a manifest
+_MOST_SHOWN = 10
+_REMEDIES = {
+    "invalid JSON$|not a JSON object$": "one JSON object per line is expected",
+    ".* UTF-8( text)?$": "convert it to UTF-8",
+    "no meta.redpajama_set_name$": "no rows of SlimPajama, so name another format",
+    "no |.* is not text$": "name the field or column that holds the documents as text",
+    "empty": "put text there",
+    "more fields than columns$": 'put fields that hold a comma in "',
+    "excluded: ": "correct include and exclude",
+    f"{HELD_OUT}$": "lower data.holdout, or set holdout: tail, which holds out the end of each document",
+}
+"""What may help where most rows were not used, by the reason."""
+Entry = dict[str, Any]
+
+
+class FileTally:
+    """What became of one file's rows."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.usable, self.chosen = path, 0, True
+        self.rejected: Counter[str] = Counter()
+
+    def count(self, row: Row | Reject) -> None:
+        """Count a row; one that the recipe leaves out is neither usable nor at fault."""
+        if isinstance(row, Row):
+            self.usable += 1
+        elif row.counted_only:
+            self.chosen = False
+        else:
+            self.rejected[row.reason] += 1
+
+    def doubts(self) -> list[Entry]:
+        """The file's entry if it is in doubt."""
+        rejected = self.rejected.total()
+        if rejected > self.usable or (not self.usable and self.chosen):
+            reasons = dict(sorted(self.rejected.items()))
+            return [{"file": self.path, "rows": self.usable + rejected, "rejected": reasons}]
+        return []
+
+
+def in_doubt(entries: Iterable[Entry]) -> Entry:
+    """What the store's manifest says of a source: how many files are in doubt, and the first of them."""
+    every = list(entries)
+    return {"count": len(every), "first": every[:_MOST_KEPT]}
+
+
+def doubt_lines(manifest: Mapping[str, Any]) -> list[str]:
+    """A line for each file in doubt, of many the first."""
+    lines = []
+    for fields in manifest["sources"].values():
+        found = fields.get("files_in_doubt", {"count": 0, "first": []})
+        lines += [_line(entry) for entry in found["first"][:_MOST_SHOWN]]
+        if (more := found["count"] - _MOST_SHOWN) > 0:
+            lines.append(f"and {more:,} more files; the rows at fault are listed in rejects.jsonl")
+    return lines
+
+
+def _line(entry: Entry) -> str:
+    rejected = Counter(entry["rejected"])
+    if not rejected:
+        return f"{entry['file']}: holds no rows; take it out, if that is not meant"
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.most_common())
+    how_many = f"{rejected.total():,} of {entry['rows']:,} rows"
+    return f"{entry['file']}: {how_many} rejected ({reasons}); {remedy_of(rejected)}"
+
+
+def remedy_of(reasons: Counter[str]) -> str:
+    """What to do about rows that were not used, going by the most frequent reason."""
+    reason = max(reasons, key=lambda one: reasons[one], default="empty")
+    return next((remedy for pattern, remedy in _REMEDIES.items() if re.match(pattern, reason)), "see its clean")
+
+
+def refuse_doubts(store: str, manifest: Mapping[str, Any]) -> None:
+    """Raise InputError where any file is in doubt."""
+    if lines := doubt_lines(manifest):
+        count = sum(fields.get("files_in_doubt", {"count": 0})["count"] for fields in manifest["sources"].values())
+        files = "1 file gives" if count == 1 else f"{count:,} files give"
+        raise InputError(f"{store}: {files} few documents or none, which --strict refuses: {lines[0]}")
