@@ -9,7 +9,7 @@ import pytest
 import sentencepiece
 import tokenizers
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import python_sources, small_recipe, write_jsonl
 from tests.vocabularies import LLAMA_OPTIONS, NASTY
@@ -52,6 +52,7 @@ def spaceless() -> Tokenizer:
     return train_tokenizer(PROTEIN, 350)
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="▁"), max_size=60))
 def test_any_text_without_the_space_symbol_decodes_to_itself(text: str) -> None:
     assert spaceless().decode(spaceless().encode(text)) == text
