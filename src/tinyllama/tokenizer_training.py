@@ -19,7 +19,15 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tinyllama.errors import InputError
 from tinyllama.progress import Bar
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.tokenizer_conversion import PIECES, SPACE, WITH_DUMMY_PREFIX, hard_texts, message_fields, parse_model
+from tinyllama.tokenizer_conversion import (
+    PIECES,
+    SPACE,
+    WITH_DUMMY_PREFIX,
+    hard_texts,
+    message_fields,
+    parse_model,
+    write_field,
+)
 from tinyllama.tokenizer_files import SentencePieceFile, checked_utf8_parts
 
 TRAINING_CHARACTERS = 20_000_000
@@ -167,7 +175,7 @@ def _spaces_last(model: bytes) -> bytes:
     """The model with Llama 2's score for pieces of spaces alone, and with its dummy prefix."""
     score = b"\x15" + struct.pack("<f", SPACES_SCORE)
     changed = b"".join(
-        _message(number, value + score if number == PIECES and _is_spaces(value) else value)
+        write_field(number, value + score if number == PIECES and _is_spaces(value) else value)
         for number, value in message_fields(model)
     )
     # loading and writing leaves one value of each field
@@ -178,13 +186,3 @@ def _spaces_last(model: bytes) -> bytes:
 def _is_spaces(piece: bytes) -> bool:
     text: bytes = dict(message_fields(piece))[1]
     return not text.decode().strip(SPACE)
-
-
-def _message(number: int, value: bytes) -> bytes:
-    """A protobuf field that holds bytes: its key, its length in groups of 7 bits, and the bytes."""
-    length = len(value)
-    head = bytearray([number << 3 | 2])
-    while length > 127:
-        head.append(length & 127 | 128)
-        length >>= 7
-    return bytes([*head, length]) + value
