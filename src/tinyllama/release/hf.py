@@ -24,7 +24,6 @@ CHAT_TEMPLATE = "chat_template.jinja"
 def write_hugging_face(folder: Path, model: Llama, tokenizer: Tokenizer, shard_bytes: int = SHARD_BYTES) -> None:
     """Write the model and its tokenizer into `folder`, which is made."""
     folder.mkdir(parents=True)
-    tokenizer = tokenizer.fitted(model.vocab_size)
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
     write_json(folder / "config.json", config_to_hugging_face(model.shape, model.vocab_size, bos, eos))
     # Rows of a batch are padded with </s>, for Llama 2's vocabulary has no piece of its own for it.
