@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
-from tests.conftest import python_sources
+from tests.conftest import contents, python_sources
 from tests.vocabularies import (
     NASTY,
+    add_tokens,
     every_vocabulary,
     from_json,
     from_model,
@@ -150,7 +151,7 @@ def test_a_model_without_an_equivalent_is_not_imported(tmp_path: Path) -> None:
 
 TRAIN = """
 import hashlib, sys
-from tests.conftest import python_sources
+from tests.conftest import contents, python_sources
 from tinyllama.tokenizer_training import train_tokenizer
 texts = python_sources(25)
 train_tokenizer(reversed(texts) if "reversed" in sys.argv else texts, 700).save(sys.argv[1])
@@ -283,3 +284,28 @@ def test_ids_and_markers_that_a_vocabulary_lacks_are_refused() -> None:
     assert without.bos_id is None
     with pytest.raises(InputError, match=r"bare: no bos_token .*; set data\.document\.start to false$"):
         next(without.encode_documents(["x"]))
+
+
+@pytest.mark.parametrize("kind", ["tokenizer.json", "byte-level", "tokenizer.model"])
+def test_special_tokens_beyond_a_models_rows_are_dropped_from_every_kind_of_file(kind: str, tmp_path: Path) -> None:
+    folder = write_byte_level(tmp_path / "pieces") if kind == "byte-level" else tmp_path / "pieces"
+    if kind != "byte-level":
+        from_model("small").save(folder)
+    whole = Tokenizer.load(folder)
+    if kind == "tokenizer.model":
+        path = folder / kind
+        control = b"\n\t\n\x05<pad>\x18\x03\n\t\n\x05<cls>\x18\x03"  # two pieces of type CONTROL
+        path.write_bytes(path.read_bytes() + control)
+        (folder / "tokenizer.json").unlink()
+    else:
+        add_tokens(folder, "[PAD]", "[CLS]")
+    larger = Tokenizer.load(folder)
+    fitted = larger.fitted(whole.vocab_size)
+    assert larger.vocab_size == whole.vocab_size + 2
+    assert (fitted.vocab_size, fitted.digest) == (whole.vocab_size, whole.digest)
+    assert larger.fitted(larger.vocab_size) is larger
+    for text in NASTY:
+        assert fitted.encode(text) == larger.encode(text) == whole.encode(text)
+    fitted.save(tmp_path / "saved", 64)
+    whole.save(tmp_path / "expected", 64)
+    assert contents(tmp_path / "saved") == contents(tmp_path / "expected")

@@ -58,7 +58,8 @@ def tokenizer_train(recipe: Recipe, vocab_size: int = 8192, sample_bytes: int = 
     """
     from tinyllama.data.sample import train_recipe_tokenizer
 
-    print(f"tokenizer: {train_recipe_tokenizer(recipe, vocab_size, sample_bytes)}")
+    folder, text = train_recipe_tokenizer(recipe, vocab_size, sample_bytes)
+    print(f"tokenizer: {folder}\n    {text}")
 
 
 def tokenizer_import(source: Positional[str], directory: Positional[Path]) -> None:

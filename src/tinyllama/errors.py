@@ -1,4 +1,8 @@
-"""What ends a command: the command line prints the message as one line and exits with the status."""
+"""What ends a command: the command line prints the message as one line and exits with the status. And warnings."""
+
+import os
+import sys
+from functools import cache
 
 
 class InputError(ValueError):
@@ -22,3 +26,10 @@ def briefly(error: BaseException) -> str:
     """An error's first line; with its kind, where it was not written for people."""
     words = first_line(error)
     return words if isinstance(error, InputError) else f"{type(error).__name__}: {words}"
+
+
+@cache
+def warn_once(line: str) -> None:
+    """Print a line on standard error, once per process and only by one of a machine's ranks."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, file=sys.stderr)

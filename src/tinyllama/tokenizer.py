@@ -18,7 +18,7 @@ from tinyllama.errors import InputError
 from tinyllama.files import json_bytes, write_atomically, write_json
 from tinyllama.text import Text
 from tinyllama.tokenizer_conversion import piece_bytes
-from tinyllama.tokenizer_files import SentencePieceFile, TokenizerFile, checked_utf8_parts, read_tokenizer
+from tinyllama.tokenizer_files import SentencePieceFile, TokenizerFile, checked_utf8_parts, fit_to_rows, read_tokenizer
 from tinyllama.tokenizer_formats import check_format
 from tinyllama.tokenizer_memo import DEFAULT_LIMITS, Limits, RunMemo, TokenIds, can_cut_words, neighbours
 
@@ -44,6 +44,11 @@ class Tokenizer:
         Raises InputError where there is none, where it is damaged, and where the hub cannot be reached.
         """
         return cls(read_tokenizer(source))
+
+    def fitted(self, num_rows: int) -> "Tokenizer":
+        """The tokenizer for an embedding of `num_rows` rows; see `fit_to_rows`, whose InputError it raises."""
+        file = fit_to_rows(self._file, num_rows)
+        return self if file is self._file else Tokenizer(file)
 
     @cached_property
     def digest(self) -> str:

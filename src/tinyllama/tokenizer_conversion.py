@@ -98,6 +98,16 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
     return value | message[position] << shift, position + 1
 
 
+def write_field(number: int, value: bytes) -> bytes:
+    """A protobuf field that holds bytes: its key, its length in groups of 7 bits, and the bytes."""
+    length = len(value)
+    head = bytearray([number << 3 | 2])
+    while length > 127:
+        head.append(length & 127 | 128)
+        length >>= 7
+    return bytes([*head, length]) + value
+
+
 def merges_by_score(pieces: list[Piece]) -> list[tuple[str, str]]:
     """Every split of a piece into two pieces, in the order in which SentencePiece joins them.
 

@@ -13,26 +13,29 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tokenizers
 from sentencepiece import SentencePieceProcessor
 
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, warn_once
 from tinyllama.files import how_to_replace
 from tinyllama.text import Text, utf8_parts
 from tinyllama.tokenizer_conversion import (
     BYTES,
     LLAMA_NORMALISER,
     LLAMA_STEPS,
+    PIECES,
     SPACE,
     WITHOUT_DUMMY_PREFIX,
     canonical_form,
     convert_pieces,
     hard_texts,
     merges_by_score,
+    message_fields,
     parse_model,
     with_start_marker,
+    write_field,
 )
 
 NAMES = ("tokenizer.json", "tokenizer.model")
@@ -132,6 +135,13 @@ class SentencePieceFile:
         """The text and kind of each id."""
         return [(piece.text, piece.kind) for piece in self.table]
 
+    def without_ids_from(self, num_ids: int) -> Self:
+        """The same tokenizer without its last pieces, for `fit_to_rows`."""
+        places = itertools.count()
+        fields = message_fields(self._model)
+        kept = [write_field(number, value) for number, value in fields if number != PIECES or next(places) < num_ids]
+        return type(self)(self.name, b"".join(kept))
+
 
 class TokenizersFile:
     """A tokenizer.json: its vocabulary, and encoding as `tokenizers` does it, special tokens read as plain text."""
@@ -140,7 +150,7 @@ class TokenizersFile:
         self, name: str, document: dict[str, Any], settings: dict[str, Any], model: bytes | None = None
     ) -> None:
         self.name, self.parsed = name, document | {"truncation": None, "padding": None}
-        self._model = model
+        self._settings, self._model = settings, model
         try:
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.parsed))
         except Exception as error:  # the library raises nothing more precise
@@ -229,6 +239,18 @@ class TokenizersFile:
         kind |= {token["content"]: "special" if token.get("special") else "text" for token in self.added}
         return [(texts[n], kind[texts[n]]) if n in texts else ("", "special") for n in range(self.vocab_size)]
 
+    def without_ids_from(self, num_ids: int) -> Self:
+        """The same tokenizer without the added tokens from `num_ids` on, for `fit_to_rows`."""
+        gone = {text for text, number in self.ids.items() if number >= num_ids}
+        model, listed = self.parsed["model"], self.parsed["model"]["vocab"]
+        if isinstance(listed, dict):  # else in the order of the ids
+            vocabulary = {text: number for text, number in listed.items() if number < num_ids}
+        else:
+            vocabulary = listed[:num_ids]
+        added = [token for token in self.added if token["content"] not in gone]
+        document = self.parsed | {"added_tokens": added, "model": model | {"vocab": vocabulary}}
+        return type(self)(self.name, document, self._settings, self._model)
+
     def _is_llama_style(self) -> bool:
         model = self.parsed["model"]
         changes = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
@@ -247,6 +269,29 @@ class TokenizersFile:
 
 
 TokenizerFile = SentencePieceFile | TokenizersFile
+
+
+def fit_to_rows(file: TokenizerFile, num_rows: int) -> TokenizerFile:
+    """The tokenizer for an embedding of `num_rows` rows, by the rule that all readers and writers share.
+
+    Special tokens beyond the rows, such as a padding token that was added later, come out of no text and no model: they
+    are dropped, with a warning. Raises InputError where any other id is beyond them.
+    """
+    if file.vocab_size <= num_rows:
+        return file
+    kinds = file.kinds()
+    used = {file.bos_id, file.eos_id, file.unk_id, *file.start_ids}
+    for number in range(num_rows, file.vocab_size):
+        text, kind = kinds[number]
+        if kind not in ("special", "unused") or number in used:
+            raise InputError(
+                f"{file.name}: token {text!r} has id {number}, but the weights have {num_rows} rows; "
+                "use the tokenizer that belongs to them"
+            )
+    dropped = [f"{text} ({num_rows + place})" for place, (text, _) in enumerate(kinds[num_rows:]) if text]
+    named = ", ".join(dropped[:3]) + (f" and {len(dropped) - 3} more" if len(dropped) > 3 else "")
+    warn_once(f"{file.name}: {named}: special tokens beyond the weights' {num_rows} rows; ignored")
+    return file.without_ids_from(num_rows)
 
 
 def read_tokenizer(source: str | Path) -> TokenizerFile:

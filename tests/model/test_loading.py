@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.vocabularies import add_tokens
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tinyllama import cli
@@ -61,6 +62,19 @@ def with_a_head_in_the_file(folder: Path) -> None:
     save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, path, {"format": "pt"})
 
 
+def with_another_head_in_the_file(folder: Path) -> None:
+    """config.json and file contradict each other: transformers 5 takes the file's."""
+    path = next(path for path in folder.glob("*.safetensors") if "model.norm.weight" in load_file(path))
+    tensors = load_file(path)
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    save_file(tensors | {"lm_head.weight": torch.randn(rows, 64) / 5}, path, {"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        places = json.loads(index.read_text())
+        places["weight_map"]["lm_head.weight"] = path.name
+        index.write_text(json.dumps(places))
+
+
 def in_older_words(folder: Path) -> None:
     """As transformers 4 wrote a config.json, with what may be left out left out."""
     config = json.loads((folder / "config.json").read_text())
@@ -84,6 +98,12 @@ def beside_an_old_index(folder: Path) -> None:
         pytest.param({"tie_word_embeddings": True}, None, id="tied"),
         pytest.param({"tie_word_embeddings": True, "shard": "60KB"}, None, id="sharded-tied"),
         pytest.param({"tie_word_embeddings": True}, with_a_head_in_the_file, id="tied-with-a-head"),
+        pytest.param({"tie_word_embeddings": True}, with_another_head_in_the_file, id="tied-with-another-head"),
+        pytest.param(
+            {"tie_word_embeddings": True, "shard": "60KB", "dtype": torch.bfloat16},
+            with_another_head_in_the_file,
+            id="sharded-tied-with-another-head",
+        ),
         pytest.param({"num_key_value_heads": 4, "dtype": torch.bfloat16}, None, id="mha-bf16"),
         pytest.param({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, None, id="theta"),
         pytest.param({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, in_older_words, id="older"),
@@ -103,6 +123,21 @@ def test_logits_are_transformers(
     expected = theirs(ids).logits
     assert (load_model(folder)(ids) - expected).abs().max() < 1e-4
     assert expected.std() > 0.1  # or the comparison would say little
+
+
+@pytest.mark.parametrize("change", [with_a_head_in_the_file, with_another_head_in_the_file])
+def test_only_a_head_that_is_not_the_embedding_is_loaded_with_a_warning(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Path], None]
+) -> None:
+    folder = write_llama(tmp_path / "peer", small, tie_word_embeddings=True)
+    change(folder)
+    capsys.readouterr()
+    assert cli.main(["generate", str(folder), "import os", "--max-new-tokens", "2"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    differs = change is with_another_head_in_the_file
+    assert len(said) == differs
+    assert all(line.startswith(f"{folder}: ") and "lm_head.weight" in line for line in said)
+    assert (load_model(folder).head is not None) == differs
 
 
 def test_a_release_is_a_model_from_outside_and_from_inside(
@@ -279,17 +314,24 @@ def with_a_larger_tokenizer(folder: Path) -> str:
     size = len(document["model"]["vocab"])
     document["model"]["vocab"]["▁spare"] = size
     (folder / "tokenizer.json").write_text(json.dumps(document))
-    return f"the tokenizer's ids go up to {size}, but the weights are for {size} pieces"
+    return f"token '▁spare' has id {size}, but the weights have {size} rows"
+
+
+def with_a_token_that_text_can_spell_beyond_the_weights(folder: Path) -> str:
+    size = add_tokens(folder, "[PAD]", "<tool>", special=False)
+    return f"token '[PAD]' has id {size}, but the weights have {size} rows"
 
 
 def with_a_start_marker_beyond_the_weights(folder: Path) -> str:
-    document, settings = (folder / name for name in ("tokenizer.json", "tokenizer_config.json"))
-    fields = json.loads(document.read_text())
-    size = len(fields["model"]["vocab"])
-    fields["added_tokens"].append(fields["added_tokens"][0] | {"id": size, "content": "[BOS]"})
-    document.write_text(json.dumps(fields))
-    settings.write_text(json.dumps({"bos_token": "[BOS]"}))
-    return f"the tokenizer's ids go up to {size}, but the weights are for {size} pieces"
+    size = add_tokens(folder, "[BOS]")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "[BOS]"}))
+    return f"token '[BOS]' has id {size}, but the weights have {size} rows"
+
+
+def with_an_end_marker_beyond_the_weights(folder: Path) -> str:
+    size = add_tokens(folder, "[PAD]", "[END]")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "[END]"}))
+    return f"token '[END]' has id {size + 1}, but the weights have {size} rows"
 
 
 @pytest.mark.parametrize(
@@ -298,7 +340,8 @@ def with_a_start_marker_beyond_the_weights(folder: Path) -> str:
         without_a_shard, with_an_empty_index, without_weights, as_a_pickle, cut_off, not_fetched, with_biases,
         with_more_layers, without_a_head, wider, without_a_tokenizer, with_half_a_tokenizer,
         with_another_file_as_tokenizer, with_half_a_sentencepiece_model, with_a_larger_tokenizer,
-        with_a_start_marker_beyond_the_weights,
+        with_a_token_that_text_can_spell_beyond_the_weights, with_a_start_marker_beyond_the_weights,
+        with_an_end_marker_beyond_the_weights,
     ],
 )  # fmt: skip
 def test_what_is_missing_or_damaged_is_named(llama: Path, capsys: pytest.CaptureFixture[str], damage: Change) -> None:
@@ -306,14 +349,19 @@ def test_what_is_missing_or_damaged_is_named(llama: Path, capsys: pytest.Capture
     assert wanted in refused(llama, capsys)
 
 
-def test_a_special_token_beyond_the_weights_does_no_harm(llama: Path) -> None:
-    document = json.loads((llama / "tokenizer.json").read_text())
-    padding = document["added_tokens"][0] | {"id": len(document["model"]["vocab"]), "content": "[PAD]"}
-    document["added_tokens"].append(padding)
-    (llama / "tokenizer.json").write_text(json.dumps(document))
+def test_special_tokens_beyond_the_weights_are_ignored_with_a_warning(
+    llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = load_tokenizer(llama)
+    size = add_tokens(llama, "[PAD]", "<|user|>", "<|model|>", "<|end|>")
+    capsys.readouterr()
+    assert cli.main(["generate", str(llama), "[PAD] import os", "--max-new-tokens", "2"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{llama}/tokenizer.json: [PAD] ({size}), ")
+    assert "and 1 more" in line and f"{size} rows" in line
     tokenizer = load_tokenizer(llama)
-    assert tokenizer.vocab_size == load_model(llama).vocab_size + 1
-    assert max(tokenizer.encode("[PAD] import os")) < load_model(llama).vocab_size
+    assert (tokenizer.vocab_size, tokenizer.digest) == (whole.vocab_size, whole.digest)
+    assert tokenizer.encode("[PAD] import os") == whole.encode("[PAD] import os")
 
 
 def test_a_llama_of_another_kind_is_scored_by_lm_evals_own_model(

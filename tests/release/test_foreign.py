@@ -1,19 +1,25 @@
 """Any Hugging Face Llama becomes a release, whose card tells where its weights came from."""
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from gguf import GGUFReader
+from safetensors.torch import load_file, save_file
+from tests.release.test_isolation import plant
+from tests.vocabularies import add_tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinyllama import cli
 from tinyllama.errors import InputError
 from tinyllama.evaluate import evaluate
 from tinyllama.files import read_json, write_json
-from tinyllama.release import update_card
+from tinyllama.model.loading import HuggingFaceLlama
+from tinyllama.release import foreign, update_card
 from tinyllama.release.foreign import release_foreign
+from tinyllama.release.verify import Check, verify
 
 
 @pytest.fixture
@@ -52,15 +58,122 @@ def test_a_chat_model_can_still_be_spoken_to(llama: str, place: str) -> None:
         write_json(path, read_json(path) | {"chat_template": TEMPLATE})
     else:
         path.write_text(TEMPLATE)
-    write_json(Path(llama) / "generation_config.json", {"eos_token_id": [2, 5]})
+    write_json(Path(llama) / "generation_config.json", {"eos_token_id": [2, 5], "repetition_penalty": 1.7})
     folder = release_foreign(llama, ["huggingface", "gguf"])
     said = AutoTokenizer.from_pretrained(folder / "huggingface").apply_chat_template(
         [{"role": "user", "content": "hello"}], tokenize=False
     )
     assert said == "[user] hello\n"
-    assert read_json(folder / "huggingface/generation_config.json") == {"eos_token_id": [2, 5]}
+    settings = read_json(folder / "huggingface/generation_config.json")
+    assert settings == {"bos_token_id": 1, "eos_token_id": [2, 5], "pad_token_id": 2, "repetition_penalty": 1.7}
     fields = GGUFReader(folder / "gguf/other-F16.gguf").fields
     assert fields["tokenizer.chat_template"].contents() == TEMPLATE
+
+
+def test_a_chat_model_is_verified_whatever_its_generation_config_asks_for(llama: str) -> None:
+    write_json(Path(llama) / "generation_config.json", {"eos_token_id": [2, 5], "repetition_penalty": 1.7})
+    checks = verify(release_foreign(llama, ["huggingface"]))
+    assert [check for check in checks if not check.passed] == []
+
+
+def with_another_head(llama: str) -> None:
+    """A config.json that ties the embeddings, over weights that are not tied."""
+    path = Path(llama) / "model.safetensors"
+    tensors = load_file(path)
+    head = torch.randn(tensors["model.embed_tokens.weight"].shape, generator=torch.Generator().manual_seed(2)) / 5
+    save_file(tensors | {"lm_head.weight": head.bfloat16()}, path, {"format": "pt"})
+    write_json(Path(llama) / "config.json", read_json(Path(llama) / "config.json") | {"tie_word_embeddings": True})
+
+
+def rows_of(checks: list[Check], subject: str) -> dict[str, bool]:
+    return {check.what: check.passed for check in checks if check.subject == subject}
+
+
+def test_weights_that_are_not_tied_as_config_says_are_released_as_transformers_computes_them(llama: str) -> None:
+    with_another_head(llama)
+    checks = verify(release_foreign(llama, ["huggingface"]))
+    assert [check for check in checks if not check.passed] == []
+    assert rows_of(checks, "source") == {"greedy": True, "nats a token": True}
+    assert read_json(Path("releases/other/huggingface/config.json"))["tie_word_embeddings"] is False
+
+
+def read_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Believe config.json, as this project's reader once did."""
+    monkeypatch.setattr(HuggingFaceLlama, "_has_another_head", lambda _: False)
+
+
+def test_weights_that_transformers_computes_otherwise_are_not_released(
+    llama: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_another_head(llama)
+    read_wrongly(monkeypatch)
+    assert cli.main(["--quiet", "release", llama, "--formats", "huggingface"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tinyllama: {llama}: transformers disagrees")
+    assert not Path("releases/other").exists()
+
+
+def test_verify_compares_with_the_source_while_it_is_there_unchanged(
+    llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_another_head(llama)
+    with monkeypatch.context() as patch:
+        read_wrongly(patch)
+        patch.setattr(foreign, "_compare_with_transformers", lambda *_: None)
+        folder = release_foreign(llama, ["huggingface"])
+        checks = verify(folder)
+    assert set(rows_of(checks, "huggingface").values()) == {True}  # its reference comes from the same reader
+    assert rows_of(checks, "source") == {"greedy": False, "nats a token": False}
+    config = Path(llama) / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert rows_of(verify(folder), "source") == {}
+    config.unlink()
+    assert rows_of(verify(folder), "source") == {}
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "said"),
+    [
+        (str(int(signal.SIGSEGV)), 1, "not compared with transformers: transformers crashed (SIGSEGV)"),
+        ("error", 2, "transformers does not run it"),
+    ],
+)
+def test_a_source_that_transformers_crashes_on_is_not_released(
+    llama: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str, status: int, said: str
+) -> None:
+    plant(monkeypatch, "transformers-source", how)
+    assert cli.main(["--quiet", "release", llama, "--formats", "huggingface"]) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tinyllama: {llama}: ") and said in line
+    assert not Path("releases/other").exists()
+
+
+def test_a_source_that_transformers_does_not_run_is_not_released(llama: str) -> None:
+    write_json(Path(llama) / "config.json", read_json(Path(llama) / "config.json") | {"num_hidden_layers": 2.0})
+    with pytest.raises(InputError, match="transformers does not run it"):
+        release_foreign(llama, ["huggingface"])
+    assert not Path("releases/other").exists()
+
+
+@pytest.mark.slow
+def test_special_tokens_beyond_the_rows_are_in_no_format_and_llama_cpp_loads_it(
+    llama: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = read_json(Path(llama) / "tokenizer.json")
+    size = add_tokens(Path(llama), "<pad>", "<mask>")
+    write_json(Path(llama) / "config.json", read_json(Path(llama) / "config.json") | {"pad_token_id": size})
+    settings = {"eos_token_id": [2, size + 1], "pad_token_id": size, "temperature": 0.7}
+    write_json(Path(llama) / "generation_config.json", settings)
+    folder = release_foreign(llama)
+    checks = verify(folder)
+    assert [check for check in checks if not check.passed] == []
+    assert rows_of(checks, "gguf Q8_0")["tokens"] and rows_of(checks, "ctranslate2 int8")["tokens"]
+    for name in ("huggingface", "ctranslate2/int8"):
+        assert read_json(folder / name / "tokenizer.json")["added_tokens"] == whole["added_tokens"]
+    assert len(AutoTokenizer.from_pretrained(folder / "huggingface")) == size
+    kept = read_json(folder / "huggingface/generation_config.json")
+    assert kept == {"bos_token_id": 1, "eos_token_id": [2], "pad_token_id": 2, "temperature": 0.7}
+    assert "<pad>" in capsys.readouterr().err
 
 
 def test_its_scores_stand_in_its_card(llama: str) -> None:

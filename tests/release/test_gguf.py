@@ -11,11 +11,15 @@ import torch
 from tests.conftest import python_sources
 from tests.release.formats import SHAPE, failed, only, random_model, write_release
 from tests.release.native import apart, ids_in_llama_cpp
+from tests.vocabularies import add_tokens
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from tinyllama.errors import InputError
+from tinyllama.release.formats import Format
 from tinyllama.release.gguf import rotated_by_neighbours, write_gguf
 from tinyllama.release.hf import write_hugging_face
+from tinyllama.release.reference import reference
+from tinyllama.release.verify import format_checks
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer_conversion import hard_texts
 
@@ -133,6 +137,22 @@ def test_a_byte_level_tokenizer_is_the_same_in_llama_cpp(tmp_path: Path, words: 
     texts = list(hard_texts([piece.decode(errors="ignore") for piece in tokenizer.piece_bytes()]))
     expected = [tokenizer.start_ids + tokenizer.encode(text) for text in texts]
     assert apart(ids_in_llama_cpp, release / "gguf/small-F16.gguf", texts) == expected
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt-2"])
+def test_llama_cpp_loads_a_model_whose_tokenizer_has_special_tokens_beyond_its_rows(
+    pieces: Tokenizer, tmp_path: Path, kind: str
+) -> None:
+    tokenizer = pieces if kind == "llama" else byte_level(tmp_path / "tokenizer", BYTES, False)
+    model = random_model(tokenizer.vocab_size)
+    write_hugging_face(tmp_path / "huggingface", model, tokenizer)
+    assert add_tokens(tmp_path / "huggingface", "<pad>", "<|im_sep|>") == tokenizer.vocab_size
+    write_gguf(tmp_path / "gguf", tmp_path / "huggingface", "small")
+    expected = reference(model, tokenizer)
+    expected["texts"] += [{"text": text, "ids": tokenizer.start_ids + tokenizer.encode(text)} for text in ["a<pad>b"]]
+    path = tmp_path / "gguf/small-Q8_0.gguf"
+    checks = format_checks(Format("gguf Q8_0", "llama_cpp", path.name), path, expected)
+    assert [check.what for check in checks if check.passed] == ["bos, eos", "tokens", "nats a token"]
 
 
 def test_a_tokenizer_that_llama_cpp_has_not_is_refused_by_its_kind(tmp_path: Path) -> None:

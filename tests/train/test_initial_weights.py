@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import python_sources, write_jsonl
 from tests.train.ranked import losses, train_several, write_recipe
 from tests.train.trainers import built, train_step
+from tests.vocabularies import add_tokens
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tinyllama import cli
 from tinyllama.data.batches import batch_of_step
 from tinyllama.data.prepare import prepare
 from tinyllama.data.store import TokenStore
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, warn_once
 from tinyllama.model.loading import HuggingFaceLlama, load_model
 from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
 from tinyllama.recipe import Recipe
@@ -141,6 +142,19 @@ def test_the_weights_are_the_peers_bit_for_bit(small: Path, tmp_path: Path) -> N
     assert [name for name in peer if not torch.equal(peer[name], ours[name])] == []
 
 
+def test_weights_that_are_not_tied_as_config_says_start_an_untied_run(small: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(small, write_peer(tmp_path, recipe_of(small), pieces(small), tied=True))
+    path = sorted(tmp_path.glob("*.safetensors"))[0]
+    head, index = torch.randn(pieces(small), recipe.model.dim), tmp_path / "model.safetensors.index.json"
+    save_file(load_file(path) | {"lm_head.weight": head}, path, {"format": "pt"})
+    places = json.loads(index.read_text())
+    places["weight_map"]["lm_head.weight"] = path.name
+    index.write_text(json.dumps(places))
+    assert torch.equal(built(recipe).model.state_dict()["head.weight"], head)
+    said = one_line(small, tmp_path, **{"model.tie_embeddings": True})
+    assert said == f"model.tie_embeddings: is True, but False in {tmp_path}; make it the same"
+
+
 def one_line(small: Path, peer: Path, **overrides: Any) -> str:
     with pytest.raises(InputError) as refused:
         built(recipe_of(small, peer, **overrides))
@@ -174,7 +188,27 @@ def test_a_constant_that_was_rounded_to_float32_on_its_way_is_the_same(small: Pa
 def test_a_tokenizer_with_more_pieces_than_the_weights_is_refused(small: Path, tmp_path: Path) -> None:
     peer = write_peer(tmp_path / "peer", recipe_of(small), 300)
     said = one_line(small, peer)
-    assert f"has {pieces(small)} pieces, but {peer} has weights for 300" in said
+    assert said.startswith(f"{small / 'tokenizer'}/tokenizer.json: token ")
+    assert "has id 300, but the weights have 300 rows" in said
+
+
+def test_a_models_own_tokenizer_with_padding_beyond_the_weights_starts_a_run_that_is_released(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer = write_peer(tmp_path / "peer", recipe_of(small), pieces(small))
+    Tokenizer.load(small / "tokenizer").save(peer)
+    assert add_tokens(peer, "<pad>") == pieces(small)
+    own = ["--tokenizer", str(peer), "--data.store", str(tmp_path / "store")]
+    assert cli.main(["prepare", str(small / "recipe.yaml"), *own]) == 0
+    own += ["--train.initial_weights", str(peer), "--train.tokens", "768", "--train.schedule.warmup_steps", "1"]
+    for _ in range(2):  # the second finds the run
+        capsys.readouterr()
+        assert cli.main(["--quiet", "train", str(small / "recipe.yaml"), *own]) == 0
+        assert f"{peer}/tokenizer.json: <pad> ({pieces(small)})" in capsys.readouterr().err
+        warn_once.cache_clear()
+    assert cli.main(["release", "runs/small", "--formats", "huggingface"]) == 0
+    (folder,) = Path("runs/small/releases").glob("step-*/huggingface")
+    assert Tokenizer.load(folder).vocab_size == pieces(small)
 
 
 def without_a_file(peer: Path) -> str:

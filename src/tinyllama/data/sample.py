@@ -14,23 +14,24 @@ from tinyllama.progress import BYTES, Bar
 from tinyllama.recipe import Recipe
 from tinyllama.recipe_data import Source
 from tinyllama.text import as_string
-from tinyllama.tokenizer_training import train_tokenizer
+from tinyllama.tokenizer_training import TrainingText, train_on_lines, training_text
 
 _MOST_FILES = 64
 # Compressed text and code take about a quarter of their bytes; only the share of documents to try depends on it.
 _BYTES_PER_DISK_BYTE = 4
 
 
-def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -> Path:
-    """Train a Llama-style BPE on a sample of the recipe's sources; write and return the recipe's tokenizer folder.
+def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -> tuple[Path, TrainingText]:
+    """Train a Llama-style BPE on a sample of the recipe's sources; return the recipe's tokenizer folder and the text.
 
     Raises InputError where that folder is there already: a store or a run may rely on it.
     """
     folder = Path(recipe.tokenizer)
     if (folder / "tokenizer.json").exists():  # written last: without it the folder is an interrupted run's
         raise InputError(f"tokenizer: {folder} is there already; name another folder in the recipe, or delete it")
-    train_tokenizer(sample_texts(recipe, sample_bytes), vocab_size).save(folder, recipe.model.context)
-    return folder
+    text = training_text(sample_texts(recipe, sample_bytes))
+    train_on_lines(text, vocab_size).save(folder, recipe.model.context)
+    return folder, text
 
 
 def sample_texts(recipe: Recipe, sample_bytes: int) -> Iterator[str]:

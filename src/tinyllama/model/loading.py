@@ -6,7 +6,7 @@ pickle: their hashes are checked first, but whoever may write them may run code.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
-from tinyllama.errors import InputError, first_line
+from tinyllama.errors import InputError, first_line, warn_once
 from tinyllama.files import how_to_replace, read_json, sha256_of
 from tinyllama.model.llama import Llama
 from tinyllama.model.weights import fill, from_hugging_face, shape_from_hugging_face
@@ -66,23 +66,11 @@ def load_model(source: str | Path, precision: torch.dtype = torch.float32) -> Ll
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
-    """Load the tokenizer that belongs to a model. Raises InputError where its weights have no rows for all pieces."""
+    """Load the tokenizer that belongs to a model, as it fits its weights: see `Tokenizer.fitted`."""
     found = locate(source)
     tokenizer = Tokenizer.load(found.tokenizer_folder)
-    if not found.is_checkpoint:
-        _refuse_another(tokenizer, found.folder)
-    return tokenizer
-
-
-def _refuse_another(tokenizer: Tokenizer, folder: Path) -> None:
-    """Special tokens beyond the weights, such as others' padding, never come out of a text and do no harm."""
-    rows = read_json(folder / "config.json").get("vocab_size")
-    last = max([number for number, piece in enumerate(tokenizer.piece_bytes()) if piece] + [tokenizer.bos_id or 0])
-    if isinstance(rows, int) and last >= rows:
-        raise InputError(
-            f"{folder}: the tokenizer's ids go up to {last}, but the weights are for {rows} pieces; "
-            "put the tokenizer there that belongs to them"
-        )
+    rows = None if found.is_checkpoint else read_json(found.folder / "config.json").get("vocab_size")
+    return tokenizer.fitted(rows) if isinstance(rows, int) else tokenizer
 
 
 def _newest(run: Path) -> Path:
@@ -130,9 +118,26 @@ class HuggingFaceLlama:
                 f"{folder}/config.json: a {type(config).__name__}, not an object; give a Llama's config.json"
             )
         try:
-            return cls(folder, shape_from_hugging_face(config), int(config["vocab_size"]))
+            there = cls(folder, shape_from_hugging_face(config), int(config["vocab_size"]))
+            return there._untied() if there.shape.tie_embeddings and there._has_another_head() else there
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None
+
+    def _has_another_head(self) -> bool:
+        """Whether the files hold a head that is not the embedding, although config.json ties the two."""
+        try:
+            stored = Safetensors(self.files())
+        except InputError:  # raised again where the weights are read
+            return False
+        head, embedding = (stored.get(name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
+        return head is not None and embedding is not None and not torch.equal(head.float(), embedding.float())
+
+    def _untied(self) -> "HuggingFaceLlama":
+        warn_once(
+            f"{self.folder}: config.json ties the embeddings, but lm_head.weight is another tensor than the embedding; "
+            "loaded as untied, as transformers 5 does"
+        )
+        return replace(self, shape=self.shape.model_copy(update={"tie_embeddings": False}))
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Our names and the tensors, as stored. Raises InputError where files or tensors are missing or foreign."""

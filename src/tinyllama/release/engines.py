@@ -25,15 +25,49 @@ Observed = dict[str, Any]
 
 def in_transformers(path: str, reference: Reference) -> Observed:
     """A Hugging Face folder, in float32."""
+    model = _load_in_transformers(path)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    texts = [tokenizer(entry["text"], split_special_tokens=True).input_ids for entry in reference["texts"]]
+    special = {}
+    for name in ("bos", "eos"):
+        found = [getattr(part, f"{name}_token_id") for part in (tokenizer, model.config, model.generation_config)]
+        expected = reference[f"{name}_id"]
+        # a chat model may end at one of several tokens
+        found = [expected if isinstance(value, list) and expected in value else value for value in found]
+        special[name] = found[0] if found.count(found[0]) == len(found) else sorted(set(map(str, found)))
+    return {"special": special, "texts": texts, **_computed_in_transformers(model, reference)}
+
+
+def source_in_transformers(path: str, reference: Reference) -> Observed:
+    """A folder of weights that a release is made from, rounded to bf16 as in the release; no tokenizer."""
+    # padding is not computed here, and its id may be one that the embedding has no row for
+    model = _load_in_transformers(path, pad_token_id=None)
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
+    return _computed_in_transformers(model, reference)
+
+
+def _load_in_transformers(path: str, **config: Any) -> Any:
     hush_torchao()
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    texts = [tokenizer(entry["text"], split_special_tokens=True).input_ids for entry in reference["texts"]]
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **config)
+
+
+def _computed_in_transformers(model: Any, reference: Reference) -> Observed:
+    """Greedy continuations and the loss, whatever the folder's generation_config.json asks for."""
+    import torch
+    from transformers import GenerationConfig
+
+    model.generation_config = GenerationConfig(eos_token_id=reference["eos_id"], pad_token_id=reference["eos_id"])
     continuations = []
     for entry in reference["continuations"]:
         prompt, count = torch.tensor([entry["prompt_ids"]]), len(entry["ids"])
@@ -43,16 +77,7 @@ def in_transformers(path: str, reference: Reference) -> Observed:
     scored = torch.tensor([reference["scored"]["ids"]])
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(model(scored).logits[0, :-1], scored[0, 1:])
-    settings = (tokenizer, model.config, model.generation_config)
-    special = {name: {getattr(part, f"{name}_token_id") for part in settings} for name in ("bos", "eos")}
-    return {
-        "special": {
-            name: found.pop() if len(found) == 1 else sorted(map(str, found)) for name, found in special.items()
-        },
-        "texts": texts,
-        "continuations": continuations,
-        "nats_per_token": float(loss),
-    }
+    return {"continuations": continuations, "nats_per_token": float(loss)}
 
 
 def in_llama_cpp(path: str, reference: Reference) -> Observed:
@@ -176,7 +201,12 @@ def convert(source: str, folder: str, kind: str, *files: str) -> None:
     Converter(source, copy_files=list(files)).convert(folder, quantization=kind)
 
 
-ENGINES = {"transformers": in_transformers, "llama_cpp": in_llama_cpp, "ctranslate2": in_ctranslate2}
+ENGINES = {
+    "transformers": in_transformers,
+    "transformers-source": source_in_transformers,
+    "llama_cpp": in_llama_cpp,
+    "ctranslate2": in_ctranslate2,
+}
 CONVERSIONS: dict[str, tuple[str, Callable[..., None]]] = {
     "quantise": ("llama_cpp", quantise),
     "convert": ("ctranslate2", convert),

@@ -14,19 +14,21 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCardData
 
-from tinyllama.errors import InputError, RunStoppedError
-from tinyllama.files import read_json, write_folder, write_json
+from tinyllama.errors import InputError, RunStoppedError, warn_once
+from tinyllama.files import read_json, sha256_of, write_folder, write_json
 from tinyllama.model.loading import HuggingFaceLlama, load_model, load_tokenizer
 from tinyllama.plan import num_parameters
 from tinyllama.release.card_scores import by_task, eval_results
 from tinyllama.release.card_use import how_to_use
-from tinyllama.release.formats import check_formats, load_formats, write_formats
+from tinyllama.release.formats import LIBRARIES, check_formats, check_libraries, load_formats, write_formats
 from tinyllama.release.hf import CHAT_TEMPLATE, write_hugging_face
 from tinyllama.release.lineage import base_model, hash_files
 from tinyllama.release.markdown import table
 from tinyllama.release.reference import reference
 from tinyllama.release.showing import shown
+from tinyllama.release.verify import source_checks
 
+GENERATION = "generation_config.json"
 ALL_FORMATS = ("huggingface", "gguf", "ctranslate2")
 _UNSCORED = "Not scored yet. `tinyllama evaluate releases/{}` scores it."
 
@@ -45,15 +47,17 @@ def release_foreign(source: str, formats: Sequence[str] = ALL_FORMATS, force: bo
         what = "already released" if (folder / "release.json").is_file() else "in the way, and no release"
         raise InputError(f"{folder}: {what}; --force replaces it")
     check_formats(formats)
+    check_libraries(LIBRARIES["huggingface"])  # which the source is compared in
     load_tokenizer(source).check_formats(formats)
     facts = _facts(name, source, there, formats)
     with write_folder(folder) as part:
         with shown(part, folder, facts["parameters"], formats):
             model, tokenizer = load_model(source), load_tokenizer(source)
             write_hugging_face(part / "huggingface", model, tokenizer)
-            _keep_how_it_talks(there.folder, part / "huggingface")
+            _keep_how_it_talks(there.folder, part / "huggingface", there.vocab_size)
             facts["reference"] = reference(model, tokenizer)
             del model
+            _compare_with_transformers(there.folder, facts["reference"])
             write_formats(part, formats, name)
             crashes = load_formats(part, facts["reference"], in_transformers=True)
         (part / "huggingface" / "README.md").write_text(foreign_card(facts, None), encoding="utf-8")
@@ -63,15 +67,49 @@ def release_foreign(source: str, formats: Sequence[str] = ALL_FORMATS, force: bo
     return folder
 
 
-def _keep_how_it_talks(source: Path, folder: Path) -> None:
+def _compare_with_transformers(source: Path, reference: dict[str, Any]) -> None:
+    """Raise InputError where transformers computes something else from the source than the reference says.
+
+    Raises RunStoppedError where transformers crashed, which is no evidence against the source.
+    """
+    failed = next((check for check in source_checks(source, reference) if not check.passed), None)
+    if failed is None:
+        return
+    if failed.remedy:
+        raise RunStoppedError(f"{source}: not compared with transformers: {failed.found}; {failed.remedy}")
+    if failed.what == "loads and runs":
+        raise InputError(
+            f"{source}: transformers does not run it ({failed.found}); make it load there, then release it"
+        )
+    raise InputError(
+        f"{source}: transformers disagrees with what is read here ({failed.what}: {failed.found} instead of "
+        f"{failed.expected}), so nothing is released; please report it with the folder's config.json"
+    )
+
+
+def _keep_how_it_talks(source: Path, folder: Path, num_rows: int) -> None:
     """Take over a chat model's template, where transformers 5 looks for it, and how it ends what it says."""
     settings = read_json(source / "tokenizer_config.json") if (source / "tokenizer_config.json").is_file() else {}
     if (source / CHAT_TEMPLATE).is_file():
         shutil.copyfile(source / CHAT_TEMPLATE, folder / CHAT_TEMPLATE)
     elif isinstance(settings.get("chat_template"), str):
         (folder / CHAT_TEMPLATE).write_text(settings["chat_template"], encoding="utf-8")
-    if (source / "generation_config.json").is_file():
-        shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
+    if (source / GENERATION).is_file():
+        _take_over_generation(source / GENERATION, folder / GENERATION, num_rows)
+
+
+def _take_over_generation(source: Path, path: Path, num_rows: int) -> None:
+    """Add the settings of a generation_config.json to those that are there, but for ids beyond the weights' rows."""
+    taken = {}
+    for name, value in read_json(source).items():
+        ids = value if isinstance(value, list) else [value]
+        beyond = [number for number in ids if isinstance(number, int) and number >= num_rows]
+        if name.endswith("_token_id") and beyond:
+            warn_once(f"{source}: {name} {value} is beyond the weights' {num_rows} rows; ignored")
+            ids = [number for number in ids if number not in beyond]
+        if ids not in ([], [None]):
+            taken[name] = ids if isinstance(value, list) else value
+    write_json(path, read_json(path) | taken)
 
 
 def _name(source: Path) -> str:
@@ -89,7 +127,12 @@ def _facts(name: str, source: str, there: HuggingFaceLlama, formats: Sequence[st
         "step": None,
         "tokens": None,
         "parameters": num_parameters(there.shape, there.vocab_size),
-        "initial_weights": {"source": source, "digest": there.digest, "vocab_size": there.vocab_size},
+        "initial_weights": {
+            "source": source,
+            "digest": there.digest,
+            "config": sha256_of(there.folder / "config.json"),
+            "vocab_size": there.vocab_size,
+        },
         "formats": list(formats),
         "versions": {"tinyllama": version("tinyllama"), "torch": torch.__version__},
     }

@@ -8,7 +8,7 @@ import gguf
 from gguf import TokenType
 
 from tinyllama.tokenizer_conversion import parse_model
-from tinyllama.tokenizer_files import TokenizerFile, TokenizersFile
+from tinyllama.tokenizer_files import TokenizerFile, TokenizersFile, fit_to_rows
 from tinyllama.tokenizer_formats import word_rules
 
 _TYPES = {
@@ -23,8 +23,9 @@ _TYPES = {
 def add_tokenizer(writer: gguf.GGUFWriter, file: TokenizerFile, num_rows: int) -> None:
     """Add the tokenizer's keys for a model whose embedding has `num_rows` rows, spare ones included.
 
-    Raises InputError where llama.cpp has no tokenizer of the kind.
+    Raises InputError where llama.cpp has no tokenizer of the kind, and where the tokenizer does not fit the rows.
     """
+    file = fit_to_rows(file, num_rows)  # llama.cpp loads no model with more tokens than rows
     if file.is_llama_style:
         _add_llama(writer, file, num_rows)
     else:

@@ -14,17 +14,24 @@ from typing import Any
 from tinyllama.errors import RunStoppedError
 from tinyllama.release import engines
 
-NAMES = {"transformers": "transformers", "llama_cpp": "llama.cpp", "ctranslate2": "CTranslate2"}
+NAMES = {
+    "transformers": "transformers",
+    "transformers-source": "transformers",
+    "llama_cpp": "llama.cpp",
+    "ctranslate2": "CTranslate2",
+}
 """What each engine of `engines.ENGINES` is called in messages."""
 _REBUILD = (
     "rebuild it for any x86-64 CPU: "
     "CMAKE_ARGS=-DGGML_NATIVE=OFF pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python "
     "(docs/engines.md)"
 )
+_OTHER_VERSIONS = "install other versions of torch and transformers, or run this on another machine"
 _REMEDIES = {
     "llama_cpp": _REBUILD,
     "ctranslate2": "install another version of ctranslate2, or run this on another machine",
-    "transformers": "install other versions of torch and transformers, or run this on another machine",
+    "transformers": _OTHER_VERSIONS,
+    "transformers-source": _OTHER_VERSIONS,
 }
 
 

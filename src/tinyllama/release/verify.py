@@ -11,6 +11,7 @@ from typing import Any
 
 from tinyllama.errors import InputError
 from tinyllama.files import sha256_of
+from tinyllama.model.loading import HuggingFaceLlama
 from tinyllama.progress import Bar
 from tinyllama.release.formats import LIBRARIES, Format, check_libraries, formats_of
 from tinyllama.release.isolation import observe
@@ -72,15 +73,46 @@ def verify(release_folder: str | Path) -> list[Check]:
     check_libraries(library for entry in found for library in LIBRARIES[entry.name.split()[0]])
     there = {entry.name.split()[0] for entry in found}
     lacking = [name for name in facts["formats"] if name not in there]
-    with Bar("verifying", 1 + len(found), "parts", rate="") as bar:
+    source = _source(facts)
+    with Bar("verifying", 1 + len(found) + bool(source), "parts", rate="") as bar:
         bar.show(0, "every file's hash")
         checks = file_checks(folder, facts["files"])
         checks += [Check(name, "format", "its files", "none in release.json", False) for name in lacking]
         for done, entry in enumerate(found, 1):
             bar.show(done, f"{entry.name} in {entry.engine}")
             checks += format_checks(entry, folder / entry.path, facts["reference"])
-        bar.show(1 + len(found))
+        if source:
+            bar.show(1 + len(found), f"{source} in transformers")
+            checks += source_checks(source, facts["reference"])
+        bar.show(1 + len(found) + bool(source))
     return checks
+
+
+def _source(facts: Facts) -> Path | None:
+    """The folder that a release of external weights was made from; None where it is gone or has changed."""
+    origin = facts.get("initial_weights") or {}
+    if facts.get("step") is not None or "config" not in origin or not Path(origin["source"]).exists():
+        return None
+    try:
+        there = HuggingFaceLlama.open(origin["source"])
+        same = (there.digest, sha256_of(there.folder / "config.json")) == (origin["digest"], origin["config"])
+    except InputError:  # no model any more
+        return None
+    return there.folder if same else None
+
+
+def source_checks(folder: Path, reference: Facts) -> list[Check]:
+    """The rows of external weights: transformers on the folder that the reference was computed from.
+
+    The reference of such a release comes from this project's own reader, so no format of it shows a mistake in that.
+    The tokenizer is not compared: transformers' LlamaTokenizer gives other ids than SentencePiece where spaces repeat.
+    """
+    limits, observed = LIMITS["huggingface"], observe("transformers-source", folder, reference)
+    assert limits.tie is not None
+    if "error" in observed:
+        return [Check("source", "loads and runs", "yes", observed["error"], False, observed.get("remedy", ""))]
+    rows = _greedy(reference, observed, limits.tie), _nats(reference, observed, limits.nats)
+    return [Check("source", *row) for row in rows]
 
 
 def file_checks(folder: Path, files: Facts) -> list[Check]:

@@ -70,7 +70,9 @@ def build(recipe: Recipe, ranks: Ranks) -> Trainer:
         )
     recipe.train.rank_rows(ranks.count)  # refuses a batch that the ranks cannot share
     run = run_folder(recipe)
-    model = build_model(recipe, _vocab_size(recipe, run, tokenizer), ranks)
+    vocab_size = _vocab_size(recipe, run, tokenizer)
+    tokenizer = tokenizer.fitted(vocab_size)
+    model = build_model(recipe, vocab_size, ranks)
     optimizers = build_optimizers(model, recipe.train.optimizer)
     validation = prepare_validation(recipe, store, tokenizer)
     if recipe.train.deterministic and ranks.device.type == "cuda":
@@ -150,11 +152,7 @@ def open_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> HuggingFaceLla
     for name, there in initial.shape.model_dump(exclude={"context"}).items():
         if not math.isclose(there, here[name], rel_tol=1e-6):  # a constant may have been float32 on its way
             raise InputError(f"model.{name}: is {here[name]}, but {there} in {initial.folder}; make it the same")
-    if initial.vocab_size < tokenizer.vocab_size:
-        raise InputError(
-            f"{recipe.tokenizer}: has {tokenizer.vocab_size} pieces, but {initial.folder} has weights for "
-            f"{initial.vocab_size}; name the tokenizer that belongs to it"
-        )
+    tokenizer.fitted(initial.vocab_size)  # refuses one that does not belong to it
     return initial
 
 
