@@ -14,16 +14,9 @@ from tinyllama.recipe_fields import Part
 
 OTHERS = {"--help", "--quiet"}
 FOREIGN = {
-    "--no-repack",
-    "--no-cache-dir",
-    "--ipc",
-    "--shm-size",
-    "--max-restarts",
-    "--signal",
-    "--local-addr",
-    "--nodes",
-    "--shutdown-timeout",
-}
+    "--no-repack", "--no-cache-dir", "--ipc", "--shm-size", "--max-restarts", "--signal",
+    "--local-addr", "--nodes", "--shutdown-timeout",
+}  # fmt: skip
 """Flags of other programs that stand alone on a page."""
 
 
