@@ -273,7 +273,7 @@ def test_a_full_disk_stops_with_one_line_and_loses_nothing(small: Path, tmp_path
     said = (tmp_path / "said").read_text()
     assert (tmp_path / "status").read_text() == "2\n"
     assert said.splitlines()[-1] == (
-        f"tinyllama: {disk}/store: cannot be written (No space left on device); mend that and run prepare again, "
+        f"tinyllama: {disk}/store: cannot be written (No space left on device); free some space and run prepare again, "
         "which goes on from here"
     )
     assert "Traceback" not in said

@@ -87,6 +87,16 @@ def test_the_end_of_a_single_document_is_validated_on_and_never_trained_on(
     assert list(sample_texts(recipe, 10**9)) == [head]
 
 
+def test_a_sample_of_a_single_long_document_is_its_beginning(small: Path, tmp_path: Path) -> None:
+    for number in range(5):  # by its hash, at most one of them would be in a sample of a hundredth
+        text = f"{number} {TEXT}"
+        write(tmp_path / "raw/book.txt", text.encode())
+        for how in ({}, {"holdout": "tail"}):
+            (sample,) = sample_texts(recipe_of(small, tmp_path, 1e-9, **how), len(text.encode()) // 25)
+            assert text.startswith(sample)
+            assert 0 < len(sample) <= len(text)
+
+
 def test_held_out_ends_are_the_same_however_many_workers_there_are(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

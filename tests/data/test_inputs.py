@@ -1,5 +1,6 @@
 """Paths, globs and URLs: every file that they stand for, and none left out without a word."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import fsspec  # type: ignore[import-untyped]
 import pyarrow
@@ -69,6 +71,12 @@ def test_relative_paths_and_globs_stay_relative(tmp_path: Path, monkeypatch: pyt
         assert [(file.path, file.size) for file in find_files(path, lambda name: name.endswith(".txt"))] == [
             ("raw/a.txt", 3)
         ]
+
+
+def test_a_name_that_no_manifest_can_hold_is_named_as_python_writes_it(tmp_path: Path) -> None:
+    write(tmp_path / "a\udcff.txt", b"")
+    with pytest.raises(InputError, match=r"a\\udcff.txt': the name is not UTF-8.*; rename it"):
+        names(tmp_path)
 
 
 def test_a_link_that_leads_nowhere_or_back_is_named(tmp_path: Path) -> None:
@@ -183,8 +191,18 @@ def test_a_protocol_without_its_package_says_which_to_install(monkeypatch: pytes
     monkeypatch.setitem(known_implementations, "nowhere", unknown)
     with pytest.raises(InputError, match=r"nowhere://bucket/a: Install no-such-package to access Nowhere"):
         list_files("far", source("jsonl", "nowhere://bucket/a"))
-    with pytest.raises(InputError, match=r"s4://bucket/\*.jsonl: Protocol not known: s4"):
+    with pytest.raises(InputError, match=r"s4://bucket/\*.jsonl: Protocol not known: s4; correct the path"):
         list_files("far", source("jsonl", "s4://bucket/*.jsonl"))
+
+
+def test_a_remote_file_that_finds_no_room_here_says_where_to_make_some(
+    remote: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote.pipe("/raw/a.jsonl", b"{}")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(type(remote), "get_file", Mock(side_effect=full))
+    with pytest.raises(InputError, match=r"a.jsonl: cannot be read \(No space.*free some space in .* or set TMPDIR"):
+        texts_of(source("jsonl", "memory://raw/a.jsonl"))
 
 
 def test_a_written_file_counts_as_modified_from_its_time_on(tmp_path: Path) -> None:

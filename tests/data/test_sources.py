@@ -146,6 +146,11 @@ def test_a_hub_folder_with_two_kinds_of_files_is_refused(tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"holds csv and jsonl files, which may say the same twice"):
         list_files("hub", source("huggingface", tmp_path))
     assert texts_of(source("huggingface", tmp_path / "**/*.csv")) == ["once"]
+    write(tmp_path / "other/a.json", lines({"text": "twice"}))
+    write(tmp_path / "other/b.jsonl", lines({"text": "once"}))
+    with pytest.raises(InputError, match=r"holds json and jsonl files, .*by a glob that ends in \*.jsonl\*"):
+        list_files("hub", source("huggingface", tmp_path / "other"))
+    assert texts_of(source("huggingface", tmp_path / "other/*.jsonl*")) == ["once"]
 
 
 def test_a_folder_that_datasets_wrote_is_read_split_by_split(tmp_path: Path) -> None:

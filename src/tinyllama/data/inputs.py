@@ -4,6 +4,7 @@ Lists folders itself, since `Path.rglob`, `glob` and fsspec's `find` all leave o
 without a word. A remote file is copied whole before it is read, so that what is hashed is what was read.
 """
 
+import errno
 import os
 import re
 import stat
@@ -57,9 +58,20 @@ def find_files(path: str, wanted: Callable[[str], bool], others: list[str] | Non
             others += sorted(everything.keys() - places.keys())
     found = [Found(file, places[file], size_of(file)) for file in sorted(places)]
     for file in found:
+        if not _has_encoding(file.path):
+            raise InputError(f"{file.path!a}: the name is not UTF-8, which no manifest can hold; rename it")
         if not _is_remote(file.path) and not os.access(file.path, os.R_OK):
             raise InputError(f"{file.path}: no permission to read it; allow it, or take the file out")
     return found
+
+
+def _has_encoding(path: str) -> bool:
+    """Whether a path has an encoding; one whose bytes are not UTF-8 is read as lone surrogates."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager
@@ -145,8 +157,10 @@ def _filesystem(url: str) -> Any:
     """The fsspec file system of a URL. Raises InputError where its package is missing."""
     try:
         return fsspec.core.url_to_fs(url)[0]
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
         raise InputError(f"{url}: {error}; install what is missing, or copy the data to a local folder") from None
+    except ValueError as error:
+        raise InputError(f"{url}: {error}; correct the path, or copy the data to a local folder") from None
 
 
 @contextmanager
@@ -168,6 +182,8 @@ def _remedy(error: Exception) -> str:
             return "allow it"
         case EOFError():
             return "try again"
+        case OSError(errno=errno.ENOSPC):
+            return f"free some space in {tempfile.gettempdir()} or set TMPDIR"
     return "see that it can be reached"
 
 

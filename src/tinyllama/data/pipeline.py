@@ -4,6 +4,7 @@ The steps are datatrove's kind, (data, rank, world) -> data, so its blocks stand
 ends with a receipt that holds the hashes of what it read and wrote; one that has a receipt is not done again.
 """
 
+import errno
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -30,6 +31,13 @@ from tinyllama.recipe_data import Cleaning
 from tinyllama.text import Text, as_string, utf8_parts
 from tinyllama.tokenizer import Tokenizer
 
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EACCES: "allow it",
+    errno.EPERM: "allow it",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
 _REPAIRED = "lone surrogates became U+FFFD"
 
 # datatrove announces every task on standard error, in every worker; here the progress bar does.
@@ -102,13 +110,15 @@ def writable(store: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "remove the cause")
         raise InputError(
-            f"{store}: cannot be written ({error.strerror or error}); mend that and run prepare again, "
+            f"{store}: cannot be written ({error.strerror or error}); {remedy} and run prepare again, "
             "which goes on from here"
         ) from None
     except MemoryError:
         raise InputError(
-            f"{store}: a worker found no memory; run prepare again with fewer data.workers: it goes on from here"
+            f"{store}: a worker found no memory; run prepare again with fewer data.workers or more memory: it goes on "
+            "from here"
         ) from None
 
 

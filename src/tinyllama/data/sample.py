@@ -1,10 +1,11 @@
 """A sample of the recipe's text for training its tokenizer.
 
 Reads the sources' files, at most 64 of each, evenly spread over the sorted list; what is held out for validation is
-left out here too.
+left out here too. Of a source whose few documents all miss the sample, it is the beginning of the first.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from tinyllama.data.holdout import content_share, split_tail
@@ -37,25 +38,32 @@ def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -
 def sample_texts(recipe: Recipe, sample_bytes: int) -> Iterator[str]:
     """About `sample_bytes` of training text, each source by its weight, the same for the same files and recipe."""
     weights = sum(source.weight for source in recipe.data.sources.values())
-    planned: list[tuple[InputFile, Source, float]] = []
+    planned: list[tuple[list[InputFile], Source, float]] = []
     for name, source in recipe.data.sources.items():
         files = [file for file in list_files(name, source) if file.split == "train"]
-        chosen = files[:: -(-len(files) // _MOST_FILES)]
-        disk_bytes = sum(file.size for file in chosen)
-        share = min(1.0, sample_bytes * source.weight / weights / max(1, disk_bytes * _BYTES_PER_DISK_BYTE))
-        planned += [(file, source, share) for file in chosen]
-    with Bar("reading a sample", sum(file.size for file, *_ in planned), BYTES) as bar:
+        planned.append((files[:: -(-len(files) // _MOST_FILES)], source, sample_bytes * source.weight / weights))
+    with Bar("reading a sample", sum(file.size for files, *_ in planned for file in files), BYTES) as bar:
         done = 0
-        for file, source, share in planned:
-            yield from _sample_file(file, source, share, recipe.data.holdout)
-            done += file.size
-            bar.show(done)
+        for files, source, wanted_bytes in planned:
+            disk_bytes = sum(file.size for file in files)
+            share = min(1.0, wanted_bytes / max(1, disk_bytes * _BYTES_PER_DISK_BYTE))
+            is_empty = True
+            for file in files:
+                for text in _sample_file(file, source, share, recipe.data.holdout):
+                    is_empty = False
+                    yield text
+                done += file.size
+                bar.show(done)
+            if is_empty and share:  # so few documents that none has a hash of the share
+                yield from islice(_sample_file(files[0], source, 1.0, recipe.data.holdout, int(wanted_bytes)), 1)
 
 
-def _sample_file(file: InputFile, source: Source, share: float, holdout: float) -> Iterator[str]:
-    """Documents whose content hash falls above the holdout's part and inside the share."""
+def _sample_file(
+    file: InputFile, source: Source, share: float, holdout: float, most: int | None = None
+) -> Iterator[str]:
+    """The first `most` characters of documents whose content hash is above the holdout's part and inside the share."""
     has_tail = source.holdout == "tail"
     least = 0.0 if has_tail else holdout
     for row in read_rows(file.path, source):
         if isinstance(row, Row) and least <= content_share(row.text) < least + share:
-            yield as_string(split_tail(row.text, holdout)[0] if has_tail else row.text)
+            yield as_string(split_tail(row.text, holdout)[0] if has_tail else row.text)[:most]

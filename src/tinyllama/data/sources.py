@@ -276,7 +276,7 @@ def _data_files(name: str, source: Source, found: list[Found], left_out: Counter
     if len(kinds) > 1:
         raise InputError(
             f"data.sources.{name}: {source.path} holds {' and '.join(kinds)} files, which may say the same twice; name "
-            f"one kind in path, by a glob such as {source.path.rstrip('/')}/**/*.{kinds[0]}*"
+            f"one kind in path, by a glob that ends in *.{kinds[-1]}*"
         )
     return data
 
