@@ -88,7 +88,7 @@ def tokenizers_reference(document: dict[str, Any]) -> Any:
 def add_tokens(folder: Path, *texts: str, special: bool = True) -> int:
     """Add tokens after a tokenizer.json's last id, as others do for padding and chats; return the first one's id."""
     document = json.loads((folder / "tokenizer.json").read_text())
-    first = tokenizers.Tokenizer.from_str(json.dumps(document)).get_vocab_size()
+    first: int = tokenizers.Tokenizer.from_str(json.dumps(document)).get_vocab_size()
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
     document["added_tokens"] += [{"id": first + place, "content": text, **flags} for place, text in enumerate(texts)]
     (folder / "tokenizer.json").write_text(json.dumps(document))

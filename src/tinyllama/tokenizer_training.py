@@ -141,7 +141,7 @@ def sample_texts(texts: Iterable[str], num_characters: int) -> list[str]:
     return [excerpt for _, excerpt in sorted(kept)]
 
 
-def _train(lines: list[str], vocab_size: int, **options: str) -> bytes:
+def _train(lines: list[str], vocab_size: int, required_chars: str = "") -> bytes:
     model = io.BytesIO()
     try:
         SentencePieceTrainer.train(
@@ -158,7 +158,7 @@ def _train(lines: list[str], vocab_size: int, **options: str) -> bytes:
             max_sentence_length=4 * EXCERPT_CHARACTERS,
             num_threads=1,
             minloglevel=2,
-            **options,
+            required_chars=required_chars,
         )
     except RuntimeError as error:
         reason = " ".join(str(error).rpartition("] ")[2].split())

@@ -385,7 +385,7 @@ def test_what_pyarrow_finds_wrong_has_the_remedy_for_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".bz2", ".xz"])
 def test_several_streams_are_one_file_and_nothing_behind_a_stream_is_skipped(tmp_path: Path, suffix: str) -> None:
-    pack = {".bz2": bz2.compress, ".xz": lzma.compress}[suffix]
+    pack: Any = {".bz2": bz2.compress, ".xz": lzma.compress}[suffix]
     first, second = (pack(lines(*({"text": os.urandom(20).hex()} for _ in range(1000)))) for _ in range(2))
     padding = bytes(1 << 21) if suffix == ".xz" else b""
     path = write(tmp_path / f"a.jsonl{suffix}", first + padding + second + padding)

@@ -56,12 +56,11 @@ def test_a_checkpoint_that_the_disk_does_not_give_is_not_taken_for_another_model
 
     with monkeypatch.context() as broken:
         broken.setattr(FileSystemReader, "read_data", fails)
-        for load in (
-            lambda: checkpoint.load(saved, trainer.model, trainer.optimizers),
-            lambda: checkpoint.load_weights(saved, trainer.model),
-        ):
-            with pytest.raises(InputError, match=r"cannot be read \(.*Input/output error.*\); make its files readable"):
-                load()
+        words = r"cannot be read \(.*Input/output error.*\); make its files readable"
+        with pytest.raises(InputError, match=words):
+            checkpoint.load(saved, trainer.model, trainer.optimizers)
+        with pytest.raises(InputError, match=words):
+            checkpoint.load_weights(saved, trainer.model)
     other = built(recipe_of(small, **{"model.ffn_dim": 64}))
     with pytest.raises(InputError, match=r"does not fit .*recipe.yaml \(.*ffn.*\); .* another name"):
         checkpoint.load(saved, other.model, other.optimizers)

@@ -71,7 +71,7 @@ def doubt_lines(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _line(entry: Entry) -> str:
-    rejected = Counter(entry["rejected"])
+    rejected: Counter[str] = Counter(entry["rejected"])
     if not rejected:
         return f"{entry['file']}: holds no rows; take it out, if that is not meant"
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.most_common())

@@ -52,8 +52,8 @@ def prepared_lines(store: TokenStore) -> Iterator[str]:
                 yield f"    {what}: {count:,} rows, {reason}"
     yield from _files_left_out(manifest)
     for name in manifest["sources"] if manifest["holdout"] else ():
-        split = f"{name}/validation"
-        if split not in store or not store[split].num_documents:
+        held_out = f"{name}/validation"
+        if held_out not in store or not store[held_out].num_documents:
             yield f"{name}: nothing is held out for validation; {how_to_hold_out(store, name)}"
     yield from doubt_lines(manifest)
 
