@@ -1,5 +1,6 @@
 """Reading stays in bounded memory, however large a document, a row group or a file is."""
 
+import lzma
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import sys
 from pathlib import Path
 from tinyllama.data.sources import Row, read_rows
 from tinyllama.recipe_data import Source
-source = Source(format=sys.argv[2], path=sys.argv[1], weight=1)
+source = Source(format=sys.argv[2], path=sys.argv[1], weight=1, separator=(sys.argv[3:] or [None])[0])
 rows = characters = 0
 for row in read_rows(sys.argv[1], source):
     assert isinstance(row, Row), row
@@ -43,9 +44,9 @@ print(store["books/train"].num_tokens, peak.split()[1])
 LONG = 200_000_000
 
 
-def read(path: Path, format: str) -> tuple[int, int, int]:
+def read(path: Path, format: str, *separator: str) -> tuple[int, int, int]:
     """Rows, characters, and peak megabytes of a process that reads them."""
-    run = [sys.executable, "-c", READ, str(path), format]
+    run = [sys.executable, "-c", READ, str(path), format, *separator]
     rows, characters, kilobytes = subprocess.run(run, capture_output=True, check=True, timeout=120).stdout.split()
     return int(rows), int(characters), int(kilobytes) * 1024 // 1_000_000
 
@@ -92,6 +93,25 @@ def test_a_file_of_gigabytes_does_not_add_up(tmp_path: Path) -> None:
     rows, characters, megabytes = read(path, "jsonl")
     assert (rows, characters) == (1000, 1000 * len(text))
     assert megabytes < 250
+
+
+@pytest.mark.parametrize("suffix", ["", ".xz"])
+def test_a_text_file_with_a_separator_is_read_document_by_document(tmp_path: Path, suffix: str) -> None:
+    path, text = tmp_path / f"a.txt{suffix}", b"some words of prose, " * 20_000 + b"\n\n"
+    with lzma.open(path, "wb", preset=0) if suffix else path.open("wb") as file:
+        for _ in range(1000):
+            file.write(text)
+    rows, characters, megabytes = read(path, "text", "\n\n")
+    assert (rows, characters) == (1000, 1000 * (len(text) - 2))
+    assert megabytes < 250
+
+
+def test_a_document_of_200_megabytes_between_separators_takes_under_a_gigabyte(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(f"before<|x|>{long_text()}<|x|>after")
+    rows, characters, megabytes = read(path, "text", "<|x|>")
+    assert (rows, characters) == (3, LONG + 11)
+    assert megabytes < 1000
 
 
 @pytest.mark.parametrize("format", ["slimpajama", "parquet"])

@@ -3,8 +3,6 @@
 A format reads the files of its kinds; every other file under a source's path is counted by its ending.
 """
 
-from pathlib import PurePath
-
 from tinyllama.recipe_errors import printable
 
 PACKINGS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
@@ -39,8 +37,14 @@ def split_ending(name: str) -> tuple[str, str, str]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    suffix = PurePath(name).suffix
-    return name.removesuffix(suffix) if suffix else name, suffix.lower()
+    stem, _, last = name.rpartition(".")
+    is_hidden = not stem or stem.endswith("/")
+    return (name, "") if is_hidden or not last or "/" in last else (stem, f".{last.lower()}")
+
+
+def packing_of(name: str) -> str | None:
+    """How a file is packed, going by its name; None where it is not."""
+    return PACKINGS.get(_split(name)[1])
 
 
 def kind_of(name: str, format: str) -> str:

@@ -11,17 +11,18 @@ import lzma
 import re
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import pyarrow
 
-from tinyllama.data.endings import PACKINGS
+from tinyllama.data.endings import packing_of
 from tinyllama.errors import InputError
 
 _CHUNK_BYTES = 1 << 20
 _LONGEST_LINE_BYTES = 1 << 30
 _PLAIN = "plain text"
+_HEAD_BYTES = 16
 _BZ2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")
 
 
@@ -87,17 +88,33 @@ def chunks_of(local: Path, name: str) -> Iterator[bytes]:
     Raises InputError where it is not packed as the ending of its `name` says, OSError, EOFError or LZMAError where it
     is cut off or damaged.
     """
-    packing = PACKINGS.get(PurePath(name).suffix.lower())
-    if packing and not local.stat().st_size:
-        raise InputError(f"{name}: is empty; fetch it again or take it out")
     with local.open("rb") as file:
-        found = _packing(file.read(16))
-    if found != packing:
-        raise InputError(
-            f"{name}: holds {found or _PLAIN}, not {packing or _PLAIN} as its name says; rename it, or fetch it again"
-        )
+        check_packing(file.read(_HEAD_BYTES), name)
     with pyarrow.OSFile(str(local)) as raw:
-        yield from _without_mark(unpacked(raw, packing))
+        yield from _without_mark(unpacked(raw, packing_of(name)))
+
+
+def whole_file(local: Path, name: str) -> bytes | bytearray:
+    """The bytes of `chunks_of`, all at once."""
+    if packing_of(name):
+        data = bytearray()
+        for chunk in chunks_of(local, name):
+            data += chunk
+        return data
+    plain = local.read_bytes()
+    check_packing(plain[:_HEAD_BYTES], name)
+    return plain.removeprefix(codecs.BOM_UTF8)
+
+
+def check_packing(head: bytes, name: str) -> None:
+    """Raise InputError where a file's first bytes are not packed as the ending of its `name` says."""
+    wanted, found = packing_of(name), _packing(head)
+    if wanted and not head:
+        raise InputError(f"{name}: is empty; fetch it again or take it out")
+    if found != wanted:
+        raise InputError(
+            f"{name}: holds {found or _PLAIN}, not {wanted or _PLAIN} as its name says; rename it, or fetch it again"
+        )
 
 
 def _without_mark(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -145,8 +162,17 @@ def _packing(head: bytes) -> str | None:
     return "xz" if head[:6] == b"\xfd7zXZ\0" else None
 
 
-class Stream(io.RawIOBase):
-    """Chunks of bytes as an open file, for readers that want one."""
+def opened_text(local: Path, name: str) -> io.TextIOWrapper:
+    """The bytes of `chunks_of` as an open text file; what is not UTF-8 in it is read as lone surrogates."""
+    if packing_of(name):
+        return io.TextIOWrapper(io.BufferedReader(_Stream(chunks_of(local, name))), "utf-8", "surrogateescape", "")
+    with local.open("rb") as file:
+        check_packing(file.read(_HEAD_BYTES), name)
+    return local.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+class _Stream(io.RawIOBase):
+    """Chunks of bytes as an open file."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks, self._left = chunks, memoryview(b"")

@@ -6,7 +6,6 @@ file. Every format is first read into fields by row, so that what makes a row us
 
 import ast
 import csv
-import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import orjson
 
 from tinyllama.data.endings import kind_of
 from tinyllama.data.lenient_json import Repaired, loads
-from tinyllama.data.lines import Stream, chunks_of, documents_of, lines_of
+from tinyllama.data.lines import documents_of, lines_of, opened_text, whole_file
 from tinyllama.data.long_text import LONG_BYTES, parse_long_line
 from tinyllama.data.tables import Undecodable, arrow_columns, arrow_rows, parquet_columns, parquet_rows
 from tinyllama.errors import InputError
@@ -216,25 +215,16 @@ def begins_longer_json(line: bytes | bytearray) -> bool:
 
 
 def _text(local: Path, name: str, separator: str | None, column: str) -> Fields:
-    for data in documents_of(local, name, separator) if separator else _whole(local, name):
+    for data in documents_of(local, name, separator) if separator else [whole_file(local, name)]:
         try:
             yield None, {column: data if len(data) > LONG_BYTES and is_utf8(memoryview(data)) else data.decode()}
         except UnicodeDecodeError:
             yield None, "not UTF-8 text"
 
 
-def _whole(local: Path, name: str) -> Iterator[bytes | bytearray]:
-    data = bytearray()
-    for chunk in chunks_of(local, name):
-        data += chunk
-    yield data
-
-
 def _csv(local: Path, name: str, needed: Sequence[str]) -> Fields:
     csv.field_size_limit(1 << 31)
-    with io.TextIOWrapper(
-        io.BufferedReader(Stream(chunks_of(local, name))), "utf-8", errors="surrogateescape", newline=""
-    ) as file:
+    with opened_text(local, name) as file:
         rows = csv.DictReader(file, strict=True)  # a file cut inside quotes is an error
         try:
             _check_header(list(rows.fieldnames or ()), name, needed)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow
 
-from tinyllama.data.endings import PACKINGS, endings_of, is_read, split_ending, unread
+from tinyllama.data.endings import endings_of, is_read, packing_of, split_ending, unread
 from tinyllama.data.inputs import Found, fetched, find_files, identity, opened, reason_of
 from tinyllama.data.lines import unpacked
 from tinyllama.data.rows import Reject, Row, begins_longer_json, language_of, rows_of, text_field
@@ -196,7 +196,7 @@ def _head(path: str) -> bytes:
     """The first bytes of a file, unpacked; of one that cannot be read, its name."""
     try:
         with opened(path) as file:
-            chunks = unpacked(pyarrow.PythonFile(file), PACKINGS.get(split_ending(path)[2]))
+            chunks = unpacked(pyarrow.PythonFile(file), packing_of(path))
             return b"".join(islice(chunks, 1))[:_HEAD_BYTES]
     except _UNREADABLE:
         return path.encode(errors="replace")  # reading it says what is wrong with it
