@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 _LOG = "import logging; logging.getLogger({logger!r}).warning({message!r})"
 _ENUM = "<enum 'K'> is an Enum subclass and is now natively supported by torch.compile as an opaque value type."
 

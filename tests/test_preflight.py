@@ -24,6 +24,8 @@ from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer_files import SentencePieceFile
 
+pytestmark = pytest.mark.slow
+
 GPT2_WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False)
 THREE_DIGITS = pre_tokenizers.Sequence(
     [

@@ -34,6 +34,8 @@ from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer_files import SentencePieceFile, TokenizersFile
 from tinyllama.tokenizer_memo import Limits
 
+pytestmark = pytest.mark.slow
+
 CORPUS = ("slimpajama", "starcoderdata")
 runs = st.builds(lambda character, count: character * count, st.sampled_from(" \n\t▁\0"), st.integers(1, 300))
 nasty_texts = st.lists(st.sampled_from(NASTY) | runs | st.text(max_size=8), max_size=8).map("".join)

@@ -12,6 +12,8 @@ from tests.conftest import python_sources, small_recipe, write_jsonl
 
 from tinyllama.tokenizer_training import train_tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 def tinyllama(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tinyllama", *map(str, arguments)]

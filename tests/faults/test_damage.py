@@ -6,6 +6,8 @@ import pytest
 from tests.faults.children import Command, assert_one_line, told
 from tests.faults.conftest import EVALUATE, RELEASE, RUN, without_peak
 
+pytestmark = pytest.mark.slow
+
 CHECKPOINT = RUN / "checkpoints/step-00000012/__0_0.distcp"
 WEIGHTS = RELEASE / "huggingface/model.safetensors"
 READERS: dict[str, Command] = {

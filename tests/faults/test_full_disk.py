@@ -11,6 +11,8 @@ from tests.faults.children import Command, assert_one_line, inside, told
 from tests.faults.conftest import EVALUATE, RELEASE, RUN
 from tests.train.launching import small_disk, without_space
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def disk(gone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -20,6 +20,8 @@ from tinyllama.release import release, update_card
 from tinyllama.release.card import model_card
 from tinyllama.release.table import baseline_file, mean_of_seven
 
+pytestmark = pytest.mark.slow
+
 NONE: dict[str, Any] = {"releases": [], "baselines": []}
 
 

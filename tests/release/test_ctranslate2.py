@@ -15,6 +15,8 @@ from tinyllama.model.loading import load_model
 from tinyllama.release import engines
 from tinyllama.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["tests.release.formats_fixtures"]
 
 FOLDERS = ("float32", "int8")

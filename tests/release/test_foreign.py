@@ -21,6 +21,8 @@ from tinyllama.release import foreign, update_card
 from tinyllama.release.foreign import release_foreign
 from tinyllama.release.verify import Check, verify
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def llama(released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -12,6 +12,8 @@ from tinyllama import cli
 from tinyllama.release import engines
 from tinyllama.release.verify import verify
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["tests.release.formats_fixtures"]
 
 HERE = Path(__file__).parent

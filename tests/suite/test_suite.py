@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from tests.release.native import apart
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TIMEOUT = re.compile(r"mark\.timeout\((\d+)\)")
 

@@ -97,6 +97,8 @@ def test_a_tracker_that_is_killed_at_random_moments_has_every_row_score_and_erro
 _SERVER = """
 import json, os, signal, sys, types
 from pathlib import Path
+
+pytestmark = pytest.mark.slow
 folder = Path({folder!r})
 def init(**more):
     there = (folder / "server").read_text().split() if (folder / "server").exists() else []
