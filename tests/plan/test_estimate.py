@@ -221,7 +221,7 @@ def test_a_sweep_is_printed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--hardware", "h1000"], "--hardware h1000: not known; there are a100-40g"),
+        (["--hardware", "h1000"], "--hardware h1000: not known; name one of a100-40g"),
         (["--gpus", "0"], "--gpus 0: give how many there are"),
         (["--failure-hours", "inf"], "--failure-hours inf: give GPU-hours"),
         (["--disk", "1e-300"], "--disk 1e-300: give bytes a second"),
