@@ -89,6 +89,8 @@ def finish(job: Job, plan: dict[str, Any], strict: bool = False) -> None:
     manifest = {**settings, "inputs": plan["inputs"], "tokenizer": tokenizer, "sources": sources}
     if strict:
         refuse_doubts(str(job.store), manifest)
+    for part in job.store.rglob("*.part"):  # of a killed worker that was not yet gone when its task was done again
+        part.unlink(missing_ok=True)
     write_manifest(job.store / "manifest.json", manifest)
     shutil.rmtree(job.work)
 
