@@ -17,7 +17,10 @@ from tests.vocabularies import LLAMA_OPTIONS, NASTY
 from tinyllama import cli, tokenizer_training
 from tinyllama.errors import InputError
 from tinyllama.tokenizer import Tokenizer
+from tinyllama.tokenizer_conversion import parse_model
 from tinyllama.tokenizer_training import train_tokenizer, training_text
+
+REQUIRED_CHARS = 36  # the number of the field in sentencepiece_model.proto
 
 
 def random_texts(alphabet: str) -> list[str]:
@@ -66,6 +69,8 @@ def test_text_with_spaces_has_the_vocabulary_that_sentencepiece_trains() -> None
     reference = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     ours = train_tokenizer(texts, 800)
     assert [ours._file.token(number) for number in range(800)] == [reference.id_to_piece(n) for n in range(800)]
+    _, trainer, _ = parse_model(ours._file.sentencepiece_model() or b"")
+    assert trainer and REQUIRED_CHARS not in trainer  # an option that is given, even empty, changes the file's bytes
 
 
 def without_the_symbol(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
@@ -141,7 +142,7 @@ def sample_texts(texts: Iterable[str], num_characters: int) -> list[str]:
     return [excerpt for _, excerpt in sorted(kept)]
 
 
-def _train(lines: list[str], vocab_size: int, required_chars: str = "") -> bytes:
+def _train(lines: list[str], vocab_size: int, **options: Any) -> bytes:
     model = io.BytesIO()
     try:
         SentencePieceTrainer.train(
@@ -158,7 +159,7 @@ def _train(lines: list[str], vocab_size: int, required_chars: str = "") -> bytes
             max_sentence_length=4 * EXCERPT_CHARACTERS,
             num_threads=1,
             minloglevel=2,
-            required_chars=required_chars,
+            **options,  # the model keeps those that are given, even empty ones
         )
     except RuntimeError as error:
         reason = " ".join(str(error).rpartition("] ")[2].split())
