@@ -152,6 +152,9 @@ class Data(Part):
                 raise ValueError(f"stages name a source {name!r} that sources lacks; correct it")
             if not sum(stage.weights.values()):
                 raise ValueError(f"the stage from {stage.from_tokens} tokens: its weights sum to nothing; raise one")
+        for name, source in self.sources.items():
+            if source.holdout == "tail" and not self.holdout:
+                raise ValueError(f"sources.{name}.holdout is tail, but holdout is 0; give the share that is held out")
         if not sum(source.weight for source in self.sources.values()):
             raise ValueError("the sources' weights sum to nothing; raise one")
         return self

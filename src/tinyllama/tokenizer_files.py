@@ -62,7 +62,7 @@ class SentencePieceFile:
         if model_type != BPE:
             raise InputError(
                 f"{name}: not a BPE model of SentencePiece but of type {MODEL_TYPES.get(model_type, model_type)}; use "
-                "one that was trained with model_type=bpe, or train one with `tinyllama tokenizer train`"
+                "one that was trained with model_type=bpe, or train another folder with `tinyllama tokenizer train`"
             )
         self.normaliser = {
             "dummy_prefix": bool(normaliser.get(3, True)),
@@ -121,7 +121,7 @@ class SentencePieceFile:
         }
         changes = ", ".join(option for option, differs in options.items() if differs)
         train = f"train it again with SentencePiece's {changes}" if changes else "use another tokenizer"
-        return f"{train}, or train one with `tinyllama tokenizer train`"
+        return f"{train}, or name another folder in `tokenizer` and run `tinyllama tokenizer train`"
 
     def sentencepiece_model(self) -> bytes:
         """The tokenizer.model."""

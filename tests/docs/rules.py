@@ -104,8 +104,10 @@ def scaled(words: list[str]) -> list[str]:
     match words:
         case ["train", recipe, *_]:
             return [*words, *_flags(TRAINING | (PREPARING if recipe in bundled_recipes() else {}))]
-        case ["prepare", recipe, *_]:  # which holds the model against initial weights, tiny ones here
-            return [*words, *_flags(MODEL | (PREPARING if recipe in bundled_recipes() else {}))]
+        case ["prepare", recipe, *_] if recipe in bundled_recipes():
+            return [*words, *_flags(PREPARING)]
+        case ["prepare", "continued.yaml", *_]:  # whose model must be that of its initial weights, which are tiny here
+            return [*words, *_flags(MODEL)]
         case ["tokenizer", "train", *_] if "2048" not in words:  # which is a second's work
             return _with(words, "--vocab-size", "600")
         case ["evaluate", *_]:

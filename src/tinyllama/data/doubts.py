@@ -14,15 +14,16 @@ from tinyllama.errors import InputError
 
 _MOST_KEPT = 100  # files in a manifest
 _MOST_SHOWN = 10
+_NAME_FIELD = "name the field or column that holds the documents as text"
 _REMEDIES = {
     "invalid JSON$|not a JSON object$": "one JSON object per line is expected",
     ".* UTF-8( text)?$": "convert it to UTF-8",
     "no meta.redpajama_set_name$": "no rows of SlimPajama, so name another format",
-    "no |.* is not text$": "name the field or column that holds the documents as text",
+    "no |.* is not text$": _NAME_FIELD,
     "empty": "put text there",
     "more fields than columns$": 'put fields that hold a comma in "',
     "excluded: ": "correct include and exclude",
-    f"{HELD_OUT}$": "lower data.holdout, or set holdout: tail, which holds out the end of each document",
+    f"{HELD_OUT}$": "set holdout: tail in the source, or for a text a separator, or lower data.holdout",
 }
 """What may help where most rows were not used, by the reason."""
 Entry = dict[str, Any]
@@ -76,7 +77,10 @@ def _line(entry: Entry) -> str:
         return f"{entry['file']}: holds no rows; take it out, if that is not meant"
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.most_common())
     how_many = f"{rejected.total():,} of {entry['rows']:,} rows"
-    return f"{entry['file']}: {how_many} rejected ({reasons}); {remedy_of(rejected)}"
+    remedy = remedy_of(rejected)
+    if remedy == _NAME_FIELD and rejected.total() < entry["rows"]:  # other rows have it
+        remedy = "give those rows a text, or take them out"
+    return f"{entry['file']}: {how_many} rejected ({reasons}); {remedy}"
 
 
 def remedy_of(reasons: Counter[str]) -> str:

@@ -22,7 +22,14 @@ from tinyllama.errors import InputError
 _CHUNK_BYTES = 1 << 20
 _LONGEST_LINE_BYTES = 1 << 30
 _PLAIN = "plain text"
-_HEAD_BYTES = 16
+_HEAD_BYTES = 512
+_ARCHIVES = (
+    ("zip", 0, b"PK\3\4"),
+    ("7z", 0, b"7z\xbc\xaf\x27\x1c"),
+    ("lz4", 0, b"\x04\x22\x4d\x18"),
+    ("tar", 257, b"ustar"),
+)
+"""Name of what is never text, and the bytes at a place that tell it."""
 _BZ2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")
 
 
@@ -91,7 +98,7 @@ def chunks_of(local: Path, name: str) -> Iterator[bytes]:
     with local.open("rb") as file:
         check_packing(file.read(_HEAD_BYTES), name)
     with pyarrow.OSFile(str(local)) as raw:
-        yield from _without_mark(unpacked(raw, packing_of(name)))
+        yield from _without_mark(unpacked(raw, packing_of(name)), name)
 
 
 def whole_file(local: Path, name: str) -> bytes | bytearray:
@@ -108,6 +115,8 @@ def whole_file(local: Path, name: str) -> bytes | bytearray:
 
 def check_packing(head: bytes, name: str) -> None:
     """Raise InputError where a file's first bytes are not packed as the ending of its `name` says."""
+    if archive := next((kind for kind, place, mark in _ARCHIVES if head[place:].startswith(mark)), None):
+        raise InputError(f"{name}: is a {archive} archive, which is not read; unpack it")
     wanted, found = packing_of(name), _packing(head)
     if wanted and not head:
         raise InputError(f"{name}: is empty; fetch it again or take it out")
@@ -117,8 +126,10 @@ def check_packing(head: bytes, name: str) -> None:
         )
 
 
-def _without_mark(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def _without_mark(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
     for first in chunks:
+        if first[257:262] == b"ustar":
+            raise InputError(f"{name}: is a packed tar archive, which is not read; unpack it")
         yield first.removeprefix(codecs.BOM_UTF8)
         break
     yield from chunks

@@ -199,7 +199,8 @@ def _parsed(name: str, numbered: tuple[int, bytes | bytearray]) -> tuple[int, di
                 f"{name}: holds JSON over several lines, but one JSON object per line is expected; convert it, such as "
                 f"by {convert}"
             ) from None
-        return number, "invalid JSON" if is_utf8(memoryview(line)) else "not UTF-8 text"
+        is_text = is_utf8(memoryview(line)) and b"\0" not in line  # UTF-16 has NUL bytes
+        return number, "invalid JSON" if is_text else "not UTF-8 text"
     return number, fields if isinstance(fields, dict) else "not a JSON object"
 
 

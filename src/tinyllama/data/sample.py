@@ -4,17 +4,20 @@ Reads the sources' files, at most 64 of each, evenly spread over the sorted list
 left out here too. Of a source whose few documents all miss the sample, it is the beginning of the first.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from tinyllama.data.holdout import content_share, split_tail
-from tinyllama.data.sources import InputFile, Row, list_files, read_rows
-from tinyllama.errors import InputError
+from tinyllama.data.doubts import remedy_of
+from tinyllama.data.holdout import HELD_OUT, content_share, split_tail
+from tinyllama.data.sources import InputFile, Reject, list_files, read_rows
+from tinyllama.errors import InputError, first_line
 from tinyllama.progress import BYTES, Bar
 from tinyllama.recipe import Recipe
 from tinyllama.recipe_data import Source
 from tinyllama.text import as_string
+from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer_training import TrainingText, train_on_lines, training_text
 
 _MOST_FILES = 64
@@ -28,15 +31,30 @@ def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -
     Raises InputError where that folder is there already: a store or a run may rely on it.
     """
     folder = Path(recipe.tokenizer)
+    if folder.is_file():
+        raise InputError(f"tokenizer: {folder} is a file; name a folder for the trained tokenizer")
     if (folder / "tokenizer.json").exists():  # written last: without it the folder is an interrupted run's
         raise InputError(f"tokenizer: {folder} is there already; name another folder in the recipe, or delete it")
-    text = training_text(sample_texts(recipe, sample_bytes))
+    if (folder / "tokenizer.model").exists():
+        try:
+            Tokenizer.load(folder)
+        except InputError as error:  # none of ours
+            raise InputError(f"{first_line(error)}; it is kept: name another folder in `tokenizer`") from None
+    reasons: Counter[str] = Counter()
+    text = training_text(sample_texts(recipe, sample_bytes, reasons))
+    if not text.lines and reasons:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+        raise InputError(f"data.sources: no text to train the tokenizer on ({counts}); {remedy_of(reasons)}")
     train_on_lines(text, vocab_size).save(folder, recipe.model.context)
     return folder, text
 
 
-def sample_texts(recipe: Recipe, sample_bytes: int) -> Iterator[str]:
-    """About `sample_bytes` of training text, each source by its weight, the same for the same files and recipe."""
+def sample_texts(recipe: Recipe, sample_bytes: int, reasons: Counter[str] | None = None) -> Iterator[str]:
+    """About `sample_bytes` of training text, each source by its weight, the same for the same files and recipe.
+
+    Rows that give no text are counted in `reasons` by why.
+    """
+    unused: Counter[str] = Counter() if reasons is None else reasons
     weights = sum(source.weight for source in recipe.data.sources.values())
     planned: list[tuple[list[InputFile], Source, float]] = []
     for name, source in recipe.data.sources.items():
@@ -49,21 +67,27 @@ def sample_texts(recipe: Recipe, sample_bytes: int) -> Iterator[str]:
             share = min(1.0, wanted_bytes / max(1, disk_bytes * _BYTES_PER_DISK_BYTE))
             is_empty = True
             for file in files:
-                for text in _sample_file(file, source, share, recipe.data.holdout):
+                for text in _sample_file(file, source, share, recipe.data.holdout, unused):
                     is_empty = False
                     yield text
                 done += file.size
                 bar.show(done)
             if is_empty and share:  # so few documents that none has a hash of the share
-                yield from islice(_sample_file(files[0], source, 1.0, recipe.data.holdout, int(wanted_bytes)), 1)
+                again: Counter[str] = Counter()
+                found = _sample_file(files[0], source, 1.0, recipe.data.holdout, again, int(wanted_bytes))
+                yield from islice(found, 1)
 
 
 def _sample_file(
-    file: InputFile, source: Source, share: float, holdout: float, most: int | None = None
+    file: InputFile, source: Source, share: float, holdout: float, unused: Counter[str], most: int | None = None
 ) -> Iterator[str]:
     """The first `most` characters of documents whose content hash is above the holdout's part and inside the share."""
     has_tail = source.holdout == "tail"
     least = 0.0 if has_tail else holdout
     for row in read_rows(file.path, source):
-        if isinstance(row, Row) and least <= content_share(row.text) < least + share:
+        if isinstance(row, Reject):
+            unused[row.reason] += 1
+        elif (place := content_share(row.text)) < least:
+            unused[HELD_OUT] += 1
+        elif place < least + share:
             yield as_string(split_tail(row.text, holdout)[0] if has_tail else row.text)[:most]

@@ -216,6 +216,8 @@ def _has_lines(file: Found) -> bool:
     if Path(file.path).name in _ABOUT:
         return False
     head = _head(file.path).removeprefix(codecs.BOM_UTF8).lstrip()
+    if file.size <= _POINTER_BYTES:
+        _refuse_pointer(file.path, head)
     line, end, _ = head.partition(b"\n")
     return not head or (line[:1] == b"{" and not (end and begins_longer_json(line)))
 

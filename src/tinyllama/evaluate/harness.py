@@ -177,9 +177,15 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval's documented interfa
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation after its context, and whether it is the greedy one."""
         pairs = [self._encode(*request.args) for request in requests]
+        context = self.model.shape.context
         for request, pair in zip(requests, pairs, strict=True):
+            if len(pair[1]) > context:
+                raise InputError(
+                    f"{request.task_name}: a continuation has {len(pair[1])} tokens; the model's context holds {context}: "
+                    "leave out this task"
+                )
             # The last id is only predicted, so one more than the context is still read whole.
-            if sum(map(len, pair)) > self.model.shape.context + 1:
+            if sum(map(len, pair)) > context + 1:
                 self.shortened[request.task_name or ""] += 1
         return self._score(pairs)
 

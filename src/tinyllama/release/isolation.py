@@ -62,6 +62,8 @@ def convert(function: str, *arguments: str) -> None:
     ended = _run([function, *arguments], b"")
     if ended.returncode < 0:
         words, remedy = crash(engine, ended.returncode)
+        if ended.returncode == -signal.SIGKILL:
+            remedy = "free some memory or raise its limit, and release again"
         raise RunStoppedError(f"release: {words}{_last_line(ended.stderr)}; {remedy}")
     if ended.returncode:
         raise RunStoppedError(
@@ -74,7 +76,10 @@ def crash(engine: str, status: int) -> tuple[str, str]:
     """Return the message and the remedy for an engine that ended by a signal; `status` as `subprocess` gives it."""
     name = signal.Signals(-status).name
     if name == "SIGKILL":  # no fault of the engine's own raises it
-        return f"{NAMES[engine]} was killed (SIGKILL)", "free some memory, or raise the limit, and run this again"
+        return (
+            f"{NAMES[engine]} was killed (SIGKILL)",
+            "free some memory or raise its limit, then `tinyllama verify` the release",
+        )
     return f"{NAMES[engine]} crashed ({name}) on this machine", _REMEDIES[engine]
 
 
