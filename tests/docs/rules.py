@@ -104,10 +104,9 @@ def scaled(words: list[str]) -> list[str]:
     match words:
         case ["train", recipe, *_]:
             return [*words, *_flags(TRAINING | (PREPARING if recipe in bundled_recipes() else {}))]
-        case ["prepare", recipe, *_] if recipe in bundled_recipes():
-            return [*words, *_flags(PREPARING)]
-        case ["prepare", "continued.yaml", *_]:  # whose model must be that of its initial weights, which are tiny here
-            return [*words, *_flags(MODEL)]
+        case ["prepare", recipe, *_] if recipe in (*bundled_recipes(), "continued.yaml"):
+            # the model of continued.yaml must be that of its initial weights, which are tiny here
+            return [*words, *_flags(MODEL if recipe == "continued.yaml" else PREPARING)]
         case ["tokenizer", "train", *_] if "2048" not in words:  # which is a second's work
             return _with(words, "--vocab-size", "600")
         case ["evaluate", *_]:

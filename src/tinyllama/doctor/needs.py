@@ -31,10 +31,8 @@ def recipe_rows(recipe: Recipe, found: Found) -> list[Row]:
         tokenizer = Tokenizer.load(recipe.tokenizer)
         first = _row("tokenizer", f"{recipe.tokenizer}: {tokenizer.vocab_size:,} pieces")
     except InputError as problem:
-        tokenizer, first = (
-            None,
-            _missing("tokenizer", problem, "" if Path(recipe.tokenizer).exists() else _how_to_get_tokenizer(recipe)),
-        )
+        remedy = "" if Path(recipe.tokenizer).exists() else _how_to_get_tokenizer(recipe)
+        tokenizer, first = None, _missing("tokenizer", problem, remedy)
     judged = _findings(recipe, tokenizer) if tokenizer else {}
     rows = [first, *_data(recipe), *_weights(recipe), *_software(recipe, found)]
     rows = [*(judged.pop(row.what, row) for row in rows), *judged.values(), *_surprises(recipe, found)]

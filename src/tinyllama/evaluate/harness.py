@@ -180,10 +180,8 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval's documented interfa
         context = self.model.shape.context
         for request, pair in zip(requests, pairs, strict=True):
             if len(pair[1]) > context:
-                raise InputError(
-                    f"{request.task_name}: a continuation has {len(pair[1])} tokens; the model's context holds {context}: "
-                    "leave out this task"
-                )
+                size = f"a continuation has {len(pair[1])} tokens, the model's context holds {context}"
+                raise InputError(f"{request.task_name}: {size}; leave out this task")
             # The last id is only predicted, so one more than the context is still read whole.
             if sum(map(len, pair)) > context + 1:
                 self.shortened[request.task_name or ""] += 1

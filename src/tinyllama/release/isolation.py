@@ -76,10 +76,8 @@ def crash(engine: str, status: int) -> tuple[str, str]:
     """Return the message and the remedy for an engine that ended by a signal; `status` as `subprocess` gives it."""
     name = signal.Signals(-status).name
     if name == "SIGKILL":  # no fault of the engine's own raises it
-        return (
-            f"{NAMES[engine]} was killed (SIGKILL)",
-            "free some memory or raise its limit, then `tinyllama verify` the release",
-        )
+        remedy = "free some memory or raise its limit, then `tinyllama verify` the release"
+        return f"{NAMES[engine]} was killed (SIGKILL)", remedy
     return f"{NAMES[engine]} crashed ({name}) on this machine", _REMEDIES[engine]
 
 
