@@ -18,6 +18,8 @@ from tinyllama.files import read_json
 from tinyllama.track.follow import read_progress
 from tinyllama.train.metrics import Journal
 
+pytestmark = pytest.mark.slow
+
 _TRACKER = "import sys; from tinyllama.track.process import main; sys.exit(main(*sys.argv[1:]))"
 _CHANCE = random.Random(7)
 _LIVES = 4
@@ -97,8 +99,6 @@ def test_a_tracker_that_is_killed_at_random_moments_has_every_row_score_and_erro
 _SERVER = """
 import json, os, signal, sys, types
 from pathlib import Path
-
-pytestmark = pytest.mark.slow
 folder = Path({folder!r})
 def init(**more):
     there = (folder / "server").read_text().split() if (folder / "server").exists() else []
