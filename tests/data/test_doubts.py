@@ -1,6 +1,10 @@
 """Files that gave few documents or none are named when the store is made, and `--strict` makes no store of them."""
 
+import gzip
+import io
 import json
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +155,58 @@ def test_the_store_of_files_without_a_fault_says_nothing_more(small: Path) -> No
         assert set(source) == {"format", "text", "include", "exclude", "clean", "splits", "files_left_out"}
     assert set(TokenStore.open(small / "store")["lines/train"].manifest["rows"]) == {"read", "kept", "left_out"}
     assert "changed" not in json.dumps(manifest)
+
+
+def archives() -> dict[str, bytes]:
+    """An archive of each kind whose first file is rows, by its file's name."""
+    rows, packed = lines(*({"text": text} for text in python_sources(9))), io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("rows.jsonl", rows)
+    with tarfile.open(fileobj=(tape := io.BytesIO()), mode="w") as archive_of_files:
+        entry = tarfile.TarInfo("rows.jsonl")
+        entry.size = len(rows)
+        archive_of_files.addfile(entry, io.BytesIO(rows))
+    return {"a.zip": packed.getvalue(), "a.tar": tape.getvalue(), "a.tar.gz": gzip.compress(tape.getvalue())}
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz"])
+@pytest.mark.parametrize("format", ["jsonl", "text"])
+def test_an_archive_that_is_named_is_no_text(small: Path, tmp_path: Path, name: str, format: str) -> None:
+    write(tmp_path / name, archives()[name])
+    recipe = recipe_of(small, tmp_path, format, path=str(tmp_path / name))
+    with pytest.raises(InputError, match=rf"{name}: is a .*archive.*unpack it"):
+        prepare(Recipe.load(recipe))
+    assert not (tmp_path / "store/manifest.json").exists()
+
+
+def test_a_pointer_named_json_beside_rows_is_refused_by_name(small: Path, tmp_path: Path) -> None:
+    write(tmp_path / "raw/rows.jsonl", lines(*({"text": text} for text in python_sources(9))))
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123456\n"
+    write(tmp_path / "raw/more.json", pointer.encode())
+    with pytest.raises(InputError, match=r"more\.json: is a git-lfs pointer.*git lfs pull"):
+        prepare(Recipe.load(recipe_of(small, tmp_path)))
+
+
+def test_rows_in_utf16_are_to_be_converted(small: Path, tmp_path: Path) -> None:
+    write(tmp_path / "raw/a.jsonl", lines(*({"text": text} for text in python_sources(9))).decode().encode("utf-16"))
+    with pytest.raises(InputError, match="convert it to UTF-8"):
+        prepare(Recipe.load(recipe_of(small, tmp_path)))
+
+
+def test_a_tail_is_a_share_above_0(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"sources\.own\.holdout is tail"):
+        Recipe.load(recipe_of(small, tmp_path, "text", holdout="tail"))
+
+
+def test_training_a_tokenizer_keeps_anothers_model_and_says_why_there_is_no_text(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "raw/a.jsonl", lines(*[{"body": "x"}] * 20))
+    recipe, folder = str(recipe_of(small, tmp_path)), tmp_path / "own"
+    assert main(["tokenizer", "train", recipe, "--tokenizer", str(folder)]) == 2
+    assert "20 no text" in capsys.readouterr().err
+    write(folder / "tokenizer.model", b"a model that cannot be loaded")
+    for place in (folder, folder / "tokenizer.model"):
+        assert main(["tokenizer", "train", recipe, "--tokenizer", str(place)]) == 2
+        assert "name " in capsys.readouterr().err
+    assert (folder / "tokenizer.model").read_bytes() == b"a model that cannot be loaded"
