@@ -167,7 +167,7 @@ def _train(lines: list[str], vocab_size: int, **options: Any) -> bytes:
             r"required_chars\. \d+ vs (\d+)", reason
         ):  # whose own advice is an option of SentencePiece
             reason = f"its characters, the bytes and special tokens alone take {needed[1]}; raise the vocabulary size"
-        reason = reason.replace("Please set it to a value", "give --vocab-size a value")
+        reason = reason.replace("Please set it to a value", "Give --vocab-size a value")
         size = sum(map(len, lines))
         raise InputError(f"tokenizer training: {vocab_size} pieces from {size:,} characters: {reason}") from None
     return model.getvalue()
