@@ -29,7 +29,8 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     _forget_parts(path)
     beside = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")
     try:
-        with beside.open("wb") as file:
+        beside.unlink(missing_ok=True)
+        with beside.open("xb") as file:  # a link that somebody put there is not followed
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -162,7 +163,7 @@ def alone_in(folder: Path, lock: str, refusal: str) -> Iterator[None]:
     Raises InputError, saying `refusal`, where another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / lock).open("w") as file:
+    with open_unfollowed(folder / lock) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, no child inherits it
         except (BlockingIOError, PermissionError):
@@ -201,6 +202,20 @@ def is_held(path: Path) -> bool:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock while the block runs, having waited for who holds it."""
-    with path.open("w") as file:
+    with open_unfollowed(path) as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         yield
+
+
+def open_unfollowed(path: Path) -> IO[bytes]:
+    """Open a file to append to it; it is made where it is not there, and never emptied.
+
+    Raises InputError where it is a symbolic link: a stranger's run may have one that leads to a file of yours.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(f"{path}: is a symbolic link, and what it leads to would change; delete the link") from None
+    return os.fdopen(descriptor, "ab", buffering=0)

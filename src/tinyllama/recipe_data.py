@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from tinyllama.recipe_errors import nearest
-from tinyllama.recipe_fields import Count, Part, Share, SourceName, parse_tokens
+from tinyllama.recipe_fields import Address, Count, Part, Share, SourceName, parse_tokens
 
 Weight = Annotated[float, Field(ge=0)]
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)]
@@ -47,7 +47,7 @@ class Source(Part):
 
     format: Literal["slimpajama", "starcoderdata", "jsonl", "parquet", "text", "csv", "huggingface"]
     """How its files are read; `huggingface` is a data set's folder, as downloaded or as saved by `datasets`."""
-    path: str = Field(min_length=1)
+    path: Address = Field(min_length=1)
     """Folder, file, glob or fsspec URL (`s3://…`), read in sorted order; a folder is read with everything below it but
     names that begin with a dot."""
     weight: Weight

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -23,6 +23,19 @@ def parse_tokens(value: object) -> object:
     return round(count)
 
 
+def check_protocol(path: str) -> str:
+    """Return a path or URL. Raises ValueError for a URL of a protocol that is not in PROTOCOLS, and for a chain."""
+    protocol, is_url, _ = path.partition("://")
+    if is_url and ("::" in path or protocol not in PROTOCOLS):
+        raise ValueError(f"is a URL that is not read; give a local path, or one URL of {', '.join(PROTOCOLS)}")
+    return path
+
+
+PROTOCOLS = ("file", "local", "memory", "http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf")
+"""What the URL of a source may begin with. fsspec knows more, and some of them run code that a file holds."""
+Address = Annotated[str, AfterValidator(check_protocol)]
+Name = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Pattern of names that become folders."""
 Tokens = Annotated[int, BeforeValidator(parse_tokens), Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]

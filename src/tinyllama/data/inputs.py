@@ -22,6 +22,7 @@ import fsspec.core  # type: ignore[import-untyped]
 
 from tinyllama.errors import InputError, first_line
 from tinyllama.files import sha256_of
+from tinyllama.recipe_fields import check_protocol
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _is_remote(path: str) -> bool:
 def _filesystem(url: str) -> Any:
     """The fsspec file system of a URL. Raises InputError where its package is missing."""
     try:
-        return fsspec.core.url_to_fs(url)[0]
+        return fsspec.core.url_to_fs(check_protocol(url))[0]
     except ImportError as error:
         raise InputError(f"{url}: {error}; install what is missing, or copy the data to a local folder") from None
     except ValueError as error:

@@ -72,13 +72,13 @@ def _load_hf(found: Located, batch_size: int, precision: torch.dtype, device: to
         logging.disable_progress_bar()
 
     with _loads(found.folder, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(found.folder)
+        tokenizer = AutoTokenizer.from_pretrained(found.folder, trust_remote_code=False)
         if not tokenizer("word").input_ids:  # transformers makes an empty one where the files are missing
             raise ValueError("it gives no ids")
     with _loads(found.folder, "causal model"):
-        model = AutoModelForCausalLM.from_pretrained(found.folder, dtype=precision)
+        model = AutoModelForCausalLM.from_pretrained(found.folder, dtype=precision, trust_remote_code=False)
     with quiet():  # given loaded, lm-eval leaves the ranks to us, and says so at length
-        return HFLM(model.to(device), tokenizer=tokenizer, batch_size=batch_size)
+        return HFLM(model.to(device), tokenizer=tokenizer, batch_size=batch_size, trust_remote_code=False)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def locate(source: str | Path) -> Located:
         return Located(folder, is_checkpoint=False)
     if (folder / "huggingface" / "config.json").is_file():
         return Located(folder / "huggingface", is_checkpoint=False)
-    if (folder / "commit.json").is_file():
+    if (folder / "commit.json").is_file() and not (folder / "release.json").is_file():
         return Located(folder, is_checkpoint=True)
     if (folder / "recipe.yaml").is_file():
         return Located(_newest(folder), is_checkpoint=True)
@@ -184,6 +184,8 @@ def _indexed(index: Path) -> set[str]:
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise InputError(f"{index.name} has no weight_map of files; fetch it again, or save the model again")
+    if outside := [name for name in places.values() if Path(name).name != name or name in ("", ".", "..")]:
+        raise InputError(f"{index.name} names a file outside its folder, {outside[0]!r}; save the model again")
     return set(places.values())
 
 

@@ -22,7 +22,7 @@ from tinyllama.release.card import model_card
 from tinyllama.release.foreign import foreign_card
 from tinyllama.release.formats import check_formats, load_formats, write_formats
 from tinyllama.release.hf import write_hugging_face
-from tinyllama.release.lineage import hash_file, hash_files, lineage, metrics_until, read_facts
+from tinyllama.release.lineage import hash_file, hash_files, lineage, metrics_until, read_facts, refuse_in_the_way
 from tinyllama.release.reference import reference
 from tinyllama.release.showing import shown
 from tinyllama.release.table import evaluation_of, has_scores, releases_table
@@ -63,9 +63,7 @@ def release(
         raise InputError(f"{source}: taken out of its run, {told}; release it there")
     wanted = _wanted(Recipe.load(run / "recipe.yaml").release, formats, average, average_decay)
     folder = run / "releases" / source.name
-    if folder.exists() and not force:
-        there = "already released" if (folder / "release.json").is_file() else "in the way, and no release"
-        raise InputError(f"{folder}: {there}; --force replaces it")
+    refuse_in_the_way(folder, force)
     check_formats(wanted.formats)
     load_tokenizer(source).check_formats(wanted.formats)
     averaged = averaged_checkpoints(run, source, wanted.average, exactly=average is not None)

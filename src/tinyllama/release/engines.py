@@ -10,6 +10,7 @@ import ctypes
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ def in_transformers(path: str, reference: Reference) -> Observed:
     model = _load_in_transformers(path)
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     texts = [tokenizer(entry["text"], split_special_tokens=True).input_ids for entry in reference["texts"]]
     special = {}
     for name in ("bos", "eos"):
@@ -59,7 +60,7 @@ def _load_in_transformers(path: str, **config: Any) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **config)
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False, **config)
 
 
 def _computed_in_transformers(model: Any, reference: Reference) -> Observed:
@@ -198,7 +199,7 @@ def convert(source: str, folder: str, kind: str, *files: str) -> None:
             return model
 
     transformers_logging.disable_progress_bar()
-    Converter(source, copy_files=list(files)).convert(folder, quantization=kind)
+    Converter(source, copy_files=list(files), trust_remote_code=False).convert(folder, quantization=kind)
 
 
 ENGINES = {
@@ -216,6 +217,8 @@ CONVERSIONS: dict[str, tuple[str, Callable[..., None]]] = {
 
 def main(engine: str, path: str, out: str, *more: str) -> None:
     """Observe, where an error of the engine is a result too, or convert."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: this process ends with the one that started it
     if engine in CONVERSIONS:
         CONVERSIONS[engine][1](path, out, *more)
         return

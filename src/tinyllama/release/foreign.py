@@ -4,6 +4,7 @@ Reads a folder or a model of the hub; writes `releases/NAME/` in the working dir
 release.json tells where the weights came from instead of how they were trained.
 """
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -18,11 +19,12 @@ from tinyllama.errors import InputError, RunStoppedError, warn_once
 from tinyllama.files import read_json, sha256_of, write_folder, write_json
 from tinyllama.model.loading import HuggingFaceLlama, load_model, load_tokenizer
 from tinyllama.plan import num_parameters
+from tinyllama.recipe_fields import Name
 from tinyllama.release.card_scores import by_task, eval_results
 from tinyllama.release.card_use import how_to_use
 from tinyllama.release.formats import LIBRARIES, check_formats, check_libraries, load_formats, write_formats
 from tinyllama.release.hf import CHAT_TEMPLATE, write_hugging_face
-from tinyllama.release.lineage import base_model, hash_files
+from tinyllama.release.lineage import base_model, hash_files, refuse_in_the_way
 from tinyllama.release.markdown import table
 from tinyllama.release.reference import reference
 from tinyllama.release.showing import shown
@@ -43,9 +45,7 @@ def release_foreign(source: str, formats: Sequence[str] = ALL_FORMATS, force: bo
     there = HuggingFaceLlama.open(source)
     name = _name(Path(source)) if Path(source).exists() else source.partition("/")[2]
     folder = Path("releases") / name
-    if folder.exists() and not force:
-        what = "already released" if (folder / "release.json").is_file() else "in the way, and no release"
-        raise InputError(f"{folder}: {what}; --force replaces it")
+    refuse_in_the_way(folder, force)
     check_formats(formats)
     check_libraries(LIBRARIES["huggingface"])  # which the source is compared in
     load_tokenizer(source).check_formats(formats)
@@ -115,8 +115,13 @@ def _take_over_generation(source: Path, path: Path, num_rows: int) -> None:
 def _name(source: Path) -> str:
     """A folder's name; a release's, and its Hugging Face folder's, is the released model's."""
     for folder in (source, source.resolve().parent):
-        if (folder / "release.json").is_file():
-            return str(read_json(folder / "release.json")["name"])
+        path = folder / "release.json"
+        if path.is_file():
+            facts = read_json(path)
+            name = facts.get("name") if isinstance(facts, dict) else None
+            if not isinstance(name, str) or not re.fullmatch(Name, name) or "\n" in name:
+                raise InputError(f"{path}: name {str(name)[:40]!r} is no name of a model; correct it")
+            return name
     return source.resolve().name
 
 

@@ -92,6 +92,25 @@ def base_model(facts: Mapping[str, Any]) -> str | None:
     return source if source and HUB_NAME.fullmatch(source) and not Path(source).exists() else None
 
 
+def refuse_in_the_way(folder: Path, force: bool) -> None:
+    """Raise InputError where a release cannot take this place: it is taken, or `force` would delete what is not ours.
+
+    Ours are the files that release.json there names, and those that an evaluation adds.
+    """
+    if not folder.exists() and not folder.is_symlink():
+        return
+    facts = read_json(folder / "release.json") if (folder / "release.json").is_file() else None
+    if facts is not None and not force:
+        raise InputError(f"{folder}: already released; --force replaces it")
+    own = {"release.json", "evaluation.json", *(facts.get("files") or () if isinstance(facts, dict) else ())}
+    found = [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
+    others = [path for path in found if path.relative_to(folder).as_posix() not in own]
+    if folder.is_symlink() or not folder.is_dir() or others or facts is None:
+        is_release = facts is not None and others
+        what = f"holds {others[0].name!r}, which no release wrote" if is_release else "in the way, and no release"
+        raise InputError(f"{folder}: {what}; move it away")
+
+
 def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file below `folder`, by its path from there."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())

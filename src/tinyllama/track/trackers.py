@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tinyllama import recipe_train
 from tinyllama.errors import InputError, briefly
+from tinyllama.files import open_unfollowed
 from tinyllama.processes import environment_beside_training
 from tinyllama.train.metrics import Journal
 
@@ -100,7 +101,7 @@ class Tracker:
         folder = self.run / "trackers"
         folder.mkdir(exist_ok=True)
         command = [sys.executable, "-c", _PROGRAM, str(os.getpid()), str(self.run), self.name, str(PATIENCE_SECONDS)]
-        with (folder / f"{self.name}.log").open("w") as log:
+        with open_unfollowed(folder / f"{self.name}.log") as log:
             # In a session of its own: a signal to all of the run's processes is for training alone.
             return subprocess.Popen(
                 command,

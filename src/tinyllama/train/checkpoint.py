@@ -5,6 +5,7 @@ tokenizer, and last of all `commit.json` with the SHA-256 of every file. What la
 never resumed from. Training goes on while one is written, from a copy in memory; `Saver` writes one at a time.
 """
 
+import pickle
 import shutil
 import time
 import warnings
@@ -22,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from tinyllama.errors import InputError
 from tinyllama.files import flush, flush_folder, read_json, sha256_of, write_json
+from tinyllama.train.checkpoint_reader import SafePlanner, SafeReader
 
 # DCP would say at each call, also from its threads, that there is one process: it was told so.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -185,6 +187,8 @@ def _unreadable(folder: Path, error: CheckpointException, recipes: str) -> Input
     """What to tell of a checkpoint that cannot be loaded; `recipes`: the remedy where its tensors are others."""
     if _system_error(error):
         return InputError(f"{folder}: cannot be read ({_reason(error)}); make its files readable and run this again")
+    if any(isinstance(cause, pickle.UnpicklingError) for cause, _ in error.failures.values()):
+        return InputError(f"{folder}: a value in it is no plain data, so it is not loaded; use another checkpoint")
     return InputError(f"{folder}: does not fit its run's recipe.yaml ({_reason(error)}); {recipes}")
 
 
@@ -221,7 +225,7 @@ def load(folder: Path, model: nn.Module, optimizers: Optimizers) -> None:
     weights, moments = get_state_dict(model, optimizers)
     constants = [[_constants(group) for group in optimizer.param_groups] for optimizer in optimizers]
     try:
-        dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=folder, no_dist=_is_alone())
+        _load({"model": weights, "optimizer": moments}, folder, _is_alone())
     except CheckpointException as error:
         remedy = "put the run's recipe and initial_weights.json back, or give the run another name"
         raise _unreadable(folder, error, remedy) from error
@@ -229,6 +233,12 @@ def load(folder: Path, model: nn.Module, optimizers: Optimizers) -> None:
     for optimizer, groups in zip(optimizers, constants, strict=True):
         for group, own in zip(optimizer.param_groups, groups, strict=True):
             group.update(own)  # the checkpoint's may be those of another recipe, see `--allow-change`
+
+
+def _load(state: dict[str, Any], folder: Path, alone: bool) -> None:
+    reader = SafeReader(folder)
+    reader.read_metadata()  # DCP would log a traceback of its error
+    dcp.load(state, storage_reader=reader, planner=SafePlanner(), no_dist=alone)
 
 
 def _constants(group: dict[str, Any]) -> dict[str, Any]:
@@ -252,7 +262,7 @@ def load_weights(folder: Path, model: nn.Module) -> None:
         raise InputError(f"{damage[0]}; restore it, or use another checkpoint")
     weights = model.state_dict()
     try:
-        dcp.load({"model": weights}, checkpoint_id=folder, no_dist=True)
+        _load({"model": weights}, folder, True)
     except CheckpointException as error:
         raise _unreadable(folder, error, "put that file back") from error
     model.load_state_dict(weights)

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from tinyllama.errors import InputError
-from tinyllama.files import write_atomically
+from tinyllama.files import open_unfollowed, write_atomically
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -24,25 +24,40 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises InputError, naming the line, for one that is no row.
     """
+    for number, line in _whole_lines(path):
+        row = _parsed(line)
+        if not isinstance(row, dict):
+            raise InputError(f"{path}:{number}: not a row of JSON; mend or delete the line")
+        yield row
+
+
+def metrics_until(path: Path, step: int, damaged: list[int] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a metrics.jsonl up to a step; append to `damaged` the numbers of later lines that are no rows.
+
+    Raises InputError, naming the line, for one up to that step that is no row with its step.
+    """
+    is_reached = step == 0
+    for number, line in _whole_lines(path):
+        row = _parsed(line)
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            if not is_reached:
+                raise InputError(f"{path}:{number}: not a row of metrics with its step; correct or delete the line")
+            if damaged is not None:
+                damaged.append(number)
+            continue
+        is_reached = is_reached or row["step"] >= step
+        if row["step"] <= step:
+            yield row
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     if not path.is_file():
         return
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
-            row = _parsed(line)
-            if not isinstance(row, dict):
-                raise InputError(f"{path}:{number}: not a row of JSON; mend or delete the line")
-            yield row
-
-
-def metrics_until(path: Path, step: int) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics.jsonl up to a step. Raises InputError as `read_rows`, and for a row without its step."""
-    for number, row in enumerate(read_rows(path), 1):
-        if not isinstance(row.get("step"), int):
-            raise InputError(f"{path}:{number}: no row of metrics, without its step; mend or delete the line")
-        if row["step"] <= step:
-            yield row
+            yield number, line
 
 
 def _parsed(line: bytes) -> Any:
@@ -71,16 +86,24 @@ class Journal:
         """The newest step with a row."""
 
     def cut_back(self, step: int) -> None:
-        """Forget the metrics after `step`, so that no step stands twice when the run goes on from there."""
-        self.step = step
+        """Delete the metrics after `step`, so that no step is there twice when the run resumes from it.
+
+        A damaged row among them is an event and goes too.
+        """
+        self.step, damaged = step, list[int]()
+        rows = metrics_until(self.metrics_path, step, damaged)
         with write_atomically(self.metrics_path) as file:
-            file.writelines(json.dumps(row).encode() + b"\n" for row in metrics_until(self.metrics_path, step))
+            file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
+        if damaged:
+            lines = ", ".join(map(str, damaged))
+            self.event("metrics-damaged", step, problem=f"{self.metrics_path}: deleted what was no row, line {lines}")
 
     def forget_cut_lines(self) -> None:
         """Drop a last line that a crash has cut off, so that what is appended next begins a line of its own."""
         for path in (self.metrics_path, self.events_path):
             if path.is_file():
-                os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+                with open_unfollowed(path) as file:
+                    file.truncate(path.read_bytes().rfind(b"\n") + 1)
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append a step's row."""
@@ -115,7 +138,7 @@ class Journal:
             return
         size = path.stat().st_size if path.is_file() else 0
         try:
-            with path.open("ab", buffering=0) as file:
+            with open_unfollowed(path) as file:
                 written = file.write(self.waiting[path])
             if written != len(self.waiting[path]):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

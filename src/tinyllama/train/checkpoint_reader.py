@@ -1,0 +1,82 @@
+"""Readers of torch's distributed checkpoints that run no code of theirs, so that a stranger's checkpoint is only data.
+
+DCP keeps its metadata, and what is no tensor, as pickles. Its own reader unpickles both without limits.
+"""
+
+import io
+import pickle
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, ReadItem, filesystem, metadata
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.serialization import _get_layout
+
+from tinyllama.errors import InputError
+
+_CLASSES = {
+    **{
+        (metadata.__name__, name): getattr(metadata, name)
+        for name in (
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        )
+    },
+    (filesystem.__name__, "_StorageInfo"): filesystem._StorageInfo,
+    ("torch", "Size"): torch.Size,
+    ("torch.serialization", "_get_layout"): _get_layout,  # a look-up of "torch.strided" and its like
+    **{(module, "PosixPath"): PurePosixPath for module in ("pathlib", "pathlib._local")},  # where it was saved
+}
+"""Everything that the metadata of a checkpoint of ours names, seen in torch 2.13; and torch's dtypes."""
+_FILE = re.compile(r"__\d+_\d+\.distcp")
+"""DCP's names of the files with tensors, without a folder."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        found = _CLASSES.get((module, name))
+        if found is None and module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            found = getattr(torch, name)
+        if found is None:
+            raise pickle.UnpicklingError(f"{module}.{name} is nothing that a checkpoint needs")
+        return found
+
+
+class SafeReader(FileSystemReader):
+    """DCP's reader of a folder; its metadata may name no other classes and no other folder's files."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Read the folder's metadata. Raises InputError where it is anything else."""
+        path = Path(self.path) / ".metadata"
+        try:
+            found = _Unpickler(io.BytesIO(path.read_bytes())).load()
+        except OSError:
+            raise
+        except Exception as error:  # a pickle that is cut or made up raises anything
+            raise InputError(f"{path}: not the metadata of a checkpoint ({error}); take another checkpoint") from None
+        if not isinstance(found, Metadata) or not isinstance(found.storage_data, dict):
+            raise InputError(f"{path}: not the metadata of a checkpoint; take another checkpoint")
+        for info in found.storage_data.values():
+            if not _FILE.fullmatch(str(getattr(info, "relative_path", ""))) or info.transform_descriptors:
+                raise InputError(f"{path}: names a file that is none of a checkpoint's; take another checkpoint")
+        found.storage_meta = metadata.StorageMeta(load_id=self.load_id)
+        return found
+
+
+class SafePlanner(DefaultLoadPlanner):
+    """DCP's planner; what is no tensor is unpickled as `torch.load` does by itself, weights alone."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """Put a value in its place. Raises pickle.UnpicklingError where it is no plain data."""
+        plain = io.BytesIO()
+        torch.save(torch.load(value, weights_only=True), plain)
+        plain.seek(0)
+        super().load_bytes(read_item, plain)

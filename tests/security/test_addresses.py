@@ -1,0 +1,95 @@
+"""What a recipe or a release may name: a local path, one URL of a known protocol, a plain name."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.conftest import small_recipe
+from tests.release.formats import SHAPE, random_model
+
+from tinyllama import cli
+from tinyllama.data.inputs import find_files
+from tinyllama.errors import InputError
+from tinyllama.files import read_json, write_json
+from tinyllama.recipe import Recipe
+from tinyllama.release.foreign import release_foreign
+from tinyllama.release.hf import write_hugging_face
+from tinyllama.tokenizer import Tokenizer
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "reference::file:///x.json",
+        "simplecache::https://example.org/x.jsonl",
+        "github://org:repo@/x",
+        "zip://x.jsonl::file:///y.zip",
+        "git://x",
+        "dask://x",
+    ],
+)
+def test_a_source_names_no_protocol_that_could_run_code_and_no_chain(small: Path, tmp_path: Path, path: str) -> None:
+    fields = small_recipe(small)
+    fields["data"]["sources"] = {"own": {"format": "jsonl", "path": path, "weight": 1}}
+    with pytest.raises(InputError, match=r"data\.sources\.own\.path: .*is a URL that is not read"):
+        Recipe.load(written(tmp_path, fields))
+    with pytest.raises(InputError, match="is a URL that is not read"):
+        find_files(path, lambda name: True)
+
+
+def written(folder: Path, fields: dict[str, object]) -> Path:
+    path = folder / "hostile.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+@pytest.fixture
+def stranger(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A release of a stranger's, and another folder beside the working folder."""
+    tokenizer = Tokenizer.load(small / "tokenizer")
+    write_hugging_face(tmp_path / "stranger/huggingface", random_model(tokenizer.vocab_size, SHAPE), tokenizer)
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim/precious").write_text("precious")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "stranger"
+
+
+@pytest.mark.parametrize("name", ["../../victim", "..", "/tmp/victim", "a/b", "", 3, None, ["x"], "a\x1b[2J", "ok\n"])
+def test_the_name_in_a_release_leads_nowhere(stranger: Path, name: object) -> None:
+    write_json(stranger / "release.json", {"name": name})
+    with pytest.raises(InputError, match=r"release\.json: name .* is no name of a model"):
+        release_foreign(str(stranger), ["huggingface"], force=True)
+    assert (stranger.parent / "victim/precious").read_text() == "precious"
+    assert not any((stranger.parent / "work").rglob("*"))
+
+
+def test_force_removes_only_what_a_release_wrote(
+    stranger: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["release", str(stranger), "--formats", "huggingface", "--force"]
+    write_json(stranger / "release.json", {"name": "own"})
+    target = Path("releases/own")
+    shutil.copytree(stranger.parent / "victim", target)
+    assert cli.main(command) == 2
+    assert "no release" in capsys.readouterr().err
+    assert (target / "precious").read_text() == "precious"
+    shutil.rmtree(target)
+    target.symlink_to(stranger.parent / "victim")
+    assert cli.main(command) == 2
+    target.unlink()
+    assert cli.main(command) == 0
+    assert cli.main(command) == 0  # what it wrote, it replaces
+    (target / "notes.txt").write_text("mine")
+    assert cli.main(command) == 2
+    assert "notes.txt" in capsys.readouterr().err
+    assert read_json(target / "release.json")["name"] == "own"
+
+
+def test_an_index_names_files_of_its_folder_alone(stranger: Path) -> None:
+    folder = stranger / "huggingface"
+    (folder / "model.safetensors").rename(stranger / "model.safetensors")
+    write_json(folder / "model.safetensors.index.json", {"weight_map": {"x": "../model.safetensors"}})
+    with pytest.raises(InputError, match="names a file outside its folder"):
+        release_foreign(str(folder), ["huggingface"])

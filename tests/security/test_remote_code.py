@@ -1,0 +1,42 @@
+"""No code of a model's is run: every call that could asks transformers not to."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import tinyllama
+from tinyllama import cli
+from tinyllama.files import write_json
+
+SOURCES = sorted(Path(tinyllama.__file__).parent.rglob("*.py"))
+CALLS = ("from_pretrained", "HFLM", "Converter", "pipeline")
+"""What loads a model, or its tokenizer, from a folder or the hub."""
+
+
+def loading(path: Path) -> list[ast.Call]:
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return [call for call in calls if ast.unparse(call.func).split(".")[-1] in CALLS]
+
+
+def test_every_call_that_loads_a_model_forbids_its_code() -> None:
+    found = [(path, call) for path in SOURCES for call in loading(path)]
+    assert len(found) >= 6
+    for path, call in found:
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert options.get("trust_remote_code") == "False", f"{path}:{call.lineno}"
+
+
+def test_a_model_with_code_of_its_own_is_refused_without_a_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, target = tmp_path / "model", tmp_path / "run"
+    model.mkdir()
+    classes = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model", "AutoTokenizer": ["code.Tok", None]}
+    write_json(model / "config.json", {"model_type": "own", "auto_map": classes, "vocab_size": 8})
+    write_json(model / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["code.Tok", None]}})
+    (model / "code.py").write_text(f"open({str(target)!r}, 'w').close()\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    assert cli.main(["evaluate", str(model), "--limit", "1"]) == 2
+    assert "tinyllama: " in capsys.readouterr().err
+    assert not target.exists()
