@@ -11,14 +11,11 @@ from tinyllama.recipe import bundled_recipes
 STEP = "step-00000008"
 """The last step of every run here, whatever a page calls its own."""
 SHAPE = {"dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_dim": 128, "context": 64}
-MODEL = {
+TRAINING = {
     **{f"model.{name}": value for name, value in SHAPE.items()},
     "model.norm_eps": 1e-5,
     "model.rope_theta": 10000,
     "model.tie_embeddings": "true",
-}
-TRAINING = {
-    **MODEL,
     "train.sequence_length": 32,
     "train.batch_sequences": 4,
     "train.micro_batch_sequences": 4,
@@ -106,7 +103,7 @@ def scaled(words: list[str]) -> list[str]:
             return [*words, *_flags(TRAINING | (PREPARING if recipe in bundled_recipes() else {}))]
         case ["prepare", recipe, *_] if recipe in (*bundled_recipes(), "continued.yaml"):
             # the model of continued.yaml must be that of its initial weights, which are tiny here
-            return [*words, *_flags(MODEL if recipe == "continued.yaml" else PREPARING)]
+            return [*words, *_flags(TRAINING if recipe == "continued.yaml" else PREPARING)]
         case ["tokenizer", "train", *_] if "2048" not in words:  # which is a second's work
             return _with(words, "--vocab-size", "600")
         case ["evaluate", *_]:
