@@ -115,8 +115,7 @@ def whole_file(local: Path, name: str) -> bytes | bytearray:
 
 def check_packing(head: bytes, name: str) -> None:
     """Raise InputError where a file's first bytes are not packed as the ending of its `name` says."""
-    if archive := next((kind for kind, place, mark in _ARCHIVES if head[place:].startswith(mark)), None):
-        raise InputError(f"{name}: is a {archive} archive, which is not read; unpack it")
+    _refuse_archive(head, name)
     wanted, found = packing_of(name), _packing(head)
     if wanted and not head:
         raise InputError(f"{name}: is empty; fetch it again or take it out")
@@ -126,10 +125,14 @@ def check_packing(head: bytes, name: str) -> None:
         )
 
 
+def _refuse_archive(head: bytes, name: str) -> None:
+    if archive := next((kind for kind, place, mark in _ARCHIVES if head[place:].startswith(mark)), None):
+        raise InputError(f"{name}: is a {archive} archive, which is not read; unpack it")
+
+
 def _without_mark(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
     for first in chunks:
-        if first[257:262] == b"ustar":
-            raise InputError(f"{name}: is a packed tar archive, which is not read; unpack it")
+        _refuse_archive(first[:_HEAD_BYTES], name)
         yield first.removeprefix(codecs.BOM_UTF8)
         break
     yield from chunks
