@@ -30,11 +30,12 @@ def peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
 def measure_product(precision: torch.dtype, size: int = 2048) -> float:
     """FLOP/s of a square matrix product on the CPU: what a perfect model would run at.
 
-    The best of three, or fewer once a second is over: a CPU without instructions for bf16 takes many seconds for one.
+    The best of half a second, of three at least, or of fewer once a second is over: a CPU without instructions for bf16
+    takes many seconds for one.
     """
     left, right = torch.ones(2, size, size, dtype=precision)
     seconds: list[float] = []
-    while len(seconds) < 3 and sum(seconds) < 1:
+    while sum(seconds) < (1.0 if len(seconds) < 3 else 0.5):
         begun = time.perf_counter()
         left @ right
         seconds.append(time.perf_counter() - begun)
