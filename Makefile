@@ -25,7 +25,7 @@ TEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-
 test: .venv/installed-dev
 	$(TEST)
 
-# The same without the tests that are marked slow: under 4 minutes on two cores.
+# The same without the tests that are marked slow.
 test-fast: .venv/installed-dev
 	$(TEST) -m "not slow"
 
