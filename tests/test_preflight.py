@@ -13,8 +13,8 @@ import sentencepiece
 import tokenizers
 import yaml
 from tests.conftest import contents, python_sources, small_recipe
-from tests.vocabularies import train_sentencepiece
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tests.vocabularies import train_byte_level, train_sentencepiece
+from tokenizers import pre_tokenizers
 
 from tinyllama import preflight
 from tinyllama.errors import InputError
@@ -50,17 +50,8 @@ def sentencepiece_defaults(folder: Path) -> str:
 
 def byte_level(folder: Path, words: Any, settings: dict[str, str] | None = None) -> str:
     """Write a byte-level tokenizer.json that cuts text into words by other rules; return its folder."""
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = words, decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=["<|start|>", "<|stop|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(python_sources(20), trainer)
     (folder / "bytes").mkdir()
-    tokenizer.save(str(folder / "bytes/tokenizer.json"))
+    train_byte_level(words, "<|start|>", "<|stop|>").save(str(folder / "bytes/tokenizer.json"))
     named = {"bos_token": "<|start|>", "eos_token": "<|stop|>"} if settings is None else settings
     (folder / "bytes/tokenizer_config.json").write_text(json.dumps(named))
     return str(folder / "bytes")

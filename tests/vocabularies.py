@@ -10,6 +10,7 @@ import pytest
 import sentencepiece
 import tokenizers
 from tests.conftest import python_sources
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer_files import SentencePieceFile, TokenizersFile
@@ -45,6 +46,18 @@ def train_sentencepiece(**options: Any) -> bytes:
         sentence_iterator=iter(lines), model_writer=model, minloglevel=2, **(LLAMA_OPTIONS | options)
     )
     return model.getvalue()
+
+
+def train_byte_level(words: Any, *special: str) -> tokenizers.Tokenizer:
+    """Train a byte-level BPE on real text with this pre-tokenizer; the special tokens get the first ids."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = words, decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(python_sources(20), trainer)
+    return tokenizer
 
 
 @cache

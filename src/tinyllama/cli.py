@@ -76,7 +76,7 @@ def tokenizer_import(source: Positional[str], directory: Positional[Path]) -> No
 
 
 def prepare(recipe: Recipe, strict: bool = False) -> None:
-    """Tokenise every source into the token store, going on where an interrupted run stopped.
+    """Tokenise every source into the token store; resume an interrupted run.
 
     Args:
         strict: Make no store where a file gives no document, or where most of its rows are rejected; exit status 2.

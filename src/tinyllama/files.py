@@ -6,6 +6,7 @@ import glob
 import hashlib
 import os
 import platform
+import re
 import shutil
 import struct
 import sys
@@ -143,10 +144,24 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not valid JSON ({error}); restore it, or make again what it belongs to") from None
 
 
+POINTER_BYTES = 1024
+"""Size in bytes above which a file is no pointer of git's."""
+# git-lfs's docs/spec.md; git-annex's documentation, "pointer file"
+_POINTERS = {
+    re.compile(rb"version https?://[\w.-]+/spec/v1\r?\n(.+\n)*oid sha256:"): ("git-lfs", "git lfs pull"),
+    re.compile(rb"/annex/objects/"): ("git-annex", "git annex get"),
+}
+
+
+def pointer_of(data: bytes) -> tuple[str, str] | None:
+    """Return what keeps a file in git's place of data, and the command that fetches the data; None for other bytes."""
+    return next((found for pattern, found in _POINTERS.items() if pattern.match(data)), None)
+
+
 def how_to_replace(data: bytes) -> str:
     """Return the remedy for a file from elsewhere whose bytes, of which `data` are the first, cannot be used."""
-    if data.startswith(b"version https://git-lfs.github.com/spec/"):
-        return "it is a git-lfs pointer: fetch the file itself with `git lfs pull`"
+    if pointer := pointer_of(data):
+        return f"it is a {pointer[0]} pointer: fetch the file itself with `{pointer[1]}`"
     return "copy or download it again"
 
 

@@ -1,4 +1,4 @@
-"""Log messages of libraries that mean nothing to a user, dropped by their loggers; everything else passes.
+"""Filters for log messages of libraries that mean nothing to a user; all other messages pass.
 
 Imports `logging` alone, since the engines' child processes use it too.
 """
@@ -7,9 +7,10 @@ import logging
 
 
 def hush_torchao() -> None:
-    """Drop what importing torchao logs; call it before an import of torchao, or of transformers, which imports it.
+    """Drop the messages that torchao logs on import; call this before importing torchao or transformers.
 
-    torchao tries to load its extensions for all GPUs and Pythons, and registers enums in a way that torch calls old.
+    transformers imports torchao. torchao tries to load its extensions for all GPUs and Python versions, and registers
+    enums in a way that torch warns about.
     """
     logging.getLogger("torchao").addFilter(_is_no_failed_extension)
     logging.getLogger("torch.utils._pytree").addFilter(_is_no_enum_of_torchao)

@@ -49,7 +49,7 @@ def findings(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Finding]:
         ("tokenizer.json", True, partial(tokenizer.check_formats, ["huggingface"])),
         ("data.document", True, lambda: list(tokenizer.encode_documents((), markers.start, markers.end))),
         ("initial weights", True, partial(_check_initial_weights, recipe, tokenizer)),
-        ("train.float8", True, partial(_check_float8, recipe)),
+        ("train.float8", True, partial(check_float8, recipe)),
         *(
             (f"release.formats: {name}", has_milestones, partial(tokenizer.check_formats, [name]))
             for name in release.formats
@@ -80,7 +80,8 @@ def _check_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> None:
         open_initial_weights(recipe, tokenizer)
 
 
-def _check_float8(recipe: Recipe) -> None:
+def check_float8(recipe: Recipe) -> None:
+    """Raise InputError where float8 products cannot compute the recipe's blocks."""
     shape = recipe.model
     qkv_rows = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     sizes = {"dim": shape.dim, "ffn_dim": shape.ffn_dim, "(heads + 2 kv_heads) dim / heads": qkv_rows}

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from tinyllama.errors import InputError
 from tinyllama.recipe_data import Data
 from tinyllama.recipe_errors import first_problem, has_lone_surrogate, shortened
-from tinyllama.recipe_fields import Count, Name, Part, Positive
+from tinyllama.recipe_fields import NAME_PATTERN, Count, Part, Positive
 from tinyllama.recipe_train import Checkpoint, Guard, Parallel, Release, Track, Train
 
 
@@ -63,7 +63,7 @@ class Model(Part):
 class Recipe(Part):
     """Everything that a run is."""
 
-    name: str = Field(pattern=Name)
+    name: str = Field(pattern=NAME_PATTERN)
     """Names the run's folder and its releases."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
     """Of the initial weights and the order of the data."""

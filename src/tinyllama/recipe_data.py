@@ -55,7 +55,7 @@ class Source(Part):
     text: str | None = None
     """Field or column that holds a document; `text` without it, and `content` in Starcoderdata."""
     separator: Separator | None = None
-    """What stands between the documents of a file of format text: `"\\n\\n"` (blank lines), `"\\n"` (a document per
+    """Separator between the documents of a file of format text: `"\\n\\n"` (blank lines), `"\\n"` (a document per
     line), `"<|endoftext|>"` and the like; without it a file is one document."""
     holdout: Literal["tail"] | None = None
     """What `data.holdout` is a share of: the documents or, with `tail`, the text of each, whose end is held out."""

@@ -34,7 +34,7 @@ def check_protocol(path: str) -> str:
 PROTOCOLS = ("file", "local", "memory", "http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf")
 """What the URL of a source may begin with. fsspec knows more, and some of them run code that a file holds."""
 Address = Annotated[str, AfterValidator(check_protocol)]
-Name = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Pattern of names that become folders."""
 Tokens = Annotated[int, BeforeValidator(parse_tokens), Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]

@@ -99,7 +99,7 @@ def train_on_lines(text: TrainingText, vocab_size: int) -> Tokenizer:
         bar.show(0, f"from {text.num_characters:,} characters")
         model = _train(text.lines, vocab_size)
         if not any(piece.text == SPACE for piece in parse_model(model)[0]):
-            # SentencePiece leaves out characters that are rare in the lines; its own option keeps one
+            # SentencePiece drops characters that are rare in the lines; its option required_chars keeps one
             model = _train(text.lines, vocab_size, required_chars=SPACE)
         bar.show(vocab_size)
     tokenizer = Tokenizer(SentencePieceFile("the trained tokenizer", _spaces_last(model)))

@@ -95,7 +95,6 @@ def test_a_place_that_cannot_be_written_is_one_line(recipe: Path) -> None:
     assert f"tinyllama: {recipe.parent / 'store'}" in done.stderr
 
 
-@pytest.mark.slow
 def test_a_batch_that_the_ranks_cannot_share_is_refused(small: Path, tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tinyllama"]
@@ -125,7 +124,6 @@ def test_help_lists_the_commands_and_a_recipes_fields(tmp_path: Path) -> None:
     assert "--temperature" in tinyllama("generate", "--help", folder=tmp_path).stdout
 
 
-@pytest.mark.slow
 def test_the_stages_one_by_one_make_a_release_that_completes_text(recipe: Path) -> None:
     folder = recipe.parent
     own = [recipe, "--tokenizer", folder / "tokenizer"]

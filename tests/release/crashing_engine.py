@@ -1,4 +1,4 @@
-"""Stands in for release/engines.py where a test plants a fault.
+"""Replacement for release/engines.py in tests that plant a fault.
 
 ENGINES is the path of engines.py; CRASH is NAME=SIGNAL or NAME=error, for one of its names or `any`.
 """

@@ -1,6 +1,6 @@
-"""llama.cpp and CTranslate2 for the tests: each call in a process of its own, so that a crash fails one test.
+"""llama.cpp and CTranslate2 for the tests: each call runs in a child process, so that a crash fails one test.
 
-Only functions of this module that run there may import them.
+Only functions of this module that run in a child process may import these libraries.
 """
 
 import multiprocessing

@@ -103,7 +103,6 @@ def in_all_formats(make_run: Any) -> Path:
     return release(make_run(), formats=["huggingface", "gguf", "ctranslate2"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "place"), enumerate(("huggingface", ".", ".")))
 def test_every_snippet_runs_in_its_engine(in_all_formats: Path, tmp_path: Path, number: int, place: str) -> None:
     snippets = re.findall(r"```python\n(.*?)```", card_of(in_all_formats), re.DOTALL)

@@ -157,7 +157,6 @@ def test_a_source_that_transformers_does_not_run_is_not_released(llama: str) -> 
     assert not Path("releases/other").exists()
 
 
-@pytest.mark.slow
 def test_special_tokens_beyond_the_rows_are_in_no_format_and_llama_cpp_loads_it(
     llama: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,13 +6,11 @@ from typing import Any
 
 import gguf
 import pytest
-import tokenizers
 import torch
-from tests.conftest import python_sources
 from tests.release.formats import SHAPE, failed, only, random_model, write_release
 from tests.release.native import apart, ids_in_llama_cpp
-from tests.vocabularies import add_tokens
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tests.vocabularies import add_tokens, train_byte_level
+from tokenizers import pre_tokenizers, processors
 
 from tinyllama.errors import InputError
 from tinyllama.release.formats import Format
@@ -103,15 +101,7 @@ def test_llama_cpp_gives_our_ids_on_hard_texts(all_formats: Path, tmp_path: Path
 
 def byte_level(folder: Path, words: Any, start: bool) -> Tokenizer:
     """A byte-level BPE trained on real text, with GPT-2's marker, in the form that transformers writes it."""
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = words, decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=["<|endoftext|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(python_sources(20), trainer)
+    tokenizer = train_byte_level(words, "<|endoftext|>", "<|im_end|>")
     if start:
         single = "<|endoftext|> $A"
         tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<|endoftext|>", 0)])

@@ -1,8 +1,11 @@
 """llama.cpp loads files without weight repacking, and an engine that crashes is reported as that."""
 
+import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,7 +58,6 @@ def test_quantised_files_run_at_every_number_of_tokens_per_batch(all_formats: Pa
     assert (done.returncode, done.stdout.split()) == (0, ["1", "2", "3", "17", "64"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGILL, signal.SIGABRT])
 def test_an_engine_that_crashes_fails_its_checks_with_the_remedy_and_the_others_run(
     release: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
@@ -127,3 +129,24 @@ def test_a_crash_while_a_format_is_written_is_one_line_and_no_release(
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "tinyllama:" in line)
     assert "crashed (SIGILL) on this machine" in line
     assert not any((run / "releases").glob("*/release.json"))
+
+
+def test_an_engine_ends_with_the_process_that_started_it() -> None:
+    stdin, kept_open = os.pipe()
+    command = [sys.executable, str(HERE / "engine_starter.py"), engines.__file__]
+    with subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        engine = Path("/proc", starter.stdout.readline().strip(), "stat")
+        for _ in range(10):  # asleep for half a second: it waits for its input
+            wait_for(lambda: ") S " in engine.read_text())
+            time.sleep(0.05)
+        starter.kill()
+    wait_for(lambda: not engine.exists())
+    os.close(kept_open)
+    os.close(stdin)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Return once the condition holds; the test's own limit ends an endless wait."""
+    while not condition():
+        time.sleep(0.05)

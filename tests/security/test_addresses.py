@@ -46,7 +46,7 @@ def written(folder: Path, fields: dict[str, object]) -> Path:
 
 @pytest.fixture
 def stranger(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A release of a stranger's, and another folder beside the working folder."""
+    """A release by a stranger, and another folder next to the working folder."""
     tokenizer = Tokenizer.load(small / "tokenizer")
     write_hugging_face(tmp_path / "stranger/huggingface", random_model(tokenizer.vocab_size, SHAPE), tokenizer)
     (tmp_path / "victim").mkdir()

@@ -1,11 +1,14 @@
-"""Locks and logs in a stranger's run lead nowhere: a symbolic link is refused, and what it leads to is as it was."""
+"""Files that a stranger may have made: links for locks and logs, damaged metrics, a shared cache of compiled code."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tinyllama.errors import InputError
 from tinyllama.files import alone_in, locked, open_unfollowed, write_atomically
+from tinyllama.hardware import use_private_compile_cache
+from tinyllama.train.metrics import Journal, read_rows
 
 
 @pytest.fixture
@@ -47,3 +50,43 @@ def test_an_atomic_write_replaces_a_link_and_keeps_its_target(tmp_path: Path, vi
         file.write(b"new")
     assert victim.read_text() == "precious"
     assert (tmp_path / "report.html").read_bytes() == b"new"
+
+
+def test_a_damaged_row_after_the_newest_checkpoint_is_deleted_with_an_event(tmp_path: Path) -> None:
+    rows = [f'{{"step": {step}, "loss": 1.0}}\n' for step in range(1, 6)]
+    journal = Journal(tmp_path)
+    journal.metrics_path.write_text("".join([*rows[:3], '{"step": 4, "lo\0ss"\n', "[]\n", rows[4]]))
+    journal.cut_back(3)
+    assert [row["step"] for row in read_rows(journal.metrics_path)] == [1, 2, 3]
+    (event,) = read_rows(journal.events_path)
+    assert (event["event"], event["step"]) == ("metrics-damaged", 3)
+    assert event["problem"].endswith("line 4, 5")
+
+
+def test_a_damaged_row_before_the_newest_checkpoint_is_an_error_with_its_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.metrics_path.write_text('{"step": 1}\nnot a row\n{"step": 3}\n')
+    with pytest.raises(InputError, match=r"metrics\.jsonl:2: "):
+        journal.cut_back(3)
+
+
+def test_compiled_code_is_kept_where_no_other_user_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    use_private_compile_cache()
+    folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert folder.is_relative_to(tmp_path)
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_without_a_cache_of_the_users_own_compiled_code_is_temporary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    use_private_compile_cache()
+    folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert folder.parent == tmp_path
+    assert folder.stat().st_mode & 0o777 == 0o700

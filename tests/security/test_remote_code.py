@@ -32,11 +32,11 @@ def test_a_model_with_code_of_its_own_is_refused_without_a_question(
 ) -> None:
     model, target = tmp_path / "model", tmp_path / "run"
     model.mkdir()
-    classes = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model", "AutoTokenizer": ["code.Tok", None]}
+    classes = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model", "AutoTokenizer": ["own.Tok", None]}
     write_json(model / "config.json", {"model_type": "own", "auto_map": classes, "vocab_size": 8})
-    write_json(model / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["code.Tok", None]}})
-    (model / "code.py").write_text(f"open({str(target)!r}, 'w').close()\n")
+    write_json(model / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["own.Tok", None]}})
+    (model / "own.py").write_text(f"open({str(target)!r}, 'w').close()\n")
     monkeypatch.setattr("builtins.input", lambda *_: "y")
-    assert cli.main(["evaluate", str(model), "--limit", "1"]) == 2
+    assert cli.main(["evaluate", str(model), "--limit", "2"]) == 2
     assert "tinyllama: " in capsys.readouterr().err
     assert not target.exists()

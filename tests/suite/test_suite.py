@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 from tests.release.native import apart
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 TIMEOUT = re.compile(r"mark\.timeout\((\d+)\)")
 
@@ -39,7 +37,7 @@ def test_a_process_that_crashes_ends_the_run_at_once_and_its_test_is_named() -> 
 
 
 @pytest.mark.slow
-def test_a_test_that_waits_for_ever_fails_with_its_traceback_and_the_others_run() -> None:
+def test_a_test_that_never_ends_fails_with_its_traceback_and_the_others_run() -> None:
     done = make_test("tests/suite/planted/hang.py", "-k", "python or next", "--timeout", "8")
     assert done.returncode == 1
     assert "FAILED tests/suite/planted/hang.py::test_that_hangs[python] - Failed: Timeout" in done.stdout

@@ -73,7 +73,6 @@ def _has_moved(position: Path, before: int) -> bool:
     return when(position) != before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
 def test_a_tracker_that_is_killed_at_random_moments_has_every_row_score_and_error_once(
     tmp_path: Path, name: str

@@ -1,6 +1,6 @@
-"""Files that gave no document, or of whose rows most were rejected: what `prepare` says of them, and what may help.
+"""Files that yield no document, or whose rows are mostly rejected: the lines that report them, with remedies.
 
-A task's receipt and the store's manifest list them; a store of which no file is in doubt has no list.
+Tasks' completion records and the store's manifest list these files; a store without any has no list.
 """
 
 import re
@@ -25,19 +25,19 @@ _REMEDIES = {
     "excluded: ": "correct include and exclude",
     f"{HELD_OUT}$": "set holdout: tail in the source, or for a text a separator, or lower data.holdout",
 }
-"""What may help where most rows were not used, by the reason."""
+"""Remedies by the most frequent reason."""
 Entry = dict[str, Any]
 
 
 class FileTally:
-    """What became of one file's rows."""
+    """Counts of one file's usable and rejected rows."""
 
     def __init__(self, path: str) -> None:
         self.path, self.usable, self.chosen = path, 0, True
         self.rejected: Counter[str] = Counter()
 
     def count(self, row: Row | Reject) -> None:
-        """Count a row; one that the recipe leaves out is neither usable nor at fault."""
+        """Count a row; one that the recipe excludes counts neither as usable nor as rejected."""
         if isinstance(row, Row):
             self.usable += 1
         elif row.counted_only:
@@ -46,7 +46,7 @@ class FileTally:
             self.rejected[row.reason] += 1
 
     def doubts(self) -> list[Entry]:
-        """The file's entry if it is in doubt."""
+        """Return the file's entry in a list if it is in doubt, else an empty list."""
         rejected = self.rejected.total()
         if rejected > self.usable or (not self.usable and self.chosen):
             reasons = dict(sorted(self.rejected.items()))
@@ -55,13 +55,13 @@ class FileTally:
 
 
 def in_doubt(entries: Iterable[Entry]) -> Entry:
-    """What the store's manifest says of a source: how many files are in doubt, and the first of them."""
+    """Return a source's entry in the store's manifest: the number of files in doubt, and the first of them."""
     every = list(entries)
     return {"count": len(every), "first": every[:_MOST_KEPT]}
 
 
 def doubt_lines(manifest: Mapping[str, Any]) -> list[str]:
-    """A line for each file in doubt, of many the first."""
+    """Return a line for each of the first files in doubt."""
     lines = []
     for fields in manifest["sources"].values():
         found = fields.get("files_in_doubt", {"count": 0, "first": []})
@@ -84,7 +84,7 @@ def _line(entry: Entry) -> str:
 
 
 def remedy_of(reasons: Counter[str]) -> str:
-    """What to do about rows that were not used, going by the most frequent reason."""
+    """Return the remedy for rejected rows, by the most frequent reason."""
     reason = max(reasons, key=lambda one: reasons[one], default="empty")
     return next((remedy for pattern, remedy in _REMEDIES.items() if re.match(pattern, reason)), "see its clean")
 

@@ -1,4 +1,4 @@
-"""What the ending of a file's name says: the kind of its content and its packing, in upper or lower case.
+"""Kind and packing of a file by the ending of its name, in upper or lower case.
 
 A format reads the files of its kinds; every other file under a source's path is counted by its ending.
 """
@@ -28,7 +28,7 @@ _FORMATS = {
 
 
 def split_ending(name: str) -> tuple[str, str, str]:
-    """A name's stem, its ending in lower case, and behind that the ending of its packing; `""` where it has none."""
+    """Split a name into stem, ending and ending of the packing, in lower case; `""` for an ending that it lacks."""
     stem, packing = _split(name)
     if packing not in PACKINGS:
         return stem, packing, ""
@@ -43,25 +43,25 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def packing_of(name: str) -> str | None:
-    """How a file is packed, going by its name; None where it is not."""
+    """Return the packing of a file by its name; None where it is not packed."""
     return PACKINGS.get(_split(name)[1])
 
 
 def kind_of(name: str, format: str) -> str:
-    """The kind that a file is read as; a file that the recipe names itself may have any ending."""
+    """Return the kind that a file is read as; a file that the recipe names itself may have any ending."""
     kinds = _FORMATS[format]
     return kinds[0] if len(kinds) == 1 else _ENDINGS.get(split_ending(name)[1], "lines")
 
 
 def is_read(name: str, format: str) -> bool:
-    """Whether a file in a folder is one that a format reads."""
+    """Return whether a format reads a file that it finds in a folder."""
     _, ending, packing = split_ending(name)
     kind = _ENDINGS.get(ending)
     return kind in _FORMATS[format] and (not packing or kind in _PACKABLE)
 
 
 def endings_of(format: str) -> str:
-    """The endings that a format reads, for a message."""
+    """Return the endings that a format reads, for a message."""
     kinds = _FORMATS[format]
     names = " or ".join(ending for kind in kinds for ending in _KINDS[kind])
     packings = " or ".join(PACKINGS)
@@ -69,7 +69,7 @@ def endings_of(format: str) -> str:
 
 
 def unread(name: str) -> str:
-    """What an unread file is counted under: `ending .md`, `ending .jsonl.lz4`; numbers are no endings."""
+    """Return the reason to count an unread file under: `ending .md`, `ending .jsonl.lz4`; numbers are no endings."""
     stem, last = _split(name)
     _, before = _split(stem)
     if not last or last[1:].isdigit():

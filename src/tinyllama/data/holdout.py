@@ -1,4 +1,4 @@
-"""What is for validation: documents by their content, so that copies fall on the same side; or each document's end."""
+"""Choice of the validation text: documents by their content, so that copies get the same split; or each one's end."""
 
 import hashlib
 
@@ -6,9 +6,9 @@ from tinyllama.data.store import TokenStore
 from tinyllama.text import Text, as_string, between_characters, utf8_parts
 
 HELD_OUT = "held out for validation"
-"""The reason under which documents are counted that validation has instead."""
+"""The reason that documents of the validation split are counted under."""
 TAIL_HELD_OUT = "end held out for validation"
-"""The reason under which documents are counted whose end validation has."""
+"""The reason that documents are counted under whose end is in the validation split."""
 
 
 def content_share(text: Text) -> float:
@@ -20,9 +20,9 @@ def content_share(text: Text) -> float:
 
 
 def split_tail(text: Text, share: float) -> tuple[Text, Text]:
-    """A text without its last `share` of UTF-8 bytes, and those, cut between two characters.
+    """Split off the last `share` of a text's UTF-8 bytes, between two characters.
 
-    A text of too few bytes for two parts is the first part; the second is empty.
+    The second part is empty if the text is too short for two.
     """
     data = text.encode() if isinstance(text, str) else text
     size = int(len(data) * share)
@@ -34,7 +34,7 @@ def split_tail(text: Text, share: float) -> tuple[Text, Text]:
 
 
 def how_to_hold_out(store: TokenStore, name: str) -> str:
-    """What gives a source of a store more to validate on, or anything at all."""
+    """Return the remedy for a source of a store that has too little text to validate on."""
     manifest, rows = store.manifest, store[f"{name}/train"].manifest["rows"]
     source, place = manifest["sources"][name], f"data.sources.{name}"
     if f"{name}/validation" in store and not (HELD_OUT in rows["left_out"] or TAIL_HELD_OUT in rows.get("changed", ())):

@@ -41,8 +41,8 @@ def find_files(path: str, wanted: Callable[[str], bool], others: list[str] | Non
     """Every file that a path, folder, glob or URL stands for, sorted by path.
 
     A folder, named or matched by a glob, stands for all files below it whose name is `wanted`, links followed; the
-    paths of the rest are added to `others`. As in a shell, a name that begins with a dot is found only where the path
-    or glob says the dot. Raises InputError where a folder or file cannot be read, or where a link leads back to a
+    paths of the rest are added to `others`. As in a shell, a name that begins with a dot is found only if the path or
+    glob has the dot. Raises InputError where a folder or file cannot be read, or where a link leads back to a
     folder above it.
     """
     if _is_remote(path):
@@ -67,7 +67,7 @@ def find_files(path: str, wanted: Callable[[str], bool], others: list[str] | Non
 
 
 def _has_encoding(path: str) -> bool:
-    """Whether a path has an encoding; one whose bytes are not UTF-8 is read as lone surrogates."""
+    """Return whether a path can be encoded; bytes that are not UTF-8 are lone surrogates in it."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -209,7 +209,7 @@ Place = tuple[str, tuple[str, ...]]
 
 
 def _glob(path: str) -> Iterator[Place]:
-    """Every file that a glob stands for; none where the path has no wildcard."""
+    """Yield every file that matches a glob; none where the path has no wildcard."""
     fixed = re.split(r"[*?[]", path, maxsplit=1)[0]
     folder = fixed[: fixed.rfind("/") + 1]
     return _matches(folder, (), path[len(folder) :].split("/"), ()) if fixed != path else iter(())

@@ -1,7 +1,7 @@
 """JSON as Python's json reads it: with NaN, Infinity and numbers of any size, which orjson refuses.
 
-orjson reads first, since it is several times as fast. A lone surrogate, half of a pair of escapes that no UTF-8 text
-can hold, becomes U+FFFD.
+orjson is tried first, since it is several times as fast. A lone surrogate, one escape of a pair, has no UTF-8 and
+becomes U+FFFD.
 """
 
 import json
@@ -34,5 +34,5 @@ def loads(data: bytes | bytearray) -> Any:
 
 
 def without_lone_surrogates(data: bytes | bytearray) -> bytes:
-    """JSON in which the escape of U+FFFD stands for each lone surrogate's."""
+    """Return the JSON with the escape of U+FFFD in place of each lone surrogate's."""
     return _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], data)

@@ -29,15 +29,15 @@ _ARCHIVES = (
     ("lz4", 0, b"\x04\x22\x4d\x18"),
     ("tar", 257, b"ustar"),
 )
-"""Name of what is never text, and the bytes at a place that tell it."""
+"""Name of each kind of archive, and the bytes that identify it, with their offset."""
 _BZ2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")
 
 
 def lines_of(local: Path, name: str) -> Iterator[tuple[int, bytes | bytearray]]:
-    """Lines of a file with their numbers from 1, without their ends; blank ones are skipped.
+    """Yield the lines of a file with their numbers from 1, without their ends; skip blank ones.
 
-    How it is packed follows from its `name`'s ending. Raises InputError where its bytes say otherwise or a line passes
-    1 GiB, OSError where it is cut off.
+    The ending of `name` decides the packing. Raises InputError where the bytes are packed otherwise or a line passes
+    1 GiB, OSError where the file is cut off.
     """
     # One buffer grows with a long line, so that its pieces are not there beside it; popped, a line is not held on here.
     tail, number = bytearray(), 1
@@ -61,9 +61,9 @@ def _holds_something(line: bytes | bytearray) -> bool:
 
 
 def documents_of(local: Path, name: str, separator: str) -> Iterator[bytes | bytearray]:
-    """The documents of a text file, without the separators between them; blank ones are skipped.
+    """Yield the documents of a text file, without the separators between them; skip blank ones.
 
-    A separator of line ends alone stands for that many or more, of Unix or Windows. Raises as `lines_of` does.
+    A separator of line ends alone matches that many or more, of Unix or Windows. Raises as `lines_of` does.
     """
     are_lines = not separator.strip("\n")
     pattern = re.compile(rb"(?:\r?\n){%d,}" % len(separator) if are_lines else re.escape(separator.encode()))
@@ -78,9 +78,12 @@ def documents_of(local: Path, name: str, separator: str) -> Iterator[bytes | byt
         tail += chunk
         if len(tail) > _LONGEST_LINE_BYTES:
             raise InputError(f"{name}: a document of more than 1 GiB; give a separator that is between its documents")
-        if place := next((found.span() for found in [pattern.search(tail, start)] if found), None):
-            *others, last = pattern.split(bytes(tail[place[1] :]))
-            del tail[place[0] :]
+        found = pattern.search(tail, start)
+        if found:
+            begin, end = found.span()
+            found = None  # a match keeps the buffer from changing its size
+            *others, last = pattern.split(bytes(tail[end:]))
+            del tail[begin:]
             whole = [document for document in map(trimmed, [*others[::-1], tail]) if _holds_something(document)]
             tail = bytearray(last)
             while whole:  # as in `lines_of`
@@ -90,9 +93,9 @@ def documents_of(local: Path, name: str, separator: str) -> Iterator[bytes | byt
 
 
 def chunks_of(local: Path, name: str) -> Iterator[bytes]:
-    """A file's bytes, unpacked, about a megabyte at a time; a byte order mark at its beginning is left out.
+    """Yield a file's bytes, unpacked, about a megabyte at a time, without a byte order mark at the beginning.
 
-    Raises InputError where it is not packed as the ending of its `name` says, OSError, EOFError or LZMAError where it
+    Raises InputError where it is not packed as the ending of `name` requires, OSError, EOFError or LZMAError where it
     is cut off or damaged.
     """
     with local.open("rb") as file:
@@ -102,7 +105,7 @@ def chunks_of(local: Path, name: str) -> Iterator[bytes]:
 
 
 def whole_file(local: Path, name: str) -> bytes | bytearray:
-    """The bytes of `chunks_of`, all at once."""
+    """Return the bytes of `chunks_of`, all at once."""
     if packing_of(name):
         data = bytearray()
         for chunk in chunks_of(local, name):
@@ -114,7 +117,7 @@ def whole_file(local: Path, name: str) -> bytes | bytearray:
 
 
 def check_packing(head: bytes, name: str) -> None:
-    """Raise InputError where a file's first bytes are not packed as the ending of its `name` says."""
+    """Raise InputError where a file's first bytes are an archive's, or not packed as the ending of `name` requires."""
     _refuse_archive(head, name)
     wanted, found = packing_of(name), _packing(head)
     if wanted and not head:
@@ -139,7 +142,7 @@ def _without_mark(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
 
 
 def unpacked(raw: Any, packing: str | None) -> Iterator[bytes]:
-    """The bytes of an open pyarrow file, unpacked, about a megabyte at a time."""
+    """Yield the bytes of an open pyarrow file, unpacked, about a megabyte at a time."""
     if packing == "xz":
         yield from _without_xz(raw)
         return
@@ -149,7 +152,7 @@ def unpacked(raw: Any, packing: str | None) -> Iterator[bytes]:
 
 
 def _without_xz(raw: Any) -> Iterator[bytes]:
-    """The bytes of xz streams one after the other; zeros may stand between them (the format's section 2.2)."""
+    """Yield the bytes of consecutive xz streams; zeros may separate them (the format's section 2.2)."""
     data = raw.read(_CHUNK_BYTES)
     while data:
         stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
@@ -165,7 +168,7 @@ def _without_xz(raw: Any) -> Iterator[bytes]:
 
 
 def _packing(head: bytes) -> str | None:
-    """How a file is packed that begins with these bytes; None where it is not."""
+    """Return the packing of a file that begins with these bytes; None where it is not packed."""
     if head[:2] == b"\x1f\x8b":
         return "gzip"
     # A frame of zstd's own, or one that readers skip, which parallel packers put first.
@@ -177,7 +180,7 @@ def _packing(head: bytes) -> str | None:
 
 
 def opened_text(local: Path, name: str) -> io.TextIOWrapper:
-    """The bytes of `chunks_of` as an open text file; what is not UTF-8 in it is read as lone surrogates."""
+    """Open the bytes of `chunks_of` as text; bytes that are not UTF-8 become lone surrogates."""
     if packing_of(name):
         return io.TextIOWrapper(io.BufferedReader(_Stream(chunks_of(local, name))), "utf-8", "surrogateescape", "")
     with local.open("rb") as file:
@@ -192,11 +195,11 @@ class _Stream(io.RawIOBase):
         self._chunks, self._left = chunks, memoryview(b"")
 
     def readable(self) -> bool:
-        """As every file that is open for reading."""
+        """Return True, as io requires of a file that is open for reading."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as the next chunk goes; 0 at the end."""
+        """Fill a buffer from the next chunk; return the number of bytes, 0 at the end."""
         while not self._left:
             chunk = next(self._chunks, None)
             if chunk is None:

@@ -16,8 +16,8 @@ LONG_BYTES = 32 << 20
 
 _PART_BYTES = 1 << 20
 _STRING = re.compile(rb'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
-# What may stand before a cut: plain bytes, escapes, and a surrogate's two escapes together. The first half of a pair is
-# known to be alone where something else follows it.
+# What may precede a cut: plain bytes, escapes, and both escapes of a surrogate pair. The first escape of a pair is lone
+# if anything else follows it.
 _WHOLE_ESCAPES = re.compile(
     rb"(?:[^\\]++|\\[^u]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}|\\u[dD][89abAB]..\\u[dD][c-fC-F].."
     rb"|\\u[dD][89abAB]..(?=[^\\]|\\[^u]|\\u(?![dD][c-fC-F])[0-9a-fA-F]{4}))*+",

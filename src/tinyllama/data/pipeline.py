@@ -60,7 +60,7 @@ class Ledger:
     read: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
-    """Rows that are used, but not as they stand in their file, by reason."""
+    """Number of rows that are used with a change, by reason."""
     doubts: list[dict[str, Any]] = field(default_factory=list)
     """See `FileTally.doubts`."""
     inputs: list[dict[str, Any]] = field(default_factory=list)
@@ -113,11 +113,11 @@ def writable(store: Path) -> Iterator[None]:
         remedy = _REMEDIES.get(error.errno or 0, "remove the cause")
         raise InputError(
             f"{store}: cannot be written ({error.strerror or error}); {remedy} and run prepare again, "
-            "which goes on from here"
+            "which resumes from here"
         ) from None
     except MemoryError:
         raise InputError(
-            f"{store}: a worker found no memory; run prepare again with fewer data.workers or more memory: it goes on "
+            f"{store}: a worker found no memory; run prepare again with fewer data.workers or more memory: it resumes "
             "from here"
         ) from None
 

@@ -1,7 +1,7 @@
 """A sample of the recipe's text for training its tokenizer.
 
-Reads the sources' files, at most 64 of each, evenly spread over the sorted list; what is held out for validation is
-left out here too. Of a source whose few documents all miss the sample, it is the beginning of the first.
+Reads the sources' files, at most 64 of each, evenly spread over the sorted list; documents held out for
+validation are skipped. If no document of a source is in the sample, the beginning of its first one is used.
 """
 
 from collections import Counter
@@ -28,7 +28,8 @@ _BYTES_PER_DISK_BYTE = 4
 def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -> tuple[Path, TrainingText]:
     """Train a Llama-style BPE on a sample of the recipe's sources; return the recipe's tokenizer folder and the text.
 
-    Raises InputError where that folder is there already: a store or a run may rely on it.
+    Raises InputError where that folder holds a tokenizer, on which a store or a run may rely, and where the sources
+    give no text.
     """
     folder = Path(recipe.tokenizer)
     if folder.is_file():
@@ -52,9 +53,9 @@ def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -
 def sample_texts(recipe: Recipe, sample_bytes: int, reasons: Counter[str] | None = None) -> Iterator[str]:
     """About `sample_bytes` of training text, each source by its weight, the same for the same files and recipe.
 
-    Rows that give no text are counted in `reasons` by why.
+    Rows that give no text are counted in `reasons`.
     """
-    unused: Counter[str] = Counter() if reasons is None else reasons
+    unused = Counter() if reasons is None else reasons
     weights = sum(source.weight for source in recipe.data.sources.values())
     planned: list[tuple[list[InputFile], Source, float]] = []
     for name, source in recipe.data.sources.items():
@@ -73,8 +74,7 @@ def sample_texts(recipe: Recipe, sample_bytes: int, reasons: Counter[str] | None
                 done += file.size
                 bar.show(done)
             if is_empty and share:  # so few documents that none has a hash of the share
-                again: Counter[str] = Counter()
-                found = _sample_file(files[0], source, 1.0, recipe.data.holdout, again, int(wanted_bytes))
+                found = _sample_file(files[0], source, 1.0, recipe.data.holdout, Counter(), int(wanted_bytes))
                 yield from islice(found, 1)
 
 

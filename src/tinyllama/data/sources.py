@@ -21,7 +21,7 @@ from tinyllama.data.lines import unpacked
 from tinyllama.data.rows import Reject, Row, begins_longer_json, language_of, rows_of, text_field
 from tinyllama.data.tables import parquet_columns
 from tinyllama.errors import InputError
-from tinyllama.files import read_json
+from tinyllama.files import POINTER_BYTES, pointer_of, read_json
 from tinyllama.recipe_data import SLIMPAJAMA_SUBSETS, Source
 from tinyllama.recipe_errors import nearest
 
@@ -32,12 +32,6 @@ _UNREADABLE = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, pyarrow.Ar
 _NO_LINES = "ending .json without one JSON object per line"
 _HEAD_BYTES = 1 << 16
 _MOST_NAMED = 5  # endings, in a message
-# Small files that stand for data elsewhere (git-lfs's docs/spec.md; git-annex's "pointer file"), and how to get it.
-_POINTER_BYTES = 1024
-_POINTERS = {
-    re.compile(rb"version https?://[\w.-]+/spec/v1\r?\n(.+\n)*oid sha256:"): ("git-lfs", "git lfs pull"),
-    re.compile(rb"/annex/objects/"): ("git-annex", "git annex get"),
-}
 # The hub's words for a split, as in datasets/data_files.py, and the names there of files that are about the data.
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -102,14 +96,14 @@ def _nothing(name: str, source: Source, left_out: Counter[str]) -> InputError:
 def read_rows(path: str, source: Source, local: Path | None = None) -> Iterator[Row | Reject]:
     """Every row of a file, used or not; `local` is its copy where it was fetched already.
 
-    Raises InputError where the file cannot be read to its end, or only stands for data that is elsewhere.
+    Raises InputError where the file cannot be read to its end, or is a pointer of git's instead of the data.
     """
     if local is None:
         with fetched(path) as copy:
             yield from read_rows(path, source, copy)
         return
     try:
-        if local.stat().st_size <= _POINTER_BYTES:
+        if local.stat().st_size <= POINTER_BYTES:
             _refuse_pointer(path, local.read_bytes())
         yield from rows_of(local, path, source)
     except MemoryError:  # arrow's is one of its own exceptions too
@@ -132,12 +126,12 @@ def _remedy(error: Exception) -> str:
 
 
 def _refuse_pointer(path: str, content: bytes) -> None:
-    """Raise InputError where a file is no data but what git keeps in its place."""
-    for pattern, (kept_by, command) in _POINTERS.items():
-        if pattern.match(content):
-            raise InputError(
-                f"{path}: is a {kept_by} pointer, not the data itself; run `{command}` in its repository, then again"
-            )
+    """Raise InputError where a file is a pointer of git's instead of data."""
+    if pointer := pointer_of(content):
+        kept_by, command = pointer
+        raise InputError(
+            f"{path}: is a {kept_by} pointer, not the data itself; run `{command}` in its repository, then again"
+        )
 
 
 def refuse_overlap(sources: Mapping[str, Source], files: Mapping[str, Sequence[InputFile]]) -> None:
@@ -199,7 +193,7 @@ def _head(path: str) -> bytes:
             chunks = unpacked(pyarrow.PythonFile(file), packing_of(path))
             return b"".join(islice(chunks, 1))[:_HEAD_BYTES]
     except _UNREADABLE:
-        return path.encode(errors="replace")  # reading it says what is wrong with it
+        return path.encode(errors="replace")  # reading it reports the fault
 
 
 def _with_lines(found: list[Found], left_out: Counter[str]) -> list[Found]:
@@ -216,7 +210,7 @@ def _has_lines(file: Found) -> bool:
     if Path(file.path).name in _ABOUT:
         return False
     head = _head(file.path).removeprefix(codecs.BOM_UTF8).lstrip()
-    if file.size <= _POINTER_BYTES:
+    if file.size <= POINTER_BYTES:
         _refuse_pointer(file.path, head)
     line, end, _ = head.partition(b"\n")
     return not head or (line[:1] == b"{" and not (end and begins_longer_json(line)))
@@ -246,7 +240,7 @@ def _check_columns(name: str, files: dict[str, Found], column: str) -> None:
     for folder, file in files.items():
         try:
             with opened(file.path) as content:
-                if file.size <= _POINTER_BYTES:
+                if file.size <= POINTER_BYTES:
                     _refuse_pointer(file.path, content.read())
                 present = parquet_columns(content)
         except _UNREADABLE as error:

@@ -44,7 +44,7 @@ def _row(what: str, found: str, mark: Mark = "ok", remedy: str = "") -> Row:
 
 
 def _missing(what: str, problem: InputError, remedy: str = "", mark: Mark = "missing") -> Row:
-    """A check's own line: what is wrong before its last semicolon or `: pip install`, what to do after it."""
+    """Split a check's own line into problem and remedy, at its last semicolon or at `: pip install`."""
     words = str(problem).replace(": pip install", "; pip install")
     wrong, _, mend = words.rpartition("; ")
     return _row(what, wrong or words, mark, remedy or (mend if wrong else ""))

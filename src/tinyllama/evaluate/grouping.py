@@ -58,7 +58,7 @@ def to_requests(pairs: Sequence[Pair], context: int) -> list[Request]:
     longest = max((len(after) for _, after in pairs), default=0)
     if longest > context:
         raise InputError(
-            f"a continuation has {longest} tokens; the model's context holds {context}: leave out the task that has it"
+            f"a continuation has {longest} tokens; the model's context holds {context}; skip the task that has it"
         )
     return [
         Request(number, (before + after)[-(context + 1) : -1], after) for number, (before, after) in enumerate(pairs)

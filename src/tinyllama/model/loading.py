@@ -1,7 +1,7 @@
 """A model and its tokenizer from wherever they lie: a run, one of its checkpoints, a release, a Hugging Face folder.
 
-Reads a folder's safetensors and nothing else of a stranger's. A run's own checkpoints are DCP's, whose metadata is a
-pickle: their hashes are checked first, but whoever may write them may run code. Weights come in float32.
+Reads the safetensors of a folder, never its pickles. A run's checkpoints are in torch's distributed format (DCP): their
+hashes are checked first, and `train.checkpoint_reader` executes no code from them. Weights are loaded in float32.
 """
 
 import hashlib
@@ -203,9 +203,7 @@ class Safetensors(Mapping[str, torch.Tensor]):
     def __init__(self, paths: Iterable[Path]) -> None:
         self._files: dict[str, Any] = {}
         for path in paths:
-            with path.open(
-                "rb"
-            ) as file:  # whose error says why and where; the library's says of every one "no such file"
+            with path.open("rb") as file:  # raises the system's own error; safetensors reports "no such file" for any
                 first = file.read(100)
             try:
                 tensors = safe_open(path, "pt")

@@ -73,14 +73,14 @@ def release(
         with shown(part, folder, facts["parameters"], wanted.formats):
             facts["reference"] = _export(part, source, averaged, wanted.average_decay)
             write_formats(part, wanted.formats, facts["name"])
-            crashes = load_formats(part, facts["reference"], in_transformers)
+            crash = load_formats(part, facts["reference"], in_transformers)
         loss_plot(metrics_until(run, facts["step"]), part / _PAGES / "loss.png")
         write_json(part / "release.json", {**facts, "files": hash_files(part)})
         _write_card(part, {"releases": [], "baselines": []})
     Journal(run).event("release", facts["step"], folder=str(folder))
     refresh_cards(folder.parent)  # after the event: a milestone that the table has is never looked at again
-    if crashes:
-        raise RunStoppedError(f"{folder}: released, but {crashes[0]}")
+    if crash:
+        raise RunStoppedError(f"{folder}: released, but {crash}")
     return folder
 
 

@@ -1,8 +1,7 @@
 """A Hugging Face folder as CTranslate2's: float32, and int8 with a scale for each row.
 
-The library's own converter reads the bf16 weights in a child process, once for each; float32 ones take their place a
-matrix at a time, so the model is in memory once. The tokenizer's files lie beside, for CTranslate2 reads tokens and no
-text.
+The library's own converter reads the bf16 weights in a child process, once per kind, and converts one matrix at a time,
+so the model is in memory once. Each folder also gets the tokenizer's files, since CTranslate2 reads tokens, not text.
 """
 
 from pathlib import Path
@@ -22,4 +21,4 @@ def write_ctranslate2(folder: Path, source: Path) -> None:
     folder.mkdir(parents=True)
     files = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     for name, kind in KINDS.items():
-        convert("convert", str(source), str(folder / name), kind, *files)
+        convert("ctranslate2", "convert", str(source), str(folder / name), kind, *files)

@@ -208,11 +208,8 @@ ENGINES = {
     "llama_cpp": in_llama_cpp,
     "ctranslate2": in_ctranslate2,
 }
-CONVERSIONS: dict[str, tuple[str, Callable[..., None]]] = {
-    "quantise": ("llama_cpp", quantise),
-    "convert": ("ctranslate2", convert),
-}
-"""What writes files: the engine, and the function."""
+CONVERSIONS: dict[str, Callable[..., None]] = {"quantise": quantise, "convert": convert}
+"""Functions that write files."""
 
 
 def main(engine: str, path: str, out: str, *more: str) -> None:
@@ -220,7 +217,7 @@ def main(engine: str, path: str, out: str, *more: str) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: this process ends with the one that started it
     if engine in CONVERSIONS:
-        CONVERSIONS[engine][1](path, out, *more)
+        CONVERSIONS[engine](path, out, *more)
         return
     try:
         found = ENGINES[engine](path, json.load(sys.stdin))

@@ -19,7 +19,7 @@ from tinyllama.errors import InputError, RunStoppedError, warn_once
 from tinyllama.files import read_json, sha256_of, write_folder, write_json
 from tinyllama.model.loading import HuggingFaceLlama, load_model, load_tokenizer
 from tinyllama.plan import num_parameters
-from tinyllama.recipe_fields import Name
+from tinyllama.recipe_fields import NAME_PATTERN
 from tinyllama.release.card_scores import by_task, eval_results
 from tinyllama.release.card_use import how_to_use
 from tinyllama.release.formats import LIBRARIES, check_formats, check_libraries, load_formats, write_formats
@@ -59,11 +59,11 @@ def release_foreign(source: str, formats: Sequence[str] = ALL_FORMATS, force: bo
             del model
             _compare_with_transformers(there.folder, facts["reference"])
             write_formats(part, formats, name)
-            crashes = load_formats(part, facts["reference"], in_transformers=True)
+            crash = load_formats(part, facts["reference"], in_transformers=True)
         (part / "huggingface" / "README.md").write_text(foreign_card(facts, None), encoding="utf-8")
         write_json(part / "release.json", {**facts, "files": hash_files(part)})
-    if crashes:
-        raise RunStoppedError(f"{folder}: released, but {crashes[0]}")
+    if crash:
+        raise RunStoppedError(f"{folder}: released, but {crash}")
     return folder
 
 
@@ -119,7 +119,7 @@ def _name(source: Path) -> str:
         if path.is_file():
             facts = read_json(path)
             name = facts.get("name") if isinstance(facts, dict) else None
-            if not isinstance(name, str) or not re.fullmatch(Name, name) or "\n" in name:
+            if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
                 raise InputError(f"{path}: name {str(name)[:40]!r} is no name of a model; correct it")
             return name
     return source.resolve().name

@@ -3,14 +3,14 @@
 The libraries that write and run them are the extra `formats`; what is missing is said before anything is done.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tinyllama.errors import InputError, RunStoppedError
-from tinyllama.release.isolation import NAMES, observe
+from tinyllama.release.isolation import NAMES, crash_line, observe
 
 LIBRARIES = {
     "huggingface": ("transformers",),
@@ -72,25 +72,24 @@ def write_formats(part: Path, formats: Collection[str], name: str) -> None:
         write_ctranslate2(part / "ctranslate2", part / "huggingface")
 
 
-def load_formats(part: Path, reference: dict[str, Any], in_transformers: bool) -> Sequence[str]:
+def load_formats(part: Path, reference: dict[str, Any], in_transformers: bool) -> str | None:
     """Load each format under `part` once in its engine and compute a few tokens, where the engine is installed.
 
     `in_transformers` says whether the Hugging Face folder is loaded too; CTranslate2's converter has loaded it.
 
-    Returns a line for each engine that crashed, which is no evidence against the files. Raises RunStoppedError where an
-    engine refuses a file.
+    Returns the message of the first engine that crashed. Raises RunStoppedError where an engine refuses a file.
     """
     few = {**reference, "texts": [], "continuations": [], "scored": {"ids": reference["scored"]["ids"][:_FEW_TOKENS]}}
-    crashes: dict[str, None] = {}
+    crash = None
     for entry in formats_of(path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file()):
         if find_spec(entry.engine) is None or (entry.engine == "transformers" and not in_transformers):
             continue
         observed = observe(entry.engine, part / entry.path, few)
         if "remedy" in observed:
-            crashes[f"{observed['error']}, which is no evidence against the file; {observed['remedy']}"] = None
+            crash = crash or crash_line(observed["error"], observed["remedy"])
         elif "error" in observed:
             raise RunStoppedError(
                 f"release: {entry.name} does not run in {NAMES[entry.engine]} ({observed['error']}); "
                 f"release without it (--formats), or install another version of {NAMES[entry.engine]}"
             )
-    return tuple(crashes)
+    return crash

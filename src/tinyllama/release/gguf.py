@@ -31,7 +31,7 @@ def write_gguf(folder: Path, source: Path, name: str) -> None:
     whole = folder / f"{name}-F16.gguf"
     _write_f16(whole, HuggingFaceLlama.open(source), name)
     for kind in QUANTISED:
-        convert("quantise", str(whole), str(folder / f"{name}-{kind}.gguf"), kind)
+        convert("llama_cpp", "quantise", str(whole), str(folder / f"{name}-{kind}.gguf"), kind)
 
 
 def _write_f16(path: Path, there: HuggingFaceLlama, name: str) -> None:

@@ -14,24 +14,13 @@ from typing import Any
 from tinyllama.errors import RunStoppedError
 from tinyllama.release import engines
 
-NAMES = {
-    "transformers": "transformers",
-    "transformers-source": "transformers",
-    "llama_cpp": "llama.cpp",
-    "ctranslate2": "CTranslate2",
-}
-"""What each engine of `engines.ENGINES` is called in messages."""
-_REBUILD = (
-    "rebuild it for any x86-64 CPU: "
-    "CMAKE_ARGS=-DGGML_NATIVE=OFF pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python "
-    "(docs/engines.md)"
-)
-_OTHER_VERSIONS = "install other versions of torch and transformers, or run this on another machine"
+NAMES = {"transformers": "transformers", "llama_cpp": "llama.cpp", "ctranslate2": "CTranslate2"}
+"""Name of each library in messages."""
 _REMEDIES = {
-    "llama_cpp": _REBUILD,
+    "llama_cpp": "rebuild it for any x86-64 CPU: CMAKE_ARGS=-DGGML_NATIVE=OFF pip install --force-reinstall "
+    "--no-cache-dir --no-deps llama-cpp-python (docs/engines.md)",
     "ctranslate2": "install another version of ctranslate2, or run this on another machine",
-    "transformers": _OTHER_VERSIONS,
-    "transformers-source": _OTHER_VERSIONS,
+    "transformers": "install other versions of torch and transformers, or run this on another machine",
 }
 
 
@@ -47,38 +36,43 @@ def observe(engine: str, path: Path, reference: dict[str, Any]) -> dict[str, Any
         if out.is_file():
             observed: dict[str, Any] = json.loads(out.read_text())
             return observed
+    library = engine.removesuffix("-source")
     if ended.returncode >= 0:
-        return {"error": f"{NAMES[engine]} ended with status {ended.returncode}{_last_line(ended.stderr)}"}
-    words, remedy = crash(engine, ended.returncode)
+        return {"error": f"{NAMES[library]} ended with status {ended.returncode}{_last_line(ended.stderr)}"}
+    words, remedy = crash(library, ended.returncode)
     return {"error": words + _last_line(ended.stderr), "remedy": remedy}
 
 
-def convert(function: str, *arguments: str) -> None:
-    """Run a function of `engines.CONVERSIONS` in a child process.
+def convert(library: str, function: str, *arguments: str) -> None:
+    """Run a function of `engines.CONVERSIONS`, which uses this library, in a child process.
 
-    Raises RunStoppedError with the engine's last line, or with the signal that ended it and a remedy.
+    Raises RunStoppedError with the library's last line, or with the signal that ended it and a remedy.
     """
-    engine = engines.CONVERSIONS[function][0]
     ended = _run([function, *arguments], b"")
     if ended.returncode < 0:
-        words, remedy = crash(engine, ended.returncode)
+        words, remedy = crash(library, ended.returncode)
         if ended.returncode == -signal.SIGKILL:
             remedy = "free some memory or raise its limit, and release again"
         raise RunStoppedError(f"release: {words}{_last_line(ended.stderr)}; {remedy}")
     if ended.returncode:
         raise RunStoppedError(
-            f"release: {NAMES[engine]} could not {function}{_last_line(ended.stderr)}; "
-            f"release without this format (--formats), or install another version of {NAMES[engine]}"
+            f"release: {NAMES[library]} could not {function}{_last_line(ended.stderr)}; "
+            f"release without this format (--formats), or install another version of {NAMES[library]}"
         )
 
 
-def crash(engine: str, status: int) -> tuple[str, str]:
-    """Return the message and the remedy for an engine that ended by a signal; `status` as `subprocess` gives it."""
+def crash(library: str, status: int) -> tuple[str, str]:
+    """Return the message and the remedy for a library that ended by a signal; `status` is subprocess's `returncode`."""
     name = signal.Signals(-status).name
-    if name == "SIGKILL":  # no fault of the engine's own raises it
+    if name == "SIGKILL":  # sent from outside, such as by the kernel where memory runs out
         remedy = "free some memory or raise its limit, then `tinyllama verify` the release"
-        return f"{NAMES[engine]} was killed (SIGKILL)", remedy
-    return f"{NAMES[engine]} crashed ({name}) on this machine", _REMEDIES[engine]
+        return f"{NAMES[library]} was killed (SIGKILL)", remedy
+    return f"{NAMES[library]} crashed ({name}) on this machine", _REMEDIES[library]
+
+
+def crash_line(error: str, remedy: str) -> str:
+    """Return the line that reports a crash which `observe` found."""
+    return f"{error}, which is no evidence against the file; {remedy}"
 
 
 def _run(arguments: list[str], given: bytes) -> subprocess.CompletedProcess[bytes]:

@@ -30,7 +30,7 @@ def publish(
         if _is_foreign(Path(source)):
             if (step, average, average_decay) != (None, None, None):
                 raise InputError(
-                    f"{source}: no run here, and others' weights have no steps; correct the run's name, or leave out "
+                    f"{source}: no run here, and pretrained weights have no steps; correct the run's name, or remove "
                     "--step, --average and --average-decay"
                 )
             folder = release_foreign(source, formats or ALL_FORMATS, force)

@@ -14,7 +14,7 @@ from tinyllama.files import sha256_of
 from tinyllama.model.loading import HuggingFaceLlama
 from tinyllama.progress import Bar
 from tinyllama.release.formats import LIBRARIES, Format, check_libraries, formats_of
-from tinyllama.release.isolation import observe
+from tinyllama.release.isolation import crash_line, observe
 from tinyllama.release.lineage import read_facts
 from tinyllama.words import columns
 
@@ -204,8 +204,6 @@ def table(checks: Sequence[Check]) -> Iterator[str]:
     rows = [("format", "check", "expected", "found", "")]
     rows += [(row.subject, row.what, row.expected, row.found, "pass" if row.passed else "FAIL") for row in checks]
     yield from columns(rows)
-    yield from dict.fromkeys(
-        f"{row.found}, which is no evidence against the file; {row.remedy}" for row in checks if row.remedy
-    )
+    yield from dict.fromkeys(crash_line(row.found, row.remedy) for row in checks if row.remedy)
     failed = [row for row in checks if not row.passed]
     yield f"{len(failed)} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"

@@ -1,7 +1,7 @@
 """TensorBoard as a sink: event files under `RUN/tensorboard`, written without torch or TensorFlow.
 
 Where a run went back, a session's beginning at that step tells TensorBoard to drop what came after it before. Events of
-a run are texts; baselines are runs of their own in `baselines/NAME`, which it draws beside this one. What a killed
+a run are texts; baselines are runs of their own in `baselines/NAME`, which it draws next to this one. What a killed
 process wrote after its last saved position is cut off the files when the next one opens them, and written again.
 """
 

@@ -2,9 +2,9 @@
 
 W&B buffers rows and can only flush them by ending its run, so a kill loses the newest. Therefore nothing counts as safe
 before `close`, and all later rows are delivered again after a kill, each with the W&B step that it had the first time:
-the training step, plus the scores and alerts that came before it. Those steps tell which rows W&B has: its server says
-it online, its files (`RUN/wandb`) offline. What was logged cannot be taken back: where a run rolled back to a
-checkpoint, W&B keeps the first numbers of the steps that are done again.
+the training step, plus the scores and alerts that came before it. W&B has the rows up to its newest step, which its
+server reports online and its files (`RUN/wandb`) hold offline. Logged rows cannot be removed: where a run rolled back
+to a checkpoint, W&B keeps the first numbers of the steps that are done again.
 """
 
 import uuid

@@ -184,7 +184,7 @@ def _system_error(error: BaseException) -> OSError | None:
 
 
 def _unreadable(folder: Path, error: CheckpointException, recipes: str) -> InputError:
-    """What to tell of a checkpoint that cannot be loaded; `recipes`: the remedy where its tensors are others."""
+    """Return the error for a checkpoint that cannot be loaded; `recipes` is the remedy where its tensors differ."""
     if _system_error(error):
         return InputError(f"{folder}: cannot be read ({_reason(error)}); make its files readable and run this again")
     if any(isinstance(cause, pickle.UnpicklingError) for cause, _ in error.failures.values()):

@@ -1,6 +1,6 @@
-"""Readers of torch's distributed checkpoints that run no code of theirs, so that a stranger's checkpoint is only data.
+"""Readers for torch's distributed checkpoints (DCP) that execute no code from the files.
 
-DCP keeps its metadata, and what is no tensor, as pickles. Its own reader unpickles both without limits.
+DCP stores metadata and non-tensor values as pickles, and its own reader unpickles both without limits.
 """
 
 import io
@@ -35,9 +35,9 @@ _CLASSES = {
     ("torch.serialization", "_get_layout"): _get_layout,  # a look-up of "torch.strided" and its like
     **{(module, "PosixPath"): PurePosixPath for module in ("pathlib", "pathlib._local")},  # where it was saved
 }
-"""Everything that the metadata of a checkpoint of ours names, seen in torch 2.13; and torch's dtypes."""
+"""All classes and functions in the metadata of our checkpoints (torch 2.13); torch's dtypes are allowed too."""
 _FILE = re.compile(r"__\d+_\d+\.distcp")
-"""DCP's names of the files with tensors, without a folder."""
+"""Name of a DCP file with tensors, without a folder."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -51,10 +51,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 class SafeReader(FileSystemReader):
-    """DCP's reader of a folder; its metadata may name no other classes and no other folder's files."""
+    """DCP's reader of a folder, restricted to these classes and to files of the folder."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Read the folder's metadata. Raises InputError where it is anything else."""
+        """Read the folder's metadata. Raises InputError where it names any other class or file."""
         path = Path(self.path) / ".metadata"
         try:
             found = _Unpickler(io.BytesIO(path.read_bytes())).load()
@@ -72,11 +72,11 @@ class SafeReader(FileSystemReader):
 
 
 class SafePlanner(DefaultLoadPlanner):
-    """DCP's planner; what is no tensor is unpickled as `torch.load` does by itself, weights alone."""
+    """DCP's planner; it unpickles non-tensor values with `weights_only=True`."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """Put a value in its place. Raises pickle.UnpicklingError where it is no plain data."""
-        plain = io.BytesIO()
+        """Load a non-tensor value. Raises pickle.UnpicklingError where it is not plain data."""
+        plain = io.BytesIO()  # DCP unpickles without limits: it gets what was read with them, saved again
         torch.save(torch.load(value, weights_only=True), plain)
         plain.seek(0)
         super().load_bytes(read_item, plain)

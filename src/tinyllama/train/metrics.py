@@ -27,7 +27,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in _whole_lines(path):
         row = _parsed(line)
         if not isinstance(row, dict):
-            raise InputError(f"{path}:{number}: not a row of JSON; mend or delete the line")
+            raise InputError(f"{path}:{number}: not a row of JSON; correct or delete the line")
         yield row
 
 
@@ -96,7 +96,7 @@ class Journal:
             file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
         if damaged:
             lines = ", ".join(map(str, damaged))
-            self.event("metrics-damaged", step, problem=f"{self.metrics_path}: deleted what was no row, line {lines}")
+            self.event("metrics-damaged", step, problem=f"{self.metrics_path}: deleted damaged rows, line {lines}")
 
     def forget_cut_lines(self) -> None:
         """Drop a last line that a crash has cut off, so that what is appended next begins a line of its own."""

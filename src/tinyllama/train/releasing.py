@@ -1,8 +1,8 @@
 """Releases at a run's milestones, made beside training: one at a time, each in a process of its own.
 
-Training does not wait for them and does not stop for them: one that fails is an event and is tried again, unless its
-input is wrong, and what a run that ended has left undone is done when it goes on. The process computes on the CPU,
-since training has the GPUs.
+Training neither waits nor stops for them: a release that fails is an event and is tried again, unless its input is
+wrong. Releases that a run did not make before it ended are made when it resumes. The process computes on the CPU, since
+training has the GPUs.
 """
 
 import contextlib

@@ -17,7 +17,7 @@ from tinyllama import hardware, preflight
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError, first_line
 from tinyllama.files import read_json, write_atomically, write_json
-from tinyllama.model.llama import PRECISIONS, Linear, Llama, initialize
+from tinyllama.model.llama import PRECISIONS, Llama, initialize
 from tinyllama.model.loading import HuggingFaceLlama
 from tinyllama.noise import hush_torchao
 from tinyllama.recipe import Recipe
@@ -98,6 +98,7 @@ def build_model(recipe: Recipe, vocab_size: int, ranks: Ranks) -> Llama:
     with torch.device("meta"):
         model = Llama(recipe.model, vocab_size, PRECISIONS[recipe.train.precision])
     if recipe.train.float8:
+        preflight.check_float8(recipe)
         _use_float8(model, ranks)
     model.set_recompute(recipe.parallel.activation_checkpointing)
     if recipe.train.compile:
@@ -126,13 +127,6 @@ def _use_float8(model: Llama, ranks: Ranks) -> None:
         raise InputError(
             f"train.float8: {ranks.device} has no float8 products, GPUs from Ada and Hopper on do; take it out"
         )
-    for name, module in model.blocks.named_modules():
-        if isinstance(module, Linear) and (module.in_features % 16 or module.out_features % 16):
-            size = f"{module.out_features} x {module.in_features}"
-            raise InputError(
-                f"train.float8: block matrix {name} is {size}, but float8 products need multiples of 16; change the "
-                "model, or take float8 out"
-            )
     hush_torchao()
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training  # noqa: PLC0415

@@ -1,6 +1,6 @@
-"""What a recipe's run will do that its writer may not expect: settings that do not fit the run's length or its ranks.
+"""Warnings about settings of a recipe that do not fit the length of its run or its ranks.
 
-`train` prints it before the first step, `plan` and `doctor` print it too. No torch, but where a store is given.
+`train` prints them before the first step, `plan` and `doctor` too. Imports torch only if a store is given.
 """
 
 import math
@@ -12,18 +12,18 @@ from tinyllama.recipe import Recipe
 from tinyllama.train.schedule import learning_rate
 
 _NEAR = 0.05
-"""Part of the peak by which a learning rate may miss its mark without a word."""
+"""Fraction of the peak by which a learning rate may miss its target without a warning."""
 
 
 def surprises(recipe: Recipe, ranks: int | None = None, store: TokenStore | None = None) -> list[str]:
-    """List them as lines of the form `place: what; remedy`, as far as ranks and store are known."""
+    """Return the warnings as lines `place: problem; remedy`, as far as ranks and store are known."""
     found = [*_schedule(recipe), *_intervals(recipe), *_never_reached(recipe)]
     found += _batch(recipe, ranks) if ranks else ()
     return [*found, *(_held_out(recipe, store) if store else ())]
 
 
 def _schedule(recipe: Recipe) -> Iterator[str]:
-    """A learning rate that does not rise to its peak, or does not fall to its final rate."""
+    """Yield a warning if the learning rate misses its peak or its final rate."""
     train, steps = recipe.train, recipe.train.steps
     schedule, peak, final = train.schedule, train.optimizer.learning_rate, train.schedule.final_learning_rate
 
@@ -45,7 +45,7 @@ def _schedule(recipe: Recipe) -> Iterator[str]:
 
 
 def _intervals(recipe: Recipe) -> Iterator[str]:
-    """Intervals that are longer than the run."""
+    """Yield a warning for each interval that is longer than the run."""
     steps = recipe.train.steps
     if (every := recipe.train.validate_every_steps) > steps:
         words = f"{every:,} is more than the run's {steps:,}, so only the last step is validated"
@@ -58,7 +58,7 @@ def _intervals(recipe: Recipe) -> Iterator[str]:
 
 
 def _never_reached(recipe: Recipe) -> Iterator[str]:
-    """Token counts at which something is to happen, beyond the last step."""
+    """Yield a warning for each field with token counts beyond the last step."""
     last = _last_tokens(recipe)
     stages = [stage.from_tokens for stage in recipe.data.stages]
     wanted = {"release.at": recipe.release.at, "release.every": filter(None, [recipe.release.every])}
@@ -75,7 +75,7 @@ def _last_tokens(recipe: Recipe) -> int:
 
 
 def _batch(recipe: Recipe, ranks: int) -> Iterator[str]:
-    """Rows that are trained few at a time for want of a divisor."""
+    """Yield a warning if the rows of a rank have no divisor close to the micro-batch size."""
     train = recipe.train
     if train.batch_sequences % ranks:
         return  # which is refused elsewhere
@@ -88,7 +88,7 @@ def _batch(recipe: Recipe, ranks: int) -> Iterator[str]:
 
 
 def _held_out(recipe: Recipe, store: TokenStore) -> Iterator[str]:
-    """Sources that cannot be validated on."""
+    """Yield a warning for each source with too little text to validate on."""
     from tinyllama.train.validation import unvalidated  # noqa: PLC0415 - brings torch, which `plan` does without
 
     for name in unvalidated(recipe, store):

@@ -1,4 +1,4 @@
-"""A test that waits for ever: in Python, and in native code that holds the interpreter lock and minds no signal."""
+"""Tests that never end: in Python, and in native code that holds the interpreter lock and ignores signals."""
 
 import ctypes
 import time
