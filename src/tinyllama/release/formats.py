@@ -75,14 +75,17 @@ def write_formats(part: Path, formats: Collection[str], name: str) -> None:
 def load_formats(part: Path, reference: dict[str, Any], in_transformers: bool) -> str | None:
     """Load each format under `part` once in its engine and compute a few tokens, where the engine is installed.
 
-    `in_transformers` says whether the Hugging Face folder is loaded too; CTranslate2's converter has loaded it.
+    With `in_transformers`, which takes seconds, the Hugging Face folder too, unless CTranslate2's converter has loaded it.
 
     Returns the message of the first engine that crashed. Raises RunStoppedError where an engine refuses a file.
     """
     few = {**reference, "texts": [], "continuations": [], "scored": {"ids": reference["scored"]["ids"][:_FEW_TOKENS]}}
+    libraries = {"llama_cpp", "ctranslate2"}
+    if in_transformers and not (part / "ctranslate2").is_dir():
+        libraries.add("transformers")
     crash = None
     for entry in formats_of(path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file()):
-        if find_spec(entry.engine) is None or (entry.engine == "transformers" and not in_transformers):
+        if entry.engine not in libraries or find_spec(entry.engine) is None:
             continue
         observed = observe(entry.engine, part / entry.path, few)
         if "remedy" in observed:
