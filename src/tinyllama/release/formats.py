@@ -75,7 +75,7 @@ def write_formats(part: Path, formats: Collection[str], name: str) -> None:
 def load_formats(part: Path, reference: dict[str, Any], in_transformers: bool) -> str | None:
     """Load each format under `part` once in its engine and compute a few tokens, where the engine is installed.
 
-    `in_transformers` includes the Hugging Face folder, which takes seconds, unless CTranslate2's converter has loaded it.
+    `in_transformers` includes the Hugging Face folder, which takes seconds, unless CTranslate2 has converted it.
     Returns the message of the first engine that crashed. Raises RunStoppedError where an engine refuses a file.
     """
     few = {**reference, "texts": [], "continuations": [], "scored": {"ids": reference["scored"]["ids"][:_FEW_TOKENS]}}
