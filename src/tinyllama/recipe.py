@@ -134,7 +134,7 @@ class Recipe(Part):
 
 # Neither where things lie nor how the work is cut up, watched or kept changes what is learnt.
 _NEUTRAL = re.compile(
-    r"name$|tokenizer$|data\.(store|workers|executor|slurm.*|sources\.[^.]+\.path)$|checkpoint\.|release\.|track\."
+    r"name$|tokenizer$|data\.(store|workers|executor|slurm.*|sources\.[^.]+\.(path|max_compression_ratio))$|checkpoint\.|release\.|track\."
     r"|train\.(micro_batch_sequences|deterministic|compile|validate_every_steps|validation_sequences)$"
     r"|parallel\.|guard\.(hang_seconds|max_rollbacks)$"
 )
@@ -182,9 +182,17 @@ def _refusal(node: yaml.Node, reason: str) -> yaml.MarkedYAMLError:
     return yaml.constructor.ConstructorError(None, None, f"{shortened(node.value)} {reason}", node.start_mark)
 
 
+MOST_BYTES = 1 << 20
+"""Size of a recipe: YAML takes a second for each two megabytes, and gigabytes of memory for some hundred."""
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise InputError(f"{path}: is larger than 1 MiB, which no recipe is; name the recipe's own file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = data.decode()
     except UnicodeDecodeError:
         raise InputError(f"{path}: not valid YAML: is not UTF-8 text; save it as that") from None
     fields = parse_yaml(text, str(path))

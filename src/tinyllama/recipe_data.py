@@ -59,6 +59,8 @@ class Source(Part):
     line), `"<|endoftext|>"` and the like; without it a file is one document."""
     holdout: Literal["tail"] | None = None
     """What `data.holdout` is a share of: the documents or, with `tail`, the text of each, whose end is held out."""
+    max_compression_ratio: Count = 1000
+    """Bytes that a packed or parquet file may hold for each of its own; at a file with more, `prepare` stops."""
     include: Names = ()
     """Subsets that are read (SlimPajama's `redpajama_set_name`, Starcoderdata's languages); none named means all."""
     exclude: Names = ()

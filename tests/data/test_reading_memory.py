@@ -23,7 +23,8 @@ import sys
 from pathlib import Path
 from tinyllama.data.sources import Row, read_rows
 from tinyllama.recipe_data import Source
-source = Source(format=sys.argv[2], path=sys.argv[1], weight=1, separator=(sys.argv[3:] or [None])[0])
+separator = (sys.argv[3:] or [None])[0]
+source = Source(format=sys.argv[2], path=sys.argv[1], weight=1, separator=separator, max_compression_ratio=10**6)
 rows = characters = 0
 for row in read_rows(sys.argv[1], source):
     assert isinstance(row, Row), row
@@ -71,6 +72,18 @@ def test_a_document_of_200_megabytes_in_parquet_takes_under_a_gigabyte(tmp_path:
     pyarrow.parquet.write_table(table, path)
     rows, characters, megabytes = read(path, "starcoderdata")
     assert (rows, characters) == (1001, LONG + 550_000)
+    assert megabytes < 1000
+
+
+@pytest.mark.parametrize("use_dictionary", [True, False])
+def test_ten_values_of_64_megabytes_that_compress_well_take_under_a_gigabyte(
+    tmp_path: Path, use_dictionary: bool
+) -> None:
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"content": [letter * 64_000_000 for letter in "aaaaabcdef"]})
+    pyarrow.parquet.write_table(table, path, use_dictionary=use_dictionary, compression="zstd")
+    rows, characters, megabytes = read(path, "starcoderdata")
+    assert (rows, characters) == (10, 640_000_000)
     assert megabytes < 1000
 
 
@@ -128,7 +141,8 @@ def test_a_worker_prepares_a_document_of_200_megabytes_in_under_a_gigabyte(
         row = orjson.dumps({"text": text, "meta": {"redpajama_set_name": "RedPajamaBook"}})
         (raw / "a.jsonl.zst").write_bytes(zstandard.compress(row))
     flags = {"data.store": str(tmp_path / "store"), "data.holdout": 0.01}
-    flags |= {"data.sources": {"books": {"format": format, "path": str(raw), "weight": 1}}}
+    books = {"format": format, "path": str(raw), "weight": 1, "max_compression_ratio": 10**6}
+    flags |= {"data.sources": {"books": books}}
     run = [sys.executable, "-c", PREPARE, str(small / "recipe.yaml"), orjson.dumps(flags).decode()]
     said = subprocess.run(run, capture_output=True, check=True, timeout=300).stdout
     num_tokens, kilobytes = map(int, said.split())

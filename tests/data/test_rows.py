@@ -60,13 +60,16 @@ def test_lines_end_as_unix_or_windows_ends_them_wherever_blocks_are_cut(tmp_path
     assert list(read_rows(str(path), source("jsonl", path))) == [Row(*row) for row in enumerate(texts)]
 
 
-def test_a_file_that_is_all_one_line_is_refused_before_it_fills_the_memory(
+def test_a_line_that_no_reader_holds_is_rejected_and_the_rows_after_it_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinyllama.data.lines._LONGEST_LINE_BYTES", 3 << 20)
-    path = write(tmp_path / "a.jsonl", b"[" + b'{"text": "no object a line"}, ' * 200_000)
-    with pytest.raises(InputError, match=r"a.jsonl: a line of more than 1 GiB; write one JSON object per line"):
-        list(read_rows(str(path), source("jsonl", path)))
+    monkeypatch.setattr("tinyllama.data.lines.LONGEST_BYTES", 3 << 20)
+    content = (
+        lines({"text": "one"}) + b"[" + b'{"text": "no object a line"}, ' * 200_000 + b"]\n" + lines({"text": "two"})
+    )
+    path = write(tmp_path / "a.jsonl", b"\n" + content)
+    too_long = Reject(1, "longer than 256 MiB", line=3)
+    assert list(read_rows(str(path), source("jsonl", path))) == [Row(0, "one"), too_long, Row(2, "two")]
 
 
 def test_zstd_frames_one_after_the_other_are_one_file(tmp_path: Path) -> None:
@@ -439,10 +442,21 @@ def test_documents_between_separators_are_rows_or_rejects_and_packed_ones_the_sa
         ]
 
 
-def test_a_separator_that_never_comes_is_named_before_it_fills_the_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("end", [b"", b"<|endoftext|>last"])
+def test_a_document_that_no_reader_holds_is_rejected_and_those_after_it_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: bytes
 ) -> None:
-    monkeypatch.setattr("tinyllama.data.lines._LONGEST_LINE_BYTES", 3 << 20)
-    path = write(tmp_path / "a.txt", b"no separator " * 400_000)
-    with pytest.raises(InputError, match=r"a.txt: a document of more than 1 GiB; give a separator"):
-        list(read_rows(str(path), source("text", path, separator="<|endoftext|>")))
+    monkeypatch.setattr("tinyllama.data.lines.LONGEST_BYTES", 3 << 20)
+    path = write(tmp_path / "a.txt", b"first<|endoftext|>" + b"no separator " * 400_000 + end)
+    found = list(read_rows(str(path), source("text", path, separator="<|endoftext|>")))
+    assert found == [Row(0, "first"), Reject(1, "longer than 256 MiB"), *([Row(2, "last")] if end else [])]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.zst"])
+def test_a_text_file_that_no_reader_holds_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("tinyllama.data.lines.LONGEST_BYTES", 3 << 20)
+    content = b"one document " * 300_000
+    path = write(tmp_path / name, zstandard.compress(content) if name.endswith(".zst") else content)
+    assert list(read_rows(str(path), source("text", path))) == [Reject(0, "longer than 256 MiB")]

@@ -21,6 +21,7 @@ _REMEDIES = {
     "no meta.redpajama_set_name$": "no rows of SlimPajama, so name another format",
     "no |.* is not text$": _NAME_FIELD,
     "empty": "put text there",
+    "longer than": "split it, such as by the source's separator, or write one JSON object per line",
     "more fields than columns$": 'put fields that hold a comma in "',
     "excluded: ": "correct include and exclude",
     f"{HELD_OUT}$": "set holdout: tail in the source, or for a text a separator, or lower data.holdout",

@@ -17,10 +17,12 @@ from typing import Any
 import pyarrow
 
 from tinyllama.data.endings import packing_of
+from tinyllama.data.long_text import LONGEST_BYTES
 from tinyllama.errors import InputError
 
+Part = bytes | bytearray
 _CHUNK_BYTES = 1 << 20
-_LONGEST_LINE_BYTES = 1 << 30
+_XZ_BYTES = 256 << 20  # of memory; the largest preset, 9, needs 65 MiB
 _PLAIN = "plain text"
 _HEAD_BYTES = 512
 _ARCHIVES = (
@@ -33,25 +35,31 @@ _ARCHIVES = (
 _BZ2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")
 
 
-def lines_of(local: Path, name: str) -> Iterator[tuple[int, bytes | bytearray]]:
+def lines_of(local: Path, name: str, ratio: int) -> Iterator[tuple[int, Part | None]]:
     """Yield the lines of a file with their numbers from 1, without their ends; skip blank ones.
 
-    The ending of `name` decides the packing. Raises InputError where the bytes are packed otherwise or a line passes
-    1 GiB, OSError where the file is cut off.
+    A line of more than LONGEST_BYTES is None. Raises as `chunks_of` does.
     """
     # One buffer grows with a long line, so that its pieces are not there beside it; popped, a line is not held on here.
-    tail, number = bytearray(), 1
-    for chunk in chain(chunks_of(local, name), [b"\n"]):
+    tail, number, is_too_long = bytearray(), 1, False
+    for chunk in chain(chunks_of(local, name, ratio), [b"\n"]):
+        if not tail and chunk.isspace():  # a thousand times as fast where a file holds a flood of empty lines
+            number += chunk.count(b"\n")
+            continue
         first, *rest = chunk.split(b"\n")
         tail += first
-        if len(tail) > _LONGEST_LINE_BYTES:  # a JSON array of gigabytes, say, which memory may not hold
-            raise InputError(f"{name}: a line of more than 1 GiB; write one JSON object per line")
+        if len(tail) > LONGEST_BYTES:
+            tail, is_too_long = bytearray(b"..."), True
         if rest:
-            lines: list[bytes | bytearray] = [*rest[-2::-1], tail]
+            lines: list[Part] = [*rest[-2::-1], tail]
             number += len(lines)
-            whole = [(number - left, line) for left, line in enumerate(lines, 1) if _holds_something(line)]
+            whole: list[tuple[int, Part | None]] = [
+                (number - left, line) for left, line in enumerate(lines, 1) if _holds_something(line)
+            ]
+            if is_too_long:
+                whole[-1] = whole[-1][0], None
             del lines
-            tail = bytearray(rest[-1])
+            tail, is_too_long = bytearray(rest[-1]), False
             while whole:
                 yield whole.pop()
 
@@ -60,10 +68,11 @@ def _holds_something(line: bytes | bytearray) -> bool:
     return bool(line) and not line.isspace()
 
 
-def documents_of(local: Path, name: str, separator: str) -> Iterator[bytes | bytearray]:
+def documents_of(local: Path, name: str, separator: str, ratio: int) -> Iterator[Part | None]:
     """Yield the documents of a text file, without the separators between them; skip blank ones.
 
-    A separator of line ends alone matches that many or more, of Unix or Windows. Raises as `lines_of` does.
+    A separator of line ends alone matches that many or more, of Unix or Windows. A document of more than LONGEST_BYTES
+    is None. Raises as `chunks_of` does.
     """
     are_lines = not separator.strip("\n")
     pattern = re.compile(rb"(?:\r?\n){%d,}" % len(separator) if are_lines else re.escape(separator.encode()))
@@ -72,48 +81,85 @@ def documents_of(local: Path, name: str, separator: str) -> Iterator[bytes | byt
     def trimmed(document: Any) -> Any:
         return document.strip(b"\r\n") if are_lines else document
 
-    tail = bytearray()
-    for chunk in chunks_of(local, name):
+    tail, is_too_long = bytearray(), False
+    for chunk in chunks_of(local, name, ratio):
         start = max(0, len(tail) - reach)  # where a separator may begin that this chunk ends
         tail += chunk
-        if len(tail) > _LONGEST_LINE_BYTES:
-            raise InputError(f"{name}: a document of more than 1 GiB; give a separator that is between its documents")
         found = pattern.search(tail, start)
+        if len(tail) > LONGEST_BYTES and not found:
+            del tail[:-reach]
+            is_too_long = True
         if found:
             begin, end = found.span()
             found = None  # a match keeps the buffer from changing its size
             *others, last = pattern.split(bytes(tail[end:]))
             del tail[begin:]
-            whole = [document for document in map(trimmed, [*others[::-1], tail]) if _holds_something(document)]
-            tail = bytearray(last)
+            whole = [document for document in map(trimmed, others[::-1]) if _holds_something(document)]
+            if is_too_long:
+                whole.append(None)
+            elif _holds_something(tail := trimmed(tail)):
+                whole.append(tail)
+            tail, is_too_long = bytearray(last), False
             while whole:  # as in `lines_of`
                 yield whole.pop()
-    if _holds_something(tail := trimmed(tail)):
+    if is_too_long:
+        yield None
+    elif _holds_something(tail := trimmed(tail)):
         yield tail
 
 
-def chunks_of(local: Path, name: str) -> Iterator[bytes]:
+def chunks_of(local: Path, name: str, ratio: int) -> Iterator[bytes]:
     """Yield a file's bytes, unpacked, about a megabyte at a time, without a byte order mark at the beginning.
 
-    Raises InputError where it is not packed as the ending of `name` requires, OSError, EOFError or LZMAError where it
-    is cut off or damaged.
+    Raises InputError where it is not packed as the ending of `name` requires, or unpacks to more than `ratio` times
+    its size; OSError, EOFError or LZMAError where it is cut off or damaged.
     """
     with local.open("rb") as file:
         check_packing(file.read(_HEAD_BYTES), name)
     with pyarrow.OSFile(str(local)) as raw:
-        yield from _without_mark(unpacked(raw, packing_of(name)), name)
+        chunks = _without_mark(unpacked(raw, packing_of(name)), name)
+        if not packing_of(name):
+            yield from chunks
+            return
+        budget = Budget(name, local.stat().st_size, ratio)
+        for chunk in chunks:
+            budget.spend(len(chunk))
+            yield chunk
 
 
-def whole_file(local: Path, name: str) -> bytes | bytearray:
-    """Return the bytes of `chunks_of`, all at once."""
+class Budget:
+    """The bytes that a packed file may unpack to: a few kilobytes can hold terabytes of one letter."""
+
+    def __init__(self, name: str, size: int, ratio: int) -> None:
+        self.name, self.ratio, self.left = name, ratio, max(FREE_BYTES, size * ratio)
+
+    def spend(self, count: int) -> None:
+        """Count unpacked bytes. Raises InputError where they are too many."""
+        self.left -= count
+        if self.left < 0:
+            raise InputError(
+                f"{self.name}: unpacks to more than {self.ratio:,} times its size; if it is meant to, raise its "
+                "source's max_compression_ratio, or take it out"
+            )
+
+
+FREE_BYTES = 64 << 20
+"""Unpacked bytes that any file may have."""
+
+
+def whole_file(local: Path, name: str, ratio: int) -> Part | None:
+    """Return the bytes of `chunks_of`, all at once; None if they are more than LONGEST_BYTES."""
     if packing_of(name):
         data = bytearray()
-        for chunk in chunks_of(local, name):
+        for chunk in chunks_of(local, name, ratio):
             data += chunk
+            if len(data) > LONGEST_BYTES:
+                return None
         return data
-    plain = local.read_bytes()
+    with local.open("rb") as file:
+        plain = file.read(LONGEST_BYTES + 1)
     check_packing(plain[:_HEAD_BYTES], name)
-    return plain.removeprefix(codecs.BOM_UTF8)
+    return None if len(plain) > LONGEST_BYTES else plain.removeprefix(codecs.BOM_UTF8)
 
 
 def check_packing(head: bytes, name: str) -> None:
@@ -155,7 +201,7 @@ def _without_xz(raw: Any) -> Iterator[bytes]:
     """Yield the bytes of consecutive xz streams; zeros may separate them (the format's section 2.2)."""
     data = raw.read(_CHUNK_BYTES)
     while data:
-        stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+        stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_BYTES)
         while not stream.eof:
             if chunk := stream.decompress(data, _CHUNK_BYTES):
                 yield chunk
@@ -179,10 +225,11 @@ def _packing(head: bytes) -> str | None:
     return "xz" if head[:6] == b"\xfd7zXZ\0" else None
 
 
-def opened_text(local: Path, name: str) -> io.TextIOWrapper:
+def opened_text(local: Path, name: str, ratio: int) -> io.TextIOWrapper:
     """Open the bytes of `chunks_of` as text; bytes that are not UTF-8 become lone surrogates."""
     if packing_of(name):
-        return io.TextIOWrapper(io.BufferedReader(_Stream(chunks_of(local, name))), "utf-8", "surrogateescape", "")
+        chunks = io.BufferedReader(_Stream(chunks_of(local, name, ratio)))
+        return io.TextIOWrapper(chunks, "utf-8", "surrogateescape", "")
     with local.open("rb") as file:
         check_packing(file.read(_HEAD_BYTES), name)
     return local.open(encoding="utf-8-sig", errors="surrogateescape", newline="")

@@ -13,6 +13,9 @@ from tinyllama.data.lenient_json import Repaired, loads, without_lone_surrogates
 from tinyllama.text import between_characters
 
 LONG_BYTES = 32 << 20
+"""Size in bytes above which a document stays UTF-8."""
+LONGEST_BYTES = 256 << 20
+"""Size in bytes above which a document, or a line of JSON, is rejected: what a reader holds is bounded by it."""
 
 _PART_BYTES = 1 << 20
 _STRING = re.compile(rb'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)

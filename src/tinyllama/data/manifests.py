@@ -46,7 +46,9 @@ def _recipe_settings(recipe: Recipe) -> dict[str, Any]:
 
 def _is_setting(key: str, value: Any) -> bool:
     """Whether a source's field belongs to its settings; fields that older stores lack, only where they are set."""
-    return key not in ("path", "weight") and not (key in ("separator", "holdout") and value is None)
+    if key in ("separator", "holdout"):
+        return value is not None
+    return key not in ("path", "weight", "max_compression_ratio")
 
 
 def different_settings(

@@ -38,6 +38,8 @@ _REMEDIES = {
     errno.EPERM: "allow it",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
+_REJECTS_BYTES = 1 << 28
+"""Size of a task's list of rejects: a file of a gigabyte can hold half a billion rows that are none."""
 _REPAIRED = "lone surrogates became U+FFFD"
 
 # datatrove announces every task on standard error, in every worker; here the progress bar does.
@@ -168,7 +170,7 @@ def _documents(job: Job, rank: int, ledger: Ledger) -> Iterator[Document]:
 
 def _reject(ledger: Ledger, rejects: IO[bytes], path: str, row: Reject) -> None:
     ledger.left_out[row.reason] += 1
-    if not row.counted_only:
+    if not row.counted_only and rejects.tell() < _REJECTS_BYTES:
         place = {"file": path, "row": row.row} | ({"line": row.line} if row.line else {})
         rejects.write(orjson.dumps(place | {"reason": row.reason}) + b"\n")
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from io import TextIOBase
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,18 @@ import orjson
 
 from tinyllama.data.endings import kind_of
 from tinyllama.data.lenient_json import Repaired, loads
-from tinyllama.data.lines import documents_of, lines_of, opened_text, whole_file
-from tinyllama.data.long_text import LONG_BYTES, parse_long_line
-from tinyllama.data.tables import Undecodable, arrow_columns, arrow_rows, parquet_columns, parquet_rows
+from tinyllama.data.lines import Budget, Part, documents_of, lines_of, opened_text, whole_file
+from tinyllama.data.long_text import LONG_BYTES, LONGEST_BYTES, parse_long_line
+from tinyllama.data.tables import Oversized, Undecodable, arrow_columns, arrow_rows, parquet_columns, parquet_rows
 from tinyllama.errors import InputError
 from tinyllama.recipe_data import Source
 from tinyllama.recipe_errors import printable
 from tinyllama.text import Text, is_utf8
 
 _SUBSET = "redpajama_set_name"
+TOO_LONG = f"longer than {LONGEST_BYTES >> 20} MiB"
+"""Reason of a row whose document no reader holds."""
+_ROW_BYTES = 64  # that a row of parquet counts at least as: an empty one is listed among the rejects
 _LONGEST_META = 10_000  # characters; beyond it is no metadata
 _MOST_NAMED = 20  # columns, in a message
 
@@ -87,16 +91,23 @@ def _fields(local: Path, name: str, source: Source, needed: Sequence[str], one_o
     match kind_of(name, source.format):
         case "parquet":
             columns = _columns(parquet_columns(local), name, needed, one_of)
-            return ((None, fields) for fields in parquet_rows(local, columns))
+            budget = Budget(name, local.stat().st_size, source.max_compression_ratio)
+            return _within(budget, parquet_rows(local, name, columns))
         case "arrow":
             columns = _columns(arrow_columns(local), name, needed, one_of)
             return ((None, fields) for fields in arrow_rows(local, columns))
         case "csv":
-            return _csv(local, name, needed)
+            return _csv(local, name, needed, source.max_compression_ratio)
         case "text":
-            return _text(local, name, source.separator, needed[0])
+            return _text(local, name, source, needed[0])
         case _:
-            return _json_lines(local, name)
+            return _json_lines(local, name, source.max_compression_ratio)
+
+
+def _within(budget: Budget, rows: Iterator[dict[str, Any]]) -> Fields:
+    for fields in rows:
+        budget.spend(_ROW_BYTES + sum(len(value) for value in fields.values() if isinstance(value, Text)))
+        yield None, fields
 
 
 def _columns(present: list[str], name: str, needed: Sequence[str], one_of: Sequence[str]) -> list[str]:
@@ -143,6 +154,8 @@ def _usable(number: int, line: int | None, fields: dict[str, Any], column: str, 
         if text:
             return Row(number, text, subset, isinstance(fields, Repaired))
         return Reject(number, f"empty {column}", line=line)
+    if isinstance(text, Oversized):
+        return Reject(number, TOO_LONG, line=line)
     if isinstance(text, Undecodable):
         return Reject(number, f"{column} is not UTF-8", line=line)
     return Reject(number, f"no {column}" if text is None else f"{column} is not text", line=line)
@@ -181,13 +194,15 @@ def _with_nan(meta: str) -> Any:
         return ast.literal_eval(re.sub(r"\b(nan|inf)\b", "0", meta))
 
 
-def _json_lines(local: Path, name: str) -> Fields:
+def _json_lines(local: Path, name: str, ratio: int) -> Fields:
     # A loop's variable would keep a line while its text is worked on.
-    return map(partial(_parsed, name), lines_of(local, name))
+    return map(partial(_parsed, name), lines_of(local, name, ratio))
 
 
-def _parsed(name: str, numbered: tuple[int, bytes | bytearray]) -> tuple[int, dict[str, Any] | str]:
+def _parsed(name: str, numbered: tuple[int, Part | None]) -> tuple[int, dict[str, Any] | str]:
     number, line = numbered
+    if line is None:
+        return number, TOO_LONG
     try:
         fields = parse_long_line(line) if len(line) > LONG_BYTES else loads(line)
     except orjson.JSONDecodeError as error:
@@ -204,7 +219,7 @@ def _parsed(name: str, numbered: tuple[int, bytes | bytearray]) -> tuple[int, di
     return number, fields if isinstance(fields, dict) else "not a JSON object"
 
 
-def begins_longer_json(line: bytes | bytearray) -> bool:
+def begins_longer_json(line: Part) -> bool:
     """Whether a line begins an array of several lines, or an object with each of its fields on a line."""
     if line.strip() == b"{":
         return True
@@ -215,18 +230,22 @@ def begins_longer_json(line: bytes | bytearray) -> bool:
     return False
 
 
-def _text(local: Path, name: str, separator: str | None, column: str) -> Fields:
-    for data in documents_of(local, name, separator) if separator else [whole_file(local, name)]:
+def _text(local: Path, name: str, source: Source, column: str) -> Fields:
+    ratio, separator = source.max_compression_ratio, source.separator
+    for data in documents_of(local, name, separator, ratio) if separator else [whole_file(local, name, ratio)]:
+        if data is None:
+            yield None, TOO_LONG
+            continue
         try:
             yield None, {column: data if len(data) > LONG_BYTES and is_utf8(memoryview(data)) else data.decode()}
         except UnicodeDecodeError:
             yield None, "not UTF-8 text"
 
 
-def _csv(local: Path, name: str, needed: Sequence[str]) -> Fields:
-    csv.field_size_limit(1 << 31)
-    with opened_text(local, name) as file:
-        rows = csv.DictReader(file, strict=True)  # a file cut inside quotes is an error
+def _csv(local: Path, name: str, needed: Sequence[str], ratio: int) -> Fields:
+    csv.field_size_limit(LONGEST_BYTES)
+    with opened_text(local, name, ratio) as file:
+        rows = csv.DictReader(_bounded(file, name), strict=True)  # a file cut inside quotes is an error
         try:
             _check_header(list(rows.fieldnames or ()), name, needed)
             for fields in rows:
@@ -244,6 +263,14 @@ def _csv(local: Path, name: str, needed: Sequence[str]) -> Fields:
             raise InputError(
                 f"{name}: cannot be read to its end (line {rows.reader.line_num}: {error}); {remedy}"
             ) from None
+
+
+def _bounded(file: TextIOBase, name: str) -> Iterator[str]:
+    """Yield the lines of a csv file. Raises InputError for one that no reader holds."""
+    while line := file.readline(LONGEST_BYTES):
+        if len(line) == LONGEST_BYTES:
+            raise InputError(f"{name}: a line is {TOO_LONG}; correct it, or convert the file to parquet")
+        yield line
 
 
 def _check_header(header: list[str], name: str, needed: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ Reads only the columns asked for, and a row group's pages one after the other ra
 public data sets hold from a few rows to gigabytes.
 """
 
+import mmap
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
@@ -14,11 +15,15 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 
-from tinyllama.data.long_text import LONG_BYTES
+from tinyllama.data.long_text import LONG_BYTES, LONGEST_BYTES
+from tinyllama.data.parquet_pages import pages
+from tinyllama.errors import InputError
+from tinyllama.recipe_errors import printable
 from tinyllama.text import Text, is_utf8
 
 _BATCH_BYTES = 16 << 20
 _MOST_BYTES = 256 << 20
+_PAGE_BYTES = 512 << 20
 _MOST_ROWS = 1024
 _BUFFER_BYTES = 1 << 20
 # What ends arrow's stream; its reader takes a file that is cut between two batches for a whole one.
@@ -27,6 +32,10 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 class Undecodable:
     """Stands for a value that is text by its type but not UTF-8 by its bytes."""
+
+
+class Oversized:
+    """Stands for a text of more than LONGEST_BYTES."""
 
 
 _OTHER = object()
@@ -38,20 +47,43 @@ def parquet_columns(file: Path | BinaryIO) -> list[str]:
     return list(pyarrow.parquet.read_schema(file).names)
 
 
-def parquet_rows(local: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a parquet file, of which only `columns` are read."""
-    with pyarrow.parquet.ParquetFile(local, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file:
+def parquet_rows(local: Path, name: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a parquet file, of which only `columns` are read.
+
+    Raises InputError where a page of them unpacks to more than a reader holds.
+    """
+    with (
+        pyarrow.parquet.ParquetFile(local, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file,
+        local.open("rb") as raw,
+        mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
             chunks = [group.column(place) for place in range(group.num_columns)]
-            num_bytes = sum(
-                chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns
-            )
-            size = _batch_rows(group.num_rows, num_bytes)
+            chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
+            num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
+            size = min(_batch_rows(group.num_rows, num_bytes), *(_most_rows(data, name, chunk) for chunk in chunks))
             batches = file.iter_batches(size, row_groups=[number], columns=list(columns), use_threads=False)
             if size == 1 and num_bytes < _MOST_BYTES:
                 batches = iter(list(batches))  # the reader holds a long document twice more for as long as it is there
             yield from chain.from_iterable(map(_rows, batches))
+
+
+def _most_rows(data: Any, name: str, chunk: Any) -> int:
+    """Return how many rows at a time hold at most _MOST_BYTES if each has the longest value of the chunk's dictionary.
+
+    Raises InputError where a page holds more than _PAGE_BYTES.
+    """
+    rows = _MOST_ROWS
+    for is_dictionary, size in pages(data, chunk):
+        if size > _PAGE_BYTES:
+            raise InputError(
+                f"{name}: a page of {printable(chunk.path_in_schema)} holds {size:,} bytes, more than {_PAGE_BYTES:,}; "
+                "write it again with fewer rows per page, or take it out"
+            )
+        if is_dictionary:
+            rows = max(1, min(rows, _MOST_BYTES // max(1, size)))
+    return rows
 
 
 def arrow_columns(local: Path) -> list[str]:
@@ -156,7 +188,9 @@ def _check_order(places: list[int]) -> None:
         raise pyarrow.ArrowInvalid("offsets that do not rise")
 
 
-def _decoded(utf8: memoryview) -> Text | Undecodable:
+def _decoded(utf8: memoryview) -> Text | Undecodable | Oversized:
+    if len(utf8) > LONGEST_BYTES:
+        return Oversized()
     if len(utf8) > LONG_BYTES:
         return utf8 if is_utf8(utf8) else Undecodable()
     try:

@@ -1,0 +1,144 @@
+"""A small file that unpacks to a large one is refused by name, and no reader holds more than its bound."""
+
+import bz2
+import gzip
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+from tests.data.raw import source
+
+from tinyllama import cli
+from tinyllama.data.rows import Reject, Row
+from tinyllama.data.sources import read_rows
+from tinyllama.errors import InputError
+from tinyllama.files import write_json
+
+PACKINGS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "zst": zstandard.compress,
+    "xz": lzma.compress,
+    "bz2": bz2.compress,
+}
+SIZE = 80_000_000
+CONTENTS = {
+    "jsonl": b'{"text": "' + b"a" * SIZE + b'"}\n',
+    "text": b"a" * SIZE,
+    "csv": b"text\n" + b"a" * SIZE + b"\n",
+}
+
+
+def read(path: Path, format: str, **settings: object) -> list[Row | Reject]:
+    return list(read_rows(str(path), source(format, path, **settings)))
+
+
+@pytest.mark.parametrize("packing", ["gz", "zst", "xz", "bz2"])
+@pytest.mark.parametrize("format", ["jsonl", "text", "csv"])
+def test_a_packed_file_that_unpacks_to_far_more_is_refused(tmp_path: Path, packing: str, format: str) -> None:
+    path = tmp_path / f"bomb.{format.replace('text', 'txt')}.{packing}"
+    path.write_bytes(PACKINGS[packing](CONTENTS[format]))
+    ratio = SIZE // path.stat().st_size // 2
+    with pytest.raises(InputError, match=f"{path.name}: unpacks to more than {ratio:,} times its size"):
+        read(path, format, max_compression_ratio=ratio)
+    (row,) = read(path, format, max_compression_ratio=4 * ratio)
+    assert isinstance(row, Row)
+    assert len(row.text) == SIZE
+
+
+def test_a_flood_of_empty_lines_is_refused_where_it_is_packed_and_read_where_it_is_not(tmp_path: Path) -> None:
+    flood = b"\n" * SIZE
+    packed, plain = tmp_path / "a.jsonl.zst", tmp_path / "b.jsonl"
+    packed.write_bytes(zstandard.compress(flood))
+    plain.write_bytes(flood + b"{\n")
+    with pytest.raises(InputError, match="unpacks to more than 1,000 times"):
+        read(packed, "jsonl")
+    assert read(plain, "jsonl") == [Reject(0, "invalid JSON", line=SIZE + 1)]
+
+
+def test_rows_that_repeat_one_value_of_a_dictionary_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    values = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 100_000, "int32"), ["a" * 1_000_000])
+    pyarrow.parquet.write_table(pyarrow.table({"text": values}), path, compression="zstd")
+    with pytest.raises(InputError, match=r"a\.parquet: unpacks to more than 1,000 times its size"):
+        read(path, "parquet")
+
+
+def test_rows_without_a_value_are_refused_where_there_are_millions_in_a_few_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.nulls(3_000_000, "string")}), path)
+    assert path.stat().st_size < 2000
+    with pytest.raises(InputError, match=r"a\.parquet: unpacks to more than"):
+        read(path, "parquet")
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl", "csv", "text"])
+def test_a_value_that_no_reader_holds_is_rejected_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    for module in ("lines", "rows", "tables"):
+        monkeypatch.setattr(f"tinyllama.data.{module}.LONGEST_BYTES", 1 << 20)
+    path, text = tmp_path / "a", "b" * (2 << 20)
+    match format:
+        case "parquet":
+            pyarrow.parquet.write_table(pyarrow.table({"text": ["one", text, "two"]}), path)
+        case "jsonl":
+            path.write_text(f'{{"text": "one"}}\n{{"text": "{text}"}}\n{{"text": "two"}}\n')
+        case "csv":
+            path.write_text(f"text\none\n{text}\ntwo\n")
+        case "text":
+            path.write_text(text)
+    if format == "csv":
+        with pytest.raises(InputError, match="a line is longer than 256 MiB"):
+            read(path, format)
+        return
+    rows = read(path, format)
+    assert [row.reason for row in rows if isinstance(row, Reject)] == ["longer than 256 MiB"]
+    assert [row.text for row in rows if isinstance(row, Row)] == ([] if format == "text" else ["one", "two"])
+
+
+def parquet(path: Path) -> Path:
+    texts = ["one " * 100_000, "two " * 100_000]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, use_dictionary=False)
+    return path
+
+
+def test_a_page_that_no_reader_holds_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = parquet(tmp_path / "a.parquet")
+    assert len(read(path, "parquet")) == 2
+    monkeypatch.setattr("tinyllama.data.tables._PAGE_BYTES", 1 << 19)
+    with pytest.raises(InputError, match=r"a\.parquet: a page of text holds 800,014 bytes, more than 524,288"):
+        read(path, "parquet")
+
+
+def test_a_page_whose_header_alone_tells_its_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinyllama.data.tables._PAGE_BYTES", 900_000)
+    path = parquet(tmp_path / "a.parquet")
+    data = bytearray(path.read_bytes())
+    place = pyarrow.parquet.read_metadata(path).row_group(0).column(0).data_page_offset
+    assert data[place : place + 3] == b"\x15\x00\x15"  # the page's type, then its unpacked size as a varint of 3 bytes
+    data[place + 3 : place + 6] = b"\xfe\xff\x7f"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="a page of text holds 1,048,575 bytes, more than 900,000"):
+        read(path, "parquet")
+
+
+def test_prepare_names_the_bomb_and_makes_no_store(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/bomb.jsonl.zst").write_bytes(zstandard.compress(CONTENTS["jsonl"]))
+    flags = {"raw": {"format": "jsonl", "path": str(tmp_path / "raw"), "weight": 1}}
+    write_json(tmp_path / "sources.json", flags)
+    store = tmp_path / "store"
+    words = (tmp_path / "sources.json").read_text().replace("\n", " ")
+    command = ["--quiet", "prepare", str(small / "recipe.yaml"), "--data.sources", words, "--data.store", str(store)]
+    assert cli.main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "bomb.jsonl.zst: unpacks to more than 1,000 times its size" in line
+    assert not (store / "manifest.json").exists()
