@@ -1,7 +1,18 @@
-"""`python -m tinyllama` is the same as `tinyllama`."""
+"""The program: `tinyllama`, or `python -m tinyllama`."""
 
 import sys
 
-from tinyllama.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Run the command line, whose imports take a second; Ctrl-C ends them with one line as well."""
+    try:
+        from tinyllama import cli  # noqa: PLC0415
+
+        return cli.main()
+    except KeyboardInterrupt:
+        print("tinyllama: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,6 +18,7 @@ from tinyllama.errors import InputError
 from tinyllama.plan.failures import GPU_HOURS_BETWEEN_FAILURES
 from tinyllama.progress import be_quiet
 from tinyllama.recipe import Recipe
+from tinyllama.terminal import echo, visible
 
 # Each command imports what it needs when it runs: `tinyllama --help` should not wait for torch.
 # ruff: noqa: PLC0415
@@ -44,9 +45,9 @@ def corpus(directory: Positional[Path]) -> None:
     report = write_corpus(directory)
     for folder, parts in report.by_folder().items():
         for name, size in parts.items():
-            print(f"{directory / folder}: {name}: {size.documents:,} documents, {size.bytes:,} bytes")
+            echo(f"{directory / folder}: {name}: {size.documents:,} documents, {size.bytes:,} bytes")
     for reason, count in report.left_out.items():
-        print(f"left out: {count:,} {reason}")
+        echo(f"left out: {count:,} {reason}")
 
 
 def tokenizer_train(recipe: Recipe, vocab_size: int = 8192, sample_bytes: int = 16_000_000) -> None:
@@ -59,7 +60,7 @@ def tokenizer_train(recipe: Recipe, vocab_size: int = 8192, sample_bytes: int = 
     from tinyllama.data.sample import train_recipe_tokenizer
 
     folder, text = train_recipe_tokenizer(recipe, vocab_size, sample_bytes)
-    print(f"tokenizer: {folder}\n    {text}")
+    echo(f"tokenizer: {folder}\n    {text}")
 
 
 def tokenizer_import(source: Positional[str], directory: Positional[Path]) -> None:
@@ -72,7 +73,7 @@ def tokenizer_import(source: Positional[str], directory: Positional[Path]) -> No
     from tinyllama.tokenizer_training import import_tokenizer
 
     import_tokenizer(source, directory)
-    print(f"tokenizer: {directory}")
+    echo(f"tokenizer: {directory}")
 
 
 def prepare(recipe: Recipe, strict: bool = False) -> None:
@@ -86,10 +87,10 @@ def prepare(recipe: Recipe, strict: bool = False) -> None:
 
     store = prepare_store(recipe, strict)
     if store is None:
-        print(f"{recipe.data.store}: submitted to Slurm; its last job finishes the store")
+        echo(f"{recipe.data.store}: submitted to Slurm; its last job finishes the store")
         return
     for line in prepared_lines(store):
-        print(line)
+        echo(line)
 
 
 def inspect_store(
@@ -117,10 +118,10 @@ def inspect_store(
         raise InputError("inspect: --verify checks the whole store; leave the other flags out")
     if verify:
         found = problems(store)
-        print("\n".join(found) or f"{store}: every file is there, and every byte is what it was")
+        echo("\n".join(found) or f"{store}: every file is there, and every byte is what it was")
         return 1 if found else 0
     for line in inspect_lines(store, recipe, step, row, tokenizer):
-        print(line)
+        echo(line)
     return 0
 
 
@@ -179,7 +180,7 @@ def train(recipe: Recipe, allow_change: bool = False) -> None:
 
         run = train_run(recipe, allow_change=allow_change)
     if os.environ.get("RANK", "0") == "0":  # under torchrun every rank comes here
-        print(f"run: {run}")
+        echo(f"run: {run}")
 
 
 def evaluate(
@@ -204,7 +205,7 @@ def evaluate(
     from tinyllama.model.llama import PRECISIONS
 
     if said := evaluate_and_save(model, tasks, limit, PRECISIONS[precision], num_fewshot, batch_size):
-        print(said)  # under torchrun the first rank's
+        echo(said)  # under torchrun the first rank's
 
 
 def release(
@@ -232,7 +233,7 @@ def release(
     from tinyllama.release.publish import publish
 
     for line in publish(source, step, formats, average, average_decay, force, push, public):
-        print(line)
+        echo(line)
 
 
 def verify(release: Positional[Path]) -> int:
@@ -245,7 +246,7 @@ def verify(release: Positional[Path]) -> int:
     from tinyllama.release.verify import verify as verify_release
 
     checks = verify_release(release)
-    print("\n".join(table(checks)))
+    echo("\n".join(table(checks)))
     return 0 if all(check.passed for check in checks) else 1
 
 
@@ -270,8 +271,8 @@ def generate(
     from tinyllama.model.generation import complete
 
     for text in complete(model, prompt, max_new_tokens, temperature=temperature, top_k=top_k, seed=seed):
-        print(text, end="", flush=True)
-    print()
+        print(visible(text) if sys.stdout.isatty() else text, end="", flush=True)  # noqa: T201
+    echo()
 
 
 def watch(
@@ -294,7 +295,7 @@ def watch(
     from tinyllama.track.watch import watch as watch_run
 
     if publish:
-        print(f"published: {publish_run(run, publish, public)}")
+        echo(f"published: {publish_run(run, publish, public)}")
     else:
         watch_run(run, port, open_browser)
 
@@ -309,7 +310,7 @@ def report(run: Positional[Path], compare: tuple[Path, ...] = (), output: Path |
     """
     from tinyllama.report import report as report_run
 
-    print(f"report: {report_run(run, compare, output)}")
+    echo(f"report: {report_run(run, compare, output)}")
 
 
 def runs(folder: Positional[Path] = Path("runs")) -> None:
@@ -320,7 +321,7 @@ def runs(folder: Positional[Path] = Path("runs")) -> None:
     """
     from tinyllama.runs import table
 
-    print("\n".join(table(folder)))
+    print("\n".join(table(folder)))  # noqa: T201 - its cells are visible, its colours are not text
 
 
 def doctor(recipe: Recipe | None, json: bool = False) -> int:
@@ -386,7 +387,7 @@ def _command(arguments: list[str]) -> Callable[[], int | None]:
 
 
 def _print_commands() -> None:
-    print("usage: tinyllama COMMAND ... (tinyllama COMMAND --help says more)\n")
+    echo("usage: tinyllama COMMAND ... (tinyllama COMMAND --help says more)\n")
     for name, function in COMMANDS.items():
-        print(f"  {name:<17} {(function.__doc__ or '').splitlines()[0]}")
-    print("\nWith --quiet a command shows no progress; warnings, errors and results stay.")
+        echo(f"  {name:<17} {(function.__doc__ or '').splitlines()[0]}")
+    echo("\nWith --quiet a command shows no progress; warnings, errors and results stay.")

@@ -12,6 +12,7 @@ import tyro
 
 from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe, bundled_recipes, parse_yaml
+from tinyllama.terminal import echo
 
 
 def parse(name: str, function: Callable[..., int | None], arguments: list[str]) -> Callable[[], int | None]:
@@ -72,7 +73,7 @@ def _print_fields(name: str, function: Callable[..., int | None], recipe: Recipe
     with contextlib.suppress(SystemExit):
         own = _without_recipe(function, recipe)
         tyro.cli(own, args=["--help"], prog=f"tinyllama {name} RECIPE")
-    print(f"\nAny field of the recipe is a flag too; shown are {recipe.name}'s values.\n")
+    echo(f"\nAny field of the recipe is a flag too; shown are {recipe.name}'s values.\n")
     with contextlib.suppress(SystemExit):
         tyro.cli(
             Recipe,

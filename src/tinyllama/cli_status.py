@@ -5,9 +5,11 @@ import sys
 from collections.abc import Callable
 
 from tinyllama.errors import InputError, RunStoppedError
+from tinyllama.terminal import echo
 
 INPUT_STATUS = 2
 """Of wrong input: trying again changes nothing."""
+INTERRUPTED = "interrupted; prepare, train and demo resume when they are run again"
 
 
 def run_to_status(call: Callable[[], int | None], system_status: int = INPUT_STATUS) -> int:
@@ -29,13 +31,17 @@ def run_to_status(call: Callable[[], int | None], system_status: int = INPUT_STA
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"tinyllama: {error.filename}: {error.strerror}; make it possible and run this again", file=sys.stderr)
+        _echo_line(f"{error.filename}: {error.strerror}; make it possible and run this again")
         return system_status
     except KeyboardInterrupt:
-        print("tinyllama: interrupted; the same command goes on from here", file=sys.stderr)
+        _echo_line(INTERRUPTED)
         return 130
 
 
 def _say(error: Exception) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":  # a machine's ranks find the same, another machine perhaps not
-        print(f"tinyllama: {error}", file=sys.stderr)
+        _echo_line(str(error))
+
+
+def _echo_line(message: str) -> None:
+    echo("tinyllama: " + message.replace("\n", "\\n"), to_stderr=True)

@@ -24,6 +24,7 @@ from tinyllama.recipe import Recipe
 from tinyllama.release import release
 from tinyllama.release.formats import check_formats
 from tinyllama.release.verify import Check, table, verify
+from tinyllama.terminal import echo
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train import checkpoint
 from tinyllama.train.loop import train
@@ -56,16 +57,16 @@ def run_demo(recipe: Recipe) -> int:
         ("what it writes", _completions),
     )
     for number, (title, stage) in enumerate(stages, 1):
-        print(f"\n{number}/{len(stages)} {title}", flush=True)
+        echo(f"\n{number}/{len(stages)} {title}")
         for line in stage(recipe):
-            print(f"    {line}", flush=True)
+            echo(f"    {line}")
     minutes = (time.monotonic() - begun) / 60
     if failed:
         names = ", ".join(f"{check.subject} ({check.what})" for check in failed)
-        print(f"\nFailed after {minutes:.1f} minutes: {names}; see 6/{len(stages)} above")
+        echo(f"\nFailed after {minutes:.1f} minutes: {names}; see 6/{len(stages)} above")
         return 1
-    print(f"\nDone in {minutes:.1f} minutes. What to do next:")
-    print("\n".join(f"    {line}" for line in _next_steps(recipe)))
+    echo(f"\nDone in {minutes:.1f} minutes. What to do next:")
+    echo("\n".join(f"    {line}" for line in _next_steps(recipe)))
     return 0
 
 

@@ -1,8 +1,9 @@
 """What ends a command: the command line prints the message as one line and exits with the status. And warnings."""
 
 import os
-import sys
 from functools import cache
+
+from tinyllama.terminal import echo
 
 
 class InputError(ValueError):
@@ -32,4 +33,4 @@ def briefly(error: BaseException) -> str:
 def warn_once(line: str) -> None:
     """Print a line on standard error, once per process and only by one of a machine's ranks."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(line, file=sys.stderr)
+        echo(line, to_stderr=True)

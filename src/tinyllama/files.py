@@ -222,6 +222,27 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def refuse_links(folder: Path) -> None:
+    """Raise InputError where a symbolic link lies below a folder that is to be written: it leads out of the folder.
+
+    `checkpoints` may be one, to an empty folder, which then gets a file that names `folder` as its only user.
+    """
+    for inner, folders, files in os.walk(folder):
+        for path in (Path(inner, name) for name in (*folders, *files)):
+            if path.is_symlink() and not (path == folder / "checkpoints" and _is_own(path, folder)):
+                raise InputError(
+                    f"{path}: is a symbolic link, and what it leads to would change; put the files themselves there"
+                )
+
+
+def _is_own(target: Path, folder: Path) -> bool:
+    """Return whether a linked folder belongs to `folder`; an empty one does from now on."""
+    owner, name = target / ".used-by", f"{folder.resolve()}\n"
+    if target.is_dir() and not any(target.iterdir()):
+        owner.write_text(name)
+    return owner.is_file() and owner.read_text() == name
+
+
 def open_unfollowed(path: Path) -> IO[bytes]:
     """Open a file to append to it; it is made where it is not there, and never emptied.
 

@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tinyllama.terminal import echo, visible
 from tinyllama.words import duration
 
 BYTES = "bytes"
@@ -101,7 +102,7 @@ class Bar:
         An empty `rate` leaves it out, as for parts of unequal size; `BYTES` are shown as megabytes. `where` is a
         sentence on where to look, said once.
         """
-        self.label, self.total, self.unit, self.start, self.where = label, total, unit, start, where
+        self.label, self.total, self.unit, self.start, self.where = visible(label), total, unit, start, where
         self.rate, self.each, self.clock = unit if rate is None else rate, each, clock
         if unit == BYTES:
             self.rate, self.each = "MB", 1e-6
@@ -115,7 +116,7 @@ class Bar:
         if is_quiet():
             return self
         if self.where:
-            print(f"{self.label}: {self.where}", file=sys.stderr, flush=True)
+            echo(f"{self.label}: {self.where}", to_stderr=True)
         console = Console(stderr=True, highlight=False)
         if console.is_terminal and not console.is_dumb_terminal:
             # Redirected, what is printed meanwhile stands above the bar; a file as standard output stays one.
@@ -134,7 +135,7 @@ class Bar:
     def show(self, done: int, words: str = "") -> None:
         """Say how far it is. Without a terminal this prints a line if it is time for one, and one at the end."""
         now = self.clock()
-        self.done, self.words = done, words
+        self.done, self.words = done, visible(words)
         self.speed.add(now, done)
         if is_quiet() or self._live:
             return
@@ -142,7 +143,7 @@ class Bar:
         if is_last or self._is_due(now):
             self.last_line, self.ended = now, is_last
             said = ", ".join([self._percent(), *self._facts(now), self._time(now)])
-            print(f"{self.label}: {said}", file=sys.stderr, flush=True)
+            echo(f"{self.label}: {said}", to_stderr=True)
 
     def _is_due(self, now: float) -> bool:
         if self.last_line is None:

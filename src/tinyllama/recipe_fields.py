@@ -5,6 +5,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from tinyllama.terminal import visible
+
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -54,4 +56,14 @@ class Part(BaseModel):
         # pydantic would read `layers: true` as one layer.
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError("is true or false in YAML; put a text in quotes, or give a number")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _no_control_characters(cls, value: object, info: ValidationInfo) -> object:
+        # Texts are printed, and become paths and arguments. A separator alone may be one, such as a form feed.
+        inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
+        texts = [text for text in inner if isinstance(text, str)]
+        if info.field_name != "separator" and texts != list(map(visible, texts)):
+            raise ValueError("holds a control character; take it out")
         return value

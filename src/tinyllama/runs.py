@@ -20,6 +20,7 @@ from rich.text import Text
 
 from tinyllama.errors import InputError, first_line
 from tinyllama.files import is_held, read_json
+from tinyllama.terminal import visible
 from tinyllama.words import duration, short_count
 
 State = Literal["running", "done", "stopped", "failed", "unreadable"]
@@ -181,7 +182,9 @@ def _recipe(run: Path) -> Row:
     if not path.is_file():
         return {}
     try:
-        fields = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES)
+        fields = yaml.load(data, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         place = f":{mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
         raise InputError(f"{path}{place}: not valid YAML; copy a checkpoint's, or train on, which writes it") from None
@@ -282,11 +285,11 @@ def table(folder: Path) -> list[str]:
     """
     states = [state_of(run) for run in find_runs(folder)]
     if not states:
-        return [f"{folder}: no run here; `tinyllama train` makes one"]
+        return [visible(f"{folder}: no run here; `tinyllama train` makes one")]
     rows = [_cells(one, folder) for one in states]
     console = Console(highlight=False)
     lines = _for_terminal(rows, states, console) if console.is_terminal else _plain(rows)
-    problems = [f"{row['run']}: {one.problem}" for row, one in zip(rows, states, strict=True) if one.problem]
+    problems = [visible(f"{row['run']}: {one.problem}") for row, one in zip(rows, states, strict=True) if one.problem]
     return [*lines, *([""] if problems else []), *problems]
 
 
@@ -303,8 +306,8 @@ def _cells(one: RunState, folder: Path) -> dict[str, str]:
     checkpoint = f"{one.checkpoint_step:,}, {_ago(one.checkpoint_age_seconds)}" if one.checkpoint_step else ""
     speed = f"{one.tokens_per_second:,.0f}" if one.tokens_per_second else ""
     return {
-        "run": name,
-        "state": f"{one.state}, {one.note}" if one.note else one.state,
+        "run": visible(name),
+        "state": visible(f"{one.state}, {one.note}" if one.note else one.state),
         "step": step,
         "tokens": short_count(one.tokens),
         "loss": _decimals(one.loss),

@@ -211,6 +211,7 @@ def link_checkpoints(disk: Path, folder: Path) -> Path:
     run = folder / "runs/small"
     run.mkdir(parents=True)
     (run / "checkpoints").symlink_to(disk)
+    (disk / ".used-by").write_text(f"{run.resolve()}\n")  # as training writes it where the folder is empty
     return run
 
 

@@ -6,7 +6,6 @@ task, the rejects so far. The store's own manifest is written last and makes it 
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,9 +20,10 @@ from tinyllama.data.pipeline import load_tokenizer, stages, writable
 from tinyllama.data.store import WORK, TokenStore
 from tinyllama.data.tasks import TOKENS, Job, plan_job
 from tinyllama.errors import InputError
-from tinyllama.files import alone_in, read_json, write_json
+from tinyllama.files import alone_in, read_json, refuse_links, write_json
 from tinyllama.progress import BYTES, track_count
 from tinyllama.recipe import Recipe
+from tinyllama.terminal import echo
 from tinyllama.tokenizer import Tokenizer
 
 
@@ -39,7 +39,7 @@ def prepare(recipe: Recipe, strict: bool = False) -> TokenStore | None:
     load_tokenizer.cache_clear()  # of a folder that another tokenizer has taken since
     tokenizer = load_tokenizer(recipe.tokenizer)
     for warning in preflight.check(recipe, tokenizer):
-        print(warning, file=sys.stderr)
+        echo(warning, to_stderr=True)
     job = plan_job(recipe)
     plan = {"settings": settings(recipe, tokenizer), "inputs": job.inputs}
     with alone_in(store.parent, f"{store.name}.lock", f"{store}: another process is preparing this store"):
@@ -80,6 +80,7 @@ def _begin(job: Job, plan: dict[str, Any]) -> None:
     begun = read_json(work / "plan.json") if (work / "plan.json").is_file() else None
     if begun is None and not work.exists() and store.exists() and any(store.iterdir()):
         raise InputError(f"{store}: holds files but no token store; choose an empty or a new folder")
+    refuse_links(store)
     if begun is None:
         shutil.rmtree(work, ignore_errors=True)
     elif found := next(differences(begun["settings"], plan["settings"]), None):
@@ -112,7 +113,7 @@ def _keep_same_tasks(job: Job) -> None:
     for path in job.store.glob("*/*/*"):
         if path.with_suffix(".tokens") not in shards and WORK not in path.parts:
             path.unlink()
-    print(f"{job.store}: inputs changed since it was begun: {kept} finished tasks are kept", file=sys.stderr)
+    echo(f"{job.store}: inputs changed since it was begun: {kept} finished tasks are kept", to_stderr=True)
 
 
 def _forget_changed(job: Job) -> None:

@@ -43,6 +43,12 @@ Piece = tuple[int, int, int]
 """A run of tokens in one shard: the shard's number, first byte, bytes."""
 
 
+def _check_names(folder: Path, *names: str) -> None:
+    for name in names:
+        if name in ("", ".", "..") or "/" in name:
+            raise InputError(f"{folder}/manifest.json: names {name!r}, which is no file of the store; restore it")
+
+
 class Split:
     """One split of one source, as one long array of tokens."""
 
@@ -50,6 +56,7 @@ class Split:
         self.folder, self.dtype = folder, dtype
         entries = self.manifest["shards"]
         self.shards = shards = [Shard(entry["file"], entry["tokens"], entry["documents"]) for entry in entries]
+        _check_names(folder, *(shard.file for shard in shards))
         for shard in shards:
             check_size(folder / shard.file, shard.tokens * dtype.itemsize)
         # Where each shard begins, and the number of all tokens; a list, which is bisected faster than an array.
@@ -128,6 +135,7 @@ class TokenStore:
         dtype = np.dtype(manifest["dtype"])
         for source, fields in manifest["sources"].items():
             for split, entry in fields["splits"].items():
+                _check_names(folder, source, split)
                 _check_hash(folder, f"{source}/{split}", entry.get("manifest_sha256"))
         self.splits = {
             f"{source}/{split}": Split(folder / source / split, dtype)

@@ -16,6 +16,7 @@ from tinyllama.doctor.checks import Row, machine_rows
 from tinyllama.doctor.machine import look
 from tinyllama.doctor.needs import recipe_rows
 from tinyllama.recipe import Recipe
+from tinyllama.terminal import echo, visible
 
 _COLOURS = {"ok": "green", "warning": "yellow", "missing": "bold red"}
 
@@ -27,10 +28,10 @@ def show_doctor(recipe: Recipe | None, as_json: bool) -> int:
     missing = [row.what for row in rows if row.mark == "missing"]
     if as_json:
         told = {"machine": asdict(found), "rows": [asdict(row) for row in rows], "missing": missing}
-        print(json.dumps(told | {"recipe": recipe.name if recipe else None}, indent=2))
+        echo(json.dumps(told | {"recipe": recipe.name if recipe else None}, indent=2))
     else:
         print_rows(rows, Console(width=None if sys.stdout.isatty() else 160, highlight=False))
-        print(verdict(recipe.name if recipe else None, rows))
+        echo(verdict(recipe.name if recipe else None, rows))
     return 1 if missing else 0
 
 
@@ -44,7 +45,8 @@ def print_rows(rows: Sequence[Row], console: Console) -> None:
         if row.part != part:
             part = row.part
             table.add_row("", Text(part, style="bold"))
-        table.add_row(Text(row.mark, style=_COLOURS[row.mark]), f"  {row.what}", Text(row.found), Text(row.remedy))
+        cells = [Text(visible(text)) for text in (f"  {row.what}", row.found, row.remedy)]
+        table.add_row(Text(row.mark, style=_COLOURS[row.mark]), *cells)
     console.print(table)
 
 

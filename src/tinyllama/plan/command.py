@@ -14,6 +14,7 @@ from tinyllama.plan.machines import Machine, machine_named
 from tinyllama.plan.sweep import parse_sweep, sweep_plot
 from tinyllama.plan.tables import print_plan, print_rows, sweep_row
 from tinyllama.recipe import Recipe
+from tinyllama.terminal import echo
 from tinyllama.train.surprises import surprises
 
 
@@ -29,13 +30,13 @@ def show_plan(
     vocab_size = vocab_size or _vocab_size(recipe)
     machine, stated = _machine(recipe, hardware, stated, measured, vocab_size)
     for line in surprises(recipe, None if counts else stated.gpus):
-        print(line, file=sys.stderr)
+        echo(line, to_stderr=True)
     if counts:
         _show_sweep(recipe, vocab_size, machine, stated, counts, picture, as_json)
         return
     plan = estimate(recipe, vocab_size, machine, stated)
     if as_json:
-        print(json.dumps(plan.as_json(), indent=2, allow_nan=False))
+        echo(json.dumps(plan.as_json(), indent=2, allow_nan=False))
     else:
         print_plan(plan, _console())
 
@@ -70,7 +71,7 @@ def _vocab_size(recipe: Recipe) -> int:
         from tinyllama.tokenizer import Tokenizer  # noqa: PLC0415 - only where it is needed
 
         return Tokenizer.load(recipe.tokenizer).vocab_size
-    print(f"{recipe.tokenizer}: not here yet; planned with {LLAMA_2_PIECES:,} pieces (--vocab-size)", file=sys.stderr)
+    echo(f"{recipe.tokenizer}: not here yet; planned with {LLAMA_2_PIECES:,} pieces (--vocab-size)", to_stderr=True)
     return LLAMA_2_PIECES
 
 
@@ -113,7 +114,7 @@ def _show_sweep(
     sweep_plot(f"{recipe.name} on {machine.name}", found, path)
     if as_json:
         told = {count: plan.as_json() if isinstance(plan, Plan) else {"problem": plan} for count, plan in plans.items()}
-        print(json.dumps(told, indent=2, allow_nan=False))
+        echo(json.dumps(told, indent=2, allow_nan=False))
         return
     head = ("GPUs", "tokens/s", "time", "GPU-hours", "cost", "GB a GPU", "traffic hides", "failures")
     rows = [(f"{count:,}", *sweep_row(figures)) for count, figures in found]
@@ -121,5 +122,5 @@ def _show_sweep(
     for count, plan in plans.items():
         if isinstance(plan, str):
             rows_wanted = -(-recipe.train.batch_sequences // count) * count
-            print(f"{count:,} GPUs: {plan}, such as --train.batch_sequences {rows_wanted}")
-    print(f"plot: {path}")
+            echo(f"{count:,} GPUs: {plan}, such as --train.batch_sequences {rows_wanted}")
+    echo(f"plot: {path}")

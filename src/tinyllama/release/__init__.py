@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from tinyllama import recipe_train
 from tinyllama.errors import InputError, RunStoppedError
-from tinyllama.files import alone_in, locked, read_json, write_atomically, write_folder, write_json
+from tinyllama.files import alone_in, locked, read_json, refuse_links, write_atomically, write_folder, write_json
 from tinyllama.model.loading import load_model, load_tokenizer
 from tinyllama.recipe import Recipe
 from tinyllama.recipe_errors import first_problem
@@ -61,6 +61,7 @@ def release(
     if not (run / "recipe.yaml").is_file():
         told = "whose store.json and metrics.jsonl a release tells of"
         raise InputError(f"{source}: taken out of its run, {told}; release it there")
+    refuse_links(run)
     wanted = _wanted(Recipe.load(run / "recipe.yaml").release, formats, average, average_decay)
     folder = run / "releases" / source.name
     refuse_in_the_way(folder, force)
@@ -151,6 +152,7 @@ def find_checkpoint(source: Path, step: int | None) -> Path:
 
 def _write_card(folder: Path, releases: dict[str, Any] | None) -> None:
     """A release's card, with the table of its run's releases, or that of others' weights; and release.json's hashes."""
+    refuse_links(folder)
     facts, evaluation = read_json(folder / "release.json"), evaluation_of(folder)
     card = model_card(facts, evaluation, releases) if releases else foreign_card(facts, evaluation)
     with write_atomically(folder / _CARD) as file:

@@ -73,6 +73,9 @@ def read_facts(release_folder: Path) -> dict[str, Any]:
     if not isinstance(facts, dict) or not isinstance(facts.get("files"), dict):
         found = "a release.json without its files" if path.is_file() else "no release.json"
         raise InputError(f"{release_folder}: no release here ({found}); `tinyllama release` makes one of a run")
+    for name in facts["files"]:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InputError(f"{path}: names {name!r}, a file outside its folder; it is not as `release` wrote it")
     return facts
 
 

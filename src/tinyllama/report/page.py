@@ -20,6 +20,7 @@ from tinyllama.report.comparison import names_of, newest, recipe_differences, re
 from tinyllama.report.gallery import comparison_picture, loss_picture, metric_pictures, score_picture, task_pictures
 from tinyllama.report.pictures import INKS
 from tinyllama.report.reading import Run
+from tinyllama.terminal import visible
 from tinyllama.words import NOTHING, share, short_count, short_duration
 
 _HERE = Path(__file__).parent
@@ -42,7 +43,7 @@ def page(run: Run, others: Sequence[Run] = ()) -> str:
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     everyone = dict(zip(names_of([run, *others]), [run, *others], strict=True))
-    return environment.get_template("page.html").render(
+    html = environment.get_template("page.html").render(
         run=run,
         tables=tables,
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
@@ -62,6 +63,7 @@ def page(run: Run, others: Sequence[Run] = ()) -> str:
         written=tables.moment(run.read_at),
         version=version("tinyllama"),
     )
+    return visible(html)
 
 
 def _what_it_is(run: Run) -> str:

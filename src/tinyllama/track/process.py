@@ -14,8 +14,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tinyllama.errors import InputError, briefly
-from tinyllama.files import alone_in
+from tinyllama.files import alone_in, refuse_links
 from tinyllama.recipe import Recipe
+from tinyllama.terminal import echo
 from tinyllama.track.follow import Follower, Progress, Sink, read_progress
 from tinyllama.track.page import Page, folder_of, is_for_one_writer
 
@@ -38,6 +39,7 @@ def open_sink(name: str, run: Path, recipe: Recipe) -> Sink:
 
 def take(run: Path, name: str, locks: ExitStack) -> bool:
     """Hold a sink's lock in a run until `locks` are closed; False where another process follows the run for it."""
+    refuse_links(run)
     try:
         locks.enter_context(alone_in(run / "trackers", f"{name}.lock", ""))
     except InputError:
@@ -97,7 +99,7 @@ def _guarded(run: Path, name: str, ended: threading.Event, beat: Beat, say: Call
 
 def _follow(run: Path, name: str, ended: threading.Event, beat: Beat) -> None:
     if name == "trackio" and is_for_one_writer(folder_of(run)):
-        print("trackio's data lie on a network disk: `tinyllama watch` feeds it, not training", file=sys.stderr)
+        echo("trackio's data lie on a network disk: `tinyllama watch` feeds it, not training", to_stderr=True)
         return
     with ExitStack() as locks:
         while not take(run, name, locks):

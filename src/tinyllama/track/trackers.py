@@ -19,6 +19,7 @@ from tinyllama import recipe_train
 from tinyllama.errors import InputError, briefly
 from tinyllama.files import open_unfollowed
 from tinyllama.processes import environment_beside_training
+from tinyllama.terminal import echo
 from tinyllama.train.metrics import Journal
 
 PATIENCE_SECONDS = 60.0
@@ -93,7 +94,7 @@ class Tracker:
             return
         self.thread.join(seconds)
         if self.thread.is_alive():
-            print(f"{self.run}: {self.name} is still busy; left without the last of the run", file=sys.stderr)
+            echo(f"{self.run}: {self.name} is still busy; left without the last of the run", to_stderr=True)
             self.is_left = True
             self.process.kill()
 
@@ -127,6 +128,6 @@ class Tracker:
         failed = event == "tracker-failed"
         self.is_told |= failed
         words = "failed and is left alone from here on" if failed else "blocks; training goes on without waiting for it"
-        print(f"{self.run}: {self.name} {words}: {problem}", file=sys.stderr)
+        echo(f"{self.run}: {self.name} {words}: {problem}", to_stderr=True)
         with contextlib.suppress(OSError):  # what fills the disk fails the tracker and its event
             self.journal.event(event, self.journal.step, tracker=self.name, problem=problem)

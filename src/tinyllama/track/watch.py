@@ -9,7 +9,6 @@ import importlib
 import io
 import os
 import sqlite3
-import sys
 import threading
 import webbrowser
 from collections.abc import Iterator
@@ -18,10 +17,12 @@ from typing import Any
 from urllib.parse import urlencode
 
 from huggingface_hub import HfApi
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from tinyllama.errors import InputError, briefly, first_line
 from tinyllama.hub import in_one_line
 from tinyllama.recipe import Recipe
+from tinyllama.terminal import echo
 from tinyllama.track.follow import Follower
 from tinyllama.track.page import PROJECT, SMOOTHING, expect_baselines, folder_of, open_trackio
 from tinyllama.track.process import POLL_SECONDS, open_sink, take
@@ -29,6 +30,7 @@ from tinyllama.track.record import possible_baselines
 
 TRACKIO = "trackio"
 """The sink's name in a run."""
+_HOST = "127.0.0.1"
 _LAST_PORT = 65_535
 _ORDER = (
     "loss",
@@ -54,7 +56,7 @@ def watch(run: Path, port: int | None = None, open_browser: bool = True) -> None
     with _fed(run) as trackio:
         expect_baselines(run, possible_baselines(run, Recipe.load(run / "recipe.yaml")))
         address = _address(trackio, run, port)
-        print(f"watching {run}: {address} (Ctrl-C ends it)", flush=True)
+        echo(f"watching {run}: {address} (Ctrl-C ends it)")
         if open_browser:
             webbrowser.open(address)
         with contextlib.suppress(KeyboardInterrupt):
@@ -85,11 +87,14 @@ def _address(trackio: Any, run: Path, port: int | None) -> str:
     os.environ["TRACKIO_PLOT_ORDER"] = ",".join(_ORDER)  # its setting has no other place
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # its greeting has the token with which runs are deleted
-            _, url, _, _ = trackio.show(open_browser=False, block_thread=False, host="127.0.0.1", server_port=port)
+            page, url, _, _ = trackio.show(open_browser=False, block_thread=False, host=_HOST, server_port=port)
     except OSError as error:
         if port is None:
             raise InputError(f"--port: no port is free ({first_line(error)}); name one that is") from None
         raise InputError(f"--port {port}: {first_line(error)}; give another, or none for a free one") from None
+    # Any other host is another site's name for this machine (DNS rebinding). The application has started: its
+    # `add_middleware` refuses.
+    page.app.middleware_stack = TrustedHostMiddleware(page.app.middleware_stack, [_HOST])
     ids = [record["id"] for record in trackio.SQLiteStorage.get_run_records(PROJECT)]
     name = run.resolve().name
     mine = [run_id for run_id in ids if run_id == name or run_id.startswith(f"{name}/")]
@@ -159,7 +164,7 @@ class Feeder:
                     self.followers[run].poll()
             except Exception as error:  # the page goes on with the other runs
                 self.failed[run] = error
-                print(f"{run}: not shown from here on: {_problem(error, folder_of(run))}", file=sys.stderr)
+                echo(f"{run}: not shown from here on: {_problem(error, folder_of(run))}", to_stderr=True)
 
     def _takes(self, run: Path) -> bool:
         """Follow a run, unless another process does."""

@@ -6,6 +6,7 @@ never resumed from. Training goes on while one is written, from a copy in memory
 """
 
 import pickle
+import re
 import shutil
 import time
 import warnings
@@ -37,14 +38,20 @@ def checkpoint_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
+_NAME = re.compile("step-([0-9]+)")
+
+
 def step_of(folder: Path) -> int:
     """The step in a checkpoint's name: they sort by it, not by their names."""
-    return int(folder.name.removeprefix("step-"))
+    if not (found := _NAME.fullmatch(folder.name)):
+        raise InputError(f"{folder}: a checkpoint's folder is called step-NUMBER; give it its name back")
+    return int(found[1])
 
 
 def committed(run: Path) -> list[Path]:
     """Folders of all committed checkpoints, oldest first."""
-    return sorted((path.parent for path in (run / "checkpoints").glob(f"step-[0-9]*/{COMMIT}")), key=step_of)
+    folders = (path.parent for path in (run / "checkpoints").glob(f"step-[0-9]*/{COMMIT}"))
+    return sorted((folder for folder in folders if _NAME.fullmatch(folder.name)), key=step_of)
 
 
 def problems(folder: Path) -> list[str]:

@@ -6,7 +6,6 @@ out decide what is read, so going on after an interruption is loading the newest
 
 import errno
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -21,9 +20,10 @@ from torch import Tensor
 from tinyllama import hardware
 from tinyllama.data.batches import batch_of, batches
 from tinyllama.errors import InputError, RunStoppedError, first_line
-from tinyllama.files import alone_in
+from tinyllama.files import alone_in, refuse_links
 from tinyllama.progress import Bar
 from tinyllama.recipe import Recipe
+from tinyllama.terminal import echo
 from tinyllama.track.trackers import Trackers, check_trackers
 from tinyllama.train import checkpoint, signals
 from tinyllama.train.guard import Guard, Verdict, Watch, watchdog
@@ -67,6 +67,7 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
     with join_ranks(recipe.guard.hang_seconds) as ranks, ExitStack() as stack:
         trainer = build(recipe, ranks)
         if ranks.is_first:
+            refuse_links(trainer.run)
             stack.enter_context(alone_in(trainer.run, "lock", f"{trainer.run}: another process is training this run"))
         journal = Journal(trainer.run, recipe.checkpoint.on_failure == "continue") if ranks.is_first else None
         releaser = stack.enter_context(Releaser(trainer.run, journal, ranks.device)) if journal else None
@@ -317,7 +318,7 @@ def _settle(session: Session, must: bool = False) -> None:
         remedy = "make room" if is_full else f"remove that cause, so that {run / 'checkpoints'} can be written,"
         raise RunStoppedError(f"{words}; {remedy} and run this again: it resumes from the checkpoint before")
     if session.journal:
-        print(f"{words}; training goes on", file=sys.stderr)
+        echo(f"{words}; training goes on", to_stderr=True)
 
 
 def _end_by_signal(session: Session, step: int) -> None:
@@ -333,4 +334,4 @@ def _say_hung(session: Session) -> None:
     """From the watchdog's thread, on whichever rank notices."""
     rank, seconds = session.trainer.ranks.rank, session.trainer.recipe.guard.hang_seconds
     Journal(session.trainer.run).event("hang", session.step + 1, rank=rank, seconds=seconds)
-    print(f"rank {rank}: no step within guard.hang_seconds, {seconds:g} s; ending this process", file=sys.stderr)
+    echo(f"rank {rank}: no step within guard.hang_seconds, {seconds:g} s; ending this process", to_stderr=True)

@@ -20,6 +20,7 @@ from tinyllama.files import read_json, sha256_of
 from tinyllama.processes import environment_beside_training
 from tinyllama.progress import Bar
 from tinyllama.recipe import Recipe
+from tinyllama.terminal import echo
 from tinyllama.train import checkpoint
 from tinyllama.train.metrics import Journal
 
@@ -143,7 +144,7 @@ class Releaser:
 
     def _say_failed(self, step: int, tries: int, problem: str, is_last: bool) -> None:
         again = "not tried again until the run is started again" if is_last else f"try {tries} of {_TRIES}"
-        print(f"{self.run}: the release of step {step} failed, {again}: {problem}", file=sys.stderr)
+        echo(f"{self.run}: the release of step {step} failed, {again}: {problem}", to_stderr=True)
         with contextlib.suppress(OSError):  # what fills the disk fails the release and its event
             self.journal.event("release-failed", step, problem=problem, tries=tries)
 

@@ -3,13 +3,13 @@
 The first rank looks and tells the others, so that all take the same one and a checkpoint is hashed once.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from tinyllama import hardware
 from tinyllama.data.batches import batch_of
 from tinyllama.errors import InputError, RunStoppedError
+from tinyllama.terminal import echo
 from tinyllama.train import checkpoint
 from tinyllama.train.guard import forget_what_is_gone, leave_out, read_left_out
 from tinyllama.train.metrics import Journal
@@ -64,7 +64,7 @@ def _newest_whole(run: Path, journal: Journal) -> Path | None:
         damage = checkpoint.problems(folder)
         if not damage:
             break
-        print(f"{damage[0]}; looking for an older checkpoint", file=sys.stderr)
+        echo(f"{damage[0]}; looking for an older checkpoint", to_stderr=True)
         journal.event("checkpoint-damaged", checkpoint.step_of(folder), problem=damage[0])
         damaged.append(folder)
     else:
@@ -129,4 +129,4 @@ def go_back(trainer: Trainer, journal: Journal | None, step: int, reason: str, b
     if journal:
         leave_out(trainer.run, {"batches": batches, "checkpoint": target, "step": step + 1, "reason": reason})
         journal.event("rollback", step + 1, reason=reason, checkpoint=target, left_out=batches)
-        print(f"{words}; back to step {target}, leaving out batches {batches}", file=sys.stderr)
+        echo(f"{words}; back to step {target}, leaving out batches {batches}", to_stderr=True)

@@ -6,7 +6,6 @@ and one whole matrix. A weight's first value depends on the seed and its name al
 
 import math
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from tinyllama.model.llama import PRECISIONS, Llama, initialize
 from tinyllama.model.loading import HuggingFaceLlama
 from tinyllama.noise import hush_torchao
 from tinyllama.recipe import Recipe
+from tinyllama.terminal import echo
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.guard import left_out_batches
 from tinyllama.train.optimizer import build_optimizers
@@ -80,7 +80,7 @@ def build(recipe: Recipe, ranks: Ranks) -> Trainer:
         torch.use_deterministic_algorithms(True)
     if ranks.is_first:
         for line in (*warnings, *surprises(recipe, ranks.count, store)):
-            print(line, file=sys.stderr)
+            echo(line, to_stderr=True)
     return Trainer(recipe, store, tokenizer, ranks, run, model, optimizers, validation)
 
 
@@ -118,7 +118,7 @@ def _compile(model: Llama, ranks: Ranks) -> None:
         for block in model.blocks:
             block.forward = torch.compile(block.forward, dynamic=False)
     elif ranks.is_first:
-        print("no C++ compiler with Python's headers here: training goes on uncompiled, and slower", file=sys.stderr)
+        echo("no C++ compiler with Python's headers here: training goes on uncompiled, and slower", to_stderr=True)
 
 
 def _use_float8(model: Llama, ranks: Ranks) -> None:

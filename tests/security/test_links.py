@@ -1,0 +1,117 @@
+"""A stranger's run, store or release with symbolic links in it changes nothing outside its folder."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.track.recorded import new_run, step
+
+from tinyllama import cli
+from tinyllama.data.store import TokenStore
+from tinyllama.errors import InputError
+from tinyllama.files import refuse_links, write_json
+from tinyllama.release import update_card
+from tinyllama.release.lineage import read_facts
+from tinyllama.track.process import take
+from tinyllama.train import checkpoint
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    folder = tmp_path / "victim"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner/precious").write_text("precious")
+    (folder / "README.md").write_text("precious")
+    return folder
+
+
+def test_an_unfinished_store_with_a_link_to_other_files_deletes_none_of_them(
+    small: Path, tmp_path: Path, victim: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    (store / ".work").mkdir(parents=True)
+    (store / "modules").symlink_to(victim)
+    command = ["--quiet", "prepare", str(small / "recipe.yaml"), "--data.store", str(store)]
+    assert cli.main(command) == 2
+    assert f"{store}/modules: is a symbolic link" in capsys.readouterr().err
+    assert (victim / "inner/precious").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["releases", "trackers", "checkpoints", "tokenizer", "releases/step-00000010"])
+def test_a_run_with_a_link_is_not_trained(
+    small: Path,
+    tmp_path: Path,
+    victim: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    run, _ = new_run(tmp_path)
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).symlink_to(victim)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["--quiet", "train", str(small / "recipe.yaml"), "--train.compile", "false"]) == 2
+    assert f"runs/small/{name}: is a symbolic link" in capsys.readouterr().err
+    assert sorted(path.name for path in victim.rglob("*")) == ["README.md", "inner", "precious"]
+
+
+def test_checkpoints_may_lie_in_an_empty_folder_elsewhere_that_no_other_run_uses(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoints").symlink_to(tmp_path / "disk")
+    refuse_links(tmp_path / "one")
+    (tmp_path / "disk/step-00000010").mkdir()
+    refuse_links(tmp_path / "one")
+    with pytest.raises(InputError, match="two/checkpoints: is a symbolic link"):
+        refuse_links(tmp_path / "two")
+
+
+def test_a_run_with_a_link_is_not_followed_by_a_tracker(tmp_path: Path, victim: Path) -> None:
+    run, journal = new_run(tmp_path)
+    step(journal, 1, 3)
+    (run / "trackers").symlink_to(victim)
+    with ExitStack() as locks, pytest.raises(InputError, match="trackers: is a symbolic link"):
+        take(run, "trackio", locks)
+    assert sorted(path.name for path in victim.iterdir()) == ["README.md", "inner"]
+
+
+def test_the_card_of_a_release_with_a_link_is_not_written(tmp_path: Path, victim: Path) -> None:
+    release = tmp_path / "release"
+    release.mkdir()
+    (release / "huggingface").symlink_to(victim)
+    write_json(release / "release.json", {"name": "x", "files": {}, "step": None})
+    with pytest.raises(InputError, match="huggingface: is a symbolic link"):
+        update_card(release)
+    assert (victim / "README.md").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["../victim/README.md", "/etc/passwd", "gguf/../../x"])
+def test_a_release_names_no_file_outside_its_folder(tmp_path: Path, name: str) -> None:
+    write_json(tmp_path / "release.json", {"files": {name: {"bytes": 1, "sha256": ""}}})
+    with pytest.raises(InputError, match="a file outside its folder"):
+        read_facts(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["source", "split", "shard"])
+def test_a_store_names_no_file_outside_its_folder(tmp_path: Path, place: str) -> None:
+    names = {"source": "own", "split": "train", "shard": "00000.tokens"} | {place: "../victim"}
+    folder = tmp_path / "store" / names["source"] / names["split"]
+    shards = [{"file": names["shard"], "tokens": 1, "documents": 1}]
+    write_json(folder / "manifest.json", {"shards": shards})
+    sources: dict[str, Any] = {names["source"]: {"splits": {names["split"]: {}}}}
+    write_json(tmp_path / "store/manifest.json", {"format_version": 2, "dtype": "<u2", "sources": sources})
+    with pytest.raises(InputError, match=r"names '\.\./victim', which is no file of the store"):
+        TokenStore.open(tmp_path / "store")
+
+
+def test_a_renamed_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, journal = new_run(tmp_path)
+    step(journal, 1, 3)
+    for name in ("step-00000010.bak", "best"):
+        write_json(run / "checkpoints" / name / "commit.json", {"sha256": {}})
+    assert checkpoint.committed(run) == []
+    assert cli.main(["release", str(run / "checkpoints/best")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "best: a checkpoint's folder is called step-NUMBER; give it its name back" in line

@@ -1,0 +1,149 @@
+"""Names and texts from outside are shown without control characters: on the terminal, in a report, on the live page."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.browser import opened
+from tests.conftest import small_recipe
+from tests.track.recorded import new_run, step
+from tests.track.test_watch import wait_for, watched
+
+from tinyllama import cli
+from tinyllama.errors import InputError
+from tinyllama.files import write_json
+from tinyllama.model import generation
+from tinyllama.recipe import Recipe
+from tinyllama.report import report
+from tinyllama.terminal import visible
+
+CLEAR = "\x1b[2J\x1b]0;title\x07"
+SHOWN = r"\x1b[2J\x1b]0;title\x07"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain, \u00e9 \u4e2d \U0001f600\ttab\nline", "plain, \u00e9 \u4e2d \U0001f600\ttab\nline"),
+        (CLEAR, SHOWN),
+        ("\x9b31m", r"\x9b31m"),
+        ("invoice\u202etxt.exe", r"invoice\u202etxt.exe"),
+        ("over\rwritten\x08", r"over\rwritten\x08"),
+        ("\udcff", r"\udcff"),
+    ],
+)
+def test_control_characters_are_shown_as_escapes(text: str, shown: str) -> None:
+    assert visible(text) == shown
+
+
+def test_a_file_name_with_an_escape_sequence_is_harmless_in_output_and_errors(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / f"good{CLEAR}\n.jsonl").write_text('{"text": "some words"}\nno row\nno row\n')
+    (raw / f"unread.{CLEAR}").touch()
+    sources = {"own": {"format": "jsonl", "path": str(raw), "weight": 1}}
+    command = ["prepare", str(small / "recipe.yaml"), "--data.store", str(tmp_path / "store"), "--data.sources"]
+    assert cli.main([*command, yaml.safe_dump(sources, default_flow_style=True, width=10**6)]) == 0
+    (raw / f"bad{CLEAR}\n.jsonl").write_bytes(b"PK\3\4")
+    command[3] = str(tmp_path / "other")
+    assert cli.main([*command, yaml.safe_dump(sources, default_flow_style=True, width=10**6)]) == 2
+    assert cli.main(["inspect", str(tmp_path / "store")]) == 0
+    said = capsys.readouterr()
+    assert SHOWN in said.out
+    assert rf"tinyllama: {raw}/bad{SHOWN}\n.jsonl: is a zip archive" in said.err
+    assert not [character for character in said.out + said.err if character in "\x1b\x07\r"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokenizer": f"a{CLEAR}"},
+        {"data": {"sources": {"modules": {"path": f"b{CLEAR}"}}}},
+        {"release": {"baselines": [f"c{CLEAR}"]}},
+        {"data": {"slurm": {"partition": "x", "arguments": {f"d{CLEAR}": "e"}}}},
+    ],
+)
+def test_a_recipe_with_an_escape_sequence_is_refused(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    def merge(fields: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+        return fields | {
+            key: merge(fields.get(key) or {}, value) if isinstance(value, dict) else value
+            for key, value in more.items()
+        }
+
+    path = tmp_path / "hostile.yaml"
+    path.write_text(yaml.safe_dump(merge(small_recipe(small), change)))
+    assert cli.main(["plan", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds a control character; take it out" in line
+    assert "\x1b" not in line
+
+
+def test_a_recipe_larger_than_any_recipe_is_refused(small: Path, tmp_path: Path) -> None:
+    path = tmp_path / "large.yaml"
+    path.write_text(f"# {'x' * (1 << 20)}\n" + yaml.safe_dump(small_recipe(small)))
+    with pytest.raises(InputError, match=r"large\.yaml: is larger than 1 MiB"):
+        Recipe.load(path)
+
+
+def test_a_runs_events_are_harmless_in_its_report_and_in_the_list_of_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, journal = new_run(tmp_path)
+    step(journal, 1, 5)
+    journal.event("failed", 5, problem=f"{CLEAR}<script>alert(1)</script>")
+    html = report(run).read_text()
+    assert "\x1b" not in html
+    assert SHOWN in html
+    assert "<script" not in html
+    (tmp_path / f"runs/{CLEAR}").symlink_to(run)
+    assert cli.main(["runs", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert SHOWN in said
+
+
+def test_what_a_model_generates_is_harmless_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(generation, "complete", lambda *_, **__: iter(["word ", CLEAR]))
+    assert cli.main(["generate", "any", "word"]) == 0
+    assert capsys.readouterr().out == f"word {CLEAR}\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert cli.main(["generate", "any", "word"]) == 0
+    assert capsys.readouterr().out == f"word {SHOWN}\n"
+
+
+@pytest.mark.slow
+def test_the_live_page_answers_to_its_own_address_alone_and_runs_no_script_of_a_run(tmp_path: Path) -> None:
+    attack = "<img src=x onerror='window.attacked = 1'><script>window.attacked = 1</script>"
+    run, journal = new_run(tmp_path)
+    step(journal, 1, 30, **{attack: 1.0})
+    for event in ("skip", "rollback", "tracker-failed"):
+        journal.event(event, 20, reason=attack, problem=attack, tracker=attack)
+    write_json(
+        run / "releases/releases.json",
+        {"releases": [], "baselines": [{"name": attack, "hellaswag": 1.0, "source": "published"}]},
+    )
+    with watched(tmp_path) as address:
+        host, port = address.split("/")[2].split(":")
+        assert status(int(port), f"{host}:{port}") == 200
+        for other in ("attacker.example", f"attacker.example:{port}", "localhost.attacker.example", ""):
+            assert status(int(port), other) == 400
+        with opened(address) as seen:
+            wait_for(seen.page, "shown?.latest_x > 0")
+            seen.page.wait_for_timeout(2000)
+            assert seen.page.evaluate("window.attacked") is None
+            assert seen.from_outside() == []
+
+
+def status(port: int, host: str) -> int:
+    """The status of an answer to a request for this host."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        return int(connection.recv(1 << 16).split()[1])
