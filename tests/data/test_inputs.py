@@ -79,6 +79,15 @@ def test_a_name_that_no_manifest_can_hold_is_named_as_python_writes_it(tmp_path:
         names(tmp_path)
 
 
+def test_a_pipe_or_a_device_is_named_and_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/link.txt").symlink_to("/dev/zero")
+    for path, name in ((tmp_path / "pipe.txt", "pipe"), (tmp_path / "*.txt", "pipe"), (tmp_path / "d", "link")):
+        with pytest.raises(InputError, match=f"{name}.txt: is no regular file"):
+            names(path)
+
+
 def test_a_link_that_leads_nowhere_or_back_is_named(tmp_path: Path) -> None:
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
     with pytest.raises(InputError, match=r"gone.txt: cannot be read \(No such file"):

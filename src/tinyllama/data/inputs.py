@@ -61,6 +61,8 @@ def find_files(path: str, wanted: Callable[[str], bool], others: list[str] | Non
     for file in found:
         if not _has_encoding(file.path):
             raise InputError(f"{file.path!a}: the name is not UTF-8, which no manifest can hold; rename it")
+        if not _is_remote(file.path) and not Path(file.path).is_file():
+            raise InputError(f"{file.path}: is no regular file, such as a pipe or a device; take it out")
         if not _is_remote(file.path) and not os.access(file.path, os.R_OK):
             raise InputError(f"{file.path}: no permission to read it; allow it, or take the file out")
     return found
