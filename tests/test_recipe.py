@@ -1,5 +1,6 @@
 """A recipe says everything once, and says what is wrong with it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,28 @@ def test_a_recipe_that_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None
         Recipe.load(tmp_path / "empty.yaml")
     with pytest.raises(InputError, match=r"no such recipe.*demo"):
         Recipe.load("dmeo")
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        ("1:30:00", "'1:30:00' is read by YAML as 5400; write that"),
+        ("010", "'010' is read by YAML as 8; write that"),
+        ("0x" + "f" * 5000, "is more than any field counts"),
+        ("1" + ":00" * 3000, "is more than any field counts"),
+        ("9" * 5000, "is no int; put a text in quotes"),
+        ("'" + "9" * 5000 + "'", "is more than 1e18 tokens"),
+    ],
+)
+def test_a_number_that_yaml_reads_otherwise_or_that_no_machine_counts_is_one_line(
+    tmp_path: Path, number: str, message: str
+) -> None:
+    recipe = Recipe.load("demo").to_yaml()
+    (tmp_path / "odd.yaml").write_text(re.sub(r"(?m)^  tokens: .*$", f"  tokens: {number}", recipe))
+    with pytest.raises(InputError, match=r"odd\.yaml") as error:
+        Recipe.load(tmp_path / "odd.yaml")
+    assert message in str(error.value)
+    assert len(str(error.value)) < 400
 
 
 def test_a_flag_fills_a_part_that_a_runs_own_recipe_has_as_null(tmp_path: Path) -> None:

@@ -155,12 +155,21 @@ def _find(source: str) -> Path:
     raise InputError(f"{source}: no such recipe; give a YAML file or one of {', '.join(bundled_recipes())}")
 
 
+_SURPRISING = re.compile(r"[-+]?(0[0-9_]|.*:)")
+"""Numbers of base 8 and 60, by YAML 1.1: 010 is 8, and 1:30 is 90."""
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """YAML in which a name given twice is an error: of two sources with one name, one would be lost."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise _refusal(node, "is more than any field counts; give less")
+            if isinstance(value, int | float) and _SURPRISING.match(str(node.value)):
+                raise _refusal(node, f"is read by YAML as {value}; write that, or put a text in quotes")
+            return value
         except (LookupError, TypeError, ValueError):  # the loader's own, of a date such as 2026-13-01 or a number 0x_
             raise _refusal(node, f"is no {node.tag.removeprefix('tag:yaml.org,2002:')}; put a text in quotes") from None
 
