@@ -7,7 +7,6 @@ import re
 import resource
 import shutil
 import sysconfig
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,24 +80,6 @@ def can_compile(device: torch.device) -> bool:
         return True
     compilers = filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++"))
     return any(map(shutil.which, compilers)) and Path(sysconfig.get_path("include"), "Python.h").is_file()
-
-
-def use_private_compile_cache() -> None:
-    """Have torch.compile keep its code in this user's cache folder, not in the folder that all users write to.
-
-    torch loads what it finds in its cache, by default `/tmp/torchinductor_USER`, which anyone can make first. Where the
-    user has no folder that can be written, the cache is a new temporary folder of this process.
-    """
-    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
-        return
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "tinyllama" / "torchinductor"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)
-    except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="tinyllama-torchinductor-"))
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def keep_memory() -> None:

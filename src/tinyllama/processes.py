@@ -1,9 +1,13 @@
 """What a process asks of the kernel about its life, and what it gives those that it starts."""
 
+import atexit
 import ctypes
 import os
 import platform
+import shutil
 import signal
+import tempfile
+from pathlib import Path
 
 
 def usable_cores() -> int:
@@ -33,3 +37,24 @@ def environment_beside_training(one_core: bool) -> dict[str, str]:
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS")  # torchrun sets one thread
     own = {"CUDA_VISIBLE_DEVICES": "", **({"OMP_NUM_THREADS": "1"} if one_core else {})}
     return {name: value for name, value in os.environ.items() if name not in ranks} | own
+
+
+def use_private_compile_cache() -> None:
+    """Have torch.compile keep its code in this user's cache folder, not in the folder that all users write to.
+
+    torch loads what it finds in its cache, by default `/tmp/torchinductor_USER`, which anyone can make first; it reads
+    the variable while `torch._inductor` is imported, so call this before. Where the user has no folder that can be
+    written, the cache is a new temporary folder of this process.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")  # they are in the shared folder anyway
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+        folder = base / "tinyllama" / "torchinductor"
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        folder = Path(tempfile.mkdtemp(prefix="tinyllama-torchinductor-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)

@@ -1,13 +1,15 @@
 """Files that a stranger may have made: links for locks and logs, damaged metrics, a shared cache of compiled code."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tinyllama.errors import InputError
 from tinyllama.files import alone_in, locked, open_unfollowed, write_atomically
-from tinyllama.hardware import use_private_compile_cache
+from tinyllama.processes import use_private_compile_cache
 from tinyllama.train.metrics import Journal, read_rows
 
 
@@ -77,6 +79,22 @@ def test_compiled_code_is_kept_where_no_other_user_writes(tmp_path: Path, monkey
     folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     assert folder.is_relative_to(tmp_path)
     assert folder.stat().st_mode & 0o777 == 0o700
+
+
+COMPILE = """
+import tinyllama.train.loop, torch
+torch.compile(lambda x: (x + 1).cos())(torch.ones(8))
+"""
+
+
+@pytest.mark.slow
+def test_torch_writes_no_compiled_code_into_the_shared_temporary_folder(tmp_path: Path) -> None:
+    variables = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    folders = {"TMPDIR": str(tmp_path / "shared"), "XDG_CACHE_HOME": str(tmp_path / "own")}
+    (tmp_path / "shared").mkdir()
+    subprocess.run([sys.executable, "-c", COMPILE], env=variables | folders, check=True, timeout=200)
+    assert [*(tmp_path / "own/tinyllama/torchinductor").rglob("*.so")]
+    assert not [path for path in (tmp_path / "shared").rglob("*") if path.is_file()]
 
 
 def test_without_a_cache_of_the_users_own_compiled_code_is_temporary(

@@ -1,1 +1,5 @@
 """Training: the loop and what it calls."""
+
+from tinyllama.processes import use_private_compile_cache
+
+use_private_compile_cache()  # before any module of this package imports torch

@@ -114,7 +114,6 @@ def _compile(model: Llama, ranks: Ranks) -> None:
     What is compiled is the block's forward and not its call, so that FSDP's hooks around it stay outside.
     """
     if hardware.can_compile(ranks.device):
-        hardware.use_private_compile_cache()
         for block in model.blocks:
             block.forward = torch.compile(block.forward, dynamic=False)
     elif ranks.is_first:
