@@ -3,6 +3,7 @@
 Reads both rounds' folders whole. Nothing may be lost or done twice: bytes, weights, steps, releases and events.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,9 @@ from tinyllama.files import read_json, sha256_of
 from tinyllama.release.verify import file_checks
 from tinyllama.train import checkpoint
 
-_TIMED = {"date", "checkpoints", "files"}
-"""Of release.json: when it was trained; the checkpoint's commit, whose state has that time; the hashes of the rest."""
+_TIMED = {"date", "checkpoints", "files", "hardware"}
+"""Of release.json: when it was trained; the checkpoint's commit, whose state has that time; the hashes of the rest; the
+measured peak of the machine."""
 
 
 def prove(folder: Path, wanted: Path, run: Path, steps: int, milestones: Sequence[int]) -> str:
@@ -77,13 +79,13 @@ def compare_releases(ours: Path, theirs: Path, milestones: Sequence[int]) -> Non
 
 
 def timeless(folder: Path, facts: Any) -> dict[str, bytes]:
-    """A release's files but release.json, its date and its checkpoint's commit left out of the card."""
+    """Return a release's files but release.json, the card without date, checkpoint's commit and measured peak."""
     files = contents(folder)
     del files["release.json"]
     card = files["huggingface/README.md"]
     for word in (facts["date"], *facts["checkpoints"].values()):
         card = card.replace(word.encode(), b"...")
-    return files | {"huggingface/README.md": card}
+    return files | {"huggingface/README.md": re.sub(rb"peak [0-9.]+ TFLOP/s", b"...", card)}
 
 
 def check_events(run: Path, steps: int, milestones: Sequence[int]) -> None:
