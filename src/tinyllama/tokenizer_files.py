@@ -18,7 +18,7 @@ from typing import Any, Self
 import tokenizers
 from sentencepiece import SentencePieceProcessor
 
-from tinyllama.errors import InputError, warn_once
+from tinyllama.errors import InputError, first_line, warn_once
 from tinyllama.files import how_to_replace
 from tinyllama.text import Text, utf8_parts
 from tinyllama.tokenizer_conversion import (
@@ -37,6 +37,7 @@ from tinyllama.tokenizer_conversion import (
     with_start_marker,
     write_field,
 )
+from tinyllama.tokenizer_expansion import check_expansion
 
 NAMES = ("tokenizer.json", "tokenizer.model")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -151,6 +152,7 @@ class TokenizersFile:
     ) -> None:
         self.name, self.parsed = name, document | {"truncation": None, "padding": None}
         self._settings, self._model = settings, model
+        check_expansion(name, document)
         try:
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.parsed))
         except Exception as error:  # the library raises nothing more precise
@@ -177,7 +179,12 @@ class TokenizersFile:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without markers."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # which pyo3, its maker, exports nowhere
+                raise
+            raise InputError(f"{self.name}: fails on a text ({first_line(error)}); use another tokenizer") from None
         return ids
 
     def encode_runs(self, runs: list[str]) -> list[list[int]]:

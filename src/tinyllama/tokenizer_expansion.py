@@ -1,0 +1,30 @@
+"""How much longer a tokenizer.json makes a text: a stranger's could turn each letter into a gigabyte."""
+
+import math
+from typing import Any
+
+from tinyllama.errors import InputError
+
+_MOST = 100
+"""The normalisation forms of Unicode lengthen a character 18 times at most (unicode.org, UAX 15)."""
+
+
+def check_expansion(name: str, document: dict[str, Any]) -> None:
+    """Raise InputError where the normalizer or the decoder could make a text more than _MOST times as long."""
+    for part in ("normalizer", "decoder"):
+        if _factor(document.get(part)) > _MOST:
+            raise InputError(
+                f"{name}: its {part} can make a text more than {_MOST} times as long; use a tokenizer without that"
+            )
+
+
+def _factor(step: Any) -> float:
+    """Return how many characters a step can make of one."""
+    match step:
+        case {"normalizers": list() as steps} | {"decoders": list() as steps}:
+            return math.prod(map(_factor, steps))
+        case {"type": "Replace", "content": str() as content, "pattern": {"String": str() as found}}:
+            return max(1.0, len(content) / max(1, len(found)))
+        case {"type": "Replace", "content": str() as text} | {"type": "Prepend", "prepend": str() as text}:
+            return max(1.0, len(text))
+    return 1.0

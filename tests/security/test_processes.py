@@ -1,0 +1,98 @@
+"""Interruptions, limits of the system and odd folders: one line each, no traceback, nothing lost."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.conftest import small_recipe
+from tests.train.launching import without_space
+
+from tinyllama import cli
+from tinyllama.cli_status import run_to_status
+
+INTERRUPTED_AT = """
+import sys
+interrupted = sys.argv[1]
+class Finder:
+    def find_spec(self, name, *_):
+        if name == interrupted:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder())
+from tinyllama.__main__ import main
+sys.argv[1:] = ["generate", "nowhere", "words"]
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("module", ["tyro", "pydantic", "tinyllama.model.generation", "torch", "safetensors"])
+def test_an_interrupt_while_a_command_imports_is_one_line(module: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED_AT, module]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 130
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("tinyllama: interrupted")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("can't start new thread"), BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))]
+)
+def test_a_system_that_starts_no_more_processes_is_one_line(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call() -> int:
+        raise error
+
+    assert run_to_status(call) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "starts no more threads or processes" in line
+    assert "ulimit -u" in line
+
+
+NAMES = ["with space 'q\" $x", "new\nline", "e" * 250, "日本 émoji😀", "-dash", "a:b;c%20#?*[x]"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_of_any_name_is_prepared_and_inspected(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder = tmp_path / name
+    (folder / name[:50]).mkdir(parents=True)
+    (folder / name[:50] / "a.txt").write_text("some words\n")
+    (folder / "odd.yaml").write_text(yaml.safe_dump(small_recipe(small)))
+    monkeypatch.chdir(folder)
+    sources = {"own": {"format": "text", "path": f"./{name[:50]}", "weight": 1}}
+    if any(mark in name for mark in "*?["):  # a source's path may be a glob
+        sources["own"]["path"] = "."
+    command = ["--quiet", "prepare", "odd.yaml", "--data.store", "store", "--data.holdout", "0", "--data.sources"]
+    assert cli.main([*command, yaml.safe_dump(sources, default_flow_style=True, width=10**6)]) == 0
+    assert cli.main(["--quiet", "inspect", "store", "--verify"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_a_full_temporary_folder_while_torch_compiles_is_one_line(small: Path, tmp_path: Path) -> None:
+    if without_space():
+        pytest.skip("needs a mount namespace for a disk that is full")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = 'mount -t tmpfs -o size=16k none "$1" && shift && exec "$@"'
+    recipe = str(small / "recipe.yaml")
+    command = [sys.executable, "-m", "tinyllama", "--quiet", "train", recipe, "--train.compile", "true"]
+    variables = {"TMPDIR": str(disk), "XDG_CACHE_HOME": str(disk)}
+    ended = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, "sh", str(disk), *command],
+        env={name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"} | variables,
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=250,
+    )
+    assert ended.returncode == 1
+    last = ended.stderr.splitlines()[-1]
+    assert f"torch.compile finds no space; free some space in {disk}" in last
+    assert "Traceback" not in ended.stderr
