@@ -87,6 +87,15 @@ def test_eight_values_of_60_megabytes_that_compress_well_take_under_a_gigabyte(
     assert megabytes < 1000
 
 
+def test_a_long_value_that_a_dictionary_holds_once_for_a_thousand_rows_takes_under_a_gigabyte(tmp_path: Path) -> None:
+    path, text = tmp_path / "a.parquet", os.urandom(1_000_000).hex()
+    values = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000, "int32"), [text])
+    pyarrow.parquet.write_table(pyarrow.table({"content": values}), path)
+    rows, characters, megabytes = read(path, "starcoderdata")
+    assert (rows, characters) == (1000, 2_000_000_000)
+    assert megabytes < 1000
+
+
 def test_a_row_group_is_read_piece_by_piece(tmp_path: Path) -> None:
     path, text = tmp_path / "a.parquet", os.urandom(5000).hex()
     table = pyarrow.table({"content": [f"{number} {text[number % 9000 :]}" * 2 for number in range(40_000)]})
