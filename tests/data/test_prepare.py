@@ -110,6 +110,18 @@ def test_killed_in_a_loop_it_ends_with_the_same_bytes(small: Path, tmp_path: Pat
     assert problems(tmp_path / "killed") == []
 
 
+def test_killed_while_it_deletes_its_work_it_deletes_the_rest_the_next_time(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_at(small, tmp_path / "store")
+    with monkeypatch.context() as patch:
+        patch.setattr("tinyllama.data.manifests.shutil.rmtree", lambda _: None)
+        prepared(recipe)
+    assert (tmp_path / "store/.work").is_dir()
+    prepared(recipe)
+    assert contents(tmp_path / "store") == contents(small / "store")
+
+
 def test_two_worker_processes_write_the_same_store(small: Path, tmp_path: Path) -> None:
     prepare(recipe_at(small, tmp_path / "two", **{"data.workers": 2}))
     assert contents(tmp_path / "two") == contents(small / "store")

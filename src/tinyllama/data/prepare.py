@@ -45,6 +45,7 @@ def prepare(recipe: Recipe, strict: bool = False) -> TokenStore | None:
     with alone_in(store.parent, f"{store.name}.lock", f"{store}: another process is preparing this store"):
         if (store / "manifest.json").is_file():
             _same_or_refuse(job, tokenizer)
+            shutil.rmtree(job.work, ignore_errors=True)  # of a run that was killed after its last file
             if strict:
                 refuse_doubts(str(store), read_json(store / "manifest.json"))
             return TokenStore.open(store)

@@ -87,7 +87,8 @@ def _machine_faults_in_words(run: Path, journal: Journal | None) -> Iterator[Non
         words = "make room and run it again: it goes on from the last checkpoint"
         raise RunStoppedError(f"{error.filename or run}: {error.strerror}; {words}") from error
     except RuntimeError as error:
-        if os.strerror(errno.ENOSPC) in str(error):  # of the compiler's process, or wrapped by torch
+        is_torchs = type(error).__module__.startswith("torch._")
+        if is_torchs and os.strerror(errno.ENOSPC) in str(error):  # of the compiler's process, or wrapped
             folders = f"{os.environ.get('TMPDIR', '/tmp')} and {os.environ.get('TORCHINDUCTOR_CACHE_DIR')}"
             words = f"free some space in {folders}, or set TMPDIR and XDG_CACHE_HOME"
             raise RunStoppedError(f"{run}: torch.compile finds no space; {words}") from error
