@@ -23,11 +23,11 @@ demo: .venv/installed
 TEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations 25
 
 test: .venv/installed-dev
-	$(TEST)
+	$(TEST) -m "not cluster"
 
 # The same without the tests that are marked slow.
 test-fast: .venv/installed-dev
-	$(TEST) -m "not slow"
+	$(TEST) -m "not slow and not cluster"
 
 # The linters: formatting, rules, types; and how long files and functions are.
 check: .venv/installed-dev
@@ -95,8 +95,11 @@ check-lowest: .venv/installed-dev
 	$(LLAMA_CPP) $(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct '.[dev]'
 	.venv-lowest/bin/python -m pytest $(LOWEST)
 
-# SkyPilot reads its launch file, in an environment of its own: half a gigabyte.
-check-clusters:
+# The tests marked cluster, which `make test` leaves to this command: jobs on a real Slurm of two nodes, two hosts with a
+# network between them, two Kubernetes pods; 3 minutes, most of them waiting. Then SkyPilot reads its launch file, in an
+# environment of its own: half a gigabyte.
+check-clusters: .venv/installed-dev
+	$(BIN)/python -m pytest tests/cluster -m cluster --durations 10
 	$(PYTHON) -m venv build/skypilot
 	build/skypilot/bin/python -m pip install --quiet 'skypilot>=0.14'
 	build/skypilot/bin/python tests/cluster/check_skypilot.py

@@ -21,12 +21,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import yaml
 from filelock import FileLock
+from tests.engine_server import run_in_fork
 
 from tinyllama.data.corpus import MANIFEST, STAGE, CorpusReport, write_corpus
 from tinyllama.data.pipeline import run_rank
 from tinyllama.data.prepare import prepare
 from tinyllama.data.tasks import Job
 from tinyllama.recipe import Recipe
+from tinyllama.release import isolation
 from tinyllama.tokenizer_training import train_tokenizer
 
 MAY_CRASH = {"llama_cpp", "ctranslate2"}
@@ -65,6 +67,14 @@ def nothing_that_may_crash() -> Iterator[None]:
     loaded = MAY_CRASH & sys.modules.keys() - REPORTED
     REPORTED.update(loaded)
     assert not loaded, "run it in a process of its own: see tests/release/native.py"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_engines() -> Iterator[None]:
+    """Fork the engines' processes from one that has imported transformers: see tests/engine_server.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(isolation, "_run", run_in_fork)
+        yield
 
 
 def python_sources(count: int) -> list[str]:

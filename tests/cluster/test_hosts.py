@@ -19,7 +19,7 @@ from tests.train.planting import GO, marker
 from tinyllama.recipe import Recipe
 
 pytest_plugins = ["tests.train.fixtures"]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]  # `make check-clusters` runs it
 
 
 class Hosts:

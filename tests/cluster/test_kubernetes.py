@@ -85,6 +85,7 @@ def said(site: Path) -> str:
     return "\n".join(path.read_text() for path in sorted((site / "logs").iterdir()))
 
 
+@pytest.mark.cluster  # `make check-clusters` runs it
 def test_where_one_pod_is_drained_both_save_ask_to_be_started_again_and_end_with_the_same_weights(
     small: Path, tmp_path: Path, calm_pair: Path
 ) -> None:

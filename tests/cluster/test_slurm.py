@@ -92,7 +92,7 @@ def test_only_a_run_that_saved_and_was_not_cancelled_is_queued_again(
     ]
 
 
-# A real one
+# A real one: `make check-clusters` runs these tests
 
 
 @pytest.fixture(scope="module")
@@ -161,11 +161,13 @@ def waiting(small: Path) -> Fault:
     return fault(Recipe.load(small / "recipe.yaml"), "wait", 13, 4)
 
 
+@pytest.mark.cluster
 def test_slurm_takes_the_script_as_it_stands(slurm: dict[str, str], site: Path) -> None:
     said = asked(slurm, "sbatch", "--test-only", "--gpus-per-node=1", "cluster/slurm/train.sbatch", cwd=site)
     assert re.search(r"Job \d+ to start at .* using 128 processors on nodes node\[1-2\]", said), said
 
 
+@pytest.mark.cluster
 def test_the_store_that_slurms_jobs_write_is_the_one_written_here(
     slurm: dict[str, str], site: Path, small: Path
 ) -> None:
@@ -182,6 +184,7 @@ def test_the_store_that_slurms_jobs_write_is_the_one_written_here(
     assert contents(store) == contents(small / "store")
 
 
+@pytest.mark.cluster
 def test_a_signal_ahead_of_the_time_limit_saves_and_queues_the_run_again_which_ends_with_the_same_weights(
     slurm: dict[str, str], site: Path, small: Path, calm_pair: Path
 ) -> None:
@@ -198,6 +201,7 @@ def test_a_signal_ahead_of_the_time_limit_saves_and_queues_the_run_again_which_e
     assert same_weights(run, calm_pair)
 
 
+@pytest.mark.cluster
 def test_a_lost_node_queues_the_run_again(slurm: dict[str, str], site: Path, small: Path, calm_pair: Path) -> None:
     job = submit(slurm, site, small, faults=[waiting(small)])
     job.wait_until_struck(waiting(small))
@@ -211,6 +215,7 @@ def test_a_lost_node_queues_the_run_again(slurm: dict[str, str], site: Path, sma
     assert same_weights(run, calm_pair)
 
 
+@pytest.mark.cluster
 def test_a_job_told_to_save_and_not_to_be_queued_again_goes_on_with_another_number_of_nodes(
     slurm: dict[str, str], site: Path, small: Path, calm_pair: Path
 ) -> None:
@@ -232,6 +237,7 @@ def test_a_job_told_to_save_and_not_to_be_queued_again_goes_on_with_another_numb
     assert [loss for _, loss in found] == pytest.approx([loss for _, loss in expected], rel=1e-5)
 
 
+@pytest.mark.cluster
 def test_a_cancelled_job_stays_cancelled(slurm: dict[str, str], site: Path, small: Path) -> None:
     job = submit(slurm, site, small, faults=[waiting(small)])
     job.wait_until_struck(waiting(small))
@@ -240,6 +246,7 @@ def test_a_cancelled_job_stays_cancelled(slurm: dict[str, str], site: Path, smal
     assert (job.fields()["JobState"], job.fields()["Restarts"]) == ("CANCELLED", "0")
 
 
+@pytest.mark.cluster
 def test_what_the_user_must_mend_is_said_once_a_node_and_not_tried_again(
     slurm: dict[str, str], site: Path, small: Path
 ) -> None:

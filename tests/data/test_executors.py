@@ -274,7 +274,7 @@ def test_a_full_disk_stops_with_one_line_and_loses_nothing(small: Path, tmp_path
     assert (tmp_path / "status").read_text() == "2\n"
     assert said.splitlines()[-1] == (
         f"tinyllama: {disk}/store: cannot be written (No space left on device); free some space and run prepare again, "
-        "which goes on from here"
+        "which resumes from here"
     )
     assert "Traceback" not in said
     assert (tmp_path / "done").read_text().count(".json") > 0

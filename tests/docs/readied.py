@@ -22,11 +22,13 @@ import webbrowser
 from pathlib import Path
 from typing import Any
 
+from tests import engine_server
 from tests.docs import rules
 from torch.distributed.run import get_args_parser
 
 from tinyllama import cli
 from tinyllama.recipe import bundled_recipes
+from tinyllama.release import isolation
 
 ROOT = Path(__file__).parents[2]
 SLOW_IMPORTS = (
@@ -206,4 +208,6 @@ def takes(words: list[str], said: str) -> int:
 if __name__ == "__main__":
     for name in SLOW_IMPORTS:
         importlib.import_module(name)
+    engine_server.start()
+    isolation._run = engine_server.run_in_fork
     serve(sys.argv[1])

@@ -10,6 +10,7 @@ import yaml
 import zstandard
 from tests.conftest import python_sources, small_recipe, write_jsonl
 
+from tinyllama import cli
 from tinyllama.tokenizer_training import train_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -59,14 +60,38 @@ def recipe(small: Path, tmp_path: Path) -> Path:
         (["tokenizer", "import", "nowhere", "there"], "nowhere"),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_status_2(arguments: list[str], said: str, tmp_path: Path) -> None:
+def test_wrong_input_is_one_line_and_exit_status_2(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    assert_one_line(*capfd.readouterr(), said)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "demo", "--train.tokns", "3"], "train.tokns: unknown field; did you mean tokens?"),
+        (["evaluate", "nowhere"], "nowhere: no model here"),
+    ],
+)
+def test_a_process_of_its_own_says_no_more(arguments: list[str], said: str, tmp_path: Path) -> None:
     done = tinyllama(*arguments, folder=tmp_path)
     assert done.returncode == 2
-    assert said in done.stderr
-    assert done.stderr.startswith("tinyllama: ")
-    assert done.stderr.count("\n") == 1
-    assert not done.stdout
+    assert_one_line(done.stdout, done.stderr, said)
     assert not list(tmp_path.iterdir())
+
+
+def assert_one_line(stdout: str, stderr: str, said: str) -> None:
+    assert said in stderr
+    assert stderr.startswith("tinyllama: ")
+    assert stderr.count("\n") == 1
+    assert not stdout
 
 
 def test_data_that_cannot_be_used_is_one_line_and_leaves_no_store(recipe: Path) -> None:
@@ -124,18 +149,24 @@ def test_help_lists_the_commands_and_a_recipes_fields(tmp_path: Path) -> None:
     assert "--temperature" in tinyllama("generate", "--help", folder=tmp_path).stdout
 
 
-def test_the_stages_one_by_one_make_a_release_that_completes_text(recipe: Path) -> None:
-    folder = recipe.parent
-    own = [recipe, "--tokenizer", folder / "tokenizer"]
+def test_the_stages_one_by_one_make_a_release_that_completes_text(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(recipe.parent)
+    # measured after each checkpoint, it would take longer than the run
+    monkeypatch.setattr("tinyllama.hardware.peak_flops", lambda device, precision: None)
+    own = [str(recipe), "--tokenizer", "tokenizer"]
     for command in (["tokenizer", "train", *own, "--vocab-size", "500"], ["prepare", *own], ["train", *own]):
-        done = tinyllama(*command, folder=folder)
-        assert done.returncode == 0, done.stderr
-    done = tinyllama("release", "runs/small", folder=folder)
-    assert done.stdout.strip() == "release: runs/small/releases/step-00000040"
-    for model in ("runs/small", "runs/small/checkpoints/step-00000040", "runs/small/releases/step-00000040"):
-        done = tinyllama("generate", model, "import os", "--max-new-tokens", "8", folder=folder)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("import os")
-    again = tinyllama("release", "runs/small", folder=folder)
-    assert again.returncode == 2
-    assert "already released; --force replaces it" in again.stderr
+        assert cli.main(command) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert cli.main(["release", "runs/small"]) == 0
+    assert capsys.readouterr().out.strip() == "release: runs/small/releases/step-00000040"
+    words = ["import os", "--max-new-tokens", "8"]
+    for model in ("runs/small", "runs/small/checkpoints/step-00000040"):
+        assert cli.main(["generate", model, *words]) == 0
+        assert capsys.readouterr().out.startswith("import os")
+    done = tinyllama("generate", "runs/small/releases/step-00000040", *words, folder=recipe.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("import os")
+    assert cli.main(["release", "runs/small"]) == 2
+    assert "already released; --force replaces it" in capsys.readouterr().err

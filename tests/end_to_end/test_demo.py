@@ -1,63 +1,73 @@
 """The demo goes the whole way on real text, and its release is a model to others' software."""
 
 import json
+import os
 import re
+import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tinyllama import cli
+from tinyllama import cli, demo
+from tinyllama.data.corpus import CorpusReport
 from tinyllama.release import engines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 CRASHING = Path(__file__).parents[1] / "release/crashing_engine.py"
 SHORT = {
-    "train.tokens": "40K",
+    "train.tokens": "20K",
     "train.batch_sequences": "8",
     "train.micro_batch_sequences": "8",
     "train.compile": "false",
-    "train.validate_every_steps": "10",
+    "train.validate_every_steps": "5",
     "train.validation_sequences": "64",
-    "checkpoint.every_steps": "10",
-    "release.limit": "20",
+    "checkpoint.every_steps": "5",
+    "release.limit": "8",
 }
 COMMAND = ["demo", *(word for field, value in SHORT.items() for word in (f"--{field}", value))]
 
 
 def test_the_demo_makes_a_release_that_transformers_loads_and_says_what_it_did(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    embedded_corpora: tuple[Path, Path, CorpusReport],
 ) -> None:
-    command = [sys.executable, "-m", "tinyllama", *COMMAND]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=500)
-    assert done.returncode == 0, done.stderr
-    said = done.stdout
+    corpus, _, report = embedded_corpora
+
+    def link_corpus(folder: Path) -> CorpusReport:
+        shutil.copytree(corpus, folder, copy_function=os.link)
+        return report
+
+    monkeypatch.setattr(demo, "write_corpus", link_corpus)  # tests/data/test_corpus.py is about writing it
+    monkeypatch.chdir(tmp_path)
+    status = cli.main(COMMAND)
+    said, complaints = capsys.readouterr()
+    assert status == 0, complaints
     for stage in range(1, 9):
         assert f"\n{stage}/8 " in said
-    assert "step-00000020/gguf/demo-Q4_K_M.gguf: " in said
+    assert "step-00000010/gguf/demo-Q4_K_M.gguf: " in said
     assert "FAIL" not in said
     measured = re.search(r"validation: ([\d.]+) bits per byte; gzip -9 on the same documents: ([\d.]+)", said)
     assert measured is not None
     assert all(0 < float(number) < 8 for number in measured.groups())
-    assert "first 20 of 10042 items" in said
+    assert "first 8 of 10042 items" in said
     assert "excluded: RedPajamaGithub" in said
 
-    release = tmp_path / "runs/demo/releases/step-00000020"
+    release = tmp_path / "runs/demo/releases/step-00000010"
     model = AutoModelForCausalLM.from_pretrained(release / "huggingface")
     tokenizer = AutoTokenizer.from_pretrained(release / "huggingface")
     output = model.generate(**tokenizer("def main(", return_tensors="pt"), max_new_tokens=5)
     assert tokenizer.decode(output[0], skip_special_tokens=True).startswith("def main(")
     card = (release / "huggingface/README.md").read_text()
-    assert "first 20 of 10042 items" in card
+    assert "first 8 of 10042 items" in card
     assert "Pythia-1B" in card
-    assert json.loads((release / "evaluation.json").read_text())["rows"]["hellaswag"]["items"] == 20
+    assert json.loads((release / "evaluation.json").read_text())["rows"]["hellaswag"]["items"] == 8
 
     losses = (tmp_path / "runs/demo/metrics.jsonl").read_bytes()
-    monkeypatch.chdir(tmp_path)
     # the engines' processes crash at once: the same command again fails by their names, and makes nothing again
     monkeypatch.setenv("ENGINES", engines.__file__)
     monkeypatch.setattr(engines, "__file__", str(CRASHING))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests import engine_server
 from tests.conftest import small_recipe
 from tests.faults.children import told
 
@@ -33,6 +34,7 @@ def gone(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tinyllama.report
     import tinyllama.train.loop  # noqa: F401
 
+    engine_server.start()  # so that each child finds it
     folder = tmp_path_factory.mktemp("gone")
     shutil.copytree(small / "raw", folder / "raw")
     write_recipe(folder)

@@ -190,7 +190,7 @@ def test_the_command_takes_it_and_refuses_what_it_cannot_have(llama: str, capsys
     assert "release: releases/other" in capsys.readouterr().out
     for more, said in (
         ([], "releases/other: already released; --force replaces it"),
-        (["--force", "--step", "3"], "others' weights have no steps"),
+        (["--force", "--step", "3"], "pretrained weights have no steps"),
         (["--force", "--public"], "name it with --push"),
     ):
         assert cli.main([*command, *more]) == 2

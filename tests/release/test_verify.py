@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from gguf import GGUFWriter
+from tests.engine_server import started_normally
 from tests.release.formats import failed, only, random_model, write_release
 
 from tinyllama import cli
@@ -32,7 +33,8 @@ def test_an_untouched_release_passes_in_every_engine_and_stays_untouched(
         return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in all_formats.rglob("*")}
 
     before = state()
-    assert cli.main(["verify", str(all_formats)]) == 0
+    with started_normally():
+        assert cli.main(["verify", str(all_formats)]) == 0
     assert state() == before
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"files +size and sha256 .* pass$", lines[1])

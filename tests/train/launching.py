@@ -1,6 +1,7 @@
 """Runs of real processes, alone or under torchrun, that leave nothing behind; and what a run left on disk.
 
-One that is alone is forked by a process that has imported torch, which would take it longer than its steps do.
+One that is alone, and torchrun itself, are forked by a process that has imported torch, which would take them longer
+than their steps do. Torchrun starts its ranks as usual.
 """
 
 import json
@@ -31,9 +32,8 @@ from tinyllama.train.metrics import read_rows
 PLANTING = Path(__file__).with_name("planting.py")
 LIMIT_SECONDS = 200.0
 """A life that takes longer is ended: far more than one needs, so that CI never hangs."""
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tinyllama.cli", "tinyllama.train.loop"])
+FORKS.set_forkserver_preload(["tinyllama.cli", "tinyllama.train.loop", "torch.distributed.run"])
 
 
 def fault(recipe: Recipe, what: str, batch: int, row: int) -> Fault:
@@ -43,10 +43,20 @@ def fault(recipe: Recipe, what: str, batch: int, row: int) -> Fault:
 
 
 class Forked:
-    """A training forked from one that has imported torch, in the words of `subprocess.Popen`."""
+    """A training, or the torchrun of one, forked from a process that has imported torch.
 
-    def __init__(self, command: list[str], folder: Path, variables: dict[str, str], output: Path) -> None:
-        self.process = FORKS.Process(target=_live, args=(command, folder, variables, output))
+    `torchrun` holds the options of torchrun. The methods are those of `subprocess.Popen`.
+    """
+
+    def __init__(
+        self,
+        command: list[str],
+        folder: Path,
+        variables: dict[str, str],
+        output: Path,
+        torchrun: Sequence[str] | None = None,
+    ) -> None:
+        self.process = FORKS.Process(target=_live, args=(command, folder, variables, output, torchrun))
         self.process.start()
         self.pid = self.process.pid or 0
         self.kill = self.process.kill
@@ -68,7 +78,9 @@ class Forked:
         os.kill(self.pid, number)
 
 
-def _live(command: list[str], folder: Path, variables: dict[str, str], output: Path) -> None:
+def _live(
+    command: list[str], folder: Path, variables: dict[str, str], output: Path, torchrun: Sequence[str] | None
+) -> None:
     os.setsid()
     os.chdir(folder)
     os.environ.update(variables)
@@ -77,13 +89,17 @@ def _live(command: list[str], folder: Path, variables: dict[str, str], output: P
     with output.open("a") as said:
         for stream in (1, 2):
             os.dup2(said.fileno(), stream)
-    sys.exit(planting.main())
+    if torchrun is None:
+        sys.exit(planting.main())
+    from torch.distributed.run import main
+
+    main(["--standalone", *torchrun, *sys.argv])
 
 
 class Life:
     """A launched training, be it one process or a torchrun with its workers."""
 
-    def __init__(self, process: "Forked | subprocess.Popen[str]", mark: str, folder: Path, output: Path) -> None:
+    def __init__(self, process: Forked, mark: str, folder: Path, output: Path) -> None:
         self.process, self.mark, self.folder, self.output = process, mark, folder, output
         self.run = folder / "runs/small"
 
@@ -149,20 +165,8 @@ def launched(
     variables = {"OMP_NUM_THREADS": "1", "FAULTS": json.dumps(list(faults)), "LAUNCH": mark.removeprefix("LAUNCH=")}
     command = ["train", str(small / "recipe.yaml"), *flags]
     with tempfile.NamedTemporaryFile("w", suffix=".said") as said:  # not in the folder, whose disk may be full
-        process: Forked | subprocess.Popen[str]
-        if ranks == 1:
-            process = Forked(command, folder, variables, Path(said.name))
-        else:
-            process = subprocess.Popen(
-                [*TORCHRUN, f"--nproc_per_node={ranks}", *options, str(PLANTING), *command],
-                cwd=folder,
-                env=os.environ | variables,
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                text=True,
-                start_new_session=True,
-            )
+        torchrun = None if ranks == 1 else [f"--nproc_per_node={ranks}", *options]
+        process = Forked(command, folder, variables, Path(said.name), torchrun)
         life = Life(process, mark, folder, Path(said.name))
         try:
             yield life

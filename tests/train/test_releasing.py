@@ -2,10 +2,13 @@
 
 import shutil
 import signal
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.engine_server import Program
 from tests.train.launching import launched
 from tests.train.ranked import write_recipe
 
@@ -22,6 +25,13 @@ pytestmark = pytest.mark.slow
 
 BATCH = 6 * 64
 FIELDS: dict[str, object] = {"train.tokens": 20 * BATCH, "release.at": [5 * BATCH, 20 * BATCH - 1], "release.tasks": []}
+
+
+@pytest.fixture(autouse=True)
+def quick_releases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the releases of runs in this process; what `launched` starts starts them as the package does."""
+    quick = SimpleNamespace(Popen=Program, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr(releasing, "subprocess", quick)
 
 
 def events(run: Path, name: str) -> list[dict[str, Any]]:

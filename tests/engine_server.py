@@ -1,0 +1,180 @@
+"""Processes that are forked from a server which has imported torch and transformers already.
+
+An engine's process in release/isolation.py imports both, which takes seconds of CPU time. Here it is a fork of a server
+that has done so: it runs the same program, with the same arguments, input and environment, and a crash still ends a
+process of its own. Tests of how the engines' processes are started use `started_normally`. `Program` does the same for
+the process that releases a milestone during training.
+"""
+
+import atexit
+import contextlib
+import io
+import os
+import pickle
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tinyllama.noise import hush_torchao
+from tinyllama.release import engines, isolation
+
+START_NORMALLY = isolation._run
+_SERVERS: dict[int, str] = {}
+"""The address of the server that a process has started. A fork of that process uses the same one."""
+
+
+@contextmanager
+def started_normally() -> Iterator[None]:
+    """Start the engines' processes as the package does."""
+    before, isolation._run = isolation._run, START_NORMALLY
+    try:
+        yield
+    finally:
+        isolation._run = before
+
+
+def run_in_fork(arguments: list[str], given: bytes) -> subprocess.CompletedProcess[bytes]:
+    """Replace `isolation._run`: run the program of the engines in a fork of the server, which the first call starts."""
+    status, stderr = _Fork(engines.__file__, arguments, given, dict(os.environ)).ended()
+    return subprocess.CompletedProcess(arguments, status, b"", stderr)
+
+
+class _Fork:
+    """A program that runs in a fork of the server: a file's path, or Python code, and what it is given."""
+
+    def __init__(self, program: str, arguments: list[str], given: bytes, variables: dict[str, str]) -> None:
+        start()
+        (address,) = _SERVERS.values()
+        with socket.socket(socket.AF_UNIX) as server:
+            server.connect(f"\0{address}")
+            server.sendall(pickle.dumps((program, arguments, given, variables, Path.cwd())))
+            server.shutdown(socket.SHUT_WR)
+            self.answers = server.makefile("rb")
+        self.pid: int = pickle.load(self.answers)
+
+    def ended(self) -> tuple[int, bytes]:
+        """Wait for its end; its exit status, or minus its signal's number, and what it wrote to standard error."""
+        with self.answers:
+            status, stderr = pickle.load(self.answers)
+        return status, stderr
+
+
+class Program:
+    """What `subprocess.Popen` is to train/releasing.py: the code of `python -c CODE PARENT WORDS`, in a fork."""
+
+    def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
+        code, words = command[2], command[4:]
+        # the server's fork is the parent, and no longer training
+        code = f"import os, sys; sys.argv.insert(1, str(os.getppid()))\n{code}"
+        self.fork = _Fork(code, words, b"", env)
+        self.returncode: int | None = None
+
+    def communicate(self) -> tuple[str, str]:
+        self.returncode, stderr = self.fork.ended()
+        return "", stderr.decode()
+
+    def kill(self) -> None:
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.fork.pid, signal.SIGKILL)
+
+
+def start() -> None:
+    """Start the server, unless it runs: a process whose forks run engines does so before it forks."""
+    if not _SERVERS:
+        _SERVERS[os.getpid()] = _start()
+
+
+def _received(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(1 << 20), b""))
+
+
+def _start() -> str:
+    """Start the server and return its address once it listens."""
+    address = f"tinyllama-engines-{os.getpid()}-{os.urandom(4).hex()}"
+    command = [sys.executable, "-P", __file__, address]
+    # what libraries log while they are imported belongs to no test; it ends at its input's end, with this process
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"listening\n"
+    atexit.register(_stop, server, os.getpid())
+    return address
+
+
+def _stop(server: subprocess.Popen[bytes], owner: int) -> None:
+    if os.getpid() == owner:
+        server.kill()
+        server.wait()
+
+
+def _serve(address: str) -> None:
+    """Import what the engines need, then answer each connection in a fork."""
+    hush_torchao()
+    import transformers.generation
+    import transformers.models.llama.modeling_llama  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+    _SERVERS[os.getpid()], isolation._run = address, run_in_fork  # for programs that run engines
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that nobody has to wait for the forks
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"\0{address}")
+        listening.listen()
+        print("listening", flush=True)
+        while sys.stdin not in select.select([listening, sys.stdin], [], [])[0]:
+            connection, _ = listening.accept()
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                _answer(connection, *pickle.loads(_received(connection)))
+                os._exit(0)
+            connection.close()
+
+
+def _answer(connection: socket.socket, *request: Any) -> None:
+    """Send the number of the program's process, and when it has ended its exit status and its standard error."""
+    with tempfile.TemporaryFile() as stderr:
+        number = os.fork()
+        if number == 0:
+            connection.close()
+            _be_program(stderr.fileno(), *request)
+        connection.sendall(pickle.dumps(number))
+        status = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+        stderr.seek(0)
+        connection.sendall(pickle.dumps((status, stderr.read())))
+
+
+def _be_program(stderr: int, program: str, arguments: list[str], given: bytes, variables: Any, folder: Path) -> None:
+    status = 1
+    try:
+        for descriptor in (1, 2):
+            os.dup2(stderr, descriptor)
+        sys.stdin = io.TextIOWrapper(io.BytesIO(given))
+        sys.argv = [program, *arguments]
+        os.environ.clear()
+        os.environ.update(variables)
+        os.chdir(folder)
+        if program.endswith(".py"):
+            runpy.run_path(program, run_name="__main__")
+        else:
+            exec(program, {"__name__": "__main__"})
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])
