@@ -115,7 +115,7 @@ def test_killed_while_it_deletes_its_work_it_deletes_the_rest_the_next_time(
 ) -> None:
     recipe = recipe_at(small, tmp_path / "store")
     with monkeypatch.context() as patch:
-        patch.setattr("tinyllama.data.manifests.shutil.rmtree", lambda _: None)
+        patch.setattr("tinyllama.data.manifests.shutil.rmtree", lambda *_, **__: None)
         prepared(recipe)
     assert (tmp_path / "store/.work").is_dir()
     prepared(recipe)
