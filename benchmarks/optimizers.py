@@ -33,9 +33,9 @@ RECIPE: dict[str, Any] = {
             },
             "starcoderdata": {"format": "starcoderdata", "path": "corpus/starcoderdata", "weight": 0.3},
         },
-        "holdout": 0.02,
+        "validation_fraction": 0.02,
     },
-    "model": {"dim": 192, "layers": 12, "heads": 3, "kv_heads": 1, "ffn_dim": 512, "context": 256},
+    "model": {"dim": 192, "layers": 12, "heads": 3, "kv_heads": 1, "ffn_dim": 512, "context_length": 256},
     "train": {
         "tokens": "4M",
         "sequence_length": 256,

@@ -76,7 +76,7 @@ def fields(work: Work, name: str) -> dict[str, Any]:
     """The recipe of a shape, with a checkpoint beside its steps."""
     model, rows, length = SHAPES[name]
     recipe = small_recipe(work, STEPS)
-    recipe["model"] = {**model, "context": length}
+    recipe["model"] = {**model, "context_length": length}
     batch = {"batch_sequences": rows, "micro_batch_sequences": rows, "sequence_length": length}
     recipe["train"] = {**recipe["train"], **batch, "tokens": STEPS * rows * length, "validation_sequences": rows}
     return {**recipe, "name": name, "checkpoint": {"every_steps": 4, "keep": 1}}

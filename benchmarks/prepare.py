@@ -38,7 +38,7 @@ BATCH_SIZES = ("100", "1000", "10000")
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 # what a recipe must say of a run besides its data
 TRAINING = {
-    "model": {"dim": 64, "layers": 1, "heads": 1, "kv_heads": 1, "ffn_dim": 64, "context": 64},
+    "model": {"dim": 64, "layers": 1, "heads": 1, "kv_heads": 1, "ffn_dim": 64, "context_length": 64},
     "train": {
         "tokens": "1M",
         "sequence_length": 64,
@@ -138,7 +138,7 @@ def prepare(sources: dict[str, Path], folder: Path, out: Path, cores: set[int], 
                 name: {"format": "slimpajama", "path": str(path), "weight": 1} for name, path in sources.items()
             },
             "document": {"start": False, "end": True},
-            "holdout": 0,
+            "validation_fraction": 0,
         },
         **TRAINING,
     }

@@ -98,7 +98,7 @@ def run_transformers(job: dict[str, Any]) -> None:
         num_hidden_layers=job["layers"],
         num_attention_heads=job["heads"],
         num_key_value_heads=job["kv_heads"],
-        max_position_embeddings=job["context"],
+        max_position_embeddings=job["context_length"],
         rms_norm_eps=1e-5,
         tie_word_embeddings=False,
         use_cache=False,
@@ -160,7 +160,7 @@ def run_litgpt(job: dict[str, Any]) -> None:
 
     config = Config(
         name="small",
-        block_size=job["context"],
+        block_size=job["context_length"],
         vocab_size=job["vocab_size"],
         padded_vocab_size=job["vocab_size"],
         n_layer=job["layers"],

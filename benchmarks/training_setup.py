@@ -43,7 +43,7 @@ class Work(NamedTuple):
     def data(self) -> dict[str, Any]:
         """The `data` part of a recipe that reads it."""
         sources = {SOURCE: {"format": "jsonl", "path": str(self.text), "weight": 1}}
-        return {"store": str(self.store), "sources": sources, "holdout": 0.02}
+        return {"store": str(self.store), "sources": sources, "validation_fraction": 0.02}
 
 
 def make_work(folder: Path) -> Work:
@@ -86,13 +86,13 @@ def small_recipe(work: Work, steps: int) -> dict[str, Any]:
         "name": "training",
         "tokenizer": str(work.tokenizer),
         "data": work.data(),
-        "model": {"dim": 512, "layers": 8, "heads": 8, "kv_heads": 2, "ffn_dim": 1408, "context": 512},
+        "model": {"dim": 512, "layers": 8, "heads": 8, "kv_heads": 2, "ffn_dim": 1408, "context_length": 512},
         "train": {
             "tokens": steps * 8 * 512,
             "sequence_length": 512,
             "batch_sequences": 8,
             "micro_batch_sequences": 8,
-            "optimizer": {"learning_rate": 1e-3, "clip_norm": 1.0},
+            "optimizer": {"learning_rate": 1e-3, "max_gradient_norm": 1.0},
             "schedule": {"name": "cosine", "warmup_steps": 2, "final_learning_rate": 1e-4},
             "validate_every_steps": 2,  # and with it the product that an MFU is a share of
             "validation_sequences": 8,

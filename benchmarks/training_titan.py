@@ -76,7 +76,7 @@ def model_spec(job: dict[str, Any]) -> Any:
         n_heads=job["heads"],
         n_kv_heads=job["kv_heads"],
         hidden_dim=job["ffn_dim"],
-        rope=rope.Config(dim=dim // job["heads"], max_seq_len=job["context"], theta=10000.0),
+        rope=rope.Config(dim=dim // job["heads"], max_seq_len=job["context_length"], theta=10000.0),
         attn_backend="flex",
     )
     for layer in layers:

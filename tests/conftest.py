@@ -100,9 +100,9 @@ def small_recipe(folder: Path) -> dict[str, Any]:
                 "modules": {"format": "jsonl", "path": str(folder / "raw/modules"), "weight": 0.7},
                 "lines": {"format": "jsonl", "path": str(folder / "raw/lines"), "weight": 0.3},
             },
-            "holdout": 0.1,
+            "validation_fraction": 0.1,
         },
-        "model": {"dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_dim": 128, "context": 128},
+        "model": {"dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_dim": 128, "context_length": 128},
         "train": {
             "tokens": 40 * 6 * 64,
             "sequence_length": 64,

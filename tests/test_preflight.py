@@ -34,7 +34,7 @@ THREE_DIGITS = pre_tokenizers.Sequence(
     ]
 )
 """Word rules that llama.cpp has no name for."""
-MILESTONE = {"release.at": [3 * 6 * 64], "release.formats": ["huggingface", "gguf"], "release.tasks": []}
+MILESTONE = {"release.at_tokens": [3 * 6 * 64], "release.formats": ["huggingface", "gguf"], "release.tasks": []}
 
 
 def sentencepiece_defaults(folder: Path) -> str:
@@ -115,7 +115,7 @@ def test_word_rules_that_llama_cpp_does_not_know_are_refused_before_the_store_is
 
 def test_formats_that_no_milestone_needs_are_a_warning(small: Path, tmp_path: Path) -> None:
     folder = byte_level(tmp_path, THREE_DIGITS)
-    recipe = write_recipe(tmp_path, small, tokenizer=folder, **MILESTONE | {"release.at": []})
+    recipe = write_recipe(tmp_path, small, tokenizer=folder, **MILESTONE | {"release.at_tokens": []})
     prepared = tinyllama("prepare", recipe, folder=tmp_path)
     assert prepared.returncode == 0, prepared.stderr
     assert f"{folder}/tokenizer.json: " in prepared.stderr and "leave gguf out" in prepared.stderr
@@ -155,8 +155,8 @@ def test_a_tokenizer_that_fits_has_no_findings(small: Path, tmp_path: Path) -> N
 def test_a_document_marker_that_the_tokenizer_lacks_is_found(small: Path, tmp_path: Path) -> None:
     folder = byte_level(tmp_path, GPT2_WORDS, {"bos_token": "<|start|>"})
     recipe = write_recipe(tmp_path, small, tokenizer=folder)
-    assert "set data.document.end to false" in found(recipe, folder)["data.document"]
-    assert found(write_recipe(tmp_path, small, **{"data.document.end": False}), folder) == {}
+    assert "set data.document.eos to false" in found(recipe, folder)["data.document"]
+    assert found(write_recipe(tmp_path, small, **{"data.document.eos": False}), folder) == {}
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from tinyllama.recipe import Recipe
 from tinyllama.runs import RunState, find_runs, state_of, table
 
 pytest_plugins = ["tests.train.fixtures"]
-RECIPE = {"train": {"tokens": 400, "batch_sequences": 2, "sequence_length": 5}, "release": {"at": [200]}}
+RECIPE = {"train": {"tokens": 400, "batch_sequences": 2, "sequence_length": 5}, "release": {"at_tokens": [200]}}
 
 
 def row(step: int, **more: Any) -> dict[str, Any]:

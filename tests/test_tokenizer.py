@@ -282,7 +282,7 @@ def test_ids_and_markers_that_a_vocabulary_lacks_are_refused() -> None:
         from_model("small").decode([5, 800])
     without = Tokenizer(SentencePieceFile("bare", train_sentencepiece(bos_id=-1)))
     assert without.bos_id is None
-    with pytest.raises(InputError, match=r"bare: no bos_token .*; set data\.document\.start to false$"):
+    with pytest.raises(InputError, match=r"bare: no bos_token; set data\.document\.bos to false$"):
         next(without.encode_documents(["x"]))
 
 

@@ -84,7 +84,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe without a tokenizer, over the text in raw/."""
     monkeypatch.chdir(tmp_path)
     fields = small_recipe(Path())
-    fields["data"]["holdout"] = 0
+    fields["data"]["validation_fraction"] = 0
     fields["data"]["sources"] = {"text": {"format": "jsonl", "path": "raw", "weight": 1}}
     Path("recipe.yaml").write_text(yaml.safe_dump(fields))
     return Path("recipe.yaml")

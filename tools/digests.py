@@ -30,9 +30,9 @@ RECIPE = {
             "words": {"format": "jsonl", "path": "raw/words.jsonl", "weight": 0.7},
             "lines": {"format": "text", "path": "raw/lines.txt", "weight": 0.3, "separator": "\n"},
         },
-        "holdout": 0.1,
+        "validation_fraction": 0.1,
     },
-    "model": {"dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_dim": 128, "context": 128},
+    "model": {"dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_dim": 128, "context_length": 128},
     "train": {
         "tokens": 30 * 6 * 64,
         "sequence_length": 64,

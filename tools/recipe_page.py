@@ -37,7 +37,7 @@ UNITS = {
     "words": "words",
     "gigabytes": "GB",
     "length": "tokens",
-    "context": "tokens",
+    "context_length": "tokens",
     "skips": "steps",
     "sigmas": "standard deviations",
     "limit": "items",

@@ -224,7 +224,7 @@ def release(
         source: A run's folder, a checkpoint's, a Hugging Face Llama's folder or hub name, a release.
         step: The checkpoint's step; the newest without it.
         formats: What the release holds, instead of the recipe's release.formats.
-        average: Checkpoints to average, instead of the recipe's release.average.
+        average: Checkpoints to average, instead of the recipe's release.average_checkpoints.
         average_decay: Weight of each of them, times that of the one after it.
         force: Replace a release that is there already.
         push: Upload the release to this repository of the Hugging Face hub, OWNER/NAME.

@@ -127,7 +127,7 @@ def _training(recipe: Recipe) -> Iterator[str]:
 
 def _compression(recipe: Recipe, bits_per_byte: float | None) -> Iterator[str]:
     if bits_per_byte is None:
-        yield "not validated: nothing is held out (data.holdout)"
+        yield "not validated: nothing is held out (data.validation_fraction)"
         return
     packed = gzip_bits_per_byte(recipe, TokenStore.open(recipe.data.store), Tokenizer.load(recipe.tokenizer))
     verdict = "better" if bits_per_byte < packed else "WORSE: something is wrong, or the run was too short"

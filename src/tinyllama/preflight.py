@@ -44,10 +44,10 @@ def check(recipe: Recipe, tokenizer: Tokenizer) -> list[str]:
 def findings(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Finding]:
     """Yield what is wrong with a recipe and its tokenizer, the most important first."""
     markers, release = recipe.data.document, recipe.release
-    has_milestones = bool(release.at or release.every)
+    has_milestones = bool(release.at_tokens or release.every_tokens)
     checks: list[tuple[str, bool, Callable[[], object]]] = [
         ("tokenizer.json", True, partial(tokenizer.check_formats, ["huggingface"])),
-        ("data.document", True, lambda: list(tokenizer.encode_documents((), markers.start, markers.end))),
+        ("data.document", True, lambda: list(tokenizer.encode_documents((), markers.bos, markers.eos))),
         ("initial weights", True, partial(_check_initial_weights, recipe, tokenizer)),
         ("train.float8", True, partial(check_float8, recipe)),
         *(

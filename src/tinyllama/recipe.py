@@ -35,7 +35,7 @@ class Model(Part):
     """Key and value heads; each serves heads / kv_heads query heads."""
     ffn_dim: Count
     """Width of the SwiGLU feed-forward network."""
-    context: Count = 2048
+    context_length: Count = 2048
     """Longest sequence in tokens that the model is meant for."""
     norm_eps: Positive = 1e-5
     """Added to the mean square in RMSNorm."""
@@ -88,15 +88,15 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.train.sequence_length > self.model.context:
+        if self.train.sequence_length > self.model.context_length:
             raise ValueError(
                 f"train.sequence_length {self.train.sequence_length} is longer than "
-                f"model.context {self.model.context}; make it shorter"
+                f"model.context_length {self.model.context_length}; make it shorter"
             )
-        if self.release.average > self.checkpoint.keep:
+        if self.release.average_checkpoints > self.checkpoint.keep:
             raise ValueError(
-                f"release.average {self.release.average} is more than checkpoint.keep {self.checkpoint.keep}; "
-                "keep as many checkpoints as a release averages"
+                f"release.average_checkpoints {self.release.average_checkpoints} is more than "
+                f"checkpoint.keep {self.checkpoint.keep}; keep as many checkpoints as a release averages"
             )
         return self
 
@@ -136,7 +136,7 @@ class Recipe(Part):
 _NEUTRAL = re.compile(
     r"name$|tokenizer$|data\.(store|workers|executor|slurm.*|sources\.[^.]+\.(path|max_compression_ratio))$|checkpoint\.|release\.|track\."
     r"|train\.(micro_batch_sequences|deterministic|compile|validate_every_steps|validation_sequences)$"
-    r"|parallel\.|guard\.(hang_seconds|max_rollbacks)$"
+    r"|parallel\.|guard\.(watchdog_seconds|max_rollbacks)$"
 )
 
 

@@ -58,7 +58,7 @@ class Source(Part):
     """Separator between the documents of a file of format text: `"\\n\\n"` (blank lines), `"\\n"` (a document per
     line), `"<|endoftext|>"` and the like; without it a file is one document."""
     holdout: Literal["tail"] | None = None
-    """What `data.holdout` is a share of: the documents or, with `tail`, the text of each, whose end is held out."""
+    """What `data.validation_fraction` is a fraction of: the documents; with `tail`, each text (its end)."""
     max_compression_ratio: Count = 1000
     """Bytes that a packed or parquet file may hold for each of its own; at a file with more, `prepare` stops."""
     include: Names = ()
@@ -88,9 +88,9 @@ class Source(Part):
 class Markers(Part):
     """What stands around each document in the token store."""
 
-    start: bool = True
+    bos: bool = True
     """Put `<s>` before each document."""
-    end: bool = True
+    eos: bool = True
     """Put `</s>` after each document."""
 
 
@@ -135,8 +135,8 @@ class Data(Part):
     """Mixes that replace the sources' weights from a token count on, in rising order."""
     document: Markers = Markers()
     """Markers around each document."""
-    holdout: Share = 0.0005
-    """Share of documents kept for validation where a source has no such split; by content hash."""
+    validation_fraction: Share = 0.0005
+    """Fraction of the documents kept for validation where a source has no such split; by content hash."""
 
     @model_validator(mode="after")
     def _mixes_are_whole(self) -> Self:
@@ -155,8 +155,10 @@ class Data(Part):
             if not sum(stage.weights.values()):
                 raise ValueError(f"the stage from {stage.from_tokens} tokens: its weights sum to nothing; raise one")
         for name, source in self.sources.items():
-            if source.holdout == "tail" and not self.holdout:
-                raise ValueError(f"sources.{name}.holdout is tail, but holdout is 0; give the share that is held out")
+            if source.holdout == "tail" and not self.validation_fraction:
+                raise ValueError(
+                    f"sources.{name}.holdout is tail, but validation_fraction is 0; give the fraction that is held out"
+                )
         if not sum(source.weight for source in self.sources.values()):
             raise ValueError("the sources' weights sum to nothing; raise one")
         return self

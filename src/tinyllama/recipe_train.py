@@ -21,7 +21,7 @@ class Optimizer(Part):
     """Muon only: the decay of its running sum."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled decay a step, times the learning rate."""
-    clip_norm: Positive = 1.0
+    max_gradient_norm: Positive = 1.0
     """Largest global norm of the gradient."""
 
 
@@ -34,7 +34,7 @@ class Schedule(Part):
     """Steps of linear rise to the peak."""
     final_learning_rate: Annotated[float, Field(ge=0)]
     """Learning rate at the last step, at most the peak."""
-    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
     """WSD only: the share of all steps over which it falls at the end."""
 
 
@@ -132,7 +132,7 @@ class Checkpoint(Part):
     every_steps: Count = 1000
     """Steps between two checkpoints; the last step always makes one."""
     keep: Count = 3
-    """Newest checkpoints that are kept; those of `release.at` stay for ever."""
+    """Newest checkpoints that are kept; those of `release.at_tokens` stay for ever."""
     asynchronous: bool = True
     """Go on training while it is written, from a copy in memory (12 bytes a parameter, shared out over the ranks)."""
     on_failure: Literal["stop", "continue"] = "stop"
@@ -144,24 +144,24 @@ class Guard(Part):
 
     spike_window_steps: Annotated[int, Field(ge=8)] = 128
     """Steps whose losses a new one is compared with; no spike is seen before there are that many."""
-    spike_sigmas: Positive = 6.0
+    spike_z_score: Positive = 6.0
     """A loss so many standard deviations over the window's median goes back to the last checkpoint (see `guard.py`)."""
     max_skips: Annotated[int, Field(ge=0)] = 3
     """Steps in a row that are skipped for a loss or gradient that is not finite; one more goes back as a spike does."""
     max_rollbacks: Annotated[int, Field(ge=0)] = 3
     """Times that the run goes back to one and the same checkpoint; one more ends it."""
-    hang_seconds: Positive = 600.0
+    watchdog_seconds: Positive = 600.0
     """A step that takes longer ends the process, so that torchrun or the scheduler starts it again."""
 
 
 class Release(Part):
     """Which checkpoints are for others, in which formats, and what they are scored on."""
 
-    at: tuple[Tokens, ...] = ()
+    at_tokens: tuple[Tokens, ...] = ()
     """Milestones in tokens: the first step that reaches one saves a checkpoint, which is never deleted; a process
     beside training releases and scores it."""
-    every: Tokens | None = None
-    """A milestone every so many tokens, besides those of `at`."""
+    every_tokens: Tokens | None = None
+    """A milestone every so many tokens, in addition to those of `at_tokens`."""
     formats: tuple[Literal["huggingface", "gguf", "ctranslate2"], ...] = ("huggingface",)
     """What a release holds: Hugging Face always; GGUF for llama.cpp (F16, Q8_0, Q4_K_M); CTranslate2 (int8,
     float32)."""
@@ -173,7 +173,7 @@ class Release(Part):
     """Models to score on the same items once, beside the first milestone: Hugging Face folders or hub names."""
     license: str | None = None
     """What the card's metadata say, in the hub's words, such as apache-2.0; null says nothing."""
-    average: Count = 1
+    average_checkpoints: Count = 1
     """Checkpoints that a release averages: its own and those before it; `checkpoint.keep` must hold as many."""
     average_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Weight in the average of each checkpoint, times that of the one after it; 1 weighs all alike."""

@@ -271,7 +271,7 @@ def _releases(run: Path) -> list[Row]:
 def _waiting(run: Path, recipe: Row, releases: Sequence[Row]) -> int:
     """Milestones that were reached and have no release with scores yet."""
     wanted = recipe.get("release") or {}
-    if not (wanted.get("at") or wanted.get("every")):
+    if not (wanted.get("at_tokens") or wanted.get("every_tokens")):
         return 0
     complete = {row["step"] for row in releases if row.get("complete")}
     states = [read_json(path.with_name("state.json")) for path in run.glob("checkpoints/step-*/commit.json")]

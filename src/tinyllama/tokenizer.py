@@ -75,8 +75,8 @@ class Tokenizer:
 
     def encode_documents(self, texts: Iterable[Text], start: bool = True, end: bool = True) -> Iterator[TokenIds]:
         """One array of ids for each text (a string, or its UTF-8 bytes), between <s> (`start`) and </s> (`end`)."""
-        first = self._marker(self.bos_id, "start") if start else []
-        last = self._marker(self.eos_id, "end") if end else []
+        first = self._marker(self.bos_id, "bos") if start else []
+        last = self._marker(self.eos_id, "eos") if end else []
         before, after = np.array(first, self.dtype), np.array(last, self.dtype)
         parts = map(self._encode_whole, texts) if self._memo is None else self._memo.encode(texts)
         for ids in parts:
@@ -151,10 +151,10 @@ class Tokenizer:
 
     def _marker(self, number: int | None, field: str) -> list[int]:
         if number is None:
-            token = "bos_token" if field == "start" else "eos_token"
+            token = f"{field}_token"
             name_it = f", or name one as {token} in the tokenizer_config.json next to the tokenizer.json"
             raise InputError(
-                f"{self._file.name}: no {token} for a document's {field}; set data.document.{field} to false"
+                f"{self._file.name}: no {token}; set data.document.{field} to false"
                 + ("" if isinstance(self._file, SentencePieceFile) else name_it)
             )
         return [number]

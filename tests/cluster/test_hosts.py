@@ -80,7 +80,7 @@ def test_a_host_that_is_cut_off_and_comes_back_changes_nothing_in_the_weights(
     site, wait = make_site(tmp_path / "site"), fault(Recipe.load(small / "recipe.yaml"), "wait", 13, 4)
     of_a_job = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7", "nodes": "\n".join(hosts.names)}
     options = torchrun_options((CLUSTER / "slurm/train.sbatch").read_text(), of_a_job)
-    train = ["cluster/rank.py", "train", str(small / "recipe.yaml"), "--guard.hang_seconds", "6"]
+    train = ["cluster/rank.py", "train", str(small / "recipe.yaml"), "--guard.watchdog_seconds", "6"]
     launch = [sys.executable, "cluster/node.py", *options, *train]
     logs = [site / f"logs/{name}" for name in hosts.names]
     with ExitStack() as stack:

@@ -25,7 +25,7 @@ def recipe_of(small: Path, folder: Path, format: str = "jsonl", **more: Any) -> 
     """A recipe with one source, `folder/raw`."""
     fields = small_recipe(small)
     own = {"format": format, "path": str(folder / "raw"), "weight": 1, **more}
-    fields["data"] |= {"store": str(folder / "store"), "sources": {"own": own}, "holdout": 0}
+    fields["data"] |= {"store": str(folder / "store"), "sources": {"own": own}, "validation_fraction": 0}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(fields))
     return folder / "recipe.yaml"
 

@@ -137,7 +137,7 @@ def test_files_that_were_not_read_stand_in_the_output_the_manifest_and_inspect(
     for name in ("b.docx", "c.docx", "d.jsonl.br"):
         write(tmp_path / "raw" / name, b"?")
     fields = small_recipe(small)
-    fields["data"] |= {"store": str(tmp_path / "store"), "holdout": 0}
+    fields["data"] |= {"store": str(tmp_path / "store"), "validation_fraction": 0}
     fields["data"]["sources"] = {"own": {"format": "jsonl", "path": str(tmp_path / "raw"), "weight": 1}}
     (tmp_path / "recipe.yaml").write_text(json.dumps(fields))
     wanted = ["own: 2 files not read, ending .docx", "own: 1 file not read, ending .jsonl.br"]

@@ -32,7 +32,7 @@ def recipe_of(small: Path, folder: Path, share: float = 0.1, format: str = "text
     fields = small_recipe(small)
     own = {"format": format, "path": str(folder / "raw"), "weight": 1, **more}
     store = folder / f"store-{next(_number)}"
-    fields["data"] |= {"store": str(store), "sources": {"own": own}, "holdout": share}
+    fields["data"] |= {"store": str(store), "sources": {"own": own}, "validation_fraction": share}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(fields))
     return Recipe.load(folder / "recipe.yaml")
 
@@ -141,9 +141,9 @@ def test_another_separator_or_holdout_is_another_store_but_none_is_that_of_befor
     [
         (["a.txt"], {}, 0.1, "set data.sources.own.separator or data.sources.own.holdout: tail, and"),
         (["a.txt"], {"separator": "<|x|>"}, 0.1, "set data.sources.own.holdout: tail, and"),
-        (["a.txt"], {}, 0.0, "raise data.holdout and set data.sources.own.separator or"),
-        (["a.txt", "b.txt"], {}, 1e-9, "raise data.holdout or set data.sources.own.separator or data"),
-        (["a.txt"], {"holdout": "tail"}, 1e-9, "raise data.holdout or set data.sources.own.separator, and"),
+        (["a.txt"], {}, 0.0, "raise data.validation_fraction and set data.sources.own.separator or"),
+        (["a.txt", "b.txt"], {}, 1e-9, "raise data.validation_fraction or set data.sources.own.separator or data"),
+        (["a.txt"], {"holdout": "tail"}, 1e-9, "raise data.validation_fraction or set data.sources.own.separator, and"),
         (["a.jsonl"], {"format": "jsonl"}, 1e-9, "set data.sources.own.holdout: tail, and"),
         (["train/a.jsonl", "dev/a.jsonl"], {"format": "huggingface"}, 0.1, "add text to its validation files"),
     ],

@@ -91,7 +91,7 @@ def test_subsets_are_told_apart(small: Path, tmp_path: Path, capsys: pytest.Capt
     prepare(
         Recipe.load(
             small / "recipe.yaml",
-            {"data.store": str(tmp_path / "store"), "data.sources": {"slim": source}, "data.holdout": 0},
+            {"data.store": str(tmp_path / "store"), "data.sources": {"slim": source}, "data.validation_fraction": 0},
         )
     )
     manifest = TokenStore.open(tmp_path / "store")["slim/train"].manifest
@@ -115,7 +115,7 @@ def test_subsets_are_told_apart(small: Path, tmp_path: Path, capsys: pytest.Capt
         (["--tokenizer", "OTHER"], "not the tokenizer that"),
         (
             ["--recipe", "demo", "--step", "3"],
-            "made with holdout 0.1, the recipe says 0.02; name the store's own",
+            "made with sources.lines",
         ),
     ],
 )

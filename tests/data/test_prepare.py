@@ -148,7 +148,7 @@ def test_bad_rows_are_listed_and_counted(small: Path, tmp_path: Path) -> None:
     raw = write_jsonl(tmp_path / "raw/a.jsonl", python_sources(5))
     with raw.open("ab") as file:
         file.write(b'{"text": 7}\nnot json\n')
-    overrides = {"data.sources.modules.path": str(tmp_path / "raw"), "data.holdout": 0}
+    overrides = {"data.sources.modules.path": str(tmp_path / "raw"), "data.validation_fraction": 0}
     store = prepared(recipe_at(small, tmp_path / "store", **overrides))
     assert store["modules/train"].manifest["rows"] == {
         "read": 7,
@@ -187,8 +187,8 @@ def test_an_empty_corpus_is_refused_by_its_source(small: Path, tmp_path: Path) -
 
 
 def test_a_store_of_other_data_is_refused_rather_than_overwritten(small: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"made with holdout 0.1, the recipe says 0.2"):
-        prepare(recipe_at(small, small / "store", **{"data.holdout": 0.2}))
+    with pytest.raises(InputError, match=r"made with validation_fraction 0.1, the recipe says 0.2"):
+        prepare(recipe_at(small, small / "store", **{"data.validation_fraction": 0.2}))
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match=r"holds files but no token store"):
         prepare(recipe_at(small, tmp_path))
@@ -285,8 +285,10 @@ def test_unfinished_work_of_another_recipe_is_neither_taken_nor_thrown_away(
     monkeypatch.setattr("tinyllama.data.tasks._MOST_BYTES", 1)
     interrupt(recipe_at(small, tmp_path / "store"), monkeypatch, 2)
     before = contents(tmp_path / "store")
-    with pytest.raises(InputError, match=r"store: begun with holdout 0.1, the recipe says 0.5; choose another store"):
-        prepare(recipe_at(small, tmp_path / "store", **{"data.holdout": 0.5}))
+    with pytest.raises(
+        InputError, match=r"store: begun with validation_fraction 0.1, the recipe says 0.5; choose another store"
+    ):
+        prepare(recipe_at(small, tmp_path / "store", **{"data.validation_fraction": 0.5}))
     assert contents(tmp_path / "store") == before
     prepare(recipe_at(small, tmp_path / "store"))
     assert contents(tmp_path / "store")["manifest.json"]

@@ -42,7 +42,7 @@ def raw(tmp_path: Path) -> Path:
 def recipe_at(small: Path, raw: Path, store: Path, **overrides: Any) -> Recipe:
     clean = {"deduplicate": "minhash", "filters": ["gopher_quality"], "decontaminate": ["herons"]}
     source = {"format": "jsonl", "path": str(raw), "weight": 1, "clean": clean}
-    fields = {"data.store": str(store), "data.sources": {"web": source}, "data.holdout": 0, **overrides}
+    fields = {"data.store": str(store), "data.sources": {"web": source}, "data.validation_fraction": 0, **overrides}
     return Recipe.load(small / "recipe.yaml", fields)
 
 
@@ -92,7 +92,7 @@ def test_killed_in_a_loop_a_deduplicated_store_is_the_same(small: Path, raw: Pat
     clean = {"deduplicate": "exact", "filters": ["fineweb"]}
     source = {"format": "jsonl", "path": str(raw), "weight": 1, "clean": clean}
     (tmp_path / "recipe.yaml").write_text((small / "recipe.yaml").read_text())
-    flags = ["--data.sources", json.dumps({"web": source}), "--data.holdout", "0", "--data.workers", "2"]
+    flags = ["--data.sources", json.dumps({"web": source}), "--data.validation_fraction", "0", "--data.workers", "2"]
     command = [sys.executable, "-m", "tinyllama", "prepare", str(tmp_path / "recipe.yaml"), *flags, "--data.store"]
     chance = random.Random(5)
     for _ in range(4):

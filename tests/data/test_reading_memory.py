@@ -149,7 +149,7 @@ def test_a_worker_prepares_a_document_of_200_megabytes_in_under_a_gigabyte(
     else:
         row = orjson.dumps({"text": text, "meta": {"redpajama_set_name": "RedPajamaBook"}})
         (raw / "a.jsonl.zst").write_bytes(zstandard.compress(row))
-    flags = {"data.store": str(tmp_path / "store"), "data.holdout": 0.01}
+    flags = {"data.store": str(tmp_path / "store"), "data.validation_fraction": 0.01}
     books = {"format": format, "path": str(raw), "weight": 1, "max_compression_ratio": 10**6}
     flags |= {"data.sources": {"books": books}}
     run = [sys.executable, "-c", PREPARE, str(small / "recipe.yaml"), orjson.dumps(flags).decode()]

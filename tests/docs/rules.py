@@ -10,7 +10,7 @@ from tinyllama.recipe import bundled_recipes
 
 STEP = "step-00000008"
 """The last step of every run here, whatever a page calls its own."""
-SHAPE = {"dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_dim": 128, "context": 64}
+SHAPE = {"dim": 64, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_dim": 128, "context_length": 64}
 TRAINING = {
     **{f"model.{name}": value for name, value in SHAPE.items()},
     "model.norm_eps": 1e-5,
@@ -28,11 +28,11 @@ TRAINING = {
     "train.validation_sequences": 4,
     "checkpoint.every_steps": 2,
     "checkpoint.keep": 8,
-    "release.at": "[]",
-    "release.every": "null",
+    "release.at_tokens": "[]",
+    "release.every_tokens": "null",
     "track.trackio": "false",
 }
-PREPARING = {"data.workers": 1, "data.executor": "local", "data.holdout": 0.2}
+PREPARING = {"data.workers": 1, "data.executor": "local", "data.validation_fraction": 0.2}
 
 
 @dataclass(frozen=True)

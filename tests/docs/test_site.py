@@ -98,7 +98,7 @@ def test_the_recipes_page_has_every_field_with_its_sentence() -> None:
 
 def test_the_search_finds_a_field_of_the_recipe(site: Path) -> None:
     entries = json.loads((site / "search/search_index.json").read_text())["docs"]
-    assert any("hang_seconds" in entry["text"] for entry in entries if entry["location"].startswith("recipe.html"))
+    assert any("watchdog_seconds" in entry["text"] for entry in entries if entry["location"].startswith("recipe.html"))
 
 
 def test_what_to_cite_names_this_version_and_has_what_the_format_asks_for() -> None:

@@ -60,7 +60,7 @@ def write_recipe(path: Path, name: str) -> None:
                 "notes": {"format": "jsonl", "path": "raw/notes", "text": "body", "weight": 0.8},
                 "manuals": {"format": "text", "path": "raw/manuals", "weight": 0.2},
             },
-            "holdout": 0.2,
+            "validation_fraction": 0.2,
         },
         "model": SHAPE | {"tie_embeddings": True},
         "train": {

@@ -26,7 +26,7 @@ def theirs(llama_folder: Path) -> LM:
 def scored_alone(model: Llama, pair: Pair) -> Score:
     """A pair's score from the logits of its whole text."""
     before, after = pair
-    ids = (before + after)[-(model.shape.context + 1) :]
+    ids = (before + after)[-(model.shape.context_length + 1) :]
     logits = model(torch.tensor([ids[:-1]]))[0, -len(after) :]
     chosen = logits.log_softmax(-1).gather(-1, torch.tensor(after)[:, None])
     return float(chosen.double().sum()), logits.argmax(-1).tolist() == after

@@ -146,7 +146,11 @@ def begin(folder: Path, raw: Path) -> None:
     fields = small_recipe(Path())
     fields["data"]["workers"] = 2
     fields["train"] |= {"tokens": STEPS * BATCH_TOKENS, "validate_every_steps": 50}
-    fields["release"] = {"at": [step * BATCH_TOKENS for step in MILESTONES], "tasks": [], "formats": ["huggingface"]}
+    fields["release"] = {
+        "at_tokens": [step * BATCH_TOKENS for step in MILESTONES],
+        "tasks": [],
+        "formats": ["huggingface"],
+    }
     fields["track"] = {"trackio": True}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(fields, sort_keys=False))
 

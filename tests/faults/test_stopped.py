@@ -184,7 +184,7 @@ def test_a_release_beside_training_that_finds_no_memory_is_an_event_and_the_run_
         limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 28, 1 << 28))\n"
         releasing._PROGRAM, releasing._PAUSE_SECONDS = limit + releasing._PROGRAM, 0.0
 
-    at = ("--release.at", f"[{6 * 6 * 64}]", "--release.tasks", "[]", "--release.formats", "[huggingface]")
+    at = ("--release.at_tokens", f"[{6 * 6 * 64}]", "--release.tasks", "[]", "--release.formats", "[huggingface]")
     words = ("train", "recipe.yaml", "--name", "starved", *at)
     starved = told(way, *words, fault=starve)
     assert_one_line(starved, "the release of step 6 failed", status=(1,))

@@ -24,7 +24,7 @@ from tinyllama.recipe import Model
 @cache
 def whole() -> Path:
     """The smallest Llama. Read only."""
-    shape = Model(dim=8, layers=1, heads=2, kv_heads=1, ffn_dim=8, context=16)
+    shape = Model(dim=8, layers=1, heads=2, kv_heads=1, ffn_dim=8, context_length=16)
     model = Llama(shape, 20)
     initialize(model, 3)
     folder = kept_folder()

@@ -34,7 +34,7 @@ def run() -> Path:
     """A small run's folder without its weights. Read only."""
     folder = kept_folder() / "run"
     folder.mkdir()
-    recipe = small_recipe(folder) | {"release": {"every": 3840}}
+    recipe = small_recipe(folder) | {"release": {"every_tokens": 3840}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     journal = Journal(folder, clock=lambda: 1.8e9)
     journal.event("start", 0, ranks=1)

@@ -8,7 +8,7 @@ from tinyllama.model.generation import generate, pick
 from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Model
 
-SHAPE = Model(dim=32, layers=2, heads=4, kv_heads=2, ffn_dim=64, context=24)
+SHAPE = Model(dim=32, layers=2, heads=4, kv_heads=2, ffn_dim=64, context_length=24)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_greedy_generation_equals_reading_the_whole_text_each_time(model: Llama)
 
 def test_it_ends_at_the_stop_token_and_at_the_context(model: Llama) -> None:
     free = list(generate(model, [1, 7, 9], 100))
-    assert len(free) == SHAPE.context - 3
+    assert len(free) == SHAPE.context_length - 3
     assert list(generate(model, [1, 7, 9], 100, stop_id=free[4])) == free[: free.index(free[4])]
 
 

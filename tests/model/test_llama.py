@@ -16,7 +16,7 @@ from tinyllama.plan import num_parameters
 from tinyllama.recipe import Model
 
 VOCAB = 97
-GQA = {"dim": 64, "layers": 3, "heads": 8, "kv_heads": 2, "ffn_dim": 160, "context": 64}
+GQA = {"dim": 64, "layers": 3, "heads": 8, "kv_heads": 2, "ffn_dim": 160, "context_length": 64}
 SHAPES = {
     "gqa": Model(**GQA),
     "mha": Model(**GQA | {"kv_heads": 8}),

@@ -9,7 +9,7 @@ from tinyllama.model.llama import Llama, initialize
 from tinyllama.model.recomputation import Recompute
 from tinyllama.recipe import Model
 
-SHAPE = Model(dim=64, layers=4, heads=4, kv_heads=2, ffn_dim=160, context=128)
+SHAPE = Model(dim=64, layers=4, heads=4, kv_heads=2, ffn_dim=160, context_length=128)
 VOCAB = 97
 ROWS = torch.randint(VOCAB, (4, 129), generator=torch.Generator().manual_seed(3))
 RECOMPUTING: tuple[Recompute, Recompute] = ("selective", "full")

@@ -129,7 +129,7 @@ def test_the_best_interval_loses_least() -> None:
     assert best.lost_hours_at_best < min(lost(0.7 * best.best_interval_seconds), lost(1.4 * best.best_interval_seconds))
 
 
-@pytest.mark.parametrize("release", ["{at: [1K, 1500, 2K, 9K, 1M]}", "{every: 1000, at: [3K]}"])
+@pytest.mark.parametrize("release", ["{at_tokens: [1K, 1500, 2K, 9K, 1M]}", "{every_tokens: 1000, at_tokens: [3K]}"])
 def test_milestones_are_counted_as_training_makes_them(release: str) -> None:
     from tinyllama.plan.disk import num_milestones
     from tinyllama.train.releasing import is_milestone
@@ -242,7 +242,7 @@ def test_wrong_input_is_one_line(flags: list[str], words: str, capsys: pytest.Ca
 
 
 def test_measuring_this_machine_plans_its_speed(capsys: pytest.CaptureFixture[str]) -> None:
-    shape = "{dim: 64, layers: 4, heads: 2, kv_heads: 1, ffn_dim: 128, context: 64}"
+    shape = "{dim: 64, layers: 4, heads: 2, kv_heads: 1, ffn_dim: 128, context_length: 64}"
     fields = ["--model", shape, "--train.sequence_length", "64", "--train.compile", "false"]
     assert main(["plan", "demo", *fields, "--hardware", "cpu", "--measure", "--vocab-size", "512", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

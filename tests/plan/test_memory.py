@@ -47,7 +47,11 @@ def test_a_compiled_block_keeps_what_is_planned(recompute: str, length: int) -> 
 
     from tinyllama.model.llama import Block, rope_table
 
-    fields = {"parallel.activation_checkpointing": recompute, "train.sequence_length": length, "model.context": length}
+    fields = {
+        "parallel.activation_checkpointing": recompute,
+        "train.sequence_length": length,
+        "model.context_length": length,
+    }
     recipe = Recipe.load("demo", fields)
     block = Block(recipe.model)
     block.recompute = recipe.parallel.activation_checkpointing

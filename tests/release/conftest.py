@@ -75,7 +75,7 @@ def make_run(small: Path, raw: Path, tmp_path_factory: pytest.TempPathFactory) -
         recipe = Recipe.model_validate(fields)
         (run / "recipe.yaml").write_text(recipe.to_yaml())
         tokenizer, store = Tokenizer.load(recipe.tokenizer), TokenStore.open(recipe.data.store)
-        tokenizer.save(run / "tokenizer", recipe.model.context)
+        tokenizer.save(run / "tokenizer", recipe.model.context_length)
         shutil.copyfile(store.folder / "manifest.json", run / "store.json")
         write_metrics(run / "metrics.jsonl", recipe)
         for step in STEPS:

@@ -16,7 +16,7 @@ from tinyllama.release.reference import reference
 from tinyllama.release.verify import Check, verify
 from tinyllama.tokenizer import Tokenizer
 
-SHAPE = Model(dim=64, layers=2, heads=4, kv_heads=2, ffn_dim=128, context=160)
+SHAPE = Model(dim=64, layers=2, heads=4, kv_heads=2, ffn_dim=128, context_length=160)
 FORMATS = ("gguf", "ctranslate2")
 
 

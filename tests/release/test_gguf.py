@@ -40,7 +40,7 @@ def test_the_keys_say_what_the_model_and_its_tokenizer_are(all_formats: Path) ->
     expected = {
         "general.architecture": "llama",
         "general.name": "small",
-        "llama.context_length": SHAPE.context,
+        "llama.context_length": SHAPE.context_length,
         "llama.embedding_length": SHAPE.dim,
         "llama.block_count": SHAPE.layers,
         "llama.feed_forward_length": SHAPE.ffn_dim,

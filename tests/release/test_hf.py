@@ -67,7 +67,7 @@ def test_configurations_say_what_the_model_is(folder: Path) -> None:
         "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads,
         "intermediate_size": shape.ffn_dim,
-        "max_position_embeddings": shape.context,
+        "max_position_embeddings": shape.context_length,
         "tie_word_embeddings": shape.tie_embeddings,
         "vocab_size": tokenizer.vocab_size,
         "bos_token_id": tokenizer.bos_id,

@@ -144,7 +144,7 @@ def damage_a_checkpoint(run: Path) -> None:
 
 
 def change_the_store(run: Path) -> None:
-    (run / "store.json").write_text(json.dumps(read_json(run / "store.json") | {"holdout": 0.9}))
+    (run / "store.json").write_text(json.dumps(read_json(run / "store.json") | {"validation_fraction": 0.9}))
 
 
 def uncommit(run: Path) -> None:

@@ -67,7 +67,16 @@ def test_a_folder_of_any_name_is_prepared_and_inspected(
     sources = {"own": {"format": "text", "path": f"./{name[:50]}", "weight": 1}}
     if any(mark in name for mark in "*?["):  # a source's path may be a glob
         sources["own"]["path"] = "."
-    command = ["--quiet", "prepare", "odd.yaml", "--data.store", "store", "--data.holdout", "0", "--data.sources"]
+    command = [
+        "--quiet",
+        "prepare",
+        "odd.yaml",
+        "--data.store",
+        "store",
+        "--data.validation_fraction",
+        "0",
+        "--data.sources",
+    ]
     assert cli.main([*command, yaml.safe_dump(sources, default_flow_style=True, width=10**6)]) == 0
     assert cli.main(["--quiet", "inspect", "store", "--verify"]) == 0
     assert capsys.readouterr().err == ""

@@ -178,7 +178,7 @@ def test_of_several_runs_the_one_that_was_asked_for_is_shown_and_the_others_are_
 def test_marks_and_baselines_that_come_to_an_open_page_appear_also_beside_other_runs(tmp_path: Path) -> None:
     _, other = new_run(tmp_path, "one")
     step(other, 1, 60, change=1.0)
-    run, journal = new_run(tmp_path, "two", release={"every": 10 * BATCH_TOKENS, "baselines": ("models/here",)})
+    run, journal = new_run(tmp_path, "two", release={"every_tokens": 10 * BATCH_TOKENS, "baselines": ("models/here",)})
     step(journal, 1, 60)
     beside = {"two", "two/mark/releases", "two/mark/trouble", "two/baseline/models/here"}
     with watched(tmp_path, "runs/two") as address, opened(address) as seen:

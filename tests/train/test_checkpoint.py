@@ -118,7 +118,7 @@ def test_milestones_are_saved_at_the_step_that_reaches_them_and_outlive_the_newe
     monkeypatch.chdir(tmp_path)
     at = [4 * 384 + 1, 7 * 384, 1_000_000]  # just after step 4, exactly at step 7, after the end
     fields = {"train.tokens": 16 * 384, "checkpoint.every_steps": 3, "checkpoint.keep": 2}
-    run = train(recipe_of(small, **fields, **{"release.at": at, "release.tasks": []}))
+    run = train(recipe_of(small, **fields, **{"release.at_tokens": at, "release.tasks": []}))
     saved_at = [row["step"] for row in read_rows(run / "events.jsonl") if row["event"] == "checkpoint"]
     assert saved_at == [3, 5, 6, 7, 9, 12, 15, 16]
     assert [checkpoint.step_of(folder) for folder in checkpoint.committed(run)] == [5, 7, 15, 16]

@@ -98,7 +98,7 @@ def test_a_rank_that_stands_still_is_an_event_and_is_started_again(
 ) -> None:
     stop = fault(recipe_of(small), "stop", 13, 4)
     # More restarts than one, for a machine so busy that a step takes as long.
-    flags, options = ("--guard.hang_seconds", "8"), ["--max-restarts=4"]
+    flags, options = ("--guard.watchdog_seconds", "8"), ["--max-restarts=4"]
     with launched(small, tmp_path, *flags, ranks=2, faults=[stop], options=options) as life:
         life.wait_until_struck(stop)
         stopped = life.workers()[1]

@@ -14,7 +14,7 @@ from tinyllama.recipe import Model, Recipe
 from tinyllama.train import setup
 from tinyllama.train.parallel import Ranks
 
-SHAPE = Model(dim=64, layers=2, heads=4, kv_heads=2, ffn_dim=128, context=64)
+SHAPE = Model(dim=64, layers=2, heads=4, kv_heads=2, ffn_dim=128, context_length=64)
 VOCAB = 96
 ROWS = torch.randint(VOCAB, (2, 33), generator=torch.Generator().manual_seed(3))
 

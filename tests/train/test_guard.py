@@ -57,7 +57,7 @@ def test_a_loss_is_a_spike_from_so_many_standard_deviations_on() -> None:
     deviation = 1.4826 * 0.7
     assert not is_spike(5 + 5.99 * deviation, window, rules())
     assert is_spike(5 + 6.01 * deviation, window, rules())
-    assert not is_spike(5 + 6.01 * deviation, window, rules(spike_sigmas=7))
+    assert not is_spike(5 + 6.01 * deviation, window, rules(spike_z_score=7))
 
 
 def test_equal_losses_leave_room_of_a_hundredth_a_standard_deviation() -> None:

@@ -94,7 +94,7 @@ def test_muon_goes_on_alone_from_what_two_ranks_saved(small: Path, muon_runs: Pa
 
 
 def test_z_loss_has_autograds_gradient_and_the_loss_leaves_it_out() -> None:
-    shape = Model(dim=32, layers=1, heads=2, kv_heads=1, ffn_dim=64, context=128)
+    shape = Model(dim=32, layers=1, heads=2, kv_heads=1, ffn_dim=64, context_length=128)
     model, plain = Llama(shape, 97), Llama(shape, 97)
     for each in (model, plain):
         initialize(each, 3)

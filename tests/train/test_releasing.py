@@ -24,7 +24,11 @@ pytest_plugins = ["tests.train.fixtures"]
 pytestmark = pytest.mark.slow
 
 BATCH = 6 * 64
-FIELDS: dict[str, object] = {"train.tokens": 20 * BATCH, "release.at": [5 * BATCH, 20 * BATCH - 1], "release.tasks": []}
+FIELDS: dict[str, object] = {
+    "train.tokens": 20 * BATCH,
+    "release.at_tokens": [5 * BATCH, 20 * BATCH - 1],
+    "release.tasks": [],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +53,9 @@ def recipe_in(folder: Path, small: Path, /, **fields: object) -> Recipe:
 
 
 def test_milestones_are_the_first_steps_that_reach_them(small: Path) -> None:
-    recipe = Recipe.load(small / "recipe.yaml", {"release.at": [BATCH, 5 * BATCH + 1], "release.every": 3 * BATCH + 2})
+    recipe = Recipe.load(
+        small / "recipe.yaml", {"release.at_tokens": [BATCH, 5 * BATCH + 1], "release.every_tokens": 3 * BATCH + 2}
+    )
     assert [step for step in range(1, 14) if is_milestone(recipe, step)] == [1, 4, 6, 7, 10, 13]
 
 
@@ -73,7 +79,7 @@ def test_a_release_that_fails_is_tried_again_and_training_goes_on(
     small: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(releasing, "_PAUSE_SECONDS", 0.0)
-    run, recipe = here / "runs/milestones", recipe_in(here, small, **{"release.at": [5 * BATCH]})
+    run, recipe = here / "runs/milestones", recipe_in(here, small, **{"release.at_tokens": [5 * BATCH]})
     planted = run / "releases"
     planted.parent.mkdir(parents=True)
     planted.touch()  # where the releases' folder belongs
@@ -92,7 +98,7 @@ def test_a_release_that_fails_is_tried_again_and_training_goes_on(
 def test_a_release_that_fails_for_its_input_is_not_tried_again_before_the_run_is_started_again(
     small: Path, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run, recipe = here / "runs/milestones", recipe_in(here, small, **{"release.at": [5 * BATCH]})
+    run, recipe = here / "runs/milestones", recipe_in(here, small, **{"release.at_tokens": [5 * BATCH]})
     planted = run / "releases/step-00000005"
     planted.mkdir(parents=True)  # in the release's way
     with pytest.raises(RunStoppedError, match="the release of step 5 failed"):
@@ -135,7 +141,7 @@ def test_sigterm_while_the_last_release_is_made_ends_with_the_status_that_asks_t
 
 
 def test_a_run_that_begins_anew_releases_its_own_weights(small: Path, here: Path) -> None:
-    fields = {"release.at": [5 * BATCH]}
+    fields = {"release.at_tokens": [5 * BATCH]}
     run = train(recipe_in(here, small, **fields))
     weights = run / "releases/step-00000005/huggingface/model.safetensors"
     before = sha256_of(weights)
@@ -146,8 +152,8 @@ def test_a_run_that_begins_anew_releases_its_own_weights(small: Path, here: Path
 
 
 def test_what_a_release_will_average_is_kept_until_it_is_made(small: Path, here: Path) -> None:
-    fields = {"checkpoint.every_steps": 5, "checkpoint.keep": 2, "release.average": 2}
-    run = train(recipe_in(here, small, **fields | {"release.at": [10 * BATCH]}))
+    fields = {"checkpoint.every_steps": 5, "checkpoint.keep": 2, "release.average_checkpoints": 2}
+    run = train(recipe_in(here, small, **fields | {"release.at_tokens": [10 * BATCH]}))
     facts = read_json(run / "releases/step-00000010/release.json")
     assert list(facts["checkpoints"]) == ["step-00000005", "step-00000010"]
     shutil.rmtree(run / "releases/step-00000010")

@@ -90,7 +90,7 @@ def test_a_higher_limit_for_spikes_is_offered_only_after_a_spike(
     trainer = built(recipe_of(small, **{"guard.max_rollbacks": 0}))
     with pytest.raises(RunStoppedError, match=r"--allow-change.* guard.max_rollbacks .*learning_rate") as error:
         go_back(trainer, None, 20, reason, 2)
-    assert ("guard.spike_sigmas" in str(error.value)) == is_spike
+    assert ("guard.spike_z_score" in str(error.value)) == is_spike
 
 
 def test_ranks_that_do_not_come_are_looked_for_or_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_ranks_that_do_not_come_are_looked_for_or_waited_for(monkeypatch: pytest
     monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 0, 2)]))
     with (
         pytest.raises(
-            RunStoppedError, match=r"ranks \[1\] did not come within 0.2 s .*MASTER_ADDR.*guard.hang_seconds"
+            RunStoppedError, match=r"ranks \[1\] did not come within 0.2 s .*MASTER_ADDR.*guard.watchdog_seconds"
         ),
         join_ranks(0.1),
     ):

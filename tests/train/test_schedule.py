@@ -28,7 +28,7 @@ def test_cosine_falls_at_every_step_after_the_warmup() -> None:
 
 
 def test_wsd_is_flat_and_then_falls_in_a_line_to_the_floor() -> None:
-    schedule = Schedule(name="wsd", warmup_steps=10, final_learning_rate=0.0, decay_share=0.2)
+    schedule = Schedule(name="wsd", warmup_steps=10, final_learning_rate=0.0, decay_fraction=0.2)
     rates = [learning_rate(schedule, 1e-3, step, 100) for step in range(100)]
     assert rates[10:80] == [1e-3] * 70
     assert rates[-1] == 0.0

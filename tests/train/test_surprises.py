@@ -29,11 +29,11 @@ def test_bundled_recipes_and_the_tests_own_surprise_nobody(small: Path) -> None:
 
 @pytest.mark.parametrize("name", ["cosine", "wsd"])
 @pytest.mark.parametrize("warmup", [0, 1, 9, 10, 11, 12, 13, 40])
-@pytest.mark.parametrize("decay_share", [0.01, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("decay_fraction", [0.01, 0.5, 0.9, 1.0])
 def test_a_schedule_surprises_where_its_highest_or_its_last_rate_is_not_what_the_recipe_says(
-    small: Path, name: str, warmup: int, decay_share: float
+    small: Path, name: str, warmup: int, decay_fraction: float
 ) -> None:
-    fields: dict[str, Any] = {"warmup_steps": warmup, "name": name, "decay_share": decay_share}
+    fields: dict[str, Any] = {"warmup_steps": warmup, "name": name, "decay_fraction": decay_fraction}
     fields = {f"train.schedule.{field}": value for field, value in fields.items()}
     recipe = Recipe.load(small / "recipe.yaml", fields | {"train.tokens": 12 * STEP})
     peak, final = recipe.train.optimizer.learning_rate, recipe.train.schedule.final_learning_rate
@@ -52,9 +52,9 @@ def test_a_schedule_surprises_where_its_highest_or_its_last_rate_is_not_what_the
         ({"train__tokens": 12 * STEP, "checkpoint__every_steps": 4}, "train.validate_every_steps"),
         ({"train__validate_every_steps": 41}, "train.validate_every_steps"),
         ({"checkpoint__every_steps": 41}, "checkpoint.every_steps"),
-        ({"checkpoint__every_steps": 99, "release__at": [40 * STEP]}, "checkpoint.every_steps"),
-        ({"release__at": [5 * STEP, 40 * STEP + 1]}, "release.at"),
-        ({"release__every": 50 * STEP}, "release.every"),
+        ({"checkpoint__every_steps": 99, "release__at_tokens": [40 * STEP]}, "checkpoint.every_steps"),
+        ({"release__at_tokens": [5 * STEP, 40 * STEP + 1]}, "release.at_tokens"),
+        ({"release__every_tokens": 50 * STEP}, "release.every_tokens"),
         ({"data__stages": [{"from_tokens": 90 * STEP, "weights": {"lines": 1}}]}, "data.stages"),
         ({"train__batch_sequences": 14, "train__micro_batch_sequences": 6, "ranks": 2}, "train.micro_batch_sequences"),
     ],
@@ -66,9 +66,9 @@ def test_what_never_happens_in_a_run_of_this_length_is_listed(small: Path, field
 @pytest.mark.parametrize(
     "fields",
     [
-        {"checkpoint__every_steps": 99, "release__at": [39 * STEP]},
+        {"checkpoint__every_steps": 99, "release__at_tokens": [39 * STEP]},
         {"checkpoint__every_steps": 40, "train__validate_every_steps": 40},
-        {"release__at": [40 * STEP], "release__every": 40 * STEP},
+        {"release__at_tokens": [40 * STEP], "release__every_tokens": 40 * STEP},
         {"data__stages": [{"from_tokens": 40 * STEP - 1, "weights": {"lines": 1}}]},
     ],
 )
@@ -86,9 +86,16 @@ def test_train_plan_and_doctor_list_the_same(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    flags = ["--train.tokens", str(3 * STEP), "--release.every", str(4 * STEP), "--data.holdout", "0.1"]
+    flags = [
+        "--train.tokens",
+        str(3 * STEP),
+        "--release.every_tokens",
+        str(4 * STEP),
+        "--data.validation_fraction",
+        "0.1",
+    ]
     recipe = [str(small / "recipe.yaml"), *flags]
-    places = ["train.schedule", "train.validate_every_steps", "checkpoint.every_steps", "release.every"]
+    places = ["train.schedule", "train.validate_every_steps", "checkpoint.every_steps", "release.every_tokens"]
     assert cli.main(["train", *recipe]) == 0
     trained = capsys.readouterr().err
     assert cli.main(["plan", *recipe, "--hardware", "h100"]) == 0
@@ -105,7 +112,7 @@ def test_train_plan_and_doctor_list_the_same(
 
 
 def test_doctor_lists_sources_that_cannot_be_validated_on(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    longer = ["--train.sequence_length", "1000000", "--model.context", "1000000"]
+    longer = ["--train.sequence_length", "1000000", "--model.context_length", "1000000"]
     cli.main(["doctor", str(small / "recipe.yaml"), *longer, "--json"])
     rows = {row["what"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     for name in ("modules", "lines"):

@@ -24,7 +24,7 @@ _REMEDIES = {
     "longer than": "split it, such as by the source's separator, or write one JSON object per line",
     "more fields than columns$": 'put fields that hold a comma in "',
     "excluded: ": "correct include and exclude",
-    f"{HELD_OUT}$": "set holdout: tail in the source, or for a text a separator, or lower data.holdout",
+    f"{HELD_OUT}$": "set holdout: tail in the source, or for a text a separator, or lower data.validation_fraction",
 }
 """Remedies by the most frequent reason."""
 Entry = dict[str, Any]

@@ -39,13 +39,13 @@ def how_to_hold_out(store: TokenStore, name: str) -> str:
     source, place = manifest["sources"][name], f"data.sources.{name}"
     if f"{name}/validation" in store and not (HELD_OUT in rows["left_out"] or TAIL_HELD_OUT in rows.get("changed", ())):
         return "add text to its validation files"
-    raise_it, has_tail = "raise data.holdout", source.get("holdout") == "tail"
+    raise_it, has_tail = "raise data.validation_fraction", source.get("holdout") == "tail"
     options = [] if has_tail else [f"{place}.holdout: tail"]
     if source["format"] == "text" and not source.get("separator"):
         options.insert(0, f"{place}.separator")
     ways = [f"set {' or '.join(options)}"] if options else []
     if has_tail or rows["kept"] > 1:
         ways.insert(0, raise_it)
-    elif not manifest["holdout"]:
+    elif not manifest["validation_fraction"]:
         ways = [f"{raise_it} and {way}" for way in ways]
     return f"{' or '.join(ways)}, and prepare another data.store"

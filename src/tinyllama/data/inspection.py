@@ -51,7 +51,7 @@ def prepared_lines(store: TokenStore) -> Iterator[str]:
             for reason, count in reasons.items():
                 yield f"    {what}: {count:,} rows, {reason}"
     yield from _files_left_out(manifest)
-    for name in manifest["sources"] if manifest["holdout"] else ():
+    for name in manifest["sources"] if manifest["validation_fraction"] else ():
         held_out = f"{name}/validation"
         if held_out not in store or not store[held_out].num_documents:
             yield f"{name}: nothing is held out for validation; {how_to_hold_out(store, name)}"
@@ -67,7 +67,7 @@ def describe(store: TokenStore, tokenizer: Tokenizer | None) -> Iterator[str]:
     yield f"{store.folder}: {tokens:,} tokens ({manifest['dtype']}) in {documents:,} documents"
     yield f"made from {files:,} files of {size / 1e6:,.1f} MB; manifest {store.digest}"
     vocabulary, markers = manifest["tokenizer"], manifest["document"]
-    marked = " and ".join(name for name in ("start", "end") if markers[name]) or "no"
+    marked = " and ".join(name for name in ("bos", "eos") if markers[name]) or "no"
     yield f"tokenizer of {vocabulary['vocab_size']:,} pieces, {vocabulary['digest'][:12]}; {marked} markers"
     yield ""
     yield from _table(store, tokens)

@@ -41,7 +41,11 @@ def _recipe_settings(recipe: Recipe) -> dict[str, Any]:
         name: {key: value for key, value in source.model_dump(mode="json").items() if _is_setting(key, value)}
         for name, source in recipe.data.sources.items()
     }
-    return {"document": recipe.data.document.model_dump(), "holdout": recipe.data.holdout, "sources": sources}
+    return {
+        "document": recipe.data.document.model_dump(),
+        "validation_fraction": recipe.data.validation_fraction,
+        "sources": sources,
+    }
 
 
 def _is_setting(key: str, value: Any) -> bool:

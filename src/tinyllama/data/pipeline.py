@@ -217,7 +217,7 @@ def _tokenize(
                 yield text
 
     markers = job.recipe.data.document
-    for tokens in load_tokenizer(job.recipe.tokenizer).encode_documents(texts(), markers.start, markers.end):
+    for tokens in load_tokenizer(job.recipe.tokenizer).encode_documents(texts(), markers.bos, markers.eos):
         split, metadata, text_bytes = taken.popleft()
         writers[split].write(tokens, metadata["row"])
         ledger.count(split, metadata, len(tokens), text_bytes)

@@ -46,7 +46,7 @@ def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -
     if not text.lines and reasons:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
         raise InputError(f"data.sources: no text to train the tokenizer on ({counts}); {remedy_of(reasons)}")
-    train_on_lines(text, vocab_size).save(folder, recipe.model.context)
+    train_on_lines(text, vocab_size).save(folder, recipe.model.context_length)
     return folder, text
 
 
@@ -68,13 +68,15 @@ def sample_texts(recipe: Recipe, sample_bytes: int, reasons: Counter[str] | None
             share = min(1.0, wanted_bytes / max(1, disk_bytes * _BYTES_PER_DISK_BYTE))
             is_empty = True
             for file in files:
-                for text in _sample_file(file, source, share, recipe.data.holdout, unused):
+                for text in _sample_file(file, source, share, recipe.data.validation_fraction, unused):
                     is_empty = False
                     yield text
                 done += file.size
                 bar.show(done)
             if is_empty and share:  # so few documents that none has a hash of the share
-                found = _sample_file(files[0], source, 1.0, recipe.data.holdout, Counter(), int(wanted_bytes))
+                found = _sample_file(
+                    files[0], source, 1.0, recipe.data.validation_fraction, Counter(), int(wanted_bytes)
+                )
                 yield from islice(found, 1)
 
 

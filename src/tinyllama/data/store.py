@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 WORK = ".work"
 """Where `prepare` keeps what is under way; no source can be called so."""
 DAMAGED = "its documents do not end where its shard does; restore it, or delete the store and prepare it again"

@@ -96,7 +96,7 @@ def plan_job(recipe: Recipe) -> Job:
     left_out: dict[str, Counter[str]] = {name: Counter() for name in recipe.data.sources}
     files = {name: list_files(name, source, left_out[name]) for name, source in recipe.data.sources.items()}
     refuse_overlap(recipe.data.sources, files)
-    tasks = tuple(task for name, own in files.items() for task in _tasks(name, own, recipe.data.holdout))
+    tasks = tuple(task for name, own in files.items() for task in _tasks(name, own, recipe.data.validation_fraction))
     inputs = {file.path: file.size for own in files.values() for file in own}
     return Job(recipe, tasks, inputs, {name: dict(sorted(count.items())) for name, count in left_out.items()})
 

@@ -177,7 +177,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval's documented interfa
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation after its context, and whether it is the greedy one."""
         pairs = [self._encode(*request.args) for request in requests]
-        context = self.model.shape.context
+        context = self.model.shape.context_length
         for request, pair in zip(requests, pairs, strict=True):
             if len(pair[1]) > context:
                 size = f"a continuation has {len(pair[1])} tokens, the model's context holds {context}"
@@ -214,11 +214,11 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval's documented interfa
         return self.tok_encode(text, add_special_tokens=False)
 
     def _windows(self, text: str) -> Iterable[Pair]:
-        ids, context = self.tok_encode(text), self.model.shape.context
+        ids, context = self.tok_encode(text), self.model.shape.context_length
         return map(make_disjoint_window, get_rolling_token_windows(ids, self.prefix_token_id, context, 1))
 
     def _score(self, pairs: Sequence[Pair]) -> list[Score]:
-        batches = form_batches(to_requests(pairs, self.model.shape.context), self.batch_size)
+        batches = form_batches(to_requests(pairs, self.model.shape.context_length), self.batch_size)
         scores: dict[int, Score] = {}
         for part in share(batches, self.ranks, self._score_batches):
             scores |= part
@@ -243,7 +243,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval's documented interfa
         options = normalize_gen_kwargs(options)
         if options["do_sample"]:
             raise InputError("a task samples its completions; leave it out, only tasks with greedy ones can be scored")
-        room = max(1, self.model.shape.context - options["max_gen_toks"])
+        room = max(1, self.model.shape.context_length - options["max_gen_toks"])
         prompt = self.tok_encode(context)[-room:]
         ids: list[int] = []
         text = ""

@@ -32,14 +32,14 @@ def generate(
             f"temperature {temperature}, top_k {top_k}, max_new_tokens {max_new_tokens}: "
             "give a temperature from 0 up, and a top_k and max_new_tokens from 1 up"
         )
-    room = model.shape.context - len(prompt)
+    room = model.shape.context_length - len(prompt)
     if not prompt or room <= 0:
         raise InputError(
-            f"the prompt has {len(prompt)} tokens; give between 1 and {model.shape.context - 1}, "
-            f"what the model's context of {model.shape.context} leaves room after"
+            f"the prompt has {len(prompt)} tokens; give between 1 and {model.shape.context_length - 1}, "
+            f"what the model's context of {model.shape.context_length} leaves room after"
         )
     random = torch.Generator().manual_seed(seed)
-    caches = model.new_caches(1, model.shape.context)
+    caches = model.new_caches(1, model.shape.context_length)
     ids = torch.tensor([prompt], device=model.embedding.weight.device)
     for _ in range(min(max_new_tokens, room)):
         logits = model.logits(model.hidden(ids, caches)[:, -1])[0].float().cpu()

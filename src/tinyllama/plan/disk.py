@@ -84,8 +84,8 @@ def _published_tokens(source: Source) -> float | None:
 def num_milestones(recipe: Recipe) -> int:
     """Steps at which the run releases by itself."""
     batch, last = recipe.train.batch_tokens, recipe.train.steps
-    at = {-(-tokens // batch) for tokens in recipe.release.at}
-    every = recipe.release.every
+    at = {-(-tokens // batch) for tokens in recipe.release.at_tokens}
+    every = recipe.release.every_tokens
     at |= {-(-count * every // batch) for count in range(1, last * batch // every + 1)} if every else set()
     return sum(step <= last for step in at)
 

@@ -90,7 +90,7 @@ class _Probe:
         """Seconds of clipping and updating, with the gradients that the last micro-batch left."""
 
         def run() -> None:
-            clip_gradient(self.model, self.recipe.train.optimizer.clip_norm)
+            clip_gradient(self.model, self.recipe.train.optimizer.max_gradient_norm)
             apply_gradients(self.optimizers, 0.0)
             forget_gradients(self.optimizers)
 

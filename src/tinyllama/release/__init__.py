@@ -67,7 +67,7 @@ def release(
     refuse_in_the_way(folder, force)
     check_formats(wanted.formats)
     load_tokenizer(source).check_formats(wanted.formats)
-    averaged = averaged_checkpoints(run, source, wanted.average, exactly=average is not None)
+    averaged = averaged_checkpoints(run, source, wanted.average_checkpoints, exactly=average is not None)
     facts = lineage(source, averaged, wanted)
     refusal = f"{folder.parent}: another process is releasing this run"
     with alone_in(folder.parent, "lock", refusal), write_folder(folder) as part:
@@ -87,7 +87,7 @@ def release(
 
 def _wanted(recipe: recipe_train.Release, *given: Any) -> recipe_train.Release:
     """A recipe's `release` with what was given instead of it. Raises InputError for what it could not hold either."""
-    names = ("formats", "average", "average_decay")
+    names = ("formats", "average_checkpoints", "average_decay")
     fields = {name: value for name, value in zip(names, given, strict=True) if value is not None}
     try:
         return recipe_train.Release.model_validate(recipe.model_dump() | fields)

@@ -88,14 +88,14 @@ def _training(facts: Facts, recipe: Recipe) -> str:
         "heads, key/value heads": f"{shape.heads}, {shape.kv_heads}",
         "vocabulary": f"{facts['tokenizer']['vocab_size']:,}",
         "embeddings": "tied" if shape.tie_embeddings else "not tied",
-        "context": f"{shape.context:,} tokens",
+        "context": f"{shape.context_length:,} tokens",
         "tokens seen": f"{facts['tokens']:,} of {train.steps * train.batch_tokens:,} planned",
         "tokens per parameter": f"{facts['tokens'] / facts['parameters']:.2f}",
         "steps": f"{facts['step']:,} of {train.steps:,}",
         "batch": f"{train.batch_tokens:,} tokens ({train.batch_sequences:,} sequences)",
         "sequence length": f"{train.sequence_length:,} tokens",
         "optimiser": f"{_OPTIMISERS[optimizer.name]}, betas {optimizer.betas[0]:g} and {optimizer.betas[1]:g}, "
-        f"weight decay {optimizer.weight_decay:g}, gradient norm clipped at {optimizer.clip_norm:g}",
+        f"weight decay {optimizer.weight_decay:g}, gradient norm clipped at {optimizer.max_gradient_norm:g}",
         "learning rate": f"{optimizer.learning_rate:g} at its peak, {_schedule(train.schedule)}",
         "precision": "bf16 computation, float32 weights" if train.precision == "bf16" else "float32",
         "seed": str(recipe.seed),
@@ -110,7 +110,7 @@ def _schedule(schedule: Schedule) -> str:
     warmup = f"{schedule.warmup_steps:,} steps of warm-up"
     if schedule.name == "cosine":
         return f"{warmup}, then a cosine to {schedule.final_learning_rate:g}"
-    decay = f"the last {schedule.decay_share:.0%} of all steps down to {schedule.final_learning_rate:g}"
+    decay = f"the last {schedule.decay_fraction:.0%} of all steps down to {schedule.final_learning_rate:g}"
     return f"{warmup}, then constant, then {decay}"
 
 
@@ -130,7 +130,7 @@ def _loss(facts: Facts) -> str:
 def _limits(facts: Facts, recipe: Recipe) -> str:
     return "\n".join(
         [
-            f"- It reads at most {recipe.model.context:,} tokens at once.",
+            f"- It reads at most {recipe.model.context_length:,} tokens at once.",
             "- It repeats what its data says, false and hurtful things included; nothing prevents that.",
             "- It was not tuned to follow instructions or to hold a conversation.",
             f"- {short_count(facts['parameters'])} parameters and {short_count(facts['tokens'])} tokens hold "

@@ -23,7 +23,7 @@ def data_section(sources: Facts, recipe: Recipe) -> str:
         for name, what, weight, split, documents, tokens, digest in data_rows(sources, recipe)
     ]
     markers = recipe.data.document
-    document = f"{'`<s>` ' * markers.start}text{' `</s>`' * markers.end}"
+    document = f"{'`<s>` ' * markers.bos}text{' `</s>`' * markers.eos}"
     return "\n\n".join([table(DATA_HEAD, rows), *mix_stages(recipe), f"A document is {document}; nothing is padded."])
 
 

@@ -62,7 +62,7 @@ def _add_shape(writer: gguf.GGUFWriter, there: HuggingFaceLlama, name: str) -> N
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(there.vocab_size)
-    writer.add_context_length(shape.context)
+    writer.add_context_length(shape.context_length)
     writer.add_embedding_length(shape.dim)
     writer.add_block_count(shape.layers)
     writer.add_feed_forward_length(shape.ffn_dim)

@@ -29,7 +29,7 @@ def write_hugging_face(folder: Path, model: Llama, tokenizer: Tokenizer, shard_b
     # Rows of a batch are padded with </s>, for Llama 2's vocabulary has no piece of its own for it.
     write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos})
     write_weights(folder, model, shard_bytes)
-    tokenizer.save(folder, context=model.shape.context)
+    tokenizer.save(folder, context=model.shape.context_length)
 
 
 def write_weights(folder: Path, model: Llama, shard_bytes: int) -> None:

@@ -72,7 +72,7 @@ def _what_it_is(run: Run) -> str:
     on = f", trained on {' and then '.join(map(str, ranks))} rank{'s' * (ranks != [1])}" if ranks else ""
     return (
         f"A Llama of {size}: {shape.layers} layers, width {shape.dim:,}, {shape.heads} heads, {shape.kv_heads} "
-        f"key/value heads, context {shape.context:,} tokens; {run.recipe.train.precision}{on}."
+        f"key/value heads, context {shape.context_length:,} tokens; {run.recipe.train.precision}{on}."
         + (f" Hardware: {run.hardware}." if run.hardware else "")
     )
 

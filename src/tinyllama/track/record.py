@@ -120,7 +120,7 @@ def baseline_scores(run: Path, metrics: Collection[str]) -> dict[str, Scores]:
 def possible_baselines(run: Path, recipe: Recipe) -> list[str]:
     """The names of the baselines whose scores the run may get: none where it neither has releases nor will have."""
     published = [row["name"] for row in _table(run)["baselines"] if (row["source"] or "").startswith("published")]
-    if not published and (recipe.release.at or recipe.release.every):
+    if not published and (recipe.release.at_tokens or recipe.release.every_tokens):
         from tinyllama.evaluate.baselines import PUBLISHED  # noqa: PLC0415 - brings torch
 
         published = [baseline.name for baseline in PUBLISHED]

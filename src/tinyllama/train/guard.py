@@ -63,13 +63,13 @@ class Guard:
 
 
 def is_spike(loss: float, losses: Iterable[float], recipe: recipe_train.Guard) -> bool:
-    """Whether a loss lies `spike_sigmas` above the median of a whole window of losses, by the robust z-score."""
+    """Whether a loss lies `spike_z_score` above the median of a whole window of losses, by the robust z-score."""
     window = list(losses)
     if len(window) < recipe.spike_window_steps:
         return False
     median = statistics.median(window)
     deviation = statistics.median(abs(value - median) for value in window)
-    return loss - median > recipe.spike_sigmas * max(_MAD_TO_SIGMA * deviation, _LEAST_SPREAD * abs(median))
+    return loss - median > recipe.spike_z_score * max(_MAD_TO_SIGMA * deviation, _LEAST_SPREAD * abs(median))
 
 
 def read_left_out(run: Path) -> list[dict[str, Any]]:

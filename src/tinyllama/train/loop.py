@@ -64,7 +64,7 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
     hardware.keep_memory()
     check_milestones(recipe)
     check_trackers(recipe.track)
-    with join_ranks(recipe.guard.hang_seconds) as ranks, ExitStack() as stack:
+    with join_ranks(recipe.guard.watchdog_seconds) as ranks, ExitStack() as stack:
         trainer = build(recipe, ranks)
         if ranks.is_first:
             refuse_links(trainer.run)
@@ -169,7 +169,7 @@ def _open(
     meter = Meter(recipe, trainer.model.vocab_size, ranks, state.get("hardware", []))
     received = stack.enter_context(signals.noted())
     session = Session(trainer, journal, bar, meter, saver, received, step=first_step)
-    session.watch = stack.enter_context(watchdog(recipe.guard.hang_seconds, partial(_say_hung, session)))
+    session.watch = stack.enter_context(watchdog(recipe.guard.watchdog_seconds, partial(_say_hung, session)))
     return session
 
 
@@ -216,7 +216,7 @@ def compute_gradients(trainer: Trainer, rows: Tensor, alive: Callable[[], None] 
         (nats * (ranks.count / recipe.batch_tokens)).backward()
         total += nats.detach()
         alive()
-    norm = clip_gradient(trainer.model, recipe.optimizer.clip_norm)
+    norm = clip_gradient(trainer.model, recipe.optimizer.max_gradient_norm)
     return float(sum_over_ranks(total, ranks)) / recipe.batch_tokens, float(norm)
 
 
@@ -302,7 +302,7 @@ def _say_saved(
     """After a commit, on the first rank, in the saver's thread."""
     assert journal is not None and releaser is not None
     run, recipe = trainer.run, trainer.recipe
-    checkpoint.retain(run, recipe.checkpoint.keep, needed_checkpoints(run, recipe.release.average))
+    checkpoint.retain(run, recipe.checkpoint.keep, needed_checkpoints(run, recipe.release.average_checkpoints))
     journal.event("checkpoint", step, seconds=round(seconds, 3), stood_still_seconds=round(stood_still, 3))
     if is_milestone(recipe, step):
         releaser.add([step])
@@ -337,6 +337,6 @@ def _end_by_signal(session: Session, step: int) -> None:
 
 def _say_hung(session: Session) -> None:
     """From the watchdog's thread, on whichever rank notices."""
-    rank, seconds = session.trainer.ranks.rank, session.trainer.recipe.guard.hang_seconds
+    rank, seconds = session.trainer.ranks.rank, session.trainer.recipe.guard.watchdog_seconds
     Journal(session.trainer.run).event("hang", session.step + 1, rank=rank, seconds=seconds)
-    echo(f"rank {rank}: no step within guard.hang_seconds, {seconds:g} s; ending this process", to_stderr=True)
+    echo(f"rank {rank}: no step within guard.watchdog_seconds, {seconds:g} s; ending this process", to_stderr=True)

@@ -45,7 +45,7 @@ class Ranks:
 
 
 @contextmanager
-def join_ranks(hang_seconds: float) -> Iterator[Ranks]:
+def join_ranks(watchdog_seconds: float) -> Iterator[Ranks]:
     """Join the other processes of a torchrun, or be alone: gloo on a CPU; nccl on GPUs, with gloo for what is not."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -57,13 +57,15 @@ def join_ranks(hang_seconds: float) -> Iterator[Ranks]:
         yield Ranks(0, 1, device)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    timeout = timedelta(seconds=_PATIENCE * hang_seconds)
+    timeout = timedelta(seconds=_PATIENCE * watchdog_seconds)
     store, rank, count = next(dist.rendezvous("env://", timeout=timeout))
     try:
         store = fresh_store(store, rank, count, timeout)
     except TimeoutError as error:
-        remedy = "see whether all have started and reach MASTER_ADDR, or raise guard.hang_seconds if they need longer"
-        words = f"{error} within {timeout.total_seconds():g} s (twice guard.hang_seconds)"
+        remedy = (
+            "see whether all have started and reach MASTER_ADDR, or raise guard.watchdog_seconds if they need longer"
+        )
+        words = f"{error} within {timeout.total_seconds():g} s (twice guard.watchdog_seconds)"
         raise RunStoppedError(f"rank {rank}: {words}; {remedy}") from None
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
     try:

@@ -39,16 +39,18 @@ _PAUSE_SECONDS = 10.0
 
 
 def is_milestone(recipe: Recipe, step: int) -> bool:
-    """Whether a step is the first to reach one of `release.at` or a multiple of `release.every`."""
+    """Whether a step is the first to reach one of `release.at_tokens` or a multiple of `release.every_tokens`."""
     release, batch = recipe.release, recipe.train.batch_tokens
     tokens = step * batch
-    at_interval = release.every is not None and tokens // release.every > (tokens - batch) // release.every
-    return at_interval or any(tokens - batch < at <= tokens for at in release.at)
+    at_interval = (
+        release.every_tokens is not None and tokens // release.every_tokens > (tokens - batch) // release.every_tokens
+    )
+    return at_interval or any(tokens - batch < at <= tokens for at in release.at_tokens)
 
 
 def check_milestones(recipe: Recipe) -> None:
     """Raise InputError, before anything is trained, where a milestone's release or its scores could not be made."""
-    if not (recipe.release.at or recipe.release.every):
+    if not (recipe.release.at_tokens or recipe.release.every_tokens):
         return
     from tinyllama.evaluate.scores import check_tasks  # noqa: PLC0415 - these take seconds, for runs with milestones
     from tinyllama.release.formats import check_formats  # noqa: PLC0415

@@ -119,7 +119,7 @@ def go_back(trainer: Trainer, journal: Journal | None, step: int, reason: str, b
     guard, words = trainer.recipe.guard, f"step {step + 1}: {reason}"
     if sum(record["checkpoint"] == target for record in trainer.went_back) >= guard.max_rollbacks:
         is_spike = "against a median" in reason
-        too_strict = ", or a higher guard.spike_sigmas if this loss is no fault" if is_spike else ""
+        too_strict = ", or a higher guard.spike_z_score if this loss is no fault" if is_spike else ""
         raise RunStoppedError(
             f"{trainer.run}: {words}; went back to step {target} {guard.max_rollbacks} times already: run this again "
             f"with --allow-change, a higher guard.max_rollbacks and a lower train.optimizer.learning_rate{too_strict}"

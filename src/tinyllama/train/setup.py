@@ -142,8 +142,8 @@ def open_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> HuggingFaceLla
     if recipe.train.initial_weights is None:
         return None
     initial = HuggingFaceLlama.open(recipe.train.initial_weights)
-    here = recipe.model.model_dump(exclude={"context"})  # positions are computed, so a context may be any
-    for name, there in initial.shape.model_dump(exclude={"context"}).items():
+    here = recipe.model.model_dump(exclude={"context_length"})  # positions are computed, so a context may be any
+    for name, there in initial.shape.model_dump(exclude={"context_length"}).items():
         if not math.isclose(there, here[name], rel_tol=1e-6):  # a constant may have been float32 on its way
             raise InputError(f"model.{name}: is {here[name]}, but {there} in {initial.folder}; make it the same")
     tokenizer.fitted(initial.vocab_size)  # refuses one that does not belong to it
@@ -168,7 +168,7 @@ def write_run_folder(trainer: Trainer) -> None:
         file.write(trainer.recipe.to_yaml().encode())
     with write_atomically(trainer.run / "store.json") as file:
         file.write((trainer.store.folder / "manifest.json").read_bytes())
-    trainer.tokenizer.save(trainer.run / "tokenizer", trainer.recipe.model.context)
+    trainer.tokenizer.save(trainer.run / "tokenizer", trainer.recipe.model.context_length)
 
 
 def read_origin(run: Path) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ def _schedule(recipe: Recipe) -> Iterator[str]:
         highest = max(map(rate, range(rising)))
     if highest >= peak * (1 - _NEAR) and math.isclose(last, final, rel_tol=0, abs_tol=_NEAR * peak):
         return
-    lower = " or decay_share" if schedule.name == "wsd" else ""
+    lower = " or decay_fraction" if schedule.name == "wsd" else ""
     yield (
         f"train.schedule: with {schedule.warmup_steps:,} warm-up steps in a run of {steps:,} the learning rate rises "
         f"to {highest:.3g} (the peak is {peak:g}) and ends at {last:.3g} (the final rate is {final:g}); "
@@ -51,7 +51,9 @@ def _intervals(recipe: Recipe) -> Iterator[str]:
         words = f"{every:,} is more than the run's {steps:,}, so only the last step is validated"
         yield f"train.validate_every_steps: {words}; lower it for a curve"
     before_last = _last_tokens(recipe) - recipe.train.batch_tokens
-    has_milestone = any(tokens <= before_last for tokens in (*recipe.release.at, *filter(None, [recipe.release.every])))
+    has_milestone = any(
+        tokens <= before_last for tokens in (*recipe.release.at_tokens, *filter(None, [recipe.release.every_tokens]))
+    )
     if (every := recipe.checkpoint.every_steps) > steps and not has_milestone:
         words = f"{every:,} is more than the run's {steps:,}, so an interrupted run starts again from the beginning"
         yield f"checkpoint.every_steps: {words}; lower it"
@@ -61,7 +63,10 @@ def _never_reached(recipe: Recipe) -> Iterator[str]:
     """Yield a warning for each field with token counts beyond the last step."""
     last = _last_tokens(recipe)
     stages = [stage.from_tokens for stage in recipe.data.stages]
-    wanted = {"release.at": recipe.release.at, "release.every": filter(None, [recipe.release.every])}
+    wanted = {
+        "release.at_tokens": recipe.release.at_tokens,
+        "release.every_tokens": filter(None, [recipe.release.every_tokens]),
+    }
     for field, counts in (wanted | {"data.stages": stages}).items():
         first, *others = sorted(count for count in counts if count > last) or [0]
         if first:
