@@ -20,7 +20,6 @@ _KINDS = {
     "done": ROUTINE,
     "skip": TROUBLE,
     "rollback": TROUBLE,
-    "ended": TROUBLE,
     "failed": TROUBLE,
     "hang": TROUBLE,
     "rank-lost": TROUBLE,

@@ -9,7 +9,6 @@ import platform
 import re
 import shutil
 import struct
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -193,8 +192,7 @@ def alone_in(folder: Path, lock: str, refusal: str) -> Iterator[None]:
 
 _held: set[tuple[int, int]] = set()
 """Locks of this process: it would lose one by opening and closing its file again, as fcntl(2) says."""
-# struct flock: type, whence, start, length, process; the BSDs, macOS among them, begin with the start
-_FLOCK, _TYPE = ("qqihh", 3) if sys.platform == "darwin" else ("hhqqi", 0)
+_FLOCK = "hhqqi"  # struct flock: type, whence, start, length, process
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -207,11 +205,9 @@ def is_held(path: Path) -> bool:
         return False
     if _identity(path.stat()) in _held:
         return True
-    fields = [0] * 5
-    fields[_TYPE] = fcntl.F_WRLCK
     with path.open("rb") as file:
-        answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(_FLOCK, *fields))
-    return bool(struct.unpack(_FLOCK, answer)[_TYPE] != fcntl.F_UNLCK)
+        answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 0, 0))
+    return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
 
 
 @contextmanager

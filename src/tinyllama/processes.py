@@ -3,7 +3,6 @@
 import atexit
 import ctypes
 import os
-import platform
 import shutil
 import signal
 import tempfile
@@ -12,16 +11,15 @@ from pathlib import Path
 
 def usable_cores() -> int:
     """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def end_with_parent(parent: int | None = None) -> None:
-    """Have the kernel (Linux's) kill this process when its parent ends: no orphan works on beside the next run.
+    """Have the kernel kill this process when its parent ends, so that no orphan works during the next run.
 
     Where the parent's number is given and it has ended already, so does this process.
     """
-    if platform.system() == "Linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if parent is not None and os.getppid() != parent:
         os._exit(1)
 

@@ -152,7 +152,7 @@ def _judged(run: Path, step: int, steps: int | None, waiting: int) -> tuple[Stat
     return "stopped", _stopped_by(end) if end else "before it began", ""
 
 
-_FAILURES = {"failed": "", "ended": "", "hang": "hung", "rank-lost": "lost a rank"}
+_FAILURES = {"failed": "", "hang": "hung", "rank-lost": "lost a rank"}
 _LIFE = {*_FAILURES, "start", "resume", "done", "signal", "interrupted"}
 """Events that say whether a run lives; all others leave that as it is."""
 

@@ -8,7 +8,6 @@ datatrove's executor forks a pool in each Ray worker, which at times waits for e
 import logging
 import multiprocessing
 import os
-import platform
 import shlex
 import signal
 import subprocess
@@ -42,9 +41,8 @@ def run_local(job: Job, stage: str, ranks: list[int], started: Callable[[], None
         for rank in ranks:
             run_rank(job, stage, rank)
         return
-    # A forked worker has the modules and the tokenizer from the start, which is worth a second; elsewhere than on
-    # Linux forking is not safe.
-    context = multiprocessing.get_context("fork" if platform.system() == "Linux" else "spawn")
+    # A forked worker has the modules and the tokenizer from the start, which saves a second.
+    context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, context, _begin_worker, (job,)) as pool:
         futures = [pool.submit(_run_own, stage, rank) for rank in ranks]
         started()

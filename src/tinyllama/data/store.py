@@ -108,9 +108,8 @@ class Split:
         return _read(self._file(shard), offset, size)
 
     def fetch_ahead(self, shard: int, offset: int, size: int) -> None:
-        """Have the kernel read a piece from the disk in its own time, where the platform has that."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file(shard).descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+        """Have the kernel read a piece from the disk in the background."""
+        os.posix_fadvise(self._file(shard).descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
     def documents(self) -> Iterator[NDArray[Any]]:
         """Each document's tokens, in order."""

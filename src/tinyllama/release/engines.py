@@ -3,20 +3,20 @@
 A program of its own, since an engine may crash. `python -P engines.py ENGINE PATH OUT` reads the reference from
 standard input and writes what was observed, or the error, as JSON to the file OUT. `python -P engines.py quantise
 SOURCE PATH KIND` and `python -P engines.py convert SOURCE FOLDER KIND FILE...` write files. Of this package it imports
-two filters of log messages and nothing else.
+the filters of log messages and what ends a process with its parent.
 """
 
 import ctypes
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tinyllama.noise import hush_torchao
+from tinyllama.processes import end_with_parent
 
 # ruff: noqa: PLC0415 - each engine's library is imported only for its own format
 
@@ -214,8 +214,7 @@ CONVERSIONS: dict[str, Callable[..., None]] = {"quantise": quantise, "convert": 
 
 def main(engine: str, path: str, out: str, *more: str) -> None:
     """Observe, where an error of the engine is a result too, or convert."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: this process ends with the one that started it
+    end_with_parent()
     if engine in CONVERSIONS:
         CONVERSIONS[engine](path, out, *more)
         return

@@ -11,7 +11,7 @@ from tinyllama.events import in_words
 
 MARKED = ("release", "rollback", "skip", "signal", "rank-lost")
 """Events that are drawn on the loss."""
-_ERRORS = ("hang", "rank-lost", "ended", "failed", "release-failed", "checkpoint-failed", "checkpoint-damaged")
+_ERRORS = ("hang", "rank-lost", "failed", "release-failed", "checkpoint-failed", "checkpoint-damaged")
 _WARNINGS = ("skip", "rollback", "signal", "interrupted", "tracker-failed", "tracker-blocked")
 
 
