@@ -14,7 +14,7 @@ from tyro.conf import Positional
 
 from tinyllama.cli_arguments import parse, with_recipe, without_quiet
 from tinyllama.cli_status import run_to_status
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, damage_named
 from tinyllama.plan.failures import GPU_HOURS_BETWEEN_FAILURES
 from tinyllama.progress import be_quiet
 from tinyllama.recipe import Recipe
@@ -245,7 +245,8 @@ def verify(release: Positional[Path]) -> int:
     from tinyllama.release.verify import table
     from tinyllama.release.verify import verify as verify_release
 
-    checks = verify_release(release)
+    with damage_named(release):
+        checks = verify_release(release)
     echo("\n".join(table(checks)))
     return 0 if all(check.passed for check in checks) else 1
 

@@ -1,7 +1,10 @@
 """What ends a command: the command line prints the message as one line and exits with the status. And warnings."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 from tinyllama.terminal import echo
 
@@ -16,6 +19,23 @@ class RunStoppedError(RuntimeError):
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
+
+
+DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError)
+"""What code raises on a file that this program did not write so."""
+
+
+@contextmanager
+def damage_named(place: Path) -> Iterator[None]:
+    """Turn what the block raises on a damaged or hostile file below `place` into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except DAMAGE as error:
+        raise InputError(
+            f"{place}: a file there is not as this program writes it ({briefly(error)}); restore it, or report this"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -138,9 +139,20 @@ def write_manifest(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises InputError where it is not whole."""
     try:
-        return orjson.loads(path.read_bytes())  # a full-size manifest has 12 MB: json would need a second for it
+        return orjson.loads(read_regular(path))  # a full-size manifest has 12 MB: json would need a second for it
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); restore it, or make again what it belongs to") from None
+
+
+def read_regular(path: Path, most_bytes: int = 1 << 28) -> bytes:
+    """Return a file's bytes. Raises InputError for a pipe or a device, which may never end, and above `most_bytes`."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise InputError(f"{path}: is no regular file; put the file itself there")
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise InputError(f"{path}: is larger than {most_bytes >> 20} MiB; restore it, or make again what it belongs to")
+    return data
 
 
 POINTER_BYTES = 1024

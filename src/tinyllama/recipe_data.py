@@ -105,17 +105,24 @@ class Stage(Part):
     """Tokens over which the mix moves from the one before to this one, in up to 64 equal steps."""
 
 
+SlurmOption = Literal[
+    "account", "comment", "constraint", "exclude", "exclusive", "gres", "licenses", "mail-type", "mail-user", "nice",
+    "nodelist", "prefer", "priority", "qos", "reservation", "tmp", "wckey",
+]  # fmt: skip
+"""Options of sbatch that a recipe may give. A line of a batch script holds several, so their values have no spaces."""
+
+
 class Slurm(Part):
     """What the jobs ask of a Slurm cluster."""
 
-    partition: str
+    partition: Annotated[str, Field(pattern=r"^[\w.,-]+$")]
     """Where they run."""
-    time: str = "24:00:00"
+    time: Annotated[str, Field(pattern=r"^[\d:-]+$")] = "24:00:00"
     """Longest time of one task."""
     memory_gigabytes: Count = 4
     """Memory of one task; a worker needs less than one."""
-    arguments: dict[str, str] = Field(default={})
-    """Other options of sbatch, such as `account`, without their dashes."""
+    arguments: dict[SlurmOption, Annotated[str, Field(pattern=r"^\S*$")]] = Field(default={})
+    """Other options of sbatch, without their dashes; options that run something or write files are not among them."""
 
 
 class Data(Part):

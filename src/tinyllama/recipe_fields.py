@@ -64,6 +64,7 @@ class Part(BaseModel):
         # Texts are printed, and become paths and arguments. A separator alone may be one, such as a form feed.
         inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
         texts = [text for text in inner if isinstance(text, str)]
-        if info.field_name != "separator" and texts != list(map(visible, texts)):
+        is_bad = any(visible(text) != text or set(text) & {"\n", "\t"} for text in texts)
+        if is_bad and info.field_name != "separator":
             raise ValueError("holds a control character; take it out")
         return value

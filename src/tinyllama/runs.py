@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tinyllama.errors import InputError, first_line
+from tinyllama.errors import DAMAGE, InputError, first_line
 from tinyllama.files import is_held, read_json
 from tinyllama.terminal import visible
 from tinyllama.words import duration, short_count
@@ -97,7 +97,7 @@ def state_of(run: Path, now: float | None = None) -> RunState:
     """Where a run stands at `now`, seconds since 1970; a run that cannot be read says so in its state."""
     try:
         return _state_of(run, time.time() if now is None else now)
-    except (OSError, TypeError, ValueError, LookupError, AttributeError) as error:  # an InputError is a ValueError
+    except (OSError, *DAMAGE) as error:  # an InputError is a ValueError
         return RunState(run, "unreadable", problem=first_line(error))
 
 
@@ -228,7 +228,7 @@ def _rows(lines: bytes) -> list[Row]:
     for line in lines.splitlines():
         try:
             found.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return [row for row in found if isinstance(row, dict)]
 
@@ -306,7 +306,7 @@ def _cells(one: RunState, folder: Path) -> dict[str, str]:
     checkpoint = f"{one.checkpoint_step:,}, {_ago(one.checkpoint_age_seconds)}" if one.checkpoint_step else ""
     speed = f"{one.tokens_per_second:,.0f}" if one.tokens_per_second else ""
     return {
-        "run": visible(name),
+        "run": visible(name).replace("\n", "\\n"),
         "state": visible(f"{one.state}, {one.note}" if one.note else one.state),
         "step": step,
         "tokens": short_count(one.tokens),

@@ -37,7 +37,7 @@ from tinyllama.tokenizer_conversion import (
     with_start_marker,
     write_field,
 )
-from tinyllama.tokenizer_expansion import check_expansion
+from tinyllama.tokenizer_expansion import check_charsmap, check_expansion
 
 NAMES = ("tokenizer.json", "tokenizer.model")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -59,6 +59,7 @@ class SentencePieceFile:
         except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, struct.error):
             # what SentencePiece lets through, too: fields of another wire type
             raise InputError(f"{name}: not a whole SentencePiece model; {_how_to_get_model(model)}") from None
+        check_charsmap(name, normaliser.get(2, b""))
         self.name, self._model = name, model
         if model_type != BPE:
             raise InputError(
@@ -351,7 +352,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         kind = "" if path.suffix == ".json" else ", or end the name of a SentencePiece model in .model"
         raise InputError(f"{path}: not valid JSON ({error}); {how_to_replace(data)}{kind}") from None
     if not isinstance(value, dict):

@@ -7,8 +7,9 @@ import os
 import runpy
 import sys
 
+engine = next(word for word in sys.argv[1:] if not word.startswith("--"))
 name, how = os.environ["CRASH"].split("=")
-if name in (sys.argv[1], "any"):
+if name in (engine, "any"):
     print("a line that the engine logged", file=sys.stderr, flush=True)
     if how == "error":
         sys.exit(1)

@@ -1,8 +1,10 @@
 """Starts an engine that waits for its input, and prints its process number: `python engine_starter.py ENGINES.PY`."""
 
+import os
 import subprocess
 import sys
 
-engine = subprocess.Popen([sys.executable, "-P", sys.argv[1], "llama_cpp", "no.gguf", "no.json"])
+command = [sys.executable, "-P", sys.argv[1], f"--parent={os.getpid()}", "llama_cpp", "no.gguf", os.devnull]
+engine = subprocess.Popen(command)
 print(engine.pid, flush=True)
 engine.wait()

@@ -38,6 +38,34 @@ def test_a_source_names_no_protocol_that_could_run_code_and_no_chain(small: Path
         find_files(path, lambda name: True)
 
 
+@pytest.mark.parametrize(
+    "slurm",
+    [
+        {"partition": "x", "arguments": {"comment": "x\ntouch /tmp/run"}},
+        {"partition": "x", "arguments": {"comment": "x --output=/home/victim"}},
+        {"partition": "x", "arguments": {"output": "/home/victim"}},
+        {"partition": "x", "arguments": {"wrap": "touch"}},
+        {"partition": "x\ntouch /tmp/run"},
+        {"partition": "x", "time": "1:00\ntouch /tmp/run"},
+    ],
+)
+def test_a_recipe_adds_no_line_and_no_other_option_to_a_batch_script(
+    small: Path, tmp_path: Path, slurm: dict[str, object]
+) -> None:
+    fields = small_recipe(small)
+    fields["data"] |= {"executor": "slurm", "slurm": slurm}
+    with pytest.raises(InputError, match=r"hostile\.yaml: data\.slurm"):
+        Recipe.load(written(tmp_path, fields))
+
+
+def test_a_link_out_of_a_models_folder_is_not_released(stranger: Path) -> None:
+    source = stranger / "huggingface"
+    (stranger.parent / "secret").write_text("secret")
+    (source / "chat_template.jinja").symlink_to(stranger.parent / "secret")
+    with pytest.raises(InputError, match=r"chat_template\.jinja: is a link to .*secret, outside its folder"):
+        release_foreign(str(source), ["huggingface"])
+
+
 def written(folder: Path, fields: dict[str, object]) -> Path:
     path = folder / "hostile.yaml"
     path.write_text(yaml.safe_dump(fields))

@@ -1,18 +1,23 @@
 """A small file that unpacks to a large one is refused by name, and no reader holds more than its bound."""
 
 import bz2
+import contextlib
 import gzip
 import lzma
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 import zstandard
 from tests.data.raw import source
 
 from tinyllama import cli
+from tinyllama.data.inputs import fetched
 from tinyllama.data.rows import Reject, Row
 from tinyllama.data.sources import read_rows
 from tinyllama.errors import InputError
@@ -28,7 +33,7 @@ SIZE = 80_000_000
 CONTENTS = {
     "jsonl": b'{"text": "' + b"a" * SIZE + b'"}\n',
     "text": b"a" * SIZE,
-    "csv": b"text\n" + b"a" * SIZE + b"\n",
+    "csv": b"text\n" + 2 * (b"a" * (SIZE // 2) + b"\n"),
 }
 
 
@@ -44,9 +49,8 @@ def test_a_packed_file_that_unpacks_to_far_more_is_refused(tmp_path: Path, packi
     ratio = SIZE // path.stat().st_size // 2
     with pytest.raises(InputError, match=f"{path.name}: unpacks to more than {ratio:,} times its size"):
         read(path, format, max_compression_ratio=ratio)
-    (row,) = read(path, format, max_compression_ratio=4 * ratio)
-    assert isinstance(row, Row)
-    assert len(row.text) == SIZE
+    rows = read(path, format, max_compression_ratio=4 * ratio)
+    assert sum(len(row.text) for row in rows if isinstance(row, Row)) == SIZE
 
 
 def test_a_flood_of_empty_lines_is_refused_where_it_is_packed_and_read_where_it_is_not(tmp_path: Path) -> None:
@@ -71,7 +75,7 @@ def test_rows_without_a_value_are_refused_where_there_are_millions_in_a_few_byte
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.nulls(3_000_000, "string")}), path)
     assert path.stat().st_size < 2000
-    with pytest.raises(InputError, match=r"a\.parquet: unpacks to more than"):
+    with pytest.raises(InputError, match=r"a\.parquet: 1,000,001 rows are rejected"):
         read(path, "parquet")
 
 
@@ -81,6 +85,7 @@ def test_a_value_that_no_reader_holds_is_rejected_by_name(
 ) -> None:
     for module in ("lines", "rows", "tables"):
         monkeypatch.setattr(f"tinyllama.data.{module}.LONGEST_BYTES", 1 << 20)
+    monkeypatch.setattr("tinyllama.data.rows._CSV_CHARACTERS", 1 << 20)
     path, text = tmp_path / "a", "b" * (2 << 20)
     match format:
         case "parquet":
@@ -92,12 +97,71 @@ def test_a_value_that_no_reader_holds_is_rejected_by_name(
         case "text":
             path.write_text(text)
     if format == "csv":
-        with pytest.raises(InputError, match="a line is longer than 256 MiB"):
+        with pytest.raises(InputError, match="a record has more than"):
             read(path, format)
         return
     rows = read(path, format)
     assert [row.reason for row in rows if isinstance(row, Reject)] == ["longer than 256 MiB"]
     assert [row.text for row in rows if isinstance(row, Row)] == ([] if format == "text" else ["one", "two"])
+
+
+def test_a_flood_of_rejected_rows_ends_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"x\n" * 1_100_000)
+    with pytest.raises(InputError, match=r"a\.jsonl: 1,000,001 rows are rejected, the last as 'invalid JSON'"):
+        read(tmp_path / "a.jsonl", "jsonl")
+    table = pyarrow.table({"text": pyarrow.nulls(50_000_000, "string")})
+    with pyarrow.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:
+        file.write_table(table)
+    with pytest.raises(InputError, match=r"a\.arrow: (unpacks to more than|1,000,001 rows)"):
+        read(tmp_path / "a.arrow", "huggingface")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_column_of_lists_is_refused_before_it_is_read(tmp_path: Path, kind: str) -> None:
+    table = pyarrow.table({"text": [[1] * 1000]})
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.ipc.new_file(path, table.schema) as file:
+            file.write_table(table)
+    with pytest.raises(InputError, match="column text holds lists, not text"):
+        read(path, "huggingface")
+
+
+def test_a_page_whose_header_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet")
+    data = bytearray(path.read_bytes())
+    place = pyarrow.parquet.read_metadata(path).row_group(0).column(0).data_page_offset
+    data[place] = 0x19  # a list, where the page's type belongs
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="a page's header cannot be read"):
+        read(path, "parquet")
+
+
+def test_a_server_that_sends_without_end_fills_no_disk(tmp_path: Path) -> None:
+    class Endless(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b"x" * 65536)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            address = f"http://127.0.0.1:{server.server_port}/x.jsonl"
+            with pytest.raises(InputError, match="its server does not state its size"), fetched(address):
+                pass
+        finally:
+            server.shutdown()
 
 
 def parquet(path: Path) -> Path:

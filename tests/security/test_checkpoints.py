@@ -1,7 +1,9 @@
 """A stranger's checkpoint is data: neither its metadata nor its values run code, or name files outside its folder."""
 
 import io
+import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from tests.train.saving import after_a_step, saved, tensors
 
 from tinyllama import cli
 from tinyllama.errors import InputError
-from tinyllama.files import sha256_of, write_json
+from tinyllama.files import read_json, sha256_of, write_json
 from tinyllama.train import checkpoint
 from tinyllama.train.setup import Trainer
 
@@ -65,6 +67,64 @@ def test_metadata_that_calls_a_function_is_refused(trainer: Trainer, tmp_path: P
     with pytest.raises(InputError, match="not the metadata of a checkpoint"):
         checkpoint.load_weights(folder, trainer.model)
     assert not target.exists()
+
+
+def complete(folder: Path, small: Path) -> Path:
+    """Give a checkpoint the files that training puts there too."""
+    shutil.copy(small / "recipe.yaml", folder / "recipe.yaml")
+    shutil.copytree(small / "tokenizer", folder / "tokenizer")
+    commit_again(folder)
+    return folder
+
+
+@pytest.mark.parametrize("command", ["generate", "load"])
+def test_metadata_that_changes_a_class_of_this_process_is_refused(
+    trainer: Trainer, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    folder, victim = saved(trainer, tmp_path), tmp_path / "victim"
+    victim.mkdir()
+    text = str(victim).encode()
+    # PosixPath; (None, {"_str": victim}); BUILD; and the class is popped
+    attack = b"cpathlib\nPosixPath\nN}U\x04_strU" + bytes([len(text)]) + text + b"s\x86b0"
+    path = folder / ".metadata"
+    path.write_bytes(attack + path.read_bytes())
+    complete(folder, small)
+    if command == "load":
+        with pytest.raises(InputError, match=r"not the metadata of a checkpoint .*sets attributes"):
+            checkpoint.load(folder, trainer.model, trainer.optimizers)
+    else:
+        assert cli.main(["generate", str(folder), "word"]) == 2
+        assert "sets attributes" in capsys.readouterr().err
+    assert str(Path("elsewhere")) == "elsewhere"
+
+
+def test_a_recipe_of_more_parameters_than_the_files_hold_takes_no_memory(
+    trainer: Trainer, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved(trainer, tmp_path)
+    write_json(folder / "state.json", read_json(folder / "state.json") | {"vocab_size": 2_000_000_000})
+    assert cli.main(["generate", str(complete(folder, small)), "word"]) == 2
+    assert "the weights do not fit its recipe.yaml and state.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../secret"])
+def test_a_commit_that_names_a_file_outside_is_damaged(trainer: Trainer, tmp_path: Path, name: str) -> None:
+    folder = saved(trainer, tmp_path)
+    hashes = read_json(folder / checkpoint.COMMIT)["sha256"]
+    write_json(folder / checkpoint.COMMIT, {"sha256": hashes | {name: "0" * 64}})
+    assert any("a file outside its folder" in problem for problem in checkpoint.problems(folder))
+
+
+def test_a_state_that_is_a_pipe_or_a_device_is_never_read(trainer: Trainer, tmp_path: Path) -> None:
+    folder = saved(trainer, tmp_path)
+    (folder / "state.json").unlink()
+    os.mkfifo(folder / "state.json")
+    with pytest.raises(InputError, match="is no regular file"):
+        checkpoint.read_state(folder)
+    (folder / "state.json").unlink()
+    (folder / "state.json").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match="is no regular file"):
+        checkpoint.read_state(folder)
 
 
 def test_a_value_that_calls_a_function_is_refused(trainer: Trainer, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from tinyllama import cli
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import refuse_links, write_json
-from tinyllama.release import update_card
+from tinyllama.release import refresh_cards, update_card
 from tinyllama.release.lineage import read_facts
+from tinyllama.track.page import folder_of, open_trackio
 from tinyllama.track.process import take
 from tinyllama.train import checkpoint
 
@@ -74,6 +75,18 @@ def test_a_run_with_a_link_is_not_followed_by_a_tracker(tmp_path: Path, victim: 
     (run / "trackers").symlink_to(victim)
     with ExitStack() as locks, pytest.raises(InputError, match="trackers: is a symbolic link"):
         take(run, "trackio", locks)
+    assert sorted(path.name for path in victim.iterdir()) == ["README.md", "inner"]
+
+
+def test_a_linked_folder_of_releases_and_a_linked_page_are_not_written(tmp_path: Path, victim: Path) -> None:
+    run, journal = new_run(tmp_path)
+    step(journal, 1, 3)
+    (run / "releases").symlink_to(victim)
+    with pytest.raises(InputError, match="releases: is a symbolic link"):
+        refresh_cards(run / "releases")
+    (run.parent / ".trackio").symlink_to(victim)
+    with pytest.raises(InputError, match=r"\.trackio: is a symbolic link"):
+        open_trackio(folder_of(run))
     assert sorted(path.name for path in victim.iterdir()) == ["README.md", "inner"]
 
 

@@ -64,7 +64,7 @@ def test_a_file_name_with_an_escape_sequence_is_harmless_in_output_and_errors(
         {"tokenizer": f"a{CLEAR}"},
         {"data": {"sources": {"modules": {"path": f"b{CLEAR}"}}}},
         {"release": {"baselines": [f"c{CLEAR}"]}},
-        {"data": {"slurm": {"partition": "x", "arguments": {f"d{CLEAR}": "e"}}}},
+        {"name": "small", "tokenizer": "a\nplan: all is well"},
     ],
 )
 def test_a_recipe_with_an_escape_sequence_is_refused(

@@ -65,7 +65,7 @@ def test_a_folder_of_any_name_is_prepared_and_inspected(
     (folder / "odd.yaml").write_text(yaml.safe_dump(small_recipe(small)))
     monkeypatch.chdir(folder)
     sources = {"own": {"format": "text", "path": f"./{name[:50]}", "weight": 1}}
-    if any(mark in name for mark in "*?["):  # a source's path may be a glob
+    if any(mark in name for mark in "*?[\n"):  # a source's path may be a glob, and holds no line end
         sources["own"]["path"] = "."
     command = [
         "--quiet",

@@ -1,10 +1,14 @@
 """A stranger's tokenizer.json fills no memory and ends in one line where its library fails."""
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+from tests.conftest import python_sources
 from tests.vocabularies import train_byte_level
 from tokenizers import pre_tokenizers
 
@@ -32,8 +36,36 @@ def changed(folder: Path, **fields: Any) -> Path:
     ],
 )
 def test_one_that_makes_texts_far_longer_is_refused(tmp_path: Path, part: str, step: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=f"its {part} can make a text more than 100 times as long"):
+    with pytest.raises(InputError, match=f"its {part} can make a text more than 32 times as long"):
         Tokenizer.load(changed(tmp_path, **{part: step}))
+
+
+@pytest.fixture(scope="module")
+def charsmap(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentencePiece model whose rules turn one letter into a thousand."""
+    folder = tmp_path_factory.mktemp("charsmap")
+    (folder / "rules.tsv").write_text("6F\t" + " ".join(["78"] * 1000) + "\n")  # code points: o, then many x
+    lines = [line for text in python_sources(5) for line in text.splitlines() if line.strip()]
+    with (folder / "tokenizer.model").open("wb") as model:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            vocab_size=400,
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_tsv=str(folder / "rules.tsv"),
+            minloglevel=2,
+        )
+    return folder
+
+
+def test_rules_of_sentencepiece_that_make_texts_far_longer_are_refused(charsmap: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="normalisation rules can make a text more than 32 times as long"):
+        Tokenizer.load(charsmap)
+    model = sentencepiece_model_pb2.ModelProto.FromString((charsmap / "tokenizer.model").read_bytes())
+    rules = base64.b64encode(model.normalizer_spec.precompiled_charsmap).decode()
+    with pytest.raises(InputError, match="its normalizer can make a text more than 32 times as long"):
+        Tokenizer.load(changed(tmp_path, normalizer={"type": "Precompiled", "precompiled_charsmap": rules}))
 
 
 def test_one_whose_pattern_never_comes_to_an_end_is_one_line(tmp_path: Path) -> None:

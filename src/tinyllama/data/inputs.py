@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import fsspec.callbacks  # type: ignore[import-untyped]
 import fsspec.core  # type: ignore[import-untyped]
 
 from tinyllama.errors import InputError, first_line
@@ -89,10 +90,26 @@ def fetched(path: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="tinyllama-") as folder:
         local = Path(folder) / "input"
         with _named(path):
-            _filesystem(path).get_file(path, str(local))
-            if (size := _filesystem(path).size(path)) not in (None, local.stat().st_size):
+            if (size := _filesystem(path).size(path)) is None:
+                raise InputError(f"{path}: its server does not state its size; download it by other means")
+            _filesystem(path).get_file(path, str(local), callback=_Limit(path, size))
+            if size != local.stat().st_size:
                 raise EOFError(f"{local.stat().st_size} of {size} bytes arrived")
         yield local
+
+
+class _Limit(fsspec.callbacks.Callback):  # type: ignore[misc]
+    """Ends a download that brings more than its server stated."""
+
+    def __init__(self, path: str, size: int) -> None:
+        super().__init__()
+        self.path, self.most = path, size
+
+    def relative_update(self, inc: int = 1) -> None:
+        """Count bytes that have arrived. Raises InputError where they are too many."""
+        self.most -= inc
+        if self.most < 0:
+            raise InputError(f"{self.path}: the server sends more than it stated; download it by other means")
 
 
 @contextmanager

@@ -32,7 +32,8 @@ def parse_long_line(line: bytes | bytearray) -> Any:
     """A line of JSON in which an object's long strings are their UTF-8 bytes.
 
     Long keys, and long strings further inside, which no document is, come as a short mark instead. A lone surrogate
-    becomes U+FFFD, and the object a `Repaired`. Raises orjson.JSONDecodeError where it is not valid.
+    becomes U+FFFD, and the object a `Repaired`. None where the rest is too long. Raises orjson.JSONDecodeError where it
+    is not valid.
     """
     spans = [match.span(1) for match in _STRING.finditer(line) if match.end() - match.start() > LONG_BYTES]
     marks = [f"\u0001{number}" for number in range(len(spans))]
@@ -40,7 +41,10 @@ def parse_long_line(line: bytes | bytearray) -> Any:
     for (start, stop), mark in zip(spans, marks, strict=True):
         skeleton += line[done:start] + orjson.dumps(mark)[1:-1]
         done = stop
-    value = loads(skeleton + line[done:])
+    skeleton += line[done:]
+    if len(skeleton) > LONG_BYTES:  # what is no text, such as millions of empty lists, takes far more memory as objects
+        return None
+    value = loads(skeleton)
     if isinstance(value, dict):
         places, repaired = dict(zip(marks, spans, strict=True)), isinstance(value, Repaired)
         for key, field in value.items():

@@ -18,7 +18,7 @@ def pages(data: Any, chunk: Any) -> Iterator[tuple[bool, int]]:
 
     `data` are the file's bytes.
 
-    Ends at a header that cannot be read, which pyarrow refuses.
+    Raises ValueError at a header that cannot be read.
     """
     places = [place for place in (chunk.dictionary_page_offset, chunk.data_page_offset) if place]
     place = min(places, default=0)
@@ -26,12 +26,13 @@ def pages(data: Any, chunk: Any) -> Iterator[tuple[bool, int]]:
     while place < end:
         try:
             header, place = _struct(data, place)
-            yield header[_TYPE] == _DICTIONARY, header[_UNPACKED]
-            if header[_PACKED] < 0:
-                return
-            place += header[_PACKED]
+            kind, unpacked, packed = header[_TYPE], header[_UNPACKED], header[_PACKED]
         except (IndexError, KeyError, RecursionError):
-            return
+            raise ValueError("a page's header cannot be read") from None
+        if packed < 0 or unpacked < 0:
+            raise ValueError("a page's size is negative")
+        yield kind == _DICTIONARY, unpacked
+        place += packed
 
 
 def _struct(data: Any, place: int) -> tuple[dict[int, int], int]:

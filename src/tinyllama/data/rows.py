@@ -29,6 +29,7 @@ from tinyllama.text import Text, is_utf8
 _SUBSET = "redpajama_set_name"
 TOO_LONG = f"longer than {LONGEST_BYTES >> 20} MiB"
 """Reason of a row whose document no reader holds."""
+_CSV_CHARACTERS = LONGEST_BYTES // 4  # a string may take four bytes for each
 _ROW_BYTES = 64  # that a row of parquet counts at least as: an empty one is listed among the rejects
 _LONGEST_META = 10_000  # characters; beyond it is no metadata
 _MOST_NAMED = 20  # columns, in a message
@@ -95,7 +96,8 @@ def _fields(local: Path, name: str, source: Source, needed: Sequence[str], one_o
             return _within(budget, parquet_rows(local, name, columns))
         case "arrow":
             columns = _columns(arrow_columns(local), name, needed, one_of)
-            return ((None, fields) for fields in arrow_rows(local, columns))
+            budget = Budget(name, local.stat().st_size, source.max_compression_ratio)
+            return _within(budget, arrow_rows(local, name, columns))
         case "csv":
             return _csv(local, name, needed, source.max_compression_ratio)
         case "text":
@@ -106,7 +108,7 @@ def _fields(local: Path, name: str, source: Source, needed: Sequence[str], one_o
 
 def _within(budget: Budget, rows: Iterator[dict[str, Any]]) -> Fields:
     for fields in rows:
-        budget.spend(_ROW_BYTES + sum(len(value) for value in fields.values() if isinstance(value, Text)))
+        budget.spend(_ROW_BYTES + sum(len(value) for value in fields.values() if isinstance(value, Text | Oversized)))
         yield None, fields
 
 
@@ -205,6 +207,8 @@ def _parsed(name: str, numbered: tuple[int, Part | None]) -> tuple[int, dict[str
         return number, TOO_LONG
     try:
         fields = parse_long_line(line) if len(line) > LONG_BYTES else loads(line)
+        if fields is None and line.strip() != b"null":
+            return number, TOO_LONG
     except orjson.JSONDecodeError as error:
         if error.msg.startswith("Not enough memory"):
             raise MemoryError(error.msg) from None  # the row is none the worse for it
@@ -243,12 +247,14 @@ def _text(local: Path, name: str, source: Source, column: str) -> Fields:
 
 
 def _csv(local: Path, name: str, needed: Sequence[str], ratio: int) -> Fields:
-    csv.field_size_limit(LONGEST_BYTES)
+    csv.field_size_limit(_CSV_CHARACTERS)
     with opened_text(local, name, ratio) as file:
-        rows = csv.DictReader(_bounded(file, name), strict=True)  # a file cut inside quotes is an error
+        lines = _Lines(file, name)
+        rows = csv.DictReader(lines, strict=True)  # a file cut inside quotes is an error
         try:
             _check_header(list(rows.fieldnames or ()), name, needed)
             for fields in rows:
+                lines.held = 0
                 if None in fields:
                     yield rows.line_num, "more fields than columns"
                 else:
@@ -265,12 +271,21 @@ def _csv(local: Path, name: str, needed: Sequence[str], ratio: int) -> Fields:
             ) from None
 
 
-def _bounded(file: TextIOBase, name: str) -> Iterator[str]:
-    """Yield the lines of a csv file. Raises InputError for one that no reader holds."""
-    while line := file.readline(LONGEST_BYTES):
-        if len(line) == LONGEST_BYTES:
-            raise InputError(f"{name}: a line is {TOO_LONG}; correct it, or convert the file to parquet")
-        yield line
+class _Lines:
+    """The lines of a csv file, of which a record may hold a bounded number of characters."""
+
+    def __init__(self, file: TextIOBase, name: str) -> None:
+        self.file, self.name, self.held = file, name, 0
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self.file.readline(_CSV_CHARACTERS):
+            self.held += len(line)
+            if self.held >= _CSV_CHARACTERS:
+                raise InputError(
+                    f"{self.name}: a record has more than {_CSV_CHARACTERS:,} characters; correct it, or convert the "
+                    "file to parquet"
+                )
+            yield line
 
 
 def _check_header(header: list[str], name: str, needed: Sequence[str]) -> None:

@@ -31,6 +31,7 @@ _UNREADABLE = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, pyarrow.Ar
 """What the readers of a file raise where it is damaged or of another kind."""
 _NO_LINES = "ending .json without one JSON object per line"
 _HEAD_BYTES = 1 << 16
+_MOST_REJECTED = 1_000_000
 _MOST_NAMED = 5  # endings, in a message
 # The hub's words for a split, as in datasets/data_files.py, and the names there of files that are about the data.
 _SPLITS = {
@@ -105,11 +106,25 @@ def read_rows(path: str, source: Source, local: Path | None = None) -> Iterator[
     try:
         if local.stat().st_size <= POINTER_BYTES:
             _refuse_pointer(path, local.read_bytes())
-        yield from rows_of(local, path, source)
+        yield from _counted(rows_of(local, path, source), path)
     except MemoryError:  # arrow's is one of its own exceptions too
         raise
     except _UNREADABLE as error:
         raise InputError(f"{path}: cannot be read to its end ({reason_of(error)}); {_remedy(error)}") from None
+
+
+def _counted(rows: Iterator[Row | Reject], path: str) -> Iterator[Row | Reject]:
+    """Yield rows. Raises InputError where a million of them are rejected and fewer are used: no data, but a flood."""
+    usable = rejected = 0
+    for row in rows:
+        if isinstance(row, Row):
+            usable += 1
+        else:
+            rejected += not row.counted_only
+            if rejected > _MOST_REJECTED and rejected > usable:
+                raise InputError(f"{path}: {rejected:,} rows are rejected, the last as {row.reason!r}; take it out")
+        yield row
+        del row  # its text, which the next one's reading would hold a second time
 
 
 def _remedy(error: Exception) -> str:

@@ -35,7 +35,13 @@ class Undecodable:
 
 
 class Oversized:
-    """Stands for a text of more than LONGEST_BYTES."""
+    """Stands for a text of more than LONGEST_BYTES; `len` is its size in bytes."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
 
 
 _OTHER = object()
@@ -57,14 +63,16 @@ def parquet_rows(local: Path, name: str, columns: Sequence[str]) -> Iterator[dic
         local.open("rb") as raw,
         mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
+        _check_flat(file.schema_arrow, name, columns)
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
             chunks = [group.column(place) for place in range(group.num_columns)]
             chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
             num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
-            size = min(_batch_rows(group.num_rows, num_bytes), *(_most_rows(data, name, chunk) for chunk in chunks))
+            usual = _batch_rows(group.num_rows, num_bytes)
+            size = min(usual, *(_most_rows(data, name, chunk) for chunk in chunks))
             batches = file.iter_batches(size, row_groups=[number], columns=list(columns), use_threads=False)
-            if size == 1 and num_bytes < _MOST_BYTES:
+            if usual == 1 and num_bytes < _MOST_BYTES:
                 batches = iter(list(batches))  # the reader holds a long document twice more for as long as it is there
             yield from chain.from_iterable(map(_rows, batches))
 
@@ -75,7 +83,13 @@ def _most_rows(data: Any, name: str, chunk: Any) -> int:
     Raises InputError where a page holds more than _PAGE_BYTES.
     """
     rows = _MOST_ROWS
-    for is_dictionary, size in pages(data, chunk):
+    if "DELTA_BYTE_ARRAY" in chunk.encodings:  # a value may repeat all of the one before
+        rows = 1
+    try:
+        found = list(pages(data, chunk))
+    except ValueError as error:
+        raise InputError(f"{name}: {error}; write it again, or take it out") from None
+    for is_dictionary, size in found:
         if size > _PAGE_BYTES:
             raise InputError(
                 f"{name}: a page of {printable(chunk.path_in_schema)} holds {size:,} bytes, more than {_PAGE_BYTES:,}; "
@@ -86,19 +100,33 @@ def _most_rows(data: Any, name: str, chunk: Any) -> int:
     return rows
 
 
+def _check_flat(schema: Any, name: str, columns: Sequence[str]) -> None:
+    """Raise InputError where a column holds lists, of which a few bytes can hold millions of numbers."""
+    for column in columns:
+        if _holds_lists(schema.field(column).type):
+            raise InputError(f"{name}: column {printable(column)} holds lists, not text; name another as text")
+
+
+def _holds_lists(kind: Any) -> bool:
+    if pyarrow.types.is_struct(kind):
+        return any(_holds_lists(kind.field(number).type) for number in range(kind.num_fields))
+    return bool(pyarrow.types.is_nested(kind))
+
+
 def arrow_columns(local: Path) -> list[str]:
     """Names of an arrow file's columns. Raises ArrowException or OSError where it is not one."""
     with pyarrow.OSFile(str(local)) as file:
         return list(_arrow_reader(file).schema.names)
 
 
-def arrow_rows(local: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of an arrow file, in its stream format (as `datasets` writes) or its file format.
+def arrow_rows(local: Path, name: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an arrow file, in its stream format (as `datasets` writes) or its file format.
 
-    Raises EOFError where a stream lacks its end.
+    Raises EOFError where a stream lacks its end, InputError where a column holds lists.
     """
     with pyarrow.OSFile(str(local)) as file:
         reader = _arrow_reader(file)
+        _check_flat(reader.schema, name, columns)
         if isinstance(reader, pyarrow.RecordBatchFileReader):
             batches = (reader.get_batch(place) for place in range(reader.num_record_batches))
         else:
@@ -107,9 +135,16 @@ def arrow_rows(local: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         for batch in batches:
             own = batch.select(list(columns))
             own.validate()  # its reader does not look whether the numbers in a file fit together
-            step = _batch_rows(own.num_rows, own.nbytes)
+            step = min(_batch_rows(own.num_rows, own.nbytes), *map(_most_decoded, own.columns))
             for start in range(0, own.num_rows, step):
                 yield from _rows(own.slice(start, step))
+
+
+def _most_decoded(column: Any) -> int:
+    """Return how many rows at a time hold at most _MOST_BYTES if each has the whole of the column's dictionary."""
+    if not pyarrow.types.is_dictionary(column.type) or not len(column.dictionary):
+        return _MOST_ROWS
+    return max(1, min(_MOST_ROWS, _MOST_BYTES // max(1, int(column.dictionary.nbytes))))
 
 
 def _arrow_reader(file: Any) -> Any:
@@ -190,7 +225,7 @@ def _check_order(places: list[int]) -> None:
 
 def _decoded(utf8: memoryview) -> Text | Undecodable | Oversized:
     if len(utf8) > LONGEST_BYTES:
-        return Oversized()
+        return Oversized(len(utf8))
     if len(utf8) > LONG_BYTES:
         return utf8 if is_utf8(utf8) else Undecodable()
     try:

@@ -26,7 +26,7 @@ from tinyllama.evaluate.scoring import Score, score_batch
 from tinyllama.evaluate.tasks import quiet
 from tinyllama.model.generation import generate
 from tinyllama.model.llama import Llama
-from tinyllama.model.loading import HuggingFaceLlama, Located, load_model, load_tokenizer, locate
+from tinyllama.model.loading import HuggingFaceLlama, Located, indexed_files, load_model, load_tokenizer, locate
 from tinyllama.noise import hush_torchao
 from tinyllama.progress import Bar, is_quiet
 from tinyllama.tokenizer import Tokenizer
@@ -76,7 +76,11 @@ def _load_hf(found: Located, batch_size: int, precision: torch.dtype, device: to
         if not tokenizer("word").input_ids:  # transformers makes an empty one where the files are missing
             raise ValueError("it gives no ids")
     with _loads(found.folder, "causal model"):
-        model = AutoModelForCausalLM.from_pretrained(found.folder, dtype=precision, trust_remote_code=False)
+        if (index := found.folder / "model.safetensors.index.json").is_file():
+            indexed_files(index)
+        model = AutoModelForCausalLM.from_pretrained(
+            found.folder, dtype=precision, use_safetensors=True, trust_remote_code=False
+        )
     with quiet():  # given loaded, lm-eval leaves the ranks to us, and says so at length
         return HFLM(model.to(device), tokenizer=tokenizer, batch_size=batch_size, trust_remote_code=False)
 

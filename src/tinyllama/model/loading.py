@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
-from tinyllama.errors import InputError, first_line, warn_once
+from tinyllama.errors import InputError, damage_named, first_line, warn_once
 from tinyllama.files import how_to_replace, read_json, sha256_of
 from tinyllama.model.llama import Llama
 from tinyllama.model.weights import fill, from_hugging_face, shape_from_hugging_face
@@ -82,8 +82,13 @@ def _newest(run: Path) -> Path:
 
 def _from_checkpoint(found: Located, precision: torch.dtype) -> Llama:
     recipe = Recipe.load(found.folder / "recipe.yaml")
-    state = read_state(found.folder)
-    vocab_size = state.get("vocab_size") or Tokenizer.load(found.tokenizer_folder).vocab_size
+    with damage_named(found.folder):
+        state = read_state(found.folder)
+        vocab_size = int(state.get("vocab_size") or Tokenizer.load(found.tokenizer_folder).vocab_size)
+    held = sum(path.stat().st_size for path in found.folder.glob("*.distcp"))
+    if (wanted := num_parameters(recipe.model, vocab_size)) > held:
+        sizes = f"{wanted:,} parameters, but its files have {held:,} bytes"
+        raise InputError(f"{found.folder}: the weights do not fit its recipe.yaml and state.json ({sizes})")
     model = Llama(recipe.model, vocab_size, precision)
     load_weights(found.folder, model)
     return model.eval()
@@ -165,7 +170,7 @@ class HuggingFaceLlama:
     def files(self) -> list[Path]:
         """The files of its weights: those that transformers would read. Raises InputError where one is missing."""
         whole, index = self.folder / "model.safetensors", self.folder / "model.safetensors.index.json"
-        names = _indexed(index) if index.is_file() and not whole.is_file() else {whole.name}
+        names = indexed_files(index) if index.is_file() and not whole.is_file() else {whole.name}
         for name in sorted(names):
             if not (self.folder / name).is_file():
                 raise InputError(f"{name} is missing; {_advice(self.folder)}")
@@ -178,8 +183,8 @@ class HuggingFaceLlama:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _indexed(index: Path) -> set[str]:
-    """The files that an index of weights names."""
+def indexed_files(index: Path) -> set[str]:
+    """Return the files that an index of weights names. Raises InputError for one outside its folder."""
     content = read_json(index)
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):

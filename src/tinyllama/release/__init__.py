@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tinyllama import recipe_train
-from tinyllama.errors import InputError, RunStoppedError
+from tinyllama.errors import InputError, RunStoppedError, damage_named
 from tinyllama.files import alone_in, locked, read_json, refuse_links, write_atomically, write_folder, write_json
 from tinyllama.model.loading import load_model, load_tokenizer
 from tinyllama.recipe import Recipe
@@ -75,7 +75,8 @@ def release(
             facts["reference"] = _export(part, source, averaged, wanted.average_decay)
             write_formats(part, wanted.formats, facts["name"])
             crash = load_formats(part, facts["reference"], in_transformers)
-        loss_plot(metrics_until(run, facts["step"]), part / _PAGES / "loss.png")
+        with damage_named(run):
+            loss_plot(metrics_until(run, facts["step"]), part / _PAGES / "loss.png")
         write_json(part / "release.json", {**facts, "files": hash_files(part)})
         _write_card(part, {"releases": [], "baselines": []})
     Journal(run).event("release", facts["step"], folder=str(folder))
@@ -124,6 +125,9 @@ def update_card(release_folder: str | Path) -> Path:
 
 def refresh_cards(releases: Path) -> None:
     """Make releases.json and every release's card again from what lies in `RUN/releases`."""
+    refuse_links(releases)
+    if releases.is_symlink():
+        raise InputError(f"{releases}: is a symbolic link, and what it leads to would change; delete the link")
     with locked(releases / "cards.lock"):  # an evaluation and a milestone's process may end together
         found = releases_table(releases)
         write_json(releases / "releases.json", found)

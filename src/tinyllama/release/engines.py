@@ -20,6 +20,8 @@ from tinyllama.processes import end_with_parent
 
 # ruff: noqa: PLC0415 - each engine's library is imported only for its own format
 
+PARENT = "--parent="
+"""Begins the program's first argument: the number of the process with which it ends."""
 Reference = dict[str, Any]
 Observed = dict[str, Any]
 
@@ -60,7 +62,9 @@ def _load_in_transformers(path: str, **config: Any) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False, **config)
+    return AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **config
+    )
 
 
 def _computed_in_transformers(model: Any, reference: Reference) -> Observed:
@@ -214,7 +218,6 @@ CONVERSIONS: dict[str, Callable[..., None]] = {"quantise": quantise, "convert": 
 
 def main(engine: str, path: str, out: str, *more: str) -> None:
     """Observe, where an error of the engine is a result too, or convert."""
-    end_with_parent()
     if engine in CONVERSIONS:
         CONVERSIONS[engine](path, out, *more)
         return
@@ -226,4 +229,6 @@ def main(engine: str, path: str, out: str, *more: str) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1].startswith(PARENT):
+        end_with_parent(int(sys.argv.pop(1).removeprefix(PARENT)))
     main(*sys.argv[1:])

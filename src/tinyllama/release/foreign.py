@@ -43,6 +43,7 @@ def release_foreign(source: str, formats: Sequence[str] = ALL_FORMATS, force: bo
     one crashes.
     """
     there = HuggingFaceLlama.open(source)
+    _refuse_links_out(there.folder)
     name = _name(Path(source)) if Path(source).exists() else source.partition("/")[2]
     folder = Path("releases") / name
     refuse_in_the_way(folder, force)
@@ -65,6 +66,18 @@ def release_foreign(source: str, formats: Sequence[str] = ALL_FORMATS, force: bo
     if crash:
         raise RunStoppedError(f"{folder}: released, but {crash}")
     return folder
+
+
+def _refuse_links_out(source: Path) -> None:
+    """Raise InputError where a file is a link out of its folder: its bytes could become part of the release.
+
+    Links of the hub's cache lead to `blobs`, next to the folder of its snapshots.
+    """
+    here = source.resolve()
+    for path in here.rglob("*"):
+        target = path.resolve()
+        if not target.is_relative_to(here) and target.parent != here.parent.parent / "blobs":
+            raise InputError(f"{path}: is a link to {target}, outside its folder; put the file itself there")
 
 
 def _compare_with_transformers(source: Path, reference: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def crash_line(error: str, remedy: str) -> str:
 
 def _run(arguments: list[str], given: bytes) -> subprocess.CompletedProcess[bytes]:
     # -P: this folder has modules of the same names as the libraries
-    command = [sys.executable, "-P", engines.__file__, *arguments]
+    command = [sys.executable, "-P", engines.__file__, f"{engines.PARENT}{os.getpid()}", *arguments]
     return subprocess.run(command, input=given, capture_output=True, check=False)
 
 

@@ -7,7 +7,7 @@ no script and no network, so that it still shows the same in ten years.
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, damage_named
 from tinyllama.files import write_atomically
 
 __all__ = ["report"]
@@ -26,7 +26,8 @@ def report(run: Path, compare: Sequence[Path] = (), output: Path | None = None) 
     path = output or run / "report.html"
     if path.is_dir():
         raise InputError(f"{path}: a folder; --output takes the file to write, such as {path / 'report.html'}")
-    html = page(read_run(run), [read_run(other) for other in compare])
+    with damage_named(run):
+        html = page(read_run(run), [read_run(other) for other in compare])
     with write_atomically(path) as file:
         file.write(html.encode())
     return path

@@ -30,6 +30,7 @@ from tinyllama.train.checkpoint_reader import SafePlanner, SafeReader
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 COMMIT = "commit.json"
+_READ = ("state.json", "recipe.yaml", ".metadata")
 Optimizers = list[torch.optim.Optimizer]
 
 
@@ -61,9 +62,16 @@ def problems(folder: Path) -> list[str]:
         files = read_json(folder / COMMIT)["sha256"].items()
     except (InputError, KeyError, TypeError, AttributeError):
         return [f"{folder / COMMIT} is not a whole commit"]
+    found += [
+        f"{folder / COMMIT} does not name {name}"
+        for name in _READ
+        if (folder / name).exists() and name not in dict(files)
+    ]
     for name, promised in files:
         path = folder / name
-        if not path.is_file():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            found.append(f"{folder / COMMIT} names {name!r}, a file outside its folder")
+        elif not path.is_file():
             found.append(f"{path} is missing")
         elif sha256_of(path) != promised:
             found.append(f"{path} does not match its hash")

@@ -3,11 +3,12 @@
 DCP stores metadata and non-tensor values as pickles, and its own reader unpickles both without limits.
 """
 
+import dataclasses
 import io
 import pickle
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, ReadItem, filesystem, metadata
@@ -15,6 +16,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.serialization import _get_layout
 
 from tinyllama.errors import InputError
+from tinyllama.files import read_regular
 
 _CLASSES = {
     **{
@@ -36,11 +38,26 @@ _CLASSES = {
     **{(module, "PosixPath"): PurePosixPath for module in ("pathlib", "pathlib._local")},  # where it was saved
 }
 """All classes and functions in the metadata of our checkpoints (torch 2.13); torch's dtypes are allowed too."""
+_BUILT = [found for found in _CLASSES.values() if dataclasses.is_dataclass(found)]
+"""Classes whose instances a pickle sets attributes of."""
 _FILE = re.compile(r"__\d+_\d+\.distcp")
 """Name of a DCP file with tensors, without a folder."""
 
 
-class _Unpickler(pickle.Unpickler):
+_PythonUnpickler: Any = pickle._Unpickler  # the one in C has no hook for BUILD
+
+
+class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
+    dispatch: ClassVar = dict(_PythonUnpickler.dispatch)
+
+    def load_build(self) -> None:
+        """Set attributes of an instance, never of a class or function: those are the whole process's."""
+        if type(self.stack[-2]) not in _BUILT:
+            raise pickle.UnpicklingError(f"sets attributes of {self.stack[-2]!r}")
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
+
     def find_class(self, module: str, name: str) -> Any:
         found = _CLASSES.get((module, name))
         if found is None and module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
@@ -57,8 +74,8 @@ class SafeReader(FileSystemReader):
         """Read the folder's metadata. Raises InputError where it names any other class or file."""
         path = Path(self.path) / ".metadata"
         try:
-            found = _Unpickler(io.BytesIO(path.read_bytes())).load()
-        except OSError:
+            found = _Unpickler(io.BytesIO(read_regular(path))).load()
+        except (OSError, InputError):
             raise
         except Exception as error:  # a pickle that is cut or made up raises anything
             raise InputError(f"{path}: not the metadata of a checkpoint ({error}); take another checkpoint") from None
