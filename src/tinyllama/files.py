@@ -231,13 +231,19 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raise InputError where a symbolic link lies below a folder that is to be written: it leads out of the folder.
+    """Raise InputError where a symbolic link leads out of a folder that is to be written.
 
-    `checkpoints` may be one, to an empty folder, which then gets a file that names `folder` as its only user.
+    `checkpoints` may be one, to an empty folder, which then gets a file that names `folder` as its user. The folder
+    `wandb` is skipped: W&B keeps links to its logs there, and only W&B writes to it.
     """
+    here = folder.resolve()
     for inner, folders, files in os.walk(folder):
+        if Path(inner) == folder and "wandb" in folders and not (folder / "wandb").is_symlink():
+            folders.remove("wandb")
         for path in (Path(inner, name) for name in (*folders, *files)):
-            if path.is_symlink() and not (path == folder / "checkpoints" and _is_own(path, folder)):
+            if not path.is_symlink() or path.resolve().is_relative_to(here):
+                continue
+            if path != folder / "checkpoints" or not _is_own(path, folder):
                 raise InputError(
                     f"{path}: is a symbolic link, and what it leads to would change; put the files themselves there"
                 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import orjson
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 import zstandard
@@ -93,6 +94,27 @@ def test_a_long_value_that_a_dictionary_holds_once_for_a_thousand_rows_takes_und
     pyarrow.parquet.write_table(pyarrow.table({"content": values}), path)
     rows, characters, megabytes = read(path, "starcoderdata")
     assert (rows, characters) == (1000, 2_000_000_000)
+    assert megabytes < 1000
+
+
+def test_values_that_repeat_the_one_before_take_under_a_gigabyte(tmp_path: Path) -> None:
+    path, text = tmp_path / "a.parquet", os.urandom(5_000_000).hex()
+    table = pyarrow.table({"content": [text] * 100})
+    encoding = {"content": "DELTA_BYTE_ARRAY"}
+    pyarrow.parquet.write_table(table, path, use_dictionary=False, column_encoding=encoding, compression="zstd")
+    rows, characters, megabytes = read(path, "starcoderdata")
+    assert (rows, characters) == (100, 1_000_000_000)
+    assert megabytes < 1000
+
+
+def test_a_long_value_of_an_arrow_dictionary_takes_under_a_gigabyte(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+    text = pyarrow.array([os.urandom(10_000_000).hex()])
+    table = pyarrow.table({"text": pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 100, "int32"), text)})
+    with pyarrow.ipc.new_file(path, table.schema) as file:
+        file.write_table(table)
+    rows, characters, megabytes = read(path, "huggingface")
+    assert (rows, characters) == (100, 2_000_000_000)
     assert megabytes < 1000
 
 

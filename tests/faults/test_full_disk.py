@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import contents
+from tests.engine_server import started_normally
 from tests.faults.children import Command, assert_one_line, inside, told
 from tests.faults.conftest import EVALUATE, RELEASE, RUN
 from tests.train.launching import small_disk, without_space
@@ -50,13 +51,15 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(disk: Path, name: str)
     before = contents(disk / RUN)
     filler = fill(disk)
     try:
-        full = told(disk, *words, fault=there)
+        with started_normally():  # the server of the engines does not see the disk
+            full = told(disk, *words, fault=there)
     finally:
         filler.unlink()
     assert_one_line(full, place, "No space left on device")
     assert contents(disk / RUN) == before
     assert not list(disk.glob("*/tokenizer.json"))[1:], "another than the tokenizer that was there"
-    again = told(disk, *words, fault=there)
+    with started_normally():
+        again = told(disk, *words, fault=there)
     assert again.status == 0, again.said
     for made in ("new", "imported"):
         shutil.rmtree(disk / made, ignore_errors=True)
