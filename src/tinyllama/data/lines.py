@@ -43,7 +43,7 @@ def lines_of(local: Path, name: str, ratio: int) -> Iterator[tuple[int, Part | N
     # One buffer grows with a long line, so that its pieces are not there beside it; popped, a line is not held on here.
     tail, number, is_too_long = bytearray(), 1, False
     for chunk in chain(chunks_of(local, name, ratio), [b"\n"]):
-        if not tail and chunk.isspace():  # a thousand times as fast where a file holds a flood of empty lines
+        if not tail and chunk.isspace():  # a flood of empty lines costs one count per chunk
             number += chunk.count(b"\n")
             continue
         first, *rest = chunk.split(b"\n")
