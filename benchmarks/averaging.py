@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from optimizers import make_data, tinyllama
-from tinyllama.release.average_checkpoints import average_into, averaged_checkpoints
+from tinyllama.release.average import average_into, averaged_checkpoints
 
 from tinyllama.data.store import TokenStore
 from tinyllama.model.llama import PRECISIONS
