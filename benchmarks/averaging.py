@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 from optimizers import make_data, tinyllama
-from tinyllama.release.average import average_into, averaged_checkpoints
 
 from tinyllama.data.store import TokenStore
 from tinyllama.model.llama import PRECISIONS
 from tinyllama.model.loading import load_model
 from tinyllama.recipe import Recipe
+from tinyllama.release.average import average_into, averaged_checkpoints
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.checkpoint import committed
 from tinyllama.train.parallel import Ranks

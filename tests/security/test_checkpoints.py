@@ -4,7 +4,6 @@ import io
 import os
 import pickle
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -143,24 +142,6 @@ def test_a_value_that_calls_a_function_is_refused(trainer: Trainer, tmp_path: Pa
     with pytest.raises(InputError, match="no plain data"):
         checkpoint.load(folder, trainer.model, trainer.optimizers)
     assert not target.exists()
-
-
-def test_a_compressed_tensor_is_refused(trainer: Trainer, tmp_path: Path) -> None:
-    folder = saved(trainer, tmp_path)
-    path = folder / ".metadata"
-    found = pickle.loads(path.read_bytes())
-    info = next(info for index, info in found.storage_data.items() if index.fqn.startswith("model."))
-    file, packed = folder / info.relative_path, io.BytesIO()
-    part = io.BytesIO(file.read_bytes()[info.offset : info.offset + info.length])
-    with zipfile.ZipFile(part) as plain, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in plain.namelist():
-            archive.writestr(name, plain.read(name))
-    info.offset, info.length = file.stat().st_size, len(packed.getvalue())
-    file.write_bytes(file.read_bytes() + packed.getvalue())
-    path.write_bytes(pickle.dumps(found))
-    commit_again(folder)
-    with pytest.raises(InputError, match="no plain data"):
-        checkpoint.load_weights(folder, trainer.model)
 
 
 @pytest.mark.parametrize("name", ["../../outside.distcp", "/etc/passwd", "state.json"])

@@ -7,7 +7,6 @@ import dataclasses
 import io
 import pickle
 import re
-import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -87,19 +86,6 @@ class SafeReader(FileSystemReader):
                 raise InputError(f"{path}: names a file that is none of a checkpoint's; take another checkpoint")
         found.storage_meta = metadata.StorageMeta(load_id=self.load_id)
         return found
-
-
-    def _slice_file(self, file: Any, sinfo: Any) -> Any:
-        """Return the part of a file that holds a value; torch writes it as a zip archive without compression.
-
-        Raises pickle.UnpicklingError where it is compressed: it could unpack to more than any memory.
-        """
-        part = super()._slice_file(file, sinfo)
-        with zipfile.ZipFile(part) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise pickle.UnpicklingError("a value is compressed")
-        part.seek(0)
-        return part
 
 
 class SafePlanner(DefaultLoadPlanner):
