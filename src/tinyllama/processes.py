@@ -2,9 +2,11 @@
 
 import atexit
 import ctypes
+import getpass
 import os
 import shutil
 import signal
+import stat
 import tempfile
 from pathlib import Path
 
@@ -37,6 +39,20 @@ def environment_beside_training(one_core: bool) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ranks} | own
 
 
+def _has_own_folder_of_headers() -> bool:
+    """Return whether this user alone can write to torch's precompiled headers, which lie in the shared folder."""
+    try:
+        folder = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            return False
+        folder.chmod(0o700)
+    except (OSError, KeyError):  # KeyError: the user has no name
+        return False
+    return True
+
+
 def use_private_compile_cache() -> None:
     """Have torch.compile keep its code in this user's cache folder, not in the folder that all users write to.
 
@@ -44,7 +60,8 @@ def use_private_compile_cache() -> None:
     the variable while `torch._inductor` is imported, so call this before. Where the user has no folder that can be
     written, the cache is a new temporary folder of this process.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")  # they are in the shared folder anyway
+    if not _has_own_folder_of_headers():
+        os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] = "0"
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
     try:

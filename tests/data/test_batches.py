@@ -104,14 +104,6 @@ def test_the_first_batch_waits_for_the_order_of_its_own_step_alone() -> None:
     assert [*module._blocks(5, 20, 4)] == [(5, 6), (6, 8), (8, 12), (12, 16), (16, 20)]
 
 
-def test_where_the_kernel_takes_no_advice_the_batches_are_the_same(
-    recipe: Recipe, store: TokenStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(os, "posix_fadvise", raising=False)
-    for step, batch in enumerate(batches(recipe, store, 0)):
-        assert torch.equal(batch, batch_of_step(recipe, store, step))
-
-
 RANK = """
 import sys, torch
 from tinyllama.data.batches import batches

@@ -178,7 +178,9 @@ def test_a_remote_file_that_arrives_cut_is_refused(
     remote: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote.pipe("/raw/a.jsonl", lines({"text": "x"}, {"text": "y"}))
-    monkeypatch.setattr(type(remote), "get_file", lambda self, path, local: Path(local).write_bytes(b'{"text": "x"}\n'))
+    monkeypatch.setattr(
+        type(remote), "get_file", lambda self, path, local, **_: Path(local).write_bytes(b'{"text": "x"}\n')
+    )
     with pytest.raises(InputError, match=r"memory://raw/a.jsonl: cannot be read \(14 of 28 bytes arrived\)"):
         texts_of(source("jsonl", "memory://raw/a.jsonl"))
 

@@ -1,5 +1,6 @@
 """Files that a stranger may have made: links for locks and logs, damaged metrics, a shared cache of compiled code."""
 
+import getpass
 import os
 import subprocess
 import sys
@@ -94,7 +95,23 @@ def test_torch_writes_no_compiled_code_into_the_shared_temporary_folder(tmp_path
     (tmp_path / "shared").mkdir()
     subprocess.run([sys.executable, "-c", COMPILE], env=variables | folders, check=True, timeout=200)
     assert [*(tmp_path / "own/tinyllama/torchinductor").rglob("*.so")]
-    assert not [path for path in (tmp_path / "shared").rglob("*") if path.is_file()]
+    (headers,) = (tmp_path / "shared").iterdir()  # torch keeps precompiled headers there, whatever it is told
+    assert headers.stat().st_mode & 0o777 == 0o700
+    assert {path.name for path in headers.iterdir()} <= {"precompiled_headers"}
+
+
+def test_headers_are_not_precompiled_in_a_folder_that_another_user_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"):
+        monkeypatch.setenv(name, "1")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / f"torchinductor_{getpass.getuser()}").symlink_to(tmp_path / "other")
+    use_private_compile_cache()
+    assert os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] == "0"
 
 
 def test_without_a_cache_of_the_users_own_compiled_code_is_temporary(

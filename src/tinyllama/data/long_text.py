@@ -18,6 +18,7 @@ LONGEST_BYTES = 256 << 20
 """Size in bytes above which a document, or a line of JSON, is rejected: what a reader holds is bounded by it."""
 
 _PART_BYTES = 1 << 20
+_REST_BYTES = 32 << 20
 _STRING = re.compile(rb'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
 # What may precede a cut: plain bytes, escapes, and both escapes of a surrogate pair. The first escape of a pair is lone
 # if anything else follows it.
@@ -42,7 +43,7 @@ def parse_long_line(line: bytes | bytearray) -> Any:
         skeleton += line[done:start] + orjson.dumps(mark)[1:-1]
         done = stop
     skeleton += line[done:]
-    if len(skeleton) > LONG_BYTES:  # what is no text, such as millions of empty lists, takes far more memory as objects
+    if len(skeleton) > _REST_BYTES:  # millions of empty lists take far more memory as objects
         return None
     value = loads(skeleton)
     if isinstance(value, dict):
