@@ -95,11 +95,11 @@ check-lowest: .venv/installed-dev
 	$(LLAMA_CPP) $(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct '.[dev]'
 	.venv-lowest/bin/python -m pytest $(LOWEST)
 
-# The tests marked cluster, which `make test` leaves to this command: jobs on a real Slurm of two nodes, two hosts with a
-# network between them, two Kubernetes pods; 3 minutes, most of them waiting. Then SkyPilot reads its launch file, in an
-# environment of its own: half a gigabyte.
+# The tests marked cluster, which `make test` skips: jobs on a real Slurm of two nodes, tasks on a local Ray, two hosts with
+# a network between them, two Kubernetes pods. Then SkyPilot reads its launch file, in an environment of its own: half a
+# gigabyte.
 check-clusters: .venv/installed-dev
-	$(BIN)/python -m pytest tests/cluster -m cluster --durations 10
+	$(BIN)/python -m pytest tests/cluster tests/data/test_executors.py -m cluster --durations 10
 	$(PYTHON) -m venv build/skypilot
 	build/skypilot/bin/python -m pip install --quiet 'skypilot>=0.14'
 	build/skypilot/bin/python tests/cluster/check_skypilot.py

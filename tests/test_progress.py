@@ -213,6 +213,7 @@ def test_quiet_after_two_dashes_is_a_word_and_each_command_line_says_it_anew(
     assert "--quiet" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_of_several_ranks_one_speaks_and_with_quiet_none(small: Path, tmp_path: Path) -> None:
     short = ("--train.tokens", str(3 * 6 * 64))
     with launched(small, tmp_path / "said", *short, ranks=2) as life:

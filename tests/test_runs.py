@@ -66,6 +66,7 @@ def said(one: RunState) -> tuple[str, str]:
 # Real runs
 
 
+@pytest.mark.slow
 def test_a_run_is_running_until_it_is_killed_or_told_to_stop_and_done_at_its_end(small: Path, here: Path) -> None:
     recipe, run = Recipe.load(small / "recipe.yaml"), here / "runs/small"
     for step, number, note in ((13, signal.SIGTERM, "SIGTERM"), (24, signal.SIGKILL, "killed or cut off")):

@@ -47,7 +47,7 @@ def corpus(directory: Positional[Path]) -> None:
         for name, size in parts.items():
             echo(f"{directory / folder}: {name}: {size.documents:,} documents, {size.bytes:,} bytes")
     for reason, count in report.left_out.items():
-        echo(f"left out: {count:,} {reason}")
+        echo(f"skipped: {count:,} {reason}")
 
 
 def tokenizer_train(recipe: Recipe, vocab_size: int = 8192, sample_bytes: int = 16_000_000) -> None:

@@ -22,7 +22,7 @@ class RunStoppedError(RuntimeError):
 
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError)
-"""What code raises on a file that this program did not write so."""
+"""Exceptions that code raises on a damaged or hostile file."""
 
 
 @contextmanager

@@ -28,20 +28,20 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     """Yield a binary file that takes the name `path` only when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _forget_parts(path)
-    beside = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")
     try:
-        beside.unlink(missing_ok=True)
-        with beside.open("xb") as file:  # a link that somebody put there is not followed
+        part.unlink(missing_ok=True)
+        with part.open("xb") as file:  # does not follow a link that another user made
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        part.replace(path)
     except OSError as error:
         if error.filename is None:  # a full disk's names no file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
-        beside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
     flush(path.parent)
 
 
@@ -176,6 +176,16 @@ def how_to_replace(data: bytes) -> str:
     return "copy or download it again"
 
 
+def is_below(name: str) -> bool:
+    """Return whether a relative path, read from a file, stays below the folder that it starts from."""
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a name, read from a file, is that of one file or folder, without a path."""
+    return Path(name).name == name and name not in ("", "..")
+
+
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
@@ -230,23 +240,32 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def links_out(folder: Path) -> Iterator[Path]:
+    """Yield every symbolic link below a folder that leads out of it."""
+    here = folder.resolve()
+    for inner, folders, files in os.walk(folder):
+        for path in (Path(inner, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(here):
+                yield path
+
+
 def refuse_links(folder: Path) -> None:
     """Raise InputError where a symbolic link leads out of a folder that is to be written.
 
-    `checkpoints` may be one, to an empty folder, which then gets a file that names `folder` as its user. The folder
-    `wandb` is skipped: W&B keeps links to its logs there, and only W&B writes to it.
+    `checkpoints` may be one, to an empty folder, which then gets a file that names `folder` as its user. W&B keeps
+    links to its logs in `wandb`, and only W&B writes there.
     """
-    here = folder.resolve()
-    for inner, folders, files in os.walk(folder):
-        if Path(inner) == folder and "wandb" in folders and not (folder / "wandb").is_symlink():
-            folders.remove("wandb")
-        for path in (Path(inner, name) for name in (*folders, *files)):
-            if not path.is_symlink() or path.resolve().is_relative_to(here):
-                continue
-            if path != folder / "checkpoints" or not _is_own(path, folder):
-                raise InputError(
-                    f"{path}: is a symbolic link, and what it leads to would change; put the files themselves there"
-                )
+    for path in links_out(folder):
+        place = path.relative_to(folder).parts
+        is_wandbs = place[0] == "wandb" and len(place) > 1
+        if not is_wandbs and not (place == ("checkpoints",) and _is_own(path, folder)):
+            refuse_link(path)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise InputError where a path is a symbolic link: writing would change what it leads to."""
+    if path.is_symlink():
+        raise InputError(f"{path}: is a symbolic link, and what it leads to would change; put the files there")
 
 
 def _is_own(target: Path, folder: Path) -> bool:
@@ -265,7 +284,7 @@ def open_unfollowed(path: Path) -> IO[bytes]:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise InputError(f"{path}: is a symbolic link, and what it leads to would change; delete the link") from None
+        if error.errno == errno.ELOOP:
+            refuse_link(path)
+        raise
     return os.fdopen(descriptor, "ab", buffering=0)

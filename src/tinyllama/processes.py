@@ -48,7 +48,7 @@ def _has_own_folder_of_headers() -> bool:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
             return False
         folder.chmod(0o700)
-    except (OSError, KeyError):  # KeyError: the user has no name
+    except (OSError, KeyError):  # KeyError: the user ID has no name
         return False
     return True
 
@@ -56,9 +56,9 @@ def _has_own_folder_of_headers() -> bool:
 def use_private_compile_cache() -> None:
     """Have torch.compile keep its code in this user's cache folder, not in the folder that all users write to.
 
-    torch loads what it finds in its cache, by default `/tmp/torchinductor_USER`, which anyone can make first; it reads
-    the variable while `torch._inductor` is imported, so call this before. Where the user has no folder that can be
-    written, the cache is a new temporary folder of this process.
+    torch executes what it finds in its cache, by default `/tmp/torchinductor_USER`, which any user can create first. It
+    reads the variable while it imports `torch._inductor`, so call this before. Without a writable cache folder of the
+    user, the cache is a new temporary folder of this process.
     """
     if not _has_own_folder_of_headers():
         os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] = "0"

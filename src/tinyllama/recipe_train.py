@@ -132,7 +132,7 @@ class Checkpoint(Part):
     every_steps: Count = 1000
     """Steps between two checkpoints; the last step always makes one."""
     keep: Count = 3
-    """Newest checkpoints that are kept; those of `release.at_tokens` stay for ever."""
+    """Number of newest checkpoints to keep; those of `release.at_tokens` are never pruned."""
     asynchronous: bool = True
     """Go on training while it is written, from a copy in memory (12 bytes a parameter, shared out over the ranks)."""
     on_failure: Literal["stop", "continue"] = "stop"
@@ -145,21 +145,21 @@ class Guard(Part):
     spike_window_steps: Annotated[int, Field(ge=8)] = 128
     """Steps whose losses a new one is compared with; no spike is seen before there are that many."""
     spike_z_score: Positive = 6.0
-    """A loss so many standard deviations over the window's median goes back to the last checkpoint (see `guard.py`)."""
+    """Standard deviations above the window's median at which a loss rolls the run back to its last checkpoint."""
     max_skips: Annotated[int, Field(ge=0)] = 3
     """Steps in a row that are skipped for a loss or gradient that is not finite; one more goes back as a spike does."""
     max_rollbacks: Annotated[int, Field(ge=0)] = 3
     """Times that the run goes back to one and the same checkpoint; one more ends it."""
     watchdog_seconds: Positive = 600.0
-    """A step that takes longer ends the process, so that torchrun or the scheduler starts it again."""
+    """Longest time of a step; a longer one ends the process, so that torchrun or the scheduler starts it again."""
 
 
 class Release(Part):
     """Which checkpoints are for others, in which formats, and what they are scored on."""
 
     at_tokens: tuple[Tokens, ...] = ()
-    """Milestones in tokens: the first step that reaches one saves a checkpoint, which is never deleted; a process
-    beside training releases and scores it."""
+    """Milestones in tokens: the first step that reaches one saves a checkpoint, which is never deleted; a
+    sidecar process releases and scores it."""
     every_tokens: Tokens | None = None
     """A milestone every so many tokens, in addition to those of `at_tokens`."""
     formats: tuple[Literal["huggingface", "gguf", "ctranslate2"], ...] = ("huggingface",)

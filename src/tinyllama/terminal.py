@@ -3,8 +3,8 @@
 import re
 import sys
 
-# C0 and C1 but tab and newline, line separators, characters that reverse the direction of text, and half a surrogate
-# pair, which no stream can encode.
+# C0 and C1 except tab and newline, line separators, characters that change the direction of text, and lone surrogates,
+# which no stream can encode.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 

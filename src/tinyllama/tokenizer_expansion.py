@@ -1,4 +1,4 @@
-"""How much longer a tokenizer.json makes a text: a stranger's could turn each letter into a gigabyte."""
+"""Bound on how much longer a tokenizer makes a text: a hostile one could turn each letter into a gigabyte."""
 
 import base64
 import math

@@ -153,7 +153,6 @@ class TokenizersFile:
     ) -> None:
         self.name, self.parsed = name, document | {"truncation": None, "padding": None}
         self._settings, self._model = settings, model
-        check_expansion(name, document)
         try:
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.parsed))
         except Exception as error:  # the library raises nothing more precise
@@ -162,6 +161,7 @@ class TokenizersFile:
                 f"{name}: not a valid tokenizer.json for tokenizers {tokenizers.__version__} ({reason}); copy or "
                 "download it again or, if a newer version wrote it, pip install --upgrade tokenizers"
             ) from None
+        check_expansion(name, document)
         self.tokenizer.encode_special_tokens = True
         self.added = self.parsed.get("added_tokens") or []
         self.ids: dict[str, int] = self.tokenizer.get_vocab(with_added_tokens=True)
@@ -183,7 +183,7 @@ class TokenizersFile:
         try:
             ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # which pyo3, its maker, exports nowhere
+            if type(error).__name__ != "PanicException":  # pyo3 exports no such class
                 raise
             raise InputError(f"{self.name}: fails on a text ({first_line(error)}); use another tokenizer") from None
         return ids

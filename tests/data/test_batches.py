@@ -79,7 +79,6 @@ def test_batches_are_those_of_the_steps_to_the_last_and_no_more(
             assert torch.equal(batch, batch_of_step(recipe, store, step, rank, ranks))
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no advice on this platform")
 def test_the_kernel_is_told_of_the_next_step_and_of_none_past_the_last(
     recipe: Recipe, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,7 @@ def programs(folder: Path, **scripts: str) -> None:
         (folder / name).chmod(stat.S_IRWXU)
 
 
+@pytest.mark.cluster
 def test_slurm_jobs_write_the_same_store(
     recipe: Recipe, wanted: dict[str, bytes], small: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +117,7 @@ def test_slurm_jobs_write_the_same_store(
     assert opened.digest == TokenStore.open(tmp_path / "wanted").digest
 
 
+@pytest.mark.cluster
 def test_a_slurm_task_that_is_lost_makes_no_store_and_is_done_alone_the_next_time(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +148,7 @@ def test_a_slurm_task_that_is_lost_makes_no_store_and_is_done_alone_the_next_tim
     assert contents(tmp_path / "store") == contents(tmp_path / "wanted"), (tmp_path / "bin/4.output").read_text()
 
 
+@pytest.mark.cluster
 def test_slurm_jobs_under_way_are_not_submitted_twice(
     recipe: Recipe, small: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +180,7 @@ def test_slurm_without_its_program_or_its_settings_says_so(
         prepare(on_slurm)
 
 
+@pytest.mark.cluster
 def test_a_local_ray_goes_on_where_other_workers_stopped_and_does_a_killed_workers_task_again(
     recipe: Recipe, wanted: dict[str, bytes], small: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +200,7 @@ def test_a_local_ray_goes_on_where_other_workers_stopped_and_does_a_killed_worke
     assert {path: path.stat().st_mtime_ns for path in shards} == shards, "done work is not done again"
 
 
+@pytest.mark.cluster
 def test_on_ray_an_unreadable_file_stops_with_its_name_and_sigterm_does_what_it_did(
     recipe: Recipe, small: Path, raw: Path, tmp_path: Path
 ) -> None:
@@ -207,6 +212,7 @@ def test_on_ray_an_unreadable_file_stops_with_its_name_and_sigterm_does_what_it_
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.cluster
 def test_on_ray_a_task_whose_worker_is_killed_each_time_is_one_line(
     recipe: Recipe, small: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +226,7 @@ def test_on_ray_a_task_whose_worker_is_killed_each_time_is_one_line(
     assert done
 
 
+@pytest.mark.cluster
 def test_on_ray_tasks_that_write_to_another_machines_folder_are_one_line(
     recipe: Recipe, small: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

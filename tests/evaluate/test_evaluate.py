@@ -58,6 +58,7 @@ def test_nothing_is_printed_but_the_progress(llama_folder: Path, capsys: pytest.
     assert re.fullmatch(r"scoring: 100 %, 20/20 requests, [\d,]+ requests/s, took .* s\n", printed.err)
 
 
+@pytest.mark.slow
 def test_evaluating_another_kind_of_model_prints_nothing_on_standard_error(neox_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(neox_folder, tmp_path / "neox")
     command = [sys.executable, "-m", "tinyllama", "--quiet", "evaluate", str(folder), "--tasks", "piqa", "--limit", "3"]

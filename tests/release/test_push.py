@@ -122,11 +122,13 @@ def test_what_was_pushed_loads_from_the_repositorys_root(hub: Hub, released: Pat
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_nothing_is_requested_without_the_flag(hub: Hub, run: Path) -> None:
     assert cli.main(["release", str(run)]) == 0
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_the_command_pushes_a_run_as_it_releases_it_and_a_release_as_it_is(
     hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,6 +93,7 @@ def test_the_name_in_a_release_leads_nowhere(stranger: Path, name: object) -> No
     assert not any((stranger.parent / "work").rglob("*"))
 
 
+@pytest.mark.slow
 def test_force_removes_only_what_a_release_wrote(
     stranger: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,10 +82,7 @@ def test_compiled_code_is_kept_where_no_other_user_writes(tmp_path: Path, monkey
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-COMPILE = """
-import tinyllama.train.loop, torch
-torch.compile(lambda x: (x + 1).cos())(torch.ones(8))
-"""
+COMPILES = Path(__file__).with_name("compiles.py")
 
 
 @pytest.mark.slow
@@ -93,7 +90,7 @@ def test_torch_writes_no_compiled_code_into_the_shared_temporary_folder(tmp_path
     variables = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
     folders = {"TMPDIR": str(tmp_path / "shared"), "XDG_CACHE_HOME": str(tmp_path / "own")}
     (tmp_path / "shared").mkdir()
-    subprocess.run([sys.executable, "-c", COMPILE], env=variables | folders, check=True, timeout=200)
+    subprocess.run([sys.executable, str(COMPILES)], env=variables | folders, check=True, timeout=200)
     assert [*(tmp_path / "own/tinyllama/torchinductor").rglob("*.so")]
     (headers,) = (tmp_path / "shared").iterdir()  # torch keeps precompiled headers there, whatever it is told
     assert headers.stat().st_mode & 0o777 == 0o700

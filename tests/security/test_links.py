@@ -84,6 +84,9 @@ def test_a_linked_folder_of_releases_and_a_linked_page_are_not_written(tmp_path:
     (run / "releases").symlink_to(victim)
     with pytest.raises(InputError, match="releases: is a symbolic link"):
         refresh_cards(run / "releases")
+    write_json(victim / "inner/release.json", {"files": {}, "step": 3})
+    with pytest.raises(InputError, match="releases: is a symbolic link"):
+        update_card(run / "releases/inner")
     (run.parent / ".trackio").symlink_to(victim)
     with pytest.raises(InputError, match=r"\.trackio: is a symbolic link"):
         open_trackio(folder_of(run))

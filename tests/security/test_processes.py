@@ -14,23 +14,12 @@ from tests.train.launching import without_space
 from tinyllama import cli
 from tinyllama.cli_status import run_to_status
 
-INTERRUPTED_AT = """
-import sys
-interrupted = sys.argv[1]
-class Finder:
-    def find_spec(self, name, *_):
-        if name == interrupted:
-            raise KeyboardInterrupt
-sys.meta_path.insert(0, Finder())
-from tinyllama.__main__ import main
-sys.argv[1:] = ["generate", "nowhere", "words"]
-sys.exit(main())
-"""
+INTERRUPTED = Path(__file__).with_name("interrupted.py")
 
 
 @pytest.mark.parametrize("module", ["tyro", "pydantic", "tinyllama.model.generation", "torch", "safetensors"])
 def test_an_interrupt_while_a_command_imports_is_one_line(module: str) -> None:
-    command = [sys.executable, "-c", INTERRUPTED_AT, module]
+    command = [sys.executable, str(INTERRUPTED), module]
     ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 130
     (line,) = ended.stderr.splitlines()

@@ -27,6 +27,7 @@ def test_every_call_that_loads_a_model_forbids_its_code() -> None:
         assert options.get("trust_remote_code") == "False", f"{path}:{call.lineno}"
 
 
+@pytest.mark.slow
 def test_a_model_with_code_of_its_own_is_refused_without_a_question(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from tinyllama.files import write_json
 from tinyllama.tokenizer import Tokenizer
 
 TENFOLD = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 HUNGRY = {"type": "Split", "pattern": {"Regex": r"(a+)+$"}, "behavior": "Isolated", "invert": False}
 
 
@@ -32,7 +33,7 @@ def changed(folder: Path, **fields: Any) -> Path:
         ("normalizer", {"type": "Replace", "pattern": {"Regex": "."}, "content": "b" * 1000}),
         ("normalizer", {"type": "Sequence", "normalizers": [TENFOLD] * 9}),
         ("normalizer", {"type": "Prepend", "prepend": "x" * 1000}),
-        ("decoder", {"type": "Sequence", "decoders": [TENFOLD] * 9 + [{"type": "ByteLevel"}]}),
+        ("decoder", {"type": "Sequence", "decoders": [TENFOLD] * 9 + [BYTES]}),
     ],
 )
 def test_one_that_makes_texts_far_longer_is_refused(tmp_path: Path, part: str, step: dict[str, Any]) -> None:

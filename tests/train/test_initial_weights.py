@@ -192,6 +192,7 @@ def test_a_tokenizer_with_more_pieces_than_the_weights_is_refused(small: Path, t
     assert "has id 300, but the weights have 300 rows" in said
 
 
+@pytest.mark.slow
 def test_a_models_own_tokenizer_with_padding_beyond_the_weights_starts_a_run_that_is_released(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,6 +62,7 @@ def test_a_product_is_not_timed_at_every_pause(small: Path, monkeypatch: pytest.
     assert peaks == [3e9, 5e9]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_peak_and_another_machine_gets_its_own(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,6 @@ from tinyllama.data.endings import packing_of
 from tinyllama.data.long_text import LONGEST_BYTES
 from tinyllama.errors import InputError
 
-Part = bytes | bytearray
 _CHUNK_BYTES = 1 << 20
 _XZ_BYTES = 256 << 20  # of memory; the largest preset, 9, needs 65 MiB
 _PLAIN = "plain text"
@@ -35,7 +34,7 @@ _ARCHIVES = (
 _BZ2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")
 
 
-def lines_of(local: Path, name: str, ratio: int) -> Iterator[tuple[int, Part | None]]:
+def lines_of(local: Path, name: str, ratio: int) -> Iterator[tuple[int, bytes | bytearray | None]]:
     """Yield the lines of a file with their numbers from 1, without their ends; skip blank ones.
 
     A line of more than LONGEST_BYTES is None. Raises as `chunks_of` does.
@@ -51,9 +50,9 @@ def lines_of(local: Path, name: str, ratio: int) -> Iterator[tuple[int, Part | N
         if len(tail) > LONGEST_BYTES:
             tail, is_too_long = bytearray(b"..."), True
         if rest:
-            lines: list[Part] = [*rest[-2::-1], tail]
+            lines: list[bytes | bytearray] = [*rest[-2::-1], tail]
             number += len(lines)
-            whole: list[tuple[int, Part | None]] = [
+            whole: list[tuple[int, bytes | bytearray | None]] = [
                 (number - left, line) for left, line in enumerate(lines, 1) if _holds_something(line)
             ]
             if is_too_long:
@@ -68,7 +67,7 @@ def _holds_something(line: bytes | bytearray) -> bool:
     return bool(line) and not line.isspace()
 
 
-def documents_of(local: Path, name: str, separator: str, ratio: int) -> Iterator[Part | None]:
+def documents_of(local: Path, name: str, separator: str, ratio: int) -> Iterator[bytes | bytearray | None]:
     """Yield the documents of a text file, without the separators between them; skip blank ones.
 
     A separator of line ends alone matches that many or more, of Unix or Windows. A document of more than LONGEST_BYTES
@@ -121,17 +120,21 @@ def chunks_of(local: Path, name: str, ratio: int) -> Iterator[bytes]:
         if not packing_of(name):
             yield from chunks
             return
-        budget = Budget(name, local.stat().st_size, ratio)
+        budget = Budget(local, name, ratio)
         for chunk in chunks:
             budget.spend(len(chunk))
             yield chunk
 
 
-class Budget:
-    """The bytes that a packed file may unpack to: a few kilobytes can hold terabytes of one letter."""
+_FREE_BYTES = 64 << 20
+"""Unpacked bytes that any file may have."""
 
-    def __init__(self, name: str, size: int, ratio: int) -> None:
-        self.name, self.ratio, self.left = name, ratio, max(FREE_BYTES, size * ratio)
+
+class Budget:
+    """Number of bytes that a file may still unpack to: a few kilobytes can hold terabytes of one letter."""
+
+    def __init__(self, local: Path, name: str, ratio: int) -> None:
+        self.name, self.ratio, self.left = name, ratio, max(_FREE_BYTES, local.stat().st_size * ratio)
 
     def spend(self, count: int) -> None:
         """Count unpacked bytes. Raises InputError where they are too many."""
@@ -143,11 +146,7 @@ class Budget:
             )
 
 
-FREE_BYTES = 64 << 20
-"""Unpacked bytes that any file may have."""
-
-
-def whole_file(local: Path, name: str, ratio: int) -> Part | None:
+def whole_file(local: Path, name: str, ratio: int) -> bytes | bytearray | None:
     """Return the bytes of `chunks_of`, all at once; None if they are more than LONGEST_BYTES."""
     if packing_of(name):
         data = bytearray()

@@ -15,10 +15,10 @@ from tinyllama.text import between_characters
 LONG_BYTES = 32 << 20
 """Size in bytes above which a document stays UTF-8."""
 LONGEST_BYTES = 256 << 20
-"""Size in bytes above which a document, or a line of JSON, is rejected: what a reader holds is bounded by it."""
+"""Size in bytes above which a document, or a line of JSON, is rejected; it bounds the memory of a reader."""
 
 _PART_BYTES = 1 << 20
-_REST_BYTES = 32 << 20
+_REST_BYTES = 32 << 20  # of a line without its long strings
 _STRING = re.compile(rb'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
 # What may precede a cut: plain bytes, escapes, and both escapes of a surrogate pair. The first escape of a pair is lone
 # if anything else follows it.

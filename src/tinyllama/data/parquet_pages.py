@@ -1,6 +1,6 @@
 """Sizes of a parquet column's pages, read from their headers before pyarrow allocates memory for them.
 
-pyarrow unpacks a page whole and shows no header. Headers are structs of Thrift's compact protocol
+pyarrow unpacks a page at once and exposes no header. Headers are structs of Thrift's compact protocol
 (https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md), see PageHeader in parquet.thrift.
 """
 
@@ -13,12 +13,14 @@ _TYPE, _UNPACKED, _PACKED = 1, 2, 3
 _DICTIONARY = 2
 
 
+class PageError(Exception):
+    """A page's header that cannot be read."""
+
+
 def pages(data: Any, chunk: Any) -> Iterator[tuple[bool, int]]:
     """Yield whether a page is a dictionary, and its unpacked size in bytes, for each page of a column chunk.
 
-    `data` are the file's bytes.
-
-    Raises ValueError at a header that cannot be read.
+    `data` are the file's bytes. Raises PageError at a header that cannot be read.
     """
     places = [place for place in (chunk.dictionary_page_offset, chunk.data_page_offset) if place]
     place = min(places, default=0)
@@ -28,9 +30,9 @@ def pages(data: Any, chunk: Any) -> Iterator[tuple[bool, int]]:
             header, place = _struct(data, place)
             kind, unpacked, packed = header[_TYPE], header[_UNPACKED], header[_PACKED]
         except (IndexError, KeyError, RecursionError):
-            raise ValueError("a page's header cannot be read") from None
+            raise PageError("a page's header cannot be read") from None
         if packed < 0 or unpacked < 0:
-            raise ValueError("a page's size is negative")
+            raise PageError("a page's size is negative")
         yield kind == _DICTIONARY, unpacked
         place += packed
 
@@ -73,6 +75,8 @@ def _integer(data: Any, place: int) -> tuple[int, int]:
 def _varint(data: Any, place: int) -> tuple[int, int]:
     value = shift = 0
     while (byte := data[place]) & 128:
+        if shift > 63:  # no number of a header has more bits
+            raise IndexError(place)
         value |= (byte & 127) << shift
         shift, place = shift + 7, place + 1
     return value | byte << shift, place + 1

@@ -39,7 +39,7 @@ _REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
 _REJECTS_BYTES = 1 << 28
-"""Size of a task's list of rejects: a file of a gigabyte can hold half a billion rows that are none."""
+"""Largest size of a task's list of rejects; later ones are only counted."""
 _REPAIRED = "lone surrogates became U+FFFD"
 
 # datatrove announces every task on standard error, in every worker; here the progress bar does.

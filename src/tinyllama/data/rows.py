@@ -18,7 +18,7 @@ import orjson
 
 from tinyllama.data.endings import kind_of
 from tinyllama.data.lenient_json import Repaired, loads
-from tinyllama.data.lines import Budget, Part, documents_of, lines_of, opened_text, whole_file
+from tinyllama.data.lines import Budget, documents_of, lines_of, opened_text, whole_file
 from tinyllama.data.long_text import LONG_BYTES, LONGEST_BYTES, parse_long_line
 from tinyllama.data.tables import Oversized, Undecodable, arrow_columns, arrow_rows, parquet_columns, parquet_rows
 from tinyllama.errors import InputError
@@ -27,10 +27,10 @@ from tinyllama.recipe_errors import printable
 from tinyllama.text import Text, is_utf8
 
 _SUBSET = "redpajama_set_name"
-TOO_LONG = f"longer than {LONGEST_BYTES >> 20} MiB"
-"""Reason of a row whose document no reader holds."""
-_CSV_CHARACTERS = LONGEST_BYTES // 4  # a string may take four bytes for each
-_ROW_BYTES = 64  # that a row of parquet counts at least as: an empty one is listed among the rejects
+_TOO_LONG = f"longer than {LONGEST_BYTES >> 20} MiB"
+"""Reject reason for a document above LONGEST_BYTES."""
+_CSV_CHARACTERS = LONGEST_BYTES // 4  # up to four bytes each in a string
+_ROW_BYTES = 64  # counted per row in addition to its text, since a reject is listed too
 _LONGEST_META = 10_000  # characters; beyond it is no metadata
 _MOST_NAMED = 20  # columns, in a message
 
@@ -89,21 +89,20 @@ def language_of(path: str) -> str:
 
 
 def _fields(local: Path, name: str, source: Source, needed: Sequence[str], one_of: Sequence[str] = ()) -> Fields:
+    ratio = source.max_compression_ratio
     match kind_of(name, source.format):
         case "parquet":
             columns = _columns(parquet_columns(local), name, needed, one_of)
-            budget = Budget(name, local.stat().st_size, source.max_compression_ratio)
-            return _within(budget, parquet_rows(local, name, columns))
+            return _within(Budget(local, name, ratio), parquet_rows(local, name, columns))
         case "arrow":
             columns = _columns(arrow_columns(local), name, needed, one_of)
-            budget = Budget(name, local.stat().st_size, source.max_compression_ratio)
-            return _within(budget, arrow_rows(local, name, columns))
+            return _within(Budget(local, name, ratio), arrow_rows(local, name, columns))
         case "csv":
-            return _csv(local, name, needed, source.max_compression_ratio)
+            return _csv(local, name, needed, ratio)
         case "text":
-            return _text(local, name, source, needed[0])
+            return _text(local, name, source.separator, needed[0], ratio)
         case _:
-            return _json_lines(local, name, source.max_compression_ratio)
+            return _json_lines(local, name, ratio)
 
 
 def _within(budget: Budget, rows: Iterator[dict[str, Any]]) -> Fields:
@@ -157,7 +156,7 @@ def _usable(number: int, line: int | None, fields: dict[str, Any], column: str, 
             return Row(number, text, subset, isinstance(fields, Repaired))
         return Reject(number, f"empty {column}", line=line)
     if isinstance(text, Oversized):
-        return Reject(number, TOO_LONG, line=line)
+        return Reject(number, _TOO_LONG, line=line)
     if isinstance(text, Undecodable):
         return Reject(number, f"{column} is not UTF-8", line=line)
     return Reject(number, f"no {column}" if text is None else f"{column} is not text", line=line)
@@ -201,14 +200,15 @@ def _json_lines(local: Path, name: str, ratio: int) -> Fields:
     return map(partial(_parsed, name), lines_of(local, name, ratio))
 
 
-def _parsed(name: str, numbered: tuple[int, Part | None]) -> tuple[int, dict[str, Any] | str]:
+def _parsed(name: str, numbered: tuple[int, bytes | bytearray | None]) -> tuple[int, dict[str, Any] | str]:
     number, line = numbered
     if line is None:
-        return number, TOO_LONG
+        return number, _TOO_LONG
     try:
-        fields = parse_long_line(line) if len(line) > LONG_BYTES else loads(line)
-        if fields is None and line.strip() != b"null":
-            return number, TOO_LONG
+        is_long = len(line) > LONG_BYTES
+        fields = parse_long_line(line) if is_long else loads(line)
+        if is_long and fields is None:
+            return number, _TOO_LONG
     except orjson.JSONDecodeError as error:
         if error.msg.startswith("Not enough memory"):
             raise MemoryError(error.msg) from None  # the row is none the worse for it
@@ -223,7 +223,7 @@ def _parsed(name: str, numbered: tuple[int, Part | None]) -> tuple[int, dict[str
     return number, fields if isinstance(fields, dict) else "not a JSON object"
 
 
-def begins_longer_json(line: Part) -> bool:
+def begins_longer_json(line: bytes | bytearray) -> bool:
     """Whether a line begins an array of several lines, or an object with each of its fields on a line."""
     if line.strip() == b"{":
         return True
@@ -234,11 +234,10 @@ def begins_longer_json(line: Part) -> bool:
     return False
 
 
-def _text(local: Path, name: str, source: Source, column: str) -> Fields:
-    ratio, separator = source.max_compression_ratio, source.separator
+def _text(local: Path, name: str, separator: str | None, column: str, ratio: int) -> Fields:
     for data in documents_of(local, name, separator, ratio) if separator else [whole_file(local, name, ratio)]:
         if data is None:
-            yield None, TOO_LONG
+            yield None, _TOO_LONG
             continue
         try:
             yield None, {column: data if len(data) > LONG_BYTES and is_utf8(memoryview(data)) else data.decode()}
@@ -272,7 +271,7 @@ def _csv(local: Path, name: str, needed: Sequence[str], ratio: int) -> Fields:
 
 
 class _Lines:
-    """The lines of a csv file, of which a record may hold a bounded number of characters."""
+    """Lines of a csv file; a record has at most _CSV_CHARACTERS."""
 
     def __init__(self, file: TextIOBase, name: str) -> None:
         self.file, self.name, self.held = file, name, 0

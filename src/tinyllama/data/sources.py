@@ -114,7 +114,7 @@ def read_rows(path: str, source: Source, local: Path | None = None) -> Iterator[
 
 
 def _counted(rows: Iterator[Row | Reject], path: str) -> Iterator[Row | Reject]:
-    """Yield rows. Raises InputError where a million of them are rejected and fewer are used: no data, but a flood."""
+    """Yield rows. Raises InputError if more than a million are rejected, and more than are used."""
     usable = rejected = 0
     for row in rows:
         if isinstance(row, Row):
@@ -124,7 +124,7 @@ def _counted(rows: Iterator[Row | Reject], path: str) -> Iterator[Row | Reject]:
             if rejected > _MOST_REJECTED and rejected > usable:
                 raise InputError(f"{path}: {rejected:,} rows are rejected, the last as {row.reason!r}; take it out")
         yield row
-        del row  # its text, which the next one's reading would hold a second time
+        del row  # else its text is in memory while the next one is read
 
 
 def _remedy(error: Exception) -> str:

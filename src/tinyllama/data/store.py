@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllama.errors import DAMAGE, InputError
-from tinyllama.files import read_json, sha256_of
+from tinyllama.files import is_file_name, read_json, sha256_of
 
 FORMAT_VERSION = 3
 WORK = ".work"
@@ -45,7 +45,7 @@ Piece = tuple[int, int, int]
 
 def _check_names(folder: Path, *names: str) -> None:
     for name in names:
-        if name in ("", ".", "..") or "/" in name:
+        if not is_file_name(name):
             raise InputError(f"{folder}/manifest.json: names {name!r}, which is no file of the store; restore it")
 
 

@@ -16,7 +16,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from tinyllama.data.long_text import LONG_BYTES, LONGEST_BYTES
-from tinyllama.data.parquet_pages import pages
+from tinyllama.data.parquet_pages import PageError, pages
 from tinyllama.errors import InputError
 from tinyllama.recipe_errors import printable
 from tinyllama.text import Text, is_utf8
@@ -35,7 +35,7 @@ class Undecodable:
 
 
 class Oversized:
-    """Stands for a text of more than LONGEST_BYTES; `len` is its size in bytes."""
+    """Placeholder for a text of more than LONGEST_BYTES; `len` is its size in bytes."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -85,18 +85,18 @@ def _most_rows(data: Any, name: str, chunk: Any) -> int:
     rows = _MOST_ROWS
     if "DELTA_BYTE_ARRAY" in chunk.encodings:  # a value may repeat all of the one before
         rows = 1
+    column = printable(chunk.path_in_schema)
     try:
-        found = list(pages(data, chunk))
-    except ValueError as error:
-        raise InputError(f"{name}: {error}; write it again, or take it out") from None
-    for is_dictionary, size in found:
-        if size > _PAGE_BYTES:
-            raise InputError(
-                f"{name}: a page of {printable(chunk.path_in_schema)} holds {size:,} bytes, more than {_PAGE_BYTES:,}; "
-                "write it again with fewer rows per page, or take it out"
-            )
-        if is_dictionary:
-            rows = max(1, min(rows, _MOST_BYTES // max(1, size)))
+        for is_dictionary, size in pages(data, chunk):
+            if size > _PAGE_BYTES:
+                raise InputError(
+                    f"{name}: a page of {column} holds {size:,} bytes, more than {_PAGE_BYTES:,}; write it again with "
+                    "fewer rows per page, or take it out"
+                )
+            if is_dictionary:
+                rows = max(1, min(rows, _MOST_BYTES // max(1, size)))
+    except PageError as error:
+        raise InputError(f"{name}: column {column}: {error}; write it again, or take it out") from None
     return rows
 
 
@@ -104,7 +104,7 @@ def _check_flat(schema: Any, name: str, columns: Sequence[str]) -> None:
     """Raise InputError where a column holds lists, of which a few bytes can hold millions of numbers."""
     for column in columns:
         if _holds_lists(schema.field(column).type):
-            raise InputError(f"{name}: column {printable(column)} holds lists, not text; name another as text")
+            raise InputError(f"{name}: column {printable(column)} holds lists, not text; write it without them")
 
 
 def _holds_lists(kind: Any) -> bool:
@@ -141,7 +141,7 @@ def arrow_rows(local: Path, name: str, columns: Sequence[str]) -> Iterator[dict[
 
 
 def _most_decoded(column: Any) -> int:
-    """Return how many rows at a time hold at most _MOST_BYTES if each has the whole of the column's dictionary."""
+    """Return how many rows at a time hold at most _MOST_BYTES if each has all bytes of the column's dictionary."""
     if not pyarrow.types.is_dictionary(column.type) or not len(column.dictionary):
         return _MOST_ROWS
     return max(1, min(_MOST_ROWS, _MOST_BYTES // max(1, int(column.dictionary.nbytes))))

@@ -127,7 +127,7 @@ def _software(recipe: Recipe, found: Found) -> Iterator[Row]:
     yield _executor(recipe, found)
     if recipe.train.compile and not found.can_compile:
         yield _row(
-            "train.compile", "no C++ compiler: training goes on uncompiled", "warning", "install g++ python3-dev"
+            "train.compile", "no C++ compiler: training continues uncompiled", "warning", "install g++ python3-dev"
         )
     if recipe.train.float8:
         yield float8_row(found)

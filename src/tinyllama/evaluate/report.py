@@ -9,7 +9,7 @@ import torch
 
 from tinyllama.evaluate.baselines import PUBLISHED
 from tinyllama.evaluate.scores import BATCH_SIZE, Evaluation, evaluate
-from tinyllama.files import read_json, refuse_links
+from tinyllama.files import read_json
 from tinyllama.hardware import keep_memory
 from tinyllama.model.loading import locate
 from tinyllama.release import update_card
@@ -52,7 +52,6 @@ def _saved(evaluation: Evaluation, folder: Path) -> str:
     """Keep scores of the model in a folder, and return what there is to read."""
     source = evaluation.model
     path = _place(source, folder)
-    refuse_links(path.parent)
     _with_earlier(evaluation, path).save(path)
     if path.with_name("release.json").is_file():
         update_card(path.parent)

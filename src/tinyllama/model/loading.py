@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 
 from tinyllama.errors import InputError, damage_named, first_line, warn_once
-from tinyllama.files import how_to_replace, read_json, sha256_of
+from tinyllama.files import how_to_replace, is_file_name, read_json, sha256_of
 from tinyllama.model.llama import Llama
 from tinyllama.model.weights import fill, from_hugging_face, shape_from_hugging_face
 from tinyllama.plan import num_parameters
@@ -189,7 +189,7 @@ def indexed_files(index: Path) -> set[str]:
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise InputError(f"{index.name} has no weight_map of files; fetch it again, or save the model again")
-    if outside := [name for name in places.values() if Path(name).name != name or name in ("", ".", "..")]:
+    if outside := [name for name in places.values() if not is_file_name(name)]:
         raise InputError(f"{index.name} names a file outside its folder, {outside[0]!r}; save the model again")
     return set(places.values())
 

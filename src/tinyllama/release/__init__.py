@@ -13,7 +13,16 @@ from pydantic import ValidationError
 
 from tinyllama import recipe_train
 from tinyllama.errors import InputError, RunStoppedError, damage_named
-from tinyllama.files import alone_in, locked, read_json, refuse_links, write_atomically, write_folder, write_json
+from tinyllama.files import (
+    alone_in,
+    locked,
+    read_json,
+    refuse_link,
+    refuse_links,
+    write_atomically,
+    write_folder,
+    write_json,
+)
 from tinyllama.model.loading import load_model, load_tokenizer
 from tinyllama.recipe import Recipe
 from tinyllama.recipe_errors import first_problem
@@ -113,6 +122,7 @@ def update_card(release_folder: str | Path) -> Path:
     scores are another checkpoint's.
     """
     folder = Path(release_folder)
+    refuse_link(folder.parent)
     scores, step = folder / "evaluation.json", read_facts(folder)["step"]
     if scores.is_file() and (found := read_json(scores)["step"]) != step:
         raise InputError(f"{scores}: of step {found}, this is step {step}; evaluate {folder}")
@@ -125,9 +135,7 @@ def update_card(release_folder: str | Path) -> Path:
 
 def refresh_cards(releases: Path) -> None:
     """Make releases.json and every release's card again from what lies in `RUN/releases`."""
-    refuse_links(releases)
-    if releases.is_symlink():
-        raise InputError(f"{releases}: is a symbolic link, and what it leads to would change; delete the link")
+    refuse_link(releases)
     with locked(releases / "cards.lock"):  # an evaluation and a milestone's process may end together
         found = releases_table(releases)
         write_json(releases / "releases.json", found)
@@ -156,6 +164,7 @@ def find_checkpoint(source: Path, step: int | None) -> Path:
 
 def _write_card(folder: Path, releases: dict[str, Any] | None) -> None:
     """A release's card, with the table of its run's releases, or that of others' weights; and release.json's hashes."""
+    refuse_link(folder)
     refuse_links(folder)
     facts, evaluation = read_json(folder / "release.json"), evaluation_of(folder)
     card = model_card(facts, evaluation, releases) if releases else foreign_card(facts, evaluation)

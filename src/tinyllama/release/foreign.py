@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import ModelCardData
 
 from tinyllama.errors import InputError, RunStoppedError, warn_once
-from tinyllama.files import read_json, sha256_of, write_folder, write_json
+from tinyllama.files import links_out, read_json, sha256_of, write_folder, write_json
 from tinyllama.model.loading import HuggingFaceLlama, load_model, load_tokenizer
 from tinyllama.plan import num_parameters
 from tinyllama.recipe_fields import NAME_PATTERN
@@ -73,11 +73,10 @@ def _refuse_links_out(source: Path) -> None:
 
     Links of the hub's cache lead to `blobs`, next to the folder of its snapshots.
     """
-    here = source.resolve()
-    for path in here.rglob("*"):
-        target = path.resolve()
-        if not target.is_relative_to(here) and target.parent != here.parent.parent / "blobs":
-            raise InputError(f"{path}: is a link to {target}, outside its folder; put the file itself there")
+    blobs = source.resolve().parent.parent / "blobs"
+    for path in links_out(source):
+        if path.resolve().parent != blobs:
+            raise InputError(f"{path}: is a link to {path.resolve()}, outside its folder; put the file itself there")
 
 
 def _compare_with_transformers(source: Path, reference: dict[str, Any]) -> None:

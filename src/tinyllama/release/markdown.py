@@ -13,6 +13,6 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return a cell's Markdown, in which only code holds a `<`, and nothing ends the cell or its line."""
+    """Escape a cell: control characters, `<` outside code, `|` and newlines."""
     escaped = re.sub(r"(`[^`]*`)|<", lambda found: found[1] or "&lt;", visible(text))
     return escaped.replace("|", "\\|").replace("\n", " ")

@@ -15,7 +15,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from tinyllama.errors import InputError
+from tinyllama.files import refuse_link
 from tinyllama.recipe import Recipe
 from tinyllama.track.follow import Progress
 from tinyllama.track.record import Row, Scores
@@ -42,8 +42,7 @@ def folder_of(run: Path) -> Path:
 
 def open_trackio(folder: Path) -> Any:
     """Import trackio with its data in `folder`: it reads where from the environment, when first imported."""
-    if folder.is_symlink():
-        raise InputError(f"{folder}: is a symbolic link, and what it leads to would change; delete the link")
+    refuse_link(folder)
     os.environ["TRACKIO_DIR"] = str(folder)
     trackio = importlib.import_module("trackio")
     is_there = importlib.import_module("trackio.utils").TRACKIO_DIR

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tinyllama.errors import InputError, briefly
-from tinyllama.files import alone_in, refuse_links
+from tinyllama.files import alone_in, refuse_link
 from tinyllama.recipe import Recipe
 from tinyllama.terminal import echo
 from tinyllama.track.follow import Follower, Progress, Sink, read_progress
@@ -39,7 +39,7 @@ def open_sink(name: str, run: Path, recipe: Recipe) -> Sink:
 
 def take(run: Path, name: str, locks: ExitStack) -> bool:
     """Hold a sink's lock in a run until `locks` are closed; False where another process follows the run for it."""
-    refuse_links(run)
+    refuse_link(run / "trackers")
     try:
         locks.enter_context(alone_in(run / "trackers", f"{name}.lock", ""))
     except InputError:

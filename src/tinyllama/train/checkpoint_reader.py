@@ -39,7 +39,7 @@ _CLASSES = {
 }
 """All classes and functions in the metadata of our checkpoints (torch 2.13); torch's dtypes are allowed too."""
 _BUILT = [found for found in _CLASSES.values() if dataclasses.is_dataclass(found)]
-"""Classes whose instances a pickle sets attributes of."""
+"""Classes whose instances may get attributes from a pickle."""
 _FILE = re.compile(r"__\d+_\d+\.distcp")
 """Name of a DCP file with tensors, without a folder."""
 
@@ -51,7 +51,7 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
     dispatch: ClassVar = dict(_PythonUnpickler.dispatch)
 
     def load_build(self) -> None:
-        """Set attributes of an instance, never of a class or function: those are the whole process's."""
+        """Set attributes of an instance, never of a class or function, which all code of the process shares."""
         if type(self.stack[-2]) not in _BUILT:
             raise pickle.UnpicklingError(f"sets attributes of {self.stack[-2]!r}")
         super().load_build()
@@ -63,7 +63,7 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
         if found is None and module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             found = getattr(torch, name)
         if found is None:
-            raise pickle.UnpicklingError(f"{module}.{name} is nothing that a checkpoint needs")
+            raise pickle.UnpicklingError(f"{module}.{name} is not part of a checkpoint")
         return found
 
 

@@ -63,7 +63,7 @@ class Guard:
 
 
 def is_spike(loss: float, losses: Iterable[float], recipe: recipe_train.Guard) -> bool:
-    """Whether a loss lies `spike_z_score` above the median of a whole window of losses, by the robust z-score."""
+    """Whether a loss lies `spike_z_score` above the median of a full window of losses, by the robust z-score."""
     window = list(losses)
     if len(window) < recipe.spike_window_steps:
         return False

@@ -323,7 +323,7 @@ def _settle(session: Session, must: bool = False) -> None:
         remedy = "make room" if is_full else f"remove that cause, so that {run / 'checkpoints'} can be written,"
         raise RunStoppedError(f"{words}; {remedy} and run this again: it resumes from the checkpoint before")
     if session.journal:
-        echo(f"{words}; training goes on", to_stderr=True)
+        echo(f"{words}; training continues", to_stderr=True)
 
 
 def _end_by_signal(session: Session, step: int) -> None:

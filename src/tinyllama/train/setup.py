@@ -117,7 +117,9 @@ def _compile(model: Llama, ranks: Ranks) -> None:
         for block in model.blocks:
             block.forward = torch.compile(block.forward, dynamic=False)
     elif ranks.is_first:
-        echo("no C++ compiler with Python's headers here: training goes on uncompiled, and slower", to_stderr=True)
+        echo(
+            "no C++ compiler with Python's headers here: training continues uncompiled, which is slower", to_stderr=True
+        )
 
 
 def _use_float8(model: Llama, ranks: Ranks) -> None:
