@@ -8,8 +8,8 @@ NO_AMX := $(shell flags='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'; \
 LLAMA_CPP := SKBUILD_BUILD_TARGETS='llama;ggml' CMAKE_ARGS="$(CMAKE_ARGS) -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF \
 	'-DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tools/llama_cpp.cmake' \
 	'-DCMAKE_C_FLAGS=$(NO_AMX)' '-DCMAKE_CXX_FLAGS=$(NO_AMX)'"
-LOWEST := tests/test_recipe.py tests/test_tokenizer.py tests/model tests/plan tests/evaluate tests/release tests/report \
-	tests/data tests/track/test_trackers.py tests/train/test_train.py tests/train/test_float8.py \
+LOWEST := tests/recipe/test_recipe.py tests/tokenizer/test_tokenizer.py tests/model tests/plan tests/evaluate tests/release tests/report \
+	tests/data tests/tracking/test_trackers.py tests/train/test_train.py tests/train/test_float8.py \
 	tests/train/test_checkpoint.py tests/train/test_exactness.py
 
 .PHONY: demo test test-fast check docs docs-serve bench bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-lowest check-clusters soak lock install-locked fuzz clean
@@ -99,7 +99,7 @@ check-lowest: .venv/installed-dev
 # a network between them, two Kubernetes pods. Then SkyPilot reads its launch file, in an environment of its own: half a
 # gigabyte.
 check-clusters: .venv/installed-dev
-	$(BIN)/python -m pytest tests/cluster tests/data/test_executors.py -m cluster --durations 10
+	$(BIN)/python -m pytest tests/cluster tests/prepare/test_executors.py -m cluster --durations 10
 	$(PYTHON) -m venv build/skypilot
 	build/skypilot/bin/python -m pip install --quiet 'skypilot>=0.14'
 	build/skypilot/bin/python tests/cluster/check_skypilot.py

@@ -15,13 +15,13 @@ import torch
 from optimizers import make_data, tinyllama
 
 from tinyllama.data.store import TokenStore
+from tinyllama.loading import load_model
 from tinyllama.model.llama import PRECISIONS
-from tinyllama.model.loading import load_model
 from tinyllama.recipe import Recipe
 from tinyllama.release.average import average_into, averaged_checkpoints
+from tinyllama.runs.checkpoint import list_committed
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.train.checkpoint import committed
-from tinyllama.train.parallel import Ranks
+from tinyllama.train.distributed import World
 from tinyllama.train.validation import Score, Validation, prepare_validation, validate
 
 EVERY = 25
@@ -41,11 +41,11 @@ def main() -> None:
     constant = train(chosen.folder, f"constant-{chosen.steps}", chosen.steps, peak)
     validation = validation_of(chosen.folder, constant)
     print("| weights | validation loss | bits per byte | less than the last |\n|---|---|---|---|", flush=True)
-    last = score(committed(constant)[-1:], 1.0, validation).loss
+    last = score(list_committed(constant)[-1:], 1.0, validation).loss
     for count, decay in AVERAGES:
-        folders = averaged_checkpoints(constant, committed(constant)[-1], count)
+        folders = averaged_checkpoints(constant, list_committed(constant)[-1], count)
         print_row(name_of(count, decay), score(folders, decay, validation), last)
-    print_row("the demo's cool-down", score(committed(cooled)[-1:], 1.0, validation), last)
+    print_row("the demo's cool-down", score(list_committed(cooled)[-1:], 1.0, validation), last)
 
 
 def train(folder: Path, name: str, steps: int, fields: Mapping[str, object]) -> Path:
@@ -81,7 +81,7 @@ def score(folders: Sequence[Path], decay: float, validation: Validation) -> Scor
     train = Recipe.load("demo").train
     model = load_model(folders[-1], PRECISIONS[train.precision])
     average_into(model, folders, decay)
-    return validate(model, validation, train.micro_batch_sequences, Ranks(0, 1, torch.device("cpu")))
+    return validate(model, validation, train.micro_batch_sequences, World(0, 1, torch.device("cpu")))
 
 
 def name_of(count: int, decay: float) -> str:

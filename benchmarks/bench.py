@@ -22,8 +22,8 @@ from bench_page import write_page
 from measuring import Measure, Results, machine, options, read_measures, read_results
 
 from tinyllama.files import write_json
-from tinyllama.hardware import measure_product
-from tinyllama.processes import usable_cores
+from tinyllama.hardware import benchmark_matmul_flops
+from tinyllama.processes import available_cpu_count
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -73,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--into", type=Path, help="folder of the page (default: docs, or WORK/look with --only)")
     parser.add_argument(
-        "--threads", type=int, default=usable_cores(), help="of each program that has any (default: %(default)s)"
+        "--threads", type=int, default=available_cpu_count(), help="of each program that has any (default: %(default)s)"
     )
     parser.add_argument("--page", type=Path, help="measure nothing: make the page of such a file of results")
     return parser.parse_args()
@@ -81,7 +81,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def measure(sections: list[str], arguments: argparse.Namespace) -> Results:
     """Run the sections, the machine's own speed measured before each and after the last."""
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(available_cpu_count())
     begun, measures = time.perf_counter(), list[Measure]()
     products, loads = [product()], [getloadavg()[0]]
     for name in sections:
@@ -98,7 +98,7 @@ def measure(sections: list[str], arguments: argparse.Namespace) -> Results:
 
 def product() -> float:
     """GFLOP/s of the bf16 2048^3 product on all cores."""
-    return measure_product(torch.bfloat16) / 1e9
+    return benchmark_matmul_flops(torch.bfloat16) / 1e9
 
 
 def run(name: str, arguments: argparse.Namespace) -> list[Measure]:

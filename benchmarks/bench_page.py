@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from measuring import OURS, Machine, Measure, Results, better, number, ratios, spread
 
-from tinyllama.files import write_atomically
+from tinyllama.files import atomic_write
 
 OURS_INK, THEIRS_INK, EVEN_INK, GRID = "#2a6fbb", "#d95f02", "#7a828e", "#e6e6e6"
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}
@@ -30,9 +30,9 @@ TITLES = {
 
 def write_page(results: Results, folder: Path) -> None:
     """benchmarks.md and benchmarks.png."""
-    with write_atomically(folder / "benchmarks.png") as file:
+    with atomic_write(folder / "benchmarks.png") as file:
         FigureCanvasAgg(draw(results)).print_png(file)
-    with write_atomically(folder / "benchmarks.md") as file:
+    with atomic_write(folder / "benchmarks.md") as file:
         file.write(("\n".join(page(results)) + "\n").encode())
 
 

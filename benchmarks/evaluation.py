@@ -22,7 +22,7 @@ from lm_eval.api.model import LM
 from measuring import OURS, Measure, Program, options, spread, take_turns, write_measures
 from peers import version_of
 
-from tinyllama.processes import usable_cores
+from tinyllama.processes import available_cpu_count
 
 TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge")
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -45,7 +45,7 @@ def _arguments() -> argparse.Namespace:
     parser = options(__doc__, rounds=3)
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--items", type=int, default=60, help="of each task")
-    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--threads", type=int, default=available_cpu_count())
     return parser.parse_args()
 
 

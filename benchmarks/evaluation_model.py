@@ -19,8 +19,8 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinyllama.evaluate.harness import LlamaLM, load_language_model
-from tinyllama.evaluate.tasks import load_tasks, quiet
-from tinyllama.train.parallel import Ranks
+from tinyllama.evaluate.tasks import load_tasks, suppress_stderr
+from tinyllama.train.distributed import World
 
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -43,20 +43,20 @@ def smollm2_folder(directory: Path) -> Path:
 
 
 def load_ours(folder: Path, precision: torch.dtype) -> LM:
-    model = load_language_model(folder, 1, precision, Ranks(0, 1, torch.device("cpu")))
+    model = load_language_model(folder, 1, precision, World(0, 1, torch.device("cpu")))
     assert isinstance(model, LlamaLM)
     model.stderr = io.StringIO()  # its bar
     return model
 
 
 def load_theirs(folder: Path, precision: torch.dtype, batch_size: int) -> LM:
-    with quiet():
+    with suppress_stderr():
         return HFLM(pretrained=str(folder), device="cpu", dtype=precision, batch_size=batch_size)
 
 
 def requests_of(task: Task, items: int) -> list[Instance]:
     """The requests of a task's first items."""
-    with quiet():
+    with suppress_stderr():
         task.build_all_requests(limit=items, rank=0, world_size=1)
     instances: list[Instance] = task.instances
     return instances
@@ -68,6 +68,6 @@ def load_task(name: str) -> Task:
 
 def answers(model: LM, requests: list[Instance]) -> list[tuple[float, bool]]:
     """Log-likelihoods and greediness, without bars."""
-    with quiet():
+    with suppress_stderr():
         scores: list[tuple[float, bool]] = model.loglikelihood(requests)
     return scores

@@ -19,8 +19,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 
 from tinyllama.files import write_json
-from tinyllama.hardware import device_name, installed_bytes
-from tinyllama.processes import usable_cores
+from tinyllama.hardware import device_name, total_memory_bytes
+from tinyllama.processes import available_cpu_count
 
 OURS = "tinyllama"
 DEFAULT_WORK = Path.home() / ".cache" / "tinyllama-benchmarks"
@@ -181,8 +181,8 @@ def machine(product_gflops: list[float], load: list[float]) -> Machine:
     """This machine, with what was measured of it."""
     return Machine(
         cpu=device_name(torch.device("cpu")),
-        cores=usable_cores(),
-        memory_bytes=installed_bytes(),
+        cores=available_cpu_count(),
+        memory_bytes=total_memory_bytes(),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         torch=version("torch"),

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from tinyllama.train.metrics import read_rows
+from tinyllama.runs.log import read_rows
 
 LEARNING_RATE = 3e-3
 RECIPE: dict[str, Any] = {

@@ -21,7 +21,7 @@ from typing import Any
 from measuring import DEFAULT_WORK
 from training_setup import Work, environment, make_work, small_recipe, write_recipe
 
-from tinyllama.train.metrics import read_rows
+from tinyllama.runs.log import read_rows
 
 STEPS = 9
 TOLERANCE = 0.15

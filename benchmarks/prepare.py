@@ -28,7 +28,7 @@ from measuring import OURS, Measure, Program, options, read_measures, spread, ta
 from peers import make_peer, pip, version_of
 from texts import make_corpus, text_bytes
 
-from tinyllama.processes import usable_cores
+from tinyllama.processes import available_cpu_count
 from tinyllama.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
@@ -57,7 +57,7 @@ def main() -> None:
     corpus = arguments.corpus or make_corpus(work, arguments.text, arguments.megabytes)
     folder = save_tokenizer(work, arguments.tokenizer or fetch_tokenizer(work))
     python = make_peer(arguments.work.resolve(), "litdata")
-    print(f"{usable_cores()} cores; tokenizer {Tokenizer.load(folder).digest[:12]}", flush=True)
+    print(f"{available_cpu_count()} cores; tokenizer {Tokenizer.load(folder).digest[:12]}", flush=True)
     measures = [compare(kind, corpus / kind, folder, work / "out", python, arguments.rounds) for kind in KINDS]
     add_a_worker(corpus, folder, work, arguments.copies, arguments.rounds)
     write_measures(arguments.json, [*measures, *encoders_alone(corpus, folder, work, arguments)])
@@ -66,7 +66,7 @@ def main() -> None:
 def encoders_alone(corpus: Path, folder: Path, work: Path, arguments: argparse.Namespace) -> list[Measure]:
     """What benchmarks/tokenizer.py measures, on the first core."""
     out = work / "encoders.json"
-    command = [sys.executable, HERE / "tokenizer.py", "--tokenizer", folder, "--corpus", corpus, "--json", out]
+    command = [sys.executable, HERE / "tokenizer/__init__.py", "--tokenizer", folder, "--corpus", corpus, "--json", out]
     sizes = ["--megabytes", str(arguments.megabytes / 2), "--rounds", str(arguments.rounds)]
     run_on({first_core()}, [*command, *sizes])
     return read_measures(out)

@@ -24,9 +24,9 @@ from tinyllama.files import write_json
 from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Recipe
 from tinyllama.release.formats import write_formats
-from tinyllama.release.hf import write_hugging_face
+from tinyllama.release.huggingface import write_hugging_face
 from tinyllama.release.lineage import hash_files
-from tinyllama.release.reference import reference
+from tinyllama.release.reference import compute_reference_outputs
 from tinyllama.release.verify import table, verify
 from tinyllama.tokenizer import Tokenizer
 
@@ -62,7 +62,10 @@ def write(folder: Path, tokenizer: Tokenizer) -> list[str]:
         initialize(model, seed=0)
     sizes = [4 * parameter.numel() for parameter in model.parameters()]
     with stage("reference", peaks):
-        facts = {"reference": reference(model, tokenizer), "formats": ["huggingface", "gguf", "ctranslate2"]}
+        facts = {
+            "reference": compute_reference_outputs(model, tokenizer),
+            "formats": ["huggingface", "gguf", "ctranslate2"],
+        }
     with stage("huggingface", peaks):
         write_hugging_face(folder / "huggingface", model, tokenizer)
     del model

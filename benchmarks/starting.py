@@ -22,7 +22,7 @@ from peers import make_peer, version_of
 from training import COMMON, SETTINGS
 from training_setup import VOCABULARY, Work, environment, make_work, peer_job, small_recipe, write_recipe
 
-from tinyllama.processes import usable_cores
+from tinyllama.processes import available_cpu_count
 from tinyllama.recipe import Recipe
 
 HERE = Path(__file__).parent
@@ -44,7 +44,9 @@ LONGEST_SECONDS = 1800
 def main() -> None:
     """Print the tables."""
     parser = options(__doc__, rounds=3)
-    parser.add_argument("--threads", type=int, default=usable_cores(), help="of each program (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=available_cpu_count(), help="of each program (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     work = make_work(arguments.work.resolve())
     pythons = {OURS: Path(sys.executable)} | {name: make_peer(work.folder, name) for name in FIRST_STEPS}

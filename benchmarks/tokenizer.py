@@ -27,7 +27,7 @@ from peers import version_of
 from texts import read_jsonl
 
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.tokenizer_training import import_tokenizer, train_tokenizer
+from tinyllama.tokenizer.training import convert_tokenizer, train_tokenizer
 
 KINDS = {"prose": ["METADATA", "*.md", "*.rst", "*.txt"], "code": ["*.py"]}
 NAMES = {"prose": "English", "code": "code"}
@@ -53,7 +53,7 @@ def main() -> None:
         if arguments.tokenizer is None:
             train_tokenizer((text for whole in texts.values() for text in whole[1::2]), 32_000).save(folder)
         else:
-            import_tokenizer(arguments.tokenizer, folder)
+            convert_tokenizer(arguments.tokenizer, folder)
         ensure_model(Path(folder))
         measures = []
         for kind, whole in texts.items():

@@ -24,7 +24,7 @@ from measuring import Program as Recorded
 from peers import PEERS, make_peer, version_of
 from training_setup import Work, environment, make_work, peer_job, run_logged, small_recipe, write_recipe
 
-from tinyllama.processes import usable_cores
+from tinyllama.processes import available_cpu_count
 
 HERE = Path(__file__).parent
 # A name's first word is the peer. Of each precision the fastest settings, and those that they were chosen from, which
@@ -90,7 +90,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = options(__doc__, rounds=3)
     parser.add_argument("--steps", type=int, default=24, help="optimizer steps a turn (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=4, help="of them not counted (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=usable_cores(), help="of each program (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=available_cpu_count(), help="of each program (default: %(default)s)"
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"{OURS}, a peer, or one of its settings: {NAMES}")
     parser.add_argument("--ranks", action="store_true", help="two ranks beside one process, tinyllama alone")
     return parser.parse_args()

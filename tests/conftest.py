@@ -23,13 +23,13 @@ import yaml
 from filelock import FileLock
 from tests.engine_server import run_in_fork
 
-from tinyllama.data.corpus import MANIFEST, STAGE, CorpusReport, write_corpus
-from tinyllama.data.pipeline import run_rank
-from tinyllama.data.prepare import prepare
-from tinyllama.data.tasks import Job
+from tinyllama.prepare.corpus import MANIFEST, STAGING_DIR, CorpusReport, write_corpus
+from tinyllama.prepare.pipeline import prepare
+from tinyllama.prepare.tasks import Job
+from tinyllama.prepare.worker import run_task
 from tinyllama.recipe import Recipe
 from tinyllama.release import isolation
-from tinyllama.tokenizer_training import train_tokenizer
+from tinyllama.tokenizer.training import train_tokenizer
 
 MAY_CRASH = {"llama_cpp", "ctranslate2"}
 """Libraries whose native code may end its process: tests run them in others, such as tests/release/native.py's."""
@@ -157,7 +157,7 @@ def embedded_corpora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
 def write_corpora(directory: Path, second: Path) -> CorpusReport:
     """Write the embedded corpus in two processes at once, the second over a former run; the report of the first."""
     leave_a_former_run(second)
-    program = "import sys, pathlib; from tinyllama.data.corpus import write_corpus; write_corpus(pathlib.Path('.'))"
+    program = "import sys, pathlib; from tinyllama.prepare.corpus import write_corpus; write_corpus(pathlib.Path('.'))"
     elsewhere = {**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C", "TZ": "Asia/Tokyo"}
     with subprocess.Popen([sys.executable, "-c", program], cwd=second, env=elsewhere) as process:
         report = write_corpus(directory)
@@ -172,8 +172,8 @@ def leave_a_former_run(directory: Path) -> None:
     stale.write_bytes(b"of an older corpus")
     name = stale.relative_to(directory).as_posix()
     (directory / MANIFEST).write_text(json.dumps({"files": {name: hashlib.sha256(b"of an older corpus").hexdigest()}}))
-    (directory / STAGE / "slimpajama").mkdir(parents=True)
-    (directory / STAGE / "slimpajama" / "half.jsonl.zst").write_bytes(b"half")
+    (directory / STAGING_DIR / "slimpajama").mkdir(parents=True)
+    (directory / STAGING_DIR / "slimpajama" / "half.jsonl.zst").write_bytes(b"half")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -194,10 +194,10 @@ def interrupt(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, after: int) -> No
     def dying(job: Job, stage: str, rank: int) -> None:
         if next(left, None) is None:
             raise KeyboardInterrupt
-        run_rank(job, stage, rank)
+        run_task(job, stage, rank)
 
     with monkeypatch.context() as patch:
-        patch.setattr("tinyllama.data.executors.run_rank", dying)
+        patch.setattr("tinyllama.prepare.executors.run_rank", dying)
         with pytest.raises(KeyboardInterrupt):
             prepare(recipe)
 

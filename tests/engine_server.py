@@ -69,7 +69,7 @@ class _Fork:
 
 
 class Program:
-    """What `subprocess.Popen` is to train/releasing.py: the code of `python -c CODE PARENT WORDS`, in a fork."""
+    """What `subprocess.Popen` is to train/milestones.py: the code of `python -c CODE PARENT WORDS`, in a fork."""
 
     def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
         code, words = command[2], command[4:]

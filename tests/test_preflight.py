@@ -22,7 +22,7 @@ from tinyllama.files import write_json
 from tinyllama.model.weights import config_to_hugging_face
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.tokenizer_files import SentencePieceFile
+from tinyllama.tokenizer.backends import SentencePieceBackend
 
 pytestmark = pytest.mark.slow
 
@@ -205,7 +205,7 @@ def test_initial_weights_of_another_vocabulary_are_found_until_the_run_has_begun
     ],
 )
 def test_each_option_of_sentencepiece_that_has_no_tokenizer_json_is_named(options: dict[str, Any], remedy: str) -> None:
-    file = SentencePieceFile("mine.model", train_sentencepiece(**options))
+    file = SentencePieceBackend("mine.model", train_sentencepiece(**options))
     with pytest.raises(InputError, match=rf"mine\.model: .* SentencePiece's {remedy}, or") as refused:
         file.document()
     assert "\n" not in str(refused.value)

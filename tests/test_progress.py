@@ -11,9 +11,9 @@ from tests.terminal import on_a_terminal
 from tests.train.launching import launched
 
 from tinyllama import cli, progress
-from tinyllama.cli_arguments import without_quiet
+from tinyllama.cli_arguments import pop_quiet_flag
+from tinyllama.formatting import duration
 from tinyllama.progress import BYTES, Bar
-from tinyllama.words import duration
 
 TINYLLAMA = (sys.executable, "-m", "tinyllama")
 
@@ -205,7 +205,7 @@ def test_quiet_leaves_errors(tmp_path: Path) -> None:
 def test_quiet_after_two_dashes_is_a_word_and_each_command_line_says_it_anew(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert without_quiet(["generate", "m", "--", "--quiet"]) == (["generate", "m", "--", "--quiet"], False)
+    assert pop_quiet_flag(["generate", "m", "--", "--quiet"]) == (["generate", "m", "--", "--quiet"], False)
     cli.main(["--quiet", "help"])
     assert progress.is_quiet()
     cli.main(["help"])

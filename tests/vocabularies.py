@@ -13,8 +13,8 @@ from tests.conftest import python_sources
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.tokenizer_files import SentencePieceFile, TokenizersFile
-from tinyllama.tokenizer_memo import Limits
+from tinyllama.tokenizer.backends import HuggingFaceBackend, SentencePieceBackend
+from tinyllama.tokenizer.memo import Limits
 
 LLAMA2 = Path(__file__).resolve().parents[2] / "shared/data/llama2/tokenizer.model"
 every_vocabulary = pytest.mark.parametrize("name", ["small", *(["llama2"] if LLAMA2.is_file() else [])])
@@ -71,8 +71,8 @@ def processor(name: str) -> Any:
 
 
 @cache
-def model_file(name: str) -> SentencePieceFile:
-    return SentencePieceFile(name, model_bytes(name))
+def model_file(name: str) -> SentencePieceBackend:
+    return SentencePieceBackend(name, model_bytes(name))
 
 
 @cache
@@ -82,7 +82,7 @@ def from_model(name: str) -> Tokenizer:
 
 @cache
 def from_json(name: str) -> Tokenizer:
-    return Tokenizer(TokenizersFile(name, model_file(name).document(), {}))
+    return Tokenizer(HuggingFaceBackend(name, model_file(name).document(), {}))
 
 
 @cache

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from tinyllama.data.prepare import prepare
+from tinyllama.prepare.pipeline import prepare
 from tinyllama.recipe import Recipe
 from tinyllama.release import release
-from tinyllama.tokenizer_training import train_tokenizer
+from tinyllama.tokenizer.training import train_tokenizer
 from tinyllama.train.loop import train
 
 SUFFIXES = (".tokens", ".documents", ".rows")

@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
 from tinyllama.recipe import Recipe, bundled_recipes
-from tinyllama.recipe_fields import Part, parse_tokens
+from tinyllama.recipe.fields import RecipeModel, parse_tokens
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/recipe.md"
@@ -52,7 +52,7 @@ def page() -> str:
     return f"{INTRODUCTION}{sections}\n{recipes()}"
 
 
-def parts(model: type[Part], path: str = "") -> Iterator[tuple[str, type[Part]]]:
+def parts(model: type[RecipeModel], path: str = "") -> Iterator[tuple[str, type[RecipeModel]]]:
     """Dotted path and model of each part, in the recipe's order, the whole first."""
     yield path, model
     for name, field in model.model_fields.items():
@@ -67,14 +67,14 @@ def step_into(path: str, name: str, annotation: Any) -> str:
     return f"{path}.{name}{many}".lstrip(".")
 
 
-def part_of(annotation: Any) -> type[Part] | None:
+def part_of(annotation: Any) -> type[RecipeModel] | None:
     """The part that a field holds, also in a mapping, a list or beside null."""
-    if isinstance(annotation, type) and issubclass(annotation, Part):
+    if isinstance(annotation, type) and issubclass(annotation, RecipeModel):
         return annotation
     return next((found for inner in get_args(annotation) if (found := part_of(inner))), None)
 
 
-def section(path: str, model: type[Part]) -> str:
+def section(path: str, model: type[RecipeModel]) -> str:
     """A part's heading, sentence and table."""
     heading = f"## `{path}`" if path else "## The whole"
     doc = re.sub(r"\s+", " ", model.__doc__ or "").strip()
@@ -109,7 +109,7 @@ def default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if value is None:
         return "`null`"
-    if isinstance(value, Part):
+    if isinstance(value, RecipeModel):
         return "its own defaults"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"

@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     from tinyllama.data.order import sequences
     from tinyllama.data.store import TokenStore
     from tinyllama.errors import InputError
+    from tinyllama.loading import load_model
     from tinyllama.model.llama import Llama
-    from tinyllama.model.loading import load_model
     from tinyllama.recipe import Recipe
     from tinyllama.tokenizer import Tokenizer
 
@@ -20,7 +20,7 @@ _MODULES = {
     "Recipe": "recipe",
     "TokenStore": "data.store",
     "Tokenizer": "tokenizer",
-    "load_model": "model.loading",
+    "load_model": "loading",
     "sequences": "data.order",
 }
 

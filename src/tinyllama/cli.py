@@ -12,11 +12,11 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from tinyllama.cli_arguments import parse, with_recipe, without_quiet
-from tinyllama.cli_status import run_to_status
+from tinyllama.cli_arguments import parse, parse_with_recipe, pop_quiet_flag
+from tinyllama.cli_status import run_and_get_exit_status
 from tinyllama.errors import InputError, damage_named
 from tinyllama.plan.failures import GPU_HOURS_BETWEEN_FAILURES
-from tinyllama.progress import be_quiet
+from tinyllama.progress import set_quiet
 from tinyllama.recipe import Recipe
 from tinyllama.terminal import echo, visible
 
@@ -26,9 +26,9 @@ from tinyllama.terminal import echo, visible
 
 def demo(recipe: Recipe) -> int:
     """Take the embedded corpus to a released model: corpus, tokenizer, prepare, train, release, verify, evaluate."""
-    from tinyllama.train.signals import ending_at_once
+    from tinyllama.train.signals import exit_on_signal
 
-    with ending_at_once():
+    with exit_on_signal():
         from tinyllama.demo import run_demo
 
         return run_demo(recipe)
@@ -40,7 +40,7 @@ def corpus(directory: Positional[Path]) -> None:
     Args:
         directory: Folder that gets `slimpajama/` and `starcoderdata/`.
     """
-    from tinyllama.data.corpus import write_corpus
+    from tinyllama.prepare.corpus import write_corpus
 
     report = write_corpus(directory)
     for folder, parts in report.by_folder().items():
@@ -57,7 +57,7 @@ def tokenizer_train(recipe: Recipe, vocab_size: int = 8192, sample_bytes: int = 
         vocab_size: Pieces, the 3 markers and the 256 bytes included.
         sample_bytes: Text to train on, taken from the sources by their weights.
     """
-    from tinyllama.data.sample import train_recipe_tokenizer
+    from tinyllama.prepare.sample import train_recipe_tokenizer
 
     folder, text = train_recipe_tokenizer(recipe, vocab_size, sample_bytes)
     echo(f"tokenizer: {folder}\n    {text}")
@@ -70,9 +70,9 @@ def tokenizer_import(source: Positional[str], directory: Positional[Path]) -> No
         source: A tokenizer.model, or a folder or hub name that has one.
         directory: Folder to write.
     """
-    from tinyllama.tokenizer_training import import_tokenizer
+    from tinyllama.tokenizer.training import convert_tokenizer
 
-    import_tokenizer(source, directory)
+    convert_tokenizer(source, directory)
     echo(f"tokenizer: {directory}")
 
 
@@ -83,7 +83,7 @@ def prepare(recipe: Recipe, strict: bool = False) -> None:
         strict: Make no store where a file gives no document, or where most of its rows are rejected; exit status 2.
     """
     from tinyllama.data.inspection import prepared_lines
-    from tinyllama.data.prepare import prepare as prepare_store
+    from tinyllama.prepare.pipeline import prepare as prepare_store
 
     store = prepare_store(recipe, strict)
     if store is None:
@@ -112,12 +112,12 @@ def inspect_store(
         tokenizer: The store's tokenizer, where it is no longer where it was.
     """
     from tinyllama.data.inspection import inspect_lines
-    from tinyllama.data.verification import problems
+    from tinyllama.data.verification import find_corruption
 
     if verify and (recipe, step, row, tokenizer) != (None,) * 4:
         raise InputError("inspect: --verify checks the whole store; leave the other flags out")
     if verify:
-        found = problems(store)
+        found = find_corruption(store)
         echo("\n".join(found) or f"{store}: every file is there, and every byte is what it was")
         return 1 if found else 0
     for line in inspect_lines(store, recipe, step, row, tokenizer):
@@ -159,9 +159,9 @@ def plan(
         json: Print every figure as JSON.
     """
     from tinyllama.plan.command import show_plan
-    from tinyllama.plan.estimate import Stated
+    from tinyllama.plan.estimate import Assumptions
 
-    stated = Stated(gpus, mfu, formula, None, price, disk, failure_hours, restart_minutes)
+    stated = Assumptions(gpus, mfu, formula, None, price, disk, failure_hours, restart_minutes)
     show_plan(recipe, hardware, stated, measure, sweep, plot, vocab_size, json)
 
 
@@ -171,11 +171,11 @@ def train(recipe: Recipe, allow_change: bool = False) -> None:
     Args:
         allow_change: Go on although the recipe differs from the checkpoint's in what changes the weights.
     """
-    from tinyllama.processes import end_with_torchrun
-    from tinyllama.train.signals import ending_at_once
+    from tinyllama.processes import die_with_torchrun
+    from tinyllama.train.signals import exit_on_signal
 
-    end_with_torchrun()
-    with ending_at_once():
+    die_with_torchrun()
+    with exit_on_signal():
         from tinyllama.train.loop import train as train_run
 
         run = train_run(recipe, allow_change=allow_change)
@@ -230,9 +230,9 @@ def release(
         push: Upload the release to this repository of the Hugging Face hub, OWNER/NAME.
         public: Where --push makes the repository, make it public; without it, it is private.
     """
-    from tinyllama.release.publish import publish
+    from tinyllama.release.command import release_model
 
-    for line in publish(source, step, formats, average, average_decay, force, push, public):
+    for line in release_model(source, step, formats, average, average_decay, force, push, public):
         echo(line)
 
 
@@ -292,8 +292,8 @@ def watch(
         publish: Put the page on this Space of the Hugging Face hub, OWNER/NAME, instead of opening it here.
         public: Where --publish makes the Space, make it public; without it, it is private.
     """
-    from tinyllama.track.watch import publish as publish_run
-    from tinyllama.track.watch import watch as watch_run
+    from tinyllama.tracking.watch import publish_page as publish_run
+    from tinyllama.tracking.watch import watch as watch_run
 
     if publish:
         echo(f"published: {publish_run(run, publish, public)}")
@@ -320,7 +320,7 @@ def runs(folder: Positional[Path] = Path("runs")) -> None:
     Args:
         folder: The folder that holds the runs' folders.
     """
-    from tinyllama.runs import table
+    from tinyllama.runs.listing import table
 
     print("\n".join(table(folder)))  # noqa: T201 - its cells are visible, its colours are not text
 
@@ -331,7 +331,7 @@ def doctor(recipe: Recipe | None, json: bool = False) -> int:
     Args:
         json: Print what was found, and every row, as JSON.
     """
-    from tinyllama.doctor.command import show_doctor
+    from tinyllama.plan.doctor import show_doctor
 
     return show_doctor(recipe, json)
 
@@ -362,13 +362,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0; 1 for damage found, or a run that could not go on; 2 for wrong input; 75 where a signal had it save and end, so
     that a scheduler starts it again; 130 where interrupted.
     """
-    given, quiet = without_quiet(sys.argv[1:] if arguments is None else arguments)
-    be_quiet(quiet)
+    given, quiet = pop_quiet_flag(sys.argv[1:] if arguments is None else arguments)
+    set_quiet(quiet)
 
     def call() -> int | None:
         return _command(given)()
 
-    return run_to_status(call)
+    return run_and_get_exit_status(call)
 
 
 def _command(arguments: list[str]) -> Callable[[], int | None]:
@@ -383,7 +383,7 @@ def _command(arguments: list[str]) -> Callable[[], int | None]:
         raise InputError(f"{name}: no such command; there are {', '.join(COMMANDS)}")
     function, rest = COMMANDS[name], arguments[words:]
     if function.__annotations__.get("recipe") in (Recipe, Recipe | None):
-        return with_recipe(name, function, rest)
+        return parse_with_recipe(name, function, rest)
     return parse(name, function, rest)
 
 

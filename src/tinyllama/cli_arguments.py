@@ -39,23 +39,23 @@ def _one_line(boxed: str) -> str:
     return " ".join(body)
 
 
-def with_recipe(name: str, function: Callable[..., int | None], arguments: list[str]) -> Callable[[], int | None]:
+def parse_with_recipe(name: str, function: Callable[..., int | None], arguments: list[str]) -> Callable[[], int | None]:
     """Read a recipe and its fields' flags; what is left are the command's own arguments."""
-    own, overrides = split_overrides(arguments)
+    own, overrides = extract_overrides(arguments)
     named = own.pop(0) if own and not own[0].startswith("-") else None
     wants_help = {"-h", "--help"} & set(own)
     is_optional = function.__annotations__["recipe"] != Recipe and not overrides
     if named is None and name != "demo" and not wants_help:
         if not is_optional:
             raise InputError(f"{name}: name a recipe first: a YAML file or one of {', '.join(bundled_recipes())}")
-        return parse(name, _without_recipe(function, None), own)
+        return parse(name, _bind_recipe(function, None), own)
     recipe = Recipe.load(named or "demo", overrides)
     if wants_help:
         return functools.partial(_print_fields, name, function, recipe)
-    return parse(name, _without_recipe(function, recipe), own)
+    return parse(name, _bind_recipe(function, recipe), own)
 
 
-def _without_recipe(function: Callable[..., int | None], recipe: Recipe | None) -> Callable[..., int | None]:
+def _bind_recipe(function: Callable[..., int | None], recipe: Recipe | None) -> Callable[..., int | None]:
     """The command with its recipe given: what is left of its signature is what tyro reads."""
     signature = inspect.signature(function)
     left = [parameter for parameter in signature.parameters.values() if parameter.name != "recipe"]
@@ -71,7 +71,7 @@ def _without_recipe(function: Callable[..., int | None], recipe: Recipe | None) 
 
 def _print_fields(name: str, function: Callable[..., int | None], recipe: Recipe) -> None:
     with contextlib.suppress(SystemExit):
-        own = _without_recipe(function, recipe)
+        own = _bind_recipe(function, recipe)
         tyro.cli(own, args=["--help"], prog=f"tinyllama {name} RECIPE")
     echo(f"\nAny field of the recipe is a flag too; shown are {recipe.name}'s values.\n")
     with contextlib.suppress(SystemExit):
@@ -85,14 +85,14 @@ def _print_fields(name: str, function: Callable[..., int | None], recipe: Recipe
         )
 
 
-def without_quiet(arguments: Sequence[str]) -> tuple[list[str], bool]:
+def pop_quiet_flag(arguments: Sequence[str]) -> tuple[list[str], bool]:
     """The words without `--quiet`, and whether it was among them; after `--` it is a word like any other."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     own = [word for word in arguments[:end] if word != "--quiet"]
     return [*own, *arguments[end:]], len(own) < end
 
 
-def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+def extract_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Part `--field.inner value` and `--field.inner=value` of a recipe from a command's own arguments.
 
     A value reads as YAML where it begins like a list, a mapping or null; otherwise it is the text that it is.

@@ -12,7 +12,7 @@ INPUT_STATUS = 2
 """Of wrong input: trying again changes nothing."""
 
 
-def run_to_status(call: Callable[[], int | None], system_status: int = INPUT_STATUS) -> int:
+def run_and_get_exit_status(call: Callable[[], int | None], system_status: int = INPUT_STATUS) -> int:
     """Call something, with one line on standard error and an exit status for each way that it may end.
 
     `system_status` is the status where the system refuses something, such as to write to a full disk.

@@ -12,23 +12,23 @@ from pathlib import Path
 import torch
 
 from tinyllama import plan
-from tinyllama.data.corpus import FOLDERS, write_corpus
-from tinyllama.data.prepare import prepare
-from tinyllama.data.sample import train_recipe_tokenizer
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.evaluate.report import evaluate_and_save
-from tinyllama.files import bytes_of
+from tinyllama.files import disk_usage_bytes
 from tinyllama.model.generation import complete
+from tinyllama.prepare.corpus import FOLDERS, write_corpus
+from tinyllama.prepare.pipeline import prepare
+from tinyllama.prepare.sample import train_recipe_tokenizer
 from tinyllama.recipe import Recipe
 from tinyllama.release import release
 from tinyllama.release.formats import check_formats
 from tinyllama.release.verify import Check, table, verify
+from tinyllama.runs import checkpoint
+from tinyllama.runs.log import read_rows
 from tinyllama.terminal import echo
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.train import checkpoint
 from tinyllama.train.loop import train
-from tinyllama.train.metrics import read_rows
 from tinyllama.train.setup import run_folder
 from tinyllama.train.validation import gzip_bits_per_byte
 
@@ -135,7 +135,7 @@ def _compression(recipe: Recipe, bits_per_byte: float | None) -> Iterator[str]:
 
 
 def _newest_release(recipe: Recipe) -> Path:
-    newest = checkpoint.committed(run_folder(recipe))[-1]
+    newest = checkpoint.list_committed(run_folder(recipe))[-1]
     return run_folder(recipe) / "releases" / newest.name
 
 
@@ -149,7 +149,7 @@ def _release(recipe: Recipe) -> Iterator[str]:
                 raise
             yield str(error)  # an engine crashed on the finished release: its checks will fail
     for path in sorted(path for path in folder.glob("*/*") if path.suffix in (".gguf", ".safetensors", "")):
-        yield f"{path}: {bytes_of(path) / 1e6:.1f} MB"
+        yield f"{path}: {disk_usage_bytes(path) / 1e6:.1f} MB"
 
 
 def _verification(recipe: Recipe, failed: list[Check]) -> Iterator[str]:

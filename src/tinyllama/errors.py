@@ -34,7 +34,7 @@ def damage_named(place: Path) -> Iterator[None]:
         raise
     except DAMAGE as error:
         raise InputError(
-            f"{place}: a file there is not as this program writes it ({briefly(error)}); restore it, or report this"
+            f"{place}: a file there is invalid ({summarize_error(error)}); restore it, or report this"
         ) from error
 
 
@@ -43,7 +43,7 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def briefly(error: BaseException) -> str:
+def summarize_error(error: BaseException) -> str:
     """An error's first line; with its kind, where it was not written for people."""
     words = first_line(error)
     return words if isinstance(error, InputError) else f"{type(error).__name__}: {words}"

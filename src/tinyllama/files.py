@@ -19,15 +19,15 @@ import orjson
 
 from tinyllama.errors import InputError
 
-_FULL_BYTES = 1 << 20
+_DISK_FULL_THRESHOLD_BYTES = 1 << 20
 """Free bytes below which a disk is taken for full."""
 
 
 @contextmanager
-def write_atomically(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Yield a binary file that takes the name `path` only when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _forget_parts(path)
+    _remove_stale_temp_files(path)
     part = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")
     try:
         part.unlink(missing_ok=True)
@@ -42,10 +42,10 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
         raise
     finally:
         part.unlink(missing_ok=True)
-    flush(path.parent)
+    fsync_path(path.parent)
 
 
-def _forget_parts(path: Path) -> None:
+def _remove_stale_temp_files(path: Path) -> None:
     """Delete what this host's killed processes have left of earlier attempts: of metrics.jsonl it may be gigabytes."""
     for other in path.parent.glob(f"{glob.escape(path.name)}.{_host()}.*.part"):
         number = other.name.split(".")[-2]
@@ -69,7 +69,7 @@ def _is_alive(process: int) -> bool:
 
 
 @contextmanager
-def write_folder(folder: Path) -> Iterator[Path]:
+def atomic_directory(folder: Path) -> Iterator[Path]:
     """Yield a hidden sibling that takes the place of `folder` only when the block ends without an error.
 
     Where the disk is full, OSError has the folder's name.
@@ -82,9 +82,11 @@ def write_folder(folder: Path) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
-        flush_folder(part)
+        fsync_tree(part)
     except BaseException as error:
-        is_full = getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(part).free < _FULL_BYTES
+        is_full = (
+            getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(part).free < _DISK_FULL_THRESHOLD_BYTES
+        )
         shutil.rmtree(part)
         if is_full:  # said in many ways by those who write into the folder, and seldom with a name
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
@@ -92,22 +94,22 @@ def write_folder(folder: Path) -> Iterator[Path]:
     if folder.exists():
         folder.rename(replaced)
     part.rename(folder)
-    flush(folder.parent)
+    fsync_path(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def bytes_of(path: Path) -> int:
+def disk_usage_bytes(path: Path) -> int:
     """Bytes of a file, or of all files below a folder; 0 where there is nothing."""
     return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
 
 
-def flush_folder(folder: Path) -> None:
+def fsync_tree(folder: Path) -> None:
     """Make a folder and all that lies in it outlast a power cut."""
     for path in (*folder.rglob("*"), folder):
-        flush(path)
+        fsync_path(path)
 
 
-def flush(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Make a file's bytes, or the renames in a folder, outlast a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -118,7 +120,7 @@ def flush(path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole; the same value gives the same bytes."""
-    with write_atomically(path) as file:
+    with atomic_write(path) as file:
         file.write(json_bytes(value))
 
 
@@ -127,12 +129,12 @@ def json_bytes(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
-def write_manifest(path: Path, value: Any) -> None:
+def write_json_with_sha256(path: Path, value: Any) -> None:
     """Write a JSON file last of a folder's, and before it, beside it, its own SHA-256 as `sha256sum` writes it."""
     data = json_bytes(value)
-    with write_atomically(path.with_suffix(".sha256")) as file:
+    with atomic_write(path.with_suffix(".sha256")) as file:
         file.write(f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode())
-    with write_atomically(path) as file:
+    with atomic_write(path) as file:
         file.write(data)
 
 
@@ -193,7 +195,7 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def alone_in(folder: Path, lock: str, refusal: str) -> Iterator[None]:
+def exclusive_lock(folder: Path, lock: str, refusal: str) -> Iterator[None]:
     """Hold `folder/lock` while the block runs; a killed process lets go by itself, for the lock is the kernel's.
 
     Raises InputError, saying `refusal`, where another process holds it.
@@ -205,14 +207,14 @@ def alone_in(folder: Path, lock: str, refusal: str) -> Iterator[None]:
         except (BlockingIOError, PermissionError):
             raise InputError(f"{refusal}; wait for it to end, or end it") from None
         own = _identity(os.fstat(file.fileno()))
-        _held.add(own)
+        _locks_held_here.add(own)
         try:
             yield
         finally:
-            _held.discard(own)
+            _locks_held_here.discard(own)
 
 
-_held: set[tuple[int, int]] = set()
+_locks_held_here: set[tuple[int, int]] = set()
 """Locks of this process: it would lose one by opening and closing its file again, as fcntl(2) says."""
 _FLOCK = "hhqqi"  # struct flock: type, whence, start, length, process
 
@@ -221,11 +223,11 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def is_held(path: Path) -> bool:
-    """Whether this process or another is in a block of `alone_in` with this lock; it is asked about, never taken."""
+def is_locked(path: Path) -> bool:
+    """Whether this process or another holds this lock."""
     if not path.is_file():
         return False
-    if _identity(path.stat()) in _held:
+    if _identity(path.stat()) in _locks_held_here:
         return True
     with path.open("rb") as file:
         answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 0, 0))
@@ -233,7 +235,7 @@ def is_held(path: Path) -> bool:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def blocking_lock(path: Path) -> Iterator[None]:
     """Hold a lock while the block runs, having waited for who holds it."""
     with open_unfollowed(path) as file:
         fcntl.lockf(file, fcntl.LOCK_EX)

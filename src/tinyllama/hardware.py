@@ -14,19 +14,19 @@ from typing import Any
 
 import torch
 
-from tinyllama.plan.machines import of_device
-from tinyllama.processes import usable_cores
+from tinyllama.plan.hardware_specs import spec_for_device
+from tinyllama.processes import available_cpu_count
 
 
 def peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
     """FLOP/s against which an MFU is stated: the data sheet's on a known GPU, measured on a CPU, None elsewhere."""
     if device.type == "cpu":
-        return measure_product(precision)
-    machine = of_device(torch.cuda.get_device_name(device))
+        return benchmark_matmul_flops(precision)
+    machine = spec_for_device(torch.cuda.get_device_name(device))
     return machine.peak_flops("bf16" if precision == torch.bfloat16 else "fp32") if machine else None
 
 
-def measure_product(precision: torch.dtype, size: int = 2048) -> float:
+def benchmark_matmul_flops(precision: torch.dtype, size: int = 2048) -> float:
     """FLOP/s of a square matrix product on the CPU: what a perfect model would run at.
 
     The best of half a second, of three at least, or of fewer once a second is over: a CPU without instructions for bf16
@@ -51,14 +51,14 @@ def device_name(device: torch.device) -> str:
 
 
 def describe(device: torch.device, ranks: int) -> dict[str, Any]:
-    """Describe what `ranks` processes compute on, each on a device like this one, as JSON: see `in_words`."""
+    """Describe what `ranks` processes compute on, each on a device like this one, as JSON: see `describe_hardware`."""
     found = {"device": device_name(device), "type": device.type, "ranks": ranks}
     if device.type == "cpu":
-        found |= {"cores": usable_cores(), "threads": torch.get_num_threads()}
+        found |= {"cores": available_cpu_count(), "threads": torch.get_num_threads()}
     return found
 
 
-def in_words(entry: Mapping[str, Any]) -> str:
+def describe_hardware(entry: Mapping[str, Any]) -> str:
     """Return what `describe` found, and the peak of each rank where the entry has one, as one line."""
     ranks, on_cpu = entry["ranks"], entry["type"] == "cpu"
     if on_cpu:
@@ -82,7 +82,7 @@ def can_compile(device: torch.device) -> bool:
     return any(map(shutil.which, compilers)) and Path(sysconfig.get_path("include"), "Python.h").is_file()
 
 
-def keep_memory() -> None:
+def tune_malloc() -> None:
     """Tell glibc to keep freed memory instead of giving it back and faulting it in again every step.
 
     Big tensors otherwise cost 800,000 page faults a step and up to a fifth of the time on a CPU. Elsewhere a no-op.
@@ -95,7 +95,7 @@ def keep_memory() -> None:
         libc.mallopt(option, value)
 
 
-def installed_bytes() -> int:
+def total_memory_bytes() -> int:
     """Memory of this machine, or of the container if that has less."""
     own = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")

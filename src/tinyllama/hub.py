@@ -17,7 +17,7 @@ _TRY_AGAIN = (408, 409, 429)
 
 
 @contextmanager
-def in_one_line(endpoint: str, name: str) -> Iterator[None]:
+def translate_hub_errors(endpoint: str, name: str) -> Iterator[None]:
     """Raise InputError for what is said at `endpoint`, or on the way to it, against a request for repository `name`."""
     try:
         yield
@@ -25,10 +25,10 @@ def in_one_line(endpoint: str, name: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.filename:  # a file or a disk here, not the hub
             raise
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        raise InputError(_remedy(cause, endpoint, name)) from None
+        raise InputError(_hub_error_message(cause, endpoint, name)) from None
 
 
-def _remedy(error: BaseException, endpoint: str, name: str) -> str:
+def _hub_error_message(error: BaseException, endpoint: str, name: str) -> str:
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     said = " ".join(str(error).split())
     if isinstance(error, HFValidationError):

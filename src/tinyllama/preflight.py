@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe
-from tinyllama.recipe_train import Release
+from tinyllama.recipe.train_schema import Release
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.tokenizer_files import HUB_NAME
+from tinyllama.tokenizer.backends import HUB_NAME
 
 # Most recipes need none of what is imported below, and `prepare` should not wait for torch.
 # ruff: noqa: PLC0415
@@ -74,9 +74,9 @@ def _check_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> None:
     initial = recipe.train.initial_weights
     if initial is None or not Path(initial).exists():
         return
-    from tinyllama.train.setup import open_initial_weights, read_origin, run_folder
+    from tinyllama.train.setup import open_initial_weights, read_initial_weights_info, run_folder
 
-    if read_origin(run_folder(recipe)) is None:
+    if read_initial_weights_info(run_folder(recipe)) is None:
         open_initial_weights(recipe, tokenizer)
 
 
@@ -99,9 +99,9 @@ def _check_tasks(release: Release) -> None:
         raise InputError("release.limit: 1 item of each task gives no standard error; raise it to at least 2")
     if not release.tasks or find_spec("lm_eval") is None:
         return
-    from tinyllama.evaluate.tasks import refuse_unknown
+    from tinyllama.evaluate.tasks import check_task_names
 
-    refuse_unknown(release.tasks)
+    check_task_names(release.tasks)
 
 
 def _check_baselines(names: Sequence[str]) -> None:

@@ -11,12 +11,12 @@ import tempfile
 from pathlib import Path
 
 
-def usable_cores() -> int:
+def available_cpu_count() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0))
 
 
-def end_with_parent(parent: int | None = None) -> None:
+def set_parent_death_signal(parent: int | None = None) -> None:
     """Have the kernel kill this process when its parent ends, so that no orphan works during the next run.
 
     Where the parent's number is given and it has ended already, so does this process.
@@ -26,13 +26,13 @@ def end_with_parent(parent: int | None = None) -> None:
         os._exit(1)
 
 
-def end_with_torchrun() -> None:
+def die_with_torchrun() -> None:
     """Have a rank of a torchrun end with it: ranks have sessions of their own, and would outlive it."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        end_with_parent()
+        set_parent_death_signal()
 
 
-def environment_beside_training(one_core: bool) -> dict[str, str]:
+def sidecar_environment(one_core: bool) -> dict[str, str]:
     """A process's that works beside training: no rank of a torchrun, no GPU; one core, or as many as there are."""
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS")  # torchrun sets one thread
     own = {"CUDA_VISIBLE_DEVICES": "", **({"OMP_NUM_THREADS": "1"} if one_core else {})}

@@ -1,7 +1,7 @@
 """Progress of long work: a bar on a terminal, elsewhere a plain line now and then, with the same content.
 
 Writes to standard error: what is done, of how much, how fast of late, what else there is to say, and how long it will
-take. What is printed meanwhile stands above the bar. `be_quiet` ends all of it for the process; the command line's
+take. What is printed meanwhile stands above the bar. `set_quiet` ends all of it for the process; the command line's
 `--quiet` calls it, so nothing that works has to pass it on.
 """
 
@@ -20,13 +20,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tinyllama.formatting import duration
 from tinyllama.terminal import echo, visible
-from tinyllama.words import duration
 
 BYTES = "bytes"
 _POLL_SECONDS = 0.5
-_FIRST_LINE_SECONDS, _LINE_SECONDS, _RAREST_LINE_SECONDS = 5.0, 15.0, 600.0
-_LINES_A_LIFE = 60
+_FIRST_LINE_SECONDS, _LINE_SECONDS, _MAX_LOG_INTERVAL_SECONDS = 5.0, 15.0, 600.0
+_MAX_LOG_LINES = 60
 """Once so many intervals have passed they grow: a line every 15 s at first, one in ten minutes after ten hours."""
 _WINDOW_SECONDS, _WINDOW_SAMPLES = 60.0, 20
 """What the speed is measured over: the longer of both, for steps may be of milliseconds or of minutes."""
@@ -34,7 +34,7 @@ _WINDOW_SECONDS, _WINDOW_SAMPLES = 60.0, 20
 _state = {"quiet": False}
 
 
-def be_quiet(quiet: bool = True) -> None:
+def set_quiet(quiet: bool = True) -> None:
     """Show no progress in this process from here on; errors and results are not progress."""
     _state["quiet"] = quiet
 
@@ -57,7 +57,7 @@ def _counted(done: int, total: int, unit: str) -> str:
     return f"{done / size:,.1f}/{total / size:,.1f} {name}"
 
 
-class Speed:
+class RateEstimator:
     """How fast a count has grown of late; what came before the first sample, such as compiling, is left out."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class Bar:
         self.rate, self.each, self.clock = unit if rate is None else rate, each, clock
         if unit == BYTES:
             self.rate, self.each = "MB", 1e-6
-        self.done, self.words, self.speed = start, "", Speed()
+        self.done, self.words, self.speed = start, "", RateEstimator()
         self.began = clock()
         self.last_line: float | None = None
         self.ended = False
@@ -120,7 +120,7 @@ class Bar:
         console = Console(stderr=True, highlight=False)
         if console.is_terminal and not console.is_dumb_terminal:
             # Redirected, what is printed meanwhile stands above the bar; a file as standard output stays one.
-            self._live = Live(get_renderable=self._rendered, console=console, redirect_stdout=sys.stdout.isatty())
+            self._live = Live(get_renderable=self._render, console=console, redirect_stdout=sys.stdout.isatty())
             before = sys.stderr
             self._live.start(refresh=True)
             _redirect_logs(before, sys.stderr)
@@ -148,7 +148,7 @@ class Bar:
     def _is_due(self, now: float) -> bool:
         if self.last_line is None:
             return now - self.began >= _FIRST_LINE_SECONDS
-        interval = min(max(_LINE_SECONDS, (now - self.began) / _LINES_A_LIFE), _RAREST_LINE_SECONDS)
+        interval = min(max(_LINE_SECONDS, (now - self.began) / _MAX_LOG_LINES), _MAX_LOG_INTERVAL_SECONDS)
         return now - self.last_line >= interval
 
     def _facts(self, now: float) -> list[str]:
@@ -170,7 +170,7 @@ class Bar:
         speed = self.speed.per_second(now)
         return f"{duration((self.total - self.done) / speed)} left" if speed else f"{duration(now - self.began)} so far"
 
-    def _rendered(self) -> Group:
+    def _render(self) -> Group:
         """Two lines, so that 60 columns are enough: how far and how long, then the numbers."""
         now = self.clock()
         top = Table.grid(padding=(0, 1), expand=True)
@@ -193,7 +193,7 @@ def _redirect_logs(before: TextIO, after: TextIO) -> None:
 
 
 @contextmanager
-def track_count(
+def poll_progress(
     label: str,
     total: int,
     unit: str,

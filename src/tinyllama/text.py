@@ -6,19 +6,19 @@ As a string, a single emoji makes four bytes of every character; documents of ma
 from collections.abc import Iterator
 
 Bytes = bytes | bytearray | memoryview
-Text = str | Bytes
+TextLike = str | Bytes
 
 _PART = 1 << 20
 
 
-def between_characters(data: Bytes, place: int) -> int:
+def utf8_boundary_before(data: Bytes, place: int) -> int:
     """The last place up to `place` that is not inside a character's UTF-8 bytes."""
     while place and data[place] & 0xC0 == 0x80:
         place -= 1
     return place
 
 
-def utf8_parts(text: Text, size: int = _PART) -> Iterator[bytes]:
+def iter_utf8_chunks(text: TextLike, size: int = _PART) -> Iterator[bytes]:
     """A text's UTF-8 bytes in parts of `size` characters, of bytes `size` bytes; never cut inside a character."""
     if isinstance(text, str):
         for start in range(0, len(text), size):
@@ -26,12 +26,12 @@ def utf8_parts(text: Text, size: int = _PART) -> Iterator[bytes]:
         return
     start = 0
     while start < len(text):
-        end = _end_of_part(text, start, size)
+        end = _chunk_end(text, start, size)
         yield bytes(text[start:end])
         start = end
 
 
-def as_string(text: Text) -> str:
+def to_str(text: TextLike) -> str:
     """A document as a Python string."""
     return text if isinstance(text, str) else str(text, "utf-8")
 
@@ -40,7 +40,7 @@ def is_utf8(data: memoryview) -> bool:
     """Whether bytes are UTF-8, found out a megabyte at a time."""
     start = 0
     while start < len(data):
-        end = _end_of_part(data, start, _PART)
+        end = _chunk_end(data, start, _PART)
         try:
             str(data[start:end], "utf-8")
         except UnicodeDecodeError:
@@ -49,8 +49,8 @@ def is_utf8(data: memoryview) -> bool:
     return True
 
 
-def _end_of_part(data: Bytes, start: int, size: int) -> int:
+def _chunk_end(data: Bytes, start: int, size: int) -> int:
     if start + size >= len(data):
         return len(data)
-    end = between_characters(data, start + size)
+    end = utf8_boundary_before(data, start + size)
     return end if end > start else start + size  # not UTF-8, or a part smaller than a character

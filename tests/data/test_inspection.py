@@ -10,10 +10,10 @@ from tests.conftest import python_sources
 
 from tinyllama.cli import main
 from tinyllama.data.order import sequences
-from tinyllama.data.origin import documents_between, find_documents
-from tinyllama.data.prepare import prepare
+from tinyllama.data.provenance import documents_between, find_documents
 from tinyllama.data.store import TokenStore
-from tinyllama.files import write_manifest
+from tinyllama.files import write_json_with_sha256
+from tinyllama.prepare.pipeline import prepare
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 
@@ -39,7 +39,7 @@ def test_every_document_leads_back_to_its_file_and_row(small: Path, name: str) -
 def test_the_documents_of_a_range_are_those_that_have_a_token_in_it(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinyllama.data.tasks._MOST_BYTES", 1)  # more than one shard
+    monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)  # more than one shard
     prepare(Recipe.load(small / "recipe.yaml", {"data.store": str(tmp_path / "store")}))
     split = TokenStore.open(tmp_path / "store")["modules/train"]
     assert len(split.shards) == 2
@@ -122,7 +122,7 @@ def test_subsets_are_told_apart(small: Path, tmp_path: Path, capsys: pytest.Capt
 def test_what_cannot_be_traced_is_refused_in_one_line(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
-    from tinyllama.tokenizer_training import train_tokenizer
+    from tinyllama.tokenizer.training import train_tokenizer
 
     if "OTHER" in flags:
         train_tokenizer(python_sources(3), 500).save(tmp_path / "other", 64)
@@ -139,7 +139,7 @@ def test_without_its_tokenizer_a_store_still_tells_its_counts(
 ) -> None:
     shutil.copytree(small / "store", tmp_path / "store")
     manifest = tmp_path / "store/manifest.json"
-    write_manifest(manifest, json.loads(manifest.read_text().replace(str(small / "tokenizer"), "gone")))
+    write_json_with_sha256(manifest, json.loads(manifest.read_text().replace(str(small / "tokenizer"), "gone")))
     assert main(["inspect", str(tmp_path / "store")]) == 0
     assert "no longer at gone; name it by --tokenizer" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "store"), "--tokenizer", str(small / "tokenizer")]) == 0

@@ -12,26 +12,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyllama.data.order import Mix, _floor_sum, _key, mixes, permute, rows_before, rows_of_steps
+from tinyllama.data.order import (
+    Mixture,
+    _floor_sum,
+    _key,
+    mixture_schedule,
+    permute,
+    rows_consumed_before,
+    rows_for_steps,
+)
 from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe
 
 WEIGHTS = st.lists(st.integers(1, 1000), min_size=1, max_size=5)
 
 
-def mix_of(weights: list[int], first_step: int = 0) -> Mix:
-    return Mix(first_step, tuple(Fraction(weight, sum(weights)) for weight in weights))
+def mix_of(weights: list[int], first_step: int = 0) -> Mixture:
+    return Mixture(first_step, tuple(Fraction(weight, sum(weights)) for weight in weights))
 
 
-def steps_of(sizes: list[int], mixes: Sequence[Mix], batch: int, steps: int) -> list[np.ndarray]:
+def steps_of(sizes: list[int], mixes: Sequence[Mixture], batch: int, steps: int) -> list[np.ndarray]:
     names = [f"source{k}" for k in range(len(sizes))]
-    return list(rows_of_steps(1337, names, sizes, mixes, batch, 0, steps))
+    return list(rows_for_steps(1337, names, sizes, mixes, batch, 0, steps))
 
 
 def rows_of_step(
-    seed: int, names: list[str], sizes: list[int], mixes: Sequence[Mix], batch: int, step: int
+    seed: int, names: list[str], sizes: list[int], mixes: Sequence[Mixture], batch: int, step: int
 ) -> np.ndarray:
-    rows: np.ndarray = rows_of_steps(seed, names, sizes, mixes, batch, step, step + 1)[0]
+    rows: np.ndarray = rows_for_steps(seed, names, sizes, mixes, batch, step, step + 1)[0]
     return rows
 
 
@@ -63,7 +71,7 @@ def test_every_sequence_is_read_once_in_an_epoch(sizes: list[int], batch: int, s
 @settings(max_examples=200, deadline=None)
 def test_the_mix_is_exact_in_every_batch_to_within_one_row(weights: list[int], batch: int, step: int) -> None:
     mixes = [mix_of(weights)]
-    counts = np.subtract(rows_before(mixes, batch, step + 1), rows_before(mixes, batch, step))
+    counts = np.subtract(rows_consumed_before(mixes, batch, step + 1), rows_consumed_before(mixes, batch, step))
     assert counts.sum() == batch
     for count, share in zip(counts, mixes[0].shares, strict=True):
         assert abs(count - batch * share) < 1 + 1e-6
@@ -73,7 +81,7 @@ def test_the_mix_is_exact_in_every_batch_to_within_one_row(weights: list[int], b
 @settings(max_examples=100, deadline=None)
 def test_the_mix_never_drifts(weights: list[int], batch: int, step: int) -> None:
     mixes = [mix_of(weights)]
-    for given_rows, share in zip(rows_before(mixes, batch, step), mixes[0].shares, strict=True):
+    for given_rows, share in zip(rows_consumed_before(mixes, batch, step), mixes[0].shares, strict=True):
         assert abs(given_rows - batch * step * share) < 16
 
 
@@ -95,7 +103,7 @@ def test_seed_source_and_epoch_each_change_the_order() -> None:
 
 
 def test_a_stage_changes_the_mix_at_its_step_and_loses_no_sequence() -> None:
-    mixes = [mix_of([1, 1]), Mix(10, (Fraction(0), Fraction(1))), Mix(20, (Fraction(1, 4), Fraction(3, 4)))]
+    mixes = [mix_of([1, 1]), Mixture(10, (Fraction(0), Fraction(1))), Mixture(20, (Fraction(1, 4), Fraction(3, 4)))]
     rows = steps_of([1000, 1000], mixes, 8, 30)
     shares = [float((part["source"] == 0).mean()) for part in rows]
     assert shares[:10] == [0.5] * 10
@@ -146,10 +154,12 @@ def test_the_order_over_stages_and_epochs_is_the_one_that_was_fixed() -> None:
 def test_steps_together_are_the_steps_one_by_one(sizes: list[int], batch: int, first: int) -> None:
     names = ["a", "b", "c"]
     stages = [mix_of([7, 3, 0]), mix_of([1, 1, 2], 8), mix_of([0, 1, 4], 9), mix_of([5, 0, 1], 21)]
-    together = rows_of_steps(7, names, sizes, stages, batch, first, first + 25)
+    together = rows_for_steps(7, names, sizes, stages, batch, first, first + 25)
     for step, rows in enumerate(together, first):
         plain = []
-        spans = zip(rows_before(stages, batch, step), rows_before(stages, batch, step + 1), strict=True)
+        spans = zip(
+            rows_consumed_before(stages, batch, step), rows_consumed_before(stages, batch, step + 1), strict=True
+        )
         for source, (start, end) in enumerate(spans):
             for position in range(start, end):
                 epoch, place = divmod(position, sizes[source])
@@ -171,7 +181,7 @@ def v1_1(**overrides: object) -> Recipe:
 def test_a_ramp_goes_in_equal_steps_along_a_straight_line() -> None:
     recipe = v1_1()
     first, last = (-(-tokens // recipe.train.batch_tokens) for tokens in (1_500_000_000_000, 1_506_000_000_000))
-    found = mixes(recipe)
+    found = mixture_schedule(recipe)
     assert [found[number].first_step for number in (0, 1, 65, 66)] == [0, first, last, 882149]
     assert found[65].shares == (Fraction(3, 4), Fraction(1, 4))
     pieces = [(mix.first_step, after.first_step) for mix, after in pairwise(found[1:66])]
@@ -184,12 +194,12 @@ def test_a_ramp_goes_in_equal_steps_along_a_straight_line() -> None:
 
 def test_shares_are_exact_in_every_batch_of_a_ramp() -> None:
     recipe = v1_1()
-    batch, found = recipe.train.batch_sequences, mixes(recipe)
+    batch, found = recipe.train.batch_sequences, mixture_schedule(recipe)
     for mix, after in pairwise(found):
         ends = after.first_step - 1, after.first_step
         for step in {mix.first_step, mix.first_step + 1, mix.first_step + 2, ends[0] - 1, *ends}:
             shares = (mix if step < after.first_step else after).shares
-            counts = np.subtract(rows_before(found, batch, step + 1), rows_before(found, batch, step))
+            counts = np.subtract(rows_consumed_before(found, batch, step + 1), rows_consumed_before(found, batch, step))
             assert counts.sum() == batch
             for count, share in zip(counts.tolist(), shares, strict=True):
                 assert abs(count - batch * share) < 1 + 1e-6
@@ -198,7 +208,7 @@ def test_shares_are_exact_in_every_batch_of_a_ramp() -> None:
 def test_no_sequence_is_lost_or_doubled_over_a_ramp() -> None:
     stage = {"from_tokens": 30 * 8 * 64, "ramp_tokens": 100 * 8 * 64, "weights": {"starcoderdata": 1}}
     small = {"train.batch_sequences": 8, "train.sequence_length": 64, "data.stages": [stage]}
-    rows = np.concatenate(steps_of([200, 90], mixes(v1_1(**small)), 8, 160))
+    rows = np.concatenate(steps_of([200, 90], mixture_schedule(v1_1(**small)), 8, 160))
     for source, size in enumerate((200, 90)):
         own = rows[rows["source"] == source]
         assert np.array_equal(own["epoch"], np.arange(len(own)) // size)
@@ -211,7 +221,7 @@ def test_no_sequence_is_lost_or_doubled_over_a_ramp() -> None:
 
 def test_a_ramp_shorter_than_its_pieces_takes_a_step_for_each() -> None:
     stage = {"from_tokens": 0, "ramp_tokens": 3 * 8 * 64, "weights": {"starcoderdata": 1}}
-    found = mixes(v1_1(**{"train.batch_sequences": 8, "train.sequence_length": 64, "data.stages": [stage]}))
+    found = mixture_schedule(v1_1(**{"train.batch_sequences": 8, "train.sequence_length": 64, "data.stages": [stage]}))
     assert [(mix.first_step, mix.shares[1]) for mix in found] == [
         (0, Fraction(1, 6)),
         (1, Fraction(1, 2)),
@@ -230,7 +240,7 @@ def test_a_stage_that_begins_before_the_last_has_ramped_up_is_refused(begin: str
     with pytest.raises(InputError, match=r"begins before the one from 1500000000000 has ramped up, .* ramp_tokens$"):
         v1_1(**{"data.stages": stages})
     stages[1]["from_tokens"] = "1.506T"
-    assert mixes(v1_1(**{"data.stages": stages}))
+    assert mixture_schedule(v1_1(**{"data.stages": stages}))
 
 
 @given(st.integers(0, 40), st.integers(1, 60), st.integers(-99, 99), st.integers(-99, 99))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tinyllama.cli import main
-from tinyllama.data.verification import problems
+from tinyllama.data.verification import find_corruption
 from tinyllama.errors import InputError
 
 
@@ -23,7 +23,7 @@ def flip(path: Path, place: int) -> None:
 
 
 def test_a_whole_store_has_no_problem(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert problems(store) == []
+    assert find_corruption(store) == []
     assert main(["inspect", str(store), "--verify"]) == 0
     assert "every file is there" in capsys.readouterr().out
 
@@ -36,11 +36,11 @@ def test_one_flipped_bit_in_any_file_is_found_by_name(store: Path) -> None:
         for place in (0, len(whole) // 2, len(whole) - 1):
             flip(path, place)
             named = path.with_name("manifest.json") if path.name == "manifest.sha256" else path
-            found = problems(store)
+            found = find_corruption(store)
             assert any(str(named) in problem for problem in found), (path, place, found)
             assert not any("foreign" in problem for problem in found)
             path.write_bytes(whole)
-    assert problems(store) == []
+    assert find_corruption(store) == []
 
 
 def test_a_manifest_whose_keys_are_damaged_is_named(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,19 +48,22 @@ def test_a_manifest_whose_keys_are_damaged_is_named(store: Path, capsys: pytest.
     for path, key in ((manifest, "dtype"), (manifest, "sources"), (manifest, "splits"), (split, "shards")):
         whole = path.read_text()
         path.write_text(whole.replace(f'"{key}"', f'"x{key[1:]}"'))
-        assert any(str(path) in problem for problem in problems(store)), key
+        assert any(str(path) in problem for problem in find_corruption(store)), key
         assert main(["inspect", str(store)]) == 2
         assert "--verify" in capsys.readouterr().err
         path.write_text(whole)
     manifest.unlink()
-    assert problems(store) == [f"{manifest} is missing", f"{manifest} cannot be used: no other file was looked at"]
+    assert find_corruption(store) == [
+        f"{manifest} is missing",
+        f"{manifest} cannot be used: no other file was looked at",
+    ]
 
 
 def test_what_is_foreign_is_named_whatever_it_is(store: Path) -> None:
     (store / "empty").mkdir()
     (store / "modules/link").symlink_to("/etc")
     (store / "dangling").symlink_to("nowhere")
-    assert problems(store) == [f"{store / name} is foreign" for name in ("dangling", "empty", "modules/link")]
+    assert find_corruption(store) == [f"{store / name} is foreign" for name in ("dangling", "empty", "modules/link")]
 
 
 def test_damage_of_every_kind_is_found_by_name(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +74,7 @@ def test_damage_of_every_kind_is_found_by_name(store: Path, capsys: pytest.Captu
     (folder / "stray.bin").write_bytes(b"x")
     (store / "lines/validation/manifest.json").unlink()
     size = (small_rows := (folder / "00000.rows").stat().st_size) + 8
-    assert problems(store) == [
+    assert find_corruption(store) == [
         f"{folder}/00000.tokens does not match its hash",
         f"{folder}/00000.documents is missing",
         f"{folder}/00000.rows has {small_rows} bytes instead of {size}",
@@ -84,4 +87,4 @@ def test_damage_of_every_kind_is_found_by_name(store: Path, capsys: pytest.Captu
 
 def test_a_folder_without_a_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no finished token store here; run `tinyllama prepare`"):
-        problems(tmp_path)
+        find_corruption(tmp_path)

@@ -8,7 +8,7 @@ from tests.docs.blocks import Block
 from tests.docs.world import write_recipe
 
 from tinyllama.recipe import Recipe
-from tinyllama.recipe_data import Data
+from tinyllama.recipe.data_schema import Data
 
 
 def check_recipe(block: Block, folder: Path) -> None:

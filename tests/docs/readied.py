@@ -33,17 +33,17 @@ from tinyllama.release import isolation
 ROOT = Path(__file__).parents[2]
 SLOW_IMPORTS = (
     "lm_eval.models.huggingface",
-    "tinyllama.data.prepare",
-    "tinyllama.data.sample",
-    "tinyllama.doctor.command",
+    "tinyllama.prepare.pipeline",
+    "tinyllama.prepare.sample",
+    "tinyllama.plan.doctor",
     "tinyllama.evaluate.harness",
     "tinyllama.evaluate.report",
     "tinyllama.evaluate.tasks",
     "tinyllama.plan.command",
-    "tinyllama.release.publish",
+    "tinyllama.release.command",
     "tinyllama.release.verify",
     "tinyllama.report",
-    "tinyllama.track.watch",
+    "tinyllama.tracking.watch",
     "tinyllama.train.loop",
     "transformers",
 )

@@ -50,7 +50,7 @@ class NotRun:
 NOT_RUN = (
     NotRun(
         r"tinyllama .*--publish\b", "sends to the hub", "parsed",
-        "tests/track/test_watch.py::test_a_space_is_made_with_trackios_page_private_unless_told_otherwise",
+        "tests/tracking/test_watch.py::test_a_space_is_made_with_trackios_page_private_unless_told_otherwise",
     ),
     NotRun(
         r"tinyllama plan .*--measure\b", "times this machine", "parsed",

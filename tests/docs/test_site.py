@@ -78,7 +78,11 @@ def test_edit_links_and_links_to_files_lead_to_files_of_the_repository(site: Pat
         for kind, path in re.findall(rf'href="{REPOSITORY}/(edit|blob)/main/([^"#]+)', text):
             assert (ROOT / path).exists(), (name, path)
             found.add((kind, path))
-    assert {("edit", "docs/data.md"), ("edit", "CONTRIBUTING.md"), ("edit", "src/tinyllama/recipe.py")} <= found
+    assert {
+        ("edit", "docs/data.md"),
+        ("edit", "CONTRIBUTING.md"),
+        ("edit", "src/tinyllama/recipe/__init__.py"),
+    } <= found
     assert ("blob", "src/tinyllama/recipes/demo.yaml") in found
 
 

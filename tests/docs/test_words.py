@@ -10,7 +10,7 @@ from tools.recipe_page import part_of
 
 from tinyllama.cli import COMMANDS
 from tinyllama.recipe import Recipe
-from tinyllama.recipe_fields import Part
+from tinyllama.recipe.fields import RecipeModel
 
 OTHERS = {"--help", "--quiet"}
 FOREIGN = {
@@ -38,7 +38,7 @@ def flags_of(name: str) -> set[str]:
     return {f"--{no}{flag}" for flag in names for no in ("", "no-")}
 
 
-def is_a_field(dotted: str, model: type[Part] = Recipe) -> bool:
+def is_a_field(dotted: str, model: type[RecipeModel] = Recipe) -> bool:
     """Whether the recipe has such a field; a source's name and the like may be anything."""
     name, _, rest = dotted.partition(".")
     field = model.model_fields.get(name)

@@ -11,7 +11,7 @@ import zstandard
 from tests.conftest import python_sources, small_recipe, write_jsonl
 
 from tinyllama import cli
-from tinyllama.tokenizer_training import train_tokenizer
+from tinyllama.tokenizer.training import train_tokenizer
 
 pytestmark = pytest.mark.slow
 

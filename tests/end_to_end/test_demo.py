@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinyllama import cli, demo
-from tinyllama.data.corpus import CorpusReport
+from tinyllama.prepare.corpus import CorpusReport
 from tinyllama.release import engines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -42,7 +42,7 @@ def test_the_demo_makes_a_release_that_transformers_loads_and_says_what_it_did(
         shutil.copytree(corpus, folder, copy_function=os.link)
         return report
 
-    monkeypatch.setattr(demo, "write_corpus", link_corpus)  # tests/data/test_corpus.py is about writing it
+    monkeypatch.setattr(demo, "write_corpus", link_corpus)  # tests/prepare/test_corpus.py is about writing it
     monkeypatch.chdir(tmp_path)
     status = cli.main(COMMAND)
     said, complaints = capsys.readouterr()

@@ -17,9 +17,9 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaFo
 from tinyllama.evaluate import Evaluation, evaluate
 from tinyllama.evaluate.harness import LlamaLM, load_language_model
 from tinyllama.evaluate.tasks import load_tasks
-from tinyllama.train.parallel import Ranks
+from tinyllama.train.distributed import World
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

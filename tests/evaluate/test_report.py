@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tinyllama.evaluate import report
-from tinyllama.evaluate.report import _with_earlier, evaluate_and_save, table
+from tinyllama.evaluate.report import _merge_previous, evaluate_and_save, table
 from tinyllama.evaluate.scores import Evaluation
 from tinyllama.files import read_json
-from tinyllama.model.loading import Located
+from tinyllama.loading import ModelLocation
 
 
 def evaluation(task: str, step: int, **fields: Any) -> Evaluation:
@@ -35,16 +35,16 @@ def evaluation(task: str, step: int, **fields: Any) -> Evaluation:
 def test_scores_of_other_tasks_stay_unless_the_weights_or_the_software_are_others(tmp_path: Path) -> None:
     path = tmp_path / "evaluation.json"
     evaluation("piqa", 10, shortened={"piqa": 3}).save(path)
-    both = _with_earlier(evaluation("hellaswag", 10), path)
+    both = _merge_previous(evaluation("hellaswag", 10), path)
     assert set(both.rows) == set(both.num_fewshot) == {"piqa", "hellaswag"}
     assert both.shortened == {"piqa": 3}
-    assert _with_earlier(evaluation("piqa", 10), path).shortened == {}
+    assert _merge_previous(evaluation("piqa", 10), path).shortened == {}
     few = evaluation("piqa", 10, rows={"piqa": {"acc": 0.9, "items": 4}}, coverage={"piqa": "first 4 of 10 items"})
-    assert _with_earlier(few, path).rows["piqa"]["acc"] == 0.5  # of more items, which took longer
-    assert _with_earlier(few, path).coverage["piqa"] == "all 10 items"
-    assert _with_earlier(replace(few, num_fewshot={"piqa": 5}), path).rows["piqa"]["acc"] == 0.9  # another question
-    assert set(_with_earlier(evaluation("hellaswag", 20), path).rows) == {"hellaswag"}
-    assert set(_with_earlier(evaluation("hellaswag", 10, versions={"torch": "3"}), path).rows) == {"hellaswag"}
+    assert _merge_previous(few, path).rows["piqa"]["acc"] == 0.5  # of more items, which took longer
+    assert _merge_previous(few, path).coverage["piqa"] == "all 10 items"
+    assert _merge_previous(replace(few, num_fewshot={"piqa": 5}), path).rows["piqa"]["acc"] == 0.9  # another question
+    assert set(_merge_previous(evaluation("hellaswag", 20), path).rows) == {"hellaswag"}
+    assert set(_merge_previous(evaluation("hellaswag", 10, versions={"torch": "3"}), path).rows) == {"hellaswag"}
 
 
 def test_a_hub_models_scores_go_to_the_working_directory_and_not_into_the_hubs_cache(
@@ -53,7 +53,7 @@ def test_a_hub_models_scores_go_to_the_working_directory_and_not_into_the_hubs_c
     cached = shutil.copytree(llama_folder, tmp_path / "cache")
     before = sorted(cached.iterdir())
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report, "locate", lambda source: Located(cached, is_checkpoint=False))
+    monkeypatch.setattr(report, "locate", lambda source: ModelLocation(cached, is_checkpoint=False))
     said = evaluate_and_save("org/name", ["winogrande"], 3, torch.float32)
     assert said.splitlines()[-1] == "saved: evaluations/org--name.json"
     assert read_json(tmp_path / "evaluations/org--name.json")["model"] == "org/name"

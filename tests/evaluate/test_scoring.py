@@ -9,12 +9,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from tests.evaluate.conftest import hugging_face_model, loaded, our_model, requests_of
 
-from tinyllama.evaluate.grouping import Pair, form_batches, to_requests
+from tinyllama.evaluate.prefix_batching import Pair, form_batches, to_requests
 from tinyllama.evaluate.scoring import Score, score_batch
 from tinyllama.evaluate.tasks import load_tasks
 from tinyllama.files import read_json, write_json
+from tinyllama.loading import load_model
 from tinyllama.model.llama import Llama
-from tinyllama.model.loading import load_model
 
 
 @pytest.fixture(scope="module")

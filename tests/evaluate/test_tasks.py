@@ -18,7 +18,7 @@ from tests.evaluate.conftest import loaded, requests_of, scored
 
 from tinyllama.errors import InputError
 from tinyllama.evaluate import tasks as tasks_module
-from tinyllama.evaluate.measures import score
+from tinyllama.evaluate.metrics import score
 from tinyllama.evaluate.tasks import load_tasks
 
 # lm-eval's own, of its test data: every request of a task, its documents shuffled by random.Random(42).

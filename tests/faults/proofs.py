@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import contents
-from tests.track.test_page import Shown
+from tests.tracking.test_trackio_sink import Shown
 from tests.train.launching import events_of, losses_of, rows_of
 
-from tinyllama.data.verification import problems as store_problems
+from tinyllama.data.verification import find_corruption as store_problems
 from tinyllama.files import read_json, sha256_of
 from tinyllama.release.verify import file_checks
-from tinyllama.train import checkpoint
+from tinyllama.runs import checkpoint
 
 CHECKPOINT_STEPS = 10
 _TIMED = {"date", "checkpoints", "files", "hardware"}
@@ -51,9 +51,9 @@ def learnt(run: Path) -> list[tuple[Any, ...]]:
 
 def compare_checkpoints(ours: Path, theirs: Path, steps: int) -> None:
     """The last checkpoint's tensors, weights and moments, are the same bytes."""
-    last = checkpoint.committed(ours)[-1]
+    last = checkpoint.list_committed(ours)[-1]
     assert checkpoint.step_of(last) == steps
-    assert checkpoint.problems(last) == []
+    assert checkpoint.find_damage(last) == []
     other = theirs / "checkpoints" / last.name
     names = {path.name for path in other.glob("*.distcp")}
     assert names == {path.name for path in last.glob("*.distcp")}

@@ -12,11 +12,11 @@ from tests.conftest import contents
 from tests.faults.children import told
 from tests.faults.conftest import EVALUATE, RELEASE, RUN, without_peak, write_recipe
 from tests.faults.proofs import compare_checkpoints, learnt, timeless
-from tests.track.test_page import Shown
+from tests.tracking.test_trackio_sink import Shown
 from tests.train.launching import events_of, rows_of
 
 from tinyllama.files import read_json
-from tinyllama.train import checkpoint
+from tinyllama.runs import checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -84,12 +84,12 @@ def test_a_clock_that_runs_backwards_makes_no_speed_age_or_time_left_negative(ba
 
 
 def test_the_newest_checkpoint_is_that_of_the_highest_step_whatever_its_files_times_say(way: Path) -> None:
-    folders = checkpoint.committed(way / RUN)
+    folders = checkpoint.list_committed(way / RUN)
     assert len(folders) > 1
     for age, folder in enumerate(reversed(folders)):
         for path in folder.rglob("*"):
             os.utime(path, (age * 1e6, age * 1e6))
-    assert [checkpoint.step_of(folder) for folder in checkpoint.committed(way / RUN)][-1] == 12
+    assert [checkpoint.step_of(folder) for folder in checkpoint.list_committed(way / RUN)][-1] == 12
     more = ("--train.tokens", str(14 * 6 * 64), "--allow-change")
     ended = told(way, "train", "recipe.yaml", *more, fault=without_peak)
     assert ended.status == 0, ended.said

@@ -17,8 +17,8 @@ from tests.faults.conftest import RELEASE, RUN, without_peak
 from tests.release.hub import TOKEN, running_hub
 from tests.train.launching import events_of
 
-from tinyllama.data.tasks import Job
 from tinyllama.files import read_json
+from tinyllama.prepare.tasks import Job
 from tinyllama.recipe import Recipe
 from tinyllama.release.milestone import release_milestone
 
@@ -88,7 +88,7 @@ def test_workers_of_prepare_end_with_it_and_it_goes_on_to_the_same_store(way: Pa
         os.kill(os.getpid(), what)
 
     def plant() -> None:
-        from tinyllama.data import executors
+        from tinyllama.prepare import executors
 
         executors.run_rank = work  # type: ignore[attr-defined]
         executors._wait = end  # type: ignore[assignment]
@@ -178,11 +178,11 @@ def test_a_release_beside_training_that_finds_no_memory_is_an_event_and_the_run_
     """Its process may not have more memory than importing torch takes."""
 
     def starve() -> None:
-        from tinyllama.train import releasing
+        from tinyllama.train import milestones
 
         without_peak()
         limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 28, 1 << 28))\n"
-        releasing._PROGRAM, releasing._PAUSE_SECONDS = limit + releasing._PROGRAM, 0.0
+        milestones._PROGRAM, milestones._PAUSE_SECONDS = limit + milestones._PROGRAM, 0.0
 
     at = ("--release.at_tokens", f"[{6 * 6 * 64}]", "--release.tasks", "[]", "--release.formats", "[huggingface]")
     words = ("train", "recipe.yaml", "--name", "starved", *at)

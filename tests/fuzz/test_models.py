@@ -15,8 +15,8 @@ from tests.fuzz.mutations import changed, changes, documents, values
 from tests.fuzz.properties import few, kept_folder, one_line
 
 from tinyllama.errors import InputError
+from tinyllama.loading import load_model
 from tinyllama.model.llama import Llama, initialize
-from tinyllama.model.loading import load_model
 from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
 from tinyllama.recipe import Model
 

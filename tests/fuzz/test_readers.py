@@ -17,13 +17,13 @@ import pyarrow.parquet
 import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tests.data.raw import slim, source
 from tests.fuzz.mutations import changed, changes, values
 from tests.fuzz.properties import few, one_line
+from tests.prepare.raw import slim, source
 
-from tinyllama.data.sources import Reject, Row, read_rows
 from tinyllama.errors import InputError
-from tinyllama.text import as_string
+from tinyllama.prepare.sources import RejectedRow, SourceRow, read_rows
+from tinyllama.text import to_str
 
 SUFFIXES = {
     "jsonl": [".jsonl", ".jsonl.gz", ".jsonl.zst"],
@@ -69,7 +69,7 @@ def table_bytes(table: Any, suffix: str) -> bytes:
     return out.getvalue()
 
 
-def read(format: str, suffix: str, data: bytes) -> list[Row | Reject] | None:
+def read(format: str, suffix: str, data: bytes) -> list[SourceRow | RejectedRow] | None:
     """A file's rows, each of which keeps the promise; None where the file was refused in one line."""
     with tempfile.TemporaryDirectory(prefix="tinyllama-fuzz-") as folder:
         path = Path(folder) / f"a{suffix}"
@@ -82,8 +82,8 @@ def read(format: str, suffix: str, data: bytes) -> list[Row | Reject] | None:
             return None
     assert [row.row for row in rows] == list(range(len(rows)))
     for row in rows:
-        if isinstance(row, Row):
-            assert as_string(row.text).encode()  # not empty, and no half of a surrogate pair
+        if isinstance(row, SourceRow):
+            assert to_str(row.text).encode()  # not empty, and no half of a surrogate pair
             row.subset.encode()
         else:
             assert len(row.reason.splitlines()) == 1
@@ -126,7 +126,7 @@ def test_offsets_of_a_damaged_arrow_file_never_cut_texts_out_of_others() -> None
     for wrong in ((0, 11, 5, 16), (0, 5, 11, 99), (5, 5, 11, 3)):
         assert data.count(offsets) == 1
         assert read("huggingface", ".arrow", data.replace(offsets, struct.pack("<4i", *wrong))) is None
-    assert read("huggingface", ".arrow", data) == [Row(0, "first"), Row(1, "second"), Row(2, "third")]
+    assert read("huggingface", ".arrow", data) == [SourceRow(0, "first"), SourceRow(1, "second"), SourceRow(2, "third")]
 
 
 def test_an_arrow_buffer_that_holds_half_a_number_behind_the_last_is_read_as_far_as_rows_go() -> None:
@@ -136,7 +136,11 @@ def test_an_arrow_buffer_that_holds_half_a_number_behind_the_last_is_read_as_far
     assert data.count(place_and_size) == 1
     for size in (17, 18, 19):
         half_more = data.replace(place_and_size, struct.pack("<2q", 0, size))
-        assert read("huggingface", ".arrow", half_more) == [Row(0, "first"), Row(1, "second"), Row(2, "third")]
+        assert read("huggingface", ".arrow", half_more) == [
+            SourceRow(0, "first"),
+            SourceRow(1, "second"),
+            SourceRow(2, "third"),
+        ]
 
 
 keys = st.sampled_from(["text", "meta", "redpajama_set_name", "id"]) | st.text(max_size=3)
@@ -221,5 +225,5 @@ def test_a_csv_file_keeps_its_fields_and_a_changed_one_is_read_or_refused(chosen
     """The example was found 2026-11-24."""
     data = b"text\r\n" + b"".join(b'"' + text.replace('"', '""').encode() + b'"\r\n' for text in chosen)
     rows = read("csv", ".csv", data)
-    assert rows == [Row(n, text) if text else Reject(n, "empty text") for n, text in enumerate(chosen)]
+    assert rows == [SourceRow(n, text) if text else RejectedRow(n, "empty text") for n, text in enumerate(chosen)]
     check("csv", ".csv", changed(data, todo))

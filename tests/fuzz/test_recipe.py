@@ -18,7 +18,7 @@ from tests.fuzz.properties import few, kept_folder, one_line
 from tinyllama import cli
 from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe, bundled_recipes, flatten
-from tinyllama.recipe_fields import parse_tokens
+from tinyllama.recipe.fields import parse_tokens
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -19,10 +19,10 @@ from tests.fuzz.properties import few, kept_folder, one_line
 from tinyllama.errors import InputError
 from tinyllama.files import sha256_of, write_json
 from tinyllama.report.reading import read_run
-from tinyllama.runs import state_of, table
-from tinyllama.track.record import read_new
-from tinyllama.train.checkpoint import committed, is_milestone, problems
-from tinyllama.train.metrics import Journal, read_rows
+from tinyllama.runs.checkpoint import find_damage, is_marked_milestone, list_committed
+from tinyllama.runs.listing import read_run_status, table
+from tinyllama.runs.log import RunLog, read_rows
+from tinyllama.tracking.tail import read_new_rows
 
 METRICS = {"loss": 3.5, "learning_rate": 1e-3, "gradient_norm": 1.0, "tokens_per_second": 700.0, "mfu": 0.2}
 FILES = ["metrics.jsonl", "events.jsonl", "recipe.yaml", "releases/releases.json"]
@@ -36,7 +36,7 @@ def run() -> Path:
     folder.mkdir()
     recipe = small_recipe(folder) | {"release": {"every_tokens": 3840}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    journal = Journal(folder, clock=lambda: 1.8e9)
+    journal = RunLog(folder, clock=lambda: 1.8e9)
     journal.event("start", 0, ranks=1)
     for step in range(1, 21):
         validation = {"validation_loss": 3.0, "validation_bits_per_byte": 2.0} if step % 10 == 0 else {}
@@ -61,16 +61,16 @@ def own_run(name: str, content: bytes) -> Iterator[Path]:
 
 def use(own: Path) -> None:
     """What lists, reports and resumes a run: each works, or says in one line why not."""
-    state = state_of(own, 1.8e9)
+    state = read_run_status(own, 1.8e9)
     one_line(InputError(state.problem or "none"))
     assert len(table(own.parent)) >= 2
-    for call in (read_run, _rows, _follow, _cut_back, problems, committed):
+    for call in (read_run, _rows, _follow, _cut_back, find_damage, list_committed):
         with suppress(OSError):  # of which the command line says the file
             try:
-                call(own / "checkpoints/step-00000010" if call is problems else own)
+                call(own / "checkpoints/step-00000010" if call is find_damage else own)
             except InputError as error:
                 one_line(error)
-    is_milestone(own / "checkpoints/step-00000010")
+    is_marked_milestone(own / "checkpoints/step-00000010")
 
 
 def _rows(own: Path) -> None:
@@ -81,13 +81,13 @@ def _rows(own: Path) -> None:
 def _follow(own: Path) -> None:
     """A tracker says any error in words; that of a line is a ValueError."""
     with suppress(ValueError):
-        read_new(own / "metrics.jsonl", 0)
+        read_new_rows(own / "metrics.jsonl", 0)
 
 
 def _cut_back(own: Path) -> None:
-    journal = Journal(own)
-    journal.forget_cut_lines()
-    journal.cut_back(10)
+    journal = RunLog(own)
+    journal.drop_partial_lines()
+    journal.truncate_after(10)
 
 
 @few(100)

@@ -20,16 +20,16 @@ from tests.fuzz.mutations import changed, changes, documents
 from tests.fuzz.properties import few, kept_folder, one_line
 
 from tinyllama.data.inspection import describe
-from tinyllama.data.origin import documents_between
-from tinyllama.data.prepare import prepare
-from tinyllama.data.shards import ShardWriter
+from tinyllama.data.provenance import documents_between
 from tinyllama.data.store import Split, TokenStore
-from tinyllama.data.verification import problems
+from tinyllama.data.verification import find_corruption
 from tinyllama.errors import InputError
 from tinyllama.files import sha256_of, write_json
-from tinyllama.progress import be_quiet
+from tinyllama.prepare.pipeline import prepare
+from tinyllama.prepare.shards import ShardWriter
+from tinyllama.progress import set_quiet
 from tinyllama.recipe import Recipe
-from tinyllama.tokenizer_training import train_tokenizer
+from tinyllama.tokenizer.training import train_tokenizer
 
 
 @cache
@@ -74,14 +74,14 @@ def use(folder: Path) -> None:
 
 def found_out(folder: Path) -> list[str]:
     """What verifying says, every line of it one."""
-    be_quiet(True)
+    set_quiet(True)
     try:
-        said = problems(folder)
+        said = find_corruption(folder)
     except InputError as error:
         one_line(error)
         return [str(error)]
     finally:
-        be_quiet(False)
+        set_quiet(False)
     assert all(len(line.splitlines()) == 1 for line in said)
     return said
 

@@ -26,10 +26,10 @@ from tests.vocabularies import (
 )
 
 from tinyllama.errors import InputError
-from tinyllama.model.generation import continuation
+from tinyllama.model.generation import stream_decode
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.tokenizer_files import TokenizersFile
-from tinyllama.tokenizer_training import train_tokenizer
+from tinyllama.tokenizer.backends import HuggingFaceBackend
+from tinyllama.tokenizer.training import train_tokenizer
 
 KINDS = ["sentencepiece", "converted", "trained here", "byte level"]
 SPECIAL = [
@@ -77,7 +77,9 @@ def _byte_level() -> dict[str, Any]:
 
 @cache
 def tokenizer_of(kind: str) -> Tokenizer:
-    return from_model("small") if kind == "sentencepiece" else Tokenizer(TokenizersFile(kind, document_of(kind), {}))
+    return (
+        from_model("small") if kind == "sentencepiece" else Tokenizer(HuggingFaceBackend(kind, document_of(kind), {}))
+    )
 
 
 @cache
@@ -116,10 +118,10 @@ def test_a_continuation_in_pieces_is_the_text_of_all_ids(kind: str, prompt: str,
     """Found 2026-11-24: `generate` lost or garbled characters whose bytes came one by one."""
     tokenizer = tokenizer_of(kind)
     ids = tokenizer.encode(prompt)
-    pieces = list(continuation(tokenizer, ids, chosen))
-    if ids and ids[-1] not in tokenizer.unsettled_ids and not tokenizer.decode(ids).endswith("\ufffd"):
+    pieces = list(stream_decode(tokenizer, ids, chosen))
+    if ids and ids[-1] not in tokenizer.incomplete_ids and not tokenizer.decode(ids).endswith("\ufffd"):
         assert tokenizer.decode(ids) + "".join(pieces) == tokenizer.decode(ids + chosen)
-    settled = [list(continuation(tokenizer, ids, chosen[:end])) for end in range(len(chosen))]
+    settled = [list(stream_decode(tokenizer, ids, chosen[:end])) for end in range(len(chosen))]
     for shorter, longer in pairwise([*settled, pieces]):
         assert longer[: len(shorter) - 1] == shorter[:-1]  # what was said is not taken back
 
@@ -164,7 +166,7 @@ def test_an_id_beyond_any_vocabulary_is_refused() -> None:
     whole = tiny()
     model = whole["model"] | {"vocab": whole["model"]["vocab"] | {"<x>": 10**9}}
     with pytest.raises(InputError, match=r"token id 1000000000, more than any vocabulary has"):
-        TokenizersFile("x", whole | {"model": model}, {})
+        HuggingFaceBackend("x", whole | {"model": model}, {})
 
 
 def check_file(name: str, data: bytes) -> None:
@@ -175,7 +177,7 @@ def check_file(name: str, data: bytes) -> None:
             tokenizer = Tokenizer.load(folder)
             for text in ("", "a  b\n", "é\0", "<s>▁"):
                 assert tokenizer.decode(tokenizer.encode(text)) is not None
-            _ = tokenizer.digest, tokenizer.start_ids, tokenizer.piece_bytes()
+            _ = tokenizer.digest, tokenizer.bos_prefix, tokenizer.piece_bytes()
             tokenizer.save(Path(folder) / "again")
         except InputError as error:
             one_line(error)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tinyllama.errors import InputError
-from tinyllama.model.generation import generate, pick
+from tinyllama.model.generation import generate, sample_token
 from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Model
 
@@ -35,9 +35,9 @@ def test_it_ends_at_the_stop_token_and_at_the_context(model: Llama) -> None:
 
 def test_draws_follow_the_seed_and_stay_among_the_top_k() -> None:
     logits = torch.linspace(0, 3, 50)
-    drawn = [pick(logits, 5.0, 3, torch.Generator().manual_seed(seed)) for seed in range(100)]
+    drawn = [sample_token(logits, 5.0, 3, torch.Generator().manual_seed(seed)) for seed in range(100)]
     assert set(drawn) == {47, 48, 49}
-    assert drawn == [pick(logits, 5.0, 3, torch.Generator().manual_seed(seed)) for seed in range(100)]
+    assert drawn == [sample_token(logits, 5.0, 3, torch.Generator().manual_seed(seed)) for seed in range(100)]
 
 
 @pytest.mark.parametrize("length", [0, 24, 30])

@@ -6,12 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tinyllama.errors import InputError
 from tinyllama.model.llama import Llama, initialize
-from tinyllama.model.weights import (
-    config_to_hugging_face,
-    from_hugging_face,
-    shape_from_hugging_face,
-    to_hugging_face,
-)
+from tinyllama.model.weights import config_from_hugging_face, config_to_hugging_face, from_hugging_face, to_hugging_face
 from tinyllama.plan import num_parameters
 from tinyllama.recipe import Model
 
@@ -55,7 +50,7 @@ def test_logits_equal_transformers_with_our_weights_in_its_model(shape: Model) -
 @torch.no_grad()
 def test_logits_equal_transformers_with_its_weights_in_our_model(shape: Model) -> None:
     peer = peer_of(shape)
-    model = Llama(shape_from_hugging_face(peer.config.to_dict()), VOCAB).eval()
+    model = Llama(config_from_hugging_face(peer.config.to_dict()), VOCAB).eval()
     model.load_state_dict(dict(from_hugging_face(peer.state_dict(), shape)))
     ids = torch.randint(VOCAB, (2, 50), generator=torch.Generator().manual_seed(1))
     assert (model(ids) - peer(ids).logits).abs().max() < 1e-4
@@ -63,7 +58,7 @@ def test_logits_equal_transformers_with_its_weights_in_our_model(shape: Model) -
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_a_shape_survives_the_way_to_hugging_face_and_back(shape: Model) -> None:
-    assert shape_from_hugging_face(config_to_hugging_face(shape, VOCAB, 1, 2)) == shape
+    assert config_from_hugging_face(config_to_hugging_face(shape, VOCAB, 1, 2)) == shape
     model = built(shape)
     assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters(shape, VOCAB)
     state = dict(from_hugging_face(dict(to_hugging_face(model.state_dict(), shape)), shape))
@@ -105,7 +100,7 @@ def test_initial_weights_depend_on_the_seed_and_the_name_alone() -> None:
 def test_what_is_not_a_llama_2_is_refused_by_name(change: dict[str, object], field: str) -> None:
     config = config_to_hugging_face(SHAPES["gqa"], VOCAB, 1, 2) | change
     with pytest.raises(InputError, match=field):
-        shape_from_hugging_face(config)
+        config_from_hugging_face(config)
 
 
 def test_missing_and_foreign_tensors_are_named() -> None:

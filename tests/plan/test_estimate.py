@@ -13,15 +13,15 @@ import yaml
 from tinyllama.cli import main
 from tinyllama.errors import InputError
 from tinyllama.plan import command
-from tinyllama.plan.estimate import Stated, estimate
-from tinyllama.plan.failures import losses
-from tinyllama.plan.machines import MACHINES, of_device
+from tinyllama.plan.estimate import Assumptions, estimate
+from tinyllama.plan.failures import failure_overhead
+from tinyllama.plan.hardware_specs import MACHINES, spec_for_device
 from tinyllama.recipe import Recipe
 
-PUBLISHED = Stated(gpus=16, mfu=0.563, formula="full", price_per_gpu_hour=1.5)
+PUBLISHED = Assumptions(gpus=16, mfu=0.563, formula="full", price_per_gpu_hour=1.5)
 
 
-def figures(fields: dict[str, object] | None = None, stated: Stated = PUBLISHED) -> dict[str, Any]:
+def figures(fields: dict[str, object] | None = None, stated: Assumptions = PUBLISHED) -> dict[str, Any]:
     return estimate(Recipe.load("tinyllama-1.1b", fields), 32_000, MACHINES["a100-40g"], stated).as_json()
 
 
@@ -56,7 +56,7 @@ def test_float32_is_planned_with_float32_products() -> None:
 
 def test_a_wide_ring_s_steps_are_waited_for_and_hybrid_sharding_spares_them() -> None:
     fields: dict[str, object] = {"train.batch_sequences": 4096}
-    stated = Stated(gpus=4096)
+    stated = Assumptions(gpus=4096)
     assert not figures(fields, stated)["network_hides"]
     assert figures(fields | {"parallel.replicate": 512}, stated)["network_hides"]
 
@@ -70,7 +70,7 @@ def test_cost_and_energy_count_the_hours_that_failures_take() -> None:
 
 
 def test_a_run_that_fails_before_every_checkpoint_never_ends() -> None:
-    seldom = Stated(gpus=16, gpu_hours_between_failures=1)
+    seldom = Assumptions(gpus=16, gpu_hours_between_failures=1)
     found = figures({"checkpoint.every_steps": 100_000}, seldom)
     assert (found["lost_hours"], found["days_with_losses"], found["energy_kilowatt_hours"]) == (None, None, None)
 
@@ -82,13 +82,13 @@ def test_no_interval_is_longer_than_the_run() -> None:
 
 def test_what_was_left_at_its_default_is_named() -> None:
     assert "mfu" not in figures()["assumptions"]
-    assert figures(stated=Stated(gpus=16))["assumptions"]["mfu"] == 0.5
+    assert figures(stated=Assumptions(gpus=16))["assumptions"]["mfu"] == 0.5
 
 
 def test_a_cpu_s_processes_share_it() -> None:
     cpu = replace(MACHINES["3090"], is_cpu=True)
     recipe = Recipe.load("demo")
-    one, two = (estimate(recipe, 4096, cpu, Stated(gpus=count)).figures for count in (1, 2))
+    one, two = (estimate(recipe, 4096, cpu, Assumptions(gpus=count)).figures for count in (1, 2))
     assert two["tokens_per_second"] <= one["tokens_per_second"]
 
 
@@ -111,7 +111,10 @@ def test_hybrid_sharding_spares_a_slow_network() -> None:
 
 def test_a_slow_network_is_waited_for() -> None:
     slow = estimate(
-        Recipe.load("tinyllama-1.1b", {"train.micro_batch_sequences": 1}), 32_000, MACHINES["4090"], Stated(gpus=64)
+        Recipe.load("tinyllama-1.1b", {"train.micro_batch_sequences": 1}),
+        32_000,
+        MACHINES["4090"],
+        Assumptions(gpus=64),
     ).figures
     assert not slow["network_hides"]
     assert slow["mfu"] < 0.5
@@ -120,9 +123,9 @@ def test_a_slow_network_is_waited_for() -> None:
 
 def test_the_best_interval_loses_least() -> None:
     def lost(interval: float) -> float:
-        return losses(1000, 512, interval, 30, 10, 50_000, 300).lost_hours
+        return failure_overhead(1000, 512, interval, 30, 10, 50_000, 300).lost_hours
 
-    best = losses(1000, 512, 3600, 30, 10, 50_000, 300)
+    best = failure_overhead(1000, 512, 3600, 30, 10, 50_000, 300)
     assert lost(3600) == pytest.approx(best.expected_failures * (1800 + 300) / 3600 + 1000 * 30 / 3600, rel=0.03)
     assert best.expected_failures == pytest.approx(1000 * 512 / 50_000)
     assert best.lost_hours_at_best == pytest.approx(lost(best.best_interval_seconds))
@@ -132,7 +135,7 @@ def test_the_best_interval_loses_least() -> None:
 @pytest.mark.parametrize("release", ["{at_tokens: [1K, 1500, 2K, 9K, 1M]}", "{every_tokens: 1000, at_tokens: [3K]}"])
 def test_milestones_are_counted_as_training_makes_them(release: str) -> None:
     from tinyllama.plan.disk import num_milestones
-    from tinyllama.train.releasing import is_milestone
+    from tinyllama.train.milestones import is_milestone
 
     fields = {"release": yaml.safe_load(release), "train.tokens": 10_000, "train.batch_sequences": 3}
     recipe = Recipe.load("demo", fields | {"train.sequence_length": 256})
@@ -175,11 +178,11 @@ def test_own_text_is_estimated_from_its_files(tmp_path: Path) -> None:
     ],
 )
 def test_a_gpu_is_known_by_its_driver_s_name(name: str, row: str) -> None:
-    assert of_device(name) is MACHINES[row]
+    assert spec_for_device(name) is MACHINES[row]
 
 
 def test_an_unknown_gpu_has_no_row() -> None:
-    assert of_device("NVIDIA T4") is None
+    assert spec_for_device("NVIDIA T4") is None
 
 
 def test_planning_needs_no_torch() -> None:
@@ -258,5 +261,5 @@ def test_a_gpu_that_the_plan_does_not_know_can_be_replaced_but_not_measured(
 ) -> None:
     monkeypatch.setattr("tinyllama.plan.measure.this_machine", lambda: None)
     with pytest.raises(InputError, match="not in the table") as error:
-        command._machine(Recipe.load("demo"), "h100" if measured else None, Stated(), measured, 512)
+        command._machine(Recipe.load("demo"), "h100" if measured else None, Assumptions(), measured, 512)
     assert ("leave out --measure" in str(error.value)) == measured

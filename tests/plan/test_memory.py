@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tinyllama.plan.estimate import Stated, estimate
-from tinyllama.plan.machines import MACHINES
+from tinyllama.plan.estimate import Assumptions, estimate
+from tinyllama.plan.hardware_specs import MACHINES
 from tinyllama.plan.memory import activation_bytes_per_token
 from tinyllama.recipe import Recipe
 
@@ -36,7 +36,7 @@ def tracked() -> dict[str, int]:
 @pytest.mark.parametrize("case", CASES)
 def test_the_1b_recipe_takes_what_the_fsdp2_tracker_finds_to_ten_per_cent(case: str, tracked: dict[str, int]) -> None:
     recipe = Recipe.load("tinyllama-1.1b", CASES[case] | {"train.compile": "false"})  # it sees no compiled code
-    plan = estimate(recipe, 32_000, MACHINES["a100-40g"], Stated(gpus=16))
+    plan = estimate(recipe, 32_000, MACHINES["a100-40g"], Assumptions(gpus=16))
     assert plan.figures["memory_bytes_per_gpu"] == pytest.approx(tracked[case], rel=0.10)
 
 
@@ -71,7 +71,7 @@ def test_a_compiled_block_keeps_what_is_planned(recompute: str, length: int) -> 
         compiled(x, rope, None)
     weights = sum(2 * matrix.numel() for matrix in block.parameters() if matrix.ndim > 1)  # their copies in bf16
     kept = sum(sizes.values()) - (weights if recompute == "none" else 0)
-    plan = estimate(recipe, 4096, MACHINES["4090"], Stated())
+    plan = estimate(recipe, 4096, MACHINES["4090"], Assumptions())
     on_cpu = activation_bytes_per_token(type(plan.load)(**{**vars(plan.load), "is_cpu": True}))
     assert on_cpu * 2 * length == pytest.approx(kept, rel=0.05)
 
@@ -80,17 +80,17 @@ def test_the_limits_that_are_planned_with_are_the_network_s() -> None:
     from tinyllama.model import attention, loss
     from tinyllama.plan import memory
 
-    assert (memory._LOGITS, memory._CPU_PROBABILITIES) == (loss._LOGITS, loss._CACHED_LOGITS)
-    assert (memory._CPU_BLOCK, memory._CPU_KEPT_TIME) == (attention._BLOCK, attention._KEPT_TIME)
+    assert (memory._LOGITS, memory._CPU_PROBABILITIES) == (loss._LOGITS, loss._CPU_SOFTMAX_CHUNK)
+    assert (memory._CPU_BLOCK, memory._CPU_KEPT_TIME) == (attention._BLOCK, attention._MAX_SAVED_SEQUENCE_LENGTH)
 
 
 def test_the_largest_micro_batch_fits_and_the_next_larger_does_not() -> None:
     recipe = Recipe.load("tinyllama-1.1b")
-    most = estimate(recipe, 32_000, MACHINES["a100-80g"], Stated(gpus=16)).figures["largest_micro_batch_sequences"]
+    most = estimate(recipe, 32_000, MACHINES["a100-80g"], Assumptions(gpus=16)).figures["largest_micro_batch_sequences"]
     at = [
         estimate(
             Recipe.load("tinyllama-1.1b", {"train.micro_batch_sequences": rows}), 32_000, MACHINES["a100-80g"],
-            Stated(gpus=16),
+            Assumptions(gpus=16),
         ).figures["memory_fits"]
         for rows in (most, 2 * most)
     ]  # fmt: skip

@@ -17,17 +17,17 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tinyllama.model.llama import PRECISIONS, Llama
 from tinyllama.recipe import Recipe
-from tinyllama.train.optimizer import apply_gradients, build_optimizers
-from tinyllama.train.parallel import Ranks, build_mesh, shard_model
+from tinyllama.train.distributed import World, build_mesh, shard_model
+from tinyllama.train.optimizer import build_optimizers, optimizer_step
 
 
 def peak_bytes(recipe: Recipe, count: int) -> int:
     """The peak in the second step, when gradients and the optimiser's state are there."""
     device = torch.device("cpu")
-    mesh = build_mesh(recipe.parallel, Ranks(0, count, device))
+    mesh = build_mesh(recipe.parallel, World(0, count, device))
     with torch.device("meta"):
         model = Llama(recipe.model, 32_000, PRECISIONS[recipe.train.precision])
-    model.set_recompute(recipe.parallel.activation_checkpointing)
+    model.set_activation_checkpointing(recipe.parallel.activation_checkpointing)
     shard_model(model, mesh)
     model.forward = types.MethodType(Llama.loss, model)  # type: ignore[method-assign]  # the tracker sees a module's calls alone
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -35,7 +35,7 @@ def peak_bytes(recipe: Recipe, count: int) -> int:
         optimizers = build_optimizers(model, recipe.train.optimizer)
         with FSDPMemTracker(model, optimizers[-1]) as tracker:
             compute(model, recipe, tracker)
-            apply_gradients(optimizers, 1e-4)
+            optimizer_step(optimizers, 1e-4)
             # The update is left out: on fake tensors DTensor's own fake copies, as large as the whole, would count.
             tracker._peak_mem = dict.fromkeys(tracker._peak_mem, 0)
             compute(model, recipe, tracker)

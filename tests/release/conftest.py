@@ -11,13 +11,13 @@ import pytest
 import torch
 from tests.conftest import python_sources, small_recipe, write_jsonl
 
-from tinyllama.data.prepare import prepare
 from tinyllama.data.store import TokenStore
 from tinyllama.model.llama import Llama, initialize
+from tinyllama.prepare.pipeline import prepare
 from tinyllama.recipe import Recipe
 from tinyllama.release import release
+from tinyllama.runs import checkpoint
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.train import checkpoint
 from tinyllama.train.optimizer import build_optimizers
 
 STEPS = (9, 10, 40)
@@ -123,6 +123,6 @@ def save_checkpoint(run: Path, recipe: Recipe, step: int, digests: dict[str, str
     optimizers = build_optimizers(model, recipe.train.optimizer)
     state = {"tokens": step * recipe.train.batch_tokens, "time": 1.79e9, "digest": recipe.digest, **digests}
     state["hardware"] = HARDWARE
-    saver = checkpoint.Saver(run, asynchronous=False, on_commit=lambda *_: None)
+    saver = checkpoint.CheckpointWriter(run, asynchronous=False, on_commit=lambda *_: None)
     saver.begin(step, model, optimizers, state | {"vocab_size": model.vocab_size}, time.perf_counter())
     assert saver.settle() is None

@@ -10,9 +10,9 @@ from tinyllama.files import read_json, write_json
 from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Model
 from tinyllama.release.formats import write_formats
-from tinyllama.release.hf import write_hugging_face
+from tinyllama.release.huggingface import write_hugging_face
 from tinyllama.release.lineage import hash_files
-from tinyllama.release.reference import reference
+from tinyllama.release.reference import compute_reference_outputs
 from tinyllama.release.verify import Check, verify
 from tinyllama.tokenizer import Tokenizer
 
@@ -31,7 +31,7 @@ def random_model(vocab_size: int, shape: Model = SHAPE) -> Llama:
 
 
 def write_release(folder: Path, model: Llama, tokenizer: Tokenizer, formats: Sequence[str] = FORMATS) -> Path:
-    facts: dict[str, Any] = {"reference": reference(model, tokenizer), "formats": list(formats)}
+    facts: dict[str, Any] = {"reference": compute_reference_outputs(model, tokenizer), "formats": list(formats)}
     write_hugging_face(folder / "huggingface", model, tokenizer)
     write_formats(folder, formats, "small")
     write_json(folder / "release.json", facts | {"files": hash_files(folder)})

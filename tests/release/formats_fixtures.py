@@ -8,7 +8,7 @@ from tests.conftest import python_sources
 from tests.release.formats import random_model, write_release
 
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.tokenizer_training import train_tokenizer
+from tinyllama.tokenizer.training import train_tokenizer
 
 
 @pytest.fixture(scope="session")

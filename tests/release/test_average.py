@@ -8,11 +8,11 @@ import torch.distributed.checkpoint as dcp
 from tests.conftest import flip_a_bit
 
 from tinyllama.errors import InputError
+from tinyllama.loading import load_model
 from tinyllama.model.llama import Llama
-from tinyllama.model.loading import load_model
 from tinyllama.recipe import Recipe
-from tinyllama.release.average import average_into, averaged_checkpoints, shares
-from tinyllama.train.checkpoint import checkpoint_folder
+from tinyllama.release.average import average_into, averaged_checkpoints, averaging_weights
+from tinyllama.runs.checkpoint import checkpoint_folder
 
 STEPS = (9, 10, 40)
 
@@ -57,7 +57,7 @@ def test_one_checkpoint_alone_comes_back_bit_for_bit(run_template: Path) -> None
     ("count", "decay", "expected"), [(4, 1.0, [0.25] * 4), (3, 0.5, [1 / 7, 2 / 7, 4 / 7]), (1, 0.5, [1.0])]
 )
 def test_each_counts_decay_times_the_next_and_all_of_them_one(count: int, decay: float, expected: list[float]) -> None:
-    assert shares(count, decay) == pytest.approx(expected)
+    assert averaging_weights(count, decay) == pytest.approx(expected)
 
 
 def with_checkpoints_every(run: Path, steps: int) -> Path:

@@ -13,12 +13,12 @@ from huggingface_hub import ModelCard
 from tinyllama.errors import InputError
 from tinyllama.evaluate import Evaluation
 from tinyllama.files import read_json, sha256_of
-from tinyllama.model.loading import load_tokenizer
+from tinyllama.loading import load_tokenizer
 from tinyllama.plan import num_parameters
 from tinyllama.recipe import Recipe
 from tinyllama.release import release, update_card
 from tinyllama.release.card import model_card
-from tinyllama.release.table import baseline_file, mean_of_seven
+from tinyllama.release.index import baseline_file, mean_of_seven
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from tests.release.formats import SHAPE, failed, only, random_model, write_relea
 from tests.release.native import apart, compute_type, logits_in_ctranslate2
 
 from tinyllama.files import read_json
-from tinyllama.model.loading import load_model
+from tinyllama.loading import load_model
 from tinyllama.release import engines
 from tinyllama.tokenizer import Tokenizer
 

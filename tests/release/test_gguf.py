@@ -14,12 +14,12 @@ from tokenizers import pre_tokenizers, processors
 
 from tinyllama.errors import InputError
 from tinyllama.release.formats import Format
-from tinyllama.release.gguf import rotated_by_neighbours, write_gguf
-from tinyllama.release.hf import write_hugging_face
-from tinyllama.release.reference import reference
+from tinyllama.release.gguf import permute_rope_rows, write_gguf
+from tinyllama.release.huggingface import write_hugging_face
+from tinyllama.release.reference import compute_reference_outputs
 from tinyllama.release.verify import format_checks
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.tokenizer_conversion import hard_texts
+from tinyllama.tokenizer.conversion import edge_case_texts
 
 pytest_plugins = ["tests.release.formats_fixtures"]
 
@@ -84,7 +84,7 @@ def test_every_shape_of_a_llama_is_the_same_in_llama_cpp(
 
 def test_rows_change_places_so_that_neighbours_turn_together() -> None:
     rows = torch.arange(12.0)[:, None]  # two heads of six
-    assert rotated_by_neighbours(rows, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
+    assert permute_rope_rows(rows, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
 
 
 @pytest.mark.parametrize("with_model", [True, False])
@@ -95,7 +95,7 @@ def test_llama_cpp_gives_our_ids_on_hard_texts(all_formats: Path, tmp_path: Path
         (tmp_path / "tokenizer/tokenizer.model").unlink()
         tokenizer = Tokenizer.load(tmp_path / "tokenizer")
         path = write_release(tmp_path / "release", random_model(600), tokenizer, ["gguf"]) / "gguf/small-F16.gguf"
-    texts = list(hard_texts([piece.decode(errors="ignore") for piece in tokenizer.piece_bytes()]))
+    texts = list(edge_case_texts([piece.decode(errors="ignore") for piece in tokenizer.piece_bytes()]))
     assert apart(ids_in_llama_cpp, path, texts) == [[1, *tokenizer.encode(text)] for text in texts]
 
 
@@ -118,14 +118,14 @@ def byte_level(folder: Path, words: Any, start: bool) -> Tokenizer:
 )
 def test_a_byte_level_tokenizer_is_the_same_in_llama_cpp(tmp_path: Path, words: Any, name: str, start: bool) -> None:
     tokenizer = byte_level(tmp_path / "tokenizer", words, start)
-    assert tokenizer.start_ids == [0] * start
+    assert tokenizer.bos_prefix == [0] * start
     release = write_release(tmp_path / "release", random_model(tokenizer.vocab_size), tokenizer, ["gguf"])
     assert failed(only(release, "gguf")) == []
     fields = fields_of(release / "gguf/small-F16.gguf")
     assert fields["tokenizer.ggml.pre"] == name
     assert fields["tokenizer.ggml.add_bos_token"] is start
-    texts = list(hard_texts([piece.decode(errors="ignore") for piece in tokenizer.piece_bytes()]))
-    expected = [tokenizer.start_ids + tokenizer.encode(text) for text in texts]
+    texts = list(edge_case_texts([piece.decode(errors="ignore") for piece in tokenizer.piece_bytes()]))
+    expected = [tokenizer.bos_prefix + tokenizer.encode(text) for text in texts]
     assert apart(ids_in_llama_cpp, release / "gguf/small-F16.gguf", texts) == expected
 
 
@@ -138,8 +138,8 @@ def test_llama_cpp_loads_a_model_whose_tokenizer_has_special_tokens_beyond_its_r
     write_hugging_face(tmp_path / "huggingface", model, tokenizer)
     assert add_tokens(tmp_path / "huggingface", "<pad>", "<|im_sep|>") == tokenizer.vocab_size
     write_gguf(tmp_path / "gguf", tmp_path / "huggingface", "small")
-    expected = reference(model, tokenizer)
-    expected["texts"] += [{"text": text, "ids": tokenizer.start_ids + tokenizer.encode(text)} for text in ["a<pad>b"]]
+    expected = compute_reference_outputs(model, tokenizer)
+    expected["texts"] += [{"text": text, "ids": tokenizer.bos_prefix + tokenizer.encode(text)} for text in ["a<pad>b"]]
     path = tmp_path / "gguf/small-Q8_0.gguf"
     checks = format_checks(Format("gguf Q8_0", "llama_cpp", path.name), path, expected)
     assert [check.what for check in checks if check.passed] == ["bos, eos", "tokens", "nats a token"]

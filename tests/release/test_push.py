@@ -13,7 +13,7 @@ from tests.release.hub import TOKEN, USER, Hub, Repository, running_hub
 from tinyllama import cli
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_json
-from tinyllama.model.loading import load_model
+from tinyllama.loading import load_model
 from tinyllama.release.lineage import hash_files
 from tinyllama.release.push import push
 

@@ -12,11 +12,11 @@ from tests.conftest import flip_a_bit
 
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of
-from tinyllama.model.loading import load_model, load_tokenizer
+from tinyllama.loading import load_model, load_tokenizer
 from tinyllama.recipe import Recipe
 from tinyllama.release import release, update_card
-from tinyllama.train.checkpoint import checkpoint_folder
-from tinyllama.train.metrics import read_rows
+from tinyllama.runs.checkpoint import checkpoint_folder
+from tinyllama.runs.log import read_rows
 
 
 def files_below(folder: Path) -> set[str]:

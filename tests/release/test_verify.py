@@ -16,7 +16,7 @@ from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_json
 from tinyllama.model import weights
 from tinyllama.release import formats, gguf
-from tinyllama.release.hf import write_hugging_face
+from tinyllama.release.huggingface import write_hugging_face
 from tinyllama.release.verify import Check, _greedy, table, verify
 from tinyllama.tokenizer import Tokenizer
 
@@ -55,7 +55,7 @@ def make_gguf_again(release: Path) -> None:
 
 
 def plant_rope(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyllama.release.gguf.rotated_by_neighbours", lambda weight, heads: weight)
+    monkeypatch.setattr("tinyllama.release.gguf.permute_rope_rows", lambda weight, heads: weight)
     make_gguf_again(release)
 
 

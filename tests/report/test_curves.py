@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyllama.errors import InputError
-from tinyllama.report.curves import MOST_SPANS, extremes, measure, smoothed, thinned
-from tinyllama.train.metrics import read_rows
+from tinyllama.report.curves import MOST_SPANS, downsample, min_max_envelope, smoothed, summarize_metrics
+from tinyllama.runs.log import read_rows
 
 
 def rows_of(losses: Sequence[float | None]) -> list[dict[str, Any]]:
@@ -21,7 +21,7 @@ def rows_of(losses: Sequence[float | None]) -> list[dict[str, Any]]:
 
 
 def test_few_rows_are_kept_as_they_are() -> None:
-    curve = measure(rows_of([5.0, None, 3.0, math.nan, 4.0])).curves["loss"]
+    curve = summarize_metrics(rows_of([5.0, None, 3.0, math.nan, 4.0])).curves["loss"]
     assert curve.tokens.tolist() == [10, 30, 50]
     assert curve.low.tolist() == curve.mean.tolist() == curve.high.tolist() == [5, 3, 4]
 
@@ -32,9 +32,9 @@ def test_joining_keeps_extremes_means_and_counts(count: int, most: int, data: st
     losses: list[float | None] = [2.0 + (step % 7) / 10 for step in range(count)]
     spike = data.draw(st.integers(0, count - 1))
     losses[spike] = 9.0
-    curve = measure(rows_of(losses)).curves["loss"]
+    curve = summarize_metrics(rows_of(losses)).curves["loss"]
     assert len(curve) <= MOST_SPANS
-    for found in (curve, thinned(curve, most)):
+    for found in (curve, downsample(curve, most)):
         assert len(found) <= max(most, len(curve) * (found is curve))
         assert found.count.sum() == count
         assert np.isclose((found.mean * found.count).sum(), sum(loss or 0 for loss in losses))
@@ -42,12 +42,12 @@ def test_joining_keeps_extremes_means_and_counts(count: int, most: int, data: st
         assert found.high.max() == 9.0
         place = int(found.high.argmax())
         assert abs(found.tokens[place] - 10 * (spike + 1)) <= 10 * found.count[place]
-        assert set(extremes(found)[1]) <= set(losses)
+        assert set(min_max_envelope(found)[1]) <= set(losses)
 
 
 def test_the_running_mean_follows_the_steep_beginning_and_ends_in_no_noise() -> None:
     noise = np.random.default_rng(1).normal(0, 0.1, 2000)
-    curve = measure(rows_of([*(10.0 - step for step in range(5)), *(5 + noise).tolist()])).curves["loss"]
+    curve = summarize_metrics(rows_of([*(10.0 - step for step in range(5)), *(5 + noise).tolist()])).curves["loss"]
     means = smoothed(curve)
     assert means[0] == 10.0
     assert np.abs(means[100:] - 5).max() < 0.1
@@ -57,7 +57,7 @@ def test_a_value_that_is_measured_now_and_then_stays_where_it_was_measured() -> 
     rows = rows_of([3.0] * 100_000)
     for step in (1000, 50_000, 100_000):
         rows[step - 1]["validation_loss"] = step / 1000
-    curve = measure(rows).curves["validation_loss"]
+    curve = summarize_metrics(rows).curves["validation_loss"]
     assert curve.tokens.tolist() == [10_000, 500_000, 1_000_000]
     assert curve.mean.tolist() == [1, 50, 100]
 
@@ -67,7 +67,7 @@ def test_newest_values_time_and_skips_are_those_of_the_rows() -> None:
     for row in rows:
         row["tokens_per_second"] = 20.0
     rows[99]["skipped"] = rows[9999]["skipped"] = "loss nan"
-    found = measure(rows)
+    found = summarize_metrics(rows)
     assert (found.step, found.tokens, found.num_skipped) == (10_000, 100_000, 2)
     assert found.newest["loss"] == (9999, 2.5)
     assert found.seconds == pytest.approx(10_000 * 10 / 20)
@@ -75,7 +75,7 @@ def test_newest_values_time_and_skips_are_those_of_the_rows() -> None:
 
 
 def test_a_run_without_rows_has_empty_curves(tmp_path: Path) -> None:
-    found = measure(read_rows(tmp_path / "metrics.jsonl"))
+    found = summarize_metrics(read_rows(tmp_path / "metrics.jsonl"))
     assert (found.step, found.tokens, len(found.curves["loss"])) == (0, 0, 0)
 
 

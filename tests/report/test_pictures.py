@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from tinyllama.formatting import format_count
 from tinyllama.report.pictures import loss_plot
-from tinyllama.words import short_count
 
 
 def top_of_curve(path: Path) -> int:
@@ -47,4 +47,4 @@ def test_a_run_of_one_step_has_a_plot(tmp_path: Path) -> None:
     [(0, "0"), (384, "384"), (1000, "1K"), (999_999, "1M"), (6_012_345, "6.01M"), (105e9, "105B"), (1.5e12, "1.5T")],
 )
 def test_counts_read_as_people_say_them(count: float, words: str) -> None:
-    assert short_count(count) == words
+    assert format_count(count) == words

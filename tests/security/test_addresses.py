@@ -9,12 +9,12 @@ from tests.conftest import small_recipe
 from tests.release.formats import SHAPE, random_model
 
 from tinyllama import cli
-from tinyllama.data.inputs import find_files
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_json
+from tinyllama.prepare.files import find_files
 from tinyllama.recipe import Recipe
-from tinyllama.release.foreign import release_foreign
-from tinyllama.release.hf import write_hugging_face
+from tinyllama.release.convert import release_foreign
+from tinyllama.release.huggingface import write_hugging_face
 from tinyllama.tokenizer import Tokenizer
 
 

@@ -14,14 +14,14 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 import zstandard
-from tests.data.raw import source
+from tests.prepare.raw import source
 
 from tinyllama import cli
-from tinyllama.data.inputs import fetched
-from tinyllama.data.rows import Reject, Row
-from tinyllama.data.sources import read_rows
 from tinyllama.errors import InputError
 from tinyllama.files import write_json
+from tinyllama.prepare.files import local_copy
+from tinyllama.prepare.rows import RejectedRow, SourceRow
+from tinyllama.prepare.sources import read_rows
 
 PACKINGS: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.compress,
@@ -37,7 +37,7 @@ CONTENTS = {
 }
 
 
-def read(path: Path, format: str, **settings: object) -> list[Row | Reject]:
+def read(path: Path, format: str, **settings: object) -> list[SourceRow | RejectedRow]:
     return list(read_rows(str(path), source(format, path, **settings)))
 
 
@@ -50,7 +50,7 @@ def test_a_packed_file_that_unpacks_to_far_more_is_refused(tmp_path: Path, packi
     with pytest.raises(InputError, match=f"{path.name}: unpacks to more than {ratio:,} times its size"):
         read(path, format, max_compression_ratio=ratio)
     rows = read(path, format, max_compression_ratio=4 * ratio)
-    assert sum(len(row.text) for row in rows if isinstance(row, Row)) == SIZE
+    assert sum(len(row.text) for row in rows if isinstance(row, SourceRow)) == SIZE
 
 
 def test_a_flood_of_empty_lines_is_refused_where_it_is_packed_and_read_where_it_is_not(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_flood_of_empty_lines_is_refused_where_it_is_packed_and_read_where_it_
     plain.write_bytes(flood + b"{\n")
     with pytest.raises(InputError, match="unpacks to more than 1,000 times"):
         read(packed, "jsonl")
-    assert read(plain, "jsonl") == [Reject(0, "invalid JSON", line=SIZE + 1)]
+    assert read(plain, "jsonl") == [RejectedRow(0, "invalid JSON", line=SIZE + 1)]
 
 
 def test_rows_that_repeat_one_value_of_a_dictionary_are_refused(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_value_that_no_reader_holds_is_rejected_by_name(
 ) -> None:
     for module in ("lines", "rows", "tables"):
         monkeypatch.setattr(f"tinyllama.data.{module}.LONGEST_BYTES", 1 << 20)
-    monkeypatch.setattr("tinyllama.data.rows._CSV_CHARACTERS", 1 << 20)
+    monkeypatch.setattr("tinyllama.prepare.rows._CSV_CHARACTERS", 1 << 20)
     path, text = tmp_path / "a", "b" * (2 << 20)
     match format:
         case "parquet":
@@ -101,8 +101,8 @@ def test_a_value_that_no_reader_holds_is_rejected_by_name(
             read(path, format)
         return
     rows = read(path, format)
-    assert [row.reason for row in rows if isinstance(row, Reject)] == ["longer than 256 MiB"]
-    assert [row.text for row in rows if isinstance(row, Row)] == ([] if format == "text" else ["one", "two"])
+    assert [row.reason for row in rows if isinstance(row, RejectedRow)] == ["longer than 256 MiB"]
+    assert [row.text for row in rows if isinstance(row, SourceRow)] == ([] if format == "text" else ["one", "two"])
 
 
 def test_a_flood_of_rejected_rows_ends_by_name(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_server_that_sends_without_end_fills_no_disk(tmp_path: Path) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             address = f"http://127.0.0.1:{server.server_port}/x.jsonl"
-            with pytest.raises(InputError, match="its server does not state its size"), fetched(address):
+            with pytest.raises(InputError, match="its server does not state its size"), local_copy(address):
                 pass
         finally:
             server.shutdown()
@@ -175,13 +175,13 @@ def test_a_page_that_no_reader_holds_is_refused_before_it_is_unpacked(
 ) -> None:
     path = parquet(tmp_path / "a.parquet")
     assert len(read(path, "parquet")) == 2
-    monkeypatch.setattr("tinyllama.data.tables._PAGE_BYTES", 1 << 19)
+    monkeypatch.setattr("tinyllama.prepare.columnar._PAGE_BYTES", 1 << 19)
     with pytest.raises(InputError, match=r"a\.parquet: a page of text holds 800,014 bytes, more than 524,288"):
         read(path, "parquet")
 
 
 def test_a_page_whose_header_alone_tells_its_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyllama.data.tables._PAGE_BYTES", 900_000)
+    monkeypatch.setattr("tinyllama.prepare.columnar._PAGE_BYTES", 900_000)
     path = parquet(tmp_path / "a.parquet")
     data = bytearray(path.read_bytes())
     place = pyarrow.parquet.read_metadata(path).row_group(0).column(0).data_page_offset

@@ -14,8 +14,8 @@ from tests.train.saving import after_a_step, saved, tensors
 from tinyllama import cli
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of, write_json
-from tinyllama.train import checkpoint
-from tinyllama.train.setup import Trainer
+from tinyllama.runs import checkpoint
+from tinyllama.train.setup import TrainState
 
 
 class RunsCode:
@@ -36,11 +36,11 @@ def commit_again(folder: Path) -> None:
 
 
 @pytest.fixture
-def trainer(small: Path) -> Trainer:
+def trainer(small: Path) -> TrainState:
     return after_a_step(small)
 
 
-def test_a_checkpoint_of_ours_is_read_with_all_its_tensors(trainer: Trainer, tmp_path: Path) -> None:
+def test_a_checkpoint_of_ours_is_read_with_all_its_tensors(trainer: TrainState, tmp_path: Path) -> None:
     folder = saved(trainer, tmp_path)
     before = {name: value.clone() for name, value in tensors(trainer).items()}
     for value in tensors(trainer).values():
@@ -52,7 +52,7 @@ def test_a_checkpoint_of_ours_is_read_with_all_its_tensors(trainer: Trainer, tmp
 
 
 @pytest.mark.parametrize("place", ["whole", "planner_data", "storage_meta"])
-def test_metadata_that_calls_a_function_is_refused(trainer: Trainer, tmp_path: Path, place: str) -> None:
+def test_metadata_that_calls_a_function_is_refused(trainer: TrainState, tmp_path: Path, place: str) -> None:
     folder, target = saved(trainer, tmp_path), tmp_path / "run"
     path = folder / ".metadata"
     found = pickle.loads(path.read_bytes())
@@ -79,7 +79,7 @@ def complete(folder: Path, small: Path) -> Path:
 
 @pytest.mark.parametrize("command", ["generate", "load"])
 def test_metadata_that_changes_a_class_of_this_process_is_refused(
-    trainer: Trainer, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+    trainer: TrainState, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     folder, victim = saved(trainer, tmp_path), tmp_path / "victim"
     victim.mkdir()
@@ -99,7 +99,7 @@ def test_metadata_that_changes_a_class_of_this_process_is_refused(
 
 
 def test_a_recipe_of_more_parameters_than_the_files_hold_takes_no_memory(
-    trainer: Trainer, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trainer: TrainState, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = saved(trainer, tmp_path)
     write_json(folder / "state.json", read_json(folder / "state.json") | {"vocab_size": 2_000_000_000})
@@ -108,14 +108,14 @@ def test_a_recipe_of_more_parameters_than_the_files_hold_takes_no_memory(
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../../secret"])
-def test_a_commit_that_names_a_file_outside_is_damaged(trainer: Trainer, tmp_path: Path, name: str) -> None:
+def test_a_commit_that_names_a_file_outside_is_damaged(trainer: TrainState, tmp_path: Path, name: str) -> None:
     folder = saved(trainer, tmp_path)
     hashes = read_json(folder / checkpoint.COMMIT)["sha256"]
     write_json(folder / checkpoint.COMMIT, {"sha256": hashes | {name: "0" * 64}})
-    assert any("a file outside its folder" in problem for problem in checkpoint.problems(folder))
+    assert any("a file outside its folder" in problem for problem in checkpoint.find_damage(folder))
 
 
-def test_a_state_that_is_a_pipe_or_a_device_is_never_read(trainer: Trainer, tmp_path: Path) -> None:
+def test_a_state_that_is_a_pipe_or_a_device_is_never_read(trainer: TrainState, tmp_path: Path) -> None:
     folder = saved(trainer, tmp_path)
     (folder / "state.json").unlink()
     os.mkfifo(folder / "state.json")
@@ -127,7 +127,7 @@ def test_a_state_that_is_a_pipe_or_a_device_is_never_read(trainer: Trainer, tmp_
         checkpoint.read_state(folder)
 
 
-def test_a_value_that_calls_a_function_is_refused(trainer: Trainer, tmp_path: Path) -> None:
+def test_a_value_that_calls_a_function_is_refused(trainer: TrainState, tmp_path: Path) -> None:
     folder, target = saved(trainer, tmp_path), tmp_path / "run"
     path = folder / ".metadata"
     found = pickle.loads(path.read_bytes())
@@ -145,7 +145,7 @@ def test_a_value_that_calls_a_function_is_refused(trainer: Trainer, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["../../outside.distcp", "/etc/passwd", "state.json"])
-def test_metadata_that_names_another_file_is_refused(trainer: Trainer, tmp_path: Path, name: str) -> None:
+def test_metadata_that_names_another_file_is_refused(trainer: TrainState, tmp_path: Path, name: str) -> None:
     folder = saved(trainer, tmp_path)
     path = folder / ".metadata"
     found = pickle.loads(path.read_bytes())
@@ -157,7 +157,7 @@ def test_metadata_that_names_another_file_is_refused(trainer: Trainer, tmp_path:
 
 
 def test_a_release_that_holds_a_commit_is_no_checkpoint(
-    tmp_path: Path, trainer: Trainer, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, trainer: TrainState, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = saved(trainer, tmp_path)
     write_json(folder / "release.json", {"name": "x"})

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tinyllama.errors import InputError
-from tinyllama.files import alone_in, locked, open_unfollowed, write_atomically
+from tinyllama.files import atomic_write, blocking_lock, exclusive_lock, open_unfollowed
 from tinyllama.processes import use_private_compile_cache
-from tinyllama.train.metrics import Journal, read_rows
+from tinyllama.runs.log import RunLog, read_rows
 
 
 @pytest.fixture
@@ -24,16 +24,16 @@ def victim(tmp_path: Path) -> Path:
 def test_a_lock_that_is_a_link_is_refused_and_its_target_kept(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/lock").symlink_to(victim)
-    with pytest.raises(InputError, match="run/lock: is a symbolic link"), alone_in(tmp_path / "run", "lock", ""):
+    with pytest.raises(InputError, match="run/lock: is a symbolic link"), exclusive_lock(tmp_path / "run", "lock", ""):
         pass
-    with pytest.raises(InputError, match="run/lock: is a symbolic link"), locked(tmp_path / "run/lock"):
+    with pytest.raises(InputError, match="run/lock: is a symbolic link"), blocking_lock(tmp_path / "run/lock"):
         pass
     assert victim.read_text() == "precious"
 
 
 def test_a_lock_that_is_another_name_of_a_file_keeps_its_bytes(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "lock").hardlink_to(victim)
-    with alone_in(tmp_path, "lock", ""):
+    with exclusive_lock(tmp_path, "lock", ""):
         assert victim.read_text() == "precious"
 
 
@@ -49,7 +49,7 @@ def test_what_is_appended_follows_no_link(tmp_path: Path, victim: Path) -> None:
 
 def test_an_atomic_write_replaces_a_link_and_keeps_its_target(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "report.html").symlink_to(victim)
-    with write_atomically(tmp_path / "report.html") as file:
+    with atomic_write(tmp_path / "report.html") as file:
         file.write(b"new")
     assert victim.read_text() == "precious"
     assert (tmp_path / "report.html").read_bytes() == b"new"
@@ -57,9 +57,9 @@ def test_an_atomic_write_replaces_a_link_and_keeps_its_target(tmp_path: Path, vi
 
 def test_a_damaged_row_after_the_newest_checkpoint_is_deleted_with_an_event(tmp_path: Path) -> None:
     rows = [f'{{"step": {step}, "loss": 1.0}}\n' for step in range(1, 6)]
-    journal = Journal(tmp_path)
+    journal = RunLog(tmp_path)
     journal.metrics_path.write_text("".join([*rows[:3], '{"step": 4, "lo\0ss"\n', "[]\n", rows[4]]))
-    journal.cut_back(3)
+    journal.truncate_after(3)
     assert [row["step"] for row in read_rows(journal.metrics_path)] == [1, 2, 3]
     (event,) = read_rows(journal.events_path)
     assert (event["event"], event["step"]) == ("metrics-damaged", 3)
@@ -67,10 +67,10 @@ def test_a_damaged_row_after_the_newest_checkpoint_is_deleted_with_an_event(tmp_
 
 
 def test_a_damaged_row_before_the_newest_checkpoint_is_an_error_with_its_line(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = RunLog(tmp_path)
     journal.metrics_path.write_text('{"step": 1}\nnot a row\n{"step": 3}\n')
     with pytest.raises(InputError, match=r"metrics\.jsonl:2: "):
-        journal.cut_back(3)
+        journal.truncate_after(3)
 
 
 def test_compiled_code_is_kept_where_no_other_user_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.track.recorded import new_run, step
+from tests.tracking.recorded import new_run, step
 
 from tinyllama import cli
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import refuse_links, write_json
-from tinyllama.release import refresh_cards, update_card
+from tinyllama.release import rewrite_cards, update_card
 from tinyllama.release.lineage import read_facts
-from tinyllama.track.page import folder_of, open_trackio
-from tinyllama.track.process import take
-from tinyllama.train import checkpoint
+from tinyllama.runs import checkpoint
+from tinyllama.tracking.process import try_acquire_sink
+from tinyllama.tracking.trackio_sink import open_trackio, trackio_dir
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_run_with_a_link_is_not_followed_by_a_tracker(tmp_path: Path, victim: 
     step(journal, 1, 3)
     (run / "trackers").symlink_to(victim)
     with ExitStack() as locks, pytest.raises(InputError, match="trackers: is a symbolic link"):
-        take(run, "trackio", locks)
+        try_acquire_sink(run, "trackio", locks)
     assert sorted(path.name for path in victim.iterdir()) == ["README.md", "inner"]
 
 
@@ -83,13 +83,13 @@ def test_a_linked_folder_of_releases_and_a_linked_page_are_not_written(tmp_path:
     step(journal, 1, 3)
     (run / "releases").symlink_to(victim)
     with pytest.raises(InputError, match="releases: is a symbolic link"):
-        refresh_cards(run / "releases")
+        rewrite_cards(run / "releases")
     write_json(victim / "inner/release.json", {"files": {}, "step": 3})
     with pytest.raises(InputError, match="releases: is a symbolic link"):
         update_card(run / "releases/inner")
     (run.parent / ".trackio").symlink_to(victim)
     with pytest.raises(InputError, match=r"\.trackio: is a symbolic link"):
-        open_trackio(folder_of(run))
+        open_trackio(trackio_dir(run))
     assert sorted(path.name for path in victim.iterdir()) == ["README.md", "inner"]
 
 
@@ -127,7 +127,7 @@ def test_a_renamed_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.Capture
     step(journal, 1, 3)
     for name in ("step-00000010.bak", "best"):
         write_json(run / "checkpoints" / name / "commit.json", {"sha256": {}})
-    assert checkpoint.committed(run) == []
+    assert checkpoint.list_committed(run) == []
     assert cli.main(["release", str(run / "checkpoints/best")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "best: a checkpoint's folder is called step-NUMBER; give it its name back" in line

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from tests.browser import opened
 from tests.conftest import small_recipe
-from tests.track.recorded import new_run, step
-from tests.track.test_watch import wait_for, watched
+from tests.tracking.recorded import new_run, step
+from tests.tracking.test_watch import wait_for, watched
 
 from tinyllama import cli
 from tinyllama.errors import InputError

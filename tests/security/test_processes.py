@@ -12,7 +12,7 @@ from tests.conftest import small_recipe
 from tests.train.launching import without_space
 
 from tinyllama import cli
-from tinyllama.cli_status import run_to_status
+from tinyllama.cli_status import run_and_get_exit_status
 
 INTERRUPTED = Path(__file__).with_name("interrupted.py")
 
@@ -35,7 +35,7 @@ def test_a_system_that_starts_no_more_processes_is_one_line(
     def call() -> int:
         raise error
 
-    assert run_to_status(call) == 2
+    assert run_and_get_exit_status(call) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "starts no more threads or processes" in line
     assert "ulimit -u" in line

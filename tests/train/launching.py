@@ -25,9 +25,9 @@ from tests.train.planting import GO, Fault, marker
 
 from tinyllama.data.batches import batch_of_step
 from tinyllama.data.store import TokenStore
-from tinyllama.model.loading import load_model
+from tinyllama.loading import load_model
 from tinyllama.recipe import Recipe
-from tinyllama.train.metrics import read_rows
+from tinyllama.runs.log import read_rows
 
 PLANTING = Path(__file__).with_name("planting.py")
 LIMIT_SECONDS = 200.0

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tinyllama import hardware
 from tinyllama.model.llama import Llama
-from tinyllama.train import metrics
-from tinyllama.train.guard import Guard, Verdict
+from tinyllama.runs import log
+from tinyllama.train.guard import Action, SpikeDetector
 
 Fault = dict[str, Any]
 """`do`, and where: `row` (token ids), `file` (a part of its path) or `step` (of metrics.jsonl)."""
@@ -87,7 +87,7 @@ def wait_for(file: Path) -> None:
 
 def plant_in_files(faults: Sequence[Fault]) -> None:
     """`kill` where a file is half written, `wait` before it is flushed, `tear` where a row of metrics.jsonl is."""
-    fsync, append = os.fsync, metrics.Journal._append
+    fsync, append = os.fsync, log.RunLog._append
 
     def planted_fsync(fd: Any) -> None:
         number = fd if isinstance(fd, int) else fd.fileno()
@@ -99,7 +99,7 @@ def plant_in_files(faults: Sequence[Fault]) -> None:
                 hold_or_end(fault)
         fsync(fd)
 
-    def planted_append(self: metrics.Journal, path: Path, row: Any) -> None:
+    def planted_append(self: log.RunLog, path: Path, row: Any) -> None:
         for fault in faults:
             if fault["do"] == "tear" and "learning_rate" in row and row["step"] == fault["step"] and first_time(fault):
                 with path.open("ab") as file:
@@ -108,20 +108,20 @@ def plant_in_files(faults: Sequence[Fault]) -> None:
         append(self, path, row)
 
     os.fsync = planted_fsync
-    metrics.Journal._append = planted_append  # type: ignore[method-assign]
+    log.RunLog._append = planted_append  # type: ignore[method-assign]
 
 
 def write_down_verdicts() -> None:
-    judge = Guard.judge
+    judge = SpikeDetector.check
     path = Path(f"judged-{os.environ.get('RANK', '0')}.jsonl")
 
-    def judging(self: Guard, loss: float, norm: float) -> tuple[Verdict, str, int]:
+    def judging(self: SpikeDetector, loss: float, norm: float) -> tuple[Action, str, int]:
         decision = judge(self, loss, norm)
         with path.open("a") as file:
             file.write(json.dumps([str(loss), str(norm), decision[0].value, *decision[1:]]) + "\n")
         return decision
 
-    Guard.judge = judging  # type: ignore[method-assign]
+    SpikeDetector.check = judging  # type: ignore[method-assign]
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tests.train import several
 
 from tinyllama.recipe import Recipe
-from tinyllama.train.metrics import read_rows
+from tinyllama.runs.log import read_rows
 
 
 def write_recipe(folder: Path, small: Path, name: str, **fields: object) -> str:

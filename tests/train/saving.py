@@ -8,21 +8,21 @@ import torch
 from tests.train.trainers import built, recipe_of, train_step
 
 from tinyllama.data.batches import batch_of_step
-from tinyllama.train import checkpoint
-from tinyllama.train.checkpoint import Saver
-from tinyllama.train.setup import Trainer
+from tinyllama.runs import checkpoint
+from tinyllama.runs.checkpoint import CheckpointWriter
+from tinyllama.train.setup import TrainState
 
 Commits = list[tuple[int, float, float]]
 
 
-def after_a_step(small: Path, **overrides: Any) -> Trainer:
+def after_a_step(small: Path, **overrides: Any) -> TrainState:
     """A trainer whose optimiser has something to remember."""
     trainer = built(recipe_of(small, **overrides))
     train_step(trainer, 0, batch_of_step(trainer.recipe, trainer.store, 0))
     return trainer
 
 
-def tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
+def tensors(trainer: TrainState) -> dict[str, torch.Tensor]:
     """All that a checkpoint must hold: weights and the optimisers' state."""
     found = dict(trainer.model.state_dict())
     for number, optimizer in enumerate(trainer.optimizers):
@@ -31,17 +31,17 @@ def tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
     return found
 
 
-def saver_of(run: Path, asynchronous: bool = True) -> tuple[Saver, Commits]:
+def saver_of(run: Path, asynchronous: bool = True) -> tuple[CheckpointWriter, Commits]:
     commits: Commits = []
-    return Saver(run, asynchronous, lambda *commit: commits.append(commit)), commits
+    return CheckpointWriter(run, asynchronous, lambda *commit: commits.append(commit)), commits
 
 
-def begin(saver: Saver, trainer: Trainer, step: int) -> Path:
+def begin(saver: CheckpointWriter, trainer: TrainState, step: int) -> Path:
     saver.begin(step, trainer.model, trainer.optimizers, {"tokens": 0}, time.perf_counter())
     return checkpoint.checkpoint_folder(saver.run, step)
 
 
-def saved(trainer: Trainer, run: Path, step: int = 1) -> Path:
+def saved(trainer: TrainState, run: Path, step: int = 1) -> Path:
     """A whole checkpoint of a trainer."""
     saver, _ = saver_of(run, asynchronous=False)
     folder = begin(saver, trainer, step)

@@ -17,11 +17,11 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from tinyllama.data.batches import batch_of_step
 from tinyllama.files import read_json, write_json
-from tinyllama.model.loading import load_model
-from tinyllama.train import checkpoint
-from tinyllama.train.checkpoint import Saver
+from tinyllama.loading import load_model
+from tinyllama.runs import checkpoint
+from tinyllama.runs.checkpoint import CheckpointWriter
+from tinyllama.runs.log import read_rows
 from tinyllama.train.loop import train
-from tinyllama.train.metrics import read_rows
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_an_asynchronous_checkpoint_holds_its_steps_tensors_although_training_ch
     with torch.no_grad():
         for value in tensors(trainer).values():
             value.add_(1)
-    assert not checkpoint.committed(tmp_path)
+    assert not checkpoint.list_committed(tmp_path)
     disk_waits.set()
     assert saver.settle() is None
     other = after_a_step(small, seed=2)
@@ -73,7 +73,7 @@ def test_a_second_checkpoint_cannot_begin_before_the_first_is_settled(
     assert saver.settle() is None
     begin(saver, trainer, 2)
     assert saver.settle() is None
-    assert [folder.name for folder in checkpoint.committed(tmp_path)] == ["step-00000001", "step-00000002"]
+    assert [folder.name for folder in checkpoint.list_committed(tmp_path)] == ["step-00000001", "step-00000002"]
 
 
 def test_checkpoints_at_every_step_never_overlap_and_none_is_left_out(
@@ -82,13 +82,13 @@ def test_checkpoints_at_every_step_never_overlap_and_none_is_left_out(
     monkeypatch.chdir(tmp_path)
     happened: list[tuple[str, str]] = []
     awaited = threading.Event()
-    save, commit, settle = dcp.async_save, checkpoint._commit, Saver.settle
+    save, commit, settle = dcp.async_save, checkpoint._commit, CheckpointWriter.settle
 
     def noted_save(*arguments: Any, checkpoint_id: Path, **options: Any) -> Any:
         happened.append(("begin", checkpoint_id.name))
         return save(*arguments, checkpoint_id=checkpoint_id, **options)
 
-    def noted_settle(saver: Saver, alive: Callable[[], None]) -> str | None:
+    def noted_settle(saver: CheckpointWriter, alive: Callable[[], None]) -> str | None:
         if saver.pending:
             awaited.set()
         return settle(saver, alive)
@@ -102,7 +102,7 @@ def test_checkpoints_at_every_step_never_overlap_and_none_is_left_out(
 
     monkeypatch.setattr(dcp, "async_save", noted_save)
     monkeypatch.setattr(checkpoint, "_commit", late_commit)
-    monkeypatch.setattr(Saver, "settle", noted_settle)
+    monkeypatch.setattr(CheckpointWriter, "settle", noted_settle)
     run = train(recipe_of(small, **{"train.tokens": 6 * 384, "checkpoint.every_steps": 1}))
     steps = [f"step-{step:08d}" for step in range(1, 7)]
     assert happened == [(what, step) for step in steps for what in ("begin", "commit")]
@@ -121,7 +121,7 @@ def test_milestones_are_saved_at_the_step_that_reaches_them_and_outlive_the_newe
     run = train(recipe_of(small, **fields, **{"release.at_tokens": at, "release.tasks": []}))
     saved_at = [row["step"] for row in read_rows(run / "events.jsonl") if row["event"] == "checkpoint"]
     assert saved_at == [3, 5, 6, 7, 9, 12, 15, 16]
-    assert [checkpoint.step_of(folder) for folder in checkpoint.committed(run)] == [5, 7, 15, 16]
+    assert [checkpoint.step_of(folder) for folder in checkpoint.list_committed(run)] == [5, 7, 15, 16]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         f"step-{step:08d}" for step in (5, 7, 15, 16)
     ]
@@ -136,7 +136,7 @@ def test_the_commit_is_written_last_over_all_files(
     def noted(path: Path, value: Any) -> None:
         written.append(path.name)
         before.append(sorted(other.name for other in path.parent.iterdir()))
-        assert not checkpoint.committed(tmp_path)
+        assert not checkpoint.list_committed(tmp_path)
         write_json(path, value)
 
     monkeypatch.setattr(checkpoint, "write_json", noted)
@@ -144,25 +144,25 @@ def test_the_commit_is_written_last_over_all_files(
     assert written == ["state.json", "commit.json"]
     assert sorted(read_json(folder / "commit.json")["sha256"]) == before[1]
     assert {"state.json", ".metadata"} < set(before[1])
-    assert checkpoint.committed(tmp_path) == [folder]
+    assert checkpoint.list_committed(tmp_path) == [folder]
     (folder / "commit.json").unlink()
-    assert checkpoint.committed(tmp_path) == []
+    assert checkpoint.list_committed(tmp_path) == []
 
 
 def test_a_flipped_bit_and_a_missing_file_are_named(small: Path, tmp_path: Path) -> None:
     folder = saved(after_a_step(small), tmp_path)
-    assert checkpoint.problems(folder) == []
+    assert checkpoint.find_damage(folder) == []
     for path in sorted(folder.iterdir()):
         if path.name == "commit.json":
             continue
         content = path.read_bytes()
         for place in (0, len(content) // 2, len(content) - 1):
             path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
-            assert checkpoint.problems(folder) == [f"{path} does not match its hash"]
+            assert checkpoint.find_damage(folder) == [f"{path} does not match its hash"]
         path.unlink()
-        assert checkpoint.problems(folder) == [f"{path} is missing"]
+        assert checkpoint.find_damage(folder) == [f"{path} is missing"]
         path.write_bytes(content)
-    assert checkpoint.problems(folder) == []
+    assert checkpoint.find_damage(folder) == []
 
 
 def test_what_is_damaged_is_passed_over_with_an_event_and_the_run_ends_the_same(
@@ -184,7 +184,7 @@ def test_what_is_damaged_is_passed_over_with_an_event_and_the_run_ends_the_same(
     ]
     assert "state.json does not match" in next(row["problem"] for row in rows if row["step"] == 9 and "problem" in row)
     assert losses_of(run) == wanted
-    assert checkpoint.committed(run)[-1] == newest and checkpoint.problems(newest) == []
+    assert checkpoint.list_committed(run)[-1] == newest and checkpoint.find_damage(newest) == []
     assert all(torch.equal(tensor, weights[name]) for name, tensor in load_model(run).state_dict().items())
 
 
@@ -197,7 +197,7 @@ def test_a_checkpoint_whose_commit_is_damaged_is_passed_over(
     commit = checkpoint.checkpoint_folder(run, 6) / "commit.json"
     for content in (b"", b"{}", b"[1]", b'{"sha256": 3}'):
         commit.write_bytes(content)
-        assert checkpoint.problems(commit.parent) == [f"{commit} is not a whole commit"]
+        assert checkpoint.find_damage(commit.parent) == [f"{commit} is not a whole commit"]
     (checkpoint.checkpoint_folder(run, 2) / "state.json").write_bytes(b"{")  # looked at where milestones are
     train(recipe)
     events = [(row["event"], row["step"]) for row in read_rows(run / "events.jsonl")]

@@ -12,9 +12,9 @@ from tests.train.saving import after_a_step, begin, saver_of
 from tests.train.trainers import recipe_of
 
 from tinyllama.errors import RunStoppedError
-from tinyllama.train import checkpoint
+from tinyllama.runs import checkpoint
+from tinyllama.runs.log import read_rows
 from tinyllama.train.loop import train
-from tinyllama.train.metrics import read_rows
 
 
 def failing(error: BaseException) -> Callable[..., "Future[None]"]:
@@ -65,7 +65,7 @@ def test_a_checkpoint_that_fails_leaves_its_reason_and_no_folder_and_the_next_is
     assert not saver.has_failed
     folder = begin(saver, trainer, 2)
     assert saver.settle() is None
-    assert checkpoint.problems(folder) == []
+    assert checkpoint.find_damage(folder) == []
 
 
 def test_a_commit_that_cannot_be_written_leaves_no_folder(
@@ -100,10 +100,10 @@ def test_a_run_whose_checkpoint_fails_stops_or_goes_on_as_the_recipe_says(
     if on_failure == "stop":
         with pytest.raises(RunStoppedError, match=r"checkpoint of step 4 cannot be written.*No space left"):
             train(recipe_of(small, **fields))
-        assert [checkpoint.step_of(folder) for folder in checkpoint.committed(run)] == [2]
+        assert [checkpoint.step_of(folder) for folder in checkpoint.list_committed(run)] == [2]
     else:
         train(recipe_of(small, **fields))
-        assert [checkpoint.step_of(folder) for folder in checkpoint.committed(run)] == [6, 8]
+        assert [checkpoint.step_of(folder) for folder in checkpoint.list_committed(run)] == [6, 8]
     failed = [row for row in read_rows(run / "events.jsonl") if row["event"] == "checkpoint-failed"]
     assert [(row["step"], "No space left" in row["problem"]) for row in failed] == [(4, True)]
 
@@ -115,8 +115,8 @@ import time
 from pathlib import Path
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from tinyllama.recipe import Recipe
-from tinyllama.train.checkpoint import Saver
-from tinyllama.train.parallel import join_ranks
+from tinyllama.runs.checkpoint import Saver
+from tinyllama.train.distributed import join_ranks
 from tinyllama.train.setup import build, start
 
 def full(*_):
@@ -144,4 +144,4 @@ def test_a_checkpoint_that_fails_on_one_rank_fails_on_all_and_the_next_is_whole(
     assert all("No space left on device" in told[name] and "\n" not in told[name] for name in ("0-1", "1-1"))
     assert told["0-2"] == told["1-2"] == "None"
     assert [folder.name for folder in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
-    assert checkpoint.problems(checkpoint.committed(tmp_path / "run")[0]) == []
+    assert checkpoint.find_damage(checkpoint.list_committed(tmp_path / "run")[0]) == []

@@ -22,7 +22,7 @@ from tests.train.launching import (
 from tests.train.planting import Fault
 
 from tinyllama.recipe import Recipe
-from tinyllama.train import checkpoint
+from tinyllama.runs import checkpoint
 from tinyllama.train.loop import train
 
 pytest_plugins = ["tests.train.fixtures"]
@@ -114,7 +114,7 @@ def test_an_event_cut_in_the_middle_is_forgotten_also_beside_a_damaged_checkpoin
     run = train(recipe)
     with (run / "events.jsonl").open("ab") as file:
         file.write(b'{"time": 17, "ev')
-    with (checkpoint.committed(run)[-1] / "state.json").open("ab") as file:
+    with (checkpoint.list_committed(run)[-1] / "state.json").open("ab") as file:
         file.write(b" ")
     train(recipe)
     assert [row["event"] for row in events_of(run)][-4:] == ["checkpoint-damaged", "resume", "checkpoint", "done"]

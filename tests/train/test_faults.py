@@ -29,9 +29,9 @@ from tests.train.planting import Fault, plant_in_losses
 from tests.train.trainers import recipe_of
 
 from tinyllama import cli
-from tinyllama.train import checkpoint
+from tinyllama.runs import checkpoint
+from tinyllama.runs.log import RunLog
 from tinyllama.train.loop import train
-from tinyllama.train.metrics import Journal
 
 pytest_plugins = ["tests.train.fixtures"]
 pytestmark = pytest.mark.slow
@@ -39,8 +39,8 @@ pytestmark = pytest.mark.slow
 
 def newest_whole_step(run: Path) -> int:
     """The newest committed checkpoint's step; that it is whole is asserted."""
-    newest = checkpoint.committed(run)[-1]
-    assert checkpoint.problems(newest) == []
+    newest = checkpoint.list_committed(run)[-1]
+    assert checkpoint.find_damage(newest) == []
     return checkpoint.step_of(newest)
 
 
@@ -152,11 +152,11 @@ def test_a_signal_while_a_checkpoint_is_written_finishes_that_one_and_saves_anot
         life.process.send_signal(signal.SIGTERM)
         life.go()
         life.wait_until(lambda: has_rows(life.run, 14), "the step under way was done")
-        assert checkpoint.committed(life.run) == []
+        assert checkpoint.list_committed(life.run) == []
         (here / "saved").touch()
         assert life.end() == 75, life.said()
-    whole = checkpoint.committed(life.run)
-    assert [(checkpoint.step_of(folder), checkpoint.problems(folder)) for folder in whole] == [(10, []), (14, [])]
+    whole = checkpoint.list_committed(life.run)
+    assert [(checkpoint.step_of(folder), checkpoint.find_damage(folder)) for folder in whole] == [(10, []), (14, [])]
     assert_saved_by(life, "SIGTERM", 14)
 
 
@@ -239,18 +239,18 @@ def test_where_a_full_disk_shall_not_stop_the_run_it_goes_on_and_saves_again_whe
     small: Path, here: Path, disk: Path, calm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, filler = link_checkpoints(disk, here), fill(disk, 3)
-    event = Journal.event
+    event = RunLog.event
 
-    def make_room(self: Journal, name: str, step: int, **details: Any) -> None:
+    def make_room(self: RunLog, name: str, step: int, **details: Any) -> None:
         event(self, name, step, **details)
         if (name, step) == ("checkpoint-failed", 30):
             filler.unlink()
 
-    monkeypatch.setattr(Journal, "event", make_room)
+    monkeypatch.setattr(RunLog, "event", make_room)
     train(recipe_of(small, **{"checkpoint.on_failure": "continue"}))
     saves = [(row["event"], row["step"]) for row in events_of(run, "checkpoint", "checkpoint-failed")]
     assert saves == [("checkpoint", 10), ("checkpoint-failed", 20), ("checkpoint-failed", 30), ("checkpoint", 40)]
-    assert [folder.name for folder in checkpoint.committed(run)] == ["step-00000010", "step-00000040"]
+    assert [folder.name for folder in checkpoint.list_committed(run)] == ["step-00000010", "step-00000040"]
     assert losses_of(run) == losses_of(calm)
     assert same_weights(run, calm)
 
@@ -296,14 +296,14 @@ def test_a_committed_checkpoint_stays_although_its_event_cannot_be_written(
     small: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With one kept, the one before is gone by then: it is all that there is of the run."""
-    event = Journal.event
+    event = RunLog.event
 
-    def without_room(self: Journal, name: str, step: int, **details: Any) -> None:
+    def without_room(self: RunLog, name: str, step: int, **details: Any) -> None:
         if name.startswith("checkpoint") and step == 20:
             raise OSError(28, "No space left on device")
         event(self, name, step, **details)
 
-    monkeypatch.setattr(Journal, "event", without_room)
+    monkeypatch.setattr(RunLog, "event", without_room)
     with pytest.raises((OSError, RuntimeError)):
         train(recipe_of(small, **{"checkpoint.keep": 1}))
     assert newest_whole_step(here / "runs/small") == 20

@@ -12,7 +12,7 @@ from tinyllama.errors import InputError
 from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Model, Recipe
 from tinyllama.train import setup
-from tinyllama.train.parallel import Ranks
+from tinyllama.train.distributed import World
 
 SHAPE = Model(dim=64, layers=2, heads=4, kv_heads=2, ffn_dim=128, context_length=64)
 VOCAB = 96
@@ -20,7 +20,7 @@ ROWS = torch.randint(VOCAB, (2, 33), generator=torch.Generator().manual_seed(3))
 
 
 @pytest.fixture
-def a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> Ranks:
+def a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> World:
     """A rank of an H100's, to whose products torchao's own emulation on the CPU gives the numbers."""
     pytest.importorskip("torchao", reason="torchao is not installed")
     from torchao.float8 import Float8LinearConfig
@@ -32,7 +32,7 @@ def a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> Ranks:
 
     monkeypatch.setattr(Float8LinearConfig, "from_recipe_name", staticmethod(emulated))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    return Ranks(0, 1, torch.device("cuda"))
+    return World(0, 1, torch.device("cuda"))
 
 
 def of_bf16() -> Llama:
@@ -41,7 +41,7 @@ def of_bf16() -> Llama:
     return model
 
 
-def of_float8(ranks: Ranks) -> Llama:
+def of_float8(ranks: World) -> Llama:
     model = of_bf16()
     setup._use_float8(model, ranks)
     return model
@@ -53,7 +53,7 @@ def gradients(model: Llama) -> tuple[float, dict[str, Tensor]]:
     return float(loss.detach()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_the_blocks_matrices_and_no_others_are_multiplied_in_float8(a_gpu_that_has_it: Ranks) -> None:
+def test_the_blocks_matrices_and_no_others_are_multiplied_in_float8(a_gpu_that_has_it: World) -> None:
     model = of_float8(a_gpu_that_has_it)
     kinds = {name: type(module).__name__ for name, module in model.named_modules()}
     converted = {name for name, kind in kinds.items() if kind == "Float8Linear"}
@@ -62,7 +62,7 @@ def test_the_blocks_matrices_and_no_others_are_multiplied_in_float8(a_gpu_that_h
     assert model.state_dict().keys() == of_bf16().state_dict().keys()  # a checkpoint of either loads in the other
 
 
-def test_loss_and_gradients_are_near_bf16s_over_float32_weights(a_gpu_that_has_it: Ranks) -> None:
+def test_loss_and_gradients_are_near_bf16s_over_float32_weights(a_gpu_that_has_it: World) -> None:
     model = of_float8(a_gpu_that_has_it)
     loss, found = gradients(model)
     wanted_loss, wanted = gradients(of_bf16())
@@ -74,7 +74,7 @@ def test_loss_and_gradients_are_near_bf16s_over_float32_weights(a_gpu_that_has_i
         assert torch.cosine_similarity(found[name].flatten(), gradient.flatten(), dim=0) > 0.97, name
 
 
-def test_it_learns_as_bf16_does(a_gpu_that_has_it: Ranks) -> None:
+def test_it_learns_as_bf16_does(a_gpu_that_has_it: World) -> None:
     ends = []
     for model in (of_float8(a_gpu_that_has_it), of_bf16()):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

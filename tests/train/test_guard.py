@@ -19,15 +19,15 @@ from tests.data.test_store_at_size import write_store
 from tests.train.launching import events_of, fault, launched, losses_of, rows_of, same_weights, weights
 from tests.train.planting import plant_in_losses
 
-from tinyllama import cli, recipe_train
+from tinyllama import cli
 from tinyllama.data import batches as batches_module
-from tinyllama.data.batches import batch_of, batch_of_step, batches
+from tinyllama.data.batches import batch_index_for_step, batch_of_step, batches
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import RunStoppedError
 from tinyllama.files import write_json
-from tinyllama.recipe import Recipe
-from tinyllama.train import checkpoint
-from tinyllama.train.guard import Guard, Verdict, is_spike, leave_out, left_out_batches, read_left_out
+from tinyllama.recipe import Recipe, train_schema
+from tinyllama.runs import checkpoint
+from tinyllama.train.guard import Action, SpikeDetector, is_spike, read_rollbacks, record_rollback, skipped_batches
 from tinyllama.train.loop import train
 
 pytest_plugins = ["tests.train.fixtures"]
@@ -35,8 +35,8 @@ pytest_plugins = ["tests.train.fixtures"]
 WINDOW = {"guard.spike_window_steps": 8}
 
 
-def rules(**fields: Any) -> recipe_train.Guard:
-    return recipe_train.Guard(**{"spike_window_steps": 8, "max_skips": 2, **fields})
+def rules(**fields: Any) -> train_schema.Guard:
+    return train_schema.Guard(**{"spike_window_steps": 8, "max_skips": 2, **fields})
 
 
 def recipe_of(small: Path, **overrides: Any) -> Recipe:
@@ -71,48 +71,48 @@ def test_no_loss_up_to_the_median_is_ever_a_spike(window: list[float], loss: flo
 
 
 def test_skips_in_a_row_are_counted_and_one_too_many_goes_back_by_all_their_batches() -> None:
-    guard = Guard(rules())
-    assert guard.judge(math.nan, 1.0)[::2] == (Verdict.SKIP, 1)
-    assert guard.judge(5.0, math.inf)[::2] == (Verdict.SKIP, 2)
-    assert guard.judge(-math.inf, math.nan)[::2] == (Verdict.ROLL_BACK, 3)
+    guard = SpikeDetector(rules())
+    assert guard.check(math.nan, 1.0)[::2] == (Action.SKIP, 1)
+    assert guard.check(5.0, math.inf)[::2] == (Action.SKIP, 2)
+    assert guard.check(-math.inf, math.nan)[::2] == (Action.ROLL_BACK, 3)
 
 
 def test_a_step_that_is_well_ends_the_row_of_skips() -> None:
-    guard = Guard(rules())
+    guard = SpikeDetector(rules())
     for _ in range(5):
-        assert guard.judge(math.nan, 1.0)[0] is Verdict.SKIP
-        assert guard.judge(1.0, math.inf)[0] is Verdict.SKIP
-        assert guard.judge(5.0, 1.0) == (Verdict.APPLY, "", 0)
+        assert guard.check(math.nan, 1.0)[0] is Action.SKIP
+        assert guard.check(1.0, math.inf)[0] is Action.SKIP
+        assert guard.check(5.0, 1.0) == (Action.APPLY, "", 0)
 
 
 def test_without_skips_the_first_that_is_not_finite_goes_back() -> None:
-    verdict, reason, blamed = Guard(rules(max_skips=0)).judge(5.0, math.inf)
-    assert (verdict, blamed) == (Verdict.ROLL_BACK, 1)
+    verdict, reason, blamed = SpikeDetector(rules(max_skips=0)).check(5.0, math.inf)
+    assert (verdict, blamed) == (Action.ROLL_BACK, 1)
     assert reason == "loss 5.0, gradient norm inf"
 
 
 def test_losses_that_were_not_learnt_from_are_not_in_the_window() -> None:
-    guard = Guard(rules())
+    guard = SpikeDetector(rules())
     for number in range(8):
-        guard.judge(5.0 + number / 100, 1.0)
+        guard.check(5.0 + number / 100, 1.0)
     before = guard.state()["losses"]
-    assert guard.judge(math.nan, 1.0)[0] is Verdict.SKIP
-    assert guard.judge(5.0, math.inf)[0] is Verdict.SKIP
-    assert guard.judge(99.0, 1.0)[::2] == (Verdict.ROLL_BACK, 2)
+    assert guard.check(math.nan, 1.0)[0] is Action.SKIP
+    assert guard.check(5.0, math.inf)[0] is Action.SKIP
+    assert guard.check(99.0, 1.0)[::2] == (Action.ROLL_BACK, 2)
     assert guard.state()["losses"] == before
-    guard.judge(5.05, 1.0)
+    guard.check(5.05, 1.0)
     assert guard.state()["losses"] == [*before[1:], 5.05]
 
 
 @given(st.lists(st.floats(0.1, 20) | st.just(math.nan), max_size=30), st.floats(0.1, 40))
 def test_a_guard_from_a_checkpoint_decides_as_the_one_that_made_it(losses: list[float], then: float) -> None:
-    guard = Guard(rules())
+    guard = SpikeDetector(rules())
     for loss in losses:
-        guard.judge(loss, 1.0)
-    other = Guard(rules(), json.loads(json.dumps(guard.state())))
+        guard.check(loss, 1.0)
+    other = SpikeDetector(rules(), json.loads(json.dumps(guard.state())))
     assert (list(other.losses), other.skips) == (list(guard.losses), guard.skips)
     for loss in (then, math.nan, then / 2, 5.0):
-        assert other.judge(loss, 1.0) == guard.judge(loss, 1.0)
+        assert other.check(loss, 1.0) == guard.check(loss, 1.0)
         assert other.state() == guard.state()
 
 
@@ -122,7 +122,7 @@ def test_a_guard_from_a_checkpoint_decides_as_the_one_that_made_it(losses: list[
 @given(st.integers(0, 60), st.sets(st.integers(0, 80), max_size=40))
 def test_a_step_learns_from_the_batch_that_so_many_others_precede(step: int, left_out: set[int]) -> None:
     kept = [batch for batch in range(200) if batch not in left_out]
-    assert batch_of(step, left_out) == kept[step]
+    assert batch_index_for_step(step, left_out) == kept[step]
 
 
 @pytest.mark.parametrize(("first_step", "ranks"), [(0, 1), (0, 2), (3, 3), (9, 1), (10, 1)])
@@ -156,13 +156,13 @@ def test_no_token_of_a_batch_left_out_is_read(small: Path, tmp_path: Path) -> No
 
 
 def test_what_is_left_out_adds_up_in_its_file(tmp_path: Path) -> None:
-    assert read_left_out(tmp_path) == []
+    assert read_rollbacks(tmp_path) == []
     first = {"batches": [3, 4], "checkpoint": 0, "step": 5, "reason": "loss nan"}
     second = {"batches": [7], "checkpoint": 5, "step": 6, "reason": "loss inf"}
-    leave_out(tmp_path, first)
-    leave_out(tmp_path, second)
-    assert read_left_out(tmp_path) == [first, second]
-    assert left_out_batches([first, second]) == {3, 4, 7}
+    record_rollback(tmp_path, first)
+    record_rollback(tmp_path, second)
+    assert read_rollbacks(tmp_path) == [first, second]
+    assert skipped_batches([first, second]) == {3, 4, 7}
 
 
 # A run
@@ -229,7 +229,7 @@ def test_skips_without_end_go_back_to_the_last_checkpoint_and_leave_their_batche
     rollback = events_of(run, "rollback")[0]
     assert (rollback["step"], rollback["checkpoint"], rollback["left_out"]) == (26, 20, [23, 24, 25])
     record = {key: rollback[key] for key in ("step", "checkpoint", "reason")}
-    assert read_left_out(run) == [record | {"batches": [23, 24, 25]}]
+    assert read_rollbacks(run) == [record | {"batches": [23, 24, 25]}]
     rows = rows_of(run)
     assert [row["step"] for row in rows] == list(range(1, 41))
     assert [row.get("batch") for row in rows] == [None] * 20 + [20, 21, 22, *range(26, 43)]
@@ -276,7 +276,7 @@ def test_before_the_first_checkpoint_it_goes_back_to_the_first_weights(
         ("checkpoint", 40),
         ("done", 40),
     ]
-    assert [row["checkpoint"] for row in read_left_out(run)] == [0]
+    assert [row["checkpoint"] for row in read_rollbacks(run)] == [0]
     other = trained_without(small, here / "other", monkeypatch, 11, 12, **fields)
     assert losses_of(run) == losses_of(other)
     assert same_weights(run, other)
@@ -310,7 +310,7 @@ def test_spikes_without_end_end_the_run_with_one_line(
     assert len(said) == 1
     assert "step 23: loss" in said[0]
     assert "went back to step 20 2 times already" in said[0]
-    assert [folder.name for folder in checkpoint.committed(run)] == ["step-00000010", "step-00000020"]
+    assert [folder.name for folder in checkpoint.list_committed(run)] == ["step-00000010", "step-00000020"]
     with pytest.raises(RunStoppedError, match="went back to step 20 2 times"):  # nor does it begin anew
         train(recipe_of(small, **{"guard.max_rollbacks": 2}))
 

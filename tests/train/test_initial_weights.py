@@ -18,15 +18,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tinyllama import cli
 from tinyllama.data.batches import batch_of_step
-from tinyllama.data.prepare import prepare
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError, warn_once
-from tinyllama.model.loading import HuggingFaceLlama, load_model
+from tinyllama.loading import HuggingFaceLlama, load_model
 from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
+from tinyllama.prepare.pipeline import prepare
 from tinyllama.recipe import Recipe
+from tinyllama.runs import checkpoint
+from tinyllama.runs.log import read_rows
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.train import checkpoint
-from tinyllama.train.metrics import read_rows
 from tinyllama.train.schedule import learning_rate
 
 TIED = {"untied": False, "tied": True}
@@ -110,7 +110,7 @@ def test_two_ranks_start_from_the_same_weights(started: Path, name: str) -> None
 def test_its_checkpoints_load_and_name_the_weights_that_it_began_with(started: Path, name: str) -> None:
     model, there = load_model(started / "runs" / name), HuggingFaceLlama.open(started / "peers" / name)
     assert model.vocab_size == there.vocab_size
-    state = checkpoint.read_state(checkpoint.committed(started / "runs" / name)[-1])
+    state = checkpoint.read_state(checkpoint.list_committed(started / "runs" / name)[-1])
     origin = {"source": str(there.folder), "digest": there.digest, "vocab_size": there.vocab_size}
     assert state["initial_weights"] == origin
 

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tinyllama.data.batches import batch_of_step
+from tinyllama.loading import load_model
 from tinyllama.model.llama import Llama, initialize
-from tinyllama.model.loading import load_model
 from tinyllama.recipe import Model
-from tinyllama.train import checkpoint
+from tinyllama.runs import checkpoint
+from tinyllama.runs.log import read_rows
 from tinyllama.train.loop import train
-from tinyllama.train.metrics import read_rows
 from tinyllama.train.optimizer import build_optimizers
 
 MUON: dict[str, object] = {"train.optimizer.name": "muon"}

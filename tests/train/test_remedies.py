@@ -15,10 +15,11 @@ from tests.train.trainers import built, recipe_of
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from tinyllama.errors import InputError, RunStoppedError
-from tinyllama.train import checkpoint, setup
+from tinyllama.runs import checkpoint
+from tinyllama.train import setup
+from tinyllama.train.distributed import World, init_distributed
 from tinyllama.train.loop import train
-from tinyllama.train.parallel import Ranks, join_ranks
-from tinyllama.train.resume import go_back
+from tinyllama.train.resume import roll_back
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_a_checkpoint_that_the_disk_does_not_give_is_not_taken_for_another_model
     small: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = train(recipe_of(small, **{"train.tokens": 384}))
-    (saved,) = checkpoint.committed(run)
+    (saved,) = checkpoint.list_committed(run)
     trainer = built(recipe_of(small, **{"train.tokens": 384}))
 
     def fails(*_: Any) -> Any:
@@ -89,7 +90,7 @@ def test_a_higher_limit_for_spikes_is_offered_only_after_a_spike(
 ) -> None:
     trainer = built(recipe_of(small, **{"guard.max_rollbacks": 0}))
     with pytest.raises(RunStoppedError, match=r"--allow-change.* guard.max_rollbacks .*learning_rate") as error:
-        go_back(trainer, None, 20, reason, 2)
+        roll_back(trainer, None, 20, reason, 2)
     assert ("guard.spike_z_score" in str(error.value)) == is_spike
 
 
@@ -101,7 +102,7 @@ def test_ranks_that_do_not_come_are_looked_for_or_waited_for(monkeypatch: pytest
         pytest.raises(
             RunStoppedError, match=r"ranks \[1\] did not come within 0.2 s .*MASTER_ADDR.*guard.watchdog_seconds"
         ),
-        join_ranks(0.1),
+        init_distributed(0.1),
     ):
         pass
 
@@ -127,4 +128,4 @@ def test_torchao_that_is_there_but_broken_is_not_called_missing(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     model = built(recipe_of(small)).model
     with pytest.raises(InputError, match=rf"train.float8: torchao {words}.*; pip install -U 'tinyllama\[float8\]'"):
-        setup._use_float8(model, Ranks(0, 1, torch.device("cuda")))
+        setup._use_float8(model, World(0, 1, torch.device("cuda")))

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from tinyllama.recipe import Recipe
-from tinyllama.recipe_train import Schedule
+from tinyllama.recipe.train_schema import Schedule
 from tinyllama.train.schedule import learning_rate
 
 

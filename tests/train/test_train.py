@@ -19,17 +19,17 @@ from tinyllama.data.batches import batch_of_step
 from tinyllama.errors import InputError
 from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
 from tinyllama.recipe import Recipe
-from tinyllama.tokenizer_training import train_tokenizer
-from tinyllama.train import checkpoint
+from tinyllama.runs import checkpoint
+from tinyllama.runs.log import read_rows
+from tinyllama.tokenizer.training import train_tokenizer
 from tinyllama.train.loop import train
-from tinyllama.train.metrics import read_rows
 from tinyllama.train.schedule import learning_rate
-from tinyllama.train.setup import Trainer
+from tinyllama.train.setup import TrainState
 
 pytest_plugins = ["tests.train.fixtures"]
 
 
-def step_of(trainer: Trainer, step: int) -> float:
+def step_of(trainer: TrainState, step: int) -> float:
     rows = batch_of_step(trainer.recipe, trainer.store, step)
     return float(train_step(trainer, step, rows)[0])
 
@@ -86,7 +86,7 @@ def test_a_finished_run_has_its_files_and_is_left_alone(
     assert all(row["tokens"] == row["step"] * 6 * 64 for row in rows)
     assert [row["step"] for row in rows if "validation_loss" in row] == [20, 40]
     assert 0 < rows[-1]["validation_bits_per_byte"] < rows[19]["validation_bits_per_byte"] < 8
-    assert [folder.name for folder in checkpoint.committed(run)] == ["step-00000030", "step-00000040"]
+    assert [folder.name for folder in checkpoint.list_committed(run)] == ["step-00000030", "step-00000040"]
     assert [row["event"] for row in read_rows(run / "events.jsonl")] == [
         "start", *["checkpoint"] * 4, "done",
     ]  # fmt: skip
@@ -146,7 +146,7 @@ def test_two_processes_never_train_one_run(small: Path, tmp_path: Path, monkeypa
 
 @pytest.mark.slow
 def test_under_torchrun_three_ranks_learn_what_one_learns(small: Path, here: Path) -> None:
-    """Of 2 and 4, and of what each reads, tests/train/test_parallel.py tells."""
+    """Of 2 and 4, and of what each reads, tests/train/test_distributed.py tells."""
     recipe = write_recipe(here, small, "three", **{"train.tokens": 8 * 6 * 64})
     done = launch(here, 3, "-m", "tinyllama", "train", recipe)
     assert done.returncode == 0, done.stderr

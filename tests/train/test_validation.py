@@ -10,14 +10,14 @@ import torch
 from tests.train.trainers import ALONE, built
 from torch.nn import functional as F
 
-from tinyllama.data.holdout import content_share
 from tinyllama.data.store import TokenStore
+from tinyllama.prepare.holdout import hash_to_unit_interval
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.validation import (
     gzip_bits_per_byte,
+    sources_without_validation,
     target_bytes,
-    unvalidated,
     validate,
     validation_rows,
 )
@@ -32,7 +32,7 @@ def test_the_bytes_are_those_of_the_documents_without_markers_or_dummy_spaces(sm
     split = trainer.store["lines/validation"]
     whole = torch.from_numpy(split.read(0, split.num_tokens).astype("int64"))[None]
     texts = [json.loads(line)["text"] for line in (small / "raw/lines/a.jsonl").open()]
-    held_out = "".join(text for text in texts if content_share(text) < 0.1)
+    held_out = "".join(text for text in texts if hash_to_unit_interval(text) < 0.1)
     assert len(held_out) > 10_000
     assert target_bytes(whole, trainer.tokenizer).decode() == held_out
 
@@ -76,5 +76,5 @@ def test_a_source_with_too_little_held_out_is_named_and_the_others_are_validated
     recipe = Recipe.load(small / "recipe.yaml", {"train.sequence_length": 128})
     store = TokenStore.open(small / "store")
     store.splits["lines/validation"].ends[-1] = 100  # as if 100 tokens were held out
-    assert unvalidated(recipe, store) == ["lines"]
+    assert sources_without_validation(recipe, store) == ["lines"]
     assert list(validation_rows(recipe, store)) == ["modules"]

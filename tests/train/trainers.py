@@ -7,30 +7,30 @@ import torch
 from torch import Tensor
 
 from tinyllama.recipe import Recipe
-from tinyllama.train.loop import compute_gradients
-from tinyllama.train.optimizer import apply_gradients, forget_gradients
-from tinyllama.train.parallel import Ranks
+from tinyllama.train.distributed import World
+from tinyllama.train.loop import forward_backward
+from tinyllama.train.optimizer import optimizer_step, zero_grad
 from tinyllama.train.schedule import learning_rate
-from tinyllama.train.setup import Trainer, build, start
+from tinyllama.train.setup import TrainState, build, initialize_weights
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 def recipe_of(small: Path, **overrides: Any) -> Recipe:
     return Recipe.load(small / "recipe.yaml", overrides)
 
 
-def built(recipe: Recipe) -> Trainer:
+def built(recipe: Recipe) -> TrainState:
     trainer = build(recipe, ALONE)
-    start(trainer)
+    initialize_weights(trainer)
     return trainer
 
 
-def train_step(trainer: Trainer, step: int, rows: Tensor) -> tuple[float, float]:
+def train_step(trainer: TrainState, step: int, rows: Tensor) -> tuple[float, float]:
     """Do step `step`, unguarded, with a batch's rows; its loss and gradient norm."""
     recipe = trainer.recipe.train
-    loss, norm = compute_gradients(trainer, rows)
+    loss, norm = forward_backward(trainer, rows)
     rate = learning_rate(recipe.schedule, recipe.optimizer.learning_rate, step, recipe.steps)
-    apply_gradients(trainer.optimizers, rate)
-    forget_gradients(trainer.optimizers)
+    optimizer_step(trainer.optimizers, rate)
+    zero_grad(trainer.optimizers)
     return loss, norm

@@ -1,1 +1,1 @@
-"""From raw text to the batches of one rank."""
+"""What training reads: the token store, the order of its rows, and batches."""

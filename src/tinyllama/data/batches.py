@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinyllama.data.order import sequences, sequences_of_steps
-from tinyllama.data.store import Piece, Split, TokenStore
+from tinyllama.data.order import sequences, sequences_for_steps
+from tinyllama.data.store import Span, Split, TokenStore
 from tinyllama.recipe import Recipe
 
-Pieces = list[tuple[Split, Piece]]
+Spans = list[tuple[Split, Span]]
 
 _BLOCK_ROWS = 16384
 """Rows at most whose order is worked out together, in about 10 ms; a row alone costs several times its share of it."""
@@ -32,13 +32,14 @@ def batches(
 ) -> Iterator[Tensor]:
     """The batches of one rank from step `first_step` to the recipe's last: one `batch_of_step` each, in turn.
 
-    A batch in `left_out` is passed over (see `batch_of`). While one is learnt from, the kernel fetches the next one's
+    Batches in `left_out` are skipped (see `batch_index_for_step`). While the model trains on one, the kernel
+    reads the next one's
     tokens, and none after the last. Raises InputError where the batch does not divide among the ranks, and as
     `Split.fetch` does.
     """
     length = recipe.train.sequence_length
-    steps = _pieces_of_steps(recipe, store, first_step, rank_slice(recipe, rank, ranks), left_out)
-    for pieces, _ in pairwise(chain(_fetched_ahead(steps), ([],))):  # in pairs: the next is on its way when one is read
+    steps = _spans_for_steps(recipe, store, first_step, rank_slice(recipe, rank, ranks), left_out)
+    for pieces, _ in pairwise(chain(_with_prefetch(steps), ([],))):  # in pairs: the next is on its way when one is read
         yield _read(pieces, length)
 
 
@@ -55,7 +56,7 @@ def batch_of_step(recipe: Recipe, store: TokenStore, step: int, rank: int = 0, r
 
 def rank_slice(recipe: Recipe, rank: int, ranks: int) -> slice:
     """Which rows of a batch belong to a rank."""
-    rows = recipe.train.rank_rows(ranks)
+    rows = recipe.train.sequences_per_rank(ranks)
     return slice(rank * rows, (rank + 1) * rows)
 
 
@@ -64,31 +65,31 @@ def read_sequences(split: Split, indices: list[int], length: int) -> Tensor:
     return _read([piece for index in indices for piece in _pieces(split, index, length)], length)
 
 
-def _read(pieces: Pieces, length: int) -> Tensor:
+def _read(pieces: Spans, length: int) -> Tensor:
     data = b"".join([split.fetch(*piece) for split, piece in pieces])
     tokens = np.frombuffer(data, pieces[0][0].dtype).reshape(-1, length + 1)
     return torch.from_numpy(tokens.astype(np.int64))
 
 
-def _pieces(split: Split, index: int, length: int) -> Pieces:
+def _pieces(split: Split, index: int, length: int) -> Spans:
     return [(split, piece) for piece in split.pieces(index * length, (index + 1) * length + 1)]
 
 
-def batch_of(step: int, left_out: Collection[int]) -> int:
+def batch_index_for_step(step: int, left_out: Collection[int]) -> int:
     """Which batch of the order a step learns from: the one that `step` others precede which are not left out."""
     for batch in sorted(left_out):
         step += batch <= step
     return step
 
 
-def _pieces_of_steps(
+def _spans_for_steps(
     recipe: Recipe, store: TokenStore, first_step: int, part: slice, left_out: Collection[int]
-) -> Iterator[Pieces]:
+) -> Iterator[Spans]:
     """What each step reads, row by row, from `first_step` to the recipe's last."""
     splits, length = _splits(recipe, store), recipe.train.sequence_length
-    first, end = batch_of(first_step, left_out), batch_of(recipe.train.steps - 1, left_out) + 1
+    first, end = batch_index_for_step(first_step, left_out), batch_index_for_step(recipe.train.steps - 1, left_out) + 1
     for start, stop in _blocks(first, end, max(1, _BLOCK_ROWS // recipe.train.batch_sequences)):
-        rows = sequences_of_steps(recipe, store, start, stop)[:, part]
+        rows = sequences_for_steps(recipe, store, start, stop)[:, part]
         for batch, step in enumerate(zip(rows["source"].tolist(), rows["index"].tolist(), strict=True), start):
             if batch not in left_out:
                 pieces = (_pieces(splits[source], index, length) for source, index in zip(*step, strict=True))
@@ -104,10 +105,10 @@ def _blocks(first: int, end: int, longest: int) -> Iterator[tuple[int, int]]:
         first, size = stop, min(2 * size, longest)
 
 
-def _fetched_ahead(steps: Iterator[Pieces]) -> Iterator[Pieces]:
+def _with_prefetch(steps: Iterator[Spans]) -> Iterator[Spans]:
     for pieces in steps:
         for split, piece in pieces:
-            split.fetch_ahead(*piece)
+            split.prefetch(*piece)
         yield pieces
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tinyllama.data.doubts import doubt_lines
-from tinyllama.data.holdout import TAIL_HELD_OUT, how_to_hold_out
-from tinyllama.data.manifests import different_settings
 from tinyllama.data.order import sequences
-from tinyllama.data.origin import documents_between, find_documents
+from tinyllama.data.provenance import documents_between, find_documents
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
+from tinyllama.prepare.file_warnings import doubt_lines
+from tinyllama.prepare.holdout import TAIL_HELD_OUT, how_to_hold_out
+from tinyllama.prepare.manifests import settings_diff
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 
@@ -33,7 +33,7 @@ def inspect_lines(
     store = TokenStore.open(folder)
     found = tokenizer_of(store, tokenizer)
     if recipe is not None and step is not None:
-        yield from trace(store, Recipe.load(recipe), step, row or 0, found)
+        yield from trace_row(store, Recipe.load(recipe), step, row or 0, found)
     else:
         yield from describe(store, found)
     if found is None:
@@ -145,13 +145,13 @@ def _holds_ends(store: TokenStore, name: str) -> bool:
     return TAIL_HELD_OUT in changed
 
 
-def trace(store: TokenStore, recipe: Recipe, step: int, row: int, tokenizer: Tokenizer | None) -> Iterator[str]:
+def trace_row(store: TokenStore, recipe: Recipe, step: int, row: int, tokenizer: Tokenizer | None) -> Iterator[str]:
     """Lines that say which documents a row of a training step was made of, from its first token to its last target.
 
     Steps count from 0, as for `sequences`: metrics.jsonl lists what step s did as step s + 1, after it. Rows count
     from 0. Raises InputError where there is no such row.
     """
-    _refuse_other_recipe(store, recipe)
+    _check_recipe_matches(store, recipe)
     batch, length = recipe.train.batch_sequences, recipe.train.sequence_length
     if not 0 <= step < recipe.train.steps:
         raise InputError(f"--step {step}: the recipe's steps are 0 to {recipe.train.steps - 1}; choose one of them")
@@ -173,9 +173,9 @@ def trace(store: TokenStore, recipe: Recipe, step: int, row: int, tokenizer: Tok
             yield f"    {_excerpt(tokenizer, split.read(first, last))}"
 
 
-def _refuse_other_recipe(store: TokenStore, recipe: Recipe) -> None:
+def _check_recipe_matches(store: TokenStore, recipe: Recipe) -> None:
     """A recipe of other data would be answered with rows that it never reads."""
-    for key, made_with, wanted in different_settings(store.manifest, recipe):
+    for key, made_with, wanted in settings_diff(store.manifest, recipe):
         raise InputError(
             f"{store.folder}: made with {key} {made_with}, the recipe says {wanted}; name the store's own recipe"
         )

@@ -31,7 +31,7 @@ _RAMP_STEPS = 64
 
 
 @dataclass(frozen=True, eq=False)  # the same only as itself: hashing a ramp's fractions would take longer than a step
-class Mix:
+class Mixture:
     """Shares of the sources from a step on."""
 
     first_step: int
@@ -57,21 +57,21 @@ def sequences(recipe: Recipe, store: TokenStore, step: int) -> NDArray[np.void]:
     `source` counts the recipe's sources in their order; sequence `index` starts at token index x sequence_length.
     Raises InputError where a source has less than one sequence.
     """
-    rows: NDArray[np.void] = sequences_of_steps(recipe, store, step, step + 1)[0]
+    rows: NDArray[np.void] = sequences_for_steps(recipe, store, step, step + 1)[0]
     return rows
 
 
-def sequences_of_steps(recipe: Recipe, store: TokenStore, first_step: int, last_step: int) -> NDArray[np.void]:
+def sequences_for_steps(recipe: Recipe, store: TokenStore, first_step: int, last_step: int) -> NDArray[np.void]:
     """`sequences` of the steps from `first_step` to before `last_step`: [steps, batch_sequences]."""
     if first_step < 0:
         raise ValueError(f"step {first_step}: steps count from 0")
-    names, mixing = list(recipe.data.sources), mixes(recipe)
+    names, mixing = list(recipe.data.sources), mixture_schedule(recipe)
     used = [any(mix.shares[source] for mix in mixing) for source in range(len(names))]
     counts = [_num_sequences(recipe, store, name, needed) for name, needed in zip(names, used, strict=True)]
-    return rows_of_steps(recipe.seed, names, counts, mixing, recipe.train.batch_sequences, first_step, last_step)
+    return rows_for_steps(recipe.seed, names, counts, mixing, recipe.train.batch_sequences, first_step, last_step)
 
 
-def mixes(recipe: Recipe) -> tuple[Mix, ...]:
+def mixture_schedule(recipe: Recipe) -> tuple[Mixture, ...]:
     """The recipe's mixes in the order in which they hold; the first begins at step 0, a ramp is up to 64 of them."""
     sources = recipe.data.sources
     stages = tuple(
@@ -84,13 +84,13 @@ def mixes(recipe: Recipe) -> tuple[Mix, ...]:
 @lru_cache(maxsize=16)
 def _mixes(
     weights: tuple[float, ...], stages: tuple[tuple[int, int, tuple[float, ...]], ...], batch_tokens: int
-) -> tuple[Mix, ...]:
-    found = [Mix(0, _shares(weights))]
+) -> tuple[Mixture, ...]:
+    found = [Mixture(0, _shares(weights))]
     for from_tokens, ramp_tokens, weights_after in stages:
         before, after = found[-1].shares, _shares(weights_after)
         first_step, last_step = -(-from_tokens // batch_tokens), -(-(from_tokens + ramp_tokens) // batch_tokens)
         found += _ramp(before, after, first_step, last_step)
-        found.append(Mix(last_step, after))
+        found.append(Mixture(last_step, after))
     # Of two mixes that begin at one step, the later holds.
     return tuple(
         mix
@@ -99,31 +99,31 @@ def _mixes(
     )
 
 
-def _ramp(before: tuple[Fraction, ...], after: tuple[Fraction, ...], first_step: int, last_step: int) -> list[Mix]:
+def _ramp(before: tuple[Fraction, ...], after: tuple[Fraction, ...], first_step: int, last_step: int) -> list[Mixture]:
     """Equal pieces of the straight line between two mixes, each held at its middle: in sum they give what it gives."""
     pieces = min(_RAMP_STEPS, last_step - first_step)
     ramp = []
     for piece in range(pieces):
         way = Fraction(2 * piece + 1, 2 * pieces)
         shares = tuple(old + (new - old) * way for old, new in zip(before, after, strict=True))
-        ramp.append(Mix(first_step + piece * (last_step - first_step) // pieces, shares))
+        ramp.append(Mixture(first_step + piece * (last_step - first_step) // pieces, shares))
     return ramp
 
 
-def rows_of_steps(
+def rows_for_steps(
     seed: int,
     names: Sequence[str],
     num_sequences: Sequence[int],
-    mixes: Sequence[Mix],
+    mixes: Sequence[Mixture],
     batch: int,
     first_step: int,
     last_step: int,
 ) -> NDArray[np.void]:
-    """`sequences_of_steps` from bare arguments: sources' names and numbers of sequences, mixes, rows a batch."""
+    """`sequences_for_steps` from bare arguments: sources' names and numbers of sequences, mixes, rows a batch."""
     counts = _counts(_grid(tuple(mixes), batch), first_step, last_step)
     rows = np.empty(counts.sum(), ROW)
     rows["source"] = np.repeat(np.tile(np.arange(len(names)), len(counts)), counts.ravel())
-    starts = rows_before(mixes, batch, first_step)
+    starts = rows_consumed_before(mixes, batch, first_step)
     for source, (start, count) in enumerate(zip(starts, counts.sum(axis=0).tolist(), strict=True)):
         if count:
             own = rows["source"] == source
@@ -142,7 +142,7 @@ def _indices(seed: int, name: str, size: int, start: int, stop: int) -> NDArray[
     return np.concatenate(parts)
 
 
-def rows_before(mixes: Sequence[Mix], batch: int, step: int) -> list[int]:
+def rows_consumed_before(mixes: Sequence[Mixture], batch: int, step: int) -> list[int]:
     """How many rows each source has given in all steps before `step`."""
     grid = _grid(tuple(mixes), batch)
     number = bisect_right(grid.first_steps, step) - 1
@@ -151,7 +151,7 @@ def rows_before(mixes: Sequence[Mix], batch: int, step: int) -> list[int]:
 
 
 @lru_cache(maxsize=16)
-def _grid(mixes: tuple[Mix, ...], batch: int) -> _Grid:
+def _grid(mixes: tuple[Mixture, ...], batch: int) -> _Grid:
     first_steps = [mix.first_step for mix in mixes]
     edges = [[round(batch * _PERIOD * edge) for edge in accumulate(mix.shares, initial=Fraction(0))] for mix in mixes]
     given = [[0] * len(mixes[0].shares)]
@@ -215,11 +215,11 @@ def permute(places: NDArray[np.int64], size: int, key: Sequence[int]) -> NDArray
 def _feistel(values: NDArray[np.uint64], half: np.uint64, mask: np.uint64, key: Sequence[int]) -> NDArray[np.uint64]:
     left, right = values >> half, values & mask
     for round_key in key:
-        left, right = right, left ^ (_scramble(right ^ np.uint64(round_key)) & mask)
+        left, right = right, left ^ (_mix64(right ^ np.uint64(round_key)) & mask)
     return (left << half) | right
 
 
-def _scramble(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """SplitMix64's finalizer (Steele, Lea and Flood 2014); products wrap around by intention."""
     values = values ^ (values >> np.uint64(30))
     values *= np.uint64(0xBF58476D1CE4E5B9)

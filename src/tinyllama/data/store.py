@@ -24,9 +24,9 @@ from tinyllama.errors import DAMAGE, InputError
 from tinyllama.files import is_file_name, read_json, sha256_of
 
 FORMAT_VERSION = 3
-WORK = ".work"
+WORK_DIR = ".work"
 """Where `prepare` keeps what is under way; no source can be called so."""
-DAMAGED = "its documents do not end where its shard does; restore it, or delete the store and prepare it again"
+CORRUPT_MESSAGE = "its documents do not end where its shard does; restore it, or delete the store and prepare it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Shard:
     documents: int
 
 
-Piece = tuple[int, int, int]
+Span = tuple[int, int, int]
 """A run of tokens in one shard: the shard's number, first byte, bytes."""
 
 
@@ -62,7 +62,7 @@ class Split:
         # Where each shard begins, and the number of all tokens; a list, which is bisected faster than an array.
         self.ends = [0, *accumulate(shard.tokens for shard in shards)]
         # A trillion tokens are 15,000 files, and a process may often have no more than 1,024 open.
-        self._file = lru_cache(maxsize=128)(lambda shard: _Open(folder / shards[shard].file))
+        self._file = lru_cache(maxsize=128)(lambda shard: _ShardFile(folder / shards[shard].file))
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Split:
         """Tokens [start, stop) as a read-only array of the store's dtype. Raises as `pieces` and `fetch` do."""
         return np.frombuffer(b"".join(self.fetch(*piece) for piece in self.pieces(start, stop)), self.dtype)
 
-    def pieces(self, start: int, stop: int) -> list[Piece]:
+    def pieces(self, start: int, stop: int) -> list[Span]:
         """Where tokens [start, stop) lie. Raises IndexError beyond the split."""
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"tokens {start}:{stop} of {self.folder}, which has {self.num_tokens}")
@@ -107,7 +107,7 @@ class Split:
         """
         return _read(self._file(shard), offset, size)
 
-    def fetch_ahead(self, shard: int, offset: int, size: int) -> None:
+    def prefetch(self, shard: int, offset: int, size: int) -> None:
         """Have the kernel read a piece from the disk in the background."""
         os.posix_fadvise(self._file(shard).descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
@@ -118,7 +118,7 @@ class Split:
             check_size(path.with_suffix(".documents"), shard.documents * 8)
             ends, tokens = np.fromfile(path.with_suffix(".documents"), "<u8"), np.memmap(path, self.dtype, "r")
             if (ends[1:] < ends[:-1]).any() or ends[-1] != shard.tokens:
-                raise InputError(f"{path.with_suffix('.documents')}: {DAMAGED}")
+                raise InputError(f"{path.with_suffix('.documents')}: {CORRUPT_MESSAGE}")
             yield from np.split(tokens, ends[:-1].astype(np.int64))
 
 
@@ -147,7 +147,7 @@ class TokenStore:
         """Open a store. Raises InputError where there is none, only a half-written one, or one of other manifests."""
         path = Path(folder)
         if not (path / "manifest.json").is_file():
-            state = "is not finished" if (path / WORK).exists() else "is not there"
+            state = "is not finished" if (path / WORK_DIR).exists() else "is not there"
             raise InputError(f"{folder}: the token store {state}; run `tinyllama prepare` with this recipe")
         try:
             return cls(path)
@@ -183,7 +183,7 @@ class TokenStore:
         return hashlib.sha256((self.folder / "manifest.json").read_bytes()).hexdigest()
 
 
-class _Open:
+class _ShardFile:
     """A file that stays open as long as anyone holds this."""
 
     def __init__(self, path: Path) -> None:
@@ -191,7 +191,7 @@ class _Open:
         weakref.finalize(self, os.close, self.descriptor)
 
 
-def _read(file: _Open, offset: int, size: int) -> bytes:
+def _read(file: _ShardFile, offset: int, size: int) -> bytes:
     try:
         data = os.pread(file.descriptor, size, offset)
     except OSError as error:

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinyllama.data.shards import SUFFIXES
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of
+from tinyllama.prepare.shards import SUFFIXES
 from tinyllama.progress import BYTES, Bar
 
 _HASHES = dict(zip(SUFFIXES, ("sha256", "documents_sha256", "rows_sha256"), strict=True))
 
 
-class Expected(NamedTuple):
+class ExpectedFile(NamedTuple):
     """A file that a manifest promises."""
 
     path: Path
@@ -25,7 +25,7 @@ class Expected(NamedTuple):
     """None where the manifest does not say."""
 
 
-def problems(store: Path) -> list[str]:
+def find_corruption(store: Path) -> list[str]:
     """Each file of a store that does not match its hash, is cut, missing, or foreign: one line each.
 
     Raises InputError where there is no finished store.
@@ -44,7 +44,7 @@ def problems(store: Path) -> list[str]:
             found += _file_problems(one)
             done += one.bytes or 0
             bar.show(done)
-    return found + list(_foreign(store, expected, unread))
+    return found + list(_unexpected_files(store, expected, unread))
 
 
 def _manifest(store: Path) -> tuple[dict[str, Any], list[str]]:
@@ -63,32 +63,32 @@ def _manifest(store: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, [*found, str(error)]
 
 
-def _expected(store: Path, manifest: dict[str, Any]) -> tuple[list[Expected], set[Path]]:
+def _expected(store: Path, manifest: dict[str, Any]) -> tuple[list[ExpectedFile], set[Path]]:
     """Every file that the manifests promise, and the folders of splits whose manifest cannot be read."""
     itemsize = int(manifest["dtype"][-1])
-    expected: list[Expected] = []
+    expected: list[ExpectedFile] = []
     unread: set[Path] = set()
     for source, fields in manifest["sources"].items():
         for split, entry in fields["splits"].items():
             folder = store / source / split
-            expected.append(Expected(folder / "manifest.json", entry["manifest_sha256"], None))
+            expected.append(ExpectedFile(folder / "manifest.json", entry["manifest_sha256"], None))
             try:
                 own = read_json(folder / "manifest.json")
-                expected.append(Expected(folder / "rejects.jsonl", own["rejects_sha256"], None))
+                expected.append(ExpectedFile(folder / "rejects.jsonl", own["rejects_sha256"], None))
                 expected += [file for shard in own["shards"] for file in _shard_files(folder, shard, itemsize)]
             except (OSError, InputError, LookupError, TypeError, ValueError, AttributeError):
                 unread.add(folder)
     return expected, unread
 
 
-def _shard_files(folder: Path, shard: dict[str, Any], itemsize: int) -> Iterator[Expected]:
+def _shard_files(folder: Path, shard: dict[str, Any], itemsize: int) -> Iterator[ExpectedFile]:
     sizes = {".tokens": int(shard["tokens"]) * itemsize}  # a list would be repeated
     for suffix, key in _HASHES.items():
         path = (folder / shard["file"]).with_suffix(suffix)
-        yield Expected(path, shard[key], sizes.get(suffix, int(shard["documents"]) * 8))
+        yield ExpectedFile(path, shard[key], sizes.get(suffix, int(shard["documents"]) * 8))
 
 
-def _file_problems(one: Expected) -> list[str]:
+def _file_problems(one: ExpectedFile) -> list[str]:
     if not one.path.is_file():
         return [f"{one.path} is missing"]
     size = one.path.stat().st_size
@@ -97,7 +97,7 @@ def _file_problems(one: Expected) -> list[str]:
     return [] if sha256_of(one.path) == one.sha256 else [f"{one.path} does not match its hash"]
 
 
-def _foreign(store: Path, expected: list[Expected], unread: set[Path]) -> Iterator[str]:
+def _unexpected_files(store: Path, expected: list[ExpectedFile], unread: set[Path]) -> Iterator[str]:
     known = {one.path for one in expected} | {store / "manifest.json", store / "manifest.sha256"}
     folders = {folder for path in known for folder in path.parents}
     for path in sorted(store.rglob("*")):

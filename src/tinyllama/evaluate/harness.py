@@ -21,37 +21,37 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from tinyllama.errors import InputError, first_line
-from tinyllama.evaluate.grouping import BATCH_REQUESTS, Group, Pair, form_batches, to_requests
+from tinyllama.evaluate.prefix_batching import BATCH_REQUESTS, Pair, PrefixGroup, form_batches, to_requests
 from tinyllama.evaluate.scoring import Score, score_batch
-from tinyllama.evaluate.tasks import quiet
+from tinyllama.evaluate.tasks import suppress_stderr
+from tinyllama.loading import HuggingFaceLlama, ModelLocation, indexed_files, load_model, load_tokenizer, resolve_model
 from tinyllama.model.generation import generate
 from tinyllama.model.llama import Llama
-from tinyllama.model.loading import HuggingFaceLlama, Located, indexed_files, load_model, load_tokenizer, locate
 from tinyllama.noise import hush_torchao
 from tinyllama.progress import Bar, is_quiet
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.train.parallel import Ranks
+from tinyllama.train.distributed import World
 
 Result = TypeVar("Result")
 
 
-def load_language_model(source: Path, batch_size: int, precision: torch.dtype, ranks: Ranks) -> LM:
+def load_language_model(source: Path, batch_size: int, precision: torch.dtype, ranks: World) -> LM:
     """A run, checkpoint, release or Hugging Face folder as a language model of lm-eval, on the rank's device.
 
     A Llama 2 becomes `LlamaLM`, which has batches of its own: what is computed together moves scores in bf16. Any other
     causal model of transformers, Llamas of other kinds among them, goes through lm-eval's `hf`.
     """
-    found = locate(source)
+    found = resolve_model(source)
     if not _is_ours(found):
-        return SharedLM(_load_hf(found, batch_size, precision, ranks.device), ranks)
+        return DistributedLM(_load_hf(found, batch_size, precision, ranks.device), ranks)
     tokenizer = load_tokenizer(source)
-    front = _front(found.tokenizer_folder / "tokenizer.json", tokenizer)
+    front = _bos_prefix(found.tokenizer_folder / "tokenizer.json", tokenizer)
     # Cast once instead of at each use: the same numbers.
     model = load_model(source, precision).to(ranks.device, precision)
     return LlamaLM(model, tokenizer, BATCH_REQUESTS, front, ranks)
 
 
-def _is_ours(found: Located) -> bool:
+def _is_ours(found: ModelLocation) -> bool:
     """Whether it is a checkpoint, or a Hugging Face folder that says it is a Llama 2."""
     if found.is_checkpoint:
         return True
@@ -62,7 +62,7 @@ def _is_ours(found: Located) -> bool:
     return True
 
 
-def _load_hf(found: Located, batch_size: int, precision: torch.dtype, device: torch.device) -> LM:
+def _load_hf(found: ModelLocation, batch_size: int, precision: torch.dtype, device: torch.device) -> LM:
     hush_torchao()
     from lm_eval.models.huggingface import HFLM  # noqa: PLC0415 - imports transformers and accelerate
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
@@ -71,22 +71,22 @@ def _load_hf(found: Located, batch_size: int, precision: torch.dtype, device: to
     if is_quiet():
         logging.disable_progress_bar()
 
-    with _loads(found.folder, "tokenizer"):
+    with _translate_load_errors(found.folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(found.folder, trust_remote_code=False)
         if not tokenizer("word").input_ids:  # transformers makes an empty one where the files are missing
             raise ValueError("it gives no ids")
-    with _loads(found.folder, "causal model"):
+    with _translate_load_errors(found.folder, "causal model"):
         if (index := found.folder / "model.safetensors.index.json").is_file():
             indexed_files(index)
         model = AutoModelForCausalLM.from_pretrained(
             found.folder, dtype=precision, use_safetensors=True, trust_remote_code=False
         )
-    with quiet():  # given loaded, lm-eval leaves the ranks to us, and says so at length
+    with suppress_stderr():  # given loaded, lm-eval leaves the ranks to us, and says so at length
         return HFLM(model.to(device), tokenizer=tokenizer, batch_size=batch_size, trust_remote_code=False)
 
 
 @contextmanager
-def _loads(folder: Path, what: str) -> Iterator[None]:
+def _translate_load_errors(folder: Path, what: str) -> Iterator[None]:
     """Turn what transformers raises, which can be nearly anything, into a line."""
     try:
         yield
@@ -100,7 +100,7 @@ def _loads(folder: Path, what: str) -> Iterator[None]:
         raise InputError(f"{folder}: transformers loads no {what} here ({first_line(error)}); {remedy}") from None
 
 
-def _front(file: Path, tokenizer: Tokenizer) -> list[int]:
+def _bos_prefix(file: Path, tokenizer: Tokenizer) -> list[int]:
     """The ids that every text begins with: `<s>`, unless a tokenizer.json is there and does not put it in front."""
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     if not file.is_file():
@@ -109,7 +109,7 @@ def _front(file: Path, tokenizer: Tokenizer) -> list[int]:
     return [number for number in start if number in own]
 
 
-def share(items: Sequence[Any], ranks: Ranks, compute: Callable[[Sequence[Any]], list[Result]]) -> list[Result]:
+def distribute(items: Sequence[Any], ranks: World, compute: Callable[[Sequence[Any]], list[Result]]) -> list[Result]:
     """What `compute` gives for all items, of which each rank computes every `count`th: the same list on all ranks."""
     if ranks.count == 1:
         return compute(items)
@@ -118,9 +118,9 @@ def share(items: Sequence[Any], ranks: Ranks, compute: Callable[[Sequence[Any]],
     return [shares[number % ranks.count][number // ranks.count] for number in range(len(items))]
 
 
-def has_own_bar(model: LM, ranks: Ranks) -> bool:
+def suppress_lm_eval_progress(model: LM, ranks: World) -> bool:
     """Whether lm-eval's bars should be kept back: ours has one, and of several ranks one should speak, if any."""
-    return isinstance(model, LlamaLM) or not ranks.is_first or is_quiet()
+    return isinstance(model, LlamaLM) or not ranks.is_main or is_quiet()
 
 
 def shortened(model: LM) -> dict[str, int]:
@@ -128,24 +128,24 @@ def shortened(model: LM) -> dict[str, int]:
     return dict(model.shortened) if isinstance(model, LlamaLM) else {}
 
 
-class SharedLM(LM):  # type: ignore[misc]  # lm-eval's documented interface; it has no types
+class DistributedLM(LM):  # type: ignore[misc]  # lm-eval's documented interface; it has no types
     """Another language model of lm-eval, of which each rank has one, with the requests shared out among them."""
 
-    def __init__(self, inner: LM, ranks: Ranks) -> None:
+    def __init__(self, inner: LM, ranks: World) -> None:
         super().__init__()
         self.inner, self.ranks = inner, ranks
 
     def loglikelihood(self, requests: list[Instance]) -> list[Score]:
         """Log-likelihood of each continuation after its context, and whether it is the greedy one."""
-        return share(requests, self.ranks, self.inner.loglikelihood)
+        return distribute(requests, self.ranks, self.inner.loglikelihood)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Log-likelihood of each whole text."""
-        return share(requests, self.ranks, self.inner.loglikelihood_rolling)
+        return distribute(requests, self.ranks, self.inner.loglikelihood_rolling)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """The completion of each context up to its first stop string."""
-        return share(requests, self.ranks, self.inner.generate_until)
+        return distribute(requests, self.ranks, self.inner.generate_until)
 
 
 class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval's documented interface; it has no types
@@ -154,7 +154,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval's documented interfa
     `front` stands before every text: `<s>` for ours, for every document that they are trained on begins with it.
     """
 
-    def __init__(self, model: Llama, tokenizer: Tokenizer, batch_size: int, front: list[int], ranks: Ranks) -> None:
+    def __init__(self, model: Llama, tokenizer: Tokenizer, batch_size: int, front: list[int], ranks: World) -> None:
         super().__init__()
         self.model, self.llama_tokenizer, self.batch_size, self.front = model, tokenizer, batch_size, front
         self.ranks = ranks
@@ -199,7 +199,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval's documented interfa
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """The greedy completion of each context up to its first stop string."""
-        return share(requests, self.ranks, lambda own: [self._complete(*request.args) for request in own])
+        return distribute(requests, self.ranks, lambda own: [self._complete(*request.args) for request in own])
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
@@ -224,17 +224,17 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval's documented interfa
     def _score(self, pairs: Sequence[Pair]) -> list[Score]:
         batches = form_batches(to_requests(pairs, self.model.shape.context_length), self.batch_size)
         scores: dict[int, Score] = {}
-        for part in share(batches, self.ranks, self._score_batches):
+        for part in distribute(batches, self.ranks, self._score_batches):
             scores |= part
         return [scores[number] for number in range(len(pairs))]
 
-    def _score_batches(self, batches: Sequence[list[Group]]) -> list[dict[int, Score]]:
+    def _score_batches(self, batches: Sequence[list[PrefixGroup]]) -> list[dict[int, Score]]:
         """The scores of some batches, with a bar where this is the first rank."""
         total = sum(len(group.requests) for batch in batches for group in batch)
         scores, done = [], 0
         with (
             redirect_stderr(self.stderr),
-            Bar("scoring", total, "requests") if self.ranks.is_first else nullcontext() as bar,
+            Bar("scoring", total, "requests") if self.ranks.is_main else nullcontext() as bar,
         ):
             for batch in batches:
                 scores.append(score_batch(self.model, batch))

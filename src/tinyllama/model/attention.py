@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 _BLOCK = 128
 """Queries of a block: fewer would make slow products, more would meet more keys in vain."""
-_KEPT_TIME = 512
+_MAX_SAVED_SEQUENCE_LENGTH = 512
 """The probabilities of longer sequences outgrow all other activations and are computed twice instead."""
 
 
@@ -36,7 +36,7 @@ def causal_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 @torch.library.custom_op("tinyllama::causal_attention", mutates_args=())
 def _forward(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """The attention; and the probabilities, block after block, or none of them."""
-    mixed, kept = _outputs(query, keys, values)
+    mixed, kept = _forward_fake(query, keys, values)
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)
     for start, end, room in _blocks(query, keys, kept):
         probabilities = _probabilities(_rows(query, keys, start, end), keys[:, :end], start, out=room)
@@ -50,7 +50,7 @@ def _backward(
     gradient: Tensor, query: Tensor, keys: Tensor, values: Tensor, kept: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, keys and values."""
-    query_gradient, key_gradient, value_gradient = _gradients(gradient, query, keys, values, kept)
+    query_gradient, key_gradient, value_gradient = _backward_fake(gradient, query, keys, values, kept)
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)
     # In float32, since every block adds to them, and transposed, since a product that has to transpose probabilities
     # is slow.
@@ -106,21 +106,21 @@ def _empty(x: Tensor) -> Tensor:
 
 
 @_forward.register_fake
-def _outputs(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def _forward_fake(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     batch, heads, time, _ = query.shape
-    ends = [min(start + _BLOCK, time) for start in range(0, time, _BLOCK)] if time <= _KEPT_TIME else []
+    ends = [min(start + _BLOCK, time) for start in range(0, time, _BLOCK)] if time <= _MAX_SAVED_SEQUENCE_LENGTH else []
     scores = sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False))
     return _empty(query), query.new_empty(batch * heads * scores)
 
 
 @_backward.register_fake
-def _gradients(
+def _backward_fake(
     gradient: Tensor, query: Tensor, keys: Tensor, values: Tensor, kept: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _empty(query), keys.new_empty(keys.shape), values.new_empty(values.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*inputs, output[1])
 
@@ -130,7 +130,7 @@ def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tenso
     return gradients
 
 
-_forward.register_autograd(_differentiate, setup_context=_keep)
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 CPU_ATTENTION = torch.ops.tinyllama.causal_attention.default
 """The operator as a dispatcher sees it."""

@@ -6,8 +6,8 @@ from itertools import chain
 import torch
 
 from tinyllama.errors import InputError
+from tinyllama.loading import load_model, load_tokenizer
 from tinyllama.model.llama import Llama
-from tinyllama.model.loading import load_model, load_tokenizer
 from tinyllama.tokenizer import Tokenizer
 
 
@@ -43,14 +43,14 @@ def generate(
     ids = torch.tensor([prompt], device=model.embedding.weight.device)
     for _ in range(min(max_new_tokens, room)):
         logits = model.logits(model.hidden(ids, caches)[:, -1])[0].float().cpu()
-        token = pick(logits, temperature, top_k, random)
+        token = sample_token(logits, temperature, top_k, random)
         if token == stop_id:
             return
         yield token
         ids = torch.tensor([[token]], device=ids.device)
 
 
-def pick(logits: torch.Tensor, temperature: float, top_k: int | None, random: torch.Generator) -> int:
+def sample_token(logits: torch.Tensor, temperature: float, top_k: int | None, random: torch.Generator) -> int:
     """Choose the next token from logits float32[V]."""
     if temperature == 0:
         return int(logits.argmax())
@@ -70,29 +70,29 @@ def complete(
 ) -> Iterator[str]:
     """Load a model (see `model.loading.locate`) and yield the prompt and then its continuation, piece by piece."""
     model, tokenizer = load_model(source), load_tokenizer(source)
-    ids = tokenizer.start_ids + tokenizer.encode(prompt)
+    ids = tokenizer.bos_prefix + tokenizer.encode(prompt)
     tokens = generate(
         model, ids, max_new_tokens, temperature=temperature, top_k=top_k, stop_id=tokenizer.eos_id, seed=seed
     )
     for first in tokens:  # only with it is it sure that there is something to add to
         yield prompt
-        yield from continuation(tokenizer, ids, chain([first], tokens))
+        yield from stream_decode(tokenizer, ids, chain([first], tokens))
 
 
-def continuation(tokenizer: Tokenizer, prompt: list[int], tokens: Iterable[int]) -> Iterator[str]:
+def stream_decode(tokenizer: Tokenizer, prompt: list[int], tokens: Iterable[int]) -> Iterator[str]:
     """Yield what `tokens` add to the text of the ids `prompt`, as soon as no token can change it any more.
 
     Together it is what decoding all ids at once adds; bytes that make no character are U+FFFD each. Such bytes in
     `tokens` do not reach back into the prompt's last character, as they would there.
     """
     ids = list(prompt)
-    while ids and ids[-1] in tokenizer.unsettled_ids:
+    while ids and ids[-1] in tokenizer.incomplete_ids:
         ids.pop()
     said = text = tokenizer.decode(ids)
     for token in tokens:
         ids.append(token)
         text = tokenizer.decode(ids)
-        if token not in tokenizer.unsettled_ids and not text.endswith("\ufffd"):
+        if token not in tokenizer.incomplete_ids and not text.endswith("\ufffd"):
             yield text[len(said) :]
             said = text
     if text != said:

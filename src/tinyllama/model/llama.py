@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tinyllama.model.activation_checkpointing import Recompute, checkpointed
 from tinyllama.model.attention import causal_attention
 from tinyllama.model.loss import linear_cross_entropy
-from tinyllama.model.recomputation import Recompute, recomputed
-from tinyllama.model.weights import fill
+from tinyllama.model.weights import load_parameters
 from tinyllama.recipe import Model
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -59,14 +59,14 @@ def rope_table(length: int, head_dim: int, theta: float, device: torch.device | 
     return torch.stack((angles.cos(), angles.sin()))
 
 
-def rotate(x: Tensor, rope: Tensor) -> Tensor:
+def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
     """Rotate x[B, heads, T, E] by rope[2, T, E/2]; a pair is dimensions i and i + E/2, as Hugging Face stores it."""
     cos, sin = rope[0], rope[1]
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-class Reach(Protocol):
+class AttentionOverride(Protocol):
     """Which keys the queries of a layer meet, where that is more than those of their own rows up to themselves."""
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Reach(Protocol):
 
 
 @dataclass
-class Cache:
+class KVCache:
     """Keys and values [B, K, capacity, E] of one layer; `length` positions are filled."""
 
     keys: Tensor
@@ -93,7 +93,9 @@ class Cache:
         """Attention of tokens that follow those that are held, and are held from now on."""
         time = query.shape[2]
         keys, values = self.extend(keys, values)
-        return causal_attention(query, keys, values) if keys.shape[2] == time else _continued(query, keys, values)
+        return (
+            causal_attention(query, keys, values) if keys.shape[2] == time else _decode_attention(query, keys, values)
+        )
 
 
 class Attention(nn.Module):
@@ -106,18 +108,18 @@ class Attention(nn.Module):
         self.qkv = Linear(shape.dim, (shape.heads + 2 * shape.kv_heads) * shape.head_dim)
         self.out = Linear(shape.dim, shape.dim)
 
-    def forward(self, x: Tensor, rope: Tensor, reach: Reach | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, reach: AttentionOverride | None = None) -> Tensor:
         """x[B, T, D], rope[2, T, E/2] -> [B, T, D]."""
         batch, time, dim = x.shape
         heads = self.qkv(x).view(batch, time, -1, self.head_dim).transpose(1, 2)
         query, keys, values = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        query, keys = rotate(query, rope), rotate(keys, rope)
+        query, keys = apply_rope(query, rope), apply_rope(keys, rope)
         mixed = causal_attention(query, keys, values) if reach is None else reach.attend(query, keys, values)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, time, dim))
         return out
 
 
-def _continued(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def _decode_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attention of queries [B, H, T, E] that are the last of the positions that keys and values cover."""
     time, total = query.shape[2], keys.shape[2]
     seen = torch.ones(time, total, dtype=torch.bool, device=query.device).tril(total - time)
@@ -153,11 +155,11 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(shape.dim, shape.norm_eps)
         self.ffn = FeedForward(shape)
 
-    def forward(self, x: Tensor, rope: Tensor, reach: Reach | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, reach: AttentionOverride | None = None) -> Tensor:
         """x[B, T, D], rope[2, T, E/2] -> [B, T, D]."""
-        return recomputed(self.recompute, self._layer, x, rope, reach)
+        return checkpointed(self.recompute, self._layer, x, rope, reach)
 
-    def _layer(self, x: Tensor, rope: Tensor, reach: Reach | None) -> Tensor:
+    def _layer(self, x: Tensor, rope: Tensor, reach: AttentionOverride | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, reach)
         out: Tensor = x + self.ffn(self.ffn_norm(x))
         return out
@@ -182,7 +184,7 @@ class Llama(nn.Module):
         """Number of pieces, V."""
         return self.embedding.num_embeddings
 
-    def hidden(self, ids: Tensor, caches: list[Cache] | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, caches: list[KVCache] | None = None) -> Tensor:
         """ids int64[B, T] -> the normed residual stream [B, T, D] that the head reads."""
         start = caches[0].length if caches else 0
         rope = rope_table(start + ids.shape[1], self.shape.head_dim, self.shape.rope_theta, ids.device)[:, start:]
@@ -192,8 +194,8 @@ class Llama(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
-    def set_recompute(self, how: Recompute) -> None:
-        """Choose which activations the backward pass computes again; see `recomputed`."""
+    def set_activation_checkpointing(self, how: Recompute) -> None:
+        """Choose which activations the backward pass computes again; see `checkpointed`."""
         for block in self.blocks:
             assert isinstance(block, Block)
             block.recompute = how
@@ -215,11 +217,11 @@ class Llama(nn.Module):
         hidden = self.hidden(ids)[: len(targets)].flatten(0, 1)
         return linear_cross_entropy(hidden, self.head_weight, targets.flatten(), z_loss)
 
-    def forward(self, ids: Tensor, caches: list[Cache] | None = None) -> Tensor:
+    def forward(self, ids: Tensor, caches: list[KVCache] | None = None) -> Tensor:
         """ids int64[B, T] -> logits[B, T, V]; with caches, T continues what they hold."""
         return self.logits(self.hidden(ids, caches))
 
-    def new_caches(self, batch: int, capacity: int) -> list[Cache]:
+    def new_caches(self, batch: int, capacity: int) -> list[KVCache]:
         """Empty caches for `batch` rows of up to `capacity` tokens, one a layer."""
         size = (batch, self.shape.kv_heads, capacity, self.shape.head_dim)
         device = self.embedding.weight.device
@@ -227,7 +229,7 @@ class Llama(nn.Module):
         def empty() -> Tensor:
             return torch.empty(size, dtype=self.precision, device=device)
 
-        return [Cache(empty(), empty()) for _ in self.blocks]
+        return [KVCache(empty(), empty()) for _ in self.blocks]
 
 
 def initial_weights(model: Llama, seed: int) -> Iterator[tuple[str, Tensor]]:
@@ -250,4 +252,4 @@ def initial_weights(model: Llama, seed: int) -> Iterator[tuple[str, Tensor]]:
 
 def initialize(model: Llama, seed: int) -> None:
     """Give a model its `initial_weights`, in place."""
-    fill(model, initial_weights(model, seed))
+    load_parameters(model, initial_weights(model, seed))

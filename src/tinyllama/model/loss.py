@@ -14,7 +14,7 @@ from torch import Tensor
 
 _LOGITS = 2**25
 """Most logits that exist at a time: fewer would make slower products."""
-_CACHED_LOGITS = 2**21
+_CPU_SOFTMAX_CHUNK = 2**21
 """On a CPU, most probabilities that exist at a time: in float32 they stay in its cache."""
 
 
@@ -38,13 +38,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nats = hidden.new_zeros((), dtype=torch.float32)
         hidden_gradient = torch.empty_like(hidden)
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if with_gradient else hidden.new_empty(0)
-        tokens, cached = (max(1, most // len(weight)) for most in (_LOGITS, _CACHED_LOGITS))
+        tokens, cached = (max(1, most // len(weight)) for most in (_LOGITS, _CPU_SOFTMAX_CHUNK))
         cached = cached if hidden.device.type == "cpu" else tokens
         for start in range(0, len(hidden), tokens):
             chunk = slice(start, start + tokens)
             logits = hidden[chunk] @ matrix.T
             for rows, wanted in zip(logits.split(cached), targets[chunk].split(cached), strict=True):
-                nats += _nats_and_gradient(rows, wanted, z_loss)
+                nats += _loss_and_grad_inplace(rows, wanted, z_loss)
             if with_gradient:
                 torch.mm(logits, matrix, out=hidden_gradient[chunk])
                 weight_gradient += logits.T @ hidden[chunk]
@@ -59,7 +59,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return hidden_gradient.mul_(gradient), weight_gradient.mul_(gradient).to(ctx.weight_dtype), None, None, None
 
 
-def _nats_and_gradient(logits: Tensor, targets: Tensor, z_loss: float) -> Tensor:
+def _loss_and_grad_inplace(logits: Tensor, targets: Tensor, z_loss: float) -> Tensor:
     """Replace logits[N, V] by the gradient of their loss; return the nats, summed over N."""
     targets = targets[:, None]
     target_logits = logits.gather(-1, targets).float()

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tinyllama.errors import InputError
 from tinyllama.recipe import Model
-from tinyllama.recipe_errors import first_problem
+from tinyllama.recipe.messages import format_validation_error
 
 # Inside a block: our name -> Hugging Face's, in the order in which their rows are stacked.
 _BLOCK = {
@@ -69,7 +69,7 @@ def from_hugging_face(state: Mapping[str, Tensor], shape: Model) -> Iterator[tup
         raise InputError(
             f"the weights hold {foreign[0]}, which a Llama has no place for; {_how_to_fit(foreign[0], shape)}"
         )
-    return ((name, _stacked([state[part] for part in theirs])) for name, theirs in _names(shape))
+    return ((name, _concat([state[part] for part in theirs])) for name, theirs in _names(shape))
 
 
 def _how_to_complete(name: str) -> str:
@@ -85,12 +85,12 @@ def _how_to_fit(name: str, shape: Model) -> str:
     return "only plain Llama 2 weights load: merge adapters and dequantize first, or use another model"
 
 
-def _stacked(parts: list[Tensor]) -> Tensor:
+def _concat(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 @torch.no_grad()
-def fill(model: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
+def load_parameters(model: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
     """Give each named parameter of a model its value, or where it is sharded this rank's part of it.
 
     Raises InputError where a value has another size.
@@ -153,7 +153,7 @@ _NEEDED = (
 )
 
 
-def shape_from_hugging_face(config: Mapping[str, Any]) -> Model:
+def config_from_hugging_face(config: Mapping[str, Any]) -> Model:
     """The shape that a config.json describes. Raises InputError, naming the field, for what is not Llama 2's."""
     _require("model_type", config.get("model_type"), "llama")
     for field in _NEEDED:
@@ -186,7 +186,9 @@ def shape_from_hugging_face(config: Mapping[str, Any]) -> Model:
             tie_embeddings=config.get("tie_word_embeddings", False),
         )
     except ValidationError as error:
-        raise InputError(f"config.json: no shape of a Llama ({first_problem(error, Model)}); {_CORRECT}") from None
+        raise InputError(
+            f"config.json: no shape of a Llama ({format_validation_error(error, Model)}); {_CORRECT}"
+        ) from None
     _require("head_dim", config.get("head_dim") or shape.head_dim, shape.head_dim)
     return shape
 

@@ -8,25 +8,25 @@ from pathlib import Path
 from rich.console import Console
 
 from tinyllama.errors import InputError
-from tinyllama.plan.counts import LLAMA_2_PIECES
-from tinyllama.plan.estimate import Plan, Stated, estimate
-from tinyllama.plan.machines import Machine, machine_named
+from tinyllama.model.flops import LLAMA_2_PIECES
+from tinyllama.plan.estimate import Assumptions, Plan, estimate
+from tinyllama.plan.hardware_specs import Machine, machine_named
 from tinyllama.plan.sweep import parse_sweep, sweep_plot
 from tinyllama.plan.tables import print_plan, print_rows, sweep_row
 from tinyllama.recipe import Recipe
 from tinyllama.terminal import echo
-from tinyllama.train.surprises import surprises
+from tinyllama.train.recipe_warnings import surprises
 
 
 def show_plan(
-    recipe: Recipe, hardware: str | None, stated: Stated, measured: bool, sweep: str | None, plot: Path | None,
+    recipe: Recipe, hardware: str | None, stated: Assumptions, measured: bool, sweep: str | None, plot: Path | None,
     vocab_size: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Print the plan of a recipe. Raises InputError where the machine, the batch or a number does not fit."""
     _check(stated, vocab_size)
     counts, picture = parse_sweep(sweep) if sweep else [], plot or Path(f"plan-{recipe.name}.png")
     if counts:
-        _refuse_no_file(picture)
+        _check_plot_path(picture)
     vocab_size = vocab_size or _vocab_size(recipe)
     machine, stated = _machine(recipe, hardware, stated, measured, vocab_size)
     for line in surprises(recipe, None if counts else stated.gpus):
@@ -45,7 +45,7 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=False)
 
 
-def _check(stated: Stated, vocab_size: int | None) -> None:
+def _check(stated: Assumptions, vocab_size: int | None) -> None:
     limits: dict[str, tuple[float, float, float, str]] = {
         "--gpus": (stated.gpus, 1, 1e6, "how many there are"),
         "--mfu": (stated.mfu, 1e-6, 1, "a share such as 0.5"),
@@ -60,7 +60,7 @@ def _check(stated: Stated, vocab_size: int | None) -> None:
             raise InputError(f"{flag} {value}: give {right}")
 
 
-def _refuse_no_file(path: Path) -> None:
+def _check_plot_path(path: Path) -> None:
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"--plot {path}: give a file in a folder that is there")
 
@@ -76,12 +76,12 @@ def _vocab_size(recipe: Recipe) -> int:
 
 
 def _machine(
-    recipe: Recipe, hardware: str | None, stated: Stated, measured: bool, vocab_size: int
-) -> tuple[Machine, Stated]:
+    recipe: Recipe, hardware: str | None, stated: Assumptions, measured: bool, vocab_size: int
+) -> tuple[Machine, Assumptions]:
     """The row to plan with: the one named, else this machine's; measured on it if asked to."""
     if hardware and not measured:
         return machine_named(hardware), stated
-    from tinyllama.plan.measure import measure, this_machine  # noqa: PLC0415 - torch
+    from tinyllama.plan.measure import measure_speed, this_machine  # noqa: PLC0415 - torch
 
     here = this_machine()
     if here is None:
@@ -93,14 +93,14 @@ def _machine(
         raise InputError(f"--hardware {hardware}: --measure measures this machine, {here.name}; leave out one of them")
     if here.is_cpu and stated.gpus > 1:
         raise InputError(f"--gpus {stated.gpus}: processes would share this CPU; --measure it with one")
-    found = measure(recipe, vocab_size, stated.gpus)
+    found = measure_speed(recipe, vocab_size, stated.gpus)
     if here.is_cpu:
         here = replace(here, bf16_flops=found.peak_flops, fp32_flops=found.peak_flops)
     return here, replace(stated, measured_seconds=(found.micro_batch_seconds, found.update_seconds))
 
 
 def _show_sweep(
-    recipe: Recipe, vocab_size: int, machine: Machine, stated: Stated, counts: list[int], path: Path, as_json: bool
+    recipe: Recipe, vocab_size: int, machine: Machine, stated: Assumptions, counts: list[int], path: Path, as_json: bool
 ) -> None:
     plans: dict[int, Plan | str] = {}
     for count in counts:

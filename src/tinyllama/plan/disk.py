@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from tinyllama.data.endings import PACKINGS
-from tinyllama.data.sources import InputFile, list_files
 from tinyllama.errors import InputError
-from tinyllama.files import bytes_of
+from tinyllama.files import disk_usage_bytes
+from tinyllama.prepare.endings import PACKINGS
+from tinyllama.prepare.sources import InputFile, list_files
 from tinyllama.recipe import Recipe
-from tinyllama.recipe_data import SLIMPAJAMA_SUBSETS, Source
+from tinyllama.recipe.data_schema import SLIMPAJAMA_SUBSETS, Source
 
 # Tokens of the two data sets by Llama 2's tokenizer. The original TinyLlama's tokenised data took 1.8 TB at two bytes
 # a token and was mixed by 0.693584 to 0.306416 (TinyLlama, README and pretrain/tinyllama.py), the shares of the two.
@@ -34,7 +34,7 @@ def store_size(recipe: Recipe, vocab_size: int) -> tuple[int, str]:
     """
     manifest = Path(recipe.data.store) / "manifest.json"
     if manifest.is_file():
-        return bytes_of(manifest.parent), "its files"
+        return disk_usage_bytes(manifest.parent), "its files"
     total = sum(source.weight for source in recipe.data.sources.values())
     found = {name: _tokens_of(recipe, name, source) for name, source in recipe.data.sources.items()}
     reads = {

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from tinyllama.model.flops import flops_by_formula, num_parameters, parameters_by_part
 from tinyllama.plan import disk, failures
-from tinyllama.plan.counts import flops_by_formula, num_parameters, parameters_by_part
-from tinyllama.plan.machines import Machine
-from tinyllama.plan.memory import Load, logits_bytes, memory_by_component, optimizer_bytes
+from tinyllama.plan.hardware_specs import Machine
+from tinyllama.plan.memory import Workload, logits_bytes, memory_by_component, optimizer_bytes
 from tinyllama.plan.speed import network_seconds, replica_traffic_bytes, shard_traffic_bytes, speed
 from tinyllama.recipe import Recipe
 
@@ -26,7 +26,7 @@ _COPY_BYTES_PER_SECOND = 10e9  # a checkpoint's copy to the host's memory, over 
 
 
 @dataclass(frozen=True)
-class Stated:
+class Assumptions:
     """What a plan is told, or assumes where the user says nothing."""
 
     gpus: int = 1
@@ -48,10 +48,10 @@ class Plan:
     """The whole plan of a recipe on a number of GPUs; `as_json` gives its keys."""
 
     machine: Machine
-    stated: Stated
+    stated: Assumptions
     recipe: Recipe
     vocab_size: int
-    load: Load
+    load: Workload
     replicas: int
     micro_batches: int
     """Of one rank in a step."""
@@ -68,7 +68,7 @@ class Plan:
         """What was left at its default, and matters: the MFU does not where the time was measured."""
         names = ["gpu_hours_between_failures", "restart_minutes", "disk_bytes_per_second"]
         names += [] if self.stated.measured_seconds else ["mfu"]
-        defaults = asdict(Stated())
+        defaults = asdict(Assumptions())
         return {name: defaults[name] for name in names if getattr(self.stated, name) == defaults[name]}
 
 
@@ -77,18 +77,19 @@ def _or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def estimate(recipe: Recipe, vocab_size: int, machine: Machine, stated: Stated) -> Plan:
+def estimate(recipe: Recipe, vocab_size: int, machine: Machine, stated: Assumptions) -> Plan:
     """Plan a recipe. Raises InputError where its batch or its mesh does not fit the number of GPUs."""
     train, gpus, machine = recipe.train, stated.gpus, machine.shared_by(stated.gpus)
     replicas, shards = recipe.parallel.mesh(gpus)
-    rows = train.rank_rows(gpus)
-    load = Load(
-        recipe.model, vocab_size, train.micro_batch_rows(gpus), train.sequence_length, shards, train.optimizer,
+    rows = train.sequences_per_rank(gpus)
+    load = Workload(
+        recipe.model, vocab_size, train.effective_micro_batch_size(gpus), train.sequence_length, shards,
+        train.optimizer,
         2 if train.precision == "bf16" else 4, recipe.parallel.activation_checkpointing, train.compile, machine.is_cpu,
     )  # fmt: skip
     plan = Plan(machine, stated, recipe, vocab_size, load, replicas, rows // load.sequences)
     time = _time(plan)
-    return replace(plan, figures=_size(plan) | _memory(plan) | time | _disk(plan) | _losses(plan, time))
+    return replace(plan, figures=_size(plan) | _memory(plan) | time | _disk(plan) | _failure_overhead(plan, time))
 
 
 def _size(plan: Plan) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def _memory(plan: Plan) -> dict[str, Any]:
     }
 
 
-def memory_parts(plan: Plan, load: Load) -> dict[str, int]:
+def memory_parts(plan: Plan, load: Workload) -> dict[str, int]:
     """Bytes by component; on a CPU also the process itself."""
     return memory_by_component(load) | ({"runtime": CPU_RUNTIME_BYTES} if plan.machine.is_cpu else {})
 
@@ -162,7 +163,7 @@ def _time(plan: Plan) -> dict[str, Any]:
         "gpu_hours": gpu_hours,
         "network_bytes_per_step": bytes_in * plan.micro_batches,
         "network_seconds_per_step": traffic * plan.micro_batches,
-        "network_hides": found.hides,
+        "network_hides": found.is_overlapped,
     }
 
 
@@ -186,12 +187,12 @@ def _disk(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _losses(plan: Plan, time: Mapping[str, Any]) -> dict[str, Any]:
+def _failure_overhead(plan: Plan, time: Mapping[str, Any]) -> dict[str, Any]:
     stated, one = plan.stated, checkpoint_bytes(plan)
     write = one / stated.disk_bytes_per_second
     stall = one / plan.load.shards / _COPY_BYTES_PER_SECOND if plan.recipe.checkpoint.asynchronous else write
     interval = plan.recipe.checkpoint.every_steps * time["step_seconds"]
-    found = failures.losses(
+    found = failures.failure_overhead(
         24 * time["days"], stated.gpus, interval, stall, write, stated.gpu_hours_between_failures,
         60 * stated.restart_minutes,
     )  # fmt: skip

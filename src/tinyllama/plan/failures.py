@@ -6,12 +6,12 @@ from dataclasses import dataclass
 GPU_HOURS_BETWEEN_FAILURES = 50_676.0  # 54 x 24 x 16,384 / 419
 """Of one GPU: 419 unexpected interruptions in 54 days on 16,384 H100s (Llama Team 2024, arXiv:2407.21783, 3.3.4)."""
 
-_NEVER = 50.0
+_NEVER_FINISHES_EXPONENT = 50.0
 """Times between failures that have to pass without one: it would take the age of the universe."""
 
 
 @dataclass(frozen=True)
-class Losses:
+class FailureOverhead:
     """Of a whole run, in wall-clock time."""
 
     expected_failures: float
@@ -21,10 +21,10 @@ class Losses:
     lost_hours_at_best: float
 
 
-def losses(
+def failure_overhead(
     run_hours: float, gpus: int, interval_seconds: float, stall_seconds: float, write_seconds: float,
     gpu_hours_between_failures: float, restart_seconds: float,
-) -> Losses:  # fmt: skip
+) -> FailureOverhead:  # fmt: skip
     """A run's expected losses, where it saves each `interval_seconds` and stands still `stall_seconds` each time.
 
     The time that a run takes with failures is Daly's (2006, doi:10.1016/j.future.2004.11.016, equation 13); infinite
@@ -38,9 +38,9 @@ def losses(
     def lost(interval: float) -> float:
         interval = min(interval, 3600 * run_hours)
         exponent = (interval + stall_seconds) / between_seconds
-        if exponent + restart_seconds / between_seconds > _NEVER:
+        if exponent + restart_seconds / between_seconds > _NEVER_FINISHES_EXPONENT:
             return math.inf
         taken = between_seconds / interval * math.exp(restart_seconds / between_seconds) * math.expm1(exponent)
         return run_hours * (taken - 1)
 
-    return Losses(3600 * run_hours / between_seconds, lost(interval_seconds), best, lost(best))
+    return FailureOverhead(3600 * run_hours / between_seconds, lost(interval_seconds), best, lost(best))

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 
 from tinyllama import hardware
+from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
-from tinyllama.plan.counts import num_parameters
-from tinyllama.plan.machines import Machine, of_device, this_cpu
+from tinyllama.plan.hardware_specs import Machine, spec_for_device, this_cpu
 from tinyllama.recipe import Recipe
-from tinyllama.train.optimizer import apply_gradients, build_optimizers, clip_gradient, forget_gradients
-from tinyllama.train.parallel import Ranks
+from tinyllama.train.distributed import World
+from tinyllama.train.optimizer import build_optimizers, clip_grad_norm, optimizer_step, zero_grad
 from tinyllama.train.setup import build_model
 
 _LAYERS = (1, 3)
@@ -37,30 +37,30 @@ class Measured:
 def this_machine() -> Machine | None:
     """The row of this machine's GPU, if it has one that is known; else its CPU."""
     if torch.cuda.is_available():
-        return of_device(torch.cuda.get_device_name())
+        return spec_for_device(torch.cuda.get_device_name())
     return this_cpu()
 
 
-def measure(recipe: Recipe, vocab_size: int, ranks: int) -> Measured:
+def measure_speed(recipe: Recipe, vocab_size: int, ranks: int) -> Measured:
     """Time the recipe's network on this machine's first GPU, or its CPU, with the micro-batch of one of `ranks`."""
-    hardware.keep_memory()
+    hardware.tune_malloc()
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-    rows = recipe.train.micro_batch_rows(ranks)
+    rows = recipe.train.effective_micro_batch_size(ranks)
     layers = sorted({min(count, recipe.model.layers) for count in _LAYERS})
-    probes = [_Probe(recipe, vocab_size, count, rows, device) for count in layers]
+    probes = [_TimedModel(recipe, vocab_size, count, rows, device) for count in layers]
     times: list[list[float]] = []
     for _ in range(_ROUNDS):
         peak = hardware.peak_flops(device, PRECISIONS[recipe.train.precision]) or 0.0
         times.append([peak, *(seconds for probe in probes for seconds in (probe.micro_batch(), probe.update()))])
     peak, *found = (statistics.median(column) for column in zip(*times, strict=True))
-    micro = _carried_on(layers, found[0::2], recipe.model.layers)
+    micro = _extrapolate(layers, found[0::2], recipe.model.layers)
     shapes = [recipe.model.model_copy(update={"layers": count}) for count in layers]
     sizes = [num_parameters(shape, vocab_size) for shape in shapes]
-    update = _carried_on(sizes, found[1::2], num_parameters(recipe.model, vocab_size))
+    update = _extrapolate(sizes, found[1::2], num_parameters(recipe.model, vocab_size))
     return Measured(micro, update, peak)
 
 
-def _carried_on(places: list[int], seconds: list[float], to: int) -> float:
+def _extrapolate(places: list[int], seconds: list[float], to: int) -> float:
     """The straight line through the first and the last measurement, at `to`."""
     if len(places) == 1:
         return seconds[0]
@@ -68,13 +68,13 @@ def _carried_on(places: list[int], seconds: list[float], to: int) -> float:
     return seconds[-1] + slope * (to - places[-1])
 
 
-class _Probe:
+class _TimedModel:
     """A network of a few of the recipe's layers that can be timed again and again."""
 
     def __init__(self, recipe: Recipe, vocab_size: int, layers: int, rows: int, device: torch.device) -> None:
         shape = recipe.model.model_copy(update={"layers": layers})
         self.recipe = recipe.model_copy(update={"model": shape})
-        self.model: Llama = build_model(self.recipe, vocab_size, Ranks(0, 1, device))
+        self.model: Llama = build_model(self.recipe, vocab_size, World(0, 1, device))
         initialize(self.model, recipe.seed)
         self.optimizers = build_optimizers(self.model, recipe.train.optimizer)
         length = recipe.train.sequence_length
@@ -90,9 +90,9 @@ class _Probe:
         """Seconds of clipping and updating, with the gradients that the last micro-batch left."""
 
         def run() -> None:
-            clip_gradient(self.model, self.recipe.train.optimizer.max_gradient_norm)
-            apply_gradients(self.optimizers, 0.0)
-            forget_gradients(self.optimizers)
+            clip_grad_norm(self.model, self.recipe.train.optimizer.max_gradient_norm)
+            optimizer_step(self.optimizers, 0.0)
+            zero_grad(self.optimizers)
 
         return _seconds(run)
 

@@ -9,11 +9,11 @@ Letters: D model, Q the width of queries, keys and values together, K that of th
 from dataclasses import dataclass
 from typing import Literal
 
-from tinyllama.plan.counts import num_parameters, parameters_by_part
+from tinyllama.model.flops import num_parameters, parameters_by_part
 from tinyllama.recipe import Model
-from tinyllama.recipe_train import Optimizer
+from tinyllama.recipe.train_schema import Optimizer
 
-Keep = Literal["none", "selective", "full"]
+ActivationCheckpointing = Literal["none", "selective", "full"]
 
 _LOGITS = 2**25
 """`model/loss.py`'s: most logits that exist at a time."""
@@ -23,7 +23,7 @@ _CPU_BLOCK, _CPU_KEPT_TIME = 128, 512
 
 
 @dataclass(frozen=True)
-class Load:
+class Workload:
     """What one GPU holds and computes at a time."""
 
     shape: Model
@@ -37,7 +37,7 @@ class Load:
     optimizer: Optimizer
     element_bytes: int = 2
     """Of an activation: 2 in bf16, 4 in fp32."""
-    recompute: Keep = "none"
+    recompute: ActivationCheckpointing = "none"
     compiled: bool = True
     is_cpu: bool = False
 
@@ -58,7 +58,7 @@ class Load:
         return (num_parameters(self.shape, self.vocab_size) - self.root_parameters) // self.shape.layers
 
 
-def memory_by_component(load: Load) -> dict[str, int]:
+def memory_by_component(load: Workload) -> dict[str, int]:
     """Bytes of each component at the moment of the peak; their sum is what one GPU needs.
 
     `logits` and `backward` never exist together: only the larger of the two is there.
@@ -69,17 +69,19 @@ def memory_by_component(load: Load) -> dict[str, int]:
         "gradients": 4 * parameters // load.shards,
         "optimizer": optimizer_bytes(load) // load.shards,
     }
-    passing = max((_at_the_logits(load), _in_the_last_block(load), _at_the_end(load)), key=lambda m: sum(m.values()))
+    passing = max(
+        (_peak_at_loss(load), _peak_in_backward(load), _peak_at_gradient_reduction(load)), key=lambda m: sum(m.values())
+    )
     return {name: round(count) for name, count in (lasting | passing).items() if count}
 
 
-def optimizer_bytes(load: Load) -> int:
+def optimizer_bytes(load: Workload) -> int:
     """Float32 moments: two a parameter by AdamW, one a matrix of the blocks by Muon."""
     matrices = load.shape.layers * (load.block_parameters - 2 * load.shape.dim)
     return 8 * num_parameters(load.shape, load.vocab_size) - (4 * matrices if load.optimizer.name == "muon" else 0)
 
 
-def logits_bytes(load: Load) -> int:
+def logits_bytes(load: Workload) -> int:
     """What the loss holds of one chunk: logits, probabilities, and the head's gradient in the activations' type."""
     logits = min(_LOGITS, load.tokens * load.vocab_size)
     probabilities = min(logits, _CPU_PROBABILITIES) if load.is_cpu else 2 * logits
@@ -88,7 +90,7 @@ def logits_bytes(load: Load) -> int:
     return load.element_bytes * (logits + head + copy) + 4 * probabilities
 
 
-def activation_bytes_per_token(load: Load) -> int:
+def activation_bytes_per_token(load: Workload) -> int:
     """What one block keeps of one token for its backward pass."""
     dim, queries, _, wide = _widths(load)
     if load.recompute == "full":
@@ -96,10 +98,10 @@ def activation_bytes_per_token(load: Load) -> int:
     if load.recompute == "selective":
         results = 2 * dim + queries + 2 * wide + (0 if load.compiled else dim)  # eager keeps the last product too
         return load.element_bytes * (dim + results) + _kept_probabilities(load)
-    return _whole_block(load) + _kept_probabilities(load)
+    return _block_activation_bytes(load) + _kept_probabilities(load)
 
 
-def _whole_block(load: Load) -> int:
+def _block_activation_bytes(load: Workload) -> int:
     dim, queries, keys, wide = _widths(load)
     if load.compiled:
         return load.element_bytes * (6 * dim + queries + keys + 3 * wide)
@@ -107,7 +109,7 @@ def _whole_block(load: Load) -> int:
     return norms + load.element_bytes * (2 * dim + queries + keys + 4 * wide)
 
 
-def _widths(load: Load) -> tuple[int, int, int, int]:
+def _widths(load: Workload) -> tuple[int, int, int, int]:
     """D, Q, K, F."""
     shape = load.shape
     return (
@@ -118,7 +120,7 @@ def _widths(load: Load) -> tuple[int, int, int, int]:
     )
 
 
-def _kept_probabilities(load: Load) -> int:
+def _kept_probabilities(load: Workload) -> int:
     if not load.is_cpu or load.length > _CPU_KEPT_TIME:
         return 0
     ends = [min(start + _CPU_BLOCK, load.length) for start in range(0, load.length, _CPU_BLOCK)]
@@ -126,7 +128,7 @@ def _kept_probabilities(load: Load) -> int:
     return load.element_bytes * load.shape.heads * scores // load.length
 
 
-def _kept(load: Load) -> dict[str, float]:
+def _saved_for_backward(load: Workload) -> dict[str, float]:
     """What the backward pass still needs when it begins, weights aside."""
     copies = load.shards == 1 and load.element_bytes == 2 and load.recompute == "none"
     gathered = load.root_parameters + 2 * load.block_parameters  # this block and the next, which is fetched ahead
@@ -137,27 +139,27 @@ def _kept(load: Load) -> dict[str, float]:
     }
 
 
-def _at_the_logits(load: Load) -> dict[str, float]:
+def _peak_at_loss(load: Workload) -> dict[str, float]:
     """The last norm's activations, the head's gradient, one chunk of logits."""
     head = load.tokens * (4 + 3 * load.element_bytes) * load.shape.dim + 4 * load.vocab_size * load.shape.dim
-    return _kept(load) | {"head": head, "logits": logits_bytes(load)}
+    return _saved_for_backward(load) | {"head": head, "logits": logits_bytes(load)}
 
 
-def _in_the_last_block(load: Load) -> dict[str, float]:
+def _peak_in_backward(load: Workload) -> dict[str, float]:
     """What a block computes again, and the gradients of its activations."""
     dim, _, _, wide = _widths(load)
     head = 3 * load.element_bytes * load.tokens * dim
     if load.recompute == "none":
         work = load.element_bytes * (dim + 4 * wide)
-        return _kept(load) | {"head": head, "backward": load.tokens * work}
-    work = _whole_block(load) + load.element_bytes * (dim + 3 * wide)
+        return _saved_for_backward(load) | {"head": head, "backward": load.tokens * work}
+    work = _block_activation_bytes(load) + load.element_bytes * (dim + 3 * wide)
     if load.recompute == "selective":
         work -= activation_bytes_per_token(load) - load.element_bytes * 2 * dim
     reduced = 4 * load.block_parameters if load.shards > 1 else 0
-    return _kept(load) | {"head": head, "backward": load.tokens * work, "reduce_scatter": reduced}
+    return _saved_for_backward(load) | {"head": head, "backward": load.tokens * work, "reduce_scatter": reduced}
 
 
-def _at_the_end(load: Load) -> dict[str, float]:
+def _peak_at_gradient_reduction(load: Workload) -> dict[str, float]:
     """The embedding's and the head's gradients on their way into the shards; the blocks' activations are gone."""
     whole = 4 * load.vocab_size * load.shape.dim
     gathered = load.element_bytes * load.root_parameters

@@ -1,15 +1,15 @@
 """How fast: seconds of a step from an MFU or from a measurement, and whether FSDP's traffic hides behind computing.
 
-Traffic is what `train/parallel.py` causes for each micro-batch: blocks gathered for the forward and the backward pass,
-the root once, gradients reduced in float32, and between replicas (HSDP) their sums.
+Traffic is what `train/distributed.py` causes for each micro-batch: blocks gathered for the forward and the backward
+pass, the root once, gradients reduced in float32, and between replicas (HSDP) their sums.
 """
 
 import math
 from dataclasses import dataclass
 
-from tinyllama.plan.counts import num_parameters
-from tinyllama.plan.machines import GPUS_PER_NODE, Machine
-from tinyllama.plan.memory import Load
+from tinyllama.model.flops import num_parameters
+from tinyllama.plan.hardware_specs import GPUS_PER_NODE, Machine
+from tinyllama.plan.memory import Workload
 
 _LINK_STEP_SECONDS, _NETWORK_STEP_SECONDS = 3.4e-6, 14e-6
 """Of one step of a ring or a tree, over NVLink and between nodes: NCCL's own (src/graph/tuning.cc, hwLatencies)."""
@@ -26,7 +26,7 @@ class Speed:
     step_seconds: float
 
     @property
-    def hides(self) -> bool:
+    def is_overlapped(self) -> bool:
         """Whether the traffic takes no longer than the computing beside it."""
         return self.network_seconds <= self.compute_seconds
 
@@ -37,7 +37,7 @@ def speed(compute_seconds: float, update_seconds: float, micro_batches: int, net
     return Speed(compute_seconds, network_seconds, step)
 
 
-def shard_traffic_bytes(load: Load) -> float:
+def shard_traffic_bytes(load: Workload) -> float:
     """Bytes that a GPU receives from its shard group for one micro-batch."""
     share = (load.shards - 1) / load.shards
     blocks = load.shape.layers * load.block_parameters
@@ -45,12 +45,12 @@ def shard_traffic_bytes(load: Load) -> float:
     return share * (gathered + 4 * (blocks + load.root_parameters))
 
 
-def replica_traffic_bytes(load: Load, replicas: int) -> float:
+def replica_traffic_bytes(load: Workload, replicas: int) -> float:
     """Bytes that a GPU receives from the other replicas for one micro-batch: a ring's sum of its float32 share."""
     return 2 * (replicas - 1) / replicas * 4 * num_parameters(load.shape, load.vocab_size) / load.shards
 
 
-def network_seconds(load: Load, replicas: int, machine: Machine) -> float:
+def network_seconds(load: Workload, replicas: int, machine: Machine) -> float:
     """Seconds of one micro-batch's traffic where nothing else uses the links: the bytes, and each collective's steps.
 
     Within a node over its links; between nodes a ring over all of a node's ports, so that its bandwidth is the node's
@@ -59,7 +59,7 @@ def network_seconds(load: Load, replicas: int, machine: Machine) -> float:
     return _bytes_seconds(load, replicas, machine) + _latency_seconds(load, replicas)
 
 
-def _bytes_seconds(load: Load, replicas: int, machine: Machine) -> float:
+def _bytes_seconds(load: Workload, replicas: int, machine: Machine) -> float:
     between = min(machine.link_bytes_per_second, machine.network_bytes_per_second)
     within_node = load.shards <= GPUS_PER_NODE
     seconds = shard_traffic_bytes(load) / (machine.link_bytes_per_second if within_node else between)
@@ -70,7 +70,7 @@ def _bytes_seconds(load: Load, replicas: int, machine: Machine) -> float:
     return seconds + replica_traffic_bytes(load, replicas) * sharing / machine.network_bytes_per_second
 
 
-def _latency_seconds(load: Load, replicas: int) -> float:
+def _latency_seconds(load: Workload, replicas: int) -> float:
     """Of all steps: rings gather each block twice and reduce it once, and the root once; trees sum the replicas."""
     blocks = load.shape.layers
     nodes = -(-load.shards // GPUS_PER_NODE)

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tinyllama.errors import InputError
-from tinyllama.files import write_atomically
+from tinyllama.files import atomic_write
 
 
 def parse_sweep(text: str) -> list[int]:
@@ -42,5 +42,5 @@ def sweep_plot(title: str, points: Sequence[tuple[int, Mapping[str, Any]]], path
     axes[1].set_ylim(0, 1.2 * max(paid))
     figure.suptitle(title, fontsize="medium")
     FigureCanvasAgg(figure)
-    with write_atomically(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=200)

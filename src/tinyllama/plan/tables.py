@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from tinyllama.formatting import duration, format_bytes, format_duration_precise
 from tinyllama.plan.estimate import HEADROOM, Plan
-from tinyllama.words import duration, short_bytes, short_duration
 
 Rows = Sequence[tuple[str, str]]
 
@@ -74,19 +74,19 @@ def _model(plan: Plan) -> Rows:
 def _memory(plan: Plan) -> Rows:
     found, room = plan.figures, plan.machine.memory_bytes
     names = _NAMES | {"head": _HEAD_MEMORY}
-    rows = [(f"  {names[name]}", short_bytes(count)) for name, count in found["memory_bytes_by_component"].items()]
+    rows = [(f"  {names[name]}", format_bytes(count)) for name, count in found["memory_bytes_by_component"].items()]
     how = plan.load.recompute
     totals = found["memory_bytes_by_activation_checkpointing"].items()
-    others = [(f"in all with activation checkpointing {name}", short_bytes(n)) for name, n in totals if name != how]
+    others = [(f"in all with activation checkpointing {name}", format_bytes(n)) for name, n in totals if name != how]
     if "logits" not in found["memory_bytes_by_component"]:
-        others.append(("logits, at another moment", short_bytes(found["logits_bytes"])))
+        others.append(("logits, at another moment", format_bytes(found["logits_bytes"])))
     fits = "fits" if found["memory_fits"] else "DOES NOT FIT"
-    words = f"{short_bytes(found['memory_bytes_per_gpu'])} of {short_bytes(room)}: {fits}"
+    words = f"{format_bytes(found['memory_bytes_per_gpu'])} of {format_bytes(room)}: {fits}"
     return [
         (f"micro-batch of {plan.load.sequences} x {plan.load.length:,} tokens, {plan.micro_batches} a step", words),
         *rows,
         *others,
-        ("the host's, while a checkpoint is written", f"{short_bytes(found['checkpoint_copy_bytes'])} more at most"),
+        ("the host's, while a checkpoint is written", f"{format_bytes(found['checkpoint_copy_bytes'])} more at most"),
         (f"largest micro-batch in {HEADROOM:.0%} of it", f"{found['largest_micro_batch_sequences']} sequences"),
     ]
 
@@ -101,14 +101,14 @@ def _time(plan: Plan) -> Rows:
          f"{found['tokens_per_second_per_gpu']:,.0f} ({ground})"),
         ("tokens/s in all", f"{found['tokens_per_second']:,.0f}"),
         ("MFU by formula", formulas),
-        ("a step", short_duration(found["step_seconds"])),
+        ("a step", format_duration_precise(found["step_seconds"])),
         ("the run", f"{duration(86_400 * found['days'])}, {found['gpu_hours']:,.1f} {_unit(plan)}-hours"),
     ]  # fmt: skip
-    rows += _bill(plan)
+    rows += _cost_rows(plan)
     return rows
 
 
-def _bill(plan: Plan) -> Rows:
+def _cost_rows(plan: Plan) -> Rows:
     """Of all hours, those too that failures cost."""
     found, rows = plan.figures, []
     if found["energy_kilowatt_hours"] is not None:
@@ -126,7 +126,7 @@ def _network(plan: Plan) -> Rows:
     replicas = f", {plan.replicas} replicas" if plan.replicas > 1 else ""
     return [
         ("sharding", f"{plan.load.shards} shards{replicas}"),
-        ("a GPU receives in a step", short_bytes(found["network_bytes_per_step"])),
+        ("a GPU receives in a step", format_bytes(found["network_bytes_per_step"])),
         ("which takes", f"{found['network_seconds_per_step']:.3g} s of {found['step_seconds']:.3g} s: {hides}"),
     ]
 
@@ -135,10 +135,10 @@ def _disk(plan: Plan) -> Rows:
     found, stated = plan.figures, plan.stated
     speed = f"{stated.disk_bytes_per_second / 1e9:g} GB/s"
     return [
-        ("token store", f"{short_bytes(found['store_bytes'])} (by {found['store_bytes_from']})"),
-        ("a checkpoint", f"{short_bytes(found['checkpoint_bytes'])}, {found['checkpoint_seconds']:.3g} s at {speed}"),
-        ("all checkpoints, milestones too", short_bytes(found["checkpoints_bytes"])),
-        ("a release, all releases", f"{short_bytes(found['release_bytes'])}, {short_bytes(found['releases_bytes'])}"),
+        ("token store", f"{format_bytes(found['store_bytes'])} (by {found['store_bytes_from']})"),
+        ("a checkpoint", f"{format_bytes(found['checkpoint_bytes'])}, {found['checkpoint_seconds']:.3g} s at {speed}"),
+        ("all checkpoints, milestones too", format_bytes(found["checkpoints_bytes"])),
+        ("a release, all releases", f"{format_bytes(found['release_bytes'])}, {format_bytes(found['releases_bytes'])}"),
     ]
 
 
@@ -152,7 +152,7 @@ def _failures(plan: Plan) -> Rows:
         (f"lost with a checkpoint every {every:,} steps", _hours(found["lost_hours"])),
         ("best interval", f"{best}: {_hours(found['lost_hours_at_best'])} lost"),
         ("the run with what is lost", _hours(24 * found["days_with_losses"])),
-        ("assumed, for want of a flag", _assumed(plan)),
+        ("assumed, for want of a flag", _format_assumptions(plan)),
     ]
 
 
@@ -160,7 +160,7 @@ def _hours(count: float) -> str:
     return duration(3600 * count) if math.isfinite(count) else "for ever: it would fail before every checkpoint"
 
 
-def _assumed(plan: Plan) -> str:
+def _format_assumptions(plan: Plan) -> str:
     flags = {"mfu": "--mfu", "gpu_hours_between_failures": "--failure-hours", "restart_minutes": "--restart-minutes",
              "disk_bytes_per_second": "--disk"}  # fmt: skip
     return ", ".join(f"{flags[name]} {value:g}" for name, value in plan.assumptions.items()) or "nothing"

@@ -11,38 +11,44 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tinyllama import recipe_train
 from tinyllama.errors import InputError, RunStoppedError, damage_named
 from tinyllama.files import (
-    alone_in,
-    locked,
+    atomic_directory,
+    atomic_write,
+    blocking_lock,
+    exclusive_lock,
     read_json,
     refuse_link,
     refuse_links,
-    write_atomically,
-    write_folder,
     write_json,
 )
-from tinyllama.model.loading import load_model, load_tokenizer
-from tinyllama.recipe import Recipe
-from tinyllama.recipe_errors import first_problem
+from tinyllama.loading import load_model, load_tokenizer
+from tinyllama.recipe import Recipe, train_schema
+from tinyllama.recipe.messages import format_validation_error
 from tinyllama.release.average import average_into, averaged_checkpoints
 from tinyllama.release.card import model_card
-from tinyllama.release.foreign import foreign_card
+from tinyllama.release.convert import foreign_card
 from tinyllama.release.formats import check_formats, load_formats, write_formats
-from tinyllama.release.hf import write_hugging_face
-from tinyllama.release.lineage import hash_file, hash_files, lineage, metrics_until, read_facts, refuse_in_the_way
-from tinyllama.release.reference import reference
-from tinyllama.release.showing import shown
-from tinyllama.release.table import evaluation_of, has_scores, releases_table
+from tinyllama.release.huggingface import write_hugging_face
+from tinyllama.release.index import evaluation_of, has_scores, releases_table
+from tinyllama.release.lineage import (
+    build_release_metadata,
+    hash_file,
+    hash_files,
+    metrics_of_run,
+    read_facts,
+    refuse_in_the_way,
+)
+from tinyllama.release.reference import compute_reference_outputs
+from tinyllama.release.showing import release_progress
 from tinyllama.report.pictures import loss_plot, score_plot
-from tinyllama.train import checkpoint
-from tinyllama.train.metrics import Journal
+from tinyllama.runs import checkpoint
+from tinyllama.runs.log import RunLog
 
 __all__ = ["refresh_cards", "release", "update_card"]
 
-_PAGES = "huggingface"
-_CARD = f"{_PAGES}/README.md"
+_HF_DIR = "huggingface"
+_CARD = f"{_HF_DIR}/README.md"
 
 
 def release(
@@ -77,32 +83,32 @@ def release(
     check_formats(wanted.formats)
     load_tokenizer(source).check_formats(wanted.formats)
     averaged = averaged_checkpoints(run, source, wanted.average_checkpoints, exactly=average is not None)
-    facts = lineage(source, averaged, wanted)
+    facts = build_release_metadata(source, averaged, wanted)
     refusal = f"{folder.parent}: another process is releasing this run"
-    with alone_in(folder.parent, "lock", refusal), write_folder(folder) as part:
-        with shown(part, folder, facts["parameters"], wanted.formats):
+    with exclusive_lock(folder.parent, "lock", refusal), atomic_directory(folder) as part:
+        with release_progress(part, folder, facts["parameters"], wanted.formats):
             facts["reference"] = _export(part, source, averaged, wanted.average_decay)
             write_formats(part, wanted.formats, facts["name"])
             crash = load_formats(part, facts["reference"], in_transformers)
         with damage_named(run):
-            loss_plot(metrics_until(run, facts["step"]), part / _PAGES / "loss.png")
+            loss_plot(metrics_of_run(run, facts["step"]), part / _HF_DIR / "loss.png")
         write_json(part / "release.json", {**facts, "files": hash_files(part)})
         _write_card(part, {"releases": [], "baselines": []})
-    Journal(run).event("release", facts["step"], folder=str(folder))
-    refresh_cards(folder.parent)  # after the event: a milestone that the table has is never looked at again
+    RunLog(run).event("release", facts["step"], folder=str(folder))
+    rewrite_cards(folder.parent)  # after the event: a milestone that the table has is never looked at again
     if crash:
         raise RunStoppedError(f"{folder}: released, but {crash}")
     return folder
 
 
-def _wanted(recipe: recipe_train.Release, *given: Any) -> recipe_train.Release:
+def _wanted(recipe: train_schema.Release, *given: Any) -> train_schema.Release:
     """A recipe's `release` with what was given instead of it. Raises InputError for what it could not hold either."""
     names = ("formats", "average_checkpoints", "average_decay")
     fields = {name: value for name, value in zip(names, given, strict=True) if value is not None}
     try:
-        return recipe_train.Release.model_validate(recipe.model_dump() | fields)
+        return train_schema.Release.model_validate(recipe.model_dump() | fields)
     except ValidationError as error:
-        raise InputError(f"release: {first_problem(error, recipe_train.Release)}") from None
+        raise InputError(f"release: {format_validation_error(error, train_schema.Release)}") from None
 
 
 def _export(part: Path, source: Path, averaged: list[Path], decay: float) -> dict[str, Any]:
@@ -110,8 +116,8 @@ def _export(part: Path, source: Path, averaged: list[Path], decay: float) -> dic
     model, tokenizer = load_model(source), load_tokenizer(source)
     if len(averaged) > 1:
         average_into(model, averaged, decay)
-    write_hugging_face(part / _PAGES, model, tokenizer)
-    return reference(model, tokenizer)
+    write_hugging_face(part / _HF_DIR, model, tokenizer)
+    return compute_reference_outputs(model, tokenizer)
 
 
 def update_card(release_folder: str | Path) -> Path:
@@ -129,14 +135,14 @@ def update_card(release_folder: str | Path) -> Path:
     if step is None:  # others' weights, of no run
         _write_card(folder, None)
     else:
-        refresh_cards(folder.resolve().parent)
+        rewrite_cards(folder.resolve().parent)
     return folder / _CARD
 
 
-def refresh_cards(releases: Path) -> None:
+def rewrite_cards(releases: Path) -> None:
     """Make releases.json and every release's card again from what lies in `RUN/releases`."""
     refuse_link(releases)
-    with locked(releases / "cards.lock"):  # an evaluation and a milestone's process may end together
+    with blocking_lock(releases / "cards.lock"):  # an evaluation and a milestone's process may end together
         found = releases_table(releases)
         write_json(releases / "releases.json", found)
         for row in found["releases"]:
@@ -148,7 +154,7 @@ def find_checkpoint(source: Path, step: int | None) -> Path:
     if (source / checkpoint.COMMIT).is_file():
         candidates = [source]
     elif (source / "recipe.yaml").is_file():
-        candidates = checkpoint.committed(source)
+        candidates = checkpoint.list_committed(source)
     else:
         raise InputError(f"{source}: no run and no checkpoint here; give the folder of a run, such as runs/demo")
     if not candidates:
@@ -157,7 +163,7 @@ def find_checkpoint(source: Path, step: int | None) -> Path:
     found = steps.get(max(steps) if step is None else step)
     if found is None:
         raise InputError(f"{source}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
-    if damage := checkpoint.problems(found):
+    if damage := checkpoint.find_damage(found):
         raise InputError(f"{damage[0]}; release another step or train this one again")
     return found
 
@@ -168,10 +174,10 @@ def _write_card(folder: Path, releases: dict[str, Any] | None) -> None:
     refuse_links(folder)
     facts, evaluation = read_json(folder / "release.json"), evaluation_of(folder)
     card = model_card(facts, evaluation, releases) if releases else foreign_card(facts, evaluation)
-    with write_atomically(folder / _CARD) as file:
+    with atomic_write(folder / _CARD) as file:
         file.write(card.encode())
     if releases and has_scores(releases):
-        score_plot(releases, folder / _PAGES / "scores.png")
-    written = [folder / name for name in (_CARD, f"{_PAGES}/scores.png", "evaluation.json")]
+        score_plot(releases, folder / _HF_DIR / "scores.png")
+    written = [folder / name for name in (_CARD, f"{_HF_DIR}/scores.png", "evaluation.json")]
     facts["files"] |= {path.relative_to(folder).as_posix(): hash_file(path) for path in written if path.is_file()}
     write_json(folder / "release.json", facts)

@@ -12,7 +12,7 @@ import torch
 from tinyllama.errors import InputError
 from tinyllama.model.llama import Llama
 from tinyllama.recipe import Recipe
-from tinyllama.train.checkpoint import committed, load_weights, step_of
+from tinyllama.runs.checkpoint import list_committed, load_weights, step_of
 
 
 def averaged_checkpoints(run: Path, source: Path, count: int, exactly: bool = True) -> list[Path]:
@@ -23,7 +23,7 @@ def averaged_checkpoints(run: Path, source: Path, count: int, exactly: bool = Tr
     """
     if count == 1:
         return [source]
-    there = [folder for folder in committed(run) if step_of(folder) <= step_of(source)]
+    there = [folder for folder in list_committed(run) if step_of(folder) <= step_of(source)]
     every = Recipe.load(run / "recipe.yaml").checkpoint.every_steps
     chosen = there[-1:]
     for folder in reversed(there[:-1]):
@@ -39,7 +39,7 @@ def averaged_checkpoints(run: Path, source: Path, count: int, exactly: bool = Tr
     return chosen
 
 
-def shares(count: int, decay: float) -> list[float]:
+def averaging_weights(count: int, decay: float) -> list[float]:
     """The share of each of `count` checkpoints, oldest first, in their mean: each `decay` times that of the next."""
     weights = [decay**age for age in reversed(range(count))]
     return [weight / sum(weights) for weight in weights]
@@ -57,7 +57,7 @@ def average_into(model: Llama, folders: Sequence[Path], decay: float) -> None:
     load_weights(folders[-1], model)
     if len(folders) == 1:
         return
-    *older, newest = shares(len(folders), decay)
+    *older, newest = averaging_weights(len(folders), decay)
     mean = {name: weight * newest for name, weight in model.state_dict().items()}
     for folder, share in zip(folders[:-1], older, strict=True):
         load_weights(folder, model)

@@ -9,15 +9,15 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from tinyllama.hardware import in_words
+from tinyllama.formatting import format_count
+from tinyllama.hardware import describe_hardware
 from tinyllama.recipe import Recipe
-from tinyllama.recipe_train import Schedule
+from tinyllama.recipe.train_schema import Schedule
 from tinyllama.release.card_data import data_section
 from tinyllama.release.card_scores import eval_results, scores_section
-from tinyllama.release.card_use import how_to_use
+from tinyllama.release.card_use import usage_snippets
 from tinyllama.release.lineage import EMBEDDED, PUBLIC, base_model
 from tinyllama.release.markdown import table
-from tinyllama.words import short_count
 
 Facts = Mapping[str, Any]
 
@@ -36,7 +36,7 @@ def model_card(facts: Facts, evaluation: Facts | None, releases: Facts) -> str:
         "Data": data_section(facts["store"]["sources"], recipe),
         "Scores": scores_section(facts, evaluation, releases),
         "Loss": _loss(facts),
-        "How to use it": how_to_use(facts["name"], facts["formats"]),
+        "How to use it": usage_snippets(facts["name"], facts["formats"]),
         "Limits": _limits(facts, recipe),
         "Lineage": _lineage(facts),
     }
@@ -66,11 +66,11 @@ def _what_it_is(facts: Facts) -> str:
         f"# {facts['name']}, step {facts['step']:,}\n\n"
         f"A Llama of {facts['parameters']:,} parameters, pretrained on {facts['tokens']:,} tokens. "
         "Its architecture is that of Llama 2: what loads the one loads the other. It is a base model: it "
-        f"goes on with a text and was not taught to follow instructions.{_whose_data(facts)}"
+        f"goes on with a text and was not taught to follow instructions.{_data_note(facts)}"
     )
 
 
-def _whose_data(facts: Facts) -> str:
+def _data_note(facts: Facts) -> str:
     if EMBEDDED not in {source["origin"] for source in facts["store"]["sources"].values()}:
         return ""
     return (
@@ -102,7 +102,7 @@ def _training(facts: Facts, recipe: Recipe) -> str:
         "recipe digest": f"`{facts['recipe']['digest']}`",
     }
     if used := facts.get("hardware"):  # releases of earlier versions have none
-        rows["hardware"] = "; then ".join(map(in_words, used))
+        rows["hardware"] = "; then ".join(map(describe_hardware, used))
     return table(("", ""), rows.items())
 
 
@@ -133,7 +133,7 @@ def _limits(facts: Facts, recipe: Recipe) -> str:
             f"- It reads at most {recipe.model.context_length:,} tokens at once.",
             "- It repeats what its data says, false and hurtful things included; nothing prevents that.",
             "- It was not tuned to follow instructions or to hold a conversation.",
-            f"- {short_count(facts['parameters'])} parameters and {short_count(facts['tokens'])} tokens hold "
+            f"- {format_count(facts['parameters'])} parameters and {format_count(facts['tokens'])} tokens hold "
             "few facts; do not rely on what it states.",
         ]
     )
@@ -146,7 +146,7 @@ def _lineage(facts: Facts) -> str:
         "token store, its manifest": f"`{facts['store']['manifest_sha256']}`",
         "tokenizer": f"`{facts['tokenizer']['digest']}`",
         "recipe": f"`{facts['recipe']['digest']}`",
-        "initial weights": _began_from(facts["initial_weights"]),
+        "initial weights": _initial_weights_text(facts["initial_weights"]),
         "batches left out": ", ".join(map(str, facts["batches_left_out"])) or "none",
         "weights": _weights(facts),
         "exported with": ", ".join(f"{name} {number}" for name, number in versions.items()),
@@ -155,7 +155,7 @@ def _lineage(facts: Facts) -> str:
     return f"{found}\n\n`release.json`, beside the formats, holds the recipe and the SHA-256 of every file."
 
 
-def _began_from(initial: Facts | None) -> str:
+def _initial_weights_text(initial: Facts | None) -> str:
     return f"{initial['source']} `{initial['digest']}`" if initial else "drawn from the seed"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tinyllama.recipe import Recipe
-from tinyllama.recipe_data import Source, Stage
+from tinyllama.recipe.data_schema import MixtureStage, Source
 from tinyllama.release.lineage import PUBLIC
 from tinyllama.release.markdown import table
 
@@ -34,7 +34,14 @@ def data_rows(sources: Facts, recipe: Recipe) -> Iterator[tuple[str, ...]]:
         found = sources.get(name, {"origin": None, "splits": {}})
         for split, part in found["splits"].items():
             counts = (f"{part['documents']:,}", f"{part['tokens']:,}")
-            yield (name, _what(source, found["origin"]), f"{shares[name]:.1%}", split, *counts, part["manifest_sha256"])
+            yield (
+                name,
+                _source_label(source, found["origin"]),
+                f"{shares[name]:.1%}",
+                split,
+                *counts,
+                part["manifest_sha256"],
+            )
 
 
 def mix_stages(recipe: Recipe) -> list[str]:
@@ -46,7 +53,7 @@ def mix_stages(recipe: Recipe) -> list[str]:
     ]
 
 
-def _over(stage: Stage) -> str:
+def _over(stage: MixtureStage) -> str:
     return f", reached over {stage.ramp_tokens:,} tokens" if stage.ramp_tokens else ""
 
 
@@ -55,7 +62,7 @@ def _shares(weights: Mapping[str, float]) -> dict[str, float]:
     return {name: weight / total for name, weight in weights.items()}
 
 
-def _what(source: Source, origin: str | None) -> str:
+def _source_label(source: Source, origin: str | None) -> str:
     left_out = f" without {', '.join(source.exclude)}" if source.exclude else ""
     return f"{origin or f'files of its maker ({source.format})'}{left_out}"
 

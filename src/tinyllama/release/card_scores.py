@@ -8,9 +8,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from tinyllama.formatting import format_count
+from tinyllama.release.index import has_scores
 from tinyllama.release.markdown import table
-from tinyllama.release.table import has_scores
-from tinyllama.words import short_count
 
 Facts = Mapping[str, Any]
 
@@ -129,7 +129,7 @@ def _cells(row: Facts) -> tuple[str, ...]:
     if source == "measured":
         source += f", {row['coverage']}" if row["coverage"] else ""
     return (
-        "" if row["tokens"] is None else short_count(row["tokens"]),
+        "" if row["tokens"] is None else format_count(row["tokens"]),
         score,
         "" if row["mean_of_seven"] is None else f"{row['mean_of_seven']:.2f}",
         source,

@@ -60,7 +60,7 @@ _BY_FORMAT = {
 }
 
 
-def how_to_use(name: str, formats: Iterable[str]) -> str:
+def usage_snippets(name: str, formats: Iterable[str]) -> str:
     """The engines of the formats that a release of this name has, a heading and a snippet each."""
     sections = [_BY_FORMAT[form] for form in _BY_FORMAT if form in {"huggingface", *formats}]
     return "\n\n".join(f"### {engine}\n\n{text.replace('NAME', name)}" for engine, text in sections)

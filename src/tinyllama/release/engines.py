@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama.noise import hush_torchao
-from tinyllama.processes import end_with_parent
+from tinyllama.processes import set_parent_death_signal
 
 # ruff: noqa: PLC0415 - each engine's library is imported only for its own format
 
@@ -26,7 +26,7 @@ Reference = dict[str, Any]
 Observed = dict[str, Any]
 
 
-def in_transformers(path: str, reference: Reference) -> Observed:
+def run_transformers(path: str, reference: Reference) -> Observed:
     """A Hugging Face folder, in float32."""
     model = _load_in_transformers(path)
     from transformers import AutoTokenizer
@@ -85,7 +85,7 @@ def _computed_in_transformers(model: Any, reference: Reference) -> Observed:
     return {"continuations": continuations, "nats_per_token": float(loss)}
 
 
-def in_llama_cpp(path: str, reference: Reference) -> Observed:
+def run_llama_cpp(path: str, reference: Reference) -> Observed:
     """A GGUF file."""
     import numpy as np
 
@@ -160,7 +160,7 @@ def _threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
-def in_ctranslate2(path: str, reference: Reference) -> Observed:
+def run_ctranslate2(path: str, reference: Reference) -> Observed:
     """A CTranslate2 folder, with the tokenizer that lies in it; the engine itself reads and gives tokens' texts."""
     import ctranslate2
     from tokenizers import Tokenizer
@@ -207,10 +207,10 @@ def convert(source: str, folder: str, kind: str, *files: str) -> None:
 
 
 ENGINES = {
-    "transformers": in_transformers,
+    "transformers": run_transformers,
     "transformers-source": source_in_transformers,
-    "llama_cpp": in_llama_cpp,
-    "ctranslate2": in_ctranslate2,
+    "llama_cpp": run_llama_cpp,
+    "ctranslate2": run_ctranslate2,
 }
 CONVERSIONS: dict[str, Callable[..., None]] = {"quantise": quantise, "convert": convert}
 """Functions that write files."""
@@ -230,5 +230,5 @@ def main(engine: str, path: str, out: str, *more: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1].startswith(PARENT):
-        end_with_parent(int(sys.argv.pop(1).removeprefix(PARENT)))
+        set_parent_death_signal(int(sys.argv.pop(1).removeprefix(PARENT)))
     main(*sys.argv[1:])

@@ -24,10 +24,10 @@ _FEW_TOKENS = 8
 
 def check_formats(formats: Collection[str]) -> None:
     """Raise InputError, naming the extra, where a library is missing that writes one of the formats."""
-    check_libraries(library for name in formats if name != "huggingface" for library in LIBRARIES[name])
+    require_libraries(library for name in formats if name != "huggingface" for library in LIBRARIES[name])
 
 
-def check_libraries(names: Iterable[str]) -> None:
+def require_libraries(names: Iterable[str]) -> None:
     """Raise InputError, naming the extra, where one of these libraries is not installed."""
     missing = next((name for name in names if find_spec(name) is None), None)
     if missing:

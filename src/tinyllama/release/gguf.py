@@ -11,12 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from tinyllama.errors import InputError
-from tinyllama.model.loading import HuggingFaceLlama, Safetensors
+from tinyllama.loading import HuggingFaceLlama, Safetensors
 from tinyllama.recipe import Model
 from tinyllama.release.gguf_tokenizer import add_tokenizer
-from tinyllama.release.hf import CHAT_TEMPLATE
+from tinyllama.release.huggingface import CHAT_TEMPLATE
 from tinyllama.release.isolation import convert
-from tinyllama.tokenizer_files import read_tokenizer
+from tinyllama.tokenizer.backends import read_tokenizer
 
 QUANTISED = ("Q8_0", "Q4_K_M")
 
@@ -87,12 +87,12 @@ def _converted(name: str, tensor: Tensor, shape: Model) -> Tensor:
     if tensor.ndim == 1:
         return tensor.float()
     heads = {"q_proj": shape.heads, "k_proj": shape.kv_heads}.get(name.split(".")[-2])
-    half = (rotated_by_neighbours(tensor, heads) if heads else tensor).half().contiguous()
+    half = (permute_rope_rows(tensor, heads) if heads else tensor).half().contiguous()
     if not half.isfinite().all():
         raise InputError(f"{name}: a weight is over 65504, which float16 does not hold; release it without gguf")
     return half
 
 
-def rotated_by_neighbours(weight: Tensor, heads: int) -> Tensor:
+def permute_rope_rows(weight: Tensor, heads: int) -> Tensor:
     """Rows [heads * E, D] of a query or key, for a rotation of 2i with 2i + 1 instead of i with i + E/2."""
     return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)

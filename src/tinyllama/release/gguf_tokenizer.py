@@ -7,9 +7,9 @@ whose rules for cutting text into words llama.cpp has by name only; a kind witho
 import gguf
 from gguf import TokenType
 
-from tinyllama.tokenizer_conversion import parse_model
-from tinyllama.tokenizer_files import TokenizerFile, TokenizersFile, fit_to_rows
-from tinyllama.tokenizer_formats import word_rules
+from tinyllama.tokenizer.backends import HuggingFaceBackend, TokenizerFile, fit_to_rows
+from tinyllama.tokenizer.conversion import parse_model
+from tinyllama.tokenizer.formats import word_rules
 
 _TYPES = {
     "text": TokenType.NORMAL,
@@ -37,7 +37,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, file: TokenizerFile, num_rows: int) -
     ):
         if number is not None:
             add(number)
-    writer.add_add_bos_token(bool(file.start_ids))
+    writer.add_add_bos_token(bool(file.bos_prefix))
     writer.add_add_eos_token(False)
 
 
@@ -54,7 +54,7 @@ def _add_llama(writer: gguf.GGUFWriter, file: TokenizerFile, num_rows: int) -> N
     writer.add_remove_extra_whitespaces(False)
 
 
-def _add_byte_level(writer: gguf.GGUFWriter, file: TokenizersFile, num_rows: int) -> None:
+def _add_byte_level(writer: gguf.GGUFWriter, file: HuggingFaceBackend, num_rows: int) -> None:
     rules = word_rules(file)
     kinds = {**_TYPES, "byte-level": TokenType.NORMAL, "text": TokenType.USER_DEFINED}  # text: added, but not special
     writer.add_tokenizer_model("gpt2")
@@ -76,7 +76,7 @@ def piece_scores(file: TokenizerFile) -> list[float]:
     model = file.sentencepiece_model()
     if model is not None:
         return [piece.score for piece in parse_model(model)[0]]
-    assert isinstance(file, TokenizersFile)
+    assert isinstance(file, HuggingFaceBackend)
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(file.merges(), start=1):
         ranks.setdefault("".join(merge), rank)

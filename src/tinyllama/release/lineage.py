@@ -14,24 +14,24 @@ from typing import Any
 
 import torch
 
-from tinyllama.data.corpus import MANIFEST as EMBEDDED_CORPUS
 from tinyllama.errors import InputError
 from tinyllama.files import is_below, read_json, sha256_of
-from tinyllama.model.loading import load_tokenizer
+from tinyllama.loading import load_tokenizer
 from tinyllama.plan import num_parameters
+from tinyllama.prepare.corpus import MANIFEST as EMBEDDED_CORPUS
 from tinyllama.recipe import Recipe
-from tinyllama.recipe_data import Source
-from tinyllama.recipe_train import Release
-from tinyllama.tokenizer_files import HUB_NAME
-from tinyllama.train import metrics
-from tinyllama.train.checkpoint import COMMIT
-from tinyllama.train.guard import left_out_batches, read_left_out
+from tinyllama.recipe.data_schema import Source
+from tinyllama.recipe.train_schema import Release
+from tinyllama.runs import log
+from tinyllama.runs.checkpoint import COMMIT
+from tinyllama.tokenizer.backends import HUB_NAME
+from tinyllama.train.guard import read_rollbacks, skipped_batches
 
 EMBEDDED = "embedded corpus"
 PUBLIC = {"slimpajama": "cerebras/SlimPajama-627B", "starcoderdata": "bigcode/starcoderdata"}
 
 
-def lineage(checkpoint: Path, averaged: list[Path], wanted: Release) -> dict[str, Any]:
+def build_release_metadata(checkpoint: Path, averaged: list[Path], wanted: Release) -> dict[str, Any]:
     """The contents of release.json, all but its `reference` and `files`; `averaged` are the checkpoints of its weights.
 
     Raises InputError where the run holds another store than trained the checkpoint.
@@ -41,7 +41,7 @@ def lineage(checkpoint: Path, averaged: list[Path], wanted: Release) -> dict[str
     tokenizer = load_tokenizer(checkpoint)
     vocab_size = state.get("vocab_size") or tokenizer.vocab_size  # others' weights may have spare rows
     found = {"digest": recipe.digest, "store": sha256_of(run / "store.json"), "tokenizer": tokenizer.digest}
-    _refuse_other_run(checkpoint, state, found)
+    _check_run_matches(checkpoint, state, found)
     return {
         "name": recipe.name,
         "date": datetime.fromtimestamp(state["time"], UTC).date().isoformat(),
@@ -50,14 +50,14 @@ def lineage(checkpoint: Path, averaged: list[Path], wanted: Release) -> dict[str
         "parameters": num_parameters(recipe.model, vocab_size),
         "initial_weights": state.get("initial_weights"),
         "hardware": state.get("hardware", []),
-        "batches_left_out": sorted(left_out_batches(read_left_out(run))),
+        "batches_left_out": sorted(skipped_batches(read_rollbacks(run))),
         "formats": list(wanted.formats),
         "checkpoints": {folder.name: sha256_of(folder / COMMIT) for folder in averaged},
         "average_decay": wanted.average_decay,
         "recipe": {"digest": recipe.digest, "fields": recipe.model_dump(mode="json")},
         "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
         "store": {"manifest_sha256": found["store"], **store_facts(read_json(run / "store.json"), recipe)},
-        "measured": _measured(metrics_until(run, state["step"])),
+        "measured": _last_metrics(metrics_of_run(run, state["step"])),
         "versions": {
             "tinyllama": version("tinyllama"),
             "torch": torch.__version__,
@@ -79,10 +79,10 @@ def read_facts(release_folder: Path) -> dict[str, Any]:
     return facts
 
 
-def metrics_until(run: Path, step: int) -> Iterator[dict[str, Any]]:
+def metrics_of_run(run: Path, step: int) -> Iterator[dict[str, Any]]:
     """The run's rows of metrics up to a step, one at a time. Raises InputError where there is none."""
     path = run / "metrics.jsonl"
-    rows = metrics.metrics_until(path, step)
+    rows = log.read_metrics_up_to(path, step)
     first = next(rows, None)
     if first is None:
         raise InputError(f"{path}: no row up to step {step}; put the file back, the loss curve is drawn from it")
@@ -125,7 +125,7 @@ def hash_file(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def _refuse_other_run(checkpoint: Path, state: dict[str, Any], found: dict[str, str]) -> None:
+def _check_run_matches(checkpoint: Path, state: dict[str, Any], found: dict[str, str]) -> None:
     run = checkpoint.parent.parent
     files = {"digest": checkpoint / "recipe.yaml", "store": run / "store.json", "tokenizer": checkpoint / "tokenizer"}
     for key, path in files.items():
@@ -155,7 +155,7 @@ def _origin(source: Source) -> str | None:
     return PUBLIC.get(source.format) if path.exists() else None
 
 
-def _measured(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def _last_metrics(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The last training loss and the last validation, which may be some steps older than the weights."""
     found: dict[str, Any] = {"loss": None}
     for row in rows:

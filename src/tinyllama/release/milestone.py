@@ -5,25 +5,25 @@ Each part that is there already is left as it is, so doing it again after a fail
 
 from pathlib import Path
 
-from tinyllama.cli_status import run_to_status
+from tinyllama.cli_status import run_and_get_exit_status
 from tinyllama.evaluate import evaluate
 from tinyllama.evaluate.report import evaluate_and_save
 from tinyllama.model.llama import PRECISIONS
-from tinyllama.progress import be_quiet
+from tinyllama.progress import set_quiet
 from tinyllama.recipe import Recipe
-from tinyllama.release import refresh_cards, release
-from tinyllama.release.table import baseline_file, baseline_scores, evaluation_of, is_of, is_scored
-from tinyllama.train.checkpoint import checkpoint_folder
-from tinyllama.train.metrics import Journal, read_rows
+from tinyllama.release import release, rewrite_cards
+from tinyllama.release.index import baseline_file, baseline_scores, evaluation_of, is_release_of, is_scored
+from tinyllama.runs.checkpoint import checkpoint_folder
+from tinyllama.runs.log import RunLog, read_rows
 
 
 def release_milestone(run: Path, step: int) -> None:
     """Release the checkpoint of a step and score it and the recipe's baselines, as far as that is not done."""
     folder, recipe = run / "releases" / checkpoint_folder(run, step).name, Recipe.load(run / "recipe.yaml")
-    if not is_of(folder, checkpoint_folder(run, step)):
+    if not is_release_of(folder, checkpoint_folder(run, step)):
         release(run, step=step, force=(folder / "release.json").is_file())
     elif step not in {row["step"] for row in read_rows(run / "events.jsonl") if row["event"] == "release"}:
-        Journal(run).event("release", step, folder=str(folder))  # killed before it could say so
+        RunLog(run).event("release", step, folder=str(folder))  # killed before it could say so
     wanted, precision = recipe.release, PRECISIONS[recipe.train.precision]
     if not is_scored(evaluation_of(folder), wanted.model_dump()):
         evaluate_and_save(str(folder), wanted.tasks, wanted.limit, precision)
@@ -31,7 +31,7 @@ def release_milestone(run: Path, step: int) -> None:
         if not is_scored(baseline_scores(folder.parent, name), wanted.model_dump()):
             scores = evaluate(name, wanted.tasks, limit=wanted.limit, precision=precision)
             scores.save(baseline_file(folder.parent, name))
-    refresh_cards(folder.parent)
+    rewrite_cards(folder.parent)
 
 
 def main(run: str, step: str) -> int:
@@ -39,5 +39,5 @@ def main(run: str, step: str) -> int:
 
     2 is for wrong input alone, which training does not try again: a full disk may be free a minute later.
     """
-    be_quiet()  # what is said last is why it failed
-    return run_to_status(lambda: release_milestone(Path(run), int(step)), system_status=1)
+    set_quiet()  # what is said last is why it failed
+    return run_and_get_exit_status(lambda: release_milestone(Path(run), int(step)), system_status=1)

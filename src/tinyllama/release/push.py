@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from tinyllama.errors import InputError
-from tinyllama.hub import in_one_line
+from tinyllama.hub import translate_hub_errors
 from tinyllama.release.lineage import read_facts
 from tinyllama.release.verify import file_checks
 
@@ -32,12 +32,12 @@ def push(release_folder: str | Path, name: str, public: bool = False) -> str:
     """
     folder = Path(release_folder)
     facts = _checked(folder)
-    files = {_place(file): folder / file for file in (*facts["files"], _FACTS)}
+    files = {_repo_path(file): folder / file for file in (*facts["files"], _FACTS)}
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None)
-    with in_one_line(api.endpoint, name):
+    with translate_hub_errors(api.endpoint, name):
         repository = name if "/" in name else f"{api.whoami()['name']}/{name}"
         url = api.create_repo(repository, private=not public, exist_ok=True)
-        stale = _left_by_the_last_release(api, repository) - files.keys()
+        stale = _stale_remote_files(api, repository) - files.keys()
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(place, path) for place, path in files.items()
         ]
@@ -66,12 +66,12 @@ def _checked(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _place(name: str) -> str:
+def _repo_path(name: str) -> str:
     """Where a release's file lies in the repository."""
     return name.removeprefix(_ROOT)
 
 
-def _left_by_the_last_release(api: HfApi, repository: str) -> set[str]:
+def _stale_remote_files(api: HfApi, repository: str) -> set[str]:
     """What the repository has of a release that was pushed before: its shards, say, would be taken for this one's."""
     there = set(api.list_repo_files(repository))
     if _FACTS not in there:
@@ -79,4 +79,4 @@ def _left_by_the_last_release(api: HfApi, repository: str) -> set[str]:
     with TemporaryDirectory() as cache:
         facts = json.loads(Path(api.hf_hub_download(repository, _FACTS, cache_dir=cache)).read_bytes())
     listed = facts.get("files") if isinstance(facts, dict) else None  # it may be anybody's file
-    return there & {_place(name) for name in listed or ()}
+    return there & {_repo_path(name) for name in listed or ()}

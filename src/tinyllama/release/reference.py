@@ -17,7 +17,7 @@ NEW_TOKENS = 32
 PROMPTS = ("The old library stands", "def read(path):\n    ", "1. In the year 1859")
 # What converters and tokenizers have got wrong: runs of spaces, control characters, what spells a marker, every script.
 # fmt: off
-HARD_TEXTS = (
+TOKENIZER_TEST_TEXTS = (
     "", " ", "   ", "Hello world  foo", "   two ends   ", "\t\tif x:\r\n        return {'a': [1, 2]}\n\n\n",
     " \n \n  \n", "日本語 中文。한국어", "\U0001f999 \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea",
     "e\u0301 n\u0303o a\u030a\u0323", "\x01\x7f\x85\ue000\U0010ffff\ufeff\ufffd", "a\0b", "<s>", "▁ ▁▁x",
@@ -51,7 +51,7 @@ def find(rows: list[int], wanted: int) -> int | None:
 
 
 @torch.inference_mode()
-def reference(model: Llama, tokenizer: Tokenizer) -> dict[str, Any]:
+def compute_reference_outputs(model: Llama, tokenizer: Tokenizer) -> dict[str, Any]:
     """Ids of hard texts, greedy continuations and nats a token, as JSON, of a float32 model on the CPU.
 
     Its weights are rounded to bf16 first, in place and one at a time: these are the ones that are exported. A
@@ -61,11 +61,11 @@ def reference(model: Llama, tokenizer: Tokenizer) -> dict[str, Any]:
     assert model.precision == torch.float32, "the reference is computed in float32"
     for parameter in model.parameters():
         parameter.copy_(parameter.bfloat16())
-    texts = [*HARD_TEXTS, _text_of_pieces(tokenizer)]
+    texts = [*TOKENIZER_TEST_TEXTS, _text_of_pieces(tokenizer)]
     return {
         "bos_id": tokenizer.bos_id,
         "eos_id": tokenizer.eos_id,
-        "texts": [{"text": text, "ids": tokenizer.start_ids + tokenizer.encode(text)} for text in texts],
+        "texts": [{"text": text, "ids": tokenizer.bos_prefix + tokenizer.encode(text)} for text in texts],
         "continuations": [_continuation(model, tokenizer, prompt) for prompt in PROMPTS],
         "scored": _scored(model, tokenizer),
     }
@@ -81,7 +81,7 @@ def _text_of_pieces(tokenizer: Tokenizer) -> str:
 
 def _continuation(model: Llama, tokenizer: Tokenizer, text: str) -> dict[str, Any]:
     context = model.shape.context_length
-    prompt = (tokenizer.start_ids + tokenizer.encode(text))[: max(1, context // 2)]
+    prompt = (tokenizer.bos_prefix + tokenizer.encode(text))[: max(1, context // 2)]
     count = min(NEW_TOKENS, context - len(prompt))
     caches = model.new_caches(1, context)
     read, ids, margins = torch.tensor([prompt]), [], []
@@ -98,6 +98,6 @@ def _continuation(model: Llama, tokenizer: Tokenizer, text: str) -> dict[str, An
 
 def _scored(model: Llama, tokenizer: Tokenizer) -> dict[str, Any]:
     """Ids of the text, as many as the context holds, and the mean nats to predict each from those before it."""
-    ids = (tokenizer.start_ids + tokenizer.encode(TEXT))[: model.shape.context_length]
+    ids = (tokenizer.bos_prefix + tokenizer.encode(TEXT))[: model.shape.context_length]
     logits = model(torch.tensor([ids]))[0, :-1]
     return {"ids": ids, "nats_per_token": float(F.cross_entropy(logits, torch.tensor(ids[1:])))}

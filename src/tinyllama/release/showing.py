@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tinyllama.plan.disk import FORMAT_BYTES, release_bytes
-from tinyllama.progress import BYTES, track_count
+from tinyllama.progress import BYTES, poll_progress
 
 
 @contextmanager
-def shown(part: Path, folder: Path, parameters: int, formats: Collection[str]) -> Iterator[None]:
+def release_progress(part: Path, folder: Path, parameters: int, formats: Collection[str]) -> Iterator[None]:
     """Show how far a release is that is written to `part` and will be `folder`, until the block ends."""
     total = release_bytes(formats, parameters)
 
@@ -24,7 +24,7 @@ def shown(part: Path, folder: Path, parameters: int, formats: Collection[str]) -
         begun = [name for name in FORMAT_BYTES if (part / name).is_dir()]
         return f"writing {begun[-1]}" if begun else "reading the checkpoint"
 
-    with track_count(f"releasing {folder.name}", total, BYTES, count, words, f"it will be {folder}") as begin:
+    with poll_progress(f"releasing {folder.name}", total, BYTES, count, words, f"it will be {folder}") as begin:
         begin()
         yield
 

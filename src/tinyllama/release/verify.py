@@ -11,12 +11,12 @@ from typing import Any
 
 from tinyllama.errors import InputError
 from tinyllama.files import sha256_of
-from tinyllama.model.loading import HuggingFaceLlama
+from tinyllama.formatting import format_table
+from tinyllama.loading import HuggingFaceLlama
 from tinyllama.progress import Bar
-from tinyllama.release.formats import LIBRARIES, Format, check_libraries, formats_of
+from tinyllama.release.formats import LIBRARIES, Format, formats_of, require_libraries
 from tinyllama.release.isolation import crash_line, observe
 from tinyllama.release.lineage import read_facts
-from tinyllama.words import columns
 
 Facts = dict[str, Any]
 
@@ -36,7 +36,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Limits:
+class Tolerance:
     """How far a format may be from the reference."""
 
     nats: float
@@ -51,12 +51,12 @@ class Limits:
 # Q4_K_M, 0.3 % in int8. Larger models lose less. Logits of random models are off by 0.007 in F16 where they have a
 # standard deviation of 1, by 0.06 where it is 2.7; only two of them, of one token, make a tie.
 LIMITS = {
-    "huggingface": Limits(nats=1e-4, tie=1e-3),
-    "gguf F16": Limits(nats=1e-3, tie=0.02),
-    "gguf Q8_0": Limits(nats=0.01, tie=None),
-    "gguf Q4_K_M": Limits(nats=0.05, tie=None),
-    "ctranslate2 float32": Limits(nats=1e-4, tie=1e-3),
-    "ctranslate2 int8": Limits(nats=0.01, tie=None),
+    "huggingface": Tolerance(nats=1e-4, tie=1e-3),
+    "gguf F16": Tolerance(nats=1e-3, tie=0.02),
+    "gguf Q8_0": Tolerance(nats=0.01, tie=None),
+    "gguf Q4_K_M": Tolerance(nats=0.05, tie=None),
+    "ctranslate2 float32": Tolerance(nats=1e-4, tie=1e-3),
+    "ctranslate2 int8": Tolerance(nats=0.01, tie=None),
 }
 
 
@@ -70,7 +70,7 @@ def verify(release_folder: str | Path) -> list[Check]:
     if not (facts.keys() >= {"reference", "files", "formats"} and facts["reference"] and facts["files"]):
         raise InputError(f"{folder}/release.json: no reference to hold the formats against; release the run again")
     found = formats_of(facts["files"])
-    check_libraries(library for entry in found for library in LIBRARIES[entry.name.split()[0]])
+    require_libraries(library for entry in found for library in LIBRARIES[entry.name.split()[0]])
     there = {entry.name.split()[0] for entry in found}
     lacking = [name for name in facts["formats"] if name not in there]
     source = _source(facts)
@@ -149,20 +149,20 @@ def format_checks(entry: Format, path: Path, reference: Facts) -> list[Check]:
     return [Check(entry.name, *row) for row in rows]
 
 
-Row = tuple[str, str, str, bool]  # a Check's, without its subject
+CheckedFormat = tuple[str, str, str, bool]  # a Check's, without its subject
 
 
-def _special(reference: Facts, observed: Facts) -> Row:
+def _special(reference: Facts, observed: Facts) -> CheckedFormat:
     expected = {"bos": reference["bos_id"], "eos": reference["eos_id"]}
     found = observed["special"]
-    return "bos, eos", _numbers(expected), _numbers(found), found == expected
+    return "bos, eos", _format_ids(expected), _format_ids(found), found == expected
 
 
-def _numbers(special: Facts) -> str:
+def _format_ids(special: Facts) -> str:
     return ", ".join(f"{special[name]}" for name in ("bos", "eos"))
 
 
-def _tokens(reference: Facts, observed: Facts) -> Row:
+def _tokens(reference: Facts, observed: Facts) -> CheckedFormat:
     texts = reference["texts"]
     total = f"{len(texts)} texts, {sum(len(entry['ids']) for entry in texts)} tokens"
     for entry, ids in zip(texts, observed["texts"], strict=True):
@@ -173,7 +173,7 @@ def _tokens(reference: Facts, observed: Facts) -> Row:
     return "tokens", total, total, True
 
 
-def _greedy(reference: Facts, observed: Facts, tie: float) -> Row:
+def _greedy(reference: Facts, observed: Facts, tie: float) -> CheckedFormat:
     """Continuations token by token, each up to the first that the reference itself all but tossed a coin for."""
     total = sum(len(entry["ids"]) for entry in reference["continuations"])
     compared = ties = 0
@@ -188,7 +188,7 @@ def _greedy(reference: Facts, observed: Facts, tie: float) -> Row:
     return "greedy", f"{total} tokens", f"{compared} the same{stops}", True
 
 
-def _nats(reference: Facts, observed: Facts, share: float) -> Row:
+def _nats(reference: Facts, observed: Facts, share: float) -> CheckedFormat:
     expected, found = reference["scored"]["nats_per_token"], observed["nats_per_token"]
     off = found / expected - 1
     return "nats a token", f"{expected:.4f} ± {share:.2%}", f"{found:.4f} ({off:+.3%})", abs(off) <= share
@@ -203,7 +203,7 @@ def table(checks: Sequence[Check]) -> Iterator[str]:
     """Yield the lines of the table, a line for each engine that crashed, and the result."""
     rows = [("format", "check", "expected", "found", "")]
     rows += [(row.subject, row.what, row.expected, row.found, "pass" if row.passed else "FAIL") for row in checks]
-    yield from columns(rows)
+    yield from format_table(rows)
     yield from dict.fromkeys(crash_line(row.found, row.remedy) for row in checks if row.remedy)
     failed = [row for row in checks if not row.passed]
     yield f"{len(failed)} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinyllama.errors import InputError, damage_named
-from tinyllama.files import write_atomically
+from tinyllama.files import atomic_write
 
 __all__ = ["report"]
 
@@ -28,6 +28,6 @@ def report(run: Path, compare: Sequence[Path] = (), output: Path | None = None) 
         raise InputError(f"{path}: a folder; --output takes the file to write, such as {path / 'report.html'}")
     with damage_named(run):
         html = page(read_run(run), [read_run(other) for other in compare])
-    with write_atomically(path) as file:
+    with atomic_write(path) as file:
         file.write(html.encode())
     return path

@@ -6,13 +6,13 @@ Pure functions of what was read of each; the loss of all of them in one picture 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
+from tinyllama.formatting import EM_DASH, format_count, format_duration_precise, format_percent
 from tinyllama.recipe import flatten
 from tinyllama.report.reading import Run
 from tinyllama.report.tables import Table, differing, wall_clock
-from tinyllama.words import NOTHING, share, short_count, short_duration
 
 
-def names_of(runs: Sequence[Run]) -> list[str]:
+def unique_run_names(runs: Sequence[Run]) -> list[str]:
     """A name for each run, no two the same: its folder's, or where others are called so too, its path."""
     names = [run.name for run in runs]
     return [
@@ -33,7 +33,7 @@ def recipe_differences(runs: Mapping[str, Run]) -> Table:
 
 
 def _value(value: object) -> str:
-    return NOTHING if value is None else str(value)
+    return EM_DASH if value is None else str(value)
 
 
 def results(runs: Mapping[str, Run]) -> Table:
@@ -48,29 +48,29 @@ def _result(run: Run) -> dict[str, str]:
     scored = [row for row in run.table["releases"] if row["hellaswag"] is not None]
     return {
         "state": run.state.state,
-        "parameters": f"{run.parameters:,}" if run.parameters else NOTHING,
-        "tokens seen": short_count(metrics.tokens),
+        "parameters": f"{run.parameters:,}" if run.parameters else EM_DASH,
+        "tokens seen": format_count(metrics.tokens),
         "training loss, last step (nats per token)": newest(run, "loss"),
         "validation loss (nats per token)": newest(run, "validation_loss"),
         "validation (bits per byte)": newest(run, "validation_bits_per_byte"),
-        "tokens/s, median": typical(run, "tokens_per_second", short_count),
-        "MFU, median": typical(run, "mfu", share),
-        "time in steps": short_duration(metrics.seconds) if metrics.seconds else NOTHING,
-        "wall clock": short_duration(seconds) if seconds else NOTHING,
+        "tokens/s, median": median_of(run, "tokens_per_second", format_count),
+        "MFU, median": median_of(run, "mfu", format_percent),
+        "time in steps": format_duration_precise(metrics.seconds) if metrics.seconds else EM_DASH,
+        "wall clock": format_duration_precise(seconds) if seconds else EM_DASH,
         "steps skipped": f"{metrics.num_skipped:,}",
-        "HellaSwag acc_norm (per cent)": score(scored[-1]) if scored else NOTHING,
+        "HellaSwag acc_norm (per cent)": score(scored[-1]) if scored else EM_DASH,
     }
 
 
 def newest(run: Run, name: str) -> str:
     """The newest value of a metric, to four places."""
-    return f"{run.metrics.newest[name][1]:.4f}" if name in run.metrics.newest else NOTHING
+    return f"{run.metrics.newest[name][1]:.4f}" if name in run.metrics.newest else EM_DASH
 
 
-def typical(run: Run, name: str, say: Callable[[float], str]) -> str:
+def median_of(run: Run, name: str, say: Callable[[float], str]) -> str:
     """The median of a metric over the run."""
     curve = run.metrics.curves[name]
-    return say(statistics.median(curve.mean.tolist())) if len(curve) else NOTHING
+    return say(statistics.median(curve.mean.tolist())) if len(curve) else EM_DASH
 
 
 def score(row: Mapping[str, float]) -> str:

@@ -65,7 +65,7 @@ class Metrics:
 
 
 @dataclass(frozen=True)
-class _Spans:
+class _Bins:
     """Neighbouring rows joined: float64 [spans, metrics] each. What has no value is +inf, -inf, 0, 0, 0."""
 
     low: Floats
@@ -74,12 +74,12 @@ class _Spans:
     tokens: Floats
     count: Floats
 
-    def joined(self, by: int) -> "_Spans":
+    def joined(self, by: int) -> "_Bins":
         """Each `by` neighbours as one; the last may be of fewer."""
         starts = np.arange(0, len(self.low), by)
         return self.each(_REDUCTIONS, lambda column, reduction: reduction.reduceat(column, starts, axis=0))
 
-    def followed_by(self, other: "_Spans") -> "_Spans":
+    def followed_by(self, other: "_Bins") -> "_Bins":
         """These, then the others."""
         return self.each(other.columns(), lambda column, more: np.concatenate([column, more]))
 
@@ -87,15 +87,15 @@ class _Spans:
         """All five."""
         return (self.low, self.high, self.total, self.tokens, self.count)
 
-    def each(self, others: Iterable[Any], join: Callable[[Floats, Any], Floats]) -> "_Spans":
+    def each(self, others: Iterable[Any], join: Callable[[Floats, Any], Floats]) -> "_Bins":
         """A function of each column and what goes with it."""
-        return _Spans(*(join(column, other) for column, other in zip(self.columns(), others, strict=True)))
+        return _Bins(*(join(column, other) for column, other in zip(self.columns(), others, strict=True)))
 
 
 _REDUCTIONS = (np.minimum, np.maximum, np.add, np.add, np.add)
 
 
-def measure(rows: Iterable[Mapping[str, Any]]) -> Metrics:
+def summarize_metrics(rows: Iterable[Mapping[str, Any]]) -> Metrics:
     """Go through rows of metrics.jsonl once. A row has `tokens`, and `step` and the metrics where there are any."""
     left, spans, rows_a_span = iter(rows), None, 1
     newest: dict[str, tuple[int, float]] = {}
@@ -116,12 +116,12 @@ def measure(rows: Iterable[Mapping[str, Any]]) -> Metrics:
     return Metrics(curves, newest, last.get("step", 0), last.get("tokens", 0), seconds, num_skipped)
 
 
-def _spans(tokens: Floats, found: Floats) -> _Spans:
+def _spans(tokens: Floats, found: Floats) -> _Bins:
     """A span a row, of tokens [rows] and values [rows, metrics]."""
     has = np.isfinite(found)
     values = np.where(has, found, 0.0)
     low, high = np.where(has, found, np.inf), np.where(has, found, -np.inf)
-    return _Spans(low, high, values, has * tokens[:, None], has.astype(np.float64))
+    return _Bins(low, high, values, has * tokens[:, None], has.astype(np.float64))
 
 
 def _newest(chunk: list[Mapping[str, Any]], found: Floats) -> dict[str, tuple[int, float]]:
@@ -141,7 +141,7 @@ def _seconds(chunk: list[Mapping[str, Any]], tokens: Floats) -> float:
     return float(np.sum(tokens[known] / steps[known] / speeds[known]))
 
 
-def _curve(spans: _Spans | None, place: int) -> Curve:
+def _curve(spans: _Bins | None, place: int) -> Curve:
     if spans is None:
         return Curve(*(np.zeros(0) for _ in range(5)))
     has = spans.count[:, place] > 0
@@ -149,7 +149,7 @@ def _curve(spans: _Spans | None, place: int) -> Curve:
     return Curve(tokens / count, low, high, total / count, count)
 
 
-def thinned(curve: Curve, most: int) -> Curve:
+def downsample(curve: Curve, most: int) -> Curve:
     """The curve with at most so many spans, neighbours joined."""
     by = math.ceil(len(curve) / most)
     if by <= 1:
@@ -160,7 +160,7 @@ def thinned(curve: Curve, most: int) -> Curve:
     return Curve(tokens, np.minimum.reduceat(curve.low, starts), np.maximum.reduceat(curve.high, starts), mean, count)
 
 
-def extremes(curve: Curve) -> tuple[Floats, Floats]:
+def min_max_envelope(curve: Curve) -> tuple[Floats, Floats]:
     """Tokens and values of the line through the least and the greatest value of each span."""
     return np.repeat(curve.tokens, 2), np.column_stack([curve.low, curve.high]).reshape(-1)
 

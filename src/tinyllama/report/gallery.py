@@ -11,9 +11,9 @@ from functools import partial
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from tinyllama.release.table import has_scores
+from tinyllama.release.index import has_scores
 from tinyllama.report.marks import marks_of
-from tinyllama.report.pictures import Keys, draw_comparison, draw_loss, draw_metric, draw_scores, draw_task
+from tinyllama.report.pictures import Legend, draw_comparison, draw_loss, draw_metric, draw_scores, draw_task
 from tinyllama.report.reading import Run
 from tinyllama.report.svg import inline_svg
 
@@ -32,7 +32,7 @@ _SMALL_ONES = (
 
 
 @dataclass(frozen=True)
-class Picture:
+class ReportFigure:
     """One picture of a page."""
 
     name: str
@@ -42,10 +42,10 @@ class Picture:
     wide: Markup
     narrow: Markup | None
     """For narrow pages, instead of the wide one."""
-    keys: Keys
+    keys: Legend
 
 
-def loss_picture(run: Run) -> Picture | None:
+def loss_picture(run: Run) -> ReportFigure | None:
     """Loss with validation and the marks of events; None before the first row."""
     if not len(run.metrics.curves["loss"]):
         return None
@@ -56,12 +56,12 @@ def loss_picture(run: Run) -> Picture | None:
     return _large("loss", "Loss", caption, partial(_draw_loss, run, 900, 10), partial(_draw_loss, run, 330, 4))
 
 
-def _draw_loss(run: Run, spans: int, labels: int, figure: Figure) -> Keys:
+def _draw_loss(run: Run, spans: int, labels: int, figure: Figure) -> Legend:
     marks = marks_of(run.events, run.recipe.train.batch_tokens, run.metrics.tokens / (8 * labels))
     return draw_loss(figure, run.metrics.curves, marks, spans, labels)
 
 
-def score_picture(run: Run) -> Picture | None:
+def score_picture(run: Run) -> ReportFigure | None:
     """HellaSwag of the releases beside the baselines; None without scores."""
     if not has_scores(run.table):
         return None
@@ -73,7 +73,7 @@ def score_picture(run: Run) -> Picture | None:
     return _large("scores", "HellaSwag", caption, draw, draw)
 
 
-def task_pictures(run: Run) -> list[Picture]:
+def task_pictures(run: Run) -> list[ReportFigure]:
     """A small one for each other task that was scored at several steps."""
     found: dict[str, list[tuple[float, float, float]]] = {}
     for _, scores in sorted(run.evaluations, key=lambda pair: pair[1]["step"]):
@@ -89,7 +89,7 @@ def task_pictures(run: Run) -> list[Picture]:
     ]
 
 
-def comparison_picture(runs: Mapping[str, Run]) -> Picture | None:
+def comparison_picture(runs: Mapping[str, Run]) -> ReportFigure | None:
     """The loss of all runs that have any; None where none has."""
     curves = {name: run.metrics.curves for name, run in runs.items() if len(run.metrics.curves["loss"])}
     if not curves:
@@ -99,7 +99,7 @@ def comparison_picture(runs: Mapping[str, Run]) -> Picture | None:
     return _large("comparison", "Loss of all runs", caption, wide, narrow)
 
 
-def metric_pictures(run: Run) -> list[Picture]:
+def metric_pictures(run: Run) -> list[ReportFigure]:
     """A small one for each other metric that the run has."""
     return [
         _small(
@@ -110,15 +110,15 @@ def metric_pictures(run: Run) -> list[Picture]:
     ]
 
 
-Draw = Callable[[Figure], Keys]
+Draw = Callable[[Figure], Legend]
 
 
-def _large(name: str, title: str, caption: str, draw_wide: Draw, draw_narrow: Draw) -> Picture:
+def _large(name: str, title: str, caption: str, draw_wide: Draw, draw_narrow: Draw) -> ReportFigure:
     wide, keys = inline_svg(draw_wide, _WIDE, f"{name}-wide", f"{title}: {caption}")
     narrow, _ = inline_svg(draw_narrow, _NARROW, f"{name}-narrow", f"{title}: {caption}")
-    return Picture(name, title, caption, wide, narrow, keys)
+    return ReportFigure(name, title, caption, wide, narrow, keys)
 
 
-def _small(name: str, title: str, caption: str, draw: Draw) -> Picture:
+def _small(name: str, title: str, caption: str, draw: Draw) -> ReportFigure:
     svg, keys = inline_svg(draw, _SMALL, name, f"{title}, {caption}")
-    return Picture(name, title, caption, svg, None, keys)
+    return ReportFigure(name, title, caption, svg, None, keys)

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tinyllama.events import ROUTINE, Event, kind_of
+from tinyllama.runs.events import INFO, Event, event_category
 
 
 @dataclass(frozen=True)
-class Mark:
+class Annotation:
     """Events of one kind that stand so close together that a picture shows them as one."""
 
     tokens: float
@@ -36,15 +36,15 @@ class Mark:
         return name if count == 1 else f"{count} {name}s"
 
 
-def marks_of(events: Iterable[Event], batch_tokens: int, least_apart: float) -> list[Mark]:
+def marks_of(events: Iterable[Event], batch_tokens: int, least_apart: float) -> list[Annotation]:
     """The marks of all events but routine ones; those of a kind are at least `least_apart` tokens from each other."""
-    found = (Mark(event["step"] * batch_tokens, kind_of(event), {event["event"]: 1}) for event in events)
-    return together([mark for mark in found if mark.kind != ROUTINE], least_apart)
+    found = (Annotation(event["step"] * batch_tokens, event_category(event), {event["event"]: 1}) for event in events)
+    return merge_nearby([mark for mark in found if mark.kind != INFO], least_apart)
 
 
-def together(marks: Sequence[Mark], least_apart: float) -> list[Mark]:
+def merge_nearby(marks: Sequence[Annotation], least_apart: float) -> list[Annotation]:
     """Marks of a kind that stand less than `least_apart` tokens after the first of their group, as one."""
-    groups: list[list[Mark]] = []
+    groups: list[list[Annotation]] = []
     for mark in sorted(marks, key=lambda mark: (mark.kind, mark.tokens)):
         if groups and groups[-1][0].kind == mark.kind and mark.tokens - groups[-1][0].tokens < least_apart:
             groups[-1].append(mark)
@@ -53,9 +53,9 @@ def together(marks: Sequence[Mark], least_apart: float) -> list[Mark]:
     return [_joined(group) for group in groups]
 
 
-def _joined(group: Sequence[Mark]) -> Mark:
+def _joined(group: Sequence[Annotation]) -> Annotation:
     names: Counter[str] = Counter()
     for mark in group:
         names.update(mark.names)
     count = sum(mark.count for mark in group)
-    return Mark(sum(mark.tokens * mark.count for mark in group) / count, group[0].kind, dict(names))
+    return Annotation(sum(mark.tokens * mark.count for mark in group) / count, group[0].kind, dict(names))

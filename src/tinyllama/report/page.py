@@ -12,16 +12,16 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from tinyllama.events import PAUSE, TROUBLE, kind_of
+from tinyllama.formatting import EM_DASH, format_count, format_duration_precise, format_percent
 from tinyllama.release.card_data import mix_stages
 from tinyllama.release.card_scores import how_measured
 from tinyllama.report import tables
-from tinyllama.report.comparison import names_of, newest, recipe_differences, results, score, typical
+from tinyllama.report.comparison import median_of, newest, recipe_differences, results, score, unique_run_names
 from tinyllama.report.gallery import comparison_picture, loss_picture, metric_pictures, score_picture, task_pictures
-from tinyllama.report.pictures import INKS
+from tinyllama.report.pictures import PALETTE
 from tinyllama.report.reading import Run
+from tinyllama.runs.events import INTERRUPTION, PROBLEM, event_category
 from tinyllama.terminal import visible
-from tinyllama.words import NOTHING, share, short_count, short_duration
 
 _HERE = Path(__file__).parent
 
@@ -42,14 +42,14 @@ def page(run: Run, others: Sequence[Run] = ()) -> str:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    everyone = dict(zip(names_of([run, *others]), [run, *others], strict=True))
+    everyone = dict(zip(unique_run_names([run, *others]), [run, *others], strict=True))
     html = environment.get_template("page.html").render(
         run=run,
         tables=tables,
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        inks=INKS,
+        inks=PALETTE,
         what=_what_it_is(run),
-        stands=_how_it_stands(run),
+        stands=_status_line(run),
         figures=_figures(run),
         loss=loss_picture(run),
         score_picture=score_picture(run),
@@ -60,7 +60,7 @@ def page(run: Run, others: Sequence[Run] = ()) -> str:
         comparison=comparison_picture(everyone) if others else None,
         differences=recipe_differences(everyone) if others else None,
         results=results(everyone) if others else None,
-        written=tables.moment(run.read_at),
+        written=tables.format_timestamp(run.read_at),
         version=version("tinyllama"),
     )
     return visible(html)
@@ -77,16 +77,16 @@ def _what_it_is(run: Run) -> str:
     )
 
 
-def _how_it_stands(run: Run) -> str:
+def _status_line(run: Run) -> str:
     state = run.state
-    left = f"about {short_duration(state.seconds_left)} left" if state.seconds_left else ""
+    left = f"about {format_duration_precise(state.seconds_left)} left" if state.seconds_left else ""
     step = f"step {run.metrics.step:,} of {run.recipe.train.steps:,}"
     return ", ".join(part for part in (step, state.note, left) if part)
 
 
 def _figures(run: Run) -> list[Figure]:
     found = [_validation(run), _loss(run), _tokens(run), _parameters(run), _time(run), _speed(run), _score(run)]
-    return [figure for figure in [*found, _incidents(run)] if figure]
+    return [figure for figure in [*found, _problems_figure(run)] if figure]
 
 
 def _validation(run: Run) -> Figure | None:
@@ -106,27 +106,27 @@ def _loss(run: Run) -> Figure:
 def _tokens(run: Run) -> Figure:
     train, tokens = run.recipe.train, run.metrics.tokens
     planned = train.steps * train.batch_tokens
-    note = f"of {short_count(planned)} planned, {share(tokens / planned)}"
-    return Figure("tokens seen", short_count(tokens), note, min(1.0, tokens / planned))
+    note = f"of {format_count(planned)} planned, {format_percent(tokens / planned)}"
+    return Figure("tokens seen", format_count(tokens), note, min(1.0, tokens / planned))
 
 
 def _parameters(run: Run) -> Figure:
     if not run.parameters:
-        return Figure("parameters", NOTHING, "known once training has begun")
+        return Figure("parameters", EM_DASH, "known once training has begun")
     each = f"{run.metrics.tokens / run.parameters:.3g} tokens seen for each"
-    return Figure("parameters", short_count(run.parameters), each)
+    return Figure("parameters", format_count(run.parameters), each)
 
 
 def _time(run: Run) -> Figure:
     seconds = tables.wall_clock(run)
-    note = f"{short_duration(run.metrics.seconds)} of it in steps" if run.metrics.seconds else "no step yet"
-    return Figure("wall clock", short_duration(seconds) if seconds else NOTHING, note)
+    note = f"{format_duration_precise(run.metrics.seconds)} of it in steps" if run.metrics.seconds else "no step yet"
+    return Figure("wall clock", format_duration_precise(seconds) if seconds else EM_DASH, note)
 
 
 def _speed(run: Run) -> Figure:
-    mfu = typical(run, "mfu", share)
-    note = "MFU not known: no peak for this device" if mfu == NOTHING else f"{mfu} MFU; both are medians"
-    return Figure("tokens/s", typical(run, "tokens_per_second", short_count), note)
+    mfu = median_of(run, "mfu", format_percent)
+    note = "MFU not known: no peak for this device" if mfu == EM_DASH else f"{mfu} MFU; both are medians"
+    return Figure("tokens/s", median_of(run, "tokens_per_second", format_count), note)
 
 
 def _score(run: Run) -> Figure | None:
@@ -136,9 +136,9 @@ def _score(run: Run) -> Figure | None:
     return Figure("HellaSwag acc_norm, %", score(scored[-1]), f"{scored[-1]['coverage']}, step {scored[-1]['step']:,}")
 
 
-def _incidents(run: Run) -> Figure:
-    kinds = [kind_of(event) for event in run.events]
-    trouble, pauses = kinds.count(TROUBLE), kinds.count(PAUSE)
+def _problems_figure(run: Run) -> Figure:
+    kinds = [event_category(event) for event in run.events]
+    trouble, pauses = kinds.count(PROBLEM), kinds.count(INTERRUPTION)
     skipped = run.metrics.num_skipped
     left_out = f"{skipped:,} step{'s' * (skipped > 1)} skipped, " if skipped else ""
     before = " before" if run.state.state in ("stopped", "failed") else ""

@@ -16,13 +16,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from tinyllama.events import PAUSE, RELEASE, TROUBLE
-from tinyllama.files import write_atomically
-from tinyllama.report.curves import Curve, extremes, measure, smoothed, thinned
-from tinyllama.report.marks import Mark, together
-from tinyllama.words import short_bytes, short_count
+from tinyllama.files import atomic_write
+from tinyllama.formatting import format_bytes, format_count
+from tinyllama.report.curves import Curve, downsample, min_max_envelope, smoothed, summarize_metrics
+from tinyllama.report.marks import Annotation, merge_nearby
+from tinyllama.runs.events import INTERRUPTION, PROBLEM, RELEASE
 
-INKS = {
+PALETTE = {
     "training": "#2a6fbb",
     "validation": "#d95f02",
     "release": "#1a8754",
@@ -45,12 +45,16 @@ SETTINGS: dict[Any, Any] = {"text.parse_math": False, "axes.formatter.useoffset"
 
 NUM_RUN_INKS = 6
 _PNG_INCHES, _PNG_DPI, _PNG_SPANS = (8, 4.5), 200, 2000
-_LANES = {TROUBLE: "skipped, rolled back or failed", PAUSE: "stopped by a signal, resumed", RELEASE: "release"}
+_EVENT_TRACKS = {
+    PROBLEM: "skipped, rolled back or failed",
+    INTERRUPTION: "stopped by a signal, resumed",
+    RELEASE: "release",
+}
 _DASHES = ("solid", "dashed", "dashdot", "dotted")
 
 
 @dataclass(frozen=True)
-class Key:
+class LegendEntry:
     """An entry of a picture's key."""
 
     label: str
@@ -60,7 +64,7 @@ class Key:
     """`band` for a pale line, `points` for a line through points, `mark`, or a line: solid, dashed, dashdot, dotted."""
 
 
-Keys = list[Key]
+Legend = list[LegendEntry]
 
 
 def loss_plot(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
@@ -68,7 +72,7 @@ def loss_plot(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 
     A row has `tokens`, `loss`, and `validation_loss` where it was measured; what is not finite is left out.
     """
-    curves = measure(rows).curves
+    curves = summarize_metrics(rows).curves
     save_png(lambda figure: draw_loss(figure, curves, [], _PNG_SPANS), "cross-entropy loss (nats per token)", path)
 
 
@@ -81,103 +85,108 @@ def score_plot(releases: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) 
     save_png(lambda figure: draw_scores(figure, releases), "HellaSwag acc_norm (per cent)", path)
 
 
-def draw_loss(figure: Figure, curves: Mapping[str, Curve], marks: Sequence[Mark], spans: int, labels: int = 10) -> Keys:
+def draw_loss(
+    figure: Figure, curves: Mapping[str, Curve], marks: Sequence[Annotation], spans: int, labels: int = 10
+) -> Legend:
     """Loss, raw and smoothed, and validation loss, in nats a token; above them a lane of marks for each kind.
 
     `spans` bounds the points of the raw curve, `labels` the labels of a lane.
     """
-    raw = thinned(curves["loss"], spans)
+    raw = downsample(curves["loss"], spans)
     axes, keys = _with_lanes(figure, marks, labels, float(raw.tokens[-1]) if len(raw) else 1.0)
-    axes.plot(*extremes(raw), color=INKS["training"], alpha=0.5, linewidth=0.8)
-    axes.plot(raw.tokens, smoothed(raw), color=INKS["training"], linewidth=1.8)
-    drawn = [Key("training, every step", "training", "band"), Key("training, running mean", "training", "solid")]
-    validation = thinned(curves["validation_loss"], 200)
+    axes.plot(*min_max_envelope(raw), color=PALETTE["training"], alpha=0.5, linewidth=0.8)
+    axes.plot(raw.tokens, smoothed(raw), color=PALETTE["training"], linewidth=1.8)
+    drawn = [
+        LegendEntry("training, every step", "training", "band"),
+        LegendEntry("training, running mean", "training", "solid"),
+    ]
+    validation = downsample(curves["validation_loss"], 200)
     if len(validation):
-        axes.plot(validation.tokens, validation.mean, color=INKS["validation"], **_points(len(validation)))
-        drawn.append(Key("validation", "validation", "points"))
-    _dress(axes)
+        axes.plot(validation.tokens, validation.mean, color=PALETTE["validation"], **_points(len(validation)))
+        drawn.append(LegendEntry("validation", "validation", "points"))
+    _style_axes(axes)
     return drawn + keys
 
 
-def draw_metric(figure: Figure, curve: Curve, unit: str, spans: int, ink: str = "training") -> Keys:
+def draw_metric(figure: Figure, curve: Curve, unit: str, spans: int, ink: str = "training") -> Legend:
     """One metric against tokens seen: all of its values pale, its running mean over them.
 
     `unit` is `share` for one drawn in per cent, `bytes`, `count`, `points` for one that is measured now and then, or
     empty.
     """
-    axes, thin = figure.add_subplot(), thinned(curve, spans)
+    axes, thin = figure.add_subplot(), downsample(curve, spans)
     if unit == "points":
-        axes.plot(thin.tokens, thin.mean, color=INKS[ink], **_points(len(thin)))
+        axes.plot(thin.tokens, thin.mean, color=PALETTE[ink], **_points(len(thin)))
     else:
-        axes.plot(*extremes(thin), color=INKS[ink], alpha=0.5, linewidth=0.8)
-        axes.plot(thin.tokens, smoothed(thin) if unit != "rate" else thin.mean, color=INKS[ink], linewidth=1.6)
+        axes.plot(*min_max_envelope(thin), color=PALETTE[ink], alpha=0.5, linewidth=0.8)
+        axes.plot(thin.tokens, smoothed(thin) if unit != "rate" else thin.mean, color=PALETTE[ink], linewidth=1.6)
     if unit in ("share", "bytes", "count", "rate"):
         axes.set_ylim(bottom=0, top=1.08 * float(thin.high.max()) or 1)
-    elif unit == "norm" and thin.high.max() > 30 * _middle(thin):
+    elif unit == "norm" and thin.high.max() > 30 * _median(thin):
         axes.set_yscale("log")
-    _dress(axes)
-    _count_in(axes, unit)
+    _style_axes(axes)
+    _format_y_axis(axes, unit)
     return []
 
 
-def draw_scores(figure: Figure, releases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Keys:
+def draw_scores(figure: Figure, releases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Legend:
     """HellaSwag acc_norm in per cent of the releases that have it, their standard errors, and the baselines' lines."""
     axes = figure.add_subplot()
     rows = [row for row in releases["releases"] if row["hellaswag"] is not None]
     tokens, scores, errors = ([row[key] for row in rows] for key in ("tokens", "hellaswag", "stderr"))
-    axes.errorbar(tokens, scores, [error or 0 for error in errors], color=INKS["training"], capsize=3, **_points(1))
-    keys = [Key(f"{rows[-1]['name']}, ± standard error", "training", "points")]
+    axes.errorbar(tokens, scores, [error or 0 for error in errors], color=PALETTE["training"], capsize=3, **_points(1))
+    keys = [LegendEntry(f"{rows[-1]['name']}, ± standard error", "training", "points")]
     lines = {row["name"].partition(" step ")[0]: row for row in releases["baselines"] if row["hellaswag"] is not None}
     for number, (name, row) in enumerate(lines.items()):
         style = _DASHES[1 + number % 3]
-        axes.axhline(row["hellaswag"], color=INKS["validation"], linestyle=style, linewidth=1.2)
-        after = "" if row["tokens"] is None else f" after {short_count(row['tokens'])} tokens"
-        keys.append(Key(f"{name}{after} ({row['source'].partition(',')[0]})", "validation", style))
-    _dress(axes)
+        axes.axhline(row["hellaswag"], color=PALETTE["validation"], linestyle=style, linewidth=1.2)
+        after = "" if row["tokens"] is None else f" after {format_count(row['tokens'])} tokens"
+        keys.append(LegendEntry(f"{name}{after} ({row['source'].partition(',')[0]})", "validation", style))
+    _style_axes(axes)
     return keys
 
 
-def draw_task(figure: Figure, points: Sequence[tuple[float, float, float]]) -> Keys:
+def draw_task(figure: Figure, points: Sequence[tuple[float, float, float]]) -> Legend:
     """A task's scores, each with tokens and standard error, both of the scores in per cent."""
     axes = figure.add_subplot()
     tokens, scores, errors = zip(*points, strict=True)
-    axes.errorbar(tokens, scores, errors, color=INKS["training"], capsize=3, **_points(1))
-    _dress(axes)
+    axes.errorbar(tokens, scores, errors, color=PALETTE["training"], capsize=3, **_points(1))
+    _style_axes(axes)
     return []
 
 
-def draw_comparison(figure: Figure, runs: Mapping[str, Mapping[str, Curve]], spans: int) -> Keys:
+def draw_comparison(figure: Figure, runs: Mapping[str, Mapping[str, Curve]], spans: int) -> Legend:
     """The loss of several runs, running means over pale extremes, and their validations as points."""
     axes, keys = figure.add_subplot(), []
     for number, (name, curves) in enumerate(runs.items()):
         ink, style = f"run-{1 + number % NUM_RUN_INKS}", _DASHES[number // NUM_RUN_INKS % len(_DASHES)]
-        raw, validation = thinned(curves["loss"], spans), thinned(curves["validation_loss"], 50)
-        axes.plot(*extremes(raw), color=INKS[ink], alpha=0.35, linewidth=0.6)
-        axes.plot(raw.tokens, smoothed(raw), color=INKS[ink], linestyle=style, linewidth=1.8)
-        axes.plot(validation.tokens, validation.mean, "o", color=INKS[ink], markersize=3.5)
-        keys.append(Key(name, ink, style))
-    _dress(axes)
+        raw, validation = downsample(curves["loss"], spans), downsample(curves["validation_loss"], 50)
+        axes.plot(*min_max_envelope(raw), color=PALETTE[ink], alpha=0.35, linewidth=0.6)
+        axes.plot(raw.tokens, smoothed(raw), color=PALETTE[ink], linestyle=style, linewidth=1.8)
+        axes.plot(validation.tokens, validation.mean, "o", color=PALETTE[ink], markersize=3.5)
+        keys.append(LegendEntry(name, ink, style))
+    _style_axes(axes)
     return keys
 
 
-def save_png(draw: Callable[[Figure], Keys], ylabel: str, path: Path) -> None:
+def save_png(draw: Callable[[Figure], Legend], ylabel: str, path: Path) -> None:
     """A picture on white with its key inside, 1600 x 900 pixels."""
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=_PNG_INCHES, facecolor="white", layout="constrained")
         FigureCanvasAgg(figure)
         keys = draw(figure)
         axes = figure.axes[-1]
-        axes.set_xlabel("tokens seen", color=INKS["ink"])
-        axes.set_ylabel(ylabel, color=INKS["ink"])
+        axes.set_xlabel("tokens seen", color=PALETTE["ink"])
+        axes.set_ylabel(ylabel, color=PALETTE["ink"])
         handles = [_handle(key) for key in keys]
-        axes.legend(handles=handles, framealpha=1, edgecolor="white", labelcolor=INKS["ink"])
-        with write_atomically(path) as file:
+        axes.legend(handles=handles, framealpha=1, edgecolor="white", labelcolor=PALETTE["ink"])
+        with atomic_write(path) as file:
             figure.savefig(file, format="png", dpi=_PNG_DPI)
 
 
-def _handle(key: Key) -> Line2D:
+def _handle(key: LegendEntry) -> Line2D:
     """What stands before an entry of the key in a picture."""
-    line = Line2D([], [], color=INKS[key.ink], label=key.label, linewidth=1.6)
+    line = Line2D([], [], color=PALETTE[key.ink], label=key.label, linewidth=1.6)
     match key.style:
         case "band":
             line.set(alpha=0.5, linewidth=0.8)
@@ -190,9 +199,9 @@ def _handle(key: Key) -> Line2D:
     return line
 
 
-def _with_lanes(figure: Figure, marks: Sequence[Mark], labels: int, end: float) -> tuple[Axes, Keys]:
+def _with_lanes(figure: Figure, marks: Sequence[Annotation], labels: int, end: float) -> tuple[Axes, Legend]:
     """The axes to draw in, up to `end` tokens, under one lane for each kind of marks that there is."""
-    kinds = [kind for kind in _LANES if any(mark.kind == kind for mark in marks)]
+    kinds = [kind for kind in _EVENT_TRACKS if any(mark.kind == kind for mark in marks)]
     if not kinds:
         return figure.add_subplot(), []
     lane = 22 / 72 / figure.get_figheight()  # of the figure: a marker with its label above it
@@ -203,14 +212,14 @@ def _with_lanes(figure: Figure, marks: Sequence[Mark], labels: int, end: float) 
         _draw_lane(lanes, height, [mark for mark in marks if mark.kind == kind], end, labels)
     alpha = 0.45 if len(marks) <= 12 else 0.2  # many are a pattern, and must not hide the curve
     for mark in marks:
-        axes.axvline(mark.tokens, color=INKS[mark.kind], alpha=alpha, linewidth=0.7)
-    return axes, [Key(_LANES[kind], kind, "mark") for kind in reversed(kinds)]
+        axes.axvline(mark.tokens, color=PALETTE[mark.kind], alpha=alpha, linewidth=0.7)
+    return axes, [LegendEntry(_EVENT_TRACKS[kind], kind, "mark") for kind in reversed(kinds)]
 
 
-def _draw_lane(lanes: Axes, height: float, marks: Sequence[Mark], end: float, labels: int) -> None:
-    ink = INKS[marks[0].kind]
+def _draw_lane(lanes: Axes, height: float, marks: Sequence[Annotation], end: float, labels: int) -> None:
+    ink = PALETTE[marks[0].kind]
     lanes.plot([mark.tokens for mark in marks], [height] * len(marks), "o", color=ink, markersize=4.5, clip_on=False)
-    for label in together(marks, end / labels):
+    for label in merge_nearby(marks, end / labels):
         side = "right" if label.tokens > 0.9 * end else "left" if label.tokens < 0.1 * end else "center"
         lanes.annotate(
             label.label, (label.tokens, height), (0, 5), textcoords="offset points", ha=side, color=ink, fontsize=9
@@ -222,31 +231,31 @@ def _points(count: int) -> dict[str, Any]:
     return {"linewidth": 1.6, "marker": "o" if count <= 60 else "", "markersize": 4}
 
 
-def _middle(curve: Curve) -> float:
+def _median(curve: Curve) -> float:
     return float(sorted(curve.mean)[len(curve) // 2])
 
 
-def _count_in(axes: Axes, unit: str) -> None:
+def _format_y_axis(axes: Axes, unit: str) -> None:
     """Write the values as people say them."""
     say: Callable[[float], str] | None = {
         "share": lambda value: f"{100 * value:.0f} %",
-        "bytes": lambda value: short_bytes(value) if value else "0",
-        "count": short_count,
+        "bytes": lambda value: format_bytes(value) if value else "0",
+        "count": format_count,
         "rate": lambda value: f"{value:.3g}",
     }.get(unit)
     if say:
         axes.yaxis.set_major_formatter(lambda value, _: say(value))
 
 
-def _dress(axes: Axes) -> None:
-    axes.xaxis.set_major_formatter(lambda count, _: short_count(count))
+def _style_axes(axes: Axes) -> None:
+    axes.xaxis.set_major_formatter(lambda count, _: format_count(count))
     axes.margins(x=0.01)
     axes.set_xlim(left=0)
-    axes.grid(color=INKS["grid"], linewidth=0.8)
+    axes.grid(color=PALETTE["grid"], linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(which="both", color=INKS["axis"], labelcolor=INKS["ink"])
-    axes.yaxis.get_offset_text().set_color(INKS["ink"])
+    axes.tick_params(which="both", color=PALETTE["axis"], labelcolor=PALETTE["ink"])
+    axes.yaxis.get_offset_text().set_color(PALETTE["ink"])
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INKS["axis"])
+    axes.spines[["left", "bottom"]].set_color(PALETTE["axis"])
     if not math.isfinite(axes.get_xlim()[1]) or axes.get_xlim()[1] <= 0:
         axes.set_xlim(0, 1)

@@ -12,15 +12,15 @@ from typing import Any
 
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of
-from tinyllama.hardware import in_words
+from tinyllama.hardware import describe_hardware
 from tinyllama.plan import num_parameters
 from tinyllama.recipe import Recipe
+from tinyllama.release.index import releases_table
 from tinyllama.release.lineage import store_facts
-from tinyllama.release.table import releases_table
-from tinyllama.report.curves import METRICS, Metrics, measure
-from tinyllama.runs import RunState, state_of
-from tinyllama.train.checkpoint import read_state
-from tinyllama.train.metrics import read_rows
+from tinyllama.report.curves import METRICS, Metrics, summarize_metrics
+from tinyllama.runs.checkpoint import read_state
+from tinyllama.runs.listing import RunState, read_run_status
+from tinyllama.runs.log import read_rows
 
 Facts = Mapping[str, Any]
 
@@ -67,7 +67,7 @@ class Run:
         """What the run trained on, with its peak; None before the first checkpoint, and of earlier versions' runs."""
         states = [self.checkpoint, *(facts for _, facts in reversed(self.releases))]
         used: list[Facts] = next((state["hardware"] for state in states if state.get("hardware")), [])
-        return "; then ".join(map(in_words, used)) or None
+        return "; then ".join(map(describe_hardware, used)) or None
 
 
 def read_run(folder: Path) -> Run:
@@ -82,8 +82,8 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         recipe=recipe,
         read_at=now,
-        state=state_of(folder, now),
-        metrics=measure(_metrics(folder / "metrics.jsonl")),
+        state=read_run_status(folder, now),
+        metrics=summarize_metrics(_metrics(folder / "metrics.jsonl")),
         events=_events(folder / "events.jsonl"),
         store=_with_origins(store_facts(manifest, recipe), releases) if manifest else None,
         digests=_digests(folder, recipe, manifest, checkpoint),

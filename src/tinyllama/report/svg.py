@@ -14,15 +14,15 @@ from markupsafe import Markup, escape
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from tinyllama.report.pictures import INKS, SETTINGS, Key
+from tinyllama.report.pictures import PALETTE, SETTINGS, LegendEntry
 
 _SETTINGS: dict[Any, Any] = {**SETTINGS, "svg.fonttype": "none", "font.size": 11, "axes.linewidth": 0.8}
 _POINTS_PER_INCH = 72
 
 
 def inline_svg(
-    draw: Callable[[Figure], list[Key]], size: tuple[int, int], name: str, title: str
-) -> tuple[Markup, list[Key]]:
+    draw: Callable[[Figure], list[LegendEntry]], size: tuple[int, int], name: str, title: str
+) -> tuple[Markup, list[LegendEntry]]:
     """Draw a picture of a width and a height in CSS pixels; return its SVG and its key.
 
     `name` is the page's for this picture and no other; `title` is what is read out for it.
@@ -40,9 +40,9 @@ def inline_svg(
 def _for_a_page(svg: str, size: tuple[int, int], name: str, title: str) -> str:
     body = svg[svg.index(">", svg.index("<svg")) + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
-    body = _with_own_ids(body, name)
-    body = re.sub(r"<[^>]+>", _shorter, body)
-    for ink, colour in INKS.items():
+    body = _namespace_ids(body, name)
+    body = re.sub(r"<[^>]+>", _round_coordinates, body)
+    for ink, colour in PALETTE.items():
         body = body.replace(colour, f"var(--{ink})")
     body = re.sub(r"font-family: [^;\"]*;?|font: (\d+px)[^;\"]*", _font, body)
     body = re.sub(r">\s+<", "><", body)
@@ -57,12 +57,12 @@ def _font(found: re.Match[str]) -> str:
     return f"font-size: {found[1]}" if found[1] else ""
 
 
-def _shorter(tag: re.Match[str]) -> str:
+def _round_coordinates(tag: re.Match[str]) -> str:
     """A tag with its coordinates to a hundredth of a pixel; text between tags is not touched."""
     return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", tag[0])
 
 
-def _with_own_ids(body: str, name: str) -> str:
+def _namespace_ids(body: str, name: str) -> str:
     """Ids that something refers to begin with the picture's name, the others go."""
     used = set(re.findall(r'(?:url\(|href=")#([^")]+)', body))
     body = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", body)

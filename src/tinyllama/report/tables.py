@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from tinyllama.events import ROUTINE, TROUBLE, Event, in_words, kind_of
+from tinyllama.formatting import format_bytes, format_duration_precise
 from tinyllama.release.card_data import DATA_HEAD, data_rows
 from tinyllama.release.card_scores import RELEASE_HEAD, TASK_HEAD, release_rows, task_rows
 from tinyllama.report.reading import Facts, Run
-from tinyllama.words import short_bytes, short_duration
+from tinyllama.runs.events import INFO, PROBLEM, Event, describe_event, event_category
 
 MOST_EVENTS = 1000
 """In one list; events.jsonl has the others."""
@@ -68,7 +68,7 @@ def release_table(run: Run) -> Table:
 
 def _release(folder: str, facts: Facts) -> tuple[str, ...]:
     sizes = sizes_of(facts)
-    formats = ", ".join(f"{name} {short_bytes(sizes.get(name, 0))}" for name in facts["formats"])
+    formats = ", ".join(f"{name} {format_bytes(sizes.get(name, 0))}" for name in facts["formats"])
     return (
         f"{facts['step']:,}", f"{facts['tokens']:,}", facts["date"], f"releases/{folder}", formats,
         f"{len(facts['files']):,}",
@@ -91,18 +91,21 @@ def file_table(facts: Facts) -> Table:
 
 def event_table(events: Sequence[Event]) -> Table:
     """Events as they came."""
-    rows = [(moment(event["time"]), f"{event['step']:,}", event["event"], in_words(event)) for event in events]
-    kinds = [kind_of(event) for event in events]
+    rows = [
+        (format_timestamp(event["time"]), f"{event['step']:,}", event["event"], describe_event(event))
+        for event in events
+    ]
+    kinds = [event_category(event) for event in events]
     return Table(("when (UTC)", "step", "event", "what"), rows, numbers=(1,), kinds=kinds)
 
 
-def notable(events: Sequence[Event]) -> list[Event]:
+def select_notable_events(events: Sequence[Event]) -> list[Event]:
     """At most FEW_EVENTS that a reader must not miss: what went wrong, then the rest but routine, rare names first.
 
     A name that does not fit whole is left to the counts; where nothing that went wrong fits, its newest are taken.
     """
-    counts = Counter(event["event"] for event in events if kind_of(event) != ROUTINE)
-    wrong = {event["event"] for event in events if kind_of(event) == TROUBLE}
+    counts = Counter(event["event"] for event in events if event_category(event) != INFO)
+    wrong = {event["event"] for event in events if event_category(event) == PROBLEM}
     names, room = set(), FEW_EVENTS
     for name, count in sorted(counts.items(), key=lambda pair: (pair[0] not in wrong, pair[1])):
         if count <= room:
@@ -113,7 +116,7 @@ def notable(events: Sequence[Event]) -> list[Event]:
     return [event for event in events if event["event"] in names]
 
 
-def listed(events: Sequence[Event]) -> tuple[str, list[Event]]:
+def events_to_list(events: Sequence[Event]) -> tuple[str, list[Event]]:
     """What a list of all events holds, in words, and they: too many go without checkpoints, then without the oldest."""
     if len(events) <= MOST_EVENTS:
         return f"All {len(events):,} events", list(events)
@@ -123,7 +126,7 @@ def listed(events: Sequence[Event]) -> tuple[str, list[Event]]:
     return f"The newest {MOST_EVENTS:,} of {len(others):,} events, without checkpoints", others[-MOST_EVENTS:]
 
 
-def counts_in_words(events: Iterable[Event]) -> str:
+def format_event_counts(events: Iterable[Event]) -> str:
     """How many of each kind: `start: 1, checkpoint: 14`."""
     return ", ".join(f"{name}: {count:,}" for name, count in Counter(event["event"] for event in events).items())
 
@@ -148,10 +151,10 @@ def _spread(events: Sequence[Event], name: str) -> str | None:
     values = [event[name] for event in events if event.get(name) is not None]
     if not values:
         return None
-    middle = short_duration(statistics.median(values))
+    middle = format_duration_precise(statistics.median(values))
     if len(values) == 1:
         return middle
-    return f"{middle} (median; {short_duration(min(values))} to {short_duration(max(values))})"
+    return f"{middle} (median; {format_duration_precise(min(values))} to {format_duration_precise(max(values))})"
 
 
 def lineage_table(run: Run) -> Table:
@@ -170,7 +173,7 @@ def lineage_table(run: Run) -> Table:
     return Table(("from raw file to weights", "SHA-256, or what it is"), rows, hashes=(1,))
 
 
-def moment(seconds: float) -> str:
+def format_timestamp(seconds: float) -> str:
     """A time in UTC, to the second."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 

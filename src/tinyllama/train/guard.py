@@ -19,16 +19,16 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from tinyllama import recipe_train
 from tinyllama.files import read_json, write_json
+from tinyllama.recipe import train_schema
 
-_LEAST_SPREAD = 0.01
+_MIN_RELATIVE_STD = 0.01
 """A standard deviation is taken as this share of the median at least: losses may be all but equal."""
 _MAD_TO_SIGMA = 1.4826
 """A normal distribution's standard deviation over its median absolute deviation."""
 
 
-class Verdict(Enum):
+class Action(Enum):
     """What becomes of a step."""
 
     APPLY = "apply"
@@ -36,10 +36,10 @@ class Verdict(Enum):
     ROLL_BACK = "roll back"
 
 
-class Guard:
+class SpikeDetector:
     """Judges each step by the losses before it."""
 
-    def __init__(self, recipe: recipe_train.Guard, state: dict[str, Any] | None = None) -> None:
+    def __init__(self, recipe: train_schema.Guard, state: dict[str, Any] | None = None) -> None:
         self.recipe = recipe
         self.losses: deque[float] = deque((state or {}).get("losses", []), maxlen=recipe.spike_window_steps)
         self.skips: int = (state or {}).get("skips", 0)
@@ -48,56 +48,56 @@ class Guard:
         """What a checkpoint must hold for the guard to go on from it, as JSON."""
         return {"losses": list(self.losses), "skips": self.skips}
 
-    def judge(self, loss: float, norm: float) -> tuple[Verdict, str, int]:
+    def check(self, loss: float, norm: float) -> tuple[Action, str, int]:
         """Verdict, reason, and how many of the newest batches led to it, for a step's mean loss and gradient norm."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.skips += 1
-            verdict = Verdict.ROLL_BACK if self.skips > self.recipe.max_skips else Verdict.SKIP
+            verdict = Action.ROLL_BACK if self.skips > self.recipe.max_skips else Action.SKIP
             return verdict, f"loss {loss}, gradient norm {norm}", self.skips
         if is_spike(loss, self.losses, self.recipe):
             # Either this batch is odd, or the one before it, whose update came between.
-            return Verdict.ROLL_BACK, f"loss {loss:.4f} against a median of {statistics.median(self.losses):.4f}", 2
+            return Action.ROLL_BACK, f"loss {loss:.4f} against a median of {statistics.median(self.losses):.4f}", 2
         self.skips = 0
         self.losses.append(loss)
-        return Verdict.APPLY, "", 0
+        return Action.APPLY, "", 0
 
 
-def is_spike(loss: float, losses: Iterable[float], recipe: recipe_train.Guard) -> bool:
+def is_spike(loss: float, losses: Iterable[float], recipe: train_schema.Guard) -> bool:
     """Whether a loss lies `spike_z_score` above the median of a full window of losses, by the robust z-score."""
     window = list(losses)
     if len(window) < recipe.spike_window_steps:
         return False
     median = statistics.median(window)
     deviation = statistics.median(abs(value - median) for value in window)
-    return loss - median > recipe.spike_z_score * max(_MAD_TO_SIGMA * deviation, _LEAST_SPREAD * abs(median))
+    return loss - median > recipe.spike_z_score * max(_MAD_TO_SIGMA * deviation, _MIN_RELATIVE_STD * abs(median))
 
 
-def read_left_out(run: Path) -> list[dict[str, Any]]:
+def read_rollbacks(run: Path) -> list[dict[str, Any]]:
     """The times that a run went back, oldest first: `batches` left out, `checkpoint` gone back to, `step`, `reason`."""
     path = run / "left_out.json"
     records: list[dict[str, Any]] = read_json(path) if path.is_file() else []
     return records
 
 
-def forget_what_is_gone(run: Path) -> None:
+def discard_stale_rollbacks(run: Path) -> None:
     """Where a run begins anew: batches were left out for checkpoints that are no more, but those of step 0."""
-    records = read_left_out(run)
+    records = read_rollbacks(run)
     kept = [record for record in records if record["checkpoint"] == 0]
     if kept != records:
         write_json(run / "left_out.json", kept)
 
 
-def left_out_batches(records: Iterable[dict[str, Any]]) -> frozenset[int]:
+def skipped_batches(records: Iterable[dict[str, Any]]) -> frozenset[int]:
     """All batches that are left out."""
     return frozenset(batch for record in records for batch in record["batches"])
 
 
-def leave_out(run: Path, record: dict[str, Any]) -> None:
+def record_rollback(run: Path, record: dict[str, Any]) -> None:
     """Add a time that the run goes back."""
-    write_json(run / "left_out.json", [*read_left_out(run), record])
+    write_json(run / "left_out.json", [*read_rollbacks(run), record])
 
 
-class Watch:
+class Heartbeat:
     """What tells the watchdog that something moves."""
 
     def __init__(self) -> None:
@@ -118,14 +118,14 @@ class Watch:
 
 
 @contextmanager
-def watchdog(seconds: float, on_hang: Callable[[], None]) -> Iterator[Watch]:
+def watchdog(seconds: float, on_hang: Callable[[], None]) -> Iterator[Heartbeat]:
     """Call `on_hang` and end the process, status 1, where the block lets `seconds` pass without a call of what it gets.
 
     A thread: the main one may wait in a collective that no exception reaches. It counts its own waits and not a clock's
     time, so a process that was stopped and goes on is not taken for one that hangs.
     """
     period = min(1.0, seconds / 4)
-    watch, ended = Watch(), threading.Event()
+    watch, ended = Heartbeat(), threading.Event()
 
     def look() -> None:
         while not ended.wait(period):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyllama.model.llama import Llama
-from tinyllama.recipe_train import Optimizer
+from tinyllama.recipe.train_schema import Optimizer
 
 
 def build_optimizers(model: Llama, recipe: Optimizer) -> list[torch.optim.Optimizer]:
@@ -38,7 +38,7 @@ def build_optimizers(model: Llama, recipe: Optimizer) -> list[torch.optim.Optimi
     return [muon, adamw]
 
 
-def apply_gradients(optimizers: Iterable[torch.optim.Optimizer], learning_rate: float) -> None:
+def optimizer_step(optimizers: Iterable[torch.optim.Optimizer], learning_rate: float) -> None:
     """Update every parameter once."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -46,13 +46,13 @@ def apply_gradients(optimizers: Iterable[torch.optim.Optimizer], learning_rate: 
         optimizer.step()
 
 
-def forget_gradients(optimizers: Iterable[torch.optim.Optimizer]) -> None:
+def zero_grad(optimizers: Iterable[torch.optim.Optimizer]) -> None:
     """Drop all gradients."""
     for optimizer in optimizers:
         optimizer.zero_grad()
 
 
-def clip_gradient(model: nn.Module, largest_norm: float) -> Tensor:
+def clip_grad_norm(model: nn.Module, largest_norm: float) -> Tensor:
     """Scale the gradient down to a global norm of `largest_norm` at most; return the norm it had, over all ranks."""
     norm = nn.utils.clip_grad_norm_(model.parameters(), largest_norm)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

@@ -15,28 +15,28 @@ import torch
 from tinyllama import hardware, preflight
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError, first_line
-from tinyllama.files import read_json, write_atomically, write_json
+from tinyllama.files import atomic_write, read_json, write_json
+from tinyllama.loading import HuggingFaceLlama
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
-from tinyllama.model.loading import HuggingFaceLlama
 from tinyllama.noise import hush_torchao
 from tinyllama.recipe import Recipe
 from tinyllama.terminal import echo
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.train.guard import left_out_batches
+from tinyllama.train.distributed import World, build_mesh, shard_model
+from tinyllama.train.guard import skipped_batches
 from tinyllama.train.optimizer import build_optimizers
-from tinyllama.train.parallel import Ranks, build_mesh, shard_model
-from tinyllama.train.surprises import surprises
+from tinyllama.train.recipe_warnings import surprises
 from tinyllama.train.validation import Validation, prepare_validation
 
 
 @dataclass
-class Trainer:
+class TrainState:
     """What a step needs. The weights are not there until `start` or a checkpoint has put them in place."""
 
     recipe: Recipe
     store: TokenStore
     tokenizer: Tokenizer
-    ranks: Ranks
+    ranks: World
     run: Path
     model: Llama
     optimizers: list[torch.optim.Optimizer]
@@ -47,7 +47,7 @@ class Trainer:
     @property
     def left_out(self) -> frozenset[int]:
         """Batches that the run does not learn from."""
-        return left_out_batches(self.went_back)
+        return skipped_batches(self.went_back)
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -55,7 +55,7 @@ def run_folder(recipe: Recipe) -> Path:
     return Path("runs") / recipe.name
 
 
-def build(recipe: Recipe, ranks: Ranks) -> Trainer:
+def build(recipe: Recipe, ranks: World) -> TrainState:
     """Open the store and build the model, its weights without values yet.
 
     Raises InputError where the store, the tokenizer, the ranks, the initial weights or a milestone's release do not fit
@@ -68,7 +68,7 @@ def build(recipe: Recipe, ranks: Ranks) -> Trainer:
             f"{recipe.tokenizer}: not the tokenizer that {recipe.data.store} was made with; "
             "name that one in `tokenizer`, or another data.store and prepare that"
         )
-    recipe.train.rank_rows(ranks.count)  # refuses a batch that the ranks cannot share
+    recipe.train.sequences_per_rank(ranks.count)  # refuses a batch that the ranks cannot share
     run = run_folder(recipe)
     vocab_size = _vocab_size(recipe, run, tokenizer)
     tokenizer = tokenizer.fitted(vocab_size)
@@ -78,29 +78,29 @@ def build(recipe: Recipe, ranks: Ranks) -> Trainer:
     if recipe.train.deterministic and ranks.device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's documentation, "Results reproducibility"
         torch.use_deterministic_algorithms(True)
-    if ranks.is_first:
+    if ranks.is_main:
         for line in (*warnings, *surprises(recipe, ranks.count, store)):
             echo(line, to_stderr=True)
-    return Trainer(recipe, store, tokenizer, ranks, run, model, optimizers, validation)
+    return TrainState(recipe, store, tokenizer, ranks, run, model, optimizers, validation)
 
 
 def _vocab_size(recipe: Recipe, run: Path, tokenizer: Tokenizer) -> int:
     """Rows of the embedding: the tokenizer's pieces, or as many as the initial weights have."""
-    origin = read_origin(run)
+    origin = read_initial_weights_info(run)
     if origin and origin["source"] == recipe.train.initial_weights:
         return int(origin["vocab_size"])
     initial = open_initial_weights(recipe, tokenizer)
     return initial.vocab_size if initial else tokenizer.vocab_size
 
 
-def build_model(recipe: Recipe, vocab_size: int, ranks: Ranks) -> Llama:
+def build_model(recipe: Recipe, vocab_size: int, ranks: World) -> Llama:
     """The recipe's network, sharded and compiled as it says, in uninitialised memory on the ranks' device."""
     with torch.device("meta"):
         model = Llama(recipe.model, vocab_size, PRECISIONS[recipe.train.precision])
     if recipe.train.float8:
         preflight.check_float8(recipe)
         _use_float8(model, ranks)
-    model.set_recompute(recipe.parallel.activation_checkpointing)
+    model.set_activation_checkpointing(recipe.parallel.activation_checkpointing)
     if recipe.train.compile:
         _compile(model, ranks)
     if ranks.count > 1:
@@ -108,7 +108,7 @@ def build_model(recipe: Recipe, vocab_size: int, ranks: Ranks) -> Llama:
     return model.to_empty(device=ranks.device)
 
 
-def _compile(model: Llama, ranks: Ranks) -> None:
+def _compile(model: Llama, ranks: World) -> None:
     """Compile block by block: one graph serves all, and the embedding's backward, which would not repeat, stays out.
 
     What is compiled is the block's forward and not its call, so that FSDP's hooks around it stay outside.
@@ -116,13 +116,13 @@ def _compile(model: Llama, ranks: Ranks) -> None:
     if hardware.can_compile(ranks.device):
         for block in model.blocks:
             block.forward = torch.compile(block.forward, dynamic=False)
-    elif ranks.is_first:
+    elif ranks.is_main:
         echo(
             "no C++ compiler with Python's headers here: training continues uncompiled, which is slower", to_stderr=True
         )
 
 
-def _use_float8(model: Llama, ranks: Ranks) -> None:
+def _use_float8(model: Llama, ranks: World) -> None:
     """Have torchao multiply the blocks' matrices in float8, scaled by row (torchao.float8's documentation)."""
     if ranks.device.type != "cuda" or torch.cuda.get_device_capability(ranks.device) < (8, 9):
         raise InputError(
@@ -152,28 +152,28 @@ def open_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> HuggingFaceLla
     return initial
 
 
-def start(trainer: Trainer) -> None:
+def initialize_weights(trainer: TrainState) -> None:
     """Give the weights their first values, and forget what the optimisers know."""
     initial = open_initial_weights(trainer.recipe, trainer.tokenizer)
     if initial:
         initial.fill(trainer.model)
     else:
         initialize(trainer.model, trainer.recipe.seed)
-    if trainer.ranks.is_first:
+    if trainer.ranks.is_main:
         _write_origin(trainer.run, trainer.recipe, initial)
     trainer.optimizers = build_optimizers(trainer.model, trainer.recipe.train.optimizer)
 
 
-def write_run_folder(trainer: Trainer) -> None:
+def write_run_folder(trainer: TrainState) -> None:
     """Put into the run what a release or a stranger needs to use it without the recipe's other folders."""
-    with write_atomically(trainer.run / "recipe.yaml") as file:
+    with atomic_write(trainer.run / "recipe.yaml") as file:
         file.write(trainer.recipe.to_yaml().encode())
-    with write_atomically(trainer.run / "store.json") as file:
+    with atomic_write(trainer.run / "store.json") as file:
         file.write((trainer.store.folder / "manifest.json").read_bytes())
     trainer.tokenizer.save(trainer.run / "tokenizer", trainer.recipe.model.context_length)
 
 
-def read_origin(run: Path) -> dict[str, Any] | None:
+def read_initial_weights_info(run: Path) -> dict[str, Any] | None:
     """The weights of others that a run began from: `source`, `digest` and `vocab_size`; None where it drew its own.
 
     Kept in the run, so that it goes on where those weights are no more.

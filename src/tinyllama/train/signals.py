@@ -15,37 +15,37 @@ REQUEUE_STATUS = 75
 
 
 @contextmanager
-def ending_at_once() -> Iterator[None]:
+def exit_on_signal() -> Iterator[None]:
     """End with the same status, and in a line, where SIGTERM or SIGUSR1 comes while there is nothing to save."""
 
     def end(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         raise RunStoppedError(f"{name}: ended; the same command goes on from where it stands", status=REQUEUE_STATUS)
 
-    with _handled_by(end):
+    with _signal_handlers(end):
         yield
 
 
-class Received:
+class PendingSignal:
     """The signal that has come, if any."""
 
     number: signal.Signals | None = None
 
 
 @contextmanager
-def noted() -> Iterator[Received]:
+def record_signals() -> Iterator[PendingSignal]:
     """Note SIGTERM and SIGUSR1 while the block runs, instead of ending at once; only in the main thread."""
-    received = Received()
+    received = PendingSignal()
 
     def note(number: int, frame: FrameType | None) -> None:
         received.number = signal.Signals(number)
 
-    with _handled_by(note):
+    with _signal_handlers(note):
         yield received
 
 
 @contextmanager
-def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _signal_handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Have the signals handled by a function while the block runs; a thread cannot, and leaves them as they are."""
     if threading.current_thread() is not threading.main_thread():
         yield

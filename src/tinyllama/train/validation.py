@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tinyllama.data.batches import read_sequences
-from tinyllama.data.order import mixes
+from tinyllama.data.order import mixture_schedule
 from tinyllama.data.store import TokenStore
 from tinyllama.model.llama import Llama
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.train.parallel import Ranks, sum_over_ranks
+from tinyllama.train.distributed import World, all_reduce_sum
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Score:
     bits_per_byte: float
 
 
-def unvalidated(recipe: Recipe, store: TokenStore) -> list[str]:
+def sources_without_validation(recipe: Recipe, store: TokenStore) -> list[str]:
     """Sources with a share of the mix whose validation split, if there is one, is shorter than one sequence."""
-    shares = zip(recipe.data.sources, mixes(recipe)[0].shares, strict=True)
-    return [name for name, share in shares if share and not _num_held_out(recipe, store, name)]
+    shares = zip(recipe.data.sources, mixture_schedule(recipe)[0].shares, strict=True)
+    return [name for name, share in shares if share and not _num_validation_sequences(recipe, store, name)]
 
 
-def _num_held_out(recipe: Recipe, store: TokenStore, name: str) -> int:
+def _num_validation_sequences(recipe: Recipe, store: TokenStore, name: str) -> int:
     split = f"{name}/validation"
     return store[split].num_sequences(recipe.train.sequence_length) if split in store else 0
 
@@ -57,8 +57,8 @@ def validation_rows(recipe: Recipe, store: TokenStore) -> dict[str, Tensor]:
     They lie evenly over each source's validation split, or are all of it; a source that has none is not there.
     """
     length = recipe.train.sequence_length
-    weights = dict(zip(recipe.data.sources, mixes(recipe)[0].shares, strict=True))
-    counts = {name: _num_held_out(recipe, store, name) for name, share in weights.items() if share}
+    weights = dict(zip(recipe.data.sources, mixture_schedule(recipe)[0].shares, strict=True))
+    counts = {name: _num_validation_sequences(recipe, store, name) for name, share in weights.items() if share}
     counts = {name: count for name, count in counts.items() if count}
     whole = sum(weights[name] for name in counts)
     shares = {name: float(weights[name] / whole) for name in counts}
@@ -109,7 +109,7 @@ def gzip_bits_per_byte(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) 
 
 @torch.no_grad()
 def validate(
-    model: Llama, validation: Validation, micro_batch: int, ranks: Ranks, alive: Callable[[], None] = lambda: None
+    model: Llama, validation: Validation, micro_batch: int, ranks: World, alive: Callable[[], None] = lambda: None
 ) -> Score:
     """Score the rows, each rank its share, every rank in as many forward passes; calls `alive` at each."""
     rows = validation.rows
@@ -121,6 +121,6 @@ def validate(
         filled = F.pad(part, (0, 0, 0, micro_batch - len(part))).to(ranks.device)  # whole batches: one compiled shape
         nats += model.loss(filled[:, :-1], part[:, 1:].to(ranks.device)).double().cpu()
         alive()
-    total = sum_over_ranks(nats.to(ranks.device), ranks).item()
+    total = all_reduce_sum(nats.to(ranks.device), ranks).item()
     tokens = rows[:, 1:].numel()
     return Score(total / tokens, total / math.log(2) / validation.num_bytes)

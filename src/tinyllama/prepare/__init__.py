@@ -1,0 +1,1 @@
+"""From raw text to a token store: reading, cleaning, deduplication, tokenization, on any number of workers."""

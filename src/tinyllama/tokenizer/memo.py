@@ -1,0 +1,273 @@
+"""Exact encoding by looking up what was encoded before: text in, token ids out, numpy doing all runs of a text at once.
+
+A cut between two characters changes no token where no piece of the vocabulary holds them side by side, because every
+join of the BPE then lies on one side of it. The vocabulary itself says which kinds of characters ever stand together;
+between the cuts lie short runs that repeat. docs/benchmarks.md has how many times as fast as sentencepiece that is.
+"""
+
+import string
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyllama.text import TextLike
+from tinyllama.tokenizer.backends import iter_utf8_chunks_strict
+from tinyllama.tokenizer.conversion import SPACE
+
+Ints = npt.NDArray[np.int64]
+Bits = npt.NDArray[np.uint64]
+TokenIds = npt.NDArray[np.unsignedinteger[Any]]
+
+# kinds of bytes; the last two are control characters and the bytes of characters beyond ASCII
+KINDS = (" ", string.ascii_letters, string.digits, "\n", "\t", string.punctuation)
+CONTROL, BEYOND_ASCII, BETWEEN_PIECES = len(KINDS), len(KINDS) + 1, len(KINDS) + 2
+NEWLINE = KINDS.index("\n")
+NEVER = 0xFF  # a byte that UTF-8 does not use
+END = bytes([NEVER])  # stands after each text: a cut on both sides, and no token
+
+# a run of up to 254 spaces and 15 bytes is a key of two 64-bit numbers; longer ones are looked up in Python
+KEY_BYTES, KEY_SPACES = 15, 254
+RUN_BYTES = 110  # what the memo of a run takes beside the run's own bytes
+RUNS_A_CALL = 64  # that the library encodes at a time; more gained nothing
+
+
+class Limits(NamedTuple):
+    """What the memo may take; no ids depend on it."""
+
+    memo_bytes: int = 64_000_000
+    """Half a million runs (150 MB of code have 330,000); the slots take 13 MB more."""
+    slot_bits: int = 19
+    """log2 of the number of runs that numpy finds by itself; the others cost a look-up in Python."""
+    long_run_bytes: int = 1 << 12
+    """Longer runs, such as Chinese without punctuation, are cut between characters that no piece joins."""
+    block_bytes: int = 1 << 17
+    """Short texts are put together and long ones cut to about this size, whose arrays stay in the cache."""
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def kind_of_bytes() -> bytes:
+    """The kind of each byte value, as a table for bytes.translate."""
+    kinds = {ord(character): kind for kind, characters in enumerate(KINDS) for character in characters}
+    beyond = dict.fromkeys(range(128, NEVER), BEYOND_ASCII) | {NEVER: BETWEEN_PIECES}
+    return bytes((kinds | beyond).get(byte, CONTROL) for byte in range(256))
+
+
+def neighbours(pieces: Iterable[str]) -> npt.NDArray[np.bool_]:
+    """Matrix of kinds [before, after]: whether some piece holds a byte of the one just before one of the other."""
+    text = bytes([NEVER]).join(piece.replace(SPACE, " ").encode() for piece in pieces)
+    kinds = np.frombuffer(text.translate(kind_of_bytes()), np.uint8)
+    found = np.zeros((BETWEEN_PIECES + 1,) * 2, np.bool_)
+    found[kinds[:-1], kinds[1:]] = True
+    found[BEYOND_ASCII, BEYOND_ASCII] = True  # no cut inside a character
+    return found[:BETWEEN_PIECES, :BETWEEN_PIECES]
+
+
+def can_cut_words(together: npt.NDArray[np.bool_]) -> bool:
+    """Whether the place before a run of spaces is a cut: in no piece does a space follow anything else."""
+    return not together[1:, 0].any()
+
+
+def joined_characters(pieces: list[str]) -> Bits:
+    """Every pair of characters that some piece holds side by side, in rising order; never empty."""
+    characters = np.frombuffer("".join(pieces).replace(SPACE, " ").encode("utf-32-le"), np.uint32)
+    last = np.cumsum([len(piece) for piece in pieces])[:-1] - 1
+    return np.unique(np.append(np.delete(_pairs(characters), last), np.uint64(0)))
+
+
+def _pairs(characters: npt.NDArray[np.uint32]) -> Bits:
+    return characters[:-1].astype(np.uint64) << np.uint64(32) | characters[1:]
+
+
+def can_part_runs(together: npt.NDArray[np.bool_]) -> bool:
+    """Whether a newline after a run changes none of its tokens: no piece has one beside anything else."""
+    others = np.arange(len(together)) != NEWLINE
+    return not (together[NEWLINE, others].any() or together[others, NEWLINE].any())
+
+
+class RunMemo:
+    """Encodes texts by the runs between cuts, each run once; bounded, and exact whatever it holds.
+
+    `encode_runs` is the slow and exact encoding of a list of runs, without a dummy prefix. The memo starts anew when
+    it is full.
+    """
+
+    def __init__(
+        self,
+        pieces: Iterable[str],
+        encode_runs: Callable[[list[str]], list[list[int]]],
+        dtype: np.dtype[np.unsignedinteger[Any]],
+        limits: Limits,
+    ) -> None:
+        self._encode_runs, self._dtype, self._limits = encode_runs, dtype, limits
+        pieces = list(pieces)
+        together, self._joined = neighbours(pieces), joined_characters(pieces)
+        kinds = kind_of_bytes()
+        follows = [0] + [sum(1 << after - 1 for after in np.flatnonzero(row[1:]) + 1) for row in together[1:]]
+        self._before = bytes(0 if byte == NEVER else follows[kinds[byte]] for byte in range(256))
+        self._after = bytes(0 if byte == NEVER or kinds[byte] == 0 else 1 << kinds[byte] - 1 for byte in range(256))
+        newline = encode_runs(["\n"])[0]
+        self._newline = newline[0] if len(newline) == 1 and can_part_runs(together) else None
+        self._forget()
+
+    def encode(self, texts: Iterable[TextLike]) -> Iterator[list[TokenIds]]:
+        """Token ids of each text in parts, the dummy prefix in front; short texts are read ahead up to a block."""
+        parts: list[TokenIds] = []
+        for data, starts, ends in self._blocks(texts):
+            ids, stops = self._look_up(data, starts, ends)
+            text_ends = np.flatnonzero(np.frombuffer(data, np.uint8) == NEVER)
+            done = 0
+            for stop in stops[np.searchsorted(starts, text_ends)].tolist():
+                yield [*parts, ids[done:stop]]
+                parts, done = [], stop
+            if done < len(ids):
+                parts.append(ids[done:])
+
+    def _blocks(self, texts: Iterable[TextLike]) -> Iterator[tuple[bytes, Ints, Ints]]:
+        """The texts as UTF-8 in blocks of whole runs, with where the runs' words start and end.
+
+        The last run of a block may go on in the next one, and is moved there.
+        """
+        parts, size, rest = [b""], 0, b""
+        for part in _parts(texts, self._limits.block_bytes):
+            parts.append(part)
+            size += len(part)
+            if size > max(self._limits.block_bytes, len(rest)):
+                data = b"".join(parts)
+                starts, ends = self._find_runs(data)
+                if data[-1] != NEVER:
+                    starts, ends = starts[:-1], ends[:-1]
+                whole = int(ends[-1]) if len(ends) else 0
+                rest = data[whole:]
+                parts, size = [rest], 0
+                if whole:
+                    yield data[:whole], starts, ends
+        if data := b"".join(parts):
+            yield data, *self._find_runs(data)
+
+    def _find_runs(self, data: bytes) -> tuple[Ints, Ints]:
+        """Where the word of each run starts and ends: a run is the spaces before a word, and the word."""
+        is_word = np.frombuffer(data, np.uint8) != ord(" ")
+        before = np.frombuffer(data.translate(self._before), np.uint8)
+        after = np.frombuffer(data.translate(self._after), np.uint8)
+        edge = np.ones(len(data) + 1, np.bool_)
+        np.equal(before[:-1] & after[1:], 0, out=edge[1:-1])
+        starts, ends = np.flatnonzero(edge[:-1] & is_word), np.flatnonzero(edge[1:] & is_word) + 1
+        long_runs = np.flatnonzero(ends - starts > self._limits.long_run_bytes).tolist()
+        if not long_runs:
+            return starts, ends
+        cuts = np.concatenate([starts[run] + self._safe_cuts(data[starts[run] : ends[run]]) for run in long_runs])
+        return np.sort(np.append(starts, cuts)), np.sort(np.append(ends, cuts))
+
+    def _safe_cuts(self, word: bytes) -> Ints:
+        """Places in a word, in bytes, between two characters that no piece holds side by side."""
+        characters = np.frombuffer(word.decode().encode("utf-32-le"), np.uint32)
+        offsets = np.cumsum(1 + (characters >= 0x80) + (characters >= 0x800) + (characters >= 0x10000))[:-1]
+        pairs = _pairs(characters)
+        nearest = self._joined[np.searchsorted(self._joined[:-1], pairs)]
+        cuts: Ints = offsets[nearest != pairs]
+        return cuts
+
+    def _look_up(self, data: bytes, starts: Ints, ends: Ints) -> tuple[TokenIds, Ints]:
+        """The ids of all runs, and where each run's stop among them."""
+        if self._held_bytes > self._limits.memo_bytes:
+            self._forget()
+        begins = np.concatenate(([0], ends[:-1]))
+        low, high, is_short = _keys(data, begins, starts, ends)
+        slots = ((low * _MIX_LOW + high * _MIX_HIGH) >> np.uint64(64 - self._limits.slot_bits)).view(np.int64)
+        codes = self._codes[slots]
+        missed = np.flatnonzero((self._low[slots] != low) | (self._high[slots] != high) | ~is_short)
+        if len(missed):
+            codes[missed] = self._recall(data, begins[missed], ends[missed])
+            kept = missed[is_short[missed]]
+            # of runs that share a slot within one block, the last one stays, in all three arrays alike
+            self._low[slots[kept]], self._high[slots[kept]] = low[kept], high[kept]
+            self._codes[slots[kept]] = codes[kept]
+        return _gather(np.frombuffer(self._ids, self._dtype), codes)
+
+    def _recall(self, data: bytes, begins: Ints, ends: Ints) -> Ints:
+        """Codes of the runs that numpy's table lacks; those never met are encoded."""
+        runs = [data[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+        new = set(runs).difference(self._known)
+        if new:
+            parted = [] if self._newline is None else [run for run in new if b"\n" not in run]
+            self._learn(parted, *self._encode_parted(parted))
+            alone = list(new.difference(parted))
+            self._learn(alone, *self._encode_alone(alone))
+        return np.fromiter(map(self._known.__getitem__, runs), np.int64, len(runs))
+
+    def _encode_parted(self, runs: list[bytes]) -> tuple[TokenIds, Ints]:
+        """Ids of runs one after another, and their numbers: many runs in one text, a newline after each.
+
+        A call of the library costs as much as encoding a run does.
+        """
+        groups = (runs[first : first + RUNS_A_CALL] for first in range(0, len(runs), RUNS_A_CALL))
+        texts = [b"\n".join((*group, b"")).replace(END, b"").decode() for group in groups]
+        ids = np.fromiter(chain.from_iterable(self._encode_runs(texts)), self._dtype)
+        is_newline = ids == self._newline
+        return ids[~is_newline], np.diff(np.flatnonzero(is_newline), prepend=-1) - 1
+
+    def _encode_alone(self, runs: list[bytes]) -> tuple[TokenIds, Ints]:
+        """The same, each run a text of its own."""
+        encoded = self._encode_runs([run.replace(END, b"").decode() for run in runs])
+        return np.fromiter(chain.from_iterable(encoded), self._dtype), np.array([*map(len, encoded)], np.int64)
+
+    def _learn(self, runs: list[bytes], ids: TokenIds, counts: Ints) -> None:
+        offsets = len(self._ids) + np.cumsum(counts) - counts
+        self._ids.frombytes(ids.tobytes())
+        self._known.update(zip(runs, (offsets << 32 | counts).tolist(), strict=True))
+        self._held_bytes += sum(map(len, runs)) + RUN_BYTES * len(runs)
+
+    def _forget(self) -> None:
+        """Start anew. A code is where a run's ids begin in `_ids`, times 2^32, plus their number."""
+        self._known: dict[bytes, int] = {}
+        self._ids = array("H" if self._dtype.itemsize == 2 else "I")
+        self._low, self._high = np.zeros((2, 1 << self._limits.slot_bits), np.uint64)
+        self._codes = np.zeros(1 << self._limits.slot_bits, np.int64)
+        self._held_bytes = 0
+
+
+def _parts(texts: Iterable[TextLike], size: int) -> Iterator[bytes]:
+    """Each text as UTF-8 in parts of so many characters, or bytes: the dummy prefix in front, END behind."""
+    for text in texts:
+        prefix = b" "
+        for part in iter_utf8_chunks_strict(text, size):
+            yield prefix + part.replace(SPACE.encode(), b" ")
+            prefix = b""
+        yield END
+
+
+_TOP_BYTE = np.uint64(56)
+# odd constants of the golden ratio and of xxHash spread the keys over the slots
+_MIX_LOW, _MIX_HIGH = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
+_PADDING = np.array([[NEVER] * 16] * (KEY_BYTES + 1), np.uint8)
+_PADDING[np.tri(KEY_BYTES + 1, 16, -1, np.bool_)] = 0
+_PADDING_LOW, _PADDING_HIGH = _PADDING.view("<u8").T.copy()
+
+
+def _keys(data: bytes, begins: Ints, starts: Ints, ends: Ints) -> tuple[Bits, Bits, npt.NDArray[np.bool_]]:
+    """Each run as two numbers, equal for equal runs alone, and whether it is short enough for that.
+
+    The word fills the bytes from the lowest, then come bytes that no text holds; the number of spaces is in the top.
+    """
+    spaces, lengths = starts - begins, ends - starts
+    is_short = (lengths <= KEY_BYTES) & (spaces <= KEY_SPACES)
+    padded = data + bytes(15)
+    eight_bytes, next_eight = (np.ndarray(len(data), "<u8", padded, offset, (1,)) for offset in (0, 8))
+    low = eight_bytes[starts] | _PADDING_LOW.take(lengths, mode="clip")
+    high = (next_eight[starts] | _PADDING_HIGH.take(lengths, mode="clip")) ^ (spaces.view(np.uint64) << _TOP_BYTE)
+    return low, high, is_short
+
+
+def _gather(ids: TokenIds, codes: Ints) -> tuple[TokenIds, Ints]:
+    """The ids of all runs, one after another, and where each run's stop."""
+    counts, offsets = codes & 0xFFFFFFFF, codes >> 32
+    stops = np.cumsum(counts)
+    places = np.repeat(offsets - stops + counts, counts)
+    places += np.arange(len(places))
+    return ids[places], stops

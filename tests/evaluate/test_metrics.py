@@ -1,0 +1,50 @@
+"""Bits per byte are those of the right continuations, whoever computes them."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lm_eval.api.task import Task
+from tests.evaluate.conftest import loaded, our_model, scored
+
+from tinyllama.evaluate.metrics import bits_per_byte
+
+
+@pytest.mark.parametrize("name", ["arc_easy", "winogrande", "boolq"])
+def test_bits_per_byte_are_those_of_a_direct_computation(llama_folder: Path, name: str) -> None:
+    task, model = loaded(name), our_model(llama_folder)
+    bits, sizes = [], []
+    for item in list(task.eval_docs)[:8]:
+        context, continuation = right_pair(task, item)
+        ids, whole = (model.tok_encode(text) for text in (context, context + continuation))
+        ((likelihood, _),) = model._score([(ids, whole[len(ids) :])])
+        bits.append(-likelihood / math.log(2))
+        sizes.append(len(continuation.encode()))
+    row = scored(llama_folder, (name,), limit=8).rows[name]
+    assert row["bits_per_byte"] == pytest.approx(sum(bits) / sum(sizes), rel=1e-6)
+    left_out = [(sum(bits) - a) / (sum(sizes) - b) for a, b in zip(bits, sizes, strict=True)]
+    jackknife = math.sqrt(7 / 8 * np.square(np.array(left_out) - np.mean(left_out)).sum())
+    assert row["bits_per_byte_stderr"] == pytest.approx(jackknife, rel=0.25)
+
+
+def right_pair(task: Task, item: dict[str, str]) -> tuple[str, str]:
+    """Context and right continuation of an item, by the rules of each task."""
+    match task.config.task:
+        case "winogrande":
+            before, after = item["sentence"].split("_")
+            return before + item[f"option{item['answer']}"], f" {after.strip()}"
+        case "boolq":
+            return f"{item['passage']}\nQuestion: {item['question']}?\nAnswer:", (" no", " yes")[int(item["label"])]
+        case _:
+            choices = dict(zip(item["choices"]["label"], item["choices"]["text"], strict=True))  # type: ignore[index]
+            return f"Question: {item['question']}\nAnswer:", f" {choices[item['answerKey']]}"
+
+
+def test_without_a_right_continuation_there_are_none() -> None:
+    task = loaded("arc_easy")
+    kind, task.OUTPUT_TYPE = task.OUTPUT_TYPE, "generate_until"
+    try:
+        assert bits_per_byte(task) == {}
+    finally:
+        task.OUTPUT_TYPE = kind

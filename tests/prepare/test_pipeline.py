@@ -1,0 +1,342 @@
+"""A token store's bytes depend on the inputs and the recipe alone, and every row is accounted for."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import fsspec  # type: ignore[import-untyped]
+import numpy as np
+import pytest
+import zstandard
+from tests.conftest import HOLD, contents, interrupt, python_sources, write_jsonl
+
+from tinyllama.cli import main
+from tinyllama.data.store import TokenStore
+from tinyllama.data.verification import find_corruption
+from tinyllama.errors import InputError
+from tinyllama.files import sha256_of
+from tinyllama.prepare.pipeline import prepare
+from tinyllama.prepare.tasks import Job
+from tinyllama.prepare.worker import run_task
+from tinyllama.recipe import Recipe
+from tinyllama.tokenizer import Tokenizer
+
+
+def recipe_at(small: Path, store: Path, **overrides: Any) -> Recipe:
+    return Recipe.load(small / "recipe.yaml", {"data.store": str(store), **overrides})
+
+
+def prepared(recipe: Recipe) -> TokenStore:
+    store = prepare(recipe)
+    assert store is not None
+    return store
+
+
+def test_every_kept_document_stands_in_the_store_between_its_markers(small: Path) -> None:
+    recipe, store = Recipe.load(small / "recipe.yaml"), TokenStore.open(small / "store")
+    tokenizer = Tokenizer.load(recipe.tokenizer)
+    texts = [json.loads(line)["text"] for name in "ab" for line in (small / f"raw/modules/{name}.jsonl").open()]
+    stored = []
+    for split in ("modules/train", "modules/validation"):
+        for tokens in store[split].documents():
+            assert tokens[0] == tokenizer.bos_id
+            assert tokens[-1] == tokenizer.eos_id
+            stored.append(tuple(tokens[1:-1].tolist()))
+    assert sorted(stored) == sorted(tuple(tokenizer.encode(text)) for text in texts)
+    assert store["modules/validation"].num_documents > 0
+
+
+def test_rows_read_are_rows_kept_and_rows_left_out(small: Path) -> None:
+    store = TokenStore.open(small / "store")
+    for source in ("modules", "lines"):
+        rows = store[f"{source}/train"].manifest["rows"]
+        assert rows["read"] == rows["kept"] + sum(rows["left_out"].values())
+        assert rows["left_out"]["held out for validation"] == store[f"{source}/validation"].num_documents
+    assert find_corruption(store.folder) == []
+
+
+def test_workers_and_interruptions_never_change_the_bytes(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)  # a task a file; workers only get tasks
+    prepare(recipe_at(small, tmp_path / "one"))
+    wanted = contents(tmp_path / "one")
+    assert "modules/train/00001.tokens" in wanted
+
+    interrupt(recipe_at(small, tmp_path / "two"), monkeypatch, after=2)
+    with pytest.raises(InputError, match="is not finished"):
+        TokenStore.open(tmp_path / "two")
+
+    def counting(job: Job, stage: str, rank: int) -> None:
+        assert rank >= 2, "done work is not done again"
+        run_task(job, stage, rank)
+
+    monkeypatch.setattr("tinyllama.prepare.executors.run_rank", counting)
+    prepare(recipe_at(small, tmp_path / "two"))
+    assert contents(tmp_path / "two") == wanted
+    assert prepared(recipe_at(small, tmp_path / "two")).digest == TokenStore.open(tmp_path / "one").digest
+
+
+@pytest.mark.slow
+def test_killed_in_a_loop_it_ends_with_the_same_bytes(small: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    texts = python_sources(150)
+    for number in range(12):
+        write_jsonl(raw / f"{number:02d}.jsonl", texts[number * 12 :] + texts)
+    paths = {"data.sources.modules.path": str(raw), "data.sources.lines.path": str(small / "raw/lines")}
+    flags = [word for field, value in paths.items() for word in (f"--{field}", value)]
+    command = [sys.executable, "-m", "tinyllama", "prepare", str(small / "recipe.yaml"), *flags, "--data.store"]
+    command += [str(tmp_path / "killed"), "--data.workers"]
+    chance = random.Random(3)
+    kills = 0
+    for workers in (2, 1, 3, 2, 1, 2):
+        process = subprocess.Popen([*command, str(workers)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not (tmp_path / "killed/.work").exists() and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(chance.random())
+        kills += process.poll() is None
+        process.kill()  # it alone: its workers must not work on beside the next run
+        process.wait()
+    assert kills > 1
+    subprocess.run([*command, "2"], check=True, capture_output=True)
+    prepare(recipe_at(small, tmp_path / "calm", **paths))
+    assert contents(tmp_path / "killed") == contents(tmp_path / "calm")
+    assert find_corruption(tmp_path / "killed") == []
+
+
+def test_killed_while_it_deletes_its_work_it_deletes_the_rest_the_next_time(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_at(small, tmp_path / "store")
+    with monkeypatch.context() as patch:
+        patch.setattr("tinyllama.prepare.manifests.shutil.rmtree", lambda *_, **__: None)
+        prepared(recipe)
+    assert (tmp_path / "store/.work").is_dir()
+    prepared(recipe)
+    assert contents(tmp_path / "store") == contents(small / "store")
+
+
+def test_two_worker_processes_write_the_same_store(small: Path, tmp_path: Path) -> None:
+    prepare(recipe_at(small, tmp_path / "two", **{"data.workers": 2}))
+    assert contents(tmp_path / "two") == contents(small / "store")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_files_at_a_url_make_the_store_of_local_ones(small: Path, tmp_path: Path, workers: int) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(small / "raw/modules"), "/modules", recursive=True)
+    paths = {"data.sources.modules.path": "memory://modules", "data.workers": workers}
+    store = prepared(recipe_at(small, tmp_path / "store", **paths))
+    here, there = (contents(folder / "modules/train") for folder in (small / "store", tmp_path / "store"))
+    assert there.keys() == here.keys()
+    for name in here.keys() - {"manifest.json"}:
+        assert there[name] == here[name]
+    inputs = store["modules/train"].manifest["shards"][0]["inputs"]
+    assert [entry["path"] for entry in inputs] == ["memory://modules/a.jsonl", "memory://modules/b.jsonl"]
+    assert inputs[0]["sha256"] == sha256_of(small / "raw/modules/a.jsonl")
+    assert prepared(recipe_at(small, tmp_path / "store", **paths)).digest == store.digest
+    memory.rm("/modules", recursive=True)
+
+
+def test_bad_rows_are_listed_and_counted(small: Path, tmp_path: Path) -> None:
+    raw = write_jsonl(tmp_path / "raw/a.jsonl", python_sources(5))
+    with raw.open("ab") as file:
+        file.write(b'{"text": 7}\nnot json\n')
+    overrides = {"data.sources.modules.path": str(tmp_path / "raw"), "data.validation_fraction": 0}
+    store = prepared(recipe_at(small, tmp_path / "store", **overrides))
+    assert store["modules/train"].manifest["rows"] == {
+        "read": 7,
+        "kept": 5,
+        "left_out": {"invalid JSON": 1, "text is not text": 1},
+    }
+    rejects = [json.loads(line) for line in (tmp_path / "store/modules/train/rejects.jsonl").open()]
+    assert rejects == [
+        {"file": str(raw), "row": 5, "line": 6, "reason": "text is not text"},
+        {"file": str(raw), "row": 6, "line": 7, "reason": "invalid JSON"},
+    ]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_truncated_file_stops_with_its_name_and_leaves_no_store(small: Path, tmp_path: Path, workers: int) -> None:
+    shutil.copytree(small / "raw/modules", tmp_path / "raw")
+    packed = zstandard.compress((tmp_path / "raw/b.jsonl").read_bytes())
+    (tmp_path / "raw/c.jsonl.zst").write_bytes(packed[: len(packed) // 2])
+    recipe = recipe_at(
+        small, tmp_path / "store", **{"data.sources.modules.path": str(tmp_path / "raw"), "data.workers": workers}
+    )
+    with pytest.raises(InputError, match=r"c.jsonl.zst: cannot be read to its end .*fetch it again"):
+        prepare(recipe)
+    with pytest.raises(InputError, match=r"is not finished; run `tinyllama prepare`"):
+        TokenStore.open(tmp_path / "store")
+    (tmp_path / "raw/c.jsonl.zst").write_bytes(packed)  # mended, the same command goes on
+    prepare(recipe)
+    assert find_corruption(tmp_path / "store") == []
+
+
+def test_an_empty_corpus_is_refused_by_its_source(small: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "raw/a.jsonl", ["", ""])
+    with pytest.raises(InputError, match=r"data.sources.modules: no document left to train on \(2 rows empty text\)"):
+        prepare(recipe_at(small, tmp_path / "store", **{"data.sources.modules.path": str(tmp_path / "raw")}))
+    assert not (tmp_path / "store/manifest.json").exists()
+
+
+def test_a_store_of_other_data_is_refused_rather_than_overwritten(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"made with validation_fraction 0.1, the recipe says 0.2"):
+        prepare(recipe_at(small, small / "store", **{"data.validation_fraction": 0.2}))
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match=r"holds files but no token store"):
+        prepare(recipe_at(small, tmp_path))
+
+
+def test_reading_runs_over_the_ends_of_shards(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)
+    split = prepared(recipe_at(small, tmp_path / "store"))["modules/train"]
+    whole = np.concatenate([np.fromfile(split.folder / shard.file, split.dtype) for shard in split.shards])
+    assert len(split.shards) == 2
+    assert split.num_tokens == len(whole)
+    edge = split.shards[0].tokens
+    for start, stop in ((0, len(whole)), (edge - 3, edge + 3), (edge, edge + 1), (edge - 1, edge), (5, 5)):
+        assert np.array_equal(split.read(start, stop), whole[start:stop])
+    with pytest.raises(IndexError):
+        split.read(0, len(whole) + 1)
+
+
+def test_two_processes_never_prepare_one_store(small: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path), "store.lock"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=r"store: another process is preparing this store; wait for it"):
+            prepare(recipe_at(small, tmp_path / "store"))
+        other.communicate()
+    prepare(recipe_at(small, tmp_path / "store"))
+
+
+def test_raw_files_that_changed_are_never_taken_for_what_was_read(small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small / "raw/modules", tmp_path / "raw")
+    recipe = recipe_at(small, tmp_path / "store", **{"data.sources.modules.path": str(tmp_path / "raw")})
+    prepare(recipe)
+    changed = tmp_path / "raw/a.jsonl"
+    changed.write_text(changed.read_text().replace("import", "IMPORT"))  # as long as before
+    os.utime(changed, (1000, 1000))  # as tools that copy a file's time do
+    with pytest.raises(InputError, match=r"a.jsonl has changed since it was made"):
+        prepare(recipe)
+
+
+def eight_files(folder: Path) -> Path:
+    texts = python_sources(48)
+    for number in range(8):
+        write_jsonl(folder / f"{number}.jsonl", texts[number * 6 : number * 6 + 6])
+    return folder
+
+
+@pytest.mark.parametrize("change", ["mended", "gone", "more"])
+def test_after_inputs_changed_the_tasks_that_are_the_same_are_kept(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)
+    raw = eight_files(tmp_path / "raw")
+    paths = {"data.sources.modules.path": str(raw)}
+    interrupt(recipe_at(small, tmp_path / "store", **paths), monkeypatch, 6)
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "store/modules/train").glob("0000[0-3].tokens")}
+    assert len(shards) == 4
+    if change == "mended":
+        write_jsonl(raw / "4.jsonl", ["something else"])
+    elif change == "gone":
+        (raw / "5.jsonl").unlink()
+    else:
+        write_jsonl(raw / "9.jsonl", python_sources(3))
+    prepare(recipe_at(small, tmp_path / "store", **paths))
+    prepare(recipe_at(small, tmp_path / "calm", **paths))
+    assert contents(tmp_path / "store") == contents(tmp_path / "calm")
+    assert {path: path.stat().st_mtime_ns for path in shards} == shards
+    assert f"inputs changed since it was begun: {5 if change != 'more' else 6} finished" in capsys.readouterr().err
+
+
+def test_a_kept_task_keeps_its_own_rejects_and_a_vanished_one_leaves_nothing(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)
+    for source in ("modules", "lines"):
+        raw = eight_files(tmp_path / source)
+        for path in raw.iterdir():
+            path.write_text(path.read_text() + f"not json but {source} {path.name}\n")
+    paths = {f"data.sources.{name}.path": str(tmp_path / name) for name in ("modules", "lines")}
+    interrupt(recipe_at(small, tmp_path / "store", **paths), monkeypatch, 14)
+    (tmp_path / "store/.work/receipts/tokens/modules.train.00007.json").unlink()  # as if killed just before it
+    (tmp_path / "modules/6.jsonl").unlink()
+    (tmp_path / "modules/7.jsonl").unlink()
+    prepare(recipe_at(small, tmp_path / "store", **paths))
+    prepare(recipe_at(small, tmp_path / "calm", **paths))
+    assert contents(tmp_path / "store") == contents(tmp_path / "calm")
+    rejects = [json.loads(line)["file"] for line in (tmp_path / "store/lines/train/rejects.jsonl").open()]
+    assert rejects == [str(tmp_path / f"lines/{number}.jsonl") for number in range(8)]
+
+
+def test_unfinished_work_of_another_recipe_is_neither_taken_nor_thrown_away(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)
+    interrupt(recipe_at(small, tmp_path / "store"), monkeypatch, 2)
+    before = contents(tmp_path / "store")
+    with pytest.raises(
+        InputError, match=r"store: begun with validation_fraction 0.1, the recipe says 0.5; choose another store"
+    ):
+        prepare(recipe_at(small, tmp_path / "store", **{"data.validation_fraction": 0.5}))
+    assert contents(tmp_path / "store") == before
+    prepare(recipe_at(small, tmp_path / "store"))
+    assert contents(tmp_path / "store")["manifest.json"]
+
+
+def test_a_file_that_changes_while_it_is_prepared_stops_with_its_name(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)
+    raw = eight_files(tmp_path / "raw")
+    recipe = recipe_at(small, tmp_path / "store", **{"data.sources.modules.path": str(raw)})
+    first = (raw / "0.jsonl").read_text()
+
+    def changing(job: Job, stage: str, rank: int) -> None:
+        run_task(job, stage, rank)
+        (raw / "0.jsonl").write_text(first.replace("import", "IMPORT"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tinyllama.prepare.executors.run_rank", changing)
+        with pytest.raises(InputError, match=r"0.jsonl: changed while it was being prepared; run prepare again"):
+            prepare(recipe)
+    prepare(recipe)
+    prepare(recipe_at(small, tmp_path / "calm", **{"data.sources.modules.path": str(raw)}))
+    assert contents(tmp_path / "store") == contents(tmp_path / "calm")
+
+
+def test_rows_of_a_validation_split_that_keeps_none_are_listed_all_the_same(small: Path, tmp_path: Path) -> None:
+    rows = [{"text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}} for text in python_sources(9)]
+    for name, content in (("train", rows), ("validation", [{"text": None, "meta": rows[0]["meta"]}])):
+        (tmp_path / "raw" / name).mkdir(parents=True)
+        (tmp_path / "raw" / name / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    source = {"format": "slimpajama", "path": str(tmp_path / "raw"), "weight": 1}
+    store = prepared(recipe_at(small, tmp_path / "store", **{"data.sources": {"slim": source}}))
+    split = store["slim/validation"]
+    assert (split.num_tokens, split.manifest["rows"]) == (0, {"read": 1, "kept": 0, "left_out": {"no text": 1}})
+    (reject,) = [json.loads(line) for line in (split.folder / "rejects.jsonl").open()]
+    assert reject == {"file": str(tmp_path / "raw/validation/a.jsonl"), "row": 0, "line": 1, "reason": "no text"}
+    assert find_corruption(tmp_path / "store") == []
+    assert main(["inspect", str(tmp_path / "store")]) == 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_store_with_a_damaged_shard_does_not_open(small: Path, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(small / "store", tmp_path / "store")
+    shard = tmp_path / "store/modules/train/00000.tokens"
+    if damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-100])
+    else:
+        shard.unlink()
+    with pytest.raises(InputError, match=r"00000.tokens: (has \d+ bytes instead of|is missing)"):
+        TokenStore.open(tmp_path / "store")

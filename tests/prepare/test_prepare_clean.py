@@ -1,0 +1,111 @@
+"""A cleaned store lacks what was planted, keeps all else, and is the same however its making went."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import contents, interrupt, write_jsonl
+
+pytest.importorskip("spacy", reason="the extra `clean` is not installed")
+
+from tests.prepare.cleaning import ITEM, prose, with_changed_words
+
+from tinyllama.cli import main
+from tinyllama.data.provenance import find_documents
+from tinyllama.data.store import TokenStore
+from tinyllama.data.verification import find_corruption
+from tinyllama.prepare import decontamination
+from tinyllama.prepare.pipeline import prepare
+from tinyllama.prepare.tasks import plan_job
+from tinyllama.prepare.worker import stages
+from tinyllama.recipe import Recipe
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Six files of eight good documents each, and of the planted ones each file's last rows."""
+    files = [[prose(10 * number + k) for k in range(8)] for number in range(6)]
+    files[3].append(files[0][2])  # an exact copy
+    files[4].append(with_changed_words(files[1][5], 2))  # a near copy
+    files[2].append("Too short to be good.")
+    files[5].append(f"{prose(998)}\n{ITEM}\n{prose(999)}")
+    for number, texts in enumerate(files):
+        write_jsonl(tmp_path / f"raw/{number}.jsonl", texts)
+    return tmp_path / "raw"
+
+
+def recipe_at(small: Path, raw: Path, store: Path, **overrides: Any) -> Recipe:
+    clean = {"deduplicate": "minhash", "filters": ["gopher_quality"], "decontaminate": ["herons"]}
+    source = {"format": "jsonl", "path": str(raw), "weight": 1, "clean": clean}
+    fields = {"data.store": str(store), "data.sources": {"web": source}, "data.validation_fraction": 0, **overrides}
+    return Recipe.load(small / "recipe.yaml", fields)
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)  # a task a file
+    items = {"herons": [ITEM, "An item about something else that nobody has ever written into any document at all"]}
+    monkeypatch.setattr(decontamination, "item_texts", lambda tasks: {task: items[task] for task in tasks})
+
+
+def test_what_was_planted_goes_and_is_accounted_for(
+    small: Path, raw: Path, tmp_path: Path, planted: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(recipe_at(small, raw, tmp_path / "store"))
+    store = TokenStore.open(tmp_path / "store")
+    kept = [(Path(one.file).stem, one.row) for one in find_documents(store["web/train"], range(48))]
+    assert kept == [(str(number), row) for number in range(6) for row in range(8)]
+    rows = store["web/train"].manifest["rows"]
+    assert (rows["read"], rows["kept"], sum(rows["left_out"].values())) == (52, 48, 4)
+    assert sorted(reason.partition(":")[0] for reason in rows["left_out"]) == [
+        "contaminated",
+        "duplicate (minhash)",
+        "gopher_quality",
+    ]
+    found = store.manifest["sources"]["web"]["contamination"]["herons"]
+    assert (found["items"], found["found"], found["documents"]) == (2, 1, 1)
+    assert main(["inspect", str(tmp_path / "store")]) == 0
+    assert "overlap with herons" in capsys.readouterr().out
+    assert find_corruption(tmp_path / "store") == []
+
+
+def test_workers_and_interruptions_never_change_a_cleaned_store(
+    small: Path, raw: Path, tmp_path: Path, planted: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(recipe_at(small, raw, tmp_path / "calm"))
+    recipe = recipe_at(small, raw, tmp_path / "store")
+    assert sum(stages(plan_job(recipe)).values()) == 28
+    for after in (3, 9, 6, 5):  # tasks until the next interruption
+        interrupt(recipe, monkeypatch, after)
+        assert not (tmp_path / "store/manifest.json").exists()
+    prepare(recipe_at(small, raw, tmp_path / "store", **{"data.workers": 3}))
+    assert contents(tmp_path / "store") == contents(tmp_path / "calm")
+
+
+@pytest.mark.slow
+def test_killed_in_a_loop_a_deduplicated_store_is_the_same(small: Path, raw: Path, tmp_path: Path) -> None:
+    clean = {"deduplicate": "exact", "filters": ["fineweb"]}
+    source = {"format": "jsonl", "path": str(raw), "weight": 1, "clean": clean}
+    (tmp_path / "recipe.yaml").write_text((small / "recipe.yaml").read_text())
+    flags = ["--data.sources", json.dumps({"web": source}), "--data.validation_fraction", "0", "--data.workers", "2"]
+    command = [sys.executable, "-m", "tinyllama", "prepare", str(tmp_path / "recipe.yaml"), *flags, "--data.store"]
+    chance = random.Random(5)
+    for _ in range(4):
+        process = subprocess.Popen(
+            [*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while not (tmp_path / "killed/.work").exists() and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(chance.random())
+        process.kill()
+        process.wait()
+    for name in ("killed", "calm"):
+        subprocess.run([*command, str(tmp_path / name)], check=True, capture_output=True)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "calm")
+    left_out = TokenStore.open(tmp_path / "calm")["web/train"].manifest["rows"]["left_out"]
+    assert left_out["duplicate (exact)"] == 1

@@ -1,0 +1,92 @@
+"""What is released loads in transformers with no extra code and is the same model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from tinyllama.files import read_json
+from tinyllama.loading import load_model, load_tokenizer
+from tinyllama.release import release
+from tinyllama.release.huggingface import write_hugging_face
+
+TEXTS = ["The file is opened.", "def main():\n    return  [1, 23]\n", "  two  spaces", "café 日本 \U0001f999"]
+
+
+@pytest.fixture(scope="module", params=[{}, {"tie_embeddings": True}, {"kv_heads": 4}], ids=["gqa", "tied", "mha"])
+def folder(request: pytest.FixtureRequest, make_run: Callable[..., Path]) -> Path:
+    return release(make_run(**request.param)) / "huggingface"
+
+
+@torch.no_grad()
+def test_logits_in_transformers_equal_the_checkpoints(folder: Path) -> None:
+    ours = load_model(folder.parents[2])
+    for parameter in ours.parameters():
+        parameter.copy_(parameter.bfloat16())
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.randint(ours.vocab_size, (2, 100), generator=torch.Generator().manual_seed(1))
+    expected = theirs(ids).logits
+    assert (ours(ids) - expected).abs().max() < 1e-4
+    assert expected.std() > 0.1  # or the comparison would say little
+
+
+def test_tokens_equal_ours_in_transformers(folder: Path) -> None:
+    ours, theirs = load_tokenizer(folder.parent), AutoTokenizer.from_pretrained(folder)
+    for text in TEXTS:
+        ids = theirs(text).input_ids
+        assert ids == [ours.bos_id, *ours.encode(text)]
+        assert theirs.decode(ids, skip_special_tokens=True) == text
+    assert (theirs.bos_token_id, theirs.eos_token_id) == (ours.bos_id, ours.eos_id)
+    assert theirs.model_max_length == 128
+
+
+def test_transformers_generates_what_ours_would(folder: Path) -> None:
+    ours, theirs = load_model(folder.parent), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer("The file", return_tensors="pt")
+    ids = theirs.generate(**prompt, max_new_tokens=8, min_new_tokens=8, do_sample=False)[0].tolist()
+    assert len(ids) == prompt.input_ids.shape[1] + 8
+    with torch.no_grad():
+        for end in range(prompt.input_ids.shape[1], len(ids)):
+            logits = ours(torch.tensor([ids[:end]]))[0, -1]
+            logits[tokenizer.eos_token_id] = -torch.inf  # it was told not to stop
+            assert logits.argmax() == ids[end]
+
+
+def test_configurations_say_what_the_model_is(folder: Path) -> None:
+    config, shape = read_json(folder / "config.json"), load_model(folder.parent).shape
+    tokenizer = load_tokenizer(folder.parent)
+    expected: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": shape.dim,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "intermediate_size": shape.ffn_dim,
+        "max_position_embeddings": shape.context_length,
+        "tie_word_embeddings": shape.tie_embeddings,
+        "vocab_size": tokenizer.vocab_size,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+    }
+    assert {name: config[name] for name in expected} == expected
+    generation = GenerationConfig.from_pretrained(folder)
+    assert (generation.bos_token_id, generation.eos_token_id) == (tokenizer.bos_id, tokenizer.eos_id)
+
+
+@torch.no_grad()
+def test_weights_over_the_limit_are_sharded_and_load_all_the_same(released: Path, tmp_path: Path) -> None:
+    model = load_model(released)
+    write_hugging_face(tmp_path / "sharded", model, load_tokenizer(released), shard_bytes=60_000)
+    shards = sorted((tmp_path / "sharded").glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert all(path.stat().st_size < 100_000 for path in shards)  # an embedding of 600 x 64 is 77 kB, alone in one
+    assert not (tmp_path / "sharded/model.safetensors").exists()
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "sharded", dtype=torch.float32)
+    ids = torch.arange(50)[None]
+    assert (model(ids) - theirs(ids).logits).abs().max() < 1e-4
+    assert torch.equal(load_model(tmp_path / "sharded")(ids), model(ids))

@@ -1,0 +1,229 @@
+"""Token ids are SentencePiece's: on real text, on every character, on what a fuzzer finds, however texts are taken."""
+
+import random
+import sys
+import tracemalloc
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.conftest import python_sources
+from tests.vocabularies import (
+    LLAMA2,
+    NASTY,
+    every_vocabulary,
+    forgetful,
+    from_json,
+    from_model,
+    model_file,
+    processor,
+    tokenizers_reference,
+    train_sentencepiece,
+)
+
+from tinyllama.errors import InputError
+from tinyllama.prepare.corpus import CorpusReport
+from tinyllama.prepare.sources import RejectedRow, SourceRow, list_files, read_rows
+from tinyllama.recipe.data_schema import Source
+from tinyllama.text import to_str
+from tinyllama.tokenizer import Tokenizer
+from tinyllama.tokenizer.backends import HuggingFaceBackend, SentencePieceBackend
+from tinyllama.tokenizer.memo import Limits
+
+pytestmark = pytest.mark.slow
+
+CORPUS = ("slimpajama", "starcoderdata")
+runs = st.builds(lambda character, count: character * count, st.sampled_from(" \n\t▁\0"), st.integers(1, 300))
+nasty_texts = st.lists(st.sampled_from(NASTY) | runs | st.text(max_size=8), max_size=8).map("".join)
+
+
+def encode_together(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    return [ids.tolist() for ids in tokenizer.encode_documents(texts, start=False, end=False)]
+
+
+def rows_in(folder: Path, name: str) -> Iterator[SourceRow | RejectedRow]:
+    source = Source(format=name, path=str(folder / name), weight=1)
+    for file in list_files(name, source):
+        yield from read_rows(file.path, source)
+
+
+@every_vocabulary
+@pytest.mark.parametrize("build", [from_model, from_json, forgetful])
+def test_ids_and_text_are_sentencepieces(name: str, build: Any) -> None:
+    tokenizer, reference = build(name), processor(name)
+    for text in [*NASTY, " ".join(NASTY), "".join(NASTY), *python_sources(40)[30:]]:
+        ids = reference.encode(text)
+        assert tokenizer.encode(text) == ids
+        assert tokenizer.decode(ids) == reference.decode(ids) == text.replace("▁", " ")
+
+
+@every_vocabulary
+@settings(deadline=None, max_examples=150)
+@given(text=nasty_texts)
+def test_no_text_is_encoded_otherwise_than_by_sentencepiece(name: str, text: str) -> None:
+    expected = processor(name).encode(text)
+    for build in (from_model, from_json, forgetful):
+        assert build(name).encode(text) == expected
+
+
+@every_vocabulary
+@settings(deadline=None, max_examples=150)
+@given(texts=st.lists(nasty_texts, max_size=8), block_bytes=st.sampled_from([1, 7, 40, 1 << 17]))
+def test_texts_encoded_together_keep_to_themselves(name: str, texts: list[str], block_bytes: int) -> None:
+    expected = [processor(name).encode(text) for text in texts]
+    fresh = Tokenizer(model_file(name), Limits(3000, 4, 6, block_bytes))
+    for tokenizer in (fresh, from_model(name), from_json(name)):
+        assert encode_together(tokenizer, texts) == expected
+
+
+@every_vocabulary
+def test_every_character_of_unicode_is_encoded_as_by_sentencepiece(name: str) -> None:
+    characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    blocks = [characters[start : start + 5000] for start in range(0, len(characters), 5000)]
+    texts = ["".join(block) for block in blocks] + [" a".join(block[::3]) for block in blocks]
+    for tokenizer in (from_model(name), from_json(name)):
+        assert encode_together(tokenizer, texts) == [processor(name).encode(text) for text in texts]
+
+
+@pytest.mark.parametrize("name", ["llama2" if LLAMA2.is_file() else "small"])
+def test_every_text_of_the_embedded_corpus_has_sentencepieces_ids(
+    name: str, embedded_corpora: tuple[Path, Path, CorpusReport]
+) -> None:
+    texts = [
+        to_str(row.text)
+        for source in CORPUS
+        for row in rows_in(embedded_corpora[0], source)
+        if isinstance(row, SourceRow)
+    ]
+    assert sum(map(len, texts)) > 40_000_000
+    for text, ids in zip(texts, from_model(name).encode_documents(texts, start=False, end=False), strict=True):
+        assert ids.tolist() == processor(name).encode(text)
+
+
+@every_vocabulary
+@settings(deadline=None, max_examples=100)
+@given(data=st.data())
+def test_pieces_in_any_order_are_encoded_as_by_sentencepiece(name: str, data: st.DataObject) -> None:
+    pieces = st.integers(0, processor(name).vocab_size() - 1).map(processor(name).id_to_piece)
+    text = "".join(data.draw(st.lists(pieces | st.sampled_from([" ", "  ", "\n", "1"]), max_size=30)))
+    assert forgetful(name).encode(text) == from_json(name).encode(text) == processor(name).encode(text)
+
+
+@every_vocabulary
+def test_a_full_memo_starts_anew_and_changes_no_id(name: str) -> None:
+    texts = python_sources(45)[25:]
+    tokenizer = Tokenizer(model_file(name), Limits(100_000, slot_bits=8, block_bytes=1000))
+    first = [tokenizer.encode(text) for text in texts]
+    assert [tokenizer.encode(text) for text in texts] == first == [processor(name).encode(text) for text in texts]
+    assert tokenizer._memo is not None
+    known = tokenizer._memo._known
+    assert sys.getsizeof(known) + sum(map(sys.getsizeof, known)) < 200_000
+    assert len({run for text in texts for run in text.split()}) > 5000
+
+
+@every_vocabulary
+@settings(deadline=None, max_examples=60)
+@given(text=nasty_texts)
+def test_a_text_in_bytes_is_encoded_as_the_string(name: str, text: str) -> None:
+    build = forgetful(name)
+    wanted = build.encode_array(text).tolist()
+    for kind in (text.encode(), bytearray(text.encode())):
+        assert build.encode_array(kind).tolist() == wanted
+
+
+if LLAMA2.is_file():
+
+    def test_llama_2_gives_its_published_ids() -> None:
+        assert from_model("llama2").encode("Hello world  foo") == [15043, 3186, 29871, 7953]
+        assert (from_model("llama2").bos_id, from_model("llama2").eos_id, from_model("llama2").unk_id) == (1, 2, 0)
+
+
+def test_a_long_text_takes_little_more_memory_than_its_ids() -> None:
+    text = "".join(python_sources(20)) * 40
+    tokenizer = from_model("small")
+    tokenizer.encode(text[:1_000_000])
+    tracemalloc.start()
+    num_bytes = tokenizer.encode_array(text).nbytes
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(text) > 15_000_000
+    assert peak < 2 * num_bytes + 12_000_000
+
+
+def test_texts_are_taken_from_an_iterator_a_block_at_a_time() -> None:
+    texts = [f"text number {number} " * 50 for number in range(2000)]
+    taken = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal taken
+        for text in texts:
+            taken += len(text)
+            yield text
+
+    given = 0
+    for text, ids in zip(texts, from_model("small").encode_documents(counted()), strict=True):
+        given += len(text)
+        assert len(ids) > 100
+        assert taken - given < 300_000
+    assert given == taken > 1_500_000
+
+
+@pytest.mark.parametrize("build", [from_model, from_json])
+def test_a_lone_surrogate_is_refused_with_its_position(build: Any) -> None:
+    plain = Tokenizer(SentencePieceBackend("plain", train_sentencepiece(split_by_whitespace=False)))
+    for tokenizer in (build("small"), plain):
+        with pytest.raises(InputError, match=r"U\+D83D at character 100002"):
+            tokenizer.encode("ab " * 33334 + "\ud83d end")
+
+
+@pytest.mark.parametrize(
+    ("options", "has_memo"),
+    [
+        ({"split_by_whitespace": False}, False),  # pieces such as `in▁the`
+        ({"byte_fallback": False}, False),  # neighbouring unknown characters share one <unk>
+        ({"normalization_rule_name": "nmt_nfkc"}, False),
+        ({"remove_extra_whitespaces": True}, False),
+        ({"add_dummy_prefix": False}, False),
+        ({"treat_whitespace_as_suffix": True}, False),
+        ({"split_digits": False, "split_by_number": False, "split_by_unicode_script": False}, True),  # longer runs
+        ({"user_defined_symbols": ["<|fim|>", "->"]}, True),
+        ({"user_defined_symbols": [":\n", "\nx", "\n\n"]}, True),  # a newline is no cut here
+    ],
+)
+def test_other_vocabularies_are_exact_with_or_without_the_memo(options: dict[str, Any], has_memo: bool) -> None:
+    model = train_sentencepiece(**options)
+    reference = sentencepiece.SentencePieceProcessor(model_proto=model)
+    tokenizer = Tokenizer(SentencePieceBackend("other", model), Limits(block_bytes=50))
+    assert (tokenizer._memo is not None) == has_memo
+    texts = [*NASTY, " ".join(NASTY), "x <|fim|> y->z <|fim|>", "if x:\n\nx\n:\n", python_sources(31)[30]]
+    encoded = [reference.encode(text) for text in texts]
+    assert encode_together(tokenizer, texts) == encoded
+    for text, ids in zip(texts, encoded, strict=True):
+        assert tokenizer.encode(text) == ids
+        assert tokenizer.decode(ids) == reference.decode(ids)
+
+
+def test_a_tokenizer_json_whose_pieces_cross_words_is_exact_without_the_memo() -> None:
+    document = SentencePieceBackend("crossing", train_sentencepiece(split_by_whitespace=False)).document()
+    tokenizer, reference = Tokenizer(HuggingFaceBackend("crossing", document, {})), tokenizers_reference(document)
+    assert tokenizer._memo is None
+    for text in [*NASTY, python_sources(31)[30]]:
+        assert tokenizer.encode(text) == reference.encode(text).ids
+
+
+@every_vocabulary
+def test_a_text_without_any_space_is_exact_in_little_memory(name: str) -> None:
+    chance = random.Random(4)
+    characters = [chr(code) for code in range(0x4E00, 0x6200)] + list("的一是不了人我在有他这éаб😀abq1。")
+    text = "".join(chance.choices(characters, k=1_500_000))
+    tokenizer = Tokenizer(model_file(name))
+    assert tokenizer.encode(text[:100_000]) == processor(name).encode(text[:100_000])
+    tracemalloc.start()
+    ids = tokenizer.encode_array(text)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 * ids.nbytes + 40_000_000

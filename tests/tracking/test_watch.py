@@ -1,0 +1,290 @@
+"""The live page, looked at in a real browser while a real process trains; and put on a stand-in of the hub."""
+
+import errno
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+from playwright.sync_api import Page
+from tests.browser import DESKTOP, PHONE, keep_screenshot, opened
+from tests.release.hub import TOKEN, running_hub
+from tests.tracking.recorded import BATCH_TOKENS, evaluation, new_run, release, resume, step
+
+from tinyllama.errors import InputError
+from tinyllama.files import write_json
+from tinyllama.tracking import watch as watch_module
+from tinyllama.tracking.watch import watch
+
+pytestmark = pytest.mark.slow
+
+_ENDLESS_STEPS = 1_000_000
+# What a shell starts in the background ignores Ctrl-C, and so would all that it starts.
+_PROGRAM = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from tinyllama.cli import main
+sys.exit(main())
+"""
+
+
+@contextmanager
+def running(folder: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """The program, until the block ends."""
+    command = [sys.executable, "-c", _PROGRAM, *map(str, arguments)]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(60)
+            finally:
+                process.kill()
+
+
+@contextmanager
+def watched(folder: Path, run: str = "runs/small") -> Iterator[str]:
+    """The address of the page."""
+    with running(folder, "watch", run, "--no-open-browser") as process:
+        assert process.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:\d+/\S*", process.stdout.readline())
+        assert found, process.poll()
+        yield found[0]
+    assert process.returncode == 0
+
+
+def wait_for(page: Page, condition: str) -> dict[str, Any]:
+    """The page's own account of what it shows, once it fits."""
+    handle = page.wait_for_function(
+        f"() => {{ const shown = window.trackio?.getViewState(); return ({condition}) && shown }}", timeout=60_000
+    )
+    found: dict[str, Any] = handle.json_value()
+    return found
+
+
+def picture_of(page: Page, metric: str) -> str:
+    """What is drawn; the page draws it anew at any moment."""
+    canvas = f"document.querySelector('.plot-container[data-metric=\"{metric}\"] canvas')"
+    return str(page.evaluate(f"() => {canvas}?.toDataURL() ?? ''"))
+
+
+# How many columns of the loss have a pixel of this colour: the third of the page's, that of the first run's trouble.
+_COLUMNS = """(colour) => {
+    const canvas = document.querySelector('.plot-container[data-metric="loss"] canvas');
+    const { width, height } = canvas;
+    const pixels = canvas.getContext('2d').getImageData(0, 0, width, height).data;
+    const columns = new Set();
+    for (let at = 0; at < width * height; at++)
+        if (pixels[4 * at + 3] > 60 && colour.every((part, which) => Math.abs(pixels[4 * at + which] - part) < 12))
+            columns.add(at % width);
+    return columns.size;
+}"""
+
+
+def settled_picture_of(page: Page, metric: str, before: str = "") -> str:
+    """What is drawn once it is another picture than `before` and stays as it is for three seconds."""
+    last, since = before, 0
+    for _ in range(300):
+        now = picture_of(page, metric)
+        last, since = now, since + 1 if now == last else 0
+        if since >= 15 and now not in ("", before):
+            return now
+        page.wait_for_timeout(200)
+    pytest.fail("the picture stayed as it was, or never settled")
+
+
+@pytest.fixture(scope="module")
+def training(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which a run is training, with trackio, and will not end by itself."""
+    folder = tmp_path_factory.mktemp("training")
+    fields = ["--track.trackio", "true", "--train.tokens", _ENDLESS_STEPS * BATCH_TOKENS]
+    quiet = ["--checkpoint.every_steps", 10**6, "--train.validate_every_steps", 50]
+    with running(folder, "train", small / "recipe.yaml", *fields, *quiet):
+        for _ in range(600):
+            if (folder / "runs/small/trackers/trackio.json").is_file():
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail("nothing was shown within a minute")
+        yield folder
+
+
+@pytest.mark.parametrize(("scheme", "size"), [("light", DESKTOP), ("dark", DESKTOP), ("light", PHONE), ("dark", PHONE)])
+def test_the_curve_of_a_run_that_is_training_grows_by_itself(
+    training: Path, scheme: Literal["light", "dark"], size: tuple[int, int]
+) -> None:
+    with watched(training) as address, opened(address, scheme, size) as seen:
+        page = seen.page
+        shown = wait_for(page, "shown?.latest_x > 0 && shown.metrics.includes('validation_loss')")
+        page.wait_for_function("() => document.querySelector('[data-metric=\"loss\"] canvas')")
+        before = picture_of(page, "loss")
+        later = wait_for(page, f"shown.latest_x > {shown['latest_x']}")
+        for _ in range(100):  # drawn a moment later
+            if picture_of(page, "loss") not in (before, ""):
+                break
+            page.wait_for_timeout(200)
+        else:
+            pytest.fail("the picture stayed as it was")
+        assert sum("/?project=" in address for address in seen.requests) == 1  # never loaded again
+        assert (later["x_axis"], later["smoothing"]) == ("tokens", 20)
+        assert later["metrics"][:3] == ["loss", "validation_loss", "validation_bits_per_byte"]
+        assert seen.from_outside() == []
+        dark = page.evaluate("document.documentElement.dataset.theme") == "dark"
+        assert dark == (scheme == "dark")
+        assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+        keep_screenshot(page, f"watch-{'phone' if size == PHONE else 'desktop'}-{scheme}")
+
+
+def test_a_run_without_a_tracker_is_shown_from_its_files_and_what_comes_later_appears(tmp_path: Path) -> None:
+    run, journal = new_run(tmp_path)
+    step(journal, 1, 30)
+    journal.event("release", 10, folder="releases/step-00000010")
+    with watched(tmp_path) as address, opened(address) as seen:
+        shown = wait_for(seen.page, f"shown?.latest_x == {30 * BATCH_TOKENS}")
+        assert {entry["name"] for entry in shown["runs"]} == {"small", "releases of small", "trouble of small"}
+        step(journal, 31, 40)
+        release(run, 10, 30.0, [{"name": "Big", "hellaswag": 60.0, "source": "published, a card"}])
+        shown = wait_for(seen.page, "shown.metrics.some(name => name.startsWith('scores/hellaswag'))")
+        shown = wait_for(seen.page, f"shown.latest_x == {40 * BATCH_TOKENS} && shown.runs.length == 4")
+        assert "Big (published)" in {entry["name"] for entry in shown["runs"]}
+        keep_screenshot(seen.page, "watch-scores")
+
+
+def test_of_several_runs_the_one_that_was_asked_for_is_shown_and_the_others_are_a_click_away(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        _, journal = new_run(tmp_path, name)
+        step(journal, 1, 30, change=0.2 if name == "two" else 0.0)
+        journal.event("signal", 20, signal="SIGTERM")
+    with watched(tmp_path, "runs/two") as address, opened(address) as seen:
+        shown = wait_for(seen.page, "shown?.latest_x > 0")
+        assert {entry["id"] for entry in shown["runs"]} == {"two", "two/mark/releases", "two/mark/trouble"}
+        seen.page.get_by_text("one", exact=True).click()
+        shown = wait_for(seen.page, "shown.runs.length == 4")
+        seen.page.wait_for_timeout(500)
+        keep_screenshot(seen.page, "watch-compare")
+
+
+def test_marks_and_baselines_that_come_to_an_open_page_appear_also_beside_other_runs(tmp_path: Path) -> None:
+    _, other = new_run(tmp_path, "one")
+    step(other, 1, 60, change=1.0)
+    run, journal = new_run(tmp_path, "two", release={"every_tokens": 10 * BATCH_TOKENS, "baselines": ("models/here",)})
+    step(journal, 1, 60)
+    beside = {"two", "two/mark/releases", "two/mark/trouble", "two/baseline/models/here"}
+    with watched(tmp_path, "runs/two") as address, opened(address) as seen:
+        shown = wait_for(seen.page, f"shown?.latest_x == {60 * BATCH_TOKENS}")
+        assert beside < {entry["id"] for entry in shown["runs"]}
+        assert "one" not in {entry["id"] for entry in shown["runs"]}
+        before = settled_picture_of(seen.page, "loss")
+        for at in (15, 50):
+            journal.event("skip", at, reason="loss nan")
+        marked = settled_picture_of(seen.page, "loss", before)
+        assert seen.page.evaluate(_COLUMNS, [0x3B, 0x82, 0xF6]) in range(2, 20)  # two uprights, nothing between them
+        journal.event("rollback", 61, reason="spike", checkpoint=20, left_out=[60])
+        resume(journal, 20)
+        step(journal, 21, 30)
+        release(run, 10, 30.0, [{"name": "Pythia-1B", "hellaswag": 47.0, "source": "published, a card"}])
+        write_json(run / "releases/baselines/here.json", evaluation("models/here", None, 55.0))
+        metric = "scores/hellaswag acc_norm"
+        all_of_them = json.dumps(sorted(beside | {"two/baseline/Pythia-1B (published)"}))
+        has_come = f"{all_of_them}.every(id => shown.runs.some(run => run.id == id))"
+        shown = wait_for(seen.page, f"shown.metrics.includes('{metric}') && {has_come}")
+        settled_picture_of(seen.page, "loss", marked)
+        keep_screenshot(seen.page, "watch-marks")
+        assert "one" not in {entry["id"] for entry in shown["runs"]}
+
+
+def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run here; give a folder that `tinyllama train` wrote"):
+        watch(tmp_path)
+
+
+@pytest.mark.parametrize("port", [0, 65_536, 99_999])
+def test_what_is_no_port_is_refused_in_one_line(tmp_path: Path, port: int) -> None:
+    with pytest.raises(InputError, match=f"--port {port}: no port; give 1 to 65535, or none for a free one"):
+        watch(new_run(tmp_path)[0], port)
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (sqlite3.DatabaseError("file is not a database"), r"; move .*\.trackio away"),
+        (OSError(errno.EACCES, "Permission denied", "x"), "; make that possible"),
+        (InputError("a.jsonl:3: not a row; delete the line"), "^a.jsonl:3: not a row; delete the line$"),
+        (KeyError("x"), "; this is a fault of tinyllama or trackio"),
+    ],
+)
+def test_why_a_run_is_not_shown_comes_with_what_helps_against_it(error: Exception, remedy: str) -> None:
+    assert re.search(remedy, watch_module._problem(error, Path("runs/.trackio")))
+
+
+def test_where_no_port_is_free_and_none_was_named_one_is_asked_for(tmp_path: Path) -> None:
+    def show(**_: Any) -> None:
+        raise OSError("Cannot find empty port in range: 7860-7959.")
+
+    with pytest.raises(InputError, match=r"--port: no port is free \(.*7860-7959.*\); name one that is"):
+        watch_module._address(SimpleNamespace(show=show), tmp_path, None)
+
+
+# Publishing, as far as a stand-in of the hub goes: it has Spaces and no buckets
+
+
+def published(folder: Path, space: str, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: trackio takes the hub's address from the environment when it is imported."""
+    command = [sys.executable, "-m", "tinyllama", "watch", "runs/small", "--publish", space, *more]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN} | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    _, journal = new_run(tmp_path)
+    step(journal, 1, 30)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("more", "visibility"), [([], "private"), (["--public"], "public")])
+def test_a_space_is_made_with_trackios_page_private_unless_told_otherwise(
+    recorded: Path, more: list[str], visibility: str
+) -> None:
+    with running_hub() as hub:
+        done = published(recorded, "guild/page", *more, HF_ENDPOINT=hub.url)
+        space = hub.repositories["guild/page"]
+    assert (space.visibility, {*space.files}) == (visibility, {"README.md", "requirements.txt", "app.py"})
+    assert any("/api/buckets" in request for request in hub.requests)  # where the data would go
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "guild/page: " in done.stderr
+    assert "does not let this token write there (403)" in done.stderr
+
+
+def test_why_a_page_cannot_be_published_is_one_line(recorded: Path) -> None:
+    nowhere = "http://127.0.0.1:9"
+    with running_hub() as hub:
+        cases = [
+            ("ada/page", {"HF_TOKEN": "hf_wrong"}, "refuses this token; set HF_TOKEN"),
+            ("stranger/page", {}, "does not let this token write there (403)"),
+            ("ada/page", {"HF_ENDPOINT": nowhere}, f"{nowhere}: cannot be reached"),
+            ("page", {}, "--publish page: no name of a Space; give OWNER/NAME"),
+        ]
+        for space, environment, words in cases:
+            done = published(recorded, space, **{"HF_ENDPOINT": hub.url} | environment)
+            assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+            assert words in done.stderr

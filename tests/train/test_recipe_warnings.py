@@ -1,0 +1,120 @@
+"""What does not fit a run's length is refused where it cannot be meant, and listed by train, plan and doctor alike."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinyllama import cli
+from tinyllama.errors import InputError
+from tinyllama.recipe import Recipe
+from tinyllama.train.recipe_warnings import surprises
+from tinyllama.train.schedule import learning_rate
+
+STEP = 6 * 64
+"""Tokens of a step of the small recipe, whose warm-up has 5 of its 40 steps."""
+
+
+def places(small: Path, ranks: int | None = None, **fields: Any) -> list[str]:
+    recipe = Recipe.load(small / "recipe.yaml", {name.replace("__", "."): value for name, value in fields.items()})
+    return [line.partition(":")[0] for line in surprises(recipe, ranks)]
+
+
+def test_bundled_recipes_and_the_tests_own_surprise_nobody(small: Path) -> None:
+    assert places(small, ranks=3) == []
+    for name, ranks in (("demo", 1), ("tinyllama-120m", 8), ("tinyllama-1.1b", 16)):
+        assert surprises(Recipe.load(name), ranks) == []
+
+
+@pytest.mark.parametrize("name", ["cosine", "wsd"])
+@pytest.mark.parametrize("warmup", [0, 1, 9, 10, 11, 12, 13, 40])
+@pytest.mark.parametrize("decay_fraction", [0.01, 0.5, 0.9, 1.0])
+def test_a_schedule_surprises_where_its_highest_or_its_last_rate_is_not_what_the_recipe_says(
+    small: Path, name: str, warmup: int, decay_fraction: float
+) -> None:
+    fields: dict[str, Any] = {"warmup_steps": warmup, "name": name, "decay_fraction": decay_fraction}
+    fields = {f"train.schedule.{field}": value for field, value in fields.items()}
+    recipe = Recipe.load(small / "recipe.yaml", fields | {"train.tokens": 12 * STEP})
+    peak, final = recipe.train.optimizer.learning_rate, recipe.train.schedule.final_learning_rate
+    rates = [learning_rate(recipe.train.schedule, peak, step, 12) for step in range(12)]
+    fits = max(rates) >= 0.95 * peak and abs(rates[-1] - final) <= 0.05 * peak
+    (*said,) = (line for line in surprises(recipe) if line.startswith("train.schedule:"))
+    assert len(said) == (not fits)
+    if said:
+        assert f"rises to {max(rates):.3g} " in said[0]
+        assert f"ends at {rates[-1]:.3g} " in said[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"train__tokens": 12 * STEP, "checkpoint__every_steps": 4}, "train.validate_every_steps"),
+        ({"train__validate_every_steps": 41}, "train.validate_every_steps"),
+        ({"checkpoint__every_steps": 41}, "checkpoint.every_steps"),
+        ({"checkpoint__every_steps": 99, "release__at_tokens": [40 * STEP]}, "checkpoint.every_steps"),
+        ({"release__at_tokens": [5 * STEP, 40 * STEP + 1]}, "release.at_tokens"),
+        ({"release__every_tokens": 50 * STEP}, "release.every_tokens"),
+        ({"data__stages": [{"from_tokens": 90 * STEP, "weights": {"lines": 1}}]}, "data.stages"),
+        ({"train__batch_sequences": 14, "train__micro_batch_sequences": 6, "ranks": 2}, "train.micro_batch_sequences"),
+    ],
+)
+def test_what_never_happens_in_a_run_of_this_length_is_listed(small: Path, fields: dict[str, Any], place: str) -> None:
+    assert place in places(small, **fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"checkpoint__every_steps": 99, "release__at_tokens": [39 * STEP]},
+        {"checkpoint__every_steps": 40, "train__validate_every_steps": 40},
+        {"release__at_tokens": [40 * STEP], "release__every_tokens": 40 * STEP},
+        {"data__stages": [{"from_tokens": 40 * STEP - 1, "weights": {"lines": 1}}]},
+    ],
+)
+def test_what_happens_at_the_last_step_or_before_is_not_listed(small: Path, fields: dict[str, Any]) -> None:
+    assert places(small, **fields) == []
+
+
+def test_a_final_rate_above_the_peak_is_refused_when_the_recipe_is_read(small: Path) -> None:
+    with pytest.raises(InputError, match=r"recipe.yaml: train: .*0.0003 is above the peak, .*0.0002; lower"):
+        Recipe.load(small / "recipe.yaml", {"train.optimizer.learning_rate": 2e-4})
+    Recipe.load(small / "recipe.yaml", {"train.optimizer.learning_rate": 3e-4})
+
+
+def test_train_plan_and_doctor_list_the_same(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = [
+        "--train.tokens",
+        str(3 * STEP),
+        "--release.every_tokens",
+        str(4 * STEP),
+        "--data.validation_fraction",
+        "0.1",
+    ]
+    recipe = [str(small / "recipe.yaml"), *flags]
+    places = ["train.schedule", "train.validate_every_steps", "checkpoint.every_steps", "release.every_tokens"]
+    assert cli.main(["train", *recipe]) == 0
+    trained = capsys.readouterr().err
+    assert cli.main(["plan", *recipe, "--hardware", "h100"]) == 0
+    planned = capsys.readouterr().err
+    assert cli.main(["doctor", *recipe, "--json"]) == 0
+    rows = [row for row in json.loads(capsys.readouterr().out)["rows"] if row["part"] == "recipe"]
+    listed = {row["what"]: row for row in rows if row["what"] in places}
+    assert [*listed] == places
+    for place in places:
+        assert listed[place]["mark"] == "warning"
+        line = f"{place}: {listed[place]['found']}; {listed[place]['remedy']}"
+        assert line in trained.splitlines()
+        assert line in planned.splitlines()
+
+
+def test_doctor_lists_sources_that_cannot_be_validated_on(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    longer = ["--train.sequence_length", "1000000", "--model.context_length", "1000000"]
+    cli.main(["doctor", str(small / "recipe.yaml"), *longer, "--json"])
+    rows = {row["what"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    for name in ("modules", "lines"):
+        assert rows[f"{small / 'store'}/{name}"]["mark"] == "warning"
+        assert "held out" in rows[f"{small / 'store'}/{name}"]["found"]
