@@ -40,8 +40,8 @@ REPORTED: set[str] = set()
 HOLD = """
 import sys
 from pathlib import Path
-from tinyllama.files import alone_in
-with alone_in(Path(sys.argv[1]), sys.argv[2], ""):
+from tinyllama.files import exclusive_lock
+with exclusive_lock(Path(sys.argv[1]), sys.argv[2], ""):
     print("held", flush=True)
     sys.stdin.read()
 """

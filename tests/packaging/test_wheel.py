@@ -70,7 +70,10 @@ def test_an_installed_wheel_plans_and_explains_itself_without_the_checkout(insta
 
 
 def test_an_installed_wheel_finds_every_requirement_met_that_its_metadata_name(installed: Path) -> None:
-    program = "import json; from tinyllama.plan.system_info import lacking; print(json.dumps(lacking('tinyllama')))"
+    program = (
+        "import json; from tinyllama.plan.system_info import unmet_requirements; "
+        "print(json.dumps(unmet_requirements('tinyllama')))"
+    )
     lacking = json.loads(run(installed / "venv/bin/python", "-c", program, folder=installed))
     assert {"", "clean", "evaluate", "float8", "formats", "offline", "ray", "track"} == set(lacking)
     assert not lacking[""]

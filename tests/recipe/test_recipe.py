@@ -125,7 +125,7 @@ def test_a_flag_fills_a_part_that_a_runs_own_recipe_has_as_null(tmp_path: Path) 
 
 
 def test_two_sources_of_one_name_are_refused_with_their_line(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[1] / "recipes/demo.yaml").read_text()
+    text = (Path(__file__).parents[2] / "recipes/demo.yaml").read_text()
     (tmp_path / "twice.yaml").write_text(text.replace("    starcoderdata:", "    slimpajama:"))
     with pytest.raises(InputError, match=r"twice.yaml:9: not valid YAML: 'slimpajama' stands here a second time"):
         Recipe.load(tmp_path / "twice.yaml")

@@ -115,7 +115,7 @@ def test_a_lock_is_seen_in_another_process_and_in_this_one_and_is_not_lost_by_lo
         assert is_locked(path)
         holder.communicate("")
     assert not is_locked(path)
-    ask = [sys.executable, "-c", f"from tinyllama.files import *; print(is_held(Path({str(path)!r})))"]
+    ask = [sys.executable, "-c", f"from tinyllama.files import *; print(is_locked(Path({str(path)!r})))"]
     with exclusive_lock(tmp_path, "lock", ""):
         assert is_locked(path)
         assert subprocess.run(ask, capture_output=True, text=True, check=True).stdout == "True\n"

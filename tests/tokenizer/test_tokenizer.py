@@ -160,7 +160,7 @@ train_tokenizer(reversed(texts) if "reversed" in sys.argv else texts, 700).save(
 
 def test_the_same_texts_train_the_same_bytes_in_another_process_and_order(tmp_path: Path) -> None:
     for hash_seed, arguments in (("1", ["one"]), ("2", ["two", "reversed"])):
-        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(Path(__file__).parents[1])}
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(Path(__file__).parents[2])}
         folder = str(tmp_path / arguments[0])
         subprocess.run([sys.executable, "-c", TRAIN, folder, *arguments[1:]], env=environment, check=True, cwd=tmp_path)
     files = sorted(path.name for path in (tmp_path / "one").iterdir())

@@ -35,9 +35,9 @@ _EMPTY_WHILE_LOOKING = """
 import sys, threading
 from pathlib import Path
 from tinyllama.recipe import Recipe
-from tinyllama.tracking.trackio_sink import PROJECT, Page
+from tinyllama.tracking.trackio_sink import PROJECT, TrackioSink
 run = Path(sys.argv[1]) / "small"
-page = Page(run, Recipe.load(run / "recipe.yaml"), is_new=False)
+page = TrackioSink(run, Recipe.load(run / "recipe.yaml"), is_new=False)
 seen, ended = set(), threading.Event()
 looks = 0
 def look():

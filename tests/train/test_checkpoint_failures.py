@@ -115,18 +115,18 @@ import time
 from pathlib import Path
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from tinyllama.recipe import Recipe
-from tinyllama.runs.checkpoint import Saver
-from tinyllama.train.distributed import join_ranks
-from tinyllama.train.setup import build, start
+from tinyllama.runs.checkpoint import CheckpointWriter
+from tinyllama.train.distributed import init_distributed
+from tinyllama.train.setup import build, initialize_weights
 
 def full(*_):
     raise OSError(28, "No space left on device")
 
 write = FileSystemWriter.write_data
-with join_ranks(60) as ranks:
+with init_distributed(60) as ranks:
     trainer = build(Recipe.load(sys.argv[1]), ranks)
-    start(trainer)
-    saver = Saver(Path("run"), True, lambda *_: None)
+    initialize_weights(trainer)
+    saver = CheckpointWriter(Path("run"), True, lambda *_: None)
     for step in (1, 2):
         FileSystemWriter.write_data = full if (ranks.rank, step) == (1, 1) else write
         saver.begin(step, trainer.model, trainer.optimizers, {}, time.perf_counter())

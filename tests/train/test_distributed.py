@@ -94,12 +94,12 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from tinyllama.model.llama import initialize
 from tinyllama.recipe import Recipe
-from tinyllama.train.distributed import Ranks
+from tinyllama.train.distributed import World
 from tinyllama.train.setup import build_model
 
 def write(recipe, rank, count):
     dist.init_process_group("fake", rank=rank, world_size=count, store=FakeStore())
-    model = build_model(recipe, 601, Ranks(rank, count, torch.device("cpu")))
+    model = build_model(recipe, 601, World(rank, count, torch.device("cpu")))
     initialize(model, recipe.seed)
     parts = {name: parameter.to_local() for name, parameter in model.named_parameters()}
     torch.save(parts, f"{count}-{recipe.parallel.replicate}-{rank}.pt")
@@ -152,7 +152,7 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from tinyllama.model.llama import initialize
 from tinyllama.recipe import Recipe
-from tinyllama.train.distributed import Ranks
+from tinyllama.train.distributed import World
 from tinyllama.train.setup import build_model
 
 def peak():
@@ -162,7 +162,7 @@ def peak():
 dist.init_process_group("fake", rank=5, world_size=16, store=FakeStore())
 before = peak()
 recipe = Recipe.load("tinyllama-1.1b", {"train.compile": False})  # whose import takes 200 MB
-model = build_model(recipe, 32_000, Ranks(5, 16, torch.device("cpu")))
+model = build_model(recipe, 32_000, World(5, 16, torch.device("cpu")))
 initialize(model, recipe.seed)
 local = sum(parameter.to_local().numel() for parameter in model.parameters())
 print(local, sum(parameter.numel() for parameter in model.parameters()), peak() - before)

@@ -33,8 +33,7 @@ def batches(
     """The batches of one rank from step `first_step` to the recipe's last: one `batch_of_step` each, in turn.
 
     Batches in `left_out` are skipped (see `batch_index_for_step`). While the model trains on one, the kernel
-    reads the next one's
-    tokens, and none after the last. Raises InputError where the batch does not divide among the ranks, and as
+    reads the tokens of the next one. Raises InputError where the batch does not divide among the ranks, and as
     `Split.fetch` does.
     """
     length = recipe.train.sequence_length

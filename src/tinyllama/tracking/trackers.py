@@ -28,8 +28,8 @@ SHUTDOWN_TIMEOUT_SECONDS = 30.0
 """For the last rows, when training ends."""
 _PROGRAM = """\
 import sys
-from tinyllama.processes import end_with_parent
-end_with_parent(int(sys.argv.pop(1)))
+from tinyllama.processes import set_parent_death_signal
+set_parent_death_signal(int(sys.argv.pop(1)))
 from tinyllama.tracking.process import main
 sys.exit(main(*sys.argv[1:]))
 """

@@ -26,8 +26,8 @@ from tinyllama.terminal import echo
 
 _PROGRAM = """\
 import sys
-from tinyllama.processes import end_with_parent
-end_with_parent(int(sys.argv.pop(1)))
+from tinyllama.processes import set_parent_death_signal
+set_parent_death_signal(int(sys.argv.pop(1)))
 from tinyllama.release.milestone import main
 sys.exit(main(*sys.argv[1:]))
 """
