@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 
 from tinyllama.errors import InputError, damage_named, first_line, warn_once
 from tinyllama.files import how_to_replace, is_file_name, read_json, sha256_of
+from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import Llama
 from tinyllama.model.weights import config_from_hugging_face, from_hugging_face, load_parameters
-from tinyllama.plan import num_parameters
 from tinyllama.recipe import Model, Recipe
 from tinyllama.runs.checkpoint import list_committed, load_weights, read_state
 from tinyllama.tokenizer import Tokenizer

@@ -76,14 +76,6 @@ def test_a_compiled_block_keeps_what_is_planned(recompute: str, length: int) -> 
     assert on_cpu * 2 * length == pytest.approx(kept, rel=0.05)
 
 
-def test_the_limits_that_are_planned_with_are_the_network_s() -> None:
-    from tinyllama.model import attention, loss
-    from tinyllama.plan import memory
-
-    assert (memory._LOGITS, memory._CPU_PROBABILITIES) == (loss._LOGITS, loss._CPU_SOFTMAX_CHUNK)
-    assert (memory._CPU_BLOCK, memory._CPU_KEPT_TIME) == (attention._BLOCK, attention._MAX_SAVED_SEQUENCE_LENGTH)
-
-
 def test_the_largest_micro_batch_fits_and_the_next_larger_does_not() -> None:
     recipe = Recipe.load("tinyllama-1.1b")
     most = estimate(recipe, 32_000, MACHINES["a100-80g"], Assumptions(gpus=16)).figures["largest_micro_batch_sequences"]

@@ -16,10 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_BLOCK = 128
-"""Queries of a block: fewer would make slow products, more would meet more keys in vain."""
-_MAX_SAVED_SEQUENCE_LENGTH = 512
-"""The probabilities of longer sequences outgrow all other activations and are computed twice instead."""
+from tinyllama.model.flops import ATTENTION_BLOCK, saved_attention_probabilities
 
 
 def causal_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -74,8 +71,8 @@ def _backward(
 def _blocks(query: Tensor, keys: Tensor, kept: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """First and last position of each block of queries, and room for its probabilities [B K, rows, keys]."""
     taken = 0
-    for start in range(0, query.shape[2], _BLOCK):
-        end = min(start + _BLOCK, query.shape[2])
+    for start in range(0, query.shape[2], ATTENTION_BLOCK):
+        end = min(start + ATTENTION_BLOCK, query.shape[2])
         shape = (len(keys), query.shape[0] * query.shape[1] // len(keys) * (end - start), end)
         if len(kept):
             room = kept[taken : taken + math.prod(shape)].view(shape)
@@ -108,9 +105,7 @@ def _empty(x: Tensor) -> Tensor:
 @_forward.register_fake
 def _forward_fake(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     batch, heads, time, _ = query.shape
-    ends = [min(start + _BLOCK, time) for start in range(0, time, _BLOCK)] if time <= _MAX_SAVED_SEQUENCE_LENGTH else []
-    scores = sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False))
-    return _empty(query), query.new_empty(batch * heads * scores)
+    return _empty(query), query.new_empty(batch * heads * saved_attention_probabilities(time))
 
 
 @_backward.register_fake

@@ -1,54 +1,74 @@
-"""Counts of parameters and operations, by closed formulas."""
+"""Parameters, FLOPs and buffer sizes of the network, by closed formulas. Imports no torch: `plan` uses it too."""
 
 from tinyllama.recipe import Model
 
-LLAMA_2_PIECES = 32_000
-"""To plan with where a recipe's tokenizer is not here yet."""
+LLAMA_2_VOCAB_SIZE = 32_000
+"""Vocabulary size to assume before a recipe's tokenizer exists."""
+LOGITS_CHUNK = 2**25
+"""Largest number of logits in memory at a time; smaller chunks make slower matrix products."""
+CPU_SOFTMAX_CHUNK = 2**21
+"""Largest number of float32 probabilities in memory at a time on a CPU, so that they stay in its cache."""
+ATTENTION_BLOCK = 128
+"""Queries per block of attention on a CPU: small blocks make slow matmuls, large ones compute more masked scores."""
+MAX_SAVED_SEQUENCE_LENGTH = 512
+"""Tokens up to which the CPU's attention saves its probabilities; the backward pass recomputes those of longer ones."""
 
 
-def parameters_by_part(shape: Model, vocab_size: int) -> dict[str, int]:
-    """Parameters of the network by what they belong to; the head has none of its own where embeddings are tied."""
-    embedding = vocab_size * shape.dim
+def parameters_by_part(config: Model, vocab_size: int) -> dict[str, int]:
+    """Return the number of parameters of each part of the network; a tied head has none of its own."""
+    embedding = vocab_size * config.dim
     return {
         "embedding": embedding,
-        "attention": shape.layers * shape.dim * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads),
-        "feed_forward": shape.layers * 3 * shape.dim * shape.ffn_dim,
-        "norms": (2 * shape.layers + 1) * shape.dim,
-        "head": 0 if shape.tie_embeddings else embedding,
+        "attention": config.layers * config.dim * config.head_dim * (2 * config.heads + 2 * config.kv_heads),
+        "feed_forward": config.layers * 3 * config.dim * config.ffn_dim,
+        "norms": (2 * config.layers + 1) * config.dim,
+        "head": 0 if config.tie_embeddings else embedding,
     }
 
 
-def num_parameters(shape: Model, vocab_size: int) -> int:
-    """Parameters of the network; the model card's shape with 32,000 pieces has 1,100,048,384."""
-    return sum(parameters_by_part(shape, vocab_size).values())
+def num_parameters(config: Model, vocab_size: int) -> int:
+    """Return the number of parameters; the model card's configuration with 32,000 tokens has 1,100,048,384."""
+    return sum(parameters_by_part(config, vocab_size).values())
 
 
-def flops_per_token(shape: Model, vocab_size: int, sequence_length: int) -> int:
-    """Operations to train on one token, forward and backward, that an MFU counts.
+def flops_per_token(config: Model, vocab_size: int, sequence_length: int) -> int:
+    """Return the FLOPs of training on one token, forward and backward, that an MFU counts.
 
-    6 x (parameters less the input embedding, which is looked up) + 6 x layers x dim x sequence_length: causal
-    attention, which needs half of the products of full attention (Chowdhery et al. 2022, arXiv:2204.02311, appendix B,
-    counts the full one). By it the model card's 24k tokens/s are 52.0 % of an A100's 312 TFLOP/s.
+    6 x (parameters without the input embedding, which is a lookup) + 6 x layers x dim x sequence_length. The second
+    term is causal attention, half of the full attention that Chowdhery et al. count (2022, arXiv:2204.02311,
+    appendix B). By this formula the model card's 24k tokens/s are 52.0 % of an A100's 312 TFLOP/s.
     """
-    return 6 * _multiplied(shape, vocab_size) + 6 * shape.layers * shape.dim * sequence_length
+    return 6 * _matmul_parameters(config, vocab_size) + 6 * config.layers * config.dim * sequence_length
 
 
-def flops_by_formula(shape: Model, vocab_size: int, sequence_length: int) -> dict[str, int]:
-    """Operations a token by the formulas in use, so that an MFU from elsewhere can be compared.
+def flops_by_formula(config: Model, vocab_size: int, sequence_length: int) -> dict[str, int]:
+    """Return the FLOPs per token by each common formula, to compare with MFU figures from elsewhere.
 
-    `causal` is `flops_per_token`, which every MFU here is stated in; `full` counts all of attention's products; `6N`
-    and `6N+full` count the input embedding too, `6N` no attention.
+    `causal` is `flops_per_token`, which every MFU of tinyllama uses. `full` counts full attention. `6N` counts all
+    parameters, with the input embedding, and no attention; `6N+full` adds full attention.
     """
-    parameters, attention = num_parameters(shape, vocab_size), 12 * shape.layers * shape.dim * sequence_length
+    parameters, attention = num_parameters(config, vocab_size), 12 * config.layers * config.dim * sequence_length
     return {
-        "causal": flops_per_token(shape, vocab_size, sequence_length),
-        "full": 6 * _multiplied(shape, vocab_size) + attention,
+        "causal": flops_per_token(config, vocab_size, sequence_length),
+        "full": 6 * _matmul_parameters(config, vocab_size) + attention,
         "6N": 6 * parameters,
         "6N+full": 6 * parameters + attention,
     }
 
 
-def _multiplied(shape: Model, vocab_size: int) -> int:
-    """Parameters that a token is multiplied with: all but the input embedding; a tied head is multiplied too."""
-    parts = parameters_by_part(shape, vocab_size)
+def saved_attention_probabilities(sequence_length: int) -> int:
+    """Return the number of probabilities that the CPU's attention saves per query head and sequence.
+
+    A block of queries saves its probabilities over all keys up to the block's last token.
+    """
+    if sequence_length > MAX_SAVED_SEQUENCE_LENGTH:
+        return 0
+    starts = range(0, sequence_length, ATTENTION_BLOCK)
+    ends = [min(start + ATTENTION_BLOCK, sequence_length) for start in starts]
+    return sum((end - start) * end for start, end in zip(starts, ends, strict=True))
+
+
+def _matmul_parameters(config: Model, vocab_size: int) -> int:
+    """Return the parameters of matrix products: all except the input embedding, and a tied head once."""
+    parts = parameters_by_part(config, vocab_size)
     return sum(parts.values()) - parts["head"]

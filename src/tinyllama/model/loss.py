@@ -12,10 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LOGITS = 2**25
-"""Most logits that exist at a time: fewer would make slower products."""
-_CPU_SOFTMAX_CHUNK = 2**21
-"""On a CPU, most probabilities that exist at a time: in float32 they stay in its cache."""
+from tinyllama.model.flops import CPU_SOFTMAX_CHUNK, LOGITS_CHUNK
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
@@ -38,7 +35,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nats = hidden.new_zeros((), dtype=torch.float32)
         hidden_gradient = torch.empty_like(hidden)
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if with_gradient else hidden.new_empty(0)
-        tokens, cached = (max(1, most // len(weight)) for most in (_LOGITS, _CPU_SOFTMAX_CHUNK))
+        tokens, cached = (max(1, most // len(weight)) for most in (LOGITS_CHUNK, CPU_SOFTMAX_CHUNK))
         cached = cached if hidden.device.type == "cpu" else tokens
         for start in range(0, len(hidden), tokens):
             chunk = slice(start, start + tokens)

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tinyllama.errors import InputError
-from tinyllama.model.flops import LLAMA_2_PIECES
+from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
 from tinyllama.plan.estimate import Assumptions, Plan, estimate
 from tinyllama.plan.hardware_specs import Machine, machine_named
 from tinyllama.plan.sweep import parse_sweep, sweep_plot
@@ -71,8 +71,8 @@ def _vocab_size(recipe: Recipe) -> int:
         from tinyllama.tokenizer import Tokenizer  # noqa: PLC0415 - only where it is needed
 
         return Tokenizer.load(recipe.tokenizer).vocab_size
-    echo(f"{recipe.tokenizer}: not here yet; planned with {LLAMA_2_PIECES:,} pieces (--vocab-size)", to_stderr=True)
-    return LLAMA_2_PIECES
+    echo(f"{recipe.tokenizer}: not here yet; planned with {LLAMA_2_VOCAB_SIZE:,} pieces (--vocab-size)", to_stderr=True)
+    return LLAMA_2_VOCAB_SIZE
 
 
 def _machine(

@@ -9,17 +9,17 @@ Letters: D model, Q the width of queries, keys and values together, K that of th
 from dataclasses import dataclass
 from typing import Literal
 
-from tinyllama.model.flops import num_parameters, parameters_by_part
+from tinyllama.model.flops import (
+    CPU_SOFTMAX_CHUNK,
+    LOGITS_CHUNK,
+    num_parameters,
+    parameters_by_part,
+    saved_attention_probabilities,
+)
 from tinyllama.recipe import Model
 from tinyllama.recipe.train_schema import Optimizer
 
 ActivationCheckpointing = Literal["none", "selective", "full"]
-
-_LOGITS = 2**25
-"""`model/loss.py`'s: most logits that exist at a time."""
-_CPU_PROBABILITIES = 2**21
-_CPU_BLOCK, _CPU_KEPT_TIME = 128, 512
-"""`model/attention.py`'s: a CPU keeps the probabilities of sequences up to that length, by blocks of queries."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def optimizer_bytes(load: Workload) -> int:
 
 def logits_bytes(load: Workload) -> int:
     """What the loss holds of one chunk: logits, probabilities, and the head's gradient in the activations' type."""
-    logits = min(_LOGITS, load.tokens * load.vocab_size)
-    probabilities = min(logits, _CPU_PROBABILITIES) if load.is_cpu else 2 * logits
+    logits = min(LOGITS_CHUNK, load.tokens * load.vocab_size)
+    probabilities = min(logits, CPU_SOFTMAX_CHUNK) if load.is_cpu else 2 * logits
     head = load.vocab_size * load.shape.dim
     copy = 0 if load.shards > 1 or load.element_bytes == 4 else head  # of a float32 head, cast for the product
     return load.element_bytes * (logits + head + copy) + 4 * probabilities
@@ -121,11 +121,9 @@ def _widths(load: Workload) -> tuple[int, int, int, int]:
 
 
 def _kept_probabilities(load: Workload) -> int:
-    if not load.is_cpu or load.length > _CPU_KEPT_TIME:
+    if not load.is_cpu:
         return 0
-    ends = [min(start + _CPU_BLOCK, load.length) for start in range(0, load.length, _CPU_BLOCK)]
-    scores = sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False))
-    return load.element_bytes * load.shape.heads * scores // load.length
+    return load.element_bytes * load.shape.heads * saved_attention_probabilities(load.length) // load.length
 
 
 def _saved_for_backward(load: Workload) -> dict[str, float]:

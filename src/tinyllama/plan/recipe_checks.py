@@ -14,7 +14,7 @@ from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import format_bytes
-from tinyllama.model.flops import LLAMA_2_PIECES
+from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
 from tinyllama.plan.checks import CheckResult, Status
 from tinyllama.plan.estimate import HEADROOM, Assumptions, Plan, estimate
 from tinyllama.plan.hardware_specs import MACHINES, Machine, spec_for_device
@@ -36,7 +36,7 @@ def recipe_rows(recipe: Recipe, found: SystemInfo) -> list[CheckResult]:
     judged = _findings(recipe, tokenizer) if tokenizer else {}
     rows = [first, *_data(recipe), *_weights(recipe), *_software(recipe, found)]
     rows = [*(judged.pop(row.what, row) for row in rows), *judged.values(), *_surprises(recipe, found)]
-    return [*rows, *size_rows(recipe, tokenizer.vocab_size if tokenizer else LLAMA_2_PIECES, found, _free)]
+    return [*rows, *size_rows(recipe, tokenizer.vocab_size if tokenizer else LLAMA_2_VOCAB_SIZE, found, _free)]
 
 
 def _row(what: str, found: str, mark: Status = "ok", remedy: str = "") -> CheckResult:
