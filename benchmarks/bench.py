@@ -22,8 +22,7 @@ from bench_page import write_page
 from measuring import Measure, Results, machine, options, read_measures, read_results
 
 from tinyllama.files import write_json
-from tinyllama.hardware import benchmark_matmul_flops
-from tinyllama.processes import available_cpu_count
+from tinyllama.hardware import available_cpu_count, benchmark_matmul_flops
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"

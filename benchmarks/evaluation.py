@@ -22,7 +22,7 @@ from lm_eval.api.model import LM
 from measuring import OURS, Measure, Program, options, spread, take_turns, write_measures
 from peers import version_of
 
-from tinyllama.processes import available_cpu_count
+from tinyllama.hardware import available_cpu_count
 
 TASKS = ("hellaswag", "piqa", "arc_easy", "arc_challenge")
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}

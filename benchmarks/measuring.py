@@ -19,8 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 
 from tinyllama.files import write_json
-from tinyllama.hardware import device_name, total_memory_bytes
-from tinyllama.processes import available_cpu_count
+from tinyllama.hardware import available_cpu_count, device_name, total_memory_bytes
 
 OURS = "tinyllama"
 DEFAULT_WORK = Path.home() / ".cache" / "tinyllama-benchmarks"

@@ -28,7 +28,7 @@ from measuring import OURS, Measure, Program, options, read_measures, spread, ta
 from peers import make_peer, pip, version_of
 from texts import make_corpus, text_bytes
 
-from tinyllama.processes import available_cpu_count
+from tinyllama.hardware import available_cpu_count
 from tinyllama.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent

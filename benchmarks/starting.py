@@ -22,7 +22,7 @@ from peers import make_peer, version_of
 from training import COMMON, SETTINGS
 from training_setup import VOCABULARY, Work, environment, make_work, peer_job, small_recipe, write_recipe
 
-from tinyllama.processes import available_cpu_count
+from tinyllama.hardware import available_cpu_count
 from tinyllama.recipe import Recipe
 
 HERE = Path(__file__).parent

@@ -24,7 +24,7 @@ from measuring import Program as Recorded
 from peers import PEERS, make_peer, version_of
 from training_setup import Work, environment, make_work, peer_job, run_logged, small_recipe, write_recipe
 
-from tinyllama.processes import available_cpu_count
+from tinyllama.hardware import available_cpu_count
 
 HERE = Path(__file__).parent
 # A name's first word is the peer. Of each precision the fastest settings, and those that they were chosen from, which

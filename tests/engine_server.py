@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tinyllama.noise import hush_torchao
+from tinyllama.errors import silence_torchao
 from tinyllama.release import engines, isolation
 
 START_NORMALLY = isolation._run
@@ -118,7 +118,7 @@ def _stop(server: subprocess.Popen[bytes], owner: int) -> None:
 
 def _serve(address: str) -> None:
     """Import what the engines need, then answer each connection in a fork."""
-    hush_torchao()
+    silence_torchao()
     import transformers.generation
     import transformers.models.llama.modeling_llama  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401

@@ -29,7 +29,7 @@ def said(program: str) -> str:
     ],
 )
 def test_only_the_named_messages_of_the_named_loggers_are_dropped(logger: str, message: str, is_dropped: bool) -> None:
-    hush = "from tinyllama.noise import hush_torchao; hush_torchao(); hush_torchao(); "
+    hush = "from tinyllama.errors import silence_torchao; silence_torchao(); silence_torchao(); "
     log = _LOG.format(logger=logger, message=message)
     assert said(log) == f"{message}\n"
     assert said(hush + log) == ("" if is_dropped else f"{message}\n")
@@ -38,4 +38,4 @@ def test_only_the_named_messages_of_the_named_loggers_are_dropped(logger: str, m
 @pytest.mark.parametrize("library", ["torchao.quantization", "torchao.float8"])
 def test_importing_torchao_prints_nothing(library: str) -> None:
     pytest.importorskip("torchao")
-    assert said(f"from tinyllama.noise import hush_torchao; hush_torchao(); import {library}") == ""
+    assert said(f"from tinyllama.errors import silence_torchao; silence_torchao(); import {library}") == ""

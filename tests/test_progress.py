@@ -12,7 +12,7 @@ from tests.train.launching import launched
 
 from tinyllama import cli, progress
 from tinyllama.cli_arguments import pop_quiet_flag
-from tinyllama.formatting import duration
+from tinyllama.formatting import format_duration
 from tinyllama.progress import BYTES, Bar
 
 TINYLLAMA = (sys.executable, "-m", "tinyllama")
@@ -140,7 +140,7 @@ def test_work_that_stands_still_takes_longer_and_longer() -> None:
     ],
 )
 def test_a_time_is_said_in_its_two_largest_units(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+    assert format_duration(seconds) == said
 
 
 # A terminal

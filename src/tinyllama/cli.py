@@ -13,12 +13,11 @@ from typing import Literal
 from tyro.conf import Positional
 
 from tinyllama.cli_arguments import parse, parse_with_recipe, pop_quiet_flag
-from tinyllama.cli_status import run_and_get_exit_status
-from tinyllama.errors import InputError, damage_named
+from tinyllama.errors import InputError, run_and_get_exit_status, translate_damage_errors
+from tinyllama.formatting import echo, visible
 from tinyllama.plan.failures import GPU_HOURS_BETWEEN_FAILURES
 from tinyllama.progress import set_quiet
 from tinyllama.recipe import Recipe
-from tinyllama.terminal import echo, visible
 
 # Each command imports what it needs when it runs: `tinyllama --help` should not wait for torch.
 # ruff: noqa: PLC0415
@@ -245,7 +244,7 @@ def verify(release: Positional[Path]) -> int:
     from tinyllama.release.verify import table
     from tinyllama.release.verify import verify as verify_release
 
-    with damage_named(release):
+    with translate_damage_errors(release):
         checks = verify_release(release)
     echo("\n".join(table(checks)))
     return 0 if all(check.passed for check in checks) else 1

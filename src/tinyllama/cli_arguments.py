@@ -11,8 +11,8 @@ from typing import Any
 import tyro
 
 from tinyllama.errors import InputError
+from tinyllama.formatting import echo
 from tinyllama.recipe import Recipe, bundled_recipes, parse_yaml
-from tinyllama.terminal import echo
 
 
 def parse(name: str, function: Callable[..., int | None], arguments: list[str]) -> Callable[[], int | None]:

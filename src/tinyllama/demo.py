@@ -16,6 +16,7 @@ from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.evaluate.report import evaluate_and_save
 from tinyllama.files import disk_usage_bytes
+from tinyllama.formatting import echo
 from tinyllama.model.generation import complete
 from tinyllama.prepare.corpus import FOLDERS, write_corpus
 from tinyllama.prepare.pipeline import prepare
@@ -26,7 +27,6 @@ from tinyllama.release.formats import check_formats
 from tinyllama.release.verify import Check, table, verify
 from tinyllama.runs import checkpoint
 from tinyllama.runs.log import read_rows
-from tinyllama.terminal import echo
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.loop import train
 from tinyllama.train.setup import run_folder

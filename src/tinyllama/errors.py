@@ -1,56 +1,118 @@
-"""What ends a command: the command line prints the message as one line and exits with the status. And warnings."""
+"""Errors, the exit status that each ends a command with, and warnings.
 
+The command line prints an error's message as one line on standard error.
+"""
+
+import errno
+import logging
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from tinyllama.terminal import echo
+from tinyllama.formatting import echo
+
+INPUT_ERROR_STATUS = 2
+"""Exit status for wrong input: running the command again would change nothing."""
+DAMAGE_ERRORS = (
+    ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError,
+)  # fmt: skip
+"""Exceptions that code raises on a damaged or hostile file."""
 
 
 class InputError(ValueError):
-    """Wrong input, which the user can mend: the place, the value and the remedy, in one line. Exit status 2."""
+    """Wrong input that the user can correct: place, problem and remedy in one line. Exit status 2."""
 
 
 class RunStoppedError(RuntimeError):
-    """A run that ended before its last step: why, and what to do, in one line; and the exit status."""
+    """A run that stopped before its last step: reason and remedy in one line, and the exit status."""
 
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
 
 
-DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError)
-"""Exceptions that code raises on a damaged or hostile file."""
+def run_and_get_exit_status(call: Callable[[], int | None], system_status: int = INPUT_ERROR_STATUS) -> int:
+    """Call a function and return an exit status; print one line on standard error where it fails.
+
+    `system_status` is the status where the operating system refuses something, such as a write to a full disk. Errors
+    that are faults of this program are raised.
+    """
+    try:
+        return call() or 0
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        message, status = _message_and_status(error, system_status)
+        # All ranks of a machine find the same wrong input, but each may fail for another reason.
+        if not isinstance(error, InputError | RunStoppedError) or os.environ.get("LOCAL_RANK", "0") == "0":
+            echo("tinyllama: " + message.replace("\n", "\\n"), to_stderr=True)
+        return status
+
+
+def _message_and_status(error: BaseException, system_status: int) -> tuple[str, int]:
+    match error:
+        case InputError():
+            return str(error), INPUT_ERROR_STATUS
+        case RunStoppedError():
+            return str(error), error.status
+        case KeyboardInterrupt():
+            return "interrupted; prepare, train and demo resume when they are run again", 130
+        case OSError(errno=errno.EAGAIN) | RuntimeError(args=("can't start new thread",)):
+            problem = f"the system starts no more threads or processes ({first_line(error)})"
+            return f"{problem}; raise the limit (ulimit -u)", system_status
+        case OSError() if error.filename is not None:
+            return f"{error.filename}: {error.strerror}; correct this and run the command again", system_status
+        case _:
+            raise error
 
 
 @contextmanager
-def damage_named(place: Path) -> Iterator[None]:
-    """Turn what the block raises on a damaged or hostile file below `place` into an InputError."""
+def translate_damage_errors(place: Path) -> Iterator[None]:
+    """Raise an error of the block that a damaged or hostile file below `place` causes as an InputError."""
     try:
         yield
     except InputError:
         raise
-    except DAMAGE as error:
+    except DAMAGE_ERRORS as error:
         raise InputError(
             f"{place}: a file there is invalid ({summarize_error(error)}); restore it, or report this"
         ) from error
 
 
 def first_line(error: BaseException) -> str:
-    """An error's first line, or its kind where it says nothing."""
+    """Return the first line of an error's message, or the error's class where there is no message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def summarize_error(error: BaseException) -> str:
-    """An error's first line; with its kind, where it was not written for people."""
-    words = first_line(error)
-    return words if isinstance(error, InputError) else f"{type(error).__name__}: {words}"
+    """Return the first line of an error's message, after the error's class unless it is an InputError."""
+    return first_line(error) if isinstance(error, InputError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 @cache
 def warn_once(line: str) -> None:
-    """Print a line on standard error, once per process and only by one of a machine's ranks."""
+    """Print a line on standard error, once per process and only in one rank per machine."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         echo(line, to_stderr=True)
+
+
+def silence_torchao() -> None:
+    """Drop the messages that torchao logs on import; call this before torchao or transformers is imported.
+
+    transformers imports torchao. torchao tries to load its extensions for all GPUs and Python versions, and registers
+    enums in a way that torch warns about.
+    """
+    logging.getLogger("torchao").addFilter(_is_not_failed_extension)
+    logging.getLogger("torch.utils._pytree").addFilter(_is_not_torchao_enum)
+
+
+def _is_not_failed_extension(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Failed to load ")
+
+
+def _is_not_torchao_enum(record: logging.LogRecord) -> bool:
+    return "is an Enum subclass and is now natively supported" not in record.getMessage()

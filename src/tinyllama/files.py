@@ -141,12 +141,12 @@ def write_json_with_sha256(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises InputError where it is not whole."""
     try:
-        return orjson.loads(read_regular(path))  # a full-size manifest has 12 MB: json would need a second for it
+        return orjson.loads(read_regular_file(path))  # a full-size manifest has 12 MB: json would need a second for it
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); restore it, or make again what it belongs to") from None
 
 
-def read_regular(path: Path, most_bytes: int = 1 << 28) -> bytes:
+def read_regular_file(path: Path, most_bytes: int = 1 << 28) -> bytes:
     """Return a file's bytes. Raises InputError for a pipe or a device, which may never end, and above `most_bytes`."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -157,7 +157,7 @@ def read_regular(path: Path, most_bytes: int = 1 << 28) -> bytes:
     return data
 
 
-POINTER_BYTES = 1024
+MAX_POINTER_BYTES = 1024
 """Size in bytes above which a file is no pointer of git's."""
 # git-lfs's docs/spec.md; git-annex's documentation, "pointer file"
 _POINTERS = {
@@ -166,19 +166,19 @@ _POINTERS = {
 }
 
 
-def pointer_of(data: bytes) -> tuple[str, str] | None:
+def git_pointer(data: bytes) -> tuple[str, str] | None:
     """Return what keeps a file in git's place of data, and the command that fetches the data; None for other bytes."""
     return next((found for pattern, found in _POINTERS.items() if pattern.match(data)), None)
 
 
-def how_to_replace(data: bytes) -> str:
+def replacement_remedy(data: bytes) -> str:
     """Return the remedy for a file from elsewhere whose bytes, of which `data` are the first, cannot be used."""
-    if pointer := pointer_of(data):
+    if pointer := git_pointer(data):
         return f"it is a {pointer[0]} pointer: fetch the file itself with `{pointer[1]}`"
     return "copy or download it again"
 
 
-def is_below(name: str) -> bool:
+def is_inside(name: str) -> bool:
     """Return whether a relative path, read from a file, stays below the folder that it starts from."""
     return not Path(name).is_absolute() and ".." not in Path(name).parts
 
@@ -201,7 +201,7 @@ def exclusive_lock(folder: Path, lock: str, refusal: str) -> Iterator[None]:
     Raises InputError, saying `refusal`, where another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open_unfollowed(folder / lock) as file:
+    with open_without_following(folder / lock) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, no child inherits it
         except (BlockingIOError, PermissionError):
@@ -237,12 +237,12 @@ def is_locked(path: Path) -> bool:
 @contextmanager
 def blocking_lock(path: Path) -> Iterator[None]:
     """Hold a lock while the block runs, having waited for who holds it."""
-    with open_unfollowed(path) as file:
+    with open_without_following(path) as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         yield
 
 
-def links_out(folder: Path) -> Iterator[Path]:
+def find_escaping_symlinks(folder: Path) -> Iterator[Path]:
     """Yield every symbolic link below a folder that leads out of it."""
     here = folder.resolve()
     for inner, folders, files in os.walk(folder):
@@ -251,20 +251,20 @@ def links_out(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def refuse_links(folder: Path) -> None:
+def reject_symlinks(folder: Path) -> None:
     """Raise InputError where a symbolic link leads out of a folder that is to be written.
 
     `checkpoints` may be one, to an empty folder, which then gets a file that names `folder` as its user. W&B keeps
     links to its logs in `wandb`, and only W&B writes there.
     """
-    for path in links_out(folder):
+    for path in find_escaping_symlinks(folder):
         place = path.relative_to(folder).parts
         is_wandbs = place[0] == "wandb" and len(place) > 1
         if not is_wandbs and not (place == ("checkpoints",) and _is_own(path, folder)):
-            refuse_link(path)
+            reject_symlink(path)
 
 
-def refuse_link(path: Path) -> None:
+def reject_symlink(path: Path) -> None:
     """Raise InputError where a path is a symbolic link: writing would change what it leads to."""
     if path.is_symlink():
         raise InputError(f"{path}: is a symbolic link, and what it leads to would change; put the files there")
@@ -278,7 +278,7 @@ def _is_own(target: Path, folder: Path) -> bool:
     return owner.is_file() and owner.read_text() == name
 
 
-def open_unfollowed(path: Path) -> IO[bytes]:
+def open_without_following(path: Path) -> IO[bytes]:
     """Open a file to append to it; it is made where it is not there, and never emptied.
 
     Raises InputError where it is a symbolic link: a stranger's run may have one that leads to a file of yours.
@@ -287,6 +287,6 @@ def open_unfollowed(path: Path) -> IO[bytes]:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            refuse_link(path)
+            reject_symlink(path)
         raise
     return os.fdopen(descriptor, "ab", buffering=0)

@@ -1,35 +1,55 @@
-"""Numbers as people say them, and rows as lines: for progress, plans, pictures, cards and reports.
+"""Text for people: printable text, short numbers and durations, and tables of aligned columns.
 
-Pure functions. Three digits are what a reader compares; who needs all of them finds them in the tables and files.
+Imports nothing of the library. rich is imported by the function that needs it.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+import sys
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-EM_DASH = "\N{EN DASH}"
-"""Stands where a number would, if there were one."""
+if TYPE_CHECKING:
+    from rich.text import Text
+
+MISSING = "\N{EN DASH}"
+"""Placeholder for a number that does not exist."""
+
+# C0 and C1 except tab and newline, line separators, characters that change the direction of text, and lone surrogates,
+# which no stream can encode.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    r"""Return a text with each control character as an escape, such as `\x1b`; newlines and tabs stay."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def echo(text: object = "", to_stderr: bool = False) -> None:
+    """Print a text, with its control characters escaped, and a newline, and flush the stream."""
+    print(visible(str(text)), file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
 def format_count(count: float) -> str:
-    """A count as people say it: 6.01M, 105B, 3T."""
-    rounded = float(f"{count:.3g}")
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if rounded >= size:
-            return f"{rounded / size:g}{unit}"
-    return f"{rounded:g}"
+    """Return a count with three significant digits and a unit: `6.01M`, `105B`, `3T`."""
+    return _with_unit(count, (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)), "")
 
 
 def format_bytes(count: float) -> str:
-    """Bytes in decimal units, as disks are sold: 668 MB, 2.2 GB."""
+    """Return a number of bytes with three significant digits and a decimal unit: `668 MB`, `2.2 GB`."""
+    return _with_unit(count, ((" TB", 1e12), (" GB", 1e9), (" MB", 1e6), (" kB", 1e3)), " bytes")
+
+
+def _with_unit(count: float, units: Iterable[tuple[str, float]], smallest_unit: str) -> str:
     rounded = float(f"{count:.3g}")
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, size in units:
         if rounded >= size:
-            return f"{rounded / size:g} {unit}"
-    return f"{rounded:g} bytes"
+            return f"{rounded / size:g}{unit}"
+    return f"{rounded:g}{smallest_unit}"
 
 
-def duration(seconds: float) -> str:
-    """A time in its two largest units: `2 d 3 h`, `4 min 10 s`, `12 s`, `under 1 s`."""
+def format_duration(seconds: float) -> str:
+    """Return a duration in its two largest units: `2 d 3 h`, `4 min 10 s`, `12 s`, `under 1 s`."""
     left = max(0, round(seconds))
     for (large, size), (small, part) in pairwise((("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))):
         if left >= size:
@@ -39,17 +59,44 @@ def duration(seconds: float) -> str:
 
 
 def format_duration_precise(seconds: float) -> str:
-    """A `duration`, below ten seconds to two digits: 0.35 s."""
-    return duration(seconds) if seconds >= 10 else f"{seconds:.2g} s"
+    """Return a duration as `format_duration` does, but below ten seconds with two significant digits: `0.35 s`."""
+    return format_duration(seconds) if seconds >= 10 else f"{seconds:.2g} s"
 
 
-def format_percent(part: float) -> str:
-    """A share in per cent: 97.5 %."""
-    return f"{100 * part:.1f}\N{NO-BREAK SPACE}%"
+def format_percent(fraction: float) -> str:
+    """Return a fraction as a percentage: `97.5 %`."""
+    return f"{100 * fraction:.1f}\N{NO-BREAK SPACE}%"
 
 
-def format_table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows of cells, the head's first, as lines of text: each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+def format_table(
+    head: Sequence[str],
+    rows: "Iterable[Sequence[str | Text]]",
+    *,
+    title: str = "",
+    right: Collection[str] = (),
+    max_width: int | None = None,
+) -> list[str]:
+    """Return the lines of a table of aligned columns.
+
+    Columns are left-aligned, except those whose head is in `right`. A `head` of empty strings is not shown. On a
+    terminal, cells wrap at its width, and styled `Text` cells become ANSI sequences, which `echo` would escape.
+    Elsewhere cells wrap at `max_width` characters, or not at all.
+    """
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max_width or 1_000_000
+    table = Table(
+        title=title and Text(visible(title)), title_justify="left", box=None, pad_edge=False, show_header=any(head)
+    )
+    table.padding = (0, 2, 0, 0)
+    for name in head:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        table.add_row(*(Text(visible(cell)) if isinstance(cell, str) else cell for cell in row))
+    with console.capture() as captured:
+        console.print(table)
+    return [line.rstrip() for line in captured.get().splitlines()]

@@ -1,4 +1,9 @@
-"""What this machine can do, and what makes it do it."""
+"""Hardware: cores, memory, peak FLOP/s, the allocator, and the table of what known GPUs can do.
+
+Rows of the table come from the manufacturers' data sheets. Peaks are for dense products: bf16 with float32 sums, and
+float32 without TF32, as torch multiplies by default. A CPU's row is measured. torch is imported only by the functions
+that need it, since planning uses the table without torch.
+"""
 
 import ctypes
 import os
@@ -9,29 +14,125 @@ import shutil
 import sysconfig
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from tinyllama.errors import InputError
 
-from tinyllama.plan.hardware_specs import spec_for_device
-from tinyllama.processes import available_cpu_count
+if TYPE_CHECKING:
+    import torch
+
+# ruff: noqa: PLC0415
 
 
-def peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
-    """FLOP/s against which an MFU is stated: the data sheet's on a known GPU, measured on a CPU, None elsewhere."""
+@dataclass(frozen=True)
+class HardwareSpec:
+    """One GPU of a model, or this machine's CPU."""
+
+    name: str
+    bf16_flops: float
+    """Peak FLOP/s of dense bf16 products."""
+    fp32_flops: float
+    """Peak FLOP/s of dense float32 products."""
+    memory_bytes: float
+    """Nominal memory; data sheets count in units of 10^9 bytes."""
+    link_bytes_per_second: float
+    """Bandwidth to the other GPUs of the node, one direction: NVLink, or PCIe 4.0 x16."""
+    network_bytes_per_second: float
+    """Bandwidth of a node of eight to other nodes, one direction: the DGX's network, or one port of 100 Gbit/s."""
+    watts: float | None
+    """Maximum power of the board."""
+    source: str
+    """Origin of these numbers."""
+    is_cpu: bool = False
+
+    def peak_flops(self, precision: str) -> float:
+        """Return the peak FLOP/s for computing in `bf16` or `fp32`."""
+        return self.bf16_flops if precision == "bf16" else self.fp32_flops
+
+    def per_process(self, processes: int) -> "HardwareSpec":
+        """Return what each of several processes has: an equal part of a CPU, or a GPU of its own."""
+        if not self.is_cpu:
+            return self
+        parts = {name: getattr(self, name) / processes for name in ("bf16_flops", "fp32_flops", "memory_bytes")}
+        return replace(self, **parts)
+
+
+_PCIE, _NIC_100_GBIT = 32e9, 12.5e9
+_A100 = "NVIDIA A100 Tensor Core GPU data sheet (SXM); DGX A100 data sheet: 8 x 200 Gbit/s"
+_H100 = "NVIDIA H100 Tensor Core GPU data sheet (SXM5); DGX H100 data sheet: 8 x 400 Gbit/s"
+_H200 = "NVIDIA H200 Tensor Core GPU data sheet (SXM); DGX H200 data sheet: 8 x 400 Gbit/s"
+_B200 = "NVIDIA HGX B200 and DGX B200 data sheets, of 8 GPUs: 1,440 GB, 36 PFLOP/s sparse bf16, 8 x 400 Gbit/s"
+# Their traffic passes through the host's memory, and may reach only half of the bandwidth given here.
+_ADA = "NVIDIA Ada GPU Architecture white paper, appendix A; PCIe without peer-to-peer"
+_AMPERE = "NVIDIA Ampere GA102 GPU Architecture white paper, table 9; PCIe without peer-to-peer"
+
+HARDWARE_SPECS = {
+    spec.name: spec
+    for spec in (
+        HardwareSpec("a100-40g", 312e12, 19.5e12, 40e9, 300e9, 200e9, 400, _A100),
+        HardwareSpec("a100-80g", 312e12, 19.5e12, 80e9, 300e9, 200e9, 400, _A100),
+        HardwareSpec("h100", 989e12, 67e12, 80e9, 450e9, 400e9, 700, _H100),
+        HardwareSpec("h200", 989e12, 67e12, 141e9, 450e9, 400e9, 700, _H200),
+        HardwareSpec("b200", 2250e12, 75e12, 180e9, 900e9, 400e9, 1000, _B200),
+        HardwareSpec("l40s", 362e12, 91.6e12, 48e9, _PCIE, _NIC_100_GBIT, 350, "NVIDIA L40S data sheet"),
+        HardwareSpec("4090", 165e12, 82.6e12, 24e9, _PCIE, _NIC_100_GBIT, 450, _ADA),
+        HardwareSpec("3090", 71e12, 35.6e12, 24e9, _PCIE, _NIC_100_GBIT, 350, _AMPERE),
+    )
+}
+GPUS_PER_NODE = 8
+
+
+def get_hardware_spec(name: str) -> HardwareSpec:
+    """Return a row of the table by its name, or the row of this machine's CPU for `cpu`.
+
+    Raises InputError for an unknown name.
+    """
+    if name == "cpu":
+        return measure_cpu_spec()
+    if name not in HARDWARE_SPECS:
+        raise InputError(
+            f"--hardware {name}: unknown; name one of {', '.join(HARDWARE_SPECS)}, or cpu for this machine's CPU"
+        )
+    return HARDWARE_SPECS[name]
+
+
+def spec_for_device(device_name: str) -> HardwareSpec | None:
+    """Return the row for a GPU by the driver's name, such as `NVIDIA A100-SXM4-80GB`; None if there is no row."""
+    lower = device_name.lower()
+    if "a100" in lower:
+        return HARDWARE_SPECS["a100-40g" if "40gb" in lower else "a100-80g"]
+    return next((spec for name, spec in HARDWARE_SPECS.items() if name in lower), None)
+
+
+def measure_cpu_spec() -> HardwareSpec:
+    """Return the row of this machine's CPU, whose matrix products are timed now: about a second."""
+    import torch
+
+    bf16, fp32 = benchmark_matmul_flops(torch.bfloat16), benchmark_matmul_flops(torch.float32)
+    source = "products of 2048 x 2048 matrices, measured now"
+    return HardwareSpec("cpu", bf16, fp32, total_memory_bytes(), 10e9, 12.5e9, None, source, is_cpu=True)
+
+
+def peak_flops(device: "torch.device", precision: "torch.dtype") -> float | None:
+    """Return the FLOP/s that an MFU refers to: from the table for a known GPU, measured on a CPU, else None."""
+    import torch
+
     if device.type == "cpu":
         return benchmark_matmul_flops(precision)
-    machine = spec_for_device(torch.cuda.get_device_name(device))
-    return machine.peak_flops("bf16" if precision == torch.bfloat16 else "fp32") if machine else None
+    spec = spec_for_device(torch.cuda.get_device_name(device))
+    return spec.peak_flops("bf16" if precision == torch.bfloat16 else "fp32") if spec else None
 
 
-def benchmark_matmul_flops(precision: torch.dtype, size: int = 2048) -> float:
-    """FLOP/s of a square matrix product on the CPU: what a perfect model would run at.
+def benchmark_matmul_flops(precision: "torch.dtype", size: int = 2048) -> float:
+    """Return the best measured FLOP/s of a square matrix product on the CPU.
 
-    The best of half a second, of three at least, or of fewer once a second is over: a CPU without instructions for bf16
-    takes many seconds for one.
+    Measures at least three products and half a second, but ends after a second: a CPU without instructions for bf16
+    takes many seconds for one product.
     """
+    import torch
+
     left, right = torch.ones(2, size, size, dtype=precision)
     seconds: list[float] = []
     while sum(seconds) < (1.0 if len(seconds) < 3 else 0.5):
@@ -41,41 +142,44 @@ def benchmark_matmul_flops(precision: torch.dtype, size: int = 2048) -> float:
     return 2 * size**3 / min(seconds)
 
 
-def device_name(device: torch.device) -> str:
-    """Return a GPU's name or the CPU's model."""
+def device_name(device: "torch.device") -> str:
+    """Return a GPU's name, or the CPU's model."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
-    cpus = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", cpus.read_text(), re.MULTILINE) if cpus.is_file() else None
-    return found[1] if found else platform.processor() or platform.machine()
+    model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return model[1] if model else platform.processor() or platform.machine()
 
 
-def describe(device: torch.device, ranks: int) -> dict[str, Any]:
-    """Describe what `ranks` processes compute on, each on a device like this one, as JSON: see `describe_hardware`."""
-    found = {"device": device_name(device), "type": device.type, "ranks": ranks}
+def hardware_record(device: "torch.device", ranks: int) -> dict[str, Any]:
+    """Return a JSON description of what `ranks` processes compute on, each on a device like this one."""
+    import torch
+
+    record = {"device": device_name(device), "type": device.type, "ranks": ranks}
     if device.type == "cpu":
-        found |= {"cores": available_cpu_count(), "threads": torch.get_num_threads()}
-    return found
+        record |= {"cores": available_cpu_count(), "threads": torch.get_num_threads()}
+    return record
 
 
-def describe_hardware(entry: Mapping[str, Any]) -> str:
-    """Return what `describe` found, and the peak of each rank where the entry has one, as one line."""
-    ranks, on_cpu = entry["ranks"], entry["type"] == "cpu"
-    if on_cpu:
+def format_hardware(record: Mapping[str, Any]) -> str:
+    """Return a `hardware_record` with its `precision` and `peak_flops` (of one rank, or None) as one line."""
+    ranks, is_cpu = record["ranks"], record["type"] == "cpu"
+    if is_cpu:
         cores, threads = (
-            f"{entry[name]} {name.removesuffix('s' * (entry[name] == 1))}" for name in ("cores", "threads")
+            f"{record[name]} {name.removesuffix('s' * (record[name] == 1))}" for name in ("cores", "threads")
         )
-        words = f"{entry['device']}, {cores}, " + (f"{ranks} ranks with {threads} each" if ranks > 1 else threads)
+        what = f"{record['device']}, {cores}, " + (f"{ranks} ranks with {threads} each" if ranks > 1 else threads)
     else:
-        words = f"{ranks} x {entry['device']}"
-    if entry["peak_flops"] is None:
-        return f"{words}; {entry['precision']} peak not known"
-    source = f"per {'rank' if on_cpu else 'GPU'}, {'measured' if on_cpu else 'from its data sheet'}"
-    return f"{words}; {entry['precision']} peak {entry['peak_flops'] / 1e12:.3g} TFLOP/s {source}"
+        what = f"{ranks} x {record['device']}"
+    if record["peak_flops"] is None:
+        return f"{what}; {record['precision']} peak not known"
+    source = f"per {'rank' if is_cpu else 'GPU'}, {'measured' if is_cpu else 'from its data sheet'}"
+    return f"{what}; {record['precision']} peak {record['peak_flops'] / 1e12:.3g} TFLOP/s {source}"
 
 
-def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile has what it needs: on a CPU, a C++ compiler and Python's headers."""
+def can_compile(device: "torch.device") -> bool:
+    """Return whether torch.compile has what it needs: on a CPU, a C++ compiler and Python's headers."""
     if device.type != "cpu":
         return True
     compilers = filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++"))
@@ -83,9 +187,9 @@ def can_compile(device: torch.device) -> bool:
 
 
 def tune_malloc() -> None:
-    """Tell glibc to keep freed memory instead of giving it back and faulting it in again every step.
+    """Make glibc keep freed memory for the next step; do nothing with another C library.
 
-    Big tensors otherwise cost 800,000 page faults a step and up to a fifth of the time on a CPU. Elsewhere a no-op.
+    Otherwise large tensors cost 800,000 page faults per step, and up to a fifth of the time on a CPU.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -95,16 +199,23 @@ def tune_malloc() -> None:
         libc.mallopt(option, value)
 
 
+def available_cpu_count() -> int:
+    """Return the number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
 def total_memory_bytes() -> int:
-    """Memory of this machine, or of the container if that has less."""
-    own = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Return the memory of this machine in bytes, or the container's limit if that is lower."""
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
-    words = limit.read_text().strip() if limit.is_file() else ""
-    return min(own, int(words)) if words.isdigit() else own
+    text = limit.read_text().strip() if limit.is_file() else ""
+    return min(installed, int(text)) if text.isdigit() else installed
 
 
-def memory_bytes(device: torch.device) -> int:
-    """Most memory used so far: of the GPU, or of the process on a CPU."""
+def peak_memory_bytes(device: "torch.device") -> int:
+    """Return the highest memory use so far in bytes: of the GPU, or of the process on a CPU."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

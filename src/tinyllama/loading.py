@@ -16,8 +16,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
-from tinyllama.errors import InputError, damage_named, first_line, warn_once
-from tinyllama.files import how_to_replace, is_file_name, read_json, sha256_of
+from tinyllama.errors import InputError, first_line, translate_damage_errors, warn_once
+from tinyllama.files import is_file_name, read_json, replacement_remedy, sha256_of
 from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import Llama
 from tinyllama.model.weights import config_from_hugging_face, from_hugging_face, load_parameters
@@ -82,7 +82,7 @@ def _newest(run: Path) -> Path:
 
 def _from_checkpoint(found: ModelLocation, precision: torch.dtype) -> Llama:
     recipe = Recipe.load(found.folder / "recipe.yaml")
-    with damage_named(found.folder):
+    with translate_damage_errors(found.folder):
         state = read_state(found.folder)
         vocab_size = int(state.get("vocab_size") or Tokenizer.load(found.tokenizer_folder).vocab_size)
     held = sum(path.stat().st_size for path in found.folder.glob("*.distcp"))
@@ -213,7 +213,7 @@ class Safetensors(Mapping[str, torch.Tensor]):
             try:
                 tensors = safe_open(path, "pt")
             except SafetensorError as error:
-                raise InputError(f"{path.name} cannot be read ({error}); {how_to_replace(first)}") from None
+                raise InputError(f"{path.name} cannot be read ({error}); {replacement_remedy(first)}") from None
             self._files |= dict.fromkeys(tensors.keys(), tensors)
 
     def __getitem__(self, name: str) -> torch.Tensor:

@@ -20,8 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tinyllama.formatting import duration
-from tinyllama.terminal import echo, visible
+from tinyllama.formatting import echo, format_duration, visible
 
 BYTES = "bytes"
 _POLL_SECONDS = 0.5
@@ -166,9 +165,13 @@ class Bar:
 
     def _time(self, now: float) -> str:
         if self.done >= self.total:
-            return f"took {duration(now - self.began)}"
+            return f"took {format_duration(now - self.began)}"
         speed = self.speed.per_second(now)
-        return f"{duration((self.total - self.done) / speed)} left" if speed else f"{duration(now - self.began)} so far"
+        return (
+            f"{format_duration((self.total - self.done) / speed)} left"
+            if speed
+            else f"{format_duration(now - self.began)} so far"
+        )
 
     def _render(self) -> Group:
         """Two lines, so that 60 columns are enough: how far and how long, then the numbers."""

@@ -12,17 +12,17 @@ import yaml
 
 from tinyllama.cli import main
 from tinyllama.errors import InputError
+from tinyllama.hardware import HARDWARE_SPECS, spec_for_device
 from tinyllama.plan import command
 from tinyllama.plan.estimate import Assumptions, estimate
 from tinyllama.plan.failures import failure_overhead
-from tinyllama.plan.hardware_specs import MACHINES, spec_for_device
 from tinyllama.recipe import Recipe
 
 PUBLISHED = Assumptions(gpus=16, mfu=0.563, formula="full", price_per_gpu_hour=1.5)
 
 
 def figures(fields: dict[str, object] | None = None, stated: Assumptions = PUBLISHED) -> dict[str, Any]:
-    return estimate(Recipe.load("tinyllama-1.1b", fields), 32_000, MACHINES["a100-40g"], stated).as_json()
+    return estimate(Recipe.load("tinyllama-1.1b", fields), 32_000, HARDWARE_SPECS["a100-40g"], stated).as_json()
 
 
 def test_the_published_figures_come_out() -> None:
@@ -86,7 +86,7 @@ def test_what_was_left_at_its_default_is_named() -> None:
 
 
 def test_a_cpu_s_processes_share_it() -> None:
-    cpu = replace(MACHINES["3090"], is_cpu=True)
+    cpu = replace(HARDWARE_SPECS["3090"], is_cpu=True)
     recipe = Recipe.load("demo")
     one, two = (estimate(recipe, 4096, cpu, Assumptions(gpus=count)).figures for count in (1, 2))
     assert two["tokens_per_second"] <= one["tokens_per_second"]
@@ -102,7 +102,9 @@ def test_muon_keeps_one_moment_of_the_matrices() -> None:
 
 def test_hybrid_sharding_spares_a_slow_network() -> None:
     whole, hybrid = (
-        estimate(Recipe.load("tinyllama-1.1b", {"parallel.replicate": n}), 32_000, MACHINES["l40s"], PUBLISHED).figures
+        estimate(
+            Recipe.load("tinyllama-1.1b", {"parallel.replicate": n}), 32_000, HARDWARE_SPECS["l40s"], PUBLISHED
+        ).figures
         for n in (1, 2)
     )
     assert hybrid["memory_bytes_by_component"]["weights"] == pytest.approx(4 * 1_100_048_384 / 8, abs=1)
@@ -113,7 +115,7 @@ def test_a_slow_network_is_waited_for() -> None:
     slow = estimate(
         Recipe.load("tinyllama-1.1b", {"train.micro_batch_sequences": 1}),
         32_000,
-        MACHINES["4090"],
+        HARDWARE_SPECS["4090"],
         Assumptions(gpus=64),
     ).figures
     assert not slow["network_hides"]
@@ -178,7 +180,7 @@ def test_own_text_is_estimated_from_its_files(tmp_path: Path) -> None:
     ],
 )
 def test_a_gpu_is_known_by_its_driver_s_name(name: str, row: str) -> None:
-    assert spec_for_device(name) is MACHINES[row]
+    assert spec_for_device(name) is HARDWARE_SPECS[row]
 
 
 def test_an_unknown_gpu_has_no_row() -> None:
@@ -224,7 +226,7 @@ def test_a_sweep_is_printed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--hardware", "h1000"], "--hardware h1000: not known; name one of a100-40g"),
+        (["--hardware", "h1000"], "--hardware h1000: unknown; name one of a100-40g"),
         (["--gpus", "0"], "--gpus 0: give how many there are"),
         (["--failure-hours", "inf"], "--failure-hours inf: give GPU-hours"),
         (["--disk", "1e-300"], "--disk 1e-300: give bytes a second"),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tinyllama.hardware import HARDWARE_SPECS
 from tinyllama.plan.estimate import Assumptions, estimate
-from tinyllama.plan.hardware_specs import MACHINES
 from tinyllama.plan.memory import activation_bytes_per_token
 from tinyllama.recipe import Recipe
 
@@ -36,7 +36,7 @@ def tracked() -> dict[str, int]:
 @pytest.mark.parametrize("case", CASES)
 def test_the_1b_recipe_takes_what_the_fsdp2_tracker_finds_to_ten_per_cent(case: str, tracked: dict[str, int]) -> None:
     recipe = Recipe.load("tinyllama-1.1b", CASES[case] | {"train.compile": "false"})  # it sees no compiled code
-    plan = estimate(recipe, 32_000, MACHINES["a100-40g"], Assumptions(gpus=16))
+    plan = estimate(recipe, 32_000, HARDWARE_SPECS["a100-40g"], Assumptions(gpus=16))
     assert plan.figures["memory_bytes_per_gpu"] == pytest.approx(tracked[case], rel=0.10)
 
 
@@ -71,17 +71,19 @@ def test_a_compiled_block_keeps_what_is_planned(recompute: str, length: int) -> 
         compiled(x, rope, None)
     weights = sum(2 * matrix.numel() for matrix in block.parameters() if matrix.ndim > 1)  # their copies in bf16
     kept = sum(sizes.values()) - (weights if recompute == "none" else 0)
-    plan = estimate(recipe, 4096, MACHINES["4090"], Assumptions())
+    plan = estimate(recipe, 4096, HARDWARE_SPECS["4090"], Assumptions())
     on_cpu = activation_bytes_per_token(type(plan.load)(**{**vars(plan.load), "is_cpu": True}))
     assert on_cpu * 2 * length == pytest.approx(kept, rel=0.05)
 
 
 def test_the_largest_micro_batch_fits_and_the_next_larger_does_not() -> None:
     recipe = Recipe.load("tinyllama-1.1b")
-    most = estimate(recipe, 32_000, MACHINES["a100-80g"], Assumptions(gpus=16)).figures["largest_micro_batch_sequences"]
+    most = estimate(recipe, 32_000, HARDWARE_SPECS["a100-80g"], Assumptions(gpus=16)).figures[
+        "largest_micro_batch_sequences"
+    ]
     at = [
         estimate(
-            Recipe.load("tinyllama-1.1b", {"train.micro_batch_sequences": rows}), 32_000, MACHINES["a100-80g"],
+            Recipe.load("tinyllama-1.1b", {"train.micro_batch_sequences": rows}), 32_000, HARDWARE_SPECS["a100-80g"],
             Assumptions(gpus=16),
         ).figures["memory_fits"]
         for rows in (most, 2 * most)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tinyllama.errors import InputError
-from tinyllama.files import atomic_write, blocking_lock, exclusive_lock, open_unfollowed
+from tinyllama.files import atomic_write, blocking_lock, exclusive_lock, open_without_following
 from tinyllama.processes import use_private_compile_cache
 from tinyllama.runs.log import RunLog, read_rows
 
@@ -41,7 +41,7 @@ def test_what_is_appended_follows_no_link(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "events.jsonl").symlink_to(victim)
     with (
         pytest.raises(InputError, match=r"events\.jsonl: is a symbolic link"),
-        open_unfollowed(tmp_path / "events.jsonl"),
+        open_without_following(tmp_path / "events.jsonl"),
     ):
         pass
     assert victim.read_text() == "precious"

@@ -10,7 +10,7 @@ from tests.tracking.recorded import new_run, step
 from tinyllama import cli
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
-from tinyllama.files import refuse_links, write_json
+from tinyllama.files import reject_symlinks, write_json
 from tinyllama.release import rewrite_cards, update_card
 from tinyllama.release.lineage import read_facts
 from tinyllama.runs import checkpoint
@@ -62,11 +62,11 @@ def test_checkpoints_may_lie_in_an_empty_folder_elsewhere_that_no_other_run_uses
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "checkpoints").symlink_to(tmp_path / "disk")
-    refuse_links(tmp_path / "one")
+    reject_symlinks(tmp_path / "one")
     (tmp_path / "disk/step-00000010").mkdir()
-    refuse_links(tmp_path / "one")
+    reject_symlinks(tmp_path / "one")
     with pytest.raises(InputError, match="two/checkpoints: is a symbolic link"):
-        refuse_links(tmp_path / "two")
+        reject_symlinks(tmp_path / "two")
 
 
 def test_a_run_with_a_link_is_not_followed_by_a_tracker(tmp_path: Path, victim: Path) -> None:

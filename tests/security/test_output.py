@@ -14,10 +14,10 @@ from tests.tracking.test_watch import wait_for, watched
 from tinyllama import cli
 from tinyllama.errors import InputError
 from tinyllama.files import write_json
+from tinyllama.formatting import visible
 from tinyllama.model import generation
 from tinyllama.recipe import Recipe
 from tinyllama.report import report
-from tinyllama.terminal import visible
 
 CLEAR = "\x1b[2J\x1b]0;title\x07"
 SHOWN = r"\x1b[2J\x1b]0;title\x07"

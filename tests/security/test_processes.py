@@ -12,7 +12,7 @@ from tests.conftest import small_recipe
 from tests.train.launching import without_space
 
 from tinyllama import cli
-from tinyllama.cli_status import run_and_get_exit_status
+from tinyllama.errors import run_and_get_exit_status
 
 INTERRUPTED = Path(__file__).with_name("interrupted.py")
 

@@ -102,7 +102,7 @@ def test_a_gpus_peak_is_its_data_sheets_whatever_an_earlier_version_knew(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
     recipe, ranks = recipe_of(small, **{"train.precision": "bf16"}), World(0, 8, torch.device("cuda"))
     (entry,) = ThroughputMeter(recipe, VOCAB_SIZE, ranks).hardware()
-    assert hardware.describe_hardware(entry) == (
+    assert hardware.format_hardware(entry) == (
         "8 x NVIDIA H100 80GB HBM3; bf16 peak 989 TFLOP/s per GPU, from its data sheet"
     )
     before = [entry | {"peak_flops": 2e15}]
@@ -111,14 +111,14 @@ def test_a_gpus_peak_is_its_data_sheets_whatever_an_earlier_version_knew(
 
 def test_a_gpu_that_is_not_known_has_no_mfu(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Fictional")
-    monkeypatch.setattr(hardware, "memory_bytes", lambda device: 0)
+    monkeypatch.setattr(hardware, "peak_memory_bytes", lambda device: 0)
     measured = ThroughputMeter(recipe_of(small), VOCAB_SIZE, World(0, 1, torch.device("cuda")))
     assert measured.row()["mfu"] is None
-    assert hardware.describe_hardware(measured.hardware()[0]) == "1 x NVIDIA Fictional; fp32 peak not known"
+    assert hardware.format_hardware(measured.hardware()[0]) == "1 x NVIDIA Fictional; fp32 peak not known"
 
 
 def test_this_machines_cpu_has_a_name_and_a_measured_peak(small: Path) -> None:
     (entry,) = ThroughputMeter(recipe_of(small), VOCAB_SIZE, World(1, 2, torch.device("cpu"))).hardware()
     assert entry["device"] and entry["peak_flops"] > 0
-    assert entry["device"] in hardware.describe_hardware(entry)
-    assert "2 ranks with 1 thread each; fp32 peak " in hardware.describe_hardware(entry)
+    assert entry["device"] in hardware.format_hardware(entry)
+    assert "2 ranks with 1 thread each; fp32 peak " in hardware.format_hardware(entry)

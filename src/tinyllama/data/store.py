@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllama.errors import DAMAGE, InputError
+from tinyllama.errors import DAMAGE_ERRORS, InputError
 from tinyllama.files import is_file_name, read_json, sha256_of
 
 FORMAT_VERSION = 3
@@ -153,7 +153,7 @@ class TokenStore:
             return cls(path)
         except InputError:
             raise
-        except DAMAGE:
+        except DAMAGE_ERRORS:
             raise InputError(
                 f"{folder}: its manifests are damaged; see `tinyllama inspect {folder} --verify`"
             ) from None

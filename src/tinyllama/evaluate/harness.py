@@ -20,14 +20,13 @@ from lm_eval.api.model import LM, TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from tinyllama.errors import InputError, first_line
+from tinyllama.errors import InputError, first_line, silence_torchao
 from tinyllama.evaluate.prefix_batching import BATCH_REQUESTS, Pair, PrefixGroup, form_batches, to_requests
 from tinyllama.evaluate.scoring import Score, score_batch
 from tinyllama.evaluate.tasks import suppress_stderr
 from tinyllama.loading import HuggingFaceLlama, ModelLocation, indexed_files, load_model, load_tokenizer, resolve_model
 from tinyllama.model.generation import generate
 from tinyllama.model.llama import Llama
-from tinyllama.noise import hush_torchao
 from tinyllama.progress import Bar, is_quiet
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.distributed import World
@@ -63,7 +62,7 @@ def _is_ours(found: ModelLocation) -> bool:
 
 
 def _load_hf(found: ModelLocation, batch_size: int, precision: torch.dtype, device: torch.device) -> LM:
-    hush_torchao()
+    silence_torchao()
     from lm_eval.models.huggingface import HFLM  # noqa: PLC0415 - imports transformers and accelerate
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
     from transformers.utils import logging  # noqa: PLC0415

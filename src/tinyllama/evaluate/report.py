@@ -97,7 +97,7 @@ _COLUMNS = {"acc": (100, ".2f"), "acc_norm": (100, ".2f"), "bits_per_byte": (1, 
 def table(evaluation: Evaluation) -> Iterator[str]:
     """Each task's scores in points with their standard errors, and HellaSwag's published ones below."""
     head = ("task", "acc", "acc_norm", "bits per byte", "scored on")
-    yield from format_table([head, *(_cells(evaluation, task) for task in evaluation.rows)])
+    yield from format_table(head, [_cells(evaluation, task) for task in evaluation.rows])
     yield from _other_metrics(evaluation)
     for task, count in evaluation.shortened.items():
         yield f"{task}: {count} requests lost their beginning, for they are longer than the model's context"

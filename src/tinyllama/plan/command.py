@@ -8,13 +8,13 @@ from pathlib import Path
 from rich.console import Console
 
 from tinyllama.errors import InputError
+from tinyllama.formatting import echo
+from tinyllama.hardware import HardwareSpec, get_hardware_spec
 from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
 from tinyllama.plan.estimate import Assumptions, Plan, estimate
-from tinyllama.plan.hardware_specs import Machine, machine_named
 from tinyllama.plan.sweep import parse_sweep, sweep_plot
 from tinyllama.plan.tables import print_plan, print_rows, sweep_row
 from tinyllama.recipe import Recipe
-from tinyllama.terminal import echo
 from tinyllama.train.recipe_warnings import surprises
 
 
@@ -77,10 +77,10 @@ def _vocab_size(recipe: Recipe) -> int:
 
 def _machine(
     recipe: Recipe, hardware: str | None, stated: Assumptions, measured: bool, vocab_size: int
-) -> tuple[Machine, Assumptions]:
+) -> tuple[HardwareSpec, Assumptions]:
     """The row to plan with: the one named, else this machine's; measured on it if asked to."""
     if hardware and not measured:
-        return machine_named(hardware), stated
+        return get_hardware_spec(hardware), stated
     from tinyllama.plan.measure import measure_speed, this_machine  # noqa: PLC0415 - torch
 
     here = this_machine()
@@ -100,7 +100,13 @@ def _machine(
 
 
 def _show_sweep(
-    recipe: Recipe, vocab_size: int, machine: Machine, stated: Assumptions, counts: list[int], path: Path, as_json: bool
+    recipe: Recipe,
+    vocab_size: int,
+    machine: HardwareSpec,
+    stated: Assumptions,
+    counts: list[int],
+    path: Path,
+    as_json: bool,
 ) -> None:
     plans: dict[int, Plan | str] = {}
     for count in counts:

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tinyllama.formatting import echo, visible
 from tinyllama.plan.checks import CheckResult, machine_rows
 from tinyllama.plan.recipe_checks import recipe_rows
 from tinyllama.plan.system_info import probe
 from tinyllama.recipe import Recipe
-from tinyllama.terminal import echo, visible
 
 _COLOURS = {"ok": "green", "warning": "yellow", "missing": "bold red"}
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from tinyllama.hardware import HardwareSpec
 from tinyllama.model.flops import flops_by_formula, num_parameters, parameters_by_part
 from tinyllama.plan import disk, failures
-from tinyllama.plan.hardware_specs import Machine
 from tinyllama.plan.memory import Workload, logits_bytes, memory_by_component, optimizer_bytes
 from tinyllama.plan.speed import network_seconds, replica_traffic_bytes, shard_traffic_bytes, speed
 from tinyllama.recipe import Recipe
@@ -47,7 +47,7 @@ class Assumptions:
 class Plan:
     """The whole plan of a recipe on a number of GPUs; `as_json` gives its keys."""
 
-    machine: Machine
+    machine: HardwareSpec
     stated: Assumptions
     recipe: Recipe
     vocab_size: int
@@ -77,9 +77,9 @@ def _or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def estimate(recipe: Recipe, vocab_size: int, machine: Machine, stated: Assumptions) -> Plan:
+def estimate(recipe: Recipe, vocab_size: int, machine: HardwareSpec, stated: Assumptions) -> Plan:
     """Plan a recipe. Raises InputError where its batch or its mesh does not fit the number of GPUs."""
-    train, gpus, machine = recipe.train, stated.gpus, machine.shared_by(stated.gpus)
+    train, gpus, machine = recipe.train, stated.gpus, machine.per_process(stated.gpus)
     replicas, shards = recipe.parallel.mesh(gpus)
     rows = train.sequences_per_rank(gpus)
     load = Workload(

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from tinyllama import hardware
+from tinyllama.hardware import HardwareSpec, measure_cpu_spec, spec_for_device
 from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
-from tinyllama.plan.hardware_specs import Machine, spec_for_device, this_cpu
 from tinyllama.recipe import Recipe
 from tinyllama.train.distributed import World
 from tinyllama.train.optimizer import build_optimizers, clip_grad_norm, optimizer_step, zero_grad
@@ -34,11 +34,11 @@ class Measured:
     """Of products timed between the rounds, on a CPU; of the data sheet on a GPU."""
 
 
-def this_machine() -> Machine | None:
+def this_machine() -> HardwareSpec | None:
     """The row of this machine's GPU, if it has one that is known; else its CPU."""
     if torch.cuda.is_available():
         return spec_for_device(torch.cuda.get_device_name())
-    return this_cpu()
+    return measure_cpu_spec()
 
 
 def measure_speed(recipe: Recipe, vocab_size: int, ranks: int) -> Measured:

@@ -14,10 +14,10 @@ from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import format_bytes
+from tinyllama.hardware import HARDWARE_SPECS, HardwareSpec, spec_for_device
 from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
 from tinyllama.plan.checks import CheckResult, Status
 from tinyllama.plan.estimate import HEADROOM, Assumptions, Plan, estimate
-from tinyllama.plan.hardware_specs import MACHINES, Machine, spec_for_device
 from tinyllama.plan.system_info import SystemInfo, disk_of, free_bytes
 from tinyllama.prepare.sources import list_files
 from tinyllama.recipe import Recipe
@@ -199,9 +199,9 @@ def size_rows(
     return [_row("batch", shared), _memory(plan), *_disks(recipe, plan, free)]
 
 
-def _machine(found: SystemInfo) -> Machine:
+def _machine(found: SystemInfo) -> HardwareSpec:
     """A row to plan with that has this machine's memory; whose speed it has changes nothing that is said here."""
-    anyone = MACHINES["3090"]
+    anyone = HARDWARE_SPECS["3090"]
     if not found.devices:
         return replace(anyone, name="cpu", memory_bytes=found.memory_bytes, is_cpu=True)
     least = min(found.devices, key=lambda device: device.memory_bytes)

@@ -7,8 +7,8 @@ pass, the root once, gradients reduced in float32, and between replicas (HSDP) t
 import math
 from dataclasses import dataclass
 
+from tinyllama.hardware import GPUS_PER_NODE, HardwareSpec
 from tinyllama.model.flops import num_parameters
-from tinyllama.plan.hardware_specs import GPUS_PER_NODE, Machine
 from tinyllama.plan.memory import Workload
 
 _LINK_STEP_SECONDS, _NETWORK_STEP_SECONDS = 3.4e-6, 14e-6
@@ -50,7 +50,7 @@ def replica_traffic_bytes(load: Workload, replicas: int) -> float:
     return 2 * (replicas - 1) / replicas * 4 * num_parameters(load.shape, load.vocab_size) / load.shards
 
 
-def network_seconds(load: Workload, replicas: int, machine: Machine) -> float:
+def network_seconds(load: Workload, replicas: int, machine: HardwareSpec) -> float:
     """Seconds of one micro-batch's traffic where nothing else uses the links: the bytes, and each collective's steps.
 
     Within a node over its links; between nodes a ring over all of a node's ports, so that its bandwidth is the node's
@@ -59,7 +59,7 @@ def network_seconds(load: Workload, replicas: int, machine: Machine) -> float:
     return _bytes_seconds(load, replicas, machine) + _latency_seconds(load, replicas)
 
 
-def _bytes_seconds(load: Workload, replicas: int, machine: Machine) -> float:
+def _bytes_seconds(load: Workload, replicas: int, machine: HardwareSpec) -> float:
     between = min(machine.link_bytes_per_second, machine.network_bytes_per_second)
     within_node = load.shards <= GPUS_PER_NODE
     seconds = shard_traffic_bytes(load) / (machine.link_bytes_per_second if within_node else between)

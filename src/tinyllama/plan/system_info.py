@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tinyllama import hardware
-from tinyllama.processes import available_cpu_count
+from tinyllama.hardware import available_cpu_count
 
 _NOT_FOR_USERS = ("all", "dev")
 _ATTENTION = {

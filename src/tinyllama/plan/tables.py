@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from tinyllama.formatting import duration, format_bytes, format_duration_precise
+from tinyllama.formatting import format_bytes, format_duration, format_duration_precise
 from tinyllama.plan.estimate import HEADROOM, Plan
 
 Rows = Sequence[tuple[str, str]]
@@ -102,7 +102,7 @@ def _time(plan: Plan) -> Rows:
         ("tokens/s in all", f"{found['tokens_per_second']:,.0f}"),
         ("MFU by formula", formulas),
         ("a step", format_duration_precise(found["step_seconds"])),
-        ("the run", f"{duration(86_400 * found['days'])}, {found['gpu_hours']:,.1f} {_unit(plan)}-hours"),
+        ("the run", f"{format_duration(86_400 * found['days'])}, {found['gpu_hours']:,.1f} {_unit(plan)}-hours"),
     ]  # fmt: skip
     rows += _cost_rows(plan)
     return rows
@@ -145,7 +145,7 @@ def _disk(plan: Plan) -> Rows:
 def _failures(plan: Plan) -> Rows:
     found, stated = plan.figures, plan.stated
     every = plan.recipe.checkpoint.every_steps
-    best = f"every {found['best_checkpoint_every_steps']:,} steps, {duration(found['best_checkpoint_seconds'])}"
+    best = f"every {found['best_checkpoint_every_steps']:,} steps, {format_duration(found['best_checkpoint_seconds'])}"
     rate = f"one in {stated.gpu_hours_between_failures:,.0f} GPU-hours, {stated.restart_minutes:g} minutes to restart"
     return [
         ("expected", f"{found['expected_failures']:.3g} ({rate})"),
@@ -157,7 +157,7 @@ def _failures(plan: Plan) -> Rows:
 
 
 def _hours(count: float) -> str:
-    return duration(3600 * count) if math.isfinite(count) else "for ever: it would fail before every checkpoint"
+    return format_duration(3600 * count) if math.isfinite(count) else "for ever: it would fail before every checkpoint"
 
 
 def _format_assumptions(plan: Plan) -> str:

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama.errors import InputError
+from tinyllama.hardware import available_cpu_count
 from tinyllama.prepare.tasks import Job
 from tinyllama.prepare.worker import run_task
-from tinyllama.processes import available_cpu_count, set_parent_death_signal
+from tinyllama.processes import set_parent_death_signal
 
 _RETRIES = 3
 """Times that Ray does a task again whose worker was lost."""

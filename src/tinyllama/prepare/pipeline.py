@@ -14,7 +14,8 @@ from typing import Any
 from tinyllama import preflight
 from tinyllama.data.store import WORK_DIR, TokenStore
 from tinyllama.errors import InputError
-from tinyllama.files import exclusive_lock, read_json, refuse_links, write_json
+from tinyllama.files import exclusive_lock, read_json, reject_symlinks, write_json
+from tinyllama.formatting import echo
 from tinyllama.prepare.executors import run_local, run_ray, submit_slurm
 from tinyllama.prepare.file_warnings import refuse_doubts
 from tinyllama.prepare.files import find_modified_input
@@ -23,7 +24,6 @@ from tinyllama.prepare.tasks import TOKENS, Job, plan_job
 from tinyllama.prepare.worker import load_tokenizer, stages, translate_write_errors
 from tinyllama.progress import BYTES, poll_progress
 from tinyllama.recipe import Recipe
-from tinyllama.terminal import echo
 from tinyllama.tokenizer import Tokenizer
 
 
@@ -81,7 +81,7 @@ def _initialize_work_dir(job: Job, plan: dict[str, Any]) -> None:
     begun = read_json(work / "plan.json") if (work / "plan.json").is_file() else None
     if begun is None and not work.exists() and store.exists() and any(store.iterdir()):
         raise InputError(f"{store}: holds files but no token store; choose an empty or a new folder")
-    refuse_links(store)
+    reject_symlinks(store)
     if begun is None:
         shutil.rmtree(work, ignore_errors=True)
     elif found := next(differences(begun["settings"], plan["settings"]), None):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow
 
 from tinyllama.errors import InputError
-from tinyllama.files import POINTER_BYTES, pointer_of, read_json
+from tinyllama.files import MAX_POINTER_BYTES, git_pointer, read_json
 from tinyllama.prepare.columnar import parquet_columns
 from tinyllama.prepare.endings import endings_of, is_read, packing_of, split_ending, unread
 from tinyllama.prepare.files import FileEntry, canonical_path, find_files, local_copy, open_input, reason_of
@@ -104,7 +104,7 @@ def read_rows(path: str, source: Source, local: Path | None = None) -> Iterator[
             yield from read_rows(path, source, copy)
         return
     try:
-        if local.stat().st_size <= POINTER_BYTES:
+        if local.stat().st_size <= MAX_POINTER_BYTES:
             _refuse_pointer(path, local.read_bytes())
         yield from _counted(iter_rows(local, path, source), path)
     except MemoryError:  # arrow's is one of its own exceptions too
@@ -142,7 +142,7 @@ def _remedy(error: Exception) -> str:
 
 def _refuse_pointer(path: str, content: bytes) -> None:
     """Raise InputError where a file is a pointer of git's instead of data."""
-    if pointer := pointer_of(content):
+    if pointer := git_pointer(content):
         kept_by, command = pointer
         raise InputError(
             f"{path}: is a {kept_by} pointer, not the data itself; run `{command}` in its repository, then again"
@@ -225,7 +225,7 @@ def _has_lines(file: FileEntry) -> bool:
     if Path(file.path).name in _METADATA_FILES:
         return False
     head = _head(file.path).removeprefix(codecs.BOM_UTF8).lstrip()
-    if file.size <= POINTER_BYTES:
+    if file.size <= MAX_POINTER_BYTES:
         _refuse_pointer(file.path, head)
     line, end, _ = head.partition(b"\n")
     return not head or (line[:1] == b"{" and not (end and begins_longer_json(line)))
@@ -255,7 +255,7 @@ def _check_columns(name: str, files: dict[str, FileEntry], column: str) -> None:
     for folder, file in files.items():
         try:
             with open_input(file.path) as content:
-                if file.size <= POINTER_BYTES:
+                if file.size <= MAX_POINTER_BYTES:
                     _refuse_pointer(file.path, content.read())
                 present = parquet_columns(content)
         except _UNREADABLE as error:

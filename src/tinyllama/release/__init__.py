@@ -11,15 +11,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tinyllama.errors import InputError, RunStoppedError, damage_named
+from tinyllama.errors import InputError, RunStoppedError, translate_damage_errors
 from tinyllama.files import (
     atomic_directory,
     atomic_write,
     blocking_lock,
     exclusive_lock,
     read_json,
-    refuse_link,
-    refuse_links,
+    reject_symlink,
+    reject_symlinks,
     write_json,
 )
 from tinyllama.loading import load_model, load_tokenizer
@@ -76,7 +76,7 @@ def release(
     if not (run / "recipe.yaml").is_file():
         told = "whose store.json and metrics.jsonl a release tells of"
         raise InputError(f"{source}: taken out of its run, {told}; release it there")
-    refuse_links(run)
+    reject_symlinks(run)
     wanted = _wanted(Recipe.load(run / "recipe.yaml").release, formats, average, average_decay)
     folder = run / "releases" / source.name
     refuse_in_the_way(folder, force)
@@ -90,7 +90,7 @@ def release(
             facts["reference"] = _export(part, source, averaged, wanted.average_decay)
             write_formats(part, wanted.formats, facts["name"])
             crash = load_formats(part, facts["reference"], in_transformers)
-        with damage_named(run):
+        with translate_damage_errors(run):
             loss_plot(metrics_of_run(run, facts["step"]), part / _HF_DIR / "loss.png")
         write_json(part / "release.json", {**facts, "files": hash_files(part)})
         _write_card(part, {"releases": [], "baselines": []})
@@ -128,7 +128,7 @@ def update_card(release_folder: str | Path) -> Path:
     scores are another checkpoint's.
     """
     folder = Path(release_folder)
-    refuse_link(folder.parent)
+    reject_symlink(folder.parent)
     scores, step = folder / "evaluation.json", read_facts(folder)["step"]
     if scores.is_file() and (found := read_json(scores)["step"]) != step:
         raise InputError(f"{scores}: of step {found}, this is step {step}; evaluate {folder}")
@@ -141,7 +141,7 @@ def update_card(release_folder: str | Path) -> Path:
 
 def rewrite_cards(releases: Path) -> None:
     """Make releases.json and every release's card again from what lies in `RUN/releases`."""
-    refuse_link(releases)
+    reject_symlink(releases)
     with blocking_lock(releases / "cards.lock"):  # an evaluation and a milestone's process may end together
         found = releases_table(releases)
         write_json(releases / "releases.json", found)
@@ -170,8 +170,8 @@ def find_checkpoint(source: Path, step: int | None) -> Path:
 
 def _write_card(folder: Path, releases: dict[str, Any] | None) -> None:
     """A release's card, with the table of its run's releases, or that of others' weights; and release.json's hashes."""
-    refuse_link(folder)
-    refuse_links(folder)
+    reject_symlink(folder)
+    reject_symlinks(folder)
     facts, evaluation = read_json(folder / "release.json"), evaluation_of(folder)
     card = model_card(facts, evaluation, releases) if releases else foreign_card(facts, evaluation)
     with atomic_write(folder / _CARD) as file:

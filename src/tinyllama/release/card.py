@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from tinyllama.formatting import format_count
-from tinyllama.hardware import describe_hardware
+from tinyllama.hardware import format_hardware
 from tinyllama.recipe import Recipe
 from tinyllama.recipe.train_schema import Schedule
 from tinyllama.release.card_data import data_section
@@ -102,7 +102,7 @@ def _training(facts: Facts, recipe: Recipe) -> str:
         "recipe digest": f"`{facts['recipe']['digest']}`",
     }
     if used := facts.get("hardware"):  # releases of earlier versions have none
-        rows["hardware"] = "; then ".join(map(describe_hardware, used))
+        rows["hardware"] = "; then ".join(map(format_hardware, used))
     return table(("", ""), rows.items())
 
 

@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import ModelCardData
 
 from tinyllama.errors import InputError, RunStoppedError, warn_once
-from tinyllama.files import atomic_directory, links_out, read_json, sha256_of, write_json
+from tinyllama.files import atomic_directory, find_escaping_symlinks, read_json, sha256_of, write_json
 from tinyllama.loading import HuggingFaceLlama, load_model, load_tokenizer
 from tinyllama.plan import num_parameters
 from tinyllama.recipe.fields import NAME_PATTERN
@@ -74,7 +74,7 @@ def _refuse_links_out(source: Path) -> None:
     Links of the hub's cache lead to `blobs`, next to the folder of its snapshots.
     """
     blobs = source.resolve().parent.parent / "blobs"
-    for path in links_out(source):
+    for path in find_escaping_symlinks(source):
         if path.resolve().parent != blobs:
             raise InputError(f"{path}: is a link to {path.resolve()}, outside its folder; put the file itself there")
 

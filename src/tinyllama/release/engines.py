@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tinyllama.noise import hush_torchao
+from tinyllama.errors import silence_torchao
 from tinyllama.processes import set_parent_death_signal
 
 # ruff: noqa: PLC0415 - each engine's library is imported only for its own format
@@ -56,7 +56,7 @@ def source_in_transformers(path: str, reference: Reference) -> Observed:
 
 
 def _load_in_transformers(path: str, **config: Any) -> Any:
-    hush_torchao()
+    silence_torchao()
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -190,7 +190,7 @@ def run_ctranslate2(path: str, reference: Reference) -> Observed:
 
 def convert(source: str, folder: str, kind: str, *files: str) -> None:
     """Write a CTranslate2 folder of this kind, such as int8_float32, from a Hugging Face folder, with these files."""
-    hush_torchao()
+    silence_torchao()
     from ctranslate2.converters import TransformersConverter
     from transformers.utils import logging as transformers_logging
 

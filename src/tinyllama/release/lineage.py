@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tinyllama.errors import InputError
-from tinyllama.files import is_below, read_json, sha256_of
+from tinyllama.files import is_inside, read_json, sha256_of
 from tinyllama.loading import load_tokenizer
 from tinyllama.plan import num_parameters
 from tinyllama.prepare.corpus import MANIFEST as EMBEDDED_CORPUS
@@ -74,7 +74,7 @@ def read_facts(release_folder: Path) -> dict[str, Any]:
         found = "a release.json without its files" if path.is_file() else "no release.json"
         raise InputError(f"{release_folder}: no release here ({found}); `tinyllama release` makes one of a run")
     for name in facts["files"]:
-        if not is_below(name):
+        if not is_inside(name):
             raise InputError(f"{path}: names {name!r}, a file outside its folder; it is not as `release` wrote it")
     return facts
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from tinyllama.terminal import visible
+from tinyllama.formatting import visible
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

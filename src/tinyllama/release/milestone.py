@@ -5,7 +5,7 @@ Each part that is there already is left as it is, so doing it again after a fail
 
 from pathlib import Path
 
-from tinyllama.cli_status import run_and_get_exit_status
+from tinyllama.errors import run_and_get_exit_status
 from tinyllama.evaluate import evaluate
 from tinyllama.evaluate.report import evaluate_and_save
 from tinyllama.model.llama import PRECISIONS

@@ -201,9 +201,8 @@ def _first_difference(expected: Sequence[int], found: Sequence[int]) -> int:
 
 def table(checks: Sequence[Check]) -> Iterator[str]:
     """Yield the lines of the table, a line for each engine that crashed, and the result."""
-    rows = [("format", "check", "expected", "found", "")]
-    rows += [(row.subject, row.what, row.expected, row.found, "pass" if row.passed else "FAIL") for row in checks]
-    yield from format_table(rows)
+    rows = [(row.subject, row.what, row.expected, row.found, "pass" if row.passed else "FAIL") for row in checks]
+    yield from format_table(("format", "check", "expected", "found", ""), rows)
     yield from dict.fromkeys(crash_line(row.found, row.remedy) for row in checks if row.remedy)
     failed = [row for row in checks if not row.passed]
     yield f"{len(failed)} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"

@@ -7,7 +7,7 @@ no script and no network, so that it still shows the same in ten years.
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinyllama.errors import InputError, damage_named
+from tinyllama.errors import InputError, translate_damage_errors
 from tinyllama.files import atomic_write
 
 __all__ = ["report"]
@@ -26,7 +26,7 @@ def report(run: Path, compare: Sequence[Path] = (), output: Path | None = None) 
     path = output or run / "report.html"
     if path.is_dir():
         raise InputError(f"{path}: a folder; --output takes the file to write, such as {path / 'report.html'}")
-    with damage_named(run):
+    with translate_damage_errors(run):
         html = page(read_run(run), [read_run(other) for other in compare])
     with atomic_write(path) as file:
         file.write(html.encode())

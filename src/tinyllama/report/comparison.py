@@ -6,7 +6,7 @@ Pure functions of what was read of each; the loss of all of them in one picture 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from tinyllama.formatting import EM_DASH, format_count, format_duration_precise, format_percent
+from tinyllama.formatting import MISSING, format_count, format_duration_precise, format_percent
 from tinyllama.recipe import flatten
 from tinyllama.report.reading import Run
 from tinyllama.report.tables import Table, differing, wall_clock
@@ -33,7 +33,7 @@ def recipe_differences(runs: Mapping[str, Run]) -> Table:
 
 
 def _value(value: object) -> str:
-    return EM_DASH if value is None else str(value)
+    return MISSING if value is None else str(value)
 
 
 def results(runs: Mapping[str, Run]) -> Table:
@@ -48,29 +48,29 @@ def _result(run: Run) -> dict[str, str]:
     scored = [row for row in run.table["releases"] if row["hellaswag"] is not None]
     return {
         "state": run.state.state,
-        "parameters": f"{run.parameters:,}" if run.parameters else EM_DASH,
+        "parameters": f"{run.parameters:,}" if run.parameters else MISSING,
         "tokens seen": format_count(metrics.tokens),
         "training loss, last step (nats per token)": newest(run, "loss"),
         "validation loss (nats per token)": newest(run, "validation_loss"),
         "validation (bits per byte)": newest(run, "validation_bits_per_byte"),
         "tokens/s, median": median_of(run, "tokens_per_second", format_count),
         "MFU, median": median_of(run, "mfu", format_percent),
-        "time in steps": format_duration_precise(metrics.seconds) if metrics.seconds else EM_DASH,
-        "wall clock": format_duration_precise(seconds) if seconds else EM_DASH,
+        "time in steps": format_duration_precise(metrics.seconds) if metrics.seconds else MISSING,
+        "wall clock": format_duration_precise(seconds) if seconds else MISSING,
         "steps skipped": f"{metrics.num_skipped:,}",
-        "HellaSwag acc_norm (per cent)": score(scored[-1]) if scored else EM_DASH,
+        "HellaSwag acc_norm (per cent)": score(scored[-1]) if scored else MISSING,
     }
 
 
 def newest(run: Run, name: str) -> str:
     """The newest value of a metric, to four places."""
-    return f"{run.metrics.newest[name][1]:.4f}" if name in run.metrics.newest else EM_DASH
+    return f"{run.metrics.newest[name][1]:.4f}" if name in run.metrics.newest else MISSING
 
 
 def median_of(run: Run, name: str, say: Callable[[float], str]) -> str:
     """The median of a metric over the run."""
     curve = run.metrics.curves[name]
-    return say(statistics.median(curve.mean.tolist())) if len(curve) else EM_DASH
+    return say(statistics.median(curve.mean.tolist())) if len(curve) else MISSING
 
 
 def score(row: Mapping[str, float]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from tinyllama.formatting import EM_DASH, format_count, format_duration_precise, format_percent
+from tinyllama.formatting import MISSING, format_count, format_duration_precise, format_percent, visible
 from tinyllama.release.card_data import mix_stages
 from tinyllama.release.card_scores import how_measured
 from tinyllama.report import tables
@@ -21,7 +21,6 @@ from tinyllama.report.gallery import comparison_picture, loss_picture, metric_pi
 from tinyllama.report.pictures import PALETTE
 from tinyllama.report.reading import Run
 from tinyllama.runs.events import INTERRUPTION, PROBLEM, event_category
-from tinyllama.terminal import visible
 
 _HERE = Path(__file__).parent
 
@@ -112,7 +111,7 @@ def _tokens(run: Run) -> Figure:
 
 def _parameters(run: Run) -> Figure:
     if not run.parameters:
-        return Figure("parameters", EM_DASH, "known once training has begun")
+        return Figure("parameters", MISSING, "known once training has begun")
     each = f"{run.metrics.tokens / run.parameters:.3g} tokens seen for each"
     return Figure("parameters", format_count(run.parameters), each)
 
@@ -120,12 +119,12 @@ def _parameters(run: Run) -> Figure:
 def _time(run: Run) -> Figure:
     seconds = tables.wall_clock(run)
     note = f"{format_duration_precise(run.metrics.seconds)} of it in steps" if run.metrics.seconds else "no step yet"
-    return Figure("wall clock", format_duration_precise(seconds) if seconds else EM_DASH, note)
+    return Figure("wall clock", format_duration_precise(seconds) if seconds else MISSING, note)
 
 
 def _speed(run: Run) -> Figure:
     mfu = median_of(run, "mfu", format_percent)
-    note = "MFU not known: no peak for this device" if mfu == EM_DASH else f"{mfu} MFU; both are medians"
+    note = "MFU not known: no peak for this device" if mfu == MISSING else f"{mfu} MFU; both are medians"
     return Figure("tokens/s", median_of(run, "tokens_per_second", format_count), note)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of
-from tinyllama.hardware import describe_hardware
+from tinyllama.hardware import format_hardware
 from tinyllama.plan import num_parameters
 from tinyllama.recipe import Recipe
 from tinyllama.release.index import releases_table
@@ -67,7 +67,7 @@ class Run:
         """What the run trained on, with its peak; None before the first checkpoint, and of earlier versions' runs."""
         states = [self.checkpoint, *(facts for _, facts in reversed(self.releases))]
         used: list[Facts] = next((state["hardware"] for state in states if state.get("hardware")), [])
-        return "; then ".join(map(describe_hardware, used)) or None
+        return "; then ".join(map(format_hardware, used)) or None
 
 
 def read_run(folder: Path) -> Run:

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from tinyllama.errors import InputError
-from tinyllama.files import fsync_path, fsync_tree, is_below, read_json, sha256_of, write_json
+from tinyllama.files import fsync_path, fsync_tree, is_inside, read_json, sha256_of, write_json
 from tinyllama.runs.checkpoint_reader import SafePlanner, SafeReader
 
 # DCP would say at each call, also from its threads, that there is one process: it was told so.
@@ -69,7 +69,7 @@ def find_damage(folder: Path) -> list[str]:
     ]
     for name, promised in files:
         path = folder / name
-        if not is_below(name):
+        if not is_inside(name):
             found.append(f"{folder / COMMIT} names {name!r}, a file outside its folder")
         elif not path.is_file():
             found.append(f"{path} is missing")

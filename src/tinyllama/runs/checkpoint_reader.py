@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.serialization import _get_layout
 
 from tinyllama.errors import InputError
-from tinyllama.files import read_regular
+from tinyllama.files import read_regular_file
 
 _CLASSES = {
     **{
@@ -74,7 +74,7 @@ class SafeReader(FileSystemReader):
         """Read the folder's metadata. Raises InputError where it names any other class or file."""
         path = Path(self.path) / ".metadata"
         try:
-            found = _Unpickler(io.BytesIO(read_regular(path))).load()
+            found = _Unpickler(io.BytesIO(read_regular_file(path))).load()
         except (OSError, InputError):
             raise
         except Exception as error:  # a pickle that is cut or made up raises anything

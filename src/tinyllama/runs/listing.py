@@ -18,10 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tinyllama.errors import DAMAGE, InputError, first_line
+from tinyllama.errors import DAMAGE_ERRORS, InputError, first_line
 from tinyllama.files import is_locked, read_json
-from tinyllama.formatting import duration, format_count
-from tinyllama.terminal import visible
+from tinyllama.formatting import format_count, format_duration, visible
 
 State = Literal["running", "done", "stopped", "failed", "unreadable"]
 Row = dict[str, Any]
@@ -97,7 +96,7 @@ def read_run_status(run: Path, now: float | None = None) -> RunState:
     """Where a run stands at `now`, seconds since 1970; a run that cannot be read says so in its state."""
     try:
         return _state_of(run, time.time() if now is None else now)
-    except (OSError, *DAMAGE) as error:  # an InputError is a ValueError
+    except (OSError, *DAMAGE_ERRORS) as error:  # an InputError is a ValueError
         return RunState(run, "unreadable", problem=first_line(error))
 
 
@@ -173,7 +172,7 @@ def _stall_note(age: float | None, batch_tokens: int | None, speed: float | None
     if age is None or not (batch_tokens and speed):
         return ""
     is_long = age > max(_SILENCE_SECONDS, _SILENCE_STEPS * batch_tokens / speed)
-    return f"no row for {duration(age)}" if is_long else ""
+    return f"no row for {format_duration(age)}" if is_long else ""
 
 
 def _recipe(run: Path) -> Row:
@@ -313,7 +312,7 @@ def _cells(one: RunState, folder: Path) -> dict[str, str]:
         "loss": _decimals(one.loss),
         "bits/byte": _decimals(one.validation_bits_per_byte),
         "tokens/s": speed,
-        "left": "" if one.seconds_left is None else duration(one.seconds_left),
+        "left": "" if one.seconds_left is None else format_duration(one.seconds_left),
         "last row": _format_age(one.row_age_seconds) if one.state == "running" else "",
         "checkpoint": checkpoint,
         "releases": _released(one),
@@ -327,7 +326,7 @@ def _released(one: RunState) -> str:
 
 def _format_age(seconds: float | None) -> str:
     """In the largest unit alone."""
-    return "" if seconds is None else f"{' '.join(duration(seconds).split()[:2])} ago"
+    return "" if seconds is None else f"{' '.join(format_duration(seconds).split()[:2])} ago"
 
 
 def _decimals(value: float | None) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from tinyllama.errors import InputError
-from tinyllama.files import atomic_write, open_unfollowed
+from tinyllama.files import atomic_write, open_without_following
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -102,7 +102,7 @@ class RunLog:
         """Drop a last line that a crash has cut off, so that what is appended next begins a line of its own."""
         for path in (self.metrics_path, self.events_path):
             if path.is_file():
-                with open_unfollowed(path) as file:
+                with open_without_following(path) as file:
                     file.truncate(path.read_bytes().rfind(b"\n") + 1)
 
     def metrics(self, row: Mapping[str, Any]) -> None:
@@ -138,7 +138,7 @@ class RunLog:
             return
         size = path.stat().st_size if path.is_file() else 0
         try:
-            with open_unfollowed(path) as file:
+            with open_without_following(path) as file:
                 written = file.write(self.waiting[path])
             if written != len(self.waiting[path]):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

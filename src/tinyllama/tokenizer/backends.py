@@ -19,7 +19,7 @@ import tokenizers
 from sentencepiece import SentencePieceProcessor
 
 from tinyllama.errors import InputError, first_line, warn_once
-from tinyllama.files import how_to_replace
+from tinyllama.files import replacement_remedy
 from tinyllama.text import TextLike, iter_utf8_chunks
 from tinyllama.tokenizer.conversion import (
     BYTES,
@@ -345,7 +345,7 @@ def _how_to_get_model(model: bytes) -> str:
     """Return the remedy for a tokenizer.model that SentencePiece does not read."""
     if _TIKTOKEN.match(model):
         return "it is a tiktoken vocabulary, as of Llama 3: name the tokenizer.json of the same tokenizer"
-    return how_to_replace(model)
+    return replacement_remedy(model)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -354,7 +354,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         kind = "" if path.suffix == ".json" else ", or end the name of a SentencePiece model in .model"
-        raise InputError(f"{path}: not valid JSON ({error}); {how_to_replace(data)}{kind}") from None
+        raise InputError(f"{path}: not valid JSON ({error}); {replacement_remedy(data)}{kind}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: a JSON {type(value).__name__} where an object belongs; name a tokenizer.json")
     return value

@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tinyllama.errors import InputError, summarize_error
-from tinyllama.files import exclusive_lock, refuse_link
+from tinyllama.files import exclusive_lock, reject_symlink
+from tinyllama.formatting import echo
 from tinyllama.recipe import Recipe
-from tinyllama.terminal import echo
 from tinyllama.tracking.follow import RunTailer, Sink, SinkPosition, read_progress
 from tinyllama.tracking.trackio_sink import TrackioSink, is_on_network_filesystem, trackio_dir
 
@@ -39,7 +39,7 @@ def open_sink(name: str, run: Path, recipe: Recipe) -> Sink:
 
 def try_acquire_sink(run: Path, name: str, locks: ExitStack) -> bool:
     """Hold a sink's lock in a run until `locks` are closed; False where another process follows the run for it."""
-    refuse_link(run / "trackers")
+    reject_symlink(run / "trackers")
     try:
         locks.enter_context(exclusive_lock(run / "trackers", f"{name}.lock", ""))
     except InputError:

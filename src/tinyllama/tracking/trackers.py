@@ -16,11 +16,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tinyllama.errors import InputError, summarize_error
-from tinyllama.files import open_unfollowed
+from tinyllama.files import open_without_following
+from tinyllama.formatting import echo
 from tinyllama.processes import sidecar_environment
 from tinyllama.recipe import train_schema
 from tinyllama.runs.log import RunLog
-from tinyllama.terminal import echo
 
 PATIENCE_SECONDS = 60.0
 """A call that takes longer is told of."""
@@ -102,7 +102,7 @@ class Tracker:
         folder = self.run / "trackers"
         folder.mkdir(exist_ok=True)
         command = [sys.executable, "-c", _PROGRAM, str(os.getpid()), str(self.run), self.name, str(PATIENCE_SECONDS)]
-        with open_unfollowed(folder / f"{self.name}.log") as log:
+        with open_without_following(folder / f"{self.name}.log") as log:
             # In a session of its own: a signal to all of the run's processes is for training alone.
             return subprocess.Popen(
                 command,

@@ -15,7 +15,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from tinyllama.files import refuse_link
+from tinyllama.files import reject_symlink
 from tinyllama.recipe import Recipe
 from tinyllama.tracking.alerts import alert_of, is_annotated
 from tinyllama.tracking.follow import SinkPosition
@@ -42,7 +42,7 @@ def trackio_dir(run: Path) -> Path:
 
 def open_trackio(folder: Path) -> Any:
     """Import trackio with its data in `folder`: it reads where from the environment, when first imported."""
-    refuse_link(folder)
+    reject_symlink(folder)
     os.environ["TRACKIO_DIR"] = str(folder)
     trackio = importlib.import_module("trackio")
     is_there = importlib.import_module("trackio.utils").TRACKIO_DIR

@@ -20,9 +20,9 @@ from huggingface_hub import HfApi
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from tinyllama.errors import InputError, first_line, summarize_error
+from tinyllama.formatting import echo
 from tinyllama.hub import translate_hub_errors
 from tinyllama.recipe import Recipe
-from tinyllama.terminal import echo
 from tinyllama.tracking.follow import RunTailer
 from tinyllama.tracking.process import POLL_SECONDS, open_sink, try_acquire_sink
 from tinyllama.tracking.tail import possible_baselines

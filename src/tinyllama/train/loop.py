@@ -20,12 +20,12 @@ from torch import Tensor
 from tinyllama import hardware
 from tinyllama.data.batches import batch_index_for_step, batches
 from tinyllama.errors import InputError, RunStoppedError, first_line
-from tinyllama.files import exclusive_lock, refuse_links
+from tinyllama.files import exclusive_lock, reject_symlinks
+from tinyllama.formatting import echo
 from tinyllama.progress import Bar
 from tinyllama.recipe import Recipe
 from tinyllama.runs import checkpoint
 from tinyllama.runs.log import RunLog
-from tinyllama.terminal import echo
 from tinyllama.tracking.trackers import Trackers, check_trackers
 from tinyllama.train import signals
 from tinyllama.train.distributed import all_reduce_sum, init_distributed, is_peer_failure
@@ -74,7 +74,7 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
     with init_distributed(recipe.guard.watchdog_seconds) as ranks, ExitStack() as stack:
         trainer = build(recipe, ranks)
         if ranks.is_main:
-            refuse_links(trainer.run)
+            reject_symlinks(trainer.run)
             stack.enter_context(
                 exclusive_lock(trainer.run, "lock", f"{trainer.run}: another process is training this run")
             )

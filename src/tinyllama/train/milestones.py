@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from tinyllama.cli_status import INPUT_STATUS
+from tinyllama.errors import INPUT_ERROR_STATUS
 from tinyllama.files import read_json, sha256_of
+from tinyllama.formatting import echo
 from tinyllama.processes import sidecar_environment
 from tinyllama.progress import Bar
 from tinyllama.recipe import Recipe
 from tinyllama.runs import checkpoint
 from tinyllama.runs.log import RunLog
-from tinyllama.terminal import echo
 
 _PROGRAM = """\
 import sys
@@ -137,7 +137,7 @@ class ReleaseQueue:
                 status, problem = 1, repr(error)
             if status == 0:
                 return True
-            is_last = tries == _TRIES or status == INPUT_STATUS
+            is_last = tries == _TRIES or status == INPUT_ERROR_STATUS
             if not self.closed.is_set():
                 self._report_failure(step, tries, problem, is_last)
             if is_last or self.closed.wait(_PAUSE_SECONDS * 2 ** (tries - 1)):

@@ -9,9 +9,9 @@ from typing import Any
 from tinyllama import hardware
 from tinyllama.data.batches import batch_index_for_step
 from tinyllama.errors import InputError, RunStoppedError
+from tinyllama.formatting import echo
 from tinyllama.runs import checkpoint
 from tinyllama.runs.log import RunLog
-from tinyllama.terminal import echo
 from tinyllama.train.distributed import broadcast_from_rank0
 from tinyllama.train.guard import discard_stale_rollbacks, read_rollbacks, record_rollback
 from tinyllama.train.setup import TrainState, initialize_weights

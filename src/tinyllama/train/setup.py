@@ -14,13 +14,12 @@ import torch
 
 from tinyllama import hardware, preflight
 from tinyllama.data.store import TokenStore
-from tinyllama.errors import InputError, first_line
+from tinyllama.errors import InputError, first_line, silence_torchao
 from tinyllama.files import atomic_write, read_json, write_json
+from tinyllama.formatting import echo
 from tinyllama.loading import HuggingFaceLlama
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
-from tinyllama.noise import hush_torchao
 from tinyllama.recipe import Recipe
-from tinyllama.terminal import echo
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.distributed import World, build_mesh, shard_model
 from tinyllama.train.guard import skipped_batches
@@ -128,7 +127,7 @@ def _use_float8(model: Llama, ranks: World) -> None:
         raise InputError(
             f"train.float8: {ranks.device} has no float8 products, GPUs from Ada and Hopper on do; take it out"
         )
-    hush_torchao()
+    silence_torchao()
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training  # noqa: PLC0415
     except ImportError as error:

@@ -27,7 +27,7 @@ class ThroughputMeter:
         self.recipe, self.ranks = recipe.train, ranks
         self.flops = plan.flops_per_token(recipe.model, vocab_size, recipe.train.sequence_length)
         self.entries = [dict(entry) for entry in before]
-        here = hardware.describe(ranks.device, ranks.count)
+        here = hardware.hardware_record(ranks.device, ranks.count)
         here |= {"precision": recipe.train.precision, "peak_flops": None}
         if not any(entry | {"peak_flops": None} == here for entry in self.entries):
             self.entries.append(here)
@@ -53,7 +53,7 @@ class ThroughputMeter:
         return {
             "tokens_per_second": speed,
             "mfu": speed * self.flops / (peak * self.ranks.count) if peak else None,
-            "memory_bytes": hardware.memory_bytes(self.ranks.device),
+            "memory_bytes": hardware.peak_memory_bytes(self.ranks.device),
         }
 
     def hardware(self) -> list[dict[str, Any]]:
