@@ -24,7 +24,7 @@ from filelock import FileLock
 from tests.engine_server import run_in_fork
 
 from tinyllama.prepare.corpus import MANIFEST, STAGING_DIR, CorpusReport, write_corpus
-from tinyllama.prepare.pipeline import prepare
+from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.prepare.tasks import Job
 from tinyllama.prepare.worker import run_task
 from tinyllama.recipe import Recipe
@@ -132,7 +132,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     train_tokenizer(modules, 600).save(folder / "tokenizer", 128)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(small_recipe(folder), sort_keys=False))
-    prepare(Recipe.load(folder / "recipe.yaml"))
+    prepare_store(Recipe.load(folder / "recipe.yaml"))
     return folder
 
 
@@ -197,9 +197,9 @@ def interrupt(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, after: int) -> No
         run_task(job, stage, rank)
 
     with monkeypatch.context() as patch:
-        patch.setattr("tinyllama.prepare.executors.run_rank", dying)
+        patch.setattr("tinyllama.prepare.executors.run_task", dying)
         with pytest.raises(KeyboardInterrupt):
-            prepare(recipe)
+            prepare_store(recipe)
 
 
 @cache

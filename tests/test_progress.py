@@ -199,7 +199,7 @@ def test_quiet_anywhere_among_the_words_leaves_results_alone(small: Path, tmp_pa
 def test_quiet_leaves_errors(tmp_path: Path) -> None:
     done = tinyllama(tmp_path, "--quiet", "train", "demo", "--data.store", "nowhere")
     assert done.returncode == 2
-    assert done.stderr.startswith("tinyllama: nowhere: the token store is not there")
+    assert done.stderr.startswith("tinyllama: nowhere: the token store does not exist")
 
 
 def test_quiet_after_two_dashes_is_a_word_and_each_command_line_says_it_anew(

@@ -81,8 +81,8 @@ def prepare(recipe: Recipe, strict: bool = False) -> None:
     Args:
         strict: Make no store where a file gives no document, or where most of its rows are rejected; exit status 2.
     """
-    from tinyllama.data.inspection import prepared_lines
-    from tinyllama.prepare.pipeline import prepare as prepare_store
+    from tinyllama.prepare.inspection import prepared_lines
+    from tinyllama.prepare.pipeline import prepare_store
 
     store = prepare_store(recipe, strict)
     if store is None:
@@ -110,8 +110,8 @@ def inspect_store(
         row: Row of that step's batch to trace, counted from 0; the first without it.
         tokenizer: The store's tokenizer, where it is no longer where it was.
     """
-    from tinyllama.data.inspection import inspect_lines
     from tinyllama.data.verification import find_corruption
+    from tinyllama.prepare.inspection import inspect_lines
 
     if verify and (recipe, step, row, tokenizer) != (None,) * 4:
         raise InputError("inspect: --verify checks the whole store; leave the other flags out")

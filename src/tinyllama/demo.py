@@ -19,7 +19,7 @@ from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import echo
 from tinyllama.model.generation import complete
 from tinyllama.prepare.corpus import FOLDERS, write_corpus
-from tinyllama.prepare.pipeline import prepare
+from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.prepare.sample import train_recipe_tokenizer
 from tinyllama.recipe import Recipe
 from tinyllama.release import release
@@ -104,7 +104,7 @@ def _tokenizer(recipe: Recipe) -> Iterator[str]:
 
 
 def _store(recipe: Recipe) -> Iterator[str]:
-    prepare(recipe)
+    prepare_store(recipe)
     store = TokenStore.open(recipe.data.store)
     for name, split in store.splits.items():
         yield f"{store.folder}/{name}: {split.num_tokens:,} tokens in {split.num_documents:,} documents"

@@ -69,7 +69,7 @@ def test_an_epoch_predicts_every_token_once_but_for_the_tail(recipe: Recipe, tmp
 def test_batches_are_those_of_the_steps_to_the_last_and_no_more(
     recipe: Recipe, store: TokenStore, monkeypatch: pytest.MonkeyPatch, first_step: int, ranks: int
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK_ROWS", 24 * 3)  # so that there are several blocks, the last one short
+    monkeypatch.setattr(module, "_MAX_BLOCK_SEQUENCES", 24 * 3)  # so that there are several blocks, the last one short
     assert recipe.train.steps == 10
     for rank in range(ranks):
         read = list(batches(recipe, store, first_step, rank, ranks))

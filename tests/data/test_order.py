@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from tinyllama.data.order import (
     Mixture,
     _floor_sum,
-    _key,
+    _permutation_key,
+    compute_order,
     mixture_schedule,
     permute,
-    rows_consumed_before,
-    rows_for_steps,
+    sequences_consumed_before,
 )
 from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe
@@ -33,13 +33,13 @@ def mix_of(weights: list[int], first_step: int = 0) -> Mixture:
 
 def steps_of(sizes: list[int], mixes: Sequence[Mixture], batch: int, steps: int) -> list[np.ndarray]:
     names = [f"source{k}" for k in range(len(sizes))]
-    return list(rows_for_steps(1337, names, sizes, mixes, batch, 0, steps))
+    return list(compute_order(1337, names, sizes, mixes, batch, 0, steps))
 
 
 def rows_of_step(
     seed: int, names: list[str], sizes: list[int], mixes: Sequence[Mixture], batch: int, step: int
 ) -> np.ndarray:
-    rows: np.ndarray = rows_for_steps(seed, names, sizes, mixes, batch, step, step + 1)[0]
+    rows: np.ndarray = compute_order(seed, names, sizes, mixes, batch, step, step + 1)[0]
     return rows
 
 
@@ -71,7 +71,9 @@ def test_every_sequence_is_read_once_in_an_epoch(sizes: list[int], batch: int, s
 @settings(max_examples=200, deadline=None)
 def test_the_mix_is_exact_in_every_batch_to_within_one_row(weights: list[int], batch: int, step: int) -> None:
     mixes = [mix_of(weights)]
-    counts = np.subtract(rows_consumed_before(mixes, batch, step + 1), rows_consumed_before(mixes, batch, step))
+    counts = np.subtract(
+        sequences_consumed_before(mixes, batch, step + 1), sequences_consumed_before(mixes, batch, step)
+    )
     assert counts.sum() == batch
     for count, share in zip(counts, mixes[0].shares, strict=True):
         assert abs(count - batch * share) < 1 + 1e-6
@@ -81,7 +83,7 @@ def test_the_mix_is_exact_in_every_batch_to_within_one_row(weights: list[int], b
 @settings(max_examples=100, deadline=None)
 def test_the_mix_never_drifts(weights: list[int], batch: int, step: int) -> None:
     mixes = [mix_of(weights)]
-    for given_rows, share in zip(rows_consumed_before(mixes, batch, step), mixes[0].shares, strict=True):
+    for given_rows, share in zip(sequences_consumed_before(mixes, batch, step), mixes[0].shares, strict=True):
         assert abs(given_rows - batch * step * share) < 16
 
 
@@ -154,16 +156,18 @@ def test_the_order_over_stages_and_epochs_is_the_one_that_was_fixed() -> None:
 def test_steps_together_are_the_steps_one_by_one(sizes: list[int], batch: int, first: int) -> None:
     names = ["a", "b", "c"]
     stages = [mix_of([7, 3, 0]), mix_of([1, 1, 2], 8), mix_of([0, 1, 4], 9), mix_of([5, 0, 1], 21)]
-    together = rows_for_steps(7, names, sizes, stages, batch, first, first + 25)
+    together = compute_order(7, names, sizes, stages, batch, first, first + 25)
     for step, rows in enumerate(together, first):
         plain = []
         spans = zip(
-            rows_consumed_before(stages, batch, step), rows_consumed_before(stages, batch, step + 1), strict=True
+            sequences_consumed_before(stages, batch, step),
+            sequences_consumed_before(stages, batch, step + 1),
+            strict=True,
         )
         for source, (start, end) in enumerate(spans):
             for position in range(start, end):
                 epoch, place = divmod(position, sizes[source])
-                index = permute(np.array([place]), sizes[source], _key(7, names[source], epoch))[0]
+                index = permute(np.array([place]), sizes[source], _permutation_key(7, names[source], epoch))[0]
                 plain.append((source, epoch, index))
         assert rows.tolist() == plain
 
@@ -199,7 +203,9 @@ def test_shares_are_exact_in_every_batch_of_a_ramp() -> None:
         ends = after.first_step - 1, after.first_step
         for step in {mix.first_step, mix.first_step + 1, mix.first_step + 2, ends[0] - 1, *ends}:
             shares = (mix if step < after.first_step else after).shares
-            counts = np.subtract(rows_consumed_before(found, batch, step + 1), rows_consumed_before(found, batch, step))
+            counts = np.subtract(
+                sequences_consumed_before(found, batch, step + 1), sequences_consumed_before(found, batch, step)
+            )
             assert counts.sum() == batch
             for count, share in zip(counts.tolist(), shares, strict=True):
                 assert abs(count - batch * share) < 1 + 1e-6

@@ -38,7 +38,7 @@ def test_one_flipped_bit_in_any_file_is_found_by_name(store: Path) -> None:
             named = path.with_name("manifest.json") if path.name == "manifest.sha256" else path
             found = find_corruption(store)
             assert any(str(named) in problem for problem in found), (path, place, found)
-            assert not any("foreign" in problem for problem in found)
+            assert not any(problem.endswith("is unexpected") for problem in found)
             path.write_bytes(whole)
     assert find_corruption(store) == []
 
@@ -55,7 +55,7 @@ def test_a_manifest_whose_keys_are_damaged_is_named(store: Path, capsys: pytest.
     manifest.unlink()
     assert find_corruption(store) == [
         f"{manifest} is missing",
-        f"{manifest} cannot be used: no other file was looked at",
+        f"{manifest} cannot be used: no other file was checked",
     ]
 
 
@@ -63,7 +63,7 @@ def test_what_is_foreign_is_named_whatever_it_is(store: Path) -> None:
     (store / "empty").mkdir()
     (store / "modules/link").symlink_to("/etc")
     (store / "dangling").symlink_to("nowhere")
-    assert find_corruption(store) == [f"{store / name} is foreign" for name in ("dangling", "empty", "modules/link")]
+    assert find_corruption(store) == [f"{store / name} is unexpected" for name in ("dangling", "empty", "modules/link")]
 
 
 def test_damage_of_every_kind_is_found_by_name(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +79,7 @@ def test_damage_of_every_kind_is_found_by_name(store: Path, capsys: pytest.Captu
         f"{folder}/00000.documents is missing",
         f"{folder}/00000.rows has {small_rows} bytes instead of {size}",
         f"{store}/lines/validation/manifest.json is missing",
-        f"{folder}/stray.bin is foreign",
+        f"{folder}/stray.bin is unexpected",
     ]
     assert main(["inspect", str(store), "--verify"]) == 1
     assert capsys.readouterr().out.count("\n") == 5

@@ -50,7 +50,7 @@ def recipe(small: Path, tmp_path: Path) -> Path:
         (["train", "demo", "--alow-change"], "Unrecognized options: --alow-change"),
         (
             ["train", "demo", "--data.store", "nowhere"],
-            "nowhere: the token store is not there; run `tinyllama prepare`",
+            "nowhere: the token store does not exist; run `tinyllama prepare`",
         ),
         (["generate", "nowhere", "text"], "nowhere: no model here"),
         (["release", "nowhere"], "nowhere: no model here"),

@@ -90,7 +90,7 @@ def test_workers_of_prepare_end_with_it_and_it_goes_on_to_the_same_store(way: Pa
     def plant() -> None:
         from tinyllama.prepare import executors
 
-        executors.run_rank = work  # type: ignore[attr-defined]
+        executors.run_task = work  # type: ignore[attr-defined]
         executors._wait = end  # type: ignore[assignment]
 
     again = ("prepare", "recipe.yaml", "--data.store", "other", "--data.workers", "2")

@@ -19,13 +19,12 @@ from tests.conftest import python_sources, small_recipe, write_jsonl
 from tests.fuzz.mutations import changed, changes, documents
 from tests.fuzz.properties import few, kept_folder, one_line
 
-from tinyllama.data.inspection import describe
-from tinyllama.data.provenance import documents_between
 from tinyllama.data.store import Split, TokenStore
 from tinyllama.data.verification import find_corruption
 from tinyllama.errors import InputError
 from tinyllama.files import sha256_of, write_json
-from tinyllama.prepare.pipeline import prepare
+from tinyllama.prepare.inspection import describe
+from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.prepare.shards import ShardWriter
 from tinyllama.progress import set_quiet
 from tinyllama.recipe import Recipe
@@ -41,7 +40,7 @@ def store() -> Path:
         write_jsonl(folder / f"raw/{name}/a.jsonl", modules[:3] if name == "modules" else modules[4].split("\n\n")[:40])
     train_tokenizer(modules, 400).save(folder / "tokenizer")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(small_recipe(folder)))
-    prepare(Recipe.load(folder / "recipe.yaml"))
+    prepare_store(Recipe.load(folder / "recipe.yaml"))
     return folder / "store"
 
 
@@ -62,7 +61,7 @@ def use(folder: Path) -> None:
         found = TokenStore.open(folder)
         for split in found.splits.values():
             _ = split.read(0, split.num_tokens), split.num_sequences(64), split.num_documents
-            for document in documents_between(split, 0, split.num_tokens):
+            for document in split.documents_between(0, split.num_tokens):
                 assert document.row >= 0
             assert sum(map(len, split.documents())) == split.num_tokens
         _ = list(describe(found, None)), found.digest

@@ -16,7 +16,7 @@ from tinyllama.cli import main
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.prepare.endings import unread
-from tinyllama.prepare.pipeline import prepare
+from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.prepare.sources import list_files
 from tinyllama.recipe import Recipe
 
@@ -148,4 +148,4 @@ def test_files_that_were_not_read_stand_in_the_output_the_manifest_and_inspect(
     manifest = TokenStore.open(tmp_path / "store").manifest
     assert manifest["sources"]["own"]["files_left_out"] == {"ending .docx": 2, "ending .jsonl.br": 1}
     (tmp_path / "raw/b.docx").unlink()  # which changes nothing that the store is made of
-    prepare(Recipe.load(tmp_path / "recipe.yaml"))
+    prepare_store(Recipe.load(tmp_path / "recipe.yaml"))

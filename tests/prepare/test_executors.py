@@ -17,7 +17,7 @@ from tests.conftest import contents, interrupt, python_sources, write_jsonl
 from tinyllama.data.store import TokenStore
 from tinyllama.data.verification import find_corruption
 from tinyllama.errors import InputError
-from tinyllama.prepare.pipeline import prepare
+from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.recipe import Recipe
 
 pytestmark = pytest.mark.slow
@@ -85,7 +85,7 @@ def recipe_at(small: Path, raw: Path, store: Path, **overrides: Any) -> Recipe:
 
 @pytest.fixture
 def wanted(recipe: Recipe, small: Path, raw: Path, tmp_path: Path) -> dict[str, bytes]:
-    prepare(recipe_at(small, raw, tmp_path / "wanted"))
+    prepare_store(recipe_at(small, raw, tmp_path / "wanted"))
     return contents(tmp_path / "wanted")
 
 
@@ -105,14 +105,14 @@ def test_slurm_jobs_write_the_same_store(
     monkeypatch.setenv("JOBS", str(tmp_path / "bin"))
     slurm = {"partition": "cpu", "time": "02:00:00", "memory_gigabytes": 3, "arguments": {"account": "tiny"}}
     on_slurm = recipe_at(small, raw, tmp_path / "store", **{"data.executor": "slurm", "data.slurm": slurm})
-    assert prepare(on_slurm) is None
+    assert prepare_store(on_slurm) is None
     assert contents(tmp_path / "store") == wanted, (tmp_path / "bin/0.output").read_text()
     script = (tmp_path / "bin/0.slurm").read_text()
     for option in ("array=0-8%1", "partition=cpu", "time=02:00:00", "mem-per-cpu=3G", "account=tiny"):
         assert f"#SBATCH --{option}\n" in script
     assert "launch_pickled_pipeline" in script
     assert any("--dependency=afterok:" in path.read_text() for path in (tmp_path / "bin").glob("*.arguments"))
-    opened = prepare(on_slurm)  # once it is there, it is opened
+    opened = prepare_store(on_slurm)  # once it is there, it is opened
     assert opened is not None
     assert opened.digest == TokenStore.open(tmp_path / "wanted").digest
 
@@ -135,16 +135,16 @@ def test_a_slurm_task_that_is_lost_makes_no_store_and_is_done_alone_the_next_tim
     on_slurm = recipe_at(small, tmp_path / "raw", tmp_path / "store", **slurm)
     with monkeypatch.context() as losing:
         losing.setenv("PYTHONPATH", str(tmp_path / "bin"))
-        assert prepare(on_slurm) is None
+        assert prepare_store(on_slurm) is None
     assert (tmp_path / "bin/0.failed").exists()
     with pytest.raises(InputError, match="is not finished"):
         TokenStore.open(tmp_path / "store")
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").glob("*/train/*.tokens")}
     assert sorted(path.parent.parent.name for path in done) == ["lines", "modules"]
-    assert prepare(on_slurm) is None
+    assert prepare_store(on_slurm) is None
     assert "#SBATCH --array=0-0%1\n" in (tmp_path / "bin/4.slurm").read_text()  # 0 to 3: the first time
     assert {path: path.stat().st_mtime_ns for path in done} == done, "done work is not done again"
-    prepare(recipe_at(small, tmp_path / "raw", tmp_path / "wanted"))
+    prepare_store(recipe_at(small, tmp_path / "raw", tmp_path / "wanted"))
     assert contents(tmp_path / "store") == contents(tmp_path / "wanted"), (tmp_path / "bin/4.output").read_text()
 
 
@@ -160,11 +160,11 @@ def test_slurm_jobs_under_way_are_not_submitted_twice(
     on_slurm = recipe_at(
         small, raw, tmp_path / "store", **{"data.executor": "slurm", "data.slurm": {"partition": "cpu"}}
     )
-    assert prepare(on_slurm) is None
+    assert prepare_store(on_slurm) is None
     with pytest.raises(InputError, match=r"Slurm jobs 7,7 are still at it; wait for them"):
-        prepare(on_slurm)
+        prepare_store(on_slurm)
     (tmp_path / "bin/queue").write_text("")
-    assert prepare(on_slurm) is None
+    assert prepare_store(on_slurm) is None
 
 
 def test_slurm_without_its_program_or_its_settings_says_so(
@@ -177,7 +177,7 @@ def test_slurm_without_its_program_or_its_settings_says_so(
         small, raw, tmp_path / "store", **{"data.executor": "slurm", "data.slurm": {"partition": "cpu"}}
     )
     with pytest.raises(InputError, match=r"no sbatch here; run this on a login node"):
-        prepare(on_slurm)
+        prepare_store(on_slurm)
 
 
 @pytest.mark.cluster
@@ -193,7 +193,7 @@ def test_a_local_ray_goes_on_where_other_workers_stopped_and_does_a_killed_worke
     once = f"not (Path({str(tmp_path)!r}) / 'killed').exists() and not (Path({str(tmp_path)!r}) / 'killed').touch()"
     (tmp_path / "sitecustomize.py").write_text(LOSING.format(shard="00006", condition=once))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    store = prepare(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray", "data.workers": 2}))
+    store = prepare_store(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray", "data.workers": 2}))
     assert store is not None
     assert (tmp_path / "killed").exists()
     assert contents(tmp_path / "store") == wanted
@@ -208,7 +208,7 @@ def test_on_ray_an_unreadable_file_stops_with_its_name_and_sigterm_does_what_it_
     before = signal.getsignal(signal.SIGTERM)
     (raw / "3.jsonl.gz").write_bytes(gzip.compress((raw / "3.jsonl").read_bytes())[:-20])
     with pytest.raises(InputError, match=r"3.jsonl.gz: cannot be read to its end"):
-        prepare(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray", "data.workers": 2}))
+        prepare_store(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray", "data.workers": 2}))
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -220,7 +220,7 @@ def test_on_ray_a_task_whose_worker_is_killed_each_time_is_one_line(
     (tmp_path / "sitecustomize.py").write_text(LOSING.format(shard="00003", condition=True))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(InputError, match=r"store: a worker was killed, perhaps for want of memory; run prepare again"):
-        prepare(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray"}))
+        prepare_store(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray"}))
     done = {path.name for path in (tmp_path / "store/.work/receipts").rglob("*.json")}
     assert "modules.train.00003.json" not in done
     assert done
@@ -231,9 +231,9 @@ def test_on_ray_tasks_that_write_to_another_machines_folder_are_one_line(
     recipe: Recipe, small: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ray")
-    monkeypatch.setattr("tinyllama.prepare.executors.run_rank", lambda job, stage, rank: None)
+    monkeypatch.setattr("tinyllama.prepare.executors.run_task", lambda job, stage, rank: None)
     with pytest.raises(InputError, match=r"task 0 of tokens ended and left no receipt here; give every machine"):
-        prepare(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray"}))
+        prepare_store(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray"}))
 
 
 def command_at(small: Path, raw: Path, store: Path) -> list[str]:

@@ -17,7 +17,7 @@ from tinyllama.cli import main
 from tinyllama.data.store import TokenStore
 from tinyllama.data.verification import find_corruption
 from tinyllama.errors import InputError
-from tinyllama.prepare.pipeline import prepare
+from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.recipe import Recipe
 
 
@@ -87,17 +87,17 @@ def test_strict_makes_no_store_and_goes_on_once_the_files_are_right(
 def test_strict_refuses_a_store_that_was_made_without_it(small: Path, tmp_path: Path) -> None:
     doubtful(tmp_path / "raw")
     recipe = Recipe.load(recipe_of(small, tmp_path))
-    prepare(recipe)
+    prepare_store(recipe)
     with pytest.raises(InputError, match=r"store: 4 files give few documents"):
-        prepare(recipe, strict=True)
-    assert prepare(recipe) is not None
+        prepare_store(recipe, strict=True)
+    assert prepare_store(recipe) is not None
 
 
 def test_rows_that_the_recipe_leaves_out_put_no_file_in_doubt(small: Path, tmp_path: Path) -> None:
     write(tmp_path / "raw/a.jsonl", lines(*[slim("out", "RedPajamaGithub")] * 9))
     write(tmp_path / "raw/b.jsonl", lines(*map(slim, python_sources(3))))
     recipe = Recipe.load(recipe_of(small, tmp_path, "slimpajama", exclude=["RedPajamaGithub"]))
-    assert prepare(recipe, strict=True) is not None
+    assert prepare_store(recipe, strict=True) is not None
 
 
 def test_of_many_files_in_doubt_the_first_are_named_and_all_are_counted(
@@ -128,7 +128,7 @@ def test_a_source_without_a_document_has_the_remedy_for_its_cause(
 ) -> None:
     write(tmp_path / "raw/a.jsonl", content)
     with pytest.raises(InputError, match=said):
-        prepare(Recipe.load(recipe_of(small, tmp_path)))
+        prepare_store(Recipe.load(recipe_of(small, tmp_path)))
 
 
 def test_repaired_rows_are_kept_and_counted(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +175,7 @@ def test_an_archive_that_is_named_is_no_text(small: Path, tmp_path: Path, name: 
     write(tmp_path / name, archives()[name])
     recipe = recipe_of(small, tmp_path, format, path=str(tmp_path / name))
     with pytest.raises(InputError, match=rf"{name}: is a .*archive.*unpack it"):
-        prepare(Recipe.load(recipe))
+        prepare_store(Recipe.load(recipe))
     assert not (tmp_path / "store/manifest.json").exists()
 
 
@@ -184,13 +184,13 @@ def test_a_pointer_named_json_beside_rows_is_refused_by_name(small: Path, tmp_pa
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123456\n"
     write(tmp_path / "raw/more.json", pointer.encode())
     with pytest.raises(InputError, match=r"more\.json: is a git-lfs pointer.*git lfs pull"):
-        prepare(Recipe.load(recipe_of(small, tmp_path)))
+        prepare_store(Recipe.load(recipe_of(small, tmp_path)))
 
 
 def test_rows_in_utf16_are_to_be_converted(small: Path, tmp_path: Path) -> None:
     write(tmp_path / "raw/a.jsonl", lines(*({"text": text} for text in python_sources(9))).decode().encode("utf-16"))
     with pytest.raises(InputError, match="convert it to UTF-8"):
-        prepare(Recipe.load(recipe_of(small, tmp_path)))
+        prepare_store(Recipe.load(recipe_of(small, tmp_path)))
 
 
 def test_a_tail_is_a_share_above_0(small: Path, tmp_path: Path) -> None:

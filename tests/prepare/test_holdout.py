@@ -12,12 +12,11 @@ from tests.conftest import contents, python_sources, small_recipe, write_jsonl
 from tests.prepare.raw import write
 
 from tinyllama.cli import main
-from tinyllama.data.provenance import find_documents
 from tinyllama.data.store import TokenStore
 from tinyllama.data.verification import find_corruption
 from tinyllama.errors import InputError
 from tinyllama.prepare.holdout import how_to_hold_out, split_tail
-from tinyllama.prepare.pipeline import prepare
+from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.prepare.sample import sample_texts
 from tinyllama.recipe import Recipe
 from tinyllama.text import to_str
@@ -41,7 +40,7 @@ _number = itertools.count()
 
 
 def prepared(recipe: Recipe) -> TokenStore:
-    store = prepare(recipe)
+    store = prepare_store(recipe)
     assert store is not None
     return store
 
@@ -80,7 +79,7 @@ def test_the_end_of_a_single_document_is_validated_on_and_never_trained_on(
     assert find_corruption(store.folder) == []
     # Both parts lead back to the row, and training's sample has no text of the end.
     for split in ("train", "validation"):
-        (document,) = find_documents(store[f"own/{split}"], [0])
+        (document,) = store[f"own/{split}"].find_documents([0])
         assert (document.file, document.row) == (str(tmp_path / "raw/book.txt"), 0)
     assert main(["inspect", str(store.folder)]) == 0
     assert "book.txt row 0, its end" in capsys.readouterr().out
@@ -121,7 +120,7 @@ def test_a_separator_makes_documents_of_one_file_that_lead_back_to_their_place(s
     assert sorted(texts_of(small, store, "train") + texts_of(small, store, "validation")) == sorted(texts)
     assert store["own/validation"].num_documents
     for split in ("train", "validation"):
-        found = find_documents(store[f"own/{split}"], range(store[f"own/{split}"].num_documents))
+        found = store[f"own/{split}"].find_documents(range(store[f"own/{split}"].num_documents))
         assert [texts[document.row] for document in found] == texts_of(small, store, split)
 
 
@@ -133,7 +132,7 @@ def test_another_separator_or_holdout_is_another_store_but_none_is_that_of_befor
         own = recipe.data.sources["own"].model_copy(update={field: value})
         other = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": {"own": own}})})
         with pytest.raises(InputError, match=rf"made with sources.own.{field} None, the recipe says"):
-            prepare(other)
+            prepare_store(other)
 
 
 @pytest.mark.parametrize(
@@ -174,4 +173,4 @@ def test_where_nothing_is_held_out_what_helps_is_named(
 def test_where_validation_took_the_only_document_the_remedy_is_about_holding_out(small: Path, tmp_path: Path) -> None:
     write(tmp_path / "raw/a.txt", b"the only document")
     with pytest.raises(InputError, match=r"1 rows held out for validation\); set holdout: tail .*separator, or lower"):
-        prepare(recipe_of(small, tmp_path, 0.999999))
+        prepare_store(recipe_of(small, tmp_path, 0.999999))

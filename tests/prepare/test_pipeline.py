@@ -21,7 +21,7 @@ from tinyllama.data.store import TokenStore
 from tinyllama.data.verification import find_corruption
 from tinyllama.errors import InputError
 from tinyllama.files import sha256_of
-from tinyllama.prepare.pipeline import prepare
+from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.prepare.tasks import Job
 from tinyllama.prepare.worker import run_task
 from tinyllama.recipe import Recipe
@@ -33,7 +33,7 @@ def recipe_at(small: Path, store: Path, **overrides: Any) -> Recipe:
 
 
 def prepared(recipe: Recipe) -> TokenStore:
-    store = prepare(recipe)
+    store = prepare_store(recipe)
     assert store is not None
     return store
 
@@ -65,7 +65,7 @@ def test_workers_and_interruptions_never_change_the_bytes(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)  # a task a file; workers only get tasks
-    prepare(recipe_at(small, tmp_path / "one"))
+    prepare_store(recipe_at(small, tmp_path / "one"))
     wanted = contents(tmp_path / "one")
     assert "modules/train/00001.tokens" in wanted
 
@@ -77,8 +77,8 @@ def test_workers_and_interruptions_never_change_the_bytes(
         assert rank >= 2, "done work is not done again"
         run_task(job, stage, rank)
 
-    monkeypatch.setattr("tinyllama.prepare.executors.run_rank", counting)
-    prepare(recipe_at(small, tmp_path / "two"))
+    monkeypatch.setattr("tinyllama.prepare.executors.run_task", counting)
+    prepare_store(recipe_at(small, tmp_path / "two"))
     assert contents(tmp_path / "two") == wanted
     assert prepared(recipe_at(small, tmp_path / "two")).digest == TokenStore.open(tmp_path / "one").digest
 
@@ -105,7 +105,7 @@ def test_killed_in_a_loop_it_ends_with_the_same_bytes(small: Path, tmp_path: Pat
         process.wait()
     assert kills > 1
     subprocess.run([*command, "2"], check=True, capture_output=True)
-    prepare(recipe_at(small, tmp_path / "calm", **paths))
+    prepare_store(recipe_at(small, tmp_path / "calm", **paths))
     assert contents(tmp_path / "killed") == contents(tmp_path / "calm")
     assert find_corruption(tmp_path / "killed") == []
 
@@ -123,7 +123,7 @@ def test_killed_while_it_deletes_its_work_it_deletes_the_rest_the_next_time(
 
 
 def test_two_worker_processes_write_the_same_store(small: Path, tmp_path: Path) -> None:
-    prepare(recipe_at(small, tmp_path / "two", **{"data.workers": 2}))
+    prepare_store(recipe_at(small, tmp_path / "two", **{"data.workers": 2}))
     assert contents(tmp_path / "two") == contents(small / "store")
 
 
@@ -171,27 +171,27 @@ def test_a_truncated_file_stops_with_its_name_and_leaves_no_store(small: Path, t
         small, tmp_path / "store", **{"data.sources.modules.path": str(tmp_path / "raw"), "data.workers": workers}
     )
     with pytest.raises(InputError, match=r"c.jsonl.zst: cannot be read to its end .*fetch it again"):
-        prepare(recipe)
+        prepare_store(recipe)
     with pytest.raises(InputError, match=r"is not finished; run `tinyllama prepare`"):
         TokenStore.open(tmp_path / "store")
     (tmp_path / "raw/c.jsonl.zst").write_bytes(packed)  # mended, the same command goes on
-    prepare(recipe)
+    prepare_store(recipe)
     assert find_corruption(tmp_path / "store") == []
 
 
 def test_an_empty_corpus_is_refused_by_its_source(small: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "raw/a.jsonl", ["", ""])
     with pytest.raises(InputError, match=r"data.sources.modules: no document left to train on \(2 rows empty text\)"):
-        prepare(recipe_at(small, tmp_path / "store", **{"data.sources.modules.path": str(tmp_path / "raw")}))
+        prepare_store(recipe_at(small, tmp_path / "store", **{"data.sources.modules.path": str(tmp_path / "raw")}))
     assert not (tmp_path / "store/manifest.json").exists()
 
 
 def test_a_store_of_other_data_is_refused_rather_than_overwritten(small: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"made with validation_fraction 0.1, the recipe says 0.2"):
-        prepare(recipe_at(small, small / "store", **{"data.validation_fraction": 0.2}))
+        prepare_store(recipe_at(small, small / "store", **{"data.validation_fraction": 0.2}))
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match=r"holds files but no token store"):
-        prepare(recipe_at(small, tmp_path))
+        prepare_store(recipe_at(small, tmp_path))
 
 
 def test_reading_runs_over_the_ends_of_shards(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,20 +213,20 @@ def test_two_processes_never_prepare_one_store(small: Path, tmp_path: Path) -> N
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(InputError, match=r"store: another process is preparing this store; wait for it"):
-            prepare(recipe_at(small, tmp_path / "store"))
+            prepare_store(recipe_at(small, tmp_path / "store"))
         other.communicate()
-    prepare(recipe_at(small, tmp_path / "store"))
+    prepare_store(recipe_at(small, tmp_path / "store"))
 
 
 def test_raw_files_that_changed_are_never_taken_for_what_was_read(small: Path, tmp_path: Path) -> None:
     shutil.copytree(small / "raw/modules", tmp_path / "raw")
     recipe = recipe_at(small, tmp_path / "store", **{"data.sources.modules.path": str(tmp_path / "raw")})
-    prepare(recipe)
+    prepare_store(recipe)
     changed = tmp_path / "raw/a.jsonl"
     changed.write_text(changed.read_text().replace("import", "IMPORT"))  # as long as before
     os.utime(changed, (1000, 1000))  # as tools that copy a file's time do
     with pytest.raises(InputError, match=r"a.jsonl has changed since it was made"):
-        prepare(recipe)
+        prepare_store(recipe)
 
 
 def eight_files(folder: Path) -> Path:
@@ -252,8 +252,8 @@ def test_after_inputs_changed_the_tasks_that_are_the_same_are_kept(
         (raw / "5.jsonl").unlink()
     else:
         write_jsonl(raw / "9.jsonl", python_sources(3))
-    prepare(recipe_at(small, tmp_path / "store", **paths))
-    prepare(recipe_at(small, tmp_path / "calm", **paths))
+    prepare_store(recipe_at(small, tmp_path / "store", **paths))
+    prepare_store(recipe_at(small, tmp_path / "calm", **paths))
     assert contents(tmp_path / "store") == contents(tmp_path / "calm")
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
     assert f"inputs changed since it was begun: {5 if change != 'more' else 6} finished" in capsys.readouterr().err
@@ -272,8 +272,8 @@ def test_a_kept_task_keeps_its_own_rejects_and_a_vanished_one_leaves_nothing(
     (tmp_path / "store/.work/receipts/tokens/modules.train.00007.json").unlink()  # as if killed just before it
     (tmp_path / "modules/6.jsonl").unlink()
     (tmp_path / "modules/7.jsonl").unlink()
-    prepare(recipe_at(small, tmp_path / "store", **paths))
-    prepare(recipe_at(small, tmp_path / "calm", **paths))
+    prepare_store(recipe_at(small, tmp_path / "store", **paths))
+    prepare_store(recipe_at(small, tmp_path / "calm", **paths))
     assert contents(tmp_path / "store") == contents(tmp_path / "calm")
     rejects = [json.loads(line)["file"] for line in (tmp_path / "store/lines/train/rejects.jsonl").open()]
     assert rejects == [str(tmp_path / f"lines/{number}.jsonl") for number in range(8)]
@@ -288,9 +288,9 @@ def test_unfinished_work_of_another_recipe_is_neither_taken_nor_thrown_away(
     with pytest.raises(
         InputError, match=r"store: begun with validation_fraction 0.1, the recipe says 0.5; choose another store"
     ):
-        prepare(recipe_at(small, tmp_path / "store", **{"data.validation_fraction": 0.5}))
+        prepare_store(recipe_at(small, tmp_path / "store", **{"data.validation_fraction": 0.5}))
     assert contents(tmp_path / "store") == before
-    prepare(recipe_at(small, tmp_path / "store"))
+    prepare_store(recipe_at(small, tmp_path / "store"))
     assert contents(tmp_path / "store")["manifest.json"]
 
 
@@ -307,11 +307,11 @@ def test_a_file_that_changes_while_it_is_prepared_stops_with_its_name(
         (raw / "0.jsonl").write_text(first.replace("import", "IMPORT"))
 
     with monkeypatch.context() as patch:
-        patch.setattr("tinyllama.prepare.executors.run_rank", changing)
+        patch.setattr("tinyllama.prepare.executors.run_task", changing)
         with pytest.raises(InputError, match=r"0.jsonl: changed while it was being prepared; run prepare again"):
-            prepare(recipe)
-    prepare(recipe)
-    prepare(recipe_at(small, tmp_path / "calm", **{"data.sources.modules.path": str(raw)}))
+            prepare_store(recipe)
+    prepare_store(recipe)
+    prepare_store(recipe_at(small, tmp_path / "calm", **{"data.sources.modules.path": str(raw)}))
     assert contents(tmp_path / "store") == contents(tmp_path / "calm")
 
 

@@ -16,11 +16,10 @@ pytest.importorskip("spacy", reason="the extra `clean` is not installed")
 from tests.prepare.cleaning import ITEM, prose, with_changed_words
 
 from tinyllama.cli import main
-from tinyllama.data.provenance import find_documents
 from tinyllama.data.store import TokenStore
 from tinyllama.data.verification import find_corruption
 from tinyllama.prepare import decontamination
-from tinyllama.prepare.pipeline import prepare
+from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.prepare.tasks import plan_job
 from tinyllama.prepare.worker import stages
 from tinyllama.recipe import Recipe
@@ -56,9 +55,9 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_planted_goes_and_is_accounted_for(
     small: Path, raw: Path, tmp_path: Path, planted: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepare(recipe_at(small, raw, tmp_path / "store"))
+    prepare_store(recipe_at(small, raw, tmp_path / "store"))
     store = TokenStore.open(tmp_path / "store")
-    kept = [(Path(one.file).stem, one.row) for one in find_documents(store["web/train"], range(48))]
+    kept = [(Path(one.file).stem, one.row) for one in store["web/train"].find_documents(range(48))]
     assert kept == [(str(number), row) for number in range(6) for row in range(8)]
     rows = store["web/train"].manifest["rows"]
     assert (rows["read"], rows["kept"], sum(rows["left_out"].values())) == (52, 48, 4)
@@ -77,13 +76,13 @@ def test_what_was_planted_goes_and_is_accounted_for(
 def test_workers_and_interruptions_never_change_a_cleaned_store(
     small: Path, raw: Path, tmp_path: Path, planted: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare(recipe_at(small, raw, tmp_path / "calm"))
+    prepare_store(recipe_at(small, raw, tmp_path / "calm"))
     recipe = recipe_at(small, raw, tmp_path / "store")
     assert sum(stages(plan_job(recipe)).values()) == 28
     for after in (3, 9, 6, 5):  # tasks until the next interruption
         interrupt(recipe, monkeypatch, after)
         assert not (tmp_path / "store/manifest.json").exists()
-    prepare(recipe_at(small, raw, tmp_path / "store", **{"data.workers": 3}))
+    prepare_store(recipe_at(small, raw, tmp_path / "store", **{"data.workers": 3}))
     assert contents(tmp_path / "store") == contents(tmp_path / "calm")
 
 

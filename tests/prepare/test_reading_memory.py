@@ -37,9 +37,9 @@ print(rows, characters, peak.split()[1])
 PREPARE = """
 import json, sys
 from pathlib import Path
-from tinyllama.prepare.pipeline import prepare
+from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.recipe import Recipe
-store = prepare(Recipe.load(sys.argv[1], json.loads(sys.argv[2])))
+store = prepare_store(Recipe.load(sys.argv[1], json.loads(sys.argv[2])))
 (peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
 print(store["books/train"].num_tokens, peak.split()[1])
 """

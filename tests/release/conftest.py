@@ -13,7 +13,7 @@ from tests.conftest import python_sources, small_recipe, write_jsonl
 
 from tinyllama.data.store import TokenStore
 from tinyllama.model.llama import Llama, initialize
-from tinyllama.prepare.pipeline import prepare
+from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.recipe import Recipe
 from tinyllama.release import release
 from tinyllama.runs import checkpoint
@@ -46,7 +46,7 @@ def raw(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}} for text in modules[:15]]
     (folder / "slimpajama/part.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_jsonl(folder / "notes.jsonl", modules[15:])
-    prepare(Recipe.model_validate(recipe_fields(small, folder)))
+    prepare_store(Recipe.model_validate(recipe_fields(small, folder)))
     return folder
 
 

@@ -130,7 +130,7 @@ def test_batches_left_out_are_passed_over_and_the_steps_stay_as_many(
     small: Path, monkeypatch: pytest.MonkeyPatch, first_step: int, ranks: int
 ) -> None:
     recipe, store = recipe_of(small, **{"train.tokens": 10 * 6 * 64}), TokenStore.open(small / "store")
-    monkeypatch.setattr(batches_module, "_BLOCK_ROWS", 6 * 3)  # so that there are several blocks
+    monkeypatch.setattr(batches_module, "_MAX_BLOCK_SEQUENCES", 6 * 3)  # so that there are several blocks
     left_out = {0, 3, 4, 5, 6, 11, 12, 99}
     learnt = [1, 2, 7, 8, 9, 10, 13, 14, 15, 16][first_step:]
     for rank in range(ranks):
@@ -149,7 +149,7 @@ def test_no_token_of_a_batch_left_out_is_read(small: Path, tmp_path: Path) -> No
     recipe, store = recipe_of(small, **{"train.tokens": 20 * 6 * 64}), TokenStore.open(folder)
     left_out = {0, 7, 8, 19}
     skipped = {int(row[0]) for batch in left_out for row in batch_of_step(recipe, store, batch)}
-    starts = [int(row[0]) for rows in batches(recipe, store, 0, left_out=left_out) for row in rows]
+    starts = [int(row[0]) for rows in batches(recipe, store, 0, skipped_batches=left_out) for row in rows]
     assert len(starts) == len(set(starts)) == 20 * 6
     assert not skipped & set(starts)
     assert skipped | set(starts) == {int(row[0]) for batch in range(24) for row in batch_of_step(recipe, store, batch)}

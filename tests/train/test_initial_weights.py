@@ -22,7 +22,7 @@ from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError, warn_once
 from tinyllama.loading import HuggingFaceLlama, load_model
 from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
-from tinyllama.prepare.pipeline import prepare
+from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.recipe import Recipe
 from tinyllama.runs import checkpoint
 from tinyllama.runs.log import read_rows
@@ -311,7 +311,7 @@ def real_recipe(folder: Path, model: Path) -> Path:
 @pytest.mark.slow
 def test_a_real_pretrained_model_goes_on_from_transformers_loss(smollm2: Path, tmp_path: Path) -> None:
     recipe = Recipe.load(real_recipe(tmp_path, smollm2))
-    prepare(recipe)
+    prepare_store(recipe)
     trainer = built(recipe)
     rows = batch_of_step(recipe, trainer.store, 0)
     found = [train_step(trainer, step, rows)[0] for step in range(4)]

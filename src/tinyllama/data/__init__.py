@@ -1,1 +1,1 @@
-"""What training reads: the token store, the order of its rows, and batches."""
+"""What training reads: the token store, the data order, batches."""

@@ -1,8 +1,8 @@
-"""Which sequences step s reads: pure functions of (seed, sources, mix, step), no state, no torch.
+"""Data order: which sequences each training step reads, as pure functions of (seed, sources, mixtures, step).
 
-A resumed run asks for its step and has it; the cost is the same at any step. Per source and epoch the order is a keyed
-permutation of all its sequences, so an epoch reads each exactly once; the mix is exact in every batch to within a row.
-Consecutive steps cost less together: a source's places in them follow each other and are permuted in one go.
+Resuming at a step is arithmetic, at the same cost for every step, and nothing here has state or imports torch. In each
+epoch of a source a keyed permutation orders its sequences, so an epoch reads each of them once. Every batch holds each
+source's exact share, rounded down or up. Consecutive steps are cheaper when computed together.
 """
 
 import hashlib
@@ -20,168 +20,205 @@ from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe
 
-ROW = np.dtype([("source", "<i4"), ("epoch", "<i8"), ("index", "<i8")])
+SEQUENCE_DTYPE = np.dtype([("source", "<i4"), ("epoch", "<i8"), ("index", "<i8")])
 
-# The mix is apportioned on a grid of 2^32 points a row. Step m's grid is shifted by m x the golden ratio of the period,
-# which spreads each source's extra rows most evenly over the steps (Weyl 1916; Knuth, TAOCP 3, 6.4).
-_PERIOD = 1 << 32
-_GOLDEN = 2654435769
-_ROUNDS = 8
-_RAMP_STEPS = 64
+_GRID_POINTS = 1 << 32
+"""Grid points per sequence of a batch; see `_num_sequences_by_step`."""
+_GOLDEN_OFFSET = 2654435769
+"""`_GRID_POINTS` divided by the golden ratio: each step's shift of the grid (Weyl 1916; Knuth, TAOCP 3, 6.4)."""
+_FEISTEL_ROUNDS = 8
+_MAX_RAMP_STEPS = 64
 
 
-@dataclass(frozen=True, eq=False)  # the same only as itself: hashing a ramp's fractions would take longer than a step
+@dataclass(frozen=True, eq=False)  # compared by identity: hashing a ramp's fractions takes longer than a step
 class Mixture:
     """Shares of the sources from a step on."""
 
     first_step: int
     shares: tuple[Fraction, ...]
-    """One a source, summing to 1."""
+    """Share of each source; they sum to 1."""
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """What the rows of any step follow from: M mixes of K sources on the grid of a batch."""
+    """Apportionment of a batch among K sources in each of M mixtures."""
 
     first_steps: NDArray[np.int64]
-    """[M]"""
+    """First step of each mixture: [M]."""
     edges: NDArray[np.int64]
-    """[M, K + 1]: in mix m source k owns the grid points from edges[m, k] to edges[m, k + 1]."""
-    given: tuple[list[int], ...]
-    """M times K: rows that each source has given before the mix begins."""
+    """Grid points of source k in mixture m: from edges[m, k] to before edges[m, k + 1]; [M, K + 1]."""
+    consumed: tuple[list[int], ...]
+    """Sequences of each source read before each mixture begins: M lists of K."""
 
 
 def sequences(recipe: Recipe, store: TokenStore, step: int) -> NDArray[np.void]:
-    """The rows of step `step` (counted from 0): an array of (source, epoch, index), `batch_sequences` long.
+    """Return the sequences of step `step` (counted from 0): [batch_sequences], each (source, epoch, index).
 
-    `source` counts the recipe's sources in their order; sequence `index` starts at token index x sequence_length.
-    Raises InputError where a source has less than one sequence.
+    `source` counts the recipe's sources in their order. Sequence `index` starts at token index x sequence_length.
+    Raises InputError if a source in use has less than one sequence.
     """
-    rows: NDArray[np.void] = sequences_for_steps(recipe, store, step, step + 1)[0]
-    return rows
+    found: NDArray[np.void] = sequences_for_steps(recipe, store, step, step + 1)[0]
+    return found
 
 
-def sequences_for_steps(recipe: Recipe, store: TokenStore, first_step: int, last_step: int) -> NDArray[np.void]:
-    """`sequences` of the steps from `first_step` to before `last_step`: [steps, batch_sequences]."""
+def sequences_for_steps(recipe: Recipe, store: TokenStore, first_step: int, end_step: int) -> NDArray[np.void]:
+    """Return the `sequences` of the steps from `first_step` to before `end_step`: [steps, batch_sequences]."""
     if first_step < 0:
         raise ValueError(f"step {first_step}: steps count from 0")
-    names, mixing = list(recipe.data.sources), mixture_schedule(recipe)
-    used = [any(mix.shares[source] for mix in mixing) for source in range(len(names))]
-    counts = [_num_sequences(recipe, store, name, needed) for name, needed in zip(names, used, strict=True)]
-    return rows_for_steps(recipe.seed, names, counts, mixing, recipe.train.batch_sequences, first_step, last_step)
+    names, mixtures = list(recipe.data.sources), mixture_schedule(recipe)
+    length = recipe.train.sequence_length
+    sizes = []
+    for source, name in enumerate(names):
+        split = store[f"{name}/train"]
+        sizes.append(split.num_sequences(length))
+        if not sizes[-1] and any(mixture.shares[source] for mixture in mixtures):
+            raise InputError(
+                f"{split.folder}: {split.num_tokens} tokens are less than one sequence of {length} and its targets; "
+                "add text or shorten train.sequence_length"
+            )
+    return compute_order(recipe.seed, names, sizes, mixtures, recipe.train.batch_sequences, first_step, end_step)
 
 
 def mixture_schedule(recipe: Recipe) -> tuple[Mixture, ...]:
-    """The recipe's mixes in the order in which they hold; the first begins at step 0, a ramp is up to 64 of them."""
+    """Return the recipe's mixtures in the order in which they apply, the first from step 0 on.
+
+    A ramp is a series of up to 64 mixtures.
+    """
     sources = recipe.data.sources
     stages = tuple(
         (stage.from_tokens, stage.ramp_tokens, tuple(stage.weights.get(name, 0.0) for name in sources))
         for stage in recipe.data.stages
     )
-    return _mixes(tuple(source.weight for source in sources.values()), stages, recipe.train.batch_tokens)
+    weights = tuple(source.weight for source in sources.values())
+    return _cached_schedule(weights, stages, recipe.train.batch_tokens)
 
 
 @lru_cache(maxsize=16)
-def _mixes(
+def _cached_schedule(
     weights: tuple[float, ...], stages: tuple[tuple[int, int, tuple[float, ...]], ...], batch_tokens: int
 ) -> tuple[Mixture, ...]:
-    found = [Mixture(0, _shares(weights))]
+    schedule = [Mixture(0, _normalized(weights))]
     for from_tokens, ramp_tokens, weights_after in stages:
-        before, after = found[-1].shares, _shares(weights_after)
-        first_step, last_step = -(-from_tokens // batch_tokens), -(-(from_tokens + ramp_tokens) // batch_tokens)
-        found += _ramp(before, after, first_step, last_step)
-        found.append(Mixture(last_step, after))
-    # Of two mixes that begin at one step, the later holds.
-    return tuple(
-        mix
-        for mix, following in zip(found, [*found[1:], None], strict=True)
-        if not following or following.first_step > mix.first_step
-    )
+        before, after = schedule[-1].shares, _normalized(weights_after)
+        first_step, end_step = -(-from_tokens // batch_tokens), -(-(from_tokens + ramp_tokens) // batch_tokens)
+        schedule += _ramp(before, after, first_step, end_step)
+        schedule.append(Mixture(end_step, after))
+    by_first_step = {
+        mixture.first_step: mixture for mixture in schedule
+    }  # the last one of those with equal first steps
+    return tuple(by_first_step.values())
 
 
-def _ramp(before: tuple[Fraction, ...], after: tuple[Fraction, ...], first_step: int, last_step: int) -> list[Mixture]:
-    """Equal pieces of the straight line between two mixes, each held at its middle: in sum they give what it gives."""
-    pieces = min(_RAMP_STEPS, last_step - first_step)
+def _ramp(before: tuple[Fraction, ...], after: tuple[Fraction, ...], first_step: int, end_step: int) -> list[Mixture]:
+    """Approximate a linear ramp by constant mixtures.
+
+    Each mixture has the shares of the ramp's value at its middle, which keeps the total of each source.
+    """
+    count = min(_MAX_RAMP_STEPS, end_step - first_step)
     ramp = []
-    for piece in range(pieces):
-        way = Fraction(2 * piece + 1, 2 * pieces)
-        shares = tuple(old + (new - old) * way for old, new in zip(before, after, strict=True))
-        ramp.append(Mixture(first_step + piece * (last_step - first_step) // pieces, shares))
+    for number in range(count):
+        progress = Fraction(2 * number + 1, 2 * count)
+        shares = tuple(old + (new - old) * progress for old, new in zip(before, after, strict=True))
+        ramp.append(Mixture(first_step + number * (end_step - first_step) // count, shares))
     return ramp
 
 
-def rows_for_steps(
+def _normalized(weights: Sequence[float]) -> tuple[Fraction, ...]:
+    exact = [Fraction(str(weight)) for weight in weights]
+    return tuple(weight / sum(exact) for weight in exact)
+
+
+def compute_order(
     seed: int,
     names: Sequence[str],
-    num_sequences: Sequence[int],
-    mixes: Sequence[Mixture],
+    sizes: Sequence[int],
+    mixtures: Sequence[Mixture],
     batch: int,
     first_step: int,
-    last_step: int,
+    end_step: int,
 ) -> NDArray[np.void]:
-    """`sequences_for_steps` from bare arguments: sources' names and numbers of sequences, mixes, rows a batch."""
-    counts = _counts(_grid(tuple(mixes), batch), first_step, last_step)
-    rows = np.empty(counts.sum(), ROW)
-    rows["source"] = np.repeat(np.tile(np.arange(len(names)), len(counts)), counts.ravel())
-    starts = rows_consumed_before(mixes, batch, first_step)
+    """Return what `sequences_for_steps` does: [steps, batch].
+
+    `names` and `sizes` are the names and numbers of sequences of the sources; `batch` is in sequences.
+    """
+    counts = _num_sequences_by_step(_grid(tuple(mixtures), batch), first_step, end_step)
+    order = np.empty(counts.sum(), SEQUENCE_DTYPE)
+    order["source"] = np.repeat(np.tile(np.arange(len(names)), len(counts)), counts.ravel())
+    starts = sequences_consumed_before(mixtures, batch, first_step)
     for source, (start, count) in enumerate(zip(starts, counts.sum(axis=0).tolist(), strict=True)):
         if count:
-            own = rows["source"] == source
-            size = num_sequences[source]
-            rows["epoch"][own] = np.arange(start, start + count) // size
-            rows["index"][own] = _indices(seed, names[source], size, start, start + count)
-    return rows.reshape(len(counts), batch)
+            own = order["source"] == source
+            order["epoch"][own] = np.arange(start, start + count) // sizes[source]
+            order["index"][own] = _indices(seed, names[source], sizes[source], start, start + count)
+    return order.reshape(len(counts), batch)
 
 
 def _indices(seed: int, name: str, size: int, start: int, stop: int) -> NDArray[np.int64]:
-    """The sequences at places `start` to `stop` of a source's endless order, which is one permutation an epoch."""
+    """Return the sequences at positions `start` to `stop` of a source's endless order, one permutation per epoch."""
     parts = []
     for epoch in range(start // size, -(-stop // size)):
-        places = np.arange(max(start, epoch * size), min(stop, (epoch + 1) * size)) - epoch * size
-        parts.append(permute(places, size, _key(seed, name, epoch)))
+        positions = np.arange(max(start, epoch * size), min(stop, (epoch + 1) * size)) - epoch * size
+        parts.append(permute(positions, size, _permutation_key(seed, name, epoch)))
     return np.concatenate(parts)
 
 
-def rows_consumed_before(mixes: Sequence[Mixture], batch: int, step: int) -> list[int]:
-    """How many rows each source has given in all steps before `step`."""
-    grid = _grid(tuple(mixes), batch)
+def sequences_consumed_before(mixtures: Sequence[Mixture], batch: int, step: int) -> list[int]:
+    """Return how many sequences of each source all steps before `step` read: [sources]."""
+    grid = _grid(tuple(mixtures), batch)
     number = bisect_right(grid.first_steps, step) - 1
-    given = _rows_of_mix(grid.edges[number].tolist(), step - int(grid.first_steps[number]))
-    return [before + more for before, more in zip(grid.given[number], given, strict=True)]
+    own = _num_sequences_of_steps(grid.edges[number].tolist(), step - int(grid.first_steps[number]))
+    return [before + count for before, count in zip(grid.consumed[number], own, strict=True)]
 
 
 @lru_cache(maxsize=16)
-def _grid(mixes: tuple[Mixture, ...], batch: int) -> _Grid:
-    first_steps = [mix.first_step for mix in mixes]
-    edges = [[round(batch * _PERIOD * edge) for edge in accumulate(mix.shares, initial=Fraction(0))] for mix in mixes]
-    given = [[0] * len(mixes[0].shares)]
+def _grid(mixtures: tuple[Mixture, ...], batch: int) -> _Grid:
+    first_steps = [mixture.first_step for mixture in mixtures]
+    edges = [
+        [round(batch * _GRID_POINTS * edge) for edge in accumulate(mixture.shares, initial=Fraction(0))]
+        for mixture in mixtures
+    ]
+    consumed = [[0] * len(mixtures[0].shares)]
     for own_edges, (start, end) in zip(edges, pairwise(first_steps), strict=False):
-        given.append([sum(both) for both in zip(given[-1], _rows_of_mix(own_edges, end - start), strict=True)])
-    return _Grid(np.array(first_steps), np.array(edges), tuple(given))
+        own = _num_sequences_of_steps(own_edges, end - start)
+        consumed.append([before + count for before, count in zip(consumed[-1], own, strict=True)])
+    return _Grid(np.array(first_steps), np.array(edges), tuple(consumed))
 
 
-def _counts(grid: _Grid, first_step: int, last_step: int) -> NDArray[np.int64]:
-    """Rows of each source in each step: [steps, sources].
+def _num_sequences_by_step(grid: _Grid, first_step: int, end_step: int) -> NDArray[np.int64]:
+    """Return how many sequences each step reads of each source: [steps, sources].
 
-    Step m of a mix gives a source as many rows as it owns points x with x = m g modulo the period: its points over the
-    period, rounded down or up.
+    Let P = `_GRID_POINTS` and g = `_GOLDEN_OFFSET`. The sources divide the B P grid points of a batch of B sequences
+    among them in proportion to their shares. Step m of a mixture takes the B points o, o + P, o + 2 P, ... where
+    o = m g mod P, and reads one sequence per point, of the point's source. Of these points, floor((e - 1 - o) / P) + 1
+    lie below an edge e, so a source between two edges has the difference of two such floors: its points divided by P,
+    rounded down or up. The shift by the golden ratio spreads the sequences that rounding adds evenly over the steps.
     """
-    steps = np.arange(first_step, last_step)
-    mix = np.searchsorted(grid.first_steps, steps, "right") - 1
-    offsets = (steps - grid.first_steps[mix]) * _GOLDEN % _PERIOD
-    return np.diff((grid.edges[mix] - 1 - offsets[:, None]) // _PERIOD)
+    steps = np.arange(first_step, end_step)
+    mixture = np.searchsorted(grid.first_steps, steps, "right") - 1
+    offsets = (steps - grid.first_steps[mixture]) * _GOLDEN_OFFSET % _GRID_POINTS
+    return np.diff((grid.edges[mixture] - 1 - offsets[:, None]) // _GRID_POINTS)
 
 
-def _rows_of_mix(edges: list[int], steps: int) -> list[int]:
-    """Rows of each source in the first `steps` steps of a mix: the sums of `_counts`, which are sums of floors."""
-    below = [_floor_sum(steps, _PERIOD, -_GOLDEN, edge - 1) for edge in edges]
+def _num_sequences_of_steps(edges: list[int], steps: int) -> list[int]:
+    """Return how many sequences the first `steps` steps of a mixture read of each source: [sources].
+
+    With the symbols of `_num_sequences_by_step`, floor((e - 1 - (m g mod P)) / P) is floor((e - 1 - m g) / P) plus
+    floor(m g / P). The second term is the same for both edges of a source, so it cancels. The sum of the first term
+    over the steps is a `_floor_sum`.
+    """
+    below = [_floor_sum(steps, _GRID_POINTS, -_GOLDEN_OFFSET, edge - 1) for edge in edges]
     return [high - low for low, high in pairwise(below)]
 
 
 def _floor_sum(count: int, modulus: int, factor: int, offset: int) -> int:
-    """Sum of floor((factor i + offset) / modulus) for i from 0 to count - 1, in O(log modulus).
+    """Return the sum of floor((factor i + offset) / modulus) over i from 0 to count - 1, in O(log modulus).
 
-    Euclid's algorithm on the lattice points under a line (Graham, Knuth, Patashnik: Concrete Mathematics, 3.5).
+    First, the multiples of the modulus in `factor` and `offset` are summed directly. The rest of the sum is the number
+    of lattice points (i, j) with 0 <= i < count and 1 <= j <= (factor i + offset) / modulus. Let
+    top = factor count + offset. Counted along the other axis, the same points are the sum of
+    floor((modulus j + top mod modulus) / factor) over j from 0 to floor(top / modulus) - 1. This is a sum of the same
+    kind, with `modulus` and `factor` exchanged as in Euclid's algorithm, and empty if top < modulus.
+    (Graham, Knuth and Patashnik: Concrete Mathematics, section 3.5; `floor_sum` of the AtCoder Library.)
     """
     total = 0
     while True:
@@ -196,15 +233,16 @@ def _floor_sum(count: int, modulus: int, factor: int, offset: int) -> int:
         modulus, factor = factor, modulus
 
 
-def permute(places: NDArray[np.int64], size: int, key: Sequence[int]) -> NDArray[np.int64]:
-    """Map places of [0, size) to where a permutation chosen by `key` puts them.
+def permute(positions: NDArray[np.int64], size: int, key: Sequence[int]) -> NDArray[np.int64]:
+    """Map positions of [0, size) to their values under the permutation that `key` selects.
 
-    A balanced Feistel network (Luby and Rackoff 1988) on the next power of four, walked until it falls inside
-    (Black and Rogaway 2002), four walks on average at most; `key` holds one 64-bit number a round.
+    A balanced Feistel network (Luby and Rackoff 1988) permutes the next power of four. It is applied again until the
+    value is below `size` (cycle walking, Black and Rogaway 2002), at most four times on average. `key` has one 64-bit
+    number per round.
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
-    values = places.astype(np.uint64)
+    values = positions.astype(np.uint64)
     outside = np.arange(len(values))
     while len(outside):
         values[outside] = _feistel(values[outside], half, mask, key)
@@ -220,7 +258,7 @@ def _feistel(values: NDArray[np.uint64], half: np.uint64, mask: np.uint64, key: 
 
 
 def _mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finalizer (Steele, Lea and Flood 2014); products wrap around by intention."""
+    """Apply SplitMix64's finalizer (Steele, Lea and Flood 2014), whose products are modulo 2^64."""
     values = values ^ (values >> np.uint64(30))
     values *= np.uint64(0xBF58476D1CE4E5B9)
     values ^= values >> np.uint64(27)
@@ -230,22 +268,6 @@ def _mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 @lru_cache(maxsize=256)
-def _key(seed: int, name: str, epoch: int) -> tuple[int, ...]:
-    digest = hashlib.blake2b(f"{seed}/{name}/{epoch}".encode(), digest_size=8 * _ROUNDS).digest()
+def _permutation_key(seed: int, name: str, epoch: int) -> tuple[int, ...]:
+    digest = hashlib.blake2b(f"{seed}/{name}/{epoch}".encode(), digest_size=8 * _FEISTEL_ROUNDS).digest()
     return tuple(int.from_bytes(digest[i : i + 8], "little") for i in range(0, len(digest), 8))
-
-
-def _num_sequences(recipe: Recipe, store: TokenStore, name: str, needed: bool) -> int:
-    split, length = store[f"{name}/train"], recipe.train.sequence_length
-    count = split.num_sequences(length)
-    if needed and not count:
-        raise InputError(
-            f"{split.folder}: {split.num_tokens} tokens are less than one sequence of {length} and its targets; "
-            "add text or shorten train.sequence_length"
-        )
-    return count
-
-
-def _shares(weights: Sequence[float]) -> tuple[Fraction, ...]:
-    exact = [Fraction(str(weight)) for weight in weights]
-    return tuple(weight / sum(exact) for weight in exact)

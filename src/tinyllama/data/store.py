@@ -1,19 +1,19 @@
-"""The token store: flat files of tokens, read at any place.
+"""Token store: flat files of tokens, read at random positions, with the provenance of every document.
 
-Reads `STORE/manifest.json` and `STORE/<source>/<split>/{manifest.json, 00000.tokens, 00000.documents}`. A split reads
-as one long array whatever its shards, so a sequence may run over a shard's end and opening costs nothing a token. Reads
-are pread(2) and not memory maps: as fast from a warm cache, and a file that was cut or a disk that fails is an error
-with the file's name, where a map ends the process with SIGBUS.
+Reads `STORE/manifest.json` and `STORE/<source>/<split>/{manifest.json, 00000.tokens, 00000.documents, 00000.rows}`. A
+split is one long array across its shards, and opening it costs nothing per token. Tokens are read with pread(2), not
+through memory maps: it is as fast from the page cache, and a truncated file or a failing disk raises an error that
+names the file, where a map would end the process with SIGBUS.
 """
 
 import hashlib
 import os
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +25,42 @@ from tinyllama.files import is_file_name, read_json, sha256_of
 
 FORMAT_VERSION = 3
 WORK_DIR = ".work"
-"""Where `prepare` keeps what is under way; no source can be called so."""
-CORRUPT_MESSAGE = "its documents do not end where its shard does; restore it, or delete the store and prepare it again"
+"""Folder in which `prepare` keeps unfinished work; no source can have this name."""
+SUFFIXES = (".tokens", ".documents", ".rows")
+"""Suffixes of a shard's files: token ids, each document's end, each document's row in its input file."""
+_CORRUPT = "its documents do not end where its shard does; restore it, or delete the store and prepare it again"
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file of tokens beside the file of its documents' ends."""
+    """One file of tokens and its counts."""
 
     file: str
-    """Name of the tokens file; its documents file ends in `.documents` instead."""
+    """Name of the file of tokens; the shard's other files differ in the suffix."""
     tokens: int
     documents: int
 
 
 Span = tuple[int, int, int]
-"""A run of tokens in one shard: the shard's number, first byte, bytes."""
+"""Consecutive tokens of one shard: number of the shard, offset in bytes, size in bytes."""
 
 
-def _check_names(folder: Path, *names: str) -> None:
-    for name in names:
-        if not is_file_name(name):
-            raise InputError(f"{folder}/manifest.json: names {name!r}, which is no file of the store; restore it")
+@dataclass(frozen=True)
+class StoredDocument:
+    """A document of a split and its provenance."""
+
+    number: int
+    """Index among the split's documents."""
+    start: int
+    """Index of its first token in the split."""
+    tokens: int
+    """Length in tokens, BOS and EOS included."""
+    file: str
+    """Input file."""
+    sha256: str
+    """SHA-256 of the input file."""
+    row: int
+    """Index of its row in the input file."""
 
 
 class Split:
@@ -58,68 +72,112 @@ class Split:
         self.shards = shards = [Shard(entry["file"], entry["tokens"], entry["documents"]) for entry in entries]
         _check_names(folder, *(shard.file for shard in shards))
         for shard in shards:
-            check_size(folder / shard.file, shard.tokens * dtype.itemsize)
-        # Where each shard begins, and the number of all tokens; a list, which is bisected faster than an array.
+            _check_size(folder / shard.file, shard.tokens * dtype.itemsize)
+        # Index of each shard's first token, and the number of tokens; bisecting a list is faster than an array.
         self.ends = [0, *accumulate(shard.tokens for shard in shards)]
-        # A trillion tokens are 15,000 files, and a process may often have no more than 1,024 open.
+        # A trillion tokens are 15,000 files; a process is often limited to 1,024 open ones.
         self._file = lru_cache(maxsize=128)(lambda shard: _ShardFile(folder / shards[shard].file))
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The contents of the split's manifest.json, read anew: training has no use for its megabytes of inputs."""
+        """The split's manifest.json, read at each access: training does not need its megabytes of inputs in memory."""
         found: dict[str, Any] = read_json(self.folder / "manifest.json")
         return found
 
     @property
     def num_tokens(self) -> int:
-        """Tokens, markers included."""
+        """Number of tokens, BOS and EOS included."""
         return self.ends[-1]
 
     @property
     def num_documents(self) -> int:
-        """Documents."""
+        """Number of documents."""
         return sum(shard.documents for shard in self.shards)
 
     def num_sequences(self, length: int) -> int:
-        """Sequences of `length` inputs and their targets; sequence i starts at token i x length."""
+        """Return the number of sequences of `length` inputs and their targets; sequence i begins at token i length."""
         return max(0, (self.num_tokens - 1) // length)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Tokens [start, stop) as a read-only array of the store's dtype. Raises as `pieces` and `fetch` do."""
-        return np.frombuffer(b"".join(self.fetch(*piece) for piece in self.pieces(start, stop)), self.dtype)
+        """Return tokens [start, stop) as a read-only array of the store's dtype.
 
-    def pieces(self, start: int, stop: int) -> list[Span]:
-        """Where tokens [start, stop) lie. Raises IndexError beyond the split."""
+        Raises as `spans` and `read_span` do.
+        """
+        return np.frombuffer(b"".join(self.read_span(*span) for span in self.spans(start, stop)), self.dtype)
+
+    def spans(self, start: int, stop: int) -> list[Span]:
+        """Return the spans that hold tokens [start, stop). Raises IndexError if some are not in the split."""
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"tokens {start}:{stop} of {self.folder}, which has {self.num_tokens}")
         found, width, shard = [], self.dtype.itemsize, bisect_right(self.ends, start) - 1
         while start < stop:
-            until = min(stop, self.ends[shard + 1])
-            found.append((shard, (start - self.ends[shard]) * width, (until - start) * width))
-            start, shard = until, shard + 1
+            end = min(stop, self.ends[shard + 1])
+            found.append((shard, (start - self.ends[shard]) * width, (end - start) * width))
+            start, shard = end, shard + 1
         return found
 
-    def fetch(self, shard: int, offset: int, size: int) -> bytes:
-        """The bytes of a piece.
+    def read_span(self, shard: int, offset: int, size: int) -> bytes:
+        """Return the bytes of a span.
 
-        Raises InputError with the file's name where it has been cut since it was opened, OSError with it where the disk
-        fails.
+        Raises InputError if the file was truncated after it was opened, OSError if the disk fails; both name the file.
         """
-        return _read(self._file(shard), offset, size)
+        file, data = self._file(shard), b""
+        while len(data) < size:
+            try:
+                part = os.pread(file.descriptor, size - len(data), offset + len(data))
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(file.path)) from None
+            if not part:
+                end = offset + len(data)
+                raise InputError(f"{file.path}: ends at byte {end}, and was longer when opened; restore it and resume")
+            data += part
+        return data
 
     def prefetch(self, shard: int, offset: int, size: int) -> None:
-        """Have the kernel read a piece from the disk in the background."""
+        """Ask the kernel to read a span from the disk in the background."""
         os.posix_fadvise(self._file(shard).descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
     def documents(self) -> Iterator[NDArray[Any]]:
-        """Each document's tokens, in order."""
-        for shard in self.shards:
-            path = self.folder / shard.file
-            check_size(path.with_suffix(".documents"), shard.documents * 8)
-            ends, tokens = np.fromfile(path.with_suffix(".documents"), "<u8"), np.memmap(path, self.dtype, "r")
+        """Yield each document's tokens, in order. Raises InputError for damaged files."""
+        for number, shard in enumerate(self.shards):
+            ends, path = self._numbers(number, ".documents"), self.folder / shard.file
             if (ends[1:] < ends[:-1]).any() or ends[-1] != shard.tokens:
-                raise InputError(f"{path.with_suffix('.documents')}: {CORRUPT_MESSAGE}")
-            yield from np.split(tokens, ends[:-1].astype(np.int64))
+                raise InputError(f"{path.with_suffix('.documents')}: {_CORRUPT}")
+            yield from np.split(np.memmap(path, self.dtype, "r"), ends[:-1].astype(np.int64))
+
+    def find_documents(self, numbers: Iterable[int]) -> Iterator[StoredDocument]:
+        """Yield documents by their numbers. Raises IndexError for numbers not in the split, InputError for damage."""
+        inputs = [shard["inputs"] for shard in self.manifest["shards"]]
+        firsts = self._first_documents()
+        for number in numbers:
+            if not 0 <= number < firsts[-1]:
+                raise IndexError(f"document {number} of {self.folder}, which has {firsts[-1]}")
+            shard = bisect_right(firsts, number) - 1
+            place, ends = number - firsts[shard], self._numbers(shard, ".documents")
+            start, end = int(ends[place - 1]) if place else 0, int(ends[place])
+            if not start <= end <= self.shards[shard].tokens:
+                raise InputError(f"{(self.folder / self.shards[shard].file).with_suffix('.documents')}: {_CORRUPT}")
+            # A shard's documents are in the order of its inputs.
+            last = accumulate(entry["documents"] for entry in inputs[shard])
+            source = next(entry for entry, stop in zip(inputs[shard], last, strict=True) if place < stop)
+            row = int(self._numbers(shard, ".rows")[place])
+            yield StoredDocument(number, self.ends[shard] + start, end - start, source["path"], source["sha256"], row)
+
+    def documents_between(self, start: int, stop: int) -> Iterator[StoredDocument]:
+        """Yield the documents that have a token in [start, stop), in order. Raises as `find_documents` does."""
+        shard = bisect_right(self.ends, start) - 1
+        place = int(np.searchsorted(self._numbers(shard, ".documents"), start - self.ends[shard], "right"))
+        numbers = range(self._first_documents()[shard] + place, self.num_documents)
+        return takewhile(lambda document: document.start < stop, self.find_documents(numbers))
+
+    def _first_documents(self) -> list[int]:
+        """Return the number of each shard's first document, and the number of documents."""
+        return list(accumulate((shard.documents for shard in self.shards), initial=0))
+
+    def _numbers(self, shard: int, suffix: str) -> NDArray[np.uint64]:
+        path = (self.folder / self.shards[shard].file).with_suffix(suffix)
+        _check_size(path, self.shards[shard].documents * 8)
+        return np.memmap(path, "<u8", "r")
 
 
 class TokenStore:
@@ -127,27 +185,24 @@ class TokenStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        beside = folder / "manifest.sha256"
-        if beside.is_file():
-            _check_hash(folder, "", beside.read_bytes()[:64].decode(errors="replace"))
+        hash_file = folder / "manifest.sha256"
+        if hash_file.is_file():
+            self._check_manifest("", hash_file.read_bytes()[:64].decode(errors="replace"))
         manifest = self.manifest
         dtype = np.dtype(manifest["dtype"])
+        self.splits: dict[str, Split] = {}
         for source, fields in manifest["sources"].items():
             for split, entry in fields["splits"].items():
                 _check_names(folder, source, split)
-                _check_hash(folder, f"{source}/{split}", entry.get("manifest_sha256"))
-        self.splits = {
-            f"{source}/{split}": Split(folder / source / split, dtype)
-            for source, fields in manifest["sources"].items()
-            for split in fields["splits"]
-        }
+                self._check_manifest(f"{source}/{split}", entry.get("manifest_sha256"))
+                self.splits[f"{source}/{split}"] = Split(folder / source / split, dtype)
 
     @classmethod
     def open(cls, folder: str | Path) -> "TokenStore":
-        """Open a store. Raises InputError where there is none, only a half-written one, or one of other manifests."""
+        """Open a store. Raises InputError if it is missing, unfinished, damaged or of another format version."""
         path = Path(folder)
         if not (path / "manifest.json").is_file():
-            state = "is not finished" if (path / WORK_DIR).exists() else "is not there"
+            state = "is not finished" if (path / WORK_DIR).exists() else "does not exist"
             raise InputError(f"{folder}: the token store {state}; run `tinyllama prepare` with this recipe")
         try:
             return cls(path)
@@ -160,7 +215,7 @@ class TokenStore:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The contents of the store's manifest.json, read anew: training has no use for its megabytes of inputs."""
+        """The store's manifest.json, read at each access: training does not need its megabytes of inputs in memory."""
         found: dict[str, Any] = read_json(self.folder / "manifest.json")
         version = found.get("format_version") if isinstance(found, dict) else None
         if version != FORMAT_VERSION:
@@ -179,39 +234,35 @@ class TokenStore:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the manifest, which holds the hashes of the splits' manifests, which hold those of the shards."""
+        """SHA-256 of the manifest, which covers the splits' manifests, which cover the shards."""
         return hashlib.sha256((self.folder / "manifest.json").read_bytes()).hexdigest()
+
+    def _check_manifest(self, split: str, expected: str | None) -> None:
+        """Raise InputError if a manifest was changed, which could change the data order.
+
+        The shards' own hashes are checked by `verification` only.
+        """
+        manifest = self.folder / split / "manifest.json"
+        if expected is not None and sha256_of(manifest) != expected:
+            raise InputError(f"{manifest}: does not match its hash; see `tinyllama inspect {self.folder} --verify`")
 
 
 class _ShardFile:
-    """A file that stays open as long as anyone holds this."""
+    """A file that is open as long as this object exists."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.descriptor = path, os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.descriptor)
 
 
-def _read(file: _ShardFile, offset: int, size: int) -> bytes:
-    try:
-        data = os.pread(file.descriptor, size, offset)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(file.path)) from None
-    if len(data) == size:
-        return data
-    if not data:
-        raise InputError(f"{file.path}: ends at byte {offset}, and was longer when opened; restore it and go on")
-    return data + _read(file, offset + len(data), size - len(data))
+def _check_names(folder: Path, *names: str) -> None:
+    for name in names:
+        if not is_file_name(name):
+            raise InputError(f"{folder}/manifest.json: names {name!r}, which is not a file of the store; restore it")
 
 
-def _check_hash(store: Path, split: str, promised: str | None) -> None:
-    """A number changed in a manifest would be another order of the data; the shards' bytes are `verification`'s."""
-    manifest = store / split / "manifest.json"
-    if promised is not None and sha256_of(manifest) != promised:
-        raise InputError(f"{manifest}: does not match its hash; see `tinyllama inspect {store} --verify`")
-
-
-def check_size(path: Path, expected_bytes: int) -> None:
-    """Raise InputError where a file is missing or has another size."""
+def _check_size(path: Path, expected_bytes: int) -> None:
+    """Raise InputError if a file is missing or has another size."""
     try:
         found = path.stat().st_size
     except FileNotFoundError:

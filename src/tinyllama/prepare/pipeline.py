@@ -27,7 +27,7 @@ from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 
 
-def prepare(recipe: Recipe, strict: bool = False) -> TokenStore | None:
+def prepare_store(recipe: Recipe, strict: bool = False) -> TokenStore | None:
     """Write the recipe's token store, going on where an interrupted run stopped, and open it.
 
     Returns None where the work went to Slurm, whose last job finishes the store.

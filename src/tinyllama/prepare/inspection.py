@@ -11,7 +11,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tinyllama.data.order import sequences
-from tinyllama.data.provenance import documents_between, find_documents
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.prepare.file_warnings import doubt_lines
@@ -130,7 +129,7 @@ def _samples(store: TokenStore, tokenizer: Tokenizer) -> Iterator[str]:
     """The first, a middle and the last document of each split, by their beginnings."""
     for name, split in store.splits.items():
         count, part = split.num_documents, ", its end" if _holds_ends(store, name) else ""
-        for document in find_documents(split, sorted({0, count // 2, count - 1} if count else ())):
+        for document in split.find_documents(sorted({0, count // 2, count - 1} if count else ())):
             yield ""
             place = f"{document.file} row {document.row}{part}"
             yield f"{name}, document {document.number:,}: {document.tokens:,} tokens, {place}"
@@ -162,7 +161,7 @@ def trace_row(store: TokenStore, recipe: Recipe, step: int, row: int, tokenizer:
     split, start, stop = store[name], index * length, (index + 1) * length + 1
     yield f"step {step} (step {step + 1} in metrics.jsonl), row {row}: sequence {index:,} of {name}, epoch {epoch}"
     yield f"  which is its tokens {start:,} to {stop - 1:,}"
-    for document in documents_between(split, start, stop):
+    for document in split.documents_between(start, stop):
         first, last = max(start, document.start), min(stop, document.start + document.tokens)
         yield (
             f"  tokens {first - start} to {last - start - 1}: document {document.number:,}, "

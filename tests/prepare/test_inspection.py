@@ -10,10 +10,9 @@ from tests.conftest import python_sources
 
 from tinyllama.cli import main
 from tinyllama.data.order import sequences
-from tinyllama.data.provenance import documents_between, find_documents
 from tinyllama.data.store import TokenStore
 from tinyllama.files import write_json_with_sha256
-from tinyllama.prepare.pipeline import prepare
+from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 
@@ -28,7 +27,7 @@ def test_every_document_leads_back_to_its_file_and_row(small: Path, name: str) -
     split = TokenStore.open(small / "store")[name]
     tokenizer = Tokenizer.load(small / "tokenizer")
     start = 0
-    for document in find_documents(split, range(split.num_documents)):
+    for document in split.find_documents(range(split.num_documents)):
         assert document.start == start
         start += document.tokens
         tokens = split.read(document.start, start)
@@ -40,14 +39,14 @@ def test_the_documents_of_a_range_are_those_that_have_a_token_in_it(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)  # more than one shard
-    prepare(Recipe.load(small / "recipe.yaml", {"data.store": str(tmp_path / "store")}))
+    prepare_store(Recipe.load(small / "recipe.yaml", {"data.store": str(tmp_path / "store")}))
     split = TokenStore.open(tmp_path / "store")["modules/train"]
     assert len(split.shards) == 2
-    every = list(find_documents(split, range(split.num_documents)))
+    every = list(split.find_documents(range(split.num_documents)))
     edge = split.shards[0].tokens
     for start, stop in ((0, 1), (edge - 1, edge), (edge, edge + 1), (edge - 500, edge + 500), (7, split.num_tokens)):
         wanted = [one for one in every if one.start < stop and one.start + one.tokens > start]
-        assert list(documents_between(split, start, stop)) == wanted
+        assert list(split.documents_between(start, stop)) == wanted
 
 
 def test_a_row_of_a_step_leads_back_to_its_text(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,7 +58,7 @@ def test_a_row_of_a_step_leads_back_to_its_text(small: Path, capsys: pytest.Capt
     name = f"{list(recipe.data.sources)[source]}/train"
     assert f"sequence {index:,} of {name}, epoch {epoch}" in said
     split = store[name]
-    for document in documents_between(split, index * 64, index * 64 + 65):
+    for document in split.documents_between(index * 64, index * 64 + 65):
         assert f"{document.file} row {document.row}, file's sha256 {document.sha256}" in said
     decoded = Tokenizer.load(small / "tokenizer").decode(split.read(index * 64, index * 64 + 10).tolist())
     assert repr(decoded)[1:-1][:10] in said
@@ -75,7 +74,7 @@ def test_inspect_counts_what_there_is(small: Path, capsys: pytest.CaptureFixture
     assert f"{manifest['text_bytes'] / split.num_tokens:.3f}" in said
     assert "held out for validation" in said
     assert "manifest " + store.digest in said
-    texts = [text_of(one.file, one.row) for one in find_documents(split, range(split.num_documents))]
+    texts = [text_of(one.file, one.row) for one in split.find_documents(range(split.num_documents))]
     assert manifest["text_bytes"] == sum(len(text.encode()) for text in texts)
     assert repr(texts[0])[1:20] in said
 
@@ -88,7 +87,7 @@ def test_subsets_are_told_apart(small: Path, tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = {"format": "slimpajama", "path": str(tmp_path / "raw"), "weight": 1, "exclude": ["RedPajamaGithub"]}
-    prepare(
+    prepare_store(
         Recipe.load(
             small / "recipe.yaml",
             {"data.store": str(tmp_path / "store"), "data.sources": {"slim": source}, "data.validation_fraction": 0},
