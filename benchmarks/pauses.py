@@ -79,7 +79,7 @@ def print_saving(work: Work, folder: Path, env: Mapping[str, str]) -> None:
         rows = list(read_rows(run / "metrics.jsonl"))[SAVE_EVERY:]
         beside = statistics.median(row["tokens_per_second"] for row in rows if row["step"] % SAVE_EVERY == 1)
         others = statistics.median(row["tokens_per_second"] for row in rows if row["step"] % SAVE_EVERY != 1)
-        seconds, stood = (statistics.median(row[key] for row in saves) for key in ("seconds", "stood_still_seconds"))
+        seconds, stood = (statistics.median(row[key] for row in saves) for key in ("seconds", "stall_seconds"))
         print(
             f"a checkpoint {fields['name']}: {seconds:.1f} s, training stands still for {stood:.2f} s of them; "
             f"the step after it has {beside / others:.2f} times the others' speed",

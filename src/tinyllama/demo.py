@@ -18,6 +18,7 @@ from tinyllama.evaluate.report import evaluate_and_save
 from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import echo
 from tinyllama.model.generation import complete
+from tinyllama.preflight import check_training
 from tinyllama.prepare.corpus import FOLDERS, write_corpus
 from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.prepare.sample import train_recipe_tokenizer
@@ -118,6 +119,8 @@ def _training(recipe: Recipe) -> Iterator[str]:
     parameters, batch = plan.num_parameters(recipe.model, vocab_size), recipe.train.batch_tokens
     yield f"{parameters:,} parameters, {recipe.train.steps} steps of {batch:,} tokens"
     yield f"watch it: tinyllama watch {run_folder(recipe)}"
+    for warning in check_training(recipe):
+        echo(warning, to_stderr=True)
     run = train(recipe)
     rows = list(read_rows(run / "metrics.jsonl"))
     speed = statistics.median(row["tokens_per_second"] for row in rows)

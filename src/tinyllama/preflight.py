@@ -1,20 +1,26 @@
-"""What the recipe and its tokenizer alone decide, checked before hours of work depend on it.
+"""Checks of a recipe that run before hours of work depend on it.
 
 `prepare` and `train` refuse what training or the release at a milestone could not do; `doctor` lists every finding.
 Reads the tokenizer, the initial weights' config.json where they are on this machine, and lm-eval's names of tasks.
+`recipe_warnings` lists settings that do not fit the length of the run or its ranks.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from tinyllama.data.order import mixture_schedule
+from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
+from tinyllama.prepare.holdout import how_to_hold_out
 from tinyllama.recipe import Recipe
 from tinyllama.recipe.train_schema import Release
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import HUB_NAME
+from tinyllama.train.schedule import learning_rate
 
 # Most recipes need none of what is imported below, and `prepare` should not wait for torch.
 # ruff: noqa: PLC0415
@@ -31,6 +37,33 @@ class Finding:
     """Whether training, or the release at a milestone, needs it; else only a later `tinyllama release` does."""
 
 
+_LEARNING_RATE_TOLERANCE = 0.05
+"""Fraction of the peak by which a learning rate may miss its target without a warning."""
+
+
+def check_training(recipe: Recipe, ranks: int = 1) -> list[str]:
+    """Return the warnings for a training run on `ranks` processes; read the store and the tokenizer.
+
+    Raises InputError if the store or the tokenizer is missing, or if training or a milestone's release would fail.
+    """
+    store, tokenizer = TokenStore.open(recipe.data.store), Tokenizer.load(recipe.tokenizer)
+    warnings = check(recipe, tokenizer)
+    if recipe.has_milestones:
+        check_milestones(recipe.release)
+    recipe.train.sequences_per_rank(ranks)
+    return [*warnings, *recipe_warnings(recipe, ranks, store)]
+
+
+def check_milestones(release: Release) -> None:
+    """Raise InputError if a library or a task that a milestone's release or its scores need is missing."""
+    from tinyllama.evaluate.scores import check_tasks
+    from tinyllama.release.formats import check_formats
+
+    check_formats(release.formats)
+    if release.tasks:
+        check_tasks(release.tasks)
+
+
 def check(recipe: Recipe, tokenizer: Tokenizer) -> list[str]:
     """Raise InputError for the first finding that stops the recipe; return the others as warnings."""
     warnings = []
@@ -44,18 +77,17 @@ def check(recipe: Recipe, tokenizer: Tokenizer) -> list[str]:
 def findings(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Finding]:
     """Yield what is wrong with a recipe and its tokenizer, the most important first."""
     markers, release = recipe.data.document, recipe.release
-    has_milestones = bool(release.at_tokens or release.every_tokens)
     checks: list[tuple[str, bool, Callable[[], object]]] = [
         ("tokenizer.json", True, partial(tokenizer.check_formats, ["huggingface"])),
         ("data.document", True, lambda: list(tokenizer.encode_documents((), markers.bos, markers.eos))),
         ("initial weights", True, partial(_check_initial_weights, recipe, tokenizer)),
         ("train.float8", True, partial(check_float8, recipe)),
         *(
-            (f"release.formats: {name}", has_milestones, partial(tokenizer.check_formats, [name]))
+            (f"release.formats: {name}", recipe.has_milestones, partial(tokenizer.check_formats, [name]))
             for name in release.formats
         ),
     ]
-    if has_milestones:
+    if recipe.has_milestones:
         checks += [
             ("release.tasks", True, partial(_check_tasks, release)),
             ("release.baselines", False, partial(_check_baselines, release.baselines)),
@@ -112,3 +144,94 @@ def _check_baselines(names: Sequence[str]) -> None:
                 f"release.baselines: {name} is no folder here and no OWNER/NAME of the hub; correct it, or make it "
                 "before the first milestone"
             )
+
+
+def recipe_warnings(recipe: Recipe, ranks: int | None = None, store: TokenStore | None = None) -> list[str]:
+    """Return the warnings as lines `place: problem; remedy`, as far as ranks and store are known."""
+    found = [*_schedule_warnings(recipe), *_interval_warnings(recipe), *_token_count_warnings(recipe)]
+    found += _micro_batch_warnings(recipe, ranks) if ranks else ()
+    return [*found, *(_validation_warnings(recipe, store) if store else ())]
+
+
+def _schedule_warnings(recipe: Recipe) -> Iterator[str]:
+    """Yield a warning if the learning rate misses its peak or its final rate."""
+    train, steps = recipe.train, recipe.train.steps
+    schedule, peak, final = train.schedule, train.optimizer.learning_rate, train.schedule.final_learning_rate
+
+    def rate(step: int) -> float:
+        return learning_rate(schedule, peak, step, steps)
+
+    rising = max(1, min(schedule.warmup_steps, steps))
+    highest, last = rate(rising - 1), rate(steps - 1)
+    if highest < peak * (1 - _LEARNING_RATE_TOLERANCE):  # of wsd, the decay may begin within the warm-up
+        highest = max(map(rate, range(rising)))
+    if highest >= peak * (1 - _LEARNING_RATE_TOLERANCE) and math.isclose(
+        last, final, rel_tol=0, abs_tol=_LEARNING_RATE_TOLERANCE * peak
+    ):
+        return
+    lower = " or decay_fraction" if schedule.name == "wsd" else ""
+    yield (
+        f"train.schedule: with {schedule.warmup_steps:,} warm-up steps in a run of {steps:,} the learning rate rises "
+        f"to {highest:.3g} (the peak is {peak:g}) and ends at {last:.3g} (the final rate is {final:g}); "
+        f"lower warmup_steps{lower}, or raise train.tokens"
+    )
+
+
+def _interval_warnings(recipe: Recipe) -> Iterator[str]:
+    """Yield a warning for each interval that is longer than the run."""
+    steps = recipe.train.steps
+    if (every := recipe.train.validate_every_steps) > steps:
+        words = f"{every:,} is more than the run's {steps:,}, so only the last step is validated"
+        yield f"train.validate_every_steps: {words}; lower it for a curve"
+    before_last = _last_tokens(recipe) - recipe.train.batch_tokens
+    has_milestone = any(
+        tokens <= before_last for tokens in (*recipe.release.at_tokens, *filter(None, [recipe.release.every_tokens]))
+    )
+    if (every := recipe.checkpoint.every_steps) > steps and not has_milestone:
+        words = f"{every:,} is more than the run's {steps:,}, so an interrupted run starts again from the beginning"
+        yield f"checkpoint.every_steps: {words}; lower it"
+
+
+def _token_count_warnings(recipe: Recipe) -> Iterator[str]:
+    """Yield a warning for each field with token counts beyond the last step."""
+    last = _last_tokens(recipe)
+    stages = [stage.from_tokens for stage in recipe.data.stages]
+    wanted = {
+        "release.at_tokens": recipe.release.at_tokens,
+        "release.every_tokens": filter(None, [recipe.release.every_tokens]),
+    }
+    for field, counts in (wanted | {"data.stages": stages}).items():
+        first, *others = sorted(count for count in counts if count > last) or [0]
+        if first:
+            also = f" and {len(others)} later ones" if others else ""
+            words = f"{first:,} tokens{also} are never reached, the run ends at {last:,}"
+            yield f"{field}: {words}; take that out, or raise train.tokens"
+
+
+def _last_tokens(recipe: Recipe) -> int:
+    return recipe.train.steps * recipe.train.batch_tokens
+
+
+def _micro_batch_warnings(recipe: Recipe, ranks: int) -> Iterator[str]:
+    """Yield a warning if the rows of a rank have no divisor close to the micro-batch size."""
+    train = recipe.train
+    if train.batch_sequences % ranks:
+        return  # which is refused elsewhere
+    rows, most, at_a_time = (
+        train.sequences_per_rank(ranks),
+        train.micro_batch_sequences,
+        train.effective_micro_batch_size(ranks),
+    )
+    if 2 * at_a_time <= min(rows, most):
+        yield (
+            f"train.micro_batch_sequences: {at_a_time} at a time, since the {rows} rows of a rank have no larger "
+            f"divisor up to {most}; another train.batch_sequences would train faster"
+        )
+
+
+def _validation_warnings(recipe: Recipe, store: TokenStore) -> Iterator[str]:
+    """Yield a warning for each source with too little text to validate on."""
+    for name, share in zip(recipe.data.sources, mixture_schedule(recipe)[0].shares, strict=True):
+        if share and not store.num_validation_sequences(name, recipe.train.sequence_length):
+            remedy = f"{how_to_hold_out(store, name)}, or shorten train.sequence_length"
+            yield f"{recipe.data.store}/{name}: too little held out to validate on; {remedy}"

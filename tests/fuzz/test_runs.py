@@ -41,7 +41,7 @@ def run() -> Path:
     for step in range(1, 21):
         validation = {"validation_loss": 3.0, "validation_bits_per_byte": 2.0} if step % 10 == 0 else {}
         journal.metrics({"step": step, "tokens": step * 384, **METRICS, **validation})
-    journal.event("checkpoint", 10, seconds=0.2, stood_still_seconds=0.1)
+    journal.event("checkpoint", 10, seconds=0.2, stall_seconds=0.1)
     journal.event("signal", 20, signal="SIGTERM")
     checkpoint = folder / "checkpoints/step-00000010"
     write_json(checkpoint / "state.json", {"step": 10, "milestone": True, "vocab_size": 400, "guard": {}})

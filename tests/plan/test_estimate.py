@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tinyllama.cli import main
 from tinyllama.errors import InputError
@@ -132,16 +131,6 @@ def test_the_best_interval_loses_least() -> None:
     assert best.expected_failures == pytest.approx(1000 * 512 / 50_000)
     assert best.lost_hours_at_best == pytest.approx(lost(best.best_interval_seconds))
     assert best.lost_hours_at_best < min(lost(0.7 * best.best_interval_seconds), lost(1.4 * best.best_interval_seconds))
-
-
-@pytest.mark.parametrize("release", ["{at_tokens: [1K, 1500, 2K, 9K, 1M]}", "{every_tokens: 1000, at_tokens: [3K]}"])
-def test_milestones_are_counted_as_training_makes_them(release: str) -> None:
-    from tinyllama.plan.disk import num_milestones
-    from tinyllama.train.milestones import is_milestone
-
-    fields = {"release": yaml.safe_load(release), "train.tokens": 10_000, "train.batch_sequences": 3}
-    recipe = Recipe.load("demo", fields | {"train.sequence_length": 256})
-    assert num_milestones(recipe) == sum(is_milestone(recipe, step + 1) for step in range(recipe.train.steps)) > 1
 
 
 def test_files_are_found_as_prepare_finds_them(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from tinyllama.prepare.sample import sample_texts
 from tinyllama.recipe import Recipe
 from tinyllama.text import to_str
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.train.validation import sources_without_validation
 
 TEXT = "\n\n".join(python_sources(30)) + "é" * 5
 
@@ -73,7 +72,7 @@ def test_the_end_of_a_single_document_is_validated_on_and_never_trained_on(
     (head,), (tail,) = (texts_of(small, store, split) for split in ("train", "validation"))
     assert head + tail == TEXT
     assert len(tail.encode()) == pytest.approx(0.1 * len(TEXT.encode()), abs=2)
-    assert sources_without_validation(recipe, store) == []
+    assert store.num_validation_sequences("own", recipe.train.sequence_length) > 0
     rows = store["own/train"].manifest["rows"]
     assert rows == {"read": 1, "kept": 1, "left_out": {}, "changed": {"end held out for validation": 1}}
     assert find_corruption(store.folder) == []
@@ -165,7 +164,7 @@ def test_where_nothing_is_held_out_what_helps_is_named(
     assert main(["prepare", str(tmp_path / "recipe.yaml")]) == 0
     said = capsys.readouterr().out
     store = TokenStore.open(recipe.data.store)
-    assert sources_without_validation(recipe, store) == ["own"]
+    assert store.num_validation_sequences("own", recipe.train.sequence_length) == 0
     assert how_to_hold_out(store, "own").startswith(remedy)
     assert ("nothing is held out for validation; " in said) == (share > 0 and "dev/a.jsonl" not in names)
 

@@ -146,3 +146,11 @@ def test_the_digest_follows_what_changes_the_weights_and_nothing_else() -> None:
         "data.sources.slimpajama.weight": 0.6,
     }.items():
         assert Recipe.load("demo", {field: value}).digest != digest
+
+
+def test_milestones_are_the_first_steps_that_reach_their_tokens(small: Path) -> None:
+    batch = 6 * 64
+    release = {"release.at_tokens": [batch, 5 * batch + 1, 99 * batch], "release.every_tokens": 3 * batch + 2}
+    recipe = Recipe.load(small / "recipe.yaml", release | {"train.tokens": 13 * batch})
+    assert recipe.milestone_steps() == {1, 4, 6, 7, 10, 13}
+    assert Recipe.load(small / "recipe.yaml").milestone_steps() == set()

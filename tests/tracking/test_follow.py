@@ -53,7 +53,7 @@ def test_after_a_rollback_the_new_numbers_take_the_place_of_the_old(tmp_path: Pa
     following = follower(run, sink)
     step(journal, 1, 25)
     following.poll()
-    journal.event("rollback", 26, reason="spike", checkpoint=20, left_out=[24, 25])
+    journal.event("rollback", 26, reason="spike", checkpoint=20, skipped_batches=[24, 25])
     following.poll()  # the old rows are still there
     assert steps(sink) == list(range(1, 26))
     resume(journal, 20)
@@ -71,7 +71,7 @@ def test_a_sink_that_cannot_forget_keeps_what_it_has_and_goes_on_behind_it(tmp_p
     following = follower(run, sink)
     step(journal, 1, 25)
     following.poll()
-    journal.event("rollback", 26, reason="spike", checkpoint=20, left_out=[24, 25])
+    journal.event("rollback", 26, reason="spike", checkpoint=20, skipped_batches=[24, 25])
     resume(journal, 20)
     step(journal, 21, 30, change=0.5)
     following.poll()

@@ -231,7 +231,7 @@ def test_tensorboard_drops_what_was_trained_before_a_rollback_and_has_events_sco
     following = follower(run, TensorBoard(run, Recipe.load(run / "recipe.yaml"), SinkPosition()))
     step(journal, 1, 25)
     following.poll()
-    journal.event("rollback", 26, reason="spike", checkpoint=20, left_out=[24, 25])
+    journal.event("rollback", 26, reason="spike", checkpoint=20, skipped_batches=[24, 25])
     resume(journal, 20)
     step(journal, 21, 23, change=0.5)
     release(run, 10, 30.0, [{"name": "Big", "hellaswag": 60.0, "source": "published, a card"}])

@@ -113,7 +113,7 @@ def test_after_a_rollback_the_page_has_the_new_numbers_alone(tmp_path: Path) -> 
     run, journal = new_run(tmp_path)
     step(journal, 1, 25)
     Shown(run.parent)
-    journal.event("rollback", 26, reason="spike", checkpoint=20, left_out=[24, 25])
+    journal.event("rollback", 26, reason="spike", checkpoint=20, skipped_batches=[24, 25])
     resume(journal, 20)
     step(journal, 21, 24, change=0.5)
     shown = Shown(run.parent)

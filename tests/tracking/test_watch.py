@@ -190,7 +190,7 @@ def test_marks_and_baselines_that_come_to_an_open_page_appear_also_beside_other_
             journal.event("skip", at, reason="loss nan")
         marked = settled_picture_of(seen.page, "loss", before)
         assert seen.page.evaluate(_COLUMNS, [0x3B, 0x82, 0xF6]) in range(2, 20)  # two uprights, nothing between them
-        journal.event("rollback", 61, reason="spike", checkpoint=20, left_out=[60])
+        journal.event("rollback", 61, reason="spike", checkpoint=20, skipped_batches=[60])
         resume(journal, 20)
         step(journal, 21, 30)
         release(run, 10, 30.0, [{"name": "Pythia-1B", "hellaswag": 47.0, "source": "published, a card"}])

@@ -108,7 +108,7 @@ def test_checkpoints_at_every_step_never_overlap_and_none_is_left_out(
     assert happened == [(what, step) for step in steps for what in ("begin", "commit")]
     rows = [row for row in read_rows(run / "events.jsonl") if row["event"] == "checkpoint"]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert all(0 <= row["stood_still_seconds"] < row["seconds"] for row in rows)
+    assert all(0 <= row["stall_seconds"] < row["seconds"] for row in rows)
 
 
 @pytest.mark.slow

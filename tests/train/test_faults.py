@@ -46,7 +46,7 @@ def newest_whole_step(run: Path) -> int:
 
 def decisions(run: Path) -> list[tuple[str, int, Any, Any]]:
     """What happened at which step, without what is measured."""
-    return [(row["event"], row["step"], row.get("checkpoint"), row.get("left_out")) for row in events_of(run)]
+    return [(row["event"], row["step"], row.get("checkpoint"), row.get("skipped_batches")) for row in events_of(run)]
 
 
 # The guard on several ranks

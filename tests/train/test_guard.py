@@ -27,7 +27,7 @@ from tinyllama.errors import RunStoppedError
 from tinyllama.files import write_json
 from tinyllama.recipe import Recipe, train_schema
 from tinyllama.runs import checkpoint
-from tinyllama.train.guard import Action, SpikeDetector, is_spike, read_rollbacks, record_rollback, skipped_batches
+from tinyllama.train.guard import Action, SpikeDetector, all_skipped_batches, is_spike, read_rollbacks, record_rollback
 from tinyllama.train.loop import train
 
 pytest_plugins = ["tests.train.fixtures"]
@@ -162,7 +162,7 @@ def test_what_is_left_out_adds_up_in_its_file(tmp_path: Path) -> None:
     record_rollback(tmp_path, first)
     record_rollback(tmp_path, second)
     assert read_rollbacks(tmp_path) == [first, second]
-    assert skipped_batches([first, second]) == {3, 4, 7}
+    assert all_skipped_batches([first, second]) == {3, 4, 7}
 
 
 # A run
@@ -184,7 +184,7 @@ def trained_without(small: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, 
     with monkeypatch.context() as patch:
         patch.chdir(folder)
         record = {"batches": list(left_out), "checkpoint": 0, "step": 0, "reason": "by hand"}
-        write_json(folder / "runs/small/left_out.json", [record])
+        write_json(folder / "runs/small/skipped_batches.json", [record])
         return folder / train(recipe_of(small, **fields))
 
 
@@ -227,7 +227,7 @@ def test_skips_without_end_go_back_to_the_last_checkpoint_and_leave_their_batche
     # The fourth comes again in the step where the first was, and alone it is a skip like any other.
     assert [row["step"] for row in events_of(run, "skip")] == [24, 25, 24]
     rollback = events_of(run, "rollback")[0]
-    assert (rollback["step"], rollback["checkpoint"], rollback["left_out"]) == (26, 20, [23, 24, 25])
+    assert (rollback["step"], rollback["checkpoint"], rollback["skipped_batches"]) == (26, 20, [23, 24, 25])
     record = {key: rollback[key] for key in ("step", "checkpoint", "reason")}
     assert read_rollbacks(run) == [record | {"batches": [23, 24, 25]}]
     rows = rows_of(run)
@@ -245,7 +245,7 @@ def test_after_a_spike_the_run_is_the_one_that_never_met_it(
     plant("spike", 27)
     run = here / train(recipe_of(small))
     rollback = events_of(run, "rollback")[0]
-    assert (rollback["step"], rollback["checkpoint"], rollback["left_out"]) == (28, 20, [26, 27])
+    assert (rollback["step"], rollback["checkpoint"], rollback["skipped_batches"]) == (28, 20, [26, 27])
     assert rollback["reason"].startswith("loss ")
     assert [(row["event"], row["step"]) for row in events_of(run, "start", "resume")] == [("start", 0), ("resume", 20)]
     assert [row["batch"] for row in rows_of(run)[20:]] == [*range(20, 26), *range(28, 42)]
@@ -259,7 +259,7 @@ def test_a_batch_from_before_the_checkpoint_is_never_left_out(
 ) -> None:
     plant("spike", 20)
     run = here / train(recipe_of(small))
-    assert [row["left_out"] for row in events_of(run, "rollback")] == [[20]]
+    assert [row["skipped_batches"] for row in events_of(run, "rollback")] == [[20]]
     assert same_weights(run, trained_without(small, here / "other", monkeypatch, 20))
 
 
@@ -287,7 +287,7 @@ def test_spikes_at_other_checkpoints_go_back_each_for_itself(
 ) -> None:
     plant("spike", 15, 25, 36)
     run = here / train(recipe_of(small, **{"guard.max_rollbacks": 1}))
-    left_out = [row["left_out"] for row in events_of(run, "rollback")]
+    left_out = [row["skipped_batches"] for row in events_of(run, "rollback")]
     assert left_out == [[14, 15], [24, 25], [35, 36]]
     assert [row["checkpoint"] for row in events_of(run, "rollback")] == [10, 20, 30]
     other = trained_without(small, here / "other", monkeypatch, *chain.from_iterable(left_out))
@@ -324,7 +324,7 @@ def test_killed_after_it_went_back_it_ends_with_the_same_weights(
     with launched(small, here, *flags, faults=[spike, kill]) as life:
         assert life.end() == -9, life.said()
     run = here / "runs/small"
-    assert [row["left_out"] for row in events_of(run, "rollback")] == [[26, 27]]
+    assert [row["skipped_batches"] for row in events_of(run, "rollback")] == [[26, 27]]
     assert rows_of(run)[-1]["step"] == 27
     train(recipe)
     assert [row["step"] for row in rows_of(run)] == list(range(1, 41))

@@ -19,7 +19,7 @@ from tinyllama.runs import checkpoint
 from tinyllama.runs.log import read_rows
 from tinyllama.train import milestones
 from tinyllama.train.loop import train
-from tinyllama.train.milestones import checkpoints_to_keep, is_milestone, pending_milestones
+from tinyllama.train.milestones import checkpoints_to_keep, pending_milestones
 
 pytest_plugins = ["tests.train.fixtures"]
 pytestmark = pytest.mark.slow
@@ -51,13 +51,6 @@ def released(run: Path) -> list[tuple[int, bool]]:
 
 def recipe_in(folder: Path, small: Path, /, **fields: object) -> Recipe:
     return Recipe.load(folder / write_recipe(folder, small, "milestones", **FIELDS | fields))
-
-
-def test_milestones_are_the_first_steps_that_reach_them(small: Path) -> None:
-    recipe = Recipe.load(
-        small / "recipe.yaml", {"release.at_tokens": [BATCH, 5 * BATCH + 1], "release.every_tokens": 3 * BATCH + 2}
-    )
-    assert [step for step in range(1, 14) if is_milestone(recipe, step)] == [1, 4, 6, 7, 10, 13]
 
 
 def test_each_milestone_is_released_and_scored_beside_the_baselines(small: Path, here: Path) -> None:

@@ -11,12 +11,12 @@ from tests.train.trainers import ALONE, built
 from torch.nn import functional as F
 
 from tinyllama.data.store import TokenStore
+from tinyllama.preflight import recipe_warnings
 from tinyllama.prepare.holdout import hash_to_unit_interval
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.validation import (
     gzip_bits_per_byte,
-    sources_without_validation,
     target_bytes,
     validate,
     validation_rows,
@@ -76,5 +76,6 @@ def test_a_source_with_too_little_held_out_is_named_and_the_others_are_validated
     recipe = Recipe.load(small / "recipe.yaml", {"train.sequence_length": 128})
     store = TokenStore.open(small / "store")
     store.splits["lines/validation"].ends[-1] = 100  # as if 100 tokens were held out
-    assert sources_without_validation(recipe, store) == ["lines"]
+    (warning,) = recipe_warnings(recipe, store=store)
+    assert warning.startswith(f"{recipe.data.store}/lines: too little held out")
     assert list(validation_rows(recipe, store)) == ["modules"]

@@ -229,6 +229,11 @@ class TokenStore:
             raise InputError(f"{self.folder}: no split {name!r}; it has {', '.join(self.splits)}")
         return self.splits[name]
 
+    def num_validation_sequences(self, source: str, length: int) -> int:
+        """Return how many sequences of `length` inputs a source's validation split has; 0 without a split."""
+        name = f"{source}/validation"
+        return self.splits[name].num_sequences(length) if name in self.splits else 0
+
     def __contains__(self, name: str) -> bool:
         return name in self.splits
 

@@ -14,8 +14,8 @@ from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
 from tinyllama.plan.estimate import Assumptions, Plan, estimate
 from tinyllama.plan.sweep import parse_sweep, sweep_plot
 from tinyllama.plan.tables import print_plan, print_rows, sweep_row
+from tinyllama.preflight import recipe_warnings
 from tinyllama.recipe import Recipe
-from tinyllama.train.recipe_warnings import surprises
 
 
 def show_plan(
@@ -29,7 +29,7 @@ def show_plan(
         _check_plot_path(picture)
     vocab_size = vocab_size or _vocab_size(recipe)
     machine, stated = _machine(recipe, hardware, stated, measured, vocab_size)
-    for line in surprises(recipe, None if counts else stated.gpus):
+    for line in recipe_warnings(recipe, None if counts else stated.gpus):
         echo(line, to_stderr=True)
     if counts:
         _show_sweep(recipe, vocab_size, machine, stated, counts, picture, as_json)

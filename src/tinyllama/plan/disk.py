@@ -81,18 +81,9 @@ def _published_tokens(source: Source) -> float | None:
     return _PUBLISHED_TOKENS["slimpajama"] * kept / without_github
 
 
-def num_milestones(recipe: Recipe) -> int:
-    """Steps at which the run releases by itself."""
-    batch, last = recipe.train.batch_tokens, recipe.train.steps
-    at = {-(-tokens // batch) for tokens in recipe.release.at_tokens}
-    every = recipe.release.every_tokens
-    at |= {-(-count * every // batch) for count in range(1, last * batch // every + 1)} if every else set()
-    return sum(step <= last for step in at)
-
-
 def checkpoints_bytes(recipe: Recipe, one: int) -> int:
     """All that are kept, the milestones', and the one being written."""
-    return one * (min(recipe.checkpoint.keep, recipe.train.steps) + num_milestones(recipe) + 1)
+    return one * (min(recipe.checkpoint.keep, recipe.train.steps) + len(recipe.milestone_steps()) + 1)
 
 
 def release_bytes(formats: Iterable[str], parameters: int) -> int:

@@ -182,7 +182,7 @@ def _disk(plan: Plan) -> dict[str, Any]:
         "checkpoint_bytes": one,
         "checkpoints_bytes": disk.checkpoints_bytes(recipe, one),
         "release_bytes": release,
-        "releases_bytes": release * max(1, disk.num_milestones(recipe)),
+        "releases_bytes": release * max(1, len(recipe.milestone_steps())),
         "checkpoint_seconds": one / plan.stated.disk_bytes_per_second,
     }
 

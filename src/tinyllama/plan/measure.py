@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tinyllama import hardware
+from tinyllama import hardware, preflight
 from tinyllama.hardware import HardwareSpec, measure_cpu_spec, spec_for_device
 from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
@@ -43,6 +43,7 @@ def this_machine() -> HardwareSpec | None:
 
 def measure_speed(recipe: Recipe, vocab_size: int, ranks: int) -> Measured:
     """Time the recipe's network on this machine's first GPU, or its CPU, with the micro-batch of one of `ranks`."""
+    preflight.check_float8(recipe)
     hardware.tune_malloc()
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     rows = recipe.train.effective_micro_batch_size(ranks)

@@ -22,7 +22,6 @@ from tinyllama.plan.system_info import SystemInfo, disk_of, free_bytes
 from tinyllama.prepare.sources import list_files
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.train.recipe_warnings import surprises
 
 
 def recipe_rows(recipe: Recipe, found: SystemInfo) -> list[CheckResult]:
@@ -99,7 +98,7 @@ def _surprises(recipe: Recipe, found: SystemInfo) -> Iterator[CheckResult]:
         store = TokenStore.open(recipe.data.store)
     except InputError:  # which has its row
         store = None
-    for line in surprises(recipe, len(found.devices) or 1, store):
+    for line in preflight.recipe_warnings(recipe, len(found.devices) or 1, store):
         what, _, words = line.partition(": ")
         wrong, _, remedy = words.rpartition("; ")
         yield _row(what, wrong, "warning", remedy)

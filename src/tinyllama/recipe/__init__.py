@@ -116,6 +116,17 @@ class Recipe(RecipeModel):
         except ValidationError as error:
             raise InputError(f"{path}: {format_validation_error(error, cls)}") from None
 
+    @property
+    def has_milestones(self) -> bool:
+        """Whether the run releases checkpoints at token milestones."""
+        return bool(self.release.at_tokens or self.release.every_tokens)
+
+    def milestone_steps(self) -> set[int]:
+        """Return the steps, counted from 1, that reach one of `release.at_tokens` or a multiple of `every_tokens`."""
+        batch, last, every = self.train.batch_tokens, self.train.steps, self.release.every_tokens
+        tokens = {*self.release.at_tokens, *(range(every, last * batch + 1, max(every, batch)) if every else ())}
+        return {step for step in (-(-count // batch) for count in tokens) if step <= last}
+
     def to_yaml(self) -> str:
         """The whole recipe as YAML, defaults included."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -147,7 +147,7 @@ def _lineage(facts: Facts) -> str:
         "tokenizer": f"`{facts['tokenizer']['digest']}`",
         "recipe": f"`{facts['recipe']['digest']}`",
         "initial weights": _initial_weights_text(facts["initial_weights"]),
-        "batches left out": ", ".join(map(str, facts["batches_left_out"])) or "none",
+        "skipped batches": ", ".join(map(str, facts["skipped_batches"])) or "none",
         "weights": _weights(facts),
         "exported with": ", ".join(f"{name} {number}" for name, number in versions.items()),
     }

@@ -25,7 +25,7 @@ from tinyllama.recipe.train_schema import Release
 from tinyllama.runs import log
 from tinyllama.runs.checkpoint import COMMIT
 from tinyllama.tokenizer.backends import HUB_NAME
-from tinyllama.train.guard import read_rollbacks, skipped_batches
+from tinyllama.train.guard import all_skipped_batches, read_rollbacks
 
 EMBEDDED = "embedded corpus"
 PUBLIC = {"slimpajama": "cerebras/SlimPajama-627B", "starcoderdata": "bigcode/starcoderdata"}
@@ -50,7 +50,7 @@ def build_release_metadata(checkpoint: Path, averaged: list[Path], wanted: Relea
         "parameters": num_parameters(recipe.model, vocab_size),
         "initial_weights": state.get("initial_weights"),
         "hardware": state.get("hardware", []),
-        "batches_left_out": sorted(skipped_batches(read_rollbacks(run))),
+        "skipped_batches": sorted(all_skipped_batches(read_rollbacks(run))),
         "formats": list(wanted.formats),
         "checkpoints": {folder.name: sha256_of(folder / COMMIT) for folder in averaged},
         "average_decay": wanted.average_decay,

@@ -137,7 +137,7 @@ def checkpoints_in_words(events: Iterable[Event]) -> str | None:
     if not found:
         return None
     words = f"{len(found):,} checkpoint{'s' * (len(found) > 1)}, {_steps(found)}"
-    took, stood = (_spread(found, name) for name in ("seconds", "stood_still_seconds"))
+    took, stood = (_spread(found, name) for name in ("seconds", "stall_seconds"))
     return f"{words}; written in {took}, while training stood still for {stood}." if took and stood else f"{words}."
 
 

@@ -4,7 +4,7 @@ watchdog, which ends a process that stands still.
 Both are of all ranks together, so every rank decides the same without asking. A loss or gradient that is not finite
 is never applied: the step is skipped. Skips without end, and a loss far above the recent ones, take the run back to its
 last checkpoint, and the batches that led there are left out from then on (Chowdhery et al. 2022, arXiv:2204.02311,
-section 5.1). `RUN/left_out.json` keeps them, so that a run killed at any moment goes on as if it had not been.
+section 5.1). `RUN/skipped_batches.json` keeps them, so that a run killed at any moment goes on as if it had not been.
 """
 
 import math
@@ -74,7 +74,7 @@ def is_spike(loss: float, losses: Iterable[float], recipe: train_schema.Guard) -
 
 def read_rollbacks(run: Path) -> list[dict[str, Any]]:
     """The times that a run went back, oldest first: `batches` left out, `checkpoint` gone back to, `step`, `reason`."""
-    path = run / "left_out.json"
+    path = run / "skipped_batches.json"
     records: list[dict[str, Any]] = read_json(path) if path.is_file() else []
     return records
 
@@ -84,17 +84,17 @@ def discard_stale_rollbacks(run: Path) -> None:
     records = read_rollbacks(run)
     kept = [record for record in records if record["checkpoint"] == 0]
     if kept != records:
-        write_json(run / "left_out.json", kept)
+        write_json(run / "skipped_batches.json", kept)
 
 
-def skipped_batches(records: Iterable[dict[str, Any]]) -> frozenset[int]:
+def all_skipped_batches(records: Iterable[dict[str, Any]]) -> frozenset[int]:
     """All batches that are left out."""
     return frozenset(batch for record in records for batch in record["batches"])
 
 
 def record_rollback(run: Path, record: dict[str, Any]) -> None:
     """Add a time that the run goes back."""
-    write_json(run / "left_out.json", [*read_rollbacks(run), record])
+    write_json(run / "skipped_batches.json", [*read_rollbacks(run), record])
 
 
 class Heartbeat:

@@ -32,9 +32,7 @@ from tinyllama.train.distributed import all_reduce_sum, init_distributed, is_pee
 from tinyllama.train.guard import Action, Heartbeat, SpikeDetector, watchdog
 from tinyllama.train.milestones import (
     ReleaseQueue,
-    check_milestones,
     checkpoints_to_keep,
-    is_milestone,
     pending_milestones,
 )
 from tinyllama.train.optimizer import clip_grad_norm, optimizer_step, zero_grad
@@ -69,7 +67,6 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
     RunStoppedError where the run ended before its last step.
     """
     hardware.tune_malloc()
-    check_milestones(recipe)
     check_trackers(recipe.track)
     with init_distributed(recipe.guard.watchdog_seconds) as ranks, ExitStack() as stack:
         trainer = build(recipe, ranks)
@@ -187,8 +184,8 @@ def _open_session(
 def _train_from(session: Session, first_step: int, guard: SpikeDetector) -> bool:
     """Train from a step to the last; False where the guard sent the run back to a checkpoint."""
     trainer = session.trainer
-    recipe, ranks, left_out = trainer.recipe, trainer.ranks, trainer.left_out
-    order = batches(recipe, trainer.store, first_step, ranks.rank, ranks.count, left_out)
+    recipe, ranks, skipped_batches = trainer.recipe, trainer.ranks, trainer.skipped_batches
+    order = batches(recipe, trainer.store, first_step, ranks.rank, ranks.count, skipped_batches)
     session.meter.restart()
     for step, rows in enumerate(order, first_step):
         session.step = step
@@ -206,7 +203,7 @@ def _train_from(session: Session, first_step: int, guard: SpikeDetector) -> bool
         _log(session, _row(session, step, loss, norm, skipped=reason))
         if save_failed:
             _wait_for_checkpoint(session)
-        if stop or _is_saved(recipe, step + 1):
+        if stop or _is_saved(trainer, step + 1):
             _save(session, step + 1, guard)
         if stop and step + 1 < recipe.train.steps:
             _exit_on_signal(session, step + 1)
@@ -253,8 +250,8 @@ def _row(session: Session, step: int, loss: float, norm: float, skipped: str) ->
     trainer, recipe, done = session.trainer, session.trainer.recipe, step + 1
     row: dict[str, Any] = {"step": done, "tokens": done * recipe.train.batch_tokens, "loss": loss}
     row |= {"learning_rate": _learning_rate_at(recipe, step), "gradient_norm": norm, **session.meter.row()}
-    if trainer.left_out:
-        row["batch"] = batch_index_for_step(step, trainer.left_out)
+    if trainer.skipped_batches:
+        row["batch"] = batch_index_for_step(step, trainer.skipped_batches)
     if skipped:  # JSON has no number for what is not finite
         row |= {"loss": None, "gradient_norm": None, "skipped": skipped}
     if trainer.validation and (done % recipe.train.validate_every_steps == 0 or done == recipe.train.steps):
@@ -283,8 +280,9 @@ def _status_text(row: dict[str, Any]) -> str:
     return (f"skipped: {row['skipped']}" if "skipped" in row else f"loss {row['loss']:.3f}") + share
 
 
-def _is_saved(recipe: Recipe, done: int) -> bool:
-    return done % recipe.checkpoint.every_steps == 0 or done == recipe.train.steps or is_milestone(recipe, done)
+def _is_saved(trainer: TrainState, done: int) -> bool:
+    recipe = trainer.recipe
+    return done % recipe.checkpoint.every_steps == 0 or done == recipe.train.steps or done in trainer.milestone_steps
 
 
 def _save(session: Session, done: int, guard: SpikeDetector) -> None:
@@ -301,7 +299,7 @@ def _save(session: Session, done: int, guard: SpikeDetector) -> None:
         "initial_weights": read_initial_weights_info(trainer.run) if trainer.ranks.is_main else None,
         "ranks": trainer.ranks.count,
         "hardware": session.meter.hardware(),
-        "milestone": is_milestone(recipe, done),
+        "milestone": done in trainer.milestone_steps,
         "guard": guard.state(),
     }
     with session.watch.paused():
@@ -321,8 +319,8 @@ def _on_checkpoint_saved(
     assert journal is not None and releaser is not None
     run, recipe = trainer.run, trainer.recipe
     checkpoint.prune(run, recipe.checkpoint.keep, checkpoints_to_keep(run, recipe.release.average_checkpoints))
-    journal.event("checkpoint", step, seconds=round(seconds, 3), stood_still_seconds=round(stood_still, 3))
-    if is_milestone(recipe, step):
+    journal.event("checkpoint", step, seconds=round(seconds, 3), stall_seconds=round(stood_still, 3))
+    if step in trainer.milestone_steps:
         releaser.add([step])
 
 

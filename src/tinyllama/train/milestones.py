@@ -20,7 +20,6 @@ from tinyllama.files import read_json, sha256_of
 from tinyllama.formatting import echo
 from tinyllama.processes import sidecar_environment
 from tinyllama.progress import Bar
-from tinyllama.recipe import Recipe
 from tinyllama.runs import checkpoint
 from tinyllama.runs.log import RunLog
 
@@ -36,28 +35,6 @@ _TRIES = 3
 """Of a release; after that it is left until the run is started again."""
 _PAUSE_SECONDS = 10.0
 """Before the second try; before each later one twice that of the one before."""
-
-
-def is_milestone(recipe: Recipe, step: int) -> bool:
-    """Whether a step is the first to reach one of `release.at_tokens` or a multiple of `release.every_tokens`."""
-    release, batch = recipe.release, recipe.train.batch_tokens
-    tokens = step * batch
-    at_interval = (
-        release.every_tokens is not None and tokens // release.every_tokens > (tokens - batch) // release.every_tokens
-    )
-    return at_interval or any(tokens - batch < at <= tokens for at in release.at_tokens)
-
-
-def check_milestones(recipe: Recipe) -> None:
-    """Raise InputError, before anything is trained, where a milestone's release or its scores could not be made."""
-    if not (recipe.release.at_tokens or recipe.release.every_tokens):
-        return
-    from tinyllama.evaluate.scores import check_tasks  # noqa: PLC0415 - these take seconds, for runs with milestones
-    from tinyllama.release.formats import check_formats  # noqa: PLC0415
-
-    check_formats(recipe.release.formats)
-    if recipe.release.tasks:
-        check_tasks(recipe.release.tasks)
 
 
 def pending_milestones(run: Path) -> list[int]:

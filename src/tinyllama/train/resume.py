@@ -126,9 +126,10 @@ def roll_back(trainer: TrainState, journal: RunLog | None, step: int, reason: st
         )
     # No batch from before the checkpoint: its steps are not done again, and counting them out would shift the others.
     batches = [
-        batch_index_for_step(number, trainer.left_out) for number in range(max(target, step + 1 - blamed), step + 1)
+        batch_index_for_step(number, trainer.skipped_batches)
+        for number in range(max(target, step + 1 - blamed), step + 1)
     ]
     if journal:
         record_rollback(trainer.run, {"batches": batches, "checkpoint": target, "step": step + 1, "reason": reason})
-        journal.event("rollback", step + 1, reason=reason, checkpoint=target, left_out=batches)
+        journal.event("rollback", step + 1, reason=reason, checkpoint=target, skipped_batches=batches)
         echo(f"{words}; back to step {target}, leaving out batches {batches}", to_stderr=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tinyllama import hardware, preflight
+from tinyllama import hardware
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError, first_line, silence_torchao
 from tinyllama.files import atomic_write, read_json, write_json
@@ -22,9 +22,8 @@ from tinyllama.model.llama import PRECISIONS, Llama, initialize
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.distributed import World, build_mesh, shard_model
-from tinyllama.train.guard import skipped_batches
+from tinyllama.train.guard import all_skipped_batches
 from tinyllama.train.optimizer import build_optimizers
-from tinyllama.train.recipe_warnings import surprises
 from tinyllama.train.validation import Validation, prepare_validation
 
 
@@ -40,13 +39,14 @@ class TrainState:
     model: Llama
     optimizers: list[torch.optim.Optimizer]
     validation: Validation | None
+    milestone_steps: set[int]
     went_back: list[dict[str, Any]] = field(default_factory=list)
-    """See `guard.read_left_out`."""
+    """See `guard.read_rollbacks`."""
 
     @property
-    def left_out(self) -> frozenset[int]:
+    def skipped_batches(self) -> frozenset[int]:
         """Batches that the run does not learn from."""
-        return skipped_batches(self.went_back)
+        return all_skipped_batches(self.went_back)
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -61,7 +61,6 @@ def build(recipe: Recipe, ranks: World) -> TrainState:
     the recipe.
     """
     store, tokenizer = TokenStore.open(recipe.data.store), Tokenizer.load(recipe.tokenizer)
-    warnings = preflight.check(recipe, tokenizer)
     if store.manifest["tokenizer"]["digest"] != tokenizer.digest:
         raise InputError(
             f"{recipe.tokenizer}: not the tokenizer that {recipe.data.store} was made with; "
@@ -77,10 +76,7 @@ def build(recipe: Recipe, ranks: World) -> TrainState:
     if recipe.train.deterministic and ranks.device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's documentation, "Results reproducibility"
         torch.use_deterministic_algorithms(True)
-    if ranks.is_main:
-        for line in (*warnings, *surprises(recipe, ranks.count, store)):
-            echo(line, to_stderr=True)
-    return TrainState(recipe, store, tokenizer, ranks, run, model, optimizers, validation)
+    return TrainState(recipe, store, tokenizer, ranks, run, model, optimizers, validation, recipe.milestone_steps())
 
 
 def _vocab_size(recipe: Recipe, run: Path, tokenizer: Tokenizer) -> int:
@@ -97,7 +93,6 @@ def build_model(recipe: Recipe, vocab_size: int, ranks: World) -> Llama:
     with torch.device("meta"):
         model = Llama(recipe.model, vocab_size, PRECISIONS[recipe.train.precision])
     if recipe.train.float8:
-        preflight.check_float8(recipe)
         _use_float8(model, ranks)
     model.set_activation_checkpointing(recipe.parallel.activation_checkpointing)
     if recipe.train.compile:

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tinyllama import hardware, plan
+from tinyllama import hardware
+from tinyllama.model.flops import flops_per_token
 from tinyllama.model.llama import PRECISIONS
 from tinyllama.recipe import Recipe
 from tinyllama.train.distributed import World
@@ -25,7 +26,7 @@ class ThroughputMeter:
 
     def __init__(self, recipe: Recipe, vocab_size: int, ranks: World, before: Iterable[Mapping[str, Any]] = ()) -> None:
         self.recipe, self.ranks = recipe.train, ranks
-        self.flops = plan.flops_per_token(recipe.model, vocab_size, recipe.train.sequence_length)
+        self.flops = flops_per_token(recipe.model, vocab_size, recipe.train.sequence_length)
         self.entries = [dict(entry) for entry in before]
         here = hardware.hardware_record(ranks.device, ranks.count)
         here |= {"precision": recipe.train.precision, "peak_flops": None}

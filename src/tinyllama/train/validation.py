@@ -40,17 +40,6 @@ class Score:
     bits_per_byte: float
 
 
-def sources_without_validation(recipe: Recipe, store: TokenStore) -> list[str]:
-    """Sources with a share of the mix whose validation split, if there is one, is shorter than one sequence."""
-    shares = zip(recipe.data.sources, mixture_schedule(recipe)[0].shares, strict=True)
-    return [name for name, share in shares if share and not _num_validation_sequences(recipe, store, name)]
-
-
-def _num_validation_sequences(recipe: Recipe, store: TokenStore, name: str) -> int:
-    split = f"{name}/validation"
-    return store[split].num_sequences(recipe.train.sequence_length) if split in store else 0
-
-
 def validation_rows(recipe: Recipe, store: TokenStore) -> dict[str, Tensor]:
     """The rows to validate on, int64 [rows, sequence_length + 1] a source, shared out by the first mix.
 
@@ -58,7 +47,7 @@ def validation_rows(recipe: Recipe, store: TokenStore) -> dict[str, Tensor]:
     """
     length = recipe.train.sequence_length
     weights = dict(zip(recipe.data.sources, mixture_schedule(recipe)[0].shares, strict=True))
-    counts = {name: _num_validation_sequences(recipe, store, name) for name, share in weights.items() if share}
+    counts = {name: store.num_validation_sequences(name, length) for name, share in weights.items() if share}
     counts = {name: count for name, count in counts.items() if count}
     whole = sum(weights[name] for name in counts)
     shares = {name: float(weights[name] / whole) for name in counts}

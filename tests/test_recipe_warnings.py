@@ -8,8 +8,8 @@ import pytest
 
 from tinyllama import cli
 from tinyllama.errors import InputError
+from tinyllama.preflight import recipe_warnings
 from tinyllama.recipe import Recipe
-from tinyllama.train.recipe_warnings import surprises
 from tinyllama.train.schedule import learning_rate
 
 STEP = 6 * 64
@@ -18,13 +18,13 @@ STEP = 6 * 64
 
 def places(small: Path, ranks: int | None = None, **fields: Any) -> list[str]:
     recipe = Recipe.load(small / "recipe.yaml", {name.replace("__", "."): value for name, value in fields.items()})
-    return [line.partition(":")[0] for line in surprises(recipe, ranks)]
+    return [line.partition(":")[0] for line in recipe_warnings(recipe, ranks)]
 
 
 def test_bundled_recipes_and_the_tests_own_surprise_nobody(small: Path) -> None:
     assert places(small, ranks=3) == []
     for name, ranks in (("demo", 1), ("tinyllama-120m", 8), ("tinyllama-1.1b", 16)):
-        assert surprises(Recipe.load(name), ranks) == []
+        assert recipe_warnings(Recipe.load(name), ranks) == []
 
 
 @pytest.mark.parametrize("name", ["cosine", "wsd"])
@@ -39,7 +39,7 @@ def test_a_schedule_surprises_where_its_highest_or_its_last_rate_is_not_what_the
     peak, final = recipe.train.optimizer.learning_rate, recipe.train.schedule.final_learning_rate
     rates = [learning_rate(recipe.train.schedule, peak, step, 12) for step in range(12)]
     fits = max(rates) >= 0.95 * peak and abs(rates[-1] - final) <= 0.05 * peak
-    (*said,) = (line for line in surprises(recipe) if line.startswith("train.schedule:"))
+    (*said,) = (line for line in recipe_warnings(recipe) if line.startswith("train.schedule:"))
     assert len(said) == (not fits)
     if said:
         assert f"rises to {max(rates):.3g} " in said[0]
