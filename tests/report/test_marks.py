@@ -51,7 +51,7 @@ def test_what_went_wrong_is_told_from_what_is_routine(name: str) -> None:
 
 def test_an_event_is_told_with_units() -> None:
     event = {"time": 1.0, "event": "checkpoint", "step": 3, "seconds": 75.2, "stall_seconds": 0.017}
-    assert describe_event(event) == "took 1 min 15 s; stood still 0.017 s"
+    assert describe_event(event) == "took 1 min 15 s; stall 0.017 s"
     back = {
         "time": 1.0,
         "event": "rollback",
@@ -60,7 +60,7 @@ def test_an_event_is_told_with_units() -> None:
         "checkpoint": 5,
         "skipped_batches": [7, 8],
     }
-    assert describe_event(back) == "loss nan; checkpoint 5; left out: 7, 8"
+    assert describe_event(back) == "loss nan; checkpoint 5; skipped batches: 7, 8"
 
 
 def test_of_many_events_the_rare_ones_that_went_wrong_come_first() -> None:

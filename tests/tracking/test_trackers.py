@@ -243,7 +243,7 @@ def test_tensorboard_drops_what_was_trained_before_a_rollback_and_has_events_sco
     assert losses[22] == pytest.approx(1 + 8 / 22 + 0.5)
     assert [event.value for event in shown.Scalars("scores/hellaswag acc_norm")] == [pytest.approx(30.0)]
     texts = [event.tensor_proto.string_val[0].decode() for event in shown.Tensors("events")]
-    assert "rollback at step 26: spike; checkpoint 20; left out: 24, 25" in texts
+    assert "rollback at step 26: spike; checkpoint 20; skipped batches: 24, 25" in texts
     beside = EventAccumulator(str(run / "tensorboard/baselines/Big (published)"))
     beside.Reload()
     line = [(event.step, event.value) for event in beside.Scalars("scores/hellaswag acc_norm")]
