@@ -1,0 +1,70 @@
+"""Readers of files with one JSON object per line, which a process may be appending to. No torch."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tinyllama.errors import InputError
+
+Row = dict[str, Any]
+
+_CHUNK_BYTES = 1 << 22
+"""Bytes that `rows_since` reads at a time: about 20,000 rows of metrics."""
+
+
+def numbered_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number and value of each complete line of a JSONL file; None for a line that is not JSON."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            yield number, _parse(line)
+
+
+def _parse(line: bytes) -> Any:
+    for loads in (orjson.loads, json.loads):  # json also reads NaN
+        try:
+            return loads(line)
+        except (ValueError, RecursionError):
+            continue
+    return None
+
+
+def rows_since(path: Path, offset: int) -> tuple[list[Row], int]:
+    """Return the rows among the next megabytes after byte `offset`, and the offset after them; no rows at the end.
+
+    Starts from the beginning where the file has become shorter. Raises InputError, with the line, for a line that is
+    not a row with a step.
+    """
+    if not path.is_file():
+        return [], offset
+    with path.open("rb") as file:
+        if offset > os.fstat(file.fileno()).st_size:
+            offset = 0
+        file.seek(offset)
+        data = file.read(_CHUNK_BYTES)
+    data = data[: data.rfind(b"\n") + 1]
+    rows = [_parse(line) for line in data.splitlines()]
+    for number, row in enumerate(rows, 1):
+        if not (isinstance(row, dict) and "step" in row):
+            before = path.read_bytes()[:offset].count(b"\n")
+            raise InputError(f"{path}:{before + number}: not a row of JSON with a step; correct or delete the line")
+    return rows, offset + len(data)
+
+
+def last_rows(path: Path, num_bytes: int) -> list[Row]:
+    """Return the rows among the last `num_bytes` of a file; lines that are not rows are skipped."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - num_bytes)
+        file.seek(start)
+        data = file.read(num_bytes)
+    lines = data[: data.rfind(b"\n") + 1].splitlines()[1 if start else 0 :]
+    return [row for row in map(_parse, lines) if isinstance(row, dict)]
