@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyllama.errors import InputError
-from tinyllama.files import is_below, read_json
+from tinyllama.files import is_inside, read_json
 from tinyllama.runs.jsonl import Row
 
 
@@ -36,7 +36,7 @@ class ReleaseDir:
             problem = "a release.json without its files" if self.exists else "no release.json"
             raise InputError(f"{self.path}: no release here ({problem}); create one with `tinyllama release RUN`")
         for name in metadata["files"]:
-            if not is_below(name):
+            if not is_inside(name):
                 raise InputError(
                     f"{self.metadata_path}: names {name!r}, a file outside its folder; release the run again"
                 )

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from tinyllama.errors import InputError
-from tinyllama.files import is_below, is_locked, read_json, sha256_of
+from tinyllama.files import is_inside, is_locked, read_json, sha256_of
 from tinyllama.recipe import Recipe
 from tinyllama.runs.jsonl import Row, last_rows, numbered_rows, rows_since
 from tinyllama.runs.release_dir import ReleaseDir, ReleasesDir
@@ -110,7 +110,7 @@ class CheckpointDir:
         ]
         for name, expected in hashes.items():
             path = self.path / name
-            if not is_below(name):
+            if not is_inside(name):
                 damage.append(f"{self.commit_path} names {name!r}, a file outside its folder")
             elif not path.is_file():
                 damage.append(f"{path} is missing")
