@@ -69,10 +69,12 @@ class _Fork:
 
 
 class Program:
-    """What `subprocess.Popen` is to train/milestones.py: the code of `python -c CODE PARENT WORDS`, in a fork."""
+    """Replacement of `subprocess.Popen` for a sidecar process: `main` of a module, in a fork."""
 
     def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
         code, words = command[2], command[4:]
+        if code == "tinyllama.runs.sidecar":
+            code = "import sys\nfrom tinyllama.runs.sidecar import main\nsys.exit(main(*sys.argv[1:]))"
         # the server's fork is the parent, and no longer training
         code = f"import os, sys; sys.argv.insert(1, str(os.getppid()))\n{code}"
         self.fork = _Fork(code, words, b"", env)

@@ -1,51 +1,84 @@
-"""A run's events, told apart by what they mean to a reader, and in words. Pure functions of rows of events.jsonl."""
+"""The events of a run: their list, what each means to a reader, and their text. Pure functions of rows."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from tinyllama.formatting import format_duration_precise
 
 Event = Mapping[str, Any]
+Category = Literal["release", "interruption", "problem", "info"]
+RELEASE: Category = "release"
+INTERRUPTION: Category = "interruption"
+PROBLEM: Category = "problem"
+INFO: Category = "info"
 
-RELEASE, INTERRUPTION, PROBLEM, INFO = "release", "pause", "trouble", "routine"
-"""What an event is to a reader: a milestone, training that stood still and went on, something wrong, or neither."""
 
-_KINDS = {
-    "release": RELEASE,
-    "resume": INTERRUPTION,
-    "signal": INTERRUPTION,
-    "interrupted": INTERRUPTION,
-    "start": INFO,
-    "checkpoint": INFO,
-    "done": INFO,
-    "skip": PROBLEM,
-    "rollback": PROBLEM,
-    "failed": PROBLEM,
-    "hang": PROBLEM,
-    "rank-lost": PROBLEM,
+@dataclass(frozen=True)
+class EventKind:
+    """What an event means to a reader."""
+
+    category: Category
+    """A milestone, an interruption of training (or the end of one), a problem, or neither."""
+    level: Literal["info", "warn", "error"]
+    """Severity in the lists of trackers."""
+    is_annotated: bool = False
+    """Whether trackers draw the event on the loss: it changes how the curve reads."""
+    is_lifecycle: bool = False
+    """Whether the event tells if the run is active, has ended or has failed."""
+
+
+EVENT_KINDS = {
+    "start": EventKind(INFO, "info", is_lifecycle=True),
+    "resume": EventKind(INTERRUPTION, "info", is_lifecycle=True),
+    "signal": EventKind(INTERRUPTION, "warn", is_annotated=True, is_lifecycle=True),
+    "interrupted": EventKind(INTERRUPTION, "warn", is_lifecycle=True),
+    "done": EventKind(INFO, "info", is_lifecycle=True),
+    "failed": EventKind(PROBLEM, "error", is_lifecycle=True),
+    "hang": EventKind(PROBLEM, "error", is_lifecycle=True),
+    "rank-lost": EventKind(PROBLEM, "error", is_annotated=True, is_lifecycle=True),
+    "skip": EventKind(PROBLEM, "warn", is_annotated=True),
+    "rollback": EventKind(PROBLEM, "warn", is_annotated=True),
+    "checkpoint": EventKind(INFO, "info"),
+    "checkpoint-failed": EventKind(PROBLEM, "error"),
+    "checkpoint-damaged": EventKind(PROBLEM, "error"),
+    "metrics-damaged": EventKind(PROBLEM, "warn"),
+    "release": EventKind(RELEASE, "info", is_annotated=True),
+    "release-failed": EventKind(PROBLEM, "error"),
+    "tracker-failed": EventKind(PROBLEM, "warn"),
+    "tracker-blocked": EventKind(PROBLEM, "warn"),
 }
-_PROBLEM_SUFFIXES = ("-failed", "-damaged", "-lost", "-blocked")
+"""Every event that training, releases and trackers write."""
 _COMMON_FIELDS = ("time", "event", "step")
 
 
-def event_category(event: Event) -> str:
-    """What an event is to a reader."""
-    name = event["event"]
-    return _KINDS.get(name, PROBLEM if name.endswith(_PROBLEM_SUFFIXES) else INFO)
+def event_kind(event: Event) -> EventKind:
+    """Return what an event means; one of another version means nothing in particular."""
+    return EVENT_KINDS.get(event["event"], EventKind(INFO, "info"))
+
+
+def event_category(event: Event) -> Category:
+    """Return the category of an event."""
+    return event_kind(event).category
+
+
+def event_title(event: Event) -> str:
+    """Return the name and step of an event: `rollback at step 1,200`."""
+    return f"{event['event']} at step {event['step']:,}"
 
 
 def describe_event(event: Event) -> str:
-    """What an event says besides its name, step and time."""
+    """Return the details of an event: all fields except its name, step and time."""
     details = {name: value for name, value in event.items() if name not in _COMMON_FIELDS and value is not None}
-    return "; ".join(_detail(name, value) for name, value in details.items())
+    return "; ".join(_format_detail(name, value) for name, value in details.items())
 
 
-def _detail(name: str, value: Any) -> str:
-    words = name.removesuffix("_seconds").replace("_", " ")
+def _format_detail(name: str, value: Any) -> str:
+    label = name.removesuffix("_seconds").replace("_", " ")
     if name.endswith("seconds"):
-        return f"{'took' if name == 'seconds' else words} {format_duration_precise(value)}"
-    if name in ("reason", "problem", "signal", "folder"):
+        return f"{'took' if name == 'seconds' else label} {format_duration_precise(value)}"
+    if name in ("reason", PROBLEM, "signal", "folder"):
         return str(value)
     if isinstance(value, list):
-        return f"{words}: {', '.join(map(str, value))}"
-    return f"{words} {value}"
+        return f"{label}: {', '.join(map(str, value))}"
+    return f"{label} {value}"

@@ -1,0 +1,29 @@
+"""A sidecar's module, and the program of a parent that starts one."""
+
+import os
+import sys
+import time
+
+
+def main(action: str, *arguments: str) -> int:
+    """Print environment variables; or wait for the end of the input and fail; or start a sidecar and print its ID."""
+    if action == "environment":
+        for name in arguments:
+            print(repr(os.environ.get(name)))
+        return 0
+    if action == "parent":
+        from tinyllama.runs.sidecar import Sidecar
+
+        child = Sidecar("tests.runs.sidecar_child", "sleep", one_core=True)
+        print(next(child.lines()).strip(), flush=True)
+        time.sleep(1000)
+    if action == "sleep":
+        print(os.getpid(), flush=True)
+        time.sleep(1000)
+    sys.stdin.read()
+    print(*arguments, file=sys.stderr)
+    return 3
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
