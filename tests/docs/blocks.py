@@ -1,4 +1,4 @@
-"""The fenced blocks of a page: what language each is in, what it is called, and what it is said to print."""
+"""Fenced blocks of a page: language, file name, body and expected output."""
 
 import platform
 import re
@@ -11,15 +11,15 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-LANGUAGES = ("bash", "python", "yaml", "json", "text")
-"""What a block can be; `text` is output or a drawing, and anything else than these has no way to be run."""
+LANGUAGES = ("bash", "python", "yaml", "json", "text", "mermaid")
+"""Allowed languages; `text` is output or a command that does not run, `mermaid` a diagram."""
 
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```[ ]*$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Block:
-    """One block; `title` is the file that a reader writes it to, `output` what the page says that it prints."""
+    """One block; `title` is the file that a reader writes, `output` its expected output."""
 
     page: str
     line: int
@@ -30,11 +30,12 @@ class Block:
 
     @property
     def place(self) -> str:
+        """Page and line."""
         return f"{self.page}:{self.line}"
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """A page's blocks in order, each with the block of text that stands right behind it."""
+    """Return the blocks of a page in order, each with the `text` block that directly follows it."""
     text, name = page.read_text(encoding="utf-8"), page.relative_to(ROOT).as_posix()
     found = list(_FENCE.finditer(text))
     blocks = []
@@ -53,21 +54,21 @@ def _body(match: re.Match[str]) -> str:
     return re.sub(rf"^{match['indent']}", "", match["body"], flags=re.MULTILINE)
 
 
-def is_of_another_python(page: Path) -> bool:
-    """Whether a page counts texts of a Python that it names, and which is not the one here."""
+def is_for_another_python(page: Path) -> bool:
+    """Return whether a page shows the counts of another Python version than this one."""
     named = re.search(r"Python (\d+\.\d+\.\d+)", page.read_text(encoding="utf-8"))
     return named is not None and named[1] != platform.python_version()
 
 
-def lines_missing(output: str, printed: str, of_other_text: bool = False) -> str | None:
-    """The first line of `output` that is not printed, in this order; `…` stands for anything.
+def missing_line(output: str, printed: str, other_numbers: bool = False) -> str | None:
+    """Return the first line of `output` that was not printed in this order; `…` matches anything.
 
-    Of another text than the page's the numbers and the room for them are others.
+    With `other_numbers`, numbers and the spaces around them may differ.
     """
     lines = iter([line.rstrip() for line in printed.splitlines()])
     for wanted in filter(None, (line.rstrip() for line in output.splitlines())):
         pattern = ".*".join(map(re.escape, wanted.split("…")))
-        if of_other_text:
+        if other_numbers:
             pattern = re.sub(r"(\\ )+", r"\\s+", re.sub(r"\d([\d,]|\\\.\d)*", r"\\d[\\d,.]*", pattern))
         if not any(re.fullmatch(pattern, line) for line in lines):
             return wanted

@@ -1,7 +1,7 @@
-"""A real shell for a page's commands, in which the project's programs are at hand at once.
+"""A real shell for the commands of a page, whose programs are forks of a process with all imports done.
 
-`tinyllama`, `torchrun`, `python` and the like are found in a folder of `program.py` under their names, which hands them
-to one process that has imported everything (`readied.py`). All else is the system's own.
+`tinyllama`, `torchrun`, `python` and others are copies of command_client.py under these names; they forward their
+arguments to command_server.py. All other programs are the system's.
 """
 
 import json
@@ -17,46 +17,43 @@ from typing import Any
 from tests.docs.rules import PROGRAMS
 
 HERE = Path(__file__).parent
-LIMIT_SECONDS = 120
+TIMEOUT_SECONDS = 120
 
 
 @dataclass(frozen=True)
 class Shell:
-    """Where the programs, their socket and their log lie."""
+    """A folder with the programs, their socket and their log."""
 
     folder: Path
 
-    @property
-    def log(self) -> Path:
-        return self.folder / "log.jsonl"
-
     def commands(self) -> list[dict[str, Any]]:
-        """Every command so far: as it was given, and the rule by which it was not carried out."""
-        return [entry for line in self.log.read_text().splitlines() if "entry" in (entry := json.loads(line))]
+        """Return every command so far, with the rule that excluded it."""
+        return [json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines()]
 
-    def enter(self, folder: Path) -> None:
-        """Have `.venv/bin/` in a folder, as a checkout has."""
+    def install(self, folder: Path) -> None:
+        """Create `.venv/bin/` in a folder, as in a checkout."""
         (folder / ".venv/bin").mkdir(parents=True, exist_ok=True)
         (folder / ".venv/bin/activate").touch()
         for name in PROGRAMS:
             (folder / ".venv/bin" / name).symlink_to(self.folder / "bin" / name)
 
     def run(self, script: str, folder: Path) -> str:
-        """Run a script to its end; what it printed. A command that fails is an AssertionError with what it said.
+        """Run a script and return its output. Raises AssertionError with the output if a command fails.
 
-        Variables and the working folder last from one script to the next in the same folder, as in a reader's shell.
+        Variables and the working folder persist between scripts in the same folder, as in a reader's shell.
         """
         state = folder / ".shell-state"
-        after = f"set +u\n{{ declare -px; echo cd $PWD; }} > {state}"
-        whole = f"[ ! -f {state} ] || source {state}\nset -eu\n{script}\n{after}\n"
+        save = f"set +u\n{{ declare -px; echo cd $PWD; }} > {state}"
+        program = f"[ ! -f {state} ] || source {state}\nset -eu\n{script}\n{save}\n"
         done = subprocess.run(
-            ["bash", "-c", whole],
-            check=False, cwd=folder, env=self.variables(), capture_output=True, text=True, timeout=LIMIT_SECONDS,
+            ["bash", "-c", program],
+            check=False, cwd=folder, env=self.variables(), capture_output=True, text=True, timeout=TIMEOUT_SECONDS,
         )  # fmt: skip
         assert done.returncode == 0, f"status {done.returncode} of\n{script}\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
     def variables(self) -> dict[str, str]:
+        """Return the environment of the commands."""
         kept = {name: os.environ[name] for name in ("HOME", "LANG", "CI") if name in os.environ}
         return kept | {
             "PATH": f"{self.folder / 'bin'}:/usr/local/bin:/usr/bin:/bin",
@@ -71,16 +68,18 @@ class Shell:
 
 @contextmanager
 def started(folder: Path) -> Iterator[Shell]:
-    """A shell whose programs answer until the block ends."""
+    """Start the server; yield a shell whose programs use it."""
     shell = Shell(folder)
     (folder / "bin").mkdir()
-    shell.log.touch()
+    (folder / "log.jsonl").touch()
     for name in PROGRAMS:
         program = folder / "bin" / name
-        program.write_text(f"#!{sys.executable} -SE\n{(HERE / 'program.py').read_text()}")
+        program.write_text(f"#!{sys.executable} -SE\n{(HERE / 'command_client.py').read_text()}")
         program.chmod(0o755)
-    command = [sys.executable, "-m", "tests.docs.readied", str(folder / "socket"), str(shell.log)]
+    command = [sys.executable, "-m", "tests.docs.command_server", str(folder / "socket"), str(folder / "log.jsonl")]
     variables = os.environ | shell.variables()
+    if "PYTHONPATH" in os.environ:
+        variables["PYTHONPATH"] = os.environ["PYTHONPATH"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables, cwd=HERE.parents[1]) as process:
         try:
             assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""The folder that a page's commands are given in: raw text in the forms that pages name, and what stages made of it."""
+"""The folder in which a page's commands run: raw text in all formats of the pages, and the output of the stages."""
 
 import json
 import shutil
@@ -23,15 +23,15 @@ FROM_RAW_TEXT = (
     "docs/scale.md",
     "docs/tinyllama-run.md",
 )
-"""Pages that begin with raw text and a clean folder; the others find what these would have left."""
+"""Pages that start with raw text only; the others also find the output of all stages."""
 MAKES_ITS_OWN_TEXT = "docs/own-data.md"
-"""The one of them whose first snippet writes the text that the page counts."""
+"""The one of them whose first snippet writes its raw text."""
 AFTER_THE_DEMO = ("README.md", "docs/getting-started.md")
-"""Of them those whose reader has run `make demo`."""
+"""Those of them whose reader has run `make demo`."""
 
 
 def write_raw(folder: Path) -> None:
-    """Raw text: the standard library's modules, a document each, in every form that a page names."""
+    """Write the modules of the standard library, one per document, in every format that a page names."""
     texts = python_sources(40)
     raw = folder / "raw"
     _lines(raw / "notes/2024.jsonl", [{"body": text} for text in texts[:20]])
@@ -49,7 +49,7 @@ def write_raw(folder: Path) -> None:
 
 
 def write_recipe(path: Path, name: str) -> None:
-    """A recipe of the notes and manuals that trains in a moment."""
+    """Write a recipe of the notes and manuals that trains within seconds."""
     fields = {
         "name": name,
         "tokenizer": "tokenizers/mine",
@@ -64,7 +64,7 @@ def write_recipe(path: Path, name: str) -> None:
         },
         "model": SHAPE | {"tie_embeddings": True},
         "train": {
-            "tokens": "10M",  # so that a page may ask for step 1,000; the rules train for 8
+            "tokens": "10M",  # so that pages can name step 1,000; the rules train 8 steps
             "sequence_length": 32,
             "batch_sequences": 4,
             "micro_batch_sequences": 4,
@@ -76,7 +76,7 @@ def write_recipe(path: Path, name: str) -> None:
 
 
 def build(folder: Path, shell: Shell) -> None:
-    """All that the stages leave: stores, runs and a release, made by the commands themselves."""
+    """Make stores, runs and a release with the commands themselves."""
     for name in ("mine", "other", "third"):
         write_recipe(folder / f"{name}.yaml", name)
     shell.run(
@@ -104,7 +104,7 @@ def build(folder: Path, shell: Shell) -> None:
 
 
 def copy_for(page: str, world: Path, folder: Path, shell: Shell) -> None:
-    """What a page finds in its folder, with the checkout's own folders beside it."""
+    """Copy what a page needs into its folder, and link the folders of the checkout."""
     keep = {"raw", "path", "models"} if page in FROM_RAW_TEXT else {entry.name for entry in world.glob("[!.]*")}
     keep -= {"raw"} if page == MAKES_ITS_OWN_TEXT else set()
     for entry in sorted(world.iterdir()):
@@ -114,7 +114,7 @@ def copy_for(page: str, world: Path, folder: Path, shell: Shell) -> None:
             shutil.copy(entry, folder / entry.name)
     if page in AFTER_THE_DEMO:
         shutil.copytree(world / "runs/demo", folder / "runs/demo")
-    shell.enter(folder)
+    shell.install(folder)
     for name in ("benchmarks", "cluster", "recipes", "src", "tests", "Makefile", "pyproject.toml", "docs"):
         (folder / name).symlink_to(ROOT / name)
 

@@ -1,6 +1,6 @@
-"""A process that has imported what takes long, and forks for each command that a page's shell calls.
+"""Server of the documentation tests: imports everything once, and forks for each command of a page's shell.
 
-`python -m tests.docs.readied SOCKET LOG`: each line of LOG is a command, as it was asked for and as it was run.
+`python -m tests.docs.command_server SOCKET LOG`: each line of LOG is a command and the rule that excluded it.
 """
 
 import contextlib
@@ -16,11 +16,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
 import webbrowser
 from pathlib import Path
-from typing import Any
 
 from tests import engine_server
 from tests.docs import rules
@@ -51,7 +49,7 @@ LOG = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(os.devnull)
 
 
 def serve(address: str) -> None:
-    """Fork for each command until the socket's folder is gone."""
+    """Fork for each connection, until the process is killed."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
@@ -66,21 +64,21 @@ def serve(address: str) -> None:
 
 
 def answer(connection: socket.socket) -> None:
-    """In the child: become the command, say its status, end."""
+    """Run the requested command in this forked process, send its status, and exit."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in the background
     message, files, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     while not message.endswith(b"\n"):
         message += connection.recv(1 << 20)
-    asked = json.loads(message)
+    request = json.loads(message)
     for number, file in enumerate(files):
         os.dup2(file, number)
-    os.chdir(asked["folder"])
+    os.chdir(request["folder"])
     os.environ.clear()
-    os.environ.update(asked["variables"])
+    os.environ.update(request["variables"])
     status = 1
     try:
-        status = run(asked["words"])
+        status = run(request["words"])
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
@@ -94,19 +92,15 @@ def answer(connection: socket.socket) -> None:
 
 
 def run(words: list[str]) -> int:
-    """Run a command by the rules; its exit status."""
-    program, rest = words[0].replace("python3", "python"), words[1:]
-    command = " ".join([program, *rest])
-    entry = rules.not_run(command)
-    note(command=command, entry=entry and entry.pattern)
-    if entry:
-        return parsed(program, rest) if entry.how == "parsed" else 0
-    return carried_out(program, rest)
-
-
-def carried_out(program: str, words: list[str]) -> int:
-    """Do what a command says."""
-    match program, *words:
+    """Run a command, or only check it if a rule excludes it; return its exit status."""
+    program, arguments = words[0].replace("python3", "python"), words[1:]
+    command = " ".join([program, *arguments])
+    rule = rules.exclusion(command)
+    with LOG.open("a") as log:
+        log.write(json.dumps({"command": command, "excluded": rule and rule.pattern}) + "\n")
+    if rule:
+        return check_arguments(program, arguments) if rule.check == "parsed" else 0
+    match [program, *arguments]:
         case ["tinyllama", *rest] | ["python", "-m", "tinyllama", *rest]:
             return run_tinyllama(rest)
         case ["torchrun", *rest]:
@@ -116,93 +110,78 @@ def carried_out(program: str, words: list[str]) -> int:
             return 0
         case ["python", *rest]:
             return subprocess.run([sys.executable, *rest], check=False).returncode
-    return complain(f"{program}: no way to run this; see tests/docs/rules.py")
+    return fail(f"{program}: no way to run this; see tests/docs/rules.py")
 
 
-def note(**what: Any) -> None:
-    with LOG.open("a") as log:
-        log.write(json.dumps(what) + "\n")
-
-
-def complain(message: str) -> int:
+def fail(message: str) -> int:
+    """Print a message; return the status 69."""
     print(message, file=sys.stderr)
     return 69
 
 
 def run_tinyllama(words: list[str]) -> int:
-    """The command line itself, made small; `watch` until its page is opened."""
-    webbrowser.open = end_by_ctrl_c  # type: ignore[assignment]
+    """Run the command line with smaller values; `watch` ends when its page would be opened."""
+    webbrowser.open = press_ctrl_c  # type: ignore[assignment]
     if words[:1] == ["plan"] and words[1] in bundled_recipes():
-        os.chdir(tempfile.mkdtemp())  # it is asked before anything is there
-    begun = time.monotonic()
+        os.chdir(tempfile.mkdtemp())  # the pages plan before any data exists
     status = verify_once(words) if words[:1] == ["verify"] else cli.main(rules.scaled(words))
-    note(command=f"tinyllama {' '.join(words)}", seconds=time.monotonic() - begun)
-    is_judgement = words[:1] == ["doctor"] and status == 1  # of this machine, which no page speaks of
-    is_ended = words[:1] == ["watch"] and status == 130
-    return 0 if is_judgement or is_ended else status
+    machine_lacks_something = words[:1] == ["doctor"] and status == 1
+    watch_was_interrupted = words[:1] == ["watch"] and status == 130
+    return 0 if machine_lacks_something or watch_was_interrupted else status
 
 
 def verify_once(words: list[str]) -> int:
-    """Verify a release, or say what was said of one with the same files, since six engines take their time."""
+    """Verify a release, or repeat the output for a release with the same files: six engines take long."""
     release = (Path(words[1]) / "release.json").read_bytes()
     known = LOG.with_name(f"{hashlib.sha256(release).hexdigest()}.json")
     if not known.exists():
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
             status = cli.main(words)
-        known.write_text(json.dumps([status, said.getvalue()]))
+        known.write_text(json.dumps([status, output.getvalue()]))
     status, text = json.loads(known.read_text())
     print(text, end="")
     return int(status)
 
 
-def end_by_ctrl_c(address: str) -> None:
-    """What this browser does with a page."""
+def press_ctrl_c(address: str) -> None:
+    """Interrupt this process, in place of opening a browser."""
     os.kill(os.getpid(), signal.SIGINT)
 
 
 def run_torchrun(words: list[str]) -> int:
-    """torchrun's own parser reads its flags; then one rank alone does what many would."""
+    """Parse torchrun's flags with its own parser; run one rank."""
     given = get_args_parser().parse_args(words)
     if not given.module or given.training_script != "tinyllama":
-        return complain(f"torchrun of {given.training_script}: no way to run this; see tests/docs/rules.py")
+        return fail(f"torchrun of {given.training_script}: no way to run this; see tests/docs/rules.py")
     return run_tinyllama(given.training_script_args)
 
 
-def parsed(program: str, words: list[str]) -> int:
-    """Have a command read by its own parser and nothing done."""
-    match program:
-        case "tinyllama":
-            cli._command(words)
-            return 0
-        case "make":
-            return subprocess.run(
-                ["/usr/bin/make", "-n", *words], check=False, cwd=ROOT, stdout=subprocess.DEVNULL
-            ).returncode
-        case "python" if words[0].startswith("benchmarks/"):
-            return takes(words, help_of_benchmark(words[0]))
-        case "hf":
-            hf = [str(Path(sys.executable).with_name("hf")), words[0], "--help"]
-            return takes(["hf", *words], subprocess.run(hf, check=True, capture_output=True, text=True).stdout)
-    lost = [word for word in words if "/" in word and not Path(word).exists()]
-    return complain(f"{program}: there is no {', '.join(lost)}") if lost else 0
+def check_arguments(program: str, words: list[str]) -> int:
+    """Check the arguments of an excluded command with its own parser, or the existence of the files that it names."""
+    if program == "tinyllama":
+        cli._command(words)
+        return 0
+    if program == "make":
+        return subprocess.run(
+            ["/usr/bin/make", "-n", *words], check=False, cwd=ROOT, stdout=subprocess.DEVNULL
+        ).returncode
+    if program == "python" and words[0].startswith("benchmarks/"):
+        known = set(re.findall(r"--[\w-]+", help_of_benchmark(words[0])))
+        unknown = [word for word in words[1:] if word.startswith("--") and word.partition("=")[0] not in known]
+        return fail(f"{words[0]} has no {', '.join(unknown)}") if unknown else 0
+    missing = [word for word in words if "/" in word and not Path(word).exists()]
+    return fail(f"{program}: there is no {', '.join(missing)}") if missing and program != "hf" else 0
 
 
 def help_of_benchmark(path: str) -> str:
-    """What a benchmark says of its flags."""
-    said = io.StringIO()
+    """Return a benchmark's help."""
+    output = io.StringIO()
     sys.argv = [path, "--help"]
     sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
         runpy.run_path(str(ROOT / path), run_name="__main__")
-    return said.getvalue()
-
-
-def takes(words: list[str], said: str) -> int:
-    """Whether a program's help knows each flag."""
-    known = set(re.findall(r"--[\w-]+", said))
-    unknown = [word for word in words[1:] if word.startswith("--") and word.partition("=")[0] not in known]
-    return complain(f"{words[0]} has no {', '.join(unknown)}") if unknown else 0
+    return output.getvalue()
 
 
 if __name__ == "__main__":
