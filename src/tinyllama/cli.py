@@ -205,10 +205,10 @@ def evaluate(
         batch_size: Requests that lm-eval's `hf` computes together, which scores what is no Llama 2.
         precision: Of the computation.
     """
-    from tinyllama.evaluate.report import evaluate_and_save
     from tinyllama.model.llama import PRECISIONS
+    from tinyllama.release.command import evaluate_model
 
-    if said := evaluate_and_save(model, tasks, limit, PRECISIONS[precision], num_fewshot, batch_size):
+    if said := evaluate_model(model, tasks, limit, PRECISIONS[precision], num_fewshot, batch_size):
         echo(said)  # under torchrun the first rank's
 
 

@@ -14,7 +14,6 @@ import torch
 from tinyllama import plan
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError, RunStoppedError
-from tinyllama.evaluate.report import evaluate_and_save
 from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import echo
 from tinyllama.model.generation import complete
@@ -24,6 +23,7 @@ from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.prepare.sample import train_recipe_tokenizer
 from tinyllama.recipe import Recipe
 from tinyllama.release import release
+from tinyllama.release.command import evaluate_model
 from tinyllama.release.formats import check_formats
 from tinyllama.release.verify import Check, table, verify
 from tinyllama.runs import checkpoint
@@ -164,7 +164,7 @@ def _verification(recipe: Recipe, failed: list[Check]) -> Iterator[str]:
 def _score(recipe: Recipe) -> Iterator[str]:
     if recipe.release.limit:
         yield f"a fixed subset, the first {recipe.release.limit} items of each task: not a score to quote"
-    report = evaluate_and_save(str(_newest_release(recipe)), recipe.release.tasks, recipe.release.limit, torch.bfloat16)
+    report = evaluate_model(str(_newest_release(recipe)), recipe.release.tasks, recipe.release.limit, torch.bfloat16)
     yield from report.splitlines()
 
 

@@ -35,7 +35,7 @@ SLOW_IMPORTS = (
     "tinyllama.prepare.sample",
     "tinyllama.plan.doctor",
     "tinyllama.evaluate.harness",
-    "tinyllama.evaluate.report",
+    "tinyllama.evaluate.evaluation",
     "tinyllama.evaluate.tasks",
     "tinyllama.plan.command",
     "tinyllama.release.command",

@@ -1,4 +1,4 @@
-"""A small Llama with a tokenizer of its own, and lm-eval's own model of it."""
+"""A small Llama with its tokenizer, and lm-eval's own model of the same weights."""
 
 import pydoc_data.topics
 from collections.abc import Sequence
@@ -14,17 +14,18 @@ from lm_eval.api.task import Task
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tinyllama.evaluate import Evaluation, evaluate
+from tinyllama.evaluate.evaluation import evaluate
 from tinyllama.evaluate.harness import LlamaLM, load_language_model
+from tinyllama.evaluate.results import Evaluation
 from tinyllama.evaluate.tasks import load_tasks
 from tinyllama.train.distributed import World
 
-ALONE = World(0, 1, torch.device("cpu"))
+SINGLE_PROCESS = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """Context 96: some of HellaSwag's items fit, others lose their beginning."""
+    """A Llama with context length 96: some of HellaSwag's items fit, others are truncated."""
     folder = tmp_path_factory.mktemp("llama")
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
@@ -59,7 +60,7 @@ def neox_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedT
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-fallback BPE of 600 pieces that puts `<s>` in front, as Llama 2's does."""
+    """A byte-fallback BPE of 600 tokens that adds BOS, as Llama 2's does."""
     bpe = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     bpe.decoder = decoders.Sequence(
@@ -85,7 +86,7 @@ def requests_of(task: Task, items: int) -> list[Instance]:
 
 
 def our_model(folder: Path, batch_size: int = 8) -> LlamaLM:
-    model = load_language_model(folder, batch_size, torch.float32, ALONE)
+    model = load_language_model(folder, batch_size, torch.float32, SINGLE_PROCESS)
     assert isinstance(model, LlamaLM)
     return model
 

@@ -1,4 +1,4 @@
-"""Bits per byte are those of the right continuations, whoever computes them."""
+"""Bits per byte of correct continuations."""
 
 import math
 from pathlib import Path
@@ -12,24 +12,24 @@ from tinyllama.evaluate.metrics import bits_per_byte
 
 
 @pytest.mark.parametrize("name", ["arc_easy", "winogrande", "boolq"])
-def test_bits_per_byte_are_those_of_a_direct_computation(llama_folder: Path, name: str) -> None:
+def test_bits_per_byte_equal_a_direct_computation(llama_folder: Path, name: str) -> None:
     task, model = loaded(name), our_model(llama_folder)
     bits, sizes = [], []
     for item in list(task.eval_docs)[:8]:
-        context, continuation = right_pair(task, item)
-        ids, whole = (model.tok_encode(text) for text in (context, context + continuation))
-        ((likelihood, _),) = model._score([(ids, whole[len(ids) :])])
+        context, continuation = correct_pair(task, item)
+        ids, complete = (model.tok_encode(text) for text in (context, context + continuation))
+        ((likelihood, _),) = model._score([(ids, complete[len(ids) :])])
         bits.append(-likelihood / math.log(2))
         sizes.append(len(continuation.encode()))
     row = scored(llama_folder, (name,), limit=8).rows[name]
     assert row["bits_per_byte"] == pytest.approx(sum(bits) / sum(sizes), rel=1e-6)
-    left_out = [(sum(bits) - a) / (sum(sizes) - b) for a, b in zip(bits, sizes, strict=True)]
-    jackknife = math.sqrt(7 / 8 * np.square(np.array(left_out) - np.mean(left_out)).sum())
+    leave_one_out = [(sum(bits) - a) / (sum(sizes) - b) for a, b in zip(bits, sizes, strict=True)]
+    jackknife = math.sqrt(7 / 8 * np.square(np.array(leave_one_out) - np.mean(leave_one_out)).sum())
     assert row["bits_per_byte_stderr"] == pytest.approx(jackknife, rel=0.25)
 
 
-def right_pair(task: Task, item: dict[str, str]) -> tuple[str, str]:
-    """Context and right continuation of an item, by the rules of each task."""
+def correct_pair(task: Task, item: dict[str, str]) -> tuple[str, str]:
+    """Return the context and the correct continuation of an item, by the rules of each task."""
     match task.config.task:
         case "winogrande":
             before, after = item["sentence"].split("_")
@@ -41,10 +41,7 @@ def right_pair(task: Task, item: dict[str, str]) -> tuple[str, str]:
             return f"Question: {item['question']}\nAnswer:", f" {choices[item['answerKey']]}"
 
 
-def test_without_a_right_continuation_there_are_none() -> None:
+def test_tasks_without_correct_continuations_have_no_bits_per_byte(monkeypatch: pytest.MonkeyPatch) -> None:
     task = loaded("arc_easy")
-    kind, task.OUTPUT_TYPE = task.OUTPUT_TYPE, "generate_until"
-    try:
-        assert bits_per_byte(task) == {}
-    finally:
-        task.OUTPUT_TYPE = kind
+    monkeypatch.setattr(task, "OUTPUT_TYPE", "generate_until")
+    assert bits_per_byte(task) == {}

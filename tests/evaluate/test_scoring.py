@@ -1,4 +1,4 @@
-"""The log-likelihoods of lm-eval's own model on the same weights, whatever is computed together."""
+"""Log-likelihoods equal those of lm-eval's own model for the same weights, whatever is batched together."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from lm_eval.api.model import LM
 from tests.evaluate.conftest import hugging_face_model, loaded, our_model, requests_of
 
 from tinyllama.evaluate.prefix_batching import Pair, form_batches, to_requests
-from tinyllama.evaluate.scoring import Score, score_batch
+from tinyllama.evaluate.scoring import LogLikelihood, score_batch
 from tinyllama.evaluate.tasks import load_tasks
 from tinyllama.files import read_json, write_json
 from tinyllama.loading import load_model
@@ -18,28 +18,28 @@ from tinyllama.model.llama import Llama
 
 
 @pytest.fixture(scope="module")
-def theirs(llama_folder: Path) -> LM:
+def reference(llama_folder: Path) -> LM:
     return hugging_face_model(llama_folder)
 
 
 @torch.inference_mode()
-def scored_alone(model: Llama, pair: Pair) -> Score:
-    """A pair's score from the logits of its whole text."""
-    before, after = pair
-    ids = (before + after)[-(model.shape.context_length + 1) :]
-    logits = model(torch.tensor([ids[:-1]]))[0, -len(after) :]
-    chosen = logits.log_softmax(-1).gather(-1, torch.tensor(after)[:, None])
-    return float(chosen.double().sum()), logits.argmax(-1).tolist() == after
+def score_unbatched(model: Llama, pair: Pair) -> LogLikelihood:
+    """Return a pair's log-likelihood from the logits of its complete text."""
+    context, continuation = pair
+    ids = (context + continuation)[-(model.shape.context_length + 1) :]
+    logits = model(torch.tensor([ids[:-1]]))[0, -len(continuation) :]
+    chosen = logits.log_softmax(-1).gather(-1, torch.tensor(continuation)[:, None])
+    return float(chosen.double().sum()), logits.argmax(-1).tolist() == continuation
 
 
-def same(ours: list[Score], others: list[Score]) -> None:
-    """Equal to a millionth, and the same decisions."""
-    assert [score[0] for score in ours] == pytest.approx([score[0] for score in others], rel=1e-6, abs=2e-5)
-    assert [score[1] for score in ours] == [score[1] for score in others]
+def assert_close(found: list[LogLikelihood], expected: list[LogLikelihood]) -> None:
+    """Assert log-likelihoods equal to 1e-6 and identical greedy decisions."""
+    assert [score[0] for score in found] == pytest.approx([score[0] for score in expected], rel=1e-6, abs=2e-5)
+    assert [score[1] for score in found] == [score[1] for score in expected]
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 500])
-def test_shared_beginnings_give_what_each_request_alone_gives(llama_folder: Path, batch_size: int) -> None:
+def test_shared_prefixes_do_not_change_scores(llama_folder: Path, batch_size: int) -> None:
     model, random = load_model(llama_folder), torch.Generator().manual_seed(1)
 
     def ids(low: int, high: int) -> list[int]:
@@ -51,63 +51,63 @@ def test_shared_beginnings_give_what_each_request_alone_gives(llama_folder: Path
         context = ids(1, 110)
         endings = [ids(1, 20) for _ in range(len(context) % 4 + 1)]
         pairs += [(context, ending) for ending in [*endings, endings[0][:1]]]
-    groups = form_batches(to_requests(pairs, 96), batch_size)
-    shared = sum(group.tokens for batch in groups for group in batch)
-    assert (shared < 0.7 * sum(min(len(a + b), 97) - 1 for a, b in pairs)) == (batch_size > 1)
-    scores: dict[int, Score] = {}
-    for batch in groups:
+    batches = form_batches(to_requests(pairs, 96), batch_size)
+    num_tokens = sum(group.num_tokens for batch in batches for group in batch)
+    assert (num_tokens < 0.7 * sum(min(len(a + b), 97) - 1 for a, b in pairs)) == (batch_size > 1)
+    scores: dict[int, LogLikelihood] = {}
+    for batch in batches:
         scores |= score_batch(model, batch)
-    same([scores[number] for number in range(len(pairs))], [scored_alone(model, pair) for pair in pairs])
+    assert_close([scores[number] for number in range(len(pairs))], [score_unbatched(model, pair) for pair in pairs])
 
 
 @pytest.mark.parametrize("name", ["hellaswag", "winogrande", "arc_easy", "boolq", "openbookqa"])
-def test_log_likelihoods_equal_those_of_lm_evals_own_model(llama_folder: Path, theirs: LM, name: str) -> None:
+def test_log_likelihoods_equal_lm_evals(llama_folder: Path, reference: LM, name: str) -> None:
     requests = requests_of(loaded(name), 20)
-    same(our_model(llama_folder).loglikelihood(requests), theirs.loglikelihood(requests))
+    assert_close(our_model(llama_folder).loglikelihood(requests), reference.loglikelihood(requests))
 
 
-def test_with_examples_too(llama_folder: Path, theirs: LM) -> None:
+def test_log_likelihoods_with_examples_equal_lm_evals(llama_folder: Path, reference: LM) -> None:
     requests = requests_of(load_tasks(["openbookqa"], num_fewshot=1).tasks["openbookqa"], 10)
-    same(our_model(llama_folder).loglikelihood(requests), theirs.loglikelihood(requests))
+    assert_close(our_model(llama_folder).loglikelihood(requests), reference.loglikelihood(requests))
 
 
-def test_what_is_longer_than_the_context_is_counted_and_scored_as_lm_eval_does(llama_folder: Path, theirs: LM) -> None:
+def test_truncated_requests_are_counted_and_scored_as_in_lm_eval(llama_folder: Path, reference: LM) -> None:
     requests, model = requests_of(loaded("hellaswag"), 20), our_model(llama_folder)
-    same(model.loglikelihood(requests), theirs.loglikelihood(requests))
+    assert_close(model.loglikelihood(requests), reference.loglikelihood(requests))
     longer = [request for request in requests if len(model.tok_encode("".join(request.args))) > 97]
-    assert 0 < len(longer) < len(requests), "both what fits into the context and what does not must be compared"
-    assert model.shortened == {"hellaswag": len(longer)}
+    assert 0 < len(longer) < len(requests), "the test needs requests that fit and requests that do not"
+    assert model.truncated == {"hellaswag": len(longer)}
 
 
 def test_scores_do_not_depend_on_the_batch_size(llama_folder: Path) -> None:
     requests = requests_of(loaded("hellaswag"), 10)
-    alone = our_model(llama_folder, 1).loglikelihood(requests)
+    expected = our_model(llama_folder, 1).loglikelihood(requests)
     for batch_size in (3, 40):
-        same(our_model(llama_folder, batch_size).loglikelihood(requests), alone)
+        assert_close(our_model(llama_folder, batch_size).loglikelihood(requests), expected)
 
 
-def test_a_tokenizer_that_puts_no_marker_in_front_is_followed(llama_folder: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(llama_folder, tmp_path / "unmarked")
+def test_a_tokenizer_that_adds_no_bos_is_followed(llama_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama_folder, tmp_path / "no-bos")
     write_json(folder / "tokenizer.json", read_json(folder / "tokenizer.json") | {"post_processor": None})
     requests = requests_of(loaded("winogrande"), 3)
-    same(our_model(folder).loglikelihood(requests), hugging_face_model(folder).loglikelihood(requests))
+    assert_close(our_model(folder).loglikelihood(requests), hugging_face_model(folder).loglikelihood(requests))
 
 
-def test_an_empty_context_is_scored_as_lm_evals_own_model_does(llama_folder: Path, theirs: LM) -> None:
+def test_empty_context_is_scored_as_in_lm_eval(llama_folder: Path, reference: LM) -> None:
     requests = [Instance("loglikelihood", {}, ("", "The name of the module"), 0)]
-    same(our_model(llama_folder).loglikelihood(requests), theirs.loglikelihood(requests))
+    assert_close(our_model(llama_folder).loglikelihood(requests), reference.loglikelihood(requests))
 
 
-def test_whole_texts_and_completions_equal_those_of_lm_evals_own_model(llama_folder: Path, theirs: LM) -> None:
+def test_complete_texts_and_completions_equal_lm_evals(llama_folder: Path, reference: LM) -> None:
     ours = our_model(llama_folder)
     texts = [Instance("loglikelihood_rolling", {}, ("The statement is a name. " * count,), 0) for count in (1, 60)]
-    assert ours.loglikelihood_rolling(texts) == pytest.approx(theirs.loglikelihood_rolling(texts), rel=1e-6)
+    assert ours.loglikelihood_rolling(texts) == pytest.approx(reference.loglikelihood_rolling(texts), rel=1e-6)
     options = {"until": ["a"], "max_gen_toks": 12, "do_sample": False}
     prompts = [Instance("generate_until", {}, (prompt, options), 0) for prompt in ("The value of", "In a class")]
-    assert ours.generate_until(prompts) == theirs.generate_until(prompts)
+    assert ours.generate_until(prompts) == reference.generate_until(prompts)
 
 
-def test_a_continuation_without_tokens_is_certain(llama_folder: Path) -> None:
+def test_empty_continuation_has_log_likelihood_0(llama_folder: Path) -> None:
     requests = [Instance("loglikelihood", {}, ("The name", after), number) for number, after in enumerate(("", " is"))]
     empty, other = our_model(llama_folder).loglikelihood(requests)
     assert (empty[0], empty[1]) == (0.0, True)

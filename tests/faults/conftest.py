@@ -29,7 +29,7 @@ def gone(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which every stage has done its work. Read only."""
     import lm_eval.tasks  # noqa: F401 - so that no child has to
 
-    import tinyllama.evaluate.report
+    import tinyllama.evaluate.evaluation
     import tinyllama.release
     import tinyllama.report
     import tinyllama.train.loop  # noqa: F401

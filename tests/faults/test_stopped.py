@@ -150,15 +150,14 @@ def test_a_milestone_whose_release_was_killed_before_it_could_say_so_has_one_eve
 
 SCORING = """
 import os, signal, sys
-from tinyllama.evaluate import scores
+from tinyllama.evaluate import evaluation
 from tinyllama.cli import main
-score = scores.evaluate
+score = evaluation.evaluate
 def dying(*given, **named):
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     return score(*given, **named)
-from tinyllama.evaluate import report
-report.evaluate = dying
+evaluation.evaluate = dying
 sys.exit(main())
 """
 

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from tinyllama.errors import InputError
-from tinyllama.evaluate import Evaluation
+from tinyllama.evaluate.results import Evaluation
 from tinyllama.files import read_json, sha256_of
 from tinyllama.loading import load_tokenizer
 from tinyllama.plan import num_parameters

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinyllama import cli
 from tinyllama.errors import InputError
-from tinyllama.evaluate import evaluate
+from tinyllama.evaluate.evaluation import evaluate
 from tinyllama.files import read_json, write_json
 from tinyllama.loading import HuggingFaceLlama
 from tinyllama.release import convert, update_card

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.train.launching import fault, finish
 
-from tinyllama.evaluate import Evaluation
+from tinyllama.evaluate.results import Evaluation
 from tinyllama.recipe import Recipe
 from tinyllama.release import release, update_card
 

@@ -1,13 +1,13 @@
-"""Our network as a language model of lm-eval; any other of transformers through lm-eval's own `hf`.
+"""Models behind lm-eval's interface: ours for Llama 2, lm-eval's own `hf` for any other causal model of transformers.
 
-Ours gives the log-likelihoods of `hf` on the same weights. Under torchrun each rank holds the whole model and computes
-its share; then all of them know all results, so that lm-eval sees one process, and a task's requests, few-shot draws
-included, are the same however many ranks there are.
+Ours returns the log-likelihoods that `hf` returns for the same weights. Under torchrun each rank holds the complete
+model and computes a share; then all ranks know all results. lm-eval therefore sees one process, and a task's requests,
+few-shot draws included, do not depend on the world size.
 """
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,9 +22,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from tinyllama.errors import InputError, first_line, silence_torchao
 from tinyllama.evaluate.prefix_batching import BATCH_REQUESTS, Pair, PrefixGroup, form_batches, to_requests
-from tinyllama.evaluate.scoring import Score, score_batch
+from tinyllama.evaluate.scoring import LogLikelihood, score_batch
 from tinyllama.evaluate.tasks import suppress_stderr
-from tinyllama.loading import HuggingFaceLlama, ModelLocation, indexed_files, load_model, load_tokenizer, resolve_model
+from tinyllama.loading import HuggingFaceLlama, indexed_files, load_model, load_tokenizer, resolve_model
 from tinyllama.model.generation import generate
 from tinyllama.model.llama import Llama
 from tinyllama.progress import Bar, is_quiet
@@ -35,33 +35,25 @@ Result = TypeVar("Result")
 
 
 def load_language_model(source: Path, batch_size: int, precision: torch.dtype, ranks: World) -> LM:
-    """A run, checkpoint, release or Hugging Face folder as a language model of lm-eval, on the rank's device.
+    """Load a run, checkpoint, release or Hugging Face folder as a language model of lm-eval on the rank's device.
 
-    A Llama 2 becomes `LlamaLM`, which has batches of its own: what is computed together moves scores in bf16. Any other
-    causal model of transformers, Llamas of other kinds among them, goes through lm-eval's `hf`.
+    A Llama 2 becomes a `LlamaLM`, which chooses its own batches: in bf16, scores depend on what is computed together.
+    Any other causal model of transformers, other kinds of Llama included, goes through lm-eval's `hf`.
     """
-    found = resolve_model(source)
-    if not _is_ours(found):
-        return DistributedLM(_load_hf(found, batch_size, precision, ranks.device), ranks)
+    location = resolve_model(source)
+    if not location.is_checkpoint:
+        try:
+            HuggingFaceLlama.open(location.folder)
+        except InputError:  # not a Llama 2
+            return DistributedLM(_load_hf(location.folder, batch_size, precision, ranks.device), ranks)
     tokenizer = load_tokenizer(source)
-    front = _bos_prefix(found.tokenizer_folder / "tokenizer.json", tokenizer)
-    # Cast once instead of at each use: the same numbers.
+    bos_prefix = _bos_prefix(location.tokenizer_folder / "tokenizer.json", tokenizer)
+    # one cast instead of a cast at each use gives the same numbers
     model = load_model(source, precision).to(ranks.device, precision)
-    return LlamaLM(model, tokenizer, BATCH_REQUESTS, front, ranks)
+    return LlamaLM(model, tokenizer, BATCH_REQUESTS, bos_prefix, ranks)
 
 
-def _is_ours(found: ModelLocation) -> bool:
-    """Whether it is a checkpoint, or a Hugging Face folder that says it is a Llama 2."""
-    if found.is_checkpoint:
-        return True
-    try:
-        HuggingFaceLlama.open(found.folder)
-    except InputError:
-        return False
-    return True
-
-
-def _load_hf(found: ModelLocation, batch_size: int, precision: torch.dtype, device: torch.device) -> LM:
+def _load_hf(folder: Path, batch_size: int, precision: torch.dtype, device: torch.device) -> LM:
     silence_torchao()
     from lm_eval.models.huggingface import HFLM  # noqa: PLC0415 - imports transformers and accelerate
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
@@ -70,46 +62,46 @@ def _load_hf(found: ModelLocation, batch_size: int, precision: torch.dtype, devi
     if is_quiet():
         logging.disable_progress_bar()
 
-    with _translate_load_errors(found.folder, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(found.folder, trust_remote_code=False)
-        if not tokenizer("word").input_ids:  # transformers makes an empty one where the files are missing
-            raise ValueError("it gives no ids")
-    with _translate_load_errors(found.folder, "causal model"):
-        if (index := found.folder / "model.safetensors.index.json").is_file():
+    with _translate_load_errors(folder, "tokenizer", "AutoTokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if not tokenizer("word").input_ids:  # without its files, transformers creates an empty tokenizer
+            raise ValueError("it returns no ids")
+    with _translate_load_errors(folder, "causal model", "AutoModelForCausalLM"):
+        if (index := folder / "model.safetensors.index.json").is_file():
             indexed_files(index)
         model = AutoModelForCausalLM.from_pretrained(
-            found.folder, dtype=precision, use_safetensors=True, trust_remote_code=False
+            folder, dtype=precision, use_safetensors=True, trust_remote_code=False
         )
-    with suppress_stderr():  # given loaded, lm-eval leaves the ranks to us, and says so at length
+    with suppress_stderr():  # lm-eval warns that it does not distribute a model that is already loaded
         return HFLM(model.to(device), tokenizer=tokenizer, batch_size=batch_size, trust_remote_code=False)
 
 
 @contextmanager
-def _translate_load_errors(folder: Path, what: str) -> Iterator[None]:
-    """Turn what transformers raises, which can be nearly anything, into a line."""
+def _translate_load_errors(folder: Path, what: str, loader: str) -> Iterator[None]:
+    """Translate the exceptions of transformers, which may be of almost any type, into an InputError."""
     try:
         yield
     except Exception as error:
-        loader = "AutoTokenizer" if what == "tokenizer" else "AutoModelForCausalLM"
-        remedy = f"put there what {loader}.from_pretrained loads"
         if isinstance(error, ImportError):
-            remedy = "install what it needs"
+            remedy = "install the missing library"
         elif isinstance(error, MemoryError | torch.OutOfMemoryError):
             remedy = "use a machine with more memory"
+        else:
+            remedy = f"provide what {loader}.from_pretrained loads"
         raise InputError(f"{folder}: transformers loads no {what} here ({first_line(error)}); {remedy}") from None
 
 
 def _bos_prefix(file: Path, tokenizer: Tokenizer) -> list[int]:
-    """The ids that every text begins with: `<s>`, unless a tokenizer.json is there and does not put it in front."""
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    """Return the ids that start every text: BOS, unless a tokenizer.json exists that does not add it."""
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     if not file.is_file():
-        return start
-    own = tokenizers.Tokenizer.from_file(str(file)).encode("").ids
-    return [number for number in start if number in own]
+        return bos
+    added = tokenizers.Tokenizer.from_file(str(file)).encode("").ids
+    return [token for token in bos if token in added]
 
 
 def distribute(items: Sequence[Any], ranks: World, compute: Callable[[Sequence[Any]], list[Result]]) -> list[Result]:
-    """What `compute` gives for all items, of which each rank computes every `count`th: the same list on all ranks."""
+    """Return what `compute` returns for all items, in their order, on all ranks; each rank computes every n-th item."""
     if ranks.count == 1:
         return compute(items)
     shares: list[list[Result]] = [[]] * ranks.count
@@ -118,117 +110,119 @@ def distribute(items: Sequence[Any], ranks: World, compute: Callable[[Sequence[A
 
 
 def suppress_lm_eval_progress(model: LM, ranks: World) -> bool:
-    """Whether lm-eval's bars should be kept back: ours has one, and of several ranks one should speak, if any."""
+    """Return whether to suppress lm-eval's progress bars: LlamaLM has its own, and only rank 0 shows progress."""
     return isinstance(model, LlamaLM) or not ranks.is_main or is_quiet()
 
 
-def shortened(model: LM) -> dict[str, int]:
-    """By task, the requests that lost their beginning, being longer than the context; lm-eval's `hf` does not say."""
-    return dict(model.shortened) if isinstance(model, LlamaLM) else {}
+def truncated_request_counts(model: LM) -> dict[str, int]:
+    """Return by task the number of requests truncated to the context; lm-eval's `hf` does not report it."""
+    return dict(model.truncated) if isinstance(model, LlamaLM) else {}
 
 
-class DistributedLM(LM):  # type: ignore[misc]  # lm-eval's documented interface; it has no types
-    """Another language model of lm-eval, of which each rank has one, with the requests shared out among them."""
+class DistributedLM(LM):  # type: ignore[misc]  # lm-eval has no types
+    """A language model of lm-eval that exists on each rank; the ranks divide the requests."""
 
     def __init__(self, inner: LM, ranks: World) -> None:
         super().__init__()
         self.inner, self.ranks = inner, ranks
 
-    def loglikelihood(self, requests: list[Instance]) -> list[Score]:
-        """Log-likelihood of each continuation after its context, and whether it is the greedy one."""
+    def loglikelihood(self, requests: list[Instance]) -> list[LogLikelihood]:
+        """Return the log-likelihood of each continuation after its context, and whether it is the greedy one."""
         return distribute(requests, self.ranks, self.inner.loglikelihood)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Log-likelihood of each whole text."""
+        """Return the log-likelihood of each complete text."""
         return distribute(requests, self.ranks, self.inner.loglikelihood_rolling)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """The completion of each context up to its first stop string."""
+        """Return the completion of each context up to its first stop string."""
         return distribute(requests, self.ranks, self.inner.generate_until)
 
 
-class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval's documented interface; it has no types
-    """Our network behind lm-eval's interface, whose method names and arguments these are.
+class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
+    """Our network behind lm-eval's interface, which determines the method names and parameters.
 
-    `front` stands before every text: `<s>` for ours, for every document that they are trained on begins with it.
+    `bos_prefix` starts every text: BOS for our models, since every document that they were trained on starts with it.
     """
 
-    def __init__(self, model: Llama, tokenizer: Tokenizer, batch_size: int, front: list[int], ranks: World) -> None:
+    def __init__(
+        self, model: Llama, tokenizer: Tokenizer, batch_size: int, bos_prefix: list[int], ranks: World
+    ) -> None:
         super().__init__()
-        self.model, self.llama_tokenizer, self.batch_size, self.front = model, tokenizer, batch_size, front
-        self.ranks = ranks
-        self.shortened: Counter[str] = Counter()
-        """By task, requests that lost their beginning, being longer than the context."""
-        self.stderr = sys.stderr  # lm-eval runs with its own swallowed, but progress shall be seen
+        self.model, self.llama_tokenizer, self.batch_size = model, tokenizer, batch_size
+        self.bos_prefix, self.ranks = bos_prefix, ranks
+        self.truncated: Counter[str] = Counter()
+        """By task, the number of requests that were truncated on the left to fit the context."""
+        self.stderr = sys.stderr  # lm-eval runs with standard error suppressed; progress goes to the original
 
     @property
     def eot_token_id(self) -> int | None:
-        """The id of `</s>`."""
+        """The id of EOS."""
         return self.llama_tokenizer.eos_id
 
     @property
     def prefix_token_id(self) -> int | None:
-        """The id that stands for an empty context: `<s>`, or `</s>` where there is none."""
+        """The id that replaces an empty context: BOS, or EOS if there is no BOS."""
         bos_id = self.llama_tokenizer.bos_id
         return self.eot_token_id if bos_id is None else bos_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids of a text behind what stands before every text."""
+        """Return the ids of a text, after `bos_prefix` unless `add_special_tokens` is False."""
         ids = self.llama_tokenizer.encode(string)
-        return ids if add_special_tokens is False else [*self.front, *ids]
+        return ids if add_special_tokens is False else [*self.bos_prefix, *ids]
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation after its context, and whether it is the greedy one."""
-        pairs = [self._encode(*request.args) for request in requests]
-        context = self.model.shape.context_length
-        for request, pair in zip(requests, pairs, strict=True):
-            if len(pair[1]) > context:
-                size = f"a continuation has {len(pair[1])} tokens, the model's context holds {context}"
-                raise InputError(f"{request.task_name}: {size}; leave out this task")
-            # The last id is only predicted, so one more than the context is still read whole.
-            if sum(map(len, pair)) > context + 1:
-                self.shortened[request.task_name or ""] += 1
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[LogLikelihood]:
+        """Return the log-likelihood of each continuation after its context, and whether it is the greedy one."""
+        pairs = [self._encode_context_and_continuation(*request.args) for request in requests]
+        context_length = self.model.shape.context_length
+        for request, (context, continuation) in zip(requests, pairs, strict=True):
+            if len(continuation) > context_length:
+                sizes = f"a continuation has {len(continuation)} tokens, the model's context holds {context_length}"
+                raise InputError(f"{request.task_name}: {sizes}; skip this task")
+            # the last id is only predicted, so one id more than the context fits
+            if len(context) + len(continuation) > context_length + 1:
+                self.truncated[request.task_name or ""] += 1
         return self._score(pairs)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Log-likelihood of each whole text in windows of the context; `<s>` counts, as in lm-eval's `hf`."""
-        windows = [list(self._windows(*request.args)) for request in requests]
+        """Return the log-likelihood of each complete text, in windows of the context; BOS counts, as in `hf`."""
+        windows = []
+        for request in requests:
+            ids = self.tok_encode(*request.args)
+            rolling = get_rolling_token_windows(ids, self.prefix_token_id, self.model.shape.context_length, 1)
+            windows.append(list(map(make_disjoint_window, rolling)))
         scores = iter(self._score([pair for text in windows for pair in text]))
         return [sum(next(scores)[0] for _ in text) for text in windows]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """The greedy completion of each context up to its first stop string."""
+        """Return the greedy completion of each context up to its first stop string."""
         return distribute(requests, self.ranks, lambda own: [self._complete(*request.args) for request in own])
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
-    ) -> list[Score]:
+    ) -> list[LogLikelihood]:
         return self._score([(context, continuation) for _, context, continuation in requests])
 
-    def _encode(self, context: str, continuation: str) -> Pair:
-        """Ids of both, as lm-eval cuts them: a prefix token stands for an empty context."""
-        before, after = self._encode_pair(context, continuation) if context else ([], self._ids(continuation))
-        if before:
-            return before, after
+    def _encode_context_and_continuation(self, context: str, continuation: str) -> Pair:
+        """Return the ids of both as lm-eval splits them; a prefix token replaces an empty context."""
+        if context:
+            context_ids, ids = self._encode_pair(context, continuation)
+        else:
+            context_ids, ids = [], self.tok_encode(continuation, add_special_tokens=False)
+        if context_ids:
+            return context_ids, ids
         prefix = self.prefix_token_id
-        return (after[:1], after[1:]) if prefix is None or after[:1] == [prefix] else ([prefix], after)
+        return (ids[:1], ids[1:]) if prefix is None or ids[:1] == [prefix] else ([prefix], ids)
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tok_encode(text, add_special_tokens=False)
-
-    def _windows(self, text: str) -> Iterable[Pair]:
-        ids, context = self.tok_encode(text), self.model.shape.context_length
-        return map(make_disjoint_window, get_rolling_token_windows(ids, self.prefix_token_id, context, 1))
-
-    def _score(self, pairs: Sequence[Pair]) -> list[Score]:
+    def _score(self, pairs: Sequence[Pair]) -> list[LogLikelihood]:
         batches = form_batches(to_requests(pairs, self.model.shape.context_length), self.batch_size)
-        scores: dict[int, Score] = {}
-        for part in distribute(batches, self.ranks, self._score_batches):
-            scores |= part
+        scores: dict[int, LogLikelihood] = {}
+        for of_batch in distribute(batches, self.ranks, self._score_batches):
+            scores |= of_batch
         return [scores[number] for number in range(len(pairs))]
 
-    def _score_batches(self, batches: Sequence[list[PrefixGroup]]) -> list[dict[int, Score]]:
-        """The scores of some batches, with a bar where this is the first rank."""
+    def _score_batches(self, batches: Sequence[list[PrefixGroup]]) -> list[dict[int, LogLikelihood]]:
+        """Return the scores of some batches; rank 0 shows progress."""
         total = sum(len(group.requests) for batch in batches for group in batch)
         scores, done = [], 0
         with (
@@ -245,9 +239,9 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval's documented interfa
     def _complete(self, context: str, options: dict[str, Any]) -> str:
         options = normalize_gen_kwargs(options)
         if options["do_sample"]:
-            raise InputError("a task samples its completions; leave it out, only tasks with greedy ones can be scored")
-        room = max(1, self.model.shape.context_length - options["max_gen_toks"])
-        prompt = self.tok_encode(context)[-room:]
+            raise InputError("a task samples its completions, only greedy ones can be scored; skip the task")
+        max_prompt = max(1, self.model.shape.context_length - options["max_gen_toks"])
+        prompt = self.tok_encode(context)[-max_prompt:]
         ids: list[int] = []
         text = ""
         for token in generate(self.model, prompt, options["max_gen_toks"], stop_id=self.eot_token_id):

@@ -1,8 +1,8 @@
-"""Which requests are computed together: those that begin alike in a group, groups of about one length in a batch.
+"""Groups requests that share a prefix, and packs groups of similar length into batches.
 
-Requests whose tokens begin alike, such as one question with its choices, become a trunk and a branch for what each
-adds: HellaSwag's four endings so need half of the tokens that they have one by one. All of it depends on the requests
-alone, so that ranks may share the batches out and still compute what one would.
+Requests with a common beginning, such as a question with its choices, become one prefix and one suffix per request.
+HellaSwag's four endings then need half the tokens. The result depends only on the requests, so ranks can divide the
+batches and still compute what one process would.
 """
 
 from collections.abc import Sequence
@@ -11,94 +11,95 @@ from dataclasses import dataclass
 from tinyllama.errors import InputError
 
 Pair = tuple[list[int], list[int]]
-"""Ids of a context and of its continuation."""
+"""Token ids of a context and of its continuation."""
 
 BATCH_REQUESTS = 64
-"""Requests of a batch: some thousand tokens, which keep a processor's matrix products busy."""
+"""Maximum number of requests per batch: a few thousand tokens, enough for efficient matrix products."""
 _BATCH_TOKENS = 16_384
-"""A batch of long requests ends here: 0.7 GB of activations for the 1.1B model in float32."""
+"""Maximum number of tokens per batch: 0.7 GB of activations for the 1.1B model in float32."""
 _MIN_SHARED_FRACTION = 0.25
-"""Requests go together from this shared part on: fewer tokens would not pay for the longer rows of attention."""
+"""Smallest saved part of a request for which it joins a group; below it, longer attention rows cost more."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the model reads for a pair, and the ids that its last positions shall predict."""
+    """The input of the model for one pair, and the ids that its last positions predict."""
 
     number: int
-    """Of its pair."""
+    """Index of the pair."""
     inputs: list[int]
     targets: list[int]
 
 
 @dataclass
 class PrefixGroup:
-    """Requests that begin alike."""
+    """Requests with a common prefix."""
 
     requests: list[Request]
-    trunk: int
-    """Tokens that all of them begin with."""
+    prefix_length: int
+    """Length of the common prefix in tokens."""
 
     @property
-    def tokens(self) -> int:
-        """Tokens to compute."""
-        return self.trunk + sum(len(request.inputs) - self.trunk for request in self.requests)
+    def num_tokens(self) -> int:
+        """Number of tokens to compute."""
+        return self.prefix_length + sum(len(request.inputs) - self.prefix_length for request in self.requests)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest request."""
+        """Length of the longest request in tokens."""
         return max(len(request.inputs) for request in self.requests)
 
 
-def to_requests(pairs: Sequence[Pair], context: int) -> list[Request]:
-    """What the model reads for each pair; what is longer than its context loses its beginning, as in lm-eval's `hf`.
+def to_requests(pairs: Sequence[Pair], context_length: int) -> list[Request]:
+    """Return the request of each pair, truncated on the left to the context as lm-eval's `hf` does.
 
-    Raises InputError where a continuation alone is longer.
+    Raises InputError where a continuation alone is longer than the context.
     """
-    longest = max((len(after) for _, after in pairs), default=0)
-    if longest > context:
+    longest = max((len(continuation) for _, continuation in pairs), default=0)
+    if longest > context_length:
         raise InputError(
-            f"a continuation has {longest} tokens; the model's context holds {context}; skip the task that has it"
+            f"a continuation has {longest} tokens, the model's context holds {context_length}; skip the task with it"
         )
     return [
-        Request(number, (before + after)[-(context + 1) : -1], after) for number, (before, after) in enumerate(pairs)
+        Request(number, (context + continuation)[-(context_length + 1) : -1], continuation)
+        for number, (context, continuation) in enumerate(pairs)
     ]
 
 
 def form_batches(requests: Sequence[Request], batch_size: int) -> list[list[PrefixGroup]]:
-    """All requests in batches of at most `batch_size`, the longest first.
+    """Return all requests in batches of at most `batch_size`, longest first.
 
-    A batch is so of about one length, and what does not fit in memory fails at once.
+    Sorting by length keeps the requests of a batch similar in length, and makes a lack of memory show at once.
     """
-    groups = sorted(_groups(requests, batch_size), key=lambda group: (-group.longest, -group.trunk))
+    groups = sorted(_group_by_prefix(requests, batch_size), key=lambda group: (-group.longest, -group.prefix_length))
     batches: list[list[PrefixGroup]] = []
-    room, tokens = 0, 0
+    free_requests, free_tokens = 0, 0
     for group in groups:
-        if len(group.requests) > room or group.tokens > tokens:
+        if len(group.requests) > free_requests or group.num_tokens > free_tokens:
             batches.append([])
-            room, tokens = batch_size, _BATCH_TOKENS
+            free_requests, free_tokens = batch_size, _BATCH_TOKENS
         batches[-1].append(group)
-        room, tokens = room - len(group.requests), tokens - group.tokens
+        free_requests, free_tokens = free_requests - len(group.requests), free_tokens - group.num_tokens
     return batches
 
 
-def _groups(requests: Sequence[Request], limit: int) -> list[PrefixGroup]:
-    """Neighbours in the order of their tokens that share enough, at most `limit` of them."""
+def _group_by_prefix(requests: Sequence[Request], max_requests: int) -> list[PrefixGroup]:
+    """Return groups of requests that are adjacent in token order and share enough tokens."""
     groups: list[PrefixGroup] = []
     for request in sorted(requests, key=lambda request: request.inputs):
-        shared = _shared(groups[-1], request) if groups and len(groups[-1].requests) < limit else 0
+        shared = _shared_length(groups[-1], request) if groups and len(groups[-1].requests) < max_requests else 0
         if shared:
             groups[-1].requests.append(request)
-            groups[-1].trunk = shared
+            groups[-1].prefix_length = shared
         else:
             groups.append(PrefixGroup([request], len(request.inputs)))
     return groups
 
 
-def _shared(group: PrefixGroup, request: Request) -> int:
-    """Tokens of the trunk if the request joins the group; 0 where that does not pay."""
-    trunk = group.requests[0].inputs[: group.trunk]
-    pairs = enumerate(zip(trunk, request.inputs, strict=False))
-    shared = next((place for place, (one, other) in pairs if one != other), min(len(trunk), len(request.inputs)))
-    saved = shared - (len(group.requests) - 1) * (group.trunk - shared)
+def _shared_length(group: PrefixGroup, request: Request) -> int:
+    """Return the group's prefix length if the request joins it, or 0 where joining saves too little."""
+    prefix = group.requests[0].inputs[: group.prefix_length]
+    pairs = enumerate(zip(prefix, request.inputs, strict=False))
+    shared = next((index for index, (a, b) in pairs if a != b), min(len(prefix), len(request.inputs)))
+    saved = shared - (len(group.requests) - 1) * (group.prefix_length - shared)
     return shared if saved >= _MIN_SHARED_FRACTION * len(request.inputs) else 0

@@ -1,15 +1,15 @@
-"""Log-likelihoods of continuations after their contexts, each shared beginning computed once.
+"""Computes the log-likelihoods of continuations, with each shared prefix computed once.
 
-A batch holds its groups' tokens one behind the other, so that the matrix products, nearly all of the work, see no
-padding; only attention takes the trunks and branches apart. Only the positions that predict a continuation become
-logits, 1024 at a time: 131 MB at 32,000 pieces, however long the batch.
+The tokens of a batch are packed without padding, so matrix products, nearly all of the work, waste nothing. Only
+attention separates prefixes and suffixes. Logits are computed only at positions that predict a continuation, 1024 at a
+time: 131 MB for a vocabulary of 32,000.
 
-Shapes: N tokens of a batch, G groups, M branches, T time (of a trunk or a branch), H query heads, K key/value heads, E
-width of a head, D model.
+Shapes: N tokens of a batch, G groups (prefixes), S suffixes, T time, H query heads, K key/value heads, E head size,
+D model.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,170 +19,144 @@ from tinyllama.evaluate.prefix_batching import PrefixGroup
 from tinyllama.model.attention import causal_attention
 from tinyllama.model.llama import Llama, rope_table
 
-Score = tuple[float, bool]
+LogLikelihood = tuple[float, bool]
 """Log-likelihood of a continuation in nats, and whether it is the model's greedy choice."""
 
 _LOGITS_POSITIONS = 1024
 
 
 @torch.inference_mode()
-def score_batch(model: Llama, groups: Sequence[PrefixGroup]) -> dict[int, Score]:
-    """The scores of a batch's requests, by their numbers."""
-    batch = PackedBatch.of(groups, model.embedding.weight.device)
-    hidden = _hidden(model, batch)
-    positions, which = torch.unique(batch.predicting, return_inverse=True)
-    likelihoods, greedy = _score_targets(model, hidden[0, positions], which, batch.targets)
-    requests = [request for group in groups for request in group.requests]
-    lengths = [len(request.targets) for request in requests]
-    parts = zip(requests, likelihoods.split(lengths), greedy.split(lengths), strict=True)
-    return {request.number: (float(part.sum()), bool(same.all())) for request, part, same in parts}
-
-
-def _hidden(model: Llama, batch: "PackedBatch") -> Tensor:
-    """The normed residual stream [1, N, D] of a batch's tokens."""
+def score_batch(model: Llama, groups: Sequence[PrefixGroup]) -> dict[int, LogLikelihood]:
+    """Return the log-likelihoods of a batch's requests by their numbers."""
+    batch = pack(groups, model.embedding.weight.device)
     length = int(batch.positions.max()) + 1
     rope = rope_table(length, model.shape.head_dim, model.shape.rope_theta, batch.ids.device)[:, batch.positions]
-    x = model.embedding(batch.ids).to(model.precision)
+    hidden = model.embedding(batch.ids).to(model.precision)
     for block in model.blocks:
-        x = block(x, rope, batch)
-    out: Tensor = model.norm(x)
-    return out
+        hidden = block(hidden, rope, batch)
+    hidden = model.norm(hidden)
+    positions, index = torch.unique(batch.predicting, return_inverse=True)
+    likelihoods, greedy = _score_targets(model, hidden[0, positions], index, batch.targets)
+    requests = [request for group in groups for request in group.requests]
+    lengths = [len(request.targets) for request in requests]
+    per_request = zip(requests, likelihoods.split(lengths), greedy.split(lengths), strict=True)
+    return {request.number: (float(values.sum()), bool(same.all())) for request, values, same in per_request}
 
 
-def _score_targets(model: Llama, hidden: Tensor, which: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """How `hidden[which]` predict their targets; hidden[P, D], which and targets int64[N].
+def _score_targets(model: Llama, hidden: Tensor, index: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how well `hidden[index]` predicts the targets; hidden[P, D], index and targets int64[N].
 
-    Returns, on the CPU, log-likelihoods float64[N] and whether each target is the likeliest bool[N].
+    The results are on the CPU: log-likelihoods float64[N], and whether each target is the most likely token bool[N].
     """
     likelihoods = torch.empty(len(targets), dtype=torch.float64, device=hidden.device)
     greedy = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
     for start in range(0, len(hidden), _LOGITS_POSITIONS):
         logits = model.logits(hidden[start : start + _LOGITS_POSITIONS]).float()
-        mine = (which >= start) & (which < start + len(logits))
-        rows, wanted = which[mine] - start, targets[mine]
-        # In float64, which keeps the sum of a long continuation as exact as its parts.
-        likelihoods[mine] = (logits[rows, wanted] - logits.logsumexp(-1)[rows]).double()
-        greedy[mine] = logits.argmax(-1)[rows] == wanted
+        selected = (index >= start) & (index < start + len(logits))
+        rows, wanted = index[selected] - start, targets[selected]
+        # float64 keeps the sum over a long continuation as exact as its terms
+        likelihoods[selected] = (logits[rows, wanted] - logits.logsumexp(-1)[rows]).double()
+        greedy[selected] = logits.argmax(-1)[rows] == wanted
     return likelihoods.cpu(), greedy.cpu()
 
 
 @dataclass
 class PackedBatch:
-    """The tokens of some groups one behind the other, and what each sees: its trunk and its branch, up to itself."""
+    """The tokens of several groups in one sequence; each token attends to its prefix and its suffix up to itself."""
 
     ids: Tensor
     """int64[1, N]."""
     positions: Tensor
-    """int64[N]: places in the requests, for the rotary embedding."""
+    """int64[N]: positions in the requests, for the rotary embedding."""
     predicting: Tensor
     """int64: tokens that predict the targets, request by request."""
     targets: Tensor
-    """int64: the ids to be predicted."""
-    trunks: Tensor
-    """int64[G, T]: the tokens of each trunk; behind its end, any."""
-    branches: Tensor
-    """int64[M, T]: those of each branch."""
-    keys: Tensor
-    """int64[M, T of trunks + T of branches]: tokens whose keys a branch may meet."""
+    """int64: token ids to predict."""
+    prefixes: Tensor
+    """int64[G, T]: tokens of each prefix, padded with 0."""
+    suffixes: Tensor
+    """int64[S, T]: tokens of each suffix, padded with 0."""
+    suffix_keys: Tensor
+    """int64[S, prefix T + suffix T]: tokens whose keys a suffix may attend to."""
     mask: Tensor
-    """bool[M, 1, T of branches, T of both]: those that it does meet."""
-    places: Tensor
-    """int64[N]: where a token stands in the flattened trunks and branches."""
-
-    @classmethod
-    def of(cls, groups: Sequence[PrefixGroup], device: torch.device) -> "PackedBatch":
-        """Lay out a batch."""
-        layout = _Layout()
-        for group in groups:
-            layout.add(group)
-        return layout.batch(device)
+    """bool[S, 1, suffix T, prefix T + suffix T]: tokens that it does attend to."""
+    unpadded: Tensor
+    """int64[N]: index of each token in the flattened prefixes and suffixes."""
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attention within trunks and branches; query[1, H, N, E], keys and values[1, K, N, E] -> [1, H, N, E]."""
+        """Return attention within prefixes and suffixes; query[1, H, N, E], keys and values[1, K, N, E] -> as query."""
         query, keys, values = (x[0].transpose(0, 1) for x in (query, keys, values))
-        own = (x[self.trunks].transpose(1, 2) for x in (query, keys, values))
-        mixed = [causal_attention(*own).transpose(1, 2).flatten(0, 1)]
-        if len(self.branches):
-            rows, met, mixture = query[self.branches], keys[self.keys], values[self.keys]
-            rows, met, mixture = (x.transpose(1, 2) for x in (rows, met, mixture))
-            branched = F.scaled_dot_product_attention(rows, met, mixture, attn_mask=self.mask, enable_gqa=True)
-            mixed.append(branched.transpose(1, 2).flatten(0, 1))
-        return torch.cat(mixed)[self.places].transpose(0, 1)[None]
+        of_prefixes = (x[self.prefixes].transpose(1, 2) for x in (query, keys, values))
+        mixed = [causal_attention(*of_prefixes).transpose(1, 2).flatten(0, 1)]
+        if len(self.suffixes):
+            of_suffixes = (query[self.suffixes], keys[self.suffix_keys], values[self.suffix_keys])
+            q, k, v = (x.transpose(1, 2) for x in of_suffixes)
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, enable_gqa=True)
+            mixed.append(attended.transpose(1, 2).flatten(0, 1))
+        return torch.cat(mixed)[self.unpadded].transpose(0, 1)[None]
 
 
-@dataclass
-class _Layout:
-    """A batch that is being laid out: as lists, since tensors of a few numbers are slow."""
+def pack(groups: Sequence[PrefixGroup], device: torch.device) -> PackedBatch:
+    """Lay out groups one after the other: each prefix, then the suffix of each of its requests."""
+    ids: list[int] = []
+    positions: list[int] = []
+    predicting: list[int] = []
+    targets: list[int] = []
+    prefixes: list[range] = []
+    suffixes: list[range] = []
+    owners: list[int] = []  # by suffix, the index of its prefix
 
-    ids: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    predicting: list[int] = field(default_factory=list)
-    targets: list[int] = field(default_factory=list)
-    trunks: list[range] = field(default_factory=list)
-    branches: list[range] = field(default_factory=list)
-    owners: list[int] = field(default_factory=list)
-    """Number of each branch's trunk."""
+    def append(tokens: list[int], position: int) -> range:
+        start = len(ids)
+        ids.extend(tokens)
+        positions.extend(range(position, position + len(tokens)))
+        return range(start, len(ids))
 
-    def add(self, group: PrefixGroup) -> None:
-        """Append a group's tokens: its trunk, then what each request adds."""
-        trunk = self._append(group.requests[0].inputs[: group.trunk], 0)
-        self.trunks.append(trunk)
+    for group in groups:
+        prefix = append(group.requests[0].inputs[: group.prefix_length], 0)
+        prefixes.append(prefix)
         for request in group.requests:
-            tokens = [*trunk]
-            if len(request.inputs) > group.trunk:
-                branch = self._append(request.inputs[group.trunk :], group.trunk)
-                self.branches.append(branch)
-                self.owners.append(len(self.trunks) - 1)
-                tokens += branch
-            self.predicting += tokens[len(tokens) - len(request.targets) :]
-            self.targets += request.targets
+            tokens = [*prefix]
+            if len(request.inputs) > group.prefix_length:
+                suffix = append(request.inputs[group.prefix_length :], group.prefix_length)
+                suffixes.append(suffix)
+                owners.append(len(prefixes) - 1)
+                tokens += suffix
+            predicting += tokens[len(tokens) - len(request.targets) :]
+            targets += request.targets
 
-    def _append(self, ids: list[int], position: int) -> range:
-        start = len(self.ids)
-        self.ids += ids
-        self.positions += range(position, position + len(ids))
-        return range(start, len(self.ids))
-
-    def batch(self, device: torch.device) -> PackedBatch:
-        """The finished batch."""
-        trunks, branches = _padded(self.trunks), _padded(self.branches)
-        of_trunk = torch.tensor([len(trunk) for trunk in self.trunks])[self.owners]
-        time = branches.shape[1]
-        whole = torch.arange(trunks.shape[1]) < of_trunk[:, None]
-        own = torch.ones(time, time, dtype=torch.bool).tril()
-        mask = torch.cat((whole[:, None].expand(-1, time, -1), own.expand(len(branches), -1, -1)), dim=-1)
-        tensors = {
-            "ids": torch.tensor([self.ids]),
-            "positions": torch.tensor(self.positions),
-            "predicting": torch.tensor(self.predicting),
-            "targets": torch.tensor(self.targets),
-            "trunks": trunks,
-            "branches": branches,
-            "keys": torch.cat((trunks[self.owners], branches), dim=1),
-            "mask": mask[:, None],
-            "places": self._places(trunks, branches),
-        }
-        return PackedBatch(**{name: tensor.to(device) for name, tensor in tensors.items()})
-
-    def _places(self, trunks: Tensor, branches: Tensor) -> Tensor:
-        """Where each token stands in the flattened trunks[G, T] and branches[M, T]."""
-        tokens = torch.cat((trunks.flatten(), branches.flatten()))
-        real = torch.cat([_is_real(rows) for rows in (self.trunks, self.branches)])
-        places = torch.empty(len(self.ids), dtype=torch.long)
-        places[tokens[real]] = torch.arange(len(tokens))[real]
-        return places
+    padded_prefixes, padded_suffixes = _pad(prefixes), _pad(suffixes)
+    prefix_lengths = torch.tensor([len(prefix) for prefix in prefixes])[owners]
+    prefix_time, suffix_time = padded_prefixes.shape[1], padded_suffixes.shape[1]
+    in_prefix = torch.arange(prefix_time) < prefix_lengths[:, None]
+    causal = torch.ones(suffix_time, suffix_time, dtype=torch.bool).tril()
+    mask = torch.cat((in_prefix[:, None].expand(-1, suffix_time, -1), causal.expand(len(suffixes), -1, -1)), dim=-1)
+    flat = torch.cat((padded_prefixes.flatten(), padded_suffixes.flatten()))
+    is_token = torch.cat((_is_token(prefixes).flatten(), _is_token(suffixes).flatten()))
+    unpadded = torch.empty(len(ids), dtype=torch.long)
+    unpadded[flat[is_token]] = torch.arange(len(flat))[is_token]
+    tensors = {
+        "ids": torch.tensor([ids]),
+        "positions": torch.tensor(positions),
+        "predicting": torch.tensor(predicting),
+        "targets": torch.tensor(targets),
+        "prefixes": padded_prefixes,
+        "suffixes": padded_suffixes,
+        "suffix_keys": torch.cat((padded_prefixes[owners], padded_suffixes), dim=1),
+        "mask": mask[:, None],
+        "unpadded": unpadded,
+    }
+    return PackedBatch(**{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
-def _padded(rows: Sequence[range]) -> Tensor:
-    """int64[rows, longest]: numbers, and 0 behind the end of a row."""
-    longest = max(map(len, rows), default=0)
-    starts = torch.tensor([row.start for row in rows], dtype=torch.long)
-    numbers = starts[:, None] + torch.arange(longest)
-    return numbers.where(_is_real(rows).view(numbers.shape), 0)
+def _pad(spans: Sequence[range]) -> Tensor:
+    """Return int64[spans, longest]: the indices of each span, then 0."""
+    starts = torch.tensor([span.start for span in spans], dtype=torch.long)
+    is_token = _is_token(spans)
+    return (starts[:, None] + torch.arange(is_token.shape[1])).where(is_token, 0)
 
 
-def _is_real(rows: Sequence[range]) -> Tensor:
-    """bool[rows x longest]: what is no padding."""
-    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
-    longest = max(map(len, rows), default=0)
-    return (torch.arange(longest) < lengths[:, None]).flatten()
+def _is_token(spans: Sequence[range]) -> Tensor:
+    """Return bool[spans, longest]: False for padding."""
+    lengths = torch.tensor([len(span) for span in spans], dtype=torch.long)
+    return torch.arange(max(map(len, spans), default=0)) < lengths[:, None]

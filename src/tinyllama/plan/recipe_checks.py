@@ -135,7 +135,7 @@ def _software(recipe: Recipe, found: SystemInfo) -> Iterator[CheckResult]:
 
 
 def _tasks(recipe: Recipe, found: SystemInfo) -> Iterator[CheckResult]:
-    from tinyllama.evaluate.scores import check_tasks  # noqa: PLC0415 - as above
+    from tinyllama.evaluate.evaluation import check_tasks  # noqa: PLC0415 - as above
 
     tasks = recipe.release.tasks
     if not tasks:

@@ -174,7 +174,7 @@ def _unmet(requirements: list[Requirement], extra: str) -> Iterator[str]:
 
 def _offline_tasks() -> Iterator[str]:
     try:
-        from tinyllama.evaluate import offline  # noqa: PLC0415 - an extra's
+        from tinyllama.evaluate.tasks import OFFLINE_TASKS, available_offline  # noqa: PLC0415 - an extra's
     except ModuleNotFoundError:
         return
-    yield from (name for name in offline.TASKS if offline.is_available(name))
+    yield from filter(available_offline, OFFLINE_TASKS)

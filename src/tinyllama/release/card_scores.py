@@ -8,13 +8,13 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from tinyllama.evaluate.results import SCORE_COLUMNS, describe_measurement, score_rows
 from tinyllama.formatting import format_count
-from tinyllama.release.index import has_scores
+from tinyllama.release.index import has_scores, release_score
 from tinyllama.release.markdown import table
 
 Facts = Mapping[str, Any]
 
-TASK_HEAD = ("task", "acc", "acc_norm", "bits per byte", "scored on", "items from")
 RELEASE_HEAD = ("model", "date", "tokens", "HellaSwag acc_norm", "mean of 7 tasks", "source")
 
 # lm-eval's task -> its data set on the hub and the split that is scored, for the metadata.
@@ -70,38 +70,7 @@ def _how_to_score(facts: Facts) -> str:
 
 def by_task(evaluation: Facts) -> str:
     """What was measured, a row a task, in Markdown."""
-    return f"{how_measured(evaluation)}:\n\n{table(TASK_HEAD, task_rows(evaluation))}"
-
-
-def how_measured(evaluation: Facts) -> str:
-    """With what, and what the figures are."""
-    how = f"lm-eval {evaluation['versions']['lm_eval']}, the model computing in {evaluation['precision']}"
-    return f"Measured with {how}; per cent ± standard error"
-
-
-def task_rows(evaluation: Facts) -> list[tuple[str, ...]]:
-    """TASK_HEAD's cells of each task."""
-    return [
-        (task, _score(row, "acc"), _score(row, "acc_norm"), _bits(row), _scored_on(evaluation, task),
-         evaluation["data"][task])
-        for task, row in evaluation["rows"].items()
-    ]  # fmt: skip
-
-
-def _score(row: Facts, metric: str) -> str:
-    if metric not in row:
-        return ""
-    error = row.get(f"{metric}_stderr")
-    return f"{100 * row[metric]:.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
-
-
-def _scored_on(evaluation: Facts, task: str) -> str:
-    shots = evaluation.get("num_fewshot", {}).get(task)
-    return f"{evaluation['coverage'][task]}" + (f", {shots} examples before each" if shots else "")
-
-
-def _bits(row: Facts) -> str:
-    return f"{row['bits_per_byte']:.4f}" if "bits_per_byte" in row else ""
+    return f"{describe_measurement(evaluation)}:\n\n{table(SCORE_COLUMNS, score_rows(evaluation))}"
 
 
 def _releases(facts: Facts, releases: Facts) -> str:
@@ -122,15 +91,13 @@ def release_rows(releases: Facts) -> Iterator[tuple[Facts, tuple[str, ...]]]:
 
 def _cells(row: Facts) -> tuple[str, ...]:
     """Tokens, HellaSwag, mean of seven, source."""
-    score = "" if row["hellaswag"] is None else f"{row['hellaswag']:.2f}"
-    if row["stderr"] is not None:
-        score += f" ± {row['stderr']:.2f}"
+    score = release_score(row)
     source = row["source"] or ""
     if source == "measured":
         source += f", {row['coverage']}" if row["coverage"] else ""
     return (
         "" if row["tokens"] is None else format_count(row["tokens"]),
-        score,
+        "" if score is None else str(score),
         "" if row["mean_of_seven"] is None else f"{row['mean_of_seven']:.2f}",
         source,
     )

@@ -4,8 +4,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tinyllama.errors import InputError
-from tinyllama.release import find_checkpoint, release
+from tinyllama.evaluate.evaluation import BATCH_SIZE, evaluate_and_save
+from tinyllama.evaluate.results import format_evaluation
+from tinyllama.release import find_checkpoint, release, update_card
 from tinyllama.release.convert import ALL_FORMATS, release_foreign
 from tinyllama.release.index import is_release_of
 from tinyllama.release.push import push
@@ -40,6 +44,27 @@ def release_model(
         yield f"release: {folder}"
     if push_to:
         yield f"pushed: {push(folder, push_to, public)}"
+
+
+def evaluate_model(
+    source: str,
+    tasks: Sequence[str],
+    limit: int | None,
+    precision: torch.dtype,
+    num_fewshot: int | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> str:
+    """Evaluate a model, save its scores, and update the card if it is a release; return the text to print.
+
+    Under torchrun, ranks other than 0 return an empty text. Raises InputError as `evaluate` does.
+    """
+    saved = evaluate_and_save(source, tasks, limit, precision, num_fewshot, batch_size)
+    if saved is None:
+        return ""
+    evaluation, path = saved
+    if path.with_name("release.json").is_file():
+        update_card(path.parent)
+    return "\n".join([*format_evaluation(evaluation), f"saved: {path}"])
 
 
 def _released(source: Path, step: int | None) -> Path | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tinyllama.evaluate.baselines import PUBLISHED
+from tinyllama.evaluate.results import PUBLISHED_BASELINES, Score, task_score
 from tinyllama.files import read_json, sha256_of
 from tinyllama.recipe import Recipe
 from tinyllama.runs.checkpoint import COMMIT
@@ -32,6 +32,11 @@ def releases_table(releases: Path) -> dict[str, list[ReleaseRow]]:
     rows = [_release_row(folder, facts) for folder, facts in found if facts["step"] is not None]
     measured = [_measured(read_json(path)) for path in sorted(releases.glob("baselines/*.json"))]
     return {"releases": sorted(rows, key=lambda row: row["tokens"]), "baselines": [*measured, *_published()]}
+
+
+def release_score(row: Mapping[str, Any]) -> Score | None:
+    """Return the HellaSwag score in a row of `releases_table`, or None where there is none."""
+    return None if row["hellaswag"] is None else Score("acc_norm", row["hellaswag"], row["stderr"])
 
 
 def has_scores(releases: Mapping[str, list[ReleaseRow]]) -> bool:
@@ -94,8 +99,8 @@ def mean_of_seven(rows: Mapping[str, Mapping[str, float]]) -> float | None:
     """Points, over the model card's seven tasks, acc_norm where a task has it; None unless all were scored."""
     if not all(task in rows for task in SEVEN_TASKS):
         return None
-    scores = [rows[task]["acc_norm"] if "acc_norm" in rows[task] else rows[task]["acc"] for task in SEVEN_TASKS]
-    return 100 * sum(scores) / len(scores)
+    scores = [score.value for task in SEVEN_TASKS if (score := task_score(rows[task]))]
+    return sum(scores) / len(scores)
 
 
 def _without_examples(evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -111,10 +116,10 @@ def _measured(evaluation: Mapping[str, Any]) -> ReleaseRow:
 def _scores(evaluation: Mapping[str, Any] | None) -> ReleaseRow:
     rows = _without_examples(evaluation) if evaluation else {}
     hellaswag = rows.get("hellaswag", {})
-    score, error = hellaswag.get("acc_norm"), hellaswag.get("acc_norm_stderr")
+    score = task_score(hellaswag, "acc_norm")
     return {
-        "hellaswag": None if score is None else 100 * score,
-        "stderr": None if error is None else 100 * error,
+        "hellaswag": None if score is None else score.value,
+        "stderr": None if score is None else score.stderr,
         "coverage": evaluation["coverage"].get("hellaswag") if evaluation else None,
         "mean_of_seven": mean_of_seven(rows),
         "source": "measured" if hellaswag else None,
@@ -122,7 +127,7 @@ def _scores(evaluation: Mapping[str, Any] | None) -> ReleaseRow:
 
 
 def _published() -> Iterator[ReleaseRow]:
-    for row in PUBLISHED:
+    for row in PUBLISHED_BASELINES:
         yield {
             "name": row.name,
             "tokens": row.tokens,

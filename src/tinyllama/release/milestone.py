@@ -6,8 +6,7 @@ Each part that is there already is left as it is, so doing it again after a fail
 from pathlib import Path
 
 from tinyllama.errors import run_and_get_exit_status
-from tinyllama.evaluate import evaluate
-from tinyllama.evaluate.report import evaluate_and_save
+from tinyllama.evaluate.evaluation import evaluate, evaluate_and_save
 from tinyllama.model.llama import PRECISIONS
 from tinyllama.progress import set_quiet
 from tinyllama.recipe import Recipe

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tinyllama.formatting import MISSING, format_count, format_duration_precise, format_percent
 from tinyllama.recipe import flatten
+from tinyllama.release.index import release_score
 from tinyllama.report.reading import Run
 from tinyllama.report.tables import Table, differing, wall_clock
 
@@ -58,7 +59,7 @@ def _result(run: Run) -> dict[str, str]:
         "time in steps": format_duration_precise(metrics.seconds) if metrics.seconds else MISSING,
         "wall clock": format_duration_precise(seconds) if seconds else MISSING,
         "steps skipped": f"{metrics.num_skipped:,}",
-        "HellaSwag acc_norm (per cent)": score(scored[-1]) if scored else MISSING,
+        "HellaSwag acc_norm (per cent)": str(release_score(scored[-1])) if scored else MISSING,
     }
 
 
@@ -71,9 +72,3 @@ def median_of(run: Run, name: str, say: Callable[[float], str]) -> str:
     """The median of a metric over the run."""
     curve = run.metrics.curves[name]
     return say(statistics.median(curve.mean.tolist())) if len(curve) else MISSING
-
-
-def score(row: Mapping[str, float]) -> str:
-    """A release's HellaSwag score with its standard error."""
-    error = "" if row["stderr"] is None else f" ± {row['stderr']:.2f}"
-    return f"{row['hellaswag']:.2f}{error}"

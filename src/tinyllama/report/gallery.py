@@ -11,6 +11,7 @@ from functools import partial
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from tinyllama.evaluate.results import task_score
 from tinyllama.release.index import has_scores
 from tinyllama.report.marks import marks_of
 from tinyllama.report.pictures import Legend, draw_comparison, draw_loss, draw_metric, draw_scores, draw_task
@@ -78,10 +79,10 @@ def task_pictures(run: Run) -> list[ReportFigure]:
     found: dict[str, list[tuple[float, float, float]]] = {}
     for _, scores in sorted(run.evaluations, key=lambda pair: pair[1]["step"]):
         for task, row in scores["rows"].items():
-            metric = "acc_norm" if "acc_norm" in row else "acc"
-            if metric in row and task != "hellaswag":
-                point = (scores["tokens"], 100 * row[metric], 100 * (row.get(f"{metric}_stderr") or 0))
-                found.setdefault(f"{task}, {metric}", []).append(point)
+            score = task_score(row)
+            if score and task != "hellaswag":
+                point = (scores["tokens"], score.value, score.stderr or 0)
+                found.setdefault(f"{task}, {score.metric}", []).append(point)
     return [
         _small(f"task-{number}", title, "per cent, ± standard error", partial(draw_task, points=points))
         for number, (title, points) in enumerate(found.items())

@@ -12,11 +12,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from tinyllama.evaluate.results import describe_measurement
 from tinyllama.formatting import MISSING, format_count, format_duration_precise, format_percent, visible
 from tinyllama.release.card_data import mix_stages
-from tinyllama.release.card_scores import how_measured
+from tinyllama.release.index import release_score
 from tinyllama.report import tables
-from tinyllama.report.comparison import median_of, newest, recipe_differences, results, score, unique_run_names
+from tinyllama.report.comparison import median_of, newest, recipe_differences, results, unique_run_names
 from tinyllama.report.gallery import comparison_picture, loss_picture, metric_pictures, score_picture, task_pictures
 from tinyllama.report.pictures import PALETTE
 from tinyllama.report.reading import Run
@@ -53,7 +54,7 @@ def page(run: Run, others: Sequence[Run] = ()) -> str:
         loss=loss_picture(run),
         score_picture=score_picture(run),
         tasks=task_pictures(run),
-        how_measured=sorted({how_measured(scores) for _, scores in run.evaluations}),
+        how_measured=sorted({describe_measurement(scores) for _, scores in run.evaluations}),
         metrics=metric_pictures(run),
         stages=mix_stages(run.recipe),
         comparison=comparison_picture(everyone) if others else None,
@@ -132,7 +133,11 @@ def _score(run: Run) -> Figure | None:
     scored = [row for row in run.table["releases"] if row["hellaswag"] is not None]
     if not scored:
         return None
-    return Figure("HellaSwag acc_norm, %", score(scored[-1]), f"{scored[-1]['coverage']}, step {scored[-1]['step']:,}")
+    return Figure(
+        "HellaSwag acc_norm, %",
+        str(release_score(scored[-1])),
+        f"{scored[-1]['coverage']}, step {scored[-1]['step']:,}",
+    )
 
 
 def _problems_figure(run: Run) -> Figure:

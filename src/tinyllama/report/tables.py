@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from tinyllama.evaluate.results import SCORE_COLUMNS, score_rows
 from tinyllama.formatting import format_bytes, format_duration_precise
 from tinyllama.release.card_data import DATA_HEAD, data_rows
-from tinyllama.release.card_scores import RELEASE_HEAD, TASK_HEAD, release_rows, task_rows
+from tinyllama.release.card_scores import RELEASE_HEAD, release_rows
 from tinyllama.report.reading import Facts, Run
 from tinyllama.runs.events import INFO, PROBLEM, Event, describe_event, event_category
 
@@ -47,10 +48,10 @@ def task_table(run: Run, newest_only: bool) -> Table:
     newest = max((scores["step"] for _, scores in run.evaluations), default=0)
     found = [(what, scores) for what, scores in run.evaluations if scores["step"] == newest or not newest_only]
     found.sort(key=lambda pair: pair[1]["step"])
-    rows = [(cells[0], what, *cells[1:]) for what, scores in found for cells in task_rows(scores)]
+    rows = [(cells[0], what, *cells[1:]) for what, scores in found for cells in score_rows(scores)]
     tasks = list(dict.fromkeys(row[0] for row in rows))
     rows.sort(key=lambda row: tasks.index(row[0]))
-    return Table((TASK_HEAD[0], "model", *TASK_HEAD[1:]), rows, numbers=(2, 3, 4))
+    return Table((SCORE_COLUMNS[0], "model", *SCORE_COLUMNS[1:]), rows, numbers=(2, 3, 4))
 
 
 def score_table(run: Run) -> Table:

@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 
 from tinyllama.errors import InputError
+from tinyllama.evaluate.results import PUBLISHED_BASELINES, task_score
 from tinyllama.files import read_json
 from tinyllama.recipe import Recipe
 
@@ -121,9 +122,7 @@ def possible_baselines(run: Path, recipe: Recipe) -> list[str]:
     """The names of the baselines whose scores the run may get: none where it neither has releases nor will have."""
     published = [row["name"] for row in _table(run)["baselines"] if (row["source"] or "").startswith("published")]
     if not published and (recipe.release.at_tokens or recipe.release.every_tokens):
-        from tinyllama.evaluate.baselines import PUBLISHED  # noqa: PLC0415 - brings torch
-
-        published = [baseline.name for baseline in PUBLISHED]
+        published = [baseline.name for baseline in PUBLISHED_BASELINES]
     return [*recipe.release.baselines, *dict.fromkeys(map(_published, published))] if published else []
 
 
@@ -141,7 +140,6 @@ def _scores(evaluation: Row) -> Scores:
     """Points by task: acc_norm where a task has it, else acc."""
     found: Scores = {}
     for task, row in evaluation["rows"].items():
-        measure = "acc_norm" if "acc_norm" in row else "acc"
-        if measure in row:
-            found[f"scores/{task} {measure}"] = 100 * row[measure]
+        if score := task_score(row):
+            found[f"scores/{task} {score.metric}"] = score.value
     return found

