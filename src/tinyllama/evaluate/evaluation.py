@@ -47,14 +47,7 @@ def evaluate(
     default is the task's own number, usually 0. Each of `ranks` (see `init_distributed`) computes a share, and all of
     them return all scores. Raises InputError where the model, its tokenizer, a task or its data is not available.
     """
-    if not tasks:
-        raise InputError("no task to score; name at least one, for example hellaswag")
-    if limit is not None and limit < 2:
-        raise InputError(f"the limit is {limit}; give at least 2 items, a standard error needs them")
-    if num_fewshot is not None and num_fewshot < 0:
-        raise InputError(f"num_fewshot is {num_fewshot}; give 0 or more examples")
-    if batch_size < 1:
-        raise InputError(f"the batch size is {batch_size}; give at least 1")
+    _check_options(tasks, limit, num_fewshot, batch_size)
     start = time.perf_counter()
     location = resolve_model(source)
     ranks = ranks or World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -115,6 +108,17 @@ def check_tasks(names: Sequence[str]) -> None:
         from tinyllama.evaluate.tasks import check_task_names  # noqa: PLC0415
 
         check_task_names(names)
+
+
+def _check_options(tasks: Sequence[str], limit: int | None, num_fewshot: int | None, batch_size: int) -> None:
+    if not tasks:
+        raise InputError("no task to score; name at least one, for example hellaswag")
+    if limit is not None and limit < 2:
+        raise InputError(f"the limit is {limit}; give at least 2 items, a standard error needs them")
+    if num_fewshot is not None and num_fewshot < 0:
+        raise InputError(f"num_fewshot is {num_fewshot}; give 0 or more examples")
+    if batch_size < 1:
+        raise InputError(f"the batch size is {batch_size}; give at least 1")
 
 
 def _evaluation_path(source: str, folder: Path) -> Path:

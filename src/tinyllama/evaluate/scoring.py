@@ -127,8 +127,8 @@ def pack(groups: Sequence[PrefixGroup], device: torch.device) -> PackedBatch:
 
     padded_prefixes, padded_suffixes = _pad(prefixes), _pad(suffixes)
     prefix_lengths = torch.tensor([len(prefix) for prefix in prefixes])[owners]
-    prefix_time, suffix_time = padded_prefixes.shape[1], padded_suffixes.shape[1]
-    in_prefix = torch.arange(prefix_time) < prefix_lengths[:, None]
+    suffix_time = padded_suffixes.shape[1]
+    in_prefix = torch.arange(padded_prefixes.shape[1]) < prefix_lengths[:, None]
     causal = torch.ones(suffix_time, suffix_time, dtype=torch.bool).tril()
     mask = torch.cat((in_prefix[:, None].expand(-1, suffix_time, -1), causal.expand(len(suffixes), -1, -1)), dim=-1)
     flat = torch.cat((padded_prefixes.flatten(), padded_suffixes.flatten()))
