@@ -124,7 +124,6 @@ def pack(groups: Sequence[PrefixGroup], device: torch.device) -> PackedBatch:
                 tokens += suffix
             predicting += tokens[len(tokens) - len(request.targets) :]
             targets += request.targets
-
     padded_prefixes, padded_suffixes = _pad(prefixes), _pad(suffixes)
     prefix_lengths = torch.tensor([len(prefix) for prefix in prefixes])[owners]
     suffix_time = padded_suffixes.shape[1]
