@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyllama import plan
 from tinyllama.data.batches import batches
 from tinyllama.data.store import TokenStore
+from tinyllama.model.flops import flops_per_token, num_parameters
 from tinyllama.recipe import Recipe
 
 VOCABULARY = 32_000
@@ -124,8 +124,8 @@ def peer_job(work: Work, folder: Path, fields: Mapping[str, Any], settings: Mapp
         "sequence_length": recipe.train.sequence_length,
         "learning_rate": recipe.train.optimizer.learning_rate,
         "product_every_steps": recipe.train.validate_every_steps,
-        "num_parameters": plan.num_parameters(model, VOCABULARY),
-        "flops_per_token": plan.flops_per_token(model, VOCABULARY, recipe.train.sequence_length),
+        "num_parameters": num_parameters(model, VOCABULARY),
+        "flops_per_token": flops_per_token(model, VOCABULARY, recipe.train.sequence_length),
     }
     (folder / "job.json").write_text(json.dumps(job))
     return folder / "job.json"

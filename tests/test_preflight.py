@@ -91,7 +91,7 @@ def refused_everywhere(recipe: Path, small: Path, row: str, place: str, keyword:
     assert looked.returncode == 1, looked.stderr
     found = json.loads(looked.stdout)
     assert row in found["missing"]
-    (listed,) = (entry for entry in found["rows"] if entry["what"] == row)
+    (listed,) = (entry for entry in found["checks"] if entry["what"] == row)
     assert place in listed["found"]
     assert keyword in f"{listed['found']}; {listed['remedy']}"
     assert contents(folder) == before
@@ -120,8 +120,8 @@ def test_formats_that_no_milestone_needs_are_a_warning(small: Path, tmp_path: Pa
     assert prepared.returncode == 0, prepared.stderr
     assert f"{folder}/tokenizer.json: " in prepared.stderr and "leave gguf out" in prepared.stderr
     looked = tinyllama("doctor", recipe, "--json", folder=tmp_path)
-    rows = {row["what"]: row for row in json.loads(looked.stdout)["rows"]}
-    assert rows["release.formats: gguf"]["mark"] == "warning"
+    rows = {row["what"]: row for row in json.loads(looked.stdout)["checks"]}
+    assert rows["release.formats: gguf"]["status"] == "warning"
     trained = tinyllama("train", recipe, "--train.tokens", 2 * 6 * 64, folder=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "leave gguf out" in trained.stderr

@@ -101,11 +101,11 @@ def test_train_plan_and_doctor_list_the_same(
     assert cli.main(["plan", *recipe, "--hardware", "h100"]) == 0
     planned = capsys.readouterr().err
     assert cli.main(["doctor", *recipe, "--json"]) == 0
-    rows = [row for row in json.loads(capsys.readouterr().out)["rows"] if row["part"] == "recipe"]
+    rows = [row for row in json.loads(capsys.readouterr().out)["checks"] if row["section"] == "recipe"]
     listed = {row["what"]: row for row in rows if row["what"] in places}
     assert [*listed] == places
     for place in places:
-        assert listed[place]["mark"] == "warning"
+        assert listed[place]["status"] == "warning"
         line = f"{place}: {listed[place]['found']}; {listed[place]['remedy']}"
         assert line in trained.splitlines()
         assert line in planned.splitlines()
@@ -114,7 +114,7 @@ def test_train_plan_and_doctor_list_the_same(
 def test_doctor_lists_sources_that_cannot_be_validated_on(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     longer = ["--train.sequence_length", "1000000", "--model.context_length", "1000000"]
     cli.main(["doctor", str(small / "recipe.yaml"), *longer, "--json"])
-    rows = {row["what"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    rows = {row["what"]: row for row in json.loads(capsys.readouterr().out)["checks"]}
     for name in ("modules", "lines"):
-        assert rows[f"{small / 'store'}/{name}"]["mark"] == "warning"
+        assert rows[f"{small / 'store'}/{name}"]["status"] == "warning"
         assert "held out" in rows[f"{small / 'store'}/{name}"]["found"]

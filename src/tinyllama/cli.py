@@ -15,7 +15,7 @@ from tyro.conf import Positional
 from tinyllama.cli_arguments import parse, parse_with_recipe, pop_quiet_flag
 from tinyllama.errors import InputError, run_and_get_exit_status, translate_damage_errors
 from tinyllama.formatting import echo, visible
-from tinyllama.plan.failures import GPU_HOURS_BETWEEN_FAILURES
+from tinyllama.plan.speed import GPU_HOURS_BETWEEN_FAILURES
 from tinyllama.progress import set_quiet
 from tinyllama.recipe import Recipe
 
@@ -129,7 +129,6 @@ def plan(
     hardware: str | None = None,
     gpus: int = 1,
     mfu: float = 0.5,
-    formula: Literal["causal", "full", "6N", "6N+full"] = "causal",
     measure: bool = False,
     price: float | None = None,
     disk: float = 1e9,
@@ -146,7 +145,6 @@ def plan(
         hardware: a100-40g, a100-80g, h100, h200, b200, l40s, 4090, 3090 or cpu; without it, this machine's.
         gpus: How many of them.
         mfu: Share of the peak that training reaches.
-        formula: Operations that this MFU counts: causal attention, full attention, 6N, or 6N and full attention.
         measure: Instead of an MFU, time a few of the recipe's layers on this machine.
         price: Of a GPU-hour, in any currency.
         disk: Bytes a second at which all ranks together write a checkpoint.
@@ -157,10 +155,10 @@ def plan(
         plot: PNG file for the sweep; plan-NAME.png without it.
         json: Print every figure as JSON.
     """
-    from tinyllama.plan.command import show_plan
     from tinyllama.plan.estimate import Assumptions
+    from tinyllama.plan.show import show_plan
 
-    stated = Assumptions(gpus, mfu, formula, None, price, disk, failure_hours, restart_minutes)
+    stated = Assumptions(gpus, mfu, None, price, disk, failure_hours, restart_minutes)
     show_plan(recipe, hardware, stated, measure, sweep, plot, vocab_size, json)
 
 

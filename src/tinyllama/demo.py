@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from tinyllama import plan
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import echo
+from tinyllama.model.flops import num_parameters
 from tinyllama.model.generation import complete
 from tinyllama.preflight import check_training
 from tinyllama.prepare.corpus import FOLDERS, write_corpus
@@ -116,7 +116,7 @@ def _store(recipe: Recipe) -> Iterator[str]:
 
 def _training(recipe: Recipe) -> Iterator[str]:
     vocab_size = Tokenizer.load(recipe.tokenizer).vocab_size
-    parameters, batch = plan.num_parameters(recipe.model, vocab_size), recipe.train.batch_tokens
+    parameters, batch = num_parameters(recipe.model, vocab_size), recipe.train.batch_tokens
     yield f"{parameters:,} parameters, {recipe.train.steps} steps of {batch:,} tokens"
     yield f"watch it: tinyllama watch {run_folder(recipe)}"
     for warning in check_training(recipe):

@@ -37,7 +37,7 @@ SLOW_IMPORTS = (
     "tinyllama.evaluate.harness",
     "tinyllama.evaluate.evaluation",
     "tinyllama.evaluate.tasks",
-    "tinyllama.plan.command",
+    "tinyllama.plan.show",
     "tinyllama.release.command",
     "tinyllama.release.verify",
     "tinyllama.report",

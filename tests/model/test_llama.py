@@ -5,9 +5,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tinyllama.errors import InputError
+from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import Llama, initialize
 from tinyllama.model.weights import config_from_hugging_face, config_to_hugging_face, from_hugging_face, to_hugging_face
-from tinyllama.plan import num_parameters
 from tinyllama.recipe import Model
 
 VOCAB = 97

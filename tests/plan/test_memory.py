@@ -1,21 +1,21 @@
-"""The planned memory is what torch's FSDP2 memory tracker finds, and what compiled blocks keep."""
+"""The planned memory is what torch's FSDP2 memory tracker finds, and what compiled blocks save."""
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tinyllama.hardware import HARDWARE_SPECS
+from tinyllama.model.llama import Block, rope_table
 from tinyllama.plan.estimate import Assumptions, estimate
 from tinyllama.plan.memory import activation_bytes_per_token
 from tinyllama.recipe import Recipe
 
 pytestmark = pytest.mark.slow
-
-TRACKING = Path(__file__).with_name("tracking.py")
-
 
 CASES: dict[str, dict[str, object]] = {
     "none": {},
@@ -27,28 +27,25 @@ CASES: dict[str, dict[str, object]] = {
 
 @pytest.fixture(scope="module")
 def tracked() -> dict[str, int]:
-    """What the tracker finds of each of `CASES` on 16 ranks."""
-    command = [sys.executable, str(TRACKING), "tinyllama-1.1b", "16", json.dumps(list(CASES.values()))]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return dict(zip(CASES, json.loads(said), strict=True))
+    """Return the bytes that the tracker finds for each of `CASES` on 16 ranks."""
+    program = Path(__file__).with_name("fsdp_memory.py")
+    command = [sys.executable, str(program), "tinyllama-1.1b", "16", json.dumps(list(CASES.values()))]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return dict(zip(CASES, json.loads(output), strict=True))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_1b_recipe_takes_what_the_fsdp2_tracker_finds_to_ten_per_cent(case: str, tracked: dict[str, int]) -> None:
-    recipe = Recipe.load("tinyllama-1.1b", CASES[case] | {"train.compile": "false"})  # it sees no compiled code
+def test_memory_of_1b_recipe_matches_fsdp2_tracker(case: str, tracked: dict[str, int]) -> None:
+    recipe = Recipe.load("tinyllama-1.1b", CASES[case] | {"train.compile": "false"})  # the tracker needs eager code
     plan = estimate(recipe, 32_000, HARDWARE_SPECS["a100-40g"], Assumptions(gpus=16))
     assert plan.figures["memory_bytes_per_gpu"] == pytest.approx(tracked[case], rel=0.10)
 
 
-@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 @pytest.mark.parametrize("length", [256, 1024])
-def test_a_compiled_block_keeps_what_is_planned(recompute: str, length: int) -> None:
-    import torch
-
-    from tinyllama.model.llama import Block, rope_table
-
+def test_compiled_block_saves_what_is_planned(checkpointing: str, length: int) -> None:
     fields = {
-        "parallel.activation_checkpointing": recompute,
+        "parallel.activation_checkpointing": checkpointing,
         "train.sequence_length": length,
         "model.context_length": length,
     }
@@ -58,34 +55,29 @@ def test_a_compiled_block_keeps_what_is_planned(recompute: str, length: int) -> 
     compiled = torch.compile(block.forward, dynamic=False)
     x = torch.randn(2, length, recipe.model.dim, dtype=torch.bfloat16, requires_grad=True)
     rope = rope_table(length, recipe.model.head_dim, 1e4)
-    there = {tensor.untyped_storage().data_ptr() for tensor in (rope, *block.parameters())}
+    inputs = {tensor.untyped_storage().data_ptr() for tensor in (rope, *block.parameters())}
     sizes: dict[int, int] = {}
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
+    def record(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in there:
+        if storage.data_ptr() not in inputs:
             sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         compiled(x, rope, None)
-    weights = sum(2 * matrix.numel() for matrix in block.parameters() if matrix.ndim > 1)  # their copies in bf16
-    kept = sum(sizes.values()) - (weights if recompute == "none" else 0)
-    plan = estimate(recipe, 4096, HARDWARE_SPECS["4090"], Assumptions())
-    on_cpu = activation_bytes_per_token(type(plan.load)(**{**vars(plan.load), "is_cpu": True}))
-    assert on_cpu * 2 * length == pytest.approx(kept, rel=0.05)
+    bf16_weights = sum(2 * matrix.numel() for matrix in block.parameters() if matrix.ndim > 1)
+    saved = sum(sizes.values()) - (bf16_weights if checkpointing == "none" else 0)
+    load = replace(estimate(recipe, 4096, HARDWARE_SPECS["4090"], Assumptions()).load, is_cpu=True)
+    assert activation_bytes_per_token(load) * 2 * length == pytest.approx(saved, rel=0.05)
 
 
-def test_the_largest_micro_batch_fits_and_the_next_larger_does_not() -> None:
-    recipe = Recipe.load("tinyllama-1.1b")
-    most = estimate(recipe, 32_000, HARDWARE_SPECS["a100-80g"], Assumptions(gpus=16)).figures[
-        "largest_micro_batch_sequences"
-    ]
-    at = [
-        estimate(
-            Recipe.load("tinyllama-1.1b", {"train.micro_batch_sequences": rows}), 32_000, HARDWARE_SPECS["a100-80g"],
-            Assumptions(gpus=16),
-        ).figures["memory_fits"]
-        for rows in (most, 2 * most)
-    ]  # fmt: skip
-    assert at == [True, False]
+def test_largest_micro_batch_fits_and_twice_as_large_does_not() -> None:
+    def figures(micro_batch: int) -> dict[str, object]:
+        recipe = Recipe.load("tinyllama-1.1b", {"train.micro_batch_sequences": micro_batch})
+        return {**estimate(recipe, 32_000, HARDWARE_SPECS["a100-80g"], Assumptions(gpus=16)).figures}
+
+    largest = figures(8)["largest_micro_batch_sequences"]
+    assert isinstance(largest, int)
+    assert figures(largest)["memory_fits"]
+    assert not figures(2 * largest)["memory_fits"]

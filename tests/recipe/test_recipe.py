@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tinyllama.errors import InputError
-from tinyllama.plan import flops_per_token, num_parameters
+from tinyllama.model.flops import flops_per_token, num_parameters
 from tinyllama.recipe import Recipe, bundled_recipes
 
 

@@ -14,7 +14,7 @@ from tinyllama.errors import InputError
 from tinyllama.evaluate.results import Evaluation
 from tinyllama.files import read_json, sha256_of
 from tinyllama.loading import load_tokenizer
-from tinyllama.plan import num_parameters
+from tinyllama.model.flops import num_parameters
 from tinyllama.recipe import Recipe
 from tinyllama.release import release, update_card
 from tinyllama.release.card import model_card

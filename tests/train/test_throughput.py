@@ -13,7 +13,7 @@ from tests.train.launching import rows_of
 from tests.train.trainers import ALONE, recipe_of
 
 from tinyllama import hardware
-from tinyllama.plan import flops_per_token
+from tinyllama.model.flops import flops_per_token
 from tinyllama.runs.checkpoint import checkpoint_folder, read_state
 from tinyllama.train import throughput
 from tinyllama.train.distributed import World

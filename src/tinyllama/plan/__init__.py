@@ -1,5 +1,1 @@
-"""What a recipe will need."""
-
-from tinyllama.model.flops import flops_by_formula, flops_per_token, num_parameters, parameters_by_part
-
-__all__ = ["flops_by_formula", "flops_per_token", "num_parameters", "parameters_by_part"]
+"""What a recipe needs before it runs, and what this machine lacks for it."""

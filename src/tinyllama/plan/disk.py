@@ -1,4 +1,4 @@
-"""What lies on disk: the token store, the checkpoints, the releases."""
+"""Disk space of the token store, the checkpoints and the releases."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,86 +6,78 @@ from pathlib import Path
 from tinyllama.errors import InputError
 from tinyllama.files import disk_usage_bytes
 from tinyllama.prepare.endings import PACKINGS
-from tinyllama.prepare.sources import InputFile, list_files
+from tinyllama.prepare.sources import list_files
 from tinyllama.recipe import Recipe
-from tinyllama.recipe.data_schema import SLIMPAJAMA_SUBSETS, Source
+from tinyllama.recipe.data_schema import Source
 
-# Tokens of the two data sets by Llama 2's tokenizer. The original TinyLlama's tokenised data took 1.8 TB at two bytes
-# a token and was mixed by 0.693584 to 0.306416 (TinyLlama, README and pretrain/tinyllama.py), the shares of the two.
+# Tokens of the two data sets by Llama 2's tokenizer. TinyLlama's tokenised data took 1.8 TB at two bytes per token and
+# was mixed 0.693584 to 0.306416 (TinyLlama, README and pretrain/tinyllama.py).
 _PUBLISHED_TOKENS = {"slimpajama": 0.693584 * 900e9, "starcoderdata": 0.306416 * 900e9}
-# Of SlimPajama's bytes (cerebras/SlimPajama-627B, data set card); the tokens above are those without GitHub.
-_SUBSET_SHARES = {
+# Fractions of SlimPajama's bytes (cerebras/SlimPajama-627B, data set card). The tokens above exclude GitHub.
+_SUBSET_FRACTIONS = {
     "RedPajamaCommonCrawl": 0.522, "RedPajamaC4": 0.267, "RedPajamaGithub": 0.052, "RedPajamaBook": 0.042,
     "RedPajamaArXiv": 0.046, "RedPajamaWikipedia": 0.038, "RedPajamaStackExchange": 0.033,
 }  # fmt: skip
-assert set(_SUBSET_SHARES) == set(SLIMPAJAMA_SUBSETS)
 
-_BYTES_PER_TOKEN = 4.0
-_PACKED, _UNPACKED = {*PACKINGS, ".parquet"}, 3.0
+_TEXT_BYTES_PER_TOKEN = 4.0
+_COMPRESSED_SUFFIXES, _COMPRESSION_RATIO = {*PACKINGS, ".parquet"}, 3.0
 
-# Bytes a parameter: gguf's block sizes (Q8_0: 34 bytes for 32), Q4_K_M as measured at 1.1B (benchmarks/release_1b.py).
 FORMAT_BYTES = {"huggingface": 2.0, "gguf": 2.0 + 34 / 32 + 0.607, "ctranslate2": 1.0 + 4.0}
+"""Bytes per parameter. GGUF: f16, Q8_0 (34 bytes per 32 weights), and Q4_K_M as benchmarks/release_1b.py measured."""
 
 
 def store_size(recipe: Recipe, vocab_size: int) -> tuple[int, str]:
-    """Bytes of the token store, and how they are known: of its files, or of what each source seems to hold.
+    """Return the bytes of the token store and what they are derived from: its files, or an estimate per source.
 
-    A source of which nothing is known counts with the tokens that the run takes from it, each once.
+    A source of unknown size counts with the tokens that the run takes from it.
     """
-    manifest = Path(recipe.data.store) / "manifest.json"
-    if manifest.is_file():
-        return disk_usage_bytes(manifest.parent), "its files"
-    total = sum(source.weight for source in recipe.data.sources.values())
-    found = {name: _tokens_of(recipe, name, source) for name, source in recipe.data.sources.items()}
-    reads = {
-        name: (recipe.train.tokens * recipe.data.sources[name].weight / total, "what the run reads") for name in found
-    }
-    sizes = [known or reads[name] for name, known in found.items()]
-    how = " and ".join(sorted({words for _, words in sizes}))
-    return round(sum(tokens for tokens, _ in sizes) * (2 if vocab_size <= 1 << 16 else 4)), how
+    store = Path(recipe.data.store)
+    if (store / "manifest.json").is_file():
+        return disk_usage_bytes(store), "its files"
+    sources = recipe.data.sources
+    total_weight = sum(source.weight for source in sources.values())
+    parents = {Path(source.path).parent for source in sources.values()}
+    is_embedded_corpus = len(parents) == 1 and all(
+        Path(source.path).name == name == source.format for name, source in sources.items()
+    )
+    tokens, bases = 0.0, set()
+    for name, source in sources.items():
+        published = None if is_embedded_corpus else _published_tokens(source)
+        if raw := _raw_text_bytes(name, source):
+            tokens += raw / _TEXT_BYTES_PER_TOKEN
+            bases.add("the raw files' sizes, 4 bytes per token")
+        elif published is not None:
+            tokens += published
+            bases.add("the data sets' published sizes")
+        else:
+            tokens += recipe.train.tokens * source.weight / total_weight
+            bases.add("what the run reads")
+    return round(tokens * (2 if vocab_size <= 1 << 16 else 4)), " and ".join(sorted(bases))
 
 
-def _tokens_of(recipe: Recipe, name: str, source: Source) -> tuple[float, str] | None:
-    """Tokens that a source holds, and how that is known."""
+def _raw_text_bytes(name: str, source: Source) -> float:
+    """Return the bytes of text in a source's local files, estimated for compressed ones; 0 without files."""
     try:
-        raw = 0.0 if "://" in source.path else sum(map(_text_bytes, list_files(name, source)))
-    except InputError:  # not here yet
-        raw = 0.0
-    if raw:
-        return raw / _BYTES_PER_TOKEN, "the raw files' sizes, 4 bytes a token"
-    published = _published_tokens(source)
-    if published is None or _is_embedded_corpus(recipe):
-        return None
-    return published, "the data sets' published sizes"
-
-
-def _text_bytes(file: InputFile) -> float:
-    """Bytes of text in a file: of a packed one, three times its own, as is usual for text."""
-    return file.size * (_UNPACKED if Path(file.path).suffix.lower() in _PACKED else 1)
-
-
-def _is_embedded_corpus(recipe: Recipe) -> bool:
-    """Whether the sources are the folders that `tinyllama corpus` writes, which are small."""
-    sources = recipe.data.sources.items()
-    parents = {Path(source.path).parent for _, source in sources}
-    return len(parents) == 1 and all(Path(source.path).name == name == source.format for name, source in sources)
+        files = [] if "://" in source.path else list_files(name, source)
+    except InputError:  # not downloaded yet
+        return 0.0
+    is_compressed = [Path(file.path).suffix.lower() in _COMPRESSED_SUFFIXES for file in files]
+    ratios = [_COMPRESSION_RATIO if compressed else 1.0 for compressed in is_compressed]
+    return sum(file.size * ratio for file, ratio in zip(files, ratios, strict=True))
 
 
 def _published_tokens(source: Source) -> float | None:
-    if source.format == "starcoderdata":
-        return _PUBLISHED_TOKENS["starcoderdata"]
     if source.format != "slimpajama":
-        return None
-    without_github = 1 - _SUBSET_SHARES["RedPajamaGithub"]
-    kept = 1 - sum(_SUBSET_SHARES[name] for name in source.exclude)
-    return _PUBLISHED_TOKENS["slimpajama"] * kept / without_github
+        return _PUBLISHED_TOKENS.get(source.format)
+    kept = 1 - sum(_SUBSET_FRACTIONS[name] for name in source.exclude)
+    return _PUBLISHED_TOKENS["slimpajama"] * kept / (1 - _SUBSET_FRACTIONS["RedPajamaGithub"])
 
 
-def checkpoints_bytes(recipe: Recipe, one: int) -> int:
-    """All that are kept, the milestones', and the one being written."""
-    return one * (min(recipe.checkpoint.keep, recipe.train.steps) + len(recipe.milestone_steps()) + 1)
+def checkpoints_bytes(recipe: Recipe, checkpoint_bytes: int) -> int:
+    """Return the bytes of all checkpoints: those kept, those of milestones, and the one being written."""
+    return checkpoint_bytes * (min(recipe.checkpoint.keep, recipe.train.steps) + len(recipe.milestone_steps()) + 1)
 
 
 def release_bytes(formats: Iterable[str], parameters: int) -> int:
-    """One release in these formats."""
+    """Return the bytes of one release in these formats and in Hugging Face's, which every release has."""
     return round(parameters * sum(FORMAT_BYTES[name] for name in {"huggingface", *formats}))

@@ -1,51 +1,47 @@
-"""What a recipe will need on a machine: the parts of the plan put together. Reads the recipe, imports no torch.
+"""What a recipe needs on a machine: size, memory, time, network, disk, failures. Imports no torch.
 
-Every figure follows from the recipe, the machine's row and what the user states; what is left at its default is named
-in `assumptions`, so that no figure stands without its ground.
+Each figure follows from the recipe, the machine's specification and the user's assumptions. `Plan.assumptions` lists
+those that were left at their defaults.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, get_args
 
 from tinyllama.hardware import HardwareSpec
-from tinyllama.model.flops import flops_by_formula, num_parameters, parameters_by_part
-from tinyllama.plan import disk, failures
-from tinyllama.plan.memory import Workload, logits_bytes, memory_by_component, optimizer_bytes
-from tinyllama.plan.speed import network_seconds, replica_traffic_bytes, shard_traffic_bytes, speed
+from tinyllama.model.flops import flops_per_token, num_parameters, parameters_by_part
+from tinyllama.plan import disk, speed
+from tinyllama.plan.memory import ActivationCheckpointing, Workload, logits_bytes, memory_by_component, optimizer_bytes
 from tinyllama.recipe import Recipe
 
-Formula = Literal["causal", "full", "6N", "6N+full"]
-
 HEADROOM = 0.92
-"""Of a GPU's memory that may be filled; the rest is for CUDA, NCCL's buffers and gaps between tensors."""
-CPU_RUNTIME_BYTES = 700_000_000
-"""Python, torch and the compiler in a process's memory on a CPU."""
-_COPY_BYTES_PER_SECOND = 10e9  # a checkpoint's copy to the host's memory, over PCIe or within it
+"""Fraction of the memory that may be filled; the rest is for CUDA, NCCL's buffers and fragmentation."""
+_CPU_RUNTIME_BYTES = 700_000_000
+"""Memory of Python, torch and the compiler in a process that trains on a CPU."""
+_COPY_BYTES_PER_SECOND = 10e9
+"""Speed at which a checkpoint is copied to the host's memory, over PCIe or within it."""
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a plan is told, or assumes where the user says nothing."""
+    """What the recipe does not say, from flags or by default."""
 
     gpus: int = 1
     mfu: float = 0.5
-    formula: Formula = "causal"
-    """Which operations that MFU counts."""
     measured_seconds: tuple[float, float] | None = None
-    """Of a micro-batch and of an update, measured on this machine; then no MFU is needed."""
+    """Seconds of a micro-batch and of an update, as measured on this machine; they replace the MFU."""
     price_per_gpu_hour: float | None = None
     disk_bytes_per_second: float = 1e9
-    """At which all ranks together write a checkpoint."""
-    gpu_hours_between_failures: float = failures.GPU_HOURS_BETWEEN_FAILURES
+    """Speed at which all ranks together write a checkpoint."""
+    gpu_hours_between_failures: float = speed.GPU_HOURS_BETWEEN_FAILURES
     restart_minutes: float = 5.0
-    """From a failure to the next step."""
+    """Time from a failure to the next step."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole plan of a recipe on a number of GPUs; `as_json` gives its keys."""
+    """A recipe planned for a number of GPUs."""
 
     machine: HardwareSpec
     stated: Assumptions
@@ -54,159 +50,152 @@ class Plan:
     load: Workload
     replicas: int
     micro_batches: int
-    """Of one rank in a step."""
+    """Micro-batches of one rank per step."""
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Every figure, with what it was told and the machine's row."""
+        """Return every figure, the assumptions and the machine; infinite figures are None."""
         about = {"name": self.recipe.name, "hardware": asdict(self.machine), "stated": asdict(self.stated)}
-        figures = {name: _or_none(value) for name, value in self.figures.items()}
+        figures = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in self.figures.items()
+        }
         return about | {"assumptions": self.assumptions, "vocab_size": self.vocab_size, **figures}
 
     @property
     def assumptions(self) -> dict[str, Any]:
-        """What was left at its default, and matters: the MFU does not where the time was measured."""
+        """Assumptions that were left at their defaults and that the figures depend on."""
         names = ["gpu_hours_between_failures", "restart_minutes", "disk_bytes_per_second"]
         names += [] if self.stated.measured_seconds else ["mfu"]
         defaults = asdict(Assumptions())
         return {name: defaults[name] for name in names if getattr(self.stated, name) == defaults[name]}
 
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model."""
+        return num_parameters(self.load.shape, self.vocab_size)
 
-def _or_none(value: Any) -> Any:
-    """JSON has no number for what is not finite: a run that never ends."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of one checkpoint: float32 weights and the optimizer's state."""
+        return 4 * self.parameters + optimizer_bytes(self.load)
 
 
 def estimate(recipe: Recipe, vocab_size: int, machine: HardwareSpec, stated: Assumptions) -> Plan:
     """Plan a recipe. Raises InputError where its batch or its mesh does not fit the number of GPUs."""
     train, gpus, machine = recipe.train, stated.gpus, machine.per_process(stated.gpus)
     replicas, shards = recipe.parallel.mesh(gpus)
-    rows = train.sequences_per_rank(gpus)
     load = Workload(
-        recipe.model, vocab_size, train.effective_micro_batch_size(gpus), train.sequence_length, shards,
-        train.optimizer,
-        2 if train.precision == "bf16" else 4, recipe.parallel.activation_checkpointing, train.compile, machine.is_cpu,
-    )  # fmt: skip
-    plan = Plan(machine, stated, recipe, vocab_size, load, replicas, rows // load.sequences)
+        shape=recipe.model,
+        vocab_size=vocab_size,
+        sequences=train.effective_micro_batch_size(gpus),
+        length=train.sequence_length,
+        shards=shards,
+        optimizer=train.optimizer,
+        element_bytes=2 if train.precision == "bf16" else 4,
+        activation_checkpointing=recipe.parallel.activation_checkpointing,
+        compiled=train.compile,
+        is_cpu=machine.is_cpu,
+    )
+    micro_batches = train.sequences_per_rank(gpus) // load.sequences
+    plan = Plan(machine, stated, recipe, vocab_size, load, replicas, micro_batches)
     time = _time(plan)
-    return replace(plan, figures=_size(plan) | _memory(plan) | time | _disk(plan) | _failure_overhead(plan, time))
+    return replace(plan, figures=_size(plan) | _memory(plan) | time | _disk(plan) | _failures(plan, time))
 
 
 def _size(plan: Plan) -> dict[str, Any]:
-    shape, vocab_size, train = plan.load.shape, plan.vocab_size, plan.recipe.train
-    flops = flops_by_formula(shape, vocab_size, train.sequence_length)
+    shape, train = plan.load.shape, plan.recipe.train
+    flops, tokens = flops_per_token(shape, plan.vocab_size, train.sequence_length), train.steps * train.batch_tokens
     return {
-        "parameters": num_parameters(shape, vocab_size),
-        "parameters_by_part": parameters_by_part(shape, vocab_size),
-        "flops_per_token": flops["causal"],
-        "flops_per_token_by_formula": flops,
-        "tokens": train.steps * train.batch_tokens,
+        "parameters": plan.parameters,
+        "parameters_by_part": parameters_by_part(shape, plan.vocab_size),
+        "flops_per_token": flops,
+        "tokens": tokens,
         "steps": train.steps,
-        "total_flops": train.steps * train.batch_tokens * flops["causal"],
+        "total_flops": tokens * flops,
     }
 
 
 def _memory(plan: Plan) -> dict[str, Any]:
-    parts = memory_parts(plan, plan.load)
-    copied = checkpoint_bytes(plan) // plan.load.shards if plan.recipe.checkpoint.asynchronous else 0
-    room = HEADROOM * plan.machine.memory_bytes
-    if plan.machine.is_cpu:  # where the copy from which a checkpoint is written lies too
+    load, room = plan.load, HEADROOM * plan.machine.memory_bytes
+    runtime = {"runtime": _CPU_RUNTIME_BYTES} if load.is_cpu else {}
+    components = memory_by_component(load) | runtime
+    copied = plan.checkpoint_bytes // load.shards if plan.recipe.checkpoint.asynchronous else 0
+    if load.is_cpu:  # the copy from which a checkpoint is written takes the same memory
         room -= copied
-    choices = {
-        how: sum(memory_parts(plan, replace(plan.load, recompute=how)).values())
-        for how in ("none", "selective", "full")
-    }
+
+    def total(**changes: Any) -> int:
+        return sum((memory_by_component(replace(load, **changes)) | runtime).values())
+
+    sequences = load.sequences * plan.micro_batches
+    divisors = [count for count in range(sequences, 0, -1) if sequences % count == 0]
     return {
-        "memory_bytes_per_gpu": sum(parts.values()),
-        "memory_bytes_by_component": parts,
-        "logits_bytes": logits_bytes(plan.load),
+        "memory_bytes_per_gpu": sum(components.values()),
+        "memory_bytes_by_component": components,
+        "logits_bytes": logits_bytes(load),
         "checkpoint_copy_bytes": copied,
-        "memory_bytes_by_activation_checkpointing": choices,
-        "memory_fits": sum(parts.values()) <= room,
-        "micro_batch_sequences": plan.load.sequences,
-        "largest_micro_batch_sequences": _largest_micro_batch(plan, room),
+        "memory_bytes_by_activation_checkpointing": {
+            choice: total(activation_checkpointing=choice) for choice in get_args(ActivationCheckpointing)
+        },
+        "memory_room_bytes": room,
+        "memory_fits": sum(components.values()) <= room,
+        "micro_batch_sequences": load.sequences,
+        "largest_micro_batch_sequences": next((count for count in divisors if total(sequences=count) <= room), 0),
     }
-
-
-def memory_parts(plan: Plan, load: Workload) -> dict[str, int]:
-    """Bytes by component; on a CPU also the process itself."""
-    return memory_by_component(load) | ({"runtime": CPU_RUNTIME_BYTES} if plan.machine.is_cpu else {})
-
-
-def _largest_micro_batch(plan: Plan, room: float) -> int:
-    """The most rows at a time that divide a rank's and fit; 0 where not even one does."""
-    rows = plan.load.sequences * plan.micro_batches
-    for count in sorted((count for count in range(1, rows + 1) if rows % count == 0), reverse=True):
-        if sum(memory_parts(plan, replace(plan.load, sequences=count)).values()) <= room:
-            return count
-    return 0
 
 
 def _time(plan: Plan) -> dict[str, Any]:
     stated, machine, train, load = plan.stated, plan.machine, plan.recipe.train, plan.load
-    flops, peak = flops_by_formula(load.shape, plan.vocab_size, load.length), machine.peak_flops(train.precision)
-    compute = load.tokens * flops[stated.formula] / (peak * stated.mfu)
-    compute, update = stated.measured_seconds or (compute, 0.0)
-    traffic = network_seconds(load, plan.replicas, machine)
-    found = speed(compute, update / load.shards, plan.micro_batches, traffic)
-    per_gpu = train.batch_tokens / stated.gpus / found.step_seconds
-    seconds = train.steps * found.step_seconds
-    gpu_hours = seconds / 3600 * stated.gpus
-    bytes_in = shard_traffic_bytes(load) + replica_traffic_bytes(load, plan.replicas)
+    flops, peak = flops_per_token(load.shape, plan.vocab_size, load.length), machine.peak_flops(train.precision)
+    compute, update = stated.measured_seconds or (load.tokens * flops / (peak * stated.mfu), 0.0)
+    network = speed.network_seconds(load, plan.replicas, machine)
+    step = plan.micro_batches * max(compute, network) + update / load.shards
+    per_gpu = train.batch_tokens / stated.gpus / step
+    traffic = speed.shard_traffic_bytes(load) + speed.replica_traffic_bytes(load, plan.replicas)
     return {
         "tokens_per_second_per_gpu": per_gpu,
         "tokens_per_second": per_gpu * stated.gpus,
-        "mfu": per_gpu * flops["causal"] / peak,
-        "mfu_by_formula": {name: per_gpu * count / peak for name, count in flops.items()},
-        "step_seconds": found.step_seconds,
-        "days": seconds / 86400,
-        "gpu_hours": gpu_hours,
-        "network_bytes_per_step": bytes_in * plan.micro_batches,
-        "network_seconds_per_step": traffic * plan.micro_batches,
-        "network_hides": found.is_overlapped,
+        "mfu": per_gpu * flops / peak,
+        "step_seconds": step,
+        "days": train.steps * step / 86400,
+        "gpu_hours": train.steps * step / 3600 * stated.gpus,
+        "network_bytes_per_step": traffic * plan.micro_batches,
+        "network_seconds_per_step": network * plan.micro_batches,
+        "network_hides": network <= compute,
     }
-
-
-def checkpoint_bytes(plan: Plan) -> int:
-    """One checkpoint: the float32 weights and what the optimiser knows."""
-    return 4 * num_parameters(plan.load.shape, plan.vocab_size) + optimizer_bytes(plan.load)
 
 
 def _disk(plan: Plan) -> dict[str, Any]:
-    recipe, one = plan.recipe, checkpoint_bytes(plan)
-    store, known_from = disk.store_size(recipe, plan.vocab_size)
-    release = disk.release_bytes(recipe.release.formats, num_parameters(plan.load.shape, plan.vocab_size))
+    store, known_from = disk.store_size(plan.recipe, plan.vocab_size)
+    release = disk.release_bytes(plan.recipe.release.formats, plan.parameters)
     return {
         "store_bytes": store,
         "store_bytes_from": known_from,
-        "checkpoint_bytes": one,
-        "checkpoints_bytes": disk.checkpoints_bytes(recipe, one),
+        "checkpoint_bytes": plan.checkpoint_bytes,
+        "checkpoints_bytes": disk.checkpoints_bytes(plan.recipe, plan.checkpoint_bytes),
         "release_bytes": release,
-        "releases_bytes": release * max(1, len(recipe.milestone_steps())),
-        "checkpoint_seconds": one / plan.stated.disk_bytes_per_second,
+        "releases_bytes": release * max(1, len(plan.recipe.milestone_steps())),
+        "checkpoint_seconds": plan.checkpoint_bytes / plan.stated.disk_bytes_per_second,
     }
 
 
-def _failure_overhead(plan: Plan, time: Mapping[str, Any]) -> dict[str, Any]:
-    stated, one = plan.stated, checkpoint_bytes(plan)
-    write = one / stated.disk_bytes_per_second
-    stall = one / plan.load.shards / _COPY_BYTES_PER_SECOND if plan.recipe.checkpoint.asynchronous else write
-    interval = plan.recipe.checkpoint.every_steps * time["step_seconds"]
-    found = failures.failure_overhead(
-        24 * time["days"], stated.gpus, interval, stall, write, stated.gpu_hours_between_failures,
+def _failures(plan: Plan, time: Mapping[str, Any]) -> dict[str, Any]:
+    stated, step, checkpoint = plan.stated, time["step_seconds"], plan.recipe.checkpoint
+    write = plan.checkpoint_bytes / stated.disk_bytes_per_second
+    stall = plan.checkpoint_bytes / plan.load.shards / _COPY_BYTES_PER_SECOND if checkpoint.asynchronous else write
+    found = speed.failure_overhead(
+        24 * time["days"], stated.gpus, checkpoint.every_steps * step, stall, write, stated.gpu_hours_between_failures,
         60 * stated.restart_minutes,
     )  # fmt: skip
-    paid_hours = time["gpu_hours"] + stated.gpus * found.lost_hours
-    watts, price = plan.machine.watts, stated.price_per_gpu_hour
+    gpu_hours = time["gpu_hours"] + stated.gpus * found.lost_hours
     return {
         "checkpoint_stall_seconds": stall,
         "expected_failures": found.expected_failures,
         "lost_hours": found.lost_hours,
         "days_with_losses": time["days"] + found.lost_hours / 24,
-        "gpu_hours_with_losses": paid_hours,
-        "energy_kilowatt_hours": None if watts is None else paid_hours * watts / 1000,
-        "cost": None if price is None else paid_hours * price,
+        "gpu_hours_with_losses": gpu_hours,
+        "cost": None if stated.price_per_gpu_hour is None else gpu_hours * stated.price_per_gpu_hour,
         "best_checkpoint_seconds": found.best_interval_seconds,
-        "best_checkpoint_every_steps": max(1, round(found.best_interval_seconds / time["step_seconds"])),
+        "best_checkpoint_every_steps": max(1, round(found.best_interval_seconds / step)),
         "lost_hours_at_best": found.lost_hours_at_best,
     }

@@ -1,9 +1,7 @@
-"""Memory that one GPU needs to train, by component, by closed formulas over what the network keeps.
+"""Memory that one GPU needs to train, per component, by closed formulas.
 
 The formulas follow `model/` and FSDP2: what a block saves for its backward pass, eager or compiled, and what exists at
-the three moments that can be the peak. tests/plan/test_memory.py holds them against torch's FSDP2 memory tracker.
-
-Letters: D model, Q the width of queries, keys and values together, K that of the keys, F feed-forward, V vocabulary.
+the three moments that can be the peak. tests/plan/test_memory.py compares them with torch's FSDP2 memory tracker.
 """
 
 from dataclasses import dataclass
@@ -24,143 +22,138 @@ ActivationCheckpointing = Literal["none", "selective", "full"]
 
 @dataclass(frozen=True)
 class Workload:
-    """What one GPU holds and computes at a time."""
+    """What one GPU holds, and computes at a time."""
 
     shape: Model
     vocab_size: int
     sequences: int
-    """Rows of a micro-batch."""
+    """Sequences of a micro-batch."""
     length: int
-    """Tokens a row."""
+    """Tokens per sequence."""
     shards: int
-    """Ranks that hold the weights between them."""
+    """Ranks among which the weights are sharded."""
     optimizer: Optimizer
     element_bytes: int = 2
-    """Of an activation: 2 in bf16, 4 in fp32."""
-    recompute: ActivationCheckpointing = "none"
+    """Bytes per activation: 2 in bf16, 4 in fp32."""
+    activation_checkpointing: ActivationCheckpointing = "none"
     compiled: bool = True
     is_cpu: bool = False
 
     @property
     def tokens(self) -> int:
-        """Of a micro-batch."""
+        """Tokens of a micro-batch."""
         return self.sequences * self.length
 
     @property
     def root_parameters(self) -> int:
-        """Embedding, head and last norm: what FSDP keeps gathered from the first use to the last."""
+        """Parameters of embedding, head and last norm, which FSDP keeps gathered from first to last use."""
         parts = parameters_by_part(self.shape, self.vocab_size)
         return parts["embedding"] + parts["head"] + self.shape.dim
 
     @property
     def block_parameters(self) -> int:
-        """Of one block."""
+        """Parameters of one block."""
         return (num_parameters(self.shape, self.vocab_size) - self.root_parameters) // self.shape.layers
+
+    @property
+    def qkv_width(self) -> int:
+        """Width of queries, keys and values together."""
+        return (self.shape.heads + 2 * self.shape.kv_heads) * self.shape.head_dim
 
 
 def memory_by_component(load: Workload) -> dict[str, int]:
-    """Bytes of each component at the moment of the peak; their sum is what one GPU needs.
+    """Return the bytes of each component at the peak; their sum is what one GPU needs.
 
-    `logits` and `backward` never exist together: only the larger of the two is there.
+    `logits` and `backward` never exist at the same time: only the larger is included.
     """
     parameters = num_parameters(load.shape, load.vocab_size)
-    lasting = {
+    permanent = {
         "weights": 4 * parameters // load.shards,
         "gradients": 4 * parameters // load.shards,
         "optimizer": optimizer_bytes(load) // load.shards,
     }
-    passing = max(
-        (_peak_at_loss(load), _peak_in_backward(load), _peak_at_gradient_reduction(load)), key=lambda m: sum(m.values())
-    )
-    return {name: round(count) for name, count in (lasting | passing).items() if count}
+    peaks = (_peak_at_loss(load), _peak_in_backward(load), _peak_at_gradient_reduction(load))
+    temporary = max(peaks, key=lambda components: sum(components.values()))
+    return {name: round(count) for name, count in (permanent | temporary).items() if count}
 
 
 def optimizer_bytes(load: Workload) -> int:
-    """Float32 moments: two a parameter by AdamW, one a matrix of the blocks by Muon."""
+    """Return the bytes of the float32 moments: two per parameter, or one for the matrices that Muon updates."""
     matrices = load.shape.layers * (load.block_parameters - 2 * load.shape.dim)
     return 8 * num_parameters(load.shape, load.vocab_size) - (4 * matrices if load.optimizer.name == "muon" else 0)
 
 
 def logits_bytes(load: Workload) -> int:
-    """What the loss holds of one chunk: logits, probabilities, and the head's gradient in the activations' type."""
+    """Return the bytes of one chunk of the loss: logits, probabilities and the head's gradient."""
     logits = min(LOGITS_CHUNK, load.tokens * load.vocab_size)
     probabilities = min(logits, CPU_SOFTMAX_CHUNK) if load.is_cpu else 2 * logits
     head = load.vocab_size * load.shape.dim
-    copy = 0 if load.shards > 1 or load.element_bytes == 4 else head  # of a float32 head, cast for the product
-    return load.element_bytes * (logits + head + copy) + 4 * probabilities
+    cast_head = 0 if load.shards > 1 or load.element_bytes == 4 else head  # of float32 weights, for the product
+    return load.element_bytes * (logits + head + cast_head) + 4 * probabilities
 
 
 def activation_bytes_per_token(load: Workload) -> int:
-    """What one block keeps of one token for its backward pass."""
-    dim, queries, _, wide = _widths(load)
-    if load.recompute == "full":
-        return load.element_bytes * dim
-    if load.recompute == "selective":
-        results = 2 * dim + queries + 2 * wide + (0 if load.compiled else dim)  # eager keeps the last product too
-        return load.element_bytes * (dim + results) + _kept_probabilities(load)
-    return _block_activation_bytes(load) + _kept_probabilities(load)
+    """Return the bytes that one block saves per token for its backward pass."""
+    dim, wide = load.shape.dim, load.shape.ffn_dim
+    match load.activation_checkpointing:
+        case "full":
+            return load.element_bytes * dim
+        case "selective":
+            products = 2 * dim + load.qkv_width + 2 * wide + (0 if load.compiled else dim)  # eager saves the last too
+            return load.element_bytes * (dim + products) + _saved_probabilities(load)
+        case "none":
+            return _block_activation_bytes(load) + _saved_probabilities(load)
 
 
 def _block_activation_bytes(load: Workload) -> int:
-    dim, queries, keys, wide = _widths(load)
+    """Return the bytes per token that a block saves without activation checkpointing, probabilities excluded."""
+    dim, wide, keys = load.shape.dim, load.shape.ffn_dim, load.shape.kv_heads * load.shape.head_dim
     if load.compiled:
-        return load.element_bytes * (6 * dim + queries + keys + 3 * wide)
-    norms = 2 * (4 + 2 * load.element_bytes) * dim  # each keeps its input in float32, and two of its results
-    return norms + load.element_bytes * (2 * dim + queries + keys + 4 * wide)
+        return load.element_bytes * (6 * dim + load.qkv_width + keys + 3 * wide)
+    norms = 2 * (4 + 2 * load.element_bytes) * dim  # each saves its input in float32 and two results
+    return norms + load.element_bytes * (2 * dim + load.qkv_width + keys + 4 * wide)
 
 
-def _widths(load: Workload) -> tuple[int, int, int, int]:
-    """D, Q, K, F."""
-    shape = load.shape
-    return (
-        shape.dim,
-        (shape.heads + 2 * shape.kv_heads) * shape.head_dim,
-        shape.kv_heads * shape.head_dim,
-        shape.ffn_dim,
-    )
-
-
-def _kept_probabilities(load: Workload) -> int:
-    if not load.is_cpu:
-        return 0
-    return load.element_bytes * load.shape.heads * saved_attention_probabilities(load.length) // load.length
+def _saved_probabilities(load: Workload) -> int:
+    """Return the bytes of attention probabilities per token, which only the CPU's attention saves."""
+    probabilities = saved_attention_probabilities(load.length) if load.is_cpu else 0
+    return load.element_bytes * load.shape.heads * probabilities // load.length
 
 
 def _saved_for_backward(load: Workload) -> dict[str, float]:
-    """What the backward pass still needs when it begins, weights aside."""
-    copies = load.shards == 1 and load.element_bytes == 2 and load.recompute == "none"
-    gathered = load.root_parameters + 2 * load.block_parameters  # this block and the next, which is fetched ahead
+    """Return what exists when the backward pass begins, sharded weights excluded."""
+    has_copies = load.shards == 1 and load.element_bytes == 2 and load.activation_checkpointing == "none"
+    gathered = load.root_parameters + 2 * load.block_parameters  # this block and the next, which is prefetched
     return {
         "activations": load.shape.layers * load.tokens * activation_bytes_per_token(load),
-        "weight_copies": 2 * load.shape.layers * load.block_parameters if copies else 0,
+        "weight_copies": 2 * load.shape.layers * load.block_parameters if has_copies else 0,
         "gathered": load.element_bytes * gathered if load.shards > 1 else 0,
     }
 
 
 def _peak_at_loss(load: Workload) -> dict[str, float]:
-    """The last norm's activations, the head's gradient, one chunk of logits."""
+    """Return the temporary components at the loss: last norm's activations, head's gradient, one chunk of logits."""
     head = load.tokens * (4 + 3 * load.element_bytes) * load.shape.dim + 4 * load.vocab_size * load.shape.dim
     return _saved_for_backward(load) | {"head": head, "logits": logits_bytes(load)}
 
 
 def _peak_in_backward(load: Workload) -> dict[str, float]:
-    """What a block computes again, and the gradients of its activations."""
-    dim, _, _, wide = _widths(load)
-    head = 3 * load.element_bytes * load.tokens * dim
-    if load.recompute == "none":
+    """Return the temporary components in the last block's backward pass: recomputed activations and their gradients."""
+    dim, wide, reduced = load.shape.dim, load.shape.ffn_dim, 0
+    if load.activation_checkpointing == "none":
         work = load.element_bytes * (dim + 4 * wide)
-        return _saved_for_backward(load) | {"head": head, "backward": load.tokens * work}
-    work = _block_activation_bytes(load) + load.element_bytes * (dim + 3 * wide)
-    if load.recompute == "selective":
+    else:
+        work = _block_activation_bytes(load) + load.element_bytes * (dim + 3 * wide)
+        reduced = 4 * load.block_parameters if load.shards > 1 else 0
+    if load.activation_checkpointing == "selective":
         work -= activation_bytes_per_token(load) - load.element_bytes * 2 * dim
-    reduced = 4 * load.block_parameters if load.shards > 1 else 0
+    head = 3 * load.element_bytes * load.tokens * dim
     return _saved_for_backward(load) | {"head": head, "backward": load.tokens * work, "reduce_scatter": reduced}
 
 
 def _peak_at_gradient_reduction(load: Workload) -> dict[str, float]:
-    """The embedding's and the head's gradients on their way into the shards; the blocks' activations are gone."""
-    whole = 4 * load.vocab_size * load.shape.dim
-    gathered = load.element_bytes * load.root_parameters
+    """Return the temporary components while the root's gradients are reduced; the activations are freed by then."""
     if load.shards == 1:
-        return {"head": whole}
+        return {"head": 4 * load.vocab_size * load.shape.dim}
+    gathered = load.element_bytes * load.root_parameters
     return {"gathered": gathered, "reduce_scatter": (load.element_bytes + 4) * load.root_parameters}

@@ -1,11 +1,11 @@
-"""What a recipe would miss on a machine: each thing that its next stages need, held against what was found.
+"""Checks of a recipe against a machine: everything that its next stages need.
 
-Asks the same checks that the stages themselves ask, so that the words are the same; reads the recipe's folders, writes
-nothing, and fetches nothing but a tokenizer's files where the recipe names a hub repository.
+Calls the checks of the stages themselves, so that their messages are the same; memory and disk are the plan's. Reads
+the recipe's folders, writes nothing, and downloads only a tokenizer's files where the recipe names a hub repository.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,244 +14,218 @@ from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import format_bytes
-from tinyllama.hardware import HARDWARE_SPECS, HardwareSpec, spec_for_device
+from tinyllama.hardware import HARDWARE_SPECS, spec_for_device
 from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
-from tinyllama.plan.checks import CheckResult, Status
-from tinyllama.plan.estimate import HEADROOM, Assumptions, Plan, estimate
-from tinyllama.plan.system_info import SystemInfo, disk_of, free_bytes
+from tinyllama.plan.estimate import Assumptions, Plan, estimate
+from tinyllama.plan.system_info import CheckResult, Status, SystemInfo
 from tinyllama.prepare.sources import list_files
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 
+# The libraries of the optional stages take seconds to import.
+# ruff: noqa: PLC0415
 
-def recipe_rows(recipe: Recipe, found: SystemInfo) -> list[CheckResult]:
-    """All that a recipe needs of a machine."""
+
+def check_recipe(recipe: Recipe, found: SystemInfo) -> list[CheckResult]:
+    """Return the results for everything that a recipe needs."""
+    vocab_size, findings = LLAMA_2_VOCAB_SIZE, dict[str, CheckResult]()
     try:
         tokenizer = Tokenizer.load(recipe.tokenizer)
-        first = _row("tokenizer", f"{recipe.tokenizer}: {tokenizer.vocab_size:,} pieces")
     except InputError as problem:
-        remedy = "" if Path(recipe.tokenizer).exists() else _how_to_get_tokenizer(recipe)
-        tokenizer, first = None, _failed("tokenizer", problem, remedy)
-    judged = _findings(recipe, tokenizer) if tokenizer else {}
-    rows = [first, *_data(recipe), *_weights(recipe), *_software(recipe, found)]
-    rows = [*(judged.pop(row.what, row) for row in rows), *judged.values(), *_surprises(recipe, found)]
-    return [*rows, *size_rows(recipe, tokenizer.vocab_size if tokenizer else LLAMA_2_VOCAB_SIZE, found, _free)]
+        how_to_get = f"tinyllama tokenizer train {recipe.name}, or tinyllama tokenizer import TOKENIZER.MODEL "
+        remedy = "" if Path(recipe.tokenizer).exists() else how_to_get + recipe.tokenizer
+        first = _failed("tokenizer", problem, remedy)
+    else:
+        vocab_size = tokenizer.vocab_size
+        first = _result("tokenizer", f"{recipe.tokenizer}: {vocab_size:,} tokens")
+        findings = {
+            finding.what: _failed(finding.what, finding.problem, status="missing" if finding.stops else "warning")
+            for finding in preflight.findings(recipe, tokenizer)
+        }
+    results = [first, *_check_data(recipe), *_check_software(recipe, found)]
+    # A finding of the preflight checks replaces the result of the same name.
+    results = [*(findings.pop(result.what, result) for result in results), *findings.values()]
+    return [*results, *_check_settings(recipe, found), *check_sizes(recipe, vocab_size, found, disk_and_free_bytes)]
 
 
-def _row(what: str, found: str, mark: Status = "ok", remedy: str = "") -> CheckResult:
-    return CheckResult("recipe", what, found, mark, remedy)
+def _result(what: str, found: str, status: Status = "ok", remedy: str = "") -> CheckResult:
+    return CheckResult("recipe", what, found, status, remedy)
 
 
-def _failed(what: str, problem: InputError, remedy: str = "", mark: Status = "missing") -> CheckResult:
-    """Split a check's own line into problem and remedy, at its last semicolon or at `: pip install`."""
-    words = str(problem).replace(": pip install", "; pip install")
-    wrong, _, mend = words.rpartition("; ")
-    return _row(what, wrong or words, mark, remedy or (mend if wrong else ""))
+def _failed(what: str, problem: InputError, remedy: str = "", status: Status = "missing") -> CheckResult:
+    """Return the result of a failed check, whose message ends with `; remedy` or `: pip install ...`."""
+    message, _, own_remedy = str(problem).replace(": pip install", "; pip install").rpartition("; ")
+    if not message:
+        message, own_remedy = own_remedy, ""
+    return _result(what, message, status, remedy or own_remedy)
 
 
-def _run_check(what: str, good: str, check: Callable[[], object]) -> CheckResult:
-    """What a stage's own check says."""
+def _run_check(what: str, found: str, check: Callable[[], object]) -> CheckResult:
+    """Return `found`, or the problem where the check raises InputError."""
     try:
         check()
     except InputError as problem:
         return _failed(what, problem)
-    return _row(what, good)
+    return _result(what, found)
 
 
-def _how_to_get_tokenizer(recipe: Recipe) -> str:
-    train = f"tinyllama tokenizer train {recipe.name}"
-    return f"{train}, or tinyllama tokenizer import TOKENIZER.MODEL {recipe.tokenizer}"
-
-
-def _findings(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, CheckResult]:
-    """A row, by its name, for each thing that `prepare` and `train` would refuse or warn of."""
-    return {
-        finding.what: _failed(finding.what, finding.problem, mark="missing" if finding.stops else "warning")
-        for finding in preflight.findings(recipe, tokenizer)
-    }
-
-
-def _data(recipe: Recipe) -> Iterator[CheckResult]:
-    """The store; and the raw files, which a store that is whole no longer needs."""
+def _check_data(recipe: Recipe) -> Iterator[CheckResult]:
+    """Check the store, the raw files, which are only needed without a complete store, and the initial weights."""
+    store = None
     try:
         store = TokenStore.open(recipe.data.store)
-    except InputError as problem:
-        yield _row("token store", str(problem).rpartition("; ")[0], "warning", f"tinyllama prepare {recipe.name}")
-        has_store = False
-    else:
         tokens = sum(split.num_tokens for split in store.splits.values())
-        yield _row("token store", f"{recipe.data.store}: {tokens:,} tokens")
-        has_store = True
+        yield _result("token store", f"{recipe.data.store}: {tokens:,} tokens")
+    except InputError as problem:
+        yield _failed("token store", problem, f"tinyllama prepare {recipe.name}", "warning")
     for name, source in recipe.data.sources.items():
+        what = f"raw files of {name}"
         try:
             files = list_files(name, source)
-            size = format_bytes(sum(file.size for file in files))
-            yield _row(f"raw files of {name}", f"{len(files):,} files, {size}")
+            yield _result(what, f"{len(files):,} files, {format_bytes(sum(file.size for file in files))}")
         except InputError as problem:
-            row = _failed(f"raw files of {name}", problem)
-            yield replace(row, mark="warning", remedy="needed only to prepare again") if has_store else row
+            yield _failed(what, problem, "needed only to prepare again", "warning") if store else _failed(what, problem)
+    if initial := recipe.train.initial_weights:
+        if Path(initial).exists():
+            yield _result("initial weights", initial)
+        else:
+            yield _result("initial weights", f"{initial}: no such folder; `train` will look on the hub", "warning")
 
 
-def _surprises(recipe: Recipe, found: SystemInfo) -> Iterator[CheckResult]:
-    """What `train` would print before its first step."""
-    try:
-        store = TokenStore.open(recipe.data.store)
-    except InputError:  # which has its row
-        store = None
-    for line in preflight.recipe_warnings(recipe, len(found.devices) or 1, store):
-        what, _, words = line.partition(": ")
-        wrong, _, remedy = words.rpartition("; ")
-        yield _row(what, wrong, "warning", remedy)
-
-
-def _weights(recipe: Recipe) -> Iterator[CheckResult]:
-    initial = recipe.train.initial_weights
-    if initial is None:
-        return
-    if Path(initial).exists():
-        yield _row("initial weights", initial)
-    else:
-        yield _row("initial weights", f"{initial}: not here; fetched from the hub, if it has them", "warning")
-
-
-def _software(recipe: Recipe, found: SystemInfo) -> Iterator[CheckResult]:
-    from tinyllama.release.formats import check_formats  # noqa: PLC0415 - much that no other row needs
-    from tinyllama.tracking.trackers import check_trackers, enabled_trackers  # noqa: PLC0415
+def _check_software(recipe: Recipe, found: SystemInfo) -> Iterator[CheckResult]:
+    from tinyllama.release.formats import check_formats
+    from tinyllama.tracking.trackers import check_trackers, enabled_trackers
 
     formats, trackers = recipe.release.formats, enabled_trackers(recipe.track)
     yield _run_check("release.formats", ", ".join(formats), lambda: check_formats(formats))
-    yield from _tasks(recipe, found)
+    if recipe.release.tasks:
+        yield from _check_tasks(recipe.release.tasks, found)
     yield _run_check("track", ", ".join(trackers) or "nothing", lambda: check_trackers(recipe.track))
-    yield from _cleaning(recipe)
-    yield _executor(recipe, found)
+    yield from _check_cleaning(recipe)
+    yield _check_executor(recipe, found)
     if recipe.train.compile and not found.can_compile:
-        yield _row(
-            "train.compile", "no C++ compiler: training continues uncompiled", "warning", "install g++ python3-dev"
-        )
+        problem = "no C++ compiler: training runs uncompiled"
+        yield _result("train.compile", problem, "warning", "install g++ python3-dev")
     if recipe.train.float8:
-        yield float8_row(found)
+        yield check_float8_support(found)
     if recipe.train.precision == "bf16" and not all(device.bf16 for device in found.devices):
-        yield _row("train.precision", "bf16, which this GPU emulates", "warning", "--train.precision fp32")
+        yield _result("train.precision", "bf16, which this GPU emulates", "warning", "--train.precision fp32")
 
 
-def _tasks(recipe: Recipe, found: SystemInfo) -> Iterator[CheckResult]:
-    from tinyllama.evaluate.evaluation import check_tasks  # noqa: PLC0415 - as above
+def _check_tasks(tasks: tuple[str, ...], found: SystemInfo) -> Iterator[CheckResult]:
+    from tinyllama.evaluate.evaluation import check_tasks
 
-    tasks = recipe.release.tasks
-    if not tasks:
+    result = _run_check("release.tasks", ", ".join(tasks), lambda: check_tasks(tasks))
+    yield result
+    if result.status != "ok":
         return
-    row = _run_check("release.tasks", ", ".join(tasks), lambda: check_tasks(tasks))
-    yield row
-    afar = [task for task in tasks if task not in found.offline_tasks]
-    if row.mark == "ok" and afar:
+    if on_hub := [task for task in tasks if task not in found.offline_tasks]:
         remedy = 'a connection, or for most tasks pip install "tinyllama[offline]"'
-        yield _row("items of the tasks", f"from the hub: {', '.join(afar)}", "warning", remedy)
-    elif row.mark == "ok":
-        yield _row("items of the tasks", "installed")
+        yield _result("items of the tasks", f"from the hub: {', '.join(on_hub)}", "warning", remedy)
+    else:
+        yield _result("items of the tasks", "installed")
 
 
-def _cleaning(recipe: Recipe) -> Iterator[CheckResult]:
-    asking = [
-        name
-        for name, source in recipe.data.sources.items()
-        if source.clean.deduplicate or source.clean.filters or source.clean.decontaminate
-    ]
-    if asking:
-        from tinyllama.prepare.cleaning import cleaning_stages  # noqa: PLC0415 - as above
+def _check_cleaning(recipe: Recipe) -> Iterator[CheckResult]:
+    steps = {name: source.clean for name, source in recipe.data.sources.items()}
+    cleaned = [name for name, clean in steps.items() if clean.deduplicate or clean.filters or clean.decontaminate]
+    if cleaned:
+        from tinyllama.prepare.cleaning import cleaning_stages
 
         def check() -> object:
             return cleaning_stages(recipe, (), Path(recipe.data.store), lambda data, rank, world: data)
 
-        yield _run_check("data.sources.*.clean", ", ".join(asking), check)
+        yield _run_check("data.sources.*.clean", ", ".join(cleaned), check)
 
 
-def _executor(recipe: Recipe, found: SystemInfo) -> CheckResult:
+def _check_executor(recipe: Recipe, found: SystemInfo) -> CheckResult:
     match recipe.data.executor:
         case "slurm" if shutil.which("sbatch") is None:
-            return _row("data.executor", "slurm, but no sbatch", "missing", "prepare on a login node of the cluster")
-        case "ray" if unmet := found.required.get("ray", ()):
-            return _row("data.executor", ", ".join(unmet), "missing", 'pip install "tinyllama[ray]"')
-    return _row("data.executor", recipe.data.executor)
+            return _result("data.executor", "slurm, but no sbatch", "missing", "prepare on a login node of the cluster")
+        case "ray" if unmet := found.unmet.get("ray", ()):
+            return _result("data.executor", ", ".join(unmet), "missing", 'pip install "tinyllama[ray]"')
+    return _result("data.executor", recipe.data.executor)
 
 
-def float8_row(found: SystemInfo) -> CheckResult:
-    """Whether `train.float8` can be: torchao, and GPUs that have such products."""
-    if unmet := found.required.get("float8", ()):
-        return _row("train.float8", ", ".join(unmet), "missing", 'pip install "tinyllama[float8]"')
+def check_float8_support(found: SystemInfo) -> CheckResult:
+    """Return whether torchao is installed and every GPU multiplies float8."""
+    if unmet := found.unmet.get("float8", ()):
+        return _result("train.float8", ", ".join(unmet), "missing", 'pip install "tinyllama[float8]"')
     if not found.devices or not all(device.float8 for device in found.devices):
-        remedy = "take it out; GPUs from Ada and Hopper on have them"
-        return _row("train.float8", "no float8 products here", "missing", remedy)
-    return _row("train.float8", "torchao, and GPUs that have such products")
+        remedy = "remove it; GPUs from Ada and Hopper on support float8"
+        return _result("train.float8", "no float8 matrix products on this machine", "missing", remedy)
+    return _result("train.float8", "torchao, and GPUs with float8 matrix products")
 
 
-def size_rows(
+def _check_settings(recipe: Recipe, found: SystemInfo) -> Iterator[CheckResult]:
+    """Yield the warnings that `train` prints before its first step."""
+    try:
+        store = TokenStore.open(recipe.data.store)
+    except InputError:  # has a result of its own
+        store = None
+    for line in preflight.recipe_warnings(recipe, len(found.devices) or 1, store):
+        what, _, message = line.partition(": ")
+        problem, _, remedy = message.rpartition("; ")
+        yield _result(what, problem, "warning", remedy)
+
+
+def check_sizes(
     recipe: Recipe, vocab_size: int, found: SystemInfo, free: Callable[[Path], tuple[int, int]]
 ) -> list[CheckResult]:
-    """Batch, memory and disk, by the plan; `free` gives a path's disk and its free bytes."""
-    ranks = len(found.devices) or 1
+    """Check batch, memory and disks by the plan; `free` returns a path's device number and its free bytes."""
+    ranks, machine = len(found.devices) or 1, HARDWARE_SPECS["3090"]  # its speed does not matter here
+    if found.devices:
+        smallest = min(found.devices, key=lambda device: device.memory_bytes)
+        machine = replace(spec_for_device(smallest.name) or machine, memory_bytes=smallest.memory_bytes)
+    else:
+        machine = replace(machine, name="cpu", memory_bytes=found.memory_bytes, is_cpu=True)
     try:
-        plan = estimate(recipe, vocab_size, _machine(found), Assumptions(gpus=ranks))
+        plan = estimate(recipe, vocab_size, machine, Assumptions(gpus=ranks))
     except InputError as problem:
         return [_failed("batch", problem)]
-    each = f"{recipe.train.sequences_per_rank(ranks):,} sequences each" if ranks > 1 else "in one process"
-    shared = f"{recipe.train.batch_sequences:,} sequences a step, {each}"
-    return [_row("batch", shared), _memory(plan), *_disks(recipe, plan, free)]
+    per_rank = f"{recipe.train.sequences_per_rank(ranks):,} sequences per rank" if ranks > 1 else "in one process"
+    batch = _result("batch", f"{recipe.train.batch_sequences:,} sequences per step, {per_rank}")
+    return [batch, _check_memory(plan), *_check_disks(recipe, plan, free)]
 
 
-def _machine(found: SystemInfo) -> HardwareSpec:
-    """A row to plan with that has this machine's memory; whose speed it has changes nothing that is said here."""
-    anyone = HARDWARE_SPECS["3090"]
-    if not found.devices:
-        return replace(anyone, name="cpu", memory_bytes=found.memory_bytes, is_cpu=True)
-    least = min(found.devices, key=lambda device: device.memory_bytes)
-    return replace(spec_for_device(least.name) or anyone, memory_bytes=least.memory_bytes)
-
-
-def _memory(plan: Plan) -> CheckResult:
-    figures, has = plan.figures, plan.machine.memory_bytes
-    where = "of this machine" if plan.machine.is_cpu else "of one GPU"
-    words = f"{format_bytes(figures['memory_bytes_per_gpu'])} {where}'s {format_bytes(has)}"
+def _check_memory(plan: Plan) -> CheckResult:
+    figures, where = plan.figures, "this machine" if plan.machine.is_cpu else "one GPU"
+    needed, available = format_bytes(figures["memory_bytes_per_gpu"]), format_bytes(plan.machine.memory_bytes)
+    found = f"{needed} of {where}'s {available}"
     if figures["memory_fits"]:
-        return _row("memory", words)
+        return _result("memory", found)
     if largest := figures["largest_micro_batch_sequences"]:
-        return _row("memory", words, "missing", f"--train.micro_batch_sequences {largest}")
-    choices = figures["memory_bytes_by_activation_checkpointing"]
-    if min(choices.values()) <= HEADROOM * has:
-        how = min(choices, key=lambda name: choices[name])
-        return _row("memory", words, "missing", f"--parallel.activation_checkpointing {how}")
-    return _row("memory", words, "missing", f"more or larger GPUs: tinyllama plan {plan.recipe.name} --gpus 8")
+        return _result("memory", found, "missing", f"--train.micro_batch_sequences {largest}")
+    totals = figures["memory_bytes_by_activation_checkpointing"]
+    choice = min(totals, key=lambda name: totals[name])
+    if totals[choice] <= figures["memory_room_bytes"]:
+        return _result("memory", found, "missing", f"--parallel.activation_checkpointing {choice}")
+    return _result("memory", found, "missing", f"more or larger GPUs: tinyllama plan {plan.recipe.name} --gpus 8")
 
 
-def _free(path: Path) -> tuple[int, int]:
-    return disk_of(path), free_bytes(path)
+def disk_and_free_bytes(path: Path) -> tuple[int, int]:
+    """Return the device number and the free bytes of the disk that a path is on, or would be created on."""
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    return existing.stat().st_dev, shutil.disk_usage(existing).free
 
 
-def _disks(recipe: Recipe, plan: Plan, free: Callable[[Path], tuple[int, int]]) -> Iterator[CheckResult]:
-    """What is still to be written, a row for each disk; what is there already counts as written."""
+def _check_disks(recipe: Recipe, plan: Plan, free: Callable[[Path], tuple[int, int]]) -> Iterator[CheckResult]:
+    """Yield a result per disk: what is still to be written, and whether there is space for it."""
     run, store = Path("runs") / recipe.name, Path(recipe.data.store)
-    wanted = (
-        plan.figures["checkpoints_bytes"]
-        + plan.figures["releases_bytes"]
-        - sum(disk_usage_bytes(run / name) for name in ("checkpoints", "releases"))
-    )
-    left = {run: ("checkpoints and releases", max(0, wanted)), store: ("token store", _left_of_store(store, plan))}
-    disks: dict[int, list[Path]] = {}
-    for path in left:
-        disks.setdefault(free(path)[0], []).append(path)
-    for paths in disks.values():
-        yield _disk(paths[0], [left[path] for path in paths], free(paths[0])[1])
-
-
-def _left_of_store(store: Path, plan: Plan) -> int:
-    if (store / "manifest.json").is_file():
-        return 0
-    return max(0, int(plan.figures["store_bytes"]) - disk_usage_bytes(store))
-
-
-def _disk(path: Path, parts: Sequence[tuple[str, int]], free: int) -> CheckResult:
-    total = sum(size for _, size in parts)
-    words = ", ".join(f"{format_bytes(size)} for {name}" for name, size in parts if size) or "nothing more"
-    has = f"{words}; {format_bytes(free)} free at {path.parent}/"
-    if total <= free:
-        return _row("disk", has)
-    return _row("disk", has, "missing", f"free {format_bytes(total - free)}, or put it on another disk")
+    run_bytes = plan.figures["checkpoints_bytes"] + plan.figures["releases_bytes"]
+    run_bytes -= sum(disk_usage_bytes(run / name) for name in ("checkpoints", "releases"))
+    store_bytes = plan.figures["store_bytes"] - disk_usage_bytes(store)
+    if (store / "manifest.json").is_file():  # the store is complete
+        store_bytes = 0
+    disks: dict[int, list[tuple[Path, str, int]]] = {}
+    for path, name, size in ((run, "checkpoints and releases", run_bytes), (store, "token store", store_bytes)):
+        disks.setdefault(free(path)[0], []).append((path, name, max(0, size)))
+    for parts in disks.values():
+        path, total = parts[0][0], sum(size for _, _, size in parts)
+        needed = ", ".join(f"{format_bytes(size)} for {name}" for _, name, size in parts if size) or "nothing more"
+        available = free(path)[1]
+        found = f"{needed}; {format_bytes(available)} free at {path.parent}/"
+        if total <= available:
+            yield _result("disk", found)
+        else:
+            yield _result("disk", found, "missing", f"free {format_bytes(total - available)}, or use another disk")

@@ -1,7 +1,7 @@
-"""How fast: seconds of a step from an MFU or from a measurement, and whether FSDP's traffic hides behind computing.
+"""Network traffic of a training step, and the time that failures cost. Closed formulas.
 
-Traffic is what `train/distributed.py` causes for each micro-batch: blocks gathered for the forward and the backward
-pass, the root once, gradients reduced in float32, and between replicas (HSDP) their sums.
+The traffic is what `train/distributed.py` causes per micro-batch: FSDP gathers each block for the forward and for the
+backward pass and the root once, and reduces gradients in float32; replicas (HSDP) all-reduce their gradient shards.
 """
 
 import math
@@ -11,70 +11,85 @@ from tinyllama.hardware import GPUS_PER_NODE, HardwareSpec
 from tinyllama.model.flops import num_parameters
 from tinyllama.plan.memory import Workload
 
+GPU_HOURS_BETWEEN_FAILURES = 50_676.0  # 54 x 24 x 16,384 / 419
+"""Mean time between failures of one GPU: 419 interruptions in 54 days on 16,384 H100s (arXiv:2407.21783, 3.3.4)."""
+
 _LINK_STEP_SECONDS, _NETWORK_STEP_SECONDS = 3.4e-6, 14e-6
-"""Of one step of a ring or a tree, over NVLink and between nodes: NCCL's own (src/graph/tuning.cc, hwLatencies)."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Of one micro-batch and one step, in seconds."""
-
-    compute_seconds: float
-    """Of a micro-batch."""
-    network_seconds: float
-    """Of a micro-batch's traffic, at the full bandwidth."""
-    step_seconds: float
-
-    @property
-    def is_overlapped(self) -> bool:
-        """Whether the traffic takes no longer than the computing beside it."""
-        return self.network_seconds <= self.compute_seconds
-
-
-def speed(compute_seconds: float, update_seconds: float, micro_batches: int, network_seconds: float) -> Speed:
-    """A step of so many micro-batches, each as long as the longer of computing and traffic, and one update."""
-    step = micro_batches * max(compute_seconds, network_seconds) + update_seconds
-    return Speed(compute_seconds, network_seconds, step)
+"""Latency of one step of a ring or tree, over NVLink and between nodes (NCCL's src/graph/tuning.cc, hwLatencies)."""
+_NEVER_FINISHES_EXPONENT = 50.0
+"""Mean times between failures per checkpoint interval from which a run is taken never to finish."""
 
 
 def shard_traffic_bytes(load: Workload) -> float:
-    """Bytes that a GPU receives from its shard group for one micro-batch."""
-    share = (load.shards - 1) / load.shards
+    """Return the bytes that a GPU receives from its shard group per micro-batch."""
     blocks = load.shape.layers * load.block_parameters
     gathered = load.element_bytes * (2 * blocks + load.root_parameters)
-    return share * (gathered + 4 * (blocks + load.root_parameters))
+    reduced = 4 * (blocks + load.root_parameters)
+    return (load.shards - 1) / load.shards * (gathered + reduced)
 
 
 def replica_traffic_bytes(load: Workload, replicas: int) -> float:
-    """Bytes that a GPU receives from the other replicas for one micro-batch: a ring's sum of its float32 share."""
+    """Return the bytes that a GPU receives from other replicas per micro-batch: a ring all-reduce of its shard."""
     return 2 * (replicas - 1) / replicas * 4 * num_parameters(load.shape, load.vocab_size) / load.shards
 
 
 def network_seconds(load: Workload, replicas: int, machine: HardwareSpec) -> float:
-    """Seconds of one micro-batch's traffic where nothing else uses the links: the bytes, and each collective's steps.
+    """Return the seconds that one micro-batch's traffic takes on idle links: bandwidth plus latency.
 
-    Within a node over its links; between nodes a ring over all of a node's ports, so that its bandwidth is the node's
-    (NVIDIA's nccl-tests, PERFORMANCE.md, "bus bandwidth"). Replicas lie on other nodes once a shard group fills one.
+    A collective within a node uses the node's links. A ring across nodes uses all ports of a node, so its bandwidth is
+    the node's (nccl-tests, PERFORMANCE.md, "bus bandwidth"). Replicas are on other nodes once a shard group fills one.
     """
-    return _bytes_seconds(load, replicas, machine) + _latency_seconds(load, replicas)
-
-
-def _bytes_seconds(load: Workload, replicas: int, machine: HardwareSpec) -> float:
-    between = min(machine.link_bytes_per_second, machine.network_bytes_per_second)
+    link, network = machine.link_bytes_per_second, machine.network_bytes_per_second
     within_node = load.shards <= GPUS_PER_NODE
-    seconds = shard_traffic_bytes(load) / (machine.link_bytes_per_second if within_node else between)
-    groups_a_node = max(1, GPUS_PER_NODE // load.shards)
-    if replicas <= groups_a_node:
-        return seconds + replica_traffic_bytes(load, replicas) / machine.link_bytes_per_second
-    sharing = min(GPUS_PER_NODE, load.shards)  # GPUs of a node that send their shares at the same time
-    return seconds + replica_traffic_bytes(load, replicas) * sharing / machine.network_bytes_per_second
+    seconds = shard_traffic_bytes(load) / (link if within_node else min(link, network))
+    if replicas <= max(1, GPUS_PER_NODE // load.shards):
+        seconds += replica_traffic_bytes(load, replicas) / link
+    else:
+        sharing_gpus = min(GPUS_PER_NODE, load.shards)  # GPUs of a node that send their shards at the same time
+        seconds += replica_traffic_bytes(load, replicas) * sharing_gpus / network
+    return seconds + _latency_seconds(load, replicas)
 
 
 def _latency_seconds(load: Workload, replicas: int) -> float:
-    """Of all steps: rings gather each block twice and reduce it once, and the root once; trees sum the replicas."""
-    blocks = load.shape.layers
+    """Return the latency of all steps: rings gather each block twice and reduce it once; trees all-reduce replicas."""
     nodes = -(-load.shards // GPUS_PER_NODE)
-    sharding = (load.shards - nodes) * _LINK_STEP_SECONDS + (nodes - 1) * _NETWORK_STEP_SECONDS
+    ring = (load.shards - nodes) * _LINK_STEP_SECONDS + (nodes - 1) * _NETWORK_STEP_SECONDS
     within_node = load.shards * replicas <= GPUS_PER_NODE
-    summing = 2 * math.ceil(math.log2(replicas)) * (_LINK_STEP_SECONDS if within_node else _NETWORK_STEP_SECONDS)
-    return (3 * blocks + 2) * sharding + (blocks + 1) * summing
+    tree = 2 * math.ceil(math.log2(replicas)) * (_LINK_STEP_SECONDS if within_node else _NETWORK_STEP_SECONDS)
+    return (3 * load.shape.layers + 2) * ring + (load.shape.layers + 1) * tree
+
+
+@dataclass(frozen=True)
+class FailureOverhead:
+    """Failures of a run and the wall-clock time that they cost."""
+
+    expected_failures: float
+    lost_hours: float
+    """Repeated work, restarts and stalls for checkpoints, at the recipe's interval."""
+    best_interval_seconds: float
+    lost_hours_at_best: float
+
+
+def failure_overhead(
+    run_hours: float, gpus: int, interval_seconds: float, stall_seconds: float, write_seconds: float,
+    gpu_hours_between_failures: float, restart_seconds: float,
+) -> FailureOverhead:  # fmt: skip
+    """Return the expected overhead of a run that stalls `stall_seconds` for a checkpoint every `interval_seconds`.
+
+    The time with failures is Daly's (2006, doi:10.1016/j.future.2004.11.016, equation 13), infinite where the run would
+    never finish. The best interval is sqrt(2 x stall x time between failures) (Young 1974, doi:10.1145/361147.361115),
+    at least the time that a checkpoint takes to write and at most the run.
+    """
+    between_seconds = 3600 * gpu_hours_between_failures / gpus
+    best = max(math.sqrt(2 * stall_seconds * between_seconds), write_seconds)
+    best = min(best, 3600 * run_hours)
+
+    def lost_hours(interval: float) -> float:
+        interval = min(interval, 3600 * run_hours)
+        exponent = (interval + stall_seconds) / between_seconds
+        if exponent + restart_seconds / between_seconds > _NEVER_FINISHES_EXPONENT:
+            return math.inf
+        ratio = between_seconds / interval * math.exp(restart_seconds / between_seconds) * math.expm1(exponent)
+        return run_hours * (ratio - 1)
+
+    return FailureOverhead(3600 * run_hours / between_seconds, lost_hours(interval_seconds), best, lost_hours(best))

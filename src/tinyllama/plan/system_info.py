@@ -1,16 +1,17 @@
-"""What this machine has: looked at once, into one frozen record.
+"""What this machine has, probed once into a frozen record that the checks of `doctor` judge.
 
-Reads the system, torch and the installed packages' metadata; writes nothing. Everything that is judged of it is judged
-elsewhere (`checks`, `needs`), by pure functions, so that machines which nobody has at hand can be judged in tests.
+Reads the system, torch and the metadata of installed packages; writes nothing. The checks are pure functions of the
+record, so that tests can judge machines that nobody has.
 """
 
 import platform
 import resource
 import shutil
-from collections.abc import Iterator
+from collections import defaultdict
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -21,8 +22,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tinyllama import hardware
 from tinyllama.hardware import available_cpu_count
 
-_NOT_FOR_USERS = ("all", "dev")
-_ATTENTION = {
+Status = Literal["ok", "warning", "missing"]
+
+_DEVELOPER_EXTRAS = ("all", "dev")
+_ATTENTION_KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cuDNN": SDPBackend.CUDNN_ATTENTION,
     "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -31,58 +34,77 @@ _ATTENTION = {
 
 
 @dataclass(frozen=True)
+class CheckResult:
+    """The result of one check."""
+
+    section: str
+    """Section of the output that lists it."""
+    what: str
+    found: str
+    status: Status = "ok"
+    """`warning` works with a restriction; `missing` prevents something."""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
 class Device:
-    """A GPU, as torch sees it."""
+    """A GPU, as torch reports it."""
 
     name: str
     memory_bytes: int
     capability: tuple[int, int]
-    """CUDA's compute capability, such as (9, 0)."""
-    bf16: bool
-    """Whether its products know bf16."""
+    """CUDA compute capability, such as (9, 0)."""
+
+    @property
+    def bf16(self) -> bool:
+        """Whether it multiplies bf16 natively: Ampere and later. torch.cuda.is_bf16_supported() counts emulation."""
+        return self.capability >= (8, 0)
 
     @property
     def float8(self) -> bool:
-        """Whether its products know float8: Ada and Hopper on."""
+        """Whether it multiplies float8: Ada, Hopper and later."""
         return self.capability >= (8, 9)
 
 
 @dataclass(frozen=True)
 class SystemInfo:
-    """What was found; bytes and counts, nothing judged."""
+    """Facts about a machine, without judgement."""
 
     python: str
     system: str
     version: str
-    """Of this package."""
+    """Version of tinyllama."""
     torch: str
     cuda: str | None
-    """Of torch's build; None where it was built for CPUs alone."""
+    """CUDA version that torch was built for; None for a CPU build."""
     cores: int
-    """That this process may use."""
+    """CPU cores that this process may use."""
     memory_bytes: int
-    """Of the machine, or of the container if that has less."""
+    """Memory of the machine, or of the container if that has less."""
     shared_memory_bytes: int | None
-    """Size of /dev/shm; None where there is none."""
+    """Size of /dev/shm; None where it does not exist."""
     open_files: int
-    """That a process may have open; -1 is any number."""
+    """Limit of open files per process; -1 for no limit."""
     can_compile: bool
-    """Whether there are a C++ compiler and Python's headers."""
+    """Whether a C++ compiler and Python's headers are installed."""
     has_nvidia_driver: bool
     devices: tuple[Device, ...] = ()
     attention: tuple[str, ...] = ()
-    """torch's kernels that computed something on the first device."""
-    back_ends: tuple[str, ...] = ()
-    """torch.distributed's."""
-    required: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """By extra, `""` for none: what is not installed, or in another version, in words."""
+    """torch's attention kernels that run on the first device."""
+    backends: tuple[str, ...] = ()
+    """Backends of torch.distributed."""
+    unmet: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Unmet requirements of each extra, and of the package itself under `""`."""
     offline_tasks: tuple[str, ...] = ()
     """Evaluation tasks whose items are installed."""
 
 
 def probe() -> SystemInfo:
-    """Look at this machine; takes as long as importing torch."""
-    devices = tuple(_devices())
+    """Return the facts about this machine; takes as long as importing torch."""
+    shm = Path("/dev/shm")
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    properties = [torch.cuda.get_device_properties(number) for number in gpus]
+    backends = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available, "mpi": dist.is_mpi_available}
     return SystemInfo(
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -91,90 +113,59 @@ def probe() -> SystemInfo:
         cuda=torch.version.cuda,
         cores=available_cpu_count(),
         memory_bytes=hardware.total_memory_bytes(),
-        shared_memory_bytes=_size_of_disk(Path("/dev/shm")),
+        shared_memory_bytes=shutil.disk_usage(shm).total if shm.is_dir() else None,
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         can_compile=hardware.can_compile(torch.device("cpu")),
         has_nvidia_driver=Path("/proc/driver/nvidia/version").is_file(),
-        devices=devices,
-        attention=tuple(_attention(torch.device("cuda" if devices else "cpu"))),
-        back_ends=tuple(_back_ends()),
-        required=unmet_requirements("tinyllama"),
-        offline_tasks=tuple(_offline_tasks()),
+        devices=tuple(Device(gpu.name, gpu.total_memory, (gpu.major, gpu.minor)) for gpu in properties),
+        attention=_working_attention_kernels(torch.device("cuda" if properties else "cpu")),
+        backends=tuple(name for name, is_available in backends.items() if dist.is_available() and is_available()),
+        unmet=unmet_requirements("tinyllama"),
+        offline_tasks=_offline_tasks(),
     )
 
 
-def _devices() -> Iterator[Device]:
-    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        found = torch.cuda.get_device_properties(number)
-        # Before Ampere, (8, 0), bf16 is emulated, and torch.cuda.is_bf16_supported() says yes to it.
-        yield Device(found.name, found.total_memory, (found.major, found.minor), (found.major, found.minor) >= (8, 0))
-
-
-def _attention(device: torch.device) -> Iterator[str]:
-    """The kernels that a small causal attention runs with."""
-    query = torch.ones(1, 4, 128, 64, dtype=torch.bfloat16, device=device)
-    for name, kernel in _ATTENTION.items():
+def _working_attention_kernels(device: torch.device) -> tuple[str, ...]:
+    """Return the kernels that can run a small causal attention."""
+    query, working = torch.ones(1, 4, 128, 64, dtype=torch.bfloat16, device=device), []
+    for name, kernel in _ATTENTION_KERNELS.items():
         try:
             with sdpa_kernel(kernel):
                 F.scaled_dot_product_attention(query, query, query, is_causal=True)
         except RuntimeError:
             continue
-        yield name
-
-
-def _back_ends() -> Iterator[str]:
-    has = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available, "mpi": dist.is_mpi_available}
-    yield from (name for name, is_there in has.items() if dist.is_available() and is_there())
-
-
-def _size_of_disk(path: Path) -> int | None:
-    return shutil.disk_usage(path).total if path.is_dir() else None
-
-
-def free_bytes(path: Path) -> int:
-    """Free bytes of the disk on which a path lies, or would lie."""
-    return shutil.disk_usage(_existing(path)).free
-
-
-def disk_of(path: Path) -> int:
-    """A number for the disk on which a path lies, or would lie."""
-    return _existing(path).stat().st_dev
-
-
-def _existing(path: Path) -> Path:
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+        working.append(name)
+    return tuple(working)
 
 
 def unmet_requirements(package: str) -> dict[str, tuple[str, ...]]:
-    """By extra, `""` for none: which of a package's requirements are not met, such as `torch is 2.1, not ~=2.13`."""
-    asked = [Requirement(words) for words in requires(package) or ()]
-    named = {str(one.marker).rpartition('extra == "')[2].rstrip('"') for one in asked if "extra" in str(one.marker)}
-    extras = [name for name in sorted(named) if name not in _NOT_FOR_USERS]
-    plain = {"": [one for one in asked if "extra ==" not in str(one.marker)]}
-    groups = plain | {extra: [one for one in asked if _belongs(one, extra)] for extra in extras}
-    return {extra: tuple(_unmet(requirements, extra)) for extra, requirements in groups.items()}
+    """Return the unmet requirements of an installed package per extra, `""` for none: `torch is 2.1, not ~=2.13`."""
+    extras = [extra for extra in metadata(package).get_all("Provides-Extra") or () if extra not in _DEVELOPER_EXTRAS]
+    unmet = defaultdict[str, list[str]](list)
+    for requirement in map(Requirement, requires(package) or ()):
+        marker = requirement.marker
+        needed_by = [""] if marker is None or marker.evaluate({"extra": ""}) else []
+        if marker and not needed_by:
+            needed_by = [extra for extra in extras if marker.evaluate({"extra": extra})]
+        if problem := _unmet(requirement):
+            for extra in needed_by:
+                unmet[extra].append(problem)
+    return {extra: tuple(unmet[extra]) for extra in ("", *sorted(extras))}
 
 
-def _belongs(requirement: Requirement, extra: str) -> bool:
-    return f'extra == "{extra}"' in str(requirement.marker)
-
-
-def _unmet(requirements: list[Requirement], extra: str) -> Iterator[str]:
-    for one in requirements:
-        if one.marker and not one.marker.evaluate({"extra": extra}):
-            continue
-        try:
-            here = version(one.name)
-        except PackageNotFoundError:
-            yield f"{one.name} is missing"
-            continue
-        if not one.specifier.contains(here, prereleases=True):
-            yield f"{one.name} is {here}, not {one.specifier}"
-
-
-def _offline_tasks() -> Iterator[str]:
+def _unmet(requirement: Requirement) -> str | None:
     try:
-        from tinyllama.evaluate.tasks import OFFLINE_TASKS, available_offline  # noqa: PLC0415 - an extra's
+        installed = version(requirement.name)
+    except PackageNotFoundError:
+        return f"{requirement.name} is missing"
+    if requirement.specifier.contains(installed, prereleases=True):
+        return None
+    return f"{requirement.name} is {installed}, not {requirement.specifier}"
+
+
+def _offline_tasks() -> tuple[str, ...]:
+    try:
+        from tinyllama.evaluate.tasks import OFFLINE_TASKS, available_offline  # noqa: PLC0415 - needs an extra
     except ModuleNotFoundError:
-        return
-    yield from filter(available_offline, OFFLINE_TASKS)
+        return ()
+    return tuple(filter(available_offline, OFFLINE_TASKS))

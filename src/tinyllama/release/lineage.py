@@ -17,7 +17,7 @@ import torch
 from tinyllama.errors import InputError
 from tinyllama.files import is_inside, read_json, sha256_of
 from tinyllama.loading import load_tokenizer
-from tinyllama.plan import num_parameters
+from tinyllama.model.flops import num_parameters
 from tinyllama.prepare.corpus import MANIFEST as EMBEDDED_CORPUS
 from tinyllama.recipe import Recipe
 from tinyllama.recipe.data_schema import Source

@@ -259,3 +259,29 @@ def _style_axes(axes: Axes) -> None:
     axes.spines[["left", "bottom"]].set_color(PALETTE["axis"])
     if not math.isfinite(axes.get_xlim()[1]) or axes.get_xlim()[1] <= 0:
         axes.set_xlim(0, 1)
+
+
+def save_sweep_plot(title: str, plans: Mapping[int, Mapping[str, Any]], path: Path) -> None:
+    """Draw days and cost, or GPU-hours without a price, against numbers of GPUs; failures are included."""
+    gpus, figures = list(plans), list(plans.values())
+    days = [found["days_with_losses"] for found in figures]
+    has_cost = figures[0]["cost"] is not None
+    paid = [found["cost" if has_cost else "gpu_hours_with_losses"] for found in figures]
+
+    def draw(figure: Figure) -> Legend:
+        time, cost = figure.subplots(1, 2)
+        time.plot(gpus, days, marker="o", linewidth=2.5, label="with failures and checkpoints")
+        time.plot(gpus, [days[0] * gpus[0] / count for count in gpus], "--", color="black", label="perfect scaling")
+        cost.plot(gpus, paid, marker="o", label="with failures and checkpoints")
+        for axes, name in ((time, "days"), (cost, "cost" if has_cost else "GPU-hours")):
+            axes.set(xscale="log", xlabel="GPUs", ylabel=name, xticks=gpus, xticklabels=gpus)
+            axes.minorticks_off()
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+            axes.grid(color=PALETTE["grid"])
+            axes.legend(frameon=False)
+        time.set_yscale("log")
+        cost.set_ylim(0, 1.2 * max(paid))
+        figure.suptitle(title, fontsize="medium")
+        return []
+
+    save_png(draw, "", path)

@@ -13,7 +13,7 @@ from typing import Any
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of
 from tinyllama.hardware import format_hardware
-from tinyllama.plan import num_parameters
+from tinyllama.model.flops import num_parameters
 from tinyllama.recipe import Recipe
 from tinyllama.release.index import releases_table
 from tinyllama.release.lineage import store_facts

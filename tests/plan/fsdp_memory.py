@@ -1,8 +1,8 @@
-"""The most memory that a micro-batch takes on one of many ranks, as torch's FSDP2 memory tracker sees it.
+"""Prints the peak memory of a micro-batch on one of many ranks, as torch's FSDP2 memory tracker computes it.
 
-    python tests/plan/tracking.py RECIPE RANKS '[{"FIELD": VALUE, ...}, ...]'
+    python tests/plan/fsdp_memory.py RECIPE RANKS '[{"FIELD": VALUE, ...}, ...]'
 
-Nothing is computed and nothing sent: fake tensors, a fake process group. Prints bytes, one number for each mapping.
+Uses fake tensors and a fake process group: nothing is computed or sent. Prints the bytes for each set of fields.
 """
 
 import json
@@ -21,29 +21,29 @@ from tinyllama.train.distributed import World, build_mesh, shard_model
 from tinyllama.train.optimizer import build_optimizers, optimizer_step
 
 
-def peak_bytes(recipe: Recipe, count: int) -> int:
-    """The peak in the second step, when gradients and the optimiser's state are there."""
+def peak_bytes(recipe: Recipe, ranks: int) -> int:
+    """Return the peak in the second step, when gradients and the optimizer's state exist."""
     device = torch.device("cpu")
-    mesh = build_mesh(recipe.parallel, World(0, count, device))
+    mesh = build_mesh(recipe.parallel, World(0, ranks, device))
     with torch.device("meta"):
         model = Llama(recipe.model, 32_000, PRECISIONS[recipe.train.precision])
     model.set_activation_checkpointing(recipe.parallel.activation_checkpointing)
     shard_model(model, mesh)
-    model.forward = types.MethodType(Llama.loss, model)  # type: ignore[method-assign]  # the tracker sees a module's calls alone
+    model.forward = types.MethodType(Llama.loss, model)  # type: ignore[method-assign]  # only forward is tracked
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=device)
         optimizers = build_optimizers(model, recipe.train.optimizer)
         with FSDPMemTracker(model, optimizers[-1]) as tracker:
-            compute(model, recipe, tracker)
+            run_micro_batch(model, recipe, tracker)
             optimizer_step(optimizers, 1e-4)
-            # The update is left out: on fake tensors DTensor's own fake copies, as large as the whole, would count.
+            # Exclude the update: on fake tensors DTensor makes fake copies as large as the unsharded weights.
             tracker._peak_mem = dict.fromkeys(tracker._peak_mem, 0)
-            compute(model, recipe, tracker)
+            run_micro_batch(model, recipe, tracker)
             return tracker.get_tracker_snapshot("peak")[device]["Total"]
 
 
-def compute(model: torch.nn.Module, recipe: Recipe, tracker: FSDPMemTracker) -> None:
-    """A micro-batch, whose gradients stay: the next finds them, as all but a step's first do."""
+def run_micro_batch(model: torch.nn.Module, recipe: Recipe, tracker: FSDPMemTracker) -> None:
+    """Run a micro-batch and keep its gradients, as all micro-batches of a step except the first find them."""
     tracker.reset_mod_stats()
     ids = torch.zeros(recipe.train.micro_batch_sequences, recipe.train.sequence_length, dtype=torch.int64)
     model(ids, ids, 0.0).backward()

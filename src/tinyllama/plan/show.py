@@ -1,0 +1,268 @@
+"""The output of `tinyllama plan`: one plan or a sweep over numbers of GPUs, as tables or as JSON."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tinyllama.errors import InputError
+from tinyllama.formatting import echo, format_bytes, format_duration, format_duration_precise, format_table
+from tinyllama.hardware import HardwareSpec, get_hardware_spec
+from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
+from tinyllama.plan.estimate import HEADROOM, Assumptions, Plan, estimate
+from tinyllama.preflight import recipe_warnings
+from tinyllama.recipe import Recipe
+
+Rows = Sequence[tuple[str, str]]
+
+_COMPONENTS = {
+    "embedding": "input embedding", "attention": "attention", "feed_forward": "feed-forward", "norms": "norms",
+    "head": "output head", "weights": "weights, float32", "gradients": "gradients, float32", "optimizer": "optimizer",
+    "activations": "activations", "weight_copies": "bf16 copy of the weights", "gathered": "all-gathered weights",
+    "logits": "logits", "backward": "backward pass of a block", "reduce_scatter": "reduce-scatter buffers",
+    "runtime": "Python, torch, compiler",
+}  # fmt: skip
+_FLAGS = {
+    "mfu": "--mfu", "gpu_hours_between_failures": "--failure-hours", "restart_minutes": "--restart-minutes",
+    "disk_bytes_per_second": "--disk",
+}  # fmt: skip
+
+
+def show_plan(
+    recipe: Recipe, hardware: str | None, stated: Assumptions, measured: bool, sweep: str | None, plot: Path | None,
+    vocab_size: int | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Print the plan of a recipe. Raises InputError where the machine, the batch or a number does not fit."""
+    _check_flags(stated, vocab_size)
+    counts, plot = parse_sweep(sweep) if sweep else [], plot or Path(f"plan-{recipe.name}.png")
+    if counts and (plot.is_dir() or not plot.parent.is_dir()):
+        raise InputError(f"--plot {plot}: not a file in an existing folder; give one")
+    vocab_size = vocab_size or _vocab_size(recipe)
+    machine, stated = find_machine(recipe, hardware, stated, measured, vocab_size)
+    for warning in recipe_warnings(recipe, None if counts else stated.gpus):
+        echo(warning, to_stderr=True)
+    if counts:
+        _show_sweep(recipe, vocab_size, machine, stated, counts, plot, as_json)
+        return
+    plan = estimate(recipe, vocab_size, machine, stated)
+    if as_json:
+        echo(json.dumps(plan.as_json(), indent=2, allow_nan=False))
+        return
+    echo(f"{recipe.name} on {stated.gpus} x {machine.name} ({machine.source})")
+    unit = "process" if machine.is_cpu else "GPU"
+    _print_table("Model", _model_rows(plan))
+    _print_table(f"Memory of one {unit}", _memory_rows(plan))
+    _print_table("Time", _time_rows(plan, unit))
+    if stated.gpus > 1:
+        _print_table("Network", _network_rows(plan))
+    _print_table("Disk", _disk_rows(plan))
+    _print_table("Failures", _failure_rows(plan))
+
+
+def parse_sweep(text: str) -> list[int]:
+    """Return the numbers of GPUs of `gpus=8,16,64`, sorted. Raises InputError for anything else."""
+    name, _, values = text.partition("=")
+    counts = values.split(",")
+    if name != "gpus" or not all(count.isascii() and count.isdecimal() and int(count) > 0 for count in counts):
+        raise InputError(f"--sweep {text}: not a list of GPU counts; give one such as gpus=8,16,64,512")
+    return sorted({int(count) for count in counts})
+
+
+def _check_flags(stated: Assumptions, vocab_size: int | None) -> None:
+    limits: dict[str, tuple[float, float, float, str]] = {
+        "--gpus": (stated.gpus, 1, 1e6, "a number of GPUs"),
+        "--mfu": (stated.mfu, 1e-6, 1, "a fraction such as 0.5"),
+        "--price": (stated.price_per_gpu_hour or 0, 0, 1e6, "an amount of money"),
+        "--disk": (stated.disk_bytes_per_second, 1e3, 1e18, "bytes per second such as 2e9"),
+        "--failure-hours": (stated.gpu_hours_between_failures, 1e-3, 1e12, "GPU-hours such as 50e3"),
+        "--restart-minutes": (stated.restart_minutes, 0, 1e6, "minutes such as 5"),
+        "--vocab-size": (1 if vocab_size is None else vocab_size, 1, 1e9, "a vocabulary size"),
+    }
+    for flag, (value, least, most, expected) in limits.items():
+        if not least <= value <= most:
+            raise InputError(f"{flag} {value}: out of range; give {expected}")
+
+
+def _vocab_size(recipe: Recipe) -> int:
+    """Return the vocabulary size of the recipe's tokenizer, or Llama 2's where the tokenizer does not exist yet."""
+    if Path(recipe.tokenizer).exists():
+        from tinyllama.tokenizer import Tokenizer  # noqa: PLC0415 - most plans do without
+
+        return Tokenizer.load(recipe.tokenizer).vocab_size
+    assumed = f"assuming a vocabulary of {LLAMA_2_VOCAB_SIZE:,} (--vocab-size)"
+    echo(f"{recipe.tokenizer}: not found; {assumed}", to_stderr=True)
+    return LLAMA_2_VOCAB_SIZE
+
+
+def find_machine(
+    recipe: Recipe, hardware: str | None, stated: Assumptions, measured: bool, vocab_size: int
+) -> tuple[HardwareSpec, Assumptions]:
+    """Return the named machine or this one, and the assumptions with its speed where it is to be measured."""
+    if hardware and not measured:
+        return get_hardware_spec(hardware), stated
+    from tinyllama.plan.measure import measure_speed, this_machine  # noqa: PLC0415 - imports torch
+
+    here = this_machine()
+    if here is None:
+        remedy = "drop --measure and name" if measured else "name"
+        raise InputError(f"--hardware: this machine's GPU is not in the table; {remedy} the most similar one")
+    if not measured:
+        return here, stated
+    if hardware and hardware != here.name:
+        raise InputError(f"--hardware {hardware}: --measure measures this machine, {here.name}; drop one of the two")
+    if here.is_cpu and stated.gpus > 1:
+        raise InputError(f"--gpus {stated.gpus}: several processes would share this CPU; --measure it with one")
+    found = measure_speed(recipe, vocab_size, stated.gpus)
+    if here.is_cpu:
+        here = replace(here, bf16_flops=found.peak_flops, fp32_flops=found.peak_flops)
+    return here, replace(stated, measured_seconds=(found.micro_batch_seconds, found.update_seconds))
+
+
+def _show_sweep(
+    recipe: Recipe,
+    vocab_size: int,
+    machine: HardwareSpec,
+    stated: Assumptions,
+    counts: list[int],
+    plot: Path,
+    as_json: bool,
+) -> None:
+    plans: dict[int, Plan] = {}
+    problems: dict[int, InputError] = {}
+    for count in counts:
+        try:
+            plans[count] = estimate(recipe, vocab_size, machine, replace(stated, gpus=count))
+        except InputError as problem:
+            problems[count] = problem
+    if not plans:
+        raise InputError(f"--sweep: {next(iter(problems.values()))}")
+    from tinyllama.report.pictures import save_sweep_plot  # noqa: PLC0415 - takes a second
+
+    title = f"{recipe.name} on {machine.name}"
+    save_sweep_plot(title, {count: plan.figures for count, plan in plans.items()}, plot)
+    if as_json:
+        results = {count: plan.as_json() for count, plan in plans.items()}
+        results |= {count: {"problem": str(refusal)} for count, refusal in problems.items()}
+        echo(json.dumps({count: results[count] for count in counts}, indent=2, allow_nan=False))
+        return
+    head = ("GPUs", "tokens/s", "time", "GPU-hours", "cost", "GB per GPU", "network hides", "failures")
+    _print_table(title, [_sweep_row(plan) for plan in plans.values()], head)
+    for count, refusal in problems.items():
+        divisible = -(-recipe.train.batch_sequences // count) * count
+        echo(f"{count:,} GPUs: {refusal}, such as --train.batch_sequences {divisible}")
+    echo(f"plot: {plot}")
+
+
+def _sweep_row(plan: Plan) -> tuple[str, ...]:
+    found = plan.figures
+    return (
+        f"{plan.stated.gpus:,}",
+        f"{found['tokens_per_second']:,.0f}",
+        _format_hours(24 * found["days_with_losses"]),
+        f"{found['gpu_hours_with_losses']:,.0f}",
+        "" if found["cost"] is None else f"{found['cost']:,.0f}",
+        f"{found['memory_bytes_per_gpu'] / 1e9:.1f}",
+        "yes" if found["network_hides"] else "no",
+        f"{found['expected_failures']:.1f}",
+    )
+
+
+def _print_table(title: str, rows: Iterable[Sequence[str]], head: Sequence[str] = ("", "")) -> None:
+    lines = format_table(head, rows, title=title, right=head[1:] if any(head) else (), max_width=160)
+    print("\n".join(lines))  # noqa: T201 - the lines are visible, their colours are not text
+
+
+def _model_rows(plan: Plan) -> Rows:
+    found = plan.figures
+    parts = [(f"  {_COMPONENTS[name]}", f"{count:,}") for name, count in found["parameters_by_part"].items() if count]
+    formula = "6 x (parameters - input embedding) + 6 x layers x dim x sequence length"
+    return [
+        ("parameters", f"{found['parameters']:,}"),
+        *parts,
+        ("tokens", f"{found['tokens']:,} in {found['steps']:,} steps of {plan.recipe.train.batch_tokens:,}"),
+        ("FLOPs per token", f"{found['flops_per_token']:,} = {formula}"),
+        ("FLOPs in total", f"{found['total_flops']:.3g}"),
+    ]
+
+
+def _memory_rows(plan: Plan) -> Rows:
+    found, load = plan.figures, plan.load
+    components = found["memory_bytes_by_component"]
+    names = _COMPONENTS | {"head": "last norm, head's gradient"}
+    fits = "fits" if found["memory_fits"] else "DOES NOT FIT"
+    other_choices = {
+        f"in total with activation checkpointing {choice}": total
+        for choice, total in found["memory_bytes_by_activation_checkpointing"].items()
+        if choice != load.activation_checkpointing
+    }
+    if "logits" not in components:
+        other_choices["logits, not at the peak"] = found["logits_bytes"]
+    return [
+        (
+            f"micro-batch of {load.sequences} x {load.length:,} tokens, {plan.micro_batches} per step",
+            f"{format_bytes(found['memory_bytes_per_gpu'])} of {format_bytes(plan.machine.memory_bytes)}: {fits}",
+        ),
+        *((f"  {names[name]}", format_bytes(count)) for name, count in components.items()),
+        *((name, format_bytes(count)) for name, count in other_choices.items()),
+        ("host memory while a checkpoint is written", f"up to {format_bytes(found['checkpoint_copy_bytes'])} more"),
+        (f"largest micro-batch in {HEADROOM:.0%} of it", f"{found['largest_micro_batch_sequences']} sequences"),
+    ]
+
+
+def _time_rows(plan: Plan, unit: str) -> Rows:
+    found, stated = plan.figures, plan.stated
+    basis = "measured here" if stated.measured_seconds else f"at an MFU of {stated.mfu:.1%}"
+    rows = [
+        (f"tokens/s per {unit}", f"{found['tokens_per_second_per_gpu']:,.0f} ({basis})"),
+        ("tokens/s in total", f"{found['tokens_per_second']:,.0f}"),
+        ("MFU", f"{found['mfu']:.1%}"),
+        ("step", format_duration_precise(found["step_seconds"])),
+        ("run", f"{format_duration(86_400 * found['days'])}, {found['gpu_hours']:,.1f} {unit}-hours"),
+    ]
+    if found["cost"] is not None:
+        rows.append((f"cost at {stated.price_per_gpu_hour:g} per GPU-hour", f"{found['cost']:,.2f}"))
+    return rows
+
+
+def _network_rows(plan: Plan) -> Rows:
+    found = plan.figures
+    hides = "hidden behind compute" if found["network_hides"] else "NOT HIDDEN: training waits for it"
+    replicas = f", {plan.replicas} replicas" if plan.replicas > 1 else ""
+    return [
+        ("sharding", f"{plan.load.shards} shards{replicas}"),
+        ("received per GPU and step", format_bytes(found["network_bytes_per_step"])),
+        ("time", f"{found['network_seconds_per_step']:.3g} s of {found['step_seconds']:.3g} s: {hides}"),
+    ]
+
+
+def _disk_rows(plan: Plan) -> Rows:
+    found = plan.figures
+    speed = f"{plan.stated.disk_bytes_per_second / 1e9:g} GB/s"
+    return [
+        ("token store", f"{format_bytes(found['store_bytes'])} (by {found['store_bytes_from']})"),
+        ("checkpoint", f"{format_bytes(found['checkpoint_bytes'])}, {found['checkpoint_seconds']:.3g} s at {speed}"),
+        ("all checkpoints, milestones included", format_bytes(found["checkpoints_bytes"])),
+        ("release, all releases", f"{format_bytes(found['release_bytes'])}, {format_bytes(found['releases_bytes'])}"),
+    ]
+
+
+def _failure_rows(plan: Plan) -> Rows:
+    found, stated = plan.figures, plan.stated
+    best = f"every {found['best_checkpoint_every_steps']:,} steps, {format_duration(found['best_checkpoint_seconds'])}"
+    rate = f"one per {stated.gpu_hours_between_failures:,.0f} GPU-hours, {stated.restart_minutes:g} minutes to restart"
+    assumptions = ", ".join(f"{_FLAGS[name]} {value:g}" for name, value in plan.assumptions.items())
+    return [
+        ("expected", f"{found['expected_failures']:.3g} ({rate})"),
+        (
+            f"lost with a checkpoint every {plan.recipe.checkpoint.every_steps:,} steps",
+            _format_hours(found["lost_hours"]),
+        ),
+        ("best interval", f"{best}: {_format_hours(found['lost_hours_at_best'])} lost"),
+        ("run with lost time", _format_hours(24 * found["days_with_losses"])),
+        ("assumed by default", assumptions or "nothing"),
+    ]
+
+
+def _format_hours(count: float) -> str:
+    return format_duration(3600 * count) if math.isfinite(count) else "never finishes: it fails before every checkpoint"

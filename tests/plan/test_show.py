@@ -1,0 +1,87 @@
+"""The output of `tinyllama plan`, and its checks of flags."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tinyllama.cli import main
+from tinyllama.errors import InputError
+from tinyllama.plan.estimate import Assumptions
+from tinyllama.plan.show import find_machine
+from tinyllama.recipe import Recipe
+
+
+def test_planning_imports_no_torch() -> None:
+    program = "import sys, tinyllama.plan.show; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_json_has_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "tinyllama-1.1b", "--hardware", "h100", "--gpus", "8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = "parameters flops_per_token memory_bytes_per_gpu tokens_per_second_per_gpu days gpu_hours store_bytes"
+    assert set(names.split()) <= set(found)
+
+
+def test_tables_name_formula_and_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "tinyllama-1.1b", "--hardware", "a100-40g", "--gpus", "16", "--price", "1.5"]) == 0
+    output = capsys.readouterr().out
+    expected = ("6 x (parameters - input embedding)", "data sheet", "GPU-hours", "fits", "hidden", "1,100,048,384")
+    assert [words for words in expected if words not in output] == []
+
+
+def test_sweep_is_printed_and_plotted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = tmp_path / "sweep.png"
+    command = ["plan", "tinyllama-1.1b", "--hardware", "h100", "--sweep", "gpus=8,64,4096", "--plot", str(plot)]
+    assert main(command) == 0
+    output = capsys.readouterr().out
+    assert "4,096 GPUs: train.batch_sequences: " in output
+    assert "such as --train.batch_sequences 4096" in output
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("flags", "place", "keyword"),
+    [
+        (["--hardware", "h1000"], "--hardware h1000", "a100-40g"),
+        (["--gpus", "0"], "--gpus 0", "number of GPUs"),
+        (["--failure-hours", "inf"], "--failure-hours inf", "GPU-hours"),
+        (["--disk", "1e-300"], "--disk 1e-300", "bytes per second"),
+        (["--price", "nan"], "--price nan", "amount"),
+        (["--vocab-size", "-5"], "--vocab-size -5", "vocabulary"),
+        (["--mfu", "56"], "--mfu 56.0", "fraction"),
+        (["--sweep", "gpus=²"], "--sweep gpus=²", "GPU counts"),
+        (["--sweep", "nodes=2"], "--sweep nodes=2", "GPU counts"),
+        (["--sweep", "gpus=8", "--hardware", "h100", "--plot", "/"], "--plot /", "file"),
+        (["--gpus", "3", "--hardware", "h100"], "train.batch_sequences", "3 ranks"),
+        (["--gpus", "16", "--parallel.replicate", "3", "--hardware", "h100"], "parallel: ", "16 ranks"),
+    ],
+)
+def test_invalid_flag_is_one_line(
+    flags: list[str], place: str, keyword: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "tinyllama-1.1b", *flags]) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert place in line and keyword in line
+
+
+def test_measured_speed_replaces_the_mfu(capsys: pytest.CaptureFixture[str]) -> None:
+    shape = "{dim: 64, layers: 4, heads: 2, kv_heads: 1, ffn_dim: 128, context_length: 64}"
+    fields = ["--model", shape, "--train.sequence_length", "64", "--train.compile", "false"]
+    assert main(["plan", "demo", *fields, "--hardware", "cpu", "--measure", "--vocab-size", "512", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    micro_batch, update = found["stated"]["measured_seconds"]
+    assert found["step_seconds"] == pytest.approx(micro_batch + update)
+    assert found["tokens_per_second_per_gpu"] == pytest.approx(32 * 64 / found["step_seconds"])
+    assert 0 < found["mfu"] < 1
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_unknown_gpu_needs_a_named_one(monkeypatch: pytest.MonkeyPatch, measured: bool) -> None:
+    monkeypatch.setattr("tinyllama.plan.measure.this_machine", lambda: None)
+    with pytest.raises(InputError, match="not in the table") as error:
+        find_machine(Recipe.load("demo"), "h100" if measured else None, Assumptions(), measured, 512)
+    assert ("--measure" in str(error.value)) == measured
