@@ -41,8 +41,6 @@ class HardwareSpec:
     """Bandwidth to the other GPUs of the node, one direction: NVLink, or PCIe 4.0 x16."""
     network_bytes_per_second: float
     """Bandwidth of a node of eight to other nodes, one direction: the DGX's network, or one port of 100 Gbit/s."""
-    watts: float | None
-    """Maximum power of the board."""
     source: str
     """Origin of these numbers."""
     is_cpu: bool = False
@@ -71,14 +69,14 @@ _AMPERE = "NVIDIA Ampere GA102 GPU Architecture white paper, table 9; PCIe witho
 HARDWARE_SPECS = {
     spec.name: spec
     for spec in (
-        HardwareSpec("a100-40g", 312e12, 19.5e12, 40e9, 300e9, 200e9, 400, _A100),
-        HardwareSpec("a100-80g", 312e12, 19.5e12, 80e9, 300e9, 200e9, 400, _A100),
-        HardwareSpec("h100", 989e12, 67e12, 80e9, 450e9, 400e9, 700, _H100),
-        HardwareSpec("h200", 989e12, 67e12, 141e9, 450e9, 400e9, 700, _H200),
-        HardwareSpec("b200", 2250e12, 75e12, 180e9, 900e9, 400e9, 1000, _B200),
-        HardwareSpec("l40s", 362e12, 91.6e12, 48e9, _PCIE, _NIC_100_GBIT, 350, "NVIDIA L40S data sheet"),
-        HardwareSpec("4090", 165e12, 82.6e12, 24e9, _PCIE, _NIC_100_GBIT, 450, _ADA),
-        HardwareSpec("3090", 71e12, 35.6e12, 24e9, _PCIE, _NIC_100_GBIT, 350, _AMPERE),
+        HardwareSpec("a100-40g", 312e12, 19.5e12, 40e9, 300e9, 200e9, _A100),
+        HardwareSpec("a100-80g", 312e12, 19.5e12, 80e9, 300e9, 200e9, _A100),
+        HardwareSpec("h100", 989e12, 67e12, 80e9, 450e9, 400e9, _H100),
+        HardwareSpec("h200", 989e12, 67e12, 141e9, 450e9, 400e9, _H200),
+        HardwareSpec("b200", 2250e12, 75e12, 180e9, 900e9, 400e9, _B200),
+        HardwareSpec("l40s", 362e12, 91.6e12, 48e9, _PCIE, _NIC_100_GBIT, "NVIDIA L40S data sheet"),
+        HardwareSpec("4090", 165e12, 82.6e12, 24e9, _PCIE, _NIC_100_GBIT, _ADA),
+        HardwareSpec("3090", 71e12, 35.6e12, 24e9, _PCIE, _NIC_100_GBIT, _AMPERE),
     )
 }
 GPUS_PER_NODE = 8
@@ -112,7 +110,7 @@ def measure_cpu_spec() -> HardwareSpec:
 
     bf16, fp32 = benchmark_matmul_flops(torch.bfloat16), benchmark_matmul_flops(torch.float32)
     source = "products of 2048 x 2048 matrices, measured now"
-    return HardwareSpec("cpu", bf16, fp32, total_memory_bytes(), 10e9, 12.5e9, None, source, is_cpu=True)
+    return HardwareSpec("cpu", bf16, fp32, total_memory_bytes(), 10e9, 12.5e9, source, is_cpu=True)
 
 
 def peak_flops(device: "torch.device", precision: "torch.dtype") -> float | None:

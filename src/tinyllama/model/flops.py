@@ -41,21 +41,6 @@ def flops_per_token(config: Model, vocab_size: int, sequence_length: int) -> int
     return 6 * _matmul_parameters(config, vocab_size) + 6 * config.layers * config.dim * sequence_length
 
 
-def flops_by_formula(config: Model, vocab_size: int, sequence_length: int) -> dict[str, int]:
-    """Return the FLOPs per token by each common formula, to compare with MFU figures from elsewhere.
-
-    `causal` is `flops_per_token`, which every MFU of tinyllama uses. `full` counts full attention. `6N` counts all
-    parameters, with the input embedding, and no attention; `6N+full` adds full attention.
-    """
-    parameters, attention = num_parameters(config, vocab_size), 12 * config.layers * config.dim * sequence_length
-    return {
-        "causal": flops_per_token(config, vocab_size, sequence_length),
-        "full": 6 * _matmul_parameters(config, vocab_size) + attention,
-        "6N": 6 * parameters,
-        "6N+full": 6 * parameters + attention,
-    }
-
-
 def saved_attention_probabilities(sequence_length: int) -> int:
     """Return the number of probabilities that the CPU's attention saves per query head and sequence.
 
