@@ -12,7 +12,8 @@ import tyro
 
 from tinyllama.errors import InputError
 from tinyllama.formatting import echo
-from tinyllama.recipe import Recipe, bundled_recipes, parse_yaml
+from tinyllama.recipe import Recipe, bundled_recipes
+from tinyllama.recipe.loading import parse_yaml
 
 
 def parse(name: str, function: Callable[..., int | None], arguments: list[str]) -> Callable[[], int | None]:

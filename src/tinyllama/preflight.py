@@ -16,8 +16,7 @@ from tinyllama.data.order import mixture_schedule
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.prepare.holdout import how_to_hold_out
-from tinyllama.recipe import Recipe
-from tinyllama.recipe.train_schema import Release
+from tinyllama.recipe import Recipe, Release
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import HUB_NAME
 from tinyllama.train.schedule import learning_rate

@@ -152,7 +152,7 @@ def test_a_source_without_a_share_needs_no_sequence(recipe: Recipe, store: Token
 
 
 def test_a_batch_that_does_not_divide_and_a_source_too_short_are_refused(recipe: Recipe, store: TokenStore) -> None:
-    with pytest.raises(InputError, match=r"train.batch_sequences: 24 rows do not divide among 5 ranks"):
+    with pytest.raises(InputError, match=r"train.batch_sequences: 24 sequences do not divide among 5 ranks"):
         batch_of_step(recipe, store, 0, 0, 5)
     long = recipe.model_copy(update={"train": recipe.train.model_copy(update={"sequence_length": 10**7})})
     with pytest.raises(InputError, match=r"modules/train: \d+ tokens are less than one sequence of 10000000"):

@@ -46,7 +46,7 @@ def recipe(small: Path, tmp_path: Path) -> Path:
         (["train", "demo", "--train.tokens"], "--train.tokens: its value is missing"),
         (["train", "--allow-change", "demo"], "train: name a recipe first"),
         (["train", "demo", "--model", "{dim: 4"], "--model: not valid YAML: expected ',' or '}'"),
-        (["train", "demo", "--model", "{dim: 4, dim: 8}"], "--model: not valid YAML: 'dim' stands here a second time"),
+        (["train", "demo", "--model", "{dim: 4, dim: 8}"], "--model: not valid YAML: 'dim' is a duplicate key"),
         (["train", "demo", "--alow-change"], "Unrecognized options: --alow-change"),
         (
             ["train", "demo", "--data.store", "nowhere"],
@@ -128,7 +128,7 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(small: Path, tmp_path: P
         check=False, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120,
     )  # fmt: skip
     assert done.returncode != 0
-    assert "tinyllama: train.batch_sequences: 3 rows do not divide among 2 ranks" in done.stderr
+    assert "tinyllama: train.batch_sequences: 3 sequences do not divide among 2 ranks" in done.stderr
     assert "exitcode  : 2" in done.stderr
     assert not list(tmp_path.rglob("step-*"))
 

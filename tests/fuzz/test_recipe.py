@@ -71,14 +71,17 @@ BOMB = "a: &b0 [x]\n" + "".join(f"a{n}: &b{n + 1} [{TEN.format(n)}]\n" for n in 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("name: x\nseed: 2026-13-01", ":2: not valid YAML: '2026-13-01' is no timestamp; put a text in quotes"),
-        ("seed: 0x_", ":1: not valid YAML: '0x_' is no int"),
+        (
+            "name: x\nseed: 2026-13-01",
+            ":2: not valid YAML: '2026-13-01' is not a valid timestamp; put a text in quotes",
+        ),
+        ("seed: 0x_", ":1: not valid YAML: '0x_' is not a valid int"),
         (f"seed: {'9' * 5000}", ":1: not valid YAML: '999"),
-        ("seed: !!bool x", ":1: not valid YAML: 'x' is no bool"),
+        ("seed: !!bool x", ":1: not valid YAML: 'x' is not a valid bool"),
         ("name: !!map [a]", ":1: not valid YAML: expected a mapping"),
         ("[" * 3000, ": not valid YAML: nested too deeply"),
-        ('name: "\\ud800"', ":1: not valid YAML: '\\ud800' holds half of a surrogate pair"),
-        ("name: a\x07", ": not valid YAML: character U+0007 at 7; take it out"),
+        ('name: "\\ud800"', ":1: not valid YAML: '\\ud800' contains half of a surrogate pair"),
+        ("name: a\x07", ": not valid YAML: character U+0007 at 7; remove it"),
         (BOMB, ": name: [[[[...], "),  # 10^12 lists, were they written out
     ],
 )
@@ -106,7 +109,7 @@ def test_any_fields_are_a_recipe_or_one_line(fields: Any) -> None:
 
 @few(100)
 @given(
-    name=st.sampled_from([*sorted(dict(flatten(whole("demo")))), "name.x", "data", "data.sources", "x", "", "a..b"]),
+    name=st.sampled_from([*sorted(flatten(whole("demo"))), "name.x", "data", "data.sources", "x", "", "a..b"]),
     value=values,
 )
 def test_any_override_is_taken_or_one_line(name: str, value: Any) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama.prepare.sources import SourceRow, list_files, read_rows
-from tinyllama.recipe.data_schema import Source
+from tinyllama.recipe import Source
 from tinyllama.text import to_str
 
 

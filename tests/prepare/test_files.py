@@ -104,7 +104,7 @@ LIST_WITHOUT_RIGHTS = """
 import os, sys
 from tinyllama.prepare.sources import list_files
 from tinyllama.errors import InputError
-from tinyllama.recipe.data_schema import Source
+from tinyllama.recipe import Source
 if os.geteuid() == 0:  # whom permission bits do not bind
     os.setgroups([])
     os.setgid(65534)

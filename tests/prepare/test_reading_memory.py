@@ -23,7 +23,7 @@ READ = """
 import sys
 from pathlib import Path
 from tinyllama.prepare.sources import Row, read_rows
-from tinyllama.recipe.data_schema import Source
+from tinyllama.recipe import Source
 separator = (sys.argv[3:] or [None])[0]
 source = Source(format=sys.argv[2], path=sys.argv[1], weight=1, separator=separator, max_compression_ratio=10**6)
 rows = characters = 0

@@ -12,7 +12,7 @@ from tests.prepare.raw import lines, slim, source, texts_of, write
 
 from tinyllama.errors import InputError
 from tinyllama.prepare.sources import InputFile, RejectedRow, SourceRow, check_sources_disjoint, list_files, read_rows
-from tinyllama.recipe.data_schema import SLIMPAJAMA_SUBSETS, Source
+from tinyllama.recipe import SLIMPAJAMA_SUBSETS, Source
 
 
 def table(path: Path, **columns: list[object]) -> Path:
@@ -59,7 +59,7 @@ def test_slimpajama_s_parquet_copies_keep_their_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("choice", ["include", "exclude"])
 def test_a_subset_that_slimpajama_lacks_is_refused_with_the_nearest(choice: str) -> None:
     with pytest.raises(
-        ValidationError, match=r"RedPajamaGitHub is no subset of SlimPajama; did you mean RedPajamaGith"
+        ValidationError, match=r"RedPajamaGitHub is not a subset of SlimPajama; did you mean RedPajamaGith"
     ):
         source("slimpajama", "raw", **{choice: ["RedPajamaGitHub"]})
     with pytest.raises(ValidationError, match=r"format jsonl has no subsets"):

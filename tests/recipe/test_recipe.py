@@ -52,9 +52,9 @@ def test_token_counts_read_as_people_write_them(text: object, tokens: int) -> No
         (
             {"data.sources.slimpajama.weight": 0, "data.sources.starcoderdata.weight": 0},
             "sources' weights",
-            "sum to nothing",
+            "sum to zero",
         ),
-        ({"data.stages": [{"from_tokens": 0, "weights": {"slimpajama": 0}}]}, "from 0 tokens", "sum to nothing"),
+        ({"data.stages": [{"from_tokens": 0, "weights": {"slimpajama": 0}}]}, "from 0 tokens", "sum to zero"),
         ({"data.sources.slimpajama.weight": -1}, "data.sources.slimpajama.weight: -1", "greater than or equal to 0"),
         ({"data.executor": "slurm"}, "executor slurm", "needs data.slurm"),
         ({"data.sources.slimpajama.path": ""}, "slimpajama.path: ''", "at least 1 character"),
@@ -98,9 +98,9 @@ def test_a_recipe_that_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None
     [
         ("1:30:00", "'1:30:00' is read by YAML as 5400; write that"),
         ("010", "'010' is read by YAML as 8; write that"),
-        ("0x" + "f" * 5000, "is more than any field counts"),
-        ("1" + ":00" * 3000, "is more than any field counts"),
-        ("9" * 5000, "is no int; put a text in quotes"),
+        ("0x" + "f" * 5000, "is larger than any field allows"),
+        ("1" + ":00" * 3000, "is larger than any field allows"),
+        ("9" * 5000, "is not a valid int; put a text in quotes"),
         ("'" + "9" * 5000 + "'", "is more than 1e18 tokens"),
     ],
 )
@@ -127,7 +127,7 @@ def test_a_flag_fills_a_part_that_a_runs_own_recipe_has_as_null(tmp_path: Path) 
 def test_two_sources_of_one_name_are_refused_with_their_line(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "recipes/demo.yaml").read_text()
     (tmp_path / "twice.yaml").write_text(text.replace("    starcoderdata:", "    slimpajama:"))
-    with pytest.raises(InputError, match=r"twice.yaml:9: not valid YAML: 'slimpajama' stands here a second time"):
+    with pytest.raises(InputError, match=r"twice.yaml:9: not valid YAML: 'slimpajama' is a duplicate key"):
         Recipe.load(tmp_path / "twice.yaml")
 
 

@@ -32,9 +32,9 @@ from tinyllama.tokenizer import Tokenizer
 def test_a_source_names_no_protocol_that_could_run_code_and_no_chain(small: Path, tmp_path: Path, path: str) -> None:
     fields = small_recipe(small)
     fields["data"]["sources"] = {"own": {"format": "jsonl", "path": path, "weight": 1}}
-    with pytest.raises(InputError, match=r"data\.sources\.own\.path: .*is a URL that is not read"):
+    with pytest.raises(InputError, match=r"data\.sources\.own\.path: .*is not a supported URL"):
         Recipe.load(written(tmp_path, fields))
-    with pytest.raises(InputError, match="is a URL that is not read"):
+    with pytest.raises(InputError, match="is not a supported URL"):
         find_files(path, lambda name: True)
 
 

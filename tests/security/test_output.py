@@ -80,7 +80,7 @@ def test_a_recipe_with_an_escape_sequence_is_refused(
     path.write_text(yaml.safe_dump(merge(small_recipe(small), change)))
     assert cli.main(["plan", str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "holds a control character; take it out" in line
+    assert "contains a control character; remove it" in line
     assert "\x1b" not in line
 
 

@@ -28,7 +28,7 @@ from tests.vocabularies import (
 from tinyllama.errors import InputError
 from tinyllama.prepare.corpus import CorpusReport
 from tinyllama.prepare.sources import RejectedRow, SourceRow, list_files, read_rows
-from tinyllama.recipe.data_schema import Source
+from tinyllama.recipe import Source
 from tinyllama.text import to_str
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import HuggingFaceBackend, SentencePieceBackend

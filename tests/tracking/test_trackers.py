@@ -16,8 +16,7 @@ from tests.tracking.shown import tensorboard, wandb_rows
 
 from tinyllama.errors import InputError
 from tinyllama.files import read_json
-from tinyllama.recipe import Recipe
-from tinyllama.recipe.train_schema import Track
+from tinyllama.recipe import Recipe, Track
 from tinyllama.runs.log import read_rows
 from tinyllama.tracking import trackers
 from tinyllama.tracking.follow import SinkPosition

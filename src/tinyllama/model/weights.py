@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tinyllama.errors import InputError
 from tinyllama.recipe import Model
-from tinyllama.recipe.messages import format_validation_error
+from tinyllama.recipe.loading import format_validation_error
 
 # Inside a block: our name -> Hugging Face's, in the order in which their rows are stacked.
 _BLOCK = {

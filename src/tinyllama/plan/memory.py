@@ -14,8 +14,7 @@ from tinyllama.model.flops import (
     parameters_by_part,
     saved_attention_probabilities,
 )
-from tinyllama.recipe import Model
-from tinyllama.recipe.train_schema import Optimizer
+from tinyllama.recipe import Model, Optimizer
 
 ActivationCheckpointing = Literal["none", "selective", "full"]
 

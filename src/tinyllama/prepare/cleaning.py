@@ -19,8 +19,7 @@ from tinyllama.errors import InputError
 from tinyllama.prepare import decontamination, deduplication
 from tinyllama.prepare.dropping import DropCallback, DroppedDocumentWriter, drop_document
 from tinyllama.prepare.ngrams import words
-from tinyllama.recipe import Recipe
-from tinyllama.recipe.data_schema import Cleaning
+from tinyllama.recipe import Cleaning, Recipe
 
 Step = Callable[[Any, int, int], Any]
 """A step of a datatrove pipeline: (documents, rank, number of ranks) -> documents."""

@@ -18,7 +18,7 @@ import pyarrow.parquet
 from tinyllama.errors import InputError
 from tinyllama.prepare.large_strings import LONG_BYTES, LONGEST_BYTES
 from tinyllama.prepare.parquet_pages import PageError, pages
-from tinyllama.recipe.messages import printable
+from tinyllama.recipe.loading import printable
 from tinyllama.text import TextLike, is_utf8
 
 _BATCH_BYTES = 16 << 20

@@ -20,7 +20,7 @@ from tinyllama.errors import InputError
 from tinyllama.files import atomic_write
 from tinyllama.prepare.dropping import DropCallback, drop_document
 from tinyllama.prepare.ngrams import hashed_ngrams
-from tinyllama.recipe.data_schema import Cleaning
+from tinyllama.recipe import Cleaning
 
 CONTAMINATED = "contaminated"
 """Of a document's metadata: what was found in it, numbers of items by task."""

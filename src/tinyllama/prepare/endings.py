@@ -3,7 +3,7 @@
 A format reads the files of its kinds; every other file under a source's path is counted by its ending.
 """
 
-from tinyllama.recipe.messages import printable
+from tinyllama.recipe.loading import printable
 
 PACKINGS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 """Ending and name of each packing; JSON lines, text and csv files are read packed too."""

@@ -72,7 +72,7 @@ def settings_diff(
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Dotted name and both values of each leaf in which two mappings differ, in the order of the names."""
-    then, now = dict(flatten(found)), dict(flatten(wanted))
+    then, now = flatten(found), flatten(wanted)
     for key in sorted(then | now):
         if then.get(key) != now.get(key):
             yield key, then.get(key), now.get(key)

@@ -22,8 +22,8 @@ from tinyllama.prepare.endings import category_of
 from tinyllama.prepare.large_strings import LONG_BYTES, LONGEST_BYTES, parse_long_line
 from tinyllama.prepare.lenient_json import Repaired, loads
 from tinyllama.prepare.lines import Budget, documents_of, iter_lines, opened_text, whole_file
-from tinyllama.recipe.data_schema import Source
-from tinyllama.recipe.messages import printable
+from tinyllama.recipe import Source
+from tinyllama.recipe.loading import printable
 from tinyllama.text import TextLike, is_utf8
 
 _SUBSET = "redpajama_set_name"

@@ -14,8 +14,7 @@ from tinyllama.prepare.file_warnings import remedy_of
 from tinyllama.prepare.holdout import HELD_OUT, hash_to_unit_interval, split_tail
 from tinyllama.prepare.sources import InputFile, RejectedRow, list_files, read_rows
 from tinyllama.progress import BYTES, Bar
-from tinyllama.recipe import Recipe
-from tinyllama.recipe.data_schema import Source
+from tinyllama.recipe import Recipe, Source
 from tinyllama.text import to_str
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.training import TrainingText, train_on_lines, training_text

@@ -22,8 +22,8 @@ from tinyllama.prepare.endings import endings_of, is_read, packing_of, split_end
 from tinyllama.prepare.files import FileEntry, canonical_path, find_files, local_copy, open_input, reason_of
 from tinyllama.prepare.lines import unpacked
 from tinyllama.prepare.rows import RejectedRow, SourceRow, begins_longer_json, iter_rows, language_of, text_field
-from tinyllama.recipe.data_schema import SLIMPAJAMA_SUBSETS, Source
-from tinyllama.recipe.messages import suggest
+from tinyllama.recipe import SLIMPAJAMA_SUBSETS, Source
+from tinyllama.recipe.loading import suggest
 
 __all__ = ["InputFile", "RejectedRow", "SourceRow", "check_sources_disjoint", "list_files", "read_rows"]
 

@@ -27,7 +27,7 @@ from tinyllama.prepare.holdout import HELD_OUT, TAIL_HELD_OUT, hash_to_unit_inte
 from tinyllama.prepare.shards import ShardWriter
 from tinyllama.prepare.sources import RejectedRow, read_rows
 from tinyllama.prepare.tasks import TOKENS, Job, Task
-from tinyllama.recipe.data_schema import Cleaning
+from tinyllama.recipe import Cleaning
 from tinyllama.text import TextLike, iter_utf8_chunks, to_str
 from tinyllama.tokenizer import Tokenizer
 

@@ -1,20 +1,22 @@
-"""The `data` part of a recipe: sources, cleaning, mixes, markers, and where and how the token store is made."""
+"""The `data` part of a recipe: sources, cleaning, mixture, special tokens, and how the token store is made."""
 
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from tinyllama.recipe.fields import Address, Count, RecipeModel, Share, SourceName, parse_tokens
-from tinyllama.recipe.messages import suggest
-
-Weight = Annotated[float, Field(ge=0)]
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)]
-# YAML's plain and single-quoted text, and a shell, leave escapes as they are.
-Separator = Annotated[
-    str, Field(min_length=1), AfterValidator(lambda text: text.replace("\\n", "\n").replace("\\t", "\t"))
-]
-TokenCount = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
+from tinyllama.recipe.fields import (
+    Address,
+    Count,
+    Fraction,
+    NonNegative,
+    RecipeModel,
+    Separator,
+    SourceName,
+    Strings,
+    TokenCountOrZero,
+)
+from tinyllama.recipe.loading import suggest
 
 SLIMPAJAMA_SUBSETS = (
     "RedPajamaCommonCrawl",
@@ -25,86 +27,6 @@ SLIMPAJAMA_SUBSETS = (
     "RedPajamaWikipedia",
     "RedPajamaStackExchange",
 )
-
-
-class Cleaning(RecipeModel):
-    """What is taken out of a source, by datatrove's blocks, in this order; nothing by default."""
-
-    deduplicate: Literal["exact", "minhash"] | None = None
-    """Keep the first of equal or, by minhash, near-equal documents (of 5 words up) of all sources that ask for it."""
-    filters: tuple[Literal["gopher_repetition", "gopher_quality", "c4", "fineweb"], ...] = ()
-    """Quality filters, in this order, with their papers' thresholds; c4 also drops lines of the documents it keeps."""
-    decontaminate: Names = ()
-    """Evaluation tasks; a document that shares a run of `decontamination_words` words with one of their items goes."""
-    decontamination_words: Count = 13
-    """Length of such a run in words (13: Brown et al. 2020, appendix C)."""
-    language: str = "en"
-    """Whose rules cut text into words, as an ISO 639-1 code."""
-
-
-class Source(RecipeModel):
-    """One data set and its share of the mix."""
-
-    format: Literal["slimpajama", "starcoderdata", "jsonl", "parquet", "text", "csv", "huggingface"]
-    """How its files are read; `huggingface` is a data set's folder, as downloaded or as saved by `datasets`."""
-    path: Address = Field(min_length=1)
-    """Folder, file, glob or fsspec URL (`s3://…`), read in sorted order; a folder is read with everything below it but
-    names that begin with a dot."""
-    weight: Weight
-    """Share of every batch, relative to the other sources' weights."""
-    text: str | None = None
-    """Field or column that holds a document; `text` without it, and `content` in Starcoderdata."""
-    separator: Separator | None = None
-    """Separator between the documents of a file of format text: `"\\n\\n"` (blank lines), `"\\n"` (a document per
-    line), `"<|endoftext|>"` and the like; without it a file is one document."""
-    holdout: Literal["tail"] | None = None
-    """What `data.validation_fraction` is a fraction of: the documents; with `tail`, each text (its end)."""
-    max_compression_ratio: Count = 1000
-    """Bytes that a packed or parquet file may hold for each of its own; at a file with more, `prepare` stops."""
-    include: Names = ()
-    """Subsets that are read (SlimPajama's `redpajama_set_name`, Starcoderdata's languages); none named means all."""
-    exclude: Names = ()
-    """Subsets that are left out."""
-    clean: Cleaning = Cleaning()
-    """What is taken out of it."""
-
-    @model_validator(mode="after")
-    def _subsets_are_known(self) -> Self:
-        if self.format == "text" and self.text is not None:
-            raise ValueError(f"format text has no field {self.text!r}, a file is a document; take text out")
-        if self.separator and self.format != "text":
-            raise ValueError(f"format {self.format} has documents of its own, without a separator; take separator out")
-        named = (*self.include, *self.exclude)
-        if named and self.format not in ("slimpajama", "starcoderdata"):
-            raise ValueError(f"format {self.format} has no subsets to include or exclude; take {named[0]} out")
-        for both in set(self.include) & set(self.exclude):
-            raise ValueError(f"{both} is included and excluded; take it out of one")
-        for name in named if self.format == "slimpajama" else ():
-            if name not in SLIMPAJAMA_SUBSETS:
-                raise ValueError(f"{name} is no subset of SlimPajama; {suggest(name, SLIMPAJAMA_SUBSETS, cutoff=0.4)}")
-        return self
-
-
-class SpecialTokens(RecipeModel):
-    """What stands around each document in the token store."""
-
-    bos: bool = True
-    """Put `<s>` before each document."""
-    eos: bool = True
-    """Put `</s>` after each document."""
-
-
-class MixtureStage(RecipeModel):
-    """A mix that holds from a token count on."""
-
-    from_tokens: TokenCount
-    """Tokens seen when the mix begins; it takes effect at the next step boundary."""
-    weights: dict[str, Weight]
-    """Share of each source; a source that is not named has none."""
-    ramp_tokens: TokenCount = 0
-    """Tokens over which the mix moves from the one before to this one, in up to 64 equal steps."""
-
-
 SlurmOption = Literal[
     "account", "comment", "constraint", "exclude", "exclusive", "gres", "licenses", "mail-type", "mail-user", "nice",
     "nodelist", "prefer", "priority", "qos", "reservation", "tmp", "wckey",
@@ -112,66 +34,147 @@ SlurmOption = Literal[
 """Options of sbatch that a recipe may give. A line of a batch script holds several, so their values have no spaces."""
 
 
+class Cleaning(RecipeModel):
+    """Cleaning steps for one source, with datatrove's filters; none by default."""
+
+    deduplicate: Literal["exact", "minhash"] | None = None
+    """Keep only the first of equal documents, or with minhash of near-equal documents of at least 5 words, across all
+    sources that set this."""
+    filters: tuple[Literal["gopher_repetition", "gopher_quality", "c4", "fineweb"], ...] = ()
+    """Quality filters, applied in this order with the thresholds of their papers; `c4` also removes lines from
+    documents."""
+    decontaminate: Strings = ()
+    """Evaluation tasks. A document that shares `decontamination_words` consecutive words with an item is dropped."""
+    decontamination_words: Count = 13
+    """Length of the shared word sequence (13 in Brown et al. 2020, appendix C)."""
+    language: str = "en"
+    """ISO 639-1 code of the language whose rules split text into words."""
+
+
+class Source(RecipeModel):
+    """One data set and its weight in the mixture."""
+
+    format: Literal["slimpajama", "starcoderdata", "jsonl", "parquet", "text", "csv", "huggingface"]
+    """File format; `huggingface` is the folder of a data set, as downloaded or as saved by `datasets`."""
+    path: Address
+    """Folder, file, glob or fsspec URL (`s3://…`). Files are read in sorted order, and folders recursively, without
+    names that begin with a dot."""
+    weight: NonNegative
+    """Share of each batch, relative to the weights of the other sources."""
+    text: str | None = None
+    """Field or column with the document; the default is `content` for Starcoderdata and `text` otherwise."""
+    separator: Separator | None = None
+    """Separator between the documents of a text file: `"\\n\\n"` (blank lines), `"\\n"` (one document per line),
+    `"<|endoftext|>"`. Without it, a file is one document."""
+    holdout: Literal["tail"] | None = None
+    """Meaning of `data.validation_fraction`: a fraction of the documents, or with `tail` the end of each document."""
+    max_compression_ratio: Count = 1000
+    """Maximum number of uncompressed bytes per byte of a compressed or Parquet file; `prepare` stops above it."""
+    include: Strings = ()
+    """Subsets to read (SlimPajama's `redpajama_set_name`, Starcoderdata's languages); all if empty."""
+    exclude: Strings = ()
+    """Subsets to skip."""
+    clean: Cleaning = Cleaning()
+    """Cleaning of this source."""
+
+    @model_validator(mode="after")
+    def _check_format_options(self) -> Self:
+        if self.format == "text" and self.text is not None:
+            raise ValueError(f"format text has no field {self.text!r}; take text out")
+        if self.separator and self.format != "text":
+            raise ValueError(f"format {self.format} needs no separator between documents; take separator out")
+        subsets = (*self.include, *self.exclude)
+        if subsets and self.format not in ("slimpajama", "starcoderdata"):
+            raise ValueError(f"format {self.format} has no subsets to include or exclude; take {subsets[0]} out")
+        for both in set(self.include) & set(self.exclude):
+            raise ValueError(f"{both} is included and excluded; take it out of one")
+        for name in subsets if self.format == "slimpajama" else ():
+            if name not in SLIMPAJAMA_SUBSETS:
+                hint = suggest(name, SLIMPAJAMA_SUBSETS, cutoff=0.4)
+                raise ValueError(f"{name} is not a subset of SlimPajama; {hint}")
+        return self
+
+
+class SpecialTokens(RecipeModel):
+    """Special tokens around each document in the token store."""
+
+    bos: bool = True
+    """Put the BOS token `<s>` before each document."""
+    eos: bool = True
+    """Put the EOS token `</s>` after each document."""
+
+
+class MixtureStage(RecipeModel):
+    """A mixture that applies from a token count on."""
+
+    from_tokens: TokenCountOrZero
+    """Number of trained tokens at which the mixture begins; it applies from the next step."""
+    weights: dict[str, NonNegative]
+    """Weight of each source; 0 for sources that are not named."""
+    ramp_tokens: TokenCountOrZero = 0
+    """Tokens over which the weights change from the previous mixture to this one, in up to 64 equal steps."""
+
+
 class Slurm(RecipeModel):
-    """What the jobs ask of a Slurm cluster."""
+    """Resources for the jobs of `prepare` on a Slurm cluster."""
 
     partition: Annotated[str, Field(pattern=r"^[\w.,-]+$")]
-    """Where they run."""
+    """Partition of the jobs."""
     time: Annotated[str, Field(pattern=r"^[\d:-]+$")] = "24:00:00"
-    """Longest time of one task."""
+    """Time limit of one task."""
     memory_gigabytes: Count = 4
-    """Memory of one task; a worker needs less than one."""
+    """Memory of one task; a worker needs less than one gigabyte."""
     arguments: dict[SlurmOption, Annotated[str, Field(pattern=r"^\S*$")]] = Field(default={})
-    """Other options of sbatch, without their dashes; options that run something or write files are not among them."""
+    """Other options of sbatch, without dashes; options that run commands or write files are not allowed."""
 
 
 class Data(RecipeModel):
-    """Where the text comes from and where its tokens go."""
+    """Text sources, their mixture, and the token store made from them."""
 
     store: str
-    """Folder of the token store: `prepare` writes it, `train` reads it."""
+    """Folder of the token store, which `prepare` writes and `train` reads."""
     workers: Count | Literal["auto"] = "auto"
-    """Tasks under way at a time; never changes the bytes. `auto`: one a core, or all that the cluster gives."""
+    """Maximum number of parallel tasks; does not change the store. `auto`: one per core, or all that the cluster
+    gives."""
     executor: Literal["local", "slurm", "ray"] = "local"
-    """What runs the tasks of `prepare`: processes here, Slurm jobs, or a Ray cluster; never changes the bytes."""
+    """What runs the tasks of `prepare`: local processes, Slurm jobs or a Ray cluster; does not change the store."""
     slurm: Slurm | None = None
-    """What the jobs ask for, where `executor` is slurm."""
+    """Resources of the jobs; required if `executor` is slurm."""
     sources: dict[SourceName, Source] = Field(min_length=1)
-    """The data sets, by name: letters, digits, `_` and `-`; each has a folder of that name in the store."""
+    """Data sets by name (letters, digits, `_` and `-`); each gets a folder of its name in the store."""
     stages: tuple[MixtureStage, ...] = ()
-    """Mixes that replace the sources' weights from a token count on, in rising order."""
+    """Mixture schedule: mixtures that replace the sources' weights, in ascending order of `from_tokens`."""
     document: SpecialTokens = SpecialTokens()
-    """Markers around each document."""
-    validation_fraction: Share = 0.0005
-    """Fraction of the documents kept for validation where a source has no such split; by content hash."""
+    """Special tokens around each document."""
+    validation_fraction: Fraction = 0.0005
+    """Fraction of the documents used for validation, chosen by content hash, in sources without a validation
+    split."""
 
     @model_validator(mode="after")
     def _check_mixture_schedule(self) -> Self:
         starts = [stage.from_tokens for stage in self.stages]
         if starts != sorted(set(starts)):
-            raise ValueError(f"stages begin at {starts}; put them in rising order")
+            raise ValueError(f"stages begin at {starts}; put them in ascending order")
         for stage, following in pairwise(self.stages):
             if stage.from_tokens + stage.ramp_tokens > following.from_tokens:
                 raise ValueError(
-                    f"the stage from {following.from_tokens} tokens begins before the one from {stage.from_tokens} "
-                    f"has ramped up, over {stage.ramp_tokens}; begin it later or shorten ramp_tokens"
+                    f"the stage from {following.from_tokens} tokens begins during the ramp of {stage.ramp_tokens} "
+                    f"tokens from {stage.from_tokens}; begin it later or shorten ramp_tokens"
                 )
         for stage in self.stages:
             for name in stage.weights.keys() - self.sources.keys():
                 raise ValueError(f"stages name a source {name!r} that sources lacks; correct it")
             if not sum(stage.weights.values()):
-                raise ValueError(f"the stage from {stage.from_tokens} tokens: its weights sum to nothing; raise one")
-        for name, source in self.sources.items():
-            if source.holdout == "tail" and not self.validation_fraction:
-                raise ValueError(
-                    f"sources.{name}.holdout is tail, but validation_fraction is 0; give the fraction that is held out"
-                )
+                raise ValueError(f"the weights of the stage from {stage.from_tokens} tokens sum to zero; raise one")
         if not sum(source.weight for source in self.sources.values()):
-            raise ValueError("the sources' weights sum to nothing; raise one")
+            raise ValueError("the sources' weights sum to zero; raise one")
         return self
 
     @model_validator(mode="after")
-    def _check_executor(self) -> Self:
+    def _check_dependent_fields(self) -> Self:
+        for name, source in self.sources.items():
+            if source.holdout == "tail" and not self.validation_fraction:
+                raise ValueError(f"sources.{name}.holdout is tail, but validation_fraction is 0; raise the fraction")
         if self.executor == "slurm" and self.slurm is None:
             raise ValueError("executor slurm needs data.slurm, with its partition; add it")
         return self

@@ -1,4 +1,4 @@
-"""What the parts of a recipe are made of: frozen pydantic models and fields that name their unit."""
+"""The base class of a recipe's parts, and the types of their fields."""
 
 import re
 from typing import Annotated
@@ -8,10 +8,17 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from tinyllama.formatting import visible
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Pattern of names that become folders."""
+PROTOCOLS = ("file", "local", "memory", "http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf")
+"""Allowed protocols of a source's URL. fsspec knows more, and some of them run code from a file."""
 
 
 def parse_tokens(value: object) -> object:
-    """Read a count of tokens: `3T`, `105B`, `20M`, `512K`, `2e6`, or a plain number."""
+    """Return the number for a token count such as `3T`, `105B`, `20M`, `512K` or `2e6`; other types unchanged.
+
+    Raises ValueError for other text and for counts above 1e18.
+    """
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if not isinstance(value, str):
@@ -29,24 +36,29 @@ def check_protocol(path: str) -> str:
     """Return a path or URL. Raises ValueError for a URL of a protocol that is not in PROTOCOLS, and for a chain."""
     protocol, is_url, _ = path.partition("://")
     if is_url and ("::" in path or protocol not in PROTOCOLS):
-        raise ValueError(f"is a URL that is not read; give a local path, or one URL of {', '.join(PROTOCOLS)}")
+        raise ValueError(f"is not a supported URL; give a local path, or one URL of {', '.join(PROTOCOLS)}")
     return path
 
 
-PROTOCOLS = ("file", "local", "memory", "http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf")
-"""What the URL of a source may begin with. fsspec knows more, and some of them run code that a file holds."""
-Address = Annotated[str, AfterValidator(check_protocol)]
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-"""Pattern of names that become folders."""
-Tokens = Annotated[int, BeforeValidator(parse_tokens), Field(gt=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+Address = Annotated[str, Field(min_length=1), AfterValidator(check_protocol)]
 Count = Annotated[int, Field(gt=0)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+# YAML's plain and single-quoted strings, and a shell, do not interpret these escapes.
+Separator = Annotated[
+    str, Field(min_length=1), AfterValidator(lambda text: text.replace("\\n", "\n").replace("\\t", "\t"))
+]
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+Strings = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+TokenCount = Annotated[int, BeforeValidator(parse_tokens), Field(gt=0)]
+TokenCountOrZero = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
 
 
 class RecipeModel(BaseModel):
-    """A mapping of named fields; an unknown name is an error, and nothing changes once it is read."""
+    """A frozen mapping of named fields, in which an unknown name is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -60,11 +72,11 @@ class RecipeModel(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _no_control_characters(cls, value: object, info: ValidationInfo) -> object:
-        # Texts are printed, and become paths and arguments. A separator alone may be one, such as a form feed.
+    def _reject_control_characters(cls, value: object, info: ValidationInfo) -> object:
+        # Strings are printed, and become paths and arguments. Only a separator may be one, such as a form feed.
         inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
         texts = [text for text in inner if isinstance(text, str)]
         is_bad = any(visible(text) != text or set(text) & {"\n", "\t"} for text in texts)
         if is_bad and info.field_name != "separator":
-            raise ValueError("holds a control character; take it out")
+            raise ValueError("contains a control character; remove it")
         return value

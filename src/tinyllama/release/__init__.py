@@ -23,8 +23,8 @@ from tinyllama.files import (
     write_json,
 )
 from tinyllama.loading import load_model, load_tokenizer
-from tinyllama.recipe import Recipe, train_schema
-from tinyllama.recipe.messages import format_validation_error
+from tinyllama.recipe import Recipe, Release
+from tinyllama.recipe.loading import format_validation_error
 from tinyllama.release.average import average_into, averaged_checkpoints
 from tinyllama.release.card import model_card
 from tinyllama.release.convert import foreign_card
@@ -101,14 +101,14 @@ def release(
     return folder
 
 
-def _wanted(recipe: train_schema.Release, *given: Any) -> train_schema.Release:
+def _wanted(recipe: Release, *given: Any) -> Release:
     """A recipe's `release` with what was given instead of it. Raises InputError for what it could not hold either."""
     names = ("formats", "average_checkpoints", "average_decay")
     fields = {name: value for name, value in zip(names, given, strict=True) if value is not None}
     try:
-        return train_schema.Release.model_validate(recipe.model_dump() | fields)
+        return Release.model_validate(recipe.model_dump() | fields)
     except ValidationError as error:
-        raise InputError(f"release: {format_validation_error(error, train_schema.Release)}") from None
+        raise InputError(f"release: {format_validation_error(error, Release)}") from None
 
 
 def _export(part: Path, source: Path, averaged: list[Path], decay: float) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from huggingface_hub import ModelCardData
 
 from tinyllama.formatting import format_count
 from tinyllama.hardware import format_hardware
-from tinyllama.recipe import Recipe
-from tinyllama.recipe.train_schema import Schedule
+from tinyllama.recipe import Recipe, Schedule
 from tinyllama.release.card_data import data_section
 from tinyllama.release.card_scores import eval_results, scores_section
 from tinyllama.release.card_use import usage_snippets

@@ -6,8 +6,7 @@ From a recipe and what the store's manifest says of its sources; a report tells 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tinyllama.recipe import Recipe
-from tinyllama.recipe.data_schema import MixtureStage, Source
+from tinyllama.recipe import MixtureStage, Recipe, Source
 from tinyllama.release.lineage import PUBLIC
 from tinyllama.release.markdown import table
 

@@ -19,9 +19,7 @@ from tinyllama.files import is_inside, read_json, sha256_of
 from tinyllama.loading import load_tokenizer
 from tinyllama.model.flops import num_parameters
 from tinyllama.prepare.corpus import MANIFEST as EMBEDDED_CORPUS
-from tinyllama.recipe import Recipe
-from tinyllama.recipe.data_schema import Source
-from tinyllama.recipe.train_schema import Release
+from tinyllama.recipe import Recipe, Release, Source
 from tinyllama.runs import log
 from tinyllama.runs.checkpoint import COMMIT
 from tinyllama.tokenizer.backends import HUB_NAME

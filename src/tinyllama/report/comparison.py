@@ -28,7 +28,7 @@ def _is_twice(run: Run, runs: Sequence[Run]) -> bool:
 
 def recipe_differences(runs: Mapping[str, Run]) -> Table:
     """Each field of the recipe that is not the same in all runs; a run's name is none of them."""
-    fields = {name: dict(flatten(run.recipe.model_dump(mode="json", exclude={"name"}))) for name, run in runs.items()}
+    fields = {name: flatten(run.recipe.model_dump(mode="json", exclude={"name"})) for name, run in runs.items()}
     rows = [(name, *(_value(of_run.get(name, "")) for of_run in fields.values())) for name in differing(fields)]
     return Table(("field of the recipe", *runs), rows)
 

@@ -19,7 +19,7 @@ from tinyllama.errors import InputError, summarize_error
 from tinyllama.files import open_without_following
 from tinyllama.formatting import echo
 from tinyllama.processes import sidecar_environment
-from tinyllama.recipe import train_schema
+from tinyllama.recipe import Track
 from tinyllama.runs.log import RunLog
 
 PATIENCE_SECONDS = 60.0
@@ -35,13 +35,13 @@ sys.exit(main(*sys.argv[1:]))
 """
 
 
-def enabled_trackers(track: train_schema.Track) -> list[str]:
+def enabled_trackers(track: Track) -> list[str]:
     """The trackers that a recipe names, which are modules' names."""
     asked = {"trackio": track.trackio, "wandb": track.wandb is not None, "tensorboard": track.tensorboard}
     return [name for name, is_asked in asked.items() if is_asked]
 
 
-def check_trackers(track: train_schema.Track) -> None:
+def check_trackers(track: Track) -> None:
     """Raise InputError where the recipe names a tracker that is not installed."""
     for name in enabled_trackers(track):
         if find_spec(name) is None:
@@ -51,7 +51,7 @@ def check_trackers(track: train_schema.Track) -> None:
 class Trackers:
     """A run's trackers, from the beginning of training to its end."""
 
-    def __init__(self, track: train_schema.Track, run: Path, journal: RunLog) -> None:
+    def __init__(self, track: Track, run: Path, journal: RunLog) -> None:
         self.trackers = [Tracker(name, run, journal) for name in enabled_trackers(track)]
 
     def __enter__(self) -> "Trackers":

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from tinyllama.errors import RunStoppedError
 from tinyllama.model.llama import Llama
 from tinyllama.processes import die_with_torchrun
-from tinyllama.recipe.train_schema import Parallel
+from tinyllama.recipe import Parallel
 from tinyllama.train.rendezvous import unique_prefix_store
 
 Value = TypeVar("Value")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama.files import read_json, write_json
-from tinyllama.recipe import train_schema
+from tinyllama.recipe import Guard
 
 _MIN_RELATIVE_STD = 0.01
 """A standard deviation is taken as this share of the median at least: losses may be all but equal."""
@@ -39,7 +39,7 @@ class Action(Enum):
 class SpikeDetector:
     """Judges each step by the losses before it."""
 
-    def __init__(self, recipe: train_schema.Guard, state: dict[str, Any] | None = None) -> None:
+    def __init__(self, recipe: Guard, state: dict[str, Any] | None = None) -> None:
         self.recipe = recipe
         self.losses: deque[float] = deque((state or {}).get("losses", []), maxlen=recipe.spike_window_steps)
         self.skips: int = (state or {}).get("skips", 0)
@@ -62,7 +62,7 @@ class SpikeDetector:
         return Action.APPLY, "", 0
 
 
-def is_spike(loss: float, losses: Iterable[float], recipe: train_schema.Guard) -> bool:
+def is_spike(loss: float, losses: Iterable[float], recipe: Guard) -> bool:
     """Whether a loss lies `spike_z_score` above the median of a full window of losses, by the robust z-score."""
     window = list(losses)
     if len(window) < recipe.spike_window_steps:

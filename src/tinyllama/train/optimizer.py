@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyllama.model.llama import Llama
-from tinyllama.recipe.train_schema import Optimizer
+from tinyllama.recipe import Optimizer
 
 
 def build_optimizers(model: Llama, recipe: Optimizer) -> list[torch.optim.Optimizer]:

@@ -2,7 +2,7 @@
 
 import math
 
-from tinyllama.recipe.train_schema import Schedule
+from tinyllama.recipe import Schedule
 
 
 def learning_rate(schedule: Schedule, peak: float, step: int, steps: int) -> float:

@@ -1,0 +1,178 @@
+"""Recipes as YAML: reading a file, overriding fields, and one-line messages about the first problem."""
+
+import difflib
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tinyllama.errors import InputError
+
+_MAX_RECIPE_BYTES = 1 << 20
+"""Size limit of a recipe; a comment of 100 MB takes 44 s to parse."""
+_AMBIGUOUS_NUMBER = re.compile(r"[-+]?(0[0-9_]|.*:)")
+"""Numbers in base 8 and 60 by YAML 1.1, in which 010 is 8 and 1:30 is 90."""
+# pydantic adds the failed member of a union to a location, such as data.workers.constrained-int.
+_PYDANTIC_UNION_TAG = re.compile(r"^(constrained-int|literal\[.*)$")
+
+_short = reprlib.Repr()
+_short.maxlevel = 3  # ten YAML aliases can stand for more lists than fit in memory
+_short.maxstring = _short.maxother = _short.maxlong = 100
+
+
+def bundled_recipes() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    folder = resources.files("tinyllama") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_fields(source: str, overrides: Mapping[str, object]) -> tuple[Path, dict[str, Any]]:
+    """Return the path and the overridden fields of a recipe, which is a YAML file or the name of a bundled recipe.
+
+    The fields are not validated. Raises InputError if the file is not a mapping in valid YAML.
+    """
+    path = Path(source)
+    if source in bundled_recipes():
+        path = Path(str(resources.files("tinyllama") / "recipes" / f"{source}.yaml"))
+    elif not path.is_file():
+        raise InputError(f"{source}: no such recipe; give a YAML file or one of {', '.join(bundled_recipes())}")
+    with path.open("rb") as file:
+        data = file.read(_MAX_RECIPE_BYTES + 1)
+    if len(data) > _MAX_RECIPE_BYTES:
+        raise InputError(f"{path}: is larger than 1 MiB and therefore not a recipe; give a recipe's file")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not valid YAML: not UTF-8 text; save it as UTF-8") from None
+    fields = parse_yaml(text, str(path))
+    if not isinstance(fields, dict):
+        kind = "an empty file" if fields is None else f"a YAML {type(fields).__name__}"
+        raise InputError(f"{path}: {kind}, not a mapping; write fields such as name, data, model and train")
+    for dotted, value in overrides.items():
+        _override(fields, dotted, value)
+    return path, fields
+
+
+def _override(fields: dict[str, Any], dotted: str, value: object) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        if fields.get(parent) is None:  # a run's recipe.yaml has null for unused parts
+            fields[parent] = {}
+        fields = fields[parent]
+        if not isinstance(fields, dict):
+            raise InputError(
+                f"--{dotted}: {parent} is {abbreviated_repr(fields)} in the recipe and has no fields; correct one"
+            )
+    fields[last] = value
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which duplicate keys and ambiguous numbers are errors.
+
+    Of two sources with the same name, one would otherwise be lost.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise _yaml_error(node, "is larger than any field allows; give less")
+            if isinstance(value, int | float) and _AMBIGUOUS_NUMBER.match(str(node.value)):
+                raise _yaml_error(node, f"is read by YAML as {value}; write that, or put a text in quotes")
+            return value
+        except (LookupError, TypeError, ValueError):  # raised by yaml for a date such as 2026-13-01 or a number 0x_
+            kind = node.tag.removeprefix("tag:yaml.org,2002:")
+            raise _yaml_error(node, f"is not a valid {kind}; put a text in quotes") from None
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        if re.search("[\ud800-\udfff]", str(node.value)):
+            raise _yaml_error(node, "contains half of a surrogate pair; remove it")
+        return super().construct_scalar(node)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise _yaml_error(key, "is a duplicate key; rename or delete one")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _yaml_error(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, f"{abbreviated_repr(node.value)} {problem}", node.start_mark)
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Return the value of a YAML text. Raises InputError with `name` and the line, also for a duplicate key."""
+    try:
+        return yaml.load(text, _StrictLoader)
+    except RecursionError:
+        raise InputError(f"{name}: not valid YAML: nested too deeply; remove levels") from None
+    except yaml.reader.ReaderError as error:
+        raise InputError(
+            f"{name}: not valid YAML: character U+{error.character:04X} at {error.position:,}; remove it"
+        ) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f":{mark.line + 1}" if mark else ""
+        problem = " ".join(str(getattr(error, "problem", error)).split())
+        remedy = "" if "; " in problem else "; correct the indentation, quotes and brackets there"
+        raise InputError(f"{name}{place}: not valid YAML: {problem}{remedy}") from None
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by dotted name."""
+    if not (isinstance(value, dict) and value):
+        return {prefix: value}
+    leaves: dict[str, Any] = {}
+    for key, inner in value.items():
+        leaves |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return leaves
+
+
+def abbreviated_repr(value: object) -> str:
+    """Return a value's `repr`, with the middle of a long one omitted."""
+    return _short.repr(value)
+
+
+def printable(name: str) -> str:
+    """Return a name from a file; where it is long or not printable, its abbreviated `repr`."""
+    return name if name.isprintable() and len(name) <= _short.maxstring else abbreviated_repr(name)
+
+
+def format_validation_error(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return place, value and remedy of the first problem in one line; `model` is the validated class."""
+    problem = error.errors()[0]
+    place = [str(part) for part in problem["loc"] if not _PYDANTIC_UNION_TAG.search(str(part))]
+    dotted = ".".join(map(printable, place))
+    if problem["type"] == "extra_forbidden":
+        return f"{dotted}: unknown field; {_suggest_field(place, model)}"
+    if problem["type"] == "missing":
+        return f"{dotted}: missing; add it"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not dotted or isinstance(problem["input"], dict):
+        return f"{dotted}: {message}" if dotted else message
+    # pydantic's "Input should be ..., unable to ..." becomes the end of a sentence about the value.
+    predicate = message.split(", unable to", maxsplit=1)[0].replace("Input should be", "should be")
+    return f"{dotted}: {abbreviated_repr(problem['input'])} {predicate[0].lower()}{predicate[1:]}"
+
+
+def _suggest_field(place: list[str], model: type[BaseModel]) -> str:
+    part: Any = model
+    for name in place[:-1]:
+        if hasattr(part, "model_fields"):
+            part = part.model_fields[name].annotation
+        else:  # a key of a dict of parts, or an index of a tuple of parts
+            part = next(inner for inner in get_args(part) if hasattr(inner, "model_fields"))
+    return suggest(place[-1], list(part.model_fields))
+
+
+def suggest(name: str, known: Sequence[str], cutoff: float = 0.6) -> str:
+    """Return a hint with the known name most similar to `name`, or all if no similarity reaches `cutoff` (0 to 1)."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known) or 'none'}"
