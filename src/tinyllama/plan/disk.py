@@ -7,8 +7,7 @@ from tinyllama.errors import InputError
 from tinyllama.files import disk_usage_bytes
 from tinyllama.prepare.endings import PACKINGS
 from tinyllama.prepare.sources import list_files
-from tinyllama.recipe import Recipe
-from tinyllama.recipe import Source
+from tinyllama.recipe import Recipe, Source
 
 # Tokens of the two data sets by Llama 2's tokenizer. TinyLlama's tokenised data took 1.8 TB at two bytes per token and
 # was mixed 0.693584 to 0.306416 (TinyLlama, README and pretrain/tinyllama.py).
