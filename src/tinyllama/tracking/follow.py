@@ -1,57 +1,55 @@
-"""A follower: hands what is new in a run's files to one sink, each thing once, however often either is started.
+"""Follow a run: hand what is new in its files to a sink, each item once, however often either is restarted.
 
-Reads metrics.jsonl, events.jsonl and releases/; writes `RUN/trackers/SINK.json`: how far the sink has come, as far as
-the sink holds it safely (`Sink.held`). What comes after that position is delivered again after a kill. Only the process
-that holds `RUN/trackers/SINK.lock` follows: training's own tracker process or `tinyllama watch`.
+Reads metrics, events and releases; writes `RUN/trackers/SINK.json`, the position up to which the sink holds everything
+safely. What comes after that position is delivered again after a kill. Only the process that holds
+`RUN/trackers/SINK.lock` follows: training's tracker process or `tinyllama watch`. Imports no torch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_json
-from tinyllama.recipe import Recipe
-from tinyllama.tracking.tail import (
-    Row,
-    Scores,
-    baseline_scores,
-    is_shown,
-    numeric_metrics,
-    read_new_rows,
-    release_scores,
-    releases_state,
-    time_of,
-    timestamp_anchor,
-)
+from tinyllama.runs.jsonl import Row
+from tinyllama.runs.run_dir import RunDir
+
+Scores = dict[str, float]
+"""Percentages by metric, such as `scores/hellaswag acc_norm` -> 45.7."""
+
+_HELLASWAG = "scores/hellaswag acc_norm"
+"""The metric that is published for the baselines."""
+FULL_RESOLUTION_STEPS = 10_000
+"""Steps that are all shown. Up to twice as many, every second one is; up to four times as many, every fourth one, and
+so on: 5,000 rows per doubling, 46,000 for 1.4 million steps."""
 
 
 class Sink(Protocol):
     """Where a run is shown. All calls come from one thread, may block and may raise."""
 
-    def rows(self, rows: Sequence[Row], times: Sequence[float]) -> None:
-        """Show metrics: each row has `step` and numbers; `times` in seconds since 1970."""
+    def log_metrics(self, rows: Sequence[Row], times: Sequence[float]) -> None:
+        """Show rows of metrics: `step` and numbers, with their times in seconds since 1970."""
 
-    def events(self, events: Sequence[Row], losses: tuple[float, float] | None) -> None:
-        """Show rows of events.jsonl, after the metrics; `losses`: the lowest and the highest so far."""
+    def log_events(self, events: Sequence[Row], loss_range: tuple[float, float] | None) -> None:
+        """Show events, after the metrics; `loss_range` is the lowest and the highest loss so far."""
 
-    def scores(self, row: Row, time: float) -> None:
-        """Show a release's scores: `step`, `tokens` and numbers, as of when the step was made."""
+    def log_scores(self, row: Row, time: float) -> None:
+        """Show a release's scores: `step`, `tokens` and numbers, with the time of that step."""
 
-    def baselines(self, baselines: dict[str, Scores]) -> None:
+    def set_baselines(self, baselines: dict[str, Scores]) -> None:
         """Show these baselines and no others."""
 
-    def go_back(self, step: int) -> int | None:
-        """Other numbers come for the steps after `step`: forget what can be forgotten.
+    def rewind(self, step: int) -> int | None:
+        """Forget the steps after `step`, for which other numbers will come.
 
-        Returns the step after which rows must come, 0 where everything must come again, None where nothing can be
-        forgotten: then rows go on after the newest that was shown.
+        Returns the step after which rows must come: 0 if everything must come again, None if the sink can forget
+        nothing. In that case rows continue after the newest that was shown.
         """
 
-    def held(self, progress: "SinkPosition") -> "SinkPosition":
+    def durable_position(self, position: "SinkPosition") -> "SinkPosition":
         """Return the position up to which everything shown outlasts a kill of this process.
 
         The follower saves it, and a new process continues from it.
@@ -63,161 +61,231 @@ class Sink(Protocol):
 
 @dataclass
 class SinkPosition:
-    """How far a sink has come with a run."""
+    """How much of a run a sink has received."""
 
     step: int = 0
-    """The newest that it has, or that was left out by `is_shown`."""
+    """Newest step that it has, or that was skipped by `is_shown`."""
     events: int = 0
-    """Bytes of events.jsonl."""
+    """Bytes of the events."""
     anchors: list[tuple[int, float]] = field(default_factory=list)
-    """Steps after the newest, or it, and when they were made."""
+    """Steps from the newest one on whose times are known, with these times."""
     clock: float = 0.0
-    """When the newest step was made, as far as the files tell."""
+    """Estimated time of the newest step."""
     losses: tuple[float, float] | None = None
-    """Lowest and highest so far."""
+    """Lowest and highest loss so far."""
     differs: bool = False
-    """The run went back, and does steps again with other numbers when it goes on."""
+    """Whether the run rolled back: it repeats steps with other numbers once it resumes."""
     scores: dict[str, Scores] = field(default_factory=dict)
-    """Step of a release -> what is shown of it."""
+    """Scores shown, by the step of their release."""
     baselines: dict[str, Scores] = field(default_factory=dict)
+    """Baselines shown."""
     files: dict[str, int] = field(default_factory=dict)
-    """The sink's own files with their bytes at this position, for sinks that cut off the rest."""
+    """Sizes in bytes of the sink's own files at this position, for sinks that truncate them to it."""
 
 
-class RunTailer:
+def read_position(run: RunDir, sink: str) -> SinkPosition:
+    """Return how much of a run a sink has received."""
+    path = run.tracker_position_path(sink)
+    return TypeAdapter(SinkPosition).validate_python(read_json(path)) if path.is_file() else SinkPosition()
+
+
+class RunFollower:
     """Follows a run for a sink; the caller holds the sink's lock in the run.
 
     `alive` is called before and after everything that is handed to the sink.
     """
 
-    def __init__(self, run: Path, recipe: Recipe, name: str, sink: Sink, alive: Callable[[], None]) -> None:
-        self.run, self.recipe, self.sink, self.alive = run, recipe, sink, alive
-        self.path = progress_path(run, name)
-        self.progress = read_progress(run, name)
+    def __init__(self, run: RunDir, name: str, sink: Sink, alive: Callable[[], None] = lambda: None) -> None:
+        self.run, self.sink, self.alive = run, sink, alive
+        self.batch_tokens = run.recipe().train.batch_tokens
+        self.path = run.tracker_position_path(name)
+        self.position = read_position(run, name)
         self.saved: dict[str, Any] = {}
         self.offset = 0
-        """Bytes of metrics.jsonl that are read; from its beginning where the follower starts or the run goes on."""
-        self.is_read_again = False
-        """Whether metrics.jsonl is being read once more from its beginning, since a line was none."""
-        self.releases: object = None
+        """Bytes of the metrics that are read; 0 when the follower starts and when the run resumes."""
+        self.is_reread = False
+        """Whether the metrics are being read again from their beginning, since a line was invalid."""
+        self.score_files: list[tuple[str, int, int]] = []
+        """Names, times and sizes of the files with scores when they were last read."""
 
     def poll(self) -> None:
-        """Show all that is new."""
-        events = self._new_events()
-        while self._show_rows():
+        """Show everything that is new."""
+        events = self._read_events()
+        while self._show_metrics():
             self.alive()
         if events:
-            self.sink.events(events, self.progress.losses)
+            self.sink.log_events(events, self.position.losses)
             self.alive()
         self._show_scores()
         self._save()
         self.alive()
 
     def close(self) -> None:
-        """Close the sink and save the position: what the sink held back until now is safe."""
+        """Close the sink and save the position, up to which everything is now safe."""
         self.sink.close()
         self.saved = {}
         self._save()
 
-    def _new_events(self) -> list[Row]:
-        """The new events; where they say that other numbers come, the sink has gone back."""
+    def _read_events(self) -> list[Row]:
+        """Return the new events. If other numbers will come for steps that were shown, rewind the sink first."""
         found: list[Row] = []
-        back = self.progress.step
-        while (read := read_new_rows(self.run / "events.jsonl", self.progress.events))[0]:
-            rows, self.progress.events = read
-            found += rows
-            back = min([back, *map(self._valid_through_step, rows)])
-        if back == self.progress.step:
+        valid_step = self.position.step
+        while True:
+            events, self.position.events = self.run.events_since(self.position.events)
+            if not events:
+                break
+            found += events
+            valid_step = min([valid_step, *map(self._valid_through_step, events)])
+        if valid_step == self.position.step:
             return found
-        kept = self.sink.go_back(back)
+        kept_step = self.sink.rewind(valid_step)
         self.alive()
-        if kept == 0:
-            self._forget()
-            return self._new_events()
-        self.progress.step = self.progress.step if kept is None else kept
+        if kept_step == 0:
+            self._reset()
+            return self._read_events()
+        if kept_step is not None:
+            self.position.step = kept_step
         return found
 
-    def _forget(self) -> None:
-        """Begin with the run's first step and event."""
-        self.progress, self.offset, self.releases = SinkPosition(), 0, None
+    def _reset(self) -> None:
+        self.position, self.offset, self.score_files = SinkPosition(), 0, []
 
     def _valid_through_step(self, event: Row) -> int:
-        """The step after which an event says that other numbers come: when the run goes on, metrics.jsonl is cut."""
-        progress, name = self.progress, event["event"]
-        progress.anchors += filter(None, [timestamp_anchor(event)])
-        if name == "rollback":
-            progress.differs = True
-        if name not in ("start", "resume"):
-            return progress.step
-        self.offset = 0
-        differs = progress.differs or name == "start" or "changed" in event
-        progress.differs = False
-        return event["step"] if differs else progress.step
+        """Return the step up to which the shown numbers stay valid after an event.
 
-    def _show_rows(self) -> bool:
-        """Show a chunk of the new rows; whether there were any lines."""
+        A run that starts or resumes has truncated its metrics, so that they are read again.
+        """
+        position, name = self.position, event["event"]
+        if anchor := _timestamp_anchor(event):
+            position.anchors.append(anchor)
+        if name == "rollback":
+            position.differs = True
+        if name not in ("start", "resume"):
+            return position.step
+        self.offset = 0
+        differs = position.differs or name == "start" or "changed" in event
+        position.differs = False
+        return int(event["step"]) if differs else position.step
+
+    def _show_metrics(self) -> bool:
+        """Show the next rows of metrics; return whether there were any, shown or not."""
         try:
-            rows, self.offset = read_new_rows(self.run / "metrics.jsonl", self.offset)
+            rows, self.offset = self.run.metrics_since(self.offset)
         except InputError:
-            if self.is_read_again or self.offset == 0:
+            if self.is_reread or self.offset == 0:
                 raise
-            self.offset, self.is_read_again = 0, True  # cut back and grown again since: it was the middle of a line
+            self.offset, self.is_reread = 0, True  # truncated and grown again: the offset was within a line
             return True
-        self.is_read_again &= bool(rows)
-        new = [row for row in rows if row["step"] > self.progress.step]  # the others were done again, to the same end
-        timed = [(row, self._update_position(row)) for row in new]
-        shown = [({"step": row["step"], **numeric_metrics(row)}, time) for row, time in timed if is_shown(row)]
+        self.is_reread &= bool(rows)
+        new = [row for row in rows if row["step"] > self.position.step]  # the others are repeated with the same result
+        timed = [(row, self._advance(row)) for row in new]
+        shown = [({"step": row["step"], **_numeric_metrics(row)}, time) for row, time in timed if is_shown(row)]
         if shown:
-            self.sink.rows([row for row, _ in shown], [time for _, time in shown])
+            self.sink.log_metrics([row for row, _ in shown], [time for _, time in shown])
         return bool(rows)
 
-    def _update_position(self, row: Row) -> float:
-        """Take a row into account; when it was made, as far as the files tell: events have a time, steps a speed."""
-        progress, loss = self.progress, row.get("loss")
-        progress.step = row["step"]
+    def _advance(self, row: Row) -> float:
+        """Move the position to a row; return the row's time, estimated from the events' times and the speed."""
+        position, loss = self.position, row.get("loss")
+        position.step = row["step"]
         if loss is not None:
-            low, high = progress.losses or (loss, loss)
-            progress.losses = (min(low, loss), max(high, loss))
-        known = [time for step, time in progress.anchors if step < row["step"]]
-        progress.anchors = [(step, time) for step, time in progress.anchors if step >= row["step"]]
+            low, high = position.losses or (loss, loss)
+            position.losses = (min(low, loss), max(high, loss))
+        passed = [time for step, time in position.anchors if step < row["step"]]
+        position.anchors = [(step, time) for step, time in position.anchors if step >= row["step"]]
         speed = row.get("tokens_per_second")
-        progress.clock = max([progress.clock, *known]) + (self.recipe.train.batch_tokens / speed if speed else 0.0)
-        return progress.clock
+        position.clock = max([position.clock, *passed]) + (self.batch_tokens / speed if speed else 0.0)
+        return position.clock
 
     def _show_scores(self) -> None:
-        if self.releases == (state := releases_state(self.run)):
+        paths = self.run.releases.files_with_scores()
+        score_files = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
+        if score_files == self.score_files:
             return
-        progress = self.progress
-        for step, tokens, scores in release_scores(self.run):
-            known = progress.scores.get(str(step), {})
+        position = self.position
+        for step, tokens, scores in _release_scores(self.run):
+            known = position.scores.get(str(step), {})
             new = {metric: points for metric, points in scores.items() if known.get(metric) != points}
-            if known.keys() & new.keys() and self.sink.go_back(0) == 0:  # scored anew: what is there would stay
-                self._forget()
+            if known.keys() & new.keys() and self.sink.rewind(0) == 0:  # scored again: the old scores must go
+                self._reset()
                 self.poll()
                 return
             if new:
-                self.sink.scores({"step": step, "tokens": tokens, **new}, time_of(self.run, step))
-                progress.scores[str(step)] = scores
-        metrics = sorted({metric for scores in progress.scores.values() for metric in scores})
-        baselines = baseline_scores(self.run, metrics)
-        if baselines != progress.baselines:
-            self.sink.baselines(baselines)
-            progress.baselines = baselines
-        self.releases = state
+                self.sink.log_scores({"step": step, "tokens": tokens, **new}, _time_of_step(self.run, step))
+                position.scores[str(step)] = scores
+        metrics = sorted({metric for scores in position.scores.values() for metric in scores})
+        baselines = _baseline_scores(self.run, metrics)
+        if baselines != position.baselines:
+            self.sink.set_baselines(baselines)
+            position.baselines = baselines
+        self.score_files = score_files
 
     def _save(self) -> None:
-        state = asdict(self.progress)
+        state = asdict(self.position)
         if state != self.saved:
-            write_json(self.path, asdict(self.sink.held(self.progress)))
+            write_json(self.path, asdict(self.sink.durable_position(self.position)))
             self.saved = state
 
 
-def read_progress(run: Path, name: str) -> SinkPosition:
-    """How far a sink has come with a run: nowhere, where nothing was shown yet."""
-    path = progress_path(run, name)
-    return TypeAdapter(SinkPosition).validate_python(read_json(path)) if path.is_file() else SinkPosition()
+def is_shown(row: Row) -> bool:
+    """Return whether a row of metrics goes to the sinks: see FULL_RESOLUTION_STEPS.
+
+    Validations and skipped steps always do.
+    """
+    step = row["step"]
+    stride = 1 << max(0, (step - 1) // FULL_RESOLUTION_STEPS).bit_length()
+    return step % stride == 0 or "validation_loss" in row or "skipped" in row
 
 
-def progress_path(run: Path, name: str) -> Path:
-    """The file that says how far a sink has come with a run."""
-    return run / "trackers" / f"{name}.json"
+def _numeric_metrics(row: Row) -> dict[str, float]:
+    """Return the numbers of a row except its step, with memory in gigabytes, which fits on an axis."""
+    found = {name: value for name, value in row.items() if name != "step" and isinstance(value, int | float)}
+    if "memory_bytes" in found:
+        found["memory_gigabytes"] = found.pop("memory_bytes") / 1e9
+    return found
+
+
+def _timestamp_anchor(event: Row) -> tuple[int, float] | None:
+    """Return the step and time of an event that is written right after that step, if it is one of these."""
+    if event["event"] in ("start", "resume", "checkpoint"):
+        return event["step"], event["time"] - event.get("seconds", 0.0)
+    return None
+
+
+def _time_of_step(run: RunDir, step: int) -> float:
+    """Return the time of a step in seconds since 1970, interpolated between events; 0 without any."""
+    times = {0: 0.0} | dict(filter(None, map(_timestamp_anchor, run.events())))
+    steps = sorted(times)
+    return float(np.interp(step, steps, [times[anchor] for anchor in steps]))
+
+
+def _release_scores(run: RunDir) -> Iterator[tuple[int, int, Scores]]:
+    """Yield the step, tokens and scores of each release that has any."""
+    for release, metadata in run.releases.releases():
+        if evaluation := release.evaluation():
+            yield metadata["step"], metadata["tokens"], _scores(evaluation)
+
+
+def _baseline_scores(run: RunDir, metrics: Collection[str]) -> dict[str, Scores]:
+    """Return the baselines' scores in these metrics, those measured here first, then the published ones."""
+    found = {evaluation["model"]: _scores(evaluation) for evaluation in run.releases.baseline_evaluations()}
+    for row in run.releases.table()["baselines"]:
+        if row["source"] and row["source"].startswith("published"):
+            found[published_name(row["name"])] = {_HELLASWAG: row["hellaswag"]}
+    kept = {name: {key: scores[key] for key in metrics if key in scores} for name, scores in found.items()}
+    return {name: scores for name, scores in kept.items() if scores}
+
+
+def published_name(name: str) -> str:
+    """Return the name that a published model has in trackers: without its step, since only the last one is shown."""
+    return f"{name.split(' step ', maxsplit=1)[0]} (published)"
+
+
+def _scores(evaluation: Row) -> Scores:
+    """Return an evaluation's percentages by task: acc_norm where the task has it, else acc."""
+    found: Scores = {}
+    for task, row in evaluation["rows"].items():
+        metric = "acc_norm" if "acc_norm" in row else "acc"
+        if metric in row:
+            found[f"scores/{task} {metric}"] = 100 * row[metric]
+    return found

@@ -1,8 +1,8 @@
-"""TensorBoard as a sink: event files under `RUN/tensorboard`, written without torch or TensorFlow.
+"""TensorBoard as a sink: event files in `RUN/tensorboard`, written without torch and TensorFlow.
 
-Where a run went back, a session's beginning at that step tells TensorBoard to drop what came after it before. Events of
-a run are texts; baselines are runs of their own in `baselines/NAME`, which it draws next to this one. What a killed
-process wrote after its last saved position is cut off the files when the next one opens them, and written again.
+After a rollback, a session start at that step makes TensorBoard drop what came after it. Events of the run are texts;
+baselines are runs of their own in `baselines/NAME`, which TensorBoard draws with this one. What a killed process wrote
+after its last saved position is truncated when the next one opens the files, and written again.
 """
 
 import os
@@ -18,16 +18,17 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from tinyllama.files import fsync_path
 from tinyllama.recipe import Recipe
-from tinyllama.tracking.alerts import alert_of
-from tinyllama.tracking.follow import SinkPosition
-from tinyllama.tracking.tail import Row, Scores
+from tinyllama.runs.events import describe_event, event_title
+from tinyllama.runs.jsonl import Row
+from tinyllama.runs.run_dir import RunDir
+from tinyllama.tracking.follow import Scores, SinkPosition
 
 
-class TensorBoard:
-    """A run in event files; its axis is the step, the tokens are a curve."""
+class TensorBoardSink:
+    """A run in event files. The x axis is the step; the tokens are a curve."""
 
-    def __init__(self, run: Path, recipe: Recipe, position: SinkPosition) -> None:
-        self.folder, self.steps = run / "tensorboard", recipe.train.steps
+    def __init__(self, run: RunDir, recipe: Recipe, position: SinkPosition) -> None:
+        self.folder, self.steps = run.path / "tensorboard", recipe.train.steps
         if position == SinkPosition():
             shutil.rmtree(self.folder, ignore_errors=True)
         for path in self._files() if position.files else ():
@@ -37,26 +38,26 @@ class TensorBoard:
                 path.unlink()
         self.writer = EventFileWriter(str(self.folder))
 
-    def rows(self, rows: Sequence[Row], times: Sequence[float]) -> None:
-        """Show metrics."""
+    def log_metrics(self, rows: Sequence[Row], times: Sequence[float]) -> None:
+        """Write rows of metrics as scalars."""
         for row, time in zip(rows, times, strict=True):
             self.writer.add_event(_scalars(row, time))
         self.writer.flush()
 
-    def events(self, events: Sequence[Row], losses: tuple[float, float] | None) -> None:
-        """Show what happened, as texts."""
+    def log_events(self, events: Sequence[Row], loss_range: tuple[float, float] | None) -> None:
+        """Write events as texts."""
         for event in events:
-            alert = alert_of(event)
-            summary = Summary.FromString(text_pb("events", f"{alert.title}: {alert.text}").SerializeToString())
+            text = text_pb("events", f"{event_title(event)}: {describe_event(event)}")
+            summary = Summary.FromString(text.SerializeToString())
             self.writer.add_event(Event(wall_time=event["time"], step=event["step"], summary=summary))
         self.writer.flush()
 
-    def scores(self, row: Row, time: float) -> None:
-        """Show a release's scores."""
-        self.rows([row], [time])
+    def log_scores(self, row: Row, time: float) -> None:
+        """Write a release's scores as scalars."""
+        self.log_metrics([row], [time])
 
-    def baselines(self, baselines: dict[str, Scores]) -> None:
-        """A run each, of two points."""
+    def set_baselines(self, baselines: dict[str, Scores]) -> None:
+        """Write each baseline as a run with the same scores at the first and last step."""
         shutil.rmtree(self.folder / "baselines", ignore_errors=True)
         for name, scores in baselines.items():
             writer = EventFileWriter(str(self.folder / "baselines" / name.strip("/").replace("/", "--")))
@@ -64,20 +65,20 @@ class TensorBoard:
                 writer.add_event(_scalars({"step": step, **scores}, 0.0))
             writer.close()
 
-    def go_back(self, step: int) -> int:
-        """Have it drop what came after a step."""
+    def rewind(self, step: int) -> int:
+        """Make TensorBoard drop everything after a step."""
         self.writer.close()
         self.writer = EventFileWriter(str(self.folder))
         self.writer.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         self.writer.flush()
         return step
 
-    def held(self, progress: SinkPosition) -> SinkPosition:
-        """Return the position itself with the files' sizes, once they are on the disk."""
+    def durable_position(self, position: SinkPosition) -> SinkPosition:
+        """Flush the files to the disk; return the position with their sizes."""
         files = self._files()
         for path in files:
             fsync_path(path)
-        return replace(progress, files={path.name: path.stat().st_size for path in files})
+        return replace(position, files={path.name: path.stat().st_size for path in files})
 
     def close(self) -> None:
         """Write what is not yet written."""

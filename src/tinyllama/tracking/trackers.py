@@ -1,133 +1,200 @@
-"""The trackers beside training: a process for each that the recipe names, which reads what training writes.
+"""Trackers next to training: for each that the recipe names, a child process that follows the run's files.
 
-What goes wrong in one is an event and a line, and it is left alone from then on: training neither waits for a tracker
-nor ends with it. When training ends, each has some seconds for the last rows and is ended then.
+Training neither waits for a tracker nor ends with it, whatever the tracker does: block, raise, use up memory, hang at
+the interpreter's exit. A failure is an event and one line. When training ends, each tracker has some seconds for the
+last rows and is killed then. `main` is the child's program.
 """
 
 import contextlib
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 from tinyllama.errors import InputError, summarize_error
-from tinyllama.files import open_without_following
+from tinyllama.files import exclusive_lock, open_without_following, reject_symlink
 from tinyllama.formatting import echo
-from tinyllama.processes import sidecar_environment
 from tinyllama.recipe import Track
 from tinyllama.runs.log import RunLog
+from tinyllama.runs.run_dir import RunDir
+from tinyllama.runs.sidecar import Heartbeat, Sidecar
+from tinyllama.tracking.follow import RunFollower, Sink, read_position
 
-PATIENCE_SECONDS = 60.0
-"""A call that takes longer is told of."""
+POLL_SECONDS = 1.0
+CALL_TIMEOUT_SECONDS = 60.0
+"""Duration of a call to a tracker above which it is reported as blocked."""
 SHUTDOWN_TIMEOUT_SECONDS = 30.0
-"""For the last rows, when training ends."""
-_PROGRAM = """\
-import sys
-from tinyllama.processes import set_parent_death_signal
-set_parent_death_signal(int(sys.argv.pop(1)))
-from tinyllama.tracking.process import main
-sys.exit(main(*sys.argv[1:]))
-"""
+"""Time that all trackers together have for the last rows when training ends."""
 
 
 def enabled_trackers(track: Track) -> list[str]:
-    """The trackers that a recipe names, which are modules' names."""
-    asked = {"trackio": track.trackio, "wandb": track.wandb is not None, "tensorboard": track.tensorboard}
-    return [name for name, is_asked in asked.items() if is_asked]
+    """Return the trackers that a recipe names; the names are also those of the modules they need."""
+    enabled = {"trackio": track.trackio, "wandb": track.wandb is not None, "tensorboard": track.tensorboard}
+    return [name for name, is_enabled in enabled.items() if is_enabled]
 
 
 def check_trackers(track: Track) -> None:
     """Raise InputError where the recipe names a tracker that is not installed."""
     for name in enabled_trackers(track):
         if find_spec(name) is None:
-            raise InputError(f'track.{name}: {name} is not installed: pip install "tinyllama[track]"')
+            raise InputError(f'track.{name}: {name} is not installed; pip install "tinyllama[track]"')
 
 
 class Trackers:
     """A run's trackers, from the beginning of training to its end."""
 
-    def __init__(self, track: Track, run: Path, journal: RunLog) -> None:
-        self.trackers = [Tracker(name, run, journal) for name in enabled_trackers(track)]
+    def __init__(self, track: Track, run: RunDir, log: RunLog) -> None:
+        self.trackers = [Tracker(name, run, log) for name in enabled_trackers(track)]
 
     def __enter__(self) -> "Trackers":
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Let them show the rest; leave those that take too long."""
+        """Let the trackers show the rest, and kill those that take too long."""
         for tracker in self.trackers:
             tracker.finish()
         deadline = time.monotonic() + SHUTDOWN_TIMEOUT_SECONDS
         for tracker in self.trackers:
-            tracker.leave(max(0.0, deadline - time.monotonic()))
+            tracker.terminate(max(0.0, deadline - time.monotonic()))
 
 
 class Tracker:
-    """One tracker's process, and a thread that hears what it has to say."""
+    """One tracker's process, and a thread that receives its reports."""
 
-    def __init__(self, name: str, run: Path, journal: RunLog) -> None:
-        self.name, self.run, self.journal = name, run, journal
-        self.process: subprocess.Popen[str] | None = None
-        self.is_told = self.is_left = False
-        """Whether its failure was told; whether it was ended by us."""
-        self.thread = threading.Thread(target=self._listen, name=f"tracker {name}", daemon=True)
+    def __init__(self, name: str, run: RunDir, log: RunLog) -> None:
+        self.name, self.run, self.log = name, run, log
+        self.has_failed = self.is_terminated = False
+        self.thread = threading.Thread(target=self._receive_reports, name=f"tracker {name}", daemon=True)
+        self.process: Sidecar | None = None
         try:
-            self.process = self._start()
+            run.trackers_dir.mkdir(exist_ok=True)
+            with open_without_following(run.trackers_dir / f"{name}.log") as file:
+                arguments = (str(run.path), name, str(CALL_TIMEOUT_SECONDS))
+                self.process = Sidecar("tinyllama.tracking.trackers", *arguments, one_core=True, log=file)
         except OSError as error:
-            self._report({"event": "tracker-failed", "problem": summarize_error(error)})
+            self._report("tracker-failed", summarize_error(error))
         else:
             self.thread.start()
 
     def finish(self) -> None:
-        """Say that the run has ended."""
-        if self.process and self.process.stdin:
-            with contextlib.suppress(OSError):  # it has ended already
-                self.process.stdin.close()
+        """Tell the process that the run has ended."""
+        if self.process:
+            self.process.close_stdin()
 
-    def leave(self, seconds: float) -> None:
-        """Wait so long for its end, then end it."""
+    def terminate(self, seconds: float) -> None:
+        """Wait at most `seconds` for the process to end, then kill it."""
         if self.process is None:
             return
         self.thread.join(seconds)
         if self.thread.is_alive():
-            echo(f"{self.run}: {self.name} is still busy; left without the last of the run", to_stderr=True)
-            self.is_left = True
+            echo(f"{self.run.path}: {self.name} is still busy; ended without the last rows", to_stderr=True)
+            self.is_terminated = True
             self.process.kill()
 
-    def _start(self) -> "subprocess.Popen[str]":
-        folder = self.run / "trackers"
-        folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-c", _PROGRAM, str(os.getpid()), str(self.run), self.name, str(PATIENCE_SECONDS)]
-        with open_without_following(folder / f"{self.name}.log") as log:
-            # In a session of its own: a signal to all of the run's processes is for training alone.
-            return subprocess.Popen(
-                command,
-                env=sidecar_environment(one_core=True),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-            )
-
-    def _listen(self) -> None:
+    def _receive_reports(self) -> None:
         assert self.process is not None
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._report(json.loads(line))
-        status = self.process.wait()
-        if status != 0 and not self.is_left and not self.is_told:
-            self._report({"event": "tracker-failed", "problem": f"its process ended with status {status}"})
+        for line in self.process.lines():
+            self._report(**json.loads(line))
+        status, _ = self.process.wait()
+        if status != 0 and not self.is_terminated and not self.has_failed:
+            self._report("tracker-failed", f"its process ended with status {status}")
 
-    def _report(self, report: Mapping[str, str]) -> None:
-        event, problem = report["event"], report["problem"]
-        failed = event == "tracker-failed"
-        self.is_told |= failed
-        words = "failed and is left alone from here on" if failed else "blocks; training goes on without waiting for it"
-        echo(f"{self.run}: {self.name} {words}: {problem}", to_stderr=True)
-        with contextlib.suppress(OSError):  # what fills the disk fails the tracker and its event
-            self.journal.event(event, self.journal.step, tracker=self.name, problem=problem)
+    def _report(self, event: str, problem: str) -> None:
+        self.has_failed |= event == "tracker-failed"
+        effect = "failed and is not used until the next start" if self.has_failed else "blocks; training continues"
+        echo(f"{self.run.path}: {self.name} {effect}: {problem}", to_stderr=True)
+        with contextlib.suppress(OSError):  # a full disk fails the tracker and the event
+            self.log.event(event, self.log.step, tracker=self.name, problem=problem)
+
+
+def main(run: str, name: str, call_timeout_seconds: str) -> int:
+    """Follow a run for a tracker until standard input ends, and once more after that; return 0.
+
+    Failures are reported as lines of JSON on standard output. What trackers print goes to standard error.
+    """
+    reports = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def report(event: str, problem: str) -> None:
+        print(json.dumps({"event": event, "problem": problem}), file=reports, flush=True)
+
+    ended, heartbeat = threading.Event(), Heartbeat()
+
+    def wait_for_end_of_stdin() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    def work() -> None:
+        try:
+            _follow_until(ended, RunDir(Path(run)), name, heartbeat)
+        except BaseException as error:  # trackers end themselves in many ways
+            report("tracker-failed", summarize_error(error))
+
+    threading.Thread(target=wait_for_end_of_stdin, daemon=True).start()
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    _supervise(worker, heartbeat, float(call_timeout_seconds), report)
+    return 0
+
+
+def _supervise(
+    worker: threading.Thread, heartbeat: Heartbeat, timeout: float, report: Callable[[str, str], None]
+) -> None:
+    """Wait for the worker; report once if a call takes longer than `timeout` seconds."""
+    is_reported, period = False, min(1.0, timeout / 4)
+    while worker.is_alive():
+        worker.join(period)
+        silent_seconds = heartbeat.add_wait(period)
+        if worker.is_alive() and silent_seconds > timeout and not is_reported:
+            report("tracker-blocked", f"a call has taken {silent_seconds:.0f} s so far")
+            is_reported = True
+
+
+def _follow_until(ended: threading.Event, run: RunDir, name: str, heartbeat: Heartbeat) -> None:
+    if name == "trackio":
+        from tinyllama.tracking.trackio_sink import is_on_network_filesystem, trackio_dir  # noqa: PLC0415
+
+        if is_on_network_filesystem(trackio_dir(run)):
+            echo("trackio's database is on a network disk: `tinyllama watch` feeds it, not training", to_stderr=True)
+            return
+    with contextlib.ExitStack() as locks:
+        while not try_acquire_sink(run, name, locks):
+            heartbeat()
+            if ended.wait(POLL_SECONDS):  # `watch` follows the run, and shows its end too
+                return
+        follower = RunFollower(run, name, open_sink(name, run), heartbeat)
+        while not ended.wait(POLL_SECONDS):
+            follower.poll()
+        follower.poll()
+        follower.close()
+
+
+def open_sink(name: str, run: RunDir) -> Sink:
+    """Open the `trackio`, `wandb` or `tensorboard` sink of a run, emptied if nothing of the run was sent yet."""
+    recipe, position = run.recipe(), read_position(run, name)
+    # Each sink needs a library of its own, which may be missing.
+    if name == "wandb":
+        from tinyllama.tracking.wandb_sink import WandbSink  # noqa: PLC0415
+
+        return WandbSink(run, recipe, position)
+    if name == "tensorboard":
+        from tinyllama.tracking.tensorboard_sink import TensorBoardSink  # noqa: PLC0415
+
+        return TensorBoardSink(run, recipe, position)
+    from tinyllama.tracking.trackio_sink import TrackioSink  # noqa: PLC0415
+
+    return TrackioSink(run, recipe, position)
+
+
+def try_acquire_sink(run: RunDir, name: str, locks: contextlib.ExitStack) -> bool:
+    """Hold a sink's lock in a run until `locks` are closed; return False where another process holds it."""
+    reject_symlink(run.trackers_dir)
+    try:
+        locks.enter_context(exclusive_lock(run.trackers_dir, f"{name}.lock", ""))
+    except InputError:
+        return False
+    return True

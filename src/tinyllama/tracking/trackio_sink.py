@@ -9,7 +9,6 @@ are baselines.
 import importlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import Any
 
 from tinyllama.files import reject_symlink
 from tinyllama.recipe import Recipe
-from tinyllama.tracking.alerts import alert_of, is_annotated
-from tinyllama.tracking.follow import SinkPosition
-from tinyllama.tracking.tail import Row, Scores
+from tinyllama.runs.events import describe_event, event_kind, event_title
+from tinyllama.runs.jsonl import Row
+from tinyllama.runs.run_dir import RunDir
+from tinyllama.tracking.follow import Scores, SinkPosition
 
 PROJECT = "tinyllama"
 ALERTS = 20
@@ -35,9 +35,9 @@ _BEGINNING = datetime.fromtimestamp(0, UTC).isoformat()
 """When all that stands beside a run began: the page lists and colours runs by when they began, newest first."""
 
 
-def trackio_dir(run: Path) -> Path:
-    """Where trackio keeps the runs beside `run`."""
-    return run.resolve().parent / ".trackio"
+def trackio_dir(run: RunDir) -> Path:
+    """Return the folder in which trackio keeps this run and those in the same folder."""
+    return run.path.resolve().parent / ".trackio"
 
 
 def open_trackio(folder: Path) -> Any:
@@ -56,11 +56,11 @@ def is_on_network_filesystem(folder: Path) -> bool:
     return bool(open_trackio(folder).utils.is_network_filesystem(folder))
 
 
-def create_baseline_runs(run: Path, names: Iterable[str]) -> None:
+def create_baseline_runs(run: RunDir, names: Iterable[str]) -> None:
     """Have entries for baselines whose scores may come: a page that is opened from now on will show them."""
     storage = open_trackio(trackio_dir(run)).SQLiteStorage
     for name in names:
-        _ensure_run(storage, f"{run.resolve().name}/baseline/{name}", name)
+        _ensure_run(storage, f"{run.name}/baseline/{name}", name)
 
 
 def _ensure_run(storage: Any, run_id: str, name: str, created_at: str = _BEGINNING) -> None:
@@ -73,33 +73,33 @@ def _ensure_run(storage: Any, run_id: str, name: str, created_at: str = _BEGINNI
 class TrackioSink:
     """A run on trackio's page."""
 
-    def __init__(self, run: Path, recipe: Recipe, is_new: bool) -> None:
-        self.run, self.recipe = run.resolve().name, recipe
+    def __init__(self, run: RunDir, recipe: Recipe, position: SinkPosition) -> None:
+        self.run, self.recipe = run.name, recipe
         self.alerts = f"{self.run}/alerts"
         self.storage = open_trackio(trackio_dir(run)).SQLiteStorage
-        if is_new:  # what is there under this name is of a run that is no more
+        if position == SinkPosition():  # what is there under this name is of a run that is no more
             self._clear()
         for kind in ("releases", "trouble"):
             _ensure_run(self.storage, f"{self.run}/mark/{kind}", f"{kind} of {self.run}")
 
-    def rows(self, rows: Sequence[Row], times: Sequence[float]) -> None:
+    def log_metrics(self, rows: Sequence[Row], times: Sequence[float]) -> None:
         """Show metrics; one that is there already is left as it is."""
         config = self.recipe.model_dump(mode="json") | {"_Group": "runs"}
         self._log(self.run, self.run, rows, times, [f"{self.run} {row['step']}" for row in rows], config)
 
-    def events(self, events: Sequence[Row], losses: tuple[float, float] | None) -> None:
+    def log_events(self, events: Sequence[Row], loss_range: tuple[float, float] | None) -> None:
         """What went wrong to the page's alerts, since their list opens over the charts; marks to the loss."""
-        self._alert([event for event in events if alert_of(event).level != "info"])
-        marked = [event for event in events if is_annotated(event)]
-        if losses:
-            self._mark("releases", [event for event in marked if event["event"] == "release"], losses)
-            self._mark("trouble", [event for event in marked if event["event"] != "release"], losses)
+        self._alert([event for event in events if event_kind(event).level != "info"])
+        marked = [event for event in events if event_kind(event).is_annotated]
+        if loss_range:
+            self._mark("releases", [event for event in marked if event["event"] == "release"], loss_range)
+            self._mark("trouble", [event for event in marked if event["event"] != "release"], loss_range)
 
-    def scores(self, row: Row, time: float) -> None:
+    def log_scores(self, row: Row, time: float) -> None:
         """Show a release's scores at its tokens; among the rows of its time, or the page would smooth scores."""
         self._log(self.run, self.run, [row], [time], [f"{self.run} {sorted(row.items())}"])
 
-    def baselines(self, baselines: dict[str, Scores]) -> None:
+    def set_baselines(self, baselines: dict[str, Scores]) -> None:
         """A run each, whose scores are flat lines from no tokens to the run's last."""
         self._empty(self._records("baseline"))
         steps, batch = (0, self.recipe.train.steps), self.recipe.train.batch_tokens
@@ -109,15 +109,15 @@ class TrackioSink:
             rows = [{"step": step, "tokens": step * batch, **scores} for step in steps]
             self._log(name, run_id, rows, [0.0, 0.0], [f"{run_id} {step}" for step in steps])
 
-    def go_back(self, step: int) -> int:
+    def rewind(self, step: int) -> int:
         """All rows come again, scores and marks among them. Entries stay, or the page would untick them."""
         self.storage.delete_run(PROJECT, "", run_id=self.alerts)
         self._empty(self._records())
         return 0
 
-    def held(self, progress: SinkPosition) -> SinkPosition:
+    def durable_position(self, position: SinkPosition) -> SinkPosition:
         """Return the position itself, since each call commits."""
-        return progress
+        return position
 
     def close(self) -> None:
         """Nothing waits."""
@@ -125,8 +125,13 @@ class TrackioSink:
     def _alert(self, events: Sequence[Row]) -> None:
         """Add to the alerts; in a run of their own, since trackio's storage takes them out with their run alone."""
         new = [
-            asdict(alert_of(event))
-            | {"title": self._title(event), "step": event["step"], "timestamp": _isoformat(event["time"])}
+            {
+                "title": f"{event_title(event)} of {self.run}",
+                "text": describe_event(event),
+                "level": event_kind(event).level,
+                "step": event["step"],
+                "timestamp": _isoformat(event["time"]),
+            }
             for event in events
         ]
         there = self.storage.get_alerts(PROJECT, run_id=self.alerts) if new else []
@@ -152,9 +157,6 @@ class TrackioSink:
             self._empty(self._records(f"mark/{kind}"))
         keys = [f"{run_id} {row['step']} {row['mark']}" for row in rows]
         self._log(f"{kind} of {self.run}", run_id, rows, [0.0] * len(rows), keys)
-
-    def _title(self, event: Row) -> str:
-        return f"{alert_of(event).title} of {self.run}"
 
     def _log(
         self,

@@ -1,10 +1,10 @@
-"""Weights & Biases as a sink: one run of the recipe's project, of one identity however often training starts.
+"""Weights & Biases as a sink: one run of the recipe's project, with one ID however often training starts.
 
-W&B buffers rows and can only flush them by ending its run, so a kill loses the newest. Therefore nothing counts as safe
-before `close`, and all later rows are delivered again after a kill, each with the W&B step that it had the first time:
-the training step, plus the scores and alerts that came before it. W&B has the rows up to its newest step, which its
-server reports online and its files (`RUN/wandb`) hold offline. Logged rows cannot be removed: where a run rolled back
-to a checkpoint, W&B keeps the first numbers of the steps that are done again.
+W&B buffers rows and can flush them only by ending its run, so that a kill loses the newest ones. Therefore nothing
+counts as safe before `close`, and everything later is delivered again after a kill, with the same W&B step as before:
+the training step plus the number of scores and alerts delivered before it. W&B has the rows up to its newest step,
+which its server reports online and its files (`RUN/wandb`) hold offline. Logged rows cannot be removed: after a
+rollback, W&B keeps the first numbers of the repeated steps.
 """
 
 import uuid
@@ -17,88 +17,90 @@ import wandb
 
 from tinyllama.files import atomic_write, fsync_path, read_json, write_json
 from tinyllama.recipe import Recipe
-from tinyllama.tracking.alerts import alert_of
-from tinyllama.tracking.follow import SinkPosition
-from tinyllama.tracking.tail import Row, Scores
+from tinyllama.runs.events import describe_event, event_kind, event_title
+from tinyllama.runs.jsonl import Row
+from tinyllama.runs.run_dir import RunDir
+from tinyllama.tracking.follow import Scores, SinkPosition
 
 _HEADER_BYTES, _BLOCK_BYTES = 7, 32768
-"""Of a .wandb file: its own header, a chunk's header (the same size), and a block (LevelDB's log format)."""
-_WHOLE, _LAST = 1, 4
-"""Kinds of a chunk with which a record ends."""
+"""Sizes in a .wandb file: the file's header and each chunk's header, and a block (LevelDB's log format)."""
+_FULL_CHUNK, _LAST_CHUNK = 1, 4
+"""Types of a chunk that ends a record."""
 
 
-class Wandb:
-    """A run on W&B; its axis is the tokens."""
+class WandbSink:
+    """A run on W&B. The x axis is the tokens."""
 
-    def __init__(self, run: Path, recipe: Recipe, position: SinkPosition) -> None:
-        self.position, self.step, self.is_closed = position, position.step, False
-        """Where the last closed process ended; the newest training step that was delivered; whether all is safe."""
-        self.path = run / "trackers" / "wandb.inserted.json"
+    def __init__(self, run: RunDir, recipe: Recipe, position: SinkPosition) -> None:
+        self.safe_step, self.step, self.is_closed = position.step, position.step, False
+        """Step up to which the last closed process delivered; newest step delivered; whether this one is closed."""
+        self.path = run.trackers_dir / "wandb.inserted.json"
         self.inserted: dict[str, Any] = {"entries": [], "num_safe": 0, "baselines": {}}
-        """Scores and alerts, each with the training step after which it was delivered, and how many of them W&B had at
+        """Scores and alerts, each with the training step after which it was delivered; how many of them W&B had at
         the last `close`; and the baselines."""
         if self.path.is_file():
             self.inserted = read_json(self.path)
-        identity = _identity(run / "trackers" / "wandb.id")
+        run_id = _read_or_create_id(run.trackers_dir / "wandb.id")
         self.run = wandb.init(
             project=recipe.track.wandb,
             name=recipe.name,
-            id=identity,
+            id=run_id,
             resume="allow",
-            dir=run,
+            dir=run.path,
             config=recipe.model_dump(mode="json") | {"baselines": self.inserted["baselines"]},
             settings=wandb.Settings(console="off", disable_git=True, save_code=False),
         )
         self.run.define_metric("tokens")
         self.run.define_metric("*", step_metric="tokens")
-        self.files = [*run.glob(f"wandb/*-{identity}/*.wandb")]
+        self.files = [*run.path.glob(f"wandb/*-{run_id}/*.wandb")]
         self.newest = max(map(newest_step, self.files), default=-1) if self.run.offline else self.run.starting_step - 1
-        """The newest W&B step that W&B has from earlier processes."""
-        self.num_passed = 0
+        """Newest W&B step that W&B has from earlier processes."""
+        self.num_delivered = 0
+        """Number of scores and alerts delivered so far, by this process or an earlier one."""
         self._deliver_entries()
 
-    def rows(self, rows: Sequence[Row], times: Sequence[float]) -> None:
-        """Show metrics, each with the W&B step that it has in any process."""
+    def log_metrics(self, rows: Sequence[Row], times: Sequence[float]) -> None:
+        """Log rows of metrics, each with the W&B step that it has in any process."""
         for row in rows:
-            self._log(row["step"] + self.num_passed, row)
+            self._log(row["step"] + self.num_delivered, row)
             self.step = row["step"]
             self._deliver_entries()
 
-    def events(self, events: Sequence[Row], losses: tuple[float, float] | None) -> None:
-        """Send an alert of what went wrong; W&B may mail it."""
+    def log_events(self, events: Sequence[Row], loss_range: tuple[float, float] | None) -> None:
+        """Send an alert for each error; W&B may send it by mail."""
         for event in events:
-            alert = alert_of(event)
-            if alert.level == "error":
-                self._insert({"alert": {"title": alert.title, "text": alert.text}, "time": event["time"]})
+            if event_kind(event).level == "error":
+                alert = {"title": event_title(event), "text": describe_event(event)}
+                self._insert({"alert": alert, "time": event["time"]})
 
-    def scores(self, row: Row, time: float) -> None:
-        """Show a release's scores at its tokens."""
+    def log_scores(self, row: Row, time: float) -> None:
+        """Log a release's scores at its tokens."""
         self._insert({"row": row})
 
-    def baselines(self, baselines: dict[str, Scores]) -> None:
-        """Put them beside the recipe."""
+    def set_baselines(self, baselines: dict[str, Scores]) -> None:
+        """Add the baselines to the run's configuration."""
         self.inserted["baselines"] = baselines
         write_json(self.path, self.inserted)
         self.run.config.update({"baselines": baselines}, allow_val_change=True)
 
-    def go_back(self, step: int) -> None:
-        """Nothing can be taken back."""
+    def rewind(self, step: int) -> None:
+        """Forget nothing: W&B cannot remove logged rows."""
 
-    def held(self, progress: SinkPosition) -> SinkPosition:
-        """Return the position with the step where the last process closed, until this one has."""
-        return progress if self.is_closed else replace(progress, step=self.position.step)
+    def durable_position(self, position: SinkPosition) -> SinkPosition:
+        """Return the position, but until `close` with the step up to which the last closed process delivered."""
+        return position if self.is_closed else replace(position, step=self.safe_step)
 
     def close(self) -> None:
-        """Wait until W&B has all."""
+        """Wait until W&B has everything."""
         self.run.finish()
         for path in self.files:
             fsync_path(path)
-        self.inserted["num_safe"] = self.num_passed
+        self.inserted["num_safe"] = self.num_delivered
         write_json(self.path, self.inserted)
         self.is_closed = True
 
     def _insert(self, entry: dict[str, Any]) -> None:
-        """Deliver scores or an alert; its place is written down first, so that a new process finds it there."""
+        """Deliver scores or an alert; record its place among the steps first, for later processes."""
         entries = self.inserted["entries"]
         after = max([self.step, *(known["after"] for known in entries[-1:])])
         if any(known | entry == known for known in entries):  # a process was killed before its position was saved
@@ -108,28 +110,28 @@ class Wandb:
         self._deliver_entries()
 
     def _deliver_entries(self) -> None:
-        """Deliver the scores and alerts that come before the row after `step`."""
-        for entry in self.inserted["entries"][self.num_passed :]:
+        """Deliver the scores and alerts whose place is before the next row."""
+        for entry in self.inserted["entries"][self.num_delivered :]:
             if entry["after"] > self.step:
                 return
-            is_safe = self.num_passed < self.inserted["num_safe"]
-            self.num_passed += 1
-            number = entry["after"] + self.num_passed
-            if is_safe or number <= self.newest:
+            is_safe = self.num_delivered < self.inserted["num_safe"]
+            self.num_delivered += 1
+            wandb_step = entry["after"] + self.num_delivered
+            if is_safe or wandb_step <= self.newest:
                 continue
             if "row" in entry:
-                self._log(number, entry["row"])
+                self._log(wandb_step, entry["row"])
             else:
                 self.run.alert(**entry["alert"], level="ERROR")
 
-    def _log(self, number: int, row: Row) -> None:
-        """Log a row at a W&B step, unless W&B has it."""
-        if number > self.newest:
-            self.run.log(row, step=number, commit=True)
+    def _log(self, wandb_step: int, row: Row) -> None:
+        """Log a row at a W&B step, unless W&B has that step."""
+        if wandb_step > self.newest:
+            self.run.log(row, step=wandb_step, commit=True)
 
 
-def _identity(path: Path) -> str:
-    """The run's identity at W&B, made up when it is first shown."""
+def _read_or_create_id(path: Path) -> str:
+    """Return the run's ID at W&B, which is drawn at random when the run is first shown."""
     if not path.is_file():
         with atomic_write(path) as file:
             file.write(uuid.uuid4().hex.encode())
@@ -137,27 +139,27 @@ def _identity(path: Path) -> str:
 
 
 def newest_step(path: Path) -> int:
-    """Return the newest W&B step with a complete row in a .wandb file; -1 where there is none."""
-    from wandb.proto.wandb_internal_pb2 import Record  # noqa: PLC0415 - needed offline alone
+    """Return the newest W&B step with a complete row in a .wandb file; -1 if there is none."""
+    from wandb.proto.wandb_internal_pb2 import Record  # noqa: PLC0415 - needed offline only
 
-    records = map(Record.FromString, _records(path.read_bytes()))
+    records = map(Record.FromString, _read_records(path.read_bytes()))
     return max((record.history.step.num for record in records if record.HasField("history")), default=-1)
 
 
-def _records(data: bytes) -> Iterator[bytes]:
-    """Yield the complete records of a .wandb file: chunks within blocks, up to the first that a kill has cut."""
-    place, record = _HEADER_BYTES, b""
-    while place + _HEADER_BYTES <= len(data):
-        left = _BLOCK_BYTES - place % _BLOCK_BYTES
-        if left < _HEADER_BYTES:  # what is left of a block is too small for a chunk's header
-            place += left
+def _read_records(data: bytes) -> Iterator[bytes]:
+    """Yield the complete records of a .wandb file, up to the first that a kill has truncated."""
+    offset, record = _HEADER_BYTES, b""
+    while offset + _HEADER_BYTES <= len(data):
+        left = _BLOCK_BYTES - offset % _BLOCK_BYTES
+        if left < _HEADER_BYTES:  # padding: the rest of the block is too small for a chunk's header
+            offset += left
             continue
-        end = place + _HEADER_BYTES + int.from_bytes(data[place + 4 : place + 6], "little")
-        kind = data[place + 6]
-        if end > len(data) or kind == 0:
+        end = offset + _HEADER_BYTES + int.from_bytes(data[offset + 4 : offset + 6], "little")
+        chunk_type = data[offset + 6]
+        if end > len(data) or chunk_type == 0:
             return
-        record += data[place + _HEADER_BYTES : end]
-        place = end
-        if kind in (_WHOLE, _LAST):
+        record += data[offset + _HEADER_BYTES : end]
+        offset = end
+        if chunk_type in (_FULL_CHUNK, _LAST_CHUNK):
             yield record
             record = b""

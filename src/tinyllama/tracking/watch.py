@@ -1,7 +1,7 @@
-"""`tinyllama watch`: trackio's page of a run and those beside it, on this machine only, or on a Space of the hub.
+"""`tinyllama watch`: trackio's page of the runs in a folder, served on this machine or on a Space of the hub.
 
-Feeds trackio from the runs' files wherever training does not do so itself: it also shows a run that was copied from
-elsewhere, trained without trackio, scored later, or whose tracker died. Reads and writes `.trackio` beside the run.
+Feeds trackio from the runs' files wherever training does not: also for a run that was copied from elsewhere, trained
+without trackio, or scored later, and for one whose tracker failed. Reads and writes `.trackio` in the runs' folder.
 """
 
 import contextlib
@@ -22,59 +22,52 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from tinyllama.errors import InputError, first_line, summarize_error
 from tinyllama.formatting import echo
 from tinyllama.hub import translate_hub_errors
-from tinyllama.recipe import Recipe
-from tinyllama.tracking.follow import RunTailer
-from tinyllama.tracking.process import POLL_SECONDS, open_sink, try_acquire_sink
-from tinyllama.tracking.tail import possible_baselines
+from tinyllama.runs.run_dir import RunDir
+from tinyllama.tracking.follow import RunFollower, published_name
+from tinyllama.tracking.trackers import POLL_SECONDS, open_sink, try_acquire_sink
 from tinyllama.tracking.trackio_sink import PROJECT, SMOOTHING, create_baseline_runs, open_trackio, trackio_dir
 
-TRACKIO = "trackio"
-"""The sink's name in a run."""
+_SINK = "trackio"
 _HOST = "127.0.0.1"
-_LAST_PORT = 65_535
-_ORDER = (
-    "loss",
-    "validation_loss",
-    "validation_bits_per_byte",
-    "learning_rate",
-    "gradient_norm",
-    "tokens_per_second",
-    "mfu",
-    "memory_gigabytes",
-    "scores/hellaswag*",
-)
-"""What people look at first stands first."""
+_MAX_PORT = 65_535
+_PLOT_ORDER = ",".join((
+    "loss", "validation_loss", "validation_bits_per_byte", "learning_rate", "gradient_norm", "tokens_per_second", "mfu",
+    "memory_gigabytes", "scores/hellaswag*",
+))  # fmt: skip
+"""Metrics in the order of the page."""
 
 
-def watch(run: Path, port: int | None = None, open_browser: bool = True) -> None:
-    """Serve the page of the runs beside `run` until interrupted.
+def watch(path: Path, port: int | None = None, open_browser: bool = True) -> None:
+    """Serve the page of a run and the other runs in its folder until interrupted.
 
-    Raises InputError where there is no run to show, and where the port is none or is taken.
+    Raises InputError where there is no run to show, and where the port is invalid or in use.
     """
-    if port is not None and not 1 <= port <= _LAST_PORT:
-        raise InputError(f"--port {port}: no port; give 1 to {_LAST_PORT}, or none for a free one")
+    if port is not None and not 1 <= port <= _MAX_PORT:
+        raise InputError(f"--port {port}: not a port; give 1 to {_MAX_PORT}, or no --port for a free one")
+    run = RunDir.open(path)
     with _feeding(run) as trackio:
-        create_baseline_runs(run, possible_baselines(run, Recipe.load(run / "recipe.yaml")))
-        address = _address(trackio, run, port)
-        echo(f"watching {run}: {address} (Ctrl-C ends it)")
+        create_baseline_runs(run, _possible_baselines(run))
+        address = _serve(trackio, run, port)
+        echo(f"watching {path}: {address} (Ctrl-C ends it)")
         if open_browser:
             webbrowser.open(address)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
 
 
-def publish_page(run: Path, space: str, public: bool = False) -> str:
-    """Put the page of the runs beside `run` on the hub's Space OWNER/NAME and return its URL; again, to bring it up.
+def publish_page(path: Path, space: str, public: bool = False) -> str:
+    """Create or update the page of a run and the other runs in its folder on a Space of the hub; return its URL.
 
-    A Space that is not there yet is made, private unless `public`. Raises InputError where there is no run to show, and
-    where the hub cannot be reached or will not have it.
+    `space` is OWNER/NAME. A new Space is private unless `public`. Raises InputError where there is no run to show, and
+    where the hub cannot be reached or refuses.
     """
-    os.environ["TRACKIO_PLOT_ORDER"] = ",".join(_ORDER)
+    os.environ["TRACKIO_PLOT_ORDER"] = _PLOT_ORDER
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None)
     if space.count("/") != 1:
-        raise InputError(f"--publish {space}: no name of a Space; give OWNER/NAME")
+        raise InputError(f"--publish {space}: not the name of a Space; give OWNER/NAME")
+    run = RunDir.open(path)
     with _feeding(run) as trackio, translate_hub_errors(api.endpoint, space), contextlib.redirect_stdout(io.StringIO()):
-        # Made here, since trackio would ask at the terminal for a token where the hub refuses this one.
+        # Created here, since trackio would prompt for a token where the hub refuses this one.
         api.create_repo(space, repo_type="space", space_sdk="gradio", private=not public, exist_ok=True)
         if "app.py" not in api.list_repo_files(space, repo_type="space"):
             importlib.import_module("trackio.deploy").deploy_as_space(space, private=not public)
@@ -82,38 +75,51 @@ def publish_page(run: Path, space: str, public: bool = False) -> str:
     return f"{api.endpoint}/spaces/{space}"
 
 
-def _address(trackio: Any, run: Path, port: int | None) -> str:
-    """Start serving the page; where it is, showing loss against tokens, smoothed, of this run and what is beside it."""
-    os.environ["TRACKIO_PLOT_ORDER"] = ",".join(_ORDER)  # its setting has no other place
+def _possible_baselines(run: RunDir) -> list[str]:
+    """Return the names of the baselines whose scores the run may get; none if it never has releases."""
+    recipe, rows = run.recipe(), run.releases.table()["baselines"]
+    published = [row["name"] for row in rows if (row["source"] or "").startswith("published")]
+    if not published and recipe.has_milestones:
+        from tinyllama.evaluate.baselines import PUBLISHED  # noqa: PLC0415 - imports torch
+
+        published = [baseline.name for baseline in PUBLISHED]
+    return [*recipe.release.baselines, *dict.fromkeys(map(published_name, published))] if published else []
+
+
+def _serve(trackio: Any, run: RunDir, port: int | None) -> str:
+    """Start serving the page; return its address, which selects the run and plots against tokens."""
+    os.environ["TRACKIO_PLOT_ORDER"] = _PLOT_ORDER  # there is no argument for it
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # its greeting has the token with which runs are deleted
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints the token that allows deleting runs
             page, url, _, _ = trackio.show(open_browser=False, block_thread=False, host=_HOST, server_port=port)
     except OSError as error:
         if port is None:
-            raise InputError(f"--port: no port is free ({first_line(error)}); name one that is") from None
-        raise InputError(f"--port {port}: {first_line(error)}; give another, or none for a free one") from None
-    # Any other host is another site's name for this machine (DNS rebinding). The application has started: its
-    # `add_middleware` refuses.
+            raise InputError(f"--port: no port is free ({first_line(error)}); give one") from None
+        raise InputError(f"--port {port}: {first_line(error)}; give another, or no --port for a free one") from None
+    # Refuse other host names: another site may give this machine one (DNS rebinding). The application has started, so
+    # its `add_middleware` raises.
     page.app.middleware_stack = TrustedHostMiddleware(page.app.middleware_stack, [_HOST])
     ids = [record["id"] for record in trackio.SQLiteStorage.get_run_records(PROJECT)]
-    name = run.resolve().name
-    mine = [run_id for run_id in ids if run_id == name or run_id.startswith(f"{name}/")]
-    shown = {"project": PROJECT, "run_ids": ",".join(mine), "x_axis": "tokens"}
-    shown |= {"smoothing": str(SMOOTHING), "hide_empty_tabs": "true"}
-    return f"{url.rstrip('/')}/?{urlencode(shown)}"
+    selected = [run_id for run_id in ids if run_id == run.name or run_id.startswith(f"{run.name}/")]
+    query = {"project": PROJECT, "run_ids": ",".join(selected), "x_axis": "tokens"}
+    query |= {"smoothing": str(SMOOTHING), "hide_empty_tabs": "true"}
+    return f"{url.rstrip('/')}/?{urlencode(query)}"
 
 
 @contextlib.contextmanager
-def _feeding(run: Path) -> Iterator[Any]:
-    """trackio, with all of the folder's runs fed to it once, and on from there while the block runs."""
-    if not (run / "recipe.yaml").is_file():
-        raise InputError(f"{run}: no run here; give a folder that `tinyllama train` wrote")
+def _feeding(run: RunDir) -> Iterator[Any]:
+    """Yield trackio after feeding it all runs of the folder once, and continue feeding while the block runs."""
     trackio, ended = open_trackio(trackio_dir(run)), threading.Event()
-    with Feeder(run.resolve().parent) as feeder:
+    with TrackioFeeder(run.path.resolve().parent) as feeder:
         feeder.feed()
-        if run.resolve() in feeder.failed:
-            raise InputError(f"{run}: cannot be shown: {_problem(feeder.failed[run.resolve()], trackio_dir(run))}")
-        thread = threading.Thread(target=_go_on, args=(feeder, ended), name="watch", daemon=True)
+        if error := feeder.failed.get(RunDir(run.path.resolve())):
+            raise InputError(f"{run.path}: cannot be shown: {_problem(error, trackio_dir(run))}")
+
+        def feed_until_ended() -> None:
+            while not ended.wait(POLL_SECONDS):
+                feeder.feed()
+
+        thread = threading.Thread(target=feed_until_ended, name="watch", daemon=True)
         thread.start()
         try:
             yield trackio
@@ -122,54 +128,49 @@ def _feeding(run: Path) -> Iterator[Any]:
             thread.join()
 
 
-def _problem(error: Exception, folder: Path) -> str:
-    """Why a run cannot be shown, and what to do about it; `folder` is trackio's."""
+def _problem(error: Exception, trackio_folder: Path) -> str:
+    """Return why a run cannot be shown, and the remedy."""
     match error:
         case InputError():
             return str(error)
         case sqlite3.Error():
-            remedy = f"move {folder} away, which is made again from the runs' files"
+            remedy = f"move {trackio_folder} away, it is created again from the runs' files"
         case OSError():
-            remedy = "make that possible and run this again"
+            remedy = "remove the cause and run the command again"
         case _:
-            remedy = "this is a fault of tinyllama or trackio; report it with these words"
+            remedy = "this is a bug of tinyllama or trackio, please report it"
     return f"{summarize_error(error)}; {remedy}"
 
 
-def _go_on(feeder: "Feeder", ended: threading.Event) -> None:
-    while not ended.wait(POLL_SECONDS):
-        feeder.feed()
-
-
-class Feeder:
-    """Feeds trackio with the runs of a folder that nobody else follows, each until it fails."""
+class TrackioFeeder:
+    """Feeds trackio with the runs of a folder that no other process follows, each until it fails."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.followers: dict[Path, RunTailer] = {}
-        self.failed: dict[Path, Exception] = {}
+        self.followers: dict[RunDir, RunFollower] = {}
+        self.failed: dict[RunDir, Exception] = {}
         self.locks = contextlib.ExitStack()
 
-    def __enter__(self) -> "Feeder":
+    def __enter__(self) -> "TrackioFeeder":
         return self
 
     def __exit__(self, *error: object) -> None:
         self.locks.close()
 
     def feed(self) -> None:
-        """Show what is new; say, once, which run cannot be shown."""
-        for run in sorted({path.parent for path in self.folder.glob("*/recipe.yaml")} - self.failed.keys()):
+        """Show what is new; print one line for each run that cannot be shown."""
+        for path in sorted(path.parent for path in self.folder.glob("*/recipe.yaml")):
+            run = RunDir(path)
             try:
-                if run in self.followers or self._try_follow(run):
-                    self.followers[run].poll()
-            except Exception as error:  # the page goes on with the other runs
+                if run in self.failed or not (run in self.followers or self._try_follow(run)):
+                    continue
+                self.followers[run].poll()
+            except Exception as error:  # the page still shows the other runs
                 self.failed[run] = error
-                echo(f"{run}: not shown from here on: {_problem(error, trackio_dir(run))}", to_stderr=True)
+                echo(f"{path}: no longer shown: {_problem(error, trackio_dir(run))}", to_stderr=True)
 
-    def _try_follow(self, run: Path) -> bool:
-        """Follow a run, unless another process does."""
-        if not try_acquire_sink(run, TRACKIO, self.locks):
+    def _try_follow(self, run: RunDir) -> bool:
+        if not try_acquire_sink(run, _SINK, self.locks):
             return False
-        recipe = Recipe.load(run / "recipe.yaml")
-        self.followers[run] = RunTailer(run, recipe, TRACKIO, open_sink(TRACKIO, run, recipe), lambda: None)
+        self.followers[run] = RunFollower(run, _SINK, open_sink(_SINK, run))
         return True
