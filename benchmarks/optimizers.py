@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from tinyllama.runs.log import read_rows
+from tinyllama.runs.run_dir import RunDir
 
 LEARNING_RATE = 3e-3
 RECIPE: dict[str, Any] = {
@@ -63,7 +63,7 @@ def main() -> None:
         flags = ["--name", name, "--train.tokens", chosen.tokens]
         flags += ["--train.optimizer.name", optimizer, "--train.schedule.name", schedule]
         tinyllama(chosen.folder, "train", "recipe.yaml", *flags)
-        rows = list(read_rows(chosen.folder / "runs" / name / "metrics.jsonl"))
+        rows = list(RunDir(chosen.folder / "runs" / name).metrics())
         speed = sorted(row["tokens_per_second"] for row in rows)[len(rows) // 2]
         scores = f"{rows[-1]['validation_loss']:.4f} | {rows[-1]['validation_bits_per_byte']:.4f}"
         print(f"| {optimizer} | {schedule} | {scores} | {speed:,.0f} |", flush=True)

@@ -21,7 +21,7 @@ from measuring import DEFAULT_WORK
 from training_setup import Work, environment, make_work, small_recipe, write_recipe
 
 from tinyllama.recipe import Recipe
-from tinyllama.runs.log import read_rows
+from tinyllama.runs.run_dir import RunDir
 
 SAVE_EVERY = 4
 
@@ -57,8 +57,8 @@ def first_step_seconds(work: Work, folder: Path, env: Mapping[str, str], compile
     fields = small_recipe(work, 2) | {"model": shape["model"], "train": train}
     begun = time.perf_counter()
     process = start(folder, fields, env)
-    metrics = folder / "runs" / fields["name"] / "metrics.jsonl"
-    while not any(read_rows(metrics)):
+    run = RunDir(folder / "runs" / fields["name"])
+    while not any(run.metrics()):
         if process.poll():
             raise SystemExit(f"{folder}/log says why training ended with status {process.returncode}")
         time.sleep(0.02)
@@ -75,8 +75,8 @@ def print_saving(work: Work, folder: Path, env: Mapping[str, str]) -> None:
         fields["name"] = "beside-training" if asynchronous else "at-once"
         finish(start(folder, fields, env))
         run = folder / "runs" / fields["name"]
-        saves = [row for row in read_rows(run / "events.jsonl") if row["event"] == "checkpoint"][:-1]
-        rows = list(read_rows(run / "metrics.jsonl"))[SAVE_EVERY:]
+        saves = [row for row in RunDir(run).events() if row["event"] == "checkpoint"][:-1]
+        rows = list(RunDir(run).metrics())[SAVE_EVERY:]
         beside = statistics.median(row["tokens_per_second"] for row in rows if row["step"] % SAVE_EVERY == 1)
         others = statistics.median(row["tokens_per_second"] for row in rows if row["step"] % SAVE_EVERY != 1)
         seconds, stood = (statistics.median(row[key] for row in saves) for key in ("seconds", "stall_seconds"))

@@ -21,7 +21,7 @@ from typing import Any
 from measuring import DEFAULT_WORK
 from training_setup import Work, environment, make_work, small_recipe, write_recipe
 
-from tinyllama.runs.log import read_rows
+from tinyllama.runs.run_dir import RunDir
 
 STEPS = 9
 TOLERANCE = 0.15
@@ -98,7 +98,7 @@ def train(folder: Path, recipe: Path, name: str, env: Mapping[str, str]) -> dict
     _, status, used = os.wait4(process.pid, 0)  # its own peak, the last checkpoint's included
     if status:
         raise SystemExit(f"{' '.join(command)}: status {status}")
-    rows = list(read_rows(folder / "runs" / name / "metrics.jsonl"))
+    rows = list(RunDir(folder / "runs" / name).metrics())
     return {"memory": 1024 * used.ru_maxrss, "mfu": statistics.median(row["mfu"] for row in rows[2:-1])}
 
 

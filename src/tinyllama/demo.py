@@ -27,7 +27,7 @@ from tinyllama.release.command import evaluate_model
 from tinyllama.release.formats import check_formats
 from tinyllama.release.verify import Check, table, verify
 from tinyllama.runs import checkpoint
-from tinyllama.runs.log import read_rows
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.loop import train
 from tinyllama.train.setup import run_folder
@@ -122,7 +122,7 @@ def _training(recipe: Recipe) -> Iterator[str]:
     for warning in check_training(recipe):
         echo(warning, to_stderr=True)
     run = train(recipe)
-    rows = list(read_rows(run / "metrics.jsonl"))
+    rows = list(RunDir(run).metrics())
     speed = statistics.median(row["tokens_per_second"] for row in rows)
     yield f"loss {rows[0]['loss']:.3f} at step 1, {rows[-1]['loss']:.3f} at the end; {speed:,.0f} tokens/s"
     yield from _compression(recipe, rows[-1].get("validation_bits_per_byte"))

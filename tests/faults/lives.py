@@ -19,7 +19,7 @@ LIMIT_SECONDS = 300.0
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 _ROLES = {
     b"tinyllama.release.milestone": "release beside training",
-    b"tinyllama.tracking.process": "tracker",
+    b"tinyllama.tracking.trackers": "tracker",
     b"torch.distributed.run": "torchrun",
     b"multiprocessing": "helper",
 }

@@ -21,8 +21,8 @@ from tinyllama.files import sha256_of, write_json
 from tinyllama.report.reading import read_run
 from tinyllama.runs.checkpoint import find_damage, is_marked_milestone, list_committed
 from tinyllama.runs.listing import read_run_status, table
-from tinyllama.runs.log import RunLog, read_rows
-from tinyllama.tracking.tail import read_new_rows
+from tinyllama.runs.log import RunLog
+from tinyllama.runs.run_dir import RunDir
 
 METRICS = {"loss": 3.5, "learning_rate": 1e-3, "gradient_norm": 1.0, "tokens_per_second": 700.0, "mfu": 0.2}
 FILES = ["metrics.jsonl", "events.jsonl", "recipe.yaml", "releases/releases.json"]
@@ -36,7 +36,7 @@ def run() -> Path:
     folder.mkdir()
     recipe = small_recipe(folder) | {"release": {"every_tokens": 3840}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    journal = RunLog(folder, clock=lambda: 1.8e9)
+    journal = RunLog(RunDir(folder), clock=lambda: 1.8e9)
     journal.event("start", 0, ranks=1)
     for step in range(1, 21):
         validation = {"validation_loss": 3.0, "validation_bits_per_byte": 2.0} if step % 10 == 0 else {}
@@ -74,18 +74,19 @@ def use(own: Path) -> None:
 
 
 def _rows(own: Path) -> None:
-    for name in ("metrics.jsonl", "events.jsonl"):
-        assert all(isinstance(row, dict) for row in read_rows(own / name))
+    for read in (RunDir(own).metrics, RunDir(own).events):
+        with suppress(InputError):
+            assert all(isinstance(row, dict) for row in read())
 
 
 def _follow(own: Path) -> None:
     """A tracker says any error in words; that of a line is a ValueError."""
     with suppress(ValueError):
-        read_new_rows(own / "metrics.jsonl", 0)
+        RunDir(own).metrics_since(0)
 
 
 def _cut_back(own: Path) -> None:
-    journal = RunLog(own)
+    journal = RunLog(RunDir(own))
     journal.drop_partial_lines()
     journal.truncate_after(10)
 

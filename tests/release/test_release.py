@@ -16,7 +16,7 @@ from tinyllama.loading import load_model, load_tokenizer
 from tinyllama.recipe import Recipe
 from tinyllama.release import release, update_card
 from tinyllama.runs.checkpoint import checkpoint_folder
-from tinyllama.runs.log import read_rows
+from tinyllama.runs.run_dir import RunDir
 
 
 def files_below(folder: Path) -> set[str]:
@@ -92,7 +92,7 @@ def test_a_checkpoint_is_released_with_what_was_measured_up_to_it(run: Path) -> 
 def test_the_same_checkpoint_gives_the_same_bytes_and_an_event(run: Path) -> None:
     first = (release(run) / "release.json").read_bytes()
     assert (release(run, force=True) / "release.json").read_bytes() == first
-    events = list(read_rows(run / "events.jsonl"))
+    events = list(RunDir(run).events())
     assert [(event["event"], event["step"]) for event in events] == [("release", 40)] * 2
 
 

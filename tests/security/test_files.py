@@ -11,7 +11,8 @@ import pytest
 from tinyllama.errors import InputError
 from tinyllama.files import atomic_write, blocking_lock, exclusive_lock, open_without_following
 from tinyllama.processes import use_private_compile_cache
-from tinyllama.runs.log import RunLog, read_rows
+from tinyllama.runs.log import RunLog
+from tinyllama.runs.run_dir import RunDir
 
 
 @pytest.fixture
@@ -57,18 +58,18 @@ def test_an_atomic_write_replaces_a_link_and_keeps_its_target(tmp_path: Path, vi
 
 def test_a_damaged_row_after_the_newest_checkpoint_is_deleted_with_an_event(tmp_path: Path) -> None:
     rows = [f'{{"step": {step}, "loss": 1.0}}\n' for step in range(1, 6)]
-    journal = RunLog(tmp_path)
-    journal.metrics_path.write_text("".join([*rows[:3], '{"step": 4, "lo\0ss"\n', "[]\n", rows[4]]))
+    journal = RunLog(RunDir(tmp_path))
+    journal.run.metrics_path.write_text("".join([*rows[:3], '{"step": 4, "lo\0ss"\n', "[]\n", rows[4]]))
     journal.truncate_after(3)
-    assert [row["step"] for row in read_rows(journal.metrics_path)] == [1, 2, 3]
-    (event,) = read_rows(journal.events_path)
+    assert [row["step"] for row in journal.run.metrics()] == [1, 2, 3]
+    (event,) = journal.run.events()
     assert (event["event"], event["step"]) == ("metrics-damaged", 3)
     assert event["problem"].endswith("line 4, 5")
 
 
 def test_a_damaged_row_before_the_newest_checkpoint_is_an_error_with_its_line(tmp_path: Path) -> None:
-    journal = RunLog(tmp_path)
-    journal.metrics_path.write_text('{"step": 1}\nnot a row\n{"step": 3}\n')
+    journal = RunLog(RunDir(tmp_path))
+    journal.run.metrics_path.write_text('{"step": 1}\nnot a row\n{"step": 3}\n')
     with pytest.raises(InputError, match=r"metrics\.jsonl:2: "):
         journal.truncate_after(3)
 

@@ -14,7 +14,8 @@ from tinyllama.files import reject_symlinks, write_json
 from tinyllama.release import rewrite_cards, update_card
 from tinyllama.release.lineage import read_facts
 from tinyllama.runs import checkpoint
-from tinyllama.tracking.process import try_acquire_sink
+from tinyllama.runs.run_dir import RunDir
+from tinyllama.tracking.trackers import try_acquire_sink
 from tinyllama.tracking.trackio_sink import open_trackio, trackio_dir
 
 
@@ -74,7 +75,7 @@ def test_a_run_with_a_link_is_not_followed_by_a_tracker(tmp_path: Path, victim: 
     step(journal, 1, 3)
     (run / "trackers").symlink_to(victim)
     with ExitStack() as locks, pytest.raises(InputError, match="trackers: is a symbolic link"):
-        try_acquire_sink(run, "trackio", locks)
+        try_acquire_sink(RunDir(run), "trackio", locks)
     assert sorted(path.name for path in victim.iterdir()) == ["README.md", "inner"]
 
 
@@ -89,7 +90,7 @@ def test_a_linked_folder_of_releases_and_a_linked_page_are_not_written(tmp_path:
         update_card(run / "releases/inner")
     (run.parent / ".trackio").symlink_to(victim)
     with pytest.raises(InputError, match=r"\.trackio: is a symbolic link"):
-        open_trackio(trackio_dir(run))
+        open_trackio(trackio_dir(RunDir(run)))
     assert sorted(path.name for path in victim.iterdir()) == ["README.md", "inner"]
 
 

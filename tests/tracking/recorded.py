@@ -8,9 +8,10 @@ from tests.conftest import small_recipe
 
 from tinyllama.files import write_json
 from tinyllama.recipe import Recipe
+from tinyllama.runs.jsonl import Row
 from tinyllama.runs.log import RunLog
-from tinyllama.tracking.follow import RunTailer, SinkPosition
-from tinyllama.tracking.tail import Row, Scores
+from tinyllama.runs.run_dir import RunDir
+from tinyllama.tracking.follow import RunFollower, Scores, SinkPosition
 
 BATCH_TOKENS = 6 * 64
 
@@ -23,26 +24,26 @@ class Recorded:
         self.shown: list[Row] = []
         self.times: list[float] = []
         self.happened: list[str] = []
-        self.losses: tuple[float, float] | None = None
+        self.loss_range: tuple[float, float] | None = None
         self.scored: list[Row] = []
         self.beside: dict[str, Scores] = {}
         self.went_back: list[int] = []
 
-    def rows(self, rows: Sequence[Row], times: Sequence[float]) -> None:
+    def log_metrics(self, rows: Sequence[Row], times: Sequence[float]) -> None:
         self.shown += rows
         self.times += times
 
-    def events(self, events: Sequence[Row], losses: tuple[float, float] | None) -> None:
+    def log_events(self, events: Sequence[Row], loss_range: tuple[float, float] | None) -> None:
         self.happened += [event["event"] for event in events]
-        self.losses = losses
+        self.losses = loss_range
 
-    def scores(self, row: Row, time: float) -> None:
+    def log_scores(self, row: Row, time: float) -> None:
         self.scored.append(row)
 
-    def baselines(self, baselines: dict[str, Scores]) -> None:
+    def set_baselines(self, baselines: dict[str, Scores]) -> None:
         self.beside = baselines
 
-    def go_back(self, step: int) -> int | None:
+    def rewind(self, step: int) -> int | None:
         self.went_back.append(step)
         if self.goes_back == "not at all":
             return None
@@ -52,8 +53,8 @@ class Recorded:
             self.happened, self.scored = [], []
         return kept
 
-    def held(self, progress: SinkPosition) -> SinkPosition:
-        return progress
+    def durable_position(self, position: SinkPosition) -> SinkPosition:
+        return position
 
     def close(self) -> None:
         pass
@@ -66,7 +67,7 @@ def new_run(folder: Path, name: str = "small", release: Row | None = None, **fie
     recipe = Recipe.model_validate(small_recipe(folder) | {"name": name, "release": release or {}})
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=fields)})
     (run / "recipe.yaml").write_text(recipe.to_yaml())
-    journal = RunLog(run, clock=iter(range(1_700_000_000, 1_800_000_000)).__next__)
+    journal = RunLog(RunDir(run), clock=iter(range(1_700_000_000, 1_800_000_000)).__next__)
     journal.event("start", 0, ranks=1)
     return run, journal
 
@@ -86,8 +87,8 @@ def resume(journal: RunLog, step: int, **details: Any) -> None:
     journal.event("resume", step, ranks=1, **details)
 
 
-def follower(run: Path, sink: Any, name: str = "recorded") -> RunTailer:
-    return RunTailer(run, Recipe.load(run / "recipe.yaml"), name, sink, lambda: None)
+def follower(run: Path, sink: Any, name: str = "recorded") -> RunFollower:
+    return RunFollower(RunDir(run), name, sink)
 
 
 def release(run: Path, step: int, points: float, baselines: Sequence[Row] = ()) -> None:
@@ -95,6 +96,7 @@ def release(run: Path, step: int, points: float, baselines: Sequence[Row] = ()) 
     folder = run / "releases" / f"step-{step:08}"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "evaluation.json", evaluation("x", step, points))
+    write_json(folder / "release.json", {"step": step, "tokens": step * BATCH_TOKENS, "files": {}})
     known = [path.parent for path in sorted(run.glob("releases/step-*/evaluation.json"))]
     rows = [
         {"step": int(path.name[5:]), "tokens": int(path.name[5:]) * BATCH_TOKENS, "folder": path.name} for path in known

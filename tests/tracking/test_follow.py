@@ -8,8 +8,9 @@ from tests.tracking.recorded import BATCH_TOKENS, Recorded, evaluation, follower
 
 from tinyllama.errors import InputError
 from tinyllama.files import write_json
-from tinyllama.tracking import tail
-from tinyllama.tracking.tail import is_shown
+from tinyllama.runs import jsonl
+from tinyllama.tracking import follow
+from tinyllama.tracking.follow import is_shown
 
 
 def steps(sink: Recorded) -> list[int]:
@@ -101,11 +102,11 @@ def test_a_line_that_is_half_written_waits_for_its_other_half(tmp_path: Path) ->
     sink = Recorded()
     following = follower(run, sink)
     step(journal, 1, 3)
-    whole = journal.metrics_path.read_bytes()
-    journal.metrics_path.write_bytes(whole[:-20])
+    whole = journal.run.metrics_path.read_bytes()
+    journal.run.metrics_path.write_bytes(whole[:-20])
     following.poll()
     assert steps(sink) == [1, 2]
-    journal.metrics_path.write_bytes(whole)
+    journal.run.metrics_path.write_bytes(whole)
     following.poll()
     assert steps(sink) == [1, 2, 3]
 
@@ -125,8 +126,8 @@ def test_metrics_that_were_cut_and_grew_again_between_two_looks_are_read_from_wh
 def test_a_long_run_is_thinned_the_more_the_longer_it_is_but_never_loses_a_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tail, "FULL_RESOLUTION_STEPS", 16)
-    monkeypatch.setattr(tail, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(follow, "FULL_RESOLUTION_STEPS", 16)
+    monkeypatch.setattr(jsonl, "_CHUNK_BYTES", 1000)
     run, journal = new_run(tmp_path)
     sink = Recorded()
     step(journal, 1, 50)
@@ -196,7 +197,7 @@ def scored(step: int, points: float) -> dict[str, Any]:
 def test_a_damaged_line_is_named_with_its_number_wherever_it_lies(tmp_path: Path, line: bytes, place: int) -> None:
     run, journal = new_run(tmp_path)
     step(journal, 1, 1)
-    rows = journal.metrics_path.read_bytes() * (place - 1)
-    journal.metrics_path.write_bytes(rows + line + rows[:1000])
+    rows = journal.run.metrics_path.read_bytes() * (place - 1)
+    journal.run.metrics_path.write_bytes(rows + line + rows[:1000])
     with pytest.raises(InputError, match=rf"metrics.jsonl:{place}: not a row .*; correct or delete the line"):
         follower(run, Recorded()).poll()

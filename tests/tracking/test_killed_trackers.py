@@ -16,11 +16,12 @@ from tests.tracking.shown import tensorboard, wandb_alerts, wandb_rows
 
 from tinyllama.files import read_json
 from tinyllama.runs.log import RunLog
-from tinyllama.tracking.follow import read_progress
+from tinyllama.runs.run_dir import RunDir
+from tinyllama.tracking.follow import read_position
 
 pytestmark = pytest.mark.slow
 
-_TRACKER = "import sys; from tinyllama.tracking.process import main; sys.exit(main(*sys.argv[1:]))"
+_TRACKER = "import sys; from tinyllama.tracking.trackers import main; sys.exit(main(*sys.argv[1:]))"
 _CHANCE = random.Random(7)
 _LIVES = 4
 
@@ -65,7 +66,7 @@ def write_while(process: "subprocess.Popen[bytes]", journal: RunLog, has_begun: 
         if _CHANCE.random() < 0.1:
             journal.event("hang", journal.step, problem="none")
         if _CHANCE.random() < 0.1:
-            release(journal.metrics_path.parent, journal.step, 30.0)
+            release(journal.run.path, journal.step, 30.0)
         time.sleep(0.05)
 
 
@@ -92,7 +93,7 @@ def test_a_tracker_that_is_killed_at_random_moments_has_every_row_score_and_erro
     written = sum('"hang"' in line for line in events)
     # W&B sends one that it was given just before a kill again, and any process may have been killed there.
     assert 0 < written <= errors <= written + (_LIVES if name == "wandb" else 0)
-    assert read_progress(run, name).step == journal.step
+    assert read_position(RunDir(run), name).step == journal.step
 
 
 _SERVER = """

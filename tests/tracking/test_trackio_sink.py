@@ -10,15 +10,16 @@ from typing import Any
 from tests.tracking.recorded import BATCH_TOKENS, evaluation, new_run, release, resume, step
 
 from tinyllama.files import write_json
-from tinyllama.tracking.process import try_acquire_sink
+from tinyllama.runs.run_dir import RunDir
+from tinyllama.tracking.trackers import try_acquire_sink
 from tinyllama.tracking.trackio_sink import ALERTS, MAX_ANNOTATIONS
 
 ENTRIES = ("small", "small/mark/releases", "small/mark/trouble")
 _FEED = """
 import sys
 from pathlib import Path
-from tinyllama.tracking.watch import Feeder
-with Feeder(Path(sys.argv[1])) as feeder:
+from tinyllama.tracking.watch import TrackioFeeder
+with TrackioFeeder(Path(sys.argv[1])) as feeder:
     feeder.feed()
     feeder.feed()
 """
@@ -34,10 +35,11 @@ print(json.dumps([[run["id"] for run in runs], {run["id"]: run["name"] for run i
 _EMPTY_WHILE_LOOKING = """
 import sys, threading
 from pathlib import Path
-from tinyllama.recipe import Recipe
+from tinyllama.runs.run_dir import RunDir
+from tinyllama.tracking.follow import SinkPosition
 from tinyllama.tracking.trackio_sink import PROJECT, TrackioSink
-run = Path(sys.argv[1]) / "small"
-page = TrackioSink(run, Recipe.load(run / "recipe.yaml"), is_new=False)
+run = RunDir(Path(sys.argv[1]) / "small")
+page = TrackioSink(run, run.recipe(), SinkPosition(step=1))
 seen, ended = set(), threading.Event()
 looks = 0
 def look():
@@ -48,7 +50,7 @@ def look():
 looking = threading.Thread(target=look, daemon=True)
 looking.start()
 while looks < 1000 and looking.is_alive():
-    page.go_back(0)
+    page.rewind(0)
 ended.set()
 looking.join()
 assert looks >= 1000
@@ -205,15 +207,15 @@ def test_runs_of_a_folder_are_on_one_page_and_one_that_cannot_be_read_does_not_k
         _, journal = new_run(tmp_path, name)
         step(journal, 1, 3)
         if name == "broken":
-            journal.metrics_path.write_text("no row\n")
+            journal.run.metrics_path.write_text("no row\n")
     new_run(tmp_path, "older")
     (tmp_path / "runs/older/recipe.yaml").write_text("name: 3\nmodel: {}\n")
     shown = Shown(tmp_path / "runs")
     assert {"one", "two"} <= {*shown.ids}
     broken, older = shown.said.splitlines()
-    assert broken.startswith(f"{tmp_path / 'runs/broken'}: not shown from here on: ")
+    assert broken.startswith(f"{tmp_path / 'runs/broken'}: no longer shown: ")
     assert "metrics.jsonl:1: " in broken
-    assert older.startswith(f"{tmp_path / 'runs/older'}: not shown from here on: {tmp_path / 'runs/older'}/recipe.yaml")
+    assert older.startswith(f"{tmp_path / 'runs/older'}: no longer shown: {tmp_path / 'runs/older'}/recipe.yaml")
 
 
 def test_a_run_that_another_process_follows_is_left_to_it(tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_a_run_that_another_process_follows_is_left_to_it(tmp_path: Path) -> Non
     run, journal = new_run(tmp_path)
     step(journal, 1, 3)
     with ExitStack() as locks:
-        assert try_acquire_sink(run, "trackio", locks)
+        assert try_acquire_sink(RunDir(run), "trackio", locks)
         assert Shown(run.parent).ids == []
     assert {*Shown(run.parent).ids} == {*ENTRIES}
 

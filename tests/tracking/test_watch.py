@@ -23,6 +23,7 @@ from tests.tracking.recorded import BATCH_TOKENS, evaluation, new_run, release, 
 
 from tinyllama.errors import InputError
 from tinyllama.files import write_json
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking import watch as watch_module
 from tinyllama.tracking.watch import watch
 
@@ -205,13 +206,13 @@ def test_marks_and_baselines_that_come_to_an_open_page_appear_also_beside_other_
 
 
 def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no run here; give a folder that `tinyllama train` wrote"):
+    with pytest.raises(InputError, match="no run here"):
         watch(tmp_path)
 
 
 @pytest.mark.parametrize("port", [0, 65_536, 99_999])
 def test_what_is_no_port_is_refused_in_one_line(tmp_path: Path, port: int) -> None:
-    with pytest.raises(InputError, match=f"--port {port}: no port; give 1 to 65535, or none for a free one"):
+    with pytest.raises(InputError, match=f"--port {port}: not a port"):
         watch(new_run(tmp_path)[0], port)
 
 
@@ -219,9 +220,9 @@ def test_what_is_no_port_is_refused_in_one_line(tmp_path: Path, port: int) -> No
     ("error", "remedy"),
     [
         (sqlite3.DatabaseError("file is not a database"), r"; move .*\.trackio away"),
-        (OSError(errno.EACCES, "Permission denied", "x"), "; make that possible"),
+        (OSError(errno.EACCES, "Permission denied", "x"), "; remove the cause"),
         (InputError("a.jsonl:3: not a row; delete the line"), "^a.jsonl:3: not a row; delete the line$"),
-        (KeyError("x"), "; this is a fault of tinyllama or trackio"),
+        (KeyError("x"), "; this is a bug of tinyllama or trackio"),
     ],
 )
 def test_why_a_run_is_not_shown_comes_with_what_helps_against_it(error: Exception, remedy: str) -> None:
@@ -232,8 +233,8 @@ def test_where_no_port_is_free_and_none_was_named_one_is_asked_for(tmp_path: Pat
     def show(**_: Any) -> None:
         raise OSError("Cannot find empty port in range: 7860-7959.")
 
-    with pytest.raises(InputError, match=r"--port: no port is free \(.*7860-7959.*\); name one that is"):
-        watch_module._address(SimpleNamespace(show=show), tmp_path, None)
+    with pytest.raises(InputError, match=r"--port: no port is free \(.*7860-7959.*\); give one"):
+        watch_module._serve(SimpleNamespace(show=show), RunDir(tmp_path), None)
 
 
 # Publishing, as far as a stand-in of the hub goes: it has Spaces and no buckets
@@ -282,7 +283,7 @@ def test_why_a_page_cannot_be_published_is_one_line(recorded: Path) -> None:
             ("ada/page", {"HF_TOKEN": "hf_wrong"}, "refuses this token; set HF_TOKEN"),
             ("stranger/page", {}, "does not let this token write there (403)"),
             ("ada/page", {"HF_ENDPOINT": nowhere}, f"{nowhere}: cannot be reached"),
-            ("page", {}, "--publish page: no name of a Space; give OWNER/NAME"),
+            ("page", {}, "--publish page: not the name of a Space; give OWNER/NAME"),
         ]
         for space, environment, words in cases:
             done = published(recorded, space, **{"HF_ENDPOINT": hub.url} | environment)

@@ -27,7 +27,7 @@ from tinyllama.data.batches import batch_of_step
 from tinyllama.data.store import TokenStore
 from tinyllama.loading import load_model
 from tinyllama.recipe import Recipe
-from tinyllama.runs.log import read_rows
+from tinyllama.runs.run_dir import RunDir
 
 PLANTING = Path(__file__).with_name("planting.py")
 LIMIT_SECONDS = 200.0
@@ -193,7 +193,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
-    return list(read_rows(run / "metrics.jsonl"))
+    return list(RunDir(run).metrics())
 
 
 def has_rows(run: Path, count: int) -> bool:
@@ -206,7 +206,7 @@ def losses_of(run: Path) -> list[tuple[int, float | None]]:
 
 
 def events_of(run: Path, *names: str) -> list[dict[str, Any]]:
-    return [row for row in read_rows(run / "events.jsonl") if not names or row["event"] in names]
+    return [row for row in RunDir(run).events() if not names or row["event"] in names]
 
 
 def without_space() -> bool:

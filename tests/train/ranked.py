@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tests.train import several
 
 from tinyllama.recipe import Recipe
-from tinyllama.runs.log import read_rows
+from tinyllama.runs.run_dir import RunDir
 
 
 def write_recipe(folder: Path, small: Path, name: str, **fields: object) -> str:
@@ -47,7 +47,7 @@ def train_several(folder: Path, ranks: int, recipes: list[str]) -> None:
 
 def losses(folder: Path, name: str, of: str = "loss") -> list[float]:
     """The loss, or something else in the metrics, of each step of a run."""
-    return [row[of] for row in read_rows(folder / "runs" / name / "metrics.jsonl")]
+    return [row[of] for row in RunDir(folder / "runs" / name).metrics()]
 
 
 def rows_read(folder: Path, name: str, ranks: int) -> NDArray[np.int64]:

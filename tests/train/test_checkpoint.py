@@ -20,7 +20,7 @@ from tinyllama.files import read_json, write_json
 from tinyllama.loading import load_model
 from tinyllama.runs import checkpoint
 from tinyllama.runs.checkpoint import CheckpointWriter
-from tinyllama.runs.log import read_rows
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.train.loop import train
 
 
@@ -106,7 +106,7 @@ def test_checkpoints_at_every_step_never_overlap_and_none_is_left_out(
     run = train(recipe_of(small, **{"train.tokens": 6 * 384, "checkpoint.every_steps": 1}))
     steps = [f"step-{step:08d}" for step in range(1, 7)]
     assert happened == [(what, step) for step in steps for what in ("begin", "commit")]
-    rows = [row for row in read_rows(run / "events.jsonl") if row["event"] == "checkpoint"]
+    rows = [row for row in RunDir(run).events() if row["event"] == "checkpoint"]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(0 <= row["stall_seconds"] < row["seconds"] for row in rows)
 
@@ -119,7 +119,7 @@ def test_milestones_are_saved_at_the_step_that_reaches_them_and_outlive_the_newe
     at = [4 * 384 + 1, 7 * 384, 1_000_000]  # just after step 4, exactly at step 7, after the end
     fields = {"train.tokens": 16 * 384, "checkpoint.every_steps": 3, "checkpoint.keep": 2}
     run = train(recipe_of(small, **fields, **{"release.at_tokens": at, "release.tasks": []}))
-    saved_at = [row["step"] for row in read_rows(run / "events.jsonl") if row["event"] == "checkpoint"]
+    saved_at = [row["step"] for row in RunDir(run).events() if row["event"] == "checkpoint"]
     assert saved_at == [3, 5, 6, 7, 9, 12, 15, 16]
     assert [checkpoint.step_of(folder) for folder in checkpoint.list_committed(run)] == [5, 7, 15, 16]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
@@ -176,7 +176,7 @@ def test_what_is_damaged_is_passed_over_with_an_event_and_the_run_ends_the_same(
     (newest / "state.json").write_bytes(b"{}")
     next(before.glob("*.distcp")).unlink()
     train(recipe)
-    rows = list(read_rows(run / "events.jsonl"))
+    rows = list(RunDir(run).events())
     assert [(row["event"], row["step"]) for row in rows if row["event"] in ("checkpoint-damaged", "resume")] == [
         ("checkpoint-damaged", 9),
         ("checkpoint-damaged", 6),
@@ -200,9 +200,9 @@ def test_a_checkpoint_whose_commit_is_damaged_is_passed_over(
         assert checkpoint.find_damage(commit.parent) == [f"{commit} is not a whole commit"]
     (checkpoint.checkpoint_folder(run, 2) / "state.json").write_bytes(b"{")  # looked at where milestones are
     train(recipe)
-    events = [(row["event"], row["step"]) for row in read_rows(run / "events.jsonl")]
+    events = [(row["event"], row["step"]) for row in RunDir(run).events()]
     assert ("checkpoint-damaged", 6) in events and ("resume", 4) in events
-    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in RunDir(run).metrics()] == [1, 2, 3, 4, 5, 6]
 
 
 def test_saving_changes_nothing_also_before_the_first_update(small: Path, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_what_four_ranks_saved_any_number_goes_on_from(small: Path, saved_by_fou
     shutil.copytree(saved_by_four / "runs/four", saved_by_four / "runs" / name)
     train_several(saved_by_four, ranks, [written(saved_by_four, small, name)])
     run = saved_by_four / "runs" / name
-    resumed = [(row["step"], row["ranks"]) for row in read_rows(run / "events.jsonl") if row["event"] == "resume"]
+    resumed = [(row["step"], row["ranks"]) for row in RunDir(run).events() if row["event"] == "resume"]
     assert resumed == [(4, ranks)]
     assert losses(saved_by_four, name) == pytest.approx(losses(saved_by_four, "alone"), rel=1e-5)
     states = [checkpoint.read_state(checkpoint.checkpoint_folder(run, step)) for step in (4, 8)]

@@ -13,7 +13,7 @@ from tests.train.trainers import recipe_of
 
 from tinyllama.errors import RunStoppedError
 from tinyllama.runs import checkpoint
-from tinyllama.runs.log import read_rows
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.train.loop import train
 
 
@@ -104,7 +104,7 @@ def test_a_run_whose_checkpoint_fails_stops_or_goes_on_as_the_recipe_says(
     else:
         train(recipe_of(small, **fields))
         assert [checkpoint.step_of(folder) for folder in checkpoint.list_committed(run)] == [6, 8]
-    failed = [row for row in read_rows(run / "events.jsonl") if row["event"] == "checkpoint-failed"]
+    failed = [row for row in RunDir(run).events() if row["event"] == "checkpoint-failed"]
     assert [(row["step"], "No space left" in row["problem"]) for row in failed] == [(4, True)]
 
 

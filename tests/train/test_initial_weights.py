@@ -25,7 +25,7 @@ from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
 from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.recipe import Recipe
 from tinyllama.runs import checkpoint
-from tinyllama.runs.log import read_rows
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.schedule import learning_rate
 
@@ -93,10 +93,10 @@ def test_the_first_steps_loss_is_transformers_on_the_same_rows(small: Path, star
 
 def test_schedule_and_data_start_at_their_beginning(started: Path) -> None:
     recipe = Recipe.load(started / "untied.yaml")
-    first = next(read_rows(started / "runs/untied/metrics.jsonl"))
+    first = next(RunDir(started / "runs/untied").metrics())
     assert (first["step"], first["tokens"]) == (1, 384)
     assert first["learning_rate"] == learning_rate(recipe.train.schedule, 3e-3, 0, 8) == pytest.approx(3e-3 / 5)
-    events = list(read_rows(started / "runs/untied/events.jsonl"))
+    events = list(RunDir(started / "runs/untied").events())
     saved = [("checkpoint", 4), ("checkpoint", 8)]
     assert [(row["event"], row["step"]) for row in events] == [("start", 0), *saved, ("done", 8)]
 
@@ -125,7 +125,7 @@ def test_a_run_goes_on_where_the_weights_that_it_began_with_are_gone(
     peer.rename(tmp_path / "moved")
     longer = [*command, "--train.tokens", "1152", "--train.schedule.warmup_steps", "1", "--allow-change"]
     assert cli.main(longer) == 0
-    events = list(read_rows(next((tmp_path / "runs").iterdir()) / "events.jsonl"))
+    events = list(RunDir(next((tmp_path / "runs").iterdir())).events())
     resumed = next(row for row in events if row["event"] == "resume")
     assert resumed["changed"] == ["train.tokens was 768, is 1152"]
     other = [*command[:-1], str(tmp_path / "moved"), *longer[4:-1]]

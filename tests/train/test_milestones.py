@@ -16,7 +16,7 @@ from tinyllama.errors import RunStoppedError
 from tinyllama.files import read_json, sha256_of
 from tinyllama.recipe import Recipe
 from tinyllama.runs import checkpoint
-from tinyllama.runs.log import read_rows
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.train import milestones
 from tinyllama.train.loop import train
 from tinyllama.train.milestones import checkpoints_to_keep, pending_milestones
@@ -40,7 +40,7 @@ def quick_releases(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def events(run: Path, name: str) -> list[dict[str, Any]]:
-    return [row for row in read_rows(run / "events.jsonl") if row["event"] == name]
+    return [row for row in RunDir(run).events() if row["event"] == name]
 
 
 def released(run: Path) -> list[tuple[int, bool]]:
@@ -59,7 +59,7 @@ def test_each_milestone_is_released_and_scored_beside_the_baselines(small: Path,
     run = train(recipe_in(here, small, **scored))
     assert released(run) == [(5, True), (20, True)]
     assert [row["step"] for row in events(run, "release")] == [5, 20]
-    assert len(list(read_rows(run / "metrics.jsonl"))) == 20
+    assert len(list(RunDir(run).metrics())) == 20
     table = read_json(run / "releases/releases.json")
     assert all(row["coverage"] == "first 4 of 10042 items" for row in table["releases"])
     assert table["baselines"][0]["source"] == "measured"
@@ -82,7 +82,7 @@ def test_a_release_that_fails_is_tried_again_and_training_goes_on(
     failed = events(run, "release-failed")
     assert [row["tries"] for row in failed] == [1, 2, 3]
     assert "runs/milestones/releases: File exists" in failed[0]["problem"]
-    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == list(range(1, 21))
+    assert [row["step"] for row in RunDir(run).metrics()] == list(range(1, 21))
     planted.unlink()
     train(recipe)  # a run that is trained goes on with its releases
     assert released(run) == [(5, True)]
@@ -100,7 +100,7 @@ def test_a_release_that_fails_for_its_input_is_not_tried_again_before_the_run_is
     (failed,) = events(run, "release-failed")
     assert "in the way" in failed["problem"]
     assert "not tried again" in capfd.readouterr().err
-    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == list(range(1, 21))
+    assert [row["step"] for row in RunDir(run).metrics()] == list(range(1, 21))
     assert pending_milestones(run) == [5]
     planted.rmdir()
     train(recipe)
@@ -117,7 +117,7 @@ def test_a_run_killed_while_it_releases_finishes_that_when_it_goes_on(small: Pat
     assert 20 not in dict(released(life.run))
     train(recipe)
     assert released(life.run) == [(5, True), (20, True)]
-    assert [row["step"] for row in read_rows(life.run / "metrics.jsonl")] == list(range(1, 21))
+    assert [row["step"] for row in RunDir(life.run).metrics()] == list(range(1, 21))
 
 
 def test_sigterm_while_the_last_release_is_made_ends_with_the_status_that_asks_to_be_started_again(

@@ -18,7 +18,7 @@ from tinyllama.loading import load_model
 from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Model
 from tinyllama.runs import checkpoint
-from tinyllama.runs.log import read_rows
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.train.loop import train
 from tinyllama.train.optimizer import build_optimizers
 
@@ -78,7 +78,7 @@ def went_on(small: Path, folder: Path, name: str) -> Path:
     shutil.copytree(folder / "runs" / name, again)
     checkpoint.delete(checkpoint.checkpoint_folder(again, STEPS))
     train_several(folder, 1, [write_recipe(folder, small, again.name, **MUON, **FEW)])
-    assert [row["step"] for row in read_rows(again / "events.jsonl") if row["event"] == "resume"] == [10]
+    assert [row["step"] for row in RunDir(again).events() if row["event"] == "resume"] == [10]
     return again
 
 
@@ -143,6 +143,6 @@ def test_every_group_steps_at_the_schedules_rate_and_the_metrics_say_it(
             run = train(recipe_of(small, name=schedule, **MUON, **FEW, **{"train.schedule.name": schedule}))
         finally:
             handle.remove()
-        assert [row["learning_rate"] for row in read_rows(run / "metrics.jsonl")] == pytest.approx(rates)
+        assert [row["learning_rate"] for row in RunDir(run).metrics()] == pytest.approx(rates)
         assert stepped["Muon"] == [[pytest.approx(rate)] for rate in rates]
         assert stepped["AdamW"] == [[pytest.approx(rate)] * 2 for rate in rates]

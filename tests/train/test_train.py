@@ -20,7 +20,7 @@ from tinyllama.errors import InputError
 from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
 from tinyllama.recipe import Recipe
 from tinyllama.runs import checkpoint
-from tinyllama.runs.log import read_rows
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer.training import train_tokenizer
 from tinyllama.train.loop import train
 from tinyllama.train.schedule import learning_rate
@@ -81,13 +81,13 @@ def test_a_finished_run_has_its_files_and_is_left_alone(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = train(recipe_of(small))
-    rows = list(read_rows(run / "metrics.jsonl"))
+    rows = list(RunDir(run).metrics())
     assert [row["step"] for row in rows] == list(range(1, 41))
     assert all(row["tokens"] == row["step"] * 6 * 64 for row in rows)
     assert [row["step"] for row in rows if "validation_loss" in row] == [20, 40]
     assert 0 < rows[-1]["validation_bits_per_byte"] < rows[19]["validation_bits_per_byte"] < 8
     assert [folder.name for folder in checkpoint.list_committed(run)] == ["step-00000030", "step-00000040"]
-    assert [row["event"] for row in read_rows(run / "events.jsonl")] == [
+    assert [row["event"] for row in RunDir(run).events()] == [
         "start", *["checkpoint"] * 4, "done",
     ]  # fmt: skip
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "metrics" in path.name}
@@ -124,7 +124,7 @@ def test_another_recipe_is_refused_by_the_field_that_differs(
     with pytest.raises(InputError, match=r"train.tokens was 3840, is 7680; .*--allow-change"):
         train(recipe_of(small, **{"train.tokens": 20 * 6 * 64}))
     run = train(recipe_of(small, **{"train.tokens": 20 * 6 * 64}), allow_change=True)
-    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == list(range(1, 21))
+    assert [row["step"] for row in RunDir(run).metrics()] == list(range(1, 21))
 
 
 def test_another_tokenizer_than_the_stores_is_refused(small: Path, tmp_path: Path) -> None:

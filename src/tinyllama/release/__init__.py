@@ -44,6 +44,7 @@ from tinyllama.release.showing import release_progress
 from tinyllama.report.pictures import loss_plot, score_plot
 from tinyllama.runs import checkpoint
 from tinyllama.runs.log import RunLog
+from tinyllama.runs.run_dir import RunDir
 
 __all__ = ["refresh_cards", "release", "update_card"]
 
@@ -94,7 +95,7 @@ def release(
             loss_plot(metrics_of_run(run, facts["step"]), part / _HF_DIR / "loss.png")
         write_json(part / "release.json", {**facts, "files": hash_files(part)})
         _write_card(part, {"releases": [], "baselines": []})
-    RunLog(run).event("release", facts["step"], folder=str(folder))
+    RunLog(RunDir(run)).event("release", facts["step"], folder=str(folder))
     rewrite_cards(folder.parent)  # after the event: a milestone that the table has is never looked at again
     if crash:
         raise RunStoppedError(f"{folder}: released, but {crash}")

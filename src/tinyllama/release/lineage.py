@@ -20,8 +20,8 @@ from tinyllama.loading import load_tokenizer
 from tinyllama.model.flops import num_parameters
 from tinyllama.prepare.corpus import MANIFEST as EMBEDDED_CORPUS
 from tinyllama.recipe import Recipe, Release, Source
-from tinyllama.runs import log
 from tinyllama.runs.checkpoint import COMMIT
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer.backends import HUB_NAME
 from tinyllama.train.guard import all_skipped_batches, read_rollbacks
 
@@ -80,7 +80,7 @@ def read_facts(release_folder: Path) -> dict[str, Any]:
 def metrics_of_run(run: Path, step: int) -> Iterator[dict[str, Any]]:
     """The run's rows of metrics up to a step, one at a time. Raises InputError where there is none."""
     path = run / "metrics.jsonl"
-    rows = log.read_metrics_up_to(path, step)
+    rows = RunDir(run).metrics(step)
     first = next(rows, None)
     if first is None:
         raise InputError(f"{path}: no row up to step {step}; put the file back, the loss curve is drawn from it")

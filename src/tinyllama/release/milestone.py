@@ -13,7 +13,8 @@ from tinyllama.recipe import Recipe
 from tinyllama.release import release, rewrite_cards
 from tinyllama.release.index import baseline_file, baseline_scores, evaluation_of, is_release_of, is_scored
 from tinyllama.runs.checkpoint import checkpoint_folder
-from tinyllama.runs.log import RunLog, read_rows
+from tinyllama.runs.log import RunLog
+from tinyllama.runs.run_dir import RunDir
 
 
 def release_milestone(run: Path, step: int) -> None:
@@ -21,8 +22,8 @@ def release_milestone(run: Path, step: int) -> None:
     folder, recipe = run / "releases" / checkpoint_folder(run, step).name, Recipe.load(run / "recipe.yaml")
     if not is_release_of(folder, checkpoint_folder(run, step)):
         release(run, step=step, force=(folder / "release.json").is_file())
-    elif step not in {row["step"] for row in read_rows(run / "events.jsonl") if row["event"] == "release"}:
-        RunLog(run).event("release", step, folder=str(folder))  # killed before it could say so
+    elif step not in {row["step"] for row in RunDir(run).events() if row["event"] == "release"}:
+        RunLog(RunDir(run)).event("release", step, folder=str(folder))  # killed before it could say so
     wanted, precision = recipe.release, PRECISIONS[recipe.train.precision]
     if not is_scored(evaluation_of(folder), wanted.model_dump()):
         evaluate_and_save(str(folder), wanted.tasks, wanted.limit, precision)

@@ -20,7 +20,7 @@ from tinyllama.release.lineage import store_facts
 from tinyllama.report.curves import METRICS, Metrics, summarize_metrics
 from tinyllama.runs.checkpoint import read_state
 from tinyllama.runs.listing import RunState, read_run_status
-from tinyllama.runs.log import read_rows
+from tinyllama.runs.run_dir import RunDir
 
 Facts = Mapping[str, Any]
 
@@ -96,7 +96,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _metrics(path: Path) -> Any:
-    for number, row in enumerate(read_rows(path), 1):
+    for number, row in enumerate(RunDir(path.parent).metrics(), 1):
         if not (isinstance(row.get("step"), int) and isinstance(row.get("tokens"), int)):
             raise InputError(f"{path}:{number}: no row of metrics (step and tokens); mend or delete the line")
         for name in METRICS:
@@ -106,11 +106,7 @@ def _metrics(path: Path) -> Any:
 
 
 def _events(path: Path) -> list[Facts]:
-    events: list[Facts] = list(read_rows(path))
-    for number, event in enumerate(events, 1):
-        if not {"time", "event", "step"} <= event.keys():
-            raise InputError(f"{path}:{number}: no event (time, event and step); mend or delete the line")
-    return events
+    return list(RunDir(path.parent).events())
 
 
 def _newest_state(folder: Path) -> Facts:

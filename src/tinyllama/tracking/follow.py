@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from tinyllama.errors import InputError
+from tinyllama.evaluate.results import task_score
 from tinyllama.files import read_json, write_json
 from tinyllama.runs.jsonl import Row
 from tinyllama.runs.run_dir import RunDir
@@ -282,10 +283,9 @@ def published_name(name: str) -> str:
 
 
 def _scores(evaluation: Row) -> Scores:
-    """Return an evaluation's percentages by task: acc_norm where the task has it, else acc."""
+    """Return the score of each task of an evaluation, by task and metric."""
     found: Scores = {}
     for task, row in evaluation["rows"].items():
-        metric = "acc_norm" if "acc_norm" in row else "acc"
-        if metric in row:
-            found[f"scores/{task} {metric}"] = 100 * row[metric]
+        if score := task_score(row):
+            found[f"scores/{task} {score.metric}"] = score.value
     return found

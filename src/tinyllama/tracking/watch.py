@@ -20,6 +20,7 @@ from huggingface_hub import HfApi
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from tinyllama.errors import InputError, first_line, summarize_error
+from tinyllama.evaluate.results import PUBLISHED_BASELINES
 from tinyllama.formatting import echo
 from tinyllama.hub import translate_hub_errors
 from tinyllama.runs.run_dir import RunDir
@@ -80,9 +81,7 @@ def _possible_baselines(run: RunDir) -> list[str]:
     recipe, rows = run.recipe(), run.releases.table()["baselines"]
     published = [row["name"] for row in rows if (row["source"] or "").startswith("published")]
     if not published and recipe.has_milestones:
-        from tinyllama.evaluate.baselines import PUBLISHED  # noqa: PLC0415 - imports torch
-
-        published = [baseline.name for baseline in PUBLISHED]
+        published = [baseline.name for baseline in PUBLISHED_BASELINES]
     return [*recipe.release.baselines, *dict.fromkeys(map(published_name, published))] if published else []
 
 

@@ -26,6 +26,7 @@ from tinyllama.progress import Bar
 from tinyllama.recipe import Recipe
 from tinyllama.runs import checkpoint
 from tinyllama.runs.log import RunLog
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking.trackers import Trackers, check_trackers
 from tinyllama.train import signals
 from tinyllama.train.distributed import all_reduce_sum, init_distributed, is_peer_failure
@@ -75,7 +76,7 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
             stack.enter_context(
                 exclusive_lock(trainer.run, "lock", f"{trainer.run}: another process is training this run")
             )
-        journal = RunLog(trainer.run, recipe.checkpoint.on_failure == "continue") if ranks.is_main else None
+        journal = RunLog(RunDir(trainer.run), recipe.checkpoint.on_failure == "continue") if ranks.is_main else None
         releaser = stack.enter_context(ReleaseQueue(trainer.run, journal, ranks.device)) if journal else None
         with _translate_system_errors(trainer.run, journal):
             _train_and_release(trainer, journal, releaser, allow_change)
@@ -115,7 +116,7 @@ def _train_and_release(
     first_step, state = resume(trainer, journal, allow_change)
     if journal:
         write_run_folder(trainer)
-    shown = Trackers(trainer.recipe.track, trainer.run, journal) if journal else nullcontext()
+    shown = Trackers(trainer.recipe.track, RunDir(trainer.run), journal) if journal else nullcontext()
     with shown, _log_run_end(journal):
         if releaser:
             releaser.add(pending_milestones(trainer.run))
@@ -354,5 +355,5 @@ def _exit_on_signal(session: Session, step: int) -> None:
 def _on_hang(session: Session) -> None:
     """From the watchdog's thread, on whichever rank notices."""
     rank, seconds = session.trainer.ranks.rank, session.trainer.recipe.guard.watchdog_seconds
-    RunLog(session.trainer.run).event("hang", session.step + 1, rank=rank, seconds=seconds)
+    RunLog(RunDir(session.trainer.run)).event("hang", session.step + 1, rank=rank, seconds=seconds)
     echo(f"rank {rank}: no step within guard.watchdog_seconds, {seconds:g} s; ending this process", to_stderr=True)
