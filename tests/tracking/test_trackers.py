@@ -217,7 +217,7 @@ def test_a_tracker_that_is_not_installed_is_refused_before_training(monkeypatch:
 
     monkeypatch.setattr(trackers, "find_spec", missing)
     check_trackers(Track(tensorboard=True))
-    with pytest.raises(InputError, match=r'track.wandb: wandb is not installed'):
+    with pytest.raises(InputError, match=r"track.wandb: wandb is not installed"):
         check_trackers(tracked())
 
 
