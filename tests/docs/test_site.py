@@ -131,7 +131,12 @@ def address(site: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("name", "scheme", "size"),
-    [("index", "light", DESKTOP), ("recipe", "dark", DESKTOP), ("own-data", "light", PHONE)],
+    [
+        ("index", "light", DESKTOP),
+        ("recipe", "dark", DESKTOP),
+        ("own-data", "light", PHONE),
+        ("design", "light", PHONE),
+    ],
 )
 def test_a_page_reads_in_light_and_dark_and_on_a_phone(
     address: str, name: str, scheme: Literal["light", "dark"], size: tuple[int, int]
@@ -141,6 +146,9 @@ def test_a_page_reads_in_light_and_dark_and_on_a_phone(
         keep_screenshot(seen.page, f"docs-{name}-{scheme}")
         assert seen.page.evaluate("document.documentElement.scrollWidth") <= size[0], "wider than the screen"
         assert seen.page.locator("h1").first.is_visible()
+        if name == "design":  # both diagrams are drawn
+            seen.page.locator("div.mermaid").nth(1).wait_for(timeout=60_000)
+            assert seen.page.locator("pre.mermaid").count() == 0
         if size == DESKTOP:
             seen.page.locator("input.md-search__input").click()
             seen.page.keyboard.type("deviations", delay=30)
