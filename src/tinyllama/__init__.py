@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tinyllama.api import generate_text
     from tinyllama.data.order import sequences
     from tinyllama.data.store import TokenStore
     from tinyllama.errors import InputError
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from tinyllama.recipe import Recipe
     from tinyllama.tokenizer import Tokenizer
 
-__all__ = ["InputError", "Llama", "Recipe", "TokenStore", "Tokenizer", "load_model", "sequences"]
+__all__ = ["InputError", "Llama", "Recipe", "TokenStore", "Tokenizer", "generate_text", "load_model", "sequences"]
 
 _MODULES = {
     "InputError": "errors",
@@ -20,6 +21,7 @@ _MODULES = {
     "Recipe": "recipe",
     "TokenStore": "data.store",
     "Tokenizer": "tokenizer",
+    "generate_text": "api",
     "load_model": "loading",
     "sequences": "data.order",
 }

@@ -271,9 +271,9 @@ def generate(
         top_k: Draw from this many likeliest tokens only.
         seed: Of the draws.
     """
-    from tinyllama.model.generation import complete
+    from tinyllama.api import generate_text
 
-    for text in complete(model, prompt, max_new_tokens, temperature=temperature, top_k=top_k, seed=seed):
+    for text in generate_text(model, prompt, max_new_tokens, temperature=temperature, top_k=top_k, seed=seed):
         print(visible(text) if sys.stdout.isatty() else text, end="", flush=True)  # noqa: T201
     echo()
 

@@ -16,7 +16,7 @@ from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import echo
 from tinyllama.model.flops import num_parameters
-from tinyllama.model.generation import complete
+from tinyllama.api import generate_text
 from tinyllama.preflight import check_training
 from tinyllama.prepare.corpus import FOLDERS, write_corpus
 from tinyllama.prepare.pipeline import prepare_store
@@ -170,7 +170,7 @@ def _score(recipe: Recipe) -> Iterator[str]:
 
 def _completions(recipe: Recipe) -> Iterator[str]:
     for prompt in _PROMPTS:
-        text = "".join(complete(str(_newest_release(recipe)), prompt, 48, temperature=0.7, top_k=50))
+        text = "".join(generate_text(str(_newest_release(recipe)), prompt, 48, temperature=0.7, top_k=50))
         yield from f"> {text}".splitlines()
 
 

@@ -5,15 +5,32 @@ For everything that is sent there: releases and live pages. Nothing is read or w
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from httpx import HTTPError, TransportError
-from huggingface_hub import get_token
+from huggingface_hub import get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, summarize_error
 
 _TRY_AGAIN = (408, 409, 429)
 """Statuses below 500 that pass by themselves: time-out, conflict with another commit, too many requests."""
+
+
+def download_snapshot(repository: str, patterns: list[str]) -> Path:
+    """Return the local folder of a repository's files that match `patterns`, downloaded or from the hub's cache.
+
+    Raises InputError if the repository is neither in the cache nor readable on the hub.
+    """
+    try:
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        if isinstance(error, OSError) and error.filename:  # a local file or disk, not the hub
+            raise
+        raise InputError(
+            f"{repository}: no such folder here, and the hub cannot provide it ({summarize_error(error)}); correct the "
+            "name, connect to the hub, or set HF_TOKEN to a token with read access"
+        ) from None
 
 
 @contextmanager

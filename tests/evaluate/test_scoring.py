@@ -26,7 +26,7 @@ def reference(llama_folder: Path) -> LM:
 def score_unbatched(model: Llama, pair: Pair) -> LogLikelihood:
     """Return a pair's log-likelihood from the logits of its complete text."""
     context, continuation = pair
-    ids = (context + continuation)[-(model.shape.context_length + 1) :]
+    ids = (context + continuation)[-(model.config.context_length + 1) :]
     logits = model(torch.tensor([ids[:-1]]))[0, -len(continuation) :]
     chosen = logits.log_softmax(-1).gather(-1, torch.tensor(continuation)[:, None])
     return float(chosen.double().sum()), logits.argmax(-1).tolist() == continuation

@@ -51,7 +51,7 @@ def test_compiled_block_saves_what_is_planned(checkpointing: str, length: int) -
     }
     recipe = Recipe.load("demo", fields)
     block = Block(recipe.model)
-    block.recompute = recipe.parallel.activation_checkpointing
+    block.activation_checkpointing = recipe.parallel.activation_checkpointing
     compiled = torch.compile(block.forward, dynamic=False)
     x = torch.randn(2, length, recipe.model.dim, dtype=torch.bfloat16, requires_grad=True)
     rope = rope_table(length, recipe.model.head_dim, 1e4)

@@ -101,7 +101,7 @@ def test_weights_that_are_not_tied_as_config_says_are_released_as_transformers_c
 
 def read_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Believe config.json, as this project's reader once did."""
-    monkeypatch.setattr(HuggingFaceLlama, "_has_another_head", lambda _: False)
+    monkeypatch.setattr(HuggingFaceLlama, "_has_own_head", lambda _: False)
 
 
 def test_weights_that_transformers_computes_otherwise_are_not_released(

@@ -57,7 +57,7 @@ def test_transformers_generates_what_ours_would(folder: Path) -> None:
 
 
 def test_configurations_say_what_the_model_is(folder: Path) -> None:
-    config, shape = read_json(folder / "config.json"), load_model(folder.parent).shape
+    config, shape = read_json(folder / "config.json"), load_model(folder.parent).config
     tokenizer = load_tokenizer(folder.parent)
     expected: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],

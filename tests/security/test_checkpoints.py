@@ -104,7 +104,7 @@ def test_a_recipe_of_more_parameters_than_the_files_hold_takes_no_memory(
     folder = saved(trainer, tmp_path)
     write_json(folder / "state.json", read_json(folder / "state.json") | {"vocab_size": 2_000_000_000})
     assert cli.main(["generate", str(complete(folder, small)), "word"]) == 2
-    assert "the weights do not fit its recipe.yaml and state.json" in capsys.readouterr().err
+    assert "weights do not fit recipe.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../../secret"])
@@ -162,4 +162,4 @@ def test_a_release_that_holds_a_commit_is_no_checkpoint(
     folder = saved(trainer, tmp_path)
     write_json(folder / "release.json", {"name": "x"})
     assert cli.main(["generate", str(folder), "word"]) == 2
-    assert "no model here" in capsys.readouterr().err
+    assert "no model" in capsys.readouterr().err

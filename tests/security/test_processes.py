@@ -17,7 +17,7 @@ from tinyllama.errors import run_and_get_exit_status
 INTERRUPTED = Path(__file__).with_name("interrupted.py")
 
 
-@pytest.mark.parametrize("module", ["tyro", "pydantic", "tinyllama.model.generation", "torch", "safetensors"])
+@pytest.mark.parametrize("module", ["tyro", "pydantic", "tinyllama.api", "torch", "safetensors"])
 def test_an_interrupt_while_a_command_imports_is_one_line(module: str) -> None:
     command = [sys.executable, str(INTERRUPTED), module]
     ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)

@@ -281,7 +281,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def real_recipe(folder: Path, model: Path) -> Path:
     """A recipe over real text that goes on from a real model, in the same folder."""
     write_jsonl(folder / "raw/a.jsonl", python_sources(4))
-    shape = HuggingFaceLlama.open(model).shape.model_dump()
+    shape = HuggingFaceLlama.open(model).config.model_dump()
     fields = {
         "name": "real",
         "tokenizer": str(model),

@@ -174,7 +174,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[LogLikelihood]:
         """Return the log-likelihood of each continuation after its context, and whether it is the greedy one."""
         pairs = [self._encode_context_and_continuation(*request.args) for request in requests]
-        context_length = self.model.shape.context_length
+        context_length = self.model.config.context_length
         for request, (context, continuation) in zip(requests, pairs, strict=True):
             if len(continuation) > context_length:
                 sizes = f"a continuation has {len(continuation)} tokens, the model's context holds {context_length}"
@@ -189,7 +189,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         windows = []
         for request in requests:
             ids = self.tok_encode(*request.args)
-            rolling = get_rolling_token_windows(ids, self.prefix_token_id, self.model.shape.context_length, 1)
+            rolling = get_rolling_token_windows(ids, self.prefix_token_id, self.model.config.context_length, 1)
             windows.append(list(map(make_disjoint_window, rolling)))
         scores = iter(self._score([pair for text in windows for pair in text]))
         return [sum(next(scores)[0] for _ in text) for text in windows]
@@ -215,7 +215,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return (ids[:1], ids[1:]) if prefix is None or ids[:1] == [prefix] else ([prefix], ids)
 
     def _score(self, pairs: Sequence[Pair]) -> list[LogLikelihood]:
-        batches = form_batches(to_requests(pairs, self.model.shape.context_length), self.batch_size)
+        batches = form_batches(to_requests(pairs, self.model.config.context_length), self.batch_size)
         scores: dict[int, LogLikelihood] = {}
         for of_batch in distribute(batches, self.ranks, self._score_batches):
             scores |= of_batch
@@ -240,7 +240,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         options = normalize_gen_kwargs(options)
         if options["do_sample"]:
             raise InputError("a task samples its completions, only greedy ones can be scored; skip the task")
-        max_prompt = max(1, self.model.shape.context_length - options["max_gen_toks"])
+        max_prompt = max(1, self.model.config.context_length - options["max_gen_toks"])
         prompt = self.tok_encode(context)[-max_prompt:]
         ids: list[int] = []
         text = ""

@@ -30,7 +30,7 @@ def score_batch(model: Llama, groups: Sequence[PrefixGroup]) -> dict[int, LogLik
     """Return the log-likelihoods of a batch's requests by their numbers."""
     batch = pack(groups, model.embedding.weight.device)
     length = int(batch.positions.max()) + 1
-    rope = rope_table(length, model.shape.head_dim, model.shape.rope_theta, batch.ids.device)[:, batch.positions]
+    rope = rope_table(length, model.config.head_dim, model.config.rope_theta, batch.ids.device)[:, batch.positions]
     hidden = model.embedding(batch.ids).to(model.precision)
     for block in model.blocks:
         hidden = block(hidden, rope, batch)

@@ -1,11 +1,11 @@
-"""Causal attention with grouped heads: torch's fused kernels on a GPU, products of blocks on a CPU.
+"""Causal attention with grouped key/value heads: torch's fused kernels on a GPU, blocked matrix products on a CPU.
 
-torch's own kernel runs at a seventh of a matrix product's speed on a CPU. There a block of queries meets all keys up
-to its last in one product, in which the query heads that share a key/value head are so many more rows; hardly more than
-the visible half of all scores is ever computed. It is an operator of its own, since torch.compile gains nothing on
-these products and would unroll them block by block.
+torch's CPU kernel runs at a seventh of the speed of a matrix product. Here one product multiplies a block of queries
+with all keys up to the block's last token; the query heads that share a key/value head are further rows of it. So
+little more than the unmasked half of the scores is computed. This is a custom operator because torch.compile would
+unroll the loop over the blocks and gains nothing on these products.
 
-Shapes: B batch, H query heads, K key/value heads, T time, E width of a head.
+Shapes: B batch, T time, H query heads, K key/value heads, E width of a head, R rows of a block (its queries x H / K).
 """
 
 import math
@@ -20,41 +20,37 @@ from tinyllama.model.flops import ATTENTION_BLOCK, saved_attention_probabilities
 
 
 def causal_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Each query's mixture of the values at its position and before it.
-
-    query[B, H, T, E], keys[B, K, T, E], values[B, K, T, E] -> [B, H, T, E].
-    """
+    """Return the attention output [B, H, T, E] for query[B, H, T, E], keys[B, K, T, E] and values[B, K, T, E]."""
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, keys, values, is_causal=True, enable_gqa=True)
-    mixed: Tensor = _forward(query, keys, values)[0]
-    return mixed
+    output: Tensor = _forward(query, keys, values)[0]
+    return output
 
 
 @torch.library.custom_op("tinyllama::causal_attention", mutates_args=())
 def _forward(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """The attention; and the probabilities, block after block, or none of them."""
-    mixed, kept = _forward_fake(query, keys, values)
+    """Return the attention output, and the probabilities block by block (empty if the backward recomputes them)."""
+    output, saved = _forward_fake(query, keys, values)
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-    for start, end, room in _blocks(query, keys, kept):
-        probabilities = _probabilities(_rows(query, keys, start, end), keys[:, :end], start, out=room)
-        block = mixed[:, :, start:end]
+    for start, end, buffer in _blocks(query, keys, saved):
+        probabilities = _probabilities(_rows(query, keys, start, end), keys[:, :end], start, out=buffer)
+        block = output[:, :, start:end]
         block.copy_(torch.bmm(probabilities, values[:, :end]).view(block.shape))
-    return mixed, kept
+    return output, saved
 
 
 @torch.library.custom_op("tinyllama::causal_attention_backward", mutates_args=())
 def _backward(
-    gradient: Tensor, query: Tensor, keys: Tensor, values: Tensor, kept: Tensor
+    gradient: Tensor, query: Tensor, keys: Tensor, values: Tensor, saved: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of query, keys and values."""
-    query_gradient, key_gradient, value_gradient = _backward_fake(gradient, query, keys, values, kept)
+    """Return the gradients of query, keys and values."""
+    query_gradient, key_gradient, value_gradient = _backward_fake(gradient, query, keys, values, saved)
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-    # In float32, since every block adds to them, and transposed, since a product that has to transpose probabilities
-    # is slow.
+    # float32, since every block adds to them; transposed, since a product that transposes the probabilities is slow.
     key_sum, value_sum = torch.zeros(2, *keys.mT.shape, device=keys.device)
-    for start, end, room in _blocks(query, keys, kept):
+    for start, end, buffer in _blocks(query, keys, saved):
         rows, upstream = _rows(query, keys, start, end), _rows(gradient, keys, start, end)
-        probabilities = room if len(kept) else _probabilities(rows, keys[:, :end], start, out=room)
+        probabilities = buffer if len(saved) else _probabilities(rows, keys[:, :end], start, out=buffer)
         value_sum[..., :end] += torch.bmm(upstream.mT, probabilities)
         score_gradient = torch.bmm(upstream, values[:, :end].mT)
         score_gradient = torch._softmax_backward_data(score_gradient, probabilities, -1, score_gradient.dtype)
@@ -68,36 +64,36 @@ def _backward(
     return query_gradient, key_gradient, value_gradient
 
 
-def _blocks(query: Tensor, keys: Tensor, kept: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """First and last position of each block of queries, and room for its probabilities [B K, rows, keys]."""
-    taken = 0
+def _blocks(query: Tensor, keys: Tensor, saved: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield each block's first and last position and the buffer of its probabilities [B K, R, end]."""
+    used = 0
     for start in range(0, query.shape[2], ATTENTION_BLOCK):
         end = min(start + ATTENTION_BLOCK, query.shape[2])
         shape = (len(keys), query.shape[0] * query.shape[1] // len(keys) * (end - start), end)
-        if len(kept):
-            room = kept[taken : taken + math.prod(shape)].view(shape)
-            taken += room.numel()
+        if len(saved):
+            buffer = saved[used : used + math.prod(shape)].view(shape)
+            used += buffer.numel()
         else:
-            room = query.new_empty(shape)
-        yield start, end, room
+            buffer = query.new_empty(shape)
+        yield start, end, buffer
 
 
 def _rows(x: Tensor, keys: Tensor, start: int, end: int) -> Tensor:
-    """x[B, H, start:end, E], the heads of one of the keys[B K, T, E] below each other: [B K, rows, E]."""
+    """Return x[B, H, start:end, E] as rows [B K, R, E]: the heads that share one of keys[B K, T, E] are stacked."""
     return x[:, :, start:end].reshape(len(keys), -1, x.shape[-1])
 
 
 def _probabilities(rows: Tensor, keys: Tensor, start: int, out: Tensor) -> Tensor:
-    """softmax(rows keys^T / sqrt(E)) in `out`; rows[B K, rows, E] are the queries of keys[B K, end, E] from `start`."""
+    """Write softmax(rows keys^T / sqrt(E)) to out[B K, R, end]; rows[B K, R, E] are queries from position `start`."""
     torch.bmm(rows * rows.shape[-1] ** -0.5, keys.mT, out=out)
     block = out.shape[2] - start
-    later = out.new_full((block, block), -torch.inf).triu_(1)
-    out.unflatten(1, (-1, block))[..., start:] += later
+    mask = out.new_full((block, block), -torch.inf).triu_(1)
+    out.unflatten(1, (-1, block))[..., start:] += mask
     return torch.softmax(out, -1, out=out)
 
 
 def _empty(x: Tensor) -> Tensor:
-    """An empty [B, H, T, E] that lies as [B, T, H, E] in memory, as the layers before and after have it."""
+    """Return an empty [B, H, T, E] with the memory layout [B, T, H, E], which the layers before and after use."""
     batch, heads, time, width = x.shape
     return x.new_empty(batch, time, heads, width).transpose(1, 2)
 
@@ -110,7 +106,7 @@ def _forward_fake(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, 
 
 @_backward.register_fake
 def _backward_fake(
-    gradient: Tensor, query: Tensor, keys: Tensor, values: Tensor, kept: Tensor
+    gradient: Tensor, query: Tensor, keys: Tensor, values: Tensor, saved: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _empty(query), keys.new_empty(keys.shape), values.new_empty(values.shape)
 
@@ -128,4 +124,4 @@ def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tenso
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 CPU_ATTENTION = torch.ops.tinyllama.causal_attention.default
-"""The operator as a dispatcher sees it."""
+"""The operator that a checkpointing policy sees."""

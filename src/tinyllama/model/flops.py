@@ -1,7 +1,11 @@
 """Parameters, FLOPs and buffer sizes of the network, by closed formulas. Imports no torch: `plan` uses it too."""
 
+from typing import Literal
+
 from tinyllama.recipe import Model
 
+ActivationCheckpointing = Literal["none", "selective", "full"]
+"""Activations that the backward pass recomputes: none, all except matrix products and attention, or all of a block."""
 LLAMA_2_VOCAB_SIZE = 32_000
 """Vocabulary size to assume before a recipe's tokenizer exists."""
 LOGITS_CHUNK = 2**25

@@ -1,12 +1,10 @@
-"""Completing text, one token at a time, with the keys and values of what was read kept."""
+"""Text generation: one token at a time with a KV cache, and decoding of the tokens to text as they come."""
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
 
 import torch
 
 from tinyllama.errors import InputError
-from tinyllama.loading import load_model, load_tokenizer
 from tinyllama.model.llama import Llama
 from tinyllama.tokenizer import Tokenizer
 
@@ -22,27 +20,26 @@ def generate(
     stop_id: int | None = None,
     seed: int = 0,
 ) -> Iterator[int]:
-    """Yield up to `max_new_tokens` ids that continue `prompt`; ends at `stop_id` or at the end of the context.
+    """Yield up to `max_new_tokens` ids that continue `prompt`, until `stop_id` or the end of the context.
 
-    Temperature 0 takes the likeliest token; otherwise draws from the `top_k` likeliest at that temperature.
-    Raises InputError where the prompt is empty or fills the context, or an option is out of its range.
+    Temperature 0 takes the most likely token; otherwise each token is sampled from the `top_k` most likely ones.
+    Raises InputError if the prompt is empty or fills the context, or if an option is out of range.
     """
     if not (0 <= temperature < float("inf")) or (top_k is not None and top_k < 1) or max_new_tokens < 1:
         raise InputError(
-            f"temperature {temperature}, top_k {top_k}, max_new_tokens {max_new_tokens}: "
-            "give a temperature from 0 up, and a top_k and max_new_tokens from 1 up"
+            f"temperature {temperature}, top_k {top_k}, max_new_tokens {max_new_tokens}: out of range; "
+            "give a temperature of at least 0, and a top_k and max_new_tokens of at least 1"
         )
-    room = model.shape.context_length - len(prompt)
-    if not prompt or room <= 0:
+    context = model.config.context_length
+    if not 0 < len(prompt) < context:
         raise InputError(
-            f"the prompt has {len(prompt)} tokens; give between 1 and {model.shape.context_length - 1}, "
-            f"what the model's context of {model.shape.context_length} leaves room after"
+            f"prompt: {len(prompt)} tokens, but the model's context is {context}; give between 1 and {context - 1}"
         )
     random = torch.Generator().manual_seed(seed)
-    caches = model.new_caches(1, model.shape.context_length)
+    caches = model.new_caches(1, context)
     ids = torch.tensor([prompt], device=model.embedding.weight.device)
-    for _ in range(min(max_new_tokens, room)):
-        logits = model.logits(model.hidden(ids, caches)[:, -1])[0].float().cpu()
+    for _ in range(min(max_new_tokens, context - len(prompt))):
+        logits = model.logits(model.hidden_states(ids, caches)[:, -1])[0].float().cpu()
         token = sample_token(logits, temperature, top_k, random)
         if token == stop_id:
             return
@@ -51,7 +48,7 @@ def generate(
 
 
 def sample_token(logits: torch.Tensor, temperature: float, top_k: int | None, random: torch.Generator) -> int:
-    """Choose the next token from logits float32[V]."""
+    """Return the next token's id, chosen from logits float32[V]."""
     if temperature == 0:
         return int(logits.argmax())
     if top_k is not None and top_k < len(logits):
@@ -59,41 +56,21 @@ def sample_token(logits: torch.Tensor, temperature: float, top_k: int | None, ra
     return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=random))
 
 
-def complete(
-    source: str,
-    prompt: str,
-    max_new_tokens: int,
-    *,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    seed: int = 0,
-) -> Iterator[str]:
-    """Load a model (see `model.loading.locate`) and yield the prompt and then its continuation, piece by piece."""
-    model, tokenizer = load_model(source), load_tokenizer(source)
-    ids = tokenizer.bos_prefix + tokenizer.encode(prompt)
-    tokens = generate(
-        model, ids, max_new_tokens, temperature=temperature, top_k=top_k, stop_id=tokenizer.eos_id, seed=seed
-    )
-    for first in tokens:  # only with it is it sure that there is something to add to
-        yield prompt
-        yield from stream_decode(tokenizer, ids, chain([first], tokens))
-
-
 def stream_decode(tokenizer: Tokenizer, prompt: list[int], tokens: Iterable[int]) -> Iterator[str]:
-    """Yield what `tokens` add to the text of the ids `prompt`, as soon as no token can change it any more.
+    """Yield the text that `tokens` add to the prompt's ids, as soon as no later token can change it.
 
-    Together it is what decoding all ids at once adds; bytes that make no character are U+FFFD each. Such bytes in
-    `tokens` do not reach back into the prompt's last character, as they would there.
+    The parts join to what decoding all ids at once adds. Bytes that form no character become one U+FFFD each. Such
+    bytes never change the prompt's last character, as they could in a decoding of all ids.
     """
     ids = list(prompt)
     while ids and ids[-1] in tokenizer.incomplete_ids:
         ids.pop()
-    said = text = tokenizer.decode(ids)
+    yielded = text = tokenizer.decode(ids)
     for token in tokens:
         ids.append(token)
         text = tokenizer.decode(ids)
         if token not in tokenizer.incomplete_ids and not text.endswith("\ufffd"):
-            yield text[len(said) :]
-            said = text
-    if text != said:
-        yield text[len(said) :]
+            yield text[len(yielded) :]
+            yielded = text
+    if text != yielded:
+        yield text[len(yielded) :]

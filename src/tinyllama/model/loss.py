@@ -1,8 +1,7 @@
-"""The output head and the cross-entropy of next tokens in one step, without ever holding all logits.
+"""The output head and the next-token cross-entropy in one step, without all logits in memory at once.
 
-The logits of a batch are the biggest tensor of a training step by far: in float32 they, their softmax and their
-gradient would take more memory than the weights. Here they exist for one chunk of tokens at a time, and the gradients
-are computed while they do.
+The logits are by far the largest tensor of a training step: in float32 they, their softmax and their gradient would
+take more memory than the weights. Here they exist for one chunk of tokens at a time, with their gradient.
 
 Shapes: N tokens, D model, V vocabulary.
 """
@@ -16,10 +15,10 @@ from tinyllama.model.flops import CPU_SOFTMAX_CHUNK, LOGITS_CHUNK
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
-    """Nats to predict targets int64[N] from hidden[N, D] through the head weight[V, D], summed over N, in float32.
+    """Return the float32 sum over N of the nats of targets int64[N], for hidden[N, D] and the head weight[V, D].
 
-    The gradient is also that of `z_loss` times the sum of log(Z)^2, Z being the softmax's denominator (Chowdhery et al.
-    2022, arXiv:2204.02311, section 5), which the value leaves out. Products are in hidden's dtype, sums in float32.
+    The gradient includes that of `z_loss` times the sum of log(Z)^2, where Z is the softmax's denominator (Chowdhery
+    et al. 2022, arXiv:2204.02311, section 5); the value does not. Products have hidden's dtype, sums are float32.
     """
     with_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     nats: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, with_gradient)  # type: ignore[no-untyped-call]
@@ -35,13 +34,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nats = hidden.new_zeros((), dtype=torch.float32)
         hidden_gradient = torch.empty_like(hidden)
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if with_gradient else hidden.new_empty(0)
-        tokens, cached = (max(1, most // len(weight)) for most in (LOGITS_CHUNK, CPU_SOFTMAX_CHUNK))
-        cached = cached if hidden.device.type == "cpu" else tokens
+        tokens, softmax_tokens = (max(1, size // len(weight)) for size in (LOGITS_CHUNK, CPU_SOFTMAX_CHUNK))
+        if hidden.device.type != "cpu":
+            softmax_tokens = tokens
         for start in range(0, len(hidden), tokens):
             chunk = slice(start, start + tokens)
             logits = hidden[chunk] @ matrix.T
-            for rows, wanted in zip(logits.split(cached), targets[chunk].split(cached), strict=True):
-                nats += _loss_and_grad_inplace(rows, wanted, z_loss)
+            parts = zip(logits.split(softmax_tokens), targets[chunk].split(softmax_tokens), strict=True)
+            for part, part_targets in parts:
+                nats += _loss_and_gradient_inplace(part, part_targets, z_loss)
             if with_gradient:
                 torch.mm(logits, matrix, out=hidden_gradient[chunk])
                 weight_gradient += logits.T @ hidden[chunk]
@@ -52,17 +53,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        # In place, so that the weight's gradient, as large as the weight, exists once.
+        # In place: the weight's gradient is as large as the weight and should exist once.
         return hidden_gradient.mul_(gradient), weight_gradient.mul_(gradient).to(ctx.weight_dtype), None, None, None
 
 
-def _loss_and_grad_inplace(logits: Tensor, targets: Tensor, z_loss: float) -> Tensor:
-    """Replace logits[N, V] by the gradient of their loss; return the nats, summed over N."""
+def _loss_and_gradient_inplace(logits: Tensor, targets: Tensor, z_loss: float) -> Tensor:
+    """Replace logits[N, V] by their gradient and return the nats, summed over N."""
     targets = targets[:, None]
     target_logits = logits.gather(-1, targets).float()
     probabilities = torch.softmax(logits, -1, dtype=torch.float32)
-    likeliest, token = probabilities.max(-1, keepdim=True)
-    log_z = logits.gather(-1, token).float() - likeliest.log()  # of the likeliest, whose probability never underflows
+    highest, token = probabilities.max(-1, keepdim=True)
+    log_z = logits.gather(-1, token).float() - highest.log()  # from the highest probability, which never underflows
     if z_loss:
         probabilities *= 1 + 2 * z_loss * log_z
     probabilities.scatter_add_(-1, targets, probabilities.new_full(targets.shape, -1.0))

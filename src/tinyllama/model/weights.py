@@ -1,14 +1,14 @@
-"""Our parameter names and Hugging Face's: the same numbers under other names.
+"""Names of weights and configurations here and in Hugging Face's LlamaForCausalLM; the numbers are the same.
 
-Hugging Face keeps query, key and value, and gate and up, as matrices of their own; ours are stacked in that order.
+Hugging Face keeps query, key and value, and gate and up, as separate matrices; here they are stacked in that order.
 Both rotate dimension i with i + E/2, so no row is permuted.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -16,7 +16,6 @@ from tinyllama.errors import InputError
 from tinyllama.recipe import Model
 from tinyllama.recipe.loading import format_validation_error
 
-# Inside a block: our name -> Hugging Face's, in the order in which their rows are stacked.
 _BLOCK = {
     "attention_norm": ("input_layernorm",),
     "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -25,64 +24,47 @@ _BLOCK = {
     "ffn.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "ffn.down": ("mlp.down_proj",),
 }
+"""Names inside a block: ours, and Hugging Face's in the order in which their rows are stacked."""
 
 
-def _names(shape: Model) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _names(config: Model) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "embedding.weight", ("model.embed_tokens.weight",)
-    for layer in range(shape.layers):
+    for layer in range(config.layers):
         for ours, theirs in _BLOCK.items():
-            yield (
-                f"blocks.{layer}.{ours}.weight",
-                tuple(f"model.layers.{layer}.{name}.weight" for name in theirs),
-            )
+            yield f"blocks.{layer}.{ours}.weight", tuple(f"model.layers.{layer}.{name}.weight" for name in theirs)
     yield "norm.weight", ("model.norm.weight",)
-    if not shape.tie_embeddings:
+    if not config.tie_embeddings:
         yield "head.weight", ("lm_head.weight",)
 
 
-def _rows(ours: str, shape: Model) -> list[int]:
-    if ours.endswith("attention.qkv.weight"):
-        return [count * shape.head_dim for count in (shape.heads, shape.kv_heads, shape.kv_heads)]
-    return [shape.ffn_dim, shape.ffn_dim]
+def to_hugging_face(state: Mapping[str, Tensor], config: Model) -> Iterator[tuple[str, Tensor]]:
+    """Yield a state dict's tensors under LlamaForCausalLM's names, as views where possible."""
+    heads = [count * config.head_dim for count in (config.heads, config.kv_heads, config.kv_heads)]
+    for ours, theirs in _names(config):
+        rows = {1: [len(state[ours])], 2: [config.ffn_dim] * 2, 3: heads}[len(theirs)]
+        yield from zip(theirs, state[ours].split(rows), strict=True)
 
 
-def to_hugging_face(state: Mapping[str, Tensor], shape: Model) -> Iterator[tuple[str, Tensor]]:
-    """Our state dict as (name, tensor) pairs of Hugging Face's LlamaForCausalLM, views where possible."""
-    for ours, theirs in _names(shape):
-        parts = state[ours].split(_rows(ours, shape)) if len(theirs) > 1 else (state[ours],)
-        yield from zip(theirs, parts, strict=True)
+def from_hugging_face(state: Mapping[str, Tensor], config: Model) -> Iterator[tuple[str, Tensor]]:
+    """Return an iterator over a LlamaForCausalLM's tensors under our names; each tensor is read when it is yielded.
 
-
-def from_hugging_face(state: Mapping[str, Tensor], shape: Model) -> Iterator[tuple[str, Tensor]]:
-    """A LlamaForCausalLM's state dict as (name, tensor) pairs under our names, each read when its turn comes.
-
-    Raises InputError, before the first, where a tensor is missing or one is left over that the shape has no place for.
+    Raises InputError at once if a tensor is missing, or if one has no place in the configuration.
     """
-    used = [part for _, theirs in _names(shape) for part in theirs]
+    used = [part for _, theirs in _names(config) for part in theirs]
     for part in used:
         if part not in state:
-            raise InputError(f"the weights lack {part}; {_how_to_complete(part)}")
-    foreign = sorted(name for name in state.keys() - set(used) if not name.endswith("rotary_emb.inv_freq"))
-    if shape.tie_embeddings:
-        foreign = [name for name in foreign if name != "lm_head.weight"]
-    if foreign:
+            raise InputError(
+                f"the weights lack {part}; download all files, or save a complete LlamaForCausalLM with "
+                "save_pretrained (without a head, config.json needs tie_word_embeddings true)"
+            )
+    ignored = {"lm_head.weight"} if config.tie_embeddings else set()
+    unused = sorted(name for name in state.keys() - set(used) - ignored if not name.endswith("rotary_emb.inv_freq"))
+    if unused:
         raise InputError(
-            f"the weights hold {foreign[0]}, which a Llama has no place for; {_how_to_fit(foreign[0], shape)}"
+            f"the weights hold {unused[0]}, which has no place in a Llama with num_hidden_layers {config.layers}; "
+            "download config.json again; merge adapters, dequantize, or use a plain Llama 2 model"
         )
-    return ((name, _concat([state[part] for part in theirs])) for name, theirs in _names(shape))
-
-
-def _how_to_complete(name: str) -> str:
-    if name == "lm_head.weight":
-        return "if the head is the embedding, set tie_word_embeddings to true in config.json, else fetch or save it too"
-    return "fetch all of its files, or save a whole LlamaForCausalLM with transformers' save_pretrained"
-
-
-def _how_to_fit(name: str, shape: Model) -> str:
-    parts = name.removeprefix("model.layers.").split(".")
-    if parts[0].isdigit() and int(parts[0]) >= shape.layers:
-        return f"config.json has num_hidden_layers {shape.layers}: fetch or make both again"
-    return "only plain Llama 2 weights load: merge adapters and dequantize first, or use another model"
+    return ((name, _concat([state[part] for part in theirs])) for name, theirs in _names(config))
 
 
 def _concat(parts: list[Tensor]) -> Tensor:
@@ -91,27 +73,28 @@ def _concat(parts: list[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def load_parameters(model: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
-    """Give each named parameter of a model its value, or where it is sharded this rank's part of it.
+    """Copy named values into a model's parameters; a sharded parameter takes this rank's part of the full value.
 
-    Raises InputError where a value has another size.
+    Raises InputError if a value has another shape than its parameter.
     """
     parameters = dict(model.named_parameters())
     for name, value in values:
         parameter = parameters.pop(name)
         if parameter.shape != value.shape:
             sizes = f"{name} is {list(value.shape)}, but the model's is {list(parameter.shape)}"
-            raise InputError(f"the weights do not fit config.json ({sizes}); fetch or make both again")
-        if isinstance(parameter, DTensor):  # every rank has the whole value: each takes its part, and nothing is sent
+            raise InputError(f"the weights do not fit config.json ({sizes}); download or save both again")
+        if isinstance(parameter, DTensor):
+            # Every rank has the full value, so each takes its own part and nothing is sent.
             mesh, placements = parameter.device_mesh, parameter.placements
             part = distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)
             parameter.copy_(part)
         else:
             parameter.copy_(value)
-    assert not parameters, f"left without a value: {sorted(parameters)}"
+    assert not parameters, f"no value for {sorted(parameters)}"
 
 
-def config_to_hugging_face(shape: Model, vocab_size: int, bos_id: int | None, eos_id: int | None) -> dict[str, Any]:
-    """The contents of config.json for LlamaForCausalLM, in the names that transformers 4 and 5 both read."""
+def config_to_hugging_face(config: Model, vocab_size: int, bos_id: int | None, eos_id: int | None) -> dict[str, Any]:
+    """Return the contents of LlamaForCausalLM's config.json, with the names that transformers 4 and 5 both read."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -119,20 +102,20 @@ def config_to_hugging_face(shape: Model, vocab_size: int, bos_id: int | None, eo
         "attention_dropout": 0.0,
         "bos_token_id": bos_id,
         "eos_token_id": eos_id,
-        "head_dim": shape.head_dim,
+        "head_dim": config.head_dim,
         "hidden_act": "silu",
-        "hidden_size": shape.dim,
+        "hidden_size": config.dim,
         "initializer_range": 0.02,
-        "intermediate_size": shape.ffn_dim,
-        "max_position_embeddings": shape.context_length,
+        "intermediate_size": config.ffn_dim,
+        "max_position_embeddings": config.context_length,
         "mlp_bias": False,
-        "num_attention_heads": shape.heads,
-        "num_hidden_layers": shape.layers,
-        "num_key_value_heads": shape.kv_heads,
-        "rms_norm_eps": shape.norm_eps,
-        "rope_theta": shape.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
-        "tie_word_embeddings": shape.tie_embeddings,
+        "num_attention_heads": config.heads,
+        "num_hidden_layers": config.layers,
+        "num_key_value_heads": config.kv_heads,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": "bfloat16",
         "dtype": "bfloat16",
         "use_cache": True,
@@ -140,60 +123,64 @@ def config_to_hugging_face(shape: Model, vocab_size: int, bos_id: int | None, eo
     }
 
 
-_LARGEST = 1 << 31  # more than any size of a Llama; torch has none from 2^63 on
-_CORRECT = "correct it, or fetch the file again"
-_NEEDED = (
-    "hidden_size",
-    "intermediate_size",
-    "max_position_embeddings",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "rms_norm_eps",
-    "vocab_size",
-)
+_Size = Annotated[int, Field(gt=0, lt=1 << 31)]
 
 
-def config_from_hugging_face(config: Mapping[str, Any]) -> Model:
-    """The shape that a config.json describes. Raises InputError, naming the field, for what is not Llama 2's."""
-    _require("model_type", config.get("model_type"), "llama")
-    for field in _NEEDED:
-        if not isinstance(config.get(field), int | float) or not abs(config[field]) < _LARGEST:
-            raise InputError(f"config.json: {field} is {config.get(field)!r}, not a number below 2^31; {_CORRECT}")
-    if config["vocab_size"] < 1 or config["vocab_size"] % 1:
-        raise InputError(f"config.json: vocab_size is {config['vocab_size']!r}, not a count; {_CORRECT}")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    quantization = config.get("quantization_config") or {}
-    for field, value in (("rope_parameters", rope), ("quantization_config", quantization)):
-        if not isinstance(value, dict):
-            raise InputError(f"config.json: {field} is {value!r}, not an object; {_CORRECT}")
-    _require("hidden_act", config.get("hidden_act", "silu"), "silu")
-    _require("attention_bias", config.get("attention_bias", False), False)
-    _require("mlp_bias", config.get("mlp_bias", False), False)
-    _require("rope type", rope.get("rope_type", rope.get("type", "default")), "default")
-    _require("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), 1.0)
-    _require("quantization_config", quantization.get("quant_method"), None)
-    heads = config["num_attention_heads"]
+class _Rope(BaseModel):
+    """Rotary embedding settings of a config.json; transformers 4 wrote `type` instead of `rope_type`."""
+
+    rope_type: Literal["default"] = "default"
+    type: Literal["default"] = "default"
+    rope_theta: float | None = None
+    partial_rotary_factor: Annotated[float, Field(ge=1, le=1)] = 1.0
+
+
+class _LlamaConfig(BaseModel):
+    """The fields of a config.json that determine the network, with the values that a Llama 2 can have."""
+
+    model_type: Literal["llama"]
+    hidden_size: _Size
+    num_hidden_layers: _Size
+    num_attention_heads: _Size
+    num_key_value_heads: _Size | None = None
+    head_dim: int | None = None
+    intermediate_size: _Size
+    max_position_embeddings: _Size
+    vocab_size: _Size
+    rms_norm_eps: float
+    hidden_act: Literal["silu"] = "silu"
+    attention_bias: Literal[False] = False
+    mlp_bias: Literal[False] = False
+    tie_word_embeddings: bool = False
+    rope_theta: float | None = None
+    rope_parameters: _Rope | None = None
+    rope_scaling: _Rope | None = None
+    quantization_config: None = None
+
+
+def config_from_hugging_face(config: object) -> tuple[Model, int]:
+    """Return the model configuration and the vocabulary size of a parsed config.json.
+
+    Raises InputError, with the field's name, if it does not describe a Llama 2 network.
+    """
     try:
-        shape = Model(
-            dim=config["hidden_size"],
-            layers=config["num_hidden_layers"],
-            heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
-            ffn_dim=config["intermediate_size"],
-            context_length=config["max_position_embeddings"],
-            norm_eps=config["rms_norm_eps"],
-            rope_theta=rope.get("rope_theta") or config.get("rope_theta") or 10000.0,
-            tie_embeddings=config.get("tie_word_embeddings", False),
+        found = _LlamaConfig.model_validate(config)
+        rope = found.rope_parameters or found.rope_scaling or _Rope()
+        model = Model(
+            dim=found.hidden_size,
+            layers=found.num_hidden_layers,
+            heads=found.num_attention_heads,
+            kv_heads=found.num_key_value_heads or found.num_attention_heads,
+            ffn_dim=found.intermediate_size,
+            context_length=found.max_position_embeddings,
+            norm_eps=found.rms_norm_eps,
+            rope_theta=rope.rope_theta or found.rope_theta or 10000.0,
+            tie_embeddings=found.tie_word_embeddings,
         )
     except ValidationError as error:
-        raise InputError(
-            f"config.json: no shape of a Llama ({format_validation_error(error, Model)}); {_CORRECT}"
-        ) from None
-    _require("head_dim", config.get("head_dim") or shape.head_dim, shape.head_dim)
-    return shape
-
-
-def _require(field: str, found: Any, wanted: Any) -> None:
-    if found != wanted:
-        how = "save the model dequantized" if field == "quantization_config" else "use a model of that kind"
-        raise InputError(f"config.json: {field} is {found!r}; only Llama 2's {wanted!r} can be loaded: {how}")
+        problem = format_validation_error(error, Model)
+    else:
+        if found.head_dim in (None, model.head_dim):
+            return model, found.vocab_size
+        problem = f"head_dim: {found.head_dim} should be {model.head_dim}, hidden_size / num_attention_heads"
+    raise InputError(f"config.json: {problem}; use a Llama 2 model that is not quantized, or download the file again")

@@ -5,18 +5,16 @@ the three moments that can be the peak. tests/plan/test_memory.py compares them 
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from tinyllama.model.flops import (
     CPU_SOFTMAX_CHUNK,
     LOGITS_CHUNK,
+    ActivationCheckpointing,
     num_parameters,
     parameters_by_part,
     saved_attention_probabilities,
 )
 from tinyllama.recipe import Model, Optimizer
-
-ActivationCheckpointing = Literal["none", "selective", "full"]
 
 
 @dataclass(frozen=True)

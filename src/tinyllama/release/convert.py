@@ -143,7 +143,7 @@ def _facts(name: str, source: str, there: HuggingFaceLlama, formats: Sequence[st
         "date": datetime.now(UTC).date().isoformat(),
         "step": None,
         "tokens": None,
-        "parameters": num_parameters(there.shape, there.vocab_size),
+        "parameters": num_parameters(there.config, there.vocab_size),
         "initial_weights": {
             "source": source,
             "digest": there.digest,

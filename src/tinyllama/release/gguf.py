@@ -41,7 +41,7 @@ def _write_f16(path: Path, there: HuggingFaceLlama, name: str) -> None:
     if (there.folder / CHAT_TEMPLATE).is_file():
         writer.add_chat_template((there.folder / CHAT_TEMPLATE).read_text(encoding="utf-8"))
     stored = Safetensors(there.files())
-    names = _names(stored, there.shape)
+    names = _names(stored, there.config)
     for theirs, ours in names.items():
         shape = stored[ours].shape
         is_vector = len(shape) == 1
@@ -51,12 +51,12 @@ def _write_f16(path: Path, there: HuggingFaceLlama, name: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for ours in names.values():
-        writer.write_tensor_data(_converted(ours, stored[ours], there.shape).numpy())
+        writer.write_tensor_data(_converted(ours, stored[ours], there.config).numpy())
     writer.close()
 
 
 def _add_shape(writer: gguf.GGUFWriter, there: HuggingFaceLlama, name: str) -> None:
-    shape = there.shape
+    shape = there.config
     writer.add_type("model")
     writer.add_name(name)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)

@@ -25,16 +25,16 @@ def write_hugging_face(folder: Path, model: Llama, tokenizer: Tokenizer, shard_b
     """Write the model and its tokenizer into `folder`, which is made."""
     folder.mkdir(parents=True)
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
-    write_json(folder / "config.json", config_to_hugging_face(model.shape, model.vocab_size, bos, eos))
+    write_json(folder / "config.json", config_to_hugging_face(model.config, model.vocab_size, bos, eos))
     # Rows of a batch are padded with </s>, for Llama 2's vocabulary has no piece of its own for it.
     write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos})
     write_weights(folder, model, shard_bytes)
-    tokenizer.save(folder, context=model.shape.context_length)
+    tokenizer.save(folder, context=model.config.context_length)
 
 
 def write_weights(folder: Path, model: Llama, shard_bytes: int) -> None:
     """Write model.safetensors in bf16; over `shard_bytes`, several files and an index of their tensors."""
-    tensors = dict(to_hugging_face(model.state_dict(), model.shape))
+    tensors = dict(to_hugging_face(model.state_dict(), model.config))
     sizes = {name: torch.empty(part.shape, dtype=torch.bfloat16, device="meta") for name, part in tensors.items()}
     plan = split_torch_state_dict_into_shards(sizes, max_shard_size=shard_bytes)
     for file, names in plan.filename_to_tensors.items():

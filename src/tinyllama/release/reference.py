@@ -80,7 +80,7 @@ def _text_of_pieces(tokenizer: Tokenizer) -> str:
 
 
 def _continuation(model: Llama, tokenizer: Tokenizer, text: str) -> dict[str, Any]:
-    context = model.shape.context_length
+    context = model.config.context_length
     prompt = (tokenizer.bos_prefix + tokenizer.encode(text))[: max(1, context // 2)]
     count = min(NEW_TOKENS, context - len(prompt))
     caches = model.new_caches(1, context)
@@ -98,6 +98,6 @@ def _continuation(model: Llama, tokenizer: Tokenizer, text: str) -> dict[str, An
 
 def _scored(model: Llama, tokenizer: Tokenizer) -> dict[str, Any]:
     """Ids of the text, as many as the context holds, and the mean nats to predict each from those before it."""
-    ids = (tokenizer.bos_prefix + tokenizer.encode(TEXT))[: model.shape.context_length]
+    ids = (tokenizer.bos_prefix + tokenizer.encode(TEXT))[: model.config.context_length]
     logits = model(torch.tensor([ids]))[0, :-1]
     return {"ids": ids, "nats_per_token": float(F.cross_entropy(logits, torch.tensor(ids[1:])))}

@@ -139,7 +139,7 @@ def open_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> HuggingFaceLla
         return None
     initial = HuggingFaceLlama.open(recipe.train.initial_weights)
     here = recipe.model.model_dump(exclude={"context_length"})  # positions are computed, so a context may be any
-    for name, there in initial.shape.model_dump(exclude={"context_length"}).items():
+    for name, there in initial.config.model_dump(exclude={"context_length"}).items():
         if not math.isclose(there, here[name], rel_tol=1e-6):  # a constant may have been float32 on its way
             raise InputError(f"model.{name}: is {here[name]}, but {there} in {initial.folder}; make it the same")
     tokenizer.fitted(initial.vocab_size)  # refuses one that does not belong to it
@@ -150,7 +150,7 @@ def initialize_weights(trainer: TrainState) -> None:
     """Give the weights their first values, and forget what the optimisers know."""
     initial = open_initial_weights(trainer.recipe, trainer.tokenizer)
     if initial:
-        initial.fill(trainer.model)
+        initial.load_into(trainer.model)
     else:
         initialize(trainer.model, trainer.recipe.seed)
     if trainer.ranks.is_main:
