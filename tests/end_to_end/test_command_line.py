@@ -52,10 +52,10 @@ def recipe(small: Path, tmp_path: Path) -> Path:
             ["train", "demo", "--data.store", "nowhere"],
             "nowhere: the token store does not exist; run `tinyllama prepare`",
         ),
-        (["generate", "nowhere", "text"], "nowhere: no model here"),
-        (["release", "nowhere"], "nowhere: no model here"),
+        (["generate", "nowhere", "text"], "nowhere: no model found"),
+        (["release", "nowhere"], "nowhere: no model found"),
         (["release", "nowhere", "--step", "5"], "nowhere: no run here"),
-        (["evaluate", "nowhere"], "nowhere: no model here"),
+        (["evaluate", "nowhere"], "nowhere: no model found"),
         (["watch", "nowhere"], "nowhere: no run here"),
         (["tokenizer", "import", "nowhere", "there"], "nowhere"),
     ],
@@ -77,7 +77,7 @@ def test_wrong_input_is_one_line_and_exit_status_2(
     ("arguments", "said"),
     [
         (["train", "demo", "--train.tokns", "3"], "train.tokns: unknown field; did you mean tokens?"),
-        (["evaluate", "nowhere"], "nowhere: no model here"),
+        (["evaluate", "nowhere"], "nowhere: no model found"),
     ],
 )
 def test_a_process_of_its_own_says_no_more(arguments: list[str], said: str, tmp_path: Path) -> None:
