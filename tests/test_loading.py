@@ -114,7 +114,9 @@ THETA: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_theta
         pytest.param(TIED | {"shard": "60KB"}, None, id="sharded-tied"),
         pytest.param(TIED, add_equal_head, id="tied-with-head"),
         pytest.param(TIED, add_different_head, id="tied-with-different-head"),
-        pytest.param(TIED | {"shard": "60KB", "dtype": torch.bfloat16}, add_different_head, id="sharded-different-head"),
+        pytest.param(
+            TIED | {"shard": "60KB", "dtype": torch.bfloat16}, add_different_head, id="sharded-different-head"
+        ),
         pytest.param({"num_key_value_heads": 4, "dtype": torch.bfloat16}, None, id="mha-bf16"),
         pytest.param(THETA, None, id="theta"),
         pytest.param(THETA, write_config_of_transformers_4, id="transformers-4"),

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
+from tinyllama.api import generate_text
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import echo
 from tinyllama.model.flops import num_parameters
-from tinyllama.api import generate_text
 from tinyllama.preflight import check_training
 from tinyllama.prepare.corpus import FOLDERS, write_corpus
 from tinyllama.prepare.pipeline import prepare_store

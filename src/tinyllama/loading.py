@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from tinyllama.errors import InputError, translate_damage_errors, warn_once
-from tinyllama.files import replacement_remedy, is_file_name, read_json, sha256_of
+from tinyllama.files import is_file_name, read_json, replacement_remedy, sha256_of
 from tinyllama.hub import download_snapshot
 from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import Llama

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
 from tinyllama.hardware import HardwareSpec
-from tinyllama.model.flops import flops_per_token, num_parameters, parameters_by_part
+from tinyllama.model.flops import ActivationCheckpointing, flops_per_token, num_parameters, parameters_by_part
 from tinyllama.plan import disk, speed
-from tinyllama.plan.memory import ActivationCheckpointing, Workload, logits_bytes, memory_by_component, optimizer_bytes
+from tinyllama.plan.memory import Workload, logits_bytes, memory_by_component, optimizer_bytes
 from tinyllama.recipe import Recipe
 
 HEADROOM = 0.92
