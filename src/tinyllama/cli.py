@@ -322,9 +322,9 @@ def runs(folder: Positional[Path] = Path("runs")) -> None:
     Args:
         folder: The folder that holds the runs' folders.
     """
-    from tinyllama.runs.listing import table
+    from tinyllama.runs.listing import list_runs
 
-    print("\n".join(table(folder)))  # noqa: T201 - its cells are visible, its colours are not text
+    print("\n".join(list_runs(folder)))  # noqa: T201 - its cells are visible, its colours are not text
 
 
 def doctor(recipe: Recipe | None, json: bool = False) -> int:

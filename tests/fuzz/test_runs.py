@@ -20,7 +20,7 @@ from tinyllama.errors import InputError
 from tinyllama.files import sha256_of, write_json
 from tinyllama.report.reading import read_run
 from tinyllama.runs.checkpoint import find_damage, is_marked_milestone, list_committed
-from tinyllama.runs.listing import read_run_status, table
+from tinyllama.runs.listing import list_runs, read_run_status
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
 
@@ -63,7 +63,7 @@ def use(own: Path) -> None:
     """What lists, reports and resumes a run: each works, or says in one line why not."""
     state = read_run_status(own, 1.8e9)
     one_line(InputError(state.problem or "none"))
-    assert len(table(own.parent)) >= 2
+    assert len(list_runs(own.parent)) >= 2
     for call in (read_run, _rows, _follow, _cut_back, find_damage, list_committed):
         with suppress(OSError):  # of which the command line says the file
             try:

@@ -60,7 +60,7 @@ def rows_since(path: Path, offset: int) -> tuple[list[Row], int]:
 
 def last_rows(path: Path, num_bytes: int) -> list[Row]:
     """Return the rows among the last `num_bytes` of a file; lines that are not rows are skipped."""
-    if not path.is_file():
+    if not path.exists():
         return []
     with path.open("rb") as file:
         start = max(0, file.seek(0, os.SEEK_END) - num_bytes)
