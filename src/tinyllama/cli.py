@@ -56,7 +56,7 @@ def tokenizer_train(recipe: Recipe, vocab_size: int = 8192, sample_bytes: int = 
         vocab_size: Pieces, the 3 markers and the 256 bytes included.
         sample_bytes: Text to train on, taken from the sources by their weights.
     """
-    from tinyllama.prepare.sample import train_recipe_tokenizer
+    from tinyllama.prepare.selection import train_recipe_tokenizer
 
     folder, text = train_recipe_tokenizer(recipe, vocab_size, sample_bytes)
     echo(f"tokenizer: {folder}\n    {text}")

@@ -20,7 +20,7 @@ from tinyllama.model.flops import num_parameters
 from tinyllama.preflight import check_training
 from tinyllama.prepare.corpus import FOLDERS, write_corpus
 from tinyllama.prepare.pipeline import prepare_store
-from tinyllama.prepare.sample import train_recipe_tokenizer
+from tinyllama.prepare.selection import train_recipe_tokenizer
 from tinyllama.recipe import Recipe
 from tinyllama.release import release
 from tinyllama.release.command import evaluate_model

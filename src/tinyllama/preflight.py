@@ -15,7 +15,7 @@ from pathlib import Path
 from tinyllama.data.order import mixture_schedule
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
-from tinyllama.prepare.holdout import how_to_hold_out
+from tinyllama.prepare.store_warnings import holdout_remedy
 from tinyllama.recipe import Recipe, Release
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import HUB_NAME
@@ -232,5 +232,5 @@ def _validation_warnings(recipe: Recipe, store: TokenStore) -> Iterator[str]:
     """Yield a warning for each source with too little text to validate on."""
     for name, share in zip(recipe.data.sources, mixture_schedule(recipe)[0].shares, strict=True):
         if share and not store.num_validation_sequences(name, recipe.train.sequence_length):
-            remedy = f"{how_to_hold_out(store, name)}, or shorten train.sequence_length"
+            remedy = f"{holdout_remedy(store, name)}, or shorten train.sequence_length"
             yield f"{recipe.data.store}/{name}: too little held out to validate on; {remedy}"

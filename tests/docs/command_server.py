@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 SLOW_IMPORTS = (
     "lm_eval.models.huggingface",
     "tinyllama.prepare.pipeline",
-    "tinyllama.prepare.sample",
+    "tinyllama.prepare.selection",
     "tinyllama.plan.doctor",
     "tinyllama.evaluate.harness",
     "tinyllama.evaluate.evaluation",

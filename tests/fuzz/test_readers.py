@@ -22,7 +22,7 @@ from tests.fuzz.properties import few, one_line
 from tests.prepare.raw import slim, source
 
 from tinyllama.errors import InputError
-from tinyllama.prepare.sources import RejectedRow, SourceRow, read_rows
+from tinyllama.prepare.readers import RejectedRow, SourceRow, read_rows
 from tinyllama.text import to_str
 
 SUFFIXES = {

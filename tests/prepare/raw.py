@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tinyllama.prepare.sources import SourceRow, list_files, read_rows
+from tinyllama.prepare.readers import SourceRow, read_rows
+from tinyllama.prepare.sources import list_files
 from tinyllama.recipe import Source
 from tinyllama.text import to_str
 

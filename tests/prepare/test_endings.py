@@ -15,9 +15,8 @@ from tests.prepare.raw import lines, slim, source, texts_of, write
 from tinyllama.cli import main
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
-from tinyllama.prepare.endings import unread
 from tinyllama.prepare.pipeline import prepare_store
-from tinyllama.prepare.sources import list_files
+from tinyllama.prepare.sources import list_files, skip_reason
 from tinyllama.recipe import Recipe
 
 PACKED = {
@@ -83,7 +82,7 @@ def test_what_is_not_read_is_counted_by_its_ending_and_hidden_files_are_not(tmp_
 
 def test_an_ending_that_no_terminal_can_show_is_counted_in_characters_that_it_can() -> None:
     for name in ("a.\x1b[31m", "a.\udcff", "a." + "x" * 1000):
-        shown = unread(name)
+        shown = skip_reason(name)
         assert shown.isprintable()
         assert len(shown.encode()) < 200
 

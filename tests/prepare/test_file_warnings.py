@@ -39,10 +39,11 @@ def doubtful(raw: Path) -> dict[str, str]:
     write(raw / "latin.jsonl", lines(*['{"text": "né"}'.encode("latin-1")] * 3))
     write(raw / "none.jsonl", b"\n")
     return {
-        "all.jsonl": "2 of 2 rows rejected (2 no text); name the field or column that holds the documents as text",
+        "all.jsonl": "2 of 2 rows rejected (2 no text); set the source's text to the field or column that "
+        "contains the documents",
         "latin.jsonl": "3 of 3 rows rejected (3 not UTF-8 text); convert it to UTF-8",
         "most.jsonl": "3 of 4 rows rejected (2 invalid JSON, 1 no text); one JSON object per line is expected",
-        "none.jsonl": "holds no rows; take it out, if that is not meant",
+        "none.jsonl": "contains no rows; exclude it if this is not intended",
     }
 
 
@@ -72,7 +73,7 @@ def test_strict_makes_no_store_and_goes_on_once_the_files_are_right(
     assert main(command) == 2
     captured = capsys.readouterr()
     last = captured.err.splitlines()[-1]
-    assert last.startswith(f"tinyllama: {tmp_path / 'store'}: 4 files give few documents or none")
+    assert last.startswith(f"tinyllama: {tmp_path / 'store'}: 4 files have few usable rows or none")
     assert "all.jsonl: 2 of 2 rows rejected" in last
     assert not captured.out
     with pytest.raises(InputError, match="is not finished"):
@@ -88,7 +89,7 @@ def test_strict_refuses_a_store_that_was_made_without_it(small: Path, tmp_path: 
     doubtful(tmp_path / "raw")
     recipe = Recipe.load(recipe_of(small, tmp_path))
     prepare_store(recipe)
-    with pytest.raises(InputError, match=r"store: 4 files give few documents"):
+    with pytest.raises(InputError, match=r"store: 4 files have few usable rows"):
         prepare_store(recipe, strict=True)
     assert prepare_store(recipe) is not None
 
@@ -117,10 +118,10 @@ def test_of_many_files_in_doubt_the_first_are_named_and_all_are_counted(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (lines({"body": "x"}), r"\(1 rows no text\), see .*a.jsonl; name the field"),
+        (lines({"body": "x"}), r"\(1 rows no text\), see .*a.jsonl; set the source's text"),
         (lines(b"{"), "one JSON object per line is expected"),
         (lines(b"not json"), r"\(1 rows invalid JSON\), see .*a.jsonl; one JSON object per line is expected"),
-        (b"", r"\(no rows at all\), see .*a.jsonl; put text there"),
+        (b"", r"\(no rows at all\), see .*a.jsonl; add text"),
     ],
 )
 def test_a_source_without_a_document_has_the_remedy_for_its_cause(
@@ -183,7 +184,7 @@ def test_a_pointer_named_json_beside_rows_is_refused_by_name(small: Path, tmp_pa
     write(tmp_path / "raw/rows.jsonl", lines(*({"text": text} for text in python_sources(9))))
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123456\n"
     write(tmp_path / "raw/more.json", pointer.encode())
-    with pytest.raises(InputError, match=r"more\.json: is a git-lfs pointer.*git lfs pull"):
+    with pytest.raises(InputError, match=r"more\.json: a git-lfs pointer.*git lfs pull"):
         prepare_store(Recipe.load(recipe_of(small, tmp_path)))
 
 

@@ -19,8 +19,9 @@ from fsspec.registry import known_implementations  # type: ignore[import-untyped
 from tests.prepare.raw import lines, slim, source, texts_of, write
 
 from tinyllama.errors import InputError
-from tinyllama.prepare.files import find_files, local_copy, modified_after, size_of
-from tinyllama.prepare.sources import check_sources_disjoint, list_files, read_rows
+from tinyllama.prepare.files import file_size, find_files, local_copy, modified_after
+from tinyllama.prepare.readers import read_rows
+from tinyllama.prepare.sources import check_sources_disjoint, list_files
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_relative_paths_and_globs_stay_relative(tmp_path: Path, monkeypatch: pyt
 
 def test_a_name_that_no_manifest_can_hold_is_named_as_python_writes_it(tmp_path: Path) -> None:
     write(tmp_path / "a\udcff.txt", b"")
-    with pytest.raises(InputError, match=r"a\\udcff.txt': the name is not UTF-8.*; rename it"):
+    with pytest.raises(InputError, match=r"a\\udcff.txt': the name is not UTF-8.*; rename"):
         names(tmp_path)
 
 
@@ -84,7 +85,7 @@ def test_a_pipe_or_a_device_is_named_and_never_opened(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d/link.txt").symlink_to("/dev/zero")
     for path, name in ((tmp_path / "pipe.txt", "pipe"), (tmp_path / "*.txt", "pipe"), (tmp_path / "d", "link")):
-        with pytest.raises(InputError, match=f"{name}.txt: is no regular file"):
+        with pytest.raises(InputError, match=f"{name}.txt: not a regular file"):
             names(path)
 
 
@@ -96,7 +97,7 @@ def test_a_link_that_leads_nowhere_or_back_is_named(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d/back").symlink_to(tmp_path)
     for path in (tmp_path, tmp_path / "**/*.txt"):
-        with pytest.raises(InputError, match=r"d/back: is a link to .*, which it stands in"):
+        with pytest.raises(InputError, match=r"d/back: a symbolic link to .*, a folder above it"):
             names(path)
 
 
@@ -140,7 +141,7 @@ def test_a_file_that_vanished_since_it_was_listed_is_named(tmp_path: Path) -> No
     (tmp_path / "a.jsonl").unlink()
     with pytest.raises(InputError, match=r"a.jsonl: cannot be read to its end \(No such file"):
         list(read_rows(file.path, recipe))
-    for ask in (size_of, lambda path: modified_after(path, 0)):
+    for ask in (file_size, lambda path: modified_after(path, 0)):
         with pytest.raises(InputError, match=r"a.jsonl: cannot be read \(No such file"):
             ask(file.path)
 
@@ -166,7 +167,7 @@ def test_a_remote_file_is_there_as_a_local_one_as_long_as_it_is_needed(remote: f
     with local_copy("memory://raw/a.bin") as local:
         assert local.read_bytes() == b"abc"
     assert not local.exists()
-    assert size_of("memory://raw/a.bin") == 3
+    assert file_size("memory://raw/a.bin") == 3
     now = remote.modified("/raw/a.bin").timestamp()
     assert modified_after("memory://raw/a.bin", now - 1)
     assert not modified_after("memory://raw/a.bin", now + 1)

@@ -15,9 +15,9 @@ from tinyllama.cli import main
 from tinyllama.data.store import TokenStore
 from tinyllama.data.verification import find_corruption
 from tinyllama.errors import InputError
-from tinyllama.prepare.holdout import how_to_hold_out, split_tail
 from tinyllama.prepare.pipeline import prepare_store
-from tinyllama.prepare.sample import sample_texts
+from tinyllama.prepare.selection import sample_texts, split_tail
+from tinyllama.prepare.store_warnings import holdout_remedy
 from tinyllama.recipe import Recipe
 from tinyllama.text import to_str
 from tinyllama.tokenizer import Tokenizer
@@ -165,11 +165,13 @@ def test_where_nothing_is_held_out_what_helps_is_named(
     said = capsys.readouterr().out
     store = TokenStore.open(recipe.data.store)
     assert store.num_validation_sequences("own", recipe.train.sequence_length) == 0
-    assert how_to_hold_out(store, "own").startswith(remedy)
+    assert holdout_remedy(store, "own").startswith(remedy)
     assert ("nothing is held out for validation; " in said) == (share > 0 and "dev/a.jsonl" not in names)
 
 
 def test_where_validation_took_the_only_document_the_remedy_is_about_holding_out(small: Path, tmp_path: Path) -> None:
     write(tmp_path / "raw/a.txt", b"the only document")
-    with pytest.raises(InputError, match=r"1 rows held out for validation\); set holdout: tail .*separator, or lower"):
+    with pytest.raises(
+        InputError, match=r"1 rows held out for validation\); set the source's holdout to tail, .*separator .*or lower"
+    ):
         prepare_store(recipe_of(small, tmp_path, 0.999999))

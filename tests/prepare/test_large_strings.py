@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tinyllama import text as text_module
-from tinyllama.prepare import large_strings
-from tinyllama.prepare.large_strings import parse_long_line
-from tinyllama.prepare.lenient_json import Repaired
+from tinyllama.prepare import json_lines
+from tinyllama.prepare.json_lines import RepairedObject, parse_long_line
 from tinyllama.text import is_utf8, iter_utf8_chunks, to_str
 
 TEXTS = st.text(st.sampled_from('a"\\\n/uUdD8c0\x00\x1f é▁中😀𐀀'), max_size=60) | st.text(max_size=60)
@@ -21,8 +20,8 @@ KEEP = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCh
 
 @pytest.fixture
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large_strings, "LONG_BYTES", 12)
-    monkeypatch.setattr(large_strings, "_PART_BYTES", 16)
+    monkeypatch.setattr(json_lines, "LONG_BYTES", 12)
+    monkeypatch.setattr(json_lines, "_PART_BYTES", 16)
     monkeypatch.setattr(text_module, "_PART", 7)
 
 
@@ -54,7 +53,7 @@ def test_a_lone_surrogate_becomes_a_replacement_character_wherever_a_long_text_i
     repaired = re.sub("[\ud800-\udfff]", "\ufffd", wanted)
     parsed = parse_long_line(f'{{"text": "{joined}", "x": NaN}}'.encode())
     assert to_str(parsed["text"]) == repaired
-    assert isinstance(parsed, Repaired) == (repaired != wanted)
+    assert isinstance(parsed, RepairedObject) == (repaired != wanted)
 
 
 @KEEP

@@ -22,13 +22,13 @@ pytestmark = [
 READ = """
 import sys
 from pathlib import Path
-from tinyllama.prepare.sources import Row, read_rows
+from tinyllama.prepare.readers import SourceRow, read_rows
 from tinyllama.recipe import Source
 separator = (sys.argv[3:] or [None])[0]
 source = Source(format=sys.argv[2], path=sys.argv[1], weight=1, separator=separator, max_compression_ratio=10**6)
 rows = characters = 0
 for row in read_rows(sys.argv[1], source):
-    assert isinstance(row, Row), row
+    assert isinstance(row, SourceRow), row
     rows += 1
     characters += len(row.text)
 (peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]

@@ -22,7 +22,7 @@ from tests.fuzz.properties import few
 from tests.prepare.raw import lines, slim, source, texts_of, write
 
 from tinyllama.errors import InputError
-from tinyllama.prepare.sources import RejectedRow, SourceRow, read_rows
+from tinyllama.prepare.readers import RejectedRow, SourceRow, read_rows
 
 
 def test_every_bad_row_is_a_reject_with_its_place_and_reason(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_lines_end_as_unix_or_windows_ends_them_wherever_blocks_are_cut(tmp_path
 def test_a_line_that_no_reader_holds_is_rejected_and_the_rows_after_it_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinyllama.prepare.lines.LONGEST_BYTES", 3 << 20)
+    monkeypatch.setattr("tinyllama.prepare.streams.LONGEST_BYTES", 3 << 20)
     content = (
         lines({"text": "one"}) + b"[" + b'{"text": "no object a line"}, ' * 200_000 + b"]\n" + lines({"text": "two"})
     )
@@ -111,14 +111,14 @@ def test_a_file_that_lies_about_its_format_is_refused_by_name(tmp_path: Path, na
     content = lines({"text": "here"})
     packed = {"plain text": content, "gzip": gzip.compress(content), "zstd": zstandard.compress(content)}[holds]
     path = write(tmp_path / name, packed)
-    with pytest.raises(InputError, match=rf"{name}: holds {holds}, not .* as its name says; rename it"):
+    with pytest.raises(InputError, match=rf"{name}: contains {holds}, but its name declares .*; rename it"):
         list(read_rows(str(path), source("jsonl", path)))
 
 
 def test_an_empty_file_has_no_rows_but_an_empty_archive_is_an_error(tmp_path: Path) -> None:
     assert texts_of(source("jsonl", write(tmp_path / "a.jsonl", b""))) == []
     for name in ("a.jsonl.gz", "a.jsonl.zst"):
-        with pytest.raises(InputError, match=rf"{name}: is empty; fetch it again"):
+        with pytest.raises(InputError, match=rf"{name}: empty; fetch it again"):
             texts_of(source("jsonl", write(tmp_path / name, b"")))
 
 
@@ -295,7 +295,7 @@ def test_a_lone_surrogate_becomes_one_replacement_character_and_its_row_is_marke
 def test_json_over_several_lines_is_refused_by_name(tmp_path: Path, beginning: str) -> None:
     path = write(tmp_path / "a.jsonl", beginning.encode() + lines({"text": "row"}, {"text": "row"}) + b"]")
     with pytest.raises(
-        InputError, match=r"a.jsonl: .* one JSON object per line is expected; convert it, such as by jq"
+        InputError, match=r"a.jsonl: .* one JSON object per line is expected; convert it, for example with jq"
     ):
         list(read_rows(str(path), source("jsonl", path)))
 
@@ -329,7 +329,7 @@ def test_a_pointer_in_place_of_data_is_named_with_how_to_get_it(
     tmp_path: Path, format: str, name: str, pointer: bytes, command: str
 ) -> None:
     write(tmp_path / name, pointer)
-    with pytest.raises(InputError, match=rf"{name}: is a git-\w+ pointer, .*run `{command}`"):
+    with pytest.raises(InputError, match=rf"{name}: a git-\w+ pointer, .*run `{command}`"):
         texts_of(source(format, tmp_path))
 
 
@@ -370,19 +370,19 @@ def test_a_csv_file_that_is_written_otherwise_is_not_to_be_fetched_again(
 
 def test_what_pyarrow_finds_wrong_has_the_remedy_for_it(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", b"text\n" * 100)
-    with pytest.raises(InputError, match=r"a.parquet: .*; fetch it again, or correct its ending and format"):
+    with pytest.raises(InputError, match=r"a.parquet: .*; fetch it again, correct its suffix and format"):
         texts_of(source("parquet", path))
 
     def fails(error: Exception) -> InputError:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tinyllama.prepare.rows.parquet_columns", Mock(side_effect=error))
+            patch.setattr("tinyllama.prepare.readers.parquet_columns", Mock(side_effect=error))
             with pytest.raises(InputError) as raised:
                 texts_of(source("parquet", path))
         return raised.value
 
-    assert "write it again without what pyarrow lacks" in str(fails(pyarrow.ArrowNotImplementedError("encrypted")))
+    assert "without the features that pyarrow lacks" in str(fails(pyarrow.ArrowNotImplementedError("encrypted")))
     with pytest.raises(MemoryError), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tinyllama.prepare.rows.parquet_columns", Mock(side_effect=pyarrow.ArrowMemoryError("4 GiB")))
+        patch.setattr("tinyllama.prepare.readers.parquet_columns", Mock(side_effect=pyarrow.ArrowMemoryError("4 GiB")))
         texts_of(source("parquet", path))
 
 
@@ -404,7 +404,7 @@ def test_several_streams_are_one_file_and_nothing_behind_a_stream_is_skipped(tmp
 def test_packed_bytes_under_a_plain_name_are_refused_in_every_format(tmp_path: Path) -> None:
     for name, packed in (("a.txt", gzip.compress(b"x")), ("a.csv", bz2.compress(b"x")), ("a.txt.bz2", b"BZh is text")):
         path = write(tmp_path / name, packed)
-        with pytest.raises(InputError, match=rf"{name}: holds .*, not .* as its name says; rename it"):
+        with pytest.raises(InputError, match=rf"{name}: contains .*, but its name declares .*; rename it"):
             texts_of(source("csv" if name == "a.csv" else "text", path))
 
 
@@ -423,7 +423,7 @@ def test_a_text_file_is_cut_at_its_separators_wherever_its_blocks_end(
         wanted = [part.strip("\r\n") for part in re.split(rf"(?:\r?\n){{{len(separator)},}}", text)]
         wanted = [part for part in wanted if part.strip()]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tinyllama.prepare.lines._CHUNK_BYTES", size)
+        patch.setattr("tinyllama.prepare.streams._CHUNK_BYTES", size)
         path = write(Path(folder) / "a.txt", text.encode())
         found = list(read_rows(str(path), source("text", path, separator=separator)))
     assert found == [SourceRow(number, document) for number, document in enumerate(wanted)]
@@ -446,7 +446,7 @@ def test_documents_between_separators_are_rows_or_rejects_and_packed_ones_the_sa
 def test_a_document_that_no_reader_holds_is_rejected_and_those_after_it_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: bytes
 ) -> None:
-    monkeypatch.setattr("tinyllama.prepare.lines.LONGEST_BYTES", 3 << 20)
+    monkeypatch.setattr("tinyllama.prepare.streams.LONGEST_BYTES", 3 << 20)
     path = write(tmp_path / "a.txt", b"first<|endoftext|>" + b"no separator " * 400_000 + end)
     found = list(read_rows(str(path), source("text", path, separator="<|endoftext|>")))
     assert found == [
@@ -460,7 +460,7 @@ def test_a_document_that_no_reader_holds_is_rejected_and_those_after_it_are_read
 def test_a_text_file_that_no_reader_holds_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("tinyllama.prepare.lines.LONGEST_BYTES", 3 << 20)
+    monkeypatch.setattr("tinyllama.prepare.streams.LONGEST_BYTES", 3 << 20)
     content = b"one document " * 300_000
     path = write(tmp_path / name, zstandard.compress(content) if name.endswith(".zst") else content)
     assert list(read_rows(str(path), source("text", path))) == [RejectedRow(0, "longer than 256 MiB")]

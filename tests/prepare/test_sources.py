@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from tests.prepare.raw import lines, slim, source, texts_of, write
 
 from tinyllama.errors import InputError
-from tinyllama.prepare.sources import InputFile, RejectedRow, SourceRow, check_sources_disjoint, list_files, read_rows
+from tinyllama.prepare.readers import RejectedRow, SourceRow, read_rows
+from tinyllama.prepare.sources import InputFile, check_sources_disjoint, list_files
 from tinyllama.recipe import SLIMPAJAMA_SUBSETS, Source
 
 
@@ -95,7 +96,9 @@ def test_starcoderdata_reads_the_languages_that_the_recipe_names(tmp_path: Path)
 def test_a_language_that_is_not_there_is_refused_with_the_nearest(tmp_path: Path, choice: str) -> None:
     for language in ("javascript", "python"):
         table(tmp_path / language / "train-00000-of-00001.parquet", content=["x"])
-    with pytest.raises(InputError, match=rf"data.sources.star.{choice}: 'pyton' is no folder .* did you mean python\?"):
+    with pytest.raises(
+        InputError, match=rf"data.sources.star.{choice}: 'pyton' is not a folder .* did you mean python\?"
+    ):
         list_files("star", source("starcoderdata", tmp_path, **{choice: ["pyton"]}))
 
 
@@ -143,12 +146,12 @@ def test_a_hub_folder_with_two_kinds_of_files_is_refused(tmp_path: Path) -> None
     write(tmp_path / "train.jsonl", lines({"text": "once"}))
     write(tmp_path / "more.jsonl.gz", b"")
     write(tmp_path / "train.csv", b"text\nonce\n")
-    with pytest.raises(InputError, match=r"holds csv and jsonl files, which may say the same twice"):
+    with pytest.raises(InputError, match=r"contains csv and jsonl files"):
         list_files("hub", source("huggingface", tmp_path))
     assert texts_of(source("huggingface", tmp_path / "**/*.csv")) == ["once"]
     write(tmp_path / "other/a.json", lines({"text": "twice"}))
     write(tmp_path / "other/b.jsonl", lines({"text": "once"}))
-    with pytest.raises(InputError, match=r"holds json and jsonl files, .*by a glob that ends in \*.jsonl\*"):
+    with pytest.raises(InputError, match=r"contains json and jsonl files, .*a glob that ends in \*.jsonl\*"):
         list_files("hub", source("huggingface", tmp_path / "other"))
     assert texts_of(source("huggingface", tmp_path / "other/*.jsonl*")) == ["once"]
 
@@ -174,7 +177,7 @@ def test_a_folder_that_datasets_wrote_is_read_split_by_split(tmp_path: Path) -> 
     parts["train"].to_parquet(tmp_path / "hub/data/train-00000-of-00001.parquet")
     assert texts_of(source("huggingface", tmp_path / "hub")) == texts["train"]
     (tmp_path / "saved/train/data-00001-of-00003.arrow").unlink()
-    with pytest.raises(InputError, match=r"data-00001-of-00003.arrow: is not there, but .*state.json names it"):
+    with pytest.raises(InputError, match=r"data-00001-of-00003.arrow: missing, but .*state.json lists it"):
         list_files("saved", saved)
 
 

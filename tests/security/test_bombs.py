@@ -20,8 +20,7 @@ from tinyllama import cli
 from tinyllama.errors import InputError
 from tinyllama.files import write_json
 from tinyllama.prepare.files import local_copy
-from tinyllama.prepare.rows import RejectedRow, SourceRow
-from tinyllama.prepare.sources import read_rows
+from tinyllama.prepare.readers import RejectedRow, SourceRow, read_rows
 
 PACKINGS: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.compress,
@@ -47,7 +46,7 @@ def test_a_packed_file_that_unpacks_to_far_more_is_refused(tmp_path: Path, packi
     path = tmp_path / f"bomb.{format.replace('text', 'txt')}.{packing}"
     path.write_bytes(PACKINGS[packing](CONTENTS[format]))
     ratio = SIZE // path.stat().st_size // 2
-    with pytest.raises(InputError, match=f"{path.name}: unpacks to more than {ratio:,} times its size"):
+    with pytest.raises(InputError, match=f"{path.name}: decompresses to more than {ratio:,} times its size"):
         read(path, format, max_compression_ratio=ratio)
     rows = read(path, format, max_compression_ratio=4 * ratio)
     assert sum(len(row.text) for row in rows if isinstance(row, SourceRow)) == SIZE
@@ -58,7 +57,7 @@ def test_a_flood_of_empty_lines_is_refused_where_it_is_packed_and_read_where_it_
     packed, plain = tmp_path / "a.jsonl.zst", tmp_path / "b.jsonl"
     packed.write_bytes(zstandard.compress(flood))
     plain.write_bytes(flood + b"{\n")
-    with pytest.raises(InputError, match="unpacks to more than 1,000 times"):
+    with pytest.raises(InputError, match="decompresses to more than 1,000 times"):
         read(packed, "jsonl")
     assert read(plain, "jsonl") == [RejectedRow(0, "invalid JSON", line=SIZE + 1)]
 
@@ -67,7 +66,7 @@ def test_rows_that_repeat_one_value_of_a_dictionary_are_refused(tmp_path: Path) 
     path = tmp_path / "a.parquet"
     values = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 100_000, "int32"), ["a" * 1_000_000])
     pyarrow.parquet.write_table(pyarrow.table({"text": values}), path, compression="zstd")
-    with pytest.raises(InputError, match=r"a\.parquet: unpacks to more than 1,000 times its size"):
+    with pytest.raises(InputError, match=r"a\.parquet: decompresses to more than 1,000 times its size"):
         read(path, "parquet")
 
 
@@ -83,9 +82,9 @@ def test_rows_without_a_value_are_refused_where_there_are_millions_in_a_few_byte
 def test_a_value_that_no_reader_holds_is_rejected_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
 ) -> None:
-    for module in ("lines", "rows", "tables"):
-        monkeypatch.setattr(f"tinyllama.data.{module}.LONGEST_BYTES", 1 << 20)
-    monkeypatch.setattr("tinyllama.prepare.rows._CSV_CHARACTERS", 1 << 20)
+    for module in ("streams", "columnar"):
+        monkeypatch.setattr(f"tinyllama.prepare.{module}.LONGEST_BYTES", 1 << 20)
+    monkeypatch.setattr("tinyllama.prepare.readers._CSV_CHARACTERS", 1 << 20)
     path, text = tmp_path / "a", "b" * (2 << 20)
     match format:
         case "parquet":
@@ -112,7 +111,7 @@ def test_a_flood_of_rejected_rows_ends_by_name(tmp_path: Path) -> None:
     table = pyarrow.table({"text": pyarrow.nulls(50_000_000, "string")})
     with pyarrow.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:
         file.write_table(table)
-    with pytest.raises(InputError, match=r"a\.arrow: (unpacks to more than|1,000,001 rows)"):
+    with pytest.raises(InputError, match=r"a\.arrow: (decompresses to more than|1,000,001 rows)"):
         read(tmp_path / "a.arrow", "huggingface")
 
 
@@ -125,7 +124,7 @@ def test_a_column_of_lists_is_refused_before_it_is_read(tmp_path: Path, kind: st
     else:
         with pyarrow.ipc.new_file(path, table.schema) as file:
             file.write_table(table)
-    with pytest.raises(InputError, match="column text holds lists, not text"):
+    with pytest.raises(InputError, match="column text contains lists"):
         read(path, "huggingface")
 
 
@@ -135,7 +134,7 @@ def test_a_page_whose_header_cannot_be_read_is_refused(tmp_path: Path) -> None:
     place = pyarrow.parquet.read_metadata(path).row_group(0).column(0).data_page_offset
     data[place] = 0x19  # a list, where the page's type belongs
     path.write_bytes(data)
-    with pytest.raises(InputError, match="a page's header cannot be read"):
+    with pytest.raises(InputError, match="page header of text is damaged"):
         read(path, "parquet")
 
 
@@ -158,7 +157,7 @@ def test_a_server_that_sends_without_end_fills_no_disk(tmp_path: Path) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             address = f"http://127.0.0.1:{server.server_port}/x.jsonl"
-            with pytest.raises(InputError, match="its server does not state its size"), local_copy(address):
+            with pytest.raises(InputError, match="the server does not report"), local_copy(address):
                 pass
         finally:
             server.shutdown()
@@ -175,20 +174,20 @@ def test_a_page_that_no_reader_holds_is_refused_before_it_is_unpacked(
 ) -> None:
     path = parquet(tmp_path / "a.parquet")
     assert len(read(path, "parquet")) == 2
-    monkeypatch.setattr("tinyllama.prepare.columnar._PAGE_BYTES", 1 << 19)
-    with pytest.raises(InputError, match=r"a\.parquet: a page of text holds 800,014 bytes, more than 524,288"):
+    monkeypatch.setattr("tinyllama.prepare.columnar._MAX_PAGE_BYTES", 1 << 19)
+    with pytest.raises(InputError, match=r"a\.parquet: a page of text has 800,014 bytes, more than 524,288"):
         read(path, "parquet")
 
 
 def test_a_page_whose_header_alone_tells_its_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyllama.prepare.columnar._PAGE_BYTES", 900_000)
+    monkeypatch.setattr("tinyllama.prepare.columnar._MAX_PAGE_BYTES", 900_000)
     path = parquet(tmp_path / "a.parquet")
     data = bytearray(path.read_bytes())
     place = pyarrow.parquet.read_metadata(path).row_group(0).column(0).data_page_offset
     assert data[place : place + 3] == b"\x15\x00\x15"  # the page's type, then its unpacked size as a varint of 3 bytes
     data[place + 3 : place + 6] = b"\xfe\xff\x7f"
     path.write_bytes(data)
-    with pytest.raises(InputError, match="a page of text holds 1,048,575 bytes, more than 900,000"):
+    with pytest.raises(InputError, match="a page of text has 1,048,575 bytes, more than 900,000"):
         read(path, "parquet")
 
 
@@ -204,5 +203,5 @@ def test_prepare_names_the_bomb_and_makes_no_store(
     command = ["--quiet", "prepare", str(small / "recipe.yaml"), "--data.sources", words, "--data.store", str(store)]
     assert cli.main(command) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "bomb.jsonl.zst: unpacks to more than 1,000 times its size" in line
+    assert "bomb.jsonl.zst: decompresses to more than 1,000 times its size" in line
     assert not (store / "manifest.json").exists()

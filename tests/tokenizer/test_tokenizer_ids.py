@@ -27,7 +27,8 @@ from tests.vocabularies import (
 
 from tinyllama.errors import InputError
 from tinyllama.prepare.corpus import CorpusReport
-from tinyllama.prepare.sources import RejectedRow, SourceRow, list_files, read_rows
+from tinyllama.prepare.readers import RejectedRow, SourceRow, read_rows
+from tinyllama.prepare.sources import list_files
 from tinyllama.recipe import Source
 from tinyllama.text import to_str
 from tinyllama.tokenizer import Tokenizer

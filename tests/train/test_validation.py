@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tinyllama.data.store import TokenStore
 from tinyllama.preflight import recipe_warnings
-from tinyllama.prepare.holdout import hash_to_unit_interval
+from tinyllama.prepare.selection import hash_to_unit_interval
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.validation import (

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from tinyllama.errors import InputError
 from tinyllama.files import disk_usage_bytes
-from tinyllama.prepare.endings import PACKINGS
-from tinyllama.prepare.sources import list_files
+from tinyllama.prepare.sources import COMPRESSIONS, list_files
 from tinyllama.recipe import Recipe, Source
 
 # Tokens of the two data sets by Llama 2's tokenizer. TinyLlama's tokenised data took 1.8 TB at two bytes per token and
@@ -19,7 +18,7 @@ _SUBSET_FRACTIONS = {
 }  # fmt: skip
 
 _TEXT_BYTES_PER_TOKEN = 4.0
-_COMPRESSED_SUFFIXES, _COMPRESSION_RATIO = {*PACKINGS, ".parquet"}, 3.0
+_COMPRESSED_SUFFIXES, _COMPRESSION_RATIO = {*COMPRESSIONS, ".parquet"}, 3.0
 
 FORMAT_BYTES = {"huggingface": 2.0, "gguf": 2.0 + 34 / 32 + 0.607, "ctranslate2": 1.0 + 4.0}
 """Bytes per parameter. GGUF: f16, Q8_0 (34 bytes per 32 weights), and Q4_K_M as benchmarks/release_1b.py measured."""

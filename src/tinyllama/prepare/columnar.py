@@ -1,132 +1,147 @@
 """The rows of parquet and arrow files, about 16 MB of them at a time.
 
-Reads only the columns asked for, and a row group's pages one after the other rather than a row group whole: those of
-public data sets hold from a few rows to gigabytes.
+Only the requested columns are read, and a row group page by page: row groups of public data sets range from a few rows
+to gigabytes. pyarrow decompresses a page at once and exposes no page header, so page sizes are read here first.
 """
 
 import mmap
 from collections.abc import Iterator, Sequence
-from itertools import chain, pairwise
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 
 from tinyllama.errors import InputError
-from tinyllama.prepare.large_strings import LONG_BYTES, LONGEST_BYTES
-from tinyllama.prepare.parquet_pages import PageError, pages
+from tinyllama.prepare.streams import LONG_BYTES, LONGEST_BYTES, TOO_LONG
 from tinyllama.recipe.loading import printable
 from tinyllama.text import TextLike, is_utf8
 
 _BATCH_BYTES = 16 << 20
-_MOST_BYTES = 256 << 20
-_PAGE_BYTES = 512 << 20
-_MOST_ROWS = 1024
+_MAX_BATCH_BYTES = 256 << 20
+_MAX_BATCH_ROWS = 1024
+_MAX_PAGE_BYTES = 512 << 20
 _BUFFER_BYTES = 1 << 20
-# What ends arrow's stream; its reader takes a file that is cut between two batches for a whole one.
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+_BINARY_TYPES = {
+    pyarrow.string(): pyarrow.binary(),
+    pyarrow.large_string(): pyarrow.large_binary(),
+    pyarrow.string_view(): pyarrow.binary_view(),
+}
+"""Type whose values have the same layout as a text type's, but need not be UTF-8."""
 
 
-class InvalidUtf8:
-    """Stands for a value that is text by its type but not UTF-8 by its bytes."""
+@dataclass(frozen=True)
+class UnusableValue:
+    """Placeholder for a value that cannot be a document."""
 
-
-class Oversized:
-    """Placeholder for a text of more than LONGEST_BYTES; `len` is its size in bytes."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
+    reason: str
+    """Reject reason, in which `{column}` stands for the name of the column."""
+    size: int = 0
+    """Size in bytes."""
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
 
-_NON_TEXT = object()
-"""Stands for a value that is no text; as Python's own object it may not exist, such as a date in the year 30,000."""
+# Python has no object for some values, such as a date in the year 30,000.
+_NON_TEXT = UnusableValue("{column} is not text")
+_INVALID_UTF8 = UnusableValue("{column} is not UTF-8")
+
+
+def decode_utf8(utf8: memoryview) -> TextLike | UnusableValue:
+    """Return a document as a string, or if it has more than LONG_BYTES as it is; a placeholder if it is unusable."""
+    if len(utf8) > LONGEST_BYTES:
+        return UnusableValue(TOO_LONG, len(utf8))
+    if len(utf8) > LONG_BYTES:
+        return utf8 if is_utf8(utf8) else _INVALID_UTF8
+    try:
+        return str(utf8, "utf-8")
+    except UnicodeDecodeError:
+        return _INVALID_UTF8
 
 
 def parquet_columns(file: Path | BinaryIO) -> list[str]:
-    """Names of a parquet file's columns. Raises ArrowException or OSError where it is not one."""
+    """Return the names of a parquet file's columns. Raises ArrowException or OSError if the file is not parquet."""
     return list(pyarrow.parquet.read_schema(file).names)
 
 
 def parquet_rows(local: Path, name: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a parquet file, of which only `columns` are read.
+    """Yield the rows of a parquet file with the given columns; `name` is for messages.
 
-    Raises InputError where a page of them unpacks to more than a reader holds.
+    Raises InputError if a page decompresses to more than a reader's memory bound, or if a column contains lists.
     """
     with (
         pyarrow.parquet.ParquetFile(local, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file,
         local.open("rb") as raw,
         mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
-        _check_flat(file.schema_arrow, name, columns)
+        _check_no_lists(file.schema_arrow, name, columns)
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
             chunks = [group.column(place) for place in range(group.num_columns)]
             chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
             num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
-            usual = _batch_rows(group.num_rows, num_bytes)
-            size = min(usual, *(_most_rows(data, name, chunk) for chunk in chunks))
+            mean_rows = _batch_rows(group.num_rows, num_bytes)
+            size = min(mean_rows, *(_bounded_rows(data, name, chunk) for chunk in chunks))
             batches = file.iter_batches(size, row_groups=[number], columns=list(columns), use_threads=False)
-            if usual == 1 and num_bytes < _MOST_BYTES:
-                batches = iter(list(batches))  # the reader holds a long document twice more for as long as it is there
-            yield from chain.from_iterable(map(_rows, batches))
+            if mean_rows == 1 and num_bytes < _MAX_BATCH_BYTES:
+                batches = iter(list(batches))  # an open reader holds two more copies of a long document
+            yield from chain.from_iterable(map(_batch_to_rows, batches))
 
 
-def _most_rows(data: Any, name: str, chunk: Any) -> int:
-    """Return how many rows at a time hold at most _MOST_BYTES if each has the longest value of the chunk's dictionary.
+def _bounded_rows(data: mmap.mmap, name: str, chunk: Any) -> int:
+    """Return the rows per batch that keep it under _MAX_BATCH_BYTES if each has the longest value of the dictionary.
 
-    Raises InputError where a page holds more than _PAGE_BYTES.
+    Raises InputError if a page is larger than _MAX_PAGE_BYTES.
     """
-    rows = _MOST_ROWS
-    if "DELTA_BYTE_ARRAY" in chunk.encodings:  # a value may repeat all of the one before
-        rows = 1
+    # With DELTA_BYTE_ARRAY a value may repeat all of the one before.
+    rows = 1 if "DELTA_BYTE_ARRAY" in chunk.encodings else _MAX_BATCH_ROWS
     column = printable(chunk.path_in_schema)
     try:
-        for is_dictionary, size in pages(data, chunk):
-            if size > _PAGE_BYTES:
+        for is_dictionary, size in _iter_pages(data, chunk):
+            if size > _MAX_PAGE_BYTES:
                 raise InputError(
-                    f"{name}: a page of {column} holds {size:,} bytes, more than {_PAGE_BYTES:,}; write it again with "
-                    "fewer rows per page, or take it out"
+                    f"{name}: a page of {column} has {size:,} bytes, more than {_MAX_PAGE_BYTES:,}; rewrite the file "
+                    "with fewer rows per page, or exclude it"
                 )
             if is_dictionary:
-                rows = max(1, min(rows, _MOST_BYTES // max(1, size)))
-    except PageError as error:
-        raise InputError(f"{name}: column {column}: {error}; write it again, or take it out") from None
+                rows = max(1, min(rows, _MAX_BATCH_BYTES // max(1, size)))
+    except (IndexError, KeyError, RecursionError):
+        raise InputError(f"{name}: a page header of {column} is damaged; rewrite the file, or exclude it") from None
     return rows
 
 
-def _check_flat(schema: Any, name: str, columns: Sequence[str]) -> None:
-    """Raise InputError where a column holds lists, of which a few bytes can hold millions of numbers."""
+def _check_no_lists(schema: Any, name: str, columns: Sequence[str]) -> None:
+    """Raise InputError if a column contains lists, since a few bytes can hold millions of their items."""
+
+    def has_lists(kind: Any) -> bool:
+        if pyarrow.types.is_struct(kind):
+            return any(has_lists(kind.field(number).type) for number in range(kind.num_fields))
+        return bool(pyarrow.types.is_nested(kind))
+
     for column in columns:
-        if _holds_lists(schema.field(column).type):
-            raise InputError(f"{name}: column {printable(column)} holds lists, not text; write it without them")
-
-
-def _holds_lists(kind: Any) -> bool:
-    if pyarrow.types.is_struct(kind):
-        return any(_holds_lists(kind.field(number).type) for number in range(kind.num_fields))
-    return bool(pyarrow.types.is_nested(kind))
+        if has_lists(schema.field(column).type):
+            raise InputError(f"{name}: column {printable(column)} contains lists; rewrite it as text")
 
 
 def arrow_columns(local: Path) -> list[str]:
-    """Names of an arrow file's columns. Raises ArrowException or OSError where it is not one."""
+    """Return the names of an arrow file's columns. Raises ArrowException or OSError if the file is not arrow."""
     with pyarrow.OSFile(str(local)) as file:
-        return list(_arrow_reader(file).schema.names)
+        return list(_open_arrow(file).schema.names)
 
 
 def arrow_rows(local: Path, name: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of an arrow file, in its stream format (as `datasets` writes) or its file format.
+    """Yield the rows of an arrow file, in the stream format (which `datasets` writes) or the file format.
 
-    Raises EOFError where a stream lacks its end, InputError where a column holds lists.
+    Raises EOFError if a stream is truncated, InputError if a column contains lists.
     """
     with pyarrow.OSFile(str(local)) as file:
-        reader = _arrow_reader(file)
-        _check_flat(reader.schema, name, columns)
+        reader = _open_arrow(file)
+        _check_no_lists(reader.schema, name, columns)
         if isinstance(reader, pyarrow.RecordBatchFileReader):
             batches = (reader.get_batch(place) for place in range(reader.num_record_batches))
         else:
@@ -134,26 +149,23 @@ def arrow_rows(local: Path, name: str, columns: Sequence[str]) -> Iterator[dict[
             batches = iter(reader)
         for batch in batches:
             own = batch.select(list(columns))
-            own.validate()  # its reader does not look whether the numbers in a file fit together
-            step = min(_batch_rows(own.num_rows, own.nbytes), *map(_most_decoded, own.columns))
+            own.validate()  # the reader does not check that the sizes in a file are consistent
+            step = _batch_rows(own.num_rows, own.nbytes)
+            for column in own.columns:  # each row may be the longest value of a dictionary
+                if pyarrow.types.is_dictionary(column.type):
+                    step = max(1, min(step, _MAX_BATCH_BYTES // max(1, column.dictionary.nbytes)))
             for start in range(0, own.num_rows, step):
-                yield from _rows(own.slice(start, step))
+                yield from _batch_to_rows(own.slice(start, step))
 
 
-def _most_decoded(column: Any) -> int:
-    """Return how many rows at a time hold at most _MOST_BYTES if each has all bytes of the column's dictionary."""
-    if not pyarrow.types.is_dictionary(column.type) or not len(column.dictionary):
-        return _MOST_ROWS
-    return max(1, min(_MOST_ROWS, _MOST_BYTES // max(1, int(column.dictionary.nbytes))))
-
-
-def _arrow_reader(file: Any) -> Any:
-    is_file = file.read(6) == b"ARROW1"
+def _open_arrow(file: Any) -> Any:
+    is_file_format = file.read(6) == b"ARROW1"
     file.seek(0)
-    return pyarrow.ipc.open_file(file) if is_file else pyarrow.ipc.open_stream(file)
+    return pyarrow.ipc.open_file(file) if is_file_format else pyarrow.ipc.open_stream(file)
 
 
 def _check_end(local: Path) -> None:
+    """Raise EOFError if a stream lacks its end: arrow's reader accepts one that is cut off between two batches."""
     with local.open("rb") as file:
         file.seek(-min(len(_END_OF_STREAM), local.stat().st_size), 2)
         if file.read() != _END_OF_STREAM:
@@ -161,76 +173,103 @@ def _check_end(local: Path) -> None:
 
 
 def _batch_rows(num_rows: int, num_bytes: int) -> int:
-    """Rows that hold about `_BATCH_BYTES`, going by the mean."""
-    return max(1, min(_MOST_ROWS, _BATCH_BYTES * num_rows // max(1, num_bytes)))
+    """Return the number of rows that have about _BATCH_BYTES, by their mean size."""
+    return max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES * num_rows // max(1, num_bytes)))
 
 
-def _rows(batch: Any) -> Iterator[dict[str, Any]]:
+def _batch_to_rows(batch: Any) -> Iterator[dict[str, Any]]:
     names = batch.schema.names
-    columns = [_values(column) for column in batch.columns]
-    del batch  # these are copies of it
+    columns = [_decode_column(column) for column in batch.columns]
+    del batch  # the columns are copies
     for values in zip(*columns, strict=True):
         yield dict(zip(names, values, strict=True))
 
 
-def _values(column: Any) -> list[Any]:
-    """A column's values as far as they may be text, or hold it: of all others it is only known that they are there."""
+def _decode_column(column: Any) -> list[Any]:
+    """Return a column's texts, and structs that may contain text; of other values only whether they are null."""
     types = pyarrow.types
     if isinstance(column, pyarrow.ExtensionArray):
         column = column.storage
     if types.is_dictionary(column.type):
-        _check_offsets_monotonic(
-            [0, *column.indices.drop_null().unique().sort().to_pylist(), len(column.dictionary) - 1]
-        )
-        column = column.dictionary_decode()
-    if any(test(column.type) for test in (types.is_string_view, types.is_binary_view, types.is_fixed_size_binary)):
-        column = column.cast(pyarrow.binary()).cast(pyarrow.large_binary())
-    if types.is_string(column.type) or types.is_binary(column.type):
-        return _texts(column, np.int32)
-    if types.is_large_string(column.type) or types.is_large_binary(column.type):
-        return _texts(column, np.int64)
-    return _structs(column) if types.is_struct(column.type) else _presence(column, _NON_TEXT)
+        column = pyarrow.DictionaryArray.from_arrays(column.indices, column.dictionary).dictionary_decode()
+    if types.is_struct(column.type):
+        fields = [field.name for field in column.type]
+        rows = zip(*map(_decode_column, column.flatten()), strict=True) if fields else [()] * len(column)
+        valid = column.is_valid().to_pylist()
+        return [dict(zip(fields, row, strict=True)) if there else None for row, there in zip(rows, valid, strict=True)]
+    kind = _BINARY_TYPES.get(column.type, column.type)
+    if kind not in _BINARY_TYPES.values() and not types.is_fixed_size_binary(kind):
+        return [_NON_TEXT if there else None for there in column.is_valid().to_pylist()]
+    column = column.view(kind)
+    column.validate(full=True)  # offsets of a damaged file could return the bytes of other rows
+    # Texts are decoded in place, since arrow's conversion copies them and fails for a whole batch on one bad value.
+    return [decode_utf8(memoryview(value.as_buffer())) if value.is_valid else None for value in column]
 
 
-def _structs(column: Any) -> list[Any]:
-    names = [field.name for field in column.type]
-    rows = zip(*map(_values, column.flatten()), strict=True) if names else [()] * len(column)
-    there = _presence(column, True)
-    return [dict(zip(names, row, strict=True)) if valid else None for row, valid in zip(rows, there, strict=True)]
+# Page headers are structs of Thrift's compact protocol, see PageHeader in parquet.thrift and
+# https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
+_STOP, _BINARY, _STRUCT = 0, 8, 12
+_FIXED_SIZES = {1: 0, 2: 0, 3: 1, 7: 8}  # true, false, byte, double
+_COLLECTIONS = (9, 10, 11)  # list, set, map
+_PAGE_TYPE, _DECOMPRESSED_SIZE, _COMPRESSED_SIZE = 1, 2, 3
+_DICTIONARY_PAGE = 2
 
 
-def _presence(column: Any, mark: object) -> list[Any]:
-    """A mark for each value, and None where there is none."""
-    return [mark if valid else None for valid in column.is_valid().to_pylist()]
+def _iter_pages(data: mmap.mmap, chunk: Any) -> Iterator[tuple[bool, int]]:
+    """Yield for each page of a column chunk whether it is a dictionary, and its decompressed size in bytes.
+
+    Raises IndexError, KeyError or RecursionError if a header is damaged.
+    """
+    starts = [start for start in (chunk.dictionary_page_offset, chunk.data_page_offset) if start]
+    place = min(starts, default=0)
+    end = place + chunk.total_compressed_size
+    while place < end:
+        header, place = _read_struct(data, place)
+        sizes = header[_DECOMPRESSED_SIZE], header[_COMPRESSED_SIZE]
+        if min(sizes) < 0:
+            raise IndexError("negative size")
+        yield header[_PAGE_TYPE] == _DICTIONARY_PAGE, sizes[0]
+        place += sizes[1]
 
 
-def _texts(column: Any, offset_type: type[np.integer[Any]]) -> list[Any]:
-    """Strings of arrow's layout, decoded where they lie: its own scalars are copies, and one bad row fails a batch."""
-    if not len(column):
-        return []
-    _, offsets, content = column.buffers()
-    stop = column.offset + len(column) + 1  # behind it a damaged file may hold half a number
-    ends = np.frombuffer(offsets, offset_type, stop)[column.offset :].tolist()
-    view = memoryview(content or b"")
-    _check_offsets_monotonic([0, *ends, len(view)])
-    valid = column.is_valid().to_pylist()
-    return [
-        _decoded(view[start:end]) if there else None for (start, end), there in zip(pairwise(ends), valid, strict=True)
-    ]
+def _read_struct(data: mmap.mmap, place: int) -> tuple[dict[int, int], int]:
+    """Return the integers of a struct by field number, and the offset after it."""
+    fields: dict[int, int] = {}
+    number = 0
+    while (head := data[place]) != _STOP:
+        place += 1
+        if head >> 4:
+            number += head >> 4
+        else:
+            number, place = _read_integer(data, place)
+        fields[number], place = _read_value(data, place, head & 15)
+    return fields, place + 1
 
 
-def _check_offsets_monotonic(places: list[int]) -> None:
-    """Raise ArrowInvalid where places do not rise: a damaged file could otherwise give one row's bytes to another."""
-    if any(place > following for place, following in pairwise(places)):
-        raise pyarrow.ArrowInvalid("offsets that do not rise")
+def _read_value(data: mmap.mmap, place: int, kind: int) -> tuple[int, int]:
+    """Return a value, 0 unless it is an integer, and the offset after it."""
+    if kind in _FIXED_SIZES:
+        return 0, place + _FIXED_SIZES[kind]
+    if kind == _BINARY:
+        size, place = _read_varint(data, place)
+        return 0, place + size
+    if kind == _STRUCT:
+        return 0, _read_struct(data, place)[1]
+    if kind in _COLLECTIONS:  # no page header has one
+        raise KeyError(kind)
+    return _read_integer(data, place)
 
 
-def _decoded(utf8: memoryview) -> TextLike | InvalidUtf8 | Oversized:
-    if len(utf8) > LONGEST_BYTES:
-        return Oversized(len(utf8))
-    if len(utf8) > LONG_BYTES:
-        return utf8 if is_utf8(utf8) else InvalidUtf8()
-    try:
-        return str(utf8, "utf-8")
-    except UnicodeDecodeError:
-        return InvalidUtf8()
+def _read_integer(data: mmap.mmap, place: int) -> tuple[int, int]:
+    value, place = _read_varint(data, place)
+    return (value >> 1) ^ -(value & 1), place
+
+
+def _read_varint(data: mmap.mmap, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while (byte := data[place]) & 128:
+        if shift > 63:  # no number in a header has more bits
+            raise IndexError(place)
+        value |= (byte & 127) << shift
+        shift, place = shift + 7, place + 1
+    return value | byte << shift, place + 1

@@ -1,7 +1,7 @@
-"""Where input files lie: local paths, folders, globs and fsspec URLs (`s3://…`) become files that can be opened.
+"""Raw files: paths, folders, globs and fsspec URLs (`s3://…`) become files that can be opened.
 
-Lists folders itself, since `Path.rglob`, `glob` and fsspec's `find` all leave out a folder that they may not read
-without a word. A remote file is copied whole before it is read, so that what is hashed is what was read.
+Folders are listed here because `glob` and fsspec's `find` and `walk` silently skip a folder without read permission.
+A remote file is downloaded completely before it is read, so that the hashed bytes are the bytes that were read.
 """
 
 import errno
@@ -28,95 +28,97 @@ from tinyllama.recipe.fields import check_protocol
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file that a path stands for."""
+    """A file that a path, folder, glob or URL refers to."""
 
     path: str
     """Local path or URL."""
     parts: tuple[str, ...]
-    """Its folders and its name below the listed folder, or below a glob's first wildcard; none where it was named."""
+    """Folders and name below the listed folder or the glob's first wildcard; empty if the path names the file."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
 
 
-def find_files(path: str, wanted: Callable[[str], bool], others: list[str] | None = None) -> list[FileEntry]:
-    """Every file that a path, folder, glob or URL stands for, sorted by path.
+def find_files(path: str, is_wanted: Callable[[str], bool], unwanted: list[str] | None = None) -> list[FileEntry]:
+    """Return every file that a path, folder, glob or URL refers to, sorted by path.
 
-    A folder, named or matched by a glob, stands for all files below it whose name is `wanted`, links followed; the
-    paths of the rest are added to `others`. As in a shell, a name that begins with a dot is found only if the path or
-    glob has the dot. Raises InputError where a folder or file cannot be read, or where a link leads back to a
-    folder above it.
+    A folder, given or matched by a glob, is searched recursively, through symbolic links, for files whose names satisfy
+    `is_wanted`; the paths of other files are appended to `unwanted`. As in a shell, names that begin with a dot match
+    only if the path or glob has the dot. Raises InputError if a folder or file cannot be read, or if a symbolic link
+    leads back to a folder above it.
     """
     if _is_remote(path):
-        with _reraise_with_path(path):
+        with _translate_access_errors(path):
             _filesystem(path).invalidate_cache()
     else:
         path = str(Path(re.sub("^(file|local)://", "", path)))
     kind = _stat_kind(path)
-    places: dict[str, tuple[str, ...]] = {path: ()} if kind == "file" else {}
-    if kind != "file":
-        everything = dict(_walk(path, (), ()) if kind else _glob(path))
-        places = {file: parts for file, parts in everything.items() if wanted(file.rsplit("/", 1)[-1])}
-        if others is not None:
-            others += sorted(everything.keys() - places.keys())
-    found = [FileEntry(file, places[file], size_of(file)) for file in sorted(places)]
-    for file in found:
-        if not _has_encoding(file.path):
-            raise InputError(f"{file.path!a}: the name is not UTF-8, which no manifest can hold; rename it")
-        if not _is_remote(file.path) and not Path(file.path).is_file():
-            raise InputError(f"{file.path}: is no regular file, such as a pipe or a device; take it out")
-        if not _is_remote(file.path) and not os.access(file.path, os.R_OK):
-            raise InputError(f"{file.path}: no permission to read it; allow it, or take the file out")
-    return found
+    found: dict[str, tuple[str, ...]] = {}
+    if kind == "file":
+        found[path] = ()
+    else:
+        for file, parts in _walk(path, (), (), ()) if kind == "folder" else _glob(path):
+            if is_wanted(parts[-1]):
+                found[file] = parts
+            elif unwanted is not None:
+                unwanted.append(file)
+    files = [FileEntry(file, found[file], file_size(file)) for file in sorted(found)]
+    for entry in files:
+        _check_file(entry.path)
+    return files
 
 
-def _has_encoding(path: str) -> bool:
-    """Return whether a path can be encoded; bytes that are not UTF-8 are lone surrogates in it."""
+def _check_file(path: str) -> None:
     try:
         path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    except UnicodeEncodeError:  # bytes that are not UTF-8 are lone surrogates in the path
+        raise InputError(f"{path!a}: the name is not UTF-8, so no manifest can list it; rename the file") from None
+    if _is_remote(path):
+        return
+    if not Path(path).is_file():
+        raise InputError(f"{path}: not a regular file, but for example a pipe or a device; remove it")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: no permission to read it; grant it, or remove the file")
 
 
 @contextmanager
 def local_copy(path: str) -> Iterator[Path]:
-    """A file as a local path: itself, or for a remote one a whole copy that is gone when the block ends.
+    """Yield a file's local path; a remote file is downloaded to a temporary copy that exists until the block ends.
 
-    Raises InputError where it cannot be copied whole.
+    Raises InputError if the file cannot be downloaded completely.
     """
     if not _is_remote(path):
         yield Path(path)
         return
     with tempfile.TemporaryDirectory(prefix="tinyllama-") as folder:
         local = Path(folder) / "input"
-        with _reraise_with_path(path):
+        with _translate_access_errors(path):
             if (size := _filesystem(path).size(path)) is None:
-                raise InputError(f"{path}: its server does not state its size; download it by other means")
-            _filesystem(path).get_file(path, str(local), callback=_Limit(path, size))
+                raise InputError(f"{path}: the server does not report the file's size; download it by other means")
+            _filesystem(path).get_file(path, str(local), callback=_DownloadLimit(path, size))
             if size != local.stat().st_size:
                 raise EOFError(f"{local.stat().st_size} of {size} bytes arrived")
         yield local
 
 
-class _Limit(fsspec.callbacks.Callback):  # type: ignore[misc]
-    """Ends a download that brings more than its server stated."""
+class _DownloadLimit(fsspec.callbacks.Callback):  # type: ignore[misc]
+    """Callback that stops a download after the number of bytes that the server reported."""
 
     def __init__(self, path: str, size: int) -> None:
         super().__init__()
-        self.path, self.most = path, size
+        self.path, self.remaining = path, size
 
     def relative_update(self, inc: int = 1) -> None:
-        """Count bytes that have arrived. Raises InputError where they are too many."""
-        self.most -= inc
-        if self.most < 0:
-            raise InputError(f"{self.path}: the server sends more than it stated; download it by other means")
+        """Count received bytes. Raises InputError if there are too many."""
+        self.remaining -= inc
+        if self.remaining < 0:
+            raise InputError(f"{self.path}: the server sends more bytes than it reported; download it by other means")
 
 
 @contextmanager
 def open_input(path: str) -> Iterator[BinaryIO]:
-    """A file open for reading from any place in it; of a remote one only what is read is fetched."""
+    """Open a file for reading at any position; of a remote file only the bytes that are read are downloaded."""
     with ExitStack() as stack:
-        with _reraise_with_path(path):
+        with _translate_access_errors(path):
             file: BinaryIO
             if _is_remote(path):
                 file = stack.enter_context(_filesystem(path).open(path, "rb"))
@@ -125,18 +127,18 @@ def open_input(path: str) -> Iterator[BinaryIO]:
         yield file
 
 
-def size_of(path: str) -> int:
-    """Bytes of a file. Raises InputError where it is not there."""
-    with _reraise_with_path(path):
+def file_size(path: str) -> int:
+    """Return the size of a file in bytes. Raises InputError if it does not exist."""
+    with _translate_access_errors(path):
         return int(_filesystem(path).size(path) or 0) if _is_remote(path) else Path(path).stat().st_size
 
 
 def modified_after(path: str, seconds: float) -> bool:
-    """Whether a file was written at or after a time in seconds since 1970; False where its file system cannot say."""
-    with _reraise_with_path(path):
+    """Return whether a file was written at or after a time in seconds since 1970; False if its time is unknown."""
+    with _translate_access_errors(path):
         if not _is_remote(path):
             found = Path(path).stat()
-            return max(found.st_mtime, found.st_ctime) >= seconds  # tools that keep the first cannot keep the second
+            return max(found.st_mtime, found.st_ctime) >= seconds  # tools can restore mtime but not ctime
         try:
             modified: datetime = _filesystem(path).modified(path)
         except NotImplementedError:
@@ -145,7 +147,7 @@ def modified_after(path: str, seconds: float) -> bool:
 
 
 def find_modified_input(record: Path, inputs: list[dict[str, Any]]) -> str | None:
-    """The first input written after `record` whose bytes are not the recorded ones any more; None where all are."""
+    """Return the first input written after the file `record` whose hash differs from the recorded one, or None."""
     written = record.stat().st_mtime
     for entry in inputs:
         path = str(entry["path"])
@@ -157,7 +159,7 @@ def find_modified_input(record: Path, inputs: list[dict[str, Any]]) -> str | Non
 
 
 def canonical_path(path: str) -> str:
-    """One name for a file, by whichever links or spelling it was reached."""
+    """Return one name for a file, whichever links or spelling lead to it."""
     if _is_remote(path):
         return f"{path.split('://', maxsplit=1)[0]}://{_filesystem(path)._strip_protocol(path)}"
     folder, name = os.path.split(path)
@@ -174,47 +176,45 @@ def _is_remote(path: str) -> bool:
 
 
 def _filesystem(url: str) -> Any:
-    """The fsspec file system of a URL. Raises InputError where its package is missing."""
+    """Return the fsspec file system of a URL. Raises InputError if its package is missing."""
     try:
         return fsspec.core.url_to_fs(check_protocol(url))[0]
     except ImportError as error:
-        raise InputError(f"{url}: {error}; install what is missing, or copy the data to a local folder") from None
+        raise InputError(f"{url}: {error}; install it, or copy the data to a local folder") from None
     except ValueError as error:
         raise InputError(f"{url}: {error}; correct the path, or copy the data to a local folder") from None
 
 
 @contextmanager
-def _reraise_with_path(path: str) -> Iterator[None]:
-    """Turn what a file system raises into an InputError that names the file."""
+def _translate_access_errors(path: str) -> Iterator[None]:
+    """Convert any error of a file system to an InputError that names the file."""
     try:
         yield
     except InputError:
         raise
-    except Exception as error:  # each package behind fsspec has exceptions of its own
-        raise InputError(f"{path}: cannot be read ({reason_of(error)}); {_remedy(error)}, or take it out") from None
+    except Exception as error:  # each package behind fsspec has its own exceptions
+        match error:
+            case FileNotFoundError() | NotADirectoryError():
+                remedy = "correct the path"
+            case PermissionError():
+                remedy = "grant read permission"
+            case EOFError():
+                remedy = "try again"
+            case OSError(errno=errno.ENOSPC):
+                remedy = f"free some space in {tempfile.gettempdir()} or set TMPDIR"
+            case _:
+                remedy = "check that it can be reached"
+        raise InputError(f"{path}: cannot be read ({error_reason(error)}); {remedy}, or exclude it") from None
 
 
-def _remedy(error: Exception) -> str:
-    match error:
-        case FileNotFoundError() | NotADirectoryError():
-            return "correct the path"
-        case PermissionError():
-            return "allow it"
-        case EOFError():
-            return "try again"
-        case OSError(errno=errno.ENOSPC):
-            return f"free some space in {tempfile.gettempdir()} or set TMPDIR"
-    return "see that it can be reached"
-
-
-def reason_of(error: Exception) -> str:
-    """What went wrong, in a few words on one line."""
+def error_reason(error: Exception) -> str:
+    """Return the cause of an error in a few words on one line."""
     return getattr(error, "strerror", None) or first_line(error)
 
 
 def _stat_kind(path: str) -> str | None:
-    """Whether there is a `file` or a `folder` at a path; None where there is nothing."""
-    with _reraise_with_path(path):
+    """Return `file` or `folder`, or None if nothing exists at the path."""
+    with _translate_access_errors(path):
         try:
             if _is_remote(path):
                 return "folder" if _filesystem(path).info(path)["type"] == "directory" else "file"
@@ -223,63 +223,55 @@ def _stat_kind(path: str) -> str | None:
             return None
 
 
-Place = tuple[str, tuple[str, ...]]
-"""A file's path, and its `parts` as `Found` has them."""
-
-
-def _glob(path: str) -> Iterator[Place]:
-    """Yield every file that matches a glob; none where the path has no wildcard."""
+def _glob(path: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield path and parts of every file that matches a glob; nothing if the path has no wildcard."""
     fixed = re.split(r"[*?[]", path, maxsplit=1)[0]
     folder = fixed[: fixed.rfind("/") + 1]
-    return _iter_matches(folder, (), path[len(folder) :].split("/"), ()) if fixed != path else iter(())
+    if fixed != path:
+        yield from _walk(folder, (), tuple(path[len(folder) :].split("/")), ())
 
 
-def _iter_matches(folder: str, parts: tuple[str, ...], pattern: list[str], above: tuple[str, ...]) -> Iterator[Place]:
-    """The files of a folder that a glob stands for, of which `pattern` is left to match."""
-    head, rest = pattern[0], pattern[1:]
-    if head == "**":
-        yield from _iter_matches(folder, parts, rest or ["*"], above)
-        if not rest:
-            return
-    inside = (*above, _check_symlink_loop(folder, above))
-    for name, is_folder in _entries(folder):
-        path, below = _join(folder, name), (*parts, name)
-        if head == "**":
-            if is_folder and not name.startswith("."):
-                yield from _iter_matches(path, below, pattern, inside)
-        elif fnmatchcase(name, head) and (head.startswith(".") or not name.startswith(".")):
-            if rest and is_folder:
-                yield from _iter_matches(path, below, rest, ())
-            elif is_folder:
-                yield from _walk(path, below, ())
-            elif not rest:
-                yield path, below
+def _walk(
+    folder: str, parts: tuple[str, ...], pattern: tuple[str, ...], ancestors: tuple[str, ...]
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield path and parts of every file below a folder that matches a pattern.
 
-
-def _walk(folder: str, parts: tuple[str, ...], above: tuple[str, ...]) -> Iterator[Place]:
-    """The files of a folder and of all folders in it; `above` are the folders that it lies in, resolved."""
-    inside = (*above, _check_symlink_loop(folder, above))
-    for name, is_folder in _entries(folder):
-        path, below = _join(folder, name), (*parts, name)
-        if name.startswith("."):
-            continue
-        if is_folder:
-            yield from _walk(path, below, inside)
-        else:
-            yield path, below
-
-
-def _check_symlink_loop(folder: str, above: tuple[str, ...]) -> str:
-    """A folder's own path, links resolved, once it is sure that it does not stand in itself."""
+    `parts` are the folder's own, `ancestors` the resolved folders above it.
+    """
     real = folder if _is_remote(folder) else os.path.realpath(folder)
-    if real in above:
-        raise InputError(f"{folder}: is a link to {real}, which it stands in; remove the link")
-    return real
+    if real in ancestors:
+        raise InputError(f"{folder}: a symbolic link to {real}, a folder above it; remove the link")
+    for name, is_folder in _list_folder(folder):
+        path = f"{folder}{name}" if not folder or folder.endswith("/") else f"{folder}/{name}"
+        if _matches((*parts, name), pattern, is_folder):
+            if is_folder:
+                yield from _walk(path, (*parts, name), pattern, (*ancestors, real))
+            else:
+                yield path, (*parts, name)
 
 
-def _entries(folder: str) -> list[tuple[str, bool]]:
-    """Names in a folder, and whether each is a folder itself."""
-    with _reraise_with_path(folder or "."):
+def _matches(parts: tuple[str, ...], pattern: tuple[str, ...], is_folder: bool) -> bool:
+    """Return whether a file matches a pattern, or whether a folder can contain files that match it.
+
+    A pattern also matches everything below a folder that it matches, except names that begin with a dot.
+    """
+    if not pattern:
+        return not any(part.startswith(".") for part in parts)
+    if not parts:
+        return is_folder
+    head, rest, is_hidden = pattern[0], pattern[1:], parts[0].startswith(".")
+    if head == "**":
+        if _matches(parts, rest or ("*",), is_folder):
+            return True
+        return not is_hidden and _matches(parts[1:], pattern, is_folder)
+    if is_hidden and not head.startswith("."):
+        return False
+    return fnmatchcase(parts[0], head) and _matches(parts[1:], rest, is_folder)
+
+
+def _list_folder(folder: str) -> list[tuple[str, bool]]:
+    """Return the names in a folder, each with whether it is a folder itself."""
+    with _translate_access_errors(folder or "."):
         if not _is_remote(folder):
             with os.scandir(folder or ".") as entries:
                 return [(entry.name, entry.is_dir()) for entry in entries]
@@ -289,7 +281,3 @@ def _entries(folder: str) -> list[tuple[str, bool]]:
             (entry["name"].rstrip("/"), entry["type"] == "directory") for entry in filesystem.ls(folder, detail=True)
         ]
         return [(name.rsplit("/", 1)[-1], is_folder) for name, is_folder in listed if name != own]  # S3 lists it too
-
-
-def _join(folder: str, name: str) -> str:
-    return f"{folder}{name}" if not folder or folder.endswith("/") else f"{folder}/{name}"

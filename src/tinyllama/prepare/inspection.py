@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from tinyllama.data.order import sequences
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
-from tinyllama.prepare.file_warnings import doubt_lines
-from tinyllama.prepare.holdout import TAIL_HELD_OUT, how_to_hold_out
 from tinyllama.prepare.manifests import settings_diff
+from tinyllama.prepare.store_warnings import TAIL_HELD_OUT, file_warning_lines, holdout_remedy
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 
@@ -53,8 +52,8 @@ def prepared_lines(store: TokenStore) -> Iterator[str]:
     for name in manifest["sources"] if manifest["validation_fraction"] else ():
         held_out = f"{name}/validation"
         if held_out not in store or not store[held_out].num_documents:
-            yield f"{name}: nothing is held out for validation; {how_to_hold_out(store, name)}"
-    yield from doubt_lines(manifest)
+            yield f"{name}: nothing is held out for validation; {holdout_remedy(store, name)}"
+    yield from file_warning_lines(manifest)
 
 
 def describe(store: TokenStore, tokenizer: Tokenizer | None) -> Iterator[str]:
@@ -72,7 +71,7 @@ def describe(store: TokenStore, tokenizer: Tokenizer | None) -> Iterator[str]:
     yield from _table(store, tokens)
     yield from _left_out(store)
     yield from _files_left_out(manifest)
-    yield from doubt_lines(manifest)
+    yield from file_warning_lines(manifest)
     yield from _contamination(manifest)
     if tokenizer:
         yield from _samples(store, tokenizer)

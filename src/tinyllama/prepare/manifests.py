@@ -14,8 +14,8 @@ from tinyllama.data.store import FORMAT_VERSION
 from tinyllama.errors import InputError
 from tinyllama.files import atomic_write, read_json, sha256_of, write_json, write_json_with_sha256
 from tinyllama.prepare import cleaning
-from tinyllama.prepare.file_warnings import in_doubt, refuse_doubts, remedy_of
 from tinyllama.prepare.files import find_modified_input
+from tinyllama.prepare.store_warnings import MAX_LISTED_FILES, check_no_file_warnings, rejection_remedy
 from tinyllama.prepare.tasks import TOKENS, Job
 from tinyllama.prepare.worker import stages
 from tinyllama.recipe import Recipe, flatten
@@ -94,7 +94,7 @@ def write_manifests(job: Job, plan: dict[str, Any], strict: bool = False) -> Non
         sources[name] = {**fields, **_finish_source(job, name, own)}
     manifest = {**settings, "inputs": plan["inputs"], "tokenizer": tokenizer, "sources": sources}
     if strict:
-        refuse_doubts(str(job.store), manifest)
+        check_no_file_warnings(str(job.store), manifest)
     for part in job.store.rglob("*.part"):  # of a killed worker that was not yet gone when its task was done again
         part.unlink(missing_ok=True)
     write_json_with_sha256(job.store / "manifest.json", manifest)
@@ -134,11 +134,11 @@ def _finish_source(job: Job, name: str, own: dict[int, Receipt]) -> dict[str, An
         place = f", see {doubts[0]['file']}" if doubts else ""
         raise InputError(
             f"data.sources.{name}: no document left to train on ({_format_reasons(reasons)}){place}; "
-            f"{remedy_of(reasons)}"
+            f"{rejection_remedy(reasons)}"
         )
     outcome: dict[str, Any] = {"splits": splits, "files_left_out": job.left_out[name]}
     if doubts:
-        outcome["files_in_doubt"] = in_doubt(doubts)
+        outcome["files_in_doubt"] = {"count": len(doubts), "first": doubts[:MAX_LISTED_FILES]}
     if job.recipe.data.sources[name].clean.decontaminate:
         dropped = [found for receipt in own.values() for found in receipt["contaminated"]]
         outcome["contamination"] = cleaning.overlap(job.work, name, dropped)

@@ -17,9 +17,9 @@ from tinyllama.errors import InputError
 from tinyllama.files import exclusive_lock, read_json, reject_symlinks, write_json
 from tinyllama.formatting import echo
 from tinyllama.prepare.executors import run_local, run_ray, submit_slurm
-from tinyllama.prepare.file_warnings import refuse_doubts
 from tinyllama.prepare.files import find_modified_input
 from tinyllama.prepare.manifests import differences, settings, settings_diff, write_manifests
+from tinyllama.prepare.store_warnings import check_no_file_warnings
 from tinyllama.prepare.tasks import TOKENS, Job, plan_job
 from tinyllama.prepare.worker import load_tokenizer, stages, translate_write_errors
 from tinyllama.progress import BYTES, poll_progress
@@ -47,7 +47,7 @@ def prepare_store(recipe: Recipe, strict: bool = False) -> TokenStore | None:
             _check_existing_store(job, tokenizer)
             shutil.rmtree(job.work, ignore_errors=True)  # of a run that was killed after its last file
             if strict:
-                refuse_doubts(str(store), read_json(store / "manifest.json"))
+                check_no_file_warnings(str(store), read_json(store / "manifest.json"))
             return TokenStore.open(store)
         with translate_write_errors(store):
             _refuse_submitted(job)

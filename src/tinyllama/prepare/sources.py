@@ -1,14 +1,13 @@
-"""Which files a source has, in which split, and their rows.
+"""Which files a source has, of which kind and in which split.
 
-Files come sorted by path, so no listing order matters. What the recipe names must be there and no file may be read
-twice: both are checked here, before any work is done. Files that are there but not read are counted by their endings.
+Files are sorted by path, so the order of a listing does not matter. Before any work is done, this module checks that
+the files that the recipe names exist and that none is read twice. Files of other kinds are counted by their suffixes.
 """
 
 import codecs
-import lzma
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,22 +17,40 @@ import pyarrow
 from tinyllama.errors import InputError
 from tinyllama.files import MAX_POINTER_BYTES, git_pointer, read_json
 from tinyllama.prepare.columnar import parquet_columns
-from tinyllama.prepare.endings import endings_of, is_read, packing_of, split_ending, unread
-from tinyllama.prepare.files import FileEntry, canonical_path, find_files, local_copy, open_input, reason_of
-from tinyllama.prepare.lines import unpacked
-from tinyllama.prepare.rows import RejectedRow, SourceRow, begins_longer_json, iter_rows, language_of, text_field
+from tinyllama.prepare.files import FileEntry, canonical_path, find_files, local_copy, open_input
+from tinyllama.prepare.json_lines import begins_multiline_json
+from tinyllama.prepare.streams import READ_ERRORS, decompress, translate_read_errors
 from tinyllama.recipe import SLIMPAJAMA_SUBSETS, Source
-from tinyllama.recipe.loading import suggest
+from tinyllama.recipe.loading import printable, suggest
 
-__all__ = ["InputFile", "RejectedRow", "SourceRow", "check_sources_disjoint", "list_files", "read_rows"]
-
-_UNREADABLE = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, pyarrow.ArrowException)
-"""What the readers of a file raise where it is damaged or of another kind."""
-_NO_LINES = "ending .json without one JSON object per line"
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+"""Suffix and name of each compression of JSON lines, text and csv files."""
+_KINDS = {
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".jsonlines": "lines",
+    ".json": "lines",
+    ".txt": "text",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+"""Kind of file by suffix."""
+_COMPRESSIBLE_KINDS = ("lines", "text", "csv")
+_FORMAT_KINDS = {
+    "slimpajama": ("lines", "parquet"),
+    "starcoderdata": ("parquet",),
+    "jsonl": ("lines",),
+    "parquet": ("parquet",),
+    "text": ("text",),
+    "csv": ("csv",),
+    "huggingface": ("lines", "parquet", "csv", "arrow"),
+}
+"""Kinds of files that a format reads."""
+_WITHOUT_JSON_LINES = "ending .json without one JSON object per line"
 _HEAD_BYTES = 1 << 16
-_MOST_REJECTED = 1_000_000
-_MOST_NAMED = 5  # endings, in a message
-# The hub's words for a split, as in datasets/data_files.py, and the names there of files that are about the data.
+_MAX_NAMED_REASONS = 5  # in a message
+# The hub's words for a split (datasets/data_files.py), and its names for files about a data set.
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
@@ -44,113 +61,123 @@ _METADATA_FILES = ("config.json", "dataset_info.json", "dataset_infos.json", "da
 
 @dataclass(frozen=True)
 class InputFile:
-    """A raw file and the split that its place puts it in."""
+    """A raw file and its split."""
 
     path: str
     """Local path or URL."""
     split: str
     """`train` or `validation`."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
 
 
-def list_files(name: str, source: Source, left_out: Counter[str] | None = None) -> list[InputFile]:
-    """Every file of a source, sorted by path; the files under its path that are not read are counted in `left_out`.
+def text_field(source: Source) -> str:
+    """Return the name of the field or column that contains a source's documents."""
+    return source.text or ("content" if source.format == "starcoderdata" else "text")
 
-    Raises InputError where there is none, one cannot be read or would be read twice, a folder that the recipe names
-    is not there, or a folder of Starcoderdata has other columns.
+
+def language_of(path: str) -> str:
+    """Return Starcoderdata's name for the language of a file: its folder."""
+    return Path(path).parent.name
+
+
+def split_suffixes(name: str) -> tuple[str, str, str]:
+    """Return the stem, suffix and compression suffix of a name, in lower case; `""` for a suffix that it lacks."""
+    stem, compression = _split_last_suffix(name)
+    if compression not in COMPRESSIONS:
+        return stem, compression, ""
+    stem, suffix = _split_last_suffix(stem)
+    return stem, suffix, compression
+
+
+def _split_last_suffix(name: str) -> tuple[str, str]:
+    stem, _, last = name.rpartition(".")
+    is_hidden = not stem or stem.endswith("/")
+    return (name, "") if is_hidden or not last or "/" in last else (stem, f".{last.lower()}")
+
+
+def compression_of(name: str) -> str | None:
+    """Return the compression that a file's name declares, None if it declares none."""
+    return COMPRESSIONS.get(_split_last_suffix(name)[1])
+
+
+def file_kind(name: str, format: str) -> str:
+    """Return the kind that a file is read as; a file that the recipe names may have any suffix."""
+    kinds = _FORMAT_KINDS[format]
+    return kinds[0] if len(kinds) == 1 else _KINDS.get(split_suffixes(name)[1], "lines")
+
+
+def _is_read(name: str, format: str) -> bool:
+    """Return whether a format reads a file that it finds in a folder."""
+    _, suffix, compression = split_suffixes(name)
+    kind = _KINDS.get(suffix)
+    return kind in _FORMAT_KINDS[format] and (not compression or kind in _COMPRESSIBLE_KINDS)
+
+
+def skip_reason(name: str) -> str:
+    """Return the reason to skip a file: `ending .md`, `ending .jsonl.lz4`; a number is not a suffix."""
+    stem, last = _split_last_suffix(name)
+    _, before = _split_last_suffix(stem)
+    if not last or last[1:].isdigit():
+        return "no ending"
+    is_double = before[1:].isalpha() and (last in COMPRESSIONS or before in _KINDS)
+    return f"ending {printable(before + last if is_double else last)}"
+
+
+def list_files(name: str, source: Source, skipped: Counter[str] | None = None) -> list[InputFile]:
+    """Return every file of a source, sorted by path, and count the other files under its path in `skipped`, by reason.
+
+    Raises InputError if there is no file, if one cannot be read or would be read twice, if a folder that the recipe
+    names does not exist, or if a folder of Starcoderdata has other columns.
     """
-    left_out = Counter() if left_out is None else left_out
-    others: list[str] = []
-    found = find_files(source.path, lambda file: is_read(file, source.format), others)
-    left_out.update(unread(other) for other in others)
+    skipped = Counter() if skipped is None else skipped
+    other_paths: list[str] = []
+    found = find_files(source.path, lambda file: _is_read(file, source.format), other_paths)
+    skipped.update(map(skip_reason, other_paths))
     if source.format == "starcoderdata":
-        found = _languages(name, source, found, left_out)
+        found = _select_languages(name, source, found, skipped)
     elif source.format == "huggingface":
-        found = _data_files(name, source, found, left_out)
+        found = _select_data_files(name, source, found, skipped)
     else:
-        found = _with_lines(found, left_out)
-    placed = [InputFile(file.path, _split(file, source), file.size) for file in found]
-    files = [file for file in placed if file.split != "test"]
-    if len(files) < len(placed):
-        left_out["test split"] += len(placed) - len(files)
+        found = _select_json_lines(found, skipped)
+    with_splits = [InputFile(file.path, _split_of(file, source), file.size) for file in found]
+    files = [file for file in with_splits if file.split != "test"]
+    if len(files) < len(with_splits):
+        skipped["test split"] += len(with_splits) - len(files)
     if not files:
-        raise _nothing(name, source, left_out)
+        raise _no_files_error(name, source, skipped)
     _check_no_duplicate_files(name, files)
     return files
 
 
-def _nothing(name: str, source: Source, left_out: Counter[str]) -> InputError:
-    """Why a source has no files: there are none, or only ones that it does not read."""
-    there = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common(_MOST_NAMED))
-    rest = f" (files not read: {there})" if there else ""
+def _no_files_error(name: str, source: Source, skipped: Counter[str]) -> InputError:
+    kinds = _FORMAT_KINDS[source.format]
+    wanted = " or ".join(suffix for suffix, kind in _KINDS.items() if kind in kinds) + " file"
+    if set(kinds) & set(_COMPRESSIBLE_KINDS):
+        wanted += f" (compressed: {' or '.join(COMPRESSIONS)})"
     remedy = "correct path, or put the data there"
-    if _NO_LINES in left_out:
+    if _WITHOUT_JSON_LINES in skipped:
         remedy = "convert the files, one JSON object per line is expected"
-    elif any("ending" in reason for reason in left_out):
+    elif any("ending" in reason for reason in skipped):
         remedy = "correct path or format, or convert the files"
-    elif there:
+    elif skipped:
         remedy = "correct path, include or exclude"
-    return InputError(f"data.sources.{name}: no {endings_of(source.format)} under {source.path}{rest}; {remedy}")
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in skipped.most_common(_MAX_NAMED_REASONS))
+    others = f" (files not read: {counts})" if counts else ""
+    return InputError(f"data.sources.{name}: no {wanted} under {source.path}{others}; {remedy}")
 
 
-def read_rows(path: str, source: Source, local: Path | None = None) -> Iterator[SourceRow | RejectedRow]:
-    """Every row of a file, used or not; `local` is its copy where it was fetched already.
-
-    Raises InputError where the file cannot be read to its end, or is a pointer of git's instead of the data.
-    """
-    if local is None:
-        with local_copy(path) as copy:
-            yield from read_rows(path, source, copy)
-        return
-    try:
-        if local.stat().st_size <= MAX_POINTER_BYTES:
-            _refuse_pointer(path, local.read_bytes())
-        yield from _counted(iter_rows(local, path, source), path)
-    except MemoryError:  # arrow's is one of its own exceptions too
-        raise
-    except _UNREADABLE as error:
-        raise InputError(f"{path}: cannot be read to its end ({reason_of(error)}); {_remedy(error)}") from None
-
-
-def _counted(rows: Iterator[SourceRow | RejectedRow], path: str) -> Iterator[SourceRow | RejectedRow]:
-    """Yield rows. Raises InputError if more than a million are rejected, and more than are used."""
-    usable = rejected = 0
-    for row in rows:
-        if isinstance(row, SourceRow):
-            usable += 1
-        else:
-            rejected += not row.is_intentional
-            if rejected > _MOST_REJECTED and rejected > usable:
-                raise InputError(f"{path}: {rejected:,} rows are rejected, the last as {row.reason!r}; take it out")
-        yield row
-        del row  # else its text is in memory while the next one is read
-
-
-def _remedy(error: Exception) -> str:
-    match error:
-        case pyarrow.ArrowNotImplementedError():
-            return "write it again without what pyarrow lacks, or take it out"
-        case UnicodeDecodeError():
-            return "write it again with names in UTF-8, or take it out"
-        case pyarrow.ArrowInvalid():
-            return "fetch it again, or correct its ending and format if it is of another kind"
-        case PermissionError():
-            return "allow it or take it out"
-    return "fetch it again or take it out"
-
-
-def _refuse_pointer(path: str, content: bytes) -> None:
-    """Raise InputError where a file is a pointer of git's instead of data."""
+def check_no_pointer(path: str, content: bytes) -> None:
+    """Raise InputError if the content of a file is a pointer of git-lfs or git-annex instead of data."""
     if pointer := git_pointer(content):
-        kept_by, command = pointer
+        tool, command = pointer
         raise InputError(
-            f"{path}: is a {kept_by} pointer, not the data itself; run `{command}` in its repository, then again"
+            f"{path}: a {tool} pointer, not the data itself; run `{command}` in its repository, then rerun"
         )
 
 
 def check_sources_disjoint(sources: Mapping[str, Source], files: Mapping[str, Sequence[InputFile]]) -> None:
-    """Raise InputError where two sources read the same file, unless SlimPajama's subsets keep their rows apart."""
+    """Raise InputError if two sources read the same file, unless both read different subsets of SlimPajama."""
     readers: dict[str, list[str]] = {}
     for name, own in files.items():
         for file in own:
@@ -158,24 +185,21 @@ def check_sources_disjoint(sources: Mapping[str, Source], files: Mapping[str, Se
             for other in others:
                 if not _are_disjoint(sources[name], sources[other]):
                     raise InputError(
-                        f"data.sources.{name}: {file.path} is read by {other} too; take it out of one of the two"
+                        f"data.sources.{name}: {file.path} is read by {other} too; remove it from one of the two"
                     )
             others.append(name)
 
 
 def _are_disjoint(one: Source, other: Source) -> bool:
-    """Whether two sources that read the same files take no row in common."""
+    """Return whether two sources that read the same files use no row in common."""
     if not one.format == other.format == "slimpajama" or not (one.include or other.include):
-        return False  # rows of a subset unknown to us belong to every source that only excludes
-    return not _chosen(one) & _chosen(other)
+        return False  # rows of an unknown subset belong to every source that only excludes
+    chosen, others = (set(source.include or SLIMPAJAMA_SUBSETS) - set(source.exclude) for source in (one, other))
+    return not chosen & others
 
 
-def _chosen(source: Source) -> set[str]:
-    return set(source.include or SLIMPAJAMA_SUBSETS) - set(source.exclude)
-
-
-def _split(file: FileEntry, source: Source) -> str:
-    """The split that a file's folders and name put it in, by the hub's rule: the first word that names one counts."""
+def _split_of(file: FileEntry, source: Source) -> str:
+    """Return the split that a file's folders and name declare, by the hub's rule: the first word of a split counts."""
     if source.format in ("slimpajama", "huggingface"):
         for part in file.parts:
             for word in re.split(r"[-._ 0-9]+", part.lower()):
@@ -185,115 +209,112 @@ def _split(file: FileEntry, source: Source) -> str:
 
 
 def _check_no_duplicate_files(name: str, files: list[InputFile]) -> None:
-    first: dict[str, str] = {}
+    by_path: dict[str, str] = {}
     by_stem: dict[str, str] = {}
     for file in files:
-        other = first.setdefault(canonical_path(file.path), file.path)
+        other = by_path.setdefault(canonical_path(file.path), file.path)
         if other != file.path:
             raise InputError(
                 f"data.sources.{name}: {other} and {file.path} are one file, which would count twice; remove the link"
             )
-        other = by_stem.setdefault(split_ending(file.path)[0], file.path)
-        if other != file.path and _head(file.path) == _head(other):
+        other = by_stem.setdefault(split_suffixes(file.path)[0], file.path)
+        if other != file.path and _read_head(file.path) == _read_head(other):
             raise InputError(
                 f"data.sources.{name}: {other} and {file.path} begin with the same text, which would count twice; "
-                "remove one, or name one kind of files by a glob"
+                "remove one, or select one kind of files with a glob"
             )
 
 
-def _head(path: str) -> bytes:
-    """The first bytes of a file, unpacked; of one that cannot be read, its name."""
+def _read_head(path: str) -> bytes:
+    """Return the first decompressed bytes of a file; its name if it cannot be read, which a later read will report."""
     try:
         with open_input(path) as file:
-            chunks = unpacked(pyarrow.PythonFile(file), packing_of(path))
+            chunks = decompress(pyarrow.PythonFile(file), compression_of(path))
             return b"".join(islice(chunks, 1))[:_HEAD_BYTES]
-    except _UNREADABLE:
-        return path.encode(errors="replace")  # reading it reports the fault
+    except READ_ERRORS:
+        return path.encode(errors="replace")
 
 
-def _with_lines(found: list[FileEntry], left_out: Counter[str]) -> list[FileEntry]:
-    """The files without those called .json that do not hold an object per line, such as a data set's description."""
+def _select_json_lines(found: list[FileEntry], skipped: Counter[str]) -> list[FileEntry]:
+    """Return the files without found .json files that do not have one object per line, such as metadata."""
     kept = [
-        file for file in found if not file.parts or split_ending(file.path)[1:] != (".json", "") or _has_lines(file)
+        file
+        for file in found
+        if not file.parts or split_suffixes(file.path)[1:] != (".json", "") or _has_json_lines(file)
     ]
     if len(kept) < len(found):
-        left_out[_NO_LINES] += len(found) - len(kept)
+        skipped[_WITHOUT_JSON_LINES] += len(found) - len(kept)
     return kept
 
 
-def _has_lines(file: FileEntry) -> bool:
+def _has_json_lines(file: FileEntry) -> bool:
     if Path(file.path).name in _METADATA_FILES:
         return False
-    head = _head(file.path).removeprefix(codecs.BOM_UTF8).lstrip()
+    head = _read_head(file.path).removeprefix(codecs.BOM_UTF8).lstrip()
     if file.size <= MAX_POINTER_BYTES:
-        _refuse_pointer(file.path, head)
+        check_no_pointer(file.path, head)
     line, end, _ = head.partition(b"\n")
-    return not head or (line[:1] == b"{" and not (end and begins_longer_json(line)))
+    return not head or (line[:1] == b"{" and not (end and begins_multiline_json(line)))
 
 
-def _languages(name: str, source: Source, found: list[FileEntry], left_out: Counter[str]) -> list[FileEntry]:
-    """The files of the languages that the recipe chooses; the first of each must have the column that is read."""
+def _select_languages(name: str, source: Source, found: list[FileEntry], skipped: Counter[str]) -> list[FileEntry]:
+    """Return the files of the chosen languages; the first file of each must have the source's text column."""
     folders: dict[str, list[FileEntry]] = {}
     for file in found:
         folders.setdefault(language_of(file.path), []).append(file)
     for choice in ("include", "exclude"):
         for folder in getattr(source, choice):
             if folder not in folders:
-                raise InputError(
-                    f"data.sources.{name}.{choice}: {folder!r} is no folder of {source.path}; "
-                    f"{suggest(folder, sorted(folders))}"
-                )
+                remedy = suggest(folder, sorted(folders))
+                raise InputError(f"data.sources.{name}.{choice}: {folder!r} is not a folder of {source.path}; {remedy}")
     chosen = {folder for folder in source.include or folders if folder not in source.exclude}
-    left_out.update({f"excluded: {folder}": len(folders[folder]) for folder in folders.keys() - chosen})
-    _check_columns(name, {folder: folders[folder][0] for folder in sorted(chosen)}, text_field(source))
+    skipped.update({f"excluded: {folder}": len(folders[folder]) for folder in folders.keys() - chosen})
+    _check_text_column(name, {folder: folders[folder][0] for folder in sorted(chosen)}, text_field(source))
     return [file for file in found if language_of(file.path) in chosen]
 
 
-def _check_columns(name: str, files: dict[str, FileEntry], column: str) -> None:
-    """Raise InputError with every folder whose file lacks the column, and what it has instead."""
+def _check_text_column(name: str, files: dict[str, FileEntry], column: str) -> None:
+    """Raise InputError with every folder whose file lacks the column, and the columns that it has."""
     lacking = {}
     for folder, file in files.items():
-        try:
-            with open_input(file.path) as content:
-                if file.size <= MAX_POINTER_BYTES:
-                    _refuse_pointer(file.path, content.read())
-                present = parquet_columns(content)
-        except _UNREADABLE as error:
-            raise InputError(f"{file.path}: cannot be read ({reason_of(error)}); {_remedy(error)}") from None
+        with translate_read_errors(file.path), open_input(file.path) as content:
+            if file.size <= MAX_POINTER_BYTES:
+                check_no_pointer(file.path, content.read())
+            present = parquet_columns(content)
         if column not in present:
             lacking[folder] = ", ".join(present)
     if lacking:
-        which = "; ".join(f"{folder} (it has {columns})" for folder, columns in lacking.items())
+        folders = "; ".join(f"{folder} (it has {columns})" for folder, columns in lacking.items())
         raise InputError(
-            f"data.sources.{name}: no column {column!r} in {which}; exclude {', '.join(lacking)}, or give each a "
-            f"source of its own with include: [{next(iter(lacking))}] and text: COLUMN"
+            f"data.sources.{name}: no column {column!r} in {folders}; exclude {', '.join(lacking)}, or read each in a "
+            f"separate source with include: [{next(iter(lacking))}] and text: COLUMN"
         )
 
 
-def _data_files(name: str, source: Source, found: list[FileEntry], left_out: Counter[str]) -> list[FileEntry]:
-    """The files of a data set's folder that hold its rows: of what `datasets` saved, those that its state names."""
+def _select_data_files(name: str, source: Source, found: list[FileEntry], skipped: Counter[str]) -> list[FileEntry]:
+    """Return the files with the rows of a data set's folder; if `datasets` saved it, those that its state lists."""
     data = found
     for state in [file for file in data if Path(file.path).name == "state.json"]:
-        if (named := _saved_files(state.path)) is None:
+        if (saved := _saved_files(state.path)) is None:
             continue
-        if missing := sorted(named - {file.path for file in data}):
-            raise InputError(f"{missing[0]}: is not there, but {state.path} names it; save the data set again")
+        if missing := sorted(saved - {file.path for file in data}):
+            raise InputError(f"{missing[0]}: missing, but {state.path} lists it; save the data set again")
         folder = state.path.removesuffix("state.json")
-        # Beside the saved files lie caches of what was once computed from them.
-        data = [file for file in data if not file.path.startswith(folder) or file.path in named]
-    left_out.update(unread(file.path) for file in set(found) - set(data))
-    data = _with_lines(data, left_out)
-    kinds = sorted({split_ending(file.path)[1].removeprefix(".") for file in data})
-    if len(kinds) > 1:
+        # The folder may also hold caches of datasets computed from the saved files.
+        data = [file for file in data if not file.path.startswith(folder) or file.path in saved]
+    skipped.update(skip_reason(file.path) for file in set(found) - set(data))
+    data = _select_json_lines(data, skipped)
+    suffixes = sorted({split_suffixes(file.path)[1].removeprefix(".") for file in data})
+    if len(suffixes) > 1:
         raise InputError(
-            f"data.sources.{name}: {source.path} holds {' and '.join(kinds)} files, which may say the same twice; name "
-            f"one kind in path, by a glob that ends in *.{kinds[-1]}*"
+            f"data.sources.{name}: {source.path} contains {' and '.join(suffixes)} files, possibly with the same rows; "
+            f"select one kind in path with a glob that ends in *.{suffixes[-1]}*"
         )
     return data
 
 
 def _saved_files(state: str) -> set[str] | None:
-    """The files that `datasets` saved with its state file; None where that file is something else."""
+    """Return the files that a state file of `datasets` lists; None if the file is something else."""
     with local_copy(state) as local:
         fields = read_json(local)
     if not isinstance(fields, dict) or "_data_files" not in fields:

@@ -21,11 +21,11 @@ from tinyllama.errors import InputError
 from tinyllama.files import atomic_write, sha256_of, write_json
 from tinyllama.prepare import cleaning
 from tinyllama.prepare.decontamination import CONTAMINATED
-from tinyllama.prepare.file_warnings import FileTally
 from tinyllama.prepare.files import local_copy
-from tinyllama.prepare.holdout import HELD_OUT, TAIL_HELD_OUT, hash_to_unit_interval, split_tail
+from tinyllama.prepare.readers import FileCounts, RejectedRow, read_rows
+from tinyllama.prepare.selection import hash_to_unit_interval, split_tail
 from tinyllama.prepare.shards import ShardWriter
-from tinyllama.prepare.sources import RejectedRow, read_rows
+from tinyllama.prepare.store_warnings import HELD_OUT, TAIL_HELD_OUT
 from tinyllama.prepare.tasks import TOKENS, Job, Task
 from tinyllama.recipe import Cleaning
 from tinyllama.text import TextLike, iter_utf8_chunks, to_str
@@ -64,7 +64,7 @@ class TaskStats:
     changed: Counter[str] = field(default_factory=Counter)
     """Number of rows that are used with a change, by reason."""
     doubts: list[dict[str, Any]] = field(default_factory=list)
-    """See `FileTally.doubts`."""
+    """See `FileCounts.warnings`."""
     inputs: list[dict[str, Any]] = field(default_factory=list)
     """Path, bytes and SHA-256 of each input, and the documents of it in each split."""
     contaminated: list[dict[str, list[int]]] = field(default_factory=list)
@@ -151,11 +151,10 @@ def _documents(job: Job, rank: int, ledger: TaskStats) -> Iterator[Document]:
         for number, path in enumerate(task.files):
             entry: dict[str, Any] = {"path": path, "bytes": 0, "sha256": "", "documents": {}}
             ledger.inputs.append(entry)
-            tally = FileTally(path)
+            counts = FileCounts(path)
             with local_copy(path) as local:
-                for row in read_rows(path, source, local):
+                for row in read_rows(path, source, local, counts):
                     ledger.read += 1
-                    tally.count(row)
                     if isinstance(row, RejectedRow):
                         _reject(ledger, rejects, path, row)
                     else:
@@ -165,7 +164,7 @@ def _documents(job: Job, rank: int, ledger: TaskStats) -> Iterator[Document]:
                         text = to_str(row.text) if is_cleaned else row.text  # datatrove's blocks know strings alone
                         yield Document(text=text, id=f"{path}:{row.row}", metadata=metadata)
                 entry |= {"bytes": local.stat().st_size, "sha256": sha256_of(local)}
-            ledger.doubts += tally.doubts()
+            ledger.doubts += counts.warnings()
 
 
 def _reject(ledger: TaskStats, rejects: IO[bytes], path: str, row: RejectedRow) -> None:

@@ -1,0 +1,310 @@
+"""The rows of a raw file: SlimPajama, Starcoderdata, jsonl, parquet, arrow, text and csv.
+
+An unusable row becomes a `RejectedRow` with its reason; a file that cannot be read to its end raises an error with its
+name. Each format is first read into rows of fields, so that one function decides which rows are usable.
+"""
+
+import ast
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from io import TextIOBase
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from tinyllama.errors import InputError
+from tinyllama.files import MAX_POINTER_BYTES
+from tinyllama.prepare.columnar import (
+    UnusableValue,
+    arrow_columns,
+    arrow_rows,
+    decode_utf8,
+    parquet_columns,
+    parquet_rows,
+)
+from tinyllama.prepare.files import local_copy
+from tinyllama.prepare.json_lines import RepairedObject, parse_json, parse_line
+from tinyllama.prepare.sources import check_no_pointer, compression_of, file_kind, language_of, text_field
+from tinyllama.prepare.streams import (
+    LONGEST_BYTES,
+    TOO_LONG,
+    DecompressionLimit,
+    RawFile,
+    iter_documents,
+    iter_lines,
+    open_text,
+    read_bytes,
+    translate_read_errors,
+)
+from tinyllama.recipe import Source
+from tinyllama.recipe.loading import printable
+from tinyllama.text import TextLike
+
+_SUBSET = "redpajama_set_name"
+_CSV_CHARACTERS = LONGEST_BYTES // 4  # a character of a string takes up to four bytes
+_ROW_BYTES = 64  # counted per row in addition to its text, since rejected rows are listed too
+_MAX_META_CHARACTERS = 10_000  # longer texts are not metadata
+_MAX_NAMED_COLUMNS = 20  # in a message
+_MAX_REJECTED_ROWS = 1_000_000
+
+
+@dataclass(frozen=True)
+class RejectedRow:
+    """A row that is not used."""
+
+    row: int
+    """Position in the file, counted from 0."""
+    reason: str
+    """Why it is not used."""
+    is_intentional: bool = False
+    """Whether the recipe excludes it: such rows are counted, but not listed as faults."""
+    line: int | None = field(default=None, compare=False)
+    """Number, from 1, of the line that the row ends on, if the file has lines."""
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A row that is used."""
+
+    row: int
+    """Position in the file, counted from 0."""
+    text: TextLike
+    """The document: a string, or the UTF-8 bytes of a document of many megabytes."""
+    subset: str = ""
+    """SlimPajama's `redpajama_set_name` or Starcoderdata's language; empty for other formats."""
+    repaired: bool = False
+    """Whether a lone surrogate in the row was replaced by U+FFFD."""
+
+
+class FileCounts:
+    """Counts of one file's usable and rejected rows."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.usable, self.has_excluded = path, 0, False
+        self.rejected: Counter[str] = Counter()
+
+    def add(self, row: SourceRow | RejectedRow) -> None:
+        """Count a row. Raises InputError if more than a million rows are rejected, and more than are usable."""
+        if isinstance(row, SourceRow):
+            self.usable += 1
+        elif row.is_intentional:
+            self.has_excluded = True
+        else:
+            self.rejected[row.reason] += 1
+            total = self.rejected.total()
+            if total > _MAX_REJECTED_ROWS and total > self.usable:
+                raise InputError(f"{self.path}: {total:,} rows are rejected, the last as {row.reason!r}; exclude it")
+
+    def warnings(self) -> list[dict[str, Any]]:
+        """Return one entry for the store's manifest if no row is usable or most are rejected, else an empty list."""
+        total = self.rejected.total()
+        if total > self.usable or (not self.usable and not self.has_excluded):
+            return [{"file": self.path, "rows": self.usable + total, "rejected": dict(sorted(self.rejected.items()))}]
+        return []
+
+
+def read_rows(
+    path: str, source: Source, local: Path | None = None, counts: FileCounts | None = None
+) -> Iterator[SourceRow | RejectedRow]:
+    """Yield every row of a file, usable or rejected, and add it to `counts`.
+
+    `local` is the file's local copy if it exists already. Raises InputError if the file cannot be read to its end, is a
+    Git pointer, has other columns than the format needs, or has more than a million rejected rows.
+    """
+    counts = counts or FileCounts(path)
+    with local_copy(path) if local is None else nullcontext(local) as copy, translate_read_errors(path):
+        if copy.stat().st_size <= MAX_POINTER_BYTES:
+            check_no_pointer(path, copy.read_bytes())
+        file = RawFile(copy, path, compression_of(path), source.max_compression_ratio)
+        for row in map(partial(_to_row, source, path), count(), _read_fields(file, source)):
+            counts.add(row)
+            yield row
+            del row  # frees its text before the next row is read
+
+
+Fields = Iterator[tuple[int | None, dict[str, Any] | str]]
+"""For each row: the line that it ends on, if the file has lines; and its fields, or its reject reason."""
+
+
+def _read_fields(file: RawFile, source: Source) -> Fields:
+    needed, one_of = (text_field(source),), ("meta", _SUBSET) if source.format == "slimpajama" else ()
+    match file_kind(file.name, source.format):
+        case "parquet":
+            columns = _select_columns(parquet_columns(file.local), file.name, needed, one_of)
+            return _limited(file, parquet_rows(file.local, file.name, columns))
+        case "arrow":
+            columns = _select_columns(arrow_columns(file.local), file.name, needed, one_of)
+            return _limited(file, arrow_rows(file.local, file.name, columns))
+        case "csv":
+            return _read_csv(file, needed)
+        case "text":
+            return _read_text(file, source.separator, needed[0])
+        case _:
+            # In contrast to a loop's variable, `map` does not keep a line while its row is used.
+            return map(partial(_parse_numbered_line, file.name), iter_lines(file))
+
+
+def _limited(file: RawFile, rows: Iterator[dict[str, Any]]) -> Fields:
+    """Yield rows within the file's decompression limit."""
+    limit = DecompressionLimit(file)
+    for fields in rows:
+        sizes = (len(value) for value in fields.values() if isinstance(value, TextLike | UnusableValue))
+        limit.spend(_ROW_BYTES + sum(sizes))
+        yield None, fields
+
+
+def _select_columns(present: list[str], name: str, needed: Sequence[str], one_of: Sequence[str]) -> list[str]:
+    """Return the columns to read: all needed ones and those of `one_of` that the file has.
+
+    Raises InputError if the file lacks one, or has one twice.
+    """
+    found = [column for column in one_of if column in present]
+    have = ", ".join(map(printable, present[:_MAX_NAMED_COLUMNS])) + ", …" * (len(present) > _MAX_NAMED_COLUMNS)
+    for column in needed:
+        if column not in present:
+            raise InputError(
+                f"{name}: no column {column!r} (it has {have}); set the source's text, or exclude the file"
+            )
+    if one_of and not found:
+        wanted = " or ".join(map(repr, one_of))
+        raise InputError(f"{name}: no column {wanted} (it has {have}); read it with the format of its suffix")
+    for column in (*needed, *found):
+        if present.count(column) > 1:
+            raise InputError(f"{name}: two columns are named {column!r}; rename or remove one")
+    return [*needed, *found]
+
+
+def _to_row(
+    source: Source, path: str, number: int, found: tuple[int | None, dict[str, Any] | str]
+) -> SourceRow | RejectedRow:
+    line, fields = found
+    if isinstance(fields, str):
+        return RejectedRow(number, fields, line=line)
+    subset: str | None = language_of(path) if source.format == "starcoderdata" else ""
+    if source.format == "slimpajama":
+        subset = _subset_of(fields)
+        if subset is None:
+            return RejectedRow(number, f"no meta.{_SUBSET}", line=line)
+        if subset in source.exclude or (source.include and subset not in source.include):
+            return RejectedRow(number, f"excluded: {subset}", is_intentional=True)
+    column = text_field(source)
+    text = fields.get(column)
+    if isinstance(text, TextLike) and text:
+        return SourceRow(number, text, subset or "", isinstance(fields, RepairedObject))
+    return RejectedRow(number, _reject_reason(text, column), line=line)
+
+
+def _reject_reason(value: object, column: str) -> str:
+    if isinstance(value, UnusableValue):
+        return value.reason.format(column=column)
+    if value is None:
+        return f"no {column}"
+    return f"empty {column}" if isinstance(value, TextLike) else f"{column} is not text"
+
+
+def _subset_of(fields: dict[str, Any]) -> str | None:
+    """Return a SlimPajama row's subset: from `meta`, an object or its text, or in re-uploads from a separate field."""
+    meta = fields.get("meta")
+    if isinstance(meta, dict):
+        name = meta.get(_SUBSET)
+    elif isinstance(meta, str) and len(meta) <= _MAX_META_CHARACTERS:
+        name = _subset_from_repr(meta)
+    else:
+        name = fields.get(_SUBSET)
+    return name if isinstance(name, str) else None
+
+
+@lru_cache(maxsize=256)
+def _subset_from_repr(meta: str) -> str | None:
+    """Return the subset from the text of an object, in JSON or in Python's repr; None if there is none."""
+
+    def without_nan(text: str) -> Any:
+        return ast.literal_eval(re.sub(r"\b(nan|inf)\b", "0", text))
+
+    for parse in (lambda text: parse_json(text.encode()), ast.literal_eval, without_nan):
+        try:
+            fields = parse(meta)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # the documented errors of literal_eval
+            continue
+        name = fields.get(_SUBSET) if isinstance(fields, dict) else None
+        return name.encode(errors="replace").decode() if isinstance(name, str) else None
+    return None
+
+
+def _parse_numbered_line(name: str, numbered: tuple[int, bytes | bytearray | None]) -> tuple[int, dict[str, Any] | str]:
+    number, line = numbered
+    return number, TOO_LONG if line is None else parse_line(number, line, name)
+
+
+def _read_text(file: RawFile, separator: str | None, column: str) -> Fields:
+    for data in iter_documents(file, separator) if separator else [read_bytes(file)]:
+        if data is None:
+            yield None, TOO_LONG
+            continue
+        text = decode_utf8(memoryview(data))
+        yield None, "not UTF-8 text" if isinstance(text, UnusableValue) else {column: text}
+
+
+def _read_csv(file: RawFile, needed: Sequence[str]) -> Fields:
+    csv.field_size_limit(_CSV_CHARACTERS)
+    with open_text(file) as text:
+        lines = _CsvLines(text, file.name)
+        rows = csv.DictReader(lines, strict=True)  # a file that ends inside quotes is an error
+        try:
+            _check_csv_header(list(rows.fieldnames or ()), file.name, needed)
+            for fields in rows:
+                lines.record_characters = 0
+                if None in fields:
+                    yield rows.line_num, "more fields than columns"
+                else:
+                    yield rows.line_num, {column: _csv_value(fields[column]) for column in needed}
+        except csv.Error as error:
+            remedy = 'put fields in " and double each " inside one, or convert the file to parquet'
+            if "unexpected end" in str(error):
+                remedy = "close the quote that is open at its end, or fetch it again"
+            raise InputError(
+                f"{file.name}: cannot be read to its end (line {rows.reader.line_num}: {error}); {remedy}"
+            ) from None
+
+
+class _CsvLines:
+    """Lines of a csv file whose records have at most _CSV_CHARACTERS."""
+
+    def __init__(self, file: TextIOBase, name: str) -> None:
+        self.file, self.name, self.record_characters = file, name, 0
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self.file.readline(_CSV_CHARACTERS):
+            self.record_characters += len(line)
+            if self.record_characters >= _CSV_CHARACTERS:
+                raise InputError(
+                    f"{self.name}: a record has more than {_CSV_CHARACTERS:,} characters; correct it, or convert the "
+                    "file to parquet"
+                )
+            yield line
+
+
+def _check_csv_header(header: list[str], name: str, needed: Sequence[str]) -> None:
+    """Raise InputError if a csv file has no line of column names, or not the needed ones."""
+    if not header:
+        raise InputError(f"{name}: empty, without a line of column names; exclude it")
+    if any("\0" in column or isinstance(_csv_value(column), UnusableValue) for column in header):
+        raise InputError(f"{name}: the column names are not UTF-8 text; convert it to UTF-8, for example with iconv")
+    separator = next((character for character in ";\t|" if character in header[0]), None)
+    if len(header) == 1 and separator and header[0] not in needed:
+        raise InputError(f"{name}: its columns are separated by {separator!r}; convert it to commas, or to parquet")
+    _select_columns(header, name, needed, ())
+
+
+def _csv_value(text: str | None) -> str | UnusableValue | None:
+    """Return a csv field, or a placeholder if it has bytes that are not UTF-8, which were read as lone surrogates."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        return UnusableValue("{column} is not UTF-8")
+    return text

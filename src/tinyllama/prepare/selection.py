@@ -1,0 +1,120 @@
+"""Selection of documents by content: the validation split, and the sample that trains the recipe's tokenizer.
+
+A hash of the text decides, so that copies of a document are in the same split. The sample reads at most 64 files per
+source, evenly spread over the sorted list, and skips validation text. If no document of a source is in the sample, the
+beginning of its first one is used.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from tinyllama.errors import InputError, first_line
+from tinyllama.prepare.readers import RejectedRow, read_rows
+from tinyllama.prepare.sources import list_files
+from tinyllama.prepare.store_warnings import HELD_OUT, rejection_remedy
+from tinyllama.progress import BYTES, Bar
+from tinyllama.recipe import Recipe
+from tinyllama.recipe import Source
+from tinyllama.text import TextLike, iter_utf8_chunks, to_str, utf8_boundary_before
+from tinyllama.tokenizer import Tokenizer
+from tinyllama.tokenizer.training import TrainingText, train_on_lines, training_text
+
+_MAX_FILES = 64
+# Compressed text and code take about a quarter of their bytes; only the fraction of documents to try depends on it.
+_BYTES_PER_DISK_BYTE = 4
+
+
+def hash_to_unit_interval(text: TextLike) -> float:
+    """Return a number in [0, 1) that is a hash of a text's UTF-8 bytes."""
+    digest = hashlib.blake2b(digest_size=8)
+    for chunk in iter_utf8_chunks(text):
+        digest.update(chunk)
+    return int.from_bytes(digest.digest(), "little") / 2**64
+
+
+def split_tail(text: TextLike, fraction: float) -> tuple[TextLike, TextLike]:
+    """Return a text without its tail, and the tail: the last `fraction` of its UTF-8 bytes, cut between characters.
+
+    The tail is empty if the text is too short for two parts.
+    """
+    data = text.encode() if isinstance(text, str) else text
+    size = int(len(data) * fraction)
+    cut = utf8_boundary_before(data, len(data) - size) if size else 0
+    if not cut:
+        return text, ""
+    parts = data[:cut], data[cut:]
+    return (to_str(parts[0]), to_str(parts[1])) if isinstance(text, str) else parts
+
+
+def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -> tuple[Path, TrainingText]:
+    """Train a Llama-style BPE on a sample of the recipe's sources; return the recipe's tokenizer folder and the text.
+
+    Raises InputError if that folder contains a tokenizer, on which a store or a run may depend, or if the sources have
+    no text.
+    """
+    folder = Path(recipe.tokenizer)
+    if folder.is_file():
+        raise InputError(f"tokenizer: {folder} is a file; name a folder for the trained tokenizer")
+    if (folder / "tokenizer.json").exists():  # written last: without it the folder is from an interrupted command
+        raise InputError(f"tokenizer: {folder} exists; name another folder in the recipe, or delete it")
+    if (folder / "tokenizer.model").exists():
+        try:
+            Tokenizer.load(folder)
+        except InputError as error:  # not written by this program
+            raise InputError(f"{first_line(error)}; it is kept: name another folder in `tokenizer`") from None
+    reasons: Counter[str] = Counter()
+    text = training_text(sample_texts(recipe, sample_bytes, reasons))
+    if not text.lines and reasons:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+        raise InputError(f"data.sources: no text to train the tokenizer on ({counts}); {rejection_remedy(reasons)}")
+    train_on_lines(text, vocab_size).save(folder, recipe.model.context_length)
+    return folder, text
+
+
+def sample_texts(recipe: Recipe, sample_bytes: int, rejected: Counter[str] | None = None) -> Iterator[str]:
+    """Yield about `sample_bytes` of training text, each source by its weight, always the same for the same files.
+
+    Rows without training text are counted in `rejected`, by reason.
+    """
+    rejected = Counter() if rejected is None else rejected
+    sources = recipe.data.sources
+    total_weight = sum(source.weight for source in sources.values())
+    files = {
+        name: [file for file in list_files(name, source) if file.split == "train"] for name, source in sources.items()
+    }
+    files = {name: own[:: -(-len(own) // _MAX_FILES)] for name, own in files.items()}
+    with Bar("reading a sample", sum(file.size for own in files.values() for file in own), BYTES) as bar:
+        done = 0
+        for name, source in sources.items():
+            wanted_bytes = sample_bytes * source.weight / total_weight
+            disk_bytes = sum(file.size for file in files[name])
+            fraction = min(1.0, wanted_bytes / max(1, disk_bytes * _BYTES_PER_DISK_BYTE))
+            is_empty = True
+            for file in files[name]:
+                for text in _sample_file(file.path, source, fraction, recipe.data.validation_fraction, rejected):
+                    is_empty = False
+                    yield text
+                done += file.size
+                bar.show(done)
+            if is_empty and fraction:  # so few documents that no hash is in the fraction
+                path = files[name][0].path
+                texts = _sample_file(path, source, 1.0, recipe.data.validation_fraction, Counter())
+                yield from (text[: int(wanted_bytes)] for text in islice(texts, 1))
+
+
+def _sample_file(
+    path: str, source: Source, fraction: float, validation_fraction: float, rejected: Counter[str]
+) -> Iterator[str]:
+    """Yield a file's training documents whose hash is in a range of length `fraction` after the validation range."""
+    has_tail = source.holdout == "tail"
+    start = 0.0 if has_tail else validation_fraction
+    for row in read_rows(path, source):
+        if isinstance(row, RejectedRow):
+            rejected[row.reason] += 1
+        elif (place := hash_to_unit_interval(row.text)) < start:
+            rejected[HELD_OUT] += 1
+        elif place < start + fraction:
+            yield to_str(split_tail(row.text, validation_fraction)[0] if has_tail else row.text)

@@ -1,0 +1,87 @@
+"""Warnings about a store's data, each with a remedy: files with few usable rows, sources without validation text.
+
+Completion records of tasks and the store's manifest list such files as "in doubt"; a store without any has no list.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from tinyllama.data.store import TokenStore
+from tinyllama.errors import InputError
+
+HELD_OUT = "held out for validation"
+"""Reason under which documents of the validation split are counted."""
+TAIL_HELD_OUT = "end held out for validation"
+"""Reason under which documents are counted whose end is in the validation split."""
+MAX_LISTED_FILES = 100
+"""Largest number of files in doubt that a manifest lists per source."""
+_MAX_SHOWN_FILES = 10
+_SET_TEXT_FIELD = "set the source's text to the field or column that contains the documents"
+_REMEDIES = {
+    "invalid JSON$|not a JSON object$": "one JSON object per line is expected",
+    ".* UTF-8( text)?$": "convert it to UTF-8",
+    "no meta.redpajama_set_name$": "these are not rows of SlimPajama, so set another format",
+    "no |.* is not text$": _SET_TEXT_FIELD,
+    "empty": "add text",
+    "longer than": "split it, for example with the source's separator, or write one JSON object per line",
+    "more fields than columns$": 'put fields that contain a comma in "',
+    "excluded: ": "correct include and exclude",
+    f"{HELD_OUT}$": "set the source's holdout to tail, or a separator for text, or lower data.validation_fraction",
+}
+"""Remedy for rejected rows by the most frequent reason."""
+
+
+def rejection_remedy(reasons: Counter[str]) -> str:
+    """Return the remedy for rejected rows, by the most frequent reason."""
+    reason = max(reasons, key=lambda one: reasons[one], default="empty")
+    return next((remedy for pattern, remedy in _REMEDIES.items() if re.match(pattern, reason)), "check its clean")
+
+
+def file_warning_lines(manifest: Mapping[str, Any]) -> list[str]:
+    """Return a line for each of the first files in doubt, from the store's manifest."""
+    lines: list[str] = []
+    for fields in manifest["sources"].values():
+        found = fields.get("files_in_doubt", {"count": 0, "first": []})
+        lines += map(_file_warning, found["first"][:_MAX_SHOWN_FILES])
+        if (more := found["count"] - _MAX_SHOWN_FILES) > 0:
+            lines.append(f"and {more:,} more files; rejects.jsonl lists the rejected rows")
+    return lines
+
+
+def _file_warning(entry: dict[str, Any]) -> str:
+    rejected: Counter[str] = Counter(entry["rejected"])
+    if not rejected:
+        return f"{entry['file']}: contains no rows; exclude it if this is not intended"
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.most_common())
+    remedy = rejection_remedy(rejected)
+    if remedy == _SET_TEXT_FIELD and rejected.total() < entry["rows"]:  # other rows have the field
+        remedy = "add a text to these rows, or remove them"
+    return f"{entry['file']}: {rejected.total():,} of {entry['rows']:,} rows rejected ({reasons}); {remedy}"
+
+
+def check_no_file_warnings(store: str, manifest: Mapping[str, Any]) -> None:
+    """Raise InputError if any file of a store is in doubt."""
+    if lines := file_warning_lines(manifest):
+        count = sum(fields.get("files_in_doubt", {"count": 0})["count"] for fields in manifest["sources"].values())
+        files = "1 file has" if count == 1 else f"{count:,} files have"
+        raise InputError(f"{store}: {files} few usable rows or none, which --strict refuses: {lines[0]}")
+
+
+def holdout_remedy(store: TokenStore, name: str) -> str:
+    """Return the remedy for a source of a store that has too little validation text."""
+    manifest, rows = store.manifest, store[f"{name}/train"].manifest["rows"]
+    source, place = manifest["sources"][name], f"data.sources.{name}"
+    if f"{name}/validation" in store and not (HELD_OUT in rows["left_out"] or TAIL_HELD_OUT in rows.get("changed", ())):
+        return "add text to its validation files"
+    raise_fraction, has_tail = "raise data.validation_fraction", source.get("holdout") == "tail"
+    options = [] if has_tail else [f"{place}.holdout: tail"]
+    if source["format"] == "text" and not source.get("separator"):
+        options.insert(0, f"{place}.separator")
+    remedies = [f"set {' or '.join(options)}"] if options else []
+    if has_tail or rows["kept"] > 1:
+        remedies.insert(0, raise_fraction)
+    elif not manifest["validation_fraction"]:
+        remedies = [f"{raise_fraction} and {remedy}" for remedy in remedies]
+    return f"{' or '.join(remedies)}, and prepare another data.store"

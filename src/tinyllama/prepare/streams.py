@@ -1,0 +1,275 @@
+"""Decompressed bytes of a raw file, as chunks, lines or documents of any length, in bounded memory.
+
+Arrow's streams detect a truncated gzip member or zstd frame, which zstandard's own reader does not, and return little
+at a time however far the bytes expand. Arrow has no xz, and Python's `LZMAFile` ignores a damaged stream after the
+first one, so the `lzma` decompressor is used directly.
+"""
+
+import codecs
+import io
+import lzma
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+
+from tinyllama.errors import InputError
+from tinyllama.prepare.files import error_reason
+
+LONG_BYTES = 32 << 20
+"""Size in bytes above which a document stays UTF-8: a single emoji makes a Python string four times as large."""
+LONGEST_BYTES = 256 << 20
+"""Size in bytes above which a document, or a line of JSON, is rejected; bounds the memory of a reader."""
+TOO_LONG = f"longer than {LONGEST_BYTES >> 20} MiB"
+"""Reject reason for a document or line of more than LONGEST_BYTES."""
+READ_ERRORS = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, pyarrow.ArrowException)
+"""Exceptions that readers raise for a file that is damaged or of another kind."""
+_CHUNK_BYTES = 1 << 20
+_XZ_BYTES = 256 << 20  # memory limit; the largest preset, 9, needs 65 MiB
+_UNLIMITED_BYTES = 64 << 20  # decompressed size that any file may have
+_PLAIN = "plain text"
+_HEAD_BYTES = 512
+_ARCHIVES = (
+    ("zip", 0, b"PK\3\4"),
+    ("7z", 0, b"7z\xbc\xaf\x27\x1c"),
+    ("lz4", 0, b"\x04\x22\x4d\x18"),
+    ("tar", 257, b"ustar"),
+)
+"""Name of each kind of archive, and the bytes that identify it, with their offset."""
+# The second alternative of zstd is a skippable frame, which parallel compressors write first.
+_COMPRESSIONS = {
+    "gzip": re.compile(rb"\x1f\x8b"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
+    "bz2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
+    "xz": re.compile(rb"\xfd7zXZ\0"),
+}
+"""First bytes of each compression."""
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """A raw file on a local disk."""
+
+    local: Path
+    """Path of the file, or of its local copy."""
+    name: str
+    """Path or URL in the source, for messages."""
+    compression: str | None
+    """Compression that its name declares."""
+    max_ratio: int
+    """Largest ratio of decompressed to stored bytes."""
+
+
+class DecompressionLimit:
+    """Number of bytes that a file may still decompress to: a few kilobytes can hold terabytes of one letter."""
+
+    def __init__(self, file: RawFile) -> None:
+        self.file, self.remaining = file, max(_UNLIMITED_BYTES, file.local.stat().st_size * file.max_ratio)
+
+    def spend(self, count: int) -> None:
+        """Count decompressed bytes. Raises InputError if there are too many."""
+        self.remaining -= count
+        if self.remaining < 0:
+            raise InputError(
+                f"{self.file.name}: decompresses to more than {self.file.max_ratio:,} times its size; exclude it, or "
+                "raise max_compression_ratio of its source if this is intended"
+            )
+
+
+@contextmanager
+def translate_read_errors(path: str) -> Iterator[None]:
+    """Convert the errors of reading a damaged file to an InputError that names it."""
+    try:
+        yield
+    except MemoryError:  # arrow's own is an ArrowException too
+        raise
+    except READ_ERRORS as error:
+        match error:
+            case pyarrow.ArrowNotImplementedError():
+                remedy = "rewrite it without the features that pyarrow lacks"
+            case UnicodeDecodeError():
+                remedy = "rewrite it with column names in UTF-8"
+            case pyarrow.ArrowInvalid():
+                remedy = "fetch it again, correct its suffix and format"
+            case PermissionError():
+                remedy = "grant read permission"
+            case _:
+                remedy = "fetch it again"
+        raise InputError(
+            f"{path}: cannot be read to its end ({error_reason(error)}); {remedy}, or exclude it"
+        ) from None
+
+
+def iter_lines(file: RawFile) -> Iterator[tuple[int, bytes | bytearray | None]]:
+    """Yield line numbers from 1 and lines without their line ends; skip blank lines.
+
+    A line longer than LONGEST_BYTES is None. Raises like `iter_chunks`.
+    """
+    # One buffer grows with a long line. Each line is popped before it is yielded, so that no reference keeps it alive.
+    tail, number, is_too_long = bytearray(), 1, False
+    for chunk in chain(iter_chunks(file), [b"\n"]):
+        if not tail and chunk.isspace():  # makes millions of empty lines cheap
+            number += chunk.count(b"\n")
+            continue
+        first, *rest = chunk.split(b"\n")
+        tail += first
+        if len(tail) > LONGEST_BYTES:
+            tail, is_too_long = bytearray(b"..."), True
+        if rest:
+            lines: list[bytes | bytearray] = [*rest[-2::-1], tail]
+            number += len(lines)
+            complete: list[tuple[int, bytes | bytearray | None]] = [
+                (number - left, line) for left, line in enumerate(lines, 1) if _is_nonblank(line)
+            ]
+            if is_too_long:
+                complete[-1] = complete[-1][0], None
+            del lines
+            tail, is_too_long = bytearray(rest[-1]), False
+            while complete:
+                yield complete.pop()
+
+
+def _is_nonblank(line: bytes | bytearray) -> bool:
+    return bool(line) and not line.isspace()
+
+
+def iter_documents(file: RawFile, separator: str) -> Iterator[bytes | bytearray | None]:
+    """Yield the documents of a text file without the separators between them; skip blank documents.
+
+    A separator that consists of newlines matches that many or more, with Unix or Windows line ends. A document longer
+    than LONGEST_BYTES is None. Raises like `iter_chunks`.
+    """
+    are_newlines = not separator.strip("\n")
+    pattern = re.compile(rb"(?:\r?\n){%d,}" % len(separator) if are_newlines else re.escape(separator.encode()))
+    max_separator_bytes = 2 * len(separator.encode())
+
+    def trim(document: Any) -> Any:
+        return document.strip(b"\r\n") if are_newlines else document
+
+    tail, is_too_long = bytearray(), False
+    for chunk in iter_chunks(file):
+        start = max(0, len(tail) - max_separator_bytes)  # a separator that this chunk completes may begin here
+        tail += chunk
+        found = pattern.search(tail, start)
+        if len(tail) > LONGEST_BYTES and not found:
+            del tail[:-max_separator_bytes]
+            is_too_long = True
+        if found:
+            begin, end = found.span()
+            found = None  # a match object locks the size of the buffer
+            *others, last = pattern.split(bytes(tail[end:]))
+            del tail[begin:]
+            complete = [document for document in map(trim, others[::-1]) if _is_nonblank(document)]
+            if is_too_long:
+                complete.append(None)
+            elif _is_nonblank(tail := trim(tail)):
+                complete.append(tail)
+            tail, is_too_long = bytearray(last), False
+            while complete:  # as in `iter_lines`
+                yield complete.pop()
+    if is_too_long:
+        yield None
+    elif _is_nonblank(tail := trim(tail)):
+        yield tail
+
+
+def read_bytes(file: RawFile) -> bytearray | None:
+    """Return all bytes of a file; None if they are more than LONGEST_BYTES. Raises like `iter_chunks`."""
+    data = bytearray()
+    for chunk in iter_chunks(file):
+        data += chunk
+        if len(data) > LONGEST_BYTES:
+            return None
+    return data
+
+
+def open_text(file: RawFile) -> io.TextIOWrapper:
+    """Open the bytes of `iter_chunks` as text; bytes that are not UTF-8 become lone surrogates."""
+    chunks = io.BufferedReader(_ChunkReader(iter_chunks(file)), _CHUNK_BYTES)
+    return io.TextIOWrapper(chunks, "utf-8", "surrogateescape", "")
+
+
+class _ChunkReader(io.RawIOBase):
+    """Raw file object over an iterator of bytes."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._left = chunks, memoryview(b"")
+
+    def readable(self) -> bool:
+        """Return True, as io requires of a file that is open for reading."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer from the next chunk; return the number of bytes, 0 at the end."""
+        self._left = self._left or memoryview(next(self._chunks, b""))
+        count = min(len(buffer), len(self._left))
+        buffer[:count], self._left = self._left[:count], self._left[count:]
+        return count
+
+
+def iter_chunks(file: RawFile) -> Iterator[bytes]:
+    """Yield the decompressed bytes of a file, about a megabyte at a time, without a byte order mark at the beginning.
+
+    Raises InputError if the file is an archive, has another compression than its name declares, or exceeds its
+    `max_ratio`; an error of READ_ERRORS if it is truncated or damaged.
+    """
+    with file.local.open("rb") as raw:
+        _check_compression(raw.read(_HEAD_BYTES), file)
+    limit = DecompressionLimit(file)
+    with pyarrow.OSFile(str(file.local)) as raw:
+        chunks = decompress(raw, file.compression)
+        if first := next(chunks, b""):
+            _check_no_archive(first, file.name)
+        for chunk in chain([first.removeprefix(codecs.BOM_UTF8)], chunks):
+            limit.spend(len(chunk))
+            if chunk:
+                yield chunk
+
+
+def _check_compression(head: bytes, file: RawFile) -> None:
+    """Raise InputError if the first bytes of a file are an archive's or contradict the declared compression."""
+    _check_no_archive(head, file.name)
+    if file.compression and not head:
+        raise InputError(f"{file.name}: empty; fetch it again or exclude it")
+    found = next((name for name, magic in _COMPRESSIONS.items() if magic.match(head)), None)
+    if found != file.compression:
+        raise InputError(
+            f"{file.name}: contains {found or _PLAIN}, but its name declares {file.compression or _PLAIN}; rename it, "
+            "or fetch it again"
+        )
+
+
+def _check_no_archive(head: bytes, name: str) -> None:
+    if archive := next((kind for kind, start, magic in _ARCHIVES if head.startswith(magic, start)), None):
+        raise InputError(f"{name}: is a {archive} archive, which cannot be read; unpack it")
+
+
+def decompress(raw: Any, compression: str | None) -> Iterator[bytes]:
+    """Yield the decompressed bytes of an open pyarrow file, about a megabyte at a time."""
+    if compression == "xz":
+        yield from _decompress_xz(raw)
+        return
+    stream: Any = pyarrow.CompressedInputStream(raw, compression) if compression else raw
+    while chunk := stream.read(_CHUNK_BYTES):
+        yield chunk
+
+
+def _decompress_xz(raw: Any) -> Iterator[bytes]:
+    """Yield the bytes of consecutive xz streams, with optional padding of zeros (section 2.2 of the format)."""
+    data = raw.read(_CHUNK_BYTES)
+    while data:
+        stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_BYTES)
+        while not stream.eof:
+            if chunk := stream.decompress(data, _CHUNK_BYTES):
+                yield chunk
+            data = raw.read(_CHUNK_BYTES) if stream.needs_input and not stream.eof else b""
+            if stream.needs_input and not data:
+                raise EOFError("the xz stream is cut off")
+        data = stream.unused_data.lstrip(b"\0")
+        while not data and (more := raw.read(_CHUNK_BYTES)):
+            data = more.lstrip(b"\0")
