@@ -16,8 +16,7 @@ from tinyllama.prepare.readers import RejectedRow, read_rows
 from tinyllama.prepare.sources import list_files
 from tinyllama.prepare.store_warnings import HELD_OUT, rejection_remedy
 from tinyllama.progress import BYTES, Bar
-from tinyllama.recipe import Recipe
-from tinyllama.recipe import Source
+from tinyllama.recipe import Recipe, Source
 from tinyllama.text import TextLike, iter_utf8_chunks, to_str, utf8_boundary_before
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.training import TrainingText, train_on_lines, training_text
