@@ -1,8 +1,4 @@
-"""A real browser for tests: Debian's chromium, headless, through playwright.
-
-`opened` gives a page in a colour scheme and a size and the addresses of all that it asked for; `keep_screenshot` leaves
-what a person would see in `tests/artefacts/`, which git ignores and CI keeps.
-"""
+"""A browser for tests: Debian's chromium, headless, through playwright."""
 
 import os
 import shutil
@@ -17,6 +13,7 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 
 ARTEFACTS = Path(__file__).parent / "artefacts"
+"""Folder of the screenshots, which git ignores and CI keeps."""
 DESKTOP, PHONE = (1280, 800), (390, 844)
 """Width and height in CSS pixels."""
 
@@ -25,18 +22,18 @@ _LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 @dataclass(frozen=True)
 class Opened:
-    """A page, and the addresses of all requests that it has made so far, those that failed among them."""
+    """A page, and the addresses of all its requests so far, failed ones included."""
 
     page: Page
     requests: list[str]
 
-    def from_outside(self) -> list[str]:
-        """Requests that went to another machine, or would have."""
+    def external_requests(self) -> list[str]:
+        """Return the requests to other machines, including blocked ones."""
+        urls = [(address, urlsplit(address)) for address in self.requests]
         return [
             address
-            for address in self.requests
-            if urlsplit(address).scheme not in ("file", "data", "blob", "about")
-            and urlsplit(address).hostname not in _LOCAL_HOSTS
+            for address, url in urls
+            if url.scheme not in ("file", "data", "blob", "about") and url.hostname not in _LOCAL_HOSTS
         ]
 
 
@@ -44,14 +41,13 @@ class Opened:
 def opened(
     address: str | Path, scheme: Literal["light", "dark"] = "light", size: tuple[int, int] = DESKTOP
 ) -> Iterator[Opened]:
-    """Open a file or an address; nothing from outside this machine is ever answered."""
-    where = address.resolve().as_uri() if isinstance(address, Path) else address
+    """Open a file or an address; requests to other machines are blocked."""
+    address = address.resolve().as_uri() if isinstance(address, Path) else address
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        width, height = size
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
         context = browser.new_context(
             color_scheme=scheme,
-            viewport={"width": width, "height": height},
+            viewport={"width": size[0], "height": size[1]},
             is_mobile=size == PHONE,
             has_touch=size == PHONE,
         )
@@ -63,27 +59,26 @@ def opened(
             lambda url: urlsplit(url).scheme.startswith("http") and urlsplit(url).hostname not in _LOCAL_HOSTS,
             lambda route: route.abort(),
         )
-        page.goto(where)
+        page.goto(address)
         try:
             yield seen
         finally:
             browser.close()
 
 
-def keep_screenshot(page: Page, name: str, whole: bool = False) -> Path:
-    """Save what the page looks like as `tests/artefacts/NAME.png`; `whole`, also what one would scroll to."""
+def keep_screenshot(page: Page, name: str, full_page: bool = False) -> Path:
+    """Save a screenshot as `tests/artefacts/NAME.png`: of the viewport, or of the full page."""
     path = ARTEFACTS / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=path, full_page=whole)
+    page.screenshot(path=path, full_page=full_page)
     return path
 
 
-def chromium() -> str:
-    """Debian's browser. Where it is missing a test fails in CI and is skipped elsewhere."""
-    path = shutil.which("chromium")
-    if path:
+def find_chromium() -> str:
+    """Return the browser's path. Without it a test fails in CI and is skipped elsewhere."""
+    if path := shutil.which("chromium"):
         return path
-    missing = "chromium is missing; install it: apt-get install chromium"
+    problem = "chromium is missing; install it: apt-get install chromium"
     if os.environ.get("CI"):
-        pytest.fail(missing)
-    pytest.skip(missing)
+        pytest.fail(problem)
+    pytest.skip(problem)

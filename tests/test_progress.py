@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tests.terminal import on_a_terminal
+from tests.terminal import run_on_terminal
 from tests.train.launching import launched
 
 from tinyllama import cli, progress
@@ -147,7 +147,7 @@ def test_a_time_is_said_in_its_two_largest_units(seconds: float, said: str) -> N
 
 
 def test_on_60_columns_the_bar_is_readable_and_what_is_printed_stands_above_it(tmp_path: Path) -> None:
-    status, screen, _ = on_a_terminal([sys.executable, "-c", BAR_WITH_A_WARNING], tmp_path, 60)
+    status, screen, _ = run_on_terminal([sys.executable, "-c", BAR_WITH_A_WARNING], tmp_path, 60)
     assert status == 0
     assert "".join(screen[:2]).endswith(": `tinyllama watch runs/long` shows it")
     *above, top, numbers, last = screen[2:]
@@ -159,16 +159,16 @@ def test_on_60_columns_the_bar_is_readable_and_what_is_printed_stands_above_it(t
 
 def test_colours_and_movement_are_left_out_where_the_terminal_has_none(tmp_path: Path) -> None:
     program = [sys.executable, "-c", BAR_WITH_A_WARNING]
-    _, _, plain = on_a_terminal(program, tmp_path, 100, NO_COLOR="1")
+    _, _, plain = run_on_terminal(program, tmp_path, 100, NO_COLOR="1")
     assert not re.search(rb"\x1b\[[\d;]*3[0-9][;m]", plain)
-    _, screen, dumb = on_a_terminal(program, tmp_path, 100, TERM="dumb")
+    _, screen, dumb = run_on_terminal(program, tmp_path, 100, TERM="dumb")
     assert b"\x1b" not in dumb
     assert any(line.startswith("training a-name") and "100 %, 300/300 steps" in line for line in screen)
 
 
 def test_a_result_in_a_file_stays_there_while_the_bar_is_on_the_terminal(tmp_path: Path) -> None:
     program = [sys.executable, "-c", BAR_WITH_A_WARNING]
-    on_a_terminal(["sh", "-c", '"$0" "$@" > out', *program], tmp_path, 80)
+    run_on_terminal(["sh", "-c", '"$0" "$@" > out', *program], tmp_path, 80)
     assert (tmp_path / "out").read_text() == "a result\nrun: runs/long\n"
 
 

@@ -311,9 +311,9 @@ def report(run: Positional[Path], compare: tuple[Path, ...] = (), output: Path |
         compare: Other runs, to draw beside it.
         output: The file to write; RUN/report.html without it.
     """
-    from tinyllama.report import report as report_run
+    from tinyllama.report import write_report
 
-    echo(f"report: {report_run(run, compare, output)}")
+    echo(f"report: {write_report(run, compare, output)}")
 
 
 def runs(folder: Positional[Path] = Path("runs")) -> None:

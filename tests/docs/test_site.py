@@ -154,10 +154,10 @@ def test_a_page_reads_in_light_and_dark_and_on_a_phone(
             seen.page.keyboard.type("deviations", delay=30)
             seen.page.locator("a.md-search-result__link").first.wait_for(timeout=60_000)
             keep_screenshot(seen.page, f"docs-search-{scheme}")
-        assert not seen.from_outside()
+        assert not seen.external_requests()
 
 
 def test_a_page_opens_from_the_disk(site: Path) -> None:
     with opened(site / "recipe.html") as seen:
         assert seen.page.locator("h1").first.is_visible()
-        assert not seen.from_outside()
+        assert not seen.external_requests()

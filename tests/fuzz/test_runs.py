@@ -18,7 +18,7 @@ from tests.fuzz.properties import few, kept_folder, one_line
 
 from tinyllama.errors import InputError
 from tinyllama.files import sha256_of, write_json
-from tinyllama.report.reading import read_run
+from tinyllama.report.run_data import read_run
 from tinyllama.runs.checkpoint import find_damage, is_marked_milestone, list_committed
 from tinyllama.runs.listing import list_runs, read_run_status
 from tinyllama.runs.log import RunLog

@@ -1,4 +1,4 @@
-"""Runs to report on: one that really trained, skipped a batch, released and was scored; and folders made from it."""
+"""A run that trained, skipped a batch, was released and scored, and copies of it."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ COVERAGE = "first 200 of 10042 items"
 
 @pytest.fixture(scope="session")
 def trained(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of 40 steps. Read only."""
+    """A finished run of 40 steps, read-only."""
     recipe = Recipe.load(small / "recipe.yaml")
     run = finish(small, tmp_path_factory.mktemp("trained"), faults=[fault(recipe, "nan", 12, 0)])
     score(release(run, formats=("huggingface",)))
@@ -45,11 +45,11 @@ def score(folder: Path) -> None:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """The run, a test's own."""
+    """A copy of the run that a test may change."""
     return Path(shutil.copytree(trained, tmp_path / "runs" / "small"))
 
 
 def change_jsonl(path: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
-    """Write the rows of a file anew."""
+    """Replace the rows of a JSONL file."""
     rows = change([json.loads(line) for line in path.read_text().splitlines()])
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.conftest import HOLD
-from tests.terminal import on_a_terminal
+from tests.terminal import run_on_terminal
 from tests.train.launching import fault, launched
 
 from tinyllama import cli
@@ -274,7 +274,7 @@ def test_a_narrow_terminal_has_fewer_columns_and_no_wrapped_lines(tmp_path: Path
     run = make_run(tmp_path / "runs/a-run-with-a-name", 40, ("start",))
     make_checkpoint(run, 40)
     make_release(run, 40, complete=True)
-    status, screen, _ = on_a_terminal([sys.executable, "-m", "tinyllama", "runs"], tmp_path, columns)
+    status, screen, _ = run_on_terminal([sys.executable, "-m", "tinyllama", "runs"], tmp_path, columns)
     assert status == 0
     head, line = screen
     assert line.startswith("a-run-with-a-name  done   40 of 40")

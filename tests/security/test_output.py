@@ -17,7 +17,7 @@ from tinyllama.files import write_json
 from tinyllama.formatting import visible
 from tinyllama.model import generation
 from tinyllama.recipe import Recipe
-from tinyllama.report import report
+from tinyllama.report import write_report
 
 CLEAR = "\x1b[2J\x1b]0;title\x07"
 SHOWN = r"\x1b[2J\x1b]0;title\x07"
@@ -97,7 +97,7 @@ def test_a_runs_events_are_harmless_in_its_report_and_in_the_list_of_runs(
     run, journal = new_run(tmp_path)
     step(journal, 1, 5)
     journal.event("failed", 5, problem=f"{CLEAR}<script>alert(1)</script>")
-    html = report(run).read_text()
+    html = write_report(run).read_text()
     assert "\x1b" not in html
     assert SHOWN in html
     assert "<script" not in html
@@ -139,7 +139,7 @@ def test_the_live_page_answers_to_its_own_address_alone_and_runs_no_script_of_a_
             wait_for(seen.page, "shown?.latest_x > 0")
             seen.page.wait_for_timeout(2000)
             assert seen.page.evaluate("window.attacked") is None
-            assert seen.from_outside() == []
+            assert seen.external_requests() == []
 
 
 def status(port: int, host: str) -> int:

@@ -140,7 +140,7 @@ def test_the_curve_of_a_run_that_is_training_grows_by_itself(
         assert sum("/?project=" in address for address in seen.requests) == 1  # never loaded again
         assert (later["x_axis"], later["smoothing"]) == ("tokens", 20)
         assert later["metrics"][:3] == ["loss", "validation_loss", "validation_bits_per_byte"]
-        assert seen.from_outside() == []
+        assert seen.external_requests() == []
         dark = page.evaluate("document.documentElement.dataset.theme") == "dark"
         assert dark == (scheme == "dark")
         assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")

@@ -137,10 +137,10 @@ def _show_sweep(
             problems[count] = problem
     if not plans:
         raise InputError(f"--sweep: {next(iter(problems.values()))}")
-    from tinyllama.report.pictures import save_sweep_plot  # noqa: PLC0415 - takes a second
+    from tinyllama.plots.charts import sweep_plot  # noqa: PLC0415 - takes a second
 
     title = f"{recipe.name} on {machine.name}"
-    save_sweep_plot(title, {count: plan.figures for count, plan in plans.items()}, plot)
+    sweep_plot(title, {count: plan.figures for count, plan in plans.items()}, plot)
     if as_json:
         results = {count: plan.as_json() for count, plan in plans.items()}
         results |= {count: {"problem": str(refusal)} for count, refusal in problems.items()}

@@ -23,6 +23,7 @@ from tinyllama.files import (
     write_json,
 )
 from tinyllama.loading import load_model, load_tokenizer
+from tinyllama.plots.charts import loss_plot, score_plot
 from tinyllama.recipe import Recipe, Release
 from tinyllama.recipe.loading import format_validation_error
 from tinyllama.release.average import average_into, averaged_checkpoints
@@ -41,7 +42,6 @@ from tinyllama.release.lineage import (
 )
 from tinyllama.release.reference import compute_reference_outputs
 from tinyllama.release.showing import release_progress
-from tinyllama.report.pictures import loss_plot, score_plot
 from tinyllama.runs import checkpoint
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir

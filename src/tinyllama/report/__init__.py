@@ -1,7 +1,7 @@
-"""A run as one HTML file: what it is, what it did, what came of it; to attach, to print, to put before a reviewer.
+"""A run as one HTML file, to attach, print or archive: what it is, how it went and what came of it.
 
-Reads a run's folder, writes RUN/report.html. Everything is in that one file, its pictures and colours too, and it needs
-no script and no network, so that it still shows the same in ten years.
+Reads a run's folder and writes RUN/report.html. The file contains everything that it shows, and needs no script and no
+network.
 """
 
 from collections.abc import Sequence
@@ -9,25 +9,22 @@ from pathlib import Path
 
 from tinyllama.errors import InputError, translate_damage_errors
 from tinyllama.files import atomic_write
+from tinyllama.report.page import render_page
+from tinyllama.report.run_data import read_run
 
-__all__ = ["report"]
+__all__ = ["write_report"]
 
 
-def report(run: Path, compare: Sequence[Path] = (), output: Path | None = None) -> Path:
-    """Write a run's report, to RUN/report.html unless `output` names another file; return where it is.
+def write_report(run: Path, compare: Sequence[Path] = (), output: Path | None = None) -> Path:
+    """Write the report of a run, compared with other runs, and return its path: by default RUN/report.html.
 
-    `compare` are other runs that stand beside it. Raises InputError where one of them is no run, or a file of it is
-    broken.
+    Raises InputError where one of the folders is not a run, or a file of it is damaged.
     """
-    # A release's card has this package's pictures, and a report has the card's tables: neither may wait for the other.
-    from tinyllama.report.page import page  # noqa: PLC0415
-    from tinyllama.report.reading import read_run  # noqa: PLC0415
-
     path = output or run / "report.html"
     if path.is_dir():
-        raise InputError(f"{path}: a folder; --output takes the file to write, such as {path / 'report.html'}")
+        raise InputError(f"{path}: a folder; --output takes a file, such as {path / 'report.html'}")
     with translate_damage_errors(run):
-        html = page(read_run(run), [read_run(other) for other in compare])
+        html = render_page(read_run(run), [read_run(other) for other in compare])
     with atomic_write(path) as file:
         file.write(html.encode())
     return path

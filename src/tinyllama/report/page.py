@@ -1,150 +1,212 @@
-"""The page: what was read of a run, put in the order in which a reader asks for it, and into page.html.
+"""The HTML page of a report: page.html, filled with a run's figures, plots and tables; page.css has its style.
 
-First what it is and how it stands, then how well it learnt, then what it was made of; page.css has the looks, also on
-paper. Every text goes through jinja2's escaping, since names come from recipes and files.
+jinja2 escapes every text, since names come from recipes and files.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from tinyllama.evaluate.results import describe_measurement
+from tinyllama.evaluate.results import describe_measurement, task_score
 from tinyllama.formatting import MISSING, format_count, format_duration_precise, format_percent, visible
+from tinyllama.plots import charts
 from tinyllama.release.card_data import mix_stages
-from tinyllama.release.index import release_score
+from tinyllama.release.index import has_scores, release_score
 from tinyllama.report import tables
-from tinyllama.report.comparison import median_of, newest, recipe_differences, results, unique_run_names
-from tinyllama.report.gallery import comparison_picture, loss_picture, metric_pictures, score_picture, task_pictures
-from tinyllama.report.pictures import PALETTE
-from tinyllama.report.reading import Run
+from tinyllama.report.run_data import RunData
+from tinyllama.report.tables import format_median, format_newest
 from tinyllama.runs.events import INTERRUPTION, PROBLEM, event_category
 
 _HERE = Path(__file__).parent
+_WIDE, _NARROW, _SMALL = (860, 370), (360, 300), (340, 200)
+"""Width and height of plots in CSS pixels."""
+
+_METRIC_PLOTS = (
+    ("validation_bits_per_byte", "Validation", "bits per byte of held-out text", "points", charts.VALIDATION),
+    ("learning_rate", "Learning rate", "per step", "rate", charts.TRAINING),
+    ("gradient_norm", "Gradient norm", "before clipping", "norm", charts.TRAINING),
+    ("tokens_per_second", "Tokens/s", "all ranks together", "count", charts.TRAINING),
+    ("mfu", "MFU", "fraction of the peak; formula below", "percent", charts.TRAINING),
+    ("memory_bytes", "Memory", "peak so far: GPU of rank 0, or process", "bytes", charts.TRAINING),
+)
+"""Metric, title, caption, unit and colour."""
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One figure of the head."""
+class HeadFigure:
+    """One number at the top of the page."""
 
     label: str
     value: str
     note: str
-    share: float | None = None
-    """Drawn as a bar."""
+    fraction: float | None = None
+    """Length of a bar below the number."""
 
 
-def page(run: Run, others: Sequence[Run] = ()) -> str:
-    """A run's report as HTML, with `others` beside it."""
+@dataclass(frozen=True)
+class Plot:
+    """One plot of a page."""
+
+    title: str
+    caption: str
+    wide: Markup
+    narrow: Markup | None
+    """SVG for phones, with text of the same size; None where the wide one fits."""
+    legend: list[Line2D]
+
+
+def render_page(run: RunData, others: Sequence[RunData] = ()) -> str:
+    """Return a run's report as HTML, compared with `others`."""
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    everyone = dict(zip(unique_run_names([run, *others]), [run, *others], strict=True))
+    runs = dict(zip(tables.unique_run_names([run, *others]), [run, *others], strict=True)) if others else {}
     html = environment.get_template("page.html").render(
         run=run,
+        runs=runs,
         tables=tables,
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        inks=PALETTE,
-        what=_what_it_is(run),
-        stands=_status_line(run),
-        figures=_figures(run),
-        loss=loss_picture(run),
-        score_picture=score_picture(run),
-        tasks=task_pictures(run),
-        how_measured=sorted({describe_measurement(scores) for _, scores in run.evaluations}),
-        metrics=metric_pictures(run),
+        summary=_summary(run),
+        status=_status(run),
+        head_figures=_head_figures(run),
+        loss=_loss_plot(run),
+        metrics=[
+            _small_plot(metric, title, caption, partial(charts.draw_metric, curve=curve, unit=unit, color=color))
+            for metric, title, caption, unit, color in _METRIC_PLOTS
+            if len(curve := run.metrics.curves[metric])
+        ],
+        scores=_score_plot(run),
+        tasks=_task_plots(run),
+        measured_with=sorted({describe_measurement(evaluation) for _, evaluation in run.evaluations}),
         stages=mix_stages(run.recipe),
-        comparison=comparison_picture(everyone) if others else None,
-        differences=recipe_differences(everyone) if others else None,
-        results=results(everyone) if others else None,
+        comparison=_comparison_plot(runs),
         written=tables.format_timestamp(run.read_at),
         version=version("tinyllama"),
     )
     return visible(html)
 
 
-def _what_it_is(run: Run) -> str:
+def _summary(run: RunData) -> str:
     shape, ranks = run.recipe.model, run.ranks
-    size = f"{run.parameters:,} parameters" if run.parameters else "a size not known yet"
-    on = f", trained on {' and then '.join(map(str, ranks))} rank{'s' * (ranks != [1])}" if ranks else ""
+    size = f"{run.parameters:,} parameters" if run.parameters else "unknown size"
+    trained = f", trained on {' and then '.join(map(str, ranks))} rank{'s' * (ranks != [1])}" if ranks else ""
     return (
         f"A Llama of {size}: {shape.layers} layers, width {shape.dim:,}, {shape.heads} heads, {shape.kv_heads} "
-        f"key/value heads, context {shape.context_length:,} tokens; {run.recipe.train.precision}{on}."
+        f"key/value heads, context {shape.context_length:,} tokens; {run.recipe.train.precision}{trained}."
         + (f" Hardware: {run.hardware}." if run.hardware else "")
     )
 
 
-def _status_line(run: Run) -> str:
-    state = run.state
-    left = f"about {format_duration_precise(state.seconds_left)} left" if state.seconds_left else ""
-    step = f"step {run.metrics.step:,} of {run.recipe.train.steps:,}"
-    return ", ".join(part for part in (step, state.note, left) if part)
+def _status(run: RunData) -> str:
+    left = f"about {format_duration_precise(run.state.seconds_left)} left" if run.state.seconds_left else ""
+    step = f"Step {run.metrics.step:,} of {run.recipe.train.steps:,}"
+    return ", ".join(part for part in (step, run.state.note, left) if part)
 
 
-def _figures(run: Run) -> list[Figure]:
-    found = [_validation(run), _loss(run), _tokens(run), _parameters(run), _time(run), _speed(run), _score(run)]
-    return [figure for figure in [*found, _problems_figure(run)] if figure]
-
-
-def _validation(run: Run) -> Figure | None:
-    if "validation_bits_per_byte" not in run.metrics.newest:
-        return None
-    step, value = run.metrics.newest["validation_bits_per_byte"]
-    loss = newest(run, "validation_loss")
-    return Figure("validation, bits per byte", f"{value:.4f}", f"{loss} nats per token, at step {step:,}")
-
-
-def _loss(run: Run) -> Figure:
-    step, _ = run.metrics.newest.get("loss", (0, 0.0))
+def _head_figures(run: RunData) -> list[HeadFigure]:
+    metrics, train, figures = run.metrics, run.recipe.train, []
+    if "validation_bits_per_byte" in metrics.newest:
+        step, value = metrics.newest["validation_bits_per_byte"]
+        note = f"{format_newest(run, 'validation_loss')} nats per token, at step {step:,}"
+        figures.append(HeadFigure("validation, bits per byte", f"{value:.4f}", note))
+    step, _ = metrics.newest.get("loss", (0, 0.0))
     note = f"nats per token, at step {step:,}" if step else "no step yet"
-    return Figure("training loss", newest(run, "loss"), note)
-
-
-def _tokens(run: Run) -> Figure:
-    train, tokens = run.recipe.train, run.metrics.tokens
+    figures.append(HeadFigure("training loss", format_newest(run, "loss"), note))
     planned = train.steps * train.batch_tokens
-    note = f"of {format_count(planned)} planned, {format_percent(tokens / planned)}"
-    return Figure("tokens seen", format_count(tokens), note, min(1.0, tokens / planned))
+    done = metrics.tokens / planned
+    note = f"of {format_count(planned)} planned, {format_percent(done)}"
+    figures.append(HeadFigure("tokens seen", format_count(metrics.tokens), note, min(1.0, done)))
+    if run.parameters:
+        note = f"{metrics.tokens / run.parameters:.3g} tokens seen per parameter"
+        figures.append(HeadFigure("parameters", format_count(run.parameters), note))
+    else:
+        figures.append(HeadFigure("parameters", MISSING, "unknown before training has started"))
+    seconds = run.wall_clock_seconds
+    note = f"{format_duration_precise(metrics.seconds)} of it in steps" if metrics.seconds else "no step yet"
+    figures.append(HeadFigure("wall clock", format_duration_precise(seconds) if seconds else MISSING, note))
+    mfu = format_median(run, "mfu", format_percent)
+    note = "MFU unknown: no peak for this device" if mfu == MISSING else f"{mfu} MFU; both are medians"
+    figures.append(HeadFigure("tokens/s", format_median(run, "tokens_per_second", format_count), note))
+    if scored := [row for row in run.scores["releases"] if release_score(row)]:
+        note = f"{scored[-1]['coverage']}, step {scored[-1]['step']:,}"
+        figures.append(HeadFigure("HellaSwag acc_norm, %", str(release_score(scored[-1])), note))
+    return [*figures, _problems_figure(run)]
 
 
-def _parameters(run: Run) -> Figure:
-    if not run.parameters:
-        return Figure("parameters", MISSING, "known once training has begun")
-    each = f"{run.metrics.tokens / run.parameters:.3g} tokens seen for each"
-    return Figure("parameters", format_count(run.parameters), each)
+def _problems_figure(run: RunData) -> HeadFigure:
+    categories = [event_category(event) for event in run.events]
+    problems, interruptions = categories.count(PROBLEM), categories.count(INTERRUPTION)
+    skipped = run.metrics.num_skipped
+    skips = f"{skipped:,} step{'s' * (skipped > 1)} skipped, " if skipped else ""
+    before = " before" if run.state.state in ("stopped", "failed") else ""
+    stops = f"{interruptions:,} stops and resumes" if interruptions else f"never stopped{before}"
+    return HeadFigure("problems", f"{problems:,}" if problems else "none", f"{skips}{stops}")
 
 
-def _time(run: Run) -> Figure:
-    seconds = tables.wall_clock(run)
-    note = f"{format_duration_precise(run.metrics.seconds)} of it in steps" if run.metrics.seconds else "no step yet"
-    return Figure("wall clock", format_duration_precise(seconds) if seconds else MISSING, note)
-
-
-def _speed(run: Run) -> Figure:
-    mfu = median_of(run, "mfu", format_percent)
-    note = "MFU not known: no peak for this device" if mfu == MISSING else f"{mfu} MFU; both are medians"
-    return Figure("tokens/s", median_of(run, "tokens_per_second", format_count), note)
-
-
-def _score(run: Run) -> Figure | None:
-    scored = [row for row in run.table["releases"] if row["hellaswag"] is not None]
-    if not scored:
+def _loss_plot(run: RunData) -> Plot | None:
+    if not len(run.metrics.curves["loss"]):
         return None
-    return Figure(
-        "HellaSwag acc_norm, %",
-        str(release_score(scored[-1])),
-        f"{scored[-1]['coverage']}, step {scored[-1]['step']:,}",
+    caption = (
+        "Cross-entropy in nats per token, against tokens seen. The pale line passes through the minimum and the "
+        "maximum of each span of steps, so every spike is visible."
     )
 
+    def draw(figure: Figure, max_bins: int, max_labels: int) -> None:
+        events = charts.annotations(run.events, run.recipe.train.batch_tokens, run.metrics.tokens / (8 * max_labels))
+        charts.draw_loss(figure, run.metrics.curves, events, max_bins, max_labels)
 
-def _problems_figure(run: Run) -> Figure:
-    kinds = [event_category(event) for event in run.events]
-    trouble, pauses = kinds.count(PROBLEM), kinds.count(INTERRUPTION)
-    skipped = run.metrics.num_skipped
-    left_out = f"{skipped:,} step{'s' * (skipped > 1)} skipped, " if skipped else ""
-    before = " before" if run.state.state in ("stopped", "failed") else ""
-    stops = f"{pauses:,} stops and resumes" if pauses else f"never stopped{before}"
-    return Figure("incidents", f"{trouble:,}" if trouble else "none", f"{left_out}{stops}")
+    wide, narrow = partial(draw, max_bins=900, max_labels=10), partial(draw, max_bins=330, max_labels=4)
+    return _large_plot("loss", "Loss", caption, wide, narrow)
+
+
+def _score_plot(run: RunData) -> Plot | None:
+    if not has_scores(run.scores):
+        return None
+    caption = (
+        "acc_norm in per cent, against tokens seen; bars are standard errors. Baselines are lines, since most of them "
+        "saw far more tokens; published scores are those of their sources, on all 10,042 items."
+    )
+    draw = partial(charts.draw_scores, releases=run.scores)
+    return _large_plot("scores", "HellaSwag", caption, draw, draw)
+
+
+def _task_plots(run: RunData) -> list[Plot]:
+    """Return a plot for each task, HellaSwag excepted, that was scored at several steps."""
+    points: dict[str, list[tuple[float, float, float]]] = {}
+    for _, evaluation in sorted(run.evaluations, key=lambda pair: pair[1]["step"]):
+        for task, row in evaluation["rows"].items():
+            if (score := task_score(row)) and task != "hellaswag":
+                point = (evaluation["tokens"], score.value, score.stderr or 0)
+                points.setdefault(f"{task}, {score.metric}", []).append(point)
+    several = [(title, found) for title, found in points.items() if len(found) > 1]
+    return [
+        _small_plot(f"task-{number}", title, "per cent, ± standard error", partial(charts.draw_task, points=found))
+        for number, (title, found) in enumerate(several)
+    ]
+
+
+def _comparison_plot(runs: dict[str, RunData]) -> Plot | None:
+    curves = {name: run.metrics.curves for name, run in runs.items() if len(run.metrics.curves["loss"])}
+    if not curves:
+        return None
+    caption = "Cross-entropy in nats per token, against tokens seen: running means, and validation as points."
+    wide, narrow = (partial(charts.draw_comparison, runs=curves, max_bins=max_bins) for max_bins in (600, 240))
+    return _large_plot("comparison", "Loss of all runs", caption, wide, narrow)
+
+
+def _large_plot(name: str, title: str, caption: str, draw_wide: charts.Draw, draw_narrow: charts.Draw) -> Plot:
+    wide, legend = charts.draw_svg(draw_wide, _WIDE, f"{name}-wide")
+    narrow, _ = charts.draw_svg(draw_narrow, _NARROW, f"{name}-narrow")
+    return Plot(title, caption, wide, narrow, legend)
+
+
+def _small_plot(name: str, title: str, caption: str, draw: charts.Draw) -> Plot:
+    svg, legend = charts.draw_svg(draw, _SMALL, name)
+    return Plot(title, caption, svg, None, legend)

@@ -1,165 +1,152 @@
-"""A run's facts as tables: data, scores, releases, events, lineage.
+"""The tables of a report: data, scores, releases, events, lineage, comparison with other runs.
 
-Pure functions of what was read; no cell knows of HTML. The cells of data and scores are the model card's own, so that
-the two never disagree.
+Pure functions of `RunData`; their cells are text, not HTML. Data and scores have the same cells as the model card.
 """
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tinyllama.evaluate.results import SCORE_COLUMNS, score_rows
-from tinyllama.formatting import format_bytes, format_duration_precise
+from tinyllama.formatting import MISSING, format_bytes, format_count, format_duration_precise, format_percent
+from tinyllama.recipe import flatten
 from tinyllama.release.card_data import DATA_HEAD, data_rows
 from tinyllama.release.card_scores import RELEASE_HEAD, release_rows
-from tinyllama.report.reading import Facts, Run
+from tinyllama.release.index import release_score
+from tinyllama.report.run_data import Json, RunData
 from tinyllama.runs.events import INFO, PROBLEM, Event, describe_event, event_category
 
-MOST_EVENTS = 1000
-"""In one list; events.jsonl has the others."""
-FEW_EVENTS = 25
-"""Are shown as they are, without a summary."""
+MAX_EVENTS = 1000
+"""Events in one list; events.jsonl has the others."""
+MAX_NOTABLE_EVENTS = 25
+"""Events up to which all are shown, without a summary."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text; `kinds` marks rows, in their order, as what they are to a reader."""
+    """Rows of text; `kinds` are CSS classes of the rows."""
 
     head: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     numbers: tuple[int, ...] = ()
-    """Columns that are set flush right."""
+    """Right-aligned columns."""
     hashes: tuple[int, ...] = ()
-    """Columns that are set in a fixed width and may break anywhere."""
+    """Monospaced columns that may break anywhere."""
     kinds: Sequence[str] = ()
 
 
-def data_table(run: Run) -> Table | None:
-    """Each source and split, as in the card; None where the run has no store yet."""
+def data_table(run: RunData) -> Table | None:
+    """Return the table of sources and splits; None where the run has no store yet."""
     if run.store is None:
         return None
     return Table(DATA_HEAD, list(data_rows(run.store["sources"], run.recipe)), numbers=(2, 4, 5), hashes=(6,))
 
 
-def task_table(run: Run, newest_only: bool) -> Table:
-    """Every score that was measured of this run, task by task, or only those of the model of the newest step."""
-    newest = max((scores["step"] for _, scores in run.evaluations), default=0)
-    found = [(what, scores) for what, scores in run.evaluations if scores["step"] == newest or not newest_only]
+def task_table(run: RunData, newest_only: bool) -> Table:
+    """Return the table of all scores, ordered by task, or of those at the newest step."""
+    newest = max((evaluation["step"] for _, evaluation in run.evaluations), default=0)
+    found = [(name, scores) for name, scores in run.evaluations if scores["step"] == newest or not newest_only]
     found.sort(key=lambda pair: pair[1]["step"])
-    rows = [(cells[0], what, *cells[1:]) for what, scores in found for cells in score_rows(scores)]
+    rows = [(cells[0], name, *cells[1:]) for name, evaluation in found for cells in score_rows(evaluation)]
     tasks = list(dict.fromkeys(row[0] for row in rows))
     rows.sort(key=lambda row: tasks.index(row[0]))
     return Table((SCORE_COLUMNS[0], "model", *SCORE_COLUMNS[1:]), rows, numbers=(2, 3, 4))
 
 
-def score_table(run: Run) -> Table:
-    """The run's releases beside the baselines."""
-    found = list(release_rows(run.table))
-    kinds = ["own" if "step" in row else "" for row, _ in found]
-    return Table(RELEASE_HEAD, [cells for _, cells in found], numbers=(2, 3, 4), kinds=kinds)
+def score_table(run: RunData) -> Table:
+    """Return the table of the run's releases and the baselines."""
+    rows = list(release_rows(run.scores))
+    kinds = ["own" if "step" in row else "" for row, _ in rows]
+    return Table(RELEASE_HEAD, [cells for _, cells in rows], numbers=(2, 3, 4), kinds=kinds)
 
 
-def release_table(run: Run) -> Table:
-    """Each release with the size of each of its formats."""
-    head = ("step", "tokens", "of", "folder", "formats, their sizes", "files")
-    return Table(head, [_release(folder, facts) for folder, facts in run.releases], numbers=(0, 1, 5))
+def release_table(run: RunData) -> Table:
+    """Return the table of releases, with the size of each format."""
+    rows = []
+    for folder, metadata in run.releases:
+        sizes: Counter[str] = Counter()
+        for path, file in metadata["files"].items():
+            sizes[path.partition("/")[0]] += file["bytes"]
+        formats = ", ".join(f"{name} {format_bytes(sizes[name])}" for name in metadata["formats"])
+        step, tokens, files = (f"{count:,}" for count in (metadata["step"], metadata["tokens"], len(metadata["files"])))
+        rows.append((step, tokens, metadata["date"], f"releases/{folder}", formats, files))
+    return Table(("step", "tokens", "date", "folder", "formats, sizes", "files"), rows, numbers=(0, 1, 5))
 
 
-def _release(folder: str, facts: Facts) -> tuple[str, ...]:
-    sizes = sizes_of(facts)
-    formats = ", ".join(f"{name} {format_bytes(sizes.get(name, 0))}" for name in facts["formats"])
-    return (
-        f"{facts['step']:,}", f"{facts['tokens']:,}", facts["date"], f"releases/{folder}", formats,
-        f"{len(facts['files']):,}",
-    )  # fmt: skip
-
-
-def sizes_of(facts: Facts) -> Counter[str]:
-    """Bytes of each folder of a release."""
-    sizes: Counter[str] = Counter()
-    for path, file in facts["files"].items():
-        sizes[path.partition("/")[0]] += file["bytes"]
-    return sizes
-
-
-def file_table(facts: Facts) -> Table:
-    """Every file of a release."""
-    rows = [(path, f"{file['bytes']:,}", file["sha256"]) for path, file in sorted(facts["files"].items())]
+def file_table(metadata: Json) -> Table:
+    """Return the table of all files of a release."""
+    rows = [(path, f"{file['bytes']:,}", file["sha256"]) for path, file in sorted(metadata["files"].items())]
     return Table(("file", "bytes", "SHA-256"), rows, numbers=(1,), hashes=(2,))
 
 
 def event_table(events: Sequence[Event]) -> Table:
-    """Events as they came."""
+    """Return the table of events, in their order."""
     rows = [
         (format_timestamp(event["time"]), f"{event['step']:,}", event["event"], describe_event(event))
         for event in events
     ]
     kinds = [event_category(event) for event in events]
-    return Table(("when (UTC)", "step", "event", "what"), rows, numbers=(1,), kinds=kinds)
+    return Table(("time (UTC)", "step", "event", "details"), rows, numbers=(1,), kinds=kinds)
 
 
 def select_notable_events(events: Sequence[Event]) -> list[Event]:
-    """At most FEW_EVENTS that a reader must not miss: what went wrong, then the rest but routine, rare names first.
+    """Return at most MAX_NOTABLE_EVENTS: problems first, then all others except routine ones, rare names first.
 
-    A name that does not fit whole is left to the counts; where nothing that went wrong fits, its newest are taken.
+    A name is selected with all its events or not at all. Where no name of a problem fits, the newest problems are
+    selected.
     """
     counts = Counter(event["event"] for event in events if event_category(event) != INFO)
-    wrong = {event["event"] for event in events if event_category(event) == PROBLEM}
-    names, room = set(), FEW_EVENTS
-    for name, count in sorted(counts.items(), key=lambda pair: (pair[0] not in wrong, pair[1])):
+    problems = {event["event"] for event in events if event_category(event) == PROBLEM}
+    names, room = set(), MAX_NOTABLE_EVENTS
+    for name, count in sorted(counts.items(), key=lambda pair: (pair[0] not in problems, pair[1])):
         if count <= room:
             names.add(name)
             room -= count
-    if wrong and not names & wrong:
-        return [event for event in events if event["event"] in wrong][-FEW_EVENTS:]
+    if problems and not names & problems:
+        return [event for event in events if event["event"] in problems][-MAX_NOTABLE_EVENTS:]
     return [event for event in events if event["event"] in names]
 
 
 def events_to_list(events: Sequence[Event]) -> tuple[str, list[Event]]:
-    """What a list of all events holds, in words, and they: too many go without checkpoints, then without the oldest."""
-    if len(events) <= MOST_EVENTS:
+    """Return the events of the complete list and its title; too many are listed without checkpoints or old ones."""
+    if len(events) <= MAX_EVENTS:
         return f"All {len(events):,} events", list(events)
     others = [event for event in events if event["event"] != "checkpoint"]
-    if len(others) <= MOST_EVENTS:
-        return f"All {len(others):,} events but checkpoints", others
-    return f"The newest {MOST_EVENTS:,} of {len(others):,} events, without checkpoints", others[-MOST_EVENTS:]
+    if len(others) <= MAX_EVENTS:
+        return f"All {len(others):,} events except checkpoints", others
+    return f"The newest {MAX_EVENTS:,} of {len(others):,} events, without checkpoints", others[-MAX_EVENTS:]
 
 
 def format_event_counts(events: Iterable[Event]) -> str:
-    """How many of each kind: `start: 1, checkpoint: 14`."""
+    """Return the number of events by name: `start: 1, checkpoint: 14`."""
     return ", ".join(f"{name}: {count:,}" for name, count in Counter(event["event"] for event in events).items())
 
 
-def checkpoints_in_words(events: Iterable[Event]) -> str | None:
-    """How many checkpoints there were and how long they took; None without any."""
+def describe_checkpoints(events: Iterable[Event]) -> str | None:
+    """Return a sentence about the number of checkpoints and the time they took; None without any."""
     found = [event for event in events if event["event"] == "checkpoint"]
     if not found:
         return None
-    words = f"{len(found):,} checkpoint{'s' * (len(found) > 1)}, {_steps(found)}"
-    took, stood = (_spread(found, name) for name in ("seconds", "stall_seconds"))
-    return f"{words}; written in {took}, while training stood still for {stood}." if took and stood else f"{words}."
+    first, last = found[0]["step"], found[-1]["step"]
+    steps = f"step {first:,}" if len(found) == 1 else f"steps {first:,} to {last:,}"
+    summary = f"{len(found):,} checkpoint{'s' * (len(found) > 1)}, {steps}"
+    written, stalled = (_format_spread(found, name) for name in ("seconds", "stall_seconds"))
+    return f"{summary}; written in {written}, training stalled for {stalled}." if written and stalled else f"{summary}."
 
 
-def _steps(events: Sequence[Event]) -> str:
-    first, last = events[0]["step"], events[-1]["step"]
-    return f"step {first:,}" if len(events) == 1 else f"steps {first:,} to {last:,}"
-
-
-def _spread(events: Sequence[Event], name: str) -> str | None:
-    """The median, and between what."""
+def _format_spread(events: Sequence[Event], name: str) -> str | None:
+    """Return the median and the range of a duration."""
     values = [event[name] for event in events if event.get(name) is not None]
     if not values:
         return None
-    middle = format_duration_precise(statistics.median(values))
-    if len(values) == 1:
-        return middle
-    return f"{middle} (median; {format_duration_precise(min(values))} to {format_duration_precise(max(values))})"
+    median, low, high = map(format_duration_precise, (statistics.median(values), min(values), max(values)))
+    return median if len(values) == 1 else f"{median} (median; {low} to {high})"
 
 
-def lineage_table(run: Run) -> Table:
-    """From raw files to weights, as far as the run has come."""
+def lineage_table(run: RunData) -> Table:
+    """Return the table of everything from raw files to weights, as far as the run has come."""
     rows: list[tuple[str, str]] = []
     if run.store:
         inputs = run.store["inputs"]
@@ -167,29 +154,71 @@ def lineage_table(run: Run) -> Table:
     rows += run.digests.items()
     initial = run.checkpoint.get("initial_weights")
     rows.append(("initial weights", f"{initial['source']} {initial['digest']}" if initial else "drawn from the seed"))
-    for folder, facts in run.releases[-1:]:
-        rows += [(f"{folder}, weights from {name}", commit) for name, commit in facts["checkpoints"].items()]
-        versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    for folder, metadata in run.releases[-1:]:
+        rows += [(f"{folder}, weights from {name}", commit) for name, commit in metadata["checkpoints"].items()]
+        versions = ", ".join(f"{name} {number}" for name, number in metadata["versions"].items())
         rows.append((f"{folder}, exported with", versions))
-    return Table(("from raw file to weights", "SHA-256, or what it is"), rows, hashes=(1,))
+    return Table(("from raw files to weights", "SHA-256, or description"), rows, hashes=(1,))
+
+
+def unique_run_names(runs: Sequence[RunData]) -> list[str]:
+    """Return a different name for each run: of its folder, or its path where several folders have the same name."""
+    names, folders = [run.name for run in runs], [run.folder for run in runs]
+    return [
+        name if names.count(name) == 1 else f"{folder} ({number})" if folders.count(folder) > 1 else str(folder)
+        for number, (name, folder) in enumerate(zip(names, folders, strict=True), 1)
+    ]
+
+
+def difference_table(runs: Mapping[str, RunData]) -> Table:
+    """Return the table of recipe fields, the name excepted, that differ between runs."""
+    fields = [flatten(run.recipe.model_dump(mode="json", exclude={"name"})) for run in runs.values()]
+    names = dict.fromkeys(name for recipe in fields for name in recipe)
+    rows = [(name, *(_format_value(recipe.get(name, "")) for recipe in fields)) for name in names]
+    return Table(("recipe field", *runs), [row for row in rows if len(set(row[1:])) > 1])
+
+
+def _format_value(value: object) -> str:
+    return MISSING if value is None else str(value)
+
+
+def result_table(runs: Mapping[str, RunData]) -> Table:
+    """Return the table of results, with a column for each run."""
+    columns = [_results(run) for run in runs.values()]
+    rows = [(name, *(column[name] for column in columns)) for name in columns[0]]
+    return Table(("", *runs), rows, numbers=tuple(range(1, len(columns) + 1)))
+
+
+def _results(run: RunData) -> dict[str, str]:
+    metrics, seconds = run.metrics, run.wall_clock_seconds
+    scores = list(filter(None, map(release_score, run.scores["releases"])))
+    return {
+        "state": run.state.state,
+        "parameters": f"{run.parameters:,}" if run.parameters else MISSING,
+        "tokens seen": format_count(metrics.tokens),
+        "training loss, last step (nats per token)": format_newest(run, "loss"),
+        "validation loss (nats per token)": format_newest(run, "validation_loss"),
+        "validation (bits per byte)": format_newest(run, "validation_bits_per_byte"),
+        "tokens/s, median": format_median(run, "tokens_per_second", format_count),
+        "MFU, median": format_median(run, "mfu", format_percent),
+        "time in steps": format_duration_precise(metrics.seconds) if metrics.seconds else MISSING,
+        "wall clock": format_duration_precise(seconds) if seconds else MISSING,
+        "steps skipped": f"{metrics.num_skipped:,}",
+        "HellaSwag acc_norm (per cent)": str(scores[-1]) if scores else MISSING,
+    }
+
+
+def format_newest(run: RunData, metric: str) -> str:
+    """Return the newest value of a metric, with four decimals."""
+    return f"{run.metrics.newest[metric][1]:.4f}" if metric in run.metrics.newest else MISSING
+
+
+def format_median(run: RunData, metric: str, format_value: Callable[[float], str]) -> str:
+    """Return the median of a metric over the run."""
+    curve = run.metrics.curves[metric]
+    return format_value(statistics.median(curve.mean.tolist())) if len(curve) else MISSING
 
 
 def format_timestamp(seconds: float) -> str:
-    """A time in UTC, to the second."""
+    """Return a time in UTC, to the second."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def wall_clock(run: Run) -> float | None:
-    """Seconds from the first event to the last, or of a running run to its newest row; None before it has begun."""
-    if not run.events:
-        return None
-    begun, ended = (float(run.events[place]["time"]) for place in (0, -1))
-    if run.state.state == "running" and run.state.row_age_seconds is not None:
-        ended = max(ended, run.read_at - run.state.row_age_seconds)
-    return max(0.0, ended - begun)
-
-
-def differing(fields: Mapping[str, Mapping[str, object]]) -> list[str]:
-    """Names of the fields that are not the same in all runs, in the order of the recipe."""
-    names = dict.fromkeys(name for of_run in fields.values() for name in of_run)
-    return [name for name in names if len({repr(of_run.get(name, "")) for of_run in fields.values()}) > 1]

@@ -1,9 +1,7 @@
-"""Curves keep every spike, every mean and every count, however many rows there are."""
+"""Curves keep every spike, every mean and every count, for any number of rows."""
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,16 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyllama.errors import InputError
-from tinyllama.report.curves import MOST_SPANS, downsample, min_max_envelope, smoothed, summarize_metrics
-from tinyllama.runs.run_dir import RunDir
+from tinyllama.plots.curves import MAX_BINS, downsample, min_max_envelope, running_mean, summarize_metrics
 
 
 def rows_of(losses: Sequence[float | None]) -> list[dict[str, Any]]:
     return [{"step": step, "tokens": 10 * step, "loss": loss} for step, loss in enumerate(losses, 1)]
 
 
-def test_few_rows_are_kept_as_they_are() -> None:
+def test_few_rows_are_not_merged() -> None:
     curve = summarize_metrics(rows_of([5.0, None, 3.0, math.nan, 4.0])).curves["loss"]
     assert curve.tokens.tolist() == [10, 30, 50]
     assert curve.low.tolist() == curve.mean.tolist() == curve.high.tolist() == [5, 3, 4]
@@ -28,14 +24,15 @@ def test_few_rows_are_kept_as_they_are() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 60_000), st.integers(1, 5000), st.data())
-def test_joining_keeps_extremes_means_and_counts(count: int, most: int, data: st.DataObject) -> None:
+def test_merging_keeps_extremes_means_and_counts(count: int, max_bins: int, data: st.DataObject) -> None:
     losses: list[float | None] = [2.0 + (step % 7) / 10 for step in range(count)]
     spike = data.draw(st.integers(0, count - 1))
     losses[spike] = 9.0
     curve = summarize_metrics(rows_of(losses)).curves["loss"]
-    assert len(curve) <= MOST_SPANS
-    for found in (curve, downsample(curve, most)):
-        assert len(found) <= max(most, len(curve) * (found is curve))
+    thin = downsample(curve, max_bins)
+    assert len(curve) <= MAX_BINS
+    assert len(thin) <= max_bins
+    for found in (curve, thin):
         assert found.count.sum() == count
         assert np.isclose((found.mean * found.count).sum(), sum(loss or 0 for loss in losses))
         assert np.isclose((found.tokens * found.count).sum(), sum(10 * step for step in range(1, count + 1)))
@@ -45,15 +42,15 @@ def test_joining_keeps_extremes_means_and_counts(count: int, most: int, data: st
         assert set(min_max_envelope(found)[1]) <= set(losses)
 
 
-def test_the_running_mean_follows_the_steep_beginning_and_ends_in_no_noise() -> None:
+def test_running_mean_has_no_lag_at_start_and_no_noise_at_end() -> None:
     noise = np.random.default_rng(1).normal(0, 0.1, 2000)
     curve = summarize_metrics(rows_of([*(10.0 - step for step in range(5)), *(5 + noise).tolist()])).curves["loss"]
-    means = smoothed(curve)
+    means = running_mean(curve)
     assert means[0] == 10.0
     assert np.abs(means[100:] - 5).max() < 0.1
 
 
-def test_a_value_that_is_measured_now_and_then_stays_where_it_was_measured() -> None:
+def test_sparse_metric_keeps_its_tokens() -> None:
     rows = rows_of([3.0] * 100_000)
     for step in (1000, 50_000, 100_000):
         rows[step - 1]["validation_loss"] = step / 1000
@@ -62,7 +59,7 @@ def test_a_value_that_is_measured_now_and_then_stays_where_it_was_measured() -> 
     assert curve.mean.tolist() == [1, 50, 100]
 
 
-def test_newest_values_time_and_skips_are_those_of_the_rows() -> None:
+def test_newest_values_duration_and_skips() -> None:
     rows = rows_of([3.0] * 9998 + [2.5, None])
     for row in rows:
         row["tokens_per_second"] = 20.0
@@ -74,16 +71,6 @@ def test_newest_values_time_and_skips_are_those_of_the_rows() -> None:
     assert "validation_loss" not in found.newest
 
 
-def test_a_run_without_rows_has_empty_curves(tmp_path: Path) -> None:
-    found = summarize_metrics(RunDir(tmp_path).metrics())
+def test_no_rows_have_empty_curves() -> None:
+    found = summarize_metrics([])
     assert (found.step, found.tokens, len(found.curves["loss"])) == (0, 0, 0)
-
-
-def test_a_cut_line_is_left_out_and_a_broken_one_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps({"step": 1, "loss": math.nan}) + '\n{"step": 2, "lo')
-    (row,) = RunDir(tmp_path).metrics()
-    assert math.isnan(row["loss"])
-    path.write_text('{"step": 1}\nbroken\n{"step": 3}\n')
-    with pytest.raises(InputError, match=r"metrics.jsonl:2: "):
-        list(RunDir(tmp_path).metrics())

@@ -1,0 +1,143 @@
+"""A run's metrics as curves against tokens, in memory that does not grow with the run.
+
+Reads the rows once. Neighbouring rows are merged into at most 4,096 bins, each with its minimum, maximum and mean, so
+that a spike of one step in a million stays visible. Pure functions.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+METRICS = (
+    "loss",
+    "validation_loss",
+    "validation_bits_per_byte",
+    "learning_rate",
+    "gradient_norm",
+    "tokens_per_second",
+    "mfu",
+    "memory_bytes",
+)
+"""Columns of metrics.jsonl that become curves."""
+
+MAX_BINS = 4096
+_CHUNK_ROWS = 4096
+_SMOOTHING_FRACTION = 0.02
+"""Width of the running mean's window, as a fraction of the curve."""
+
+Floats = NDArray[np.float64]
+
+# Bins are an array [5, bins] or [5, bins, metrics]: minimum, maximum, sum of values, sum of tokens, number of rows. A
+# bin without a value of a metric has inf, -inf, 0, 0, 0.
+_MERGES = (np.minimum, np.maximum, np.add, np.add, np.add)
+
+
+def _merge(bins: Floats, size: int) -> Floats:
+    """Return the bins with each `size` neighbours merged into one; the last may merge fewer."""
+    starts = np.arange(0, bins.shape[1], size)
+    return np.stack([merge.reduceat(part, starts, axis=0) for merge, part in zip(_MERGES, bins, strict=True)])
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric against tokens: float64 arrays [bins], only bins with values."""
+
+    tokens: Floats
+    """Mean tokens of each bin's rows."""
+    low: Floats
+    high: Floats
+    mean: Floats
+    count: Floats
+    """Rows of each bin."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def _curve(bins: Floats) -> Curve:
+    low, high, total, tokens, count = bins
+    return Curve(tokens / count, low, high, total / count, count)
+
+
+@dataclass(frozen=True)
+class MetricsSummary:
+    """Curves and totals of a run's metrics."""
+
+    curves: Mapping[str, Curve]
+    """Curve of each of METRICS."""
+    newest: Mapping[str, tuple[int, float]]
+    """Step and value of the newest row that has the metric."""
+    step: int
+    """Step of the newest row; 0 without rows."""
+    tokens: int
+    """Tokens of the newest row."""
+    seconds: float
+    """Total duration of the steps; validation, checkpoints and interruptions excluded."""
+    num_skipped: int
+    """Steps that were skipped."""
+
+
+def summarize_metrics(rows: Iterable[Mapping[str, Any]]) -> MetricsSummary:
+    """Return the summary of rows of metrics.jsonl; each has `tokens`, and may have `step` and metrics."""
+    remaining, bins, rows_per_bin = iter(rows), np.zeros((5, 0, len(METRICS))), 1
+    newest: dict[str, tuple[int, float]] = {}
+    last: Mapping[str, Any] = {}
+    seconds, num_skipped = 0.0, 0
+    while chunk := list(islice(remaining, max(_CHUNK_ROWS, rows_per_bin))):
+        last = chunk[-1]
+        values = np.array([[row.get(name) for name in METRICS] for row in chunk], dtype=np.float64)
+        tokens = np.array([row["tokens"] for row in chunk], dtype=np.float64)
+        steps = np.array([row.get("step", 0) for row in chunk])
+        valid = np.isfinite(values)
+        for column, name in enumerate(METRICS):
+            if valid[:, column].any():
+                row = np.flatnonzero(valid[:, column])[-1]
+                newest[name] = (int(steps[row]), float(values[row, column]))
+        seconds += _step_seconds(steps, tokens, values[:, METRICS.index("tokens_per_second")])
+        num_skipped += sum("skipped" in row for row in chunk)
+        low, high = np.where(valid, values, np.inf), np.where(valid, values, -np.inf)
+        new_bins = np.stack([low, high, np.where(valid, values, 0.0), valid * tokens[:, None], valid])
+        bins = np.concatenate([bins, _merge(new_bins, rows_per_bin)], axis=1)
+        while bins.shape[1] > MAX_BINS:
+            bins, rows_per_bin = _merge(bins, 2), 2 * rows_per_bin
+    curves = {name: _curve(bins[:, bins[4, :, column] > 0, column]) for column, name in enumerate(METRICS)}
+    return MetricsSummary(curves, newest, last.get("step", 0), last.get("tokens", 0), seconds, num_skipped)
+
+
+def _step_seconds(steps: NDArray[np.int64], tokens: Floats, speeds: Floats) -> float:
+    """Return the total duration of steps; a step's tokens are those of its row divided by its number."""
+    known = (speeds > 0) & (steps > 0)
+    return float(np.sum(tokens[known] / steps[known] / speeds[known]))
+
+
+def downsample(curve: Curve, max_bins: int) -> Curve:
+    """Return the curve with neighbouring bins merged, so that at most `max_bins` remain."""
+    size = math.ceil(len(curve) / max_bins)
+    if size <= 1:
+        return curve
+    totals = (curve.mean * curve.count, curve.tokens * curve.count, curve.count)
+    return _curve(_merge(np.stack([curve.low, curve.high, *totals]), size))
+
+
+def min_max_envelope(curve: Curve) -> tuple[Floats, Floats]:
+    """Return tokens and values of a line through the minimum and the maximum of each bin."""
+    return np.repeat(curve.tokens, 2), np.column_stack([curve.low, curve.high]).reshape(-1)
+
+
+def running_mean(curve: Curve) -> Floats:
+    """Return the mean of each bin's window.
+
+    The window is narrower at the steep start, to avoid lag. At the end it only loses its right side, to avoid noise.
+    """
+    place = np.arange(len(curve))
+    before = np.minimum(max(1, round(len(curve) * _SMOOTHING_FRACTION / 2)), place)
+    after = np.minimum(before, place[::-1])
+    totals, counts = (np.concatenate(([0.0], np.cumsum(column))) for column in (curve.mean * curve.count, curve.count))
+    first, last = place - before, place + after + 1
+    means: Floats = (totals[last] - totals[first]) / (counts[last] - counts[first])
+    return means

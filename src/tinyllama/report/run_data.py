@@ -1,0 +1,137 @@
+"""The content of a report: everything in a run's folder but its weights, read once.
+
+Only the recipe must exist. What does not exist yet, or was deleted, is empty or None.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyllama.errors import InputError
+from tinyllama.files import read_json, sha256_of
+from tinyllama.hardware import format_hardware
+from tinyllama.model.flops import num_parameters
+from tinyllama.plots.curves import METRICS, MetricsSummary, summarize_metrics
+from tinyllama.recipe import Recipe
+from tinyllama.release.index import releases_table
+from tinyllama.release.lineage import store_facts
+from tinyllama.runs.listing import RunState, read_run_status
+from tinyllama.runs.run_dir import RunDir
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run, as its folder is now."""
+
+    folder: Path
+    recipe: Recipe
+    read_at: float
+    """Seconds since 1970."""
+    state: RunState
+    metrics: MetricsSummary
+    events: list[Json]
+    """Oldest first."""
+    store: Json | None
+    """`inputs` and `sources`, as in release.json; None before training has started."""
+    digests: Mapping[str, str]
+    """SHA-256 of recipe, token store and tokenizer."""
+    parameters: int | None
+    """None before the vocabulary size is known."""
+    checkpoint: Json
+    """State of the newest checkpoint; empty without one."""
+    releases: list[tuple[str, Json]]
+    """Folder name and metadata of each release, in the order of their steps."""
+    evaluations: list[tuple[str, Json]]
+    """Evaluations of releases and checkpoints, with labels."""
+    scores: Mapping[str, list[dict[str, Any]]]
+    """`releases_table` of the run."""
+
+    @property
+    def name(self) -> str:
+        """Name of the folder: a recipe may have run twice."""
+        return self.folder.resolve().name
+
+    @property
+    def ranks(self) -> list[int]:
+        """World sizes of the starts of the run, each once, in order."""
+        return list(dict.fromkeys(event["ranks"] for event in self.events if event.get("ranks")))
+
+    @property
+    def hardware(self) -> str | None:
+        """Hardware that the run trained on; None before the first checkpoint."""
+        states = [self.checkpoint, *(metadata for _, metadata in reversed(self.releases))]
+        records: list[Json] = next((state["hardware"] for state in states if state.get("hardware")), [])
+        return "; then ".join(map(format_hardware, records)) or None
+
+    @property
+    def wall_clock_seconds(self) -> float | None:
+        """Time from the first event to the last, or to the newest row while training; None before the start."""
+        if not self.events:
+            return None
+        start, end = (float(self.events[place]["time"]) for place in (0, -1))
+        if self.state.state == "running" and self.state.row_age_seconds is not None:
+            end = max(end, self.read_at - self.state.row_age_seconds)
+        return max(0.0, end - start)
+
+
+def read_run(folder: Path) -> RunData:
+    """Read a run. Raises InputError where the folder is not a run, or a file of it is damaged."""
+    run, now = RunDir.open(folder), time.time()
+    recipe, newest, releases = run.recipe(), run.newest_checkpoint(), run.releases.releases()
+    manifest = read_json(run.store_manifest_path) if run.store_manifest_path.is_file() else None
+    checkpoint = newest.state() if newest else {}
+    evaluated = [("release", release.evaluation()) for release, _ in releases]
+    evaluated += [
+        ("checkpoint", read_json(found.evaluation_path))
+        for found in run.checkpoints()
+        if found.evaluation_path.is_file()
+    ]
+    digests, store, vocab_size = {"recipe": recipe.digest}, None, checkpoint.get("vocab_size")
+    if manifest:
+        digests["token store, its manifest"] = sha256_of(run.store_manifest_path)
+        digests["tokenizer"] = checkpoint.get("tokenizer") or manifest["tokenizer"]["digest"]
+        vocab_size = vocab_size or manifest["tokenizer"]["vocab_size"]
+        store = _with_origins(store_facts(manifest, recipe), [metadata for _, metadata in releases])
+    return RunData(
+        folder=folder,
+        recipe=recipe,
+        read_at=now,
+        state=read_run_status(folder, now),
+        metrics=summarize_metrics(_checked_metrics(run)),
+        events=list(run.events()),
+        store=store,
+        digests=digests,
+        parameters=num_parameters(recipe.model, vocab_size) if vocab_size else None,
+        checkpoint=checkpoint,
+        releases=[(release.path.name, metadata) for release, metadata in releases],
+        evaluations=[
+            (f"{kind}, step {evaluation['step']:,}", evaluation)
+            for kind, evaluation in evaluated
+            if evaluation and evaluation["step"] is not None
+        ],
+        scores=releases_table(folder / "releases"),
+    )
+
+
+def _checked_metrics(run: RunDir) -> Iterator[Json]:
+    for number, row in enumerate(run.metrics(), 1):
+        if not isinstance(row.get("tokens"), int):
+            raise InputError(f"{run.metrics_path}:{number}: a row without tokens; correct or delete the line")
+        for name in METRICS:
+            if not isinstance(row.get(name), int | float | None):
+                problem = f"{name} is {row[name]!r}, not a number"
+                raise InputError(f"{run.metrics_path}:{number}: {problem}; correct or delete the line")
+        yield row
+
+
+def _with_origins(store: dict[str, Any], releases: list[Json]) -> dict[str, Any]:
+    """Add the origins that releases recorded before the raw files were deleted."""
+    for metadata in releases:
+        for name, source in metadata["store"]["sources"].items():
+            if name in store["sources"] and store["sources"][name]["splits"] == source["splits"]:
+                store["sources"][name]["origin"] = store["sources"][name]["origin"] or source["origin"]
+    return store
