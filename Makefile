@@ -8,7 +8,7 @@ NO_AMX := $(shell flags='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'; \
 LLAMA_CPP := SKBUILD_BUILD_TARGETS='llama;ggml' CMAKE_ARGS="$(CMAKE_ARGS) -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF \
 	'-DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tools/llama_cpp.cmake' \
 	'-DCMAKE_C_FLAGS=$(NO_AMX)' '-DCMAKE_CXX_FLAGS=$(NO_AMX)'"
-LOWEST := tests/recipe/test_recipe.py tests/tokenizer/test_tokenizer.py tests/model tests/plan tests/evaluate tests/release tests/report \
+LOWEST := tests/recipe/test_recipe.py tests/tokenizer/test_tokenizer.py tests/model tests/plan tests/evaluate tests/release tests/plots tests/report \
 	tests/data tests/tracking/test_trackers.py tests/train/test_train.py tests/train/test_float8.py \
 	tests/train/test_checkpoint.py tests/train/test_exactness.py
 

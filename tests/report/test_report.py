@@ -209,6 +209,13 @@ def test_html_in_names_is_escaped(run: Path, tmp_path: Path) -> None:
     assert "<b onmouseover=alert(1)>$x$ & 'so'" in page.text
 
 
+def test_cut_last_line_is_skipped(run: Path) -> None:
+    for name in ("metrics.jsonl", "events.jsonl"):
+        with (run / name).open("a") as file:
+            file.write('{"step": 41, "to')
+    assert "Step 40 of 40" in page_of(run).text
+
+
 @pytest.mark.parametrize(
     ("name", "content", "place"),
     [
