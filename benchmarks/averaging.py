@@ -22,7 +22,7 @@ from tinyllama.release.average import average_into, averaged_checkpoints
 from tinyllama.runs.checkpoint import list_committed
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.distributed import World
-from tinyllama.train.validation import Score, Validation, prepare_validation, validate
+from tinyllama.train.validation import ValidationScore, ValidationSet, load_validation_set, validate
 
 EVERY = 25
 AVERAGES = ((1, 1.0), (2, 1.0), (4, 1.0), (8, 1.0), (8, 0.8), (8, 0.5))
@@ -66,17 +66,17 @@ def train(folder: Path, name: str, steps: int, fields: Mapping[str, object]) -> 
     return folder / "runs" / name
 
 
-def validation_of(folder: Path, run: Path) -> Validation:
+def validation_of(folder: Path, run: Path) -> ValidationSet:
     """The rows that the run itself is validated on."""
     recipe = Recipe.load(run / "recipe.yaml")
-    validation = prepare_validation(
+    validation = load_validation_set(
         recipe, TokenStore.open(folder / recipe.data.store), Tokenizer.load(run / "tokenizer")
     )
     assert validation is not None
     return validation
 
 
-def score(folders: Sequence[Path], decay: float, validation: Validation) -> Score:
+def score(folders: Sequence[Path], decay: float, validation: ValidationSet) -> ValidationScore:
     """The validation of checkpoints' mean, computed in the precision of training."""
     train = Recipe.load("demo").train
     model = load_model(folders[-1], PRECISIONS[train.precision])
@@ -91,7 +91,7 @@ def name_of(count: int, decay: float) -> str:
     return f"{how} of the last {count}"
 
 
-def print_row(name: str, found: Score, last: float) -> None:
+def print_row(name: str, found: ValidationScore, last: float) -> None:
     print(f"| {name} | {found.loss:.4f} | {found.bits_per_byte:.4f} | {last - found.loss:.4f} |", flush=True)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.terminal import run_on_terminal
-from tests.train.launching import launched
+from tests.train.launch import start_training
 
 from tinyllama import cli, progress
 from tinyllama.cli_arguments import pop_quiet_flag
@@ -216,13 +216,13 @@ def test_quiet_after_two_dashes_is_a_word_and_each_command_line_says_it_anew(
 @pytest.mark.slow
 def test_of_several_ranks_one_speaks_and_with_quiet_none(small: Path, tmp_path: Path) -> None:
     short = ("--train.tokens", str(3 * 6 * 64))
-    with launched(small, tmp_path / "said", *short, ranks=2) as life:
-        assert life.end() == 0, life.said()
-        said = [line for line in life.said().splitlines() if line.startswith("training small: ")]
+    with start_training(small, tmp_path / "said", *short, ranks=2) as life:
+        assert life.end() == 0, life.output()
+        said = [line for line in life.output().splitlines() if line.startswith("training small: ")]
     assert said[0] == "training small: see runs/small"
     assert re.fullmatch(r"training small: 100 %, 3/3 steps, [\d.,]+ tokens/s, loss [\d.]+, took .* s", said[1])
     assert len(said) == 2
-    with launched(small, tmp_path / "quiet", *short, "--quiet", ranks=2) as life:
-        assert life.end() == 0, life.said()
-        assert "training small" not in life.said()
-        assert "run: runs/small" in life.said()
+    with start_training(small, tmp_path / "quiet", *short, "--quiet", ranks=2) as life:
+        assert life.end() == 0, life.output()
+        assert "training small" not in life.output()
+        assert "run: runs/small" in life.output()

@@ -30,7 +30,6 @@ from tinyllama.runs import checkpoint
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.loop import train
-from tinyllama.train.setup import run_folder
 from tinyllama.train.validation import gzip_bits_per_byte
 
 VOCAB_SIZE = 4096
@@ -118,7 +117,7 @@ def _training(recipe: Recipe) -> Iterator[str]:
     vocab_size = Tokenizer.load(recipe.tokenizer).vocab_size
     parameters, batch = num_parameters(recipe.model, vocab_size), recipe.train.batch_tokens
     yield f"{parameters:,} parameters, {recipe.train.steps} steps of {batch:,} tokens"
-    yield f"watch it: tinyllama watch {run_folder(recipe)}"
+    yield f"watch it: tinyllama watch {RunDir.of_recipe(recipe).path}"
     for warning in check_training(recipe):
         echo(warning, to_stderr=True)
     run = train(recipe)
@@ -138,15 +137,15 @@ def _compression(recipe: Recipe, bits_per_byte: float | None) -> Iterator[str]:
 
 
 def _newest_release(recipe: Recipe) -> Path:
-    newest = checkpoint.list_committed(run_folder(recipe))[-1]
-    return run_folder(recipe) / "releases" / newest.name
+    newest = checkpoint.list_committed(RunDir.of_recipe(recipe).path)[-1]
+    return RunDir.of_recipe(recipe).path / "releases" / newest.name
 
 
 def _release(recipe: Recipe) -> Iterator[str]:
     folder = _newest_release(recipe)
     if not folder.exists():
         try:
-            release(run_folder(recipe))
+            release(RunDir.of_recipe(recipe).path)
         except RunStoppedError as error:
             if not folder.exists():
                 raise
@@ -178,5 +177,5 @@ def _next_steps(recipe: Recipe) -> Iterator[str]:
     folder = _newest_release(recipe)
     yield f"read the card:      {folder}/huggingface/README.md"
     yield f'complete a prompt:  tinyllama generate {folder} "import os" --temperature 0.8'
-    yield f"see the curves:     tinyllama watch {run_folder(recipe)}"
+    yield f"see the curves:     tinyllama watch {RunDir.of_recipe(recipe).path}"
     yield 'train on your text: README.md, "Your own data"'

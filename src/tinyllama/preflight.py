@@ -17,6 +17,7 @@ from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.prepare.store_warnings import holdout_remedy
 from tinyllama.recipe import Recipe, Release
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import HUB_NAME
 from tinyllama.train.schedule import learning_rate
@@ -105,9 +106,9 @@ def _check_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> None:
     initial = recipe.train.initial_weights
     if initial is None or not Path(initial).exists():
         return
-    from tinyllama.train.setup import open_initial_weights, read_initial_weights_info, run_folder
+    from tinyllama.train.setup import open_initial_weights
 
-    if read_initial_weights_info(run_folder(recipe)) is None:
+    if RunDir.of_recipe(recipe).initial_weights() is None:
         open_initial_weights(recipe, tokenizer)
 
 

@@ -15,10 +15,10 @@ CLUSTER = Path(__file__).parents[2] / "cluster"
 PLANTED_RANK = """
 import json, os, runpy, sys
 sys.path.insert(0, {root!r})
-from tests.train import planting
+from tests.train import fault_injection
 from tinyllama import hardware
 hardware.peak_flops = lambda device, precision: None  # measured, it takes longer than a run of these tests
-planting.plant_in_losses(json.loads(os.environ.get("FAULTS", "[]")))
+fault_injection.inject_into_losses(json.loads(os.environ.get("FAULTS", "[]")))
 runpy.run_path({rank!r}, run_name="__main__")
 """
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from tests.cluster.sites import CLUSTER, make_site, started, torchrun_options, under_a_name
 from tests.cluster.slurm_cluster import wait_until
-from tests.train.launching import LIMIT_SECONDS, events_of, fault, losses_of, same_weights
-from tests.train.planting import GO, marker
+from tests.train.fault_injection import RESUME_FILE, marker_path
+from tests.train.launch import LIMIT_SECONDS, fault_in_batch, read_events, read_losses, same_weights
 
 from tinyllama.recipe import Recipe
 
@@ -75,9 +75,9 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
 
 
 def test_a_host_that_is_cut_off_and_comes_back_changes_nothing_in_the_weights(
-    small: Path, tmp_path: Path, hosts: Hosts, calm_pair: Path
+    small: Path, tmp_path: Path, hosts: Hosts, reference_run_2_ranks: Path
 ) -> None:
-    site, wait = make_site(tmp_path / "site"), fault(Recipe.load(small / "recipe.yaml"), "wait", 13, 4)
+    site, wait = make_site(tmp_path / "site"), fault_in_batch(Recipe.load(small / "recipe.yaml"), "wait", 13, 4)
     of_a_job = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7", "nodes": "\n".join(hosts.names)}
     options = torchrun_options((CLUSTER / "slurm/train.sbatch").read_text(), of_a_job)
     train = ["cluster/rank.py", "train", str(small / "recipe.yaml"), "--guard.watchdog_seconds", "6"]
@@ -93,14 +93,14 @@ def test_a_host_that_is_cut_off_and_comes_back_changes_nothing_in_the_weights(
             return "\n".join(log.read_text() for log in logs)
 
         run = site / "runs/small"
-        wait_until((site / marker(wait)).exists, "step 14", said)
+        wait_until((site / marker_path(wait)).exists, "step 14", said)
         hosts.cut("down")
-        (site / GO).touch()
-        wait_until(lambda: len(events_of(run, "hang")) == 2, "both ranks' watchdogs", said)
+        (site / RESUME_FILE).touch()
+        wait_until(lambda: len(read_events(run, "hang")) == 2, "both ranks' watchdogs", said)
         hosts.cut("up")
         for launcher in launchers:
             assert launcher.wait(LIMIT_SECONDS) == 0, said()
-    assert {row["rank"] for row in events_of(run, "hang")} == {0, 1}
-    assert [row["step"] for row in events_of(run, "start", "resume")] == [0, 10]
-    assert losses_of(run) == losses_of(calm_pair)
-    assert same_weights(run, calm_pair)
+    assert {row["rank"] for row in read_events(run, "hang")} == {0, 1}
+    assert [row["step"] for row in read_events(run, "start", "resume")] == [0, 10]
+    assert read_losses(run) == read_losses(reference_run_2_ranks)
+    assert same_weights(run, reference_run_2_ranks)

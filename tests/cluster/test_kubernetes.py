@@ -12,8 +12,8 @@ import pytest
 import yaml
 from tests.cluster.sites import CLUSTER, free_port, make_site, started
 from tests.cluster.slurm_cluster import wait_until
-from tests.train.launching import LIMIT_SECONDS, events_of, fault, losses_of, same_weights
-from tests.train.planting import GO, marker
+from tests.train.fault_injection import RESUME_FILE, marker_path
+from tests.train.launch import LIMIT_SECONDS, fault_in_batch, read_events, read_losses, same_weights
 
 from tinyllama.recipe import Recipe
 
@@ -87,25 +87,25 @@ def said(site: Path) -> str:
 
 @pytest.mark.cluster  # `make check-clusters` runs it
 def test_where_one_pod_is_drained_both_save_ask_to_be_started_again_and_end_with_the_same_weights(
-    small: Path, tmp_path: Path, calm_pair: Path
+    small: Path, tmp_path: Path, reference_run_2_ranks: Path
 ) -> None:
-    site, wait = make_site(tmp_path / "site"), fault(Recipe.load(small / "recipe.yaml"), "wait", 13, 4)
+    site, wait = make_site(tmp_path / "site"), fault_in_batch(Recipe.load(small / "recipe.yaml"), "wait", 13, 4)
     assert worker()["restartPolicy"] == "ExitCode"  # which asks for a status of 128 or more
     with ExitStack() as stack:
         both = pods(stack, site, small / "recipe.yaml", FAULTS=json.dumps([wait]))
-        wait_until((site / marker(wait)).exists, "step 14", lambda: said(site))
+        wait_until((site / marker_path(wait)).exists, "step 14", lambda: said(site))
         os.kill(both[0].pid, signal.SIGTERM)
         wait_until(lambda: "closing signal SIGTERM" in said(site), "the signal", lambda: said(site))
-        (site / GO).touch()
+        (site / RESUME_FILE).touch()
         assert [pod.wait(LIMIT_SECONDS) for pod in both] == [203, 203], said(site)
     with ExitStack() as stack:
         both = pods(stack, site, small / "recipe.yaml")
         assert [pod.wait(LIMIT_SECONDS) for pod in both] == [0, 0], said(site)
     run = site / "runs/small"
-    (saved,) = events_of(run, "signal")
-    assert [row["step"] for row in events_of(run, "start", "resume")] == [0, saved["step"]]
-    assert losses_of(run) == losses_of(calm_pair)
-    assert same_weights(run, calm_pair)
+    (saved,) = read_events(run, "signal")
+    assert [row["step"] for row in read_events(run, "start", "resume")] == [0, saved["step"]]
+    assert read_losses(run) == read_losses(reference_run_2_ranks)
+    assert same_weights(run, reference_run_2_ranks)
 
 
 def test_what_the_user_must_mend_ends_every_pod_with_its_own_status_at_once(small: Path, tmp_path: Path) -> None:

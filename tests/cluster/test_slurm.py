@@ -13,8 +13,8 @@ import pytest
 from tests.cluster.sites import CLUSTER, complaints, make_site
 from tests.cluster.slurm_cluster import asked, missing, slurm_cluster, wait_until
 from tests.conftest import contents
-from tests.train.launching import events_of, fault, losses_of, same_weights
-from tests.train.planting import GO, Fault, marker
+from tests.train.fault_injection import RESUME_FILE, Fault, marker_path
+from tests.train.launch import fault_in_batch, read_events, read_losses, same_weights
 
 from tinyllama.recipe import Recipe
 
@@ -135,11 +135,11 @@ class Job:
         wait_until(lambda: self.fields().get("JobState") == state, state, self.said)
 
     def wait_until_struck(self, planted: Fault) -> None:
-        wait_until((self.site / marker(planted)).exists, str(planted)[:40], self.said)
+        wait_until((self.site / marker_path(planted)).exists, str(planted)[:40], self.said)
 
     def wait_until_both_know(self, signal: str) -> None:
         wait_until(lambda: self.said().count(f"closing signal {signal}") == 2, signal, self.said)
-        (self.site / GO).touch()
+        (self.site / RESUME_FILE).touch()
 
 
 def submit(
@@ -158,7 +158,7 @@ def site(tmp_path: Path) -> Path:
 
 def waiting(small: Path) -> Fault:
     """What holds up the second rank in step 14, until it may go."""
-    return fault(Recipe.load(small / "recipe.yaml"), "wait", 13, 4)
+    return fault_in_batch(Recipe.load(small / "recipe.yaml"), "wait", 13, 4)
 
 
 @pytest.mark.cluster
@@ -186,7 +186,7 @@ def test_the_store_that_slurms_jobs_write_is_the_one_written_here(
 
 @pytest.mark.cluster
 def test_a_signal_ahead_of_the_time_limit_saves_and_queues_the_run_again_which_ends_with_the_same_weights(
-    slurm: dict[str, str], site: Path, small: Path, calm_pair: Path
+    slurm: dict[str, str], site: Path, small: Path, reference_run_2_ranks: Path
 ) -> None:
     job = submit(slurm, site, small, faults=[waiting(small)])
     job.wait_until_struck(waiting(small))
@@ -195,14 +195,16 @@ def test_a_signal_ahead_of_the_time_limit_saves_and_queues_the_run_again_which_e
     job.wait_for_state("COMPLETED")
     assert job.fields()["Restarts"] == "1"
     run = site / "runs/small"
-    (signal,) = events_of(run, "signal")
-    assert [row["step"] for row in events_of(run, "start", "resume")] == [0, signal["step"]]
-    assert losses_of(run) == losses_of(calm_pair)
-    assert same_weights(run, calm_pair)
+    (signal,) = read_events(run, "signal")
+    assert [row["step"] for row in read_events(run, "start", "resume")] == [0, signal["step"]]
+    assert read_losses(run) == read_losses(reference_run_2_ranks)
+    assert same_weights(run, reference_run_2_ranks)
 
 
 @pytest.mark.cluster
-def test_a_lost_node_queues_the_run_again(slurm: dict[str, str], site: Path, small: Path, calm_pair: Path) -> None:
+def test_a_lost_node_queues_the_run_again(
+    slurm: dict[str, str], site: Path, small: Path, reference_run_2_ranks: Path
+) -> None:
     job = submit(slurm, site, small, faults=[waiting(small)])
     job.wait_until_struck(waiting(small))
     job.tell("scontrol", "update", "nodename=node2", "state=down", "reason=test")
@@ -210,14 +212,14 @@ def test_a_lost_node_queues_the_run_again(slurm: dict[str, str], site: Path, sma
     job.tell("scontrol", "update", "nodename=node2", "state=resume")
     job.wait_for_state("COMPLETED")
     run = site / "runs/small"
-    assert [row["step"] for row in events_of(run, "start", "resume")] == [0, 10]
-    assert losses_of(run) == losses_of(calm_pair)
-    assert same_weights(run, calm_pair)
+    assert [row["step"] for row in read_events(run, "start", "resume")] == [0, 10]
+    assert read_losses(run) == read_losses(reference_run_2_ranks)
+    assert same_weights(run, reference_run_2_ranks)
 
 
 @pytest.mark.cluster
 def test_a_job_told_to_save_and_not_to_be_queued_again_goes_on_with_another_number_of_nodes(
-    slurm: dict[str, str], site: Path, small: Path, calm_pair: Path
+    slurm: dict[str, str], site: Path, small: Path, reference_run_2_ranks: Path
 ) -> None:
     job = submit(slurm, site, small, faults=[waiting(small)])
     job.wait_until_struck(waiting(small))
@@ -227,12 +229,12 @@ def test_a_job_told_to_save_and_not_to_be_queued_again_goes_on_with_another_numb
     job.wait_for_state("FAILED")
     assert (job.fields()["ExitCode"], job.fields()["Restarts"]) == ("75:0", "0")
     run = site / "runs/small"
-    (signal,) = events_of(run, "signal")
+    (signal,) = read_events(run, "signal")
     alone = submit(slurm, site, small, nodes=1)
     alone.wait_for_state("COMPLETED")
-    resumes = [(row["step"], row["ranks"]) for row in events_of(run, "start", "resume")]
+    resumes = [(row["step"], row["ranks"]) for row in read_events(run, "start", "resume")]
     assert resumes == [(0, 2), (signal["step"], 1)]
-    found, expected = losses_of(run), losses_of(calm_pair)
+    found, expected = read_losses(run), read_losses(reference_run_2_ranks)
     assert [step for step, _ in found] == [step for step, _ in expected]
     assert [loss for _, loss in found] == pytest.approx([loss for _, loss in expected], rel=1e-5)
 

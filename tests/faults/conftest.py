@@ -9,7 +9,7 @@ import pytest
 import yaml
 from tests import engine_server
 from tests.conftest import small_recipe
-from tests.faults.children import told
+from tests.faults.commands import run_command
 
 STEPS = 12
 RUN, RELEASE = Path("runs/small"), Path("runs/small/releases/step-00000012")
@@ -46,12 +46,12 @@ def gone(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         EVALUATE,
         ("report", RUN),
     ):
-        done = told(folder, *words, fault=without_peak)
+        done = run_command(folder, *words, fault=skip_peak)
         assert done.status == 0, done.said
     return folder
 
 
-def without_peak() -> None:
+def skip_peak() -> None:
     """Measured after each checkpoint, it would take longer than these runs."""
     from tinyllama import hardware
 

@@ -1,7 +1,7 @@
 """Tokenizer, prepare, train, release, in a loop, with random processes killed at random moments: `make soak`.
 
-Each round goes through all stages in a folder of its own and ends with a proof (see `proofs`) against a round to which
-nothing happened. What is killed, when and how follows from the seed; what it then hits depends on the machine as well.
+Each round runs all stages in its own folder, then `soak_checks` compares it with a round to which nothing happened.
+What is killed, when and how follows from the seed; what it then hits depends on the machine as well.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import yaml
 from tests.conftest import python_sources, small_recipe, write_jsonl
-from tests.faults.lives import LIMIT_SECONDS, TORCHRUN, Group, send, started
-from tests.faults.proofs import prove
+from tests.faults.process_groups import LIMIT_SECONDS, TORCHRUN, ProcessGroup, send_signal, start_group
+from tests.faults.soak_checks import assert_same_results
 
 STEPS, MILESTONES, BATCH_TOKENS = 600, (130, 400, 600), 6 * 64
 RUN = Path("runs/small")
@@ -161,7 +161,7 @@ def undisturbed(folder: Path, raw: Path, ranks: int) -> dict[str, float]:
     took = {}
     for stage in stages(ranks):
         begun = time.monotonic()
-        with started(stage.command(random.Random(0)), folder) as group:
+        with start_group(stage.command(random.Random(0)), folder) as group:
             assert group.process.wait(LIMIT_SECONDS) == 0, group.said.read_text()
         took[stage.name] = time.monotonic() - begun
     return took
@@ -181,7 +181,7 @@ class Disturber:
         for _ in range(5 * _MOST_KILLS):
             self.tally.starts[self.stage.name] += 1
             before = self.kills
-            with started(self.stage.command(self.chance), self.folder) as group:
+            with start_group(self.stage.command(self.chance), self.folder) as group:
                 while group.is_running() and self.kills < _MOST_KILLS and self._wait_for_moment(group):
                     self._strike(group)
                 self._wait(group, time.monotonic() + LIMIT_SECONDS, lambda: False)
@@ -197,7 +197,7 @@ class Disturber:
                 self.ended = self.ended or (ended, self.stage.progress(self.folder))
         raise AssertionError(f"{self.stage.name} does not come to its end: {said[-3000:]}")
 
-    def _wait(self, group: Group, deadline: float, condition: Callable[[], bool]) -> bool:
+    def _wait(self, group: ProcessGroup, deadline: float, condition: Callable[[], bool]) -> bool:
         """Wait for a condition, until the deadline or the command's end; note what has been made good meanwhile."""
         while group.is_running() and time.monotonic() < deadline:
             if condition():
@@ -206,7 +206,7 @@ class Disturber:
             time.sleep(0.005)
         return False
 
-    def _wait_for_moment(self, group: Group) -> bool:
+    def _wait_for_moment(self, group: ProcessGroup) -> bool:
         """Wait for the next moment to kill; False where the command ends before."""
         if self.chance.random() < 0.3:  # any moment
             self._wait(group, time.monotonic() + self.chance.random() * 0.9 * self.seconds, lambda: False)
@@ -225,14 +225,14 @@ class Disturber:
             self._wait(group, time.monotonic() + self.chance.random() ** 3, lambda: False)
         return group.is_running()
 
-    def _strike(self, group: Group) -> None:
+    def _strike(self, group: ProcessGroup) -> None:
         members = group.members()
         if not members:
             return
         number = self.chance.choice(sorted(members))
         what = self.chance.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
         phase = self.stage.phase(self.folder) or "starting"
-        if send(number, what):
+        if send_signal(number, what):
             self.kills, self.phase = self.kills + 1, phase
             self.tally.kills[self.stage.name, phase, members[number], what.name] += 1
 
@@ -283,7 +283,7 @@ def soak(folder: Path, minutes: float, seed: int) -> list[str]:
         for stage in stages(ranks):
             Disturber(own, stage, took[stage.name], chance, tally).run()
             print(f"round {number}, {ranks} ranks: {stage.name} done, {sum(tally.kills.values())} kills", flush=True)
-        proved = prove(own, wanted, RUN, STEPS, MILESTONES)
+        proved = assert_same_results(own, wanted, RUN, STEPS, MILESTONES)
         tally.rounds.append(f"round {number}, {ranks} ranks: {proved}")
         shutil.rmtree(own)
         number += 1

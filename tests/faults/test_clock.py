@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import contents
-from tests.faults.children import told
-from tests.faults.conftest import EVALUATE, RELEASE, RUN, without_peak, write_recipe
-from tests.faults.proofs import compare_checkpoints, learnt, timeless
+from tests.faults.commands import run_command
+from tests.faults.conftest import EVALUATE, RELEASE, RUN, skip_peak, write_recipe
+from tests.faults.soak_checks import compare_checkpoints, files_without_times, metrics_without_speed
 from tests.tracking.test_trackio_sink import Shown
-from tests.train.launching import events_of, rows_of
+from tests.train.launch import read_events, read_metrics
 
 from tinyllama.files import read_json
 from tinyllama.runs import checkpoint
@@ -60,10 +60,10 @@ def test_a_clock_that_runs_backwards_changes_no_byte_but_times(backwards: tuple[
     way, _ = backwards
     for name in ("tokenizer", "store"):
         assert contents(way / name) == contents(gone / name)
-    assert learnt(way / RUN) == learnt(gone / RUN)
+    assert metrics_without_speed(way / RUN) == metrics_without_speed(gone / RUN)
     compare_checkpoints(way / RUN, gone / RUN, 12)
     facts, wanted = (read_json(folder / RELEASE / "release.json") for folder in (way, gone))
-    ours, theirs = timeless(way / RELEASE, facts), timeless(gone / RELEASE, wanted)
+    ours, theirs = files_without_times(way / RELEASE, facts), files_without_times(gone / RELEASE, wanted)
     scores = [read_json(folder / RELEASE / "evaluation.json") for folder in (way, gone)]
     assert scores[0]["rows"] == scores[1]["rows"]
     assert {name for name in ours if ours[name] != theirs[name]} == {"evaluation.json"}  # which says how long it took
@@ -76,7 +76,7 @@ def test_a_clock_that_runs_backwards_makes_no_speed_age_or_time_left_negative(ba
     report = (way / RUN / "report.html").read_text()
     assert not re.search(r">\s*-\d[\d.]* (s|min|h|d)\b", report)
     assert "wall clock" in report
-    assert all(row["tokens_per_second"] > 0 for row in rows_of(way / RUN))
+    assert all(row["tokens_per_second"] > 0 for row in read_metrics(way / RUN))
     shown = Shown(way / RUN.parent).logs["small"]
     assert [row["step"] for row in shown if "loss" in row] == list(range(1, 13))
     times = [row["timestamp"] for row in shown if "loss" in row]
@@ -91,6 +91,6 @@ def test_the_newest_checkpoint_is_that_of_the_highest_step_whatever_its_files_ti
             os.utime(path, (age * 1e6, age * 1e6))
     assert [checkpoint.step_of(folder) for folder in checkpoint.list_committed(way / RUN)][-1] == 12
     more = ("--train.tokens", str(14 * 6 * 64), "--allow-change")
-    ended = told(way, "train", "recipe.yaml", *more, fault=without_peak)
+    ended = run_command(way, "train", "recipe.yaml", *more, fault=skip_peak)
     assert ended.status == 0, ended.said
-    assert [event["step"] for event in events_of(way / RUN, "resume")] == [12]
+    assert [event["step"] for event in read_events(way / RUN, "resume")] == [12]

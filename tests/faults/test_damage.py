@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from tests.faults.children import Command, assert_one_line, told
-from tests.faults.conftest import EVALUATE, RELEASE, RUN, without_peak
+from tests.faults.commands import Command, assert_one_line, run_command
+from tests.faults.conftest import EVALUATE, RELEASE, RUN, skip_peak
 
 pytestmark = pytest.mark.slow
 
@@ -37,19 +37,19 @@ def flip(path: Path) -> None:
 def test_a_truncated_file_is_one_line_that_names_it(way: Path, name: str) -> None:
     words, file = READERS[name]
     cut(way / file)
-    assert_one_line(told(way, *words, fault=without_peak), Path(file).parent, Path(file).name)
+    assert_one_line(run_command(way, *words, fault=skip_peak), Path(file).parent, Path(file).name)
 
 
 @pytest.mark.parametrize("name", ["run", "release", "push"])
 def test_a_flipped_bit_is_one_line_that_names_the_file(way: Path, name: str) -> None:
     words, file = READERS[name]
     flip(way / file)
-    assert_one_line(told(way, *words), file)
+    assert_one_line(run_command(way, *words), file)
 
 
 def test_verify_names_the_damaged_file_of_a_release(way: Path) -> None:
     flip(way / WEIGHTS)
-    ended = told(way, "verify", RELEASE)
+    ended = run_command(way, "verify", RELEASE)
     assert ended.status == 1, ended.said
     assert any(line.startswith("huggingface/model.safetensors ") and "FAIL" in line for line in ended.said.splitlines())
 
@@ -57,4 +57,4 @@ def test_verify_names_the_damaged_file_of_a_release(way: Path) -> None:
 def test_a_tokenizer_whose_bit_flipped_is_refused_by_what_was_made_with_it(way: Path) -> None:
     flip(way / "tokenizer/tokenizer.json")
     (way / "tokenizer/tokenizer.model").unlink()
-    assert_one_line(told(way, "train", "recipe.yaml", "--name", "fresh", fault=without_peak), "tokenizer")
+    assert_one_line(run_command(way, "train", "recipe.yaml", "--name", "fresh", fault=skip_peak), "tokenizer")

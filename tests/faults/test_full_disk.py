@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tests.conftest import contents
 from tests.engine_server import started_normally
-from tests.faults.children import Command, assert_one_line, inside, told
+from tests.faults.commands import Command, assert_one_line, enter_namespaces, run_command
 from tests.faults.conftest import EVALUATE, RELEASE, RUN
-from tests.train.launching import small_disk, without_space
+from tests.train.launch import lacks_mount_namespaces, mount_small_disk
 
 pytestmark = pytest.mark.slow
 
@@ -18,9 +18,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def disk(gone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A small disk with a copy of the whole way on it."""
-    if without_space():
+    if lacks_mount_namespaces():
         pytest.skip("needs a mount namespace for a disk that is full")
-    with small_disk(tmp_path_factory.mktemp("mounts") / "disk", "40m") as place:
+    with mount_small_disk(tmp_path_factory.mktemp("mounts") / "disk", "40m") as place:
         shutil.copytree(gone, place / "way", symlinks=True)
         yield place / "way"
 
@@ -47,19 +47,19 @@ COMMANDS: dict[str, Command] = {
 def test_a_full_disk_is_one_line_and_what_was_there_stays(disk: Path, name: str) -> None:
     words, place = COMMANDS[name]
     # Seen from here it lies under /proc/NUMBER/root, which is no path that a program could resolve.
-    there = inside(int(disk.parts[2]), Path("/", *disk.parts[4:]))
+    there = enter_namespaces(int(disk.parts[2]), Path("/", *disk.parts[4:]))
     before = contents(disk / RUN)
     filler = fill(disk)
     try:
         with started_normally():  # the server of the engines does not see the disk
-            full = told(disk, *words, fault=there)
+            full = run_command(disk, *words, fault=there)
     finally:
         filler.unlink()
     assert_one_line(full, place, "No space left on device")
     assert contents(disk / RUN) == before
     assert not list(disk.glob("*/tokenizer.json"))[1:], "another than the tokenizer that was there"
     with started_normally():
-        again = told(disk, *words, fault=there)
+        again = run_command(disk, *words, fault=there)
     assert again.status == 0, again.said
     for made in ("new", "imported"):
         shutil.rmtree(disk / made, ignore_errors=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import contents
-from tests.faults.children import Fault, dies_writing, told
+from tests.faults.commands import Fault, kill_at_write, run_command
 from tests.faults.conftest import EVALUATE, RELEASE, RUN
 
 from tinyllama.errors import InputError
@@ -31,7 +31,7 @@ def test_a_tokenizer_killed_while_it_is_written_is_none_and_again_is_the_same(
     way: Path, command: tuple[str, ...], file: str, what: signal.Signals
 ) -> None:
     (way / "tokenizer").rename(way / "source")
-    died = told(way, *command, fault=dies_writing(f"tokenizer/{file}", what))
+    died = run_command(way, *command, fault=kill_at_write(f"tokenizer/{file}", what))
     assert died.status == -what, died.said
     assert any((way / "tokenizer").iterdir())
     assert not (way / "tokenizer/tokenizer.json").exists()  # written last: without it there is no tokenizer
@@ -40,7 +40,7 @@ def test_a_tokenizer_killed_while_it_is_written_is_none_and_again_is_the_same(
             Tokenizer.load(way / "tokenizer")
     else:  # its tokenizer.model is whole, and says the same
         assert Tokenizer.load(way / "tokenizer").digest == Tokenizer.load(way / "source").digest
-    again = told(way, *command)
+    again = run_command(way, *command)
     assert again.status == 0, again.said
     assert contents(way / "tokenizer").keys() == contents(way / "source").keys()
     if command is TOKENIZER:
@@ -48,8 +48,11 @@ def test_a_tokenizer_killed_while_it_is_written_is_none_and_again_is_the_same(
 
 
 def test_killed_while_it_replaces_another_tokenizer_the_folder_holds_no_mix_of_both(way: Path) -> None:
-    assert told(way, "tokenizer", "train", "recipe.yaml", "--vocab-size", "500", "--tokenizer", "another").status == 0
-    died = told(way, "tokenizer", "import", "another", "tokenizer", fault=dies_writing("tokenizer.model"))
+    assert (
+        run_command(way, "tokenizer", "train", "recipe.yaml", "--vocab-size", "500", "--tokenizer", "another").status
+        == 0
+    )
+    died = run_command(way, "tokenizer", "import", "another", "tokenizer", fault=kill_at_write("tokenizer.model"))
     assert died.status == -signal.SIGKILL
     assert not (way / "tokenizer/tokenizer.json").exists()
 
@@ -60,10 +63,10 @@ def test_a_release_killed_while_it_is_written_is_none_and_again_is_the_same(
 ) -> None:
     before = contents(way / RELEASE)
     shutil.rmtree(way / RELEASE)
-    died = told(way, *FORCED, fault=dies_writing(file, what))
+    died = run_command(way, *FORCED, fault=kill_at_write(file, what))
     assert died.status == -what, died.said
     assert not (way / RELEASE).exists()
-    again = told(way, *FORCED)
+    again = run_command(way, *FORCED)
     assert again.status == 0, again.said
     unscored = {name for name in before if name != "evaluation.json"}
     assert {name: data for name, data in contents(way / RELEASE).items() if name in SAME} == {
@@ -94,9 +97,9 @@ def dies_after_renaming(part: str) -> Fault:
 
 def test_killed_while_it_replaces_a_release_one_of_the_two_is_there_at_the_next_start(way: Path) -> None:
     before = contents(way / RELEASE)
-    died = told(way, *FORCED, fault=dies_after_renaming(RELEASE.name))
+    died = run_command(way, *FORCED, fault=dies_after_renaming(RELEASE.name))
     assert died.status == -signal.SIGKILL
-    again = told(way, *FORCED, fault=dies_writing("model.safetensors"))
+    again = run_command(way, *FORCED, fault=kill_at_write("model.safetensors"))
     assert again.status == -signal.SIGKILL
     assert contents(way / RELEASE) == before, "neither the old release nor a new one"
 
@@ -115,10 +118,10 @@ def test_killed_while_it_writes_a_file_the_one_before_stays_and_again_is_whole(
     way: Path, command: tuple[object, ...], file: Path, what: signal.Signals
 ) -> None:
     before = (way / file).read_bytes()
-    died = told(way, *command, fault=dies_writing(str(file), what))
+    died = run_command(way, *command, fault=kill_at_write(str(file), what))
     assert died.status == -what, died.said
     assert (way / file).read_bytes() == before
-    again = told(way, *command)
+    again = run_command(way, *command)
     assert again.status == 0, again.said
     assert not list((way / RUN).rglob("*.part"))
     facts = read_json(way / RELEASE / "release.json")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import contents
-from tests.faults.children import Command, assert_one_line, told, without_rights
-from tests.faults.conftest import EVALUATE, RELEASE, RUN, without_peak
+from tests.faults.commands import Command, assert_one_line, drop_privileges, run_command
+from tests.faults.conftest import EVALUATE, RELEASE, RUN, skip_peak
 
 GOES_ON_LATER = {"checkpoint"}
 """Where a run that is under way cannot go on: status 1; everything else is input that is wrong, status 2."""
@@ -27,8 +27,8 @@ OUTPUTS: dict[str, Command] = {
 
 
 def shut_off() -> None:
-    without_peak()
-    without_rights()
+    skip_peak()
+    drop_privileges()
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -37,7 +37,7 @@ def test_a_folder_that_may_not_be_written_is_one_line_that_names_it(way: Path, n
     (way / folder).mkdir(exist_ok=True)
     before = contents(way / folder)
     (way / folder).chmod(0o555)
-    ended = told(way, *words, fault=shut_off)
+    ended = run_command(way, *words, fault=shut_off)
     assert_one_line(ended, folder, "ermission", status=(1,) if name in GOES_ON_LATER else (2,))
     assert {path: data for path, data in contents(way / folder).items() if path in before} == before
 
@@ -60,5 +60,5 @@ INPUTS: dict[str, Command] = {
 def test_a_file_that_may_not_be_read_is_one_line_that_names_it(way: Path, name: str) -> None:
     words, file = INPUTS[name]
     (way / file).chmod(0)
-    ended = told(way, *words, fault=shut_off)
+    ended = run_command(way, *words, fault=shut_off)
     assert_one_line(ended, file, "ermission", status=(2,))

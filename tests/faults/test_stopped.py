@@ -2,20 +2,23 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from huggingface_hub import constants
 from tests.conftest import contents
-from tests.faults.children import Ended, assert_one_line, dies_writing, told
-from tests.faults.conftest import RELEASE, RUN, without_peak
+from tests.faults.commands import CommandResult, assert_one_line, kill_at_write, run_command
+from tests.faults.conftest import RELEASE, RUN, skip_peak
 from tests.release.hub import TOKEN, running_hub
-from tests.train.launching import events_of
+from tests.train.launch import read_events
 
 from tinyllama.files import read_json
 from tinyllama.prepare.tasks import Job
@@ -45,7 +48,7 @@ def test_commands_that_only_read_write_nothing_so_that_they_may_end_at_any_momen
 
     before = state()
     for words in (("inspect", "store", "--verify"), ("verify", RELEASE), ("generate", RUN, "import"), ("runs",)):
-        ended = told(way, *words)
+        ended = run_command(way, *words)
         assert ended.status == 0, ended.said
     assert state() == before
 
@@ -55,10 +58,10 @@ def test_prepare_ended_while_it_writes_a_shard_makes_the_same_store_when_it_goes
     way: Path, what: signal.Signals
 ) -> None:
     again = ("prepare", "recipe.yaml", "--data.store", "other")
-    died = told(way, *again, fault=dies_writing("00000.tokens", what))
+    died = run_command(way, *again, fault=kill_at_write("00000.tokens", what))
     assert died.status in (-what, 2), died.said
-    assert_one_line(told(way, "train", "recipe.yaml", "--data.store", "other"), "other", "not finished")
-    ended = told(way, *again)
+    assert_one_line(run_command(way, "train", "recipe.yaml", "--data.store", "other"), "other", "not finished")
+    ended = run_command(way, *again)
     assert ended.status == 0, ended.said
     assert contents(way / "other") == contents(way / "store")
 
@@ -94,7 +97,7 @@ def test_workers_of_prepare_end_with_it_and_it_goes_on_to_the_same_store(way: Pa
         executors._wait = end  # type: ignore[assignment]
 
     again = ("prepare", "recipe.yaml", "--data.store", "other", "--data.workers", "2")
-    died = told(way, *again, fault=plant)
+    died = run_command(way, *again, fault=plant)
     assert died.status == -what, died.said
     deadline = time.monotonic() + 30
     while (left := [process for process in workers() if not has_ended(process)]) and time.monotonic() < deadline:
@@ -102,7 +105,7 @@ def test_workers_of_prepare_end_with_it_and_it_goes_on_to_the_same_store(way: Pa
     for process in left:
         os.kill(process, signal.SIGKILL)
     assert (len(workers()), left) == (2, [])
-    ended = told(way, *again)
+    ended = run_command(way, *again)
     assert ended.status == 0, ended.said
     assert contents(way / "other") == contents(way / "store")
 
@@ -127,10 +130,10 @@ def test_a_push_ended_before_its_commit_has_changed_nothing_and_again_is_whole(
     words = ("release", RELEASE, "--push", "ada/small")
     with running_hub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        died = told(way, *words, fault=plant)
+        died = run_command(way, *words, fault=plant)
         assert died.status == -what, died.said
         assert (hub.repositories["ada/small"].commits, hub.repositories["ada/small"].files) == ([], {})
-        ended = told(way, *words)
+        ended = run_command(way, *words)
         assert ended.status == 0, ended.said
         files = {name.removeprefix("huggingface/"): data for name, data in contents(way / RELEASE).items()}
         assert hub.repositories["ada/small"].files == files
@@ -141,11 +144,11 @@ def test_a_milestone_whose_release_was_killed_before_it_could_say_so_has_one_eve
     run = way / RUN
     recipe = Recipe.load(run / "recipe.yaml", {"release.tasks": []})
     (run / "recipe.yaml").write_text(recipe.to_yaml())
-    others = [row for row in events_of(run) if row["event"] != "release"]
+    others = [row for row in read_events(run) if row["event"] != "release"]
     (run / "events.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
     for _ in range(2):
         release_milestone(run, 12)
-        assert [row["step"] for row in events_of(run, "release")] == [12]
+        assert [row["step"] for row in read_events(run, "release")] == [12]
 
 
 SCORING = """
@@ -177,20 +180,25 @@ def test_a_release_beside_training_that_finds_no_memory_is_an_event_and_the_run_
     """Its process may not have more memory than importing torch takes."""
 
     def starve() -> None:
+        from tinyllama.runs import sidecar
         from tinyllama.train import milestones
 
-        without_peak()
-        limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 28, 1 << 28))\n"
-        milestones._PROGRAM, milestones._PAUSE_SECONDS = limit + milestones._PROGRAM, 0.0
+        def limit_memory() -> None:
+            resource.setrlimit(resource.RLIMIT_AS, (1 << 28, 1 << 28))
+
+        skip_peak()
+        milestones._RETRY_SECONDS = 0.0
+        limited = partial(subprocess.Popen, preexec_fn=limit_memory)
+        sidecar.subprocess = SimpleNamespace(Popen=limited, PIPE=subprocess.PIPE)  # type: ignore[assignment,attr-defined]
 
     at = ("--release.at_tokens", f"[{6 * 6 * 64}]", "--release.tasks", "[]", "--release.formats", "[huggingface]")
     words = ("train", "recipe.yaml", "--name", "starved", *at)
-    starved = told(way, *words, fault=starve)
+    starved = run_command(way, *words, fault=starve)
     assert_one_line(starved, "the release of step 6 failed", status=(1,))
     lines = (way / "runs/starved/metrics.jsonl").read_text().splitlines()
     assert len(lines) == 12
     assert (way / "runs/starved/events.jsonl").read_text().count('"release-failed"') == 3
-    ended = told(way, *words, fault=without_peak)
+    ended = run_command(way, *words, fault=skip_peak)
     assert ended.status == 0, ended.said
     assert (way / "runs/starved/releases/step-00000006/release.json").is_file()
 
@@ -202,11 +210,11 @@ def test_a_worker_of_prepare_that_finds_no_memory_is_one_line_and_loses_nothing(
     command = [sys.executable, "-c", STARVING, *words, "--quiet"]
     one_arena = os.environ | {"MALLOC_ARENA_MAX": "1"}  # each reserves 64 MiB of what the worker may have
     starved = subprocess.run(command, cwd=way, env=one_arena, capture_output=True, text=True, check=False, timeout=200)
-    assert_one_line(Ended(starved.returncode, starved.stdout + starved.stderr), "memory")
+    assert_one_line(CommandResult(starved.returncode, starved.stdout + starved.stderr), "memory")
     done = {shard: shard.stat().st_mtime_ns for shard in finished_shards(way / "other")}
     assert done, "of two workers, who begin with the small files, one has ended its task before it takes the large one"
     for store in ("other", "calm"):
-        ended = told(way, *words[:2], "--data.store", store, *words[4:])
+        ended = run_command(way, *words[:2], "--data.store", store, *words[4:])
         assert ended.status == 0, ended.said
     assert {shard: shard.stat().st_mtime_ns for shard in done} == done, "done work is not done again"
     assert contents(way / "other") == contents(way / "calm")

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from tests.train.launching import FORKS
+from tests.train.launch import FORK_SERVER
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,7 +20,7 @@ def apart(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> 
 
     BrokenProcessPool where the process crashes.
     """
-    with ProcessPoolExecutor(1, mp_context=FORKS) as pool:
+    with ProcessPoolExecutor(1, mp_context=FORK_SERVER) as pool:
         try:
             return pool.submit(function, *arguments, **options).result()
         except BaseException:  # such as a test's timeout, after which the pool would wait for its process

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.train.launching import fault, finish
+from tests.train.launch import fault_in_batch, train_to_end
 
 from tinyllama.evaluate.results import Evaluation
 from tinyllama.recipe import Recipe
@@ -20,7 +20,7 @@ COVERAGE = "first 200 of 10042 items"
 def trained(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of 40 steps, read-only."""
     recipe = Recipe.load(small / "recipe.yaml")
-    run = finish(small, tmp_path_factory.mktemp("trained"), faults=[fault(recipe, "nan", 12, 0)])
+    run = train_to_end(small, tmp_path_factory.mktemp("trained"), faults=[fault_in_batch(recipe, "nan", 12, 0)])
     score(release(run, formats=("huggingface",)))
     return run
 

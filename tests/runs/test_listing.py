@@ -15,7 +15,7 @@ import pytest
 import yaml
 from tests.conftest import HOLD
 from tests.terminal import run_on_terminal
-from tests.train.launching import fault, launched
+from tests.train.launch import fault_in_batch, start_training
 
 from tinyllama import cli
 from tinyllama.files import exclusive_lock, is_locked, write_json
@@ -71,22 +71,22 @@ def state_and_note(run: RunDir | Path, now: float | None = None) -> tuple[str, s
 
 
 @pytest.mark.slow
-def test_state_of_a_real_run_that_is_signalled_killed_and_finished(small: Path, here: Path) -> None:
-    recipe, run = Recipe.load(small / "recipe.yaml"), here / "runs/small"
+def test_state_of_a_real_run_that_is_signalled_killed_and_finished(small: Path, work_dir: Path) -> None:
+    recipe, run = Recipe.load(small / "recipe.yaml"), work_dir / "runs/small"
     for step, number, note in ((13, signal.SIGTERM, "SIGTERM"), (24, signal.SIGKILL, "killed")):
-        wait = fault(recipe, "wait", step, 3)
-        (here / "go").unlink(missing_ok=True)
-        with launched(small, here, faults=[wait]) as life:
-            life.wait_until_struck(wait)
+        wait = fault_in_batch(recipe, "wait", step, 3)
+        (work_dir / "go").unlink(missing_ok=True)
+        with start_training(small, work_dir, faults=[wait]) as life:
+            life.wait_until_injected(wait)
             running = read_run_status(run)
             assert (running.state, running.note, running.step, running.steps) == ("running", "", step, 40)
             assert running.seconds_left is not None
             life.process.send_signal(number)
-            life.go()
+            life.resume_waiting()
             life.end()
         assert state_and_note(run) == ("stopped", note)
-    with launched(small, here) as life:
-        assert life.end() == 0, life.said()
+    with start_training(small, work_dir) as life:
+        assert life.end() == 0, life.output()
     done = read_run_status(run)
     assert (done.state, done.step, done.tokens, done.seconds_left) == ("done", 40, 40 * 6 * 64, None)
     assert (done.checkpoint_step, done.releases) == (40, 0)
@@ -94,16 +94,16 @@ def test_state_of_a_real_run_that_is_signalled_killed_and_finished(small: Path, 
     assert done.loss
 
 
-def test_state_of_a_failed_run_includes_the_problem(small: Path, here: Path) -> None:
-    run = here / "runs/small"
-    spikes = [fault(Recipe.load(small / "recipe.yaml"), "spike", step, 3) for step in range(24, 40)]
+def test_state_of_a_failed_run_includes_the_problem(small: Path, work_dir: Path) -> None:
+    run = work_dir / "runs/small"
+    spikes = [fault_in_batch(Recipe.load(small / "recipe.yaml"), "spike", step, 3) for step in range(24, 40)]
     flags = ("--guard.spike_window_steps", "8", "--guard.max_rollbacks", "1")
-    with launched(small, here, *flags, faults=spikes) as life:
-        assert life.end() == 1, life.said()
+    with start_training(small, work_dir, *flags, faults=spikes) as life:
+        assert life.end() == 1, life.output()
     failed = read_run_status(run)
     assert failed.state == "failed"
     assert "step 20" in failed.problem
-    assert list_runs(here / "runs")[-1] == f"small: {failed.problem}"
+    assert list_runs(work_dir / "runs")[-1] == f"small: {failed.problem}"
 
 
 # Locks

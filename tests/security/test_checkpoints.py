@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.train.saving import after_a_step, saved, tensors
+from tests.train.checkpoints import all_tensors, state_after_one_step, write_checkpoint
 
 from tinyllama import cli
 from tinyllama.errors import InputError
@@ -37,23 +37,23 @@ def commit_again(folder: Path) -> None:
 
 @pytest.fixture
 def trainer(small: Path) -> TrainState:
-    return after_a_step(small)
+    return state_after_one_step(small)
 
 
 def test_a_checkpoint_of_ours_is_read_with_all_its_tensors(trainer: TrainState, tmp_path: Path) -> None:
-    folder = saved(trainer, tmp_path)
-    before = {name: value.clone() for name, value in tensors(trainer).items()}
-    for value in tensors(trainer).values():
+    folder = write_checkpoint(trainer, tmp_path)
+    before = {name: value.clone() for name, value in all_tensors(trainer).items()}
+    for value in all_tensors(trainer).values():
         value.data.zero_()
     checkpoint.load(folder, trainer.model, trainer.optimizers)
-    after = tensors(trainer)
+    after = all_tensors(trainer)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("place", ["whole", "planner_data", "storage_meta"])
 def test_metadata_that_calls_a_function_is_refused(trainer: TrainState, tmp_path: Path, place: str) -> None:
-    folder, target = saved(trainer, tmp_path), tmp_path / "run"
+    folder, target = write_checkpoint(trainer, tmp_path), tmp_path / "run"
     path = folder / ".metadata"
     found = pickle.loads(path.read_bytes())
     if place == "whole":
@@ -81,7 +81,7 @@ def complete(folder: Path, small: Path) -> Path:
 def test_metadata_that_changes_a_class_of_this_process_is_refused(
     trainer: TrainState, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    folder, victim = saved(trainer, tmp_path), tmp_path / "victim"
+    folder, victim = write_checkpoint(trainer, tmp_path), tmp_path / "victim"
     victim.mkdir()
     text = str(victim).encode()
     # PosixPath; (None, {"_str": victim}); BUILD; and the class is popped
@@ -101,7 +101,7 @@ def test_metadata_that_changes_a_class_of_this_process_is_refused(
 def test_a_recipe_of_more_parameters_than_the_files_hold_takes_no_memory(
     trainer: TrainState, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = saved(trainer, tmp_path)
+    folder = write_checkpoint(trainer, tmp_path)
     write_json(folder / "state.json", read_json(folder / "state.json") | {"vocab_size": 2_000_000_000})
     assert cli.main(["generate", str(complete(folder, small)), "word"]) == 2
     assert "weights do not fit recipe.yaml" in capsys.readouterr().err
@@ -109,14 +109,14 @@ def test_a_recipe_of_more_parameters_than_the_files_hold_takes_no_memory(
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../../secret"])
 def test_a_commit_that_names_a_file_outside_is_damaged(trainer: TrainState, tmp_path: Path, name: str) -> None:
-    folder = saved(trainer, tmp_path)
+    folder = write_checkpoint(trainer, tmp_path)
     hashes = read_json(folder / checkpoint.COMMIT)["sha256"]
     write_json(folder / checkpoint.COMMIT, {"sha256": hashes | {name: "0" * 64}})
     assert any("a file outside its folder" in problem for problem in checkpoint.find_damage(folder))
 
 
 def test_a_state_that_is_a_pipe_or_a_device_is_never_read(trainer: TrainState, tmp_path: Path) -> None:
-    folder = saved(trainer, tmp_path)
+    folder = write_checkpoint(trainer, tmp_path)
     (folder / "state.json").unlink()
     os.mkfifo(folder / "state.json")
     with pytest.raises(InputError, match="is no regular file"):
@@ -128,7 +128,7 @@ def test_a_state_that_is_a_pipe_or_a_device_is_never_read(trainer: TrainState, t
 
 
 def test_a_value_that_calls_a_function_is_refused(trainer: TrainState, tmp_path: Path) -> None:
-    folder, target = saved(trainer, tmp_path), tmp_path / "run"
+    folder, target = write_checkpoint(trainer, tmp_path), tmp_path / "run"
     path = folder / ".metadata"
     found = pickle.loads(path.read_bytes())
     info = next(info for index, info in found.storage_data.items() if index.fqn.endswith(".eps"))
@@ -146,7 +146,7 @@ def test_a_value_that_calls_a_function_is_refused(trainer: TrainState, tmp_path:
 
 @pytest.mark.parametrize("name", ["../../outside.distcp", "/etc/passwd", "state.json"])
 def test_metadata_that_names_another_file_is_refused(trainer: TrainState, tmp_path: Path, name: str) -> None:
-    folder = saved(trainer, tmp_path)
+    folder = write_checkpoint(trainer, tmp_path)
     path = folder / ".metadata"
     found = pickle.loads(path.read_bytes())
     next(iter(found.storage_data.values())).relative_path = name
@@ -159,7 +159,7 @@ def test_metadata_that_names_another_file_is_refused(trainer: TrainState, tmp_pa
 def test_a_release_that_holds_a_commit_is_no_checkpoint(
     tmp_path: Path, trainer: TrainState, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = saved(trainer, tmp_path)
+    folder = write_checkpoint(trainer, tmp_path)
     write_json(folder / "release.json", {"name": "x"})
     assert cli.main(["generate", str(folder), "word"]) == 2
     assert "no model" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.conftest import small_recipe
-from tests.train.launching import without_space
+from tests.train.launch import lacks_mount_namespaces
 
 from tinyllama import cli
 from tinyllama.errors import run_and_get_exit_status
@@ -73,7 +73,7 @@ def test_a_folder_of_any_name_is_prepared_and_inspected(
 
 @pytest.mark.slow
 def test_a_full_temporary_folder_while_torch_compiles_is_one_line(small: Path, tmp_path: Path) -> None:
-    if without_space():
+    if lacks_mount_namespaces():
         pytest.skip("needs a mount namespace for a disk that is full")
     disk = tmp_path / "disk"
     disk.mkdir()

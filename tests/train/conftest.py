@@ -1,4 +1,4 @@
-"""Small matrices on one thread: two that wait for each other on a busy machine take a hundred times as long."""
+"""Small matrices on one thread: two threads that wait for each other on a busy machine take a hundred times as long."""
 
 from collections.abc import Iterator
 

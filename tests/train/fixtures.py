@@ -1,18 +1,18 @@
-"""What the tests of faults share; they name it in `pytest_plugins`."""
+"""Fixtures of tests that inject faults into training; test modules name this module in `pytest_plugins`."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from tests.train.launching import finish
+from tests.train.launch import train_to_end
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working folder for runs in this process, which then compute as processes with OMP_NUM_THREADS=1 do."""
+def work_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Working directory for runs in this process, which compute like processes with OMP_NUM_THREADS=1."""
     monkeypatch.chdir(tmp_path)
-    # Measured after each checkpoint, it would take longer than the runs of these tests.
+    # Measured after each checkpoint, the peak would take longer than the runs of these tests.
     monkeypatch.setattr("tinyllama.hardware.peak_flops", lambda device, precision: None)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -21,12 +21,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def calm(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one process to which nothing happened."""
-    return finish(small, tmp_path_factory.mktemp("calm"))
+def reference_run(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process without faults."""
+    return train_to_end(small, tmp_path_factory.mktemp("reference"))
 
 
 @pytest.fixture(scope="session")
-def calm_pair(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of two ranks to which nothing happened."""
-    return finish(small, tmp_path_factory.mktemp("calm"), ranks=2)
+def reference_run_2_ranks(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks without faults."""
+    return train_to_end(small, tmp_path_factory.mktemp("reference"), ranks=2)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch.distributed.checkpoint as dcp
-from tests.train.ranked import launch
-from tests.train.saving import after_a_step, begin, saver_of
-from tests.train.trainers import recipe_of
+from tests.train.checkpoints import build_writer, start_checkpoint, state_after_one_step
+from tests.train.single_process import load_recipe
+from tests.train.torchrun import run_torchrun
 
 from tinyllama.errors import RunStoppedError
 from tinyllama.runs import checkpoint
@@ -29,8 +29,8 @@ def failing(error: BaseException) -> Callable[..., "Future[None]"]:
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_where_no_folder_can_be_made_settling_says_why(small: Path, tmp_path: Path, asynchronous: bool) -> None:
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
-    saver, commits = saver_of(tmp_path, asynchronous)
-    begin(saver, after_a_step(small), 1)
+    saver, commits = build_writer(tmp_path, asynchronous)
+    start_checkpoint(saver, state_after_one_step(small), 1)
     reason = saver.settle()
     assert reason is not None
     assert str(tmp_path / "checkpoints") in reason
@@ -49,11 +49,11 @@ def test_where_no_folder_can_be_made_settling_says_why(small: Path, tmp_path: Pa
 def test_a_checkpoint_that_fails_leaves_its_reason_and_no_folder_and_the_next_is_whole(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, wanted: str
 ) -> None:
-    trainer = after_a_step(small)
-    saver, commits = saver_of(tmp_path)
+    trainer = state_after_one_step(small)
+    saver, commits = build_writer(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(dcp, "async_save", failing(error))
-        folder = begin(saver, trainer, 1)
+        folder = start_checkpoint(saver, trainer, 1)
         folder.mkdir(parents=True)
         (folder / "__0_0.distcp").write_bytes(b"half")
         reason = saver.settle()
@@ -63,7 +63,7 @@ def test_a_checkpoint_that_fails_leaves_its_reason_and_no_folder_and_the_next_is
     assert not folder.exists()
     assert not commits
     assert not saver.has_failed
-    folder = begin(saver, trainer, 2)
+    folder = start_checkpoint(saver, trainer, 2)
     assert saver.settle() is None
     assert checkpoint.find_damage(folder) == []
 
@@ -75,8 +75,8 @@ def test_a_commit_that_cannot_be_written_leaves_no_folder(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "write_json", full)
-    saver, commits = saver_of(tmp_path)
-    folder = begin(saver, after_a_step(small), 1)
+    saver, commits = build_writer(tmp_path)
+    folder = start_checkpoint(saver, state_after_one_step(small), 1)
     assert "No space left" in (saver.settle() or "")
     assert not folder.exists()
     assert not commits
@@ -99,10 +99,10 @@ def test_a_run_whose_checkpoint_fails_stops_or_goes_on_as_the_recipe_says(
     run = Path("runs/small")
     if on_failure == "stop":
         with pytest.raises(RunStoppedError, match=r"checkpoint of step 4 cannot be written.*No space left"):
-            train(recipe_of(small, **fields))
+            train(load_recipe(small, **fields))
         assert [checkpoint.step_of(folder) for folder in checkpoint.list_committed(run)] == [2]
     else:
-        train(recipe_of(small, **fields))
+        train(load_recipe(small, **fields))
         assert [checkpoint.step_of(folder) for folder in checkpoint.list_committed(run)] == [6, 8]
     failed = [row for row in RunDir(run).events() if row["event"] == "checkpoint-failed"]
     assert [(row["step"], "No space left" in row["problem"]) for row in failed] == [(4, True)]
@@ -137,7 +137,7 @@ with init_distributed(60) as ranks:
 @pytest.mark.slow
 def test_a_checkpoint_that_fails_on_one_rank_fails_on_all_and_the_next_is_whole(small: Path, tmp_path: Path) -> None:
     (tmp_path / "full.py").write_text(FULL_DISK)
-    done = launch(tmp_path, 2, "full.py", str(small / "recipe.yaml"))
+    done = run_torchrun(tmp_path, 2, "full.py", str(small / "recipe.yaml"))
     assert done.returncode == 0, done.stderr
     told = {path.name: path.read_text() for path in tmp_path.glob("[01]-[12]")}
     assert sorted(told) == ["0-1", "0-2", "1-1", "1-2"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.train.ranked import launch, losses, rows_read, train_several, write_recipe
+from tests.train.torchrun import metric_by_step, run_torchrun, sequences_read, train_recipes, write_recipe
 from torch import Tensor
 
 from tinyllama.model.llama import Llama, initialize
@@ -40,7 +40,7 @@ def runs(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     fields |= seldom | {"train.micro_batch_sequences": BATCH, "train.validation_sequences": BATCH}
     for count in (1, 2, 4):
         mine = {name: own for name, (ranks, own) in RUNS.items() if ranks == count}
-        train_several(folder, count, [write_recipe(folder, small, name, **fields | own) for name, own in mine.items()])
+        train_recipes(folder, count, [write_recipe(folder, small, name, **fields | own) for name, own in mine.items()])
     return folder
 
 
@@ -57,27 +57,27 @@ def runs(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_number_of_ranks_reads_the_same_rows_to_the_same_loss(
     runs: Path, name: str, alone: str, tolerance: float
 ) -> None:
-    rows = rows_read(runs, alone, 1)
+    rows = sequences_read(runs, alone, 1)
     assert rows.shape == (STEPS, BATCH, 65)
-    assert (rows_read(runs, name, RUNS[name][0]) == rows).all()
-    found = losses(runs, name)
+    assert (sequences_read(runs, name, RUNS[name][0]) == rows).all()
+    found = metric_by_step(runs, name)
     assert len(found) == STEPS
-    assert found == pytest.approx(losses(runs, alone), rel=tolerance)
+    assert found == pytest.approx(metric_by_step(runs, alone), rel=tolerance)
     assert found[-1] < found[0] - 1
     # AdamW all but hides a gradient that is too large or too small: the norm before clipping tells.
-    norms = losses(runs, name, "gradient_norm")
-    assert norms == pytest.approx(losses(runs, alone, "gradient_norm"), rel=20 * tolerance)
+    norms = metric_by_step(runs, name, "gradient_norm")
+    assert norms == pytest.approx(metric_by_step(runs, alone, "gradient_norm"), rel=20 * tolerance)
 
 
 def test_compiled_on_two_ranks_it_follows_the_uncompiled_one(runs: Path) -> None:
-    found, uncompiled = losses(runs, "2-bf16-compiled"), losses(runs, "2-bf16")
+    found, uncompiled = metric_by_step(runs, "2-bf16-compiled"), metric_by_step(runs, "2-bf16")
     assert found == pytest.approx(uncompiled, rel=5e-3)
     assert found != uncompiled  # it was compiled: another rounding
 
 
 def test_shards_that_do_not_make_up_the_ranks_are_refused_in_one_line(small: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, small, "unfit")
-    done = launch(tmp_path, 2, "-m", "tinyllama", "train", recipe, "--parallel.shard", "3")
+    done = run_torchrun(tmp_path, 2, "-m", "tinyllama", "train", recipe, "--parallel.shard", "3")
     (line,) = re.findall(r"tinyllama: .*", done.stderr)
     assert line == (
         "tinyllama: parallel: shard 3 x replicate 1 do not make 2 ranks; change one of them or the number of ranks"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.train.trainers import built
+from tests.train.single_process import build_state
 from torch import Tensor
 
 from tinyllama.errors import InputError
@@ -43,7 +43,7 @@ def of_bf16() -> Llama:
 
 def of_float8(ranks: World) -> Llama:
     model = of_bf16()
-    setup._use_float8(model, ranks)
+    setup.enable_float8(model, ranks)
     return model
 
 
@@ -88,5 +88,5 @@ def test_it_learns_as_bf16_does(a_gpu_that_has_it: World) -> None:
 
 
 def test_a_cpu_refuses_it_in_one_line(small: Path) -> None:
-    with pytest.raises(InputError, match=r"^train\.float8: cpu has no float8 products.*take it out$"):
-        built(Recipe.load(small / "recipe.yaml", {"train.float8": True}))
+    with pytest.raises(InputError, match=r"^train\.float8: cpu has no float8 products.*remove it$"):
+        build_state(Recipe.load(small / "recipe.yaml", {"train.float8": True}))

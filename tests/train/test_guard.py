@@ -1,4 +1,4 @@
-"""The guard: what is skipped, what goes back, and that the run then is the one that never met the bad batches."""
+"""The guard: skipped steps, rollbacks, runs that end as if they had never read the bad batches, and the watchdog."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.data.test_store_at_size import write_store
-from tests.train.launching import events_of, fault, launched, losses_of, rows_of, same_weights, weights
-from tests.train.planting import plant_in_losses
+from tests.train import single_process
+from tests.train.fault_injection import inject_into_losses
+from tests.train.launch import (
+    assert_same_run,
+    event_steps,
+    fault_in_batch,
+    load_weights,
+    read_events,
+    read_metrics,
+    same_weights,
+    start_training,
+)
 
 from tinyllama import cli
 from tinyllama.data import batches as batches_module
@@ -27,327 +38,306 @@ from tinyllama.errors import RunStoppedError
 from tinyllama.files import write_json
 from tinyllama.recipe import Guard, Recipe
 from tinyllama.runs import checkpoint
-from tinyllama.train.guard import Action, SpikeDetector, all_skipped_batches, is_spike, read_rollbacks, record_rollback
+from tinyllama.runs.run_dir import RunDir
+from tinyllama.train.guard import Action, Decision, SpikeDetector, discard_stale_rollbacks, is_spike, record_rollback
 from tinyllama.train.loop import train
 
 pytest_plugins = ["tests.train.fixtures"]
 
+Inject = Callable[..., None]
 WINDOW = {"guard.spike_window_steps": 8}
 
 
-def rules(**fields: Any) -> Guard:
+def limits(**fields: Any) -> Guard:
     return Guard(**{"spike_window_steps": 8, "max_skips": 2, **fields})
 
 
-def recipe_of(small: Path, **overrides: Any) -> Recipe:
-    return Recipe.load(small / "recipe.yaml", WINDOW | overrides)
+def load_recipe(small: Path, **overrides: Any) -> Recipe:
+    return single_process.load_recipe(small, **WINDOW | overrides)
 
 
-# The decision
+# Decisions
 
 
-def test_a_spike_is_seen_only_when_the_window_is_full() -> None:
+def test_spike_needs_a_full_window() -> None:
     window = [5.0, 5.1, 4.9, 5.0, 5.1, 4.9, 5.0]
-    assert not is_spike(1000.0, window, rules())
-    assert is_spike(1000.0, [*window, 5.0], rules())
+    assert not is_spike(1000.0, window, limits())
+    assert is_spike(1000.0, [*window, 5.0], limits())
 
 
-def test_a_loss_is_a_spike_from_so_many_standard_deviations_on() -> None:
-    window = [4.0, 4.2, 4.4, 4.6, 5.4, 5.6, 5.8, 6.0]  # the median is 5, and half of them are farther than 0.7 from it
+def test_spike_threshold_is_a_robust_z_score() -> None:
+    window = [4.0, 4.2, 4.4, 4.6, 5.4, 5.6, 5.8, 6.0]  # median 5, median absolute deviation 0.7
     deviation = 1.4826 * 0.7
-    assert not is_spike(5 + 5.99 * deviation, window, rules())
-    assert is_spike(5 + 6.01 * deviation, window, rules())
-    assert not is_spike(5 + 6.01 * deviation, window, rules(spike_z_score=7))
+    assert not is_spike(5 + 5.99 * deviation, window, limits())
+    assert is_spike(5 + 6.01 * deviation, window, limits())
+    assert not is_spike(5 + 6.01 * deviation, window, limits(spike_z_score=7))
 
 
-def test_equal_losses_leave_room_of_a_hundredth_a_standard_deviation() -> None:
-    assert not is_spike(5 * 1.059, [5.0] * 8, rules())
-    assert is_spike(5 * 1.061, [5.0] * 8, rules())
+def test_equal_losses_have_a_standard_deviation_of_one_percent() -> None:
+    assert not is_spike(5 * 1.059, [5.0] * 8, limits())
+    assert is_spike(5 * 1.061, [5.0] * 8, limits())
 
 
 @given(st.lists(st.floats(0, 20), min_size=8, max_size=8), st.floats(-100, 20))
-def test_no_loss_up_to_the_median_is_ever_a_spike(window: list[float], loss: float) -> None:
-    assert not is_spike(min(loss, statistics.median(window)), window, rules())
+def test_no_loss_up_to_the_median_is_a_spike(window: list[float], loss: float) -> None:
+    assert not is_spike(min(loss, statistics.median(window)), window, limits())
 
 
-def test_skips_in_a_row_are_counted_and_one_too_many_goes_back_by_all_their_batches() -> None:
-    guard = SpikeDetector(rules())
-    assert guard.check(math.nan, 1.0)[::2] == (Action.SKIP, 1)
-    assert guard.check(5.0, math.inf)[::2] == (Action.SKIP, 2)
-    assert guard.check(-math.inf, math.nan)[::2] == (Action.ROLL_BACK, 3)
+def test_too_many_skips_in_a_row_roll_back_by_all_their_batches() -> None:
+    detector = SpikeDetector(limits())
+    decisions = [detector.check(*step) for step in ((math.nan, 1.0), (5.0, math.inf), (-math.inf, math.nan))]
+    assert [(decision.action, decision.num_suspect_batches) for decision in decisions] == [
+        (Action.SKIP, 1),
+        (Action.SKIP, 2),
+        (Action.ROLL_BACK, 3),
+    ]
 
 
-def test_a_step_that_is_well_ends_the_row_of_skips() -> None:
-    guard = SpikeDetector(rules())
+def test_good_step_resets_the_number_of_skips() -> None:
+    detector = SpikeDetector(limits())
     for _ in range(5):
-        assert guard.check(math.nan, 1.0)[0] is Action.SKIP
-        assert guard.check(1.0, math.inf)[0] is Action.SKIP
-        assert guard.check(5.0, 1.0) == (Action.APPLY, "", 0)
+        assert detector.check(math.nan, 1.0).action is Action.SKIP
+        assert detector.check(1.0, math.inf).action is Action.SKIP
+        assert detector.check(5.0, 1.0) == Decision(Action.APPLY, "", 0)
 
 
-def test_without_skips_the_first_that_is_not_finite_goes_back() -> None:
-    verdict, reason, blamed = SpikeDetector(rules(max_skips=0)).check(5.0, math.inf)
-    assert (verdict, blamed) == (Action.ROLL_BACK, 1)
-    assert reason == "loss 5.0, gradient norm inf"
+def test_without_allowed_skips_the_first_bad_step_rolls_back() -> None:
+    decision = SpikeDetector(limits(max_skips=0)).check(5.0, math.inf)
+    assert decision == Decision(Action.ROLL_BACK, "loss 5.0, gradient norm inf", 1)
 
 
-def test_losses_that_were_not_learnt_from_are_not_in_the_window() -> None:
-    guard = SpikeDetector(rules())
+def test_losses_that_were_not_applied_are_not_in_the_window() -> None:
+    detector = SpikeDetector(limits())
     for number in range(8):
-        guard.check(5.0 + number / 100, 1.0)
-    before = guard.state()["losses"]
-    assert guard.check(math.nan, 1.0)[0] is Action.SKIP
-    assert guard.check(5.0, math.inf)[0] is Action.SKIP
-    assert guard.check(99.0, 1.0)[::2] == (Action.ROLL_BACK, 2)
-    assert guard.state()["losses"] == before
-    guard.check(5.05, 1.0)
-    assert guard.state()["losses"] == [*before[1:], 5.05]
+        detector.check(5.0 + number / 100, 1.0)
+    before = detector.state()["losses"]
+    assert detector.check(math.nan, 1.0).action is Action.SKIP
+    assert detector.check(5.0, math.inf).action is Action.SKIP
+    spike = detector.check(99.0, 1.0)
+    assert (spike.action, spike.num_suspect_batches, spike.is_spike) == (Action.ROLL_BACK, 2, True)
+    assert detector.state()["losses"] == before
+    detector.check(5.05, 1.0)
+    assert detector.state()["losses"] == [*before[1:], 5.05]
 
 
 @given(st.lists(st.floats(0.1, 20) | st.just(math.nan), max_size=30), st.floats(0.1, 40))
-def test_a_guard_from_a_checkpoint_decides_as_the_one_that_made_it(losses: list[float], then: float) -> None:
-    guard = SpikeDetector(rules())
+def test_restored_detector_decides_like_the_original(losses: list[float], next_loss: float) -> None:
+    detector = SpikeDetector(limits())
     for loss in losses:
-        guard.check(loss, 1.0)
-    other = SpikeDetector(rules(), json.loads(json.dumps(guard.state())))
-    assert (list(other.losses), other.skips) == (list(guard.losses), guard.skips)
-    for loss in (then, math.nan, then / 2, 5.0):
-        assert other.check(loss, 1.0) == guard.check(loss, 1.0)
-        assert other.state() == guard.state()
+        detector.check(loss, 1.0)
+    restored = SpikeDetector(limits(), json.loads(json.dumps(detector.state())))
+    for loss in (next_loss, math.nan, next_loss / 2, 5.0):
+        assert restored.check(loss, 1.0) == detector.check(loss, 1.0)
+        assert restored.state() == detector.state()
 
 
-# The batches that are left out
+# Skipped batches
 
 
 @given(st.integers(0, 60), st.sets(st.integers(0, 80), max_size=40))
-def test_a_step_learns_from_the_batch_that_so_many_others_precede(step: int, left_out: set[int]) -> None:
-    kept = [batch for batch in range(200) if batch not in left_out]
-    assert batch_index_for_step(step, left_out) == kept[step]
+def test_step_reads_the_batch_after_that_many_kept_ones(step: int, skipped: set[int]) -> None:
+    kept = [batch for batch in range(200) if batch not in skipped]
+    assert batch_index_for_step(step, skipped) == kept[step]
 
 
 @pytest.mark.parametrize(("first_step", "ranks"), [(0, 1), (0, 2), (3, 3), (9, 1), (10, 1)])
-def test_batches_left_out_are_passed_over_and_the_steps_stay_as_many(
+def test_skipped_batches_do_not_change_the_number_of_steps(
     small: Path, monkeypatch: pytest.MonkeyPatch, first_step: int, ranks: int
 ) -> None:
-    recipe, store = recipe_of(small, **{"train.tokens": 10 * 6 * 64}), TokenStore.open(small / "store")
-    monkeypatch.setattr(batches_module, "_MAX_BLOCK_SEQUENCES", 6 * 3)  # so that there are several blocks
-    left_out = {0, 3, 4, 5, 6, 11, 12, 99}
-    learnt = [1, 2, 7, 8, 9, 10, 13, 14, 15, 16][first_step:]
+    recipe, store = load_recipe(small, **{"train.tokens": 10 * 6 * 64}), TokenStore.open(small / "store")
+    monkeypatch.setattr(batches_module, "_MAX_BLOCK_SEQUENCES", 6 * 3)  # several blocks
+    skipped = {0, 3, 4, 5, 6, 11, 12, 99}
+    expected = [1, 2, 7, 8, 9, 10, 13, 14, 15, 16][first_step:]
     for rank in range(ranks):
-        read = list(batches(recipe, store, first_step, rank, ranks, left_out))
-        assert len(read) == len(learnt) == 10 - first_step
-        for batch, rows in zip(learnt, read, strict=True):
-            assert torch.equal(rows, batch_of_step(recipe, store, batch, rank, ranks))
+        read = list(batches(recipe, store, first_step, rank, ranks, skipped))
+        assert len(read) == len(expected) == 10 - first_step
+        for batch, sequences in zip(expected, read, strict=True):
+            assert torch.equal(sequences, batch_of_step(recipe, store, batch, rank, ranks))
 
 
-def test_no_token_of_a_batch_left_out_is_read(small: Path, tmp_path: Path) -> None:
-    """Token = index: what the batches hold says itself where it was read."""
+def test_no_token_of_a_skipped_batch_is_read(small: Path, tmp_path: Path) -> None:
+    """The value of each token is its index, so a batch's content is its position in the store."""
     sizes = {"modules": [30_000], "lines": [20_000]}
     folder = write_store(tmp_path / "store", sizes)
     for source, first in (("modules", 0), ("lines", 40_000)):
         np.arange(first, first + sizes[source][0], dtype="<u2").tofile(folder / source / "train/00000.tokens")
-    recipe, store = recipe_of(small, **{"train.tokens": 20 * 6 * 64}), TokenStore.open(folder)
-    left_out = {0, 7, 8, 19}
-    skipped = {int(row[0]) for batch in left_out for row in batch_of_step(recipe, store, batch)}
-    starts = [int(row[0]) for rows in batches(recipe, store, 0, skipped_batches=left_out) for row in rows]
-    assert len(starts) == len(set(starts)) == 20 * 6
-    assert not skipped & set(starts)
-    assert skipped | set(starts) == {int(row[0]) for batch in range(24) for row in batch_of_step(recipe, store, batch)}
+    recipe, store = load_recipe(small, **{"train.tokens": 20 * 6 * 64}), TokenStore.open(folder)
+    batch_indices = {0, 7, 8, 19}
+    skipped = {int(row[0]) for batch in batch_indices for row in batch_of_step(recipe, store, batch)}
+    read = [int(row[0]) for rows in batches(recipe, store, 0, skipped_batches=batch_indices) for row in rows]
+    assert len(read) == len(set(read)) == 20 * 6
+    assert not skipped & set(read)
+    assert skipped | set(read) == {int(row[0]) for batch in range(24) for row in batch_of_step(recipe, store, batch)}
 
 
-def test_what_is_left_out_adds_up_in_its_file(tmp_path: Path) -> None:
-    assert read_rollbacks(tmp_path) == []
+def test_rollbacks_are_recorded_in_order_and_stale_ones_dropped(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
     first = {"batches": [3, 4], "checkpoint": 0, "step": 5, "reason": "loss nan"}
     second = {"batches": [7], "checkpoint": 5, "step": 6, "reason": "loss inf"}
-    record_rollback(tmp_path, first)
-    record_rollback(tmp_path, second)
-    assert read_rollbacks(tmp_path) == [first, second]
-    assert all_skipped_batches([first, second]) == {3, 4, 7}
+    record_rollback(run, first)
+    record_rollback(run, second)
+    assert run.rollbacks() == [first, second]
+    assert run.skipped_batches() == {3, 4, 7}
+    discard_stale_rollbacks(run)
+    assert run.rollbacks() == [first]
 
 
-# A run
+# Runs
 
 
 @pytest.fixture
-def plant(small: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Plant faults of one kind at a row of each of some batches."""
+def inject(small: Path, monkeypatch: pytest.MonkeyPatch) -> Inject:
+    """Function that injects faults of one kind at a row of each of some batches."""
 
-    def planting(what: str, *struck: int) -> None:
-        plant_in_losses([fault(recipe_of(small), what, batch, 4) for batch in struck], monkeypatch.setattr)
+    def inject_at(what: str, *indices: int) -> None:
+        faults = [fault_in_batch(load_recipe(small), what, batch, 4) for batch in indices]
+        inject_into_losses(faults, monkeypatch.setattr)
 
-    return planting
+    return inject_at
 
 
-def trained_without(small: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *left_out: int, **fields: Any) -> Path:
-    """A run from scratch, to which nothing happens, that leaves out some batches from its beginning."""
+def train_without(small: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *skipped: int, **fields: Any) -> Path:
+    """Train from scratch without faults, with some batches skipped from the start."""
     folder.mkdir()
     with monkeypatch.context() as patch:
         patch.chdir(folder)
-        record = {"batches": list(left_out), "checkpoint": 0, "step": 0, "reason": "by hand"}
+        record = {"batches": list(skipped), "checkpoint": 0, "step": 0, "reason": "by hand"}
         write_json(folder / "runs/small/skipped_batches.json", [record])
-        return folder / train(recipe_of(small, **fields))
+        return folder / train(load_recipe(small, **fields))
 
 
-def assert_finite(run: Path) -> None:
-    assert all(bool(tensor.isfinite().all()) for tensor in weights(run).values())
+def rollback_of(run: Path) -> tuple[int, int, list[int]]:
+    """Return step, checkpoint and skipped batches of the first rollback."""
+    event = read_events(run, "rollback")[0]
+    return event["step"], event["checkpoint"], event["skipped_batches"]
+
+
+def all_finite(run: Path) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in load_weights(run).values())
 
 
 @pytest.mark.parametrize(("what", "reason"), [("nan", "loss nan"), ("infinite", "gradient norm (inf|nan)")])
-def test_a_step_that_is_not_finite_is_skipped_and_the_run_goes_on(
-    small: Path, here: Path, plant: Any, what: str, reason: str
+def test_step_that_is_not_finite_is_skipped(
+    small: Path, work_dir: Path, inject: Inject, what: str, reason: str
 ) -> None:
-    plant(what, 12)
-    run = train(recipe_of(small))
-    rows = rows_of(run)
+    inject(what, 12)
+    run = train(load_recipe(small))
+    rows = read_metrics(run)
     assert [row["step"] for row in rows] == list(range(1, 41))
     assert [row["step"] for row in rows if row["loss"] is None or "skipped" in row] == [13]
     assert rows[12]["loss"] is rows[12]["gradient_norm"] is None
-    assert [(row["step"], row["reason"]) for row in events_of(run, "skip")] == [(13, rows[12]["skipped"])]
+    assert [(row["step"], row["reason"]) for row in read_events(run, "skip")] == [(13, rows[12]["skipped"])]
     assert re.search(reason, rows[12]["skipped"])
-    assert {row["event"] for row in events_of(run)} == {"start", "checkpoint", "skip", "done"}
+    assert {row["event"] for row in read_events(run)} == {"start", "checkpoint", "skip", "done"}
     assert rows[-1]["loss"] < rows[11]["loss"]
-    assert_finite(run)
+    assert all_finite(run)
 
 
-def test_a_skipped_step_changes_no_weight(small: Path, here: Path, plant: Any) -> None:
-    fields = {"train.tokens": 3 * 6 * 64, "checkpoint.every_steps": 1, "checkpoint.keep": 3}
-    plant("nan", 1, 2)
-    run = train(recipe_of(small, **fields))
+def test_skipped_step_changes_no_weight(small: Path, work_dir: Path, inject: Inject) -> None:
+    inject("nan", 1, 2)
+    run = train(load_recipe(small, **{"train.tokens": 3 * 6 * 64, "checkpoint.every_steps": 1, "checkpoint.keep": 3}))
     first, *others = (checkpoint.checkpoint_folder(run, step) for step in (1, 2, 3))
-    assert same_weights(first, others[0])
-    assert same_weights(first, others[1])
+    assert all(same_weights(first, other) for other in others)
 
 
 @pytest.mark.parametrize("what", ["nan", "infinite"])
-def test_skips_without_end_go_back_to_the_last_checkpoint_and_leave_their_batches_out(
-    small: Path, here: Path, plant: Any, monkeypatch: pytest.MonkeyPatch, what: str
+def test_too_many_skips_roll_back_and_skip_their_batches(
+    small: Path, work_dir: Path, inject: Inject, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    plant(what, 23, 24, 25, 26)
-    run = here / train(recipe_of(small, **{"guard.max_skips": 2}))
-    # The fourth comes again in the step where the first was, and alone it is a skip like any other.
-    assert [row["step"] for row in events_of(run, "skip")] == [24, 25, 24]
-    rollback = events_of(run, "rollback")[0]
-    assert (rollback["step"], rollback["checkpoint"], rollback["skipped_batches"]) == (26, 20, [23, 24, 25])
+    inject(what, 23, 24, 25, 26)
+    run = work_dir / train(load_recipe(small, **{"guard.max_skips": 2}))
+    # The fourth bad batch returns at the step of the first; alone it is skipped like any other.
+    assert event_steps(run, "skip") == [24, 25, 24]
+    assert rollback_of(run) == (26, 20, [23, 24, 25])
+    rollback = read_events(run, "rollback")[0]
     record = {key: rollback[key] for key in ("step", "checkpoint", "reason")}
-    assert read_rollbacks(run) == [record | {"batches": [23, 24, 25]}]
-    rows = rows_of(run)
+    assert RunDir(run).rollbacks() == [record | {"batches": [23, 24, 25]}]
+    rows = read_metrics(run)
     assert [row["step"] for row in rows] == list(range(1, 41))
     assert [row.get("batch") for row in rows] == [None] * 20 + [20, 21, 22, *range(26, 43)]
     assert [row["step"] for row in rows if row["loss"] is None] == [24]
-    assert_finite(run)
-    other = trained_without(small, here / "other", monkeypatch, 23, 24, 25)
-    assert same_weights(run, other)
+    assert all_finite(run)
+    assert same_weights(run, train_without(small, work_dir / "other", monkeypatch, 23, 24, 25))
 
 
-def test_after_a_spike_the_run_is_the_one_that_never_met_it(
-    small: Path, here: Path, plant: Any, monkeypatch: pytest.MonkeyPatch
+def test_run_after_a_spike_equals_one_without_its_batches(
+    small: Path, work_dir: Path, inject: Inject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant("spike", 27)
-    run = here / train(recipe_of(small))
-    rollback = events_of(run, "rollback")[0]
-    assert (rollback["step"], rollback["checkpoint"], rollback["skipped_batches"]) == (28, 20, [26, 27])
-    assert rollback["reason"].startswith("loss ")
-    assert [(row["event"], row["step"]) for row in events_of(run, "start", "resume")] == [("start", 0), ("resume", 20)]
-    assert [row["batch"] for row in rows_of(run)[20:]] == [*range(20, 26), *range(28, 42)]
-    other = trained_without(small, here / "other", monkeypatch, 26, 27)
-    assert losses_of(run) == losses_of(other)
-    assert same_weights(run, other)
+    inject("spike", 27)
+    run = work_dir / train(load_recipe(small))
+    assert rollback_of(run) == (28, 20, [26, 27])
+    assert event_steps(run, "start", "resume") == [0, 20]
+    assert [row["batch"] for row in read_metrics(run)[20:]] == [*range(20, 26), *range(28, 42)]
+    assert_same_run(run, train_without(small, work_dir / "other", monkeypatch, 26, 27))
 
 
-def test_a_batch_from_before_the_checkpoint_is_never_left_out(
-    small: Path, here: Path, plant: Any, monkeypatch: pytest.MonkeyPatch
+def test_batch_before_the_checkpoint_is_never_skipped(
+    small: Path, work_dir: Path, inject: Inject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant("spike", 20)
-    run = here / train(recipe_of(small))
-    assert [row["skipped_batches"] for row in events_of(run, "rollback")] == [[20]]
-    assert same_weights(run, trained_without(small, here / "other", monkeypatch, 20))
+    inject("spike", 20)
+    run = work_dir / train(load_recipe(small))
+    assert rollback_of(run)[2] == [20]
+    assert same_weights(run, train_without(small, work_dir / "other", monkeypatch, 20))
 
 
-def test_before_the_first_checkpoint_it_goes_back_to_the_first_weights(
-    small: Path, here: Path, plant: Any, monkeypatch: pytest.MonkeyPatch
+def test_rollback_before_the_first_checkpoint_returns_to_step_0(
+    small: Path, work_dir: Path, inject: Inject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fields = {"checkpoint.every_steps": 100}
-    plant("spike", 12)
-    run = here / train(recipe_of(small, **fields))
-    assert [(row["event"], row["step"]) for row in events_of(run)] == [
-        ("start", 0),
-        ("rollback", 13),
-        ("start", 0),
-        ("checkpoint", 40),
-        ("done", 40),
-    ]
-    assert [row["checkpoint"] for row in read_rollbacks(run)] == [0]
-    other = trained_without(small, here / "other", monkeypatch, 11, 12, **fields)
-    assert losses_of(run) == losses_of(other)
-    assert same_weights(run, other)
+    inject("spike", 12)
+    run = work_dir / train(load_recipe(small, **fields))
+    events = [(row["event"], row["step"]) for row in read_events(run)]
+    assert events == [("start", 0), ("rollback", 13), ("start", 0), ("checkpoint", 40), ("done", 40)]
+    assert [row["checkpoint"] for row in RunDir(run).rollbacks()] == [0]
+    assert_same_run(run, train_without(small, work_dir / "other", monkeypatch, 11, 12, **fields))
 
 
-def test_spikes_at_other_checkpoints_go_back_each_for_itself(
-    small: Path, here: Path, plant: Any, monkeypatch: pytest.MonkeyPatch
+def test_rollbacks_are_counted_per_checkpoint(
+    small: Path, work_dir: Path, inject: Inject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant("spike", 15, 25, 36)
-    run = here / train(recipe_of(small, **{"guard.max_rollbacks": 1}))
-    left_out = [row["skipped_batches"] for row in events_of(run, "rollback")]
-    assert left_out == [[14, 15], [24, 25], [35, 36]]
-    assert [row["checkpoint"] for row in events_of(run, "rollback")] == [10, 20, 30]
-    other = trained_without(small, here / "other", monkeypatch, *chain.from_iterable(left_out))
-    assert losses_of(run) == losses_of(other)
-    assert same_weights(run, other)
+    inject("spike", 15, 25, 36)
+    run = work_dir / train(load_recipe(small, **{"guard.max_rollbacks": 1}))
+    skipped = [row["skipped_batches"] for row in read_events(run, "rollback")]
+    assert skipped == [[14, 15], [24, 25], [35, 36]]
+    assert [row["checkpoint"] for row in read_events(run, "rollback")] == [10, 20, 30]
+    assert_same_run(run, train_without(small, work_dir / "other", monkeypatch, *chain.from_iterable(skipped)))
 
 
-def test_spikes_without_end_end_the_run_with_one_line(
-    small: Path, here: Path, plant: Any, capfd: pytest.CaptureFixture[str]
+def test_too_many_rollbacks_end_the_run(
+    small: Path, work_dir: Path, inject: Inject, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    plant("spike", *range(24, 60))
+    inject("spike", *range(24, 60))
     flags = ["--guard.spike_window_steps", "8", "--guard.max_rollbacks", "2"]
     assert cli.main(["train", str(small / "recipe.yaml"), *flags]) == 1
     run = Path("runs/small")
-    assert [row["checkpoint"] for row in events_of(run, "rollback")] == [20, 20]
-    ended = events_of(run)[-1]
-    assert (ended["event"], ended["step"]) == ("failed", 22)  # the last step with a row
-    assert "step 23: loss" in ended["problem"]
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("tinyllama: ")]
-    assert len(said) == 1
-    assert "step 23: loss" in said[0]
-    assert "went back to step 20 2 times already" in said[0]
+    assert [row["checkpoint"] for row in read_events(run, "rollback")] == [20, 20]
+    end = read_events(run)[-1]
+    assert (end["event"], end["step"]) == ("failed", 22)  # the last step with a row
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("tinyllama: ")]
+    for text in (end["problem"], line):
+        assert "step 23: loss" in text
+        assert "step 20 2 times" in text
     assert [folder.name for folder in checkpoint.list_committed(run)] == ["step-00000010", "step-00000020"]
-    with pytest.raises(RunStoppedError, match="went back to step 20 2 times"):  # nor does it begin anew
-        train(recipe_of(small, **{"guard.max_rollbacks": 2}))
+    with pytest.raises(RunStoppedError, match="step 20 2 times"):  # also when it is started again
+        train(load_recipe(small, **{"guard.max_rollbacks": 2}))
 
 
-def test_killed_after_it_went_back_it_ends_with_the_same_weights(
-    small: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+def test_resume_after_a_kill_during_a_rollback_is_bit_identical(
+    small: Path, work_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipe_of(small)
-    spike, kill = fault(recipe, "spike", 27, 4), fault(recipe, "kill", 29, 1)
-    flags = ("--guard.spike_window_steps", "8")
-    with launched(small, here, *flags, faults=[spike, kill]) as life:
-        assert life.end() == -9, life.said()
-    run = here / "runs/small"
-    assert [row["skipped_batches"] for row in events_of(run, "rollback")] == [[26, 27]]
-    assert rows_of(run)[-1]["step"] == 27
+    recipe = load_recipe(small)
+    spike, kill = fault_in_batch(recipe, "spike", 27, 4), fault_in_batch(recipe, "kill", 29, 1)
+    with start_training(small, work_dir, "--guard.spike_window_steps", "8", faults=[spike, kill]) as training:
+        assert training.end() == -9, training.output()
+    run = training.run
+    assert rollback_of(run)[2] == [26, 27]
+    assert read_metrics(run)[-1]["step"] == 27
     train(recipe)
-    assert [row["step"] for row in rows_of(run)] == list(range(1, 41))
-    other = trained_without(small, here / "other", monkeypatch, 26, 27)
-    assert losses_of(run) == losses_of(other)
-    assert same_weights(run, other)
+    assert [row["step"] for row in read_metrics(run)] == list(range(1, 41))
+    assert_same_run(run, train_without(small, work_dir / "other", monkeypatch, 26, 27))
 
 
-# The watchdog
-
-STUCK = """
-import sys, time
-from tinyllama.train.guard import watchdog
-with watchdog(0.5, lambda: print("hung", flush=True)) as alive:
-    for _ in range(int(sys.argv[1])):
-        time.sleep(0.05)
-        alive()
-    time.sleep(float(sys.argv[2]))
-print("over")
-"""
-
-
-def test_a_process_that_hangs_says_so_and_ends() -> None:
-    command = [sys.executable, "-c", STUCK, "3", "100"]
+def test_watchdog_ends_a_hanging_process() -> None:
+    command = [sys.executable, str(Path(__file__).with_name("hanging_program.py")), "3", "100"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=90)
-    assert (done.returncode, done.stdout) == (1, "hung\n")
+    assert (done.returncode, done.stdout) == (1, "hang\n")

@@ -11,8 +11,8 @@ import torch
 from benchmarks.evaluation_model import smollm2_folder
 from safetensors.torch import load_file, save_file
 from tests.conftest import python_sources, write_jsonl
-from tests.train.ranked import losses, train_several, write_recipe
-from tests.train.trainers import built, train_step
+from tests.train.single_process import build_state, train_step
+from tests.train.torchrun import metric_by_step, train_recipes, write_recipe
 from tests.vocabularies import add_tokens
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -78,7 +78,7 @@ def started(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 write_peer(peer, recipe_of(small), pieces(small) + 40 * tied, tied)
             own: dict[str, object] = {"train.initial_weights": str(peer), "model.tie_embeddings": tied}
             recipes.append(write_recipe(folder, small, name + after, **fields | own))
-        train_several(folder, ranks, recipes)
+        train_recipes(folder, ranks, recipes)
     return folder
 
 
@@ -86,7 +86,7 @@ def started(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", TIED)
 def test_the_first_steps_loss_is_transformers_on_the_same_rows(small: Path, started: Path, name: str) -> None:
     rows = batch_of_step(recipe_of(small), TokenStore.open(small / "store"), 0)
-    found = losses(started, name)
+    found = metric_by_step(started, name)
     assert found[0] == pytest.approx(peers_loss(started / "peers" / name, rows), rel=1e-5)
     assert found[-1] < found[0] - 0.1
 
@@ -103,7 +103,7 @@ def test_schedule_and_data_start_at_their_beginning(started: Path) -> None:
 
 @pytest.mark.parametrize("name", TIED)
 def test_two_ranks_start_from_the_same_weights(started: Path, name: str) -> None:
-    assert losses(started, f"{name}-by-two") == pytest.approx(losses(started, name), rel=1e-5)
+    assert metric_by_step(started, f"{name}-by-two") == pytest.approx(metric_by_step(started, name), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", TIED)
@@ -137,7 +137,7 @@ def test_a_run_goes_on_where_the_weights_that_it_began_with_are_gone(
 def test_the_weights_are_the_peers_bit_for_bit(small: Path, tmp_path: Path) -> None:
     recipe = recipe_of(small, write_peer(tmp_path, recipe_of(small), pieces(small)))
     peer = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).state_dict()
-    ours = dict(to_hugging_face(built(recipe).model.state_dict(), recipe.model))
+    ours = dict(to_hugging_face(build_state(recipe).model.state_dict(), recipe.model))
     assert ours.keys() == peer.keys()
     assert [name for name in peer if not torch.equal(peer[name], ours[name])] == []
 
@@ -150,14 +150,14 @@ def test_weights_that_are_not_tied_as_config_says_start_an_untied_run(small: Pat
     places = json.loads(index.read_text())
     places["weight_map"]["lm_head.weight"] = path.name
     index.write_text(json.dumps(places))
-    assert torch.equal(built(recipe).model.state_dict()["head.weight"], head)
+    assert torch.equal(build_state(recipe).model.state_dict()["head.weight"], head)
     said = one_line(small, tmp_path, **{"model.tie_embeddings": True})
     assert said == f"model.tie_embeddings: is True, but False in {tmp_path}; make it the same"
 
 
 def one_line(small: Path, peer: Path, **overrides: Any) -> str:
     with pytest.raises(InputError) as refused:
-        built(recipe_of(small, peer, **overrides))
+        build_state(recipe_of(small, peer, **overrides))
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -182,7 +182,7 @@ def test_another_shape_is_refused_by_the_field_with_both_values(
 
 def test_a_constant_that_was_rounded_to_float32_on_its_way_is_the_same(small: Path, tmp_path: Path) -> None:
     peer = write_peer(tmp_path / "peer", recipe_of(small), pieces(small), rms_norm_eps=9.999999747378752e-06)
-    built(recipe_of(small, peer))  # so stands 1e-5 in what comes from a GGUF file
+    build_state(recipe_of(small, peer))  # so stands 1e-5 in what comes from a GGUF file
 
 
 def test_a_tokenizer_with_more_pieces_than_the_weights_is_refused(small: Path, tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def real_recipe(folder: Path, model: Path) -> Path:
 def test_a_real_pretrained_model_goes_on_from_transformers_loss(smollm2: Path, tmp_path: Path) -> None:
     recipe = Recipe.load(real_recipe(tmp_path, smollm2))
     prepare_store(recipe)
-    trainer = built(recipe)
+    trainer = build_state(recipe)
     rows = batch_of_step(recipe, trainer.store, 0)
     found = [train_step(trainer, step, rows)[0] for step in range(4)]
     assert found[0] == pytest.approx(peers_loss(smollm2, rows), rel=1e-4)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.train.ranked import losses, train_several, write_recipe
-from tests.train.trainers import built, recipe_of, train_step
+from tests.train.single_process import build_state, load_recipe, train_step
+from tests.train.torchrun import metric_by_step, train_recipes, write_recipe
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -28,7 +28,7 @@ FEW: dict[str, object] = {"train.tokens": STEPS * 384, "train.validate_every_ste
 
 
 def test_muon_gets_exactly_the_blocks_matrices_and_adamw_the_rest(small: Path) -> None:
-    recipe = recipe_of(small, **MUON, **{"model.tie_embeddings": False})
+    recipe = load_recipe(small, **MUON, **{"model.tie_embeddings": False})
     model = Llama(recipe.model, 601)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     given: dict[str, list[str]] = defaultdict(list)
@@ -46,8 +46,8 @@ def test_muon_gets_exactly_the_blocks_matrices_and_adamw_the_rest(small: Path) -
 
 
 def test_adamw_alone_gets_everything_once(small: Path) -> None:
-    model = Llama(recipe_of(small).model, 601)
-    (optimizer,) = build_optimizers(model, recipe_of(small).train.optimizer)
+    model = Llama(load_recipe(small).model, 601)
+    (optimizer,) = build_optimizers(model, load_recipe(small).train.optimizer)
     given = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(map(id, given)) == sorted(map(id, model.parameters()))
 
@@ -57,19 +57,19 @@ def muon_runs(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `alone` and `two`: 20 steps of Muon by one rank and by two."""
     folder = tmp_path_factory.mktemp("muon")
     for ranks, name in ((1, "alone"), (2, "two")):
-        train_several(folder, ranks, [write_recipe(folder, small, name, **MUON, **FEW)])
+        train_recipes(folder, ranks, [write_recipe(folder, small, name, **MUON, **FEW)])
     return folder
 
 
 @pytest.mark.slow
 def test_muon_lowers_the_loss(muon_runs: Path) -> None:
-    found = losses(muon_runs, "alone")
+    found = metric_by_step(muon_runs, "alone")
     assert len(found) == STEPS
     assert found[-1] < found[0] - 0.5
 
 
 def test_muon_on_two_ranks_follows_one(muon_runs: Path) -> None:
-    assert losses(muon_runs, "two") == pytest.approx(losses(muon_runs, "alone"), rel=1e-3)
+    assert metric_by_step(muon_runs, "two") == pytest.approx(metric_by_step(muon_runs, "alone"), rel=1e-3)
 
 
 def went_on(small: Path, folder: Path, name: str) -> Path:
@@ -77,7 +77,7 @@ def went_on(small: Path, folder: Path, name: str) -> Path:
     again = folder / "runs" / f"{name}-again"
     shutil.copytree(folder / "runs" / name, again)
     checkpoint.delete(checkpoint.checkpoint_folder(again, STEPS))
-    train_several(folder, 1, [write_recipe(folder, small, again.name, **MUON, **FEW)])
+    train_recipes(folder, 1, [write_recipe(folder, small, again.name, **MUON, **FEW)])
     assert [row["step"] for row in RunDir(again).events() if row["event"] == "resume"] == [10]
     return again
 
@@ -90,7 +90,7 @@ def test_muon_goes_on_from_a_checkpoint_to_the_same_weights_bit_for_bit(small: P
 
 def test_muon_goes_on_alone_from_what_two_ranks_saved(small: Path, muon_runs: Path) -> None:
     again = went_on(small, muon_runs, "two")
-    assert losses(muon_runs, again.name) == pytest.approx(losses(muon_runs, "two"), rel=1e-3)
+    assert metric_by_step(muon_runs, again.name) == pytest.approx(metric_by_step(muon_runs, "two"), rel=1e-3)
 
 
 def test_z_loss_has_autograds_gradient_and_the_loss_leaves_it_out() -> None:
@@ -116,7 +116,7 @@ def test_z_loss_has_autograds_gradient_and_the_loss_leaves_it_out() -> None:
 def test_a_steps_loss_leaves_z_loss_out_and_its_update_does_not(small: Path) -> None:
     found = []
     for z_loss in (0.0, 0.1):
-        trainer = built(recipe_of(small, **{"train.z_loss": z_loss}))
+        trainer = build_state(load_recipe(small, **{"train.z_loss": z_loss}))
         rows = [batch_of_step(trainer.recipe, trainer.store, step) for step in range(2)]
         found.append([train_step(trainer, step, rows[step])[0] for step in range(2)])
     assert found[0][0] == found[1][0]
@@ -140,7 +140,7 @@ def test_every_group_steps_at_the_schedules_rate_and_the_metrics_say_it(
 
         handle = register_optimizer_step_post_hook(note)
         try:
-            run = train(recipe_of(small, name=schedule, **MUON, **FEW, **{"train.schedule.name": schedule}))
+            run = train(load_recipe(small, name=schedule, **MUON, **FEW, **{"train.schedule.name": schedule}))
         finally:
             handle.remove()
         assert [row["learning_rate"] for row in RunDir(run).metrics()] == pytest.approx(rates)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.train.launching import rows_of
-from tests.train.trainers import ALONE, recipe_of
+from tests.train.launch import read_metrics
+from tests.train.single_process import SINGLE_PROCESS, load_recipe
 
 from tinyllama import hardware
 from tinyllama.model.flops import flops_per_token
@@ -28,7 +28,7 @@ def give(monkeypatch: pytest.MonkeyPatch, peaks: Iterable[float], device: str = 
     left = iter(peaks)
     monkeypatch.setattr(hardware, "peak_flops", lambda device, precision: next(left))
     monkeypatch.setattr(hardware, "device_name", lambda _: device)
-    monkeypatch.setattr(throughput, "_TIMING_SHARE", float("inf"))
+    monkeypatch.setattr(throughput, "_TIMING_FRACTION", float("inf"))
 
 
 def peak_of(row: dict[str, Any], flops: float, ranks: int = 1) -> float:
@@ -38,26 +38,26 @@ def peak_of(row: dict[str, Any], flops: float, ranks: int = 1) -> float:
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_the_peak_is_the_highest_product_so_far(small: Path, monkeypatch: pytest.MonkeyPatch, ranks: int) -> None:
-    recipe = recipe_of(small)
+    recipe = load_recipe(small)
     give(monkeypatch, [3e9, 7e9, 2e9, 9e9, 8e9])
     measured = ThroughputMeter(recipe, VOCAB_SIZE, World(0, ranks, torch.device("cpu")))
     flops = flops_per_token(recipe.model, VOCAB_SIZE, recipe.train.sequence_length)
-    found = [peak_of(measured.row(), flops, ranks)]
+    found = [peak_of(measured.metrics(), flops, ranks)]
     for _ in range(4):
         measured.restart()
-        found.append(peak_of(measured.row(), flops, ranks))
+        found.append(peak_of(measured.metrics(), flops, ranks))
     assert found == pytest.approx([3e9, 7e9, 7e9, 9e9, 9e9])
     assert [entry["peak_flops"] for entry in measured.hardware()] == [9e9]
 
 
 def test_a_product_is_not_timed_at_every_pause(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     give(monkeypatch, [3e9, 5e9])
-    monkeypatch.setattr(throughput, "_TIMING_SHARE", 0.02)
+    monkeypatch.setattr(throughput, "_TIMING_FRACTION", 0.02)
     clock = iter([100.0, 101.0, 150.9, 151.0, 152.0])  # begin and end of the first, no second, begin and end of a third
     monkeypatch.setattr(
         throughput, "time", SimpleNamespace(monotonic=lambda: next(clock), perf_counter=time.perf_counter)
     )
-    measured, peaks = ThroughputMeter(recipe_of(small), VOCAB_SIZE, ALONE), []
+    measured, peaks = ThroughputMeter(load_recipe(small), VOCAB_SIZE, SINGLE_PROCESS), []
     for _ in range(2):
         measured.restart()
         peaks += [entry["peak_flops"] for entry in measured.hardware()]
@@ -69,7 +69,7 @@ def test_a_resumed_run_keeps_its_peak_and_another_machine_gets_its_own(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = recipe_of(small, **{"checkpoint.keep": 9})
+    recipe = load_recipe(small, **{"checkpoint.keep": 9})
     flops = flops_per_token(recipe.model, VOCAB_SIZE, recipe.train.sequence_length)
 
     def live(peak: float, device: str) -> list[tuple[str, float]]:
@@ -79,7 +79,7 @@ def test_a_resumed_run_keeps_its_peak_and_another_machine_gets_its_own(
         give(monkeypatch, iter(lambda: peak, None), device)
         run = train(recipe)
         known = read_state(checkpoint_folder(run, 40))["hardware"]
-        assert peak_of(rows_of(run)[-1], flops) == pytest.approx(known[-1]["peak_flops"])
+        assert peak_of(read_metrics(run)[-1], flops) == pytest.approx(known[-1]["peak_flops"])
         return [(entry["device"], entry["peak_flops"]) for entry in known]
 
     assert live(5e9, "A") == [("A", 5e9)]
@@ -91,7 +91,7 @@ def test_a_resumed_run_keeps_its_peak_and_another_machine_gets_its_own(
 
 def test_a_checkpoint_of_an_earlier_version_is_resumed(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     give(monkeypatch, [4e9])
-    (entry,) = ThroughputMeter(recipe_of(small), VOCAB_SIZE, ALONE, before=()).hardware()
+    (entry,) = ThroughputMeter(load_recipe(small), VOCAB_SIZE, SINGLE_PROCESS, known=()).hardware()
     assert entry["peak_flops"] == 4e9
     assert {"device", "cores", "threads", "precision", "ranks"} <= entry.keys()
 
@@ -100,7 +100,7 @@ def test_a_gpus_peak_is_its_data_sheets_whatever_an_earlier_version_knew(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
-    recipe, ranks = recipe_of(small, **{"train.precision": "bf16"}), World(0, 8, torch.device("cuda"))
+    recipe, ranks = load_recipe(small, **{"train.precision": "bf16"}), World(0, 8, torch.device("cuda"))
     (entry,) = ThroughputMeter(recipe, VOCAB_SIZE, ranks).hardware()
     assert hardware.format_hardware(entry) == (
         "8 x NVIDIA H100 80GB HBM3; bf16 peak 989 TFLOP/s per GPU, from its data sheet"
@@ -112,13 +112,13 @@ def test_a_gpus_peak_is_its_data_sheets_whatever_an_earlier_version_knew(
 def test_a_gpu_that_is_not_known_has_no_mfu(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Fictional")
     monkeypatch.setattr(hardware, "peak_memory_bytes", lambda device: 0)
-    measured = ThroughputMeter(recipe_of(small), VOCAB_SIZE, World(0, 1, torch.device("cuda")))
-    assert measured.row()["mfu"] is None
+    measured = ThroughputMeter(load_recipe(small), VOCAB_SIZE, World(0, 1, torch.device("cuda")))
+    assert measured.metrics()["mfu"] is None
     assert hardware.format_hardware(measured.hardware()[0]) == "1 x NVIDIA Fictional; fp32 peak not known"
 
 
 def test_this_machines_cpu_has_a_name_and_a_measured_peak(small: Path) -> None:
-    (entry,) = ThroughputMeter(recipe_of(small), VOCAB_SIZE, World(1, 2, torch.device("cpu"))).hardware()
+    (entry,) = ThroughputMeter(load_recipe(small), VOCAB_SIZE, World(1, 2, torch.device("cpu"))).hardware()
     assert entry["device"] and entry["peak_flops"] > 0
     assert entry["device"] in hardware.format_hardware(entry)
     assert "2 ranks with 1 thread each; fp32 peak " in hardware.format_hardware(entry)

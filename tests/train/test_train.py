@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from tests.conftest import HOLD
-from tests.train.launching import events_of, has_rows, launched, losses_of, rows_of, same_weights
-from tests.train.ranked import launch, losses, write_recipe
-from tests.train.trainers import built, recipe_of, train_step
+from tests.train.launch import has_metrics, read_events, read_losses, read_metrics, same_weights, start_training
+from tests.train.single_process import build_state, load_recipe, train_step
+from tests.train.torchrun import metric_by_step, run_torchrun, write_recipe
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tinyllama.data.batches import batch_of_step
@@ -35,8 +35,8 @@ def step_of(trainer: TrainState, step: int) -> float:
 
 
 def test_the_loss_follows_transformers_and_its_adamw_step_by_step(small: Path) -> None:
-    recipe = recipe_of(small)
-    trainer = built(recipe)
+    recipe = load_recipe(small)
+    trainer = build_state(recipe)
     config = config_to_hugging_face(recipe.model, trainer.tokenizer.vocab_size, 1, 2) | {"dtype": "float32"}
     peer = LlamaForCausalLM(LlamaConfig(**config))
     peer.load_state_dict(dict(to_hugging_face(trainer.model.state_dict(), recipe.model)))
@@ -61,7 +61,7 @@ def test_the_loss_follows_transformers_and_its_adamw_step_by_step(small: Path) -
 def test_the_micro_batch_changes_only_rounding(small: Path) -> None:
     losses = []
     for rows in (1, 2, 6):
-        trainer = built(recipe_of(small, **{"train.micro_batch_sequences": rows}))
+        trainer = build_state(load_recipe(small, **{"train.micro_batch_sequences": rows}))
         losses.append([step_of(trainer, step) for step in range(4)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert losses[2] == pytest.approx(losses[0], rel=1e-5)
@@ -69,8 +69,8 @@ def test_the_micro_batch_changes_only_rounding(small: Path) -> None:
 
 @pytest.mark.slow
 def test_bf16_compiled_follows_float32(small: Path) -> None:
-    exact = built(recipe_of(small))
-    fast = built(recipe_of(small, **{"train.precision": "bf16", "train.compile": True}))
+    exact = build_state(load_recipe(small))
+    fast = build_state(load_recipe(small, **{"train.precision": "bf16", "train.compile": True}))
     for step in range(5):
         assert step_of(fast, step) == pytest.approx(step_of(exact, step), rel=1e-2)
     assert {parameter.dtype for parameter in fast.model.parameters()} == {torch.float32}
@@ -80,7 +80,7 @@ def test_a_finished_run_has_its_files_and_is_left_alone(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = train(recipe_of(small))
+    run = train(load_recipe(small))
     rows = list(RunDir(run).metrics())
     assert [row["step"] for row in rows] == list(range(1, 41))
     assert all(row["tokens"] == row["step"] * 6 * 64 for row in rows)
@@ -91,46 +91,46 @@ def test_a_finished_run_has_its_files_and_is_left_alone(
         "start", *["checkpoint"] * 4, "done",
     ]  # fmt: skip
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "metrics" in path.name}
-    train(recipe_of(small))
+    train(load_recipe(small))
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_with_the_same_weights(small: Path, here: Path, calm: Path) -> None:
-    run = here / "runs/small"
+def test_killed_at_any_moment_it_ends_with_the_same_weights(small: Path, work_dir: Path, reference_run: Path) -> None:
+    run = work_dir / "runs/small"
     chance = random.Random(5)
     for kill in range(4):
-        with launched(small, here) as life:
+        with start_training(small, work_dir) as life:
             # Not before the first step, so that each life gets somewhere; then within about three checkpoints' time.
-            reached, goal = len(rows_of(run)), min(39, kill * 10 + chance.randrange(1, 10))
-            life.wait_until(partial(has_rows, run, goal), f"step {goal}")
+            reached, goal = len(read_metrics(run)), min(39, kill * 10 + chance.randrange(1, 10))
+            life.wait_until(partial(has_metrics, run, goal), f"step {goal}")
             time.sleep(chance.random() * 0.05)
             life.process.kill()
             life.end()
-        assert len(rows_of(run)) >= min(reached, goal)
+        assert len(read_metrics(run)) >= min(reached, goal)
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 99, "lo')  # a row that a kill cut off
-    train(recipe_of(small))
-    assert same_weights(run, calm)
-    assert losses_of(run) == losses_of(calm)
-    assert events_of(run, "resume")
+    train(load_recipe(small))
+    assert same_weights(run, reference_run)
+    assert read_losses(run) == read_losses(reference_run)
+    assert read_events(run, "resume")
 
 
 def test_another_recipe_is_refused_by_the_field_that_differs(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    train(recipe_of(small, **{"train.tokens": 10 * 6 * 64}))
+    train(load_recipe(small, **{"train.tokens": 10 * 6 * 64}))
     with pytest.raises(InputError, match=r"train.tokens was 3840, is 7680; .*--allow-change"):
-        train(recipe_of(small, **{"train.tokens": 20 * 6 * 64}))
-    run = train(recipe_of(small, **{"train.tokens": 20 * 6 * 64}), allow_change=True)
+        train(load_recipe(small, **{"train.tokens": 20 * 6 * 64}))
+    run = train(load_recipe(small, **{"train.tokens": 20 * 6 * 64}), allow_change=True)
     assert [row["step"] for row in RunDir(run).metrics()] == list(range(1, 21))
 
 
 def test_another_tokenizer_than_the_stores_is_refused(small: Path, tmp_path: Path) -> None:
     train_tokenizer(["some other text " * 50], 285).save(tmp_path / "other", 128)
     with pytest.raises(InputError, match=r"other: not the tokenizer that .*store was made with"):
-        built(recipe_of(small, tokenizer=str(tmp_path / "other")))
+        build_state(load_recipe(small, tokenizer=str(tmp_path / "other")))
 
 
 def test_two_processes_never_train_one_run(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,19 +140,19 @@ def test_two_processes_never_train_one_run(small: Path, tmp_path: Path, monkeypa
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(InputError, match="another process is training this run"):
-            train(recipe_of(small))
+            train(load_recipe(small))
         other.communicate()
 
 
 @pytest.mark.slow
-def test_under_torchrun_three_ranks_learn_what_one_learns(small: Path, here: Path) -> None:
+def test_under_torchrun_three_ranks_learn_what_one_learns(small: Path, work_dir: Path) -> None:
     """Of 2 and 4, and of what each reads, tests/train/test_distributed.py tells."""
-    recipe = write_recipe(here, small, "three", **{"train.tokens": 8 * 6 * 64})
-    done = launch(here, 3, "-m", "tinyllama", "train", recipe)
+    recipe = write_recipe(work_dir, small, "three", **{"train.tokens": 8 * 6 * 64})
+    done = run_torchrun(work_dir, 3, "-m", "tinyllama", "train", recipe)
     assert done.returncode == 0, done.stderr
-    alone = train(Recipe.load(here / recipe, {"name": "alone"}))
-    assert losses(here, "three") == pytest.approx(losses(here, alone.name), rel=1e-5)
-    assert checkpoint.read_state(checkpoint.checkpoint_folder(here / "runs/three", 8))["ranks"] == 3
+    alone = train(Recipe.load(work_dir / recipe, {"name": "alone"}))
+    assert metric_by_step(work_dir, "three") == pytest.approx(metric_by_step(work_dir, alone.name), rel=1e-5)
+    assert checkpoint.read_state(checkpoint.checkpoint_folder(work_dir / "runs/three", 8))["ranks"] == 3
 
 
 def test_without_a_compiler_it_says_so_and_trains_uncompiled(
@@ -160,6 +160,6 @@ def test_without_a_compiler_it_says_so_and_trains_uncompiled(
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
-    trainer = built(recipe_of(small, **{"train.compile": True}))
+    trainer = build_state(load_recipe(small, **{"train.compile": True}))
     assert "no C++ compiler" in capsys.readouterr().err
-    assert step_of(trainer, 0) == pytest.approx(step_of(built(recipe_of(small)), 0))
+    assert step_of(trainer, 0) == pytest.approx(step_of(build_state(load_recipe(small)), 0))

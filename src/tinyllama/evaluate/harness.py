@@ -102,11 +102,11 @@ def _bos_prefix(file: Path, tokenizer: Tokenizer) -> list[int]:
 
 def distribute(items: Sequence[Any], ranks: World, compute: Callable[[Sequence[Any]], list[Result]]) -> list[Result]:
     """Return what `compute` returns for all items, in their order, on all ranks; each rank computes every n-th item."""
-    if ranks.count == 1:
+    if ranks.size == 1:
         return compute(items)
-    shares: list[list[Result]] = [[]] * ranks.count
-    dist.all_gather_object(shares, compute(items[ranks.rank :: ranks.count]))
-    return [shares[number % ranks.count][number // ranks.count] for number in range(len(items))]
+    shares: list[list[Result]] = [[]] * ranks.size
+    dist.all_gather_object(shares, compute(items[ranks.rank :: ranks.size]))
+    return [shares[number % ranks.size][number // ranks.size] for number in range(len(items))]
 
 
 def suppress_lm_eval_progress(model: LM, ranks: World) -> bool:

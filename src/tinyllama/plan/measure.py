@@ -17,7 +17,7 @@ from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
 from tinyllama.recipe import Recipe
 from tinyllama.train.distributed import World
-from tinyllama.train.optimizer import build_optimizers, clip_grad_norm, optimizer_step, zero_grad
+from tinyllama.train.optimizer import build_optimizers, clip_grad_norm, optimizer_step
 from tinyllama.train.setup import build_model
 
 _LAYERS = (1, 3)
@@ -91,7 +91,7 @@ class _TimedModel:
         def run() -> None:
             clip_grad_norm(self.model, self.train.optimizer.max_gradient_norm)
             optimizer_step(self.optimizers, 0.0)
-            zero_grad(self.optimizers)
+            self.model.zero_grad()
 
         return _seconds(run)
 

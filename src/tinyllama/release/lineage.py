@@ -23,7 +23,6 @@ from tinyllama.recipe import Recipe, Release, Source
 from tinyllama.runs.checkpoint import COMMIT
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer.backends import HUB_NAME
-from tinyllama.train.guard import all_skipped_batches, read_rollbacks
 
 EMBEDDED = "embedded corpus"
 PUBLIC = {"slimpajama": "cerebras/SlimPajama-627B", "starcoderdata": "bigcode/starcoderdata"}
@@ -48,7 +47,7 @@ def build_release_metadata(checkpoint: Path, averaged: list[Path], wanted: Relea
         "parameters": num_parameters(recipe.model, vocab_size),
         "initial_weights": state.get("initial_weights"),
         "hardware": state.get("hardware", []),
-        "skipped_batches": sorted(all_skipped_batches(read_rollbacks(run))),
+        "skipped_batches": sorted(RunDir(run).skipped_batches()),
         "formats": list(wanted.formats),
         "checkpoints": {folder.name: sha256_of(folder / COMMIT) for folder in averaged},
         "average_decay": wanted.average_decay,

@@ -1,11 +1,13 @@
-"""Ranks: who this process is, and the model shared out among all of them.
+"""The processes that train together, their rendezvous, and the model sharded among them.
 
-One process trains unsharded. Under torchrun the weights, gradients and optimiser state are sharded by FSDP2, a block at
-a time (Zhao et al. 2023, arXiv:2304.11277): gathered in the compute precision, gradients reduced in float32. With
-`parallel.replicate` the shards lie within groups of ranks, and groups hold the same (HSDP).
+One process trains unsharded. Under torchrun, FSDP2 shards weights, gradients and optimizer state block by block (Zhao
+et al. 2023, arXiv:2304.11277): weights are gathered in the compute precision, gradients are reduced in float32. With
+`parallel.replicate`, each group of ranks holds all shards, and groups are replicas (HSDP).
 """
 
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,12 +24,12 @@ from tinyllama.errors import RunStoppedError
 from tinyllama.model.llama import Llama
 from tinyllama.processes import die_with_torchrun
 from tinyllama.recipe import Parallel
-from tinyllama.train.rendezvous import unique_prefix_store
 
 Value = TypeVar("Value")
 
 _COLLECTIVE_TIMEOUT_FACTOR = 2.0
-"""The watchdog ends a process that hangs (see `guard.py`); the collectives' own limit is this many times longer."""
+"""Timeout of collectives, in units of `guard.watchdog_seconds`: the watchdog must end a hanging process first."""
+_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -35,79 +37,130 @@ class World:
     """This process among all that train together."""
 
     rank: int
-    count: int
+    size: int
     device: torch.device
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the rank that writes and speaks."""
+        """Whether this is rank 0, which writes the run's files and prints."""
         return self.rank == 0
 
 
 @contextmanager
 def init_distributed(watchdog_seconds: float) -> Iterator[World]:
-    """Join the other processes of a torchrun, or be alone: gloo on a CPU; nccl on GPUs, with gloo for what is not."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    """Join the other processes of torchrun, if any; gloo on CPUs, nccl on GPUs with gloo for tensors on the CPU.
+
+    Raises RunStoppedError if a rank does not join in time.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     die_with_torchrun()
-    if count == 1:
+    if size == 1:
         yield World(0, 1, device)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=_COLLECTIVE_TIMEOUT_FACTOR * watchdog_seconds)
-    store, rank, count = next(dist.rendezvous("env://", timeout=timeout))
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     try:
-        store = unique_prefix_store(store, rank, count, timeout)
+        store = unique_prefix_store(store, rank, size, timeout)
     except TimeoutError as error:
-        remedy = (
-            "see whether all have started and reach MASTER_ADDR, or raise guard.watchdog_seconds if they need longer"
-        )
-        words = f"{error} within {timeout.total_seconds():g} s (twice guard.watchdog_seconds)"
-        raise RunStoppedError(f"rank {rank}: {words}; {remedy}") from None
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
+        problem = f"{error} within {timeout.total_seconds():g} s (twice guard.watchdog_seconds)"
+        remedy = "check that all ranks have started and can reach MASTER_ADDR, or raise guard.watchdog_seconds"
+        raise RunStoppedError(f"rank {rank}: {problem}; {remedy}") from None
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
-        yield World(rank, count, device)
+        yield World(rank, size, device)
     finally:
         dist.destroy_process_group()
 
 
-def is_peer_failure(error: RuntimeError) -> bool:
-    """Whether an error says that another rank cannot be reached: gloo's are plain RuntimeErrors."""
+def unique_prefix_store(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
+    """Return a part of torchrun's store that is unique to this launch and shared by all `size` ranks.
+
+    After a restart the store still holds the addresses of the dead processes (pytorch issue 135712). The restart count
+    differs between nodes, so it cannot identify a launch. Instead, each rank requests the launch's prefix with a random
+    number and accepts only the answer to that number. Raises TimeoutError if a rank does not join.
+    """
+    deadline = time.monotonic() + timeout.total_seconds()
+    prefix = _publish_prefix(store, size, deadline) if rank == 0 else _receive_prefix(store, rank, deadline)
+    return dist.PrefixStore(prefix, store)
+
+
+def _publish_prefix(store: dist.Store, size: int, deadline: float) -> str:
+    """Answer the newest request of each other rank until all have acknowledged the prefix."""
+    prefix = uuid.uuid4().hex
+    missing = set(range(1, size))
+    while missing:
+        for rank in sorted(missing):
+            if store.check([f"request/{rank}"]):
+                store.set(f"answer/{rank}", f"{store.get(f'request/{rank}').decode()} {prefix}")
+            if store.check([f"acknowledged/{rank}"]) and store.get(f"acknowledged/{rank}").decode() == prefix:
+                missing.discard(rank)
+        _wait(deadline, f"ranks {sorted(missing)[:8]} did not join")
+    return prefix
+
+
+def _receive_prefix(store: dist.Store, rank: int, deadline: float) -> str:
+    """Request the prefix, wait for the answer to this request, and acknowledge it."""
+    request = uuid.uuid4().hex
+    store.set(f"request/{rank}", request)
+    while True:
+        if store.check([f"answer/{rank}"]):
+            answered, prefix = store.get(f"answer/{rank}").decode().split()
+            if answered == request:
+                store.set(f"acknowledged/{rank}", prefix)
+                return prefix
+        _wait(deadline, "rank 0 did not answer")
+
+
+def _wait(deadline: float, problem: str) -> None:
+    if time.monotonic() > deadline:
+        raise TimeoutError(problem)
+    time.sleep(_POLL_SECONDS)
+
+
+def is_peer_failure(error: BaseException) -> bool:
+    """Return whether an error means that another rank cannot be reached; gloo raises plain RuntimeErrors."""
+    if isinstance(error, RunStoppedError) or not isinstance(error, RuntimeError):
+        return False
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
-def build_mesh(parallel: Parallel, ranks: World) -> DeviceMesh:
-    """The ranks as FSDP2 wants them: [shard], or [replicate, shard] with neighbours in one shard group."""
-    replicate, shard = parallel.mesh(ranks.count)
+def build_mesh(parallel: Parallel, world: World) -> DeviceMesh:
+    """Return the device mesh for FSDP2: [shard] or [replicate, shard], with neighbouring ranks in one shard group.
+
+    Raises InputError if shard x replicate is not the number of ranks.
+    """
+    replicate, shard = parallel.mesh(world.size)
     if replicate == 1:
-        return dist.init_device_mesh(ranks.device.type, (shard,), mesh_dim_names=("shard",))
-    return dist.init_device_mesh(ranks.device.type, (replicate, shard), mesh_dim_names=("replicate", "shard"))
+        return dist.init_device_mesh(world.device.type, (shard,), mesh_dim_names=("shard",))
+    return dist.init_device_mesh(world.device.type, (replicate, shard), mesh_dim_names=("replicate", "shard"))
 
 
 def shard_model(model: Llama, mesh: DeviceMesh) -> None:
-    """Shard a model in place, also one on the meta device; its parameters become DTensors."""
-    # Inputs stay as they are: the activations have the precision already, and the rotary table must keep float32.
+    """Shard a model in place, also on the meta device; its parameters become DTensors."""
+    # Inputs are not cast: activations already have the precision, and the rotary table must keep float32.
     policy = MixedPrecisionPolicy(model.precision, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    # The root holds what is used first and last, so that it stays gathered between forward and backward.
+    # The root holds the parameters used first and last, so it stays gathered between forward and backward.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     register_fsdp_forward_method(model, "loss")
 
 
-def broadcast_from_rank0(value: Value, ranks: World) -> Value:
-    """The first rank's value, on all of them: what a disk shows may differ from rank to rank, and from time to time."""
-    said = [value]
-    if ranks.count > 1:
-        dist.broadcast_object_list(said)
-    return said[0]
+def broadcast_from_rank0(value: Value, world: World) -> Value:
+    """Return rank 0's value on all ranks: what ranks read from a disk may differ between ranks and over time."""
+    values = [value]
+    if world.size > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
-def all_reduce_sum(value: Tensor, ranks: World) -> Tensor:
-    """The sum of a tensor over all ranks, on each of them."""
-    if ranks.count > 1:
+def all_reduce_sum(value: Tensor, world: World) -> Tensor:
+    """Return the sum of a tensor over all ranks, on each rank."""
+    if world.size > 1:
         dist.all_reduce(value)
     return value

@@ -1,10 +1,9 @@
-"""The guard: what is done about a step that went wrong, decided from the step's loss and gradient norm alone; and the
-watchdog, which ends a process that stands still.
+"""The guard: what happens after a bad step, and the watchdog, which ends a process that hangs.
 
-Both are of all ranks together, so every rank decides the same without asking. A loss or gradient that is not finite
-is never applied: the step is skipped. Skips without end, and a loss far above the recent ones, take the run back to its
-last checkpoint, and the batches that led there are left out from then on (Chowdhery et al. 2022, arXiv:2204.02311,
-section 5.1). `RUN/skipped_batches.json` keeps them, so that a run killed at any moment goes on as if it had not been.
+The spike detector reads only the loss and the gradient norm over all ranks, so all ranks decide alike. A step with a
+loss or gradient that is not finite is skipped. Too many skips in a row, or a loss far above the recent ones, roll the
+run back to its newest checkpoint; the batches that led there are excluded from then on (Chowdhery et al. 2022,
+arXiv:2204.02311, section 5.1). `RUN/skipped_batches.json` records them, so that a resumed run excludes them too.
 """
 
 import math
@@ -16,131 +15,112 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tinyllama.files import read_json, write_json
+from tinyllama.files import write_json
 from tinyllama.recipe import Guard
+from tinyllama.runs.run_dir import RunDir
+from tinyllama.runs.sidecar import Heartbeat
 
 _MIN_RELATIVE_STD = 0.01
-"""A standard deviation is taken as this share of the median at least: losses may be all but equal."""
+"""Lower bound of the standard deviation, as a fraction of the median: losses may be almost equal."""
 _MAD_TO_SIGMA = 1.4826
-"""A normal distribution's standard deviation over its median absolute deviation."""
+"""Standard deviation of a normal distribution divided by its median absolute deviation."""
 
 
 class Action(Enum):
-    """What becomes of a step."""
+    """What happens with the gradient of a step."""
 
     APPLY = "apply"
     SKIP = "skip"
     ROLL_BACK = "roll back"
 
 
-class SpikeDetector:
-    """Judges each step by the losses before it."""
+class Decision(NamedTuple):
+    """The detector's decision on a step."""
 
-    def __init__(self, recipe: Guard, state: dict[str, Any] | None = None) -> None:
-        self.recipe = recipe
-        self.losses: deque[float] = deque((state or {}).get("losses", []), maxlen=recipe.spike_window_steps)
+    action: Action
+    reason: str
+    """Loss and gradient norm of a bad step; empty for a good one."""
+    num_suspect_batches: int
+    """Number of newest batches that led to a bad step."""
+    is_spike: bool = False
+
+
+class SpikeDetector:
+    """Decides on each step by comparing its loss with those of the steps before."""
+
+    def __init__(self, limits: Guard, state: dict[str, Any] | None = None) -> None:
+        """Continue from `state`, which is `state()` of an earlier detector."""
+        self.limits = limits
+        self.losses: deque[float] = deque((state or {}).get("losses", []), maxlen=limits.spike_window_steps)
         self.skips: int = (state or {}).get("skips", 0)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold for the guard to go on from it, as JSON."""
+        """Return the state that a checkpoint stores, as JSON values."""
         return {"losses": list(self.losses), "skips": self.skips}
 
-    def check(self, loss: float, norm: float) -> tuple[Action, str, int]:
-        """Verdict, reason, and how many of the newest batches led to it, for a step's mean loss and gradient norm."""
+    def check(self, loss: float, norm: float) -> Decision:
+        """Decide on a step with this mean loss and gradient norm."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.skips += 1
-            verdict = Action.ROLL_BACK if self.skips > self.recipe.max_skips else Action.SKIP
-            return verdict, f"loss {loss}, gradient norm {norm}", self.skips
-        if is_spike(loss, self.losses, self.recipe):
-            # Either this batch is odd, or the one before it, whose update came between.
-            return Action.ROLL_BACK, f"loss {loss:.4f} against a median of {statistics.median(self.losses):.4f}", 2
+            action = Action.ROLL_BACK if self.skips > self.limits.max_skips else Action.SKIP
+            return Decision(action, f"loss {loss}, gradient norm {norm}", self.skips)
+        if is_spike(loss, self.losses, self.limits):
+            # The cause is this batch, or the previous one through its update.
+            reason = f"loss {loss:.4f} against a median of {statistics.median(self.losses):.4f}"
+            return Decision(Action.ROLL_BACK, reason, 2, is_spike=True)
         self.skips = 0
         self.losses.append(loss)
-        return Action.APPLY, "", 0
+        return Decision(Action.APPLY, "", 0)
 
 
-def is_spike(loss: float, losses: Iterable[float], recipe: Guard) -> bool:
-    """Whether a loss lies `spike_z_score` above the median of a full window of losses, by the robust z-score."""
+def is_spike(loss: float, losses: Iterable[float], limits: Guard) -> bool:
+    """Return whether a loss is `spike_z_score` above the median of a full window of losses, by the robust z-score."""
     window = list(losses)
-    if len(window) < recipe.spike_window_steps:
+    if len(window) < limits.spike_window_steps:
         return False
     median = statistics.median(window)
     deviation = statistics.median(abs(value - median) for value in window)
-    return loss - median > recipe.spike_z_score * max(_MAD_TO_SIGMA * deviation, _MIN_RELATIVE_STD * abs(median))
+    return loss - median > limits.spike_z_score * max(_MAD_TO_SIGMA * deviation, _MIN_RELATIVE_STD * abs(median))
 
 
-def read_rollbacks(run: Path) -> list[dict[str, Any]]:
-    """The times that a run went back, oldest first: `batches` left out, `checkpoint` gone back to, `step`, `reason`."""
-    path = run / "skipped_batches.json"
-    records: list[dict[str, Any]] = read_json(path) if path.is_file() else []
-    return records
+def record_rollback(run: RunDir, record: dict[str, Any]) -> None:
+    """Append a rollback to the run's record."""
+    write_json(run.rollbacks_path, [*run.rollbacks(), record])
 
 
-def discard_stale_rollbacks(run: Path) -> None:
-    """Where a run begins anew: batches were left out for checkpoints that are no more, but those of step 0."""
-    records = read_rollbacks(run)
-    kept = [record for record in records if record["checkpoint"] == 0]
-    if kept != records:
-        write_json(run / "skipped_batches.json", kept)
-
-
-def all_skipped_batches(records: Iterable[dict[str, Any]]) -> frozenset[int]:
-    """All batches that are left out."""
-    return frozenset(batch for record in records for batch in record["batches"])
-
-
-def record_rollback(run: Path, record: dict[str, Any]) -> None:
-    """Add a time that the run goes back."""
-    write_json(run / "skipped_batches.json", [*read_rollbacks(run), record])
-
-
-class Heartbeat:
-    """What tells the watchdog that something moves."""
-
-    def __init__(self) -> None:
-        self.silent, self.is_paused = 0.0, False
-
-    def __call__(self) -> None:
-        """Say that something has moved."""
-        self.silent = 0.0
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Not be watched while the block runs: reading and writing checkpoints takes as long as the disk does."""
-        self.is_paused = True
-        try:
-            yield
-        finally:
-            self.silent, self.is_paused = 0.0, False
+def discard_stale_rollbacks(run: RunDir) -> None:
+    """Drop the rollbacks to deleted checkpoints when training restarts from step 0; those to step 0 are kept."""
+    rollbacks = run.rollbacks()
+    kept = [record for record in rollbacks if record["checkpoint"] == 0]
+    if kept != rollbacks:
+        write_json(run.rollbacks_path, kept)
 
 
 @contextmanager
 def watchdog(seconds: float, on_hang: Callable[[], None]) -> Iterator[Heartbeat]:
-    """Call `on_hang` and end the process, status 1, where the block lets `seconds` pass without a call of what it gets.
+    """Call `on_hang` and exit with status 1 if the block does not call the yielded heartbeat for `seconds`.
 
-    A thread: the main one may wait in a collective that no exception reaches. It counts its own waits and not a clock's
-    time, so a process that was stopped and goes on is not taken for one that hangs.
+    The watchdog is a thread, because the main thread may wait in a collective that no exception reaches. It counts its
+    own waits and not a clock's time, so that a process that was stopped and continued does not count as hanging.
     """
     period = min(1.0, seconds / 4)
-    watch, ended = Heartbeat(), threading.Event()
+    heartbeat, is_over = Heartbeat(), threading.Event()
 
-    def look() -> None:
-        while not ended.wait(period):
-            watch.silent += 0.0 if watch.is_paused else period
-            if watch.silent > seconds:
+    def monitor() -> None:
+        while not is_over.wait(period):
+            if heartbeat.add_wait(period) > seconds:
                 try:
                     on_hang()
                 finally:
                     sys.stderr.flush()
                     os._exit(1)
 
-    thread = threading.Thread(target=look, name="watchdog", daemon=True)
+    thread = threading.Thread(target=monitor, name="watchdog", daemon=True)
     thread.start()
     try:
-        yield watch
+        yield heartbeat
     finally:
-        ended.set()
+        is_over.set()
         thread.join()

@@ -1,7 +1,7 @@
-"""The training loop: next batch, forward and backward, check, update, log, maybe validate and save.
+"""The training loop: next batch, forward and backward, check, update, log, and at times validate and save.
 
-Reads the token store and the tokenizer, writes `runs/NAME/`. Nothing but the step and the batches that the run leaves
-out decide what is read, so going on after an interruption is loading the newest whole checkpoint and counting on.
+Reads the token store and the tokenizer, writes `runs/NAME/`. The step and the skipped batches alone determine what is
+read, so a run resumes by loading its newest valid checkpoint and continuing to count.
 """
 
 import errno
@@ -9,8 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
-from functools import partial
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -28,332 +27,320 @@ from tinyllama.runs import checkpoint
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking.trackers import Trackers, check_trackers
-from tinyllama.train import signals
 from tinyllama.train.distributed import all_reduce_sum, init_distributed, is_peer_failure
-from tinyllama.train.guard import Action, Heartbeat, SpikeDetector, watchdog
-from tinyllama.train.milestones import (
-    ReleaseQueue,
-    checkpoints_to_keep,
-    pending_milestones,
-)
-from tinyllama.train.optimizer import clip_grad_norm, optimizer_step, zero_grad
+from tinyllama.train.guard import Action, Decision, SpikeDetector, watchdog
+from tinyllama.train.milestones import ReleaseQueue
+from tinyllama.train.optimizer import clip_grad_norm, optimizer_step
 from tinyllama.train.resume import resume, roll_back
 from tinyllama.train.schedule import learning_rate
-from tinyllama.train.setup import TrainState, build, read_initial_weights_info, write_run_folder
+from tinyllama.train.setup import TrainState, build, write_run_folder
+from tinyllama.train.signals import REQUEUE_STATUS, record_signals
 from tinyllama.train.throughput import ThroughputMeter
 from tinyllama.train.validation import validate
 
 
-@dataclass
-class Session:
-    """One process's time on a run: what stands beside the trainer while it goes on."""
-
-    trainer: TrainState
-    journal: RunLog | None
-    """On the first rank; so is the next."""
-    bar: Bar | None
-    meter: ThroughputMeter
-    saver: checkpoint.CheckpointWriter
-    received: signals.PendingSignal
-    watch: Heartbeat = field(default_factory=Heartbeat)
-    """Tells the watchdog that something moves."""
-    step: int = 0
-    """The step under way, counted from 0."""
-
-
 def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
-    """Train the recipe's model, going on where its run stands, and return the run's folder.
+    """Train the recipe's model, or resume its run; return the run's folder.
 
-    Raises InputError where the store, the tokenizer, the ranks or an earlier part of the run do not fit the recipe, and
-    RunStoppedError where the run ended before its last step.
+    Raises InputError if the store, the tokenizer, the number of ranks or an existing run do not fit the recipe, and
+    RunStoppedError if the run stops before its last step or a release is missing at the end.
     """
     hardware.tune_malloc()
     check_trackers(recipe.track)
-    with init_distributed(recipe.guard.watchdog_seconds) as ranks, ExitStack() as stack:
-        trainer = build(recipe, ranks)
-        if ranks.is_main:
-            reject_symlinks(trainer.run)
+    with init_distributed(recipe.guard.watchdog_seconds) as world, ExitStack() as stack:
+        state = build(recipe, world)
+        log = releases = None
+        if world.is_main:
+            folder = state.run.path
+            reject_symlinks(folder)
             stack.enter_context(
-                exclusive_lock(trainer.run, "lock", f"{trainer.run}: another process is training this run")
+                exclusive_lock(folder, state.run.lock_path.name, f"{folder}: another process is training this run")
             )
-        journal = RunLog(RunDir(trainer.run), recipe.checkpoint.on_failure == "continue") if ranks.is_main else None
-        releaser = stack.enter_context(ReleaseQueue(trainer.run, journal, ranks.device)) if journal else None
-        with _translate_system_errors(trainer.run, journal):
-            _train_and_release(trainer, journal, releaser, allow_change)
-        return trainer.run
-
-
-@contextmanager
-def _translate_system_errors(run: Path, journal: RunLog | None) -> Iterator[None]:
-    """Turn a full disk and the loss of another rank into what to do about it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        words = "make room and run it again: it goes on from the last checkpoint"
-        raise RunStoppedError(f"{error.filename or run}: {error.strerror}; {words}") from error
-    except RuntimeError as error:
-        is_torchs = type(error).__module__.startswith("torch._")
-        if is_torchs and os.strerror(errno.ENOSPC) in str(error):  # of the compiler's process, or wrapped
-            folders = f"{os.environ.get('TMPDIR', '/tmp')} and {os.environ.get('TORCHINDUCTOR_CACHE_DIR')}"
-            words = f"free some space in {folders}, or set TMPDIR and XDG_CACHE_HOME"
-            raise RunStoppedError(f"{run}: torch.compile finds no space; {words}") from error
-        if isinstance(error, RunStoppedError) or not is_peer_failure(error):
-            raise
-        if journal:
-            journal.event("rank-lost", journal.step, problem=first_line(error))
-        again = "find in its output why it ended, and run this again (torchrun --max-restarts=N does that by itself)"
-        raise RunStoppedError(f"{run}: another rank cannot be reached any more; {again}") from error
+            log = RunLog(state.run, recipe.checkpoint.on_failure == "continue")
+            releases = stack.enter_context(ReleaseQueue(state.run, log, world.device))
+        with _translate_system_errors(state.run, log):
+            _train_and_release(state, log, releases, allow_change)
+        return state.run.path
 
 
 def _train_and_release(
-    trainer: TrainState, journal: RunLog | None, releaser: ReleaseQueue | None, allow_change: bool
+    state: TrainState, log: RunLog | None, releases: ReleaseQueue | None, allow_change: bool
 ) -> None:
-    """All steps that are left, and all releases."""
-    if journal:
-        journal.drop_partial_lines()
-    first_step, state = resume(trainer, journal, allow_change)
-    if journal:
-        write_run_folder(trainer)
-    shown = Trackers(trainer.recipe.track, RunDir(trainer.run), journal) if journal else nullcontext()
-    with shown, _log_run_end(journal):
-        if releaser:
-            releaser.add(pending_milestones(trainer.run))
-        if first_step < trainer.recipe.train.steps:
+    """Do all remaining steps and releases."""
+    recipe = state.recipe
+    if log:
+        log.drop_partial_lines()
+    first_step, saved = resume(state, log, allow_change)
+    if log:
+        write_run_folder(state)
+    trackers = Trackers(recipe.track, state.run, log) if log else nullcontext()
+    with trackers, _log_run_end(log):
+        if releases:
+            releases.add(state.run.pending_milestones())
+        if first_step < recipe.train.steps:
             with ExitStack() as stack:
-                session = _open_session(trainer, journal, releaser, first_step, state, stack)
-                while not _train_from(session, first_step, SpikeDetector(trainer.recipe.guard, state.get("guard"))):
-                    with session.watch.paused():
-                        first_step, state = resume(trainer, journal, allow_change)
-                _wait_for_checkpoint(session, must=True)
-        if releaser and (failed := releaser.finish()):
-            steps = ", ".join(map(str, failed))
-            words = f"trained, but the release of step {steps} failed"
-            remedy = f"remove the cause, which is in {trainer.run / 'events.jsonl'}, and run this again"
-            raise RunStoppedError(f"{trainer.run}: {words}; {remedy}")
+                loop = TrainingLoop(state, log, releases, first_step, saved, stack)
+                while loop.train_from(first_step, saved.get("guard")) is Outcome.ROLLED_BACK:
+                    with loop.heartbeat.paused():
+                        first_step, saved = resume(state, log, allow_change)
+                loop.wait_for_checkpoint(is_last=True)
+        if releases and (failed := releases.finish()):
+            problem = f"training finished, but the release of step {', '.join(map(str, failed))} failed"
+            remedy = f"correct the cause, which {state.run.events_path} names, and rerun the same command"
+            raise RunStoppedError(f"{state.run.path}: {problem}; {remedy}")
 
 
-@contextmanager
-def _log_run_end(journal: RunLog | None) -> Iterator[None]:
-    """Make an event of how the run ends; the loss of a rank has its own."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        _log_end_event(journal, "interrupted")
-        raise
-    except RunStoppedError as stop:
-        if stop.status == signals.REQUEUE_STATUS:
-            _log_end_event(journal, "signal", signal=str(stop).partition(":")[0])
-        else:
-            _log_end_event(journal, "failed", problem=str(stop))
-        raise
-    except Exception as error:
-        if not (isinstance(error, RuntimeError) and is_peer_failure(error)):
-            _log_end_event(journal, "failed", problem=str(error) if isinstance(error, InputError) else repr(error))
-        raise
-    _log_end_event(journal, "done")
+class Outcome(Enum):
+    """How `TrainingLoop.train_from` ended."""
+
+    FINISHED = "finished"
+    ROLLED_BACK = "rolled back"
 
 
-def _log_end_event(journal: RunLog | None, name: str, **details: str) -> None:
-    if journal:
-        with suppress(OSError):  # what fills the disk ends the run and its event
-            journal.event(name, journal.step, **details)
+class TrainingLoop:
+    """The steps of a run on this rank, and what observes and saves them."""
 
+    def __init__(
+        self,
+        state: TrainState,
+        log: RunLog | None,
+        releases: ReleaseQueue | None,
+        first_step: int,
+        saved: dict[str, Any],
+        stack: ExitStack,
+    ) -> None:
+        """Prepare to train from `first_step`; `saved` is the state of the checkpoint that the run resumed from.
 
-def _open_session(
-    trainer: TrainState,
-    journal: RunLog | None,
-    releaser: ReleaseQueue | None,
-    first_step: int,
-    state: dict[str, Any],
-    stack: ExitStack,
-) -> Session:
-    recipe, ranks = trainer.recipe, trainer.ranks
-    bar = stack.enter_context(_bar(recipe, trainer.run, first_step)) if journal else None
-    on_commit = partial(_on_checkpoint_saved, trainer, journal, releaser)
-    before_commit = journal.flush_to_disk if journal else (lambda: None)
-    saver = checkpoint.CheckpointWriter(trainer.run, recipe.checkpoint.asynchronous, on_commit, before_commit)
-    stack.callback(saver.close)
-    meter = ThroughputMeter(recipe, trainer.model.vocab_size, ranks, state.get("hardware", []))
-    received = stack.enter_context(signals.record_signals())
-    session = Session(trainer, journal, bar, meter, saver, received, step=first_step)
-    session.watch = stack.enter_context(watchdog(recipe.guard.watchdog_seconds, partial(_on_hang, session)))
-    return session
+        `log` and `releases` are rank 0's; `stack` closes what is opened here.
+        """
+        recipe = state.recipe
+        self.state, self.log, self.releases = state, log, releases
+        self.step = first_step
+        self.bar = stack.enter_context(_progress_bar(recipe, state.run, first_step)) if log else None
+        self.writer = checkpoint.CheckpointWriter(
+            state.run.path,
+            recipe.checkpoint.asynchronous,
+            self._on_checkpoint_saved,
+            log.flush_to_disk if log else (lambda: None),
+        )
+        stack.callback(self.writer.close)
+        self.throughput = ThroughputMeter(recipe, state.model.vocab_size, state.world, saved.get("hardware", []))
+        self.pending_signal = stack.enter_context(record_signals())
+        self.heartbeat = stack.enter_context(watchdog(recipe.guard.watchdog_seconds, self._on_hang))
 
+    def train_from(self, first_step: int, detector_state: dict[str, Any] | None) -> Outcome:
+        """Train from `first_step` to the last step, or until the spike detector rolls the run back."""
+        state, recipe, world = self.state, self.state.recipe, self.state.world
+        detector = SpikeDetector(recipe.guard, detector_state)
+        order = batches(recipe, state.store, first_step, world.rank, world.size, state.skipped_batches)
+        self.throughput.restart()
+        for step, sequences in enumerate(order, first_step):
+            self.step = step
+            loss, norm = forward_backward(state, sequences, self.heartbeat)
+            should_stop, save_failed = self._sync_flags()
+            decision = detector.check(loss, norm)
+            if decision.action is Action.ROLL_BACK:
+                state.model.zero_grad()
+                self.wait_for_checkpoint()
+                roll_back(state, self.log, step, decision)
+                return Outcome.ROLLED_BACK
+            if decision.action is Action.APPLY:
+                optimizer_step(state.optimizers, _learning_rate_at(recipe, step))
+            state.model.zero_grad()
+            self._log_step(loss, norm, decision)
+            steps_done = step + 1
+            if save_failed:
+                self.wait_for_checkpoint()
+            if should_stop or self._is_saved(steps_done):
+                self._save(steps_done, detector)
+            if should_stop and steps_done < recipe.train.steps:
+                self._exit_on_signal(steps_done)
+        return Outcome.FINISHED
 
-def _train_from(session: Session, first_step: int, guard: SpikeDetector) -> bool:
-    """Train from a step to the last; False where the guard sent the run back to a checkpoint."""
-    trainer = session.trainer
-    recipe, ranks, skipped_batches = trainer.recipe, trainer.ranks, trainer.skipped_batches
-    order = batches(recipe, trainer.store, first_step, ranks.rank, ranks.count, skipped_batches)
-    session.meter.restart()
-    for step, rows in enumerate(order, first_step):
-        session.step = step
-        loss, norm = forward_backward(trainer, rows, session.watch)
-        stop, save_failed = _sync_flags(session)
-        verdict, reason, blamed = guard.check(loss, norm)
-        if verdict is Action.ROLL_BACK:
-            zero_grad(trainer.optimizers)
-            _wait_for_checkpoint(session)
-            roll_back(trainer, session.journal, step, reason, blamed)
-            return False
-        if verdict is Action.APPLY:
-            optimizer_step(trainer.optimizers, _learning_rate_at(recipe, step))
-        zero_grad(trainer.optimizers)
-        _log(session, _row(session, step, loss, norm, skipped=reason))
-        if save_failed:
-            _wait_for_checkpoint(session)
-        if stop or _is_saved(trainer, step + 1):
-            _save(session, step + 1, guard)
-        if stop and step + 1 < recipe.train.steps:
-            _exit_on_signal(session, step + 1)
-    return True
+    def _sync_flags(self) -> tuple[bool, bool]:
+        """Return whether any rank received a signal, and whether the checkpoint being written failed on any rank."""
+        world = self.state.world
+        flags = torch.tensor([self.pending_signal.number is not None, self.writer.has_failed], dtype=torch.int32)
+        should_stop, save_failed = all_reduce_sum(flags.to(world.device), world).tolist()
+        return bool(should_stop), bool(save_failed)
+
+    def _log_step(self, loss: float, norm: float, decision: Decision) -> None:
+        """Write the metrics of the step that just ended, which is validated first where the recipe says so."""
+        state, recipe, steps_done = self.state, self.state.recipe, self.step + 1
+        row: dict[str, Any] = {"step": steps_done, "tokens": steps_done * recipe.train.batch_tokens, "loss": loss}
+        row |= {"learning_rate": _learning_rate_at(recipe, self.step), "gradient_norm": norm}
+        row |= self.throughput.metrics()
+        if state.skipped_batches:
+            row["batch"] = batch_index_for_step(self.step, state.skipped_batches)
+        if decision.action is Action.SKIP:  # JSON has no numbers that are not finite
+            row |= {"loss": None, "gradient_norm": None, "skipped": decision.reason}
+        is_validated = steps_done % recipe.train.validate_every_steps == 0 or steps_done == recipe.train.steps
+        if state.validation_set and is_validated:
+            micro_batch_size = recipe.train.effective_micro_batch_size(state.world.size)
+            score = validate(state.model, state.validation_set, micro_batch_size, state.world, self.heartbeat)
+            row |= {"validation_loss": score.loss, "validation_bits_per_byte": score.bits_per_byte}
+            self.throughput.restart()
+        if self.log and self.bar:
+            self.log.metrics(row)
+            if "skipped" in row:
+                self.log.event("skip", steps_done, reason=row["skipped"])
+            mfu = f", MFU {100 * row['mfu']:.0f} %" if row["mfu"] else ""
+            self.bar.show(steps_done, (f"skipped: {row['skipped']}" if "skipped" in row else f"loss {loss:.3f}") + mfu)
+
+    def _is_saved(self, steps_done: int) -> bool:
+        recipe = self.state.recipe
+        is_due = steps_done % recipe.checkpoint.every_steps == 0 or steps_done == recipe.train.steps
+        return is_due or steps_done in self.state.milestone_steps
+
+    def _save(self, steps_done: int, detector: SpikeDetector) -> None:
+        """Start writing a checkpoint; wait first for the previous one."""
+        state, recipe, start = self.state, self.state.recipe, time.perf_counter()
+        self.wait_for_checkpoint()
+        content = {
+            "tokens": steps_done * recipe.train.batch_tokens,
+            "time": time.time(),
+            "digest": recipe.digest,
+            "fields": recipe.fields_affecting_weights(),
+            "store": state.store.digest,
+            "tokenizer": state.tokenizer.digest,
+            "vocab_size": state.model.vocab_size,
+            "initial_weights": state.run.initial_weights() if state.world.is_main else None,
+            "ranks": state.world.size,
+            "hardware": self.throughput.hardware(),
+            "milestone": steps_done in state.milestone_steps,
+            "guard": detector.state(),
+        }
+        with self.heartbeat.paused():
+            self.writer.begin(steps_done, state.model, state.optimizers, content, start)
+        self.throughput.restart()
+
+    def _on_checkpoint_saved(self, step: int, seconds: float, stall_seconds: float) -> None:
+        """Prune, log and queue a milestone's release. The writer's thread calls this on rank 0 after each commit."""
+        assert self.log is not None and self.releases is not None
+        recipe = self.state.recipe
+        self.state.run.prune_checkpoints(recipe.checkpoint.keep, recipe.release.average_checkpoints)
+        self.log.event("checkpoint", step, seconds=round(seconds, 3), stall_seconds=round(stall_seconds, 3))
+        if step in self.state.milestone_steps:
+            self.releases.add([step])
+
+    def wait_for_checkpoint(self, is_last: bool = False) -> None:
+        """Wait for the checkpoint being written. If it failed, log an event.
+
+        Raises RunStoppedError for a failure if the recipe or `is_last` asks for that.
+        """
+        reason = self.writer.settle(self.heartbeat)
+        self.heartbeat()
+        if reason is None:
+            return
+        run, step = self.state.run, self.writer.step
+        problem = f"{run.path}: the checkpoint of step {step} cannot be written ({reason})"
+        if self.log:
+            self.log.event("checkpoint-failed", step, problem=reason)
+        if is_last or self.state.recipe.checkpoint.on_failure == "stop":
+            is_full = any(os.strerror(number) in reason for number in (errno.ENOSPC, errno.EDQUOT))
+            remedy = "free some space" if is_full else f"make {run.checkpoints_dir} writable"
+            raise RunStoppedError(f"{problem}; {remedy} and rerun, training resumes from the previous checkpoint")
+        if self.log:
+            echo(f"{problem}; training continues", to_stderr=True)
+
+    def _exit_on_signal(self, steps_done: int) -> None:
+        """Wait for the checkpoint and raise RunStoppedError with the status that schedulers requeue on."""
+        self.wait_for_checkpoint(is_last=True)
+        name = self.pending_signal.number.name if self.pending_signal.number else "a signal to another rank"
+        message = f"{name}: saved at step {steps_done}; rerun the same command to resume"
+        raise RunStoppedError(message, status=REQUEUE_STATUS)
+
+    def _on_hang(self) -> None:
+        """Log a hang; the watchdog's thread calls this, on any rank."""
+        rank, seconds = self.state.world.rank, self.state.recipe.guard.watchdog_seconds
+        RunLog(self.state.run).event("hang", self.step + 1, rank=rank, seconds=seconds)
+        echo(f"rank {rank}: no step within guard.watchdog_seconds, {seconds:g} s; ending this process", to_stderr=True)
 
 
 def forward_backward(
-    trainer: TrainState, rows: Tensor, alive: Callable[[], None] = lambda: None
+    state: TrainState, sequences: Tensor, heartbeat: Callable[[], None] = lambda: None
 ) -> tuple[float, float]:
-    """Leave in the parameters the clipped gradient of this rank's rows of a batch, int64 [rows, sequence_length + 1].
+    """Compute the clipped gradient of a batch, of which this rank has int64 [sequences, sequence_length + 1].
 
-    Returns the mean loss over all tokens of the whole batch and the gradient's norm before clipping; calls `alive` at
-    each micro-batch.
+    Returns the mean loss over all tokens of the global batch, and the gradient norm before clipping. `heartbeat` is
+    called after each micro-batch.
     """
-    recipe, ranks = trainer.recipe.train, trainer.ranks
-    total = torch.zeros((), device=ranks.device, dtype=torch.float64)
-    for part in rows.to(ranks.device).split(_micro_batch_size(trainer)):
-        nats = trainer.model.loss(part[:, :-1], part[:, 1:], recipe.z_loss)
-        # FSDP means gradients over the ranks; the loss is a sum over them, hence the factor.
-        (nats * (ranks.count / recipe.batch_tokens)).backward()
+    recipe, world = state.recipe.train, state.world
+    total = torch.zeros((), device=world.device, dtype=torch.float64)
+    for micro_batch in sequences.to(world.device).split(recipe.effective_micro_batch_size(world.size)):
+        nats = state.model.loss(micro_batch[:, :-1], micro_batch[:, 1:], recipe.z_loss)
+        # FSDP averages gradients over the ranks, but the loss is a sum over them: hence the factor.
+        (nats * (world.size / recipe.batch_tokens)).backward()
         total += nats.detach()
-        alive()
-    norm = clip_grad_norm(trainer.model, recipe.optimizer.max_gradient_norm)
-    return float(all_reduce_sum(total, ranks)) / recipe.batch_tokens, float(norm)
-
-
-def _micro_batch_size(trainer: TrainState) -> int:
-    return trainer.recipe.train.effective_micro_batch_size(trainer.ranks.count)
+        heartbeat()
+    norm = clip_grad_norm(state.model, recipe.optimizer.max_gradient_norm)
+    return float(all_reduce_sum(total, world)) / recipe.batch_tokens, float(norm)
 
 
 def _learning_rate_at(recipe: Recipe, step: int) -> float:
     return learning_rate(recipe.train.schedule, recipe.train.optimizer.learning_rate, step, recipe.train.steps)
 
 
-def _sync_flags(session: Session) -> tuple[bool, bool]:
-    """Whether any rank was told to stop, and whether any knows that the checkpoint under way has failed."""
-    mine = torch.tensor([session.received.number is not None, session.saver.has_failed], dtype=torch.int32)
-    stop, save_failed = all_reduce_sum(mine.to(session.trainer.ranks.device), session.trainer.ranks).tolist()
-    return bool(stop), bool(save_failed)
-
-
-def _row(session: Session, step: int, loss: float, norm: float, skipped: str) -> dict[str, Any]:
-    """The row of metrics of the step that just ended; where it was skipped, `skipped` says why."""
-    trainer, recipe, done = session.trainer, session.trainer.recipe, step + 1
-    row: dict[str, Any] = {"step": done, "tokens": done * recipe.train.batch_tokens, "loss": loss}
-    row |= {"learning_rate": _learning_rate_at(recipe, step), "gradient_norm": norm, **session.meter.row()}
-    if trainer.skipped_batches:
-        row["batch"] = batch_index_for_step(step, trainer.skipped_batches)
-    if skipped:  # JSON has no number for what is not finite
-        row |= {"loss": None, "gradient_norm": None, "skipped": skipped}
-    if trainer.validation and (done % recipe.train.validate_every_steps == 0 or done == recipe.train.steps):
-        score = validate(trainer.model, trainer.validation, _micro_batch_size(trainer), trainer.ranks, session.watch)
-        row |= {"validation_loss": score.loss, "validation_bits_per_byte": score.bits_per_byte}
-        session.meter.restart()
-    return row
-
-
-def _log(session: Session, row: dict[str, Any]) -> None:
-    if session.journal and session.bar:
-        session.journal.metrics(row)
-        if "skipped" in row:
-            session.journal.event("skip", row["step"], reason=row["skipped"])
-        session.bar.show(row["step"], _status_text(row))
-
-
-def _bar(recipe: Recipe, run: Path, first_step: int) -> Bar:
-    label, size = f"training {recipe.name}", recipe.train.batch_tokens
-    where = f"`tinyllama watch {run}` shows it; all it writes is in {run}" if recipe.track.trackio else f"see {run}"
-    return Bar(label, recipe.train.steps, "steps", first_step, rate="tokens", each=size, where=where)
-
-
-def _status_text(row: dict[str, Any]) -> str:
-    share = f", MFU {100 * row['mfu']:.0f} %" if row["mfu"] else ""
-    return (f"skipped: {row['skipped']}" if "skipped" in row else f"loss {row['loss']:.3f}") + share
-
-
-def _is_saved(trainer: TrainState, done: int) -> bool:
-    recipe = trainer.recipe
-    return done % recipe.checkpoint.every_steps == 0 or done == recipe.train.steps or done in trainer.milestone_steps
-
-
-def _save(session: Session, done: int, guard: SpikeDetector) -> None:
-    trainer, recipe, begun = session.trainer, session.trainer.recipe, time.perf_counter()
-    _wait_for_checkpoint(session)
-    state = {
-        "tokens": done * recipe.train.batch_tokens,
-        "time": time.time(),
-        "digest": recipe.digest,
-        "fields": recipe.fields_affecting_weights(),
-        "store": trainer.store.digest,
-        "tokenizer": trainer.tokenizer.digest,
-        "vocab_size": trainer.model.vocab_size,
-        "initial_weights": read_initial_weights_info(trainer.run) if trainer.ranks.is_main else None,
-        "ranks": trainer.ranks.count,
-        "hardware": session.meter.hardware(),
-        "milestone": done in trainer.milestone_steps,
-        "guard": guard.state(),
-    }
-    with session.watch.paused():
-        session.saver.begin(done, trainer.model, trainer.optimizers, state, begun)
-    session.meter.restart()
-
-
-def _on_checkpoint_saved(
-    trainer: TrainState,
-    journal: RunLog | None,
-    releaser: ReleaseQueue | None,
-    step: int,
-    seconds: float,
-    stood_still: float,
-) -> None:
-    """After a commit, on the first rank, in the saver's thread."""
-    assert journal is not None and releaser is not None
-    run, recipe = trainer.run, trainer.recipe
-    checkpoint.prune(run, recipe.checkpoint.keep, checkpoints_to_keep(run, recipe.release.average_checkpoints))
-    journal.event("checkpoint", step, seconds=round(seconds, 3), stall_seconds=round(stood_still, 3))
-    if step in trainer.milestone_steps:
-        releaser.add([step])
-
-
-def _wait_for_checkpoint(session: Session, must: bool = False) -> None:
-    """Wait for the checkpoint under way; where it failed: an event, and the end if the recipe says so or `must`."""
-    reason = session.saver.settle(session.watch)
-    session.watch()
-    if reason is None:
-        return
-    run, recipe = session.trainer.run, session.trainer.recipe.checkpoint
-    words = f"{run}: the checkpoint of step {session.saver.step} cannot be written ({reason})"
-    if session.journal:
-        session.journal.event("checkpoint-failed", session.saver.step, problem=reason)
-    if must or recipe.on_failure == "stop":
-        is_full = any(os.strerror(number) in reason for number in (errno.ENOSPC, errno.EDQUOT))
-        remedy = "make room" if is_full else f"remove that cause, so that {run / 'checkpoints'} can be written,"
-        raise RunStoppedError(f"{words}; {remedy} and run this again: it resumes from the checkpoint before")
-    if session.journal:
-        echo(f"{words}; training continues", to_stderr=True)
-
-
-def _exit_on_signal(session: Session, step: int) -> None:
-    """End after a save that a signal asked for, with the status that schedulers requeue on."""
-    _wait_for_checkpoint(session, must=True)
-    name = session.received.number.name if session.received.number else "a signal to another rank"
-    raise RunStoppedError(
-        f"{name}: saved at step {step}; the same command goes on from there", status=signals.REQUEUE_STATUS
+def _progress_bar(recipe: Recipe, run: RunDir, first_step: int) -> Bar:
+    folder = run.path
+    where = (
+        f"files in {folder}; `tinyllama watch {folder}` shows them" if recipe.track.trackio else f"files in {folder}"
+    )
+    size = recipe.train.batch_tokens
+    return Bar(
+        f"training {recipe.name}", recipe.train.steps, "steps", first_step, rate="tokens", each=size, where=where
     )
 
 
-def _on_hang(session: Session) -> None:
-    """From the watchdog's thread, on whichever rank notices."""
-    rank, seconds = session.trainer.ranks.rank, session.trainer.recipe.guard.watchdog_seconds
-    RunLog(RunDir(session.trainer.run)).event("hang", session.step + 1, rank=rank, seconds=seconds)
-    echo(f"rank {rank}: no step within guard.watchdog_seconds, {seconds:g} s; ending this process", to_stderr=True)
+@contextmanager
+def _translate_system_errors(run: RunDir, log: RunLog | None) -> Iterator[None]:
+    """Convert disk-full and lost-rank errors into RunStoppedError with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        remedy = "free some space and rerun, training resumes from the last checkpoint"
+        raise RunStoppedError(f"{error.filename or run.path}: {error.strerror}; {remedy}") from error
+    except RuntimeError as error:
+        is_from_torch = type(error).__module__.startswith("torch._")
+        if is_from_torch and os.strerror(errno.ENOSPC) in str(error):  # from the compiler's process, or wrapped
+            folders = f"{os.environ.get('TMPDIR', '/tmp')} and {os.environ.get('TORCHINDUCTOR_CACHE_DIR')}"
+            remedy = f"free some space in {folders}, or set TMPDIR and XDG_CACHE_HOME"
+            raise RunStoppedError(f"{run.path}: torch.compile has no disk space; {remedy}") from error
+        if not is_peer_failure(error):
+            raise
+        if log:
+            log.event("rank-lost", log.step, problem=first_line(error))
+        remedy = "find the cause in that rank's output and rerun (torchrun --max-restarts=N reruns automatically)"
+        raise RunStoppedError(f"{run.path}: another rank cannot be reached; {remedy}") from error
+
+
+@contextmanager
+def _log_run_end(log: RunLog | None) -> Iterator[None]:
+    """Log an event that says how the run ended; a lost rank has an event of its own."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if not is_peer_failure(error):
+            _log_end_event(log, *_end_event(error))
+        raise
+    _log_end_event(log, "done", {})
+
+
+def _end_event(error: BaseException) -> tuple[str, dict[str, str]]:
+    """Return name and details of the event for an error that ended the run."""
+    match error:
+        case KeyboardInterrupt():
+            return "interrupted", {}
+        case RunStoppedError() if error.status == REQUEUE_STATUS:
+            return "signal", {"signal": str(error).partition(":")[0]}
+        case RunStoppedError() | InputError():
+            return "failed", {"problem": str(error)}
+    return "failed", {"problem": repr(error)}
+
+
+def _log_end_event(log: RunLog | None, name: str, details: dict[str, str]) -> None:
+    if log:
+        with suppress(OSError):  # a full disk may end the run and prevent its event
+            log.event(name, log.step, **details)

@@ -1,9 +1,8 @@
-"""Where a run goes on: its newest whole checkpoint, or its beginning.
+"""Resuming: a run continues from its newest valid checkpoint, or starts from step 0 without one.
 
-The first rank looks and tells the others, so that all take the same one and a checkpoint is hashed once.
+Rank 0 chooses and broadcasts the checkpoint, so that all ranks use the same one and each file is hashed once.
 """
 
-from pathlib import Path
 from typing import Any
 
 from tinyllama import hardware
@@ -12,72 +11,10 @@ from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.formatting import echo
 from tinyllama.runs import checkpoint
 from tinyllama.runs.log import RunLog
+from tinyllama.runs.run_dir import CheckpointDir, RunDir
 from tinyllama.train.distributed import broadcast_from_rank0
-from tinyllama.train.guard import discard_stale_rollbacks, read_rollbacks, record_rollback
+from tinyllama.train.guard import Decision, discard_stale_rollbacks, record_rollback
 from tinyllama.train.setup import TrainState, initialize_weights
-
-
-def resume(trainer: TrainState, journal: RunLog | None, allow_change: bool) -> tuple[int, dict[str, Any]]:
-    """Put the newest whole checkpoint in place; return the step to go on with and the checkpoint's state.
-
-    Without one, the weights get their first values: step 0, and no state. Raises InputError where another recipe made
-    the checkpoint, unless `allow_change`.
-    """
-    folder = _agree_on_checkpoint(trainer, journal)
-    if folder is None:
-        initialize_weights(trainer)
-        step, state, changed = 0, {}, []
-    else:
-        step, state = checkpoint.step_of(folder), checkpoint.read_state(folder)
-        changed = _changes(trainer, state)
-        _check_changes_allowed(changed, folder, allow_change)
-        if step > trainer.recipe.train.steps:
-            raise InputError(
-                f"{folder}: the run is past train.tokens, {trainer.recipe.train.tokens:,}; give it more, or delete the "
-                "checkpoints after that to train from there"
-            )
-        checkpoint.load(folder, trainer.model, trainer.optimizers)
-    if journal:
-        journal.truncate_after(step)
-        details = {"ranks": trainer.ranks.count, "device": hardware.device_name(trainer.ranks.device)}
-        details |= {"changed": changed} if changed else {}
-        journal.event("resume" if folder else "start", step, **details)
-    return step, state
-
-
-def _agree_on_checkpoint(trainer: TrainState, journal: RunLog | None) -> Path | None:
-    """The checkpoint to go on from, and in `trainer` the times that the run went back: what the first rank finds."""
-    newest, went_back = None, []
-    if journal:
-        newest = _newest_valid_checkpoint(trainer.run, journal)
-        if newest is None:
-            discard_stale_rollbacks(trainer.run)
-        went_back = read_rollbacks(trainer.run)
-    newest, trainer.went_back = broadcast_from_rank0((newest, went_back), trainer.ranks)
-    return newest
-
-
-def _newest_valid_checkpoint(run: Path, journal: RunLog) -> Path | None:
-    """The newest checkpoint whose hashes hold; the damaged ones after it are an event each, and deleted."""
-    damaged: list[Path] = []
-    for folder in reversed(checkpoint.list_committed(run)):
-        damage = checkpoint.find_damage(folder)
-        if not damage:
-            break
-        echo(f"{damage[0]}; looking for an older checkpoint", to_stderr=True)
-        journal.event("checkpoint-damaged", checkpoint.step_of(folder), problem=damage[0])
-        damaged.append(folder)
-    else:
-        if damaged:
-            raise InputError(
-                f"{run}: none of its checkpoints is whole ({damage[0]}); put the files back, or delete "
-                f"{run / 'checkpoints'} to begin anew"
-            )
-        return None
-    for other in damaged:  # their place among the newest belongs to what can be resumed from
-        checkpoint.delete(other)
-    return folder
-
 
 _IMMUTABLE_FIELDS = (
     "model.",
@@ -86,50 +23,105 @@ _IMMUTABLE_FIELDS = (
     "train.batch_sequences ",
     "train.sequence_length ",
 )
-"""What a checkpoint's tensors depend on, and what the numbers of its steps count."""
+"""Fields that the tensors of a checkpoint or the meaning of its step number depend on."""
 
 
-def _changes(trainer: TrainState, state: dict[str, Any]) -> list[str]:
-    """What changes the weights and is not as it was when a checkpoint was made."""
-    store, tokenizer = "data.store (its content)", "tokenizer (its content)"
-    then = state["fields"] | {store: state["store"], tokenizer: state["tokenizer"]}
-    now = trainer.recipe.fields_affecting_weights() | {store: trainer.store.digest, tokenizer: trainer.tokenizer.digest}
-    return [
-        f"{key} was {then.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted(then | now)
-        if then.get(key) != now.get(key)
-    ]
+def resume(state: TrainState, log: RunLog | None, allow_change: bool) -> tuple[int, dict[str, Any]]:
+    """Load the newest valid checkpoint; return the next step, counted from 0, and the checkpoint's state.
 
-
-def _check_changes_allowed(changed: list[str], folder: Path, allow_change: bool) -> None:
-    never = [change for change in changed if change.startswith(_IMMUTABLE_FIELDS)]
-    if never or (changed and not allow_change):
-        also = "" if never else ", or --allow-change to continue with this recipe"
-        undo = "undo the change, give the run another name (--name)"
-        raise InputError(f"{folder}: made by another recipe: {'; '.join(changed)}; {undo}{also}")
-
-
-def roll_back(trainer: TrainState, journal: RunLog | None, step: int, reason: str, blamed: int) -> None:
-    """Leave out the `blamed` newest batches up to step `step`'s, so that `resume` goes on without them.
-
-    Raises RunStoppedError where the run has gone back to its newest checkpoint as often as it may.
+    Without a checkpoint, initialize the weights and return step 0 and an empty state. Raises InputError if the
+    checkpoint was made with another recipe and `allow_change` is false, or if the run is beyond `train.tokens`.
     """
-    newest = checkpoint.list_committed(trainer.run)[-1:]
-    target = broadcast_from_rank0(checkpoint.step_of(newest[0]) if newest else 0, trainer.ranks)
-    guard, words = trainer.recipe.guard, f"step {step + 1}: {reason}"
-    if sum(record["checkpoint"] == target for record in trainer.went_back) >= guard.max_rollbacks:
-        is_spike = "against a median" in reason
-        too_strict = ", or a higher guard.spike_z_score if this loss is no fault" if is_spike else ""
-        raise RunStoppedError(
-            f"{trainer.run}: {words}; went back to step {target} {guard.max_rollbacks} times already: run this again "
-            f"with --allow-change, a higher guard.max_rollbacks and a lower train.optimizer.learning_rate{too_strict}"
-        )
-    # No batch from before the checkpoint: its steps are not done again, and counting them out would shift the others.
-    batches = [
-        batch_index_for_step(number, trainer.skipped_batches)
-        for number in range(max(target, step + 1 - blamed), step + 1)
+    newest = _agree_on_checkpoint(state, log)
+    step, saved, changes = 0, dict[str, Any](), list[str]()
+    if newest is None:
+        initialize_weights(state)
+    else:
+        step, saved = newest.step, newest.state()
+        changes = _recipe_changes(state, saved)
+        is_immutable = any(change.startswith(_IMMUTABLE_FIELDS) for change in changes)
+        if changes and (is_immutable or not allow_change):
+            allow = "" if is_immutable else ", or --allow-change to continue with this recipe"
+            remedy = f"undo the change, give the run another name (--name){allow}"
+            raise InputError(f"{newest.path}: made with another recipe: {'; '.join(changes)}; {remedy}")
+        if step > state.recipe.train.steps:
+            raise InputError(
+                f"{newest.path}: the run is beyond train.tokens, {state.recipe.train.tokens:,}; raise train.tokens, or "
+                "delete the later checkpoints to train again from there"
+            )
+        checkpoint.load(newest.path, state.model, state.optimizers)
+    if log:
+        log.truncate_after(step)
+        details = {"ranks": state.world.size, "device": hardware.device_name(state.world.device)}
+        details |= {"changed": changes} if changes else {}
+        log.event("resume" if newest else "start", step, **details)
+    return step, saved
+
+
+def _agree_on_checkpoint(state: TrainState, log: RunLog | None) -> CheckpointDir | None:
+    """Return the checkpoint to resume from, and load the rollbacks into `state`, both as rank 0 finds them."""
+    newest, rollbacks = None, []
+    if log:
+        newest = _newest_valid_checkpoint(state.run, log)
+        if newest is None:
+            discard_stale_rollbacks(state.run)
+        rollbacks = state.run.rollbacks()
+    newest, state.rollbacks = broadcast_from_rank0((newest, rollbacks), state.world)
+    return newest
+
+
+def _newest_valid_checkpoint(run: RunDir, log: RunLog) -> CheckpointDir | None:
+    """Return the newest checkpoint whose hashes match; log and delete newer, damaged ones.
+
+    Raises InputError if all checkpoints are damaged.
+    """
+    damaged: list[CheckpointDir] = []
+    for found in reversed(run.checkpoints()):
+        damage = found.find_damage()
+        if not damage:
+            for other in damaged:  # so that they do not count among the newest that are kept
+                other.delete()
+            return found
+        echo(f"{damage[0]}; trying an older checkpoint", to_stderr=True)
+        log.event("checkpoint-damaged", found.step, problem=damage[0])
+        damaged.append(found)
+    if damaged:
+        remedy = f"restore the files, or delete {run.checkpoints_dir} to start again from step 0"
+        raise InputError(f"{run.path}: all of its checkpoints are damaged ({damage[0]}); {remedy}")
+    return None
+
+
+def _recipe_changes(state: TrainState, saved: dict[str, Any]) -> list[str]:
+    """Return one line per value that affects the weights and differs from the checkpoint's."""
+    store, tokenizer = "data.store (its content)", "tokenizer (its content)"
+    before = saved["fields"] | {store: saved["store"], tokenizer: saved["tokenizer"]}
+    now = state.recipe.fields_affecting_weights() | {store: state.store.digest, tokenizer: state.tokenizer.digest}
+    return [
+        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(before | now)
+        if before.get(key) != now.get(key)
     ]
-    if journal:
-        record_rollback(trainer.run, {"batches": batches, "checkpoint": target, "step": step + 1, "reason": reason})
-        journal.event("rollback", step + 1, reason=reason, checkpoint=target, skipped_batches=batches)
-        echo(f"{words}; back to step {target}, leaving out batches {batches}", to_stderr=True)
+
+
+def roll_back(state: TrainState, log: RunLog | None, step: int, decision: Decision) -> None:
+    """Record a rollback to the newest checkpoint that excludes the suspect batches up to step `step`'s.
+
+    The caller then calls `resume`. Raises RunStoppedError after `guard.max_rollbacks` rollbacks to one checkpoint.
+    """
+    newest = state.run.newest_checkpoint()
+    target = broadcast_from_rank0(newest.step if newest else 0, state.world)
+    guard, problem = state.recipe.guard, f"step {step + 1}: {decision.reason}"
+    if sum(record["checkpoint"] == target for record in state.rollbacks) >= guard.max_rollbacks:
+        remedy = "rerun with --allow-change, a higher guard.max_rollbacks and a lower train.optimizer.learning_rate"
+        remedy += ", or a higher guard.spike_z_score if this loss is not a fault" if decision.is_spike else ""
+        count = f"rolled back to step {target} {guard.max_rollbacks} times already"
+        raise RunStoppedError(f"{state.run.path}: {problem}; {count}: {remedy}")
+    # Never a batch from before the checkpoint: its step is not repeated, so excluding it would shift all later ones.
+    first_step = max(target, step + 1 - decision.num_suspect_batches)
+    skipped = [batch_index_for_step(number, state.skipped_batches) for number in range(first_step, step + 1)]
+    if log:
+        record_rollback(
+            state.run, {"batches": skipped, "checkpoint": target, "step": step + 1, "reason": decision.reason}
+        )
+        log.event("rollback", step + 1, reason=decision.reason, checkpoint=target, skipped_batches=skipped)
+        echo(f"{problem}; rolled back to step {target}, skipping batches {skipped}", to_stderr=True)

@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and end, so that a scheduler can start it again elsewhere."""
+"""SIGTERM and SIGUSR1: a run saves a checkpoint and exits with a status on which schedulers start it again."""
 
 import signal
 import threading
@@ -8,51 +8,51 @@ from types import FrameType
 
 from tinyllama.errors import RunStoppedError
 
-SAVING = (signal.SIGTERM, signal.SIGUSR1)
-"""SIGTERM: what schedulers and torchrun send first. SIGUSR1: what Slurm sends ahead of the time limit if told to."""
+HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""SIGTERM is the first signal of schedulers and torchrun; Slurm can send SIGUSR1 ahead of the time limit."""
 REQUEUE_STATUS = 75
-"""Exit status after such a signal: sysexits.h's EX_TEMPFAIL, "try again later"."""
+"""Exit status after such a signal: EX_TEMPFAIL ("try again later") of sysexits.h."""
 
 
 @contextmanager
 def exit_on_signal() -> Iterator[None]:
-    """End with the same status, and in a line, where SIGTERM or SIGUSR1 comes while there is nothing to save."""
+    """Exit with `REQUEUE_STATUS` on SIGTERM or SIGUSR1 during the block, where there is nothing to save."""
 
-    def end(number: int, frame: FrameType | None) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        raise RunStoppedError(f"{name}: ended; the same command goes on from where it stands", status=REQUEUE_STATUS)
+        raise RunStoppedError(f"{name}: stopped; rerun the same command to resume", status=REQUEUE_STATUS)
 
-    with _signal_handlers(end):
+    with _signal_handlers(stop):
         yield
 
 
 class PendingSignal:
-    """The signal that has come, if any."""
+    """The signal that was received, if any."""
 
     number: signal.Signals | None = None
 
 
 @contextmanager
 def record_signals() -> Iterator[PendingSignal]:
-    """Note SIGTERM and SIGUSR1 while the block runs, instead of ending at once; only in the main thread."""
-    received = PendingSignal()
+    """Record SIGTERM and SIGUSR1 during the block instead of exiting; only in the main thread."""
+    pending = PendingSignal()
 
-    def note(number: int, frame: FrameType | None) -> None:
-        received.number = signal.Signals(number)
+    def record(number: int, frame: FrameType | None) -> None:
+        pending.number = signal.Signals(number)
 
-    with _signal_handlers(note):
-        yield received
+    with _signal_handlers(record):
+        yield pending
 
 
 @contextmanager
 def _signal_handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have the signals handled by a function while the block runs; a thread cannot, and leaves them as they are."""
+    """Install a handler for the block. Only the main thread can; in other threads nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in SAVING}
+    previous = {number: signal.signal(number, handler) for number in HANDLED_SIGNALS}
     try:
         yield
     finally:
-        for number, was in before.items():
-            signal.signal(number, was)
+        for number, previous_handler in previous.items():
+            signal.signal(number, previous_handler)

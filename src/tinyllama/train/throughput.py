@@ -1,7 +1,7 @@
-"""How fast a run goes: what a row of metrics says of a step's time, work and memory; and the hardware it ran on.
+"""Throughput of training: tokens per second, MFU and memory of each step, and the hardware that the run used.
 
-The peak of a CPU is the fastest matrix product timed in the run so far, in earlier processes of the run as well. The
-newest product would not do: one that was timed while another job ran makes the MFU too high.
+The peak of a CPU is the fastest matrix product timed in the run so far, including its earlier processes. The newest
+product alone would not do: timed while another job was running, it would make the MFU too high.
 """
 
 import time
@@ -14,21 +14,19 @@ from tinyllama.model.llama import PRECISIONS
 from tinyllama.recipe import Recipe
 from tinyllama.train.distributed import World
 
-_TIMING_SHARE = 0.02
-"""Share of a run's time that timing products may take; a small model may be saved every few seconds."""
+_TIMING_FRACTION = 0.02
+"""Largest fraction of a run's time spent on timing matrix products; a small model may be saved every few seconds."""
 
 
 class ThroughputMeter:
-    """Times the steps; what happens between `restart` and the step before it is not a step's time.
+    """Timer of the steps. Time between the end of a step and `restart` belongs to no step."""
 
-    `before` is `hardware()` of the checkpoint that the run resumed from.
-    """
-
-    def __init__(self, recipe: Recipe, vocab_size: int, ranks: World, before: Iterable[Mapping[str, Any]] = ()) -> None:
-        self.recipe, self.ranks = recipe.train, ranks
+    def __init__(self, recipe: Recipe, vocab_size: int, world: World, known: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Start the timer; `known` is `hardware()` of the checkpoint that the run resumed from."""
+        self.recipe, self.world = recipe.train, world
         self.flops = flops_per_token(recipe.model, vocab_size, recipe.train.sequence_length)
-        self.entries = [dict(entry) for entry in before]
-        here = hardware.hardware_record(ranks.device, ranks.count)
+        self.entries = [dict(entry) for entry in known]
+        here = hardware.hardware_record(world.device, world.size)
         here |= {"precision": recipe.train.precision, "peak_flops": None}
         if not any(entry | {"peak_flops": None} == here for entry in self.entries):
             self.entries.append(here)
@@ -37,26 +35,27 @@ class ThroughputMeter:
         self.restart()
 
     def restart(self) -> None:
-        """Begin to time the next step now; measure a CPU's peak again at times, and keep the highest."""
-        begun = time.monotonic()
-        if begun >= self.next_timing:
-            measured = hardware.peak_flops(self.ranks.device, PRECISIONS[self.recipe.precision])
-            before = self.entry["peak_flops"] if self.ranks.device.type == "cpu" else None
-            self.entry["peak_flops"] = max(filter(None, (before, measured)), default=None)
-            ended = time.monotonic()
-            self.next_timing = ended + (ended - begun) / _TIMING_SHARE
-        self.begun = time.perf_counter()
+        """Restart the timer for the next step; from time to time, measure a CPU's peak first and keep the highest."""
+        start = time.monotonic()
+        if start >= self.next_timing:
+            measured = hardware.peak_flops(self.world.device, PRECISIONS[self.recipe.precision])
+            previous = self.entry["peak_flops"] if self.world.device.type == "cpu" else None
+            self.entry["peak_flops"] = max(filter(None, (previous, measured)), default=None)
+            end = time.monotonic()
+            self.next_timing = end + (end - start) / _TIMING_FRACTION
+        self.step_start = time.perf_counter()
 
-    def row(self) -> dict[str, Any]:
-        """Speed, MFU and memory of the step that just ended."""
-        speed, peak = self.recipe.batch_tokens / (time.perf_counter() - self.begun), self.entry["peak_flops"]
-        self.begun = time.perf_counter()
+    def metrics(self) -> dict[str, Any]:
+        """Return speed, MFU and memory of the step that just ended, and start the timer for the next step."""
+        now, peak = time.perf_counter(), self.entry["peak_flops"]
+        tokens_per_second = self.recipe.batch_tokens / (now - self.step_start)
+        self.step_start = now
         return {
-            "tokens_per_second": speed,
-            "mfu": speed * self.flops / (peak * self.ranks.count) if peak else None,
-            "memory_bytes": hardware.peak_memory_bytes(self.ranks.device),
+            "tokens_per_second": tokens_per_second,
+            "mfu": tokens_per_second * self.flops / (peak * self.world.size) if peak else None,
+            "memory_bytes": hardware.peak_memory_bytes(self.world.device),
         }
 
     def hardware(self) -> list[dict[str, Any]]:
-        """Everything the run trained on so far, in the order of first use, with the peak of each rank in FLOP/s."""
+        """Return all hardware that the run used, in order of first use, with the peak per rank in FLOP/s."""
         return [dict(entry) for entry in self.entries]

@@ -1,7 +1,7 @@
-"""Validation: loss and bits per byte on rows that training never reads, and what gzip makes of the same text.
+"""Validation: loss and bits per byte on sequences that training never reads, and gzip's bits per byte on the same text.
 
-The rows are the same at every validation and on any number of ranks. Bits per byte compare models across vocabularies:
-all bits that the model needs for the text, over the bytes of the text.
+The sequences are the same at every validation and on any number of ranks. Bits per byte make models with different
+vocabularies comparable: the bits that the model needs for a text, per byte of the text.
 """
 
 import gzip
@@ -24,92 +24,104 @@ from tinyllama.train.distributed import World, all_reduce_sum
 
 
 @dataclass(frozen=True)
-class Validation:
-    """The rows that are scored: int64 [rows, sequence_length + 1], and the bytes of the text that they predict."""
+class ValidationSet:
+    """The sequences that a run is validated on."""
 
-    rows: Tensor
+    sequences: Tensor
+    """int64 [sequences, sequence_length + 1]: inputs and, shifted by one, targets."""
     num_bytes: int
+    """Bytes of the targets' text."""
 
 
 @dataclass(frozen=True)
-class Score:
-    """A validation's outcome."""
+class ValidationScore:
+    """The result of a validation."""
 
     loss: float
-    """Mean nats a token."""
+    """Mean loss in nats per token."""
     bits_per_byte: float
 
 
-def validation_rows(recipe: Recipe, store: TokenStore) -> dict[str, Tensor]:
-    """The rows to validate on, int64 [rows, sequence_length + 1] a source, shared out by the first mix.
+def read_validation_sequences(recipe: Recipe, store: TokenStore) -> dict[str, Tensor]:
+    """Return the validation sequences of each source, int64 [sequences, sequence_length + 1].
 
-    They lie evenly over each source's validation split, or are all of it; a source that has none is not there.
+    Sources get a number of sequences in proportion to their weights in the first mixture. The sequences are spread
+    evenly over a source's validation split. Sources without such a split are not in the result.
     """
     length = recipe.train.sequence_length
     weights = dict(zip(recipe.data.sources, mixture_schedule(recipe)[0].shares, strict=True))
-    counts = {name: store.num_validation_sequences(name, length) for name, share in weights.items() if share}
-    counts = {name: count for name, count in counts.items() if count}
-    whole = sum(weights[name] for name in counts)
-    shares = {name: float(weights[name] / whole) for name in counts}
-    total = min([recipe.train.validation_sequences, *(counts[name] / shares[name] for name in counts)])
-    rows = {}
-    for name, count in counts.items():
-        chosen = max(1, math.floor(total * shares[name] + 1e-9))
-        split = store[f"{name}/validation"]
-        rows[name] = read_sequences(split, [i * count // chosen for i in range(chosen)], length)
-    return rows
+    available = {name: store.num_validation_sequences(name, length) for name, weight in weights.items() if weight}
+    available = {name: count for name, count in available.items() if count}
+    total_weight = sum(weights[name] for name in available)
+    shares = {name: float(weights[name] / total_weight) for name in available}
+    total = min([recipe.train.validation_sequences, *(available[name] / shares[name] for name in available)])
+    sequences = {}
+    for name, count in available.items():
+        num_sequences = max(1, math.floor(total * shares[name] + 1e-9))
+        indices = [i * count // num_sequences for i in range(num_sequences)]
+        sequences[name] = read_sequences(store[f"{name}/validation"], indices, length)
+    return sequences
 
 
-def prepare_validation(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> Validation | None:
-    """Read the validation rows and count the bytes of their targets; None where there are none."""
-    by_source = validation_rows(recipe, store)
+def load_validation_set(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> ValidationSet | None:
+    """Return the sequences to validate on, or None if the store holds none."""
+    by_source = read_validation_sequences(recipe, store)
     if not by_source:
         return None
-    rows = torch.cat(list(by_source.values()))
-    return Validation(rows, len(target_bytes(rows, tokenizer)))
+    sequences = torch.cat(list(by_source.values()))
+    return ValidationSet(sequences, len(target_bytes(sequences, tokenizer)))
 
 
-def target_bytes(rows: Tensor, tokenizer: Tokenizer) -> bytes:
-    """The text of all targets in `rows` [rows, T + 1], markers left out."""
-    pieces = tokenizer.piece_bytes()
+def target_bytes(sequences: Tensor, tokenizer: Tokenizer) -> bytes:
+    """Return the text of all targets in `sequences` [sequences, T + 1], without BOS and EOS."""
+    bytes_of_tokens = tokenizer.piece_bytes()
     text = bytearray()
-    for row in rows.tolist():
-        for before, token in itertools.pairwise(row):
-            piece = pieces[token]
-            # The space that SentencePiece puts before a document is not the document's.
-            text += piece[1:] if before in (tokenizer.bos_id, tokenizer.eos_id) and piece[:1] == b" " else piece
+    for ids in sequences.tolist():
+        for previous, token in itertools.pairwise(ids):
+            token_bytes = bytes_of_tokens[token]
+            # SentencePiece puts a space before a document that is not part of it.
+            is_first = previous in (tokenizer.bos_id, tokenizer.eos_id)
+            text += token_bytes.removeprefix(b" ") if is_first else token_bytes
     return bytes(text)
 
 
 def gzip_bits_per_byte(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> float:
-    """What `gzip -9` needs for the validation documents: bits a byte, the sources in the rows' proportion.
+    """Return the bits per byte of `gzip -9` on the validation documents, weighted as the validation sequences are.
 
-    gzip gets each source's whole documents as one stream, so it loses nothing where a row is cut.
+    gzip compresses each source's documents as one stream, so that it loses nothing at the ends of sequences.
     """
     bits = size = 0.0
-    for name, rows in validation_rows(recipe, store).items():
+    for name, sequences in read_validation_sequences(recipe, store).items():
         split = store[f"{name}/validation"]
-        whole = torch.from_numpy(split.read(0, split.num_tokens).astype("int64"))[None]
-        text, share = target_bytes(whole, tokenizer), len(target_bytes(rows, tokenizer))
-        bits += share * 8 * len(gzip.compress(text, compresslevel=9)) / len(text)
-        size += share
+        all_tokens = torch.from_numpy(split.read(0, split.num_tokens).astype("int64"))[None]
+        text, num_bytes = target_bytes(all_tokens, tokenizer), len(target_bytes(sequences, tokenizer))
+        bits += num_bytes * 8 * len(gzip.compress(text, compresslevel=9)) / len(text)
+        size += num_bytes
     return bits / size
 
 
 @torch.no_grad()
 def validate(
-    model: Llama, validation: Validation, micro_batch: int, ranks: World, alive: Callable[[], None] = lambda: None
-) -> Score:
-    """Score the rows, each rank its share, every rank in as many forward passes; calls `alive` at each."""
-    rows = validation.rows
-    passes = -(-len(rows) // (micro_batch * ranks.count))
+    model: Llama,
+    validation_set: ValidationSet,
+    micro_batch_size: int,
+    world: World,
+    heartbeat: Callable[[], None] = lambda: None,
+) -> ValidationScore:
+    """Score the validation set, split among the ranks; call `heartbeat` after each forward pass.
+
+    All ranks do the same number of forward passes, as sharded models require.
+    """
+    sequences = validation_set.sequences
+    passes = -(-len(sequences) // (micro_batch_size * world.size))
     nats = torch.zeros((), dtype=torch.float64)
     for number in range(passes):
-        start = (number * ranks.count + ranks.rank) * micro_batch
-        part = rows[start : start + micro_batch]
-        filled = F.pad(part, (0, 0, 0, micro_batch - len(part))).to(ranks.device)  # whole batches: one compiled shape
-        nats += model.loss(filled[:, :-1], part[:, 1:].to(ranks.device)).double().cpu()
-        alive()
-    total = all_reduce_sum(nats.to(ranks.device), ranks).item()
-    tokens = rows[:, 1:].numel()
-    return Score(total / tokens, total / math.log(2) / validation.num_bytes)
+        start = (number * world.size + world.rank) * micro_batch_size
+        part = sequences[start : start + micro_batch_size]
+        # Padding makes all passes the same shape, which is compiled once.
+        padded = F.pad(part, (0, 0, 0, micro_batch_size - len(part))).to(world.device)
+        nats += model.loss(padded[:, :-1], part[:, 1:].to(world.device)).double().cpu()
+        heartbeat()
+    total = all_reduce_sum(nats.to(world.device), world).item()
+    num_tokens = sequences[:, 1:].numel()
+    return ValidationScore(total / num_tokens, total / math.log(2) / validation_set.num_bytes)

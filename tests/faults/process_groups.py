@@ -25,7 +25,7 @@ _ROLES = {
 }
 
 
-class Group:
+class ProcessGroup:
     """A command that was started, and all the processes that came of it."""
 
     def __init__(self, process: "subprocess.Popen[str]", mark: bytes, said: Path) -> None:
@@ -67,11 +67,11 @@ class Group:
 
     def kill(self) -> None:
         for number in (*self.members(), self.process.pid):
-            send(number, signal.SIGKILL)
+            send_signal(number, signal.SIGKILL)
         self.process.wait(LIMIT_SECONDS)
 
 
-def send(number: int, what: signal.Signals) -> bool:
+def send_signal(number: int, what: signal.Signals) -> bool:
     """Send a signal to a process; False where it has ended."""
     try:
         os.kill(number, what)
@@ -81,7 +81,7 @@ def send(number: int, what: signal.Signals) -> bool:
 
 
 @contextmanager
-def started(command: Sequence[str], folder: Path) -> Iterator[Group]:
+def start_group(command: Sequence[str], folder: Path) -> Iterator[ProcessGroup]:
     """Start a command in a folder; none of its processes outlives the block."""
     mark, said = f"LIFE={uuid.uuid4().hex}", folder / "said.txt"
     name, _, value = mark.partition("=")
@@ -96,7 +96,7 @@ def started(command: Sequence[str], folder: Path) -> Iterator[Group]:
             text=True,
             start_new_session=True,
         )
-    group = Group(process, mark.encode(), said)
+    group = ProcessGroup(process, mark.encode(), said)
     try:
         yield group
     finally:

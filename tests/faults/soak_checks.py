@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.conftest import contents
 from tests.tracking.test_trackio_sink import Shown
-from tests.train.launching import events_of, losses_of, rows_of
+from tests.train.launch import read_events, read_losses, read_metrics
 
 from tinyllama.data.verification import find_corruption as store_problems
 from tinyllama.files import read_json, sha256_of
@@ -24,14 +24,14 @@ _TIMED = {"date", "checkpoints", "files", "hardware"}
 measured peak of the machine."""
 
 
-def prove(folder: Path, wanted: Path, run: Path, steps: int, milestones: Sequence[int]) -> str:
+def assert_same_results(folder: Path, wanted: Path, run: Path, steps: int, milestones: Sequence[int]) -> str:
     """What was compared, in words. Raises AssertionError where something is not as in `wanted`."""
     assert contents(folder / "tokenizer") == contents(wanted / "tokenizer"), "another tokenizer"
     assert contents(folder / "store") == contents(wanted / "store"), "another store"
     assert store_problems(folder / "store") == []
     ours, theirs = folder / run, wanted / run
-    assert [step for step, _ in losses_of(ours)] == list(range(1, steps + 1)), "steps are missing or twice there"
-    assert learnt(ours) == learnt(theirs), "other losses"
+    assert [step for step, _ in read_losses(ours)] == list(range(1, steps + 1)), "steps are missing or twice there"
+    assert metrics_without_speed(ours) == metrics_without_speed(theirs), "other losses"
     compare_checkpoints(ours, theirs, steps)
     compare_releases(ours, theirs, milestones)
     check_events(ours, steps, milestones)
@@ -39,14 +39,14 @@ def prove(folder: Path, wanted: Path, run: Path, steps: int, milestones: Sequenc
     assert not left, f"left behind: {left}"
     shown = Shown(folder / run.parent).of(run.name)
     assert [step for step, _ in shown] == list(range(1, steps + 1)), "the page has steps twice or not at all"
-    resumes = len(events_of(ours, "start", "resume"))
+    resumes = len(read_events(ours, "start", "resume"))
     return f"store, {steps} steps, weights, {len(milestones)} releases and page as undisturbed; {resumes} starts"
 
 
-def learnt(run: Path) -> list[tuple[Any, ...]]:
+def metrics_without_speed(run: Path) -> list[tuple[Any, ...]]:
     """What each row says that does not depend on the machine's speed."""
     names = ("step", "tokens", "loss", "learning_rate", "gradient_norm", "validation_loss")
-    return [tuple(row.get(name) for name in names) for row in rows_of(run)]
+    return [tuple(row.get(name) for name in names) for row in read_metrics(run)]
 
 
 def compare_checkpoints(ours: Path, theirs: Path, steps: int) -> None:
@@ -73,13 +73,13 @@ def compare_releases(ours: Path, theirs: Path, milestones: Sequence[int]) -> Non
         assert all(check.passed for check in file_checks(own, facts["files"])), f"{name}: not as its release.json says"
         same = [{key: value for key, value in one.items() if key not in _TIMED} for one in (facts, expected)]
         assert same[0] == same[1], f"{name}: release.json says something else"
-        files, others = timeless(own, facts), timeless(other, expected)
+        files, others = files_without_times(own, facts), files_without_times(other, expected)
         assert files.keys() == others.keys()
         differing = [file for file in files if files[file] != others[file]]
         assert not differing, f"{name}: other files: {differing}"
 
 
-def timeless(folder: Path, facts: Any) -> dict[str, bytes]:
+def files_without_times(folder: Path, facts: Any) -> dict[str, bytes]:
     """Return a release's files but release.json, the card without date, checkpoint's commit and measured peak."""
     files = contents(folder)
     del files["release.json"]
@@ -91,7 +91,7 @@ def timeless(folder: Path, facts: Any) -> dict[str, bytes]:
 
 def check_events(run: Path, steps: int, milestones: Sequence[int]) -> None:
     """They tell one life after another: each goes on from a checkpoint that was there, and the last is done."""
-    events = events_of(run)
+    events = read_events(run)
     assert (run / "events.jsonl").read_bytes().endswith(b"\n")
     assert events[0]["event"] == "start"
     assert [event["step"] for event in events if event["event"] == "done"][-1:] == [steps]

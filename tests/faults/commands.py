@@ -21,34 +21,34 @@ Command = tuple[tuple[object, ...], str | Path]
 """A command line, and the file or folder that it is about."""
 
 
-class Ended(NamedTuple):
+class CommandResult(NamedTuple):
     """How a child ended: its exit status, or minus the signal's number; and all that it said."""
 
     status: int
     said: str
 
     @property
-    def complaints(self) -> list[str]:
+    def error_lines(self) -> list[str]:
         return [line for line in self.said.splitlines() if line.startswith("tinyllama: ")]
 
 
-def told(folder: Path, *words: object, fault: Fault = lambda: None) -> Ended:
+def run_command(folder: Path, *words: object, fault: Fault = lambda: None) -> CommandResult:
     """Run a command line in a folder, in a child, with a fault planted."""
-    return in_child(lambda: cli.main([*map(str, words), "--quiet"]), folder, fault)
+    return run_in_fork(lambda: cli.main([*map(str, words), "--quiet"]), folder, fault)
 
 
-def in_child(call: Callable[[], int], folder: Path, fault: Fault = lambda: None) -> Ended:
+def run_in_fork(call: Callable[[], int], folder: Path, fault: Fault = lambda: None) -> CommandResult:
     """Call something in a child of this process; its value is the status, an exception a traceback and 99."""
     with tempfile.TemporaryFile("w+") as said:
         number = os.fork()
         if number == 0:
-            _be_child(call, folder, fault, said.fileno())
+            _run_child(call, folder, fault, said.fileno())
         status = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
         said.seek(0)
-        return Ended(status, said.read())
+        return CommandResult(status, said.read())
 
 
-def _be_child(call: Callable[[], int], folder: Path, fault: Fault, output: int) -> None:
+def _run_child(call: Callable[[], int], folder: Path, fault: Fault, output: int) -> None:
     status = 99
     try:
         signal.alarm(LIMIT_SECONDS)
@@ -65,7 +65,7 @@ def _be_child(call: Callable[[], int], folder: Path, fault: Fault, output: int) 
         os._exit(status)
 
 
-def dies_writing(part: str, what: signal.Signals = signal.SIGKILL) -> Fault:
+def kill_at_write(part: str, what: signal.Signals = signal.SIGKILL) -> Fault:
     """Be killed when a file whose path has `part` in it is about to be flushed to disk, half of it written."""
 
     def plant() -> None:
@@ -84,14 +84,14 @@ def dies_writing(part: str, what: signal.Signals = signal.SIGKILL) -> Fault:
     return plant
 
 
-def without_rights() -> None:
+def drop_privileges() -> None:
     """Be bound by the modes of files, also where it is root that runs the tests."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES_VERSION, 0)
     none = (ctypes.c_uint32 * 6)()
     assert ctypes.CDLL(None, use_errno=True).capset(header, none) == 0
 
 
-def inside(namespaces_of: int, folder: Path) -> Fault:
+def enter_namespaces(namespaces_of: int, folder: Path) -> Fault:
     """Be in the mounts that another process sees, in a folder there."""
 
     def plant() -> None:
@@ -104,10 +104,10 @@ def inside(namespaces_of: int, folder: Path) -> Fault:
     return plant
 
 
-def assert_one_line(ended: Ended, *words: object, status: Sequence[int] = (2,)) -> None:
+def assert_one_line(ended: CommandResult, *words: object, status: Sequence[int] = (2,)) -> None:
     """It ended with that status and one line, which has the words in it."""
     assert ended.status in status, ended.said
     assert "Traceback" not in ended.said, ended.said
-    (line,) = ended.complaints
+    (line,) = ended.error_lines
     for word in words:
         assert str(word) in line, line

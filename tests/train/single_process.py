@@ -1,0 +1,37 @@
+"""Training in the process of the test, without torchrun and without the training loop."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyllama.recipe import Recipe
+from tinyllama.train.distributed import World
+from tinyllama.train.loop import forward_backward
+from tinyllama.train.optimizer import optimizer_step
+from tinyllama.train.schedule import learning_rate
+from tinyllama.train.setup import TrainState, build, initialize_weights
+
+SINGLE_PROCESS = World(0, 1, torch.device("cpu"))
+
+
+def load_recipe(small: Path, **overrides: Any) -> Recipe:
+    return Recipe.load(small / "recipe.yaml", overrides)
+
+
+def build_state(recipe: Recipe) -> TrainState:
+    """Return a state with initialized weights."""
+    state = build(recipe, SINGLE_PROCESS)
+    initialize_weights(state)
+    return state
+
+
+def train_step(state: TrainState, step: int, sequences: Tensor) -> tuple[float, float]:
+    """Do step `step` with a batch's sequences, without the guard; return loss and gradient norm."""
+    recipe = state.recipe.train
+    loss, norm = forward_backward(state, sequences)
+    rate = learning_rate(recipe.schedule, recipe.optimizer.learning_rate, step, recipe.steps)
+    optimizer_step(state.optimizers, rate)
+    state.model.zero_grad()
+    return loss, norm
