@@ -22,7 +22,7 @@ from tests.train.launch import (
 )
 from tests.train.single_process import load_recipe
 
-from tinyllama.runs import checkpoint
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.train.loop import train
 
 pytest_plugins = ["tests.train.fixtures"]
@@ -88,7 +88,7 @@ def test_incomplete_checkpoint_is_never_resumed_from(
         assert training.end() == -signal.SIGKILL, training.output()
     incomplete = training.run / "checkpoints/step-00000020"
     assert any(path.name.startswith(file) for path in incomplete.iterdir())
-    assert not (incomplete / checkpoint.COMMIT).exists()
+    assert not (incomplete / "commit.json").exists()
     train(load_recipe(small))
     assert event_steps(training.run, "start", "resume") == [0, 10]
     assert_same_run(training.run, reference_run)
@@ -112,7 +112,7 @@ def test_partial_event_is_dropped_also_with_a_damaged_checkpoint(
     run = train(recipe)
     with (run / "events.jsonl").open("ab") as file:
         file.write(b'{"time": 17, "ev')
-    with (checkpoint.list_committed(run)[-1] / "state.json").open("ab") as file:
+    with RunDir(run).find_checkpoint().state_path.open("ab") as file:
         file.write(b" ")
     train(recipe)
     assert [row["event"] for row in read_events(run)][-4:] == ["checkpoint-damaged", "resume", "checkpoint", "done"]

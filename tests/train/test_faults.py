@@ -30,8 +30,8 @@ from tests.train.launch import (
 from tests.train.single_process import load_recipe
 
 from tinyllama import cli
-from tinyllama.runs import checkpoint
 from tinyllama.runs.log import RunLog
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.train.loop import train
 
 pytest_plugins = ["tests.train.fixtures"]
@@ -40,9 +40,9 @@ pytestmark = pytest.mark.slow
 
 def newest_step(run: Path) -> int:
     """Return the step of the newest checkpoint, which must be intact."""
-    newest = checkpoint.list_committed(run)[-1]
-    assert checkpoint.find_damage(newest) == []
-    return checkpoint.step_of(newest)
+    newest = RunDir(run).find_checkpoint()
+    assert newest.find_damage() == []
+    return newest.step
 
 
 def decisions(run: Path) -> list[tuple[Any, ...]]:
@@ -144,11 +144,11 @@ def test_signal_during_a_checkpoint_completes_it_and_saves_another(small: Path, 
         training.process.send_signal(signal.SIGTERM)
         training.resume_waiting()
         training.wait_until(lambda: has_metrics(training.run, 14), "the end of the step")
-        assert checkpoint.list_committed(training.run) == []
+        assert RunDir(training.run).checkpoints() == []
         (work_dir / "saved").touch()
         assert training.end() == 75, training.output()
-    folders = checkpoint.list_committed(training.run)
-    assert [(checkpoint.step_of(folder), checkpoint.find_damage(folder)) for folder in folders] == [(10, []), (14, [])]
+    checkpoints = RunDir(training.run).checkpoints()
+    assert [(checkpoint.step, checkpoint.find_damage()) for checkpoint in checkpoints] == [(10, []), (14, [])]
     assert_saved_by(training, "SIGTERM", 14)
 
 
@@ -240,7 +240,7 @@ def test_run_with_on_failure_continue_saves_again_after_space_is_freed(
     train(load_recipe(small, **{"checkpoint.on_failure": "continue"}))
     assert event_steps(run, "checkpoint") == [10, 40]
     assert event_steps(run, "checkpoint-failed") == [20, 30]
-    assert [folder.name for folder in checkpoint.list_committed(run)] == ["step-00000010", "step-00000040"]
+    assert [checkpoint.step for checkpoint in RunDir(run).checkpoints()] == [10, 40]
     assert_same_run(run, reference_run)
 
 

@@ -37,7 +37,6 @@ from tinyllama.data.store import TokenStore
 from tinyllama.errors import RunStoppedError
 from tinyllama.files import write_json
 from tinyllama.recipe import Guard, Recipe
-from tinyllama.runs import checkpoint
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.train.guard import Action, Decision, SpikeDetector, discard_stale_rollbacks, is_spike, record_rollback
 from tinyllama.train.loop import train
@@ -236,7 +235,7 @@ def test_step_that_is_not_finite_is_skipped(
 def test_skipped_step_changes_no_weight(small: Path, work_dir: Path, inject: Inject) -> None:
     inject("nan", 1, 2)
     run = train(load_recipe(small, **{"train.tokens": 3 * 6 * 64, "checkpoint.every_steps": 1, "checkpoint.keep": 3}))
-    first, *others = (checkpoint.checkpoint_folder(run, step) for step in (1, 2, 3))
+    first, *others = (RunDir(run).checkpoint(step).path for step in (1, 2, 3))
     assert all(same_weights(first, other) for other in others)
 
 
@@ -317,7 +316,7 @@ def test_too_many_rollbacks_end_the_run(
     for text in (end["problem"], line):
         assert "step 23: loss" in text
         assert "step 20 2 times" in text
-    assert [folder.name for folder in checkpoint.list_committed(run)] == ["step-00000010", "step-00000020"]
+    assert [checkpoint.step for checkpoint in RunDir(run).checkpoints()] == [10, 20]
     with pytest.raises(RunStoppedError, match="step 20 2 times"):  # also when it is started again
         train(load_recipe(small, **{"guard.max_rollbacks": 2}))
 
