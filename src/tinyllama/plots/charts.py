@@ -139,18 +139,19 @@ def sweep_plot(title: str, plans: Mapping[int, Mapping[str, Any]], path: Path) -
 
     def draw(figure: Figure) -> None:
         time_axes, cost_axes = figure.subplots(1, 2)
-        time_axes.plot(gpus, days, marker="o", linewidth=2.5, label="with failures and checkpoints")
+        time_axes.plot(gpus, days, color=TRAINING, marker="o", label="with failures and checkpoints")
         ideal = [days[0] * gpus[0] / count for count in gpus]
         time_axes.plot(gpus, ideal, "--", color="black", linewidth=1, label="perfect scaling")
-        cost_axes.plot(gpus, costs, marker="o", label="with failures and checkpoints")
+        time_axes.set_yscale("log")
+        time_axes.legend(frameon=False)
+        cost_axes.plot(gpus, costs, color=TRAINING, marker="o")
+        cost_axes.set_ylim(0, 1.2 * max(costs))
         for axes, label in ((time_axes, "days"), (cost_axes, cost_label)):
             axes.set(xscale="log", xlabel="GPUs", ylabel=label, xticks=gpus, xticklabels=gpus)
             axes.minorticks_off()
+            axes.tick_params(axis="x", labelrotation=45)
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
             axes.grid(**_GRID)
-            axes.legend(frameon=False)
-        time_axes.set_yscale("log")
-        cost_axes.set_ylim(0, 1.2 * max(costs))
         figure.suptitle(title, fontsize="medium")
 
     save_png(draw, path)
@@ -187,6 +188,8 @@ def draw_metric(figure: Figure, curve: Curve, unit: str, color: str = TRAINING, 
         axes.yaxis.set_major_formatter(lambda value, _: _VALUE_FORMATS[unit](value))
     elif unit == "norm" and thin.high.max() > 30 * sorted(thin.mean)[len(thin) // 2]:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # matplotlib's own would need math text
+        axes.yaxis.set_minor_formatter("")
     _style_axes(axes)
 
 
