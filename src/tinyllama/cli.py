@@ -158,8 +158,8 @@ def plan(
     from tinyllama.plan.estimate import Assumptions
     from tinyllama.plan.show import show_plan
 
-    stated = Assumptions(gpus, mfu, None, price, disk, failure_hours, restart_minutes)
-    show_plan(recipe, hardware, stated, measure, sweep, plot, vocab_size, json)
+    assumptions = Assumptions(gpus, mfu, None, price, disk, failure_hours, restart_minutes)
+    show_plan(recipe, hardware, assumptions, measure, sweep, plot, vocab_size, json)
 
 
 def train(recipe: Recipe, allow_change: bool = False) -> None:

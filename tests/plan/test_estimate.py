@@ -14,9 +14,9 @@ PUBLISHED = Assumptions(gpus=16, mfu=0.52, price_per_gpu_hour=1.5)
 
 
 def figures(
-    fields: dict[str, object] | None = None, stated: Assumptions = PUBLISHED, machine: str = "a100-40g"
+    fields: dict[str, object] | None = None, assumptions: Assumptions = PUBLISHED, machine: str = "a100-40g"
 ) -> dict[str, Any]:
-    return estimate(Recipe.load("tinyllama-1.1b", fields), 32_000, HARDWARE_SPECS[machine], stated).as_json()
+    return estimate(Recipe.load("tinyllama-1.1b", fields), 32_000, HARDWARE_SPECS[machine], assumptions).as_json()
 
 
 def test_published_figures_of_tinyllama() -> None:
@@ -48,9 +48,9 @@ def test_fp32_is_planned_with_the_fp32_peak() -> None:
 
 def test_hybrid_sharding_avoids_the_latency_of_a_wide_ring() -> None:
     fields: dict[str, object] = {"train.batch_sequences": 4096}
-    stated = Assumptions(gpus=4096)
-    assert not figures(fields, stated)["network_hides"]
-    assert figures(fields | {"parallel.replicate": 512}, stated)["network_hides"]
+    assumptions = Assumptions(gpus=4096)
+    assert not figures(fields, assumptions)["network_is_hidden"]
+    assert figures(fields | {"parallel.replicate": 512}, assumptions)["network_is_hidden"]
 
 
 def test_hybrid_sharding_reduces_traffic_on_a_slow_network() -> None:
@@ -61,7 +61,7 @@ def test_hybrid_sharding_reduces_traffic_on_a_slow_network() -> None:
 
 def test_slow_network_determines_the_step_time() -> None:
     slow = figures({"train.micro_batch_sequences": 1}, Assumptions(gpus=64), "4090")
-    assert not slow["network_hides"]
+    assert not slow["network_is_hidden"]
     assert slow["mfu"] < 0.5
     assert slow["step_seconds"] == pytest.approx(slow["network_seconds_per_step"])
 
@@ -84,8 +84,8 @@ def test_best_checkpoint_interval_is_within_the_run() -> None:
 
 
 def test_assumptions_list_defaults_only() -> None:
-    assert "mfu" not in figures()["assumptions"]
-    assert figures(stated=Assumptions(gpus=16))["assumptions"]["mfu"] == 0.5
+    assert "mfu" not in figures()["defaults"]
+    assert figures(assumptions=Assumptions(gpus=16))["defaults"]["mfu"] == 0.5
 
 
 def test_processes_share_one_cpu() -> None:

@@ -73,7 +73,7 @@ def test_measured_speed_replaces_the_mfu(capsys: pytest.CaptureFixture[str]) -> 
     fields = ["--model", shape, "--train.sequence_length", "64", "--train.compile", "false"]
     assert main(["plan", "demo", *fields, "--hardware", "cpu", "--measure", "--vocab-size", "512", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    micro_batch, update = found["stated"]["measured_seconds"]
+    micro_batch, update = found["assumptions"]["measured_seconds"]
     assert found["step_seconds"] == pytest.approx(micro_batch + update)
     assert found["tokens_per_second_per_gpu"] == pytest.approx(32 * 64 / found["step_seconds"])
     assert 0 < found["mfu"] < 1

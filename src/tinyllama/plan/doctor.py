@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tinyllama.formatting import echo, format_bytes, format_table
 from tinyllama.plan.recipe_checks import check_recipe
-from tinyllama.plan.system_info import CheckResult, Device, SystemInfo, probe
+from tinyllama.plan.system_info import CheckResult, Device, Status, SystemInfo, probe
 from tinyllama.recipe import Recipe
 
 _COLOURS = {"ok": "green", "warning": "yellow", "missing": "bold red"}
@@ -70,75 +70,66 @@ def check_machine(found: SystemInfo) -> list[CheckResult]:
     return [*_check_software(found), *_check_devices(found), *_check_system(found), *_check_extras(found)]
 
 
+def _result(section: str, what: str, found: str, remedy: str = "", status: Status = "warning") -> CheckResult:
+    """Return a result with this status where there is a remedy, else `ok`."""
+    return CheckResult(section, what, found, status if remedy else "ok", remedy)
+
+
 def _check_software(found: SystemInfo) -> Iterator[CheckResult]:
-    section = "software"
-    yield CheckResult(section, "Python", f"{found.python}, {found.system}")
-    if unmet := found.unmet.get("", ()):
-        requirements = f"{found.version}: {', '.join(unmet)}"
-        yield CheckResult(section, "tinyllama", requirements, "missing", "pip install tinyllama")
-    else:
-        yield CheckResult(section, "tinyllama", found.version)
-    yield CheckResult(
-        section, "torch", f"{found.torch}, built for {f'CUDA {found.cuda}' if found.cuda else 'CPUs only'}"
-    )
+    unmet = ", ".join(found.unmet.get("", ()))
+    yield _result("software", "Python", f"{found.python}, {found.system}")
+    yield _result(
+        "software", "tinyllama", ": ".join(filter(None, (found.version, unmet))),
+        "pip install tinyllama" if unmet else "", "missing",
+    )  # fmt: skip
+    build = f"CUDA {found.cuda}" if found.cuda else "CPUs only"
+    yield _result("software", "torch", f"{found.torch}, built for {build}")
     if found.can_compile:
-        yield CheckResult(section, "torch.compile", "a C++ compiler and Python's headers")
+        yield _result("software", "torch.compile", "a C++ compiler and Python's headers")
     else:
         remedy = "install g++ and Python's headers (Debian: g++ python3-dev)"
-        yield CheckResult(section, "torch.compile", "no C++ compiler, or no Python.h", "warning", remedy)
-    yield CheckResult(section, "distributed", ", ".join(found.backends) or "none")
+        yield _result("software", "torch.compile", "no C++ compiler, or no Python.h", remedy)
+    yield _result("software", "distributed", ", ".join(found.backends) or "none")
 
 
 def _check_devices(found: SystemInfo) -> Iterator[CheckResult]:
-    section = "devices"
     for number, device in enumerate(found.devices):
         yield _check_gpu(f"GPU {number}", device)
     if not found.devices and not found.has_nvidia_driver:
-        yield CheckResult(section, "GPU", "none; training runs on the CPU")
+        yield _result("devices", "GPU", "none; training runs on the CPU")
     elif not found.devices and found.cuda is None:
-        problem = "a driver, but torch is built for CPUs only"
-        yield CheckResult(section, "GPU", problem, "warning", "install torch's CUDA build")
+        yield _result("devices", "GPU", "a driver, but torch is built for CPUs only", "install torch's CUDA build")
     elif not found.devices:
         remedy = f"install a driver for CUDA {found.cuda}; see nvidia-smi and CUDA_VISIBLE_DEVICES"
-        yield CheckResult(section, "GPU", "a driver, but torch sees no GPU", "warning", remedy)
+        yield _result("devices", "GPU", "a driver, but torch sees no GPU", remedy)
     implementation = "torch's " if found.devices else "tinyllama's; torch's "
-    yield CheckResult(section, "attention", implementation + (", ".join(found.attention) or "none"))
+    yield _result("devices", "attention", implementation + (", ".join(found.attention) or "none"))
     if len(found.devices) > 1 and "nccl" not in found.backends:
-        yield CheckResult(section, "several GPUs", "torch has no NCCL", "missing", "install torch's CUDA build")
+        yield _result("devices", "several GPUs", "torch has no NCCL", "install torch's CUDA build", "missing")
 
 
 def _check_gpu(what: str, device: Device) -> CheckResult:
     major, minor = device.capability
     types = ", ".join(name for name, has_type in (("bf16", device.bf16), ("float8", device.float8)) if has_type)
     capability = f"compute capability {major}.{minor}: {types or 'no bf16'}"
-    found = f"{device.name}, {format_bytes(device.memory_bytes)}, {capability}"
-    if device.bf16:
-        return CheckResult("devices", what, found)
-    return CheckResult("devices", what, found, "warning", "train with --train.precision fp32")
+    remedy = "" if device.bf16 else "train with --train.precision fp32"
+    return _result("devices", what, f"{device.name}, {format_bytes(device.memory_bytes)}, {capability}", remedy)
 
 
 def _check_system(found: SystemInfo) -> Iterator[CheckResult]:
-    section = "system"
-    yield CheckResult(section, "CPU cores", str(found.cores))
-    yield CheckResult(section, "memory", format_bytes(found.memory_bytes))
+    yield _result("system", "CPU cores", str(found.cores))
+    yield _result("system", "memory", format_bytes(found.memory_bytes))
     if found.shared_memory_bytes is not None:
-        size = format_bytes(found.shared_memory_bytes)
-        if len(found.devices) > 1 and found.shared_memory_bytes < _MIN_SHARED_MEMORY_BYTES:
-            remedy = "start the container with --ipc=host or --shm-size=8g"
-            yield CheckResult(section, "/dev/shm", size, "warning", remedy)
-        else:
-            yield CheckResult(section, "/dev/shm", size)
-    if 0 <= found.open_files < _MIN_OPEN_FILES:
-        yield CheckResult(section, "open files", f"{found.open_files:,}", "warning", "ulimit -n 65536")
-    else:
-        yield CheckResult(section, "open files", f"{found.open_files:,}" if found.open_files >= 0 else "no limit")
+        is_small = len(found.devices) > 1 and found.shared_memory_bytes < _MIN_SHARED_MEMORY_BYTES
+        remedy = "start the container with --ipc=host or --shm-size=8g" if is_small else ""
+        yield _result("system", "/dev/shm", format_bytes(found.shared_memory_bytes), remedy)
+    limit = f"{found.open_files:,}" if found.open_files >= 0 else "no limit"
+    yield _result("system", "open files", limit, "ulimit -n 65536" if 0 <= found.open_files < _MIN_OPEN_FILES else "")
 
 
 def _check_extras(found: SystemInfo) -> Iterator[CheckResult]:
-    for extra in sorted(found.unmet.keys() - {""}):
-        if unmet := found.unmet[extra]:
-            remedy = f'pip install "tinyllama[{extra}]", {_EXTRAS[extra]}'
-            yield CheckResult("extras", extra, ", ".join(unmet), "warning", remedy)
-        else:
-            yield CheckResult("extras", extra, "installed")
-    yield CheckResult("extras", "items without the hub", ", ".join(found.offline_tasks) or "of no task")
+    for extra, unmet in sorted(found.unmet.items()):
+        if extra:
+            remedy = f'pip install "tinyllama[{extra}]", {_EXTRAS[extra]}' if unmet else ""
+            yield _result("extras", extra, ", ".join(unmet) or "installed", remedy)
+    yield _result("extras", "items without the hub", ", ".join(found.offline_tasks) or "of no task")

@@ -1,7 +1,7 @@
 """What a recipe needs on a machine: size, memory, time, network, disk, failures. Imports no torch.
 
-Each figure follows from the recipe, the machine's specification and the user's assumptions. `Plan.assumptions` lists
-those that were left at their defaults.
+Each figure follows from the recipe, the machine's specification and the user's assumptions. `default_assumptions`
+lists those that were left at their defaults.
 """
 
 import math
@@ -43,11 +43,11 @@ class Assumptions:
 class Plan:
     """A recipe planned for a number of GPUs."""
 
-    machine: HardwareSpec
-    stated: Assumptions
+    hardware: HardwareSpec
+    assumptions: Assumptions
     recipe: Recipe
     vocab_size: int
-    load: Workload
+    workload: Workload
     replicas: int
     micro_batches: int
     """Micro-batches of one rank per step."""
@@ -55,38 +55,38 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """Return every figure, the assumptions and the machine; infinite figures are None."""
-        about = {"name": self.recipe.name, "hardware": asdict(self.machine), "stated": asdict(self.stated)}
+        about = {"name": self.recipe.name, "hardware": asdict(self.hardware), "assumptions": asdict(self.assumptions)}
         figures = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in self.figures.items()
         }
-        return about | {"assumptions": self.assumptions, "vocab_size": self.vocab_size, **figures}
+        return about | {"defaults": self.default_assumptions, "vocab_size": self.vocab_size, **figures}
 
     @property
-    def assumptions(self) -> dict[str, Any]:
+    def default_assumptions(self) -> dict[str, Any]:
         """Assumptions that were left at their defaults and that the figures depend on."""
         names = ["gpu_hours_between_failures", "restart_minutes", "disk_bytes_per_second"]
-        names += [] if self.stated.measured_seconds else ["mfu"]
+        names += [] if self.assumptions.measured_seconds else ["mfu"]
         defaults = asdict(Assumptions())
-        return {name: defaults[name] for name in names if getattr(self.stated, name) == defaults[name]}
+        return {name: defaults[name] for name in names if getattr(self.assumptions, name) == defaults[name]}
 
     @property
     def parameters(self) -> int:
         """Parameters of the model."""
-        return num_parameters(self.load.shape, self.vocab_size)
+        return num_parameters(self.workload.model, self.vocab_size)
 
     @property
     def checkpoint_bytes(self) -> int:
         """Bytes of one checkpoint: float32 weights and the optimizer's state."""
-        return 4 * self.parameters + optimizer_bytes(self.load)
+        return 4 * self.parameters + optimizer_bytes(self.workload)
 
 
-def estimate(recipe: Recipe, vocab_size: int, machine: HardwareSpec, stated: Assumptions) -> Plan:
+def estimate(recipe: Recipe, vocab_size: int, spec: HardwareSpec, assumptions: Assumptions) -> Plan:
     """Plan a recipe. Raises InputError where its batch or its mesh does not fit the number of GPUs."""
-    train, gpus, machine = recipe.train, stated.gpus, machine.per_process(stated.gpus)
+    train, gpus, spec = recipe.train, assumptions.gpus, spec.per_process(assumptions.gpus)
     replicas, shards = recipe.parallel.mesh(gpus)
-    load = Workload(
-        shape=recipe.model,
+    workload = Workload(
+        model=recipe.model,
         vocab_size=vocab_size,
         sequences=train.effective_micro_batch_size(gpus),
         length=train.sequence_length,
@@ -95,20 +95,20 @@ def estimate(recipe: Recipe, vocab_size: int, machine: HardwareSpec, stated: Ass
         element_bytes=2 if train.precision == "bf16" else 4,
         activation_checkpointing=recipe.parallel.activation_checkpointing,
         compiled=train.compile,
-        is_cpu=machine.is_cpu,
+        is_cpu=spec.is_cpu,
     )
-    micro_batches = train.sequences_per_rank(gpus) // load.sequences
-    plan = Plan(machine, stated, recipe, vocab_size, load, replicas, micro_batches)
+    micro_batches = train.sequences_per_rank(gpus) // workload.sequences
+    plan = Plan(spec, assumptions, recipe, vocab_size, workload, replicas, micro_batches)
     time = _time(plan)
     return replace(plan, figures=_size(plan) | _memory(plan) | time | _disk(plan) | _failures(plan, time))
 
 
 def _size(plan: Plan) -> dict[str, Any]:
-    shape, train = plan.load.shape, plan.recipe.train
-    flops, tokens = flops_per_token(shape, plan.vocab_size, train.sequence_length), train.steps * train.batch_tokens
+    model, train = plan.workload.model, plan.recipe.train
+    flops, tokens = flops_per_token(model, plan.vocab_size, train.sequence_length), train.steps * train.batch_tokens
     return {
         "parameters": plan.parameters,
-        "parameters_by_part": parameters_by_part(shape, plan.vocab_size),
+        "parameters_by_part": parameters_by_part(model, plan.vocab_size),
         "flops_per_token": flops,
         "tokens": tokens,
         "steps": train.steps,
@@ -117,51 +117,51 @@ def _size(plan: Plan) -> dict[str, Any]:
 
 
 def _memory(plan: Plan) -> dict[str, Any]:
-    load, room = plan.load, HEADROOM * plan.machine.memory_bytes
-    runtime = {"runtime": _CPU_RUNTIME_BYTES} if load.is_cpu else {}
-    components = memory_by_component(load) | runtime
-    copied = plan.checkpoint_bytes // load.shards if plan.recipe.checkpoint.asynchronous else 0
-    if load.is_cpu:  # the copy from which a checkpoint is written takes the same memory
+    workload, room = plan.workload, HEADROOM * plan.hardware.memory_bytes
+    runtime = {"runtime": _CPU_RUNTIME_BYTES} if workload.is_cpu else {}
+    components = memory_by_component(workload) | runtime
+    copied = plan.checkpoint_bytes // workload.shards if plan.recipe.checkpoint.asynchronous else 0
+    if workload.is_cpu:  # the copy from which a checkpoint is written takes the same memory
         room -= copied
 
     def total(**changes: Any) -> int:
-        return sum((memory_by_component(replace(load, **changes)) | runtime).values())
+        return sum((memory_by_component(replace(workload, **changes)) | runtime).values())
 
-    sequences = load.sequences * plan.micro_batches
+    sequences = workload.sequences * plan.micro_batches
     divisors = [count for count in range(sequences, 0, -1) if sequences % count == 0]
     return {
         "memory_bytes_per_gpu": sum(components.values()),
         "memory_bytes_by_component": components,
-        "logits_bytes": logits_bytes(load),
+        "logits_bytes": logits_bytes(workload),
         "checkpoint_copy_bytes": copied,
         "memory_bytes_by_activation_checkpointing": {
             choice: total(activation_checkpointing=choice) for choice in get_args(ActivationCheckpointing)
         },
-        "memory_room_bytes": room,
+        "usable_memory_bytes": room,
         "memory_fits": sum(components.values()) <= room,
-        "micro_batch_sequences": load.sequences,
+        "micro_batch_sequences": workload.sequences,
         "largest_micro_batch_sequences": next((count for count in divisors if total(sequences=count) <= room), 0),
     }
 
 
 def _time(plan: Plan) -> dict[str, Any]:
-    stated, machine, train, load = plan.stated, plan.machine, plan.recipe.train, plan.load
-    flops, peak = flops_per_token(load.shape, plan.vocab_size, load.length), machine.peak_flops(train.precision)
-    compute, update = stated.measured_seconds or (load.tokens * flops / (peak * stated.mfu), 0.0)
-    network = speed.network_seconds(load, plan.replicas, machine)
-    step = plan.micro_batches * max(compute, network) + update / load.shards
-    per_gpu = train.batch_tokens / stated.gpus / step
-    traffic = speed.shard_traffic_bytes(load) + speed.replica_traffic_bytes(load, plan.replicas)
+    assumptions, spec, train, workload = plan.assumptions, plan.hardware, plan.recipe.train, plan.workload
+    flops, peak = flops_per_token(workload.model, plan.vocab_size, workload.length), spec.peak_flops(train.precision)
+    compute, update = assumptions.measured_seconds or (workload.tokens * flops / (peak * assumptions.mfu), 0.0)
+    network = speed.network_seconds(workload, plan.replicas, spec)
+    step = plan.micro_batches * max(compute, network) + update / workload.shards
+    per_gpu = train.batch_tokens / assumptions.gpus / step
+    traffic = speed.shard_traffic_bytes(workload) + speed.replica_traffic_bytes(workload, plan.replicas)
     return {
         "tokens_per_second_per_gpu": per_gpu,
-        "tokens_per_second": per_gpu * stated.gpus,
+        "tokens_per_second": per_gpu * assumptions.gpus,
         "mfu": per_gpu * flops / peak,
         "step_seconds": step,
         "days": train.steps * step / 86400,
-        "gpu_hours": train.steps * step / 3600 * stated.gpus,
+        "gpu_hours": train.steps * step / 3600 * assumptions.gpus,
         "network_bytes_per_step": traffic * plan.micro_batches,
         "network_seconds_per_step": network * plan.micro_batches,
-        "network_hides": network <= compute,
+        "network_is_hidden": network <= compute,
     }
 
 
@@ -175,26 +175,31 @@ def _disk(plan: Plan) -> dict[str, Any]:
         "checkpoints_bytes": disk.checkpoints_bytes(plan.recipe, plan.checkpoint_bytes),
         "release_bytes": release,
         "releases_bytes": release * max(1, len(plan.recipe.milestone_steps())),
-        "checkpoint_seconds": plan.checkpoint_bytes / plan.stated.disk_bytes_per_second,
+        "checkpoint_seconds": plan.checkpoint_bytes / plan.assumptions.disk_bytes_per_second,
     }
 
 
 def _failures(plan: Plan, time: Mapping[str, Any]) -> dict[str, Any]:
-    stated, step, checkpoint = plan.stated, time["step_seconds"], plan.recipe.checkpoint
-    write = plan.checkpoint_bytes / stated.disk_bytes_per_second
-    stall = plan.checkpoint_bytes / plan.load.shards / _COPY_BYTES_PER_SECOND if checkpoint.asynchronous else write
+    assumptions, step, checkpoint = plan.assumptions, time["step_seconds"], plan.recipe.checkpoint
+    write = plan.checkpoint_bytes / assumptions.disk_bytes_per_second
+    stall = plan.checkpoint_bytes / plan.workload.shards / _COPY_BYTES_PER_SECOND if checkpoint.asynchronous else write
     found = speed.failure_overhead(
-        24 * time["days"], stated.gpus, checkpoint.every_steps * step, stall, write, stated.gpu_hours_between_failures,
-        60 * stated.restart_minutes,
-    )  # fmt: skip
-    gpu_hours = time["gpu_hours"] + stated.gpus * found.lost_hours
+        run_hours=24 * time["days"],
+        gpus=assumptions.gpus,
+        interval_seconds=checkpoint.every_steps * step,
+        stall_seconds=stall,
+        write_seconds=write,
+        gpu_hours_between_failures=assumptions.gpu_hours_between_failures,
+        restart_seconds=60 * assumptions.restart_minutes,
+    )
+    gpu_hours = time["gpu_hours"] + assumptions.gpus * found.lost_hours
     return {
         "checkpoint_stall_seconds": stall,
         "expected_failures": found.expected_failures,
         "lost_hours": found.lost_hours,
         "days_with_losses": time["days"] + found.lost_hours / 24,
         "gpu_hours_with_losses": gpu_hours,
-        "cost": None if stated.price_per_gpu_hour is None else gpu_hours * stated.price_per_gpu_hour,
+        "cost": None if assumptions.price_per_gpu_hour is None else gpu_hours * assumptions.price_per_gpu_hour,
         "best_checkpoint_seconds": found.best_interval_seconds,
         "best_checkpoint_every_steps": max(1, round(found.best_interval_seconds / step)),
         "lost_hours_at_best": found.lost_hours_at_best,

@@ -173,14 +173,14 @@ def check_sizes(
     recipe: Recipe, vocab_size: int, found: SystemInfo, free: Callable[[Path], tuple[int, int]]
 ) -> list[CheckResult]:
     """Check batch, memory and disks by the plan; `free` returns a path's device number and its free bytes."""
-    ranks, machine = len(found.devices) or 1, HARDWARE_SPECS["3090"]  # its speed does not matter here
+    ranks, spec = len(found.devices) or 1, HARDWARE_SPECS["3090"]  # its speed does not matter here
     if found.devices:
         smallest = min(found.devices, key=lambda device: device.memory_bytes)
-        machine = replace(spec_for_device(smallest.name) or machine, memory_bytes=smallest.memory_bytes)
+        spec = replace(spec_for_device(smallest.name) or spec, memory_bytes=smallest.memory_bytes)
     else:
-        machine = replace(machine, name="cpu", memory_bytes=found.memory_bytes, is_cpu=True)
+        spec = replace(spec, name="cpu", memory_bytes=found.memory_bytes, is_cpu=True)
     try:
-        plan = estimate(recipe, vocab_size, machine, Assumptions(gpus=ranks))
+        plan = estimate(recipe, vocab_size, spec, Assumptions(gpus=ranks))
     except InputError as problem:
         return [_failed("batch", problem)]
     per_rank = f"{recipe.train.sequences_per_rank(ranks):,} sequences per rank" if ranks > 1 else "in one process"
@@ -189,8 +189,8 @@ def check_sizes(
 
 
 def _check_memory(plan: Plan) -> CheckResult:
-    figures, where = plan.figures, "this machine" if plan.machine.is_cpu else "one GPU"
-    needed, available = format_bytes(figures["memory_bytes_per_gpu"]), format_bytes(plan.machine.memory_bytes)
+    figures, where = plan.figures, "this machine" if plan.hardware.is_cpu else "one GPU"
+    needed, available = format_bytes(figures["memory_bytes_per_gpu"]), format_bytes(plan.hardware.memory_bytes)
     found = f"{needed} of {where}'s {available}"
     if figures["memory_fits"]:
         return _result("memory", found)
@@ -198,7 +198,7 @@ def _check_memory(plan: Plan) -> CheckResult:
         return _result("memory", found, "missing", f"--train.micro_batch_sequences {largest}")
     totals = figures["memory_bytes_by_activation_checkpointing"]
     choice = min(totals, key=lambda name: totals[name])
-    if totals[choice] <= figures["memory_room_bytes"]:
+    if totals[choice] <= figures["usable_memory_bytes"]:
         return _result("memory", found, "missing", f"--parallel.activation_checkpointing {choice}")
     return _result("memory", found, "missing", f"more or larger GPUs: tinyllama plan {plan.recipe.name} --gpus 8")
 

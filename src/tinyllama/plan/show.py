@@ -30,31 +30,31 @@ _FLAGS = {
 
 
 def show_plan(
-    recipe: Recipe, hardware: str | None, stated: Assumptions, measured: bool, sweep: str | None, plot: Path | None,
-    vocab_size: int | None, as_json: bool,
+    recipe: Recipe, hardware: str | None, assumptions: Assumptions, measured: bool, sweep: str | None,
+    plot: Path | None, vocab_size: int | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Print the plan of a recipe. Raises InputError where the machine, the batch or a number does not fit."""
-    _check_flags(stated, vocab_size)
+    """Print the plan of a recipe. Raises InputError where the hardware, the batch or a number does not fit."""
+    _check_flags(assumptions, vocab_size)
     counts, plot = parse_sweep(sweep) if sweep else [], plot or Path(f"plan-{recipe.name}.png")
     if counts and (plot.is_dir() or not plot.parent.is_dir()):
         raise InputError(f"--plot {plot}: not a file in an existing folder; give one")
     vocab_size = vocab_size or _vocab_size(recipe)
-    machine, stated = find_machine(recipe, hardware, stated, measured, vocab_size)
-    for warning in recipe_warnings(recipe, None if counts else stated.gpus):
+    spec, assumptions = find_machine(recipe, hardware, assumptions, measured, vocab_size)
+    for warning in recipe_warnings(recipe, None if counts else assumptions.gpus):
         echo(warning, to_stderr=True)
     if counts:
-        _show_sweep(recipe, vocab_size, machine, stated, counts, plot, as_json)
+        _show_sweep(recipe, vocab_size, spec, assumptions, counts, plot, as_json)
         return
-    plan = estimate(recipe, vocab_size, machine, stated)
+    plan = estimate(recipe, vocab_size, spec, assumptions)
     if as_json:
         echo(json.dumps(plan.as_json(), indent=2, allow_nan=False))
         return
-    echo(f"{recipe.name} on {stated.gpus} x {machine.name} ({machine.source})")
-    unit = "process" if machine.is_cpu else "GPU"
+    echo(f"{recipe.name} on {assumptions.gpus} x {spec.name} ({spec.source})")
+    unit = "process" if spec.is_cpu else "GPU"
     _print_table("Model", _model_rows(plan))
     _print_table(f"Memory of one {unit}", _memory_rows(plan))
     _print_table("Time", _time_rows(plan, unit))
-    if stated.gpus > 1:
+    if assumptions.gpus > 1:
         _print_table("Network", _network_rows(plan))
     _print_table("Disk", _disk_rows(plan))
     _print_table("Failures", _failure_rows(plan))
@@ -69,14 +69,14 @@ def parse_sweep(text: str) -> list[int]:
     return sorted({int(count) for count in counts})
 
 
-def _check_flags(stated: Assumptions, vocab_size: int | None) -> None:
+def _check_flags(assumptions: Assumptions, vocab_size: int | None) -> None:
     limits: dict[str, tuple[float, float, float, str]] = {
-        "--gpus": (stated.gpus, 1, 1e6, "a number of GPUs"),
-        "--mfu": (stated.mfu, 1e-6, 1, "a fraction such as 0.5"),
-        "--price": (stated.price_per_gpu_hour or 0, 0, 1e6, "an amount of money"),
-        "--disk": (stated.disk_bytes_per_second, 1e3, 1e18, "bytes per second such as 2e9"),
-        "--failure-hours": (stated.gpu_hours_between_failures, 1e-3, 1e12, "GPU-hours such as 50e3"),
-        "--restart-minutes": (stated.restart_minutes, 0, 1e6, "minutes such as 5"),
+        "--gpus": (assumptions.gpus, 1, 1e6, "a number of GPUs"),
+        "--mfu": (assumptions.mfu, 1e-6, 1, "a fraction such as 0.5"),
+        "--price": (assumptions.price_per_gpu_hour or 0, 0, 1e6, "an amount of money"),
+        "--disk": (assumptions.disk_bytes_per_second, 1e3, 1e18, "bytes per second such as 2e9"),
+        "--failure-hours": (assumptions.gpu_hours_between_failures, 1e-3, 1e12, "GPU-hours such as 50e3"),
+        "--restart-minutes": (assumptions.restart_minutes, 0, 1e6, "minutes such as 5"),
         "--vocab-size": (1 if vocab_size is None else vocab_size, 1, 1e9, "a vocabulary size"),
     }
     for flag, (value, least, most, expected) in limits.items():
@@ -96,11 +96,11 @@ def _vocab_size(recipe: Recipe) -> int:
 
 
 def find_machine(
-    recipe: Recipe, hardware: str | None, stated: Assumptions, measured: bool, vocab_size: int
+    recipe: Recipe, hardware: str | None, assumptions: Assumptions, measured: bool, vocab_size: int
 ) -> tuple[HardwareSpec, Assumptions]:
     """Return the named machine or this one, and the assumptions with its speed where it is to be measured."""
     if hardware and not measured:
-        return get_hardware_spec(hardware), stated
+        return get_hardware_spec(hardware), assumptions
     from tinyllama.plan.measure import measure_speed, this_machine  # noqa: PLC0415 - imports torch
 
     here = this_machine()
@@ -108,22 +108,22 @@ def find_machine(
         remedy = "drop --measure and name" if measured else "name"
         raise InputError(f"--hardware: this machine's GPU is not in the table; {remedy} the most similar one")
     if not measured:
-        return here, stated
+        return here, assumptions
     if hardware and hardware != here.name:
         raise InputError(f"--hardware {hardware}: --measure measures this machine, {here.name}; drop one of the two")
-    if here.is_cpu and stated.gpus > 1:
-        raise InputError(f"--gpus {stated.gpus}: several processes would share this CPU; --measure it with one")
-    found = measure_speed(recipe, vocab_size, stated.gpus)
+    if here.is_cpu and assumptions.gpus > 1:
+        raise InputError(f"--gpus {assumptions.gpus}: several processes would share this CPU; --measure it with one")
+    found = measure_speed(recipe, vocab_size, assumptions.gpus)
     if here.is_cpu:
         here = replace(here, bf16_flops=found.peak_flops, fp32_flops=found.peak_flops)
-    return here, replace(stated, measured_seconds=(found.micro_batch_seconds, found.update_seconds))
+    return here, replace(assumptions, measured_seconds=(found.micro_batch_seconds, found.update_seconds))
 
 
 def _show_sweep(
     recipe: Recipe,
     vocab_size: int,
-    machine: HardwareSpec,
-    stated: Assumptions,
+    spec: HardwareSpec,
+    assumptions: Assumptions,
     counts: list[int],
     plot: Path,
     as_json: bool,
@@ -132,21 +132,21 @@ def _show_sweep(
     problems: dict[int, InputError] = {}
     for count in counts:
         try:
-            plans[count] = estimate(recipe, vocab_size, machine, replace(stated, gpus=count))
+            plans[count] = estimate(recipe, vocab_size, spec, replace(assumptions, gpus=count))
         except InputError as problem:
             problems[count] = problem
     if not plans:
         raise InputError(f"--sweep: {next(iter(problems.values()))}")
     from tinyllama.plots.charts import sweep_plot  # noqa: PLC0415 - takes a second
 
-    title = f"{recipe.name} on {machine.name}"
+    title = f"{recipe.name} on {spec.name}"
     sweep_plot(title, {count: plan.figures for count, plan in plans.items()}, plot)
     if as_json:
         results = {count: plan.as_json() for count, plan in plans.items()}
         results |= {count: {"problem": str(refusal)} for count, refusal in problems.items()}
         echo(json.dumps({count: results[count] for count in counts}, indent=2, allow_nan=False))
         return
-    head = ("GPUs", "tokens/s", "time", "GPU-hours", "cost", "GB per GPU", "network hides", "failures")
+    head = ("GPUs", "tokens/s", "time", "GPU-hours", "cost", "GB per GPU", "network hidden", "failures")
     _print_table(title, [_sweep_row(plan) for plan in plans.values()], head)
     for count, refusal in problems.items():
         divisible = -(-recipe.train.batch_sequences // count) * count
@@ -157,13 +157,13 @@ def _show_sweep(
 def _sweep_row(plan: Plan) -> tuple[str, ...]:
     found = plan.figures
     return (
-        f"{plan.stated.gpus:,}",
+        f"{plan.assumptions.gpus:,}",
         f"{found['tokens_per_second']:,.0f}",
         _format_hours(24 * found["days_with_losses"]),
         f"{found['gpu_hours_with_losses']:,.0f}",
         "" if found["cost"] is None else f"{found['cost']:,.0f}",
         f"{found['memory_bytes_per_gpu'] / 1e9:.1f}",
-        "yes" if found["network_hides"] else "no",
+        "yes" if found["network_is_hidden"] else "no",
         f"{found['expected_failures']:.1f}",
     )
 
@@ -187,21 +187,21 @@ def _model_rows(plan: Plan) -> Rows:
 
 
 def _memory_rows(plan: Plan) -> Rows:
-    found, load = plan.figures, plan.load
+    found, workload = plan.figures, plan.workload
     components = found["memory_bytes_by_component"]
     names = _COMPONENTS | {"head": "last norm, head's gradient"}
     fits = "fits" if found["memory_fits"] else "DOES NOT FIT"
     other_choices = {
         f"in total with activation checkpointing {choice}": total
         for choice, total in found["memory_bytes_by_activation_checkpointing"].items()
-        if choice != load.activation_checkpointing
+        if choice != workload.activation_checkpointing
     }
     if "logits" not in components:
         other_choices["logits, not at the peak"] = found["logits_bytes"]
     return [
         (
-            f"micro-batch of {load.sequences} x {load.length:,} tokens, {plan.micro_batches} per step",
-            f"{format_bytes(found['memory_bytes_per_gpu'])} of {format_bytes(plan.machine.memory_bytes)}: {fits}",
+            f"micro-batch of {workload.sequences} x {workload.length:,} tokens, {plan.micro_batches} per step",
+            f"{format_bytes(found['memory_bytes_per_gpu'])} of {format_bytes(plan.hardware.memory_bytes)}: {fits}",
         ),
         *((f"  {names[name]}", format_bytes(count)) for name, count in components.items()),
         *((name, format_bytes(count)) for name, count in other_choices.items()),
@@ -211,8 +211,8 @@ def _memory_rows(plan: Plan) -> Rows:
 
 
 def _time_rows(plan: Plan, unit: str) -> Rows:
-    found, stated = plan.figures, plan.stated
-    basis = "measured here" if stated.measured_seconds else f"at an MFU of {stated.mfu:.1%}"
+    found, assumptions = plan.figures, plan.assumptions
+    basis = "measured here" if assumptions.measured_seconds else f"at an MFU of {assumptions.mfu:.1%}"
     rows = [
         (f"tokens/s per {unit}", f"{found['tokens_per_second_per_gpu']:,.0f} ({basis})"),
         ("tokens/s in total", f"{found['tokens_per_second']:,.0f}"),
@@ -221,16 +221,16 @@ def _time_rows(plan: Plan, unit: str) -> Rows:
         ("run", f"{format_duration(86_400 * found['days'])}, {found['gpu_hours']:,.1f} {unit}-hours"),
     ]
     if found["cost"] is not None:
-        rows.append((f"cost at {stated.price_per_gpu_hour:g} per GPU-hour", f"{found['cost']:,.2f}"))
+        rows.append((f"cost at {assumptions.price_per_gpu_hour:g} per GPU-hour", f"{found['cost']:,.2f}"))
     return rows
 
 
 def _network_rows(plan: Plan) -> Rows:
     found = plan.figures
-    hides = "hidden behind compute" if found["network_hides"] else "NOT HIDDEN: training waits for it"
+    hides = "hidden behind compute" if found["network_is_hidden"] else "NOT HIDDEN: training waits for it"
     replicas = f", {plan.replicas} replicas" if plan.replicas > 1 else ""
     return [
-        ("sharding", f"{plan.load.shards} shards{replicas}"),
+        ("sharding", f"{plan.workload.shards} shards{replicas}"),
         ("received per GPU and step", format_bytes(found["network_bytes_per_step"])),
         ("time", f"{found['network_seconds_per_step']:.3g} s of {found['step_seconds']:.3g} s: {hides}"),
     ]
@@ -238,7 +238,7 @@ def _network_rows(plan: Plan) -> Rows:
 
 def _disk_rows(plan: Plan) -> Rows:
     found = plan.figures
-    speed = f"{plan.stated.disk_bytes_per_second / 1e9:g} GB/s"
+    speed = f"{plan.assumptions.disk_bytes_per_second / 1e9:g} GB/s"
     return [
         ("token store", f"{format_bytes(found['store_bytes'])} (by {found['store_bytes_from']})"),
         ("checkpoint", f"{format_bytes(found['checkpoint_bytes'])}, {found['checkpoint_seconds']:.3g} s at {speed}"),
@@ -248,10 +248,10 @@ def _disk_rows(plan: Plan) -> Rows:
 
 
 def _failure_rows(plan: Plan) -> Rows:
-    found, stated = plan.figures, plan.stated
+    found, given = plan.figures, plan.assumptions
     best = f"every {found['best_checkpoint_every_steps']:,} steps, {format_duration(found['best_checkpoint_seconds'])}"
-    rate = f"one per {stated.gpu_hours_between_failures:,.0f} GPU-hours, {stated.restart_minutes:g} minutes to restart"
-    assumptions = ", ".join(f"{_FLAGS[name]} {value:g}" for name, value in plan.assumptions.items())
+    rate = f"one per {given.gpu_hours_between_failures:,.0f} GPU-hours, {given.restart_minutes:g} minutes to restart"
+    defaults = ", ".join(f"{_FLAGS[name]} {value:g}" for name, value in plan.default_assumptions.items())
     return [
         ("expected", f"{found['expected_failures']:.3g} ({rate})"),
         (
@@ -260,7 +260,7 @@ def _failure_rows(plan: Plan) -> Rows:
         ),
         ("best interval", f"{best}: {_format_hours(found['lost_hours_at_best'])} lost"),
         ("run with lost time", _format_hours(24 * found["days_with_losses"])),
-        ("assumed by default", assumptions or "nothing"),
+        ("assumed by default", defaults or "nothing"),
     ]
 
 

@@ -20,43 +20,43 @@ _NEVER_FINISHES_EXPONENT = 50.0
 """Mean times between failures per checkpoint interval from which a run is taken never to finish."""
 
 
-def shard_traffic_bytes(load: Workload) -> float:
+def shard_traffic_bytes(workload: Workload) -> float:
     """Return the bytes that a GPU receives from its shard group per micro-batch."""
-    blocks = load.shape.layers * load.block_parameters
-    gathered = load.element_bytes * (2 * blocks + load.root_parameters)
-    reduced = 4 * (blocks + load.root_parameters)
-    return (load.shards - 1) / load.shards * (gathered + reduced)
+    blocks = workload.model.layers * workload.block_parameters
+    gathered = workload.element_bytes * (2 * blocks + workload.root_parameters)
+    reduced = 4 * (blocks + workload.root_parameters)
+    return (workload.shards - 1) / workload.shards * (gathered + reduced)
 
 
-def replica_traffic_bytes(load: Workload, replicas: int) -> float:
+def replica_traffic_bytes(workload: Workload, replicas: int) -> float:
     """Return the bytes that a GPU receives from other replicas per micro-batch: a ring all-reduce of its shard."""
-    return 2 * (replicas - 1) / replicas * 4 * num_parameters(load.shape, load.vocab_size) / load.shards
+    return 2 * (replicas - 1) / replicas * 4 * num_parameters(workload.model, workload.vocab_size) / workload.shards
 
 
-def network_seconds(load: Workload, replicas: int, machine: HardwareSpec) -> float:
+def network_seconds(workload: Workload, replicas: int, spec: HardwareSpec) -> float:
     """Return the seconds that one micro-batch's traffic takes on idle links: bandwidth plus latency.
 
     A collective within a node uses the node's links. A ring across nodes uses all ports of a node, so its bandwidth is
     the node's (nccl-tests, PERFORMANCE.md, "bus bandwidth"). Replicas are on other nodes once a shard group fills one.
     """
-    link, network = machine.link_bytes_per_second, machine.network_bytes_per_second
-    within_node = load.shards <= GPUS_PER_NODE
-    seconds = shard_traffic_bytes(load) / (link if within_node else min(link, network))
-    if replicas <= max(1, GPUS_PER_NODE // load.shards):
-        seconds += replica_traffic_bytes(load, replicas) / link
+    link, network = spec.link_bytes_per_second, spec.network_bytes_per_second
+    within_node = workload.shards <= GPUS_PER_NODE
+    seconds = shard_traffic_bytes(workload) / (link if within_node else min(link, network))
+    if replicas <= max(1, GPUS_PER_NODE // workload.shards):
+        seconds += replica_traffic_bytes(workload, replicas) / link
     else:
-        sharing_gpus = min(GPUS_PER_NODE, load.shards)  # GPUs of a node that send their shards at the same time
-        seconds += replica_traffic_bytes(load, replicas) * sharing_gpus / network
-    return seconds + _latency_seconds(load, replicas)
+        sharing_gpus = min(GPUS_PER_NODE, workload.shards)  # GPUs of a node that send their shards at the same time
+        seconds += replica_traffic_bytes(workload, replicas) * sharing_gpus / network
+    return seconds + _latency_seconds(workload, replicas)
 
 
-def _latency_seconds(load: Workload, replicas: int) -> float:
+def _latency_seconds(workload: Workload, replicas: int) -> float:
     """Return the latency of all steps: rings gather each block twice and reduce it once; trees all-reduce replicas."""
-    nodes = -(-load.shards // GPUS_PER_NODE)
-    ring = (load.shards - nodes) * _LINK_STEP_SECONDS + (nodes - 1) * _NETWORK_STEP_SECONDS
-    within_node = load.shards * replicas <= GPUS_PER_NODE
+    nodes = -(-workload.shards // GPUS_PER_NODE)
+    ring = (workload.shards - nodes) * _LINK_STEP_SECONDS + (nodes - 1) * _NETWORK_STEP_SECONDS
+    within_node = workload.shards * replicas <= GPUS_PER_NODE
     tree = 2 * math.ceil(math.log2(replicas)) * (_LINK_STEP_SECONDS if within_node else _NETWORK_STEP_SECONDS)
-    return (3 * load.shape.layers + 2) * ring + (load.shape.layers + 1) * tree
+    return (3 * workload.model.layers + 2) * ring + (workload.model.layers + 1) * tree
 
 
 @dataclass(frozen=True)
