@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import contents
-from tests.tracking.test_trackio_sink import Shown
+from tests.tracking.test_trackio_sink import TrackioData
 from tests.train.launch import read_events, read_losses, read_metrics
 
 from tinyllama.data.verification import find_corruption as store_problems
@@ -37,7 +37,7 @@ def assert_same_results(folder: Path, wanted: Path, run: Path, steps: int, miles
     check_events(ours, steps, milestones)
     left = [path.name for path in folder.rglob("*") if path.name.endswith((".part", ".replaced"))]
     assert not left, f"left behind: {left}"
-    shown = Shown(folder / run.parent).of(run.name)
+    shown = TrackioData(folder / run.parent).values(run.name)
     assert [step for step, _ in shown] == list(range(1, steps + 1)), "the page has steps twice or not at all"
     resumes = len(read_events(ours, "start", "resume"))
     return f"store, {steps} steps, weights, {len(milestones)} releases and page as undisturbed; {resumes} starts"

@@ -12,7 +12,7 @@ from tests.conftest import contents
 from tests.faults.commands import run_command
 from tests.faults.conftest import EVALUATE, RELEASE, RUN, skip_peak, write_recipe
 from tests.faults.soak_checks import compare_checkpoints, files_without_times, metrics_without_speed
-from tests.tracking.test_trackio_sink import Shown
+from tests.tracking.test_trackio_sink import TrackioData
 from tests.train.launch import read_events, read_metrics
 
 from tinyllama.files import read_json
@@ -77,7 +77,7 @@ def test_a_clock_that_runs_backwards_makes_no_speed_age_or_time_left_negative(ba
     assert not re.search(r">\s*-\d[\d.]* (s|min|h|d)\b", report)
     assert "wall clock" in report
     assert all(row["tokens_per_second"] > 0 for row in read_metrics(way / RUN))
-    shown = Shown(way / RUN.parent).logs["small"]
+    shown = TrackioData(way / RUN.parent).logs["small"]
     assert [row["step"] for row in shown if "loss" in row] == list(range(1, 13))
     times = [row["timestamp"] for row in shown if "loss" in row]
     assert times == sorted(times)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tracking.recorded import new_run, step
+from tests.tracking.run_files import new_run, write_steps
 
 from tinyllama import cli
 from tinyllama.data.store import TokenStore
@@ -14,7 +14,6 @@ from tinyllama.files import reject_symlinks, write_json
 from tinyllama.release import rewrite_cards, update_card
 from tinyllama.release.lineage import read_facts
 from tinyllama.runs import checkpoint
-from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking.trackers import try_acquire_sink
 from tinyllama.tracking.trackio_sink import open_trackio, trackio_dir
 
@@ -49,7 +48,7 @@ def test_a_run_with_a_link_is_not_trained(
     capsys: pytest.CaptureFixture[str],
     name: str,
 ) -> None:
-    run, _ = new_run(tmp_path)
+    run = new_run(tmp_path)[0].path
     (run / name).parent.mkdir(exist_ok=True)
     (run / name).symlink_to(victim)
     monkeypatch.chdir(tmp_path)
@@ -71,17 +70,19 @@ def test_checkpoints_may_lie_in_an_empty_folder_elsewhere_that_no_other_run_uses
 
 
 def test_a_run_with_a_link_is_not_followed_by_a_tracker(tmp_path: Path, victim: Path) -> None:
-    run, journal = new_run(tmp_path)
-    step(journal, 1, 3)
+    run_dir, log = new_run(tmp_path)
+    run = run_dir.path
+    write_steps(log, 1, 3)
     (run / "trackers").symlink_to(victim)
     with ExitStack() as locks, pytest.raises(InputError, match="trackers: is a symbolic link"):
-        try_acquire_sink(RunDir(run), "trackio", locks)
+        try_acquire_sink(run_dir, "trackio", locks)
     assert sorted(path.name for path in victim.iterdir()) == ["README.md", "inner"]
 
 
 def test_a_linked_folder_of_releases_and_a_linked_page_are_not_written(tmp_path: Path, victim: Path) -> None:
-    run, journal = new_run(tmp_path)
-    step(journal, 1, 3)
+    run_dir, log = new_run(tmp_path)
+    run = run_dir.path
+    write_steps(log, 1, 3)
     (run / "releases").symlink_to(victim)
     with pytest.raises(InputError, match="releases: is a symbolic link"):
         rewrite_cards(run / "releases")
@@ -90,7 +91,7 @@ def test_a_linked_folder_of_releases_and_a_linked_page_are_not_written(tmp_path:
         update_card(run / "releases/inner")
     (run.parent / ".trackio").symlink_to(victim)
     with pytest.raises(InputError, match=r"\.trackio: is a symbolic link"):
-        open_trackio(trackio_dir(RunDir(run)))
+        open_trackio(trackio_dir(run_dir))
     assert sorted(path.name for path in victim.iterdir()) == ["README.md", "inner"]
 
 
@@ -124,8 +125,9 @@ def test_a_store_names_no_file_outside_its_folder(tmp_path: Path, place: str) ->
 
 
 def test_a_renamed_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, journal = new_run(tmp_path)
-    step(journal, 1, 3)
+    run_dir, log = new_run(tmp_path)
+    run = run_dir.path
+    write_steps(log, 1, 3)
     for name in ("step-00000010.bak", "best"):
         write_json(run / "checkpoints" / name / "commit.json", {"sha256": {}})
     assert checkpoint.list_committed(run) == []

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from tests.browser import opened
 from tests.conftest import small_recipe
-from tests.tracking.recorded import new_run, step
+from tests.tracking.run_files import new_run, write_steps
 from tests.tracking.test_watch import wait_for, watched
 
 from tinyllama import cli
@@ -94,9 +94,10 @@ def test_a_recipe_larger_than_any_recipe_is_refused(small: Path, tmp_path: Path)
 def test_a_runs_events_are_harmless_in_its_report_and_in_the_list_of_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, journal = new_run(tmp_path)
-    step(journal, 1, 5)
-    journal.event("failed", 5, problem=f"{CLEAR}<script>alert(1)</script>")
+    run_dir, log = new_run(tmp_path)
+    run = run_dir.path
+    write_steps(log, 1, 5)
+    log.event("failed", 5, problem=f"{CLEAR}<script>alert(1)</script>")
     html = write_report(run).read_text()
     assert "\x1b" not in html
     assert SHOWN in html
@@ -122,10 +123,11 @@ def test_what_a_model_generates_is_harmless_on_a_terminal(
 @pytest.mark.slow
 def test_the_live_page_answers_to_its_own_address_alone_and_runs_no_script_of_a_run(tmp_path: Path) -> None:
     attack = "<img src=x onerror='window.attacked = 1'><script>window.attacked = 1</script>"
-    run, journal = new_run(tmp_path)
-    step(journal, 1, 30, **{attack: 1.0})
+    run_dir, log = new_run(tmp_path)
+    run = run_dir.path
+    write_steps(log, 1, 30, **{attack: 1.0})
     for event in ("skip", "rollback", "tracker-failed"):
-        journal.event(event, 20, reason=attack, problem=attack, tracker=attack)
+        log.event(event, 20, reason=attack, problem=attack, tracker=attack)
     write_json(
         run / "releases/releases.json",
         {"releases": [], "baselines": [{"name": attack, "hellaswag": 1.0, "source": "published"}]},

@@ -1,203 +1,194 @@
-"""A follower shows what a run's files say, each thing once, however often it or training begins again."""
+"""A follower shows what is in a run's files, each item once, however often it or training restarts."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tracking.recorded import BATCH_TOKENS, Recorded, evaluation, follower, new_run, release, resume, step
+from tests.tracking.run_files import (
+    BATCH_TOKENS,
+    RecordingSink,
+    evaluation,
+    follow,
+    new_run,
+    write_release,
+    write_resume,
+    write_steps,
+)
 
 from tinyllama.errors import InputError
 from tinyllama.files import write_json
 from tinyllama.runs import jsonl
-from tinyllama.tracking import follow
+from tinyllama.tracking import follow as follow_module
 from tinyllama.tracking.follow import is_shown
 
 
-def steps(sink: Recorded) -> list[int]:
-    return [row["step"] for row in sink.shown]
-
-
-def test_each_step_and_event_is_shown_once_by_followers_that_come_and_go(tmp_path: Path) -> None:
-    run, journal = new_run(tmp_path)
-    sink = Recorded()
+def test_restarted_followers_show_each_step_and_event_once(tmp_path: Path) -> None:
+    run, log = new_run(tmp_path)
+    sink = RecordingSink()
     for first in (1, 11, 21):
-        step(journal, first, first + 9)
-        follower(run, sink).poll()
-        journal.event("checkpoint", first + 9, seconds=1.0)
-        again = follower(run, sink)
-        again.poll()
-        again.poll()
-    assert steps(sink) == list(range(1, 31))
-    assert sink.happened == ["start", "checkpoint", "checkpoint", "checkpoint"]
-    assert sink.losses == (1 + 8 / 30, 9.0)
+        write_steps(log, first, first + 9)
+        follow(run, sink).poll()
+        log.event("checkpoint", first + 9, seconds=1.0)
+        follower = follow(run, sink)
+        follower.poll()
+        follower.poll()
+    assert sink.steps == list(range(1, 31))
+    assert sink.events == ["start", "checkpoint", "checkpoint", "checkpoint"]
+    assert sink.loss_range == (1 + 8 / 30, 9.0)
 
 
-def test_steps_that_are_done_again_after_a_kill_are_not_shown_again(tmp_path: Path) -> None:
-    run, journal = new_run(tmp_path)
-    sink = Recorded()
-    following = follower(run, sink)
-    step(journal, 1, 25)
-    following.poll()
-    resume(journal, 20)
-    step(journal, 21, 23)
-    following.poll()
-    step(journal, 24, 30)
-    following.poll()
-    assert steps(sink) == list(range(1, 31))
-    assert sink.went_back == []
+def test_steps_repeated_after_a_kill_are_not_shown_again(tmp_path: Path) -> None:
+    run, log = new_run(tmp_path)
+    sink = RecordingSink()
+    follower = follow(run, sink)
+    write_steps(log, 1, 25)
+    follower.poll()
+    write_resume(log, 20)
+    write_steps(log, 21, 23)
+    follower.poll()
+    write_steps(log, 24, 30)
+    follower.poll()
+    assert sink.steps == list(range(1, 31))
+    assert sink.rewound_to == []
 
 
-@pytest.mark.parametrize("goes_back", ["to the step", "to the beginning"])
-def test_after_a_rollback_the_new_numbers_take_the_place_of_the_old(tmp_path: Path, goes_back: str) -> None:
-    run, journal = new_run(tmp_path)
-    sink = Recorded(goes_back)
-    following = follower(run, sink)
-    step(journal, 1, 25)
-    following.poll()
-    journal.event("rollback", 26, reason="spike", checkpoint=20, skipped_batches=[24, 25])
-    following.poll()  # the old rows are still there
-    assert steps(sink) == list(range(1, 26))
-    resume(journal, 20)
-    step(journal, 21, 30, change=0.5)
-    following.poll()
-    assert steps(sink) == list(range(1, 31))
-    assert sink.shown[22]["loss"] == 1 + 8 / 23 + 0.5
-    assert sink.happened == ["start", "rollback", "resume"]
-    assert sink.went_back == [20]
+@pytest.mark.parametrize("rewinds", ["to step", "to start", "never"])
+def test_numbers_after_a_rollback_replace_the_old_ones(tmp_path: Path, rewinds: str) -> None:
+    run, log = new_run(tmp_path)
+    sink = RecordingSink(rewinds)
+    follower = follow(run, sink)
+    write_steps(log, 1, 25)
+    follower.poll()
+    log.event("rollback", 26, reason="spike", checkpoint=20, skipped_batches=[24, 25])
+    follower.poll()  # the old rows are still there
+    assert sink.steps == list(range(1, 26))
+    write_resume(log, 20)
+    write_steps(log, 21, 30, change=0.5)
+    follower.poll()
+    assert sink.steps == list(range(1, 31))
+    assert sink.metrics[22]["loss"] == 1 + 8 / 23 + (0.0 if rewinds == "never" else 0.5)
+    assert sink.metrics[27]["loss"] == 1 + 8 / 28 + 0.5
+    assert sink.events == ["start", "rollback", "resume"]
+    assert sink.rewound_to == [20]
 
 
-def test_a_sink_that_cannot_forget_keeps_what_it_has_and_goes_on_behind_it(tmp_path: Path) -> None:
-    run, journal = new_run(tmp_path)
-    sink = Recorded("not at all")
-    following = follower(run, sink)
-    step(journal, 1, 25)
-    following.poll()
-    journal.event("rollback", 26, reason="spike", checkpoint=20, skipped_batches=[24, 25])
-    resume(journal, 20)
-    step(journal, 21, 30, change=0.5)
-    following.poll()
-    assert steps(sink) == list(range(1, 31))
-    assert [sink.shown[22]["loss"], sink.shown[27]["loss"]] == [1 + 8 / 23, 1 + 8 / 28 + 0.5]
+def test_a_changed_recipe_and_a_restart_from_scratch_replace_the_old_numbers(tmp_path: Path) -> None:
+    run, log = new_run(tmp_path)
+    sink = RecordingSink()
+    follower = follow(run, sink)
+    write_steps(log, 1, 25)
+    follower.poll()
+    write_resume(log, 20, changed=["train.optimizer.learning_rate was 1, is 2"])
+    write_steps(log, 21, 24, change=0.5)
+    follower.poll()
+    assert (sink.steps, sink.metrics[20]["loss"]) == (list(range(1, 25)), 1 + 8 / 21 + 0.5)
+    log.truncate_after(0)
+    log.event("start", 0, ranks=1)
+    write_steps(log, 1, 3, change=0.25)
+    follower.poll()
+    assert [row["loss"] for row in sink.metrics] == [9.25, 5.25, 1 + 8 / 3 + 0.25]
 
 
-def test_a_run_that_goes_on_with_another_recipe_or_begins_anew_is_shown_anew_from_there(tmp_path: Path) -> None:
-    run, journal = new_run(tmp_path)
-    sink = Recorded()
-    following = follower(run, sink)
-    step(journal, 1, 25)
-    following.poll()
-    resume(journal, 20, changed=["train.optimizer.learning_rate was 1, is 2"])
-    step(journal, 21, 24, change=0.5)
-    following.poll()
-    assert (steps(sink), sink.shown[20]["loss"]) == (list(range(1, 25)), 1 + 8 / 21 + 0.5)
-    journal.truncate_after(0)
-    journal.event("start", 0, ranks=1)
-    step(journal, 1, 3, change=0.25)
-    following.poll()
-    assert [row["loss"] for row in sink.shown] == [9.25, 5.25, 1 + 8 / 3 + 0.25]
+def test_an_incomplete_line_is_read_once_complete(tmp_path: Path) -> None:
+    run, log = new_run(tmp_path)
+    sink = RecordingSink()
+    follower = follow(run, sink)
+    write_steps(log, 1, 3)
+    content = run.metrics_path.read_bytes()
+    run.metrics_path.write_bytes(content[:-20])
+    follower.poll()
+    assert sink.steps == [1, 2]
+    run.metrics_path.write_bytes(content)
+    follower.poll()
+    assert sink.steps == [1, 2, 3]
 
 
-def test_a_line_that_is_half_written_waits_for_its_other_half(tmp_path: Path) -> None:
-    run, journal = new_run(tmp_path)
-    sink = Recorded()
-    following = follower(run, sink)
-    step(journal, 1, 3)
-    whole = journal.run.metrics_path.read_bytes()
-    journal.run.metrics_path.write_bytes(whole[:-20])
-    following.poll()
-    assert steps(sink) == [1, 2]
-    journal.run.metrics_path.write_bytes(whole)
-    following.poll()
-    assert steps(sink) == [1, 2, 3]
+def test_metrics_truncated_and_grown_between_two_polls_are_complete(tmp_path: Path) -> None:
+    run, log = new_run(tmp_path)
+    sink = RecordingSink()
+    follower = follow(run, sink)
+    write_steps(log, 1, 25)
+    follower.poll()
+    log.truncate_after(20)  # its event is not written yet
+    write_steps(log, 21, 40, batch=1234567)
+    follower.poll()
+    assert sink.steps == list(range(1, 41))
 
 
-def test_metrics_that_were_cut_and_grew_again_between_two_looks_are_read_from_where_they_are(tmp_path: Path) -> None:
-    run, journal = new_run(tmp_path)
-    sink = Recorded()
-    following = follower(run, sink)
-    step(journal, 1, 25)
-    following.poll()
-    journal.truncate_after(20)  # and its event is not yet there
-    step(journal, 21, 40, batch=1234567)
-    following.poll()
-    assert steps(sink) == list(range(1, 41))
-
-
-def test_a_long_run_is_thinned_the_more_the_longer_it_is_but_never_loses_a_validation(
+def test_long_runs_are_downsampled_but_keep_validations_and_skipped_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "FULL_RESOLUTION_STEPS", 16)
+    monkeypatch.setattr(follow_module, "FULL_RESOLUTION_STEPS", 16)
     monkeypatch.setattr(jsonl, "_CHUNK_BYTES", 1000)
-    run, journal = new_run(tmp_path)
-    sink = Recorded()
-    step(journal, 1, 50)
-    step(journal, 51, 51, validation_loss=2.0)
-    step(journal, 52, 52)
-    step(journal, 53, 53, loss=None, skipped="loss nan")
-    step(journal, 54, 64)
-    follower(run, sink).poll()
-    assert steps(sink) == [*range(1, 17), *range(18, 33, 2), *range(36, 51, 4), 51, 52, 53, 56, 60, 64]
-    assert "loss" not in sink.shown[-4]
+    run, log = new_run(tmp_path)
+    sink = RecordingSink()
+    write_steps(log, 1, 50)
+    write_steps(log, 51, 51, validation_loss=2.0)
+    write_steps(log, 52, 52)
+    write_steps(log, 53, 53, loss=None, skipped="loss nan")
+    write_steps(log, 54, 64)
+    follow(run, sink).poll()
+    assert sink.steps == [*range(1, 17), *range(18, 33, 2), *range(36, 51, 4), 51, 52, 53, 56, 60, 64]
+    assert "loss" not in sink.metrics[-4]
 
 
-def test_a_run_of_a_million_steps_has_tens_of_thousands_of_rows() -> None:
+def test_a_million_steps_give_tens_of_thousands_of_rows() -> None:
     shown = sum(is_shown({"step": number}) for number in range(1, 1_430_001))
     assert 40_000 < shown < 50_000
     assert all(is_shown({"step": number}) for number in range(1, 10_001))
 
 
-def test_times_never_go_back_and_follow_the_speed_between_what_the_events_tell(tmp_path: Path) -> None:
-    run, journal = new_run(tmp_path)  # 1 second a step, by its speed; an event each second of its clock
-    sink = Recorded()
-    step(journal, 1, 3)
-    journal.event("checkpoint", 3, seconds=0.0)
-    resume(journal, 3)
-    step(journal, 4, 5)
-    follower(run, sink).poll()
-    began = 1_700_000_000
-    assert sink.times == [began + 1, began + 2, began + 3, began + 4, began + 5]
+def test_times_increase_and_follow_the_speed_between_events(tmp_path: Path) -> None:
+    run, log = new_run(tmp_path)  # the speed gives 1 second per step
+    sink = RecordingSink()
+    write_steps(log, 1, 3)
+    log.event("checkpoint", 3, seconds=0.0)
+    write_resume(log, 3)
+    write_steps(log, 4, 5)
+    follow(run, sink).poll()
+    assert sink.times == [1_700_000_000 + seconds for seconds in range(1, 6)]
 
 
-def test_scores_appear_when_they_are_there_and_again_when_they_change(tmp_path: Path) -> None:
-    run, journal = new_run(tmp_path)
-    sink = Recorded()
-    following = follower(run, sink)
-    step(journal, 1, 20)
-    following.poll()
-    assert (sink.scored, sink.beside) == ([], {})
+def test_scores_are_shown_when_they_appear_and_when_they_change(tmp_path: Path) -> None:
+    run, log = new_run(tmp_path)
+    sink = RecordingSink()
+    follower = follow(run, sink)
+    write_steps(log, 1, 20)
+    follower.poll()
+    assert (sink.scores, sink.baselines) == ([], {})
     published = [
         {"name": "Big step 1k", "hellaswag": 50.0, "source": "published, a card"},
         {"name": "Big step 2k", "hellaswag": 60.0, "source": "published, a card"},
         {"name": "here", "hellaswag": 55.0, "source": "measured"},
     ]
-    release(run, 10, 30.0, published)
-    write_json(run / "releases/baselines/here.json", evaluation("models/here", None, 55.0))
-    following.poll()
-    following.poll()
-    follower(run, sink).poll()
-    assert sink.scored == [scored(10, 30.0)]
-    assert sink.beside == {
+    write_release(run, 10, 30.0, published)
+    write_json(run.releases.baseline_path("here"), evaluation("models/here", None, 55.0))
+    follower.poll()
+    follower.poll()
+    follow(run, sink).poll()
+    assert sink.scores == [score_row(10, 30.0)]
+    assert sink.baselines == {
         "models/here": {"scores/boolq acc": 50.0, "scores/hellaswag acc_norm": pytest.approx(55.0)},
         "Big (published)": {"scores/hellaswag acc_norm": 60.0},
     }
-    release(run, 10, 31.5, published)
-    release(run, 20, 33.0, published)
-    following.poll()
-    assert sink.scored == [scored(10, 31.5), scored(20, 33.0)]
-    assert steps(sink) == list(range(1, 21))
+    write_release(run, 10, 31.5, published)
+    write_release(run, 20, 33.0, published)
+    follower.poll()
+    assert sink.scores == [score_row(10, 31.5), score_row(20, 33.0)]
+    assert sink.steps == list(range(1, 21))
 
 
-def scored(step: int, points: float) -> dict[str, Any]:
+def score_row(step: int, points: float) -> dict[str, Any]:
     scores = {"scores/hellaswag acc_norm": pytest.approx(points), "scores/boolq acc": 50.0}
     return {"step": step, "tokens": step * BATCH_TOKENS, **scores}
 
 
 @pytest.mark.parametrize("line", [b'{"loss": 3.0}\n', b"\x00\x00\n", b"[1]\n"])
-@pytest.mark.parametrize("place", [3, 40_000])
-def test_a_damaged_line_is_named_with_its_number_wherever_it_lies(tmp_path: Path, line: bytes, place: int) -> None:
-    run, journal = new_run(tmp_path)
-    step(journal, 1, 1)
-    rows = journal.run.metrics_path.read_bytes() * (place - 1)
-    journal.run.metrics_path.write_bytes(rows + line + rows[:1000])
-    with pytest.raises(InputError, match=rf"metrics.jsonl:{place}: not a row .*; correct or delete the line"):
-        follower(run, Recorded()).poll()
+@pytest.mark.parametrize("number", [3, 40_000])
+def test_a_damaged_line_is_reported_with_its_number(tmp_path: Path, line: bytes, number: int) -> None:
+    run, log = new_run(tmp_path)
+    write_steps(log, 1, 1)
+    rows = run.metrics_path.read_bytes() * (number - 1)
+    run.metrics_path.write_bytes(rows + line + rows[:1000])
+    with pytest.raises(InputError, match=rf"metrics\.jsonl:{number}: not a row"):
+        follow(run, RecordingSink()).poll()

@@ -19,7 +19,7 @@ import pytest
 from playwright.sync_api import Page
 from tests.browser import DESKTOP, PHONE, keep_screenshot, opened
 from tests.release.hub import TOKEN, running_hub
-from tests.tracking.recorded import BATCH_TOKENS, evaluation, new_run, release, resume, step
+from tests.tracking.run_files import BATCH_TOKENS, evaluation, new_run, write_release, write_resume, write_steps
 
 from tinyllama.errors import InputError
 from tinyllama.files import write_json
@@ -148,14 +148,14 @@ def test_the_curve_of_a_run_that_is_training_grows_by_itself(
 
 
 def test_a_run_without_a_tracker_is_shown_from_its_files_and_what_comes_later_appears(tmp_path: Path) -> None:
-    run, journal = new_run(tmp_path)
-    step(journal, 1, 30)
-    journal.event("release", 10, folder="releases/step-00000010")
+    run, log = new_run(tmp_path)
+    write_steps(log, 1, 30)
+    log.event("release", 10, folder="releases/step-00000010")
     with watched(tmp_path) as address, opened(address) as seen:
         shown = wait_for(seen.page, f"shown?.latest_x == {30 * BATCH_TOKENS}")
         assert {entry["name"] for entry in shown["runs"]} == {"small", "releases of small", "trouble of small"}
-        step(journal, 31, 40)
-        release(run, 10, 30.0, [{"name": "Big", "hellaswag": 60.0, "source": "published, a card"}])
+        write_steps(log, 31, 40)
+        write_release(run, 10, 30.0, [{"name": "Big", "hellaswag": 60.0, "source": "published, a card"}])
         shown = wait_for(seen.page, "shown.metrics.some(name => name.startsWith('scores/hellaswag'))")
         shown = wait_for(seen.page, f"shown.latest_x == {40 * BATCH_TOKENS} && shown.runs.length == 4")
         assert "Big (published)" in {entry["name"] for entry in shown["runs"]}
@@ -164,9 +164,9 @@ def test_a_run_without_a_tracker_is_shown_from_its_files_and_what_comes_later_ap
 
 def test_of_several_runs_the_one_that_was_asked_for_is_shown_and_the_others_are_a_click_away(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        _, journal = new_run(tmp_path, name)
-        step(journal, 1, 30, change=0.2 if name == "two" else 0.0)
-        journal.event("signal", 20, signal="SIGTERM")
+        _, log = new_run(tmp_path, name)
+        write_steps(log, 1, 30, change=0.2 if name == "two" else 0.0)
+        log.event("signal", 20, signal="SIGTERM")
     with watched(tmp_path, "runs/two") as address, opened(address) as seen:
         shown = wait_for(seen.page, "shown?.latest_x > 0")
         assert {entry["id"] for entry in shown["runs"]} == {"two", "two/mark/releases", "two/mark/trouble"}
@@ -178,9 +178,9 @@ def test_of_several_runs_the_one_that_was_asked_for_is_shown_and_the_others_are_
 
 def test_marks_and_baselines_that_come_to_an_open_page_appear_also_beside_other_runs(tmp_path: Path) -> None:
     _, other = new_run(tmp_path, "one")
-    step(other, 1, 60, change=1.0)
-    run, journal = new_run(tmp_path, "two", release={"every_tokens": 10 * BATCH_TOKENS, "baselines": ("models/here",)})
-    step(journal, 1, 60)
+    write_steps(other, 1, 60, change=1.0)
+    run, log = new_run(tmp_path, "two", release={"every_tokens": 10 * BATCH_TOKENS, "baselines": ("models/here",)})
+    write_steps(log, 1, 60)
     beside = {"two", "two/mark/releases", "two/mark/trouble", "two/baseline/models/here"}
     with watched(tmp_path, "runs/two") as address, opened(address) as seen:
         shown = wait_for(seen.page, f"shown?.latest_x == {60 * BATCH_TOKENS}")
@@ -188,14 +188,14 @@ def test_marks_and_baselines_that_come_to_an_open_page_appear_also_beside_other_
         assert "one" not in {entry["id"] for entry in shown["runs"]}
         before = settled_picture_of(seen.page, "loss")
         for at in (15, 50):
-            journal.event("skip", at, reason="loss nan")
+            log.event("skip", at, reason="loss nan")
         marked = settled_picture_of(seen.page, "loss", before)
         assert seen.page.evaluate(_COLUMNS, [0x3B, 0x82, 0xF6]) in range(2, 20)  # two uprights, nothing between them
-        journal.event("rollback", 61, reason="spike", checkpoint=20, skipped_batches=[60])
-        resume(journal, 20)
-        step(journal, 21, 30)
-        release(run, 10, 30.0, [{"name": "Pythia-1B", "hellaswag": 47.0, "source": "published, a card"}])
-        write_json(run / "releases/baselines/here.json", evaluation("models/here", None, 55.0))
+        log.event("rollback", 61, reason="spike", checkpoint=20, skipped_batches=[60])
+        write_resume(log, 20)
+        write_steps(log, 21, 30)
+        write_release(run, 10, 30.0, [{"name": "Pythia-1B", "hellaswag": 47.0, "source": "published, a card"}])
+        write_json(run.releases.baseline_path("here"), evaluation("models/here", None, 55.0))
         metric = "scores/hellaswag acc_norm"
         all_of_them = json.dumps(sorted(beside | {"two/baseline/Pythia-1B (published)"}))
         has_come = f"{all_of_them}.every(id => shown.runs.some(run => run.id == id))"
@@ -213,7 +213,7 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("port", [0, 65_536, 99_999])
 def test_what_is_no_port_is_refused_in_one_line(tmp_path: Path, port: int) -> None:
     with pytest.raises(InputError, match=f"--port {port}: not a port"):
-        watch(new_run(tmp_path)[0], port)
+        watch(new_run(tmp_path)[0].path, port)
 
 
 @pytest.mark.parametrize(
@@ -257,8 +257,8 @@ def published(folder: Path, space: str, *more: str, **environment: str) -> subpr
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
-    _, journal = new_run(tmp_path)
-    step(journal, 1, 30)
+    _, log = new_run(tmp_path)
+    write_steps(log, 1, 30)
     return tmp_path
 
 
