@@ -26,7 +26,6 @@ from tinyllama.release import release
 from tinyllama.release.command import evaluate_model
 from tinyllama.release.formats import check_formats
 from tinyllama.release.verify import Check, table, verify
-from tinyllama.runs import checkpoint
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.loop import train
@@ -137,8 +136,8 @@ def _compression(recipe: Recipe, bits_per_byte: float | None) -> Iterator[str]:
 
 
 def _newest_release(recipe: Recipe) -> Path:
-    newest = checkpoint.list_committed(RunDir.of_recipe(recipe).path)[-1]
-    return RunDir.of_recipe(recipe).path / "releases" / newest.name
+    run = RunDir.of_recipe(recipe)
+    return run.releases.release(run.find_checkpoint().name).path
 
 
 def _release(recipe: Recipe) -> Iterator[str]:

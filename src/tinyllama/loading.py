@@ -21,7 +21,9 @@ from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import Llama
 from tinyllama.model.weights import config_from_hugging_face, from_hugging_face, load_parameters
 from tinyllama.recipe import Model, Recipe
-from tinyllama.runs.checkpoint import list_committed, load_weights, read_state
+from tinyllama.runs.checkpoint import load_weights
+from tinyllama.runs.release_dir import ReleaseDir
+from tinyllama.runs.run_dir import CheckpointDir, RunDir
 from tinyllama.tokenizer import Tokenizer
 
 
@@ -35,7 +37,7 @@ class ModelLocation:
     @property
     def tokenizer_folder(self) -> Path:
         """Folder of the model's tokenizer."""
-        return self.folder / "tokenizer" if self.is_checkpoint else self.folder
+        return CheckpointDir(self.folder).tokenizer_dir if self.is_checkpoint else self.folder
 
 
 def resolve_model(source: str | Path) -> ModelLocation:
@@ -47,12 +49,10 @@ def resolve_model(source: str | Path) -> ModelLocation:
     for candidate in (folder, folder / "huggingface"):
         if (candidate / "config.json").is_file():
             return ModelLocation(candidate, is_checkpoint=False)
-    if (folder / "commit.json").is_file() and not (folder / "release.json").is_file():
+    if CheckpointDir(folder).is_committed and not ReleaseDir(folder).exists:
         return ModelLocation(folder, is_checkpoint=True)
-    if (folder / "recipe.yaml").is_file():
-        if not (checkpoints := list_committed(folder)):
-            raise InputError(f"{folder}: the run has no complete checkpoint yet; continue its training")
-        return ModelLocation(checkpoints[-1], is_checkpoint=True)
+    if RunDir(folder).recipe_path.is_file():
+        return ModelLocation(RunDir(folder).find_checkpoint().path, is_checkpoint=True)
     if folder.exists() or str(source).count("/") != 1:
         raise InputError(f"{source}: no model found; give a run, a checkpoint, a release or a Hugging Face folder")
     return ModelLocation(
@@ -85,13 +85,13 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 
 
 def _load_checkpoint(location: ModelLocation, precision: torch.dtype) -> Llama:
-    folder = location.folder
-    recipe = Recipe.load(folder / "recipe.yaml")
+    folder, checkpoint = location.folder, CheckpointDir(location.folder)
+    recipe = Recipe.load(checkpoint.recipe_path)
     with translate_damage_errors(folder):
-        vocab_size = int(read_state(folder).get("vocab_size") or Tokenizer.load(location.tokenizer_folder).vocab_size)
+        vocab_size = int(checkpoint.state().get("vocab_size") or Tokenizer.load(location.tokenizer_folder).vocab_size)
     _check_size(folder, "recipe.yaml and state.json", recipe.model, vocab_size, folder.glob("*.distcp"))
     model = Llama(recipe.model, vocab_size, precision)
-    load_weights(folder, model)
+    load_weights(checkpoint, model)
     return model
 
 

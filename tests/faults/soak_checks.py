@@ -16,7 +16,7 @@ from tests.train.launch import read_events, read_losses, read_metrics
 from tinyllama.data.verification import find_corruption as store_problems
 from tinyllama.files import read_json, sha256_of
 from tinyllama.release.verify import file_checks
-from tinyllama.runs import checkpoint
+from tinyllama.runs.run_dir import RunDir
 
 CHECKPOINT_STEPS = 10
 _TIMED = {"date", "checkpoints", "files", "hardware"}
@@ -51,10 +51,9 @@ def metrics_without_speed(run: Path) -> list[tuple[Any, ...]]:
 
 def compare_checkpoints(ours: Path, theirs: Path, steps: int) -> None:
     """The last checkpoint's tensors, weights and moments, are the same bytes."""
-    last = checkpoint.list_committed(ours)[-1]
-    assert checkpoint.step_of(last) == steps
-    assert checkpoint.find_damage(last) == []
-    other = theirs / "checkpoints" / last.name
+    newest = RunDir(ours).find_checkpoint()
+    assert (newest.step, newest.find_damage()) == (steps, [])
+    last, other = newest.path, RunDir(theirs).checkpoint(steps).path
     names = {path.name for path in other.glob("*.distcp")}
     assert names == {path.name for path in last.glob("*.distcp")}
     differing = [name for name in sorted(names) if sha256_of(last / name) != sha256_of(other / name)]

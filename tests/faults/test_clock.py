@@ -16,7 +16,7 @@ from tests.tracking.test_trackio_sink import TrackioData
 from tests.train.launch import read_events, read_metrics
 
 from tinyllama.files import read_json
-from tinyllama.runs import checkpoint
+from tinyllama.runs.run_dir import RunDir
 
 pytestmark = pytest.mark.slow
 
@@ -84,12 +84,12 @@ def test_a_clock_that_runs_backwards_makes_no_speed_age_or_time_left_negative(ba
 
 
 def test_the_newest_checkpoint_is_that_of_the_highest_step_whatever_its_files_times_say(way: Path) -> None:
-    folders = checkpoint.list_committed(way / RUN)
-    assert len(folders) > 1
-    for age, folder in enumerate(reversed(folders)):
-        for path in folder.rglob("*"):
+    checkpoints = RunDir(way / RUN).checkpoints()
+    assert len(checkpoints) > 1
+    for age, checkpoint in enumerate(reversed(checkpoints)):
+        for path in checkpoint.path.rglob("*"):
             os.utime(path, (age * 1e6, age * 1e6))
-    assert [checkpoint.step_of(folder) for folder in checkpoint.list_committed(way / RUN)][-1] == 12
+    assert RunDir(way / RUN).find_checkpoint().step == 12
     more = ("--train.tokens", str(14 * 6 * 64), "--allow-change")
     ended = run_command(way, "train", "recipe.yaml", *more, fault=skip_peak)
     assert ended.status == 0, ended.said

@@ -19,7 +19,6 @@ from tests.fuzz.properties import few, kept_folder, one_line
 from tinyllama.errors import InputError
 from tinyllama.files import sha256_of, write_json
 from tinyllama.report.run_data import read_run
-from tinyllama.runs.checkpoint import find_damage, is_marked_milestone, list_committed
 from tinyllama.runs.listing import list_runs, read_run_status
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
@@ -64,13 +63,18 @@ def use(own: Path) -> None:
     state = read_run_status(own, 1.8e9)
     one_line(InputError(state.problem or "none"))
     assert len(list_runs(own.parent)) >= 2
-    for call in (read_run, _rows, _follow, _cut_back, find_damage, list_committed):
+    for call in (read_run, _rows, _follow, _cut_back, _checkpoints):
         with suppress(OSError):  # of which the command line says the file
             try:
-                call(own / "checkpoints/step-00000010" if call is find_damage else own)
+                call(own)
             except InputError as error:
                 one_line(error)
-    is_marked_milestone(own / "checkpoints/step-00000010")
+
+
+def _checkpoints(own: Path) -> None:
+    for checkpoint in RunDir(own).checkpoints():
+        checkpoint.find_damage()
+        assert checkpoint.is_milestone in (True, False)
 
 
 def _rows(own: Path) -> None:

@@ -16,7 +16,8 @@ from tinyllama.model.llama import Llama, initialize
 from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.recipe import Recipe
 from tinyllama.release import release
-from tinyllama.runs import checkpoint
+from tinyllama.runs.checkpoint import CheckpointWriter
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.optimizer import build_optimizers
 
@@ -123,6 +124,6 @@ def save_checkpoint(run: Path, recipe: Recipe, step: int, digests: dict[str, str
     optimizers = build_optimizers(model, recipe.train.optimizer)
     state = {"tokens": step * recipe.train.batch_tokens, "time": 1.79e9, "digest": recipe.digest, **digests}
     state["hardware"] = HARDWARE
-    saver = checkpoint.CheckpointWriter(run, asynchronous=False, on_commit=lambda *_: None)
-    saver.begin(step, model, optimizers, state | {"vocab_size": model.vocab_size}, time.perf_counter())
-    assert saver.settle() is None
+    saver = CheckpointWriter(RunDir(run), asynchronous=False, on_commit=lambda *_: None)
+    saver.start_save(step, model, optimizers, state | {"vocab_size": model.vocab_size}, time.perf_counter())
+    assert saver.wait() is None

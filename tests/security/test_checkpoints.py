@@ -14,7 +14,8 @@ from tests.train.checkpoints import all_tensors, state_after_one_step, write_che
 from tinyllama import cli
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of, write_json
-from tinyllama.runs import checkpoint
+from tinyllama.runs.checkpoint import load_checkpoint, load_weights
+from tinyllama.runs.run_dir import CheckpointDir
 from tinyllama.train.setup import TrainState
 
 
@@ -30,9 +31,9 @@ class RunsCode:
 
 def commit_again(folder: Path) -> None:
     """Write the commit that its author would have written."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != checkpoint.COMMIT]
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "commit.json"]
     hashes = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
-    write_json(folder / checkpoint.COMMIT, {"sha256": hashes})
+    write_json(folder / "commit.json", {"sha256": hashes})
 
 
 @pytest.fixture
@@ -41,11 +42,11 @@ def trainer(small: Path) -> TrainState:
 
 
 def test_a_checkpoint_of_ours_is_read_with_all_its_tensors(trainer: TrainState, tmp_path: Path) -> None:
-    folder = write_checkpoint(trainer, tmp_path)
+    folder = write_checkpoint(trainer, tmp_path).path
     before = {name: value.clone() for name, value in all_tensors(trainer).items()}
     for value in all_tensors(trainer).values():
         value.data.zero_()
-    checkpoint.load(folder, trainer.model, trainer.optimizers)
+    load_checkpoint(CheckpointDir(folder), trainer.model, trainer.optimizers)
     after = all_tensors(trainer)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -53,7 +54,7 @@ def test_a_checkpoint_of_ours_is_read_with_all_its_tensors(trainer: TrainState, 
 
 @pytest.mark.parametrize("place", ["whole", "planner_data", "storage_meta"])
 def test_metadata_that_calls_a_function_is_refused(trainer: TrainState, tmp_path: Path, place: str) -> None:
-    folder, target = write_checkpoint(trainer, tmp_path), tmp_path / "run"
+    folder, target = write_checkpoint(trainer, tmp_path).path, tmp_path / "run"
     path = folder / ".metadata"
     found = pickle.loads(path.read_bytes())
     if place == "whole":
@@ -63,9 +64,9 @@ def test_metadata_that_calls_a_function_is_refused(trainer: TrainState, tmp_path
     path.write_bytes(pickle.dumps(found))
     commit_again(folder)
     with pytest.raises(InputError, match="not the metadata of a checkpoint"):
-        checkpoint.load(folder, trainer.model, trainer.optimizers)
+        load_checkpoint(CheckpointDir(folder), trainer.model, trainer.optimizers)
     with pytest.raises(InputError, match="not the metadata of a checkpoint"):
-        checkpoint.load_weights(folder, trainer.model)
+        load_weights(CheckpointDir(folder), trainer.model)
     assert not target.exists()
 
 
@@ -81,7 +82,7 @@ def complete(folder: Path, small: Path) -> Path:
 def test_metadata_that_changes_a_class_of_this_process_is_refused(
     trainer: TrainState, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    folder, victim = write_checkpoint(trainer, tmp_path), tmp_path / "victim"
+    folder, victim = write_checkpoint(trainer, tmp_path).path, tmp_path / "victim"
     victim.mkdir()
     text = str(victim).encode()
     # PosixPath; (None, {"_str": victim}); BUILD; and the class is popped
@@ -91,7 +92,7 @@ def test_metadata_that_changes_a_class_of_this_process_is_refused(
     complete(folder, small)
     if command == "load":
         with pytest.raises(InputError, match=r"not the metadata of a checkpoint .*sets attributes"):
-            checkpoint.load(folder, trainer.model, trainer.optimizers)
+            load_checkpoint(CheckpointDir(folder), trainer.model, trainer.optimizers)
     else:
         assert cli.main(["generate", str(folder), "word"]) == 2
         assert "sets attributes" in capsys.readouterr().err
@@ -101,7 +102,7 @@ def test_metadata_that_changes_a_class_of_this_process_is_refused(
 def test_a_recipe_of_more_parameters_than_the_files_hold_takes_no_memory(
     trainer: TrainState, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = write_checkpoint(trainer, tmp_path)
+    folder = write_checkpoint(trainer, tmp_path).path
     write_json(folder / "state.json", read_json(folder / "state.json") | {"vocab_size": 2_000_000_000})
     assert cli.main(["generate", str(complete(folder, small)), "word"]) == 2
     assert "weights do not fit recipe.yaml" in capsys.readouterr().err
@@ -109,26 +110,26 @@ def test_a_recipe_of_more_parameters_than_the_files_hold_takes_no_memory(
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../../secret"])
 def test_a_commit_that_names_a_file_outside_is_damaged(trainer: TrainState, tmp_path: Path, name: str) -> None:
-    folder = write_checkpoint(trainer, tmp_path)
-    hashes = read_json(folder / checkpoint.COMMIT)["sha256"]
-    write_json(folder / checkpoint.COMMIT, {"sha256": hashes | {name: "0" * 64}})
-    assert any("a file outside its folder" in problem for problem in checkpoint.find_damage(folder))
+    folder = write_checkpoint(trainer, tmp_path).path
+    hashes = read_json(folder / "commit.json")["sha256"]
+    write_json(folder / "commit.json", {"sha256": hashes | {name: "0" * 64}})
+    assert any("a file outside its folder" in problem for problem in CheckpointDir(folder).find_damage())
 
 
 def test_a_state_that_is_a_pipe_or_a_device_is_never_read(trainer: TrainState, tmp_path: Path) -> None:
-    folder = write_checkpoint(trainer, tmp_path)
+    folder = write_checkpoint(trainer, tmp_path).path
     (folder / "state.json").unlink()
     os.mkfifo(folder / "state.json")
     with pytest.raises(InputError, match="is no regular file"):
-        checkpoint.read_state(folder)
+        CheckpointDir(folder).state()
     (folder / "state.json").unlink()
     (folder / "state.json").symlink_to("/dev/zero")
     with pytest.raises(InputError, match="is no regular file"):
-        checkpoint.read_state(folder)
+        CheckpointDir(folder).state()
 
 
 def test_a_value_that_calls_a_function_is_refused(trainer: TrainState, tmp_path: Path) -> None:
-    folder, target = write_checkpoint(trainer, tmp_path), tmp_path / "run"
+    folder, target = write_checkpoint(trainer, tmp_path).path, tmp_path / "run"
     path = folder / ".metadata"
     found = pickle.loads(path.read_bytes())
     info = next(info for index, info in found.storage_data.items() if index.fqn.endswith(".eps"))
@@ -139,27 +140,27 @@ def test_a_value_that_calls_a_function_is_refused(trainer: TrainState, tmp_path:
     file.write_bytes(file.read_bytes() + stored.getvalue())
     path.write_bytes(pickle.dumps(found))
     commit_again(folder)
-    with pytest.raises(InputError, match="no plain data"):
-        checkpoint.load(folder, trainer.model, trainer.optimizers)
+    with pytest.raises(InputError, match="not plain data"):
+        load_checkpoint(CheckpointDir(folder), trainer.model, trainer.optimizers)
     assert not target.exists()
 
 
 @pytest.mark.parametrize("name", ["../../outside.distcp", "/etc/passwd", "state.json"])
 def test_metadata_that_names_another_file_is_refused(trainer: TrainState, tmp_path: Path, name: str) -> None:
-    folder = write_checkpoint(trainer, tmp_path)
+    folder = write_checkpoint(trainer, tmp_path).path
     path = folder / ".metadata"
     found = pickle.loads(path.read_bytes())
     next(iter(found.storage_data.values())).relative_path = name
     path.write_bytes(pickle.dumps(found))
     commit_again(folder)
     with pytest.raises(InputError, match="none of a checkpoint's"):
-        checkpoint.load(folder, trainer.model, trainer.optimizers)
+        load_checkpoint(CheckpointDir(folder), trainer.model, trainer.optimizers)
 
 
 def test_a_release_that_holds_a_commit_is_no_checkpoint(
     tmp_path: Path, trainer: TrainState, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = write_checkpoint(trainer, tmp_path)
+    folder = write_checkpoint(trainer, tmp_path).path
     write_json(folder / "release.json", {"name": "x"})
     assert cli.main(["generate", str(folder), "word"]) == 2
     assert "no model" in capsys.readouterr().err

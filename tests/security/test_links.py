@@ -13,7 +13,6 @@ from tinyllama.errors import InputError
 from tinyllama.files import reject_symlinks, write_json
 from tinyllama.release import rewrite_cards, update_card
 from tinyllama.release.lineage import read_facts
-from tinyllama.runs import checkpoint
 from tinyllama.tracking.trackers import try_acquire_sink
 from tinyllama.tracking.trackio_sink import open_trackio, trackio_dir
 
@@ -130,7 +129,7 @@ def test_a_renamed_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.Capture
     write_steps(log, 1, 3)
     for name in ("step-00000010.bak", "best"):
         write_json(run / "checkpoints" / name / "commit.json", {"sha256": {}})
-    assert checkpoint.list_committed(run) == []
+    assert run_dir.checkpoints() == []
     assert cli.main(["release", str(run / "checkpoints/best")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "best: a checkpoint's folder is called step-NUMBER; give it its name back" in line

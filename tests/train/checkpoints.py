@@ -8,8 +8,8 @@ import torch
 from tests.train.single_process import build_state, load_recipe, train_step
 
 from tinyllama.data.batches import batch_of_step
-from tinyllama.runs import checkpoint
 from tinyllama.runs.checkpoint import CheckpointWriter
+from tinyllama.runs.run_dir import CheckpointDir, RunDir
 from tinyllama.train.setup import TrainState
 
 Commits = list[tuple[int, float, float]]
@@ -33,17 +33,17 @@ def all_tensors(state: TrainState) -> dict[str, torch.Tensor]:
 
 def build_writer(run: Path, asynchronous: bool = True) -> tuple[CheckpointWriter, Commits]:
     commits: Commits = []
-    return CheckpointWriter(run, asynchronous, lambda *commit: commits.append(commit)), commits
+    return CheckpointWriter(RunDir(run), asynchronous, lambda *commit: commits.append(commit)), commits
 
 
-def start_checkpoint(writer: CheckpointWriter, state: TrainState, step: int) -> Path:
-    writer.begin(step, state.model, state.optimizers, {"tokens": 0}, time.perf_counter())
-    return checkpoint.checkpoint_folder(writer.run, step)
+def start_checkpoint(writer: CheckpointWriter, state: TrainState, step: int) -> CheckpointDir:
+    writer.start_save(step, state.model, state.optimizers, {"tokens": 0}, time.perf_counter())
+    return writer.run.checkpoint(step)
 
 
-def write_checkpoint(state: TrainState, run: Path, step: int = 1) -> Path:
-    """Write a complete checkpoint; return its folder."""
+def write_checkpoint(state: TrainState, run: Path, step: int = 1) -> CheckpointDir:
+    """Write a complete checkpoint and return it."""
     writer, _ = build_writer(run, asynchronous=False)
-    folder = start_checkpoint(writer, state, step)
-    assert writer.settle() is None
-    return folder
+    saved = start_checkpoint(writer, state, step)
+    assert writer.wait() is None
+    return saved

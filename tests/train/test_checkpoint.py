@@ -1,4 +1,4 @@
-"""A checkpoint is its step's, whole or not there, and any number of ranks goes on from it."""
+"""A checkpoint is that of its step, complete or absent, and any number of ranks resumes from it."""
 
 import shutil
 import threading
@@ -19,241 +19,238 @@ from tinyllama.data.batches import batch_of_step
 from tinyllama.files import read_json, write_json
 from tinyllama.loading import load_model
 from tinyllama.runs import checkpoint
-from tinyllama.runs.checkpoint import CheckpointWriter
-from tinyllama.runs.run_dir import RunDir
+from tinyllama.runs.checkpoint import CheckpointWriter, load_checkpoint
+from tinyllama.runs.run_dir import CheckpointDir, RunDir
 from tinyllama.train.loop import train
+
+
+def steps(run: Path) -> list[int]:
+    return [found.step for found in RunDir(run).checkpoints()]
 
 
 @pytest.fixture
 def disk_waits(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Nothing of a checkpoint is written until this is set."""
+    """An event until which nothing of a checkpoint is written."""
     go, write = threading.Event(), FileSystemWriter.write_data
 
-    def waiting(*arguments: Any) -> Any:
+    def wait_and_write(*arguments: Any) -> Any:
         assert go.wait(60)
         return write(*arguments)
 
-    monkeypatch.setattr(FileSystemWriter, "write_data", waiting)
+    monkeypatch.setattr(FileSystemWriter, "write_data", wait_and_write)
     return go
 
 
-def test_an_asynchronous_checkpoint_holds_its_steps_tensors_although_training_changes_them_at_once(
+def test_an_asynchronous_checkpoint_has_the_tensors_of_its_step(
     small: Path, tmp_path: Path, disk_waits: threading.Event
 ) -> None:
-    trainer = state_after_one_step(small)
-    wanted = {name: value.clone() for name, value in all_tensors(trainer).items()}
-    saver, commits = build_writer(tmp_path)
-    folder = start_checkpoint(saver, trainer, 1)
+    state = state_after_one_step(small)
+    expected = {name: value.clone() for name, value in all_tensors(state).items()}
+    writer, commits = build_writer(tmp_path)
+    saved = start_checkpoint(writer, state, 1)
     with torch.no_grad():
-        for value in all_tensors(trainer).values():
+        for value in all_tensors(state).values():
             value.add_(1)
-    assert not checkpoint.list_committed(tmp_path)
+    assert not steps(tmp_path)
     disk_waits.set()
-    assert saver.settle() is None
+    assert writer.wait() is None
     other = state_after_one_step(small, seed=2)
-    checkpoint.load(folder, other.model, other.optimizers)
-    assert checkpoint.read_state(folder) == {"step": 1, "tokens": 0}
+    load_checkpoint(saved, other.model, other.optimizers)
+    assert saved.state() == {"step": 1, "tokens": 0}
     found = all_tensors(other)
-    assert found.keys() == wanted.keys()
-    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
-    ((step, seconds, stood_still),) = commits
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    ((step, seconds, stall_seconds),) = commits
     assert step == 1
-    assert 0 <= stood_still < seconds  # training went on while the disk waited
+    assert 0 <= stall_seconds < seconds  # training continued while the disk waited
 
 
-def test_a_second_checkpoint_cannot_begin_before_the_first_is_settled(
+def test_a_checkpoint_starts_only_after_the_previous_one(
     small: Path, tmp_path: Path, disk_waits: threading.Event
 ) -> None:
-    trainer = state_after_one_step(small)
-    saver, _ = build_writer(tmp_path)
-    start_checkpoint(saver, trainer, 1)
-    with pytest.raises(AssertionError, match="settle the checkpoint before"):
-        start_checkpoint(saver, trainer, 2)
+    state = state_after_one_step(small)
+    writer, _ = build_writer(tmp_path)
+    start_checkpoint(writer, state, 1)
+    with pytest.raises(AssertionError, match="wait for the previous checkpoint"):
+        start_checkpoint(writer, state, 2)
     disk_waits.set()
-    assert saver.settle() is None
-    start_checkpoint(saver, trainer, 2)
-    assert saver.settle() is None
-    assert [folder.name for folder in checkpoint.list_committed(tmp_path)] == ["step-00000001", "step-00000002"]
+    assert writer.wait() is None
+    start_checkpoint(writer, state, 2)
+    assert writer.wait() is None
+    assert steps(tmp_path) == [1, 2]
 
 
-def test_checkpoints_at_every_step_never_overlap_and_none_is_left_out(
+def test_checkpoints_at_every_step_are_complete_and_never_overlap(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    happened: list[tuple[str, str]] = []
-    awaited = threading.Event()
-    save, commit, settle = dcp.async_save, checkpoint._commit, CheckpointWriter.settle
+    actions: list[tuple[str, str]] = []
+    is_awaited = threading.Event()
+    save, commit, wait = dcp.async_save, checkpoint._commit, CheckpointWriter.wait
 
-    def noted_save(*arguments: Any, checkpoint_id: Path, **options: Any) -> Any:
-        happened.append(("begin", checkpoint_id.name))
+    def recorded_save(*arguments: Any, checkpoint_id: Path, **options: Any) -> Any:
+        actions.append(("save", checkpoint_id.name))
         return save(*arguments, checkpoint_id=checkpoint_id, **options)
 
-    def noted_settle(saver: CheckpointWriter, alive: Callable[[], None]) -> str | None:
-        if saver.pending:
-            awaited.set()
-        return settle(saver, alive)
+    def recorded_wait(writer: CheckpointWriter, alive: Callable[[], None]) -> str | None:
+        if writer.pending:
+            is_awaited.set()
+        return wait(writer, alive)
 
-    def late_commit(folder: Path) -> None:
-        while happened[-1] == ("begin", folder.name) and not awaited.wait(0.01):
-            pass  # until training waits for this one, or begins another
-        awaited.clear()
-        commit(folder)
-        happened.append(("commit", folder.name))
+    def late_commit(saved: CheckpointDir) -> None:
+        while actions[-1] == ("save", saved.name) and not is_awaited.wait(0.01):
+            pass  # until training waits for this checkpoint, or starts another
+        is_awaited.clear()
+        commit(saved)
+        actions.append(("commit", saved.name))
 
-    monkeypatch.setattr(dcp, "async_save", noted_save)
+    monkeypatch.setattr(dcp, "async_save", recorded_save)
     monkeypatch.setattr(checkpoint, "_commit", late_commit)
-    monkeypatch.setattr(CheckpointWriter, "settle", noted_settle)
+    monkeypatch.setattr(CheckpointWriter, "wait", recorded_wait)
     run = train(load_recipe(small, **{"train.tokens": 6 * 384, "checkpoint.every_steps": 1}))
-    steps = [f"step-{step:08d}" for step in range(1, 7)]
-    assert happened == [(what, step) for step in steps for what in ("begin", "commit")]
+    names = [f"step-{step:08d}" for step in range(1, 7)]
+    assert actions == [(action, name) for name in names for action in ("save", "commit")]
     rows = [row for row in RunDir(run).events() if row["event"] == "checkpoint"]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(0 <= row["stall_seconds"] < row["seconds"] for row in rows)
 
 
 @pytest.mark.slow
-def test_milestones_are_saved_at_the_step_that_reaches_them_and_outlive_the_newest(
+def test_milestones_are_saved_when_reached_and_never_pruned(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    at = [4 * 384 + 1, 7 * 384, 1_000_000]  # just after step 4, exactly at step 7, after the end
+    at_tokens = [4 * 384 + 1, 7 * 384, 1_000_000]  # just after step 4, exactly at step 7, after the end
     fields = {"train.tokens": 16 * 384, "checkpoint.every_steps": 3, "checkpoint.keep": 2}
-    run = train(load_recipe(small, **fields, **{"release.at_tokens": at, "release.tasks": []}))
+    run = train(load_recipe(small, **fields, **{"release.at_tokens": at_tokens, "release.tasks": []}))
     saved_at = [row["step"] for row in RunDir(run).events() if row["event"] == "checkpoint"]
     assert saved_at == [3, 5, 6, 7, 9, 12, 15, 16]
-    assert [checkpoint.step_of(folder) for folder in checkpoint.list_committed(run)] == [5, 7, 15, 16]
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
-        f"step-{step:08d}" for step in (5, 7, 15, 16)
-    ]
+    assert steps(run) == [5, 7, 15, 16]
+    assert len([*RunDir(run).checkpoints_dir.iterdir()]) == 4
 
 
 def test_the_commit_is_written_last_over_all_files(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
-    before: list[list[str]] = []
+    existing: list[list[str]] = []
 
-    def noted(path: Path, value: Any) -> None:
+    def recorded_write(path: Path, value: Any) -> None:
         written.append(path.name)
-        before.append(sorted(other.name for other in path.parent.iterdir()))
-        assert not checkpoint.list_committed(tmp_path)
+        existing.append(sorted(other.name for other in path.parent.iterdir()))
+        assert not steps(tmp_path)
         write_json(path, value)
 
-    monkeypatch.setattr(checkpoint, "write_json", noted)
-    folder = write_checkpoint(state_after_one_step(small), tmp_path)
+    monkeypatch.setattr(checkpoint, "write_json", recorded_write)
+    saved = write_checkpoint(state_after_one_step(small), tmp_path)
     assert written == ["state.json", "commit.json"]
-    assert sorted(read_json(folder / "commit.json")["sha256"]) == before[1]
-    assert {"state.json", ".metadata"} < set(before[1])
-    assert checkpoint.list_committed(tmp_path) == [folder]
-    (folder / "commit.json").unlink()
-    assert checkpoint.list_committed(tmp_path) == []
+    assert sorted(read_json(saved.commit_path)["sha256"]) == existing[1]
+    assert {"state.json", ".metadata"} < set(existing[1])
+    assert steps(tmp_path) == [1]
+    saved.commit_path.unlink()
+    assert steps(tmp_path) == []
 
 
-def test_a_flipped_bit_and_a_missing_file_are_named(small: Path, tmp_path: Path) -> None:
-    folder = write_checkpoint(state_after_one_step(small), tmp_path)
-    assert checkpoint.find_damage(folder) == []
-    for path in sorted(folder.iterdir()):
-        if path.name == "commit.json":
+def test_flipped_bits_and_missing_files_are_found(small: Path, tmp_path: Path) -> None:
+    saved = write_checkpoint(state_after_one_step(small), tmp_path)
+    assert saved.find_damage() == []
+    for path in sorted(saved.path.iterdir()):
+        if path == saved.commit_path:
             continue
         content = path.read_bytes()
         for place in (0, len(content) // 2, len(content) - 1):
             path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
-            assert checkpoint.find_damage(folder) == [f"{path} does not match its hash"]
+            assert saved.find_damage() == [f"{path} does not match its hash"]
         path.unlink()
-        assert checkpoint.find_damage(folder) == [f"{path} is missing"]
+        assert saved.find_damage() == [f"{path} is missing"]
         path.write_bytes(content)
-    assert checkpoint.find_damage(folder) == []
+    assert saved.find_damage() == []
 
 
-def test_what_is_damaged_is_passed_over_with_an_event_and_the_run_ends_the_same(
+def test_damaged_checkpoints_are_skipped_with_an_event_and_the_result_is_the_same(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(small, **{"train.tokens": 9 * 384, "checkpoint.every_steps": 3, "checkpoint.keep": 3})
-    run = train(recipe)
-    wanted, weights = read_losses(run), load_model(run).state_dict()
-    newest, before, _ = (checkpoint.checkpoint_folder(run, step) for step in (9, 6, 3))
-    (newest / "state.json").write_bytes(b"{}")
-    next(before.glob("*.distcp")).unlink()
+    run = RunDir(train(recipe))
+    losses, weights = read_losses(run.path), load_model(run.path).state_dict()
+    run.checkpoint(9).state_path.write_bytes(b"{}")
+    next(run.checkpoint(6).path.glob("*.distcp")).unlink()
     train(recipe)
-    rows = list(RunDir(run).events())
-    assert [(row["event"], row["step"]) for row in rows if row["event"] in ("checkpoint-damaged", "resume")] == [
+    events = [event for event in run.events() if event["event"] in ("checkpoint-damaged", "resume")]
+    assert [(event["event"], event["step"]) for event in events] == [
         ("checkpoint-damaged", 9),
         ("checkpoint-damaged", 6),
         ("resume", 3),
     ]
-    assert "state.json does not match" in next(row["problem"] for row in rows if row["step"] == 9 and "problem" in row)
-    assert read_losses(run) == wanted
-    assert checkpoint.list_committed(run)[-1] == newest and checkpoint.find_damage(newest) == []
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in load_model(run).state_dict().items())
+    assert "state.json" in events[0]["problem"]
+    assert read_losses(run.path) == losses
+    assert run.find_checkpoint() == run.checkpoint(9)
+    assert run.checkpoint(9).find_damage() == []
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in load_model(run.path).state_dict().items())
 
 
-def test_a_checkpoint_whose_commit_is_damaged_is_passed_over(
+def test_a_checkpoint_with_a_damaged_commit_is_skipped(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(small, **{"train.tokens": 6 * 384, "checkpoint.every_steps": 2, "checkpoint.keep": 3})
-    run = train(recipe)
-    commit = checkpoint.checkpoint_folder(run, 6) / "commit.json"
+    run = RunDir(train(recipe))
+    newest = run.checkpoint(6)
     for content in (b"", b"{}", b"[1]", b'{"sha256": 3}'):
-        commit.write_bytes(content)
-        assert checkpoint.find_damage(commit.parent) == [f"{commit} is not a whole commit"]
-    (checkpoint.checkpoint_folder(run, 2) / "state.json").write_bytes(b"{")  # looked at where milestones are
+        newest.commit_path.write_bytes(content)
+        assert newest.find_damage() == [f"{newest.commit_path} is not a complete commit"]
+    run.checkpoint(2).state_path.write_bytes(b"{")  # read to find milestones
     train(recipe)
-    events = [(row["event"], row["step"]) for row in RunDir(run).events()]
-    assert ("checkpoint-damaged", 6) in events and ("resume", 4) in events
-    assert [row["step"] for row in RunDir(run).metrics()] == [1, 2, 3, 4, 5, 6]
+    events = [(row["event"], row["step"]) for row in run.events()]
+    assert {("checkpoint-damaged", 6), ("resume", 4)} <= {*events}
+    assert [row["step"] for row in run.metrics()] == [1, 2, 3, 4, 5, 6]
 
 
-def test_saving_changes_nothing_also_before_the_first_update(small: Path, tmp_path: Path) -> None:
-    saved_first, never = build_state(load_recipe(small)), build_state(load_recipe(small))
-    saver, _ = build_writer(tmp_path)
-    start_checkpoint(saver, saved_first, 1)
-    assert saver.settle() is None
-    resumed = build_state(load_recipe(small))
-    checkpoint.load(checkpoint.checkpoint_folder(tmp_path, 1), resumed.model, resumed.optimizers)
-    rows = batch_of_step(load_recipe(small), saved_first.store, 0)
-    for trainer in (saved_first, never, resumed):
-        train_step(trainer, 5, rows)
-    wanted = all_tensors(never)
-    for trainer in (saved_first, resumed):
-        assert [name for name, value in all_tensors(trainer).items() if not torch.equal(value, wanted[name])] == []
+def test_saving_before_the_first_update_changes_nothing(small: Path, tmp_path: Path) -> None:
+    saving, never_saving, resumed = (build_state(load_recipe(small)) for _ in range(3))
+    writer, _ = build_writer(tmp_path)
+    saved = start_checkpoint(writer, saving, 1)
+    assert writer.wait() is None
+    load_checkpoint(saved, resumed.model, resumed.optimizers)
+    rows = batch_of_step(load_recipe(small), saving.store, 0)
+    for state in (saving, never_saving, resumed):
+        train_step(state, 5, rows)
+    expected = all_tensors(never_saving)
+    for state in (saving, resumed):
+        assert [name for name, value in all_tensors(state).items() if not torch.equal(value, expected[name])] == []
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_a_changed_constant_of_the_optimizer_is_the_one_that_counts(small: Path, tmp_path: Path, name: str) -> None:
-    trainer = state_after_one_step(small, **{"train.optimizer.name": name})
-    folder = write_checkpoint(trainer, tmp_path)
+def test_changed_hyperparameters_override_the_saved_ones(small: Path, tmp_path: Path, name: str) -> None:
+    saved = write_checkpoint(state_after_one_step(small, **{"train.optimizer.name": name}), tmp_path)
     changed = build_state(load_recipe(small, **{"train.optimizer.name": name, "train.optimizer.weight_decay": 0.7}))
-    checkpoint.load(folder, changed.model, changed.optimizers)
+    load_checkpoint(saved, changed.model, changed.optimizers)
     assert {group["weight_decay"] for optimizer in changed.optimizers for group in optimizer.param_groups} <= {0.0, 0.7}
 
 
 @pytest.fixture(scope="module")
 def saved_by_four(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `alone`, 8 steps by one rank, and `four`, which four ranks have left at a checkpoint of step 4."""
+    """A folder with the runs `single`, 8 steps by one rank, and `four`, stopped by four ranks at step 4."""
     folder = tmp_path_factory.mktemp("saved")
-    train_recipes(folder, 1, [written(folder, small, "alone")])
-    train_recipes(folder, 4, [written(folder, small, "four")])
-    shutil.rmtree(folder / "runs/four/checkpoints/step-00000008")
+    train_recipes(folder, 1, [write_small_recipe(folder, small, "single")])
+    train_recipes(folder, 4, [write_small_recipe(folder, small, "four")])
+    shutil.rmtree(RunDir(folder / "runs/four").checkpoint(8).path)
     return folder
 
 
-def written(folder: Path, small: Path, name: str) -> str:
+def write_small_recipe(folder: Path, small: Path, name: str) -> str:
     fields = {"train.tokens": 8 * 12 * 64, "train.batch_sequences": 12, "train.micro_batch_sequences": 12}
-    also = {"checkpoint.every_steps": 4, "train.validation_sequences": 4}
-    return write_recipe(folder, small, name, **fields, **also)
+    return write_recipe(folder, small, name, **fields, **{"checkpoint.every_steps": 4, "train.validation_sequences": 4})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_what_four_ranks_saved_any_number_goes_on_from(small: Path, saved_by_four: Path, ranks: int) -> None:
+def test_a_checkpoint_of_four_ranks_resumes_on_any_number(small: Path, saved_by_four: Path, ranks: int) -> None:
     name = f"by-{ranks}"
     shutil.copytree(saved_by_four / "runs/four", saved_by_four / "runs" / name)
-    train_recipes(saved_by_four, ranks, [written(saved_by_four, small, name)])
-    run = saved_by_four / "runs" / name
-    resumed = [(row["step"], row["ranks"]) for row in RunDir(run).events() if row["event"] == "resume"]
-    assert resumed == [(4, ranks)]
-    assert metric_by_step(saved_by_four, name) == pytest.approx(metric_by_step(saved_by_four, "alone"), rel=1e-5)
-    states = [checkpoint.read_state(checkpoint.checkpoint_folder(run, step)) for step in (4, 8)]
-    assert [state["ranks"] for state in states] == [4, ranks]
+    train_recipes(saved_by_four, ranks, [write_small_recipe(saved_by_four, small, name)])
+    run = RunDir(saved_by_four / "runs" / name)
+    assert [(row["step"], row["ranks"]) for row in run.events() if row["event"] == "resume"] == [(4, ranks)]
+    assert metric_by_step(saved_by_four, name) == pytest.approx(metric_by_step(saved_by_four, "single"), rel=1e-5)
+    assert [found.state()["ranks"] for found in run.checkpoints()] == [4, ranks]

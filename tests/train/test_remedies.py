@@ -15,7 +15,7 @@ from tests.train.single_process import build_state, load_recipe
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from tinyllama.errors import InputError, RunStoppedError
-from tinyllama.runs import checkpoint
+from tinyllama.runs.checkpoint import load_checkpoint, load_weights
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.train.distributed import World, init_distributed
 from tinyllama.train.guard import Action, Decision
@@ -47,7 +47,7 @@ def test_freeing_space_is_the_remedy_only_for_a_full_disk(
 
 
 def test_unreadable_checkpoint_is_not_reported_as_another_models(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = RunDir(train(load_recipe(small, **{"train.tokens": 384}))).find_checkpoint().path
+    saved = RunDir(train(load_recipe(small, **{"train.tokens": 384}))).find_checkpoint()
     state = build_state(load_recipe(small, **{"train.tokens": 384}))
 
     def fail(*_: Any) -> Any:
@@ -56,14 +56,14 @@ def test_unreadable_checkpoint_is_not_reported_as_another_models(small: Path, mo
     with monkeypatch.context() as broken:
         broken.setattr(FileSystemReader, "read_data", fail)
         with pytest.raises(InputError, match=r"Input/output error.*readable"):
-            checkpoint.load(folder, state.model, state.optimizers)
+            load_checkpoint(saved, state.model, state.optimizers)
         with pytest.raises(InputError, match=r"Input/output error.*readable"):
-            checkpoint.load_weights(folder, state.model)
+            load_weights(saved, state.model)
     other = build_state(load_recipe(small, **{"model.ffn_dim": 64}))
     with pytest.raises(InputError, match=r"recipe.yaml .*ffn.*; .*name"):
-        checkpoint.load(folder, other.model, other.optimizers)
+        load_checkpoint(saved, other.model, other.optimizers)
     with pytest.raises(InputError, match=r"recipe.yaml .*ffn"):
-        checkpoint.load_weights(folder, other.model)
+        load_weights(saved, other.model)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,15 @@
-"""Checkpoints: a folder a step, whole or not there.
+"""Checkpoints: one folder per step, complete or absent.
 
 Writes `RUN/checkpoints/step-00000100/` with torch's distributed checkpoint (DCP), `state.json`, the run's recipe and
-tokenizer, and last of all `commit.json` with the SHA-256 of every file. What lacks a commit, or does not match it, is
-never resumed from. Training goes on while one is written, from a copy in memory; `Saver` writes one at a time.
+tokenizer, and last `commit.json` with the SHA-256 of every file. A checkpoint without its commit, or with another hash,
+is never resumed from. Training continues while a copy in memory is written; `CheckpointWriter` writes one at a time.
 """
 
 import pickle
-import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -23,59 +22,14 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from tinyllama.errors import InputError
-from tinyllama.files import fsync_path, fsync_tree, is_inside, read_json, sha256_of, write_json
+from tinyllama.files import fsync_path, fsync_tree, sha256_of, write_json
 from tinyllama.runs.checkpoint_reader import SafePlanner, SafeReader
+from tinyllama.runs.run_dir import CheckpointDir, RunDir
 
-# DCP would say at each call, also from its threads, that there is one process: it was told so.
+# DCP would warn at each call that there is one process, although it is called for one.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
-COMMIT = "commit.json"
-_READ = ("state.json", "recipe.yaml", ".metadata")
 Optimizers = list[torch.optim.Optimizer]
-
-
-def checkpoint_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return run / "checkpoints" / f"step-{step:08d}"
-
-
-_NAME = re.compile("step-([0-9]+)")
-
-
-def step_of(folder: Path) -> int:
-    """The step in a checkpoint's name: they sort by it, not by their names."""
-    if not (found := _NAME.fullmatch(folder.name)):
-        raise InputError(f"{folder}: a checkpoint's folder is called step-NUMBER; give it its name back")
-    return int(found[1])
-
-
-def list_committed(run: Path) -> list[Path]:
-    """Folders of all committed checkpoints, oldest first."""
-    folders = (path.parent for path in (run / "checkpoints").glob(f"step-[0-9]*/{COMMIT}"))
-    return sorted((folder for folder in folders if _NAME.fullmatch(folder.name)), key=step_of)
-
-
-def find_damage(folder: Path) -> list[str]:
-    """What does not match the commit, a line each; empty for a whole checkpoint."""
-    found = []
-    try:
-        files = read_json(folder / COMMIT)["sha256"].items()
-    except (InputError, KeyError, TypeError, AttributeError):
-        return [f"{folder / COMMIT} is not a whole commit"]
-    found += [
-        f"{folder / COMMIT} does not name {name}"
-        for name in _READ
-        if (folder / name).exists() and name not in dict(files)
-    ]
-    for name, promised in files:
-        path = folder / name
-        if not is_inside(name):
-            found.append(f"{folder / COMMIT} names {name!r}, a file outside its folder")
-        elif not path.is_file():
-            found.append(f"{path} is missing")
-        elif sha256_of(path) != promised:
-            found.append(f"{path} does not match its hash")
-    return found
 
 
 class CheckpointWriter:
@@ -83,17 +37,18 @@ class CheckpointWriter:
 
     def __init__(
         self,
-        run: Path,
+        run: RunDir,
         asynchronous: bool,
         on_commit: Callable[[int, float, float], None],
         before_commit: Callable[[], None] = lambda: None,
     ) -> None:
-        """On the first rank a thread calls `on_commit(step, seconds, seconds that training stood still)`.
+        """Prepare to write; each rank creates a writer.
 
-        What `before_commit` raises is why a checkpoint fails.
+        After a commit, a thread on rank 0 calls `on_commit(step, seconds, seconds that training waited)`. Before it,
+        the thread calls `before_commit`, whose exception fails the checkpoint.
         """
         self.run, self.asynchronous, self.on_commit, self.before_commit = run, asynchronous, on_commit, before_commit
-        # A group of its own, so that writing beside training never mixes with training's collectives.
+        # A group of its own, so that writing never mixes with training's collectives.
         self.group = None if _is_single_process() else dist.new_group(backend="gloo")
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: Future[None] | None = None
@@ -101,52 +56,56 @@ class CheckpointWriter:
 
     @property
     def has_failed(self) -> bool:
-        """Whether this rank knows that the checkpoint under way cannot be written."""
+        """Whether this rank knows that the pending checkpoint cannot be written."""
         return bool(self.pending and self.pending.done() and self.pending.exception())
 
-    def begin(self, step: int, model: nn.Module, optimizers: Optimizers, state: dict[str, Any], begun: float) -> None:
-        """Begin a checkpoint; the one before must be settled.
+    def start_save(
+        self, step: int, model: nn.Module, optimizers: Optimizers, state: dict[str, Any], start: float
+    ) -> None:
+        """Start writing a checkpoint; call `wait` for the previous one first.
 
-        `state` is JSON: what else the run must know to go on. `begun` is when training stopped for it, by perf_counter.
+        `state` is what a resumed run needs besides tensors, as JSON. `start` is the time at which training began to
+        wait, by perf_counter.
         """
-        assert self.pending is None, "settle the checkpoint before this one first"
+        assert self.pending is None, "wait for the previous checkpoint first"
         self.step = step
-        folder = checkpoint_folder(self.run, step)
-        if _is_first_rank():
-            shutil.rmtree(folder, ignore_errors=True)
-        _barrier()
+        checkpoint = self.run.checkpoint(step)
+        if _is_main_rank():
+            shutil.rmtree(checkpoint.path, ignore_errors=True)
+        if not _is_single_process():
+            dist.barrier()
         weights, moments = _state_dicts(model, optimizers)
-        content = {"model": weights, "optimizer": moments}
-        written = self._write(content, folder)
-        stood_still = time.perf_counter() - begun
+        written = self._write({"model": weights, "optimizer": moments}, checkpoint)
+        stall_seconds = time.perf_counter() - start
 
         def finish() -> None:
             written.result()
-            if _is_first_rank():
-                write_json(folder / "state.json", {"step": step, **state})
-                _copy_from_run(self.run, folder)
+            if _is_main_rank():
+                write_json(checkpoint.state_path, {"step": step, **state})
+                _copy_recipe_and_tokenizer(self.run, checkpoint)
                 self.before_commit()
-                _commit(folder)
-                self.on_commit(step, time.perf_counter() - begun, stood_still)
+                _commit(checkpoint)
+                self.on_commit(step, time.perf_counter() - start, stall_seconds)
 
         self.pending = self.thread.submit(finish)
 
-    def _write(self, content: dict[str, Any], folder: Path) -> "Future[Any]":
-        where: dict[str, Any] = {"checkpoint_id": folder, "process_group": self.group, "no_dist": _is_single_process()}
-        if not self.asynchronous:
-            return _completed_future(lambda: dcp.save(content, **where))
-        written = dcp.async_save(content, **where)
-        assert isinstance(written, Future)  # with a stager of one's own it would be something else
-        return written
+    def _write(self, content: dict[str, Any], checkpoint: CheckpointDir) -> "Future[Any]":
+        options: dict[str, Any] = {"process_group": self.group, "no_dist": _is_single_process()}
+        if self.asynchronous:
+            written = dcp.async_save(content, checkpoint_id=checkpoint.path, **options)
+            assert isinstance(written, Future)  # only with a custom stager it is something else
+            return written
+        done: Future[Any] = Future()
+        try:
+            done.set_result(dcp.save(content, checkpoint_id=checkpoint.path, **options))
+        except (Exception, CheckpointException) as error:  # DCP's is a BaseException
+            done.set_exception(error)
+        return done
 
-    def close(self) -> None:
-        """Wait for the thread that writes: what it does must be over before the run is another process's."""
-        self.thread.shutdown(wait=True)
+    def wait(self, alive: Callable[[], None] = lambda: None) -> str | None:
+        """Wait for the pending checkpoint; if it failed on any rank, delete its files and return the reason.
 
-    def settle(self, alive: Callable[[], None] = lambda: None) -> str | None:
-        """Wait for the checkpoint under way; return why, if it failed on any rank, and delete what is there of it.
-
-        Calls `alive` every second: a disk may be slow.
+        Calls `alive` every second, since a disk may be slow.
         """
         if self.pending is None:
             return None
@@ -157,165 +116,143 @@ class CheckpointWriter:
         if self.group is not None:
             gathered: list[list[str | None]] = [[]] * dist.get_world_size()
             dist.all_gather_object(gathered, reasons, group=self.group)
-            reasons = [reason for theirs in gathered for reason in theirs]
+            reasons = [reason for rank_reasons in gathered for reason in rank_reasons]
         reason = next(filter(None, reasons), None)
-        folder = checkpoint_folder(self.run, self.step)
-        if reason and _is_first_rank() and not (folder / COMMIT).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        checkpoint = self.run.checkpoint(self.step)
+        if reason and _is_main_rank() and not checkpoint.is_committed:
+            shutil.rmtree(checkpoint.path, ignore_errors=True)
         return reason
+
+    def close(self) -> None:
+        """Wait for the writing thread, which must end before another process may train the run."""
+        self.thread.shutdown(wait=True)
 
 
 def _state_dicts(model: nn.Module, optimizers: Optimizers) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The weights' and the moments'. Saving changes nothing, also not an optimiser that has not stepped yet.
+    """Return the state dicts of the model and the optimizers, without changing either.
 
-    Of such a one torch makes the state by a step of no length, and counts it.
+    torch gives an optimizer that has never stepped a state by a step with a learning rate of 0, and counts that step;
+    reset the counter.
     """
-    untouched = [optimizer for optimizer in optimizers if not optimizer.state]
+    unused = [optimizer for optimizer in optimizers if not optimizer.state]
     weights, moments = get_state_dict(model, optimizers)
-    for optimizer in untouched:
+    for optimizer in unused:
         for state in optimizer.state.values():
             if "step" in state:
                 state["step"].zero_()
     return weights, moments
 
 
+def _copy_recipe_and_tokenizer(run: RunDir, checkpoint: CheckpointDir) -> None:
+    """Make a checkpoint usable outside of its run."""
+    if run.recipe_path.is_file():
+        shutil.copyfile(run.recipe_path, checkpoint.recipe_path)
+    if run.tokenizer_dir.is_dir():
+        shutil.copytree(run.tokenizer_dir, checkpoint.tokenizer_dir)
+
+
+def _commit(checkpoint: CheckpointDir) -> None:
+    folder = checkpoint.path
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    fsync_tree(folder)
+    hashes = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+    write_json(checkpoint.commit_path, {"sha256": hashes})
+    fsync_path(folder.parent)
+
+
+def load_checkpoint(checkpoint: CheckpointDir, model: nn.Module, optimizers: Optimizers) -> None:
+    """Load a checkpoint's weights and optimizer state, on any number of ranks.
+
+    Hyperparameters of the optimizers stay as they are: they may differ from the checkpoint's, see `--allow-change`.
+    Raises InputError where the files cannot be read or have other tensors.
+    """
+    weights, moments = get_state_dict(model, optimizers)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    hyperparameters = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+    remedy = "restore the run's recipe and initial_weights.json, or give the run another name"
+    _load({"model": weights, "optimizer": moments}, checkpoint, _is_single_process(), remedy)
+    set_state_dict(model, optimizers, model_state_dict=weights, optim_state_dict=moments)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for group, own in zip(groups, hyperparameters, strict=True):
+        group.update(own)
+
+
+def load_weights(checkpoint: CheckpointDir | Path, model: nn.Module) -> None:
+    """Load a checkpoint's weights without optimizer state, in one process.
+
+    Raises InputError where a file is damaged, or the model has other tensors or sizes.
+    """
+    if isinstance(checkpoint, Path):
+        checkpoint = CheckpointDir(checkpoint)
+    if damage := checkpoint.find_damage():
+        raise InputError(f"{damage[0]}; restore it, or use another checkpoint")
+    weights = model.state_dict()
+    _load({"model": weights}, checkpoint, True, "restore that file")
+    model.load_state_dict(weights)
+
+
+def _load(state: dict[str, Any], checkpoint: CheckpointDir, is_single_process: bool, remedy: str) -> None:
+    """Load tensors into `state`; `remedy` is for tensors that differ from the recipe's."""
+    reader = SafeReader(checkpoint.path)
+    try:
+        reader.read_metadata()  # DCP would log a traceback of its error
+        dcp.load(state, storage_reader=reader, planner=SafePlanner(), no_dist=is_single_process)
+    except CheckpointException as error:
+        if _system_error(error):
+            problem = f"cannot be read ({_root_cause(error)}); make its files readable and run the command again"
+        elif any(isinstance(cause, pickle.UnpicklingError) for cause, _ in error.failures.values()):
+            problem = "contains a value that is not plain data and is not loaded; use another checkpoint"
+        else:
+            problem = f"does not fit its run's recipe.yaml ({_root_cause(error)}); {remedy}"
+        raise InputError(f"{checkpoint.path}: {problem}") from error
+
+
 def _root_cause(error: BaseException) -> str:
-    """Why a checkpoint failed, in a line: what the system said, if it did, rather than what followed from that."""
-    if said := _system_error(error):
-        return str(said)
-    # DCP's begin with the ranks and tracebacks that they came by.
+    """Return the reason of a failure in one line: the operating system's error, if there is one behind it."""
+    if system_error := _system_error(error):
+        return str(system_error)
+    # DCP's messages begin with ranks and tracebacks.
     return (str(error).strip().splitlines() or [repr(error)])[-1].strip()
 
 
 def _system_error(error: BaseException) -> OSError | None:
-    """The system's own error behind another one, if any."""
+    """Return the operating system's error behind another one, if any."""
     causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
     for cause in causes:
         if isinstance(cause, OSError):
             return cause
-        if before := cause.__cause__ or cause.__context__:
-            causes.append(before)
+        if previous := cause.__cause__ or cause.__context__:
+            causes.append(previous)
     return None
-
-
-def _unreadable(folder: Path, error: CheckpointException, recipes: str) -> InputError:
-    """Return the error for a checkpoint that cannot be loaded; `recipes` is the remedy where its tensors differ."""
-    if _system_error(error):
-        return InputError(
-            f"{folder}: cannot be read ({_root_cause(error)}); make its files readable and run this again"
-        )
-    if any(isinstance(cause, pickle.UnpicklingError) for cause, _ in error.failures.values()):
-        return InputError(f"{folder}: a value in it is no plain data, so it is not loaded; use another checkpoint")
-    return InputError(f"{folder}: does not fit its run's recipe.yaml ({_root_cause(error)}); {recipes}")
-
-
-def _completed_future(call: Callable[[], object]) -> "Future[object]":
-    """A future that has already happened, be it an error."""
-    future: Future[object] = Future()
-    try:
-        future.set_result(call())
-    except (Exception, CheckpointException) as error:  # DCP's is a BaseException
-        future.set_exception(error)
-    return future
-
-
-def _copy_from_run(run: Path, folder: Path) -> None:
-    """What the weights are of no use without: a checkpoint may be taken out of its run."""
-    if (run / "recipe.yaml").is_file():
-        shutil.copyfile(run / "recipe.yaml", folder / "recipe.yaml")
-    if (run / "tokenizer").is_dir():
-        shutil.copytree(run / "tokenizer", folder / "tokenizer")
-
-
-def _commit(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    fsync_tree(folder)
-    write_json(folder / COMMIT, {"sha256": {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}})
-    fsync_path(folder.parent)
-
-
-def load(folder: Path, model: nn.Module, optimizers: Optimizers) -> None:
-    """Put a checkpoint's weights and optimiser state in place, on any number of ranks.
-
-    Raises InputError where they cannot be read.
-    """
-    weights, moments = get_state_dict(model, optimizers)
-    constants = [[_hyperparameters(group) for group in optimizer.param_groups] for optimizer in optimizers]
-    try:
-        _load({"model": weights, "optimizer": moments}, folder, _is_single_process())
-    except CheckpointException as error:
-        remedy = "put the run's recipe and initial_weights.json back, or give the run another name"
-        raise _unreadable(folder, error, remedy) from error
-    set_state_dict(model, optimizers, model_state_dict=weights, optim_state_dict=moments)
-    for optimizer, groups in zip(optimizers, constants, strict=True):
-        for group, own in zip(optimizer.param_groups, groups, strict=True):
-            group.update(own)  # the checkpoint's may be those of another recipe, see `--allow-change`
-
-
-def _load(state: dict[str, Any], folder: Path, alone: bool) -> None:
-    reader = SafeReader(folder)
-    reader.read_metadata()  # DCP would log a traceback of its error
-    dcp.load(state, storage_reader=reader, planner=SafePlanner(), no_dist=alone)
-
-
-def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in group.items() if name != "params"}
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """What a checkpoint holds besides tensors. Raises InputError where it is no such thing."""
-    state = read_json(folder / "state.json")
-    if not (isinstance(state, dict) and isinstance(state.get("vocab_size"), int | None)):
-        raise InputError(f"{folder / 'state.json'}: not the state of a checkpoint; restore it, or delete {folder}")
-    return state
-
-
-def load_weights(folder: Path, model: nn.Module) -> None:
-    """Put a checkpoint's weights alone in place, in one process.
-
-    Raises InputError where a file is damaged and where the model has other tensors or sizes.
-    """
-    if damage := find_damage(folder):
-        raise InputError(f"{damage[0]}; restore it, or use another checkpoint")
-    weights = model.state_dict()
-    try:
-        _load({"model": weights}, folder, True)
-    except CheckpointException as error:
-        raise _unreadable(folder, error, "put that file back") from error
-    model.load_state_dict(weights)
-
-
-def is_marked_milestone(folder: Path) -> bool:
-    """Whether a checkpoint is to be kept for ever; a damaged one is not to be known by."""
-    try:
-        return bool(read_state(folder).get("milestone"))
-    except (InputError, OSError, AttributeError):
-        return False
-
-
-def prune(run: Path, keep: int, needed: Collection[Path] = ()) -> None:
-    """Delete all committed checkpoints but the newest `keep`, the milestones and `needed`, and what is not whole."""
-    whole = list_committed(run)
-    kept = {*whole[-keep:], *needed, *filter(is_marked_milestone, whole)}
-    for folder in (run / "checkpoints").glob("step-*"):
-        if folder not in kept:
-            delete(folder)
-
-
-def delete(folder: Path) -> None:
-    """Delete a checkpoint, its commit first, so that one half deleted is not taken for whole."""
-    (folder / COMMIT).unlink(missing_ok=True)
-    shutil.rmtree(folder)
 
 
 def _is_single_process() -> bool:
     return not dist.is_initialized()
 
 
-def _is_first_rank() -> bool:
+def _is_main_rank() -> bool:
     return _is_single_process() or dist.get_rank() == 0
 
 
-def _barrier() -> None:
-    if not _is_single_process():
-        dist.barrier()
+# Used by tinyllama.release until it reads checkpoints through RunDir.
+COMMIT = "commit.json"
+
+
+def list_committed(run: Path) -> list[Path]:
+    """Return the folders of a run's committed checkpoints."""
+    return [checkpoint.path for checkpoint in RunDir(run).checkpoints()]
+
+
+def step_of(folder: Path) -> int:
+    """Return a checkpoint's step."""
+    return CheckpointDir(folder).step
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Return a checkpoint's folder."""
+    return RunDir(run).checkpoint(step).path
+
+
+def find_damage(folder: Path) -> list[str]:
+    """Return what does not match a checkpoint's commit."""
+    return CheckpointDir(folder).find_damage()

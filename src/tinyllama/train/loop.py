@@ -23,7 +23,7 @@ from tinyllama.files import exclusive_lock, reject_symlinks
 from tinyllama.formatting import echo
 from tinyllama.progress import Bar
 from tinyllama.recipe import Recipe
-from tinyllama.runs import checkpoint
+from tinyllama.runs.checkpoint import CheckpointWriter
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking.trackers import Trackers, check_trackers
@@ -117,8 +117,8 @@ class TrainingLoop:
         self.state, self.log, self.releases = state, log, releases
         self.step = first_step
         self.bar = stack.enter_context(_progress_bar(recipe, state.run, first_step)) if log else None
-        self.writer = checkpoint.CheckpointWriter(
-            state.run.path,
+        self.writer = CheckpointWriter(
+            state.run,
             recipe.checkpoint.asynchronous,
             self._on_checkpoint_saved,
             log.flush_to_disk if log else (lambda: None),
@@ -211,7 +211,7 @@ class TrainingLoop:
             "guard": detector.state(),
         }
         with self.heartbeat.paused():
-            self.writer.begin(steps_done, state.model, state.optimizers, content, start)
+            self.writer.start_save(steps_done, state.model, state.optimizers, content, start)
         self.throughput.restart()
 
     def _on_checkpoint_saved(self, step: int, seconds: float, stall_seconds: float) -> None:
@@ -228,7 +228,7 @@ class TrainingLoop:
 
         Raises RunStoppedError for a failure if the recipe or `is_last` asks for that.
         """
-        reason = self.writer.settle(self.heartbeat)
+        reason = self.writer.wait(self.heartbeat)
         self.heartbeat()
         if reason is None:
             return

@@ -9,7 +9,7 @@ from tinyllama import hardware
 from tinyllama.data.batches import batch_index_for_step
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.formatting import echo
-from tinyllama.runs import checkpoint
+from tinyllama.runs.checkpoint import load_checkpoint
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import CheckpointDir, RunDir
 from tinyllama.train.distributed import broadcast_from_rank0
@@ -49,7 +49,7 @@ def resume(state: TrainState, log: RunLog | None, allow_change: bool) -> tuple[i
                 f"{newest.path}: the run is beyond train.tokens, {state.recipe.train.tokens:,}; raise train.tokens, or "
                 "delete the later checkpoints to train again from there"
             )
-        checkpoint.load(newest.path, state.model, state.optimizers)
+        load_checkpoint(newest, state.model, state.optimizers)
     if log:
         log.truncate_after(step)
         details = {"ranks": state.world.size, "device": hardware.device_name(state.world.device)}
