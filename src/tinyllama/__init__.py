@@ -28,7 +28,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name at its first use, so that `tinyllama --help` and the pure modules never load torch."""
+    """Import a public name on first use, so that `tinyllama --help` does not load torch."""
     if name not in _MODULES:
         raise AttributeError(f"module 'tinyllama' has no attribute {name!r}")
     return getattr(import_module(f"tinyllama.{_MODULES[name]}"), name)

@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command line, whose imports take a second; Ctrl-C ends them with one line as well."""
+    """Run the command line and return its exit status; Ctrl-C during the imports prints one line, too."""
     try:
         from tinyllama import cli  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
-"""The command line: one short function per command, no logic.
+"""The command line: one short function per command, without logic.
 
-A command that takes a recipe takes any of its fields as a flag too: `tinyllama train demo --train.tokens 5M`. Wrong
-input ends with exit status 2 and one line on standard error.
+A command with a recipe also accepts each of its fields as a flag: `tinyllama train demo --train.tokens 5M`. Wrong input
+ends with exit status 2 and one line on standard error.
 """
 
 import os
@@ -19,12 +19,12 @@ from tinyllama.plan.speed import GPU_HOURS_BETWEEN_FAILURES
 from tinyllama.progress import set_quiet
 from tinyllama.recipe import Recipe
 
-# Each command imports what it needs when it runs: `tinyllama --help` should not wait for torch.
+# Each command imports what it needs when it runs, so that `tinyllama --help` does not wait for torch.
 # ruff: noqa: PLC0415
 
 
 def demo(recipe: Recipe) -> int:
-    """Take the embedded corpus to a released model: corpus, tokenizer, prepare, train, release, verify, evaluate."""
+    """Run every stage on the embedded corpus: from raw text to a released, verified and evaluated model."""
     from tinyllama.train.signals import exit_on_signal
 
     with exit_on_signal():
@@ -34,10 +34,10 @@ def demo(recipe: Recipe) -> int:
 
 
 def corpus(directory: Positional[Path]) -> None:
-    """Write the embedded corpus: real text of this Python and its packages, in SlimPajama's and Starcoderdata's form.
+    """Write the embedded corpus: text of this Python and its packages, in the format of SlimPajama and Starcoderdata.
 
     Args:
-        directory: Folder that gets `slimpajama/` and `starcoderdata/`.
+        directory: Folder in which `slimpajama/` and `starcoderdata/` are written.
     """
     from tinyllama.prepare.corpus import write_corpus
 
@@ -50,11 +50,11 @@ def corpus(directory: Positional[Path]) -> None:
 
 
 def tokenizer_train(recipe: Recipe, vocab_size: int = 8192, sample_bytes: int = 16_000_000) -> None:
-    """Train a Llama-style BPE on the recipe's sources and write it where the recipe's `tokenizer` says.
+    """Train a Llama-style BPE tokenizer on the recipe's sources and write it to the recipe's `tokenizer`.
 
     Args:
-        vocab_size: Pieces, the 3 markers and the 256 bytes included.
-        sample_bytes: Text to train on, taken from the sources by their weights.
+        vocab_size: Vocabulary size, including 3 special tokens and 256 byte tokens.
+        sample_bytes: Size of the training text in bytes, sampled from the sources by weight.
     """
     from tinyllama.prepare.selection import train_recipe_tokenizer
 
@@ -63,11 +63,11 @@ def tokenizer_train(recipe: Recipe, vocab_size: int = 8192, sample_bytes: int = 
 
 
 def tokenizer_import(source: Positional[str], directory: Positional[Path]) -> None:
-    """Convert a tokenizer.model to a tokenizer folder, proved equal to SentencePiece.
+    """Convert a tokenizer.model to a tokenizer folder, and prove that it gives the same ids as SentencePiece.
 
     Args:
-        source: A tokenizer.model, or a folder or hub name that has one.
-        directory: Folder to write.
+        source: A tokenizer.model file, or a folder or hub name that contains one.
+        directory: Output folder.
     """
     from tinyllama.tokenizer.training import convert_tokenizer
 
@@ -76,10 +76,10 @@ def tokenizer_import(source: Positional[str], directory: Positional[Path]) -> No
 
 
 def prepare(recipe: Recipe, strict: bool = False) -> None:
-    """Tokenise every source into the token store; resume an interrupted run.
+    """Tokenize every source into the token store; resume an interrupted run.
 
     Args:
-        strict: Make no store where a file gives no document, or where most of its rows are rejected; exit status 2.
+        strict: Fail with exit status 2 if a file yields no document, or if most of its rows are rejected.
     """
     from tinyllama.prepare.inspection import prepared_lines
     from tinyllama.prepare.pipeline import prepare_store
@@ -100,24 +100,24 @@ def inspect_store(
     row: int | None = None,
     tokenizer: str | None = None,
 ) -> int:
-    """Say what a token store holds: counts, mix, what was left out, samples; or check it; or trace a training row.
+    """Show a token store's counts, mixture, dropped rows and samples; or verify it; or trace a training sequence.
 
     Args:
-        store: The store's folder.
-        verify: Read every byte and name each file that is damaged, cut, missing or foreign; exit status 1 if any is.
-        recipe: A recipe, to trace one of its rows.
+        store: Folder of the store.
+        verify: Check every hash and list each damaged, missing or unexpected file; exit status 1 if there is one.
+        recipe: Recipe whose sequence is traced.
         step: Training step to trace, counted from 0.
-        row: Row of that step's batch to trace, counted from 0; the first without it.
-        tokenizer: The store's tokenizer, where it is no longer where it was.
+        row: Sequence of that step's batch to trace, counted from 0; 0 by default.
+        tokenizer: The store's tokenizer, if it was moved.
     """
     from tinyllama.data.verification import find_corruption
     from tinyllama.prepare.inspection import inspect_lines
 
     if verify and (recipe, step, row, tokenizer) != (None,) * 4:
-        raise InputError("inspect: --verify checks the whole store; leave the other flags out")
+        raise InputError("inspect: --verify checks the entire store; remove the other flags")
     if verify:
         found = find_corruption(store)
-        echo("\n".join(found) or f"{store}: every file is there, and every byte is what it was")
+        echo("\n".join(found) or f"{store}: all files are present and unchanged")
         return 1 if found else 0
     for line in inspect_lines(store, recipe, step, row, tokenizer):
         echo(line)
@@ -139,21 +139,21 @@ def plan(
     plot: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Say what a run will need: parameters, memory, tokens/s, days, money, traffic, disk, failures.
+    """Estimate what a run needs: parameters, memory, tokens per second, days, cost, network, disk, failures.
 
     Args:
-        hardware: a100-40g, a100-80g, h100, h200, b200, l40s, 4090, 3090 or cpu; without it, this machine's.
-        gpus: How many of them.
-        mfu: Share of the peak that training reaches.
-        measure: Instead of an MFU, time a few of the recipe's layers on this machine.
-        price: Of a GPU-hour, in any currency.
-        disk: Bytes a second at which all ranks together write a checkpoint.
-        failure_hours: GPU-hours between two failures (Llama 3's run: one in 50,676).
-        restart_minutes: From a failure to the next step.
-        vocab_size: Pieces, where the tokenizer is not here yet.
-        sweep: Numbers of GPUs to compare and draw, such as gpus=8,16,64,512.
-        plot: PNG file for the sweep; plan-NAME.png without it.
-        json: Print every figure as JSON.
+        hardware: a100-40g, a100-80g, h100, h200, b200, l40s, 4090, 3090 or cpu; by default, this machine's.
+        gpus: Number of GPUs.
+        mfu: Model FLOPs utilization: fraction of the peak FLOP/s.
+        measure: Measure the speed of a few layers on this machine instead of assuming an MFU.
+        price: Price of a GPU-hour, in any currency.
+        disk: Bytes per second at which all ranks together write a checkpoint.
+        failure_hours: GPU-hours between failures (50,676 in Llama 3's run).
+        restart_minutes: Minutes from a failure to the next step.
+        vocab_size: Vocabulary size, if there is no tokenizer yet.
+        sweep: Numbers of GPUs to compare, such as gpus=8,16,64,512.
+        plot: PNG file for the sweep; plan-NAME.png by default.
+        json: Print all numbers as JSON.
     """
     from tinyllama.plan.estimate import Assumptions
     from tinyllama.plan.show import show_plan
@@ -163,17 +163,17 @@ def plan(
 
 
 def train(recipe: Recipe, allow_change: bool = False) -> None:
-    """Train, going on where the run stands if it has begun.
+    """Train, or resume from the newest checkpoint.
 
     Args:
-        allow_change: Go on although the recipe differs from the checkpoint's in what changes the weights.
+        allow_change: Resume although the recipe differs from the checkpoint's in fields that affect the weights.
     """
     from tinyllama.preflight import check_training
     from tinyllama.processes import die_with_torchrun
     from tinyllama.train.signals import exit_on_signal
 
     die_with_torchrun()
-    is_main = os.environ.get("RANK", "0") == "0"  # under torchrun every rank comes here
+    is_main = os.environ.get("RANK", "0") == "0"  # under torchrun every rank runs this
     with exit_on_signal():
         from tinyllama.train.loop import train as train_run
 
@@ -193,21 +193,21 @@ def evaluate(
     batch_size: int = 64,
     precision: Literal["bf16", "fp32"] = "bf16",
 ) -> None:
-    """Score a run, a checkpoint, a release or a Hugging Face model on lm-eval tasks; under torchrun on all its ranks.
+    """Evaluate a run, a checkpoint, a release or a Hugging Face model on lm-eval tasks; torchrun uses all ranks.
 
     Args:
         model: A run, a checkpoint, a release, or a Hugging Face folder or hub name.
         tasks: Names of lm-eval tasks.
-        limit: Items a task at most, the first of it; all without it.
-        num_fewshot: Solved examples before each item; a task's own number without it, for most tasks 0.
-        batch_size: Requests that lm-eval's `hf` computes together, which scores what is no Llama 2.
-        precision: Of the computation.
+        limit: Maximum number of items per task, from its first item on; all by default.
+        num_fewshot: Number of solved examples before each item; the task's own number by default, 0 for most tasks.
+        batch_size: Batch size of lm-eval's `hf` model, which evaluates models that are not Llamas.
+        precision: Precision of the computation.
     """
     from tinyllama.model.llama import PRECISIONS
     from tinyllama.release.command import evaluate_model
 
     if said := evaluate_model(model, tasks, limit, PRECISIONS[precision], num_fewshot, batch_size):
-        echo(said)  # under torchrun the first rank's
+        echo(said)  # empty on other ranks than 0
 
 
 def release(
@@ -220,17 +220,17 @@ def release(
     push: str | None = None,
     public: bool = False,
 ) -> None:
-    """Turn a checkpoint, or any Hugging Face Llama, into a folder that others can use, with its card and lineage.
+    """Export a checkpoint, or a Hugging Face Llama, to a folder with a model card and its lineage.
 
     Args:
-        source: A run's folder, a checkpoint's, a Hugging Face Llama's folder or hub name, a release.
-        step: The checkpoint's step; the newest without it.
-        formats: What the release holds, instead of the recipe's release.formats.
-        average: Checkpoints to average, instead of the recipe's release.average_checkpoints.
-        average_decay: Weight of each of them, times that of the one after it.
-        force: Replace a release that is there already.
-        push: Upload the release to this repository of the Hugging Face hub, OWNER/NAME.
-        public: Where --push makes the repository, make it public; without it, it is private.
+        source: A run, a checkpoint, a release, or a Hugging Face Llama's folder or hub name.
+        step: Step of the checkpoint; the newest by default.
+        formats: Formats of the release, instead of the recipe's release.formats.
+        average: Number of checkpoints to average, instead of the recipe's release.average_checkpoints.
+        average_decay: Weight of each averaged checkpoint relative to the next newer one.
+        force: Replace an existing release.
+        push: Repository on the Hugging Face hub (OWNER/NAME) to upload the release to.
+        public: Make a repository that --push creates public; private by default.
     """
     from tinyllama.release.command import release_model
 
@@ -239,10 +239,10 @@ def release(
 
 
 def verify(release: Positional[Path]) -> int:
-    """Run each format of a release in its own engine and hold it against the checkpoint; exit status 1 on a fail.
+    """Run each format of a release in its own engine and compare it with the checkpoint; exit status 1 on failure.
 
     Args:
-        release: The release's folder.
+        release: Folder of the release.
     """
     from tinyllama.release.verify import table
     from tinyllama.release.verify import verify as verify_release
@@ -265,11 +265,11 @@ def generate(
 
     Args:
         model: A run, a checkpoint, a release, or a Hugging Face folder or hub name.
-        prompt: The text to go on from.
-        max_new_tokens: Tokens to add at most.
-        temperature: 0 takes the likeliest token; above it draws.
-        top_k: Draw from this many likeliest tokens only.
-        seed: Of the draws.
+        prompt: Beginning of the text.
+        max_new_tokens: Maximum number of generated tokens.
+        temperature: Sampling temperature; 0 takes the most probable token.
+        top_k: Sample only from this many most probable tokens.
+        seed: Seed of the sampling.
     """
     from tinyllama.api import generate_text
 
@@ -285,14 +285,14 @@ def watch(
     publish: str | None = None,
     public: bool = False,
 ) -> None:
-    """Open the live page of a run and those beside it, on this machine only, until interrupted.
+    """Serve the live page of a run, and of the other runs in its folder, on this machine until interrupted.
 
     Args:
-        run: The run's folder.
-        port: Port of the page; a free one without it.
-        open_browser: Open it in a browser.
-        publish: Put the page on this Space of the Hugging Face hub, OWNER/NAME, instead of opening it here.
-        public: Where --publish makes the Space, make it public; without it, it is private.
+        run: Folder of the run.
+        port: Port of the page; a free one by default.
+        open_browser: Open the page in a browser.
+        publish: Space on the Hugging Face hub (OWNER/NAME) to publish the page to, instead of serving it here.
+        public: Make a Space that --publish creates public; private by default.
     """
     from tinyllama.tracking.watch import publish_page as publish_run
     from tinyllama.tracking.watch import watch as watch_run
@@ -304,12 +304,12 @@ def watch(
 
 
 def report(run: Positional[Path], compare: tuple[Path, ...] = (), output: Path | None = None) -> None:
-    """Write one HTML file that shows a run whole: curves, scores, recipe, data, events, releases; it needs no network.
+    """Write a run's curves, scores, recipe, data, events and releases to one HTML file that needs no network.
 
     Args:
-        run: The run's folder.
-        compare: Other runs, to draw beside it.
-        output: The file to write; RUN/report.html without it.
+        run: Folder of the run.
+        compare: Other runs to plot for comparison.
+        output: Output file; RUN/report.html by default.
     """
     from tinyllama.report import write_report
 
@@ -317,21 +317,21 @@ def report(run: Positional[Path], compare: tuple[Path, ...] = (), output: Path |
 
 
 def runs(folder: Positional[Path] = Path("runs")) -> None:
-    """List the runs under a folder: state, step, loss, speed, time left, last checkpoint, releases.
+    """List the runs in a folder: state, step, loss, speed, time left, last checkpoint, releases.
 
     Args:
-        folder: The folder that holds the runs' folders.
+        folder: Folder that contains the run folders.
     """
     from tinyllama.runs.listing import list_runs
 
-    print("\n".join(list_runs(folder)))  # noqa: T201 - its cells are visible, its colours are not text
+    print("\n".join(list_runs(folder)))  # noqa: T201 - echo would escape the colours
 
 
 def doctor(recipe: Recipe | None, json: bool = False) -> int:
-    """Say what this machine has and, given a recipe, what would be missing for it; exit status 1 if anything is.
+    """Check this machine and, given a recipe, whether it can run here; exit status 1 if something is missing.
 
     Args:
-        json: Print what was found, and every row, as JSON.
+        json: Print the machine and all checks as JSON.
     """
     from tinyllama.plan.doctor import show_doctor
 
@@ -359,30 +359,29 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit status.
+    """Run the command line and return its exit status.
 
-    0; 1 for damage found, or a run that could not go on; 2 for wrong input; 75 where a signal had it save and end, so
-    that a scheduler starts it again; 130 where interrupted.
+    0: success. 1: damage found, or a run that could not continue. 2: wrong input. 75: training saved and ended after a
+    signal, so that a scheduler starts it again. 130: interrupted.
     """
-    given, quiet = pop_quiet_flag(sys.argv[1:] if arguments is None else arguments)
+    own, quiet = pop_quiet_flag(sys.argv[1:] if arguments is None else arguments)
     set_quiet(quiet)
 
-    def call() -> int | None:
-        return _command(given)()
+    def run() -> int | None:
+        return parse_command(own)()
 
-    return run_and_get_exit_status(call)
+    return run_and_get_exit_status(run)
 
 
-def _command(arguments: list[str]) -> Callable[[], int | None]:
-    """The call that a command line asks for."""
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        return _print_commands
-    if arguments[0] == "tokenizer" and not {*arguments[1:2]} - {"-h", "--help"}:
+def parse_command(arguments: list[str]) -> Callable[[], int | None]:
+    """Return the call that a command line without `--quiet` asks for. Raises InputError for wrong arguments."""
+    is_help = not {*arguments[:1]} - {"-h", "--help", "help"}
+    if is_help or (arguments[0] == "tokenizer" and not {*arguments[1:2]} - {"-h", "--help"}):
         return _print_commands
     words = 2 if arguments[0] == "tokenizer" else 1
     name = " ".join(arguments[:words])
     if name not in COMMANDS:
-        raise InputError(f"{name}: no such command; there are {', '.join(COMMANDS)}")
+        raise InputError(f"{name}: no such command; known are {', '.join(COMMANDS)}")
     function, rest = COMMANDS[name], arguments[words:]
     if function.__annotations__.get("recipe") in (Recipe, Recipe | None):
         return parse_with_recipe(name, function, rest)
@@ -390,7 +389,7 @@ def _command(arguments: list[str]) -> Callable[[], int | None]:
 
 
 def _print_commands() -> None:
-    echo("usage: tinyllama COMMAND ... (tinyllama COMMAND --help says more)\n")
+    echo("usage: tinyllama COMMAND ... (tinyllama COMMAND --help shows its options)\n")
     for name, function in COMMANDS.items():
         echo(f"  {name:<17} {(function.__doc__ or '').splitlines()[0]}")
-    echo("\nWith --quiet a command shows no progress; warnings, errors and results stay.")
+    echo("\n--quiet hides a command's progress, but not its warnings, errors and results.")

@@ -1,7 +1,7 @@
-"""The whole way on the embedded corpus: raw text to a released and evaluated model, in minutes on two CPU cores.
+"""All stages on the embedded corpus: from raw text to a released and evaluated model in minutes on two CPU cores.
 
-Calls the stages one after the other as the commands do, and says what came out and where it lies. Each stage goes on
-where an interrupted demo stopped, so the same command finishes it.
+Calls the stages as the commands do and prints results and their locations. Each stage resumes where an interrupted demo
+stopped, so running the command again finishes it.
 """
 
 import statistics
@@ -37,13 +37,13 @@ _PROMPTS = ("The function returns a", "def main(")
 
 
 def run_demo(recipe: Recipe) -> int:
-    """Run every stage of the recipe on the embedded corpus and print what it did and what to do next.
+    """Run every stage of the recipe on the embedded corpus, print results and next steps, and return the exit status.
 
-    Returns the exit status: 1 where a check of `verify` fails.
+    The status is 1 if a check of `verify` fails.
     """
-    _corpus_folder(recipe)  # what would be refused later is refused before anything is said or done
+    _corpus_folder(recipe)  # an invalid recipe is refused before any work
     check_formats(recipe.release.formats)
-    begun = time.monotonic()
+    started = time.monotonic()
     failed: list[Check] = []
     stages: tuple[tuple[str, Callable[[Recipe], Iterator[str]]], ...] = (
         ("real text, from this Python and its packages", _corpus),
@@ -53,13 +53,13 @@ def run_demo(recipe: Recipe) -> int:
         ("the release", _release),
         ("every format in its own engine", lambda recipe: _verification(recipe, failed)),
         ("the score", _score),
-        ("what it writes", _completions),
+        ("completions", _completions),
     )
     for number, (title, stage) in enumerate(stages, 1):
         echo(f"\n{number}/{len(stages)} {title}")
         for line in stage(recipe):
             echo(f"    {line}")
-    minutes = (time.monotonic() - begun) / 60
+    minutes = (time.monotonic() - started) / 60
     if failed:
         names = ", ".join(f"{check.subject} ({check.what})" for check in failed)
         echo(f"\nFailed after {minutes:.1f} minutes: {names}; see 6/{len(stages)} above")
@@ -71,8 +71,8 @@ def run_demo(recipe: Recipe) -> int:
 
 def _corpus(recipe: Recipe) -> Iterator[str]:
     folder = _corpus_folder(recipe)
-    if _is_prepared(recipe):
-        yield f"{folder}: there already"
+    if (Path(recipe.data.store) / "manifest.json").is_file():
+        yield f"{folder}: already prepared"
         return
     report = write_corpus(folder)
     for name, parts in report.by_folder().items():
@@ -81,25 +81,21 @@ def _corpus(recipe: Recipe) -> Iterator[str]:
 
 
 def _corpus_folder(recipe: Recipe) -> Path:
-    """Where the recipe's sources expect the embedded corpus."""
+    """Return the folder in which the recipe's sources expect the embedded corpus."""
     paths = {name: Path(source.path) for name, source in recipe.data.sources.items()}
     folder = next(iter(paths.values())).parent
     if paths != {name: folder / name for name in FOLDERS}:
         raise InputError(
-            f"demo: recipe {recipe.name!r} has sources of its own ({', '.join(map(str, paths.values()))}); "
-            "the demo brings its text, so run prepare, train and release on yours"
+            f"demo: recipe {recipe.name!r} has its own sources ({', '.join(map(str, paths.values()))}), but the demo "
+            "uses the embedded corpus; run prepare, train and release instead"
         )
     return folder
-
-
-def _is_prepared(recipe: Recipe) -> bool:
-    return (Path(recipe.data.store) / "manifest.json").is_file()
 
 
 def _tokenizer(recipe: Recipe) -> Iterator[str]:
     if not (Path(recipe.tokenizer) / "tokenizer.json").is_file():
         train_recipe_tokenizer(recipe, VOCAB_SIZE, _SAMPLE_BYTES)
-    yield f"{recipe.tokenizer}: {Tokenizer.load(recipe.tokenizer).vocab_size:,} pieces"
+    yield f"{recipe.tokenizer}: {Tokenizer.load(recipe.tokenizer).vocab_size:,} tokens"
 
 
 def _store(recipe: Recipe) -> Iterator[str]:
@@ -107,9 +103,9 @@ def _store(recipe: Recipe) -> Iterator[str]:
     store = TokenStore.open(recipe.data.store)
     for name, split in store.splits.items():
         yield f"{store.folder}/{name}: {split.num_tokens:,} tokens in {split.num_documents:,} documents"
-        left_out = [f"{count:,} {reason}" for reason, count in split.manifest["rows"]["left_out"].items()]
-        if left_out:
-            yield f"    left out: {', '.join(left_out)}"
+        dropped = [f"{count:,} {reason}" for reason, count in split.manifest["rows"]["left_out"].items()]
+        if dropped:
+            yield f"    dropped: {', '.join(dropped)}"
 
 
 def _training(recipe: Recipe) -> Iterator[str]:
@@ -123,12 +119,9 @@ def _training(recipe: Recipe) -> Iterator[str]:
     rows = list(RunDir(run).metrics())
     speed = statistics.median(row["tokens_per_second"] for row in rows)
     yield f"loss {rows[0]['loss']:.3f} at step 1, {rows[-1]['loss']:.3f} at the end; {speed:,.0f} tokens/s"
-    yield from _compression(recipe, rows[-1].get("validation_bits_per_byte"))
-
-
-def _compression(recipe: Recipe, bits_per_byte: float | None) -> Iterator[str]:
+    bits_per_byte = rows[-1].get("validation_bits_per_byte")
     if bits_per_byte is None:
-        yield "not validated: nothing is held out (data.validation_fraction)"
+        yield "not validated: no documents for validation (data.validation_fraction is 0)"
         return
     packed = gzip_bits_per_byte(recipe, TokenStore.open(recipe.data.store), Tokenizer.load(recipe.tokenizer))
     verdict = "better" if bits_per_byte < packed else "WORSE: something is wrong, or the run was too short"
@@ -148,7 +141,7 @@ def _release(recipe: Recipe) -> Iterator[str]:
         except RunStoppedError as error:
             if not folder.exists():
                 raise
-            yield str(error)  # an engine crashed on the finished release: its checks will fail
+            yield str(error)  # an engine crashed on the finished release; its checks fail later
     for path in sorted(path for path in folder.glob("*/*") if path.suffix in (".gguf", ".safetensors", "")):
         yield f"{path}: {disk_usage_bytes(path) / 1e6:.1f} MB"
 

@@ -1,4 +1,7 @@
-"""Files that are either whole or not there: written beside their name, flushed to disk, then renamed."""
+"""Files: atomic writes, locks, JSON, hashes and symbolic links.
+
+An atomic write creates a temporary sibling, flushes it to disk and renames it.
+"""
 
 import errno
 import fcntl
@@ -20,24 +23,24 @@ import orjson
 from tinyllama.errors import InputError
 
 _DISK_FULL_THRESHOLD_BYTES = 1 << 20
-"""Free bytes below which a disk is taken for full."""
+"""Free space in bytes below which a disk counts as full."""
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a binary file that takes the name `path` only when the block ends without an error."""
+    """Yield a binary file that is renamed to `path` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale_temp_files(path)
     part = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")
     try:
         part.unlink(missing_ok=True)
-        with part.open("xb") as file:  # does not follow a link that another user made
+        with part.open("xb") as file:  # does not follow a symbolic link of another user
             yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        if error.filename is None:  # a full disk's names no file
+        if error.filename is None:  # the error of a full disk names no file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
@@ -46,7 +49,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _remove_stale_temp_files(path: Path) -> None:
-    """Delete what this host's killed processes have left of earlier attempts: of metrics.jsonl it may be gigabytes."""
+    """Delete the temporary files of killed processes of this host; they may have gigabytes."""
     for other in path.parent.glob(f"{glob.escape(path.name)}.{_host()}.*.part"):
         number = other.name.split(".")[-2]
         if number.isdigit() and not _is_alive(int(number)):
@@ -54,7 +57,7 @@ def _remove_stale_temp_files(path: Path) -> None:
 
 
 def _host() -> str:
-    """This machine's name: on a shared disk another one's processes have the same numbers."""
+    """Return this machine's name; on a shared disk, process IDs of several machines may be equal."""
     return platform.node().replace(".", "-").replace("/", "-") or "localhost"
 
 
@@ -63,22 +66,22 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # a process of another user
         pass
     return True
 
 
 @contextmanager
 def atomic_directory(folder: Path) -> Iterator[Path]:
-    """Yield a hidden sibling that takes the place of `folder` only when the block ends without an error.
+    """Yield a hidden sibling folder that replaces `folder` if the block ends without an error.
 
-    Where the disk is full, OSError has the folder's name.
+    Raises OSError with the folder's name if the disk is full.
     """
     part, replaced = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "replaced"))
     if replaced.exists() and not folder.exists():  # killed between the two renames below
         replaced.rename(folder)
-    for left_over in (part, replaced):
-        shutil.rmtree(left_over, ignore_errors=True)
+    for stale in (part, replaced):
+        shutil.rmtree(stale, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         yield part
@@ -88,7 +91,7 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
             getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(part).free < _DISK_FULL_THRESHOLD_BYTES
         )
         shutil.rmtree(part)
-        if is_full:  # said in many ways by those who write into the folder, and seldom with a name
+        if is_full:  # libraries report this in many ways, mostly without a name
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         raise
     if folder.exists():
@@ -99,18 +102,18 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
 
 
 def disk_usage_bytes(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; 0 where there is nothing."""
+    """Return the bytes of a file, or of all files below a folder; 0 if there is none."""
     return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
 
 
 def fsync_tree(folder: Path) -> None:
-    """Make a folder and all that lies in it outlast a power cut."""
+    """Flush a folder and everything in it to disk, so that it survives a power failure."""
     for path in (*folder.rglob("*"), folder):
         fsync_path(path)
 
 
 def fsync_path(path: Path) -> None:
-    """Make a file's bytes, or the renames in a folder, outlast a power cut."""
+    """Flush a file, or the entries of a folder, to disk, so that they survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -119,18 +122,18 @@ def fsync_path(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole; the same value gives the same bytes."""
+    """Write a JSON file atomically; equal values give equal bytes."""
     with atomic_write(path) as file:
         file.write(json_bytes(value))
 
 
 def json_bytes(value: Any) -> bytes:
-    """A JSON file's bytes; the same value gives the same."""
+    """Return a value as the bytes of a JSON file; equal values give equal bytes."""
     return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def write_json_with_sha256(path: Path, value: Any) -> None:
-    """Write a JSON file last of a folder's, and before it, beside it, its own SHA-256 as `sha256sum` writes it."""
+    """Write a JSON file, and before it a sibling with its SHA-256 in the format of `sha256sum`."""
     data = json_bytes(value)
     with atomic_write(path.with_suffix(".sha256")) as file:
         file.write(f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode())
@@ -139,26 +142,26 @@ def write_json_with_sha256(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises InputError where it is not whole."""
+    """Return the value of a JSON file. Raises InputError if it is not valid JSON."""
     try:
-        return orjson.loads(read_regular_file(path))  # a full-size manifest has 12 MB: json would need a second for it
+        return orjson.loads(read_regular_file(path))  # json would need a second for a manifest of 12 MB
     except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); restore it, or make again what it belongs to") from None
+        raise InputError(f"{path}: not valid JSON ({error}); restore it, or rebuild what contains it") from None
 
 
-def read_regular_file(path: Path, most_bytes: int = 1 << 28) -> bytes:
-    """Return a file's bytes. Raises InputError for a pipe or a device, which may never end, and above `most_bytes`."""
+def read_regular_file(path: Path, max_bytes: int = 1 << 28) -> bytes:
+    """Return a file's bytes. Raises InputError for a pipe or a device, and for more than `max_bytes`."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise InputError(f"{path}: is no regular file; put the file itself there")
-        data = file.read(most_bytes + 1)
-    if len(data) > most_bytes:
-        raise InputError(f"{path}: is larger than {most_bytes >> 20} MiB; restore it, or make again what it belongs to")
+            raise InputError(f"{path}: not a regular file; put the file itself there")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise InputError(f"{path}: is larger than {max_bytes >> 20} MiB; restore it, or rebuild what contains it")
     return data
 
 
 MAX_POINTER_BYTES = 1024
-"""Size in bytes above which a file is no pointer of git's."""
+"""Maximum size in bytes of a pointer file of git-lfs or git-annex."""
 # git-lfs's docs/spec.md; git-annex's documentation, "pointer file"
 _POINTERS = {
     re.compile(rb"version https?://[\w.-]+/spec/v1\r?\n(.+\n)*oid sha256:"): ("git-lfs", "git lfs pull"),
@@ -167,38 +170,38 @@ _POINTERS = {
 
 
 def git_pointer(data: bytes) -> tuple[str, str] | None:
-    """Return what keeps a file in git's place of data, and the command that fetches the data; None for other bytes."""
+    """Return the git extension whose pointer file has these bytes, and the command that fetches the data, or None."""
     return next((found for pattern, found in _POINTERS.items() if pattern.match(data)), None)
 
 
 def replacement_remedy(data: bytes) -> str:
-    """Return the remedy for a file from elsewhere whose bytes, of which `data` are the first, cannot be used."""
+    """Return the remedy for an invalid downloaded file that begins with the bytes `data`."""
     if pointer := git_pointer(data):
         return f"it is a {pointer[0]} pointer: fetch the file itself with `{pointer[1]}`"
     return "copy or download it again"
 
 
 def is_inside(name: str) -> bool:
-    """Return whether a relative path, read from a file, stays below the folder that it starts from."""
+    """Return whether a relative path that was read from a file stays inside the folder it is relative to."""
     return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def is_file_name(name: str) -> bool:
-    """Return whether a name, read from a file, is that of one file or folder, without a path."""
+    """Return whether a name that was read from a file is a single path component."""
     return Path(name).name == name and name not in ("", "..")
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def exclusive_lock(folder: Path, lock: str, refusal: str) -> Iterator[None]:
-    """Hold `folder/lock` while the block runs; a killed process lets go by itself, for the lock is the kernel's.
+    """Hold the lock `folder/lock` while the block runs; the kernel releases it when the process is killed.
 
-    Raises InputError, saying `refusal`, where another process holds it.
+    Raises InputError with the message `refusal` if another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open_without_following(folder / lock) as file:
@@ -215,7 +218,7 @@ def exclusive_lock(folder: Path, lock: str, refusal: str) -> Iterator[None]:
 
 
 _locks_held_here: set[tuple[int, int]] = set()
-"""Locks of this process: it would lose one by opening and closing its file again, as fcntl(2) says."""
+"""Locks that this process holds; opening and closing the file of one again would release it: see fcntl(2)."""
 _FLOCK = "hhqqi"  # struct flock: type, whence, start, length, process
 
 
@@ -224,7 +227,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether this process or another holds this lock."""
+    """Return whether this process or another one holds a lock."""
     if not path.is_file():
         return False
     if _identity(path.stat()) in _locks_held_here:
@@ -236,14 +239,14 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def blocking_lock(path: Path) -> Iterator[None]:
-    """Hold a lock while the block runs, having waited for who holds it."""
+    """Wait for a lock, and hold it while the block runs."""
     with open_without_following(path) as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         yield
 
 
 def find_escaping_symlinks(folder: Path) -> Iterator[Path]:
-    """Yield every symbolic link below a folder that leads out of it."""
+    """Yield every symbolic link below a folder that leads out of the folder."""
     here = folder.resolve()
     for inner, folders, files in os.walk(folder):
         for path in (Path(inner, name) for name in (*folders, *files)):
@@ -252,26 +255,26 @@ def find_escaping_symlinks(folder: Path) -> Iterator[Path]:
 
 
 def reject_symlinks(folder: Path) -> None:
-    """Raise InputError where a symbolic link leads out of a folder that is to be written.
+    """Raise InputError if a symbolic link leads out of a folder that will be written.
 
-    `checkpoints` may be one, to an empty folder, which then gets a file that names `folder` as its user. W&B keeps
-    links to its logs in `wandb`, and only W&B writes there.
+    `checkpoints` may be a link to an empty folder, which then gets a file with the name of the folder that uses it.
+    W&B keeps links to its logs in `wandb`, where only W&B writes.
     """
     for path in find_escaping_symlinks(folder):
         place = path.relative_to(folder).parts
         is_wandbs = place[0] == "wandb" and len(place) > 1
-        if not is_wandbs and not (place == ("checkpoints",) and _is_own(path, folder)):
+        if not is_wandbs and not (place == ("checkpoints",) and _is_used_by(path, folder)):
             reject_symlink(path)
 
 
 def reject_symlink(path: Path) -> None:
-    """Raise InputError where a path is a symbolic link: writing would change what it leads to."""
+    """Raise InputError if a path is a symbolic link, since writing would change its target."""
     if path.is_symlink():
-        raise InputError(f"{path}: is a symbolic link, and what it leads to would change; put the files there")
+        raise InputError(f"{path}: is a symbolic link, whose target would change; put the files themselves there")
 
 
-def _is_own(target: Path, folder: Path) -> bool:
-    """Return whether a linked folder belongs to `folder`; an empty one does from now on."""
+def _is_used_by(target: Path, folder: Path) -> bool:
+    """Return whether a linked folder is used by `folder`; mark an empty one as used by it."""
     owner, name = target / ".used-by", f"{folder.resolve()}\n"
     if target.is_dir() and not any(target.iterdir()):
         owner.write_text(name)
@@ -279,9 +282,9 @@ def _is_own(target: Path, folder: Path) -> bool:
 
 
 def open_without_following(path: Path) -> IO[bytes]:
-    """Open a file to append to it; it is made where it is not there, and never emptied.
+    """Open a file for appending, and create it if it does not exist.
 
-    Raises InputError where it is a symbolic link: a stranger's run may have one that leads to a file of yours.
+    Raises InputError if it is a symbolic link: in a run from elsewhere, it may lead to a file of the user.
     """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)

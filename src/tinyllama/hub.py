@@ -1,7 +1,4 @@
-"""What the hub, or the way to it, says against a request, in one line with the remedy.
-
-For everything that is sent there: releases and live pages. Nothing is read or written here.
-"""
+"""Errors of uploads to the Hugging Face hub, in one line with a remedy; for releases and live pages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +10,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from tinyllama.errors import InputError, summarize_error
 
-_TRY_AGAIN = (408, 409, 429)
-"""Statuses below 500 that pass by themselves: time-out, conflict with another commit, too many requests."""
+_TEMPORARY_STATUSES = (408, 409, 429)
+"""Temporary HTTP statuses below 500: time-out, conflict with another commit, too many requests."""
 
 
 def download_snapshot(repository: str, patterns: list[str]) -> Path:
@@ -35,11 +32,11 @@ def download_snapshot(repository: str, patterns: list[str]) -> Path:
 
 @contextmanager
 def translate_hub_errors(endpoint: str, name: str) -> Iterator[None]:
-    """Raise InputError for what is said at `endpoint`, or on the way to it, against a request for repository `name`."""
+    """Raise an error of a request to the hub at `endpoint` for the repository `name` as an InputError."""
     try:
         yield
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.filename:  # a file or a disk here, not the hub
+        if isinstance(error, OSError) and error.filename:  # an error of a local file, not of the hub
             raise
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         raise InputError(_hub_error_message(cause, endpoint, name)) from None
@@ -47,20 +44,20 @@ def translate_hub_errors(endpoint: str, name: str) -> Iterator[None]:
 
 def _hub_error_message(error: BaseException, endpoint: str, name: str) -> str:
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    said = " ".join(str(error).split())
+    message = " ".join(str(error).split())
     if isinstance(error, HFValidationError):
-        return f"{name!r}: no name of a repository ({said.split(':')[0]}); give NAME or OWNER/NAME"
+        return f"{name!r}: not a repository name ({message.split(':')[0]}); give NAME or OWNER/NAME"
     if status == 401 or isinstance(error, LocalTokenNotFoundError):
-        known = f"{endpoint} refuses this token" if get_token() else "the hub wants to know who you are"
-        return f"{name}: {known}; set HF_TOKEN to a token of yours that may write"
+        problem = f"{endpoint} refuses this token" if get_token() else "not logged in to the hub"
+        return f"{name}: {problem}; set HF_TOKEN to a token with write access"
     if status in (403, 404):
-        where = f"{endpoint} does not let this token write there ({status})"
-        return f"{name}: {where}; give OWNER/NAME of a user or organisation of yours, and a token that may write"
+        problem = f"{endpoint} does not allow this token to write there ({status})"
+        return f"{name}: {problem}; give your user's or organization's OWNER/NAME, and a token with write access"
     if isinstance(error, OfflineModeIsEnabled):
         return f"{name}: HF_HUB_OFFLINE is set; unset it to push"
     if isinstance(error, TransportError):
-        why = said or type(error).__name__
-        return f"{endpoint}: cannot be reached ({why}); check the connection and HF_ENDPOINT, then run this again"
-    later = status is None or status >= 500 or status in _TRY_AGAIN
-    remedy = "run this again later" if later else "correct what the hub names, then run this again"
-    return f"{name}: {endpoint} did not take it ({said or type(error).__name__}); {remedy}"
+        problem = f"cannot be reached ({message or type(error).__name__})"
+        return f"{endpoint}: {problem}; check the connection and HF_ENDPOINT, then run this again"
+    is_temporary = status is None or status >= 500 or status in _TEMPORARY_STATUSES
+    remedy = "run this again later" if is_temporary else "correct what the hub reports, then run this again"
+    return f"{name}: {endpoint} refused the request ({message or type(error).__name__}); {remedy}"

@@ -25,7 +25,7 @@ def flip(path: Path, place: int) -> None:
 def test_a_whole_store_has_no_problem(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert find_corruption(store) == []
     assert main(["inspect", str(store), "--verify"]) == 0
-    assert "every file is there" in capsys.readouterr().out
+    assert "all files are present" in capsys.readouterr().out
 
 
 def test_one_flipped_bit_in_any_file_is_found_by_name(store: Path) -> None:

@@ -160,7 +160,7 @@ def run_torchrun(words: list[str]) -> int:
 def check_arguments(program: str, words: list[str]) -> int:
     """Check the arguments of an excluded command with its own parser, or the existence of the files that it names."""
     if program == "tinyllama":
-        cli._command(words)
+        cli.parse_command(words)
         return 0
     if program == "make":
         return subprocess.run(

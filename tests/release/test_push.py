@@ -185,7 +185,7 @@ def test_what_is_no_whole_release_is_refused_by_the_files_name_and_nothing_is_se
 def test_a_wrong_token_is_one_line(hub: Hub, released: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert refused(released, name) == (
-        f"{name}: {hub.url} refuses this token; set HF_TOKEN to a token of yours that may write"
+        f"{name}: {hub.url} refuses this token; set HF_TOKEN to a token with write access"
     )
     assert not hub.repositories
 
@@ -196,17 +196,17 @@ def test_no_token_is_one_line(
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    assert "the hub wants to know who you are; set HF_TOKEN" in refused(released, name)
+    assert "not logged in to the hub; set HF_TOKEN" in refused(released, name)
 
 
 def test_an_owner_that_is_not_the_users_is_one_line(hub: Hub, released: Path) -> None:
     said = refused(released, "strangers/small")
-    assert said.startswith(f"strangers/small: {hub.url} does not let this token write there (403); give OWNER/NAME")
+    assert said.startswith(f"strangers/small: {hub.url} does not allow this token to write there (403)")
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "small model", "--", ""])
 def test_what_is_no_name_is_one_line_and_makes_nothing(hub: Hub, released: Path, name: str) -> None:
-    assert refused(released, name).startswith(f"{name!r}: no name of a repository")
+    assert refused(released, name).startswith(f"{name!r}: not a repository name")
     assert not hub.repositories
 
 

@@ -120,11 +120,11 @@ def test_a_state_that_is_a_pipe_or_a_device_is_never_read(trainer: TrainState, t
     folder = write_checkpoint(trainer, tmp_path).path
     (folder / "state.json").unlink()
     os.mkfifo(folder / "state.json")
-    with pytest.raises(InputError, match="is no regular file"):
+    with pytest.raises(InputError, match="not a regular file"):
         CheckpointDir(folder).state()
     (folder / "state.json").unlink()
     (folder / "state.json").symlink_to("/dev/zero")
-    with pytest.raises(InputError, match="is no regular file"):
+    with pytest.raises(InputError, match="not a regular file"):
         CheckpointDir(folder).state()
 
 

@@ -119,7 +119,7 @@ def test_a_store_names_no_file_outside_its_folder(tmp_path: Path, place: str) ->
     write_json(folder / "manifest.json", {"shards": shards})
     sources: dict[str, Any] = {names["source"]: {"splits": {names["split"]: {}}}}
     write_json(tmp_path / "store/manifest.json", {"format_version": 3, "dtype": "<u2", "sources": sources})
-    with pytest.raises(InputError, match=r"names '\.\./victim', which is no file of the store"):
+    with pytest.raises(InputError, match=r"names '\.\./victim', which is not a file of the store"):
         TokenStore.open(tmp_path / "store")
 
 

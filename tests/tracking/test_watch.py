@@ -273,7 +273,7 @@ def test_a_space_is_made_with_trackios_page_private_unless_told_otherwise(
     assert any("/api/buckets" in request for request in hub.requests)  # where the data would go
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "guild/page: " in done.stderr
-    assert "does not let this token write there (403)" in done.stderr
+    assert "does not allow this token to write there (403)" in done.stderr
 
 
 def test_why_a_page_cannot_be_published_is_one_line(recorded: Path) -> None:
@@ -281,7 +281,7 @@ def test_why_a_page_cannot_be_published_is_one_line(recorded: Path) -> None:
     with running_hub() as hub:
         cases = [
             ("ada/page", {"HF_TOKEN": "hf_wrong"}, "refuses this token; set HF_TOKEN"),
-            ("stranger/page", {}, "does not let this token write there (403)"),
+            ("stranger/page", {}, "does not allow this token to write there (403)"),
             ("ada/page", {"HF_ENDPOINT": nowhere}, f"{nowhere}: cannot be reached"),
             ("page", {}, "--publish page: not the name of a Space; give OWNER/NAME"),
         ]
