@@ -11,11 +11,10 @@ from tests.conftest import small_recipe
 from tests.tracking.run_files import new_run, write_steps
 from tests.tracking.test_watch import wait_for, watched
 
-from tinyllama import cli
+from tinyllama import api, cli
 from tinyllama.errors import InputError
 from tinyllama.files import write_json
 from tinyllama.formatting import visible
-from tinyllama.model import generation
 from tinyllama.recipe import Recipe
 from tinyllama.report import write_report
 
@@ -112,7 +111,7 @@ def test_a_runs_events_are_harmless_in_its_report_and_in_the_list_of_runs(
 def test_what_a_model_generates_is_harmless_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(generation, "complete", lambda *_, **__: iter(["word ", CLEAR]))
+    monkeypatch.setattr(api, "generate_text", lambda *_, **__: iter(["word ", CLEAR]))
     assert cli.main(["generate", "any", "word"]) == 0
     assert capsys.readouterr().out == f"word {CLEAR}\n"
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
