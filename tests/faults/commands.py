@@ -1,4 +1,4 @@
-"""A command in a child of this process, which has torch imported already, with a fault planted before it begins."""
+"""Commands run in a forked child, which has torch imported already, with a fault injected before the command starts."""
 
 import ctypes
 import os
@@ -13,39 +13,46 @@ from typing import NamedTuple
 from tinyllama import cli
 
 LIMIT_SECONDS = 120
-"""After these the child is ended by SIGALRM, so that no test waits for ever."""
+"""Timeout of the child, which SIGALRM then ends."""
 _CAPABILITIES_VERSION = 0x20080522
 
 Fault = Callable[[], object]
 Command = tuple[tuple[object, ...], str | Path]
-"""A command line, and the file or folder that it is about."""
+"""A command line, and the file or folder that its error must name."""
 
 
 class CommandResult(NamedTuple):
-    """How a child ended: its exit status, or minus the signal's number; and all that it said."""
+    """Exit status of a child, or minus the number of the signal that ended it, and its output."""
 
     status: int
-    said: str
+    output: str
 
     @property
     def error_lines(self) -> list[str]:
-        return [line for line in self.said.splitlines() if line.startswith("tinyllama: ")]
+        return [line for line in self.output.splitlines() if line.startswith("tinyllama: ")]
 
 
-def run_command(folder: Path, *words: object, fault: Fault = lambda: None) -> CommandResult:
-    """Run a command line in a folder, in a child, with a fault planted."""
-    return run_in_fork(lambda: cli.main([*map(str, words), "--quiet"]), folder, fault)
+def run_command(folder: Path, *arguments: object, fault: Fault = lambda: None) -> CommandResult:
+    """Run a command line in a folder, in a child with a fault."""
+    return run_in_fork(lambda: cli.main([*map(str, arguments), "--quiet"]), folder, fault)
+
+
+def assert_succeeds(folder: Path, *arguments: object, fault: Fault = lambda: None) -> CommandResult:
+    """Run a command line and assert that its exit status is 0."""
+    result = run_command(folder, *arguments, fault=fault)
+    assert result.status == 0, result.output
+    return result
 
 
 def run_in_fork(call: Callable[[], int], folder: Path, fault: Fault = lambda: None) -> CommandResult:
-    """Call something in a child of this process; its value is the status, an exception a traceback and 99."""
-    with tempfile.TemporaryFile("w+") as said:
-        number = os.fork()
-        if number == 0:
-            _run_child(call, folder, fault, said.fileno())
-        status = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
-        said.seek(0)
-        return CommandResult(status, said.read())
+    """Call a function in a child of this process; it returns the status, and an exception gives 99 and a traceback."""
+    with tempfile.TemporaryFile("w+") as output:
+        child = os.fork()
+        if child == 0:
+            _run_child(call, folder, fault, output.fileno())
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        output.seek(0)
+        return CommandResult(status, output.read())
 
 
 def _run_child(call: Callable[[], int], folder: Path, fault: Fault, output: int) -> None:
@@ -65,49 +72,49 @@ def _run_child(call: Callable[[], int], folder: Path, fault: Fault, output: int)
         os._exit(status)
 
 
-def kill_at_write(part: str, what: signal.Signals = signal.SIGKILL) -> Fault:
-    """Be killed when a file whose path has `part` in it is about to be flushed to disk, half of it written."""
+def kill_at_write(part: str, number: signal.Signals = signal.SIGKILL) -> Fault:
+    """Return a fault that kills the process when a file with `part` in its path is half written, before its flush."""
 
-    def plant() -> None:
+    def inject() -> None:
         fsync = os.fsync
 
-        def planted(fd: int) -> None:
+        def faulty_fsync(fd: int) -> None:
             if part in str(Path(f"/proc/self/fd/{fd}").readlink()):
                 if not os.path.isdir(f"/proc/self/fd/{fd}"):  # noqa: PTH112 - a descriptor's
                     os.truncate(f"/proc/self/fd/{fd}", os.fstat(fd).st_size // 2)
-                os.kill(os.getpid(), what)
+                os.kill(os.getpid(), number)
             fsync(fd)
 
-        signal.signal(what, signal.SIG_DFL) if what != signal.SIGKILL else None
-        os.fsync = planted  # type: ignore[assignment]
+        signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
+        os.fsync = faulty_fsync  # type: ignore[assignment]
 
-    return plant
+    return inject
 
 
 def drop_privileges() -> None:
-    """Be bound by the modes of files, also where it is root that runs the tests."""
+    """Make file modes apply to this process also if it runs as root."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES_VERSION, 0)
     none = (ctypes.c_uint32 * 6)()
     assert ctypes.CDLL(None, use_errno=True).capset(header, none) == 0
 
 
-def enter_namespaces(namespaces_of: int, folder: Path) -> Fault:
-    """Be in the mounts that another process sees, in a folder there."""
+def enter_namespaces(process: int, folder: Path) -> Fault:
+    """Return a fault that enters the user and mount namespaces of a process, and a folder there."""
 
-    def plant() -> None:
+    def inject() -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         for kind in ("user", "mnt"):
-            with Path(f"/proc/{namespaces_of}/ns/{kind}").open() as file:
+            with Path(f"/proc/{process}/ns/{kind}").open() as file:
                 assert libc.setns(file.fileno(), 0) == 0, os.strerror(ctypes.get_errno())
         os.chdir(folder)
 
-    return plant
+    return inject
 
 
-def assert_one_line(ended: CommandResult, *words: object, status: Sequence[int] = (2,)) -> None:
-    """It ended with that status and one line, which has the words in it."""
-    assert ended.status in status, ended.said
-    assert "Traceback" not in ended.said, ended.said
-    (line,) = ended.error_lines
-    for word in words:
-        assert str(word) in line, line
+def assert_one_line(result: CommandResult, *parts: object, status: Sequence[int] = (2,)) -> None:
+    """Assert that a command ended with one of these exit statuses and one error line that contains all parts."""
+    assert result.status in status, result.output
+    assert "Traceback" not in result.output, result.output
+    (line,) = result.error_lines
+    for part in parts:
+        assert str(part) in line, line

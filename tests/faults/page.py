@@ -1,7 +1,7 @@
-"""The matrix of faults, and docs/faults.md made of it: `python -m tests.faults.page`.
+"""The matrix of faults, and docs/faults.md made from it: `python -m tests.faults.page`.
 
-Reads matrix.toml, which for every stage and fault has what is promised and the tests that show it, or why there is
-nothing to promise, and soak.md, the record of `make soak`.
+Reads matrix.toml, which has for every stage and fault the promise and its tests, or the reason why there is none; the
+introduction faults.md; and soak.md, the record of `make soak`.
 """
 
 import re
@@ -42,51 +42,39 @@ PAGE = HERE.parent.parent / "docs/faults.md"
 Cell = Mapping[str, Any]
 
 
-def matrix() -> dict[tuple[str, str], Cell]:
-    """Each cell by stage and fault: `promise` and `tests`, or `empty`, why there is none."""
-    found = tomllib.loads((HERE / "matrix.toml").read_text())
-    return {(stage, fault): cell for stage, faults in found.items() for fault, cell in faults.items()}
+def read_matrix() -> dict[tuple[str, str], Cell]:
+    """Return each cell by stage and fault: `promise` and `tests`, or `empty` with the reason."""
+    rows = tomllib.loads((HERE / "matrix.toml").read_text())
+    return {(stage, fault): cell for stage, faults in rows.items() for fault, cell in faults.items()}
 
 
 def page() -> str:
-    """The text of docs/faults.md."""
-    return "\n".join([*_head(), *_overview(), *_stages(), (HERE / "soak.md").read_text().rstrip(), ""])
-
-
-def _head() -> Iterator[str]:
-    yield from ("---", "hide: [toc]", "---", "")  # the overview takes the whole width, and leads to the sections
-    yield "# Faults: what is promised, and the test that shows it"
-    yield ""
-    yield (HERE / "faults.md").read_text().rstrip()
-    yield ""
+    """Return the text of docs/faults.md."""
+    head = ["---", "hide: [toc]", "---", ""]  # the table uses the whole width and links to the sections
+    head += ["# Faults: what is promised, and the test that shows it", "", (HERE / "faults.md").read_text().rstrip()]
+    return "\n".join([*head, "", *_overview(), *_stages(), (HERE / "soak.md").read_text().rstrip(), ""])
 
 
 def _overview() -> Iterator[str]:
-    """Stages down, faults across: how many tests, or a dash."""
-    cells = matrix()
+    """Yield a table of stages and faults with the number of tests, or a dash."""
+    cells = read_matrix()
     yield f"| | {' | '.join(FAULTS)} |"
     yield "|---" * (len(FAULTS) + 1) + "|"
     for stage in STAGES:
         counts = (str(len(cells[stage, fault].get("tests", []))) for fault in FAULTS)
-        yield f"| [{stage}](#{_anchor(stage)}) | {' | '.join(count if count != '0' else NONE for count in counts)} |"
+        anchor = re.sub(r"[-\s]+", "-", stage)
+        yield f"| [{stage}](#{anchor}) | {' | '.join(count if count != '0' else NONE for count in counts)} |"
     yield ""
 
 
-def _anchor(heading: str) -> str:
-    return re.sub(r"[-\s]+", "-", heading)
-
-
 def _stages() -> Iterator[str]:
-    cells = matrix()
+    cells = read_matrix()
     for stage in STAGES:
-        yield f"## {stage}"
-        yield ""
-        yield "| fault | promised | shown by |"
-        yield "|---|---|---|"
+        yield from (f"## {stage}", "", "| fault | promise | tests |", "|---|---|---|")
         for fault in FAULTS:
             cell = cells[stage, fault]
-            said = cell.get("promise") or f"does not apply: {cell['empty']}"
-            yield f"| {fault} | {said} | {'<br>'.join(map(_test, cell.get('tests', [])))} |"
+            promise = cell.get("promise") or f"does not apply: {cell['empty']}"
+            yield f"| {fault} | {promise} | {'<br>'.join(map(_test, cell.get('tests', [])))} |"
         yield ""
 
 

@@ -1,7 +1,7 @@
-"""A command as a group of real processes: who they are, what they are doing, and a signal to one of them.
+"""A command with all processes that it started: their roles, and signals to them.
 
-Reads /proc and the files that the command writes. A process belongs to a group by a variable in its environment, which
-its children inherit, so that those of torchrun, which have sessions of their own, are found too.
+A process belongs to a group by a variable in its environment. Its children inherit the variable, so also torchrun's
+ranks are found, which have sessions of their own.
 """
 
 import os
@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LIMIT_SECONDS = 300.0
-"""A life that takes longer is taken for one that hangs."""
+"""Timeout of a command, after which it counts as hanging."""
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 _ROLES = {
-    b"tinyllama.release.milestone": "release beside training",
+    b"tinyllama.release.milestone": "release sidecar",
     b"tinyllama.tracking.trackers": "tracker",
     b"torch.distributed.run": "torchrun",
     b"multiprocessing": "helper",
@@ -26,14 +26,14 @@ _ROLES = {
 
 
 class ProcessGroup:
-    """A command that was started, and all the processes that came of it."""
+    """A started command and all processes that came of it."""
 
-    def __init__(self, process: "subprocess.Popen[str]", mark: bytes, said: Path) -> None:
-        self.process, self.mark, self.said = process, mark, said
-        self.is_torchruns = TORCHRUN[2] in str(process.args)
+    def __init__(self, process: "subprocess.Popen[str]", mark: bytes, output: Path) -> None:
+        self.process, self.mark, self.output = process, mark, output
+        self.is_torchrun = TORCHRUN[2] in str(process.args)
 
     def members(self) -> dict[int, str]:
-        """Role of each living process, by its number; also of those whose parent is dead."""
+        """Return the role of each living process by its id, including orphans."""
         found = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
@@ -41,14 +41,14 @@ class ProcessGroup:
                     continue
                 if (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
                     found[int(entry.name)] = self._role(entry, environment)
-            except OSError:  # it has ended meanwhile
+            except OSError:  # the process has ended meanwhile
                 continue
         return found
 
     def _role(self, entry: Path, environment: Sequence[bytes]) -> str:
         command = (entry / "cmdline").read_bytes()
-        for sign, role in _ROLES.items():
-            if sign in command:
+        for part, role in _ROLES.items():
+            if part in command:
                 return role
         rank = next((word.partition(b"=")[2].decode() for word in environment if word.startswith(b"RANK=")), None)
         if rank is not None:
@@ -59,7 +59,7 @@ class ProcessGroup:
         return self.process.poll() is None
 
     def wait_for_orphans(self) -> None:
-        """Wait until none of its processes is there any more; AssertionError where one works on without its parent."""
+        """Wait until none of its processes is left. Raises AssertionError if one survives its parent."""
         deadline = time.monotonic() + 60
         while left := self.members():
             assert time.monotonic() < deadline, f"left behind: {left}"
@@ -71,10 +71,10 @@ class ProcessGroup:
         self.process.wait(LIMIT_SECONDS)
 
 
-def send_signal(number: int, what: signal.Signals) -> bool:
-    """Send a signal to a process; False where it has ended."""
+def send_signal(process: int, number: signal.Signals) -> bool:
+    """Send a signal to a process; return False if the process has ended."""
     try:
-        os.kill(number, what)
+        os.kill(process, number)
     except ProcessLookupError:
         return False
     return True
@@ -83,9 +83,8 @@ def send_signal(number: int, what: signal.Signals) -> bool:
 @contextmanager
 def start_group(command: Sequence[str], folder: Path) -> Iterator[ProcessGroup]:
     """Start a command in a folder; none of its processes outlives the block."""
-    mark, said = f"LIFE={uuid.uuid4().hex}", folder / "said.txt"
-    name, _, value = mark.partition("=")
-    with said.open("w") as output:
+    name, value, output_path = "PROCESS_GROUP", uuid.uuid4().hex, folder / "output.txt"
+    with output_path.open("w") as output:
         process = subprocess.Popen(
             command,
             cwd=folder,
@@ -96,7 +95,7 @@ def start_group(command: Sequence[str], folder: Path) -> Iterator[ProcessGroup]:
             text=True,
             start_new_session=True,
         )
-    group = ProcessGroup(process, mark.encode(), said)
+    group = ProcessGroup(process, f"{name}={value}".encode(), output_path)
     try:
         yield group
     finally:

@@ -1,6 +1,6 @@
-"""What must hold of a round that was killed again and again, beside one to which nothing happened.
+"""Checks of a soak round: after many kills, its files must equal those of a round without kills.
 
-Reads both rounds' folders whole. Nothing may be lost or done twice: bytes, weights, steps, releases and events.
+Nothing may be lost or done twice: bytes, weights, steps, releases and events.
 """
 
 import re
@@ -13,24 +13,25 @@ from tests.conftest import contents
 from tests.tracking.test_trackio_sink import TrackioData
 from tests.train.launch import read_events, read_losses, read_metrics
 
-from tinyllama.data.verification import find_corruption as store_problems
+from tinyllama.data.verification import find_corruption
 from tinyllama.files import read_json, sha256_of
 from tinyllama.release.verify import file_checks
 from tinyllama.runs.run_dir import RunDir
 
 CHECKPOINT_STEPS = 10
-_TIMED = {"date", "checkpoints", "files", "hardware"}
-"""Of release.json: when it was trained; the checkpoint's commit, whose state has that time; the hashes of the rest; the
-measured peak of the machine."""
+_TIMED_FIELDS = {"date", "checkpoints", "files", "hardware"}
+"""Fields of release.json that depend on the time: the date, the checkpoint's commit, whose state holds a time, the
+hashes of other files, and the measured peak of the machine."""
+_PROBLEMS = {"failed", "checkpoint-failed", "checkpoint-damaged", "rollback", "skip", "hang"}
 
 
-def assert_same_results(folder: Path, wanted: Path, run: Path, steps: int, milestones: Sequence[int]) -> str:
-    """What was compared, in words. Raises AssertionError where something is not as in `wanted`."""
-    assert contents(folder / "tokenizer") == contents(wanted / "tokenizer"), "another tokenizer"
-    assert contents(folder / "store") == contents(wanted / "store"), "another store"
-    assert store_problems(folder / "store") == []
-    ours, theirs = folder / run, wanted / run
-    assert [step for step, _ in read_losses(ours)] == list(range(1, steps + 1)), "steps are missing or twice there"
+def assert_same_results(folder: Path, reference: Path, run: Path, steps: int, milestones: Sequence[int]) -> str:
+    """Compare a round with the reference round; return a summary. Raises AssertionError for a difference."""
+    assert contents(folder / "tokenizer") == contents(reference / "tokenizer"), "another tokenizer"
+    assert contents(folder / "store") == contents(reference / "store"), "another store"
+    assert find_corruption(folder / "store") == []
+    ours, theirs = folder / run, reference / run
+    assert [step for step, _ in read_losses(ours)] == list(range(1, steps + 1)), "missing or repeated steps"
     assert metrics_without_speed(ours) == metrics_without_speed(theirs), "other losses"
     compare_checkpoints(ours, theirs, steps)
     compare_releases(ours, theirs, milestones)
@@ -38,58 +39,61 @@ def assert_same_results(folder: Path, wanted: Path, run: Path, steps: int, miles
     left = [path.name for path in folder.rglob("*") if path.name.endswith((".part", ".replaced"))]
     assert not left, f"left behind: {left}"
     shown = TrackioData(folder / run.parent).values(run.name)
-    assert [step for step, _ in shown] == list(range(1, steps + 1)), "the page has steps twice or not at all"
-    resumes = len(read_events(ours, "start", "resume"))
-    return f"store, {steps} steps, weights, {len(milestones)} releases and page as undisturbed; {resumes} starts"
+    assert [step for step, _ in shown] == list(range(1, steps + 1)), "missing or repeated steps in trackio"
+    starts = len(read_events(ours, "start", "resume"))
+    return f"store, {steps} steps, weights, {len(milestones)} releases and trackio as in the reference; {starts} starts"
 
 
 def metrics_without_speed(run: Path) -> list[tuple[Any, ...]]:
-    """What each row says that does not depend on the machine's speed."""
-    names = ("step", "tokens", "loss", "learning_rate", "gradient_norm", "validation_loss")
-    return [tuple(row.get(name) for name in names) for row in read_metrics(run)]
+    """Return the metrics that do not depend on the speed of the machine."""
+    keys = ("step", "tokens", "loss", "learning_rate", "gradient_norm", "validation_loss")
+    return [tuple(row.get(key) for key in keys) for row in read_metrics(run)]
 
 
 def compare_checkpoints(ours: Path, theirs: Path, steps: int) -> None:
-    """The last checkpoint's tensors, weights and moments, are the same bytes."""
-    newest = RunDir(ours).find_checkpoint()
-    assert (newest.step, newest.find_damage()) == (steps, [])
-    last, other = newest.path, RunDir(theirs).checkpoint(steps).path
+    """Assert that the last checkpoints' tensors, weights and optimizer state, are the same bytes."""
+    last = RunDir(ours).find_checkpoint()
+    assert last.step == steps
+    assert last.find_damage() == []
+    other = RunDir(theirs).checkpoint(steps).path
     names = {path.name for path in other.glob("*.distcp")}
-    assert names == {path.name for path in last.glob("*.distcp")}
-    differing = [name for name in sorted(names) if sha256_of(last / name) != sha256_of(other / name)]
-    assert not differing, f"other tensors: {differing}"
+    assert names == {path.name for path in last.path.glob("*.distcp")}
+    different = [name for name in sorted(names) if sha256_of(last.path / name) != sha256_of(other / name)]
+    assert not different, f"other tensors: {different}"
 
 
 def compare_releases(ours: Path, theirs: Path, milestones: Sequence[int]) -> None:
-    """Each milestone's release is there, whole, once, and the same."""
+    """Assert that each milestone's release exists once, intact and equal to the reference."""
     names = [f"step-{step:08d}" for step in milestones]
     assert sorted(path.name for path in (ours / "releases").iterdir() if path.is_dir()) == names
-    rows = read_json(ours / "releases/releases.json")["releases"]
+    rows = RunDir(ours).releases.table()["releases"]
     assert [(row["step"], row["complete"]) for row in rows] == [(step, True) for step in milestones]
     for name in names:
-        own, other = ours / "releases" / name, theirs / "releases" / name
-        facts, expected = read_json(own / "release.json"), read_json(other / "release.json")
-        assert all(check.passed for check in file_checks(own, facts["files"])), f"{name}: not as its release.json says"
-        same = [{key: value for key, value in one.items() if key not in _TIMED} for one in (facts, expected)]
-        assert same[0] == same[1], f"{name}: release.json says something else"
-        files, others = files_without_times(own, facts), files_without_times(other, expected)
+        folder, other = ours / "releases" / name, theirs / "releases" / name
+        metadata, expected = read_json(folder / "release.json"), read_json(other / "release.json")
+        assert all(check.passed for check in file_checks(folder, metadata["files"])), f"{name}: damaged files"
+        untimed = [
+            {key: value for key, value in one.items() if key not in _TIMED_FIELDS} for one in (metadata, expected)
+        ]
+        assert untimed[0] == untimed[1], f"{name}: another release.json"
+        files, others = files_without_times(folder, metadata), files_without_times(other, expected)
         assert files.keys() == others.keys()
-        differing = [file for file in files if files[file] != others[file]]
-        assert not differing, f"{name}: other files: {differing}"
+        different = [file for file in files if files[file] != others[file]]
+        assert not different, f"{name}: other files: {different}"
 
 
-def files_without_times(folder: Path, facts: Any) -> dict[str, bytes]:
-    """Return a release's files but release.json, the card without date, checkpoint's commit and measured peak."""
+def files_without_times(folder: Path, metadata: Any) -> dict[str, bytes]:
+    """Return a release's files without release.json, and the card without date, commit and measured peak."""
     files = contents(folder)
     del files["release.json"]
     card = files["huggingface/README.md"]
-    for word in (facts["date"], *facts["checkpoints"].values()):
+    for word in (metadata["date"], *metadata["checkpoints"].values()):
         card = card.replace(word.encode(), b"...")
     return files | {"huggingface/README.md": re.sub(rb"peak [0-9.]+ TFLOP/s", b"...", card)}
 
 
 def check_events(run: Path, steps: int, milestones: Sequence[int]) -> None:
-    """They tell one life after another: each goes on from a checkpoint that was there, and the last is done."""
+    """Assert that each process resumed from a step that was reached, that the last is done, and nothing failed."""
     events = read_events(run)
     assert (run / "events.jsonl").read_bytes().endswith(b"\n")
     assert events[0]["event"] == "start"
@@ -97,13 +101,13 @@ def check_events(run: Path, steps: int, milestones: Sequence[int]) -> None:
     reached = 0
     for event in events:
         if event["event"] in ("start", "resume"):
-            # A kill between a checkpoint's commit and its event leaves a checkpoint without one.
+            # A kill between a checkpoint's commit and its event leaves a checkpoint without an event.
             last = reached + CHECKPOINT_STEPS
             assert event["step"] <= last, f"resumed from step {event['step']}, the last checkpoint is {reached}"
         reached = max(reached, event["step"])
-    assert not {"failed", "checkpoint-failed", "checkpoint-damaged", "rollback", "skip", "hang"} & {
-        event["event"] for event in events if event["event"] != "failed" or "release" not in event["problem"]
-    }
+    is_release = [event["event"] == "failed" and "release" in event["problem"] for event in events]
+    problems = {event["event"] for event, expected in zip(events, is_release, strict=True) if not expected}
+    assert not _PROBLEMS & problems
     trained = events[: max(number for number, event in enumerate(events) if event["event"] == "done")]
     released = Counter(event["step"] for event in trained if event["event"] == "release")
     assert released == Counter(milestones), f"events of releases: {released}"

@@ -1,4 +1,4 @@
-"""A file that was cut, or of which a bit flipped, is refused in one line with its name, whichever command reads it."""
+"""A truncated file, or one with a flipped bit, is refused by every command that reads it, with its name."""
 
 from pathlib import Path
 
@@ -23,38 +23,40 @@ READERS: dict[str, Command] = {
 }
 
 
-def cut(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def flip(path: Path) -> None:
+def flip_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4
     path.write_bytes(data)
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_truncated_file_is_one_line_that_names_it(way: Path, name: str) -> None:
-    words, file = READERS[name]
-    cut(way / file)
-    assert_one_line(run_command(way, *words, fault=skip_peak), Path(file).parent, Path(file).name)
+def test_truncated_file_is_one_line_with_its_name(pipeline: Path, name: str) -> None:
+    command, file = READERS[name]
+    truncate(pipeline / file)
+    assert_one_line(run_command(pipeline, *command, fault=skip_peak), Path(file).parent, Path(file).name)
 
 
 @pytest.mark.parametrize("name", ["run", "release", "push"])
-def test_a_flipped_bit_is_one_line_that_names_the_file(way: Path, name: str) -> None:
-    words, file = READERS[name]
-    flip(way / file)
-    assert_one_line(run_command(way, *words), file)
+def test_flipped_bit_is_one_line_with_the_file(pipeline: Path, name: str) -> None:
+    command, file = READERS[name]
+    flip_bit(pipeline / file)
+    assert_one_line(run_command(pipeline, *command), file)
 
 
-def test_verify_names_the_damaged_file_of_a_release(way: Path) -> None:
-    flip(way / WEIGHTS)
-    ended = run_command(way, "verify", RELEASE)
-    assert ended.status == 1, ended.said
-    assert any(line.startswith("huggingface/model.safetensors ") and "FAIL" in line for line in ended.said.splitlines())
+def test_verify_names_the_damaged_file_of_a_release(pipeline: Path) -> None:
+    flip_bit(pipeline / WEIGHTS)
+    result = run_command(pipeline, "verify", RELEASE)
+    assert result.status == 1, result.output
+    lines = result.output.splitlines()
+    assert any(line.startswith("huggingface/model.safetensors ") and "FAIL" in line for line in lines)
 
 
-def test_a_tokenizer_whose_bit_flipped_is_refused_by_what_was_made_with_it(way: Path) -> None:
-    flip(way / "tokenizer/tokenizer.json")
-    (way / "tokenizer/tokenizer.model").unlink()
-    assert_one_line(run_command(way, "train", "recipe.yaml", "--name", "fresh", fault=skip_peak), "tokenizer")
+def test_tokenizer_with_a_flipped_bit_is_refused_by_training(pipeline: Path) -> None:
+    flip_bit(pipeline / "tokenizer/tokenizer.json")
+    (pipeline / "tokenizer/tokenizer.model").unlink()
+    result = run_command(pipeline, "train", "recipe.yaml", "--name", "fresh", fault=skip_peak)
+    assert_one_line(result, "tokenizer")

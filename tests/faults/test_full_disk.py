@@ -1,4 +1,4 @@
-"""On a disk without room each command that writes says so in one line, and nothing that it leaves looks whole."""
+"""On a full disk, each command that writes ends with one line and leaves nothing that looks complete."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import contents
 from tests.engine_server import started_normally
-from tests.faults.commands import Command, assert_one_line, enter_namespaces, run_command
+from tests.faults.commands import Command, assert_one_line, assert_succeeds, enter_namespaces, run_command
 from tests.faults.conftest import EVALUATE, RELEASE, RUN
 from tests.train.launch import lacks_mount_namespaces, mount_small_disk
 
@@ -16,17 +16,17 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def disk(gone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A small disk with a copy of the whole way on it."""
+def disk(completed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A small disk with a copy of the completed pipeline."""
     if lacks_mount_namespaces():
-        pytest.skip("needs a mount namespace for a disk that is full")
+        pytest.skip("needs a mount namespace for a disk that can be filled")
     with mount_small_disk(tmp_path_factory.mktemp("mounts") / "disk", "40m") as place:
-        shutil.copytree(gone, place / "way", symlinks=True)
-        yield place / "way"
+        shutil.copytree(completed, place / "pipeline", symlinks=True)
+        yield place / "pipeline"
 
 
 def fill(disk: Path) -> Path:
-    """Leave nothing; return the file that takes the rest."""
+    """Fill the disk completely; return the file that takes the space."""
     filler = disk / "filler"
     free = os.statvfs(disk)
     with filler.open("wb") as file:
@@ -44,22 +44,21 @@ COMMANDS: dict[str, Command] = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_full_disk_is_one_line_and_what_was_there_stays(disk: Path, name: str) -> None:
-    words, place = COMMANDS[name]
-    # Seen from here it lies under /proc/NUMBER/root, which is no path that a program could resolve.
-    there = enter_namespaces(int(disk.parts[2]), Path("/", *disk.parts[4:]))
+def test_full_disk_is_one_line_and_existing_files_stay(disk: Path, name: str) -> None:
+    command, place = COMMANDS[name]
+    # From here the disk is below /proc/NUMBER/root, a path that programs cannot resolve.
+    on_disk = enter_namespaces(int(disk.parts[2]), Path("/", *disk.parts[4:]))
     before = contents(disk / RUN)
     filler = fill(disk)
     try:
         with started_normally():  # the server of the engines does not see the disk
-            full = run_command(disk, *words, fault=there)
+            result = run_command(disk, *command, fault=on_disk)
     finally:
         filler.unlink()
-    assert_one_line(full, place, "No space left on device")
+    assert_one_line(result, place, "No space left on device")
     assert contents(disk / RUN) == before
-    assert not list(disk.glob("*/tokenizer.json"))[1:], "another than the tokenizer that was there"
+    assert [path.parent.name for path in disk.glob("*/tokenizer.json")] == ["tokenizer"]
     with started_normally():
-        again = run_command(disk, *words, fault=there)
-    assert again.status == 0, again.said
+        assert_succeeds(disk, *command, fault=on_disk)
     for made in ("new", "imported"):
         shutil.rmtree(disk / made, ignore_errors=True)

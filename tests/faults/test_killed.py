@@ -1,4 +1,4 @@
-"""Killed while they write, commands leave nothing that looks whole, and done again give the same."""
+"""Commands that are killed while they write leave nothing that looks complete; the next run gives the same files."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import contents
-from tests.faults.commands import Fault, kill_at_write, run_command
+from tests.faults.commands import assert_succeeds, kill_at_write, run_command
 from tests.faults.conftest import EVALUATE, RELEASE, RUN
 
 from tinyllama.errors import InputError
@@ -17,94 +17,90 @@ from tinyllama.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
 
-BOTH = pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGTERM])
-TOKENIZER = ("tokenizer", "train", "recipe.yaml", "--vocab-size", "600")
-FORCED = ("release", RUN, "--formats", "huggingface", "--force")
+KILL_OR_TERM = pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+TRAIN_TOKENIZER = ("tokenizer", "train", "recipe.yaml", "--vocab-size", "600")
+REPLACE_RELEASE = ("release", RUN, "--formats", "huggingface", "--force")
+FILES_WITHOUT_SCORES = (
+    "huggingface/model.safetensors",
+    "huggingface/tokenizer.json",
+    "huggingface/config.json",
+)
+"""Files of a release that do not depend on its scores, as the card does."""
 
 
-@BOTH
+@KILL_OR_TERM
 @pytest.mark.parametrize("file", ["tokenizer.model", "tokenizer.json"])
 @pytest.mark.parametrize(
-    "command", [TOKENIZER, ("tokenizer", "import", "source", "tokenizer")], ids=["train", "import"]
+    "command", [TRAIN_TOKENIZER, ("tokenizer", "import", "source", "tokenizer")], ids=["train", "import"]
 )
-def test_a_tokenizer_killed_while_it_is_written_is_none_and_again_is_the_same(
-    way: Path, command: tuple[str, ...], file: str, what: signal.Signals
+def test_partly_written_tokenizer_does_not_load_and_is_rewritten_identically(
+    pipeline: Path, command: tuple[str, ...], file: str, number: signal.Signals
 ) -> None:
-    (way / "tokenizer").rename(way / "source")
-    died = run_command(way, *command, fault=kill_at_write(f"tokenizer/{file}", what))
-    assert died.status == -what, died.said
-    assert any((way / "tokenizer").iterdir())
-    assert not (way / "tokenizer/tokenizer.json").exists()  # written last: without it there is no tokenizer
+    (pipeline / "tokenizer").rename(pipeline / "source")
+    killed = run_command(pipeline, *command, fault=kill_at_write(f"tokenizer/{file}", number))
+    assert killed.status == -number, killed.output
+    assert any((pipeline / "tokenizer").iterdir())
+    assert not (pipeline / "tokenizer/tokenizer.json").exists()  # written last
     if file == "tokenizer.model":
-        with pytest.raises(InputError, match=r"no tokenizer.json and no tokenizer.model in this folder"):
-            Tokenizer.load(way / "tokenizer")
-    else:  # its tokenizer.model is whole, and says the same
-        assert Tokenizer.load(way / "tokenizer").digest == Tokenizer.load(way / "source").digest
-    again = run_command(way, *command)
-    assert again.status == 0, again.said
-    assert contents(way / "tokenizer").keys() == contents(way / "source").keys()
-    if command is TOKENIZER:
-        assert contents(way / "tokenizer") == contents(way / "source")
+        with pytest.raises(InputError, match=r"tokenizer\.json"):
+            Tokenizer.load(pipeline / "tokenizer")
+    else:  # tokenizer.model is complete and equivalent
+        assert Tokenizer.load(pipeline / "tokenizer").digest == Tokenizer.load(pipeline / "source").digest
+    assert_succeeds(pipeline, *command)
+    assert contents(pipeline / "tokenizer").keys() == contents(pipeline / "source").keys()
+    if command is TRAIN_TOKENIZER:
+        assert contents(pipeline / "tokenizer") == contents(pipeline / "source")
 
 
-def test_killed_while_it_replaces_another_tokenizer_the_folder_holds_no_mix_of_both(way: Path) -> None:
-    assert (
-        run_command(way, "tokenizer", "train", "recipe.yaml", "--vocab-size", "500", "--tokenizer", "another").status
-        == 0
+def test_kill_during_the_replacement_of_a_tokenizer_leaves_no_mixture(pipeline: Path) -> None:
+    train = ("tokenizer", "train", "recipe.yaml", "--vocab-size", "500", "--tokenizer", "another")
+    assert_succeeds(pipeline, *train)
+    killed = run_command(
+        pipeline, "tokenizer", "import", "another", "tokenizer", fault=kill_at_write("tokenizer.model")
     )
-    died = run_command(way, "tokenizer", "import", "another", "tokenizer", fault=kill_at_write("tokenizer.model"))
-    assert died.status == -signal.SIGKILL
-    assert not (way / "tokenizer/tokenizer.json").exists()
+    assert killed.status == -signal.SIGKILL
+    assert not (pipeline / "tokenizer/tokenizer.json").exists()
 
 
-@pytest.mark.parametrize(("file", "what"), [("model.safetensors", signal.SIGKILL), ("release.json", signal.SIGTERM)])
-def test_a_release_killed_while_it_is_written_is_none_and_again_is_the_same(
-    way: Path, file: str, what: signal.Signals
+@pytest.mark.parametrize(("file", "number"), [("model.safetensors", signal.SIGKILL), ("release.json", signal.SIGTERM)])
+def test_partly_written_release_does_not_exist_and_is_rewritten_identically(
+    pipeline: Path, file: str, number: signal.Signals
 ) -> None:
-    before = contents(way / RELEASE)
-    shutil.rmtree(way / RELEASE)
-    died = run_command(way, *FORCED, fault=kill_at_write(file, what))
-    assert died.status == -what, died.said
-    assert not (way / RELEASE).exists()
-    again = run_command(way, *FORCED)
-    assert again.status == 0, again.said
-    unscored = {name for name in before if name != "evaluation.json"}
-    assert {name: data for name, data in contents(way / RELEASE).items() if name in SAME} == {
-        name: before[name] for name in SAME
-    }
-    assert contents(way / RELEASE).keys() == unscored
-    assert [path.name for path in (way / RUN / "releases").iterdir() if path.name.startswith(".")] == []
+    before = contents(pipeline / RELEASE)
+    shutil.rmtree(pipeline / RELEASE)
+    killed = run_command(pipeline, *REPLACE_RELEASE, fault=kill_at_write(file, number))
+    assert killed.status == -number, killed.output
+    assert not (pipeline / RELEASE).exists()
+    assert_succeeds(pipeline, *REPLACE_RELEASE)
+    after = contents(pipeline / RELEASE)
+    assert {name: after[name] for name in FILES_WITHOUT_SCORES} == {name: before[name] for name in FILES_WITHOUT_SCORES}
+    assert after.keys() == {name for name in before if name != "evaluation.json"}
+    assert not [path.name for path in (pipeline / RUN / "releases").iterdir() if path.name.startswith(".")]
 
 
-SAME = ("huggingface/model.safetensors", "huggingface/tokenizer.json", "huggingface/config.json")
-"""Files of a release without its scores, which a card has."""
+def kill_after_renaming() -> None:
+    """Kill the process after it has moved the old release away, before the new one takes its place."""
+    rename = Path.rename
+
+    def faulty_rename(self: Path, target: Path) -> Path:
+        renamed = rename(self, target)
+        if self.name == RELEASE.name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return renamed
+
+    Path.rename = faulty_rename  # type: ignore[method-assign, assignment]
 
 
-def dies_after_renaming(part: str) -> Fault:
-    def plant() -> None:
-        rename = Path.rename
-
-        def planted(self: Path, target: Path) -> Path:
-            renamed = rename(self, target)
-            if self.name == part:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return renamed
-
-        Path.rename = planted  # type: ignore[method-assign, assignment]
-
-    return plant
+def test_kill_during_the_replacement_of_a_release_leaves_the_old_or_the_new_one(pipeline: Path) -> None:
+    before = contents(pipeline / RELEASE)
+    killed = run_command(pipeline, *REPLACE_RELEASE, fault=kill_after_renaming)
+    assert killed.status == -signal.SIGKILL
+    killed_again = run_command(pipeline, *REPLACE_RELEASE, fault=kill_at_write("model.safetensors"))
+    assert killed_again.status == -signal.SIGKILL
+    assert contents(pipeline / RELEASE) == before
 
 
-def test_killed_while_it_replaces_a_release_one_of_the_two_is_there_at_the_next_start(way: Path) -> None:
-    before = contents(way / RELEASE)
-    died = run_command(way, *FORCED, fault=dies_after_renaming(RELEASE.name))
-    assert died.status == -signal.SIGKILL
-    again = run_command(way, *FORCED, fault=kill_at_write("model.safetensors"))
-    assert again.status == -signal.SIGKILL
-    assert contents(way / RELEASE) == before, "neither the old release nor a new one"
-
-
-@BOTH
+@KILL_OR_TERM
 @pytest.mark.parametrize(
     ("command", "file"),
     [
@@ -114,15 +110,14 @@ def test_killed_while_it_replaces_a_release_one_of_the_two_is_there_at_the_next_
     ],
     ids=["scores", "card", "report"],
 )
-def test_killed_while_it_writes_a_file_the_one_before_stays_and_again_is_whole(
-    way: Path, command: tuple[object, ...], file: Path, what: signal.Signals
+def test_kill_while_a_file_is_written_keeps_the_previous_one(
+    pipeline: Path, command: tuple[object, ...], file: Path, number: signal.Signals
 ) -> None:
-    before = (way / file).read_bytes()
-    died = run_command(way, *command, fault=kill_at_write(str(file), what))
-    assert died.status == -what, died.said
-    assert (way / file).read_bytes() == before
-    again = run_command(way, *command)
-    assert again.status == 0, again.said
-    assert not list((way / RUN).rglob("*.part"))
-    facts = read_json(way / RELEASE / "release.json")
-    assert [check for check in file_checks(way / RELEASE, facts["files"]) if not check.passed] == []
+    before = (pipeline / file).read_bytes()
+    killed = run_command(pipeline, *command, fault=kill_at_write(str(file), number))
+    assert killed.status == -number, killed.output
+    assert (pipeline / file).read_bytes() == before
+    assert_succeeds(pipeline, *command)
+    assert not list((pipeline / RUN).rglob("*.part"))
+    files = read_json(pipeline / RELEASE / "release.json")["files"]
+    assert all(check.passed for check in file_checks(pipeline / RELEASE, files))

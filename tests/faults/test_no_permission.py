@@ -1,4 +1,4 @@
-"""Where a folder may not be written or a file not be read, a command says so in one line that names it."""
+"""Without permission to write a folder or read a file, a command ends with one line that names it."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ from tests.conftest import contents
 from tests.faults.commands import Command, assert_one_line, drop_privileges, run_command
 from tests.faults.conftest import EVALUATE, RELEASE, RUN, skip_peak
 
-GOES_ON_LATER = {"checkpoint"}
-"""Where a run that is under way cannot go on: status 1; everything else is input that is wrong, status 2."""
+STOPS_A_RUN = {"checkpoint"}
+"""Cases in which a run that has begun stops, status 1; all others are wrong input, status 2."""
 
 OUTPUTS: dict[str, Command] = {
     "tokenizer train": (
@@ -26,20 +26,20 @@ OUTPUTS: dict[str, Command] = {
 }
 
 
-def shut_off() -> None:
+def restrict() -> None:
     skip_peak()
     drop_privileges()
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_a_folder_that_may_not_be_written_is_one_line_that_names_it(way: Path, name: str) -> None:
-    words, folder = OUTPUTS[name]
-    (way / folder).mkdir(exist_ok=True)
-    before = contents(way / folder)
-    (way / folder).chmod(0o555)
-    ended = run_command(way, *words, fault=shut_off)
-    assert_one_line(ended, folder, "ermission", status=(1,) if name in GOES_ON_LATER else (2,))
-    assert {path: data for path, data in contents(way / folder).items() if path in before} == before
+def test_unwritable_folder_is_one_line_with_its_name(pipeline: Path, name: str) -> None:
+    command, folder = OUTPUTS[name]
+    (pipeline / folder).mkdir(exist_ok=True)
+    before = contents(pipeline / folder)
+    (pipeline / folder).chmod(0o555)
+    result = run_command(pipeline, *command, fault=restrict)
+    assert_one_line(result, folder, "ermission", status=(1,) if name in STOPS_A_RUN else (2,))
+    assert {path: data for path, data in contents(pipeline / folder).items() if path in before} == before
 
 
 STORE = "store/modules/train/00000.tokens"
@@ -57,8 +57,7 @@ INPUTS: dict[str, Command] = {
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_a_file_that_may_not_be_read_is_one_line_that_names_it(way: Path, name: str) -> None:
-    words, file = INPUTS[name]
-    (way / file).chmod(0)
-    ended = run_command(way, *words, fault=shut_off)
-    assert_one_line(ended, file, "ermission", status=(2,))
+def test_unreadable_file_is_one_line_with_its_name(pipeline: Path, name: str) -> None:
+    command, file = INPUTS[name]
+    (pipeline / file).chmod(0)
+    assert_one_line(run_command(pipeline, *command, fault=restrict), file, "ermission")

@@ -1,4 +1,4 @@
-"""Ends in the middle of what has no half: reading commands, an upload, tasks of prepare, ranks that score."""
+"""Commands that end in the middle of their work: readers, prepare and its workers, uploads, ranks that score."""
 
 import json
 import os
@@ -15,10 +15,10 @@ import httpx
 import pytest
 from huggingface_hub import constants
 from tests.conftest import contents
-from tests.faults.commands import CommandResult, assert_one_line, kill_at_write, run_command
+from tests.faults.commands import CommandResult, assert_one_line, assert_succeeds, kill_at_write, run_command
 from tests.faults.conftest import RELEASE, RUN, skip_peak
 from tests.release.hub import TOKEN, running_hub
-from tests.train.launch import read_events
+from tests.train.launch import event_steps, read_events
 
 from tinyllama.files import read_json
 from tinyllama.prepare.tasks import Job
@@ -27,159 +27,137 @@ from tinyllama.release.milestone import release_milestone
 
 pytestmark = pytest.mark.slow
 
-# A worker may have 100 MiB more than it begins with: orjson asks for 264 MiB for a line of 23 MB. A process of its own,
-# since what the tests before have freed here, several 100 MiB at times, would be enough for it.
-STARVING = """
-import os, resource, sys
-from pathlib import Path
-from tinyllama import cli
-def starve():
-    may = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (100 << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (may, may))
-os.register_at_fork(after_in_child=starve)
-sys.exit(cli.main())
-"""
-BOTH = pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGTERM])
+KILL_OR_TERM = pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+HERE = Path(__file__).parent
 
 
-def test_commands_that_only_read_write_nothing_so_that_they_may_end_at_any_moment(way: Path) -> None:
-    def state() -> dict[Path, tuple[int, int]]:
-        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in way.rglob("*")}
+def test_commands_that_only_read_write_nothing(pipeline: Path) -> None:
+    """They may therefore end at any moment."""
 
-    before = state()
-    for words in (("inspect", "store", "--verify"), ("verify", RELEASE), ("generate", RUN, "import"), ("runs",)):
-        ended = run_command(way, *words)
-        assert ended.status == 0, ended.said
-    assert state() == before
+    def times_and_sizes() -> dict[Path, tuple[int, int]]:
+        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in pipeline.rglob("*")}
+
+    before = times_and_sizes()
+    for command in (("inspect", "store", "--verify"), ("verify", RELEASE), ("generate", RUN, "import"), ("runs",)):
+        assert_succeeds(pipeline, *command)
+    assert times_and_sizes() == before
 
 
-@BOTH
-def test_prepare_ended_while_it_writes_a_shard_makes_the_same_store_when_it_goes_on(
-    way: Path, what: signal.Signals
+@KILL_OR_TERM
+def test_prepare_killed_while_it_writes_a_shard_resumes_to_the_same_store(
+    pipeline: Path, number: signal.Signals
 ) -> None:
-    again = ("prepare", "recipe.yaml", "--data.store", "other")
-    died = run_command(way, *again, fault=kill_at_write("00000.tokens", what))
-    assert died.status in (-what, 2), died.said
-    assert_one_line(run_command(way, "train", "recipe.yaml", "--data.store", "other"), "other", "not finished")
-    ended = run_command(way, *again)
-    assert ended.status == 0, ended.said
-    assert contents(way / "other") == contents(way / "store")
+    command = ("prepare", "recipe.yaml", "--data.store", "other")
+    killed = run_command(pipeline, *command, fault=kill_at_write("00000.tokens", number))
+    assert killed.status in (-number, 2), killed.output
+    assert_one_line(run_command(pipeline, "train", "recipe.yaml", "--data.store", "other"), "other")
+    assert_succeeds(pipeline, *command)
+    assert contents(pipeline / "other") == contents(pipeline / "store")
 
 
 def has_ended(process: int) -> bool:
-    """Whether there is no such process any more, or only the status that nobody has asked it for."""
+    """Return whether a process does not exist or is a zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
 
 
-@BOTH
-def test_workers_of_prepare_end_with_it_and_it_goes_on_to_the_same_store(way: Path, what: signal.Signals) -> None:
-    """They would work for ever; it ends once both are at it."""
+@KILL_OR_TERM
+def test_workers_of_prepare_end_with_it_and_it_resumes_to_the_same_store(
+    pipeline: Path, number: signal.Signals
+) -> None:
+    """The workers would wait without end; prepare is killed once both have started."""
 
     def workers() -> list[int]:
-        return [int(path.name.removeprefix("worker-")) for path in way.glob("worker-*")]
+        return [int(path.name.removeprefix("worker-")) for path in pipeline.glob("worker-*")]
 
-    def work(job: Job, stage: str, rank: int) -> None:
-        (way / f"worker-{os.getpid()}").touch()
+    def wait_without_end(job: Job, stage: str, rank: int) -> None:
+        (pipeline / f"worker-{os.getpid()}").touch()
         signal.pause()
 
-    def end(*given: object) -> None:
+    def kill_after_both_started(*_: object) -> None:
         while len(workers()) < 2:
             time.sleep(0.01)
-        os.kill(os.getpid(), what)
+        os.kill(os.getpid(), number)
 
-    def plant() -> None:
+    def inject() -> None:
         from tinyllama.prepare import executors
 
-        executors.run_task = work  # type: ignore[attr-defined]
-        executors._wait = end  # type: ignore[assignment]
+        executors.run_task = wait_without_end  # type: ignore[attr-defined]
+        executors._wait = kill_after_both_started  # type: ignore[assignment]
 
-    again = ("prepare", "recipe.yaml", "--data.store", "other", "--data.workers", "2")
-    died = run_command(way, *again, fault=plant)
-    assert died.status == -what, died.said
+    command = ("prepare", "recipe.yaml", "--data.store", "other", "--data.workers", "2")
+    killed = run_command(pipeline, *command, fault=inject)
+    assert killed.status == -number, killed.output
     deadline = time.monotonic() + 30
     while (left := [process for process in workers() if not has_ended(process)]) and time.monotonic() < deadline:
         time.sleep(0.01)
     for process in left:
         os.kill(process, signal.SIGKILL)
     assert (len(workers()), left) == (2, [])
-    ended = run_command(way, *again)
-    assert ended.status == 0, ended.said
-    assert contents(way / "other") == contents(way / "store")
+    assert_succeeds(pipeline, *command)
+    assert contents(pipeline / "other") == contents(pipeline / "store")
 
 
-@BOTH
-def test_a_push_ended_before_its_commit_has_changed_nothing_and_again_is_whole(
-    way: Path, what: signal.Signals, monkeypatch: pytest.MonkeyPatch
+@KILL_OR_TERM
+def test_push_killed_before_its_commit_changes_nothing_and_can_be_repeated(
+    pipeline: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def plant() -> None:
+    def inject() -> None:
         send = httpx.Client.send
 
-        def planted(self: httpx.Client, request: httpx.Request, **more: object) -> httpx.Response:
+        def faulty_send(self: httpx.Client, request: httpx.Request, **options: object) -> httpx.Response:
             if "/commit/" in str(request.url):
-                os.kill(os.getpid(), what)
-            return send(self, request, **more)  # type: ignore[arg-type]
+                os.kill(os.getpid(), number)
+            return send(self, request, **options)  # type: ignore[arg-type]
 
-        httpx.Client.send = planted  # type: ignore[method-assign]
+        httpx.Client.send = faulty_send  # type: ignore[method-assign]
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    words = ("release", RELEASE, "--push", "ada/small")
+    command = ("release", RELEASE, "--push", "ada/small")
     with running_hub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        died = run_command(way, *words, fault=plant)
-        assert died.status == -what, died.said
-        assert (hub.repositories["ada/small"].commits, hub.repositories["ada/small"].files) == ([], {})
-        ended = run_command(way, *words)
-        assert ended.status == 0, ended.said
-        files = {name.removeprefix("huggingface/"): data for name, data in contents(way / RELEASE).items()}
+        killed = run_command(pipeline, *command, fault=inject)
+        assert killed.status == -number, killed.output
+        repository = hub.repositories["ada/small"]
+        assert (repository.commits, repository.files) == ([], {})
+        assert_succeeds(pipeline, *command)
+        files = {name.removeprefix("huggingface/"): data for name, data in contents(pipeline / RELEASE).items()}
         assert hub.repositories["ada/small"].files == files
         assert len(hub.repositories["ada/small"].commits) == 1
 
 
-def test_a_milestone_whose_release_was_killed_before_it_could_say_so_has_one_event(way: Path) -> None:
-    run = way / RUN
+def test_milestone_release_killed_before_its_event_has_one_event(pipeline: Path) -> None:
+    run = pipeline / RUN
     recipe = Recipe.load(run / "recipe.yaml", {"release.tasks": []})
     (run / "recipe.yaml").write_text(recipe.to_yaml())
     others = [row for row in read_events(run) if row["event"] != "release"]
     (run / "events.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
     for _ in range(2):
         release_milestone(run, 12)
-        assert [row["step"] for row in read_events(run, "release")] == [12]
+        assert event_steps(run, "release") == [12]
 
 
-SCORING = """
-import os, signal, sys
-from tinyllama.evaluate import evaluation
-from tinyllama.cli import main
-score = evaluation.evaluate
-def dying(*given, **named):
-    if os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return score(*given, **named)
-evaluation.evaluate = dying
-sys.exit(main())
-"""
-
-
-def test_an_evaluation_that_loses_a_rank_fails_and_leaves_the_scores_before(way: Path) -> None:
-    (way / "scoring.py").write_text(SCORING)
-    before = contents(way / RELEASE)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "scoring.py"]
-    words = ["evaluate", str(RELEASE), "--tasks", "piqa", "--limit", "4"]
+def test_evaluation_that_loses_a_rank_fails_and_keeps_the_previous_scores(pipeline: Path) -> None:
+    before = contents(pipeline / RELEASE)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*torchrun, str(HERE / "killed_rank_program.py"), "evaluate", str(RELEASE)]
+    options = ["--tasks", "piqa", "--limit", "4"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, *words], cwd=way, env=environment, capture_output=True, check=False, timeout=200)
+    done = subprocess.run(
+        [*command, *options], cwd=pipeline, env=environment, capture_output=True, check=False, timeout=200
+    )
     assert done.returncode != 0
-    assert contents(way / RELEASE) == before
+    assert contents(pipeline / RELEASE) == before
 
 
-def test_a_release_beside_training_that_finds_no_memory_is_an_event_and_the_run_goes_on(way: Path) -> None:
-    """Its process may not have more memory than importing torch takes."""
+def test_release_sidecar_without_memory_is_an_event_and_training_continues(pipeline: Path) -> None:
+    """The sidecar may use less memory than importing torch takes."""
 
-    def starve() -> None:
+    def inject() -> None:
         from tinyllama.runs import sidecar
         from tinyllama.train import milestones
 
@@ -192,39 +170,40 @@ def test_a_release_beside_training_that_finds_no_memory_is_an_event_and_the_run_
         sidecar.subprocess = SimpleNamespace(Popen=limited, PIPE=subprocess.PIPE)  # type: ignore[assignment,attr-defined]
 
     at = ("--release.at_tokens", f"[{6 * 6 * 64}]", "--release.tasks", "[]", "--release.formats", "[huggingface]")
-    words = ("train", "recipe.yaml", "--name", "starved", *at)
-    starved = run_command(way, *words, fault=starve)
-    assert_one_line(starved, "the release of step 6 failed", status=(1,))
-    lines = (way / "runs/starved/metrics.jsonl").read_text().splitlines()
-    assert len(lines) == 12
-    assert (way / "runs/starved/events.jsonl").read_text().count('"release-failed"') == 3
-    ended = run_command(way, *words, fault=skip_peak)
-    assert ended.status == 0, ended.said
-    assert (way / "runs/starved/releases/step-00000006/release.json").is_file()
+    command = ("train", "recipe.yaml", "--name", "starved", *at)
+    result = run_command(pipeline, *command, fault=inject)
+    assert_one_line(result, "release of step 6", status=(1,))
+    run = pipeline / "runs/starved"
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 12
+    assert len(read_events(run, "release-failed")) == 3
+    assert_succeeds(pipeline, *command, fault=skip_peak)
+    assert (run / "releases/step-00000006/release.json").is_file()
 
 
-def test_a_worker_of_prepare_that_finds_no_memory_is_one_line_and_loses_nothing(way: Path) -> None:
-    with (way / "raw/modules/c.jsonl").open("w") as file:
+def test_worker_of_prepare_without_memory_is_one_line_and_loses_nothing(pipeline: Path) -> None:
+    """orjson needs 264 MiB for the line of 23 MB, which is more than the workers may have."""
+    with (pipeline / "raw/modules/c.jsonl").open("w") as file:
         file.write('{"text": "' + "A long, long document. " * 1_000_000 + '"}\n')
-    words = ("prepare", "recipe.yaml", "--data.store", "other", "--data.workers", "2")
-    command = [sys.executable, "-c", STARVING, *words, "--quiet"]
-    one_arena = os.environ | {"MALLOC_ARENA_MAX": "1"}  # each reserves 64 MiB of what the worker may have
-    starved = subprocess.run(command, cwd=way, env=one_arena, capture_output=True, text=True, check=False, timeout=200)
-    assert_one_line(CommandResult(starved.returncode, starved.stdout + starved.stderr), "memory")
-    done = {shard: shard.stat().st_mtime_ns for shard in finished_shards(way / "other")}
-    assert done, "of two workers, who begin with the small files, one has ended its task before it takes the large one"
-    for store in ("other", "calm"):
-        ended = run_command(way, *words[:2], "--data.store", store, *words[4:])
-        assert ended.status == 0, ended.said
-    assert {shard: shard.stat().st_mtime_ns for shard in done} == done, "done work is not done again"
-    assert contents(way / "other") == contents(way / "calm")
+    command = ("prepare", "recipe.yaml", "--data.workers", "2", "--data.store")
+    limited = [sys.executable, str(HERE / "memory_limited_program.py"), *command, "other", "--quiet"]
+    one_arena = os.environ | {"MALLOC_ARENA_MAX": "1"}  # each arena reserves 64 MiB
+    done = subprocess.run(
+        limited, cwd=pipeline, env=one_arena, capture_output=True, text=True, check=False, timeout=200
+    )
+    assert_one_line(CommandResult(done.returncode, done.stdout + done.stderr), "memory")
+    before = {shard: shard.stat().st_mtime_ns for shard in finished_shards(pipeline / "other")}
+    assert before, "of two workers, which start with the small files, one finishes a task before the large one"
+    for store in ("other", "reference"):
+        assert_succeeds(pipeline, *command, store)
+    assert {shard: shard.stat().st_mtime_ns for shard in before} == before, "finished tasks are not repeated"
+    assert contents(pipeline / "other") == contents(pipeline / "reference")
 
 
 def finished_shards(store: Path) -> list[Path]:
-    """The shards of all tasks that have a receipt."""
-    receipts = [(path.name.split(".")[0], read_json(path)) for path in store.glob(".work/receipts/tokens/*.json")]
+    """Return the shards of all tasks with a completion record."""
+    records = [(path.name.split(".")[0], read_json(path)) for path in store.glob(".work/receipts/tokens/*.json")]
     return [
         store / source / split / shard["file"]
-        for source, receipt in receipts
-        for split, shard in receipt["shards"].items()
+        for source, record in records
+        for split, shard in record["shards"].items()
     ]

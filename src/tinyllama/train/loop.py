@@ -318,18 +318,21 @@ def _translate_system_errors(run: RunDir, log: RunLog | None) -> Iterator[None]:
 
 @contextmanager
 def _log_run_end(log: RunLog | None) -> Iterator[None]:
-    """Log an event that says how the run ended; a lost rank has an event of its own."""
+    """Log an event that says how the run ended."""
+    event: tuple[str, dict[str, str]] | None = ("done", {})
     try:
         yield
-    except (Exception, KeyboardInterrupt) as error:
-        if not is_peer_failure(error):
-            _log_end_event(log, *_end_event(error))
+    except BaseException as error:
+        event = _end_event(error)
         raise
-    _log_end_event(log, "done", {})
+    finally:
+        if log and event:
+            with suppress(OSError):  # a full disk may end the run and prevent its event
+                log.event(event[0], log.step, **event[1])
 
 
-def _end_event(error: BaseException) -> tuple[str, dict[str, str]]:
-    """Return name and details of the event for an error that ended the run."""
+def _end_event(error: BaseException) -> tuple[str, dict[str, str]] | None:
+    """Return name and details of the event for an error that ended the run; a lost rank has an event of its own."""
     match error:
         case KeyboardInterrupt():
             return "interrupted", {}
@@ -337,10 +340,4 @@ def _end_event(error: BaseException) -> tuple[str, dict[str, str]]:
             return "signal", {"signal": str(error).partition(":")[0]}
         case RunStoppedError() | InputError():
             return "failed", {"problem": str(error)}
-    return "failed", {"problem": repr(error)}
-
-
-def _log_end_event(log: RunLog | None, name: str, details: dict[str, str]) -> None:
-    if log:
-        with suppress(OSError):  # a full disk may end the run and prevent its event
-            log.event(name, log.step, **details)
+    return None if is_peer_failure(error) else ("failed", {"problem": repr(error)})

@@ -5,9 +5,10 @@ input. Releases that are missing when a run ends are made when it resumes. The p
 training uses the GPUs.
 """
 
-import contextlib
 import threading
 from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 
 import torch
 
@@ -30,55 +31,38 @@ class ReleaseQueue:
     def __init__(self, run: RunDir, log: RunLog, device: torch.device) -> None:
         self.run, self.log = run, log
         self.use_one_core = device.type == "cpu"  # training uses the others
-        self.steps: list[int] = []
-        self.failed: list[int] = []
-        self.changed = threading.Condition()
-        self.is_closed = threading.Event()
+        self.executor = ThreadPoolExecutor(1, thread_name_prefix="releases")
+        self.futures: dict[int, Future[bool]] = {}
+        self.lock, self.is_closed = threading.Lock(), threading.Event()
         self.sidecar: Sidecar | None = None
-        self.thread = threading.Thread(target=self._run_queue, name="releases", daemon=True)
-        self.thread.start()
 
     def __enter__(self) -> "ReleaseQueue":
         return self
 
     def __exit__(self, *error: object) -> None:
         """Kill the current process; its release is made when the run resumes."""
-        self.is_closed.set()
-        with self.changed:
-            self.changed.notify_all()
+        with self.lock:
+            self.is_closed.set()
             if self.sidecar:
                 self.sidecar.kill()
-        self.thread.join()
+        self.executor.shutdown(cancel_futures=True)
 
     def add(self, steps: Collection[int]) -> None:
         """Add the checkpoints of these steps to the queue."""
-        with self.changed:
-            self.steps += [step for step in steps if step not in self.steps]
-            self.changed.notify_all()
+        for step in steps:
+            if step not in self.futures or self.futures[step].done():
+                self.futures[step] = self.executor.submit(self._release, step)
 
     def finish(self) -> list[int]:
         """Wait for all releases; return the steps whose release failed at every attempt."""
-        with self.changed:
-            if total := len(self.steps):
-                where = f"{self.run.path} is trained; releasing step {', '.join(map(str, self.steps))}"
-                with Bar("releasing", total, "milestones", rate="", where=where) as bar:
-                    while self.steps:
-                        self.changed.wait(1)
-                        bar.show(total - len(self.steps))
-            return self.failed
-
-    def _run_queue(self) -> None:
-        while True:
-            with self.changed:
-                self.changed.wait_for(lambda: self.steps or self.is_closed.is_set())
-                if self.is_closed.is_set():
-                    return
-                step = self.steps[0]
-            is_released = self._release(step)
-            with self.changed:
-                self.failed += [] if is_released else [step]
-                self.steps.remove(step)
-                self.changed.notify_all()
+        pending = {step: future for step, future in self.futures.items() if not future.done()}
+        if pending:
+            where = f"{self.run.path} is trained; releasing step {', '.join(map(str, pending))}"
+            with Bar("releasing", len(pending), "milestones", rate="", where=where) as bar:
+                while (progress := wait(pending.values(), timeout=1)).not_done:
+                    bar.show(len(progress.done))
+                bar.show(len(pending))
+        return [step for step, future in self.futures.items() if not future.result()]
 
     def _release(self, step: int) -> bool:
         """Release a milestone with retries; return whether that succeeded."""
@@ -93,7 +77,7 @@ class ReleaseQueue:
             if not self.is_closed.is_set():
                 retry = "it is retried when the run is started again" if is_last else f"try {attempt} of {_MAX_TRIES}"
                 echo(f"{self.run.path}: the release of step {step} failed ({problem}); {retry}", to_stderr=True)
-                with contextlib.suppress(OSError):  # a full disk may cause both failures
+                with suppress(OSError):  # a full disk may cause both failures
                     self.log.event("release-failed", step, problem=problem, tries=attempt)
             if is_last or self.is_closed.wait(_RETRY_SECONDS * 2 ** (attempt - 1)):
                 break
@@ -101,7 +85,7 @@ class ReleaseQueue:
 
     def _run_release_process(self, step: int) -> tuple[int, str]:
         """Run the process; return its exit status and the last line of its standard error."""
-        with self.changed:
+        with self.lock:
             if self.is_closed.is_set():
                 return 1, "the run has ended"
             arguments = ("tinyllama.release.milestone", str(self.run.path), str(step))
