@@ -153,7 +153,7 @@ def test_metadata_that_names_another_file_is_refused(trainer: TrainState, tmp_pa
     next(iter(found.storage_data.values())).relative_path = name
     path.write_bytes(pickle.dumps(found))
     commit_again(folder)
-    with pytest.raises(InputError, match="none of a checkpoint's"):
+    with pytest.raises(InputError, match="not a checkpoint's"):
         load_checkpoint(CheckpointDir(folder), trainer.model, trainer.optimizers)
 
 

@@ -9,7 +9,7 @@ from tests.tracking.run_files import BATCH_TOKENS, evaluation, new_run, write_re
 
 from tinyllama.files import write_json
 from tinyllama.tracking.trackers import try_acquire_sink
-from tinyllama.tracking.trackio_sink import ALERTS, MAX_ANNOTATIONS
+from tinyllama.tracking.trackio_sink import MAX_ALERTS, MAX_ANNOTATIONS
 
 ENTRIES = ("small", "small/mark/releases", "small/mark/trouble")
 
@@ -134,7 +134,7 @@ def test_only_the_newest_lines_and_alerts_are_kept(tmp_path: Path) -> None:
         log.event("skip", number, reason="loss nan")
     shown = TrackioData(run.path.parent)
     assert [at for at, *_ in shown.vertical_lines("trouble")] == [*range(100 - MAX_ANNOTATIONS, 100)]
-    assert {alert["step"] for alert in shown.alerts} == {*range(100 - ALERTS, 100)}
+    assert {alert["step"] for alert in shown.alerts} == {*range(100 - MAX_ALERTS, 100)}
 
 
 def test_scores_are_at_their_tokens_and_baselines_are_flat_lines(tmp_path: Path) -> None:

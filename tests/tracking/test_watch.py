@@ -1,4 +1,4 @@
-"""The live page, looked at in a real browser while a real process trains; and put on a stand-in of the hub."""
+"""The live page in a real browser while a real process trains, and its publication on a fake hub."""
 
 import errno
 import json
@@ -30,19 +30,13 @@ from tinyllama.tracking.watch import watch
 pytestmark = pytest.mark.slow
 
 _ENDLESS_STEPS = 1_000_000
-# What a shell starts in the background ignores Ctrl-C, and so would all that it starts.
-_PROGRAM = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from tinyllama.cli import main
-sys.exit(main())
-"""
+PROGRAM = Path(__file__).with_name("interruptible_program.py")
 
 
 @contextmanager
 def running(folder: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """The program, until the block ends."""
-    command = [sys.executable, "-c", _PROGRAM, *map(str, arguments)]
+    """Run the program until the block ends."""
+    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             yield process
@@ -56,7 +50,7 @@ def running(folder: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]
 
 @contextmanager
 def watched(folder: Path, run: str = "runs/small") -> Iterator[str]:
-    """The address of the page."""
+    """Serve the page; yield its address."""
     with running(folder, "watch", run, "--no-open-browser") as process:
         assert process.stdout is not None
         found = re.search(r"http://127\.0\.0\.1:\d+/\S*", process.stdout.readline())
@@ -66,7 +60,7 @@ def watched(folder: Path, run: str = "runs/small") -> Iterator[str]:
 
 
 def wait_for(page: Page, condition: str) -> dict[str, Any]:
-    """The page's own account of what it shows, once it fits."""
+    """Wait for a condition on the page's own description of what it shows; return that."""
     handle = page.wait_for_function(
         f"() => {{ const shown = window.trackio?.getViewState(); return ({condition}) && shown }}", timeout=60_000
     )
@@ -74,14 +68,14 @@ def wait_for(page: Page, condition: str) -> dict[str, Any]:
     return found
 
 
-def picture_of(page: Page, metric: str) -> str:
-    """What is drawn; the page draws it anew at any moment."""
+def picture(page: Page, metric: str) -> str:
+    """Return a chart as drawn at this moment."""
     canvas = f"document.querySelector('.plot-container[data-metric=\"{metric}\"] canvas')"
     return str(page.evaluate(f"() => {canvas}?.toDataURL() ?? ''"))
 
 
-# How many columns of the loss have a pixel of this colour: the third of the page's, that of the first run's trouble.
-_COLUMNS = """(colour) => {
+# Count the columns of the loss with a pixel of this colour, the page's third: that of the first run's problems.
+COUNT_COLUMNS = """(colour) => {
     const canvas = document.querySelector('.plot-container[data-metric="loss"] canvas');
     const { width, height } = canvas;
     const pixels = canvas.getContext('2d').getImageData(0, 0, width, height).data;
@@ -93,11 +87,11 @@ _COLUMNS = """(colour) => {
 }"""
 
 
-def settled_picture_of(page: Page, metric: str, before: str = "") -> str:
-    """What is drawn once it is another picture than `before` and stays as it is for three seconds."""
+def settled_picture(page: Page, metric: str, before: str = "") -> str:
+    """Return a chart once it differs from `before` and has not changed for three seconds."""
     last, since = before, 0
     for _ in range(300):
-        now = picture_of(page, metric)
+        now = picture(page, metric)
         last, since = now, since + 1 if now == last else 0
         if since >= 15 and now not in ("", before):
             return now
@@ -107,7 +101,7 @@ def settled_picture_of(page: Page, metric: str, before: str = "") -> str:
 
 @pytest.fixture(scope="module")
 def training(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in which a run is training, with trackio, and will not end by itself."""
+    """A folder in which an endless run is training with trackio."""
     folder = tmp_path_factory.mktemp("training")
     fields = ["--track.trackio", "true", "--train.tokens", _ENDLESS_STEPS * BATCH_TOKENS]
     quiet = ["--checkpoint.every_steps", 10**6, "--train.validate_every_steps", 50]
@@ -122,22 +116,22 @@ def training(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.mark.parametrize(("scheme", "size"), [("light", DESKTOP), ("dark", DESKTOP), ("light", PHONE), ("dark", PHONE)])
-def test_the_curve_of_a_run_that_is_training_grows_by_itself(
+def test_curve_of_a_training_run_grows_without_reload(
     training: Path, scheme: Literal["light", "dark"], size: tuple[int, int]
 ) -> None:
     with watched(training) as address, opened(address, scheme, size) as seen:
         page = seen.page
         shown = wait_for(page, "shown?.latest_x > 0 && shown.metrics.includes('validation_loss')")
         page.wait_for_function("() => document.querySelector('[data-metric=\"loss\"] canvas')")
-        before = picture_of(page, "loss")
+        before = picture(page, "loss")
         later = wait_for(page, f"shown.latest_x > {shown['latest_x']}")
         for _ in range(100):  # drawn a moment later
-            if picture_of(page, "loss") not in (before, ""):
+            if picture(page, "loss") not in (before, ""):
                 break
             page.wait_for_timeout(200)
         else:
             pytest.fail("the picture stayed as it was")
-        assert sum("/?project=" in address for address in seen.requests) == 1  # never loaded again
+        assert sum("/?project=" in address for address in seen.requests) == 1  # never reloaded
         assert (later["x_axis"], later["smoothing"]) == ("tokens", 20)
         assert later["metrics"][:3] == ["loss", "validation_loss", "validation_bits_per_byte"]
         assert seen.external_requests() == []
@@ -147,7 +141,7 @@ def test_the_curve_of_a_run_that_is_training_grows_by_itself(
         keep_screenshot(page, f"watch-{'phone' if size == PHONE else 'desktop'}-{scheme}")
 
 
-def test_a_run_without_a_tracker_is_shown_from_its_files_and_what_comes_later_appears(tmp_path: Path) -> None:
+def test_a_run_without_a_tracker_is_shown_from_its_files(tmp_path: Path) -> None:
     run, log = new_run(tmp_path)
     write_steps(log, 1, 30)
     log.event("release", 10, folder="releases/step-00000010")
@@ -162,7 +156,7 @@ def test_a_run_without_a_tracker_is_shown_from_its_files_and_what_comes_later_ap
         keep_screenshot(seen.page, "watch-scores")
 
 
-def test_of_several_runs_the_one_that_was_asked_for_is_shown_and_the_others_are_a_click_away(tmp_path: Path) -> None:
+def test_the_requested_run_is_selected_and_the_others_are_listed(tmp_path: Path) -> None:
     for name in ("one", "two"):
         _, log = new_run(tmp_path, name)
         write_steps(log, 1, 30, change=0.2 if name == "two" else 0.0)
@@ -176,7 +170,7 @@ def test_of_several_runs_the_one_that_was_asked_for_is_shown_and_the_others_are_
         keep_screenshot(seen.page, "watch-compare")
 
 
-def test_marks_and_baselines_that_come_to_an_open_page_appear_also_beside_other_runs(tmp_path: Path) -> None:
+def test_annotations_and_baselines_appear_on_an_open_page(tmp_path: Path) -> None:
     _, other = new_run(tmp_path, "one")
     write_steps(other, 1, 60, change=1.0)
     run, log = new_run(tmp_path, "two", release={"every_tokens": 10 * BATCH_TOKENS, "baselines": ("models/here",)})
@@ -186,11 +180,13 @@ def test_marks_and_baselines_that_come_to_an_open_page_appear_also_beside_other_
         shown = wait_for(seen.page, f"shown?.latest_x == {60 * BATCH_TOKENS}")
         assert beside < {entry["id"] for entry in shown["runs"]}
         assert "one" not in {entry["id"] for entry in shown["runs"]}
-        before = settled_picture_of(seen.page, "loss")
+        before = settled_picture(seen.page, "loss")
         for at in (15, 50):
             log.event("skip", at, reason="loss nan")
-        marked = settled_picture_of(seen.page, "loss", before)
-        assert seen.page.evaluate(_COLUMNS, [0x3B, 0x82, 0xF6]) in range(2, 20)  # two uprights, nothing between them
+        marked = settled_picture(seen.page, "loss", before)
+        assert seen.page.evaluate(COUNT_COLUMNS, [0x3B, 0x82, 0xF6]) in range(
+            2, 20
+        )  # two vertical lines, nothing between them
         log.event("rollback", 61, reason="spike", checkpoint=20, skipped_batches=[60])
         write_resume(log, 20)
         write_steps(log, 21, 30)
@@ -200,18 +196,18 @@ def test_marks_and_baselines_that_come_to_an_open_page_appear_also_beside_other_
         all_of_them = json.dumps(sorted(beside | {"two/baseline/Pythia-1B (published)"}))
         has_come = f"{all_of_them}.every(id => shown.runs.some(run => run.id == id))"
         shown = wait_for(seen.page, f"shown.metrics.includes('{metric}') && {has_come}")
-        settled_picture_of(seen.page, "loss", marked)
+        settled_picture(seen.page, "loss", marked)
         keep_screenshot(seen.page, "watch-marks")
         assert "one" not in {entry["id"] for entry in shown["runs"]}
 
 
-def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no run here"):
         watch(tmp_path)
 
 
 @pytest.mark.parametrize("port", [0, 65_536, 99_999])
-def test_what_is_no_port_is_refused_in_one_line(tmp_path: Path, port: int) -> None:
+def test_an_invalid_port_is_an_error(tmp_path: Path, port: int) -> None:
     with pytest.raises(InputError, match=f"--port {port}: not a port"):
         watch(new_run(tmp_path)[0].path, port)
 
@@ -225,11 +221,11 @@ def test_what_is_no_port_is_refused_in_one_line(tmp_path: Path, port: int) -> No
         (KeyError("x"), "; this is a bug of tinyllama or trackio"),
     ],
 )
-def test_why_a_run_is_not_shown_comes_with_what_helps_against_it(error: Exception, remedy: str) -> None:
+def test_the_reason_why_a_run_is_not_shown_includes_a_remedy(error: Exception, remedy: str) -> None:
     assert re.search(remedy, watch_module._problem(error, Path("runs/.trackio")))
 
 
-def test_where_no_port_is_free_and_none_was_named_one_is_asked_for(tmp_path: Path) -> None:
+def test_without_a_free_port_the_error_names_the_flag(tmp_path: Path) -> None:
     def show(**_: Any) -> None:
         raise OSError("Cannot find empty port in range: 7860-7959.")
 
@@ -237,11 +233,11 @@ def test_where_no_port_is_free_and_none_was_named_one_is_asked_for(tmp_path: Pat
         watch_module._serve(SimpleNamespace(show=show), RunDir(tmp_path), None)
 
 
-# Publishing, as far as a stand-in of the hub goes: it has Spaces and no buckets
+# Publishing, as far as the fake hub goes: it has Spaces but no buckets
 
 
 def published(folder: Path, space: str, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: trackio takes the hub's address from the environment when it is imported."""
+    """Publish in a process of its own, since trackio reads the hub's address when it is imported."""
     command = [sys.executable, "-m", "tinyllama", "watch", "runs/small", "--publish", space, *more]
     return subprocess.run(
         command,
@@ -263,9 +259,7 @@ def recorded(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("more", "visibility"), [([], "private"), (["--public"], "public")])
-def test_a_space_is_made_with_trackios_page_private_unless_told_otherwise(
-    recorded: Path, more: list[str], visibility: str
-) -> None:
+def test_publish_creates_a_private_space_by_default(recorded: Path, more: list[str], visibility: str) -> None:
     with running_hub() as hub:
         done = published(recorded, "guild/page", *more, HF_ENDPOINT=hub.url)
         space = hub.repositories["guild/page"]
@@ -276,7 +270,7 @@ def test_a_space_is_made_with_trackios_page_private_unless_told_otherwise(
     assert "does not allow this token to write there (403)" in done.stderr
 
 
-def test_why_a_page_cannot_be_published_is_one_line(recorded: Path) -> None:
+def test_errors_of_publishing_are_one_line(recorded: Path) -> None:
     nowhere = "http://127.0.0.1:9"
     with running_hub() as hub:
         cases = [

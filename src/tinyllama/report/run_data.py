@@ -17,7 +17,7 @@ from tinyllama.plots.curves import METRICS, MetricsSummary, summarize_metrics
 from tinyllama.recipe import Recipe
 from tinyllama.release.index import releases_table
 from tinyllama.release.lineage import store_facts
-from tinyllama.runs.listing import RunState, read_run_status
+from tinyllama.runs.listing import RunStatus, read_run_status
 from tinyllama.runs.run_dir import RunDir
 
 Json = Mapping[str, Any]
@@ -31,7 +31,7 @@ class RunData:
     recipe: Recipe
     read_at: float
     """Seconds since 1970."""
-    state: RunState
+    state: RunStatus
     metrics: MetricsSummary
     events: list[Json]
     """Oldest first."""

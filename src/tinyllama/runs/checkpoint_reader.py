@@ -34,25 +34,27 @@ _CLASSES = {
     },
     (filesystem.__name__, "_StorageInfo"): filesystem._StorageInfo,
     ("torch", "Size"): torch.Size,
-    ("torch.serialization", "_get_layout"): _get_layout,  # a look-up of "torch.strided" and its like
-    **{(module, "PosixPath"): PurePosixPath for module in ("pathlib", "pathlib._local")},  # where it was saved
+    ("torch.serialization", "_get_layout"): _get_layout,  # looks up layouts such as "torch.strided"
+    **{
+        (module, "PosixPath"): PurePosixPath for module in ("pathlib", "pathlib._local")
+    },  # the folder that it was saved to
 }
-"""All classes and functions in the metadata of our checkpoints (torch 2.13); torch's dtypes are allowed too."""
-_BUILT = [found for found in _CLASSES.values() if dataclasses.is_dataclass(found)]
+"""Classes and functions in the metadata of tinyllama's checkpoints (torch 2.13); torch's dtypes are allowed too."""
+_CLASSES_WITH_STATE = [value for value in _CLASSES.values() if dataclasses.is_dataclass(value)]
 """Classes whose instances may get attributes from a pickle."""
 _FILE = re.compile(r"__\d+_\d+\.distcp")
-"""Name of a DCP file with tensors, without a folder."""
+"""Name of a DCP file with tensors."""
 
 
-_PythonUnpickler: Any = pickle._Unpickler  # the one in C has no hook for BUILD
+_PythonUnpickler: Any = pickle._Unpickler  # the implementation in C has no hook for BUILD
 
 
 class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
     dispatch: ClassVar = dict(_PythonUnpickler.dispatch)
 
     def load_build(self) -> None:
-        """Set attributes of an instance, never of a class or function, which all code of the process shares."""
-        if type(self.stack[-2]) not in _BUILT:
+        """Set attributes of an instance, never of a class or function: those are shared by the whole process."""
+        if type(self.stack[-2]) not in _CLASSES_WITH_STATE:
             raise pickle.UnpicklingError(f"sets attributes of {self.stack[-2]!r}")
         super().load_build()
 
@@ -68,32 +70,32 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
 
 
 class SafeReader(FileSystemReader):
-    """DCP's reader of a folder, restricted to these classes and to files of the folder."""
+    """DCP's reader of a folder, restricted to the allowed classes and to files in the folder."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Read the folder's metadata. Raises InputError where it names any other class or file."""
+        """Return the folder's metadata. Raises InputError where it names any other class or file."""
         path = Path(self.path) / ".metadata"
         try:
             found = _Unpickler(io.BytesIO(read_regular_file(path))).load()
         except (OSError, InputError):
             raise
-        except Exception as error:  # a pickle that is cut or made up raises anything
-            raise InputError(f"{path}: not the metadata of a checkpoint ({error}); take another checkpoint") from None
+        except Exception as error:  # a truncated or forged pickle may raise anything
+            raise InputError(f"{path}: not the metadata of a checkpoint ({error}); use another checkpoint") from None
         if not isinstance(found, Metadata) or not isinstance(found.storage_data, dict):
-            raise InputError(f"{path}: not the metadata of a checkpoint; take another checkpoint")
+            raise InputError(f"{path}: not the metadata of a checkpoint; use another checkpoint")
         for info in found.storage_data.values():
             if not _FILE.fullmatch(str(getattr(info, "relative_path", ""))) or info.transform_descriptors:
-                raise InputError(f"{path}: names a file that is none of a checkpoint's; take another checkpoint")
+                raise InputError(f"{path}: names a file that is not a checkpoint's; use another checkpoint")
         found.storage_meta = metadata.StorageMeta(load_id=self.load_id)
         return found
 
 
 class SafePlanner(DefaultLoadPlanner):
-    """DCP's planner; it unpickles non-tensor values with `weights_only=True`."""
+    """DCP's planner, which unpickles non-tensor values with `weights_only=True`."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         """Load a non-tensor value. Raises pickle.UnpicklingError where it is not plain data."""
-        plain = io.BytesIO()  # DCP unpickles without limits: it gets what was read with them, saved again
+        plain = io.BytesIO()  # DCP unpickles without restrictions, so it gets the safely loaded value, saved again
         torch.save(torch.load(value, weights_only=True), plain)
         plain.seek(0)
         super().load_bytes(read_item, plain)

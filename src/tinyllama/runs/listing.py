@@ -35,7 +35,7 @@ _FAILURE_NOTES = {"failed": "", "hang": "hung", "rank-lost": "lost a rank"}
 
 
 @dataclass(frozen=True)
-class RunState:
+class RunStatus:
     """State and progress of a run; None where unknown."""
 
     folder: Path
@@ -93,15 +93,15 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
         yield folder
 
 
-def read_run_status(folder: Path, now: float | None = None) -> RunState:
+def read_run_status(folder: Path, now: float | None = None) -> RunStatus:
     """Return the state of a run at `now`, seconds since 1970. A run that cannot be read has the state `unreadable`."""
     try:
         return _read_state(RunDir(folder), time.time() if now is None else now)
     except (OSError, *DAMAGE_ERRORS) as error:  # an InputError is a ValueError
-        return RunState(folder, "unreadable", problem=first_line(error))
+        return RunStatus(folder, "unreadable", problem=first_line(error))
 
 
-def _read_state(run: RunDir, now: float) -> RunState:
+def _read_state(run: RunDir, now: float) -> RunStatus:
     train, rows = run.recipe_fields().get("train", {}), run.last_metrics(_TAIL_BYTES)
     last: Row = rows[-1] if rows else {"step": 0, "tokens": 0}
     speeds = _values(rows[-_RECENT_ROWS:], "tokens_per_second")
@@ -120,7 +120,7 @@ def _read_state(run: RunDir, now: float) -> RunState:
     validations = _values(rows, "validation_bits_per_byte")
     if rows and not validations:
         validations = _values(run.last_metrics(_MAX_TAIL_BYTES), "validation_bits_per_byte")
-    return RunState(
+    return RunStatus(
         folder=run.path,
         state=state,
         note=note,
@@ -211,7 +211,7 @@ def _fitting_columns(rows: Sequence[dict[str, str]], width: int) -> list[str]:
     return list(widths)
 
 
-def _cells(run: RunState, folder: Path) -> dict[str, str]:
+def _cells(run: RunStatus, folder: Path) -> dict[str, str]:
     """Return a run's row: texts by column, empty where a value is unknown."""
     name = run.folder.relative_to(folder).as_posix() if run.folder != folder else folder.resolve().name
     score = "" if run.release_score is None else f", HellaSwag {run.release_score:.1f}"

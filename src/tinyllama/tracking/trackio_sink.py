@@ -1,9 +1,9 @@
-"""trackio's page as a sink: its database lies beside the runs (`.trackio`), so that one page compares them.
+"""trackio's page as a sink; its database `.trackio` is in the runs' folder, so that one page compares them.
 
-Written through its storage (but for `Page._empty`) and not through `trackio.init`: that one asks the hub who the user
-is, swallows what goes wrong and writes from threads, where this commits each call or raises. An open page does not tick
-what comes later, so releases and trouble are upright lines of two entries that are there from the beginning, and so
-are baselines.
+Written through trackio's storage (and in `_empty` by SQL), not through `trackio.init`: that asks the hub for the user,
+hides errors and writes from threads, while each call here commits or raises. Entries that are added while a page is
+open start hidden. Therefore releases and problems are vertical lines of two entries that exist from the beginning, and
+so are baselines.
 """
 
 import importlib
@@ -22,95 +22,95 @@ from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking.follow import Scores, SinkPosition
 
 PROJECT = "tinyllama"
-ALERTS = 20
-"""Of a run at most, the newest: the page lists the 20 oldest of those that there are."""
-_ALERT = ("title", "text", "level", "step", "timestamp")
+MAX_ALERTS = 20
+"""Number of alerts kept per run, the newest: the page lists the 20 oldest ones that exist."""
+_ALERT_COLUMNS = ("title", "text", "level", "step", "timestamp")
 MAX_ANNOTATIONS = 50
-"""Of an entry at most, the newest: the page thins out lines of 500 points, and would draw over the gaps."""
+"""Number of vertical lines kept per entry, the newest: the page downsamples 500 points, and then draws over gaps."""
 SMOOTHING = 20
-"""Points that the page's thick line is a mean of; the thin one is raw."""
+"""Points that the page's thick line averages; the thin line is not smoothed."""
 _GAP = {"_type": "trackio.histogram"}
-"""Ends a line: an empty histogram reaches the page and is no number. Over what does not reach it, it draws on."""
+"""End of a line: an empty histogram is sent to the page but not drawn. The page draws over missing values."""
 _BEGINNING = datetime.fromtimestamp(0, UTC).isoformat()
-"""When all that stands beside a run began: the page lists and colours runs by when they began, newest first."""
+"""Creation time of all entries except the run's own: the page sorts and colours entries by it, newest first."""
 
 
 def trackio_dir(run: RunDir) -> Path:
-    """Return the folder in which trackio keeps this run and those in the same folder."""
+    """Return the folder in which trackio keeps this run and the others in its folder."""
     return run.path.resolve().parent / ".trackio"
 
 
 def open_trackio(folder: Path) -> Any:
-    """Import trackio with its data in `folder`: it reads where from the environment, when first imported."""
+    """Import trackio with its data in `folder`, which it reads from the environment when it is first imported."""
     reject_symlink(folder)
     os.environ["TRACKIO_DIR"] = str(folder)
     trackio = importlib.import_module("trackio")
-    is_there = importlib.import_module("trackio.utils").TRACKIO_DIR
-    if is_there != folder:
-        raise RuntimeError(f"this process has trackio's data in {is_there} already")
+    used = importlib.import_module("trackio.utils").TRACKIO_DIR
+    if used != folder:
+        raise RuntimeError(f"this process already uses trackio's data in {used}")
     return trackio
 
 
 def is_on_network_filesystem(folder: Path) -> bool:
-    """Whether trackio's database in this folder would lie on a network disk, where SQLite bears no second writer."""
+    """Return whether a folder is on a network disk, where SQLite supports no second writer."""
     return bool(open_trackio(folder).utils.is_network_filesystem(folder))
 
 
 def create_baseline_runs(run: RunDir, names: Iterable[str]) -> None:
-    """Have entries for baselines whose scores may come: a page that is opened from now on will show them."""
+    """Create entries for baselines whose scores may come, so that a page opened from now on shows them."""
     storage = open_trackio(trackio_dir(run)).SQLiteStorage
     for name in names:
-        _ensure_run(storage, f"{run.name}/baseline/{name}", name)
+        _ensure_entry(storage, f"{run.name}/baseline/{name}", name)
 
 
-def _ensure_run(storage: Any, run_id: str, name: str, created_at: str = _BEGINNING) -> None:
-    """Have an entry without metrics, once."""
-    run, kind, *_ = *run_id.split("/"), ""
+def _ensure_entry(storage: Any, entry_id: str, name: str, created_at: str = _BEGINNING) -> None:
+    """Create an entry without metrics, unless it exists."""
+    run, kind, *_ = *entry_id.split("/"), ""
     config = {"_Group": f"{kind}s of {run}" if kind else "runs"}
-    storage.bulk_log(PROJECT, name, [{"tokens": 0}], [0], [created_at], config, [f"{run_id} begins"], run_id=run_id)
+    storage.bulk_log(PROJECT, name, [{"tokens": 0}], [0], [created_at], config, [f"{entry_id} begins"], run_id=entry_id)
 
 
 class TrackioSink:
-    """A run on trackio's page."""
+    """A run on trackio's page: entries for the run, for its annotations and for its baselines."""
 
     def __init__(self, run: RunDir, recipe: Recipe, position: SinkPosition) -> None:
         self.run, self.recipe = run.name, recipe
         self.alerts = f"{self.run}/alerts"
         self.storage = open_trackio(trackio_dir(run)).SQLiteStorage
-        if position == SinkPosition():  # what is there under this name is of a run that is no more
+        if position == SinkPosition():  # entries of this name belong to a deleted run
             self._clear()
         for kind in ("releases", "trouble"):
-            _ensure_run(self.storage, f"{self.run}/mark/{kind}", f"{kind} of {self.run}")
+            _ensure_entry(self.storage, f"{self.run}/mark/{kind}", f"{kind} of {self.run}")
 
     def log_metrics(self, rows: Sequence[Row], times: Sequence[float]) -> None:
-        """Show metrics; one that is there already is left as it is."""
+        """Log rows of metrics, except those that exist already."""
         config = self.recipe.model_dump(mode="json") | {"_Group": "runs"}
         self._log(self.run, self.run, rows, times, [f"{self.run} {row['step']}" for row in rows], config)
 
     def log_events(self, events: Sequence[Row], loss_range: tuple[float, float] | None) -> None:
-        """What went wrong to the page's alerts, since their list opens over the charts; marks to the loss."""
+        """Send problems as alerts, and draw annotated events as vertical lines on the loss."""
         self._alert([event for event in events if event_kind(event).level != "info"])
         marked = [event for event in events if event_kind(event).is_annotated]
         if loss_range:
-            self._mark("releases", [event for event in marked if event["event"] == "release"], loss_range)
-            self._mark("trouble", [event for event in marked if event["event"] != "release"], loss_range)
+            self._annotate("releases", [event for event in marked if event["event"] == "release"], loss_range)
+            self._annotate("trouble", [event for event in marked if event["event"] != "release"], loss_range)
 
     def log_scores(self, row: Row, time: float) -> None:
-        """Show a release's scores at its tokens; among the rows of its time, or the page would smooth scores."""
+        """Log a release's scores at its step, among the rows of that time: otherwise the page would smooth them."""
         self._log(self.run, self.run, [row], [time], [f"{self.run} {sorted(row.items())}"])
 
     def set_baselines(self, baselines: dict[str, Scores]) -> None:
-        """A run each, whose scores are flat lines from no tokens to the run's last."""
+        """Draw each baseline as an entry whose scores are flat lines from the first to the last step."""
         self._empty(self._records("baseline"))
         steps, batch = (0, self.recipe.train.steps), self.recipe.train.batch_tokens
         for name, scores in baselines.items():
             run_id = f"{self.run}/baseline/{name}"
-            _ensure_run(self.storage, run_id, name)
+            _ensure_entry(self.storage, run_id, name)
             rows = [{"step": step, "tokens": step * batch, **scores} for step in steps]
             self._log(name, run_id, rows, [0.0, 0.0], [f"{run_id} {step}" for step in steps])
 
     def rewind(self, step: int) -> int:
-        """All rows come again, scores and marks among them. Entries stay, or the page would untick them."""
+        """Forget everything. The entries stay: a page that is open would hide new ones."""
         self.storage.delete_run(PROJECT, "", run_id=self.alerts)
         self._empty(self._records())
         return 0
@@ -120,10 +120,10 @@ class TrackioSink:
         return position
 
     def close(self) -> None:
-        """Nothing waits."""
+        """Do nothing: each call has committed."""
 
     def _alert(self, events: Sequence[Row]) -> None:
-        """Add to the alerts; in a run of their own, since trackio's storage takes them out with their run alone."""
+        """Add alerts to an entry of their own, since trackio deletes alerts only together with their entry."""
         new = [
             {
                 "title": f"{event_title(event)} of {self.run}",
@@ -135,16 +135,16 @@ class TrackioSink:
             for event in events
         ]
         there = self.storage.get_alerts(PROJECT, run_id=self.alerts) if new else []
-        known = {(alert["title"], alert["timestamp"]) for alert in there}  # from before a kill that forgot them
+        known = {(alert["title"], alert["timestamp"]) for alert in there}  # sent before a kill
         new = [alert for alert in new if (alert["title"], alert["timestamp"]) not in known]
-        kept = sorted([*there, *new], key=itemgetter("timestamp"))[-ALERTS:]
+        kept = sorted([*there, *new], key=itemgetter("timestamp"))[-MAX_ALERTS:]
         if new:
             self.storage.delete_run(PROJECT, "", run_id=self.alerts)
-            columns = {f"{name}s": [alert[name] for alert in kept] for name in _ALERT}
+            columns = {f"{name}s": [alert[name] for alert in kept] for name in _ALERT_COLUMNS}
             self.storage.bulk_alert(PROJECT, self.run, **columns, run_id=self.alerts)
 
-    def _mark(self, kind: str, events: Sequence[Row], losses: tuple[float, float]) -> None:
-        """Upright lines at these events and at those that there are, the newest of them."""
+    def _annotate(self, kind: str, events: Sequence[Row], losses: tuple[float, float]) -> None:
+        """Add vertical lines at these events, and keep the newest ones."""
         run_id, batch = f"{self.run}/mark/{kind}", self.recipe.train.batch_tokens
         new = [
             {"step": event["step"], "tokens": event["step"] * batch, "mark": f"{event['event']} {number}"} | point
@@ -173,34 +173,34 @@ class TrackioSink:
         self.storage.bulk_log(PROJECT, name, metrics, steps, stamps, config, keys, run_id=run_id)
 
     def _clear(self) -> None:
-        """Forget the run, and what stands beside it, also as an older version of this program wrote it."""
+        """Delete the run's entries, also those that other programs wrote."""
         for run_id in [self.alerts, *(record["id"] for record in self._records())]:
             self.storage.delete_run(PROJECT, "", run_id=run_id)
         while self.storage.delete_run(PROJECT, self.run):
             pass
 
     def _empty(self, records: Iterable[dict[str, str]]) -> None:
-        """Leave an entry its beginning alone, and never nothing: an open page unticks what is gone for a moment.
+        """Delete the metrics of entries except the first row: an open page hides an entry that is gone for a moment.
 
-        Deleted past trackio's storage, which can only take out the whole run.
+        trackio's storage can only delete complete entries, so that this needs SQL.
         """
         database = self.storage.get_project_db_path(PROJECT)
         for record in records:
-            _ensure_run(self.storage, record["id"], record["name"], record["created_at"])
+            _ensure_entry(self.storage, record["id"], record["name"], record["created_at"])
             own = (record["id"], f"{record['id']} begins")
             with self.storage._get_process_lock(PROJECT), self.storage._get_connection(database) as connection:
                 connection.execute("DELETE FROM metrics WHERE run_id = ? AND log_id IS NOT ?", own)
 
     def _records(self, kind: str = "") -> list[dict[str, str]]:
-        """The entries beside the run of a kind; without one all of them, and the run's own."""
+        """Return the entries of a kind, such as `mark/releases`; without a kind, all entries of the run."""
         found: list[dict[str, str]] = self.storage.get_run_records(PROJECT)
         return [record for record in found if f"{record['id']}/".startswith(f"{self.run}/{kind}")]
 
 
 def _vertical_line_points(low: float, high: float) -> list[Row]:
-    """A line and a gap; rows without a loss keep both ends so far apart that the page's smoothing leaves them there."""
-    apart: list[Row] = [{}] * (SMOOTHING // 2)
-    return [{"loss": low}, *apart, {"loss": high}, {"loss": _GAP}, *apart]
+    """Return the points of a vertical line and a gap, so far apart that smoothing does not move its ends."""
+    padding: list[Row] = [{}] * (SMOOTHING // 2)
+    return [{"loss": low}, *padding, {"loss": high}, {"loss": _GAP}, *padding]
 
 
 def _isoformat(seconds: float) -> str:
