@@ -27,7 +27,7 @@ from tinyllama.hardware import available_cpu_count, benchmark_matmul_flops
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 SECTIONS = {
-    "tokenising": ("prepare.py", "--megabytes", "30", "--copies", "0"),
+    "tokenization": ("prepare.py", "--megabytes", "30", "--copies", "0"),
     "loading": ("loading.py", "--megatokens", "200"),
     "resuming": ("resuming.py", "--megatokens", "20", "200"),
     "training": (
@@ -39,7 +39,7 @@ SECTIONS = {
 }
 THREADED = {"training", "evaluation", "starting"}
 SECONDS = {
-    "tokenising": (30, 115),
+    "tokenization": (30, 115),
     "loading": (45, 5),
     "resuming": (100, 15),
     "training": (0, 170),

@@ -19,12 +19,12 @@ from tinyllama.files import atomic_write
 OURS_INK, THEIRS_INK, EVEN_INK, GRID = "#2a6fbb", "#d95f02", "#7a828e", "#e6e6e6"
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 TITLES = {
-    "tokenising": "Text to tokens",
+    "tokenization": "Text to tokens",
     "loading": "Tokens to batches",
-    "resuming": "Going on at 90 % of an epoch",
+    "resuming": "Resuming at 90 % of an epoch",
     "training": "Training",
-    "evaluation": "Scoring",
-    "starting": "Starting",
+    "evaluation": "Evaluation",
+    "starting": "Start-up",
 }
 
 
@@ -41,12 +41,12 @@ def page(results: Results) -> Iterator[str]:
     yield from (
         "# Benchmarks",
         "",
-        "<!-- Written by `make bench`; benchmarks/bench.py --page docs/benchmarks.json makes it anew. -->",
+        "<!-- Written by `make bench`; benchmarks/bench.py --page docs/benchmarks.json rewrites it. -->",
         "",
-        "What this project takes beside the programs that do the same, each through its own documented interface and",
-        "in the settings in which it was quickest here. Programs take turns, so that a busy machine slows all alike; a",
-        "ratio is of two turns of one round, and stands as the median of the rounds with the least and the greatest.",
-        "Above 1 we are better.",
+        "This page compares tinyllama with programs that do the same, each through its documented interface and",
+        "with the settings that were fastest here. The programs alternate, so that other jobs slow all of them equally. A",
+        "ratio compares two turns of one round; the table shows the median of the rounds, with minimum and maximum.",
+        "Above 1 tinyllama is better.",
         "",
         "![How many times as fast as each peer, on a logarithmic axis](benchmarks.png)",
         "",

@@ -59,14 +59,14 @@ def _compare(
         pairs = zip(turns[OURS], turns[PEER], strict=True)
         print(f"  {task:<14} {spread(peer.seconds[task] / ours.seconds[task] for ours, peer in pairs)} times as fast")
     difference = _difference(turns[OURS][-1].scores, turns[PEER][-1].scores)
-    described = {OURS: (OURS, "`tinyllama evaluate`'s model, its own batches"), PEER: ("lm_eval", settings)}
+    described = {OURS: (OURS, "the model of `tinyllama evaluate` with its own batches"), PEER: ("lm_eval", settings)}
     return Measure(
         section="evaluation",
-        name=f"scoring SmolLM2-135M in {precision}",
+        name=f"evaluation of SmolLM2-135M in {precision}",
         unit="s",
         more_is_better=False,
         how=f"{sum(map(len, requests.values()))} requests of {', '.join(TASKS)} ({given.items} items each), "
-        f"{given.threads} threads, one process: lm-eval's call of the model, from text to log-likelihoods.",
+        f"{given.threads} threads, one process: lm-eval's call of the model, from texts to log-likelihoods.",
         not_shown="Loading the model and the tasks, generation tasks, GPUs; tasks whose requests share less than "
         "choices of one question do gain less.",
         programs={

@@ -81,8 +81,8 @@ def compare_readers(folder: Path, num_tokens: int, rounds: int, litdata: str) ->
         program()
     seconds = take_turns(programs, rounds)
     settings = {
-        OURS: "`tinyllama.data.batches` of two sources, order, mix and reading ahead included",
-        "plain memmap": "rows of one flat file in numpy's random order: no mix, no resume, no checks",
+        OURS: "`tinyllama.data.batches` of two sources, with order, mixture and prefetching",
+        "plain memmap": "rows of one flat file in numpy's random order: no mixture, no resume, no checks",
         "litdata": "StreamingDataset, TokensLoader, shuffle, drop_last, in this process: its own worker processes cost "
         "more than they save here",
     }

@@ -174,22 +174,22 @@ def as_measure(
 ) -> Measure:
     """Megabytes of text a second of each program."""
     settings = {
-        OURS: "`tinyllama prepare`, one worker, as it comes: hashes, rejects, origin of every row",
+        OURS: "`tinyllama prepare`, one worker, default settings: hashes, rejects, provenance of every row",
         "datatrove": f"JsonlReader to DocumentTokenizer, no shuffling, batch size {batch_size}, the quickest of "
         f"{', '.join(BATCH_SIZES)} on the first file",
-        "litdata": "`optimize` with TokensLoader, one worker, two bytes a token, tokenizers' encoder",
+        "litdata": "`optimize` with TokensLoader, one worker, two bytes per token, tokenizers' encoder",
     }
     programs = {
         name: Program(
             version=version_of(sys.executable if name == OURS else python, name),
             settings=settings[name],
             values=[megabytes / value for value in values],
-            found="all write the same tokens, byte for byte" if name == OURS else "",
+            found="all write identical tokens" if name == OURS else "",
         )
         for name, values in seconds.items()
     }
     return Measure(
-        section="tokenising",
+        section="tokenization",
         name=f"{KINDS[kind]}, jsonl.zst to a finished store",
         unit="MB/s",
         more_is_better=True,

@@ -75,8 +75,8 @@ def compare(folder: Path, megatokens: int, rounds: int, python: Path) -> list[Me
         if any(list(first.rows) != right for first in own):
             found[name] = f"a wrong first batch; {found[name]}"
     settings = {
-        OURS: "`batches(recipe, store, step)`: the order is computed, nothing is saved but the step",
-        "litdata": "StreamingDataLoader with no worker processes, its quickest; `load_state_dict` of its own "
+        OURS: "`batches(recipe, store, step)`: the order is computed; only the step is saved",
+        "litdata": "StreamingDataLoader without worker processes, which is its fastest setting; `load_state_dict` of its own "
         "`state_dict`",
     }
     programs = {name: (version_of(own, name), settings[name], found[name]) for name, own in pythons.items()}
@@ -188,8 +188,8 @@ def resume_a_trillion(folder: Path, rounds: int) -> Measure:
         name="first batch at 90 % of 1,000,000M tokens, after the imports",
         unit="s",
         more_is_better=False,
-        how="The same of a sparse store, whose manifests are as long as real ones; ours alone.",
-        not_shown="The disk: zeros in a sparse file are not read from one.",
+        how="The same with a sparse store whose manifests are as long as real ones; tinyllama only.",
+        not_shown="The disk, because zeros of a sparse file are not read from it.",
         programs={OURS: Program(version=version_of(sys.executable, OURS), settings=settings, values=seconds)},
     )
 

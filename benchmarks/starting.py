@@ -126,15 +126,15 @@ def wait(command: list[str], folder: Path, env: Mapping[str, str], ready: Callab
 
 def imports(pythons: Mapping[str, Path], rounds: int) -> list[Measure]:
     """A new Python that imports: the package alone, which may be lazy, and what it trains with."""
-    first = "What is imported later: tinyllama and transformers bring torch in where it is first needed."
+    first = "Later imports: tinyllama and transformers import torch when it is first needed."
     kinds = (
         ("import", IMPORTS, first),
-        ("import of what trains", TRAINING_IMPORTS, "What the first step imports yet."),
+        ("import of the training code", TRAINING_IMPORTS, "Imports during the first step."),
     )
     return [
         measure(
             name,
-            "A new Python that imports it, warm page cache.",
+            "A new Python process that imports the package, warm page cache.",
             not_shown,
             {program: (version_of(pythons[program], program), f"`{words}`") for program, words in statements.items()},
             take_turns(
@@ -153,7 +153,7 @@ def helps(pythons: Mapping[str, Path], rounds: int) -> Measure:
     return measure(
         "`--help`",
         "The command with `--help`, warm page cache.",
-        "How much the help says.",
+        "The amount of help text.",
         {name: (version_of(pythons[name], name), f"`{command} --help`") for name, command in HELPS.items()},
         take_turns(programs, rounds),
     )

@@ -139,9 +139,9 @@ def as_measure(kind: str, blocks: list[list[str]], turns: list[dict[str, float]]
     """Megabytes of UTF-8 a second of each encoder."""
     megabytes = sum(len(text.encode()) for block in blocks for text in block) / 1e6
     settings = {
-        OURS: "`Tokenizer.encode_documents`, its memo empty at the start of each round",
-        "sentencepiece": "`SentencePieceProcessor.encode`, a text a call",
-        "tokenizers": "`Tokenizer.encode_batch_fast`, a megabyte a call, no parallelism: quicker than a text a call",
+        OURS: "`Tokenizer.encode_documents`, its cache empty at the start of each round",
+        "sentencepiece": "`SentencePieceProcessor.encode`, one text per call",
+        "tokenizers": "`Tokenizer.encode_batch_fast`, one megabyte per call, no parallelism: faster than one text per call",
     }
     programs = {
         name: Program(
@@ -153,13 +153,13 @@ def as_measure(kind: str, blocks: list[list[str]], turns: list[dict[str, float]]
         for name in turns[0]
     }
     return Measure(
-        section="tokenising",
+        section="tokenization",
         name=f"{NAMES[kind]}, encoders alone",
         unit="MB/s",
         more_is_better=True,
         how=f"{megabytes:.0f} MB of {NAMES[kind]} in {sum(map(len, blocks)):,} texts, in memory, in one process on one "
-        "core, block by block in turns.",
-        not_shown="Batches on many cores, other vocabularies; text that repeats less than English and code do.",
+        "core, alternating block by block.",
+        not_shown="Batches on many cores, other vocabularies, text with less repetition than English and code.",
         programs=programs,
     )
 
