@@ -44,7 +44,7 @@ def page(results: Results) -> Iterator[str]:
         "<!-- Written by `make bench`; benchmarks/bench.py --page docs/benchmarks.json rewrites it. -->",
         "",
         "This page compares tinyllama with programs that do the same, each through its documented interface and",
-        "with the settings that were fastest here. The programs alternate, so that other jobs slow all of them equally. A",
+        "with the settings that were fastest here. The programs alternate, so that other jobs slow all equally. A",
         "ratio compares two turns of one round; the table shows the median of the rounds, with minimum and maximum.",
         "Above 1 tinyllama is better.",
         "",

@@ -76,7 +76,8 @@ def compare(folder: Path, megatokens: int, rounds: int, python: Path) -> list[Me
             found[name] = f"a wrong first batch; {found[name]}"
     settings = {
         OURS: "`batches(recipe, store, step)`: the order is computed; only the step is saved",
-        "litdata": "StreamingDataLoader without worker processes, which is its fastest setting; `load_state_dict` of its own "
+        "litdata": "StreamingDataLoader without worker processes, which is its fastest setting; "
+        "`load_state_dict` of its own "
         "`state_dict`",
     }
     programs = {name: (version_of(own, name), settings[name], found[name]) for name, own in pythons.items()}

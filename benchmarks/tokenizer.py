@@ -141,7 +141,8 @@ def as_measure(kind: str, blocks: list[list[str]], turns: list[dict[str, float]]
     settings = {
         OURS: "`Tokenizer.encode_documents`, its cache empty at the start of each round",
         "sentencepiece": "`SentencePieceProcessor.encode`, one text per call",
-        "tokenizers": "`Tokenizer.encode_batch_fast`, one megabyte per call, no parallelism: faster than one text per call",
+        "tokenizers": "`Tokenizer.encode_batch_fast`, one megabyte per call, no parallelism: "
+        "faster than one text per call",
     }
     programs = {
         name: Program(

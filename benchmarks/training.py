@@ -57,7 +57,8 @@ NAMES = "; ".join([*SETTINGS, *OTHER_SETTINGS])
 PRODUCT = "the fastest bf16 2048^3 product timed between the steps so far"
 RANK_SETTINGS = {OURS: (1, 2), "two ranks, a thread each": (2, 1)}
 COMMON = {
-    "litgpt": "what `litgpt pretrain` calls, compiled, fused AdamW; with bf16-true its weights are bf16, tinyllama's float32",
+    "litgpt": "what `litgpt pretrain` calls, compiled, fused AdamW; with bf16-true its weights are bf16, "
+    "tinyllama's float32",
     "transformers": "Trainer on LlamaForCausalLM, torch_compile, adamw_torch_fused",
     "torchtitan": "torchtitan.train of a llama3, compiled, one gloo rank",
 }
@@ -154,7 +155,9 @@ def measured(folder: Path, steps: int, warmup: int) -> Measured:
 def described(work: Work, name: str) -> tuple[str, str]:
     """A program's version and settings."""
     if name == OURS or name in RANK_SETTINGS:
-        return version_of(sys.executable, OURS), "the recipe's defaults: float32 weights, bf16 matrix products, compiled"
+        return version_of(
+            sys.executable, OURS
+        ), "the recipe's defaults: float32 weights, bf16 matrix products, compiled"
     settings = ", ".join(f"{key} {value}" for key, value in (SETTINGS | OTHER_SETTINGS)[name].items())
     peer = name.split(maxsplit=1)[0]
     return version_of(make_peer(work.folder, peer), peer), f"{COMMON[peer]}; {settings}"
@@ -184,7 +187,8 @@ def as_measures(
             unit=unit,
             more_is_better=more,
             how=how + also,
-            not_shown="GPUs, several ranks, other sizes; compiling, saving and validating, which are not part of a step.",
+            not_shown="GPUs, several ranks, other sizes; compiling, saving and validating, which are "
+            "not part of a step.",
             programs={
                 program: Recorded(
                     version=described[program][0],
