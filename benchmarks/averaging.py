@@ -18,8 +18,8 @@ from tinyllama.data.store import TokenStore
 from tinyllama.loading import load_model
 from tinyllama.model.llama import PRECISIONS
 from tinyllama.recipe import Recipe
-from tinyllama.release.average import average_into, averaged_checkpoints
-from tinyllama.runs.checkpoint import list_committed
+from tinyllama.release.average import averaged_checkpoints, load_average
+from tinyllama.runs.run_dir import CheckpointDir, RunDir
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.distributed import World
 from tinyllama.train.validation import ValidationScore, ValidationSet, load_validation_set, validate
@@ -41,11 +41,11 @@ def main() -> None:
     constant = train(chosen.folder, f"constant-{chosen.steps}", chosen.steps, peak)
     validation = validation_of(chosen.folder, constant)
     print("| weights | validation loss | bits per byte | less than the last |\n|---|---|---|---|", flush=True)
-    last = score(list_committed(constant)[-1:], 1.0, validation).loss
+    last = score([RunDir(constant).find_checkpoint()], 1.0, validation).loss
     for count, decay in AVERAGES:
-        folders = averaged_checkpoints(constant, list_committed(constant)[-1], count)
-        print_row(name_of(count, decay), score(folders, decay, validation), last)
-    print_row("the demo's cool-down", score(list_committed(cooled)[-1:], 1.0, validation), last)
+        checkpoints = averaged_checkpoints(RunDir(constant).find_checkpoint(), count)
+        print_row(name_of(count, decay), score(checkpoints, decay, validation), last)
+    print_row("the demo's cool-down", score([RunDir(cooled).find_checkpoint()], 1.0, validation), last)
 
 
 def train(folder: Path, name: str, steps: int, fields: Mapping[str, object]) -> Path:
@@ -76,11 +76,11 @@ def validation_of(folder: Path, run: Path) -> ValidationSet:
     return validation
 
 
-def score(folders: Sequence[Path], decay: float, validation: ValidationSet) -> ValidationScore:
+def score(checkpoints: Sequence[CheckpointDir], decay: float, validation: ValidationSet) -> ValidationScore:
     """The validation of checkpoints' mean, computed in the precision of training."""
     train = Recipe.load("demo").train
-    model = load_model(folders[-1], PRECISIONS[train.precision])
-    average_into(model, folders, decay)
+    model = load_model(checkpoints[-1].path, PRECISIONS[train.precision])
+    load_average(model, checkpoints, decay)
     return validate(model, validation, train.micro_batch_sequences, World(0, 1, torch.device("cpu")))
 
 

@@ -25,9 +25,8 @@ from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Recipe
 from tinyllama.release.formats import write_formats
 from tinyllama.release.huggingface import write_hugging_face
-from tinyllama.release.lineage import hash_files
-from tinyllama.release.reference import compute_reference_outputs
-from tinyllama.release.verify import table, verify
+from tinyllama.release.metadata import hash_files
+from tinyllama.release.verify import compute_reference_outputs, format_checks, verify_release
 from tinyllama.tokenizer import Tokenizer
 
 NAME = "tinyllama-1.1b"
@@ -44,8 +43,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="release-1b-", dir=work.folder) as folder:
         problems = write(Path(folder), tokenizer) + judge(Path(folder))
         if arguments.verify:
-            checks = verify(folder)
-            print("\n".join(table(checks)))
+            checks = verify_release(folder)
+            print("\n".join(format_checks(checks)))
             problems += ["verify failed"] * (not all(check.passed for check in checks))
     if problems:
         raise SystemExit("\n".join(problems))

@@ -28,7 +28,7 @@ from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.prepare.tasks import Job
 from tinyllama.prepare.worker import run_task
 from tinyllama.recipe import Recipe
-from tinyllama.release import isolation
+from tinyllama.release import engines
 from tinyllama.tokenizer.training import train_tokenizer
 
 MAY_CRASH = {"llama_cpp", "ctranslate2"}
@@ -73,7 +73,7 @@ def nothing_that_may_crash() -> Iterator[None]:
 def quick_engines() -> Iterator[None]:
     """Fork the engines' processes from one that has imported transformers: see tests/engine_server.py."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(isolation, "_run", run_in_fork)
+        patch.setattr(engines, "_run", run_in_fork)
         yield
 
 

@@ -1,6 +1,6 @@
 """Processes that are forked from a server which has imported torch and transformers already.
 
-An engine's process in release/isolation.py imports both, which takes seconds of CPU time. Here it is a fork of a server
+An engine's process in release/engines.py imports both, which takes seconds of CPU time. Here it is a fork of a server
 that has done so: it runs the same program, with the same arguments, input and environment, and a crash still ends a
 process of its own. Tests of how the engines' processes are started use `started_normally`. `Program` does the same for
 the process that releases a milestone during training.
@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama.errors import silence_torchao
-from tinyllama.release import engines, isolation
+from tinyllama.release import engines
 
-START_NORMALLY = isolation._run
+START_NORMALLY = engines._run
 _SERVERS: dict[int, str] = {}
 """The address of the server that a process has started. A fork of that process uses the same one."""
 
@@ -35,16 +35,16 @@ _SERVERS: dict[int, str] = {}
 @contextmanager
 def started_normally() -> Iterator[None]:
     """Start the engines' processes as the package does."""
-    before, isolation._run = isolation._run, START_NORMALLY
+    before, engines._run = engines._run, START_NORMALLY
     try:
         yield
     finally:
-        isolation._run = before
+        engines._run = before
 
 
-def run_in_fork(arguments: list[str], given: bytes) -> subprocess.CompletedProcess[bytes]:
-    """Replace `isolation._run`: run the program of the engines in a fork of the server, which the first call starts."""
-    status, stderr = _Fork(engines.__file__, arguments, given, dict(os.environ)).ended()
+def run_in_fork(arguments: list[str], stdin: bytes) -> subprocess.CompletedProcess[bytes]:
+    """Replace `engines._run`: run the program of the engines in a fork of the server, which the first call starts."""
+    status, stderr = _Fork(engines.__file__, arguments, stdin, dict(os.environ)).ended()
     return subprocess.CompletedProcess(arguments, status, b"", stderr)
 
 
@@ -125,7 +125,7 @@ def _serve(address: str) -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
-    _SERVERS[os.getpid()], isolation._run = address, run_in_fork  # for programs that run engines
+    _SERVERS[os.getpid()], engines._run = address, run_in_fork  # for programs that run engines
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that nobody has to wait for the forks
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"\0{address}")

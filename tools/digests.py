@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.recipe import Recipe
-from tinyllama.release import release
+from tinyllama.release.release import release_run
 from tinyllama.tokenizer.training import train_tokenizer
 from tinyllama.train.loop import train
 
@@ -64,7 +64,7 @@ def main() -> None:
         prepare_store(recipe)
         files = {str(path): path for path in sorted(Path("store").rglob("*")) if path.suffix in SUFFIXES}
         found = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
-        weights = load_file(release(train(recipe), formats=["huggingface"]) / "huggingface/model.safetensors")
+        weights = load_file(release_run(train(recipe), formats=["huggingface"]) / "huggingface/model.safetensors")
         joined = b"".join(name.encode() + weights[name].view(torch.uint8).numpy().tobytes() for name in sorted(weights))
         print(json.dumps(found | {"weights": hashlib.sha256(joined).hexdigest()}, indent=2))
 

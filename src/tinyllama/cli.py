@@ -244,12 +244,11 @@ def verify(release: Positional[Path]) -> int:
     Args:
         release: Folder of the release.
     """
-    from tinyllama.release.verify import table
-    from tinyllama.release.verify import verify as verify_release
+    from tinyllama.release.verify import format_checks, verify_release
 
     with translate_damage_errors(release):
         checks = verify_release(release)
-    echo("\n".join(table(checks)))
+    echo("\n".join(format_checks(checks)))
     return 0 if all(check.passed for check in checks) else 1
 
 

@@ -22,10 +22,10 @@ from tinyllama.prepare.corpus import FOLDERS, write_corpus
 from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.prepare.selection import train_recipe_tokenizer
 from tinyllama.recipe import Recipe
-from tinyllama.release import release
 from tinyllama.release.command import evaluate_model
-from tinyllama.release.formats import check_formats
-from tinyllama.release.verify import Check, table, verify
+from tinyllama.release.formats import check_format_libraries
+from tinyllama.release.release import release_run
+from tinyllama.release.verify import Check, format_checks, verify_release
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.loop import train
@@ -42,7 +42,7 @@ def run_demo(recipe: Recipe) -> int:
     The status is 1 if a check of `verify` fails.
     """
     _corpus_folder(recipe)  # an invalid recipe is refused before any work
-    check_formats(recipe.release.formats)
+    check_format_libraries(recipe.release.formats)
     started = time.monotonic()
     failed: list[Check] = []
     stages: tuple[tuple[str, Callable[[Recipe], Iterator[str]]], ...] = (
@@ -137,7 +137,7 @@ def _release(recipe: Recipe) -> Iterator[str]:
     folder = _newest_release(recipe)
     if not folder.exists():
         try:
-            release(RunDir.of_recipe(recipe).path)
+            release_run(RunDir.of_recipe(recipe).path)
         except RunStoppedError as error:
             if not folder.exists():
                 raise
@@ -147,9 +147,9 @@ def _release(recipe: Recipe) -> Iterator[str]:
 
 
 def _verification(recipe: Recipe, failed: list[Check]) -> Iterator[str]:
-    checks = verify(_newest_release(recipe))
+    checks = verify_release(_newest_release(recipe))
     failed += [check for check in checks if not check.passed]
-    yield from table(checks)
+    yield from format_checks(checks)
 
 
 def _score(recipe: Recipe) -> Iterator[str]:

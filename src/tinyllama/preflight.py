@@ -57,9 +57,9 @@ def check_training(recipe: Recipe, ranks: int = 1) -> list[str]:
 def check_milestones(release: Release) -> None:
     """Raise InputError if a library or a task that a milestone's release or its scores need is missing."""
     from tinyllama.evaluate.evaluation import check_tasks
-    from tinyllama.release.formats import check_formats
+    from tinyllama.release.formats import check_format_libraries
 
-    check_formats(release.formats)
+    check_format_libraries(release.formats)
     if release.tasks:
         check_tasks(release.tasks)
 

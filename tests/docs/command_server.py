@@ -26,7 +26,7 @@ from torch.distributed.run import get_args_parser
 
 from tinyllama import cli
 from tinyllama.recipe import bundled_recipes
-from tinyllama.release import isolation
+from tinyllama.release import engines
 
 ROOT = Path(__file__).parents[2]
 SLOW_IMPORTS = (
@@ -188,5 +188,5 @@ if __name__ == "__main__":
     for name in SLOW_IMPORTS:
         importlib.import_module(name)
     engine_server.start()
-    isolation._run = engine_server.run_in_fork
+    engines._run = engine_server.run_in_fork
     serve(sys.argv[1])

@@ -15,7 +15,7 @@ from tests.train.launch import read_events, read_losses, read_metrics
 
 from tinyllama.data.verification import find_corruption
 from tinyllama.files import read_json, sha256_of
-from tinyllama.release.verify import file_checks
+from tinyllama.release.verify import verify_files
 from tinyllama.runs.run_dir import RunDir
 
 CHECKPOINT_STEPS = 10
@@ -71,7 +71,7 @@ def compare_releases(ours: Path, theirs: Path, milestones: Sequence[int]) -> Non
     for name in names:
         folder, other = ours / "releases" / name, theirs / "releases" / name
         metadata, expected = read_json(folder / "release.json"), read_json(other / "release.json")
-        assert all(check.passed for check in file_checks(folder, metadata["files"])), f"{name}: damaged files"
+        assert all(check.passed for check in verify_files(folder, metadata["files"])), f"{name}: damaged files"
         untimed = [
             {key: value for key, value in one.items() if key not in _TIMED_FIELDS} for one in (metadata, expected)
         ]

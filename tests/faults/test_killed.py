@@ -12,7 +12,7 @@ from tests.faults.conftest import EVALUATE, RELEASE, RUN
 
 from tinyllama.errors import InputError
 from tinyllama.files import read_json
-from tinyllama.release.verify import file_checks
+from tinyllama.release.verify import verify_files
 from tinyllama.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
@@ -120,4 +120,4 @@ def test_kill_while_a_file_is_written_keeps_the_previous_one(
     assert_succeeds(pipeline, *command)
     assert not list((pipeline / RUN).rglob("*.part"))
     files = read_json(pipeline / RELEASE / "release.json")["files"]
-    assert all(check.passed for check in file_checks(pipeline / RELEASE, files))
+    assert all(check.passed for check in verify_files(pipeline / RELEASE, files))

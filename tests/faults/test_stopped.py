@@ -23,7 +23,8 @@ from tests.train.launch import event_steps, read_events
 from tinyllama.files import read_json
 from tinyllama.prepare.tasks import Job
 from tinyllama.recipe import Recipe
-from tinyllama.release.milestone import release_milestone
+from tinyllama.release.command import release_milestone
+from tinyllama.runs.run_dir import RunDir
 
 pytestmark = pytest.mark.slow
 
@@ -137,7 +138,7 @@ def test_milestone_release_killed_before_its_event_has_one_event(pipeline: Path)
     others = [row for row in read_events(run) if row["event"] != "release"]
     (run / "events.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
     for _ in range(2):
-        release_milestone(run, 12)
+        release_milestone(RunDir(run), 12)
         assert event_steps(run, "release") == [12]
 
 

@@ -1,4 +1,4 @@
-"""A run as training leaves it: real recipe, store, tokenizer and checkpoints, with weights that nobody trained."""
+"""Runs with real recipe, store, tokenizer and checkpoints but random weights; releases in all formats."""
 
 import json
 import shutil
@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 import torch
 from tests.conftest import python_sources, small_recipe, write_jsonl
+from tests.release.formats import random_model, write_release
 
 from tinyllama.data.store import TokenStore
 from tinyllama.model.llama import Llama, initialize
 from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.recipe import Recipe
-from tinyllama.release import release
+from tinyllama.release.release import release_run
 from tinyllama.runs.checkpoint import CheckpointWriter
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
+from tinyllama.tokenizer.training import train_tokenizer
 from tinyllama.train.optimizer import build_optimizers
 
 STEPS = (9, 10, 40)
@@ -40,7 +42,7 @@ MakeRun = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def raw(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `slimpajama/` in that data set's form, `notes.jsonl`, and the `store` of both."""
+    """A folder with `slimpajama/` in that data set's format, `notes.jsonl`, and the `store` of both."""
     folder = tmp_path_factory.mktemp("raw")
     modules = python_sources(30)
     (folder / "slimpajama").mkdir()
@@ -67,7 +69,7 @@ def recipe_fields(small: Path, raw: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def make_run(small: Path, raw: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
-    """Writes a run's folder; keywords replace fields of its model."""
+    """A function that writes a run's folder; its keywords replace fields of the model."""
 
     def make(**shape: Any) -> Path:
         run = tmp_path_factory.mktemp("run")
@@ -88,7 +90,7 @@ def make_run(small: Path, raw: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def run(make_run: MakeRun, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A run of a test's own."""
+    """A run that the test may change."""
     template = request.getfixturevalue("run_template")
     return Path(shutil.copytree(template, tmp_path / "run"))
 
@@ -100,8 +102,8 @@ def run_template(make_run: MakeRun) -> Path:
 
 @pytest.fixture(scope="session")
 def released(make_run: MakeRun) -> Path:
-    """A release of the newest checkpoint. Read only."""
-    return release(make_run())
+    """A release of the newest checkpoint, read-only."""
+    return release_run(make_run())
 
 
 def write_metrics(path: Path, recipe: Recipe) -> None:
@@ -117,13 +119,33 @@ def write_metrics(path: Path, recipe: Recipe) -> None:
 def save_checkpoint(run: Path, recipe: Recipe, step: int, digests: dict[str, str]) -> None:
     model = Llama(recipe.model, Tokenizer.load(recipe.tokenizer).vocab_size)
     initialize(model, seed=step)
-    with torch.no_grad():  # far from their initial ones, so that a mistake in any matrix would be seen
+    with torch.no_grad():  # larger than initial weights, so that an error in any matrix has an effect
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step))
             parameter.add_(noise, alpha=0.1)
     optimizers = build_optimizers(model, recipe.train.optimizer)
     state = {"tokens": step * recipe.train.batch_tokens, "time": 1.79e9, "digest": recipe.digest, **digests}
     state["hardware"] = HARDWARE
-    saver = CheckpointWriter(RunDir(run), asynchronous=False, on_commit=lambda *_: None)
-    saver.start_save(step, model, optimizers, state | {"vocab_size": model.vocab_size}, time.perf_counter())
-    assert saver.wait() is None
+    writer = CheckpointWriter(RunDir(run), asynchronous=False, on_commit=lambda *_: None)
+    writer.start_save(step, model, optimizers, state | {"vocab_size": model.vocab_size}, time.perf_counter())
+    assert writer.wait() is None
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A Llama-style tokenizer with 600 tokens, from a folder with tokenizer.model and tokenizer.json."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(python_sources(30), 600).save(folder)
+    return Tokenizer.load(folder)
+
+
+@pytest.fixture(scope="session")
+def all_formats(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release in all formats, read-only."""
+    return write_release(tmp_path_factory.mktemp("release"), random_model(tokenizer.vocab_size), tokenizer)
+
+
+@pytest.fixture
+def release(all_formats: Path, tmp_path: Path) -> Path:
+    """A release in all formats that the test may change."""
+    return Path(shutil.copytree(all_formats, tmp_path / "release"))

@@ -1,4 +1,4 @@
-"""Replacement for release/engines.py in tests that plant a fault.
+"""Replacement for the program release/engines.py in tests of crashes.
 
 ENGINES is the path of engines.py; CRASH is NAME=SIGNAL or NAME=error, for one of its names or `any`.
 """

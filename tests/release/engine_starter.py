@@ -1,4 +1,4 @@
-"""Starts an engine that waits for its input, and prints its process number: `python engine_starter.py ENGINES.PY`."""
+"""Starts an engine that waits for its input and prints its process id: `python engine_starter.py ENGINES.PY`."""
 
 import os
 import subprocess

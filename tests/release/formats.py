@@ -1,4 +1,4 @@
-"""Releases in all formats, of small models with random weights."""
+"""Helpers: releases in all formats of small models with random weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +11,8 @@ from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Model
 from tinyllama.release.formats import write_formats
 from tinyllama.release.huggingface import write_hugging_face
-from tinyllama.release.lineage import hash_files
-from tinyllama.release.reference import compute_reference_outputs
-from tinyllama.release.verify import Check, verify
+from tinyllama.release.metadata import hash_files
+from tinyllama.release.verify import Check, compute_reference_outputs, verify_release
 from tinyllama.tokenizer import Tokenizer
 
 SHAPE = Model(dim=64, layers=2, heads=4, kv_heads=2, ffn_dim=128, context_length=160)
@@ -21,7 +20,7 @@ FORMATS = ("gguf", "ctranslate2")
 
 
 def random_model(vocab_size: int, shape: Model = SHAPE) -> Llama:
-    """Weights far from their initial ones, so that a mistake in any matrix would be seen."""
+    """Return a model with weights so large that an error in any matrix has an effect."""
     model = Llama(shape, vocab_size).eval()
     initialize(model, seed=3)
     with torch.no_grad():
@@ -31,21 +30,21 @@ def random_model(vocab_size: int, shape: Model = SHAPE) -> Llama:
 
 
 def write_release(folder: Path, model: Llama, tokenizer: Tokenizer, formats: Sequence[str] = FORMATS) -> Path:
-    facts: dict[str, Any] = {"reference": compute_reference_outputs(model, tokenizer), "formats": list(formats)}
+    metadata: dict[str, Any] = {"reference": compute_reference_outputs(model, tokenizer), "formats": list(formats)}
     write_hugging_face(folder / "huggingface", model, tokenizer)
     write_formats(folder, formats, "small")
-    write_json(folder / "release.json", facts | {"files": hash_files(folder)})
+    write_json(folder / "release.json", metadata | {"files": hash_files(folder)})
     return folder
 
 
-def only(release: Path, *folders: str) -> Path:
-    """Say in release.json that the release has these folders only, as they are now: what `verify` then runs."""
-    facts = read_json(release / "release.json")
-    facts["files"] = {name: entry for name, entry in hash_files(release).items() if name.startswith(folders)}
-    facts["formats"] = sorted({name.partition("/")[0] for name in folders})
-    write_json(release / "release.json", facts)
+def keep_only(release: Path, *folders: str) -> Path:
+    """Reduce release.json to these folders as they are now; `verify_release` then checks nothing else."""
+    metadata = read_json(release / "release.json")
+    metadata["files"] = {name: entry for name, entry in hash_files(release).items() if name.startswith(folders)}
+    metadata["formats"] = sorted({name.partition("/")[0] for name in folders})
+    write_json(release / "release.json", metadata)
     return release
 
 
-def failed(release: Path) -> list[Check]:
-    return [check for check in verify(release) if not check.passed]
+def failed_checks(release: Path) -> list[Check]:
+    return [check for check in verify_release(release) if not check.passed]

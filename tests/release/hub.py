@@ -1,4 +1,4 @@
-"""A local stand-in of the hub: the HTTP interface that huggingface_hub asks for a push, with a memory of all it got."""
+"""A local stand-in of the hub: the HTTP interface that a push uses, with a record of all requests."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 USER, TOKEN = "ada", "hf_right"
-LARGE = (".safetensors", ".gguf", ".bin", ".png")  # what the hub's own .gitattributes keeps in LFS, and pictures
+LARGE = (".safetensors", ".gguf", ".bin", ".png")  # files in LFS
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What the server has, and every request that it got, as method and path."""
+    """The server's repositories, and every request as method and path."""
 
     url: str = ""
     owners: set[str] = field(default_factory=lambda: {USER, "guild"})
@@ -32,12 +32,12 @@ class Hub:
     uploads: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     refused_uploads: int | None = None
-    """The status with which it answers uploads, if any."""
+    """Status of the answer to uploads, if they are refused."""
 
 
 @contextmanager
 def running_hub() -> Iterator[Hub]:
-    """The stand-in on a free port of this machine."""
+    """Run the stand-in on a free port of this machine."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -52,7 +52,7 @@ def running_hub() -> Iterator[Hub]:
 
 
 def oid_of(path: str, data: bytes) -> str:
-    """What the hub calls a file's content: LFS's SHA-256, or git's name of a blob."""
+    """Return the hub's id of a file's content: LFS's SHA-256, or git's id of a blob."""
     if path.endswith(LARGE):
         return hashlib.sha256(data).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
@@ -75,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Not on the tests' screen."""
+        """Log nothing."""
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif what[:1] == ["preupload"]:
             asked = [file["path"] for file in json.loads(body)["files"]]
             self._send(200, {"files": [self._mode(repository, path) for path in asked]})
-        elif what[:1] == ["variables"]:  # so it is with Spaces, and the next
+        elif what[:1] == ["variables"]:  # of Spaces, as the next one
             self._send(200, {})
         elif what[:1] == ["runtime"]:
             self._send(200, {"stage": "RUNNING", "hardware": {"current": None, "requested": None}, "gcTimeout": None})

@@ -1,4 +1,4 @@
-"""llama.cpp and CTranslate2 for the tests: each call runs in a child process, so that a crash fails one test.
+"""llama.cpp and CTranslate2 for the tests: each call runs in a child process, so a crash fails one test.
 
 Only functions of this module that run in a child process may import these libraries.
 """
@@ -15,15 +15,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def apart(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
-    """Call a function in a process of its own; its error is raised here.
-
-    BrokenProcessPool where the process crashes.
-    """
+def run_in_child(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+    """Call a function in a child process; raise its exception, or BrokenProcessPool if the process crashes."""
     with ProcessPoolExecutor(1, mp_context=FORK_SERVER) as pool:
         try:
             return pool.submit(function, *arguments, **options).result()
-        except BaseException:  # such as a test's timeout, after which the pool would wait for its process
+        except BaseException:  # such as a test's timeout; otherwise the pool would wait for its process
             for child in multiprocessing.active_children():
                 child.kill()
             raise

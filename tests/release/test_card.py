@@ -1,4 +1,4 @@
-"""The card tells the truth: its figures are computed, its snippet runs, the hub can read its metadata."""
+"""Model cards: figures, snippets, metadata for the hub, updates with scores."""
 
 import re
 import shutil
@@ -16,13 +16,14 @@ from tinyllama.files import read_json, sha256_of
 from tinyllama.loading import load_tokenizer
 from tinyllama.model.flops import num_parameters
 from tinyllama.recipe import Recipe
-from tinyllama.release import release, update_card
-from tinyllama.release.card import model_card
-from tinyllama.release.index import baseline_file, mean_of_seven
+from tinyllama.release.card import render_card, update_card
+from tinyllama.release.metadata import mean_of_seven
+from tinyllama.release.release import release_run
+from tinyllama.runs.run_dir import RunDir
 
 pytestmark = pytest.mark.slow
 
-NONE: dict[str, Any] = {"releases": [], "baselines": []}
+NO_RELEASES: dict[str, Any] = {"releases": [], "baselines": []}
 
 
 def card_of(folder: Path) -> str:
@@ -30,14 +31,14 @@ def card_of(folder: Path) -> str:
 
 
 def row_of(card: str, first: str) -> list[str]:
-    """The cells of the one row of a table that begins with `first`."""
+    """Return the cells of the only table row that starts with `first`."""
     (line,) = [line for line in card.splitlines() if line.startswith(f"| {first} |")]
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def evaluation(**fields: Any) -> Evaluation:
     row = {"acc": 0.265, "acc_stderr": 0.0313, "acc_norm": 0.305, "acc_norm_stderr": 0.0326}
-    given: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "model": "runs/small",
         "step": 40,
         "tokens": 15360,
@@ -49,19 +50,19 @@ def evaluation(**fields: Any) -> Evaluation:
         "versions": {"lm_eval": "0.4.13", "torch": "2.13.0", "tinyllama": "0.1.0"},
         "seconds": 1.5,
     }
-    return Evaluation(**given | fields)
+    return Evaluation(**defaults | fields)
 
 
 @pytest.fixture
 def scored(released: Path, tmp_path: Path) -> Path:
-    """A release with scores beside it and a card that was updated."""
+    """A release with scores and an updated card."""
     folder = Path(shutil.copytree(released, tmp_path / "release"))
     evaluation().save(folder / "evaluation.json")
     assert update_card(folder) == folder / "huggingface/README.md"
     return folder
 
 
-def test_the_hub_reads_the_cards_metadata(released: Path) -> None:
+def test_hub_reads_the_metadata(released: Path) -> None:
     metadata = ModelCard.load(released / "huggingface/README.md").data
     expected = {
         "license": "apache-2.0",
@@ -73,25 +74,25 @@ def test_the_hub_reads_the_cards_metadata(released: Path) -> None:
     assert {name: metadata.get(name) for name in expected} == expected
 
 
-def test_the_embedded_corpus_is_not_called_slimpajama(run: Path, raw: Path) -> None:
+def test_embedded_corpus_is_not_called_slimpajama(run: Path, raw: Path) -> None:
     marker = raw / "tinyllama-corpus.json"
     marker.write_text("{}")
     try:
-        card = card_of(release(run))
+        card = card_of(release_run(run))
     finally:
         marker.unlink()
     assert ModelCard(card).data.get("datasets") is None
-    rows = [line for line in card.splitlines() if line.startswith("| prose |")]  # a split each: texts are this Python's
+    rows = [line for line in card.splitlines() if line.startswith("| prose |")]  # one per split
     assert rows
     assert all("| embedded corpus without RedPajamaGithub |" in row for row in rows)
     assert "trained on the embedded corpus of tinyllama" in card
     assert "huggingface.co/datasets" not in card
 
 
-def test_files_that_are_no_longer_there_are_not_called_a_public_data_set(run: Path, raw: Path) -> None:
+def test_deleted_sources_are_not_called_a_public_data_set(run: Path, raw: Path) -> None:
     (raw / "slimpajama").rename(raw / "elsewhere")
     try:
-        card = card_of(release(run))
+        card = card_of(release_run(run))
     finally:
         (raw / "elsewhere").rename(raw / "slimpajama")
     assert ModelCard(card).data.get("datasets") is None
@@ -100,11 +101,11 @@ def test_files_that_are_no_longer_there_are_not_called_a_public_data_set(run: Pa
 
 @pytest.fixture(scope="module")
 def in_all_formats(make_run: Any) -> Path:
-    return release(make_run(), formats=["huggingface", "gguf", "ctranslate2"])
+    return release_run(make_run(), formats=["huggingface", "gguf", "ctranslate2"])
 
 
 @pytest.mark.parametrize(("number", "place"), enumerate(("huggingface", ".", ".")))
-def test_every_snippet_runs_in_its_engine(in_all_formats: Path, tmp_path: Path, number: int, place: str) -> None:
+def test_snippet_runs_in_its_engine(in_all_formats: Path, tmp_path: Path, number: int, place: str) -> None:
     snippets = re.findall(r"```python\n(.*?)```", card_of(in_all_formats), re.DOTALL)
     assert len(snippets) == 3
     (tmp_path / "snippet.py").write_text(snippets[number])
@@ -115,7 +116,7 @@ def test_every_snippet_runs_in_its_engine(in_all_formats: Path, tmp_path: Path, 
     assert len(done.stdout) > len("The file is opened\n")
 
 
-def test_the_training_table_is_the_recipe(released: Path) -> None:
+def test_training_table_has_the_recipe(released: Path) -> None:
     card, recipe = card_of(released), Recipe.load(released.parent.parent / "recipe.yaml")
     parameters = num_parameters(recipe.model, load_tokenizer(released).vocab_size)
     assert row_of(card, "parameters")[1] == f"{parameters:,}"
@@ -133,7 +134,7 @@ def test_the_training_table_is_the_recipe(released: Path) -> None:
     assert "Validation at step 40: **2.1250 bits per byte**" in card
 
 
-def test_the_data_table_is_the_stores_manifest(released: Path, raw: Path) -> None:
+def test_data_table_has_the_stores_manifest(released: Path, raw: Path) -> None:
     card, manifest = card_of(released), read_json(raw / "store/manifest.json")
     rows = [line.split(" | ") for line in card.splitlines() if line.startswith(("| prose |", "| notes |"))]
     found = {(cells[0].strip("| "), cells[3]): cells[2:] for cells in rows}
@@ -144,17 +145,17 @@ def test_the_data_table_is_the_stores_manifest(released: Path, raw: Path) -> Non
             assert found[name, split] == [share, split, *counts, sha256]
 
 
-def test_a_release_without_its_hardware_has_a_card(released: Path) -> None:
-    facts = read_json(released / "release.json")
-    del facts["hardware"]  # as versions before it wrote it
-    assert "hardware" not in model_card(facts, None, NONE)
+def test_hardware_is_optional(released: Path) -> None:
+    metadata = read_json(released / "release.json")
+    del metadata["hardware"]
+    assert "hardware" not in render_card(metadata, None, NO_RELEASES)
 
 
-def test_a_card_without_scores_says_how_to_get_them(released: Path) -> None:
+def test_card_without_scores_has_the_command(released: Path) -> None:
     assert "Not scored yet. `tinyllama evaluate runs/small/releases/step-00000040` scores it." in card_of(released)
 
 
-def test_scores_stand_beside_the_published_ones_with_their_error_and_items(scored: Path) -> None:
+def test_scores_have_errors_items_and_published_baselines(scored: Path) -> None:
     card = card_of(scored)
     own = [cell.strip("*") for cell in row_of(card, "**small, step 40**")]
     assert own == ["small, step 40", "2026-09-21", "15.4K", "30.50 ± 3.26", "", "measured, first 200 of 10042 items"]
@@ -165,21 +166,21 @@ def test_scores_stand_beside_the_published_ones_with_their_error_and_items(score
     assert "Not scored yet" not in card
 
 
-def test_the_mean_of_seven_needs_all_seven_and_takes_acc_norm_where_there_is_one() -> None:
+def test_mean_of_seven_needs_all_seven_and_prefers_acc_norm() -> None:
     scores = {"hellaswag": 59.20, "openbookqa": 36.00, "arc_challenge": 30.12, "arc_easy": 55.25, "piqa": 73.29}
     rows = {task: {"acc": 0.1, "acc_norm": score / 100} for task, score in scores.items()}
     rows |= {"winogrande": {"acc": 0.5912}, "boolq": {"acc": 0.5783}}
-    assert mean_of_seven(rows) == pytest.approx(52.97, abs=0.005)  # of the published 3T row's own scores
+    assert mean_of_seven(rows) == pytest.approx(52.97, abs=0.005)  # from the published scores of the 3T checkpoint
     del rows["boolq"]
     assert mean_of_seven(rows) is None
 
 
-def test_every_card_has_all_releases_of_its_run_and_the_baselines_that_were_scored_here(run: Path) -> None:
-    first, last = release(run, step=10), release(run, step=40)
+def test_every_card_of_a_run_has_all_releases_and_measured_baselines(run: Path) -> None:
+    first, last = release_run(run, step=10), release_run(run, step=40)
     for folder, step in ((first, 10), (last, 40)):
         evaluation(step=step).save(folder / "evaluation.json")
         update_card(folder)
-    evaluation(model="EleutherAI/pythia-70m", step=None, tokens=None).save(baseline_file(run / "releases", "a/b"))
+    evaluation(model="EleutherAI/pythia-70m", step=None, tokens=None).save(RunDir(run).releases.baseline_path("a/b"))
     update_card(last)
     for folder, own, other in ((first, 10, 40), (last, 40, 10)):
         card = card_of(folder)
@@ -191,7 +192,7 @@ def test_every_card_has_all_releases_of_its_run_and_the_baselines_that_were_scor
     assert [(row["step"], row["folder"]) for row in table["releases"]] == [(10, first.name), (40, last.name)]
 
 
-def test_scores_with_examples_say_so_and_never_stand_beside_those_without(released: Path, tmp_path: Path) -> None:
+def test_few_shot_scores_are_marked_and_not_compared(released: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(released, tmp_path / "release"))
     evaluation(num_fewshot={"hellaswag": 10}).save(folder / "evaluation.json")
     card = update_card(folder).read_text()
@@ -201,7 +202,7 @@ def test_scores_with_examples_say_so_and_never_stand_beside_those_without(releas
     assert row["hellaswag"] is None and not row["complete"]
 
 
-def test_the_hub_reads_the_scores(scored: Path) -> None:
+def test_hub_reads_the_scores(scored: Path) -> None:
     results = {
         result.metric_type: result for result in ModelCard.load(scored / "huggingface/README.md").data.eval_results
     }
@@ -210,7 +211,7 @@ def test_the_hub_reads_the_scores(scored: Path) -> None:
     assert results["acc"].dataset_name == "hellaswag (first 200 of 10042 items)"
 
 
-def test_hashes_hold_after_an_update_which_makes_no_damage_good(scored: Path) -> None:
+def test_update_hashes_only_what_it_writes(scored: Path) -> None:
     files = read_json(scored / "release.json")["files"]
     assert {"evaluation.json", "huggingface/README.md"} <= set(files)
     for name, entry in files.items():
@@ -220,18 +221,18 @@ def test_hashes_hold_after_an_update_which_makes_no_damage_good(scored: Path) ->
     assert read_json(scored / "release.json")["files"] == files
 
 
-def test_scores_of_another_step_are_refused(released: Path, tmp_path: Path) -> None:
+def test_scores_of_another_step_are_an_error(released: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(released, tmp_path / "release"))
     before = card_of(folder)
     evaluation(step=10).save(folder / "evaluation.json")
-    with pytest.raises(InputError, match="of step 10, this is step 40"):
+    with pytest.raises(InputError, match=r"step 10, .*step 40"):
         update_card(folder)
     assert card_of(folder) == before
 
 
-def test_stages_of_the_mix_stand_in_the_card(released: Path) -> None:
-    facts = read_json(released / "release.json")
-    facts["recipe"]["fields"]["data"]["stages"] = [{"from_tokens": 5000, "weights": {"notes": 3, "prose": 1}}]
-    assert "From 5,000 tokens on: notes 75.0%, prose 25.0%" in model_card(facts, None, NONE)
-    facts["recipe"]["fields"]["data"]["stages"][0]["ramp_tokens"] = 6000
-    assert "From 5,000 tokens on, reached over 6,000 tokens: notes 75.0%" in model_card(facts, None, NONE)
+def test_card_has_the_mixture_stages(released: Path) -> None:
+    metadata = read_json(released / "release.json")
+    metadata["recipe"]["fields"]["data"]["stages"] = [{"from_tokens": 5000, "weights": {"notes": 3, "prose": 1}}]
+    assert "From 5,000 tokens on: notes 75.0%, prose 25.0%" in render_card(metadata, None, NO_RELEASES)
+    metadata["recipe"]["fields"]["data"]["stages"][0]["ramp_tokens"] = 6000
+    assert "From 5,000 tokens on, reached over 6,000 tokens: notes 75.0%" in render_card(metadata, None, NO_RELEASES)

@@ -1,4 +1,4 @@
-"""Any Hugging Face Llama becomes a release, whose card tells where its weights came from."""
+"""Releases of external weights."""
 
 import shutil
 import signal
@@ -8,7 +8,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
-from tests.release.test_isolation import plant
+from tests.release.test_engines import plant_crash
 from tests.vocabularies import add_tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -17,9 +17,10 @@ from tinyllama.errors import InputError
 from tinyllama.evaluate.evaluation import evaluate
 from tinyllama.files import read_json, write_json
 from tinyllama.loading import HuggingFaceLlama
-from tinyllama.release import convert, update_card
-from tinyllama.release.convert import release_foreign
-from tinyllama.release.verify import Check, verify
+from tinyllama.release import convert
+from tinyllama.release.card import update_card
+from tinyllama.release.convert import release_external_weights
+from tinyllama.release.verify import Check, verify_release
 
 pytestmark = pytest.mark.slow
 
@@ -31,37 +32,37 @@ def llama(released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> st
     return "models/other"
 
 
-def test_a_hugging_face_llama_is_released_with_its_weights_and_where_they_came_from(llama: str) -> None:
-    folder = release_foreign(llama, ["huggingface"])
+def test_release_has_the_same_weights_and_their_source(llama: str) -> None:
+    folder = release_external_weights(llama, ["huggingface"])
     assert folder == Path("releases/other")
     theirs, ours = (
         AutoModelForCausalLM.from_pretrained(place, dtype=torch.bfloat16).state_dict()
         for place in (llama, folder / "huggingface")
     )
     assert [name for name in theirs if not torch.equal(theirs[name], ours[name])] == []
-    facts = read_json(folder / "release.json")
-    assert facts["initial_weights"]["source"] == llama
+    metadata = read_json(folder / "release.json")
+    assert metadata["initial_weights"]["source"] == llama
     card = (folder / "huggingface/README.md").read_text()
-    assert facts["initial_weights"]["digest"] in card and "trained elsewhere" in card
+    assert metadata["initial_weights"]["digest"] in card and "trained elsewhere" in card
 
 
-def test_a_release_is_released_again_under_the_models_name(llama: str, released: Path) -> None:
+def test_release_of_a_release_keeps_the_models_name(llama: str, released: Path) -> None:
     for source in (released, released / "huggingface"):
-        assert release_foreign(str(source), ["huggingface"], force=True) == Path("releases/small")
+        assert release_external_weights(str(source), ["huggingface"], force=True) == Path("releases/small")
 
 
 TEMPLATE = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
 
 
 @pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json"])
-def test_a_chat_model_can_still_be_spoken_to(llama: str, place: str) -> None:
+def test_release_of_a_chat_model_keeps_its_chat_template(llama: str, place: str) -> None:
     path = Path(llama) / place
     if path.suffix == ".json":
         write_json(path, read_json(path) | {"chat_template": TEMPLATE})
     else:
         path.write_text(TEMPLATE)
     write_json(Path(llama) / "generation_config.json", {"eos_token_id": [2, 5], "repetition_penalty": 1.7})
-    folder = release_foreign(llama, ["huggingface", "gguf"])
+    folder = release_external_weights(llama, ["huggingface", "gguf"])
     said = AutoTokenizer.from_pretrained(folder / "huggingface").apply_chat_template(
         [{"role": "user", "content": "hello"}], tokenize=False
     )
@@ -72,9 +73,9 @@ def test_a_chat_model_can_still_be_spoken_to(llama: str, place: str) -> None:
     assert fields["tokenizer.chat_template"].contents() == TEMPLATE
 
 
-def test_a_chat_model_is_verified_whatever_its_generation_config_asks_for(llama: str) -> None:
+def test_verification_ignores_generation_settings(llama: str) -> None:
     write_json(Path(llama) / "generation_config.json", {"eos_token_id": [2, 5], "repetition_penalty": 1.7})
-    checks = verify(release_foreign(llama, ["huggingface"]))
+    checks = verify_release(release_external_weights(llama, ["huggingface"]))
     assert [check for check in checks if not check.passed] == []
 
 
@@ -91,100 +92,96 @@ def rows_of(checks: list[Check], subject: str) -> dict[str, bool]:
     return {check.what: check.passed for check in checks if check.subject == subject}
 
 
-def test_weights_that_are_not_tied_as_config_says_are_released_as_transformers_computes_them(llama: str) -> None:
+def test_untied_weights_with_a_tied_config_are_released_as_transformers_computes_them(llama: str) -> None:
     with_another_head(llama)
-    checks = verify(release_foreign(llama, ["huggingface"]))
+    checks = verify_release(release_external_weights(llama, ["huggingface"]))
     assert [check for check in checks if not check.passed] == []
-    assert rows_of(checks, "source") == {"greedy": True, "nats a token": True}
+    assert rows_of(checks, "source") == {"greedy": True, "nats per token": True}
     assert read_json(Path("releases/other/huggingface/config.json"))["tie_word_embeddings"] is False
 
 
-def read_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Believe config.json, as this project's reader once did."""
+def ignore_another_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trust config.json about tied embeddings, which makes our reader wrong."""
     monkeypatch.setattr(HuggingFaceLlama, "_has_own_head", lambda _: False)
 
 
-def test_weights_that_transformers_computes_otherwise_are_not_released(
+def test_weights_that_transformers_computes_differently_are_not_released(
     llama: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with_another_head(llama)
-    read_wrongly(monkeypatch)
+    ignore_another_head(monkeypatch)
     assert cli.main(["--quiet", "release", llama, "--formats", "huggingface"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"tinyllama: {llama}: transformers disagrees")
     assert not Path("releases/other").exists()
 
 
-def test_verify_compares_with_the_source_while_it_is_there_unchanged(
-    llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verification_compares_with_the_unchanged_source(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with_another_head(llama)
     with monkeypatch.context() as patch:
-        read_wrongly(patch)
+        ignore_another_head(patch)
         patch.setattr(convert, "_compare_with_transformers", lambda *_: None)
-        folder = release_foreign(llama, ["huggingface"])
-        checks = verify(folder)
+        folder = release_external_weights(llama, ["huggingface"])
+        checks = verify_release(folder)
     assert set(rows_of(checks, "huggingface").values()) == {True}  # its reference comes from the same reader
-    assert rows_of(checks, "source") == {"greedy": False, "nats a token": False}
+    assert rows_of(checks, "source") == {"greedy": False, "nats per token": False}
     config = Path(llama) / "config.json"
     config.write_text(config.read_text() + "\n")
-    assert rows_of(verify(folder), "source") == {}
+    assert rows_of(verify_release(folder), "source") == {}
     config.unlink()
-    assert rows_of(verify(folder), "source") == {}
+    assert rows_of(verify_release(folder), "source") == {}
 
 
 @pytest.mark.parametrize(
-    ("how", "status", "said"),
+    ("how", "status", "keyword"),
     [
-        (str(int(signal.SIGSEGV)), 1, "not compared with transformers: transformers crashed (SIGSEGV)"),
+        (str(int(signal.SIGSEGV)), 1, "transformers crashed (SIGSEGV)"),
         ("error", 2, "transformers does not run it"),
     ],
 )
-def test_a_source_that_transformers_crashes_on_is_not_released(
-    llama: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str, status: int, said: str
+def test_source_on_which_transformers_fails_is_not_released(
+    llama: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str, status: int, keyword: str
 ) -> None:
-    plant(monkeypatch, "transformers-source", how)
+    plant_crash(monkeypatch, "transformers-source", how)
     assert cli.main(["--quiet", "release", llama, "--formats", "huggingface"]) == status
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"tinyllama: {llama}: ") and said in line
+    assert line.startswith(f"tinyllama: {llama}: ") and keyword in line
     assert not Path("releases/other").exists()
 
 
-def test_a_source_that_transformers_does_not_run_is_not_released(llama: str) -> None:
+def test_source_that_transformers_does_not_load_is_not_released(llama: str) -> None:
     write_json(Path(llama) / "config.json", read_json(Path(llama) / "config.json") | {"num_hidden_layers": 2.0})
     with pytest.raises(InputError, match="transformers does not run it"):
-        release_foreign(llama, ["huggingface"])
+        release_external_weights(llama, ["huggingface"])
     assert not Path("releases/other").exists()
 
 
-def test_special_tokens_beyond_the_rows_are_in_no_format_and_llama_cpp_loads_it(
-    llama: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole = read_json(Path(llama) / "tokenizer.json")
+def test_special_tokens_beyond_the_rows_are_in_no_format(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = read_json(Path(llama) / "tokenizer.json")
     size = add_tokens(Path(llama), "<pad>", "<mask>")
     write_json(Path(llama) / "config.json", read_json(Path(llama) / "config.json") | {"pad_token_id": size})
     settings = {"eos_token_id": [2, size + 1], "pad_token_id": size, "temperature": 0.7}
     write_json(Path(llama) / "generation_config.json", settings)
-    folder = release_foreign(llama)
-    checks = verify(folder)
+    folder = release_external_weights(llama)
+    checks = verify_release(folder)
     assert [check for check in checks if not check.passed] == []
     assert rows_of(checks, "gguf Q8_0")["tokens"] and rows_of(checks, "ctranslate2 int8")["tokens"]
     for name in ("huggingface", "ctranslate2/int8"):
-        assert read_json(folder / name / "tokenizer.json")["added_tokens"] == whole["added_tokens"]
+        assert read_json(folder / name / "tokenizer.json")["added_tokens"] == tokenizer["added_tokens"]
     assert len(AutoTokenizer.from_pretrained(folder / "huggingface")) == size
     kept = read_json(folder / "huggingface/generation_config.json")
     assert kept == {"bos_token_id": 1, "eos_token_id": [2], "pad_token_id": 2, "temperature": 0.7}
     assert "<pad>" in capsys.readouterr().err
 
 
-def test_its_scores_stand_in_its_card(llama: str) -> None:
-    folder = release_foreign(llama, ["huggingface"])
+def test_card_has_the_scores(llama: str) -> None:
+    folder = release_external_weights(llama, ["huggingface"])
     evaluate(folder, ["piqa"], limit=4, precision=torch.float32).save(folder / "evaluation.json")
     card = update_card(folder).read_text()
     assert "| piqa |" in card and "Not scored yet" not in card
 
 
-def test_the_command_takes_it_and_refuses_what_it_cannot_have(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_releases_a_llama_and_checks_its_options(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["release", llama, "--formats", "huggingface"]
     assert cli.main(command) == 0
     assert "release: releases/other" in capsys.readouterr().out
@@ -197,13 +194,13 @@ def test_the_command_takes_it_and_refuses_what_it_cannot_have(llama: str, capsys
         assert said in capsys.readouterr().err
 
 
-def test_a_folder_of_the_releases_name_is_not_called_a_release(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_folder_of_the_releases_name_is_an_error(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("releases/other").mkdir(parents=True)
     assert cli.main(["release", llama, "--formats", "huggingface"]) == 2
-    assert "releases/other: in the way, and no release" in capsys.readouterr().err
+    assert "releases/other: exists and is no release" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_llama_is_refused_by_what_differs(tmp_path: Path) -> None:
+def test_model_of_another_architecture_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt_neox", "hidden_size": 64, "num_attention_heads": 4}')
     with pytest.raises(InputError, match="model_type is 'gpt_neox'"):
-        release_foreign(str(tmp_path), ["huggingface"])
+        release_external_weights(str(tmp_path), ["huggingface"])

@@ -1,4 +1,4 @@
-"""GGUF says in llama.cpp what the Hugging Face folder says, tokenizer and settings included."""
+"""GGUF files: settings, weights and tokenizers in llama.cpp."""
 
 import json
 from pathlib import Path
@@ -7,21 +7,18 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from tests.release.formats import SHAPE, failed, only, random_model, write_release
-from tests.release.native import apart, ids_in_llama_cpp
+from tests.release.formats import SHAPE, failed_checks, keep_only, random_model, write_release
+from tests.release.native import ids_in_llama_cpp, run_in_child
 from tests.vocabularies import add_tokens, train_byte_level
 from tokenizers import pre_tokenizers, processors
 
 from tinyllama.errors import InputError
-from tinyllama.release.formats import Format
+from tinyllama.release.formats import ReleasedFormat
 from tinyllama.release.gguf import permute_rope_rows, write_gguf
 from tinyllama.release.huggingface import write_hugging_face
-from tinyllama.release.reference import compute_reference_outputs
-from tinyllama.release.verify import format_checks
+from tinyllama.release.verify import compute_reference_outputs, verify_format
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.conversion import edge_case_texts
-
-pytest_plugins = ["tests.release.formats_fixtures"]
 
 DIGITS = pre_tokenizers.Digits(individual_digits=True)
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -35,7 +32,7 @@ def types_of(path: Path) -> dict[str, str]:
     return {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
 
 
-def test_the_keys_say_what_the_model_and_its_tokenizer_are(all_formats: Path) -> None:
+def test_keys_describe_the_model_and_its_tokenizer(all_formats: Path) -> None:
     fields = fields_of(all_formats / "gguf/small-F16.gguf")
     expected = {
         "general.architecture": "llama",
@@ -62,7 +59,7 @@ def test_the_keys_say_what_the_model_and_its_tokenizer_are(all_formats: Path) ->
     assert fields["tokenizer.ggml.token_type"] == [2, 3, 3, *[6] * 256, *[1] * 341]
 
 
-def test_three_files_of_falling_size(all_formats: Path) -> None:
+def test_files_have_their_types_and_decreasing_sizes(all_formats: Path) -> None:
     sizes = [(all_formats / f"gguf/small-{kind}.gguf").stat().st_size for kind in ("F16", "Q8_0", "Q4_K_M")]
     assert sizes == sorted(sizes, reverse=True)
     types = types_of(all_formats / "gguf/small-F16.gguf")
@@ -73,22 +70,20 @@ def test_three_files_of_falling_size(all_formats: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"tie_embeddings": True, "rope_theta": 500.0, "norm_eps": 1e-3}, {"kv_heads": 4}])
-def test_every_shape_of_a_llama_is_the_same_in_llama_cpp(
-    pieces: Tokenizer, tmp_path: Path, change: dict[str, Any]
-) -> None:
-    model = random_model(pieces.vocab_size + 3, SHAPE.model_copy(update=change))  # three spare rows
-    release = write_release(tmp_path / "release", model, pieces, ["gguf"])
-    assert failed(only(release, "gguf")) == []
+def test_every_shape_passes_in_llama_cpp(tokenizer: Tokenizer, tmp_path: Path, change: dict[str, Any]) -> None:
+    model = random_model(tokenizer.vocab_size + 3, SHAPE.model_copy(update=change))  # three spare rows
+    release = write_release(tmp_path / "release", model, tokenizer, ["gguf"])
+    assert failed_checks(keep_only(release, "gguf")) == []
     assert ("output.weight" in types_of(release / "gguf/small-F16.gguf")) == ("tie_embeddings" not in change)
 
 
-def test_rows_change_places_so_that_neighbours_turn_together() -> None:
+def test_rope_rows_are_permuted_to_adjacent_pairs() -> None:
     rows = torch.arange(12.0)[:, None]  # two heads of six
     assert permute_rope_rows(rows, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
 
 
 @pytest.mark.parametrize("with_model", [True, False])
-def test_llama_cpp_gives_our_ids_on_hard_texts(all_formats: Path, tmp_path: Path, with_model: bool) -> None:
+def test_llama_cpp_encodes_edge_cases_as_we_do(all_formats: Path, tmp_path: Path, with_model: bool) -> None:
     tokenizer, path = Tokenizer.load(all_formats / "huggingface"), all_formats / "gguf/small-F16.gguf"
     if not with_model:  # scores then come from the merges
         tokenizer.save(tmp_path / "tokenizer")
@@ -96,13 +91,13 @@ def test_llama_cpp_gives_our_ids_on_hard_texts(all_formats: Path, tmp_path: Path
         tokenizer = Tokenizer.load(tmp_path / "tokenizer")
         path = write_release(tmp_path / "release", random_model(600), tokenizer, ["gguf"]) / "gguf/small-F16.gguf"
     texts = list(edge_case_texts([piece.decode(errors="ignore") for piece in tokenizer.piece_bytes()]))
-    assert apart(ids_in_llama_cpp, path, texts) == [[1, *tokenizer.encode(text)] for text in texts]
+    assert run_in_child(ids_in_llama_cpp, path, texts) == [[1, *tokenizer.encode(text)] for text in texts]
 
 
-def byte_level(folder: Path, words: Any, start: bool) -> Tokenizer:
-    """A byte-level BPE trained on real text, with GPT-2's marker, in the form that transformers writes it."""
+def byte_level(folder: Path, words: Any, with_bos: bool) -> Tokenizer:
+    """Return a byte-level BPE trained on real text, with GPT-2's special token, in transformers' form."""
     tokenizer = train_byte_level(words, "<|endoftext|>", "<|im_end|>")
-    if start:
+    if with_bos:
         single = "<|endoftext|> $A"
         tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<|endoftext|>", 0)])
     folder.mkdir()
@@ -113,27 +108,26 @@ def byte_level(folder: Path, words: Any, start: bool) -> Tokenizer:
 
 
 @pytest.mark.parametrize(
-    ("words", "name", "start"),
+    ("words", "name", "with_bos"),
     [(pre_tokenizers.Sequence([DIGITS, BYTES]), "smollm", False), (BYTES, "gpt-2", True)],
 )
-def test_a_byte_level_tokenizer_is_the_same_in_llama_cpp(tmp_path: Path, words: Any, name: str, start: bool) -> None:
-    tokenizer = byte_level(tmp_path / "tokenizer", words, start)
-    assert tokenizer.bos_prefix == [0] * start
+def test_byte_level_tokenizer_passes_in_llama_cpp(tmp_path: Path, words: Any, name: str, with_bos: bool) -> None:
+    tokenizer = byte_level(tmp_path / "tokenizer", words, with_bos)
+    assert tokenizer.bos_prefix == [0] * with_bos
     release = write_release(tmp_path / "release", random_model(tokenizer.vocab_size), tokenizer, ["gguf"])
-    assert failed(only(release, "gguf")) == []
+    assert failed_checks(keep_only(release, "gguf")) == []
     fields = fields_of(release / "gguf/small-F16.gguf")
     assert fields["tokenizer.ggml.pre"] == name
-    assert fields["tokenizer.ggml.add_bos_token"] is start
+    assert fields["tokenizer.ggml.add_bos_token"] is with_bos
     texts = list(edge_case_texts([piece.decode(errors="ignore") for piece in tokenizer.piece_bytes()]))
     expected = [tokenizer.bos_prefix + tokenizer.encode(text) for text in texts]
-    assert apart(ids_in_llama_cpp, release / "gguf/small-F16.gguf", texts) == expected
+    assert run_in_child(ids_in_llama_cpp, release / "gguf/small-F16.gguf", texts) == expected
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt-2"])
-def test_llama_cpp_loads_a_model_whose_tokenizer_has_special_tokens_beyond_its_rows(
-    pieces: Tokenizer, tmp_path: Path, kind: str
-) -> None:
-    tokenizer = pieces if kind == "llama" else byte_level(tmp_path / "tokenizer", BYTES, False)
+def test_special_tokens_beyond_the_rows_are_dropped(tokenizer: Tokenizer, tmp_path: Path, kind: str) -> None:
+    if kind == "gpt-2":
+        tokenizer = byte_level(tmp_path / "tokenizer", BYTES, False)
     model = random_model(tokenizer.vocab_size)
     write_hugging_face(tmp_path / "huggingface", model, tokenizer)
     assert add_tokens(tmp_path / "huggingface", "<pad>", "<|im_sep|>") == tokenizer.vocab_size
@@ -141,26 +135,23 @@ def test_llama_cpp_loads_a_model_whose_tokenizer_has_special_tokens_beyond_its_r
     expected = compute_reference_outputs(model, tokenizer)
     expected["texts"] += [{"text": text, "ids": tokenizer.bos_prefix + tokenizer.encode(text)} for text in ["a<pad>b"]]
     path = tmp_path / "gguf/small-Q8_0.gguf"
-    checks = format_checks(Format("gguf Q8_0", "llama_cpp", path.name), path, expected)
+    checks = verify_format(ReleasedFormat("gguf Q8_0", "llama_cpp", path.name), path, expected)
     assert [check.what for check in checks if check.passed] == ["bos, eos", "tokens", "nats a token"]
 
 
-def test_a_tokenizer_that_llama_cpp_has_not_is_refused_by_its_kind(tmp_path: Path) -> None:
+def test_tokenizer_unknown_to_llama_cpp_is_an_error(tmp_path: Path) -> None:
     tokenizer = byte_level(
         tmp_path / "tokenizer", pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), BYTES]), False
     )
     write_hugging_face(tmp_path / "huggingface", random_model(tokenizer.vocab_size), tokenizer)
-    with pytest.raises(
-        InputError, match=r"tokenizer\.json: .*BPE of Punctuation, ByteLevel.*leave gguf out"
-    ) as refused:
+    with pytest.raises(InputError, match=r"^.*tokenizer\.json: .*Punctuation, ByteLevel.*gguf.*$"):
         write_gguf(tmp_path / "gguf", tmp_path / "huggingface", "small")
-    assert "\n" not in str(refused.value)
 
 
-def test_a_weight_that_float16_does_not_hold_is_refused_by_name(pieces: Tokenizer, tmp_path: Path) -> None:
-    model = random_model(pieces.vocab_size)
+def test_weight_beyond_float16_is_an_error(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = random_model(tokenizer.vocab_size)
     with torch.no_grad():
         model.head_weight[5, 5] = 1e5
-    write_hugging_face(tmp_path / "huggingface", model, pieces)
-    with pytest.raises(InputError, match=r"lm_head\.weight: a weight is over 65504"):
+    write_hugging_face(tmp_path / "huggingface", model, tokenizer)
+    with pytest.raises(InputError, match=r"lm_head\.weight: .*65504"):
         write_gguf(tmp_path / "gguf", tmp_path / "huggingface", "small")

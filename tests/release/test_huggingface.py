@@ -1,4 +1,4 @@
-"""What is released loads in transformers with no extra code and is the same model."""
+"""Hugging Face folders load in transformers without extra code and are the same model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,15 +10,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tinyllama.files import read_json
 from tinyllama.loading import load_model, load_tokenizer
-from tinyllama.release import release
 from tinyllama.release.huggingface import write_hugging_face
+from tinyllama.release.release import release_run
 
 TEXTS = ["The file is opened.", "def main():\n    return  [1, 23]\n", "  two  spaces", "café 日本 \U0001f999"]
 
 
 @pytest.fixture(scope="module", params=[{}, {"tie_embeddings": True}, {"kv_heads": 4}], ids=["gqa", "tied", "mha"])
 def folder(request: pytest.FixtureRequest, make_run: Callable[..., Path]) -> Path:
-    return release(make_run(**request.param)) / "huggingface"
+    return release_run(make_run(**request.param)) / "huggingface"
 
 
 @torch.no_grad()
@@ -30,10 +30,10 @@ def test_logits_in_transformers_equal_the_checkpoints(folder: Path) -> None:
     ids = torch.randint(ours.vocab_size, (2, 100), generator=torch.Generator().manual_seed(1))
     expected = theirs(ids).logits
     assert (ours(ids) - expected).abs().max() < 1e-4
-    assert expected.std() > 0.1  # or the comparison would say little
+    assert expected.std() > 0.1  # otherwise the comparison would show little
 
 
-def test_tokens_equal_ours_in_transformers(folder: Path) -> None:
+def test_token_ids_in_transformers_equal_ours(folder: Path) -> None:
     ours, theirs = load_tokenizer(folder.parent), AutoTokenizer.from_pretrained(folder)
     for text in TEXTS:
         ids = theirs(text).input_ids
@@ -43,7 +43,7 @@ def test_tokens_equal_ours_in_transformers(folder: Path) -> None:
     assert theirs.model_max_length == 128
 
 
-def test_transformers_generates_what_ours_would(folder: Path) -> None:
+def test_greedy_generation_in_transformers_equals_ours(folder: Path) -> None:
     ours, theirs = load_model(folder.parent), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer("The file", return_tensors="pt")
@@ -52,11 +52,11 @@ def test_transformers_generates_what_ours_would(folder: Path) -> None:
     with torch.no_grad():
         for end in range(prompt.input_ids.shape[1], len(ids)):
             logits = ours(torch.tensor([ids[:end]]))[0, -1]
-            logits[tokenizer.eos_token_id] = -torch.inf  # it was told not to stop
+            logits[tokenizer.eos_token_id] = -torch.inf  # generation must not stop
             assert logits.argmax() == ids[end]
 
 
-def test_configurations_say_what_the_model_is(folder: Path) -> None:
+def test_configurations_describe_the_model(folder: Path) -> None:
     config, shape = read_json(folder / "config.json"), load_model(folder.parent).config
     tokenizer = load_tokenizer(folder.parent)
     expected: dict[str, Any] = {
@@ -79,7 +79,7 @@ def test_configurations_say_what_the_model_is(folder: Path) -> None:
 
 
 @torch.no_grad()
-def test_weights_over_the_limit_are_sharded_and_load_all_the_same(released: Path, tmp_path: Path) -> None:
+def test_sharded_weights_load_as_the_same_model(released: Path, tmp_path: Path) -> None:
     model = load_model(released)
     write_hugging_face(tmp_path / "sharded", model, load_tokenizer(released), shard_bytes=60_000)
     shards = sorted((tmp_path / "sharded").glob("model-*.safetensors"))

@@ -1,4 +1,4 @@
-"""A push is one commit of exactly the release, private unless told otherwise; a stand-in of the hub takes it."""
+"""Pushes to a local stand-in of the hub."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,13 +14,13 @@ from tinyllama import cli
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_json
 from tinyllama.loading import load_model
-from tinyllama.release.lineage import hash_files
+from tinyllama.release.metadata import hash_files
 from tinyllama.release.push import push
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The stand-in, which HF_ENDPOINT names, and its user's token; large files come by plain LFS, not by Xet."""
+    """The stand-in as HF_ENDPOINT, and its user's token; large files use plain LFS, not Xet."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -30,16 +30,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def whole(released: Path, tmp_path: Path) -> Path:
-    """A release of a test's own, with files in the other formats' folders and scores."""
+def complete(released: Path, tmp_path: Path) -> Path:
+    """A release that the test may change, with files in the other formats' folders and scores."""
     folder = Path(shutil.copytree(released, tmp_path / "step-00000040"))
     for name in ("gguf/small-Q8_0.gguf", "ctranslate2/model.bin", "ctranslate2/config.json", "evaluation.json"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(name.encode() * 300)
-    return listed_anew(folder)
+    return update_file_list(folder)
 
 
-def listed_anew(folder: Path) -> Path:
+def update_file_list(folder: Path) -> Path:
     facts = read_json(folder / "release.json")
     (folder / "release.json").unlink()
     write_json(folder / "release.json", facts | {"files": hash_files(folder)})
@@ -51,40 +51,36 @@ def expected(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix().removeprefix("huggingface/"): path.read_bytes() for path in paths}
 
 
-def refused(folder: Path, name: str) -> str:
+def push_error(folder: Path, name: str) -> str:
     with pytest.raises(InputError) as error:
         push(folder, name)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_every_byte_arrives_in_one_commit_that_says_what_it_is(hub: Hub, whole: Path) -> None:
-    assert push(whole, "small") == f"{hub.url}/{USER}/small"
+def test_push_is_one_commit_of_exactly_the_releases_bytes(hub: Hub, complete: Path) -> None:
+    assert push(complete, "small") == f"{hub.url}/{USER}/small"
     repository = hub.repositories[f"{USER}/small"]
-    assert repository.files == expected(whole)
+    assert repository.files == expected(complete)
     assert {"config.json", "model.safetensors", "gguf/small-Q8_0.gguf", "release.json"} <= repository.files.keys()
     assert repository.commits == ["small, step 40, 15,360 tokens"]
 
 
-def test_a_release_of_others_weights_has_no_step_to_say(hub: Hub, whole: Path) -> None:
-    facts = read_json(whole / "release.json")
-    write_json(whole / "release.json", facts | {"name": "their-llama", "step": None, "tokens": None})
-    push(whole, "small")
+def test_release_of_external_weights_has_no_step_in_its_commit_message(hub: Hub, complete: Path) -> None:
+    facts = read_json(complete / "release.json")
+    write_json(complete / "release.json", facts | {"name": "their-llama", "step": None, "tokens": None})
+    push(complete, "small")
     assert hub.repositories[f"{USER}/small"].commits == ["their-llama"]
 
 
 @pytest.mark.parametrize(("public", "visibility"), [(False, "private"), (True, "public")])
-def test_a_new_repository_is_private_unless_told_otherwise(
-    hub: Hub, released: Path, public: bool, visibility: str
-) -> None:
+def test_new_repository_is_private_by_default(hub: Hub, released: Path, public: bool, visibility: str) -> None:
     push(released, "guild/small", public=public)
     assert hub.repositories["guild/small"].visibility == visibility
 
 
 @pytest.mark.parametrize("visibility", ["public", "private"])
-def test_a_repository_that_is_there_stays_as_visible_as_it_is_and_keeps_others_files(
-    hub: Hub, released: Path, visibility: str
-) -> None:
+def test_existing_repository_keeps_its_visibility_and_other_files(hub: Hub, released: Path, visibility: str) -> None:
     hub.repositories["guild/small"] = Repository(visibility, {"LICENSE": b"theirs"}, ["initial commit"])
     push(released, "guild/small", public=visibility == "private")
     repository = hub.repositories["guild/small"]
@@ -92,20 +88,20 @@ def test_a_repository_that_is_there_stays_as_visible_as_it_is_and_keeps_others_f
     assert repository.files == expected(released) | {"LICENSE": b"theirs"}
 
 
-def test_what_the_last_release_had_and_this_one_lacks_is_deleted(hub: Hub, whole: Path) -> None:
-    shards = whole / "huggingface/model-00001-of-00002.safetensors"
+def test_stale_files_of_the_last_release_are_deleted(hub: Hub, complete: Path) -> None:
+    shards = complete / "huggingface/model-00001-of-00002.safetensors"
     shards.write_bytes(b"of the last release")
-    push(listed_anew(whole), "small")
+    push(update_file_list(complete), "small")
     hub.repositories[f"{USER}/small"].files["LICENSE"] = b"theirs"
     shards.unlink()
-    (whole / "evaluation.json").unlink()
-    push(listed_anew(whole), "small")
+    (complete / "evaluation.json").unlink()
+    push(update_file_list(complete), "small")
     repository = hub.repositories[f"{USER}/small"]
-    assert repository.files == expected(whole) | {"LICENSE": b"theirs"}
+    assert repository.files == expected(complete) | {"LICENSE": b"theirs"}
     assert len(repository.commits) == 2
 
 
-def test_the_same_release_again_changes_nothing(hub: Hub, released: Path) -> None:
+def test_pushing_again_changes_nothing(hub: Hub, released: Path) -> None:
     url = push(released, "small")
     uploaded = [request for request in hub.requests if request.startswith("PUT")]
     assert push(released, f"{USER}/small") == url
@@ -113,7 +109,7 @@ def test_the_same_release_again_changes_nothing(hub: Hub, released: Path) -> Non
     assert [request for request in hub.requests if request.startswith("PUT")] == uploaded
 
 
-def test_what_was_pushed_loads_from_the_repositorys_root(hub: Hub, released: Path, tmp_path: Path) -> None:
+def test_pushed_model_loads_from_the_repositorys_root(hub: Hub, released: Path, tmp_path: Path) -> None:
     push(released, "small")
     for name, data in hub.repositories[f"{USER}/small"].files.items():
         (tmp_path / "downloaded" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -123,13 +119,13 @@ def test_what_was_pushed_loads_from_the_repositorys_root(hub: Hub, released: Pat
 
 
 @pytest.mark.slow
-def test_nothing_is_requested_without_the_flag(hub: Hub, run: Path) -> None:
+def test_release_without_push_sends_no_request(hub: Hub, run: Path) -> None:
     assert cli.main(["release", str(run)]) == 0
     assert hub.requests == []
 
 
 @pytest.mark.slow
-def test_the_command_pushes_a_run_as_it_releases_it_and_a_release_as_it_is(
+def test_command_releases_and_pushes_a_run_and_pushes_an_existing_release(
     hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["release", str(run), "--push", "guild/small"]) == 0
@@ -138,9 +134,9 @@ def test_the_command_pushes_a_run_as_it_releases_it_and_a_release_as_it_is(
     assert capsys.readouterr().out.splitlines() == [
         f"release: {folder}", f"pushed: {hub.url}/guild/small", f"pushed: {hub.url}/{USER}/small"
     ]  # fmt: skip
-    assert cli.main(["release", str(run), "--push", "guild/small"]) == 0  # released by now, and not released again
+    assert cli.main(["release", str(run), "--push", "guild/small"]) == 0  # released already
     assert capsys.readouterr().out.splitlines() == [f"pushed: {hub.url}/guild/small"]
-    assert cli.main(["release", str(run), "--push", "guild/small", "--average", "2"]) == 2  # another release than that
+    assert cli.main(["release", str(run), "--push", "guild/small", "--average", "2"]) == 2  # not the existing release
     assert "already released" in capsys.readouterr().err
     assert [hub.repositories[name].visibility for name in ("guild/small", f"{USER}/small")] == ["private", "public"]
     assert [set(there.files) for there in hub.repositories.values()] == [expected(folder).keys()] * 2
@@ -149,7 +145,7 @@ def test_the_command_pushes_a_run_as_it_releases_it_and_a_release_as_it_is(
 def flip(folder: Path) -> str:
     path = folder / "huggingface/model.safetensors"
     flip_a_bit(path)
-    return f"{path}: not as release.json has it"
+    return f"{path}: differs from release.json"
 
 
 def lose(folder: Path) -> str:
@@ -167,67 +163,60 @@ def no_release(folder: Path) -> str:
     return f"{folder}: no release here"
 
 
-def another_programs(folder: Path) -> str:
+def of_another_program(folder: Path) -> str:
     (folder / "release.json").write_text('{"version": "1.0"}')
     return f"{folder}: no release here"
 
 
-@pytest.mark.parametrize("damage", [flip, lose, add, no_release, another_programs])
-def test_what_is_no_whole_release_is_refused_by_the_files_name_and_nothing_is_sent(
-    hub: Hub, whole: Path, damage: Callable[[Path], str]
-) -> None:
-    wanted = damage(whole)
-    assert refused(whole, "small").startswith(wanted)
+@pytest.mark.parametrize("damage", [flip, lose, add, no_release, of_another_program])
+def test_damaged_release_is_not_pushed(hub: Hub, complete: Path, damage: Callable[[Path], str]) -> None:
+    wanted = damage(complete)
+    assert push_error(complete, "small").startswith(wanted)
     assert hub.requests == []
 
 
 @pytest.mark.parametrize("name", ["small", "guild/small"])
-def test_a_wrong_token_is_one_line(hub: Hub, released: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_token_is_an_error(hub: Hub, released: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    assert refused(released, name) == (
-        f"{name}: {hub.url} refuses this token; set HF_TOKEN to a token with write access"
-    )
+    assert push_error(released, name).startswith(f"{name}: {hub.url} refuses this token")
     assert not hub.repositories
 
 
 @pytest.mark.parametrize("name", ["small", "guild/small"])
-def test_no_token_is_one_line(
+def test_missing_token_is_an_error(
     hub: Hub, released: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    assert "not logged in to the hub; set HF_TOKEN" in refused(released, name)
+    assert "not logged in to the hub; set HF_TOKEN" in push_error(released, name)
 
 
-def test_an_owner_that_is_not_the_users_is_one_line(hub: Hub, released: Path) -> None:
-    said = refused(released, "strangers/small")
-    assert said.startswith(f"strangers/small: {hub.url} does not allow this token to write there (403)")
+def test_owner_without_write_access_is_an_error(hub: Hub, released: Path) -> None:
+    error = push_error(released, "strangers/small")
+    assert error.startswith(f"strangers/small: {hub.url} ") and "403" in error
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "small model", "--", ""])
-def test_what_is_no_name_is_one_line_and_makes_nothing(hub: Hub, released: Path, name: str) -> None:
-    assert refused(released, name).startswith(f"{name!r}: not a repository name")
+def test_invalid_repository_name_is_an_error(hub: Hub, released: Path, name: str) -> None:
+    assert push_error(released, name).startswith(f"{name!r}: not a repository name")
     assert not hub.repositories
 
 
 @pytest.mark.parametrize("name", ["small", "guild/small"])
-def test_a_hub_that_cannot_be_reached_is_one_line(
-    hub: Hub, released: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_hub_is_an_error(hub: Hub, released: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with running_hub() as gone:
         pass
     monkeypatch.setenv("HF_ENDPOINT", gone.url)
-    assert refused(released, name).startswith(f"{gone.url}: cannot be reached")
+    assert push_error(released, name).startswith(f"{gone.url}: cannot be reached")
 
 
-def test_offline_mode_is_one_line(hub: Hub, released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_is_an_error(hub: Hub, released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert refused(released, "small") == "small: HF_HUB_OFFLINE is set; unset it to push"
+    assert push_error(released, "small") == "small: HF_HUB_OFFLINE is set; unset it to push"
 
 
-def test_an_upload_that_the_hub_refuses_is_one_line_and_no_commit(hub: Hub, released: Path) -> None:
+def test_refused_upload_is_an_error_without_a_commit(hub: Hub, released: Path) -> None:
     hub.refused_uploads = 413
-    said = refused(released, "small")
-    assert "413" in said
-    assert "push again" not in said
+    error = push_error(released, "small")
+    assert "413" in error and "push again" not in error
     assert hub.repositories[f"{USER}/small"].files == {}

@@ -11,7 +11,8 @@ from tests.train.launch import fault_in_batch, train_to_end
 
 from tinyllama.evaluate.results import Evaluation
 from tinyllama.recipe import Recipe
-from tinyllama.release import release, update_card
+from tinyllama.release.card import update_card
+from tinyllama.release.release import release_run
 
 COVERAGE = "first 200 of 10042 items"
 
@@ -21,7 +22,7 @@ def trained(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of 40 steps, read-only."""
     recipe = Recipe.load(small / "recipe.yaml")
     run = train_to_end(small, tmp_path_factory.mktemp("trained"), faults=[fault_in_batch(recipe, "nan", 12, 0)])
-    score(release(run, formats=("huggingface",)))
+    score(release_run(run, formats=("huggingface",)))
     return run
 
 

@@ -13,7 +13,7 @@ from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_json
 from tinyllama.prepare.files import find_files
 from tinyllama.recipe import Recipe
-from tinyllama.release.convert import release_foreign
+from tinyllama.release.convert import release_external_weights
 from tinyllama.release.huggingface import write_hugging_face
 from tinyllama.tokenizer import Tokenizer
 
@@ -63,7 +63,7 @@ def test_a_link_out_of_a_models_folder_is_not_released(stranger: Path) -> None:
     (stranger.parent / "secret").write_text("secret")
     (source / "chat_template.jinja").symlink_to(stranger.parent / "secret")
     with pytest.raises(InputError, match=r"chat_template\.jinja: is a link to .*secret, outside its folder"):
-        release_foreign(str(source), ["huggingface"])
+        release_external_weights(str(source), ["huggingface"])
 
 
 def written(folder: Path, fields: dict[str, object]) -> Path:
@@ -88,7 +88,7 @@ def stranger(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def test_the_name_in_a_release_leads_nowhere(stranger: Path, name: object) -> None:
     write_json(stranger / "release.json", {"name": name})
     with pytest.raises(InputError, match=r"release\.json: name .* is no name of a model"):
-        release_foreign(str(stranger), ["huggingface"], force=True)
+        release_external_weights(str(stranger), ["huggingface"], force=True)
     assert (stranger.parent / "victim/precious").read_text() == "precious"
     assert not any((stranger.parent / "work").rglob("*"))
 
@@ -121,4 +121,4 @@ def test_an_index_names_files_of_its_folder_alone(stranger: Path) -> None:
     (folder / "model.safetensors").rename(stranger / "model.safetensors")
     write_json(folder / "model.safetensors.index.json", {"weight_map": {"x": "../model.safetensors"}})
     with pytest.raises(InputError, match="names a file outside its folder"):
-        release_foreign(str(folder), ["huggingface"])
+        release_external_weights(str(folder), ["huggingface"])

@@ -11,8 +11,8 @@ from tinyllama import cli
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import reject_symlinks, write_json
-from tinyllama.release import rewrite_cards, update_card
-from tinyllama.release.lineage import read_facts
+from tinyllama.release.card import update_card, update_cards
+from tinyllama.runs.release_dir import ReleaseDir, ReleasesDir
 from tinyllama.tracking.trackers import try_acquire_sink
 from tinyllama.tracking.trackio_sink import open_trackio, trackio_dir
 
@@ -84,7 +84,7 @@ def test_a_linked_folder_of_releases_and_a_linked_page_are_not_written(tmp_path:
     write_steps(log, 1, 3)
     (run / "releases").symlink_to(victim)
     with pytest.raises(InputError, match="releases: is a symbolic link"):
-        rewrite_cards(run / "releases")
+        update_cards(ReleasesDir(run / "releases"))
     write_json(victim / "inner/release.json", {"files": {}, "step": 3})
     with pytest.raises(InputError, match="releases: is a symbolic link"):
         update_card(run / "releases/inner")
@@ -108,7 +108,7 @@ def test_the_card_of_a_release_with_a_link_is_not_written(tmp_path: Path, victim
 def test_a_release_names_no_file_outside_its_folder(tmp_path: Path, name: str) -> None:
     write_json(tmp_path / "release.json", {"files": {name: {"bytes": 1, "sha256": ""}}})
     with pytest.raises(InputError, match="a file outside its folder"):
-        read_facts(tmp_path)
+        ReleaseDir(tmp_path).metadata()
 
 
 @pytest.mark.parametrize("place", ["source", "split", "shard"])

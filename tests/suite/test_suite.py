@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
-from tests.release.native import apart
+from tests.release.native import run_in_child
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = re.compile(r"mark\.timeout\((\d+)\)")
@@ -75,5 +75,5 @@ def crash() -> None:
 
 def test_a_crash_in_a_process_apart_fails_its_test_alone() -> None:
     with pytest.raises(BrokenProcessPool):
-        apart(crash)
-    assert apart(os.getpid) != os.getpid()
+        run_in_child(crash)
+    assert run_in_child(os.getpid) != os.getpid()

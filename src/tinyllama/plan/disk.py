@@ -1,6 +1,5 @@
 """Disk space of the token store, the checkpoints and the releases."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from tinyllama.errors import InputError
@@ -19,9 +18,6 @@ _SUBSET_FRACTIONS = {
 
 _TEXT_BYTES_PER_TOKEN = 4.0
 _COMPRESSED_SUFFIXES, _COMPRESSION_RATIO = {*COMPRESSIONS, ".parquet"}, 3.0
-
-FORMAT_BYTES = {"huggingface": 2.0, "gguf": 2.0 + 34 / 32 + 0.607, "ctranslate2": 1.0 + 4.0}
-"""Bytes per parameter. GGUF: f16, Q8_0 (34 bytes per 32 weights), and Q4_K_M as benchmarks/release_1b.py measured."""
 
 
 def store_size(recipe: Recipe, vocab_size: int) -> tuple[int, str]:
@@ -74,8 +70,3 @@ def _published_tokens(source: Source) -> float | None:
 def checkpoints_bytes(recipe: Recipe, checkpoint_bytes: int) -> int:
     """Return the bytes of all checkpoints: those kept, those of milestones, and the one being written."""
     return checkpoint_bytes * (min(recipe.checkpoint.keep, recipe.train.steps) + len(recipe.milestone_steps()) + 1)
-
-
-def release_bytes(formats: Iterable[str], parameters: int) -> int:
-    """Return the bytes of one release in these formats and in Hugging Face's, which every release has."""
-    return round(parameters * sum(FORMAT_BYTES[name] for name in {"huggingface", *formats}))

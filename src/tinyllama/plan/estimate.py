@@ -14,6 +14,7 @@ from tinyllama.model.flops import ActivationCheckpointing, flops_per_token, num_
 from tinyllama.plan import disk, speed
 from tinyllama.plan.memory import Workload, logits_bytes, memory_by_component, optimizer_bytes
 from tinyllama.recipe import Recipe
+from tinyllama.release.formats import release_bytes
 
 HEADROOM = 0.92
 """Fraction of the memory that may be filled; the rest is for CUDA, NCCL's buffers and fragmentation."""
@@ -167,7 +168,7 @@ def _time(plan: Plan) -> dict[str, Any]:
 
 def _disk(plan: Plan) -> dict[str, Any]:
     store, known_from = disk.store_size(plan.recipe, plan.vocab_size)
-    release = disk.release_bytes(plan.recipe.release.formats, plan.parameters)
+    release = release_bytes(plan.recipe.release.formats, plan.parameters)
     return {
         "store_bytes": store,
         "store_bytes_from": known_from,

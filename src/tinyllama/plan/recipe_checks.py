@@ -93,11 +93,11 @@ def _check_data(recipe: Recipe) -> Iterator[CheckResult]:
 
 
 def _check_software(recipe: Recipe, found: SystemInfo) -> Iterator[CheckResult]:
-    from tinyllama.release.formats import check_formats
+    from tinyllama.release.formats import check_format_libraries
     from tinyllama.tracking.trackers import check_trackers, enabled_trackers
 
     formats, trackers = recipe.release.formats, enabled_trackers(recipe.track)
-    yield _run_check("release.formats", ", ".join(formats), lambda: check_formats(formats))
+    yield _run_check("release.formats", ", ".join(formats), lambda: check_format_libraries(formats))
     if recipe.release.tasks:
         yield from _check_tasks(recipe.release.tasks, found)
     yield _run_check("track", ", ".join(trackers) or "nothing", lambda: check_trackers(recipe.track))

@@ -1,166 +1,249 @@
-"""The model card: a README.md that the hub, and a stranger, can read.
+"""Model cards: README.md of a release with metadata for the hub, rendered from card.md.jinja.
 
-A pure function of release.json and evaluation.json, so no figure in it is typed and it can be written again
-when scores have come. Published scores are marked as such; the model's own never stand without their error.
+A card depends only on release.json, evaluation.json and releases.json, so it can be written again when there are new
+scores. Published scores are marked as such; the model's own always have their standard error and number of items.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tinyllama.formatting import format_count
+from tinyllama.errors import InputError
+from tinyllama.evaluate.results import SCORE_COLUMNS, describe_measurement, score_rows
+from tinyllama.files import atomic_write, blocking_lock, read_json, reject_symlink, reject_symlinks, write_json
+from tinyllama.formatting import format_count, visible
 from tinyllama.hardware import format_hardware
-from tinyllama.recipe import Recipe, Schedule
-from tinyllama.release.card_data import data_section
-from tinyllama.release.card_scores import eval_results, scores_section
-from tinyllama.release.card_use import usage_snippets
-from tinyllama.release.lineage import EMBEDDED, PUBLIC, base_model
-from tinyllama.release.markdown import table
+from tinyllama.plots.charts import score_plot
+from tinyllama.recipe import Recipe
+from tinyllama.release.metadata import (
+    EMBEDDED_CORPUS,
+    PUBLIC_DATASETS,
+    base_model,
+    has_scores,
+    hash_file,
+    release_score,
+    releases_table,
+)
+from tinyllama.runs.release_dir import ReleaseDir, ReleasesDir
 
-Facts = Mapping[str, Any]
+Json = Mapping[str, Any]
 
-_OPTIMISERS = {"adamw": "AdamW", "muon": "Muon for the blocks' matrices, AdamW for the rest"}
+DATA_COLUMNS = ("source", "what it is", "weight", "split", "documents", "tokens", "manifest (SHA-256)")
+"""Column names of `data_rows`."""
+RELEASE_COLUMNS = ("model", "date", "tokens", "HellaSwag acc_norm", "mean of 7 tasks", "source")
+"""Column names of `release_rows`."""
+_CARD, _SCORE_PLOT = "huggingface/README.md", "huggingface/scores.png"
+_OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon for the blocks' matrices, AdamW for the rest"}
 _LANGUAGES = {"slimpajama": "en", "starcoderdata": "code"}
+# lm-eval's task -> its data set on the hub and the scored split
+_TASK_DATASETS = {
+    "hellaswag": ("Rowan/hellaswag", "validation"),
+    "openbookqa": ("allenai/openbookqa", "test"),
+    "winogrande": ("allenai/winogrande", "validation"),
+    "arc_challenge": ("allenai/ai2_arc", "test"),
+    "arc_easy": ("allenai/ai2_arc", "test"),
+    "boolq": ("google/boolq", "validation"),
+    "piqa": ("ybisk/piqa", "validation"),
+    "lambada_openai": ("EleutherAI/lambada_openai", "test"),
+}
 
 
-def model_card(facts: Facts, evaluation: Facts | None, releases: Facts) -> str:
-    """The card in Markdown, YAML metadata first.
+def update_card(folder: str | Path) -> Path:
+    """Write a release's card with the scores in its evaluation.json; return the card's path.
 
-    From the contents of release.json, evaluation.json and releases.json (see `releases_table`).
+    The release's row in releases.json and in the cards of the run's other releases is updated too. release.json gets
+    the hashes of the written files only, so a damaged file stays detectable. Raises InputError where the folder is no
+    release, or the scores are of another step.
     """
-    recipe = Recipe.model_validate(facts["recipe"]["fields"])
-    sections = {
-        "Training": _training(facts, recipe),
-        "Data": data_section(facts["store"]["sources"], recipe),
-        "Scores": scores_section(facts, evaluation, releases),
-        "Loss": _loss(facts),
-        "How to use it": usage_snippets(facts["name"], facts["formats"]),
-        "Limits": _limits(facts, recipe),
-        "Lineage": _lineage(facts),
+    release = ReleaseDir(Path(folder))
+    reject_symlink(release.path.parent)
+    step = release.metadata()["step"]
+    if release.evaluation_path.is_file() and (found := read_json(release.evaluation_path)["step"]) != step:
+        raise InputError(f"{release.evaluation_path}: of step {found}, this is step {step}; evaluate {folder}")
+    if step is None:  # external weights, not part of a run
+        write_card(release, None)
+    else:
+        update_cards(ReleasesDir(release.path.resolve().parent))
+    return release.path / _CARD
+
+
+def update_cards(releases: ReleasesDir) -> None:
+    """Write releases.json and the card of every release of a run again."""
+    reject_symlink(releases.path)
+    with blocking_lock(releases.path / "cards.lock"):  # an evaluation and a milestone may finish at the same time
+        table = releases_table(releases)
+        write_json(releases.table_path, table)
+        for row in table["releases"]:
+            write_card(releases.release(row["folder"]), table)
+
+
+def write_card(release: ReleaseDir, table: Json | None) -> None:
+    """Write a release's card and update its hash; `table` is releases.json, None for external weights."""
+    reject_symlink(release.path)
+    reject_symlinks(release.path)
+    metadata, card = read_json(release.metadata_path), release.path / _CARD
+    with atomic_write(card) as file:
+        file.write(render_card(metadata, release.evaluation(), table).encode())
+    if table and has_scores(table):
+        score_plot(table, release.path / _SCORE_PLOT)
+    written = [path for path in (card, release.path / _SCORE_PLOT, release.evaluation_path) if path.is_file()]
+    metadata["files"] |= {path.relative_to(release.path).as_posix(): hash_file(path) for path in written}
+    write_json(release.metadata_path, metadata)
+
+
+def render_card(metadata: Json, evaluation: Json | None, table: Json | None) -> str:
+    """Return the card in Markdown with YAML metadata, from release.json, evaluation.json and releases.json.
+
+    `table` is None for a release of external weights.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown; the template escapes text of others with `cell`
+    )
+    environment.filters |= {"cell": _escape_cell, "count": format_count, "hardware": format_hardware, "spec": format}
+    context: dict[str, Any] = {
+        "card_data": _card_data(metadata, evaluation).to_yaml(),
+        "m": metadata,
+        "recipe": None,
+        "versions": ", ".join(f"{name} {number}" for name, number in metadata["versions"].items()),
+        "evaluation": evaluation,
+        "folder": f"releases/{metadata['name']}",
+        "score_columns": SCORE_COLUMNS,
+        "release_rows": [],
     }
-    body = "\n".join(f"## {title}\n\n{text}\n" for title, text in sections.items())
-    return f"---\n{_metadata(facts, recipe, evaluation)}\n---\n\n{_what_it_is(facts)}\n\n{body}"
+    if evaluation:
+        context |= {"measurement": describe_measurement(evaluation), "score_rows": list(score_rows(evaluation))}
+    if table is not None:
+        context |= _run_context(metadata, table)
+    return environment.get_template("card.md.jinja").render(context)
 
 
-def _metadata(facts: Facts, recipe: Recipe, evaluation: Facts | None) -> str:
-    origins = {name: source["origin"] for name, source in facts["store"]["sources"].items()}
-    known = [source.format for name, source in recipe.data.sources.items() if origins[name]]
-    languages = {_LANGUAGES[form] for form in known if form in _LANGUAGES}
-    data = ModelCardData(
-        license=recipe.release.license,
-        language=sorted(languages, reverse=True) or None,  # en before code
+def _run_context(metadata: Json, table: Json) -> dict[str, Any]:
+    """Return the template's values for a release of a run."""
+    recipe, sources = Recipe.model_validate(metadata["recipe"]["fields"]), metadata["store"]["sources"]
+    rows = [
+        tuple(f"**{cell}**" if row.get("step") == metadata["step"] and cell else cell for cell in cells)
+        for row, cells in release_rows(table)
+    ]
+    return {
+        "recipe": recipe,
+        "optimizer_name": _OPTIMIZERS[recipe.train.optimizer.name],
+        "is_embedded_corpus": EMBEDDED_CORPUS in {source["origin"] for source in sources.values()},
+        "data_columns": DATA_COLUMNS,
+        "data_rows": [
+            (name, _link_dataset(description), *cells, f"`{digest[:16]}`")
+            for name, description, *cells, digest in data_rows(sources, recipe)
+        ],
+        "mixture_stages": describe_mixture_stages(recipe),
+        "folder": f"runs/{metadata['name']}/releases/step-{metadata['step']:08d}",
+        "release_columns": RELEASE_COLUMNS,
+        "release_rows": rows if has_scores(table) else [],
+    }
+
+
+def _card_data(metadata: Json, evaluation: Json | None) -> ModelCardData:
+    """Return the hub's metadata of a release."""
+    fields: dict[str, Any] = {}
+    if metadata["step"] is not None:
+        recipe = Recipe.model_validate(metadata["recipe"]["fields"])
+        origins = {name: source["origin"] for name, source in metadata["store"]["sources"].items()}
+        formats = {source.format for name, source in recipe.data.sources.items() if origins[name]}
+        languages = {_LANGUAGES[name] for name in formats if name in _LANGUAGES}
+        fields = {
+            "license": recipe.release.license,
+            "language": sorted(languages, reverse=True) or None,  # en before code
+            "datasets": sorted(set(origins.values()) & set(PUBLIC_DATASETS.values())) or None,
+        }
+    return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        datasets=sorted(set(origins.values()) & set(PUBLIC.values())) or None,
-        base_model=base_model(facts),
-        model_name=facts["name"],
-        eval_results=eval_results(evaluation) if evaluation else None,
-    )
-    return data.to_yaml()
-
-
-def _what_it_is(facts: Facts) -> str:
-    return (
-        f"# {facts['name']}, step {facts['step']:,}\n\n"
-        f"A Llama of {facts['parameters']:,} parameters, pretrained on {facts['tokens']:,} tokens. "
-        "Its architecture is that of Llama 2: what loads the one loads the other. It is a base model: it "
-        f"goes on with a text and was not taught to follow instructions.{_data_note(facts)}"
+        base_model=base_model(metadata),
+        model_name=metadata["name"],
+        eval_results=_eval_results(evaluation) if evaluation else None,
+        **fields,
     )
 
 
-def _data_note(facts: Facts) -> str:
-    if EMBEDDED not in {source["origin"] for source in facts["store"]["sources"].values()}:
-        return ""
-    return (
-        "\n\nIt was trained on the embedded corpus of tinyllama: text and code of the Python packages that "
-        "were installed on the machine, in the form of SlimPajama and Starcoderdata but none of their text."
-    )
+def _eval_results(evaluation: Json) -> list[EvalResult]:
+    """Return the scores in the hub's form (model-index), in per cent."""
+    results = []
+    for task, row in evaluation["rows"].items():
+        dataset, split = _TASK_DATASETS.get(task, (task, None))
+        for metric in ("acc", "acc_norm"):
+            if metric not in row:
+                continue
+            stderr = row.get(f"{metric}_stderr")
+            arguments: dict[str, Any] = {} if stderr is None else {"stderr": round(100 * stderr, 2)}
+            arguments["num_fewshot"] = evaluation.get("num_fewshot", {}).get(task) or 0
+            results.append(
+                EvalResult(
+                    task_type="text-generation",
+                    dataset_name=f"{task} ({evaluation['coverage'][task]})",
+                    dataset_type=dataset,
+                    dataset_split=split,
+                    metric_type=metric,
+                    metric_value=round(100 * row[metric], 2),
+                    metric_args=arguments,
+                )
+            )
+    return results
 
 
-def _training(facts: Facts, recipe: Recipe) -> str:
-    shape, train = recipe.model, recipe.train
-    optimizer = train.optimizer
-    rows = {
-        "parameters": f"{facts['parameters']:,}",
-        "layers, width, feed-forward width": f"{shape.layers}, {shape.dim}, {shape.ffn_dim}",
-        "heads, key/value heads": f"{shape.heads}, {shape.kv_heads}",
-        "vocabulary": f"{facts['tokenizer']['vocab_size']:,}",
-        "embeddings": "tied" if shape.tie_embeddings else "not tied",
-        "context": f"{shape.context_length:,} tokens",
-        "tokens seen": f"{facts['tokens']:,} of {train.steps * train.batch_tokens:,} planned",
-        "tokens per parameter": f"{facts['tokens'] / facts['parameters']:.2f}",
-        "steps": f"{facts['step']:,} of {train.steps:,}",
-        "batch": f"{train.batch_tokens:,} tokens ({train.batch_sequences:,} sequences)",
-        "sequence length": f"{train.sequence_length:,} tokens",
-        "optimiser": f"{_OPTIMISERS[optimizer.name]}, betas {optimizer.betas[0]:g} and {optimizer.betas[1]:g}, "
-        f"weight decay {optimizer.weight_decay:g}, gradient norm clipped at {optimizer.max_gradient_norm:g}",
-        "learning rate": f"{optimizer.learning_rate:g} at its peak, {_schedule(train.schedule)}",
-        "precision": "bf16 computation, float32 weights" if train.precision == "bf16" else "float32",
-        "seed": str(recipe.seed),
-        "recipe digest": f"`{facts['recipe']['digest']}`",
-    }
-    if used := facts.get("hardware"):  # releases of earlier versions have none
-        rows["hardware"] = "; then ".join(map(format_hardware, used))
-    return table(("", ""), rows.items())
+def data_rows(sources: Json, recipe: Recipe) -> Iterator[tuple[str, ...]]:
+    """Yield the cells of DATA_COLUMNS per source and split; `sources` is that of `summarize_store`."""
+    fractions = _fractions({name: source.weight for name, source in recipe.data.sources.items()})
+    for name, source in recipe.data.sources.items():
+        summary = sources.get(name, {"origin": None, "splits": {}})
+        description = summary["origin"] or f"own files ({source.format})"
+        if source.exclude:
+            description += f" without {', '.join(source.exclude)}"
+        for split, part in summary["splits"].items():
+            counts = (f"{part['documents']:,}", f"{part['tokens']:,}")
+            yield name, description, f"{fractions[name]:.1%}", split, *counts, part["manifest_sha256"]
 
 
-def _schedule(schedule: Schedule) -> str:
-    warmup = f"{schedule.warmup_steps:,} steps of warm-up"
-    if schedule.name == "cosine":
-        return f"{warmup}, then a cosine to {schedule.final_learning_rate:g}"
-    decay = f"the last {schedule.decay_fraction:.0%} of all steps down to {schedule.final_learning_rate:g}"
-    return f"{warmup}, then constant, then {decay}"
+def describe_mixture_stages(recipe: Recipe) -> list[str]:
+    """Return a sentence for each later stage of the recipe's mixture."""
+    sentences = []
+    for stage in recipe.data.stages:
+        ramp = f", reached over {stage.ramp_tokens:,} tokens" if stage.ramp_tokens else ""
+        weights = ", ".join(f"{name} {fraction:.1%}" for name, fraction in _fractions(stage.weights).items())
+        sentences.append(f"From {stage.from_tokens:,} tokens on{ramp}: {weights}")
+    return sentences
 
 
-def _loss(facts: Facts) -> str:
-    measured = facts["measured"]
-    of = "" if len(facts["checkpoints"]) == 1 else ", of the newest of the checkpoints and not of their mean"
-    lines = ["![Training and validation loss against tokens seen](loss.png)"]
-    if "validation_step" in measured:
-        lines.append(
-            f"Validation at step {measured['validation_step']:,}: "
-            f"**{measured['validation_bits_per_byte']:.4f} bits per byte**, "
-            f"a loss of {measured['validation_loss']:.4f} nats per token{of}."
-        )
-    return "\n\n".join([*lines, f"Training loss of the last step: {measured['loss']:.4f} nats per token."])
+def _fractions(weights: Mapping[str, float]) -> dict[str, float]:
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}
 
 
-def _limits(facts: Facts, recipe: Recipe) -> str:
-    return "\n".join(
-        [
-            f"- It reads at most {recipe.model.context_length:,} tokens at once.",
-            "- It repeats what its data says, false and hurtful things included; nothing prevents that.",
-            "- It was not tuned to follow instructions or to hold a conversation.",
-            f"- {format_count(facts['parameters'])} parameters and {format_count(facts['tokens'])} tokens hold "
-            "few facts; do not rely on what it states.",
-        ]
-    )
+def release_rows(table: Json) -> Iterator[tuple[Json, tuple[str, ...]]]:
+    """Yield each row of releases.json with the cells of RELEASE_COLUMNS."""
+    for row in (*table["releases"], *table["baselines"]):
+        name, date = (f"{row['name']}, step {row['step']:,}", row["date"]) if "step" in row else (row["name"], "")
+        score, source = release_score(row), row["source"] or ""
+        if source == "measured" and row["coverage"]:
+            source += f", {row['coverage']}"
+        tokens = "" if row["tokens"] is None else format_count(row["tokens"])
+        mean = "" if row["mean_of_seven"] is None else f"{row['mean_of_seven']:.2f}"
+        yield row, (name, date, tokens, "" if score is None else str(score), mean, source)
 
 
-def _lineage(facts: Facts) -> str:
-    inputs, versions = facts["store"]["inputs"], facts["versions"]
-    rows = {
-        "raw files": f"{inputs['files']:,}, {inputs['bytes']:,} bytes",
-        "token store, its manifest": f"`{facts['store']['manifest_sha256']}`",
-        "tokenizer": f"`{facts['tokenizer']['digest']}`",
-        "recipe": f"`{facts['recipe']['digest']}`",
-        "initial weights": _initial_weights_text(facts["initial_weights"]),
-        "skipped batches": ", ".join(map(str, facts["skipped_batches"])) or "none",
-        "weights": _weights(facts),
-        "exported with": ", ".join(f"{name} {number}" for name, number in versions.items()),
-    }
-    found = table(("from raw file to weights", "SHA-256, or what it is"), rows.items())
-    return f"{found}\n\n`release.json`, beside the formats, holds the recipe and the SHA-256 of every file."
+def _escape_cell(text: str) -> str:
+    """Return the text of a table's cell with control characters, `<` outside code, `|` and newlines escaped."""
+    escaped = re.sub(r"(`[^`]*`)|<", lambda match: match[1] or "&lt;", visible(text))
+    return escaped.replace("|", "\\|").replace("\n", " ")
 
 
-def _initial_weights_text(initial: Facts | None) -> str:
-    return f"{initial['source']} `{initial['digest']}`" if initial else "drawn from the seed"
-
-
-def _weights(facts: Facts) -> str:
-    """The checkpoint, or those that were averaged."""
-    commits = [f"{name} `{commit}`" for name, commit in facts["checkpoints"].items()]
-    if len(commits) == 1:
-        return f"the checkpoint {commits[0]}"
-    return f"the mean of {', '.join(commits)}, each weighing {facts['average_decay']:g} times the one after it"
+def _link_dataset(description: str) -> str:
+    """Return a description with the name of a public data set at its beginning as a link."""
+    name = next((name for name in PUBLIC_DATASETS.values() if description.startswith(name)), None)
+    return f"[{name}](https://huggingface.co/datasets/{name}){description.removeprefix(name)}" if name else description

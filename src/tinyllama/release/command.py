@@ -1,4 +1,4 @@
-"""What `tinyllama release` does with what it is given: release it, unless it is a release, and push it if told to."""
+"""What `tinyllama release`, `tinyllama evaluate` and the process of a milestone do with releases."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,13 +6,19 @@ from typing import Any
 
 import torch
 
-from tinyllama.errors import InputError
-from tinyllama.evaluate.evaluation import BATCH_SIZE, evaluate_and_save
+from tinyllama.errors import InputError, run_and_get_exit_status
+from tinyllama.evaluate.evaluation import BATCH_SIZE, evaluate, evaluate_and_save
 from tinyllama.evaluate.results import format_evaluation
-from tinyllama.release import find_checkpoint, release, update_card
-from tinyllama.release.convert import ALL_FORMATS, release_foreign
-from tinyllama.release.index import is_release_of
+from tinyllama.model.llama import PRECISIONS
+from tinyllama.progress import set_quiet
+from tinyllama.release.card import update_card, update_cards
+from tinyllama.release.convert import ALL_FORMATS, release_external_weights
+from tinyllama.release.metadata import covers_recipe
 from tinyllama.release.push import push
+from tinyllama.release.release import find_checkpoint, release_run
+from tinyllama.runs.log import RunLog
+from tinyllama.runs.release_dir import ReleaseDir
+from tinyllama.runs.run_dir import RunDir
 
 
 def release_model(
@@ -25,25 +31,47 @@ def release_model(
     push_to: str | None,
     public: bool,
 ) -> Iterator[str]:
-    """Do it, and say what was done, a line each. Raises InputError as `release`, `release_foreign` and `push` do."""
+    """Release a run, a checkpoint or external weights, and push the release to the hub; yield a line per action.
+
+    With `push_to`, an existing release of the same checkpoint is pushed as it is, unless `force` or an option of the
+    release is given. Raises InputError as `release_run`, `release_external_weights` and `push` do.
+    """
     if public and not push_to:
-        raise InputError("release: --public says how a repository is made; name it with --push OWNER/NAME")
-    changing = force or any(option is not None for option in (formats, average, average_decay))
-    folder = _released(Path(source), step) if push_to and not changing else None
+        raise InputError("release: --public makes a new repository public; name the repository with --push OWNER/NAME")
+    is_external = _is_external(Path(source))
+    options: dict[str, Any] = {"formats": formats, "average": average, "average_decay": average_decay}
+    folder = None
+    if push_to and not force and all(option is None for option in options.values()):
+        folder = _existing_release(Path(source), step, is_external)
     if folder is None:
-        if _is_foreign(Path(source)):
+        if is_external:
             if (step, average, average_decay) != (None, None, None):
                 raise InputError(
                     f"{source}: no run here, and pretrained weights have no steps; correct the run's name, or remove "
                     "--step, --average and --average-decay"
                 )
-            folder = release_foreign(source, formats or ALL_FORMATS, force)
+            folder = release_external_weights(source, formats or ALL_FORMATS, force)
         else:
-            options: dict[str, Any] = {"formats": formats, "average": average, "average_decay": average_decay}
-            folder = release(source, step=step, force=force, in_transformers=True, **options)
+            folder = release_run(source, step=step, force=force, in_transformers=True, **options)
         yield f"release: {folder}"
     if push_to:
         yield f"pushed: {push(folder, push_to, public)}"
+
+
+def _is_external(source: Path) -> bool:
+    """Return whether the source is a Hugging Face folder, a release, or no local folder and thus a hub name."""
+    return any((source / name).is_file() for name in ("config.json", "release.json")) or not source.exists()
+
+
+def _existing_release(source: Path, step: int | None, is_external: bool) -> Path | None:
+    """Return the existing release that `source` is, or that was made from its checkpoint."""
+    if ReleaseDir(source).exists and step is None:
+        return source
+    if is_external:
+        return None
+    checkpoint = find_checkpoint(source, step)
+    release = checkpoint.run.releases.release(checkpoint.name)
+    return release.path if checkpoint.is_released_as(release) else None
 
 
 def evaluate_model(
@@ -62,22 +90,34 @@ def evaluate_model(
     if saved is None:
         return ""
     evaluation, path = saved
-    if path.with_name("release.json").is_file():
+    if ReleaseDir(path.parent).exists:
         update_card(path.parent)
     return "\n".join([*format_evaluation(evaluation), f"saved: {path}"])
 
 
-def _released(source: Path, step: int | None) -> Path | None:
-    """The release to push that is there already: given itself, or that of the checkpoint that would be released."""
-    if (source / "release.json").is_file() and step is None:
-        return source
-    if _is_foreign(source):
-        return None
-    checkpoint = find_checkpoint(source, step)
-    folder = checkpoint.parent.parent / "releases" / checkpoint.name
-    return folder if is_release_of(folder, checkpoint) else None
+def release_milestone(run: RunDir, step: int) -> None:
+    """Release the checkpoint of a step, and score it and the recipe's baselines; skip what is already done."""
+    checkpoint, config, precision = run.checkpoint(step), run.recipe().release, PRECISIONS[run.recipe().train.precision]
+    release = run.releases.release(checkpoint.name)
+    if not checkpoint.is_released_as(release):
+        release_run(run.path, step=step, force=release.exists)
+    elif step not in {event["step"] for event in run.events() if event["event"] == "release"}:
+        RunLog(run).event("release", step, folder=str(release.path))  # killed before it wrote the event
+    wanted = config.model_dump()
+    if not covers_recipe(release.evaluation(), wanted):
+        evaluate_and_save(str(release.path), config.tasks, config.limit, precision)
+    for name in config.baselines:
+        if not covers_recipe(run.releases.baseline_evaluation(name), wanted):
+            evaluation = evaluate(name, config.tasks, limit=config.limit, precision=precision)
+            evaluation.save(run.releases.baseline_path(name))
+    update_cards(run.releases)
 
 
-def _is_foreign(source: Path) -> bool:
-    """Whether it is a Hugging Face folder, a release, or no folder here: then it is the hub's to know."""
-    return any((source / name).is_file() for name in ("config.json", "release.json")) or not source.exists()
+def main(run: str, step: str) -> int:
+    """Release a milestone in this process, which runs next to training; return the exit status.
+
+    The last line on standard error is the reason of a failure. Status 2 means invalid input, which training does not
+    try again; a full disk has status 1, since it may be free a minute later.
+    """
+    set_quiet()
+    return run_and_get_exit_status(lambda: release_milestone(RunDir(Path(run)), int(step)), system_status=1)

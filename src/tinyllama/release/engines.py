@@ -1,33 +1,109 @@
-"""One format in its real engine: what it says about the reference's texts, prompts and scored text.
+"""Runs a format of a release in its engine, in a child process: a crash is a result, not the end of the command.
 
-A program of its own, since an engine may crash. `python -P engines.py ENGINE PATH OUT` reads the reference from
-standard input and writes what was observed, or the error, as JSON to the file OUT. `python -P engines.py quantise
-SOURCE PATH KIND` and `python -P engines.py convert SOURCE FOLDER KIND FILE...` write files. Of this package it imports
-the filters of log messages and what ends a process with its parent.
+This file is also the program of the child process. `python -P engines.py ENGINE PATH OUT` reads the reference from
+standard input and writes the engine's output, or its error, as JSON to OUT. `python -P engines.py quantise SOURCE PATH
+KIND` and `python -P engines.py convert SOURCE FOLDER KIND FILE...` write files.
 """
 
 import ctypes
 import json
 import logging
 import os
+import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tinyllama.errors import silence_torchao
+from tinyllama.errors import RunStoppedError, silence_torchao
 from tinyllama.processes import set_parent_death_signal
 
-# ruff: noqa: PLC0415 - each engine's library is imported only for its own format
+# ruff: noqa: PLC0415 - each engine's library is imported only in the child process, for its own format
 
-PARENT = "--parent="
-"""Begins the program's first argument: the number of the process with which it ends."""
+ENGINE_NAMES = {"transformers": "transformers", "llama_cpp": "llama.cpp", "ctranslate2": "CTranslate2"}
+"""Library -> its name in messages."""
+_CRASH_REMEDIES = {
+    "llama_cpp": "rebuild it for any x86-64 CPU: CMAKE_ARGS=-DGGML_NATIVE=OFF pip install --force-reinstall "
+    "--no-cache-dir --no-deps llama-cpp-python (docs/engines.md)",
+    "ctranslate2": "install another version of ctranslate2, or use another machine",
+    "transformers": "install other versions of torch and transformers, or use another machine",
+}
+_PARENT = "--parent="
+"""Prefix of the program's first argument: the process id with which it ends."""
 Reference = dict[str, Any]
-Observed = dict[str, Any]
+EngineOutput = dict[str, Any]
 
 
-def run_transformers(path: str, reference: Reference) -> Observed:
-    """A Hugging Face folder, in float32."""
+def run_engine(engine: str, path: Path, reference: Reference) -> EngineOutput:
+    """Return what an engine of ENGINES computes for the reference's texts, prompts and scored text.
+
+    `error` holds the message if the engine failed. `remedy` is set too if a signal ended it, which is no evidence
+    against the file.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "output.json"
+        ended = _run([engine, str(path), str(out)], json.dumps(reference).encode())
+        if out.is_file():
+            output: EngineOutput = json.loads(out.read_text())
+            return output
+    library = engine.removesuffix("-source")
+    if ended.returncode >= 0:
+        return {"error": f"{ENGINE_NAMES[library]} ended with status {ended.returncode}{_last_line(ended.stderr)}"}
+    message, remedy = _describe_crash(library, ended.returncode)
+    return {"error": message + _last_line(ended.stderr), "remedy": remedy}
+
+
+def run_conversion(library: str, function: str, *arguments: str) -> None:
+    """Run a function of CONVERSIONS, which uses this library, in a child process.
+
+    Raises RunStoppedError with the library's last line of output, or with the signal that ended it and a remedy.
+    """
+    ended = _run([function, *arguments], b"")
+    if ended.returncode < 0:
+        message, remedy = _describe_crash(library, ended.returncode)
+        if ended.returncode == -signal.SIGKILL:
+            remedy = "free some memory or raise its limit, and release again"
+        raise RunStoppedError(f"release: {message}{_last_line(ended.stderr)}; {remedy}")
+    if ended.returncode:
+        raise RunStoppedError(
+            f"release: {ENGINE_NAMES[library]} could not {function}{_last_line(ended.stderr)}; "
+            f"release without this format (--formats), or install another version of {ENGINE_NAMES[library]}"
+        )
+
+
+def crash_line(error: str, remedy: str) -> str:
+    """Return the line that reports a crash which `run_engine` found."""
+    return f"{error}, which is no evidence against the file; {remedy}"
+
+
+def _describe_crash(library: str, returncode: int) -> tuple[str, str]:
+    """Return the message and the remedy for a library whose process a signal ended."""
+    name = signal.Signals(-returncode).name
+    if name == "SIGKILL":  # comes from outside, for example from the kernel when memory runs out
+        remedy = "free some memory or raise its limit, then `tinyllama verify` the release"
+        return f"{ENGINE_NAMES[library]} was killed (SIGKILL)", remedy
+    return f"{ENGINE_NAMES[library]} crashed ({name}) on this machine", _CRASH_REMEDIES[library]
+
+
+def _run(arguments: list[str], stdin: bytes) -> subprocess.CompletedProcess[bytes]:
+    # -P: modules of this folder would hide libraries of the same name
+    command = [sys.executable, "-P", __file__, f"{_PARENT}{os.getpid()}", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, check=False)
+
+
+def _last_line(text: bytes) -> str:
+    lines = text.decode(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f": {last}" if last else ""
+
+
+# What follows runs in the child process.
+
+
+def run_transformers(path: str, reference: Reference) -> EngineOutput:
+    """Run a Hugging Face folder in float32."""
     model = _load_in_transformers(path)
     from transformers import AutoTokenizer
 
@@ -35,24 +111,24 @@ def run_transformers(path: str, reference: Reference) -> Observed:
     texts = [tokenizer(entry["text"], split_special_tokens=True).input_ids for entry in reference["texts"]]
     special = {}
     for name in ("bos", "eos"):
-        found = [getattr(part, f"{name}_token_id") for part in (tokenizer, model.config, model.generation_config)]
+        found = [getattr(holder, f"{name}_token_id") for holder in (tokenizer, model.config, model.generation_config)]
         expected = reference[f"{name}_id"]
         # a chat model may end at one of several tokens
         found = [expected if isinstance(value, list) and expected in value else value for value in found]
         special[name] = found[0] if found.count(found[0]) == len(found) else sorted(set(map(str, found)))
-    return {"special": special, "texts": texts, **_computed_in_transformers(model, reference)}
+    return {"special": special, "texts": texts, **_compute_in_transformers(model, reference)}
 
 
-def source_in_transformers(path: str, reference: Reference) -> Observed:
-    """A folder of weights that a release is made from, rounded to bf16 as in the release; no tokenizer."""
-    # padding is not computed here, and its id may be one that the embedding has no row for
+def run_source_in_transformers(path: str, reference: Reference) -> EngineOutput:
+    """Run a folder of external weights, rounded to bf16 as in the release, without its tokenizer."""
+    # padding is not computed here, and its id may be one without a row in the embedding
     model = _load_in_transformers(path, pad_token_id=None)
     import torch
 
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16())
-    return _computed_in_transformers(model, reference)
+    return _compute_in_transformers(model, reference)
 
 
 def _load_in_transformers(path: str, **config: Any) -> Any:
@@ -67,8 +143,8 @@ def _load_in_transformers(path: str, **config: Any) -> Any:
     )
 
 
-def _computed_in_transformers(model: Any, reference: Reference) -> Observed:
-    """Greedy continuations and the loss, whatever the folder's generation_config.json asks for."""
+def _compute_in_transformers(model: Any, reference: Reference) -> EngineOutput:
+    """Return greedy continuations and the loss, independent of the folder's generation_config.json."""
     import torch
     from transformers import GenerationConfig
 
@@ -76,7 +152,7 @@ def _computed_in_transformers(model: Any, reference: Reference) -> Observed:
     continuations = []
     for entry in reference["continuations"]:
         prompt, count = torch.tensor([entry["prompt_ids"]]), len(entry["ids"])
-        length = {"max_new_tokens": count, "min_new_tokens": count}  # until then the end of a text is not taken
+        length = {"max_new_tokens": count, "min_new_tokens": count}  # EOS is not taken before
         ids = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, **length)
         continuations.append(ids[0, prompt.shape[1] :].tolist())
     scored = torch.tensor([reference["scored"]["ids"]])
@@ -85,14 +161,14 @@ def _computed_in_transformers(model: Any, reference: Reference) -> Observed:
     return {"continuations": continuations, "nats_per_token": float(loss)}
 
 
-def run_llama_cpp(path: str, reference: Reference) -> Observed:
-    """A GGUF file."""
+def run_llama_cpp(path: str, reference: Reference) -> EngineOutput:
+    """Run a GGUF file."""
     import numpy as np
 
     scored, entries = reference["scored"]["ids"], reference["continuations"]
     length = max([len(scored), *(len(entry["prompt_ids"]) + len(entry["ids"]) for entry in entries)])
-    # one token at a time sees what a whole prompt sees only if the whole is one batch
-    model = open_llama_cpp(path, n_ctx=length, n_batch=length, logits_all=True, n_threads=_threads())
+    # a prompt in several batches would give other logits than one batch
+    model = open_llama_cpp(path, n_ctx=length, n_batch=length, logits_all=True, n_threads=_num_threads())
 
     def logits(ids: list[int]) -> Any:
         model.eval(ids)
@@ -125,8 +201,8 @@ def run_llama_cpp(path: str, reference: Reference) -> Observed:
 def open_llama_cpp(path: str, verbose: bool = False, **options: Any) -> Any:
     """Return a `llama_cpp.Llama` whose weights are not repacked for this CPU.
 
-    Where the CPU has AMX, repacked weights crash llama.cpp at two tokens or more (ggml-org/llama.cpp#20824). `Llama`
-    takes its model parameters from `llama_model_default_params` and has no argument for `use_extra_bufts`.
+    On CPUs with AMX, repacked weights crash llama.cpp at two tokens or more (ggml-org/llama.cpp#20824). `Llama` takes
+    its model parameters from `llama_model_default_params` and has no argument for `use_extra_bufts`.
     """
     from llama_cpp import Llama, llama_cpp
 
@@ -145,23 +221,23 @@ def open_llama_cpp(path: str, verbose: bool = False, **options: Any) -> Any:
 
 
 def quantise(source: str, path: str, kind: str) -> None:
-    """Write a GGUF file of this kind, such as Q8_0, from one in F16."""
+    """Write a GGUF file of a kind such as Q8_0 from one in F16."""
     import llama_cpp
 
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # otherwise one line per tensor
     parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype, parameters.nthread = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}"), _threads()
+    parameters.ftype, parameters.nthread = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}"), _num_threads()
     if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(path), ctypes.byref(parameters)):
         sys.exit(1)  # llama.cpp has logged the reason
 
 
-def _threads() -> int:
-    """As torch and CTranslate2 choose: llama.cpp would take no notice, and its threads spin on cores that are taken."""
+def _num_threads() -> int:
+    """Return torch's and CTranslate2's number of threads; llama.cpp's own default ignores OMP_NUM_THREADS."""
     return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
-def run_ctranslate2(path: str, reference: Reference) -> Observed:
-    """A CTranslate2 folder, with the tokenizer that lies in it; the engine itself reads and gives tokens' texts."""
+def run_ctranslate2(path: str, reference: Reference) -> EngineOutput:
+    """Run a CTranslate2 folder with the tokenizer in it; the engine itself reads and returns tokens, not text."""
     import ctranslate2
     from tokenizers import Tokenizer
 
@@ -176,9 +252,9 @@ def run_ctranslate2(path: str, reference: Reference) -> Observed:
     continuations = []
     for entry in reference["continuations"]:
         count = len(entry["ids"])
-        length = {"max_length": count, "min_length": count}  # until then the end of a text is not taken
-        (found,) = model.generate_batch([tokens(entry["prompt_ids"])], include_prompt_in_result=False, **length)
-        continuations.append([tokenizer.token_to_id(token) for token in found.sequences[0]])
+        length = {"max_length": count, "min_length": count}  # EOS is not taken before
+        (result,) = model.generate_batch([tokens(entry["prompt_ids"])], include_prompt_in_result=False, **length)
+        continuations.append([tokenizer.token_to_id(token) for token in result.sequences[0]])
     (scored,) = model.score_batch([tokens(reference["scored"]["ids"])], max_input_length=0)
     return {
         "special": {name: tokenizer.token_to_id(config[f"{name}_token"] or "") for name in ("bos", "eos")},
@@ -189,14 +265,14 @@ def run_ctranslate2(path: str, reference: Reference) -> Observed:
 
 
 def convert(source: str, folder: str, kind: str, *files: str) -> None:
-    """Write a CTranslate2 folder of this kind, such as int8_float32, from a Hugging Face folder, with these files."""
+    """Write a CTranslate2 folder of a type such as int8_float32 from a Hugging Face folder, with copies of `files`."""
     silence_torchao()
     from ctranslate2.converters import TransformersConverter
     from transformers.utils import logging as transformers_logging
 
     class Converter(TransformersConverter):  # type: ignore[misc]
         def load_model(self, *arguments: Any, **options: Any) -> Any:
-            """Copy the weights out of the mapped files, which would stay in memory until the last one is freed."""
+            """Load a model without its mapped files, which would stay in memory until the last weight is freed."""
             model = super().load_model(*arguments, **options)
             for parameter in model.parameters():
                 parameter.data = parameter.data.clone()
@@ -208,7 +284,7 @@ def convert(source: str, folder: str, kind: str, *files: str) -> None:
 
 ENGINES = {
     "transformers": run_transformers,
-    "transformers-source": source_in_transformers,
+    "transformers-source": run_source_in_transformers,
     "llama_cpp": run_llama_cpp,
     "ctranslate2": run_ctranslate2,
 }
@@ -217,18 +293,18 @@ CONVERSIONS: dict[str, Callable[..., None]] = {"quantise": quantise, "convert": 
 
 
 def main(engine: str, path: str, out: str, *more: str) -> None:
-    """Observe, where an error of the engine is a result too, or convert."""
+    """Run an engine, whose exception is a result too, or a conversion."""
     if engine in CONVERSIONS:
         CONVERSIONS[engine](path, out, *more)
         return
     try:
-        found = ENGINES[engine](path, json.load(sys.stdin))
-    except Exception as error:  # whatever it is, it is why this format does not work
-        found = {"error": " ".join(str(error).split()) or type(error).__name__}
-    Path(out).write_text(json.dumps(found))
+        output = ENGINES[engine](path, json.load(sys.stdin))
+    except Exception as error:  # any exception shows that the format does not work
+        output = {"error": " ".join(str(error).split()) or type(error).__name__}
+    Path(out).write_text(json.dumps(output))
 
 
 if __name__ == "__main__":
-    if sys.argv[1].startswith(PARENT):
-        set_parent_death_signal(int(sys.argv.pop(1).removeprefix(PARENT)))
+    if sys.argv[1].startswith(_PARENT):
+        set_parent_death_signal(int(sys.argv.pop(1).removeprefix(_PARENT)))
     main(*sys.argv[1:])

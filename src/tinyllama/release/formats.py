@@ -1,6 +1,6 @@
-"""The formats of a release besides Hugging Face's, each made from the Hugging Face folder.
+"""The formats of a release: Hugging Face, and GGUF and CTranslate2, which are converted from it.
 
-The libraries that write and run them are the extra `formats`; what is missing is said before anything is done.
+The libraries that write and run them are the extra `formats`. Importing this module loads none of them, and no torch.
 """
 
 from collections.abc import Collection, Iterable
@@ -10,88 +10,123 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama.errors import InputError, RunStoppedError
-from tinyllama.release.isolation import NAMES, crash_line, observe
+from tinyllama.release.engines import ENGINE_NAMES, crash_line, run_conversion, run_engine
 
 LIBRARIES = {
     "huggingface": ("transformers",),
     "gguf": ("gguf", "llama_cpp"),
     "ctranslate2": ("ctranslate2", "transformers"),
 }
-"""What each format is written with, and what runs it in `tinyllama verify`."""
-_FEW_TOKENS = 8
-"""Enough for a product of matrices, which is where engines differ by CPU."""
+"""Libraries that write each format and run it in `tinyllama verify`."""
+# gguf: the block sizes (Q8_0: 34 bytes for 32 weights); Q4_K_M as measured at 1.1B (benchmarks/release_1b.py)
+FORMAT_BYTES = {"huggingface": 2.0, "gguf": 2.0 + 34 / 32 + 0.607, "ctranslate2": 1.0 + 4.0}
+"""Bytes per parameter of each format."""
+# int8 alone would keep the norms in bf16, and compute everything but the matrix products in it
+_CTRANSLATE2_TYPES = {"float32": "float32", "int8": "int8_float32"}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+_SMOKE_TEST_TOKENS = 8
+"""Enough for a product of matrices, in which engines differ by CPU."""
 
 
-def check_formats(formats: Collection[str]) -> None:
-    """Raise InputError, naming the extra, where a library is missing that writes one of the formats."""
+def release_bytes(formats: Iterable[str], parameters: int) -> int:
+    """Return the size in bytes of a release in these formats; Hugging Face is always one of them."""
+    return round(parameters * sum(FORMAT_BYTES[name] for name in {"huggingface", *formats}))
+
+
+def check_format_libraries(formats: Collection[str]) -> None:
+    """Raise InputError, naming the extra, if a library that writes one of the formats is missing."""
     require_libraries(library for name in formats if name != "huggingface" for library in LIBRARIES[name])
 
 
 def require_libraries(names: Iterable[str]) -> None:
-    """Raise InputError, naming the extra, where one of these libraries is not installed."""
+    """Raise InputError, naming the extra, if one of these libraries is not installed."""
     missing = next((name for name in names if find_spec(name) is None), None)
     if missing:
         raise InputError(f'{missing} is not installed; pip install "tinyllama[formats]"')
 
 
 @dataclass(frozen=True)
-class Format:
-    """A format in a release: its name in the table, what runs it, and the path that the engine gets."""
+class ReleasedFormat:
+    """One format in a release."""
 
     name: str
+    """Name in the table of checks, such as `gguf Q8_0`."""
     engine: str
     path: str
+    """Relative path that the engine loads."""
+
+    @property
+    def kind(self) -> str:
+        """Name in `release.formats`."""
+        return self.name.split()[0]
 
 
-def formats_of(files: Iterable[str]) -> list[Format]:
-    """The formats that a release's files belong to, whether or not they are still there."""
+def list_formats(files: Iterable[str]) -> list[ReleasedFormat]:
+    """Return the formats that a release's files belong to, whether or not the files still exist."""
     names = list(files)
     ggufs = {Path(name).stem.rpartition("-")[2]: name for name in names if name.startswith("gguf/")}
-    folders = {Path(name).parts[1] for name in names if name.startswith("ctranslate2/")}
-    pages = {Path(name).parts[0] for name in names} & {"huggingface"}
+    ctranslate2 = sorted({Path(name).parts[1] for name in names if name.startswith("ctranslate2/")})
+    hugging_face = {Path(name).parts[0] for name in names} & {"huggingface"}
     return [
-        *(Format(name, "transformers", name) for name in pages),
-        *(Format(f"gguf {kind}", "llama_cpp", ggufs[kind]) for kind in ("F16", "Q8_0", "Q4_K_M") if kind in ggufs),
-        *(Format(f"ctranslate2 {kind}", "ctranslate2", f"ctranslate2/{kind}") for kind in sorted(folders)),
+        *(ReleasedFormat(name, "transformers", name) for name in hugging_face),
+        *(
+            ReleasedFormat(f"gguf {kind}", "llama_cpp", ggufs[kind])
+            for kind in ("F16", "Q8_0", "Q4_K_M")
+            if kind in ggufs
+        ),
+        *(ReleasedFormat(f"ctranslate2 {kind}", "ctranslate2", f"ctranslate2/{kind}") for kind in ctranslate2),
     ]
 
 
-def write_formats(part: Path, formats: Collection[str], name: str) -> None:
-    """Write `part/gguf` and `part/ctranslate2`, where they are among the formats, from `part/huggingface`.
+def write_formats(folder: Path, formats: Collection[str], name: str) -> None:
+    """Write `folder/gguf` and `folder/ctranslate2`, as far as requested, from `folder/huggingface`.
 
-    Files of GGUF are called after `name`. Raises InputError for a tokenizer that a format has no place for, and
-    RunStoppedError where the library that writes a format fails.
+    GGUF files are named after `name`. Raises InputError for a tokenizer or a weight that a format cannot hold, and
+    RunStoppedError where the library that writes a format fails or crashes.
     """
     if "gguf" in formats:
         from tinyllama.release.gguf import write_gguf  # noqa: PLC0415 - an extra
 
-        write_gguf(part / "gguf", part / "huggingface", name)
+        write_gguf(folder / "gguf", folder / "huggingface", name)
     if "ctranslate2" in formats:
-        from tinyllama.release.ctranslate2 import write_ctranslate2  # noqa: PLC0415 - an extra
-
-        write_ctranslate2(part / "ctranslate2", part / "huggingface")
+        write_ctranslate2(folder / "ctranslate2", folder / "huggingface")
 
 
-def load_formats(part: Path, reference: dict[str, Any], in_transformers: bool) -> str | None:
-    """Load each format under `part` once in its engine and compute a few tokens, where the engine is installed.
+def write_ctranslate2(folder: Path, source: Path) -> None:
+    """Write `folder/float32` and `folder/int8`, with one scale per row, from a Hugging Face Llama's folder.
+
+    CTranslate2's own converter runs in a child process per type and converts one matrix at a time, so memory holds the
+    model once. Both folders get the tokenizer's files, since CTranslate2 reads tokens, not text. Raises
+    RunStoppedError where the converter fails or crashes.
+    """
+    folder.mkdir(parents=True)
+    files = [name for name in _TOKENIZER_FILES if (source / name).is_file()]
+    for name, kind in _CTRANSLATE2_TYPES.items():
+        run_conversion("ctranslate2", "convert", str(source), str(folder / name), kind, *files)
+
+
+def smoke_test(folder: Path, reference: dict[str, Any], in_transformers: bool) -> str | None:
+    """Load each format under `folder` once in its engine, if installed, and compute a few tokens.
 
     `in_transformers` includes the Hugging Face folder, which takes seconds, unless CTranslate2 has converted it.
-    Returns the message of the first engine that crashed. Raises RunStoppedError where an engine refuses a file.
+    Return the message of the first engine that crashed. Raises RunStoppedError where an engine rejects a file.
     """
-    few = {**reference, "texts": [], "continuations": [], "scored": {"ids": reference["scored"]["ids"][:_FEW_TOKENS]}}
-    libraries = {"llama_cpp", "ctranslate2"}
-    if in_transformers and not (part / "ctranslate2").is_dir():
-        libraries.add("transformers")
+    scored = {"ids": reference["scored"]["ids"][:_SMOKE_TEST_TOKENS]}
+    short_reference = {**reference, "texts": [], "continuations": [], "scored": scored}
+    engines = {"llama_cpp", "ctranslate2"}
+    if in_transformers and not (folder / "ctranslate2").is_dir():
+        engines.add("transformers")
     crash = None
-    for entry in formats_of(path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file()):
-        if entry.engine not in libraries or find_spec(entry.engine) is None:
+    for released in list_formats(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()):
+        if released.engine not in engines or find_spec(released.engine) is None:
             continue
-        observed = observe(entry.engine, part / entry.path, few)
-        if "remedy" in observed:
-            crash = crash or crash_line(observed["error"], observed["remedy"])
-        elif "error" in observed:
+        output = run_engine(released.engine, folder / released.path, short_reference)
+        if "remedy" in output:
+            crash = crash or crash_line(output["error"], output["remedy"])
+        elif "error" in output:
+            engine = ENGINE_NAMES[released.engine]
             raise RunStoppedError(
-                f"release: {entry.name} does not run in {NAMES[entry.engine]} ({observed['error']}); "
-                f"release without it (--formats), or install another version of {NAMES[entry.engine]}"
+                f"release: {released.name} does not run in {engine} ({output['error']}); release without it "
+                f"(--formats), or install another version of {engine}"
             )
     return crash

@@ -1,67 +1,77 @@
-"""A Hugging Face folder as GGUF, which llama.cpp runs: F16, and from it Q8_0 and Q4_K_M by llama.cpp's own quantiser.
+"""Writes a Hugging Face folder as GGUF for llama.cpp: F16, and from it Q8_0 and Q4_K_M by llama.cpp's own quantiser.
 
-Weights are read, converted and written one at a time. llama.cpp rotates neighbours (dimensions 2i and 2i + 1) where
-Hugging Face rotates i and i + E/2, so the rows of each head's query and key change places.
+Weights are read, converted and written one at a time. llama.cpp's RoPE pairs dimensions 2i and 2i + 1 where Hugging
+Face pairs i and i + E/2, so the rows of each head's query and key are permuted. A Llama-style tokenizer becomes
+llama.cpp's "llama" (SentencePiece), which merges the pair with the best score. A byte-level tokenizer becomes "gpt2",
+whose word rules llama.cpp knows by name only; others are refused (see `tokenizer.formats`).
 """
 
 from pathlib import Path
 
 import gguf
 import numpy as np
+from gguf import TokenType
 from torch import Tensor
 
 from tinyllama.errors import InputError
 from tinyllama.loading import HuggingFaceLlama, Safetensors
 from tinyllama.recipe import Model
-from tinyllama.release.gguf_tokenizer import add_tokenizer
+from tinyllama.release.engines import run_conversion
 from tinyllama.release.huggingface import CHAT_TEMPLATE
-from tinyllama.release.isolation import convert
-from tinyllama.tokenizer.backends import read_tokenizer
+from tinyllama.tokenizer.backends import HuggingFaceBackend, TokenizerFile, fit_to_rows, read_tokenizer
+from tinyllama.tokenizer.conversion import parse_model
+from tinyllama.tokenizer.formats import word_rules
 
 QUANTISED = ("Q8_0", "Q4_K_M")
+_TOKEN_TYPES = {
+    "text": TokenType.NORMAL,
+    "byte": TokenType.BYTE,
+    "special": TokenType.CONTROL,
+    "user": TokenType.USER_DEFINED,
+    "unused": TokenType.UNUSED,
+}
 
 
 def write_gguf(folder: Path, source: Path, name: str) -> None:
     """Write NAME-F16.gguf, NAME-Q8_0.gguf and NAME-Q4_K_M.gguf into `folder` from a Hugging Face Llama's folder.
 
-    Raises InputError where llama.cpp has no tokenizer of its kind or float16 no place for a weight, and RunStoppedError
-    where llama.cpp's quantiser fails or crashes.
+    Raises InputError for a tokenizer that llama.cpp does not have and for a weight beyond the range of float16, and
+    RunStoppedError where llama.cpp's quantiser fails or crashes.
     """
     folder.mkdir(parents=True)
-    whole = folder / f"{name}-F16.gguf"
-    _write_f16(whole, HuggingFaceLlama.open(source), name)
+    f16 = folder / f"{name}-F16.gguf"
+    _write_f16(f16, HuggingFaceLlama.open(source), name)
     for kind in QUANTISED:
-        convert("llama_cpp", "quantise", str(whole), str(folder / f"{name}-{kind}.gguf"), kind)
+        run_conversion("llama_cpp", "quantise", str(f16), str(folder / f"{name}-{kind}.gguf"), kind)
 
 
-def _write_f16(path: Path, there: HuggingFaceLlama, name: str) -> None:
+def _write_f16(path: Path, source: HuggingFaceLlama, name: str) -> None:
     writer = gguf.GGUFWriter(path, "llama")
-    _add_shape(writer, there, name)
-    add_tokenizer(writer, read_tokenizer(there.folder), there.vocab_size)
-    if (there.folder / CHAT_TEMPLATE).is_file():
-        writer.add_chat_template((there.folder / CHAT_TEMPLATE).read_text(encoding="utf-8"))
-    stored = Safetensors(there.files())
-    names = _names(stored, there.config)
-    for theirs, ours in names.items():
-        shape = stored[ours].shape
-        is_vector = len(shape) == 1
-        dtype = np.dtype(np.float32 if is_vector else np.float16)
-        writer.add_tensor_info(theirs, shape, dtype, shape.numel() * dtype.itemsize)
+    _add_shape(writer, source, name)
+    _add_tokenizer(writer, read_tokenizer(source.folder), source.vocab_size)
+    if (source.folder / CHAT_TEMPLATE).is_file():
+        writer.add_chat_template((source.folder / CHAT_TEMPLATE).read_text(encoding="utf-8"))
+    tensors = Safetensors(source.files())
+    names = tensor_names(tensors, source.config)
+    for gguf_name, hf_name in names.items():
+        shape = tensors[hf_name].shape
+        dtype = np.dtype(np.float32 if len(shape) == 1 else np.float16)
+        writer.add_tensor_info(gguf_name, shape, dtype, shape.numel() * dtype.itemsize)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for ours in names.values():
-        writer.write_tensor_data(_converted(ours, stored[ours], there.config).numpy())
+    for hf_name in names.values():
+        writer.write_tensor_data(_convert_tensor(hf_name, tensors[hf_name], source.config).numpy())
     writer.close()
 
 
-def _add_shape(writer: gguf.GGUFWriter, there: HuggingFaceLlama, name: str) -> None:
-    shape = there.config
+def _add_shape(writer: gguf.GGUFWriter, source: HuggingFaceLlama, name: str) -> None:
+    shape = source.config
     writer.add_type("model")
     writer.add_name(name)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_vocab_size(there.vocab_size)
+    writer.add_vocab_size(source.vocab_size)
     writer.add_context_length(shape.context_length)
     writer.add_embedding_length(shape.dim)
     writer.add_block_count(shape.layers)
@@ -73,26 +83,79 @@ def _add_shape(writer: gguf.GGUFWriter, there: HuggingFaceLlama, name: str) -> N
     writer.add_layer_norm_rms_eps(shape.norm_eps)
 
 
-def _names(stored: Safetensors, shape: Model) -> dict[str, str]:
-    """GGUF's name of each tensor, and Hugging Face's; a tied head is llama.cpp's own business."""
+def tensor_names(tensors: Safetensors, shape: Model) -> dict[str, str]:
+    """Return GGUF's name of each tensor -> Hugging Face's; llama.cpp derives a tied head itself."""
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.layers)
-    names = {name: table.get_name(name, try_suffixes=(".weight",)) for name in stored}
+    names = {name: table.get_name(name, try_suffixes=(".weight",)) for name in tensors}
     if shape.tie_embeddings:
         names.pop("lm_head.weight", None)
-    return {theirs: ours for ours, theirs in names.items() if theirs is not None}
+    return {gguf_name: hf_name for hf_name, gguf_name in names.items() if gguf_name is not None}
 
 
-def _converted(name: str, tensor: Tensor, shape: Model) -> Tensor:
-    """A tensor as GGUF has it: matrices in float16, vectors in float32, because llama.cpp's norms are."""
+def _convert_tensor(name: str, tensor: Tensor, shape: Model) -> Tensor:
+    """Return a tensor in GGUF's form: matrices in float16, vectors in float32, since llama.cpp's norms are float32."""
     if tensor.ndim == 1:
         return tensor.float()
     heads = {"q_proj": shape.heads, "k_proj": shape.kv_heads}.get(name.split(".")[-2])
     half = (permute_rope_rows(tensor, heads) if heads else tensor).half().contiguous()
     if not half.isfinite().all():
-        raise InputError(f"{name}: a weight is over 65504, which float16 does not hold; release it without gguf")
+        raise InputError(f"{name}: a weight is over 65504, which float16 cannot hold; release it without gguf")
     return half
 
 
 def permute_rope_rows(weight: Tensor, heads: int) -> Tensor:
-    """Rows [heads * E, D] of a query or key, for a rotation of 2i with 2i + 1 instead of i with i + E/2."""
+    """Permute the rows [heads * E, D] of a query or key from pairs (i, i + E/2) to pairs (2i, 2i + 1)."""
     return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: TokenizerFile, num_rows: int) -> None:
+    """Add the tokenizer for a model whose embedding has `num_rows` rows, spare ones included."""
+    tokenizer = fit_to_rows(tokenizer, num_rows)  # llama.cpp loads no model with more tokens than rows
+    if tokenizer.is_llama_style:
+        types = [_TOKEN_TYPES[kind] for _, kind in tokenizer.kinds()]
+        if tokenizer.unk_id is not None:
+            types[tokenizer.unk_id] = TokenType.UNKNOWN
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        _add_tokens(writer, [text for text, _ in tokenizer.kinds()], types, num_rows)
+        writer.add_token_scores(_merge_scores(tokenizer) + [0.0] * (num_rows - tokenizer.vocab_size))
+        writer.add_add_space_prefix(True)  # part of what `is_llama_style` means
+        writer.add_remove_extra_whitespaces(False)
+    else:
+        converted = tokenizer.converted
+        # `text`: an added token that is not special
+        kinds = {**_TOKEN_TYPES, "byte-level": TokenType.NORMAL, "text": TokenType.USER_DEFINED}
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(word_rules(converted))
+        texts, types = [text for text, _ in converted.kinds()], [kinds[kind] for _, kind in converted.kinds()]
+        _add_tokens(writer, texts, types, num_rows)
+        writer.add_token_merges([" ".join(merge) for merge in converted.merges()])
+    for number, add in (
+        (tokenizer.bos_id, writer.add_bos_token_id),
+        (tokenizer.eos_id, writer.add_eos_token_id),
+        (tokenizer.unk_id, writer.add_unk_token_id),
+    ):
+        if number is not None:
+            add(number)
+    writer.add_add_bos_token(bool(tokenizer.bos_prefix))
+    writer.add_add_eos_token(False)
+
+
+def _add_tokens(writer: gguf.GGUFWriter, texts: list[str], types: list[TokenType], num_rows: int) -> None:
+    """Add texts and types of all ids; ids without a token get a name that no text can encode to."""
+    num_spare = num_rows - len(texts)
+    texts = [text or f"[PAD{number}]" for number, text in enumerate([*texts, *[""] * num_spare])]
+    writer.add_token_list(texts)
+    writer.add_token_types([*types, *[TokenType.UNUSED] * num_spare])
+
+
+def _merge_scores(tokenizer: TokenizerFile) -> list[float]:
+    """Return each token's score: from tokenizer.model, or scores that reproduce the order of the merges."""
+    model = tokenizer.sentencepiece_model()
+    if model is not None:
+        return [piece.score for piece in parse_model(model)[0]]
+    assert isinstance(tokenizer, HuggingFaceBackend)
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(tokenizer.merges(), start=1):
+        ranks.setdefault("".join(merge), rank)
+    return [-float(ranks.get(text, 0)) for text, _ in tokenizer.kinds()]

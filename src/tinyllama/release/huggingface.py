@@ -1,7 +1,6 @@
-"""A model as the Hugging Face folder that transformers and everything built on it load with no extra code.
+"""Writes a model as the Hugging Face folder that transformers, and everything built on it, loads without extra code.
 
-Writes config.json, generation_config.json, the weights as bf16 safetensors and the tokenizer's files. Weights
-become bf16 a shard of at most 5 GB at a time, so beside the model itself only one shard is ever in memory.
+The weights become bf16 safetensors one shard of at most 5 GB at a time, so memory holds the model and one shard.
 """
 
 import shutil
@@ -18,29 +17,24 @@ from tinyllama.tokenizer import Tokenizer
 
 SHARD_BYTES = 5 * 10**9
 CHAT_TEMPLATE = "chat_template.jinja"
-"""Where transformers 5 looks for how a chat model is spoken to."""
+"""Name of the file in which transformers 5 looks for a chat template."""
 
 
 def write_hugging_face(folder: Path, model: Llama, tokenizer: Tokenizer, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write the model and its tokenizer into `folder`, which is made."""
+    """Write the model and its tokenizer into a new folder; weights over `shard_bytes` become several files."""
     folder.mkdir(parents=True)
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
     write_json(folder / "config.json", config_to_hugging_face(model.config, model.vocab_size, bos, eos))
-    # Rows of a batch are padded with </s>, for Llama 2's vocabulary has no piece of its own for it.
+    # EOS pads batches, since Llama 2's vocabulary has no token for it
     write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos})
-    write_weights(folder, model, shard_bytes)
-    tokenizer.save(folder, context=model.config.context_length)
-
-
-def write_weights(folder: Path, model: Llama, shard_bytes: int) -> None:
-    """Write model.safetensors in bf16; over `shard_bytes`, several files and an index of their tensors."""
     tensors = dict(to_hugging_face(model.state_dict(), model.config))
-    sizes = {name: torch.empty(part.shape, dtype=torch.bfloat16, device="meta") for name, part in tensors.items()}
+    sizes = {name: torch.empty(tensor.shape, dtype=torch.bfloat16, device="meta") for name, tensor in tensors.items()}
     plan = split_torch_state_dict_into_shards(sizes, max_shard_size=shard_bytes)
     for file, names in plan.filename_to_tensors.items():
         shard = {name: tensors[name].to("cpu", torch.bfloat16).contiguous() for name in names}
         save_file(shard, folder / file, metadata={"format": "pt"})
-        shutil.copymode(folder / "config.json", folder / file)  # safetensors lets none but its owner read it
+        shutil.copymode(folder / "config.json", folder / file)  # safetensors makes files readable by the owner only
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_json(folder / "model.safetensors.index.json", index)
+    tokenizer.save(folder, context=model.config.context_length)

@@ -1,56 +1,148 @@
-"""Every format of a release in its own engine, held against what the checkpoint said before it was exported.
+"""Verifies a release: each format runs in its own engine and is compared with a reference.
 
-Reads a release, writes nothing. An engine runs in a process of its own: what it does with a damaged file, be it an
-error or an abort, is a row that failed.
+The reference is computed from the checkpoint before anything is exported and stored in release.json. A comparison with
+the Hugging Face folder would miss errors that the folder already has, such as gate and up projections swapped. Engines
+run in child processes, so an error or a crash on a damaged file is a failed check.
 """
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.nn import functional as F
+
 from tinyllama.errors import InputError
 from tinyllama.files import sha256_of
 from tinyllama.formatting import format_table
 from tinyllama.loading import HuggingFaceLlama
+from tinyllama.model.llama import Llama
 from tinyllama.progress import Bar
-from tinyllama.release.formats import LIBRARIES, Format, formats_of, require_libraries
-from tinyllama.release.isolation import crash_line, observe
-from tinyllama.release.lineage import read_facts
+from tinyllama.release.engines import EngineOutput, crash_line, run_engine
+from tinyllama.release.formats import LIBRARIES, ReleasedFormat, list_formats, require_libraries
+from tinyllama.runs.release_dir import ReleaseDir
+from tinyllama.tokenizer import Tokenizer
 
-Facts = dict[str, Any]
+Reference = dict[str, Any]
+
+NEW_TOKENS = 32
+PROMPTS = ("The old library stands", "def read(path):\n    ", "1. In the year 1859")
+NUM_VOCABULARY_TOKENS = 300
+# Texts that converters and tokenizers got wrong: runs of spaces, control characters, spelled special tokens, scripts.
+# fmt: off
+TOKENIZER_TEST_TEXTS = (
+    "", " ", "   ", "Hello world  foo", "   two ends   ", "\t\tif x:\r\n        return {'a': [1, 2]}\n\n\n",
+    " \n \n  \n", "日本語 中文。한국어", "\U0001f999 \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea",
+    "e\u0301 n\u0303o a\u030a\u0323", "\x01\x7f\x85\ue000\U0010ffff\ufeff\ufffd", "a\0b", "<s>", "▁ ▁▁x",
+    "<s>x</s> <unk><0x0A> [INST]", "<|endoftext|><|im_start|>", "x = 1234567890.5e-3", "naïve.foo(é)ñ_1 İıßﬁ",
+    "a" * 40 + " " * 70 + "-" * 40, "I'll don't WE'RE it's", "Ünïcödé ελληνικά русский עברית العربية हिन्दी ไทย",
+)
+# fmt: on
+# C. Darwin, On the Origin of Species (1859), its beginning; and ordinary code.
+TEXT = '''\
+When on board H.M.S. 'Beagle,' as naturalist, I was much struck with certain facts in the distribution of the \
+inhabitants of South America, and in the geological relations of the present to the past inhabitants of that \
+continent. These facts seemed to me to throw some light on the origin of species--that mystery of mysteries, as it has \
+been called by one of our greatest philosophers. On my return home, it occurred to me, in 1837, that something might \
+perhaps be made out on this question by patiently accumulating and reflecting on all sorts of facts which could \
+possibly have any bearing on it.
+
+def find(rows: list[int], wanted: int) -> int | None:
+    """Place of a value among sorted ones; None where it is not there."""
+    first, last = 0, len(rows) - 1
+    while first <= last:
+        middle = (first + last) // 2
+        if rows[middle] == wanted:
+            return middle
+        if rows[middle] < wanted:
+            first = middle + 1
+        else:
+            last = middle - 1
+    return None
+'''
+
+
+@torch.inference_mode()
+def compute_reference_outputs(model: Llama, tokenizer: Tokenizer) -> Reference:
+    """Return token ids of difficult texts, greedy continuations and nats per token of a float32 model on the CPU.
+
+    The weights are first rounded in place to bf16, as they are exported. Each token of a continuation has a margin: its
+    logit minus the second largest one. EOS is never taken, so continuations have their full length where the context
+    allows it.
+    """
+    assert model.precision == torch.float32, "the reference is computed in float32"
+    for parameter in model.parameters():
+        parameter.copy_(parameter.bfloat16())
+    texts = [*TOKENIZER_TEST_TEXTS, _text_of_tokens(tokenizer)]
+    scored = (tokenizer.bos_prefix + tokenizer.encode(TEXT))[: model.config.context_length]
+    logits = model(torch.tensor([scored]))[0, :-1]
+    return {
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+        "texts": [{"text": text, "ids": tokenizer.bos_prefix + tokenizer.encode(text)} for text in texts],
+        "continuations": [_continue(model, tokenizer, prompt) for prompt in PROMPTS],
+        "scored": {"ids": scored, "nats_per_token": float(F.cross_entropy(logits, torch.tensor(scored[1:])))},
+    }
+
+
+def _text_of_tokens(tokenizer: Tokenizer) -> str:
+    """Return a few hundred tokens from the whole vocabulary in random order, which reveals wrong scores and merges."""
+    texts = sorted({piece.decode(errors="ignore") for piece in tokenizer.piece_bytes()} - {""})
+    chosen = texts[:: max(1, len(texts) // NUM_VOCABULARY_TOKENS)]
+    random.Random(0).shuffle(chosen)
+    return "".join(chosen)
+
+
+def _continue(model: Llama, tokenizer: Tokenizer, text: str) -> dict[str, Any]:
+    """Return a greedy continuation of a prompt with its margins in logits."""
+    context_length = model.config.context_length
+    prompt = (tokenizer.bos_prefix + tokenizer.encode(text))[: max(1, context_length // 2)]
+    count = min(NEW_TOKENS, context_length - len(prompt))
+    caches = model.new_caches(1, context_length)
+    read, ids, margins = torch.tensor([prompt]), [], []
+    for _ in range(count):
+        logits = model(read, caches)[0, -1]
+        if tokenizer.eos_id is not None:
+            logits[tokenizer.eos_id] = -torch.inf
+        best, tokens = logits.topk(2)
+        ids.append(int(tokens[0]))
+        margins.append(float(best[0] - best[1]))
+        read = tokens[:1][None]
+    return {"prompt_ids": prompt, "ids": ids, "margins": margins}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One row of the table."""
+    """One row of the table of checks."""
 
     subject: str
-    """The format, or the file."""
+    """Format or file."""
     what: str
     expected: str
     found: str
     passed: bool
     remedy: str = ""
-    """Where the engine ended by a signal: what to do. Such a check says nothing about the file."""
+    """Remedy where a signal ended the engine; such a failure is no evidence against the file."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a format may be from the reference."""
+    """Maximum differences of a format from the reference."""
 
     nats: float
-    """Difference of the mean nats a token, as a share of the reference's."""
+    """Relative difference of the mean nats per token."""
     tie: float | None
-    """Logits: where the reference chose a token by less, no token is compared from there on. None: no token at all, for
-    in 4 and 8 bits another may be the likeliest."""
+    """Margin in logits below which a token of the reference is a tie, which ends the comparison of a continuation. None
+    compares no tokens: with 4 and 8 bits another token may be the most likely one."""
 
 
-# Measured on SmolLM2-135M, whose 2T tokens for 135M weights make it as sensitive as any: nats are off by 0.0001 % in
-# float32, 0.005 % in F16 (whose products are of float16; by up to 0.008 % for random weights), 0.4 % in Q8_0, 2.4 % in
-# Q4_K_M, 0.3 % in int8. Larger models lose less. Logits of random models are off by 0.007 in F16 where they have a
-# standard deviation of 1, by 0.06 where it is 2.7; only two of them, of one token, make a tie.
-LIMITS = {
+# Measured on SmolLM2-135M, whose 2T tokens for 135M weights make it unusually sensitive: nats differ by 0.0001 % in
+# float32, 0.005 % in F16 (whose products are float16; up to 0.008 % for random weights), 0.4 % in Q8_0, 2.4 % in
+# Q4_K_M, 0.3 % in int8. Larger models lose less. Logits of random models differ by 0.007 in F16 where their standard
+# deviation is 1, by 0.06 where it is 2.7; only the difference of two logits of one position makes a tie.
+TOLERANCES = {
     "huggingface": Tolerance(nats=1e-4, tie=1e-3),
     "gguf F16": Tolerance(nats=1e-3, tie=0.02),
     "gguf Q8_0": Tolerance(nats=0.01, tie=None),
@@ -60,70 +152,42 @@ LIMITS = {
 }
 
 
-def verify(release_folder: str | Path) -> list[Check]:
+def verify_release(folder: str | Path) -> list[Check]:
     """Check a release's files, and each of its formats in transformers, llama.cpp or CTranslate2.
 
     Raises InputError where the folder is no release, has no reference, or one of the engines is not installed.
     """
-    folder = Path(release_folder)
-    facts = read_facts(folder)
-    if not (facts.keys() >= {"reference", "files", "formats"} and facts["reference"] and facts["files"]):
-        raise InputError(f"{folder}/release.json: no reference to hold the formats against; release the run again")
-    found = formats_of(facts["files"])
-    require_libraries(library for entry in found for library in LIBRARIES[entry.name.split()[0]])
-    there = {entry.name.split()[0] for entry in found}
-    lacking = [name for name in facts["formats"] if name not in there]
-    source = _source(facts)
-    with Bar("verifying", 1 + len(found) + bool(source), "parts", rate="") as bar:
+    release = ReleaseDir(Path(folder))
+    metadata = release.metadata()
+    if not (metadata.keys() >= {"reference", "files", "formats"} and metadata["reference"] and metadata["files"]):
+        raise InputError(f"{release.metadata_path}: no reference to compare the formats with; release the run again")
+    formats = list_formats(metadata["files"])
+    require_libraries(library for released in formats for library in LIBRARIES[released.kind])
+    kinds = {released.kind for released in formats}
+    missing = [kind for kind in metadata["formats"] if kind not in kinds]
+    source = _unchanged_source(metadata)
+    with Bar("verifying", 1 + len(formats) + bool(source), "parts", rate="") as bar:
         bar.show(0, "every file's hash")
-        checks = file_checks(folder, facts["files"])
-        checks += [Check(name, "format", "its files", "none in release.json", False) for name in lacking]
-        for done, entry in enumerate(found, 1):
-            bar.show(done, f"{entry.name} in {entry.engine}")
-            checks += format_checks(entry, folder / entry.path, facts["reference"])
+        checks = verify_files(release.path, metadata["files"])
+        checks += [Check(kind, "format", "its files", "none in release.json", False) for kind in missing]
+        for done, released in enumerate(formats, 1):
+            bar.show(done, f"{released.name} in {released.engine}")
+            checks += verify_format(released, release.path / released.path, metadata["reference"])
         if source:
-            bar.show(1 + len(found), f"{source} in transformers")
-            checks += source_checks(source, facts["reference"])
-        bar.show(1 + len(found) + bool(source))
+            bar.show(1 + len(formats), f"{source} in transformers")
+            checks += verify_source(source, metadata["reference"])
+        bar.show(1 + len(formats) + bool(source))
     return checks
 
 
-def _source(facts: Facts) -> Path | None:
-    """The folder that a release of external weights was made from; None where it is gone or has changed."""
-    origin = facts.get("initial_weights") or {}
-    if facts.get("step") is not None or "config" not in origin or not Path(origin["source"]).exists():
-        return None
-    try:
-        there = HuggingFaceLlama.open(origin["source"])
-        same = (there.digest, sha256_of(there.folder / "config.json")) == (origin["digest"], origin["config"])
-    except InputError:  # no model any more
-        return None
-    return there.folder if same else None
+def verify_files(folder: Path, files: dict[str, Any]) -> list[Check]:
+    """Return a failed check for each missing or changed file, or one passed check for all of them."""
+    failed = [check for name, entry in files.items() if (check := _verify_file(folder, name, entry))]
+    total = f"{len(files)} files, {sum(entry['bytes'] for entry in files.values()):,} bytes"
+    return failed or [Check("files", "size and sha256", total, total, True)]
 
 
-def source_checks(folder: Path, reference: Facts) -> list[Check]:
-    """The rows of external weights: transformers on the folder that the reference was computed from.
-
-    The reference of such a release comes from this project's own reader, so no format of it shows a mistake in that.
-    The tokenizer is not compared: transformers' LlamaTokenizer gives other ids than SentencePiece where spaces repeat.
-    """
-    limits, observed = LIMITS["huggingface"], observe("transformers-source", folder, reference)
-    assert limits.tie is not None
-    if "error" in observed:
-        return [Check("source", "loads and runs", "yes", observed["error"], False, observed.get("remedy", ""))]
-    rows = _greedy(reference, observed, limits.tie), _nats(reference, observed, limits.nats)
-    return [Check("source", *row) for row in rows]
-
-
-def file_checks(folder: Path, files: Facts) -> list[Check]:
-    """A row for each file that is missing or not what it was; one for all of them where there is none."""
-    bad = [check for name, entry in files.items() if (check := _file_check(folder, name, entry))]
-    size = sum(entry["bytes"] for entry in files.values())
-    whole = f"{len(files)} files, {size:,} bytes"
-    return bad or [Check("files", "size and sha256", whole, whole, True)]
-
-
-def _file_check(folder: Path, name: str, entry: Facts) -> Check | None:
+def _verify_file(folder: Path, name: str, entry: dict[str, Any]) -> Check | None:
     path = folder / name
     if not path.is_file():
         return Check(name, "file", f"{entry['bytes']:,} bytes", "missing", False)
@@ -134,75 +198,103 @@ def _file_check(folder: Path, name: str, entry: Facts) -> Check | None:
     return None
 
 
-def format_checks(entry: Format, path: Path, reference: Facts) -> list[Check]:
-    """The rows of one format, from its own engine."""
-    limits = LIMITS[entry.name]
-    if limits.tie is None:
+def verify_format(released: ReleasedFormat, path: Path, reference: Reference) -> list[Check]:
+    """Return the checks of one format in its engine."""
+    tolerance = TOLERANCES[released.name]
+    if tolerance.tie is None:
         reference = {**reference, "continuations": []}
-    observed = observe(entry.engine, path, reference)
-    if "error" in observed:
-        return [Check(entry.name, "loads and runs", "yes", observed["error"], False, observed.get("remedy", ""))]
-    rows = [_special(reference, observed), _tokens(reference, observed)]
-    if limits.tie is not None:
-        rows.append(_greedy(reference, observed, limits.tie))
-    rows.append(_nats(reference, observed, limits.nats))
-    return [Check(entry.name, *row) for row in rows]
+    output = run_engine(released.engine, path, reference)
+    if "error" in output:
+        return [Check(released.name, "loads and runs", "yes", output["error"], False, output.get("remedy", ""))]
+    checks = [_verify_special_tokens(released.name, reference, output)]
+    checks.append(_verify_tokens(released.name, reference, output))
+    if tolerance.tie is not None:
+        checks.append(_verify_continuations(released.name, reference, output, tolerance.tie))
+    return [*checks, _verify_loss(released.name, reference, output, tolerance.nats)]
 
 
-CheckedFormat = tuple[str, str, str, bool]  # a Check's, without its subject
+def verify_source(folder: Path, reference: Reference) -> list[Check]:
+    """Return the checks of external weights: transformers on the folder that the reference was computed from.
+
+    The reference comes from this project's own reader, so no format can reveal an error in it. The tokenizer is not
+    compared: transformers' LlamaTokenizer and SentencePiece differ where spaces repeat.
+    """
+    tolerance, output = TOLERANCES["huggingface"], run_engine("transformers-source", folder, reference)
+    assert tolerance.tie is not None
+    if "error" in output:
+        return [Check("source", "loads and runs", "yes", output["error"], False, output.get("remedy", ""))]
+    return [
+        _verify_continuations("source", reference, output, tolerance.tie),
+        _verify_loss("source", reference, output, tolerance.nats),
+    ]
 
 
-def _special(reference: Facts, observed: Facts) -> CheckedFormat:
-    expected = {"bos": reference["bos_id"], "eos": reference["eos_id"]}
-    found = observed["special"]
-    return "bos, eos", _format_ids(expected), _format_ids(found), found == expected
+def _unchanged_source(metadata: dict[str, Any]) -> Path | None:
+    """Return the folder that a release of external weights was made from, or None if it is gone or has changed."""
+    source = metadata.get("initial_weights") or {}
+    if metadata.get("step") is not None or "config" not in source or not Path(source["source"]).exists():
+        return None
+    try:
+        llama = HuggingFaceLlama.open(source["source"])
+        digests = (llama.digest, sha256_of(llama.folder / "config.json"))
+    except InputError:  # no longer a model
+        return None
+    return llama.folder if digests == (source["digest"], source["config"]) else None
 
 
-def _format_ids(special: Facts) -> str:
-    return ", ".join(f"{special[name]}" for name in ("bos", "eos"))
+def _verify_special_tokens(subject: str, reference: Reference, output: EngineOutput) -> Check:
+    special, expected = output["special"], {"bos": reference["bos_id"], "eos": reference["eos_id"]}
+    texts = [f"{ids['bos']}, {ids['eos']}" for ids in (expected, special)]
+    return Check(subject, "bos, eos", texts[0], texts[1], special == expected)
 
 
-def _tokens(reference: Facts, observed: Facts) -> CheckedFormat:
+def _verify_tokens(subject: str, reference: Reference, output: EngineOutput) -> Check:
     texts = reference["texts"]
-    total = f"{len(texts)} texts, {sum(len(entry['ids']) for entry in texts)} tokens"
-    for entry, ids in zip(texts, observed["texts"], strict=True):
+    for entry, ids in zip(texts, output["texts"], strict=True):
         if ids != entry["ids"]:
-            place = _first_difference(entry["ids"], ids)
-            expected = f"{entry['ids'][max(0, place - 1) : place + 3]}"
-            return "tokens", expected, f"{ids[max(0, place - 1) : place + 3]} in {entry['text'][:20]!r}", False
-    return "tokens", total, total, True
+            index = _first_difference(entry["ids"], ids)
+            expected, found = (f"{tokens[max(0, index - 1) : index + 3]}" for tokens in (entry["ids"], ids))
+            return Check(subject, "tokens", expected, f"{found} in {entry['text'][:20]!r}", False)
+    total = f"{len(texts)} texts, {sum(len(entry['ids']) for entry in texts)} tokens"
+    return Check(subject, "tokens", total, total, True)
 
 
-def _greedy(reference: Facts, observed: Facts, tie: float) -> CheckedFormat:
-    """Continuations token by token, each up to the first that the reference itself all but tossed a coin for."""
-    total = sum(len(entry["ids"]) for entry in reference["continuations"])
-    compared = ties = 0
-    for number, (entry, ids) in enumerate(zip(reference["continuations"], observed["continuations"], strict=True), 1):
-        place = _first_difference(entry["ids"], ids)
-        if place < len(entry["ids"]) and entry["margins"][place] >= tie:
-            expected, found = entry["ids"][place], ids[place] if place < len(ids) else "no more"
-            return "greedy", f"{expected}", f"{found}, token {place + 1} after prompt {number}", False
-        compared += place
-        ties += place < len(entry["ids"])
-    stops = f"; {ties} stopped at a tie (margin under {tie:g})" if ties else ""
-    return "greedy", f"{total} tokens", f"{compared} the same{stops}", True
+def _verify_continuations(subject: str, reference: Reference, output: EngineOutput, tie: float) -> Check:
+    """Compare continuations token by token, each up to the reference's first tie."""
+    entries = reference["continuations"]
+    num_equal = num_ties = 0
+    for number, (entry, ids) in enumerate(zip(entries, output["continuations"], strict=True), 1):
+        index = _first_difference(entry["ids"], ids)
+        if index < len(entry["ids"]) and entry["margins"][index] >= tie:
+            found = ids[index] if index < len(ids) else "no more"
+            return Check(
+                subject, "greedy", f"{entry['ids'][index]}", f"{found}, token {index + 1} after prompt {number}", False
+            )
+        num_equal += index
+        num_ties += index < len(entry["ids"])
+    ties = f"; {num_ties} stopped at a tie (margin under {tie:g})" if num_ties else ""
+    total = sum(len(entry["ids"]) for entry in entries)
+    return Check(subject, "greedy", f"{total} tokens", f"{num_equal} the same{ties}", True)
 
 
-def _nats(reference: Facts, observed: Facts, share: float) -> CheckedFormat:
-    expected, found = reference["scored"]["nats_per_token"], observed["nats_per_token"]
-    off = found / expected - 1
-    return "nats a token", f"{expected:.4f} ± {share:.2%}", f"{found:.4f} ({off:+.3%})", abs(off) <= share
+def _verify_loss(subject: str, reference: Reference, output: EngineOutput, tolerance: float) -> Check:
+    expected, found = reference["scored"]["nats_per_token"], output["nats_per_token"]
+    difference = found / expected - 1
+    columns = (f"{expected:.4f} ± {tolerance:.2%}", f"{found:.4f} ({difference:+.3%})")
+    return Check(subject, "nats per token", *columns, abs(difference) <= tolerance)
 
 
 def _first_difference(expected: Sequence[int], found: Sequence[int]) -> int:
     pairs = enumerate(zip(expected, found, strict=False))
-    return next((place for place, (one, other) in pairs if one != other), min(len(expected), len(found)))
+    return next((index for index, (a, b) in pairs if a != b), min(len(expected), len(found)))
 
 
-def table(checks: Sequence[Check]) -> Iterator[str]:
-    """Yield the lines of the table, a line for each engine that crashed, and the result."""
-    rows = [(row.subject, row.what, row.expected, row.found, "pass" if row.passed else "FAIL") for row in checks]
+def format_checks(checks: Sequence[Check]) -> Iterator[str]:
+    """Yield the lines of the table, a line per engine that crashed, and the result."""
+    rows = [
+        (check.subject, check.what, check.expected, check.found, "pass" if check.passed else "FAIL") for check in checks
+    ]
     yield from format_table(("format", "check", "expected", "found", ""), rows)
-    yield from dict.fromkeys(crash_line(row.found, row.remedy) for row in checks if row.remedy)
-    failed = [row for row in checks if not row.passed]
-    yield f"{len(failed)} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"
+    yield from dict.fromkeys(crash_line(check.found, check.remedy) for check in checks if check.remedy)
+    num_failed = sum(not check.passed for check in checks)
+    yield f"{num_failed} of {len(checks)} checks failed" if num_failed else f"all {len(checks)} checks passed"

@@ -17,8 +17,8 @@ from matplotlib.lines import Line2D
 from tinyllama.evaluate.results import describe_measurement, task_score
 from tinyllama.formatting import MISSING, format_count, format_duration_precise, format_percent, visible
 from tinyllama.plots import charts
-from tinyllama.release.card_data import mix_stages
-from tinyllama.release.index import has_scores, release_score
+from tinyllama.release.card import describe_mixture_stages
+from tinyllama.release.metadata import has_scores, release_score
 from tinyllama.report import tables
 from tinyllama.report.run_data import RunData
 from tinyllama.report.tables import format_median, format_newest
@@ -85,7 +85,7 @@ def render_page(run: RunData, others: Sequence[RunData] = ()) -> str:
         scores=_score_plot(run),
         tasks=_task_plots(run),
         measured_with=sorted({describe_measurement(evaluation) for _, evaluation in run.evaluations}),
-        stages=mix_stages(run.recipe),
+        stages=describe_mixture_stages(run.recipe),
         comparison=_comparison_plot(runs),
         written=tables.format_timestamp(run.read_at),
         version=version("tinyllama"),

@@ -15,8 +15,7 @@ from tinyllama.hardware import format_hardware
 from tinyllama.model.flops import num_parameters
 from tinyllama.plots.curves import METRICS, MetricsSummary, summarize_metrics
 from tinyllama.recipe import Recipe
-from tinyllama.release.index import releases_table
-from tinyllama.release.lineage import store_facts
+from tinyllama.release.metadata import releases_table, summarize_store
 from tinyllama.runs.listing import RunStatus, read_run_status
 from tinyllama.runs.run_dir import RunDir
 
@@ -95,7 +94,7 @@ def read_run(folder: Path) -> RunData:
         digests["token store, its manifest"] = sha256_of(run.store_manifest_path)
         digests["tokenizer"] = checkpoint.get("tokenizer") or manifest["tokenizer"]["digest"]
         vocab_size = vocab_size or manifest["tokenizer"]["vocab_size"]
-        store = _with_origins(store_facts(manifest, recipe), [metadata for _, metadata in releases])
+        store = _with_origins(summarize_store(manifest, recipe), [metadata for _, metadata in releases])
     return RunData(
         folder=folder,
         recipe=recipe,
@@ -113,7 +112,7 @@ def read_run(folder: Path) -> RunData:
             for kind, evaluation in evaluated
             if evaluation and evaluation["step"] is not None
         ],
-        scores=releases_table(folder / "releases"),
+        scores=releases_table(run.releases),
     )
 
 

@@ -12,9 +12,8 @@ from datetime import UTC, datetime
 from tinyllama.evaluate.results import SCORE_COLUMNS, score_rows
 from tinyllama.formatting import MISSING, format_bytes, format_count, format_duration_precise, format_percent
 from tinyllama.recipe import flatten
-from tinyllama.release.card_data import DATA_HEAD, data_rows
-from tinyllama.release.card_scores import RELEASE_HEAD, release_rows
-from tinyllama.release.index import release_score
+from tinyllama.release.card import DATA_COLUMNS, RELEASE_COLUMNS, data_rows, release_rows
+from tinyllama.release.metadata import release_score
 from tinyllama.report.run_data import Json, RunData
 from tinyllama.runs.events import INFO, PROBLEM, Event, describe_event, event_category
 
@@ -41,7 +40,7 @@ def data_table(run: RunData) -> Table | None:
     """Return the table of sources and splits; None where the run has no store yet."""
     if run.store is None:
         return None
-    return Table(DATA_HEAD, list(data_rows(run.store["sources"], run.recipe)), numbers=(2, 4, 5), hashes=(6,))
+    return Table(DATA_COLUMNS, list(data_rows(run.store["sources"], run.recipe)), numbers=(2, 4, 5), hashes=(6,))
 
 
 def task_table(run: RunData, newest_only: bool) -> Table:
@@ -59,7 +58,7 @@ def score_table(run: RunData) -> Table:
     """Return the table of the run's releases and the baselines."""
     rows = list(release_rows(run.scores))
     kinds = ["own" if "step" in row else "" for row, _ in rows]
-    return Table(RELEASE_HEAD, [cells for _, cells in rows], numbers=(2, 3, 4), kinds=kinds)
+    return Table(RELEASE_COLUMNS, [cells for _, cells in rows], numbers=(2, 3, 4), kinds=kinds)
 
 
 def release_table(run: RunData) -> Table:

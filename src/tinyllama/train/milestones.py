@@ -88,6 +88,6 @@ class ReleaseQueue:
         with self.lock:
             if self.is_closed.is_set():
                 return 1, "the run has ended"
-            arguments = ("tinyllama.release.milestone", str(self.run.path), str(step))
+            arguments = ("tinyllama.release.command", str(self.run.path), str(step))
             self.sidecar = Sidecar(*arguments, one_core=self.use_one_core)
         return self.sidecar.wait()

@@ -1,4 +1,4 @@
-"""llama.cpp loads files without weight repacking, and an engine that crashes is reported as that."""
+"""Engines in child processes: llama.cpp without weight repacking, and reports of crashes."""
 
 import os
 import signal
@@ -15,41 +15,39 @@ from tests.release.conftest import MakeRun
 
 from tinyllama import cli
 from tinyllama.release import engines
-from tinyllama.release.verify import verify
+from tinyllama.release.verify import verify_release
 
 pytestmark = pytest.mark.slow
-
-pytest_plugins = ["tests.release.formats_fixtures"]
 
 HERE = Path(__file__).parent
 CRASHED = "llama.cpp crashed (SIGSEGV) on this machine"
 
 
-def loading(path: Path, how: str) -> str:
+def loading_log(path: Path, how: str) -> str:
     command = [sys.executable, str(HERE / "llama_cpp_buffers.py"), engines.__file__, str(path), how]
     return subprocess.run(command, check=True, capture_output=True, text=True).stderr
 
 
-def plant(monkeypatch: pytest.MonkeyPatch, engine: str, how: str) -> None:
-    """Have the engine end so, in its own process; the others run."""
+def plant_crash(monkeypatch: pytest.MonkeyPatch, engine: str, how: str) -> None:
+    """End the engine's process by a signal number or by `error`; other engines run."""
     monkeypatch.setenv("ENGINES", engines.__file__)
     monkeypatch.setattr(engines, "__file__", str(HERE / "crashing_engine.py"))
     monkeypatch.setenv("CRASH", f"{engine}={how}")
 
 
 @pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_K_M"])
-def test_the_wrapper_loads_a_file_without_repacked_weights(all_formats: Path, kind: str) -> None:
+def test_llama_cpp_does_not_repack_weights(all_formats: Path, kind: str) -> None:
     path = all_formats / f"gguf/small-{kind}.gguf"
-    log = loading(path, "wrapper")
+    log = loading_log(path, "wrapper")
     assert "extra buffers: False" in log
     assert "REPACK model buffer" not in log
     assert "AMX model buffer" not in log
-    default = loading(path, "default")  # only loads: a CPU with AMX crashes when it computes
+    default = loading_log(path, "default")  # loading only: a CPU with AMX crashes when it computes
     assert "extra buffers: True" in default
 
 
-def test_quantised_files_run_at_every_number_of_tokens_per_batch(all_formats: Path) -> None:
-    """On a CPU with AMX this crashes without the wrapper; on others it shows that the wrapper computes."""
+def test_quantised_file_runs_at_all_batch_lengths(all_formats: Path) -> None:
+    """Without the wrapper this crashes on CPUs with AMX."""
     command = [
         sys.executable,
         str(HERE / "llama_cpp_batches.py"),
@@ -61,12 +59,12 @@ def test_quantised_files_run_at_every_number_of_tokens_per_batch(all_formats: Pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGILL, signal.SIGABRT])
-def test_an_engine_that_crashes_fails_its_checks_with_the_remedy_and_the_others_run(
+def test_crashed_engine_fails_its_checks_and_the_others_run(
     release: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
-    plant(monkeypatch, "llama_cpp", str(int(number)))
+    plant_crash(monkeypatch, "llama_cpp", str(int(number)))
     with started_normally() if number is signal.SIGSEGV else nullcontext():
-        checks = verify(release)
+        checks = verify_release(release)
     crashed = [check for check in checks if not check.passed]
     assert [check.subject for check in crashed] == ["gguf F16", "gguf Q8_0", "gguf Q4_K_M"]
     assert {check.found for check in crashed} == {
@@ -75,10 +73,10 @@ def test_an_engine_that_crashes_fails_its_checks_with_the_remedy_and_the_others_
     assert {check.subject for check in checks if check.passed} >= {"huggingface", "ctranslate2 int8"}
 
 
-def test_verify_says_once_that_a_crash_is_no_evidence_and_what_to_do(
+def test_crash_is_reported_once_with_its_remedy(
     release: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plant(monkeypatch, "any", str(int(signal.SIGSEGV)))
+    plant_crash(monkeypatch, "any", str(int(signal.SIGSEGV)))
     assert cli.main(["verify", str(release)]) == 1
     lines = capsys.readouterr().out.splitlines()
     (line,) = (line for line in lines if line.startswith(CRASHED))
@@ -87,9 +85,9 @@ def test_verify_says_once_that_a_crash_is_no_evidence_and_what_to_do(
     assert lines[-1] == "6 of 7 checks failed"
 
 
-def test_a_killed_engine_is_not_called_a_crash(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, "ctranslate2", str(int(signal.SIGKILL)))
-    failed = [check for check in verify(release) if not check.passed]
+def test_killed_engine_is_not_reported_as_a_crash(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_crash(monkeypatch, "ctranslate2", str(int(signal.SIGKILL)))
+    failed = [check for check in verify_release(release) if not check.passed]
     assert {check.found.split(":")[0] for check in failed} == {"CTranslate2 was killed (SIGKILL)"}
     assert all("memory" in check.remedy for check in failed)
 
@@ -97,11 +95,11 @@ def test_a_killed_engine_is_not_called_a_crash(release: Path, monkeypatch: pytes
 FORMATS = ("--formats", "huggingface", "gguf")
 
 
-def test_a_crash_while_a_release_is_loaded_leaves_the_release_and_status_1(
+def test_crash_in_the_smoke_test_keeps_the_release_with_status_1(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run()
-    plant(monkeypatch, "llama_cpp", str(int(signal.SIGSEGV)))
+    plant_crash(monkeypatch, "llama_cpp", str(int(signal.SIGSEGV)))
     with started_normally():
         assert cli.main(["release", str(run), *FORMATS]) == 1
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "tinyllama:" in line)
@@ -111,11 +109,11 @@ def test_a_crash_while_a_release_is_loaded_leaves_the_release_and_status_1(
 
 
 @pytest.mark.parametrize("engine", ["llama_cpp", "quantise"])
-def test_a_file_that_its_engine_refuses_or_cannot_write_is_no_release(
+def test_engine_error_leaves_no_release(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], engine: str
 ) -> None:
     run = make_run()
-    plant(monkeypatch, engine, "error")
+    plant_crash(monkeypatch, engine, "error")
     assert cli.main(["release", str(run), *FORMATS]) == 1
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "tinyllama:" in line)
     assert "llama.cpp" in line
@@ -124,24 +122,24 @@ def test_a_file_that_its_engine_refuses_or_cannot_write_is_no_release(
 
 
 @pytest.mark.parametrize("step", ["quantise", "convert"])
-def test_a_crash_while_a_format_is_written_is_one_line_and_no_release(
+def test_crash_during_conversion_leaves_no_release(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: str
 ) -> None:
     run = make_run()
-    plant(monkeypatch, step, str(int(signal.SIGILL)))
+    plant_crash(monkeypatch, step, str(int(signal.SIGILL)))
     assert cli.main(["release", str(run), "--formats", "gguf", "ctranslate2"]) == 1
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "tinyllama:" in line)
     assert "crashed (SIGILL) on this machine" in line
     assert not any((run / "releases").glob("*/release.json"))
 
 
-def test_an_engine_ends_with_the_process_that_started_it() -> None:
+def test_engine_ends_with_its_parent() -> None:
     stdin, kept_open = os.pipe()
     command = [sys.executable, str(HERE / "engine_starter.py"), engines.__file__]
     with subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         engine = Path("/proc", starter.stdout.readline().strip(), "stat")
-        for _ in range(10):  # asleep for half a second: it waits for its input
+        for _ in range(10):  # asleep for half a second, waiting for its input
             wait_for(lambda: ") S " in engine.read_text())
             time.sleep(0.05)
         starter.kill()
@@ -151,6 +149,6 @@ def test_an_engine_ends_with_the_process_that_started_it() -> None:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Return once the condition holds; the test's own limit ends an endless wait."""
+    """Return once the condition holds; the test's timeout ends an endless wait."""
     while not condition():
         time.sleep(0.05)

@@ -1,0 +1,233 @@
+"""The contents of release.json, a release's lineage from the raw files to the weights, and of releases.json.
+
+A checkpoint names the recipe, the store and the tokenizer by their digests. A run that now holds others is refused,
+because the card would describe another model. releases.json is computed from the releases and evaluations in the
+folder, so it can be written again at any time.
+"""
+
+import math
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinyllama.errors import InputError
+from tinyllama.evaluate.results import PUBLISHED_BASELINES, Score, task_score
+from tinyllama.files import read_json, sha256_of
+from tinyllama.loading import load_tokenizer
+from tinyllama.model.flops import num_parameters
+from tinyllama.prepare.corpus import MANIFEST as EMBEDDED_CORPUS_MANIFEST
+from tinyllama.recipe import Recipe, Release, Source
+from tinyllama.runs.release_dir import ReleaseDir, ReleasesDir
+from tinyllama.runs.run_dir import CheckpointDir, RunDir
+from tinyllama.tokenizer.backends import HUB_NAME
+
+EMBEDDED_CORPUS = "embedded corpus"
+PUBLIC_DATASETS = {"slimpajama": "cerebras/SlimPajama-627B", "starcoderdata": "bigcode/starcoderdata"}
+"""Format of a source -> its data set on the hub."""
+SEVEN_TASKS = ("hellaswag", "openbookqa", "winogrande", "arc_challenge", "arc_easy", "boolq", "piqa")
+"""Tasks of the original model card."""
+
+ReleaseRow = dict[str, Any]
+
+
+def build_release_metadata(checkpoint: CheckpointDir, averaged: list[CheckpointDir], config: Release) -> dict[str, Any]:
+    """Return the contents of release.json except `reference` and `files`; `averaged` are the weights' checkpoints.
+
+    Raises InputError where the run's store, the recipe or the tokenizer is not the one that trained the checkpoint.
+    """
+    run, state, recipe = checkpoint.run, checkpoint.state(), Recipe.load(checkpoint.recipe_path)
+    tokenizer, store_digest = load_tokenizer(checkpoint.path), sha256_of(run.store_manifest_path)
+    for key, path, digest in (
+        ("digest", checkpoint.recipe_path, recipe.digest),
+        ("store", run.store_manifest_path, store_digest),
+        ("tokenizer", checkpoint.tokenizer_dir, tokenizer.digest),
+    ):
+        if state[key] != digest:
+            raise InputError(
+                f"{path}: digest {digest[:12]}, but {checkpoint.name} was trained with {state[key][:12]}; restore the "
+                "original, or release a newer checkpoint"
+            )
+    vocab_size = state.get("vocab_size") or tokenizer.vocab_size  # external weights may have spare rows
+    return {
+        "name": recipe.name,
+        "date": datetime.fromtimestamp(state["time"], UTC).date().isoformat(),
+        "step": state["step"],
+        "tokens": state["tokens"],
+        "parameters": num_parameters(recipe.model, vocab_size),
+        "initial_weights": state.get("initial_weights"),
+        "hardware": state.get("hardware", []),
+        "skipped_batches": sorted(run.skipped_batches()),
+        "formats": list(config.formats),
+        "checkpoints": {one.name: one.commit_hash for one in averaged},
+        "average_decay": config.average_decay,
+        "recipe": {"digest": recipe.digest, "fields": recipe.model_dump(mode="json")},
+        "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
+        "store": {"manifest_sha256": store_digest, **summarize_store(read_json(run.store_manifest_path), recipe)},
+        "measured": _last_metrics(run, state["step"]),
+        "versions": {
+            "tinyllama": version("tinyllama"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def summarize_store(manifest: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Return a store's `inputs` and, for each of the recipe's `sources`, its origin and its splits."""
+    sources = {
+        name: {"origin": _origin(source), "splits": manifest["sources"][name]["splits"]}
+        for name, source in recipe.data.sources.items()
+        if name in manifest["sources"]  # a recipe that changed since may name others
+    }
+    inputs = manifest["inputs"].values()
+    return {"inputs": {"files": len(inputs), "bytes": sum(inputs)}, "sources": sources}
+
+
+def _origin(source: Source) -> str | None:
+    """Return the known data set that a source is; None for the user's own, and where its files no longer exist."""
+    path = Path(source.path)
+    if any((folder / EMBEDDED_CORPUS_MANIFEST).is_file() for folder in (path, *path.parents)):
+        return EMBEDDED_CORPUS
+    return PUBLIC_DATASETS.get(source.format) if path.exists() else None
+
+
+def _last_metrics(run: RunDir, step: int) -> dict[str, Any]:
+    """Return the last training loss and the last validation up to a step. Raises InputError without metrics."""
+    row, found = None, {"loss": None}
+    for row in run.metrics(step):
+        if row["loss"] is not None:
+            found["loss"] = row["loss"]
+        if row.get("validation_loss") is not None:
+            found["validation_step"] = row["step"]
+            found |= {name: row[name] for name in ("validation_loss", "validation_bits_per_byte")}
+    if row is None:
+        raise InputError(f"{run.metrics_path}: no row up to step {step}; restore the file, the loss plot needs it")
+    return found
+
+
+def base_model(metadata: Mapping[str, Any]) -> str | None:
+    """Return the hub name of the model whose weights the training started from; None for a local folder."""
+    source = metadata["initial_weights"] and metadata["initial_weights"]["source"]
+    return source if source and HUB_NAME.fullmatch(source) and not Path(source).exists() else None
+
+
+def check_destination(release: ReleaseDir, force: bool) -> None:
+    """Raise InputError where a release exists, or where `force` would delete files that no release wrote.
+
+    A release's own files are those that release.json names, and those that an evaluation adds.
+    """
+    folder = release.path
+    if not folder.exists() and not folder.is_symlink():
+        return
+    metadata = read_json(release.metadata_path) if release.exists else None
+    if metadata is not None and not force:
+        raise InputError(f"{folder}: already released; --force replaces it")
+    own = {"release.json", "evaluation.json", *(metadata.get("files") or () if isinstance(metadata, dict) else ())}
+    paths = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    foreign = [path for path in paths if path.relative_to(folder).as_posix() not in own]
+    if metadata is not None and foreign:
+        raise InputError(f"{folder}: contains {foreign[0].name!r}, which no release wrote; move it away")
+    if folder.is_symlink() or not folder.is_dir() or metadata is None:
+        raise InputError(f"{folder}: exists and is no release; move it away")
+
+
+def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return size and SHA-256 of every file below `folder`, by its relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
+
+
+def hash_file(path: Path) -> dict[str, Any]:
+    """Return a file's entry in release.json."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def releases_table(releases: ReleasesDir) -> dict[str, list[ReleaseRow]]:
+    """Return the contents of releases.json: `releases` by number of tokens; `baselines`, measured ones first.
+
+    Each row has `name`, `tokens`, `hellaswag` (acc_norm) and `mean_of_seven` in per cent, `stderr` and `coverage` of
+    `hellaswag` where it was measured, and `source` (`measured` or `published, …`). A release also has `date`, `step`,
+    `folder`, `commit` (SHA-256 of its checkpoint's commit) and `complete`: whether it and the recipe's baselines have
+    all scores that the recipe requests.
+    """
+    rows = [_release_row(releases, release, metadata) for release, metadata in releases.releases()]
+    measured = [
+        {"name": evaluation["model"], "tokens": evaluation["tokens"], **_score_columns(evaluation)}
+        for evaluation in releases.baseline_evaluations()
+    ]
+    published = [
+        {
+            "name": baseline.name,
+            "tokens": baseline.tokens,
+            "hellaswag": baseline.hellaswag_acc_norm,
+            "stderr": None,
+            "coverage": "all 10042 items",
+            "mean_of_seven": baseline.mean_of_seven,
+            "source": f"published, {baseline.source}",
+        }
+        for baseline in PUBLISHED_BASELINES
+    ]
+    return {"releases": sorted(rows, key=lambda row: row["tokens"]), "baselines": [*measured, *published]}
+
+
+def _release_row(releases: ReleasesDir, release: ReleaseDir, metadata: Mapping[str, Any]) -> ReleaseRow:
+    config: dict[str, Any] = metadata["recipe"]["fields"]["release"]
+    run = RunDir(releases.path.resolve().parent)
+    if run.recipe_path.is_file():  # the tasks that are requested now, not when the release was made
+        config = run.recipe().release.model_dump(mode="json")
+    evaluation = release.evaluation()
+    evaluations = [evaluation, *map(releases.baseline_evaluation, config["baselines"])]
+    return {
+        **{key: metadata[key] for key in ("date", "name", "step", "tokens")},
+        "folder": release.path.name,
+        "commit": [*metadata["checkpoints"].values()][-1],  # the release's own is the newest of those averaged
+        "complete": all(covers_recipe(one, config) for one in evaluations),
+        **_score_columns(evaluation),
+    }
+
+
+def _score_columns(evaluation: Mapping[str, Any] | None) -> ReleaseRow:
+    rows = _zero_shot_rows(evaluation) if evaluation else {}
+    score = task_score(rows.get("hellaswag", {}), "acc_norm")
+    return {
+        "hellaswag": None if score is None else score.value,
+        "stderr": None if score is None else score.stderr,
+        "coverage": evaluation["coverage"].get("hellaswag") if evaluation else None,
+        "mean_of_seven": mean_of_seven(rows),
+        "source": "measured" if rows.get("hellaswag") else None,
+    }
+
+
+def _zero_shot_rows(evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the rows that were scored without examples before an item, as the published ones were."""
+    num_fewshot = evaluation.get("num_fewshot", {})
+    return {task: row for task, row in evaluation["rows"].items() if not num_fewshot.get(task)}
+
+
+def mean_of_seven(rows: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Return the mean of the model card's seven tasks in per cent; None unless all of them were scored."""
+    scores = [score.value for task in SEVEN_TASKS if (score := task_score(rows.get(task, {})))]
+    return sum(scores) / len(scores) if len(scores) == len(SEVEN_TASKS) else None
+
+
+def covers_recipe(evaluation: Mapping[str, Any] | None, config: Mapping[str, Any]) -> bool:
+    """Return whether an evaluation has all tasks of a recipe's `release`, on at least as many items."""
+    rows, requested = (_zero_shot_rows(evaluation), evaluation.get("asked", [])) if evaluation else ({}, [])
+    limit = config["limit"] or math.inf
+    too_few = {name for name, row in rows.items() if row["items"] < min(limit, row["total_items"])}
+    return set(config["tasks"]) <= {*rows, *requested} - too_few
+
+
+def release_score(row: Mapping[str, Any]) -> Score | None:
+    """Return the HellaSwag score of a row of releases.json, or None where it has none."""
+    return None if row["hellaswag"] is None else Score("acc_norm", row["hellaswag"], row["stderr"])
+
+
+def has_scores(table: Mapping[str, list[ReleaseRow]]) -> bool:
+    """Return whether any release in releases.json has a HellaSwag score."""
+    return any(row["hellaswag"] is not None for row in table["releases"])
