@@ -112,7 +112,7 @@ def test_weights_that_transformers_computes_differently_are_not_released(
     ignore_another_head(monkeypatch)
     assert cli.main(["--quiet", "release", llama, "--formats", "huggingface"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"tinyllama: {llama}: transformers disagrees")
+    assert line.startswith(f"tinyllama: {llama}: ") and "disagree" in line
     assert not Path("releases/other").exists()
 
 
@@ -188,7 +188,7 @@ def test_command_releases_a_llama_and_checks_its_options(llama: str, capsys: pyt
     for more, said in (
         ([], "releases/other: already released; --force replaces it"),
         (["--force", "--step", "3"], "pretrained weights have no steps"),
-        (["--force", "--public"], "name it with --push"),
+        (["--force", "--public"], "--push OWNER/NAME"),
     ):
         assert cli.main([*command, *more]) == 2
         assert said in capsys.readouterr().err
@@ -202,5 +202,5 @@ def test_another_folder_of_the_releases_name_is_an_error(llama: str, capsys: pyt
 
 def test_model_of_another_architecture_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt_neox", "hidden_size": 64, "num_attention_heads": 4}')
-    with pytest.raises(InputError, match="model_type is 'gpt_neox'"):
+    with pytest.raises(InputError, match="model_type.*'gpt_neox'"):
         release_external_weights(str(tmp_path), ["huggingface"])

@@ -136,7 +136,7 @@ def test_special_tokens_beyond_the_rows_are_dropped(tokenizer: Tokenizer, tmp_pa
     expected["texts"] += [{"text": text, "ids": tokenizer.bos_prefix + tokenizer.encode(text)} for text in ["a<pad>b"]]
     path = tmp_path / "gguf/small-Q8_0.gguf"
     checks = verify_format(ReleasedFormat("gguf Q8_0", "llama_cpp", path.name), path, expected)
-    assert [check.what for check in checks if check.passed] == ["bos, eos", "tokens", "nats a token"]
+    assert [check.what for check in checks if check.passed] == ["bos, eos", "tokens", "nats per token"]
 
 
 def test_tokenizer_unknown_to_llama_cpp_is_an_error(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def stranger(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 @pytest.mark.parametrize("name", ["../../victim", "..", "/tmp/victim", "a/b", "", 3, None, ["x"], "a\x1b[2J", "ok\n"])
 def test_the_name_in_a_release_leads_nowhere(stranger: Path, name: object) -> None:
     write_json(stranger / "release.json", {"name": name})
-    with pytest.raises(InputError, match=r"release\.json: name .* is no name of a model"):
+    with pytest.raises(InputError, match=r"release\.json: .* is no valid model name"):
         release_external_weights(str(stranger), ["huggingface"], force=True)
     assert (stranger.parent / "victim/precious").read_text() == "precious"
     assert not any((stranger.parent / "work").rglob("*"))
