@@ -202,5 +202,5 @@ def test_another_folder_of_the_releases_name_is_an_error(llama: str, capsys: pyt
 
 def test_model_of_another_architecture_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt_neox", "hidden_size": 64, "num_attention_heads": 4}')
-    with pytest.raises(InputError, match="model_type.*'gpt_neox'"):
+    with pytest.raises(InputError, match=r"model_type.*'gpt_neox'"):
         release_external_weights(str(tmp_path), ["huggingface"])
