@@ -132,4 +132,4 @@ def test_a_renamed_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.Capture
     assert run_dir.checkpoints() == []
     assert cli.main(["release", str(run / "checkpoints/best")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "best: a checkpoint's folder is called step-NUMBER; give it its name back" in line
+    assert "checkpoints/best: not a checkpoint's name" in line
