@@ -1,13 +1,28 @@
-"""What the tests of raw data share: small files of each kind, and the sources that read them."""
+"""Small raw files of each kind, and the sources that read them."""
 
+import bz2
+import gzip
 import json
+import lzma
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import zstandard
 
 from tinyllama.prepare.readers import SourceRow, read_rows
 from tinyllama.prepare.sources import list_files
 from tinyllama.recipe import Source
 from tinyllama.text import to_str
+
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".zst": zstandard.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
+"""Function that compresses a file's content, by suffix."""
 
 
 def source(format: str, path: Path | str, **more: Any) -> Source:
@@ -29,6 +44,6 @@ def slim(text: object, subset: str = "RedPajamaC4") -> dict[str, object]:
 
 
 def texts_of(chosen: Source) -> list[str]:
-    """Every usable text of a source, file after file."""
+    """Return every usable text of a source, in the order of its files."""
     files = list_files("own", chosen)
     return [to_str(row.text) for file in files for row in read_rows(file.path, chosen) if isinstance(row, SourceRow)]
