@@ -3,6 +3,7 @@
 import json
 import lzma
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow
@@ -33,7 +34,7 @@ SUFFIXES = [
 ]
 
 
-def table(path: Path, **columns: list[object]) -> Path:
+def table(path: Path, **columns: Sequence[object]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
     return path
