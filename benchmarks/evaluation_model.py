@@ -18,9 +18,9 @@ from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tinyllama.distributed import World
 from tinyllama.evaluate.harness import LlamaLM, load_language_model
 from tinyllama.evaluate.tasks import load_tasks, suppress_stderr
-from tinyllama.train.distributed import World
 
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -1,6 +1,6 @@
-"""SHA-256 of what a refactoring must not change: a store's files and a trained model's weights, from fixed inputs.
+"""Hashes of a token store's files and of trained weights from fixed inputs, which a refactoring must not change.
 
-Run it before and after, on one machine with one torch, and compare: `.venv/bin/python tools/digests.py`.
+Run it before and after on the same machine with the same torch, and compare: `.venv/bin/python tools/digests.py`.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from tinyllama.tokenizer.training import train_tokenizer
 from tinyllama.train.loop import train
 
 SUFFIXES = (".tokens", ".documents", ".rows")
-# Not the tests' recipe: the digests must stay comparable when that changes.
+# Separate from the tests' recipe, so that the hashes stay comparable when that changes.
 RECIPE = {
     "name": "digests",
     "tokenizer": "tokenizer",
@@ -50,7 +50,7 @@ RECIPE = {
 
 
 def main() -> None:
-    """Make a store and a model in a temporary folder and print the digests as JSON."""
+    """Make a store and a model in a temporary folder and print the hashes as JSON."""
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         chance = random.Random(0)

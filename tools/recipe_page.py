@@ -1,7 +1,6 @@
-"""The page of the recipe's fields, `docs/recipe.md`, from the models that read a recipe: `make docs` writes it.
+"""Generator of docs/recipe.md, the reference of a recipe's fields; run by `make docs`.
 
-Reads the pydantic models and the bundled recipes; writes Markdown. The page is checked in, so that it can be read
-without building anything; a test holds it against what this program writes.
+Reads the pydantic models and the bundled recipes. The page is checked in, and a test compares it with the output.
 """
 
 import re
@@ -19,142 +18,161 @@ from tinyllama.recipe.fields import RecipeModel, parse_tokens
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/recipe.md"
 INTRODUCTION = """\
-# The recipe, field by field
+# Recipe reference
 
-A recipe is one YAML file. Every field is a flag too, by its dotted name: `--train.tokens 5M`, `--data.workers 4`,
-`--release.tasks "[hellaswag, piqa]"`; `tinyllama train RECIPE --help` prints them with that recipe's values. A field
-that does not exist, a value out of its range and a name given twice are refused in one line that names file, field and
-value.
+This page lists every field of a recipe with its type, default and meaning. A recipe is one YAML file. Each field is
+also a command-line flag by its dotted name: `--train.tokens 5M`, `--data.workers 4`,
+`--release.tasks "[hellaswag, piqa]"`. `tinyllama train RECIPE --help` shows the fields with that recipe's values.
 
-A count of tokens may be written `3T`, `105B`, `20M`, `512K` or `2e6`; K is a thousand. A field without a default must
-be given. This page is written from the models that read a recipe (`make docs`), and a test holds it against them.
+An unknown field, a value outside its range or a duplicate name ends the command with one line that names the file, the
+field and the value. A token count may be written `3T`, `105B`, `20M`, `512K` or `2e6`, where K is a thousand.
 
+This page is generated from the models that read a recipe (`make docs`).
+
+"""
+NEXT = """\
+Next: [prepare your own data](own-data.md), [train](training.md), [plan a run](planning.md).
 """
 UNITS = {
     "steps": "steps",
-    "sequences": "rows",
+    "sequences": "sequences",
     "seconds": "seconds",
     "words": "words",
     "gigabytes": "GB",
     "length": "tokens",
-    "context_length": "tokens",
     "skips": "steps",
-    "sigmas": "standard deviations",
+    "score": "standard deviations",
     "limit": "items",
     "time": "hours:minutes:seconds",
 }
-"""The unit of a field by the last word of its name."""
+"""Unit of a field by the last word of its name."""
 
 
 def page() -> str:
-    """The whole page as Markdown."""
-    sections = "\n".join(section(path, model) for path, model in parts(Recipe))
-    return f"{INTRODUCTION}{sections}\n{recipes()}"
+    """Return the page as Markdown."""
+    sections = list(parts(Recipe))
+    contents = [f"- [{title(path)}](#{anchor(path)}): {one_line(model.__doc__)}" for path, model in sections]
+    contents.append("- [Bundled recipes](#bundled-recipes)")
+    body = [section(path, model) for path, model in sections]
+    return INTRODUCTION + "\n".join([*contents, "", *body, recipes(), NEXT])
+
+
+def title(path: str) -> str:
+    """Return the heading of a part."""
+    return f"`{path}`" if path else "Top level"
+
+
+def anchor(path: str) -> str:
+    """Return the anchor of a part's heading."""
+    return re.sub(r"[^\w-]", "", path).lower() or "top-level"
+
+
+def one_line(text: str | None) -> str:
+    """Return a docstring as one line, for a table."""
+    return re.sub(r"\s+", " ", text or "").strip().replace("|", "\\|")
 
 
 def parts(model: type[RecipeModel], path: str = "") -> Iterator[tuple[str, type[RecipeModel]]]:
-    """Dotted path and model of each part, in the recipe's order, the whole first."""
+    """Yield the dotted path and model of each part, in the recipe's order, the top level first."""
     yield path, model
     for name, field in model.model_fields.items():
         inner = part_of(field.annotation)
         if inner:
-            yield from parts(inner, step_into(path, name, field.annotation))
+            yield from parts(inner, inner_path(path, name, field.annotation))
 
 
-def step_into(path: str, name: str, annotation: Any) -> str:
-    """The dotted path of a part within a part; NAME and N stand for a key and a place in a list."""
-    many = {dict: ".NAME", tuple: "[N]"}.get(get_origin(annotation), "")
-    return f"{path}.{name}{many}".lstrip(".")
+def inner_path(path: str, name: str, annotation: Any) -> str:
+    """Return the dotted path of a part in a part; NAME and N stand for a key and an index."""
+    key = {dict: ".NAME", tuple: "[N]"}.get(get_origin(annotation), "")
+    return f"{path}.{name}{key}".lstrip(".")
 
 
 def part_of(annotation: Any) -> type[RecipeModel] | None:
-    """The part that a field holds, also in a mapping, a list or beside null."""
+    """Return the part in a field's type, which may be a mapping, a list or a union; None if there is none."""
     if isinstance(annotation, type) and issubclass(annotation, RecipeModel):
         return annotation
     return next((found for inner in get_args(annotation) if (found := part_of(inner))), None)
 
 
 def section(path: str, model: type[RecipeModel]) -> str:
-    """A part's heading, sentence and table."""
-    heading = f"## `{path}`" if path else "## The whole"
-    doc = re.sub(r"\s+", " ", model.__doc__ or "").strip()
-    rows = [row(path, name, field) for name, field in model.model_fields.items()]
+    """Return the section of a part: heading, description and table of fields."""
+    rows = [table_row(path, name, field) for name, field in model.model_fields.items()]
     table = ["| field | value | default | meaning |", "|---|---|---|---|", *rows]
-    return "\n".join([heading, "", doc, "", *table, ""])
+    return "\n".join([f"## {title(path)}", "", one_line(model.__doc__), "", *table, ""])
 
 
-def row(path: str, name: str, field: FieldInfo) -> str:
-    """A field's line of the table."""
-    meaning = re.sub(r"\s+", " ", field.description or "").strip().replace("|", "\\|")
+def table_row(path: str, name: str, field: FieldInfo) -> str:
+    """Return a field's row of the table."""
     inner = part_of(field.annotation)
     if inner:
-        target = re.sub(r"[^\w-]", "", step_into(path, name, field.annotation)).lower()
-        value = f"{many(field.annotation)}[{inner.__name__}](#{target})"
+        prefix = {dict: "by name: ", tuple: "list of "}.get(get_origin(field.annotation), "")
+        value = f"{prefix}[{inner.__name__}](#{anchor(inner_path(path, name, field.annotation))})"
     else:
-        value = described(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation)
-    unit = None if inner else UNITS.get(name.rsplit("_", maxsplit=1)[-1])
-    value += f", in {unit}" if unit else ""
-    return f"| `{name}` | {value} | {default(field)} | {meaning} |"
+        value = type_text(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation)
+        unit = UNITS.get(name.rsplit("_", maxsplit=1)[-1])
+        value += f", in {unit}" if unit else ""
+    return f"| `{name}` | {value} | {default_text(field)} | {one_line(field.description)} |"
 
 
-def many(annotation: Any) -> str:
-    """What stands before a part that is there several times."""
-    return {dict: "by name: ", tuple: "list of "}.get(get_origin(annotation), "")
-
-
-def default(field: FieldInfo) -> str:
-    """A field's default as YAML says it; `required` where there is none."""
+def default_text(field: FieldInfo) -> str:
+    """Return a field's default in YAML, or `required`."""
     if field.is_required():
         return "**required**"
-    value = field.get_default(call_default_factory=True)
-    if value is None:
-        return "`null`"
-    if isinstance(value, RecipeModel):
-        return "its own defaults"
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    if isinstance(value, tuple):
-        return f"`[{', '.join(map(str, value))}]`"
-    return f"`{value}`"
+    match field.get_default(call_default_factory=True):
+        case None:
+            return "`null`"
+        case RecipeModel():
+            return "its fields' defaults"
+        case bool(value):
+            return f"`{str(value).lower()}`"
+        case tuple(values):
+            return f"`[{', '.join(map(str, values))}]`"
+        case value:
+            return f"`{value}`"
 
 
-def described(annotation: Any) -> str:
-    """A type in words, with what is allowed."""
+def type_text(annotation: Any) -> str:
+    """Return a type in words, with its allowed values."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return bounded(inner[0], inner[1:])
+        return bounded_text(inner[0], inner[1:])
     if origin is Literal:
-        return " or ".join(f"`{value}`" for value in inner) if len(inner) < 3 else ", ".join(f"`{v}`" for v in inner)
+        return (" or " if len(inner) == 2 else ", ").join(f"`{value}`" for value in inner)
     if origin in (Union, types.UnionType):
-        return " or ".join("`null`" if one is type(None) else described(one) for one in inner)
+        return " or ".join("`null`" if member is type(None) else type_text(member) for member in inner)
     if origin is tuple:
-        kinds = [one for one in inner if one is not Ellipsis]
-        return f"list of {described(kinds[0])}" if Ellipsis in inner else f"list of {len(kinds)}: {described(kinds[0])}"
+        count = "" if Ellipsis in inner else f"{len(inner)}: "
+        return f"list of {count}{type_text(inner[0])}"
     if origin is dict:
-        return f"by name: {described(inner[1])}"
-    return {str: "text", int: "whole number", float: "number", bool: "`true` or `false`"}[annotation]
+        return f"by name: {type_text(inner[1])}"
+    return {str: "text", int: "integer", float: "number", bool: "`true` or `false`"}[annotation]
 
 
-def bounded(kind: Any, metadata: tuple[Any, ...]) -> str:
-    """A type with its bounds; a count of tokens by its name."""
-    flat = [one for outer in metadata for one in (outer.metadata if isinstance(outer, FieldInfo) else [outer])]
-    if any(getattr(one, "func", None) is parse_tokens for one in flat):
-        return "count of tokens" if any(isinstance(one, Gt) for one in flat) else "count of tokens, or 0"
+def bounded_text(kind: Any, metadata: tuple[Any, ...]) -> str:
+    """Return a type with its bounds or pattern in words."""
+    flat = [entry for outer in metadata for entry in (outer.metadata if isinstance(outer, FieldInfo) else [outer])]
+    if any(getattr(entry, "func", None) is parse_tokens for entry in flat):
+        return "token count" if any(isinstance(entry, Gt) for entry in flat) else "token count, or 0"
     signs = ((Gt, ">", "gt"), (Ge, "≥", "ge"), (Lt, "<", "lt"), (Le, "≤", "le"))
-    bounds = [f"{sign} {written(getattr(one, name))}" for one in flat for c, sign, name in signs if isinstance(one, c)]
-    pattern = next((one.pattern for one in flat if getattr(one, "pattern", None)), None)
-    said = described(kind) + (f" {', '.join(bounds)}" if bounds else "")
-    return said + (f" that matches `{pattern}`" if pattern else "")
+    bounds = [
+        f"{sign} {bound_text(getattr(entry, attribute))}"
+        for entry in flat
+        for bound, sign, attribute in signs
+        if isinstance(entry, bound)
+    ]
+    pattern = next((entry.pattern for entry in flat if getattr(entry, "pattern", None)), None)
+    text = type_text(kind) + (f" {', '.join(bounds)}" if bounds else "")
+    return text + (f" that matches `{pattern}`" if pattern else "")
 
 
-def written(number: float) -> str:
-    """A bound, a power of two where it is a large one."""
+def bound_text(number: float) -> str:
+    """Return a bound as text."""
     return "2^63" if number == 2**63 else f"{number:g}"
 
 
 def recipes() -> str:
-    """The bundled recipes, whole."""
-    lines = ["## The bundled recipes", "", "They come with the package, and are named without a path.", ""]
+    """Return the section with the bundled recipes."""
+    lines = ["## Bundled recipes", "", "These come with the package. Commands accept their names without a path.", ""]
     for name in bundled_recipes():
         text = (ROOT / "src/tinyllama/recipes" / f"{name}.yaml").read_text(encoding="utf-8").strip()
         lines += [f"### {name}", "", f"[`recipes/{name}.yaml`](../src/tinyllama/recipes/{name}.yaml)", ""]

@@ -1,7 +1,7 @@
-"""MkDocs' hooks: what makes the repository's files a site.
+"""Hooks of MkDocs that make a site from the repository's files.
 
-Pages of the repository's root (CONTRIBUTING.md and the like) become pages of the site as they are, with their links led
-to where the site has them; a link to a file that is no page leads to the repository, or is text where none is named.
+CONTRIBUTING.md, CHANGELOG.md and SECURITY.md become pages of the site. Links are adapted to the site. A link to a file
+that is not a page leads to the repository, or becomes plain text if no repository is configured.
 """
 
 import posixpath
@@ -14,48 +14,48 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "SECURITY.md": "security-policy.md"}
-"""Files of the root that are pages, and their names on the site."""
-GENERATED_FROM = {"recipe.md": "src/tinyllama/recipe/__init__.py"}
-"""Pages that are written by a program, and what to edit instead."""
+"""Pages from the repository's root: file name to page name."""
+GENERATED_FROM = {"recipe.md": "src/tinyllama/recipe/schema.py"}
+"""Generated pages, and the file to edit instead."""
 
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 _FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """No edit links where no repository is named."""
+    """Disable edit links if no repository is configured."""
     if not config.repo_url:
         config.repo_url = config.edit_uri = None
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the root's pages."""
+    """Add the pages from the repository's root."""
     for source, name in ROOT_PAGES.items():
         files.append(File.generated(config, name, content=(ROOT / source).read_text(encoding="utf-8")))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead the links to where the site has what they name, and the edit link to the source."""
+    """Adapt a page's links to the site, and its edit link to the source file."""
     source = source_of(page.file.src_uri)
     if config.repo_url:
         edited = GENERATED_FROM.get(page.file.src_uri, source)
         page.edit_url = f"{config.repo_url.rstrip('/')}/edit/main/{edited}"
     parts = _FENCED.split(markdown)
-    parts[::2] = [led(part, source, config.repo_url or "") for part in parts[::2]]
+    parts[::2] = [adapt_links(part, source, config.repo_url or "") for part in parts[::2]]
     return "".join(parts)
 
 
 def source_of(page: str) -> str:
-    """A page's file, from the repository's root."""
+    """Return a page's file, relative to the repository's root."""
     return next((source for source, name in ROOT_PAGES.items() if name == page), f"docs/{page}")
 
 
-def led(markdown: str, source: str, repository: str) -> str:
-    """Markdown of the file `source` whose relative links lead to where the site has what they name."""
+def adapt_links(markdown: str, source: str, repository: str) -> str:
+    """Return the Markdown of the file `source` with its relative links adapted to the site."""
 
-    def lead(match: re.Match[str]) -> str:
+    def adapt(match: re.Match[str]) -> str:
         image, text, target = match.groups()
         path, _, anchor = target.partition("#")
         if not path or re.match(r"[a-z]+:", target):
@@ -65,7 +65,7 @@ def led(markdown: str, source: str, repository: str) -> str:
         if place:
             return f"{image}[{text}]({place}{'#' + anchor if anchor else ''})"
         if not (ROOT / wanted).exists():
-            return match[0]  # which a strict build refuses
+            return match[0]  # a strict build refuses it
         return f"[{text}]({repository.rstrip('/')}/blob/main/{wanted})" if repository else text
 
-    return _LINK.sub(lead, markdown)
+    return _LINK.sub(adapt, markdown)

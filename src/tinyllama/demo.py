@@ -17,7 +17,7 @@ from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import echo
 from tinyllama.model.flops import num_parameters
-from tinyllama.preflight import check_training
+from tinyllama.preflight import check_preparation, check_training
 from tinyllama.prepare.corpus import FOLDERS, write_corpus
 from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.prepare.selection import train_recipe_tokenizer
@@ -99,6 +99,8 @@ def _tokenizer(recipe: Recipe) -> Iterator[str]:
 
 
 def _store(recipe: Recipe) -> Iterator[str]:
+    for warning in check_preparation(recipe):
+        echo(warning, to_stderr=True)
     prepare_store(recipe)
     store = TokenStore.open(recipe.data.store)
     for name, split in store.splits.items():

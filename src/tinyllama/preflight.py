@@ -41,6 +41,14 @@ _LEARNING_RATE_TOLERANCE = 0.05
 """Fraction of the peak by which a learning rate may miss its target without a warning."""
 
 
+def check_preparation(recipe: Recipe) -> list[str]:
+    """Return the warnings for preparing a store; read the tokenizer.
+
+    Raises InputError if the tokenizer is missing, or if training or a milestone's release would fail.
+    """
+    return check(recipe, Tokenizer.load(recipe.tokenizer))
+
+
 def check_training(recipe: Recipe, ranks: int = 1) -> list[str]:
     """Return the warnings for a training run on `ranks` processes; read the store and the tokenizer.
 

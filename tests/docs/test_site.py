@@ -81,7 +81,7 @@ def test_edit_links_and_links_to_files_lead_to_files_of_the_repository(site: Pat
     assert {
         ("edit", "docs/data.md"),
         ("edit", "CONTRIBUTING.md"),
-        ("edit", "src/tinyllama/recipe/__init__.py"),
+        ("edit", "src/tinyllama/recipe/schema.py"),
     } <= found
     assert ("blob", "src/tinyllama/recipes/demo.yaml") in found
 
@@ -97,7 +97,7 @@ def test_the_recipes_page_has_every_field_with_its_sentence() -> None:
             assert field.description, f"{path}.{name} says nothing"
             assert f"| `{name}` |" in text
     assert "`adamw` or `muon`" in text
-    assert "| `every_steps` | whole number > 0, in steps | `1000` |" in text
+    assert "| `every_steps` | integer > 0, in steps | `1000` |" in text
 
 
 def test_the_search_finds_a_field_of_the_recipe(site: Path) -> None:

@@ -14,11 +14,11 @@ from lm_eval.api.task import Task
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tinyllama.distributed import World
 from tinyllama.evaluate.evaluation import evaluate
 from tinyllama.evaluate.harness import LlamaLM, load_language_model
 from tinyllama.evaluate.results import Evaluation
 from tinyllama.evaluate.tasks import load_tasks
-from tinyllama.train.distributed import World
 
 SINGLE_PROCESS = World(0, 1, torch.device("cpu"))
 

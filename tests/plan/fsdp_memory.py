@@ -15,9 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from tinyllama.distributed import World, build_mesh, shard_model
 from tinyllama.model.llama import PRECISIONS, Llama
 from tinyllama.recipe import Recipe
-from tinyllama.train.distributed import World, build_mesh, shard_model
 from tinyllama.train.optimizer import build_optimizers, optimizer_step
 
 

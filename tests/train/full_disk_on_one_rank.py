@@ -7,10 +7,10 @@ from typing import Any
 
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
+from tinyllama.distributed import init_distributed
 from tinyllama.recipe import Recipe
 from tinyllama.runs.checkpoint import CheckpointWriter
 from tinyllama.runs.run_dir import RunDir
-from tinyllama.train.distributed import init_distributed
 from tinyllama.train.setup import build, initialize_weights
 
 

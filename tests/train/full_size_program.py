@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from tinyllama.distributed import World
 from tinyllama.model.llama import initialize
 from tinyllama.recipe import Recipe
-from tinyllama.train.distributed import World
 from tinyllama.train.setup import build_model
 
 

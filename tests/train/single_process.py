@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinyllama.distributed import World
 from tinyllama.recipe import Recipe
-from tinyllama.train.distributed import World
 from tinyllama.train.loop import forward_backward
 from tinyllama.train.optimizer import optimizer_step
 from tinyllama.train.schedule import learning_rate

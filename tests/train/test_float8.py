@@ -8,10 +8,10 @@ import torch
 from tests.train.single_process import build_state, load_recipe
 from torch import Tensor
 
+from tinyllama.distributed import World
 from tinyllama.errors import InputError
 from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Model
-from tinyllama.train.distributed import World
 from tinyllama.train.setup import enable_float8
 
 SHAPE = Model(dim=64, layers=2, heads=4, kv_heads=2, ffn_dim=128, context_length=64)

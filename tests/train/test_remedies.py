@@ -14,10 +14,10 @@ import torch.distributed.checkpoint as dcp
 from tests.train.single_process import build_state, load_recipe
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
+from tinyllama.distributed import World, init_distributed
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.runs.checkpoint import load_checkpoint, load_weights
 from tinyllama.runs.run_dir import RunDir
-from tinyllama.train.distributed import World, init_distributed
 from tinyllama.train.guard import Action, Decision
 from tinyllama.train.loop import train
 from tinyllama.train.resume import roll_back

@@ -13,10 +13,10 @@ from tests.train.launch import read_metrics
 from tests.train.single_process import SINGLE_PROCESS, load_recipe
 
 from tinyllama import hardware
+from tinyllama.distributed import World
 from tinyllama.model.flops import flops_per_token
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.train import throughput
-from tinyllama.train.distributed import World
 from tinyllama.train.loop import train
 from tinyllama.train.throughput import ThroughputMeter
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
+from tinyllama.distributed import World, broadcast_from_rank0, init_distributed
 from tinyllama.errors import InputError
 from tinyllama.evaluate.results import Evaluation
 from tinyllama.files import read_json
 from tinyllama.hardware import tune_malloc
 from tinyllama.loading import resolve_model
-from tinyllama.train.distributed import World, broadcast_from_rank0, init_distributed
 
 BATCH_SIZE = 64
 """Default number of requests that lm-eval's `hf` model computes together."""

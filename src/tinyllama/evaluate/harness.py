@@ -20,6 +20,7 @@ from lm_eval.api.model import LM, TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from tinyllama.distributed import World
 from tinyllama.errors import InputError, first_line, silence_torchao
 from tinyllama.evaluate.prefix_batching import BATCH_REQUESTS, Pair, PrefixGroup, form_batches, to_requests
 from tinyllama.evaluate.scoring import LogLikelihood, score_batch
@@ -29,7 +30,6 @@ from tinyllama.model.generation import generate
 from tinyllama.model.llama import Llama
 from tinyllama.progress import Bar, is_quiet
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.train.distributed import World
 
 Result = TypeVar("Result")
 

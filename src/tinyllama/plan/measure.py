@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from tinyllama import hardware, preflight
+from tinyllama.distributed import World
 from tinyllama.hardware import HardwareSpec, measure_cpu_spec, spec_for_device
 from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
 from tinyllama.recipe import Recipe
-from tinyllama.train.distributed import World
 from tinyllama.train.optimizer import build_optimizers, clip_grad_norm, optimizer_step
 from tinyllama.train.setup import build_model
 

@@ -1,6 +1,6 @@
 """Network traffic of a training step, and the time that failures cost. Closed formulas.
 
-The traffic is what `train/distributed.py` causes per micro-batch: FSDP gathers each block for the forward and for the
+The traffic is what `distributed.py` causes per micro-batch: FSDP gathers each block for the forward and for the
 backward pass and the root once, and reduces gradients in float32; replicas (HSDP) all-reduce their gradient shards.
 """
 

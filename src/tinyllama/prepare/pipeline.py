@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tinyllama import preflight
 from tinyllama.data.store import WORK_DIR, TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import exclusive_lock, read_json, reject_symlinks, write_json
@@ -32,14 +31,12 @@ def prepare_store(recipe: Recipe, strict: bool = False) -> TokenStore | None:
 
     Returns None where the work went to Slurm, whose last job finishes the store.
     Raises InputError where a file cannot be read or written, a source has no documents, the store was made from other
-    data, or training would refuse the tokenizer; if `strict`, also where a file gives few documents or none, before the
+    data; if `strict`, also where a file gives few documents or none, before the
     store counts as one.
     """
     store = Path(recipe.data.store)
     load_tokenizer.cache_clear()  # of a folder that another tokenizer has taken since
     tokenizer = load_tokenizer(recipe.tokenizer)
-    for warning in preflight.check(recipe, tokenizer):
-        echo(warning, to_stderr=True)
     job = plan_job(recipe)
     plan = {"settings": settings(recipe, tokenizer), "inputs": job.inputs}
     with exclusive_lock(store.parent, f"{store.name}.lock", f"{store}: another process is preparing this store"):

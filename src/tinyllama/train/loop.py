@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tinyllama import hardware
 from tinyllama.data.batches import batch_index_for_step, batches
+from tinyllama.distributed import all_reduce_sum, init_distributed, is_peer_failure
 from tinyllama.errors import InputError, RunStoppedError, first_line
 from tinyllama.files import exclusive_lock, reject_symlinks
 from tinyllama.formatting import echo
@@ -27,7 +28,6 @@ from tinyllama.runs.checkpoint import CheckpointWriter
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking.trackers import Trackers, check_trackers
-from tinyllama.train.distributed import all_reduce_sum, init_distributed, is_peer_failure
 from tinyllama.train.guard import Action, Decision, SpikeDetector, watchdog
 from tinyllama.train.milestones import ReleaseQueue
 from tinyllama.train.optimizer import clip_grad_norm, optimizer_step

@@ -7,12 +7,12 @@ from typing import Any
 
 from tinyllama import hardware
 from tinyllama.data.batches import batch_index_for_step
+from tinyllama.distributed import broadcast_from_rank0
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.formatting import echo
 from tinyllama.runs.checkpoint import load_checkpoint
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import CheckpointDir, RunDir
-from tinyllama.train.distributed import broadcast_from_rank0
 from tinyllama.train.guard import Decision, discard_stale_rollbacks, record_rollback
 from tinyllama.train.setup import TrainState, initialize_weights
 

@@ -13,6 +13,7 @@ import torch
 
 from tinyllama import hardware
 from tinyllama.data.store import TokenStore
+from tinyllama.distributed import World, build_mesh, shard_model
 from tinyllama.errors import InputError, first_line, silence_torchao
 from tinyllama.files import atomic_write, write_json
 from tinyllama.formatting import echo
@@ -21,7 +22,6 @@ from tinyllama.model.llama import PRECISIONS, Llama, initialize
 from tinyllama.recipe import Recipe
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.train.distributed import World, build_mesh, shard_model
 from tinyllama.train.optimizer import build_optimizers
 from tinyllama.train.validation import ValidationSet, load_validation_set
 

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tinyllama import hardware
+from tinyllama.distributed import World
 from tinyllama.model.flops import flops_per_token
 from tinyllama.model.llama import PRECISIONS
 from tinyllama.recipe import Recipe
-from tinyllama.train.distributed import World
 
 _TIMING_FRACTION = 0.02
 """Largest fraction of a run's time spent on timing matrix products; a small model may be saved every few seconds."""

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from tinyllama.data.batches import read_sequences
 from tinyllama.data.order import mixture_schedule
 from tinyllama.data.store import TokenStore
+from tinyllama.distributed import World, all_reduce_sum
 from tinyllama.model.llama import Llama
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.train.distributed import World, all_reduce_sum
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,66 @@
+"""A check that the project's text avoids idioms that readers misunderstood; part of `make check`.
+
+Reads tracked text files and prints `file:line: idiom; replacement` for each match. Exits with status 1 if there is one.
+"""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SUFFIXES = (".py", ".md", ".toml", ".yaml", ".yml", ".html", ".sh", ".sbatch", ".cff", "Makefile")
+EXCLUDED = ("docs/assets/", "docs/log.md", "requirements.lock", "tools/idioms.py", "tests/suite/planted/")
+REPLACEMENTS = {
+    "gone? on": "resume, continue",
+    "(?:goes|went|going) on": "resume, continue",
+    "(?:goes|went|going) back to (?:its|the) (?:last|newest)": "roll back",
+    "left[- ]out": "skipped, dropped, excluded",
+    "leaves out": "skips, omits",
+    "in vain": "without effect",
+    "nothing but": "only",
+    "for ever": "permanently",
+    "beside (?:training|the run|it|its|them)": "next to, alongside, compared with",
+    "others' weights": "external weights",
+    "for want of": "out of, without",
+    "what there is": "name what it is",
+    "stands? in": "is in",
+    "stands? (?:beside|above|below|there)": "is",
+    "as it is told": "as configured",
+    "is told": "is configured, receives",
+    "whole or not at all": "atomically",
+    "of such a one": "repeat the noun",
+    "a second time": "again, twice",
+    "lies? beside": "is next to",
+    "by hand": "manually",
+    "the whole way": "all stages",
+}
+"""Patterns of idioms, matched as whole words in any case, and what to write instead."""
+PATTERN = re.compile("|".join(rf"(?P<i{n}>\b{idiom}\b)" for n, idiom in enumerate(REPLACEMENTS)), re.IGNORECASE)
+
+
+def find_idioms(text: str) -> Iterator[tuple[int, str, str]]:
+    """Yield line number, idiom and replacement of each match; an idiom may continue on the next line."""
+    # Joined with a space of the same length, so that positions stay.
+    joined = re.sub(r"(?<=\w)\n(?=[ #]*\w)", " ", text)
+    for match in PATTERN.finditer(joined):
+        number = int(str(match.lastgroup)[1:])
+        yield text.count("\n", 0, match.start()) + 1, match[0], list(REPLACEMENTS.values())[number]
+
+
+def main() -> int:
+    """Print all matches and return the exit status."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    found = 0
+    for name in filter(None, listed.split("\0")):
+        path = ROOT / name
+        if name.endswith(SUFFIXES) and not name.startswith(EXCLUDED) and path.is_file():
+            for line, idiom, replacement in find_idioms(path.read_text(encoding="utf-8", errors="replace")):
+                print(f"{name}:{line}: {idiom!r}; write: {replacement}")
+                found += 1
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
