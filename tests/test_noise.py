@@ -28,7 +28,7 @@ def said(program: str) -> str:
         ("tinyllama", "Failed to load the checkpoint", False),
     ],
 )
-def test_only_the_named_messages_of_the_named_loggers_are_dropped(logger: str, message: str, is_dropped: bool) -> None:
+def test_only_known_messages_are_silenced(logger: str, message: str, is_dropped: bool) -> None:
     hush = "from tinyllama.errors import silence_torchao; silence_torchao(); silence_torchao(); "
     log = _LOG.format(logger=logger, message=message)
     assert said(log) == f"{message}\n"

@@ -97,23 +97,19 @@ def refused_everywhere(recipe: Path, small: Path, row: str, place: str, keyword:
     assert contents(folder) == before
 
 
-def test_a_tokenizer_that_no_tokenizer_json_can_represent_is_refused_before_the_store_is_made(
-    small: Path, tmp_path: Path
-) -> None:
+def test_unconvertible_tokenizer_is_refused_before_prepare(small: Path, tmp_path: Path) -> None:
     model = sentencepiece_defaults(tmp_path)
     recipe = write_recipe(tmp_path, small, tokenizer=model)
     refused_everywhere(recipe, small, "tokenizer.json", model, "byte_fallback=true")
 
 
-def test_word_rules_that_llama_cpp_does_not_know_are_refused_before_the_store_is_made(
-    small: Path, tmp_path: Path
-) -> None:
+def test_unsupported_gguf_pretokenizer_is_refused_before_prepare(small: Path, tmp_path: Path) -> None:
     folder = byte_level(tmp_path, THREE_DIGITS)
     recipe = write_recipe(tmp_path, small, tokenizer=folder, **MILESTONE)
     refused_everywhere(recipe, small, "release.formats: gguf", f"{folder}/tokenizer.json", "leave gguf out")
 
 
-def test_formats_that_no_milestone_needs_are_a_warning(small: Path, tmp_path: Path) -> None:
+def test_unsupported_format_without_milestone_is_a_warning(small: Path, tmp_path: Path) -> None:
     folder = byte_level(tmp_path, THREE_DIGITS)
     recipe = write_recipe(tmp_path, small, tokenizer=folder, **MILESTONE | {"release.at_tokens": []})
     prepared = tinyllama("prepare", recipe, folder=tmp_path)
@@ -145,14 +141,14 @@ def found(recipe: Path, tokenizer: str) -> dict[str, str]:
     }
 
 
-def test_a_tokenizer_that_fits_has_no_findings(small: Path, tmp_path: Path) -> None:
+def test_supported_tokenizer_has_no_findings(small: Path, tmp_path: Path) -> None:
     formats = {"release.formats": ["huggingface", "gguf", "ctranslate2"], "release.tasks": ["swag", "hellaswag"]}
     recipe = write_recipe(tmp_path, small, **MILESTONE | formats)
     assert found(recipe, str(small / "tokenizer")) == {}
     assert found(recipe, byte_level(tmp_path, GPT2_WORDS)) == {}
 
 
-def test_a_document_marker_that_the_tokenizer_lacks_is_found(small: Path, tmp_path: Path) -> None:
+def test_missing_special_token_is_found(small: Path, tmp_path: Path) -> None:
     folder = byte_level(tmp_path, GPT2_WORDS, {"bos_token": "<|start|>"})
     recipe = write_recipe(tmp_path, small, tokenizer=folder)
     assert "set data.document.eos to false" in found(recipe, folder)["data.document"]
@@ -169,7 +165,7 @@ def test_a_document_marker_that_the_tokenizer_lacks_is_found(small: Path, tmp_pa
         ({"train.float8": True, "model.dim": 72, "model.heads": 6}, "train.float8", "multiples of 16", True),
     ],
 )
-def test_what_a_milestone_or_training_could_not_do_is_found(
+def test_problem_of_milestone_or_training_is_found(
     small: Path, tmp_path: Path, fields: dict[str, Any], what: str, remedy: str, stops: bool
 ) -> None:
     recipe = Recipe.load(write_recipe(tmp_path, small, **MILESTONE | fields))
@@ -178,7 +174,7 @@ def test_what_a_milestone_or_training_could_not_do_is_found(
     assert remedy in str(finding.problem)
 
 
-def test_initial_weights_of_another_vocabulary_are_found_until_the_run_has_begun(
+def test_initial_weights_are_checked_until_run_starts(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -204,7 +200,7 @@ def test_initial_weights_of_another_vocabulary_are_found_until_the_run_has_begun
         ({"user_defined_symbols": ["return", "  "]}, "no user_defined_symbols"),
     ],
 )
-def test_each_option_of_sentencepiece_that_has_no_tokenizer_json_is_named(options: dict[str, Any], remedy: str) -> None:
+def test_unconvertible_sentencepiece_option_is_reported(options: dict[str, Any], remedy: str) -> None:
     file = SentencePieceBackend("mine.model", train_sentencepiece(**options))
     with pytest.raises(InputError, match=rf"mine\.model: .* SentencePiece's {remedy}, or") as refused:
         file.document()
@@ -227,7 +223,7 @@ def gap(document: dict[str, Any]) -> None:
         ("gguf", lambda _: None, {"bos_token": "<|start|>"}, "no eos_token"),
     ],
 )
-def test_a_tokenizer_that_an_engine_would_number_or_end_otherwise_is_refused(
+def test_tokenizer_that_engine_reads_differently_is_refused(
     tmp_path: Path, name: str, change: Any, settings: dict[str, str], keyword: str
 ) -> None:
     path = Path(byte_level(tmp_path, GPT2_WORDS, settings)) / "tokenizer.json"

@@ -51,7 +51,7 @@ def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
 # Plain lines
 
 
-def test_a_plain_line_says_how_far_how_fast_what_and_how_long(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_line_has_count_rate_details_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     with Bar("training", 1000, "steps", rate="tokens", each=500, where="see runs/x", clock=clock) as bar:
         for step in range(1, 11):
@@ -63,7 +63,7 @@ def test_a_plain_line_says_how_far_how_fast_what_and_how_long(capsys: pytest.Cap
     ]
 
 
-def test_the_last_line_has_the_whole_mean_and_how_long_it_took(capsys: pytest.CaptureFixture[str]) -> None:
+def test_last_line_has_mean_rate_and_duration(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     with Bar("preparing", 40_000_000, BYTES, clock=clock) as bar:
         clock.now += 4
@@ -72,7 +72,7 @@ def test_the_last_line_has_the_whole_mean_and_how_long_it_took(capsys: pytest.Ca
     assert lines_of(capsys) == ["preparing: 100 %, 40.0/40.0 MB, 10 MB/s, took 4 s"]
 
 
-def test_the_first_line_comes_soon_and_a_day_has_a_few_hundred(capsys: pytest.CaptureFixture[str]) -> None:
+def test_line_intervals_grow(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     said = []
     with Bar("training", 10**6, "steps", clock=clock) as bar:
@@ -97,18 +97,18 @@ def left_after(steps: list[tuple[int, float]], total: int, start: int = 0) -> st
     return bar._time(clock.now)
 
 
-def test_the_time_left_follows_the_recent_speed_and_not_what_came_before() -> None:
+def test_time_left_uses_recent_rate() -> None:
     assert left_after([(1000, 1), (100, 3)], 2100) == "50 min left"
     assert left_after([(1, 60), (30, 1)], 131) == "1 min 40 s left"  # the first step compiles
 
 
-def test_a_run_that_goes_on_counts_only_what_it_does_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_resumed_run_counts_only_own_work(capsys: pytest.CaptureFixture[str]) -> None:
     assert left_after([(10, 1)], 1000, start=900) == "1 min 30 s left"
     assert left_after([(100, 1)], 1000, start=900) == "took 1 min 40 s"
     assert "1 steps/s" in lines_of(capsys)[-1]
 
 
-def test_going_back_to_a_checkpoint_makes_no_nonsense_of_the_time_left() -> None:
+def test_time_left_after_rollback() -> None:
     clock = Clock()
     bar = Bar("x", 100, "steps", clock=clock)
     for step in (*range(1, 31), *range(21, 31)):
@@ -117,7 +117,7 @@ def test_going_back_to_a_checkpoint_makes_no_nonsense_of_the_time_left() -> None
     assert bar._time(clock.now) == "2 min 20 s left"
 
 
-def test_work_that_stands_still_takes_longer_and_longer() -> None:
+def test_time_left_grows_while_work_stalls() -> None:
     clock = Clock()
     bar = Bar("x", 100, "steps", clock=clock)
     for step in range(1, 31):
@@ -139,14 +139,14 @@ def test_work_that_stands_still_takes_longer_and_longer() -> None:
         (2 * 86_400 + 3 * 3600 + 59, "2 d 3 h"),
     ],
 )
-def test_a_time_is_said_in_its_two_largest_units(seconds: float, said: str) -> None:
+def test_duration_has_two_largest_units(seconds: float, said: str) -> None:
     assert format_duration(seconds) == said
 
 
 # A terminal
 
 
-def test_on_60_columns_the_bar_is_readable_and_what_is_printed_stands_above_it(tmp_path: Path) -> None:
+def test_bar_fits_60_columns_below_other_output(tmp_path: Path) -> None:
     status, screen, _ = run_on_terminal([sys.executable, "-c", BAR_WITH_A_WARNING], tmp_path, 60)
     assert status == 0
     assert "".join(screen[:2]).endswith(": `tinyllama watch runs/long` shows it")
@@ -157,7 +157,7 @@ def test_on_60_columns_the_bar_is_readable_and_what_is_printed_stands_above_it(t
     assert last == "run: runs/long"
 
 
-def test_colours_and_movement_are_left_out_where_the_terminal_has_none(tmp_path: Path) -> None:
+def test_bar_respects_no_color_and_dumb_terminal(tmp_path: Path) -> None:
     program = [sys.executable, "-c", BAR_WITH_A_WARNING]
     _, _, plain = run_on_terminal(program, tmp_path, 100, NO_COLOR="1")
     assert not re.search(rb"\x1b\[[\d;]*3[0-9][;m]", plain)
@@ -166,7 +166,7 @@ def test_colours_and_movement_are_left_out_where_the_terminal_has_none(tmp_path:
     assert any(line.startswith("training a-name") and "100 %, 300/300 steps" in line for line in screen)
 
 
-def test_a_result_in_a_file_stays_there_while_the_bar_is_on_the_terminal(tmp_path: Path) -> None:
+def test_redirected_output_is_kept_out_of_bar(tmp_path: Path) -> None:
     program = [sys.executable, "-c", BAR_WITH_A_WARNING]
     run_on_terminal(["sh", "-c", '"$0" "$@" > out', *program], tmp_path, 80)
     assert (tmp_path / "out").read_text() == "a result\nrun: runs/long\n"
@@ -180,7 +180,7 @@ def tinyllama(folder: Path, *arguments: str | Path) -> "subprocess.CompletedProc
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_prepare_says_in_a_log_how_many_megabytes_a_second_and_where(small: Path, tmp_path: Path) -> None:
+def test_prepare_logs_rate_and_location(small: Path, tmp_path: Path) -> None:
     done = tinyllama(tmp_path, "prepare", small / "recipe.yaml", "--data.store", "store")
     size = sum(path.stat().st_size for path in (small / "raw").rglob("*.jsonl")) / 1e6
     first, last = done.stderr.splitlines()
@@ -189,20 +189,20 @@ def test_prepare_says_in_a_log_how_many_megabytes_a_second_and_where(small: Path
 
 
 @pytest.mark.parametrize("place", [0, 1, 4])
-def test_quiet_anywhere_among_the_words_leaves_results_alone(small: Path, tmp_path: Path, place: int) -> None:
+def test_quiet_at_any_position_keeps_results(small: Path, tmp_path: Path, place: int) -> None:
     words = ["prepare", str(small / "recipe.yaml"), "--data.store", "store"]
     done = tinyllama(tmp_path, *words[:place], "--quiet", *words[place:])
     assert (done.returncode, done.stderr) == (0, "")
     assert "store/modules/train: " in done.stdout
 
 
-def test_quiet_leaves_errors(tmp_path: Path) -> None:
+def test_quiet_keeps_errors(tmp_path: Path) -> None:
     done = tinyllama(tmp_path, "--quiet", "train", "demo", "--data.store", "nowhere")
     assert done.returncode == 2
     assert done.stderr.startswith("tinyllama: nowhere: the token store does not exist")
 
 
-def test_quiet_after_two_dashes_is_a_word_and_each_command_line_says_it_anew(
+def test_quiet_after_double_dash_is_an_argument(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert pop_quiet_flag(["generate", "m", "--", "--quiet"]) == (["generate", "m", "--", "--quiet"], False)
@@ -214,7 +214,7 @@ def test_quiet_after_two_dashes_is_a_word_and_each_command_line_says_it_anew(
 
 
 @pytest.mark.slow
-def test_of_several_ranks_one_speaks_and_with_quiet_none(small: Path, tmp_path: Path) -> None:
+def test_only_rank_0_shows_progress(small: Path, tmp_path: Path) -> None:
     short = ("--train.tokens", str(3 * 6 * 64))
     with start_training(small, tmp_path / "said", *short, ranks=2) as life:
         assert life.end() == 0, life.output()

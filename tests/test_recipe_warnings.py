@@ -21,7 +21,7 @@ def places(small: Path, ranks: int | None = None, **fields: Any) -> list[str]:
     return [line.partition(":")[0] for line in recipe_warnings(recipe, ranks)]
 
 
-def test_bundled_recipes_and_the_tests_own_surprise_nobody(small: Path) -> None:
+def test_bundled_recipes_have_no_warnings(small: Path) -> None:
     assert places(small, ranks=3) == []
     for name, ranks in (("demo", 1), ("tinyllama-120m", 8), ("tinyllama-1.1b", 16)):
         assert recipe_warnings(Recipe.load(name), ranks) == []
@@ -30,7 +30,7 @@ def test_bundled_recipes_and_the_tests_own_surprise_nobody(small: Path) -> None:
 @pytest.mark.parametrize("name", ["cosine", "wsd"])
 @pytest.mark.parametrize("warmup", [0, 1, 9, 10, 11, 12, 13, 40])
 @pytest.mark.parametrize("decay_fraction", [0.01, 0.5, 0.9, 1.0])
-def test_a_schedule_surprises_where_its_highest_or_its_last_rate_is_not_what_the_recipe_says(
+def test_schedule_that_misses_peak_or_final_rate_is_a_warning(
     small: Path, name: str, warmup: int, decay_fraction: float
 ) -> None:
     fields: dict[str, Any] = {"warmup_steps": warmup, "name": name, "decay_fraction": decay_fraction}
@@ -59,7 +59,7 @@ def test_a_schedule_surprises_where_its_highest_or_its_last_rate_is_not_what_the
         ({"train__batch_sequences": 14, "train__micro_batch_sequences": 6, "ranks": 2}, "train.micro_batch_sequences"),
     ],
 )
-def test_what_never_happens_in_a_run_of_this_length_is_listed(small: Path, fields: dict[str, Any], place: str) -> None:
+def test_interval_longer_than_run_is_a_warning(small: Path, fields: dict[str, Any], place: str) -> None:
     assert place in places(small, **fields)
 
 
@@ -72,17 +72,17 @@ def test_what_never_happens_in_a_run_of_this_length_is_listed(small: Path, field
         {"data__stages": [{"from_tokens": 40 * STEP - 1, "weights": {"lines": 1}}]},
     ],
 )
-def test_what_happens_at_the_last_step_or_before_is_not_listed(small: Path, fields: dict[str, Any]) -> None:
+def test_interval_within_run_is_no_warning(small: Path, fields: dict[str, Any]) -> None:
     assert places(small, **fields) == []
 
 
-def test_a_final_rate_above_the_peak_is_refused_when_the_recipe_is_read(small: Path) -> None:
+def test_final_rate_above_peak_is_refused(small: Path) -> None:
     with pytest.raises(InputError, match=r"recipe.yaml: train: .*0.0003 is above the peak, .*0.0002; lower"):
         Recipe.load(small / "recipe.yaml", {"train.optimizer.learning_rate": 2e-4})
     Recipe.load(small / "recipe.yaml", {"train.optimizer.learning_rate": 3e-4})
 
 
-def test_train_plan_and_doctor_list_the_same(
+def test_train_plan_and_doctor_give_same_warnings(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -111,7 +111,7 @@ def test_train_plan_and_doctor_list_the_same(
         assert line in planned.splitlines()
 
 
-def test_doctor_lists_sources_that_cannot_be_validated_on(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_lists_sources_without_validation_data(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     longer = ["--train.sequence_length", "1000000", "--model.context_length", "1000000"]
     cli.main(["doctor", str(small / "recipe.yaml"), *longer, "--json"])
     rows = {row["what"]: row for row in json.loads(capsys.readouterr().out)["checks"]}

@@ -74,7 +74,7 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
         both.remove()
 
 
-def test_a_host_that_is_cut_off_and_comes_back_changes_nothing_in_the_weights(
+def test_disconnected_host_changes_no_weights(
     small: Path, tmp_path: Path, hosts: Hosts, reference_run_2_ranks: Path
 ) -> None:
     site, wait = make_site(tmp_path / "site"), fault_in_batch(Recipe.load(small / "recipe.yaml"), "wait", 13, 4)

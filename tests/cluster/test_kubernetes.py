@@ -36,7 +36,7 @@ class Response:
 @pytest.mark.parametrize(
     ("kind", "model"), [("PyTorchJob", "KubeflowOrgV1PyTorchJob"), ("PersistentVolumeClaim", "V1PersistentVolumeClaim")]
 )
-def test_every_field_is_one_that_the_api_has(kind: str, model: str) -> None:
+def test_manifest_fields_exist_in_api(kind: str, model: str) -> None:
     client = pytest.importorskip("kubeflow.training").ApiClient()
     written = documents()[kind]
     # A field that the operator's models lack is lost on the way there and back.
@@ -48,7 +48,7 @@ def worker() -> dict[str, Any]:
     return replicas
 
 
-def test_a_pod_has_the_time_that_torchrun_takes_to_save_and_a_gpu_a_rank() -> None:
+def test_pod_has_grace_period_and_gpu_per_rank() -> None:
     spec, policy = worker()["template"]["spec"], documents()["PyTorchJob"]["spec"]["elasticPolicy"]
     (container,) = spec["containers"]
     assert container["name"] == "pytorch"  # the operator sets its variables nowhere else
@@ -86,7 +86,7 @@ def said(site: Path) -> str:
 
 
 @pytest.mark.cluster  # `make check-clusters` runs it
-def test_where_one_pod_is_drained_both_save_ask_to_be_started_again_and_end_with_the_same_weights(
+def test_drained_pod_saves_and_resumes_with_same_weights(
     small: Path, tmp_path: Path, reference_run_2_ranks: Path
 ) -> None:
     site, wait = make_site(tmp_path / "site"), fault_in_batch(Recipe.load(small / "recipe.yaml"), "wait", 13, 4)
@@ -108,7 +108,7 @@ def test_where_one_pod_is_drained_both_save_ask_to_be_started_again_and_end_with
     assert same_weights(run, reference_run_2_ranks)
 
 
-def test_what_the_user_must_mend_ends_every_pod_with_its_own_status_at_once(small: Path, tmp_path: Path) -> None:
+def test_wrong_input_ends_every_pod(small: Path, tmp_path: Path) -> None:
     site = make_site(tmp_path / "site")
     with ExitStack() as stack:
         both = pods(stack, site, small / "recipe.yaml", "--parallel.shard", "3")

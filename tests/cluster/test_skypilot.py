@@ -11,11 +11,11 @@ SKYPILOT: dict[str, Any] = yaml.safe_load((CLUSTER / "skypilot/train.yaml").read
 
 
 @pytest.mark.parametrize("script", ["setup", "run"])
-def test_its_scripts_pass_bash_and_shellcheck(script: str) -> None:
+def test_skypilot_scripts_pass_shellcheck(script: str) -> None:
     assert complaints("#!/usr/bin/env bash\n" + SKYPILOT[script]) == ""
 
 
-def test_it_starts_torchrun_as_slurm_does() -> None:
+def test_skypilot_starts_torchrun_like_slurm() -> None:
     of_slurm = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "9400", "SLURM_GPUS_ON_NODE": "8", "nodes": "a1\na2"}
     of_skypilot = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NUM_GPUS_PER_NODE": "8", "SKYPILOT_TASK_ID": "9400"}
     ours = torchrun_options(SKYPILOT["run"], of_skypilot | {"nodes": "a1\na2"})
@@ -23,7 +23,7 @@ def test_it_starts_torchrun_as_slurm_does() -> None:
 
 
 @pytest.mark.parametrize("flags", ["", "--train.tokens 5M --name longer"])
-def test_a_recipe_s_flags_reach_the_command_word_by_word(flags: str) -> None:
+def test_flags_reach_command_unchanged(flags: str) -> None:
     script = SKYPILOT["run"].replace("cd /work", "true").replace("exec ~/environment/bin/python", "printf '%s\\n'")
     variables = dict.fromkeys(("SKYPILOT_NUM_NODES", "SKYPILOT_NUM_GPUS_PER_NODE", "SKYPILOT_TASK_ID"), "2")
     variables |= {"SKYPILOT_NODE_IPS": "a1\na2", "RECIPE": "demo", "FLAGS": flags}
@@ -31,5 +31,5 @@ def test_a_recipe_s_flags_reach_the_command_word_by_word(flags: str) -> None:
     assert done.stdout.partition("rank.py\n")[2].split("\n") == ["train", "demo", *flags.split(), ""]
 
 
-def test_a_run_that_saved_is_started_again() -> None:
+def test_saved_run_is_restarted() -> None:
     assert SKYPILOT["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]

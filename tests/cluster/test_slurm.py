@@ -25,7 +25,7 @@ SCRIPTS = sorted(path for path in CLUSTER.rglob("*") if path.suffix in (".sh", "
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_pass_bash_and_shellcheck(script: Path) -> None:
+def test_slurm_scripts_pass_shellcheck(script: Path) -> None:
     assert complaints(script.read_text()) == ""
 
 
@@ -56,9 +56,7 @@ OF_A_JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a[1-2]", "SLURM_JOB_NUM_
         (75, "CANCELLED", False),
     ],
 )
-def test_only_a_run_that_saved_and_was_not_cancelled_is_queued_again(
-    tmp_path: Path, ends_with: int, state: str, is_requeued: bool
-) -> None:
+def test_only_saved_uncancelled_run_is_requeued(tmp_path: Path, ends_with: int, state: str, is_requeued: bool) -> None:
     site = make_site(tmp_path / "site")
     for name, script in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(script)
@@ -162,15 +160,13 @@ def waiting(small: Path) -> Fault:
 
 
 @pytest.mark.cluster
-def test_slurm_takes_the_script_as_it_stands(slurm: dict[str, str], site: Path) -> None:
+def test_slurm_accepts_script(slurm: dict[str, str], site: Path) -> None:
     said = asked(slurm, "sbatch", "--test-only", "--gpus-per-node=1", "cluster/slurm/train.sbatch", cwd=site)
     assert re.search(r"Job \d+ to start at .* using 128 processors on nodes node\[1-2\]", said), said
 
 
 @pytest.mark.cluster
-def test_the_store_that_slurms_jobs_write_is_the_one_written_here(
-    slurm: dict[str, str], site: Path, small: Path
-) -> None:
+def test_slurm_store_equals_local_store(slurm: dict[str, str], site: Path, small: Path) -> None:
     store = site / "store"
     command = ["bash", "cluster/slurm/prepare.sh", str(small / "recipe.yaml"), "--data.store", str(store)]
     said = asked(slurm | {"PARTITION": "all", "OMP_NUM_THREADS": "1"}, *command, cwd=site)
@@ -185,7 +181,7 @@ def test_the_store_that_slurms_jobs_write_is_the_one_written_here(
 
 
 @pytest.mark.cluster
-def test_a_signal_ahead_of_the_time_limit_saves_and_queues_the_run_again_which_ends_with_the_same_weights(
+def test_time_limit_signal_requeues_run_with_same_weights(
     slurm: dict[str, str], site: Path, small: Path, reference_run_2_ranks: Path
 ) -> None:
     job = submit(slurm, site, small, faults=[waiting(small)])
@@ -202,9 +198,7 @@ def test_a_signal_ahead_of_the_time_limit_saves_and_queues_the_run_again_which_e
 
 
 @pytest.mark.cluster
-def test_a_lost_node_queues_the_run_again(
-    slurm: dict[str, str], site: Path, small: Path, reference_run_2_ranks: Path
-) -> None:
+def test_lost_node_requeues_run(slurm: dict[str, str], site: Path, small: Path, reference_run_2_ranks: Path) -> None:
     job = submit(slurm, site, small, faults=[waiting(small)])
     job.wait_until_struck(waiting(small))
     job.tell("scontrol", "update", "nodename=node2", "state=down", "reason=test")
@@ -218,7 +212,7 @@ def test_a_lost_node_queues_the_run_again(
 
 
 @pytest.mark.cluster
-def test_a_job_told_to_save_and_not_to_be_queued_again_goes_on_with_another_number_of_nodes(
+def test_saved_job_resumes_on_other_number_of_nodes(
     slurm: dict[str, str], site: Path, small: Path, reference_run_2_ranks: Path
 ) -> None:
     job = submit(slurm, site, small, faults=[waiting(small)])
@@ -240,7 +234,7 @@ def test_a_job_told_to_save_and_not_to_be_queued_again_goes_on_with_another_numb
 
 
 @pytest.mark.cluster
-def test_a_cancelled_job_stays_cancelled(slurm: dict[str, str], site: Path, small: Path) -> None:
+def test_cancelled_job_stays_cancelled(slurm: dict[str, str], site: Path, small: Path) -> None:
     job = submit(slurm, site, small, faults=[waiting(small)])
     job.wait_until_struck(waiting(small))
     job.tell("scancel", job.number)
@@ -249,9 +243,7 @@ def test_a_cancelled_job_stays_cancelled(slurm: dict[str, str], site: Path, smal
 
 
 @pytest.mark.cluster
-def test_what_the_user_must_mend_is_said_once_a_node_and_not_tried_again(
-    slurm: dict[str, str], site: Path, small: Path
-) -> None:
+def test_wrong_input_is_reported_once_per_node(slurm: dict[str, str], site: Path, small: Path) -> None:
     job = submit(slurm, site, small, "--parallel.shard", "3")
     job.wait_for_state("FAILED")
     fields = job.fields()

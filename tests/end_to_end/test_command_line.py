@@ -80,7 +80,7 @@ def test_wrong_input_is_one_line_and_exit_status_2(
         (["evaluate", "nowhere"], "nowhere: no model found"),
     ],
 )
-def test_a_process_of_its_own_says_no_more(arguments: list[str], said: str, tmp_path: Path) -> None:
+def test_command_process_prints_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
     done = tinyllama(*arguments, folder=tmp_path)
     assert done.returncode == 2
     assert_one_line(done.stdout, done.stderr, said)
@@ -94,7 +94,7 @@ def assert_one_line(stdout: str, stderr: str, said: str) -> None:
     assert not stdout
 
 
-def test_data_that_cannot_be_used_is_one_line_and_leaves_no_store(recipe: Path) -> None:
+def test_unusable_data_is_one_line_and_leaves_no_store(recipe: Path) -> None:
     raw = recipe.parent / "raw"
     raw.mkdir()
     nothing = tinyllama("prepare", recipe, "--data.sources.modules.path", raw, folder=recipe.parent)
@@ -113,14 +113,14 @@ def test_data_that_cannot_be_used_is_one_line_and_leaves_no_store(recipe: Path) 
     assert "the token store is not finished" in train.stderr
 
 
-def test_a_place_that_cannot_be_written_is_one_line(recipe: Path) -> None:
+def test_unwritable_place_is_one_line(recipe: Path) -> None:
     (recipe.parent / "store").write_text("a file where a folder belongs")
     done = tinyllama("prepare", recipe, folder=recipe.parent)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"tinyllama: {recipe.parent / 'store'}" in done.stderr
 
 
-def test_a_batch_that_the_ranks_cannot_share_is_refused(small: Path, tmp_path: Path) -> None:
+def test_indivisible_batch_is_refused(small: Path, tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tinyllama"]
     done = subprocess.run(
@@ -133,7 +133,7 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(small: Path, tmp_path: P
     assert not list(tmp_path.rglob("step-*"))
 
 
-def test_a_tokenizer_of_another_store_is_refused(small: Path, tmp_path: Path) -> None:
+def test_tokenizer_of_another_store_is_refused(small: Path, tmp_path: Path) -> None:
     train_tokenizer(["some other text " * 50], 285).save(tmp_path / "other", 128)
     done = tinyllama("train", small / "recipe.yaml", "--tokenizer", tmp_path / "other", folder=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -141,7 +141,7 @@ def test_a_tokenizer_of_another_store_is_refused(small: Path, tmp_path: Path) ->
     assert not (tmp_path / "runs").exists()
 
 
-def test_help_lists_the_commands_and_a_recipes_fields(tmp_path: Path) -> None:
+def test_help_lists_commands_and_recipe_fields(tmp_path: Path) -> None:
     assert "evaluate" in tinyllama("--help", folder=tmp_path).stdout
     fields = tinyllama("train", "demo", "--help", folder=tmp_path).stdout
     for field in ("--train.tokens", "--model.kv_heads", "--data.sources.slimpajama.weight", "--allow-change"):
@@ -149,7 +149,7 @@ def test_help_lists_the_commands_and_a_recipes_fields(tmp_path: Path) -> None:
     assert "--temperature" in tinyllama("generate", "--help", folder=tmp_path).stdout
 
 
-def test_the_stages_one_by_one_make_a_release_that_completes_text(
+def test_stages_produce_release_that_completes_text(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(recipe.parent)

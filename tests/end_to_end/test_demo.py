@@ -30,7 +30,7 @@ SHORT = {
 COMMAND = ["demo", *(word for field, value in SHORT.items() for word in (f"--{field}", value))]
 
 
-def test_the_demo_makes_a_release_that_transformers_loads_and_says_what_it_did(
+def test_demo_release_loads_in_transformers(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

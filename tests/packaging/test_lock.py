@@ -38,13 +38,13 @@ def locked(python: str) -> dict[str, str]:
     return {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
 
 
-def test_the_pythons_are_those_that_are_promised() -> None:
+def test_python_versions_match_documentation() -> None:
     assert PYTHONS == ["3.11", "3.12", "3.13"]
     assert PROJECT["requires-python"] == f">={PYTHONS[0]}"
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_every_requirement_is_locked_at_a_version_that_pyproject_admits(python: str) -> None:
+def test_requirements_are_locked_within_bounds(python: str) -> None:
     pins = locked(python)
     wrong = [
         f"{one}, but {pins.get(canonicalize_name(one.name))} is locked; run make lock"
@@ -54,12 +54,12 @@ def test_every_requirement_is_locked_at_a_version_that_pyproject_admits(python: 
     assert not wrong
 
 
-def test_every_locked_version_has_its_hashes_and_names_no_host() -> None:
+def test_locked_versions_have_hashes_and_no_host() -> None:
     for pin in re.split(r"^(?=[A-Za-z0-9])", LOCK, flags=re.MULTILINE)[1:]:
         assert "--hash=sha256:" in pin, pin
     assert not re.search(r"://|--(extra-)?index-url|--find-links|@ file", LOCK)
 
 
-def test_every_requirement_has_a_lower_bound_that_can_be_tried() -> None:
+def test_requirements_have_lower_bounds() -> None:
     unbounded = [str(one) for one in asked(PYTHONS[0]) if not any(one.specifier)]
     assert not unbounded

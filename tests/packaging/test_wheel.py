@@ -50,7 +50,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_wheel_carries_every_file_of_the_package(wheel: Path) -> None:
+def test_wheel_contains_all_package_files(wheel: Path) -> None:
     package = CHECKOUT / "src/tinyllama"
     here = {path.relative_to(package.parent).as_posix() for path in package.rglob("*") if path.is_file()}
     with zipfile.ZipFile(wheel) as archive:
@@ -59,7 +59,7 @@ def test_a_wheel_carries_every_file_of_the_package(wheel: Path) -> None:
     assert {"tinyllama/py.typed", "tinyllama/recipes/demo.yaml", "tinyllama/report/page.css"} <= there
 
 
-def test_an_installed_wheel_plans_and_explains_itself_without_the_checkout(installed: Path) -> None:
+def test_installed_wheel_works_without_checkout(installed: Path) -> None:
     tinyllama = installed / "venv/bin/tinyllama"
     where = run(installed / "venv/bin/python", "-c", "import tinyllama; print(tinyllama.__file__)", folder=installed)
     assert Path(where.strip()).is_relative_to(installed)
@@ -69,7 +69,7 @@ def test_an_installed_wheel_plans_and_explains_itself_without_the_checkout(insta
     assert plan["name"] == "demo"
 
 
-def test_an_installed_wheel_finds_every_requirement_met_that_its_metadata_name(installed: Path) -> None:
+def test_installed_wheel_requirements_are_met(installed: Path) -> None:
     program = (
         "import json; from tinyllama.plan.system_info import unmet_requirements; "
         "print(json.dumps(unmet_requirements('tinyllama')))"

@@ -11,13 +11,13 @@ from tinyllama.recipe import Recipe, bundled_recipes
 
 
 @pytest.mark.parametrize("name", bundled_recipes())
-def test_every_bundled_recipe_loads_and_survives_its_own_yaml(name: str, tmp_path: Path) -> None:
+def test_bundled_recipe_round_trips_through_yaml(name: str, tmp_path: Path) -> None:
     recipe = Recipe.load(name)
     (tmp_path / "copy.yaml").write_text(recipe.to_yaml())
     assert Recipe.load(tmp_path / "copy.yaml") == recipe
 
 
-def test_the_model_cards_recipe_has_the_model_cards_numbers() -> None:
+def test_recipe_of_model_card_has_its_numbers() -> None:
     recipe = Recipe.load("tinyllama-1.1b")
     assert num_parameters(recipe.model, 32_000) == 1_100_048_384
     assert recipe.train.batch_tokens == 2_097_152
@@ -30,7 +30,7 @@ def test_the_model_cards_recipe_has_the_model_cards_numbers() -> None:
     ("text", "tokens"),
     [("3T", 3 * 10**12), ("105B", 105 * 10**9), ("20M", 20_000_000), ("2e6", 2_000_000), (7, 7)],
 )
-def test_token_counts_read_as_people_write_them(text: object, tokens: int) -> None:
+def test_token_count_notations(text: object, tokens: int) -> None:
     assert Recipe.load("demo", {"train.tokens": text}).train.tokens == tokens
 
 
@@ -70,9 +70,7 @@ def test_token_counts_read_as_people_write_them(text: object, tokens: int) -> No
         ({"name": "../elsewhere"}, "name: '../elsewhere'", "match pattern"),
     ],
 )
-def test_a_wrong_field_is_named_with_its_value_and_remedy(
-    overrides: dict[str, object], place: str, remedy: str
-) -> None:
+def test_wrong_field_error_has_place_value_and_remedy(overrides: dict[str, object], place: str, remedy: str) -> None:
     with pytest.raises(InputError) as error:
         Recipe.load("demo", overrides)
     message = str(error.value)
@@ -82,7 +80,7 @@ def test_a_wrong_field_is_named_with_its_value_and_remedy(
     assert "\n" not in message
 
 
-def test_a_recipe_that_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None:
+def test_invalid_yaml_error_has_line(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("name: x\ntrain: {tokens: 3\n")
     with pytest.raises(InputError, match=r"broken.yaml:3: not valid YAML: .*; correct the indentation"):
         Recipe.load(tmp_path / "broken.yaml")
@@ -104,9 +102,7 @@ def test_a_recipe_that_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None
         ("'" + "9" * 5000 + "'", "is more than 1e18 tokens"),
     ],
 )
-def test_a_number_that_yaml_reads_otherwise_or_that_no_machine_counts_is_one_line(
-    tmp_path: Path, number: str, message: str
-) -> None:
+def test_ambiguous_or_huge_number_is_one_line(tmp_path: Path, number: str, message: str) -> None:
     recipe = Recipe.load("demo").to_yaml()
     (tmp_path / "odd.yaml").write_text(re.sub(r"(?m)^  tokens: .*$", f"  tokens: {number}", recipe))
     with pytest.raises(InputError, match=r"odd\.yaml") as error:
@@ -115,7 +111,7 @@ def test_a_number_that_yaml_reads_otherwise_or_that_no_machine_counts_is_one_lin
     assert len(str(error.value)) < 400
 
 
-def test_a_flag_fills_a_part_that_a_runs_own_recipe_has_as_null(tmp_path: Path) -> None:
+def test_flag_sets_field_of_null_part(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(Recipe.load("demo").to_yaml())
     recipe = Recipe.load(tmp_path / "recipe.yaml", {"data.executor": "slurm", "data.slurm.partition": "cpu"})
     assert recipe.data.slurm is not None
@@ -124,14 +120,14 @@ def test_a_flag_fills_a_part_that_a_runs_own_recipe_has_as_null(tmp_path: Path) 
         Recipe.load(tmp_path / "recipe.yaml", {"name.x": 1})
 
 
-def test_two_sources_of_one_name_are_refused_with_their_line(tmp_path: Path) -> None:
+def test_duplicate_source_name_is_refused_with_line(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "recipes/demo.yaml").read_text()
     (tmp_path / "twice.yaml").write_text(text.replace("    starcoderdata:", "    slimpajama:"))
     with pytest.raises(InputError, match=r"twice.yaml:9: not valid YAML: 'slimpajama' is a duplicate key"):
         Recipe.load(tmp_path / "twice.yaml")
 
 
-def test_the_digest_follows_what_changes_the_weights_and_nothing_else() -> None:
+def test_digest_depends_only_on_fields_affecting_weights() -> None:
     digest = Recipe.load("demo").digest
     neutral = {
         "train.compile": "false",
@@ -148,7 +144,7 @@ def test_the_digest_follows_what_changes_the_weights_and_nothing_else() -> None:
         assert Recipe.load("demo", {field: value}).digest != digest
 
 
-def test_milestones_are_the_first_steps_that_reach_their_tokens(small: Path) -> None:
+def test_milestones_are_first_steps_that_reach_tokens(small: Path) -> None:
     batch = 6 * 64
     release = {"release.at_tokens": [batch, 5 * batch + 1, 99 * batch], "release.every_tokens": 3 * batch + 2}
     recipe = Recipe.load(small / "recipe.yaml", release | {"train.tokens": 13 * batch})

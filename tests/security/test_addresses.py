@@ -29,7 +29,7 @@ from tinyllama.tokenizer import Tokenizer
         "dask://x",
     ],
 )
-def test_a_source_names_no_protocol_that_could_run_code_and_no_chain(small: Path, tmp_path: Path, path: str) -> None:
+def test_source_with_unsafe_protocol_or_chain_is_refused(small: Path, tmp_path: Path, path: str) -> None:
     fields = small_recipe(small)
     fields["data"]["sources"] = {"own": {"format": "jsonl", "path": path, "weight": 1}}
     with pytest.raises(InputError, match=r"data\.sources\.own\.path: .*is not a supported URL"):
@@ -49,16 +49,14 @@ def test_a_source_names_no_protocol_that_could_run_code_and_no_chain(small: Path
         {"partition": "x", "time": "1:00\ntouch /tmp/run"},
     ],
 )
-def test_a_recipe_adds_no_line_and_no_other_option_to_a_batch_script(
-    small: Path, tmp_path: Path, slurm: dict[str, object]
-) -> None:
+def test_recipe_cannot_inject_into_batch_script(small: Path, tmp_path: Path, slurm: dict[str, object]) -> None:
     fields = small_recipe(small)
     fields["data"] |= {"executor": "slurm", "slurm": slurm}
     with pytest.raises(InputError, match=r"hostile\.yaml: data\.slurm"):
         Recipe.load(written(tmp_path, fields))
 
 
-def test_a_link_out_of_a_models_folder_is_not_released(stranger: Path) -> None:
+def test_link_out_of_model_folder_is_not_released(stranger: Path) -> None:
     source = stranger / "huggingface"
     (stranger.parent / "secret").write_text("secret")
     (source / "chat_template.jinja").symlink_to(stranger.parent / "secret")
@@ -85,7 +83,7 @@ def stranger(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 @pytest.mark.parametrize("name", ["../../victim", "..", "/tmp/victim", "a/b", "", 3, None, ["x"], "a\x1b[2J", "ok\n"])
-def test_the_name_in_a_release_leads_nowhere(stranger: Path, name: object) -> None:
+def test_name_in_release_is_not_a_path(stranger: Path, name: object) -> None:
     write_json(stranger / "release.json", {"name": name})
     with pytest.raises(InputError, match=r"release\.json: .* is no valid model name"):
         release_external_weights(str(stranger), ["huggingface"], force=True)
@@ -94,7 +92,7 @@ def test_the_name_in_a_release_leads_nowhere(stranger: Path, name: object) -> No
 
 
 @pytest.mark.slow
-def test_force_removes_only_what_a_release_wrote(
+def test_force_removes_only_files_of_release(
     stranger: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["release", str(stranger), "--formats", "huggingface", "--force"]
@@ -116,7 +114,7 @@ def test_force_removes_only_what_a_release_wrote(
     assert read_json(target / "release.json")["name"] == "own"
 
 
-def test_an_index_names_files_of_its_folder_alone(stranger: Path) -> None:
+def test_index_with_file_outside_folder_is_refused(stranger: Path) -> None:
     folder = stranger / "huggingface"
     (folder / "model.safetensors").rename(stranger / "model.safetensors")
     write_json(folder / "model.safetensors.index.json", {"weight_map": {"x": "../model.safetensors"}})

@@ -42,7 +42,7 @@ def read(path: Path, format: str, **settings: object) -> list[SourceRow | Reject
 
 @pytest.mark.parametrize("packing", ["gz", "zst", "xz", "bz2"])
 @pytest.mark.parametrize("format", ["jsonl", "text", "csv"])
-def test_a_packed_file_that_unpacks_to_far_more_is_refused(tmp_path: Path, packing: str, format: str) -> None:
+def test_decompression_bomb_is_refused(tmp_path: Path, packing: str, format: str) -> None:
     path = tmp_path / f"bomb.{format.replace('text', 'txt')}.{packing}"
     path.write_bytes(PACKINGS[packing](CONTENTS[format]))
     ratio = SIZE // path.stat().st_size // 2
@@ -52,7 +52,7 @@ def test_a_packed_file_that_unpacks_to_far_more_is_refused(tmp_path: Path, packi
     assert sum(len(row.text) for row in rows if isinstance(row, SourceRow)) == SIZE
 
 
-def test_a_flood_of_empty_lines_is_refused_where_it_is_packed_and_read_where_it_is_not(tmp_path: Path) -> None:
+def test_only_compressed_empty_lines_are_refused(tmp_path: Path) -> None:
     flood = b"\n" * SIZE
     packed, plain = tmp_path / "a.jsonl.zst", tmp_path / "b.jsonl"
     packed.write_bytes(zstandard.compress(flood))
@@ -62,7 +62,7 @@ def test_a_flood_of_empty_lines_is_refused_where_it_is_packed_and_read_where_it_
     assert read(plain, "jsonl") == [RejectedRow(0, "invalid JSON", line=SIZE + 1)]
 
 
-def test_rows_that_repeat_one_value_of_a_dictionary_are_refused(tmp_path: Path) -> None:
+def test_repeated_dictionary_value_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     values = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 100_000, "int32"), ["a" * 1_000_000])
     pyarrow.parquet.write_table(pyarrow.table({"text": values}), path, compression="zstd")
@@ -70,7 +70,7 @@ def test_rows_that_repeat_one_value_of_a_dictionary_are_refused(tmp_path: Path) 
         read(path, "parquet")
 
 
-def test_rows_without_a_value_are_refused_where_there_are_millions_in_a_few_bytes(tmp_path: Path) -> None:
+def test_millions_of_null_rows_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.nulls(3_000_000, "string")}), path)
     assert path.stat().st_size < 2000
@@ -79,9 +79,7 @@ def test_rows_without_a_value_are_refused_where_there_are_millions_in_a_few_byte
 
 
 @pytest.mark.parametrize("format", ["parquet", "jsonl", "csv", "text"])
-def test_a_value_that_no_reader_holds_is_rejected_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
-) -> None:
+def test_oversized_value_is_rejected_with_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str) -> None:
     for module in ("streams", "columnar"):
         monkeypatch.setattr(f"tinyllama.prepare.{module}.LONGEST_BYTES", 1 << 20)
     monkeypatch.setattr("tinyllama.prepare.readers._CSV_CHARACTERS", 1 << 20)
@@ -104,7 +102,7 @@ def test_a_value_that_no_reader_holds_is_rejected_by_name(
     assert [row.text for row in rows if isinstance(row, SourceRow)] == ([] if format == "text" else ["one", "two"])
 
 
-def test_a_flood_of_rejected_rows_ends_by_name(tmp_path: Path) -> None:
+def test_too_many_rejected_rows_end_prepare(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"x\n" * 1_100_000)
     with pytest.raises(InputError, match=r"a\.jsonl: 1,000,001 rows are rejected, the last as 'invalid JSON'"):
         read(tmp_path / "a.jsonl", "jsonl")
@@ -116,7 +114,7 @@ def test_a_flood_of_rejected_rows_ends_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_a_column_of_lists_is_refused_before_it_is_read(tmp_path: Path, kind: str) -> None:
+def test_list_column_is_refused_before_reading(tmp_path: Path, kind: str) -> None:
     table = pyarrow.table({"text": [[1] * 1000]})
     path = tmp_path / f"a.{kind}"
     if kind == "parquet":
@@ -128,7 +126,7 @@ def test_a_column_of_lists_is_refused_before_it_is_read(tmp_path: Path, kind: st
         read(path, "huggingface")
 
 
-def test_a_page_whose_header_cannot_be_read_is_refused(tmp_path: Path) -> None:
+def test_page_with_unreadable_header_is_refused(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet")
     data = bytearray(path.read_bytes())
     place = pyarrow.parquet.read_metadata(path).row_group(0).column(0).data_page_offset
@@ -138,7 +136,7 @@ def test_a_page_whose_header_cannot_be_read_is_refused(tmp_path: Path) -> None:
         read(path, "parquet")
 
 
-def test_a_server_that_sends_without_end_fills_no_disk(tmp_path: Path) -> None:
+def test_endless_download_is_stopped(tmp_path: Path) -> None:
     class Endless(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             self.send_response(200)
@@ -169,9 +167,7 @@ def parquet(path: Path) -> Path:
     return path
 
 
-def test_a_page_that_no_reader_holds_is_refused_before_it_is_unpacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_oversized_page_is_refused_before_decompression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = parquet(tmp_path / "a.parquet")
     assert len(read(path, "parquet")) == 2
     monkeypatch.setattr("tinyllama.prepare.columnar._MAX_PAGE_BYTES", 1 << 19)
@@ -179,7 +175,7 @@ def test_a_page_that_no_reader_holds_is_refused_before_it_is_unpacked(
         read(path, "parquet")
 
 
-def test_a_page_whose_header_alone_tells_its_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_size_is_read_from_page_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinyllama.prepare.columnar._MAX_PAGE_BYTES", 900_000)
     path = parquet(tmp_path / "a.parquet")
     data = bytearray(path.read_bytes())
@@ -191,7 +187,7 @@ def test_a_page_whose_header_alone_tells_its_size_is_refused(tmp_path: Path, mon
         read(path, "parquet")
 
 
-def test_prepare_names_the_bomb_and_makes_no_store(
+def test_prepare_reports_bomb_and_makes_no_store(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "raw").mkdir()

@@ -41,7 +41,7 @@ def trainer(small: Path) -> TrainState:
     return state_after_one_step(small)
 
 
-def test_a_checkpoint_of_ours_is_read_with_all_its_tensors(trainer: TrainState, tmp_path: Path) -> None:
+def test_own_checkpoint_is_read_completely(trainer: TrainState, tmp_path: Path) -> None:
     folder = write_checkpoint(trainer, tmp_path).path
     before = {name: value.clone() for name, value in all_tensors(trainer).items()}
     for value in all_tensors(trainer).values():
@@ -53,7 +53,7 @@ def test_a_checkpoint_of_ours_is_read_with_all_its_tensors(trainer: TrainState, 
 
 
 @pytest.mark.parametrize("place", ["whole", "planner_data", "storage_meta"])
-def test_metadata_that_calls_a_function_is_refused(trainer: TrainState, tmp_path: Path, place: str) -> None:
+def test_metadata_that_calls_function_is_refused(trainer: TrainState, tmp_path: Path, place: str) -> None:
     folder, target = write_checkpoint(trainer, tmp_path).path, tmp_path / "run"
     path = folder / ".metadata"
     found = pickle.loads(path.read_bytes())
@@ -79,7 +79,7 @@ def complete(folder: Path, small: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", ["generate", "load"])
-def test_metadata_that_changes_a_class_of_this_process_is_refused(
+def test_metadata_that_changes_class_is_refused(
     trainer: TrainState, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     folder, victim = write_checkpoint(trainer, tmp_path).path, tmp_path / "victim"
@@ -99,7 +99,7 @@ def test_metadata_that_changes_a_class_of_this_process_is_refused(
     assert str(Path("elsewhere")) == "elsewhere"
 
 
-def test_a_recipe_of_more_parameters_than_the_files_hold_takes_no_memory(
+def test_oversized_model_shape_allocates_no_memory(
     trainer: TrainState, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_checkpoint(trainer, tmp_path).path
@@ -109,14 +109,14 @@ def test_a_recipe_of_more_parameters_than_the_files_hold_takes_no_memory(
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../../secret"])
-def test_a_commit_that_names_a_file_outside_is_damaged(trainer: TrainState, tmp_path: Path, name: str) -> None:
+def test_commit_with_file_outside_is_damaged(trainer: TrainState, tmp_path: Path, name: str) -> None:
     folder = write_checkpoint(trainer, tmp_path).path
     hashes = read_json(folder / "commit.json")["sha256"]
     write_json(folder / "commit.json", {"sha256": hashes | {name: "0" * 64}})
     assert any("a file outside its folder" in problem for problem in CheckpointDir(folder).find_damage())
 
 
-def test_a_state_that_is_a_pipe_or_a_device_is_never_read(trainer: TrainState, tmp_path: Path) -> None:
+def test_state_file_that_is_pipe_or_device_is_refused(trainer: TrainState, tmp_path: Path) -> None:
     folder = write_checkpoint(trainer, tmp_path).path
     (folder / "state.json").unlink()
     os.mkfifo(folder / "state.json")
@@ -128,7 +128,7 @@ def test_a_state_that_is_a_pipe_or_a_device_is_never_read(trainer: TrainState, t
         CheckpointDir(folder).state()
 
 
-def test_a_value_that_calls_a_function_is_refused(trainer: TrainState, tmp_path: Path) -> None:
+def test_value_that_calls_function_is_refused(trainer: TrainState, tmp_path: Path) -> None:
     folder, target = write_checkpoint(trainer, tmp_path).path, tmp_path / "run"
     path = folder / ".metadata"
     found = pickle.loads(path.read_bytes())
@@ -146,7 +146,7 @@ def test_a_value_that_calls_a_function_is_refused(trainer: TrainState, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["../../outside.distcp", "/etc/passwd", "state.json"])
-def test_metadata_that_names_another_file_is_refused(trainer: TrainState, tmp_path: Path, name: str) -> None:
+def test_metadata_with_other_file_is_refused(trainer: TrainState, tmp_path: Path, name: str) -> None:
     folder = write_checkpoint(trainer, tmp_path).path
     path = folder / ".metadata"
     found = pickle.loads(path.read_bytes())
@@ -157,7 +157,7 @@ def test_metadata_that_names_another_file_is_refused(trainer: TrainState, tmp_pa
         load_checkpoint(CheckpointDir(folder), trainer.model, trainer.optimizers)
 
 
-def test_a_release_that_holds_a_commit_is_no_checkpoint(
+def test_release_with_commit_file_is_no_checkpoint(
     tmp_path: Path, trainer: TrainState, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_checkpoint(trainer, tmp_path).path

@@ -22,7 +22,7 @@ def victim(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_lock_that_is_a_link_is_refused_and_its_target_kept(tmp_path: Path, victim: Path) -> None:
+def test_symlinked_lock_is_refused(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/lock").symlink_to(victim)
     with pytest.raises(InputError, match="run/lock: is a symbolic link"), exclusive_lock(tmp_path / "run", "lock", ""):
@@ -32,13 +32,13 @@ def test_a_lock_that_is_a_link_is_refused_and_its_target_kept(tmp_path: Path, vi
     assert victim.read_text() == "precious"
 
 
-def test_a_lock_that_is_another_name_of_a_file_keeps_its_bytes(tmp_path: Path, victim: Path) -> None:
+def test_hard_linked_lock_keeps_file(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "lock").hardlink_to(victim)
     with exclusive_lock(tmp_path, "lock", ""):
         assert victim.read_text() == "precious"
 
 
-def test_what_is_appended_follows_no_link(tmp_path: Path, victim: Path) -> None:
+def test_append_does_not_follow_symlink(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "events.jsonl").symlink_to(victim)
     with (
         pytest.raises(InputError, match=r"events\.jsonl: is a symbolic link"),
@@ -48,7 +48,7 @@ def test_what_is_appended_follows_no_link(tmp_path: Path, victim: Path) -> None:
     assert victim.read_text() == "precious"
 
 
-def test_an_atomic_write_replaces_a_link_and_keeps_its_target(tmp_path: Path, victim: Path) -> None:
+def test_atomic_write_replaces_symlink_and_keeps_target(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "report.html").symlink_to(victim)
     with atomic_write(tmp_path / "report.html") as file:
         file.write(b"new")
@@ -56,7 +56,7 @@ def test_an_atomic_write_replaces_a_link_and_keeps_its_target(tmp_path: Path, vi
     assert (tmp_path / "report.html").read_bytes() == b"new"
 
 
-def test_a_damaged_row_after_the_newest_checkpoint_is_deleted_with_an_event(tmp_path: Path) -> None:
+def test_damaged_row_after_checkpoint_is_deleted_with_event(tmp_path: Path) -> None:
     rows = [f'{{"step": {step}, "loss": 1.0}}\n' for step in range(1, 6)]
     journal = RunLog(RunDir(tmp_path))
     journal.run.metrics_path.write_text("".join([*rows[:3], '{"step": 4, "lo\0ss"\n', "[]\n", rows[4]]))
@@ -67,14 +67,14 @@ def test_a_damaged_row_after_the_newest_checkpoint_is_deleted_with_an_event(tmp_
     assert event["problem"].endswith("line 4, 5")
 
 
-def test_a_damaged_row_before_the_newest_checkpoint_is_an_error_with_its_line(tmp_path: Path) -> None:
+def test_damaged_row_before_checkpoint_is_an_error(tmp_path: Path) -> None:
     journal = RunLog(RunDir(tmp_path))
     journal.run.metrics_path.write_text('{"step": 1}\nnot a row\n{"step": 3}\n')
     with pytest.raises(InputError, match=r"metrics\.jsonl:2: "):
         journal.truncate_after(3)
 
 
-def test_compiled_code_is_kept_where_no_other_user_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_cache_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     use_private_compile_cache()
@@ -87,7 +87,7 @@ COMPILES = Path(__file__).with_name("compiles.py")
 
 
 @pytest.mark.slow
-def test_torch_writes_no_compiled_code_into_the_shared_temporary_folder(tmp_path: Path) -> None:
+def test_torch_compiles_nothing_into_shared_folder(tmp_path: Path) -> None:
     variables = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
     folders = {"TMPDIR": str(tmp_path / "shared"), "XDG_CACHE_HOME": str(tmp_path / "own")}
     (tmp_path / "shared").mkdir()
@@ -98,9 +98,7 @@ def test_torch_writes_no_compiled_code_into_the_shared_temporary_folder(tmp_path
     assert {path.name for path in headers.iterdir()} <= {"precompiled_headers"}
 
 
-def test_headers_are_not_precompiled_in_a_folder_that_another_user_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_headers_are_not_precompiled_in_foreign_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"):
         monkeypatch.setenv(name, "1")
         monkeypatch.delenv(name)
@@ -112,9 +110,7 @@ def test_headers_are_not_precompiled_in_a_folder_that_another_user_made(
     assert os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] == "0"
 
 
-def test_without_a_cache_of_the_users_own_compiled_code_is_temporary(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compile_cache_is_temporary_without_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

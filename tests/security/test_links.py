@@ -26,7 +26,7 @@ def victim(tmp_path: Path) -> Path:
     return folder
 
 
-def test_an_unfinished_store_with_a_link_to_other_files_deletes_none_of_them(
+def test_unfinished_store_with_link_deletes_nothing_outside(
     small: Path, tmp_path: Path, victim: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = tmp_path / "store"
@@ -39,7 +39,7 @@ def test_an_unfinished_store_with_a_link_to_other_files_deletes_none_of_them(
 
 
 @pytest.mark.parametrize("name", ["releases", "trackers", "checkpoints", "tokenizer", "releases/step-00000010"])
-def test_a_run_with_a_link_is_not_trained(
+def test_run_with_link_is_not_trained(
     small: Path,
     tmp_path: Path,
     victim: Path,
@@ -56,7 +56,7 @@ def test_a_run_with_a_link_is_not_trained(
     assert sorted(path.name for path in victim.rglob("*")) == ["README.md", "inner", "precious"]
 
 
-def test_checkpoints_may_lie_in_an_empty_folder_elsewhere_that_no_other_run_uses(tmp_path: Path) -> None:
+def test_checkpoints_may_link_to_unused_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -68,7 +68,7 @@ def test_checkpoints_may_lie_in_an_empty_folder_elsewhere_that_no_other_run_uses
         reject_symlinks(tmp_path / "two")
 
 
-def test_a_run_with_a_link_is_not_followed_by_a_tracker(tmp_path: Path, victim: Path) -> None:
+def test_run_with_link_is_not_tracked(tmp_path: Path, victim: Path) -> None:
     run_dir, log = new_run(tmp_path)
     run = run_dir.path
     write_steps(log, 1, 3)
@@ -78,7 +78,7 @@ def test_a_run_with_a_link_is_not_followed_by_a_tracker(tmp_path: Path, victim: 
     assert sorted(path.name for path in victim.iterdir()) == ["README.md", "inner"]
 
 
-def test_a_linked_folder_of_releases_and_a_linked_page_are_not_written(tmp_path: Path, victim: Path) -> None:
+def test_linked_releases_and_page_are_not_written(tmp_path: Path, victim: Path) -> None:
     run_dir, log = new_run(tmp_path)
     run = run_dir.path
     write_steps(log, 1, 3)
@@ -94,7 +94,7 @@ def test_a_linked_folder_of_releases_and_a_linked_page_are_not_written(tmp_path:
     assert sorted(path.name for path in victim.iterdir()) == ["README.md", "inner"]
 
 
-def test_the_card_of_a_release_with_a_link_is_not_written(tmp_path: Path, victim: Path) -> None:
+def test_card_of_release_with_link_is_not_written(tmp_path: Path, victim: Path) -> None:
     release = tmp_path / "release"
     release.mkdir()
     (release / "huggingface").symlink_to(victim)
@@ -105,14 +105,14 @@ def test_the_card_of_a_release_with_a_link_is_not_written(tmp_path: Path, victim
 
 
 @pytest.mark.parametrize("name", ["../victim/README.md", "/etc/passwd", "gguf/../../x"])
-def test_a_release_names_no_file_outside_its_folder(tmp_path: Path, name: str) -> None:
+def test_release_with_file_outside_folder_is_refused(tmp_path: Path, name: str) -> None:
     write_json(tmp_path / "release.json", {"files": {name: {"bytes": 1, "sha256": ""}}})
     with pytest.raises(InputError, match="a file outside its folder"):
         ReleaseDir(tmp_path).metadata()
 
 
 @pytest.mark.parametrize("place", ["source", "split", "shard"])
-def test_a_store_names_no_file_outside_its_folder(tmp_path: Path, place: str) -> None:
+def test_store_with_file_outside_folder_is_refused(tmp_path: Path, place: str) -> None:
     names = {"source": "own", "split": "train", "shard": "00000.tokens"} | {place: "../victim"}
     folder = tmp_path / "store" / names["source"] / names["split"]
     shards = [{"file": names["shard"], "tokens": 1, "documents": 1}]
@@ -123,7 +123,7 @@ def test_a_store_names_no_file_outside_its_folder(tmp_path: Path, place: str) ->
         TokenStore.open(tmp_path / "store")
 
 
-def test_a_renamed_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_renamed_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir, log = new_run(tmp_path)
     run = run_dir.path
     write_steps(log, 1, 3)

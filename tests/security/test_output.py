@@ -33,11 +33,11 @@ SHOWN = r"\x1b[2J\x1b]0;title\x07"
         ("\udcff", r"\udcff"),
     ],
 )
-def test_control_characters_are_shown_as_escapes(text: str, shown: str) -> None:
+def test_control_characters_are_escaped(text: str, shown: str) -> None:
     assert visible(text) == shown
 
 
-def test_a_file_name_with_an_escape_sequence_is_harmless_in_output_and_errors(
+def test_escape_sequence_in_file_name_is_harmless(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     raw = tmp_path / "raw"
@@ -66,7 +66,7 @@ def test_a_file_name_with_an_escape_sequence_is_harmless_in_output_and_errors(
         {"name": "small", "tokenizer": "a\nplan: all is well"},
     ],
 )
-def test_a_recipe_with_an_escape_sequence_is_refused(
+def test_recipe_with_escape_sequence_is_refused(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
 ) -> None:
     def merge(fields: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
@@ -83,16 +83,14 @@ def test_a_recipe_with_an_escape_sequence_is_refused(
     assert "\x1b" not in line
 
 
-def test_a_recipe_larger_than_any_recipe_is_refused(small: Path, tmp_path: Path) -> None:
+def test_oversized_recipe_is_refused(small: Path, tmp_path: Path) -> None:
     path = tmp_path / "large.yaml"
     path.write_text(f"# {'x' * (1 << 20)}\n" + yaml.safe_dump(small_recipe(small)))
     with pytest.raises(InputError, match=r"large\.yaml: is larger than 1 MiB"):
         Recipe.load(path)
 
 
-def test_a_runs_events_are_harmless_in_its_report_and_in_the_list_of_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_events_are_harmless_in_report_and_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir, log = new_run(tmp_path)
     run = run_dir.path
     write_steps(log, 1, 5)
@@ -108,7 +106,7 @@ def test_a_runs_events_are_harmless_in_its_report_and_in_the_list_of_runs(
     assert SHOWN in said
 
 
-def test_what_a_model_generates_is_harmless_on_a_terminal(
+def test_generated_text_is_harmless_on_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(api, "generate_text", lambda *_, **__: iter(["word ", CLEAR]))
@@ -120,7 +118,7 @@ def test_what_a_model_generates_is_harmless_on_a_terminal(
 
 
 @pytest.mark.slow
-def test_the_live_page_answers_to_its_own_address_alone_and_runs_no_script_of_a_run(tmp_path: Path) -> None:
+def test_live_page_checks_host_and_runs_no_foreign_script(tmp_path: Path) -> None:
     attack = "<img src=x onerror='window.attacked = 1'><script>window.attacked = 1</script>"
     run_dir, log = new_run(tmp_path)
     run = run_dir.path

@@ -18,7 +18,7 @@ INTERRUPTED = Path(__file__).with_name("interrupted.py")
 
 
 @pytest.mark.parametrize("module", ["tyro", "pydantic", "tinyllama.api", "torch", "safetensors"])
-def test_an_interrupt_while_a_command_imports_is_one_line(module: str) -> None:
+def test_interrupt_during_import_is_one_line(module: str) -> None:
     command = [sys.executable, str(INTERRUPTED), module]
     ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 130
@@ -29,9 +29,7 @@ def test_an_interrupt_while_a_command_imports_is_one_line(module: str) -> None:
 @pytest.mark.parametrize(
     "error", [RuntimeError("can't start new thread"), BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))]
 )
-def test_a_system_that_starts_no_more_processes_is_one_line(
-    error: Exception, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_process_limit_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     def call() -> int:
         raise error
 
@@ -45,7 +43,7 @@ NAMES = ["with space 'q\" $x", "new\nline", "e" * 250, "日本 émoji😀", "-da
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_folder_of_any_name_is_prepared_and_inspected(
+def test_unusual_folder_names_work(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     folder = tmp_path / name
@@ -72,7 +70,7 @@ def test_a_folder_of_any_name_is_prepared_and_inspected(
 
 
 @pytest.mark.slow
-def test_a_full_temporary_folder_while_torch_compiles_is_one_line(small: Path, tmp_path: Path) -> None:
+def test_full_temporary_folder_during_compile_is_one_line(small: Path, tmp_path: Path) -> None:
     if lacks_mount_namespaces():
         pytest.skip("needs a mount namespace for a disk that is full")
     disk = tmp_path / "disk"

@@ -19,7 +19,7 @@ def loading(path: Path) -> list[ast.Call]:
     return [call for call in calls if ast.unparse(call.func).split(".")[-1] in CALLS]
 
 
-def test_every_call_that_loads_a_model_forbids_its_code() -> None:
+def test_model_loading_forbids_remote_code() -> None:
     found = [(path, call) for path in SOURCES for call in loading(path)]
     assert len(found) >= 6
     for path, call in found:
@@ -28,7 +28,7 @@ def test_every_call_that_loads_a_model_forbids_its_code() -> None:
 
 
 @pytest.mark.slow
-def test_a_model_with_code_of_its_own_is_refused_without_a_question(
+def test_model_with_remote_code_is_refused_without_prompt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, target = tmp_path / "model", tmp_path / "run"

@@ -36,7 +36,7 @@ def changed(folder: Path, **fields: Any) -> Path:
         ("decoder", {"type": "Sequence", "decoders": [TENFOLD] * 9 + [BYTES]}),
     ],
 )
-def test_one_that_makes_texts_far_longer_is_refused(tmp_path: Path, part: str, step: dict[str, Any]) -> None:
+def test_text_expanding_tokenizer_is_refused(tmp_path: Path, part: str, step: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"its {part} can make a text more than 32 times as long"):
         Tokenizer.load(changed(tmp_path, **{part: step}))
 
@@ -60,7 +60,7 @@ def charsmap(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_rules_of_sentencepiece_that_make_texts_far_longer_are_refused(charsmap: Path, tmp_path: Path) -> None:
+def test_text_expanding_sentencepiece_rules_are_refused(charsmap: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="normalisation rules can make a text more than 32 times as long"):
         Tokenizer.load(charsmap)
     model = sentencepiece_model_pb2.ModelProto.FromString((charsmap / "tokenizer.model").read_bytes())
@@ -69,7 +69,7 @@ def test_rules_of_sentencepiece_that_make_texts_far_longer_are_refused(charsmap:
         Tokenizer.load(changed(tmp_path, normalizer={"type": "Precompiled", "precompiled_charsmap": rules}))
 
 
-def test_one_whose_pattern_never_comes_to_an_end_is_one_line(tmp_path: Path) -> None:
+def test_endless_pattern_is_one_line(tmp_path: Path) -> None:
     steps = [HUNGRY, {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]
     tokenizer = Tokenizer.load(changed(tmp_path, pre_tokenizer={"type": "Sequence", "pretokenizers": steps}))
     with pytest.raises(InputError, match=r"tokenizer\.json.*fails on a text .*retry-limit"):

@@ -28,7 +28,7 @@ def make_test(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_a_process_that_crashes_ends_the_run_at_once_and_its_test_is_named() -> None:
+def test_crashed_process_ends_run_and_reports_test() -> None:
     done = make_test("tests/suite/planted/crash.py", "tests/suite/planted/busy.py")
     assert done.returncode == 1
     assert "FAILED tests/suite/planted/crash.py::test_that_crashes" in done.stdout
@@ -37,7 +37,7 @@ def test_a_process_that_crashes_ends_the_run_at_once_and_its_test_is_named() -> 
 
 
 @pytest.mark.slow
-def test_a_test_that_never_ends_fails_with_its_traceback_and_the_others_run() -> None:
+def test_endless_test_fails_and_others_run() -> None:
     done = make_test("tests/suite/planted/hang.py", "-k", "python or next", "--timeout", "8")
     assert done.returncode == 1
     assert "FAILED tests/suite/planted/hang.py::test_that_hangs[python] - Failed: Timeout" in done.stdout
@@ -46,7 +46,7 @@ def test_a_test_that_never_ends_fails_with_its_traceback_and_the_others_run() ->
 
 
 @pytest.mark.slow
-def test_native_code_that_never_returns_ends_the_run_and_its_test_is_named() -> None:
+def test_endless_native_code_ends_run_and_reports_test() -> None:
     limits = ("--timeout", "4", "--override-ini", "faulthandler_timeout=8")
     done = make_test("tests/suite/planted/hang.py", "-k", "native", *limits)
     assert done.returncode == 1
@@ -54,7 +54,7 @@ def test_native_code_that_never_returns_ends_the_run_and_its_test_is_named() -> 
     assert "in native" in done.stderr  # of the stack
 
 
-def test_every_test_has_a_limit_and_the_last_one_comes_after_all_others() -> None:
+def test_every_test_has_a_time_limit() -> None:
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     marks = [int(found) for path in ROOT.glob("tests/**/*.py") for found in TIMEOUT.findall(path.read_text())]
     assert 0 < options["timeout"] < min(marks)
@@ -62,7 +62,7 @@ def test_every_test_has_a_limit_and_the_last_one_comes_after_all_others() -> Non
 
 
 @pytest.mark.slow
-def test_a_library_that_may_crash_in_the_tests_process_is_an_error_of_its_test() -> None:
+def test_crash_prone_library_in_process_fails_test() -> None:
     done = make_test("tests/suite/planted/in_process.py")
     assert done.returncode == 1
     assert "ERROR tests/suite/planted/in_process.py::test_that_imports_an_engine" in done.stdout
@@ -73,7 +73,7 @@ def crash() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-def test_a_crash_in_a_process_apart_fails_its_test_alone() -> None:
+def test_crash_in_child_process_fails_only_its_test() -> None:
     with pytest.raises(BrokenProcessPool):
         run_in_child(crash)
     assert run_in_child(os.getpid) != os.getpid()
