@@ -21,6 +21,7 @@ from tinyllama.plan.system_info import CheckResult, Device, SystemInfo, probe, u
 from tinyllama.recipe import Recipe
 
 H100 = Device("NVIDIA H100 80GB HBM3", 80_000_000_000, (9, 0))
+A16GB = replace(H100, memory_bytes=16_000_000_000)
 V100 = Device("Tesla V100-SXM2-32GB", 34_000_000_000, (7, 0))
 CPU = SystemInfo(
     python="3.12.1", system="Linux", version="0.1.0", torch="2.13.0", cuda=None, cores=8, memory_bytes=32_000_000_000,
@@ -38,11 +39,6 @@ def by_name(results: Sequence[CheckResult]) -> dict[str, CheckResult]:
 
 def missing(results: Sequence[CheckResult]) -> list[str]:
     return [result.what for result in results if result.status == "missing"]
-
-
-def sizes(found: SystemInfo, free: int = PETABYTE, overrides: dict[str, Any] | None = None) -> dict[str, CheckResult]:
-    recipe = Recipe.load("tinyllama-1.1b", overrides)
-    return by_name(check_sizes(recipe, 32_000, found, lambda path: (1, free)))
 
 
 @pytest.mark.parametrize("found", [CPU, EIGHT_GPUS, replace(CPU, open_files=-1)])
@@ -70,36 +66,26 @@ def test_problem_of_machine_has_status_and_remedy(change: dict[str, Any], what: 
     assert remedy in result.remedy
 
 
-def test_model_that_fits_gpus_and_disk_lacks_nothing() -> None:
-    results = sizes(EIGHT_GPUS)
-    assert not missing([*results.values()])
-    assert "128 sequences" in results["batch"].found
-
-
-def test_batch_that_ranks_do_not_divide_is_missing() -> None:
-    result = sizes(replace(EIGHT_GPUS, devices=(H100,) * 7))["batch"]
-    assert result.status == "missing"
-    assert "7 ranks" in result.found
-    assert "multiple of 7" in result.remedy
-
-
-def test_remedy_for_large_micro_batch_is_largest_that_fits() -> None:
-    result = sizes(EIGHT_GPUS, overrides={"train.micro_batch_sequences": 128})["memory"]
-    assert result.status == "missing"
-    flag, largest = result.remedy.split()
-    assert sizes(EIGHT_GPUS, overrides={flag.removeprefix("--"): largest})["memory"].status == "ok"
-
-
-def test_remedy_for_large_model_is_more_gpus() -> None:
-    small = replace(EIGHT_GPUS, devices=(replace(H100, memory_bytes=16_000_000_000),))
-    assert "more or larger GPUs" in sizes(small)["memory"].remedy
-
-
-def test_one_disk_holds_store_checkpoints_and_releases() -> None:
-    result = sizes(EIGHT_GPUS)["disk"]
-    assert "checkpoints and releases" in result.found
-    assert "token store" in result.found
-    assert sizes(EIGHT_GPUS, free=10**12)["disk"].status == "missing"
+@pytest.mark.parametrize(
+    ("found", "free", "overrides", "what", "status", "keyword"),
+    [
+        (EIGHT_GPUS, PETABYTE, {}, "batch", "ok", "128 sequences"),
+        (EIGHT_GPUS, PETABYTE, {}, "memory", "ok", "one GPU"),
+        (EIGHT_GPUS, PETABYTE, {}, "disk", "ok", "for token store"),
+        (EIGHT_GPUS, PETABYTE, {}, "disk", "ok", "for checkpoints and releases"),
+        (EIGHT_GPUS, 10**12, {}, "disk", "missing", "free"),
+        (replace(EIGHT_GPUS, devices=(H100,) * 7), PETABYTE, {}, "batch", "missing", "multiple of 7"),
+        (EIGHT_GPUS, PETABYTE, {"train.micro_batch_sequences": 128}, "memory", "missing", "micro_batch_sequences 16"),
+        (replace(EIGHT_GPUS, devices=(A16GB,)), PETABYTE, {}, "memory", "missing", "more or larger GPUs"),
+    ],
+)
+def test_batch_memory_and_disk_are_those_of_the_plan(
+    found: SystemInfo, free: int, overrides: dict[str, Any], what: str, status: str, keyword: str
+) -> None:
+    recipe = Recipe.load("tinyllama-1.1b", overrides)
+    result = by_name(check_sizes(recipe, 32_000, found, lambda path: (1, free)))[what]
+    assert result.status == status
+    assert keyword in f"{result.found}; {result.remedy}"
 
 
 def test_each_disk_has_a_result() -> None:
