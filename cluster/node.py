@@ -1,8 +1,8 @@
-"""One torchrun, on this machine, that ends with the exit status of the run itself: `torchrun` in its arguments.
+"""torchrun for one machine that ends with the exit status of the run; its arguments are torchrun's.
 
-torchrun ends with 1 whatever its ranks end with, and starts a rank again also where that cannot help. Here the ranks
-are `rank.py`, which ends torchrun with it and writes down its status: 75 to be started again later, 2 to be mended.
-Where a scheduler starts again on another status than 75, ASK_AGAIN_STATUS says on which.
+torchrun ends with status 1 for any failure, and restarts ranks even if that cannot help. Here the ranks run `rank.py`,
+which ends torchrun and records its status: 75 to be restarted later, 2 for wrong input. If a scheduler restarts a run
+for another status than 75, set it as ASK_AGAIN_STATUS.
 """
 
 import os
@@ -19,17 +19,17 @@ ASKED_TO_SAVE = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def main(arguments: list[str]) -> int:
-    """Run torchrun; 0, the status that a rank wrote down, 75 where a signal came before there was a rank, or 1."""
+    """Run torchrun and return the status that a rank recorded; without one 0, 75 after a signal, or 1."""
     with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder) / "status"
-        os.environ["RUN_STATUS"] = str(written)
+        status_file = Path(folder) / "status"
+        os.environ["RUN_STATUS"] = str(status_file)
         status = torchrun(arguments)
-        status = int(written.read_text()) if written.exists() else status
+        status = int(status_file.read_text()) if status_file.exists() else status
     return int(os.environ.get("ASK_AGAIN_STATUS", status)) if status == 75 else status
 
 
 def torchrun(arguments: list[str]) -> int:
-    """What came of torchrun itself, which has said what it was."""
+    """Run torchrun and return its own status."""
     try:
         run.main(arguments)
     except ChildFailedError:

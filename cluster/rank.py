@@ -1,4 +1,4 @@
-"""One rank: `python -m tinyllama`, which on 75 and 2 also ends the torchrun that would start it again."""
+"""One rank: `python -m tinyllama`, which for status 75 or 2 also ends the torchrun that would restart it."""
 
 import os
 import signal
@@ -8,11 +8,11 @@ from pathlib import Path
 from tinyllama.cli import main
 
 FINAL = (75, 2)
-"""Saved because of a signal; something that a person must mend."""
+"""Statuses after which a restart by torchrun cannot help: saved after a signal, and wrong input."""
 
 
 def leave(status: int) -> None:
-    """Write the status down for `node.py`, the first rank's on this machine, and end torchrun."""
+    """Record the status for `node.py`, unless another rank of this machine did, and end torchrun."""
     try:
         with Path(os.environ["RUN_STATUS"]).open("x") as file:
             file.write(str(status))

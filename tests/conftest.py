@@ -1,4 +1,4 @@
-"""What all tests share: no hub, and a small real data set that is prepared once."""
+"""Fixtures and helpers of all tests: no hub access, and a small data set that is prepared once."""
 
 import ast
 import hashlib
@@ -15,7 +15,7 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Of small matrices: two threads that wait for each other on a busy machine take a hundred times as long.
+# On a busy machine, two threads take a hundred times as long as one for small matrices.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -32,53 +32,46 @@ from tinyllama.release import engines
 from tinyllama.tokenizer.training import train_tokenizer
 
 MAY_CRASH = {"llama_cpp", "ctranslate2"}
-"""Libraries whose native code may end its process: tests run them in others, such as tests/release/native.py's."""
+"""Libraries whose native code may crash; tests run them in child processes: see tests/release/native.py."""
 REPORTED: set[str] = set()
-"""Those of them that a test was failed for."""
+"""Those libraries that a test failed for already."""
 
-# A process that holds a folder's lock until its standard input ends.
-HOLD = """
-import sys
-from pathlib import Path
-from tinyllama.files import exclusive_lock
-with exclusive_lock(Path(sys.argv[1]), sys.argv[2], ""):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+LOCK_HOLDER = str(Path(__file__).with_name("lock_holder.py"))
+"""Program that holds a lock until its standard input ends."""
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's
 def pytest_handlecrashitem(report: Any) -> None:
-    """Note that a report is of a crash; the next hook ends the run once the report is shown."""
+    """Mark the report of a crash, for the next hook."""
     report.is_crash = True
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_logreport(report: Any) -> None:
-    """End the run at once when a test process crashes; xdist alone lets the others finish the files that they have."""
+    """End the run when a test process crashes; xdist would let the other processes finish their files."""
     if getattr(report, "is_crash", False):
         pytest.exit(report.longrepr, returncode=1)
 
 
 @pytest.fixture(autouse=True)
 def nothing_that_may_crash() -> Iterator[None]:
-    """Fail the test that brings one of these libraries into the tests' process."""
+    """Fail a test that imports one of MAY_CRASH into the test process."""
     yield
     loaded = MAY_CRASH & sys.modules.keys() - REPORTED
     REPORTED.update(loaded)
-    assert not loaded, "run it in a process of its own: see tests/release/native.py"
+    assert not loaded, "run it in a child process: see tests/release/native.py"
 
 
 @pytest.fixture(autouse=True, scope="session")
 def quick_engines() -> Iterator[None]:
-    """Fork the engines' processes from one that has imported transformers: see tests/engine_server.py."""
+    """Fork the engines' processes from a server that has imported transformers: see tests/engine_server.py."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engines, "_run", run_in_fork)
         yield
 
 
 def python_sources(count: int) -> list[str]:
-    """The first `count` modules of the standard library: real text that is everywhere."""
+    """Return the first `count` modules of the standard library as text."""
     return [path.read_text(encoding="utf-8") for path in sorted(Path(os.__file__).parent.glob("*.py"))[:count]]
 
 
@@ -89,7 +82,7 @@ def write_jsonl(path: Path, texts: list[str]) -> Path:
 
 
 def small_recipe(folder: Path) -> dict[str, Any]:
-    """A recipe that trains in seconds: two sources, 40 steps."""
+    """Return a recipe that trains in seconds: two sources, 40 steps."""
     return {
         "name": "small",
         "tokenizer": str(folder / "tokenizer"),
@@ -122,7 +115,7 @@ def small_recipe(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with raw text, a tokenizer, a prepared store and `recipe.yaml`, all real and small. Read only."""
+    """Return a folder with raw text, a tokenizer, a prepared store and `recipe.yaml`; tests do not change it."""
     folder = tmp_path_factory.mktemp("small")
     modules = python_sources(40)
     write_jsonl(folder / "raw/modules/a.jsonl", modules[:20])
@@ -138,9 +131,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def embedded_corpora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, CorpusReport]:
-    """The embedded corpus, the same by another process over a former run, and the report of the first. Read only.
+    """Return the embedded corpus, the same corpus written by another process, and the first one's report.
 
-    Of several processes that run the tests, the first that wants it makes it for all.
+    Tests do not change them. The first of several test processes makes them for all.
     """
     own = tmp_path_factory.getbasetemp()
     shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "embedded"
@@ -148,15 +141,15 @@ def embedded_corpora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
     directory, second, report = shared / "raw", shared / "again", shared / "report"
     with FileLock(shared / "lock"):
         if not report.is_file():
-            for folder in (directory, second):  # what one that failed has left
+            for folder in (directory, second):  # of a failed attempt
                 shutil.rmtree(folder, ignore_errors=True)
             report.write_bytes(pickle.dumps(write_corpora(directory, second)))
     return directory, second, pickle.loads(report.read_bytes())
 
 
 def write_corpora(directory: Path, second: Path) -> CorpusReport:
-    """Write the embedded corpus in two processes at once, the second over a former run; the report of the first."""
-    leave_a_former_run(second)
+    """Write the embedded corpus in two processes at once, one of them over an older corpus; return one report."""
+    write_older_corpus(second)
     program = "import sys, pathlib; from tinyllama.prepare.corpus import write_corpus; write_corpus(pathlib.Path('.'))"
     elsewhere = {**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C", "TZ": "Asia/Tokyo"}
     with subprocess.Popen([sys.executable, "-c", program], cwd=second, env=elsewhere) as process:
@@ -165,8 +158,8 @@ def write_corpora(directory: Path, second: Path) -> CorpusReport:
     return report
 
 
-def leave_a_former_run(directory: Path) -> None:
-    """A corpus of one file that the next run does not write, and what a killed run leaves."""
+def write_older_corpus(directory: Path) -> None:
+    """Write an older corpus of one other file, and the files of a killed run."""
     stale = directory / "starcoderdata" / "python" / "train-00000-of-00009.parquet"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"of an older corpus")
@@ -181,14 +174,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def flip_a_bit(path: Path) -> None:
-    """In the middle of a file, as a disk that fails would."""
+    """Flip a bit in the middle of a file."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
 def interrupt(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """Prepare until so many tasks are done."""
+    """Interrupt `prepare` after `after` tasks."""
     left = iter(range(after))
 
     def dying(job: Job, stage: str, rank: int) -> None:
@@ -204,7 +197,7 @@ def interrupt(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, after: int) -> No
 
 @cache
 def names_of_tests(file: str) -> frozenset[str]:
-    """The names of the tests in a file, by its path from the checkout's top."""
+    """Return the names of the tests in a file, given by its path from the repository's root."""
     tree = ast.parse((Path(__file__).parents[1] / file).read_text())
     return frozenset(
         node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")

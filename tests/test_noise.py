@@ -1,4 +1,4 @@
-"""Of what libraries log, exactly that which means nothing to a user is dropped."""
+"""Only known log messages of libraries are silenced."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ _ENUM = "<enum 'K'> is an Enum subclass and is now natively supported by torch.c
 
 
 def said(program: str) -> str:
-    """What a process writes to standard error."""
+    """Return what a process writes to standard error."""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     return done.stderr
 

@@ -1,4 +1,4 @@
-"""What only the recipe and its tokenizer decide is found before `prepare` and `train` do anything, and by `doctor`."""
+"""Problems of a recipe and its tokenizer are found before `prepare` and `train` write, and by `doctor`."""
 
 import io
 import json
@@ -33,12 +33,12 @@ THREE_DIGITS = pre_tokenizers.Sequence(
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
 )
-"""Word rules that llama.cpp has no name for."""
+"""Pre-tokenizer that llama.cpp does not support."""
 MILESTONE = {"release.at_tokens": [3 * 6 * 64], "release.formats": ["huggingface", "gguf"], "release.tasks": []}
 
 
 def sentencepiece_defaults(folder: Path) -> str:
-    """Write a tokenizer.model as SentencePiece's trainer makes one by default: NFKC, no byte fallback."""
+    """Write a tokenizer.model with the trainer's default options: NFKC, no byte fallback."""
     model = io.BytesIO()
     lines = [line for text in python_sources(20) for line in text.splitlines() if line]
     sentencepiece.SentencePieceTrainer.train(
@@ -49,7 +49,7 @@ def sentencepiece_defaults(folder: Path) -> str:
 
 
 def byte_level(folder: Path, words: Any, settings: dict[str, str] | None = None) -> str:
-    """Write a byte-level tokenizer.json that cuts text into words by other rules; return its folder."""
+    """Write a byte-level tokenizer.json with the pre-tokenizer `words`; return its folder."""
     (folder / "bytes").mkdir()
     train_byte_level(words, "<|start|>", "<|stop|>").save(str(folder / "bytes/tokenizer.json"))
     named = {"bos_token": "<|start|>", "eos_token": "<|stop|>"} if settings is None else settings
@@ -58,7 +58,7 @@ def byte_level(folder: Path, words: Any, settings: dict[str, str] | None = None)
 
 
 def write_recipe(folder: Path, small: Path, **fields: Any) -> Path:
-    """Write a recipe over the small data set's text; its store is `folder/store`, which is not there."""
+    """Write a recipe for the small data set's text with the store `folder/store`, which does not exist."""
     own = Recipe.model_validate(small_recipe(small)).model_dump(mode="json")
     own["data"]["store"] = str(folder / "store")
     (folder / "plain.yaml").write_text(yaml.safe_dump(own))
@@ -77,7 +77,7 @@ def tinyllama(*arguments: object, folder: Path) -> subprocess.CompletedProcess[s
 def refused_everywhere(recipe: Path, small: Path, row: str, place: str, keyword: str) -> None:
     """Assert that `prepare` and `train` refuse a recipe in one line before they write, and that `doctor` lists it.
 
-    `train` gets a store that is there: what is refused is not the lack of one.
+    `train` gets an existing store, so that it does not refuse a missing one.
     """
     folder = recipe.parent
     before = contents(folder)
@@ -208,7 +208,7 @@ def test_unconvertible_sentencepiece_option_is_reported(options: dict[str, Any],
 
 
 def gap(document: dict[str, Any]) -> None:
-    """Give the last token an id that is not the next one."""
+    """Give the last token an id after a gap."""
     vocabulary = document["model"]["vocab"]
     last = max(vocabulary, key=vocabulary.__getitem__)
     vocabulary[last] += 5

@@ -1,4 +1,4 @@
-"""Progress is sensible and never in the way: on a narrow terminal, in a log, among ranks; --quiet ends it."""
+"""Progress on a terminal, in a log and among ranks, and --quiet."""
 
 import re
 import subprocess
@@ -17,25 +17,11 @@ from tinyllama.progress import BYTES, Bar
 
 TINYLLAMA = (sys.executable, "-m", "tinyllama")
 
-BAR_WITH_A_WARNING = """
-import logging, sys
-from tinyllama.progress import Bar
-logging.basicConfig(stream=sys.stderr)
-where = "`tinyllama watch runs/long` shows it"
-with Bar("training a-name-of-forty-characters-to-make-it-long", 300, "steps", 100, rate="tokens", where=where) as bar:
-    for step in range(101, 301):
-        if step == 150:
-            print("the tracker failed and is left alone", file=sys.stderr)
-            logging.warning("a library")
-        if step == 200:
-            print("a result")
-        bar.show(step, "loss 3.142")
-print("run: runs/long")
-"""
+BAR_PROGRAM = [sys.executable, str(Path(__file__).with_name("bar_program.py"))]
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -86,7 +72,7 @@ def test_line_intervals_grow(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def left_after(steps: list[tuple[int, float]], total: int, start: int = 0) -> str:
-    """The time left that a bar says after steps of so many seconds."""
+    """Return the time left after groups of steps, as (count, seconds per step)."""
     clock = Clock()
     bar, done = Bar("x", total, "steps", start, clock=clock), start
     for count, seconds in steps:
@@ -147,28 +133,26 @@ def test_duration_has_two_largest_units(seconds: float, said: str) -> None:
 
 
 def test_bar_fits_60_columns_below_other_output(tmp_path: Path) -> None:
-    status, screen, _ = run_on_terminal([sys.executable, "-c", BAR_WITH_A_WARNING], tmp_path, 60)
+    status, screen, _ = run_on_terminal(BAR_PROGRAM, tmp_path, 60)
     assert status == 0
     assert "".join(screen[:2]).endswith(": `tinyllama watch runs/long` shows it")
     *above, top, numbers, last = screen[2:]
-    assert above == ["the tracker failed and is left alone", "WARNING:root:a library", "a result"]
+    assert above == ["the tracker failed", "WARNING:root:a library", "a result"]
     assert re.fullmatch(r"training a-name-of-forty-chara… ━+ 100 % took .* s", top)
     assert re.fullmatch(r"  300/300 steps, [\d,]+ tokens/s, loss 3.142", numbers)
     assert last == "run: runs/long"
 
 
 def test_bar_respects_no_color_and_dumb_terminal(tmp_path: Path) -> None:
-    program = [sys.executable, "-c", BAR_WITH_A_WARNING]
-    _, _, plain = run_on_terminal(program, tmp_path, 100, NO_COLOR="1")
+    _, _, plain = run_on_terminal(BAR_PROGRAM, tmp_path, 100, NO_COLOR="1")
     assert not re.search(rb"\x1b\[[\d;]*3[0-9][;m]", plain)
-    _, screen, dumb = run_on_terminal(program, tmp_path, 100, TERM="dumb")
+    _, screen, dumb = run_on_terminal(BAR_PROGRAM, tmp_path, 100, TERM="dumb")
     assert b"\x1b" not in dumb
     assert any(line.startswith("training a-name") and "100 %, 300/300 steps" in line for line in screen)
 
 
 def test_redirected_output_is_kept_out_of_bar(tmp_path: Path) -> None:
-    program = [sys.executable, "-c", BAR_WITH_A_WARNING]
-    run_on_terminal(["sh", "-c", '"$0" "$@" > out', *program], tmp_path, 80)
+    run_on_terminal(["sh", "-c", '"$0" "$@" > out', *BAR_PROGRAM], tmp_path, 80)
     assert (tmp_path / "out").read_text() == "a result\nrun: runs/long\n"
 
 
@@ -188,10 +172,10 @@ def test_prepare_logs_rate_and_location(small: Path, tmp_path: Path) -> None:
     assert re.fullmatch(rf"preparing: 100 %, {size:.1f}/{size:.1f} MB, [\d.]+ MB/s, took .* s", last)
 
 
-@pytest.mark.parametrize("place", [0, 1, 4])
-def test_quiet_at_any_position_keeps_results(small: Path, tmp_path: Path, place: int) -> None:
-    words = ["prepare", str(small / "recipe.yaml"), "--data.store", "store"]
-    done = tinyllama(tmp_path, *words[:place], "--quiet", *words[place:])
+@pytest.mark.parametrize("position", [0, 1, 4])
+def test_quiet_at_any_position_keeps_results(small: Path, tmp_path: Path, position: int) -> None:
+    arguments = ["prepare", str(small / "recipe.yaml"), "--data.store", "store"]
+    done = tinyllama(tmp_path, *arguments[:position], "--quiet", *arguments[position:])
     assert (done.returncode, done.stderr) == (0, "")
     assert "store/modules/train: " in done.stdout
 

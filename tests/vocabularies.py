@@ -1,4 +1,4 @@
-"""Tokenizers for tests: a small vocabulary trained here, and Llama 2's where it lies beside the checkout."""
+"""Tokenizers for tests: a small trained vocabulary, and Llama 2's if it is next to the repository."""
 
 import io
 import json
@@ -39,7 +39,7 @@ NASTY = [
 
 
 def train_sentencepiece(**options: Any) -> bytes:
-    """A SentencePiece model by its own trainer, scores as it gives them."""
+    """Return a SentencePiece model from the library's trainer."""
     lines = [line for text in python_sources(30) for line in text.splitlines() if line]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -92,14 +92,14 @@ def forgetful(name: str) -> Tokenizer:
 
 
 def tokenizers_reference(document: dict[str, Any]) -> Any:
-    """`tokenizers` itself, no markers, special tokens read as text."""
+    """Return a tokenizer of `tokenizers` without BOS and EOS that encodes special tokens as text."""
     reference = tokenizers.Tokenizer.from_str(json.dumps(document | {"post_processor": None}))
     reference.encode_special_tokens = True
     return reference
 
 
 def add_tokens(folder: Path, *texts: str, special: bool = True) -> int:
-    """Add tokens after a tokenizer.json's last id, as others do for padding and chats; return the first one's id."""
+    """Add tokens after a tokenizer.json's last id, as for padding and chats; return the first one's id."""
     document = json.loads((folder / "tokenizer.json").read_text())
     first: int = tokenizers.Tokenizer.from_str(json.dumps(document)).get_vocab_size()
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}

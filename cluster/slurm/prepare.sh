@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Tokenises on Slurm: cluster/slurm/prepare.sh [RECIPE] [flags of `tinyllama prepare`], on a login node.
+# Prepares a token store on Slurm: cluster/slurm/prepare.sh [RECIPE] [flags of `tinyllama prepare`], on a login node.
 #
-# `prepare` submits the job arrays by itself and returns; their logs lie beside the store, in STORE.slurm/. The same
-# flags may stand in the recipe, under `data`.
+# `prepare` submits job arrays and returns; their logs are in STORE.slurm/, next to the store. The flags below can also be
+# fields of the recipe, under `data`.
 set -euo pipefail
 
 # shellcheck source=/dev/null

@@ -1,4 +1,4 @@
-"""Have SkyPilot itself read cluster/skypilot/train.yaml, without a cloud: what `make check-clusters` runs."""
+"""Check that SkyPilot reads cluster/skypilot/train.yaml, without a cloud; run by `make check-clusters`."""
 
 import sys
 from pathlib import Path
@@ -9,8 +9,8 @@ FILE = Path(__file__).parents[2] / "cluster/skypilot/train.yaml"
 
 
 def main() -> str:
-    """What is wrong, or nothing."""
-    task = sky.Task.from_yaml(str(FILE))  # which raises on what its schema lacks
+    """Return the problem, or an empty string."""
+    task = sky.Task.from_yaml(str(FILE))  # raises for fields that its schema lacks
     (resources,) = task.resources
     read = (task.num_nodes, resources.accelerators, resources.use_spot, resources.job_recovery)
     expected = (2, {"A100": 8}, True, {"strategy": "FAILOVER", "recover_on_exit_codes": [75]})

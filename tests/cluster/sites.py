@@ -1,4 +1,4 @@
-"""A folder as the nodes of a cluster share it: `cluster/`, the environment, logs, and ranks that faults can strike."""
+"""A shared folder as on a cluster: `cluster/`, the environment, logs, and ranks with injected faults."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
-# What the launchers start as cluster/rank.py: the real one, after faults are planted.
+# Replacement of cluster/rank.py that injects faults and runs the original.
 PLANTED_RANK = """
 import json, os, runpy, sys
 sys.path.insert(0, {root!r})
@@ -24,7 +24,7 @@ runpy.run_path({rank!r}, run_name="__main__")
 
 
 def make_site(folder: Path) -> Path:
-    """Lay out a folder to start from; the files in it are the project's own, but for the faults."""
+    """Make a folder to launch from, with the project's own files except for the faults."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(CLUSTER, folder / "cluster")
     (folder / "logs").mkdir()
@@ -34,8 +34,8 @@ def make_site(folder: Path) -> Path:
     return folder
 
 
-def complaints(script: str) -> str:
-    """What bash and shellcheck (a development dependency, beside Python) say of a script."""
+def lint_errors(script: str) -> str:
+    """Return the errors of bash and shellcheck (installed next to Python) for a script."""
     found = ""
     for command in (["bash", "-n"], [str(Path(sys.executable).parent / "shellcheck"), "-"]):
         done = subprocess.run(command, input=script, check=False, capture_output=True, text=True)
@@ -44,21 +44,21 @@ def complaints(script: str) -> str:
 
 
 def torchrun_options(script: str, variables: dict[str, str]) -> list[str]:
-    """The torchrun options of a launch script, `torchrun=( … )`, as bash makes them of some variables."""
+    """Return the torchrun options of a launch script, `torchrun=( … )`, expanded by bash."""
     options = "torchrun=(" + script.partition("torchrun=(")[2].partition("\n)")[0] + "\n)"
     shell = ["bash", "-euc", options + "\nprintf '%s\\n' \"${torchrun[@]}\""]
     return subprocess.run(shell, check=True, capture_output=True, text=True, env=variables).stdout.splitlines()
 
 
 def under_a_name(name: str, names_file: Path, command: list[str]) -> list[str]:
-    """A command in namespaces where this machine has that name and `names_file` is /etc/hosts."""
+    """Return a command that runs with another host name and `names_file` as /etc/hosts."""
     enter = 'mount --bind "$1" /etc/hosts && hostname "$2" && shift 2 && exec "$@"'
     return ["unshare", "--uts", "--mount", "sh", "-c", enter, "sh", str(names_file), name, *command]
 
 
 @contextmanager
 def started(command: list[str], site: Path, log: Path, **variables: str) -> Iterator["subprocess.Popen[str]"]:
-    """A launcher that works in a site and says what it says in a log; nothing of it is left."""
+    """Run a launcher in a site with its output in a log; kill its processes at the end."""
     with log.open("w") as said:
         process = subprocess.Popen(
             command,
@@ -79,7 +79,7 @@ def started(command: list[str], site: Path, log: Path, **variables: str) -> Iter
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return int(listening.getsockname()[1])

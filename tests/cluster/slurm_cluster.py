@@ -1,6 +1,6 @@
-"""A real Slurm of two nodes on this machine: its own daemons, in the foreground, each node under a name of its own.
+"""A Slurm cluster of two nodes on this machine, with its daemons in the foreground.
 
-A node's slurmd lives in a UTS and a mount namespace, where the machine has the node's name and /etc/hosts knows both.
+The slurmd of a node runs in UTS and mount namespaces with the node's name and an /etc/hosts that lists both nodes.
 """
 
 import os
@@ -17,7 +17,7 @@ from tests.cluster.sites import under_a_name
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "unshare")
 NODES = {"node1": "127.0.0.1", "node2": "127.0.0.2"}
 LIMIT_SECONDS = 90.0
-"""What takes longer is a failure: far more than it needs."""
+"""Limit for each wait, far above the usual duration."""
 SLURM_CONF = """
 ClusterName=small
 SlurmctldHost=localhost(127.0.0.1)
@@ -49,7 +49,7 @@ NODE = "NodeName={name} NodeHostname={name} NodeAddr={address} Port={port} CPUs=
 
 
 def missing() -> str:
-    """Why there can be no Slurm here; nothing where there can."""
+    """Return why Slurm cannot run here, or an empty string."""
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"
     if lacking := [name for name in PROGRAMS if shutil.which(name, path=path) is None]:
         return f"needs {', '.join(lacking)}"
@@ -60,7 +60,7 @@ def missing() -> str:
 
 @contextmanager
 def slurm_cluster(port: int) -> Iterator[dict[str, str]]:
-    """The environment in which `sbatch` and its like speak to a new cluster, which has the ports from `port` on."""
+    """Yield the environment for `sbatch` and similar programs of a new cluster, which uses the ports from `port` on."""
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:  # its sockets' paths must be short
         write_configuration(Path(folder), port)
         with daemons(Path(folder)) as variables:
@@ -69,7 +69,7 @@ def slurm_cluster(port: int) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def daemons(folder: Path) -> Iterator[dict[str, str]]:
-    """All daemons, until both nodes are idle."""
+    """Start all daemons and yield their environment once both nodes are idle."""
     log = folder / "daemons.log"
     variables = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
     with ExitStack() as stack:
@@ -94,7 +94,7 @@ def daemons(folder: Path) -> Iterator[dict[str, str]]:
 def write_configuration(folder: Path, port: int) -> None:
     for name in ("munge", "state"):
         (folder / name).mkdir(parents=True)
-    folder.chmod(0o755)  # munged wants its socket within reach
+    folder.chmod(0o755)  # munged requires that users can reach its socket
     (folder / "munge/key-file").write_bytes(os.urandom(1024))
     (folder / "munge/key-file").chmod(0o600)
     (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(f"{NODES[name]} {name}\n" for name in NODES))
@@ -127,5 +127,5 @@ def asked(variables: Mapping[str, str], *command: str, cwd: Path | None = None) 
 def wait_until(condition: Callable[[], bool], what: str, said: Callable[[], str] = lambda: "") -> None:
     deadline = time.monotonic() + LIMIT_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, f"in vain waited for {what}\n{said()}"
+        assert time.monotonic() < deadline, f"timed out waiting for {what}\n{said()}"
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Two hosts with a network of their own between them; one of them is cut off in the middle, and comes back."""
+"""Two hosts with a network, from which one is disconnected for a while."""
 
 import json
 import os
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]  # `make check-clusters` ru
 
 
 class Hosts:
-    """Two network namespaces, which see nothing but each other: one file system, two addresses, one cable."""
+    """Two network namespaces that are connected only to each other and share a file system."""
 
     addresses = ("10.77.31.1", "10.77.31.2")
 
@@ -44,11 +44,11 @@ class Hosts:
             ip("-n", name, "link", "set", "cable", "up")
 
     def on(self, name: str, command: list[str]) -> list[str]:
-        """A command as that host runs it."""
+        """Return a command that runs on a host."""
         return ["ip", "netns", "exec", name, *under_a_name(name, self.names_file, command)]
 
     def cut(self, state: str) -> None:
-        """Take the second host's cable out (`down`) or put it in (`up`)."""
+        """Disconnect (`down`) or connect (`up`) the second host."""
         ip("-n", self.names[1], "link", "set", "cable", state)
 
     def remove(self) -> None:

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.cluster.sites import CLUSTER, complaints, torchrun_options
+from tests.cluster.sites import CLUSTER, lint_errors, torchrun_options
 
 SKYPILOT: dict[str, Any] = yaml.safe_load((CLUSTER / "skypilot/train.yaml").read_text())
 
 
 @pytest.mark.parametrize("script", ["setup", "run"])
 def test_skypilot_scripts_pass_shellcheck(script: str) -> None:
-    assert complaints("#!/usr/bin/env bash\n" + SKYPILOT[script]) == ""
+    assert lint_errors("#!/usr/bin/env bash\n" + SKYPILOT[script]) == ""
 
 
 def test_skypilot_starts_torchrun_like_slurm() -> None:

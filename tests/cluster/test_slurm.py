@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from tests.cluster.sites import CLUSTER, complaints, make_site
+from tests.cluster.sites import CLUSTER, lint_errors, make_site
 from tests.cluster.slurm_cluster import asked, missing, slurm_cluster, wait_until
 from tests.conftest import contents
 from tests.train.fault_injection import RESUME_FILE, Fault, marker_path
@@ -26,7 +26,7 @@ SCRIPTS = sorted(path for path in CLUSTER.rglob("*") if path.suffix in (".sh", "
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_slurm_scripts_pass_shellcheck(script: Path) -> None:
-    assert complaints(script.read_text()) == ""
+    assert lint_errors(script.read_text()) == ""
 
 
 # Stand-ins: srun writes down how it was called and ends with a status; scontrol answers, and notes what it is told.

@@ -1,4 +1,4 @@
-"""The program as a user meets it: what it says, with which exit status, and what it leaves behind."""
+"""The command line: output, exit status and files."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def tinyllama(*arguments: object, folder: Path) -> subprocess.CompletedProcess[s
 
 @pytest.fixture
 def recipe(small: Path, tmp_path: Path) -> Path:
-    """A copy of the small data set's recipe with a store of its own, not prepared yet."""
+    """Return a copy of the small data set's recipe with its own store, not prepared yet."""
     fields = small_recipe(small)
     fields["data"]["store"] = str(tmp_path / "store")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields, sort_keys=False))
@@ -153,7 +153,7 @@ def test_stages_produce_release_that_completes_text(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(recipe.parent)
-    # measured after each checkpoint, it would take longer than the run
+    # Measuring the peak after each checkpoint would take longer than the run.
     monkeypatch.setattr("tinyllama.hardware.peak_flops", lambda device, precision: None)
     own = [str(recipe), "--tokenizer", "tokenizer"]
     for command in (["tokenizer", "train", *own, "--vocab-size", "500"], ["prepare", *own], ["train", *own]):

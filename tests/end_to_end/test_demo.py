@@ -1,4 +1,4 @@
-"""The demo goes the whole way on real text, and its release is a model to others' software."""
+"""The demo runs all stages, and transformers loads its release."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_demo_release_loads_in_transformers(
         shutil.copytree(corpus, folder, copy_function=os.link)
         return report
 
-    monkeypatch.setattr(demo, "write_corpus", link_corpus)  # tests/prepare/test_corpus.py is about writing it
+    monkeypatch.setattr(demo, "write_corpus", link_corpus)  # tests/prepare/test_corpus.py tests writing it
     monkeypatch.chdir(tmp_path)
     status = cli.main(COMMAND)
     said, complaints = capsys.readouterr()
@@ -68,7 +68,7 @@ def test_demo_release_loads_in_transformers(
     assert json.loads((release / "evaluation.json").read_text())["rows"]["hellaswag"]["items"] == 8
 
     losses = (tmp_path / "runs/demo/metrics.jsonl").read_bytes()
-    # the engines' processes crash at once: the same command again fails by their names, and makes nothing again
+    # Engines that crash: the same command fails, names them and repeats no other stage.
     monkeypatch.setenv("ENGINES", engines.__file__)
     monkeypatch.setattr(engines, "__file__", str(CRASHING))
     monkeypatch.setenv("CRASH", f"any={int(signal.SIGSEGV)}")

@@ -1,4 +1,4 @@
-"""requirements.lock: in step with pyproject.toml, for every Python that is supported, from nobody's host."""
+"""requirements.lock matches pyproject.toml for every supported Python, without a host name."""
 
 import re
 import tomllib
@@ -16,25 +16,25 @@ PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"
 PYTHONS = [name.split(" :: ")[-1] for name in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+$", name)]
 
 
-def asked(python: str) -> Iterator[Requirement]:
-    """Everything that pyproject.toml names for a Python on Linux, but the package's own extras."""
+def requirements(python: str) -> Iterator[Requirement]:
+    """Yield the requirements in pyproject.toml for a Python version on Linux, without the package's own extras."""
     for text in [
         *PROJECT["dependencies"],
         *(one for extra in PROJECT["optional-dependencies"].values() for one in extra),
     ]:
         requirement = Requirement(text)
-        if requirement.name != "tinyllama" and holds(requirement.marker, python):
+        if requirement.name != "tinyllama" and applies(requirement.marker, python):
             yield requirement
 
 
-def holds(marker: Marker | None, python: str) -> bool:
+def applies(marker: Marker | None, python: str) -> bool:
     return marker is None or marker.evaluate({"python_version": python, "python_full_version": f"{python}.0"})
 
 
 def locked(python: str) -> dict[str, str]:
-    """The version of each package that the lock file has for a Python."""
+    """Return the locked version of each package for a Python version."""
     lines = [line.removesuffix("\\").strip() for line in LOCK.splitlines() if re.match(r"[A-Za-z0-9]", line)]
-    pins = [pin for pin in map(Requirement, lines) if holds(pin.marker, python)]
+    pins = [pin for pin in map(Requirement, lines) if applies(pin.marker, python)]
     return {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
 
 
@@ -48,7 +48,7 @@ def test_requirements_are_locked_within_bounds(python: str) -> None:
     pins = locked(python)
     wrong = [
         f"{one}, but {pins.get(canonicalize_name(one.name))} is locked; run make lock"
-        for one in asked(python)
+        for one in requirements(python)
         if not one.specifier.contains(pins.get(canonicalize_name(one.name), "0"), prereleases=True)
     ]
     assert not wrong
@@ -61,5 +61,5 @@ def test_locked_versions_have_hashes_and_no_host() -> None:
 
 
 def test_requirements_have_lower_bounds() -> None:
-    unbounded = [str(one) for one in asked(PYTHONS[0]) if not any(one.specifier)]
+    unbounded = [str(one) for one in requirements(PYTHONS[0]) if not any(one.specifier)]
     assert not unbounded

@@ -1,4 +1,4 @@
-"""The wheel: built from what the checkout has, installed where the checkout is not, and run there."""
+"""The wheel, installed and run without the repository."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def run(*command: str | Path, folder: Path) -> str:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    # A copy, since a build leaves folders beside what it builds, and takes old ones for new.
+    # A copy, since a build writes folders next to its sources and reuses old ones.
     shutil.copytree(CHECKOUT / "src/tinyllama", folder / "src/tinyllama", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(CHECKOUT / name, folder)
@@ -39,13 +39,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment with the wheel, and after it on its path the libraries that are installed here."""
+    """Return a virtual environment with the wheel, which also finds the libraries installed here."""
     folder = tmp_path_factory.mktemp("elsewhere")
     venv.create(folder / "venv", with_pip=False, symlinks=True)
     python = folder / "venv/bin/python"
     run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, folder=folder)
     (own,) = (folder / "venv/lib").glob("python*/site-packages")
-    # The lines of .pth files in there, such as the checkout's, are not read this way.
+    # In this way, .pth files in that folder, such as the repository's, are not read.
     (own / "libraries.pth").write_text(sysconfig.get_path("purelib"))
     return folder
 

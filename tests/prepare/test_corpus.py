@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import zstandard
-from tests.conftest import leave_a_former_run
+from tests.conftest import write_older_corpus
 
 from tinyllama.errors import InputError
 from tinyllama.prepare.corpus import MANIFEST, CorpusReport, write_corpus
@@ -165,7 +165,7 @@ def test_files_of_another_origin_are_refused_and_left_alone(tmp_path: Path, name
 
 
 def test_a_corpus_that_was_changed_since_is_refused(tmp_path: Path) -> None:
-    leave_a_former_run(tmp_path)
+    write_older_corpus(tmp_path)
     changed = tmp_path / "starcoderdata" / "python" / "train-00000-of-00009.parquet"
     changed.write_bytes(b"with rows of my own")
     with pytest.raises(InputError, match=re.escape(str(changed))):

@@ -14,7 +14,7 @@ import fsspec  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import zstandard
-from tests.conftest import HOLD, contents, interrupt, python_sources, write_jsonl
+from tests.conftest import LOCK_HOLDER, contents, interrupt, python_sources, write_jsonl
 
 from tinyllama.cli import main
 from tinyllama.data.store import TokenStore
@@ -208,7 +208,7 @@ def test_reading_runs_over_the_ends_of_shards(small: Path, tmp_path: Path, monke
 
 
 def test_two_processes_never_prepare_one_store(small: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLD, str(tmp_path), "store.lock"]
+    command = [sys.executable, LOCK_HOLDER, str(tmp_path), "store.lock"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"

@@ -1,4 +1,4 @@
-"""A recipe says everything once, and says what is wrong with it."""
+"""Recipes: fields, overrides, errors and the digest."""
 
 import re
 from pathlib import Path

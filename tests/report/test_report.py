@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.conftest import HOLD
+from tests.conftest import LOCK_HOLDER
 from tests.report.conftest import COVERAGE, change_jsonl
 
 from tinyllama.cli import main
@@ -129,7 +129,7 @@ def test_run_without_a_step_has_a_report(run: Path) -> None:
 
 def test_running_run_shows_time_left(run: Path) -> None:
     change_jsonl(run / "metrics.jsonl", lambda rows: [row | {"tokens_per_second": 96.0} for row in rows[:20]])
-    holder = [sys.executable, "-c", HOLD, str(run), "lock"]
+    holder = [sys.executable, LOCK_HOLDER, str(run), "lock"]
     with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stdout.readline() == "held\n"
         text = page_of(run).text

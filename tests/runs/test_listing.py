@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.conftest import HOLD
+from tests.conftest import LOCK_HOLDER
 from tests.terminal import run_on_terminal
 from tests.train.launch import fault_in_batch, start_training
 
@@ -112,7 +112,7 @@ def test_state_of_a_failed_run_includes_the_problem(small: Path, work_dir: Path)
 def test_a_lock_is_seen_by_every_process_and_not_lost_by_looking(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     assert not is_locked(path)
-    command = [sys.executable, "-c", HOLD, str(tmp_path), "lock"]
+    command = [sys.executable, LOCK_HOLDER, str(tmp_path), "lock"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"

@@ -1,4 +1,4 @@
-"""Compiles a function after importing what training imports, and computes it."""
+"""Compiles and runs a function after the imports of training."""
 
 import tinyllama.train.loop  # noqa: F401, I001 - sets the folder of the compile cache before torch is imported
 import torch

@@ -1,11 +1,11 @@
-"""Runs `tinyllama generate`, with a KeyboardInterrupt where MODULE is imported: `python interrupted.py MODULE`."""
+"""Runs `tinyllama generate` with a KeyboardInterrupt at the import of MODULE: `python interrupted.py MODULE`."""
 
 import sys
 from typing import Any
 
 
 class Finder:
-    """A finder of modules that finds none."""
+    """A module finder that finds nothing."""
 
     def __init__(self, interrupted: str) -> None:
         self.interrupted = interrupted

@@ -1,4 +1,4 @@
-"""What a recipe or a release may name: a local path, one URL of a known protocol, a plain name."""
+"""Addresses in recipes and releases: local paths, URLs of known protocols, plain names."""
 
 import shutil
 from pathlib import Path
@@ -72,7 +72,7 @@ def written(folder: Path, fields: dict[str, object]) -> Path:
 
 @pytest.fixture
 def stranger(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A release by a stranger, and another folder next to the working folder."""
+    """Return a release from elsewhere, with another folder next to the working folder."""
     tokenizer = Tokenizer.load(small / "tokenizer")
     write_hugging_face(tmp_path / "stranger/huggingface", random_model(tokenizer.vocab_size, SHAPE), tokenizer)
     (tmp_path / "victim").mkdir()
@@ -107,7 +107,7 @@ def test_force_removes_only_files_of_release(
     assert cli.main(command) == 2
     target.unlink()
     assert cli.main(command) == 0
-    assert cli.main(command) == 0  # what it wrote, it replaces
+    assert cli.main(command) == 0  # it replaces only files that it wrote
     (target / "notes.txt").write_text("mine")
     assert cli.main(command) == 2
     assert "notes.txt" in capsys.readouterr().err

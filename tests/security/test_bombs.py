@@ -1,4 +1,4 @@
-"""A small file that unpacks to a large one is refused by name, and no reader holds more than its bound."""
+"""Small files that decompress to large ones are refused, and readers have memory bounds."""
 
 import bz2
 import contextlib

@@ -1,4 +1,4 @@
-"""A stranger's checkpoint is data: neither its metadata nor its values run code, or name files outside its folder."""
+"""Checkpoints from elsewhere run no code and refer to no file outside their folder."""
 
 import io
 import os
@@ -20,7 +20,7 @@ from tinyllama.train.setup import TrainState
 
 
 class RunsCode:
-    """Pickled, a call of a function that writes a file where it is unpickled."""
+    """An object whose unpickling writes a file."""
 
     def __init__(self, target: Path) -> None:
         self.target = target

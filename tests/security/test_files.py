@@ -1,4 +1,4 @@
-"""Files that a stranger may have made: links for locks and logs, damaged metrics, a shared cache of compiled code."""
+"""Files from elsewhere: links in place of locks and logs, damaged metrics, a shared compile cache."""
 
 import getpass
 import os
@@ -93,7 +93,7 @@ def test_torch_compiles_nothing_into_shared_folder(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     subprocess.run([sys.executable, str(COMPILES)], env=variables | folders, check=True, timeout=200)
     assert [*(tmp_path / "own/tinyllama/torchinductor").rglob("*.so")]
-    (headers,) = (tmp_path / "shared").iterdir()  # torch keeps precompiled headers there, whatever it is told
+    (headers,) = (tmp_path / "shared").iterdir()  # torch keeps precompiled headers there in any case
     assert headers.stat().st_mode & 0o777 == 0o700
     assert {path.name for path in headers.iterdir()} <= {"precompiled_headers"}
 

@@ -1,4 +1,4 @@
-"""A stranger's run, store or release with symbolic links in it changes nothing outside its folder."""
+"""A run, store or release from elsewhere with symbolic links changes nothing outside its folder."""
 
 from contextlib import ExitStack
 from pathlib import Path

@@ -142,7 +142,7 @@ def test_live_page_checks_host_and_runs_no_foreign_script(tmp_path: Path) -> Non
 
 
 def status(port: int, host: str) -> int:
-    """The status of an answer to a request for this host."""
+    """Return the HTTP status for a request with this Host header."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         connection.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         return int(connection.recv(1 << 16).split()[1])

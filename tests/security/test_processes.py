@@ -1,4 +1,4 @@
-"""Interruptions, limits of the system and odd folders: one line each, no traceback, nothing lost."""
+"""Interrupts, system limits and unusual folders: one line each and no traceback."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""No code of a model's is run: every call that could asks transformers not to."""
+"""No code from a model's folder is run: all calls of transformers forbid it."""
 
 import ast
 from pathlib import Path
@@ -11,7 +11,7 @@ from tinyllama.files import write_json
 
 SOURCES = sorted(Path(tinyllama.__file__).parent.rglob("*.py"))
 CALLS = ("from_pretrained", "HFLM", "Converter", "pipeline")
-"""What loads a model, or its tokenizer, from a folder or the hub."""
+"""Functions that load a model or its tokenizer from a folder or the hub."""
 
 
 def loading(path: Path) -> list[ast.Call]:

@@ -1,4 +1,4 @@
-"""A stranger's tokenizer.json fills no memory and ends in one line where its library fails."""
+"""A tokenizer.json from elsewhere exhausts no memory, and failures of its library are one line."""
 
 import base64
 import json
@@ -43,7 +43,7 @@ def test_text_expanding_tokenizer_is_refused(tmp_path: Path, part: str, step: di
 
 @pytest.fixture(scope="module")
 def charsmap(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SentencePiece model whose rules turn one letter into a thousand."""
+    """Return a SentencePiece model whose rules replace one letter with a thousand."""
     folder = tmp_path_factory.mktemp("charsmap")
     (folder / "rules.tsv").write_text("6F\t" + " ".join(["78"] * 1000) + "\n")  # code points: o, then many x
     lines = [line for text in python_sources(5) for line in text.splitlines() if line.strip()]

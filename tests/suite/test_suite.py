@@ -1,4 +1,4 @@
-"""The suite never hangs and never hides a crash: `make test` on planted files, in runs of their own."""
+"""The test suite never hangs and never hides a crash: `make test` on files with planted faults."""
 
 import os
 import re
@@ -18,12 +18,12 @@ TIMEOUT = re.compile(r"mark\.timeout\((\d+)\)")
 
 
 def make_test(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run the command of `make test` on some words of its own instead of all tests."""
+    """Run the command of `make test` with these arguments instead of on all tests."""
     recipe = subprocess.run(["make", "--dry-run", "test"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     (line,) = [line for line in recipe.splitlines() if " -m pytest " in line]
     command = [sys.executable, *shlex.split(line)[1:], *words]
     ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    # far less than the planted tests would take
+    # The time limit is far below the duration of the planted tests.
     return subprocess.run(command, cwd=ROOT, env=ours, check=False, capture_output=True, text=True, timeout=150)
 
 
@@ -51,7 +51,7 @@ def test_endless_native_code_ends_run_and_reports_test() -> None:
     done = make_test("tests/suite/planted/hang.py", "-k", "native", *limits)
     assert done.returncode == 1
     assert "FAILED tests/suite/planted/hang.py::test_that_hangs[native]" in done.stdout
-    assert "in native" in done.stderr  # of the stack
+    assert "in native" in done.stderr  # in the stack
 
 
 def test_every_test_has_a_time_limit() -> None:
@@ -66,7 +66,7 @@ def test_crash_prone_library_in_process_fails_test() -> None:
     done = make_test("tests/suite/planted/in_process.py")
     assert done.returncode == 1
     assert "ERROR tests/suite/planted/in_process.py::test_that_imports_an_engine" in done.stdout
-    assert "1 error" in done.stdout  # that of the test that imported it, and not of the next
+    assert "1 error" in done.stdout  # only in the test that imported it
 
 
 def crash() -> None:

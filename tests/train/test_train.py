@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import HOLD
+from tests.conftest import LOCK_HOLDER
 from tests.train.launch import assert_same_run, event_steps, has_metrics, read_events, read_metrics, start_training
 from tests.train.single_process import build_state, load_recipe, train_step
 from tests.train.torchrun import metric_by_step, run_torchrun, write_recipe
@@ -132,7 +132,7 @@ def test_tokenizer_must_be_the_stores(small: Path, tmp_path: Path) -> None:
 
 def test_second_process_is_refused(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "runs/small"), "lock"]
+    command = [sys.executable, LOCK_HOLDER, str(tmp_path / "runs/small"), "lock"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
