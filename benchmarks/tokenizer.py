@@ -119,7 +119,7 @@ def measure(folder: Path, blocks: list[list[str]]) -> dict[str, float]:
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     encoders: dict[str, Callable[[list[str]], Any]] = {
-        OURS: lambda texts: list(ours.encode_documents(texts, start=False, end=False)),
+        OURS: lambda texts: list(ours.encode_documents(texts, bos=False, eos=False)),
         "sentencepiece": lambda texts: [theirs.encode(text) for text in texts],
         "tokenizers": lambda texts: [found.ids for found in fast.encode_batch_fast(texts, add_special_tokens=False)],
     }

@@ -177,7 +177,7 @@ def check_file(name: str, data: bytes) -> None:
             tokenizer = Tokenizer.load(folder)
             for text in ("", "a  b\n", "é\0", "<s>▁"):
                 assert tokenizer.decode(tokenizer.encode(text)) is not None
-            _ = tokenizer.digest, tokenizer.bos_prefix, tokenizer.piece_bytes()
+            _ = tokenizer.digest, tokenizer.bos_prefix, tokenizer.token_bytes()
             tokenizer.save(Path(folder) / "again")
         except InputError as error:
             one_line(error)

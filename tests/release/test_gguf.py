@@ -90,7 +90,7 @@ def test_llama_cpp_encodes_edge_cases_as_we_do(all_formats: Path, tmp_path: Path
         (tmp_path / "tokenizer/tokenizer.model").unlink()
         tokenizer = Tokenizer.load(tmp_path / "tokenizer")
         path = write_release(tmp_path / "release", random_model(600), tokenizer, ["gguf"]) / "gguf/small-F16.gguf"
-    texts = list(edge_case_texts([piece.decode(errors="ignore") for piece in tokenizer.piece_bytes()]))
+    texts = list(edge_case_texts([piece.decode(errors="ignore") for piece in tokenizer.token_bytes()]))
     assert run_in_child(ids_in_llama_cpp, path, texts) == [[1, *tokenizer.encode(text)] for text in texts]
 
 
@@ -119,7 +119,7 @@ def test_byte_level_tokenizer_passes_in_llama_cpp(tmp_path: Path, words: Any, na
     fields = fields_of(release / "gguf/small-F16.gguf")
     assert fields["tokenizer.ggml.pre"] == name
     assert fields["tokenizer.ggml.add_bos_token"] is with_bos
-    texts = list(edge_case_texts([piece.decode(errors="ignore") for piece in tokenizer.piece_bytes()]))
+    texts = list(edge_case_texts([piece.decode(errors="ignore") for piece in tokenizer.token_bytes()]))
     expected = [tokenizer.bos_prefix + tokenizer.encode(text) for text in texts]
     assert run_in_child(ids_in_llama_cpp, release / "gguf/small-F16.gguf", texts) == expected
 

@@ -36,7 +36,7 @@ from tinyllama.tokenizer.training import convert_tokenizer, sample_texts, train_
 @every_vocabulary
 def test_pieces_in_bytes_join_to_the_text(name: str) -> None:
     for tokenizer in (from_model(name), from_json(name)):
-        pieces = tokenizer.piece_bytes()
+        pieces = tokenizer.token_bytes()
         assert [pieces[number] for number in (0, 1, 2)] == [b""] * 3
         for text in filter(None, NASTY):
             joined = b"".join(pieces[number] for number in tokenizer.encode(text))
@@ -59,7 +59,7 @@ def test_a_byte_level_tokenizer_json_is_exact(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(folder)
     reference = tokenizers_reference(json.loads((folder / "tokenizer.json").read_text()))
     assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (600, 0, 0)
-    pieces = tokenizer.piece_bytes()
+    pieces = tokenizer.token_bytes()
     for text in [*NASTY, "a<|end|>b", python_sources(31)[30]]:
         ids = tokenizer.encode(text)
         assert ids == reference.encode(text).ids

@@ -18,9 +18,8 @@ from tinyllama.loading import HuggingFaceLlama, Safetensors
 from tinyllama.recipe import Model
 from tinyllama.release.engines import run_conversion
 from tinyllama.release.huggingface import CHAT_TEMPLATE
-from tinyllama.tokenizer.backends import HuggingFaceBackend, TokenizerFile, fit_to_rows, read_tokenizer
-from tinyllama.tokenizer.conversion import parse_model
-from tinyllama.tokenizer.formats import word_rules
+from tinyllama.tokenizer.backends import Backend, fit_to_embedding, read_tokenizer
+from tinyllama.tokenizer.formats import pre_tokenizer_name
 
 QUANTISED = ("Q8_0", "Q4_K_M")
 _TOKEN_TYPES = {
@@ -108,17 +107,17 @@ def permute_rope_rows(weight: Tensor, heads: int) -> Tensor:
     return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: TokenizerFile, num_rows: int) -> None:
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Backend, num_rows: int) -> None:
     """Add the tokenizer for a model whose embedding has `num_rows` rows, spare ones included."""
-    tokenizer = fit_to_rows(tokenizer, num_rows)  # llama.cpp loads no model with more tokens than rows
+    tokenizer = fit_to_embedding(tokenizer, num_rows)  # llama.cpp loads no model with more tokens than rows
     if tokenizer.is_llama_style:
-        types = [_TOKEN_TYPES[kind] for _, kind in tokenizer.kinds()]
+        types = [_TOKEN_TYPES[kind] for _, kind in tokenizer.tokens()]
         if tokenizer.unk_id is not None:
             types[tokenizer.unk_id] = TokenType.UNKNOWN
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
-        _add_tokens(writer, [text for text, _ in tokenizer.kinds()], types, num_rows)
-        writer.add_token_scores(_merge_scores(tokenizer) + [0.0] * (num_rows - tokenizer.vocab_size))
+        _add_tokens(writer, [text for text, _ in tokenizer.tokens()], types, num_rows)
+        writer.add_token_scores(tokenizer.scores() + [0.0] * (num_rows - tokenizer.vocab_size))
         writer.add_add_space_prefix(True)  # part of what `is_llama_style` means
         writer.add_remove_extra_whitespaces(False)
     else:
@@ -126,8 +125,8 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: TokenizerFile, num_rows: 
         # `text`: an added token that is not special
         kinds = {**_TOKEN_TYPES, "byte-level": TokenType.NORMAL, "text": TokenType.USER_DEFINED}
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(word_rules(converted))
-        texts, types = [text for text, _ in converted.kinds()], [kinds[kind] for _, kind in converted.kinds()]
+        writer.add_tokenizer_pre(pre_tokenizer_name(converted))
+        texts, types = [text for text, _ in converted.tokens()], [kinds[kind] for _, kind in converted.tokens()]
         _add_tokens(writer, texts, types, num_rows)
         writer.add_token_merges([" ".join(merge) for merge in converted.merges()])
     for number, add in (
@@ -147,15 +146,3 @@ def _add_tokens(writer: gguf.GGUFWriter, texts: list[str], types: list[TokenType
     texts = [text or f"[PAD{number}]" for number, text in enumerate([*texts, *[""] * num_spare])]
     writer.add_token_list(texts)
     writer.add_token_types([*types, *[TokenType.UNUSED] * num_spare])
-
-
-def _merge_scores(tokenizer: TokenizerFile) -> list[float]:
-    """Return each token's score: from tokenizer.model, or scores that reproduce the order of the merges."""
-    model = tokenizer.sentencepiece_model()
-    if model is not None:
-        return [piece.score for piece in parse_model(model)[0]]
-    assert isinstance(tokenizer, HuggingFaceBackend)
-    ranks: dict[str, int] = {}
-    for rank, merge in enumerate(tokenizer.merges(), start=1):
-        ranks.setdefault("".join(merge), rank)
-    return [-float(ranks.get(text, 0)) for text, _ in tokenizer.kinds()]

@@ -89,7 +89,7 @@ def compute_reference_outputs(model: Llama, tokenizer: Tokenizer) -> Reference:
 
 def _text_of_tokens(tokenizer: Tokenizer) -> str:
     """Return a few hundred tokens from the whole vocabulary in random order, which reveals wrong scores and merges."""
-    texts = sorted({piece.decode(errors="ignore") for piece in tokenizer.piece_bytes()} - {""})
+    texts = sorted({piece.decode(errors="ignore") for piece in tokenizer.token_bytes()} - {""})
     chosen = texts[:: max(1, len(texts) // NUM_VOCABULARY_TOKENS)]
     random.Random(0).shuffle(chosen)
     return "".join(chosen)

@@ -1,8 +1,8 @@
-"""Text to token ids and back, exactly as SentencePiece has it, at five times its speed on one core and more.
+"""Exact conversion of text to token ids and back, several times as fast as SentencePiece.
 
 Reads tokenizer.json, tokenizer.model, a folder with either, or a hub name; writes a folder that transformers loads.
-Words repeat, so encoding is a look-up (tokenizer/memo.py); a vocabulary that does not allow it, such as GPT-2's, goes
-through its own library instead.
+Encoding looks up pretokens that were encoded before (`tokenizer.memo`). A vocabulary that does not allow this, such as
+GPT-2's, is encoded by its own library instead.
 """
 
 import hashlib
@@ -18,149 +18,148 @@ from tinyllama.errors import InputError
 from tinyllama.files import atomic_write, json_bytes, write_json
 from tinyllama.text import TextLike
 from tinyllama.tokenizer.backends import (
+    Backend,
     SentencePieceBackend,
-    TokenizerFile,
-    fit_to_rows,
+    fit_to_embedding,
     iter_utf8_chunks_strict,
     read_tokenizer,
 )
-from tinyllama.tokenizer.conversion import piece_bytes
+from tinyllama.tokenizer.conversion import token_bytes
 from tinyllama.tokenizer.formats import check_format
 from tinyllama.tokenizer.memo import DEFAULT_LIMITS, Limits, RunMemo, TokenIds, can_cut_words, neighbours
 
 
 class Tokenizer:
-    """A vocabulary and its exact encoding; `encode_documents` is what the other ways to encode are made of."""
+    """A vocabulary with exact encoding and decoding; every encoding method uses `encode_documents`."""
 
-    def __init__(self, file: TokenizerFile, limits: Limits = DEFAULT_LIMITS) -> None:
-        self._file = file
-        self.vocab_size = file.vocab_size
-        self.bos_id, self.eos_id, self.unk_id = file.bos_id, file.eos_id, file.unk_id
+    def __init__(self, backend: Backend, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._backend = backend
+        self.vocab_size = backend.vocab_size
+        self.bos_id, self.eos_id, self.unk_id = backend.bos_id, backend.eos_id, backend.unk_id
         self.dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("uint16" if self.vocab_size <= 1 << 16 else "uint32")
         self._memo = (
-            RunMemo(file.pieces, file.encode_pretokens, self.dtype, limits)
-            if file.is_llama_style and can_cut_words(neighbours(file.pieces))
+            RunMemo(backend.text_tokens, backend.encode_pretokens, self.dtype, limits)
+            if backend.is_llama_style and can_cut_words(neighbours(backend.text_tokens))
             else None
         )
 
     @classmethod
     def load(cls, source: str | Path) -> Self:
-        """Load a tokenizer.json, a tokenizer.model, a folder with either (the first preferred), or a hub name.
+        """Load a tokenizer.json, a tokenizer.model, a folder with either (the first is preferred), or a hub name.
 
-        Raises InputError where there is none, where it is damaged, and where the hub cannot be reached.
+        Raises InputError if there is none, if it is damaged, or if the hub cannot provide it.
         """
         return cls(read_tokenizer(source))
 
-    def fitted(self, num_rows: int) -> "Tokenizer":
-        """The tokenizer for an embedding of `num_rows` rows; see `fit_to_rows`, whose InputError it raises."""
-        file = fit_to_rows(self._file, num_rows)
-        return self if file is self._file else Tokenizer(file)
+    def fitted(self, num_embeddings: int) -> "Tokenizer":
+        """Return the tokenizer for an embedding of `num_embeddings` rows. Raises InputError as `fit_to_embedding`."""
+        backend = fit_to_embedding(self._backend, num_embeddings)
+        return self if backend is self._backend else Tokenizer(backend)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what decides the ids; tokenizer.json and tokenizer.model of one tokenizer have the same."""
-        canonical = json.dumps(self._file.canonical(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        """SHA-256 of what determines the ids; equal for the tokenizer.json and the tokenizer.model of one tokenizer."""
+        canonical = json.dumps(self._backend.canonical(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property
     def bos_prefix(self) -> list[int]:
-        """What goes in front of a text that a released model goes on from: <s> for Llama's kind, or nothing."""
-        return self._file.bos_prefix
+        """Ids that a released model expects before a prompt: BOS for Llama-style tokenizers, or none."""
+        return self._backend.bos_prefix
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without markers; a text that spells `<s>` is plain text.
+        """Return the ids of a text, without BOS and EOS; a text that spells `<s>` is plain text.
 
-        Raises InputError on a lone surrogate, which no encoding can hold.
+        Raises InputError for a lone surrogate, which no encoding can hold.
         """
         ids: list[int] = self.encode_array(text).tolist()
         return ids
 
     def encode_array(self, text: TextLike) -> TokenIds:
-        """The ids of `encode` as an array of `dtype`; needs little more memory than the ids, however long the text."""
-        return next(self.encode_documents([text], start=False, end=False))
+        """Return the ids of `encode` as an array of `dtype`; uses little more memory than the ids."""
+        return next(self.encode_documents([text], bos=False, eos=False))
 
-    def encode_documents(self, texts: Iterable[TextLike], start: bool = True, end: bool = True) -> Iterator[TokenIds]:
-        """One array of ids for each text (a string, or its UTF-8 bytes), between <s> (`start`) and </s> (`end`)."""
-        first = self._special_token_id(self.bos_id, "bos") if start else []
-        last = self._special_token_id(self.eos_id, "eos") if end else []
-        before, after = np.array(first, self.dtype), np.array(last, self.dtype)
+    def encode_documents(self, texts: Iterable[TextLike], bos: bool = True, eos: bool = True) -> Iterator[TokenIds]:
+        """Yield one array of ids per text (a string or its UTF-8 bytes), with BOS before and EOS after it if wanted."""
+        before, after = (
+            np.array([self._special_token_id(name)] if wanted else [], self.dtype)
+            for name, wanted in (("bos", bos), ("eos", eos))
+        )
         parts = map(self._encode_with_library, texts) if self._memo is None else self._memo.encode(texts)
         for ids in parts:
             yield np.concatenate((before, *ids, after))
 
     def _encode_with_library(self, text: TextLike) -> list[TokenIds]:
-        """Ids by the tokenizer's own library, which wants a string of what it can encode."""
-        whole = b"".join(iter_utf8_chunks_strict(text))
-        return [np.array(self._file.encode(whole.decode()), self.dtype)]
+        encodable = b"".join(iter_utf8_chunks_strict(text)).decode()
+        return [np.array(self._backend.encode(encodable), self.dtype)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; markers have none, and bytes that are not UTF-8 become U+FFFD."""
+        """Return the text of ids; special tokens have none, and bytes that are not UTF-8 become U+FFFD."""
         numbers = [int(number) for number in ids]
         for number in numbers:
             if not 0 <= number < self.vocab_size:
-                raise InputError(
-                    f"token id {number}: {self._file.name} has {self.vocab_size}; use the tokenizer that gave it"
-                )
-        text: str = self._file.decode(numbers)
+                size = f"{self._backend.name} has {self.vocab_size} tokens"
+                raise InputError(f"token id {number}: {size}; use the tokenizer that encoded the text")
+        text: str = self._backend.decode(numbers)
         return text
 
-    def piece_bytes(self) -> list[bytes]:
-        """What each id adds to a text, as UTF-8 bytes; nothing for markers and other special tokens."""
-        return [piece_bytes(text, kind) for text, kind in self._file.kinds()]
+    def token_bytes(self) -> list[bytes]:
+        """Return the UTF-8 bytes that each id adds to a text; none for special tokens."""
+        return [token_bytes(token) for token in self._backend.tokens()]
 
     @cached_property
     def incomplete_ids(self) -> frozenset[int]:
-        """Ids after which the next may still change the text of those before: single bytes, and what has no text.
+        """Ids after which the next token can still change the text before it: single bytes and special tokens.
 
-        A run of bytes is decoded as a whole: where one of them makes no character, none of them does.
+        A sequence of bytes is decoded together: if one of them forms no character, none of them does.
         """
-        return frozenset(number for number, (_, kind) in enumerate(self._file.kinds()) if kind in ("byte", "special"))
+        tokens = self._backend.tokens()
+        return frozenset(number for number, token in enumerate(tokens) if token.type in ("byte", "special"))
 
     def check_formats(self, names: Iterable[str]) -> None:
-        """Raise InputError where a release's format (huggingface, gguf, ctranslate2) cannot hold this tokenizer.
+        """Raise InputError if one of a release's formats (huggingface, gguf, ctranslate2) cannot hold this tokenizer.
 
-        A run's folder has the tokenizer in Hugging Face's format, whatever its releases hold.
+        A run's folder stores the tokenizer in Hugging Face's format, whatever its releases contain.
         """
         for name in names:
-            check_format(name, self._file)
+            check_format(name, self._backend)
 
     def save(self, directory: str | Path, context: int | None = None) -> None:
         """Write a folder that `transformers.AutoTokenizer` loads with the same ids: tokenizer.json and its settings.
 
-        `context` is the model's length in tokens. A tokenizer.model that it came from, or with, is written too. Raises
-        InputError where a tokenizer.model has no equivalent tokenizer.json.
+        `context` is the model's context length in tokens. A tokenizer.model of the same tokenizer is written too.
+        Raises InputError if a tokenizer.model has no equivalent tokenizer.json.
         """
         folder = Path(directory)
         names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": self.unk_id}
-        special = {name: self._file.token(number) for name, number in names.items() if number is not None}
+        special = {name: self._backend.token(number) for name, number in names.items() if number is not None}
         settings = {
-            # transformers' LlamaTokenizer would build the tokenizer anew by its own rules
+            # transformers' LlamaTokenizer would rebuild the tokenizer by its own rules
             "tokenizer_class": "PreTrainedTokenizerFast",
             **special,
-            # Llama 2 has no piece for padding; with </s>, as the model's generation_config.json says, batches work
+            # Llama 2 has no padding token; with EOS, as in the model's generation_config.json, batches work
             **({"pad_token": special["eos_token"]} if "eos_token" in special else {}),
             "clean_up_tokenization_spaces": False,
             "model_max_length": context,
         }
-        last, document = folder / "tokenizer.json", json_bytes(self._file.document())
-        if last.is_file() and last.read_bytes() != document:
-            last.unlink()  # another tokenizer's, which would be taken for whole beside files of this one
+        path, document = folder / "tokenizer.json", json_bytes(self._backend.to_tokenizer_json())
+        if path.is_file() and path.read_bytes() != document:
+            path.unlink()  # another tokenizer's file would look complete next to this one's files
         write_json(folder / "tokenizer_config.json", {k: v for k, v in settings.items() if v is not None})
         write_json(folder / "special_tokens_map.json", special)
-        if (model := self._file.sentencepiece_model()) is None:
-            (folder / "tokenizer.model").unlink(missing_ok=True)  # another tokenizer's would mislead
+        if (model := self._backend.sentencepiece_model()) is None:
+            (folder / "tokenizer.model").unlink(missing_ok=True)  # it would be another tokenizer's
         else:
             with atomic_write(folder / "tokenizer.model") as file:
                 file.write(model)
-        with atomic_write(last) as file:
+        with atomic_write(path) as file:  # last, since it marks a complete folder
             file.write(document)
 
-    def _special_token_id(self, number: int | None, field: str) -> list[int]:
+    def _special_token_id(self, name: str) -> int:
+        number = self.bos_id if name == "bos" else self.eos_id
         if number is None:
-            token = f"{field}_token"
-            name_it = f", or name one as {token} in the tokenizer_config.json next to the tokenizer.json"
-            raise InputError(
-                f"{self._file.name}: no {token}; set data.document.{field} to false"
-                + ("" if isinstance(self._file, SentencePieceBackend) else name_it)
-            )
-        return [number]
+            remedy = f"set data.document.{name} to false"
+            if not isinstance(self._backend, SentencePieceBackend):
+                remedy += f", or name one as {name}_token in the tokenizer_config.json next to the tokenizer.json"
+            raise InputError(f"{self._backend.name}: no {name}_token; {remedy}")
+        return number

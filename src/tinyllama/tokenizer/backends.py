@@ -1,14 +1,13 @@
-"""The two files that a tokenizer comes in, each read and judged by its own library.
+"""The two file formats of a tokenizer, each read and encoded by its own library.
 
-tokenizer.model belongs to SentencePiece and tokenizer.json to `tokenizers`; both answer here to the same names. A
-conversion is never taken on trust: 32,000 pieces in random order, runs of up to 69 spaces and a sample of every plane
-of Unicode must give SentencePiece's ids and text before a converted file is written.
+tokenizer.model is read by SentencePiece and tokenizer.json by `tokenizers`; both backends have the same interface. A
+converted file is written only after a proof: all tokens in random order, runs of up to 69 spaces and a sample of every
+plane of Unicode must give SentencePiece's ids and text.
 """
 
 import itertools
 import json
 import re
-import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
@@ -16,137 +15,142 @@ from pathlib import Path
 from typing import Any, Self
 
 import tokenizers
+from google.protobuf.message import DecodeError
 from sentencepiece import SentencePieceProcessor
+from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
 
 from tinyllama.errors import InputError, first_line, warn_once
 from tinyllama.files import replacement_remedy
 from tinyllama.text import TextLike, iter_utf8_chunks
 from tinyllama.tokenizer.conversion import (
     BYTES,
-    LLAMA_NORMALISER,
+    LLAMA_NORMALIZER,
     LLAMA_PIPELINE,
-    PIECES,
     SPACE,
-    WITHOUT_DUMMY_PREFIX,
+    Token,
     canonical_form,
-    convert_pieces,
+    check_charsmap,
+    check_expansion,
+    convert_model,
     edge_case_texts,
     merges_by_score,
-    message_fields,
-    parse_model,
+    sentencepiece_tokens,
     with_bos_template,
-    write_field,
 )
-from tinyllama.tokenizer.expansion import check_charsmap, check_expansion
 
 NAMES = ("tokenizer.json", "tokenizer.model")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-MAX_VOCAB_SIZE = 1 << 24  # what an id too large would have each list of all pieces filled up to
-UNIGRAM, BPE = 1, 2  # the trainer's model_type in sentencepiece_model.proto
-MODEL_TYPES = {UNIGRAM: "unigram", BPE: "bpe", 3: "word", 4: "char"}
-_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n")  # a line of Llama 3's tokenizer.model
+MAX_VOCAB_SIZE = 1 << 24
+"""Largest vocabulary that is read: a bogus id would otherwise allocate lists of that length."""
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n")
+"""A line of Llama 3's tokenizer.model."""
 
 
 class SentencePieceBackend:
-    """A tokenizer.model: its vocabulary, and encoding as SentencePiece does it."""
+    """A tokenizer.model, encoded by SentencePiece."""
 
     def __init__(self, name: str, model: bytes) -> None:
+        self.name, self._model = name, model
         try:
             processor = SentencePieceProcessor(model_proto=model)
-            self.table, trainer, normaliser = parse_model(model)
-            rules, model_type = normaliser.get(2, b"").hex(), trainer.get(3, UNIGRAM)
-            self.table[0]  # an empty file is a model without pieces
-        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, struct.error):
-            # what SentencePiece lets through, too: fields of another wire type
-            raise InputError(f"{name}: not a whole SentencePiece model; {_how_to_get_model(model)}") from None
-        check_charsmap(name, normaliser.get(2, b""))
-        self.name, self._model = name, model
-        if model_type != BPE:
+            self._proto = ModelProto.FromString(model)
+            self._tokens = sentencepiece_tokens(self._proto)
+            without_prefix = ModelProto.FromString(model)
+            without_prefix.normalizer_spec.add_dummy_prefix = False
+            self._without_prefix = SentencePieceProcessor(model_proto=without_prefix.SerializeToString())
+        except (RuntimeError, ValueError, DecodeError):
+            self._tokens = []
+        if not self._tokens:
+            raise InputError(f"{name}: not a complete SentencePiece model; {_model_remedy(model)}")
+        trainer, normalizer = self._proto.trainer_spec, self._proto.normalizer_spec
+        check_charsmap(name, normalizer.precompiled_charsmap)
+        if trainer.model_type != TrainerSpec.BPE:
             raise InputError(
-                f"{name}: not a BPE model of SentencePiece but of type {MODEL_TYPES.get(model_type, model_type)}; use "
-                "one that was trained with model_type=bpe, or train another folder with `tinyllama tokenizer train`"
+                f"{name}: a SentencePiece model of type {TrainerSpec.ModelType.Name(trainer.model_type).lower()}, not "
+                "bpe; use one trained with model_type=bpe, or train a tokenizer with `tinyllama tokenizer train`"
             )
-        self.normaliser = {
-            "dummy_prefix": bool(normaliser.get(3, True)),
-            "extra_spaces_removed": bool(normaliser.get(4, True)),
-            "space_as_suffix": bool(trainer.get(24, False)),
-            "rules": rules,
+        self.normalizer = {
+            "dummy_prefix": normalizer.add_dummy_prefix,
+            "extra_spaces_removed": normalizer.remove_extra_whitespaces,
+            "space_as_suffix": trainer.treat_whitespace_as_suffix,
+            "rules": normalizer.precompiled_charsmap.hex(),
         }
-        self._has_byte_fallback = bool(trainer.get(35, False))
-        self.is_llama_style = self.normaliser == LLAMA_NORMALISER and self._has_byte_fallback
-        self.pieces = [piece.text for piece in self.table if piece.kind not in ("special", "byte")]
-        self.vocab_size = len(self.table)
+        self.is_llama_style = self.normalizer == LLAMA_NORMALIZER and trainer.byte_fallback
+        self.text_tokens = [token.text for token in self._tokens if token.type not in ("special", "byte")]
+        self.vocab_size = len(self._tokens)
         self.bos_id, self.eos_id, self.unk_id = (
             None if number < 0 else number for number in (processor.bos_id(), processor.eos_id(), processor.unk_id())
         )
         self.bos_prefix = [] if self.bos_id is None else [self.bos_id]
         self.encode, self.decode = processor.encode, processor.decode
-        self._without_prefix = SentencePieceProcessor(model_proto=model + WITHOUT_DUMMY_PREFIX)
 
-    def encode_pretokens(self, runs: list[str]) -> list[list[int]]:
-        """Ids of parts of a text: no dummy prefix."""
-        return list(map(self._without_prefix.encode, runs))  # a list as argument would start threads: 80 µs a call
+    def encode_pretokens(self, pretokens: list[str]) -> list[list[int]]:
+        """Return the ids of parts of a text, without the dummy prefix."""
+        # One call each: a call with a list starts threads, which takes 80 µs.
+        return list(map(self._without_prefix.encode, pretokens))
+
+    def tokens(self) -> list[Token]:
+        """Return the vocabulary, by id."""
+        return self._tokens
 
     def token(self, number: int | None) -> str | None:
-        """The text of a piece."""
-        return None if number is None else self.table[number].text
+        """Return the text of an id."""
+        return None if number is None else self._tokens[number].text
+
+    def scores(self) -> list[float]:
+        """Return the score of each token, by id."""
+        return [piece.score for piece in self._proto.pieces]
 
     @cached_property
     def converted(self) -> "HuggingFaceBackend":
-        """The equivalent tokenizer.json; InputError where `tokenizers` would not do with it as SentencePiece does."""
+        """Equivalent tokenizer.json. Raises InputError if `tokenizers` gives other ids or text than SentencePiece."""
         unk, bos, eos = (self.token(number) for number in (self.unk_id, self.bos_id, self.eos_id))
         settings = {"bos_token": bos, "eos_token": eos, "unk_token": unk}
-        converted = HuggingFaceBackend(self.name, convert_pieces(self.table, unk, bos), settings)
-        for text in edge_case_texts(self.pieces):
+        converted = HuggingFaceBackend(self.name, convert_model(self._proto, unk, bos), settings)
+        for text in edge_case_texts(self.text_tokens):
             ids = self.encode(text)
             if converted.encode(text) != ids or converted.decode(ids) != self.decode(ids):
                 raise InputError(
-                    f"{self.name}: no tokenizer.json gives SentencePiece's ids (they differ on {text[:40]!r}); "
-                    f"{self._advice()}"
+                    f"{self.name}: no tokenizer.json has the same ids (they differ on {text[:40]!r}); {self._remedy()}"
                 )
         return converted
 
-    def document(self) -> dict[str, Any]:
-        """The contents of the equivalent tokenizer.json; InputError as for `converted`."""
+    def to_tokenizer_json(self) -> dict[str, Any]:
+        """Return the contents of the equivalent tokenizer.json. Raises InputError as `converted` does."""
         return self.converted.parsed
 
-    def _advice(self) -> str:
-        """What to do where there is no equivalent: name the options of its training that differ from Llama 2's."""
-        found = self.normaliser
+    def _remedy(self) -> str:
+        """Return what to do without an equivalent: the training options that differ from Llama 2's."""
+        found = self.normalizer
         options = {
             "normalization_rule_name=identity": found["rules"],
-            "byte_fallback=true": not self._has_byte_fallback,
+            "byte_fallback=true": not self._proto.trainer_spec.byte_fallback,
             "remove_extra_whitespaces=false": found["extra_spaces_removed"],
             "add_dummy_prefix=true": not found["dummy_prefix"],
             "treat_whitespace_as_suffix=false": found["space_as_suffix"],
-            "no user_defined_symbols": any(piece.kind == "user" for piece in self.table),
+            "no user_defined_symbols": any(token.type == "user" for token in self._tokens),
         }
         changes = ", ".join(option for option, differs in options.items() if differs)
         train = f"train it again with SentencePiece's {changes}" if changes else "use another tokenizer"
         return f"{train}, or name another folder in `tokenizer` and run `tinyllama tokenizer train`"
 
     def sentencepiece_model(self) -> bytes:
-        """The tokenizer.model."""
+        """Return the tokenizer.model."""
         return self._model
 
     def canonical(self) -> dict[str, Any]:
-        """What decides the ids, in the same words as for the equivalent tokenizer.json."""
-        return canonical_form(self.kinds(), merges_by_score(self.table), self.normaliser, self.encode_pretokens)
+        """Return what determines the ids, equal to the equivalent tokenizer.json's."""
+        return canonical_form(self._tokens, merges_by_score(self._proto), self.normalizer, self.encode_pretokens)
 
-    def kinds(self) -> list[tuple[str, str]]:
-        """The text and kind of each id."""
-        return [(piece.text, piece.kind) for piece in self.table]
-
-    def without_ids_from(self, num_ids: int) -> Self:
-        """The same tokenizer without its last pieces, for `fit_to_rows`."""
-        places = itertools.count()
-        fields = message_fields(self._model)
-        kept = [write_field(number, value) for number, value in fields if number != PIECES or next(places) < num_ids]
-        return type(self)(self.name, b"".join(kept))
+    def truncated(self, num_ids: int) -> Self:
+        """Return the same tokenizer without the ids from `num_ids` on."""
+        proto = ModelProto.FromString(self._model)
+        del proto.pieces[num_ids:]
+        return type(self)(self.name, proto.SerializeToString())
 
 
 class HuggingFaceBackend:
-    """A tokenizer.json: its vocabulary, and encoding as `tokenizers` does it, special tokens read as plain text."""
+    """A tokenizer.json, encoded by `tokenizers`; text that spells a special token is plain text."""
 
     def __init__(
         self, name: str, document: dict[str, Any], settings: dict[str, Any], model: bytes | None = None
@@ -168,18 +172,18 @@ class HuggingFaceBackend:
         self.vocab_size = max(self.ids.values(), default=-1) + 1
         if self.vocab_size > MAX_VOCAB_SIZE:
             raise InputError(
-                f"{name}: token id {self.vocab_size - 1}, more than any vocabulary has; correct it or download it again"
+                f"{name}: token id {self.vocab_size - 1} is too large for a vocabulary; correct or download the file"
             )
         self.special = {token["content"] for token in self.added if token.get("special")}
         self.is_byte_level = "ByteLevel" in json.dumps(self.parsed.get("decoder"))
-        self.pieces = list(self.ids.keys() - self.special - BYTES)
+        self.text_tokens = list(self.ids.keys() - self.special - BYTES)
         self.is_llama_style = self._is_llama_style()
         self.bos_id = self._special_id(settings.get("bos_token", "<s>"))
         self.eos_id = self._special_id(settings.get("eos_token", "</s>"))
         self.unk_id = self._special_id(settings.get("unk_token", self.parsed["model"].get("unk_token")))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without markers."""
+        """Return the ids of a text, without BOS and EOS."""
         try:
             ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         except BaseException as error:
@@ -188,46 +192,57 @@ class HuggingFaceBackend:
             raise InputError(f"{self.name}: fails on a text ({first_line(error)}); use another tokenizer") from None
         return ids
 
-    def encode_pretokens(self, runs: list[str]) -> list[list[int]]:
-        """Ids of parts of a text: no dummy prefix."""
+    def encode_pretokens(self, pretokens: list[str]) -> list[list[int]]:
+        """Return the ids of parts of a text, without the dummy prefix."""
         tokenize = self.tokenizer.model.tokenize
-        return [[token.id for token in tokenize(run.replace(" ", SPACE))] for run in runs]
+        return [[token.id for token in tokenize(pretoken.replace(" ", SPACE))] for pretoken in pretokens]
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids; special tokens have none, as in SentencePiece."""
+        """Return the text of ids; special tokens have none, as in SentencePiece."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
+    def tokens(self) -> list[Token]:
+        """Return the vocabulary, by id; an unused id has an empty text and the type `special`."""
+        texts = {number: text for text, number in self.ids.items()}
+        types = dict.fromkeys(self.ids, "byte-level" if self.is_byte_level else "text")
+        types |= dict.fromkeys(BYTES, "byte") if self.parsed["model"].get("byte_fallback") else {}
+        types |= {token["content"]: "special" if token.get("special") else "text" for token in self.added}
+        return [
+            Token(texts[number], types[texts[number]]) if number in texts else Token("", "special")
+            for number in range(self.vocab_size)
+        ]
+
     def token(self, number: int | None) -> str | None:
-        """The text of a piece."""
+        """Return the text of an id."""
         text: str | None = None if number is None else self.tokenizer.id_to_token(number)
         return text
 
     @property
     def converted(self) -> "HuggingFaceBackend":
-        """Itself."""
+        """This backend, which needs no conversion."""
         return self
 
-    def document(self) -> dict[str, Any]:
-        """The tokenizer.json to write: the one that was read; of Llama's kind, with the start marker by default."""
+    def to_tokenizer_json(self) -> dict[str, Any]:
+        """Return the tokenizer.json to write: the parsed one, for a Llama-style tokenizer with a BOS template."""
         return with_bos_template(self.parsed, self.token(self.bos_id)) if self.is_llama_style else self.parsed
 
     def sentencepiece_model(self) -> bytes | None:
-        """The tokenizer.model that lay beside the file, where it is of the same tokenizer."""
-        with suppress(InputError):  # of another kind, such as Llama 3's, or damaged: tokenizer.json decides
+        """Return the tokenizer.model next to the file, if it is the same tokenizer."""
+        with suppress(InputError):  # another kind, such as Llama 3's, or damaged: tokenizer.json is used
             if self._model and SentencePieceBackend(self.name, self._model).canonical() == self.canonical():
                 return self._model
         return None
 
     def canonical(self) -> dict[str, Any]:
-        """What decides the ids, in the same words as for the equivalent tokenizer.model."""
+        """Return what determines the ids, equal to the equivalent tokenizer.model's."""
         if not self.is_llama_style:
             return {key: self.parsed.get(key) for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
-        return canonical_form(self.kinds(), self.merges(), LLAMA_NORMALISER, self.encode_pretokens)
+        return canonical_form(self.tokens(), self.merges(), LLAMA_NORMALIZER, self.encode_pretokens)
 
     @cached_property
     def bos_prefix(self) -> list[int]:
-        """What `document()`, asked for special tokens, puts in front of a text."""
+        """Ids that `to_tokenizer_json()` puts before a text when special tokens are requested."""
         if self.is_llama_style:
             return [] if self.bos_id is None else [self.bos_id]
         encoded = self.tokenizer.encode("a")
@@ -235,27 +250,28 @@ class HuggingFaceBackend:
         return [number for number, _ in itertools.takewhile(lambda pair: pair[1], marked)]
 
     def merges(self) -> list[tuple[str, str]]:
-        """The pairs of pieces that are joined, in their order."""
+        """Return the pairs of tokens that are merged, in order."""
         merges = self.parsed["model"]["merges"]
         return [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
 
-    def kinds(self) -> list[tuple[str, str]]:
-        """The text and kind of each id; an id without a piece is special."""
-        texts = {number: text for text, number in self.ids.items()}
-        kind = dict.fromkeys(self.ids, "byte-level" if self.is_byte_level else "text")
-        kind |= dict.fromkeys(BYTES, "byte") if self.parsed["model"].get("byte_fallback") else {}
-        kind |= {token["content"]: "special" if token.get("special") else "text" for token in self.added}
-        return [(texts[n], kind[texts[n]]) if n in texts else ("", "special") for n in range(self.vocab_size)]
+    def scores(self) -> list[float]:
+        """Return a score per id that reproduces the merges: the tokenizer.model's, or the negative rank of a merge."""
+        if model := self.sentencepiece_model():
+            return SentencePieceBackend(self.name, model).scores()
+        ranks: dict[str, int] = {}
+        for rank, merge in enumerate(self.merges(), start=1):
+            ranks.setdefault("".join(merge), rank)
+        return [-float(ranks.get(text, 0)) for text, _ in self.tokens()]
 
-    def without_ids_from(self, num_ids: int) -> Self:
-        """The same tokenizer without the added tokens from `num_ids` on, for `fit_to_rows`."""
-        gone = {text for text, number in self.ids.items() if number >= num_ids}
-        model, listed = self.parsed["model"], self.parsed["model"]["vocab"]
-        if isinstance(listed, dict):  # else in the order of the ids
-            vocabulary = {text: number for text, number in listed.items() if number < num_ids}
-        else:
-            vocabulary = listed[:num_ids]
-        added = [token for token in self.added if token["content"] not in gone]
+    def truncated(self, num_ids: int) -> Self:
+        """Return the same tokenizer without the ids from `num_ids` on."""
+        model = self.parsed["model"]
+        vocabulary = model["vocab"]
+        if isinstance(vocabulary, dict):
+            vocabulary = {text: number for text, number in vocabulary.items() if number < num_ids}
+        else:  # listed in the order of the ids
+            vocabulary = vocabulary[:num_ids]
+        added = [token for token in self.added if self.ids.get(token["content"], 0) < num_ids]
         document = self.parsed | {"added_tokens": added, "model": model | {"vocab": vocabulary}}
         return type(self)(self.name, document, self._settings, self._model)
 
@@ -276,47 +292,52 @@ class HuggingFaceBackend:
         return None if text is None else self.ids.get(text)
 
 
-TokenizerFile = SentencePieceBackend | HuggingFaceBackend
+Backend = SentencePieceBackend | HuggingFaceBackend
 
 
-def fit_to_rows(file: TokenizerFile, num_rows: int) -> TokenizerFile:
-    """The tokenizer for an embedding of `num_rows` rows, by the rule that all readers and writers share.
+def fit_to_embedding(backend: Backend, num_embeddings: int) -> Backend:
+    """Return the tokenizer for an embedding of `num_embeddings` rows; every reader and writer applies this rule.
 
-    Special tokens beyond the rows, such as a padding token that was added later, come out of no text and no model: they
-    are dropped, with a warning. Raises InputError where any other id is beyond them.
+    Special tokens beyond the rows, such as a padding token that was added later, are dropped with a warning: neither
+    texts nor models produce them. Raises InputError if any other token is beyond the rows.
     """
-    if file.vocab_size <= num_rows:
-        return file
-    kinds = file.kinds()
-    used = {file.bos_id, file.eos_id, file.unk_id, *file.bos_prefix}
-    for number in range(num_rows, file.vocab_size):
-        text, kind = kinds[number]
+    if backend.vocab_size <= num_embeddings:
+        return backend
+    tokens = backend.tokens()
+    used = {backend.bos_id, backend.eos_id, backend.unk_id, *backend.bos_prefix}
+    dropped = []
+    for number, (text, kind) in enumerate(tokens[num_embeddings:], num_embeddings):
         if kind not in ("special", "unused") or number in used:
             raise InputError(
-                f"{file.name}: token {text!r} has id {number}, but the weights have {num_rows} rows; "
+                f"{backend.name}: token {text!r} has id {number}, but the weights have {num_embeddings} rows; "
                 "use the tokenizer that belongs to them"
             )
-    dropped = [f"{text} ({num_rows + place})" for place, (text, _) in enumerate(kinds[num_rows:]) if text]
+        if text:
+            dropped.append(f"{text} ({number})")
     named = ", ".join(dropped[:3]) + (f" and {len(dropped) - 3} more" if len(dropped) > 3 else "")
-    warn_once(f"{file.name}: {named}: special tokens beyond the weights' {num_rows} rows; ignored")
-    return file.without_ids_from(num_rows)
+    warn_once(f"{backend.name}: special tokens without a row in the weights are ignored: {named}")
+    return backend.truncated(num_embeddings)
 
 
-def read_tokenizer(source: str | Path) -> TokenizerFile:
-    """Read a tokenizer.json, a tokenizer.model, a folder with either (the first preferred), or a hub repository's.
+def read_tokenizer(source: str | Path) -> Backend:
+    """Read a tokenizer.json, a tokenizer.model, a folder with either (the first is preferred), or a hub repository.
 
-    Raises InputError where there is none, where it is damaged, and where the hub cannot be reached.
+    Raises InputError if there is none, if it is damaged, or if the hub cannot provide it.
     """
     path = Path(source)
+    if not path.is_dir() and not path.is_file():
+        # tokenizers/llama2 next to a folder tokenizers/ is a mistyped path, not a repository
+        if not HUB_NAME.fullmatch(str(source)) or path.parent.is_dir():
+            raise InputError(f"{source}: no such file or folder; name a tokenizer.json, a tokenizer.model or a folder")
+        from tinyllama.hub import download_snapshot  # noqa: PLC0415 - takes 0.3 s
+
+        path = download_snapshot(str(source), [*NAMES, "tokenizer_config.json"])
     if path.is_dir():
         path = next((path / name for name in NAMES if (path / name).is_file()), path)
-    if path.is_dir():
-        raise InputError(
-            f"{path}: no tokenizer.json and no tokenizer.model in this folder; name a folder that has one, or the file "
-            "itself if it has another name"
-        )
-    if not path.is_file():
-        path = _download(str(source))
+        if path.is_dir():
+            raise InputError(
+                f"{source}: no tokenizer.json and no tokenizer.model; name a folder that has one, or the file itself"
+            )
     if path.suffix == ".model":
         return SentencePieceBackend(str(path), path.read_bytes())
     settings, model = path.with_name("tokenizer_config.json"), path.with_name("tokenizer.model")
@@ -329,7 +350,10 @@ def read_tokenizer(source: str | Path) -> TokenizerFile:
 
 
 def iter_utf8_chunks_strict(text: TextLike, size: int = 1 << 20, start: int = 0) -> Iterator[bytes]:
-    """`iter_utf8_chunks` of what begins at character `start` of a text; InputError names a lone surrogate's place."""
+    """Yield `iter_utf8_chunks` of a text whose first character is number `start` of a longer one.
+
+    Raises InputError with the position of a lone surrogate.
+    """
     try:
         for part in iter_utf8_chunks(text, size):
             yield part
@@ -337,14 +361,13 @@ def iter_utf8_chunks_strict(text: TextLike, size: int = 1 << 20, start: int = 0)
     except UnicodeEncodeError as error:
         raise InputError(
             f"text: lone surrogate U+{ord(error.object[error.start]):04X} at character {start + error.start}; "
-            "take it out, or replace it with U+FFFD"
+            "remove it, or replace it by U+FFFD"
         ) from None
 
 
-def _how_to_get_model(model: bytes) -> str:
-    """Return the remedy for a tokenizer.model that SentencePiece does not read."""
+def _model_remedy(model: bytes) -> str:
     if _TIKTOKEN.match(model):
-        return "it is a tiktoken vocabulary, as of Llama 3: name the tokenizer.json of the same tokenizer"
+        return "it is a tiktoken vocabulary, as Llama 3 has: name the tokenizer.json of the same tokenizer"
     return replacement_remedy(model)
 
 
@@ -353,47 +376,8 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        kind = "" if path.suffix == ".json" else ", or end the name of a SentencePiece model in .model"
+        kind = "" if path.suffix == ".json" else ", or give a SentencePiece model a name that ends in .model"
         raise InputError(f"{path}: not valid JSON ({error}); {replacement_remedy(data)}{kind}") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path}: a JSON {type(value).__name__} where an object belongs; name a tokenizer.json")
+        raise InputError(f"{path}: a JSON {type(value).__name__}, not an object; name a tokenizer.json")
     return value
-
-
-def _download(name: str) -> Path:
-    """A tokenizer file of a hub repository, in the local cache, with its settings beside it."""
-    # tokenizers/llama2 beside a folder tokenizers/ is a mistyped path, no repository
-    if not HUB_NAME.fullmatch(name) or Path(name).parent.is_dir():
-        raise InputError(f"{name}: no such file or folder; name a tokenizer.json, a tokenizer.model or their folder")
-    _hub_file(name, "tokenizer_config.json")
-    found = next(filter(None, (_hub_file(name, file) for file in NAMES)), None)
-    if found is None:
-        raise InputError(
-            f"{name}: no tokenizer.json and no tokenizer.model in this hub repository, or no repository that you may "
-            "read; name another, or set HF_TOKEN to a token that may read it"
-        )
-    return found
-
-
-def _hub_file(repository: str, file: str) -> Path | None:
-    """A file from the cache or else from the hub; None where the repository has no such file."""
-    # 0.3 s that only a hub name is worth
-    from httpx import HTTPError  # noqa: PLC0415
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache  # noqa: PLC0415
-    from huggingface_hub.errors import GatedRepoError  # noqa: PLC0415
-
-    try:
-        cached = try_to_load_from_cache(repository, file)
-        if isinstance(cached, str):
-            return Path(cached)
-        # hf_hub_download alone would try for half a minute where there is no network
-        return Path(hf_hub_download(repository, file)) if HfApi().file_exists(repository, file) else None
-    except GatedRepoError:
-        raise InputError(
-            f"{repository}: its owner decides who may read it; ask on its page of the hub, then set HF_TOKEN to a token"
-        ) from None
-    except (HTTPError, OSError, ValueError) as error:
-        raise InputError(
-            f"{repository}: no such file or folder here, and the hub cannot be reached ({type(error).__name__}); "
-            "name a tokenizer.json, a tokenizer.model or their folder, or connect to the hub"
-        ) from None

@@ -1,84 +1,63 @@
-"""Whether a tokenizer can be written in a format of a release: decided by the tokenizer alone, without any library.
+"""Whether a release format can hold a tokenizer, decided from the tokenizer alone without the format's library.
 
-The writers of the formats (`release.gguf_tokenizer`, `release.ctranslate2`) and the check before `prepare` and `train`
-(`preflight`) use the same functions, so that they refuse the same tokenizers with the same words.
+The writers of the formats and the check before `prepare` and `train` (`preflight`) both call these functions, so they
+refuse the same tokenizers with the same message.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from tinyllama.errors import InputError
-from tinyllama.tokenizer.backends import HuggingFaceBackend, TokenizerFile
+from tinyllama.tokenizer.backends import Backend, HuggingFaceBackend
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 _DIGITS = {"type": "Digits", "individual_digits": True}
 PRE_TOKENIZER_NAMES = (([_BYTE_LEVEL], "gpt-2"), ([_DIGITS, _BYTE_LEVEL], "smollm"))
-"""How a byte-level tokenizer.json cuts text into words, and llama.cpp's name for it."""
+"""Pre-tokenizers of a byte-level tokenizer.json, and llama.cpp's name for each."""
 
 
-def check_format(format_name: str, file: TokenizerFile) -> None:
-    """Raise InputError where a format of a release cannot hold the tokenizer."""
-    written = file.converted  # what a release holds, and what its other formats are made from
-    _CHECKS[format_name](written)
+def check_format(format_name: str, backend: Backend) -> None:
+    """Raise InputError if a release format (huggingface, gguf or ctranslate2) cannot hold the tokenizer."""
+    converted = backend.converted  # every format is written from the tokenizer.json
+    if format_name == "gguf":
+        # Without an EOS token, llama.cpp ends a text at a token that it selects by its id.
+        _check_special_tokens(converted, format_name, {"eos_token": converted.eos_id})
+        if not converted.is_llama_style:
+            pre_tokenizer_name(converted)
+    if format_name == "ctranslate2":
+        # CTranslate2 needs both special tokens, and numbers the tokens by their order.
+        _check_special_tokens(converted, format_name, {"bos_token": converted.bos_id, "eos_token": converted.eos_id})
+        gap = next((number for number, (text, _) in enumerate(converted.tokens()) if not text), None)
+        if gap is not None:
+            raise _refusal(converted, format_name, f"no token has id {gap}", "use a tokenizer without unused ids")
 
 
-def word_rules(file: HuggingFaceBackend) -> str:
-    """Return llama.cpp's name for how a byte-level tokenizer.json cuts text. Raises InputError where it has none."""
-    parsed, model = file.parsed, file.parsed["model"]
+def pre_tokenizer_name(backend: HuggingFaceBackend) -> str:
+    """Return llama.cpp's name for the pre-tokenizer of a byte-level tokenizer.json. Raises InputError without one."""
+    parsed, model = backend.parsed, backend.parsed["model"]
     changes = [key for key in ("dropout", "ignore_merges", "end_of_word_suffix") if model.get(key)]
-    changes += ["normalizer"] if _changes_text(parsed.get("normalizer")) else []
-    steps = [_without_offsets(step) for step in _flat(parsed.get("pre_tokenizer") or {})]
-    named = next((name for rules, name in PRE_TOKENIZER_NAMES if rules == steps), None)
-    if named is None or changes or not file.is_byte_level or model.get("type") != "BPE":
+    if parsed.get("normalizer") not in (None, {}, {"type": "Sequence", "normalizers": []}):
+        changes.append("normalizer")
+    step = parsed.get("pre_tokenizer") or {}
+    steps = step["pretokenizers"] if step.get("type") == "Sequence" else [step] if step else []
+    # trim_offsets changes no id
+    steps = [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
+    name = next((name for rules, name in PRE_TOKENIZER_NAMES if rules == steps), None)
+    if name is None or changes or not backend.is_byte_level or model.get("type") != "BPE":
         found = ", ".join(str(step.get("type")) for step in steps) or "no pre-tokenizer"
         kind = " ".join([f"{model.get('type')} of {found}", *changes])
-        raise _refusal(file, "gguf", kind, "use a tokenizer of Llama 2's kind, GPT-2's or SmolLM2's")
-    return named
+        raise _refusal(backend, "gguf", kind, "use a tokenizer like Llama 2's, GPT-2's or SmolLM2's")
+    return name
 
 
-def _changes_text(normaliser: Mapping[str, Any] | None) -> bool:
-    return bool(normaliser) and normaliser != {"type": "Sequence", "normalizers": []}  # as transformers writes none
-
-
-def _flat(step: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return list(step["pretokenizers"]) if step.get("type") == "Sequence" else [step] if step else []
-
-
-def _without_offsets(step: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in step.items() if key != "trim_offsets"}  # which changes no id
-
-
-def _check_gguf(file: HuggingFaceBackend) -> None:
-    """Where there is no EOS token, llama.cpp ends a text at a token that it chooses by its number."""
-    _check_special(file, "gguf", {"eos_token": file.eos_id})
-    if not file.is_llama_style:
-        word_rules(file)
-
-
-def _check_ctranslate2(file: HuggingFaceBackend) -> None:
-    """CTranslate2 loads no model without both special tokens, and numbers the tokens by their order."""
-    _check_special(file, "ctranslate2", {"bos_token": file.bos_id, "eos_token": file.eos_id})
-    gap = next((number for number, (text, _) in enumerate(file.kinds()) if not text), None)
-    if gap is not None:
-        raise _refusal(file, "ctranslate2", f"no token has id {gap}", "use a tokenizer without gaps in its ids")
-
-
-def _check_special(file: HuggingFaceBackend, format_name: str, ids: Mapping[str, int | None]) -> None:
+def _check_special_tokens(backend: HuggingFaceBackend, format_name: str, ids: Mapping[str, int | None]) -> None:
     for name, number in ids.items():
         if number is None:
             remedy = f"name one of its special tokens as {name} in the tokenizer_config.json next to it"
-            raise _refusal(file, format_name, f"no {name}", remedy)
+            raise _refusal(backend, format_name, f"no {name}", remedy)
 
 
-def _refusal(file: HuggingFaceBackend, format_name: str, why: str, remedy: str) -> InputError:
+def _refusal(backend: HuggingFaceBackend, format_name: str, reason: str, remedy: str) -> InputError:
     return InputError(
-        f"{file.name}: a tokenizer that cannot be written as {format_name} ({why}); leave {format_name} out of the "
+        f"{backend.name}: this tokenizer cannot be written as {format_name} ({reason}); remove {format_name} from the "
         f"formats, or {remedy}"
     )
-
-
-_CHECKS: dict[str, Callable[[HuggingFaceBackend], None]] = {
-    "huggingface": lambda _: None,
-    "gguf": _check_gguf,
-    "ctranslate2": _check_ctranslate2,
-}

@@ -1,44 +1,36 @@
-"""Train a tokenizer of Llama 2's kind on texts, or import one from a tokenizer.model.
+"""Training of a Llama-style tokenizer on texts, and conversion of a tokenizer.model.
 
-SentencePiece trains, because its pieces keep letters, digits and punctuation apart as Llama 2's do, which
-`tokenizer.memo` relies on: 8,192 pieces from 22 MB take 5 s on one core. Pieces of spaces alone then get Llama 2's
-score of -1e9, so that an indented `return` is a run of spaces and the piece `▁return` that prose and code share.
+SentencePiece trains, because its tokens keep letters, digits and punctuation apart as Llama 2's do, which
+`tokenizer.memo` relies on: 8,192 tokens from 22 MB take 5 s on one core. Tokens of spaces alone then get Llama 2's
+score of -1e9, so that an indented `return` becomes a run of spaces and the token `▁return`, which prose and code share.
 """
 
 import hashlib
 import heapq
 import io
 import re
-import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from sentencepiece import SentencePieceTrainer
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from tinyllama.errors import InputError
 from tinyllama.progress import Bar
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import SentencePieceBackend, iter_utf8_chunks_strict
-from tinyllama.tokenizer.conversion import (
-    PIECES,
-    SPACE,
-    WITH_DUMMY_PREFIX,
-    edge_case_texts,
-    message_fields,
-    parse_model,
-    write_field,
-)
+from tinyllama.tokenizer.conversion import SPACE, edge_case_texts
 
 TRAINING_CHARACTERS = 20_000_000
 EXCERPT_CHARACTERS = 100_000
 CHECKED_LINES = 2_000
 SPACES_SCORE = -1e9
-# SentencePiece drops every line that holds this character, without an error: its trainer uses it for what is unknown.
 RESERVED = "\u2585"
-# Newlines, tabs and their like stay byte pieces, as in Llama 2. The last space of a run goes with the word after it,
-# as it will in use: trained together, four spaces of an indentation would become one piece and leave `return` bare.
+"""Character that SentencePiece's trainer uses for unknown ones: it drops every line with it, without an error."""
+# Newlines, tabs and other control characters stay bytes, as in Llama 2. The last space of a run belongs to the next
+# word, as it does in use: otherwise four spaces of an indentation would become one token before a bare `return`.
 _LINE_ENDS = re.compile(rf"[\x00-\x1f\x7f{RESERVED}]+|(?<= )(?= [^ ])")
 
 
@@ -47,8 +39,8 @@ class TrainingText:
     """The lines that a tokenizer is trained on."""
 
     lines: list[str]
-    not_used: dict[str, int]
-    """Number of characters of the texts that are in no line, by kind; kinds without any are absent."""
+    unused: dict[str, int]
+    """Number of characters of the texts that are in no line, by reason; reasons without any are absent."""
 
     @property
     def num_characters(self) -> int:
@@ -56,61 +48,65 @@ class TrainingText:
         return sum(map(len, self.lines))
 
     def __str__(self) -> str:
-        """Describe in one line what is used and what is not."""
-        not_used = ", ".join(f"{count:,} {kind}" for kind, count in self.not_used.items())
-        return f"trained on {self.num_characters:,} characters" + (f"; not used: {not_used}" if not_used else "")
+        """Return one line about the characters that are used and those that are not."""
+        unused = ", ".join(f"{count:,} {reason}" for reason, count in self.unused.items())
+        return f"trained on {self.num_characters:,} characters" + (f"; not used: {unused}" if unused else "")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train a Llama-style BPE of `vocab_size` pieces on a sample of 20 million characters.
+    """Train a Llama-style BPE of `vocab_size` tokens on a sample of 20 million characters.
 
-    Ids 0, 1 and 2 are <unk>, <s> and </s>, the next 256 the bytes. The same texts, in any order, give the same bytes.
-    Raises InputError where there is no text, or not enough of it for that many pieces.
+    Ids 0, 1 and 2 are <unk>, <s> and </s>, the next 256 are the bytes. The same texts, in any order, give the same
+    files. Raises InputError if there is no text, or too little of it for that many tokens.
     """
     return train_on_lines(training_text(texts), vocab_size)
 
 
 def training_text(texts: Iterable[str], num_characters: int = TRAINING_CHARACTERS) -> TrainingText:
-    """Sample the texts, cut the sample into lines for SentencePiece, and count the characters that are in no line."""
+    """Sample the texts, split the sample into lines for SentencePiece, and count the characters that are in no line."""
     seen = 0
 
-    def counted() -> Iterator[str]:
+    def count_characters() -> Iterator[str]:
         nonlocal seen
         for text in texts:
             seen += len(text)
             yield text
 
-    excerpts = sample_texts(counted(), num_characters)
+    excerpts = sample_excerpts(count_characters(), num_characters)
     lines = [line for excerpt in excerpts for line in _LINE_ENDS.split(excerpt) if line]
-    held, reserved = sum(map(len, excerpts)), sum(excerpt.count(RESERVED) for excerpt in excerpts)
+    sampled, reserved = sum(map(len, excerpts)), sum(excerpt.count(RESERVED) for excerpt in excerpts)
     counts = {
-        f"beyond the sample of {num_characters:,}": seen - held,
-        "control characters": held - sum(map(len, lines)) - reserved,
+        f"beyond the sample of {num_characters:,}": seen - sampled,
+        "control characters": sampled - sum(map(len, lines)) - reserved,
         "of U+2585, which SentencePiece reserves": reserved,
     }
-    return TrainingText(lines, {kind: count for kind, count in counts.items() if count})
+    return TrainingText(lines, {reason: count for reason, count in counts.items() if count})
 
 
 def train_on_lines(text: TrainingText, vocab_size: int) -> Tokenizer:
-    """Train as `train_tokenizer` does, on text that is sampled and cut already."""
+    """Train as `train_tokenizer` does, on text that is already sampled and split."""
     if not text.lines:
         raise InputError("tokenizer training: the texts are empty; give documents with words in them")
-    with Bar("training the tokenizer", vocab_size, "pieces", rate="") as bar:
+    with Bar("training the tokenizer", vocab_size, "tokens", rate="") as bar:
         bar.show(0, f"from {text.num_characters:,} characters")
         model = _train(text.lines, vocab_size)
-        if not any(piece.text == SPACE for piece in parse_model(model)[0]):
-            # SentencePiece drops characters that are rare in the lines; its option required_chars keeps one
+        if not any(piece.piece == SPACE for piece in model.pieces):
+            # SentencePiece drops rare characters; its option required_chars keeps one
             model = _train(text.lines, vocab_size, required_chars=SPACE)
         bar.show(vocab_size)
-    tokenizer = Tokenizer(SentencePieceBackend("the trained tokenizer", _demote_whitespace_pieces(model)))
+    for piece in model.pieces:
+        if not piece.piece.strip(SPACE):
+            piece.score = SPACES_SCORE
+    model.normalizer_spec.add_dummy_prefix = True
+    tokenizer = Tokenizer(SentencePieceBackend("the trained tokenizer", model.SerializeToString()))
     _check_decoding(tokenizer, text.lines[:CHECKED_LINES])
     return tokenizer
 
 
 def _check_decoding(tokenizer: Tokenizer, lines: list[str]) -> None:
-    """Raise InputError where a text without U+2581 does not decode to itself."""
-    pieces = [piece.decode(errors="ignore") for piece in tokenizer.piece_bytes()]
-    for text in (*edge_case_texts(pieces), "\n".join(lines)):
+    """Raise InputError if a text without U+2581 does not decode to itself."""
+    tokens = [token.decode(errors="ignore") for token in tokenizer.token_bytes()]
+    for text in (*edge_case_texts(tokens), "\n".join(lines)):
         spaced = text.replace(SPACE, " ")
         if tokenizer.decode(tokenizer.encode(spaced)) != spaced:
             raise InputError(
@@ -120,29 +116,33 @@ def _check_decoding(tokenizer: Tokenizer, lines: list[str]) -> None:
 
 
 def convert_tokenizer(source: str | Path, directory: str | Path) -> None:
-    """Convert a tokenizer.model, proved equal to SentencePiece, and write the folder that `Tokenizer.save` writes.
+    """Convert a tokenizer.model to the folder that `Tokenizer.save` writes, proved equal to SentencePiece.
 
-    Raises InputError where the source is no tokenizer or has no equivalent tokenizer.json.
+    Raises InputError if the source is no tokenizer or has no equivalent tokenizer.json.
     """
     Tokenizer.load(source).save(directory)
 
 
-def sample_texts(texts: Iterable[str], num_characters: int) -> list[str]:
-    """Excerpts of the lowest content hash that hold `num_characters`: one pass, flat memory, whatever the order."""
+def sample_excerpts(texts: Iterable[str], num_characters: int) -> list[str]:
+    """Return the excerpts with the lowest content hashes that hold `num_characters`.
+
+    Takes one pass and constant memory; the order of the texts does not matter.
+    """
     kept: list[tuple[int, str]] = []  # a heap with the highest hash on top
-    held = 0
+    size = 0
     for text in texts:
         for start in range(0, len(text), EXCERPT_CHARACTERS):
             excerpt = text[start : start + EXCERPT_CHARACTERS]
             digest = hashlib.sha256(b"".join(iter_utf8_chunks_strict(excerpt, start=start))).digest()
             heapq.heappush(kept, (-int.from_bytes(digest), excerpt))
-            held += len(excerpt)
-            while held - len(kept[0][1]) >= num_characters:
-                held -= len(heapq.heappop(kept)[1])
+            size += len(excerpt)
+            while size - len(kept[0][1]) >= num_characters:
+                size -= len(heapq.heappop(kept)[1])
     return [excerpt for _, excerpt in sorted(kept)]
 
 
-def _train(lines: list[str], vocab_size: int, **options: Any) -> bytes:
+def _train(lines: list[str], vocab_size: int, **options: Any) -> ModelProto:
+    """Return the model that SentencePiece trains; `options` are added to its trainer's options."""
     model = io.BytesIO()
     try:
         SentencePieceTrainer.train(
@@ -159,32 +159,13 @@ def _train(lines: list[str], vocab_size: int, **options: Any) -> bytes:
             max_sentence_length=4 * EXCERPT_CHARACTERS,
             num_threads=1,
             minloglevel=2,
-            **options,  # the model keeps those that are given, even empty ones
+            **options,  # the model stores options that are given, even empty ones
         )
     except RuntimeError as error:
         reason = " ".join(str(error).rpartition("] ")[2].split())
-        if needed := re.search(
-            r"required_chars\. \d+ vs (\d+)", reason
-        ):  # whose own advice is an option of SentencePiece
-            reason = f"its characters, the bytes and special tokens alone take {needed[1]}; raise the vocabulary size"
+        if needed := re.search(r"required_chars\. \d+ vs (\d+)", reason):
+            reason = f"its characters, the bytes and special tokens alone need {needed[1]}; raise the vocabulary size"
         reason = reason.replace("Please set it to a value", "Give --vocab-size a value")
         size = sum(map(len, lines))
-        raise InputError(f"tokenizer training: {vocab_size} pieces from {size:,} characters: {reason}") from None
-    return model.getvalue()
-
-
-def _demote_whitespace_pieces(model: bytes) -> bytes:
-    """The model with Llama 2's score for pieces of spaces alone, and with its dummy prefix."""
-    score = b"\x15" + struct.pack("<f", SPACES_SCORE)
-    changed = b"".join(
-        write_field(number, value + score if number == PIECES and _is_spaces(value) else value)
-        for number, value in message_fields(model)
-    )
-    # loading and writing leaves one value of each field
-    written: bytes = SentencePieceProcessor(model_proto=changed + WITH_DUMMY_PREFIX).serialized_model_proto()
-    return written
-
-
-def _is_spaces(piece: bytes) -> bool:
-    text: bytes = dict(message_fields(piece))[1]
-    return not text.decode().strip(SPACE)
+        raise InputError(f"tokenizer training: {vocab_size} tokens from {size:,} characters: {reason}") from None
+    return ModelProto.FromString(model.getvalue())

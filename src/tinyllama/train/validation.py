@@ -74,7 +74,7 @@ def load_validation_set(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer)
 
 def target_bytes(sequences: Tensor, tokenizer: Tokenizer) -> bytes:
     """Return the text of all targets in `sequences` [sequences, T + 1], without BOS and EOS."""
-    bytes_of_tokens = tokenizer.piece_bytes()
+    bytes_of_tokens = tokenizer.token_bytes()
     text = bytearray()
     for ids in sequences.tolist():
         for previous, token in itertools.pairwise(ids):
