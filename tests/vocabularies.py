@@ -1,4 +1,4 @@
-"""Tokenizers for tests: a small trained vocabulary, and Llama 2's if it is next to the repository."""
+"""Tokenizers for tests: a small vocabulary trained here, and Llama 2's if it is available next to the checkout."""
 
 import io
 import json
@@ -28,7 +28,7 @@ LLAMA_OPTIONS: dict[str, Any] = {
     "normalization_rule_name": "identity",
 }
 # fmt: off
-NASTY = [
+EDGE_CASES = [
     "", " ", "▁", "▁▁", "a▁b", "\0", "a\0", "a\0\0b", "\0" * 15, "\t\tif x:\r\n", "  \n \n\n  ", "<s>", "</s>", "<unk>",
     "<0x0A>", " <s>x</s> ", "Hello world  foo", "x = 1234567890.5e-3", "def f(self):\n        return {'a': [1, 2]}\n",
     "é", "日本語テキスト", "\ufeff\ufffd\u200b", "\U0001f468\u200d\U0001f469", "\U0010ffff\uffff\x7f\x80", "İıßﬁ",
@@ -39,7 +39,7 @@ NASTY = [
 
 
 def train_sentencepiece(**options: Any) -> bytes:
-    """Return a SentencePiece model from the library's trainer."""
+    """Train a SentencePiece model without our changes of scores."""
     lines = [line for text in python_sources(30) for line in text.splitlines() if line]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -66,40 +66,41 @@ def model_bytes(name: str) -> bytes:
 
 
 @cache
-def processor(name: str) -> Any:
+def reference(name: str) -> Any:
+    """SentencePiece itself."""
     return sentencepiece.SentencePieceProcessor(model_proto=model_bytes(name))
 
 
 @cache
-def model_file(name: str) -> SentencePieceBackend:
+def sentencepiece_backend(name: str) -> SentencePieceBackend:
     return SentencePieceBackend(name, model_bytes(name))
 
 
 @cache
 def from_model(name: str) -> Tokenizer:
-    return Tokenizer(model_file(name))
+    return Tokenizer(sentencepiece_backend(name))
 
 
 @cache
 def from_json(name: str) -> Tokenizer:
-    return Tokenizer(HuggingFaceBackend(name, model_file(name).document(), {}))
+    return Tokenizer(HuggingFaceBackend(name, sentencepiece_backend(name).to_tokenizer_json(), {}))
 
 
 @cache
-def forgetful(name: str) -> Tokenizer:
-    """A tokenizer that starts its memo anew all the time, in two slots, and takes texts in crumbs."""
-    return Tokenizer(model_file(name), Limits(3000, 1, 6, 5))
+def with_tiny_memo(name: str) -> Tokenizer:
+    """A tokenizer whose memo has two slots, is cleared all the time and splits texts into small blocks."""
+    return Tokenizer(sentencepiece_backend(name), Limits(3000, 1, 6, 5))
 
 
 def tokenizers_reference(document: dict[str, Any]) -> Any:
-    """Return a tokenizer of `tokenizers` without BOS and EOS that encodes special tokens as text."""
-    reference = tokenizers.Tokenizer.from_str(json.dumps(document | {"post_processor": None}))
-    reference.encode_special_tokens = True
-    return reference
+    """`tokenizers` itself, without BOS; special tokens are read as text."""
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(document | {"post_processor": None}))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def add_tokens(folder: Path, *texts: str, special: bool = True) -> int:
-    """Add tokens after a tokenizer.json's last id, as for padding and chats; return the first one's id."""
+    """Add tokens after a tokenizer.json's last id, as others do for padding and chats; return the first one's id."""
     document = json.loads((folder / "tokenizer.json").read_text())
     first: int = tokenizers.Tokenizer.from_str(json.dumps(document)).get_vocab_size()
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}

@@ -16,11 +16,11 @@ from tests.conftest import python_sources
 from tests.fuzz.mutations import changed, changes, documents
 from tests.fuzz.properties import few, one_line
 from tests.vocabularies import (
-    NASTY,
+    EDGE_CASES,
     from_model,
     model_bytes,
-    model_file,
-    processor,
+    reference,
+    sentencepiece_backend,
     tokenizers_reference,
     train_sentencepiece,
 )
@@ -45,7 +45,7 @@ SPECIAL = [
     "\x1b[31m",
     "\0",
 ]
-texts = st.lists(st.sampled_from([*NASTY, *SPECIAL]) | st.text(max_size=8), max_size=8).map("".join)
+texts = st.lists(st.sampled_from([*EDGE_CASES, *SPECIAL]) | st.text(max_size=8), max_size=8).map("".join)
 
 
 @cache
@@ -53,7 +53,11 @@ def document_of(kind: str) -> dict[str, Any]:
     """A tokenizer.json."""
     if kind == "byte level":
         return _byte_level()
-    return trained_here()._file.document() if kind == "trained here" else model_file("small").document()
+    return (
+        trained_here()._backend.to_tokenizer_json()
+        if kind == "trained here"
+        else sentencepiece_backend("small").to_tokenizer_json()
+    )
 
 
 @cache
@@ -86,10 +90,10 @@ def tokenizer_of(kind: str) -> Tokenizer:
 def encoder_of(kind: str) -> Callable[[str], list[int]]:
     """The reference library's encoding."""
     if kind == "sentencepiece":
-        encode: Callable[[str], list[int]] = processor("small").encode
+        encode: Callable[[str], list[int]] = reference("small").encode
         return encode
-    reference = tokenizers_reference(document_of(kind))
-    return lambda text: list(reference.encode(text).ids)
+    theirs = tokenizers_reference(document_of(kind))
+    return lambda text: list(theirs.encode(text).ids)
 
 
 @few(150)
@@ -152,7 +156,7 @@ def seeds() -> list[bytes]:
 @cache
 def tiny() -> dict[str, Any]:
     """A tokenizer.json of few pieces, so that each other field is found soon."""
-    return train_tokenizer(["the cat sat on the mat, and the dog too"] * 50, 285)._file.document()
+    return train_tokenizer(["the cat sat on the mat, and the dog too"] * 50, 285)._backend.to_tokenizer_json()
 
 
 @few(150)

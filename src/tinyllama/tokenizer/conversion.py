@@ -183,7 +183,7 @@ def check_expansion(name: str, document: dict[str, Any]) -> None:
     for part in ("normalizer", "decoder"):
         if _expansion_factor(document.get(part)) > _MAX_EXPANSION:
             raise InputError(
-                f"{name}: its {part} can make a text {_MAX_EXPANSION} times as long; use another tokenizer"
+                f"{name}: its {part} can make a text over {_MAX_EXPANSION} times as long; use another tokenizer"
             )
 
 
@@ -205,7 +205,7 @@ def check_charsmap(name: str, charsmap: bytes) -> None:
     """Raise InputError if SentencePiece's normalization rules can make a text more than 32 times as long."""
     if charsmap and _longest_replacement(charsmap) > _MAX_EXPANSION:
         raise InputError(
-            f"{name}: its normalization rules can make a text {_MAX_EXPANSION} times as long; use another tokenizer"
+            f"{name}: its normalization rules can make a text over {_MAX_EXPANSION} times as long; use another tokenizer"
         )
 
 

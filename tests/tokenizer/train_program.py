@@ -1,0 +1,10 @@
+"""Trains a tokenizer and writes it to the folder of the first argument; the second one reverses the texts."""
+
+import sys
+
+from tests.conftest import python_sources
+
+from tinyllama.tokenizer.training import train_tokenizer
+
+texts = python_sources(25)
+train_tokenizer(reversed(texts) if "reversed" in sys.argv else texts, 700).save(sys.argv[1])
