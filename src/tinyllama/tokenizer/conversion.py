@@ -205,7 +205,7 @@ def check_charsmap(name: str, charsmap: bytes) -> None:
     """Raise InputError if SentencePiece's normalization rules can make a text more than 32 times as long."""
     if charsmap and _longest_replacement(charsmap) > _MAX_EXPANSION:
         raise InputError(
-            f"{name}: its normalization rules can make a text over {_MAX_EXPANSION} times as long; use another tokenizer"
+            f"{name}: its normalization rules can make a text over {_MAX_EXPANSION} times as long; use another one"
         )
 
 
