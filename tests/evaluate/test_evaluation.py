@@ -43,7 +43,7 @@ def test_repeated_evaluation_writes_the_same_file_except_for_the_time(llama_fold
 
 def test_evaluation_of_a_release_records_its_step_and_tokens(llama_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "huggingface").symlink_to(llama_folder)
-    write_json(tmp_path / "release.json", {"step": 100, "tokens": 1_638_400})
+    write_json(tmp_path / "release.json", {"files": {}, "step": 100, "tokens": 1_638_400})
     evaluation = scored(tmp_path)
     assert (evaluation.step, evaluation.tokens) == (100, 1_638_400)
 

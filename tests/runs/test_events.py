@@ -1,18 +1,33 @@
-"""Events by what they mean to a reader, and as text."""
+"""The list of events."""
+
+from pathlib import Path
 
 import pytest
 
-from tinyllama.runs.events import INFO, PROBLEM, describe_event, event_category
+import tinyllama
+from tinyllama.runs import events
+from tinyllama.runs.events import EVENT_KINDS, describe_event, event_category, event_title
 
 
-@pytest.mark.parametrize("name", ["release-failed", "checkpoint-damaged", "rank-lost", "tracker-blocked", "failed"])
-def test_failures_are_problems(name: str) -> None:
-    assert event_category({"event": name}) == PROBLEM
-    assert event_category({"event": "checkpoint"}) == INFO
+def test_every_event_of_the_list_is_written_somewhere() -> None:
+    paths = [path for path in Path(tinyllama.__file__).parent.rglob("*.py") if path != Path(events.__file__)]
+    code = "".join(path.read_text() for path in paths)
+    assert [name for name in EVENT_KINDS if f'"{name}"' not in code] == []
 
 
-def test_description_has_units() -> None:
-    checkpoint = {"time": 1.0, "event": "checkpoint", "step": 3, "seconds": 75.2, "stall_seconds": 0.017}
-    assert describe_event(checkpoint) == "took 1 min 15 s; stall 0.017 s"
-    rollback = {"time": 1.0, "event": "rollback", "step": 9, "reason": "loss nan", "skipped_batches": [7, 8]}
-    assert describe_event(rollback) == "loss nan; skipped batches: 7, 8"
+@pytest.mark.parametrize(
+    ("name", "category"),
+    [("release-failed", "problem"), ("resume", "interruption"), ("checkpoint", "info"), ("of another version", "info")],
+)
+def test_events_have_a_category(name: str, category: str) -> None:
+    assert event_category({"event": name}) == category
+
+
+def test_details_of_an_event_have_units() -> None:
+    event = {"time": 1.0, "event": "checkpoint", "step": 3000, "seconds": 75.2, "stall_seconds": 0.017, "ranks": None}
+    assert (event_title(event), describe_event(event)) == (
+        "checkpoint at step 3,000",
+        "took 1 min 15 s; stall 0.017 s",
+    )
+    rollback = {"event": "rollback", "step": 9, "reason": "loss nan", "checkpoint": 5, "skipped_batches": [7, 8]}
+    assert describe_event(rollback) == "loss nan; checkpoint 5; skipped batches: 7, 8"

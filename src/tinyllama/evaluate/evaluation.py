@@ -18,9 +18,10 @@ import torch
 from tinyllama.distributed import World, broadcast_from_rank0, init_distributed
 from tinyllama.errors import InputError
 from tinyllama.evaluate.results import Evaluation
-from tinyllama.files import read_json
 from tinyllama.hardware import tune_malloc
 from tinyllama.loading import resolve_model
+from tinyllama.runs.release_dir import ReleaseDir
+from tinyllama.runs.run_dir import CheckpointDir
 
 BATCH_SIZE = 64
 """Default number of requests that lm-eval's `hf` model computes together."""
@@ -125,8 +126,8 @@ def _evaluation_path(source: str, folder: Path) -> Path:
     """Return where a model's scores are saved; never in the hub's cache."""
     if not Path(source).exists():
         return Path("evaluations", f"{source.replace('/', '--')}.json")
-    is_release = (folder.parent / "release.json").is_file()
-    return (folder.parent if is_release else folder) / "evaluation.json"
+    release = ReleaseDir(folder.parent)
+    return release.evaluation_path if release.exists else CheckpointDir(folder).evaluation_path
 
 
 def _installed_versions() -> Iterator[tuple[str, str]]:
@@ -148,11 +149,10 @@ def _explain_missing_library() -> Iterator[None]:
 
 def _step_and_tokens(folder: Path) -> tuple[int | None, int | None]:
     """Return the step and the number of tokens that a checkpoint, or the release of a folder, records."""
-    for path in (folder / "state.json", folder.parent / "release.json"):
-        if path.is_file():
-            state = read_json(path)
-            return state.get("step"), state.get("tokens")
-    return None, None
+    checkpoint, release = CheckpointDir(folder), ReleaseDir(folder.parent)
+    is_checkpoint = checkpoint.state_path.is_file()
+    state = checkpoint.state() if is_checkpoint else release.metadata() if release.exists else {}
+    return state.get("step"), state.get("tokens")
 
 
 def _coverage(items: int, total: int) -> str:

@@ -20,6 +20,7 @@ from tinyllama.plan.estimate import Assumptions, Plan, estimate
 from tinyllama.plan.system_info import CheckResult, Status, SystemInfo
 from tinyllama.prepare.sources import list_files
 from tinyllama.recipe import Recipe
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
 
 # The libraries of the optional stages take seconds to import.
@@ -211,14 +212,14 @@ def disk_and_free_bytes(path: Path) -> tuple[int, int]:
 
 def _check_disks(recipe: Recipe, plan: Plan, free: Callable[[Path], tuple[int, int]]) -> Iterator[CheckResult]:
     """Yield a result per disk: what is still to be written, and whether there is space for it."""
-    run, store = Path("runs") / recipe.name, Path(recipe.data.store)
+    run, store = RunDir.of_recipe(recipe), Path(recipe.data.store)
     run_bytes = plan.figures["checkpoints_bytes"] + plan.figures["releases_bytes"]
-    run_bytes -= sum(disk_usage_bytes(run / name) for name in ("checkpoints", "releases"))
+    run_bytes -= sum(disk_usage_bytes(path) for path in (run.checkpoints_dir, run.releases.path))
     store_bytes = plan.figures["store_bytes"] - disk_usage_bytes(store)
     if (store / "manifest.json").is_file():  # the store is complete
         store_bytes = 0
     disks: dict[int, list[tuple[Path, str, int]]] = {}
-    for path, name, size in ((run, "checkpoints and releases", run_bytes), (store, "token store", store_bytes)):
+    for path, name, size in ((run.path, "checkpoints and releases", run_bytes), (store, "token store", store_bytes)):
         disks.setdefault(free(path)[0], []).append((path, name, max(0, size)))
     for parts in disks.values():
         path, total = parts[0][0], sum(size for _, _, size in parts)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama.files import atomic_write, open_without_following
+from tinyllama.runs.events import EVENT_KINDS
 from tinyllama.runs.run_dir import RunDir
 
 
@@ -56,7 +57,8 @@ class RunLog:
         self.step = row["step"]
 
     def event(self, name: str, step: int, **details: Any) -> None:
-        """Append an event with its time, in seconds since 1970."""
+        """Append one of EVENT_KINDS, with its time in seconds since 1970."""
+        assert name in EVENT_KINDS, name
         self._append(self.run.events_path, {"time": self.clock(), "event": name, "step": step, **details})
 
     def flush_to_disk(self) -> None:
