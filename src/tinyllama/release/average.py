@@ -55,13 +55,13 @@ def load_average(model: Llama, checkpoints: Sequence[CheckpointDir], decay: floa
     first, last = checkpoints[0], checkpoints[-1]
     if len({checkpoint.run for checkpoint in checkpoints}) != 1:
         raise InputError(f"{first.path}: not of the same run as {last.path}; average the checkpoints of one run")
-    load_weights(last.path, model)
+    load_weights(last, model)
     if len(checkpoints) == 1:
         return
     *older, newest = averaging_weights(len(checkpoints), decay)
     average = {name: tensor * newest for name, tensor in model.state_dict().items()}
     for checkpoint, weight in zip(checkpoints[:-1], older, strict=True):
-        load_weights(checkpoint.path, model)
+        load_weights(checkpoint, model)
         for name, tensor in model.state_dict().items():
             average[name].add_(tensor, alpha=weight)
     model.load_state_dict(average)

@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -177,13 +176,11 @@ def load_checkpoint(checkpoint: CheckpointDir, model: nn.Module, optimizers: Opt
         group.update(own)
 
 
-def load_weights(checkpoint: CheckpointDir | Path, model: nn.Module) -> None:
+def load_weights(checkpoint: CheckpointDir, model: nn.Module) -> None:
     """Load a checkpoint's weights without optimizer state, in one process.
 
     Raises InputError where a file is damaged, or the model has other tensors or sizes.
     """
-    if isinstance(checkpoint, Path):
-        checkpoint = CheckpointDir(checkpoint)
     if damage := checkpoint.find_damage():
         raise InputError(f"{damage[0]}; restore it, or use another checkpoint")
     weights = model.state_dict()
@@ -232,27 +229,3 @@ def _is_single_process() -> bool:
 
 def _is_main_rank() -> bool:
     return _is_single_process() or dist.get_rank() == 0
-
-
-# Used by tinyllama.release until it reads checkpoints through RunDir.
-COMMIT = "commit.json"
-
-
-def list_committed(run: Path) -> list[Path]:
-    """Return the folders of a run's committed checkpoints."""
-    return [checkpoint.path for checkpoint in RunDir(run).checkpoints()]
-
-
-def step_of(folder: Path) -> int:
-    """Return a checkpoint's step."""
-    return CheckpointDir(folder).step
-
-
-def checkpoint_folder(run: Path, step: int) -> Path:
-    """Return a checkpoint's folder."""
-    return RunDir(run).checkpoint(step).path
-
-
-def find_damage(folder: Path) -> list[str]:
-    """Return what does not match a checkpoint's commit."""
-    return CheckpointDir(folder).find_damage()
