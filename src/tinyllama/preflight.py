@@ -5,7 +5,6 @@ Reads the tokenizer, the initial weights' config.json where they are on this mac
 `recipe_warnings` lists settings that do not fit the length of the run or its ranks.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -155,85 +154,69 @@ def _check_baselines(names: Sequence[str]) -> None:
 
 
 def recipe_warnings(recipe: Recipe, ranks: int | None = None, store: TokenStore | None = None) -> list[str]:
-    """Return the warnings as lines `place: problem; remedy`, as far as ranks and store are known."""
-    found = [*_schedule_warnings(recipe), *_interval_warnings(recipe), *_token_count_warnings(recipe)]
-    found += _micro_batch_warnings(recipe, ranks) if ranks else ()
-    return [*found, *(_validation_warnings(recipe, store) if store else ())]
+    """Return warnings, as lines `place: problem; remedy`, about settings that do not fit the run.
+
+    Those about ranks and validation need the number of ranks and the store.
+    """
+    warnings = [*_schedule_warnings(recipe), *_interval_warnings(recipe), *_token_count_warnings(recipe)]
+    warnings += _micro_batch_warnings(recipe, ranks) if ranks else ()
+    return [*warnings, *(_validation_warnings(recipe, store) if store else ())]
 
 
 def _schedule_warnings(recipe: Recipe) -> Iterator[str]:
     """Yield a warning if the learning rate misses its peak or its final rate."""
     train, steps = recipe.train, recipe.train.steps
     schedule, peak, final = train.schedule, train.optimizer.learning_rate, train.schedule.final_learning_rate
-
-    def rate(step: int) -> float:
-        return learning_rate(schedule, peak, step, steps)
-
-    rising = max(1, min(schedule.warmup_steps, steps))
-    highest, last = rate(rising - 1), rate(steps - 1)
-    if highest < peak * (1 - _LEARNING_RATE_TOLERANCE):  # of wsd, the decay may begin within the warm-up
-        highest = max(map(rate, range(rising)))
-    if highest >= peak * (1 - _LEARNING_RATE_TOLERANCE) and math.isclose(
-        last, final, rel_tol=0, abs_tol=_LEARNING_RATE_TOLERANCE * peak
-    ):
-        return
-    lower = " or decay_fraction" if schedule.name == "wsd" else ""
-    yield (
-        f"train.schedule: with {schedule.warmup_steps:,} warm-up steps in a run of {steps:,} the learning rate rises "
-        f"to {highest:.3g} (the peak is {peak:g}) and ends at {last:.3g} (the final rate is {final:g}); "
-        f"lower warmup_steps{lower}, or raise train.tokens"
-    )
+    rates = [learning_rate(schedule, peak, step, steps) for step in range(max(1, min(schedule.warmup_steps, steps)))]
+    highest, last = max(rates), learning_rate(schedule, peak, steps - 1, steps)
+    tolerance = _LEARNING_RATE_TOLERANCE * peak
+    if highest < peak - tolerance or abs(last - final) > tolerance:
+        lower = " or decay_fraction" if schedule.name == "wsd" else ""
+        yield (
+            f"train.schedule: with {schedule.warmup_steps:,} warm-up steps in a run of {steps:,} the learning rate "
+            f"rises to {highest:.3g} (the peak is {peak:g}) and ends at {last:.3g} (the final rate is {final:g}); "
+            f"lower warmup_steps{lower}, or raise train.tokens"
+        )
 
 
 def _interval_warnings(recipe: Recipe) -> Iterator[str]:
     """Yield a warning for each interval that is longer than the run."""
     steps = recipe.train.steps
     if (every := recipe.train.validate_every_steps) > steps:
-        words = f"{every:,} is more than the run's {steps:,}, so only the last step is validated"
-        yield f"train.validate_every_steps: {words}; lower it for a curve"
-    before_last = _last_tokens(recipe) - recipe.train.batch_tokens
-    has_milestone = any(
-        tokens <= before_last for tokens in (*recipe.release.at_tokens, *filter(None, [recipe.release.every_tokens]))
-    )
+        problem = f"{every:,} is more than the {steps:,} steps of the run, so only the last step is validated"
+        yield f"train.validate_every_steps: {problem}; lower it"
+    has_milestone = any(step < steps for step in recipe.milestone_steps())
     if (every := recipe.checkpoint.every_steps) > steps and not has_milestone:
-        words = f"{every:,} is more than the run's {steps:,}, so an interrupted run starts again from the beginning"
-        yield f"checkpoint.every_steps: {words}; lower it"
+        problem = f"{every:,} is more than the {steps:,} steps of the run, so an interrupted run starts from step 0"
+        yield f"checkpoint.every_steps: {problem}; lower it"
 
 
 def _token_count_warnings(recipe: Recipe) -> Iterator[str]:
     """Yield a warning for each field with token counts beyond the last step."""
-    last = _last_tokens(recipe)
-    stages = [stage.from_tokens for stage in recipe.data.stages]
-    wanted = {
+    last = recipe.train.steps * recipe.train.batch_tokens
+    every = recipe.release.every_tokens
+    fields = {
         "release.at_tokens": recipe.release.at_tokens,
-        "release.every_tokens": filter(None, [recipe.release.every_tokens]),
+        "release.every_tokens": (every,) if every else (),
+        "data.stages": tuple(stage.from_tokens for stage in recipe.data.stages),
     }
-    for field, counts in (wanted | {"data.stages": stages}).items():
-        first, *others = sorted(count for count in counts if count > last) or [0]
-        if first:
-            also = f" and {len(others)} later ones" if others else ""
-            words = f"{first:,} tokens{also} are never reached, the run ends at {last:,}"
-            yield f"{field}: {words}; take that out, or raise train.tokens"
-
-
-def _last_tokens(recipe: Recipe) -> int:
-    return recipe.train.steps * recipe.train.batch_tokens
+    for field, counts in fields.items():
+        if beyond := sorted(count for count in counts if count > last):
+            more = f" and {len(beyond) - 1} larger counts" if len(beyond) > 1 else ""
+            problem = f"{beyond[0]:,} tokens{more} are never reached, because the run ends at {last:,}"
+            yield f"{field}: {problem}; remove them, or raise train.tokens"
 
 
 def _micro_batch_warnings(recipe: Recipe, ranks: int) -> Iterator[str]:
-    """Yield a warning if the rows of a rank have no divisor close to the micro-batch size."""
+    """Yield a warning if the sequences per rank have no divisor close to the micro-batch size."""
     train = recipe.train
     if train.batch_sequences % ranks:
-        return  # which is refused elsewhere
-    rows, most, at_a_time = (
-        train.sequences_per_rank(ranks),
-        train.micro_batch_sequences,
-        train.effective_micro_batch_size(ranks),
-    )
-    if 2 * at_a_time <= min(rows, most):
+        return  # `sequences_per_rank` raises for that
+    per_rank, size = train.sequences_per_rank(ranks), train.effective_micro_batch_size(ranks)
+    if 2 * size <= min(per_rank, train.micro_batch_sequences):
         yield (
-            f"train.micro_batch_sequences: {at_a_time} at a time, since the {rows} rows of a rank have no larger "
-            f"divisor up to {most}; another train.batch_sequences would train faster"
+            f"train.micro_batch_sequences: {size} are used, because the {per_rank} sequences per rank have no larger "
+            f"divisor up to {train.micro_batch_sequences}; another train.batch_sequences would train faster"
         )
 
 
@@ -242,4 +225,4 @@ def _validation_warnings(recipe: Recipe, store: TokenStore) -> Iterator[str]:
     for name, share in zip(recipe.data.sources, mixture_schedule(recipe)[0].shares, strict=True):
         if share and not store.num_validation_sequences(name, recipe.train.sequence_length):
             remedy = f"{holdout_remedy(store, name)}, or shorten train.sequence_length"
-            yield f"{recipe.data.store}/{name}: too little held out to validate on; {remedy}"
+            yield f"{recipe.data.store}/{name}: too little text held out for validation; {remedy}"
