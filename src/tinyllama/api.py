@@ -1,10 +1,29 @@
 """The public Python functions that combine several packages; the command line calls the same ones."""
 
+import os
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 
+from tinyllama.formatting import echo
 from tinyllama.loading import load_model, load_tokenizer
 from tinyllama.model.generation import generate, stream_decode
+from tinyllama.preflight import check_training
+from tinyllama.recipe import Recipe
+
+
+def train_model(recipe: Recipe, *, allow_change: bool = False) -> Path:
+    """Check the recipe, print warnings, and train its model or resume its run; return the run's folder.
+
+    Under torchrun every rank calls this. Raises InputError and RunStoppedError as `train.loop.train` does, and
+    InputError if the release at a milestone would fail.
+    """
+    from tinyllama.train.loop import train  # noqa: PLC0415 - takes seconds that other functions do not need
+
+    warnings = check_training(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    for warning in warnings if os.environ.get("RANK", "0") == "0" else ():
+        echo(warning, to_stderr=True)
+    return train(recipe, allow_change=allow_change)
 
 
 def generate_text(

@@ -171,20 +171,15 @@ def train(recipe: Recipe, allow_change: bool = False) -> None:
     Args:
         allow_change: Resume although the recipe differs from the checkpoint's in fields that affect the weights.
     """
-    from tinyllama.preflight import check_training
     from tinyllama.processes import die_with_torchrun
     from tinyllama.train.signals import exit_on_signal
 
     die_with_torchrun()
-    is_main = os.environ.get("RANK", "0") == "0"  # under torchrun every rank runs this
     with exit_on_signal():
-        from tinyllama.train.loop import train as train_run
+        from tinyllama.api import train_model
 
-        warnings = check_training(recipe, int(os.environ.get("WORLD_SIZE", "1")))
-        for warning in warnings if is_main else ():
-            echo(warning, to_stderr=True)
-        run = train_run(recipe, allow_change=allow_change)
-    if is_main:
+        run = train_model(recipe, allow_change=allow_change)
+    if os.environ.get("RANK", "0") == "0":  # under torchrun every rank runs this
         echo(f"run: {run}")
 
 

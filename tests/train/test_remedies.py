@@ -3,25 +3,22 @@
 import errno
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from tests.train.single_process import build_state, load_recipe
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from tinyllama.distributed import World, init_distributed
+from tinyllama.distributed import init_distributed
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.runs.checkpoint import load_checkpoint, load_weights
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.train.guard import Action, Decision
 from tinyllama.train.loop import train
 from tinyllama.train.resume import roll_back
-from tinyllama.train.setup import enable_float8
 
 
 @pytest.fixture(autouse=True)
@@ -97,27 +94,3 @@ def test_missing_rank_is_named_with_address_and_timeout(monkeypatch: pytest.Monk
     pattern = r"ranks \[1\] .* within 0.2 s .*MASTER_ADDR.*guard.watchdog_seconds"
     with pytest.raises(RunStoppedError, match=pattern), init_distributed(0.1):
         pass
-
-
-@pytest.mark.parametrize(
-    ("error", "problem"),
-    [
-        (ModuleNotFoundError("No module named 'torchao'", name="torchao"), "is missing"),
-        (ImportError("cannot import name 'x' from 'torch'"), "does not work with torch .*cannot import name 'x'"),
-    ],
-)
-def test_broken_torchao_is_not_reported_as_missing(
-    small: Path, monkeypatch: pytest.MonkeyPatch, error: ImportError, problem: str
-) -> None:
-    class Finder:
-        def find_spec(self, name: str, *_: Any) -> None:
-            if name.startswith("torchao"):
-                raise error
-
-    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchao"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    model = build_state(load_recipe(small)).model
-    with pytest.raises(InputError, match=rf"train.float8: torchao {problem}.*; pip install -U 'tinyllama\[float8\]'"):
-        enable_float8(model, World(0, 1, torch.device("cuda")))
