@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from tinyllama.api import generate_text
+from tinyllama.api import generate_text, train_model
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import echo
 from tinyllama.model.flops import num_parameters
-from tinyllama.preflight import check_preparation, check_training
+from tinyllama.preflight import check_preparation
 from tinyllama.prepare.corpus import FOLDERS, write_corpus
 from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.prepare.selection import train_recipe_tokenizer
@@ -28,7 +28,6 @@ from tinyllama.release.release import release_run
 from tinyllama.release.verify import Check, format_checks, verify_release
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.train.loop import train
 from tinyllama.train.validation import gzip_bits_per_byte
 
 VOCAB_SIZE = 4096
@@ -115,9 +114,7 @@ def _training(recipe: Recipe) -> Iterator[str]:
     parameters, batch = num_parameters(recipe.model, vocab_size), recipe.train.batch_tokens
     yield f"{parameters:,} parameters, {recipe.train.steps} steps of {batch:,} tokens"
     yield f"watch it: tinyllama watch {RunDir.of_recipe(recipe).path}"
-    for warning in check_training(recipe):
-        echo(warning, to_stderr=True)
-    run = train(recipe)
+    run = train_model(recipe)
     rows = list(RunDir(run).metrics())
     speed = statistics.median(row["tokens_per_second"] for row in rows)
     yield f"loss {rows[0]['loss']:.3f} at step 1, {rows[-1]['loss']:.3f} at the end; {speed:,.0f} tokens/s"

@@ -200,7 +200,7 @@ def train_without(small: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *s
     folder.mkdir()
     with monkeypatch.context() as patch:
         patch.chdir(folder)
-        record = {"batches": list(skipped), "checkpoint": 0, "step": 0, "reason": "by hand"}
+        record = {"batches": list(skipped), "checkpoint": 0, "step": 0, "reason": "manual"}
         write_json(folder / "runs/small/skipped_batches.json", [record])
         return folder / train(load_recipe(small, **fields))
 
