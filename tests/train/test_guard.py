@@ -44,6 +44,7 @@ from tinyllama.train.loop import train
 pytest_plugins = ["tests.train.fixtures"]
 
 Inject = Callable[..., None]
+Train = Callable[..., Path]
 WINDOW = {"guard.spike_window_steps": 8}
 
 
@@ -195,14 +196,19 @@ def inject(small: Path, monkeypatch: pytest.MonkeyPatch) -> Inject:
     return inject_at
 
 
-def train_without(small: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *skipped: int, **fields: Any) -> Path:
-    """Train from scratch without faults, with some batches skipped from the start."""
-    folder.mkdir()
-    with monkeypatch.context() as patch:
-        patch.chdir(folder)
+@pytest.fixture
+def train_without(small: Path, work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Function that trains from scratch without faults and with some batches skipped from the start."""
+
+    def train_reference(*skipped: int, **fields: Any) -> Path:
+        folder = work_dir / "reference"
         record = {"batches": list(skipped), "checkpoint": 0, "step": 0, "reason": "manual"}
         write_json(folder / "runs/small/skipped_batches.json", [record])
-        return folder / train(load_recipe(small, **fields))
+        with monkeypatch.context() as patch:
+            patch.chdir(folder)
+            return folder / train(load_recipe(small, **fields))
+
+    return train_reference
 
 
 def rollback_of(run: Path) -> tuple[int, int, list[int]]:
@@ -241,7 +247,7 @@ def test_skipped_step_changes_no_weight(small: Path, work_dir: Path, inject: Inj
 
 @pytest.mark.parametrize("what", ["nan", "infinite"])
 def test_too_many_skips_roll_back_and_skip_their_batches(
-    small: Path, work_dir: Path, inject: Inject, monkeypatch: pytest.MonkeyPatch, what: str
+    small: Path, work_dir: Path, inject: Inject, train_without: Train, what: str
 ) -> None:
     inject(what, 23, 24, 25, 26)
     run = work_dir / train(load_recipe(small, **{"guard.max_skips": 2}))
@@ -256,31 +262,31 @@ def test_too_many_skips_roll_back_and_skip_their_batches(
     assert [row.get("batch") for row in rows] == [None] * 20 + [20, 21, 22, *range(26, 43)]
     assert [row["step"] for row in rows if row["loss"] is None] == [24]
     assert all_finite(run)
-    assert same_weights(run, train_without(small, work_dir / "other", monkeypatch, 23, 24, 25))
+    assert same_weights(run, train_without(23, 24, 25))
 
 
 def test_run_after_a_spike_equals_one_without_its_batches(
-    small: Path, work_dir: Path, inject: Inject, monkeypatch: pytest.MonkeyPatch
+    small: Path, work_dir: Path, inject: Inject, train_without: Train
 ) -> None:
     inject("spike", 27)
     run = work_dir / train(load_recipe(small))
     assert rollback_of(run) == (28, 20, [26, 27])
     assert event_steps(run, "start", "resume") == [0, 20]
     assert [row["batch"] for row in read_metrics(run)[20:]] == [*range(20, 26), *range(28, 42)]
-    assert_same_run(run, train_without(small, work_dir / "other", monkeypatch, 26, 27))
+    assert_same_run(run, train_without(26, 27))
 
 
 def test_batch_before_the_checkpoint_is_never_skipped(
-    small: Path, work_dir: Path, inject: Inject, monkeypatch: pytest.MonkeyPatch
+    small: Path, work_dir: Path, inject: Inject, train_without: Train
 ) -> None:
     inject("spike", 20)
     run = work_dir / train(load_recipe(small))
     assert rollback_of(run)[2] == [20]
-    assert same_weights(run, train_without(small, work_dir / "other", monkeypatch, 20))
+    assert same_weights(run, train_without(20))
 
 
 def test_rollback_before_the_first_checkpoint_returns_to_step_0(
-    small: Path, work_dir: Path, inject: Inject, monkeypatch: pytest.MonkeyPatch
+    small: Path, work_dir: Path, inject: Inject, train_without: Train
 ) -> None:
     fields = {"checkpoint.every_steps": 100}
     inject("spike", 12)
@@ -288,18 +294,18 @@ def test_rollback_before_the_first_checkpoint_returns_to_step_0(
     events = [(row["event"], row["step"]) for row in read_events(run)]
     assert events == [("start", 0), ("rollback", 13), ("start", 0), ("checkpoint", 40), ("done", 40)]
     assert [row["checkpoint"] for row in RunDir(run).rollbacks()] == [0]
-    assert_same_run(run, train_without(small, work_dir / "other", monkeypatch, 11, 12, **fields))
+    assert_same_run(run, train_without(11, 12, **fields))
 
 
 def test_rollbacks_are_counted_per_checkpoint(
-    small: Path, work_dir: Path, inject: Inject, monkeypatch: pytest.MonkeyPatch
+    small: Path, work_dir: Path, inject: Inject, train_without: Train
 ) -> None:
     inject("spike", 15, 25, 36)
     run = work_dir / train(load_recipe(small, **{"guard.max_rollbacks": 1}))
     skipped = [row["skipped_batches"] for row in read_events(run, "rollback")]
     assert skipped == [[14, 15], [24, 25], [35, 36]]
     assert [row["checkpoint"] for row in read_events(run, "rollback")] == [10, 20, 30]
-    assert_same_run(run, train_without(small, work_dir / "other", monkeypatch, *chain.from_iterable(skipped)))
+    assert_same_run(run, train_without(*chain.from_iterable(skipped)))
 
 
 def test_too_many_rollbacks_end_the_run(
@@ -322,7 +328,7 @@ def test_too_many_rollbacks_end_the_run(
 
 
 def test_resume_after_a_kill_during_a_rollback_is_bit_identical(
-    small: Path, work_dir: Path, monkeypatch: pytest.MonkeyPatch
+    small: Path, work_dir: Path, train_without: Train
 ) -> None:
     recipe = load_recipe(small)
     spike, kill = fault_in_batch(recipe, "spike", 27, 4), fault_in_batch(recipe, "kill", 29, 1)
@@ -333,7 +339,7 @@ def test_resume_after_a_kill_during_a_rollback_is_bit_identical(
     assert read_metrics(run)[-1]["step"] == 27
     train(recipe)
     assert [row["step"] for row in read_metrics(run)] == list(range(1, 41))
-    assert_same_run(run, train_without(small, work_dir / "other", monkeypatch, 26, 27))
+    assert_same_run(run, train_without(26, 27))
 
 
 def test_watchdog_ends_a_hanging_process() -> None:

@@ -272,38 +272,21 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return smollm2_folder(tmp_path_factory.mktemp("smollm2"))
 
 
-def write_real_recipe(folder: Path, model: Path) -> Path:
-    """Write a recipe that trains a real model on real text in the same folder."""
-    write_jsonl(folder / "raw/a.jsonl", python_sources(4))
-    fields = {
-        "name": "real",
-        "tokenizer": str(model),
-        "data": {
-            "store": str(folder / "store"),
-            "workers": 1,
-            "sources": {"text": {"format": "jsonl", "path": str(folder / "raw"), "weight": 1}},
-        },
-        "model": HuggingFaceLlama.open(model).config.model_dump(),
-        "train": {
-            "tokens": 4 * 2 * 64,
-            "sequence_length": 64,
-            "batch_sequences": 2,
-            "micro_batch_sequences": 2,
-            "initial_weights": str(model),
-            "precision": "fp32",
-            "compile": False,
-            "optimizer": {"learning_rate": 1e-5},
-            "schedule": {"name": "cosine", "warmup_steps": 0, "final_learning_rate": 1e-5},
-        },
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(json.dumps(fields))  # JSON is YAML too
-    return path
-
-
 @pytest.mark.slow
-def test_pretrained_model_continues_from_transformers_loss(smollm2: Path, tmp_path: Path) -> None:
-    recipe = Recipe.load(write_real_recipe(tmp_path, smollm2))
+def test_pretrained_model_continues_from_transformers_loss(small: Path, smollm2: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "raw/a.jsonl", python_sources(4))
+    fields = {
+        "tokenizer": str(smollm2),
+        "data.store": str(tmp_path / "store"),
+        "data.sources": {"text": {"format": "jsonl", "path": str(tmp_path / "raw"), "weight": 1}},
+        "data.validation_fraction": 0,
+        "model": HuggingFaceLlama.open(smollm2).config.model_dump(),
+        "train.batch_sequences": 2,
+        "train.optimizer.learning_rate": 1e-5,
+        "train.schedule.warmup_steps": 0,
+        "train.schedule.final_learning_rate": 1e-5,
+    }
+    recipe = load_recipe(small, smollm2, **fields)
     prepare_store(recipe)
     state = build_state(recipe)
     sequences = batch_of_step(recipe, state.store, 0)
