@@ -1,4 +1,4 @@
-"""The table of runs, from their files and locks alone."""
+"""The table of runs, from their files and locks."""
 
 import json
 import os
@@ -109,7 +109,7 @@ def test_state_of_a_failed_run_includes_the_problem(small: Path, work_dir: Path)
 # Locks
 
 
-def test_a_lock_is_seen_by_every_process_and_not_lost_by_looking(tmp_path: Path) -> None:
+def test_a_lock_is_visible_to_all_processes_and_survives_the_check(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     assert not is_locked(path)
     command = [sys.executable, LOCK_HOLDER, str(tmp_path), "lock"]

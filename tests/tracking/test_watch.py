@@ -175,10 +175,10 @@ def test_annotations_and_baselines_appear_on_an_open_page(tmp_path: Path) -> Non
     write_steps(other, 1, 60, change=1.0)
     run, log = new_run(tmp_path, "two", release={"every_tokens": 10 * BATCH_TOKENS, "baselines": ("models/here",)})
     write_steps(log, 1, 60)
-    beside = {"two", "two/mark/releases", "two/mark/trouble", "two/baseline/models/here"}
+    expected = {"two", "two/mark/releases", "two/mark/trouble", "two/baseline/models/here"}
     with watched(tmp_path, "runs/two") as address, opened(address) as seen:
         shown = wait_for(seen.page, f"shown?.latest_x == {60 * BATCH_TOKENS}")
-        assert beside < {entry["id"] for entry in shown["runs"]}
+        assert expected < {entry["id"] for entry in shown["runs"]}
         assert "one" not in {entry["id"] for entry in shown["runs"]}
         before = settled_picture(seen.page, "loss")
         for at in (15, 50):
@@ -193,7 +193,7 @@ def test_annotations_and_baselines_appear_on_an_open_page(tmp_path: Path) -> Non
         write_release(run, 10, 30.0, [{"name": "Pythia-1B", "hellaswag": 47.0, "source": "published, a card"}])
         write_json(run.releases.baseline_path("here"), evaluation("models/here", None, 55.0))
         metric = "scores/hellaswag acc_norm"
-        all_of_them = json.dumps(sorted(beside | {"two/baseline/Pythia-1B (published)"}))
+        all_of_them = json.dumps(sorted(expected | {"two/baseline/Pythia-1B (published)"}))
         has_come = f"{all_of_them}.every(id => shown.runs.some(run => run.id == id))"
         shown = wait_for(seen.page, f"shown.metrics.includes('{metric}') && {has_come}")
         settled_picture(seen.page, "loss", marked)

@@ -25,7 +25,7 @@ class EventKind:
     is_annotated: bool = False
     """Whether trackers draw the event on the loss: it changes how the curve reads."""
     is_lifecycle: bool = False
-    """Whether the event tells if the run is active, has ended or has failed."""
+    """Whether the event changes the state of the run: active, ended or failed."""
 
 
 EVENT_KINDS = {
@@ -53,7 +53,7 @@ _COMMON_FIELDS = ("time", "event", "step")
 
 
 def event_kind(event: Event) -> EventKind:
-    """Return what an event means; one of another version means nothing in particular."""
+    """Return what an event means; an event that another version wrote has the category `info`."""
     return EVENT_KINDS.get(event["event"], EventKind(INFO, "info"))
 
 

@@ -1,7 +1,7 @@
 """Child processes next to training: they use no GPU, and none outlives it.
 
 The child runs this module as its program, which asks the kernel to kill it together with its parent before it imports
-anything that takes seconds. `Heartbeat` tells a supervisor that something makes progress.
+anything that takes seconds. A supervisor notices by a `Heartbeat` that a worker hangs.
 """
 
 import importlib

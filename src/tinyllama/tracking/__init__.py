@@ -1,5 +1,5 @@
 """Trackers: trackio's live page, W&B and TensorBoard, all fed from a run's files.
 
-A follower (`follow`) hands what is new in the files to a sink (`trackio_sink`, `wandb_sink`, `tensorboard_sink`), in a
+A follower (`follow`) passes new items from the files to a sink (`trackio_sink`, `wandb_sink`, `tensorboard_sink`), in a
 process next to training (`trackers`) or in `tinyllama watch` (`watch`).
 """

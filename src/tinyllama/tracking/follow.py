@@ -1,7 +1,7 @@
-"""Follow a run: hand what is new in its files to a sink, each item once, however often either is restarted.
+"""Follow a run: pass new items from its files to a sink, each once, however often the processes restart.
 
 Reads metrics, events and releases; writes `RUN/trackers/SINK.json`, the position up to which the sink holds everything
-safely. What comes after that position is delivered again after a kill. Only the process that holds
+safely. Items after that position are delivered again after a kill. Only the process that holds
 `RUN/trackers/SINK.lock` follows: training's tracker process or `tinyllama watch`. Imports no torch.
 """
 
@@ -57,7 +57,7 @@ class Sink(Protocol):
         """
 
     def close(self) -> None:
-        """Write what is not yet written."""
+        """Write pending data and close."""
 
 
 @dataclass

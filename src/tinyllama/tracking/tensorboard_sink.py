@@ -81,7 +81,7 @@ class TensorBoardSink:
         return replace(position, files={path.name: path.stat().st_size for path in files})
 
     def close(self) -> None:
-        """Write what is not yet written."""
+        """Write pending data and close."""
         self.writer.close()
 
     def _files(self) -> list[Path]:

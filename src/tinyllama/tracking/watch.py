@@ -157,7 +157,7 @@ class TrackioFeeder:
         self.locks.close()
 
     def feed(self) -> None:
-        """Show what is new; print one line for each run that cannot be shown."""
+        """Feed new items; print one line for each run that cannot be shown."""
         for path in sorted(path.parent for path in self.folder.glob("*/recipe.yaml")):
             run = RunDir(path)
             try:
