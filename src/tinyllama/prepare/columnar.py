@@ -82,7 +82,7 @@ def parquet_rows(local: Path, name: str, columns: Sequence[str]) -> Iterator[dic
         _check_no_lists(file.schema_arrow, name, columns)
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
-            chunks = [group.column(place) for place in range(group.num_columns)]
+            chunks = [group.column(index) for index in range(group.num_columns)]
             chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
             num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
             mean_rows = _batch_rows(group.num_rows, num_bytes)
@@ -143,19 +143,19 @@ def arrow_rows(local: Path, name: str, columns: Sequence[str]) -> Iterator[dict[
         reader = _open_arrow(file)
         _check_no_lists(reader.schema, name, columns)
         if isinstance(reader, pyarrow.RecordBatchFileReader):
-            batches = (reader.get_batch(place) for place in range(reader.num_record_batches))
+            batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
         else:
             _check_end(local)
             batches = iter(reader)
         for batch in batches:
-            own = batch.select(list(columns))
-            own.validate()  # the reader does not check that the sizes in a file are consistent
-            step = _batch_rows(own.num_rows, own.nbytes)
-            for column in own.columns:  # each row may be the longest value of a dictionary
+            selected = batch.select(list(columns))
+            selected.validate()  # the reader does not check that the sizes in a file are consistent
+            step = _batch_rows(selected.num_rows, selected.nbytes)
+            for column in selected.columns:  # each row may be the longest value of a dictionary
                 if pyarrow.types.is_dictionary(column.type):
                     step = max(1, min(step, _MAX_BATCH_BYTES // max(1, column.dictionary.nbytes)))
-            for start in range(0, own.num_rows, step):
-                yield from _batch_to_rows(own.slice(start, step))
+            for start in range(0, selected.num_rows, step):
+                yield from _batch_to_rows(selected.slice(start, step))
 
 
 def _open_arrow(file: Any) -> Any:
@@ -193,24 +193,20 @@ def _decode_column(column: Any) -> list[Any]:
     if types.is_dictionary(column.type):
         column = pyarrow.DictionaryArray.from_arrays(column.indices, column.dictionary).dictionary_decode()
     if types.is_struct(column.type):
-        fields = [field.name for field in column.type]
-        rows = zip(*map(_decode_column, column.flatten()), strict=True) if fields else [()] * len(column)
+        names = [field.name for field in column.type]
+        values = zip(*map(_decode_column, column.flatten()), strict=True) if names else [()] * len(column)
         valid = column.is_valid().to_pylist()
-        return [dict(zip(fields, row, strict=True)) if there else None for row, there in zip(rows, valid, strict=True)]
+        return [dict(zip(names, row, strict=True)) if ok else None for row, ok in zip(values, valid, strict=True)]
     kind = _BINARY_TYPES.get(column.type, column.type)
     if kind not in _BINARY_TYPES.values() and not types.is_fixed_size_binary(kind):
-        return [_NON_TEXT if there else None for there in column.is_valid().to_pylist()]
+        return [_NON_TEXT if ok else None for ok in column.is_valid().to_pylist()]
     column = column.view(kind)
     column.validate(full=True)  # offsets of a damaged file could return the bytes of other rows
     # Texts are decoded in place, since arrow's conversion copies them and fails for a whole batch on one bad value.
     return [decode_utf8(memoryview(value.as_buffer())) if value.is_valid else None for value in column]
 
 
-# Page headers are structs of Thrift's compact protocol, see PageHeader in parquet.thrift and
-# https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
-_STOP, _BINARY, _STRUCT = 0, 8, 12
-_FIXED_SIZES = {1: 0, 2: 0, 3: 1, 7: 8}  # true, false, byte, double
-_COLLECTIONS = (9, 10, 11)  # list, set, map
+# Field numbers of a page header, see PageHeader in parquet.thrift.
 _PAGE_TYPE, _DECOMPRESSED_SIZE, _COMPRESSED_SIZE = 1, 2, 3
 _DICTIONARY_PAGE = 2
 
@@ -221,55 +217,65 @@ def _iter_pages(data: mmap.mmap, chunk: Any) -> Iterator[tuple[bool, int]]:
     Raises IndexError, KeyError or RecursionError if a header is damaged.
     """
     starts = [start for start in (chunk.dictionary_page_offset, chunk.data_page_offset) if start]
-    place = min(starts, default=0)
-    end = place + chunk.total_compressed_size
-    while place < end:
-        header, place = _read_struct(data, place)
+    reader = _ThriftReader(data, min(starts, default=0))
+    end = reader.offset + chunk.total_compressed_size
+    while reader.offset < end:
+        header = reader.read_struct()
         sizes = header[_DECOMPRESSED_SIZE], header[_COMPRESSED_SIZE]
         if min(sizes) < 0:
             raise IndexError("negative size")
         yield header[_PAGE_TYPE] == _DICTIONARY_PAGE, sizes[0]
-        place += sizes[1]
+        reader.offset += sizes[1]
 
 
-def _read_struct(data: mmap.mmap, place: int) -> tuple[dict[int, int], int]:
-    """Return the integers of a struct by field number, and the offset after it."""
-    fields: dict[int, int] = {}
-    number = 0
-    while (head := data[place]) != _STOP:
-        place += 1
-        if head >> 4:
-            number += head >> 4
-        else:
-            number, place = _read_integer(data, place)
-        fields[number], place = _read_value(data, place, head & 15)
-    return fields, place + 1
+class _ThriftReader:
+    """Reader of Thrift's compact protocol, as far as page headers use it.
 
+    See https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
+    """
 
-def _read_value(data: mmap.mmap, place: int, kind: int) -> tuple[int, int]:
-    """Return a value, 0 unless it is an integer, and the offset after it."""
-    if kind in _FIXED_SIZES:
-        return 0, place + _FIXED_SIZES[kind]
-    if kind == _BINARY:
-        size, place = _read_varint(data, place)
-        return 0, place + size
-    if kind == _STRUCT:
-        return 0, _read_struct(data, place)[1]
-    if kind in _COLLECTIONS:  # no page header has one
-        raise KeyError(kind)
-    return _read_integer(data, place)
+    def __init__(self, data: mmap.mmap, offset: int) -> None:
+        self.data, self.offset = data, offset
 
+    def read_struct(self) -> dict[int, int]:
+        """Return the integers of a struct by field number; 0 for fields of another type."""
+        fields: dict[int, int] = {}
+        number = 0
+        while head := self._read_byte():
+            number = number + (head >> 4) if head >> 4 else self._read_integer()
+            fields[number] = self._read_value(head & 15)
+        return fields
 
-def _read_integer(data: mmap.mmap, place: int) -> tuple[int, int]:
-    value, place = _read_varint(data, place)
-    return (value >> 1) ^ -(value & 1), place
+    def _read_value(self, kind: int) -> int:
+        match kind:
+            case 4 | 5 | 6:  # integers of 16, 32 and 64 bits
+                return self._read_integer()
+            case 3:  # a byte
+                self._read_byte()
+            case 7:  # a double
+                self.offset += 8
+            case 8:  # a string
+                size = self._read_varint()
+                self.offset += size
+            case 12:
+                self.read_struct()
+            case kind if kind not in (1, 2):  # true and false have no bytes; page headers have no other types
+                raise KeyError(kind)
+        return 0
 
+    def _read_integer(self) -> int:
+        value = self._read_varint()
+        return (value >> 1) ^ -(value & 1)
 
-def _read_varint(data: mmap.mmap, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while (byte := data[place]) & 128:
-        if shift > 63:  # no number in a header has more bits
-            raise IndexError(place)
-        value |= (byte & 127) << shift
-        shift, place = shift + 7, place + 1
-    return value | byte << shift, place + 1
+    def _read_varint(self) -> int:
+        value = 0
+        for shift in range(0, 70, 7):  # at most 64 bits
+            byte = self._read_byte()
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+        raise IndexError("a number of more than 64 bits")
+
+    def _read_byte(self) -> int:
+        self.offset += 1
+        return self.data[self.offset - 1]

@@ -45,7 +45,7 @@ from tinyllama.recipe import Source
 from tinyllama.recipe.loading import printable
 from tinyllama.text import TextLike
 
-_SUBSET = "redpajama_set_name"
+_SUBSET_FIELD = "redpajama_set_name"
 _CSV_CHARACTERS = LONGEST_BYTES // 4  # a character of a string takes up to four bytes
 _ROW_BYTES = 64  # counted per row in addition to its text, since rejected rows are listed too
 _MAX_META_CHARACTERS = 10_000  # longer texts are not metadata
@@ -132,7 +132,7 @@ Fields = Iterator[tuple[int | None, dict[str, Any] | str]]
 
 
 def _read_fields(file: RawFile, source: Source) -> Fields:
-    needed, one_of = (text_field(source),), ("meta", _SUBSET) if source.format == "slimpajama" else ()
+    needed, one_of = (text_field(source),), ("meta", _SUBSET_FIELD) if source.format == "slimpajama" else ()
     match file_kind(file.name, source.format):
         case "parquet":
             columns = _select_columns(parquet_columns(file.local), file.name, needed, one_of)
@@ -189,7 +189,7 @@ def _to_row(
     if source.format == "slimpajama":
         subset = _subset_of(fields)
         if subset is None:
-            return RejectedRow(number, f"no meta.{_SUBSET}", line=line)
+            return RejectedRow(number, f"no meta.{_SUBSET_FIELD}", line=line)
         if subset in source.exclude or (source.include and subset not in source.include):
             return RejectedRow(number, f"excluded: {subset}", is_intentional=True)
     column = text_field(source)
@@ -211,11 +211,11 @@ def _subset_of(fields: dict[str, Any]) -> str | None:
     """Return a SlimPajama row's subset: from `meta`, an object or its text, or in re-uploads from a separate field."""
     meta = fields.get("meta")
     if isinstance(meta, dict):
-        name = meta.get(_SUBSET)
+        name = meta.get(_SUBSET_FIELD)
     elif isinstance(meta, str) and len(meta) <= _MAX_META_CHARACTERS:
         name = _subset_from_repr(meta)
     else:
-        name = fields.get(_SUBSET)
+        name = fields.get(_SUBSET_FIELD)
     return name if isinstance(name, str) else None
 
 
@@ -231,7 +231,7 @@ def _subset_from_repr(meta: str) -> str | None:
             fields = parse(meta)
         except (ValueError, SyntaxError, MemoryError, RecursionError):  # the documented errors of literal_eval
             continue
-        name = fields.get(_SUBSET) if isinstance(fields, dict) else None
+        name = fields.get(_SUBSET_FIELD) if isinstance(fields, dict) else None
         return name.encode(errors="replace").decode() if isinstance(name, str) else None
     return None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tinyllama.errors import InputError, first_line
 from tinyllama.prepare.readers import RejectedRow, read_rows
-from tinyllama.prepare.sources import list_files
+from tinyllama.prepare.sources import InputFile, list_files
 from tinyllama.prepare.store_warnings import HELD_OUT, rejection_remedy
 from tinyllama.progress import BYTES, Bar
 from tinyllama.recipe import Recipe, Source
@@ -81,11 +81,11 @@ def sample_texts(recipe: Recipe, sample_bytes: int, rejected: Counter[str] | Non
     rejected = Counter() if rejected is None else rejected
     sources = recipe.data.sources
     total_weight = sum(source.weight for source in sources.values())
-    files = {
-        name: [file for file in list_files(name, source) if file.split == "train"] for name, source in sources.items()
-    }
-    files = {name: own[:: -(-len(own) // _MAX_FILES)] for name, own in files.items()}
-    with Bar("reading a sample", sum(file.size for own in files.values() for file in own), BYTES) as bar:
+    files: dict[str, list[InputFile]] = {}
+    for name, source in sources.items():
+        train_files = [file for file in list_files(name, source) if file.split == "train"]
+        files[name] = train_files[:: -(-len(train_files) // _MAX_FILES)]
+    with Bar("reading a sample", sum(file.size for chosen in files.values() for file in chosen), BYTES) as bar:
         done = 0
         for name, source in sources.items():
             wanted_bytes = sample_bytes * source.weight / total_weight
@@ -113,7 +113,7 @@ def _sample_file(
     for row in read_rows(path, source):
         if isinstance(row, RejectedRow):
             rejected[row.reason] += 1
-        elif (place := hash_to_unit_interval(row.text)) < start:
+        elif (position := hash_to_unit_interval(row.text)) < start:
             rejected[HELD_OUT] += 1
-        elif place < start + fraction:
+        elif position < start + fraction:
             yield to_str(split_tail(row.text, validation_fraction)[0] if has_tail else row.text)

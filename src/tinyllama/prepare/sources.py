@@ -179,8 +179,8 @@ def check_no_pointer(path: str, content: bytes) -> None:
 def check_sources_disjoint(sources: Mapping[str, Source], files: Mapping[str, Sequence[InputFile]]) -> None:
     """Raise InputError if two sources read the same file, unless both read different subsets of SlimPajama."""
     readers: dict[str, list[str]] = {}
-    for name, own in files.items():
-        for file in own:
+    for name, source_files in files.items():
+        for file in source_files:
             others = readers.setdefault(canonical_path(file.path), [])
             for other in others:
                 if not _are_disjoint(sources[name], sources[other]):
@@ -190,12 +190,12 @@ def check_sources_disjoint(sources: Mapping[str, Source], files: Mapping[str, Se
             others.append(name)
 
 
-def _are_disjoint(one: Source, other: Source) -> bool:
+def _are_disjoint(first: Source, second: Source) -> bool:
     """Return whether two sources that read the same files use no row in common."""
-    if not one.format == other.format == "slimpajama" or not (one.include or other.include):
+    if not first.format == second.format == "slimpajama" or not (first.include or second.include):
         return False  # rows of an unknown subset belong to every source that only excludes
-    chosen, others = (set(source.include or SLIMPAJAMA_SUBSETS) - set(source.exclude) for source in (one, other))
-    return not chosen & others
+    subsets = [set(source.include or SLIMPAJAMA_SUBSETS) - set(source.exclude) for source in (first, second)]
+    return subsets[0].isdisjoint(subsets[1])
 
 
 def _split_of(file: FileEntry, source: Source) -> str:

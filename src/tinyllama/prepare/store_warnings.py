@@ -35,7 +35,7 @@ _REMEDIES = {
 
 def rejection_remedy(reasons: Counter[str]) -> str:
     """Return the remedy for rejected rows, by the most frequent reason."""
-    reason = max(reasons, key=lambda one: reasons[one], default="empty")
+    reason = max(reasons, key=reasons.__getitem__, default="empty")
     return next((remedy for pattern, remedy in _REMEDIES.items() if re.match(pattern, reason)), "check its clean")
 
 
@@ -72,13 +72,13 @@ def check_no_file_warnings(store: str, manifest: Mapping[str, Any]) -> None:
 def holdout_remedy(store: TokenStore, name: str) -> str:
     """Return the remedy for a source of a store that has too little validation text."""
     manifest, rows = store.manifest, store[f"{name}/train"].manifest["rows"]
-    source, place = manifest["sources"][name], f"data.sources.{name}"
+    source, field = manifest["sources"][name], f"data.sources.{name}"
     if f"{name}/validation" in store and not (HELD_OUT in rows["left_out"] or TAIL_HELD_OUT in rows.get("changed", ())):
         return "add text to its validation files"
     raise_fraction, has_tail = "raise data.validation_fraction", source.get("holdout") == "tail"
-    options = [] if has_tail else [f"{place}.holdout: tail"]
+    options = [] if has_tail else [f"{field}.holdout: tail"]
     if source["format"] == "text" and not source.get("separator"):
-        options.insert(0, f"{place}.separator")
+        options.insert(0, f"{field}.separator")
     remedies = [f"set {' or '.join(options)}"] if options else []
     if has_tail or rows["kept"] > 1:
         remedies.insert(0, raise_fraction)
