@@ -308,7 +308,7 @@ def report(run: Positional[Path], compare: tuple[Path, ...] = (), output: Path |
         compare: Other runs to plot for comparison.
         output: Output file; RUN/report.html by default.
     """
-    from tinyllama.report import write_report
+    from tinyllama.report.page import write_report
 
     echo(f"report: {write_report(run, compare, output)}")
 

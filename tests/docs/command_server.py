@@ -40,7 +40,7 @@ SLOW_IMPORTS = (
     "tinyllama.plan.show",
     "tinyllama.release.command",
     "tinyllama.release.verify",
-    "tinyllama.report",
+    "tinyllama.report.page",
     "tinyllama.tracking.watch",
     "tinyllama.train.loop",
     "transformers",

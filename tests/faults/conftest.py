@@ -31,7 +31,7 @@ def completed(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     import tinyllama.evaluate.evaluation
     import tinyllama.release.command
-    import tinyllama.report
+    import tinyllama.report.page
     import tinyllama.train.loop  # noqa: F401
 
     engine_server.start()  # so that all children use it

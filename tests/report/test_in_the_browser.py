@@ -13,7 +13,7 @@ from playwright.sync_api import Page
 from tests.browser import DESKTOP, PHONE, keep_screenshot, opened
 from tests.report.conftest import change_jsonl
 
-from tinyllama.report import write_report
+from tinyllama.report.page import write_report
 
 pytestmark = pytest.mark.slow
 

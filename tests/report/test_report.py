@@ -17,7 +17,7 @@ from tinyllama.cli import main
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_json
 from tinyllama.recipe import Recipe
-from tinyllama.report import write_report
+from tinyllama.report.page import write_report
 
 VOID_TAGS = {"meta", "br", "hr", "img", "link", "input"}
 

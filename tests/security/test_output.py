@@ -16,7 +16,7 @@ from tinyllama.errors import InputError
 from tinyllama.files import write_json
 from tinyllama.formatting import visible
 from tinyllama.recipe import Recipe
-from tinyllama.report import write_report
+from tinyllama.report.page import write_report
 
 CLEAR = "\x1b[2J\x1b]0;title\x07"
 SHOWN = r"\x1b[2J\x1b]0;title\x07"

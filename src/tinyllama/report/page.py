@@ -1,6 +1,7 @@
 """The HTML page of a report: page.html, filled with a run's figures, plots and tables; page.css has its style.
 
-jinja2 escapes every text, since names come from recipes and files.
+The file contains everything that it shows, and needs no script and no network. jinja2 escapes every text, since names
+come from recipes and files.
 """
 
 from collections.abc import Sequence
@@ -14,13 +15,15 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from tinyllama.errors import InputError, translate_damage_errors
 from tinyllama.evaluate.results import describe_measurement, task_score
+from tinyllama.files import atomic_write
 from tinyllama.formatting import MISSING, format_count, format_duration_precise, format_percent, visible
 from tinyllama.plots import charts
 from tinyllama.release.card import describe_mixture_stages
 from tinyllama.release.metadata import has_scores, release_score
 from tinyllama.report import tables
-from tinyllama.report.run_data import RunData
+from tinyllama.report.run_data import RunData, read_run
 from tinyllama.report.tables import format_median, format_newest
 from tinyllama.runs.events import INTERRUPTION, PROBLEM, event_category
 
@@ -60,6 +63,21 @@ class Plot:
     narrow: Markup | None
     """SVG for phones, with text of the same size; None where the wide one fits."""
     legend: list[Line2D]
+
+
+def write_report(run: Path, compare: Sequence[Path] = (), output: Path | None = None) -> Path:
+    """Write the report of a run, compared with other runs, and return its path: by default RUN/report.html.
+
+    Raises InputError where one of the folders is not a run, or a file of it is damaged.
+    """
+    path = output or run / "report.html"
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; --output takes a file, such as {path / 'report.html'}")
+    with translate_damage_errors(run):
+        html = render_page(read_run(run), [read_run(other) for other in compare])
+    with atomic_write(path) as file:
+        file.write(html.encode())
+    return path
 
 
 def render_page(run: RunData, others: Sequence[RunData] = ()) -> str:
