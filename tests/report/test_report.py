@@ -83,7 +83,8 @@ def test_finished_run_is_shown_completely(trained: Path, tmp_path: Path) -> None
         "15.4K",  # tokens
         "30.50 ± 3.26",
         COVERAGE,
-        "Pythia-1B",
+        "small, ± standard error",
+        "Pythia-1B after 300B tokens (published)",
         "parameters without the input embedding",
         f"{store['sources']['modules']['splits']['train']['tokens']:,}",
         store["sources"]["lines"]["splits"]["validation"]["manifest_sha256"],

@@ -34,7 +34,7 @@ class MeasuredSpeed:
     """FLOP/s of matrix products: measured on a CPU, from the data sheet of a GPU."""
 
 
-def this_machine() -> HardwareSpec | None:
+def detect_hardware() -> HardwareSpec | None:
     """Return the specification of this machine's GPU, None for an unknown one, or of its CPU where it has no GPU."""
     if torch.cuda.is_available():
         return spec_for_device(torch.cuda.get_device_name())

@@ -39,7 +39,7 @@ def show_plan(
     if counts and (plot.is_dir() or not plot.parent.is_dir()):
         raise InputError(f"--plot {plot}: not a file in an existing folder; give one")
     vocab_size = vocab_size or _vocab_size(recipe)
-    spec, assumptions = find_machine(recipe, hardware, assumptions, measured, vocab_size)
+    spec, assumptions = resolve_hardware(recipe, hardware, assumptions, measured, vocab_size)
     for warning in recipe_warnings(recipe, None if counts else assumptions.gpus):
         echo(warning, to_stderr=True)
     if counts:
@@ -95,15 +95,15 @@ def _vocab_size(recipe: Recipe) -> int:
     return LLAMA_2_VOCAB_SIZE
 
 
-def find_machine(
+def resolve_hardware(
     recipe: Recipe, hardware: str | None, assumptions: Assumptions, measured: bool, vocab_size: int
 ) -> tuple[HardwareSpec, Assumptions]:
     """Return the named machine or this one, and the assumptions with its speed where it is to be measured."""
     if hardware and not measured:
         return get_hardware_spec(hardware), assumptions
-    from tinyllama.plan.measure import measure_speed, this_machine  # noqa: PLC0415 - imports torch
+    from tinyllama.plan.measure import detect_hardware, measure_speed  # noqa: PLC0415 - imports torch
 
-    here = this_machine()
+    here = detect_hardware()
     if here is None:
         remedy = "drop --measure and name" if measured else "name"
         raise InputError(f"--hardware: this machine's GPU is not in the table; {remedy} the most similar one")

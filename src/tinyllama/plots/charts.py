@@ -19,7 +19,6 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -212,7 +211,8 @@ def draw_task(figure: Figure, points: Sequence[tuple[float, float, float]], labe
     """Draw scores against tokens; a point is tokens, score and standard error, both in per cent."""
     axes = figure.add_subplot()
     tokens, scores, errors = zip(*points, strict=True)
-    axes.errorbar(tokens, scores, errors, color=TRAINING, capsize=3, label=label, **_point_style(1))
+    axes.plot(tokens, scores, color=TRAINING, label=label, **_point_style(1))
+    axes.errorbar(tokens, scores, errors, fmt="none", ecolor=TRAINING, capsize=3)
     _style_axes(axes)
     return axes
 
@@ -258,8 +258,7 @@ def draw_svg(draw: Draw, size: tuple[int, int], name: str) -> tuple[Markup, list
         draw(figure)
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(svg, format="svg", transparent=True, metadata=metadata)
-    handles = [handle for axes in reversed(figure.axes) for handle in axes.get_legend_handles_labels()[0]]
-    lines: list[Any] = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]
+    lines: list[Any] = [line for axes in reversed(figure.axes) for line in axes.get_legend_handles_labels()[0]]
     text = svg.getvalue()
     text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])  # nothing refers to groups
     # Coordinates to a hundredth of a pixel; text between tags stays.
