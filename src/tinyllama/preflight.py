@@ -1,8 +1,8 @@
-"""Checks of a recipe that run before hours of work depend on it.
+"""Checks of a recipe before hours of work.
 
-`prepare` and `train` refuse what training or the release at a milestone could not do; `doctor` lists every finding.
-Reads the tokenizer, the initial weights' config.json where they are on this machine, and lm-eval's names of tasks.
-`recipe_warnings` lists settings that do not fit the length of the run or its ranks.
+`prepare` and `train` refuse a recipe with which training or a milestone's release would fail; `doctor` lists all
+problems. Reads the tokenizer, the config.json of local initial weights, and the names of lm-eval's tasks. Settings that
+do not match the length of the run or its ranks are warnings.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,19 +21,19 @@ from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import HUB_NAME
 from tinyllama.train.schedule import learning_rate
 
-# Most recipes need none of what is imported below, and `prepare` should not wait for torch.
+# Imports are in functions, since most recipes do not need them and `prepare` should not wait for torch.
 # ruff: noqa: PLC0415
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that would fail later."""
+    """A problem that would make a later stage fail."""
 
     what: str
-    """The field, or the file, that it is about."""
+    """Name of the field or file."""
     problem: InputError
     stops: bool
-    """Whether training, or the release at a milestone, needs it; else only a later `tinyllama release` does."""
+    """Whether training or a milestone's release would fail; otherwise only a later `tinyllama release` would."""
 
 
 _LEARNING_RATE_TOLERANCE = 0.05
@@ -82,11 +82,11 @@ def check(recipe: Recipe, tokenizer: Tokenizer) -> list[str]:
 
 
 def findings(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Finding]:
-    """Yield what is wrong with a recipe and its tokenizer, the most important first."""
-    markers, release = recipe.data.document, recipe.release
+    """Yield the problems of a recipe and its tokenizer, the most important first."""
+    special, release = recipe.data.document, recipe.release
     checks: list[tuple[str, bool, Callable[[], object]]] = [
         ("tokenizer.json", True, partial(tokenizer.check_formats, ["huggingface"])),
-        ("data.document", True, lambda: list(tokenizer.encode_documents((), markers.bos, markers.eos))),
+        ("data.document", True, lambda: list(tokenizer.encode_documents((), special.bos, special.eos))),
         ("initial weights", True, partial(_check_initial_weights, recipe, tokenizer)),
         ("train.float8", True, partial(check_float8, recipe)),
         *(
@@ -104,12 +104,12 @@ def findings(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Finding]:
             call()
         except InputError as problem:
             yield Finding(what, problem, stops)
-            if what == "tokenizer.json":  # every format is made from it
+            if what == "tokenizer.json":  # all formats are made from it
                 return
 
 
 def _check_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> None:
-    """Those on the hub are fetched, and checked, by `train`; a run that has begun no longer needs them."""
+    """Check local initial weights, unless the run has started; `train` downloads and checks those on the hub."""
     initial = recipe.train.initial_weights
     if initial is None or not Path(initial).exists():
         return
@@ -120,7 +120,7 @@ def _check_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> None:
 
 
 def check_float8(recipe: Recipe) -> None:
-    """Raise InputError where float8 products cannot compute the recipe's blocks."""
+    """Raise InputError if float8 products do not support the sizes of the recipe's blocks."""
     shape = recipe.model
     qkv_rows = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     sizes = {"dim": shape.dim, "ffn_dim": shape.ffn_dim, "(heads + 2 kv_heads) dim / heads": qkv_rows}
@@ -133,7 +133,7 @@ def check_float8(recipe: Recipe) -> None:
 
 
 def _check_tasks(release: Release) -> None:
-    """Without lm-eval nothing is known of a task's name: `train` checks that it is installed."""
+    """Check the names of tasks if lm-eval is installed; `train` checks that it is."""
     if release.tasks and release.limit == 1:
         raise InputError("release.limit: 1 item of each task gives no standard error; raise it to at least 2")
     if not release.tasks or find_spec("lm_eval") is None:
@@ -144,16 +144,17 @@ def _check_tasks(release: Release) -> None:
 
 
 def _check_baselines(names: Sequence[str]) -> None:
-    """A folder may still be made before the first milestone, so that this is a warning."""
+    """Check the names of baselines; a warning, since a folder may still be made before the first milestone."""
     for name in names:
         if not Path(name).exists() and not HUB_NAME.fullmatch(name):
             raise InputError(
-                f"release.baselines: {name} is no folder here and no OWNER/NAME of the hub; correct it, or make it "
+                f"release.baselines: {name} is neither a folder nor OWNER/NAME on the hub; correct it, or make it "
                 "before the first milestone"
             )
 
 
 def recipe_warnings(recipe: Recipe, ranks: int | None = None, store: TokenStore | None = None) -> list[str]:
+<<<<<<< HEAD
     """Return warnings, as lines `place: problem; remedy`, about settings that do not fit the run.
 
     Those about ranks and validation need the number of ranks and the store.
@@ -161,12 +162,19 @@ def recipe_warnings(recipe: Recipe, ranks: int | None = None, store: TokenStore 
     warnings = [*_schedule_warnings(recipe), *_interval_warnings(recipe), *_token_count_warnings(recipe)]
     warnings += _micro_batch_warnings(recipe, ranks) if ranks else ()
     return [*warnings, *(_validation_warnings(recipe, store) if store else ())]
+=======
+    """Return warnings `place: problem; remedy`; ranks and store are checked if they are given."""
+    found = [*_schedule_warnings(recipe), *_interval_warnings(recipe), *_token_count_warnings(recipe)]
+    found += _micro_batch_warnings(recipe, ranks) if ranks else ()
+    return [*found, *(_validation_warnings(recipe, store) if store else ())]
+>>>>>>> e9ec3f8 (ruff: imperative docstrings and bounds of complexity; preflight in plain language)
 
 
 def _schedule_warnings(recipe: Recipe) -> Iterator[str]:
     """Yield a warning if the learning rate misses its peak or its final rate."""
     train, steps = recipe.train, recipe.train.steps
     schedule, peak, final = train.schedule, train.optimizer.learning_rate, train.schedule.final_learning_rate
+<<<<<<< HEAD
     rates = [learning_rate(schedule, peak, step, steps) for step in range(max(1, min(schedule.warmup_steps, steps)))]
     highest, last = max(rates), learning_rate(schedule, peak, steps - 1, steps)
     tolerance = _LEARNING_RATE_TOLERANCE * peak
@@ -177,6 +185,26 @@ def _schedule_warnings(recipe: Recipe) -> Iterator[str]:
             f"rises to {highest:.3g} (the peak is {peak:g}) and ends at {last:.3g} (the final rate is {final:g}); "
             f"lower warmup_steps{lower}, or raise train.tokens"
         )
+=======
+
+    def rate(step: int) -> float:
+        return learning_rate(schedule, peak, step, steps)
+
+    rising = max(1, min(schedule.warmup_steps, steps))
+    highest, last = rate(rising - 1), rate(steps - 1)
+    if highest < peak * (1 - _LEARNING_RATE_TOLERANCE):  # with WSD, the decay may begin during the warm-up
+        highest = max(map(rate, range(rising)))
+    if highest >= peak * (1 - _LEARNING_RATE_TOLERANCE) and math.isclose(
+        last, final, rel_tol=0, abs_tol=_LEARNING_RATE_TOLERANCE * peak
+    ):
+        return
+    lower = " or decay_fraction" if schedule.name == "wsd" else ""
+    yield (
+        f"train.schedule: with {schedule.warmup_steps:,} warm-up steps in a run of {steps:,} the learning rate rises "
+        f"to {highest:.3g} (the peak is {peak:g}) and ends at {last:.3g} (the final rate is {final:g}); "
+        f"lower warmup_steps{lower}, or raise train.tokens"
+    )
+>>>>>>> e9ec3f8 (ruff: imperative docstrings and bounds of complexity; preflight in plain language)
 
 
 def _interval_warnings(recipe: Recipe) -> Iterator[str]:
@@ -211,9 +239,19 @@ def _micro_batch_warnings(recipe: Recipe, ranks: int) -> Iterator[str]:
     """Yield a warning if the sequences per rank have no divisor close to the micro-batch size."""
     train = recipe.train
     if train.batch_sequences % ranks:
+<<<<<<< HEAD
         return  # `sequences_per_rank` raises for that
     per_rank, size = train.sequences_per_rank(ranks), train.effective_micro_batch_size(ranks)
     if 2 * size <= min(per_rank, train.micro_batch_sequences):
+=======
+        return  # refused by sequences_per_rank
+    rows, most, at_a_time = (
+        train.sequences_per_rank(ranks),
+        train.micro_batch_sequences,
+        train.effective_micro_batch_size(ranks),
+    )
+    if 2 * at_a_time <= min(rows, most):
+>>>>>>> e9ec3f8 (ruff: imperative docstrings and bounds of complexity; preflight in plain language)
         yield (
             f"train.micro_batch_sequences: {size} are used, because the {per_rank} sequences per rank have no larger "
             f"divisor up to {train.micro_batch_sequences}; another train.batch_sequences would train faster"
