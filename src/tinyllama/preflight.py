@@ -154,7 +154,6 @@ def _check_baselines(names: Sequence[str]) -> None:
 
 
 def recipe_warnings(recipe: Recipe, ranks: int | None = None, store: TokenStore | None = None) -> list[str]:
-<<<<<<< HEAD
     """Return warnings, as lines `place: problem; remedy`, about settings that do not fit the run.
 
     Those about ranks and validation need the number of ranks and the store.
@@ -162,19 +161,12 @@ def recipe_warnings(recipe: Recipe, ranks: int | None = None, store: TokenStore 
     warnings = [*_schedule_warnings(recipe), *_interval_warnings(recipe), *_token_count_warnings(recipe)]
     warnings += _micro_batch_warnings(recipe, ranks) if ranks else ()
     return [*warnings, *(_validation_warnings(recipe, store) if store else ())]
-=======
-    """Return warnings `place: problem; remedy`; ranks and store are checked if they are given."""
-    found = [*_schedule_warnings(recipe), *_interval_warnings(recipe), *_token_count_warnings(recipe)]
-    found += _micro_batch_warnings(recipe, ranks) if ranks else ()
-    return [*found, *(_validation_warnings(recipe, store) if store else ())]
->>>>>>> e9ec3f8 (ruff: imperative docstrings and bounds of complexity; preflight in plain language)
 
 
 def _schedule_warnings(recipe: Recipe) -> Iterator[str]:
     """Yield a warning if the learning rate misses its peak or its final rate."""
     train, steps = recipe.train, recipe.train.steps
     schedule, peak, final = train.schedule, train.optimizer.learning_rate, train.schedule.final_learning_rate
-<<<<<<< HEAD
     rates = [learning_rate(schedule, peak, step, steps) for step in range(max(1, min(schedule.warmup_steps, steps)))]
     highest, last = max(rates), learning_rate(schedule, peak, steps - 1, steps)
     tolerance = _LEARNING_RATE_TOLERANCE * peak
@@ -185,26 +177,6 @@ def _schedule_warnings(recipe: Recipe) -> Iterator[str]:
             f"rises to {highest:.3g} (the peak is {peak:g}) and ends at {last:.3g} (the final rate is {final:g}); "
             f"lower warmup_steps{lower}, or raise train.tokens"
         )
-=======
-
-    def rate(step: int) -> float:
-        return learning_rate(schedule, peak, step, steps)
-
-    rising = max(1, min(schedule.warmup_steps, steps))
-    highest, last = rate(rising - 1), rate(steps - 1)
-    if highest < peak * (1 - _LEARNING_RATE_TOLERANCE):  # with WSD, the decay may begin during the warm-up
-        highest = max(map(rate, range(rising)))
-    if highest >= peak * (1 - _LEARNING_RATE_TOLERANCE) and math.isclose(
-        last, final, rel_tol=0, abs_tol=_LEARNING_RATE_TOLERANCE * peak
-    ):
-        return
-    lower = " or decay_fraction" if schedule.name == "wsd" else ""
-    yield (
-        f"train.schedule: with {schedule.warmup_steps:,} warm-up steps in a run of {steps:,} the learning rate rises "
-        f"to {highest:.3g} (the peak is {peak:g}) and ends at {last:.3g} (the final rate is {final:g}); "
-        f"lower warmup_steps{lower}, or raise train.tokens"
-    )
->>>>>>> e9ec3f8 (ruff: imperative docstrings and bounds of complexity; preflight in plain language)
 
 
 def _interval_warnings(recipe: Recipe) -> Iterator[str]:
@@ -239,19 +211,9 @@ def _micro_batch_warnings(recipe: Recipe, ranks: int) -> Iterator[str]:
     """Yield a warning if the sequences per rank have no divisor close to the micro-batch size."""
     train = recipe.train
     if train.batch_sequences % ranks:
-<<<<<<< HEAD
         return  # `sequences_per_rank` raises for that
     per_rank, size = train.sequences_per_rank(ranks), train.effective_micro_batch_size(ranks)
     if 2 * size <= min(per_rank, train.micro_batch_sequences):
-=======
-        return  # refused by sequences_per_rank
-    rows, most, at_a_time = (
-        train.sequences_per_rank(ranks),
-        train.micro_batch_sequences,
-        train.effective_micro_batch_size(ranks),
-    )
-    if 2 * at_a_time <= min(rows, most):
->>>>>>> e9ec3f8 (ruff: imperative docstrings and bounds of complexity; preflight in plain language)
         yield (
             f"train.micro_batch_sequences: {size} are used, because the {per_rank} sequences per rank have no larger "
             f"divisor up to {train.micro_batch_sequences}; another train.batch_sequences would train faster"
