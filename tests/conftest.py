@@ -23,7 +23,7 @@ import yaml
 from filelock import FileLock
 from tests.engine_server import run_in_fork
 
-from tinyllama.prepare.corpus import MANIFEST, STAGING_DIR, CorpusReport, write_corpus
+from tinyllama.prepare.corpus import EMBEDDED_CORPUS_MANIFEST, STAGING_DIR, CorpusSizes, write_corpus
 from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.prepare.tasks import Job
 from tinyllama.prepare.worker import run_task
@@ -130,7 +130,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def embedded_corpora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, CorpusReport]:
+def embedded_corpora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, CorpusSizes]:
     """Return the embedded corpus, the same corpus written by another process, and the first one's report.
 
     Tests do not change them. The first of several test processes makes them for all.
@@ -147,7 +147,7 @@ def embedded_corpora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
     return directory, second, pickle.loads(report.read_bytes())
 
 
-def write_corpora(directory: Path, second: Path) -> CorpusReport:
+def write_corpora(directory: Path, second: Path) -> CorpusSizes:
     """Write the embedded corpus in two processes at once, one of them over an older corpus; return one report."""
     write_older_corpus(second)
     program = "import sys, pathlib; from tinyllama.prepare.corpus import write_corpus; write_corpus(pathlib.Path('.'))"
@@ -164,7 +164,8 @@ def write_older_corpus(directory: Path) -> None:
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"of an older corpus")
     name = stale.relative_to(directory).as_posix()
-    (directory / MANIFEST).write_text(json.dumps({"files": {name: hashlib.sha256(b"of an older corpus").hexdigest()}}))
+    files = {name: hashlib.sha256(b"of an older corpus").hexdigest()}
+    (directory / EMBEDDED_CORPUS_MANIFEST).write_text(json.dumps({"files": files}))
     (directory / STAGING_DIR / "slimpajama").mkdir(parents=True)
     (directory / STAGING_DIR / "slimpajama" / "half.jsonl.zst").write_bytes(b"half")
 

@@ -41,12 +41,9 @@ def corpus(directory: Positional[Path]) -> None:
     """
     from tinyllama.prepare.corpus import write_corpus
 
-    report = write_corpus(directory)
-    for folder, parts in report.by_folder().items():
-        for name, size in parts.items():
-            echo(f"{directory / folder}: {name}: {size.documents:,} documents, {size.bytes:,} bytes")
-    for reason, count in report.left_out.items():
-        echo(f"skipped: {count:,} {reason}")
+    for folder, sizes in write_corpus(directory).items():
+        for name, size in sizes.items():
+            echo(f"{directory / folder}: {name}: {size:,} bytes")
 
 
 def tokenizer_train(recipe: Recipe, vocab_size: int = 8192, sample_bytes: int = 16_000_000) -> None:

@@ -73,10 +73,9 @@ def _corpus(recipe: Recipe) -> Iterator[str]:
     if (Path(recipe.data.store) / "manifest.json").is_file():
         yield f"{folder}: already prepared"
         return
-    report = write_corpus(folder)
-    for name, parts in report.by_folder().items():
-        sizes = ", ".join(f"{part} {size.bytes / 1e6:.1f} MB" for part, size in parts.items())
-        yield f"{folder / name}: {sum(size.bytes for size in parts.values()) / 1e6:.1f} MB ({sizes})"
+    for name, sizes in write_corpus(folder).items():
+        parts = ", ".join(f"{part} {size / 1e6:.1f} MB" for part, size in sizes.items())
+        yield f"{folder / name}: {sum(sizes.values()) / 1e6:.1f} MB ({parts})"
 
 
 def _corpus_folder(recipe: Recipe) -> Path:

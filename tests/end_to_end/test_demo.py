@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinyllama import cli, demo
-from tinyllama.prepare.corpus import CorpusReport
+from tinyllama.prepare.corpus import CorpusSizes
 from tinyllama.release import engines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -34,11 +34,11 @@ def test_demo_release_loads_in_transformers(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    embedded_corpora: tuple[Path, Path, CorpusReport],
+    embedded_corpora: tuple[Path, Path, CorpusSizes],
 ) -> None:
     corpus, _, report = embedded_corpora
 
-    def link_corpus(folder: Path) -> CorpusReport:
+    def link_corpus(folder: Path) -> CorpusSizes:
         shutil.copytree(corpus, folder, copy_function=os.link)
         return report
 

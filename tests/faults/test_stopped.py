@@ -86,7 +86,7 @@ def test_workers_of_prepare_end_with_it_and_it_resumes_to_the_same_store(
         from tinyllama.prepare import executors
 
         executors.run_task = wait_without_end  # type: ignore[attr-defined]
-        executors._wait = kill_after_both_started  # type: ignore[assignment]
+        executors.as_completed = kill_after_both_started  # type: ignore[attr-defined, assignment]
 
     command = ("prepare", "recipe.yaml", "--data.store", "other", "--data.workers", "2")
     killed = run_command(pipeline, *command, fault=inject)

@@ -25,7 +25,7 @@ from tinyllama.errors import InputError
 from tinyllama.files import sha256_of, write_json
 from tinyllama.prepare.inspection import describe
 from tinyllama.prepare.pipeline import prepare_store
-from tinyllama.prepare.shards import ShardWriter
+from tinyllama.prepare.worker import ShardWriter
 from tinyllama.progress import set_quiet
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer.training import train_tokenizer

@@ -1,4 +1,4 @@
-"""Rows and recipes for the tests of cleaning, and its stages run as the executors run them."""
+"""Texts and recipes for the tests of cleaning, whose stages run here as executors run them."""
 
 import random
 import re
@@ -20,24 +20,25 @@ from datatrove.data import Document
 
 VOCABULARY = sorted(set(re.findall(r"\b[a-z]{3,9}\b", " ".join(topics.values()))))
 ITEM = "The quick grey heron waded slowly along the muddy bank looking for small silver fish before dawn"
+EXACT, MINHASH = {"deduplicate": "exact"}, {"deduplicate": "minhash"}
 
 
 @dataclass
 class Dropped:
-    """What a counting caller sees."""
+    """Reason and matching evaluation items of each dropped document."""
 
     reasons: dict[str, str] = field(default_factory=dict)
     contaminated: dict[str, dict[str, list[int]]] = field(default_factory=dict)
 
     def __call__(self, document: Document) -> None:
-        assert document.id not in self.reasons, "a document goes once"
+        assert document.id not in self.reasons, "dropped twice"
         self.reasons[document.id] = document.metadata["filter_reason"]
-        if "contaminated" in document.metadata:
-            self.contaminated[document.id] = document.metadata["contaminated"]
+        if found := document.metadata.get(cleaning.MATCHING_ITEMS):
+            self.contaminated[document.id] = found
 
 
 def prose(seed: int, sentences: int = 12) -> str:
-    """Text that every filter lets pass, different for every seed."""
+    """Return text that passes every filter, different for each seed."""
     chance = random.Random(seed)
     return "\n".join(
         f"The {' '.join(chance.choices(VOCABULARY, k=9))} of these have {chance.choice(VOCABULARY)}."
@@ -55,21 +56,14 @@ def with_changed_words(text: str, count: int, seed: int = 0) -> str:
 
 def recipe_with(cleanings: dict[str, dict[str, Any]]) -> Recipe:
     sources = {
-        name: {"format": "jsonl", "path": "raw", "weight": 1, "clean": cleaning} for name, cleaning in cleanings.items()
+        name: {"format": "jsonl", "path": "raw", "weight": 1, "clean": clean} for name, clean in cleanings.items()
     }
     recipe = small_recipe(Path("nowhere"))
     return Recipe.model_validate(recipe | {"data": recipe["data"] | {"sources": sources}})
 
 
-def pipe(steps: Sequence[cleaning.Step], rank: int, world: int) -> list[Document]:
-    data = None
-    for step in steps:
-        data = step(data, rank, world)
-    return list(data or ())
-
-
-def tear(folder: Path, before: dict[Path, bytes]) -> None:
-    """Leave half of each file that has come or changed, as a kill would."""
+def truncate_new_files(folder: Path, before: dict[Path, bytes]) -> None:
+    """Truncate each new or changed file, as a kill would."""
     for path in (path for path in folder.rglob("*") if path.is_file()):
         if before.get(path) != (now := path.read_bytes()):
             path.write_bytes(now[: len(now) // 2])
@@ -80,49 +74,48 @@ def run(
     cleanings: dict[str, dict[str, Any]],
     rows: Sequence[tuple[str, list[str]]],
     order: Callable[[int], Sequence[int]] = range,
-    torn: bool = False,
+    interrupted: bool = False,
 ) -> tuple[list[list[str]], Dropped]:
-    """The texts that each task (source, texts) keeps, and what went; with `torn`, every rank of a stage runs twice."""
-    recipe = recipe_with(cleanings)
+    """Return the texts that each task (source, texts) keeps, and the dropped documents.
 
-    def read(data: None, rank: int, world: int) -> Iterator[Document]:
+    `interrupted` runs each task of a stage twice, and truncates what the first time wrote.
+    """
+    recipe = recipe_with(cleanings)
+    cleaning.check_cleaning(recipe)
+
+    def read(rank: int) -> Iterator[Document]:
         for number, text in enumerate(rows[rank][1]):
             yield Document(text, f"{rank}:{number}", metadata={"subset": "any"})
 
-    for stage in cleaning.cleaning_stages(recipe, [source for source, _ in rows], work, read):
+    for stage in cleaning.cleaning_stages(recipe, [source for source, _ in rows], work):
         for rank in order(stage.tasks):
-            if torn:
+            if interrupted:
                 before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
-                pipe(stage.steps, rank, stage.tasks)
-                tear(work, before)
-            pipe(stage.steps, rank, stage.tasks)
+                stage.run(read(rank), rank)
+                truncate_new_files(work, before)
+            stage.run(read(rank), rank)
     dropped = Dropped()
     kept: dict[int, list[str]] = {}
     for rank in order(len(rows)):
-        chain: list[cleaning.Step] = [read, *cleaning.steps(recipe, rows[rank][0], work, dropped)]
-        kept[rank] = [document.text for document in pipe(chain, rank, len(rows))]
+        documents = read(rank)
+        for step in cleaning.cleaning_steps(recipe, rows[rank][0], rank, work, dropped):
+            documents = step(documents)
+        kept[rank] = [document.text for document in documents]
     return [kept[rank] for rank in range(len(rows))], dropped
 
 
-def backwards(count: int) -> Sequence[int]:
-    return range(count)[::-1]
-
-
-def run_alike(
+def run_in_every_way(
     work: Path, cleanings: dict[str, dict[str, Any]], rows: Sequence[tuple[str, list[str]]]
 ) -> tuple[list[list[str]], Dropped]:
-    """`run`, after finding the same result with the ranks backwards and with every rank torn and done again."""
-    calm = run(work / "calm", cleanings, rows)
-    assert run(work / "backwards", cleanings, rows, backwards) == calm
-    assert run(work / "torn", cleanings, rows, torn=True) == calm
-    return calm
+    """Return the result of `run` after checking that neither the order of tasks nor interruptions change it."""
+    expected = run(work / "once", cleanings, rows)
+    assert run(work / "reversed", cleanings, rows, lambda count: range(count)[::-1]) == expected
+    assert run(work / "interrupted", cleanings, rows, interrupted=True) == expected
+    return expected
 
 
-EXACT, MINHASH = {"deduplicate": "exact"}, {"deduplicate": "minhash"}
-
-
-def plant(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """Two small tasks in the place of lm-eval's."""
+def use_small_tasks(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """Put small evaluation tasks in place of lm-eval's, and return the texts of their items."""
     tasks = {
         "herons": [ITEM, prose(90, 3), "Too few words"],
         "twins": [f"In another task: {ITEM}", prose(91, 3), prose(92, 3)],

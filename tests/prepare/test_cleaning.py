@@ -1,4 +1,4 @@
-"""Filters take bad text and nothing else, in the order asked for; what cannot be done here is said at once."""
+"""Filters drop bad text only, in the recipe's order; missing packages and unknown languages are refused at once."""
 
 import re
 import subprocess
@@ -9,14 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.prepare.cleaning import EXACT, ITEM, MINHASH, VOCABULARY, Dropped, plant, prose, recipe_with, run, run_alike
+from tests.prepare.cleaning import (
+    EXACT,
+    ITEM,
+    MINHASH,
+    VOCABULARY,
+    Dropped,
+    prose,
+    recipe_with,
+    run,
+    run_in_every_way,
+    use_small_tasks,
+)
 
 from tinyllama.errors import InputError
 from tinyllama.prepare import cleaning, decontamination
 
 
 def bad(seed: int) -> dict[str, tuple[str, str]]:
-    """By filter: a text that only it has a reason to leave out, and the reason."""
+    """Return, by filter, a text that only this filter drops, and the reason."""
     line = prose(seed, 1)
     return {
         "gopher_repetition": ("\n\n".join([line] * 12), "gopher_repetition: dup_para_frac"),
@@ -27,30 +38,30 @@ def bad(seed: int) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", ["gopher_repetition", "gopher_quality", "c4", "fineweb"])
-def test_a_filter_takes_bad_text_and_nothing_else(tmp_path: Path, name: str) -> None:
+def test_a_filter_drops_bad_text_only(tmp_path: Path, name: str) -> None:
     text, reason = bad(1)[name]
     good = [prose(seed) for seed in range(2, 6)]
     rows = [("web", [good[0], text, good[1]]), ("plain", [text]), ("web", good[2:])]
-    kept, dropped = run_alike(tmp_path, {"web": {"filters": [name]}, "plain": {}}, rows)
+    kept, dropped = run_in_every_way(tmp_path, {"web": {"filters": [name]}, "plain": {}}, rows)
     assert kept == [good[:2], [text], good[2:]]
     assert dropped.reasons == {"0:1": reason}
 
 
-def test_filters_come_in_the_recipes_order_and_the_first_says_why(tmp_path: Path) -> None:
+def test_filters_run_in_the_order_of_the_recipe(tmp_path: Path) -> None:
     text = "short\n\n" * 5
     for filters in (["fineweb", "gopher_quality"], ["gopher_quality", "fineweb"]):
         _, dropped = run(tmp_path, {"web": {"filters": filters}}, [("web", [text])])
         assert dropped.reasons["0:0"].startswith(filters[0])
 
 
-def test_c4_drops_lines_of_the_documents_it_keeps(tmp_path: Path) -> None:
+def test_c4_drops_lines_of_kept_documents(tmp_path: Path) -> None:
     text = prose(1) + "\nNo end\nWe use cookies for all of this.\nPlease enable javascript for all of this."
     kept, dropped = run(tmp_path, {"web": {"filters": ["c4"]}}, [("web", [text])])
     assert kept == [[prose(1)]]
     assert dropped.reasons == {}
 
 
-def test_gopher_quality_asks_for_english_stop_words_of_english_alone(tmp_path: Path) -> None:
+def test_gopher_quality_needs_english_stop_words_in_english_only(tmp_path: Path) -> None:
     german = " ".join(f"Heute lernen wir gemeinsam das Wort {word}." for word in VOCABULARY[::40])
     kept, _ = run(tmp_path, {"web": {"filters": ["gopher_quality"], "language": "de"}}, [("web", [german])])
     assert kept == [[german]]
@@ -58,20 +69,18 @@ def test_gopher_quality_asks_for_english_stop_words_of_english_alone(tmp_path: P
     assert dropped.reasons == {"0:0": "gopher_quality: gopher_enough_stop_words"}
 
 
-def test_a_document_too_long_to_judge_goes_with_that_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cleaning, "_MOST_CHARACTERS", len(prose(1)))
+def test_a_document_too_long_for_filters_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cleaning, "_MAX_CHARACTERS", len(prose(1)))
     kept, dropped = run(tmp_path, {"web": {"filters": ["c4"]}}, [("web", [prose(1), prose(1) + " More."])])
     assert kept == [[prose(1)]]
-    assert re.fullmatch(r"c4: over [\d,]+ characters, too long to judge", dropped.reasons["0:1"])
+    assert re.fullmatch(r"c4: over [\d,]+ characters, .*", dropped.reasons["0:1"])
 
 
-def test_dedup_then_filters_then_decontamination_each_see_what_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plant(monkeypatch)
+def test_deduplication_precedes_filters_and_decontamination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_small_tasks(monkeypatch)
     asked = {"web": EXACT | {"filters": ["gopher_quality"], "decontaminate": ["herons"]}}
     item = f"{prose(1)}\n{ITEM}."
-    kept, dropped = run_alike(tmp_path, asked, [("web", [ITEM, ITEM, item]), ("web", [item, prose(2)])])
+    kept, dropped = run_in_every_way(tmp_path, asked, [("web", [ITEM, ITEM, item]), ("web", [item, prose(2)])])
     assert kept == [[], [prose(2)]]
     assert dropped.reasons == {
         "0:0": "gopher_quality: gopher_short_doc",
@@ -81,10 +90,10 @@ def test_dedup_then_filters_then_decontamination_each_see_what_is_left(
     }
 
 
-def test_nothing_is_done_or_imported_where_nothing_is_asked_for(tmp_path: Path) -> None:
+def test_without_cleaning_there_are_no_stages_and_no_imports(tmp_path: Path) -> None:
     recipe = recipe_with({"web": {}})
-    assert cleaning.cleaning_stages(recipe, ["web"], tmp_path, lambda *_: pytest.fail("nothing is read")) == []
-    assert cleaning.steps(recipe, "web", tmp_path, Dropped()) == []
+    assert cleaning.cleaning_stages(recipe, ["web"], tmp_path) == ()
+    assert cleaning.cleaning_steps(recipe, "web", 0, tmp_path, Dropped()) == []
     script = (
         "import sys, tinyllama.prepare.cleaning; print([m for m in ('regex', 'spacy', 'lm_eval') if m in sys.modules])"
     )
@@ -95,17 +104,13 @@ def test_nothing_is_done_or_imported_where_nothing_is_asked_for(tmp_path: Path) 
     ("missing", "asked", "message"),
     [
         ("spacy", {"filters": ["c4"]}, r"sources\.web\.clean\.filters: .* spacy; pip install 'tinyllama\[clean\]'"),
-        ("regex", EXACT, r"sources\.web\.clean\.deduplicate: .* regex; pip install 'tinyllama\[clean\]'"),
-        (
-            "lm_eval",
-            {"decontaminate": ["piqa"]},
-            r"decontaminate: .* lm-eval; pip install 'tinyllama\[clean,evaluate\]'",
-        ),
-        ("none", MINHASH | {"language": "xx"}, r"sources\.web\.clean\.language: 'xx' has no rules .* such as en"),
+        ("regex", MINHASH, r"sources\.web\.clean\.deduplicate: .* regex; pip install 'tinyllama\[clean\]'"),
+        ("lm_eval", {"decontaminate": ["piqa"]}, r"clean\.decontaminate: .* lm-eval; pip install"),
+        ("none", MINHASH | {"language": "xx"}, r"sources\.web\.clean\.language: 'xx' has no rules"),
         ("none", MINHASH | {"language": "th"}, r"sources\.web\.clean\.language: 'th': .*`pip install pythainlp`"),
     ],
 )
-def test_what_cannot_be_done_here_is_said_at_once(
+def test_missing_packages_and_rules_are_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, asked: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr(cleaning, "find_spec", lambda name: None if name == missing else find_spec(name))
@@ -114,10 +119,15 @@ def test_what_cannot_be_done_here_is_said_at_once(
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_task_is_an_error_that_names_its_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_deduplication_needs_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cleaning, "find_spec", lambda name: None)
+    cleaning.check_cleaning(recipe_with({"web": EXACT}))
+
+
+def test_an_unknown_evaluation_task_names_its_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def item_texts(names: Sequence[str]) -> dict[str, list[str]]:
         raise InputError(f"task {names[0]!r} is unknown to lm-eval; did you mean hellaswag?")
 
     monkeypatch.setattr(decontamination, "item_texts", item_texts)
-    with pytest.raises(InputError, match=r"sources\.web\.clean\.decontaminate: task 'helaswag' .* mean hellaswag\?"):
+    with pytest.raises(InputError, match=r"sources\.web\.clean\.decontaminate: task 'helaswag'"):
         run(tmp_path, {"web": {"decontaminate": ["helaswag"]}}, [("web", [])])

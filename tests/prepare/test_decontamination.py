@@ -1,4 +1,4 @@
-"""What holds an evaluation item goes, however it is written, and nothing else does."""
+"""Documents that contain an evaluation item in any spelling are dropped, and no others."""
 
 import random
 from pathlib import Path
@@ -6,35 +6,35 @@ from typing import Any
 
 import pytest
 from datatrove.data import Document
-from tests.prepare.cleaning import ITEM, plant, prose, run, run_alike, with_changed_words
+from tests.prepare.cleaning import ITEM, prose, run, run_in_every_way, use_small_tasks, with_changed_words
 
-from tinyllama.prepare import cleaning, decontamination
-from tinyllama.prepare.ngrams import hashed_ngrams
+from tinyllama.prepare import decontamination
+from tinyllama.prepare.decontamination import hashed_ngrams, overlap, read_index
 
 
-def test_a_document_that_holds_an_evaluation_item_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tasks = plant(monkeypatch)
-    disguised = ITEM.upper().replace(" ", ",  ").replace("É", "E")
-    partly = " ".join(ITEM.split()[4:17])
-    near_miss = " ".join(ITEM.split()[5:17])  # 12 words
+def test_documents_with_an_evaluation_item_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = use_small_tasks(monkeypatch)
+    respelled = ITEM.upper().replace(" ", ",  ").replace("É", "E")
+    part = " ".join(ITEM.split()[4:17])
+    too_short_part = " ".join(ITEM.split()[5:17])  # 12 words
     rows = [
-        ("web", [prose(1), f"{prose(2)} {disguised} {prose(3)} {tasks['twins'][2]}", f"{prose(4)} {near_miss}"]),
+        ("web", [prose(1), f"{prose(2)} {respelled} {prose(3)} {tasks['twins'][2]}", f"{prose(4)} {too_short_part}"]),
         ("plain", [ITEM]),
-        ("web", [f"{prose(5)} {partly}", f"{prose(6)} {tasks['herons'][2]}", f"{prose(7)} {tasks['others'][0]}"]),
+        ("web", [f"{prose(5)} {part}", f"{prose(6)} {tasks['herons'][2]}", f"{prose(7)} {tasks['others'][0]}"]),
     ]
     asked = {"web": {"decontaminate": ["herons", "twins"]}, "plain": {}}
-    kept, dropped = run_alike(tmp_path, asked, rows)
+    kept, dropped = run_in_every_way(tmp_path, asked, rows)
     assert kept == [[rows[0][1][0], rows[0][1][2]], [ITEM], rows[2][1][1:]]
     assert dropped.reasons == dict.fromkeys(["0:1", "2:0"], "contaminated: herons, twins")
     assert dropped.contaminated["0:1"] == {"herons": [0], "twins": [0, 2]}
-    assert cleaning.overlap(tmp_path / "calm", "web", list(dropped.contaminated.values())) == {
+    assert overlap(read_index(tmp_path / "once/decontamination", "web"), dropped.contaminated.values()) == {
         "herons": {"items": 3, "too_short": 1, "found": 1, "documents": 2},
         "twins": {"items": 3, "too_short": 0, "found": 2, "documents": 2},
     }
 
 
-def test_each_source_has_its_own_tasks_and_length_of_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tasks = plant(monkeypatch)
+def test_each_source_has_its_own_tasks_and_ngram_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = use_small_tasks(monkeypatch)
     texts = [" ".join(ITEM.split()[:8]), tasks["others"][0]]
     asked: dict[str, dict[str, Any]] = {
         "web": {"decontaminate": ["herons"], "decontamination_words": 8},
@@ -43,10 +43,11 @@ def test_each_source_has_its_own_tasks_and_length_of_run(tmp_path: Path, monkeyp
     kept, dropped = run(tmp_path, asked, [("web", texts), ("books", texts)])
     assert kept == [texts[1:], texts[:1]]
     assert dropped.reasons == {"0:0": "contaminated: herons", "1:1": "contaminated: others"}
-    assert cleaning.overlap(tmp_path, "books", [])["others"] == {"items": 1, "too_short": 0, "found": 0, "documents": 0}
+    counts = overlap(read_index(tmp_path / "decontamination", "books"), [])
+    assert counts == {"others": {"items": 1, "too_short": 0, "found": 0, "documents": 0}}
 
 
-def test_what_goes_is_what_goes_by_the_filter_of_datatrove(tmp_path: Path) -> None:
+def test_the_filter_of_datatrove_drops_the_same_documents(tmp_path: Path) -> None:
     from datatrove.pipeline.decont import NGramsDecontConfig, NGramsDecontFilter
     from datatrove.utils.hashing import HashConfig
 

@@ -74,7 +74,7 @@ def raw(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recipe(small: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
-    monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)  # a task a file
+    monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)  # a task a file
     return recipe_at(small, raw, tmp_path / "store")
 
 
@@ -124,7 +124,7 @@ def test_a_slurm_task_that_is_lost_makes_no_store_and_is_done_alone_the_next_tim
     texts = python_sources(12)
     for number in range(2):
         write_jsonl(tmp_path / f"raw/{number}.jsonl", texts[number * 6 : number * 6 + 6])
-    monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)
+    monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)
     programs(tmp_path / "bin", sbatch=SBATCH, srun=SRUN, scontrol=SCONTROL, squeue=SQUEUE)
     (tmp_path / "bin/queue").touch()
     on_a_node = "'SLURM_ARRAY_TASK_ID' in os.environ"
@@ -161,7 +161,7 @@ def test_slurm_jobs_under_way_are_not_submitted_twice(
         small, raw, tmp_path / "store", **{"data.executor": "slurm", "data.slurm": {"partition": "cpu"}}
     )
     assert prepare_store(on_slurm) is None
-    with pytest.raises(InputError, match=r"Slurm jobs 7,7 are still at it; wait for them"):
+    with pytest.raises(InputError, match=r"Slurm jobs 7,7 are not finished; wait for them"):
         prepare_store(on_slurm)
     (tmp_path / "bin/queue").write_text("")
     assert prepare_store(on_slurm) is None
@@ -219,7 +219,7 @@ def test_on_ray_a_task_whose_worker_is_killed_each_time_is_one_line(
     pytest.importorskip("ray")
     (tmp_path / "sitecustomize.py").write_text(LOSING.format(shard="00003", condition=True))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(InputError, match=r"store: a worker was killed, perhaps for want of memory; run prepare again"):
+    with pytest.raises(InputError, match=r"store: a worker was killed, possibly out of memory; run prepare again"):
         prepare_store(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray"}))
     done = {path.name for path in (tmp_path / "store/.work/receipts").rglob("*.json")}
     assert "modules.train.00003.json" not in done
@@ -232,7 +232,7 @@ def test_on_ray_tasks_that_write_to_another_machines_folder_are_one_line(
 ) -> None:
     pytest.importorskip("ray")
     monkeypatch.setattr("tinyllama.prepare.executors.run_task", lambda job, stage, rank: None)
-    with pytest.raises(InputError, match=r"task 0 of tokens ended and left no receipt here; give every machine"):
+    with pytest.raises(InputError, match=r"task 0 of tokens ended without a completion record here"):
         prepare_store(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray"}))
 
 
@@ -254,7 +254,9 @@ def test_a_worker_that_the_kernel_kills_is_told_and_loses_nothing(small: Path, t
     os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert said.splitlines()[-1].startswith(f"tinyllama: {tmp_path / 'store'}: a worker was killed, perhaps for want")
+    assert said.splitlines()[-1].startswith(
+        f"tinyllama: {tmp_path / 'store'}: a worker was killed, possibly out of memory"
+    )
     assert "Traceback" not in said
     subprocess.run(command, check=True, capture_output=True)
     assert find_corruption(tmp_path / "store") == []
@@ -280,7 +282,7 @@ def test_a_full_disk_stops_with_one_line_and_loses_nothing(small: Path, tmp_path
     said = (tmp_path / "said").read_text()
     assert (tmp_path / "status").read_text() == "2\n"
     assert said.splitlines()[-1] == (
-        f"tinyllama: {disk}/store: cannot be written (No space left on device); free some space and run prepare again, "
+        f"tinyllama: {disk}/store: not writable (No space left on device); free some space and run prepare again, "
         "which resumes from here"
     )
     assert "Traceback" not in said

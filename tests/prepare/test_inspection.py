@@ -38,7 +38,7 @@ def test_every_document_leads_back_to_its_file_and_row(small: Path, name: str) -
 def test_the_documents_of_a_range_are_those_that_have_a_token_in_it(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)  # more than one shard
+    monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)  # more than one shard
     prepare_store(Recipe.load(small / "recipe.yaml", {"data.store": str(tmp_path / "store")}))
     split = TokenStore.open(tmp_path / "store")["modules/train"]
     assert len(split.shards) == 2
@@ -108,13 +108,13 @@ def test_subsets_are_told_apart(small: Path, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--step", "3"], "a row is traced by --recipe, --step and --row together"),
+        (["--step", "3"], "needs --recipe, --step and --row together"),
         (["--recipe", "RECIPE", "--step", "40"], "--step 40: the recipe's steps are 0 to 39"),
         (["--recipe", "RECIPE", "--step", "3", "--row", "6"], "--row 6: the rows of a step are 0 to 5"),
         (["--tokenizer", "OTHER"], "not the tokenizer that"),
         (
             ["--recipe", "demo", "--step", "3"],
-            "made with sources.lines",
+            "made with ",
         ),
     ],
 )

@@ -64,7 +64,7 @@ def test_rows_read_are_rows_kept_and_rows_left_out(small: Path) -> None:
 def test_workers_and_interruptions_never_change_the_bytes(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)  # a task a file; workers only get tasks
+    monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)  # a task a file; workers only get tasks
     prepare_store(recipe_at(small, tmp_path / "one"))
     wanted = contents(tmp_path / "one")
     assert "modules/train/00001.tokens" in wanted
@@ -187,15 +187,15 @@ def test_an_empty_corpus_is_refused_by_its_source(small: Path, tmp_path: Path) -
 
 
 def test_a_store_of_other_data_is_refused_rather_than_overwritten(small: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"made with validation_fraction 0.1, the recipe says 0.2"):
+    with pytest.raises(InputError, match=r"made with validation_fraction 0.1, the recipe has 0.2"):
         prepare_store(recipe_at(small, small / "store", **{"data.validation_fraction": 0.2}))
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(InputError, match=r"holds files but no token store"):
+    with pytest.raises(InputError, match=r"has files but no token store"):
         prepare_store(recipe_at(small, tmp_path))
 
 
 def test_reading_runs_over_the_ends_of_shards(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)
+    monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)
     split = prepared(recipe_at(small, tmp_path / "store"))["modules/train"]
     whole = np.concatenate([np.fromfile(split.folder / shard.file, split.dtype) for shard in split.shards])
     assert len(split.shards) == 2
@@ -240,7 +240,7 @@ def eight_files(folder: Path) -> Path:
 def test_after_inputs_changed_the_tasks_that_are_the_same_are_kept(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)
+    monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)
     raw = eight_files(tmp_path / "raw")
     paths = {"data.sources.modules.path": str(raw)}
     interrupt(recipe_at(small, tmp_path / "store", **paths), monkeypatch, 6)
@@ -262,7 +262,7 @@ def test_after_inputs_changed_the_tasks_that_are_the_same_are_kept(
 def test_a_kept_task_keeps_its_own_rejects_and_a_vanished_one_leaves_nothing(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)
+    monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)
     for source in ("modules", "lines"):
         raw = eight_files(tmp_path / source)
         for path in raw.iterdir():
@@ -282,11 +282,11 @@ def test_a_kept_task_keeps_its_own_rejects_and_a_vanished_one_leaves_nothing(
 def test_unfinished_work_of_another_recipe_is_neither_taken_nor_thrown_away(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)
+    monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)
     interrupt(recipe_at(small, tmp_path / "store"), monkeypatch, 2)
     before = contents(tmp_path / "store")
     with pytest.raises(
-        InputError, match=r"store: begun with validation_fraction 0.1, the recipe says 0.5; choose another store"
+        InputError, match=r"store: begun with validation_fraction 0.1, the recipe has 0.5; choose another store"
     ):
         prepare_store(recipe_at(small, tmp_path / "store", **{"data.validation_fraction": 0.5}))
     assert contents(tmp_path / "store") == before
@@ -297,7 +297,7 @@ def test_unfinished_work_of_another_recipe_is_neither_taken_nor_thrown_away(
 def test_a_file_that_changes_while_it_is_prepared_stops_with_its_name(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)
+    monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)
     raw = eight_files(tmp_path / "raw")
     recipe = recipe_at(small, tmp_path / "store", **{"data.sources.modules.path": str(raw)})
     first = (raw / "0.jsonl").read_text()

@@ -21,7 +21,6 @@ from tinyllama.data.verification import find_corruption
 from tinyllama.prepare import decontamination
 from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.prepare.tasks import plan_job
-from tinyllama.prepare.worker import stages
 from tinyllama.recipe import Recipe
 
 
@@ -47,7 +46,7 @@ def recipe_at(small: Path, raw: Path, store: Path, **overrides: Any) -> Recipe:
 
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)  # a task a file
+    monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)  # a task a file
     items = {"herons": [ITEM, "An item about something else that nobody has ever written into any document at all"]}
     monkeypatch.setattr(decontamination, "item_texts", lambda tasks: {task: items[task] for task in tasks})
 
@@ -78,7 +77,7 @@ def test_workers_and_interruptions_never_change_a_cleaned_store(
 ) -> None:
     prepare_store(recipe_at(small, raw, tmp_path / "calm"))
     recipe = recipe_at(small, raw, tmp_path / "store")
-    assert sum(stages(plan_job(recipe)).values()) == 28
+    assert sum(plan_job(recipe).stages.values()) == 28
     for after in (3, 9, 6, 5):  # tasks until the next interruption
         interrupt(recipe, monkeypatch, after)
         assert not (tmp_path / "store/manifest.json").exists()

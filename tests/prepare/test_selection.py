@@ -93,7 +93,7 @@ def test_sample_of_a_single_long_document_is_its_beginning(small: Path, tmp_path
 
 
 def test_held_out_tails_do_not_depend_on_workers(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyllama.prepare.tasks._MOST_BYTES", 1)  # one file per task
+    monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)  # one file per task
     texts = python_sources(12)
     for number in range(4):
         write_jsonl(tmp_path / f"raw/{number}.jsonl", [*texts[number * 3 : number * 3 + 3], "é"])

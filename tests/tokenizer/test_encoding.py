@@ -26,7 +26,7 @@ from tests.vocabularies import (
 )
 
 from tinyllama.errors import InputError
-from tinyllama.prepare.corpus import CorpusReport
+from tinyllama.prepare.corpus import CorpusSizes
 from tinyllama.prepare.readers import RejectedRow, SourceRow, read_rows
 from tinyllama.prepare.sources import list_files
 from tinyllama.recipe import Source
@@ -91,7 +91,7 @@ def test_every_unicode_character_has_sentencepiece_ids(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama2" if LLAMA2.is_file() else "small"])
-def test_embedded_corpus_has_sentencepiece_ids(name: str, embedded_corpora: tuple[Path, Path, CorpusReport]) -> None:
+def test_embedded_corpus_has_sentencepiece_ids(name: str, embedded_corpora: tuple[Path, Path, CorpusSizes]) -> None:
     texts = [
         to_str(row.text)
         for source in CORPUS

@@ -131,12 +131,9 @@ def _check_cleaning(recipe: Recipe) -> Iterator[CheckResult]:
     steps = {name: source.clean for name, source in recipe.data.sources.items()}
     cleaned = [name for name, clean in steps.items() if clean.deduplicate or clean.filters or clean.decontaminate]
     if cleaned:
-        from tinyllama.prepare.cleaning import cleaning_stages
+        from tinyllama.prepare.cleaning import check_cleaning
 
-        def check() -> object:
-            return cleaning_stages(recipe, (), Path(recipe.data.store), lambda data, rank, world: data)
-
-        yield _run_check("data.sources.*.clean", ", ".join(cleaned), check)
+        yield _run_check("data.sources.*.clean", ", ".join(cleaned), lambda: check_cleaning(recipe))
 
 
 def _check_executor(recipe: Recipe, found: SystemInfo) -> CheckResult:

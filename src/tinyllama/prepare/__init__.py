@@ -1,1 +1,1 @@
-"""From raw text to a token store: reading, cleaning, deduplication, tokenization, on any number of workers."""
+"""Raw text to a token store: reading, cleaning, deduplication, tokenization, on any number of workers."""

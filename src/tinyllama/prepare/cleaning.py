@@ -1,163 +1,181 @@
-"""What a recipe takes out of its sources: duplicates, then bad text, then evaluation items; datatrove's blocks.
+"""Cleaning: what a recipe removes from its sources: duplicates, then bad text, then evaluation items.
 
-Says which stages must be done before tokens are written and which steps stand between reading and writing a task;
-who runs them, and keeps a record of what is done, is the caller. Nothing here runs, or imports the extra `clean`, where
-a recipe asks for nothing.
+A stage is done by all its tasks before the next one starts; the steps are what happens to a task's documents between
+reading and writing. Filters are datatrove's. Nothing of the extra `clean` is imported unless a recipe needs it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from datatrove.data import Document
 
 from tinyllama.errors import InputError
 from tinyllama.prepare import decontamination, deduplication
-from tinyllama.prepare.dropping import DropCallback, DroppedDocumentWriter, drop_document
-from tinyllama.prepare.ngrams import words
 from tinyllama.recipe import Cleaning, Recipe
 
-Step = Callable[[Any, int, int], Any]
-"""A step of a datatrove pipeline: (documents, rank, number of ranks) -> documents."""
+DropCallback = Callable[[Document], None]
+"""Receives each dropped document once; `metadata["filter_reason"]` is the reason."""
+Step = Callable[[Iterator[Document]], Iterator[Document]]
+MATCHING_ITEMS = "matching_items"
+"""Key of a contaminated document's metadata: numbers of the items found in it, by evaluation task."""
 
-# A filter's lists of words and of their runs were seen to take up to 120 bytes a character.
-_MOST_CHARACTERS = 5_000_000
+_MAX_CHARACTERS = 5_000_000
+"""Longest document in characters that filters accept: their lists of words took up to 120 bytes per character."""
 
 
-@dataclass(frozen=True)
-class CleaningStage:
-    """A stage that must be done by all its tasks before the next one begins."""
+class CleaningStage(NamedTuple):
+    """A stage that all its tasks must finish before the next one starts."""
 
     name: str
     tasks: int
-    steps: list[Step]
+    run: Callable[[Iterator[Document], int], None]
+    """Function that does task `rank`, with the documents of the recipe's task of that rank."""
 
 
-def cleaning_stages(recipe: Recipe, task_sources: Sequence[str], work: Path, read: Step) -> list[CleaningStage]:
-    """The stages before tokens are written, in order; none where no source asks for any.
+def check_cleaning(recipe: Recipe) -> None:
+    """Raise InputError if a source needs a package that is missing, or a language without rules for words."""
+    for name, source in recipe.data.sources.items():
+        cleaning, place = source.clean, f"data.sources.{name}.clean"
+        needs_words = [field for field in ("filters", "decontaminate") if getattr(cleaning, field)]
+        if cleaning.deduplicate == "minhash":
+            needs_words.insert(0, "deduplicate")
+        if not needs_words:
+            continue
+        for module in ("regex", "spacy"):
+            if find_spec(module) is None:
+                raise InputError(
+                    f"{place}.{needs_words[0]}: needs the package {module}; pip install 'tinyllama[clean]'"
+                )
+        if cleaning.decontaminate and find_spec("lm_eval") is None:
+            raise InputError(
+                f"{place}.decontaminate: needs the package lm-eval; pip install 'tinyllama[clean,evaluate]'"
+            )
+        try:
+            list(decontamination.words("one word", cleaning.language))
+        except ValueError:
+            raise InputError(
+                f"{place}.language: {cleaning.language!r} has no rules for words; give an ISO 639-1 code such as en"
+            ) from None
+        except ImportError as error:
+            raise InputError(f"{place}.language: {cleaning.language!r}: {' '.join(str(error).split())}") from None
 
-    `task_sources` is the source of each task, `read` a step that reads the documents of task `rank`. What the stages
-    leave for `steps` lies in `work`. Raises InputError where a source asks for what is not installed, or for a language
-    without rules.
+
+def cleaning_stages(recipe: Recipe, task_sources: Sequence[str], work: Path) -> tuple[CleaningStage, ...]:
+    """Return the stages that must be done before tokens are written, in order.
+
+    `task_sources` has the source of each of the recipe's tasks. The stages write to `work`.
     """
     cleanings = {name: source.clean for name, source in recipe.data.sources.items()}
-    for name, cleaning in cleanings.items():
-        _check(name, cleaning)
+    stages = []
+    decontaminated = [(name, cleaning) for name, cleaning in cleanings.items() if cleaning.decontaminate]
+    if decontaminated:
+        run = partial(decontamination.write_index, decontaminated, work / "decontamination")
+        stages.append(CleaningStage("decontamination-index", len(decontaminated), run))
+    exact = [rank for rank, source in enumerate(task_sources) if cleanings[source].deduplicate == "exact"]
+    if exact:
+        sign = partial(deduplication.write_exact_signatures, work / "exact", exact)
+        find = partial(deduplication.find_exact_duplicates, work / "exact", exact)
+        stages.append(CleaningStage("exact-signatures", len(task_sources), sign))
+        stages.append(CleaningStage("exact-duplicates", deduplication.EXACT_RANGES, find))
     asked = [cleanings[source] for source in task_sources]
-    return [
-        *_decontamination_stages(cleanings, work / "decontamination"),
-        *_exact_stages([cleaning.deduplicate == "exact" for cleaning in asked], work / "exact", read),
-        *_minhash_stages(
-            [cleaning.language if cleaning.deduplicate == "minhash" else None for cleaning in asked],
-            work / "minhash",
-            read,
-        ),
-    ]
+    languages = [cleaning.language if cleaning.deduplicate == "minhash" else None for cleaning in asked]
+    if any(languages):
+        folder = work / "minhash"
+        sign = partial(deduplication.sign_minhash, folder, languages)
+        pair = partial(deduplication.find_minhash_pairs, folder)
+        stages.append(CleaningStage("minhash-signatures", len(languages), sign))
+        stages.append(CleaningStage("minhash-buckets", deduplication.MINHASH_BUCKETS, pair))
+        stages.append(CleaningStage("minhash-clusters", 1, partial(deduplication.find_minhash_duplicates, folder)))
+    return tuple(stages)
 
 
-def _check(source: str, cleaning: Cleaning) -> None:
-    place = f"data.sources.{source}.clean"
-    asked = [name for name in ("deduplicate", "filters", "decontaminate") if getattr(cleaning, name)]
-    if not asked:
-        return
-    for module in ("regex", "spacy"):
-        if find_spec(module) is None:
-            raise InputError(f"{place}.{asked[0]}: needs the package {module}; pip install 'tinyllama[clean]'")
-    if cleaning.decontaminate and find_spec("lm_eval") is None:
-        raise InputError(f"{place}.decontaminate: needs the package lm-eval; pip install 'tinyllama[clean,evaluate]'")
-    if asked == ["deduplicate"] and cleaning.deduplicate == "exact":
-        return
-    try:
-        list(words("one word", cleaning.language))
-    except ValueError:
-        raise InputError(
-            f"{place}.language: {cleaning.language!r} has no rules for words; give an ISO 639-1 code such as en"
-        ) from None
-    except ImportError as error:
-        raise InputError(f"{place}.language: {cleaning.language!r}: {' '.join(str(error).split())}") from None
-
-
-def _decontamination_stages(cleanings: dict[str, Cleaning], folder: Path) -> list[CleaningStage]:
-    wanted = [(name, cleaning) for name, cleaning in cleanings.items() if cleaning.decontaminate]
-    index = partial(decontamination.write_indexes, wanted, folder)
-    return [CleaningStage("decontamination-index", len(wanted), [index])] if wanted else []
-
-
-def _exact_stages(takes_part: list[bool], folder: Path, read: Step) -> list[CleaningStage]:
-    if not any(takes_part):
-        return []
-    counts = accumulate(takes_part)
-    places = [count - 1 if takes else None for takes, count in zip(takes_part, counts, strict=True)]
-    return [
-        CleaningStage(
-            "exact-signatures", len(places), [read, partial(deduplication.write_exact_signatures, folder, places)]
-        ),
-        CleaningStage("exact-finders", deduplication.EXACT_FINDERS, [partial(deduplication.find_exact, folder)]),
-    ]
-
-
-def _minhash_stages(languages: list[str | None], folder: Path, read: Step) -> list[CleaningStage]:
-    if not any(languages):
-        return []
-    sign = partial(deduplication.sign_minhash, folder, languages)
-    return [
-        CleaningStage("minhash-signatures", len(languages), [read, sign]),
-        CleaningStage("minhash-buckets", deduplication.MINHASH_BUCKETS, [partial(deduplication.find_minhash, folder)]),
-        CleaningStage("minhash-clusters", 1, [partial(deduplication.keep_first, folder)]),
-    ]
-
-
-def steps(recipe: Recipe, source_name: str, work: Path, on_excluded: DropCallback) -> list[Step]:
-    """The steps between reading and writing a task of a source, after the preliminary stages.
-
-    The first must get the task's documents as the stages read them. `on_excluded` is called once with each document
-    that goes.
-    """
+def cleaning_steps(recipe: Recipe, source_name: str, rank: int, work: Path, on_drop: DropCallback) -> list[Step]:
+    """Return the steps for the documents of task `rank`, which is of the source `source_name`, after the stages."""
     cleaning = recipe.data.sources[source_name].clean
-    chain: list[Step] = []
+    steps: list[Step] = []
     if kind := cleaning.deduplicate:
-        chain.append(partial(deduplication.drop_duplicates, work / kind, kind, on_excluded))
-    chain += [partial(_filter, name, cleaning.language, on_excluded) for name in cleaning.filters]
+        steps.append(partial(_drop_duplicates, work / kind, kind, rank, on_drop))
+    steps += [partial(_filter, name, cleaning.language, on_drop) for name in cleaning.filters]
     if cleaning.decontaminate:
-        folder = work / "decontamination"
-        chain.append(partial(decontamination.drop_contaminated, folder, source_name, cleaning, on_excluded))
-    return chain
+        index = decontamination.read_index(work / "decontamination", source_name)
+        steps.append(partial(_drop_contaminated, index, cleaning, on_drop))
+    return steps
 
 
-def overlap(work: Path, source_name: str, dropped: Sequence[dict[str, list[int]]]) -> dict[str, dict[str, int]]:
-    """What `decontamination.overlap` says of a source."""
-    return decontamination.overlap(work / "decontamination", source_name, dropped)
+def _drop(document: Document, reason: str, on_drop: DropCallback) -> None:
+    document.metadata["filter_reason"] = reason
+    on_drop(document)
 
 
-def _filter(
-    name: str, language: str, on_excluded: DropCallback, data: Iterator[Document], rank: int, world: int
+def _drop_duplicates(
+    folder: Path, kind: str, rank: int, on_drop: DropCallback, documents: Iterator[Document]
 ) -> Iterator[Document]:
-    """Pipeline step: the documents that pass one of datatrove's quality filters."""
-    short = _drop_oversized(name, on_excluded, data)
-    yield from _quality_filter(name, language, DroppedDocumentWriter(name, on_excluded)).run(short, rank, world)
+    duplicates = deduplication.read_duplicates(folder, rank)
+    for number, document in enumerate(documents):
+        if number in duplicates:
+            duplicates.remove(number)
+            _drop(document, f"duplicate ({kind})", on_drop)
+        else:
+            yield document
+    if duplicates:
+        raise InputError(f"{folder}: document {min(duplicates)} of task {rank} has gone since; run prepare again")
 
 
-def _drop_oversized(name: str, on_excluded: DropCallback, data: Iterator[Document]) -> Iterator[Document]:
-    for document in data:
-        if len(document.text) > _MOST_CHARACTERS:
-            drop_document(document, f"{name}: over {_MOST_CHARACTERS:,} characters, too long to judge", on_excluded)
+def _drop_contaminated(
+    index: decontamination.Index, cleaning: Cleaning, on_drop: DropCallback, documents: Iterator[Document]
+) -> Iterator[Document]:
+    for document in documents:
+        ngrams = decontamination.hashed_ngrams(document.text, cleaning.language, cleaning.decontamination_words)
+        if found := decontamination.matching_items(index, ngrams):
+            document.metadata[MATCHING_ITEMS] = found
+            _drop(document, f"contaminated: {', '.join(found)}", on_drop)
         else:
             yield document
 
 
-def _quality_filter(name: str, language: str, writer: DroppedDocumentWriter) -> Any:
-    """A filter with its paper's thresholds, which are datatrove's defaults."""
+def _filter(name: str, language: str, on_drop: DropCallback, documents: Iterator[Document]) -> Iterator[Document]:
+    """Yield the documents that pass one of datatrove's quality filters."""
+
+    def short() -> Iterator[Document]:
+        for document in documents:
+            if len(document.text) > _MAX_CHARACTERS:
+                _drop(document, f"{name}: over {_MAX_CHARACTERS:,} characters, too long for filters", on_drop)
+            else:
+                yield document
+
+    yield from _quality_filter(name, language, _DroppedDocumentWriter(name, on_drop)).run(short(), 0, 1)
+
+
+@dataclass
+class _DroppedDocumentWriter:
+    """The `exclusion_writer` of one of datatrove's filters; puts the filter's name before its reason."""
+
+    filter: str
+    on_drop: DropCallback
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def write(self, document: Document, rank: int) -> None:
+        _drop(document, f"{self.filter}: {document.metadata['filter_reason']}", self.on_drop)
+
+
+def _quality_filter(name: str, language: str, writer: _DroppedDocumentWriter) -> Any:
+    """Return a filter with the thresholds of its paper, which are datatrove's defaults."""
     from datatrove.pipeline import filters  # noqa: PLC0415 - needs the extra `clean`
 
     match name:
         case "gopher_repetition":
             return filters.GopherRepetitionFilter(exclusion_writer=writer, language=language)
         case "gopher_quality":
-            # The paper's stop words are English; another language's text would hold none of them.
+            # The paper's stop words are English; text in another language has none of them.
             stop_words = 2 if language == "en" else None
             return filters.GopherQualityFilter(min_stop_words=stop_words, exclusion_writer=writer, language=language)
         case "c4":

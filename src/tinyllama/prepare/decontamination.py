@@ -1,8 +1,9 @@
-"""Documents that share a run of words with an evaluation task's item, and how many items were so found.
+"""Decontamination: documents that share n words in a row with an evaluation item, and how many items were found.
 
-Reads lm-eval's tasks, writes for each source one index: the hash of every run of words of every item, sorted, beside
-whose it is. datatrove's own indexer needs lighteval, and its filter stops at a document's first hit and knows one task
-for a hash; here every hit counts, so that the overlap can be told item by item. Words and hashes are datatrove's.
+Reads lm-eval's tasks and writes one index per source: the sorted hashes of the n-grams of every item, and the item of
+each. datatrove's own indexer needs lighteval, and its filter stops at the first match of a document and knows one task
+per hash. Here all matches count, so that the overlap is known for each item. Words are datatrove's; the hash is SHA-1's
+first 64 bits, because datatrove's other hash, xxhash, would pin an old version of that package.
 """
 
 import re
@@ -18,37 +19,35 @@ from numpy.typing import NDArray
 
 from tinyllama.errors import InputError
 from tinyllama.files import atomic_write
-from tinyllama.prepare.dropping import DropCallback, drop_document
-from tinyllama.prepare.ngrams import hashed_ngrams
 from tinyllama.recipe import Cleaning
 
-CONTAMINATED = "contaminated"
-"""Of a document's metadata: what was found in it, numbers of items by task."""
-
-# How lm-eval's prompts name an item's parts; no text of a web page would have them at these places.
+# The parts of lm-eval's prompts that name an item's parts; web pages do not have them at these places.
 _LABELS = re.compile(r"^(?:question|answer|passage|context|q|a):", re.IGNORECASE | re.MULTILINE)
+_PART_CHARACTERS = 1_000_000
+"""Characters that are cut into words at a time: a document of 200 MB at once would need gigabytes."""
+_SPACE = re.compile(r"\s")
 
 
 @dataclass(frozen=True)
 class Index:
-    """Runs of words of the tasks' items; items are counted through all tasks."""
+    """N-grams of the items of all tasks of a source; items are numbered across tasks."""
 
     hashes: NDArray[np.uint64]
-    """Of the runs, in rising order: [N]."""
+    """Hashes of the n-grams in rising order: [N]."""
     items: NDArray[np.int64]
-    """Whose each run is: [N]."""
+    """Item of each n-gram: [N]."""
     tasks: NDArray[np.str_]
-    """Names: [T]."""
+    """Names of the tasks: [T]."""
     starts: NDArray[np.int64]
-    """Each task's first item, and after them the number of all: [T + 1]."""
+    """Number of each task's first item, and the number of items: [T + 1]."""
     too_short: NDArray[np.int64]
-    """Each task's items of too few words, which no search can find: [T]."""
+    """Number of each task's items that have fewer than n words, which cannot be found: [T]."""
 
 
-def write_indexes(wanted: Sequence[tuple[str, Cleaning]], folder: Path, data: None, rank: int, world: int) -> None:
-    """Pipeline step: the index of source number `rank`.
+def write_index(wanted: Sequence[tuple[str, Cleaning]], folder: Path, documents: Iterator[Document], rank: int) -> None:
+    """Write the index of source number `rank`; a task of a cleaning stage.
 
-    Raises InputError for a task that lm-eval does not know, and for items neither here nor on the hub.
+    Raises InputError for a task that lm-eval does not know, or whose items are neither here nor on the hub.
     """
     source, cleaning = wanted[rank]
     try:
@@ -56,16 +55,18 @@ def write_indexes(wanted: Sequence[tuple[str, Cleaning]], folder: Path, data: No
     except InputError as error:
         raise InputError(f"data.sources.{source}.clean.decontaminate: {error}") from None
     index = build_index(texts, cleaning.language, cleaning.decontamination_words)
-    with atomic_write(_path(folder, source)) as file:
+    with atomic_write(folder / f"{source}.npz") as file:
         np.savez(file, **vars(index))
 
 
-def _path(folder: Path, source: str) -> Path:
-    return folder / f"{source}.npz"
+def read_index(folder: Path, source: str) -> Index:
+    """Read the index of a source."""
+    with np.load(folder / f"{source}.npz") as arrays:
+        return Index(**arrays)
 
 
 def item_texts(tasks: Sequence[str]) -> dict[str, list[str]]:
-    """By task, the text of each of its items: query and right answer, without a prompt's labels."""
+    """Return the text of each item by task: query and right answer, without a prompt's labels."""
     from tinyllama.evaluate.tasks import load_tasks, suppress_stderr  # noqa: PLC0415 - lm-eval, 5 s and an extra
 
     loaded = load_tasks(tasks).tasks
@@ -75,7 +76,7 @@ def item_texts(tasks: Sequence[str]) -> dict[str, list[str]]:
 
 def _item_text(task: Any, item: Any) -> str:
     choices = task.doc_to_choice(item) if task.OUTPUT_TYPE == "multiple_choice" else []
-    # Either may be the number of a choice: the answer usually, the query in tasks such as WinoGrande.
+    # Either may be the number of a choice: usually the answer, in tasks such as WinoGrande the query.
     query, answer = (_choice_text(part, choices) for part in (task.doc_to_text(item), task.doc_to_target(item)))
     return f"{_LABELS.sub('', query).strip()} {answer}"
 
@@ -89,20 +90,20 @@ def _choice_text(part: Any, choices: Sequence[str]) -> str:
 
 
 def build_index(texts: Mapping[str, Sequence[str]], language: str, length_words: int) -> Index:
-    """The index of items' texts by task."""
-    runs = [np.unique(hashed_ngrams(text, language, length_words)) for items in texts.values() for text in items]
+    """Return the index of the items' texts, given by task."""
+    grams = [np.unique(hashed_ngrams(text, language, length_words)) for items in texts.values() for text in items]
     starts = np.cumsum([0, *map(len, texts.values())])
-    short = np.array([not len(own) for own in runs], dtype=np.int64)
-    hashes = np.concatenate([*runs, np.empty(0, dtype=np.uint64)])
-    items = np.repeat(np.arange(len(runs)), [len(own) for own in runs])
+    is_short = np.array([not len(own) for own in grams], dtype=np.int64)
+    hashes = np.concatenate([*grams, np.empty(0, dtype=np.uint64)])
+    items = np.repeat(np.arange(len(grams)), [len(own) for own in grams])
     order = np.argsort(hashes, kind="stable")
-    too_short = np.array([short[start:end].sum() for start, end in pairwise(starts)])
+    too_short = np.array([is_short[start:end].sum() for start, end in pairwise(starts)])
     return Index(hashes[order], items[order], np.array(list(texts), dtype=np.str_), starts, too_short)
 
 
-def matching_items(index: Index, runs: NDArray[np.uint64]) -> dict[str, list[int]]:
-    """The items that share one of the hashed runs with a document: their numbers, by task."""
-    first, last = (np.searchsorted(index.hashes, runs, side) for side in ("left", "right"))
+def matching_items(index: Index, ngrams: NDArray[np.uint64]) -> dict[str, list[int]]:
+    """Return the items that share one of a document's hashed n-grams: numbers within their task, by task."""
+    first, last = (np.searchsorted(index.hashes, ngrams, side) for side in ("left", "right"))
     hits = zip(first[last > first].tolist(), last[last > first].tolist(), strict=True)
     items = sorted({item for start, end in hits for item in index.items[start:end].tolist()})
     found: dict[str, list[int]] = {}
@@ -112,42 +113,16 @@ def matching_items(index: Index, runs: NDArray[np.uint64]) -> dict[str, list[int
     return found
 
 
-def drop_contaminated(
-    folder: Path,
-    source: str,
-    cleaning: Cleaning,
-    on_excluded: DropCallback,
-    data: Iterator[Document],
-    rank: int,
-    world: int,
-) -> Iterator[Document]:
-    """Pipeline step: the documents of a source that share no run of words with an item."""
-    index = _read_index(_path(folder, source))
-    for document in data:
-        found = matching_items(index, hashed_ngrams(document.text, cleaning.language, cleaning.decontamination_words))
-        if found:
-            document.metadata[CONTAMINATED] = found
-            drop_document(document, f"contaminated: {', '.join(found)}", on_excluded)
-        else:
-            yield document
+def overlap(index: Index, dropped: Iterable[Mapping[str, Sequence[int]]]) -> dict[str, dict[str, int]]:
+    """Return the counts of each task: its `items`, those `too_short` or `found`, and the `documents` dropped for them.
 
-
-def _read_index(path: Path) -> Index:
-    with np.load(path) as arrays:
-        return Index(**arrays)
-
-
-def overlap(folder: Path, source: str, dropped: Iterable[Mapping[str, Sequence[int]]]) -> dict[str, dict[str, int]]:
-    """By task of a source: `items`, of them `too_short` to look for and `found`, and the `documents` dropped for them.
-
-    `dropped` is each dropped document's `metadata[CONTAMINATED]`.
+    `dropped` has the matching items of each dropped document.
     """
-    index = _read_index(_path(folder, source))
     tasks: list[str] = index.tasks.tolist()
     found: dict[str, set[int]] = {task: set() for task in tasks}
     documents = dict.fromkeys(tasks, 0)
-    for one in dropped:
-        for task, items in one.items():
+    for matches in dropped:
+        for task, items in matches.items():
             found[task].update(items)
             documents[task] += 1
     counts = zip(tasks, np.diff(index.starts).tolist(), index.too_short.tolist(), strict=True)
@@ -155,3 +130,29 @@ def overlap(folder: Path, source: str, dropped: Iterable[Mapping[str, Sequence[i
         task: {"items": items, "too_short": short, "found": len(found[task]), "documents": documents[task]}
         for task, items, short in counts
     }
+
+
+def hashed_ngrams(text: str, language: str, length_words: int) -> NDArray[np.uint64]:
+    """Return the hash of every `length_words` words in a row, in the text's order: uint64[words - length_words + 1]."""
+    from datatrove.utils.hashes.sha1 import sha1_hash64  # noqa: PLC0415 - as below, part of the extra `clean`
+    from datatrove.utils.text import ngrams  # noqa: PLC0415
+
+    grams = ngrams(words(text, language), length_words)
+    return np.fromiter((sha1_hash64(" ".join(gram)) for gram in grams), dtype=np.uint64)
+
+
+def words(text: str, language: str) -> Iterator[str]:
+    """Yield the words of a text in lower case, without punctuation, accents and numbers.
+
+    Raises ValueError for a language without rules, ImportError if the rules need another package.
+    """
+    from datatrove.utils.text import simplify_text  # noqa: PLC0415
+    from datatrove.utils.word_tokenizers import load_word_tokenizer  # noqa: PLC0415
+
+    tokenizer = load_word_tokenizer(language)
+    start = 0
+    while start < len(text):
+        space = _SPACE.search(text, start + _PART_CHARACTERS)  # no word contains a space
+        end = space.start() if space else len(text)
+        yield from tokenizer.word_tokenize(simplify_text(text[start:end]))
+        start = end

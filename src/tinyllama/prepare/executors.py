@@ -1,8 +1,8 @@
-"""Runs the tasks of a stage: in processes here, on a Ray cluster, or as Slurm jobs.
+"""Executors: run the tasks of a stage in processes of this machine, on a Ray cluster, or as Slurm jobs.
 
-All three do the same with a task (`pipeline.run_rank`) and count on its receipt alone. The local pool is
-concurrent.futures': datatrove's own waits for ever for a worker that the kernel has killed. Ray is used directly:
-datatrove's executor forks a pool in each Ray worker, which at times waits for ever when it should end.
+All three call `worker.run_task` and rely on its completion records alone. The local pool is concurrent.futures',
+because datatrove's waits forever for a worker that the kernel has killed. Ray is called directly, because datatrove's
+executor forks a pool in each Ray worker, which sometimes hangs when it should end.
 """
 
 import logging
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -22,19 +22,22 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama.errors import InputError
+from tinyllama.files import read_json, write_json
 from tinyllama.hardware import available_cpu_count
 from tinyllama.prepare.tasks import Job
 from tinyllama.prepare.worker import run_task
 from tinyllama.processes import set_parent_death_signal
 
-_RETRIES = 3
-"""Times that Ray does a task again whose worker was lost."""
+_RAY_RETRIES = 3
+"""Times that Ray runs a task again after its worker was lost."""
+_MAX_SLURM_ARRAY = 1000
+"""Largest job array: Slurm's MaxArraySize is 1001 by default."""
 
 
 def run_local(job: Job, stage: str, ranks: list[int], started: Callable[[], None]) -> None:
-    """Run tasks of a stage in processes of this machine; `started` is called once they are there.
+    """Run tasks of a stage in processes of this machine; call `started` when the processes exist.
 
-    Raises InputError with the first task's problem; those under way are finished, the others are not begun.
+    Raises InputError with the first task's problem, after the tasks that run have finished; no others are started.
     """
     workers = min(len(ranks), available_cpu_count() if job.recipe.data.workers == "auto" else job.recipe.data.workers)
     if workers <= 1:
@@ -42,74 +45,70 @@ def run_local(job: Job, stage: str, ranks: list[int], started: Callable[[], None
         for rank in ranks:
             run_task(job, stage, rank)
         return
-    # A forked worker has the modules and the tokenizer from the start, which saves a second.
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context(
+        "fork"
+    )  # a forked worker has the modules and the tokenizer: it saves a second
     with ProcessPoolExecutor(workers, context, _init_worker, (job,)) as pool:
         futures = [pool.submit(_run_task_in_worker, stage, rank) for rank in ranks]
         started()
         try:
-            _wait(job, futures)
-        except BaseException:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise _worker_killed_error(job) from None
             raise
-
-
-def _wait(job: Job, futures: list[Future[None]]) -> None:
-    try:
-        for future in as_completed(futures):
-            future.result()
-    except BrokenProcessPool:
-        raise _worker_killed_error(job) from None
 
 
 def _worker_killed_error(job: Job) -> InputError:
     return InputError(
-        f"{job.store}: a worker was killed, perhaps for want of memory; run prepare again with fewer data.workers: "
-        "it goes on from here"
+        f"{job.store}: a worker was killed, possibly out of memory; run prepare again with fewer data.workers, it "
+        "resumes from here"
     )
 
 
-_own_job: Job
+_worker_job: Job
 
 
 def _init_worker(job: Job) -> None:
-    global _own_job  # noqa: PLW0603 - a pool's worker has no other place for what all its tasks share
-    _own_job = job
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends without a traceback of its own
+    global _worker_job  # noqa: PLW0603 - a pool's worker has no other place for what its tasks share
+    _worker_job = job
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends without a traceback
     set_parent_death_signal()
 
 
 def _run_task_in_worker(stage: str, rank: int) -> None:
-    run_task(_own_job, stage, rank)
+    run_task(_worker_job, stage, rank)
 
 
 def run_ray(job: Job, stage: str, ranks: list[int], started: Callable[[], None]) -> None:
-    """Run tasks of a stage on the Ray cluster that RAY_ADDRESS names, or on a Ray started here.
+    """Run tasks of a stage on the Ray cluster that RAY_ADDRESS names, or on a Ray started on this machine.
 
-    Its machines need this package, and the recipe's paths. Raises InputError with the first task's problem; those that
-    Ray has are finished, the others are not begun.
+    The cluster's machines need this package and the recipe's paths. Raises InputError with the first task's problem,
+    after the tasks that Ray has have finished; no others are started.
     """
     try:
         import ray  # noqa: PLC0415 - an extra
     except ImportError:
-        raise InputError("data.executor: ray is not installed; pip install 'tinyllama[ray]', or say local") from None
+        raise InputError("data.executor: ray is not installed; pip install 'tinyllama[ray]', or set local") from None
     with _ray_session(ray):
         started()
-        _run_on(ray, job, stage, ranks)
-    if lost := job.unfinished(stage, ranks):
+        _run_on_ray(ray, job, stage, ranks)
+    if lost := [rank for rank in job.unfinished(stage) if rank in ranks]:
         raise InputError(
-            f"{job.work}: task {lost[0]} of {stage} ended and left no receipt here; give every machine of the Ray "
-            "cluster this folder, under an absolute path that is the same on all"
+            f"{job.work}: task {lost[0]} of {stage} ended without a completion record here; give every machine of the "
+            "Ray cluster this folder, under the same absolute path"
         )
 
 
 @contextmanager
 def _ray_session(ray: Any) -> Iterator[None]:
-    """A cluster that this process has already, or one until the block ends, and Ray's way with SIGTERM no longer."""
+    """Use this process's Ray session, or start one for the block and restore the SIGTERM handler afterwards."""
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_task_oom_retries", str(_RETRIES))  # its own default is for ever
+    os.environ.setdefault("RAY_task_oom_retries", str(_RAY_RETRIES))  # unlimited by default
     before = signal.getsignal(signal.SIGTERM)
     ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     try:
@@ -120,55 +119,57 @@ def _ray_session(ray: Any) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _run_on(ray: Any, job: Job, stage: str, ranks: list[int]) -> None:
-    """A core and a gibibyte for each task; one whose worker is lost is done again by Ray, up to `_RETRIES` times."""
-    begin, shared = ray.remote(num_cpus=1, memory=1 << 30, max_retries=_RETRIES)(run_task).remote, ray.put(job)
-    waiting, under_way, problems = ranks[::-1], list[Any](), list[InputError]()
+def _run_on_ray(ray: Any, job: Job, stage: str, ranks: list[int]) -> None:
+    """Run tasks with a core and a gibibyte each; Ray repeats tasks whose worker is lost up to `_RAY_RETRIES` times."""
+    submit, shared = ray.remote(num_cpus=1, memory=1 << 30, max_retries=_RAY_RETRIES)(run_task).remote, ray.put(job)
+    waiting, running, problem = ranks[::-1], list[Any](), None
     try:
-        while under_way or (waiting and not problems):
-            while waiting and not problems and len(under_way) < _max_in_flight(ray, job):
-                under_way.append(begin(shared, stage, waiting.pop()))
-            (ended,), under_way = ray.wait(under_way)
-            problems += _task_error(ray, job, ended)
+        while running or (waiting and not problem):
+            while waiting and not problem and len(running) < _max_in_flight(ray, job):
+                running.append(submit(shared, stage, waiting.pop()))
+            (ended,), running = ray.wait(running)
+            problem = problem or _task_problem(ray, job, ended)
     finally:
-        for task in under_way:
+        for task in running:
             ray.cancel(task, force=True)
-    if problems:
-        raise problems[0]
+    if problem:
+        raise problem
 
 
 def _max_in_flight(ray: Any, job: Job) -> int:
-    """Tasks that Ray may have: with `auto` twice its cores of this moment, so that it can see that it needs more."""
+    """Return how many tasks Ray gets; with `auto` twice its present cores, so that it can see the need for more."""
     workers = job.recipe.data.workers
     return max(1, 2 * int(ray.cluster_resources().get("CPU", 0))) if workers == "auto" else workers
 
 
-def _task_error(ray: Any, job: Job, task: Any) -> list[InputError]:
-    """What a task that has ended says of the input, or that its worker was lost; what else went wrong is raised."""
+def _task_problem(ray: Any, job: Job, task: Any) -> InputError | None:
+    """Return the InputError of an ended task, or one for a lost worker; raise any other error."""
     errors = ray.exceptions
     try:
         ray.get(task)
     except errors.RayTaskError as error:
         if not isinstance(error.cause, InputError):
             raise
-        return [error.cause]
+        return error.cause
     except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError):
-        return [_worker_killed_error(job)]
-    return []
+        return _worker_killed_error(job)
+    return None
 
 
-def _run_slurm_rank(job: Job, stage: str, ranks: list[int], data: Any, rank: int, world: int) -> None:
-    """A datatrove step that does one of the tasks that are left."""
+def _run_slurm_task(job: Job, stage: str, ranks: list[int], data: Any, rank: int, world_size: int) -> None:
+    """Do one of the unfinished tasks; a step of a datatrove pipeline."""
     run_task(job, stage, ranks[rank])
 
 
-def submit_slurm(job: Job, pending: dict[str, list[int]], finish: Callable[..., None]) -> list[str]:
-    """Submit the stages that have tasks left as job arrays, each after the one before, and `finish` after all.
+def submit_slurm(job: Job, finish: Callable[..., None]) -> None:
+    """Submit the unfinished tasks of each stage as a job array that waits for the one before, and `finish` last.
 
-    Returns the jobs' numbers. Raises InputError where there is no sbatch, or where it refuses.
+    Records the jobs' numbers, so that no second run does the same work. Raises InputError if there is no sbatch, or if
+    it refuses.
     """
+    pending = {stage: job.unfinished(stage) for stage in job.stages}
     steps = {
-        stage: (partial(_run_slurm_rank, job, stage, ranks), len(ranks)) for stage, ranks in pending.items() if ranks
+        stage: (partial(_run_slurm_task, job, stage, ranks), len(ranks)) for stage, ranks in pending.items() if ranks
     }
     before: str | None = None
     numbers = []
@@ -184,20 +185,19 @@ def submit_slurm(job: Job, pending: dict[str, list[int]], finish: Callable[..., 
             ) from None
         before = str(executor.job_id)
         numbers.append(before)
-    return numbers
+    write_json(job.slurm / "submitted.json", numbers)
 
 
 def _slurm_executor(job: Job, name: str, step: Callable[..., None], tasks: int, before: str | None) -> Any:
-    from datatrove.executor.slurm import SlurmPipelineExecutor  # noqa: PLC0415 - half a second that only Slurm is worth
+    from datatrove.executor.slurm import SlurmPipelineExecutor  # noqa: PLC0415 - half a second
 
     slurm, workers = job.recipe.data.slurm, job.recipe.data.workers
-    assert slurm is not None  # the recipe's validation
+    assert slurm is not None  # validated by the recipe
     programs = shlex.quote(str(Path(sys.executable).parent))
-    most_jobs = 1000  # Slurm's MaxArraySize is 1001 unless a cluster says otherwise
     return SlurmPipelineExecutor(
         pipeline=[step],
         tasks=tasks,
-        tasks_per_job=-(-tasks // most_jobs),
+        tasks_per_job=-(-tasks // _MAX_SLURM_ARRAY),
         time=slurm.time,
         partition=slurm.partition,
         workers=-1 if workers == "auto" else workers,
@@ -210,3 +210,17 @@ def _slurm_executor(job: Job, name: str, step: Callable[..., None], tasks: int, 
         skip_completed=False,
         sbatch_args=dict(slurm.arguments),
     )
+
+
+def refuse_submitted(job: Job) -> None:
+    """Raise InputError if Slurm has jobs of this store that wait or run."""
+    if job.recipe.data.executor != "slurm" or not (job.slurm / "submitted.json").is_file():
+        return
+    numbers = ",".join(read_json(job.slurm / "submitted.json"))
+    command = ["squeue", "--noheader", "--jobs", numbers]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)  # fails for jobs long ended
+    except FileNotFoundError:
+        raise InputError("data.executor: no squeue here; run this on a login node of the Slurm cluster") from None
+    if found.returncode == 0 and found.stdout.strip():
+        raise InputError(f"{job.store}: Slurm jobs {numbers} are not finished; wait for them, or scancel them first")

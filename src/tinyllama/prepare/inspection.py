@@ -1,7 +1,6 @@
-"""What a token store holds, in words: tokens, documents, shares, what was left out and why, decoded samples.
+"""Inspection of a token store: counts, shares, dropped rows and their reasons, decoded samples, a row's provenance.
 
-And the way back: from a sequence of a training step to its documents, their input file and row. Reads the manifests,
-and of the shards only what it shows.
+Reads the manifests, and only the parts of the shards that it shows.
 """
 
 from collections.abc import Iterator
@@ -13,23 +12,27 @@ from numpy.typing import NDArray
 from tinyllama.data.order import sequences
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
+from tinyllama.formatting import format_table
 from tinyllama.prepare.manifests import settings_diff
 from tinyllama.prepare.store_warnings import TAIL_HELD_OUT, file_warning_lines, holdout_remedy
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 
 _EXCERPT_CHARACTERS = 240
-_MOST_REASONS = 20
+_MAX_REASONS = 20
 
 
 def inspect_lines(
     folder: Path, recipe: str | None, step: int | None, row: int | None, tokenizer: str | None
 ) -> Iterator[str]:
-    """What `tinyllama inspect` prints: a store's description, or where a row of a recipe's step comes from."""
+    """Yield the output of `tinyllama inspect`: a store's description, or the provenance of a row of a recipe's step.
+
+    Raises InputError if a part of the row's address is missing.
+    """
     if (recipe is None) != (step is None) or (row is not None and step is None):
-        raise InputError("inspect: a row is traced by --recipe, --step and --row together; add what is missing")
+        raise InputError("inspect: tracing a row needs --recipe, --step and --row together; add the missing ones")
     store = TokenStore.open(folder)
-    found = tokenizer_of(store, tokenizer)
+    found = open_tokenizer(store, tokenizer)
     if recipe is not None and step is not None:
         yield from trace_row(store, Recipe.load(recipe), step, row or 0, found)
     else:
@@ -40,116 +43,108 @@ def inspect_lines(
 
 
 def prepared_lines(store: TokenStore) -> Iterator[str]:
-    """What `tinyllama prepare` prints of a finished store: what it holds, what not, and what should be looked at."""
+    """Yield the output of `tinyllama prepare`: counts, dropped rows and files, files in doubt."""
     manifest = store.manifest
     for name, split in store.splits.items():
         rows = split.manifest["rows"]
         yield f"{store.folder}/{name}: {split.num_tokens:,} tokens in {split.num_documents:,} documents"
-        for what, reasons in (("left out", rows["left_out"]), ("changed", rows.get("changed", {}))):
+        for what, reasons in (("dropped", rows["left_out"]), ("changed", rows.get("changed", {}))):
             for reason, count in reasons.items():
                 yield f"    {what}: {count:,} rows, {reason}"
-    yield from _files_left_out(manifest)
+    yield from _skipped_files(manifest)
     for name in manifest["sources"] if manifest["validation_fraction"] else ():
-        held_out = f"{name}/validation"
-        if held_out not in store or not store[held_out].num_documents:
+        split_name = f"{name}/validation"
+        if split_name not in store or not store[split_name].num_documents:
             yield f"{name}: nothing is held out for validation; {holdout_remedy(store, name)}"
     yield from file_warning_lines(manifest)
 
 
 def describe(store: TokenStore, tokenizer: Tokenizer | None) -> Iterator[str]:
-    """Lines that say what a store holds; with its tokenizer, sample documents too."""
+    """Yield the lines that describe a store; with its tokenizer, sample documents too."""
     manifest = store.manifest
     tokens = sum(split.num_tokens for split in store.splits.values())
     documents = sum(split.num_documents for split in store.splits.values())
     files, size = len(manifest["inputs"]), sum(manifest["inputs"].values())
     yield f"{store.folder}: {tokens:,} tokens ({manifest['dtype']}) in {documents:,} documents"
     yield f"made from {files:,} files of {size / 1e6:,.1f} MB; manifest {store.digest}"
-    vocabulary, markers = manifest["tokenizer"], manifest["document"]
-    marked = " and ".join(name for name in ("bos", "eos") if markers[name]) or "no"
-    yield f"tokenizer of {vocabulary['vocab_size']:,} pieces, {vocabulary['digest'][:12]}; {marked} markers"
+    vocabulary, special_tokens = manifest["tokenizer"], manifest["document"]
+    added = " and ".join(name.upper() for name in ("bos", "eos") if special_tokens[name]) or "no special tokens"
+    yield f"tokenizer {vocabulary['digest'][:12]}, vocabulary size {vocabulary['vocab_size']:,}; documents with {added}"
     yield ""
-    yield from _table(store, tokens)
-    yield from _left_out(store)
-    yield from _files_left_out(manifest)
-    yield from file_warning_lines(manifest)
-    yield from _contamination(manifest)
-    if tokenizer:
-        yield from _samples(store, tokenizer)
-
-
-def _table(store: TokenStore, total: int) -> Iterator[str]:
-    yield f"{'':34}{'documents':>14}{'tokens':>18}{'share':>9}{'bytes a token':>15}"
-    for name, split in store.splits.items():
-        manifest = split.manifest
-        yield _line(name, manifest, total)
-        subsets = manifest["subsets"]
-        if set(subsets) != {""}:
-            for subset, tally in sorted(subsets.items(), key=lambda item: -item[1]["tokens"]):
-                yield _line(f"  {subset or '(none)'}", tally, manifest["tokens"])
-
-
-def _line(name: str, tally: dict[str, Any], total: int) -> str:
-    tokens = tally["tokens"]
-    share = f"{100 * tokens / total:.2f} %" if total else ""
-    ratio = f"{tally['text_bytes'] / tokens:.3f}" if tokens else ""
-    return f"{name:34}{tally['documents']:>14,}{tokens:>18,}{share:>9}{ratio:>15}"
-
-
-def _left_out(store: TokenStore) -> Iterator[str]:
+    head = ("split", "documents", "tokens", "share", "bytes per token")
+    yield from format_table(head, _table_rows(store, tokens), right=head[1:])
     for name, split in store.splits.items():
         rows = split.manifest["rows"]
         yield ""
         yield f"{name}: {rows['read']:,} rows read, {rows['kept']:,} kept"
         for reason, count in sorted(rows["left_out"].items(), key=lambda item: -item[1]):
-            yield f"  {count:>12,}  {reason}"
+            yield f"  {count:>12,}  dropped: {reason}"
         for reason, count in rows.get("changed", {}).items():
-            yield f"  {count:>12,}  kept, but {reason}"
+            yield f"  {count:>12,}  changed: {reason}"
         if (split.folder / "rejects.jsonl").stat().st_size:
-            yield f"  rows at fault are listed in {split.folder / 'rejects.jsonl'}"
+            yield f"  rejected rows are listed in {split.folder / 'rejects.jsonl'}"
+    yield from _skipped_files(manifest)
+    yield from file_warning_lines(manifest)
+    for source, fields in manifest["sources"].items():
+        for task, found in fields.get("contamination", {}).items():
+            counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in found.items())
+            yield f"{source}: overlap with {task}: {counts}"
+    if tokenizer:
+        yield from _samples(store, tokenizer)
 
 
-def _files_left_out(manifest: dict[str, Any]) -> Iterator[str]:
+def _table_rows(store: TokenStore, total: int) -> Iterator[list[str]]:
+    """Yield the table's row of each split, and below it of its subsets, if it has any."""
+    for name, split in store.splits.items():
+        manifest = split.manifest
+        yield _table_row(name, manifest, total)
+        if set(manifest["subsets"]) != {""}:
+            for subset, counts in sorted(manifest["subsets"].items(), key=lambda item: -item[1]["tokens"]):
+                yield _table_row(f"  {subset or '(none)'}", counts, manifest["tokens"])
+
+
+def _table_row(name: str, counts: dict[str, Any], total: int) -> list[str]:
+    tokens = counts["tokens"]
+    share = f"{100 * tokens / total:.2f} %" if total else ""
+    bytes_per_token = f"{counts['text_bytes'] / tokens:.3f}" if tokens else ""
+    return [name, f"{counts['documents']:,}", f"{tokens:,}", share, bytes_per_token]
+
+
+def _skipped_files(manifest: dict[str, Any]) -> Iterator[str]:
     for source, fields in manifest["sources"].items():
         by_count = sorted(fields["files_left_out"].items(), key=lambda item: -item[1])
-        for reason, count in by_count[:_MOST_REASONS]:
+        for reason, count in by_count[:_MAX_REASONS]:
             yield f"{source}: {count:,} file{'s' * (count != 1)} not read, {reason}"
-        if more := sum(count for _, count in by_count[_MOST_REASONS:]):
+        if more := sum(count for _, count in by_count[_MAX_REASONS:]):
             yield f"{source}: {more:,} more files not read, listed in the store's manifest.json"
 
 
-def _contamination(manifest: dict[str, Any]) -> Iterator[str]:
-    for source, fields in manifest["sources"].items():
-        for task, found in fields.get("contamination", {}).items():
-            words = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in found.items())
-            yield f"{source}: overlap with {task}: {words}"
-
-
 def _samples(store: TokenStore, tokenizer: Tokenizer) -> Iterator[str]:
-    """The first, a middle and the last document of each split, by their beginnings."""
+    """Yield the beginnings of the first, the middle and the last document of each split."""
     for name, split in store.splits.items():
-        count, part = split.num_documents, ", its end" if _holds_ends(store, name) else ""
+        source, _, kind = name.partition("/")
+        has_tails = kind == "validation" and TAIL_HELD_OUT in store[f"{source}/train"].manifest["rows"].get(
+            "changed", {}
+        )
+        count = split.num_documents
         for document in split.find_documents(sorted({0, count // 2, count - 1} if count else ())):
             yield ""
-            place = f"{document.file} row {document.row}{part}"
+            place = f"{document.file} row {document.row}" + (", its end" if has_tails else "")
             yield f"{name}, document {document.number:,}: {document.tokens:,} tokens, {place}"
-            stop = document.start + min(document.tokens, _EXCERPT_CHARACTERS + 1)  # a token has a character at least
+            stop = document.start + min(document.tokens, _EXCERPT_CHARACTERS + 1)  # a token has at least one character
             yield f"  {_excerpt(tokenizer, split.read(document.start, stop))}"
 
 
-def _holds_ends(store: TokenStore, name: str) -> bool:
-    """Whether a split's documents are the ends of the training split's."""
-    source, _, split = name.partition("/")
-    changed = store[f"{source}/train"].manifest["rows"].get("changed", {}) if split == "validation" else {}
-    return TAIL_HELD_OUT in changed
-
-
 def trace_row(store: TokenStore, recipe: Recipe, step: int, row: int, tokenizer: Tokenizer | None) -> Iterator[str]:
-    """Lines that say which documents a row of a training step was made of, from its first token to its last target.
+    """Yield the lines that list the documents in a row of a training step, from its first token to its last target.
 
-    Steps count from 0, as for `sequences`: metrics.jsonl lists what step s did as step s + 1, after it. Rows count
-    from 0. Raises InputError where there is no such row.
+    Steps count from 0, as for `sequences`; metrics.jsonl lists the result of step s as step s + 1. Rows count from 0.
+    Raises InputError if there is no such row, or if the recipe is of another store.
     """
-    _check_recipe_matches(store, recipe)
+    for key, (made_with, wanted) in settings_diff(store.manifest, recipe):
+        raise InputError(
+            f"{store.folder}: made with {key} {made_with}, the recipe has {wanted}; name the store's own recipe"
+        )
     batch, length = recipe.train.batch_sequences, recipe.train.sequence_length
     if not 0 <= step < recipe.train.steps:
         raise InputError(f"--step {step}: the recipe's steps are 0 to {recipe.train.steps - 1}; choose one of them")
@@ -159,7 +154,7 @@ def trace_row(store: TokenStore, recipe: Recipe, step: int, row: int, tokenizer:
     name = f"{list(recipe.data.sources)[source]}/train"
     split, start, stop = store[name], index * length, (index + 1) * length + 1
     yield f"step {step} (step {step + 1} in metrics.jsonl), row {row}: sequence {index:,} of {name}, epoch {epoch}"
-    yield f"  which is its tokens {start:,} to {stop - 1:,}"
+    yield f"  tokens {start:,} to {stop - 1:,} of the split"
     for document in split.documents_between(start, stop):
         first, last = max(start, document.start), min(stop, document.start + document.tokens)
         yield (
@@ -171,33 +166,25 @@ def trace_row(store: TokenStore, recipe: Recipe, step: int, row: int, tokenizer:
             yield f"    {_excerpt(tokenizer, split.read(first, last))}"
 
 
-def _check_recipe_matches(store: TokenStore, recipe: Recipe) -> None:
-    """A recipe of other data would be answered with rows that it never reads."""
-    for key, made_with, wanted in settings_diff(store.manifest, recipe):
-        raise InputError(
-            f"{store.folder}: made with {key} {made_with}, the recipe says {wanted}; name the store's own recipe"
-        )
-
-
 def _excerpt(tokenizer: Tokenizer, tokens: NDArray[Any]) -> str:
-    """How tokens read, in quotes and cut short."""
+    """Return the beginning of decoded tokens, in quotes."""
     text = tokenizer.decode(tokens[:_EXCERPT_CHARACTERS].tolist())
-    is_whole = len(tokens) <= _EXCERPT_CHARACTERS >= len(text)
-    return repr(text[:_EXCERPT_CHARACTERS]) + ("" if is_whole else "…")
+    is_complete = len(tokens) <= _EXCERPT_CHARACTERS and len(text) <= _EXCERPT_CHARACTERS
+    return repr(text[:_EXCERPT_CHARACTERS]) + ("" if is_complete else "…")
 
 
-def tokenizer_of(store: TokenStore, path: str | None) -> Tokenizer | None:
-    """The tokenizer that a store was made with: the one at `path`, or where it was then; None where it is gone.
+def open_tokenizer(store: TokenStore, path: str | None) -> Tokenizer | None:
+    """Return the tokenizer that a store was made with, from `path` or else from its original folder.
 
-    Raises InputError where `path` holds another.
+    Returns None if that folder no longer has it. Raises InputError if `path` has another tokenizer.
     """
     made_with = store.manifest["tokenizer"]
     place = path or made_with["path"]
     if path is None and not Path(place).exists():
         return None
     tokenizer = Tokenizer.load(place)
-    if tokenizer.digest != made_with["digest"]:
-        if path is None:
-            return None
-        raise InputError(f"{path}: not the tokenizer that {store.folder} was made with; name that one")
-    return tokenizer
+    if tokenizer.digest == made_with["digest"]:
+        return tokenizer
+    if path is None:
+        return None
+    raise InputError(f"{path}: not the tokenizer that {store.folder} was made with; name that one")

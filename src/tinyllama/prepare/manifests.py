@@ -1,11 +1,12 @@
-"""From the tasks' receipts to the store's manifests: what was read, kept, left out and why, with every hash.
+"""Manifests of a store, from the tasks' completion records: counts and hashes of what was read, kept and dropped.
 
-Reads STORE/.work, writes the splits' manifests and lists of rejects, then the store's own, which makes it a store.
+Reads STORE/.work; writes the splits' manifests and lists of rejected rows, then the store's manifest, which makes the
+folder a store.
 """
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,20 @@ from typing import Any
 from tinyllama.data.store import FORMAT_VERSION
 from tinyllama.errors import InputError
 from tinyllama.files import atomic_write, read_json, sha256_of, write_json, write_json_with_sha256
-from tinyllama.prepare import cleaning
+from tinyllama.prepare.decontamination import overlap, read_index
 from tinyllama.prepare.files import find_modified_input
 from tinyllama.prepare.store_warnings import MAX_LISTED_FILES, check_no_file_warnings, rejection_remedy
 from tinyllama.prepare.tasks import TOKENS, Job
-from tinyllama.prepare.worker import stages
-from tinyllama.recipe import Recipe, flatten
+from tinyllama.recipe import Recipe, differences
 from tinyllama.tokenizer import Tokenizer
 
-Receipt = dict[str, Any]
+CompletionRecord = dict[str, Any]
 _OUTCOMES = ("splits", "contamination", "files_left_out", "files_in_doubt")
-"""What stands beside a source's settings in the store's manifest."""
+"""Fields of a source in the store's manifest that are not settings."""
 
 
-def settings(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What the bytes depend on besides the inputs, as it stands in the manifest."""
+def store_settings(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return everything but the inputs that the store's bytes depend on, as the manifest has it."""
     return {
         "format_version": FORMAT_VERSION,
         "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
@@ -37,10 +37,11 @@ def settings(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _recipe_settings(recipe: Recipe) -> dict[str, Any]:
-    sources = {
-        name: {key: value for key, value in source.model_dump(mode="json").items() if _is_setting(key, value)}
-        for name, source in recipe.data.sources.items()
-    }
+    sources = {}
+    for name, source in recipe.data.sources.items():
+        fields = source.model_dump(mode="json", exclude={"path", "weight", "max_compression_ratio"})
+        # Older stores lack these fields.
+        sources[name] = {key: fields[key] for key in fields if key not in ("separator", "holdout") or fields[key]}
     return {
         "document": recipe.data.document.model_dump(),
         "validation_fraction": recipe.data.validation_fraction,
@@ -48,18 +49,14 @@ def _recipe_settings(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _is_setting(key: str, value: Any) -> bool:
-    """Whether a source's field belongs to its settings; fields that older stores lack, only where they are set."""
-    if key in ("separator", "holdout"):
-        return value is not None
-    return key not in ("path", "weight", "max_compression_ratio")
-
-
 def settings_diff(
     manifest: dict[str, Any], recipe: Recipe, tokenizer: Tokenizer | None = None
-) -> Iterator[tuple[str, Any, Any]]:
-    """Name and both values of each setting in which a store and a recipe differ; the tokenizer's only where given."""
-    wanted = settings(recipe, tokenizer) if tokenizer else _recipe_settings(recipe)
+) -> list[tuple[str, tuple[Any, Any]]]:
+    """Return name and both values of each setting in which a store and a recipe differ.
+
+    The tokenizer's settings are compared only if it is given.
+    """
+    wanted = store_settings(recipe, tokenizer) if tokenizer else _recipe_settings(recipe)
     found = {key: manifest[key] for key in wanted}
     found["sources"] = {
         name: {key: value for key, value in fields.items() if key not in _OUTCOMES}
@@ -70,109 +67,99 @@ def settings_diff(
     return differences(found, wanted)
 
 
-def differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Dotted name and both values of each leaf in which two mappings differ, in the order of the names."""
-    then, now = flatten(found), flatten(wanted)
-    for key in sorted(then | now):
-        if then.get(key) != now.get(key):
-            yield key, then.get(key), now.get(key)
-
-
 def write_manifests(job: Job, plan: dict[str, Any], strict: bool = False) -> None:
-    """Write the manifests, the store's own last of all, and clear the work away.
+    """Write the manifests, the store's own last, and delete the unfinished work.
 
-    Raises InputError where a source has nothing to train on, or a file changed while it was being read; if `strict`,
-    also where a file gives few documents or none.
+    Raises InputError if a source has no documents to train on, or if a file changed while it was read; if `strict`,
+    also for a file that gives few documents or none.
     """
-    receipts = [read_json(job.completion_record(TOKENS, rank)) for rank in range(len(job.tasks))]
-    _check_inputs_unchanged(job, receipts)
+    records = [read_json(job.completion_record(TOKENS, rank)) for rank in range(len(job.tasks))]
+    _check_inputs_unchanged(job, records)
     settings = plan["settings"]
     tokenizer = {**settings["tokenizer"], "path": job.recipe.tokenizer}
     sources = {}
     for name, fields in settings["sources"].items():
-        own = {rank: receipt for rank, receipt in enumerate(receipts) if job.tasks[rank].source == name}
-        sources[name] = {**fields, **_finish_source(job, name, own)}
+        own = {rank: record for rank, record in enumerate(records) if job.tasks[rank].source == name}
+        sources[name] = {**fields, **_write_source(job, name, own)}
     manifest = {**settings, "inputs": plan["inputs"], "tokenizer": tokenizer, "sources": sources}
     if strict:
         check_no_file_warnings(str(job.store), manifest)
-    for part in job.store.rglob("*.part"):  # of a killed worker that was not yet gone when its task was done again
+    for part in job.store.rglob("*.part"):  # of a killed worker that ended only after its task was done again
         part.unlink(missing_ok=True)
     write_json_with_sha256(job.store / "manifest.json", manifest)
     shutil.rmtree(job.work)
 
 
-def _check_inputs_unchanged(job: Job, receipts: list[Receipt]) -> None:
-    """Every stage must have read the bytes that are there still: the manifest vouches for them."""
-    for rank, receipt in enumerate(receipts):
-        if changed := find_modified_input(job.work / "plan.json", receipt["inputs"]):
+def _check_inputs_unchanged(job: Job, records: list[CompletionRecord]) -> None:
+    """Raise InputError if a stage read other bytes of an input than those that are there now."""
+    for rank, record in enumerate(records):
+        if changed := find_modified_input(job.work / "plan.json", record["inputs"]):
             job.completion_record(TOKENS, rank).unlink()
             raise InputError(f"{changed}: changed while it was being prepared; run prepare again")
-    for stage in stages(job).keys() - {TOKENS}:
-        for rank, receipt in enumerate(receipts):
-            path, now = job.completion_record(stage, rank), _hashes(receipt)
-            for file, then in _hashes(read_json(path)).items() if path.is_file() else ():
-                if now.get(file, then) != then:
+    hashes = {entry["path"]: entry["sha256"] for record in records for entry in record["inputs"]}
+    for stage in job.cleaning:
+        for path in (job.work / "receipts" / stage.name).glob("*.json"):
+            for entry in read_json(path)["inputs"]:
+                if hashes.get(entry["path"], entry["sha256"]) != entry["sha256"]:
                     shutil.rmtree(job.work / "receipts")
-                    raise InputError(f"{file}: changed while it was being prepared; run prepare again")
+                    raise InputError(f"{entry['path']}: changed while it was being prepared; run prepare again")
 
 
-def _hashes(receipt: Receipt) -> dict[str, str]:
-    """SHA-256 of each input that a receipt vouches for, by path."""
-    return {entry["path"]: entry["sha256"] for entry in receipt["inputs"]}
-
-
-def _finish_source(job: Job, name: str, own: dict[int, Receipt]) -> dict[str, Any]:
-    """Write the manifests of a source's splits; return what stands beside its settings in the store's."""
-    splits = {
-        split: entry
-        for split in ("train", "validation")
-        if (entry := _finish_split(job, job.store / name / split, own))
-    }
-    doubts = [entry for receipt in own.values() for entry in receipt.get("doubts", ())]
+def _write_source(job: Job, name: str, own: dict[int, CompletionRecord]) -> dict[str, Any]:
+    """Write the manifests of a source's splits; return the source's outcomes for the store's manifest."""
+    splits = {}
+    for split in ("train", "validation"):
+        if entry := _write_split(job, job.store / name / split, own):
+            splits[split] = entry
+    warnings = [entry for record in own.values() for entry in record.get("doubts", ())]
     if not splits.get("train", {}).get("documents"):
-        reasons = _sum(receipt["left_out"] for receipt in own.values())
-        place = f", see {doubts[0]['file']}" if doubts else ""
+        reasons = _sum(record["left_out"] for record in own.values())
+        counts = ", ".join(f"{count} rows {reason}" for reason, count in reasons.items()) or "no rows at all"
+        place = f", see {warnings[0]['file']}" if warnings else ""
         raise InputError(
-            f"data.sources.{name}: no document left to train on ({_format_reasons(reasons)}){place}; "
-            f"{rejection_remedy(reasons)}"
+            f"data.sources.{name}: no document left to train on ({counts}){place}; {rejection_remedy(reasons)}"
         )
-    outcome: dict[str, Any] = {"splits": splits, "files_left_out": job.left_out[name]}
-    if doubts:
-        outcome["files_in_doubt"] = {"count": len(doubts), "first": doubts[:MAX_LISTED_FILES]}
+    outcomes: dict[str, Any] = {"splits": splits, "files_left_out": job.skipped_files[name]}
+    if warnings:
+        outcomes["files_in_doubt"] = {"count": len(warnings), "first": warnings[:MAX_LISTED_FILES]}
     if job.recipe.data.sources[name].clean.decontaminate:
-        dropped = [found for receipt in own.values() for found in receipt["contaminated"]]
-        outcome["contamination"] = cleaning.overlap(job.work, name, dropped)
-    return outcome
+        dropped = [found for record in own.values() for found in record["contaminated"]]
+        outcomes["contamination"] = overlap(read_index(job.work / "decontamination", name), dropped)
+    return outcomes
 
 
-def _finish_split(job: Job, folder: Path, own: dict[int, Receipt]) -> dict[str, Any] | None:
-    """Write one split's rejects and manifest; return its entry in the store's, None where it is empty."""
+def _write_split(job: Job, folder: Path, own: dict[int, CompletionRecord]) -> dict[str, Any] | None:
+    """Write one split's rejects and manifest; return its entry in the store's manifest, None if it is empty."""
     split = folder.name
-    shards = [_shard(receipt, split) for receipt in own.values() if split in receipt["shards"]]
-    read = {rank: receipt for rank, receipt in own.items() if job.tasks[rank].split == split}
+    shards = [_shard_entry(record, split) for record in own.values() if split in record["shards"]]
+    read = {rank: record for rank, record in own.items() if job.tasks[rank].split == split}
     if not shards and not read:
         with suppress(OSError):
-            folder.rmdir()  # a holdout that took no document has left it empty, and it is no part of the store
+            folder.rmdir()  # empty, and not part of the store, if no document was held out
         return None
     with atomic_write(folder / "rejects.jsonl") as file:
         for rank in read:
             with job.rejects_path(rank).open("rb") as part:
                 shutil.copyfileobj(part, file)
     tokens, documents = (sum(shard[key] for shard in shards) for key in ("tokens", "documents"))
-    changed = _sum(receipt.get("changed", {}) for receipt in read.values())
-    subsets = _subsets(receipt["subsets"].get(split, {}) for receipt in own.values())
+    subsets: dict[str, Counter[str]] = {}
+    for record in own.values():
+        for name, counts in record["subsets"].get(split, {}).items():
+            subsets.setdefault(name, Counter()).update(counts)
+    # A validation split that is cut from the training files has read the documents that it holds, and no others.
+    rows: dict[str, Any] = {
+        "read": sum(record["read"] for record in read.values()) or documents,
+        "kept": documents,
+        "left_out": dict(sorted(_sum(record["left_out"] for record in read.values()).items())),
+    }
+    if changed := _sum(record.get("changed", {}) for record in read.values()):
+        rows["changed"] = dict(sorted(changed.items()))
     manifest = {
         "tokens": tokens,
         "documents": documents,
-        "text_bytes": sum(tally["text_bytes"] for tally in subsets.values()),
-        "subsets": subsets,
-        # A validation split cut from the training files has read the documents that it holds, and no others.
-        "rows": {
-            "read": sum(receipt["read"] for receipt in read.values()) or documents,
-            "kept": documents,
-            "left_out": dict(sorted(_sum(receipt["left_out"] for receipt in read.values()).items())),
-            **({"changed": dict(sorted(changed.items()))} if changed else {}),
-        },
+        "text_bytes": sum(counts["text_bytes"] for counts in subsets.values()),
+        "subsets": dict(sorted(subsets.items())),
+        "rows": rows,
         "rejects_sha256": sha256_of(folder / "rejects.jsonl"),
         "shards": shards,
     }
@@ -180,23 +167,11 @@ def _finish_split(job: Job, folder: Path, own: dict[int, Receipt]) -> dict[str, 
     return {"tokens": tokens, "documents": documents, "manifest_sha256": sha256_of(folder / "manifest.json")}
 
 
-def _shard(receipt: Receipt, split: str) -> dict[str, Any]:
-    """A shard's entry, with its inputs and how many of its documents came from each."""
-    inputs = [{**entry, "documents": entry["documents"].get(split, 0)} for entry in receipt["inputs"]]
-    return {**receipt["shards"][split], "inputs": inputs}
-
-
-def _subsets(parts: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
-    total: dict[str, Counter[str]] = {}
-    for part in parts:
-        for name, tally in part.items():
-            total.setdefault(name, Counter()).update(tally)
-    return {name: dict(total[name]) for name in sorted(total)}
+def _shard_entry(record: CompletionRecord, split: str) -> dict[str, Any]:
+    """Return a shard's entry, with its inputs and the number of its documents from each."""
+    inputs = [{**entry, "documents": entry["documents"].get(split, 0)} for entry in record["inputs"]]
+    return {**record["shards"][split], "inputs": inputs}
 
 
 def _sum(counts: Iterable[dict[str, int]]) -> Counter[str]:
-    return sum(map(Counter, counts), Counter())  # which leaves out what is nought
-
-
-def _format_reasons(reasons: Counter[str]) -> str:
-    return ", ".join(f"{count} rows {reason}" for reason, count in reasons.items()) or "no rows at all"
+    return sum(map(Counter, counts), Counter())  # without zero counts

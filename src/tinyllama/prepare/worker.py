@@ -1,10 +1,11 @@
-"""What one worker does with one task: rows to documents, cleaning, tokens, a shard, a receipt.
+"""One task of `prepare`: rows to documents, cleaning, tokens, a shard, a completion record.
 
-The steps are datatrove's kind, (data, rank, world) -> data, so its blocks stand between reading and writing. A task
-ends with a receipt that holds the hashes of what it read and wrote; one that has a receipt is not done again.
+The completion record has the hashes of what the task read and wrote; a task that has one is not done again.
 """
 
 import errno
+import hashlib
+from array import array
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,18 +14,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import orjson
 from datatrove.data import Document
 from loguru import logger
 
+from tinyllama.data.store import SUFFIXES
 from tinyllama.errors import InputError
 from tinyllama.files import atomic_write, sha256_of, write_json
-from tinyllama.prepare import cleaning
-from tinyllama.prepare.decontamination import CONTAMINATED
+from tinyllama.prepare.cleaning import MATCHING_ITEMS, cleaning_steps
 from tinyllama.prepare.files import local_copy
 from tinyllama.prepare.readers import FileCounts, RejectedRow, read_rows
 from tinyllama.prepare.selection import hash_to_unit_interval, split_tail
-from tinyllama.prepare.shards import ShardWriter
 from tinyllama.prepare.store_warnings import HELD_OUT, TAIL_HELD_OUT
 from tinyllama.prepare.tasks import TOKENS, Job, Task
 from tinyllama.recipe import Cleaning
@@ -38,205 +39,234 @@ _REMEDIES = {
     errno.EPERM: "allow it",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
-_REJECTS_BYTES = 1 << 28
-"""Largest size of a task's list of rejects; later ones are only counted."""
+_MAX_REJECTS_BYTES = 1 << 28
+"""Largest size of a task's list of rejected rows; further ones are only counted."""
 _REPAIRED = "lone surrogates became U+FFFD"
 
-# datatrove announces every task on standard error, in every worker; here the progress bar does.
-logger.disable("datatrove")
-
-
-@dataclass
-class DocumentCounts:
-    """Documents of a subset: how many, how long."""
-
-    documents: int = 0
-    tokens: int = 0
-    text_bytes: int = 0
+logger.disable("datatrove")  # every worker would announce every task, which the progress bar shows
 
 
 @dataclass
 class TaskStats:
-    """What became of a task's rows; reading and cleaning fill it, the receipt holds it."""
+    """Counts of a task's rows and the hashes of its inputs, for its completion record."""
 
     read: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Number of rows that are not used, by reason."""
     changed: Counter[str] = field(default_factory=Counter)
     """Number of rows that are used with a change, by reason."""
-    doubts: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[dict[str, Any]] = field(default_factory=list)
     """See `FileCounts.warnings`."""
     inputs: list[dict[str, Any]] = field(default_factory=list)
-    """Path, bytes and SHA-256 of each input, and the documents of it in each split."""
+    """Path, bytes and SHA-256 of each input, and its number of documents in each split."""
     contaminated: list[dict[str, list[int]]] = field(default_factory=list)
-    """Of each document dropped for evaluation items: their numbers, by evaluation task."""
-    subsets: dict[str, dict[str, DocumentCounts]] = field(default_factory=dict)
-    """Tallies by split and subset."""
+    """Matching items, by evaluation task, of each document dropped for them."""
+    subsets: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
+    """Number of documents, tokens and bytes of text, by split and subset."""
 
-    def count(self, split: str, metadata: dict[str, Any], tokens: int, text_bytes: int) -> None:
-        """Book a document that is written."""
+    def count_written(self, split: str, metadata: dict[str, Any], tokens: int, text_bytes: int) -> None:
+        """Count a document that was written."""
         documents = self.inputs[metadata["input"]]["documents"]
         documents[split] = documents.get(split, 0) + 1
-        tally = self.subsets.setdefault(split, {}).setdefault(metadata["subset"], DocumentCounts())
-        tally.documents += 1
-        tally.tokens += tokens
-        tally.text_bytes += text_bytes
+        counts = self.subsets.setdefault(split, {}).setdefault(metadata["subset"], Counter())
+        counts.update(documents=1, tokens=tokens, text_bytes=text_bytes)
 
-    def exclude(self, document: Document) -> None:
-        """Book a document that cleaning takes out: by reason, and where it held evaluation items, which ones."""
-        self.left_out[str(document.metadata["filter_reason"])] += 1
-        if found := document.metadata.get(CONTAMINATED):
+    def count_dropped(self, document: Document) -> None:
+        """Count a document that cleaning dropped."""
+        self.dropped[str(document.metadata["filter_reason"])] += 1
+        if found := document.metadata.get(MATCHING_ITEMS):
             self.contaminated.append(found)
 
 
-def stages(job: Job) -> dict[str, int]:
-    """Name and number of tasks of each stage, in the order in which they must be done; the last writes the tokens."""
-    first = _preliminary(job, TaskStats())
-    return {stage.name: stage.tasks for stage in first} | {TOKENS: len(job.tasks)}
-
-
 def run_task(job: Job, stage: str, rank: int) -> None:
-    """Do task `rank` of a stage, unless its receipt is there.
+    """Do task `rank` of a stage, unless it has a completion record.
 
-    Raises InputError where an input cannot be read or the store cannot be written.
+    Raises InputError if an input is not readable or the store is not writable.
     """
-    if job.completion_record(stage, rank).is_file():
+    path = job.completion_record(stage, rank)
+    if path.is_file():
         return
     with translate_write_errors(job.store):
-        receipt = _write_tokens(job, rank) if stage == TOKENS else _prepare_cleaning(job, stage, rank)
-        write_json(job.completion_record(stage, rank), receipt)
+        if stage == TOKENS:
+            record = _write_tokens(job, rank)
+        else:
+            stats = TaskStats()
+            (own,) = (one for one in job.cleaning if one.name == stage)
+            own.run(_read_documents(job, rank, stats), rank)
+            record = {"inputs": stats.inputs}
+        write_json(path, record)
 
 
 @contextmanager
 def translate_write_errors(store: Path) -> Iterator[None]:
-    """Turn the want of room, rights or memory into one line; what is of an input has its own."""
+    """Raise InputError for a full disk, missing permissions or memory while the store is written."""
     try:
         yield
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0, "remove the cause")
+        reason = error.strerror or error
         raise InputError(
-            f"{store}: cannot be written ({error.strerror or error}); {remedy} and run prepare again, "
-            "which resumes from here"
+            f"{store}: not writable ({reason}); {remedy} and run prepare again, which resumes from here"
         ) from None
     except MemoryError:
         raise InputError(
-            f"{store}: a worker found no memory; run prepare again with fewer data.workers or more memory: it resumes "
+            f"{store}: a worker is out of memory; run prepare again with fewer data.workers or more memory, it resumes "
             "from here"
         ) from None
 
 
-def _prepare_cleaning(job: Job, stage: str, rank: int) -> dict[str, Any]:
-    """A task of a stage that cleaning needs done before; its receipt."""
-    ledger = TaskStats()
-    (own,) = (one for one in _preliminary(job, ledger) if one.name == stage)
-    data: Any = None
-    for step in own.steps:
-        data = step(data, rank, own.tasks)
-    deque(data or (), maxlen=0)
-    return {"inputs": ledger.inputs}
-
-
-def _preliminary(job: Job, ledger: TaskStats) -> list[cleaning.CleaningStage]:
-    def read(data: Any, rank: int, world: int) -> Iterator[Document]:
-        return _documents(job, rank, ledger)
-
-    return cleaning.cleaning_stages(job.recipe, [task.source for task in job.tasks], job.work, read)
-
-
-def _documents(job: Job, rank: int, ledger: TaskStats) -> Iterator[Document]:
-    """The usable rows of a task's files; the ledger has the others, the rejects' file those at fault."""
+def _read_documents(job: Job, rank: int, stats: TaskStats) -> Iterator[Document]:
+    """Yield the usable rows of a task's files; count the others, and list those at fault in the rejects."""
     task = job.tasks[rank]
     source = job.recipe.data.sources[task.source]
     is_cleaned = source.clean != Cleaning()
     with atomic_write(job.rejects_path(rank)) as rejects:
         for number, path in enumerate(task.files):
             entry: dict[str, Any] = {"path": path, "bytes": 0, "sha256": "", "documents": {}}
-            ledger.inputs.append(entry)
+            stats.inputs.append(entry)
             counts = FileCounts(path)
             with local_copy(path) as local:
                 for row in read_rows(path, source, local, counts):
-                    ledger.read += 1
+                    stats.read += 1
                     if isinstance(row, RejectedRow):
-                        _reject(ledger, rejects, path, row)
+                        stats.dropped[row.reason] += 1
+                        _write_reject(rejects, path, row)
                     else:
                         if row.repaired:
-                            ledger.changed[_REPAIRED] += 1
+                            stats.changed[_REPAIRED] += 1
                         metadata = {"subset": row.subset, "input": number, "row": row.row}
-                        text = to_str(row.text) if is_cleaned else row.text  # datatrove's blocks know strings alone
+                        text = to_str(row.text) if is_cleaned else row.text  # datatrove's filters need str
                         yield Document(text=text, id=f"{path}:{row.row}", metadata=metadata)
                 entry |= {"bytes": local.stat().st_size, "sha256": sha256_of(local)}
-            ledger.doubts += counts.warnings()
+            stats.warnings += counts.warnings()
 
 
-def _reject(ledger: TaskStats, rejects: IO[bytes], path: str, row: RejectedRow) -> None:
-    ledger.left_out[row.reason] += 1
-    if not row.is_intentional and rejects.tell() < _REJECTS_BYTES:
+def _write_reject(rejects: IO[bytes], path: str, row: RejectedRow) -> None:
+    if not row.is_intentional and rejects.tell() < _MAX_REJECTS_BYTES:
         place = {"file": path, "row": row.row} | ({"line": row.line} if row.line else {})
         rejects.write(orjson.dumps(place | {"reason": row.reason}) + b"\n")
 
 
 def _write_tokens(job: Job, rank: int) -> dict[str, Any]:
-    """The shards of a task; its receipt."""
-    task, ledger = job.tasks[rank], TaskStats()
-    data: Any = _documents(job, rank, ledger)
-    for step in cleaning.steps(job.recipe, task.source, job.work, ledger.exclude):
-        data = step(data, rank, len(job.tasks))
-    splits = [task.split, "validation"] if task.holdout else [task.split]
+    """Write the shards of a task and return its completion record."""
+    task, stats = job.tasks[rank], TaskStats()
+    documents = _read_documents(job, rank, stats)
+    for step in cleaning_steps(job.recipe, task.source, rank, job.work, stats.count_dropped):
+        documents = step(documents)
+    splits = [task.split, "validation"] if task.validation_fraction else [task.split]
     with ExitStack() as stack:
         folder = job.store / task.source
         writers = {split: stack.enter_context(ShardWriter(folder / split, task.number)) for split in splits}
-        _tokenize(job, task, data, ledger, writers)
-    if task.holdout:
-        counts = ledger.changed if _splits_tails(job, task) else ledger.left_out
-        counts[TAIL_HELD_OUT if _splits_tails(job, task) else HELD_OUT] = writers["validation"].documents
+        _tokenize(job, task, documents, stats, writers)
+    if task.validation_fraction:
+        held_out = writers["validation"].documents
+        if job.recipe.data.sources[task.source].holdout == "tail":
+            stats.changed[TAIL_HELD_OUT] = held_out
+        else:
+            stats.dropped[HELD_OUT] = held_out
     return {
-        "task": job.identity(rank),
-        "inputs": ledger.inputs,
-        "read": ledger.read,
-        "left_out": dict(sorted(ledger.left_out.items())),
-        "changed": dict(sorted(ledger.changed.items())),
-        "doubts": ledger.doubts,
-        "contaminated": ledger.contaminated,
-        "subsets": {
-            split: {name: vars(tally) for name, tally in sorted(own.items())} for split, own in ledger.subsets.items()
-        },
+        "task": job.fingerprint(rank),
+        "inputs": stats.inputs,
+        "read": stats.read,
+        "left_out": dict(sorted(stats.dropped.items())),
+        "changed": dict(sorted(stats.changed.items())),
+        "doubts": stats.warnings,
+        "contaminated": stats.contaminated,
+        "subsets": {split: dict(sorted(counts.items())) for split, counts in stats.subsets.items()},
         "shards": {split: writer.entry() for split, writer in writers.items() if writer.documents},
     }
 
 
 def _tokenize(
-    job: Job, task: Task, documents: Iterator[Document], ledger: TaskStats, writers: dict[str, ShardWriter]
+    job: Job, task: Task, documents: Iterator[Document], stats: TaskStats, writers: dict[str, "ShardWriter"]
 ) -> None:
-    """Write each document's tokens to its split and book it; the tokenizer takes several documents at a time."""
-    taken: deque[tuple[str, dict[str, Any], int]] = deque()
+    """Write each document's tokens to its split and count it."""
+    pending: deque[tuple[str, dict[str, Any], int]] = deque()  # the tokenizer reads several texts ahead
 
     def texts() -> Iterator[TextLike]:
         for document in documents:
-            for split, text in _placed(job, task, document.text):
-                taken.append((split, document.metadata, sum(map(len, iter_utf8_chunks(text)))))
+            for split, text in _assign_splits(job, task, document.text):
+                pending.append((split, document.metadata, sum(map(len, iter_utf8_chunks(text)))))
                 yield text
 
-    markers = job.recipe.data.document
-    for tokens in load_tokenizer(job.recipe.tokenizer).encode_documents(texts(), markers.bos, markers.eos):
-        split, metadata, text_bytes = taken.popleft()
+    special_tokens = job.recipe.data.document
+    tokenizer = load_tokenizer(job.recipe.tokenizer)
+    for tokens in tokenizer.encode_documents(texts(), special_tokens.bos, special_tokens.eos):
+        split, metadata, text_bytes = pending.popleft()
         writers[split].write(tokens, metadata["row"])
-        ledger.count(split, metadata, len(tokens), text_bytes)
+        stats.count_written(split, metadata, len(tokens), text_bytes)
 
 
-def _placed(job: Job, task: Task, text: TextLike) -> list[tuple[str, TextLike]]:
-    """A document's split and text; where its end is held out, those of both parts."""
-    if not task.holdout:
+def _assign_splits(job: Job, task: Task, text: TextLike) -> list[tuple[str, TextLike]]:
+    """Return a document's split and text, or those of both parts if its end is held out."""
+    fraction = task.validation_fraction
+    if not fraction:
         return [(task.split, text)]
-    if not _splits_tails(job, task):
-        return [("validation" if hash_to_unit_interval(text) < task.holdout else task.split, text)]
-    head, tail = split_tail(text, task.holdout)
+    if job.recipe.data.sources[task.source].holdout != "tail":
+        return [("validation" if hash_to_unit_interval(text) < fraction else task.split, text)]
+    head, tail = split_tail(text, fraction)
     return [(task.split, head), ("validation", tail)] if tail else [(task.split, text)]
-
-
-def _splits_tails(job: Job, task: Task) -> bool:
-    return job.recipe.data.sources[task.source].holdout == "tail"
 
 
 @lru_cache(maxsize=1)
 def load_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer, loaded once a process: forked workers have it too, and the next task finds its memo full."""
+    """Return the tokenizer, loaded once: forked workers inherit it, and its cache serves the next task too."""
     return Tokenizer.load(path)
+
+
+class ShardWriter:
+    """Writer of one shard: `00000.tokens`, `.documents` and `.rows`, which appear when the block ends.
+
+    A shard without documents leaves no files. The hashes are of the bytes that were written, not of what a disk
+    returns. Ends and rows, 16 bytes per document, are kept in memory until then.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.path = folder / f"{number:05d}.tokens"
+        self.tokens = 0
+        self.hashes: dict[str, str] = {}
+        self._ends, self._rows = array("Q"), array("Q")
+        self._digest = hashlib.sha256()
+        self._stack = ExitStack()
+        self._file: IO[bytes]
+
+    @property
+    def documents(self) -> int:
+        """Number of documents written so far."""
+        return len(self._ends)
+
+    def __enter__(self) -> "ShardWriter":
+        self._file = self._stack.enter_context(atomic_write(self.path))
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *details: Any) -> None:
+        if error is None:
+            for suffix, values in ((".documents", self._ends), (".rows", self._rows)):
+                data = np.array(values, "<u8").tobytes()
+                self.hashes[suffix] = hashlib.sha256(data).hexdigest()
+                with atomic_write(self.path.with_suffix(suffix)) as file:
+                    file.write(data)
+        self._stack.__exit__(error, *details)
+        self.hashes[".tokens"] = self._digest.hexdigest()
+        if not self.documents:
+            for suffix in SUFFIXES:
+                self.path.with_suffix(suffix).unlink(missing_ok=True)
+
+    def write(self, tokens: np.ndarray[Any, Any], row: int) -> None:
+        """Append one document's tokens; `row` is the index of its row in its input file."""
+        self.tokens += len(tokens)
+        self._ends.append(self.tokens)
+        self._rows.append(row)
+        self._file.write(tokens.data)
+        self._digest.update(tokens.data)
+
+    def entry(self) -> dict[str, Any]:
+        """Return the finished shard's entry in its split's manifest."""
+        return {
+            "file": self.path.name,
+            "tokens": self.tokens,
+            "documents": self.documents,
+            "sha256": self.hashes[".tokens"],
+            "documents_sha256": self.hashes[".documents"],
+            "rows_sha256": self.hashes[".rows"],
+        }

@@ -9,7 +9,7 @@ from tinyllama.recipe.data_schema import (
     Source,
     SpecialTokens,
 )
-from tinyllama.recipe.loading import bundled_recipes, flatten
+from tinyllama.recipe.loading import bundled_recipes, differences, flatten
 from tinyllama.recipe.schema import (
     Checkpoint,
     Guard,
@@ -42,5 +42,6 @@ __all__ = [
     "Track",
     "Train",
     "bundled_recipes",
+    "differences",
     "flatten",
 ]

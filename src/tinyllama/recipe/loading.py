@@ -125,6 +125,16 @@ def parse_yaml(text: str, name: str) -> Any:
         raise InputError(f"{name}{place}: not valid YAML: {problem}{remedy}") from None
 
 
+def differences(*mappings: Mapping[str, Any]) -> list[tuple[str, tuple[Any, ...]]]:
+    """Return the dotted name and the values of each leaf that is not equal in all nested mappings.
+
+    A value is None if its mapping lacks the leaf. Names are in the order in which they first appear.
+    """
+    flat = [flatten(mapping) for mapping in mappings]
+    values = {name: tuple(leaves.get(name) for leaves in flat) for leaves in flat for name in leaves}
+    return [(name, own) for name, own in values.items() if any(value != own[0] for value in own)]
+
+
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Return the leaves of nested mappings by dotted name."""
     if not (isinstance(value, dict) and value):

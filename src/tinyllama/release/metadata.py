@@ -20,7 +20,7 @@ from tinyllama.evaluate.results import PUBLISHED_BASELINES, Score, task_score
 from tinyllama.files import read_json, sha256_of
 from tinyllama.loading import load_tokenizer
 from tinyllama.model.flops import num_parameters
-from tinyllama.prepare.corpus import MANIFEST as EMBEDDED_CORPUS_MANIFEST
+from tinyllama.prepare.corpus import EMBEDDED_CORPUS_MANIFEST
 from tinyllama.recipe import Recipe, Release, Source
 from tinyllama.runs.release_dir import ReleaseDir, ReleasesDir
 from tinyllama.runs.run_dir import CheckpointDir, RunDir
