@@ -1,7 +1,7 @@
-"""Looks for inputs that break a property, guided by the branches that each input reaches (libFuzzer, atheris).
+"""Coverage-guided search for inputs that break a property (libFuzzer, through atheris).
 
-`python -m tests.fuzz.fuzz TARGET [SECONDS]`. Its corpus starts from real files and stays under build/fuzz/TARGET/, with
-what broke as `crash-…`, `timeout-…` or `oom-…`; such a file given instead of SECONDS is tried alone.
+`python -m tests.fuzz.fuzz TARGET [SECONDS]`. The corpus starts from real files and is stored in build/fuzz/TARGET/,
+with failing inputs as `crash-…`, `timeout-…` or `oom-…`. Given such a file instead of SECONDS, it tries only that file.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 with atheris.instrument_imports(include=["tinyllama", "yaml"]):
-    import yaml  # noqa: F401 - a reader of recipes
+    import yaml  # noqa: F401 - parses recipes
 
     import tinyllama
 
@@ -29,11 +29,11 @@ with atheris.instrument_imports(include=["tinyllama", "yaml"]):
 from tests.fuzz.targets import TARGETS
 
 BUILD = Path(__file__).parents[2] / "build/fuzz"
-SECONDS_AN_INPUT, MEGABYTES = 20, 4096
+SECONDS_PER_INPUT, MEGABYTES = 20, 4096
 
 
 def main(name: str, seconds: str = "60") -> None:
-    """Fuzz one target for so long, or try one file."""
+    """Fuzz one target for a number of seconds, or try one file."""
     target = TARGETS[name]
     folder = BUILD / name
     corpus = folder / "corpus"
@@ -41,9 +41,9 @@ def main(name: str, seconds: str = "60") -> None:
     for seed in target.seeds():
         (corpus / hashlib.sha256(seed).hexdigest()[:20]).write_bytes(seed)
     limits = [
-        f"-timeout={SECONDS_AN_INPUT}",
+        f"-timeout={SECONDS_PER_INPUT}",
         f"-rss_limit_mb={MEGABYTES}",
-        f"-max_len={target.longest}",
+        f"-max_len={target.max_bytes}",
         "-len_control=0",
     ]
     rest = [f"-max_total_time={seconds}", str(corpus)] if seconds.isdigit() else [seconds]

@@ -1,4 +1,4 @@
-"""A Hugging Face folder that was damaged or made up loads, or one line says what is wrong with it."""
+"""A mutated Hugging Face folder loads, or is refused in one line."""
 
 import json
 import shutil
@@ -11,8 +11,15 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tests.fuzz.mutations import changed, changes, documents, values
-from tests.fuzz.properties import few, kept_folder, one_line
+from tests.fuzz.strategies import (
+    assert_one_line,
+    fixed_examples,
+    mutate,
+    mutated_documents,
+    mutations,
+    shared_folder,
+    values,
+)
 
 from tinyllama.errors import InputError
 from tinyllama.loading import load_model
@@ -22,12 +29,12 @@ from tinyllama.recipe import Model
 
 
 @cache
-def whole() -> Path:
-    """The smallest Llama. Read only."""
+def valid_model() -> Path:
+    """A very small Llama. Read only."""
     shape = Model(dim=8, layers=1, heads=2, kv_heads=1, ffn_dim=8, context_length=16)
     model = Llama(shape, 20)
     initialize(model, 3)
-    folder = kept_folder()
+    folder = shared_folder()
     save_file(
         {name: value.contiguous() for name, value in to_hugging_face(model.state_dict(), shape)}, folder / WEIGHTS
     )
@@ -39,17 +46,17 @@ WEIGHTS = "model.safetensors"
 
 
 def config() -> Any:
-    return json.loads((whole() / "config.json").read_bytes())
+    return json.loads((valid_model() / "config.json").read_bytes())
 
 
 def check(name: str, content: bytes) -> None:
     with tempfile.TemporaryDirectory(prefix="tinyllama-fuzz-") as folder:
-        own = Path(shutil.copytree(whole(), Path(folder) / "model"))
+        own = Path(shutil.copytree(valid_model(), Path(folder) / "model"))
         (own / name).write_bytes(content)
         try:
             model = load_model(own)
         except InputError as error:
-            one_line(error)
+            assert_one_line(error)
         else:
             assert model(torch.zeros(1, 2, dtype=torch.long)).shape[:2] == (1, 2)
 
@@ -58,19 +65,21 @@ def with_large(field: str) -> Any:
     return config() | {field: 10**9}
 
 
-@few(50)
-@example(with_large("num_hidden_layers"))  # a billion blocks were built before the files were looked at
+@fixed_examples(50)
+@example(with_large("num_hidden_layers"))  # a billion blocks were built before the files were read
 @example(with_large("intermediate_size"))
-@example(config() | {"vocab_size": 1 << 63})  # more than torch can count to: a traceback
+@example(config() | {"vocab_size": 1 << 63})  # too large for torch: a traceback
 @example(config() | {"rope_parameters": 1})  # a traceback
-@example(config() | {"quantization_config": 1})  # likewise
-@given(st.deferred(lambda: documents(config()) | values))
-def test_any_config_json_loads_or_is_refused_in_one_line(document: Any) -> None:
-    """The examples were found 2026-11-24."""
+@example(config() | {"quantization_config": 1})  # a traceback
+@given(st.deferred(lambda: mutated_documents(config()) | values))
+def test_any_config_json_loads_or_is_one_line(document: Any) -> None:
+    """Examples: found 2026-11-24."""
     check("config.json", json.dumps(document).encode())
 
 
-@few(50)
-@given(changes)
-def test_changed_bytes_of_weights_load_or_are_refused_in_one_line(todo: Any) -> None:
-    check(WEIGHTS, changed((whole() / WEIGHTS).read_bytes(), [(what, place % 900, by) for what, place, by in todo]))
+@fixed_examples(50)
+@given(mutations)
+def test_mutated_weights_load_or_are_one_line(edits: Any) -> None:
+    check(
+        WEIGHTS, mutate((valid_model() / WEIGHTS).read_bytes(), [(what, place % 900, by) for what, place, by in edits])
+    )

@@ -1,4 +1,4 @@
-"""Whatever a raw file holds, each row is a document or a reject with its place, or the file is refused by its name."""
+"""For any raw file, each row is a document or a reject with its position, or the file is refused by name."""
 
 import gzip
 import io
@@ -17,8 +17,7 @@ import pyarrow.parquet
 import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tests.fuzz.mutations import changed, changes, values
-from tests.fuzz.properties import few, one_line
+from tests.fuzz.strategies import assert_one_line, fixed_examples, mutate, mutations, values
 from tests.prepare.raw import slim, source
 
 from tinyllama.errors import InputError
@@ -39,8 +38,8 @@ TEXTS = ["plain", "", "two\nlines", "ü😀", " ", "a\0b", 'quo"ted, text', "</s
 
 
 @cache
-def whole(format: str, suffix: str) -> bytes:
-    """A real file of a kind, small."""
+def valid_file(format: str, suffix: str) -> bytes:
+    """Return a small valid file of a format."""
     field = "content" if format == "starcoderdata" else "text"
     rows = [slim(text) if format == "slimpajama" else {field: text, "id": 3} for text in TEXTS]
     match suffix:
@@ -50,10 +49,10 @@ def whole(format: str, suffix: str) -> bytes:
             return b"text,id\r\n" + b"".join(f'"{text.replace(chr(34), chr(34) * 2)}",3\r\n'.encode() for text in TEXTS)
         case ".parquet" | ".arrow":
             return table_bytes(pyarrow.Table.from_pylist(rows), suffix)
-    return packed("".join(json.dumps(row) + "\n" for row in rows).encode(), suffix)
+    return compress("".join(json.dumps(row) + "\n" for row in rows).encode(), suffix)
 
 
-def packed(lines: bytes, suffix: str) -> bytes:
+def compress(lines: bytes, suffix: str) -> bytes:
     if suffix.endswith(".gz"):
         return gzip.compress(lines, mtime=0)
     return zstandard.compress(lines) if suffix.endswith(".zst") else lines
@@ -70,7 +69,7 @@ def table_bytes(table: Any, suffix: str) -> bytes:
 
 
 def read(format: str, suffix: str, data: bytes) -> list[SourceRow | RejectedRow] | None:
-    """A file's rows, each of which keeps the promise; None where the file was refused in one line."""
+    """Return a file's rows and check each of them; None if the file was refused in one line."""
     with tempfile.TemporaryDirectory(prefix="tinyllama-fuzz-") as folder:
         path = Path(folder) / f"a{suffix}"
         path.write_bytes(data)
@@ -78,12 +77,12 @@ def read(format: str, suffix: str, data: bytes) -> list[SourceRow | RejectedRow]
             rows = list(read_rows(str(path), source(format, path)))
         except InputError as error:
             assert str(error).startswith(str(path))
-            one_line(error)
+            assert_one_line(error)
             return None
     assert [row.row for row in rows] == list(range(len(rows)))
     for row in rows:
         if isinstance(row, SourceRow):
-            assert to_str(row.text).encode()  # not empty, and no half of a surrogate pair
+            assert to_str(row.text).encode()  # not empty, and no lone surrogate
             row.subset.encode()
         else:
             assert len(row.reason.splitlines()) == 1
@@ -99,28 +98,28 @@ def check(format: str, suffix: str, data: bytes) -> None:
 
 
 def target(format: str, suffix: str) -> tuple[Callable[[bytes], None], Callable[[], list[bytes]]]:
-    """What atheris calls for a kind of file, and what it starts from."""
+    """Return the function that atheris calls for a format, and its seeds."""
 
     def call(data: bytes) -> None:
         check(format, suffix, data)
 
-    return call, lambda: [whole(format, suffix)]
+    return call, lambda: [valid_file(format, suffix)]
 
 
-@few(400)
-@given(place=st.sampled_from(PLACES), todo=changes)
-def test_a_changed_file_is_read_row_by_row_or_refused_by_name(place: tuple[str, str], todo: Any) -> None:
-    check(*place, changed(whole(*place), todo))
+@fixed_examples(400)
+@given(place=st.sampled_from(PLACES), edits=mutations)
+def test_mutated_file_is_read_or_refused_by_name(place: tuple[str, str], edits: Any) -> None:
+    check(*place, mutate(valid_file(*place), edits))
 
 
-def test_a_table_whose_columns_have_no_name_in_utf8_is_refused() -> None:
+def test_column_name_that_is_not_utf8_is_refused() -> None:
     """Found 2026-11-24 by atheris: a traceback."""
-    data = whole("parquet", ".parquet")
+    data = valid_file("parquet", ".parquet")
     assert read("parquet", ".parquet", data.replace(b"id", b"\x9dd")) is None
 
 
-def test_offsets_of_a_damaged_arrow_file_never_cut_texts_out_of_others() -> None:
-    """Found 2026-11-24 by atheris: offsets beyond the file's bytes, or falling, gave other texts or a traceback."""
+def test_damaged_arrow_offsets_are_refused() -> None:
+    """Found 2026-11-24 by atheris: offsets beyond the file, or decreasing ones, gave other texts or a traceback."""
     data = table_bytes(pyarrow.table({"text": ["first", "second", "third"]}), ".arrow")
     offsets = b"".join(number.to_bytes(4, "little") for number in (0, 5, 11, 16))
     for wrong in ((0, 11, 5, 16), (0, 5, 11, 99), (5, 5, 11, 3)):
@@ -129,14 +128,14 @@ def test_offsets_of_a_damaged_arrow_file_never_cut_texts_out_of_others() -> None
     assert read("huggingface", ".arrow", data) == [SourceRow(0, "first"), SourceRow(1, "second"), SourceRow(2, "third")]
 
 
-def test_an_arrow_buffer_that_holds_half_a_number_behind_the_last_is_read_as_far_as_rows_go() -> None:
+def test_arrow_buffer_with_trailing_bytes_is_read() -> None:
     """Found 2026-11-24 by atheris: a traceback."""
     data = table_bytes(pyarrow.table({"text": ["first", "second", "third"]}), ".arrow")
     place_and_size = struct.pack("<2q", 0, 16)  # of four offsets
     assert data.count(place_and_size) == 1
     for size in (17, 18, 19):
-        half_more = data.replace(place_and_size, struct.pack("<2q", 0, size))
-        assert read("huggingface", ".arrow", half_more) == [
+        padded = data.replace(place_and_size, struct.pack("<2q", 0, size))
+        assert read("huggingface", ".arrow", padded) == [
             SourceRow(0, "first"),
             SourceRow(1, "second"),
             SourceRow(2, "third"),
@@ -157,20 +156,20 @@ lines = st.lists(
 )
 
 
-@few(200)
+@fixed_examples(200)
 @given(
     several=lines, end=st.sampled_from([b"\n", b"\r\n"]), bom=st.booleans(), suffix=st.sampled_from(SUFFIXES["jsonl"])
 )
-def test_every_line_is_a_row_or_a_reject_however_it_is_packed(
+def test_every_line_is_a_row_or_a_reject_in_any_compression(
     several: list[bytes], end: bytes, bom: bool, suffix: str
 ) -> None:
     data = b"\xef\xbb\xbf" * bom + b"".join(line + end for line in several)
     plain = read("jsonl", ".jsonl", data)
     check("slimpajama", ".jsonl", data)
     check("jsonl", ".jsonl", data)
-    assert read("jsonl", suffix, packed(data, suffix)) == plain
-    if packed(data, suffix) != data:
-        assert read("jsonl", suffix, packed(data, suffix)[:-1]) is None  # cut by one byte
+    assert read("jsonl", suffix, compress(data, suffix)) == plain
+    if compress(data, suffix) != data:
+        assert read("jsonl", suffix, compress(data, suffix)[:-1]) is None  # truncated by one byte
 
 
 COLUMNS = [
@@ -200,30 +199,30 @@ columns = st.lists(
 )
 
 
-@few(250)
-@example([("content", 6)], ("starcoderdata", ".parquet"))  # bytes of fixed length that are no UTF-8 were kept
-@example([("text", 9)], ("parquet", ".parquet"))  # a date that Python does not have: a traceback
-@example([("text", 0), ("text", 0)], ("huggingface", ".arrow"))  # of two columns of one name: a traceback
+@fixed_examples(250)
+@example([("content", 6)], ("starcoderdata", ".parquet"))  # bytes of fixed length that are not UTF-8 were kept
+@example([("text", 9)], ("parquet", ".parquet"))  # a date that Python cannot represent: a traceback
+@example([("text", 0), ("text", 0)], ("huggingface", ".arrow"))  # two columns with one name: a traceback
 @given(chosen=columns, place=st.sampled_from([place for place in PLACES if place[1] in (".parquet", ".arrow")]))
-def test_columns_of_any_type_and_name_give_as_many_rows_or_one_line(
+def test_columns_of_any_type_and_name_are_read_or_one_line(
     chosen: list[tuple[str, int]], place: tuple[str, str]
 ) -> None:
-    """The examples were found 2026-11-24."""
+    """Examples: found 2026-11-24."""
     table = pyarrow.Table.from_arrays([COLUMNS[number] for _, number in chosen], [name for name, _ in chosen])
     try:
         data = table_bytes(table, place[1])
     except (pyarrow.ArrowException, ValueError):
-        return  # a type that this format does not have
+        return  # the format does not support the type
     rows = read(*place, data)
     assert rows is None or len(rows) == 3
 
 
-@few(100)
-@example([], [("flip", 0, b"\x80")])  # a name of a column that no terminal can show stood in the message
-@given(chosen=st.lists(st.text(max_size=5), max_size=4), todo=changes)
-def test_a_csv_file_keeps_its_fields_and_a_changed_one_is_read_or_refused(chosen: list[str], todo: Any) -> None:
-    """The example was found 2026-11-24."""
+@fixed_examples(100)
+@example([], [("flip", 0, b"\x80")])  # the message contained an unprintable column name
+@given(chosen=st.lists(st.text(max_size=5), max_size=4), edits=mutations)
+def test_csv_fields_are_kept_and_mutated_file_is_read_or_refused(chosen: list[str], edits: Any) -> None:
+    """Example: found 2026-11-24."""
     data = b"text\r\n" + b"".join(b'"' + text.replace('"', '""').encode() + b'"\r\n' for text in chosen)
     rows = read("csv", ".csv", data)
     assert rows == [SourceRow(n, text) if text else RejectedRow(n, "empty text") for n, text in enumerate(chosen)]
-    check("csv", ".csv", changed(data, todo))
+    check("csv", ".csv", mutate(data, edits))

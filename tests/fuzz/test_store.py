@@ -1,4 +1,4 @@
-"""A changed token store is found out and never read as if it were whole; any shards read as one array."""
+"""Any change of a token store is found; any shards read as one array."""
 
 import json
 import shutil
@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from tests.conftest import python_sources, small_recipe, write_jsonl
-from tests.fuzz.mutations import changed, changes, documents
-from tests.fuzz.properties import few, kept_folder, one_line
+from tests.fuzz.strategies import assert_one_line, fixed_examples, mutate, mutated_documents, mutations, shared_folder
 
 from tinyllama.data.store import Split, TokenStore
 from tinyllama.data.verification import find_corruption
@@ -32,9 +31,9 @@ from tinyllama.tokenizer.training import train_tokenizer
 
 
 @cache
-def store() -> Path:
-    """A store of two small sources, as `prepare` makes it. Read only."""
-    folder = kept_folder()
+def valid_store() -> Path:
+    """A store of two small sources, written by `prepare`. Read only."""
+    folder = shared_folder()
     modules = python_sources(6)
     for name in ("modules", "lines"):
         write_jsonl(folder / f"raw/{name}/a.jsonl", modules[:3] if name == "modules" else modules[4].split("\n\n")[:40])
@@ -46,17 +45,17 @@ def store() -> Path:
 
 @cache
 def files() -> list[str]:
-    return sorted(path.relative_to(store()).as_posix() for path in store().rglob("*") if path.is_file())
+    return sorted(path.relative_to(valid_store()).as_posix() for path in valid_store().rglob("*") if path.is_file())
 
 
 @contextmanager
-def own_store() -> Iterator[Path]:
+def copied_store() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="tinyllama-fuzz-") as folder:
-        yield Path(shutil.copytree(store(), Path(folder) / "store"))
+        yield Path(shutil.copytree(valid_store(), Path(folder) / "store"))
 
 
 def use(folder: Path) -> None:
-    """Everything that is done with a store: it works or says why not in one line."""
+    """Check that every operation on a store works or fails in one line."""
     try:
         found = TokenStore.open(folder)
         for split in found.splits.values():
@@ -66,77 +65,77 @@ def use(folder: Path) -> None:
             assert sum(map(len, split.documents())) == split.num_tokens
         _ = list(describe(found, None)), found.digest
     except InputError as error:
-        one_line(error)
+        assert_one_line(error)
     except FileNotFoundError as error:
-        assert error.filename  # which the command line says
+        assert error.filename  # the command line names it
 
 
-def found_out(folder: Path) -> list[str]:
-    """What verifying says, every line of it one."""
+def find_problems(folder: Path) -> list[str]:
+    """Return the lines of `inspect --verify`."""
     set_quiet(True)
     try:
-        said = find_corruption(folder)
+        problems = find_corruption(folder)
     except InputError as error:
-        one_line(error)
+        assert_one_line(error)
         return [str(error)]
     finally:
         set_quiet(False)
-    assert all(len(line.splitlines()) == 1 for line in said)
-    return said
+    assert all(len(line.splitlines()) == 1 for line in problems)
+    return problems
 
 
-def test_a_source_whose_holdout_takes_no_document_makes_a_whole_store() -> None:
-    """Found 2026-11-24: it left an empty folder, which verifying called foreign."""
-    assert not (store() / "modules/validation").exists()
-    assert not found_out(store())
+def test_source_without_validation_documents_makes_a_valid_store() -> None:
+    """Found 2026-11-24: it left an empty folder, which verification reported."""
+    assert not (valid_store() / "modules/validation").exists()
+    assert not find_problems(valid_store())
 
 
-def test_a_manifest_whose_type_of_numbers_is_empty_is_found_by_verifying() -> None:
+def test_manifest_with_empty_dtype_is_found() -> None:
     """Found 2026-11-24 by atheris: a traceback."""
-    with own_store() as folder:
+    with copied_store() as folder:
         document = json.loads((folder / "manifest.json").read_bytes())
         (folder / "manifest.json").write_text(json.dumps(document | {"dtype": []}))
-        assert any("cannot be used" in line for line in found_out(folder))
+        assert any("cannot be used" in line for line in find_problems(folder))
 
 
-@few(60)
-@given(data=st.data(), todo=changes)
-def test_any_changed_byte_is_found_and_none_ends_in_a_traceback(data: st.DataObject, todo: Any) -> None:
+@fixed_examples(60)
+@given(data=st.data(), edits=mutations)
+def test_any_changed_byte_is_found_without_traceback(data: st.DataObject, edits: Any) -> None:
     name = data.draw(st.sampled_from(files()))
-    with own_store() as folder:
+    with copied_store() as folder:
         whole = (folder / name).read_bytes()
-        (folder / name).write_bytes(changed(whole, todo))
-        assert bool(found_out(folder)) == (changed(whole, todo) != whole)
+        (folder / name).write_bytes(mutate(whole, edits))
+        assert bool(find_problems(folder)) == (mutate(whole, edits) != whole)
         use(folder)
 
 
-def test_a_manifest_whose_count_is_a_list_is_found_by_name() -> None:
-    """Found 2026-11-24: a list was taken for that many of itself, and verifying ended in a traceback."""
+def test_manifest_with_list_as_count_is_found() -> None:
+    """Found 2026-11-24: a list was multiplied as a count, and verification ended in a traceback."""
     name = next(name for name in files() if name.endswith("manifest.json") and "/" in name)
-    with own_store() as folder:
+    with copied_store() as folder:
         document = json.loads((folder / name).read_bytes())
         document["shards"][0]["tokens"] = [1]
         (folder / name).write_text(json.dumps(document))
-        assert found_out(folder)
+        assert find_problems(folder)
 
 
-@few(60)
+@fixed_examples(60)
 @given(data=st.data())
-def test_manifests_of_any_content_are_refused_and_with_new_hashes_open_or_are_refused(data: st.DataObject) -> None:
+def test_mutated_manifest_is_found_and_rehashed_opens_or_is_refused(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from([name for name in files() if name.endswith("manifest.json")]))
-    with own_store() as folder:
-        document = data.draw(documents(json.loads((folder / name).read_bytes())))
+    with copied_store() as folder:
+        document = data.draw(mutated_documents(json.loads((folder / name).read_bytes())))
         (folder / name).write_text(json.dumps(document))
-        assert found_out(folder)
+        assert find_problems(folder)
         use(folder)
         rehash(folder, name)
-        found_out(folder)
-        with suppress(InputError, FileNotFoundError):  # of which the command line says the file
+        find_problems(folder)
+        with suppress(InputError, FileNotFoundError):  # the command line names the file
             TokenStore.open(folder)
 
 
 def rehash(folder: Path, name: str) -> None:
-    """Write the hashes above a changed manifest anew, as someone who means harm would."""
+    """Update the hashes of a changed manifest, as an attacker would."""
     top = json.loads((folder / "manifest.json").read_bytes())
     if name != "manifest.json":
         source, split, _ = name.split("/")
@@ -145,7 +144,7 @@ def rehash(folder: Path, name: str) -> None:
     (folder / "manifest.sha256").write_text(f"{sha256_of(folder / 'manifest.json')}  manifest.json\n")
 
 
-@few(30)
+@fixed_examples(30)
 @given(
     shards=st.lists(st.lists(arrays(np.uint16, st.integers(1, 9)), min_size=1, max_size=4), min_size=1, max_size=5),
     bounds=st.tuples(st.floats(0, 1), st.floats(0, 1)),

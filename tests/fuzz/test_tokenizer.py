@@ -1,4 +1,4 @@
-"""Any text has the ids of the reference libraries and comes back from them; any damaged tokenizer is one line."""
+"""Any text has the ids of the reference libraries and decodes to itself; any damaged tokenizer is one line."""
 
 import json
 import tempfile
@@ -13,8 +13,7 @@ import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.conftest import python_sources
-from tests.fuzz.mutations import changed, changes, documents
-from tests.fuzz.properties import few, one_line
+from tests.fuzz.strategies import assert_one_line, fixed_examples, mutate, mutated_documents, mutations
 from tests.vocabularies import (
     EDGE_CASES,
     from_model,
@@ -50,7 +49,7 @@ texts = st.lists(st.sampled_from([*EDGE_CASES, *SPECIAL]) | st.text(max_size=8),
 
 @cache
 def document_of(kind: str) -> dict[str, Any]:
-    """A tokenizer.json."""
+    """Return a tokenizer.json."""
     if kind == "byte level":
         return _byte_level()
     return (
@@ -66,7 +65,7 @@ def trained_here() -> Tokenizer:
 
 
 def _byte_level() -> dict[str, Any]:
-    """A tokenizer of GPT-2's kind."""
+    """Return a GPT-2-like tokenizer.json."""
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
@@ -88,7 +87,7 @@ def tokenizer_of(kind: str) -> Tokenizer:
 
 @cache
 def encoder_of(kind: str) -> Callable[[str], list[int]]:
-    """The reference library's encoding."""
+    """Return the reference library's encoding."""
     if kind == "sentencepiece":
         encode: Callable[[str], list[int]] = reference("small").encode
         return encode
@@ -96,46 +95,48 @@ def encoder_of(kind: str) -> Callable[[str], list[int]]:
     return lambda text: list(theirs.encode(text).ids)
 
 
-@few(150)
+@fixed_examples(150)
 @given(kind=st.sampled_from(KINDS), text=texts)
-def test_any_text_has_its_library_s_ids_and_comes_back(kind: str, text: str) -> None:
+def test_any_text_has_its_library_ids_and_decodes_to_itself(kind: str, text: str) -> None:
     ids = tokenizer_of(kind).encode(text)
     assert ids == encoder_of(kind)(text)
     assert tokenizer_of(kind).decode(ids) == (text if kind == "byte level" else text.replace("▁", " "))
 
 
-@few(80)
+@fixed_examples(80)
 @given(kind=st.sampled_from(KINDS), several=st.lists(texts, max_size=6))
-def test_texts_together_are_as_each_alone(kind: str, several: list[str]) -> None:
+def test_texts_of_one_block_do_not_change_each_other(kind: str, several: list[str]) -> None:
     together = tokenizer_of(kind).encode_documents(several)
-    markers = (tokenizer_of(kind).bos_id, tokenizer_of(kind).eos_id)
-    expected = [[markers[0], *encoder_of(kind)(text), markers[1]] for text in several]
+    special = (tokenizer_of(kind).bos_id, tokenizer_of(kind).eos_id)
+    expected = [[special[0], *encoder_of(kind)(text), special[1]] for text in several]
     assert [ids.tolist() for ids in together] == expected
 
 
-@few(100)
+@fixed_examples(100)
 @given(kind=st.sampled_from(KINDS), prompt=texts, chosen=st.lists(st.integers(0, 399), max_size=12))
-@example(kind="converted", prompt="a", chosen=[3 + 0xE4])  # an unfinished character at the end was lost
-@example(kind="converted", prompt="a", chosen=[3 + 0xC3, 3 + 0xA9, 3 + 0xFF, 300])  # é, then a byte that ends no é
+@example(kind="converted", prompt="a", chosen=[3 + 0xE4])  # an incomplete character at the end was lost
+@example(
+    kind="converted", prompt="a", chosen=[3 + 0xC3, 3 + 0xA9, 3 + 0xFF, 300]
+)  # é, then a byte that is no continuation
 @example(kind="converted", prompt="a", chosen=[3 + 0xC3, 2, 3 + 0xA9])  # with </s> between the two bytes
-def test_a_continuation_in_pieces_is_the_text_of_all_ids(kind: str, prompt: str, chosen: list[int]) -> None:
-    """Found 2026-11-24: `generate` lost or garbled characters whose bytes came one by one."""
+def test_streamed_text_equals_text_of_all_ids(kind: str, prompt: str, chosen: list[int]) -> None:
+    """Found 2026-11-24: `generate` lost or changed characters whose bytes were separate tokens."""
     tokenizer = tokenizer_of(kind)
     ids = tokenizer.encode(prompt)
-    pieces = list(stream_decode(tokenizer, ids, chosen))
+    parts = list(stream_decode(tokenizer, ids, chosen))
     if ids and ids[-1] not in tokenizer.incomplete_ids and not tokenizer.decode(ids).endswith("\ufffd"):
-        assert tokenizer.decode(ids) + "".join(pieces) == tokenizer.decode(ids + chosen)
-    settled = [list(stream_decode(tokenizer, ids, chosen[:end])) for end in range(len(chosen))]
-    for shorter, longer in pairwise([*settled, pieces]):
-        assert longer[: len(shorter) - 1] == shorter[:-1]  # what was said is not taken back
+        assert tokenizer.decode(ids) + "".join(parts) == tokenizer.decode(ids + chosen)
+    earlier = [list(stream_decode(tokenizer, ids, chosen[:end])) for end in range(len(chosen))]
+    for shorter, longer in pairwise([*earlier, parts]):
+        assert longer[: len(shorter) - 1] == shorter[:-1]  # text that was yielded never changes
 
 
-@few(150)
-@given(todo=changes, where=st.floats(0, 1))
-def test_any_bytes_as_a_tokenizer_model_are_one_or_one_line(todo: Any, where: float) -> None:
+@fixed_examples(150)
+@given(edits=mutations, where=st.floats(0, 1))
+def test_mutated_tokenizer_model_is_used_or_one_line(edits: Any, where: float) -> None:
     model = model_bytes("small")
     check_file(
-        "tokenizer.model", changed(model, [(what, int(where * len(model)) + place, by) for what, place, by in todo])
+        "tokenizer.model", mutate(model, [(what, int(where * len(model)) + place, by) for what, place, by in edits])
     )
 
 
@@ -143,10 +144,10 @@ def check_model(data: bytes) -> None:
     check_file("tokenizer.model", data)
 
 
-def test_a_tokenizer_model_whose_pieces_are_numbers_is_refused_in_one_line() -> None:
-    """Found 2026-11-24: SentencePiece lets a field of another wire type through."""
+def test_tokenizer_model_with_wrong_wire_types_is_used_or_one_line() -> None:
+    """Found 2026-11-24: SentencePiece accepts a field of another wire type."""
     check_model(model_bytes("small") + b"\x08\x01")
-    check_model(model_bytes("small") + b"\x1a\x02\x10\x01")  # the normaliser's rules
+    check_model(model_bytes("small") + b"\x1a\x02\x10\x01")  # the normalizer's rules
 
 
 def seeds() -> list[bytes]:
@@ -154,27 +155,27 @@ def seeds() -> list[bytes]:
 
 
 @cache
-def tiny() -> dict[str, Any]:
-    """A tokenizer.json of few pieces, so that each other field is found soon."""
+def tiny_document() -> dict[str, Any]:
+    """Return a tokenizer.json with few tokens, so that mutations reach the other fields often."""
     return train_tokenizer(["the cat sat on the mat, and the dog too"] * 50, 285)._backend.to_tokenizer_json()
 
 
-@few(150)
-@given(document=st.deferred(lambda: documents(tiny())))
-def test_any_fields_of_a_tokenizer_json_are_one_or_one_line(document: Any) -> None:
+@fixed_examples(150)
+@given(document=st.deferred(lambda: mutated_documents(tiny_document())))
+def test_mutated_tokenizer_json_is_used_or_one_line(document: Any) -> None:
     check_file("tokenizer.json", json.dumps(document).encode())
 
 
-def test_an_id_beyond_any_vocabulary_is_refused() -> None:
-    """Found 2026-11-24 by atheris: lists of a billion pieces."""
-    whole = tiny()
-    model = whole["model"] | {"vocab": whole["model"]["vocab"] | {"<x>": 10**9}}
-    with pytest.raises(InputError, match=r"token id 1000000000, more than any vocabulary has"):
-        HuggingFaceBackend("x", whole | {"model": model}, {})
+def test_huge_token_id_is_refused() -> None:
+    """Found 2026-11-24 by atheris: lists of a billion tokens."""
+    valid = tiny_document()
+    model = valid["model"] | {"vocab": valid["model"]["vocab"] | {"<x>": 10**9}}
+    with pytest.raises(InputError, match=r"token id 1000000000, is too large"):
+        HuggingFaceBackend("x", valid | {"model": model}, {})
 
 
 def check_file(name: str, data: bytes) -> None:
-    """A file of a tokenizer is refused in one line, or encodes and decodes any text without an error."""
+    """Check that a tokenizer file is refused in one line, or encodes and decodes texts without an error."""
     with tempfile.TemporaryDirectory(prefix="tinyllama-fuzz-") as folder:
         (Path(folder) / name).write_bytes(data)
         try:
@@ -184,4 +185,4 @@ def check_file(name: str, data: bytes) -> None:
             _ = tokenizer.digest, tokenizer.bos_prefix, tokenizer.token_bytes()
             tokenizer.save(Path(folder) / "again")
         except InputError as error:
-            one_line(error)
+            assert_one_line(error)

@@ -18,7 +18,7 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.fuzz.properties import few
+from tests.fuzz.strategies import fixed_examples
 from tests.prepare.raw import COMPRESSIONS, lines, slim, source, texts_of, write
 
 from tinyllama.errors import InputError
@@ -367,7 +367,7 @@ def test_text_file_is_one_document(tmp_path: Path) -> None:
 PARTS = st.lists(st.sampled_from(["a", "b ", "é", "\n", "\r\n", "<|", "|>", "<|x|>", "-", "--", " "]), max_size=40)
 
 
-@few(300)
+@fixed_examples(300)
 @given(parts=PARTS, separator=st.sampled_from(["\n", "\n\n", "<|x|>", "--", "\n--\n", "é"]), size=st.integers(1, 9))
 def test_text_is_split_at_separators_wherever_chunks_end(parts: list[str], separator: str, size: int) -> None:
     text = "".join(parts)

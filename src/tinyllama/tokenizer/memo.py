@@ -1,8 +1,8 @@
-"""Exact encoding by looking up what was encoded before: text in, token ids out, numpy doing all runs of a text at once.
+"""Exact encoding with a cache of short runs of text; numpy looks up all runs of a text at once.
 
-A cut between two characters changes no token where no piece of the vocabulary holds them side by side, because every
-join of the BPE then lies on one side of it. The vocabulary itself says which kinds of characters ever stand together;
-between the cuts lie short runs that repeat. docs/benchmarks.md has how many times as fast as sentencepiece that is.
+A split between two adjacent characters changes no token if no vocabulary entry contains them side by side: every BPE
+merge is then on one side of the split. The vocabulary determines which kinds of characters occur side by side. Between
+the splits are short runs, which repeat often. docs/benchmarks.md compares the speed with sentencepiece's.
 """
 
 import string
@@ -22,59 +22,59 @@ Ints = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint64]
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 
-# kinds of bytes; the last two are control characters and the bytes of characters beyond ASCII
+# Kinds of bytes; the last two are control characters and the bytes of non-ASCII characters.
 KINDS = (" ", string.ascii_letters, string.digits, "\n", "\t", string.punctuation)
 CONTROL, BEYOND_ASCII, BETWEEN_PIECES = len(KINDS), len(KINDS) + 1, len(KINDS) + 2
 NEWLINE = KINDS.index("\n")
-NEVER = 0xFF  # a byte that UTF-8 does not use
-END = bytes([NEVER])  # stands after each text: a cut on both sides, and no token
+NEVER = 0xFF  # a byte that never occurs in UTF-8
+END = bytes([NEVER])  # follows each text: a split on both sides, and no token
 
-# a run of up to 254 spaces and 15 bytes is a key of two 64-bit numbers; longer ones are looked up in Python
+# A run of up to 254 spaces and 15 bytes is a key of two 64-bit numbers; longer ones are looked up in Python.
 KEY_BYTES, KEY_SPACES = 15, 254
-RUN_BYTES = 110  # what the memo of a run takes beside the run's own bytes
-RUNS_A_CALL = 64  # that the library encodes at a time; more gained nothing
+RUN_BYTES = 110  # memory per cached run, in addition to the run's own bytes
+RUNS_A_CALL = 64  # runs per call of the library; more are not faster
 
 
 class Limits(NamedTuple):
-    """What the memo may take; no ids depend on it."""
+    """Limits of the memo's memory; no ids depend on them."""
 
     memo_bytes: int = 64_000_000
-    """Half a million runs (150 MB of code have 330,000); the slots take 13 MB more."""
+    """Bytes of cached runs, about half a million (150 MB of code have 330,000); the slots take 13 MB more."""
     slot_bits: int = 19
-    """log2 of the number of runs that numpy finds by itself; the others cost a look-up in Python."""
+    """Base-2 logarithm of the number of runs that numpy looks up; the others are looked up in Python."""
     long_run_bytes: int = 1 << 12
-    """Longer runs, such as Chinese without punctuation, are cut between characters that no piece joins."""
+    """Bytes above which a run, such as Chinese without punctuation, is split between characters that never merge."""
     block_bytes: int = 1 << 17
-    """Short texts are put together and long ones cut to about this size, whose arrays stay in the cache."""
+    """Bytes of a block: short texts are joined and long ones split, so that the arrays stay in the CPU's cache."""
 
 
 DEFAULT_LIMITS = Limits()
 
 
 def kind_of_bytes() -> bytes:
-    """The kind of each byte value, as a table for bytes.translate."""
+    """Return the kind of each byte value, as a table for bytes.translate."""
     kinds = {ord(character): kind for kind, characters in enumerate(KINDS) for character in characters}
     beyond = dict.fromkeys(range(128, NEVER), BEYOND_ASCII) | {NEVER: BETWEEN_PIECES}
     return bytes((kinds | beyond).get(byte, CONTROL) for byte in range(256))
 
 
 def neighbours(pieces: Iterable[str]) -> npt.NDArray[np.bool_]:
-    """Matrix of kinds [before, after]: whether some piece holds a byte of the one just before one of the other."""
+    """Return a matrix of kinds [before, after]: whether a token contains a byte of one directly before the other."""
     text = bytes([NEVER]).join(piece.replace(SPACE, " ").encode() for piece in pieces)
     kinds = np.frombuffer(text.translate(kind_of_bytes()), np.uint8)
     found = np.zeros((BETWEEN_PIECES + 1,) * 2, np.bool_)
     found[kinds[:-1], kinds[1:]] = True
-    found[BEYOND_ASCII, BEYOND_ASCII] = True  # no cut inside a character
+    found[BEYOND_ASCII, BEYOND_ASCII] = True  # no split inside a character
     return found[:BETWEEN_PIECES, :BETWEEN_PIECES]
 
 
 def can_cut_words(together: npt.NDArray[np.bool_]) -> bool:
-    """Whether the place before a run of spaces is a cut: in no piece does a space follow anything else."""
+    """Return whether text can be split before spaces: in no token does a space follow another character."""
     return not together[1:, 0].any()
 
 
 def joined_characters(pieces: list[str]) -> Bits:
-    """Every pair of characters that some piece holds side by side, in rising order; never empty."""
+    """Return every pair of characters that a token contains side by side, in ascending order; never empty."""
     characters = np.frombuffer("".join(pieces).replace(SPACE, " ").encode("utf-32-le"), np.uint32)
     last = np.cumsum([len(piece) for piece in pieces])[:-1] - 1
     return np.unique(np.append(np.delete(_pairs(characters), last), np.uint64(0)))
@@ -85,16 +85,15 @@ def _pairs(characters: npt.NDArray[np.uint32]) -> Bits:
 
 
 def can_part_runs(together: npt.NDArray[np.bool_]) -> bool:
-    """Whether a newline after a run changes none of its tokens: no piece has one beside anything else."""
+    """Return whether a newline after a run changes none of its tokens: no token has one next to other characters."""
     others = np.arange(len(together)) != NEWLINE
     return not (together[NEWLINE, others].any() or together[others, NEWLINE].any())
 
 
 class RunMemo:
-    """Encodes texts by the runs between cuts, each run once; bounded, and exact whatever it holds.
+    """Encoder that caches the ids of runs; its memory is bounded, and its ids are exact whatever it holds.
 
-    `encode_runs` is the slow and exact encoding of a list of runs, without a dummy prefix. The memo starts anew when
-    it is full.
+    `encode_runs` is the slow, exact encoding of a list of runs, without a dummy prefix. A full memo is cleared.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class RunMemo:
         self._forget()
 
     def encode(self, texts: Iterable[TextLike]) -> Iterator[list[TokenIds]]:
-        """Token ids of each text in parts, the dummy prefix in front; short texts are read ahead up to a block."""
+        """Yield the ids of each text in parts, with the dummy prefix; short texts are read ahead up to a block."""
         parts: list[TokenIds] = []
         for data, starts, ends in self._blocks(texts):
             ids, stops = self._look_up(data, starts, ends)
@@ -129,9 +128,9 @@ class RunMemo:
                 parts.append(ids[done:])
 
     def _blocks(self, texts: Iterable[TextLike]) -> Iterator[tuple[bytes, Ints, Ints]]:
-        """The texts as UTF-8 in blocks of whole runs, with where the runs' words start and end.
+        """Yield the texts as UTF-8 in blocks of complete runs, with the starts and ends of the runs' words.
 
-        The last run of a block may go on in the next one, and is moved there.
+        The last run of a block may continue in the next block, and is moved there.
         """
         parts, size, rest = [b""], 0, b""
         for part in _parts(texts, self._limits.block_bytes):
@@ -151,7 +150,7 @@ class RunMemo:
             yield data, *self._find_runs(data)
 
     def _find_runs(self, data: bytes) -> tuple[Ints, Ints]:
-        """Where the word of each run starts and ends: a run is the spaces before a word, and the word."""
+        """Return the starts and ends of the runs' words: a run is the spaces before a word, and the word."""
         is_word = np.frombuffer(data, np.uint8) != ord(" ")
         before = np.frombuffer(data.translate(self._before), np.uint8)
         after = np.frombuffer(data.translate(self._after), np.uint8)
@@ -165,7 +164,7 @@ class RunMemo:
         return np.sort(np.append(starts, cuts)), np.sort(np.append(ends, cuts))
 
     def _safe_cuts(self, word: bytes) -> Ints:
-        """Places in a word, in bytes, between two characters that no piece holds side by side."""
+        """Return the byte offsets in a word between two characters that no token contains side by side."""
         characters = np.frombuffer(word.decode().encode("utf-32-le"), np.uint32)
         offsets = np.cumsum(1 + (characters >= 0x80) + (characters >= 0x800) + (characters >= 0x10000))[:-1]
         pairs = _pairs(characters)
@@ -174,7 +173,7 @@ class RunMemo:
         return cuts
 
     def _look_up(self, data: bytes, starts: Ints, ends: Ints) -> tuple[TokenIds, Ints]:
-        """The ids of all runs, and where each run's stop among them."""
+        """Return the ids of all runs, and where each run's ids end among them."""
         if self._held_bytes > self._limits.memo_bytes:
             self._forget()
         begins = np.concatenate(([0], ends[:-1]))
@@ -185,13 +184,13 @@ class RunMemo:
         if len(missed):
             codes[missed] = self._recall(data, begins[missed], ends[missed])
             kept = missed[is_short[missed]]
-            # of runs that share a slot within one block, the last one stays, in all three arrays alike
+            # of several runs with one slot in a block, all three arrays keep the last
             self._low[slots[kept]], self._high[slots[kept]] = low[kept], high[kept]
             self._codes[slots[kept]] = codes[kept]
         return _gather(np.frombuffer(self._ids, self._dtype), codes)
 
     def _recall(self, data: bytes, begins: Ints, ends: Ints) -> Ints:
-        """Codes of the runs that numpy's table lacks; those never met are encoded."""
+        """Return the codes of runs that are not in numpy's table; unknown runs are encoded."""
         runs = [data[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
         new = set(runs).difference(self._known)
         if new:
@@ -202,9 +201,9 @@ class RunMemo:
         return np.fromiter(map(self._known.__getitem__, runs), np.int64, len(runs))
 
     def _encode_parted(self, runs: list[bytes]) -> tuple[TokenIds, Ints]:
-        """Ids of runs one after another, and their numbers: many runs in one text, a newline after each.
+        """Return the ids of all runs, concatenated, and their counts; many runs are one text, with newlines between.
 
-        A call of the library costs as much as encoding a run does.
+        A call of the library costs as much as the encoding of a run.
         """
         groups = (runs[first : first + RUNS_A_CALL] for first in range(0, len(runs), RUNS_A_CALL))
         texts = [b"\n".join((*group, b"")).replace(END, b"").decode() for group in groups]
@@ -213,7 +212,7 @@ class RunMemo:
         return ids[~is_newline], np.diff(np.flatnonzero(is_newline), prepend=-1) - 1
 
     def _encode_alone(self, runs: list[bytes]) -> tuple[TokenIds, Ints]:
-        """The same, each run a text of its own."""
+        """Return the same as `_encode_parted`, with each run as a separate text."""
         encoded = self._encode_runs([run.replace(END, b"").decode() for run in runs])
         return np.fromiter(chain.from_iterable(encoded), self._dtype), np.array([*map(len, encoded)], np.int64)
 
@@ -224,7 +223,7 @@ class RunMemo:
         self._held_bytes += sum(map(len, runs)) + RUN_BYTES * len(runs)
 
     def _forget(self) -> None:
-        """Start anew. A code is where a run's ids begin in `_ids`, times 2^32, plus their number."""
+        """Clear the memo. A code is the offset of a run's ids in `_ids`, times 2^32, plus their number."""
         self._known: dict[bytes, int] = {}
         self._ids = array("H" if self._dtype.itemsize == 2 else "I")
         self._low, self._high = np.zeros((2, 1 << self._limits.slot_bits), np.uint64)
@@ -233,7 +232,7 @@ class RunMemo:
 
 
 def _parts(texts: Iterable[TextLike], size: int) -> Iterator[bytes]:
-    """Each text as UTF-8 in parts of so many characters, or bytes: the dummy prefix in front, END behind."""
+    """Yield each text as UTF-8 in parts of `size` characters or bytes, after the dummy prefix and before END."""
     for text in texts:
         prefix = b" "
         for part in iter_utf8_chunks_strict(text, size):
@@ -243,7 +242,7 @@ def _parts(texts: Iterable[TextLike], size: int) -> Iterator[bytes]:
 
 
 _TOP_BYTE = np.uint64(56)
-# odd constants of the golden ratio and of xxHash spread the keys over the slots
+# Odd constants, from the golden ratio and from xxHash, distribute the keys over the slots.
 _MIX_LOW, _MIX_HIGH = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 _PADDING = np.array([[NEVER] * 16] * (KEY_BYTES + 1), np.uint8)
 _PADDING[np.tri(KEY_BYTES + 1, 16, -1, np.bool_)] = 0
@@ -251,9 +250,9 @@ _PADDING_LOW, _PADDING_HIGH = _PADDING.view("<u8").T.copy()
 
 
 def _keys(data: bytes, begins: Ints, starts: Ints, ends: Ints) -> tuple[Bits, Bits, npt.NDArray[np.bool_]]:
-    """Each run as two numbers, equal for equal runs alone, and whether it is short enough for that.
+    """Return each run as two numbers, which only equal runs share, and whether it is short enough for a key.
 
-    The word fills the bytes from the lowest, then come bytes that no text holds; the number of spaces is in the top.
+    The word fills the bytes from the lowest, bytes that no text contains follow, the highest is the number of spaces.
     """
     spaces, lengths = starts - begins, ends - starts
     is_short = (lengths <= KEY_BYTES) & (spaces <= KEY_SPACES)
@@ -265,7 +264,7 @@ def _keys(data: bytes, begins: Ints, starts: Ints, ends: Ints) -> tuple[Bits, Bi
 
 
 def _gather(ids: TokenIds, codes: Ints) -> tuple[TokenIds, Ints]:
-    """The ids of all runs, one after another, and where each run's stop."""
+    """Return the ids of all runs, concatenated, and where each run's ids end."""
     counts, offsets = codes & 0xFFFFFFFF, codes >> 32
     stops = np.cumsum(counts)
     places = np.repeat(offsets - stops + counts, counts)
