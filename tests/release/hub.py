@@ -62,18 +62,6 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_POST(self) -> None:
-        self._answer()
-
-    def do_PUT(self) -> None:
-        self._answer()
-
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing."""
 
@@ -89,6 +77,8 @@ class _Handler(BaseHTTPRequestHandler):
                 handle(path.removeprefix(prefix), body)
                 return
         self._of_a_repository(path.removeprefix("/"), body)
+
+    do_GET = do_HEAD = do_POST = do_PUT = _answer
 
     def _routes(self) -> dict[str, Callable[[str, bytes], None]]:
         return {

@@ -175,44 +175,45 @@ def test_damaged_release_is_not_pushed(hub: Hub, complete: Path, damage: Callabl
     assert hub.requests == []
 
 
-@pytest.mark.parametrize("name", ["small", "guild/small"])
-def test_wrong_token_is_an_error(hub: Hub, released: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    assert push_error(released, name).startswith(f"{name}: {hub.url} refuses this token")
-    assert not hub.repositories
+def use_wrong_token(hub: Hub, patch: pytest.MonkeyPatch) -> str:
+    patch.setenv("HF_TOKEN", "hf_wrong")
+    return "refuses this token"
+
+
+def use_no_token(hub: Hub, patch: pytest.MonkeyPatch) -> str:
+    patch.delenv("HF_TOKEN")
+    patch.setattr(constants, "HF_TOKEN_PATH", "/nonexistent")
+    return "set HF_TOKEN"
+
+
+def stop_the_hub(hub: Hub, patch: pytest.MonkeyPatch) -> str:
+    with running_hub() as stopped:
+        patch.setenv("HF_ENDPOINT", stopped.url)
+    return f"{stopped.url}: cannot be reached"
+
+
+def go_offline(hub: Hub, patch: pytest.MonkeyPatch) -> str:
+    patch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return "HF_HUB_OFFLINE"
 
 
 @pytest.mark.parametrize("name", ["small", "guild/small"])
-def test_missing_token_is_an_error(
-    hub: Hub, released: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("prepare", [use_wrong_token, use_no_token, stop_the_hub, go_offline])
+def test_unusable_token_or_hub_is_an_error(
+    hub: Hub, released: Path, name: str, prepare: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    assert "not logged in to the hub; set HF_TOKEN" in push_error(released, name)
-
-
-def test_owner_without_write_access_is_an_error(hub: Hub, released: Path) -> None:
-    error = push_error(released, "strangers/small")
-    assert error.startswith(f"strangers/small: {hub.url} ") and "403" in error
-
-
-@pytest.mark.parametrize("name", ["a/b/c", "small model", "--", ""])
-def test_invalid_repository_name_is_an_error(hub: Hub, released: Path, name: str) -> None:
-    assert push_error(released, name).startswith(f"{name!r}: not a repository name")
+    expected = prepare(hub, monkeypatch)
+    assert expected in push_error(released, name)
     assert not hub.repositories
 
 
-@pytest.mark.parametrize("name", ["small", "guild/small"])
-def test_unreachable_hub_is_an_error(hub: Hub, released: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with running_hub() as gone:
-        pass
-    monkeypatch.setenv("HF_ENDPOINT", gone.url)
-    assert push_error(released, name).startswith(f"{gone.url}: cannot be reached")
-
-
-def test_offline_mode_is_an_error(hub: Hub, released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert push_error(released, "small") == "small: HF_HUB_OFFLINE is set; unset it to push"
+@pytest.mark.parametrize(
+    ("name", "keyword"),
+    [("strangers/small", "403"), *((name, "not a repository name") for name in ("a/b/c", "small model", "--", ""))],
+)
+def test_invalid_repository_is_an_error(hub: Hub, released: Path, name: str, keyword: str) -> None:
+    assert keyword in push_error(released, name)
+    assert not hub.repositories
 
 
 def test_refused_upload_is_an_error_without_a_commit(hub: Hub, released: Path) -> None:
