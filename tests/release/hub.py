@@ -78,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
         self._of_a_repository(path.removeprefix("/"), body)
 
-    do_GET = do_HEAD = do_POST = do_PUT = _answer
+    do_GET = do_HEAD = do_POST = do_PUT = _answer  # noqa: N815 - names of http.server
 
     def _routes(self) -> dict[str, Callable[[str, bytes], None]]:
         return {
