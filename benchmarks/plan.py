@@ -1,8 +1,8 @@
-"""What `tinyllama plan` says of this machine's CPU, held against training: memory and, by --measure, time.
+"""Compares `tinyllama plan` with training on this machine's CPU: memory and, with --measure, speed.
 
-Three shapes over a vocabulary of 32,000 pieces. Each is planned (`tinyllama plan --measure --json`) and trained for a
-few steps (`tinyllama train`), in turns, and what is compared of time is the MFU: both state it against a product timed
-beside them, since neighbours come and go. Exits with 1 where a prediction is more than 15 % off.
+Plans (`tinyllama plan --measure --json`) and trains (`tinyllama train`, a few steps) three models with a vocabulary of
+32,000 tokens, in turns. Speed is compared as MFU: both measure the peak during the run, so other jobs affect them
+equally. Exits with 1 if a prediction is off by more than 15 %.
 
     python benchmarks/plan.py
 """
@@ -25,7 +25,7 @@ from tinyllama.runs.run_dir import RunDir
 
 STEPS = 9
 TOLERANCE = 0.15
-# dim, layers, heads, kv_heads, ffn_dim, tied; rows and tokens a row of a step
+# model fields; sequences per step, tokens per sequence
 SHAPES: dict[str, tuple[dict[str, Any], int, int]] = {
     "20M": ({"dim": 384, "layers": 6, "heads": 6, "kv_heads": 2, "ffn_dim": 1024, "tie_embeddings": True}, 16, 256),
     "55M": ({"dim": 512, "layers": 8, "heads": 8, "kv_heads": 2, "ffn_dim": 1408}, 8, 512),
@@ -34,11 +34,11 @@ SHAPES: dict[str, tuple[dict[str, Any], int, int]] = {
 
 
 def main() -> None:
-    """A line a shape and round, and a verdict."""
+    """Print a line per model and quantity; exit with an error if a prediction is off."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="cache folder (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="of a process (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="of each shape (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads per process (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds per model (default: %(default)s)")
     arguments = parser.parse_args()
     work = make_work(arguments.work.resolve())
     env = environment(work, arguments.threads)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def compare(work: Work, folder: Path, name: str, env: Mapping[str, str], rounds: int) -> list[str]:
-    """Plan and train one shape in turns; what was predicted too badly."""
+    """Plan and train one model in turns; return the quantities whose prediction is off."""
     recipe = write_recipe(folder / f"{name}.yaml", fields(work, name))
     planned, trained = [], []
     for number in range(rounds):
@@ -73,7 +73,7 @@ def compare(work: Work, folder: Path, name: str, env: Mapping[str, str], rounds:
 
 
 def fields(work: Work, name: str) -> dict[str, Any]:
-    """The recipe of a shape, with a checkpoint beside its steps."""
+    """Return the recipe of a model, with a checkpoint during its steps."""
     model, rows, length = SHAPES[name]
     recipe = small_recipe(work, STEPS)
     recipe["model"] = {**model, "context_length": length}
@@ -83,19 +83,19 @@ def fields(work: Work, name: str) -> dict[str, Any]:
 
 
 def plan(folder: Path, recipe: Path, env: Mapping[str, str]) -> dict[str, float]:
-    """`tinyllama plan --measure`."""
+    """Return memory and MFU that `tinyllama plan --measure` predicts."""
     command = [sys.executable, "-m", "tinyllama", "plan", str(recipe), "--hardware", "cpu", "--measure", "--json"]
-    said = subprocess.run(command, cwd=folder, env=dict(env), check=True, stdout=subprocess.PIPE, text=True).stdout
-    figures = json.loads(said)
+    output = subprocess.run(command, cwd=folder, env=dict(env), check=True, stdout=subprocess.PIPE, text=True).stdout
+    figures = json.loads(output)
     return {"memory": figures["memory_bytes_per_gpu"], "mfu": figures["mfu"]}
 
 
 def train(folder: Path, recipe: Path, name: str, env: Mapping[str, str]) -> dict[str, float]:
-    """`tinyllama train`: the process's peak, and its MFU after the steps that warm up."""
+    """Return the peak memory and the MFU of `tinyllama train`, without its first steps."""
     command = [sys.executable, "-m", "tinyllama", "train", str(recipe), "--name", name]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, cwd=folder, env=dict(env), **quiet)
-    _, status, used = os.wait4(process.pid, 0)  # its own peak, the last checkpoint's included
+    _, status, used = os.wait4(process.pid, 0)  # the peak includes the last checkpoint
     if status:
         raise SystemExit(f"{' '.join(command)}: status {status}")
     rows = list(RunDir(folder / "runs" / name).metrics())
