@@ -90,5 +90,5 @@ def test_full_temporary_folder_during_compile_is_one_line(small: Path, tmp_path:
     )
     assert ended.returncode == 1
     last = ended.stderr.splitlines()[-1]
-    assert f"torch.compile finds no space; free some space in {disk}" in last
+    assert f"torch.compile has no disk space; free some space in {disk}" in last
     assert "Traceback" not in ended.stderr
