@@ -106,7 +106,7 @@ def test_unconvertible_tokenizer_is_refused_before_prepare(small: Path, tmp_path
 def test_unsupported_gguf_pretokenizer_is_refused_before_prepare(small: Path, tmp_path: Path) -> None:
     folder = byte_level(tmp_path, THREE_DIGITS)
     recipe = write_recipe(tmp_path, small, tokenizer=folder, **MILESTONE)
-    refused_everywhere(recipe, small, "release.formats: gguf", f"{folder}/tokenizer.json", "leave gguf out")
+    refused_everywhere(recipe, small, "release.formats: gguf", f"{folder}/tokenizer.json", "remove gguf")
 
 
 def test_unsupported_format_without_milestone_is_a_warning(small: Path, tmp_path: Path) -> None:
@@ -114,13 +114,13 @@ def test_unsupported_format_without_milestone_is_a_warning(small: Path, tmp_path
     recipe = write_recipe(tmp_path, small, tokenizer=folder, **MILESTONE | {"release.at_tokens": []})
     prepared = tinyllama("prepare", recipe, folder=tmp_path)
     assert prepared.returncode == 0, prepared.stderr
-    assert f"{folder}/tokenizer.json: " in prepared.stderr and "leave gguf out" in prepared.stderr
+    assert f"{folder}/tokenizer.json: " in prepared.stderr and "remove gguf" in prepared.stderr
     looked = tinyllama("doctor", recipe, "--json", folder=tmp_path)
     rows = {row["what"]: row for row in json.loads(looked.stdout)["checks"]}
     assert rows["release.formats: gguf"]["status"] == "warning"
     trained = tinyllama("train", recipe, "--train.tokens", 2 * 6 * 64, folder=tmp_path)
     assert trained.returncode == 0, trained.stderr
-    assert "leave gguf out" in trained.stderr
+    assert "remove gguf" in trained.stderr
 
 
 def test_prepare_checks_without_torch(small: Path, tmp_path: Path) -> None:
@@ -232,5 +232,5 @@ def test_tokenizer_that_engine_reads_differently_is_refused(
     path.write_text(json.dumps(document))
     tokenizer = Tokenizer.load(path.parent)
     tokenizer.check_formats(["huggingface"])
-    with pytest.raises(InputError, match=rf"tokenizer\.json: .*{keyword}.*; leave {name} out"):
+    with pytest.raises(InputError, match=rf"tokenizer\.json: .*{keyword}.*; remove {name}"):
         tokenizer.check_formats(["huggingface", name])

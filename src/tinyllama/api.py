@@ -1,15 +1,34 @@
-"""The public Python functions that combine several packages; the command line calls the same ones."""
+"""Public Python functions that combine several packages; the command line calls the same ones.
+
+Each function imports what it needs, since importing torch takes seconds.
+"""
 
 import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tinyllama.formatting import echo
-from tinyllama.loading import load_model, load_tokenizer
-from tinyllama.model.generation import generate, stream_decode
-from tinyllama.preflight import check_training
 from tinyllama.recipe import Recipe
+
+if TYPE_CHECKING:
+    from tinyllama.data.store import TokenStore
+
+# ruff: noqa: PLC0415
+
+
+def prepare_store(recipe: Recipe, strict: bool = False) -> "TokenStore | None":
+    """Check the recipe, print warnings, and make or complete its token store, as `prepare.pipeline.prepare_store` does.
+
+    Raises InputError as that does, and if training or a milestone's release would fail.
+    """
+    from tinyllama.preflight import check_preparation
+    from tinyllama.prepare import pipeline
+
+    for warning in check_preparation(recipe):
+        echo(warning, to_stderr=True)
+    return pipeline.prepare_store(recipe, strict)
 
 
 def train_model(recipe: Recipe, *, allow_change: bool = False) -> Path:
@@ -18,7 +37,8 @@ def train_model(recipe: Recipe, *, allow_change: bool = False) -> Path:
     Under torchrun every rank calls this. Raises InputError and RunStoppedError as `train.loop.train` does, and
     InputError if the release at a milestone would fail.
     """
-    from tinyllama.train.loop import train  # noqa: PLC0415 - takes seconds that other functions do not need
+    from tinyllama.preflight import check_training
+    from tinyllama.train.loop import train
 
     warnings = check_training(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     for warning in warnings if os.environ.get("RANK", "0") == "0" else ():
@@ -39,6 +59,9 @@ def generate_text(
 
     Raises InputError if the source is not a model, or as `model.generation.generate` does.
     """
+    from tinyllama.loading import load_model, load_tokenizer
+    from tinyllama.model.generation import generate, stream_decode
+
     model, tokenizer = load_model(source), load_tokenizer(source)
     ids = tokenizer.bos_prefix + tokenizer.encode(prompt)
     tokens = generate(

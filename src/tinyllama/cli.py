@@ -78,12 +78,9 @@ def prepare(recipe: Recipe, strict: bool = False) -> None:
     Args:
         strict: Fail with exit status 2 if a file yields no document, or if most of its rows are rejected.
     """
-    from tinyllama.preflight import check_preparation
+    from tinyllama.api import prepare_store
     from tinyllama.prepare.inspection import prepared_lines
-    from tinyllama.prepare.pipeline import prepare_store
 
-    for warning in check_preparation(recipe):
-        echo(warning, to_stderr=True)
     store = prepare_store(recipe, strict)
     if store is None:
         echo(f"{recipe.data.store}: submitted to Slurm; its last job finishes the store")

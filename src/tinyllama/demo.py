@@ -11,15 +11,13 @@ from pathlib import Path
 
 import torch
 
-from tinyllama.api import generate_text, train_model
+from tinyllama.api import generate_text, prepare_store, train_model
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import echo
 from tinyllama.model.flops import num_parameters
-from tinyllama.preflight import check_preparation
 from tinyllama.prepare.corpus import FOLDERS, write_corpus
-from tinyllama.prepare.pipeline import prepare_store
 from tinyllama.prepare.selection import train_recipe_tokenizer
 from tinyllama.recipe import Recipe
 from tinyllama.release.command import evaluate_model
@@ -97,8 +95,6 @@ def _tokenizer(recipe: Recipe) -> Iterator[str]:
 
 
 def _store(recipe: Recipe) -> Iterator[str]:
-    for warning in check_preparation(recipe):
-        echo(warning, to_stderr=True)
     prepare_store(recipe)
     store = TokenStore.open(recipe.data.store)
     for name, split in store.splits.items():
