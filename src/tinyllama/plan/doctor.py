@@ -33,11 +33,11 @@ _EXTRAS = {
 
 def show_doctor(recipe: Recipe | None, as_json: bool) -> int:
     """Print what this machine has, and what a recipe lacks; return exit status 1 where something is missing."""
-    found = probe()
-    results = [*check_machine(found), *(check_recipe(recipe, found) if recipe else ())]
+    system = probe()
+    results = [*check_machine(system), *(check_recipe(recipe, system) if recipe else ())]
     if as_json:
         missing = [result.what for result in results if result.status == "missing"]
-        output = {"machine": asdict(found), "checks": [asdict(result) for result in results], "missing": missing}
+        output = {"machine": asdict(system), "checks": [asdict(result) for result in results], "missing": missing}
         echo(json.dumps(output | {"recipe": recipe.name if recipe else None}, indent=2))
     else:
         _print_results(results)
@@ -65,9 +65,9 @@ def verdict(recipe: str | None, results: Sequence[CheckResult]) -> str:
     return f"\n{subject}nothing is missing" + (f"; warnings: {warnings}" if warnings else "")
 
 
-def check_machine(found: SystemInfo) -> list[CheckResult]:
+def check_machine(system: SystemInfo) -> list[CheckResult]:
     """Return the results that need no recipe."""
-    return [*_check_software(found), *_check_devices(found), *_check_system(found), *_check_extras(found)]
+    return [*_check_software(system), *_check_devices(system), *_check_system(system), *_check_extras(system)]
 
 
 def _result(section: str, what: str, found: str, remedy: str = "", status: Status = "warning") -> CheckResult:
@@ -75,36 +75,36 @@ def _result(section: str, what: str, found: str, remedy: str = "", status: Statu
     return CheckResult(section, what, found, status if remedy else "ok", remedy)
 
 
-def _check_software(found: SystemInfo) -> Iterator[CheckResult]:
-    unmet = ", ".join(found.unmet.get("", ()))
-    yield _result("software", "Python", f"{found.python}, {found.system}")
+def _check_software(system: SystemInfo) -> Iterator[CheckResult]:
+    unmet = ", ".join(system.unmet.get("", ()))
+    yield _result("software", "Python", f"{system.python}, {system.system}")
     yield _result(
-        "software", "tinyllama", ": ".join(filter(None, (found.version, unmet))),
+        "software", "tinyllama", ": ".join(filter(None, (system.version, unmet))),
         "pip install tinyllama" if unmet else "", "missing",
     )  # fmt: skip
-    build = f"CUDA {found.cuda}" if found.cuda else "CPUs only"
-    yield _result("software", "torch", f"{found.torch}, built for {build}")
-    if found.can_compile:
+    build = f"CUDA {system.cuda}" if system.cuda else "CPUs only"
+    yield _result("software", "torch", f"{system.torch}, built for {build}")
+    if system.can_compile:
         yield _result("software", "torch.compile", "a C++ compiler and Python's headers")
     else:
         remedy = "install g++ and Python's headers (Debian: g++ python3-dev)"
         yield _result("software", "torch.compile", "no C++ compiler, or no Python.h", remedy)
-    yield _result("software", "distributed", ", ".join(found.backends) or "none")
+    yield _result("software", "distributed", ", ".join(system.backends) or "none")
 
 
-def _check_devices(found: SystemInfo) -> Iterator[CheckResult]:
-    for number, device in enumerate(found.devices):
+def _check_devices(system: SystemInfo) -> Iterator[CheckResult]:
+    for number, device in enumerate(system.devices):
         yield _check_gpu(f"GPU {number}", device)
-    if not found.devices and not found.has_nvidia_driver:
+    if not system.devices and not system.has_nvidia_driver:
         yield _result("devices", "GPU", "none; training runs on the CPU")
-    elif not found.devices and found.cuda is None:
+    elif not system.devices and system.cuda is None:
         yield _result("devices", "GPU", "a driver, but torch is built for CPUs only", "install torch's CUDA build")
-    elif not found.devices:
-        remedy = f"install a driver for CUDA {found.cuda}; see nvidia-smi and CUDA_VISIBLE_DEVICES"
+    elif not system.devices:
+        remedy = f"install a driver for CUDA {system.cuda}; see nvidia-smi and CUDA_VISIBLE_DEVICES"
         yield _result("devices", "GPU", "a driver, but torch sees no GPU", remedy)
-    implementation = "torch's " if found.devices else "tinyllama's; torch's "
-    yield _result("devices", "attention", implementation + (", ".join(found.attention) or "none"))
-    if len(found.devices) > 1 and "nccl" not in found.backends:
+    implementation = "torch's " if system.devices else "tinyllama's; torch's "
+    yield _result("devices", "attention", implementation + (", ".join(system.attention) or "none"))
+    if len(system.devices) > 1 and "nccl" not in system.backends:
         yield _result("devices", "several GPUs", "torch has no NCCL", "install torch's CUDA build", "missing")
 
 
@@ -116,20 +116,20 @@ def _check_gpu(what: str, device: Device) -> CheckResult:
     return _result("devices", what, f"{device.name}, {format_bytes(device.memory_bytes)}, {capability}", remedy)
 
 
-def _check_system(found: SystemInfo) -> Iterator[CheckResult]:
-    yield _result("system", "CPU cores", str(found.cores))
-    yield _result("system", "memory", format_bytes(found.memory_bytes))
-    if found.shared_memory_bytes is not None:
-        is_small = len(found.devices) > 1 and found.shared_memory_bytes < _MIN_SHARED_MEMORY_BYTES
+def _check_system(system: SystemInfo) -> Iterator[CheckResult]:
+    yield _result("system", "CPU cores", str(system.cores))
+    yield _result("system", "memory", format_bytes(system.memory_bytes))
+    if system.shared_memory_bytes is not None:
+        is_small = len(system.devices) > 1 and system.shared_memory_bytes < _MIN_SHARED_MEMORY_BYTES
         remedy = "start the container with --ipc=host or --shm-size=8g" if is_small else ""
-        yield _result("system", "/dev/shm", format_bytes(found.shared_memory_bytes), remedy)
-    limit = f"{found.open_files:,}" if found.open_files >= 0 else "no limit"
-    yield _result("system", "open files", limit, "ulimit -n 65536" if 0 <= found.open_files < _MIN_OPEN_FILES else "")
+        yield _result("system", "/dev/shm", format_bytes(system.shared_memory_bytes), remedy)
+    limit = f"{system.open_files:,}" if system.open_files >= 0 else "no limit"
+    yield _result("system", "open files", limit, "ulimit -n 65536" if 0 <= system.open_files < _MIN_OPEN_FILES else "")
 
 
-def _check_extras(found: SystemInfo) -> Iterator[CheckResult]:
-    for extra, unmet in sorted(found.unmet.items()):
+def _check_extras(system: SystemInfo) -> Iterator[CheckResult]:
+    for extra, unmet in sorted(system.unmet.items()):
         if extra:
             remedy = f'pip install "tinyllama[{extra}]", {_EXTRAS[extra]}' if unmet else ""
             yield _result("extras", extra, ", ".join(unmet) or "installed", remedy)
-    yield _result("extras", "items without the hub", ", ".join(found.offline_tasks) or "of no task")
+    yield _result("extras", "items without the hub", ", ".join(system.offline_tasks) or "of no task")

@@ -184,7 +184,7 @@ def _failures(plan: Plan, time: Mapping[str, Any]) -> dict[str, Any]:
     assumptions, step, checkpoint = plan.assumptions, time["step_seconds"], plan.recipe.checkpoint
     write = plan.checkpoint_bytes / assumptions.disk_bytes_per_second
     stall = plan.checkpoint_bytes / plan.workload.shards / _COPY_BYTES_PER_SECOND if checkpoint.asynchronous else write
-    found = speed.failure_overhead(
+    overhead = speed.failure_overhead(
         run_hours=24 * time["days"],
         gpus=assumptions.gpus,
         interval_seconds=checkpoint.every_steps * step,
@@ -193,15 +193,15 @@ def _failures(plan: Plan, time: Mapping[str, Any]) -> dict[str, Any]:
         gpu_hours_between_failures=assumptions.gpu_hours_between_failures,
         restart_seconds=60 * assumptions.restart_minutes,
     )
-    gpu_hours = time["gpu_hours"] + assumptions.gpus * found.lost_hours
+    gpu_hours = time["gpu_hours"] + assumptions.gpus * overhead.lost_hours
     return {
         "checkpoint_stall_seconds": stall,
-        "expected_failures": found.expected_failures,
-        "lost_hours": found.lost_hours,
-        "days_with_losses": time["days"] + found.lost_hours / 24,
+        "expected_failures": overhead.expected_failures,
+        "lost_hours": overhead.lost_hours,
+        "days_with_losses": time["days"] + overhead.lost_hours / 24,
         "gpu_hours_with_losses": gpu_hours,
         "cost": None if assumptions.price_per_gpu_hour is None else gpu_hours * assumptions.price_per_gpu_hour,
-        "best_checkpoint_seconds": found.best_interval_seconds,
-        "best_checkpoint_every_steps": max(1, round(found.best_interval_seconds / step)),
-        "lost_hours_at_best": found.lost_hours_at_best,
+        "best_checkpoint_seconds": overhead.best_interval_seconds,
+        "best_checkpoint_every_steps": max(1, round(overhead.best_interval_seconds / step)),
+        "lost_hours_at_best": overhead.lost_hours_at_best,
     }

@@ -27,7 +27,7 @@ from tinyllama.tokenizer import Tokenizer
 # ruff: noqa: PLC0415
 
 
-def check_recipe(recipe: Recipe, found: SystemInfo) -> list[CheckResult]:
+def check_recipe(recipe: Recipe, system: SystemInfo) -> list[CheckResult]:
     """Return the results for everything that a recipe needs."""
     vocab_size, findings = LLAMA_2_VOCAB_SIZE, dict[str, CheckResult]()
     try:
@@ -43,10 +43,10 @@ def check_recipe(recipe: Recipe, found: SystemInfo) -> list[CheckResult]:
             finding.what: _failed(finding.what, finding.problem, status="missing" if finding.stops else "warning")
             for finding in preflight.findings(recipe, tokenizer)
         }
-    results = [first, *_check_data(recipe), *_check_software(recipe, found)]
+    results = [first, *_check_data(recipe), *_check_software(recipe, system)]
     # A finding of the preflight checks replaces the result of the same name.
     results = [*(findings.pop(result.what, result) for result in results), *findings.values()]
-    return [*results, *_check_settings(recipe, found), *check_sizes(recipe, vocab_size, found, disk_and_free_bytes)]
+    return [*results, *_check_settings(recipe, system), *check_sizes(recipe, vocab_size, system, disk_and_free_bytes)]
 
 
 def _result(what: str, found: str, status: Status = "ok", remedy: str = "") -> CheckResult:
@@ -93,34 +93,34 @@ def _check_data(recipe: Recipe) -> Iterator[CheckResult]:
             yield _result("initial weights", f"{initial}: no such folder; `train` will look on the hub", "warning")
 
 
-def _check_software(recipe: Recipe, found: SystemInfo) -> Iterator[CheckResult]:
+def _check_software(recipe: Recipe, system: SystemInfo) -> Iterator[CheckResult]:
     from tinyllama.release.formats import check_format_libraries
     from tinyllama.tracking.trackers import check_trackers, enabled_trackers
 
     formats, trackers = recipe.release.formats, enabled_trackers(recipe.track)
     yield _run_check("release.formats", ", ".join(formats), lambda: check_format_libraries(formats))
     if recipe.release.tasks:
-        yield from _check_tasks(recipe.release.tasks, found)
+        yield from _check_tasks(recipe.release.tasks, system)
     yield _run_check("track", ", ".join(trackers) or "nothing", lambda: check_trackers(recipe.track))
     yield from _check_cleaning(recipe)
-    yield _check_executor(recipe, found)
-    if recipe.train.compile and not found.can_compile:
+    yield _check_executor(recipe, system)
+    if recipe.train.compile and not system.can_compile:
         problem = "no C++ compiler: training runs uncompiled"
         yield _result("train.compile", problem, "warning", "install g++ python3-dev")
     if recipe.train.float8:
-        yield check_float8_support(found)
-    if recipe.train.precision == "bf16" and not all(device.bf16 for device in found.devices):
+        yield check_float8_support(system)
+    if recipe.train.precision == "bf16" and not all(device.bf16 for device in system.devices):
         yield _result("train.precision", "bf16, which this GPU emulates", "warning", "--train.precision fp32")
 
 
-def _check_tasks(tasks: tuple[str, ...], found: SystemInfo) -> Iterator[CheckResult]:
+def _check_tasks(tasks: tuple[str, ...], system: SystemInfo) -> Iterator[CheckResult]:
     from tinyllama.evaluate.evaluation import check_tasks
 
     result = _run_check("release.tasks", ", ".join(tasks), lambda: check_tasks(tasks))
     yield result
     if result.status != "ok":
         return
-    if on_hub := [task for task in tasks if task not in found.offline_tasks]:
+    if on_hub := [task for task in tasks if task not in system.offline_tasks]:
         remedy = 'a connection, or for most tasks pip install "tinyllama[offline]"'
         yield _result("items of the tasks", f"from the hub: {', '.join(on_hub)}", "warning", remedy)
     else:
@@ -136,47 +136,47 @@ def _check_cleaning(recipe: Recipe) -> Iterator[CheckResult]:
         yield _run_check("data.sources.*.clean", ", ".join(cleaned), lambda: check_cleaning(recipe))
 
 
-def _check_executor(recipe: Recipe, found: SystemInfo) -> CheckResult:
+def _check_executor(recipe: Recipe, system: SystemInfo) -> CheckResult:
     match recipe.data.executor:
         case "slurm" if shutil.which("sbatch") is None:
             return _result("data.executor", "slurm, but no sbatch", "missing", "prepare on a login node of the cluster")
-        case "ray" if unmet := found.unmet.get("ray", ()):
+        case "ray" if unmet := system.unmet.get("ray", ()):
             return _result("data.executor", ", ".join(unmet), "missing", 'pip install "tinyllama[ray]"')
     return _result("data.executor", recipe.data.executor)
 
 
-def check_float8_support(found: SystemInfo) -> CheckResult:
+def check_float8_support(system: SystemInfo) -> CheckResult:
     """Return whether torchao is installed and every GPU multiplies float8."""
-    if unmet := found.unmet.get("float8", ()):
+    if unmet := system.unmet.get("float8", ()):
         return _result("train.float8", ", ".join(unmet), "missing", 'pip install "tinyllama[float8]"')
-    if not found.devices or not all(device.float8 for device in found.devices):
+    if not system.devices or not all(device.float8 for device in system.devices):
         remedy = "remove it; GPUs from Ada and Hopper on support float8"
         return _result("train.float8", "no float8 matrix products on this machine", "missing", remedy)
     return _result("train.float8", "torchao, and GPUs with float8 matrix products")
 
 
-def _check_settings(recipe: Recipe, found: SystemInfo) -> Iterator[CheckResult]:
+def _check_settings(recipe: Recipe, system: SystemInfo) -> Iterator[CheckResult]:
     """Yield the warnings that `train` prints before its first step."""
     try:
         store = TokenStore.open(recipe.data.store)
     except InputError:  # has a result of its own
         store = None
-    for line in preflight.recipe_warnings(recipe, len(found.devices) or 1, store):
+    for line in preflight.recipe_warnings(recipe, len(system.devices) or 1, store):
         what, _, message = line.partition(": ")
         problem, _, remedy = message.rpartition("; ")
         yield _result(what, problem, "warning", remedy)
 
 
 def check_sizes(
-    recipe: Recipe, vocab_size: int, found: SystemInfo, free: Callable[[Path], tuple[int, int]]
+    recipe: Recipe, vocab_size: int, system: SystemInfo, free: Callable[[Path], tuple[int, int]]
 ) -> list[CheckResult]:
     """Check batch, memory and disks by the plan; `free` returns a path's device number and its free bytes."""
-    ranks, spec = len(found.devices) or 1, HARDWARE_SPECS["3090"]  # its speed does not matter here
-    if found.devices:
-        smallest = min(found.devices, key=lambda device: device.memory_bytes)
+    ranks, spec = len(system.devices) or 1, HARDWARE_SPECS["3090"]  # its speed does not matter here
+    if system.devices:
+        smallest = min(system.devices, key=lambda device: device.memory_bytes)
         spec = replace(spec_for_device(smallest.name) or spec, memory_bytes=smallest.memory_bytes)
     else:
-        spec = replace(spec, name="cpu", memory_bytes=found.memory_bytes, is_cpu=True)
+        spec = replace(spec, name="cpu", memory_bytes=system.memory_bytes, is_cpu=True)
     try:
         plan = estimate(recipe, vocab_size, spec, Assumptions(gpus=ranks))
     except InputError as problem:

@@ -113,10 +113,10 @@ def resolve_hardware(
         raise InputError(f"--hardware {hardware}: --measure measures this machine, {here.name}; drop one of the two")
     if here.is_cpu and assumptions.gpus > 1:
         raise InputError(f"--gpus {assumptions.gpus}: several processes would share this CPU; --measure it with one")
-    found = measure_speed(recipe, vocab_size, assumptions.gpus)
+    speed = measure_speed(recipe, vocab_size, assumptions.gpus)
     if here.is_cpu:
-        here = replace(here, bf16_flops=found.peak_flops, fp32_flops=found.peak_flops)
-    return here, replace(assumptions, measured_seconds=(found.micro_batch_seconds, found.update_seconds))
+        here = replace(here, bf16_flops=speed.peak_flops, fp32_flops=speed.peak_flops)
+    return here, replace(assumptions, measured_seconds=(speed.micro_batch_seconds, speed.update_seconds))
 
 
 def _show_sweep(
@@ -155,16 +155,16 @@ def _show_sweep(
 
 
 def _sweep_row(plan: Plan) -> tuple[str, ...]:
-    found = plan.figures
+    figures = plan.figures
     return (
         f"{plan.assumptions.gpus:,}",
-        f"{found['tokens_per_second']:,.0f}",
-        _format_hours(24 * found["days_with_losses"]),
-        f"{found['gpu_hours_with_losses']:,.0f}",
-        "" if found["cost"] is None else f"{found['cost']:,.0f}",
-        f"{found['memory_bytes_per_gpu'] / 1e9:.1f}",
-        "yes" if found["network_is_hidden"] else "no",
-        f"{found['expected_failures']:.1f}",
+        f"{figures['tokens_per_second']:,.0f}",
+        _format_hours(24 * figures["days_with_losses"]),
+        f"{figures['gpu_hours_with_losses']:,.0f}",
+        "" if figures["cost"] is None else f"{figures['cost']:,.0f}",
+        f"{figures['memory_bytes_per_gpu'] / 1e9:.1f}",
+        "yes" if figures["network_is_hidden"] else "no",
+        f"{figures['expected_failures']:.1f}",
     )
 
 
@@ -174,92 +174,100 @@ def _print_table(title: str, rows: Iterable[Sequence[str]], head: Sequence[str] 
 
 
 def _model_rows(plan: Plan) -> Rows:
-    found = plan.figures
-    parts = [(f"  {_COMPONENTS[name]}", f"{count:,}") for name, count in found["parameters_by_part"].items() if count]
+    figures = plan.figures
+    parts = [(f"  {_COMPONENTS[name]}", f"{count:,}") for name, count in figures["parameters_by_part"].items() if count]
     formula = "6 x (parameters - input embedding) + 6 x layers x dim x sequence length"
     return [
-        ("parameters", f"{found['parameters']:,}"),
+        ("parameters", f"{figures['parameters']:,}"),
         *parts,
-        ("tokens", f"{found['tokens']:,} in {found['steps']:,} steps of {plan.recipe.train.batch_tokens:,}"),
-        ("FLOPs per token", f"{found['flops_per_token']:,} = {formula}"),
-        ("FLOPs in total", f"{found['total_flops']:.3g}"),
+        ("tokens", f"{figures['tokens']:,} in {figures['steps']:,} steps of {plan.recipe.train.batch_tokens:,}"),
+        ("FLOPs per token", f"{figures['flops_per_token']:,} = {formula}"),
+        ("FLOPs in total", f"{figures['total_flops']:.3g}"),
     ]
 
 
 def _memory_rows(plan: Plan) -> Rows:
-    found, workload = plan.figures, plan.workload
-    components = found["memory_bytes_by_component"]
+    figures, workload = plan.figures, plan.workload
+    components = figures["memory_bytes_by_component"]
     names = _COMPONENTS | {"head": "last norm, head's gradient"}
-    fits = "fits" if found["memory_fits"] else "DOES NOT FIT"
+    fits = "fits" if figures["memory_fits"] else "DOES NOT FIT"
     other_choices = {
         f"in total with activation checkpointing {choice}": total
-        for choice, total in found["memory_bytes_by_activation_checkpointing"].items()
+        for choice, total in figures["memory_bytes_by_activation_checkpointing"].items()
         if choice != workload.activation_checkpointing
     }
     if "logits" not in components:
-        other_choices["logits, not at the peak"] = found["logits_bytes"]
+        other_choices["logits, not at the peak"] = figures["logits_bytes"]
     return [
         (
             f"micro-batch of {workload.sequences} x {workload.length:,} tokens, {plan.micro_batches} per step",
-            f"{format_bytes(found['memory_bytes_per_gpu'])} of {format_bytes(plan.hardware.memory_bytes)}: {fits}",
+            f"{format_bytes(figures['memory_bytes_per_gpu'])} of {format_bytes(plan.hardware.memory_bytes)}: {fits}",
         ),
         *((f"  {names[name]}", format_bytes(count)) for name, count in components.items()),
         *((name, format_bytes(count)) for name, count in other_choices.items()),
-        ("host memory while a checkpoint is written", f"up to {format_bytes(found['checkpoint_copy_bytes'])} more"),
-        (f"largest micro-batch in {HEADROOM:.0%} of it", f"{found['largest_micro_batch_sequences']} sequences"),
+        ("host memory while a checkpoint is written", f"up to {format_bytes(figures['checkpoint_copy_bytes'])} more"),
+        (f"largest micro-batch in {HEADROOM:.0%} of it", f"{figures['largest_micro_batch_sequences']} sequences"),
     ]
 
 
 def _time_rows(plan: Plan, unit: str) -> Rows:
-    found, assumptions = plan.figures, plan.assumptions
+    figures, assumptions = plan.figures, plan.assumptions
     basis = "measured here" if assumptions.measured_seconds else f"at an MFU of {assumptions.mfu:.1%}"
     rows = [
-        (f"tokens/s per {unit}", f"{found['tokens_per_second_per_gpu']:,.0f} ({basis})"),
-        ("tokens/s in total", f"{found['tokens_per_second']:,.0f}"),
-        ("MFU", f"{found['mfu']:.1%}"),
-        ("step", format_duration_precise(found["step_seconds"])),
-        ("run", f"{format_duration(86_400 * found['days'])}, {found['gpu_hours']:,.1f} {unit}-hours"),
+        (f"tokens/s per {unit}", f"{figures['tokens_per_second_per_gpu']:,.0f} ({basis})"),
+        ("tokens/s in total", f"{figures['tokens_per_second']:,.0f}"),
+        ("MFU", f"{figures['mfu']:.1%}"),
+        ("step", format_duration_precise(figures["step_seconds"])),
+        ("run", f"{format_duration(86_400 * figures['days'])}, {figures['gpu_hours']:,.1f} {unit}-hours"),
     ]
-    if found["cost"] is not None:
-        rows.append((f"cost at {assumptions.price_per_gpu_hour:g} per GPU-hour", f"{found['cost']:,.2f}"))
+    if figures["cost"] is not None:
+        rows.append((f"cost at {assumptions.price_per_gpu_hour:g} per GPU-hour", f"{figures['cost']:,.2f}"))
     return rows
 
 
 def _network_rows(plan: Plan) -> Rows:
-    found = plan.figures
-    hides = "hidden behind compute" if found["network_is_hidden"] else "NOT HIDDEN: training waits for it"
+    figures = plan.figures
+    hides = "hidden behind compute" if figures["network_is_hidden"] else "NOT HIDDEN: training waits for it"
     replicas = f", {plan.replicas} replicas" if plan.replicas > 1 else ""
     return [
         ("sharding", f"{plan.workload.shards} shards{replicas}"),
-        ("received per GPU and step", format_bytes(found["network_bytes_per_step"])),
-        ("time", f"{found['network_seconds_per_step']:.3g} s of {found['step_seconds']:.3g} s: {hides}"),
+        ("received per GPU and step", format_bytes(figures["network_bytes_per_step"])),
+        ("time", f"{figures['network_seconds_per_step']:.3g} s of {figures['step_seconds']:.3g} s: {hides}"),
     ]
 
 
 def _disk_rows(plan: Plan) -> Rows:
-    found = plan.figures
+    figures = plan.figures
     speed = f"{plan.assumptions.disk_bytes_per_second / 1e9:g} GB/s"
     return [
-        ("token store", f"{format_bytes(found['store_bytes'])} (by {found['store_bytes_from']})"),
-        ("checkpoint", f"{format_bytes(found['checkpoint_bytes'])}, {found['checkpoint_seconds']:.3g} s at {speed}"),
-        ("all checkpoints, milestones included", format_bytes(found["checkpoints_bytes"])),
-        ("release, all releases", f"{format_bytes(found['release_bytes'])}, {format_bytes(found['releases_bytes'])}"),
+        ("token store", f"{format_bytes(figures['store_bytes'])} (by {figures['store_bytes_from']})"),
+        (
+            "checkpoint",
+            f"{format_bytes(figures['checkpoint_bytes'])}, {figures['checkpoint_seconds']:.3g} s at {speed}",
+        ),
+        ("all checkpoints, milestones included", format_bytes(figures["checkpoints_bytes"])),
+        (
+            "release, all releases",
+            f"{format_bytes(figures['release_bytes'])}, {format_bytes(figures['releases_bytes'])}",
+        ),
     ]
 
 
 def _failure_rows(plan: Plan) -> Rows:
-    found, given = plan.figures, plan.assumptions
-    best = f"every {found['best_checkpoint_every_steps']:,} steps, {format_duration(found['best_checkpoint_seconds'])}"
+    figures, given = plan.figures, plan.assumptions
+    best = (
+        f"every {figures['best_checkpoint_every_steps']:,} steps, {format_duration(figures['best_checkpoint_seconds'])}"
+    )
     rate = f"one per {given.gpu_hours_between_failures:,.0f} GPU-hours, {given.restart_minutes:g} minutes to restart"
     defaults = ", ".join(f"{_FLAGS[name]} {value:g}" for name, value in plan.default_assumptions.items())
     return [
-        ("expected", f"{found['expected_failures']:.3g} ({rate})"),
+        ("expected", f"{figures['expected_failures']:.3g} ({rate})"),
         (
             f"lost with a checkpoint every {plan.recipe.checkpoint.every_steps:,} steps",
-            _format_hours(found["lost_hours"]),
+            _format_hours(figures["lost_hours"]),
         ),
-        ("best interval", f"{best}: {_format_hours(found['lost_hours_at_best'])} lost"),
-        ("run with lost time", _format_hours(24 * found["days_with_losses"])),
+        ("best interval", f"{best}: {_format_hours(figures['lost_hours_at_best'])} lost"),
+        ("run with lost time", _format_hours(24 * figures["days_with_losses"])),
         ("assumed by default", defaults or "nothing"),
     ]
 
