@@ -67,7 +67,7 @@ def mutated_run(name: str, content: bytes) -> Iterator[Path]:
 
 def use(own: Path) -> None:
     """Check that listing, reporting and resuming a run work or fail in one line."""
-    state = read_run_status(own, 1.8e9)
+    state = read_run_status(RunDir(own), 1.8e9)
     assert_one_line(InputError(state.problem or "none"))
     assert len(list_runs(own.parent)) >= 2
     for call in (read_run, _rows, _follow, _truncate, _checkpoints):

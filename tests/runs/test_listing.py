@@ -62,9 +62,9 @@ def make_release(run: RunDir, step: int, complete: bool) -> None:
     write_json(run.releases.table_path, {"releases": rows, "baselines": []})
 
 
-def state_and_note(run: RunDir | Path, now: float | None = None) -> tuple[str, str]:
-    state = read_run_status(run.path if isinstance(run, RunDir) else run, now)
-    return state.state, state.note
+def state_and_note(run: RunDir, now: float | None = None) -> tuple[str, str]:
+    status = read_run_status(run, now)
+    return status.state, status.note
 
 
 # Real runs
@@ -72,7 +72,7 @@ def state_and_note(run: RunDir | Path, now: float | None = None) -> tuple[str, s
 
 @pytest.mark.slow
 def test_state_of_a_real_run_that_is_signalled_killed_and_finished(small: Path, work_dir: Path) -> None:
-    recipe, run = Recipe.load(small / "recipe.yaml"), work_dir / "runs/small"
+    recipe, run = Recipe.load(small / "recipe.yaml"), RunDir(work_dir / "runs/small")
     for step, number, note in ((13, signal.SIGTERM, "SIGTERM"), (24, signal.SIGKILL, "killed")):
         wait = fault_in_batch(recipe, "wait", step, 3)
         (work_dir / "go").unlink(missing_ok=True)
@@ -95,7 +95,7 @@ def test_state_of_a_real_run_that_is_signalled_killed_and_finished(small: Path, 
 
 
 def test_state_of_a_failed_run_includes_the_problem(small: Path, work_dir: Path) -> None:
-    run = work_dir / "runs/small"
+    run = RunDir(work_dir / "runs/small")
     spikes = [fault_in_batch(Recipe.load(small / "recipe.yaml"), "spike", step, 3) for step in range(24, 40)]
     flags = ("--guard.spike_window_steps", "8", "--guard.max_rollbacks", "1")
     with start_training(small, work_dir, *flags, faults=spikes) as life:
@@ -159,7 +159,7 @@ def test_a_trained_run_counts_its_pending_releases(tmp_path: Path) -> None:
     write_lines(run.events_path, [{"event": "failed", "step": 40, "problem": "the release of step 20 failed"}])
     assert state_and_note(run) == ("failed", "1 release pending")
     make_release(run, 20, complete=True)
-    found = read_run_status(run.path)
+    found = read_run_status(run)
     assert (found.state, found.note) == ("done", "")
     assert (found.releases, found.release_step, found.release_score) == (1, 20, 31.5)
 
@@ -183,7 +183,7 @@ def test_figures_come_from_the_newest_complete_rows(tmp_path: Path) -> None:
     make_checkpoint(run, 12)
     make_checkpoint(run, 13, committed=False)
     with exclusive_lock(run.path, "lock", ""):
-        found = read_run_status(run.path)
+        found = read_run_status(run)
     assert (found.step, found.tokens, found.loss) == (13, 130, 5 - 0.12)
     assert (found.validation_bits_per_byte, found.tokens_per_second) == (1.5, 20.0)
     assert found.seconds_left == (40 - 13) * 10 / 20
@@ -192,8 +192,8 @@ def test_figures_come_from_the_newest_complete_rows(tmp_path: Path) -> None:
 
 def test_a_run_of_another_version_is_listed(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", train={"tokens": 400, "batch_sequences": 2, "sequence_length": 5, "sorcery": True})
-    assert read_run_status(run.path).steps == 40
-    unknown = read_run_status(make_run(tmp_path / "b", train={"horizon": 17}).path)
+    assert read_run_status(run).steps == 40
+    unknown = read_run_status(make_run(tmp_path / "b", train={"horizon": 17}))
     assert (unknown.steps, unknown.step, unknown.state) == (None, 10, "stopped")
 
 
@@ -229,9 +229,9 @@ def test_a_damaged_run_is_unreadable_and_the_others_are_listed(
 def test_runs_are_found_in_nested_folders_but_not_in_runs(tmp_path: Path) -> None:
     for name in ("one", "group/two", "group/three", "one/checkpoints/step-1", ".hidden"):
         make_run(tmp_path / name)
-    found = [path.relative_to(tmp_path).as_posix() for path in find_runs(tmp_path)]
+    found = [run.path.relative_to(tmp_path).as_posix() for run in find_runs(tmp_path)]
     assert found == ["group/three", "group/two", "one"]
-    assert find_runs(tmp_path / "one") == [tmp_path / "one"]
+    assert find_runs(tmp_path / "one") == [RunDir(tmp_path / "one")]
 
 
 def test_at_most_two_megabytes_of_a_run_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +248,7 @@ def test_at_most_two_megabytes_of_a_run_are_read(tmp_path: Path, monkeypatch: py
         return last_rows(path, num_bytes)
 
     monkeypatch.setattr(run_dir, "last_rows", read)
-    assert read_run_status(run.path).step == 1_000_000
+    assert read_run_status(run).step == 1_000_000
     assert 0 < sum(sizes) < 2 << 20
 
 

@@ -99,7 +99,7 @@ def read_run(folder: Path) -> RunData:
         folder=folder,
         recipe=recipe,
         read_at=now,
-        state=read_run_status(folder, now),
+        state=read_run_status(run, now),
         metrics=summarize_metrics(_checked_metrics(run)),
         events=list(run.events()),
         store=store,

@@ -38,7 +38,7 @@ _FAILURE_NOTES = {"failed": "", "hang": "hung", "rank-lost": "lost a rank"}
 class RunStatus:
     """State and progress of a run; None where unknown."""
 
-    folder: Path
+    run: RunDir
     state: State
     note: str = ""
     """A few words on the state, such as the signal that stopped the run, or pending releases."""
@@ -72,14 +72,14 @@ class RunStatus:
     """HellaSwag acc_norm of the newest release, in percent."""
 
 
-def find_runs(folder: Path) -> list[Path]:
-    """Return the folders of all runs below a folder, or the folder itself if it is a run, in the order of their names.
+def find_runs(folder: Path) -> list[RunDir]:
+    """Return all runs below a folder, or the folder itself if it is a run, in the order of their paths.
 
     Raises InputError where there is no such folder.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no folder here; give the one that holds the runs, such as runs")
-    return sorted(_walk(folder, _MAX_DEPTH))
+    return [RunDir(path) for path in sorted(_walk(folder, _MAX_DEPTH))]
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
@@ -93,15 +93,15 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
         yield folder
 
 
-def read_run_status(folder: Path, now: float | None = None) -> RunStatus:
-    """Return the state of a run at `now`, seconds since 1970. A run that cannot be read has the state `unreadable`."""
+def read_run_status(run: RunDir, now: float | None = None) -> RunStatus:
+    """Return the status of a run at `now`, seconds since 1970. A run that cannot be read has the state `unreadable`."""
     try:
-        return _read_state(RunDir(folder), time.time() if now is None else now)
+        return _read_status(run, time.time() if now is None else now)
     except (OSError, *DAMAGE_ERRORS) as error:  # an InputError is a ValueError
-        return RunStatus(folder, "unreadable", problem=first_line(error))
+        return RunStatus(run, "unreadable", problem=first_line(error))
 
 
-def _read_state(run: RunDir, now: float) -> RunStatus:
+def _read_status(run: RunDir, now: float) -> RunStatus:
     train, rows = run.recipe_fields().get("train", {}), run.last_metrics(_TAIL_BYTES)
     last: Row = rows[-1] if rows else {"step": 0, "tokens": 0}
     speeds = _values(rows[-_RECENT_ROWS:], "tokens_per_second")
@@ -121,7 +121,7 @@ def _read_state(run: RunDir, now: float) -> RunStatus:
     if rows and not validations:
         validations = _values(run.last_metrics(_MAX_TAIL_BYTES), "validation_bits_per_byte")
     return RunStatus(
-        folder=run.path,
+        run=run,
         state=state,
         note=note,
         problem=problem,
@@ -186,18 +186,20 @@ def list_runs(folder: Path) -> list[str]:
 
     Raises InputError where there is no such folder.
     """
-    states = [read_run_status(run) for run in find_runs(folder)]
-    if not states:
+    statuses = [read_run_status(run) for run in find_runs(folder)]
+    if not statuses:
         return [visible(f"{folder}: no run here; start one with `tinyllama train`")]
-    rows, console = [_cells(state, folder) for state in states], Console()
+    rows, console = [_cells(status, folder) for status in statuses], Console()
     columns = _fitting_columns(rows, console.width) if console.is_terminal else list(rows[0])
     table: list[list[str | Text]] = []
-    for state, row in zip(states, rows, strict=True):
+    for status, row in zip(statuses, rows, strict=True):
         table.append([row[name] or ("" if console.is_terminal else "-") for name in columns])
         if console.is_terminal:
-            table[-1][columns.index("state")] = Text(row["state"], _COLOURS[state.state])
+            table[-1][columns.index("state")] = Text(row["state"], _COLOURS[status.state])
     right = [name for name in columns if name not in _LEFT_ALIGNED_COLUMNS]
-    problems = [visible(f"{row['run']}: {one.problem}") for row, one in zip(rows, states, strict=True) if one.problem]
+    problems = [
+        visible(f"{row['run']}: {status.problem}") for row, status in zip(rows, statuses, strict=True) if status.problem
+    ]
     return [*format_table(columns, table, right=right), *([""] if problems else []), *problems]
 
 
@@ -211,23 +213,24 @@ def _fitting_columns(rows: Sequence[dict[str, str]], width: int) -> list[str]:
     return list(widths)
 
 
-def _cells(run: RunStatus, folder: Path) -> dict[str, str]:
+def _cells(status: RunStatus, folder: Path) -> dict[str, str]:
     """Return a run's row: texts by column, empty where a value is unknown."""
-    name = run.folder.relative_to(folder).as_posix() if run.folder != folder else folder.resolve().name
-    score = "" if run.release_score is None else f", HellaSwag {run.release_score:.1f}"
-    checkpoint_age = _format_age(run.checkpoint_age_seconds)
+    path = status.run.path
+    name = path.relative_to(folder).as_posix() if path != folder else status.run.name
+    score = "" if status.release_score is None else f", HellaSwag {status.release_score:.1f}"
+    checkpoint_age = _format_age(status.checkpoint_age_seconds)
     return {
         "run": visible(name).replace("\n", "\\n"),
-        "state": visible(f"{run.state}, {run.note}" if run.note else run.state),
-        "step": f"{run.step:,}" + (f" of {run.steps:,}" if run.steps else ""),
-        "tokens": format_count(run.tokens),
-        "loss": "" if run.loss is None else f"{run.loss:.3f}",
-        "bits/byte": "" if run.validation_bits_per_byte is None else f"{run.validation_bits_per_byte:.3f}",
-        "tokens/s": f"{run.tokens_per_second:,.0f}" if run.tokens_per_second else "",
-        "left": "" if run.seconds_left is None else format_duration(run.seconds_left),
-        "last row": _format_age(run.row_age_seconds) if run.state == "running" else "",
-        "checkpoint": f"{run.checkpoint_step:,}, {checkpoint_age}" if run.checkpoint_step else "",
-        "releases": f"{run.releases}: step {run.release_step:,}{score}" if run.release_step is not None else "",
+        "state": visible(f"{status.state}, {status.note}" if status.note else status.state),
+        "step": f"{status.step:,}" + (f" of {status.steps:,}" if status.steps else ""),
+        "tokens": format_count(status.tokens),
+        "loss": "" if status.loss is None else f"{status.loss:.3f}",
+        "bits/byte": "" if status.validation_bits_per_byte is None else f"{status.validation_bits_per_byte:.3f}",
+        "tokens/s": f"{status.tokens_per_second:,.0f}" if status.tokens_per_second else "",
+        "left": "" if status.seconds_left is None else format_duration(status.seconds_left),
+        "last row": _format_age(status.row_age_seconds) if status.state == "running" else "",
+        "checkpoint": f"{status.checkpoint_step:,}, {checkpoint_age}" if status.checkpoint_step else "",
+        "releases": "" if status.release_step is None else f"{status.releases}: step {status.release_step:,}{score}",
     }
 
 
