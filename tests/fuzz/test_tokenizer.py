@@ -166,11 +166,18 @@ def test_mutated_tokenizer_json_is_used_or_one_line(document: Any) -> None:
     check_file("tokenizer.json", json.dumps(document).encode())
 
 
+def test_unknown_token_in_the_template_is_one_line() -> None:
+    """Found 2026-11-29: `tokenizers` panicked on a text."""
+    valid = tiny_document()
+    template = valid["post_processor"] | {"special_tokens": {}}
+    check_file("tokenizer.json", json.dumps(valid | {"decoder": None, "post_processor": template}).encode())
+
+
 def test_huge_token_id_is_refused() -> None:
     """Found 2026-11-24 by atheris: lists of a billion tokens."""
     valid = tiny_document()
     model = valid["model"] | {"vocab": valid["model"]["vocab"] | {"<x>": 10**9}}
-    with pytest.raises(InputError, match=r"token id 1000000000, is too large"):
+    with pytest.raises(InputError, match=r"token id 1000000000 is too large"):
         HuggingFaceBackend("x", valid | {"model": model}, {})
 
 

@@ -184,13 +184,17 @@ class HuggingFaceBackend:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without BOS and EOS."""
+        ids: list[int] = self._encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _encode(self, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
+        """Encode a text. Raises InputError if the library panics."""
         try:
-            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except BaseException as error:
             if type(error).__name__ != "PanicException":  # pyo3 exports no such class
                 raise
             raise InputError(f"{self.name}: fails on a text ({first_line(error)}); use another tokenizer") from None
-        return ids
 
     def encode_pretokens(self, pretokens: list[str]) -> list[list[int]]:
         """Return the ids of parts of a text, without the dummy prefix."""
@@ -245,7 +249,7 @@ class HuggingFaceBackend:
         """Ids that `to_tokenizer_json()` puts before a text when special tokens are requested."""
         if self.is_llama_style:
             return [] if self.bos_id is None else [self.bos_id]
-        encoded = self.tokenizer.encode("a")
+        encoded = self._encode("a", add_special_tokens=True)
         marked = zip(encoded.ids, encoded.special_tokens_mask, strict=True)
         return [number for number, _ in itertools.takewhile(lambda pair: pair[1], marked)]
 
