@@ -197,7 +197,7 @@ def test_command_releases_a_llama_and_checks_its_options(llama: str, capsys: pyt
 def test_another_folder_of_the_releases_name_is_an_error(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("releases/other").mkdir(parents=True)
     assert cli.main(["release", llama, "--formats", "huggingface"]) == 2
-    assert "releases/other: exists and is no release" in capsys.readouterr().err
+    assert "releases/other: exists and is not a release" in capsys.readouterr().err
 
 
 def test_model_of_another_architecture_is_an_error(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def stranger(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 @pytest.mark.parametrize("name", ["../../victim", "..", "/tmp/victim", "a/b", "", 3, None, ["x"], "a\x1b[2J", "ok\n"])
 def test_name_in_release_is_not_a_path(stranger: Path, name: object) -> None:
     write_json(stranger / "release.json", {"name": name})
-    with pytest.raises(InputError, match=r"release\.json: .* is no valid model name"):
+    with pytest.raises(InputError, match=r"release\.json: .* is not a valid model name"):
         release_external_weights(str(stranger), ["huggingface"], force=True)
     assert (stranger.parent / "victim/precious").read_text() == "precious"
     assert not any((stranger.parent / "work").rglob("*"))
@@ -100,7 +100,7 @@ def test_force_removes_only_files_of_release(
     target = Path("releases/own")
     shutil.copytree(stranger.parent / "victim", target)
     assert cli.main(command) == 2
-    assert "no release" in capsys.readouterr().err
+    assert "not a release" in capsys.readouterr().err
     assert (target / "precious").read_text() == "precious"
     shutil.rmtree(target)
     target.symlink_to(stranger.parent / "victim")

@@ -34,7 +34,7 @@ _GENERATION = "generation_config.json"
 def release_external_weights(source: str, formats: Sequence[str] = ALL_FORMATS, force: bool = False) -> Path:
     """Write `releases/NAME/` from a Hugging Face Llama's folder or hub name; return that folder.
 
-    Raises InputError where the source is no Llama, where transformers computes something else from it, where a format's
+    Raises InputError where the source is not a Llama, where transformers computes something else from it, where a format's
     library is missing, and where the release exists, unless `force` replaces it. Raises RunStoppedError where an engine
     rejects a file, and, after writing the release, where an engine crashes.
     """
@@ -139,6 +139,6 @@ def _model_name(source: Path) -> str:
             metadata = read_json(release.metadata_path)
             name = metadata.get("name") if isinstance(metadata, dict) else None
             if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
-                raise InputError(f"{release.metadata_path}: {str(name)[:40]!r} is no valid model name; correct it")
+                raise InputError(f"{release.metadata_path}: {str(name)[:40]!r} is not a valid model name; correct it")
             return name
     return source.resolve().name

@@ -133,7 +133,7 @@ def check_destination(release: ReleaseDir, force: bool) -> None:
     if metadata is not None and foreign:
         raise InputError(f"{folder}: contains {foreign[0].name!r}, which no release wrote; move it away")
     if folder.is_symlink() or not folder.is_dir() or metadata is None:
-        raise InputError(f"{folder}: exists and is no release; move it away")
+        raise InputError(f"{folder}: exists and is not a release; move it away")
 
 
 def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
