@@ -34,9 +34,9 @@ _GENERATION = "generation_config.json"
 def release_external_weights(source: str, formats: Sequence[str] = ALL_FORMATS, force: bool = False) -> Path:
     """Write `releases/NAME/` from a Hugging Face Llama's folder or hub name; return that folder.
 
-    Raises InputError where the source is not a Llama, where transformers computes something else from it, where a format's
-    library is missing, and where the release exists, unless `force` replaces it. Raises RunStoppedError where an engine
-    rejects a file, and, after writing the release, where an engine crashes.
+    Raises InputError where the source is not a Llama, where transformers computes something else from it, where a
+    format's library is missing, and where the release exists, unless `force` replaces it. Raises RunStoppedError where
+    an engine rejects a file, and, after writing the release, where an engine crashes.
     """
     llama = HuggingFaceLlama.open(source)
     _reject_escaping_symlinks(llama.folder)
