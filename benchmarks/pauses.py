@@ -1,8 +1,8 @@
-"""What a run waits for besides its steps, on this machine's CPU: starting, compiling, saving.
+"""Time of a run outside its steps on this machine's CPU: starting, compiling, saving.
 
-Starting and compiling: the demo's shape, from the command to the end of the first step, without torch.compile, then
-with it, on an empty cache and on the one that this filled; what the first of the three takes is starting. Saving: shape
-small (55M parameters, 660 MB a checkpoint), every fourth step, beside training and at once.
+Starting and compiling: the demo's shape, from the command to the end of the first step, without torch.compile, with an
+empty compile cache, and with a filled one. Saving: shape small (55M parameters, 660 MB per checkpoint), every fourth
+step, asynchronously and synchronously.
 
     python benchmarks/pauses.py
 """
@@ -68,7 +68,7 @@ def first_step_seconds(work: Work, folder: Path, env: Mapping[str, str], compile
 
 
 def print_saving(work: Work, folder: Path, env: Mapping[str, str]) -> None:
-    """What a checkpoint takes, what training waits for it, and the speed of the step beside it."""
+    """Print the duration of a checkpoint, the time that training waits for it, and the speed of steps during it."""
     for asynchronous in (True, False):
         fields = small_recipe(work, 4 * SAVE_EVERY + 1)
         fields["checkpoint"] = {"every_steps": SAVE_EVERY, "keep": 1, "asynchronous": asynchronous}

@@ -102,7 +102,7 @@ def fetch_tokenizer(work: Path) -> Path:
 
 
 def save_tokenizer(work: Path, source: str | Path) -> Path:
-    """The tokenizer as a folder, and beside it `plain.json` for the peers, which reads `<s>` in a text as text."""
+    """Save the tokenizer as a folder, with `plain.json` for other libraries, which reads `<s>` in a text as text."""
     folder = work / "tokenizer"
     Tokenizer.load(source).save(folder)
     document = json.loads((folder / "tokenizer.json").read_bytes())
@@ -233,10 +233,10 @@ def digest_of_tokens(out: Path) -> str:
 
 
 def add_a_worker(corpus: Path, folder: Path, work: Path, copies: int, rounds: int) -> None:
-    """One worker on one core against two on two, over copies of the corpus: each worker fills a memo of its own.
+    """Compare one worker on one core with two on two, on copies of the corpus; each worker fills its own cache.
 
-    Beside it what the machine's second core is worth at that moment: the same work done twice, by two programs that
-    know nothing of each other. Cores may be two threads of one, and neighbours come and go.
+    For comparison, measure the gain of the second core at that moment: the same work in two independent programs. Cores
+    may be two threads of one core, and other jobs of the machine vary.
     """
     pair = sorted(os.sched_getaffinity(0))[:2]
     if copies == 0 or len(pair) < 2:

@@ -1,4 +1,4 @@
-"""How long training waits for its first batch when it goes on at 90 % of an epoch: we beside litdata, at several sizes.
+"""Time to the first batch when training resumes at 90 % of an epoch, compared with litdata, at several sizes.
 
 Random tokens as a store of ours and as litdata's chunks; a process reads two epochs in one go and saves where it is at
 90 % of the first, as the program's documentation has it; then processes that know only that state take turns at the

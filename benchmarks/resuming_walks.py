@@ -2,9 +2,9 @@
 
     resuming_walks.py PROGRAM FOLDER NUM_WORKERS STEP save|resume [STOP]
 
-`save` goes from the beginning of the first epoch and leaves the state after STEP batches; `resume`, a process that
-knows nothing but that state, goes on from there. Both say a line of JSON at their first batch, and, unless STOP is
-given, go on to the end of the second epoch and write the hash of every row that they read, epoch by epoch.
+`save` starts at the beginning of the first epoch and saves its state after STEP batches. `resume` continues from that
+state in another process. Both print a line of JSON at their first batch. Unless STOP is given, they continue to the end
+of the second epoch and write the hash of every row that they read, by epoch.
 """
 
 import hashlib

@@ -66,7 +66,7 @@ def unpack(work: Path, package: str) -> Path:
 
 
 def read_texts(folder: Path, pattern: str) -> Iterator[str]:
-    """The text of each UTF-8 file that fits; other languages' translations are left out."""
+    """Yield the text of each UTF-8 file that matches, without translations to other languages."""
     for path in sorted(folder.rglob(pattern)):
         if not path.is_file() or "translations" in path.parts:
             continue

@@ -65,7 +65,7 @@ COMMON = {
 
 
 class Measured(NamedTuple):
-    """Of one run's steps, the warm-up's left out: medians, and the most memory."""
+    """Medians over the steps of one run after the warm-up, and the peak memory."""
 
     tokens_per_second: float
     mfu: float

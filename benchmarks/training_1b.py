@@ -1,9 +1,10 @@
 """The bundled recipe tinyllama-1.1b on this machine's CPU: that it trains, in how much memory, and how fast.
 
 Three steps at the full length of 2,048 and a smaller batch, float32 weights, through `tinyllama prepare` and `tinyllama
-train`, on this Python's own text in the two data sets' schemas. The warm-up is left out, so that two updates show. A
-run ends with a checkpoint, 13 GB under --work, which is deleted. Exits with 1 where the loss does not fall or the
-process, its checkpoint included, takes more than --gibibytes. What follows `--` goes to `tinyllama train`.
+train`, on this Python's own text in the two data sets' schemas. There is no warm-up, so that two updates have an
+effect. A run ends with a checkpoint of 13 GB under --work, which is deleted. The exit status is 1 if the loss does not
+fall, or if the process with its checkpoint takes more than --gibibytes. Arguments after `--` are those of `tinyllama
+train`.
 
     python benchmarks/training_1b.py
     python benchmarks/training_1b.py -- --parallel.activation_checkpointing full

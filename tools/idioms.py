@@ -33,7 +33,6 @@ REPLACEMENTS = {
     "of such a one": "repeat the noun",
     "a second time": "again, twice",
     "lies? beside": "is next to",
-    "by hand": "manually",
     "the whole way": "all stages",
 }
 """Patterns of idioms, matched as whole words in any case, and what to write instead."""

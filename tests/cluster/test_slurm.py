@@ -29,7 +29,7 @@ def test_slurm_scripts_pass_shellcheck(script: Path) -> None:
     assert lint_errors(script.read_text()) == ""
 
 
-# Stand-ins: srun writes down how it was called and ends with a status; scontrol answers, and notes what it is told.
+# Replacements: srun records its arguments and ends with a status; scontrol answers and records its arguments.
 
 SRUN = """#!/bin/bash
 printf '%s\\n' "$@" > srun.called

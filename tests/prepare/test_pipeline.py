@@ -174,7 +174,7 @@ def test_a_truncated_file_stops_with_its_name_and_leaves_no_store(small: Path, t
         prepare_store(recipe)
     with pytest.raises(InputError, match=r"is not finished; run `tinyllama prepare`"):
         TokenStore.open(tmp_path / "store")
-    (tmp_path / "raw/c.jsonl.zst").write_bytes(packed)  # mended, the same command goes on
+    (tmp_path / "raw/c.jsonl.zst").write_bytes(packed)  # with the file repaired, the same command resumes
     prepare_store(recipe)
     assert find_corruption(tmp_path / "store") == []
 
