@@ -181,7 +181,7 @@ def test_slurm_without_its_program_or_its_settings_says_so(
 
 
 @pytest.mark.cluster
-def test_a_local_ray_goes_on_where_other_workers_stopped_and_does_a_killed_workers_task_again(
+def test_local_ray_resumes_and_retries_killed_worker(
     recipe: Recipe, wanted: dict[str, bytes], small: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ray")
@@ -241,7 +241,7 @@ def command_at(small: Path, raw: Path, store: Path) -> list[str]:
     return [sys.executable, "-m", "tinyllama", "prepare", str(small / "recipe.yaml"), *flags, "--data.workers", "2"]
 
 
-def test_a_worker_that_the_kernel_kills_is_told_and_loses_nothing(small: Path, tmp_path: Path) -> None:
+def test_worker_killed_by_kernel_is_reported_and_loses_nothing(small: Path, tmp_path: Path) -> None:
     texts = python_sources(150)
     for number in range(6):
         write_jsonl(tmp_path / f"raw/{number}.jsonl", texts)
