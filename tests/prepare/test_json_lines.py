@@ -22,7 +22,7 @@ many = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCh
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_lines, "LONG_BYTES", 12)
     monkeypatch.setattr(json_lines, "_PART_BYTES", 16)
-    monkeypatch.setattr(text_module, "_PART", 7)
+    monkeypatch.setattr(text_module, "_CHUNK_SIZE", 7)
 
 
 @many

@@ -102,11 +102,15 @@ def _unescape(line: bytes | bytearray, start: int, stop: int) -> tuple[bytearray
     return text, is_repaired
 
 
-def parse_line(number: int, line: bytes | bytearray, name: str) -> dict[str, Any] | str:
-    """Return the object on a line, or its reject reason; `number` counts from 1, `name` is the file's for messages.
+def parse_line(name: str, numbered: tuple[int, bytes | bytearray | None]) -> tuple[int, dict[str, Any] | str]:
+    """Return the number of a line of `iter_lines`, and the object on it or its reject reason.
 
-    Raises InputError if the first line begins a value that spans several lines, MemoryError if memory is exhausted.
+    `name` is the file's, for messages. Raises InputError if the first line begins a value that spans several lines,
+    MemoryError if memory is exhausted.
     """
+    number, line = numbered
+    if line is None:
+        return number, TOO_LONG
     is_long = len(line) > LONG_BYTES
     try:
         value = parse_long_line(line) if is_long else parse_json(line)
@@ -120,10 +124,10 @@ def parse_line(number: int, line: bytes | bytearray, name: str) -> dict[str, Any
                 f"with {command}"
             ) from None
         is_text = is_utf8(memoryview(line)) and b"\0" not in line  # UTF-16 has NUL bytes
-        return "invalid JSON" if is_text else "not UTF-8 text"
+        return number, "invalid JSON" if is_text else "not UTF-8 text"
     if is_long and value is None:
-        return TOO_LONG
-    return value if isinstance(value, dict) else "not a JSON object"
+        return number, TOO_LONG
+    return number, value if isinstance(value, dict) else "not a JSON object"
 
 
 def begins_multiline_json(line: bytes | bytearray) -> bool:

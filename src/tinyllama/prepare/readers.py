@@ -146,7 +146,7 @@ def _read_fields(file: RawFile, source: Source) -> Fields:
             return _read_text(file, source.separator, needed[0])
         case _:
             # In contrast to a loop's variable, `map` does not keep a line while its row is used.
-            return map(partial(_parse_numbered_line, file.name), iter_lines(file))
+            return map(partial(parse_line, file.name), iter_lines(file))
 
 
 def _limited(file: RawFile, rows: Iterator[dict[str, Any]]) -> Fields:
@@ -234,11 +234,6 @@ def _subset_from_repr(meta: str) -> str | None:
         name = fields.get(_SUBSET_FIELD) if isinstance(fields, dict) else None
         return name.encode(errors="replace").decode() if isinstance(name, str) else None
     return None
-
-
-def _parse_numbered_line(name: str, numbered: tuple[int, bytes | bytearray | None]) -> tuple[int, dict[str, Any] | str]:
-    number, line = numbered
-    return number, TOO_LONG if line is None else parse_line(number, line, name)
 
 
 def _read_text(file: RawFile, separator: str | None, column: str) -> Fields:
