@@ -36,16 +36,17 @@ REPLACEMENTS = {
     "the whole way": "all stages",
 }
 """Patterns of idioms, matched as whole words in any case, and what to write instead."""
-PATTERN = re.compile("|".join(rf"(?P<i{n}>\b{idiom}\b)" for n, idiom in enumerate(REPLACEMENTS)), re.IGNORECASE)
+_ALTERNATIVES = [rf"(?P<i{n}>\b{idiom}\b)".replace(" ", r"\s+") for n, idiom in enumerate(REPLACEMENTS)]
+PATTERN = re.compile("|".join(_ALTERNATIVES), re.IGNORECASE)
 
 
 def find_idioms(text: str) -> Iterator[tuple[int, str, str]]:
     """Yield line number, idiom and replacement of each match; an idiom may continue on the next line."""
-    # Joined with a space of the same length, so that positions stay.
-    joined = re.sub(r"(?<=\w)\n(?=[ #]*\w)", " ", text)
+    # Line breaks and comment signs become as many spaces, so that positions stay.
+    joined = re.sub(r"(?<=\w)\n[ #]*(?=\w)", lambda match: " " * len(match[0]), text)
     for match in PATTERN.finditer(joined):
         number = int(str(match.lastgroup)[1:])
-        yield text.count("\n", 0, match.start()) + 1, match[0], list(REPLACEMENTS.values())[number]
+        yield text.count("\n", 0, match.start()) + 1, " ".join(match[0].split()), list(REPLACEMENTS.values())[number]
 
 
 def main() -> int:
