@@ -1,4 +1,4 @@
-"""A batch is the same batch, however many ranks share it, and nothing past the last one is read."""
+"""Batches are the same for any number of ranks, and none after the last step is read."""
 
 import os
 import shutil
@@ -31,13 +31,13 @@ def store(small: Path) -> TokenStore:
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
-def test_the_rows_of_any_number_of_ranks_are_the_same_batch(recipe: Recipe, store: TokenStore, ranks: int) -> None:
+def test_any_number_of_ranks_reads_the_same_batch(recipe: Recipe, store: TokenStore, ranks: int) -> None:
     for step in (0, 7):
         parts = [batch_of_step(recipe, store, step, rank, ranks) for rank in range(ranks)]
         assert torch.equal(torch.cat(parts), batch_of_step(recipe, store, step))
 
 
-def test_a_row_is_the_tokens_that_its_sequence_names(recipe: Recipe, store: TokenStore) -> None:
+def test_a_row_has_the_tokens_of_its_sequence(recipe: Recipe, store: TokenStore) -> None:
     rows = sequences(recipe, store, 3)
     batch = batch_of_step(recipe, store, 3)
     assert batch.shape == (24, 65)
@@ -47,8 +47,8 @@ def test_a_row_is_the_tokens_that_its_sequence_names(recipe: Recipe, store: Toke
         assert np.array_equal(tokens.numpy(), split.read(start, start + 65))
 
 
-def test_an_epoch_predicts_every_token_once_but_for_the_tail(recipe: Recipe, tmp_path: Path) -> None:
-    """Token = index proves it: what the batches hold says itself where it was read."""
+def test_an_epoch_predicts_every_token_once(recipe: Recipe, tmp_path: Path) -> None:
+    """Each token of this store is its own index, so that a batch shows what was read."""
     sizes, first_token = {"modules": [20_000, 7, 13_005], "lines": [9_000]}, {"modules": 0, "lines": 40_000}
     folder = write_store(tmp_path / "store", sizes)
     for source, shards in sizes.items():
@@ -66,10 +66,10 @@ def test_an_epoch_predicts_every_token_once_but_for_the_tail(recipe: Recipe, tmp
 
 
 @pytest.mark.parametrize(("first_step", "ranks"), [(0, 1), (0, 3), (5, 2), (9, 8), (10, 1)])
-def test_batches_are_those_of_the_steps_to_the_last_and_no_more(
+def test_batches_are_those_of_the_steps_up_to_the_last(
     recipe: Recipe, store: TokenStore, monkeypatch: pytest.MonkeyPatch, first_step: int, ranks: int
 ) -> None:
-    monkeypatch.setattr(module, "_MAX_BLOCK_SEQUENCES", 24 * 3)  # so that there are several blocks, the last one short
+    monkeypatch.setattr(module, "_MAX_BLOCK_SEQUENCES", 24 * 3)  # several blocks, of which the last one is short
     assert recipe.train.steps == 10
     for rank in range(ranks):
         read = list(batches(recipe, store, first_step, rank, ranks))
@@ -79,14 +79,14 @@ def test_batches_are_those_of_the_steps_to_the_last_and_no_more(
             assert torch.equal(batch, batch_of_step(recipe, store, step, rank, ranks))
 
 
-def test_the_kernel_is_told_of_the_next_step_and_of_none_past_the_last(
+def test_the_next_step_is_prefetched_and_none_after_the_last(
     recipe: Recipe, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[tuple[str, int, int]] = []
+    advised: list[tuple[str, int, int]] = []
 
     def advise(descriptor: int, offset: int, size: int, advice: int) -> None:
         assert advice == os.POSIX_FADV_WILLNEED
-        told.append((str(Path(f"/proc/self/fd/{descriptor}").readlink()), offset, size))
+        advised.append((str(Path(f"/proc/self/fd/{descriptor}").readlink()), offset, size))
 
     monkeypatch.setattr(os, "posix_fadvise", advise)
     expected = []
@@ -96,10 +96,10 @@ def test_the_kernel_is_told_of_the_next_step_and_of_none_past_the_last(
             path = (store.folder / names[source] / "train/00000.tokens").resolve()
             expected.append((str(path), index * 64 * 2, 65 * 2))
     for number, _ in enumerate(batches(recipe, store, 4, 1, 3), 1):
-        assert told == expected[: 8 * min(number + 1, 6)]
+        assert advised == expected[: 8 * min(number + 1, 6)]
 
 
-def test_the_first_batch_waits_for_the_order_of_its_own_step_alone() -> None:
+def test_the_first_block_has_one_step() -> None:
     assert [*module._blocks(5, 20, 4)] == [(5, 6), (6, 8), (8, 12), (12, 16), (16, 20)]
 
 
@@ -114,10 +114,8 @@ torch.save(list(batches(recipe, TokenStore.open(recipe.data.store), 1, int(sys.a
 
 
 @pytest.mark.slow
-def test_three_processes_read_equally_many_batches_that_make_up_the_whole(
-    small: Path, store: TokenStore, tmp_path: Path
-) -> None:
-    tokens = 24 * 64 * 6 + 1  # a token more than six steps have: the seventh is as whole as the others
+def test_three_processes_read_the_parts_of_each_batch(small: Path, store: TokenStore, tmp_path: Path) -> None:
+    tokens = 24 * 64 * 6 + 1  # one more token than six steps have, so there is a seventh
     command = [sys.executable, "-c", RANK, str(small / "recipe.yaml"), str(tokens)]
     files = [tmp_path / f"{rank}.pt" for rank in range(3)]
     processes = [subprocess.Popen([*command, str(rank), str(file)]) for rank, file in enumerate(files)]
@@ -129,7 +127,7 @@ def test_three_processes_read_equally_many_batches_that_make_up_the_whole(
         assert torch.equal(torch.cat(rows), batch_of_step(recipe, store, step))
 
 
-def test_a_file_cut_while_training_ends_it_with_the_files_name(recipe: Recipe, small: Path, tmp_path: Path) -> None:
+def test_a_file_truncated_during_training_is_named(recipe: Recipe, small: Path, tmp_path: Path) -> None:
     shutil.copytree(small / "store", tmp_path / "store")
     reading = batches(recipe, TokenStore.open(tmp_path / "store"), 0)
     next(reading)
@@ -138,7 +136,7 @@ def test_a_file_cut_while_training_ends_it_with_the_files_name(recipe: Recipe, s
         next(reading)
 
 
-def test_a_source_without_a_share_needs_no_sequence(recipe: Recipe, store: TokenStore) -> None:
+def test_a_source_without_a_share_may_be_empty(recipe: Recipe, store: TokenStore) -> None:
     def too_short(self: Split, length: int) -> int:
         return 0 if self.folder.parent.name == "lines" else 1000
 
@@ -151,7 +149,7 @@ def test_a_source_without_a_share_needs_no_sequence(recipe: Recipe, store: Token
             sequences(recipe, store, 3)
 
 
-def test_a_batch_that_does_not_divide_and_a_source_too_short_are_refused(recipe: Recipe, store: TokenStore) -> None:
+def test_indivisible_batches_and_short_sources_are_refused(recipe: Recipe, store: TokenStore) -> None:
     with pytest.raises(InputError, match=r"train.batch_sequences: 24 sequences do not divide among 5 ranks"):
         batch_of_step(recipe, store, 0, 0, 5)
     long = recipe.model_copy(update={"train": recipe.train.model_copy(update={"sequence_length": 10**7})})

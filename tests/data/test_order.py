@@ -1,4 +1,4 @@
-"""The order of the data is a pure function that reads every sequence once an epoch, in an exact mix."""
+"""The data order: a pure function that reads every sequence once per epoch, with exact shares."""
 
 import hashlib
 import subprocess
@@ -27,25 +27,25 @@ from tinyllama.recipe import Recipe
 WEIGHTS = st.lists(st.integers(1, 1000), min_size=1, max_size=5)
 
 
-def mix_of(weights: list[int], first_step: int = 0) -> Mixture:
+def mixture_of(weights: list[int], first_step: int = 0) -> Mixture:
     return Mixture(first_step, tuple(Fraction(weight, sum(weights)) for weight in weights))
 
 
-def steps_of(sizes: list[int], mixes: Sequence[Mixture], batch: int, steps: int) -> list[np.ndarray]:
+def orders_of_steps(sizes: list[int], mixtures: Sequence[Mixture], batch: int, steps: int) -> list[np.ndarray]:
     names = [f"source{k}" for k in range(len(sizes))]
-    return list(compute_order(1337, names, sizes, mixes, batch, 0, steps))
+    return list(compute_order(1337, names, sizes, mixtures, batch, 0, steps))
 
 
-def rows_of_step(
-    seed: int, names: list[str], sizes: list[int], mixes: Sequence[Mixture], batch: int, step: int
+def order_of_step(
+    seed: int, names: list[str], sizes: list[int], mixtures: Sequence[Mixture], batch: int, step: int
 ) -> np.ndarray:
-    rows: np.ndarray = compute_order(seed, names, sizes, mixes, batch, step, step + 1)[0]
+    rows: np.ndarray = compute_order(seed, names, sizes, mixtures, batch, step, step + 1)[0]
     return rows
 
 
 @given(size=st.integers(1, 5000), key=st.lists(st.integers(0, 2**64 - 1), min_size=8, max_size=8))
 @settings(max_examples=100, deadline=None)
-def test_a_permutation_hits_every_place_once(size: int, key: list[int]) -> None:
+def test_a_permutation_reaches_every_position_once(size: int, key: list[int]) -> None:
     assert np.array_equal(np.sort(permute(np.arange(size), size, key)), np.arange(size))
 
 
@@ -56,9 +56,9 @@ def test_a_permutation_hits_every_place_once(size: int, key: list[int]) -> None:
     data=st.data(),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_sequence_is_read_once_in_an_epoch(sizes: list[int], batch: int, steps: int, data: st.DataObject) -> None:
+def test_every_sequence_is_read_once_per_epoch(sizes: list[int], batch: int, steps: int, data: st.DataObject) -> None:
     weights = data.draw(st.lists(st.integers(1, 9), min_size=len(sizes), max_size=len(sizes)))
-    rows = np.concatenate(steps_of(sizes, [mix_of(weights)], batch, steps))
+    rows = np.concatenate(orders_of_steps(sizes, [mixture_of(weights)], batch, steps))
     for source, size in enumerate(sizes):
         own = rows[rows["source"] == source]
         for epoch in np.unique(own["epoch"]):
@@ -69,44 +69,48 @@ def test_every_sequence_is_read_once_in_an_epoch(sizes: list[int], batch: int, s
 
 @given(weights=WEIGHTS, batch=st.integers(1, 64), step=st.integers(0, 2_000_000))
 @settings(max_examples=200, deadline=None)
-def test_the_mix_is_exact_in_every_batch_to_within_one_row(weights: list[int], batch: int, step: int) -> None:
-    mixes = [mix_of(weights)]
+def test_shares_are_exact_in_every_batch_to_within_one_sequence(weights: list[int], batch: int, step: int) -> None:
+    mixtures = [mixture_of(weights)]
     counts = np.subtract(
-        sequences_consumed_before(mixes, batch, step + 1), sequences_consumed_before(mixes, batch, step)
+        sequences_consumed_before(mixtures, batch, step + 1), sequences_consumed_before(mixtures, batch, step)
     )
     assert counts.sum() == batch
-    for count, share in zip(counts, mixes[0].shares, strict=True):
+    for count, share in zip(counts, mixtures[0].shares, strict=True):
         assert abs(count - batch * share) < 1 + 1e-6
 
 
 @given(weights=WEIGHTS, batch=st.integers(1, 64), step=st.integers(0, 2_000_000))
 @settings(max_examples=100, deadline=None)
-def test_the_mix_never_drifts(weights: list[int], batch: int, step: int) -> None:
-    mixes = [mix_of(weights)]
-    for given_rows, share in zip(sequences_consumed_before(mixes, batch, step), mixes[0].shares, strict=True):
-        assert abs(given_rows - batch * step * share) < 16
+def test_shares_never_drift(weights: list[int], batch: int, step: int) -> None:
+    mixtures = [mixture_of(weights)]
+    for consumed, share in zip(sequences_consumed_before(mixtures, batch, step), mixtures[0].shares, strict=True):
+        assert abs(consumed - batch * step * share) < 16
 
 
-def test_a_step_needs_nothing_but_its_arguments() -> None:
-    sizes, mixes = [500_000_000, 200_000_000], [mix_of([7, 3])]
-    forward = steps_of(sizes, mixes, 32, 5)
-    again = [rows_of_step(1337, ["source0", "source1"], sizes, mixes, 32, step) for step in (4, 0, 3, 1, 2)]
+def test_the_order_of_a_step_depends_on_its_arguments_only() -> None:
+    sizes, mixtures = [500_000_000, 200_000_000], [mixture_of([7, 3])]
+    forward = orders_of_steps(sizes, mixtures, 32, 5)
+    again = [order_of_step(1337, ["source0", "source1"], sizes, mixtures, 32, step) for step in (4, 0, 3, 1, 2)]
     for step, rows in zip((4, 0, 3, 1, 2), again, strict=True):
         assert np.array_equal(rows, forward[step])
 
 
-def test_seed_source_and_epoch_each_change_the_order() -> None:
-    mixes, place = [mix_of([1])], np.arange(64)
-    first, second = (rows_of_step(1, ["a"], [64], mixes, 64, step)["index"] for step in (0, 1))
-    other_seed = rows_of_step(2, ["a"], [64], mixes, 64, 0)["index"]
-    other_name = rows_of_step(1, ["b"], [64], mixes, 64, 0)["index"]
+def test_seed_source_and_epoch_change_the_order() -> None:
+    mixtures, place = [mixture_of([1])], np.arange(64)
+    first, second = (order_of_step(1, ["a"], [64], mixtures, 64, step)["index"] for step in (0, 1))
+    other_seed = order_of_step(2, ["a"], [64], mixtures, 64, 0)["index"]
+    other_name = order_of_step(1, ["b"], [64], mixtures, 64, 0)["index"]
     orders = {tuple(order) for order in (place, first, second, other_seed, other_name)}
     assert len(orders) == 5
 
 
-def test_a_stage_changes_the_mix_at_its_step_and_loses_no_sequence() -> None:
-    mixes = [mix_of([1, 1]), Mixture(10, (Fraction(0), Fraction(1))), Mixture(20, (Fraction(1, 4), Fraction(3, 4)))]
-    rows = steps_of([1000, 1000], mixes, 8, 30)
+def test_a_stage_changes_the_mixture_and_loses_no_sequence() -> None:
+    mixtures = [
+        mixture_of([1, 1]),
+        Mixture(10, (Fraction(0), Fraction(1))),
+        Mixture(20, (Fraction(1, 4), Fraction(3, 4))),
+    ]
+    rows = orders_of_steps([1000, 1000], mixtures, 8, 30)
     shares = [float((part["source"] == 0).mean()) for part in rows]
     assert shares[:10] == [0.5] * 10
     assert shares[10:20] == [0.0] * 10
@@ -117,9 +121,9 @@ def test_a_stage_changes_the_mix_at_its_step_and_loses_no_sequence() -> None:
         assert len(np.unique(read)) == len(read)
 
 
-def test_the_order_is_the_one_that_was_fixed() -> None:
-    # A run must be able to go on under any later version: these rows may never change.
-    rows = rows_of_step(1337, ["slimpajama", "starcoderdata"], [1000, 400], [mix_of([7, 3])], 10, 123)
+def test_the_order_is_fixed() -> None:
+    # Later versions must be able to resume a run, so these sequences never change.
+    rows = order_of_step(1337, ["slimpajama", "starcoderdata"], [1000, 400], [mixture_of([7, 3])], 10, 123)
     assert rows.tolist() == [
         (0, 0, 823),
         (0, 0, 100),
@@ -134,8 +138,8 @@ def test_the_order_is_the_one_that_was_fixed() -> None:
     ]
 
 
-def test_the_order_over_stages_and_epochs_is_the_one_that_was_fixed() -> None:
-    stages = [mix_of([7, 3, 0]), mix_of([2, 1, 1], 5), mix_of([0, 1, 4], 9)]
+def test_the_order_across_stages_and_epochs_is_fixed() -> None:
+    stages = [mixture_of([7, 3, 0]), mixture_of([2, 1, 1], 5), mixture_of([0, 1, 4], 9)]
     fixed = {
         4: [(0, 0, 11), (0, 0, 5), (0, 0, 4), (0, 1, 4), (1, 0, 24), (1, 0, 37)],
         5: [(0, 1, 12), (0, 1, 8), (0, 1, 16), (1, 0, 49), (1, 0, 26), (2, 0, 0)],
@@ -144,18 +148,18 @@ def test_the_order_over_stages_and_epochs_is_the_one_that_was_fixed() -> None:
         1_000_000: [(1, 24000, 25), *((2, 1599987, k) for k in (2, 1, 0)), (2, 1599988, 0), (2, 1599988, 2)],
     }
     for step, rows in fixed.items():
-        assert rows_of_step(7, ["web", "code", "notes"], [20, 50, 3], stages, 6, step).tolist() == rows
+        assert order_of_step(7, ["web", "code", "notes"], [20, 50, 3], stages, 6, step).tolist() == rows
     sizes = [327_148_437, 128_173_828]  # a trillion tokens
-    late = rows_of_step(1337, ["slimpajama", "starcoderdata"], sizes, [mix_of([7, 3])], 1024, 1_430_000)
+    late = order_of_step(1337, ["slimpajama", "starcoderdata"], sizes, [mixture_of([7, 3])], 1024, 1_430_000)
     digest = hashlib.sha256(late.tobytes()).hexdigest()
     assert digest == "6fcab860182e2a3025808ca8809a1c7e58c48da9a8f2579b5efa378ec9d22122"
 
 
 @given(sizes=st.lists(st.integers(1, 40), min_size=3, max_size=3), batch=st.integers(1, 16), first=st.integers(0, 30))
 @settings(max_examples=25, deadline=None)
-def test_steps_together_are_the_steps_one_by_one(sizes: list[int], batch: int, first: int) -> None:
+def test_steps_computed_together_equal_single_steps(sizes: list[int], batch: int, first: int) -> None:
     names = ["a", "b", "c"]
-    stages = [mix_of([7, 3, 0]), mix_of([1, 1, 2], 8), mix_of([0, 1, 4], 9), mix_of([5, 0, 1], 21)]
+    stages = [mixture_of([7, 3, 0]), mixture_of([1, 1, 2], 8), mixture_of([0, 1, 4], 9), mixture_of([5, 0, 1], 21)]
     together = compute_order(7, names, sizes, stages, batch, first, first + 25)
     for step, rows in enumerate(together, first):
         plain = []
@@ -173,7 +177,7 @@ def test_steps_together_are_the_steps_one_by_one(sizes: list[int], batch: int, f
 
 
 def v1_1(**overrides: object) -> Recipe:
-    """The shape of TinyLlama v1.1: web text, then domain data ramped in over 6B tokens, then a cool-down."""
+    """Return the schedule of TinyLlama v1.1: web text, then code ramped in over 6B tokens, then a cool-down."""
     stages = [
         {"from_tokens": "1.5T", "ramp_tokens": "6B", "weights": {"slimpajama": 0.75, "starcoderdata": 0.25}},
         {"from_tokens": "1.85T", "weights": {"slimpajama": 0.6, "starcoderdata": 0.4}},
@@ -182,7 +186,7 @@ def v1_1(**overrides: object) -> Recipe:
     return Recipe.load("tinyllama-1.1b", {"train.tokens": "2T", "data.stages": stages, **sources, **overrides})
 
 
-def test_a_ramp_goes_in_equal_steps_along_a_straight_line() -> None:
+def test_a_ramp_is_linear_in_equal_steps() -> None:
     recipe = v1_1()
     first, last = (-(-tokens // recipe.train.batch_tokens) for tokens in (1_500_000_000_000, 1_506_000_000_000))
     found = mixture_schedule(recipe)
@@ -191,7 +195,7 @@ def test_a_ramp_goes_in_equal_steps_along_a_straight_line() -> None:
     pieces = [(mix.first_step, after.first_step) for mix, after in pairwise(found[1:66])]
     assert {end - start for start, end in pieces} == {(last - first) // 64, (last - first) // 64 + 1}
     for mix, (start, end) in zip(found[1:65], pieces, strict=True):
-        line = Fraction(1, 4) * (Fraction(start + end, 2) - first) / (last - first)  # at the piece's middle
+        line = Fraction(1, 4) * (Fraction(start + end, 2) - first) / (last - first)  # at the middle of the mixture
         assert sum(mix.shares) == 1
         assert abs(mix.shares[1] - line) < Fraction(1, 4 * (last - first))
 
@@ -211,10 +215,10 @@ def test_shares_are_exact_in_every_batch_of_a_ramp() -> None:
                 assert abs(count - batch * share) < 1 + 1e-6
 
 
-def test_no_sequence_is_lost_or_doubled_over_a_ramp() -> None:
+def test_a_ramp_neither_loses_nor_repeats_sequences() -> None:
     stage = {"from_tokens": 30 * 8 * 64, "ramp_tokens": 100 * 8 * 64, "weights": {"starcoderdata": 1}}
     small = {"train.batch_sequences": 8, "train.sequence_length": 64, "data.stages": [stage]}
-    rows = np.concatenate(steps_of([200, 90], mixture_schedule(v1_1(**small)), 8, 160))
+    rows = np.concatenate(orders_of_steps([200, 90], mixture_schedule(v1_1(**small)), 8, 160))
     for source, size in enumerate((200, 90)):
         own = rows[rows["source"] == source]
         assert np.array_equal(own["epoch"], np.arange(len(own)) // size)
@@ -225,7 +229,7 @@ def test_no_sequence_is_lost_or_doubled_over_a_ramp() -> None:
     assert (rows["source"][-240:] == 1).all()
 
 
-def test_a_ramp_shorter_than_its_pieces_takes_a_step_for_each() -> None:
+def test_a_short_ramp_has_one_mixture_per_step() -> None:
     stage = {"from_tokens": 0, "ramp_tokens": 3 * 8 * 64, "weights": {"starcoderdata": 1}}
     found = mixture_schedule(v1_1(**{"train.batch_sequences": 8, "train.sequence_length": 64, "data.stages": [stage]}))
     assert [(mix.first_step, mix.shares[1]) for mix in found] == [
@@ -237,20 +241,20 @@ def test_a_ramp_shorter_than_its_pieces_takes_a_step_for_each() -> None:
 
 
 @pytest.mark.parametrize("begin", ["1.5000001T", "1.5059T"])
-def test_a_stage_that_begins_before_the_last_has_ramped_up_is_refused(begin: str) -> None:
+def test_a_stage_that_begins_during_a_ramp_is_refused(begin: str) -> None:
     weights = {"slimpajama": 1}
     stages = [
         {"from_tokens": "1.5T", "ramp_tokens": "6B", "weights": weights},
         {"from_tokens": begin, "weights": weights},
     ]
-    with pytest.raises(InputError, match=r"begins before the one from 1500000000000 has ramped up, .* ramp_tokens$"):
+    with pytest.raises(InputError, match=r"data: the stage from .* ramp_tokens$"):
         v1_1(**{"data.stages": stages})
     stages[1]["from_tokens"] = "1.506T"
     assert mixture_schedule(v1_1(**{"data.stages": stages}))
 
 
 @given(st.integers(0, 40), st.integers(1, 60), st.integers(-99, 99), st.integers(-99, 99))
-def test_the_closed_form_is_the_sum(count: int, modulus: int, factor: int, offset: int) -> None:
+def test_floor_sum_equals_the_direct_sum(count: int, modulus: int, factor: int, offset: int) -> None:
     expected = sum((factor * i + offset) // modulus for i in range(count))
     assert _floor_sum(count, modulus, factor, offset) == expected
 

@@ -1,4 +1,4 @@
-"""A split is one array over all its shards, and a trillion tokens open and are read in little memory."""
+"""A split is one array across its shards, and a trillion tokens are opened and read in little memory."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ SHA256 = "0123456789abcdef" * 4
 
 
 def write_store(folder: Path, shard_tokens: dict[str, list[int]], inputs_each: int = 1) -> Path:
-    """A store of sparse files, all zeros, whose manifests are as long as those of real ones."""
+    """Write a store of sparse files, all zeros, with manifests as long as real ones."""
     for source, sizes in shard_tokens.items():
         (folder / source / "train").mkdir(parents=True)
         shards = [write_shard(folder / source / "train", n, size, inputs_each) for n, size in enumerate(sizes)]
@@ -57,7 +57,7 @@ from tinyllama.data.store import TokenStore
 from tinyllama.recipe import Recipe
 
 def work(step):
-    "Calls and bytes that a step takes: unlike seconds, the same on any machine."
+    "Return the calls and bytes of a step, which are the same on every machine."
     profile = cProfile.Profile()
     tracemalloc.start()
     profile.runcall(sequences, recipe, store, step)
@@ -81,7 +81,7 @@ print(json.dumps({
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
-def test_a_trillion_tokens_open_in_little_memory_and_any_step_costs_the_same(tmp_path: Path) -> None:
+def test_a_trillion_tokens_need_little_memory_at_any_step(tmp_path: Path) -> None:
     # 14,900 shards of 68M tokens from 59,600 files, as many as SlimPajama and Starcoderdata have together.
     write_store(tmp_path, {"slimpajama": [68_000_000] * 10_400, "starcoderdata": [68_000_000] * 4_500}, inputs_each=4)
     done = subprocess.run([sys.executable, "-c", OPEN, str(tmp_path)], check=True, capture_output=True, text=True)
@@ -91,12 +91,12 @@ def test_a_trillion_tokens_open_in_little_memory_and_any_step_costs_the_same(tmp
     assert not found["torch"]
     assert found["peak_bytes"] < 300e6
     for early, late in zip(*found["work"], strict=True):
-        assert late < 2 * early  # the closed form takes Euclid's few divisions more
+        assert late < 2 * early  # _floor_sum takes a few more divisions
 
 
 @pytest.fixture
 def counting(tmp_path: Path) -> TokenStore:
-    """300 shards of 1 to 7 tokens; token = index."""
+    """Return a store of 300 shards of 1 to 7 tokens, each token its own index."""
     sizes = [1 + number % 7 for number in range(300)]
     folder = write_store(tmp_path / "store", {"a": sizes})
     ends = np.cumsum([0, *sizes])
@@ -105,7 +105,7 @@ def counting(tmp_path: Path) -> TokenStore:
     return TokenStore.open(folder)
 
 
-def test_a_read_runs_over_the_ends_of_shards(counting: TokenStore) -> None:
+def test_a_read_crosses_shards(counting: TokenStore) -> None:
     split = counting["a/train"]
     assert np.array_equal(split.read(0, split.num_tokens), np.arange(split.num_tokens))
     for start in range(40):
@@ -118,7 +118,7 @@ def test_a_read_runs_over_the_ends_of_shards(counting: TokenStore) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/fd").exists(), reason="counts open files in /dev/fd")
-def test_many_shards_leave_few_files_open_and_none_once_the_store_is_gone(counting: TokenStore) -> None:
+def test_few_files_are_open_and_none_after_the_store_is_deleted(counting: TokenStore) -> None:
     before = len(os.listdir("/dev/fd"))  # noqa: PTH208
     split = counting.splits.pop("a/train")
     split.read(0, split.num_tokens)
@@ -127,13 +127,13 @@ def test_many_shards_leave_few_files_open_and_none_once_the_store_is_gone(counti
     assert len(os.listdir("/dev/fd")) == before  # noqa: PTH208
 
 
-def test_a_read_that_comes_in_parts_is_whole(counting: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partial_reads_are_completed(counting: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = os.pread
     monkeypatch.setattr(os, "pread", lambda descriptor, size, offset: whole(descriptor, min(size, 5), offset))
     assert counting["a/train"].read(3, 50).tolist() == list(range(3, 50))
 
 
-def test_a_file_that_fails_is_named(counting: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_file_is_named(counting: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     split = counting["a/train"]
     os.truncate(split.folder / "00006.tokens", 6)
     with pytest.raises(InputError, match=r"a/train/00006.tokens: ends at byte 6, and was longer when opened"):

@@ -1,4 +1,4 @@
-"""Nothing can happen to a token store's files unseen."""
+"""Every change to a token store's files is found."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(data)
 
 
-def test_a_whole_store_has_no_problem(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_intact_store_has_no_problems(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert find_corruption(store) == []
     assert main(["inspect", str(store), "--verify"]) == 0
     assert "all files are present" in capsys.readouterr().out
@@ -43,7 +43,7 @@ def test_one_flipped_bit_in_any_file_is_found_by_name(store: Path) -> None:
     assert find_corruption(store) == []
 
 
-def test_a_manifest_whose_keys_are_damaged_is_named(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_manifest_with_damaged_keys_is_named(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest, split = store / "manifest.json", store / "modules/train/manifest.json"
     for path, key in ((manifest, "dtype"), (manifest, "sources"), (manifest, "splits"), (split, "shards")):
         whole = path.read_text()
@@ -59,7 +59,7 @@ def test_a_manifest_whose_keys_are_damaged_is_named(store: Path, capsys: pytest.
     ]
 
 
-def test_what_is_foreign_is_named_whatever_it_is(store: Path) -> None:
+def test_unexpected_files_of_every_kind_are_named(store: Path) -> None:
     (store / "empty").mkdir()
     (store / "modules/link").symlink_to("/etc")
     (store / "dangling").symlink_to("nowhere")

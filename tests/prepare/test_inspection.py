@@ -1,4 +1,4 @@
-"""A store says what it holds, and every token can be followed back to its file and row."""
+"""Inspection: counts of a store, and the file and row of every token."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def text_of(file: str, row: int) -> str:
 
 
 @pytest.mark.parametrize("name", ["modules/train", "modules/validation", "lines/train", "lines/validation"])
-def test_every_document_leads_back_to_its_file_and_row(small: Path, name: str) -> None:
+def test_every_document_is_traced_to_its_file_and_row(small: Path, name: str) -> None:
     split = TokenStore.open(small / "store")[name]
     tokenizer = Tokenizer.load(small / "tokenizer")
     start = 0
@@ -35,7 +35,7 @@ def test_every_document_leads_back_to_its_file_and_row(small: Path, name: str) -
     assert start == split.num_tokens
 
 
-def test_the_documents_of_a_range_are_those_that_have_a_token_in_it(
+def test_documents_between_have_a_token_in_the_range(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)  # more than one shard
@@ -49,7 +49,7 @@ def test_the_documents_of_a_range_are_those_that_have_a_token_in_it(
         assert list(split.documents_between(start, stop)) == wanted
 
 
-def test_a_row_of_a_step_leads_back_to_its_text(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_of_a_step_is_traced_to_its_text(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, store = Recipe.load(small / "recipe.yaml"), TokenStore.open(small / "store")
     arguments = ["inspect", str(small / "store"), "--recipe", str(small / "recipe.yaml"), "--step", "7", "--row", "2"]
     assert main(arguments) == 0
@@ -64,7 +64,7 @@ def test_a_row_of_a_step_leads_back_to_its_text(small: Path, capsys: pytest.Capt
     assert repr(decoded)[1:-1][:10] in said
 
 
-def test_inspect_counts_what_there_is(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_counts_shares_and_samples(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(small / "store")]) == 0
     said = capsys.readouterr().out
     store = TokenStore.open(small / "store")
@@ -79,7 +79,7 @@ def test_inspect_counts_what_there_is(small: Path, capsys: pytest.CaptureFixture
     assert repr(texts[0])[1:20] in said
 
 
-def test_subsets_are_told_apart(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_subsets_are_counted_separately(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     subsets = ["RedPajamaC4", "RedPajamaBook", "RedPajamaC4", "RedPajamaGithub"]
     rows = [
         {"text": f"words of document {n} " * 50, "meta": {"redpajama_set_name": name}} for n, name in enumerate(subsets)
@@ -118,14 +118,14 @@ def test_subsets_are_told_apart(small: Path, tmp_path: Path, capsys: pytest.Capt
         ),
     ],
 )
-def test_what_cannot_be_traced_is_refused_in_one_line(
+def test_impossible_traces_are_refused_in_one_line(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
     from tinyllama.tokenizer.training import train_tokenizer
 
     if "OTHER" in flags:
         train_tokenizer(python_sources(3), 500).save(tmp_path / "other", 64)
-        capsys.readouterr()  # its progress
+        capsys.readouterr()  # the progress
     names = {"RECIPE": str(small / "recipe.yaml"), "OTHER": str(tmp_path / "other")}
     assert main(["inspect", str(small / "store"), *(names.get(flag, flag) for flag in flags)]) == 2
     said = capsys.readouterr().err.splitlines()
@@ -133,7 +133,7 @@ def test_what_cannot_be_traced_is_refused_in_one_line(
     assert len(said) == 1
 
 
-def test_without_its_tokenizer_a_store_still_tells_its_counts(
+def test_inspect_shows_counts_without_the_tokenizer(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(small / "store", tmp_path / "store")

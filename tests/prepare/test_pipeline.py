@@ -1,4 +1,4 @@
-"""A token store's bytes depend on the inputs and the recipe alone, and every row is accounted for."""
+"""The store's bytes depend on inputs and recipe alone, and every row is kept, counted or listed."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def prepared(recipe: Recipe) -> TokenStore:
     return store
 
 
-def test_every_kept_document_stands_in_the_store_between_its_markers(small: Path) -> None:
+def test_every_kept_document_is_stored_between_bos_and_eos(small: Path) -> None:
     recipe, store = Recipe.load(small / "recipe.yaml"), TokenStore.open(small / "store")
     tokenizer = Tokenizer.load(recipe.tokenizer)
     texts = [json.loads(line)["text"] for name in "ab" for line in (small / f"raw/modules/{name}.jsonl").open()]
@@ -52,7 +52,7 @@ def test_every_kept_document_stands_in_the_store_between_its_markers(small: Path
     assert store["modules/validation"].num_documents > 0
 
 
-def test_rows_read_are_rows_kept_and_rows_left_out(small: Path) -> None:
+def test_rows_read_are_rows_kept_and_rows_dropped(small: Path) -> None:
     store = TokenStore.open(small / "store")
     for source in ("modules", "lines"):
         rows = store[f"{source}/train"].manifest["rows"]
@@ -64,27 +64,27 @@ def test_rows_read_are_rows_kept_and_rows_left_out(small: Path) -> None:
 def test_workers_and_interruptions_never_change_the_bytes(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)  # a task a file; workers only get tasks
+    monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)  # one task per file
     prepare_store(recipe_at(small, tmp_path / "one"))
-    wanted = contents(tmp_path / "one")
-    assert "modules/train/00001.tokens" in wanted
+    expected = contents(tmp_path / "one")
+    assert "modules/train/00001.tokens" in expected
 
     interrupt(recipe_at(small, tmp_path / "two"), monkeypatch, after=2)
     with pytest.raises(InputError, match="is not finished"):
         TokenStore.open(tmp_path / "two")
 
     def counting(job: Job, stage: str, rank: int) -> None:
-        assert rank >= 2, "done work is not done again"
+        assert rank >= 2, "done again"
         run_task(job, stage, rank)
 
     monkeypatch.setattr("tinyllama.prepare.executors.run_task", counting)
     prepare_store(recipe_at(small, tmp_path / "two"))
-    assert contents(tmp_path / "two") == wanted
+    assert contents(tmp_path / "two") == expected
     assert prepared(recipe_at(small, tmp_path / "two")).digest == TokenStore.open(tmp_path / "one").digest
 
 
 @pytest.mark.slow
-def test_killed_in_a_loop_it_ends_with_the_same_bytes(small: Path, tmp_path: Path) -> None:
+def test_prepare_killed_repeatedly_gives_the_same_bytes(small: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     texts = python_sources(150)
     for number in range(12):
@@ -101,18 +101,16 @@ def test_killed_in_a_loop_it_ends_with_the_same_bytes(small: Path, tmp_path: Pat
             time.sleep(0.005)
         time.sleep(chance.random())
         kills += process.poll() is None
-        process.kill()  # it alone: its workers must not work on beside the next run
+        process.kill()  # workers end with it, so that none runs next to the next call
         process.wait()
     assert kills > 1
     subprocess.run([*command, "2"], check=True, capture_output=True)
-    prepare_store(recipe_at(small, tmp_path / "calm", **paths))
-    assert contents(tmp_path / "killed") == contents(tmp_path / "calm")
+    prepare_store(recipe_at(small, tmp_path / "undisturbed", **paths))
+    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
     assert find_corruption(tmp_path / "killed") == []
 
 
-def test_killed_while_it_deletes_its_work_it_deletes_the_rest_the_next_time(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unfinished_deletion_of_work_is_completed(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_at(small, tmp_path / "store")
     with monkeypatch.context() as patch:
         patch.setattr("tinyllama.prepare.manifests.shutil.rmtree", lambda *_, **__: None)
@@ -128,7 +126,7 @@ def test_two_worker_processes_write_the_same_store(small: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_files_at_a_url_make_the_store_of_local_ones(small: Path, tmp_path: Path, workers: int) -> None:
+def test_files_at_a_url_give_the_same_store(small: Path, tmp_path: Path, workers: int) -> None:
     memory = fsspec.filesystem("memory")
     memory.put(str(small / "raw/modules"), "/modules", recursive=True)
     paths = {"data.sources.modules.path": "memory://modules", "data.workers": workers}
@@ -163,7 +161,7 @@ def test_bad_rows_are_listed_and_counted(small: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_truncated_file_stops_with_its_name_and_leaves_no_store(small: Path, tmp_path: Path, workers: int) -> None:
+def test_a_truncated_file_is_named_and_leaves_no_store(small: Path, tmp_path: Path, workers: int) -> None:
     shutil.copytree(small / "raw/modules", tmp_path / "raw")
     packed = zstandard.compress((tmp_path / "raw/b.jsonl").read_bytes())
     (tmp_path / "raw/c.jsonl.zst").write_bytes(packed[: len(packed) // 2])
@@ -179,14 +177,14 @@ def test_a_truncated_file_stops_with_its_name_and_leaves_no_store(small: Path, t
     assert find_corruption(tmp_path / "store") == []
 
 
-def test_an_empty_corpus_is_refused_by_its_source(small: Path, tmp_path: Path) -> None:
+def test_a_source_without_documents_is_refused(small: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "raw/a.jsonl", ["", ""])
     with pytest.raises(InputError, match=r"data.sources.modules: no document left to train on \(2 rows empty text\)"):
         prepare_store(recipe_at(small, tmp_path / "store", **{"data.sources.modules.path": str(tmp_path / "raw")}))
     assert not (tmp_path / "store/manifest.json").exists()
 
 
-def test_a_store_of_other_data_is_refused_rather_than_overwritten(small: Path, tmp_path: Path) -> None:
+def test_a_store_of_other_data_is_not_overwritten(small: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"made with validation_fraction 0.1, the recipe has 0.2"):
         prepare_store(recipe_at(small, small / "store", **{"data.validation_fraction": 0.2}))
     (tmp_path / "thesis.tex").write_text("precious")
@@ -194,7 +192,7 @@ def test_a_store_of_other_data_is_refused_rather_than_overwritten(small: Path, t
         prepare_store(recipe_at(small, tmp_path))
 
 
-def test_reading_runs_over_the_ends_of_shards(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepared_shards_read_as_one_array(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)
     split = prepared(recipe_at(small, tmp_path / "store"))["modules/train"]
     whole = np.concatenate([np.fromfile(split.folder / shard.file, split.dtype) for shard in split.shards])
@@ -218,13 +216,13 @@ def test_two_processes_never_prepare_one_store(small: Path, tmp_path: Path) -> N
     prepare_store(recipe_at(small, tmp_path / "store"))
 
 
-def test_raw_files_that_changed_are_never_taken_for_what_was_read(small: Path, tmp_path: Path) -> None:
+def test_changed_raw_files_are_refused(small: Path, tmp_path: Path) -> None:
     shutil.copytree(small / "raw/modules", tmp_path / "raw")
     recipe = recipe_at(small, tmp_path / "store", **{"data.sources.modules.path": str(tmp_path / "raw")})
     prepare_store(recipe)
     changed = tmp_path / "raw/a.jsonl"
-    changed.write_text(changed.read_text().replace("import", "IMPORT"))  # as long as before
-    os.utime(changed, (1000, 1000))  # as tools that copy a file's time do
+    changed.write_text(changed.read_text().replace("import", "IMPORT"))  # of the same length
+    os.utime(changed, (1000, 1000))  # as tools do that preserve times
     with pytest.raises(InputError, match=r"a.jsonl has changed since it was made"):
         prepare_store(recipe)
 
@@ -236,8 +234,8 @@ def eight_files(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("change", ["mended", "gone", "more"])
-def test_after_inputs_changed_the_tasks_that_are_the_same_are_kept(
+@pytest.mark.parametrize("change", ["changed", "removed", "added"])
+def test_unchanged_tasks_are_kept_after_inputs_change(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)
@@ -246,20 +244,20 @@ def test_after_inputs_changed_the_tasks_that_are_the_same_are_kept(
     interrupt(recipe_at(small, tmp_path / "store", **paths), monkeypatch, 6)
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "store/modules/train").glob("0000[0-3].tokens")}
     assert len(shards) == 4
-    if change == "mended":
+    if change == "changed":
         write_jsonl(raw / "4.jsonl", ["something else"])
-    elif change == "gone":
+    elif change == "removed":
         (raw / "5.jsonl").unlink()
     else:
         write_jsonl(raw / "9.jsonl", python_sources(3))
     prepare_store(recipe_at(small, tmp_path / "store", **paths))
-    prepare_store(recipe_at(small, tmp_path / "calm", **paths))
-    assert contents(tmp_path / "store") == contents(tmp_path / "calm")
+    prepare_store(recipe_at(small, tmp_path / "undisturbed", **paths))
+    assert contents(tmp_path / "store") == contents(tmp_path / "undisturbed")
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
     assert f"inputs changed since it was begun: {5 if change != 'more' else 6} finished" in capsys.readouterr().err
 
 
-def test_a_kept_task_keeps_its_own_rejects_and_a_vanished_one_leaves_nothing(
+def test_rejects_follow_their_tasks_after_inputs_change(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)
@@ -269,17 +267,19 @@ def test_a_kept_task_keeps_its_own_rejects_and_a_vanished_one_leaves_nothing(
             path.write_text(path.read_text() + f"not json but {source} {path.name}\n")
     paths = {f"data.sources.{name}.path": str(tmp_path / name) for name in ("modules", "lines")}
     interrupt(recipe_at(small, tmp_path / "store", **paths), monkeypatch, 14)
-    (tmp_path / "store/.work/receipts/tokens/modules.train.00007.json").unlink()  # as if killed just before it
+    (
+        tmp_path / "store/.work/receipts/tokens/modules.train.00007.json"
+    ).unlink()  # as if killed just before it was written
     (tmp_path / "modules/6.jsonl").unlink()
     (tmp_path / "modules/7.jsonl").unlink()
     prepare_store(recipe_at(small, tmp_path / "store", **paths))
-    prepare_store(recipe_at(small, tmp_path / "calm", **paths))
-    assert contents(tmp_path / "store") == contents(tmp_path / "calm")
+    prepare_store(recipe_at(small, tmp_path / "undisturbed", **paths))
+    assert contents(tmp_path / "store") == contents(tmp_path / "undisturbed")
     rejects = [json.loads(line)["file"] for line in (tmp_path / "store/lines/train/rejects.jsonl").open()]
     assert rejects == [str(tmp_path / f"lines/{number}.jsonl") for number in range(8)]
 
 
-def test_unfinished_work_of_another_recipe_is_neither_taken_nor_thrown_away(
+def test_unfinished_work_of_another_recipe_is_refused_and_kept(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)
@@ -294,7 +294,7 @@ def test_unfinished_work_of_another_recipe_is_neither_taken_nor_thrown_away(
     assert contents(tmp_path / "store")["manifest.json"]
 
 
-def test_a_file_that_changes_while_it_is_prepared_stops_with_its_name(
+def test_a_file_changed_during_preparation_is_named(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)
@@ -311,11 +311,11 @@ def test_a_file_that_changes_while_it_is_prepared_stops_with_its_name(
         with pytest.raises(InputError, match=r"0.jsonl: changed while it was being prepared; run prepare again"):
             prepare_store(recipe)
     prepare_store(recipe)
-    prepare_store(recipe_at(small, tmp_path / "calm", **{"data.sources.modules.path": str(raw)}))
-    assert contents(tmp_path / "store") == contents(tmp_path / "calm")
+    prepare_store(recipe_at(small, tmp_path / "undisturbed", **{"data.sources.modules.path": str(raw)}))
+    assert contents(tmp_path / "store") == contents(tmp_path / "undisturbed")
 
 
-def test_rows_of_a_validation_split_that_keeps_none_are_listed_all_the_same(small: Path, tmp_path: Path) -> None:
+def test_rejects_of_an_empty_validation_split_are_listed(small: Path, tmp_path: Path) -> None:
     rows = [{"text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}} for text in python_sources(9)]
     for name, content in (("train", rows), ("validation", [{"text": None, "meta": rows[0]["meta"]}])):
         (tmp_path / "raw" / name).mkdir(parents=True)
@@ -330,7 +330,7 @@ def test_rows_of_a_validation_split_that_keeps_none_are_listed_all_the_same(smal
     assert main(["inspect", str(tmp_path / "store")]) == 0
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "removed"])
 def test_a_store_with_a_damaged_shard_does_not_open(small: Path, tmp_path: Path, damage: str) -> None:
     shutil.copytree(small / "store", tmp_path / "store")
     shard = tmp_path / "store/modules/train/00000.tokens"

@@ -1,4 +1,4 @@
-"""A cleaned store lacks what was planted, keeps all else, and is the same however its making went."""
+"""Cleaned stores: bad documents are dropped, all others kept, and interruptions change nothing."""
 
 import json
 import random
@@ -26,7 +26,7 @@ from tinyllama.recipe import Recipe
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """Six files of eight good documents each, and of the planted ones each file's last rows."""
+    """Write six files of eight good documents each; four of them end with a bad document."""
     files = [[prose(10 * number + k) for k in range(8)] for number in range(6)]
     files[3].append(files[0][2])  # an exact copy
     files[4].append(with_changed_words(files[1][5], 2))  # a near copy
@@ -45,14 +45,14 @@ def recipe_at(small: Path, raw: Path, store: Path, **overrides: Any) -> Recipe:
 
 
 @pytest.fixture
-def planted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)  # a task a file
+def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)  # one task per file
     items = {"herons": [ITEM, "An item about something else that nobody has ever written into any document at all"]}
     monkeypatch.setattr(decontamination, "item_texts", lambda tasks: {task: items[task] for task in tasks})
 
 
-def test_what_was_planted_goes_and_is_accounted_for(
-    small: Path, raw: Path, tmp_path: Path, planted: None, capsys: pytest.CaptureFixture[str]
+def test_bad_documents_are_dropped_and_counted(
+    small: Path, raw: Path, tmp_path: Path, small_tasks: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare_store(recipe_at(small, raw, tmp_path / "store"))
     store = TokenStore.open(tmp_path / "store")
@@ -73,20 +73,20 @@ def test_what_was_planted_goes_and_is_accounted_for(
 
 
 def test_workers_and_interruptions_never_change_a_cleaned_store(
-    small: Path, raw: Path, tmp_path: Path, planted: None, monkeypatch: pytest.MonkeyPatch
+    small: Path, raw: Path, tmp_path: Path, small_tasks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare_store(recipe_at(small, raw, tmp_path / "calm"))
+    prepare_store(recipe_at(small, raw, tmp_path / "undisturbed"))
     recipe = recipe_at(small, raw, tmp_path / "store")
     assert sum(plan_job(recipe).stages.values()) == 28
-    for after in (3, 9, 6, 5):  # tasks until the next interruption
+    for after in (3, 9, 6, 5):  # finished tasks until each interruption
         interrupt(recipe, monkeypatch, after)
         assert not (tmp_path / "store/manifest.json").exists()
     prepare_store(recipe_at(small, raw, tmp_path / "store", **{"data.workers": 3}))
-    assert contents(tmp_path / "store") == contents(tmp_path / "calm")
+    assert contents(tmp_path / "store") == contents(tmp_path / "undisturbed")
 
 
 @pytest.mark.slow
-def test_killed_in_a_loop_a_deduplicated_store_is_the_same(small: Path, raw: Path, tmp_path: Path) -> None:
+def test_deduplication_killed_repeatedly_gives_the_same_bytes(small: Path, raw: Path, tmp_path: Path) -> None:
     clean = {"deduplicate": "exact", "filters": ["fineweb"]}
     source = {"format": "jsonl", "path": str(raw), "weight": 1, "clean": clean}
     (tmp_path / "recipe.yaml").write_text((small / "recipe.yaml").read_text())
@@ -102,8 +102,8 @@ def test_killed_in_a_loop_a_deduplicated_store_is_the_same(small: Path, raw: Pat
         time.sleep(chance.random())
         process.kill()
         process.wait()
-    for name in ("killed", "calm"):
+    for name in ("killed", "undisturbed"):
         subprocess.run([*command, str(tmp_path / name)], check=True, capture_output=True)
-    assert contents(tmp_path / "killed") == contents(tmp_path / "calm")
-    left_out = TokenStore.open(tmp_path / "calm")["web/train"].manifest["rows"]["left_out"]
+    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
+    left_out = TokenStore.open(tmp_path / "undisturbed")["web/train"].manifest["rows"]["left_out"]
     assert left_out["duplicate (exact)"] == 1

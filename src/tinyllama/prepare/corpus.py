@@ -5,15 +5,14 @@ files. This project's dependencies give at least 15 MB of prose (docstrings and 
 code. Files are taken in the order of their SHA-256 until each part is full, so the same packages give the same bytes.
 """
 
-import ast
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import re
 import shutil
 import sys
 import sysconfig
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -53,9 +52,8 @@ _GENERATED = re.compile(r"auto-?\s?generated|generated (?:by|from)|do not (?:edi
 _WORD = re.compile(r"[^\W\d_]+")
 # Roles and links of reStructuredText, links of Markdown; group 1 or 2 is their text.
 _MARKUP = re.compile(r"(?::[\w:]+:)?`+[~!]?([^`<]+?)\s*(?:<[^>`]*>)?`+_{0,2}|\[([^\]\[]+)\]\([^)\s]*\)")
-_STOP_WORD = re.compile(
-    r"\b(?:a|an|and|are|as|be|by|can|for|from|if|in|is|it|not|of|on|or|that|the|this|to|with)\b", re.I
-)
+_TRIPLE_QUOTED = re.compile(r'(^[ \t]*[rR]?)?"""(.*?)"""', re.MULTILINE | re.DOTALL)
+_STOP_WORDS = frozenset(_WORD.findall("a an and are as be by can for from if in is it not of on or that the this to"))
 
 
 CorpusSizes = dict[str, dict[str, int]]
@@ -211,15 +209,10 @@ def prose_documents(files: Sequence[CorpusDocument]) -> Iterator[CorpusDocument]
 
 
 def docstrings(source: str) -> Iterator[str]:
-    """Yield the docstrings of Python source; none if its syntax is invalid."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of invalid escapes
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield ast.get_docstring(node) or ""
+    """Yield the docstrings of Python source: triple-quoted strings that begin their line."""
+    for match in _TRIPLE_QUOTED.finditer(source):
+        if match[1] is not None:
+            yield inspect.cleandoc(match[2])
 
 
 def paragraphs(text: str) -> Iterator[str]:
@@ -229,9 +222,9 @@ def paragraphs(text: str) -> Iterator[str]:
     """
     for block in re.split(r"\n\s*\n", text):
         paragraph = _MARKUP.sub(r"\1\2", " ".join(block.split()))
-        words = _WORD.findall(paragraph)
-        is_sentence = len(words) >= 8 and paragraph.endswith((".", "!", "?", ":")) and ">>>" not in paragraph
-        num_stop_words = len(_STOP_WORD.findall(paragraph))
-        num_letters, num_characters = sum(map(len, words)), len(paragraph.replace(" ", ""))
-        if is_sentence and num_stop_words >= 0.2 * len(words) and num_letters >= 0.75 * num_characters:
-            yield paragraph
+        if len(paragraph) >= 40 and paragraph.endswith((".", "!", "?", ":")) and ">>>" not in paragraph:
+            words = _WORD.findall(paragraph)
+            num_stop_words = sum(word.lower() in _STOP_WORDS for word in words)
+            num_letters, num_characters = sum(map(len, words)), len(paragraph) - paragraph.count(" ")
+            if len(words) >= 8 and num_stop_words >= 0.2 * len(words) and num_letters >= 0.75 * num_characters:
+                yield paragraph
