@@ -254,7 +254,7 @@ def test_unchanged_tasks_are_kept_after_inputs_change(
     prepare_store(recipe_at(small, tmp_path / "undisturbed", **paths))
     assert contents(tmp_path / "store") == contents(tmp_path / "undisturbed")
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
-    assert f"inputs changed since it was begun: {5 if change != 'more' else 6} finished" in capsys.readouterr().err
+    assert f"inputs changed since it was begun: {5 if change != 'added' else 6} finished" in capsys.readouterr().err
 
 
 def test_rejects_follow_their_tasks_after_inputs_change(
