@@ -60,15 +60,15 @@ def test_last_line_has_mean_rate_and_duration(capsys: pytest.CaptureFixture[str]
 
 def test_line_intervals_grow(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    said = []
+    steps = []
     with Bar("training", 10**6, "steps", clock=clock) as bar:
         for step in range(1, 86_401):
             clock.now += 1
             bar.show(step)
-            said += [step] * len(lines_of(capsys))
-    assert said[:4] == [5, 20, 35, 50]
-    assert 200 < len(said) < 400
-    assert max(later - earlier for earlier, later in pairwise(said)) == 600
+            steps += [step] * len(lines_of(capsys))
+    assert steps[:4] == [5, 20, 35, 50]
+    assert 200 < len(steps) < 400
+    assert max(later - earlier for earlier, later in pairwise(steps)) == 600
 
 
 def left_after(steps: list[tuple[int, float]], total: int, start: int = 0) -> str:
@@ -115,7 +115,7 @@ def test_time_left_grows_while_work_stalls() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [
         (0.2, "under 1 s"),
         (12.4, "12 s"),
@@ -125,8 +125,8 @@ def test_time_left_grows_while_work_stalls() -> None:
         (2 * 86_400 + 3 * 3600 + 59, "2 d 3 h"),
     ],
 )
-def test_duration_has_two_largest_units(seconds: float, said: str) -> None:
-    assert format_duration(seconds) == said
+def test_duration_has_two_largest_units(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
 
 
 # A terminal
@@ -200,12 +200,12 @@ def test_quiet_after_double_dash_is_an_argument(
 @pytest.mark.slow
 def test_only_rank_0_shows_progress(small: Path, tmp_path: Path) -> None:
     short = ("--train.tokens", str(3 * 6 * 64))
-    with start_training(small, tmp_path / "said", *short, ranks=2) as life:
+    with start_training(small, tmp_path / "shown", *short, ranks=2) as life:
         assert life.end() == 0, life.output()
-        said = [line for line in life.output().splitlines() if line.startswith("training small: ")]
-    assert said[0] == "training small: see runs/small"
-    assert re.fullmatch(r"training small: 100 %, 3/3 steps, [\d.,]+ tokens/s, loss [\d.]+, took .* s", said[1])
-    assert len(said) == 2
+        lines = [line for line in life.output().splitlines() if line.startswith("training small: ")]
+    assert lines[0] == "training small: see runs/small"
+    assert re.fullmatch(r"training small: 100 %, 3/3 steps, [\d.,]+ tokens/s, loss [\d.]+, took .* s", lines[1])
+    assert len(lines) == 2
     with start_training(small, tmp_path / "quiet", *short, "--quiet", ranks=2) as life:
         assert life.end() == 0, life.output()
         assert "training small" not in life.output()

@@ -31,7 +31,7 @@ def recipe(small: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["trian", "demo"], "trian: no such command"),
         (["train"], "train: name a recipe first"),
@@ -62,33 +62,33 @@ def recipe(small: Path, tmp_path: Path) -> Path:
 )
 def test_wrong_input_is_one_line_and_exit_status_2(
     arguments: list[str],
-    said: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(arguments) == 2
-    assert_one_line(*capfd.readouterr(), said)
+    assert_one_line(*capfd.readouterr(), message)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["train", "demo", "--train.tokns", "3"], "train.tokns: unknown field; did you mean tokens?"),
         (["evaluate", "nowhere"], "nowhere: no model found"),
     ],
 )
-def test_command_process_prints_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
+def test_command_process_prints_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
     done = tinyllama(*arguments, folder=tmp_path)
     assert done.returncode == 2
-    assert_one_line(done.stdout, done.stderr, said)
+    assert_one_line(done.stdout, done.stderr, message)
     assert not list(tmp_path.iterdir())
 
 
-def assert_one_line(stdout: str, stderr: str, said: str) -> None:
-    assert said in stderr
+def assert_one_line(stdout: str, stderr: str, message: str) -> None:
+    assert message in stderr
     assert stderr.startswith("tinyllama: ")
     assert stderr.count("\n") == 1
     assert not stdout

@@ -45,17 +45,17 @@ def test_demo_release_loads_in_transformers(
     monkeypatch.setattr(demo, "write_corpus", link_corpus)  # tests/prepare/test_corpus.py tests writing it
     monkeypatch.chdir(tmp_path)
     status = cli.main(COMMAND)
-    said, complaints = capsys.readouterr()
-    assert status == 0, complaints
+    output, errors = capsys.readouterr()
+    assert status == 0, errors
     for stage in range(1, 9):
-        assert f"\n{stage}/8 " in said
-    assert "step-00000010/gguf/demo-Q4_K_M.gguf: " in said
-    assert "FAIL" not in said
-    measured = re.search(r"validation: ([\d.]+) bits per byte; gzip -9 on the same documents: ([\d.]+)", said)
+        assert f"\n{stage}/8 " in output
+    assert "step-00000010/gguf/demo-Q4_K_M.gguf: " in output
+    assert "FAIL" not in output
+    measured = re.search(r"validation: ([\d.]+) bits per byte; gzip -9 on the same documents: ([\d.]+)", output)
     assert measured is not None
     assert all(0 < float(number) < 8 for number in measured.groups())
-    assert "first 8 of 10042 items" in said
-    assert "excluded: RedPajamaGithub" in said
+    assert "first 8 of 10042 items" in output
+    assert "excluded: RedPajamaGithub" in output
 
     release = tmp_path / "runs/demo/releases/step-00000010"
     model = AutoModelForCausalLM.from_pretrained(release / "huggingface")

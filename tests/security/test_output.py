@@ -51,10 +51,10 @@ def test_escape_sequence_in_file_name_is_harmless(
     command[3] = str(tmp_path / "other")
     assert cli.main([*command, yaml.safe_dump(sources, default_flow_style=True, width=10**6)]) == 2
     assert cli.main(["inspect", str(tmp_path / "store")]) == 0
-    said = capsys.readouterr()
-    assert SHOWN in said.out
-    assert rf"tinyllama: {raw}/bad{SHOWN}\n.jsonl: is a zip archive" in said.err
-    assert not [character for character in said.out + said.err if character in "\x1b\x07\r"]
+    output = capsys.readouterr()
+    assert SHOWN in output.out
+    assert rf"tinyllama: {raw}/bad{SHOWN}\n.jsonl: is a zip archive" in output.err
+    assert not [character for character in output.out + output.err if character in "\x1b\x07\r"]
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_events_are_harmless_in_report_and_list(tmp_path: Path, capsys: pytest.C
     assert "<script" not in html
     (tmp_path / f"runs/{CLEAR}").symlink_to(run)
     assert cli.main(["runs", str(tmp_path / "runs")]) == 0
-    said = capsys.readouterr().out
-    assert "\x1b" not in said
-    assert SHOWN in said
+    output = capsys.readouterr().out
+    assert "\x1b" not in output
+    assert SHOWN in output
 
 
 def test_generated_text_is_harmless_on_terminal(
