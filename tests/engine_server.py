@@ -1,9 +1,8 @@
-"""Processes that are forked from a server which has imported torch and transformers already.
+"""Engine processes that are forked from a server, which has imported torch and transformers already.
 
-An engine's process in release/engines.py imports both, which takes seconds of CPU time. Here it is a fork of a server
-that has done so: it runs the same program, with the same arguments, input and environment, and a crash still ends a
-process of its own. Tests of how the engines' processes are started use `started_normally`. `Program` does the same for
-the process that releases a milestone during training.
+Those imports take each engine process of release/engines.py seconds of CPU time. The fork runs the same program with
+the same arguments, input and environment, and a crash ends only the fork. Tests of the start of engine processes use
+`started_normally`. `Program` is the same for sidecar processes.
 """
 
 import atexit
@@ -34,7 +33,7 @@ _SERVERS: dict[int, str] = {}
 
 @contextmanager
 def started_normally() -> Iterator[None]:
-    """Start the engines' processes as the package does."""
+    """Start engine processes as the package does."""
     before, engines._run = engines._run, START_NORMALLY
     try:
         yield
@@ -49,7 +48,7 @@ def run_in_fork(arguments: list[str], stdin: bytes) -> subprocess.CompletedProce
 
 
 class _Fork:
-    """A program that runs in a fork of the server: a file's path, or Python code, and what it is given."""
+    """A program, as a path or as Python code, that runs in a fork of the server with the input `given`."""
 
     def __init__(self, program: str, arguments: list[str], given: bytes, variables: dict[str, str]) -> None:
         start()
@@ -62,7 +61,7 @@ class _Fork:
         self.pid: int = pickle.load(self.answers)
 
     def ended(self) -> tuple[int, bytes]:
-        """Wait for its end; its exit status, or minus its signal's number, and what it wrote to standard error."""
+        """Wait for the program; return its exit status, or minus its signal's number, and its standard error."""
         with self.answers:
             status, stderr = pickle.load(self.answers)
         return status, stderr
@@ -91,7 +90,7 @@ class Program:
 
 
 def start() -> None:
-    """Start the server, unless it runs: a process whose forks run engines does so before it forks."""
+    """Start the server unless it runs; call this before forking processes that run engines."""
     if not _SERVERS:
         _SERVERS[os.getpid()] = _start()
 
@@ -104,7 +103,7 @@ def _start() -> str:
     """Start the server and return its address once it listens."""
     address = f"tinyllama-engines-{os.getpid()}-{os.urandom(4).hex()}"
     command = [sys.executable, "-P", __file__, address]
-    # what libraries log while they are imported belongs to no test; it ends at its input's end, with this process
+    # Standard error is dropped, since log messages during imports belong to no test. The server ends with this process.
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert server.stdout is not None
     assert server.stdout.readline() == b"listening\n"
@@ -119,14 +118,14 @@ def _stop(server: subprocess.Popen[bytes], owner: int) -> None:
 
 
 def _serve(address: str) -> None:
-    """Import what the engines need, then answer each connection in a fork."""
+    """Import the engines' libraries, then answer each connection in a fork."""
     silence_torchao()
     import transformers.generation
     import transformers.models.llama.modeling_llama  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
     _SERVERS[os.getpid()], engines._run = address, run_in_fork  # for programs that run engines
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that nobody has to wait for the forks
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that forks need not be waited for
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"\0{address}")
         listening.listen()
@@ -141,7 +140,7 @@ def _serve(address: str) -> None:
 
 
 def _answer(connection: socket.socket, *request: Any) -> None:
-    """Send the number of the program's process, and when it has ended its exit status and its standard error."""
+    """Send the process ID of the program, and after its end its exit status and standard error."""
     with tempfile.TemporaryFile() as stderr:
         number = os.fork()
         if number == 0:

@@ -1,4 +1,4 @@
-"""The Kubernetes file against the operator's own models, and what its pods run, for real."""
+"""The Kubernetes manifest against the operator's API models, and the commands of its pods."""
 
 import json
 import os
@@ -22,12 +22,12 @@ pytestmark = pytest.mark.slow
 
 
 def documents() -> dict[str, Any]:
-    """What the file holds, by kind."""
+    """Return the documents of the manifest by kind."""
     return {document["kind"]: document for document in yaml.safe_load_all((CLUSTER / "kubernetes/train.yaml").open())}
 
 
 class Response:
-    """What the clients' deserialisation takes its text from."""
+    """A response as the client's deserializer expects it."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.data = json.dumps(document)
@@ -39,7 +39,7 @@ class Response:
 def test_manifest_fields_exist_in_api(kind: str, model: str) -> None:
     client = pytest.importorskip("kubeflow.training").ApiClient()
     written = documents()[kind]
-    # A field that the operator's models lack is lost on the way there and back.
+    # Fields that the operator's models lack are lost in the round trip.
     assert client.sanitize_for_serialization(client.deserialize(Response(written), model)) == written
 
 
@@ -51,7 +51,7 @@ def worker() -> dict[str, Any]:
 def test_pod_has_grace_period_and_gpu_per_rank() -> None:
     spec, policy = worker()["template"]["spec"], documents()["PyTorchJob"]["spec"]["elasticPolicy"]
     (container,) = spec["containers"]
-    assert container["name"] == "pytorch"  # the operator sets its variables nowhere else
+    assert container["name"] == "pytorch"  # the operator sets its variables only in this container
     (timeout,) = [word.partition("=")[2] for word in container["args"] if word.startswith("--shutdown-timeout")]
     assert int(timeout) + 30 < spec["terminationGracePeriodSeconds"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == str(policy["nProcPerNode"])

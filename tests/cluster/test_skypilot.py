@@ -1,4 +1,4 @@
-"""The SkyPilot file: its scripts, and torchrun as Slurm's script has it; `make check-clusters` has SkyPilot read it."""
+"""The SkyPilot file: its scripts and torchrun options; `make check-clusters` checks that SkyPilot reads it."""
 
 import subprocess
 from typing import Any

@@ -90,7 +90,7 @@ def test_only_saved_uncancelled_run_is_requeued(tmp_path: Path, ends_with: int, 
     ]
 
 
-# A real one: `make check-clusters` runs these tests
+# A real cluster; `make check-clusters` runs these tests
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def slurm() -> Iterator[dict[str, str]]:
 
 
 def free_ports(count: int) -> int:
-    """The first of so many ports in a row that nobody listens on."""
+    """Return the first of `count` consecutive free ports."""
     for first in range(17100, 20000, count):
         if all(is_free(first + at) for at in range(count)):
             return first
@@ -120,11 +120,11 @@ class Job:
     def __init__(self, slurm: dict[str, str], site: Path, number: str) -> None:
         self.slurm, self.site, self.number = slurm, site, number
 
-    def tell(self, *command: str) -> str:
+    def run(self, *command: str) -> str:
         return asked(self.slurm, *command)
 
     def fields(self) -> dict[str, str]:
-        return dict(re.findall(r"(\S+?)=(\S*)", self.tell("scontrol", "show", "job", self.number)))
+        return dict(re.findall(r"(\S+?)=(\S*)", self.run("scontrol", "show", "job", self.number)))
 
     def said(self) -> str:
         return "\n".join(path.read_text() for path in sorted((self.site / "logs").iterdir())) + str(self.fields())
@@ -132,10 +132,10 @@ class Job:
     def wait_for_state(self, state: str) -> None:
         wait_until(lambda: self.fields().get("JobState") == state, state, self.said)
 
-    def wait_until_struck(self, planted: Fault) -> None:
+    def wait_for_fault(self, planted: Fault) -> None:
         wait_until((self.site / marker_path(planted)).exists, str(planted)[:40], self.said)
 
-    def wait_until_both_know(self, signal: str) -> None:
+    def wait_for_signal_on_both_ranks(self, signal: str) -> None:
         wait_until(lambda: self.said().count(f"closing signal {signal}") == 2, signal, self.said)
         (self.site / RESUME_FILE).touch()
 
@@ -155,7 +155,7 @@ def site(tmp_path: Path) -> Path:
 
 
 def waiting(small: Path) -> Fault:
-    """What holds up the second rank in step 14, until it may go."""
+    """Return a fault that makes rank 1 wait in step 14 until it may continue."""
     return fault_in_batch(Recipe.load(small / "recipe.yaml"), "wait", 13, 4)
 
 
@@ -185,9 +185,9 @@ def test_time_limit_signal_requeues_run_with_same_weights(
     slurm: dict[str, str], site: Path, small: Path, reference_run_2_ranks: Path
 ) -> None:
     job = submit(slurm, site, small, faults=[waiting(small)])
-    job.wait_until_struck(waiting(small))
-    job.tell("scancel", "--signal=USR1", job.number)
-    job.wait_until_both_know("SIGUSR1")
+    job.wait_for_fault(waiting(small))
+    job.run("scancel", "--signal=USR1", job.number)
+    job.wait_for_signal_on_both_ranks("SIGUSR1")
     job.wait_for_state("COMPLETED")
     assert job.fields()["Restarts"] == "1"
     run = site / "runs/small"
@@ -200,10 +200,10 @@ def test_time_limit_signal_requeues_run_with_same_weights(
 @pytest.mark.cluster
 def test_lost_node_requeues_run(slurm: dict[str, str], site: Path, small: Path, reference_run_2_ranks: Path) -> None:
     job = submit(slurm, site, small, faults=[waiting(small)])
-    job.wait_until_struck(waiting(small))
-    job.tell("scontrol", "update", "nodename=node2", "state=down", "reason=test")
+    job.wait_for_fault(waiting(small))
+    job.run("scontrol", "update", "nodename=node2", "state=down", "reason=test")
     wait_until(lambda: job.fields().get("Restarts") == "1", "being queued again", job.said)
-    job.tell("scontrol", "update", "nodename=node2", "state=resume")
+    job.run("scontrol", "update", "nodename=node2", "state=resume")
     job.wait_for_state("COMPLETED")
     run = site / "runs/small"
     assert [row["step"] for row in read_events(run, "start", "resume")] == [0, 10]
@@ -216,10 +216,10 @@ def test_saved_job_resumes_on_other_number_of_nodes(
     slurm: dict[str, str], site: Path, small: Path, reference_run_2_ranks: Path
 ) -> None:
     job = submit(slurm, site, small, faults=[waiting(small)])
-    job.wait_until_struck(waiting(small))
-    job.tell("scontrol", "update", f"jobid={job.number}", "requeue=0")
-    job.tell("scancel", "--signal=USR1", job.number)
-    job.wait_until_both_know("SIGUSR1")
+    job.wait_for_fault(waiting(small))
+    job.run("scontrol", "update", f"jobid={job.number}", "requeue=0")
+    job.run("scancel", "--signal=USR1", job.number)
+    job.wait_for_signal_on_both_ranks("SIGUSR1")
     job.wait_for_state("FAILED")
     assert (job.fields()["ExitCode"], job.fields()["Restarts"]) == ("75:0", "0")
     run = site / "runs/small"
@@ -236,8 +236,8 @@ def test_saved_job_resumes_on_other_number_of_nodes(
 @pytest.mark.cluster
 def test_cancelled_job_stays_cancelled(slurm: dict[str, str], site: Path, small: Path) -> None:
     job = submit(slurm, site, small, faults=[waiting(small)])
-    job.wait_until_struck(waiting(small))
-    job.tell("scancel", job.number)
+    job.wait_for_fault(waiting(small))
+    job.run("scancel", job.number)
     wait_until(lambda: not asked(slurm, "squeue", "-h").strip(), "its end", job.said)
     assert (job.fields()["JobState"], job.fields()["Restarts"]) == ("CANCELLED", "0")
 
