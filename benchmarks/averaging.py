@@ -1,10 +1,10 @@
-"""What averaging checkpoints gives in a cool-down's stead: validation loss on the demo's recipe at equal tokens.
+"""Compares checkpoint averages with a learning-rate cool-down: validation loss of the demo's recipe at equal tokens.
 
     python benchmarks/averaging.py [--steps 375] [--folder DIR]
 
 Two runs of the demo's recipe from the same initial weights on the same batches: one keeps its learning rate to the end
 and a checkpoint every 25 steps, whose averages are scored; the other cools down over its last 40 %, as the demo does.
-Data and runs are those of benchmarks/optimizers.py's folder, and go on where they were interrupted.
+Data and runs are those of benchmarks/optimizers.py's folder, and resume if they were interrupted.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tinyllama.train.validation import ValidationScore, ValidationSet, load_vali
 
 EVERY = 25
 AVERAGES = ((1, 1.0), (2, 1.0), (4, 1.0), (8, 1.0), (8, 0.8), (8, 0.5))
-"""Checkpoints and decay."""
+"""Number of checkpoints, and decay."""
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def train(folder: Path, name: str, steps: int, fields: Mapping[str, object]) -> Path:
-    """Train the demo's recipe for so many steps on the folder's data, with other fields; return the run."""
+    """Train the demo's recipe for `steps` steps on the folder's data, with changed fields; return the run's folder."""
     flags: dict[str, object] = {
         "name": name,
         "tokenizer": "tokenizer",
@@ -67,7 +67,7 @@ def train(folder: Path, name: str, steps: int, fields: Mapping[str, object]) -> 
 
 
 def validation_of(folder: Path, run: Path) -> ValidationSet:
-    """The rows that the run itself is validated on."""
+    """Return the sequences that the run itself is validated on."""
     recipe = Recipe.load(run / "recipe.yaml")
     validation = load_validation_set(
         recipe, TokenStore.open(folder / recipe.data.store), Tokenizer.load(run / "tokenizer")
@@ -77,7 +77,7 @@ def validation_of(folder: Path, run: Path) -> ValidationSet:
 
 
 def score(checkpoints: Sequence[CheckpointDir], decay: float, validation: ValidationSet) -> ValidationScore:
-    """The validation of checkpoints' mean, computed in the precision of training."""
+    """Return the validation score of the checkpoints' average, in the precision of training."""
     train = Recipe.load("demo").train
     model = load_model(checkpoints[-1].path, PRECISIONS[train.precision])
     load_average(model, checkpoints, decay)

@@ -1,11 +1,11 @@
-"""`make bench`: everything that has a peer, in one run on one machine, written into docs/benchmarks.{json,md,png}.
+"""`make bench`: every comparison with a peer, in one run on one machine, written to docs/benchmarks.{json,md,png}.
 
-Each section is a script of its own, run here one after the other, so that no two of them share the cores; the page and
-the plot are made of the JSON alone (--page makes them anew). A section that fails ends the run, and nothing in docs
-changes: a table of half the sections would not be of one run. Peers, texts and compiled code are kept under --work.
+Each section is a separate script; they run one after the other, so that no two of them share the cores. The page and
+the plot depend only on the JSON (--page writes them again). A section that fails ends the run without a change in docs,
+since a table must come from one run. Peers, texts and compiled code are kept under --work.
 
     python benchmarks/bench.py
-    python benchmarks/bench.py --only loading starting --rounds 1      # a look, which writes under --work
+    python benchmarks/bench.py --only loading starting --rounds 1      # a quick look, written under --work
     python benchmarks/bench.py --page docs/benchmarks.json
 """
 
@@ -46,11 +46,11 @@ SECONDS = {
     "evaluation": (70, 25),
     "starting": (70, 60),
 }
-"""What a section takes on two quiet cores, everything installed: beforehand, and a round."""
+"""Seconds of a section on two idle cores with everything installed: before its rounds, and per round."""
 
 
 def main() -> None:
-    """Measure, and write the page."""
+    """Run the sections and write the page."""
     arguments = parse_arguments()
     if arguments.page:
         write_page(read_results(arguments.page), arguments.into or arguments.page.parent)
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = options(__doc__, rounds=3)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--into", type=Path, help="folder of the page (default: docs, or WORK/look with --only)")
@@ -79,7 +79,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure(sections: list[str], arguments: argparse.Namespace) -> Results:
-    """Run the sections, the machine's own speed measured before each and after the last."""
+    """Run the sections; measure the machine's speed before each and after the last."""
     torch.set_num_threads(available_cpu_count())
     begun, measures = time.perf_counter(), list[Measure]()
     products, loads = [product()], [getloadavg()[0]]
@@ -96,12 +96,12 @@ def measure(sections: list[str], arguments: argparse.Namespace) -> Results:
 
 
 def product() -> float:
-    """GFLOP/s of the bf16 2048^3 product on all cores."""
+    """Return the GFLOP/s of a bf16 2048^3 product on all cores."""
     return benchmark_matmul_flops(torch.bfloat16) / 1e9
 
 
 def run(name: str, arguments: argparse.Namespace) -> list[Measure]:
-    """A section's measures."""
+    """Run a section and return its measures."""
     out = arguments.work.resolve() / "bench" / f"{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
-"""A results file as docs/benchmarks.md and its plot: pure functions of the measures, so that both can be made anew.
+"""docs/benchmarks.md and its plot from a results file: pure functions of the measures, so both can be written again.
 
-The table has a row a peer; below it stands, for each measure, what was measured, in which settings, and what it says
-nothing of. The plot is of the ratios, on a logarithmic axis: twice as fast and half as fast are as far from the line.
+The table has a row per peer. For each measure, the page explains below it what was measured, the settings, and what
+the measure does not show. The plot shows the ratios on a logarithmic axis: twice and half as fast are equally far from
+the line.
 """
 
 import statistics
@@ -29,7 +30,7 @@ TITLES = {
 
 
 def write_page(results: Results, folder: Path) -> None:
-    """benchmarks.md and benchmarks.png."""
+    """Write benchmarks.md and benchmarks.png."""
     with atomic_write(folder / "benchmarks.png") as file:
         FigureCanvasAgg(draw(results)).print_png(file)
     with atomic_write(folder / "benchmarks.md") as file:
@@ -37,7 +38,7 @@ def write_page(results: Results, folder: Path) -> None:
 
 
 def page(results: Results) -> Iterator[str]:
-    """The page's lines."""
+    """Yield the page's lines."""
     yield from (
         "# Benchmarks",
         "",
@@ -59,7 +60,7 @@ def page(results: Results) -> Iterator[str]:
 
 
 def machine_lines(results: Results) -> Iterator[str]:
-    """Where and when it was measured."""
+    """Yield lines on the machine and the date."""
     machine = results.machine
     yield from (
         "| | |",
@@ -74,12 +75,12 @@ def machine_lines(results: Results) -> Iterator[str]:
 
 
 def busy(machine: Machine) -> str:
-    """A warning where other jobs ran."""
+    """Return a warning if other jobs ran."""
     return " (**other jobs ran**: ratios hold better than rates)" if machine.load[0] > machine.cores / 4 else ""
 
 
 def section_lines(title: str, measures: Sequence[Measure]) -> Iterator[str]:
-    """A section: its table, then what each row means; measures that share their settings share that part."""
+    """Yield a section: its table, then the meaning of each row; measures with equal settings share that part."""
     yield from (f"## {title}", "", "| | program | measured | tinyllama is |", "|---|---|---|---|")
     for measure in measures:
         yield from row_lines(measure)
@@ -93,7 +94,7 @@ def section_lines(title: str, measures: Sequence[Measure]) -> Iterator[str]:
 
 
 def row_lines(measure: Measure) -> Iterator[str]:
-    """A row a program."""
+    """Yield a table row per program."""
     for name, program in measure.programs.items():
         rate = f"{dashed(spread(program.values))} {measure.unit}"
         ratio = f"{dashed(spread(ratios(measure, name), '.2f'))} times as {better(measure)}"
@@ -101,31 +102,31 @@ def row_lines(measure: Measure) -> Iterator[str]:
 
 
 def rounds_of(measure: Measure) -> str:
-    """How many rounds, in words."""
+    """Return the number of rounds in words."""
     count = len(measure.programs[OURS].values)
     return "one round" if count == 1 else f"{count} rounds"
 
 
 def settings_lines(measure: Measure) -> Iterator[str]:
-    """A program a line: its settings, and what was checked."""
+    """Yield a line per program with its settings and what was checked."""
     for name, program in measure.programs.items():
         yield f"- {name}: {program.settings}" + (f". Checked: {program.found}" if program.found else "")
 
 
 def version_lines(results: Results) -> Iterator[str]:
-    """Every program's version, once."""
+    """Yield the table of versions."""
     versions = {name: program.version for measure in results.measures for name, program in measure.programs.items()}
     yield from ("## Versions", "", "| program | version |", "|---|---|")
     yield from (f"| {name} | {version} |" for name, version in sorted(versions.items()))
 
 
 def dashed(words: str) -> str:
-    """With the dash of a range."""
+    """Replace the hyphen of a range by a dash."""
     return words.replace("-", "\N{EN DASH}")
 
 
 def draw(results: Results) -> Figure:
-    """A line a measure and peer: the median of the rounds' ratios, and their range."""
+    """Draw a line per measure and peer: the median and the range of the rounds' ratios."""
     rows = [(measure, peer) for measure in results.measures for peer in measure.programs if peer != OURS]
     height = 0.9 + 0.26 * len(rows)
     figure = Figure(figsize=(10, height), dpi=160)
@@ -153,14 +154,14 @@ def draw(results: Results) -> Figure:
 
 
 def draw_name(axes: Axes, place: int, name: str) -> None:
-    """The measure's name before its first peer, and a line above it."""
+    """Write the measure's name before its first peer, with a line above it."""
     axes.text(-1.05, place, name, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
     line = [-1.05, 1], [place - 0.5, place - 0.5]
     axes.plot(*line, transform=axes.get_yaxis_transform(), color=GRID, linewidth=0.8, clip_on=False)
 
 
 def draw_ratio(axes: Axes, place: int, values: Sequence[float]) -> None:
-    """A range with its median, in another ink where the peer is better."""
+    """Draw a range with its median, in another color if the peer is better."""
     middle = statistics.median(values)
     ink = OURS_INK if middle >= 1 else THEIRS_INK
     axes.plot([min(values), max(values)], [place, place], color=ink, linewidth=3, alpha=0.4, solid_capstyle="round")

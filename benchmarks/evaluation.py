@@ -1,8 +1,8 @@
-"""How fast we score, beside lm-eval's own `hf` model on the same checkpoint, CPU, threads and dtype.
+"""Compares the speed of evaluation with lm-eval's `hf` model: same checkpoint, CPU, threads and dtype.
 
-In one process, round by round, the one after the other in turns; `hf` with the best of some batch sizes, ours with its
-own batches. What is timed is lm-eval's call of the model: tokens of the texts, the network, the scores. Prints the
-ratio of times with its spread, also task by task, and the largest difference of the log-likelihoods.
+Both run in one process, in turns; `hf` uses the best of several batch sizes, ours its own batches. The time is that of
+lm-eval's call of the model: tokenization, the network, the scores. Prints the ratio of times with its spread, also per
+task, and the largest difference of the log-likelihoods.
 
     python benchmarks/evaluation.py --precision fp32 --items 60 --rounds 3
 """
@@ -82,7 +82,7 @@ def _compare(
 
 
 class Turn(NamedTuple):
-    """Seconds by task, and each request's log-likelihood and greediness."""
+    """Seconds per task, and each request's log-likelihood and whether it is greedy."""
 
     seconds: dict[str, float]
     scores: list[tuple[float, bool]]
@@ -96,7 +96,7 @@ class Turn(NamedTuple):
 
 
 def _with_best_batch(folder: Path, precision: torch.dtype, requests: Mapping[str, list[Instance]]) -> tuple[LM, str]:
-    """lm-eval's `hf` with the batch size that is fastest on a few items of each task, and that in words."""
+    """Return lm-eval's `hf` with the fastest batch size for a few items of each task, and its description."""
     model = load_theirs(folder, precision, 1)
     few = {task: [request for request in own if request.doc_id < TRIAL_ITEMS] for task, own in requests.items()}
     seconds: dict[int, float] = {}

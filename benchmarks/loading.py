@@ -1,9 +1,9 @@
-"""How fast training data is read: `batches` beside litdata and a plain memory map, and a trillion tokens' order.
+"""Compares reading training data by `batches`, litdata and a plain memory map; measures the order of 1e12 tokens.
 
-Writes random tokens as a token store of two sources, as litdata's chunks and as one flat file; the three then take
-turns at shuffled batches of 8 x 2049 as int64, in this process, from a warm page cache. After that a sparse store of
-1e12 tokens, with manifests as long as real ones, is opened in a process of its own, and `sequences` asked for the 1,024
-rows of its first and of a late step. Linux only.
+Writes random tokens as a token store of two sources, as litdata's chunks and as one flat file. The three then read
+shuffled batches of 8 x 2049 as int64 in turns, in this process, from a warm page cache. After that, a separate process
+opens a sparse store of 1e12 tokens, with manifests as long as real ones, and calls `sequences` for the 1,024 rows of
+its first and of a late step. Linux only.
 
     python benchmarks/loading.py --megatokens 200
 """
@@ -52,13 +52,13 @@ print(open("/proc/self/status").read())
 
 
 def main() -> None:
-    """Print the three parts."""
+    """Run and print the three parts."""
     parser = options(__doc__, rounds=15)
     parser.add_argument("--megatokens", type=float, default=200, help="random tokens to read (default: %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     python = make_peer(arguments.work.resolve(), "litdata")
-    sys.path.append(str(packages_of(python)))  # what it needs besides is what tinyllama has
+    sys.path.append(str(packages_of(python)))  # its other dependencies are tinyllama's
     with tempfile.TemporaryDirectory() as folder:
         num_tokens = int(arguments.megatokens * 1e6)
         measure = compare_readers(Path(folder), num_tokens, arguments.rounds, version_of(python, "litdata"))
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def compare_readers(folder: Path, num_tokens: int, rounds: int, litdata: str) -> Measure:
-    """Let the readers take turns."""
+    """Measure the readers in turns."""
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, num_tokens, dtype=np.uint16)
     tokens.tofile(folder / "flat")
     readers = {
@@ -76,7 +76,7 @@ def compare_readers(folder: Path, num_tokens: int, rounds: int, litdata: str) ->
         "litdata": read_litdata(folder / "litdata", folder / "flat"),
     }
     programs = {name: partial(read_batches, reader) for name, reader in readers.items()}
-    for program in programs.values():  # to warm up
+    for program in programs.values():  # warm-up
         program()
         program()
     seconds = take_turns(programs, rounds)
@@ -107,7 +107,7 @@ def compare_readers(folder: Path, num_tokens: int, rounds: int, litdata: str) ->
 
 
 def read_batches(reader: Iterator[torch.Tensor]) -> float:
-    """Seconds of one turn."""
+    """Return the seconds of one turn."""
     begun = time.perf_counter()
     for _ in range(TURN_BATCHES):
         batch = next(reader)
@@ -118,16 +118,16 @@ def read_batches(reader: Iterator[torch.Tensor]) -> float:
 
 
 def read_ours(store: Path) -> Iterator[torch.Tensor]:
-    """`batches` of two sources."""
+    """Yield `batches` of two sources."""
     fields = {f"data.sources.{name}.weight": share for name, share in SHARES.items()}
     recipe = Recipe.load("tinyllama-1.1b", {**fields, "train.batch_sequences": ROWS})
     return batches(recipe, TokenStore.open(store), 0)
 
 
 def read_plainly(path: Path) -> Iterator[torch.Tensor]:
-    """Rows of a flat file in a random order, epoch after epoch."""
+    """Yield the rows of a flat file in random order, epoch after epoch."""
     tokens = np.memmap(path, np.uint16, "r")
-    tokens.max()  # maps every page
+    tokens.max()  # touches every page
     for epoch in itertools.count():
         starts = np.random.default_rng(epoch).permutation((len(tokens) - 1) // LENGTH) * LENGTH
         for batch in starts[: len(starts) // ROWS * ROWS].reshape(-1, ROWS).tolist():
@@ -136,20 +136,20 @@ def read_plainly(path: Path) -> Iterator[torch.Tensor]:
 
 
 def read_litdata(folder: Path, flat: Path) -> Iterator[torch.Tensor]:
-    """A shuffled StreamingDataset with a TokensLoader, epoch after epoch."""
+    """Yield the batches of a shuffled StreamingDataset with a TokensLoader, epoch after epoch."""
     import litdata  # noqa: PLC0415
 
     write_chunks(folder, flat)
     loader = litdata.TokensLoader(block_size=LENGTH + 1)
     data = litdata.StreamingDataset(str(folder), item_loader=loader, shuffle=True, drop_last=True)
     while True:
-        items = (item.long() for item in data)  # a generator, as each iter(data) begins anew
+        items = (item.long() for item in data)  # a generator, since each iter(data) restarts
         while len(rows := list(itertools.islice(items, ROWS))) == ROWS:
             yield torch.stack(rows)
 
 
 def write_chunks(folder: Path, flat: Path) -> None:
-    """The flat file as litdata's chunks of 64 MB."""
+    """Write the flat file as litdata's chunks of 64 MB."""
     import litdata  # noqa: PLC0415
 
     size = 1000 * (LENGTH + 1)
@@ -166,14 +166,14 @@ def write_chunks(folder: Path, flat: Path) -> None:
 
 
 def tokens_from(flat: str, count: int, start: int) -> Iterator[torch.Tensor]:
-    """Up to `count` tokens of the flat file; litdata calls this in a process of its own."""
+    """Yield up to `count` tokens of the flat file; litdata calls this in a separate process."""
     yield torch.from_numpy(np.fromfile(flat, np.uint16, count, offset=2 * start))
 
 
 def write_random(
     folder: Path, tokens: "np.ndarray[Any, np.dtype[np.uint16]]", shares: Mapping[str, float] = SHARES
 ) -> Path:
-    """A store of the tokens in shards of 20M."""
+    """Write a store of the tokens in shards of 20M."""
     ends = np.cumsum([int(len(tokens) * share) for share in shares.values()])[:-1]
     parts = dict(zip(shares, np.split(tokens, ends), strict=True))
     shards = {name: np.array_split(part, -(-len(part) // 20_000_000)) for name, part in parts.items()}
@@ -185,7 +185,7 @@ def write_random(
 
 
 def write_manifests(folder: Path, sources: dict[str, list[int]], num_inputs: int) -> None:
-    """The manifests of a store whose shards hold so many tokens, made from so many files in all."""
+    """Write the manifests of a store with these tokens per shard and this number of source files."""
     paths = (f"raw/SlimPajama-627B/train/chunk1/example_train_{number}.jsonl.zst" for number in range(num_inputs))
     entries = ({"path": path, "bytes": 16_000_000, "sha256": SHA256} for path in paths)
     for name, sizes in sources.items():
@@ -209,7 +209,7 @@ def write_manifests(folder: Path, sources: dict[str, list[int]], num_inputs: int
 
 
 def open_a_trillion(folder: Path) -> None:
-    """Print what opening a sparse store costs, and `sequences` at its first and at a late step."""
+    """Print the cost of opening a sparse store, and of `sequences` at its first and at a late step."""
     write_sparse(folder)
     opened = [open_in_a_process(folder) for _ in range(5)]
     imported, seconds, tokens, peak = (statistics.median(values) for values in zip(*opened, strict=True))
@@ -226,7 +226,7 @@ def open_a_trillion(folder: Path) -> None:
 
 
 def write_sparse(folder: Path) -> None:
-    """A store of a trillion zeros that takes no room, with manifests as long as real ones."""
+    """Write a sparse store of a trillion zeros, with manifests as long as real ones."""
     count = round(SPARSE_SHARDS * SHARES["slimpajama"])
     sizes = {"slimpajama": [SPARSE_TOKENS] * count, "starcoderdata": [SPARSE_TOKENS] * (SPARSE_SHARDS - count)}
     write_manifests(folder, sizes, SPARSE_INPUTS)
@@ -238,7 +238,7 @@ def write_sparse(folder: Path) -> None:
 
 
 def open_in_a_process(folder: Path) -> tuple[float, float, float, float]:
-    """Seconds of imports and of opening, tokens, peak memory in bytes."""
+    """Return the seconds of imports and of opening, the tokens, and the peak memory in bytes."""
     done = subprocess.run([sys.executable, "-c", OPEN, folder], check=True, capture_output=True, text=True)
     imported, opened, tokens = map(float, done.stdout.splitlines()[0].split())
     (kilobytes,) = re.findall(r"VmHWM:\s*(\d+)", done.stdout)

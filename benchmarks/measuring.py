@@ -1,8 +1,8 @@
-"""What all benchmarks share: turns, ratios with their spread, and what they are written down as.
+"""Shared code of the benchmarks: turns, ratios with their spread, and the format of results.
 
-Programs take turns, in the other order every second round, so that a busy machine slows all alike; a ratio is of two
-values of one round. `Measure` is what a script hands to benchmarks/bench.py by `--json`: a program without a version,
-or without a value in every round, is refused, since its ratio would say nothing.
+Programs take turns, in reverse order every second round, so that a busy machine slows all of them equally. A ratio
+compares two values of one round. Scripts pass `Measure`s to benchmarks/bench.py with `--json`. A program without a
+version, or without a value in every round, is refused, since its ratio would be meaningless.
 """
 
 import argparse
@@ -29,19 +29,19 @@ Positive = Annotated[FiniteFloat, Field(gt=0)]
 
 
 class Program(BaseModel):
-    """What was measured of one program."""
+    """The measurements of one program."""
 
     model_config = ConfigDict(extra="forbid")
     version: Text
     settings: Text
     values: list[Positive]
-    """One a round, in the measure's unit."""
+    """One value per round, in the measure's unit."""
     found: str = ""
-    """What was checked beside the clock, if anything was."""
+    """What was checked apart from time, if anything."""
 
 
 class Measure(BaseModel):
-    """One thing that was measured, of us and our peers in the same rounds."""
+    """One quantity, measured for tinyllama and its peers in the same rounds."""
 
     model_config = ConfigDict(extra="forbid")
     section: Text
@@ -49,9 +49,9 @@ class Measure(BaseModel):
     unit: Text
     more_is_better: bool
     how: Text
-    """What is measured."""
+    """The measured quantity."""
     not_shown: Text
-    """What it says nothing of."""
+    """What the measure does not show."""
     programs: dict[str, Program]
 
     @model_validator(mode="after")
@@ -65,7 +65,7 @@ class Measure(BaseModel):
 
 
 class Machine(BaseModel):
-    """Where it ran."""
+    """The machine of a run."""
 
     model_config = ConfigDict(extra="forbid")
     cpu: Text
@@ -75,9 +75,9 @@ class Machine(BaseModel):
     python: Text
     torch: Text
     product_gflops: list[Positive]
-    """The bf16 2048^3 product on all cores, before each section and after the last."""
+    """GFLOP/s of a bf16 2048^3 product on all cores, before each section and after the last."""
     load: list[float]
-    """Processes that wanted a core in the last minute, at the same moments; ours are among them after the first."""
+    """Load average of the last minute at the same moments; after the first, it includes our own processes."""
 
 
 class Results(BaseModel):
@@ -91,7 +91,7 @@ class Results(BaseModel):
 
 
 def read_results(path: Path) -> Results:
-    """A results file; one that lacks something is refused by the name of what it lacks."""
+    """Read a results file. Raises SystemExit with the name of a missing field."""
     try:
         return Results.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -100,12 +100,12 @@ def read_results(path: Path) -> Results:
 
 
 def read_measures(path: Path) -> list[Measure]:
-    """What a script wrote by --json."""
+    """Read the measures that a script wrote with --json."""
     return TypeAdapter(list[Measure]).validate_json(path.read_bytes())
 
 
 def write_measures(path: Path | None, measures: Iterable[Measure]) -> None:
-    """Print them, and write them where --json says."""
+    """Print measures, and write them to the file of --json."""
     found = list(measures)
     print("\n".join(line for measure in found for line in lines_of(measure)), flush=True)
     if path is not None:
@@ -113,7 +113,7 @@ def write_measures(path: Path | None, measures: Iterable[Measure]) -> None:
 
 
 def lines_of(measure: Measure) -> list[str]:
-    """A measure as text, a line a program."""
+    """Return a measure as text, with a line per program."""
     width = max(map(len, measure.programs))
     lines = [f"{measure.section}: {measure.name}"]
     for name, program in measure.programs.items():
@@ -124,25 +124,25 @@ def lines_of(measure: Measure) -> list[str]:
 
 
 def ratios(measure: Measure, peer: str) -> list[float]:
-    """How many times as fast (or as small) we are, round by round."""
+    """Return how many times as fast (or as small) tinyllama is, per round."""
     pairs = zip(measure.programs[OURS].values, measure.programs[peer].values, strict=True)
     return [ours / theirs if measure.more_is_better else theirs / ours for ours, theirs in pairs]
 
 
 def better(measure: Measure) -> str:
-    """In what a ratio above 1 is to our favour."""
+    """Return the adjective for a ratio above 1, such as fast or small."""
     return {"GB": "small", "%": "high"}.get(measure.unit, "fast")
 
 
 def spread(values: Iterable[float], form: str | None = None) -> str:
-    """Median, and from least to most where there are several; three digits where no form is given."""
+    """Return the median, with the range if there are several values; three digits unless a format is given."""
     ordered = sorted(values)
     middle, *ends = (number(value, form) for value in (statistics.median(ordered), ordered[0], ordered[-1]))
     return f"{middle} ({'-'.join(ends)})" if len(ordered) > 1 else middle
 
 
 def number(value: float, form: str | None = None) -> str:
-    """A number in a form, or in three digits at least: 0.0123, 1.23, 12.3, 1,234."""
+    """Format a number, by default with at least three digits: 0.0123, 1.23, 12.3, 1,234."""
     if form is not None:
         return format(value, form)
     if value >= 100:
@@ -151,7 +151,7 @@ def number(value: float, form: str | None = None) -> str:
 
 
 def take_turns(programs: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """What each program's call returns in every round."""
+    """Call every program in every round and return the results by program."""
     values: dict[str, list[T]] = {name: [] for name in programs}
     for turn in range(rounds):
         for name in list(programs)[:: -1 if turn % 2 else 1]:
@@ -161,14 +161,14 @@ def take_turns(programs: Mapping[str, Callable[[], T]], rounds: int) -> dict[str
 
 
 def seconds_of(call: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
+    """Return the seconds of a call."""
     begun = time.perf_counter()
     call()
     return time.perf_counter() - begun
 
 
 def options(doc: str | None, rounds: int) -> argparse.ArgumentParser:
-    """The options of every script that bench.py calls."""
+    """Return a parser with the options of every script that bench.py calls."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="cache folder (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=rounds, help="turns of each program (default: %(default)s)")
@@ -177,7 +177,7 @@ def options(doc: str | None, rounds: int) -> argparse.ArgumentParser:
 
 
 def machine(product_gflops: list[float], load: list[float]) -> Machine:
-    """This machine, with what was measured of it."""
+    """Return this machine with its measurements."""
     return Machine(
         cpu=device_name(torch.device("cpu")),
         cores=available_cpu_count(),

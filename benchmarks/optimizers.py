@@ -3,8 +3,8 @@
     python benchmarks/optimizers.py [--tokens 4M] [--folder DIR]
 
 The shape is tinyllama-120m's with a quarter of its width: 12 layers, dim 192, 3 heads, 1 key/value head, FFN 512, and
-the embedded corpus's 4,096 pieces. Text, tokenizer and store are made once in the folder; the four runs read the same
-batches from the same initial weights, one after the other, and go on where they were interrupted.
+the embedded corpus's 4,096 tokens. Text, tokenizer and store are made once in the folder; the four runs read the same
+batches from the same initial weights, one after the other, and resume if they were interrupted.
 """
 
 import argparse

@@ -27,7 +27,7 @@ SAVE_EVERY = 4
 
 
 def main() -> None:
-    """Print what each of them takes."""
+    """Print the seconds of starting, compiling and saving."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="cache folder (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of the process (default: %(default)s)")
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def print_starting(work: Work, folder: Path, env: Mapping[str, str]) -> None:
-    """Seconds to the end of the first step, uncompiled, compiled, and compiled again."""
+    """Return the seconds to the end of the first step: uncompiled, compiled, and compiled with a filled cache."""
     cached = {**env, "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
     plain = first_step_seconds(work, folder / "plain", cached, compiled=False)
     cold = first_step_seconds(work, folder / "cold", cached, compiled=True)
@@ -50,7 +50,7 @@ def print_starting(work: Work, folder: Path, env: Mapping[str, str]) -> None:
 
 
 def first_step_seconds(work: Work, folder: Path, env: Mapping[str, str], compiled: bool) -> float:
-    """Seconds from the command to the row of the first step."""
+    """Return the seconds from the command to the first row of metrics."""
     shape = Recipe.load("demo").model_dump(mode="json")
     train = shape["train"] | {"compile": compiled, "tokens": 2 * Recipe.load("demo").train.batch_tokens}
     train["schedule"]["warmup_steps"] = 1
@@ -88,7 +88,7 @@ def print_saving(work: Work, folder: Path, env: Mapping[str, str]) -> None:
 
 
 def start(folder: Path, fields: dict[str, Any], env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    """`tinyllama train`, what it says going to `log`."""
+    """Start `tinyllama train` with its output in `log`."""
     recipe = write_recipe(folder / f"{fields['name']}.yaml", fields)
     with (folder / "log").open("ab") as log:
         command = [sys.executable, "-m", "tinyllama", "train", recipe.name]
@@ -96,7 +96,7 @@ def start(folder: Path, fields: dict[str, Any], env: Mapping[str, str]) -> "subp
 
 
 def finish(process: "subprocess.Popen[bytes]") -> None:
-    """Wait for its end."""
+    """Wait until the process ends."""
     if process.wait():
         raise SystemExit(f"tinyllama train: status {process.returncode}")
 

@@ -1,8 +1,8 @@
-"""The programs that we are measured beside: their versions, and an environment for each, made once under --work.
+"""The peers of the benchmarks: their versions, and an environment for each, created once under --work.
 
-Each lies in WORK/peers/NAME, with the torch that runs here; litdata borrows everything but itself from the present
-environment, so that it reads and tokenises with the same libraries. Versions are fixed, so that a figure can be made
-anew; a newer one is a change to this file.
+Each environment is WORK/peers/NAME, with the torch of the present one. litdata uses everything except itself from the
+present environment, so that it reads and tokenizes with the same libraries. Versions are fixed, so that figures can be
+reproduced; to use a newer one, change this file.
 """
 
 import subprocess
@@ -20,11 +20,11 @@ PEERS = {
     "litdata": ("litdata==0.2.76", "lightning-utilities==0.15.3", "obstore==0.12.1", "tifffile==2026.3.3"),
 }
 BORROWING = {"litdata"}
-"""Installed without what they depend on, which the present environment has."""
+"""Peers installed without dependencies, which the present environment has."""
 
 
 def make_peer(work: Path, name: str) -> Path:
-    """The Python of a peer's own environment."""
+    """Return the Python of a peer's environment, created if it does not exist."""
     folder = work / "peers" / name
     python, ready = folder / "bin" / "python", folder / "ready"
     torch = f"torch=={version('torch').partition('+')[0]}"
@@ -44,18 +44,18 @@ def make_peer(work: Path, name: str) -> Path:
 
 
 def packages_of(python: Path) -> Path:
-    """The site-packages of an environment."""
+    """Return the site-packages of an environment."""
     (folder,) = python.parent.parent.glob("lib/python*/site-packages")
     return folder
 
 
 def pip(python: str | Path, *arguments: str | Path) -> None:
-    """Run a Python's pip."""
+    """Run pip of a Python."""
     subprocess.run([python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments], check=True)
 
 
 @cache
 def version_of(python: str | Path, package: str) -> str:
-    """A package's version, as the Python that runs it says."""
+    """Return a package's version in the Python that runs it."""
     command = [python, "-c", f"from importlib.metadata import version; print(version({package!r}))"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

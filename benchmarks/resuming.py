@@ -1,9 +1,9 @@
 """Time to the first batch when training resumes at 90 % of an epoch, compared with litdata, at several sizes.
 
-Random tokens as a store of ours and as litdata's chunks; a process reads two epochs in one go and saves where it is at
-90 % of the first, as the program's documentation has it; then processes that know only that state take turns at the
-first batch. It must be the right one, and what the two resumed epochs hold is compared with what they should. Our own
-order is also asked at 90 % of a sparse store of 1e12 tokens. Linux only.
+Writes random tokens as our store and as litdata's chunks. One process reads two epochs without interruption and saves
+its state at 90 % of the first, as the program's documentation shows. Then new processes load only that state and read
+the first batch, in turns. The batch must be the right one, and the rows of the two resumed epochs are compared with the
+expected ones. Our order is also measured at 90 % of a sparse store of 1e12 tokens. Linux only.
 
     python benchmarks/resuming.py --megatokens 20 200
 """
@@ -35,11 +35,11 @@ NOT_SHOWN = (
 
 
 class First(NamedTuple):
-    """A resumed process at its first batch."""
+    """The first batch of a resumed process."""
 
     seconds: float
     own_seconds: float
-    """Of them after the imports."""
+    """Seconds without the imports."""
     rows: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class First(NamedTuple):
 
 
 def main() -> None:
-    """Print what each size takes, and what was read."""
+    """Print the time of each size and whether the right rows were read."""
     parser = options(__doc__, rounds=5)
     parser.add_argument("--megatokens", type=int, nargs="+", default=[20, 200], help="sizes (default: 20 200)")
     arguments = parser.parse_args()
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def compare(folder: Path, megatokens: int, rounds: int, python: Path) -> list[Measure]:
-    """Resume a data set of one size."""
+    """Measure resuming for one data set size."""
     write_data(folder, megatokens)
     step = recipe_of(folder).train.steps // 2 * 9 // 10
     pythons = {OURS: Path(sys.executable), "litdata": python}
@@ -85,12 +85,12 @@ def compare(folder: Path, megatokens: int, rounds: int, python: Path) -> list[Me
 
 
 def write_data(folder: Path, megatokens: int) -> None:
-    """The same tokens for both, and our recipe of two epochs."""
+    """Write the same tokens for both programs, and our recipe of two epochs."""
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, megatokens * 1_000_000, dtype=np.uint16)
     tokens.tofile(folder / "flat")
     write_random(folder / "store", tokens, {SOURCE: 1})
     write_chunks(folder / "litdata", folder / "flat")
-    whole = (len(tokens) - 1) // LENGTH // ROWS  # its last few rows are another batch's
+    whole = (len(tokens) - 1) // LENGTH // ROWS  # its last few rows belong to another batch
     fields = recipe_of_the_card() | {"name": "resuming"}
     fields["data"] |= {
         "store": str(folder / "store"),
@@ -102,7 +102,7 @@ def write_data(folder: Path, megatokens: int) -> None:
 
 
 def recipe_of_the_card() -> dict[str, Any]:
-    """The bundled 1.1B recipe's fields."""
+    """Return the bundled 1.1B recipe's fields."""
     return Recipe.load("tinyllama-1.1b").model_dump(mode="json", exclude_unset=True)
 
 
@@ -111,7 +111,7 @@ def recipe_of(folder: Path) -> Recipe:
 
 
 def check(folder: Path, name: str, python: Path, step: int) -> str:
-    """Whether a resumed walk reads what one in one go reads, in words."""
+    """Return in words whether a resumed walk reads the rows of an uninterrupted one."""
     said = []
     for workers in (0, 2) if name == "litdata" else (0,):
         for mode in ("save", "resume"):
@@ -127,19 +127,19 @@ def check(folder: Path, name: str, python: Path, step: int) -> str:
 
 
 def expected(folder: Path, name: str, workers: int) -> list[list[str]]:
-    """The rows of both epochs, read in one go."""
+    """Return the rows of both epochs from an uninterrupted walk."""
     epochs: list[list[str]] = json.loads((folder / f"{name}-{workers}-save.json").read_bytes())
     return epochs
 
 
 def run(folder: Path, name: str, python: Path, step: int, mode: str, workers: int) -> None:
-    """A whole walk."""
+    """Run a complete walk."""
     command: list[Any] = [python, HERE / "resuming_walks.py", name, folder, workers, step, mode]
     subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
 
 
 def first_batch(folder: Path, name: str, python: Path, step: int) -> First:
-    """A new process to its first batch."""
+    """Run a new process up to its first batch."""
     command = [python, HERE / "resuming_walks.py", name, folder, 0, step, "resume", "stop"]
     begun = time.perf_counter()
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
@@ -152,7 +152,7 @@ def first_batch(folder: Path, name: str, python: Path, step: int) -> First:
 def as_measure(
     megatokens: int, firsts: Mapping[str, Sequence[First]], programs: Mapping[str, tuple[str, str, str]], whole: bool
 ) -> Measure:
-    """Seconds, with the start of the process or without."""
+    """Return the seconds, with or without the start of the process."""
     return Measure(
         section="resuming",
         name=f"first batch at 90 % of {megatokens}M tokens, " + ("from the command" if whole else "after the imports"),
@@ -174,7 +174,7 @@ def as_measure(
 
 
 def resume_a_trillion(folder: Path, rounds: int) -> Measure:
-    """Our own first batch at 90 % of an epoch of 1e12 zeros."""
+    """Measure our first batch at 90 % of an epoch of 1e12 zeros."""
     write_sparse(folder / "store")
     fields = recipe_of_the_card() | {"name": "resuming"}
     fields["data"] |= {"store": str(folder / "store")}

@@ -22,7 +22,7 @@ ROWS, LENGTH = 8, 2048
 
 
 def walk_ours(folder: Path, step: int, resumed: bool) -> Iterator[Iterator[Any]]:
-    """The two epochs' batches; a state is a step."""
+    """Yield the two epochs' batches; a state is a step."""
     from tinyllama.data.batches import batches
     from tinyllama.data.store import TokenStore
     from tinyllama.recipe import Recipe
@@ -36,7 +36,7 @@ def walk_ours(folder: Path, step: int, resumed: bool) -> Iterator[Iterator[Any]]
 
 
 def walk_litdata(folder: Path, workers: int, step: int, resumed: bool) -> Iterator[Iterator[Any]]:
-    """The two epochs' batches through a StreamingDataLoader and its state_dict, as its documentation has it."""
+    """Yield the two epochs' batches from a StreamingDataLoader with its state_dict, as its documentation shows."""
     import litdata
 
     imported()
@@ -53,15 +53,15 @@ def walk_litdata(folder: Path, workers: int, step: int, resumed: bool) -> Iterat
 
 
 def saving(loader: Any, step: int, state: Path) -> Iterator[Any]:
-    """An epoch, its state written after so many batches."""
+    """Yield an epoch's batches and write the state after `step` of them."""
     for number, batch in enumerate(loader, start=1):
         yield batch
-        if number == step:  # before the next one is asked for
+        if number == step:  # before the next batch is requested
             state.write_text(json.dumps(loader.state_dict()))
 
 
 def imported() -> None:
-    """The moment from which a program's own work counts."""
+    """Record the time from which the program's own work is measured."""
     global begun  # noqa: PLW0603
     begun = time.perf_counter()
 
@@ -70,12 +70,12 @@ begun = 0.0
 
 
 def hashes_of(batch: Any) -> list[str]:
-    """A row's name: rows of random tokens are all different."""
+    """Return the hash of each row of a batch; rows of random tokens are all different."""
     return [hashlib.blake2b(row.numpy().astype("int64").tobytes(), digest_size=8).hexdigest() for row in batch]
 
 
 def main(program: str, folder: str, workers: str, step: str, mode: str, stop: str = "") -> None:
-    """Walk, and say when the first batch is there."""
+    """Run a walk and print the time of the first batch."""
     resumed = mode == "resume"
     if program == "tinyllama":
         epochs = walk_ours(Path(folder), int(step), resumed)

@@ -1,8 +1,8 @@
-"""How long one waits for the programs to start: the command to the end of the first step, `import`, `--help`.
+"""Compares start-up times: from the command to the end of the first step, `import`, and `--help`.
 
-The first step is one of the demo's shape, each program's compiled code already kept from a turn before the first; each
-is a new process, which is ended once its first step is there. `import` and `--help` are what a person meets most often.
-The Trainer and torchtitan have no command of their own that lists options.
+The first step has the demo's shape; each program's compiled code is cached by an earlier turn. Each program is a new
+process, which is stopped after its first step. `import` and `--help` are what users wait for most often. The Trainer
+and torchtitan have no command that lists options.
 
     python benchmarks/starting.py
 """
@@ -42,7 +42,7 @@ LONGEST_SECONDS = 1800
 
 
 def main() -> None:
-    """Print the tables."""
+    """Measure and print the tables."""
     parser = options(__doc__, rounds=3)
     parser.add_argument(
         "--threads", type=int, default=available_cpu_count(), help="of each program (default: %(default)s)"
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def first_steps(work: Work, pythons: Mapping[str, Path], arguments: argparse.Namespace) -> Measure:
-    """From the command to the end of the first step."""
+    """Measure the time from the command to the end of the first step."""
     env = environment(work, arguments.threads)
     programs = {OURS: partial(start_ours, work, env)} | {
         name: partial(start_peer, work, env, pythons[name], name) for name in FIRST_STEPS
@@ -83,16 +83,16 @@ def first_steps(work: Work, pythons: Mapping[str, Path], arguments: argparse.Nam
 
 
 def demo_fields(work: Work) -> dict[str, Any]:
-    """Two steps of the demo's shape, its embeddings untied, on the benchmarks' data."""
+    """Return a recipe of two steps with the demo's shape, untied embeddings and the benchmarks' data."""
     demo = Recipe.load("demo").model_dump(mode="json")
     train = demo["train"] | {"tokens": 2 * demo["train"]["batch_sequences"] * demo["train"]["sequence_length"]}
     train["schedule"]["warmup_steps"] = 1
-    model = demo["model"] | {"tie_embeddings": False}  # which all of the programs can
+    model = demo["model"] | {"tie_embeddings": False}  # supported by all programs
     return small_recipe(work, 2) | {"model": model, "train": train}
 
 
 def start_ours(work: Work, env: Mapping[str, str]) -> float:
-    """Seconds to the first row of metrics."""
+    """Return the seconds to the first row of metrics."""
     with tempfile.TemporaryDirectory(prefix="tinyllama-starting-") as folder:
         recipe = write_recipe(Path(folder) / "recipe.yaml", demo_fields(work))
         command = [sys.executable, "-m", "tinyllama", "train", recipe.name]
@@ -101,7 +101,7 @@ def start_ours(work: Work, env: Mapping[str, str]) -> float:
 
 
 def start_peer(work: Work, env: Mapping[str, str], python: Path, name: str) -> float:
-    """Seconds to the hook that torch calls after the first update."""
+    """Return the seconds to the hook that torch calls after the first optimizer step."""
     with tempfile.TemporaryDirectory(prefix="tinyllama-starting-") as folder:
         job = peer_job(work, Path(folder), demo_fields(work), FIRST_STEPS[name])
         command = [str(python), str(HERE / "training_peers.py"), name, str(job)]
@@ -109,7 +109,7 @@ def start_peer(work: Work, env: Mapping[str, str], python: Path, name: str) -> f
 
 
 def wait(command: list[str], folder: Path, env: Mapping[str, str], ready: Callable[[], bool]) -> float:
-    """Seconds of a process until something is there; it is ended then."""
+    """Return the seconds of a process until a condition holds, then stop it."""
     begun = time.perf_counter()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=dict(env), stdout=log, stderr=log)
@@ -125,7 +125,7 @@ def wait(command: list[str], folder: Path, env: Mapping[str, str], ready: Callab
 
 
 def imports(pythons: Mapping[str, Path], rounds: int) -> list[Measure]:
-    """A new Python that imports: the package alone, which may be lazy, and what it trains with."""
+    """Measure imports in a new Python: of the package, which may be lazy, and of its training modules."""
     first = "Later imports: tinyllama and transformers import torch when it is first needed."
     kinds = (
         ("import", IMPORTS, first),
@@ -147,7 +147,7 @@ def imports(pythons: Mapping[str, Path], rounds: int) -> list[Measure]:
 
 
 def helps(pythons: Mapping[str, Path], rounds: int) -> Measure:
-    """The command with --help."""
+    """Measure the command with --help."""
     commands = {name: str(pythons[name].parent / command) for name, command in HELPS.items()}
     programs = {name: partial(run, [command, "--help"]) for name, command in commands.items()}
     return measure(
@@ -160,7 +160,7 @@ def helps(pythons: Mapping[str, Path], rounds: int) -> Measure:
 
 
 def run(command: list[str]) -> float:
-    """Seconds of a process."""
+    """Return the seconds of a process."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return seconds_of(lambda: subprocess.run(command, check=True, **quiet))
 
@@ -168,7 +168,7 @@ def run(command: list[str]) -> float:
 def measure(
     name: str, how: str, not_shown: str, described: Mapping[str, tuple[str, str]], seconds: Mapping[str, list[float]]
 ) -> Measure:
-    """Seconds of each program."""
+    """Return the seconds of each program."""
     return Measure(
         section="starting",
         name=name,

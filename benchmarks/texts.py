@@ -1,4 +1,4 @@
-"""Real English and real code that anyone can get, as SlimPajama-schema jsonl.zst: what benchmarks/prepare.py reads.
+"""Real English and real code that anyone can download, as SlimPajama-schema jsonl.zst, for benchmarks/prepare.py.
 
 English is the documentation of Linux, Python, PostgreSQL, Perl and Rust, code is the source of Go 1.19 and Rust 1.63,
 all from Debian packages, which `apt-get download` fetches and `dpkg-deb` unpacks; a document is a page or a source
@@ -38,7 +38,7 @@ BLANK_LINES = re.compile(r"\n\s*\n\s*\n+")
 
 
 def make_corpus(work: Path, text: Path | None, megabytes: float) -> Path:
-    """Folder with prose/*.jsonl.zst and code/*.jsonl.zst, about `megabytes` of UTF-8 each; made once and kept."""
+    """Return a folder with prose/*.jsonl.zst and code/*.jsonl.zst, about `megabytes` of UTF-8 each, written once."""
     corpus = work / f"corpus-{megabytes:g}"
     for kind, packages in PACKAGES.items():
         if (corpus / kind).is_dir():
@@ -52,7 +52,7 @@ def make_corpus(work: Path, text: Path | None, megabytes: float) -> Path:
 
 
 def unpack(work: Path, package: str) -> Path:
-    """The unpacked Debian package."""
+    """Return the folder of an unpacked Debian package."""
     folder, downloads = work / "unpacked" / package, work / "packages"
     if not folder.is_dir():
         downloads.mkdir(parents=True, exist_ok=True)
@@ -79,13 +79,13 @@ def read_texts(folder: Path, pattern: str) -> Iterator[str]:
 
 
 def page_text(page: str) -> str:
-    """The article of an HTML page as plain text; nothing where it has none."""
+    """Return the article of an HTML page as plain text, empty if it has none."""
     article = ARTICLE.search(page)
     return BLANK_LINES.sub("\n\n", html.unescape(MARKUP.sub("", article[1]))).strip() if article else ""
 
 
 def choose(texts: Iterable[str], num_bytes: int) -> list[str]:
-    """Texts in one fixed random order, no two the same, up to `num_bytes` of UTF-8."""
+    """Return different texts in a fixed random order, up to `num_bytes` of UTF-8."""
     distinct = sorted(set(texts), key=lambda text: hashlib.sha256(text.encode()).digest())
     sizes = [len(text.encode()) for text in distinct]
     total = count = 0
@@ -113,12 +113,12 @@ def write_jsonl(folder: Path, texts: list[str]) -> None:
 
 
 def read_jsonl(folder: Path) -> Iterator[str]:
-    """The text of each row of a folder's files, in their order."""
+    """Yield the text of each row of a folder's files, in order."""
     for path in sorted(folder.glob("*.jsonl.zst")):
         with zstandard.open(path, "rb") as file:
             yield from (orjson.loads(line)["text"] for line in file.read().splitlines())
 
 
 def text_bytes(folder: Path) -> int:
-    """UTF-8 bytes of a folder's texts."""
+    """Return the UTF-8 bytes of a folder's texts."""
     return sum(len(text.encode()) for text in read_jsonl(folder))

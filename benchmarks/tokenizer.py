@@ -1,9 +1,8 @@
-"""How fast `Tokenizer.encode_documents` is beside sentencepiece and tokenizers: one core, same texts, same run and ids.
+"""Compares `Tokenizer.encode_documents` with sentencepiece and tokenizers: one core, same texts, same ids.
 
-Reads the source text and the documents of the Python packages that are installed here, or a corpus that
-benchmarks/prepare.py has made (--corpus). The three encoders take turns on blocks of the text, so that a busy machine
-slows all three; our memo is empty at the start of each round. Without --tokenizer, 32,000 pieces are trained on other
-files of the same packages.
+Reads the source code and the documentation of the installed Python packages, or a corpus of benchmarks/prepare.py
+(--corpus). The three encoders take turns on blocks of the text, so that a busy machine slows all three; our memo is
+empty at the start of each round. Without --tokenizer, 32,000 tokens are trained on other files of the same packages.
 
     python benchmarks/tokenizer.py --megabytes 30
 """
@@ -65,7 +64,7 @@ def main() -> None:
 
 
 def read_texts(patterns: Sequence[str]) -> list[str]:
-    """Every file of the installed packages that fits a pattern and is UTF-8, in one fixed random order."""
+    """Return every UTF-8 file of the installed packages that matches a pattern, in a fixed random order."""
     root = Path(sysconfig.get_path("purelib"))
     paths = sorted(path for pattern in patterns for path in root.rglob(pattern) if path.is_file())
     random.Random(0).shuffle(paths)
@@ -73,7 +72,7 @@ def read_texts(patterns: Sequence[str]) -> list[str]:
 
 
 def to_blocks(texts: Sequence[str], num_bytes: int) -> list[list[str]]:
-    """Documents in blocks of a megabyte, up to `num_bytes` in all."""
+    """Return documents in blocks of a megabyte, up to `num_bytes` in total."""
     blocks: list[list[str]] = [[]]
     total = size = 0
     for text in texts:
@@ -88,9 +87,9 @@ def to_blocks(texts: Sequence[str], num_bytes: int) -> list[list[str]]:
 
 
 def ensure_model(folder: Path) -> None:
-    """Give a tokenizer.json of Llama's kind that came without one its tokenizer.model: scores fall as ranks of joins.
+    """Write the tokenizer.model of a Llama-style tokenizer.json; scores decrease with the merges' ranks.
 
-    Whether the ids are the same is checked on every text below.
+    The ids are compared for every text of the benchmark.
     """
     if (folder / "tokenizer.model").is_file():
         return
@@ -109,12 +108,12 @@ def ensure_model(folder: Path) -> None:
 
 
 def message(number: int, value: bytes) -> bytes:
-    """A field of sentencepiece_model.proto, its value shorter than 16 kB."""
+    """Return a field of sentencepiece_model.proto whose value is shorter than 16 kB."""
     return bytes((number << 3 | 2, len(value) & 127 | 128, len(value) >> 7)) + value
 
 
 def measure(folder: Path, blocks: list[list[str]]) -> dict[str, float]:
-    """Seconds of each encoder over all blocks."""
+    """Return the seconds of each encoder over all blocks."""
     ours = Tokenizer.load(folder / "tokenizer.model")
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -136,7 +135,7 @@ def measure(folder: Path, blocks: list[list[str]]) -> dict[str, float]:
 
 
 def as_measure(kind: str, blocks: list[list[str]], turns: list[dict[str, float]]) -> Measure:
-    """Megabytes of UTF-8 a second of each encoder."""
+    """Return the megabytes of UTF-8 per second of each encoder."""
     megabytes = sum(len(text.encode()) for block in blocks for text in block) / 1e6
     settings = {
         OURS: "`Tokenizer.encode_documents`, its cache empty at the start of each round",

@@ -1,12 +1,12 @@
-"""How fast `tinyllama train` trains beside litgpt, the Hugging Face Trainer and torchtitan, on this machine's CPU.
+"""Compares `tinyllama train` with litgpt, the Hugging Face Trainer and torchtitan, on this machine's CPU.
 
-Shape small: a Llama of 55M parameters, 8 rows of 512 tokens a step, bf16. All get the same rows of real text, threads,
-torch and settings of glibc's allocator, each its own best settings, and take turns, so that neighbours slow all alike.
-Each times a bf16 2048^3 product between its steps; an MFU is a share of the fastest one so far. Peers are installed
-under --work.
+Shape small: a Llama of 55M parameters, 8 rows of 512 tokens per step, bf16. All programs get the same rows of real
+text, threads, torch and allocator settings, and each its own best settings. They take turns, so that other jobs slow all
+of them equally. Each measures a bf16 2048^3 product between its steps; MFU is relative to the fastest product so far.
+Peers are installed under --work.
 
     python benchmarks/training.py
-    python benchmarks/training.py --ranks       # two ranks of a thread each beside one process of two threads
+    python benchmarks/training.py --ranks       # two ranks with one thread each, and one process with two threads
 """
 
 import argparse
@@ -27,8 +27,8 @@ from training_setup import Work, environment, make_work, peer_job, run_logged, s
 from tinyllama.hardware import available_cpu_count
 
 HERE = Path(__file__).parent
-# A name's first word is the peer. Of each precision the fastest settings, and those that they were chosen from, which
-# run where --only names them.
+# The first word of a name is the peer. For each precision: the fastest settings, and the others that were tried, which
+# run only if --only names them.
 SETTINGS: dict[str, dict[str, str]] = {
     "litgpt bf16-mixed": {"precision": "bf16-mixed"},
     "litgpt bf16-true": {"precision": "bf16-true"},
@@ -65,7 +65,7 @@ COMMON = {
 
 
 class Measured(NamedTuple):
-    """Medians over the steps of one run after the warm-up, and the peak memory."""
+    """Medians over a run's steps after the warm-up, and its peak memory."""
 
     tokens_per_second: float
     mfu: float
@@ -73,11 +73,11 @@ class Measured(NamedTuple):
 
 
 Program = Callable[[Path], None]
-"""Trains in an empty folder; leaves metrics.jsonl there or in its runs/training."""
+"""Trains in an empty folder; writes metrics.jsonl there or in its runs/training."""
 
 
 def main() -> None:
-    """Print the tables, and write them where --json says."""
+    """Print the tables, and write the measures to the file of --json."""
     arguments = parse_arguments()
     work = make_work(arguments.work.resolve())
     programs = make_ranks(work, arguments) if arguments.ranks else make_programs(work, arguments)
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = options(__doc__, rounds=3)
     parser.add_argument("--steps", type=int, default=24, help="optimizer steps a turn (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=4, help="of them not counted (default: %(default)s)")
@@ -100,7 +100,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_programs(work: Work, arguments: argparse.Namespace) -> dict[str, Program]:
-    """tinyllama and its peers."""
+    """Measure tinyllama and its peers."""
     programs: dict[str, Program] = {OURS: partial(train, work, arguments.steps, 1, arguments.threads)}
     for name, settings in (SETTINGS | OTHER_SETTINGS).items():
         programs[name] = partial(train_peer, work, arguments, name.split()[0], settings)
@@ -114,12 +114,12 @@ def make_programs(work: Work, arguments: argparse.Namespace) -> dict[str, Progra
 
 
 def make_ranks(work: Work, arguments: argparse.Namespace) -> dict[str, Program]:
-    """tinyllama in one process and as two ranks."""
+    """Measure tinyllama in one process and as two ranks."""
     return {name: partial(train, work, arguments.steps, *counts) for name, counts in RANK_SETTINGS.items()}
 
 
 def train(work: Work, steps: int, ranks: int, threads: int, folder: Path) -> None:
-    """`tinyllama train`, under torchrun where there are several ranks."""
+    """Run `tinyllama train`, with torchrun for several ranks."""
     recipe = write_recipe(folder / "recipe.yaml", small_recipe(work, steps))
     module: list[str | Path] = ["-m", "tinyllama", "train", recipe]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
@@ -128,21 +128,21 @@ def train(work: Work, steps: int, ranks: int, threads: int, folder: Path) -> Non
 
 
 def train_peer(work: Work, arguments: argparse.Namespace, peer: str, settings: Mapping[str, str], folder: Path) -> None:
-    """A peer on the rows that tinyllama reads."""
+    """Run a peer on the rows that tinyllama reads."""
     job = peer_job(work, folder, small_recipe(work, arguments.steps), settings)
     command: list[str | Path] = [make_peer(work.folder, peer), HERE / "training_peers.py", peer, job]
     run_logged(command, folder / "log", folder, environment(work, arguments.threads))
 
 
 def run(program: Program, arguments: argparse.Namespace) -> Measured:
-    """A turn of a program."""
+    """Run one turn of a program."""
     with tempfile.TemporaryDirectory(prefix="tinyllama-training-") as folder:
         program(Path(folder))
         return measured(Path(folder), arguments.steps, arguments.warmup)
 
 
 def measured(folder: Path, steps: int, warmup: int) -> Measured:
-    """What a run's rows of metrics say."""
+    """Return the medians of a run's metrics."""
     (path,) = [*folder.glob("metrics.jsonl"), *folder.glob("runs/*/metrics.jsonl")]
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     if not rows or rows[-1]["step"] != steps:
@@ -153,7 +153,7 @@ def measured(folder: Path, steps: int, warmup: int) -> Measured:
 
 
 def described(work: Work, name: str) -> tuple[str, str]:
-    """A program's version and settings."""
+    """Return a program's version and settings."""
     if name == OURS or name in RANK_SETTINGS:
         return version_of(
             sys.executable, OURS
@@ -168,7 +168,7 @@ def as_measures(
     describe: Callable[[str], tuple[str, str]],
     arguments: argparse.Namespace,
 ) -> list[Measure]:
-    """Speed, share of the machine's peak, and memory."""
+    """Return the measures of speed, fraction of the machine's peak, and memory."""
     how = (
         f"{OURS} and its peers train a Llama of 55M parameters on the same rows, 8 x 512 tokens a step, "
         f"{arguments.threads} threads, torch's and glibc's settings alike: the median of steps "

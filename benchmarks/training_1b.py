@@ -32,7 +32,7 @@ SOURCES = ("slimpajama", "starcoderdata")
 
 
 def main() -> None:
-    """Train, print a line a step, and judge."""
+    """Train, print a line per step, and return the exit status."""
     arguments = parse_arguments()
     work = make_work(arguments.work.resolve())
     data = prepare(work)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="cache folder (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps (default: %(default)s)")
@@ -66,7 +66,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def prepare(work: Work) -> list[str]:
-    """The flags of a recipe that reads the embedded corpus, whose store is made once."""
+    """Return the flags of a recipe that reads the embedded corpus; its store is written once."""
     corpus, store = work.folder / "corpus", work.folder / "store-1b"
     flags = ["--tokenizer", str(work.tokenizer), "--data.store", str(store)]
     for name in SOURCES:
@@ -78,7 +78,7 @@ def prepare(work: Work) -> list[str]:
 
 
 def training_flags(steps: int, batch_sequences: int) -> list[str]:
-    """What a small machine and a short run ask for: only costly activations kept, no copy to save from."""
+    """Return flags for a small machine and a short run: few activations are kept, and saving makes no copy."""
     fields: dict[str, Any] = {
         "train.tokens": steps * batch_sequences * LENGTH,
         "train.batch_sequences": batch_sequences,
@@ -93,7 +93,7 @@ def training_flags(steps: int, batch_sequences: int) -> list[str]:
 
 
 def train(flags: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
-    """`tinyllama train`, with its progress shown."""
+    """Run `tinyllama train` with its progress."""
     command = [sys.executable, "-m", "tinyllama", "train", RECIPE, *flags]
     status = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
     if status:
@@ -101,7 +101,7 @@ def train(flags: Sequence[str], folder: Path, environment: dict[str, str]) -> No
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
-    """A line a step, and the speed after the first, which compiles."""
+    """Print a line per step, and the speed without the first step, which compiles."""
     for row in rows:
         print(
             f"step {row['step']}: loss {row['loss']:.4f}, {row['tokens_per_second']:.1f} tokens/s, "
@@ -112,7 +112,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 
 def judge(rows: list[dict[str, Any]], peak: int, arguments: argparse.Namespace) -> list[str]:
-    """What went wrong, if anything did."""
+    """Return what failed, if anything."""
     problems = []
     losses = [row["loss"] for row in rows]
     if len(losses) != arguments.steps:

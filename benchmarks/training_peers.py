@@ -1,8 +1,8 @@
-"""A peer's own trainer on given rows, with a row of metrics a step: what benchmarks/training.py measures.
+"""A peer's own trainer on given rows, with metrics per step, for benchmarks/training.py.
 
 Runs in a peer's environment: `training_peers.py litgpt|transformers|torchtitan JOB.json`. torch calls one hook after
-every optimizer step of whichever trainer; a step lasts from one call to the next, less the bf16 2048^3 product that the
-hook times every few steps, best of three. The hook also refuses a model of another size than the job's.
+every optimizer step of any trainer. A step lasts from one call to the next, without the bf16 2048^3 product that the
+hook measures every few steps (best of three). The hook refuses a model of another size than the job's.
 """
 
 import json
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset
 # ruff: noqa: PLC0415 - each peer is imported only where it runs
 
 PRODUCT_SIZE = 2048
-TIMING_SHARE = 0.02  # of the time goes into products, as tinyllama has it
+TIMING_SHARE = 0.02  # of the time is spent on products, as in tinyllama
 
 
 class Meter:
@@ -39,7 +39,7 @@ class Meter:
         self.path.write_text("")
 
     def __call__(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        """Called after an optimizer step; wrappers of the real optimizer are passed over."""
+        """Record an optimizer step; wrappers of the real optimizer are ignored."""
         if not isinstance(optimizer, torch.optim.AdamW):
             return
         now = time.perf_counter()
@@ -72,7 +72,7 @@ class Meter:
 
 
 def measure_product() -> float:
-    """FLOP/s of a square bf16 product, the best of three."""
+    """Return the FLOP/s of a square bf16 product, the best of three."""
     left, right = torch.ones(2, PRODUCT_SIZE, PRODUCT_SIZE, dtype=torch.bfloat16)
     best = math.inf
     for _ in range(3):
@@ -83,12 +83,12 @@ def measure_product() -> float:
 
 
 def load_rows(path: str) -> torch.Tensor:
-    """int64 [rows, sequence_length + 1]."""
+    """Return the rows, int64 [rows, sequence_length + 1]."""
     return torch.from_numpy(np.load(path).astype(np.int64))
 
 
 def run_transformers(job: dict[str, Any]) -> None:
-    """The Trainer on a LlamaForCausalLM."""
+    """Train a LlamaForCausalLM with the Trainer."""
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
     config = LlamaConfig(
@@ -132,7 +132,7 @@ def run_transformers(job: dict[str, Any]) -> None:
 
 
 class InOrder(IterableDataset[Any]):
-    """Rows as they come, which a Trainer would shuffle."""
+    """Dataset that yields rows in order, since a Trainer would shuffle them."""
 
     def __init__(self, rows: list[Any]) -> None:
         self.rows = rows
@@ -142,7 +142,7 @@ class InOrder(IterableDataset[Any]):
 
 
 def run_litgpt(job: dict[str, Any]) -> None:
-    """What `litgpt pretrain` calls, with a data module that hands out the rows."""
+    """Train as `litgpt pretrain` does, with a data module over the rows."""
     from litgpt.args import EvalArgs, TrainArgs
     from litgpt.config import Config
     from litgpt.data import DataModule
@@ -189,7 +189,7 @@ def run_litgpt(job: dict[str, Any]) -> None:
         "class_path": job.get("optimizer", "training_peers.FusedAdamW"),
         "init_args": {"lr": job["learning_rate"], "betas": (0.9, 0.95), "weight_decay": 0.1},
     }
-    sys.argv = ["litgpt", "small"]  # which litgpt reads again when it saves the model
+    sys.argv = ["litgpt", "small"]  # litgpt reads it again when it saves the model
     torch.set_float32_matmul_precision("high")  # as its command line does
     setup(
         "small",
@@ -206,14 +206,14 @@ def run_litgpt(job: dict[str, Any]) -> None:
 
 
 class FusedAdamW(torch.optim.AdamW):
-    """litgpt sets fused=False on a CPU for any optimizer whose constructor has that word, which is slower."""
+    """AdamW whose constructor hides `fused`: litgpt sets it to False on a CPU, which is slower."""
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
         super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
 
 def run_torchtitan(job: dict[str, Any]) -> None:
-    """`torchtitan.train` of a llama3 of the job's shape, one gloo rank."""
+    """Train a llama3 of the job's shape with `torchtitan.train`, as one gloo rank."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -229,11 +229,11 @@ def run_torchtitan(job: dict[str, Any]) -> None:
 
 
 def main(name: str, job_file: str) -> None:
-    """Run a peer with the meter in place."""
+    """Run a peer with the measuring hook."""
     job = json.loads(Path(job_file).read_bytes())
     print(", ".join(f"{package} {version(package)}" for package in (name, "torch")), flush=True)
     register_optimizer_step_post_hook(Meter(job))
-    torch.backends.cuda.enable_flash_sdp(job.get("attention") != "math")  # heeded on a CPU too
+    torch.backends.cuda.enable_flash_sdp(job.get("attention") != "math")  # effective on a CPU too
     runners = {"litgpt": run_litgpt, "transformers": run_transformers, "torchtitan": run_torchtitan}
     runners[name](job)
 

@@ -1,7 +1,7 @@
-"""What benchmarks/training.py and training_1b.py need before the clock runs, made once under --work and kept.
+"""Inputs of benchmarks/training.py and training_1b.py, created once under --work before the measurement.
 
-The text is this Python's standard library; on it `tinyllama tokenizer train` makes
-32,000 pieces and `tinyllama prepare` a token store. Peers get the batches that tinyllama reads, row for row.
+The text is the standard library of this Python; `tinyllama tokenizer train` trains 32,000 tokens on it, and `tinyllama
+prepare` writes a token store. Peers get the batches that tinyllama reads, row for row.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from tinyllama.recipe import Recipe
 
 VOCABULARY = 32_000
 SOURCE = "library"
-# glibc gives big tensors back to the kernel after every step otherwise, which costs up to a fifth of the time.
+# Otherwise glibc returns large tensors to the kernel after every step, which takes up to 20 % of the time.
 KEEP_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "40000000000",
@@ -33,7 +33,7 @@ LONGEST_SECONDS = 1800
 
 
 class Work(NamedTuple):
-    """What was made."""
+    """The prepared text, tokenizer and store."""
 
     folder: Path
     tokenizer: Path
@@ -41,13 +41,13 @@ class Work(NamedTuple):
     text: Path
 
     def data(self) -> dict[str, Any]:
-        """The `data` part of a recipe that reads it."""
+        """The `data` section of a recipe for it."""
         sources = {SOURCE: {"format": "jsonl", "path": str(self.text), "weight": 1}}
         return {"store": str(self.store), "sources": sources, "validation_fraction": 0.02}
 
 
 def make_work(folder: Path) -> Work:
-    """Text, tokenizer and store, from an earlier run where they are there."""
+    """Return text, tokenizer and store, reused from an earlier run if they exist."""
     work = Work(folder, folder / "tokenizer", folder / "store", folder / "text" / "library.jsonl")
     if not (work.store / "manifest.sha256").is_file():
         write_text(work.text)
@@ -58,7 +58,7 @@ def make_work(folder: Path) -> Work:
 
 
 def write_text(path: Path) -> None:
-    """The standard library's modules, each text once, as rows of JSON."""
+    """Write the standard library's modules, each text once, as rows of JSON."""
     library = Path(sysconfig.get_path("stdlib"))
     modules = (module for module in sorted(library.rglob("*.py")) if "site-packages" not in module.parts)
     texts = {hashlib.sha256(module.read_bytes()).digest(): module for module in modules}
@@ -67,21 +67,21 @@ def write_text(path: Path) -> None:
         for module in texts.values():
             try:
                 text = module.read_text(encoding="utf-8")
-            except UnicodeDecodeError:  # what the codecs' tests read
+            except UnicodeDecodeError:  # data of the codecs' tests
                 continue
             if text.strip():
                 file.write(json.dumps({"text": text}) + "\n")
 
 
 def write_recipe(path: Path, fields: Mapping[str, Any]) -> Path:
-    """The recipe as a file; JSON is YAML."""
+    """Write the recipe as a file; JSON is YAML."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(fields, indent=1))
     return path
 
 
 def small_recipe(work: Work, steps: int) -> dict[str, Any]:
-    """Shape small: 55M parameters, 8 rows of 512 tokens a step."""
+    """Return the recipe of shape small: 55M parameters, 8 sequences of 512 tokens per step."""
     return {
         "name": "training",
         "tokenizer": str(work.tokenizer),
@@ -103,14 +103,14 @@ def small_recipe(work: Work, steps: int) -> dict[str, Any]:
 
 
 def write_rows(path: Path, recipe: Recipe) -> Path:
-    """The rows that tinyllama trains on, in their order: uint16 [steps x batch_sequences, sequence_length + 1]."""
+    """Return the rows of training, in order: uint16 [steps x batch_sequences, sequence_length + 1]."""
     store = TokenStore.open(recipe.data.store)
     np.save(path, np.concatenate([rows.numpy() for rows in batches(recipe, store, 0)]).astype(np.uint16))
     return path
 
 
 def peer_job(work: Work, folder: Path, fields: Mapping[str, Any], settings: Mapping[str, str]) -> Path:
-    """What a peer is to train, for benchmarks/training_peers.py: our recipe's shape on the rows that it reads."""
+    """Write a peer's job for benchmarks/training_peers.py: our recipe's shape and the rows that it reads."""
     recipe = Recipe.load(write_recipe(folder / "recipe.yaml", fields))
     model = recipe.model
     job = {
@@ -132,7 +132,7 @@ def peer_job(work: Work, folder: Path, fields: Mapping[str, Any], settings: Mapp
 
 
 def environment(work: Work, threads: int) -> dict[str, str]:
-    """The same for all: threads, memory that is kept, no hub, compiled code that is kept."""
+    """Return the environment of all programs: threads, allocator settings, no hub, a cache of compiled code."""
     fixed = {
         "OMP_NUM_THREADS": str(threads),
         "TORCHINDUCTOR_CACHE_DIR": str(work.folder / "inductor"),
@@ -143,7 +143,7 @@ def environment(work: Work, threads: int) -> dict[str, str]:
 
 
 def run_logged(command: Sequence[str | Path], log: Path, cwd: Path, env: Mapping[str, str]) -> None:
-    """Run a process to its end, what it says going to `log`; RuntimeError has the log's last lines."""
+    """Run a process with its output in `log`. Raises RuntimeError with the log's last lines."""
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, env=env)
         try:

@@ -1,4 +1,4 @@
-"""torchtitan's configuration of the shape that benchmarks/training.py compares, and what it lacks to run on a CPU.
+"""torchtitan's configuration of the shape in benchmarks/training.py, and the changes that it needs on a CPU.
 
 torchtitan takes its device from torch, which counts no CPU among accelerators, and asks it for memory figures.
 `TINYLLAMA_JOB` holds the job, since `--config` names a function without arguments.
@@ -16,7 +16,7 @@ import torch
 
 
 def admit_cpu() -> None:
-    """Before torchtitan is imported: the CPU as the device, without the two calls that gloo and torch.cpu refuse."""
+    """Make the CPU the device before torchtitan is imported, without the two calls that gloo and torch.cpu refuse."""
     torch._utils._get_available_device_type = lambda: "cpu"
     from torchtitan.components import metrics  # noqa: PLC0415
     from torchtitan.distributed import utils  # noqa: PLC0415
@@ -30,7 +30,7 @@ def admit_cpu() -> None:
 
 
 def small() -> Any:
-    """The configuration, as the functions of torchtitan's own registries make theirs."""
+    """Return the configuration, as the functions of torchtitan's registries do."""
     from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss  # noqa: PLC0415
     from torchtitan.components.metrics import MetricsProcessor  # noqa: PLC0415
     from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw  # noqa: PLC0415
@@ -61,7 +61,7 @@ def small() -> Any:
 
 
 def model_spec(job: dict[str, Any]) -> Any:
-    """A llama3 of the job's shape. FlexAttention has no backward on a CPU, so it is scaled_dot_product_attention."""
+    """Return a llama3 of the job's shape, with scaled_dot_product_attention: FlexAttention has no backward on a CPU."""
     from torchtitan.models import llama3  # noqa: PLC0415
     from torchtitan.models.common import ComplexRoPE, CosSinRoPE, Embedding, Linear, RMSNorm  # noqa: PLC0415
     from torchtitan.models.common.attention import ScaledDotProductAttention  # noqa: PLC0415
@@ -105,7 +105,7 @@ def model_spec(job: dict[str, Any]) -> Any:
 
 
 def rows_config(job: dict[str, Any]) -> Any:
-    """A data loader's configuration over the job's rows, in their order."""
+    """Return a data loader's configuration for the job's rows, in order."""
     from torchtitan.components.dataloader import BaseDataLoader  # noqa: PLC0415
 
     class Rows(BaseDataLoader):  # type: ignore[misc]
