@@ -1,8 +1,8 @@
 """Compares `tinyllama train` with litgpt, the Hugging Face Trainer and torchtitan, on this machine's CPU.
 
 Shape small: a Llama of 55M parameters, 8 rows of 512 tokens per step, bf16. All programs get the same rows of real
-text, threads, torch and allocator settings, and each its own best settings. They take turns, so that other jobs slow all
-of them equally. Each measures a bf16 2048^3 product between its steps; MFU is relative to the fastest product so far.
+text, threads, torch and allocator settings, and each its own best settings. They take turns, so that other jobs slow
+all equally. Each measures a bf16 2048^3 product between its steps; MFU is relative to the fastest product so far.
 Peers are installed under --work.
 
     python benchmarks/training.py

@@ -1,4 +1,4 @@
-"""The benchmarks' page is made of a results file, and their scripts start; what they measure is theirs to run."""
+"""The benchmark page is written from a results file, and every benchmark script starts."""
 
 import json
 import runpy
@@ -16,20 +16,20 @@ SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py") if "parse_args()" in p
 
 
 def run(monkeypatch: pytest.MonkeyPatch, script: Path, *words: object) -> None:
-    """A script in this process, which has torch imported, as a fresh Python would run it."""
+    """Run a script in this process, where torch is already imported."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(sys, "argv", [str(script), *map(str, words)])
     runpy.run_path(str(script), run_name="__main__")
 
 
-def written(folder: Path, change: Callable[[dict[str, Any]], object] = lambda programs: None) -> Path:
-    """A results file of one measure, with a change to its programs."""
+def write_results(folder: Path, change: Callable[[dict[str, Any]], object] = lambda programs: None) -> Path:
+    """Write a results file of one measure, with a change of its programs."""
     programs = {
         "tinyllama": {"version": "0.1.0", "settings": "as it comes", "values": [10, 12], "found": "the same tokens"},
         "datatrove": {"version": "0.10.1", "settings": "batch size 100", "values": [2, 4]},
     }
     change(programs)
-    measure = {"section": "tokenising", "name": "English", "unit": "MB/s", "more_is_better": True}
+    measure = {"section": "tokenization", "name": "English", "unit": "MB/s", "more_is_better": True}
     machine = {
         "cpu": "a CPU",
         "cores": 2,
@@ -50,15 +50,15 @@ def written(folder: Path, change: Callable[[dict[str, Any]], object] = lambda pr
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, path: Path) -> str:
-    """What is said of a results file that is not to become a page."""
+    """Return the message that refuses a results file."""
     with pytest.raises(SystemExit) as refused:
         run(monkeypatch, BENCHMARKS / "bench.py", "--page", path)
     assert not path.with_suffix(".md").exists()
     return str(refused.value)
 
 
-def test_a_results_file_becomes_a_table_with_ratios_spread_versions_and_settings_and_a_plot(monkeypatch, tmp_path):
-    run(monkeypatch, BENCHMARKS / "bench.py", "--page", written(tmp_path))
+def test_results_file_becomes_a_table_and_a_plot(monkeypatch, tmp_path):
+    run(monkeypatch, BENCHMARKS / "bench.py", "--page", write_results(tmp_path))
     page = (tmp_path / "benchmarks.md").read_text().replace("\N{EN DASH}", "-").splitlines()
     for line in (
         "| English | tinyllama | 11.0 (10.0-12.0) MB/s | |",
@@ -75,31 +75,31 @@ def test_a_results_file_becomes_a_table_with_ratios_spread_versions_and_settings
 
 
 @pytest.mark.parametrize("results", [ROOT / "docs/benchmarks.json"])
-def test_the_page_in_docs_is_what_its_results_make_and_they_are_of_every_peer(monkeypatch, tmp_path, results):
+def test_page_in_docs_matches_its_results_with_every_peer(monkeypatch, tmp_path, results):
     run(monkeypatch, BENCHMARKS / "bench.py", "--page", results, "--into", tmp_path)
     assert (tmp_path / "benchmarks.md").read_text() == (ROOT / "docs/benchmarks.md").read_text()
     measures = json.loads(results.read_text())["measures"]
-    sections = {"tokenising", "loading", "resuming", "training", "evaluation", "starting"}
+    sections = {"tokenization", "loading", "resuming", "training", "evaluation", "starting"}
     assert {measure["section"] for measure in measures} == sections
     peers = {name.split()[0] for measure in measures for name in measure["programs"]}
     assert peers >= {"tokenizers", "sentencepiece", "datatrove", "litdata", "litgpt", "transformers", "lm-eval"}
 
 
-def test_a_program_without_its_version_is_refused_by_name(monkeypatch, tmp_path):
-    nameless = refusal(monkeypatch, written(tmp_path, lambda programs: programs["datatrove"].pop("version")))
+def test_program_without_version_is_refused_by_name(monkeypatch, tmp_path):
+    nameless = refusal(monkeypatch, write_results(tmp_path, lambda programs: programs["datatrove"].pop("version")))
     assert "programs.datatrove.version" in nameless
-    empty = refusal(monkeypatch, written(tmp_path, lambda programs: programs["datatrove"].update(version="")))
+    empty = refusal(monkeypatch, write_results(tmp_path, lambda programs: programs["datatrove"].update(version="")))
     assert "programs.datatrove.version" in empty
 
 
-def test_a_round_that_a_program_missed_or_a_measure_without_us_is_refused(monkeypatch, tmp_path):
-    missed = refusal(monkeypatch, written(tmp_path, lambda programs: programs["datatrove"]["values"].pop()))
+def test_incomplete_round_or_missing_tinyllama_is_refused(monkeypatch, tmp_path):
+    missed = refusal(monkeypatch, write_results(tmp_path, lambda programs: programs["datatrove"]["values"].pop()))
     assert "every round" in missed
-    alone = refusal(monkeypatch, written(tmp_path, lambda programs: programs.pop("tinyllama")))
+    alone = refusal(monkeypatch, write_results(tmp_path, lambda programs: programs.pop("tinyllama")))
     assert "tinyllama itself is missing" in alone
 
 
-def test_a_ratio_is_of_one_round_and_above_one_where_we_are_better(monkeypatch):
+def test_ratio_compares_one_round_and_is_above_one_if_better(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     measuring = runpy.run_path(str(BENCHMARKS / "measuring.py"))
     program = {"version": "1", "settings": "its own"}
@@ -110,7 +110,7 @@ def test_a_ratio_is_of_one_round_and_above_one_where_we_are_better(monkeypatch):
         assert measuring["ratios"](measuring["Measure"].model_validate(words), "peer") == expected
 
 
-def test_turns_are_taken_in_the_other_order_every_second_round(monkeypatch):
+def test_turns_reverse_order_every_second_round(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     measuring = runpy.run_path(str(BENCHMARKS / "measuring.py"))
     order: list[str] = []
@@ -126,7 +126,7 @@ def test_turns_are_taken_in_the_other_order_every_second_round(monkeypatch):
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_every_script_answers_help(monkeypatch, capsys, script):
+def test_every_script_has_help(monkeypatch, capsys, script):
     with pytest.raises(SystemExit) as ended:
         run(monkeypatch, script, "--help")
     assert ended.value.code == 0
