@@ -43,10 +43,12 @@ def check_recipe(recipe: Recipe, system: SystemInfo) -> list[CheckResult]:
             finding.what: _failed(finding.what, finding.problem, status="missing" if finding.stops else "warning")
             for finding in preflight.findings(recipe, tokenizer)
         }
-    results = [first, *_check_data(recipe), *_check_software(recipe, system)]
+    store, store_result = _open_store(recipe)
+    results = [first, store_result, *_check_data(recipe, store is not None), *_check_software(recipe, system)]
     # A finding of the preflight checks replaces the result of the same name.
     results = [*(findings.pop(result.what, result) for result in results), *findings.values()]
-    return [*results, *_check_settings(recipe, system), *check_sizes(recipe, vocab_size, system, disk_and_free_bytes)]
+    results += _check_settings(recipe, system, store)
+    return [*results, *check_sizes(recipe, vocab_size, system, disk_and_free_bytes)]
 
 
 def _result(what: str, found: str, status: Status = "ok", remedy: str = "") -> CheckResult:
@@ -70,22 +72,27 @@ def _run_check(what: str, found: str, check: Callable[[], object]) -> CheckResul
     return _result(what, found)
 
 
-def _check_data(recipe: Recipe) -> Iterator[CheckResult]:
-    """Check the store, the raw files, which are only needed without a complete store, and the initial weights."""
-    store = None
+def _open_store(recipe: Recipe) -> tuple[TokenStore | None, CheckResult]:
     try:
         store = TokenStore.open(recipe.data.store)
-        tokens = sum(split.num_tokens for split in store.splits.values())
-        yield _result("token store", f"{recipe.data.store}: {tokens:,} tokens")
     except InputError as problem:
-        yield _failed("token store", problem, f"tinyllama prepare {recipe.name}", "warning")
+        return None, _failed("token store", problem, f"tinyllama prepare {recipe.name}", "warning")
+    tokens = sum(split.num_tokens for split in store.splits.values())
+    return store, _result("token store", f"{recipe.data.store}: {tokens:,} tokens")
+
+
+def _check_data(recipe: Recipe, has_store: bool) -> Iterator[CheckResult]:
+    """Check the initial weights, and the raw files, which are only needed without a complete store."""
     for name, source in recipe.data.sources.items():
         what = f"raw files of {name}"
         try:
             files = list_files(name, source)
             yield _result(what, f"{len(files):,} files, {format_bytes(sum(file.size for file in files))}")
         except InputError as problem:
-            yield _failed(what, problem, "needed only to prepare again", "warning") if store else _failed(what, problem)
+            if has_store:
+                yield _failed(what, problem, "needed only to prepare again", "warning")
+            else:
+                yield _failed(what, problem)
     if initial := recipe.train.initial_weights:
         if Path(initial).exists():
             yield _result("initial weights", initial)
@@ -155,12 +162,8 @@ def check_float8_support(system: SystemInfo) -> CheckResult:
     return _result("train.float8", "torchao, and GPUs with float8 matrix products")
 
 
-def _check_settings(recipe: Recipe, system: SystemInfo) -> Iterator[CheckResult]:
+def _check_settings(recipe: Recipe, system: SystemInfo, store: TokenStore | None) -> Iterator[CheckResult]:
     """Yield the warnings that `train` prints before its first step."""
-    try:
-        store = TokenStore.open(recipe.data.store)
-    except InputError:  # has a result of its own
-        store = None
     for line in preflight.recipe_warnings(recipe, len(system.devices) or 1, store):
         what, _, message = line.partition(": ")
         problem, _, remedy = message.rpartition("; ")
