@@ -1,4 +1,4 @@
-"""The Slurm scripts on a Slurm: a real one of two nodes where it is installed, stand-ins for its programs elsewhere."""
+"""The Slurm scripts, on a real cluster of two nodes if Slurm is installed, else with replaced programs."""
 
 import json
 import os
