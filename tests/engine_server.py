@@ -71,12 +71,12 @@ class Program:
     """Replacement of `subprocess.Popen` for a sidecar process: `main` of a module, in a fork."""
 
     def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
-        code, words = command[2], command[4:]
-        if code == "tinyllama.runs.sidecar":
-            code = "import sys\nfrom tinyllama.runs.sidecar import main\nsys.exit(main(*sys.argv[1:]))"
+        assert command[3] == "tinyllama.runs.sidecar"
         # the server's fork is the parent, and no longer training
-        code = f"import os, sys; sys.argv.insert(1, str(os.getppid()))\n{code}"
-        self.fork = _Fork(code, words, b"", env)
+        code = (
+            "import os, sys; from tinyllama.runs.sidecar import main\nsys.exit(main(str(os.getppid()), *sys.argv[1:]))"
+        )
+        self.fork = _Fork(code, command[5:], b"", env)
         self.returncode: int | None = None
 
     def communicate(self) -> tuple[str, str]:

@@ -260,7 +260,17 @@ def test_floor_sum_equals_the_direct_sum(count: int, modulus: int, factor: int, 
 
 
 @pytest.mark.parametrize(
-    "module", ["recipe", "plan.show", "data.order", "train.schedule", "data.store", "runs.listing"]
+    "module",
+    [
+        "recipe",
+        "plan.show",
+        "data.order",
+        "train.schedule",
+        "data.store",
+        "runs.listing",
+        "runs.log",
+        "tracking.trackers",
+    ],
 )
 def test_the_pure_modules_import_no_torch(module: str) -> None:
     code = f"import sys, tinyllama.{module}; sys.exit('torch' in sys.modules)"

@@ -97,3 +97,33 @@ def test_last_rows_skip_invalid_and_partial_lines(run: RunDir) -> None:
     write_lines(run.events_path, {"step": 1, "event": "start"}, "x", "[1]", {"step": 2, "event": "done"}, "{", end="")
     assert [row["step"] for row in run.last_events(1 << 10)] == [1, 2]
     assert [row["step"] for row in run.last_events(40)] == [2]
+
+
+def test_a_release_belongs_to_the_checkpoint_with_the_same_content(run: RunDir) -> None:
+    checkpoint = make_checkpoint(run, 5)
+    release = run.releases.release(checkpoint.name)
+    assert not checkpoint.is_released_as(release)
+    metadata = {"step": 5, "files": {}, "checkpoints": {checkpoint.name: checkpoint.commit_hash}}
+    write_json(release.metadata_path, metadata)
+    assert checkpoint.is_released_as(release)
+    write_json(release.metadata_path, metadata | {"checkpoints": {checkpoint.name: "of an earlier run"}})
+    assert not checkpoint.is_released_as(release)
+
+
+def test_an_evaluation_of_another_step_is_ignored(run: RunDir) -> None:
+    release = run.releases.release("step-00000005")
+    write_json(release.metadata_path, {"step": 5, "files": {}})
+    assert release.evaluation() is None
+    write_json(release.evaluation_path, {"step": 4})
+    assert release.evaluation() is None
+    write_json(release.evaluation_path, {"step": 5})
+    assert release.evaluation() == {"step": 5}
+
+
+@pytest.mark.parametrize("metadata", [None, [], {"step": 5}, {"files": {"../outside": {}}}])
+def test_invalid_metadata_of_a_release_is_an_error(run: RunDir, metadata: object) -> None:
+    release = run.releases.release("step-00000005")
+    if metadata is not None:
+        write_json(release.metadata_path, metadata)
+    with pytest.raises(InputError, match="step-00000005"):
+        release.metadata()

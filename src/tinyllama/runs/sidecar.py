@@ -24,8 +24,14 @@ class Sidecar:
         It computes on one core or on all. Its standard error goes to `log`, or is kept for `wait`. Raises OSError where
         it cannot be started.
         """
+        program = [
+            sys.executable,
+            "-P",
+            "-m",
+            "tinyllama.runs.sidecar",
+        ]  # -P: import nothing from the working directory
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tinyllama.runs.sidecar", str(os.getpid()), module, *arguments],
+            [*program, str(os.getpid()), module, *arguments],
             env=sidecar_environment(one_core),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
