@@ -10,7 +10,6 @@ empty at the start of each round. Without --tokenizer, 32,000 tokens are trained
 import json
 import os
 import random
-import struct
 import sys
 import sysconfig
 import tempfile
@@ -23,6 +22,7 @@ import sentencepiece
 import tokenizers
 from measuring import OURS, Measure, Program, options, write_measures
 from peers import version_of
+from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
 from texts import read_jsonl
 
 from tinyllama.tokenizer import Tokenizer
@@ -94,22 +94,18 @@ def ensure_model(folder: Path) -> None:
     if (folder / "tokenizer.model").is_file():
         return
     document = json.loads((folder / "tokenizer.json").read_bytes())["model"]
-    joins = [join if isinstance(join, str) else " ".join(join) for join in document["merges"]]
+    results = ["".join(merge).replace(" ", "") for merge in document["merges"]]
     scores: dict[str, float] = {}
-    for rank, join in enumerate(joins):
-        text = join.replace(" ", "")
-        scores.setdefault(text, -1e9 if not text.strip("▁") else -float(rank))
+    for rank, text in enumerate(results):
+        scores.setdefault(text, -float(rank) if text.strip("▁") else -1e9)
     types = {"<unk>": 2, "<s>": 3, "</s>": 3} | {f"<0x{byte:02X}>": 6 for byte in range(256)}
-    model = message(2, b"\x18\x02\x98\x02\x01") + message(3, b"\x20\x00")  # BPE with bytes; repeated spaces stay
+    model = ModelProto()
+    model.trainer_spec.model_type = TrainerSpec.BPE
+    model.trainer_spec.byte_fallback = True
+    model.normalizer_spec.remove_extra_whitespaces = False
     for text, _ in sorted(document["vocab"].items(), key=lambda item: int(item[1])):
-        score = struct.pack("<f", scores.get(text, -float(len(joins))))
-        model += message(1, message(1, text.encode()) + b"\x15" + score + bytes((0x18, types.get(text, 1))))
-    (folder / "tokenizer.model").write_bytes(model)
-
-
-def message(number: int, value: bytes) -> bytes:
-    """Return a field of sentencepiece_model.proto whose value is shorter than 16 kB."""
-    return bytes((number << 3 | 2, len(value) & 127 | 128, len(value) >> 7)) + value
+        model.pieces.add(piece=text, score=scores.get(text, -float(len(results))), type=types.get(text, 1))
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
 
 
 def measure(folder: Path, blocks: list[list[str]]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from tinyllama.prepare.files import find_modified_input
 from tinyllama.prepare.manifests import settings_diff, store_settings, write_manifests
 from tinyllama.prepare.store_warnings import check_no_file_warnings
 from tinyllama.prepare.tasks import TOKENS, Job, plan_job
-from tinyllama.prepare.worker import load_tokenizer, translate_write_errors
+from tinyllama.prepare.worker import cached_tokenizer, translate_write_errors
 from tinyllama.progress import BYTES, poll_progress
 from tinyllama.recipe import Recipe, differences
 from tinyllama.tokenizer import Tokenizer
@@ -34,8 +34,8 @@ def prepare_store(recipe: Recipe, strict: bool = False) -> TokenStore | None:
     that gives few documents or none.
     """
     store = Path(recipe.data.store)
-    load_tokenizer.cache_clear()  # another tokenizer may be in the folder now
-    tokenizer = load_tokenizer(recipe.tokenizer)
+    cached_tokenizer.cache_clear()  # another tokenizer may be in the folder now
+    tokenizer = cached_tokenizer(recipe.tokenizer)
     check_cleaning(recipe)
     job = plan_job(recipe)
     plan = {"settings": store_settings(recipe, tokenizer), "inputs": job.inputs}

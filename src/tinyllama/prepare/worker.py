@@ -190,7 +190,7 @@ def _tokenize(
                 yield text
 
     special_tokens = job.recipe.data.document
-    tokenizer = load_tokenizer(job.recipe.tokenizer)
+    tokenizer = cached_tokenizer(job.recipe.tokenizer)
     for tokens in tokenizer.encode_documents(texts(), special_tokens.bos, special_tokens.eos):
         split, metadata, text_bytes = pending.popleft()
         writers[split].write(tokens, metadata["row"])
@@ -209,7 +209,7 @@ def _assign_splits(job: Job, task: Task, text: TextLike) -> list[tuple[str, Text
 
 
 @lru_cache(maxsize=1)
-def load_tokenizer(path: str) -> Tokenizer:
+def cached_tokenizer(path: str) -> Tokenizer:
     """Return the tokenizer, loaded once: forked workers inherit it, and its cache serves the next task too."""
     return Tokenizer.load(path)
 
