@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from tinyllama.evaluate.results import SCORE_COLUMNS, score_rows
 from tinyllama.formatting import MISSING, format_bytes, format_count, format_duration_precise, format_percent
-from tinyllama.recipe import flatten
+from tinyllama.recipe import differences
 from tinyllama.release.card import DATA_COLUMNS, RELEASE_COLUMNS, data_rows, release_rows
 from tinyllama.release.metadata import release_score
 from tinyllama.report.run_data import Json, RunData
@@ -171,10 +171,9 @@ def unique_run_names(runs: Sequence[RunData]) -> list[str]:
 
 def difference_table(runs: Mapping[str, RunData]) -> Table:
     """Return the table of recipe fields, the name excepted, that differ between runs."""
-    fields = [flatten(run.recipe.model_dump(mode="json", exclude={"name"})) for run in runs.values()]
-    names = dict.fromkeys(name for recipe in fields for name in recipe)
-    rows = [(name, *(_format_value(recipe.get(name, "")) for recipe in fields)) for name in names]
-    return Table(("recipe field", *runs), [row for row in rows if len(set(row[1:])) > 1])
+    fields = [run.recipe.model_dump(mode="json", exclude={"name"}) for run in runs.values()]
+    rows = [(name, *map(_format_value, values)) for name, values in differences(*fields)]
+    return Table(("recipe field", *runs), rows)
 
 
 def _format_value(value: object) -> str:

@@ -10,6 +10,7 @@ from tinyllama.data.batches import batch_index_for_step
 from tinyllama.distributed import broadcast_from_rank0
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.formatting import echo
+from tinyllama.recipe import differences
 from tinyllama.runs.checkpoint import load_checkpoint
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import CheckpointDir, RunDir
@@ -96,11 +97,7 @@ def _recipe_changes(state: TrainState, saved: dict[str, Any]) -> list[str]:
     store, tokenizer = "data.store (its content)", "tokenizer (its content)"
     before = saved["fields"] | {store: saved["store"], tokenizer: saved["tokenizer"]}
     now = state.recipe.fields_affecting_weights() | {store: state.store.digest, tokenizer: state.tokenizer.digest}
-    return [
-        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted(before | now)
-        if before.get(key) != now.get(key)
-    ]
+    return [f"{key} was {then!r}, is {value!r}" for key, (then, value) in sorted(differences(before, now))]
 
 
 def roll_back(state: TrainState, log: RunLog | None, step: int, decision: Decision) -> None:
