@@ -170,7 +170,8 @@ def code_documents(files: Iterable[CorpusDocument]) -> Iterator[CorpusDocument]:
             if sizes[part] < _MAX_CHARACTERS.get(part, _MAX_CHARACTERS_OTHERS) and is_readable_code(file.text):
                 text = strip_repeated_license(file.text, known_comments)
                 sizes[part] += len(text)
-                yield file._replace(text=text, part=part)
+                if text.strip():
+                    yield file._replace(text=text, part=part)
 
 
 def is_readable_code(text: str) -> bool:
