@@ -110,7 +110,7 @@ def _with_best_batch(folder: Path, precision: torch.dtype, requests: Mapping[str
     model.batch_size_per_gpu = best
     tried = ", ".join(f"{size}: {value:.2f} s" for size, value in seconds.items())
     dtype = str(precision).removeprefix("torch.")
-    print(f"hf, {dtype}: batch size {best} ({tried}); the smallest and the largest beside each other:")
+    print(f"hf, {dtype}: batch size {best} ({tried}); the smallest compared with the largest:")
     print(f"  {_difference(scores[0], scores[-1])}", flush=True)
     return model, f"`hf` on the CPU, batch size {best}, the quickest of {', '.join(map(str, BATCH_SIZES))}"
 

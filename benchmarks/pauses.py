@@ -72,17 +72,17 @@ def print_saving(work: Work, folder: Path, env: Mapping[str, str]) -> None:
     for asynchronous in (True, False):
         fields = small_recipe(work, 4 * SAVE_EVERY + 1)
         fields["checkpoint"] = {"every_steps": SAVE_EVERY, "keep": 1, "asynchronous": asynchronous}
-        fields["name"] = "beside-training" if asynchronous else "at-once"
+        fields["name"] = "asynchronous" if asynchronous else "synchronous"
         finish(start(folder, fields, env))
         run = folder / "runs" / fields["name"]
         saves = [row for row in RunDir(run).events() if row["event"] == "checkpoint"][:-1]
         rows = list(RunDir(run).metrics())[SAVE_EVERY:]
-        beside = statistics.median(row["tokens_per_second"] for row in rows if row["step"] % SAVE_EVERY == 1)
+        during = statistics.median(row["tokens_per_second"] for row in rows if row["step"] % SAVE_EVERY == 1)
         others = statistics.median(row["tokens_per_second"] for row in rows if row["step"] % SAVE_EVERY != 1)
-        seconds, stood = (statistics.median(row[key] for row in saves) for key in ("seconds", "stall_seconds"))
+        seconds, stalled = (statistics.median(row[key] for row in saves) for key in ("seconds", "stall_seconds"))
         print(
-            f"a checkpoint {fields['name']}: {seconds:.1f} s, training stands still for {stood:.2f} s of them; "
-            f"the step after it has {beside / others:.2f} times the others' speed",
+            f"a checkpoint {fields['name']}: {seconds:.1f} s, training waits for {stalled:.2f} s of them; "
+            f"the step after it has {during / others:.2f} times the others' speed",
             flush=True,
         )
 

@@ -81,7 +81,7 @@ def compare(folder: Path, megatokens: int, rounds: int, python: Path) -> list[Me
         "`state_dict`",
     }
     programs = {name: (version_of(own, name), settings[name], found[name]) for name, own in pythons.items()}
-    return [as_measure(megatokens, firsts, programs, whole) for whole in (True, False)]
+    return [as_measure(megatokens, firsts, programs, from_start) for from_start in (True, False)]
 
 
 def write_data(folder: Path, megatokens: int) -> None:
@@ -90,13 +90,13 @@ def write_data(folder: Path, megatokens: int) -> None:
     tokens.tofile(folder / "flat")
     write_random(folder / "store", tokens, {SOURCE: 1})
     write_chunks(folder / "litdata", folder / "flat")
-    whole = (len(tokens) - 1) // LENGTH // ROWS  # its last few rows belong to another batch
+    epoch_steps = (len(tokens) - 1) // LENGTH // ROWS  # its last few rows belong to another batch
     fields = recipe_of_the_card() | {"name": "resuming"}
     fields["data"] |= {
         "store": str(folder / "store"),
         "sources": {SOURCE: {"format": "jsonl", "path": "nowhere", "weight": 1}},
     }
-    fields["train"] |= {"tokens": 2 * whole * ROWS * LENGTH, "batch_sequences": ROWS, "micro_batch_sequences": 1}
+    fields["train"] |= {"tokens": 2 * epoch_steps * ROWS * LENGTH, "batch_sequences": ROWS, "micro_batch_sequences": 1}
     fields["train"]["schedule"]["warmup_steps"] = 1
     (folder / "recipe.yaml").write_text(json.dumps(fields))
 
@@ -117,9 +117,11 @@ def check(folder: Path, name: str, python: Path, step: int) -> str:
         for mode in ("save", "resume"):
             run(folder, name, python, step, mode, workers)
         rest, second = json.loads((folder / f"{name}-{workers}-resume.json").read_bytes())
-        whole = expected(folder, name, workers)
-        first = "the rest of the epoch as in one go" if rest == whole[0][step * ROWS :] else "another rest of the epoch"
-        share = len(set(second)) / len(set(whole[1]))
+        in_one_go = expected(folder, name, workers)
+        first = (
+            "the rest of the epoch as in one go" if rest == in_one_go[0][step * ROWS :] else "another rest of the epoch"
+        )
+        share = len(set(second)) / len(set(in_one_go[1]))
         said.append(
             f"{first}, then {share:.0%} of the next epoch's rows" + f" (worker processes: {workers})" * bool(workers)
         )
@@ -150,23 +152,27 @@ def first_batch(folder: Path, name: str, python: Path, step: int) -> First:
 
 
 def as_measure(
-    megatokens: int, firsts: Mapping[str, Sequence[First]], programs: Mapping[str, tuple[str, str, str]], whole: bool
+    megatokens: int,
+    firsts: Mapping[str, Sequence[First]],
+    programs: Mapping[str, tuple[str, str, str]],
+    from_start: bool,
 ) -> Measure:
     """Return the seconds, with or without the start of the process."""
     return Measure(
         section="resuming",
-        name=f"first batch at 90 % of {megatokens}M tokens, " + ("from the command" if whole else "after the imports"),
+        name=f"first batch at 90 % of {megatokens}M tokens, "
+        + ("from the command" if from_start else "after the imports"),
         unit="s",
         more_is_better=False,
         how=f"A new process of a warm page cache, to {ROWS} rows of {LENGTH + 1} at 90 % of an epoch"
-        + (", its start and imports included." if whole else ": opening the data and finding the place."),
+        + (", its start and imports included." if from_start else ": opening the data and finding the place."),
         not_shown=NOT_SHOWN,
         programs={
             name: Program(
                 version=programs[name][0],
                 settings=programs[name][1],
                 found=programs[name][2],
-                values=[first.seconds if whole else first.own_seconds for first in own],
+                values=[first.seconds if from_start else first.own_seconds for first in own],
             )
             for name, own in firsts.items()
         },

@@ -29,9 +29,9 @@ def walk_ours(folder: Path, step: int, resumed: bool) -> Iterator[Iterator[Any]]
 
     imported()
     recipe, store = Recipe.load(folder / "recipe.yaml"), TokenStore.open(folder / "store")
-    whole = recipe.train.steps // 2
+    epoch = recipe.train.steps // 2
     stream = batches(recipe, store, step if resumed else 0)
-    yield islice(stream, whole - step if resumed else whole)
+    yield islice(stream, epoch - step if resumed else epoch)
     yield stream
 
 

@@ -27,7 +27,7 @@ PACKAGES = {
     "code": {"golang-1.19-src": "*.go", "rust-src": "*.rs"},
 }
 FILES_OF_A_KIND = 8
-# the article of a page that Sphinx or DocBook made, without what stands around it on every page
+# the article of a page that Sphinx or DocBook made, without the navigation around it
 ARTICLE = re.compile(
     r'(?:role="main"|class="(?:sect|chapter|refentry)[^"]*")[^>]*>(.*?)'
     r'(?:<div class="(?:rst-footer-buttons|sphinxsidebar|navfooter)|<footer|</body>)',
@@ -58,10 +58,10 @@ def unpack(work: Path, package: str) -> Path:
         downloads.mkdir(parents=True, exist_ok=True)
         subprocess.run(["apt-get", "download", package], cwd=downloads, check=True, stdout=subprocess.DEVNULL)
         (archive,) = downloads.glob(f"{package}_*.deb")
-        beside = folder.with_name(f"{folder.name}.part")
-        beside.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["dpkg-deb", "-x", archive, beside], check=True)
-        beside.rename(folder)
+        partial = folder.with_name(f"{folder.name}.part")
+        partial.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["dpkg-deb", "-x", archive, partial], check=True)
+        partial.rename(folder)
     return folder
 
 
@@ -100,16 +100,16 @@ def choose(texts: Iterable[str], num_bytes: int) -> list[str]:
 def write_jsonl(folder: Path, texts: list[str]) -> None:
     """Write the texts as rows of SlimPajama, in several files of about the same size."""
     random.Random(0).shuffle(texts)
-    beside = folder.with_name(f"{folder.name}.part")
-    beside.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f"{folder.name}.part")
+    partial.mkdir(parents=True, exist_ok=True)
     for number in range(FILES_OF_A_KIND):
         rows = [
             orjson.dumps({"text": text, "meta": {"redpajama_set_name": "RedPajamaCommonCrawl"}})
             for text in texts[number::FILES_OF_A_KIND]
         ]
         compressed = zstandard.ZstdCompressor().compress(b"\n".join([*rows, b""]))
-        (beside / f"example_train_{number}.jsonl.zst").write_bytes(compressed)
-    beside.rename(folder)
+        (partial / f"example_train_{number}.jsonl.zst").write_bytes(compressed)
+    partial.rename(folder)
 
 
 def read_jsonl(folder: Path) -> Iterator[str]:

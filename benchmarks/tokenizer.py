@@ -50,13 +50,13 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         if arguments.tokenizer is None:
-            train_tokenizer((text for whole in texts.values() for text in whole[1::2]), 32_000).save(folder)
+            train_tokenizer((text for documents in texts.values() for text in documents[1::2]), 32_000).save(folder)
         else:
             convert_tokenizer(arguments.tokenizer, folder)
         ensure_model(Path(folder))
         measures = []
-        for kind, whole in texts.items():
-            unseen = whole[::2] if arguments.tokenizer is None else whole
+        for kind, documents in texts.items():
+            unseen = documents[::2] if arguments.tokenizer is None else documents
             blocks = to_blocks(unseen, int(arguments.megabytes * 1e6))
             turns = [measure(Path(folder), blocks) for _ in range(arguments.rounds)]
             measures.append(as_measure(kind, blocks, turns))

@@ -95,7 +95,7 @@ def parse_arguments() -> argparse.Namespace:
         "--threads", type=int, default=available_cpu_count(), help="of each program (default: %(default)s)"
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"{OURS}, a peer, or one of its settings: {NAMES}")
-    parser.add_argument("--ranks", action="store_true", help="two ranks beside one process, tinyllama alone")
+    parser.add_argument("--ranks", action="store_true", help="two ranks compared with one process, tinyllama only")
     return parser.parse_args()
 
 

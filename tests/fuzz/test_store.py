@@ -103,9 +103,9 @@ def test_manifest_with_empty_dtype_is_found() -> None:
 def test_any_changed_byte_is_found_without_traceback(data: st.DataObject, edits: Any) -> None:
     name = data.draw(st.sampled_from(files()))
     with copied_store() as folder:
-        whole = (folder / name).read_bytes()
-        (folder / name).write_bytes(mutate(whole, edits))
-        assert bool(find_problems(folder)) == (mutate(whole, edits) != whole)
+        original = (folder / name).read_bytes()
+        (folder / name).write_bytes(mutate(original, edits))
+        assert bool(find_problems(folder)) == (mutate(original, edits) != original)
         use(folder)
 
 
@@ -161,10 +161,10 @@ def test_any_shards_read_as_one_array(shards: list[list[Any]], bounds: tuple[flo
         write_json(folder / "manifest.json", {"shards": entries})
         split = Split(folder, np.dtype("<u2"))
         flat = [tokens for texts in shards for tokens in texts]
-        whole = np.concatenate(flat)
-        start, stop = sorted(round(bound * len(whole)) for bound in bounds)
-        assert split.num_tokens == len(whole)
-        assert np.array_equal(split.read(start, stop), whole[start:stop])
+        expected = np.concatenate(flat)
+        start, stop = sorted(round(bound * len(expected)) for bound in bounds)
+        assert split.num_tokens == len(expected)
+        assert np.array_equal(split.read(start, stop), expected[start:stop])
         assert [tokens.tolist() for tokens in split.documents()] == [tokens.tolist() for tokens in flat]
         with pytest.raises(IndexError):
-            split.read(0, len(whole) + 1)
+            split.read(0, len(expected) + 1)

@@ -141,11 +141,11 @@ class RunMemo:
                 starts, ends = self._find_runs(data)
                 if data[-1] != NEVER:
                     starts, ends = starts[:-1], ends[:-1]
-                whole = int(ends[-1]) if len(ends) else 0
-                rest = data[whole:]
+                complete = int(ends[-1]) if len(ends) else 0
+                rest = data[complete:]
                 parts, size = [rest], 0
-                if whole:
-                    yield data[:whole], starts, ends
+                if complete:
+                    yield data[:complete], starts, ends
         if data := b"".join(parts):
             yield data, *self._find_runs(data)
 
