@@ -10,7 +10,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -117,13 +117,9 @@ class _DownloadLimit(fsspec.callbacks.Callback):  # type: ignore[misc]
 @contextmanager
 def open_input(path: str) -> Iterator[BinaryIO]:
     """Open a file for reading at any position; of a remote file only the bytes that are read are downloaded."""
-    with ExitStack() as stack:
-        with _translate_access_errors(path):
-            file: BinaryIO
-            if _is_remote(path):
-                file = stack.enter_context(_filesystem(path).open(path, "rb"))
-            else:
-                file = stack.enter_context(Path(path).open("rb"))
+    with _translate_access_errors(path):
+        file: BinaryIO = _filesystem(path).open(path, "rb") if _is_remote(path) else Path(path).open("rb")  # noqa: SIM115
+    with file:
         yield file
 
 
