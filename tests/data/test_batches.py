@@ -19,6 +19,8 @@ from tinyllama.data.store import Split, TokenStore
 from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe
 
+RANK_PROGRAM = Path(__file__).parent / "rank_program.py"
+
 
 @pytest.fixture
 def recipe(small: Path) -> Recipe:
@@ -103,20 +105,10 @@ def test_the_first_block_has_one_step() -> None:
     assert [*module._blocks(5, 20, 4)] == [(5, 6), (6, 8), (8, 12), (12, 16), (16, 20)]
 
 
-RANK = """
-import sys, torch
-from tinyllama.data.batches import batches
-from tinyllama.data.store import TokenStore
-from tinyllama.recipe import Recipe
-recipe = Recipe.load(sys.argv[1], {"train.batch_sequences": 24, "train.tokens": sys.argv[2]})
-torch.save(list(batches(recipe, TokenStore.open(recipe.data.store), 1, int(sys.argv[3]), 3)), sys.argv[4])
-"""
-
-
 @pytest.mark.slow
 def test_three_processes_read_the_parts_of_each_batch(small: Path, store: TokenStore, tmp_path: Path) -> None:
     tokens = 24 * 64 * 6 + 1  # one more token than six steps have, so there is a seventh
-    command = [sys.executable, "-c", RANK, str(small / "recipe.yaml"), str(tokens)]
+    command = [sys.executable, str(RANK_PROGRAM), str(small / "recipe.yaml"), str(tokens)]
     files = [tmp_path / f"{rank}.pt" for rank in range(3)]
     processes = [subprocess.Popen([*command, str(rank), str(file)]) for rank, file in enumerate(files)]
     assert [process.wait(timeout=100) for process in processes] == [0, 0, 0]

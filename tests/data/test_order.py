@@ -192,21 +192,21 @@ def test_a_ramp_is_linear_in_equal_steps() -> None:
     found = mixture_schedule(recipe)
     assert [found[number].first_step for number in (0, 1, 65, 66)] == [0, first, last, 882149]
     assert found[65].shares == (Fraction(3, 4), Fraction(1, 4))
-    pieces = [(mix.first_step, after.first_step) for mix, after in pairwise(found[1:66])]
-    assert {end - start for start, end in pieces} == {(last - first) // 64, (last - first) // 64 + 1}
-    for mix, (start, end) in zip(found[1:65], pieces, strict=True):
+    spans = [(mixture.first_step, after.first_step) for mixture, after in pairwise(found[1:66])]
+    assert {end - start for start, end in spans} == {(last - first) // 64, (last - first) // 64 + 1}
+    for mixture, (start, end) in zip(found[1:65], spans, strict=True):
         line = Fraction(1, 4) * (Fraction(start + end, 2) - first) / (last - first)  # at the middle of the mixture
-        assert sum(mix.shares) == 1
-        assert abs(mix.shares[1] - line) < Fraction(1, 4 * (last - first))
+        assert sum(mixture.shares) == 1
+        assert abs(mixture.shares[1] - line) < Fraction(1, 4 * (last - first))
 
 
 def test_shares_are_exact_in_every_batch_of_a_ramp() -> None:
     recipe = v1_1()
     batch, found = recipe.train.batch_sequences, mixture_schedule(recipe)
-    for mix, after in pairwise(found):
+    for mixture, after in pairwise(found):
         ends = after.first_step - 1, after.first_step
-        for step in {mix.first_step, mix.first_step + 1, mix.first_step + 2, ends[0] - 1, *ends}:
-            shares = (mix if step < after.first_step else after).shares
+        for step in {mixture.first_step, mixture.first_step + 1, mixture.first_step + 2, ends[0] - 1, *ends}:
+            shares = (mixture if step < after.first_step else after).shares
             counts = np.subtract(
                 sequences_consumed_before(found, batch, step + 1), sequences_consumed_before(found, batch, step)
             )
@@ -232,7 +232,7 @@ def test_a_ramp_neither_loses_nor_repeats_sequences() -> None:
 def test_a_short_ramp_has_one_mixture_per_step() -> None:
     stage = {"from_tokens": 0, "ramp_tokens": 3 * 8 * 64, "weights": {"starcoderdata": 1}}
     found = mixture_schedule(v1_1(**{"train.batch_sequences": 8, "train.sequence_length": 64, "data.stages": [stage]}))
-    assert [(mix.first_step, mix.shares[1]) for mix in found] == [
+    assert [(mixture.first_step, mixture.shares[1]) for mixture in found] == [
         (0, Fraction(1, 6)),
         (1, Fraction(1, 2)),
         (2, Fraction(5, 6)),

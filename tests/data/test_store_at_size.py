@@ -14,6 +14,7 @@ import pytest
 from tinyllama.data.store import FORMAT_VERSION, TokenStore
 from tinyllama.errors import InputError
 
+READ_PROGRAM = Path(__file__).parent / "read_program.py"
 SHA256 = "0123456789abcdef" * 4
 
 
@@ -50,41 +51,13 @@ def write_shard(folder: Path, number: int, tokens: int, inputs: int) -> dict[str
     }
 
 
-OPEN = """
-import cProfile, json, pathlib, re, sys, tracemalloc
-from tinyllama.data.order import sequences
-from tinyllama.data.store import TokenStore
-from tinyllama.recipe import Recipe
-
-def work(step):
-    "Return the calls and bytes of a step, which are the same on every machine."
-    profile = cProfile.Profile()
-    tracemalloc.start()
-    profile.runcall(sequences, recipe, store, step)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    profile.create_stats()
-    return [sum(entry[1] for entry in profile.stats.values()), peak]
-
-store, recipe = TokenStore.open(sys.argv[1]), Recipe.load("tinyllama-1.1b")
-source, _, index = sequences(recipe, store, 1_430_000)[-1].tolist()
-read = store["starcoderdata/train"].read(index * 2048, index * 2048 + 2049)
-status = pathlib.Path("/proc/self/status").read_text()
-print(json.dumps({
-    "tokens": sum(split.num_tokens for split in store.splits.values()),
-    "read": [source, len(read)],
-    "torch": "torch" in sys.modules,
-    "work": [work(0), work(1_430_000)],
-    "peak_bytes": 1024 * int(re.search("VmHWM: *([0-9]+)", status.replace(chr(9), " "))[1]),
-}))
-"""
-
-
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
 def test_a_trillion_tokens_need_little_memory_at_any_step(tmp_path: Path) -> None:
     # 14,900 shards of 68M tokens from 59,600 files, as many as SlimPajama and Starcoderdata have together.
     write_store(tmp_path, {"slimpajama": [68_000_000] * 10_400, "starcoderdata": [68_000_000] * 4_500}, inputs_each=4)
-    done = subprocess.run([sys.executable, "-c", OPEN, str(tmp_path)], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(READ_PROGRAM), str(tmp_path)], check=True, capture_output=True, text=True
+    )
     found = json.loads(done.stdout)
     assert found["tokens"] > 10**12
     assert found["read"] == [1, 2049]
@@ -128,8 +101,8 @@ def test_few_files_are_open_and_none_after_the_store_is_deleted(counting: TokenS
 
 
 def test_partial_reads_are_completed(counting: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = os.pread
-    monkeypatch.setattr(os, "pread", lambda descriptor, size, offset: whole(descriptor, min(size, 5), offset))
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda descriptor, size, offset: pread(descriptor, min(size, 5), offset))
     assert counting["a/train"].read(3, 50).tolist() == list(range(3, 50))
 
 

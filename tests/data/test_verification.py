@@ -32,26 +32,26 @@ def test_one_flipped_bit_in_any_file_is_found_by_name(store: Path) -> None:
     files = [path for path in sorted(store.rglob("*")) if path.is_file() and path.stat().st_size]
     assert len(files) > 12
     for path in files:
-        whole = path.read_bytes()
-        for place in (0, len(whole) // 2, len(whole) - 1):
+        intact = path.read_bytes()
+        for place in (0, len(intact) // 2, len(intact) - 1):
             flip(path, place)
             named = path.with_name("manifest.json") if path.name == "manifest.sha256" else path
             found = find_corruption(store)
             assert any(str(named) in problem for problem in found), (path, place, found)
             assert not any(problem.endswith("is unexpected") for problem in found)
-            path.write_bytes(whole)
+            path.write_bytes(intact)
     assert find_corruption(store) == []
 
 
 def test_a_manifest_with_damaged_keys_is_named(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest, split = store / "manifest.json", store / "modules/train/manifest.json"
     for path, key in ((manifest, "dtype"), (manifest, "sources"), (manifest, "splits"), (split, "shards")):
-        whole = path.read_text()
-        path.write_text(whole.replace(f'"{key}"', f'"x{key[1:]}"'))
+        intact = path.read_text()
+        path.write_text(intact.replace(f'"{key}"', f'"x{key[1:]}"'))
         assert any(str(path) in problem for problem in find_corruption(store)), key
         assert main(["inspect", str(store)]) == 2
         assert "--verify" in capsys.readouterr().err
-        path.write_text(whole)
+        path.write_text(intact)
     manifest.unlink()
     assert find_corruption(store) == [
         f"{manifest} is missing",

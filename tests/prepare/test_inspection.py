@@ -53,30 +53,30 @@ def test_a_row_of_a_step_is_traced_to_its_text(small: Path, capsys: pytest.Captu
     recipe, store = Recipe.load(small / "recipe.yaml"), TokenStore.open(small / "store")
     arguments = ["inspect", str(small / "store"), "--recipe", str(small / "recipe.yaml"), "--step", "7", "--row", "2"]
     assert main(arguments) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     source, epoch, index = sequences(recipe, store, 7)[2].tolist()
     name = f"{list(recipe.data.sources)[source]}/train"
-    assert f"sequence {index:,} of {name}, epoch {epoch}" in said
+    assert f"sequence {index:,} of {name}, epoch {epoch}" in output
     split = store[name]
     for document in split.documents_between(index * 64, index * 64 + 65):
-        assert f"{document.file} row {document.row}, file's sha256 {document.sha256}" in said
+        assert f"{document.file} row {document.row}, file's sha256 {document.sha256}" in output
     decoded = Tokenizer.load(small / "tokenizer").decode(split.read(index * 64, index * 64 + 10).tolist())
-    assert repr(decoded)[1:-1][:10] in said
+    assert repr(decoded)[1:-1][:10] in output
 
 
 def test_inspect_shows_counts_shares_and_samples(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(small / "store")]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     store = TokenStore.open(small / "store")
     split, manifest = store["lines/train"], store["lines/train"].manifest
-    assert f"{split.num_documents:,}" in said
-    assert f"{split.num_tokens:,}" in said
-    assert f"{manifest['text_bytes'] / split.num_tokens:.3f}" in said
-    assert "held out for validation" in said
-    assert "manifest " + store.digest in said
+    assert f"{split.num_documents:,}" in output
+    assert f"{split.num_tokens:,}" in output
+    assert f"{manifest['text_bytes'] / split.num_tokens:.3f}" in output
+    assert "held out for validation" in output
+    assert "manifest " + store.digest in output
     texts = [text_of(one.file, one.row) for one in split.find_documents(range(split.num_documents))]
     assert manifest["text_bytes"] == sum(len(text.encode()) for text in texts)
-    assert repr(texts[0])[1:20] in said
+    assert repr(texts[0])[1:20] in output
 
 
 def test_subsets_are_counted_separately(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,9 +100,9 @@ def test_subsets_are_counted_separately(small: Path, tmp_path: Path, capsys: pyt
     }
     assert np.sum([tally["tokens"] for tally in manifest["subsets"].values()]) == manifest["tokens"]
     assert main(["inspect", str(tmp_path / "store")]) == 0
-    said = capsys.readouterr().out
-    assert "excluded: RedPajamaGithub" in said
-    assert "  RedPajamaBook" in said
+    output = capsys.readouterr().out
+    assert "excluded: RedPajamaGithub" in output
+    assert "  RedPajamaBook" in output
 
 
 @pytest.mark.parametrize(
@@ -128,9 +128,9 @@ def test_impossible_traces_are_refused_in_one_line(
         capsys.readouterr()  # the progress
     names = {"RECIPE": str(small / "recipe.yaml"), "OTHER": str(tmp_path / "other")}
     assert main(["inspect", str(small / "store"), *(names.get(flag, flag) for flag in flags)]) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert message in said[-1]
-    assert len(said) == 1
+    output = capsys.readouterr().err.splitlines()
+    assert message in output[-1]
+    assert len(output) == 1
 
 
 def test_inspect_shows_counts_without_the_tokenizer(

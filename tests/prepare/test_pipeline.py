@@ -195,14 +195,14 @@ def test_a_store_of_other_data_is_not_overwritten(small: Path, tmp_path: Path) -
 def test_prepared_shards_read_as_one_array(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)
     split = prepared(recipe_at(small, tmp_path / "store"))["modules/train"]
-    whole = np.concatenate([np.fromfile(split.folder / shard.file, split.dtype) for shard in split.shards])
+    all_tokens = np.concatenate([np.fromfile(split.folder / shard.file, split.dtype) for shard in split.shards])
     assert len(split.shards) == 2
-    assert split.num_tokens == len(whole)
+    assert split.num_tokens == len(all_tokens)
     edge = split.shards[0].tokens
-    for start, stop in ((0, len(whole)), (edge - 3, edge + 3), (edge, edge + 1), (edge - 1, edge), (5, 5)):
-        assert np.array_equal(split.read(start, stop), whole[start:stop])
+    for start, stop in ((0, len(all_tokens)), (edge - 3, edge + 3), (edge, edge + 1), (edge - 1, edge), (5, 5)):
+        assert np.array_equal(split.read(start, stop), all_tokens[start:stop])
     with pytest.raises(IndexError):
-        split.read(0, len(whole) + 1)
+        split.read(0, len(all_tokens) + 1)
 
 
 def test_two_processes_never_prepare_one_store(small: Path, tmp_path: Path) -> None:
