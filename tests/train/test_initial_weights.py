@@ -277,6 +277,7 @@ def test_pretrained_model_continues_from_transformers_loss(small: Path, smollm2:
     write_jsonl(tmp_path / "raw/a.jsonl", python_sources(4))
     fields = {
         "tokenizer": str(smollm2),
+        "train.initial_weights": str(smollm2),
         "data.store": str(tmp_path / "store"),
         "data.sources": {"text": {"format": "jsonl", "path": str(tmp_path / "raw"), "weight": 1}},
         "data.validation_fraction": 0,
@@ -286,7 +287,7 @@ def test_pretrained_model_continues_from_transformers_loss(small: Path, smollm2:
         "train.schedule.warmup_steps": 0,
         "train.schedule.final_learning_rate": 1e-5,
     }
-    recipe = load_recipe(small, smollm2, **fields)
+    recipe = single_process.load_recipe(small, **fields)
     prepare_store(recipe)
     state = build_state(recipe)
     sequences = batch_of_step(recipe, state.store, 0)
