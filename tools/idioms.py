@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SUFFIXES = (".py", ".md", ".toml", ".yaml", ".yml", ".html", ".sh", ".sbatch", ".cff", "Makefile")
-EXCLUDED = ("docs/assets/", "docs/log.md", "requirements.lock", "tools/idioms.py", "tests/suite/planted/")
+EXCLUDED = ("docs/assets/", "docs/log.md", "requirements.lock", "tools/idioms.py", "tests/suite/")
 REPLACEMENTS = {
     "gone? on": "resume, continue",
     "(?:goes|went|going) on": "resume, continue",
