@@ -46,7 +46,7 @@ def evaluate(
     This package scores models of the Llama 2 architecture; lm-eval's `hf` scores all others, in batches of
     `batch_size`. `limit` takes the first items of each task. `num_fewshot` puts solved examples before each item; the
     default is the task's own number, usually 0. Each of `ranks` (see `init_distributed`) computes a share, and all of
-    them return all scores. Raises InputError where the model, its tokenizer, a task or its data is not available.
+    them return all scores. Raises InputError if the model, its tokenizer, a task or its data is not available.
     """
     _check_options(tasks, limit, num_fewshot, batch_size)
     start = time.perf_counter()
@@ -104,7 +104,7 @@ def evaluate_and_save(
 
 
 def check_tasks(names: Sequence[str]) -> None:
-    """Raise InputError for a task that lm-eval does not know, and where lm-eval is missing; load no task."""
+    """Raise InputError for a task that lm-eval does not know, or if lm-eval is missing; load no task."""
     with _explain_missing_library():
         from tinyllama.evaluate.tasks import check_task_names  # noqa: PLC0415
 

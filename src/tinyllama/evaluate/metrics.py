@@ -72,7 +72,7 @@ def _correct_continuations(task: Task) -> Iterator[Instance]:
 
 
 def _gold_index(task: ConfigurableTask, item: Any) -> int | None:
-    """Return the index of the request that holds an item's correct answer, or None where there is none."""
+    """Return the index of the request that holds an item's correct answer, or None if there is none."""
     if task.OUTPUT_TYPE == "loglikelihood":
         return 0
     # In tasks such as WinoGrande the choices are contexts, and all of them have the same continuation.

@@ -53,7 +53,7 @@ class PrefixGroup:
 def to_requests(pairs: Sequence[Pair], context_length: int) -> list[Request]:
     """Return the request of each pair, truncated on the left to the context as lm-eval's `hf` does.
 
-    Raises InputError where a continuation alone is longer than the context.
+    Raises InputError if a continuation alone is longer than the context.
     """
     longest = max((len(continuation) for _, continuation in pairs), default=0)
     if longest > context_length:
@@ -97,7 +97,7 @@ def _group_by_prefix(requests: Sequence[Request], max_requests: int) -> list[Pre
 
 
 def _shared_length(group: PrefixGroup, request: Request) -> int:
-    """Return the group's prefix length if the request joins it, or 0 where joining saves too little."""
+    """Return the group's prefix length if the request joins it, or 0 if joining saves too little."""
     prefix = group.requests[0].inputs[: group.prefix_length]
     pairs = enumerate(zip(prefix, request.inputs, strict=False))
     shared = next((index for index, (a, b) in pairs if a != b), min(len(prefix), len(request.inputs)))

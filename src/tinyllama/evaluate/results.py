@@ -87,7 +87,7 @@ class Score:
     value: float
     """Per cent for `acc` and `acc_norm`; other metrics have lm-eval's unit."""
     stderr: float | None
-    """Standard error in the same unit; None where it is unknown, as for published scores."""
+    """Standard error in the same unit; None if it is unknown, as for published scores."""
 
     def __str__(self) -> str:
         spec = _COLUMN_METRICS.get(self.metric, (1, ".4g"))[1]
@@ -95,7 +95,7 @@ class Score:
 
 
 def task_score(row: Mapping[str, float], metric: str | None = None) -> Score | None:
-    """Return a task's score from its row of an evaluation, or None where it lacks the metric.
+    """Return a task's score from its row of an evaluation, or None if it lacks the metric.
 
     Without `metric`, the score is `acc_norm` where the task has it, otherwise `acc`.
     """
@@ -145,7 +145,7 @@ class Baseline:
     """Number of training tokens."""
     hellaswag_acc_norm: float
     mean_of_seven: float | None
-    """Mean of HellaSwag, OpenBookQA, WinoGrande, ARC-c, ARC-e, BoolQ and PIQA; None where the source has none."""
+    """Mean of HellaSwag, OpenBookQA, WinoGrande, ARC-c, ARC-e, BoolQ and PIQA; None if the source has none."""
     source: str
 
     @property

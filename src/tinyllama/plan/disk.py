@@ -7,8 +7,8 @@ from tinyllama.files import disk_usage_bytes
 from tinyllama.prepare.sources import COMPRESSIONS, list_files
 from tinyllama.recipe import Recipe, Source
 
-# Tokens of the two data sets by Llama 2's tokenizer. TinyLlama's tokenised data took 1.8 TB at two bytes per token and
-# was mixed 0.693584 to 0.306416 (TinyLlama, README and pretrain/tinyllama.py).
+# Number of tokens of the two data sets with Llama 2's tokenizer. TinyLlama's tokenised data took 1.8 TB at two bytes
+# per token. Its mixture weights were 0.693584 and 0.306416 (TinyLlama, README and pretrain/tinyllama.py).
 _PUBLISHED_TOKENS = {"slimpajama": 0.693584 * 900e9, "starcoderdata": 0.306416 * 900e9}
 # Fractions of SlimPajama's bytes (cerebras/SlimPajama-627B, data set card). The tokens above exclude GitHub.
 _SUBSET_FRACTIONS = {
@@ -21,9 +21,9 @@ _COMPRESSED_SUFFIXES, _COMPRESSION_RATIO = {*COMPRESSIONS, ".parquet"}, 3.0
 
 
 def store_size(recipe: Recipe, vocab_size: int) -> tuple[int, str]:
-    """Return the bytes of the token store and what they are derived from: its files, or an estimate per source.
+    """Return the size of the token store in bytes, and the origin of this figure: its files, or an estimate per source.
 
-    A source of unknown size counts with the tokens that the run takes from it.
+    For a source of unknown size, the number of tokens that the run reads is used.
     """
     store = Path(recipe.data.store)
     if (store / "manifest.json").is_file():
@@ -50,7 +50,7 @@ def store_size(recipe: Recipe, vocab_size: int) -> tuple[int, str]:
 
 
 def _raw_text_bytes(name: str, source: Source) -> float:
-    """Return the bytes of text in a source's local files, estimated for compressed ones; 0 without files."""
+    """Return the bytes of text in a source's local files, estimated for compressed files; 0 without files."""
     try:
         files = [] if "://" in source.path else list_files(name, source)
     except InputError:  # not downloaded yet
@@ -68,5 +68,5 @@ def _published_tokens(source: Source) -> float | None:
 
 
 def checkpoints_bytes(recipe: Recipe, checkpoint_bytes: int) -> int:
-    """Return the bytes of all checkpoints: those kept, those of milestones, and the one being written."""
+    """Return the bytes of all checkpoints: kept checkpoints, milestones, and the checkpoint being written."""
     return checkpoint_bytes * (min(recipe.checkpoint.keep, recipe.train.steps) + len(recipe.milestone_steps()) + 1)

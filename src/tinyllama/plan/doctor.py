@@ -1,7 +1,7 @@
-"""`tinyllama doctor`: what this machine has and what a recipe lacks, as a table or as JSON, and the exit status.
+"""`tinyllama doctor`: the facts about this machine and the unmet needs of a recipe, as a table or as JSON.
 
-Without a recipe only unmet requirements of the package, and NCCL for several GPUs, are `missing`. What a recipe needs
-is in `recipe_checks`.
+Without a recipe, only unmet requirements of the package, and NCCL for several GPUs, are `missing`. `recipe_checks`
+checks the needs of a recipe.
 """
 
 import json
@@ -17,9 +17,9 @@ from tinyllama.recipe import Recipe
 
 _COLOURS = {"ok": "green", "warning": "yellow", "missing": "bold red"}
 _MIN_OPEN_FILES = 1024
-"""A shard of the store has two files, and a store of many sources has hundreds of shards."""
+"""Required limit of open files: a shard has two files, and a store of many sources has hundreds of shards."""
 _MIN_SHARED_MEMORY_BYTES = 1 << 30
-"""NCCL needs tens of MB per GPU; a container has 64 MB by default."""
+"""Required size of /dev/shm per GPU: NCCL needs tens of MB, and a container has 64 MB by default."""
 _EXTRAS = {
     "clean": "for data.sources.*.clean",
     "evaluate": "for scores",
@@ -57,7 +57,7 @@ def _print_results(results: Sequence[CheckResult]) -> None:
 
 
 def verdict(recipe: str | None, results: Sequence[CheckResult]) -> str:
-    """Return the last line: what is missing, or that nothing is."""
+    """Format the last line, which names the missing items, if there are any."""
     subject = f"{recipe}: " if recipe else ""
     if missing := [result.what for result in results if result.status == "missing"]:
         return f"\n{subject}missing: {', '.join(missing)}"
@@ -71,7 +71,7 @@ def check_machine(system: SystemInfo) -> list[CheckResult]:
 
 
 def _result(section: str, what: str, found: str, remedy: str = "", status: Status = "warning") -> CheckResult:
-    """Return a result with this status where there is a remedy, else `ok`."""
+    """Return a result with this status if there is a remedy, else with the status `ok`."""
     return CheckResult(section, what, found, status if remedy else "ok", remedy)
 
 

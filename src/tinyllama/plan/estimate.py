@@ -1,7 +1,7 @@
-"""What a recipe needs on a machine: size, memory, time, network, disk, failures. Imports no torch.
+"""The needs of a recipe on a machine: size, memory, time, network, disk, failures. Imports no torch.
 
-Each figure follows from the recipe, the machine's specification and the user's assumptions. `default_assumptions`
-lists those that were left at their defaults.
+Each figure follows from the recipe, the machine's specification and the user's assumptions. `default_assumptions` lists
+the assumptions that have their default values.
 """
 
 import math
@@ -26,18 +26,18 @@ _COPY_BYTES_PER_SECOND = 10e9
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the recipe does not say, from flags or by default."""
+    """Assumptions that the recipe does not contain, from flags or by default."""
 
     gpus: int = 1
     mfu: float = 0.5
     measured_seconds: tuple[float, float] | None = None
-    """Seconds of a micro-batch and of an update, as measured on this machine; they replace the MFU."""
+    """Measured time per micro-batch and per optimizer step on this machine, in seconds. These times replace the MFU."""
     price_per_gpu_hour: float | None = None
     disk_bytes_per_second: float = 1e9
     """Speed at which all ranks together write a checkpoint."""
     gpu_hours_between_failures: float = speed.GPU_HOURS_BETWEEN_FAILURES
     restart_minutes: float = 5.0
-    """Time from a failure to the next step."""
+    """Time from a failure to the next step, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Plan:
     workload: Workload
     replicas: int
     micro_batches: int
-    """Micro-batches of one rank per step."""
+    """Number of micro-batches per step on one rank."""
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return every figure, the assumptions and the machine; infinite figures are None."""
+        """Return all figures, the assumptions and the machine; infinite figures are None."""
         about = {"name": self.recipe.name, "hardware": asdict(self.hardware), "assumptions": asdict(self.assumptions)}
         figures = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def default_assumptions(self) -> dict[str, Any]:
-        """Assumptions that were left at their defaults and that the figures depend on."""
+        """Assumptions with default values that the figures depend on."""
         names = ["gpu_hours_between_failures", "restart_minutes", "disk_bytes_per_second"]
         names += [] if self.assumptions.measured_seconds else ["mfu"]
         defaults = asdict(Assumptions())
@@ -83,7 +83,7 @@ class Plan:
 
 
 def estimate(recipe: Recipe, vocab_size: int, spec: HardwareSpec, assumptions: Assumptions) -> Plan:
-    """Plan a recipe. Raises InputError where its batch or its mesh does not fit the number of GPUs."""
+    """Plan a recipe. Raises InputError if its batch or its mesh does not fit the number of GPUs."""
     train, gpus, spec = recipe.train, assumptions.gpus, spec.per_process(assumptions.gpus)
     replicas, shards = recipe.parallel.mesh(gpus)
     workload = Workload(

@@ -1,7 +1,8 @@
-"""Speed of a recipe's network on this machine: seconds of a micro-batch and of an update.
+"""Speed of a recipe's network on this machine: time per micro-batch and per optimizer step, in seconds.
 
-Trains a few of its layers on random tokens, as the training loop would, and extrapolates to all layers: the model need
-not fit, and no data is needed. The matrix product rate is measured in between, since other jobs may interfere.
+Trains a few layers on random tokens like the training loop, and extrapolates the times to all layers. The complete
+model need not fit into memory, and no data is needed. The rate of matrix products is measured between the rounds, since
+other jobs may interfere.
 """
 
 import statistics
@@ -26,7 +27,7 @@ _ROUNDS = 5
 
 @dataclass(frozen=True)
 class MeasuredSpeed:
-    """Medians over a few rounds."""
+    """Medians over a few rounds of measurement."""
 
     micro_batch_seconds: float
     update_seconds: float
@@ -35,14 +36,14 @@ class MeasuredSpeed:
 
 
 def detect_hardware() -> HardwareSpec | None:
-    """Return the specification of this machine's GPU, None for an unknown one, or of its CPU where it has no GPU."""
+    """Return the specification of this machine's GPU (None for an unknown GPU), or of its CPU if it has no GPU."""
     if torch.cuda.is_available():
         return spec_for_device(torch.cuda.get_device_name())
     return measure_cpu_spec()
 
 
 def measure_speed(recipe: Recipe, vocab_size: int, ranks: int) -> MeasuredSpeed:
-    """Time the network on this machine's first GPU, or its CPU, with the micro-batch of one of `ranks`."""
+    """Time the network on this machine's first GPU, or its CPU, with the micro-batch of one rank of `ranks`."""
     preflight.check_float8(recipe)
     hardware.tune_malloc()
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
@@ -61,7 +62,7 @@ def measure_speed(recipe: Recipe, vocab_size: int, ranks: int) -> MeasuredSpeed:
 
 
 def _extrapolate(sizes: list[int], seconds: list[float], size: int) -> float:
-    """Return the seconds at `size`, on the line through the first and the last measurement."""
+    """Return the time at `size` in seconds, on the line through the first and the last measurement."""
     if len(sizes) == 1:
         return seconds[0]
     slope = (seconds[-1] - seconds[0]) / (sizes[-1] - sizes[0])
@@ -69,7 +70,7 @@ def _extrapolate(sizes: list[int], seconds: list[float], size: int) -> float:
 
 
 class _TimedModel:
-    """A network with random weights whose micro-batch and update can be timed repeatedly."""
+    """A network with random weights whose micro-batch and optimizer step can be timed repeatedly."""
 
     def __init__(self, recipe: Recipe, vocab_size: int, ranks: int, device: torch.device) -> None:
         self.train = recipe.train
@@ -82,11 +83,11 @@ class _TimedModel:
         self.update()  # initialises the optimizer's state
 
     def micro_batch(self) -> float:
-        """Return the seconds of a forward and a backward pass."""
+        """Return the time of a forward and a backward pass, in seconds."""
         return _seconds(lambda: self.model.loss(self.ids[:, :-1], self.ids[:, 1:]).backward())
 
     def update(self) -> float:
-        """Return the seconds of clipping and updating, with the gradients of the last micro-batch."""
+        """Return the time of clipping and an optimizer step, in seconds, with the last micro-batch's gradients."""
 
         def run() -> None:
             clip_grad_norm(self.model, self.train.optimizer.max_gradient_norm)

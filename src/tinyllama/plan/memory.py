@@ -1,7 +1,8 @@
 """Memory that one GPU needs to train, per component, by closed formulas.
 
-The formulas follow `model/` and FSDP2: what a block saves for its backward pass, eager or compiled, and what exists at
-the three moments that can be the peak. tests/plan/test_memory.py compares them with torch's FSDP2 memory tracker.
+The formulas follow `model/` and FSDP2. They count the activations that a block saves for its backward pass, eager or
+compiled, and all tensors at the three moments that can be the peak. tests/plan/test_memory.py compares the formulas
+with torch's FSDP2 memory tracker.
 """
 
 from dataclasses import dataclass
@@ -19,16 +20,16 @@ from tinyllama.recipe import Model, Optimizer
 
 @dataclass(frozen=True)
 class Workload:
-    """What one GPU holds, and computes at a time."""
+    """The work of one GPU: its model, micro-batch and shards."""
 
     model: Model
     vocab_size: int
     sequences: int
-    """Sequences of a micro-batch."""
+    """Number of sequences per micro-batch."""
     length: int
-    """Tokens per sequence."""
+    """Number of tokens per sequence."""
     shards: int
-    """Ranks among which the weights are sharded."""
+    """Number of ranks among which the weights are sharded."""
     optimizer: Optimizer
     element_bytes: int = 2
     """Bytes per activation: 2 in bf16, 4 in fp32."""
@@ -38,30 +39,30 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a micro-batch."""
+        """Number of tokens per micro-batch."""
         return self.sequences * self.length
 
     @property
     def root_parameters(self) -> int:
-        """Parameters of embedding, head and last norm, which FSDP keeps gathered from first to last use."""
+        """Number of parameters of embedding, head and last norm, which FSDP keeps gathered from first to last use."""
         parts = parameters_by_part(self.model, self.vocab_size)
         return parts["embedding"] + parts["head"] + self.model.dim
 
     @property
     def block_parameters(self) -> int:
-        """Parameters of one block."""
+        """Number of parameters of one block."""
         return (num_parameters(self.model, self.vocab_size) - self.root_parameters) // self.model.layers
 
     @property
     def qkv_width(self) -> int:
-        """Width of queries, keys and values together."""
+        """Total width of queries, keys and values."""
         return (self.model.heads + 2 * self.model.kv_heads) * self.model.head_dim
 
 
 def memory_by_component(workload: Workload) -> dict[str, int]:
-    """Return the bytes of each component at the peak; their sum is what one GPU needs.
+    """Return the bytes of each component at the peak; their sum is the memory that one GPU needs.
 
-    `logits` and `backward` never exist at the same time: only the larger is included.
+    `logits` and `backward` never exist at the same time, so only the larger of them is included.
     """
     parameters = num_parameters(workload.model, workload.vocab_size)
     permanent = {
@@ -87,7 +88,8 @@ def logits_bytes(workload: Workload) -> int:
     logits = min(LOGITS_CHUNK, workload.tokens * workload.vocab_size)
     probabilities = min(logits, CPU_SOFTMAX_CHUNK) if workload.is_cpu else 2 * logits
     head = workload.vocab_size * workload.model.dim
-    cast_head = 0 if workload.shards > 1 or workload.element_bytes == 4 else head  # of float32 weights, for the product
+    # a copy of the float32 weights for the matrix product
+    cast_head = 0 if workload.shards > 1 or workload.element_bytes == 4 else head
     return workload.element_bytes * (logits + head + cast_head) + 4 * probabilities
 
 
@@ -122,7 +124,7 @@ def _saved_probabilities(workload: Workload) -> int:
 
 
 def _saved_for_backward(workload: Workload) -> dict[str, float]:
-    """Return what exists when the backward pass begins, sharded weights excluded."""
+    """Return the components that exist when the backward pass begins, sharded weights excluded."""
     has_copies = workload.shards == 1 and workload.element_bytes == 2 and workload.activation_checkpointing == "none"
     gathered = workload.root_parameters + 2 * workload.block_parameters  # this block and the next, which is prefetched
     return {

@@ -1,7 +1,8 @@
-"""Checks of a recipe against a machine: everything that its next stages need.
+"""Checks of whether a machine meets the needs of a recipe's next stages.
 
-Calls the checks of the stages themselves, so that their messages are the same; memory and disk are the plan's. Reads
-the recipe's folders, writes nothing, and downloads only a tokenizer's files where the recipe names a hub repository.
+This module calls the checks of the stages, so that both print the same messages. The plan computes memory and disk
+space. The checks read the recipe's folders, write nothing, and download only the tokenizer's files if the recipe names
+a hub repository.
 """
 
 import shutil
@@ -28,7 +29,7 @@ from tinyllama.tokenizer import Tokenizer
 
 
 def check_recipe(recipe: Recipe, system: SystemInfo) -> list[CheckResult]:
-    """Return the results for everything that a recipe needs."""
+    """Check everything that a recipe needs, and return the results."""
     vocab_size, findings = LLAMA_2_VOCAB_SIZE, dict[str, CheckResult]()
     try:
         tokenizer = Tokenizer.load(recipe.tokenizer)
@@ -56,7 +57,7 @@ def _result(what: str, found: str, status: Status = "ok", remedy: str = "") -> C
 
 
 def _failed(what: str, problem: InputError, remedy: str = "", status: Status = "missing") -> CheckResult:
-    """Return the result of a failed check, whose message ends with `; remedy` or `: pip install ...`."""
+    """Return the result of a failed check; the message ends with `; remedy` or `: pip install ...`."""
     message, _, own_remedy = str(problem).replace(": pip install", "; pip install").rpartition("; ")
     if not message:
         message, own_remedy = own_remedy, ""
@@ -64,7 +65,7 @@ def _failed(what: str, problem: InputError, remedy: str = "", status: Status = "
 
 
 def _run_check(what: str, found: str, check: Callable[[], object]) -> CheckResult:
-    """Return `found`, or the problem where the check raises InputError."""
+    """Return `found`, or the problem if the check raises InputError."""
     try:
         check()
     except InputError as problem:
@@ -82,7 +83,7 @@ def _open_store(recipe: Recipe) -> tuple[TokenStore | None, CheckResult]:
 
 
 def _check_data(recipe: Recipe, has_store: bool) -> Iterator[CheckResult]:
-    """Check the initial weights, and the raw files, which are only needed without a complete store."""
+    """Check the initial weights and, without a complete store, the raw files."""
     for name, source in recipe.data.sources.items():
         what = f"raw files of {name}"
         try:
@@ -153,7 +154,7 @@ def _check_executor(recipe: Recipe, system: SystemInfo) -> CheckResult:
 
 
 def check_float8_support(system: SystemInfo) -> CheckResult:
-    """Return whether torchao is installed and every GPU multiplies float8."""
+    """Check that torchao is installed and every GPU supports float8 matrix products."""
     if unmet := system.unmet.get("float8", ()):
         return _result("train.float8", ", ".join(unmet), "missing", 'pip install "tinyllama[float8]"')
     if not system.devices or not all(device.float8 for device in system.devices):
@@ -173,7 +174,7 @@ def _check_settings(recipe: Recipe, system: SystemInfo, store: TokenStore | None
 def check_sizes(
     recipe: Recipe, vocab_size: int, system: SystemInfo, free: Callable[[Path], tuple[int, int]]
 ) -> list[CheckResult]:
-    """Check batch, memory and disks by the plan; `free` returns a path's device number and its free bytes."""
+    """Check batch, memory and disks with the plan; `free` returns a path's device number and its free bytes."""
     ranks, spec = len(system.devices) or 1, HARDWARE_SPECS["3090"]  # its speed does not matter here
     if system.devices:
         smallest = min(system.devices, key=lambda device: device.memory_bytes)
@@ -205,13 +206,13 @@ def _check_memory(plan: Plan) -> CheckResult:
 
 
 def disk_and_free_bytes(path: Path) -> tuple[int, int]:
-    """Return the device number and the free bytes of the disk that a path is on, or would be created on."""
+    """Return the device number and the free bytes of the disk of a path, which need not exist yet."""
     existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
     return existing.stat().st_dev, shutil.disk_usage(existing).free
 
 
 def _check_disks(recipe: Recipe, plan: Plan, free: Callable[[Path], tuple[int, int]]) -> Iterator[CheckResult]:
-    """Yield a result per disk: what is still to be written, and whether there is space for it."""
+    """Check each disk: yield a result on the data to be written and the free space."""
     run, store = RunDir.of_recipe(recipe), Path(recipe.data.store)
     run_bytes = plan.figures["checkpoints_bytes"] + plan.figures["releases_bytes"]
     run_bytes -= sum(disk_usage_bytes(path) for path in (run.checkpoints_dir, run.releases.path))

@@ -33,7 +33,7 @@ def show_plan(
     recipe: Recipe, hardware: str | None, assumptions: Assumptions, measured: bool, sweep: str | None,
     plot: Path | None, vocab_size: int | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Print the plan of a recipe. Raises InputError where the hardware, the batch or a number does not fit."""
+    """Print the plan of a recipe. Raises InputError if the hardware, the batch or a number is invalid."""
     _check_flags(assumptions, vocab_size)
     counts, plot = parse_sweep(sweep) if sweep else [], plot or Path(f"plan-{recipe.name}.png")
     if counts and (plot.is_dir() or not plot.parent.is_dir()):
@@ -61,7 +61,7 @@ def show_plan(
 
 
 def parse_sweep(text: str) -> list[int]:
-    """Return the numbers of GPUs of `gpus=8,16,64`, sorted. Raises InputError for anything else."""
+    """Parse `gpus=8,16,64` to sorted numbers of GPUs. Raises InputError for any other format."""
     name, _, values = text.partition("=")
     counts = values.split(",")
     if name != "gpus" or not all(count.isascii() and count.isdecimal() and int(count) > 0 for count in counts):
@@ -85,9 +85,9 @@ def _check_flags(assumptions: Assumptions, vocab_size: int | None) -> None:
 
 
 def _vocab_size(recipe: Recipe) -> int:
-    """Return the vocabulary size of the recipe's tokenizer, or Llama 2's where the tokenizer does not exist yet."""
+    """Return the vocabulary size of the recipe's tokenizer, or of Llama 2's if the tokenizer does not exist yet."""
     if Path(recipe.tokenizer).exists():
-        from tinyllama.tokenizer import Tokenizer  # noqa: PLC0415 - most plans do without
+        from tinyllama.tokenizer import Tokenizer  # noqa: PLC0415 - most plans do not need this import
 
         return Tokenizer.load(recipe.tokenizer).vocab_size
     assumed = f"assuming a vocabulary of {LLAMA_2_VOCAB_SIZE:,} (--vocab-size)"
@@ -98,7 +98,7 @@ def _vocab_size(recipe: Recipe) -> int:
 def resolve_hardware(
     recipe: Recipe, hardware: str | None, assumptions: Assumptions, measured: bool, vocab_size: int
 ) -> tuple[HardwareSpec, Assumptions]:
-    """Return the named machine or this one, and the assumptions with its speed where it is to be measured."""
+    """Return the machine and the assumptions, with the speed of this machine if measuring was requested."""
     if hardware and not measured:
         return get_hardware_spec(hardware), assumptions
     from tinyllama.plan.measure import detect_hardware, measure_speed  # noqa: PLC0415 - imports torch

@@ -1,7 +1,8 @@
-"""Network traffic of a training step, and the time that failures cost. Closed formulas.
+"""Closed formulas for the network traffic of a training step and the time lost to failures.
 
-The traffic is what `distributed.py` causes per micro-batch: FSDP gathers each block for the forward and for the
-backward pass and the root once, and reduces gradients in float32; replicas (HSDP) all-reduce their gradient shards.
+The traffic per micro-batch follows from `distributed.py`. FSDP gathers each block for the forward pass and for the
+backward pass, gathers the root once, and reduces gradients in float32. Replicas (HSDP) all-reduce their gradient
+shards.
 """
 
 import math
@@ -12,12 +13,12 @@ from tinyllama.model.flops import num_parameters
 from tinyllama.plan.memory import Workload
 
 GPU_HOURS_BETWEEN_FAILURES = 50_676.0  # 54 x 24 x 16,384 / 419
-"""Mean time between failures of one GPU: 419 interruptions in 54 days on 16,384 H100s (arXiv:2407.21783, 3.3.4)."""
+"""Mean hours between failures of one GPU: 419 interruptions in 54 days on 16,384 H100s (arXiv:2407.21783, 3.3.4)."""
 
 _LINK_STEP_SECONDS, _NETWORK_STEP_SECONDS = 3.4e-6, 14e-6
-"""Latency of one step of a ring or tree, over NVLink and between nodes (NCCL's src/graph/tuning.cc, hwLatencies)."""
+"""Latency per step of a ring or tree, over NVLink and between nodes (NCCL's src/graph/tuning.cc, hwLatencies)."""
 _NEVER_FINISHES_EXPONENT = 50.0
-"""Mean times between failures per checkpoint interval from which a run is taken never to finish."""
+"""Ratio of checkpoint interval to mean time between failures from which a run counts as never finishing."""
 
 
 def shard_traffic_bytes(workload: Workload) -> float:
@@ -29,15 +30,16 @@ def shard_traffic_bytes(workload: Workload) -> float:
 
 
 def replica_traffic_bytes(workload: Workload, replicas: int) -> float:
-    """Return the bytes that a GPU receives from other replicas per micro-batch: a ring all-reduce of its shard."""
+    """Return the bytes that a GPU receives from other replicas per micro-batch, in a ring all-reduce of its shard."""
     return 2 * (replicas - 1) / replicas * 4 * num_parameters(workload.model, workload.vocab_size) / workload.shards
 
 
 def network_seconds(workload: Workload, replicas: int, spec: HardwareSpec) -> float:
-    """Return the seconds that one micro-batch's traffic takes on idle links: bandwidth plus latency.
+    """Return the time of one micro-batch's traffic on idle links, in seconds, from bandwidth and latency.
 
-    A collective within a node uses the node's links. A ring across nodes uses all ports of a node, so its bandwidth is
-    the node's (nccl-tests, PERFORMANCE.md, "bus bandwidth"). Replicas are on other nodes once a shard group fills one.
+    A collective within a node uses the node's links. A ring across nodes uses all ports of a node, so the ring has the
+    bandwidth of a node (nccl-tests, PERFORMANCE.md, "bus bandwidth"). If a shard group fills a node, replicas are on
+    other nodes.
     """
     link, network = spec.link_bytes_per_second, spec.network_bytes_per_second
     within_node = workload.shards <= GPUS_PER_NODE
@@ -45,13 +47,14 @@ def network_seconds(workload: Workload, replicas: int, spec: HardwareSpec) -> fl
     if replicas <= max(1, GPUS_PER_NODE // workload.shards):
         seconds += replica_traffic_bytes(workload, replicas) / link
     else:
-        sharing_gpus = min(GPUS_PER_NODE, workload.shards)  # GPUs of a node that send their shards at the same time
+        # number of GPUs per node that send their shards at the same time
+        sharing_gpus = min(GPUS_PER_NODE, workload.shards)
         seconds += replica_traffic_bytes(workload, replicas) * sharing_gpus / network
     return seconds + _latency_seconds(workload, replicas)
 
 
 def _latency_seconds(workload: Workload, replicas: int) -> float:
-    """Return the latency of all steps: rings gather each block twice and reduce it once; trees all-reduce replicas."""
+    """Return the latency of all steps; rings gather each block twice and reduce it once, trees all-reduce replicas."""
     nodes = -(-workload.shards // GPUS_PER_NODE)
     ring = (workload.shards - nodes) * _LINK_STEP_SECONDS + (nodes - 1) * _NETWORK_STEP_SECONDS
     within_node = workload.shards * replicas <= GPUS_PER_NODE
@@ -65,7 +68,7 @@ class FailureOverhead:
 
     expected_failures: float
     lost_hours: float
-    """Repeated work, restarts and stalls for checkpoints, at the recipe's interval."""
+    """Time of repeated work, restarts and checkpoint stalls, at the recipe's interval."""
     best_interval_seconds: float
     lost_hours_at_best: float
 
@@ -76,9 +79,9 @@ def failure_overhead(
 ) -> FailureOverhead:  # fmt: skip
     """Return the expected overhead of a run that stalls `stall_seconds` for a checkpoint every `interval_seconds`.
 
-    The time with failures is Daly's (2006, doi:10.1016/j.future.2004.11.016, equation 13), infinite where the run would
-    never finish. The best interval is sqrt(2 x stall x time between failures) (Young 1974, doi:10.1145/361147.361115),
-    at least the time that a checkpoint takes to write and at most the run.
+    The time with failures is from Daly (2006, doi:10.1016/j.future.2004.11.016, equation 13). The time is infinite if
+    the run would never finish. The best interval is sqrt(2 x stall x time between failures) (Young 1974,
+    doi:10.1145/361147.361115), at least the time to write a checkpoint and at most the duration of the run.
     """
     between_seconds = 3600 * gpu_hours_between_failures / gpus
     best = max(math.sqrt(2 * stall_seconds * between_seconds), write_seconds)

@@ -1,7 +1,7 @@
-"""What this machine has, probed once into a frozen record that the checks of `doctor` judge.
+"""Facts about this machine, collected once in a frozen record for the checks of `doctor`.
 
 Reads the system, torch and the metadata of installed packages; writes nothing. The checks are pure functions of the
-record, so that tests can judge machines that nobody has.
+record, so tests can check hypothetical machines.
 """
 
 import platform
@@ -38,17 +38,17 @@ class CheckResult:
     """The result of one check."""
 
     section: str
-    """Section of the output that lists it."""
+    """Section of the output that lists the result."""
     what: str
     found: str
     status: Status = "ok"
-    """`warning` works with a restriction; `missing` prevents something."""
+    """Status of the item: `warning` works with a restriction; `missing` prevents an operation."""
     remedy: str = ""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU, as torch reports it."""
+    """A GPU according to torch."""
 
     name: str
     memory_bytes: int
@@ -57,18 +57,18 @@ class Device:
 
     @property
     def bf16(self) -> bool:
-        """Whether it multiplies bf16 natively: Ampere and later. torch.cuda.is_bf16_supported() counts emulation."""
+        """Whether the GPU supports bf16 natively: Ampere and later (torch.cuda.is_bf16_supported counts emulation)."""
         return self.capability >= (8, 0)
 
     @property
     def float8(self) -> bool:
-        """Whether it multiplies float8: Ada, Hopper and later."""
+        """Whether the GPU supports float8 matrix products (Ada, Hopper and later)."""
         return self.capability >= (8, 9)
 
 
 @dataclass(frozen=True)
 class SystemInfo:
-    """Facts about a machine, without judgement."""
+    """Facts about a machine, without evaluation."""
 
     python: str
     system: str
@@ -76,13 +76,13 @@ class SystemInfo:
     """Version of tinyllama."""
     torch: str
     cuda: str | None
-    """CUDA version that torch was built for; None for a CPU build."""
+    """CUDA version of the torch build; None for a CPU build."""
     cores: int
-    """CPU cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     memory_bytes: int
-    """Memory of the machine, or of the container if that has less."""
+    """Memory in bytes of the machine, or of the container if the container has less."""
     shared_memory_bytes: int | None
-    """Size of /dev/shm; None where it does not exist."""
+    """Size of /dev/shm in bytes; None if /dev/shm does not exist."""
     open_files: int
     """Limit of open files per process; -1 for no limit."""
     can_compile: bool
@@ -100,7 +100,7 @@ class SystemInfo:
 
 
 def probe() -> SystemInfo:
-    """Return the facts about this machine; takes as long as importing torch."""
+    """Collect the facts about this machine, which takes as long as importing torch."""
     shm = Path("/dev/shm")
     gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     properties = [torch.cuda.get_device_properties(number) for number in gpus]

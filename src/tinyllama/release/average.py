@@ -49,7 +49,7 @@ def averaging_weights(count: int, decay: float) -> list[float]:
 def load_average(model: Llama, checkpoints: Sequence[CheckpointDir], decay: float) -> None:
     """Load the weighted average of checkpoints, oldest first, into a model of their shape.
 
-    Each weighs `decay` times the next one; a single checkpoint is loaded bit for bit. Raises InputError where the
+    Each weighs `decay` times the next one; a single checkpoint is loaded bit for bit. Raises InputError if the
     checkpoints are of different runs, or one does not match its hashes or the model's shapes.
     """
     first, last = checkpoints[0], checkpoints[-1]

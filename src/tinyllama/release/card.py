@@ -56,7 +56,7 @@ def update_card(folder: str | Path) -> Path:
     """Write a release's card with the scores in its evaluation.json; return the card's path.
 
     The release's row in releases.json and in the cards of the run's other releases is updated too. release.json gets
-    the hashes of the written files only, so a damaged file stays detectable. Raises InputError where the folder is no
+    the hashes of the written files only, so a damaged file stays detectable. Raises InputError if the folder is no
     release, or the scores are of another step.
     """
     release = ReleaseDir(Path(folder))

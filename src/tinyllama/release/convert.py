@@ -34,9 +34,9 @@ _GENERATION = "generation_config.json"
 def release_external_weights(source: str, formats: Sequence[str] = ALL_FORMATS, force: bool = False) -> Path:
     """Write `releases/NAME/` from a Hugging Face Llama's folder or hub name; return that folder.
 
-    Raises InputError where the source is not a Llama, where transformers computes something else from it, where a
-    format's library is missing, and where the release exists, unless `force` replaces it. Raises RunStoppedError where
-    an engine rejects a file, and, after writing the release, where an engine crashes.
+    Raises InputError if the source is not a Llama, where transformers computes something else from it, where a format's
+    library is missing, or if the release exists, unless `force` replaces it. Raises RunStoppedError if an engine
+    rejects a file, and, after writing the release, where an engine crashes.
     """
     llama = HuggingFaceLlama.open(source)
     _reject_escaping_symlinks(llama.folder)
@@ -90,9 +90,9 @@ def _reject_escaping_symlinks(source: Path) -> None:
 
 
 def _compare_with_transformers(source: Path, reference: dict[str, Any]) -> None:
-    """Raise InputError where transformers computes something else from the source than the reference.
+    """Raise InputError if transformers computes something else from the source than the reference.
 
-    Raises RunStoppedError where transformers crashed, which is no evidence against the source.
+    Raises RunStoppedError if transformers crashed, which is no evidence against the source.
     """
     failed = next((check for check in verify_source(source, reference) if not check.passed), None)
     if failed is None:

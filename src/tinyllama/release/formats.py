@@ -96,8 +96,8 @@ def write_ctranslate2(folder: Path, source: Path) -> None:
     """Write `folder/float32` and `folder/int8`, with one scale per row, from a Hugging Face Llama's folder.
 
     CTranslate2's own converter runs in a child process per type and converts one matrix at a time, so memory holds the
-    model once. Both folders get the tokenizer's files, since CTranslate2 reads tokens, not text. Raises
-    RunStoppedError where the converter fails or crashes.
+    model once. Both folders get the tokenizer's files, since CTranslate2 reads tokens, not text. Raises RunStoppedError
+    if the converter fails or crashes.
     """
     folder.mkdir(parents=True)
     files = [name for name in _TOKENIZER_FILES if (source / name).is_file()]
@@ -108,8 +108,8 @@ def write_ctranslate2(folder: Path, source: Path) -> None:
 def smoke_test(folder: Path, reference: dict[str, Any], in_transformers: bool) -> str | None:
     """Load each format under `folder` once in its engine, if installed, and compute a few tokens.
 
-    `in_transformers` includes the Hugging Face folder, which takes seconds, unless CTranslate2 has converted it.
-    Return the message of the first engine that crashed. Raises RunStoppedError where an engine rejects a file.
+    `in_transformers` includes the Hugging Face folder, which takes seconds, unless CTranslate2 has converted it. Return
+    the message of the first engine that crashed. Raises RunStoppedError if an engine rejects a file.
     """
     scored = {"ids": reference["scored"]["ids"][:_SMOKE_TEST_TOKENS]}
     short_reference = {**reference, "texts": [], "continuations": [], "scored": scored}

@@ -38,7 +38,7 @@ ReleaseRow = dict[str, Any]
 def build_release_metadata(checkpoint: CheckpointDir, averaged: list[CheckpointDir], config: Release) -> dict[str, Any]:
     """Return the contents of release.json except `reference` and `files`; `averaged` are the weights' checkpoints.
 
-    Raises InputError where the run's store, the recipe or the tokenizer is not the one that trained the checkpoint.
+    Raises InputError if the run's store, the recipe or the tokenizer is not the one that trained the checkpoint.
     """
     run, state, recipe = checkpoint.run, checkpoint.state(), Recipe.load(checkpoint.recipe_path)
     tokenizer, store_digest = load_tokenizer(checkpoint.path), sha256_of(run.store_manifest_path)
@@ -117,7 +117,7 @@ def base_model(metadata: Mapping[str, Any]) -> str | None:
 
 
 def check_destination(release: ReleaseDir, force: bool) -> None:
-    """Raise InputError where a release exists, or where `force` would delete files that no release wrote.
+    """Raise InputError if a release exists, or where `force` would delete files that no release wrote.
 
     A release's own files are those that release.json names, and those that an evaluation adds.
     """
@@ -224,7 +224,7 @@ def covers_recipe(evaluation: Mapping[str, Any] | None, config: Mapping[str, Any
 
 
 def release_score(row: Mapping[str, Any]) -> Score | None:
-    """Return the HellaSwag score of a row of releases.json, or None where it has none."""
+    """Return the HellaSwag score of a row of releases.json, or None if it has none."""
     return None if row["hellaswag"] is None else Score("acc_norm", row["hellaswag"], row["stderr"])
 
 

@@ -42,10 +42,10 @@ def release_run(
     """Release the newest committed checkpoint of a run, or that of `step`; return the release's folder.
 
     `source` is a run or a checkpoint. `formats`, `average` and `average_decay` replace the recipe's fields (see
-    `schema.Release`). Each GGUF and CTranslate2 file is loaded once in its engine; with `in_transformers`, which
-    takes seconds, so is the Hugging Face folder. Raises InputError where the checkpoint is missing, damaged or does
-    not match its run, where a format's library is missing, and where the release exists, unless `force` replaces it.
-    Raises RunStoppedError where an engine rejects a file, and, after writing the release, where an engine crashes.
+    `schema.Release`). Each GGUF and CTranslate2 file is loaded once in its engine; with `in_transformers`, which takes
+    seconds, so is the Hugging Face folder. Raises InputError if the checkpoint is missing, damaged or does not match
+    its run, where a format's library is missing, or if the release exists, unless `force` replaces it. Raises
+    RunStoppedError if an engine rejects a file, and, after writing the release, where an engine crashes.
     """
     checkpoint = find_checkpoint(Path(source), step)
     run = checkpoint.run
@@ -82,7 +82,7 @@ def release_run(
 
 
 def find_checkpoint(source: Path, step: int | None) -> CheckpointDir:
-    """Return the checkpoint to release, with verified hashes. Raises InputError where it is missing or damaged."""
+    """Return the checkpoint to release, with verified hashes. Raises InputError if it is missing or damaged."""
     checkpoint = CheckpointDir(source)
     if checkpoint.is_committed:
         if step not in (None, checkpoint.step):

@@ -155,7 +155,7 @@ TOLERANCES = {
 def verify_release(folder: str | Path) -> list[Check]:
     """Check a release's files, and each of its formats in transformers, llama.cpp or CTranslate2.
 
-    Raises InputError where the folder is not a release, has no reference, or one of the engines is not installed.
+    Raises InputError if the folder is not a release, has no reference, or one of the engines is not installed.
     """
     release = ReleaseDir(Path(folder))
     metadata = release.metadata()

@@ -61,14 +61,14 @@ class Plot:
     caption: str
     wide: Markup
     narrow: Markup | None
-    """SVG for phones, with text of the same size; None where the wide one fits."""
+    """SVG for phones, with text of the same size; None if the wide one fits."""
     legend: list[Line2D]
 
 
 def write_report(run: Path, compare: Sequence[Path] = (), output: Path | None = None) -> Path:
     """Write the report of a run, compared with other runs, and return its path: by default RUN/report.html.
 
-    Raises InputError where one of the folders is not a run, or a file of it is damaged.
+    Raises InputError if one of the folders is not a run, or a file of it is damaged.
     """
     path = output or run / "report.html"
     if path.is_dir():

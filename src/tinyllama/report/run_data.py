@@ -78,7 +78,7 @@ class RunData:
 
 
 def read_run(folder: Path) -> RunData:
-    """Read a run. Raises InputError where the folder is not a run, or a file of it is damaged."""
+    """Read a run. Raises InputError if the folder is not a run, or a file of it is damaged."""
     run, now = RunDir.open(folder), time.time()
     recipe, newest, releases = run.recipe(), run.newest_checkpoint(), run.releases.releases()
     manifest = read_json(run.store_manifest_path) if run.store_manifest_path.is_file() else None

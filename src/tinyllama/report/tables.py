@@ -37,7 +37,7 @@ class Table:
 
 
 def data_table(run: RunData) -> Table | None:
-    """Return the table of sources and splits; None where the run has no store yet."""
+    """Return the table of sources and splits; None if the run has no store yet."""
     if run.store is None:
         return None
     return Table(DATA_COLUMNS, list(data_rows(run.store["sources"], run.recipe)), numbers=(2, 4, 5), hashes=(6,))

@@ -1,8 +1,9 @@
 """Checkpoints: one folder per step, complete or absent.
 
-Writes `RUN/checkpoints/step-00000100/` with torch's distributed checkpoint (DCP), `state.json`, the run's recipe and
-tokenizer, and last `commit.json` with the SHA-256 of every file. A checkpoint without its commit, or with another hash,
-is never resumed from. Training continues while a copy in memory is written; `CheckpointWriter` writes one at a time.
+Writes `RUN/checkpoints/step-00000100/` with torch's distributed checkpoint (DCP), `state.json`, and the run's recipe
+and tokenizer. `commit.json`, with the SHA-256 of every file, is written last. A run never resumes from a checkpoint
+without a commit or with a wrong hash. Training continues while a copy in memory is written. `CheckpointWriter` writes
+one checkpoint at a time.
 """
 
 import pickle
@@ -25,14 +26,14 @@ from tinyllama.files import fsync_path, fsync_tree, sha256_of, write_json
 from tinyllama.runs.checkpoint_reader import SafePlanner, SafeReader
 from tinyllama.runs.run_dir import CheckpointDir, RunDir
 
-# DCP would warn at each call that there is one process, although it is called for one.
+# DCP warns at each call that there is only one process, which is intended here.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 Optimizers = list[torch.optim.Optimizer]
 
 
 class CheckpointWriter:
-    """Writes a run's checkpoints, one at a time, on all ranks together."""
+    """Writer of a run's checkpoints, one at a time, on all ranks together."""
 
     def __init__(
         self,
@@ -43,11 +44,11 @@ class CheckpointWriter:
     ) -> None:
         """Prepare to write; each rank creates a writer.
 
-        After a commit, a thread on rank 0 calls `on_commit(step, seconds, seconds that training waited)`. Before it,
-        the thread calls `before_commit`, whose exception fails the checkpoint.
+        After a commit, a thread on rank 0 calls `on_commit(step, seconds, seconds that training waited)`. Before a
+        commit, the thread calls `before_commit`. If `before_commit` raises an exception, the checkpoint fails.
         """
         self.run, self.asynchronous, self.on_commit, self.before_commit = run, asynchronous, on_commit, before_commit
-        # A group of its own, so that writing never mixes with training's collectives.
+        # A separate group, so that writing never mixes with the collectives of training.
         self.group = None if _is_single_process() else dist.new_group(backend="gloo")
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: Future[None] | None = None
@@ -63,8 +64,8 @@ class CheckpointWriter:
     ) -> None:
         """Start writing a checkpoint; call `wait` for the previous one first.
 
-        `state` is what a resumed run needs besides tensors, as JSON. `start` is the time at which training began to
-        wait, by perf_counter.
+        `state` holds the JSON values that a resumed run needs besides tensors. `start` is the time at which training
+        began to wait, from `time.perf_counter`.
         """
         assert self.pending is None, "wait for the previous checkpoint first"
         self.step = step
@@ -97,7 +98,7 @@ class CheckpointWriter:
         done: Future[Any] = Future()
         try:
             done.set_result(dcp.save(content, checkpoint_id=checkpoint.path, **options))
-        except (Exception, CheckpointException) as error:  # DCP's is a BaseException
+        except (Exception, CheckpointException) as error:  # DCP's exception is a BaseException
             done.set_exception(error)
         return done
 
@@ -130,8 +131,8 @@ class CheckpointWriter:
 def _state_dicts(model: nn.Module, optimizers: Optimizers) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the state dicts of the model and the optimizers, without changing either.
 
-    torch gives an optimizer that has never stepped a state by a step with a learning rate of 0, and counts that step;
-    reset the counter.
+    If an optimizer has never stepped, torch creates its state by a step with a learning rate of 0. torch counts that
+    step, so this function resets the counter.
     """
     unused = [optimizer for optimizer in optimizers if not optimizer.state]
     weights, moments = get_state_dict(model, optimizers)
@@ -162,8 +163,8 @@ def _commit(checkpoint: CheckpointDir) -> None:
 def load_checkpoint(checkpoint: CheckpointDir, model: nn.Module, optimizers: Optimizers) -> None:
     """Load a checkpoint's weights and optimizer state, on any number of ranks.
 
-    Hyperparameters of the optimizers stay as they are: they may differ from the checkpoint's, see `--allow-change`.
-    Raises InputError where the files cannot be read or have other tensors.
+    The optimizers keep their hyperparameters, which may differ from those of the checkpoint (see `--allow-change`).
+    Raises InputError if the files cannot be read or contain other tensors.
     """
     weights, moments = get_state_dict(model, optimizers)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
@@ -179,7 +180,7 @@ def load_checkpoint(checkpoint: CheckpointDir, model: nn.Module, optimizers: Opt
 def load_weights(checkpoint: CheckpointDir, model: nn.Module) -> None:
     """Load a checkpoint's weights without optimizer state, in one process.
 
-    Raises InputError where a file is damaged, or the model has other tensors or sizes.
+    Raises InputError if a file is damaged, or the model has other tensors or sizes.
     """
     if damage := checkpoint.find_damage():
         raise InputError(f"{damage[0]}; restore it, or use another checkpoint")
@@ -189,7 +190,7 @@ def load_weights(checkpoint: CheckpointDir, model: nn.Module) -> None:
 
 
 def _load(state: dict[str, Any], checkpoint: CheckpointDir, is_single_process: bool, remedy: str) -> None:
-    """Load tensors into `state`; `remedy` is for tensors that differ from the recipe's."""
+    """Load tensors into `state`; `remedy` is for tensors that do not match the recipe."""
     reader = SafeReader(checkpoint.path)
     try:
         reader.read_metadata()  # DCP would log a traceback of its error
@@ -205,7 +206,7 @@ def _load(state: dict[str, Any], checkpoint: CheckpointDir, is_single_process: b
 
 
 def _root_cause(error: BaseException) -> str:
-    """Return the reason of a failure in one line: the operating system's error, if there is one behind it."""
+    """Return the reason for a failure in one line: the operating system's error, if that caused the failure."""
     if system_error := _system_error(error):
         return str(system_error)
     # DCP's messages begin with ranks and tracebacks.
@@ -213,7 +214,7 @@ def _root_cause(error: BaseException) -> str:
 
 
 def _system_error(error: BaseException) -> OSError | None:
-    """Return the operating system's error behind another one, if any."""
+    """Return the operating system's error that caused another error, or None."""
     causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
     for cause in causes:
         if isinstance(cause, OSError):

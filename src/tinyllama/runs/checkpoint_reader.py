@@ -53,7 +53,7 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
     dispatch: ClassVar = dict(_PythonUnpickler.dispatch)
 
     def load_build(self) -> None:
-        """Set attributes of an instance, never of a class or function: those are shared by the whole process."""
+        """Set attributes of an instance, but not of a class or function, because the entire process shares those."""
         if type(self.stack[-2]) not in _CLASSES_WITH_STATE:
             raise pickle.UnpicklingError(f"sets attributes of {self.stack[-2]!r}")
         super().load_build()
@@ -73,13 +73,13 @@ class SafeReader(FileSystemReader):
     """DCP's reader of a folder, restricted to the allowed classes and to files in the folder."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Return the folder's metadata. Raises InputError where it names any other class or file."""
+        """Return the folder's metadata. Raises InputError if it names any other class or file."""
         path = Path(self.path) / ".metadata"
         try:
             found = _Unpickler(io.BytesIO(read_regular_file(path))).load()
         except (OSError, InputError):
             raise
-        except Exception as error:  # a truncated or forged pickle may raise anything
+        except Exception as error:  # a truncated or forged pickle may raise any exception
             raise InputError(f"{path}: not the metadata of a checkpoint ({error}); use another checkpoint") from None
         if not isinstance(found, Metadata) or not isinstance(found.storage_data, dict):
             raise InputError(f"{path}: not the metadata of a checkpoint; use another checkpoint")
@@ -94,8 +94,8 @@ class SafePlanner(DefaultLoadPlanner):
     """DCP's planner, which unpickles non-tensor values with `weights_only=True`."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """Load a non-tensor value. Raises pickle.UnpicklingError where it is not plain data."""
-        plain = io.BytesIO()  # DCP unpickles without restrictions, so it gets the safely loaded value, saved again
+        """Load a non-tensor value. Raises pickle.UnpicklingError if the value is not plain data."""
+        plain = io.BytesIO()  # DCP unpickles without restrictions, so the safely loaded value is pickled again for DCP
         torch.save(torch.load(value, weights_only=True), plain)
         plain.seek(0)
         super().load_bytes(read_item, plain)

@@ -1,4 +1,4 @@
-"""The events of a run: their list, what each means to a reader, and their text. Pure functions of rows."""
+"""The events of a run: their names, categories and text. Pure functions of rows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ INFO: Category = "info"
 
 @dataclass(frozen=True)
 class EventKind:
-    """What an event means to a reader."""
+    """Category and presentation of an event."""
 
     category: Category
     """A milestone, an interruption of training (or the end of one), a problem, or neither."""
     level: Literal["info", "warn", "error"]
     """Severity in the lists of trackers."""
     is_annotated: bool = False
-    """Whether trackers draw the event on the loss: it changes how the curve reads."""
+    """Whether trackers draw the event on the loss curve, because the event affects the curve."""
     is_lifecycle: bool = False
     """Whether the event changes the state of the run: active, ended or failed."""
 
@@ -53,7 +53,7 @@ _COMMON_FIELDS = ("time", "event", "step")
 
 
 def event_kind(event: Event) -> EventKind:
-    """Return what an event means; an event that another version wrote has the category `info`."""
+    """Return the kind of an event; an unknown event, from another version, has the category `info`."""
     return EVENT_KINDS.get(event["event"], EventKind(INFO, "info"))
 
 

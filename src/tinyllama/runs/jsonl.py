@@ -1,4 +1,4 @@
-"""Readers of files with one JSON object per line, which a process may be appending to. No torch."""
+"""Readers of files with one JSON object per line, while a process may append to them. Imports no torch."""
 
 import json
 import os
@@ -37,10 +37,11 @@ def _parse(line: bytes) -> Any:
 
 
 def rows_since(path: Path, offset: int) -> tuple[list[Row], int]:
-    """Return the rows among the next megabytes after byte `offset`, and the offset after them; no rows at the end.
+    """Read the next rows after byte `offset`, and return them with the offset that follows them.
 
-    Starts from the beginning where the file has become shorter. Raises InputError, with the line, for a line that is
-    not a row with a step.
+    Each call reads at most `_CHUNK_BYTES` bytes, and returns no rows at the end of the file. If the file has become
+    shorter than `offset`, reading starts from the beginning. Raises InputError, with the line number, if a line is not
+    a row with a step.
     """
     if not path.is_file():
         return [], offset
@@ -59,7 +60,7 @@ def rows_since(path: Path, offset: int) -> tuple[list[Row], int]:
 
 
 def last_rows(path: Path, num_bytes: int) -> list[Row]:
-    """Return the rows among the last `num_bytes` of a file; lines that are not rows are skipped."""
+    """Return the rows in the last `num_bytes` of a file; skip lines that are not rows."""
     if not path.exists():
         return []
     with path.open("rb") as file:

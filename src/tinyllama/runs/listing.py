@@ -1,7 +1,7 @@
 """The runs in a folder: the state of each, its progress, and its newest checkpoint and release.
 
-Reads at most the last 1 MiB of a file, and the recipe without validation, so that a hundred runs of a million rows are
-listed in a second, also those of another version. Imports no torch and writes nothing.
+Reads at most the last 1 MiB of a file, so that listing a hundred runs of a million rows takes a second. Recipes are
+read without validation, so that runs of another version are listed too. Imports no torch and writes nothing.
 """
 
 import statistics
@@ -24,46 +24,46 @@ State = Literal["running", "done", "stopped", "failed", "unreadable"]
 
 _TAIL_BYTES = 1 << 16
 _MAX_TAIL_BYTES = 1 << 20
-"""About 4,000 rows: an older validation is not looked for."""
+"""About 4,000 rows. An older validation is not searched for."""
 _RECENT_ROWS = 50
-"""Number of rows whose median speed is the run's."""
+"""Number of newest rows that the median speed is computed from."""
 _STALL_SECONDS, _STALL_STEPS = 120.0, 20
-"""A run is stalled after both: the first step includes compilation, and a step of a large model takes minutes."""
+"""Time in seconds, and in median step times, without a new row before a run counts as stalled."""
 _MAX_DEPTH = 4
-"""Levels of folders in which runs are searched."""
+"""Maximum depth of folders in the search for runs."""
 _FAILURE_NOTES = {"failed": "", "hang": "hung", "rank-lost": "lost a rank"}
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """State and progress of a run; None where unknown."""
+    """State and progress of a run; unknown values are None."""
 
     run: RunDir
     state: State
     note: str = ""
-    """A few words on the state, such as the signal that stopped the run, or pending releases."""
+    """Short note on the state, such as the signal that stopped the run, or pending releases."""
     problem: str = ""
-    """Why it failed, or why it cannot be read."""
+    """Reason why the run failed or cannot be read."""
     step: int = 0
     """Newest step with a row."""
     steps: int | None = None
-    """Steps of the complete run."""
+    """Number of steps of the complete run."""
     tokens: int = 0
-    """Training tokens up to that step."""
+    """Training tokens up to the newest step."""
     loss: float | None = None
     """Newest training loss, in nats per token."""
     validation_bits_per_byte: float | None = None
-    """Newest validation."""
+    """Newest validation result, in bits per byte."""
     tokens_per_second: float | None = None
-    """Median over the newest rows."""
+    """Median throughput of the newest rows, in tokens per second."""
     seconds_left: float | None = None
-    """Estimated time of the remaining steps, for a running run."""
+    """Estimated time of the remaining steps in seconds, only for a running run."""
     row_age_seconds: float | None = None
-    """Time since the newest row."""
+    """Time since the newest row, in seconds."""
     checkpoint_step: int | None = None
     """Step of the newest committed checkpoint."""
     checkpoint_age_seconds: float | None = None
-    """Time since that checkpoint."""
+    """Time since the newest checkpoint, in seconds."""
     releases: int = 0
     """Number of releases."""
     release_step: int | None = None
@@ -75,7 +75,7 @@ class RunStatus:
 def find_runs(folder: Path) -> list[RunDir]:
     """Return all runs below a folder, or the folder itself if it is a run, in the order of their paths.
 
-    Raises InputError where there is no such folder.
+    Raises InputError if there is no such folder.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no folder here; give the one that holds the runs, such as runs")
@@ -142,7 +142,7 @@ def _read_status(run: RunDir, now: float) -> RunStatus:
 
 
 def _batch_tokens_and_steps(train: Row) -> tuple[int | None, int | None]:
-    """Return the tokens per step and the steps of a recipe's `train` part, which may be of another version."""
+    """Return the tokens per step and the number of steps from a recipe's `train` part, of any version."""
     tokens, sequences, length = (train.get(name) for name in ("tokens", "batch_sequences", "sequence_length"))
     if not (isinstance(sequences, int) and isinstance(length, int)):
         return None, None
@@ -182,9 +182,9 @@ _COLOURS = {"running": "cyan", "done": "green", "failed": "red", "unreadable": "
 
 
 def list_runs(folder: Path) -> list[str]:
-    """Return the lines of the table of runs: on a terminal the columns that fit, elsewhere all of them.
+    """Format the table of runs as lines: on a terminal only the columns that fit, elsewhere all columns.
 
-    Raises InputError where there is no such folder.
+    Raises InputError if there is no such folder.
     """
     statuses = [read_run_status(run) for run in find_runs(folder)]
     if not statuses:
@@ -214,7 +214,7 @@ def _fitting_columns(rows: Sequence[dict[str, str]], width: int) -> list[str]:
 
 
 def _cells(status: RunStatus, folder: Path) -> dict[str, str]:
-    """Return a run's row: texts by column, empty where a value is unknown."""
+    """Return a run's row: strings by column, empty for unknown values."""
     path = status.run.path
     name = path.relative_to(folder).as_posix() if path != folder else status.run.name
     score = "" if status.release_score is None else f", HellaSwag {status.release_score:.1f}"
@@ -235,5 +235,5 @@ def _cells(status: RunStatus, folder: Path) -> dict[str, str]:
 
 
 def _format_age(seconds: float | None) -> str:
-    """Return an age in its largest unit."""
+    """Format an age in its largest unit."""
     return "" if seconds is None else f"{' '.join(format_duration(seconds).split()[:2])} ago"

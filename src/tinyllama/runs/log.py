@@ -1,6 +1,6 @@
 """The log of a run: appends rows to metrics.jsonl, one per step, and events to events.jsonl.
 
-The two files are the record of a run; `RunDir` reads them, and trackers are fed from them.
+The two files are the record of a run. `RunDir` and trackers read them.
 """
 
 import errno
@@ -18,10 +18,10 @@ from tinyllama.runs.run_dir import RunDir
 
 
 class RunLog:
-    """Appends to a run's metrics and events, from any thread; each line is written at once.
+    """Log of a run's metrics and events, for any thread; each line is written immediately.
 
-    With `survives_full_disk`, lines that a full disk refuses are kept in memory and written with the next line that
-    finds space.
+    With `survives_full_disk`, lines that cannot be written to a full disk are kept in memory. They are written with the
+    next line for which there is space.
     """
 
     def __init__(self, run: RunDir, survives_full_disk: bool = False, clock: Callable[[], float] = time.time) -> None:
@@ -34,7 +34,7 @@ class RunLog:
     def truncate_after(self, step: int) -> None:
         """Delete the metrics after a step, so that no step has two rows after the run resumes from it.
 
-        Invalid lines among the deleted ones are reported by an event.
+        If any of the deleted lines is invalid, an event reports it.
         """
         self.step, damaged = step, list[int]()
         rows = self.run.metrics(step, damaged)
@@ -45,7 +45,7 @@ class RunLog:
             self.event("metrics-damaged", step, problem=problem)
 
     def drop_partial_lines(self) -> None:
-        """Delete a last line that a crash has truncated, so that the next one begins on a new line."""
+        """Delete a last line that a crash has truncated, so that the next row begins on a new line."""
         for path in self.pending:
             if path.is_file():
                 with open_without_following(path) as file:
@@ -57,12 +57,12 @@ class RunLog:
         self.step = row["step"]
 
     def event(self, name: str, step: int, **details: Any) -> None:
-        """Append one of EVENT_KINDS, with its time in seconds since 1970."""
+        """Append an event of EVENT_KINDS, with its time in seconds since 1970."""
         assert name in EVENT_KINDS, name
         self._append(self.run.events_path, {"time": self.clock(), "event": name, "step": step, **details})
 
     def flush_to_disk(self) -> None:
-        """Make everything outlast a power failure. Raises OSError where pending lines still find no space."""
+        """Flush both files to the disk (fsync). Raises OSError if there is still no space for pending lines."""
         for path in self.pending:
             with self.lock:
                 self._write_pending(path)

@@ -1,4 +1,4 @@
-"""The folders of releases: where each file is and what it holds. No torch."""
+"""The folders of releases: path and content of each file. Imports no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ class ReleaseDir:
         return self.metadata_path.is_file()
 
     def metadata(self) -> Row:
-        """Return the content of release.json. Raises InputError where the folder is no release."""
+        """Return the content of release.json. Raises InputError if the folder is not a release."""
         metadata = read_json(self.metadata_path) if self.exists else None
         if not isinstance(metadata, dict) or not isinstance(metadata.get("files"), dict):
             problem = "a release.json without its files" if self.exists else "no release.json"
@@ -43,7 +43,7 @@ class ReleaseDir:
         return metadata
 
     def evaluation(self) -> Row | None:
-        """Return the content of evaluation.json; None where it does not exist or belongs to another step."""
+        """Return the content of evaluation.json; None if the file does not exist or belongs to another step."""
         evaluation: Row | None = read_json(self.evaluation_path) if self.evaluation_path.is_file() else None
         return evaluation if evaluation and evaluation["step"] == self.metadata()["step"] else None
 
@@ -60,7 +60,7 @@ class ReleasesDir:
         return self.path / "releases.json"
 
     def release(self, name: str) -> ReleaseDir:
-        """Return the release of this name, which is its checkpoint's name, existing or not."""
+        """Return the release with this name (its checkpoint's name), existing or not."""
         return ReleaseDir(self.path / name)
 
     def releases(self) -> list[tuple[ReleaseDir, Row]]:
@@ -79,7 +79,7 @@ class ReleasesDir:
         return self.path / "baselines" / f"{name.strip('/').replace('/', '--')}.json"
 
     def baseline_evaluation(self, name: str) -> Row | None:
-        """Return a baseline's evaluation; None where it does not exist."""
+        """Return a baseline's evaluation; None if there is no evaluation."""
         path = self.baseline_path(name)
         return read_json(path) if path.is_file() else None
 

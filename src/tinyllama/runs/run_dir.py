@@ -1,6 +1,6 @@
-"""The folder of a run: the only module that knows where each file of a run is and what it holds.
+"""The folder of a run: the only module that defines the paths and contents of a run's files.
 
-Training, releases and trackers write the files; everything that shows or continues a run reads them through `RunDir`.
+Training, releases and trackers write the files. Every module that shows or continues a run reads them through `RunDir`.
 Imports no torch: tensors are read and written by `runs.checkpoint`.
 """
 
@@ -20,7 +20,7 @@ from tinyllama.runs.release_dir import ReleaseDir, ReleasesDir
 
 _CHECKPOINT_NAME = re.compile("step-([0-9]+)")
 _HASHED_IF_PRESENT = ("state.json", "recipe.yaml", ".metadata")
-"""Files of a checkpoint that are read, so that a commit must name them where they exist."""
+"""Files of a checkpoint that a commit must name if they exist, because they are read."""
 _MAX_RECIPE_BYTES = 1 << 20
 
 
@@ -69,7 +69,7 @@ class CheckpointDir:
 
     @property
     def evaluation_path(self) -> Path:
-        """Scores of these weights, where `tinyllama evaluate` was called with the checkpoint's folder."""
+        """Scores of these weights, if `tinyllama evaluate` was called with the checkpoint's folder."""
         return self.path / "evaluation.json"
 
     @property
@@ -83,7 +83,7 @@ class CheckpointDir:
         return sha256_of(self.commit_path)
 
     def state(self) -> Row:
-        """Return the content of state.json. Raises InputError where it is invalid."""
+        """Return the content of state.json. Raises InputError if the file is invalid."""
         state = read_json(self.state_path)
         if not (isinstance(state, dict) and isinstance(state.get("vocab_size"), int | None)):
             raise InputError(f"{self.state_path}: not the state of a checkpoint; restore it, or delete {self.path}")
@@ -119,7 +119,7 @@ class CheckpointDir:
         return damage
 
     def is_released_as(self, release: ReleaseDir) -> bool:
-        """Return whether a release was made from this checkpoint, not from one of an earlier run of the same name."""
+        """Return whether a release was made from this checkpoint, not from an earlier run of the same name."""
         return release.exists and release.metadata()["checkpoints"].get(self.name) == self.commit_hash
 
     def delete(self) -> None:
@@ -141,7 +141,7 @@ class RunDir:
 
     @classmethod
     def open(cls, path: str | Path) -> "RunDir":
-        """Return an existing run. Raises InputError where the folder holds no recipe."""
+        """Return an existing run. Raises InputError if the folder holds no recipe."""
         run = cls(Path(path))
         if not run.recipe_path.is_file():
             raise InputError(f"{path}: no run here (no recipe.yaml); give a folder that `tinyllama train` wrote")
@@ -222,13 +222,13 @@ class RunDir:
         return is_locked(self.lock_path)
 
     def recipe(self) -> Recipe:
-        """Return the run's recipe. Raises InputError where it is invalid."""
+        """Return the run's recipe. Raises InputError if it is invalid."""
         return Recipe.load(self.recipe_path)
 
     def recipe_fields(self) -> Row:
-        """Return the recipe's fields without validation, whichever version wrote it; empty where there is no recipe.
+        """Return the recipe's fields without validation, from any version; empty if there is no recipe.
 
-        Raises InputError where the file is not YAML or not a mapping.
+        Raises InputError if the file is not YAML or not a mapping.
         """
         if not self.recipe_path.is_file():
             return {}
@@ -245,9 +245,9 @@ class RunDir:
         return fields
 
     def initial_weights(self) -> Row | None:
-        """Return `source`, `digest` and `vocab_size` of the external weights that the run started from, if any.
+        """Return `source`, `digest` and `vocab_size` of the external weights that the run started from, or None.
 
-        They are recorded so that a run can be resumed after those weights were deleted.
+        These values are recorded so that a run can be resumed after the external weights were deleted.
         """
         return read_json(self.initial_weights_path) if self.initial_weights_path.is_file() else None
 
@@ -271,11 +271,11 @@ class RunDir:
         return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
     def newest_checkpoint(self) -> CheckpointDir | None:
-        """Return the newest committed checkpoint, if any."""
+        """Return the newest committed checkpoint, or None."""
         return next(reversed(self.checkpoints()), None)
 
     def find_checkpoint(self, step: int | None = None) -> CheckpointDir:
-        """Return the committed checkpoint of a step, by default the newest. Raises InputError where there is none."""
+        """Return the committed checkpoint of a step, by default the newest. Raises InputError if there is none."""
         checkpoints = {checkpoint.step: checkpoint for checkpoint in self.checkpoints()}
         if not checkpoints:
             raise InputError(f"{self.path}: the run has no complete checkpoint yet; train it further")
@@ -287,9 +287,9 @@ class RunDir:
         return checkpoints[step]
 
     def prune_checkpoints(self, keep: int, average: int = 1) -> None:
-        """Delete incomplete checkpoints, and all others except the newest `keep` and those that releases need.
+        """Delete all checkpoints except the newest `keep` complete checkpoints and those that releases need.
 
-        Those are the milestones, and for a milestone without a release the `average` checkpoints up to it.
+        Releases need the milestones and, for a milestone without a release, the newest `average` checkpoints up to it.
         """
         checkpoints = self.checkpoints()
         kept = {checkpoint.path for checkpoint in checkpoints[-keep:]}
@@ -310,10 +310,10 @@ class RunDir:
         return [found.step for found in milestones if (found.step, found.commit_hash) not in complete]
 
     def metrics(self, up_to_step: int | None = None, damaged: list[int] | None = None) -> Iterator[Row]:
-        """Yield the rows of metrics up to a step, by default all; a last line without its end is skipped.
+        """Yield the rows of metrics up to a step, by default all rows; skip an incomplete last line.
 
-        Raises InputError, with the line, for an invalid row up to that step. The line numbers of later ones are
-        appended to `damaged`.
+        Raises InputError, with the line number, for an invalid row up to that step. The line numbers of later invalid
+        rows are appended to `damaged`.
         """
         is_reached = up_to_step == 0
         for number, row in numbered_rows(self.metrics_path):
@@ -327,7 +327,7 @@ class RunDir:
                 damaged.append(number)
 
     def events(self) -> Iterator[Row]:
-        """Yield all events, oldest first. Raises InputError, with the line, for an invalid one."""
+        """Yield all events, oldest first. Raises InputError, with the line number, for an invalid event."""
         for number, row in numbered_rows(self.events_path):
             if not (isinstance(row, dict) and {"time", "event", "step"} <= row.keys()):
                 problem = "not an event with time, event and step"
@@ -343,9 +343,9 @@ class RunDir:
         return rows_since(self.events_path, offset)
 
     def last_metrics(self, num_bytes: int) -> list[Row]:
-        """Return the valid rows among the last `num_bytes` of the metrics."""
+        """Return the valid rows in the last `num_bytes` of the metrics."""
         return [row for row in last_rows(self.metrics_path, num_bytes) if "step" in row and "tokens" in row]
 
     def last_events(self, num_bytes: int) -> list[Row]:
-        """Return the valid rows among the last `num_bytes` of the events."""
+        """Return the valid rows in the last `num_bytes` of the events."""
         return last_rows(self.events_path, num_bytes)

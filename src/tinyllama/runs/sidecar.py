@@ -1,7 +1,7 @@
-"""Child processes next to training: they use no GPU, and none outlives it.
+"""Child processes next to training, which use no GPU and never outlive training.
 
-The child runs this module as its program, which asks the kernel to kill it together with its parent before it imports
-anything that takes seconds. A supervisor notices by a `Heartbeat` that a worker hangs.
+The child process runs this module as its program. Before any slow import, the program asks the kernel to kill the child
+if the parent dies. A supervisor uses a `Heartbeat` to detect a hung worker.
 """
 
 import importlib
@@ -19,10 +19,10 @@ class Sidecar:
     """A child process that runs `main(*arguments)` of a module."""
 
     def __init__(self, module: str, *arguments: str, one_core: bool, log: IO[bytes] | None = None) -> None:
-        """Start the process, in its own session, so that signals to all processes of the run do not reach it.
+        """Start the process in its own session, so that signals to the run's process group do not reach it.
 
-        It computes on one core or on all. Its standard error goes to `log`, or is kept for `wait`. Raises OSError where
-        it cannot be started.
+        The process computes on one core or on all cores. Its standard error goes to `log`, or is kept for `wait`.
+        Raises OSError if the process cannot be started.
         """
         program = [
             sys.executable,
@@ -41,50 +41,50 @@ class Sidecar:
         )
 
     def lines(self) -> Iterator[str]:
-        """Yield the lines that it writes to standard output until it ends."""
+        """Yield the lines of the process's standard output until the process ends."""
         assert self.process.stdout is not None
         yield from self.process.stdout
 
     def wait(self) -> tuple[int, str]:
-        """Wait until it ends; return its exit status and the last line of its standard error, if that is kept."""
+        """Wait until the process ends; return its exit status and, if kept, the last line of its standard error."""
         stderr = (self.process.communicate()[1] or "").strip()
         return self.process.returncode, stderr.splitlines()[-1] if stderr else f"status {self.process.returncode}"
 
     def close_stdin(self) -> None:
-        """Tell it that training has ended."""
+        """Signal the process that training has ended."""
         stdin, self.process.stdin = self.process.stdin, None
         with suppress(OSError):  # the process has ended already
             if stdin:
                 stdin.close()
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process immediately."""
         self.process.kill()
 
 
 class Heartbeat:
-    """Sign of life of a worker, with the time since the last one, which a supervisor adds up.
+    """Heartbeat of a worker, and the time since the last heartbeat, in seconds.
 
-    The supervisor counts its own waits, not a clock's time: a stopped and continued process does not look like one that
-    hangs.
+    The supervisor adds up its own waiting times instead of reading a clock. A process that was suspended and continued
+    therefore does not look hung.
     """
 
     def __init__(self) -> None:
         self.silent_seconds, self.is_paused = 0.0, False
 
     def __call__(self) -> None:
-        """Give a sign of life."""
+        """Record a heartbeat."""
         self.silent_seconds = 0.0
 
     def add_wait(self, seconds: float) -> float:
-        """Add the time of a supervisor's wait, unless paused; return the time since the last sign of life."""
+        """Add a supervisor's waiting time, unless paused; return the time since the last heartbeat."""
         if not self.is_paused:
             self.silent_seconds += seconds
         return self.silent_seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Count no time while the block runs, such as while a slow disk is read."""
+        """Count no time while the block runs, for example while it reads a slow disk."""
         self.is_paused = True
         try:
             yield

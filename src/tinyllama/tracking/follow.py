@@ -1,8 +1,8 @@
-"""Follow a run: pass new items from its files to a sink, each once, however often the processes restart.
+"""Follow a run: pass each new item from its files to a sink once, even if processes restart.
 
-Reads metrics, events and releases; writes `RUN/trackers/SINK.json`, the position up to which the sink holds everything
-safely. Items after that position are delivered again after a kill. Only the process that holds
-`RUN/trackers/SINK.lock` follows: training's tracker process or `tinyllama watch`. Imports no torch.
+Reads metrics, events and releases. Writes `RUN/trackers/SINK.json`, the position up to which the sink has stored all
+items permanently. Items after that position are delivered again after a kill. Only the process that holds
+`RUN/trackers/SINK.lock` follows the run: training's tracker process or `tinyllama watch`. Imports no torch.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -24,34 +24,34 @@ Scores = dict[str, float]
 _HELLASWAG = "scores/hellaswag acc_norm"
 """The metric that is published for the baselines."""
 FULL_RESOLUTION_STEPS = 10_000
-"""Steps that are all shown. Up to twice as many, every second one is; up to four times as many, every fourth one, and
-so on: 5,000 rows per doubling, 46,000 for 1.4 million steps."""
+"""Number of steps up to which every step is shown. Up to twice this number, every second step is shown; up to four
+times this number, every fourth step. Each doubling adds 5,000 rows: 1.4 million steps have 46,000 rows."""
 
 
 class Sink(Protocol):
-    """Where a run is shown. All calls come from one thread, may block and may raise."""
+    """Destination that shows a run. All calls come from one thread, may block and may raise."""
 
     def log_metrics(self, rows: Sequence[Row], times: Sequence[float]) -> None:
-        """Show rows of metrics: `step` and numbers, with their times in seconds since 1970."""
+        """Show rows of metrics (`step` and numbers) with their times in seconds since 1970."""
 
     def log_events(self, events: Sequence[Row], loss_range: tuple[float, float] | None) -> None:
         """Show events, after the metrics; `loss_range` is the lowest and the highest loss so far."""
 
     def log_scores(self, row: Row, time: float) -> None:
-        """Show a release's scores: `step`, `tokens` and numbers, with the time of that step."""
+        """Show a release's scores (`step`, `tokens` and numbers) with the time of that step."""
 
     def set_baselines(self, baselines: dict[str, Scores]) -> None:
-        """Show these baselines and no others."""
+        """Show these baselines and remove all others."""
 
     def rewind(self, step: int) -> int | None:
-        """Forget the steps after `step`, for which other numbers will come.
+        """Delete the steps after `step`, because their numbers will change.
 
-        Returns the step after which rows must come: 0 if everything must come again, None if the sink can forget
-        nothing. In that case rows continue after the newest that was shown.
+        Returns the step after which rows must be delivered again, such as 0 for all rows. Returns None if the sink
+        cannot delete anything; rows then continue after the newest step that was shown.
         """
 
     def durable_position(self, position: "SinkPosition") -> "SinkPosition":
-        """Return the position up to which everything shown outlasts a kill of this process.
+        """Return the position up to which all shown items survive a kill of this process.
 
         The follower saves it, and a new process continues from it.
         """
@@ -65,23 +65,23 @@ class SinkPosition:
     """How much of a run a sink has received."""
 
     step: int = 0
-    """Newest step that it has, or that was skipped by `is_shown`."""
+    """Newest step that the sink has received or that `is_shown` has skipped."""
     events: int = 0
-    """Bytes of the events."""
+    """Offset in the events file, in bytes."""
     anchors: list[tuple[int, float]] = field(default_factory=list)
-    """Steps from the newest one on whose times are known, with these times."""
+    """Known times of steps, from the newest such step on: step and time."""
     clock: float = 0.0
-    """Estimated time of the newest step."""
+    """Estimated time of the newest step, in seconds since 1970."""
     losses: tuple[float, float] | None = None
     """Lowest and highest loss so far."""
     differs: bool = False
-    """Whether the run rolled back: it repeats steps with other numbers once it resumes."""
+    """Whether the run was rolled back: after resuming, the run repeats steps with other numbers."""
     scores: dict[str, Scores] = field(default_factory=dict)
     """Scores shown, by the step of their release."""
     baselines: dict[str, Scores] = field(default_factory=dict)
     """Baselines shown."""
     files: dict[str, int] = field(default_factory=dict)
-    """Sizes in bytes of the sink's own files at this position, for sinks that truncate them to it."""
+    """Sizes in bytes of the sink's own files at this position, for sinks that truncate their files."""
 
 
 def read_position(run: RunDir, sink: str) -> SinkPosition:
@@ -91,9 +91,9 @@ def read_position(run: RunDir, sink: str) -> SinkPosition:
 
 
 class RunFollower:
-    """Follows a run for a sink; the caller holds the sink's lock in the run.
+    """Follower of a run for a sink; the caller holds the sink's lock in the run.
 
-    `alive` is called before and after everything that is handed to the sink.
+    `alive` is called before and after each call to the sink.
     """
 
     def __init__(self, run: RunDir, name: str, sink: Sink, alive: Callable[[], None] = lambda: None) -> None:
@@ -103,14 +103,14 @@ class RunFollower:
         self.position = read_position(run, name)
         self.saved: dict[str, Any] = {}
         self.offset = 0
-        """Bytes of the metrics that are read; 0 when the follower starts and when the run resumes."""
+        """Offset in the metrics file, in bytes; 0 when the follower starts and when the run resumes."""
         self.is_reread = False
-        """Whether the metrics are being read again from their beginning, since a line was invalid."""
+        """Whether the metrics are being read again from their beginning because a line was invalid."""
         self.score_files: list[tuple[str, int, int]] = []
-        """Names, times and sizes of the files with scores when they were last read."""
+        """Names, times and sizes of the score files when they were last read."""
 
     def poll(self) -> None:
-        """Show everything that is new."""
+        """Show all new items."""
         events = self._read_events()
         while self._show_metrics():
             self.alive()
@@ -122,13 +122,13 @@ class RunFollower:
         self.alive()
 
     def close(self) -> None:
-        """Close the sink and save the position, up to which everything is now safe."""
+        """Close the sink and save the position, up to which all items are now stored permanently."""
         self.sink.close()
         self.saved = {}
         self._save()
 
     def _read_events(self) -> list[Row]:
-        """Return the new events. If other numbers will come for steps that were shown, rewind the sink first."""
+        """Return the new events; rewind the sink first if the numbers of shown steps will change."""
         found: list[Row] = []
         valid_step = self.position.step
         while True:
@@ -154,7 +154,7 @@ class RunFollower:
     def _valid_through_step(self, event: Row) -> int:
         """Return the step up to which the shown numbers stay valid after an event.
 
-        A run that starts or resumes has truncated its metrics, so that they are read again.
+        A run that starts or resumes truncates its metrics, so the metrics are read again.
         """
         position, name = self.position, event["event"]
         if anchor := _timestamp_anchor(event):
@@ -169,7 +169,7 @@ class RunFollower:
         return int(event["step"]) if differs else position.step
 
     def _show_metrics(self) -> bool:
-        """Show the next rows of metrics; return whether there were any, shown or not."""
+        """Show the next rows of metrics; return whether the file had new rows, shown or not."""
         try:
             rows, self.offset = self.run.metrics_since(self.offset)
         except InputError:
@@ -186,7 +186,7 @@ class RunFollower:
         return bool(rows)
 
     def _advance(self, row: Row) -> float:
-        """Move the position to a row; return the row's time, estimated from the events' times and the speed."""
+        """Move the position to a row; return the row's time, estimated from the events and the throughput."""
         position, loss = self.position, row.get("loss")
         position.step = row["step"]
         if loss is not None:
@@ -207,7 +207,8 @@ class RunFollower:
         for step, tokens, scores in _release_scores(self.run):
             known = position.scores.get(str(step), {})
             new = {metric: points for metric, points in scores.items() if known.get(metric) != points}
-            if known.keys() & new.keys() and self.sink.rewind(0) == 0:  # scored again: the old scores must go
+            # scored again, so the old scores must be deleted
+            if known.keys() & new.keys() and self.sink.rewind(0) == 0:
                 self._reset()
                 self.poll()
                 return
@@ -229,9 +230,9 @@ class RunFollower:
 
 
 def is_shown(row: Row) -> bool:
-    """Return whether a row of metrics goes to the sinks: see FULL_RESOLUTION_STEPS.
+    """Return whether a row of metrics is passed to the sinks (see FULL_RESOLUTION_STEPS).
 
-    Validations and skipped steps always do.
+    Rows of validations and skipped steps are always passed.
     """
     step = row["step"]
     stride = 1 << max(0, (step - 1) // FULL_RESOLUTION_STEPS).bit_length()
@@ -239,7 +240,7 @@ def is_shown(row: Row) -> bool:
 
 
 def _numeric_metrics(row: Row) -> dict[str, float]:
-    """Return the numbers of a row except its step, with memory in gigabytes, which fits on an axis."""
+    """Return the numbers of a row except its step, with memory in gigabytes for short axis labels."""
     found = {name: value for name, value in row.items() if name != "step" and isinstance(value, int | float)}
     if "memory_bytes" in found:
         found["memory_gigabytes"] = found.pop("memory_bytes") / 1e9
@@ -247,28 +248,28 @@ def _numeric_metrics(row: Row) -> dict[str, float]:
 
 
 def _timestamp_anchor(event: Row) -> tuple[int, float] | None:
-    """Return the step and time of an event that is written right after that step, if it is one of these."""
+    """Return the step and time of an event if its kind is always written right after the step."""
     if event["event"] in ("start", "resume", "checkpoint"):
         return event["step"], event["time"] - event.get("seconds", 0.0)
     return None
 
 
 def _time_of_step(run: RunDir, step: int) -> float:
-    """Return the time of a step in seconds since 1970, interpolated between events; 0 without any."""
+    """Return the time of a step in seconds since 1970, interpolated between events; 0 without events."""
     times = {0: 0.0} | dict(filter(None, map(_timestamp_anchor, run.events())))
     steps = sorted(times)
     return float(np.interp(step, steps, [times[anchor] for anchor in steps]))
 
 
 def _release_scores(run: RunDir) -> Iterator[tuple[int, int, Scores]]:
-    """Yield the step, tokens and scores of each release that has any."""
+    """Yield the step, tokens and scores of each release that has scores."""
     for release, metadata in run.releases.releases():
         if evaluation := release.evaluation():
             yield metadata["step"], metadata["tokens"], _scores(evaluation)
 
 
 def _baseline_scores(run: RunDir, metrics: Collection[str]) -> dict[str, Scores]:
-    """Return the baselines' scores in these metrics, those measured here first, then the published ones."""
+    """Return the baselines' scores in these metrics: measured scores first, then published scores."""
     found = {evaluation["model"]: _scores(evaluation) for evaluation in run.releases.baseline_evaluations()}
     for row in run.releases.table()["baselines"]:
         if row["source"] and row["source"].startswith("published"):
@@ -278,7 +279,7 @@ def _baseline_scores(run: RunDir, metrics: Collection[str]) -> dict[str, Scores]
 
 
 def published_name(name: str) -> str:
-    """Return the name that a published model has in trackers: without its step, since only the last one is shown."""
+    """Return a published model's name in trackers, without its step, since only its last step is shown."""
     return f"{name.split(' step ', maxsplit=1)[0]} (published)"
 
 

@@ -1,8 +1,8 @@
 """TensorBoard as a sink: event files in `RUN/tensorboard`, written without torch and TensorFlow.
 
-After a rollback, a session start at that step makes TensorBoard drop what came after it. Events of the run are texts;
-baselines are runs of their own in `baselines/NAME`, which TensorBoard draws with this one. What a killed process wrote
-after its last saved position is truncated when the next one opens the files, and written again.
+After a rollback, a session start at that step makes TensorBoard drop all later steps. Events of the run are
+TensorBoard's text summaries. Baselines are separate runs in `baselines/NAME`, which TensorBoard draws with this run. If
+a process was killed, the next process truncates the files to the last saved position and writes the later items again.
 """
 
 import os
@@ -25,7 +25,7 @@ from tinyllama.tracking.follow import Scores, SinkPosition
 
 
 class TensorBoardSink:
-    """A run in event files. The x axis is the step; the tokens are a curve."""
+    """A run in event files. The x axis is the step. The number of tokens is a curve."""
 
     def __init__(self, run: RunDir, recipe: Recipe, position: SinkPosition) -> None:
         self.folder, self.steps = run.path / "tensorboard", recipe.train.steps
@@ -45,7 +45,7 @@ class TensorBoardSink:
         self.writer.flush()
 
     def log_events(self, events: Sequence[Row], loss_range: tuple[float, float] | None) -> None:
-        """Write events as texts."""
+        """Write events as text summaries."""
         for event in events:
             text = text_pb("events", f"{event_title(event)}: {describe_event(event)}")
             summary = Summary.FromString(text.SerializeToString())
@@ -66,7 +66,7 @@ class TensorBoardSink:
             writer.close()
 
     def rewind(self, step: int) -> int:
-        """Make TensorBoard drop everything after a step."""
+        """Make TensorBoard drop all items after a step."""
         self.writer.close()
         self.writer = EventFileWriter(str(self.folder))
         self.writer.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
@@ -74,7 +74,7 @@ class TensorBoardSink:
         return step
 
     def durable_position(self, position: SinkPosition) -> SinkPosition:
-        """Flush the files to the disk; return the position with their sizes."""
+        """Flush the files to the disk; return the position with the files' sizes."""
         files = self._files()
         for path in files:
             fsync_path(path)

@@ -1,8 +1,8 @@
-"""Trackers next to training: for each that the recipe names, a child process that follows the run's files.
+"""Trackers next to training: one child process per tracker of the recipe, which follows the run's files.
 
-Training neither waits for a tracker nor ends with it, whatever the tracker does: block, raise, use up memory, hang at
-the interpreter's exit. A failure is an event and one line. When training ends, each tracker has some seconds for the
-last rows and is killed then. `main` is the child's program.
+Training neither waits for a tracker nor fails with it, even if the tracker blocks, raises, runs out of memory, or hangs
+at the interpreter's exit. A failure is logged as an event and printed in one line. When training ends, each tracker has
+some seconds to deliver the last rows before it is killed. `main` is the child's program.
 """
 
 import contextlib
@@ -26,19 +26,19 @@ from tinyllama.tracking.follow import RunFollower, Sink, read_position
 
 POLL_SECONDS = 1.0
 CALL_TIMEOUT_SECONDS = 60.0
-"""Duration of a call to a tracker above which it is reported as blocked."""
+"""Duration in seconds after which a call to a tracker is reported as blocked."""
 SHUTDOWN_TIMEOUT_SECONDS = 30.0
-"""Time that all trackers together have for the last rows when training ends."""
+"""Time in seconds that all trackers together have for the last rows when training ends."""
 
 
 def enabled_trackers(track: Track) -> list[str]:
-    """Return the trackers that a recipe names; the names are also those of the modules they need."""
+    """Return the trackers that a recipe names; each name is also the name of the required module."""
     enabled = {"trackio": track.trackio, "wandb": track.wandb is not None, "tensorboard": track.tensorboard}
     return [name for name, is_enabled in enabled.items() if is_enabled]
 
 
 def check_trackers(track: Track) -> None:
-    """Raise InputError where the recipe names a tracker that is not installed."""
+    """Raise InputError if the recipe names a tracker that is not installed."""
     for name in enabled_trackers(track):
         if find_spec(name) is None:
             raise InputError(f'track.{name}: {name} is not installed; pip install "tinyllama[track]"')
@@ -54,7 +54,7 @@ class Trackers:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Let the trackers show the rest, and kill those that take too long."""
+        """Let the trackers show the last rows, and kill trackers that take too long."""
         for tracker in self.trackers:
             tracker.finish()
         deadline = time.monotonic() + SHUTDOWN_TIMEOUT_SECONDS
@@ -63,7 +63,7 @@ class Trackers:
 
 
 class Tracker:
-    """One tracker's process, and a thread that receives its reports."""
+    """One tracker's process, with a thread that receives the process's reports."""
 
     def __init__(self, name: str, run: RunDir, log: RunLog) -> None:
         self.name, self.run, self.log = name, run, log
@@ -81,7 +81,7 @@ class Tracker:
             self.thread.start()
 
     def finish(self) -> None:
-        """Tell the process that the run has ended."""
+        """Signal the process that the run has ended."""
         if self.process:
             self.process.close_stdin()
 
@@ -107,14 +107,14 @@ class Tracker:
         self.has_failed |= event == "tracker-failed"
         effect = "failed and is not used until the next start" if self.has_failed else "blocks; training continues"
         echo(f"{self.run.path}: {self.name} {effect}: {problem}", to_stderr=True)
-        with contextlib.suppress(OSError):  # a full disk fails the tracker and the event
+        with contextlib.suppress(OSError):  # a full disk causes both failures: of the tracker, and of writing the event
             self.log.event(event, self.log.step, tracker=self.name, problem=problem)
 
 
 def main(run: str, name: str, call_timeout_seconds: str) -> int:
     """Follow a run for a tracker until standard input ends, and once more after that; return 0.
 
-    Failures are reported as lines of JSON on standard output. What trackers print goes to standard error.
+    Failures are reported as lines of JSON on standard output. The output of trackers goes to standard error.
     """
     reports = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -131,7 +131,7 @@ def main(run: str, name: str, call_timeout_seconds: str) -> int:
     def work() -> None:
         try:
             _follow_until(ended, RunDir(Path(run)), name, heartbeat)
-        except BaseException as error:  # trackers end themselves in many ways
+        except BaseException as error:  # some trackers call exit
             report("tracker-failed", summarize_error(error))
 
     threading.Thread(target=wait_for_end_of_stdin, daemon=True).start()
@@ -164,7 +164,7 @@ def _follow_until(ended: threading.Event, run: RunDir, name: str, heartbeat: Hea
     with contextlib.ExitStack() as locks:
         while not try_acquire_sink(run, name, locks):
             heartbeat()
-            if ended.wait(POLL_SECONDS):  # `watch` follows the run, and shows its end too
+            if ended.wait(POLL_SECONDS):  # `watch` follows the run until its end
                 return
         follower = RunFollower(run, name, open_sink(name, run), heartbeat)
         while not ended.wait(POLL_SECONDS):
@@ -174,9 +174,9 @@ def _follow_until(ended: threading.Event, run: RunDir, name: str, heartbeat: Hea
 
 
 def open_sink(name: str, run: RunDir) -> Sink:
-    """Open the `trackio`, `wandb` or `tensorboard` sink of a run, emptied if nothing of the run was sent yet."""
+    """Open the `trackio`, `wandb` or `tensorboard` sink of a run; empty it if no item of the run was sent yet."""
     recipe, position = run.recipe(), read_position(run, name)
-    # Each sink needs a library of its own, which may be missing.
+    # Each sink needs its own library, which may be missing.
     if name == "wandb":
         from tinyllama.tracking.wandb_sink import WandbSink  # noqa: PLC0415
 
@@ -191,7 +191,7 @@ def open_sink(name: str, run: RunDir) -> Sink:
 
 
 def try_acquire_sink(run: RunDir, name: str, locks: contextlib.ExitStack) -> bool:
-    """Hold a sink's lock in a run until `locks` are closed; return False where another process holds it."""
+    """Hold a sink's lock in a run until `locks` are closed; return False if another process holds it."""
     reject_symlink(run.trackers_dir)
     try:
         locks.enter_context(exclusive_lock(run.trackers_dir, f"{name}.lock", ""))

@@ -1,9 +1,9 @@
 """trackio's page as a sink; its database `.trackio` is in the runs' folder, so that one page compares them.
 
-Written through trackio's storage (and in `_empty` by SQL), not through `trackio.init`: that asks the hub for the user,
-hides errors and writes from threads, while each call here commits or raises. Entries that are added while a page is
-open start hidden. Therefore releases and problems are vertical lines of two entries that exist from the beginning, and
-so are baselines.
+This module writes through trackio's storage (and by SQL in `_empty`) instead of `trackio.init`. `trackio.init` asks the
+hub for the user, hides errors and writes from threads, whereas each call of the storage commits or raises. An entry
+that is added while a page is open starts hidden. Therefore all entries are created at the beginning: one per baseline,
+and one each for the vertical lines of releases and of problems.
 """
 
 import importlib
@@ -23,16 +23,16 @@ from tinyllama.tracking.follow import Scores, SinkPosition
 
 PROJECT = "tinyllama"
 MAX_ALERTS = 20
-"""Number of alerts kept per run, the newest: the page lists the 20 oldest ones that exist."""
+"""Maximum number of alerts per run. The newest are kept, because the page lists only the 20 oldest alerts."""
 _ALERT_COLUMNS = ("title", "text", "level", "step", "timestamp")
 MAX_ANNOTATIONS = 50
-"""Number of vertical lines kept per entry, the newest: the page downsamples 500 points, and then draws over gaps."""
+"""Maximum number of vertical lines per entry. Above 500 points, the page downsamples and draws across gaps."""
 SMOOTHING = 20
-"""Points that the page's thick line averages; the thin line is not smoothed."""
+"""Number of points that the page's thick line averages; the thin line is not smoothed."""
 _GAP = {"_type": "trackio.histogram"}
-"""End of a line: an empty histogram is sent to the page but not drawn. The page draws over missing values."""
+"""End of a line. The page draws no line at an empty histogram, but connects points across missing values."""
 _BEGINNING = datetime.fromtimestamp(0, UTC).isoformat()
-"""Creation time of all entries except the run's own: the page sorts and colours entries by it, newest first."""
+"""Creation time of all entries except the run's own, by which the page sorts and colours entries, newest first."""
 
 
 def trackio_dir(run: RunDir) -> Path:
@@ -41,7 +41,7 @@ def trackio_dir(run: RunDir) -> Path:
 
 
 def open_trackio(folder: Path) -> Any:
-    """Import trackio with its data in `folder`, which it reads from the environment when it is first imported."""
+    """Import trackio with its data in `folder`; trackio reads this path from the environment at its first import."""
     reject_symlink(folder)
     os.environ["TRACKIO_DIR"] = str(folder)
     trackio = importlib.import_module("trackio")
@@ -57,7 +57,7 @@ def is_on_network_filesystem(folder: Path) -> bool:
 
 
 def create_baseline_runs(run: RunDir, names: Iterable[str]) -> None:
-    """Create entries for baselines whose scores may come, so that a page opened from now on shows them."""
+    """Create entries for baselines that may get scores, so that a page opened from now on shows them."""
     storage = open_trackio(trackio_dir(run)).SQLiteStorage
     for name in names:
         _ensure_entry(storage, f"{run.name}/baseline/{name}", name)
@@ -77,13 +77,13 @@ class TrackioSink:
         self.run, self.recipe = run.name, recipe
         self.alerts = f"{self.run}/alerts"
         self.storage = open_trackio(trackio_dir(run)).SQLiteStorage
-        if position == SinkPosition():  # entries of this name belong to a deleted run
+        if position == SinkPosition():  # existing entries of this name belong to a deleted run
             self._clear()
         for kind in ("releases", "trouble"):
             _ensure_entry(self.storage, f"{self.run}/mark/{kind}", f"{kind} of {self.run}")
 
     def log_metrics(self, rows: Sequence[Row], times: Sequence[float]) -> None:
-        """Log rows of metrics, except those that exist already."""
+        """Log rows of metrics, except rows that exist already."""
         config = self.recipe.model_dump(mode="json") | {"_Group": "runs"}
         self._log(self.run, self.run, rows, times, [f"{self.run} {row['step']}" for row in rows], config)
 
@@ -96,7 +96,7 @@ class TrackioSink:
             self._annotate("trouble", [event for event in marked if event["event"] != "release"], loss_range)
 
     def log_scores(self, row: Row, time: float) -> None:
-        """Log a release's scores at its step, among the rows of that time: otherwise the page would smooth them."""
+        """Log a release's scores at its step with that step's time; otherwise the page would smooth the scores."""
         self._log(self.run, self.run, [row], [time], [f"{self.run} {sorted(row.items())}"])
 
     def set_baselines(self, baselines: dict[str, Scores]) -> None:
@@ -110,7 +110,7 @@ class TrackioSink:
             self._log(name, run_id, rows, [0.0, 0.0], [f"{run_id} {step}" for step in steps])
 
     def rewind(self, step: int) -> int:
-        """Forget everything. The entries stay: a page that is open would hide new ones."""
+        """Delete the metrics of all entries; keep the entries, because an open page hides new entries."""
         self.storage.delete_run(PROJECT, "", run_id=self.alerts)
         self._empty(self._records())
         return 0
@@ -123,7 +123,7 @@ class TrackioSink:
         """Do nothing: each call has committed."""
 
     def _alert(self, events: Sequence[Row]) -> None:
-        """Add alerts to an entry of their own, since trackio deletes alerts only together with their entry."""
+        """Add alerts to a separate entry, since trackio deletes alerts only together with their entry."""
         new = [
             {
                 "title": f"{event_title(event)} of {self.run}",
@@ -144,7 +144,7 @@ class TrackioSink:
             self.storage.bulk_alert(PROJECT, self.run, **columns, run_id=self.alerts)
 
     def _annotate(self, kind: str, events: Sequence[Row], losses: tuple[float, float]) -> None:
-        """Add vertical lines at these events, and keep the newest ones."""
+        """Add vertical lines at these events; keep only the newest MAX_ANNOTATIONS lines."""
         run_id, batch = f"{self.run}/mark/{kind}", self.recipe.train.batch_tokens
         new = [
             {"step": event["step"], "tokens": event["step"] * batch, "mark": f"{event['event']} {number}"} | point
@@ -173,16 +173,17 @@ class TrackioSink:
         self.storage.bulk_log(PROJECT, name, metrics, steps, stamps, config, keys, run_id=run_id)
 
     def _clear(self) -> None:
-        """Delete the run's entries, also those that other programs wrote."""
+        """Delete all entries of the run, including entries that other programs wrote."""
         for run_id in [self.alerts, *(record["id"] for record in self._records())]:
             self.storage.delete_run(PROJECT, "", run_id=run_id)
         while self.storage.delete_run(PROJECT, self.run):
             pass
 
     def _empty(self, records: Iterable[dict[str, str]]) -> None:
-        """Delete the metrics of entries except the first row: an open page hides an entry that is gone for a moment.
+        """Delete all metrics of some entries except the first row.
 
-        trackio's storage can only delete complete entries, so that this needs SQL.
+        The first row keeps the entry in existence: an open page hides an entry that was deleted and created again. This
+        function uses SQL, because trackio's storage can only delete complete entries.
         """
         database = self.storage.get_project_db_path(PROJECT)
         for record in records:
@@ -192,13 +193,13 @@ class TrackioSink:
                 connection.execute("DELETE FROM metrics WHERE run_id = ? AND log_id IS NOT ?", own)
 
     def _records(self, kind: str = "") -> list[dict[str, str]]:
-        """Return the entries of a kind, such as `mark/releases`; without a kind, all entries of the run."""
+        """Return the entries of a kind, such as `mark/releases`, or all entries of the run if no kind is given."""
         found: list[dict[str, str]] = self.storage.get_run_records(PROJECT)
         return [record for record in found if f"{record['id']}/".startswith(f"{self.run}/{kind}")]
 
 
 def _vertical_line_points(low: float, high: float) -> list[Row]:
-    """Return the points of a vertical line and a gap, so far apart that smoothing does not move its ends."""
+    """Return the points of a vertical line and a gap, with enough padding that smoothing does not move its ends."""
     padding: list[Row] = [{}] * (SMOOTHING // 2)
     return [{"loss": low}, *padding, {"loss": high}, {"loss": _GAP}, *padding]
 

@@ -1,10 +1,10 @@
-"""Weights & Biases as a sink: one run of the recipe's project, with one ID however often training starts.
+"""Weights & Biases as a sink: one run of the recipe's project, with the same ID at each start of training.
 
-W&B buffers rows and can flush them only by ending its run, so that a kill loses the newest ones. Therefore nothing
-counts as safe before `close`, and everything later is delivered again after a kill, with the same W&B step as before:
-the training step plus the number of scores and alerts delivered before it. W&B has the rows up to its newest step,
-which its server reports online and its files (`RUN/wandb`) hold offline. Logged rows cannot be removed: after a
-rollback, W&B keeps the first numbers of the repeated steps.
+W&B buffers rows and can flush them only by ending its run, so a kill loses the newest rows. Therefore no item counts as
+stored before `close`, and all later items are delivered again after a kill, with the same W&B step as before. The W&B
+step of a row is the training step plus the number of scores and alerts that were delivered before the row. W&B's newest
+step shows which rows W&B has; the server reports it online, and the files in `RUN/wandb` contain it offline. Logged
+rows cannot be removed. After a rollback, W&B keeps the first numbers of the repeated steps.
 """
 
 import uuid
@@ -23,7 +23,7 @@ from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking.follow import Scores, SinkPosition
 
 _HEADER_BYTES, _BLOCK_BYTES = 7, 32768
-"""Sizes in a .wandb file: the file's header and each chunk's header, and a block (LevelDB's log format)."""
+"""Sizes in bytes in a .wandb file (LevelDB's log format): header of the file and of each chunk, and block."""
 _FULL_CHUNK, _LAST_CHUNK = 1, 4
 """Types of a chunk that ends a record."""
 
@@ -33,11 +33,11 @@ class WandbSink:
 
     def __init__(self, run: RunDir, recipe: Recipe, position: SinkPosition) -> None:
         self.safe_step, self.step, self.is_closed = position.step, position.step, False
-        """Step up to which the last closed process delivered; newest step delivered; whether this one is closed."""
+        """Newest step of the last closed process, newest delivered step, and whether this process is closed."""
         self.path = run.trackers_dir / "wandb.inserted.json"
         self.inserted: dict[str, Any] = {"entries": [], "num_safe": 0, "baselines": {}}
-        """Scores and alerts, each with the training step after which it was delivered; how many of them W&B had at
-        the last `close`; and the baselines."""
+        """Scores and alerts, each with the training step after which it was delivered. The number of scores and alerts
+        that W&B had at the last `close`. The baselines."""
         if self.path.is_file():
             self.inserted = read_json(self.path)
         run_id = _read_or_create_id(run.trackers_dir / "wandb.id")
@@ -54,20 +54,20 @@ class WandbSink:
         self.run.define_metric("*", step_metric="tokens")
         self.files = [*run.path.glob(f"wandb/*-{run_id}/*.wandb")]
         self.newest = max(map(newest_step, self.files), default=-1) if self.run.offline else self.run.starting_step - 1
-        """Newest W&B step that W&B has from earlier processes."""
+        """Newest W&B step that earlier processes have logged."""
         self.num_delivered = 0
         """Number of scores and alerts delivered so far, by this process or an earlier one."""
         self._deliver_entries()
 
     def log_metrics(self, rows: Sequence[Row], times: Sequence[float]) -> None:
-        """Log rows of metrics, each with the W&B step that it has in any process."""
+        """Log rows of metrics; a row has the same W&B step in every process."""
         for row in rows:
             self._log(row["step"] + self.num_delivered, row)
             self.step = row["step"]
             self._deliver_entries()
 
     def log_events(self, events: Sequence[Row], loss_range: tuple[float, float] | None) -> None:
-        """Send an alert for each error; W&B may send it by mail."""
+        """Send an alert for each error; W&B may send alerts by e-mail."""
         for event in events:
             if event_kind(event).level == "error":
                 alert = {"title": event_title(event), "text": describe_event(event)}
@@ -84,14 +84,14 @@ class WandbSink:
         self.run.config.update({"baselines": baselines}, allow_val_change=True)
 
     def rewind(self, step: int) -> None:
-        """Forget nothing: W&B cannot remove logged rows."""
+        """Return None, because W&B cannot remove logged rows."""
 
     def durable_position(self, position: SinkPosition) -> SinkPosition:
-        """Return the position, but until `close` with the step up to which the last closed process delivered."""
+        """Return the position; before `close`, its step is the newest step of the last closed process."""
         return position if self.is_closed else replace(position, step=self.safe_step)
 
     def close(self) -> None:
-        """Wait until W&B has everything."""
+        """Wait until W&B has received all items."""
         self.run.finish()
         for path in self.files:
             fsync_path(path)
@@ -100,7 +100,7 @@ class WandbSink:
         self.is_closed = True
 
     def _insert(self, entry: dict[str, Any]) -> None:
-        """Deliver scores or an alert; record its place among the steps first, for later processes."""
+        """Record the place of scores or an alert among the steps for later processes, then deliver them."""
         entries = self.inserted["entries"]
         after = max([self.step, *(known["after"] for known in entries[-1:])])
         if any(known | entry == known for known in entries):  # a process was killed before its position was saved
@@ -131,7 +131,7 @@ class WandbSink:
 
 
 def _read_or_create_id(path: Path) -> str:
-    """Return the run's ID at W&B, which is drawn at random when the run is first shown."""
+    """Return the run's W&B ID, a random string that is chosen when the run is first shown."""
     if not path.is_file():
         with atomic_write(path) as file:
             file.write(uuid.uuid4().hex.encode())
@@ -147,7 +147,7 @@ def newest_step(path: Path) -> int:
 
 
 def _read_records(data: bytes) -> Iterator[bytes]:
-    """Yield the complete records of a .wandb file, up to the first that a kill has truncated."""
+    """Yield the complete records of a .wandb file, up to the first record that a kill has truncated."""
     offset, record = _HEADER_BYTES, b""
     while offset + _HEADER_BYTES <= len(data):
         left = _BLOCK_BYTES - offset % _BLOCK_BYTES

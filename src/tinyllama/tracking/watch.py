@@ -1,7 +1,7 @@
 """`tinyllama watch`: trackio's page of the runs in a folder, served on this machine or on a Space of the hub.
 
-Feeds trackio from the runs' files wherever training does not: also for a run that was copied from elsewhere, trained
-without trackio, or scored later, and for one whose tracker failed. Reads and writes `.trackio` in the runs' folder.
+Sends the runs' files to trackio if training does not. Examples are runs that were copied from another machine, trained
+without trackio, or scored later, and runs whose tracker failed. Reads and writes `.trackio` in the runs' folder.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ _PLOT_ORDER = ",".join((
 def watch(path: Path, port: int | None = None, open_browser: bool = True) -> None:
     """Serve the page of a run and the other runs in its folder until interrupted.
 
-    Raises InputError where there is no run to show, and where the port is invalid or in use.
+    Raises InputError if there is no run to show, or if the port is invalid or in use.
     """
     if port is not None and not 1 <= port <= _MAX_PORT:
         raise InputError(f"--port {port}: not a port; give 1 to {_MAX_PORT}, or no --port for a free one")
@@ -59,8 +59,8 @@ def watch(path: Path, port: int | None = None, open_browser: bool = True) -> Non
 def publish_page(path: Path, space: str, public: bool = False) -> str:
     """Create or update the page of a run and the other runs in its folder on a Space of the hub; return its URL.
 
-    `space` is OWNER/NAME. A new Space is private unless `public`. Raises InputError where there is no run to show, and
-    where the hub cannot be reached or refuses.
+    `space` is OWNER/NAME. A new Space is private unless `public`. Raises InputError if there is no run to show, or if
+    the hub cannot be reached or refuses.
     """
     os.environ["TRACKIO_PLOT_ORDER"] = _PLOT_ORDER
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None)
@@ -68,7 +68,7 @@ def publish_page(path: Path, space: str, public: bool = False) -> str:
         raise InputError(f"--publish {space}: not the name of a Space; give OWNER/NAME")
     run = RunDir.open(path)
     with _feeding(run) as trackio, translate_hub_errors(api.endpoint, space), contextlib.redirect_stdout(io.StringIO()):
-        # Created here, since trackio would prompt for a token where the hub refuses this one.
+        # Created here, since trackio would prompt for a token if the hub refuses the current token.
         api.create_repo(space, repo_type="space", space_sdk="gradio", private=not public, exist_ok=True)
         if "app.py" not in api.list_repo_files(space, repo_type="space"):
             importlib.import_module("trackio.deploy").deploy_as_space(space, private=not public)
@@ -77,7 +77,7 @@ def publish_page(path: Path, space: str, public: bool = False) -> str:
 
 
 def _possible_baselines(run: RunDir) -> list[str]:
-    """Return the names of the baselines whose scores the run may get; none if it never has releases."""
+    """Return the names of the baselines that the run may get scores of; none if the recipe makes no releases."""
     recipe, rows = run.recipe(), run.releases.table()["baselines"]
     published = [row["name"] for row in rows if (row["source"] or "").startswith("published")]
     if not published and recipe.has_milestones:
@@ -86,17 +86,17 @@ def _possible_baselines(run: RunDir) -> list[str]:
 
 
 def _serve(trackio: Any, run: RunDir, port: int | None) -> str:
-    """Start serving the page; return its address, which selects the run and plots against tokens."""
-    os.environ["TRACKIO_PLOT_ORDER"] = _PLOT_ORDER  # there is no argument for it
+    """Start serving the page; return its URL, which selects the run and the tokens as x axis."""
+    os.environ["TRACKIO_PLOT_ORDER"] = _PLOT_ORDER  # trackio has no argument for this setting
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints the token that allows deleting runs
+        with contextlib.redirect_stdout(io.StringIO()):  # trackio prints the token that allows deleting runs
             page, url, _, _ = trackio.show(open_browser=False, block_thread=False, host=_HOST, server_port=port)
     except OSError as error:
         if port is None:
             raise InputError(f"--port: no port is free ({first_line(error)}); give one") from None
         raise InputError(f"--port {port}: {first_line(error)}; give another, or no --port for a free one") from None
-    # Refuse other host names: another site may give this machine one (DNS rebinding). The application has started, so
-    # its `add_middleware` raises.
+    # Refuse other host names, which another site may assign to this machine (DNS rebinding). `add_middleware` would
+    # raise, because the application has started.
     page.app.middleware_stack = TrustedHostMiddleware(page.app.middleware_stack, [_HOST])
     ids = [record["id"] for record in trackio.SQLiteStorage.get_run_records(PROJECT)]
     selected = [run_id for run_id in ids if run_id == run.name or run_id.startswith(f"{run.name}/")]
@@ -107,7 +107,7 @@ def _serve(trackio: Any, run: RunDir, port: int | None) -> str:
 
 @contextlib.contextmanager
 def _feeding(run: RunDir) -> Iterator[Any]:
-    """Yield trackio after feeding it all runs of the folder once, and continue feeding while the block runs."""
+    """Send all runs of the folder to trackio once, yield trackio, and keep sending while the block runs."""
     trackio, ended = open_trackio(trackio_dir(run)), threading.Event()
     with TrackioFeeder(run.path.resolve().parent) as feeder:
         feeder.feed()
@@ -128,7 +128,7 @@ def _feeding(run: RunDir) -> Iterator[Any]:
 
 
 def _problem(error: Exception, trackio_folder: Path) -> str:
-    """Return why a run cannot be shown, and the remedy."""
+    """Return the reason why a run cannot be shown, and the remedy."""
     match error:
         case InputError():
             return str(error)
@@ -142,7 +142,7 @@ def _problem(error: Exception, trackio_folder: Path) -> str:
 
 
 class TrackioFeeder:
-    """Feeds trackio with the runs of a folder that no other process follows, each until it fails."""
+    """Followers of a folder's runs for trackio, except runs that another process follows; each stops when it fails."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -157,7 +157,7 @@ class TrackioFeeder:
         self.locks.close()
 
     def feed(self) -> None:
-        """Feed new items; print one line for each run that cannot be shown."""
+        """Send new items to trackio; print one line for each run that cannot be shown."""
         for path in sorted(path.parent for path in self.folder.glob("*/recipe.yaml")):
             run = RunDir(path)
             try:

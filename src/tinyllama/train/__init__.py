@@ -1,4 +1,4 @@
-"""Training: the loop and what it calls."""
+"""Training: the loop and the modules that it calls."""
 
 from tinyllama.processes import use_private_compile_cache
 

@@ -1,9 +1,10 @@
-"""The guard: what happens after a bad step, and the watchdog, which ends a process that hangs.
+"""Recovery from bad steps (skip or roll back), and the watchdog that terminates a hung process.
 
-The spike detector reads only the loss and the gradient norm over all ranks, so all ranks decide alike. A step with a
-loss or gradient that is not finite is skipped. Too many skips in a row, or a loss far above the recent ones, roll the
-run back to its newest checkpoint; the batches that led there are excluded from then on (Chowdhery et al. 2022,
-arXiv:2204.02311, section 5.1). `RUN/skipped_batches.json` records them, so that a resumed run excludes them too.
+The spike detector reads only the loss and the gradient norm over all ranks, so all ranks make the same decision. A step
+with a loss or gradient that is not finite is skipped. After too many consecutive skips, or a loss far above the recent
+losses, the run is rolled back to its newest checkpoint. The batches that caused the rollback are excluded from then on
+(Chowdhery et al. 2022, arXiv:2204.02311, section 5.1). `RUN/skipped_batches.json` records them, so that a resumed run
+excludes them too.
 """
 
 import math
@@ -23,13 +24,13 @@ from tinyllama.runs.run_dir import RunDir
 from tinyllama.runs.sidecar import Heartbeat
 
 _MIN_RELATIVE_STD = 0.01
-"""Lower bound of the standard deviation, as a fraction of the median: losses may be almost equal."""
+"""Lower bound of the standard deviation, as a fraction of the median, because losses may be almost equal."""
 _MAD_TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution divided by its median absolute deviation."""
 
 
 class Action(Enum):
-    """What happens with the gradient of a step."""
+    """Treatment of a step's gradient."""
 
     APPLY = "apply"
     SKIP = "skip"
@@ -48,10 +49,10 @@ class Decision(NamedTuple):
 
 
 class SpikeDetector:
-    """Decides on each step by comparing its loss with those of the steps before."""
+    """Detector of bad steps, which compares a step's loss with the losses of earlier steps."""
 
     def __init__(self, limits: Guard, state: dict[str, Any] | None = None) -> None:
-        """Continue from `state`, which is `state()` of an earlier detector."""
+        """Continue from `state`, the result of an earlier detector's `state()`."""
         self.limits = limits
         self.losses: deque[float] = deque((state or {}).get("losses", []), maxlen=limits.spike_window_steps)
         self.skips: int = (state or {}).get("skips", 0)
@@ -67,7 +68,7 @@ class SpikeDetector:
             action = Action.ROLL_BACK if self.skips > self.limits.max_skips else Action.SKIP
             return Decision(action, f"loss {loss}, gradient norm {norm}", self.skips)
         if is_spike(loss, self.losses, self.limits):
-            # The cause is this batch, or the previous one through its update.
+            # The cause is this batch, or the previous batch through its optimizer step.
             reason = f"loss {loss:.4f} against a median of {statistics.median(self.losses):.4f}"
             return Decision(Action.ROLL_BACK, reason, 2, is_spike=True)
         self.skips = 0
@@ -76,7 +77,7 @@ class SpikeDetector:
 
 
 def is_spike(loss: float, losses: Iterable[float], limits: Guard) -> bool:
-    """Return whether a loss is `spike_z_score` above the median of a full window of losses, by the robust z-score."""
+    """Return whether the robust z-score of a loss, against a full window of losses, exceeds `spike_z_score`."""
     window = list(losses)
     if len(window) < limits.spike_window_steps:
         return False
@@ -86,12 +87,12 @@ def is_spike(loss: float, losses: Iterable[float], limits: Guard) -> bool:
 
 
 def record_rollback(run: RunDir, record: dict[str, Any]) -> None:
-    """Append a rollback to the run's record."""
+    """Append a rollback to `RUN/skipped_batches.json`."""
     write_json(run.rollbacks_path, [*run.rollbacks(), record])
 
 
 def discard_stale_rollbacks(run: RunDir) -> None:
-    """Drop the rollbacks to deleted checkpoints when training restarts from step 0; those to step 0 are kept."""
+    """Keep only the rollbacks to step 0 when training restarts from step 0."""
     rollbacks = run.rollbacks()
     kept = [record for record in rollbacks if record["checkpoint"] == 0]
     if kept != rollbacks:
@@ -100,10 +101,11 @@ def discard_stale_rollbacks(run: RunDir) -> None:
 
 @contextmanager
 def watchdog(seconds: float, on_hang: Callable[[], None]) -> Iterator[Heartbeat]:
-    """Call `on_hang` and exit with status 1 if the block does not call the yielded heartbeat for `seconds`.
+    """Call `on_hang` and exit with status 1 if the block does not call the yielded heartbeat within `seconds`.
 
-    The watchdog is a thread, because the main thread may wait in a collective that no exception reaches. It counts its
-    own waits and not a clock's time, so that a process that was stopped and continued does not count as hanging.
+    The watchdog is a thread, because an exception cannot interrupt a main thread that waits in a collective. The
+    watchdog adds up its own waiting times instead of reading a clock. A process that was suspended and continued
+    therefore does not count as hung.
     """
     period = min(1.0, seconds / 4)
     heartbeat, is_over = Heartbeat(), threading.Event()

@@ -1,7 +1,7 @@
-"""The training loop: next batch, forward and backward, check, update, log, and at times validate and save.
+"""The training loop: next batch, forward and backward, check, optimizer step, log, validate, save.
 
-Reads the token store and the tokenizer, writes `runs/NAME/`. The step and the skipped batches alone determine what is
-read, so a run resumes by loading its newest valid checkpoint and continuing to count.
+Reads the token store and the tokenizer, writes `runs/NAME/`. The step number and the skipped batches alone determine
+the next batch. A run therefore resumes by loading its newest valid checkpoint and continuing at the next step number.
 """
 
 import errno
@@ -66,7 +66,7 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
 def _train_and_release(
     state: TrainState, log: RunLog | None, releases: ReleaseQueue | None, allow_change: bool
 ) -> None:
-    """Do all remaining steps and releases."""
+    """Run all remaining steps and releases."""
     recipe = state.recipe
     if log:
         log.drop_partial_lines()
@@ -91,14 +91,14 @@ def _train_and_release(
 
 
 class Outcome(Enum):
-    """How `TrainingLoop.train_from` ended."""
+    """Outcome of `TrainingLoop.train_from`."""
 
     FINISHED = "finished"
     ROLLED_BACK = "rolled back"
 
 
 class TrainingLoop:
-    """The steps of a run on this rank, and what observes and saves them."""
+    """The steps of a run on this rank, with their log, validation and checkpoints."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class TrainingLoop:
     ) -> None:
         """Prepare to train from `first_step`; `saved` is the state of the checkpoint that the run resumed from.
 
-        `log` and `releases` are rank 0's; `stack` closes what is opened here.
+        Only rank 0 has `log` and `releases`. `stack` closes the resources that are opened here.
         """
         recipe = state.recipe
         self.state, self.log, self.releases = state, log, releases
@@ -165,14 +165,14 @@ class TrainingLoop:
         return bool(should_stop), bool(save_failed)
 
     def _log_step(self, loss: float, norm: float, decision: Decision) -> None:
-        """Write the metrics of the step that just ended, which is validated first where the recipe says so."""
+        """Write the metrics of the step that just ended; validate first if the recipe requests it."""
         state, recipe, steps_done = self.state, self.state.recipe, self.step + 1
         row: dict[str, Any] = {"step": steps_done, "tokens": steps_done * recipe.train.batch_tokens, "loss": loss}
         row |= {"learning_rate": _learning_rate_at(recipe, self.step), "gradient_norm": norm}
         row |= self.throughput.metrics()
         if state.skipped_batches:
             row["batch"] = batch_index_for_step(self.step, state.skipped_batches)
-        if decision.action is Action.SKIP:  # JSON has no numbers that are not finite
+        if decision.action is Action.SKIP:  # JSON has no NaN and no infinity
             row |= {"loss": None, "gradient_norm": None, "skipped": decision.reason}
         is_validated = steps_done % recipe.train.validate_every_steps == 0 or steps_done == recipe.train.steps
         if state.validation_set and is_validated:
@@ -193,7 +193,7 @@ class TrainingLoop:
         return is_due or steps_done in self.state.milestone_steps
 
     def _save(self, steps_done: int, detector: SpikeDetector) -> None:
-        """Start writing a checkpoint; wait first for the previous one."""
+        """Wait for the previous checkpoint, then start writing a new one."""
         state, recipe, start = self.state, self.state.recipe, time.perf_counter()
         self.wait_for_checkpoint()
         content = {
@@ -226,7 +226,7 @@ class TrainingLoop:
     def wait_for_checkpoint(self, is_last: bool = False) -> None:
         """Wait for the checkpoint being written. If it failed, log an event.
 
-        Raises RunStoppedError for a failure if the recipe or `is_last` asks for that.
+        Raises RunStoppedError for a failure if the recipe or `is_last` requires it.
         """
         reason = self.writer.wait(self.heartbeat)
         self.heartbeat()
@@ -260,7 +260,7 @@ class TrainingLoop:
 def forward_backward(
     state: TrainState, sequences: Tensor, heartbeat: Callable[[], None] = lambda: None
 ) -> tuple[float, float]:
-    """Compute the clipped gradient of a batch, of which this rank has int64 [sequences, sequence_length + 1].
+    """Compute the clipped gradient of a batch; this rank's part is int64 [sequences, sequence_length + 1].
 
     Returns the mean loss over all tokens of the global batch, and the gradient norm before clipping. `heartbeat` is
     called after each micro-batch.
@@ -269,7 +269,7 @@ def forward_backward(
     total = torch.zeros((), device=world.device, dtype=torch.float64)
     for micro_batch in sequences.to(world.device).split(recipe.effective_micro_batch_size(world.size)):
         nats = state.model.loss(micro_batch[:, :-1], micro_batch[:, 1:], recipe.z_loss)
-        # FSDP averages gradients over the ranks, but the loss is a sum over them: hence the factor.
+        # FSDP averages gradients over the ranks, but the loss is a sum over the ranks; the factor corrects this.
         (nats * (world.size / recipe.batch_tokens)).backward()
         total += nats.detach()
         heartbeat()
@@ -327,12 +327,12 @@ def _log_run_end(log: RunLog | None) -> Iterator[None]:
         raise
     finally:
         if log and event:
-            with suppress(OSError):  # a full disk may end the run and prevent its event
+            with suppress(OSError):  # a full disk may stop the run and also prevent writing this event
                 log.event(event[0], log.step, **event[1])
 
 
 def _end_event(error: BaseException) -> tuple[str, dict[str, str]] | None:
-    """Return name and details of the event for an error that ended the run; a lost rank has an event of its own."""
+    """Return the name and details of the event for an error that ended the run; a lost rank has a separate event."""
     match error:
         case KeyboardInterrupt():
             return "interrupted", {}

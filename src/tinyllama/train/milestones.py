@@ -1,8 +1,8 @@
-"""Releases of a run's milestones, made by one sidecar process after the other while training continues.
+"""Releases of a run's milestones, made by consecutive sidecar processes while training continues.
 
-Training neither waits for a release nor stops when one fails: a failure is an event and is retried, except for wrong
-input. Releases that are missing when a run ends are made when it resumes. The process computes on the CPU, because
-training uses the GPUs.
+Training neither waits for a release nor stops when a release fails. A failure is logged as an event and retried, except
+for invalid input. Releases that are missing when a run ends are made when the run resumes. The process computes on the
+CPU, because training uses the GPUs.
 """
 
 import threading
@@ -20,9 +20,9 @@ from tinyllama.runs.run_dir import RunDir
 from tinyllama.runs.sidecar import Sidecar
 
 _MAX_TRIES = 3
-"""Attempts per release; after that, the release is made when the run is started again."""
+"""Attempts per release. After the last attempt, the release is made when the run is started again."""
 _RETRY_SECONDS = 10.0
-"""Time before the first retry; it doubles before each later one."""
+"""Time before the first retry, in seconds. This time doubles before each later retry."""
 
 
 class ReleaseQueue:
@@ -30,7 +30,7 @@ class ReleaseQueue:
 
     def __init__(self, run: RunDir, log: RunLog, device: torch.device) -> None:
         self.run, self.log = run, log
-        self.use_one_core = device.type == "cpu"  # training uses the others
+        self.use_one_core = device.type == "cpu"  # training uses the other cores
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="releases")
         self.futures: dict[int, Future[bool]] = {}
         self.lock, self.is_closed = threading.Lock(), threading.Event()

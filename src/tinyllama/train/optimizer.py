@@ -13,10 +13,11 @@ from tinyllama.recipe import Optimizer
 def build_optimizers(model: Llama, recipe: Optimizer) -> list[torch.optim.Optimizer]:
     """Return the optimizers of a model; each parameter belongs to exactly one.
 
-    `adamw`: AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101) for all parameters, with weight decay on matrices and
-    embeddings but not on norms. `muon`: Muon (Jordan et al. 2024; torch.optim.Muon) for the matrices of the blocks in
-    their fused form (query, key and value; gate and up), with updates scaled to AdamW's mean square so that both use
-    the same learning rate and decay (Liu et al. 2025, arXiv:2502.16982); AdamW for all other parameters.
+    `adamw` is AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101) for all parameters. Weight decay applies to matrices
+    and embeddings but not to norms. `muon` is Muon (Jordan et al. 2024; torch.optim.Muon) for the matrices of the
+    blocks, and AdamW for all other parameters. Muon steps the fused matrices (query, key and value; gate and up). Its
+    steps are scaled to AdamW's mean square, so that both optimizers use the same learning rate and decay (Liu et al.
+    2025, arXiv:2502.16982).
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim > 1] if recipe.name == "muon" else []
     ids_of_matrices = set(map(id, matrices))
@@ -47,6 +48,6 @@ def optimizer_step(optimizers: Iterable[torch.optim.Optimizer], learning_rate: f
 
 
 def clip_grad_norm(model: nn.Module, max_norm: float) -> Tensor:
-    """Clip the gradient to a global norm of `max_norm`; return its norm before clipping, over all ranks."""
+    """Clip the gradient to a global norm of `max_norm`; return the norm over all ranks before clipping."""
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

@@ -1,4 +1,4 @@
-"""Resuming: a run continues from its newest valid checkpoint, or starts from step 0 without one.
+"""Resuming: a run continues from its newest valid checkpoint. A run without a checkpoint starts from step 0.
 
 Rank 0 chooses and broadcasts the checkpoint, so that all ranks use the same one and each file is hashed once.
 """
@@ -24,7 +24,7 @@ _IMMUTABLE_FIELDS = (
     "train.batch_sequences ",
     "train.sequence_length ",
 )
-"""Fields that the tensors of a checkpoint or the meaning of its step number depend on."""
+"""Recipe fields that determine a checkpoint's tensors or the meaning of its step number."""
 
 
 def resume(state: TrainState, log: RunLog | None, allow_change: bool) -> tuple[int, dict[str, Any]]:
@@ -60,7 +60,7 @@ def resume(state: TrainState, log: RunLog | None, allow_change: bool) -> tuple[i
 
 
 def _agree_on_checkpoint(state: TrainState, log: RunLog | None) -> CheckpointDir | None:
-    """Return the checkpoint to resume from, and load the rollbacks into `state`, both as rank 0 finds them."""
+    """Return the checkpoint to resume from, and load the rollbacks into `state`; rank 0 reads both."""
     newest, rollbacks = None, []
     if log:
         newest = _newest_valid_checkpoint(state.run, log)
@@ -80,7 +80,7 @@ def _newest_valid_checkpoint(run: RunDir, log: RunLog) -> CheckpointDir | None:
     for found in reversed(run.checkpoints()):
         damage = found.find_damage()
         if not damage:
-            for other in damaged:  # so that they do not count among the newest that are kept
+            for other in damaged:  # otherwise pruning would count them among the newest checkpoints
                 other.delete()
             return found
         echo(f"{damage[0]}; trying an older checkpoint", to_stderr=True)
@@ -93,7 +93,7 @@ def _newest_valid_checkpoint(run: RunDir, log: RunLog) -> CheckpointDir | None:
 
 
 def _recipe_changes(state: TrainState, saved: dict[str, Any]) -> list[str]:
-    """Return one line per value that affects the weights and differs from the checkpoint's."""
+    """Return one line per value that affects the weights and differs from the value in the checkpoint."""
     store, tokenizer = "data.store (its content)", "tokenizer (its content)"
     before = saved["fields"] | {store: saved["store"], tokenizer: saved["tokenizer"]}
     now = state.recipe.fields_affecting_weights() | {store: state.store.digest, tokenizer: state.tokenizer.digest}
@@ -101,7 +101,7 @@ def _recipe_changes(state: TrainState, saved: dict[str, Any]) -> list[str]:
 
 
 def roll_back(state: TrainState, log: RunLog | None, step: int, decision: Decision) -> None:
-    """Record a rollback to the newest checkpoint that excludes the suspect batches up to step `step`'s.
+    """Record a rollback to the newest checkpoint that excludes the suspect batches, up to the batch of `step`.
 
     The caller then calls `resume`. Raises RunStoppedError after `guard.max_rollbacks` rollbacks to one checkpoint.
     """
@@ -113,7 +113,7 @@ def roll_back(state: TrainState, log: RunLog | None, step: int, decision: Decisi
         remedy += ", or a higher guard.spike_z_score if this loss is not a fault" if decision.is_spike else ""
         count = f"rolled back to step {target} {guard.max_rollbacks} times already"
         raise RunStoppedError(f"{state.run.path}: {problem}; {count}: {remedy}")
-    # Never a batch from before the checkpoint: its step is not repeated, so excluding it would shift all later ones.
+    # Never exclude a batch from before the checkpoint: its step is not repeated, so all later batches would shift.
     first_step = max(target, step + 1 - decision.num_suspect_batches)
     skipped = [batch_index_for_step(number, state.skipped_batches) for number in range(first_step, step + 1)]
     if log:

@@ -1,7 +1,7 @@
 """The state of a training run on one rank: store, tokenizer, model and optimizers.
 
 The model is built on the meta device, sharded, and only then allocated, so no rank ever holds more than its shard and
-one full matrix. A weight's initial value depends on the seed and its name alone, not on the number of ranks.
+one full matrix. A weight's initial value depends only on the seed and the weight's name, not on the number of ranks.
 """
 
 import math
@@ -28,7 +28,7 @@ from tinyllama.train.validation import ValidationSet, load_validation_set
 
 @dataclass
 class TrainState:
-    """What a training step needs. `resume` fills the weights."""
+    """The objects that a training step needs. `resume` fills the weights."""
 
     recipe: Recipe
     store: TokenStore
@@ -81,7 +81,7 @@ def build(recipe: Recipe, world: World) -> TrainState:
 
 
 def _vocab_size(recipe: Recipe, run: RunDir, tokenizer: Tokenizer) -> int:
-    """Return the number of embedding rows: that of the initial weights, else the tokenizer's vocabulary size."""
+    """Return the number of embedding rows of the initial weights, or else the tokenizer's vocabulary size."""
     record = run.initial_weights()
     if record and record["source"] == recipe.train.initial_weights:
         return int(record["vocab_size"])
@@ -104,9 +104,10 @@ def build_model(recipe: Recipe, vocab_size: int, world: World) -> Llama:
 
 
 def _compile(model: Llama, world: World) -> None:
-    """Compile each block: one graph serves all, and the embedding's backward, which is not repeatable, stays outside.
+    """Compile each block, if this machine can compile.
 
-    The block's forward is compiled and not its call, so that FSDP's hooks stay outside the graph.
+    All blocks share one graph. The embedding stays uncompiled, because its compiled backward pass is not repeatable.
+    Only the block's `forward` is compiled, not its call, so that FSDP's hooks stay outside the graph.
     """
     if hardware.can_compile(world.device):
         for block in model.blocks:
@@ -119,9 +120,9 @@ def _compile(model: Llama, world: World) -> None:
 
 
 def enable_float8(model: Llama, world: World) -> None:
-    """Convert the blocks' linear layers to torchao's float8 products with row-wise scaling.
+    """Convert the blocks' linear layers to torchao's float8 matrix products with row-wise scaling.
 
-    Raises InputError if the device has no float8 products or torchao cannot be imported.
+    Raises InputError if the device does not support float8 matrix products or torchao cannot be imported.
     """
     if world.device.type != "cuda" or torch.cuda.get_device_capability(world.device) < (8, 9):
         raise InputError(
@@ -139,14 +140,14 @@ def enable_float8(model: Llama, world: World) -> None:
 
 
 def open_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> HuggingFaceLlama | None:
-    """Return the external weights that the first step starts from, if any.
+    """Return the external weights that the first step starts from, or None.
 
-    Raises InputError if their shape is not the recipe's, or if the tokenizer does not belong to them.
+    Raises InputError if the shape of the weights differs from the recipe, or if the tokenizer belongs to other weights.
     """
     if recipe.train.initial_weights is None:
         return None
     initial = HuggingFaceLlama.open(recipe.train.initial_weights)
-    here = recipe.model.model_dump(exclude={"context_length"})  # positions are computed, so any length will do
+    here = recipe.model.model_dump(exclude={"context_length"})  # positions are computed, so any length works
     for name, there in initial.config.model_dump(exclude={"context_length"}).items():
         if not math.isclose(there, here[name], rel_tol=1e-6):  # a file format may have rounded it to float32
             raise InputError(f"model.{name}: is {here[name]}, but {there} in {initial.folder}; make them equal")

@@ -9,14 +9,14 @@ from types import FrameType
 from tinyllama.errors import RunStoppedError
 
 HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""SIGTERM is the first signal of schedulers and torchrun; Slurm can send SIGUSR1 ahead of the time limit."""
+"""Schedulers and torchrun send SIGTERM before they kill. Slurm can send SIGUSR1 before the time limit."""
 REQUEUE_STATUS = 75
-"""Exit status after such a signal: EX_TEMPFAIL ("try again later") of sysexits.h."""
+"""Exit status after SIGTERM or SIGUSR1: EX_TEMPFAIL ("try again later") of sysexits.h."""
 
 
 @contextmanager
 def exit_on_signal() -> Iterator[None]:
-    """Exit with `REQUEUE_STATUS` on SIGTERM or SIGUSR1 during the block, where there is nothing to save."""
+    """Exit with `REQUEUE_STATUS` on SIGTERM or SIGUSR1 during a block that has nothing to save."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -27,14 +27,14 @@ def exit_on_signal() -> Iterator[None]:
 
 
 class PendingSignal:
-    """The signal that was received, if any."""
+    """The signal that was received, or None."""
 
     number: signal.Signals | None = None
 
 
 @contextmanager
 def record_signals() -> Iterator[PendingSignal]:
-    """Record SIGTERM and SIGUSR1 during the block instead of exiting; only in the main thread."""
+    """In the main thread, record SIGTERM and SIGUSR1 during the block instead of exiting."""
     pending = PendingSignal()
 
     def record(number: int, frame: FrameType | None) -> None:
@@ -46,7 +46,7 @@ def record_signals() -> Iterator[PendingSignal]:
 
 @contextmanager
 def _signal_handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Install a handler for the block. Only the main thread can; in other threads nothing changes."""
+    """Install a signal handler for the block; do nothing in threads other than the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

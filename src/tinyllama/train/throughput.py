@@ -1,7 +1,8 @@
 """Throughput of training: tokens per second, MFU and memory of each step, and the hardware that the run used.
 
-The peak of a CPU is the fastest matrix product timed in the run so far, including its earlier processes. The newest
-product alone would not do: timed while another job was running, it would make the MFU too high.
+The peak of a CPU is the fastest matrix product that was timed in the run so far, including the run's earlier processes.
+The newest measurement alone is not enough: another job may slow the matrix product down, which would make the MFU too
+high.
 """
 
 import time
@@ -15,7 +16,7 @@ from tinyllama.model.llama import PRECISIONS
 from tinyllama.recipe import Recipe
 
 _TIMING_FRACTION = 0.02
-"""Largest fraction of a run's time spent on timing matrix products; a small model may be saved every few seconds."""
+"""Largest fraction of a run's time for timing matrix products, because small models are saved every few seconds."""
 
 
 class ThroughputMeter:
@@ -35,7 +36,7 @@ class ThroughputMeter:
         self.restart()
 
     def restart(self) -> None:
-        """Restart the timer for the next step; from time to time, measure a CPU's peak first and keep the highest."""
+        """Restart the timer for the next step; occasionally, measure a CPU's peak first and keep the highest value."""
         start = time.monotonic()
         if start >= self.next_timing:
             measured = hardware.peak_flops(self.world.device, PRECISIONS[self.recipe.precision])
@@ -46,7 +47,7 @@ class ThroughputMeter:
         self.step_start = time.perf_counter()
 
     def metrics(self) -> dict[str, Any]:
-        """Return speed, MFU and memory of the step that just ended, and start the timer for the next step."""
+        """Return the speed, MFU and memory of the step that just ended, and start the timer for the next step."""
         now, peak = time.perf_counter(), self.entry["peak_flops"]
         tokens_per_second = self.recipe.batch_tokens / (now - self.step_start)
         self.step_start = now

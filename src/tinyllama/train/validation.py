@@ -1,7 +1,7 @@
 """Validation: loss and bits per byte on sequences that training never reads, and gzip's bits per byte on the same text.
 
-The sequences are the same at every validation and on any number of ranks. Bits per byte make models with different
-vocabularies comparable: the bits that the model needs for a text, per byte of the text.
+The sequences are the same at every validation and on any number of ranks. Bits per byte are the bits that the model
+needs per byte of text. They make models with different vocabularies comparable.
 """
 
 import gzip
@@ -25,12 +25,12 @@ from tinyllama.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """The sequences that a run is validated on."""
+    """The validation sequences of a run."""
 
     sequences: Tensor
     """int64 [sequences, sequence_length + 1]: inputs and, shifted by one, targets."""
     num_bytes: int
-    """Bytes of the targets' text."""
+    """Size of the targets' text in bytes."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ def target_bytes(sequences: Tensor, tokenizer: Tokenizer) -> bytes:
 
 
 def gzip_bits_per_byte(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> float:
-    """Return the bits per byte of `gzip -9` on the validation documents, weighted as the validation sequences are.
+    """Return the bits per byte of `gzip -9` on the validation documents, weighted like the validation sequences.
 
-    gzip compresses each source's documents as one stream, so that it loses nothing at the ends of sequences.
+    gzip compresses each source's documents as one stream, so that the ends of sequences do not reduce its compression.
     """
     bits = size = 0.0
     for name, sequences in read_validation_sequences(recipe, store).items():
@@ -110,7 +110,7 @@ def validate(
 ) -> ValidationScore:
     """Score the validation set, split among the ranks; call `heartbeat` after each forward pass.
 
-    All ranks do the same number of forward passes, as sharded models require.
+    All ranks run the same number of forward passes, because sharded models require this.
     """
     sequences = validation_set.sequences
     passes = -(-len(sequences) // (micro_batch_size * world.size))
@@ -118,7 +118,7 @@ def validate(
     for number in range(passes):
         start = (number * world.size + world.rank) * micro_batch_size
         part = sequences[start : start + micro_batch_size]
-        # Padding makes all passes the same shape, which is compiled once.
+        # With padding, all forward passes have the same shape, so the model is compiled once.
         padded = F.pad(part, (0, 0, 0, micro_batch_size - len(part))).to(world.device)
         nats += model.loss(padded[:, :-1], part[:, 1:].to(world.device)).double().cpu()
         heartbeat()
