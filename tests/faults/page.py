@@ -1,7 +1,7 @@
-"""The matrix of faults, and docs/faults.md made from it: `python -m tests.faults.page`.
+"""Generator of docs/faults.md: `python -m tests.faults.page`.
 
-Reads matrix.toml, which has for every stage and fault the promise and its tests, or the reason why there is none; the
-introduction faults.md; and soak.md, the record of `make soak`.
+Reads the introduction `faults.md`, the fault matrix `matrix.toml` and the record of `make soak`, `soak.md`.
+The matrix has one cell per stage and fault: a promise and its tests, or the reason why the fault does not apply.
 """
 
 import re
@@ -43,20 +43,20 @@ Cell = Mapping[str, Any]
 
 
 def read_matrix() -> dict[tuple[str, str], Cell]:
-    """Return each cell by stage and fault: `promise` and `tests`, or `empty` with the reason."""
+    """Return the cells by stage and fault. A cell has `promise` and `tests`, or the reason as `empty`."""
     rows = tomllib.loads((HERE / "matrix.toml").read_text())
     return {(stage, fault): cell for stage, faults in rows.items() for fault, cell in faults.items()}
 
 
 def page() -> str:
     """Return the text of docs/faults.md."""
-    head = ["---", "hide: [toc]", "---", ""]  # the table uses the whole width and links to the sections
-    head += ["# Faults: what is promised, and the test that shows it", "", (HERE / "faults.md").read_text().rstrip()]
+    head = ["---", "hide: [toc]", "---", ""]  # the table needs the full width and links to the sections
+    head += ["# Faults: promises and tests", "", (HERE / "faults.md").read_text().rstrip()]
     return "\n".join([*head, "", *_overview(), *_stages(), (HERE / "soak.md").read_text().rstrip(), ""])
 
 
 def _overview() -> Iterator[str]:
-    """Yield a table of stages and faults with the number of tests, or a dash."""
+    """Yield the lines of a table with the number of tests per stage and fault, or a dash for none."""
     cells = read_matrix()
     yield f"| | {' | '.join(FAULTS)} |"
     yield "|---" * (len(FAULTS) + 1) + "|"
