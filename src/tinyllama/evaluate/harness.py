@@ -1,8 +1,8 @@
-"""Models behind lm-eval's interface: ours for Llama 2, lm-eval's own `hf` for any other causal model of transformers.
+"""Models for lm-eval: `LlamaLM` for Llama 2, and lm-eval's own `hf` for any other causal model of transformers.
 
-Ours returns the log-likelihoods that `hf` returns for the same weights. Under torchrun each rank holds the complete
-model and computes a share; then all ranks know all results. lm-eval therefore sees one process, and a task's requests,
-few-shot draws included, do not depend on the world size.
+`LlamaLM` returns the same log-likelihoods as `hf` for the same weights. Under torchrun, each rank holds the complete
+model, computes a share of the requests, and receives all results. lm-eval therefore sees one process. A task's requests
+and few-shot examples do not depend on the world size.
 """
 
 import sys
@@ -37,8 +37,8 @@ Result = TypeVar("Result")
 def load_language_model(source: Path, batch_size: int, precision: torch.dtype, ranks: World) -> LM:
     """Load a run, checkpoint, release or Hugging Face folder as a language model of lm-eval on the rank's device.
 
-    A Llama 2 becomes a `LlamaLM`, which chooses its own batches: in bf16, scores depend on what is computed together.
-    Any other causal model of transformers, other kinds of Llama included, goes through lm-eval's `hf`.
+    A Llama 2 becomes a `LlamaLM`, which chooses its own batches, because bf16 scores depend on the requests in a batch.
+    lm-eval's `hf` runs any other causal model of transformers, including other kinds of Llama.
     """
     location = resolve_model(source)
     if not location.is_checkpoint:
@@ -48,7 +48,7 @@ def load_language_model(source: Path, batch_size: int, precision: torch.dtype, r
             return DistributedLM(_load_hf(location.folder, batch_size, precision, ranks.device), ranks)
     tokenizer = load_tokenizer(source)
     bos_prefix = _bos_prefix(location.tokenizer_folder / "tokenizer.json", tokenizer)
-    # one cast instead of a cast at each use gives the same numbers
+    # a single cast produces the same numbers as a cast at each use
     model = load_model(source, precision).to(ranks.device, precision)
     return LlamaLM(model, tokenizer, BATCH_REQUESTS, bos_prefix, ranks)
 
@@ -92,7 +92,7 @@ def _translate_load_errors(folder: Path, what: str, loader: str) -> Iterator[Non
 
 
 def _bos_prefix(file: Path, tokenizer: Tokenizer) -> list[int]:
-    """Return the ids that start every text: BOS, unless a tokenizer.json exists that does not add it."""
+    """Return the ids that start every text: BOS, unless the folder has a tokenizer.json that does not add BOS."""
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     if not file.is_file():
         return bos
@@ -101,7 +101,7 @@ def _bos_prefix(file: Path, tokenizer: Tokenizer) -> list[int]:
 
 
 def distribute(items: Sequence[Any], ranks: World, compute: Callable[[Sequence[Any]], list[Result]]) -> list[Result]:
-    """Return what `compute` returns for all items, in their order, on all ranks; each rank computes every n-th item."""
+    """Return the results of `compute` for all items in order, on all ranks; each rank computes every n-th item."""
     if ranks.size == 1:
         return compute(items)
     shares: list[list[Result]] = [[]] * ranks.size
@@ -110,12 +110,12 @@ def distribute(items: Sequence[Any], ranks: World, compute: Callable[[Sequence[A
 
 
 def suppress_lm_eval_progress(model: LM, ranks: World) -> bool:
-    """Return whether to suppress lm-eval's progress bars: LlamaLM has its own, and only rank 0 shows progress."""
+    """Return whether to suppress lm-eval's progress bars: LlamaLM has its own bar, and only rank 0 shows progress."""
     return isinstance(model, LlamaLM) or not ranks.is_main or is_quiet()
 
 
 def truncated_request_counts(model: LM) -> dict[str, int]:
-    """Return by task the number of requests truncated to the context; lm-eval's `hf` does not report it."""
+    """Return by task the number of requests that were truncated to the context; lm-eval's `hf` reports no number."""
     return dict(model.truncated) if isinstance(model, LlamaLM) else {}
 
 
@@ -140,9 +140,9 @@ class DistributedLM(LM):  # type: ignore[misc]  # lm-eval has no types
 
 
 class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
-    """Our network behind lm-eval's interface, which determines the method names and parameters.
+    """tinyllama's network as a model for lm-eval, whose interface determines the method names and parameters.
 
-    `bos_prefix` starts every text: BOS for our models, since every document that they were trained on starts with it.
+    `bos_prefix` starts every text. For tinyllama's models it is BOS, since every training document starts with BOS.
     """
 
     def __init__(
@@ -152,17 +152,17 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self.model, self.llama_tokenizer, self.batch_size = model, tokenizer, batch_size
         self.bos_prefix, self.ranks = bos_prefix, ranks
         self.truncated: Counter[str] = Counter()
-        """By task, the number of requests that were truncated on the left to fit the context."""
+        """Number of requests per task that were truncated on the left to fit the context."""
         self.stderr = sys.stderr  # lm-eval runs with standard error suppressed; progress goes to the original
 
     @property
     def eot_token_id(self) -> int | None:
-        """The id of EOS."""
+        """Token id of EOS."""
         return self.llama_tokenizer.eos_id
 
     @property
     def prefix_token_id(self) -> int | None:
-        """The id that replaces an empty context: BOS, or EOS if there is no BOS."""
+        """Token id that replaces an empty context: BOS, or EOS if there is no BOS."""
         bos_id = self.llama_tokenizer.bos_id
         return self.eot_token_id if bos_id is None else bos_id
 
@@ -179,13 +179,13 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             if len(continuation) > context_length:
                 sizes = f"a continuation has {len(continuation)} tokens, the model's context holds {context_length}"
                 raise InputError(f"{request.task_name}: {sizes}; skip this task")
-            # the last id is only predicted, so one id more than the context fits
+            # the last id is only predicted, so the context plus one id fits
             if len(context) + len(continuation) > context_length + 1:
                 self.truncated[request.task_name or ""] += 1
         return self._score(pairs)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Return the log-likelihood of each complete text, in windows of the context; BOS counts, as in `hf`."""
+        """Return the log-likelihood of each complete text, in windows of the context; BOS is included, as in `hf`."""
         windows = []
         for request in requests:
             ids = self.tok_encode(*request.args)
@@ -204,7 +204,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return self._score([(context, continuation) for _, context, continuation in requests])
 
     def _encode_context_and_continuation(self, context: str, continuation: str) -> Pair:
-        """Return the ids of both as lm-eval splits them; a prefix token replaces an empty context."""
+        """Return the ids of context and continuation like lm-eval; a prefix token replaces an empty context."""
         if context:
             context_ids, ids = self._encode_pair(context, continuation)
         else:

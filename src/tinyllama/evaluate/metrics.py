@@ -1,4 +1,4 @@
-"""lm-eval's metrics of a model, and the bits per byte of correct continuations from the same log-likelihoods."""
+"""lm-eval's metrics of a model, and the bits per byte of correct continuations, from the same log-likelihoods."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -36,7 +36,7 @@ def compute_scores(
 
 
 def _normalize_metric_name(name: str) -> str:
-    """Return lm-eval's `metric_stderr,filter` with `_stderr` at the end and without the filter `none`."""
+    """Rename lm-eval's `metric_stderr,filter`: `_stderr` goes to the end, and the filter `none` is removed."""
     metric, _, filter_name = name.partition(",")
     is_error, metric = metric.endswith("_stderr"), metric.removesuffix("_stderr")
     return metric + (f",{filter_name}" if filter_name not in ("", "none") else "") + ("_stderr" if is_error else "")
@@ -46,9 +46,10 @@ def bits_per_byte(task: Task) -> MetricRow:
     """Return the model's bits per byte on the correct continuations of a task that has been scored.
 
     The value is the sum over items of the continuation's negative log-likelihood in bits, divided by the sum of its
-    UTF-8 bytes. The space before a continuation counts, since the model predicts it. If an item has several correct
-    continuations, the first counts. The standard error is that of a ratio of sums over items (Cochran, Sampling
-    Techniques, 1977, section 6.4). The row is empty for tasks without correct continuations, such as generation tasks.
+    UTF-8 bytes. The space before a continuation counts, since the model predicts this space. If an item has several
+    correct continuations, the first counts. The standard error is computed for a ratio of sums over items (Cochran,
+    Sampling Techniques, 1977, section 6.4). The row is empty for tasks without correct continuations, such as
+    generation tasks.
     """
     correct = list(_correct_continuations(task))
     if not correct:
@@ -72,7 +73,7 @@ def _correct_continuations(task: Task) -> Iterator[Instance]:
 
 
 def _gold_index(task: ConfigurableTask, item: Any) -> int | None:
-    """Return the index of the request that holds an item's correct answer, or None if there is none."""
+    """Return the index of the request with an item's correct answer, or None if no request has it."""
     if task.OUTPUT_TYPE == "loglikelihood":
         return 0
     # In tasks such as WinoGrande the choices are contexts, and all of them have the same continuation.

@@ -1,8 +1,8 @@
 """Groups requests that share a prefix, and packs groups of similar length into batches.
 
 Requests with a common beginning, such as a question with its choices, become one prefix and one suffix per request.
-HellaSwag's four endings then need half the tokens. The result depends only on the requests, so ranks can divide the
-batches and still compute what one process would.
+This halves the number of tokens for HellaSwag's four endings. The result depends only on the requests. If ranks divide
+the batches, they therefore compute the same results as one process.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ Pair = tuple[list[int], list[int]]
 """Token ids of a context and of its continuation."""
 
 BATCH_REQUESTS = 64
-"""Maximum number of requests per batch: a few thousand tokens, enough for efficient matrix products."""
+"""Maximum number of requests per batch; they have a few thousand tokens, enough for efficient matrix products."""
 _BATCH_TOKENS = 16_384
-"""Maximum number of tokens per batch: 0.7 GB of activations for the 1.1B model in float32."""
+"""Maximum number of tokens per batch, which causes 0.7 GB of activations for the 1.1B model in float32."""
 _MIN_SHARED_FRACTION = 0.25
-"""Smallest saved part of a request for which it joins a group; below it, longer attention rows cost more."""
+"""Smallest saved fraction of a request that joins a group. Below it, longer attention rows cost more."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """The input of the model for one pair, and the ids that its last positions predict."""
+    """Model input of one pair, and the ids that the last positions of the input predict."""
 
     number: int
     """Index of the pair."""
@@ -69,7 +69,7 @@ def to_requests(pairs: Sequence[Pair], context_length: int) -> list[Request]:
 def form_batches(requests: Sequence[Request], batch_size: int) -> list[list[PrefixGroup]]:
     """Return all requests in batches of at most `batch_size`, longest first.
 
-    Sorting by length keeps the requests of a batch similar in length, and makes a lack of memory show at once.
+    The requests of a batch have similar lengths. If memory is too small, the first batch already fails.
     """
     groups = sorted(_group_by_prefix(requests, batch_size), key=lambda group: (-group.longest, -group.prefix_length))
     batches: list[list[PrefixGroup]] = []
@@ -84,7 +84,7 @@ def form_batches(requests: Sequence[Request], batch_size: int) -> list[list[Pref
 
 
 def _group_by_prefix(requests: Sequence[Request], max_requests: int) -> list[PrefixGroup]:
-    """Return groups of requests that are adjacent in token order and share enough tokens."""
+    """Group requests that are adjacent in token order and share enough tokens."""
     groups: list[PrefixGroup] = []
     for request in sorted(requests, key=lambda request: request.inputs):
         shared = _shared_length(groups[-1], request) if groups and len(groups[-1].requests) < max_requests else 0

@@ -1,4 +1,4 @@
-"""Evaluation results: the record in evaluation.json, scores as text, and published baselines.
+"""Evaluation results: the content of evaluation.json, formatted scores, and published baselines.
 
 Imports neither torch nor lm-eval, so reports and trackers can read scores without them.
 """
@@ -14,7 +14,7 @@ from tinyllama.formatting import format_count, format_table
 SCORE_COLUMNS = ("task", "acc", "acc_norm", "bits per byte", "scored on", "items from")
 """Column names of `score_rows`."""
 _COLUMN_METRICS = {"acc": (100, ".2f"), "acc_norm": (100, ".2f"), "bits_per_byte": (1, ".4f")}
-"""Metrics with a column of their own: factor and format. Other metrics keep lm-eval's unit, with four digits."""
+"""Factor and format of the metrics with their own column. Other metrics keep lm-eval's unit, with four digits."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Evaluation:
     precision: str
     """Dtype of the activations."""
     rows: dict[str, dict[str, float]]
-    """By task: each metric as a fraction and its `_stderr`, `items` scored, `total_items`, and `bits_per_byte` of the
-    correct continuations (see `metrics.bits_per_byte`) where the task has them."""
+    """By task: each metric as a fraction with its `_stderr`, the numbers of `items` scored and of `total_items`, and,
+    for tasks with correct continuations, `bits_per_byte` (see `metrics.bits_per_byte`)."""
     coverage: dict[str, str]
     """By task: a description of the scored items."""
     data: dict[str, str]
@@ -45,7 +45,7 @@ class Evaluation:
     num_fewshot: dict[str, int] = field(default_factory=dict)
     """By task: number of solved examples before each item."""
     shortened: dict[str, int] = field(default_factory=dict)
-    """By task: number of requests that were truncated on the left to fit the context; tasks without one are absent."""
+    """By task: number of requests that were truncated on the left to fit the context. Tasks with 0 are absent."""
     asked: list[str] = field(default_factory=list)
     """Requested names: tasks, groups and tags. `rows` has the tasks of groups and tags."""
 
@@ -56,8 +56,9 @@ class Evaluation:
     def merged_with(self, path: Path) -> "Evaluation":
         """Return these scores together with those of other tasks in the evaluation.json at `path`.
 
-        Earlier scores are kept only for the same step, precision and package versions. Without a step nothing shows
-        that the weights are the same. For a task in both, the new score wins unless the earlier one covers more items.
+        Earlier scores are kept only for the same step, precision and package versions. Without a step, earlier scores
+        are not kept, because the weights may differ. For a task in both, the new score replaces the earlier score
+        unless the earlier score covers more items.
         """
         earlier = read_json(path) if path.is_file() else {}
         keys = ("step", "precision", "versions")
@@ -81,13 +82,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Score:
-    """A value of one metric; its text is the only place that formats a score."""
+    """A value of one metric. Only this class formats scores."""
 
     metric: str
     value: float
     """Per cent for `acc` and `acc_norm`; other metrics have lm-eval's unit."""
     stderr: float | None
-    """Standard error in the same unit; None if it is unknown, as for published scores."""
+    """Standard error in the unit of the score; None if unknown, as for published scores."""
 
     def __str__(self) -> str:
         spec = _COLUMN_METRICS.get(self.metric, (1, ".4g"))[1]
@@ -95,9 +96,9 @@ class Score:
 
 
 def task_score(row: Mapping[str, float], metric: str | None = None) -> Score | None:
-    """Return a task's score from its row of an evaluation, or None if it lacks the metric.
+    """Return a task's score from its row of an evaluation, or None if the row lacks the metric.
 
-    Without `metric`, the score is `acc_norm` where the task has it, otherwise `acc`.
+    Without `metric`, the score is `acc_norm` if the task has this metric, otherwise `acc`.
     """
     metric = metric or ("acc_norm" if "acc_norm" in row else "acc")
     if metric not in row:
@@ -117,13 +118,13 @@ def score_rows(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def describe_measurement(evaluation: Mapping[str, Any]) -> str:
-    """Return how the scores of an evaluation.json were measured, and their unit."""
+    """Describe the measurement of the scores in an evaluation.json, and their unit."""
     lm_eval = evaluation["versions"]["lm_eval"]
     return f"Measured with lm-eval {lm_eval}, model computing in {evaluation['precision']}; per cent ± standard error"
 
 
 def format_evaluation(evaluation: Evaluation) -> Iterator[str]:
-    """Yield lines: a table of scores, other metrics, truncated requests, and published HellaSwag scores."""
+    """Format an evaluation as lines: scores, other metrics, truncated requests and published HellaSwag scores."""
     yield from format_table(SCORE_COLUMNS, list(score_rows(asdict(evaluation))))
     for task, row in evaluation.rows.items():
         names = [name for name in row if not name.endswith(("items", "_stderr")) and name not in _COLUMN_METRICS]
@@ -145,7 +146,7 @@ class Baseline:
     """Number of training tokens."""
     hellaswag_acc_norm: float
     mean_of_seven: float | None
-    """Mean of HellaSwag, OpenBookQA, WinoGrande, ARC-c, ARC-e, BoolQ and PIQA; None if the source has none."""
+    """Mean of HellaSwag, OpenBookQA, WinoGrande, ARC-c, ARC-e, BoolQ and PIQA; None if not published."""
     source: str
 
     @property

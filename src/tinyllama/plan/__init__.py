@@ -1,1 +1,1 @@
-"""What a recipe needs before it runs, and what this machine lacks for it."""
+"""Estimates of the needs of a recipe, and checks of whether this machine meets them."""

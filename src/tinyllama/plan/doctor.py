@@ -32,7 +32,7 @@ _EXTRAS = {
 
 
 def show_doctor(recipe: Recipe | None, as_json: bool) -> int:
-    """Print what this machine has, and what a recipe lacks; return exit status 1 where something is missing."""
+    """Print the facts about this machine and the unmet needs of a recipe; return 1 if any are missing, else 0."""
     system = probe()
     results = [*check_machine(system), *(check_recipe(recipe, system) if recipe else ())]
     if as_json:

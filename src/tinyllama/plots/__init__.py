@@ -1,1 +1,1 @@
-"""Plots for reports, model cards and plans: curves of a run's metrics, and their drawing with matplotlib."""
+"""Plots for reports, model cards and plans: curves of a run's metrics, drawn with matplotlib."""

@@ -1,8 +1,8 @@
 """Plots of runs and plans with matplotlib, as PNG files and as SVG for a page.
 
-A `draw` function draws into a figure. `save_png` adds the legend and the axis labels and writes a file; `draw_svg`
-returns SVG without them, since a page has its own. Colours are for a light background; a page inverts them for a dark
-one with a CSS filter.
+A `draw` function draws into a figure. `save_png` adds the legend and the axis labels and writes a file. `draw_svg`
+returns SVG without a legend and labels, since a page has its own. Colours are for a light background. A page inverts
+the colours with a CSS filter for a dark background.
 """
 
 import io
@@ -42,7 +42,7 @@ _GRID: dict[str, Any] = {"color": "#808080", "alpha": 0.2, "linewidth": 0.8}
 _LINE_STYLES = ("-", "--", "-.", ":")
 
 _SETTINGS: dict[Any, Any] = {"text.parse_math": False, "axes.formatter.useoffset": False}
-"""Names may contain dollar signs, and axes show complete numbers."""
+"""Settings for names with dollar signs, and for axes with complete numbers."""
 _SVG_SETTINGS: dict[Any, Any] = {
     **_SETTINGS,
     "svg.fonttype": "none",
@@ -52,7 +52,7 @@ _SVG_SETTINGS: dict[Any, Any] = {
 }
 _POINTS_PER_INCH = 72
 _MAX_MARKERS = 60
-"""Points up to which a line shows a marker for each."""
+"""Maximum number of points for which a line has markers."""
 
 _VALUE_FORMATS: dict[str, Callable[[float], str]] = {
     "percent": lambda value: f"{100 * value:.0f} %",
@@ -64,7 +64,7 @@ _VALUE_FORMATS: dict[str, Callable[[float], str]] = {
 
 @dataclass(frozen=True)
 class Annotation:
-    """Events of one category that are so close together that a plot shows them as one."""
+    """Events of one category that a plot shows as one annotation, because they are close together."""
 
     tokens: float
     """Mean position of the events."""
@@ -79,7 +79,7 @@ class Annotation:
 
     @property
     def label(self) -> str:
-        """Text such as `rollback`, `3 skips` or `4 events`; an interruption counts once, as `2 resumes`."""
+        """Text such as `rollback`, `3 skips` or `4 events`. An interruption counts once, as its resume: `2 resumes`."""
         names = {"resume": self.names["resume"]} if "resume" in self.names else self.names
         if len(names) > 1:
             return f"{self.count} events"
@@ -88,13 +88,13 @@ class Annotation:
 
 
 def annotations(events: Iterable[Event], batch_tokens: int, min_distance: float) -> list[Annotation]:
-    """Return the annotations of all events but routine ones, `min_distance` tokens apart within a category."""
+    """Return the annotations of all non-routine events, `min_distance` tokens apart within a category."""
     found = (Annotation(event["step"] * batch_tokens, event_category(event), {event["event"]: 1}) for event in events)
     return merge_nearby([annotation for annotation in found if annotation.category != INFO], min_distance)
 
 
 def merge_nearby(found: Sequence[Annotation], min_distance: float) -> list[Annotation]:
-    """Merge annotations of a category that are less than `min_distance` tokens after the first of their group."""
+    """Merge annotations of a category within `min_distance` tokens of the first annotation in their group."""
     groups: list[list[Annotation]] = []
     for annotation in sorted(found, key=lambda annotation: (annotation.category, annotation.tokens)):
         first = groups[-1][0] if groups else None
@@ -115,7 +115,7 @@ def merge_nearby(found: Sequence[Annotation], min_distance: float) -> list[Annot
 def loss_plot(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Write the plot of training and validation loss (nats per token) against tokens seen, 1600 x 900 pixels.
 
-    A row has `tokens`, `loss`, and `validation_loss` where it was measured; values that are not finite are skipped.
+    A row has `tokens`, `loss` and, if measured, `validation_loss`. Values that are not finite are skipped.
     """
     curves = summarize_metrics(rows).curves
     save_png(lambda figure: draw_loss(figure, curves, max_bins=2000), path, "cross-entropy loss (nats per token)")
@@ -124,13 +124,13 @@ def loss_plot(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 def score_plot(releases: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """Write the plot of a `releases_table`: HellaSwag scores against tokens seen, and the baselines as lines.
 
-    Of a baseline with several rows, such as its own checkpoints, the last is drawn.
+    If a baseline has several rows, such as its own checkpoints, only the last row is drawn.
     """
     save_png(lambda figure: draw_scores(figure, releases), path, "HellaSwag acc_norm (per cent)")
 
 
 def sweep_plot(title: str, plans: Mapping[int, Mapping[str, Any]], path: Path) -> None:
-    """Write the plot of a plan's days and cost, or else GPU-hours, against numbers of GPUs."""
+    """Write the plot of a plan's days and cost (or GPU-hours without a price) against the number of GPUs."""
     gpus, figures = list(plans), list(plans.values())
     days = [found["days_with_losses"] for found in figures]
     cost_label, key = ("GPU-hours", "gpu_hours_with_losses") if figures[0]["cost"] is None else ("cost", "cost")
@@ -160,7 +160,7 @@ def draw_loss(
     figure: Figure, curves: Mapping[str, Curve], events: Sequence[Annotation] = (), max_bins: int = 900,
     max_labels: int = 10,
 ) -> None:  # fmt: skip
-    """Draw loss, raw and smoothed, and validation loss, under one track of annotations per category."""
+    """Draw raw loss, smoothed loss and validation loss, under one track of annotations per category."""
     raw, validation = downsample(curves["loss"], max_bins), downsample(curves["validation_loss"], 200)
     axes = _add_event_tracks(figure, events, max_labels, float(raw.tokens[-1]) if len(raw) else 1.0)
     axes.plot(*min_max_envelope(raw), color=TRAINING, alpha=0.5, linewidth=0.8, label="training, every step")
@@ -172,7 +172,7 @@ def draw_loss(
 
 
 def draw_metric(figure: Figure, curve: Curve, unit: str, color: str = TRAINING, max_bins: int = 320) -> None:
-    """Draw a metric against tokens seen: its range as a pale line, and its running mean.
+    """Draw a metric against tokens seen, with its range as a pale line and its running mean.
 
     `unit` is one of `_VALUE_FORMATS`, `norm`, or `points` for a metric that is measured at few steps.
     """
@@ -187,7 +187,7 @@ def draw_metric(figure: Figure, curve: Curve, unit: str, color: str = TRAINING, 
         axes.yaxis.set_major_formatter(lambda value, _: _VALUE_FORMATS[unit](value))
     elif unit == "norm" and thin.high.max() > 30 * sorted(thin.mean)[len(thin) // 2]:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # matplotlib's own would need math text
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # matplotlib's own labels would need math text
         axes.yaxis.set_minor_formatter("")
     _style_axes(axes)
 
@@ -208,7 +208,7 @@ def draw_scores(figure: Figure, releases: Mapping[str, Sequence[Mapping[str, Any
 
 
 def draw_task(figure: Figure, points: Sequence[tuple[float, float, float]], label: str = "") -> Axes:
-    """Draw scores against tokens; a point is tokens, score and standard error, both in per cent."""
+    """Draw scores against tokens. A point has tokens, score and standard error; the last two are in per cent."""
     axes = figure.add_subplot()
     tokens, scores, errors = zip(*points, strict=True)
     axes.plot(tokens, scores, color=TRAINING, label=label, **_point_style(1))
@@ -218,7 +218,7 @@ def draw_task(figure: Figure, points: Sequence[tuple[float, float, float]], labe
 
 
 def draw_comparison(figure: Figure, runs: Mapping[str, Mapping[str, Curve]], max_bins: int) -> None:
-    """Draw the loss of several runs, running means over pale ranges, and their validation loss as points."""
+    """Draw the loss of several runs as running means over pale ranges, and the validation loss as points."""
     axes = figure.add_subplot()
     for number, (name, curves) in enumerate(runs.items()):
         color, style = _RUNS[number % len(_RUNS)], _LINE_STYLES[number // len(_RUNS) % len(_LINE_STYLES)]
@@ -246,9 +246,9 @@ def save_png(draw: Draw, path: Path, ylabel: str | None = None) -> None:
 
 
 def draw_svg(draw: Draw, size: tuple[int, int], name: str) -> tuple[Markup, list[Line2D]]:
-    """Return a plot of a width and a height in CSS pixels as SVG for an HTML page, and the lines of its legend.
+    """Return a plot as SVG for an HTML page, and the lines of its legend; width and height are in CSS pixels.
 
-    `name` is unique on the page: the ids in the SVG derive from it.
+    `name` must be unique on the page, because the ids in the SVG contain it.
     """
     svg = io.StringIO()
     with mpl.rc_context({**_SVG_SETTINGS, "svg.hashsalt": name}):
@@ -260,8 +260,8 @@ def draw_svg(draw: Draw, size: tuple[int, int], name: str) -> tuple[Markup, list
         figure.savefig(svg, format="svg", transparent=True, metadata=metadata)
     lines: list[Any] = [line for axes in reversed(figure.axes) for line in axes.get_legend_handles_labels()[0]]
     text = svg.getvalue()
-    text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])  # nothing refers to groups
-    # Coordinates to a hundredth of a pixel; text between tags stays.
+    text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])  # no element refers to groups
+    # Round coordinates to 0.01 pixels; keep the text between tags.
     text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"-?\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", tag[0]), text)
     return Markup(text), lines
 
@@ -271,7 +271,8 @@ def _add_event_tracks(figure: Figure, events: Sequence[Annotation], max_labels: 
     categories = [category for category in _EVENTS if any(event.category == category for event in events)]
     if not categories:
         return figure.add_subplot()
-    height = len(categories) * 22 / _POINTS_PER_INCH / figure.get_figheight()  # a marker with its label above it
+    # space for a marker with a label above it
+    height = len(categories) * 22 / _POINTS_PER_INCH / figure.get_figheight()
     tracks: Axes
     axes: Axes
     tracks, axes = figure.subplots(2, 1, sharex=True, height_ratios=[height, 1 - height])

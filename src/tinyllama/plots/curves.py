@@ -1,7 +1,7 @@
 """A run's metrics as curves against tokens, in memory that does not grow with the run.
 
-Reads the rows once. Neighbouring rows are merged into at most 4,096 bins, each with its minimum, maximum and mean, so
-that a spike of one step in a million stays visible. Pure functions.
+The functions are pure and read the rows once. Adjacent rows are merged into at most 4,096 bins. Each bin has a minimum,
+maximum and mean, so a spike of one step in a million stays visible.
 """
 
 import math
@@ -38,14 +38,14 @@ _MERGES = (np.minimum, np.maximum, np.add, np.add, np.add)
 
 
 def _merge(bins: Floats, size: int) -> Floats:
-    """Return the bins with each `size` neighbours merged into one; the last may merge fewer."""
+    """Merge each `size` adjacent bins into one; the last bin may merge fewer."""
     starts = np.arange(0, bins.shape[1], size)
     return np.stack([merge.reduceat(part, starts, axis=0) for merge, part in zip(_MERGES, bins, strict=True)])
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric against tokens: float64 arrays [bins], only bins with values."""
+    """A metric against tokens, as float64 arrays [bins] of bins with values."""
 
     tokens: Floats
     """Mean tokens of each bin's rows."""
@@ -53,7 +53,7 @@ class Curve:
     high: Floats
     mean: Floats
     count: Floats
-    """Rows of each bin."""
+    """Number of rows per bin."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -77,13 +77,13 @@ class MetricsSummary:
     tokens: int
     """Tokens of the newest row."""
     seconds: float
-    """Total duration of the steps; validation, checkpoints and interruptions excluded."""
+    """Total duration of the steps in seconds, without validation, checkpoints and interruptions."""
     num_skipped: int
-    """Steps that were skipped."""
+    """Number of skipped steps."""
 
 
 def summarize_metrics(rows: Iterable[Mapping[str, Any]]) -> MetricsSummary:
-    """Return the summary of rows of metrics.jsonl; each has `tokens`, and may have `step` and metrics."""
+    """Summarize rows of metrics.jsonl; each row has `tokens` and may have `step` and metrics."""
     remaining, bins, rows_per_bin = iter(rows), np.zeros((5, 0, len(METRICS))), 1
     newest: dict[str, tuple[int, float]] = {}
     last: Mapping[str, Any] = {}
@@ -110,13 +110,13 @@ def summarize_metrics(rows: Iterable[Mapping[str, Any]]) -> MetricsSummary:
 
 
 def _step_seconds(steps: NDArray[np.int64], tokens: Floats, speeds: Floats) -> float:
-    """Return the total duration of steps; a step's tokens are those of its row divided by its number."""
+    """Return the total duration of steps; the tokens per step are a row's `tokens` divided by its `step`."""
     known = (speeds > 0) & (steps > 0)
     return float(np.sum(tokens[known] / steps[known] / speeds[known]))
 
 
 def downsample(curve: Curve, max_bins: int) -> Curve:
-    """Return the curve with neighbouring bins merged, so that at most `max_bins` remain."""
+    """Merge adjacent bins of a curve, so that at most `max_bins` remain."""
     size = math.ceil(len(curve) / max_bins)
     if size <= 1:
         return curve
@@ -125,14 +125,15 @@ def downsample(curve: Curve, max_bins: int) -> Curve:
 
 
 def min_max_envelope(curve: Curve) -> tuple[Floats, Floats]:
-    """Return tokens and values of a line through the minimum and the maximum of each bin."""
+    """Return the tokens and values of a line through the minimum and the maximum of each bin."""
     return np.repeat(curve.tokens, 2), np.column_stack([curve.low, curve.high]).reshape(-1)
 
 
 def running_mean(curve: Curve) -> Floats:
     """Return the mean of each bin's window.
 
-    The window is narrower at the steep start, to avoid lag. At the end it only loses its right side, to avoid noise.
+    At the steep start, the window is narrower to avoid lag. At the end, the window loses only its right side, to avoid
+    noise.
     """
     place = np.arange(len(curve))
     before = np.minimum(max(1, round(len(curve) * _SMOOTHING_FRACTION / 2)), place)

@@ -1,6 +1,6 @@
 """The average of a run's last checkpoints, which can replace a learning-rate cooldown.
 
-Checkpoints are verified and read one at a time: memory holds one model and the average, both in float32. See LAWA
+Checkpoints are verified and read one at a time, so memory holds one model and the average, both in float32. See LAWA
 (Kaddour 2022, arXiv:2209.14981); benchmarks/averaging.py compares it with the demo's cooldown.
 """
 
@@ -15,10 +15,10 @@ from tinyllama.runs.run_dir import CheckpointDir
 
 
 def averaged_checkpoints(checkpoint: CheckpointDir, count: int, exactly: bool = True) -> list[CheckpointDir]:
-    """Return the `count` newest checkpoints of a run up to `checkpoint`, included, oldest first.
+    """Return the `count` newest checkpoints of a run up to and including `checkpoint`, oldest first.
 
-    Checkpoints before a gap are excluded: an average with much older weights would be worse than none. With fewer than
-    `count`, return those, or raise InputError if `exactly`.
+    Checkpoints before a gap are excluded, because much older weights would make the average worse than no average. If
+    the run has fewer than `count` checkpoints, return all of them, or raise InputError if `exactly` is true.
     """
     if count == 1:
         return [checkpoint]
@@ -40,7 +40,7 @@ def averaged_checkpoints(checkpoint: CheckpointDir, count: int, exactly: bool = 
 
 
 def averaging_weights(count: int, decay: float) -> list[float]:
-    """Return the weights of `count` checkpoints, oldest first: each `decay` times that of the next; their sum is 1."""
+    """Return the weights of `count` checkpoints, oldest first; each is `decay` times the next, and their sum is 1."""
     weights = [decay**age for age in reversed(range(count))]
     return [weight / sum(weights) for weight in weights]
 
@@ -49,8 +49,9 @@ def averaging_weights(count: int, decay: float) -> list[float]:
 def load_average(model: Llama, checkpoints: Sequence[CheckpointDir], decay: float) -> None:
     """Load the weighted average of checkpoints, oldest first, into a model of their shape.
 
-    Each weighs `decay` times the next one; a single checkpoint is loaded bit for bit. Raises InputError if the
-    checkpoints are of different runs, or one does not match its hashes or the model's shapes.
+    The weight of each checkpoint is `decay` times the weight of the next. A single checkpoint is loaded bit for bit.
+    Raises InputError if the checkpoints are from different runs, or if one does not match its hashes or the model's
+    shapes.
     """
     first, last = checkpoints[0], checkpoints[-1]
     if len({checkpoint.run for checkpoint in checkpoints}) != 1:

@@ -1,7 +1,8 @@
 """Model cards: README.md of a release with metadata for the hub, rendered from card.md.jinja.
 
-A card depends only on release.json, evaluation.json and releases.json, so it can be written again when there are new
-scores. Published scores are marked as such; the model's own always have their standard error and number of items.
+A card depends only on release.json, evaluation.json and releases.json, so the card can be written again after a new
+evaluation. Published scores are marked as published. Measured scores always have a standard error and the number of
+items.
 """
 
 import re
@@ -55,9 +56,9 @@ _TASK_DATASETS = {
 def update_card(folder: str | Path) -> Path:
     """Write a release's card with the scores in its evaluation.json; return the card's path.
 
-    The release's row in releases.json and in the cards of the run's other releases is updated too. release.json gets
-    the hashes of the written files only, so a damaged file stays detectable. Raises InputError if the folder is no
-    release, or the scores are of another step.
+    The release's row in releases.json and in the cards of the run's other releases is updated too. In release.json,
+    only the hashes of the written files change, so damage to other files stays detectable. Raises InputError if the
+    folder is not a release, or if the scores belong to another step.
     """
     release = ReleaseDir(Path(folder))
     reject_symlink(release.path.parent)
@@ -96,7 +97,7 @@ def write_card(release: ReleaseDir, table: Json | None) -> None:
 
 
 def render_card(metadata: Json, evaluation: Json | None, table: Json | None) -> str:
-    """Return the card in Markdown with YAML metadata, from release.json, evaluation.json and releases.json.
+    """Render the card in Markdown with YAML metadata, from release.json, evaluation.json and releases.json.
 
     `table` is None for a release of external weights.
     """
@@ -106,7 +107,7 @@ def render_card(metadata: Json, evaluation: Json | None, table: Json | None) -> 
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # Markdown; the template escapes text of others with `cell`
+        autoescape=False,  # Markdown; the template escapes external text with `cell`
     )
     environment.filters |= {"cell": _escape_cell, "count": format_count, "hardware": format_hardware, "spec": format}
     context: dict[str, Any] = {
@@ -198,7 +199,7 @@ def _eval_results(evaluation: Json) -> list[EvalResult]:
 
 
 def data_rows(sources: Json, recipe: Recipe) -> Iterator[tuple[str, ...]]:
-    """Yield the cells of DATA_COLUMNS per source and split; `sources` is that of `summarize_store`."""
+    """Yield the cells of DATA_COLUMNS per source and split; `sources` is from `summarize_store`."""
     fractions = _fractions({name: source.weight for name, source in recipe.data.sources.items()})
     for name, source in recipe.data.sources.items():
         summary = sources.get(name, {"origin": None, "splits": {}})
@@ -238,12 +239,12 @@ def release_rows(table: Json) -> Iterator[tuple[Json, tuple[str, ...]]]:
 
 
 def _escape_cell(text: str) -> str:
-    """Return the text of a table's cell with control characters, `<` outside code, `|` and newlines escaped."""
+    """Escape control characters, `<` outside code, `|` and newlines in the text of a table cell."""
     escaped = re.sub(r"(`[^`]*`)|<", lambda match: match[1] or "&lt;", visible(text))
     return escaped.replace("|", "\\|").replace("\n", " ")
 
 
 def _link_dataset(description: str) -> str:
-    """Return a description with the name of a public data set at its beginning as a link."""
+    """Return a description with a link at its beginning if it starts with the name of a public data set."""
     name = next((name for name in PUBLIC_DATASETS.values() if description.startswith(name)), None)
     return f"[{name}](https://huggingface.co/datasets/{name}){description.removeprefix(name)}" if name else description

@@ -1,4 +1,4 @@
-"""What `tinyllama release`, `tinyllama evaluate` and the process of a milestone do with releases."""
+"""The commands `tinyllama release` and `tinyllama evaluate`, and the release of a milestone."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,8 +33,8 @@ def release_model(
 ) -> Iterator[str]:
     """Release a run, a checkpoint or external weights, and push the release to the hub; yield a line per action.
 
-    With `push_to`, an existing release of the same checkpoint is pushed as it is, unless `force` or an option of the
-    release is given. Raises InputError as `release_run`, `release_external_weights` and `push` do.
+    With `push_to`, an existing release of the same checkpoint is pushed unchanged, unless `force` or a release option
+    is given. Raises the same errors as `release_run`, `release_external_weights` and `push`.
     """
     if public and not push_to:
         raise InputError("release: --public makes a new repository public; name the repository with --push OWNER/NAME")
@@ -59,12 +59,12 @@ def release_model(
 
 
 def _is_external(source: Path) -> bool:
-    """Return whether the source is a Hugging Face folder, a release, or no local folder and thus a hub name."""
+    """Return whether the source is a Hugging Face folder, a release or a hub name (not a local folder)."""
     return any((source / name).is_file() for name in ("config.json", "release.json")) or not source.exists()
 
 
 def _existing_release(source: Path, step: int | None, is_external: bool) -> Path | None:
-    """Return the existing release that `source` is, or that was made from its checkpoint."""
+    """Return the existing release at `source`, or the release that was made from its checkpoint."""
     if ReleaseDir(source).exists and step is None:
         return source
     if is_external:
@@ -84,7 +84,7 @@ def evaluate_model(
 ) -> str:
     """Evaluate a model, save its scores, and update the card if it is a release; return the text to print.
 
-    Under torchrun, ranks other than 0 return an empty text. Raises InputError as `evaluate` does.
+    Under torchrun, ranks other than 0 return an empty string. Raises the same errors as `evaluate`.
     """
     saved = evaluate_and_save(source, tasks, limit, precision, num_fewshot, batch_size)
     if saved is None:
@@ -96,13 +96,13 @@ def evaluate_model(
 
 
 def release_milestone(run: RunDir, step: int) -> None:
-    """Release the checkpoint of a step, and score it and the recipe's baselines; skip what is already done."""
+    """Release the checkpoint of a step, and score it and the recipe's baselines; skip finished parts."""
     checkpoint, config, precision = run.checkpoint(step), run.recipe().release, PRECISIONS[run.recipe().train.precision]
     release = run.releases.release(checkpoint.name)
     if not checkpoint.is_released_as(release):
         release_run(run.path, step=step, force=release.exists)
     elif step not in {event["step"] for event in run.events() if event["event"] == "release"}:
-        RunLog(run).event("release", step, folder=str(release.path))  # killed before it wrote the event
+        RunLog(run).event("release", step, folder=str(release.path))  # the process was killed before it wrote the event
     wanted = config.model_dump()
     if not covers_recipe(release.evaluation(), wanted):
         evaluate_and_save(str(release.path), config.tasks, config.limit, precision)
@@ -116,8 +116,8 @@ def release_milestone(run: RunDir, step: int) -> None:
 def main(run: str, step: str) -> int:
     """Release a milestone in this process, which runs next to training; return the exit status.
 
-    The last line on standard error is the reason of a failure. Status 2 means invalid input, which training does not
-    try again; a full disk has status 1, since it may be free a minute later.
+    The last line on standard error is the reason for a failure. Status 2 means invalid input; training does not retry
+    in this case. A full disk has status 1, since the disk may have space a minute later.
     """
     set_quiet()
     return run_and_get_exit_status(lambda: release_milestone(RunDir(Path(run)), int(step)), system_status=1)

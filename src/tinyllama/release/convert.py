@@ -1,4 +1,4 @@
-"""Releases external weights: any Hugging Face Llama in the formats of a release.
+"""Release of external weights: any Hugging Face Llama in the formats of a release.
 
 Reads a folder or a model of the hub; writes `releases/NAME/` in the working directory. Its release.json records the
 source of the weights instead of their training.
@@ -34,9 +34,9 @@ _GENERATION = "generation_config.json"
 def release_external_weights(source: str, formats: Sequence[str] = ALL_FORMATS, force: bool = False) -> Path:
     """Write `releases/NAME/` from a Hugging Face Llama's folder or hub name; return that folder.
 
-    Raises InputError if the source is not a Llama, where transformers computes something else from it, where a format's
-    library is missing, or if the release exists, unless `force` replaces it. Raises RunStoppedError if an engine
-    rejects a file, and, after writing the release, where an engine crashes.
+    Raises InputError if the source is not a Llama, if transformers computes different outputs, if a format's library is
+    missing, or if the release exists and `force` is false. Raises RunStoppedError if an engine rejects a file. If an
+    engine crashes, the release is written before RunStoppedError is raised.
     """
     llama = HuggingFaceLlama.open(source)
     _reject_escaping_symlinks(llama.folder)
@@ -79,9 +79,9 @@ def release_external_weights(source: str, formats: Sequence[str] = ALL_FORMATS, 
 
 
 def _reject_escaping_symlinks(source: Path) -> None:
-    """Raise InputError for a link out of the folder: the bytes of any file could become part of the release.
+    """Raise InputError for a link out of the folder, which could include any file in the release.
 
-    Links of the hub's cache lead to `blobs`, next to the folder of its snapshots.
+    Links in the hub's cache point to `blobs`, next to the folder of snapshots, and are allowed.
     """
     blobs = source.resolve().parent.parent / "blobs"
     for path in find_escaping_symlinks(source):
@@ -90,9 +90,9 @@ def _reject_escaping_symlinks(source: Path) -> None:
 
 
 def _compare_with_transformers(source: Path, reference: dict[str, Any]) -> None:
-    """Raise InputError if transformers computes something else from the source than the reference.
+    """Raise InputError if the outputs of transformers differ from the reference.
 
-    Raises RunStoppedError if transformers crashed, which is no evidence against the source.
+    Raises RunStoppedError if transformers crashed, because a crash does not show that the source is invalid.
     """
     failed = next((check for check in verify_source(source, reference) if not check.passed), None)
     if failed is None:
@@ -108,7 +108,7 @@ def _compare_with_transformers(source: Path, reference: dict[str, Any]) -> None:
 
 
 def _copy_chat_settings(source: Path, folder: Path, num_rows: int) -> None:
-    """Copy a chat model's template to the place where transformers 5 looks for it, and its generation settings.
+    """Copy a chat model's generation settings and its template, in the file that transformers 5 reads.
 
     Token ids beyond the weights' `num_rows` rows are ignored with a warning.
     """
@@ -132,7 +132,7 @@ def _copy_chat_settings(source: Path, folder: Path, num_rows: int) -> None:
 
 
 def _model_name(source: Path) -> str:
-    """Return a folder's name; for a release and its Hugging Face folder, the name of the released model."""
+    """Return a folder's name or, for a release and its Hugging Face folder, the name of the released model."""
     for folder in (source, source.resolve().parent):
         release = ReleaseDir(folder)
         if release.exists:

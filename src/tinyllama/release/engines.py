@@ -1,4 +1,4 @@
-"""Runs a format of a release in its engine, in a child process: a crash is a result, not the end of the command.
+"""Runs a format of a release in its engine, in a child process, so that a crash does not stop the command.
 
 This file is also the program of the child process. `python -P engines.py ENGINE PATH OUT` reads the reference from
 standard input and writes the engine's output, or its error, as JSON to OUT. `python -P engines.py quantise SOURCE PATH
@@ -23,7 +23,7 @@ from tinyllama.processes import set_parent_death_signal
 # ruff: noqa: PLC0415 - each engine's library is imported only in the child process, for its own format
 
 ENGINE_NAMES = {"transformers": "transformers", "llama_cpp": "llama.cpp", "ctranslate2": "CTranslate2"}
-"""Library -> its name in messages."""
+"""Name of each library in messages."""
 _CRASH_REMEDIES = {
     "llama_cpp": "rebuild it for any x86-64 CPU: CMAKE_ARGS=-DGGML_NATIVE=OFF pip install --force-reinstall "
     "--no-cache-dir --no-deps llama-cpp-python (docs/engines.md)",
@@ -31,16 +31,16 @@ _CRASH_REMEDIES = {
     "transformers": "install other versions of torch and transformers, or use another machine",
 }
 _PARENT = "--parent="
-"""Prefix of the program's first argument: the process id with which it ends."""
+"""Prefix of the program's first argument, the id of the parent process; the program ends with its parent."""
 Reference = dict[str, Any]
 EngineOutput = dict[str, Any]
 
 
 def run_engine(engine: str, path: Path, reference: Reference) -> EngineOutput:
-    """Return what an engine of ENGINES computes for the reference's texts, prompts and scored text.
+    """Return the outputs of an engine for the reference's texts, prompts and scored text.
 
-    `error` holds the message if the engine failed. `remedy` is set too if a signal ended it, which is no evidence
-    against the file.
+    `error` holds the message if the engine failed. `remedy` is set too if a signal ended the engine, because such a
+    failure does not show that the file is invalid.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "output.json"
@@ -56,7 +56,7 @@ def run_engine(engine: str, path: Path, reference: Reference) -> EngineOutput:
 
 
 def run_conversion(library: str, function: str, *arguments: str) -> None:
-    """Run a function of CONVERSIONS, which uses this library, in a child process.
+    """Run a function of CONVERSIONS, which uses `library`, in a child process.
 
     Raises RunStoppedError with the library's last line of output, or with the signal that ended it and a remedy.
     """
@@ -74,14 +74,14 @@ def run_conversion(library: str, function: str, *arguments: str) -> None:
 
 
 def crash_line(error: str, remedy: str) -> str:
-    """Return the line that reports a crash which `run_engine` found."""
+    """Format the line that reports a crash in the result of `run_engine`."""
     return f"{error}, which is no evidence against the file; {remedy}"
 
 
 def _describe_crash(library: str, returncode: int) -> tuple[str, str]:
-    """Return the message and the remedy for a library whose process a signal ended."""
+    """Return the message and the remedy for a library whose process was killed by a signal."""
     name = signal.Signals(-returncode).name
-    if name == "SIGKILL":  # comes from outside, for example from the kernel when memory runs out
+    if name == "SIGKILL":  # sent by another process, or by the kernel when memory runs out
         remedy = "free some memory or raise its limit, then `tinyllama verify` the release"
         return f"{ENGINE_NAMES[library]} was killed (SIGKILL)", remedy
     return f"{ENGINE_NAMES[library]} crashed ({name}) on this machine", _CRASH_REMEDIES[library]
@@ -99,7 +99,7 @@ def _last_line(text: bytes) -> str:
     return f": {last}" if last else ""
 
 
-# What follows runs in the child process.
+# The functions below run in the child process.
 
 
 def run_transformers(path: str, reference: Reference) -> EngineOutput:
@@ -121,7 +121,7 @@ def run_transformers(path: str, reference: Reference) -> EngineOutput:
 
 def run_source_in_transformers(path: str, reference: Reference) -> EngineOutput:
     """Run a folder of external weights, rounded to bf16 as in the release, without its tokenizer."""
-    # padding is not computed here, and its id may be one without a row in the embedding
+    # padding is not computed here, and the padding id may have no row in the embedding
     model = _load_in_transformers(path, pad_token_id=None)
     import torch
 
@@ -167,7 +167,7 @@ def run_llama_cpp(path: str, reference: Reference) -> EngineOutput:
 
     scored, entries = reference["scored"]["ids"], reference["continuations"]
     length = max([len(scored), *(len(entry["prompt_ids"]) + len(entry["ids"]) for entry in entries)])
-    # a prompt in several batches would give other logits than one batch
+    # a prompt in several batches would produce other logits than in one batch
     model = open_llama_cpp(path, n_ctx=length, n_batch=length, logits_all=True, n_threads=_num_threads())
 
     def logits(ids: list[int]) -> Any:
@@ -221,10 +221,10 @@ def open_llama_cpp(path: str, verbose: bool = False, **options: Any) -> Any:
 
 
 def quantise(source: str, path: str, kind: str) -> None:
-    """Write a GGUF file of a kind such as Q8_0 from one in F16."""
+    """Write a GGUF file of a kind such as Q8_0 from an F16 file."""
     import llama_cpp
 
-    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # otherwise one line per tensor
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # otherwise llama.cpp prints one line per tensor
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype, parameters.nthread = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}"), _num_threads()
     if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(path), ctypes.byref(parameters)):
@@ -232,12 +232,12 @@ def quantise(source: str, path: str, kind: str) -> None:
 
 
 def _num_threads() -> int:
-    """Return torch's and CTranslate2's number of threads; llama.cpp's own default ignores OMP_NUM_THREADS."""
+    """Return the thread count of torch and CTranslate2, because llama.cpp's own default ignores OMP_NUM_THREADS."""
     return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
 def run_ctranslate2(path: str, reference: Reference) -> EngineOutput:
-    """Run a CTranslate2 folder with the tokenizer in it; the engine itself reads and returns tokens, not text."""
+    """Run a CTranslate2 folder with its tokenizer, since the engine reads and returns tokens, not text."""
     import ctranslate2
     from tokenizers import Tokenizer
 
@@ -272,7 +272,7 @@ def convert(source: str, folder: str, kind: str, *files: str) -> None:
 
     class Converter(TransformersConverter):  # type: ignore[misc]
         def load_model(self, *arguments: Any, **options: Any) -> Any:
-            """Load a model without its mapped files, which would stay in memory until the last weight is freed."""
+            """Load a model without mapping its files, which would stay in memory until the last weight is freed."""
             model = super().load_model(*arguments, **options)
             for parameter in model.parameters():
                 parameter.data = parameter.data.clone()
@@ -293,7 +293,7 @@ CONVERSIONS: dict[str, Callable[..., None]] = {"quantise": quantise, "convert": 
 
 
 def main(engine: str, path: str, out: str, *more: str) -> None:
-    """Run an engine, whose exception is a result too, or a conversion."""
+    """Run an engine or a conversion; return an engine's exception as its result."""
     if engine in CONVERSIONS:
         CONVERSIONS[engine](path, out, *more)
         return

@@ -1,6 +1,7 @@
 """The formats of a release: Hugging Face, and GGUF and CTranslate2, which are converted from it.
 
-The libraries that write and run them are the extra `formats`. Importing this module loads none of them, and no torch.
+The extra `formats` installs the libraries that write and run the formats. This module imports neither these libraries
+nor torch.
 """
 
 from collections.abc import Collection, Iterable
@@ -17,15 +18,15 @@ LIBRARIES = {
     "gguf": ("gguf", "llama_cpp"),
     "ctranslate2": ("ctranslate2", "transformers"),
 }
-"""Libraries that write each format and run it in `tinyllama verify`."""
-# gguf: the block sizes (Q8_0: 34 bytes for 32 weights); Q4_K_M as measured at 1.1B (benchmarks/release_1b.py)
+"""Libraries that write each format and run the format in `tinyllama verify`."""
+# GGUF: from block sizes (Q8_0: 34 bytes for 32 weights). Q4_K_M: measured at 1.1B (benchmarks/release_1b.py).
 FORMAT_BYTES = {"huggingface": 2.0, "gguf": 2.0 + 34 / 32 + 0.607, "ctranslate2": 1.0 + 4.0}
 """Bytes per parameter of each format."""
-# int8 alone would keep the norms in bf16, and compute everything but the matrix products in it
+# The type `int8` would keep the norms in bf16, and compute all operations except matrix products in bf16.
 _CTRANSLATE2_TYPES = {"float32": "float32", "int8": "int8_float32"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 _SMOKE_TEST_TOKENS = 8
-"""Enough for a product of matrices, in which engines differ by CPU."""
+"""Number of tokens: enough for a matrix product, whose implementation in engines differs by CPU."""
 
 
 def release_bytes(formats: Iterable[str], parameters: int) -> int:
@@ -81,8 +82,8 @@ def list_formats(files: Iterable[str]) -> list[ReleasedFormat]:
 def write_formats(folder: Path, formats: Collection[str], name: str) -> None:
     """Write `folder/gguf` and `folder/ctranslate2`, as far as requested, from `folder/huggingface`.
 
-    GGUF files are named after `name`. Raises InputError for a tokenizer or a weight that a format cannot hold, and
-    RunStoppedError where the library that writes a format fails or crashes.
+    GGUF files are named after `name`. Raises InputError if a format does not support the tokenizer or a weight. Raises
+    RunStoppedError if the library that writes a format fails or crashes.
     """
     if "gguf" in formats:
         from tinyllama.release.gguf import write_gguf  # noqa: PLC0415 - an extra
@@ -95,9 +96,9 @@ def write_formats(folder: Path, formats: Collection[str], name: str) -> None:
 def write_ctranslate2(folder: Path, source: Path) -> None:
     """Write `folder/float32` and `folder/int8`, with one scale per row, from a Hugging Face Llama's folder.
 
-    CTranslate2's own converter runs in a child process per type and converts one matrix at a time, so memory holds the
-    model once. Both folders get the tokenizer's files, since CTranslate2 reads tokens, not text. Raises RunStoppedError
-    if the converter fails or crashes.
+    CTranslate2's own converter runs in one child process per type. The converter processes one matrix at a time, so
+    memory holds the model only once. Both folders get the tokenizer's files, since CTranslate2 reads tokens, not text.
+    Raises RunStoppedError if the converter fails or crashes.
     """
     folder.mkdir(parents=True)
     files = [name for name in _TOKENIZER_FILES if (source / name).is_file()]
@@ -108,8 +109,9 @@ def write_ctranslate2(folder: Path, source: Path) -> None:
 def smoke_test(folder: Path, reference: dict[str, Any], in_transformers: bool) -> str | None:
     """Load each format under `folder` once in its engine, if installed, and compute a few tokens.
 
-    `in_transformers` includes the Hugging Face folder, which takes seconds, unless CTranslate2 has converted it. Return
-    the message of the first engine that crashed. Raises RunStoppedError if an engine rejects a file.
+    `in_transformers` includes the Hugging Face folder, which takes seconds, unless CTranslate2 has converted this
+    folder. Returns the message of the first engine that crashed, or None. Raises RunStoppedError if an engine rejects a
+    file.
     """
     scored = {"ids": reference["scored"]["ids"][:_SMOKE_TEST_TOKENS]}
     short_reference = {**reference, "texts": [], "continuations": [], "scored": scored}

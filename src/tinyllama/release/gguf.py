@@ -1,9 +1,9 @@
-"""Writes a Hugging Face folder as GGUF for llama.cpp: F16, and from it Q8_0 and Q4_K_M by llama.cpp's own quantiser.
+"""Writes a Hugging Face folder as GGUF in F16; llama.cpp's quantiser converts this file to Q8_0 and Q4_K_M.
 
-Weights are read, converted and written one at a time. llama.cpp's RoPE pairs dimensions 2i and 2i + 1 where Hugging
-Face pairs i and i + E/2, so the rows of each head's query and key are permuted. A Llama-style tokenizer becomes
-llama.cpp's "llama" (SentencePiece), which merges the pair with the best score. A byte-level tokenizer becomes "gpt2",
-whose word rules llama.cpp knows by name only; others are refused (see `tokenizer.formats`).
+Weights are read, converted and written one at a time. llama.cpp's RoPE pairs dimensions 2i and 2i + 1, whereas Hugging
+Face pairs i and i + E/2. The rows of each head's query and key are therefore permuted. A Llama-style tokenizer becomes
+llama.cpp's "llama" (SentencePiece), which merges the pair with the best score. A byte-level tokenizer becomes "gpt2".
+llama.cpp selects its word rules by name; other rules are refused (see `tokenizer.formats`).
 """
 
 from pathlib import Path
@@ -34,8 +34,8 @@ _TOKEN_TYPES = {
 def write_gguf(folder: Path, source: Path, name: str) -> None:
     """Write NAME-F16.gguf, NAME-Q8_0.gguf and NAME-Q4_K_M.gguf into `folder` from a Hugging Face Llama's folder.
 
-    Raises InputError for a tokenizer that llama.cpp does not have and for a weight beyond the range of float16, and
-    RunStoppedError where llama.cpp's quantiser fails or crashes.
+    Raises InputError if llama.cpp does not support the tokenizer or if a weight exceeds the range of float16. Raises
+    RunStoppedError if llama.cpp's quantiser fails or crashes.
     """
     folder.mkdir(parents=True)
     f16 = folder / f"{name}-F16.gguf"
@@ -83,7 +83,7 @@ def _add_shape(writer: gguf.GGUFWriter, source: HuggingFaceLlama, name: str) -> 
 
 
 def tensor_names(tensors: Safetensors, shape: Model) -> dict[str, str]:
-    """Return GGUF's name of each tensor -> Hugging Face's; llama.cpp derives a tied head itself."""
+    """Return Hugging Face's name of each tensor by its GGUF name; llama.cpp derives a tied head itself."""
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.layers)
     names = {name: table.get_name(name, try_suffixes=(".weight",)) for name in tensors}
     if shape.tie_embeddings:
@@ -118,7 +118,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Backend, num_rows: int) -
         writer.add_tokenizer_pre("default")
         _add_tokens(writer, [text for text, _ in tokenizer.tokens()], types, num_rows)
         writer.add_token_scores(tokenizer.scores() + [0.0] * (num_rows - tokenizer.vocab_size))
-        writer.add_add_space_prefix(True)  # part of what `is_llama_style` means
+        writer.add_add_space_prefix(True)  # implied by `is_llama_style`
         writer.add_remove_extra_whitespaces(False)
     else:
         converted = tokenizer.converted
@@ -141,7 +141,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Backend, num_rows: int) -
 
 
 def _add_tokens(writer: gguf.GGUFWriter, texts: list[str], types: list[TokenType], num_rows: int) -> None:
-    """Add texts and types of all ids; ids without a token get a name that no text can encode to."""
+    """Add the text and type of all ids; an id without a token gets a name that no text is encoded to."""
     num_spare = num_rows - len(texts)
     texts = [text or f"[PAD{number}]" for number, text in enumerate([*texts, *[""] * num_spare])]
     writer.add_token_list(texts)

@@ -1,6 +1,7 @@
-"""Writes a model as the Hugging Face folder that transformers, and everything built on it, loads without extra code.
+"""Writes a model as a Hugging Face folder, which transformers and libraries based on it load without extra code.
 
-The weights become bf16 safetensors one shard of at most 5 GB at a time, so memory holds the model and one shard.
+The weights are written as bf16 safetensors, one shard of at most 5 GB at a time, so memory holds the model and one
+shard.
 """
 
 import shutil
@@ -21,7 +22,7 @@ CHAT_TEMPLATE = "chat_template.jinja"
 
 
 def write_hugging_face(folder: Path, model: Llama, tokenizer: Tokenizer, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write the model and its tokenizer into a new folder; weights over `shard_bytes` become several files."""
+    """Write the model and its tokenizer into a new folder; split weights into files of at most `shard_bytes`."""
     folder.mkdir(parents=True)
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
     write_json(folder / "config.json", config_to_hugging_face(model.config, model.vocab_size, bos, eos))

@@ -1,8 +1,8 @@
 """The contents of release.json, a release's lineage from the raw files to the weights, and of releases.json.
 
-A checkpoint names the recipe, the store and the tokenizer by their digests. A run that now holds others is refused,
-because the card would describe another model. releases.json is computed from the releases and evaluations in the
-folder, so it can be written again at any time.
+A checkpoint contains the digests of its recipe, store and tokenizer. A run with other digests is refused, because the
+card would describe another model. releases.json is computed from the releases and evaluations in the folder, so this
+file can be written again at any time.
 """
 
 import math
@@ -28,7 +28,7 @@ from tinyllama.tokenizer.backends import HUB_NAME
 
 EMBEDDED_CORPUS = "embedded corpus"
 PUBLIC_DATASETS = {"slimpajama": "cerebras/SlimPajama-627B", "starcoderdata": "bigcode/starcoderdata"}
-"""Format of a source -> its data set on the hub."""
+"""Data set on the hub, by format of a source."""
 SEVEN_TASKS = ("hellaswag", "openbookqa", "winogrande", "arc_challenge", "arc_easy", "boolq", "piqa")
 """Tasks of the original model card."""
 
@@ -36,9 +36,9 @@ ReleaseRow = dict[str, Any]
 
 
 def build_release_metadata(checkpoint: CheckpointDir, averaged: list[CheckpointDir], config: Release) -> dict[str, Any]:
-    """Return the contents of release.json except `reference` and `files`; `averaged` are the weights' checkpoints.
+    """Return the contents of release.json except `reference` and `files`; `averaged` lists the averaged checkpoints.
 
-    Raises InputError if the run's store, the recipe or the tokenizer is not the one that trained the checkpoint.
+    Raises InputError if the checkpoint was trained with another store, recipe or tokenizer than the run contains.
     """
     run, state, recipe = checkpoint.run, checkpoint.state(), Recipe.load(checkpoint.recipe_path)
     tokenizer, store_digest = load_tokenizer(checkpoint.path), sha256_of(run.store_manifest_path)
@@ -82,14 +82,14 @@ def summarize_store(manifest: Mapping[str, Any], recipe: Recipe) -> dict[str, An
     sources = {
         name: {"origin": _origin(source), "splits": manifest["sources"][name]["splits"]}
         for name, source in recipe.data.sources.items()
-        if name in manifest["sources"]  # a recipe that changed since may name others
+        if name in manifest["sources"]  # a recipe that has changed since may name other sources
     }
     inputs = manifest["inputs"].values()
     return {"inputs": {"files": len(inputs), "bytes": sum(inputs)}, "sources": sources}
 
 
 def _origin(source: Source) -> str | None:
-    """Return the known data set that a source is; None for the user's own, and where its files no longer exist."""
+    """Return the public data set of a source; None for the user's own data, or if the files no longer exist."""
     path = Path(source.path)
     if any((folder / EMBEDDED_CORPUS_MANIFEST).is_file() for folder in (path, *path.parents)):
         return EMBEDDED_CORPUS
@@ -117,9 +117,9 @@ def base_model(metadata: Mapping[str, Any]) -> str | None:
 
 
 def check_destination(release: ReleaseDir, force: bool) -> None:
-    """Raise InputError if a release exists, or where `force` would delete files that no release wrote.
+    """Raise InputError if a release exists, or if `force` would delete files that no release wrote.
 
-    A release's own files are those that release.json names, and those that an evaluation adds.
+    A release's own files are the files in release.json and the files that an evaluation adds.
     """
     folder = release.path
     if not folder.exists() and not folder.is_symlink():
@@ -137,7 +137,7 @@ def check_destination(release: ReleaseDir, force: bool) -> None:
 
 
 def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return size and SHA-256 of every file below `folder`, by its relative path."""
+    """Return the size and SHA-256 of every file below `folder`, by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
 
@@ -148,12 +148,12 @@ def hash_file(path: Path) -> dict[str, Any]:
 
 
 def releases_table(releases: ReleasesDir) -> dict[str, list[ReleaseRow]]:
-    """Return the contents of releases.json: `releases` by number of tokens; `baselines`, measured ones first.
+    """Return the contents of releases.json: `releases` by number of tokens; `baselines`, measured before published.
 
-    Each row has `name`, `tokens`, `hellaswag` (acc_norm) and `mean_of_seven` in per cent, `stderr` and `coverage` of
-    `hellaswag` where it was measured, and `source` (`measured` or `published, …`). A release also has `date`, `step`,
-    `folder`, `commit` (SHA-256 of its checkpoint's commit) and `complete`: whether it and the recipe's baselines have
-    all scores that the recipe requests.
+    Each row has `name`, `tokens`, `hellaswag` (acc_norm) and `mean_of_seven` in per cent, and `source` (`measured` or
+    `published, …`). If HellaSwag was measured, the row has `stderr` and `coverage`. A release also has `date`, `step`,
+    `folder` and `commit` (SHA-256 of its checkpoint's commit). `complete` is true if the release and the recipe's
+    baselines have all scores that the recipe requests.
     """
     rows = [_release_row(releases, release, metadata) for release, metadata in releases.releases()]
     measured = [
@@ -178,14 +178,15 @@ def releases_table(releases: ReleasesDir) -> dict[str, list[ReleaseRow]]:
 def _release_row(releases: ReleasesDir, release: ReleaseDir, metadata: Mapping[str, Any]) -> ReleaseRow:
     config: dict[str, Any] = metadata["recipe"]["fields"]["release"]
     run = RunDir(releases.path.resolve().parent)
-    if run.recipe_path.is_file():  # the tasks that are requested now, not when the release was made
+    if run.recipe_path.is_file():  # the currently requested tasks, not the tasks at the time of the release
         config = run.recipe().release.model_dump(mode="json")
     evaluation = release.evaluation()
     evaluations = [evaluation, *map(releases.baseline_evaluation, config["baselines"])]
     return {
         **{key: metadata[key] for key in ("date", "name", "step", "tokens")},
         "folder": release.path.name,
-        "commit": [*metadata["checkpoints"].values()][-1],  # the release's own is the newest of those averaged
+        # the release's own checkpoint is the newest of the averaged checkpoints
+        "commit": [*metadata["checkpoints"].values()][-1],
         "complete": all(covers_recipe(one, config) for one in evaluations),
         **_score_columns(evaluation),
     }
@@ -204,7 +205,7 @@ def _score_columns(evaluation: Mapping[str, Any] | None) -> ReleaseRow:
 
 
 def _zero_shot_rows(evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the rows that were scored without examples before an item, as the published ones were."""
+    """Return the rows of zero-shot scores, since published scores are zero-shot."""
     num_fewshot = evaluation.get("num_fewshot", {})
     return {task: row for task, row in evaluation["rows"].items() if not num_fewshot.get(task)}
 
@@ -216,7 +217,7 @@ def mean_of_seven(rows: Mapping[str, Mapping[str, float]]) -> float | None:
 
 
 def covers_recipe(evaluation: Mapping[str, Any] | None, config: Mapping[str, Any]) -> bool:
-    """Return whether an evaluation has all tasks of a recipe's `release`, on at least as many items."""
+    """Return whether an evaluation covers all tasks and items of a recipe's `release`."""
     rows, requested = (_zero_shot_rows(evaluation), evaluation.get("asked", [])) if evaluation else ({}, [])
     limit = config["limit"] or math.inf
     too_few = {name for name, row in rows.items() if row["items"] < min(limit, row["total_items"])}
@@ -224,7 +225,7 @@ def covers_recipe(evaluation: Mapping[str, Any] | None, config: Mapping[str, Any
 
 
 def release_score(row: Mapping[str, Any]) -> Score | None:
-    """Return the HellaSwag score of a row of releases.json, or None if it has none."""
+    """Return the HellaSwag score of a row of releases.json, or None if the row has no such score."""
     return None if row["hellaswag"] is None else Score("acc_norm", row["hellaswag"], row["stderr"])
 
 

@@ -1,8 +1,8 @@
 """Uploads a release to the hub in one commit; new repositories are private by default.
 
-A release whose files differ from release.json is refused. `huggingface/` goes to the repository's root, so that
-transformers loads the repository by its name; other paths stay the same. HF_ENDPOINT and HF_TOKEN choose the hub and
-the user, as for all of huggingface_hub.
+A release whose files differ from release.json is refused. The content of `huggingface/` is uploaded to the repository's
+root, so that transformers loads the repository by its name. Other paths stay the same. As usual for huggingface_hub,
+HF_ENDPOINT and HF_TOKEN choose the hub and the user.
 """
 
 import json
@@ -22,11 +22,11 @@ _METADATA = "release.json"
 
 
 def push(release_folder: str | Path, name: str, public: bool = False) -> str:
-    """Upload a release to the hub's repository `name`, OWNER/NAME or a name of the user's own; return its URL.
+    """Upload a release to the hub's repository `name` (OWNER/NAME, or NAME of the user's own); return its URL.
 
     A missing repository is created, private unless `public`; an existing one keeps its visibility. Files of an earlier
-    release that this one lacks are deleted in the same commit. Raises InputError if the release is damaged, or if the
-    hub cannot be reached or refuses the upload.
+    release that are not part of this release are deleted in the same commit. Raises InputError if the release is
+    damaged, or if the hub cannot be reached or refuses the upload.
     """
     folder = Path(release_folder)
     metadata = _verified_metadata(folder)
@@ -48,7 +48,7 @@ def push(release_folder: str | Path, name: str, public: bool = False) -> str:
 
 
 def _verified_metadata(folder: Path) -> dict[str, Any]:
-    """Return the release.json of a folder that has exactly its files, hidden ones aside."""
+    """Return release.json, after checking that the folder contains exactly its files, except for hidden files."""
     metadata = ReleaseDir(folder).metadata()
     for check in verify_files(folder, metadata["files"]):
         if not check.passed:
@@ -67,11 +67,11 @@ def _repo_path(name: str) -> str:
 
 
 def _files_of_earlier_release(api: HfApi, repository: str) -> set[str]:
-    """Return the repository's files that an earlier push wrote; its shards, for example, would be loaded with ours."""
+    """Return the repository's files from an earlier push, such as shards that would be loaded with the new shards."""
     existing = set(api.list_repo_files(repository))
     if _METADATA not in existing:
         return set()
     with TemporaryDirectory() as cache:
         metadata = json.loads(Path(api.hf_hub_download(repository, _METADATA, cache_dir=cache)).read_bytes())
-    files = metadata.get("files") if isinstance(metadata, dict) else None  # the file may be another program's
+    files = metadata.get("files") if isinstance(metadata, dict) else None  # another program may have written the file
     return existing & {_repo_path(name) for name in files or ()}

@@ -42,10 +42,11 @@ def release_run(
     """Release the newest committed checkpoint of a run, or that of `step`; return the release's folder.
 
     `source` is a run or a checkpoint. `formats`, `average` and `average_decay` replace the recipe's fields (see
-    `schema.Release`). Each GGUF and CTranslate2 file is loaded once in its engine; with `in_transformers`, which takes
-    seconds, so is the Hugging Face folder. Raises InputError if the checkpoint is missing, damaged or does not match
-    its run, where a format's library is missing, or if the release exists, unless `force` replaces it. Raises
-    RunStoppedError if an engine rejects a file, and, after writing the release, where an engine crashes.
+    `schema.Release`). Each GGUF and CTranslate2 file is loaded once in its engine. With `in_transformers`, transformers
+    also loads the Hugging Face folder, which takes seconds. Raises InputError if the checkpoint is missing, damaged or
+    does not match its run, if a format's library is missing, or if the release exists and `force` is false. Raises
+    RunStoppedError if an engine rejects a file. If an engine crashes, the release is written before RunStoppedError is
+    raised.
     """
     checkpoint = find_checkpoint(Path(source), step)
     run = checkpoint.run
@@ -75,14 +76,14 @@ def release_run(
         write_json(part / "release.json", {**metadata, "files": hash_files(part)})
         write_card(ReleaseDir(part), {"releases": [], "baselines": []})
     RunLog(run).event("release", metadata["step"], folder=str(release.path))
-    update_cards(run.releases)  # after the event: milestones in releases.json are never processed again
+    update_cards(run.releases)  # after the event, because milestones in releases.json are never processed again
     if crash:
         raise RunStoppedError(f"{release.path}: released, but {crash}")
     return release.path
 
 
 def find_checkpoint(source: Path, step: int | None) -> CheckpointDir:
-    """Return the checkpoint to release, with verified hashes. Raises InputError if it is missing or damaged."""
+    """Find the checkpoint to release and verify its hashes. Raises InputError if it is missing or damaged."""
     checkpoint = CheckpointDir(source)
     if checkpoint.is_committed:
         if step not in (None, checkpoint.step):
@@ -97,7 +98,7 @@ def find_checkpoint(source: Path, step: int | None) -> CheckpointDir:
 
 
 def _release_config(config: Release, *options: Any) -> Release:
-    """Return a recipe's `release` with the given options. Raises InputError for invalid ones."""
+    """Return a recipe's `release` with the given options. Raises InputError if an option is invalid."""
     names = ("formats", "average_checkpoints", "average_decay")
     fields = {name: value for name, value in zip(names, options, strict=True) if value is not None}
     try:
@@ -108,7 +109,7 @@ def _release_config(config: Release, *options: Any) -> Release:
 
 @contextmanager
 def show_release_progress(part: Path, folder: Path, parameters: int, formats: Collection[str]) -> Iterator[None]:
-    """Show the progress of a release that the block writes to `part`, by the size of its files.
+    """Show the progress of a release that the block writes to `part`, based on file sizes.
 
     Libraries that write formats report no progress. The expected size of models above a few million parameters is
     accurate to 10 %.
@@ -118,7 +119,7 @@ def show_release_progress(part: Path, folder: Path, parameters: int, formats: Co
     def size(path: Path) -> int:
         try:
             return path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # renamed meanwhile
+        except FileNotFoundError:  # renamed in the meantime
             return 0
 
     def description() -> str:

@@ -1,8 +1,8 @@
 """Verifies a release: each format runs in its own engine and is compared with a reference.
 
 The reference is computed from the checkpoint before anything is exported and stored in release.json. A comparison with
-the Hugging Face folder would miss errors that the folder already has, such as gate and up projections swapped. Engines
-run in child processes, so an error or a crash on a damaged file is a failed check.
+the Hugging Face folder would miss errors in that folder, such as swapped gate and up projections. Engines run in child
+processes, so an error or a crash on a damaged file is a failed check.
 """
 
 import random
@@ -30,7 +30,7 @@ Reference = dict[str, Any]
 NEW_TOKENS = 32
 PROMPTS = ("The old library stands", "def read(path):\n    ", "1. In the year 1859")
 NUM_VOCABULARY_TOKENS = 300
-# Texts that converters and tokenizers got wrong: runs of spaces, control characters, spelled special tokens, scripts.
+# Cases with known errors of converters and tokenizers: repeated spaces, control characters, special tokens, scripts.
 # fmt: off
 TOKENIZER_TEST_TEXTS = (
     "", " ", "   ", "Hello world  foo", "   two ends   ", "\t\tif x:\r\n        return {'a': [1, 2]}\n\n\n",
@@ -40,7 +40,7 @@ TOKENIZER_TEST_TEXTS = (
     "a" * 40 + " " * 70 + "-" * 40, "I'll don't WE'RE it's", "Ünïcödé ελληνικά русский עברית العربية हिन्दी ไทย",
 )
 # fmt: on
-# C. Darwin, On the Origin of Species (1859), its beginning; and ordinary code.
+# The beginning of C. Darwin, On the Origin of Species (1859), and ordinary code.
 TEXT = '''\
 When on board H.M.S. 'Beagle,' as naturalist, I was much struck with certain facts in the distribution of the \
 inhabitants of South America, and in the geological relations of the present to the past inhabitants of that \
@@ -66,11 +66,11 @@ def find(rows: list[int], wanted: int) -> int | None:
 
 @torch.inference_mode()
 def compute_reference_outputs(model: Llama, tokenizer: Tokenizer) -> Reference:
-    """Return token ids of difficult texts, greedy continuations and nats per token of a float32 model on the CPU.
+    """Compute token ids of difficult text, greedy continuations and nats per token of a float32 model on the CPU.
 
-    The weights are first rounded in place to bf16, as they are exported. Each token of a continuation has a margin: its
-    logit minus the second largest one. EOS is never taken, so continuations have their full length where the context
-    allows it.
+    The weights are first rounded in place to bf16, like exported weights. The margin of a token in a continuation is
+    its logit minus the second largest logit. EOS is never chosen, so continuations have their full length if the
+    context allows it.
     """
     assert model.precision == torch.float32, "the reference is computed in float32"
     for parameter in model.parameters():
@@ -88,7 +88,7 @@ def compute_reference_outputs(model: Llama, tokenizer: Tokenizer) -> Reference:
 
 
 def _text_of_tokens(tokenizer: Tokenizer) -> str:
-    """Return a few hundred tokens from the whole vocabulary in random order, which reveals wrong scores and merges."""
+    """Return some hundred random tokens of the entire vocabulary, whose text reveals wrong scores and merges."""
     texts = sorted({piece.decode(errors="ignore") for piece in tokenizer.token_bytes()} - {""})
     chosen = texts[:: max(1, len(texts) // NUM_VOCABULARY_TOKENS)]
     random.Random(0).shuffle(chosen)
@@ -124,7 +124,7 @@ class Check:
     found: str
     passed: bool
     remedy: str = ""
-    """Remedy where a signal ended the engine; such a failure is no evidence against the file."""
+    """Remedy if a signal ended the engine; such a failure does not show that the file is invalid."""
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,14 @@ class Tolerance:
     nats: float
     """Relative difference of the mean nats per token."""
     tie: float | None
-    """Margin in logits below which a token of the reference is a tie, which ends the comparison of a continuation. None
-    compares no tokens: with 4 and 8 bits another token may be the most likely one."""
+    """Margin in logits below which a token of the reference is a tie, which ends the comparison of a continuation. With
+    None, no tokens are compared, because with 4 and 8 bits another token may be the most likely."""
 
 
-# Measured on SmolLM2-135M, whose 2T tokens for 135M weights make it unusually sensitive: nats differ by 0.0001 % in
-# float32, 0.005 % in F16 (whose products are float16; up to 0.008 % for random weights), 0.4 % in Q8_0, 2.4 % in
-# Q4_K_M, 0.3 % in int8. Larger models lose less. Logits of random models differ by 0.007 in F16 where their standard
-# deviation is 1, by 0.06 where it is 2.7; only the difference of two logits of one position makes a tie.
+# Measured on SmolLM2-135M, which is unusually sensitive because its 135M weights were trained on 2T tokens. Nats differ
+# by 0.0001 % in float32, 0.005 % in F16 (float16 matrix products; up to 0.008 % for random weights), 0.4 % in Q8_0, 2.4
+# % in Q4_K_M and 0.3 % in int8. Larger models lose less. In F16, logits of random models differ by 0.007 if their
+# standard deviation is 1, and by 0.06 if it is 2.7. Only the difference of two logits of one position makes a tie.
 TOLERANCES = {
     "huggingface": Tolerance(nats=1e-4, tie=1e-3),
     "gguf F16": Tolerance(nats=1e-3, tie=0.02),
@@ -155,7 +155,8 @@ TOLERANCES = {
 def verify_release(folder: str | Path) -> list[Check]:
     """Check a release's files, and each of its formats in transformers, llama.cpp or CTranslate2.
 
-    Raises InputError if the folder is not a release, has no reference, or one of the engines is not installed.
+    Raises InputError if the folder is not a release, if release.json has no reference, or if an engine is not
+    installed.
     """
     release = ReleaseDir(Path(folder))
     metadata = release.metadata()
@@ -181,7 +182,7 @@ def verify_release(folder: str | Path) -> list[Check]:
 
 
 def verify_files(folder: Path, files: dict[str, Any]) -> list[Check]:
-    """Return a failed check for each missing or changed file, or one passed check for all of them."""
+    """Check the files; return a failed check for each missing or changed file, or one passed check for all files."""
     failed = [check for name, entry in files.items() if (check := _verify_file(folder, name, entry))]
     total = f"{len(files)} files, {sum(entry['bytes'] for entry in files.values()):,} bytes"
     return failed or [Check("files", "size and sha256", total, total, True)]
@@ -199,7 +200,7 @@ def _verify_file(folder: Path, name: str, entry: dict[str, Any]) -> Check | None
 
 
 def verify_format(released: ReleasedFormat, path: Path, reference: Reference) -> list[Check]:
-    """Return the checks of one format in its engine."""
+    """Run one format in its engine and check the outputs."""
     tolerance = TOLERANCES[released.name]
     if tolerance.tie is None:
         reference = {**reference, "continuations": []}
@@ -214,10 +215,10 @@ def verify_format(released: ReleasedFormat, path: Path, reference: Reference) ->
 
 
 def verify_source(folder: Path, reference: Reference) -> list[Check]:
-    """Return the checks of external weights: transformers on the folder that the reference was computed from.
+    """Check that transformers and this project's reader compute the same outputs from external weights.
 
-    The reference comes from this project's own reader, so no format can reveal an error in it. The tokenizer is not
-    compared: transformers' LlamaTokenizer and SentencePiece differ where spaces repeat.
+    The reference is computed by this project's reader, so comparing the formats cannot reveal an error in the reader.
+    Tokenizers are not compared, because transformers' LlamaTokenizer and SentencePiece differ for repeated spaces.
     """
     tolerance, output = TOLERANCES["huggingface"], run_engine("transformers-source", folder, reference)
     assert tolerance.tie is not None
@@ -230,14 +231,14 @@ def verify_source(folder: Path, reference: Reference) -> list[Check]:
 
 
 def _unchanged_source(metadata: dict[str, Any]) -> Path | None:
-    """Return the folder that a release of external weights was made from, or None if it is gone or has changed."""
+    """Return the folder that a release of external weights was made from, or None if it was deleted or has changed."""
     source = metadata.get("initial_weights") or {}
     if metadata.get("step") is not None or "config" not in source or not Path(source["source"]).exists():
         return None
     try:
         llama = HuggingFaceLlama.open(source["source"])
         digests = (llama.digest, sha256_of(llama.folder / "config.json"))
-    except InputError:  # no longer a model
+    except InputError:  # the folder no longer contains a model
         return None
     return llama.folder if digests == (source["digest"], source["config"]) else None
 
@@ -290,7 +291,7 @@ def _first_difference(expected: Sequence[int], found: Sequence[int]) -> int:
 
 
 def format_checks(checks: Sequence[Check]) -> Iterator[str]:
-    """Yield the lines of the table, a line per engine that crashed, and the result."""
+    """Format the table as lines, followed by a line per crashed engine and the result."""
     rows = [
         (check.subject, check.what, check.expected, check.found, "pass" if check.passed else "FAIL") for check in checks
     ]

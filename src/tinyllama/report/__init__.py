@@ -1,1 +1,1 @@
-"""A run as one HTML file, to attach, print or archive: what it is, how it went and what came of it."""
+"""Reports: one HTML file per run with its recipe, progress and results, to attach, print or archive."""

@@ -1,7 +1,7 @@
-"""The HTML page of a report: page.html, filled with a run's figures, plots and tables; page.css has its style.
+"""The HTML page of a report: page.html is filled with a run's figures, plots and tables; page.css is its style.
 
-The file contains everything that it shows, and needs no script and no network. jinja2 escapes every text, since names
-come from recipes and files.
+The file is self-contained and needs no script and no network. jinja2 escapes all text, since names come from recipes
+and files.
 """
 
 from collections.abc import Sequence
@@ -44,13 +44,13 @@ _METRIC_PLOTS = (
 
 @dataclass(frozen=True)
 class HeadFigure:
-    """One number at the top of the page."""
+    """A number at the top of the page."""
 
     label: str
     value: str
     note: str
     fraction: float | None = None
-    """Length of a bar below the number."""
+    """Length of a bar below the number, as a fraction of the full length."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Plot:
     caption: str
     wide: Markup
     narrow: Markup | None
-    """SVG for phones, with text of the same size; None if the wide one fits."""
+    """SVG for phones, with text of the same size; None if the wide SVG fits."""
     legend: list[Line2D]
 
 
 def write_report(run: Path, compare: Sequence[Path] = (), output: Path | None = None) -> Path:
-    """Write the report of a run, compared with other runs, and return its path: by default RUN/report.html.
+    """Write the report of a run, compared with other runs; return its path, by default RUN/report.html.
 
-    Raises InputError if one of the folders is not a run, or a file of it is damaged.
+    Raises InputError if one of the folders is not a run, or if a file of a run is damaged.
     """
     path = output or run / "report.html"
     if path.is_dir():
@@ -81,7 +81,7 @@ def write_report(run: Path, compare: Sequence[Path] = (), output: Path | None = 
 
 
 def render_page(run: RunData, others: Sequence[RunData] = ()) -> str:
-    """Return a run's report as HTML, compared with `others`."""
+    """Render a run's report as HTML, compared with `others`."""
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -1,6 +1,6 @@
-"""The content of a report: everything in a run's folder but its weights, read once.
+"""The content of a report: all data in a run's folder except its weights, read once.
 
-Only the recipe must exist. What does not exist yet, or was deleted, is empty or None.
+Only the recipe must exist. Data that does not exist yet, or was deleted, is empty or None.
 """
 
 import time
@@ -24,7 +24,7 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RunData:
-    """One run, as its folder is now."""
+    """Content of a run's folder at one time."""
 
     folder: Path
     recipe: Recipe
@@ -51,12 +51,12 @@ class RunData:
 
     @property
     def name(self) -> str:
-        """Name of the folder: a recipe may have run twice."""
+        """Name of the folder, which differs between runs of the same recipe."""
         return self.folder.resolve().name
 
     @property
     def ranks(self) -> list[int]:
-        """World sizes of the starts of the run, each once, in order."""
+        """Distinct world sizes of the run's starts, in order."""
         return list(dict.fromkeys(event["ranks"] for event in self.events if event.get("ranks")))
 
     @property
@@ -68,7 +68,7 @@ class RunData:
 
     @property
     def wall_clock_seconds(self) -> float | None:
-        """Time from the first event to the last, or to the newest row while training; None before the start."""
+        """Seconds from the first event to the last, or to the newest row while training; None before the start."""
         if not self.events:
             return None
         start, end = (float(self.events[place]["time"]) for place in (0, -1))
@@ -78,7 +78,7 @@ class RunData:
 
 
 def read_run(folder: Path) -> RunData:
-    """Read a run. Raises InputError if the folder is not a run, or a file of it is damaged."""
+    """Read a run. Raises InputError if the folder is not a run, or if one of its files is damaged."""
     run, now = RunDir.open(folder), time.time()
     recipe, newest, releases = run.recipe(), run.newest_checkpoint(), run.releases.releases()
     manifest = read_json(run.store_manifest_path) if run.store_manifest_path.is_file() else None

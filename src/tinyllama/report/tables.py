@@ -1,6 +1,6 @@
 """The tables of a report: data, scores, releases, events, lineage, comparison with other runs.
 
-Pure functions of `RunData`; their cells are text, not HTML. Data and scores have the same cells as the model card.
+Pure functions of `RunData`. Cells are text, not HTML. Data and scores have the same cells as the model card.
 """
 
 import statistics
@@ -18,21 +18,21 @@ from tinyllama.report.run_data import Json, RunData
 from tinyllama.runs.events import INFO, PROBLEM, Event, describe_event, event_category
 
 MAX_EVENTS = 1000
-"""Events in one list; events.jsonl has the others."""
+"""Maximum number of events in one list; events.jsonl contains all events."""
 MAX_NOTABLE_EVENTS = 25
-"""Events up to which all are shown, without a summary."""
+"""Maximum number of events that are shown without a summary."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; `kinds` are CSS classes of the rows."""
+    """Rows of text. `kinds` are CSS classes of the rows."""
 
     head: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     numbers: tuple[int, ...] = ()
     """Right-aligned columns."""
     hashes: tuple[int, ...] = ()
-    """Monospaced columns that may break anywhere."""
+    """Monospaced columns that may break at any character."""
     kinds: Sequence[str] = ()
 
 
@@ -44,7 +44,7 @@ def data_table(run: RunData) -> Table | None:
 
 
 def task_table(run: RunData, newest_only: bool) -> Table:
-    """Return the table of all scores, ordered by task, or of those at the newest step."""
+    """Return the table of all scores, or of the newest step's scores, ordered by task."""
     newest = max((evaluation["step"] for _, evaluation in run.evaluations), default=0)
     found = [(name, scores) for name, scores in run.evaluations if scores["step"] == newest or not newest_only]
     found.sort(key=lambda pair: pair[1]["step"])
@@ -91,10 +91,9 @@ def event_table(events: Sequence[Event]) -> Table:
 
 
 def select_notable_events(events: Sequence[Event]) -> list[Event]:
-    """Return at most MAX_NOTABLE_EVENTS: problems first, then all others except routine ones, rare names first.
+    """Select at most MAX_NOTABLE_EVENTS events: problems, then other events except routine events, rare names first.
 
-    A name is selected with all its events or not at all. Where no name of a problem fits, the newest problems are
-    selected.
+    Either all events of a name are selected or none. If no name of a problem fits, the newest problems are selected.
     """
     counts = Counter(event["event"] for event in events if event_category(event) != INFO)
     problems = {event["event"] for event in events if event_category(event) == PROBLEM}
@@ -109,7 +108,7 @@ def select_notable_events(events: Sequence[Event]) -> list[Event]:
 
 
 def events_to_list(events: Sequence[Event]) -> tuple[str, list[Event]]:
-    """Return the events of the complete list and its title; too many are listed without checkpoints or old ones."""
+    """Return the events of the complete list and its title; drop checkpoints and old events if there are too many."""
     if len(events) <= MAX_EVENTS:
         return f"All {len(events):,} events", list(events)
     others = [event for event in events if event["event"] != "checkpoint"]
@@ -119,12 +118,12 @@ def events_to_list(events: Sequence[Event]) -> tuple[str, list[Event]]:
 
 
 def format_event_counts(events: Iterable[Event]) -> str:
-    """Return the number of events by name: `start: 1, checkpoint: 14`."""
+    """Format the number of events by name: `start: 1, checkpoint: 14`."""
     return ", ".join(f"{name}: {count:,}" for name, count in Counter(event["event"] for event in events).items())
 
 
 def describe_checkpoints(events: Iterable[Event]) -> str | None:
-    """Return a sentence about the number of checkpoints and the time they took; None without any."""
+    """Describe the number and duration of checkpoints in a sentence; None without checkpoints."""
     found = [event for event in events if event["event"] == "checkpoint"]
     if not found:
         return None
@@ -136,7 +135,7 @@ def describe_checkpoints(events: Iterable[Event]) -> str | None:
 
 
 def _format_spread(events: Sequence[Event], name: str) -> str | None:
-    """Return the median and the range of a duration."""
+    """Format the median and the range of a duration."""
     values = [event[name] for event in events if event.get(name) is not None]
     if not values:
         return None
@@ -145,7 +144,7 @@ def _format_spread(events: Sequence[Event], name: str) -> str | None:
 
 
 def lineage_table(run: RunData) -> Table:
-    """Return the table of everything from raw files to weights, as far as the run has come."""
+    """Return the table of lineage, from the raw files to the newest weights of the run."""
     rows: list[tuple[str, str]] = []
     if run.store:
         inputs = run.store["inputs"]
@@ -161,7 +160,7 @@ def lineage_table(run: RunData) -> Table:
 
 
 def unique_run_names(runs: Sequence[RunData]) -> list[str]:
-    """Return a different name for each run: of its folder, or its path where several folders have the same name."""
+    """Return a unique name per run: the folder's name, or its path if several folders have the same name."""
     names, folders = [run.name for run in runs], [run.folder for run in runs]
     return [
         name if names.count(name) == 1 else f"{folder} ({number})" if folders.count(folder) > 1 else str(folder)
@@ -170,7 +169,7 @@ def unique_run_names(runs: Sequence[RunData]) -> list[str]:
 
 
 def difference_table(runs: Mapping[str, RunData]) -> Table:
-    """Return the table of recipe fields, the name excepted, that differ between runs."""
+    """Return the table of recipe fields, except for the name, that differ between runs."""
     fields = [run.recipe.model_dump(mode="json", exclude={"name"}) for run in runs.values()]
     rows = [(name, *map(_format_value, values)) for name, values in differences(*fields)]
     return Table(("recipe field", *runs), rows)
@@ -218,5 +217,5 @@ def format_median(run: RunData, metric: str, format_value: Callable[[float], str
 
 
 def format_timestamp(seconds: float) -> str:
-    """Return a time in UTC, to the second."""
+    """Format a time in UTC, to the second."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,7 +1,7 @@
 """Validation: loss and bits per byte on sequences that training never reads, and gzip's bits per byte on the same text.
 
 The sequences are the same at every validation and on any number of ranks. Bits per byte are the bits that the model
-needs per byte of text. They make models with different vocabularies comparable.
+needs per byte of text. This metric makes models with different vocabularies comparable.
 """
 
 import gzip
