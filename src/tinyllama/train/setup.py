@@ -126,8 +126,8 @@ def enable_float8(model: Llama, world: World) -> None:
     """
     if world.device.type != "cuda" or torch.cuda.get_device_capability(world.device) < (8, 9):
         raise InputError(
-            f"train.float8: {world.device} does not support float8 matrix products; use an Ada, Hopper or newer GPU, or "
-            "remove it"
+            f"train.float8: {world.device} does not support float8 matrix products; use an Ada, Hopper or newer GPU, "
+            "or remove it"
         )
     silence_torchao()
     try:
