@@ -139,7 +139,7 @@ def _installed_versions() -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def _explain_missing_library() -> Iterator[None]:
-    """Translate the ModuleNotFoundError of lm-eval, or of a library that a task needs, into an InputError."""
+    """Convert the ModuleNotFoundError of lm-eval, or of a library that a task needs, into InputError."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -78,7 +78,7 @@ def _load_hf(folder: Path, batch_size: int, precision: torch.dtype, device: torc
 
 @contextmanager
 def _translate_load_errors(folder: Path, what: str, loader: str) -> Iterator[None]:
-    """Translate the exceptions of transformers, which may be of almost any type, into an InputError."""
+    """Convert the exceptions of transformers, which have many types, into InputError."""
     try:
         yield
     except Exception as error:
@@ -127,7 +127,7 @@ class DistributedLM(LM):  # type: ignore[misc]  # lm-eval has no types
         self.inner, self.ranks = inner, ranks
 
     def loglikelihood(self, requests: list[Instance]) -> list[LogLikelihood]:
-        """Return the log-likelihood of each continuation after its context, and whether it is the greedy one."""
+        """Return the log-likelihood of each continuation after its context, and whether the continuation is greedy."""
         return distribute(requests, self.ranks, self.inner.loglikelihood)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
@@ -172,7 +172,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return ids if add_special_tokens is False else [*self.bos_prefix, *ids]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[LogLikelihood]:
-        """Return the log-likelihood of each continuation after its context, and whether it is the greedy one."""
+        """Return the log-likelihood of each continuation after its context, and whether the continuation is greedy."""
         pairs = [self._encode_context_and_continuation(*request.args) for request in requests]
         context_length = self.model.config.context_length
         for request, (context, continuation) in zip(requests, pairs, strict=True):

@@ -1,8 +1,8 @@
 """Groups requests that share a prefix, and packs groups of similar length into batches.
 
 Requests with a common beginning, such as a question with its choices, become one prefix and one suffix per request.
-This halves the number of tokens for HellaSwag's four endings. The result depends only on the requests. If ranks divide
-the batches, they therefore compute the same results as one process.
+This halves the number of tokens for HellaSwag's four endings. The batches depend only on the requests. Ranks that
+divide the batches therefore compute the same results as one process.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ BATCH_REQUESTS = 64
 _BATCH_TOKENS = 16_384
 """Maximum number of tokens per batch, which causes 0.7 GB of activations for the 1.1B model in float32."""
 _MIN_SHARED_FRACTION = 0.25
-"""Smallest saved fraction of a request that joins a group. Below it, longer attention rows cost more."""
+"""Smallest fraction of a request that joining a group must save; otherwise longer attention rows cost more."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PrefixGroup:
 
 
 def to_requests(pairs: Sequence[Pair], context_length: int) -> list[Request]:
-    """Return the request of each pair, truncated on the left to the context as lm-eval's `hf` does.
+    """Return the request of each pair, truncated on the left to the context like in lm-eval's `hf`.
 
     Raises InputError if a continuation alone is longer than the context.
     """

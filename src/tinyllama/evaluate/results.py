@@ -54,7 +54,7 @@ class Evaluation:
         write_json(path, asdict(self))
 
     def merged_with(self, path: Path) -> "Evaluation":
-        """Return these scores together with those of other tasks in the evaluation.json at `path`.
+        """Return these scores together with the scores of other tasks in the evaluation.json at `path`.
 
         Earlier scores are kept only for the same step, precision and package versions. Without a step, earlier scores
         are not kept, because the weights may differ. For a task in both, the new score replaces the earlier score

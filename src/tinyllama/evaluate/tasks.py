@@ -129,7 +129,7 @@ def _load_offline(name: str, with_examples: bool) -> Task:
     if split != "validation" and not with_examples:
         changed["validation_split"] = None
     task = _task_manager(name).load({"group": "offline", "task": [changed]})["tasks"][name]
-    # lm-eval would process the items again at each access, which takes 1 s for HellaSwag's
+    # lm-eval would process the items again at each access, which takes 1 s for HellaSwag
     task.dataset[split] = task.task_docs
     task.set_config("process_docs", None)
     return task

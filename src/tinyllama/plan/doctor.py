@@ -57,7 +57,7 @@ def _print_results(results: Sequence[CheckResult]) -> None:
 
 
 def verdict(recipe: str | None, results: Sequence[CheckResult]) -> str:
-    """Format the last line, which names the missing items, if there are any."""
+    """Format the last line, which names the missing items or reports that nothing is missing."""
     subject = f"{recipe}: " if recipe else ""
     if missing := [result.what for result in results if result.status == "missing"]:
         return f"\n{subject}missing: {', '.join(missing)}"

@@ -1,4 +1,4 @@
-"""Memory that one GPU needs to train, per component, by closed formulas.
+"""Closed formulas for the memory that training needs on one GPU, per component.
 
 The formulas follow `model/` and FSDP2. They count the activations that a block saves for its backward pass, eager or
 compiled, and all tensors at the three moments that can be the peak. tests/plan/test_memory.py compares the formulas
@@ -118,7 +118,7 @@ def _block_activation_bytes(workload: Workload) -> int:
 
 
 def _saved_probabilities(workload: Workload) -> int:
-    """Return the bytes of attention probabilities per token, which only the CPU's attention saves."""
+    """Return the bytes of attention probabilities per token, which only attention on the CPU saves."""
     probabilities = saved_attention_probabilities(workload.length) if workload.is_cpu else 0
     return workload.element_bytes * workload.model.heads * probabilities // workload.length
 
@@ -126,7 +126,7 @@ def _saved_probabilities(workload: Workload) -> int:
 def _saved_for_backward(workload: Workload) -> dict[str, float]:
     """Return the components that exist when the backward pass begins, sharded weights excluded."""
     has_copies = workload.shards == 1 and workload.element_bytes == 2 and workload.activation_checkpointing == "none"
-    gathered = workload.root_parameters + 2 * workload.block_parameters  # this block and the next, which is prefetched
+    gathered = workload.root_parameters + 2 * workload.block_parameters  # this block and the prefetched next block
     return {
         "activations": workload.model.layers * workload.tokens * activation_bytes_per_token(workload),
         "weight_copies": 2 * workload.model.layers * workload.block_parameters if has_copies else 0,
@@ -135,7 +135,7 @@ def _saved_for_backward(workload: Workload) -> dict[str, float]:
 
 
 def _peak_at_loss(workload: Workload) -> dict[str, float]:
-    """Return the temporary components at the loss: last norm's activations, head's gradient, one chunk of logits."""
+    """Return the temporary components during the loss: activations of the last norm, head gradient, one chunk of logits."""
     head = (
         workload.tokens * (4 + 3 * workload.element_bytes) * workload.model.dim
         + 4 * workload.vocab_size * workload.model.dim

@@ -206,7 +206,7 @@ def _check_memory(plan: Plan) -> CheckResult:
 
 
 def disk_and_free_bytes(path: Path) -> tuple[int, int]:
-    """Return the device number and the free bytes of the disk of a path, which need not exist yet."""
+    """Return the device number and the free bytes of a path's disk; the path need not exist yet."""
     existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
     return existing.stat().st_dev, shutil.disk_usage(existing).free
 

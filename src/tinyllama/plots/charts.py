@@ -174,7 +174,7 @@ def draw_loss(
 def draw_metric(figure: Figure, curve: Curve, unit: str, color: str = TRAINING, max_bins: int = 320) -> None:
     """Draw a metric against tokens seen, with its range as a pale line and its running mean.
 
-    `unit` is one of `_VALUE_FORMATS`, `norm`, or `points` for a metric that is measured at few steps.
+    `unit` is a key of `_VALUE_FORMATS`, `norm`, or `points` for a metric that is measured only at some steps.
     """
     axes, thin = figure.add_subplot(), downsample(curve, max_bins)
     if unit == "points":

@@ -1,1 +1,1 @@
-"""Releases: a checkpoint, or external weights, as a folder for others. Importing the package loads no torch."""
+"""Releases: folders with a checkpoint or external weights for publication. Importing the package loads no torch."""

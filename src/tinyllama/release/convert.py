@@ -79,7 +79,7 @@ def release_external_weights(source: str, formats: Sequence[str] = ALL_FORMATS, 
 
 
 def _reject_escaping_symlinks(source: Path) -> None:
-    """Raise InputError for a link out of the folder, which could include any file in the release.
+    """Raise InputError for a link out of the folder; a link could add any file of the machine to the release.
 
     Links in the hub's cache point to `blobs`, next to the folder of snapshots, and are allowed.
     """

@@ -1,4 +1,4 @@
-"""The formats of a release: Hugging Face, and GGUF and CTranslate2, which are converted from it.
+"""The formats of a release: Hugging Face, and its conversions to GGUF and CTranslate2.
 
 The extra `formats` installs the libraries that write and run the formats. This module imports neither these libraries
 nor torch.
@@ -30,7 +30,7 @@ _SMOKE_TEST_TOKENS = 8
 
 
 def release_bytes(formats: Iterable[str], parameters: int) -> int:
-    """Return the size in bytes of a release in these formats; Hugging Face is always one of them."""
+    """Return the size in bytes of a release in these formats, which always include Hugging Face."""
     return round(parameters * sum(FORMAT_BYTES[name] for name in {"huggingface", *formats}))
 
 
@@ -109,9 +109,9 @@ def write_ctranslate2(folder: Path, source: Path) -> None:
 def smoke_test(folder: Path, reference: dict[str, Any], in_transformers: bool) -> str | None:
     """Load each format under `folder` once in its engine, if installed, and compute a few tokens.
 
-    `in_transformers` includes the Hugging Face folder, which takes seconds, unless CTranslate2 has converted this
-    folder. Returns the message of the first engine that crashed, or None. Raises RunStoppedError if an engine rejects a
-    file.
+    With `in_transformers`, transformers also loads the Hugging Face folder, unless CTranslate2 has converted this
+    folder. Loading takes seconds. Returns the message of the first engine that crashed, or None. Raises RunStoppedError
+    if an engine rejects a file.
     """
     scored = {"ids": reference["scored"]["ids"][:_SMOKE_TEST_TOKENS]}
     short_reference = {**reference, "texts": [], "continuations": [], "scored": scored}

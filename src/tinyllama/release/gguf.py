@@ -108,7 +108,7 @@ def permute_rope_rows(weight: Tensor, heads: int) -> Tensor:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Backend, num_rows: int) -> None:
-    """Add the tokenizer for a model whose embedding has `num_rows` rows, spare ones included."""
+    """Add the tokenizer for a model whose embedding has `num_rows` rows, including spare rows."""
     tokenizer = fit_to_embedding(tokenizer, num_rows)  # llama.cpp loads no model with more tokens than rows
     if tokenizer.is_llama_style:
         types = [_TOKEN_TYPES[kind] for _, kind in tokenizer.tokens()]

@@ -1,4 +1,4 @@
-"""The contents of release.json, a release's lineage from the raw files to the weights, and of releases.json.
+"""The contents of release.json (a release's lineage from the raw files to the weights) and of releases.json.
 
 A checkpoint contains the digests of its recipe, store and tokenizer. A run with other digests is refused, because the
 card would describe another model. releases.json is computed from the releases and evaluations in the folder, so this

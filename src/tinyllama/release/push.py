@@ -24,9 +24,9 @@ _METADATA = "release.json"
 def push(release_folder: str | Path, name: str, public: bool = False) -> str:
     """Upload a release to the hub's repository `name` (OWNER/NAME, or NAME of the user's own); return its URL.
 
-    A missing repository is created, private unless `public`; an existing one keeps its visibility. Files of an earlier
-    release that are not part of this release are deleted in the same commit. Raises InputError if the release is
-    damaged, or if the hub cannot be reached or refuses the upload.
+    A missing repository is created, private unless `public`. An existing repository keeps its visibility. Files of an
+    earlier release that are not part of this release are deleted in the same commit. Raises InputError if the release
+    is damaged, or if the hub cannot be reached or refuses the upload.
     """
     folder = Path(release_folder)
     metadata = _verified_metadata(folder)

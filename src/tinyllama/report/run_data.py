@@ -41,7 +41,7 @@ class RunData:
     parameters: int | None
     """None before the vocabulary size is known."""
     checkpoint: Json
-    """State of the newest checkpoint; empty without one."""
+    """State of the newest checkpoint; empty without a checkpoint."""
     releases: list[tuple[str, Json]]
     """Folder name and metadata of each release, in the order of their steps."""
     evaluations: list[tuple[str, Json]]

@@ -62,7 +62,7 @@ class CheckpointWriter:
     def start_save(
         self, step: int, model: nn.Module, optimizers: Optimizers, state: dict[str, Any], start: float
     ) -> None:
-        """Start writing a checkpoint; call `wait` for the previous one first.
+        """Start writing a checkpoint; the caller must `wait` for the previous checkpoint first.
 
         `state` holds the JSON values that a resumed run needs besides tensors. `start` is the time at which training
         began to wait, from `time.perf_counter`.

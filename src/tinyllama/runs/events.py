@@ -21,7 +21,7 @@ class EventKind:
     category: Category
     """A milestone, an interruption of training (or the end of one), a problem, or neither."""
     level: Literal["info", "warn", "error"]
-    """Severity in the lists of trackers."""
+    """Severity in the trackers' lists of alerts."""
     is_annotated: bool = False
     """Whether trackers draw the event on the loss curve, because the event affects the curve."""
     is_lifecycle: bool = False

@@ -1,4 +1,4 @@
-"""The runs in a folder: the state of each, its progress, and its newest checkpoint and release.
+"""The runs in a folder, with their state, progress, newest checkpoint and newest release.
 
 Reads at most the last 1 MiB of a file, so that listing a hundred runs of a million rows takes a second. Recipes are
 read without validation, so that runs of another version are listed too. Imports no torch and writes nothing.

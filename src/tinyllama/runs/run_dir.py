@@ -49,7 +49,7 @@ class CheckpointDir:
 
     @property
     def commit_path(self) -> Path:
-        """File with the SHA-256 of every other file, written last: a checkpoint without it is incomplete."""
+        """File with the SHA-256 of every other file, written last. A checkpoint without this file is incomplete."""
         return self.path / "commit.json"
 
     @property
@@ -123,7 +123,7 @@ class CheckpointDir:
         return release.exists and release.metadata()["checkpoints"].get(self.name) == self.commit_hash
 
     def delete(self) -> None:
-        """Delete the checkpoint, its commit first: a partly deleted checkpoint must not count as committed."""
+        """Delete the checkpoint, its commit first, so that a partly deleted checkpoint does not count as committed."""
         self.commit_path.unlink(missing_ok=True)
         shutil.rmtree(self.path)
 
@@ -218,7 +218,7 @@ class RunDir:
 
     @property
     def is_training(self) -> bool:
-        """Whether a process, this one included, is training the run."""
+        """Whether a process is training the run, including this process."""
         return is_locked(self.lock_path)
 
     def recipe(self) -> Recipe:
@@ -287,7 +287,7 @@ class RunDir:
         return checkpoints[step]
 
     def prune_checkpoints(self, keep: int, average: int = 1) -> None:
-        """Delete all checkpoints except the newest `keep` complete checkpoints and those that releases need.
+        """Delete all checkpoints except the newest `keep` complete checkpoints and the checkpoints that releases need.
 
         Releases need the milestones and, for a milestone without a release, the newest `average` checkpoints up to it.
         """

@@ -21,8 +21,8 @@ class Sidecar:
     def __init__(self, module: str, *arguments: str, one_core: bool, log: IO[bytes] | None = None) -> None:
         """Start the process in its own session, so that signals to the run's process group do not reach it.
 
-        The process computes on one core or on all cores. Its standard error goes to `log`, or is kept for `wait`.
-        Raises OSError if the process cannot be started.
+        The process uses one core or all cores. Its standard error goes to `log`, or is kept for `wait`. Raises OSError
+        if the process cannot be started.
         """
         program = [
             sys.executable,

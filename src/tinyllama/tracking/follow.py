@@ -152,7 +152,7 @@ class RunFollower:
         self.position, self.offset, self.score_files = SinkPosition(), 0, []
 
     def _valid_through_step(self, event: Row) -> int:
-        """Return the step up to which the shown numbers stay valid after an event.
+        """Return the step up to which the shown numbers remain valid after an event.
 
         A run that starts or resumes truncates its metrics, so the metrics are read again.
         """

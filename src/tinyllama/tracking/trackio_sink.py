@@ -3,7 +3,7 @@
 This module writes through trackio's storage (and by SQL in `_empty`) instead of `trackio.init`. `trackio.init` asks the
 hub for the user, hides errors and writes from threads, whereas each call of the storage commits or raises. An entry
 that is added while a page is open starts hidden. Therefore all entries are created at the beginning: one per baseline,
-and one each for the vertical lines of releases and of problems.
+one for the vertical lines of releases, and one for the vertical lines of problems.
 """
 
 import importlib
@@ -116,11 +116,11 @@ class TrackioSink:
         return 0
 
     def durable_position(self, position: SinkPosition) -> SinkPosition:
-        """Return the position itself, since each call commits."""
+        """Return `position` unchanged, since each call commits."""
         return position
 
     def close(self) -> None:
-        """Do nothing: each call has committed."""
+        """Do nothing, because each call has committed."""
 
     def _alert(self, events: Sequence[Row]) -> None:
         """Add alerts to a separate entry, since trackio deletes alerts only together with their entry."""

@@ -56,7 +56,7 @@ class WandbSink:
         self.newest = max(map(newest_step, self.files), default=-1) if self.run.offline else self.run.starting_step - 1
         """Newest W&B step that earlier processes have logged."""
         self.num_delivered = 0
-        """Number of scores and alerts delivered so far, by this process or an earlier one."""
+        """Number of scores and alerts delivered so far, by this process and earlier processes."""
         self._deliver_entries()
 
     def log_metrics(self, rows: Sequence[Row], times: Sequence[float]) -> None:
@@ -151,7 +151,7 @@ def _read_records(data: bytes) -> Iterator[bytes]:
     offset, record = _HEADER_BYTES, b""
     while offset + _HEADER_BYTES <= len(data):
         left = _BLOCK_BYTES - offset % _BLOCK_BYTES
-        if left < _HEADER_BYTES:  # padding: the rest of the block is too small for a chunk's header
+        if left < _HEADER_BYTES:  # the rest of the block is padding, too small for a chunk's header
             offset += left
             continue
         end = offset + _HEADER_BYTES + int.from_bytes(data[offset + 4 : offset + 6], "little")

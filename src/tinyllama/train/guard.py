@@ -42,7 +42,7 @@ class Decision(NamedTuple):
 
     action: Action
     reason: str
-    """Loss and gradient norm of a bad step; empty for a good one."""
+    """Loss and gradient norm of a bad step; empty for a good step."""
     num_suspect_batches: int
     """Number of newest batches that led to a bad step."""
     is_spike: bool = False

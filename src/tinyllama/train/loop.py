@@ -251,7 +251,7 @@ class TrainingLoop:
         raise RunStoppedError(message, status=REQUEUE_STATUS)
 
     def _on_hang(self) -> None:
-        """Log a hang; the watchdog's thread calls this, on any rank."""
+        """Log a hang; the watchdog's thread calls this method on any rank."""
         rank, seconds = self.state.world.rank, self.state.recipe.guard.watchdog_seconds
         RunLog(self.state.run).event("hang", self.step + 1, rank=rank, seconds=seconds)
         echo(f"rank {rank}: no step within guard.watchdog_seconds, {seconds:g} s; ending this process", to_stderr=True)

@@ -11,7 +11,7 @@ from tinyllama.recipe import Optimizer
 
 
 def build_optimizers(model: Llama, recipe: Optimizer) -> list[torch.optim.Optimizer]:
-    """Return the optimizers of a model; each parameter belongs to exactly one.
+    """Return the optimizers of a model; each parameter belongs to exactly one optimizer.
 
     `adamw` is AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101) for all parameters. Weight decay applies to matrices
     and embeddings but not to norms. `muon` is Muon (Jordan et al. 2024; torch.optim.Muon) for the matrices of the
@@ -40,7 +40,7 @@ def build_optimizers(model: Llama, recipe: Optimizer) -> list[torch.optim.Optimi
 
 
 def optimizer_step(optimizers: Iterable[torch.optim.Optimizer], learning_rate: float) -> None:
-    """Update all parameters once."""
+    """Run one step of all optimizers."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate

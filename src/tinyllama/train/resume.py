@@ -1,6 +1,6 @@
 """Resuming: a run continues from its newest valid checkpoint. A run without a checkpoint starts from step 0.
 
-Rank 0 chooses and broadcasts the checkpoint, so that all ranks use the same one and each file is hashed once.
+Rank 0 chooses and broadcasts the checkpoint, so all ranks use the same checkpoint and each file is hashed only once.
 """
 
 from typing import Any
@@ -72,7 +72,7 @@ def _agree_on_checkpoint(state: TrainState, log: RunLog | None) -> CheckpointDir
 
 
 def _newest_valid_checkpoint(run: RunDir, log: RunLog) -> CheckpointDir | None:
-    """Return the newest checkpoint whose hashes match; log and delete newer, damaged ones.
+    """Return the newest checkpoint whose hashes match; log and delete newer checkpoints, which are damaged.
 
     Raises InputError if all checkpoints are damaged.
     """

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1: a run saves a checkpoint and exits with a status on which schedulers start it again."""
+"""Handling of SIGTERM and SIGUSR1: save a checkpoint, then exit with a status that makes schedulers requeue the run."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from types import FrameType
 from tinyllama.errors import RunStoppedError
 
 HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Schedulers and torchrun send SIGTERM before they kill. Slurm can send SIGUSR1 before the time limit."""
+"""Stop signals: SIGTERM of schedulers and torchrun, and SIGUSR1, which Slurm can send before the time limit."""
 REQUEUE_STATUS = 75
 """Exit status after SIGTERM or SIGUSR1: EX_TEMPFAIL ("try again later") of sysexits.h."""
 

@@ -1,8 +1,7 @@
 """Throughput of training: tokens per second, MFU and memory of each step, and the hardware that the run used.
 
 The peak of a CPU is the fastest matrix product that was timed in the run so far, including the run's earlier processes.
-The newest measurement alone is not enough: another job may slow the matrix product down, which would make the MFU too
-high.
+The newest measurement alone is not enough: another job may slow down the matrix product, so the MFU would be too high.
 """
 
 import time

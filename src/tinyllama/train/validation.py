@@ -28,7 +28,7 @@ class ValidationSet:
     """The validation sequences of a run."""
 
     sequences: Tensor
-    """int64 [sequences, sequence_length + 1]: inputs and, shifted by one, targets."""
+    """Inputs and, shifted by one, targets: int64 [sequences, sequence_length + 1]."""
     num_bytes: int
     """Size of the targets' text in bytes."""
 
