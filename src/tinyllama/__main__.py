@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command line and return its exit status; Ctrl-C during the imports prints one line, too."""
+    """Run the command line and return its exit status. Ctrl-C during the imports prints one line and no traceback."""
     try:
         from tinyllama import cli  # noqa: PLC0415
 

@@ -1,6 +1,6 @@
-"""Public Python functions that combine several packages; the command line calls the same ones.
+"""Public Python functions that combine several packages; the command line calls them too.
 
-Each function imports what it needs, since importing torch takes seconds.
+Each function imports the modules that it needs, because importing torch takes seconds.
 """
 
 import os
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 
 def prepare_store(recipe: Recipe, strict: bool = False) -> "TokenStore | None":
-    """Check the recipe, print warnings, and make or complete its token store, as `prepare.pipeline.prepare_store` does.
+    """Check the recipe, print warnings, and make or complete its token store.
 
-    Raises InputError as that does, and if training or a milestone's release would fail.
+    Raises the same errors as `prepare.pipeline.prepare_store`, and InputError if training or a milestone's release
+    would fail.
     """
     from tinyllama.preflight import check_preparation
     from tinyllama.prepare import pipeline
@@ -34,8 +35,8 @@ def prepare_store(recipe: Recipe, strict: bool = False) -> "TokenStore | None":
 def train_model(recipe: Recipe, *, allow_change: bool = False) -> Path:
     """Check the recipe, print warnings, and train its model or resume its run; return the run's folder.
 
-    Under torchrun every rank calls this. Raises InputError and RunStoppedError as `train.loop.train` does, and
-    InputError if the release at a milestone would fail.
+    Under torchrun every rank calls this function. Raises the same errors as `train.loop.train`, and InputError if the
+    release at a milestone would fail.
     """
     from tinyllama.preflight import check_training
     from tinyllama.train.loop import train
@@ -57,7 +58,7 @@ def generate_text(
 ) -> Iterator[str]:
     """Load a model (see `loading.resolve_model`) and yield the prompt, then its continuation in parts.
 
-    Raises InputError if the source is not a model, or as `model.generation.generate` does.
+    Raises InputError if the source is not a model, and the same errors as `model.generation.generate`.
     """
     from tinyllama.loading import load_model, load_tokenizer
     from tinyllama.model.generation import generate, stream_decode

@@ -19,7 +19,7 @@ from tinyllama.plan.speed import GPU_HOURS_BETWEEN_FAILURES
 from tinyllama.progress import set_quiet
 from tinyllama.recipe import Recipe
 
-# Each command imports what it needs when it runs, so that `tinyllama --help` does not wait for torch.
+# Each command imports its modules when it runs, so that `tinyllama --help` does not wait for torch.
 # ruff: noqa: PLC0415
 
 
@@ -199,7 +199,7 @@ def evaluate(
     from tinyllama.release.command import evaluate_model
 
     if said := evaluate_model(model, tasks, limit, PRECISIONS[precision], num_fewshot, batch_size):
-        echo(said)  # empty on other ranks than 0
+        echo(said)  # empty on all ranks except rank 0
 
 
 def release(

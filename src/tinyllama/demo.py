@@ -1,7 +1,7 @@
 """All stages on the embedded corpus: from raw text to a released and evaluated model in minutes on two CPU cores.
 
-Calls the stages as the commands do and prints results and their locations. Each stage resumes where an interrupted demo
-stopped, so running the command again finishes it.
+The demo calls the same functions as the commands and prints the results and their locations. After an interruption,
+running the command again resumes and finishes the demo.
 """
 
 import statistics

@@ -28,13 +28,13 @@ from tinyllama.recipe import Parallel
 Value = TypeVar("Value")
 
 _COLLECTIVE_TIMEOUT_FACTOR = 2.0
-"""Timeout of collectives, in units of `guard.watchdog_seconds`: the watchdog must end a hanging process first."""
+"""Timeout of collectives, in multiples of `guard.watchdog_seconds`; above 1, since the watchdog must act first."""
 _POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all that train together."""
+    """Rank and device of this process, and the number of processes that train together."""
 
     rank: int
     size: int
@@ -48,9 +48,10 @@ class World:
 
 @contextmanager
 def init_distributed(watchdog_seconds: float) -> Iterator[World]:
-    """Join the other processes of torchrun, if any; gloo on CPUs, nccl on GPUs with gloo for tensors on the CPU.
+    """Join the process group of torchrun, or return a world of one process without torchrun.
 
-    Raises RunStoppedError if a rank does not join in time.
+    The backend is gloo for tensors on CPUs and nccl for tensors on GPUs. Raises RunStoppedError if a rank does not join
+    in time.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -80,7 +81,7 @@ def init_distributed(watchdog_seconds: float) -> Iterator[World]:
 def unique_prefix_store(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
     """Return a part of torchrun's store that is unique to this launch and shared by all `size` ranks.
 
-    After a restart the store still holds the addresses of the dead processes (pytorch issue 135712). The restart count
+    After a restart, the store still has the addresses of the dead processes (pytorch issue 135712). The restart count
     differs between nodes, so it cannot identify a launch. Instead, each rank requests the launch's prefix with a random
     number and accepts only the answer to that number. Raises TimeoutError if a rank does not join.
     """
@@ -123,14 +124,14 @@ def _wait(deadline: float, problem: str) -> None:
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Return whether an error means that another rank cannot be reached; gloo raises plain RuntimeErrors."""
+    """Return whether an error means that another rank is unreachable. gloo raises RuntimeError without a subclass."""
     if isinstance(error, RunStoppedError) or not isinstance(error, RuntimeError):
         return False
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 def build_mesh(parallel: Parallel, world: World) -> DeviceMesh:
-    """Return the device mesh for FSDP2: [shard] or [replicate, shard], with neighbouring ranks in one shard group.
+    """Return the device mesh for FSDP2: [shard] or [replicate, shard], with consecutive ranks in one shard group.
 
     Raises InputError if shard x replicate is not the number of ranks.
     """
@@ -146,13 +147,13 @@ def shard_model(model: Llama, mesh: DeviceMesh) -> None:
     policy = MixedPrecisionPolicy(model.precision, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    # The root holds the parameters used first and last, so it stays gathered between forward and backward.
+    # The root module has the parameters that are used first and last, so they stay gathered after the forward pass.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     register_fsdp_forward_method(model, "loss")
 
 
 def broadcast_from_rank0(value: Value, world: World) -> Value:
-    """Return rank 0's value on all ranks: what ranks read from a disk may differ between ranks and over time."""
+    """Return rank 0's value on all ranks, because ranks may read different contents from a disk."""
     values = [value]
     if world.size > 1:
         dist.broadcast_object_list(values)

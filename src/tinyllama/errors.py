@@ -1,4 +1,4 @@
-"""Errors, the exit status that each ends a command with, and warnings.
+"""Errors, their exit statuses, and warnings.
 
 The command line prints an error's message as one line on standard error.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from tinyllama.formatting import echo
 
 INPUT_ERROR_STATUS = 2
-"""Exit status for wrong input: running the command again would change nothing."""
+"""Exit status for wrong input; a scheduler should not run the command again."""
 DAMAGE_ERRORS = (
     ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError,
 )  # fmt: skip
@@ -35,10 +35,10 @@ class RunStoppedError(RuntimeError):
 
 
 def run_and_get_exit_status(call: Callable[[], int | None], system_status: int = INPUT_ERROR_STATUS) -> int:
-    """Call a function and return an exit status; print one line on standard error where it fails.
+    """Call a function and return an exit status; print one line on standard error if the call fails.
 
-    `system_status` is the status where the operating system refuses something, such as a write to a full disk. Errors
-    that are faults of this program are raised.
+    `system_status` is the status for errors of the operating system, such as a full disk. Errors that are faults of
+    this program are raised.
     """
     try:
         return call() or 0
@@ -47,7 +47,7 @@ def run_and_get_exit_status(call: Callable[[], int | None], system_status: int =
         return 0
     except (Exception, KeyboardInterrupt) as error:
         message, status = _message_and_status(error, system_status)
-        # All ranks of a machine find the same wrong input, but each may fail for another reason.
+        # All ranks of a machine raise the same InputError, so one rank prints it. Other errors may differ by rank.
         if not isinstance(error, InputError | RunStoppedError) or os.environ.get("LOCAL_RANK", "0") == "0":
             echo("tinyllama: " + message.replace("\n", "\\n"), to_stderr=True)
         return status
@@ -72,7 +72,7 @@ def _message_and_status(error: BaseException, system_status: int) -> tuple[str, 
 
 @contextmanager
 def translate_damage_errors(place: Path) -> Iterator[None]:
-    """Raise an error of the block that a damaged or hostile file below `place` causes as an InputError."""
+    """Convert the errors that a damaged or hostile file below `place` causes in the block to InputError."""
     try:
         yield
     except InputError:
@@ -84,7 +84,7 @@ def translate_damage_errors(place: Path) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the error's class where there is no message."""
+    """Return the first line of an error's message, or the error's class if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

@@ -49,7 +49,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _remove_stale_temp_files(path: Path) -> None:
-    """Delete the temporary files of killed processes of this host; they may have gigabytes."""
+    """Delete the temporary files of killed processes of this host; a file may have several gigabytes."""
     for other in path.parent.glob(f"{glob.escape(path.name)}.{_host()}.*.part"):
         number = other.name.split(".")[-2]
         if number.isdigit() and not _is_alive(int(number)):
@@ -91,7 +91,7 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
             getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(part).free < _DISK_FULL_THRESHOLD_BYTES
         )
         shutil.rmtree(part)
-        if is_full:  # libraries report this in many ways, mostly without a name
+        if is_full:  # libraries report a full disk in many ways, mostly without the name of a file
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         raise
     if folder.exists():
@@ -102,18 +102,18 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
 
 
 def disk_usage_bytes(path: Path) -> int:
-    """Return the bytes of a file, or of all files below a folder; 0 if there is none."""
+    """Return the size in bytes of a file, or of all files below a folder; 0 if the path does not exist."""
     return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
 
 
 def fsync_tree(folder: Path) -> None:
-    """Flush a folder and everything in it to disk, so that it survives a power failure."""
+    """Flush a folder and its contents to disk, so that they survive a power failure."""
     for path in (*folder.rglob("*"), folder):
         fsync_path(path)
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to disk, so that they survive a power failure."""
+    """Flush a file, or the entries of a folder, to disk, in case of a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -122,13 +122,13 @@ def fsync_path(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically; equal values give equal bytes."""
+    """Write a JSON file atomically; equal values produce equal bytes."""
     with atomic_write(path) as file:
         file.write(json_bytes(value))
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return a value as the bytes of a JSON file; equal values give equal bytes."""
+    """Return a value as the bytes of a JSON file; equal values produce equal bytes."""
     return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
@@ -144,7 +144,7 @@ def write_json_with_sha256(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Return the value of a JSON file. Raises InputError if it is not valid JSON."""
     try:
-        return orjson.loads(read_regular_file(path))  # json would need a second for a manifest of 12 MB
+        return orjson.loads(read_regular_file(path))  # the json module takes one second for a manifest of 12 MB
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); restore it, or rebuild what contains it") from None
 
@@ -170,7 +170,7 @@ _POINTERS = {
 
 
 def git_pointer(data: bytes) -> tuple[str, str] | None:
-    """Return the git extension whose pointer file has these bytes, and the command that fetches the data, or None."""
+    """Return the git extension of a pointer file and the command that fetches its data; None for other bytes."""
     return next((found for pattern, found in _POINTERS.items() if pattern.match(data)), None)
 
 
@@ -182,7 +182,7 @@ def replacement_remedy(data: bytes) -> str:
 
 
 def is_inside(name: str) -> bool:
-    """Return whether a relative path that was read from a file stays inside the folder it is relative to."""
+    """Return whether a relative path from a file does not lead out of its base folder."""
     return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
@@ -201,7 +201,7 @@ def sha256_of(path: Path) -> str:
 def exclusive_lock(folder: Path, lock: str, refusal: str) -> Iterator[None]:
     """Hold the lock `folder/lock` while the block runs; the kernel releases it when the process is killed.
 
-    Raises InputError with the message `refusal` if another process holds it.
+    Raises InputError with the message `refusal` if another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open_without_following(folder / lock) as file:
@@ -218,7 +218,7 @@ def exclusive_lock(folder: Path, lock: str, refusal: str) -> Iterator[None]:
 
 
 _locks_held_here: set[tuple[int, int]] = set()
-"""Locks that this process holds; opening and closing the file of one again would release it: see fcntl(2)."""
+"""Locks that this process holds; opening and closing such a lock's file again would release the lock (fcntl(2))."""
 _FLOCK = "hhqqi"  # struct flock: type, whence, start, length, process
 
 
@@ -227,7 +227,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether this process or another one holds a lock."""
+    """Return whether any process holds a lock."""
     if not path.is_file():
         return False
     if _identity(path.stat()) in _locks_held_here:
@@ -257,8 +257,8 @@ def find_escaping_symlinks(folder: Path) -> Iterator[Path]:
 def reject_symlinks(folder: Path) -> None:
     """Raise InputError if a symbolic link leads out of a folder that will be written.
 
-    `checkpoints` may be a link to an empty folder, which then gets a file with the name of the folder that uses it.
-    W&B keeps links to its logs in `wandb`, where only W&B writes.
+    `checkpoints` may be a link to an empty folder. A file in the linked folder then records the name of the folder that
+    uses it. Links in `wandb` are allowed, because only W&B writes there.
     """
     for path in find_escaping_symlinks(folder):
         place = path.relative_to(folder).parts
@@ -274,7 +274,7 @@ def reject_symlink(path: Path) -> None:
 
 
 def _is_used_by(target: Path, folder: Path) -> bool:
-    """Return whether a linked folder is used by `folder`; mark an empty one as used by it."""
+    """Return whether `folder` uses a linked folder; mark an empty linked folder as used by `folder`."""
     owner, name = target / ".used-by", f"{folder.resolve()}\n"
     if target.is_dir() and not any(target.iterdir()):
         owner.write_text(name)
@@ -282,9 +282,10 @@ def _is_used_by(target: Path, folder: Path) -> bool:
 
 
 def open_without_following(path: Path) -> IO[bytes]:
-    """Open a file for appending, and create it if it does not exist.
+    """Open a file for appending, and create the file if it does not exist.
 
-    Raises InputError if it is a symbolic link: in a run from elsewhere, it may lead to a file of the user.
+    Raises InputError if the path is a symbolic link. In a run folder of another user, a link may lead to any file of
+    this user.
     """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)

@@ -21,22 +21,22 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u20
 
 
 def visible(text: str) -> str:
-    r"""Return a text with each control character as an escape, such as `\x1b`; newlines and tabs stay."""
+    r"""Return a text with each control character except newlines and tabs as an escape, such as `\x1b`."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def echo(text: object = "", to_stderr: bool = False) -> None:
-    """Print a text, with its control characters escaped, and a newline, and flush the stream."""
+    """Print a text and a newline, with control characters escaped, and flush the stream."""
     print(visible(str(text)), file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
 def format_count(count: float) -> str:
-    """Return a count with three significant digits and a unit: `6.01M`, `105B`, `3T`."""
+    """Format a count with three significant digits and a unit: `6.01M`, `105B`, `3T`."""
     return _with_unit(count, (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)), "")
 
 
 def format_bytes(count: float) -> str:
-    """Return a number of bytes with three significant digits and a decimal unit: `668 MB`, `2.2 GB`."""
+    """Format a number of bytes with three significant digits and a decimal unit: `668 MB`, `2.2 GB`."""
     return _with_unit(count, ((" TB", 1e12), (" GB", 1e9), (" MB", 1e6), (" kB", 1e3)), " bytes")
 
 
@@ -49,7 +49,7 @@ def _with_unit(count: float, units: Iterable[tuple[str, float]], smallest_unit: 
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration in its two largest units: `2 d 3 h`, `4 min 10 s`, `12 s`, `under 1 s`."""
+    """Format a duration in its two largest units: `2 d 3 h`, `4 min 10 s`, `12 s`, `under 1 s`."""
     left = max(0, round(seconds))
     for (large, size), (small, part) in pairwise((("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))):
         if left >= size:
@@ -59,12 +59,12 @@ def format_duration(seconds: float) -> str:
 
 
 def format_duration_precise(seconds: float) -> str:
-    """Return a duration as `format_duration` does, but below ten seconds with two significant digits: `0.35 s`."""
+    """Format a duration like `format_duration`, but below ten seconds with two significant digits: `0.35 s`."""
     return format_duration(seconds) if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def format_percent(fraction: float) -> str:
-    """Return a fraction as a percentage: `97.5 %`."""
+    """Format a fraction as a percentage: `97.5 %`."""
     return f"{100 * fraction:.1f}\N{NO-BREAK SPACE}%"
 
 
@@ -76,7 +76,7 @@ def format_table(
     right: Collection[str] = (),
     max_width: int | None = None,
 ) -> list[str]:
-    """Return the lines of a table of aligned columns.
+    """Format a table of aligned columns and return its lines.
 
     Columns are left-aligned, except those whose head is in `right`. A `head` of empty strings is not shown. On a
     terminal, cells wrap at its width, and styled `Text` cells become ANSI sequences, which `echo` would escape.

@@ -1,8 +1,8 @@
-"""Hardware: cores, memory, peak FLOP/s, the allocator, and the table of what known GPUs can do.
+"""Hardware: cores, memory, peak FLOP/s, the allocator, and a table of hardware specs for known GPUs.
 
-Rows of the table come from the manufacturers' data sheets. Peaks are for dense products: bf16 with float32 sums, and
-float32 without TF32, as torch multiplies by default. A CPU's row is measured. torch is imported only by the functions
-that need it, since planning uses the table without torch.
+Rows of the table come from the manufacturers' data sheets. The peaks are for dense matrix products, with torch's
+default settings: bf16 with float32 sums, and float32 without TF32. A CPU's row is measured. Planning uses the table
+without torch, so each function that needs torch imports it.
 """
 
 import ctypes
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HardwareSpec:
-    """One GPU of a model, or this machine's CPU."""
+    """Hardware spec of one GPU model, or of this machine's CPU."""
 
     name: str
     bf16_flops: float
-    """Peak FLOP/s of dense bf16 products."""
+    """Peak FLOP/s of dense bf16 matrix products."""
     fp32_flops: float
-    """Peak FLOP/s of dense float32 products."""
+    """Peak FLOP/s of dense float32 matrix products."""
     memory_bytes: float
-    """Nominal memory; data sheets count in units of 10^9 bytes."""
+    """Nominal memory in bytes; data sheets use units of 10^9 bytes."""
     link_bytes_per_second: float
-    """Bandwidth to the other GPUs of the node, one direction: NVLink, or PCIe 4.0 x16."""
+    """Bandwidth in one direction to the other GPUs of the node: NVLink, or PCIe 4.0 x16."""
     network_bytes_per_second: float
-    """Bandwidth of a node of eight to other nodes, one direction: the DGX's network, or one port of 100 Gbit/s."""
+    """Bandwidth in one direction from a node of eight GPUs to other nodes: a DGX's network, or a 100 Gbit/s port."""
     source: str
     """Origin of these numbers."""
     is_cpu: bool = False
@@ -50,7 +50,7 @@ class HardwareSpec:
         return self.bf16_flops if precision == "bf16" else self.fp32_flops
 
     def per_process(self, processes: int) -> "HardwareSpec":
-        """Return what each of several processes has: an equal part of a CPU, or a GPU of its own."""
+        """Return the hardware spec of each of several processes: an equal part of a CPU, or one GPU."""
         if not self.is_cpu:
             return self
         parts = {name: getattr(self, name) / processes for name in ("bf16_flops", "fp32_flops", "memory_bytes")}
@@ -62,7 +62,7 @@ _A100 = "NVIDIA A100 Tensor Core GPU data sheet (SXM); DGX A100 data sheet: 8 x 
 _H100 = "NVIDIA H100 Tensor Core GPU data sheet (SXM5); DGX H100 data sheet: 8 x 400 Gbit/s"
 _H200 = "NVIDIA H200 Tensor Core GPU data sheet (SXM); DGX H200 data sheet: 8 x 400 Gbit/s"
 _B200 = "NVIDIA HGX B200 and DGX B200 data sheets, of 8 GPUs: 1,440 GB, 36 PFLOP/s sparse bf16, 8 x 400 Gbit/s"
-# Their traffic passes through the host's memory, and may reach only half of the bandwidth given here.
+# GPU-to-GPU traffic passes through the host's memory, and may reach only half of this bandwidth.
 _ADA = "NVIDIA Ada GPU Architecture white paper, appendix A; PCIe without peer-to-peer"
 _AMPERE = "NVIDIA Ampere GA102 GPU Architecture white paper, table 9; PCIe without peer-to-peer"
 
@@ -105,7 +105,7 @@ def spec_for_device(device_name: str) -> HardwareSpec | None:
 
 
 def measure_cpu_spec() -> HardwareSpec:
-    """Return the row of this machine's CPU, whose matrix products are timed now: about a second."""
+    """Measure this machine's CPU with matrix products, in about one second, and return its row."""
     import torch
 
     bf16, fp32 = benchmark_matmul_flops(torch.bfloat16), benchmark_matmul_flops(torch.float32)
@@ -114,7 +114,7 @@ def measure_cpu_spec() -> HardwareSpec:
 
 
 def peak_flops(device: "torch.device", precision: "torch.dtype") -> float | None:
-    """Return the FLOP/s that an MFU refers to: from the table for a known GPU, measured on a CPU, else None."""
+    """Return the peak FLOP/s for MFU: from the table for a known GPU, measured for a CPU, None otherwise."""
     import torch
 
     if device.type == "cpu":
@@ -126,8 +126,8 @@ def peak_flops(device: "torch.device", precision: "torch.dtype") -> float | None
 def benchmark_matmul_flops(precision: "torch.dtype", size: int = 2048) -> float:
     """Return the best measured FLOP/s of a square matrix product on the CPU.
 
-    Measures at least three products and half a second, but ends after a second: a CPU without instructions for bf16
-    takes many seconds for one product.
+    The benchmark takes at least half a second and three matrix products, unless these take over a second: a CPU without
+    bf16 instructions needs many seconds for one matrix product.
     """
     import torch
 
@@ -151,7 +151,7 @@ def device_name(device: "torch.device") -> str:
 
 
 def hardware_record(device: "torch.device", ranks: int) -> dict[str, Any]:
-    """Return a JSON description of what `ranks` processes compute on, each on a device like this one."""
+    """Return a JSON description of the hardware of `ranks` processes, each on a device like this one."""
     import torch
 
     record = {"device": device_name(device), "type": device.type, "ranks": ranks}
@@ -161,7 +161,7 @@ def hardware_record(device: "torch.device", ranks: int) -> dict[str, Any]:
 
 
 def format_hardware(record: Mapping[str, Any]) -> str:
-    """Return a `hardware_record` with its `precision` and `peak_flops` (of one rank, or None) as one line."""
+    """Format a hardware record as one line, with precision and peak FLOP/s per rank (None if unknown)."""
     ranks, is_cpu = record["ranks"], record["type"] == "cpu"
     if is_cpu:
         cores, threads = (
@@ -177,7 +177,7 @@ def format_hardware(record: Mapping[str, Any]) -> str:
 
 
 def can_compile(device: "torch.device") -> bool:
-    """Return whether torch.compile has what it needs: on a CPU, a C++ compiler and Python's headers."""
+    """Return whether torch.compile can run on a device; on a CPU it needs a C++ compiler and Python's headers."""
     if device.type != "cpu":
         return True
     compilers = filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++"))
@@ -187,12 +187,13 @@ def can_compile(device: "torch.device") -> bool:
 def tune_malloc() -> None:
     """Make glibc keep freed memory for the next step; do nothing with another C library.
 
-    Otherwise large tensors cost 800,000 page faults per step, and up to a fifth of the time on a CPU.
+    By default, glibc returns the memory of large tensors to the kernel. This causes 800,000 page faults per step, which
+    take up to 20 % of the step's time on a CPU.
     """
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    # Names and numbers are glibc's malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.
+    # The options are M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD in glibc's malloc.h.
     for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):
         libc.mallopt(option, value)
 
@@ -211,7 +212,7 @@ def total_memory_bytes() -> int:
 
 
 def peak_memory_bytes(device: "torch.device") -> int:
-    """Return the highest memory use so far in bytes: of the GPU, or of the process on a CPU."""
+    """Return the peak memory use in bytes: of the GPU, or of the process on a CPU."""
     if device.type == "cuda":
         import torch
 

@@ -1,4 +1,4 @@
-"""Errors of uploads to the Hugging Face hub, in one line with a remedy; for releases and live pages."""
+"""Downloads from the Hugging Face hub, and one-line error messages for all requests to the hub."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ def download_snapshot(repository: str, patterns: list[str]) -> Path:
 
 @contextmanager
 def translate_hub_errors(endpoint: str, name: str) -> Iterator[None]:
-    """Raise an error of a request to the hub at `endpoint` for the repository `name` as an InputError."""
+    """Convert errors of requests to the hub at `endpoint` for the repository `name` to InputError."""
     try:
         yield
     except (HTTPError, OSError, ValueError, RuntimeError) as error:

@@ -1,7 +1,8 @@
 """Models and their tokenizers from a run, a checkpoint, a release, a Hugging Face folder or the hub.
 
-Reads the safetensors of a folder, never its pickles. Checkpoints are in torch's distributed format (DCP): their hashes
-are checked first, and `runs.checkpoint_reader` executes no code from them. Weights are loaded in float32.
+This module reads a folder's safetensors files, but never its pickle files. Checkpoints are in torch's distributed
+format (DCP). Their hashes are checked first, and `runs.checkpoint_reader` executes no code from them. Weights are
+loaded in float32.
 """
 
 import hashlib
@@ -63,7 +64,7 @@ def resolve_model(source: str | Path) -> ModelLocation:
 def load_model(source: str | Path, precision: torch.dtype = torch.float32) -> Llama:
     """Load a model in evaluation mode; `resolve_model` explains `source`, `precision` is the activations' dtype.
 
-    Raises InputError if there is no model, or if its files are damaged or not a Llama 2 model's.
+    Raises InputError if there is no model, if its files are damaged, or if it is not a Llama 2 model.
     """
     location = resolve_model(source)
     if location.is_checkpoint:
@@ -77,7 +78,7 @@ def load_model(source: str | Path, precision: torch.dtype = torch.float32) -> Ll
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
-    """Load a model's tokenizer, without tokens that its embedding lacks: see `Tokenizer.fitted`."""
+    """Load a model's tokenizer, without tokens beyond the model's embedding; see `Tokenizer.fitted`."""
     location = resolve_model(source)
     tokenizer = Tokenizer.load(location.tokenizer_folder)
     rows = None if location.is_checkpoint else read_json(location.folder / "config.json").get("vocab_size")
@@ -113,7 +114,7 @@ class HuggingFaceLlama:
 
     @classmethod
     def open(cls, source: str | Path) -> "HuggingFaceLlama":
-        """Read the config.json of a folder, a release or a hub model. Raises InputError if it is no Llama 2 model."""
+        """Read the config.json of a folder, a release or a hub model. Raises InputError if it is not a Llama 2."""
         folder = resolve_model(source).folder
         if not (folder / "config.json").is_file():
             raise InputError(f"{folder}: no config.json; give a Hugging Face Llama's folder")
@@ -131,7 +132,7 @@ class HuggingFaceLlama:
         return replace(found, config=found.config.model_copy(update={"tie_embeddings": False}))
 
     def _has_own_head(self) -> bool:
-        """Return whether the files hold a head that differs from the embedding."""
+        """Return whether the files contain an output head that differs from the embedding."""
         try:
             stored = Safetensors(self.files())
         except InputError:  # raised again when the weights are read
@@ -144,9 +145,9 @@ class HuggingFaceLlama:
         yield from from_hugging_face(Safetensors(self.files()), self.config)
 
     def load_into(self, model: Llama) -> None:
-        """Copy the weights into a model. Raises InputError for a missing, unknown or damaged tensor, or another shape.
+        """Copy the weights into a model; a sharded parameter takes this rank's part.
 
-        A sharded parameter takes this rank's part.
+        Raises InputError if a tensor is missing, unknown or damaged, or if its shape is wrong.
         """
         try:
             load_parameters(model, self.weights())
@@ -196,7 +197,10 @@ def _missing_weights_remedy(folder: Path) -> str:
 
 
 class Safetensors(Mapping[str, torch.Tensor]):
-    """The tensors of several safetensors files, each read on access. Raises InputError for a damaged file."""
+    """Mapping of the tensors of several safetensors files, each read on access.
+
+    Raises InputError for a damaged file.
+    """
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._files: dict[str, Any] = {}

@@ -1,8 +1,8 @@
 """Checks of a recipe before hours of work.
 
-`prepare` and `train` refuse a recipe with which training or a milestone's release would fail; `doctor` lists all
-problems. Reads the tokenizer, the config.json of local initial weights, and the names of lm-eval's tasks. Settings that
-do not match the length of the run or its ranks are warnings.
+`prepare` and `train` refuse a recipe if training or a milestone's release would fail. `doctor` lists all problems. The
+checks read the tokenizer, the config.json of local initial weights, and the names of lm-eval's tasks. Settings that do
+not match the length of the run or its number of ranks cause warnings.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,11 +33,11 @@ class Finding:
     """Name of the field or file."""
     problem: InputError
     stops: bool
-    """Whether training or a milestone's release would fail; otherwise only a later `tinyllama release` would."""
+    """Whether training or a milestone's release would fail; if False, only a later `tinyllama release` would fail."""
 
 
 _LEARNING_RATE_TOLERANCE = 0.05
-"""Fraction of the peak by which a learning rate may miss its target without a warning."""
+"""Maximum deviation of a learning rate from its target without a warning, as a fraction of the peak."""
 
 
 def check_preparation(recipe: Recipe) -> list[str]:
@@ -62,7 +62,7 @@ def check_training(recipe: Recipe, ranks: int = 1) -> list[str]:
 
 
 def check_milestones(release: Release) -> None:
-    """Raise InputError if a library or a task that a milestone's release or its scores need is missing."""
+    """Raise InputError if a library or a task is missing that a milestone's release or its evaluation needs."""
     from tinyllama.evaluate.evaluation import check_tasks
     from tinyllama.release.formats import check_format_libraries
 
@@ -109,7 +109,7 @@ def findings(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Finding]:
 
 
 def _check_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> None:
-    """Check local initial weights, unless the run has started; `train` downloads and checks those on the hub."""
+    """Check local initial weights, unless the run has started; `train` downloads and checks weights on the hub."""
     initial = recipe.train.initial_weights
     if initial is None or not Path(initial).exists():
         return
@@ -120,7 +120,7 @@ def _check_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> None:
 
 
 def check_float8(recipe: Recipe) -> None:
-    """Raise InputError if float8 products do not support the sizes of the recipe's blocks."""
+    """Raise InputError if float8 matrix products do not support the sizes of the recipe's blocks."""
     shape = recipe.model
     qkv_rows = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     sizes = {"dim": shape.dim, "ffn_dim": shape.ffn_dim, "(heads + 2 kv_heads) dim / heads": qkv_rows}
@@ -133,7 +133,7 @@ def check_float8(recipe: Recipe) -> None:
 
 
 def _check_tasks(release: Release) -> None:
-    """Check the names of tasks if lm-eval is installed; `train` checks that it is."""
+    """Check the names of tasks if lm-eval is installed; `train` checks the installation."""
     if release.tasks and release.limit == 1:
         raise InputError("release.limit: 1 item of each task gives no standard error; raise it to at least 2")
     if not release.tasks or find_spec("lm_eval") is None:
@@ -144,7 +144,7 @@ def _check_tasks(release: Release) -> None:
 
 
 def _check_baselines(names: Sequence[str]) -> None:
-    """Check the names of baselines; a warning, since a folder may still be made before the first milestone."""
+    """Check the names of baselines. A missing folder is a warning: it may be created before the first milestone."""
     for name in names:
         if not Path(name).exists() and not HUB_NAME.fullmatch(name):
             raise InputError(
@@ -156,7 +156,7 @@ def _check_baselines(names: Sequence[str]) -> None:
 def recipe_warnings(recipe: Recipe, ranks: int | None = None, store: TokenStore | None = None) -> list[str]:
     """Return warnings, as lines `place: problem; remedy`, about settings that do not fit the run.
 
-    Those about ranks and validation need the number of ranks and the store.
+    Without `ranks` or `store`, the warnings about ranks or validation are absent.
     """
     warnings = [*_schedule_warnings(recipe), *_interval_warnings(recipe), *_token_count_warnings(recipe)]
     warnings += _micro_batch_warnings(recipe, ranks) if ranks else ()
@@ -211,7 +211,7 @@ def _micro_batch_warnings(recipe: Recipe, ranks: int) -> Iterator[str]:
     """Yield a warning if the sequences per rank have no divisor close to the micro-batch size."""
     train = recipe.train
     if train.batch_sequences % ranks:
-        return  # `sequences_per_rank` raises for that
+        return  # `sequences_per_rank` raises an error for this case
     per_rank, size = train.sequences_per_rank(ranks), train.effective_micro_batch_size(ranks)
     if 2 * size <= min(per_rank, train.micro_batch_sequences):
         yield (

@@ -1,4 +1,4 @@
-"""Child processes: the signal at their parent's death, their environment, and torch's compile cache."""
+"""Child processes: the signal when their parent ends, their environment, and torch's compile cache."""
 
 import atexit
 import ctypes
@@ -12,9 +12,9 @@ from pathlib import Path
 
 
 def set_parent_death_signal(parent: int | None = None) -> None:
-    """Have the kernel kill this process when its parent ends, so that no orphan works during the next run.
+    """Make the kernel kill this process when its parent ends, so that no orphan is active during the next run.
 
-    If the process ID `parent` is given and that process has ended already, this process ends at once.
+    If the process with the ID `parent` has already ended, this process ends immediately.
     """
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if parent is not None and os.getppid() != parent:
@@ -22,13 +22,13 @@ def set_parent_death_signal(parent: int | None = None) -> None:
 
 
 def die_with_torchrun() -> None:
-    """Make a rank end when its torchrun ends: ranks have their own sessions and would outlive it."""
+    """Make a rank end when torchrun ends; otherwise it would continue, because each rank has its own session."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         set_parent_death_signal()
 
 
 def sidecar_environment(one_core: bool) -> dict[str, str]:
-    """Return the environment of a process next to training: not a rank, no GPU; one core, or all cores."""
+    """Return the environment of a sidecar process, which is not a rank and has no GPU; it may use one or all cores."""
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS")  # torchrun sets one thread
     own = {"CUDA_VISIBLE_DEVICES": "", **({"OMP_NUM_THREADS": "1"} if one_core else {})}
     return {name: value for name, value in os.environ.items() if name not in ranks} | own
@@ -37,9 +37,9 @@ def sidecar_environment(one_core: bool) -> dict[str, str]:
 def use_private_compile_cache() -> None:
     """Make torch.compile keep its code in this user's cache folder, not in the folder that all users can write.
 
-    torch executes what it finds in its cache, by default `/tmp/torchinductor_USER`, which any user can create first. It
-    reads the variable while it imports `torch._inductor`, so call this before. Without a writable cache folder of the
-    user, the cache is a new temporary folder of this process.
+    torch executes the code in its cache, by default `/tmp/torchinductor_USER`, and another user can create that folder
+    first. Call this function before torch imports `torch._inductor`, which reads the environment variable. If the
+    user's cache folder is not writable, the cache is a new temporary folder of this process.
     """
     if not _owns_shared_header_folder():
         os.environ["TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS"] = "0"
@@ -57,7 +57,7 @@ def use_private_compile_cache() -> None:
 
 
 def _owns_shared_header_folder() -> bool:
-    """Return whether only this user can write torch's precompiled headers, which are in a folder under /tmp."""
+    """Make the folder of torch's precompiled headers under /tmp private; return whether this user owns the folder."""
     try:
         folder = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,7 +1,7 @@
 """Progress of long work on standard error: a bar on a terminal, and occasional plain lines elsewhere.
 
-Both show the amount done, the recent rate, details such as the loss, and the time left. Other output appears above the
-bar. `set_quiet`, for the command line's `--quiet`, hides progress in the process.
+The bar and the lines show the amount done, the recent rate, details such as the loss, and the time left. Other output
+appears above the bar. The command line's `--quiet` calls `set_quiet`, which hides progress in this process.
 """
 
 import logging
@@ -25,9 +25,9 @@ BYTES = "bytes"
 _POLL_SECONDS = 0.5
 _FIRST_LINE_SECONDS, _LINE_SECONDS, _MAX_LOG_INTERVAL_SECONDS = 5.0, 15.0, 600.0
 _MAX_LOG_LINES = 60
-"""Number of lines after which intervals grow: from 15 s at first to ten minutes after ten hours."""
+"""Number of lines after which the intervals between lines grow: from 15 s to ten minutes after ten hours."""
 _WINDOW_SECONDS, _WINDOW_SAMPLES = 60.0, 20
-"""Window of the rate: the longer of both, since steps take milliseconds or minutes."""
+"""Window of the rate, in seconds and in samples. The longer one applies: a step takes milliseconds or minutes."""
 
 _state = {"quiet": False}
 
@@ -43,12 +43,12 @@ def is_quiet() -> bool:
 
 
 def _format_rate(value: float) -> str:
-    """Return a rate with three digits, or without decimals from 100 on: `0.213`, `11.2`, `4,421`."""
+    """Format a rate with three digits, or without decimals from 100 on: `0.213`, `11.2`, `4,421`."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _format_counter(done: int, total: int, unit: str) -> str:
-    """Return the amount done and in total, with bytes as MB or GB."""
+    """Format the amount done and the total, with bytes as MB or GB."""
     if unit != BYTES:
         return f"{done:,}/{total:,} {unit}"
     name, size = ("GB", 1e9) if total >= 1e10 else ("MB", 1e6)
@@ -71,17 +71,17 @@ class RateEstimator:
             self.samples.popleft()
 
     def per_second(self, now: float) -> float | None:
-        """Return the rate at the time `now`, which falls while work stalls; None before the second sample."""
+        """Return the rate at the time `now`; it falls while work stalls, and is None before the second sample."""
         if len(self.samples) < 2:
             return None
         (began, first), (ended, last) = self.samples[0], self.samples[-1]
         usual = (ended - began) / (len(self.samples) - 1)
-        # A sample arrives when its work ends. The time since the last one counts only once the next is overdue.
+        # A sample arrives when its work ends. The time since the last sample counts only if the next one is overdue.
         return (last - first) / (ended - began + max(0.0, now - ended - usual))
 
 
 class Bar:
-    """Progress towards a total, updated by `show`."""
+    """Progress bar of known total length, updated by `show`."""
 
     def __init__(
         self,
@@ -97,9 +97,10 @@ class Bar:
     ) -> None:
         """Describe the work: `total` and `start` are counts of `unit`.
 
-        The rate is in `rate` per second, of which one `unit` is `each`; by default, it is in `unit` per second. An
-        empty `rate` hides it, for units of unequal size. BYTES are shown as megabytes. `where` is a sentence that is
-        printed once, at the start.
+        By default, the rate is shown in `unit` per second. `rate` names another unit for the rate, and `each` is its
+        amount per `unit`: with unit="step", rate="tokens" and each=8192, the rate is in tokens per second, for steps of
+        8,192 tokens. An empty `rate` hides the rate, for units of unequal size. The unit BYTES is shown as megabytes.
+        `where` is a sentence that is printed once, at the start.
         """
         self.label, self.total, self.unit, self.start, self.where = visible(label), total, unit, start, where
         self.rate, self.each, self.clock = unit if rate is None else rate, each, clock
@@ -158,7 +159,7 @@ class Bar:
         return [part for part in (count, rate, self.details) if part]
 
     def _percent(self) -> str:
-        """Return the percentage, rounded down so that 100 % is the end."""
+        """Return the percentage, rounded down so that only finished work shows 100 %."""
         return f"{100 * self.done // self.total if self.total else 100} %"
 
     def _time(self, now: float) -> str:
@@ -172,7 +173,7 @@ class Bar:
         )
 
     def _render(self) -> Group:
-        """Return two lines, which fit in 60 columns: percentage and time left, and the other numbers."""
+        """Return two lines of at most 60 columns: percentage and time left, then the other numbers."""
         now = self.clock()
         top = Table.grid(padding=(0, 1), expand=True)
         top.add_column(no_wrap=True, overflow="ellipsis", max_width=30)
@@ -186,7 +187,7 @@ class Bar:
 
 
 def _redirect_logs(before: TextIO, after: TextIO) -> None:
-    """Make log handlers that write to one stream, such as torch's since its import, write to another."""
+    """Make the log handlers that write to `before` write to `after`; torch's handlers keep the stream of its import."""
     loggers = (logging.root, *logging.root.manager.loggerDict.values())
     for handler in [handler for logger in loggers for handler in getattr(logger, "handlers", ())]:
         if isinstance(handler, logging.StreamHandler) and handler.stream is before:
@@ -204,7 +205,7 @@ def poll_progress(
 ) -> Iterator[Callable[[], None]]:
     """Show the progress `count()` and `details()` of work in other processes until the block ends.
 
-    Yields the function that starts it, so that processes can be forked before there is a thread.
+    Yields the function that starts the display, so that processes can be forked before its thread exists.
     """
     ended = threading.Event()
     with Bar(label, total, unit, count(), where=where) as bar:

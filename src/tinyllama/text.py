@@ -1,6 +1,6 @@
 """Text as a Python string or as UTF-8 bytes, read in chunks without a second copy.
 
-Long documents stay bytes, since one emoji makes a Python string use four bytes per character.
+Long documents remain bytes, because one emoji makes a Python string use four bytes per character.
 """
 
 from collections.abc import Iterator
@@ -56,4 +56,4 @@ def _chunk_end(data: Bytes, start: int, size: int) -> int:
     if start + size >= len(data):
         return len(data)
     end = utf8_boundary_before(data, start + size)
-    return end if end > start else start + size  # not UTF-8, or a chunk smaller than a character
+    return end if end > start else start + size  # if not UTF-8, or if a character is longer than the chunk

@@ -1,1 +1,1 @@
-"""What training reads: the token store, the data order, batches."""
+"""Input of training: the token store, the data order and batches."""

@@ -1,8 +1,8 @@
 """Batches: the tensors of one rank, from the data order and the token store.
 
-Each rank takes its slice of the global batch, so the number of ranks does not change what the model learns from.
-Tokens are read in the training process at random positions: a step of 2M tokens is 4 MB, and a worker process would
-cost several times the time that it saves. The kernel reads the next step's tokens in the background.
+Each rank reads its slice of the global batch, so the number of ranks does not change the training data. The training
+process reads tokens at random positions. A step of 2M tokens is 4 MB, and a worker process would take several times the
+time that it saves. The kernel reads the next step's tokens in the background.
 """
 
 from collections.abc import Collection, Iterator
@@ -18,7 +18,7 @@ from tinyllama.recipe import Recipe
 SplitSpan = tuple[Split, Span]
 
 _MAX_BLOCK_SEQUENCES = 16384
-"""Most sequences whose order is computed together, in about 10 ms; one at a time costs several times as much each."""
+"""Maximum number of sequences whose order is computed together, in 10 ms; one step at a time would take longer."""
 
 
 def batches(
@@ -29,11 +29,11 @@ def batches(
     ranks: int = 1,
     skipped_batches: Collection[int] = (),
 ) -> Iterator[Tensor]:
-    """Yield one rank's batch of each step from `first_step` to the recipe's last, as `batch_of_step` returns it.
+    """Yield one rank's batch of each step, from `first_step` to the recipe's last step, like `batch_of_step`.
 
     Step s reads batch `batch_index_for_step(s, skipped_batches)` of the data order. While the model trains on a batch,
-    the kernel reads the tokens of the next one. Raises InputError if the batch does not divide among the ranks, and as
-    `Split.read_span` does.
+    the kernel reads the tokens of the next batch. Raises InputError if the batch is not divisible by `ranks`, and the
+    same errors as `Split.read_span`.
     """
     length = recipe.train.sequence_length
     current: list[SplitSpan] | None = None
@@ -50,7 +50,7 @@ def batches(
 def batch_of_step(recipe: Recipe, store: TokenStore, step: int, rank: int = 0, ranks: int = 1) -> Tensor:
     """Return one rank's sequences of a step: int64 [batch_sequences / ranks, sequence_length + 1], inputs and targets.
 
-    Raises InputError if the batch does not divide among the ranks.
+    Raises InputError if the batch is not divisible by `ranks`.
     """
     splits = [store[f"{name}/train"] for name in recipe.data.sources]
     own = sequences(recipe, store, step)[rank_slice(recipe, rank, ranks)]
@@ -71,7 +71,7 @@ def read_sequences(split: Split, indices: list[int], length: int) -> Tensor:
 
 
 def batch_index_for_step(step: int, skipped_batches: Collection[int]) -> int:
-    """Return the index in the data order of the batch that a step reads: the `step`-th that is not skipped."""
+    """Return the index in the data order of the batch that a step reads, counting only batches that are not skipped."""
     index = step
     for skipped in sorted(skipped_batches):
         if skipped <= index:
@@ -92,7 +92,7 @@ def _sequence_spans(split: Split, index: int, length: int) -> list[SplitSpan]:
 def _spans_by_step(
     recipe: Recipe, store: TokenStore, first_step: int, part: slice, skipped_batches: Collection[int]
 ) -> Iterator[list[SplitSpan]]:
-    """Yield the spans that each step reads, sequence by sequence, from `first_step` to the recipe's last."""
+    """Yield the spans that each step reads, in the order of the sequences, from `first_step` to the last step."""
     splits, length = [store[f"{name}/train"] for name in recipe.data.sources], recipe.train.sequence_length
     first = batch_index_for_step(first_step, skipped_batches)
     end = batch_index_for_step(recipe.train.steps - 1, skipped_batches) + 1
@@ -106,9 +106,9 @@ def _spans_by_step(
 
 
 def _blocks(first: int, end: int, max_size: int) -> Iterator[tuple[int, int]]:
-    """Yield consecutive ranges of batches, each twice as long as the one before up to `max_size`.
+    """Yield consecutive ranges of batches; the length doubles from range to range, up to `max_size`.
 
-    The first batch thus does not wait for the order of many.
+    Short first ranges make the first batch available early.
     """
     size = 1
     while first < end:

@@ -1,8 +1,9 @@
 """Data order: which sequences each training step reads, as pure functions of (seed, sources, mixtures, step).
 
-Resuming at a step is arithmetic, at the same cost for every step, and nothing here has state or imports torch. In each
-epoch of a source a keyed permutation orders its sequences, so an epoch reads each of them once. Every batch holds each
-source's exact share, rounded down or up. Consecutive steps are cheaper when computed together.
+Resuming at a step is arithmetic and takes the same time for every step. This module has no state and does not import
+torch. In each epoch of a source, a keyed permutation orders the source's sequences, so an epoch reads each sequence
+once. Every batch contains each source's exact share, rounded down or up. Computing consecutive steps together is
+faster.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from tinyllama.recipe import Recipe
 SEQUENCE_DTYPE = np.dtype([("source", "<i4"), ("epoch", "<i8"), ("index", "<i8")])
 
 _GRID_POINTS = 1 << 32
-"""Grid points per sequence of a batch; see `_num_sequences_by_step`."""
+"""Number of grid points per sequence of a batch; see `_num_sequences_by_step`."""
 _GOLDEN_OFFSET = 2654435769
 """`_GRID_POINTS` divided by the golden ratio: each step's shift of the grid (Weyl 1916; Knuth, TAOCP 3, 6.4)."""
 _FEISTEL_ROUNDS = 8
@@ -36,7 +37,7 @@ class Mixture:
 
     first_step: int
     shares: tuple[Fraction, ...]
-    """Share of each source; they sum to 1."""
+    """Share of each source; the shares sum to 1."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +49,21 @@ class _Grid:
     edges: NDArray[np.int64]
     """Grid points of source k in mixture m: from edges[m, k] to before edges[m, k + 1]; [M, K + 1]."""
     consumed: tuple[list[int], ...]
-    """Sequences of each source read before each mixture begins: M lists of K."""
+    """Number of sequences of each source that are read before each mixture begins: M lists of K."""
 
 
 def sequences(recipe: Recipe, store: TokenStore, step: int) -> NDArray[np.void]:
     """Return the sequences of step `step` (counted from 0): [batch_sequences], each (source, epoch, index).
 
-    `source` counts the recipe's sources in their order. Sequence `index` starts at token index x sequence_length.
-    Raises InputError if a source in use has less than one sequence.
+    `source` is the index of a source in the recipe. Sequence `index` starts at token index x sequence_length. Raises
+    InputError if a source with a positive weight has less than one sequence.
     """
     found: NDArray[np.void] = sequences_for_steps(recipe, store, step, step + 1)[0]
     return found
 
 
 def sequences_for_steps(recipe: Recipe, store: TokenStore, first_step: int, end_step: int) -> NDArray[np.void]:
-    """Return the `sequences` of the steps from `first_step` to before `end_step`: [steps, batch_sequences]."""
+    """Return the `sequences` of steps [first_step, end_step): [steps, batch_sequences]."""
     if first_step < 0:
         raise ValueError(f"step {first_step}: steps count from 0")
     names, mixtures = list(recipe.data.sources), mixture_schedule(recipe)
@@ -80,7 +81,7 @@ def sequences_for_steps(recipe: Recipe, store: TokenStore, first_step: int, end_
 
 
 def mixture_schedule(recipe: Recipe) -> tuple[Mixture, ...]:
-    """Return the recipe's mixtures in the order in which they apply, the first from step 0 on.
+    """Return the recipe's mixtures in ascending order of their first steps; the first mixture begins at step 0.
 
     A ramp is a series of up to 64 mixtures.
     """
@@ -105,14 +106,14 @@ def _cached_schedule(
         schedule.append(Mixture(end_step, after))
     by_first_step = {
         mixture.first_step: mixture for mixture in schedule
-    }  # the last one of those with equal first steps
+    }  # of mixtures with equal first steps, the last one
     return tuple(by_first_step.values())
 
 
 def _ramp(before: tuple[Fraction, ...], after: tuple[Fraction, ...], first_step: int, end_step: int) -> list[Mixture]:
     """Approximate a linear ramp by constant mixtures.
 
-    Each mixture has the shares of the ramp's value at its middle, which keeps the total of each source.
+    Each mixture has the ramp's shares at the middle of its steps, so that the total of each source is that of the ramp.
     """
     count = min(_MAX_RAMP_STEPS, end_step - first_step)
     ramp = []
@@ -137,7 +138,7 @@ def compute_order(
     first_step: int,
     end_step: int,
 ) -> NDArray[np.void]:
-    """Return what `sequences_for_steps` does: [steps, batch].
+    """Return the sequences of steps [first_step, end_step), in the form of `sequences_for_steps`: [steps, batch].
 
     `names` and `sizes` are the names and numbers of sequences of the sources; `batch` is in sequences.
     """
@@ -163,7 +164,7 @@ def _indices(seed: int, name: str, size: int, start: int, stop: int) -> NDArray[
 
 
 def sequences_consumed_before(mixtures: Sequence[Mixture], batch: int, step: int) -> list[int]:
-    """Return how many sequences of each source all steps before `step` read: [sources]."""
+    """Return the number of sequences of each source that all steps before `step` read: [sources]."""
     grid = _grid(tuple(mixtures), batch)
     number = bisect_right(grid.first_steps, step) - 1
     own = _num_sequences_of_steps(grid.edges[number].tolist(), step - int(grid.first_steps[number]))
@@ -185,13 +186,14 @@ def _grid(mixtures: tuple[Mixture, ...], batch: int) -> _Grid:
 
 
 def _num_sequences_by_step(grid: _Grid, first_step: int, end_step: int) -> NDArray[np.int64]:
-    """Return how many sequences each step reads of each source: [steps, sources].
+    """Return the number of sequences of each source that each step reads: [steps, sources].
 
-    Let P = `_GRID_POINTS` and g = `_GOLDEN_OFFSET`. The sources divide the B P grid points of a batch of B sequences
-    among them in proportion to their shares. Step m of a mixture takes the B points o, o + P, o + 2 P, ... where
-    o = m g mod P, and reads one sequence per point, of the point's source. Of these points, floor((e - 1 - o) / P) + 1
-    lie below an edge e, so a source between two edges has the difference of two such floors: its points divided by P,
-    rounded down or up. The shift by the golden ratio spreads the sequences that rounding adds evenly over the steps.
+    Let P = `_GRID_POINTS` and g = `_GOLDEN_OFFSET`. A batch of B sequences has B P grid points. Each source has an
+    interval of these points, in proportion to its share. Step m of a mixture takes the B points o, o + P, o + 2 P, ...
+    with o = m g mod P. For each point, the step reads one sequence of the point's source. Of these points,
+    floor((e - 1 - o) / P) + 1 lie below an edge e. The number of sequences of a source is the difference of this term
+    between the two edges of the interval. This is the length of the interval divided by P, rounded down or up. The
+    offset m g, from the golden ratio, distributes the steps that round up evenly.
     """
     steps = np.arange(first_step, end_step)
     mixture = np.searchsorted(grid.first_steps, steps, "right") - 1
@@ -200,7 +202,7 @@ def _num_sequences_by_step(grid: _Grid, first_step: int, end_step: int) -> NDArr
 
 
 def _num_sequences_of_steps(edges: list[int], steps: int) -> list[int]:
-    """Return how many sequences the first `steps` steps of a mixture read of each source: [sources].
+    """Return the number of sequences of each source that the first `steps` steps of a mixture read: [sources].
 
     With the symbols of `_num_sequences_by_step`, floor((e - 1 - (m g mod P)) / P) is floor((e - 1 - m g) / P) plus
     floor(m g / P). The second term is the same for both edges of a source, so it cancels. The sum of the first term
@@ -258,7 +260,7 @@ def _feistel(values: NDArray[np.uint64], half: np.uint64, mask: np.uint64, key: 
 
 
 def _mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Apply SplitMix64's finalizer (Steele, Lea and Flood 2014), whose products are modulo 2^64."""
+    """Apply SplitMix64's finalizer (Steele, Lea and Flood 2014), which multiplies modulo 2^64."""
     values = values ^ (values >> np.uint64(30))
     values *= np.uint64(0xBF58476D1CE4E5B9)
     values ^= values >> np.uint64(27)

@@ -1,9 +1,9 @@
 """Token store: flat files of tokens, read at random positions, with the provenance of every document.
 
 Reads `STORE/manifest.json` and `STORE/<source>/<split>/{manifest.json, 00000.tokens, 00000.documents, 00000.rows}`. A
-split is one long array across its shards, and opening it costs nothing per token. Tokens are read with pread(2), not
-through memory maps: it is as fast from the page cache, and a truncated file or a failing disk raises an error that
-names the file, where a map would end the process with SIGBUS.
+split is one long array across its shards, and the time to open it does not depend on the number of tokens. Tokens are
+read with pread(2), which is as fast as a memory map if the page cache has the file. For a truncated file or a failing
+disk, pread(2) raises an error that names the file, but a memory map would end the process with SIGBUS.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ FORMAT_VERSION = 3
 WORK_DIR = ".work"
 """Folder in which `prepare` keeps unfinished work; no source can have this name."""
 SUFFIXES = (".tokens", ".documents", ".rows")
-"""Suffixes of a shard's files: token ids, each document's end, each document's row in its input file."""
+"""Suffixes of a shard's files: token ids, end of each document, and row of each document in its input file."""
 _CORRUPT = "its documents do not end where its shard does; restore it, or delete the store and prepare it again"
 
 
@@ -36,7 +36,7 @@ class Shard:
     """One file of tokens and its counts."""
 
     file: str
-    """Name of the file of tokens; the shard's other files differ in the suffix."""
+    """Name of the file of tokens; the shard's other files have other suffixes."""
     tokens: int
     documents: int
 
@@ -50,9 +50,9 @@ class StoredDocument:
     """A document of a split and its provenance."""
 
     number: int
-    """Index among the split's documents."""
+    """Index of the document in the split."""
     start: int
-    """Index of its first token in the split."""
+    """Index of the document's first token in the split."""
     tokens: int
     """Length in tokens, BOS and EOS included."""
     file: str
@@ -60,7 +60,7 @@ class StoredDocument:
     sha256: str
     """SHA-256 of the input file."""
     row: int
-    """Index of its row in the input file."""
+    """Index of the document's row in the input file."""
 
 
 class Split:
@@ -73,14 +73,14 @@ class Split:
         _check_names(folder, *(shard.file for shard in shards))
         for shard in shards:
             _check_size(folder / shard.file, shard.tokens * dtype.itemsize)
-        # Index of each shard's first token, and the number of tokens; bisecting a list is faster than an array.
+        # Index of each shard's first token, and the number of tokens; bisect is faster on a list than on an array.
         self.ends = [0, *accumulate(shard.tokens for shard in shards)]
-        # A trillion tokens are 15,000 files; a process is often limited to 1,024 open ones.
+        # A trillion tokens are 15,000 files, and the limit of open files per process is often 1,024.
         self._file = lru_cache(maxsize=128)(lambda shard: _ShardFile(folder / shards[shard].file))
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The split's manifest.json, read at each access: training does not need its megabytes of inputs in memory."""
+        """The split's manifest.json, read at each access, since its list of inputs takes several megabytes."""
         found: dict[str, Any] = read_json(self.folder / "manifest.json")
         return found
 
@@ -101,12 +101,12 @@ class Split:
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Return tokens [start, stop) as a read-only array of the store's dtype.
 
-        Raises as `spans` and `read_span` do.
+        Raises the same errors as `spans` and `read_span`.
         """
         return np.frombuffer(b"".join(self.read_span(*span) for span in self.spans(start, stop)), self.dtype)
 
     def spans(self, start: int, stop: int) -> list[Span]:
-        """Return the spans that hold tokens [start, stop). Raises IndexError if some are not in the split."""
+        """Return the spans that contain tokens [start, stop). Raises IndexError if a token is not in the split."""
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"tokens {start}:{stop} of {self.folder}, which has {self.num_tokens}")
         found, width, shard = [], self.dtype.itemsize, bisect_right(self.ends, start) - 1
@@ -119,7 +119,7 @@ class Split:
     def read_span(self, shard: int, offset: int, size: int) -> bytes:
         """Return the bytes of a span.
 
-        Raises InputError if the file was truncated after it was opened, OSError if the disk fails; both name the file.
+        Raises InputError if the file was truncated after the opening, OSError if the disk fails; both name the file.
         """
         file, data = self._file(shard), b""
         while len(data) < size:
@@ -146,7 +146,10 @@ class Split:
             yield from np.split(np.memmap(path, self.dtype, "r"), ends[:-1].astype(np.int64))
 
     def find_documents(self, numbers: Iterable[int]) -> Iterator[StoredDocument]:
-        """Yield documents by their numbers. Raises IndexError for numbers not in the split, InputError for damage."""
+        """Yield documents by their numbers.
+
+        Raises IndexError if a number is not in the split, InputError if a file is damaged.
+        """
         inputs = [shard["inputs"] for shard in self.manifest["shards"]]
         firsts = self._first_documents()
         for number in numbers:
@@ -164,7 +167,10 @@ class Split:
             yield StoredDocument(number, self.ends[shard] + start, end - start, source["path"], source["sha256"], row)
 
     def documents_between(self, start: int, stop: int) -> Iterator[StoredDocument]:
-        """Yield the documents that have a token in [start, stop), in order. Raises as `find_documents` does."""
+        """Yield the documents that have a token in [start, stop), in order.
+
+        Raises the same errors as `find_documents`.
+        """
         shard = bisect_right(self.ends, start) - 1
         place = int(np.searchsorted(self._numbers(shard, ".documents"), start - self.ends[shard], "right"))
         numbers = range(self._first_documents()[shard] + place, self.num_documents)
@@ -215,7 +221,7 @@ class TokenStore:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The store's manifest.json, read at each access: training does not need its megabytes of inputs in memory."""
+        """The store's manifest.json, read at each access, since its list of inputs takes several megabytes."""
         found: dict[str, Any] = read_json(self.folder / "manifest.json")
         version = found.get("format_version") if isinstance(found, dict) else None
         if version != FORMAT_VERSION:
@@ -230,7 +236,7 @@ class TokenStore:
         return self.splits[name]
 
     def num_validation_sequences(self, source: str, length: int) -> int:
-        """Return how many sequences of `length` inputs a source's validation split has; 0 without a split."""
+        """Return the number of sequences of `length` inputs in a source's validation split; 0 without a split."""
         name = f"{source}/validation"
         return self.splits[name].num_sequences(length) if name in self.splits else 0
 
@@ -243,9 +249,9 @@ class TokenStore:
         return hashlib.sha256((self.folder / "manifest.json").read_bytes()).hexdigest()
 
     def _check_manifest(self, split: str, expected: str | None) -> None:
-        """Raise InputError if a manifest was changed, which could change the data order.
+        """Raise InputError if a manifest was changed, because this could change the data order.
 
-        The shards' own hashes are checked by `verification` only.
+        Only `verification` checks the hashes of the shards.
         """
         manifest = self.folder / split / "manifest.json"
         if expected is not None and sha256_of(manifest) != expected:
@@ -253,7 +259,7 @@ class TokenStore:
 
 
 class _ShardFile:
-    """A file that is open as long as this object exists."""
+    """A file that this object keeps open during its lifetime."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.descriptor = path, os.open(path, os.O_RDONLY)

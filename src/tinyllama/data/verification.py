@@ -1,7 +1,7 @@
-"""Verification of a token store: every file is there, has its size and its hash, and there are no others.
+"""Verification of a token store: every file exists with its recorded size and hash, and there are no other files.
 
-Reads every byte. `manifest.sha256` covers the manifest, which covers the splits' manifests, which cover the shards, so
-any flipped bit is found.
+The verification reads every byte and finds any flipped bit: `manifest.sha256` has the hash of the manifest, the
+manifest has the hashes of the splits' manifests, and these have the hashes of the shards.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ class ExpectedFile(NamedTuple):
     path: Path
     sha256: str
     bytes: int | None
-    """Size in bytes; None if the manifest does not have it."""
+    """Size in bytes; None if the manifest has no size."""
 
 
 def find_corruption(store: Path) -> list[str]:
@@ -52,7 +52,7 @@ def find_corruption(store: Path) -> list[str]:
 
 
 def _read_manifest(store: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return the store's manifest, empty if it is not readable, and its problems."""
+    """Return the store's manifest and its problems; the manifest is empty if it is not readable."""
     path, hash_file = store / "manifest.json", store / "manifest.sha256"
     if not path.is_file():
         return {}, [f"{path} is missing"]
@@ -86,7 +86,7 @@ def _expected_files(store: Path, manifest: dict[str, Any]) -> tuple[list[Expecte
 
 
 def _shard_files(folder: Path, shard: dict[str, Any], itemsize: int) -> Iterator[ExpectedFile]:
-    sizes = {".tokens": int(shard["tokens"]) * itemsize}  # int() refuses a list, which the product would repeat
+    sizes = {".tokens": int(shard["tokens"]) * itemsize}  # int() refuses a list, which `*` would repeat
     for suffix, key in _HASH_KEYS.items():
         path = (folder / shard["file"]).with_suffix(suffix)
         yield ExpectedFile(path, shard[key], sizes.get(suffix, int(shard["documents"]) * 8))

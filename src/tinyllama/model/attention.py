@@ -1,9 +1,9 @@
 """Causal attention with grouped key/value heads: torch's fused kernels on a GPU, blocked matrix products on a CPU.
 
-torch's CPU kernel runs at a seventh of the speed of a matrix product. Here one product multiplies a block of queries
-with all keys up to the block's last token; the query heads that share a key/value head are further rows of it. So
-little more than the unmasked half of the scores is computed. This is a custom operator because torch.compile would
-unroll the loop over the blocks and gains nothing on these products.
+torch's CPU kernel has one seventh of the FLOP/s of a matrix product. Here, one matrix product multiplies a block of
+queries with all keys up to the block's last token. Query heads that share a key/value head are additional rows of this
+product. The number of computed scores is thus little more than the unmasked half. The attention is a custom operator,
+because torch.compile would unroll the loop over the blocks and would not make these matrix products faster.
 
 Shapes: B batch, T time, H query heads, K key/value heads, E width of a head, R rows of a block (its queries x H / K).
 """
@@ -29,7 +29,7 @@ def causal_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 @torch.library.custom_op("tinyllama::causal_attention", mutates_args=())
 def _forward(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the attention output, and the probabilities block by block (empty if the backward recomputes them)."""
+    """Return the attention output and the probabilities of each block (empty if the backward pass recomputes them)."""
     output, saved = _forward_fake(query, keys, values)
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)
     for start, end, buffer in _blocks(query, keys, saved):
@@ -46,7 +46,8 @@ def _backward(
     """Return the gradients of query, keys and values."""
     query_gradient, key_gradient, value_gradient = _backward_fake(gradient, query, keys, values, saved)
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-    # float32, since every block adds to them; transposed, since a product that transposes the probabilities is slow.
+    # The sums are float32, since every block adds to them. They are transposed, since a matrix product is slow if it
+    # transposes the probabilities.
     key_sum, value_sum = torch.zeros(2, *keys.mT.shape, device=keys.device)
     for start, end, buffer in _blocks(query, keys, saved):
         rows, upstream = _rows(query, keys, start, end), _rows(gradient, keys, start, end)
@@ -79,7 +80,7 @@ def _blocks(query: Tensor, keys: Tensor, saved: Tensor) -> Iterator[tuple[int, i
 
 
 def _rows(x: Tensor, keys: Tensor, start: int, end: int) -> Tensor:
-    """Return x[B, H, start:end, E] as rows [B K, R, E]: the heads that share one of keys[B K, T, E] are stacked."""
+    """Return x[B, H, start:end, E] as rows [B K, R, E], with the heads that share a key/value head stacked."""
     return x[:, :, start:end].reshape(len(keys), -1, x.shape[-1])
 
 
@@ -124,4 +125,4 @@ def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tenso
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 CPU_ATTENTION = torch.ops.tinyllama.causal_attention.default
-"""The operator that a checkpointing policy sees."""
+"""The operator of causal attention, for policies of activation checkpointing."""

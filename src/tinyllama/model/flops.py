@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and buffer sizes of the network, by closed formulas. Imports no torch: `plan` uses it too."""
+"""Parameters, FLOPs and buffer sizes of the network, by closed formulas, without torch (for `plan`)."""
 
 from typing import Literal
 
@@ -7,19 +7,21 @@ from tinyllama.recipe import Model
 ActivationCheckpointing = Literal["none", "selective", "full"]
 """Activations that the backward pass recomputes: none, all except matrix products and attention, or all of a block."""
 LLAMA_2_VOCAB_SIZE = 32_000
-"""Vocabulary size to assume before a recipe's tokenizer exists."""
+"""Assumed vocabulary size if a recipe's tokenizer does not exist yet."""
 LOGITS_CHUNK = 2**25
-"""Largest number of logits in memory at a time; smaller chunks make slower matrix products."""
+"""Maximum number of logits in memory at a time; matrix products of smaller chunks are slower."""
 CPU_SOFTMAX_CHUNK = 2**21
-"""Largest number of float32 probabilities in memory at a time on a CPU, so that they stay in its cache."""
+"""Maximum number of float32 probabilities in memory at a time on a CPU, so that they fit its cache."""
 ATTENTION_BLOCK = 128
-"""Queries per block of attention on a CPU: small blocks make slow matmuls, large ones compute more masked scores."""
+"""Queries per block of attention on a CPU. Small blocks make matrix products slow; large blocks compute more masked
+scores."""
 MAX_SAVED_SEQUENCE_LENGTH = 512
-"""Tokens up to which the CPU's attention saves its probabilities; the backward pass recomputes those of longer ones."""
+"""Maximum sequence length for which the CPU's attention saves its probabilities; the backward pass recomputes those of
+longer sequences."""
 
 
 def parameters_by_part(config: Model, vocab_size: int) -> dict[str, int]:
-    """Return the number of parameters of each part of the network; a tied head has none of its own."""
+    """Return the number of parameters of each part of the network; a tied head adds no parameters."""
     embedding = vocab_size * config.dim
     return {
         "embedding": embedding,
@@ -31,16 +33,16 @@ def parameters_by_part(config: Model, vocab_size: int) -> dict[str, int]:
 
 
 def num_parameters(config: Model, vocab_size: int) -> int:
-    """Return the number of parameters; the model card's configuration with 32,000 tokens has 1,100,048,384."""
+    """Return the number of parameters: 1,100,048,384 for the TinyLlama model card's configuration and 32,000 tokens."""
     return sum(parameters_by_part(config, vocab_size).values())
 
 
 def flops_per_token(config: Model, vocab_size: int, sequence_length: int) -> int:
-    """Return the FLOPs of training on one token, forward and backward, that an MFU counts.
+    """Return the FLOPs per trained token, forward and backward, for the computation of MFU.
 
-    6 x (parameters without the input embedding, which is a lookup) + 6 x layers x dim x sequence_length. The second
-    term is causal attention, half of the full attention that Chowdhery et al. count (2022, arXiv:2204.02311,
-    appendix B). By this formula the model card's 24k tokens/s are 52.0 % of an A100's 312 TFLOP/s.
+    The formula is 6 x (parameters without the input embedding, which is a lookup) + 6 x layers x dim x sequence_length.
+    The second term is causal attention: half of the full attention in Chowdhery et al. (2022, arXiv:2204.02311,
+    appendix B). By this formula, the model card's 24k tokens/s are 52.0 % of an A100's 312 TFLOP/s.
     """
     return 6 * _matmul_parameters(config, vocab_size) + 6 * config.layers * config.dim * sequence_length
 
@@ -58,6 +60,6 @@ def saved_attention_probabilities(sequence_length: int) -> int:
 
 
 def _matmul_parameters(config: Model, vocab_size: int) -> int:
-    """Return the parameters of matrix products: all except the input embedding, and a tied head once."""
+    """Return the number of parameters in matrix products: all except the input embedding, with a tied head once."""
     parts = parameters_by_part(config, vocab_size)
     return sum(parts.values()) - parts["head"]

@@ -1,4 +1,4 @@
-"""Text generation: one token at a time with a KV cache, and decoding of the tokens to text as they come."""
+"""Text generation: one token at a time with a KV cache, and incremental decoding of the tokens to text."""
 
 from collections.abc import Iterable, Iterator
 
@@ -48,7 +48,7 @@ def generate(
 
 
 def sample_token(logits: torch.Tensor, temperature: float, top_k: int | None, random: torch.Generator) -> int:
-    """Return the next token's id, chosen from logits float32[V]."""
+    """Sample the next token's id from logits float32[V]."""
     if temperature == 0:
         return int(logits.argmax())
     if top_k is not None and top_k < len(logits):
@@ -57,10 +57,10 @@ def sample_token(logits: torch.Tensor, temperature: float, top_k: int | None, ra
 
 
 def stream_decode(tokenizer: Tokenizer, prompt: list[int], tokens: Iterable[int]) -> Iterator[str]:
-    """Yield the text that `tokens` add to the prompt's ids, as soon as no later token can change it.
+    """Yield the text that `tokens` add to the prompt's ids, as soon as no later token can change this text.
 
-    The parts join to what decoding all ids at once adds. Bytes that form no character become one U+FFFD each. Such
-    bytes never change the prompt's last character, as they could in a decoding of all ids.
+    The concatenated parts equal the text that a decoding of all ids adds. Bytes that form no character become one
+    U+FFFD each. Such bytes never change the prompt's last character, which a decoding of all ids could change.
     """
     ids = list(prompt)
     while ids and ids[-1] in tokenizer.incomplete_ids:

@@ -1,7 +1,7 @@
-"""The Llama 2 network, for training, evaluation and generation. Reads and writes no files.
+"""The Llama 2 network, for training, evaluation and generation, without access to files.
 
-Weights are float32 (or the dtype they were loaded with) and are cast to the activations' dtype where they are used, so
-gradients are computed and accumulated in float32. Query, key and value are one projection; so are gate and up.
+Weights are float32 (or the dtype of the loaded weights) and are cast to the activations' dtype at each use, so
+gradients are accumulated in float32. Query, key and value are one projection; gate and up are another projection.
 
 Shapes: B batch, T time, D model, H query heads, K key/value heads, E width of a head, F feed-forward, V vocabulary.
 """
@@ -36,14 +36,14 @@ _SAVED_OPERATIONS = {
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     CPU_ATTENTION,
 }
-"""Operations whose results `selective` activation checkpointing keeps, since they cost most to recompute."""
+"""Operations whose results `selective` activation checkpointing keeps, since their recomputation takes longest."""
 
 # Drop torch.compile's warning about in-place operations in checkpointed regions: a block has none.
 logging.getLogger("torch._higher_order_ops.wrap").addFilter(lambda record: "context_fn" not in record.getMessage())
 
 
 class Linear(nn.Linear):
-    """A matrix without bias, cast to the activations' dtype at use."""
+    """Linear layer without bias, whose weight is cast to the activations' dtype at each use."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
@@ -83,7 +83,7 @@ def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
 
 
 class AttentionOverride(Protocol):
-    """Attention of a layer whose queries attend to more than their own row: a KV cache, or packed prefixes."""
+    """Attention of a layer to keys and values outside the current input, such as a KV cache or packed prefixes."""
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Return the attention output [B, H, T, E] for query[B, H, T, E] and the new keys and values [B, K, T, E]."""
@@ -214,7 +214,7 @@ class Llama(nn.Module):
             block.activation_checkpointing = mode
 
     def hidden_states(self, ids: Tensor, caches: list[KVCache] | None = None) -> Tensor:
-        """Return the normalized residual stream [B, T, D] for ids int64[B, T]; with caches, ids continue them."""
+        """Return the normalized residual stream [B, T, D] for ids int64[B, T], which continue the caches."""
         start = caches[0].length if caches else 0
         config = self.config
         rope = rope_table(start + ids.shape[1], config.head_dim, config.rope_theta, ids.device)[:, start:]
@@ -229,7 +229,7 @@ class Llama(nn.Module):
         return F.linear(hidden, self.head_weight.to(hidden.dtype))
 
     def forward(self, ids: Tensor, caches: list[KVCache] | None = None) -> Tensor:
-        """Return logits [B, T, V] for ids int64[B, T]; with caches, ids continue them."""
+        """Return logits [B, T, V] for ids int64[B, T], which continue the caches."""
         return self.logits(self.hidden_states(ids, caches))
 
     def loss(self, ids: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
@@ -251,7 +251,7 @@ def initialize(model: Llama, seed: int) -> None:
     """Set a model's parameters to the initial values of the original TinyLlama, in place.
 
     Norms are one. Matrices are normal with standard deviation sqrt(2 / (5 D)) (Nguyen and Salazar 2019,
-    arXiv:1910.05895), and 1 / (sqrt(D) layers) where they write to the residual stream. Each matrix has its own random
+    arXiv:1910.05895), or 1 / (sqrt(D) layers) if they write to the residual stream. Each matrix has its own random
     stream, so its values depend on the seed and its name, not on the device or the number of ranks.
     """
     load_parameters(model, _initial_values(model, seed))

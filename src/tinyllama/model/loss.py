@@ -1,7 +1,8 @@
-"""The output head and the next-token cross-entropy in one step, without all logits in memory at once.
+"""The output head and the next-token cross-entropy in one function, with the logits of one chunk in memory at a time.
 
-The logits are by far the largest tensor of a training step: in float32 they, their softmax and their gradient would
-take more memory than the weights. Here they exist for one chunk of tokens at a time, with their gradient.
+The logits are by far the largest tensor of a training step. In float32, the logits, their softmax and their gradient
+would take more memory than the weights. Here the logits and their gradient exist only for one chunk of tokens at a
+time.
 
 Shapes: N tokens, D model, V vocabulary.
 """
@@ -15,10 +16,11 @@ from tinyllama.model.flops import CPU_SOFTMAX_CHUNK, LOGITS_CHUNK
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
-    """Return the float32 sum over N of the nats of targets int64[N], for hidden[N, D] and the head weight[V, D].
+    """Return the cross-entropy of targets int64[N] in nats, summed over N, for hidden[N, D] and head weight[V, D].
 
-    The gradient includes that of `z_loss` times the sum of log(Z)^2, where Z is the softmax's denominator (Chowdhery
-    et al. 2022, arXiv:2204.02311, section 5); the value does not. Products have hidden's dtype, sums are float32.
+    The gradient, but not the returned value, includes `z_loss` times the sum of log(Z)^2, where Z is the softmax's
+    denominator (Chowdhery et al. 2022, arXiv:2204.02311, section 5). Matrix products have the dtype of `hidden`, and
+    sums are float32.
     """
     with_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     nats: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, with_gradient)  # type: ignore[no-untyped-call]
@@ -53,7 +55,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        # In place: the weight's gradient is as large as the weight and should exist once.
+        # In place, because the weight's gradient is as large as the weight and should not exist twice.
         return hidden_gradient.mul_(gradient), weight_gradient.mul_(gradient).to(ctx.weight_dtype), None, None, None
 
 
@@ -63,7 +65,7 @@ def _loss_and_gradient_inplace(logits: Tensor, targets: Tensor, z_loss: float) -
     target_logits = logits.gather(-1, targets).float()
     probabilities = torch.softmax(logits, -1, dtype=torch.float32)
     highest, token = probabilities.max(-1, keepdim=True)
-    log_z = logits.gather(-1, token).float() - highest.log()  # from the highest probability, which never underflows
+    log_z = logits.gather(-1, token).float() - highest.log()  # the highest probability never underflows
     if z_loss:
         probabilities *= 1 + 2 * z_loss * log_z
     probabilities.scatter_add_(-1, targets, probabilities.new_full(targets.shape, -1.0))

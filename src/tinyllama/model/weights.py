@@ -1,7 +1,7 @@
-"""Names of weights and configurations here and in Hugging Face's LlamaForCausalLM; the numbers are the same.
+"""Conversion of weight names and configurations to and from Hugging Face's LlamaForCausalLM.
 
-Hugging Face keeps query, key and value, and gate and up, as separate matrices; here they are stacked in that order.
-Both rotate dimension i with i + E/2, so no row is permuted.
+The values of the weights do not change. Hugging Face has separate matrices for query, key and value, and for gate and
+up. Here these matrices are stacked in this order. Both rotate dimension i with i + E/2, so no row is permuted.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +24,7 @@ _BLOCK = {
     "ffn.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "ffn.down": ("mlp.down_proj",),
 }
-"""Names inside a block: ours, and Hugging Face's in the order in which their rows are stacked."""
+"""Names of a block's weights: our name, and Hugging Face's names in the order of the stacked rows."""
 
 
 def _names(config: Model) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -48,7 +48,7 @@ def to_hugging_face(state: Mapping[str, Tensor], config: Model) -> Iterator[tupl
 def from_hugging_face(state: Mapping[str, Tensor], config: Model) -> Iterator[tuple[str, Tensor]]:
     """Return an iterator over a LlamaForCausalLM's tensors under our names; each tensor is read when it is yielded.
 
-    Raises InputError at once if a tensor is missing, or if one has no place in the configuration.
+    Raises InputError immediately if a tensor is missing, or if a tensor does not belong to the configuration.
     """
     used = [part for _, theirs in _names(config) for part in theirs]
     for part in used:
@@ -84,7 +84,7 @@ def load_parameters(model: nn.Module, values: Iterable[tuple[str, Tensor]]) -> N
             sizes = f"{name} is {list(value.shape)}, but the model's is {list(parameter.shape)}"
             raise InputError(f"the weights do not fit config.json ({sizes}); download or save both again")
         if isinstance(parameter, DTensor):
-            # Every rank has the full value, so each takes its own part and nothing is sent.
+            # Every rank has the full value, so each rank takes its own part without communication.
             mesh, placements = parameter.device_mesh, parameter.placements
             part = distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)
             parameter.copy_(part)
@@ -94,7 +94,7 @@ def load_parameters(model: nn.Module, values: Iterable[tuple[str, Tensor]]) -> N
 
 
 def config_to_hugging_face(config: Model, vocab_size: int, bos_id: int | None, eos_id: int | None) -> dict[str, Any]:
-    """Return the contents of LlamaForCausalLM's config.json, with the names that transformers 4 and 5 both read."""
+    """Return the contents of a config.json for LlamaForCausalLM, with names that transformers 4 and 5 both read."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -136,7 +136,7 @@ class _Rope(BaseModel):
 
 
 class _LlamaConfig(BaseModel):
-    """The fields of a config.json that determine the network, with the values that a Llama 2 can have."""
+    """Fields of a config.json that determine the network, limited to the values of a Llama 2 network."""
 
     model_type: Literal["llama"]
     hidden_size: _Size

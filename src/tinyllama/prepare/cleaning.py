@@ -1,7 +1,7 @@
-"""Cleaning: what a recipe removes from its sources: duplicates, then bad text, then evaluation items.
+"""Cleaning: removal of duplicates, then of documents with low quality, then of documents with evaluation items.
 
-A stage is done by all its tasks before the next one starts; the steps are what happens to a task's documents between
-reading and writing. Filters are datatrove's. Nothing of the extra `clean` is imported unless a recipe needs it.
+All tasks of a stage finish before the next stage starts. Steps process a task's documents between reading and writing.
+The quality filters come from datatrove. Packages of the extra `clean` are imported only if a recipe needs them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,26 +18,26 @@ from tinyllama.prepare import decontamination, deduplication
 from tinyllama.recipe import Cleaning, Recipe
 
 DropCallback = Callable[[Document], None]
-"""Receives each dropped document once; `metadata["filter_reason"]` is the reason."""
+"""Function that is called once per dropped document; `metadata["filter_reason"]` is the reason."""
 Step = Callable[[Iterator[Document]], Iterator[Document]]
 MATCHING_ITEMS = "matching_items"
-"""Key of a contaminated document's metadata: numbers of the items found in it, by evaluation task."""
+"""Metadata key of a contaminated document: numbers of the matching items, by evaluation task."""
 
 _MAX_CHARACTERS = 5_000_000
-"""Longest document in characters that filters accept: their lists of words took up to 120 bytes per character."""
+"""Maximum document length for filters, in characters: their lists of words take up to 120 bytes per character."""
 
 
 class CleaningStage(NamedTuple):
-    """A stage that all its tasks must finish before the next one starts."""
+    """A stage; all its tasks must finish before the next stage starts."""
 
     name: str
     tasks: int
     run: Callable[[Iterator[Document], int], None]
-    """Function that does task `rank`, with the documents of the recipe's task of that rank."""
+    """Function that runs task `rank`, with the documents of the recipe's task of the same rank."""
 
 
 def check_cleaning(recipe: Recipe) -> None:
-    """Raise InputError if a source needs a package that is missing, or a language without rules for words."""
+    """Raise InputError if a source needs a missing package, or if its language has no rules to split words."""
     for name, source in recipe.data.sources.items():
         cleaning, place = source.clean, f"data.sources.{name}.clean"
         needs_words = [field for field in ("filters", "decontaminate") if getattr(cleaning, field)]
@@ -65,7 +65,7 @@ def check_cleaning(recipe: Recipe) -> None:
 
 
 def cleaning_stages(recipe: Recipe, task_sources: Sequence[str], work: Path) -> tuple[CleaningStage, ...]:
-    """Return the stages that must be done before tokens are written, in order.
+    """Return the stages that must finish before tokens are written, in order.
 
     `task_sources` has the source of each of the recipe's tasks. The stages write to `work`.
     """
@@ -94,7 +94,7 @@ def cleaning_stages(recipe: Recipe, task_sources: Sequence[str], work: Path) -> 
 
 
 def cleaning_steps(recipe: Recipe, source_name: str, rank: int, work: Path, on_drop: DropCallback) -> list[Step]:
-    """Return the steps for the documents of task `rank`, which is of the source `source_name`, after the stages."""
+    """Return the steps after the stages for the documents of task `rank` of the source `source_name`."""
     cleaning = recipe.data.sources[source_name].clean
     steps: list[Step] = []
     if kind := cleaning.deduplicate:
@@ -152,7 +152,7 @@ def _filter(name: str, language: str, on_drop: DropCallback, documents: Iterator
 
 @dataclass
 class _DroppedDocumentWriter:
-    """The `exclusion_writer` of one of datatrove's filters; puts the filter's name before its reason."""
+    """The `exclusion_writer` of a datatrove filter, which adds the filter's name before the reason."""
 
     filter: str
     on_drop: DropCallback
@@ -175,7 +175,7 @@ def _quality_filter(name: str, language: str, writer: _DroppedDocumentWriter) ->
         case "gopher_repetition":
             return filters.GopherRepetitionFilter(exclusion_writer=writer, language=language)
         case "gopher_quality":
-            # The paper's stop words are English; text in another language has none of them.
+            # The paper's stop words are English, so text in another language contains none of these words.
             stop_words = 2 if language == "en" else None
             return filters.GopherQualityFilter(min_stop_words=stop_words, exclusion_writer=writer, language=language)
         case "c4":

@@ -1,7 +1,8 @@
-"""The rows of parquet and arrow files, about 16 MB of them at a time.
+"""The rows of parquet and arrow files, in batches of about 16 MB.
 
-Only the requested columns are read, and a row group page by page: row groups of public data sets range from a few rows
-to gigabytes. pyarrow decompresses a page at once and exposes no page header, so page sizes are read here first.
+Only the requested columns are read. Row groups of public data sets range from a few rows to gigabytes, so each row
+group is read page by page. pyarrow decompresses a complete page in memory and exposes no page header, so this module
+first reads the page sizes.
 """
 
 import mmap
@@ -31,7 +32,7 @@ _BINARY_TYPES = {
     pyarrow.large_string(): pyarrow.large_binary(),
     pyarrow.string_view(): pyarrow.binary_view(),
 }
-"""Type whose values have the same layout as a text type's, but need not be UTF-8."""
+"""Binary type with the same layout as each text type; its values need not be UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class UnusableValue:
     """Placeholder for a value that cannot be a document."""
 
     reason: str
-    """Reject reason, in which `{column}` stands for the name of the column."""
+    """Reject reason, with `{column}` as a placeholder for the name of the column."""
     size: int = 0
     """Size in bytes."""
 
@@ -53,7 +54,7 @@ _INVALID_UTF8 = UnusableValue("{column} is not UTF-8")
 
 
 def decode_utf8(utf8: memoryview) -> TextLike | UnusableValue:
-    """Return a document as a string, or if it has more than LONG_BYTES as it is; a placeholder if it is unusable."""
+    """Return a document as a string, or unchanged if it has more than LONG_BYTES; a placeholder if it is unusable."""
     if len(utf8) > LONGEST_BYTES:
         return UnusableValue(TOO_LONG, len(utf8))
     if len(utf8) > LONG_BYTES:
@@ -65,7 +66,7 @@ def decode_utf8(utf8: memoryview) -> TextLike | UnusableValue:
 
 
 def parquet_columns(file: Path | BinaryIO) -> list[str]:
-    """Return the names of a parquet file's columns. Raises ArrowException or OSError if the file is not parquet."""
+    """Return the column names of a parquet file. Raises ArrowException or OSError if the file is not parquet."""
     return list(pyarrow.parquet.read_schema(file).names)
 
 
@@ -89,16 +90,16 @@ def parquet_rows(local: Path, name: str, columns: Sequence[str]) -> Iterator[dic
             size = min(mean_rows, *(_bounded_rows(data, name, chunk) for chunk in chunks))
             batches = file.iter_batches(size, row_groups=[number], columns=list(columns), use_threads=False)
             if mean_rows == 1 and num_bytes < _MAX_BATCH_BYTES:
-                batches = iter(list(batches))  # an open reader holds two more copies of a long document
+                batches = iter(list(batches))  # an open reader keeps two more copies of a long document
             yield from chain.from_iterable(map(_batch_to_rows, batches))
 
 
 def _bounded_rows(data: mmap.mmap, name: str, chunk: Any) -> int:
-    """Return the rows per batch that keep it under _MAX_BATCH_BYTES if each has the longest value of the dictionary.
+    """Return the number of rows per batch for at most _MAX_BATCH_BYTES if each row has the dictionary's longest value.
 
     Raises InputError if a page is larger than _MAX_PAGE_BYTES.
     """
-    # With DELTA_BYTE_ARRAY a value may repeat all of the one before.
+    # With DELTA_BYTE_ARRAY, a value may repeat the complete previous value.
     rows = 1 if "DELTA_BYTE_ARRAY" in chunk.encodings else _MAX_BATCH_ROWS
     column = printable(chunk.path_in_schema)
     try:
@@ -116,7 +117,7 @@ def _bounded_rows(data: mmap.mmap, name: str, chunk: Any) -> int:
 
 
 def _check_no_lists(schema: Any, name: str, columns: Sequence[str]) -> None:
-    """Raise InputError if a column contains lists, since a few bytes can hold millions of their items."""
+    """Raise InputError if a column contains lists, since a few bytes can represent lists with millions of items."""
 
     def has_lists(kind: Any) -> bool:
         if pyarrow.types.is_struct(kind):
@@ -129,7 +130,7 @@ def _check_no_lists(schema: Any, name: str, columns: Sequence[str]) -> None:
 
 
 def arrow_columns(local: Path) -> list[str]:
-    """Return the names of an arrow file's columns. Raises ArrowException or OSError if the file is not arrow."""
+    """Return the column names of an arrow file. Raises ArrowException or OSError if the file is not arrow."""
     with pyarrow.OSFile(str(local)) as file:
         return list(_open_arrow(file).schema.names)
 
@@ -165,7 +166,7 @@ def _open_arrow(file: Any) -> Any:
 
 
 def _check_end(local: Path) -> None:
-    """Raise EOFError if a stream lacks its end: arrow's reader accepts one that is cut off between two batches."""
+    """Raise EOFError if a stream has no end marker: arrow's reader accepts a stream that ends between two batches."""
     with local.open("rb") as file:
         file.seek(-min(len(_END_OF_STREAM), local.stat().st_size), 2)
         if file.read() != _END_OF_STREAM:
@@ -173,7 +174,7 @@ def _check_end(local: Path) -> None:
 
 
 def _batch_rows(num_rows: int, num_bytes: int) -> int:
-    """Return the number of rows that have about _BATCH_BYTES, by their mean size."""
+    """Return the number of rows per batch of about _BATCH_BYTES, from the mean size of the rows."""
     return max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES * num_rows // max(1, num_bytes)))
 
 
@@ -186,7 +187,10 @@ def _batch_to_rows(batch: Any) -> Iterator[dict[str, Any]]:
 
 
 def _decode_column(column: Any) -> list[Any]:
-    """Return a column's texts, and structs that may contain text; of other values only whether they are null."""
+    """Return the values of a column of strings, or of structs that may contain strings.
+
+    Values of other types become placeholders, except null.
+    """
     types = pyarrow.types
     if isinstance(column, pyarrow.ExtensionArray):
         column = column.storage
@@ -202,7 +206,7 @@ def _decode_column(column: Any) -> list[Any]:
         return [_NON_TEXT if ok else None for ok in column.is_valid().to_pylist()]
     column = column.view(kind)
     column.validate(full=True)  # offsets of a damaged file could return the bytes of other rows
-    # Texts are decoded in place, since arrow's conversion copies them and fails for a whole batch on one bad value.
+    # Strings are decoded in place: arrow's conversion copies them, and one bad value makes it fail for the batch.
     return [decode_utf8(memoryview(value.as_buffer())) if value.is_valid else None for value in column]
 
 
@@ -212,7 +216,7 @@ _DICTIONARY_PAGE = 2
 
 
 def _iter_pages(data: mmap.mmap, chunk: Any) -> Iterator[tuple[bool, int]]:
-    """Yield for each page of a column chunk whether it is a dictionary, and its decompressed size in bytes.
+    """Yield, for each page of a column chunk, whether it is a dictionary page and its decompressed size in bytes.
 
     Raises IndexError, KeyError or RecursionError if a header is damaged.
     """
@@ -229,7 +233,7 @@ def _iter_pages(data: mmap.mmap, chunk: Any) -> Iterator[tuple[bool, int]]:
 
 
 class _ThriftReader:
-    """Reader of Thrift's compact protocol, as far as page headers use it.
+    """Reader of the part of Thrift's compact protocol that page headers use.
 
     See https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
     """

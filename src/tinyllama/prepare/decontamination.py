@@ -1,9 +1,10 @@
-"""Decontamination: documents that share n words in a row with an evaluation item, and how many items were found.
+"""Decontamination: documents that share n consecutive words with an evaluation item, and the number of such items.
 
-Reads lm-eval's tasks and writes one index per source: the sorted hashes of the n-grams of every item, and the item of
-each. datatrove's own indexer needs lighteval, and its filter stops at the first match of a document and knows one task
-per hash. Here all matches count, so that the overlap is known for each item. Words are datatrove's; the hash is SHA-1's
-first 64 bits, because datatrove's other hash, xxhash, would pin an old version of that package.
+This module reads lm-eval's tasks and writes one index per source: the sorted hashes of the n-grams of every item, and
+the item of each n-gram. datatrove's own indexer needs lighteval. datatrove's filter stops at the first match of a
+document and stores one task per hash. This module finds all matches, so the overlap of each item is available. Text is
+split into words by datatrove. The hash is the first 64 bits of SHA-1, because datatrove's other hash, xxhash, would pin
+an old version of that package.
 """
 
 import re
@@ -21,19 +22,19 @@ from tinyllama.errors import InputError
 from tinyllama.files import atomic_write
 from tinyllama.recipe import Cleaning
 
-# The parts of lm-eval's prompts that name an item's parts; web pages do not have them at these places.
+# Labels of an item's parts in lm-eval's prompts, which web pages do not have at the same places.
 _LABELS = re.compile(r"^(?:question|answer|passage|context|q|a):", re.IGNORECASE | re.MULTILINE)
 _PART_CHARACTERS = 1_000_000
-"""Characters that are cut into words at a time: a document of 200 MB at once would need gigabytes."""
+"""Number of characters that are split into words at a time; a complete document of 200 MB would need gigabytes."""
 _SPACE = re.compile(r"\s")
 
 
 @dataclass(frozen=True)
 class Index:
-    """N-grams of the items of all tasks of a source; items are numbered across tasks."""
+    """Index of the n-grams of a source's evaluation items; items are numbered across tasks."""
 
     hashes: NDArray[np.uint64]
-    """Hashes of the n-grams in rising order: [N]."""
+    """Hashes of the n-grams in ascending order: [N]."""
     items: NDArray[np.int64]
     """Item of each n-gram: [N]."""
     tasks: NDArray[np.str_]
@@ -41,13 +42,14 @@ class Index:
     starts: NDArray[np.int64]
     """Number of each task's first item, and the number of items: [T + 1]."""
     too_short: NDArray[np.int64]
-    """Number of each task's items that have fewer than n words, which cannot be found: [T]."""
+    """Number of each task's items with fewer than n words, which no document can match: [T]."""
 
 
 def write_index(wanted: Sequence[tuple[str, Cleaning]], folder: Path, documents: Iterator[Document], rank: int) -> None:
-    """Write the index of source number `rank`; a task of a cleaning stage.
+    """Write the index of source number `rank`, as a task of a cleaning stage.
 
-    Raises InputError for a task that lm-eval does not know, or whose items are neither here nor on the hub.
+    Raises InputError if lm-eval does not know an evaluation task, or if its items are neither on this machine nor on
+    the hub.
     """
     source, cleaning = wanted[rank]
     try:
@@ -66,7 +68,7 @@ def read_index(folder: Path, source: str) -> Index:
 
 
 def item_texts(tasks: Sequence[str]) -> dict[str, list[str]]:
-    """Return the text of each item by task: query and right answer, without a prompt's labels."""
+    """Return the text of each item by task: query and correct answer, without the labels of a prompt."""
     from tinyllama.evaluate.tasks import load_tasks, suppress_stderr  # noqa: PLC0415 - lm-eval, 5 s and an extra
 
     loaded = load_tasks(tasks).tasks
@@ -76,7 +78,7 @@ def item_texts(tasks: Sequence[str]) -> dict[str, list[str]]:
 
 def _item_text(task: Any, item: Any) -> str:
     choices = task.doc_to_choice(item) if task.OUTPUT_TYPE == "multiple_choice" else []
-    # Either may be the number of a choice: usually the answer, in tasks such as WinoGrande the query.
+    # A part may be the number of a choice: usually the answer, but the query in tasks such as WinoGrande.
     query, answer = (_choice_text(part, choices) for part in (task.doc_to_text(item), task.doc_to_target(item)))
     return f"{_LABELS.sub('', query).strip()} {answer}"
 
@@ -102,7 +104,7 @@ def build_index(texts: Mapping[str, Sequence[str]], language: str, length_words:
 
 
 def matching_items(index: Index, ngrams: NDArray[np.uint64]) -> dict[str, list[int]]:
-    """Return the items that share one of a document's hashed n-grams: numbers within their task, by task."""
+    """Return the items that share a hashed n-gram with a document, as numbers within each task, by task."""
     first, last = (np.searchsorted(index.hashes, ngrams, side) for side in ("left", "right"))
     hits = zip(first[last > first].tolist(), last[last > first].tolist(), strict=True)
     items = sorted({item for start, end in hits for item in index.items[start:end].tolist()})
@@ -114,7 +116,7 @@ def matching_items(index: Index, ngrams: NDArray[np.uint64]) -> dict[str, list[i
 
 
 def overlap(index: Index, dropped: Iterable[Mapping[str, Sequence[int]]]) -> dict[str, dict[str, int]]:
-    """Return the counts of each task: its `items`, those `too_short` or `found`, and the `documents` dropped for them.
+    """Count, for each task, all `items`, the items that are `too_short` or `found`, and the dropped `documents`.
 
     `dropped` has the matching items of each dropped document.
     """
@@ -133,7 +135,7 @@ def overlap(index: Index, dropped: Iterable[Mapping[str, Sequence[int]]]) -> dic
 
 
 def hashed_ngrams(text: str, language: str, length_words: int) -> NDArray[np.uint64]:
-    """Return the hash of every `length_words` words in a row, in the text's order: uint64[words - length_words + 1]."""
+    """Return the hash of every `length_words` consecutive words, in order: uint64[words - length_words + 1]."""
     from datatrove.utils.hashes.sha1 import sha1_hash64  # noqa: PLC0415 - as below, part of the extra `clean`
     from datatrove.utils.text import ngrams  # noqa: PLC0415
 
@@ -144,7 +146,7 @@ def hashed_ngrams(text: str, language: str, length_words: int) -> NDArray[np.uin
 def words(text: str, language: str) -> Iterator[str]:
     """Yield the words of a text in lower case, without punctuation, accents and numbers.
 
-    Raises ValueError for a language without rules, ImportError if the rules need another package.
+    Raises ValueError if the language has no rules, ImportError if the rules need another package.
     """
     from datatrove.utils.text import simplify_text  # noqa: PLC0415
     from datatrove.utils.word_tokenizers import load_word_tokenizer  # noqa: PLC0415

@@ -1,9 +1,10 @@
-"""Deduplication: which documents of the tasks repeat an earlier one, exactly or nearly (MinHash).
+"""Deduplication: search for documents that repeat an earlier document, exactly or nearly (MinHash).
 
-Each kind has stages that read documents and write signatures, and at last `duplicates/*.npy`: sorted ids of the
-documents to drop, where a document's id is task * 2^32 + number. The first document, by task and number, is kept.
-MinHash signatures and their comparison are datatrove's, but its own choice would keep the document with the lowest
-number, whatever its task, or one in the middle of a chain. A task that runs again replaces the files of its first run.
+The stages of each kind read documents, write signatures, and finally write `duplicates/*.npy`: sorted ids of the
+documents to drop. A document's id is task * 2^32 + number. The first document, by task and number, is kept. datatrove
+computes and compares MinHash signatures. This module selects the documents to keep, because datatrove would keep the
+document with the lowest number, regardless of its task, or one in the middle of a chain. A repeated task replaces the
+files of its first run.
 """
 
 import hashlib
@@ -22,16 +23,17 @@ from tinyllama.files import atomic_write, fsync_path
 from tinyllama.prepare.decontamination import hashed_ngrams
 
 EXACT_RANGES = 16
-"""Ranges of the hashes, each compared by its own task: it bounds the memory of one task."""
+"""Number of hash ranges; one task compares the hashes of one range, which bounds its memory."""
 MINHASH_BUCKETS = 14
-"""datatrove's default: with 8 hashes each, documents that share 80 % of their 5-grams are found with 92 %."""
+"""Number of buckets, datatrove's default. With 8 hashes per bucket, two documents that share 80 % of their 5-grams are
+found with a probability of 92 %."""
 _MINHASH_NGRAMS = 8192
-"""N-grams that are signed at a time, with 112 hashes each: 7 MB, where a book at once would take gigabytes."""
+"""Number of n-grams that are signed at a time, with 112 hashes each: 7 MB, instead of gigabytes for a book."""
 _TASK_BITS = np.uint64(32)
 
 
 def write_exact_signatures(folder: Path, ranks: Sequence[int], documents: Iterator[Document], rank: int) -> None:
-    """Write the hashes of the texts of task `rank`; only the tasks `ranks` are compared."""
+    """Write the hashes of the documents of task `rank`, if it is in `ranks`, the tasks to compare."""
     if rank in ranks:
         digests = (hashlib.blake2b(document.text.encode(), digest_size=8).digest() for document in documents)
         hashes = np.frombuffer(b"".join(digests), dtype="<u8")
@@ -59,7 +61,7 @@ def _write_duplicates(folder: Path, part: int, ids: NDArray[np.uint64]) -> None:
 
 
 def read_duplicates(folder: Path, task: int) -> set[int]:
-    """Return the numbers of a task's documents that repeat an earlier one."""
+    """Return the numbers of a task's documents that repeat an earlier document."""
     found: set[int] = set()
     for path in (folder / "duplicates").glob("*.npy"):
         ids = np.load(path, mmap_mode="r")
@@ -69,7 +71,7 @@ def read_duplicates(folder: Path, task: int) -> set[int]:
 
 
 def sign_minhash(folder: Path, languages: Sequence[str | None], documents: Iterator[Document], rank: int) -> None:
-    """Write the MinHash signatures of task `rank`, with the words of `languages[rank]`; None if it takes no part."""
+    """Write the MinHash signatures of task `rank`, with words of `languages[rank]`, unless this language is None."""
     from datatrove.pipeline.dedup import MinhashDedupSignature  # noqa: PLC0415 - as below, part of the extra `clean`
 
     language = languages[rank]
@@ -77,7 +79,7 @@ def sign_minhash(folder: Path, languages: Sequence[str | None], documents: Itera
         return
     config = _minhash_config()
     step = MinhashDedupSignature(str(folder / "signatures"), config, language)
-    # The same numbers as datatrove's own two functions give, in less memory.
+    # This replacement returns the same numbers as datatrove's own two functions, in less memory.
     step.get_shingles = lambda text: hashed_ngrams(text, language, config.n_grams).reshape(-1, 1)
     step.get_signature = partial(_signature_in_parts, step.get_signature)
     step.run(documents, rank, len(languages))
@@ -92,7 +94,7 @@ def _minhash_config() -> Any:
 
 
 def _signature_in_parts(get_signature: Any, ngrams: NDArray[np.uint64]) -> list[list[int]]:
-    """Return the signature, the minimum of each hash, as the minimum of the parts' signatures."""
+    """Return the signature (the minimum of each hash) as the minimum over the signatures of parts."""
     starts = range(0, len(ngrams), _MINHASH_NGRAMS)
     parts = [get_signature(ngrams[start : start + _MINHASH_NGRAMS]) for start in starts]
     signature: list[list[int]] = np.array(parts, dtype=np.uint64).min(axis=0).tolist()
@@ -110,7 +112,7 @@ def find_minhash_pairs(folder: Path, documents: Iterator[Document], rank: int) -
 
 
 def find_minhash_duplicates(folder: Path, documents: Iterator[Document], rank: int) -> None:
-    """Write the ids of all documents but the first of each cluster of pairs."""
+    """Write the ids of all documents except the first document of each cluster of pairs."""
     _write_duplicates(folder, 0, duplicates_in_clusters(map(_read_pairs, sorted((folder / "pairs").glob("*.dups")))))
 
 
@@ -122,9 +124,9 @@ def _read_pairs(path: Path) -> NDArray[np.uint64]:
 
 
 def duplicates_in_clusters(parts: Iterable[NDArray[np.uint64]]) -> NDArray[np.uint64]:
-    """Return every node but the least of each connected component of the pairs [N, 2], in rising order.
+    """Return all nodes except the lowest of each connected component of the pairs [N, 2], in ascending order.
 
-    Keeps one part and a pair for each node found so far in memory.
+    The memory contains one part, and a pair for each node that was found so far.
     """
     forest = np.empty((0, 2), dtype=np.uint64)
     for pairs in parts:
@@ -134,9 +136,9 @@ def duplicates_in_clusters(parts: Iterable[NDArray[np.uint64]]) -> NDArray[np.ui
 
 
 def _connected_components(pairs: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return each node in rising order, and the least node of its component: [nodes, 2].
+    """Return each node in ascending order, and the lowest node of its component: [nodes, 2].
 
-    Union-find on whole arrays: link the roots of all pairs, then shorten all paths, until no pair has two roots.
+    This is union-find on arrays: link the roots of all pairs, then shorten all paths, until no pair has two roots.
     """
     nodes, ends = np.unique(pairs, return_inverse=True)
     ends = ends.reshape(pairs.shape)
@@ -151,7 +153,7 @@ def _connected_components(pairs: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _allow_open_files(signatures: Path) -> None:
-    """Raise this process's limit of open files, since datatrove opens the signatures of all tasks at once."""
+    """Raise this process's limit of open files, since datatrove keeps the signatures of all tasks open."""
     needed = len(list(signatures.glob("*"))) + 256
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
@@ -162,7 +164,7 @@ def _allow_open_files(signatures: Path) -> None:
 
 
 def _flush(paths: Iterable[Path]) -> None:
-    """Flush files that datatrove wrote to the disk, because the completion record that follows will be."""
+    """Flush the files of datatrove to disk, because the following completion record is also flushed."""
     files = set(paths)
     for path in files | {file.parent for file in files}:
         fsync_path(path)

@@ -1,8 +1,8 @@
-"""Executors: run the tasks of a stage in processes of this machine, on a Ray cluster, or as Slurm jobs.
+"""Executors, which run the tasks of a stage in processes of this machine, on a Ray cluster, or as Slurm jobs.
 
-All three call `worker.run_task` and rely on its completion records alone. The local pool is concurrent.futures',
-because datatrove's waits forever for a worker that the kernel has killed. Ray is called directly, because datatrove's
-executor forks a pool in each Ray worker, which sometimes hangs when it should end.
+All three executors call `worker.run_task` and use only its completion records. The local pool comes from
+concurrent.futures, because datatrove's pool waits permanently for a worker that the kernel has killed. Ray is called
+directly, because datatrove's executor forks a pool in each Ray worker, and this pool sometimes hangs at its end.
 """
 
 import logging
@@ -29,7 +29,7 @@ from tinyllama.prepare.worker import run_task
 from tinyllama.processes import set_parent_death_signal
 
 _RAY_RETRIES = 3
-"""Times that Ray runs a task again after its worker was lost."""
+"""Maximum number of retries by Ray of a task whose worker was lost."""
 _MAX_SLURM_ARRAY = 1000
 """Largest job array: Slurm's MaxArraySize is 1001 by default."""
 
@@ -37,7 +37,8 @@ _MAX_SLURM_ARRAY = 1000
 def run_local(job: Job, stage: str, ranks: list[int], started: Callable[[], None]) -> None:
     """Run tasks of a stage in processes of this machine; call `started` when the processes exist.
 
-    Raises InputError with the first task's problem, after the tasks that run have finished; no others are started.
+    If a task fails, no more tasks are started. Raises InputError with the first problem after all running tasks have
+    finished.
     """
     workers = min(len(ranks), available_cpu_count() if job.recipe.data.workers == "auto" else job.recipe.data.workers)
     if workers <= 1:
@@ -47,7 +48,7 @@ def run_local(job: Job, stage: str, ranks: list[int], started: Callable[[], None
         return
     context = multiprocessing.get_context(
         "fork"
-    )  # a forked worker has the modules and the tokenizer: it saves a second
+    )  # a forked worker inherits the modules and the tokenizer, which saves one second
     with ProcessPoolExecutor(workers, context, _init_worker, (job,)) as pool:
         futures = [pool.submit(_run_task_in_worker, stage, rank) for rank in ranks]
         started()
@@ -72,7 +73,7 @@ _worker_job: Job
 
 
 def _init_worker(job: Job) -> None:
-    global _worker_job  # noqa: PLW0603 - a pool's worker has no other place for what its tasks share
+    global _worker_job  # noqa: PLW0603 - a pool's worker has no other place for shared data
     _worker_job = job
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends without a traceback
     set_parent_death_signal()
@@ -85,8 +86,8 @@ def _run_task_in_worker(stage: str, rank: int) -> None:
 def run_ray(job: Job, stage: str, ranks: list[int], started: Callable[[], None]) -> None:
     """Run tasks of a stage on the Ray cluster that RAY_ADDRESS names, or on a Ray started on this machine.
 
-    The cluster's machines need this package and the recipe's paths. Raises InputError with the first task's problem,
-    after the tasks that Ray has have finished; no others are started.
+    The cluster's machines need this package and the recipe's paths. If a task fails, no more tasks are started. Raises
+    InputError with the first problem after all submitted tasks have finished.
     """
     try:
         import ray  # noqa: PLC0415 - an extra
@@ -137,7 +138,7 @@ def _run_on_ray(ray: Any, job: Job, stage: str, ranks: list[int]) -> None:
 
 
 def _max_in_flight(ray: Any, job: Job) -> int:
-    """Return how many tasks Ray gets; with `auto` twice its present cores, so that it can see the need for more."""
+    """Return the maximum number of submitted tasks: with `auto`, twice the present cores, so that Ray can add nodes."""
     workers = job.recipe.data.workers
     return max(1, 2 * int(ray.cluster_resources().get("CPU", 0))) if workers == "auto" else workers
 
@@ -157,15 +158,15 @@ def _task_problem(ray: Any, job: Job, task: Any) -> InputError | None:
 
 
 def _run_slurm_task(job: Job, stage: str, ranks: list[int], data: Any, rank: int, world_size: int) -> None:
-    """Do one of the unfinished tasks; a step of a datatrove pipeline."""
+    """Run one of the unfinished tasks, as a step of a datatrove pipeline."""
     run_task(job, stage, ranks[rank])
 
 
 def submit_slurm(job: Job, finish: Callable[..., None]) -> None:
-    """Submit the unfinished tasks of each stage as a job array that waits for the one before, and `finish` last.
+    """Submit the unfinished tasks of each stage as a job array, and `finish` as the last job.
 
-    Records the jobs' numbers, so that no second run does the same work. Raises InputError if there is no sbatch, or if
-    it refuses.
+    Each job array waits for the array of the previous stage. The job numbers are recorded, so that no second run does
+    the same work. Raises InputError if sbatch is missing or fails.
     """
     pending = {stage: job.unfinished(stage) for stage in job.stages}
     steps = {
@@ -213,13 +214,13 @@ def _slurm_executor(job: Job, name: str, step: Callable[..., None], tasks: int, 
 
 
 def refuse_submitted(job: Job) -> None:
-    """Raise InputError if Slurm has jobs of this store that wait or run."""
+    """Raise InputError if jobs of this store are pending or running in Slurm."""
     if job.recipe.data.executor != "slurm" or not (job.slurm / "submitted.json").is_file():
         return
     numbers = ",".join(read_json(job.slurm / "submitted.json"))
     command = ["squeue", "--noheader", "--jobs", numbers]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False)  # fails for jobs long ended
+        found = subprocess.run(command, capture_output=True, text=True, check=False)  # fails for jobs that have ended
     except FileNotFoundError:
         raise InputError("data.executor: no squeue here; run this on a login node of the Slurm cluster") from None
     if found.returncode == 0 and found.stdout.strip():

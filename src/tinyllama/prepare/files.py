@@ -1,7 +1,7 @@
-"""Raw files: paths, folders, globs and fsspec URLs (`s3://…`) become files that can be opened.
+"""Raw files: listing and opening of the files that paths, folders, globs and fsspec URLs (`s3://…`) refer to.
 
-Folders are listed here because `glob` and fsspec's `find` and `walk` silently skip a folder without read permission.
-A remote file is downloaded completely before it is read, so that the hashed bytes are the bytes that were read.
+This module lists folders itself, because `glob` and fsspec's `find` and `walk` silently skip a folder without read
+permission. A remote file is downloaded completely before it is read, so its hash is that of the bytes that were read.
 """
 
 import errno
@@ -33,7 +33,7 @@ class FileEntry:
     path: str
     """Local path or URL."""
     parts: tuple[str, ...]
-    """Folders and name below the listed folder or the glob's first wildcard; empty if the path names the file."""
+    """Folders and name below the listed folder or the glob's first wildcard; empty if the path is the file itself."""
     size: int
     """Size in bytes."""
 
@@ -41,10 +41,10 @@ class FileEntry:
 def find_files(path: str, is_wanted: Callable[[str], bool], unwanted: list[str] | None = None) -> list[FileEntry]:
     """Return every file that a path, folder, glob or URL refers to, sorted by path.
 
-    A folder, given or matched by a glob, is searched recursively, through symbolic links, for files whose names satisfy
-    `is_wanted`; the paths of other files are appended to `unwanted`. As in a shell, names that begin with a dot match
-    only if the path or glob has the dot. Raises InputError if a folder or file cannot be read, or if a symbolic link
-    leads back to a folder above it.
+    Folders are searched recursively, through symbolic links, for files whose names satisfy `is_wanted`. The paths of
+    other files are appended to `unwanted`. As in a shell, names that begin with a dot match only if the path or glob
+    has the dot. Raises InputError if a folder or file cannot be read, or if a symbolic link leads back to a folder
+    above it.
     """
     if _is_remote(path):
         with _translate_access_errors(path):
@@ -116,7 +116,7 @@ class _DownloadLimit(fsspec.callbacks.Callback):  # type: ignore[misc]
 
 @contextmanager
 def open_input(path: str) -> Iterator[BinaryIO]:
-    """Open a file for reading at any position; of a remote file only the bytes that are read are downloaded."""
+    """Open a file for reading at any position; for a remote file, download only the bytes that are read."""
     with _translate_access_errors(path):
         file: BinaryIO = _filesystem(path).open(path, "rb") if _is_remote(path) else Path(path).open("rb")  # noqa: SIM115
     with file:
@@ -130,7 +130,7 @@ def file_size(path: str) -> int:
 
 
 def modified_after(path: str, seconds: float) -> bool:
-    """Return whether a file was written at or after a time in seconds since 1970; False if its time is unknown."""
+    """Return whether a file was modified at or after a time in seconds since 1970; False if its time is unknown."""
     with _translate_access_errors(path):
         if not _is_remote(path):
             found = Path(path).stat()
@@ -143,7 +143,7 @@ def modified_after(path: str, seconds: float) -> bool:
 
 
 def find_modified_input(record: Path, inputs: list[dict[str, Any]]) -> str | None:
-    """Return the first input written after the file `record` whose hash differs from the recorded one, or None."""
+    """Return the first input that was modified after the file `record` and has another hash than recorded, or None."""
     written = record.stat().st_mtime
     for entry in inputs:
         path = str(entry["path"])
@@ -155,7 +155,7 @@ def find_modified_input(record: Path, inputs: list[dict[str, Any]]) -> str | Non
 
 
 def canonical_path(path: str) -> str:
-    """Return one name for a file, whichever links or spelling lead to it."""
+    """Return a name for a file that does not depend on the links or the spelling in its path."""
     if _is_remote(path):
         return f"{path.split('://', maxsplit=1)[0]}://{_filesystem(path)._strip_protocol(path)}"
     folder, name = os.path.split(path)
@@ -188,7 +188,7 @@ def _translate_access_errors(path: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # each package behind fsspec has its own exceptions
+    except Exception as error:  # each package that fsspec uses has its own exceptions
         match error:
             case FileNotFoundError() | NotADirectoryError():
                 remedy = "correct the path"
@@ -220,7 +220,7 @@ def _stat_kind(path: str) -> str | None:
 
 
 def _glob(path: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield path and parts of every file that matches a glob; nothing if the path has no wildcard."""
+    """Yield path and parts of every file that matches a glob; yield nothing if the path has no wildcard."""
     fixed = re.split(r"[*?[]", path, maxsplit=1)[0]
     folder = fixed[: fixed.rfind("/") + 1]
     if fixed != path:
@@ -232,7 +232,7 @@ def _walk(
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield path and parts of every file below a folder that matches a pattern.
 
-    `parts` are the folder's own, `ancestors` the resolved folders above it.
+    `parts` are the parts of the folder's path, and `ancestors` are the resolved folders above the folder.
     """
     real = folder if _is_remote(folder) else os.path.realpath(folder)
     if real in ancestors:
@@ -266,7 +266,7 @@ def _matches(parts: tuple[str, ...], pattern: tuple[str, ...], is_folder: bool) 
 
 
 def _list_folder(folder: str) -> list[tuple[str, bool]]:
-    """Return the names in a folder, each with whether it is a folder itself."""
+    """Return the names in a folder, each with a flag that is True for a subfolder."""
     with _translate_access_errors(folder or "."):
         if not _is_remote(folder):
             with os.scandir(folder or ".") as entries:

@@ -1,6 +1,6 @@
 """Inspection of a token store: counts, shares, dropped rows and their reasons, decoded samples, a row's provenance.
 
-Reads the manifests, and only the parts of the shards that it shows.
+Inspection reads the manifests, and only those parts of the shards whose content it shows.
 """
 
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def inspect_lines(
 
 
 def prepared_lines(store: TokenStore) -> Iterator[str]:
-    """Yield the output of `tinyllama prepare`: counts, dropped rows and files, files in doubt."""
+    """Yield the output of `tinyllama prepare`: counts, dropped rows, skipped files and files in doubt."""
     manifest = store.manifest
     for name, split in store.splits.items():
         rows = split.manifest["rows"]
@@ -60,7 +60,7 @@ def prepared_lines(store: TokenStore) -> Iterator[str]:
 
 
 def describe(store: TokenStore, tokenizer: Tokenizer | None) -> Iterator[str]:
-    """Yield the lines that describe a store; with its tokenizer, sample documents too."""
+    """Yield the lines that describe a store, with sample documents if the tokenizer is available."""
     manifest = store.manifest
     tokens = sum(split.num_tokens for split in store.splits.values())
     documents = sum(split.num_documents for split in store.splits.values())
@@ -94,7 +94,7 @@ def describe(store: TokenStore, tokenizer: Tokenizer | None) -> Iterator[str]:
 
 
 def _table_rows(store: TokenStore, total: int) -> Iterator[list[str]]:
-    """Yield the table's row of each split, and below it of its subsets, if it has any."""
+    """Yield a table row for each split, followed by a row for each of the split's subsets."""
     for name, split in store.splits.items():
         manifest = split.manifest
         yield _table_row(name, manifest, total)
@@ -138,8 +138,8 @@ def _samples(store: TokenStore, tokenizer: Tokenizer) -> Iterator[str]:
 def trace_row(store: TokenStore, recipe: Recipe, step: int, row: int, tokenizer: Tokenizer | None) -> Iterator[str]:
     """Yield the lines that list the documents in a row of a training step, from its first token to its last target.
 
-    Steps count from 0, as for `sequences`; metrics.jsonl lists the result of step s as step s + 1. Rows count from 0.
-    Raises InputError if there is no such row, or if the recipe is of another store.
+    Steps are counted from 0, as in `sequences`; metrics.jsonl lists the result of step s as step s + 1. Rows are
+    counted from 0. Raises InputError if the row does not exist, or if the recipe belongs to another store.
     """
     for key, (made_with, wanted) in settings_diff(store.manifest, recipe):
         raise InputError(
@@ -174,9 +174,9 @@ def _excerpt(tokenizer: Tokenizer, tokens: NDArray[Any]) -> str:
 
 
 def open_tokenizer(store: TokenStore, path: str | None) -> Tokenizer | None:
-    """Return the tokenizer that a store was made with, from `path` or else from its original folder.
+    """Return the tokenizer of a store, from `path` or, without `path`, from the tokenizer's original folder.
 
-    Returns None if that folder no longer has it. Raises InputError if `path` has another tokenizer.
+    Returns None if the original folder no longer has the tokenizer. Raises InputError if `path` has another tokenizer.
     """
     made_with = store.manifest["tokenizer"]
     place = path or made_with["path"]

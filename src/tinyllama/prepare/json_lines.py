@@ -1,7 +1,7 @@
-"""Lines of JSON to objects: numbers that orjson refuses, lone surrogates, and strings of hundreds of megabytes.
+"""Parser of JSON lines, with support for numbers that orjson refuses, lone surrogates and very long strings.
 
-Long strings are cut out of a line before it is parsed, then unescaped a megabyte at a time into UTF-8, so that a text
-of 200 MB takes 400 MB of memory whatever its characters.
+Long strings are removed from a line before it is parsed. Then they are unescaped into UTF-8, one megabyte at a time. A
+document of 200 MB thus takes 400 MB of memory, independent of its characters.
 """
 
 import json
@@ -15,14 +15,14 @@ from tinyllama.prepare.streams import LONG_BYTES, TOO_LONG
 from tinyllama.text import is_utf8, utf8_boundary_before
 
 _PART_BYTES = 1 << 20
-_MAX_REST_BYTES = 32 << 20  # of a line without its long strings
+_MAX_REST_BYTES = 32 << 20  # maximum size of a line without its long strings
 _STRING = re.compile(rb'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
-# An escape, or the two of a surrogate pair; the group is the escape of a lone surrogate.
+# An escape, or the two escapes of a surrogate pair; the group is the escape of a lone surrogate.
 _ESCAPE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
 )
-# Plain bytes and complete escapes, after which a string can be cut. The first escape of a surrogate pair is complete
-# only if something other than a second one follows.
+# Plain bytes and complete escapes; a string can be cut after them. The first escape of a surrogate pair is complete
+# only if the second escape does not follow.
 _COMPLETE_ESCAPES = re.compile(
     rb"(?:[^\\]++|\\[^u]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}|\\u[dD][89abAB]..\\u[dD][c-fC-F].."
     rb"|\\u[dD][89abAB]..(?=[^\\]|\\[^u]|\\u(?![dD][c-fC-F])[0-9a-fA-F]{4}))*+",
@@ -31,16 +31,16 @@ _COMPLETE_ESCAPES = re.compile(
 
 
 class RepairedObject(dict[str, Any]):
-    """An object in which a lone surrogate was replaced by U+FFFD."""
+    """An object with a lone surrogate that was replaced by U+FFFD."""
 
 
 def parse_json(data: bytes | bytearray) -> Any:
-    """Parse JSON as Python's json does, with NaN, Infinity and numbers of any size; a lone surrogate becomes U+FFFD.
+    """Parse JSON like Python's json, with NaN, Infinity and numbers of any size; replace lone surrogates by U+FFFD.
 
     Raises orjson.JSONDecodeError if Python's json cannot parse it either.
     """
     try:
-        return orjson.loads(data)  # several times as fast as json
+        return orjson.loads(data)  # several times as fast as the json module
     except orjson.JSONDecodeError as error:
         repaired = _replace_lone_surrogates(data)
         try:
@@ -51,16 +51,16 @@ def parse_json(data: bytes | bytearray) -> Any:
 
 
 def _replace_lone_surrogates(data: bytes | bytearray) -> bytes:
-    """Replace the escape of each lone surrogate in JSON by that of U+FFFD, which unlike it has a UTF-8 form."""
+    """Replace the escape of each lone surrogate, which UTF-8 cannot represent, by the escape of U+FFFD."""
     return _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], data)
 
 
 def parse_long_line(line: bytes | bytearray) -> Any:
     """Parse a line of JSON; an object's strings of more than LONG_BYTES become their UTF-8 bytes.
 
-    Long keys, and long strings in nested values, become short placeholders. A lone surrogate becomes U+FFFD, and its
-    object a `RepairedObject`. Returns None if the rest of the line is too long. Raises orjson.JSONDecodeError if the
-    line is invalid.
+    Long keys, and long strings in nested values, become short placeholders. A lone surrogate becomes U+FFFD, and the
+    object that contains it becomes a `RepairedObject`. Returns None if the line is too long without its long strings.
+    Raises orjson.JSONDecodeError if the line is invalid.
     """
     spans = [match.span(1) for match in _STRING.finditer(line) if match.end() - match.start() > LONG_BYTES]
     placeholders = [f"\u0001{number}" for number in range(len(spans))]
@@ -90,7 +90,7 @@ def _unescape(line: bytes | bytearray, start: int, stop: int) -> tuple[bytearray
         match = _COMPLETE_ESCAPES.match(line, start, limit)
         end = match.end() if match else start
         end = utf8_boundary_before(line, end) if end < stop else end
-        if end <= start:  # no place to cut: the parser reports the error
+        if end <= start:  # no complete escape, so the parser reports the error
             end = limit
         part = b'"' + line[start:end] + b'"'
         try:
@@ -103,9 +103,9 @@ def _unescape(line: bytes | bytearray, start: int, stop: int) -> tuple[bytearray
 
 
 def parse_line(name: str, numbered: tuple[int, bytes | bytearray | None]) -> tuple[int, dict[str, Any] | str]:
-    """Return the number of a line of `iter_lines`, and the object on it or its reject reason.
+    """Return the number of a line from `iter_lines`, and the object on the line or its reject reason.
 
-    `name` is the file's, for messages. Raises InputError if the first line begins a value that spans several lines,
+    `name` is the file's name for messages. Raises InputError if the first line begins a value that spans several lines,
     MemoryError if memory is exhausted.
     """
     number, line = numbered

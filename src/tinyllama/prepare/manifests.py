@@ -1,7 +1,7 @@
-"""Manifests of a store, from the tasks' completion records: counts and hashes of what was read, kept and dropped.
+"""Manifests of a store: counts and hashes of inputs, shards and dropped rows, from the tasks' completion records.
 
-Reads STORE/.work; writes the splits' manifests and lists of rejected rows, then the store's manifest, which makes the
-folder a store.
+This module reads STORE/.work. It writes the splits' manifests and lists of rejected rows. Then it writes the store's
+manifest, which makes the folder a store.
 """
 
 import shutil
@@ -23,11 +23,11 @@ from tinyllama.tokenizer import Tokenizer
 
 CompletionRecord = dict[str, Any]
 _OUTCOMES = ("splits", "contamination", "files_left_out", "files_in_doubt")
-"""Fields of a source in the store's manifest that are not settings."""
+"""Fields of a source in the store's manifest, except its settings."""
 
 
 def store_settings(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return everything but the inputs that the store's bytes depend on, as the manifest has it."""
+    """Return all settings that determine the store's bytes together with the inputs, in the form of the manifest."""
     return {
         "format_version": FORMAT_VERSION,
         "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
@@ -52,9 +52,9 @@ def _recipe_settings(recipe: Recipe) -> dict[str, Any]:
 def settings_diff(
     manifest: dict[str, Any], recipe: Recipe, tokenizer: Tokenizer | None = None
 ) -> list[tuple[str, tuple[Any, Any]]]:
-    """Return name and both values of each setting in which a store and a recipe differ.
+    """Return the name and both values of each setting that differs between a store and a recipe.
 
-    The tokenizer's settings are compared only if it is given.
+    The tokenizer's settings are compared only if `tokenizer` is given.
     """
     wanted = store_settings(recipe, tokenizer) if tokenizer else _recipe_settings(recipe)
     found = {key: manifest[key] for key in wanted}
@@ -68,10 +68,10 @@ def settings_diff(
 
 
 def write_manifests(job: Job, plan: dict[str, Any], strict: bool = False) -> None:
-    """Write the manifests, the store's own last, and delete the unfinished work.
+    """Write the manifests, with the store's own manifest last, and delete the folder of unfinished work.
 
-    Raises InputError if a source has no documents to train on, or if a file changed while it was read; if `strict`,
-    also for a file that gives few documents or none.
+    Raises InputError if a source has no documents to train on, or if a file changed during the work; if `strict`, also
+    if most rows of a file are rejected or no row is usable.
     """
     records = [read_json(job.completion_record(TOKENS, rank)) for rank in range(len(job.tasks))]
     _check_inputs_unchanged(job, records)
@@ -84,14 +84,14 @@ def write_manifests(job: Job, plan: dict[str, Any], strict: bool = False) -> Non
     manifest = {**settings, "inputs": plan["inputs"], "tokenizer": tokenizer, "sources": sources}
     if strict:
         check_no_file_warnings(str(job.store), manifest)
-    for part in job.store.rglob("*.part"):  # of a killed worker that ended only after its task was done again
+    for part in job.store.rglob("*.part"):  # from a killed worker that ended after another worker repeated its task
         part.unlink(missing_ok=True)
     write_json_with_sha256(job.store / "manifest.json", manifest)
     shutil.rmtree(job.work)
 
 
 def _check_inputs_unchanged(job: Job, records: list[CompletionRecord]) -> None:
-    """Raise InputError if a stage read other bytes of an input than those that are there now."""
+    """Raise InputError if an input has changed since a stage read it."""
     for rank, record in enumerate(records):
         if changed := find_modified_input(job.work / "plan.json", record["inputs"]):
             job.completion_record(TOKENS, rank).unlink()
@@ -129,13 +129,13 @@ def _write_source(job: Job, name: str, own: dict[int, CompletionRecord]) -> dict
 
 
 def _write_split(job: Job, folder: Path, own: dict[int, CompletionRecord]) -> dict[str, Any] | None:
-    """Write one split's rejects and manifest; return its entry in the store's manifest, None if it is empty."""
+    """Write one split's rejects and manifest; return its entry in the store's manifest, None for an empty split."""
     split = folder.name
     shards = [_shard_entry(record, split) for record in own.values() if split in record["shards"]]
     read = {rank: record for rank, record in own.items() if job.tasks[rank].split == split}
     if not shards and not read:
         with suppress(OSError):
-            folder.rmdir()  # empty, and not part of the store, if no document was held out
+            folder.rmdir()  # if no document is in the split, its empty folder is not part of the store
         return None
     with atomic_write(folder / "rejects.jsonl") as file:
         for rank in read:
@@ -146,7 +146,7 @@ def _write_split(job: Job, folder: Path, own: dict[int, CompletionRecord]) -> di
     for record in own.values():
         for name, counts in record["subsets"].get(split, {}).items():
             subsets.setdefault(name, Counter()).update(counts)
-    # A validation split that is cut from the training files has read the documents that it holds, and no others.
+    # For a validation split from training files, the rows that were read are exactly the documents in the split.
     rows: dict[str, Any] = {
         "read": sum(record["read"] for record in read.values()) or documents,
         "kept": documents,
@@ -168,7 +168,7 @@ def _write_split(job: Job, folder: Path, own: dict[int, CompletionRecord]) -> di
 
 
 def _shard_entry(record: CompletionRecord, split: str) -> dict[str, Any]:
-    """Return a shard's entry, with its inputs and the number of its documents from each."""
+    """Return a shard's entry, with the number of its documents from each input."""
     inputs = [{**entry, "documents": entry["documents"].get(split, 0)} for entry in record["inputs"]]
     return {**record["shards"][split], "inputs": inputs}
 

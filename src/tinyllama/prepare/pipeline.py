@@ -1,7 +1,8 @@
 """Raw text to a token store: plan the tasks, run the unfinished ones with an executor, write the manifests.
 
-Reads the sources' files, writes the store. STORE/.work has the unfinished work: the plan, a completion record of each
-finished task, the rejected rows. The store's own manifest is written last and makes the folder a store.
+The pipeline reads the sources' files and writes the store. STORE/.work contains the unfinished work: the plan, a
+completion record of each finished task, and the rejected rows. The store's own manifest is written last and makes the
+folder a store.
 """
 
 import shutil
@@ -29,12 +30,12 @@ from tinyllama.tokenizer import Tokenizer
 def prepare_store(recipe: Recipe, strict: bool = False) -> TokenStore | None:
     """Write the recipe's token store, resuming an interrupted run, and open it.
 
-    Returns None if the work went to Slurm, whose last job finishes the store. Raises InputError if a file is not
-    readable or writable, a source has no documents, or the store was made from other data; if `strict`, also for a file
-    that gives few documents or none.
+    Returns None if Slurm runs the tasks; its last job then finishes the store. Raises InputError if a file is not
+    readable or writable, if a source has no documents, or if the store was made from other data; if `strict`, also if
+    most rows of a file are rejected or no row is usable.
     """
     store = Path(recipe.data.store)
-    cached_tokenizer.cache_clear()  # another tokenizer may be in the folder now
+    cached_tokenizer.cache_clear()  # the folder may now have another tokenizer
     tokenizer = cached_tokenizer(recipe.tokenizer)
     check_cleaning(recipe)
     job = plan_job(recipe)
@@ -42,7 +43,7 @@ def prepare_store(recipe: Recipe, strict: bool = False) -> TokenStore | None:
     with exclusive_lock(store.parent, f"{store.name}.lock", f"{store}: another process is preparing this store"):
         if (store / "manifest.json").is_file():
             _check_existing_store(job, tokenizer)
-            shutil.rmtree(job.work, ignore_errors=True)  # of a run that was killed after its last file
+            shutil.rmtree(job.work, ignore_errors=True)  # from a run that was killed after its last file
             if strict:
                 check_no_file_warnings(str(store), read_json(store / "manifest.json"))
             return TokenStore.open(store)
@@ -73,7 +74,7 @@ def _check_existing_store(job: Job, tokenizer: Tokenizer) -> None:
 
 
 def _initialize_work_dir(job: Job, plan: dict[str, Any]) -> None:
-    """Write the plan; keep the finished tasks of an interrupted run that are also in this plan, delete the rest."""
+    """Write the plan; keep finished tasks of an interrupted run that are also in this plan, and delete the others."""
     store, work = job.store, job.work
     before = read_json(work / "plan.json") if (work / "plan.json").is_file() else None
     if before is None and not work.exists() and store.exists() and any(store.iterdir()):
@@ -93,7 +94,7 @@ def _initialize_work_dir(job: Job, plan: dict[str, Any]) -> None:
         write_json(work / "plan.json", plan)
     for path in store.rglob("*.part"):
         path.unlink()
-    # Tasks whose files have changed since are done again; all are, if documents are compared with those of other tasks.
+    # Tasks with changed files are repeated. If documents are compared across tasks, all tasks are then repeated.
     records = sorted((work / "receipts").rglob("*.json"))
     modified = [path for path in records if find_modified_input(path, read_json(path)["inputs"])]
     for path in records if modified and job.cleaning else modified:
@@ -101,9 +102,9 @@ def _initialize_work_dir(job: Job, plan: dict[str, Any]) -> None:
 
 
 def _delete_stale_tasks(job: Job) -> None:
-    """Delete the results of an interrupted run, except the tasks that are the same in the new plan.
+    """Delete the results of an interrupted run, except those of tasks that are unchanged in the new plan.
 
-    If documents are compared with those of other tasks, no task is the same.
+    If documents are compared across tasks, the results of all tasks are deleted.
     """
     kept: dict[Path, int] = {}
     if job.cleaning:
@@ -142,9 +143,9 @@ def _run_stages(job: Job) -> None:
 
 
 def _progress_source(job: Job, stage: str) -> tuple[int, str, Callable[[], int]]:
-    """Return the total work of a stage, its unit and a function that counts the work done.
+    """Return the total work of a stage, its unit, and a function that counts the finished work.
 
-    Work is measured in bytes of input files for the tokens, in tasks for the other stages.
+    The unit is bytes of input files for the stage that writes tokens, and tasks for the other stages.
     """
     folder = job.completion_record(stage, 0).parent
     if stage != TOKENS:
@@ -157,5 +158,5 @@ def _progress_source(job: Job, stage: str) -> tuple[int, str, Callable[[], int]]
 
 
 def _finish_slurm_job(job: Job, plan: dict[str, Any], strict: bool, data: Any, rank: int, world_size: int) -> None:
-    """Write the manifests when every task is done; a step of a datatrove pipeline, the last Slurm job."""
+    """Write the manifests after all tasks, as a step of a datatrove pipeline in the last Slurm job."""
     write_manifests(job, plan, strict)

@@ -1,7 +1,7 @@
 """The rows of a raw file: SlimPajama, Starcoderdata, jsonl, parquet, arrow, text and csv.
 
-An unusable row becomes a `RejectedRow` with its reason; a file that cannot be read to its end raises an error with its
-name. Each format is first read into rows of fields, so that one function decides which rows are usable.
+An unusable row becomes a `RejectedRow` with its reason. A file that cannot be read to its end causes an error with the
+name of the file. Each format is first read into rows of fields, so that one function decides which rows are usable.
 """
 
 import ast
@@ -47,34 +47,34 @@ from tinyllama.text import TextLike
 
 _SUBSET_FIELD = "redpajama_set_name"
 _CSV_CHARACTERS = LONGEST_BYTES // 4  # a character of a string takes up to four bytes
-_ROW_BYTES = 64  # counted per row in addition to its text, since rejected rows are listed too
-_MAX_META_CHARACTERS = 10_000  # longer texts are not metadata
+_ROW_BYTES = 64  # counted per row, in addition to the row's text, since rejected rows are also listed
+_MAX_META_CHARACTERS = 10_000  # longer strings are not metadata
 _MAX_NAMED_COLUMNS = 20  # in a message
 _MAX_REJECTED_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A row that is not used."""
+    """A row that is not written to the store."""
 
     row: int
     """Position in the file, counted from 0."""
     reason: str
-    """Why it is not used."""
+    """Reason for the rejection."""
     is_intentional: bool = False
-    """Whether the recipe excludes it: such rows are counted, but not listed as faults."""
+    """Whether the recipe excludes the row; excluded rows are counted, but not listed as faults."""
     line: int | None = field(default=None, compare=False)
-    """Number, from 1, of the line that the row ends on, if the file has lines."""
+    """Number of the row's last line, counted from 1, if the file has lines."""
 
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row that is used."""
+    """A usable row."""
 
     row: int
     """Position in the file, counted from 0."""
     text: TextLike
-    """The document: a string, or the UTF-8 bytes of a document of many megabytes."""
+    """Document as a string, or as UTF-8 bytes if it has many megabytes."""
     subset: str = ""
     """SlimPajama's `redpajama_set_name` or Starcoderdata's language; empty for other formats."""
     repaired: bool = False
@@ -89,7 +89,7 @@ class FileCounts:
         self.rejected: Counter[str] = Counter()
 
     def add(self, row: SourceRow | RejectedRow) -> None:
-        """Count a row. Raises InputError if more than a million rows are rejected, and more than are usable."""
+        """Count a row. Raises InputError if over a million rows, and more rows than are usable, are rejected."""
         if isinstance(row, SourceRow):
             self.usable += 1
         elif row.is_intentional:
@@ -101,7 +101,7 @@ class FileCounts:
                 raise InputError(f"{self.path}: {total:,} rows are rejected, the last as {row.reason!r}; exclude it")
 
     def warnings(self) -> list[dict[str, Any]]:
-        """Return one entry for the store's manifest if no row is usable or most are rejected, else an empty list."""
+        """Return a list with an entry for the store's manifest, or an empty list if most rows are usable."""
         total = self.rejected.total()
         if total > self.usable or (not self.usable and not self.has_excluded):
             return [{"file": self.path, "rows": self.usable + total, "rejected": dict(sorted(self.rejected.items()))}]
@@ -113,8 +113,8 @@ def read_rows(
 ) -> Iterator[SourceRow | RejectedRow]:
     """Yield every row of a file, usable or rejected, and add it to `counts`.
 
-    `local` is the file's local copy if it exists already. Raises InputError if the file cannot be read to its end, is a
-    Git pointer, has other columns than the format needs, or has more than a million rejected rows.
+    `local` is the file's local copy if it already exists. Raises InputError if the file cannot be read to its end, is a
+    Git pointer file, has other columns than the format needs, or has more than a million rejected rows.
     """
     counts = counts or FileCounts(path)
     with local_copy(path) if local is None else nullcontext(local) as copy, translate_read_errors(path):
@@ -128,7 +128,7 @@ def read_rows(
 
 
 Fields = Iterator[tuple[int | None, dict[str, Any] | str]]
-"""For each row: the line that it ends on, if the file has lines; and its fields, or its reject reason."""
+"""Last line of each row, if the file has lines, and the fields of the row or its reject reason."""
 
 
 def _read_fields(file: RawFile, source: Source) -> Fields:
@@ -145,7 +145,7 @@ def _read_fields(file: RawFile, source: Source) -> Fields:
         case "text":
             return _read_text(file, source.separator, needed[0])
         case _:
-            # In contrast to a loop's variable, `map` does not keep a line while its row is used.
+            # Unlike a loop variable, `map` does not keep a line in memory while its row is in use.
             return map(partial(parse_line, file.name), iter_lines(file))
 
 
@@ -159,9 +159,9 @@ def _limited(file: RawFile, rows: Iterator[dict[str, Any]]) -> Fields:
 
 
 def _select_columns(present: list[str], name: str, needed: Sequence[str], one_of: Sequence[str]) -> list[str]:
-    """Return the columns to read: all needed ones and those of `one_of` that the file has.
+    """Return the columns to read: all columns of `needed`, and the columns of `one_of` that the file has.
 
-    Raises InputError if the file lacks one, or has one twice.
+    Raises InputError if a column is missing or duplicated.
     """
     found = [column for column in one_of if column in present]
     have = ", ".join(map(printable, present[:_MAX_NAMED_COLUMNS])) + ", …" * (len(present) > _MAX_NAMED_COLUMNS)
@@ -208,7 +208,7 @@ def _reject_reason(value: object, column: str) -> str:
 
 
 def _subset_of(fields: dict[str, Any]) -> str | None:
-    """Return a SlimPajama row's subset: from `meta`, an object or its text, or in re-uploads from a separate field."""
+    """Return a SlimPajama row's subset: from `meta` (an object or its string), or in re-uploads from another field."""
     meta = fields.get("meta")
     if isinstance(meta, dict):
         name = meta.get(_SUBSET_FIELD)
@@ -221,7 +221,7 @@ def _subset_of(fields: dict[str, Any]) -> str | None:
 
 @lru_cache(maxsize=256)
 def _subset_from_repr(meta: str) -> str | None:
-    """Return the subset from the text of an object, in JSON or in Python's repr; None if there is none."""
+    """Return the subset from an object's string in JSON or in Python's repr; None if the string has no subset."""
 
     def without_nan(text: str) -> Any:
         return ast.literal_eval(re.sub(r"\b(nan|inf)\b", "0", text))
@@ -285,7 +285,7 @@ class _CsvLines:
 
 
 def _check_csv_header(header: list[str], name: str, needed: Sequence[str]) -> None:
-    """Raise InputError if a csv file has no line of column names, or not the needed ones."""
+    """Raise InputError if a csv file has no header line, or if a needed column is missing."""
     if not header:
         raise InputError(f"{name}: empty, without a line of column names; exclude it")
     if any("\0" in column or isinstance(_csv_value(column), UnusableValue) for column in header):
@@ -297,7 +297,7 @@ def _check_csv_header(header: list[str], name: str, needed: Sequence[str]) -> No
 
 
 def _csv_value(text: str | None) -> str | UnusableValue | None:
-    """Return a csv field, or a placeholder if it has bytes that are not UTF-8, which were read as lone surrogates."""
+    """Return a csv field, or a placeholder if the field has lone surrogates, which stand for bytes outside UTF-8."""
     try:
         (text or "").encode()
     except UnicodeEncodeError:

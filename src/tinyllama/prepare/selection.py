@@ -1,8 +1,8 @@
-"""Selection of documents by content: the validation split, and the sample that trains the recipe's tokenizer.
+"""Selection of documents by content: the validation split, and the sample for training the recipe's tokenizer.
 
-A hash of the text decides, so that copies of a document are in the same split. The sample reads at most 64 files per
-source, evenly spread over the sorted list, and skips validation text. If no document of a source is in the sample, the
-beginning of its first one is used.
+A hash of the text selects documents, so that copies of a document are in the same split. The sample contains documents
+of at most 64 files per source, evenly distributed over the sorted list, and no validation text. If the sample contains
+no document of a source, the beginning of the source's first document is used.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.training import TrainingText, train_on_lines, training_text
 
 _MAX_FILES = 64
-# Compressed text and code take about a quarter of their bytes; only the fraction of documents to try depends on it.
+# Compression ratio of text and code; it affects only the fraction of documents in the sample.
 _BYTES_PER_DISK_BYTE = 4
 
 
 def hash_to_unit_interval(text: TextLike) -> float:
-    """Return a number in [0, 1) that is a hash of a text's UTF-8 bytes."""
+    """Return a hash of a text's UTF-8 bytes as a number in [0, 1)."""
     digest = hashlib.blake2b(digest_size=8)
     for chunk in iter_utf8_chunks(text):
         digest.update(chunk)
@@ -35,7 +35,7 @@ def hash_to_unit_interval(text: TextLike) -> float:
 
 
 def split_tail(text: TextLike, fraction: float) -> tuple[TextLike, TextLike]:
-    """Return a text without its tail, and the tail: the last `fraction` of its UTF-8 bytes, cut between characters.
+    """Split a text between characters into a first part and a tail, the last `fraction` of its UTF-8 bytes.
 
     The tail is empty if the text is too short for two parts.
     """
@@ -51,19 +51,21 @@ def split_tail(text: TextLike, fraction: float) -> tuple[TextLike, TextLike]:
 def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -> tuple[Path, TrainingText]:
     """Train a Llama-style BPE on a sample of the recipe's sources; return the recipe's tokenizer folder and the text.
 
-    Raises InputError if that folder contains a tokenizer, on which a store or a run may depend, or if the sources have
-    no text.
+    Raises InputError if the sources have no text, or if the folder contains a tokenizer, because a store or a run may
+    use this tokenizer.
     """
     folder = Path(recipe.tokenizer)
     if folder.is_file():
         raise InputError(f"tokenizer: {folder} is a file; name a folder for the trained tokenizer")
-    if (folder / "tokenizer.json").exists():  # written last: without it the folder is from an interrupted command
+    if (folder / "tokenizer.json").exists():  # written last; without this file, the command was interrupted
         raise InputError(f"tokenizer: {folder} exists; name another folder in the recipe, or delete it")
     if (folder / "tokenizer.model").exists():
         try:
             Tokenizer.load(folder)
-        except InputError as error:  # not written by this program
-            raise InputError(f"{first_line(error)}; it is kept: name another folder in `tokenizer`") from None
+        except InputError as error:  # the file is not from this program
+            raise InputError(
+                f"{first_line(error)}; the file is not overwritten, so name another folder in `tokenizer`"
+            ) from None
     reasons: Counter[str] = Counter()
     text = training_text(sample_texts(recipe, sample_bytes, reasons))
     if not text.lines and reasons:
@@ -74,9 +76,9 @@ def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -
 
 
 def sample_texts(recipe: Recipe, sample_bytes: int, rejected: Counter[str] | None = None) -> Iterator[str]:
-    """Yield about `sample_bytes` of training text, each source by its weight, always the same for the same files.
+    """Yield about `sample_bytes` of training text, divided among the sources by weight.
 
-    Rows without training text are counted in `rejected`, by reason.
+    The same files always produce the same sample. Rows without training text are counted in `rejected`, by reason.
     """
     rejected = Counter() if rejected is None else rejected
     sources = recipe.data.sources
@@ -98,7 +100,7 @@ def sample_texts(recipe: Recipe, sample_bytes: int, rejected: Counter[str] | Non
                     yield text
                 done += file.size
                 bar.show(done)
-            if is_empty and fraction:  # so few documents that no hash is in the fraction
+            if is_empty and fraction:  # the source has so few documents that no hash is in the range
                 path = files[name][0].path
                 texts = _sample_file(path, source, 1.0, recipe.data.validation_fraction, Counter())
                 yield from (text[: int(wanted_bytes)] for text in islice(texts, 1))

@@ -1,7 +1,7 @@
-"""Which files a source has, of which kind and in which split.
+"""Listing of a source's files, with the kind and the split of each file.
 
-Files are sorted by path, so the order of a listing does not matter. Before any work is done, this module checks that
-the files that the recipe names exist and that none is read twice. Files of other kinds are counted by their suffixes.
+Files are sorted by path, so the order of a folder's listing does not matter. Before any work starts, this module checks
+that the recipe's files exist and that no file is read twice. Files of other kinds are counted by suffix.
 """
 
 import codecs
@@ -46,11 +46,11 @@ _FORMAT_KINDS = {
     "csv": ("csv",),
     "huggingface": ("lines", "parquet", "csv", "arrow"),
 }
-"""Kinds of files that a format reads."""
+"""Kinds of files for each format."""
 _WITHOUT_JSON_LINES = "ending .json without one JSON object per line"
 _HEAD_BYTES = 1 << 16
 _MAX_NAMED_REASONS = 5  # in a message
-# The hub's words for a split (datasets/data_files.py), and its names for files about a data set.
+# The hub's words for a split (datasets/data_files.py), and the names of files that describe a data set.
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
@@ -77,12 +77,12 @@ def text_field(source: Source) -> str:
 
 
 def language_of(path: str) -> str:
-    """Return Starcoderdata's name for the language of a file: its folder."""
+    """Return Starcoderdata's name for the language of a file, which is the name of the file's folder."""
     return Path(path).parent.name
 
 
 def split_suffixes(name: str) -> tuple[str, str, str]:
-    """Return the stem, suffix and compression suffix of a name, in lower case; `""` for a suffix that it lacks."""
+    """Return the stem, suffix and compression suffix of a name, in lower case; a missing suffix is `""`."""
     stem, compression = _split_last_suffix(name)
     if compression not in COMPRESSIONS:
         return stem, compression, ""
@@ -97,18 +97,18 @@ def _split_last_suffix(name: str) -> tuple[str, str]:
 
 
 def compression_of(name: str) -> str | None:
-    """Return the compression that a file's name declares, None if it declares none."""
+    """Return the compression that a file's name declares, or None."""
     return COMPRESSIONS.get(_split_last_suffix(name)[1])
 
 
 def file_kind(name: str, format: str) -> str:
-    """Return the kind that a file is read as; a file that the recipe names may have any suffix."""
+    """Return the kind of a file: the format's only kind, or the kind of the suffix (lines if it is unknown)."""
     kinds = _FORMAT_KINDS[format]
     return kinds[0] if len(kinds) == 1 else _KINDS.get(split_suffixes(name)[1], "lines")
 
 
 def _is_read(name: str, format: str) -> bool:
-    """Return whether a format reads a file that it finds in a folder."""
+    """Return whether a format reads a file with this name from a folder."""
     _, suffix, compression = split_suffixes(name)
     kind = _KINDS.get(suffix)
     return kind in _FORMAT_KINDS[format] and (not compression or kind in _COMPRESSIBLE_KINDS)
@@ -127,8 +127,8 @@ def skip_reason(name: str) -> str:
 def list_files(name: str, source: Source, skipped: Counter[str] | None = None) -> list[InputFile]:
     """Return every file of a source, sorted by path, and count the other files under its path in `skipped`, by reason.
 
-    Raises InputError if there is no file, if one cannot be read or would be read twice, if a folder that the recipe
-    names does not exist, or if a folder of Starcoderdata has other columns.
+    Raises InputError if there is no file, if a file cannot be read or would be read twice, if a folder in the recipe
+    does not exist, or if a folder of Starcoderdata has other columns.
     """
     skipped = Counter() if skipped is None else skipped
     other_paths: list[str] = []
@@ -191,7 +191,7 @@ def check_sources_disjoint(sources: Mapping[str, Source], files: Mapping[str, Se
 
 
 def _are_disjoint(first: Source, second: Source) -> bool:
-    """Return whether two sources that read the same files use no row in common."""
+    """Return whether two sources that read the same files use different rows."""
     if not first.format == second.format == "slimpajama" or not (first.include or second.include):
         return False  # rows of an unknown subset belong to every source that only excludes
     subsets = [set(source.include or SLIMPAJAMA_SUBSETS) - set(source.exclude) for source in (first, second)]
@@ -199,7 +199,7 @@ def _are_disjoint(first: Source, second: Source) -> bool:
 
 
 def _split_of(file: FileEntry, source: Source) -> str:
-    """Return the split that a file's folders and name declare, by the hub's rule: the first word of a split counts."""
+    """Return the split of a file: by the hub's rule, the first word for a split in its folders and name decides."""
     if source.format in ("slimpajama", "huggingface"):
         for part in file.parts:
             for word in re.split(r"[-._ 0-9]+", part.lower()):
@@ -226,7 +226,7 @@ def _check_no_duplicate_files(name: str, files: list[InputFile]) -> None:
 
 
 def _read_head(path: str) -> bytes:
-    """Return the first decompressed bytes of a file; its name if it cannot be read, which a later read will report."""
+    """Return the first decompressed bytes of a file, or its name if the file is unreadable; a later read reports it."""
     try:
         with open_input(path) as file:
             chunks = decompress(pyarrow.PythonFile(file), compression_of(path))
@@ -236,7 +236,7 @@ def _read_head(path: str) -> bytes:
 
 
 def _select_json_lines(found: list[FileEntry], skipped: Counter[str]) -> list[FileEntry]:
-    """Return the files without found .json files that do not have one object per line, such as metadata."""
+    """Return the files, except .json files without one object per line, such as metadata."""
     kept = [
         file
         for file in found
@@ -258,7 +258,7 @@ def _has_json_lines(file: FileEntry) -> bool:
 
 
 def _select_languages(name: str, source: Source, found: list[FileEntry], skipped: Counter[str]) -> list[FileEntry]:
-    """Return the files of the chosen languages; the first file of each must have the source's text column."""
+    """Return the files of the selected languages; each language's first file must have the source's text column."""
     folders: dict[str, list[FileEntry]] = {}
     for file in found:
         folders.setdefault(language_of(file.path), []).append(file)
@@ -274,7 +274,7 @@ def _select_languages(name: str, source: Source, found: list[FileEntry], skipped
 
 
 def _check_text_column(name: str, files: dict[str, FileEntry], column: str) -> None:
-    """Raise InputError with every folder whose file lacks the column, and the columns that it has."""
+    """Raise InputError with every folder whose file lacks the column, and the columns of this file."""
     lacking = {}
     for folder, file in files.items():
         with translate_read_errors(file.path), open_input(file.path) as content:
@@ -292,7 +292,7 @@ def _check_text_column(name: str, files: dict[str, FileEntry], column: str) -> N
 
 
 def _select_data_files(name: str, source: Source, found: list[FileEntry], skipped: Counter[str]) -> list[FileEntry]:
-    """Return the files with the rows of a data set's folder; if `datasets` saved it, those that its state lists."""
+    """Return the files with the rows of a data set; if `datasets` saved the folder, the files that its state lists."""
     data = found
     for state in [file for file in data if Path(file.path).name == "state.json"]:
         if (saved := _saved_files(state.path)) is None:
@@ -300,7 +300,7 @@ def _select_data_files(name: str, source: Source, found: list[FileEntry], skippe
         if missing := sorted(saved - {file.path for file in data}):
             raise InputError(f"{missing[0]}: missing, but {state.path} lists it; save the data set again")
         folder = state.path.removesuffix("state.json")
-        # The folder may also hold caches of datasets computed from the saved files.
+        # The folder may also contain caches of other data sets, computed from the saved files.
         data = [file for file in data if not file.path.startswith(folder) or file.path in saved]
     skipped.update(skip_reason(file.path) for file in set(found) - set(data))
     data = _select_json_lines(data, skipped)
@@ -314,7 +314,7 @@ def _select_data_files(name: str, source: Source, found: list[FileEntry], skippe
 
 
 def _saved_files(state: str) -> set[str] | None:
-    """Return the files that a state file of `datasets` lists; None if the file is something else."""
+    """Return the files that a state file of `datasets` lists; None if the file is not a state file."""
     with local_copy(state) as local:
         fields = read_json(local)
     if not isinstance(fields, dict) or "_data_files" not in fields:

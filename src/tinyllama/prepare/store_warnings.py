@@ -1,6 +1,6 @@
 """Warnings about a store's data, each with a remedy: files with few usable rows, sources without validation text.
 
-Completion records of tasks and the store's manifest list such files as "in doubt"; a store without any has no list.
+Completion records of tasks and the store's manifest list files with few usable rows as "in doubt".
 """
 
 import re
@@ -12,11 +12,11 @@ from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 
 HELD_OUT = "held out for validation"
-"""Reason under which documents of the validation split are counted."""
+"""Reason in the counts for documents of the validation split."""
 TAIL_HELD_OUT = "end held out for validation"
-"""Reason under which documents are counted whose end is in the validation split."""
+"""Reason in the counts for documents with a tail in the validation split."""
 MAX_LISTED_FILES = 100
-"""Largest number of files in doubt that a manifest lists per source."""
+"""Maximum number of files in doubt that a manifest lists per source."""
 _MAX_SHOWN_FILES = 10
 _SET_TEXT_FIELD = "set the source's text to the field or column that contains the documents"
 _REMEDIES = {
@@ -40,7 +40,7 @@ def rejection_remedy(reasons: Counter[str]) -> str:
 
 
 def file_warning_lines(manifest: Mapping[str, Any]) -> list[str]:
-    """Return a line for each of the first files in doubt, from the store's manifest."""
+    """Format one line for each of the first files in doubt, from the store's manifest."""
     lines: list[str] = []
     for fields in manifest["sources"].values():
         found = fields.get("files_in_doubt", {"count": 0, "first": []})
@@ -56,7 +56,7 @@ def _file_warning(entry: dict[str, Any]) -> str:
         return f"{entry['file']}: contains no rows; exclude it if this is not intended"
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.most_common())
     remedy = rejection_remedy(rejected)
-    if remedy == _SET_TEXT_FIELD and rejected.total() < entry["rows"]:  # other rows have the field
+    if remedy == _SET_TEXT_FIELD and rejected.total() < entry["rows"]:  # if other rows have the field
         remedy = "add a text to these rows, or remove them"
     return f"{entry['file']}: {rejected.total():,} of {entry['rows']:,} rows rejected ({reasons}); {remedy}"
 

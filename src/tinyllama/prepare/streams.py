@@ -1,8 +1,8 @@
 """Decompressed bytes of a raw file, as chunks, lines or documents of any length, in bounded memory.
 
-Arrow's streams detect a truncated gzip member or zstd frame, which zstandard's own reader does not, and return little
-at a time however far the bytes expand. Arrow has no xz, and Python's `LZMAFile` ignores a damaged stream after the
-first one, so the `lzma` decompressor is used directly.
+Arrow's streams detect a truncated gzip member or zstd frame, but zstandard's own reader does not. They return small
+amounts at a time, even for a high compression ratio. Arrow does not support xz, and Python's `LZMAFile` ignores a
+damaged stream after the first stream, so this module uses the `lzma` decompressor directly.
 """
 
 import codecs
@@ -22,7 +22,7 @@ from tinyllama.errors import InputError
 from tinyllama.prepare.files import error_reason
 
 LONG_BYTES = 32 << 20
-"""Size in bytes above which a document stays UTF-8: a single emoji makes a Python string four times as large."""
+"""Size in bytes above which a document stays UTF-8, because one emoji makes a Python string four times as large."""
 LONGEST_BYTES = 256 << 20
 """Size in bytes above which a document, or a line of JSON, is rejected; bounds the memory of a reader."""
 TOO_LONG = f"longer than {LONGEST_BYTES >> 20} MiB"
@@ -40,7 +40,7 @@ _ARCHIVES = (
     ("lz4", 0, b"\x04\x22\x4d\x18"),
     ("tar", 257, b"ustar"),
 )
-"""Name of each kind of archive, and the bytes that identify it, with their offset."""
+"""Name of each kind of archive, and its identifying bytes with their offset."""
 # The second alternative of zstd is a skippable frame, which parallel compressors write first.
 _COMPRESSIONS = {
     "gzip": re.compile(rb"\x1f\x8b"),
@@ -60,19 +60,19 @@ class RawFile:
     name: str
     """Path or URL in the source, for messages."""
     compression: str | None
-    """Compression that its name declares."""
+    """Compression that the file's name declares."""
     max_ratio: int
-    """Largest ratio of decompressed to stored bytes."""
+    """Maximum ratio of decompressed to stored bytes."""
 
 
 class DecompressionLimit:
-    """Number of bytes that a file may still decompress to: a few kilobytes can hold terabytes of one letter."""
+    """Limit of a file's decompressed bytes, since a file of a few kilobytes can expand to terabytes."""
 
     def __init__(self, file: RawFile) -> None:
         self.file, self.remaining = file, max(_UNLIMITED_BYTES, file.local.stat().st_size * file.max_ratio)
 
     def spend(self, count: int) -> None:
-        """Count decompressed bytes. Raises InputError if there are too many."""
+        """Count decompressed bytes. Raises InputError if the total exceeds the limit."""
         self.remaining -= count
         if self.remaining < 0:
             raise InputError(
@@ -86,7 +86,7 @@ def translate_read_errors(path: str) -> Iterator[None]:
     """Convert the errors of reading a damaged file to an InputError that names it."""
     try:
         yield
-    except MemoryError:  # arrow's own is an ArrowException too
+    except MemoryError:  # arrow's own MemoryError is also an ArrowException
         raise
     except READ_ERRORS as error:
         match error:
@@ -106,14 +106,14 @@ def translate_read_errors(path: str) -> Iterator[None]:
 
 
 def iter_lines(file: RawFile) -> Iterator[tuple[int, bytes | bytearray | None]]:
-    """Yield line numbers from 1 and lines without their line ends; skip blank lines.
+    """Yield line numbers, counted from 1, and lines without their line ends; skip blank lines.
 
-    A line longer than LONGEST_BYTES is None. Raises like `iter_chunks`.
+    A line longer than LONGEST_BYTES is None. Raises the same errors as `iter_chunks`.
     """
     # One buffer grows with a long line. Each line is popped before it is yielded, so that no reference keeps it alive.
     tail, number, is_too_long = bytearray(), 1, False
     for chunk in chain(iter_chunks(file), [b"\n"]):
-        if not tail and chunk.isspace():  # makes millions of empty lines cheap
+        if not tail and chunk.isspace():  # a fast path for millions of empty lines
             number += chunk.count(b"\n")
             continue
         first, *rest = chunk.split(b"\n")
@@ -141,8 +141,8 @@ def _is_nonblank(line: bytes | bytearray) -> bool:
 def iter_documents(file: RawFile, separator: str) -> Iterator[bytes | bytearray | None]:
     """Yield the documents of a text file without the separators between them; skip blank documents.
 
-    A separator that consists of newlines matches that many or more, with Unix or Windows line ends. A document longer
-    than LONGEST_BYTES is None. Raises like `iter_chunks`.
+    A separator of n newlines matches n or more newlines, with Unix or Windows line ends. A document longer than
+    LONGEST_BYTES is None. Raises the same errors as `iter_chunks`.
     """
     are_newlines = not separator.strip("\n")
     pattern = re.compile(rb"(?:\r?\n){%d,}" % len(separator) if are_newlines else re.escape(separator.encode()))
@@ -153,7 +153,7 @@ def iter_documents(file: RawFile, separator: str) -> Iterator[bytes | bytearray 
 
     tail, is_too_long = bytearray(), False
     for chunk in iter_chunks(file):
-        start = max(0, len(tail) - max_separator_bytes)  # a separator that this chunk completes may begin here
+        start = max(0, len(tail) - max_separator_bytes)  # a separator may begin here and end in this chunk
         tail += chunk
         found = pattern.search(tail, start)
         if len(tail) > LONGEST_BYTES and not found:
@@ -179,7 +179,7 @@ def iter_documents(file: RawFile, separator: str) -> Iterator[bytes | bytearray 
 
 
 def read_bytes(file: RawFile) -> bytearray | None:
-    """Return all bytes of a file; None if they are more than LONGEST_BYTES. Raises like `iter_chunks`."""
+    """Return all bytes of a file; None if the size exceeds LONGEST_BYTES. Raises the same errors as `iter_chunks`."""
     data = bytearray()
     for chunk in iter_chunks(file):
         data += chunk
@@ -201,7 +201,7 @@ class _ChunkReader(io.RawIOBase):
         self._chunks, self._left = chunks, memoryview(b"")
 
     def readable(self) -> bool:
-        """Return True, as io requires of a file that is open for reading."""
+        """Return True, which io requires for a file that is open for reading."""
         return True
 
     def readinto(self, buffer: Any) -> int:
@@ -216,7 +216,7 @@ def iter_chunks(file: RawFile) -> Iterator[bytes]:
     """Yield the decompressed bytes of a file, about a megabyte at a time, without a byte order mark at the beginning.
 
     Raises InputError if the file is an archive, has another compression than its name declares, or exceeds its
-    `max_ratio`; an error of READ_ERRORS if it is truncated or damaged.
+    `max_ratio`. Raises an error of READ_ERRORS if the file is truncated or damaged.
     """
     with file.local.open("rb") as raw:
         _check_compression(raw.read(_HEAD_BYTES), file)
@@ -232,7 +232,7 @@ def iter_chunks(file: RawFile) -> Iterator[bytes]:
 
 
 def _check_compression(head: bytes, file: RawFile) -> None:
-    """Raise InputError if the first bytes of a file are an archive's or contradict the declared compression."""
+    """Raise InputError if the first bytes of a file identify an archive or contradict the declared compression."""
     _check_no_archive(head, file.name)
     if file.compression and not head:
         raise InputError(f"{file.name}: empty; fetch it again or exclude it")

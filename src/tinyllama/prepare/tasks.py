@@ -1,7 +1,7 @@
 """Tasks of `prepare`: consecutive input files of one source, which become one shard.
 
-Tasks follow from the recipe and the input files alone, and each finished task writes a completion record. So neither
-the number of workers, nor the executor, nor an interruption can change a byte of the store.
+The tasks depend only on the recipe and the input files, and each finished task writes a completion record. Therefore
+the number of workers, the executor and interruptions do not change the store.
 """
 
 import math
@@ -16,13 +16,13 @@ from tinyllama.prepare.cleaning import CleaningStage, cleaning_stages
 from tinyllama.prepare.sources import InputFile, check_sources_disjoint, list_files
 from tinyllama.recipe import Recipe
 
-# At least 64 tasks per source, if each has a mebibyte, so that many workers have work on small data too. At full size
-# about 64 MiB of compressed files per task: 60 million tokens of SlimPajama, half a minute of one core. The number of
-# files per task is a power of two, so that a file of another size changes its own task and no other.
+# A source has at least 64 tasks if each task has at least one mebibyte, so that small data also uses many workers. For
+# large data, a task has about 64 MiB of compressed files: 60 million tokens of SlimPajama, half a minute on one core.
+# The number of files per task is a power of two, so that a change of a file's size affects only the file's own task.
 _MAX_TASK_BYTES, _MIN_TASK_BYTES, _MIN_TASKS = 64 << 20, 1 << 20, 64
 
 TOKENS = "tokens"
-"""Name of the last stage, which writes the shards; the stages before it are `Job.cleaning`."""
+"""Name of the last stage, which writes the shards; the earlier stages are `Job.cleaning`."""
 
 
 @dataclass(frozen=True)
@@ -36,24 +36,24 @@ class Task:
     files: tuple[str, ...]
     """Local paths or URLs."""
     validation_fraction: float
-    """Fraction of the text that goes to the validation split."""
+    """Fraction of the text in the validation split."""
 
     @property
     def name(self) -> str:
-        """Name of the task's files; unlike its rank, it does not change with the files of other tasks."""
+        """Name of the task's files; unlike the task's rank, this name does not depend on other tasks."""
         return f"{self.source}.{self.split}.{self.number:05d}"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe and its tasks: everything that a worker needs."""
+    """A recipe and its tasks, with all data that a worker needs."""
 
     recipe: Recipe
     tasks: tuple[Task, ...]
     inputs: dict[str, int]
     """Size of each input file in bytes."""
     skipped_files: dict[str, dict[str, int]]
-    """Number of files that each source does not read, by reason."""
+    """Number of skipped files of each source, by reason."""
     cleaning: tuple[CleaningStage, ...]
     """Stages before the tokens are written."""
 
@@ -69,7 +69,7 @@ class Job:
 
     @property
     def slurm(self) -> Path:
-        """Folder of Slurm's logs and job numbers, which stays when the store is finished."""
+        """Folder of Slurm's logs and job numbers, which is not deleted when the store is finished."""
         return self.store.with_name(f"{self.store.name}.slurm")
 
     @property
@@ -78,7 +78,7 @@ class Job:
         return {stage.name: stage.tasks for stage in self.cleaning} | {TOKENS: len(self.tasks)}
 
     def completion_record(self, stage: str, rank: int) -> Path:
-        """Return the file that marks task `rank` of a stage as done, with the hashes of what it read and wrote."""
+        """Return the file that marks task `rank` of a stage as done, with the hashes of its inputs and outputs."""
         name = self.tasks[rank].name if stage == TOKENS else f"{rank:06d}"
         return self.work / "receipts" / stage / f"{name}.json"
 
@@ -92,7 +92,7 @@ class Job:
         return self.work / "rejects" / f"{self.tasks[rank].name}.jsonl"
 
     def fingerprint(self, rank: int) -> list[Any]:
-        """Return what task `rank` reads, as JSON: a completion record with another fingerprint is of another task."""
+        """Return the inputs of task `rank` as JSON; equal fingerprints mean that a completion record is still valid."""
         task = self.tasks[rank]
         return [[file, self.inputs[file]] for file in task.files] + [task.validation_fraction]
 

@@ -1,6 +1,6 @@
-"""One task of `prepare`: rows to documents, cleaning, tokens, a shard, a completion record.
+"""One task of `prepare`: reading of documents, cleaning, tokenization, and writing of a shard and a completion record.
 
-The completion record has the hashes of what the task read and wrote; a task that has one is not done again.
+The completion record has the hashes of the task's inputs and outputs. A task with a completion record is not repeated.
 """
 
 import errno
@@ -40,10 +40,10 @@ _REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
 _MAX_REJECTS_BYTES = 1 << 28
-"""Largest size of a task's list of rejected rows; further ones are only counted."""
+"""Maximum size of a task's list of rejected rows in bytes; further rows are only counted."""
 _REPAIRED = "lone surrogates became U+FFFD"
 
-logger.disable("datatrove")  # every worker would announce every task, which the progress bar shows
+logger.disable("datatrove")  # every worker would log every task, but the progress bar already shows the tasks
 
 
 @dataclass
@@ -52,15 +52,15 @@ class TaskStats:
 
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    """Number of rows that are not used, by reason."""
+    """Number of dropped rows, by reason."""
     changed: Counter[str] = field(default_factory=Counter)
-    """Number of rows that are used with a change, by reason."""
+    """Number of changed rows, by reason."""
     warnings: list[dict[str, Any]] = field(default_factory=list)
     """See `FileCounts.warnings`."""
     inputs: list[dict[str, Any]] = field(default_factory=list)
-    """Path, bytes and SHA-256 of each input, and its number of documents in each split."""
+    """Path, size in bytes and SHA-256 of each input, and its number of documents in each split."""
     contaminated: list[dict[str, list[int]]] = field(default_factory=list)
-    """Matching items, by evaluation task, of each document dropped for them."""
+    """Matching items of each contaminated document, by evaluation task."""
     subsets: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
     """Number of documents, tokens and bytes of text, by split and subset."""
 
@@ -79,7 +79,7 @@ class TaskStats:
 
 
 def run_task(job: Job, stage: str, rank: int) -> None:
-    """Do task `rank` of a stage, unless it has a completion record.
+    """Run task `rank` of a stage, unless it has a completion record.
 
     Raises InputError if an input is not readable or the store is not writable.
     """
@@ -99,7 +99,7 @@ def run_task(job: Job, stage: str, rank: int) -> None:
 
 @contextmanager
 def translate_write_errors(store: Path) -> Iterator[None]:
-    """Raise InputError for a full disk, missing permissions or memory while the store is written."""
+    """Convert errors of writing the store (full disk, missing permissions, exhausted memory) to InputError."""
     try:
         yield
     except OSError as error:
@@ -116,7 +116,7 @@ def translate_write_errors(store: Path) -> Iterator[None]:
 
 
 def _read_documents(job: Job, rank: int, stats: TaskStats) -> Iterator[Document]:
-    """Yield the usable rows of a task's files; count the others, and list those at fault in the rejects."""
+    """Yield the usable rows of a task's files; count the other rows, and list faulty rows in the rejects."""
     task = job.tasks[rank]
     source = job.recipe.data.sources[task.source]
     is_cleaned = source.clean != Cleaning()
@@ -181,7 +181,7 @@ def _tokenize(
     job: Job, task: Task, documents: Iterator[Document], stats: TaskStats, writers: dict[str, "ShardWriter"]
 ) -> None:
     """Write each document's tokens to its split and count it."""
-    pending: deque[tuple[str, dict[str, Any], int]] = deque()  # the tokenizer reads several texts ahead
+    pending: deque[tuple[str, dict[str, Any], int]] = deque()  # the tokenizer reads several documents ahead
 
     def texts() -> Iterator[TextLike]:
         for document in documents:
@@ -198,7 +198,7 @@ def _tokenize(
 
 
 def _assign_splits(job: Job, task: Task, text: TextLike) -> list[tuple[str, TextLike]]:
-    """Return a document's split and text, or those of both parts if its end is held out."""
+    """Return the split and the text of a document, or of both its parts if its tail is held out."""
     fraction = task.validation_fraction
     if not fraction:
         return [(task.split, text)]
@@ -210,15 +210,15 @@ def _assign_splits(job: Job, task: Task, text: TextLike) -> list[tuple[str, Text
 
 @lru_cache(maxsize=1)
 def cached_tokenizer(path: str) -> Tokenizer:
-    """Return the tokenizer, loaded once: forked workers inherit it, and its cache serves the next task too."""
+    """Return the tokenizer, which is loaded once; forked workers inherit it, and its cache is kept between tasks."""
     return Tokenizer.load(path)
 
 
 class ShardWriter:
     """Writer of one shard: `00000.tokens`, `.documents` and `.rows`, which appear when the block ends.
 
-    A shard without documents leaves no files. The hashes are of the bytes that were written, not of what a disk
-    returns. Ends and rows, 16 bytes per document, are kept in memory until then.
+    A shard without documents has no files. The hashes are of the bytes in memory, not of the bytes that a disk returns.
+    The ends and rows of documents, 16 bytes per document, are kept in memory until the block ends.
     """
 
     def __init__(self, folder: Path, number: int) -> None:

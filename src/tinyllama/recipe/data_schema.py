@@ -31,20 +31,20 @@ SlurmOption = Literal[
     "account", "comment", "constraint", "exclude", "exclusive", "gres", "licenses", "mail-type", "mail-user", "nice",
     "nodelist", "prefer", "priority", "qos", "reservation", "tmp", "wckey",
 ]  # fmt: skip
-"""Options of sbatch that a recipe may give. A line of a batch script holds several, so their values have no spaces."""
+"""Options of sbatch that a recipe may set. Their values have no spaces, since options share a batch script's line."""
 
 
 class Cleaning(RecipeModel):
     """Cleaning steps for one source, with datatrove's filters; none by default."""
 
     deduplicate: Literal["exact", "minhash"] | None = None
-    """Keep only the first of equal documents, or with minhash of near-equal documents of at least 5 words, across all
-    sources that set this."""
+    """Keep only the first of equal documents (`exact`) or near-equal documents of at least 5 words (`minhash`), across
+    all sources that set this field."""
     filters: tuple[Literal["gopher_repetition", "gopher_quality", "c4", "fineweb"], ...] = ()
     """Quality filters, applied in this order with the thresholds of their papers; `c4` also removes lines from
     documents."""
     decontaminate: Strings = ()
-    """Evaluation tasks. A document that shares `decontamination_words` consecutive words with an item is dropped."""
+    """Evaluation tasks. Documents that share `decontamination_words` consecutive words with an item are dropped."""
     decontamination_words: Count = 13
     """Length of the shared word sequence (13 in Brown et al. 2020, appendix C)."""
     language: str = "en"
@@ -57,21 +57,22 @@ class Source(RecipeModel):
     format: Literal["slimpajama", "starcoderdata", "jsonl", "parquet", "text", "csv", "huggingface"]
     """File format; `huggingface` is the folder of a data set, as downloaded or as saved by `datasets`."""
     path: Address
-    """Folder, file, glob or fsspec URL (`s3://…`). Files are read in sorted order, and folders recursively, without
+    """Folder, file, glob or fsspec URL (`s3://…`). Files are read in sorted order. Folders are read recursively, except
     names that begin with a dot."""
     weight: NonNegative
     """Share of each batch, relative to the weights of the other sources."""
     text: str | None = None
     """Field or column with the document; the default is `content` for Starcoderdata and `text` otherwise."""
     separator: Separator | None = None
-    """Separator between the documents of a text file: `"\\n\\n"` (blank lines), `"\\n"` (one document per line),
-    `"<|endoftext|>"`. Without it, a file is one document."""
+    """Separator between the documents of a text file: `"\\n\\n"` (blank lines), `"\\n"` (one document per line) or
+    `"<|endoftext|>"`. Without a separator, a file is one document."""
     holdout: Literal["tail"] | None = None
-    """Meaning of `data.validation_fraction`: a fraction of the documents, or with `tail` the end of each document."""
+    """Meaning of `data.validation_fraction`: a fraction of the documents (null), or the end of each document
+    (`tail`)."""
     max_compression_ratio: Count = 1000
-    """Maximum number of uncompressed bytes per byte of a compressed or Parquet file; `prepare` stops above it."""
+    """Maximum number of uncompressed bytes per byte of a compressed or Parquet file; above this, `prepare` stops."""
     include: Strings = ()
-    """Subsets to read (SlimPajama's `redpajama_set_name`, Starcoderdata's languages); all if empty."""
+    """Subsets to read (SlimPajama's `redpajama_set_name`, Starcoderdata's languages); if empty, all subsets."""
     exclude: Strings = ()
     """Subsets to skip."""
     clean: Cleaning = Cleaning()
@@ -108,11 +109,12 @@ class MixtureStage(RecipeModel):
     """A mixture that applies from a token count on."""
 
     from_tokens: TokenCountOrZero
-    """Number of trained tokens at which the mixture begins; it applies from the next step."""
+    """Number of trained tokens after which the mixture applies, from the next step on."""
     weights: dict[str, NonNegative]
     """Weight of each source; 0 for sources that are not named."""
     ramp_tokens: TokenCountOrZero = 0
-    """Tokens over which the weights change from the previous mixture to this one, in up to 64 equal steps."""
+    """Number of tokens over which the weights change from the previous mixture to this mixture, in up to 64 equal
+    steps."""
 
 
 class Slurm(RecipeModel):
@@ -134,10 +136,10 @@ class Data(RecipeModel):
     store: str
     """Folder of the token store, which `prepare` writes and `train` reads."""
     workers: Count | Literal["auto"] = "auto"
-    """Maximum number of parallel tasks; does not change the store. `auto`: one per core, or all that the cluster
-    gives."""
+    """Maximum number of parallel tasks; does not change the store. `auto`: one per core of this machine or of the
+    cluster."""
     executor: Literal["local", "slurm", "ray"] = "local"
-    """What runs the tasks of `prepare`: local processes, Slurm jobs or a Ray cluster; does not change the store."""
+    """Executor of the tasks of `prepare`: local processes, Slurm jobs or a Ray cluster; does not change the store."""
     slurm: Slurm | None = None
     """Resources of the jobs; required if `executor` is slurm."""
     sources: dict[SourceName, Source] = Field(min_length=1)
@@ -147,8 +149,8 @@ class Data(RecipeModel):
     document: SpecialTokens = SpecialTokens()
     """Special tokens around each document."""
     validation_fraction: Fraction = 0.0005
-    """Fraction of the documents used for validation, chosen by content hash, in sources without a validation
-    split."""
+    """Fraction of the documents used for validation, in sources without a validation split. A content hash selects the
+    documents."""
 
     @model_validator(mode="after")
     def _check_mixture_schedule(self) -> Self:

@@ -11,13 +11,13 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Pattern of names that become folders."""
 PROTOCOLS = ("file", "local", "memory", "http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf")
-"""Allowed protocols of a source's URL. fsspec knows more, and some of them run code from a file."""
+"""Allowed protocols of a source's URL. fsspec supports more protocols, and some of them execute code from a file."""
 
 
 def parse_tokens(value: object) -> object:
-    """Return the number for a token count such as `3T`, `105B`, `20M`, `512K` or `2e6`; other types unchanged.
+    """Parse a token count such as `3T`, `105B`, `20M`, `512K` or `2e6`; return values of other types unchanged.
 
-    Raises ValueError for other text and for counts above 1e18.
+    Raises ValueError for other strings and for counts above 1e18.
     """
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -33,7 +33,7 @@ def parse_tokens(value: object) -> object:
 
 
 def check_protocol(path: str) -> str:
-    """Return a path or URL. Raises ValueError for a URL of a protocol that is not in PROTOCOLS, and for a chain."""
+    """Check and return a path or URL. Raises ValueError for chained URLs and for protocols not in PROTOCOLS."""
     protocol, is_url, _ = path.partition("://")
     if is_url and ("::" in path or protocol not in PROTOCOLS):
         raise ValueError(f"is not a supported URL; give a local path, or one URL of {', '.join(PROTOCOLS)}")
@@ -47,7 +47,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
-# YAML's plain and single-quoted strings, and a shell, do not interpret these escapes.
+# These escapes are interpreted here, because plain and single-quoted YAML strings and a shell do not interpret them.
 Separator = Annotated[
     str, Field(min_length=1), AfterValidator(lambda text: text.replace("\\n", "\n").replace("\\t", "\t"))
 ]
@@ -73,7 +73,7 @@ class RecipeModel(BaseModel):
     @field_validator("*")
     @classmethod
     def _reject_control_characters(cls, value: object, info: ValidationInfo) -> object:
-        # Strings are printed, and become paths and arguments. Only a separator may be one, such as a form feed.
+        # Strings are printed, and used as paths and arguments. Only a separator may contain a control character.
         inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
         texts = [text for text in inner if isinstance(text, str)]
         is_bad = any(visible(text) != text or set(text) & {"\n", "\t"} for text in texts)

@@ -1,4 +1,4 @@
-"""Recipes as YAML: reading a file, overriding fields, and one-line messages about the first problem."""
+"""Recipes as YAML: reading of files, overriding of fields, and one-line messages about the first problem."""
 
 import difflib
 import re
@@ -16,12 +16,12 @@ from tinyllama.errors import InputError
 _MAX_RECIPE_BYTES = 1 << 20
 """Size limit of a recipe; a comment of 100 MB takes 44 s to parse."""
 _AMBIGUOUS_NUMBER = re.compile(r"[-+]?(0[0-9_]|.*:)")
-"""Numbers in base 8 and 60 by YAML 1.1, in which 010 is 8 and 1:30 is 90."""
-# pydantic adds the failed member of a union to a location, such as data.workers.constrained-int.
+"""Numbers in base 8 and 60 according to YAML 1.1: 010 is 8, and 1:30 is 90."""
+# pydantic appends the failed member of a union to the location, as in data.workers.constrained-int.
 _PYDANTIC_UNION_TAG = re.compile(r"^(constrained-int|literal\[.*)$")
 
 _short = reprlib.Repr()
-_short.maxlevel = 3  # ten YAML aliases can stand for more lists than fit in memory
+_short.maxlevel = 3  # ten YAML aliases can expand to more lists than fit in memory
 _short.maxstring = _short.maxother = _short.maxlong = 100
 
 
@@ -32,9 +32,10 @@ def bundled_recipes() -> list[str]:
 
 
 def read_fields(source: str, overrides: Mapping[str, object]) -> tuple[Path, dict[str, Any]]:
-    """Return the path and the overridden fields of a recipe, which is a YAML file or the name of a bundled recipe.
+    """Return the path of a recipe and its fields after the overrides, without validation.
 
-    The fields are not validated. Raises InputError if the file is not a mapping in valid YAML.
+    `source` is a YAML file or the name of a bundled recipe. Raises InputError if the file is not a mapping in valid
+    YAML.
     """
     path = Path(source)
     if source in bundled_recipes():
@@ -72,9 +73,9 @@ def _override(fields: dict[str, Any], dotted: str, value: object) -> None:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML in which duplicate keys and ambiguous numbers are errors.
+    """YAML loader that rejects duplicate keys and ambiguous numbers.
 
-    Of two sources with the same name, one would otherwise be lost.
+    The standard loader would silently drop one of two sources with the same name.
     """
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -108,7 +109,7 @@ def _yaml_error(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """Return the value of a YAML text. Raises InputError with `name` and the line, also for a duplicate key."""
+    """Parse YAML. Raises InputError with `name` and the line number, also for a duplicate key."""
     try:
         return yaml.load(text, _StrictLoader)
     except RecursionError:
@@ -126,9 +127,9 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 def differences(*mappings: Mapping[str, Any]) -> list[tuple[str, tuple[Any, ...]]]:
-    """Return the dotted name and the values of each leaf that is not equal in all nested mappings.
+    """Return the dotted name and the values of each leaf that differs between nested mappings.
 
-    A value is None if its mapping lacks the leaf. Names are in the order in which they first appear.
+    A value is None if its mapping lacks the leaf. Names are in the order of their first appearance.
     """
     flat = [flatten(mapping) for mapping in mappings]
     values = {name: tuple(leaves.get(name) for leaves in flat) for leaves in flat for name in leaves}
@@ -146,17 +147,17 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def abbreviated_repr(value: object) -> str:
-    """Return a value's `repr`, with the middle of a long one omitted."""
+    """Return a value's `repr`; if it is long, without its middle."""
     return _short.repr(value)
 
 
 def printable(name: str) -> str:
-    """Return a name from a file; where it is long or not printable, its abbreviated `repr`."""
+    """Return a name from a file, or the abbreviated `repr` of a name that is long or not printable."""
     return name if name.isprintable() and len(name) <= _short.maxstring else abbreviated_repr(name)
 
 
 def format_validation_error(error: ValidationError, model: type[BaseModel]) -> str:
-    """Return place, value and remedy of the first problem in one line; `model` is the validated class."""
+    """Format the place, value and remedy of the first problem in one line; `model` is the validated class."""
     problem = error.errors()[0]
     place = [str(part) for part in problem["loc"] if not _PYDANTIC_UNION_TAG.search(str(part))]
     dotted = ".".join(map(printable, place))
@@ -183,6 +184,6 @@ def _suggest_field(place: list[str], model: type[BaseModel]) -> str:
 
 
 def suggest(name: str, known: Sequence[str], cutoff: float = 0.6) -> str:
-    """Return a hint with the known name most similar to `name`, or all if no similarity reaches `cutoff` (0 to 1)."""
+    """Return a hint: the known name most similar to `name`, or all names if no similarity reaches `cutoff` (0 to 1)."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(known) or 'none'}"

@@ -1,6 +1,6 @@
 """The fields of a recipe as frozen pydantic models. A field's docstring is its description in docs/recipe.md.
 
-The digest covers the fields that change the trained weights beyond rounding. A run compares it on resume.
+A recipe's digest covers the fields that change the trained weights beyond rounding. A run compares digests on resume.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class Model(RecipeModel):
     heads: Count
     """Number of query heads."""
     kv_heads: Count
-    """Number of key and value heads; each serves heads / kv_heads query heads."""
+    """Number of key and value heads; heads / kv_heads query heads share one."""
     ffn_dim: Count
     """Width of the SwiGLU feed-forward network."""
     context_length: Count = 2048
@@ -71,7 +71,8 @@ class Optimizer(RecipeModel):
     """Optimizer; weight decay applies to matrices only."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """AdamW; or Muon for the blocks' matrices, with updates scaled to AdamW's, and AdamW for the other parameters."""
+    """AdamW for all parameters; or Muon for the blocks' matrices, with update sizes scaled to those of AdamW, and AdamW
+    for the other parameters."""
     learning_rate: Positive
     """Peak learning rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
@@ -94,7 +95,7 @@ class Schedule(RecipeModel):
     final_learning_rate: NonNegative
     """Learning rate at the last step, at most the peak."""
     decay_fraction: PositiveFraction = 0.2
-    """WSD only: fraction of all steps, at the end, in which the learning rate decays."""
+    """For WSD only: length of the final decay, as a fraction of all steps."""
 
 
 class Train(RecipeModel):
@@ -107,15 +108,16 @@ class Train(RecipeModel):
     batch_sequences: Count
     """Global batch size per step, over all ranks."""
     micro_batch_sequences: Count
-    """Maximum micro-batch size per rank; the largest divisor of the rank's batch up to this is used."""
+    """Maximum micro-batch size per rank; the largest divisor of the rank's batch up to this maximum is used."""
     initial_weights: str | None = None
-    """Folder or hub name of a Hugging Face Llama whose weights training starts from; null initializes randomly."""
+    """Folder or hub name of a Hugging Face Llama with the initial weights; null initializes weights randomly."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Precision of computation; weights, optimizer state and accumulated gradients are always float32."""
     float8: bool = False
-    """Multiply the blocks' matrices in float8 with one scale per row (torchao); needs a GPU that supports it."""
+    """Compute the blocks' matrix products in float8 with one scale per row (torchao); needs a GPU that supports float8
+    matrix products."""
     deterministic: bool = False
-    """Use deterministic GPU kernels, which are slower; CPU kernels always are deterministic."""
+    """Use deterministic GPU kernels, which are slower; CPU kernels are always deterministic."""
     compile: bool = True
     """Compile the blocks with torch.compile."""
     z_loss: NonNegative = 0.0
@@ -149,7 +151,7 @@ class Train(RecipeModel):
         return -(-self.tokens // self.batch_tokens)
 
     def sequences_per_rank(self, ranks: int) -> int:
-        """Return the batch size of each rank. Raises InputError where the batch does not divide among the ranks."""
+        """Return the batch size of each rank. Raises InputError if the batch is not divisible by `ranks`."""
         if self.batch_sequences % ranks:
             raise InputError(
                 f"train.batch_sequences: {self.batch_sequences} sequences do not divide among {ranks} ranks; choose a "
@@ -158,7 +160,7 @@ class Train(RecipeModel):
         return self.batch_sequences // ranks
 
     def effective_micro_batch_size(self, ranks: int) -> int:
-        """Return the micro-batch size: the largest that divides a rank's batch, so that all passes have one shape."""
+        """Return the largest micro-batch size that divides a rank's batch, so that all passes have one shape."""
         size = self.sequences_per_rank(ranks)
         return next(count for count in range(min(size, self.micro_batch_sequences), 0, -1) if size % count == 0)
 
@@ -167,14 +169,16 @@ class Parallel(RecipeModel):
     """Distribution of the model over the ranks of torchrun."""
 
     shard: Count | Literal["auto"] = "auto"
-    """Number of ranks that shard the weights, such as the GPUs of one node; `auto`: all ranks / `replicate`."""
+    """Number of ranks that share one copy of the weights, such as the GPUs of one node; `auto`: number of all ranks
+    divided by `replicate`."""
     replicate: Count = 1
-    """Number of such groups, each with a full copy of the weights; above 1 is hybrid sharding (HSDP)."""
+    """Number of groups of ranks, each with a full copy of the weights; values above 1 are hybrid sharding (HSDP)."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """What the backward pass computes again: nothing, all but matrix products, or all but each block's input."""
+    """Activations that the backward pass recomputes: none, all except matrix products and attention (`selective`), or
+    all except each block's input (`full`)."""
 
     def mesh(self, ranks: int) -> tuple[int, int]:
-        """Return the number of replica groups and of ranks per group. Raises InputError where they do not match."""
+        """Return the number of groups and of ranks per group. Raises InputError if they do not match `ranks`."""
         shard = ranks // self.replicate if self.shard == "auto" else self.shard
         if shard * self.replicate != ranks:
             raise InputError(
@@ -190,20 +194,23 @@ class Checkpoint(RecipeModel):
     every_steps: Count = 1000
     """Number of steps between checkpoints; the last step always writes one."""
     keep: Count = 3
-    """Number of newest checkpoints to keep; those of milestones are never pruned."""
+    """Number of newest checkpoints to keep; checkpoints of milestones are never pruned."""
     asynchronous: bool = True
-    """Continue training while a copy in memory is written (12 bytes per parameter, sharded over the ranks)."""
+    """Continue training while the checkpoint is written. This needs a copy in memory of 12 bytes per parameter, sharded
+    over the ranks."""
     on_failure: Literal["stop", "continue"] = "stop"
-    """If a checkpoint cannot be written, such as on a full disk: stop, or continue and try at the next one."""
+    """Action if a checkpoint cannot be written, for example because the disk is full: stop, or continue until the next
+    checkpoint."""
 
 
 class Guard(RecipeModel):
     """Response to loss spikes, non-finite steps and stalls."""
 
     spike_window_steps: Annotated[int, Field(ge=8)] = 128
-    """Number of past losses that a new loss is compared with; no spike is detected before there are that many."""
+    """Number of past losses that a new loss is compared with; spike detection starts when this number is available."""
     spike_z_score: Positive = 6.0
-    """Standard deviations above the window's median at which a loss rolls the run back to its last checkpoint."""
+    """Distance of a loss above the window's median, in standard deviations, that causes a rollback to the last
+    checkpoint."""
     max_skips: CountOrZero = 3
     """Maximum number of consecutive steps skipped for a non-finite loss or gradient; one more rolls back."""
     max_rollbacks: CountOrZero = 3
@@ -216,17 +223,17 @@ class Release(RecipeModel):
     """Milestones, and the formats and evaluation of releases."""
 
     at_tokens: tuple[TokenCount, ...] = ()
-    """Milestones in tokens. The first step that reaches one writes a checkpoint that is never pruned; a sidecar
-    process releases and evaluates it."""
+    """Milestones in tokens. The first step that reaches a milestone writes a checkpoint that is never pruned. A sidecar
+    process releases and evaluates this checkpoint."""
     every_tokens: TokenCount | None = None
-    """Tokens between regular milestones, in addition to `at_tokens`."""
+    """Number of tokens between regular milestones, in addition to `at_tokens`."""
     formats: tuple[Literal["huggingface", "gguf", "ctranslate2"], ...] = ("huggingface",)
-    """Formats of a release: Hugging Face always; GGUF for llama.cpp (F16, Q8_0, Q4_K_M); CTranslate2 (int8,
-    float32)."""
+    """Formats of a release: `huggingface`, which is always written; `gguf` for llama.cpp (F16, Q8_0, Q4_K_M);
+    `ctranslate2` (int8, float32)."""
     tasks: tuple[str, ...] = ("hellaswag",)
     """Evaluation tasks of lm-eval."""
     limit: Count | None = None
-    """Maximum number of items per task, from its first item on; null means all."""
+    """Maximum number of items per task, from the task's first item on; null means all items."""
     baselines: tuple[str, ...] = ()
     """Hugging Face folders or hub names of models to evaluate once on the same items, at the first milestone."""
     license: str | None = None
@@ -303,11 +310,11 @@ class Recipe(RecipeModel):
 
     @property
     def has_milestones(self) -> bool:
-        """Whether the run releases checkpoints at token milestones."""
+        """Whether the recipe has milestones in tokens."""
         return bool(self.release.at_tokens or self.release.every_tokens)
 
     def milestone_steps(self) -> set[int]:
-        """Return the steps, counted from 1, that reach one of `release.at_tokens` or a multiple of `every_tokens`."""
+        """Return the steps, counted from 1, that reach a milestone of `release.at_tokens` or `release.every_tokens`."""
         batch, last, every = self.train.batch_tokens, self.train.steps, self.release.every_tokens
         tokens = {*self.release.at_tokens, *(range(every, last * batch + 1, max(every, batch)) if every else ())}
         return {step for step in (-(-count // batch) for count in tokens) if step <= last}
@@ -328,7 +335,7 @@ class Recipe(RecipeModel):
         return hashlib.sha256(json.dumps(self.fields_affecting_weights(), sort_keys=True).encode()).hexdigest()
 
 
-# Locations, names, and how the work is divided, monitored or stored do not change what is learned.
+# Locations, names, and the division, monitoring and storage of the work do not change the weights beyond rounding.
 _FIELDS_NOT_AFFECTING_WEIGHTS = re.compile(
     r"name$|tokenizer$|data\.(store|workers|executor|slurm.*|sources\.[^.]+\.(path|max_compression_ratio))$"
     r"|checkpoint\.|release\.|track\."

@@ -1,8 +1,8 @@
 """Exact conversion of text to token ids and back, several times as fast as SentencePiece.
 
-Reads tokenizer.json, tokenizer.model, a folder with either, or a hub name; writes a folder that transformers loads.
-Encoding looks up pretokens that were encoded before (`tokenizer.memo`). A vocabulary that does not allow this, such as
-GPT-2's, is encoded by its own library instead.
+This package reads tokenizer.json, tokenizer.model, a folder with either, or a hub name. It writes a folder that
+transformers can load. A cache contains the ids of short runs of text (`tokenizer.memo`). If a vocabulary does not allow
+exact splits between runs, as GPT-2's vocabulary does not, the library of its file format encodes the text.
 """
 
 import hashlib
@@ -52,13 +52,13 @@ class Tokenizer:
         return cls(read_tokenizer(source))
 
     def fitted(self, num_embeddings: int) -> "Tokenizer":
-        """Return the tokenizer for an embedding of `num_embeddings` rows. Raises InputError as `fit_to_embedding`."""
+        """Return the tokenizer for an embedding of `num_embeddings` rows; see `fit_to_embedding`."""
         backend = fit_to_embedding(self._backend, num_embeddings)
         return self if backend is self._backend else Tokenizer(backend)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what determines the ids; equal for the tokenizer.json and the tokenizer.model of one tokenizer."""
+        """SHA-256 of all settings that determine the ids; equal for the two file formats of one tokenizer."""
         canonical = json.dumps(self._backend.canonical(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -68,9 +68,9 @@ class Tokenizer:
         return self._backend.bos_prefix
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without BOS and EOS; a text that spells `<s>` is plain text.
+        """Return the ids of a text, without BOS and EOS; `<s>` in the text is plain text.
 
-        Raises InputError for a lone surrogate, which no encoding can hold.
+        Raises InputError for a lone surrogate, which UTF-8 cannot represent.
         """
         ids: list[int] = self.encode_array(text).tolist()
         return ids
@@ -80,7 +80,7 @@ class Tokenizer:
         return next(self.encode_documents([text], bos=False, eos=False))
 
     def encode_documents(self, texts: Iterable[TextLike], bos: bool = True, eos: bool = True) -> Iterator[TokenIds]:
-        """Yield one array of ids per text (a string or its UTF-8 bytes), with BOS before and EOS after it if wanted."""
+        """Yield one array of ids per document (a string or its UTF-8 bytes), with BOS and EOS if requested."""
         before, after = (
             np.array([self._special_token_id(name)] if wanted else [], self.dtype)
             for name, wanted in (("bos", bos), ("eos", eos))
@@ -94,7 +94,7 @@ class Tokenizer:
         return [np.array(self._backend.encode(encodable), self.dtype)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids; special tokens have none, and bytes that are not UTF-8 become U+FFFD."""
+        """Return the text of ids; special tokens have no text, and bytes that are not UTF-8 become U+FFFD."""
         numbers = [int(number) for number in ids]
         for number in numbers:
             if not 0 <= number < self.vocab_size:
@@ -104,14 +104,14 @@ class Tokenizer:
         return text
 
     def token_bytes(self) -> list[bytes]:
-        """Return the UTF-8 bytes that each id adds to a text; none for special tokens."""
+        """Return the UTF-8 bytes that each id adds to a text; special tokens add no bytes."""
         return [token_bytes(token) for token in self._backend.tokens()]
 
     @cached_property
     def incomplete_ids(self) -> frozenset[int]:
         """Ids after which the next token can still change the text before it: single bytes and special tokens.
 
-        A sequence of bytes is decoded together: if one of them forms no character, none of them does.
+        A sequence of byte tokens is decoded together. If one byte is invalid UTF-8, every byte becomes U+FFFD.
         """
         tokens = self._backend.tokens()
         return frozenset(number for number, token in enumerate(tokens) if token.type in ("byte", "special"))
@@ -119,7 +119,7 @@ class Tokenizer:
     def check_formats(self, names: Iterable[str]) -> None:
         """Raise InputError if one of a release's formats (huggingface, gguf, ctranslate2) cannot hold this tokenizer.
 
-        A run's folder stores the tokenizer in Hugging Face's format, whatever its releases contain.
+        A run's folder stores the tokenizer in Hugging Face's format, regardless of the formats of its releases.
         """
         for name in names:
             check_format(name, self._backend)
@@ -127,8 +127,8 @@ class Tokenizer:
     def save(self, directory: str | Path, context: int | None = None) -> None:
         """Write a folder that `transformers.AutoTokenizer` loads with the same ids: tokenizer.json and its settings.
 
-        `context` is the model's context length in tokens. A tokenizer.model of the same tokenizer is written too.
-        Raises InputError if a tokenizer.model has no equivalent tokenizer.json.
+        `context` is the model's context length in tokens. The tokenizer.model is also written, if there is one. Raises
+        InputError if a tokenizer.model has no equivalent tokenizer.json.
         """
         folder = Path(directory)
         names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": self.unk_id}
@@ -144,11 +144,11 @@ class Tokenizer:
         }
         path, document = folder / "tokenizer.json", json_bytes(self._backend.to_tokenizer_json())
         if path.is_file() and path.read_bytes() != document:
-            path.unlink()  # another tokenizer's file would look complete next to this one's files
+            path.unlink()  # an old tokenizer.json would make a folder of unfinished files look complete
         write_json(folder / "tokenizer_config.json", {k: v for k, v in settings.items() if v is not None})
         write_json(folder / "special_tokens_map.json", special)
         if (model := self._backend.sentencepiece_model()) is None:
-            (folder / "tokenizer.model").unlink(missing_ok=True)  # it would be another tokenizer's
+            (folder / "tokenizer.model").unlink(missing_ok=True)  # an old file belongs to another tokenizer
         else:
             with atomic_write(folder / "tokenizer.model") as file:
                 file.write(model)

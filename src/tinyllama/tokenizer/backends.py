@@ -1,8 +1,8 @@
-"""The two file formats of a tokenizer, each read and encoded by its own library.
+"""Backends for the two file formats of a tokenizer, each with its own library.
 
-tokenizer.model is read by SentencePiece and tokenizer.json by `tokenizers`; both backends have the same interface. A
-converted file is written only after a proof: all tokens in random order, runs of up to 69 spaces and a sample of every
-plane of Unicode must give SentencePiece's ids and text.
+SentencePiece reads tokenizer.model and `tokenizers` reads tokenizer.json; both backends have the same interface. A
+converted file is written only if it encodes and decodes test strings like SentencePiece: all tokens in random order,
+runs of up to 69 spaces, and a sample of every plane of Unicode.
 """
 
 import itertools
@@ -41,7 +41,7 @@ from tinyllama.tokenizer.conversion import (
 NAMES = ("tokenizer.json", "tokenizer.model")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_VOCAB_SIZE = 1 << 24
-"""Largest vocabulary that is read: a bogus id would otherwise allocate lists of that length."""
+"""Largest vocabulary that is read; a wrong, very large id would otherwise allocate lists of its size."""
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n")
 """A line of Llama 3's tokenizer.model."""
 
@@ -86,7 +86,7 @@ class SentencePieceBackend:
 
     def encode_pretokens(self, pretokens: list[str]) -> list[list[int]]:
         """Return the ids of parts of a text, without the dummy prefix."""
-        # One call each: a call with a list starts threads, which takes 80 µs.
+        # One call per pretoken: a call with a list starts threads, which takes 80 µs.
         return list(map(self._without_prefix.encode, pretokens))
 
     def tokens(self) -> list[Token]:
@@ -103,7 +103,7 @@ class SentencePieceBackend:
 
     @cached_property
     def converted(self) -> "HuggingFaceBackend":
-        """Equivalent tokenizer.json. Raises InputError if `tokenizers` gives other ids or text than SentencePiece."""
+        """Equivalent tokenizer.json. Raises InputError if its ids or text differ from those of SentencePiece."""
         unk, bos, eos = (self.token(number) for number in (self.unk_id, self.bos_id, self.eos_id))
         settings = {"bos_token": bos, "eos_token": eos, "unk_token": unk}
         converted = HuggingFaceBackend(self.name, convert_model(self._proto, unk, bos), settings)
@@ -116,11 +116,11 @@ class SentencePieceBackend:
         return converted
 
     def to_tokenizer_json(self) -> dict[str, Any]:
-        """Return the contents of the equivalent tokenizer.json. Raises InputError as `converted` does."""
+        """Return the contents of the equivalent tokenizer.json. Raises the same errors as `converted`."""
         return self.converted.parsed
 
     def _remedy(self) -> str:
-        """Return what to do without an equivalent: the training options that differ from Llama 2's."""
+        """Return the remedy for a missing equivalent: the training options that differ from those of Llama 2."""
         found = self.normalizer
         options = {
             "normalization_rule_name=identity": found["rules"],
@@ -139,7 +139,7 @@ class SentencePieceBackend:
         return self._model
 
     def canonical(self) -> dict[str, Any]:
-        """Return what determines the ids, equal to the equivalent tokenizer.json's."""
+        """Return the settings that determine the ids, in the form of `conversion.canonical_form`."""
         return canonical_form(self._tokens, merges_by_score(self._proto), self.normalizer, self.encode_pretokens)
 
     def truncated(self, num_ids: int) -> Self:
@@ -150,7 +150,7 @@ class SentencePieceBackend:
 
 
 class HuggingFaceBackend:
-    """A tokenizer.json, encoded by `tokenizers`; text that spells a special token is plain text."""
+    """A tokenizer.json, encoded by `tokenizers`; the name of a special token in a text is plain text."""
 
     def __init__(
         self, name: str, document: dict[str, Any], settings: dict[str, Any], model: bytes | None = None
@@ -159,7 +159,7 @@ class HuggingFaceBackend:
         self._settings, self._model = settings, model
         try:
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.parsed))
-        except Exception as error:  # the library raises nothing more precise
+        except Exception as error:  # the library raises no more specific class
             reason = " ".join(str(error).split())
             raise InputError(
                 f"{name}: not a valid tokenizer.json for tokenizers {tokenizers.__version__} ({reason}); copy or "
@@ -202,7 +202,7 @@ class HuggingFaceBackend:
         return [[token.id for token in tokenize(pretoken.replace(" ", SPACE))] for pretoken in pretokens]
 
     def decode(self, ids: list[int]) -> str:
-        """Return the text of ids; special tokens have none, as in SentencePiece."""
+        """Return the text of ids; special tokens have no text, as in SentencePiece."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
@@ -228,18 +228,18 @@ class HuggingFaceBackend:
         return self
 
     def to_tokenizer_json(self) -> dict[str, Any]:
-        """Return the tokenizer.json to write: the parsed one, for a Llama-style tokenizer with a BOS template."""
+        """Return the parsed tokenizer.json, with a BOS template added for a Llama-style tokenizer."""
         return with_bos_template(self.parsed, self.token(self.bos_id)) if self.is_llama_style else self.parsed
 
     def sentencepiece_model(self) -> bytes | None:
-        """Return the tokenizer.model next to the file, if it is the same tokenizer."""
-        with suppress(InputError):  # another kind, such as Llama 3's, or damaged: tokenizer.json is used
+        """Return the tokenizer.model next to the tokenizer.json if both are equivalent, or None."""
+        with suppress(InputError):  # if damaged or of another kind, such as Llama 3's file, tokenizer.json is used
             if self._model and SentencePieceBackend(self.name, self._model).canonical() == self.canonical():
                 return self._model
         return None
 
     def canonical(self) -> dict[str, Any]:
-        """Return what determines the ids, equal to the equivalent tokenizer.model's."""
+        """Return the settings that determine the ids, in the form of `conversion.canonical_form`."""
         if not self.is_llama_style:
             return {key: self.parsed.get(key) for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
         return canonical_form(self.tokens(), self.merges(), LLAMA_NORMALIZER, self.encode_pretokens)
@@ -254,12 +254,12 @@ class HuggingFaceBackend:
         return [number for number, _ in itertools.takewhile(lambda pair: pair[1], marked)]
 
     def merges(self) -> list[tuple[str, str]]:
-        """Return the pairs of tokens that are merged, in order."""
+        """Return the pairs of tokens that BPE merges, in order."""
         merges = self.parsed["model"]["merges"]
         return [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
 
     def scores(self) -> list[float]:
-        """Return a score per id that reproduces the merges: the tokenizer.model's, or the negative rank of a merge."""
+        """Return a score per id that reproduces the merges: from the tokenizer.model, or a merge's negative rank."""
         if model := self.sentencepiece_model():
             return SentencePieceBackend(self.name, model).scores()
         ranks: dict[str, int] = {}
@@ -300,10 +300,10 @@ Backend = SentencePieceBackend | HuggingFaceBackend
 
 
 def fit_to_embedding(backend: Backend, num_embeddings: int) -> Backend:
-    """Return the tokenizer for an embedding of `num_embeddings` rows; every reader and writer applies this rule.
+    """Return the tokenizer without special tokens beyond an embedding of `num_embeddings` rows.
 
-    Special tokens beyond the rows, such as a padding token that was added later, are dropped with a warning: neither
-    texts nor models produce them. Raises InputError if any other token is beyond the rows.
+    Such special tokens, for example a padding token that was added later, are dropped with a warning, because neither
+    plain text nor the model produces them. Raises InputError if any other token is beyond the rows.
     """
     if backend.vocab_size <= num_embeddings:
         return backend

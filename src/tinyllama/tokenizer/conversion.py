@@ -1,8 +1,9 @@
 """Conversion of a tokenizer.model to the tokenizer.json with the same ids: pure functions over the two files' contents.
 
-SentencePiece merges the pair with the best score; a tokenizer.json lists its merges in order. So the merges are sorted
-by the score of their result. Llama 2's tokens of spaces alone have a score of -1e9 and come last: transformers' own
-conversion puts them elsewhere and is wrong where spaces repeat. Llama 2's 32,000 tokens give 61,249 merges in 0.1 s.
+SentencePiece merges the pair with the best score, and a tokenizer.json lists its merges in order. The conversion
+therefore sorts the merges by the score of their result. In Llama 2's vocabulary, tokens that consist of spaces have a
+score of -1e9, so their merges are last. transformers' own conversion orders these merges differently, and its ids are
+wrong for repeated spaces. The conversion of Llama 2's 32,000 tokens to 61,249 merges takes 0.1 s.
 """
 
 import base64
@@ -19,7 +20,7 @@ from tinyllama.errors import InputError
 SPACE = "▁"
 BYTES = frozenset(f"<0x{value:02X}>" for value in range(256))
 
-# Llama 2's normalizer, as it is described in `canonical_form` and in a tokenizer.json.
+# Llama 2's normalizer, in the forms of `canonical_form` and of a tokenizer.json.
 LLAMA_NORMALIZER = {"dummy_prefix": True, "extra_spaces_removed": False, "space_as_suffix": False, "rules": ""}
 LLAMA_PIPELINE: dict[str, Any] = {
     "normalizer": {
@@ -41,7 +42,7 @@ LLAMA_PIPELINE: dict[str, Any] = {
     },
 }
 
-# GPT-2 writes bytes as characters: printable ones as themselves, the others from U+0100 on, in order.
+# GPT-2 represents bytes as characters: a printable byte as itself, the other bytes from U+0100 on, in order.
 _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTE_LEVEL = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
@@ -69,8 +70,8 @@ def sentencepiece_tokens(model: ModelProto) -> list[Token]:
 def merges_by_score(model: ModelProto) -> list[tuple[str, str]]:
     """Return every split of a token into two tokens, in the order in which SentencePiece merges them.
 
-    For equal scores SentencePiece merges the leftmost pair first, so in a run of spaces one token grows to its full
-    length before the next begins. Among equal scores, merges with the longest result therefore come first.
+    For equal scores, SentencePiece merges the leftmost pair first. In a run of spaces, one token thus grows to its full
+    length before the next token begins. Among equal scores, merges with the longest result are therefore first.
     """
     pieces = [(piece.piece, piece.score) for piece in model.pieces if _PIECE_TYPES[piece.type] == "text"]
     pieces.sort(key=lambda piece: (-piece[1], -len(piece[0])))
@@ -112,7 +113,7 @@ def convert_model(model: ModelProto, unk: str | None, bos: str | None) -> dict[s
 
 
 def with_bos_template(document: dict[str, Any], bos: str | None) -> dict[str, Any]:
-    """Return a tokenizer.json that puts `bos` before a text when special tokens are requested, as Llama's does."""
+    """Return a tokenizer.json that adds `bos` before a text if special tokens are requested, like Llama 2's."""
     if bos is None:
         return document | {"post_processor": None}
     number = next(token["id"] for token in document["added_tokens"] if token["content"] == bos)
@@ -134,10 +135,10 @@ def canonical_form(
     normalizer: dict[str, Any],
     encode_pretokens: Callable[[list[str]], list[list[int]]],
 ) -> dict[str, Any]:
-    """Return a value that is equal for two files that encode alike. `Tokenizer.digest`, which stores hold, hashes it.
+    """Return a value that is equal for two files with equal encodings; `Tokenizer.digest` is its hash.
 
-    Converters order the merges of one result differently, which changes no id. They also order those of spaces alone
-    differently, which can change ids: the ids of runs of spaces represent these merges.
+    Different converters order the merges of the same result differently, but this order changes no id. The order of the
+    merges of spaces can change ids. The ids of runs of spaces represent these merges here.
     """
     blocks = itertools.groupby(merges, key=lambda merge: "".join(merge).strip(SPACE) and "".join(merge))
     return {
@@ -149,7 +150,7 @@ def canonical_form(
 
 
 def token_bytes(token: Token) -> bytes:
-    """Return the UTF-8 bytes that a token adds to a text; none for special tokens."""
+    """Return the UTF-8 bytes that a token adds to a text; a special token adds no bytes."""
     match token.type:
         case "special":
             return b""
@@ -161,7 +162,7 @@ def token_bytes(token: Token) -> bytes:
 
 
 def edge_case_texts(tokens: list[str]) -> Iterator[str]:
-    """Yield texts that expose wrong conversions: tokens in random order, runs of spaces, every plane of Unicode."""
+    """Yield test strings for conversions: tokens in random order, runs of spaces, every plane of Unicode."""
     shuffled = sorted(tokens)
     order = random.Random(0)
     for separator in ("", "", " ", "\n"):
@@ -176,9 +177,9 @@ def edge_case_texts(tokens: list[str]) -> Iterator[str]:
 
 
 def check_expansion(name: str, document: dict[str, Any]) -> None:
-    """Raise InputError if a tokenizer.json's normalizer or decoder can make a text more than 32 times as long.
+    """Raise InputError if a tokenizer.json's normalizer or decoder can lengthen a text by a factor above 32.
 
-    A hostile tokenizer could otherwise turn each letter into a gigabyte.
+    A hostile tokenizer could otherwise replace each letter by a gigabyte.
     """
     for part in ("normalizer", "decoder"):
         if _expansion_factor(document.get(part)) > _MAX_EXPANSION:
@@ -188,7 +189,7 @@ def check_expansion(name: str, document: dict[str, Any]) -> None:
 
 
 def _expansion_factor(step: Any) -> float:
-    """Return the largest number of characters that a step can make of one."""
+    """Return the largest number of characters that a step can produce from one character."""
     match step:
         case {"normalizers": list() as steps} | {"decoders": list() as steps}:
             return math.prod(map(_expansion_factor, steps))
@@ -202,7 +203,7 @@ def _expansion_factor(step: Any) -> float:
 
 
 def check_charsmap(name: str, charsmap: bytes) -> None:
-    """Raise InputError if SentencePiece's normalization rules can make a text more than 32 times as long."""
+    """Raise InputError if SentencePiece's normalization rules can lengthen a text by a factor above 32."""
     if charsmap and _longest_replacement(charsmap) > _MAX_EXPANSION:
         raise InputError(
             f"{name}: its normalization rules can make a text over {_MAX_EXPANSION} times as long; use another one"
@@ -210,9 +211,9 @@ def check_charsmap(name: str, charsmap: bytes) -> None:
 
 
 def _longest_replacement(charsmap: bytes) -> float:
-    """Return the characters of the longest replacement in SentencePiece's compiled normalization rules.
+    """Return the number of characters of the longest replacement in SentencePiece's compiled normalization rules.
 
-    The layout is the size of a trie as a 4-byte integer, the trie, and the replacements, each followed by a NUL
+    The layout of the rules is a trie's size as a 4-byte integer, the trie, and the replacements, each followed by a NUL
     (sentencepiece/src/normalizer.cc).
     """
     texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0")

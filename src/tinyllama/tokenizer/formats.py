@@ -1,7 +1,7 @@
-"""Whether a release format can hold a tokenizer, decided from the tokenizer alone without the format's library.
+"""Checks whether a release format can represent a tokenizer, without the library of the format.
 
-The writers of the formats and the check before `prepare` and `train` (`preflight`) both call these functions, so they
-refuse the same tokenizers with the same message.
+The writers of the formats and the check before `prepare` and `train` (`preflight`) both call these functions. Both
+therefore refuse the same tokenizers with the same message.
 """
 
 from collections.abc import Mapping
@@ -12,19 +12,19 @@ from tinyllama.tokenizer.backends import Backend, HuggingFaceBackend
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 _DIGITS = {"type": "Digits", "individual_digits": True}
 PRE_TOKENIZER_NAMES = (([_BYTE_LEVEL], "gpt-2"), ([_DIGITS, _BYTE_LEVEL], "smollm"))
-"""Pre-tokenizers of a byte-level tokenizer.json, and llama.cpp's name for each."""
+"""Pre-tokenizers of a byte-level tokenizer.json, and llama.cpp's name for each pre-tokenizer."""
 
 
 def check_format(format_name: str, backend: Backend) -> None:
-    """Raise InputError if a release format (huggingface, gguf or ctranslate2) cannot hold the tokenizer."""
+    """Raise InputError if a release format (huggingface, gguf or ctranslate2) cannot represent the tokenizer."""
     converted = backend.converted  # every format is written from the tokenizer.json
     if format_name == "gguf":
-        # Without an EOS token, llama.cpp ends a text at a token that it selects by its id.
+        # Without an EOS token, llama.cpp would end a text at an unrelated token, which it selects by a fixed id.
         _check_special_tokens(converted, format_name, {"eos_token": converted.eos_id})
         if not converted.is_llama_style:
             pre_tokenizer_name(converted)
     if format_name == "ctranslate2":
-        # CTranslate2 needs both special tokens, and numbers the tokens by their order.
+        # CTranslate2 needs both special tokens. The id of a token is its position in the list.
         _check_special_tokens(converted, format_name, {"bos_token": converted.bos_id, "eos_token": converted.eos_id})
         gap = next((number for number, (text, _) in enumerate(converted.tokens()) if not text), None)
         if gap is not None:
@@ -32,7 +32,10 @@ def check_format(format_name: str, backend: Backend) -> None:
 
 
 def pre_tokenizer_name(backend: HuggingFaceBackend) -> str:
-    """Return llama.cpp's name for the pre-tokenizer of a byte-level tokenizer.json. Raises InputError without one."""
+    """Return llama.cpp's name for the pre-tokenizer of a byte-level tokenizer.json.
+
+    Raises InputError if llama.cpp has no such pre-tokenizer.
+    """
     parsed, model = backend.parsed, backend.parsed["model"]
     changes = [key for key in ("dropout", "ignore_merges", "end_of_word_suffix") if model.get(key)]
     if parsed.get("normalizer") not in (None, {}, {"type": "Sequence", "normalizers": []}):

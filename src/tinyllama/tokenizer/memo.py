@@ -1,8 +1,9 @@
-"""Exact encoding with a cache of short runs of text; numpy looks up all runs of a text at once.
+"""Exact encoding with a cache of short runs of text, which numpy looks up for all runs of a text together.
 
-A split between two adjacent characters changes no token if no vocabulary entry contains them side by side: every BPE
-merge is then on one side of the split. The vocabulary determines which kinds of characters occur side by side. Between
-the splits are short runs, which repeat often. docs/benchmarks.md compares the speed with sentencepiece's.
+A split between two adjacent characters changes no token if no vocabulary entry contains the two characters next to each
+other, because every BPE merge is then on one side of the split. The vocabulary determines the kinds of characters that
+are adjacent in tokens. The runs between the splits are short and repeat often. docs/benchmarks.md compares the speed
+with that of SentencePiece.
 """
 
 import string
@@ -27,25 +28,28 @@ KINDS = (" ", string.ascii_letters, string.digits, "\n", "\t", string.punctuatio
 CONTROL, BEYOND_ASCII, BETWEEN_PIECES = len(KINDS), len(KINDS) + 1, len(KINDS) + 2
 NEWLINE = KINDS.index("\n")
 NEVER = 0xFF  # a byte that never occurs in UTF-8
-END = bytes([NEVER])  # follows each text: a split on both sides, and no token
+END = bytes([NEVER])  # follows each text, with a split on both sides; belongs to no token
 
-# A run of up to 254 spaces and 15 bytes is a key of two 64-bit numbers; longer ones are looked up in Python.
+# A run of up to 254 spaces and 15 bytes is a key of two 64-bit numbers; longer runs are looked up in Python.
 KEY_BYTES, KEY_SPACES = 15, 254
 RUN_BYTES = 110  # memory per cached run, in addition to the run's own bytes
-RUNS_A_CALL = 64  # runs per call of the library; more are not faster
+RUNS_A_CALL = 64  # runs per call of the library; more runs per call are not faster
 
 
 class Limits(NamedTuple):
-    """Limits of the memo's memory; no ids depend on them."""
+    """Limits of the memo's memory, which do not change the ids."""
 
     memo_bytes: int = 64_000_000
-    """Bytes of cached runs, about half a million (150 MB of code have 330,000); the slots take 13 MB more."""
+    """Bytes of cached runs: the default is enough for about 500,000 runs (150 MB of code have 330,000 runs).
+
+    The slots take another 13 MB.
+    """
     slot_bits: int = 19
-    """Base-2 logarithm of the number of runs that numpy looks up; the others are looked up in Python."""
+    """Base-2 logarithm of the number of runs that numpy looks up; the other runs are looked up in Python."""
     long_run_bytes: int = 1 << 12
-    """Bytes above which a run, such as Chinese without punctuation, is split between characters that never merge."""
+    """Size in bytes above which a run, such as Chinese text without punctuation, is split between other characters."""
     block_bytes: int = 1 << 17
-    """Bytes of a block: short texts are joined and long ones split, so that the arrays stay in the CPU's cache."""
+    """Size of a block in bytes. Short texts are joined and long texts split, so that arrays fit the CPU's cache."""
 
 
 DEFAULT_LIMITS = Limits()
@@ -59,7 +63,7 @@ def kind_of_bytes() -> bytes:
 
 
 def neighbours(pieces: Iterable[str]) -> npt.NDArray[np.bool_]:
-    """Return a matrix of kinds [before, after]: whether a token contains a byte of one directly before the other."""
+    """Return a matrix of kinds [before, after]: whether any token contains bytes of these kinds in this order."""
     text = bytes([NEVER]).join(piece.replace(SPACE, " ").encode() for piece in pieces)
     kinds = np.frombuffer(text.translate(kind_of_bytes()), np.uint8)
     found = np.zeros((BETWEEN_PIECES + 1,) * 2, np.bool_)
@@ -74,7 +78,7 @@ def can_cut_words(together: npt.NDArray[np.bool_]) -> bool:
 
 
 def joined_characters(pieces: list[str]) -> Bits:
-    """Return every pair of characters that a token contains side by side, in ascending order; never empty."""
+    """Return every pair of adjacent characters in tokens, in ascending order; never empty."""
     characters = np.frombuffer("".join(pieces).replace(SPACE, " ").encode("utf-32-le"), np.uint32)
     last = np.cumsum([len(piece) for piece in pieces])[:-1] - 1
     return np.unique(np.append(np.delete(_pairs(characters), last), np.uint64(0)))
@@ -85,13 +89,13 @@ def _pairs(characters: npt.NDArray[np.uint32]) -> Bits:
 
 
 def can_part_runs(together: npt.NDArray[np.bool_]) -> bool:
-    """Return whether a newline after a run changes none of its tokens: no token has one next to other characters."""
+    """Return whether no token contains a newline next to other characters, so that newlines can separate runs."""
     others = np.arange(len(together)) != NEWLINE
     return not (together[NEWLINE, others].any() or together[others, NEWLINE].any())
 
 
 class RunMemo:
-    """Encoder that caches the ids of runs; its memory is bounded, and its ids are exact whatever it holds.
+    """Encoder that caches the ids of runs, in bounded memory; the ids do not depend on the contents of the cache.
 
     `encode_runs` is the slow, exact encoding of a list of runs, without a dummy prefix. A full memo is cleared.
     """
@@ -115,7 +119,7 @@ class RunMemo:
         self._forget()
 
     def encode(self, texts: Iterable[TextLike]) -> Iterator[list[TokenIds]]:
-        """Yield the ids of each text in parts, with the dummy prefix; short texts are read ahead up to a block."""
+        """Yield the ids of each text in parts, with the dummy prefix; read short texts ahead, up to one block."""
         parts: list[TokenIds] = []
         for data, starts, ends in self._blocks(texts):
             ids, stops = self._look_up(data, starts, ends)
@@ -130,7 +134,7 @@ class RunMemo:
     def _blocks(self, texts: Iterable[TextLike]) -> Iterator[tuple[bytes, Ints, Ints]]:
         """Yield the texts as UTF-8 in blocks of complete runs, with the starts and ends of the runs' words.
 
-        The last run of a block may continue in the next block, and is moved there.
+        The last run of a block is moved to the next block, because it may continue there.
         """
         parts, size, rest = [b""], 0, b""
         for part in _parts(texts, self._limits.block_bytes):
@@ -164,7 +168,7 @@ class RunMemo:
         return np.sort(np.append(starts, cuts)), np.sort(np.append(ends, cuts))
 
     def _safe_cuts(self, word: bytes) -> Ints:
-        """Return the byte offsets in a word between two characters that no token contains side by side."""
+        """Return the byte offsets in a word between two characters that are adjacent in no token."""
         characters = np.frombuffer(word.decode().encode("utf-32-le"), np.uint32)
         offsets = np.cumsum(1 + (characters >= 0x80) + (characters >= 0x800) + (characters >= 0x10000))[:-1]
         pairs = _pairs(characters)
@@ -173,7 +177,7 @@ class RunMemo:
         return cuts
 
     def _look_up(self, data: bytes, starts: Ints, ends: Ints) -> tuple[TokenIds, Ints]:
-        """Return the ids of all runs, and where each run's ids end among them."""
+        """Return the ids of all runs, concatenated, and the end of each run's ids."""
         if self._held_bytes > self._limits.memo_bytes:
             self._forget()
         begins = np.concatenate(([0], ends[:-1]))
@@ -184,7 +188,7 @@ class RunMemo:
         if len(missed):
             codes[missed] = self._recall(data, begins[missed], ends[missed])
             kept = missed[is_short[missed]]
-            # of several runs with one slot in a block, all three arrays keep the last
+            # if several runs of a block have the same slot, all three arrays keep the last run
             self._low[slots[kept]], self._high[slots[kept]] = low[kept], high[kept]
             self._codes[slots[kept]] = codes[kept]
         return _gather(np.frombuffer(self._ids, self._dtype), codes)
@@ -201,9 +205,9 @@ class RunMemo:
         return np.fromiter(map(self._known.__getitem__, runs), np.int64, len(runs))
 
     def _encode_parted(self, runs: list[bytes]) -> tuple[TokenIds, Ints]:
-        """Return the ids of all runs, concatenated, and their counts; many runs are one text, with newlines between.
+        """Return the ids of all runs, concatenated, and the number of ids of each run.
 
-        A call of the library costs as much as the encoding of a run.
+        Newlines join many runs to one text, because a call of the library takes as long as the encoding of a run.
         """
         groups = (runs[first : first + RUNS_A_CALL] for first in range(0, len(runs), RUNS_A_CALL))
         texts = [b"\n".join((*group, b"")).replace(END, b"").decode() for group in groups]
@@ -212,7 +216,7 @@ class RunMemo:
         return ids[~is_newline], np.diff(np.flatnonzero(is_newline), prepend=-1) - 1
 
     def _encode_alone(self, runs: list[bytes]) -> tuple[TokenIds, Ints]:
-        """Return the same as `_encode_parted`, with each run as a separate text."""
+        """Return the same values as `_encode_parted`, but encode each run as a separate text."""
         encoded = self._encode_runs([run.replace(END, b"").decode() for run in runs])
         return np.fromiter(chain.from_iterable(encoded), self._dtype), np.array([*map(len, encoded)], np.int64)
 
@@ -242,7 +246,7 @@ def _parts(texts: Iterable[TextLike], size: int) -> Iterator[bytes]:
 
 
 _TOP_BYTE = np.uint64(56)
-# Odd constants, from the golden ratio and from xxHash, distribute the keys over the slots.
+# These odd constants, from the golden ratio and from xxHash, distribute the keys over the slots.
 _MIX_LOW, _MIX_HIGH = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 _PADDING = np.array([[NEVER] * 16] * (KEY_BYTES + 1), np.uint8)
 _PADDING[np.tri(KEY_BYTES + 1, 16, -1, np.bool_)] = 0
@@ -250,9 +254,10 @@ _PADDING_LOW, _PADDING_HIGH = _PADDING.view("<u8").T.copy()
 
 
 def _keys(data: bytes, begins: Ints, starts: Ints, ends: Ints) -> tuple[Bits, Bits, npt.NDArray[np.bool_]]:
-    """Return each run as two numbers, which only equal runs share, and whether it is short enough for a key.
+    """Return each run's key as two numbers, unique to the run, and whether the run is short enough for a key.
 
-    The word fills the bytes from the lowest, bytes that no text contains follow, the highest is the number of spaces.
+    The word fills the lowest bytes of a key. Then follow bytes that no text contains. The highest byte is the number of
+    spaces.
     """
     spaces, lengths = starts - begins, ends - starts
     is_short = (lengths <= KEY_BYTES) & (spaces <= KEY_SPACES)
@@ -264,7 +269,7 @@ def _keys(data: bytes, begins: Ints, starts: Ints, ends: Ints) -> tuple[Bits, Bi
 
 
 def _gather(ids: TokenIds, codes: Ints) -> tuple[TokenIds, Ints]:
-    """Return the ids of all runs, concatenated, and where each run's ids end."""
+    """Return the ids of all runs, concatenated, and the end of each run's ids."""
     counts, offsets = codes & 0xFFFFFFFF, codes >> 32
     stops = np.cumsum(counts)
     places = np.repeat(offsets - stops + counts, counts)

@@ -1,8 +1,9 @@
-"""Training of a Llama-style tokenizer on texts, and conversion of a tokenizer.model.
+"""Training of a Llama-style tokenizer on documents, and conversion of a tokenizer.model.
 
-SentencePiece trains, because its tokens keep letters, digits and punctuation apart as Llama 2's do, which
-`tokenizer.memo` relies on: 8,192 tokens from 22 MB take 5 s on one core. Tokens of spaces alone then get Llama 2's
-score of -1e9, so that an indented `return` becomes a run of spaces and the token `▁return`, which prose and code share.
+SentencePiece trains the tokenizer. Like Llama 2's tokens, its tokens do not mix letters, digits and punctuation, and
+`tokenizer.memo` relies on this. Training of 8,192 tokens on 22 MB takes 5 s on one core. Tokens that consist of spaces
+then get Llama 2's score of -1e9. An indented `return` thus becomes a run of spaces and the token `▁return`, which prose
+and code share.
 """
 
 import hashlib
@@ -28,9 +29,9 @@ EXCERPT_CHARACTERS = 100_000
 CHECKED_LINES = 2_000
 SPACES_SCORE = -1e9
 RESERVED = "\u2585"
-"""Character that SentencePiece's trainer uses for unknown ones: it drops every line with it, without an error."""
+"""Character that SentencePiece's trainer uses for unknown characters; it silently drops lines that contain it."""
 # Newlines, tabs and other control characters stay bytes, as in Llama 2. The last space of a run belongs to the next
-# word, as it does in use: otherwise four spaces of an indentation would become one token before a bare `return`.
+# word, as in encoding. Otherwise four spaces of an indentation would become one token before a `return` without space.
 _LINE_ENDS = re.compile(rf"[\x00-\x1f\x7f{RESERVED}]+|(?<= )(?= [^ ])")
 
 
@@ -40,7 +41,7 @@ class TrainingText:
 
     lines: list[str]
     unused: dict[str, int]
-    """Number of characters of the texts that are in no line, by reason; reasons without any are absent."""
+    """Number of unused characters of the documents, by reason; reasons with a count of 0 are absent."""
 
     @property
     def num_characters(self) -> int:
@@ -48,7 +49,7 @@ class TrainingText:
         return sum(map(len, self.lines))
 
     def __str__(self) -> str:
-        """Return one line about the characters that are used and those that are not."""
+        """Return one line with the numbers of used and unused characters."""
         unused = ", ".join(f"{count:,} {reason}" for reason, count in self.unused.items())
         return f"trained on {self.num_characters:,} characters" + (f"; not used: {unused}" if unused else "")
 
@@ -56,14 +57,14 @@ class TrainingText:
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a Llama-style BPE of `vocab_size` tokens on a sample of 20 million characters.
 
-    Ids 0, 1 and 2 are <unk>, <s> and </s>, the next 256 are the bytes. The same texts, in any order, give the same
-    files. Raises InputError if there is no text, or too little of it for that many tokens.
+    Ids 0, 1 and 2 are <unk>, <s> and </s>, and the next 256 ids are the bytes. The files do not depend on the order of
+    the documents. Raises InputError if there is no text, or too little text for `vocab_size` tokens.
     """
     return train_on_lines(training_text(texts), vocab_size)
 
 
 def training_text(texts: Iterable[str], num_characters: int = TRAINING_CHARACTERS) -> TrainingText:
-    """Sample the texts, split the sample into lines for SentencePiece, and count the characters that are in no line."""
+    """Sample the documents, split the sample into lines for SentencePiece, and count the unused characters."""
     seen = 0
 
     def count_characters() -> Iterator[str]:
@@ -84,14 +85,14 @@ def training_text(texts: Iterable[str], num_characters: int = TRAINING_CHARACTER
 
 
 def train_on_lines(text: TrainingText, vocab_size: int) -> Tokenizer:
-    """Train as `train_tokenizer` does, on text that is already sampled and split."""
+    """Train like `train_tokenizer`, but on text that is already sampled and split."""
     if not text.lines:
         raise InputError("tokenizer training: the texts are empty; give documents with words in them")
     with Bar("training the tokenizer", vocab_size, "tokens", rate="") as bar:
         bar.show(0, f"from {text.num_characters:,} characters")
         model = _train(text.lines, vocab_size)
         if not any(piece.piece == SPACE for piece in model.pieces):
-            # SentencePiece drops rare characters; its option required_chars keeps one
+            # SentencePiece drops rare characters; the option required_chars keeps the space
             model = _train(text.lines, vocab_size, required_chars=SPACE)
         bar.show(vocab_size)
     for piece in model.pieces:
@@ -116,17 +117,17 @@ def _check_decoding(tokenizer: Tokenizer, lines: list[str]) -> None:
 
 
 def convert_tokenizer(source: str | Path, directory: str | Path) -> None:
-    """Convert a tokenizer.model to the folder that `Tokenizer.save` writes, proved equal to SentencePiece.
+    """Convert a tokenizer.model to a folder, as written by `Tokenizer.save`, and check the ids against SentencePiece.
 
-    Raises InputError if the source is no tokenizer or has no equivalent tokenizer.json.
+    Raises InputError if the source is not a tokenizer or has no equivalent tokenizer.json.
     """
     Tokenizer.load(source).save(directory)
 
 
 def sample_excerpts(texts: Iterable[str], num_characters: int) -> list[str]:
-    """Return the excerpts with the lowest content hashes that hold `num_characters`.
+    """Return the excerpts with the lowest content hashes, up to a total of `num_characters` characters.
 
-    Takes one pass and constant memory; the order of the texts does not matter.
+    This takes one pass and constant memory. The order of the documents does not matter.
     """
     kept: list[tuple[int, str]] = []  # a heap with the highest hash on top
     size = 0
@@ -142,7 +143,7 @@ def sample_excerpts(texts: Iterable[str], num_characters: int) -> list[str]:
 
 
 def _train(lines: list[str], vocab_size: int, **options: Any) -> ModelProto:
-    """Return the model that SentencePiece trains; `options` are added to its trainer's options."""
+    """Train a model with SentencePiece; `options` are added to the options of its trainer."""
     model = io.BytesIO()
     try:
         SentencePieceTrainer.train(
@@ -154,12 +155,12 @@ def _train(lines: list[str], vocab_size: int, **options: Any) -> ModelProto:
             split_digits=True,
             allow_whitespace_only_pieces=True,
             remove_extra_whitespaces=False,
-            add_dummy_prefix=False,  # in use, only the first line of a document has it
+            add_dummy_prefix=False,  # in encoding, only the first line of a document has the prefix
             normalization_rule_name="identity",
             max_sentence_length=4 * EXCERPT_CHARACTERS,
             num_threads=1,
             minloglevel=2,
-            **options,  # the model stores options that are given, even empty ones
+            **options,  # the model stores every option that is passed, even if it is empty
         )
     except RuntimeError as error:
         reason = " ".join(str(error).rpartition("] ")[2].split())
