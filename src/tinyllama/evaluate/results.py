@@ -32,8 +32,8 @@ class Evaluation:
     precision: str
     """Dtype of the activations."""
     rows: dict[str, dict[str, float]]
-    """By task: each metric as a fraction with its `_stderr`, the numbers of `items` scored and of `total_items`, and,
-    for tasks with correct continuations, `bits_per_byte` (see `metrics.bits_per_byte`)."""
+    """By task: each metric as a fraction with its `_stderr`, and the numbers of scored `items` and of `total_items`.
+    Tasks with correct continuations also have `bits_per_byte` (see `metrics.bits_per_byte`)."""
     coverage: dict[str, str]
     """By task: a description of the scored items."""
     data: dict[str, str]

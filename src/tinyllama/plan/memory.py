@@ -1,8 +1,8 @@
 """Closed formulas for the memory that training needs on one GPU, per component.
 
 The formulas follow `model/` and FSDP2. They count the activations that a block saves for its backward pass, eager or
-compiled, and all tensors at the three moments that can be the peak. tests/plan/test_memory.py compares the formulas
-with torch's FSDP2 memory tracker.
+compiled. They also count all tensors at the three moments that can be the peak. tests/plan/test_memory.py compares the
+formulas with torch's FSDP2 memory tracker.
 """
 
 from dataclasses import dataclass
@@ -135,7 +135,7 @@ def _saved_for_backward(workload: Workload) -> dict[str, float]:
 
 
 def _peak_at_loss(workload: Workload) -> dict[str, float]:
-    """Return the temporary components during the loss: activations of the last norm, head gradient, one chunk of logits."""
+    """Return the temporary components during the loss: last norm's activations, head gradient, one chunk of logits."""
     head = (
         workload.tokens * (4 + 3 * workload.element_bytes) * workload.model.dim
         + 4 * workload.vocab_size * workload.model.dim

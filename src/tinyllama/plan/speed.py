@@ -81,7 +81,8 @@ def failure_overhead(
 
     The time with failures is from Daly (2006, doi:10.1016/j.future.2004.11.016, equation 13). The time is infinite if
     the run would never finish. The best interval is sqrt(2 x stall x time between failures) (Young 1974,
-    doi:10.1145/361147.361115), at least the time to write a checkpoint and at most the duration of the run.
+    doi:10.1145/361147.361115). The minimum is the time to write a checkpoint, and the maximum is the duration of the
+    run.
     """
     between_seconds = 3600 * gpu_hours_between_failures / gpus
     best = max(math.sqrt(2 * stall_seconds * between_seconds), write_seconds)

@@ -34,9 +34,9 @@ _GENERATION = "generation_config.json"
 def release_external_weights(source: str, formats: Sequence[str] = ALL_FORMATS, force: bool = False) -> Path:
     """Write `releases/NAME/` from a Hugging Face Llama's folder or hub name; return that folder.
 
-    Raises InputError if the source is not a Llama, if transformers computes different outputs, if a format's library is
-    missing, or if the release exists and `force` is false. Raises RunStoppedError if an engine rejects a file. If an
-    engine crashes, the release is written before RunStoppedError is raised.
+    Raises InputError if the source is not a Llama, or if transformers computes different outputs. Raises InputError
+    also if a format's library is missing, or if the release exists and `force` is false. Raises RunStoppedError if an
+    engine rejects a file. If an engine crashes, the release is written before RunStoppedError is raised.
     """
     llama = HuggingFaceLlama.open(source)
     _reject_escaping_symlinks(llama.folder)

@@ -44,9 +44,9 @@ def release_run(
     `source` is a run or a checkpoint. `formats`, `average` and `average_decay` replace the recipe's fields (see
     `schema.Release`). Each GGUF and CTranslate2 file is loaded once in its engine. With `in_transformers`, transformers
     also loads the Hugging Face folder, which takes seconds. Raises InputError if the checkpoint is missing, damaged or
-    does not match its run, if a format's library is missing, or if the release exists and `force` is false. Raises
-    RunStoppedError if an engine rejects a file. If an engine crashes, the release is written before RunStoppedError is
-    raised.
+    does not match its run. Raises InputError also if a format's library is missing, or if the release exists and
+    `force` is false. Raises RunStoppedError if an engine rejects a file. If an engine crashes, the release is written
+    before RunStoppedError is raised.
     """
     checkpoint = find_checkpoint(Path(source), step)
     run = checkpoint.run

@@ -1,8 +1,8 @@
 """Trackers next to training: one child process per tracker of the recipe, which follows the run's files.
 
-Training neither waits for a tracker nor fails with it, even if the tracker blocks, raises, runs out of memory, or hangs
-at the interpreter's exit. A failure is logged as an event and printed in one line. When training ends, each tracker has
-some seconds to deliver the last rows before it is killed. `main` is the child's program.
+Training neither waits for a tracker nor fails with it. A tracker may block, raise, run out of memory, or hang at the
+interpreter's exit. A failure is logged as an event and printed in one line. When training ends, each tracker has some
+seconds to deliver the last rows before it is killed. `main` is the child's program.
 """
 
 import contextlib

@@ -3,7 +3,7 @@
 This module writes through trackio's storage (and by SQL in `_empty`) instead of `trackio.init`. `trackio.init` asks the
 hub for the user, hides errors and writes from threads, whereas each call of the storage commits or raises. An entry
 that is added while a page is open starts hidden. Therefore all entries are created at the beginning: one per baseline,
-one for the vertical lines of releases, and one for the vertical lines of problems.
+and two for the vertical lines of releases and problems.
 """
 
 import importlib

@@ -42,7 +42,7 @@ from tinyllama.train.validation import validate
 def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
     """Train the recipe's model, or resume its run; return the run's folder.
 
-    Raises InputError if the store, the tokenizer, the number of ranks or an existing run do not fit the recipe, and
+    Raises InputError if the store, the tokenizer, the number of ranks or an existing run do not fit the recipe. Raises
     RunStoppedError if the run stops before its last step or a release is missing at the end.
     """
     hardware.tune_malloc()

@@ -1,7 +1,7 @@
 """The state of a training run on one rank: store, tokenizer, model and optimizers.
 
-The model is built on the meta device, sharded, and only then allocated, so no rank ever holds more than its shard and
-one full matrix. A weight's initial value depends only on the seed and the weight's name, not on the number of ranks.
+The model is built on the meta device, sharded, and only then allocated. No rank ever holds more than its shard and one
+full matrix. A weight's initial value depends only on the seed and the weight's name, not on the number of ranks.
 """
 
 import math
