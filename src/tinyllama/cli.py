@@ -60,7 +60,7 @@ def tokenizer_train(recipe: Recipe, vocab_size: int = 8192, sample_bytes: int = 
 
 
 def tokenizer_import(source: Positional[str], directory: Positional[Path]) -> None:
-    """Convert a tokenizer.model to a tokenizer folder, and prove that it gives the same ids as SentencePiece.
+    """Convert a tokenizer.model to a tokenizer folder, and check that its ids equal those of SentencePiece.
 
     Args:
         source: A tokenizer.model file, or a folder or hub name that contains one.
@@ -76,7 +76,7 @@ def prepare(recipe: Recipe, strict: bool = False) -> None:
     """Tokenize every source into the token store; resume an interrupted run.
 
     Args:
-        strict: Fail with exit status 2 if a file yields no document, or if most of its rows are rejected.
+        strict: Fail with exit status 2 if a file contains no usable row, or if most of its rows are rejected.
     """
     from tinyllama.api import prepare_store
     from tinyllama.prepare.inspection import prepared_lines
@@ -97,11 +97,11 @@ def inspect_store(
     row: int | None = None,
     tokenizer: str | None = None,
 ) -> int:
-    """Show a token store's counts, mixture, dropped rows and samples; or verify it; or trace a training sequence.
+    """Show a token store's counts, mixture, dropped rows and samples; verify the store; or trace a training sequence.
 
     Args:
         store: Folder of the store.
-        verify: Check every hash and list each damaged, missing or unexpected file; exit status 1 if there is one.
+        verify: Check every hash and list each damaged, missing or unexpected file; exit status 1 if the list has files.
         recipe: Recipe whose sequence is traced.
         step: Training step to trace, counted from 0.
         row: Sequence of that step's batch to trace, counted from 0; 0 by default.
@@ -136,17 +136,17 @@ def plan(
     plot: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Estimate what a run needs: parameters, memory, tokens per second, days, cost, network, disk, failures.
+    """Estimate the requirements of a run: memory, tokens per second, days, cost, network, disk, failures.
 
     Args:
-        hardware: a100-40g, a100-80g, h100, h200, b200, l40s, 4090, 3090 or cpu; by default, this machine's.
+        hardware: a100-40g, a100-80g, h100, h200, b200, l40s, 4090, 3090 or cpu; this machine by default.
         gpus: Number of GPUs.
-        mfu: Model FLOPs utilization: fraction of the peak FLOP/s.
+        mfu: Assumed model FLOPs utilization, as a fraction of the peak FLOP/s.
         measure: Measure the speed of a few layers on this machine instead of assuming an MFU.
         price: Price of a GPU-hour, in any currency.
-        disk: Bytes per second at which all ranks together write a checkpoint.
-        failure_hours: GPU-hours between failures (50,676 in Llama 3's run).
-        restart_minutes: Minutes from a failure to the next step.
+        disk: Total write speed of all ranks for a checkpoint, in bytes per second.
+        failure_hours: Number of GPU-hours between failures (50,676 in the training of Llama 3).
+        restart_minutes: Time from a failure to the next step, in minutes.
         vocab_size: Vocabulary size, if there is no tokenizer yet.
         sweep: Numbers of GPUs to compare, such as gpus=8,16,64,512.
         plot: PNG file for the sweep; plan-NAME.png by default.
@@ -163,7 +163,7 @@ def train(recipe: Recipe, allow_change: bool = False) -> None:
     """Train, or resume from the newest checkpoint.
 
     Args:
-        allow_change: Resume although the recipe differs from the checkpoint's in fields that affect the weights.
+        allow_change: Resume even if the recipe and the checkpoint differ in fields that affect the weights.
     """
     from tinyllama.processes import die_with_torchrun
     from tinyllama.train.signals import exit_on_signal
@@ -190,8 +190,8 @@ def evaluate(
     Args:
         model: A run, a checkpoint, a release, or a Hugging Face folder or hub name.
         tasks: Names of lm-eval tasks.
-        limit: Maximum number of items per task, from its first item on; all by default.
-        num_fewshot: Number of solved examples before each item; the task's own number by default, 0 for most tasks.
+        limit: Maximum number of items per task, from the task's first item on; all items by default.
+        num_fewshot: Number of solved examples before each item; by default, the task's own number (mostly 0).
         batch_size: Batch size of lm-eval's `hf` model, which evaluates models that are not Llamas.
         precision: Precision of the computation.
     """
@@ -259,7 +259,7 @@ def generate(
         prompt: Beginning of the text.
         max_new_tokens: Maximum number of generated tokens.
         temperature: Sampling temperature; 0 takes the most probable token.
-        top_k: Sample only from this many most probable tokens.
+        top_k: Number of most probable tokens to sample from; all tokens by default.
         seed: Seed of the sampling.
     """
     from tinyllama.api import generate_text
@@ -319,7 +319,7 @@ def runs(folder: Positional[Path] = Path("runs")) -> None:
 
 
 def doctor(recipe: Recipe | None, json: bool = False) -> int:
-    """Check this machine and, given a recipe, whether it can run here; exit status 1 if something is missing.
+    """Check this machine and, with a recipe, whether the recipe can run here; exit status 1 if a check fails.
 
     Args:
         json: Print the machine and all checks as JSON.
@@ -365,7 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_command(arguments: list[str]) -> Callable[[], int | None]:
-    """Return the call that a command line without `--quiet` asks for. Raises InputError for wrong arguments."""
+    """Return the call for a command line without `--quiet`. Raises InputError for wrong arguments."""
     is_help = not {*arguments[:1]} - {"-h", "--help", "help"}
     if is_help or (arguments[0] == "tokenizer" and not {*arguments[1:2]} - {"-h", "--help"}):
         return _print_commands

@@ -1,6 +1,6 @@
 """Text for people: printable text, short numbers and durations, and tables of aligned columns.
 
-Imports nothing of the library. rich is imported by the function that needs it.
+This module imports no other module of the package. Only the function that needs rich imports it.
 """
 
 import re

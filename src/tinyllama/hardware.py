@@ -185,7 +185,7 @@ def can_compile(device: "torch.device") -> bool:
 
 
 def tune_malloc() -> None:
-    """Make glibc keep freed memory for the next step; do nothing with another C library.
+    """Make glibc keep freed memory for the next step; other C libraries are not changed.
 
     By default, glibc returns the memory of large tensors to the kernel. This causes 800,000 page faults per step, which
     take up to 20 % of the step's time on a CPU.

@@ -221,7 +221,7 @@ def _micro_batch_warnings(recipe: Recipe, ranks: int) -> Iterator[str]:
 
 
 def _validation_warnings(recipe: Recipe, store: TokenStore) -> Iterator[str]:
-    """Yield a warning for each source with too little text to validate on."""
+    """Yield a warning for each source with too little validation text."""
     for name, share in zip(recipe.data.sources, mixture_schedule(recipe)[0].shares, strict=True):
         if share and not store.num_validation_sequences(name, recipe.train.sequence_length):
             remedy = f"{holdout_remedy(store, name)}, or shorten train.sequence_length"

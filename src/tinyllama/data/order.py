@@ -218,8 +218,8 @@ def _floor_sum(count: int, modulus: int, factor: int, offset: int) -> int:
     First, the multiples of the modulus in `factor` and `offset` are summed directly. The rest of the sum is the number
     of lattice points (i, j) with 0 <= i < count and 1 <= j <= (factor i + offset) / modulus. Let
     top = factor count + offset. Counted along the other axis, the same points are the sum of
-    floor((modulus j + top mod modulus) / factor) over j from 0 to floor(top / modulus) - 1. This is a sum of the same
-    kind, with `modulus` and `factor` exchanged as in Euclid's algorithm, and empty if top < modulus.
+    floor((modulus j + top mod modulus) / factor) over j from 0 to floor(top / modulus) - 1. This sum has the same form,
+    with `modulus` and `factor` exchanged as in Euclid's algorithm. The sum is empty if top < modulus.
     (Graham, Knuth and Patashnik: Concrete Mathematics, section 3.5; `floor_sum` of the AtCoder Library.)
     """
     total = 0
@@ -238,9 +238,9 @@ def _floor_sum(count: int, modulus: int, factor: int, offset: int) -> int:
 def permute(positions: NDArray[np.int64], size: int, key: Sequence[int]) -> NDArray[np.int64]:
     """Map positions of [0, size) to their values under the permutation that `key` selects.
 
-    A balanced Feistel network (Luby and Rackoff 1988) permutes the next power of four. It is applied again until the
-    value is below `size` (cycle walking, Black and Rogaway 2002), at most four times on average. `key` has one 64-bit
-    number per round.
+    A balanced Feistel network (Luby and Rackoff 1988) permutes the numbers below the next power of four. The network is
+    applied again until the value is below `size` (cycle walking, Black and Rogaway 2002), at most four times on
+    average. `key` has one 64-bit number per round of the network.
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)

@@ -16,8 +16,8 @@ ATTENTION_BLOCK = 128
 """Queries per block of attention on a CPU. Small blocks make matrix products slow; large blocks compute more masked
 scores."""
 MAX_SAVED_SEQUENCE_LENGTH = 512
-"""Maximum sequence length for which the CPU's attention saves its probabilities; the backward pass recomputes those of
-longer sequences."""
+"""Maximum sequence length for which the CPU's attention saves its probabilities. For longer sequences, the backward
+pass recomputes the probabilities."""
 
 
 def parameters_by_part(config: Model, vocab_size: int) -> dict[str, int]:

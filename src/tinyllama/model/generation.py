@@ -22,7 +22,7 @@ def generate(
 ) -> Iterator[int]:
     """Yield up to `max_new_tokens` ids that continue `prompt`, until `stop_id` or the end of the context.
 
-    Temperature 0 takes the most likely token; otherwise each token is sampled from the `top_k` most likely ones.
+    Temperature 0 selects the most likely token; otherwise each token is sampled from the `top_k` most likely tokens.
     Raises InputError if the prompt is empty or fills the context, or if an option is out of range.
     """
     if not (0 <= temperature < float("inf")) or (top_k is not None and top_k < 1) or max_new_tokens < 1:

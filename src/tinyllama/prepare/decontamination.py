@@ -92,7 +92,7 @@ def _choice_text(part: Any, choices: Sequence[str]) -> str:
 
 
 def build_index(texts: Mapping[str, Sequence[str]], language: str, length_words: int) -> Index:
-    """Return the index of the items' texts, given by task."""
+    """Build the index of n-grams from the texts of the items of each task."""
     grams = [np.unique(hashed_ngrams(text, language, length_words)) for items in texts.values() for text in items]
     starts = np.cumsum([0, *map(len, texts.values())])
     is_short = np.array([not len(own) for own in grams], dtype=np.int64)

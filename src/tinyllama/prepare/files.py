@@ -108,7 +108,7 @@ class _DownloadLimit(fsspec.callbacks.Callback):  # type: ignore[misc]
         self.path, self.remaining = path, size
 
     def relative_update(self, inc: int = 1) -> None:
-        """Count received bytes. Raises InputError if there are too many."""
+        """Count received bytes. Raises InputError if the total exceeds the limit."""
         self.remaining -= inc
         if self.remaining < 0:
             raise InputError(f"{self.path}: the server sends more bytes than it reported; download it by other means")

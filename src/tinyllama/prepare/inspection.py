@@ -1,6 +1,6 @@
 """Inspection of a token store: counts, shares, dropped rows and their reasons, decoded samples, a row's provenance.
 
-Inspection reads the manifests, and only those parts of the shards whose content it shows.
+This module reads the manifests and only the displayed parts of the shards.
 """
 
 from collections.abc import Iterator

@@ -59,7 +59,7 @@ def parse_long_line(line: bytes | bytearray) -> Any:
     """Parse a line of JSON; an object's strings of more than LONG_BYTES become their UTF-8 bytes.
 
     Long keys, and long strings in nested values, become short placeholders. A lone surrogate becomes U+FFFD, and the
-    object that contains it becomes a `RepairedObject`. Returns None if the line is too long without its long strings.
+    object that contains it becomes a `RepairedObject`. Returns None if the rest of the line, without long strings, is too long.
     Raises orjson.JSONDecodeError if the line is invalid.
     """
     spans = [match.span(1) for match in _STRING.finditer(line) if match.end() - match.start() > LONG_BYTES]

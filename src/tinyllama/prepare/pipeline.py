@@ -1,4 +1,4 @@
-"""Raw text to a token store: plan the tasks, run the unfinished ones with an executor, write the manifests.
+"""Pipeline from raw text to a token store: plan the tasks, run unfinished tasks with an executor, write the manifests.
 
 The pipeline reads the sources' files and writes the store. STORE/.work contains the unfinished work: the plan, a
 completion record of each finished task, and the rejected rows. The store's own manifest is written last and makes the
@@ -102,7 +102,7 @@ def _initialize_work_dir(job: Job, plan: dict[str, Any]) -> None:
 
 
 def _delete_stale_tasks(job: Job) -> None:
-    """Delete the results of an interrupted run, except those of tasks that are unchanged in the new plan.
+    """Delete the results of an interrupted run, except the results of tasks that are unchanged in the new plan.
 
     If documents are compared across tasks, the results of all tasks are deleted.
     """

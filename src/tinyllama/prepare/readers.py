@@ -114,7 +114,7 @@ def read_rows(
     """Yield every row of a file, usable or rejected, and add it to `counts`.
 
     `local` is the file's local copy if it already exists. Raises InputError if the file cannot be read to its end, is a
-    Git pointer file, has other columns than the format needs, or has more than a million rejected rows.
+    Git pointer file, lacks a column, or has more than a million rejected rows.
     """
     counts = counts or FileCounts(path)
     with local_copy(path) if local is None else nullcontext(local) as copy, translate_read_errors(path):

@@ -127,8 +127,8 @@ def skip_reason(name: str) -> str:
 def list_files(name: str, source: Source, skipped: Counter[str] | None = None) -> list[InputFile]:
     """Return every file of a source, sorted by path, and count the other files under its path in `skipped`, by reason.
 
-    Raises InputError if there is no file, if a file cannot be read or would be read twice, if a folder in the recipe
-    does not exist, or if a folder of Starcoderdata has other columns.
+    Raises InputError if there is no file, if a folder in the recipe does not exist, if a file cannot be read or would
+    be read twice, or if a folder of Starcoderdata lacks the text column.
     """
     skipped = Counter() if skipped is None else skipped
     other_paths: list[str] = []

@@ -147,7 +147,7 @@ class Train(RecipeModel):
 
     @property
     def steps(self) -> int:
-        """Number of optimizer steps of the run; the last one reaches `tokens`."""
+        """Number of optimizer steps of the run; the last step reaches `tokens`."""
         return -(-self.tokens // self.batch_tokens)
 
     def sequences_per_rank(self, ranks: int) -> int:

@@ -354,7 +354,7 @@ def read_tokenizer(source: str | Path) -> Backend:
 
 
 def iter_utf8_chunks_strict(text: TextLike, size: int = 1 << 20, start: int = 0) -> Iterator[bytes]:
-    """Yield `iter_utf8_chunks` of a text whose first character is number `start` of a longer one.
+    """Yield `iter_utf8_chunks` of a part of a text; `start` is the position of the part in the complete text.
 
     Raises InputError with the position of a lone surrogate.
     """

@@ -1,9 +1,9 @@
 """Exact encoding with a cache of short runs of text, which numpy looks up for all runs of a text together.
 
-A split between two adjacent characters changes no token if no vocabulary entry contains the two characters next to each
-other, because every BPE merge is then on one side of the split. The vocabulary determines the kinds of characters that
-are adjacent in tokens. The runs between the splits are short and repeat often. docs/benchmarks.md compares the speed
-with that of SentencePiece.
+A split between two adjacent characters changes no token if the two characters are adjacent in no vocabulary entry:
+every BPE merge is then on one side of the split. The vocabulary determines the kinds of characters that are adjacent in
+tokens. The runs between the splits are short and repeat often. docs/benchmarks.md compares the speed with that of
+SentencePiece.
 """
 
 import string

@@ -127,7 +127,7 @@ def convert_tokenizer(source: str | Path, directory: str | Path) -> None:
 def sample_excerpts(texts: Iterable[str], num_characters: int) -> list[str]:
     """Return the excerpts with the lowest content hashes, up to a total of `num_characters` characters.
 
-    This takes one pass and constant memory. The order of the documents does not matter.
+    The function reads the documents once, in any order, and uses constant memory.
     """
     kept: list[tuple[int, str]] = []  # a heap with the highest hash on top
     size = 0
