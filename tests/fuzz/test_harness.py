@@ -49,5 +49,5 @@ def test_fuzzer_tries_many_inputs_and_keeps_a_crash(tmp_path: Path) -> None:
     assert max(map(int, re.findall(r"cov: (\d+)", output))) > 30, (
         output
     )  # only if tinyllama's branches are instrumented
-    assert list((tmp_path / "build/fuzz/broken").glob("crash-*"))
+    assert list((tmp_path / "build/fuzz/failing").glob("crash-*"))
     assert list((tmp_path / "build/fuzz/failing/corpus").iterdir())
