@@ -57,6 +57,7 @@ def page(results: Results) -> Iterator[str]:
     for section, own in groupby(results.measures, key=lambda measure: measure.section):
         yield from section_lines(TITLES[section], list(own))
     yield from version_lines(results)
+    yield from ("", "Next: [log of experiments](log.md), [scale](scale.md).")
 
 
 def machine_lines(results: Results) -> Iterator[str]:
