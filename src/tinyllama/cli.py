@@ -173,7 +173,7 @@ def train(recipe: Recipe, allow_change: bool = False) -> None:
         from tinyllama.api import train_model
 
         run = train_model(recipe, allow_change=allow_change)
-    if os.environ.get("RANK", "0") == "0":  # under torchrun every rank runs this
+    if os.environ.get("RANK", "0") == "0":  # under torchrun, every rank runs this function
         echo(f"run: {run}")
 
 

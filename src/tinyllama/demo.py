@@ -135,7 +135,7 @@ def _release(recipe: Recipe) -> Iterator[str]:
         except RunStoppedError as error:
             if not folder.exists():
                 raise
-            yield str(error)  # an engine crashed on the finished release; its checks fail later
+            yield str(error)  # an engine crashed on the finished release, so the later checks of this release fail
     for path in sorted(path for path in folder.glob("*/*") if path.suffix in (".gguf", ".safetensors", "")):
         yield f"{path}: {disk_usage_bytes(path) / 1e6:.1f} MB"
 

@@ -22,7 +22,7 @@ def download_snapshot(repository: str, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        if isinstance(error, OSError) and error.filename:  # a local file or disk, not the hub
+        if isinstance(error, OSError) and error.filename:  # an error of a local file, not of the hub
             raise
         raise InputError(
             f"{repository}: no such folder here, and the hub cannot provide it ({summarize_error(error)}); correct the "

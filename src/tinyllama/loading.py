@@ -205,7 +205,7 @@ class Safetensors(Mapping[str, torch.Tensor]):
     def __init__(self, paths: Iterable[Path]) -> None:
         self._files: dict[str, Any] = {}
         for path in paths:
-            with path.open("rb") as file:  # raises the system's error; safetensors reports "no such file" for any
+            with path.open("rb") as file:  # raises the system's error; safetensors always reports "no such file"
                 first = file.read(100)
             try:
                 tensors = safe_open(path, "pt")

@@ -21,7 +21,7 @@ from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import HUB_NAME
 from tinyllama.train.schedule import learning_rate
 
-# Imports are in functions, since most recipes do not need them and `prepare` should not wait for torch.
+# Functions import these modules, since most recipes do not need them and `prepare` should not wait for torch.
 # ruff: noqa: PLC0415
 
 
@@ -104,7 +104,7 @@ def findings(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Finding]:
             call()
         except InputError as problem:
             yield Finding(what, problem, stops)
-            if what == "tokenizer.json":  # all formats are made from it
+            if what == "tokenizer.json":  # all formats are converted from this file
                 return
 
 

@@ -31,7 +31,7 @@ _FEISTEL_ROUNDS = 8
 _MAX_RAMP_STEPS = 64
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity: hashing a ramp's fractions takes longer than a step
+@dataclass(frozen=True, eq=False)  # compared by identity, since hashing of a ramp's fractions takes longer than a step
 class Mixture:
     """Shares of the sources from a step on."""
 

@@ -46,8 +46,8 @@ def _backward(
     """Return the gradients of query, keys and values."""
     query_gradient, key_gradient, value_gradient = _backward_fake(gradient, query, keys, values, saved)
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-    # The sums are float32, since every block adds to them. They are transposed, since a matrix product is slow if it
-    # transposes the probabilities.
+    # The sums are float32, since every block adds to them. The sums are transposed, since a matrix product is slow if
+    # it transposes the probabilities.
     key_sum, value_sum = torch.zeros(2, *keys.mT.shape, device=keys.device)
     for start, end, buffer in _blocks(query, keys, saved):
         rows, upstream = _rows(query, keys, start, end), _rows(gradient, keys, start, end)

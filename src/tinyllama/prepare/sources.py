@@ -193,7 +193,7 @@ def check_sources_disjoint(sources: Mapping[str, Source], files: Mapping[str, Se
 def _are_disjoint(first: Source, second: Source) -> bool:
     """Return whether two sources that read the same files use different rows."""
     if not first.format == second.format == "slimpajama" or not (first.include or second.include):
-        return False  # rows of an unknown subset belong to every source that only excludes
+        return False  # a row of an unknown subset belongs to every source that only excludes subsets
     subsets = [set(source.include or SLIMPAJAMA_SUBSETS) - set(source.exclude) for source in (first, second)]
     return subsets[0].isdisjoint(subsets[1])
 

@@ -137,7 +137,7 @@ class Tokenizer:
             # transformers' LlamaTokenizer would rebuild the tokenizer by its own rules
             "tokenizer_class": "PreTrainedTokenizerFast",
             **special,
-            # Llama 2 has no padding token; with EOS, as in the model's generation_config.json, batches work
+            # Llama 2 has no padding token; EOS, as in the model's generation_config.json, makes batches possible
             **({"pad_token": special["eos_token"]} if "eos_token" in special else {}),
             "clean_up_tokenization_spaces": False,
             "model_max_length": context,
