@@ -142,7 +142,7 @@ def _load_from_hub(name: str) -> dict[str, Task]:
     try:
         tasks: dict[str, Task] = manager.load(name)["tasks"]
     except OSError as error:  # includes the connection errors of datasets and of the hub
-        if error.filename:  # a local file or disk
+        if error.filename:  # an error of a local file or disk
             raise
         reason = first_line(error)
         raise InputError(f"task {name}: the hub does not provide its items ({reason}); {_hub_remedy(name)}") from None
@@ -173,7 +173,8 @@ def _hub_remedy(name: str) -> str:
 def _set_num_fewshot(name: str, task: Task, num_fewshot: int | None) -> None:
     """Set the number and the random seed of a task's examples, like lm-eval's command line."""
     default = task.get_config("num_fewshot")
-    number = default or 0 if num_fewshot is None or default == 0 else num_fewshot  # a task's explicit 0 is final
+    # a task's explicit 0 cannot be changed
+    number = default or 0 if num_fewshot is None or default == 0 else num_fewshot
     if number and hasattr(task, "sampler"):
         available = len(task.sampler.df)
         # lm-eval draws one more example if it may have to exclude the item itself

@@ -17,9 +17,9 @@ from tinyllama.recipe import Recipe
 
 _COLOURS = {"ok": "green", "warning": "yellow", "missing": "bold red"}
 _MIN_OPEN_FILES = 1024
-"""Required limit of open files: a shard has two files, and a store of many sources has hundreds of shards."""
+"""Recommended limit of open files: a shard has two files, and a store of many sources has hundreds of shards."""
 _MIN_SHARED_MEMORY_BYTES = 1 << 30
-"""Required size of /dev/shm per GPU: NCCL needs tens of MB, and a container has 64 MB by default."""
+"""Recommended size of /dev/shm: NCCL needs tens of MB per GPU, and a container has 64 MB by default."""
 _EXTRAS = {
     "clean": "for data.sources.*.clean",
     "evaluate": "for scores",
@@ -66,7 +66,7 @@ def verdict(recipe: str | None, results: Sequence[CheckResult]) -> str:
 
 
 def check_machine(system: SystemInfo) -> list[CheckResult]:
-    """Return the results that need no recipe."""
+    """Run the checks that need no recipe, and return their results."""
     return [*_check_software(system), *_check_devices(system), *_check_system(system), *_check_extras(system)]
 
 

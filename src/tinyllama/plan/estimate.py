@@ -21,7 +21,7 @@ HEADROOM = 0.92
 _CPU_RUNTIME_BYTES = 700_000_000
 """Memory of Python, torch and the compiler in a process that trains on a CPU."""
 _COPY_BYTES_PER_SECOND = 10e9
-"""Speed at which a checkpoint is copied to the host's memory, over PCIe or within it."""
+"""Speed of copying a checkpoint to the host's memory, over PCIe or within the memory."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Plan:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the model."""
+        """Number of parameters of the model."""
         return num_parameters(self.workload.model, self.vocab_size)
 
     @property
@@ -83,7 +83,7 @@ class Plan:
 
 
 def estimate(recipe: Recipe, vocab_size: int, spec: HardwareSpec, assumptions: Assumptions) -> Plan:
-    """Plan a recipe. Raises InputError if its batch or its mesh does not fit the number of GPUs."""
+    """Plan a recipe. Raises InputError if the batch or the mesh does not fit the number of GPUs."""
     train, gpus, spec = recipe.train, assumptions.gpus, spec.per_process(assumptions.gpus)
     replicas, shards = recipe.parallel.mesh(gpus)
     workload = Workload(

@@ -102,7 +102,7 @@ def activation_bytes_per_token(workload: Workload) -> int:
         case "selective":
             products = (
                 2 * dim + workload.qkv_width + 2 * wide + (0 if workload.compiled else dim)
-            )  # eager saves the last too
+            )  # eager mode also saves the output of the last product
             return workload.element_bytes * (dim + products) + _saved_probabilities(workload)
         case "none":
             return _block_activation_bytes(workload) + _saved_probabilities(workload)

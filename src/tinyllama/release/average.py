@@ -1,7 +1,7 @@
 """The average of a run's last checkpoints, which can replace a learning-rate cooldown.
 
 Checkpoints are verified and read one at a time, so memory holds one model and the average, both in float32. See LAWA
-(Kaddour 2022, arXiv:2209.14981); benchmarks/averaging.py compares it with the demo's cooldown.
+(Kaddour 2022, arXiv:2209.14981); benchmarks/averaging.py compares this method with the demo's cooldown.
 """
 
 from collections.abc import Sequence

@@ -40,7 +40,7 @@ RELEASE_COLUMNS = ("model", "date", "tokens", "HellaSwag acc_norm", "mean of 7 t
 _CARD, _SCORE_PLOT = "huggingface/README.md", "huggingface/scores.png"
 _OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon for the blocks' matrices, AdamW for the rest"}
 _LANGUAGES = {"slimpajama": "en", "starcoderdata": "code"}
-# lm-eval's task -> its data set on the hub and the scored split
+# by lm-eval's task: data set on the hub, and scored split
 _TASK_DATASETS = {
     "hellaswag": ("Rowan/hellaswag", "validation"),
     "openbookqa": ("allenai/openbookqa", "test"),
@@ -174,7 +174,7 @@ def _card_data(metadata: Json, evaluation: Json | None) -> ModelCardData:
 
 
 def _eval_results(evaluation: Json) -> list[EvalResult]:
-    """Return the scores in the hub's form (model-index), in per cent."""
+    """Return the scores in the hub's format (model-index), in per cent."""
     results = []
     for task, row in evaluation["rows"].items():
         dataset, split = _TASK_DATASETS.get(task, (task, None))

@@ -82,7 +82,7 @@ def evaluate_model(
     num_fewshot: int | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> str:
-    """Evaluate a model, save its scores, and update the card if it is a release; return the text to print.
+    """Evaluate a model, save its scores, and update the card of a release; return the text to print.
 
     Under torchrun, ranks other than 0 return an empty string. Raises the same errors as `evaluate`.
     """

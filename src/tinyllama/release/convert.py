@@ -1,7 +1,7 @@
 """Release of external weights: any Hugging Face Llama in the formats of a release.
 
-Reads a folder or a model of the hub; writes `releases/NAME/` in the working directory. Its release.json records the
-source of the weights instead of their training.
+Reads a folder or a model of the hub; writes `releases/NAME/` in the working directory. The file release.json records
+the source of the weights instead of the training.
 """
 
 import re
@@ -108,7 +108,7 @@ def _compare_with_transformers(source: Path, reference: dict[str, Any]) -> None:
 
 
 def _copy_chat_settings(source: Path, folder: Path, num_rows: int) -> None:
-    """Copy a chat model's generation settings and its template, in the file that transformers 5 reads.
+    """Copy a chat model's generation settings, and its template to the file that transformers 5 reads.
 
     Token ids beyond the weights' `num_rows` rows are ignored with a warning.
     """

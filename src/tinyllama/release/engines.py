@@ -58,7 +58,8 @@ def run_engine(engine: str, path: Path, reference: Reference) -> EngineOutput:
 def run_conversion(library: str, function: str, *arguments: str) -> None:
     """Run a function of CONVERSIONS, which uses `library`, in a child process.
 
-    Raises RunStoppedError with the library's last line of output, or with the signal that ended it and a remedy.
+    Raises RunStoppedError with the library's last line of output, or with the signal that ended the process and a
+    remedy.
     """
     ended = _run([function, *arguments], b"")
     if ended.returncode < 0:
@@ -152,7 +153,7 @@ def _compute_in_transformers(model: Any, reference: Reference) -> EngineOutput:
     continuations = []
     for entry in reference["continuations"]:
         prompt, count = torch.tensor([entry["prompt_ids"]]), len(entry["ids"])
-        length = {"max_new_tokens": count, "min_new_tokens": count}  # EOS is not taken before
+        length = {"max_new_tokens": count, "min_new_tokens": count}  # prevents an earlier EOS
         ids = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, **length)
         continuations.append(ids[0, prompt.shape[1] :].tolist())
     scored = torch.tensor([reference["scored"]["ids"]])
@@ -252,7 +253,7 @@ def run_ctranslate2(path: str, reference: Reference) -> EngineOutput:
     continuations = []
     for entry in reference["continuations"]:
         count = len(entry["ids"])
-        length = {"max_length": count, "min_length": count}  # EOS is not taken before
+        length = {"max_length": count, "min_length": count}  # prevents an earlier EOS
         (result,) = model.generate_batch([tokens(entry["prompt_ids"])], include_prompt_in_result=False, **length)
         continuations.append([tokenizer.token_to_id(token) for token in result.sequences[0]])
     (scored,) = model.score_batch([tokens(reference["scored"]["ids"])], max_input_length=0)

@@ -211,7 +211,7 @@ def _zero_shot_rows(evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]
 
 
 def mean_of_seven(rows: Mapping[str, Mapping[str, float]]) -> float | None:
-    """Return the mean of the model card's seven tasks in per cent; None unless all of them were scored."""
+    """Return the mean of the model card's seven tasks in per cent; None unless all seven were scored."""
     scores = [score.value for task in SEVEN_TASKS if (score := task_score(rows.get(task, {})))]
     return sum(scores) / len(scores) if len(scores) == len(SEVEN_TASKS) else None
 

@@ -139,9 +139,9 @@ class Tolerance:
 
 
 # Measured on SmolLM2-135M, which is unusually sensitive because its 135M weights were trained on 2T tokens. Nats differ
-# by 0.0001 % in float32, 0.005 % in F16 (float16 matrix products; up to 0.008 % for random weights), 0.4 % in Q8_0, 2.4
-# % in Q4_K_M and 0.3 % in int8. Larger models lose less. In F16, logits of random models differ by 0.007 if their
-# standard deviation is 1, and by 0.06 if it is 2.7. Only the difference of two logits of one position makes a tie.
+# by 0.0001 % in float32, 0.005 % in F16 (float16 matrix products; up to 0.008 % for random weights), 0.4 % in Q8_0,
+# 2.4 % in Q4_K_M and 0.3 % in int8. Larger models lose less. In F16, logits of random models differ by 0.007 if their
+# standard deviation is 1, and by 0.06 if it is 2.7. A tie depends only on the difference of two logits at one position.
 TOLERANCES = {
     "huggingface": Tolerance(nats=1e-4, tie=1e-3),
     "gguf F16": Tolerance(nats=1e-3, tie=0.02),

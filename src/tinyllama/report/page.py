@@ -196,7 +196,7 @@ def _score_plot(run: RunData) -> Plot | None:
 
 
 def _task_plots(run: RunData) -> list[Plot]:
-    """Return a plot for each task, HellaSwag excepted, that was scored at several steps."""
+    """Return a plot for each task, except HellaSwag, that was scored at several steps."""
     points: dict[str, list[tuple[float, float, float]]] = {}
     for _, evaluation in sorted(run.evaluations, key=lambda pair: pair[1]["step"]):
         for task, row in evaluation["rows"].items():

@@ -29,17 +29,17 @@ class RunData:
     folder: Path
     recipe: Recipe
     read_at: float
-    """Seconds since 1970."""
+    """Time at which the folder was read, in seconds since 1970."""
     state: RunStatus
     metrics: MetricsSummary
     events: list[Json]
-    """Oldest first."""
+    """Events, oldest first."""
     store: Json | None
-    """`inputs` and `sources`, as in release.json; None before training has started."""
+    """`inputs` and `sources` like in release.json; None before training has started."""
     digests: Mapping[str, str]
     """SHA-256 of recipe, token store and tokenizer."""
     parameters: int | None
-    """None before the vocabulary size is known."""
+    """Number of parameters; None before the vocabulary size is known."""
     checkpoint: Json
     """State of the newest checkpoint; empty without a checkpoint."""
     releases: list[tuple[str, Json]]

@@ -56,7 +56,7 @@ class CheckpointWriter:
 
     @property
     def has_failed(self) -> bool:
-        """Whether this rank knows that the pending checkpoint cannot be written."""
+        """Whether writing the pending checkpoint has failed on this rank."""
         return bool(self.pending and self.pending.done() and self.pending.exception())
 
     def start_save(
@@ -93,7 +93,7 @@ class CheckpointWriter:
         options: dict[str, Any] = {"process_group": self.group, "no_dist": _is_single_process()}
         if self.asynchronous:
             written = dcp.async_save(content, checkpoint_id=checkpoint.path, **options)
-            assert isinstance(written, Future)  # only with a custom stager it is something else
+            assert isinstance(written, Future)  # the result has another type only with a custom stager
             return written
         done: Future[Any] = Future()
         try:
@@ -144,7 +144,7 @@ def _state_dicts(model: nn.Module, optimizers: Optimizers) -> tuple[dict[str, An
 
 
 def _copy_recipe_and_tokenizer(run: RunDir, checkpoint: CheckpointDir) -> None:
-    """Make a checkpoint usable outside of its run."""
+    """Copy the recipe and the tokenizer into a checkpoint, so that it is usable outside of its run."""
     if run.recipe_path.is_file():
         shutil.copyfile(run.recipe_path, checkpoint.recipe_path)
     if run.tokenizer_dir.is_dir():
@@ -206,7 +206,7 @@ def _load(state: dict[str, Any], checkpoint: CheckpointDir, is_single_process: b
 
 
 def _root_cause(error: BaseException) -> str:
-    """Return the reason for a failure in one line: the operating system's error, if that caused the failure."""
+    """Return the reason for a failure in one line, if possible the operating system's error."""
     if system_error := _system_error(error):
         return str(system_error)
     # DCP's messages begin with ranks and tracebacks.

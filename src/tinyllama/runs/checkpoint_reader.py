@@ -34,10 +34,10 @@ _CLASSES = {
     },
     (filesystem.__name__, "_StorageInfo"): filesystem._StorageInfo,
     ("torch", "Size"): torch.Size,
-    ("torch.serialization", "_get_layout"): _get_layout,  # looks up layouts such as "torch.strided"
+    ("torch.serialization", "_get_layout"): _get_layout,  # finds layouts by name, such as "torch.strided"
     **{
         (module, "PosixPath"): PurePosixPath for module in ("pathlib", "pathlib._local")
-    },  # the folder that it was saved to
+    },  # the folder in which the checkpoint was saved
 }
 """Classes and functions in the metadata of tinyllama's checkpoints (torch 2.13); torch's dtypes are allowed too."""
 _CLASSES_WITH_STATE = [value for value in _CLASSES.values() if dataclasses.is_dataclass(value)]
@@ -73,7 +73,7 @@ class SafeReader(FileSystemReader):
     """DCP's reader of a folder, restricted to the allowed classes and to files in the folder."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Return the folder's metadata. Raises InputError if it names any other class or file."""
+        """Return the folder's metadata. Raises InputError if the metadata names another class or file."""
         path = Path(self.path) / ".metadata"
         try:
             found = _Unpickler(io.BytesIO(read_regular_file(path))).load()

@@ -19,7 +19,7 @@ class EventKind:
     """Category and presentation of an event."""
 
     category: Category
-    """A milestone, an interruption of training (or the end of one), a problem, or neither."""
+    """Milestone, interruption of training (or its end), problem, or other information."""
     level: Literal["info", "warn", "error"]
     """Severity in the trackers' lists of alerts."""
     is_annotated: bool = False

@@ -13,7 +13,7 @@ from tinyllama.errors import InputError
 Row = dict[str, Any]
 
 _CHUNK_BYTES = 1 << 22
-"""Bytes that `rows_since` reads at a time: about 20,000 rows of metrics."""
+"""Number of bytes that `rows_since` reads per call: about 20,000 rows of metrics."""
 
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, Any]]:

@@ -155,7 +155,7 @@ def _values(rows: Iterable[Row], name: str) -> list[float]:
 
 
 def _classify(run: RunDir, step: int, steps: int | None) -> tuple[State, str, str]:
-    """Return state, note and problem."""
+    """Return the state, note and problem of a run."""
     is_trained, num_pending = steps is not None and step >= steps, len(run.pending_milestones())
     pending = f"{num_pending} release{'s' * (num_pending > 1)} pending" if num_pending else ""
     if run.is_training:
@@ -176,7 +176,7 @@ def _classify(run: RunDir, step: int, steps: int | None) -> tuple[State, str, st
 
 
 _COLUMN_DROP_ORDER = ("releases", "bits/byte", "tokens", "last row", "checkpoint", "tokens/s", "left", "loss")
-"""Columns that are omitted on a narrow terminal, in this order."""
+"""Columns that a narrow terminal omits, in this order."""
 _LEFT_ALIGNED_COLUMNS = ("run", "state", "releases")
 _COLOURS = {"running": "cyan", "done": "green", "failed": "red", "unreadable": "red", "stopped": "yellow"}
 

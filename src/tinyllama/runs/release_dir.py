@@ -88,6 +88,6 @@ class ReleasesDir:
         return [read_json(path) for path in sorted(self.path.glob("baselines/*.json"))]
 
     def files_with_scores(self) -> list[Path]:
-        """Return the files that change whenever the scores of a release or a baseline change."""
+        """Return the files that change when the scores of a release or a baseline change."""
         paths = [self.table_path, *self.path.glob("[!.]*/evaluation.json"), *self.path.glob("baselines/*.json")]
         return sorted(path for path in paths if path.is_file())

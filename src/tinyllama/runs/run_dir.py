@@ -1,7 +1,7 @@
 """The folder of a run: the only module that defines the paths and contents of a run's files.
 
 Training, releases and trackers write the files. Every module that shows or continues a run reads them through `RunDir`.
-Imports no torch: tensors are read and written by `runs.checkpoint`.
+Imports no torch, because `runs.checkpoint` reads and writes the tensors.
 """
 
 import re
@@ -54,7 +54,7 @@ class CheckpointDir:
 
     @property
     def state_path(self) -> Path:
-        """File with everything that a resumed run needs besides tensors."""
+        """File with the state that a resumed run needs besides tensors."""
         return self.path / "state.json"
 
     @property
@@ -189,7 +189,7 @@ class RunDir:
 
     @property
     def rollbacks_path(self) -> Path:
-        """Record of the rollbacks and of the batches skipped since; see `rollbacks`."""
+        """Record of the rollbacks and the batches that they excluded; see `rollbacks`."""
         return self.path / "skipped_batches.json"
 
     @property
@@ -208,7 +208,7 @@ class RunDir:
         return self.path / "trackers"
 
     def tracker_position_path(self, tracker: str) -> Path:
-        """Return the file that holds how much of the run a tracker has received."""
+        """Return the file with a tracker's position in the run."""
         return self.trackers_dir / f"{tracker}.json"
 
     @property
@@ -252,7 +252,7 @@ class RunDir:
         return read_json(self.initial_weights_path) if self.initial_weights_path.is_file() else None
 
     def rollbacks(self) -> list[Row]:
-        """Return the rollbacks, oldest first: `batches` skipped since, `checkpoint` (its step), `step`, `reason`."""
+        """Return the rollbacks, oldest first: excluded `batches`, step of the `checkpoint`, `step`, `reason`."""
         records: list[Row] = read_json(self.rollbacks_path) if self.rollbacks_path.is_file() else []
         return records
 
@@ -303,7 +303,7 @@ class RunDir:
                 CheckpointDir(folder).delete()
 
     def pending_milestones(self) -> list[int]:
-        """Return the steps of the milestones that have no release with all its scores yet, oldest first."""
+        """Return the steps of the milestones without a completely scored release, oldest first."""
         rows = self.releases.table()["releases"]
         complete = {(row["step"], row["commit"]) for row in rows if row["complete"]}
         milestones = [checkpoint for checkpoint in self.checkpoints() if checkpoint.is_milestone]

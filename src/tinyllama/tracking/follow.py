@@ -53,7 +53,7 @@ class Sink(Protocol):
     def durable_position(self, position: "SinkPosition") -> "SinkPosition":
         """Return the position up to which all shown items survive a kill of this process.
 
-        The follower saves it, and a new process continues from it.
+        The follower saves the position, and a new process continues from there.
         """
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class Sink(Protocol):
 
 @dataclass
 class SinkPosition:
-    """How much of a run a sink has received."""
+    """Position of a sink in a run."""
 
     step: int = 0
     """Newest step that the sink has received or that `is_shown` has skipped."""
@@ -85,7 +85,7 @@ class SinkPosition:
 
 
 def read_position(run: RunDir, sink: str) -> SinkPosition:
-    """Return how much of a run a sink has received."""
+    """Return the position of a sink in a run."""
     path = run.tracker_position_path(sink)
     return TypeAdapter(SinkPosition).validate_python(read_json(path)) if path.is_file() else SinkPosition()
 
@@ -178,7 +178,7 @@ class RunFollower:
             self.offset, self.is_reread = 0, True  # truncated and grown again: the offset was within a line
             return True
         self.is_reread &= bool(rows)
-        new = [row for row in rows if row["step"] > self.position.step]  # the others are repeated with the same result
+        new = [row for row in rows if row["step"] > self.position.step]  # other rows were processed before
         timed = [(row, self._advance(row)) for row in new]
         shown = [({"step": row["step"], **_numeric_metrics(row)}, time) for row, time in timed if is_shown(row)]
         if shown:

@@ -60,7 +60,7 @@ def publish_page(path: Path, space: str, public: bool = False) -> str:
     """Create or update the page of a run and the other runs in its folder on a Space of the hub; return its URL.
 
     `space` is OWNER/NAME. A new Space is private unless `public`. Raises InputError if there is no run to show, or if
-    the hub cannot be reached or refuses.
+    the hub cannot be reached or refuses the upload.
     """
     os.environ["TRACKIO_PLOT_ORDER"] = _PLOT_ORDER
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None)
@@ -77,7 +77,7 @@ def publish_page(path: Path, space: str, public: bool = False) -> str:
 
 
 def _possible_baselines(run: RunDir) -> list[str]:
-    """Return the names of the baselines that the run may get scores of; none if the recipe makes no releases."""
+    """Return the names of the baselines that may get scores; none if the run never has releases."""
     recipe, rows = run.recipe(), run.releases.table()["baselines"]
     published = [row["name"] for row in rows if (row["source"] or "").startswith("published")]
     if not published and recipe.has_milestones:

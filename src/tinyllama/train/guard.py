@@ -3,8 +3,8 @@
 The spike detector reads only the loss and the gradient norm over all ranks, so all ranks make the same decision. A step
 with a loss or gradient that is not finite is skipped. After too many consecutive skips, or a loss far above the recent
 losses, the run is rolled back to its newest checkpoint. The batches that caused the rollback are excluded from then on
-(Chowdhery et al. 2022, arXiv:2204.02311, section 5.1). `RUN/skipped_batches.json` records them, so that a resumed run
-excludes them too.
+(Chowdhery et al. 2022, arXiv:2204.02311, section 5.1). `RUN/skipped_batches.json` records these batches, so that a
+resumed run also excludes them.
 """
 
 import math
@@ -38,7 +38,7 @@ class Action(Enum):
 
 
 class Decision(NamedTuple):
-    """The detector's decision on a step."""
+    """Decision of the spike detector on a step."""
 
     action: Action
     reason: str

@@ -215,7 +215,7 @@ class TrainingLoop:
         self.throughput.restart()
 
     def _on_checkpoint_saved(self, step: int, seconds: float, stall_seconds: float) -> None:
-        """Prune, log and queue a milestone's release. The writer's thread calls this on rank 0 after each commit."""
+        """Prune checkpoints, log the commit, and queue a milestone's release, in the writer's thread on rank 0."""
         assert self.log is not None and self.releases is not None
         recipe = self.state.recipe
         self.state.run.prune_checkpoints(recipe.checkpoint.keep, recipe.release.average_checkpoints)
@@ -304,7 +304,8 @@ def _translate_system_errors(run: RunDir, log: RunLog | None) -> Iterator[None]:
         raise RunStoppedError(f"{error.filename or run.path}: {error.strerror}; {remedy}") from error
     except RuntimeError as error:
         is_from_torch = type(error).__module__.startswith("torch._")
-        if is_from_torch and os.strerror(errno.ENOSPC) in str(error):  # from the compiler's process, or wrapped
+        # raised in the compiler's process, or wrapped in another exception
+        if is_from_torch and os.strerror(errno.ENOSPC) in str(error):
             folders = f"{os.environ.get('TMPDIR', '/tmp')} and {os.environ.get('TORCHINDUCTOR_CACHE_DIR')}"
             remedy = f"free some space in {folders}, or set TMPDIR and XDG_CACHE_HOME"
             raise RunStoppedError(f"{run.path}: torch.compile has no disk space; {remedy}") from error
@@ -318,7 +319,7 @@ def _translate_system_errors(run: RunDir, log: RunLog | None) -> Iterator[None]:
 
 @contextmanager
 def _log_run_end(log: RunLog | None) -> Iterator[None]:
-    """Log an event that says how the run ended."""
+    """Log an event with the reason why the run ended."""
     event: tuple[str, dict[str, str]] | None = ("done", {})
     try:
         yield

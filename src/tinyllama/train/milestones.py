@@ -20,7 +20,7 @@ from tinyllama.runs.run_dir import RunDir
 from tinyllama.runs.sidecar import Sidecar
 
 _MAX_TRIES = 3
-"""Attempts per release. After the last attempt, the release is made when the run is started again."""
+"""Number of attempts per release. After the last attempt, the release is made when the run is started again."""
 _RETRY_SECONDS = 10.0
 """Time before the first retry, in seconds. This time doubles before each later retry."""
 
@@ -65,7 +65,7 @@ class ReleaseQueue:
         return [step for step, future in self.futures.items() if not future.result()]
 
     def _release(self, step: int) -> bool:
-        """Release a milestone with retries; return whether that succeeded."""
+        """Release a milestone with retries; return whether the release succeeded."""
         for attempt in range(1, _MAX_TRIES + 1):
             try:
                 status, problem = self._run_release_process(step)

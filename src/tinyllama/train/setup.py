@@ -49,7 +49,7 @@ class TrainState:
 
 
 def build(recipe: Recipe, world: World) -> TrainState:
-    """Open the store and build the model; its weights are not initialized yet.
+    """Open the store and build the model without initializing its weights.
 
     Raises InputError if the store, the tokenizer, the initial weights or the number of ranks do not fit the recipe.
     """
@@ -65,7 +65,8 @@ def build(recipe: Recipe, world: World) -> TrainState:
     tokenizer = tokenizer.fitted(vocab_size)
     model = build_model(recipe, vocab_size, world)
     if recipe.train.deterministic and world.device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's documentation, "Results reproducibility"
+        # required for reproducible results (cuBLAS's documentation, "Results reproducibility")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return TrainState(
         recipe,
@@ -150,7 +151,7 @@ def open_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> HuggingFaceLla
     initial = HuggingFaceLlama.open(recipe.train.initial_weights)
     here = recipe.model.model_dump(exclude={"context_length"})  # positions are computed, so any length works
     for name, there in initial.config.model_dump(exclude={"context_length"}).items():
-        if not math.isclose(there, here[name], rel_tol=1e-6):  # a file format may have rounded it to float32
+        if not math.isclose(there, here[name], rel_tol=1e-6):  # a file format may have rounded the value to float32
             raise InputError(f"model.{name}: is {here[name]}, but {there} in {initial.folder}; make them equal")
     tokenizer.fitted(initial.vocab_size)  # raises if a token has no embedding row
     return initial

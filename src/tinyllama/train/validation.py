@@ -64,7 +64,7 @@ def read_validation_sequences(recipe: Recipe, store: TokenStore) -> dict[str, Te
 
 
 def load_validation_set(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> ValidationSet | None:
-    """Return the sequences to validate on, or None if the store holds none."""
+    """Return the validation sequences, or None if the store contains none."""
     by_source = read_validation_sequences(recipe, store)
     if not by_source:
         return None
@@ -79,7 +79,7 @@ def target_bytes(sequences: Tensor, tokenizer: Tokenizer) -> bytes:
     for ids in sequences.tolist():
         for previous, token in itertools.pairwise(ids):
             token_bytes = bytes_of_tokens[token]
-            # SentencePiece puts a space before a document that is not part of it.
+            # SentencePiece adds a space before each document.
             is_first = previous in (tokenizer.bos_id, tokenizer.eos_id)
             text += token_bytes.removeprefix(b" ") if is_first else token_bytes
     return bytes(text)
