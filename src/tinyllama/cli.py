@@ -258,7 +258,7 @@ def generate(
         model: A run, a checkpoint, a release, or a Hugging Face folder or hub name.
         prompt: Beginning of the text.
         max_new_tokens: Maximum number of generated tokens.
-        temperature: Sampling temperature; 0 takes the most probable token.
+        temperature: Sampling temperature; 0 selects the most probable token.
         top_k: Number of most probable tokens to sample from; all tokens by default.
         seed: Seed of the sampling.
     """
@@ -352,8 +352,8 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    0: success. 1: damage found, or a run that could not continue. 2: wrong input. 75: training saved and ended after a
-    signal, so that a scheduler starts it again. 130: interrupted.
+    0: success. 1: damage found, or a run that could not continue. 2: wrong input. 75: training wrote a checkpoint and
+    ended after a signal, and a scheduler should restart the training. 130: interrupted.
     """
     own, quiet = pop_quiet_flag(sys.argv[1:] if arguments is None else arguments)
     set_quiet(quiet)

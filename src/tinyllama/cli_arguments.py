@@ -1,4 +1,4 @@
-"""Command-line parsing: tyro reads a command's own arguments; a recipe and flags for its fields are read here."""
+"""Command-line parsing: tyro parses a command's own arguments, and this module the recipe and flags of its fields."""
 
 import contextlib
 import functools
@@ -18,7 +18,7 @@ Command = Callable[..., int | None]
 
 
 def parse(name: str, function: Command, arguments: list[str], *bound: Recipe | None) -> Callable[[], int | None]:
-    """Return the call of a command after reading its arguments with tyro; `bound` are its first arguments.
+    """Parse a command's arguments with tyro and return the call of the command; `bound` are its first arguments.
 
     Raises InputError with the text of tyro's error message.
     """
@@ -72,7 +72,7 @@ def _print_help(name: str, function: Command, recipe: Recipe) -> None:
 
 
 def pop_quiet_flag(arguments: Sequence[str]) -> tuple[list[str], bool]:
-    """Return the arguments without `--quiet`, and whether it was given; after `--` it is an ordinary argument."""
+    """Return the arguments without `--quiet`, and whether `--quiet` was present before any `--`."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     own = [word for word in arguments[:end] if word != "--quiet"]
     return [*own, *arguments[end:]], len(own) < end
@@ -81,7 +81,7 @@ def pop_quiet_flag(arguments: Sequence[str]) -> tuple[list[str], bool]:
 def extract_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Return a command's own arguments, and the recipe's overrides from `--field.inner value` or `=value`.
 
-    A value is read as YAML if it begins like a list, a mapping or null. Otherwise it is text.
+    A value that begins like a list, a mapping or null is parsed as YAML. Any other value is a string.
     """
     own: list[str] = []
     overrides: dict[str, Any] = {}

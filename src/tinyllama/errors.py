@@ -103,8 +103,8 @@ def warn_once(line: str) -> None:
 def silence_torchao() -> None:
     """Drop the messages that torchao logs on import; call this before torchao or transformers is imported.
 
-    transformers imports torchao. torchao tries to load its extensions for all GPUs and Python versions, and registers
-    enums in a way that torch warns about.
+    transformers imports torchao. torchao tries to load its extensions for all GPUs and Python versions, and its enums
+    cause a warning in torch.
     """
     logging.getLogger("torchao").addFilter(_is_not_failed_extension)
     logging.getLogger("torch.utils._pytree").addFilter(_is_not_torchao_enum)

@@ -1,4 +1,4 @@
-"""Checks of a recipe before hours of work.
+"""Checks of a recipe before preparation and training.
 
 `prepare` and `train` refuse a recipe if training or a milestone's release would fail. `doctor` lists all problems. The
 checks read the tokenizer, the config.json of local initial weights, and the names of lm-eval's tasks. Settings that do

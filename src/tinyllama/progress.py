@@ -56,7 +56,7 @@ def _format_counter(done: int, total: int, unit: str) -> str:
 
 
 class RateEstimator:
-    """Recent rate of a growing count; work before the first sample, such as compilation, is not counted."""
+    """Recent rate of a growing count, without work before the first sample, such as compilation."""
 
     def __init__(self) -> None:
         self.samples: deque[tuple[float, int]] = deque()

@@ -108,7 +108,7 @@ def _spans_by_step(
 def _blocks(first: int, end: int, max_size: int) -> Iterator[tuple[int, int]]:
     """Yield consecutive ranges of batches; the length doubles from range to range, up to `max_size`.
 
-    Short first ranges make the first batch available early.
+    Because the first ranges are short, the first batch is available early.
     """
     size = 1
     while first < end:

@@ -1,4 +1,4 @@
-"""Data order: which sequences each training step reads, as pure functions of (seed, sources, mixtures, step).
+"""Data order: the sequences that each training step reads, as pure functions of (seed, sources, mixtures, step).
 
 Resuming at a step is arithmetic and takes the same time for every step. This module has no state and does not import
 torch. In each epoch of a source, a keyed permutation orders the source's sequences, so an epoch reads each sequence
@@ -26,7 +26,7 @@ SEQUENCE_DTYPE = np.dtype([("source", "<i4"), ("epoch", "<i8"), ("index", "<i8")
 _GRID_POINTS = 1 << 32
 """Number of grid points per sequence of a batch; see `_num_sequences_by_step`."""
 _GOLDEN_OFFSET = 2654435769
-"""`_GRID_POINTS` divided by the golden ratio: each step's shift of the grid (Weyl 1916; Knuth, TAOCP 3, 6.4)."""
+"""Shift of the grid per step: `_GRID_POINTS` divided by the golden ratio (Weyl 1916; Knuth, TAOCP 3, 6.4)."""
 _FEISTEL_ROUNDS = 8
 _MAX_RAMP_STEPS = 64
 

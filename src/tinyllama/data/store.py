@@ -245,7 +245,7 @@ class TokenStore:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the manifest, which covers the splits' manifests, which cover the shards."""
+        """SHA-256 of the manifest, which contains the hashes of the splits' manifests and thus covers all shards."""
         return hashlib.sha256((self.folder / "manifest.json").read_bytes()).hexdigest()
 
     def _check_manifest(self, split: str, expected: str | None) -> None:

@@ -168,7 +168,7 @@ class _DroppedDocumentWriter:
 
 
 def _quality_filter(name: str, language: str, writer: _DroppedDocumentWriter) -> Any:
-    """Return a filter with the thresholds of its paper, which are datatrove's defaults."""
+    """Return a datatrove filter with its default thresholds, which are those of its paper."""
     from datatrove.pipeline import filters  # noqa: PLC0415 - needs the extra `clean`
 
     match name:

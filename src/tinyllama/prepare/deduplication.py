@@ -1,10 +1,10 @@
 """Deduplication: search for documents that repeat an earlier document, exactly or nearly (MinHash).
 
-The stages of each kind read documents, write signatures, and finally write `duplicates/*.npy`: sorted ids of the
-documents to drop. A document's id is task * 2^32 + number. The first document, by task and number, is kept. datatrove
-computes and compares MinHash signatures. This module selects the documents to keep. datatrove would keep the document
-with the lowest number, regardless of its task, or a document in the middle of a chain. A repeated task replaces the
-files of its first run.
+The stages of each kind read documents and write signatures. The last stage writes `duplicates/*.npy`, the sorted ids of
+the documents to drop. A document's id is task * 2^32 + number. The first document, by task and number, is kept.
+datatrove computes and compares MinHash signatures. This module selects the documents to keep. datatrove would keep the
+document with the lowest number, regardless of its task, or a document in the middle of a chain. A repeated task
+replaces the files of its first run.
 """
 
 import hashlib

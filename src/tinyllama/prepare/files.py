@@ -1,7 +1,7 @@
 """Raw files: listing and opening of the files that paths, folders, globs and fsspec URLs (`s3://…`) refer to.
 
 This module lists folders itself, because `glob` and fsspec's `find` and `walk` silently skip a folder without read
-permission. A remote file is downloaded completely before it is read, so its hash is that of the bytes that were read.
+permission. A remote file is downloaded completely before it is read, so that its hash covers the bytes that are read.
 """
 
 import errno

@@ -70,8 +70,8 @@ def settings_diff(
 def write_manifests(job: Job, plan: dict[str, Any], strict: bool = False) -> None:
     """Write the manifests, with the store's own manifest last, and delete the folder of unfinished work.
 
-    Raises InputError if a source has no documents to train on, or if a file changed during the work; if `strict`, also
-    if most rows of a file are rejected or no row is usable.
+    Raises InputError if a source has no documents to train on, or if a file changed during the work. If `strict`,
+    raises InputError also if most rows of a file are rejected or no row is usable.
     """
     records = [read_json(job.completion_record(TOKENS, rank)) for rank in range(len(job.tasks))]
     _check_inputs_unchanged(job, records)

@@ -31,8 +31,8 @@ def prepare_store(recipe: Recipe, strict: bool = False) -> TokenStore | None:
     """Write the recipe's token store, resuming an interrupted run, and open it.
 
     Returns None if Slurm runs the tasks; its last job then finishes the store. Raises InputError if a file is not
-    readable or writable, if a source has no documents, or if the store was made from other data; if `strict`, also if
-    most rows of a file are rejected or no row is usable.
+    readable or writable, if a source has no documents, or if the store was made from other data. If `strict`, raises
+    InputError also if most rows of a file are rejected or no row is usable.
     """
     store = Path(recipe.data.store)
     cached_tokenizer.cache_clear()  # the folder may now have another tokenizer

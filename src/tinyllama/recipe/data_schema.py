@@ -55,7 +55,7 @@ class Source(RecipeModel):
     """One data set and its weight in the mixture."""
 
     format: Literal["slimpajama", "starcoderdata", "jsonl", "parquet", "text", "csv", "huggingface"]
-    """File format; `huggingface` is the folder of a data set, as downloaded or as saved by `datasets`."""
+    """File format; `huggingface` is the folder of a data set that was downloaded or saved by `datasets`."""
     path: Address
     """Folder, file, glob or fsspec URL (`s3://…`). Files are read in sorted order. Folders are read recursively, except
     names that begin with a dot."""
@@ -143,7 +143,7 @@ class Data(RecipeModel):
     slurm: Slurm | None = None
     """Resources of the jobs; required if `executor` is slurm."""
     sources: dict[SourceName, Source] = Field(min_length=1)
-    """Data sets by name (letters, digits, `_` and `-`); each gets a folder of its name in the store."""
+    """Data sets by name (letters, digits, `_` and `-`). The store has one folder per data set, with the same name."""
     stages: tuple[MixtureStage, ...] = ()
     """Mixture schedule: mixtures that replace the sources' weights, in ascending order of `from_tokens`."""
     document: SpecialTokens = SpecialTokens()

@@ -39,7 +39,7 @@ class Model(RecipeModel):
     heads: Count
     """Number of query heads."""
     kv_heads: Count
-    """Number of key and value heads; heads / kv_heads query heads share one."""
+    """Number of key/value heads; each key/value head is shared by heads / kv_heads query heads."""
     ffn_dim: Count
     """Width of the SwiGLU feed-forward network."""
     context_length: Count = 2048

@@ -1,8 +1,8 @@
 """Exact conversion of text to token ids and back, several times as fast as SentencePiece.
 
 This package reads tokenizer.json, tokenizer.model, a folder with either, or a hub name. It writes a folder that
-transformers can load. A cache contains the ids of short runs of text (`tokenizer.memo`). If a vocabulary does not allow
-exact splits between runs, as GPT-2's vocabulary does not, the library of its file format encodes the text.
+transformers can load. A cache contains the ids of short runs of text (`tokenizer.memo`). Some vocabularies, such as
+that of GPT-2, do not allow exact splits between runs. For these, the library of the file format encodes the text.
 """
 
 import hashlib

@@ -224,7 +224,7 @@ class HuggingFaceBackend:
 
     @property
     def converted(self) -> "HuggingFaceBackend":
-        """This backend, which needs no conversion."""
+        """This backend itself, since no conversion is necessary."""
         return self
 
     def to_tokenizer_json(self) -> dict[str, Any]:

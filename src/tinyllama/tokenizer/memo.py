@@ -73,7 +73,7 @@ def neighbours(pieces: Iterable[str]) -> npt.NDArray[np.bool_]:
 
 
 def can_cut_words(together: npt.NDArray[np.bool_]) -> bool:
-    """Return whether text can be split before spaces: in no token does a space follow another character."""
+    """Return whether text can be split before spaces, because no token has a space after another character."""
     return not together[1:, 0].any()
 
 
