@@ -136,8 +136,8 @@ class Data(RecipeModel):
     store: str
     """Folder of the token store, which `prepare` writes and `train` reads."""
     workers: Count | Literal["auto"] = "auto"
-    """Maximum number of parallel tasks; does not change the store. `auto`: one per core of this machine or of the
-    cluster."""
+    """Maximum number of parallel tasks; does not change the store. `auto`: one per core of this machine, or no limit on
+    a cluster."""
     executor: Literal["local", "slurm", "ray"] = "local"
     """Executor of the tasks of `prepare`: local processes, Slurm jobs or a Ray cluster; does not change the store."""
     slurm: Slurm | None = None

@@ -47,7 +47,7 @@ class Limits(NamedTuple):
     slot_bits: int = 19
     """Base-2 logarithm of the number of runs that numpy looks up; the other runs are looked up in Python."""
     long_run_bytes: int = 1 << 12
-    """Size in bytes above which a run, such as Chinese text without punctuation, is split between other characters."""
+    """Size in bytes above which a run, such as Chinese text, is also split between characters adjacent in no token."""
     block_bytes: int = 1 << 17
     """Size of a block in bytes. Short texts are joined and long texts split, so that arrays fit the CPU's cache."""
 
