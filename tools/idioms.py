@@ -10,7 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SUFFIXES = (".py", ".md", ".toml", ".yaml", ".yml", ".html", ".sh", ".sbatch", ".cff", ".jinja", ".css", "Makefile", ".ci/run")
+SUFFIXES = (
+    ".py",
+    ".md",
+    ".toml",
+    ".yaml",
+    ".yml",
+    ".html",
+    ".sh",
+    ".sbatch",
+    ".cff",
+    ".jinja",
+    ".css",
+    "Makefile",
+    ".ci/run",
+)
 EXCLUDED = ("docs/assets/", "docs/log.md", "requirements.lock", "tools/idioms.py", "tests/suite/")
 REPLACEMENTS = {
     "gone? on": "resume, continue",

@@ -99,7 +99,7 @@ def _store(recipe: Recipe) -> Iterator[str]:
     store = TokenStore.open(recipe.data.store)
     for name, split in store.splits.items():
         yield f"{store.folder}/{name}: {split.num_tokens:,} tokens in {split.num_documents:,} documents"
-        dropped = [f"{count:,} {reason}" for reason, count in split.manifest["rows"]["left_out"].items()]
+        dropped = [f"{count:,} {reason}" for reason, count in split.manifest["rows"]["dropped"].items()]
         if dropped:
             yield f"    dropped: {', '.join(dropped)}"
 

@@ -23,7 +23,7 @@ def write_store(folder: Path, shard_tokens: dict[str, list[int]], inputs_each: i
     for source, sizes in shard_tokens.items():
         (folder / source / "train").mkdir(parents=True)
         shards = [write_shard(folder / source / "train", n, size, inputs_each) for n, size in enumerate(sizes)]
-        manifest = {"tokens": sum(sizes), "documents": len(sizes), "rows": {"read": 1, "kept": 1, "left_out": {}}}
+        manifest = {"tokens": sum(sizes), "documents": len(sizes), "rows": {"read": 1, "kept": 1, "dropped": {}}}
         (folder / source / "train/manifest.json").write_text(json.dumps(manifest | {"shards": shards}, indent=2))
     count = inputs_each * sum(map(len, shard_tokens.values()))
     manifest = {

@@ -71,7 +71,7 @@ def tokenizer_phase(folder: Path) -> str:
 def prepare_phase(folder: Path) -> str:
     if not (folder / "store/.work").exists():
         return ""
-    return "tasks" if count(folder, "store/.work/receipts/tokens/*.json") < NUM_TASKS else "finishing"
+    return "tasks" if count(folder, "store/.work/completion_records/tokens/*.json") < NUM_TASKS else "finishing"
 
 
 def train_phase(folder: Path) -> str:
@@ -115,7 +115,7 @@ def build_stages(ranks: int) -> list[Stage]:
         Stage(
             "prepare",
             lambda _: tinyllama("prepare", "recipe.yaml"),
-            lambda folder: count(folder, "store/.work/receipts/tokens/*.json"),
+            lambda folder: count(folder, "store/.work/completion_records/tokens/*.json"),
             prepare_phase,
             ("tasks", "finishing"),
         ),

@@ -202,7 +202,9 @@ def test_worker_of_prepare_without_memory_is_one_line_and_loses_nothing(pipeline
 
 def finished_shards(store: Path) -> list[Path]:
     """Return the shards of all tasks with a completion record."""
-    records = [(path.name.split(".")[0], read_json(path)) for path in store.glob(".work/receipts/tokens/*.json")]
+    records = [
+        (path.name.split(".")[0], read_json(path)) for path in store.glob(".work/completion_records/tokens/*.json")
+    ]
     return [
         store / source / split / shard["file"]
         for source, record in records

@@ -143,7 +143,7 @@ def test_ray_resumes_and_repeats_the_task_of_a_killed_worker(
     pytest.importorskip("ray")
 
     interrupt(recipe, monkeypatch, after=5)
-    assert len(list((tmp_path / "store/.work/receipts").rglob("*.json"))) == 5
+    assert len(list((tmp_path / "store/.work/completion_records").rglob("*.json"))) == 5
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "store/modules/train").glob("*.tokens")}
     assert len(shards) == 5
     monkeypatch.setenv("PYTHONPATH", f"{KILLED_WORKER}:{os.environ.get('PYTHONPATH', '')}")
@@ -177,7 +177,7 @@ def test_ray_gives_up_on_a_task_whose_worker_is_always_killed(
     monkeypatch.setenv("KILLED_SHARD", "00003")
     with pytest.raises(InputError, match=r"store: a worker was killed, possibly out of memory; run prepare again"):
         prepare_store(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray"}))
-    done = {path.name for path in (tmp_path / "store/.work/receipts").rglob("*.json")}
+    done = {path.name for path in (tmp_path / "store/.work/completion_records").rglob("*.json")}
     assert "modules.train.00003.json" not in done
     assert done
 
@@ -230,7 +230,7 @@ def test_a_full_disk_is_reported_and_loses_nothing(small: Path, tmp_path: Path) 
     script = f"""
         mount -t tmpfs -o size=6m none {disk}
         {command} 2> {tmp_path}/output; echo $? > {tmp_path}/status
-        ls {disk}/store/.work/receipts/tokens > {tmp_path}/done
+        ls {disk}/store/.work/completion_records/tokens > {tmp_path}/done
         mount -o remount,size=200m {disk}
         {command} && cp -r {disk}/store {tmp_path}/repaired
     """

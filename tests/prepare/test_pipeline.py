@@ -56,8 +56,8 @@ def test_rows_read_are_rows_kept_and_rows_dropped(small: Path) -> None:
     store = TokenStore.open(small / "store")
     for source in ("modules", "lines"):
         rows = store[f"{source}/train"].manifest["rows"]
-        assert rows["read"] == rows["kept"] + sum(rows["left_out"].values())
-        assert rows["left_out"]["held out for validation"] == store[f"{source}/validation"].num_documents
+        assert rows["read"] == rows["kept"] + sum(rows["dropped"].values())
+        assert rows["dropped"]["held out for validation"] == store[f"{source}/validation"].num_documents
     assert find_corruption(store.folder) == []
 
 
@@ -151,7 +151,7 @@ def test_bad_rows_are_listed_and_counted(small: Path, tmp_path: Path) -> None:
     assert store["modules/train"].manifest["rows"] == {
         "read": 7,
         "kept": 5,
-        "left_out": {"invalid JSON": 1, "text is not text": 1},
+        "dropped": {"invalid JSON": 1, "text is not text": 1},
     }
     rejects = [json.loads(line) for line in (tmp_path / "store/modules/train/rejects.jsonl").open()]
     assert rejects == [
@@ -268,7 +268,7 @@ def test_rejects_follow_their_tasks_after_inputs_change(
     paths = {f"data.sources.{name}.path": str(tmp_path / name) for name in ("modules", "lines")}
     interrupt(recipe_at(small, tmp_path / "store", **paths), monkeypatch, 14)
     (
-        tmp_path / "store/.work/receipts/tokens/modules.train.00007.json"
+        tmp_path / "store/.work/completion_records/tokens/modules.train.00007.json"
     ).unlink()  # as if killed just before it was written
     (tmp_path / "modules/6.jsonl").unlink()
     (tmp_path / "modules/7.jsonl").unlink()
@@ -323,7 +323,7 @@ def test_rejects_of_an_empty_validation_split_are_listed(small: Path, tmp_path: 
     source = {"format": "slimpajama", "path": str(tmp_path / "raw"), "weight": 1}
     store = prepared(recipe_at(small, tmp_path / "store", **{"data.sources": {"slim": source}}))
     split = store["slim/validation"]
-    assert (split.num_tokens, split.manifest["rows"]) == (0, {"read": 1, "kept": 0, "left_out": {"no text": 1}})
+    assert (split.num_tokens, split.manifest["rows"]) == (0, {"read": 1, "kept": 0, "dropped": {"no text": 1}})
     (reject,) = [json.loads(line) for line in (split.folder / "rejects.jsonl").open()]
     assert reject == {"file": str(tmp_path / "raw/validation/a.jsonl"), "row": 0, "line": 1, "reason": "no text"}
     assert find_corruption(tmp_path / "store") == []

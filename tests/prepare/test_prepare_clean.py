@@ -59,8 +59,8 @@ def test_bad_documents_are_dropped_and_counted(
     kept = [(Path(one.file).stem, one.row) for one in store["web/train"].find_documents(range(48))]
     assert kept == [(str(number), row) for number in range(6) for row in range(8)]
     rows = store["web/train"].manifest["rows"]
-    assert (rows["read"], rows["kept"], sum(rows["left_out"].values())) == (52, 48, 4)
-    assert sorted(reason.partition(":")[0] for reason in rows["left_out"]) == [
+    assert (rows["read"], rows["kept"], sum(rows["dropped"].values())) == (52, 48, 4)
+    assert sorted(reason.partition(":")[0] for reason in rows["dropped"]) == [
         "contaminated",
         "duplicate (minhash)",
         "gopher_quality",
@@ -105,5 +105,5 @@ def test_deduplication_killed_repeatedly_gives_the_same_bytes(small: Path, raw: 
     for name in ("killed", "undisturbed"):
         subprocess.run([*command, str(tmp_path / name)], check=True, capture_output=True)
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
-    left_out = TokenStore.open(tmp_path / "undisturbed")["web/train"].manifest["rows"]["left_out"]
-    assert left_out["duplicate (exact)"] == 1
+    dropped = TokenStore.open(tmp_path / "undisturbed")["web/train"].manifest["rows"]["dropped"]
+    assert dropped["duplicate (exact)"] == 1

@@ -71,7 +71,7 @@ def test_tail_of_a_single_document_is_validation_text_only(
     assert len(tail.encode()) == pytest.approx(0.1 * len(TEXT.encode()), abs=2)
     assert store.num_validation_sequences("own", recipe.train.sequence_length) > 0
     rows = store["own/train"].manifest["rows"]
-    assert rows == {"read": 1, "kept": 1, "left_out": {}, "changed": {"end held out for validation": 1}}
+    assert rows == {"read": 1, "kept": 1, "dropped": {}, "changed": {"end held out for validation": 1}}
     assert find_corruption(store.folder) == []
     # Both parts have the provenance of the row, and the tokenizer's sample has no validation text.
     for split in ("train", "validation"):

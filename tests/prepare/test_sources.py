@@ -145,7 +145,7 @@ def test_skipped_files_are_in_output_manifest_and_inspect(
         assert "2 files not read, ending .docx" in output
         assert "1 file not read, ending .jsonl.br" in output
     manifest = TokenStore.open(tmp_path / "store").manifest
-    assert manifest["sources"]["own"]["files_left_out"] == {"ending .docx": 2, "ending .jsonl.br": 1}
+    assert manifest["sources"]["own"]["skipped_files"] == {"ending .docx": 2, "ending .jsonl.br": 1}
     (tmp_path / "raw/b.docx").unlink()  # not an input of the store
     prepare_store(Recipe.load(tmp_path / "recipe.yaml"))
 

@@ -84,7 +84,7 @@ def test_strict_makes_no_store_and_resumes_with_corrected_files(
         write_jsonl(tmp_path / "raw" / name, ["correct now"])
     assert main(command) == 0
     assert TokenStore.open(tmp_path / "store")["own/train"].num_documents == 9 + 4
-    assert "files_in_doubt" not in TokenStore.open(tmp_path / "store").manifest["sources"]["own"]
+    assert "suspect_files" not in TokenStore.open(tmp_path / "store").manifest["sources"]["own"]
 
 
 def test_strict_refuses_a_store_prepared_without_it(small: Path, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_excluded_rows_cause_no_warning(small: Path, tmp_path: Path) -> None:
     assert prepare_store(recipe, strict=True) is not None
 
 
-def test_many_files_in_doubt_are_counted_and_the_first_named(
+def test_many_suspect_files_are_counted_and_the_first_named(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(130):
@@ -113,7 +113,7 @@ def test_many_files_in_doubt_are_counted_and_the_first_named(
     output = capsys.readouterr().out
     assert output.count("convert it to UTF-8") == 10
     assert "and 120 more files" in output
-    found = TokenStore.open(tmp_path / "store").manifest["sources"]["own"]["files_in_doubt"]
+    found = TokenStore.open(tmp_path / "store").manifest["sources"]["own"]["suspect_files"]
     assert (found["count"], len(found["first"])) == (130, 100)
 
 
@@ -146,7 +146,7 @@ def test_repaired_rows_are_kept_and_counted(small: Path, tmp_path: Path, capsys:
     assert TokenStore.open(tmp_path / "store")["own/train"].manifest["rows"] == {
         "read": 2,
         "kept": 2,
-        "left_out": {},
+        "dropped": {},
         "changed": {"lone surrogates became U+FFFD": 1},
     }
     assert main(["inspect", str(tmp_path / "store")]) == 0
@@ -158,8 +158,8 @@ def test_repaired_rows_are_kept_and_counted(small: Path, tmp_path: Path, capsys:
 def test_store_of_good_files_has_no_list_of_warnings(small: Path) -> None:
     manifest = TokenStore.open(small / "store").manifest
     for source in manifest["sources"].values():
-        assert set(source) == {"format", "text", "include", "exclude", "clean", "splits", "files_left_out"}
-    assert set(TokenStore.open(small / "store")["lines/train"].manifest["rows"]) == {"read", "kept", "left_out"}
+        assert set(source) == {"format", "text", "include", "exclude", "clean", "splits", "skipped_files"}
+    assert set(TokenStore.open(small / "store")["lines/train"].manifest["rows"]) == {"read", "kept", "dropped"}
     assert "changed" not in json.dumps(manifest)
 
 

@@ -43,12 +43,12 @@ def inspect_lines(
 
 
 def prepared_lines(store: TokenStore) -> Iterator[str]:
-    """Yield the output of `tinyllama prepare`: counts, dropped rows, skipped files and files in doubt."""
+    """Yield the output of `tinyllama prepare`: counts, dropped rows, skipped files and suspect files."""
     manifest = store.manifest
     for name, split in store.splits.items():
         rows = split.manifest["rows"]
         yield f"{store.folder}/{name}: {split.num_tokens:,} tokens in {split.num_documents:,} documents"
-        for what, reasons in (("dropped", rows["left_out"]), ("changed", rows.get("changed", {}))):
+        for what, reasons in (("dropped", rows["dropped"]), ("changed", rows.get("changed", {}))):
             for reason, count in reasons.items():
                 yield f"    {what}: {count:,} rows, {reason}"
     yield from _skipped_files(manifest)
@@ -77,7 +77,7 @@ def describe(store: TokenStore, tokenizer: Tokenizer | None) -> Iterator[str]:
         rows = split.manifest["rows"]
         yield ""
         yield f"{name}: {rows['read']:,} rows read, {rows['kept']:,} kept"
-        for reason, count in sorted(rows["left_out"].items(), key=lambda item: -item[1]):
+        for reason, count in sorted(rows["dropped"].items(), key=lambda item: -item[1]):
             yield f"  {count:>12,}  dropped: {reason}"
         for reason, count in rows.get("changed", {}).items():
             yield f"  {count:>12,}  changed: {reason}"
@@ -112,7 +112,7 @@ def _table_row(name: str, counts: dict[str, Any], total: int) -> list[str]:
 
 def _skipped_files(manifest: dict[str, Any]) -> Iterator[str]:
     for source, fields in manifest["sources"].items():
-        by_count = sorted(fields["files_left_out"].items(), key=lambda item: -item[1])
+        by_count = sorted(fields["skipped_files"].items(), key=lambda item: -item[1])
         for reason, count in by_count[:_MAX_REASONS]:
             yield f"{source}: {count:,} file{'s' * (count != 1)} not read, {reason}"
         if more := sum(count for _, count in by_count[_MAX_REASONS:]):

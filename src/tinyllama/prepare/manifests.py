@@ -22,7 +22,7 @@ from tinyllama.recipe import Recipe, differences
 from tinyllama.tokenizer import Tokenizer
 
 CompletionRecord = dict[str, Any]
-_OUTCOMES = ("splits", "contamination", "files_left_out", "files_in_doubt")
+_OUTCOMES = ("splits", "contamination", "skipped_files", "suspect_files")
 """Fields of a source in the store's manifest, except its settings."""
 
 
@@ -98,10 +98,10 @@ def _check_inputs_unchanged(job: Job, records: list[CompletionRecord]) -> None:
             raise InputError(f"{changed}: changed while it was being prepared; run prepare again")
     hashes = {entry["path"]: entry["sha256"] for record in records for entry in record["inputs"]}
     for stage in job.cleaning:
-        for path in (job.work / "receipts" / stage.name).glob("*.json"):
+        for path in (job.work / "completion_records" / stage.name).glob("*.json"):
             for entry in read_json(path)["inputs"]:
                 if hashes.get(entry["path"], entry["sha256"]) != entry["sha256"]:
-                    shutil.rmtree(job.work / "receipts")
+                    shutil.rmtree(job.work / "completion_records")
                     raise InputError(f"{entry['path']}: changed while it was being prepared; run prepare again")
 
 
@@ -111,17 +111,17 @@ def _write_source(job: Job, name: str, own: dict[int, CompletionRecord]) -> dict
     for split in ("train", "validation"):
         if entry := _write_split(job, job.store / name / split, own):
             splits[split] = entry
-    warnings = [entry for record in own.values() for entry in record.get("doubts", ())]
+    warnings = [entry for record in own.values() for entry in record.get("warnings", ())]
     if not splits.get("train", {}).get("documents"):
-        reasons = _sum(record["left_out"] for record in own.values())
+        reasons = _sum(record["dropped"] for record in own.values())
         counts = ", ".join(f"{count} rows {reason}" for reason, count in reasons.items()) or "no rows at all"
         place = f", see {warnings[0]['file']}" if warnings else ""
         raise InputError(
             f"data.sources.{name}: no document left to train on ({counts}){place}; {rejection_remedy(reasons)}"
         )
-    outcomes: dict[str, Any] = {"splits": splits, "files_left_out": job.skipped_files[name]}
+    outcomes: dict[str, Any] = {"splits": splits, "skipped_files": job.skipped_files[name]}
     if warnings:
-        outcomes["files_in_doubt"] = {"count": len(warnings), "first": warnings[:MAX_LISTED_FILES]}
+        outcomes["suspect_files"] = {"count": len(warnings), "first": warnings[:MAX_LISTED_FILES]}
     if job.recipe.data.sources[name].clean.decontaminate:
         dropped = [found for record in own.values() for found in record["contaminated"]]
         outcomes["contamination"] = overlap(read_index(job.work / "decontamination", name), dropped)
@@ -150,7 +150,7 @@ def _write_split(job: Job, folder: Path, own: dict[int, CompletionRecord]) -> di
     rows: dict[str, Any] = {
         "read": sum(record["read"] for record in read.values()) or documents,
         "kept": documents,
-        "left_out": dict(sorted(_sum(record["left_out"] for record in read.values()).items())),
+        "dropped": dict(sorted(_sum(record["dropped"] for record in read.values()).items())),
     }
     if changed := _sum(record.get("changed", {}) for record in read.values()):
         rows["changed"] = dict(sorted(changed.items()))

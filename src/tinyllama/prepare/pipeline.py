@@ -95,7 +95,7 @@ def _initialize_work_dir(job: Job, plan: dict[str, Any]) -> None:
     for path in store.rglob("*.part"):
         path.unlink()
     # Tasks with changed files are repeated. If documents are compared across tasks, all tasks are then repeated.
-    records = sorted((work / "receipts").rglob("*.json"))
+    records = sorted((work / "completion_records").rglob("*.json"))
     modified = [path for path in records if find_modified_input(path, read_json(path)["inputs"])]
     for path in records if modified and job.cleaning else modified:
         path.unlink()
@@ -111,7 +111,7 @@ def _delete_stale_tasks(job: Job) -> None:
         shutil.rmtree(job.work)
     else:
         ranks = {job.completion_record(TOKENS, rank): rank for rank in range(len(job.tasks))}
-        for path in (job.work / "receipts").rglob("*.json"):
+        for path in (job.work / "completion_records").rglob("*.json"):
             if path in ranks and read_json(path)["task"] == job.fingerprint(ranks[path]):
                 kept[path] = ranks[path]
             else:

@@ -1,6 +1,6 @@
 """Warnings about a store's data, each with a remedy: files with few usable rows, sources without validation text.
 
-Completion records of tasks and the store's manifest list files with few usable rows as "in doubt".
+Completion records of tasks and the store's manifest list files with few usable rows as suspect.
 """
 
 import re
@@ -16,7 +16,7 @@ HELD_OUT = "held out for validation"
 TAIL_HELD_OUT = "end held out for validation"
 """Reason in the counts for documents with a tail in the validation split."""
 MAX_LISTED_FILES = 100
-"""Maximum number of files in doubt that a manifest lists per source."""
+"""Maximum number of suspect files that a manifest lists per source."""
 _MAX_SHOWN_FILES = 10
 _SET_TEXT_FIELD = "set the source's text to the field or column that contains the documents"
 _REMEDIES = {
@@ -40,10 +40,10 @@ def rejection_remedy(reasons: Counter[str]) -> str:
 
 
 def file_warning_lines(manifest: Mapping[str, Any]) -> list[str]:
-    """Format one line for each of the first files in doubt, from the store's manifest."""
+    """Format one line for each of the first suspect files, from the store's manifest."""
     lines: list[str] = []
     for fields in manifest["sources"].values():
-        found = fields.get("files_in_doubt", {"count": 0, "first": []})
+        found = fields.get("suspect_files", {"count": 0, "first": []})
         lines += map(_file_warning, found["first"][:_MAX_SHOWN_FILES])
         if (more := found["count"] - _MAX_SHOWN_FILES) > 0:
             lines.append(f"and {more:,} more files; rejects.jsonl lists the rejected rows")
@@ -62,9 +62,9 @@ def _file_warning(entry: dict[str, Any]) -> str:
 
 
 def check_no_file_warnings(store: str, manifest: Mapping[str, Any]) -> None:
-    """Raise InputError if any file of a store is in doubt."""
+    """Raise InputError if any file of a store is suspect."""
     if lines := file_warning_lines(manifest):
-        count = sum(fields.get("files_in_doubt", {"count": 0})["count"] for fields in manifest["sources"].values())
+        count = sum(fields.get("suspect_files", {"count": 0})["count"] for fields in manifest["sources"].values())
         files = "1 file has" if count == 1 else f"{count:,} files have"
         raise InputError(f"{store}: {files} few usable rows or none, which --strict refuses: {lines[0]}")
 
@@ -73,7 +73,7 @@ def holdout_remedy(store: TokenStore, name: str) -> str:
     """Return the remedy for a source of a store that has too little validation text."""
     manifest, rows = store.manifest, store[f"{name}/train"].manifest["rows"]
     source, field = manifest["sources"][name], f"data.sources.{name}"
-    if f"{name}/validation" in store and not (HELD_OUT in rows["left_out"] or TAIL_HELD_OUT in rows.get("changed", ())):
+    if f"{name}/validation" in store and not (HELD_OUT in rows["dropped"] or TAIL_HELD_OUT in rows.get("changed", ())):
         return "add text to its validation files"
     raise_fraction, has_tail = "raise data.validation_fraction", source.get("holdout") == "tail"
     options = [] if has_tail else [f"{field}.holdout: tail"]

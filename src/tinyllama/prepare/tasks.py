@@ -80,7 +80,7 @@ class Job:
     def completion_record(self, stage: str, rank: int) -> Path:
         """Return the file that marks task `rank` of a stage as done, with the hashes of its inputs and outputs."""
         name = self.tasks[rank].name if stage == TOKENS else f"{rank:06d}"
-        return self.work / "receipts" / stage / f"{name}.json"
+        return self.work / "completion_records" / stage / f"{name}.json"
 
     def unfinished(self, stage: str) -> list[int]:
         """Return the ranks of the tasks of a stage that have no completion record."""
