@@ -2,9 +2,9 @@
 
     python benchmarks/averaging.py [--steps 375] [--folder DIR]
 
-Two runs of the demo's recipe from the same initial weights on the same batches: one keeps its learning rate to the end
-and a checkpoint every 25 steps, whose averages are scored; the other cools down over its last 40 %, as the demo does.
-Data and runs are those of benchmarks/optimizers.py's folder, and resume if they were interrupted.
+Two runs of the demo's recipe use equal initial weights and equal batches. One run has a constant learning rate and a
+checkpoint every 25 steps; the averages of these checkpoints are scored. The other run cools down over its last 40 %,
+like the demo. Data and runs are in the folder of benchmarks/optimizers.py. The runs resume if they were interrupted.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def train(folder: Path, name: str, steps: int, fields: Mapping[str, object]) -> 
 
 
 def validation_of(folder: Path, run: Path) -> ValidationSet:
-    """Return the sequences that the run itself is validated on."""
+    """Return the validation sequences of the run."""
     recipe = Recipe.load(run / "recipe.yaml")
     validation = load_validation_set(
         recipe, TokenStore.open(folder / recipe.data.store), Tokenizer.load(run / "tokenizer")

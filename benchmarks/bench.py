@@ -1,8 +1,8 @@
-"""`make bench`: every comparison with a peer, in one run on one machine, written to docs/benchmarks.{json,md,png}.
+"""`make bench`: all comparisons with peers, in one run on one machine, written to docs/benchmarks.{json,md,png}.
 
-Each section is a separate script; they run one after the other, so that no two of them share the cores. The page and
-the plot depend only on the JSON (--page writes them again). A section that fails ends the run without a change in docs,
-since a table must come from one run. Peers, texts and compiled code are kept under --work.
+Each section is a separate script. The scripts run one after the other, so that no two scripts share the cores. The page
+and the plot depend only on the JSON (--page writes them again). If a section fails, the run ends without a change in
+docs, because a table must come from one run. Peers, text and compiled code are kept under --work.
 
     python benchmarks/bench.py
     python benchmarks/bench.py --only loading starting --rounds 1      # a quick look, written under --work
@@ -46,7 +46,7 @@ SECONDS = {
     "evaluation": (70, 25),
     "starting": (70, 60),
 }
-"""Seconds of a section on two idle cores with everything installed: before its rounds, and per round."""
+"""Time of a section on two idle cores with everything installed, in seconds: before its rounds, and per round."""
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def measure(sections: list[str], arguments: argparse.Namespace) -> Results:
 
 
 def product() -> float:
-    """Return the GFLOP/s of a bf16 2048^3 product on all cores."""
+    """Return the GFLOP/s of a bf16 2048^3 matrix product on all cores."""
     return benchmark_matmul_flops(torch.bfloat16) / 1e9
 
 

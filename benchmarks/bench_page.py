@@ -1,8 +1,7 @@
-"""docs/benchmarks.md and its plot from a results file: pure functions of the measures, so both can be written again.
+"""docs/benchmarks.md and its plot: pure functions of a results file, so both can be written again.
 
-The table has a row per peer. For each measure, the page explains below it what was measured, the settings, and what
-the measure does not show. The plot shows the ratios on a logarithmic axis: twice and half as fast are equally far from
-the line.
+The table has a row per peer. Below the table, the page explains each measure: the measured quantity, the settings, and
+the limits. The plot shows the ratios on a logarithmic axis, so twice and half as fast have equal distances from 1.
 """
 
 import statistics
@@ -13,7 +12,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from measuring import OURS, Machine, Measure, Results, better, number, ratios, spread
+from measuring import OURS, Machine, Measure, Results, comparison, number, ratios, spread
 
 from tinyllama.files import atomic_write
 
@@ -44,12 +43,12 @@ def page(results: Results) -> Iterator[str]:
         "",
         "<!-- Written by `make bench`; benchmarks/bench.py --page docs/benchmarks.json rewrites it. -->",
         "",
-        "This page compares tinyllama with programs that do the same, each through its documented interface and",
-        "with the settings that were fastest here. The programs alternate, so that other jobs slow all equally. A",
-        "ratio compares two turns of one round; the table shows the median of the rounds, with minimum and maximum.",
-        "Above 1 tinyllama is better.",
+        "This page compares tinyllama with other programs for each task. Each program runs through its documented",
+        "interface, with the settings that were fastest here. The programs alternate, so that other jobs slow all",
+        "programs equally. A ratio compares two turns of one round. The table shows the median of the rounds, with",
+        "minimum and maximum. If a ratio is above 1, tinyllama is better.",
         "",
-        "![How many times as fast as each peer, on a logarithmic axis](benchmarks.png)",
+        "![Speed relative to each other program, on a logarithmic axis](benchmarks.png)",
         "",
         *machine_lines(results),
         "",
@@ -61,15 +60,15 @@ def page(results: Results) -> Iterator[str]:
 
 
 def machine_lines(results: Results) -> Iterator[str]:
-    """Yield lines on the machine and the date."""
+    """Yield lines that describe the machine and the date."""
     machine = results.machine
     yield from (
         "| | |",
         "|---|---|",
         f"| date | {results.date}, {results.seconds / 60:.0f} minutes in one run (`make bench`) |",
         f"| machine | {machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB; {machine.system} |",
-        f"| its bf16 2048^3 product, all cores | {dashed(spread(machine.product_gflops, ',.0f'))} GFLOP/s, before each "
-        "section and after the last |",
+        f"| its bf16 2048^3 matrix product, all cores | {dashed(spread(machine.product_gflops, ',.0f'))} GFLOP/s, "
+        "before each section and after the last |",
         f"| load before the first section | {machine.load[0]:.1f}{busy(machine)} |",
         f"| Python, torch | {machine.python}, {machine.torch} |",
     )
@@ -77,11 +76,13 @@ def machine_lines(results: Results) -> Iterator[str]:
 
 def busy(machine: Machine) -> str:
     """Return a warning if other jobs ran."""
-    return " (**other jobs ran**: ratios hold better than rates)" if machine.load[0] > machine.cores / 4 else ""
+    return (
+        " (**other jobs ran**, so ratios are more reliable than rates)" if machine.load[0] > machine.cores / 4 else ""
+    )
 
 
 def section_lines(title: str, measures: Sequence[Measure]) -> Iterator[str]:
-    """Yield a section: its table, then the meaning of each row; measures with equal settings share that part."""
+    """Yield a section: a table, then a description per measure; measures with equal settings share their settings."""
     yield from (f"## {title}", "", "| | program | measured | tinyllama is |", "|---|---|---|---|")
     for measure in measures:
         yield from row_lines(measure)
@@ -98,18 +99,18 @@ def row_lines(measure: Measure) -> Iterator[str]:
     """Yield a table row per program."""
     for name, program in measure.programs.items():
         rate = f"{dashed(spread(program.values))} {measure.unit}"
-        ratio = f"{dashed(spread(ratios(measure, name), '.2f'))} times as {better(measure)}"
+        ratio = dashed(comparison(measure, name, ".2f"))
         yield f"| {measure.name} | {name} | {rate} | |" if name == OURS else f"| | {name} | {rate} | {ratio} |"
 
 
 def rounds_of(measure: Measure) -> str:
-    """Return the number of rounds in words."""
+    """Format the number of rounds."""
     count = len(measure.programs[OURS].values)
     return "one round" if count == 1 else f"{count} rounds"
 
 
 def settings_lines(measure: Measure) -> Iterator[str]:
-    """Yield a line per program with its settings and what was checked."""
+    """Yield a line per program with its settings and its checks."""
     for name, program in measure.programs.items():
         yield f"- {name}: {program.settings}" + (f". Checked: {program.found}" if program.found else "")
 
@@ -147,7 +148,8 @@ def draw(results: Results) -> Figure:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0, labelsize=9)
     axes.set_xlabel(
-        f"times as fast or as small as the peer: median and range of the rounds, {results.date}", fontsize=9
+        f"speed relative to the program (memory: its inverse): median and range of the rounds, {results.date}",
+        fontsize=9,
     )
     axes.xaxis.set_label_coords(1, -0.4 / (height - 0.7))
     axes.xaxis.label.set_horizontalalignment("right")
@@ -162,7 +164,7 @@ def draw_name(axes: Axes, place: int, name: str) -> None:
 
 
 def draw_ratio(axes: Axes, place: int, values: Sequence[float]) -> None:
-    """Draw a range with its median, in another color if the peer is better."""
+    """Draw a range with its median, in another color if the other program is better."""
     middle = statistics.median(values)
     ink = OURS_INK if middle >= 1 else THEIRS_INK
     axes.plot([min(values), max(values)], [place, place], color=ink, linewidth=3, alpha=0.4, solid_capstyle="round")

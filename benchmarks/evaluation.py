@@ -1,8 +1,8 @@
 """Compares the speed of evaluation with lm-eval's `hf` model: same checkpoint, CPU, threads and dtype.
 
-Both run in one process, in turns; `hf` uses the best of several batch sizes, ours its own batches. The time is that of
-lm-eval's call of the model: tokenization, the network, the scores. Prints the ratio of times with its spread, also per
-task, and the largest difference of the log-likelihoods.
+Both models run in one process, in turns. `hf` uses the best of several batch sizes; our model uses its own batches. The
+script measures the time of lm-eval's call of the model: tokenization, network and scores. The script prints the ratio
+of times with its range, also per task, and the largest difference of the log-likelihoods.
 
     python benchmarks/evaluation.py --precision fp32 --items 60 --rounds 3
 """
@@ -66,7 +66,7 @@ def _compare(
         unit="s",
         more_is_better=False,
         how=f"{sum(map(len, requests.values()))} requests of {', '.join(TASKS)} ({given.items} items each), "
-        f"{given.threads} threads, one process: lm-eval's call of the model, from texts to log-likelihoods.",
+        f"{given.threads} threads, one process: lm-eval's call of the model, from strings to log-likelihoods.",
         not_shown="Loading the model and the tasks, generation tasks, GPUs; tasks whose requests share less than "
         "choices of one question do gain less.",
         programs={
@@ -82,7 +82,7 @@ def _compare(
 
 
 class Turn(NamedTuple):
-    """Seconds per task, and each request's log-likelihood and whether it is greedy."""
+    """Time per task in seconds, and the log-likelihood and greedy flag of each request."""
 
     seconds: dict[str, float]
     scores: list[tuple[float, bool]]

@@ -26,7 +26,7 @@ _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def smollm2_folder(directory: Path) -> Path:
-    """Return the model as a Hugging Face folder, written if it does not exist yet."""
+    """Return the Hugging Face folder of the model; write the folder if it does not exist yet."""
     folder = directory / "smollm2"
     if (folder / "tokenizer.json").is_file():
         return folder
@@ -67,7 +67,7 @@ def load_task(name: str) -> Task:
 
 
 def answers(model: LM, requests: list[Instance]) -> list[tuple[float, bool]]:
-    """Return log-likelihoods and whether they are greedy, without progress bars."""
+    """Return log-likelihoods and greedy flags, without progress bars."""
     with suppress_stderr():
         scores: list[tuple[float, bool]] = model.loglikelihood(requests)
     return scores

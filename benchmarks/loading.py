@@ -1,9 +1,9 @@
 """Compares reading training data by `batches`, litdata and a plain memory map; measures the order of 1e12 tokens.
 
-Writes random tokens as a token store of two sources, as litdata's chunks and as one flat file. The three then read
-shuffled batches of 8 x 2049 as int64 in turns, in this process, from a warm page cache. After that, a separate process
-opens a sparse store of 1e12 tokens, with manifests as long as real ones, and calls `sequences` for the 1,024 rows of
-its first and of a late step. Linux only.
+Writes random tokens as a token store of two sources, as litdata's chunks and as one flat file. Then the
+three programs read shuffled batches of 8 x 2049 as int64 in turns, in this process, from a warm page cache. Finally, a
+separate process opens a sparse store of 1e12 tokens, with manifests as long as real manifests. The process calls
+`sequences` for the 1,024 rows of the first step and of a late step. Linux only.
 
     python benchmarks/loading.py --megatokens 200
 """
@@ -93,9 +93,9 @@ def compare_readers(folder: Path, num_tokens: int, rounds: int, litdata: str) ->
         name=f"shuffled batches of {ROWS} x {LENGTH + 1}",
         unit="M tokens/s",
         more_is_better=True,
-        how=f"int64 batches out of {num_tokens / 1e6:,.0f}M random tokens, warm page cache, one process, "
+        how=f"int64 batches from {num_tokens / 1e6:,.0f}M random tokens, warm page cache, one process, "
         f"{TURN_BATCHES} batches a turn.",
-        not_shown="Disks and networks: at these rates either is slower than every program here. Training on a CPU "
+        not_shown="Disks and networks, which are slower than every program here. Training on a CPU "
         "needs a thousandth of it.",
         programs={
             name: Program(
@@ -107,7 +107,7 @@ def compare_readers(folder: Path, num_tokens: int, rounds: int, litdata: str) ->
 
 
 def read_batches(reader: Iterator[torch.Tensor]) -> float:
-    """Return the seconds of one turn."""
+    """Return the time of one turn, in seconds."""
     begun = time.perf_counter()
     for _ in range(TURN_BATCHES):
         batch = next(reader)
@@ -226,7 +226,7 @@ def open_a_trillion(folder: Path) -> None:
 
 
 def write_sparse(folder: Path) -> None:
-    """Write a sparse store of a trillion zeros, with manifests as long as real ones."""
+    """Write a sparse store of a trillion zeros, with manifests as long as real manifests."""
     count = round(SPARSE_SHARDS * SHARES["slimpajama"])
     sizes = {"slimpajama": [SPARSE_TOKENS] * count, "starcoderdata": [SPARSE_TOKENS] * (SPARSE_SHARDS - count)}
     write_manifests(folder, sizes, SPARSE_INPUTS)
@@ -238,7 +238,7 @@ def write_sparse(folder: Path) -> None:
 
 
 def open_in_a_process(folder: Path) -> tuple[float, float, float, float]:
-    """Return the seconds of imports and of opening, the tokens, and the peak memory in bytes."""
+    """Return the times of imports and of opening in seconds, the tokens, and the peak memory in bytes."""
     done = subprocess.run([sys.executable, "-c", OPEN, folder], check=True, capture_output=True, text=True)
     imported, opened, tokens = map(float, done.stdout.splitlines()[0].split())
     (kilobytes,) = re.findall(r"VmHWM:\s*(\d+)", done.stdout)

@@ -37,7 +37,7 @@ class Program(BaseModel):
     values: list[Positive]
     """One value per round, in the measure's unit."""
     found: str = ""
-    """What was checked apart from time, if anything."""
+    """Result of the checks other than time, or an empty string."""
 
 
 class Measure(BaseModel):
@@ -51,7 +51,7 @@ class Measure(BaseModel):
     how: Text
     """The measured quantity."""
     not_shown: Text
-    """What the measure does not show."""
+    """Limits of the measure."""
     programs: dict[str, Program]
 
     @model_validator(mode="after")
@@ -75,9 +75,9 @@ class Machine(BaseModel):
     python: Text
     torch: Text
     product_gflops: list[Positive]
-    """GFLOP/s of a bf16 2048^3 product on all cores, before each section and after the last."""
+    """GFLOP/s of a bf16 2048^3 matrix product on all cores, before each section and after the last."""
     load: list[float]
-    """Load average of the last minute at the same moments; after the first, it includes our own processes."""
+    """Load average of the last minute before each section and after the last; later values include our processes."""
 
 
 class Results(BaseModel):
@@ -113,29 +113,32 @@ def write_measures(path: Path | None, measures: Iterable[Measure]) -> None:
 
 
 def lines_of(measure: Measure) -> list[str]:
-    """Return a measure as text, with a line per program."""
+    """Format a measure, with a line per program."""
     width = max(map(len, measure.programs))
     lines = [f"{measure.section}: {measure.name}"]
     for name, program in measure.programs.items():
         line = f"  {name:{width}}  {spread(program.values)} {measure.unit}"
-        line += "" if name == OURS else f"; {OURS} is {spread(ratios(measure, name))} times as {better(measure)}"
+        line += "" if name == OURS else f"; {OURS} is {comparison(measure, name)}"
         lines.append(line)
     return lines
 
 
 def ratios(measure: Measure, peer: str) -> list[float]:
-    """Return how many times as fast (or as small) tinyllama is, per round."""
+    """Return the ratio of tinyllama to a peer per round; above 1 tinyllama is better."""
     pairs = zip(measure.programs[OURS].values, measure.programs[peer].values, strict=True)
     return [ours / theirs if measure.more_is_better else theirs / ours for ours, theirs in pairs]
 
 
-def better(measure: Measure) -> str:
-    """Return the adjective for a ratio above 1, such as fast or small."""
-    return {"GB": "small", "%": "high"}.get(measure.unit, "fast")
+def comparison(measure: Measure, peer: str, form: str | None = None) -> str:
+    """Format the ratios of tinyllama to a peer with the adjective of the measure's unit."""
+    factor = spread(ratios(measure, peer), form)
+    if measure.unit == "GB":
+        return f"smaller by a factor of {factor}"
+    return f"{factor} times as {'high' if measure.unit == '%' else 'fast'}"
 
 
 def spread(values: Iterable[float], form: str | None = None) -> str:
-    """Return the median, with the range if there are several values; three digits unless a format is given."""
+    """Format the median, with the range if there are several values; three digits unless a format is given."""
     ordered = sorted(values)
     middle, *ends = (number(value, form) for value in (statistics.median(ordered), ordered[0], ordered[-1]))
     return f"{middle} ({'-'.join(ends)})" if len(ordered) > 1 else middle
@@ -151,7 +154,7 @@ def number(value: float, form: str | None = None) -> str:
 
 
 def take_turns(programs: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """Call every program in every round and return the results by program."""
+    """Call every program in every round; return the results by program."""
     values: dict[str, list[T]] = {name: [] for name in programs}
     for turn in range(rounds):
         for name in list(programs)[:: -1 if turn % 2 else 1]:
@@ -161,7 +164,7 @@ def take_turns(programs: Mapping[str, Callable[[], T]], rounds: int) -> dict[str
 
 
 def seconds_of(call: Callable[[], object]) -> float:
-    """Return the seconds of a call."""
+    """Return the time of a call, in seconds."""
     begun = time.perf_counter()
     call()
     return time.perf_counter() - begun

@@ -1,10 +1,10 @@
-"""AdamW and Muon, cosine and WSD: validation bits per byte at equal tokens, on the 120m recipe's shape made small.
+"""Validation bits per byte of AdamW and Muon with cosine and WSD, at equal tokens, on a small tinyllama-120m shape.
 
     python benchmarks/optimizers.py [--tokens 4M] [--folder DIR]
 
 The shape is tinyllama-120m's with a quarter of its width: 12 layers, dim 192, 3 heads, 1 key/value head, FFN 512, and
-the embedded corpus's 4,096 tokens. Text, tokenizer and store are made once in the folder; the four runs read the same
-batches from the same initial weights, one after the other, and resume if they were interrupted.
+the embedded corpus's 4,096 tokens. Text, tokenizer and store are written once to the folder. The four runs start
+from equal initial weights, read equal batches, run one after the other, and resume if they were interrupted.
 """
 
 import argparse

@@ -27,7 +27,7 @@ SAVE_EVERY = 4
 
 
 def main() -> None:
-    """Print the seconds of starting, compiling and saving."""
+    """Print the times of starting, compiling and saving, in seconds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="cache folder (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of the process (default: %(default)s)")
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def print_starting(work: Work, folder: Path, env: Mapping[str, str]) -> None:
-    """Return the seconds to the end of the first step: uncompiled, compiled, and compiled with a filled cache."""
+    """Return the time to the end of the first step in seconds: uncompiled, compiled, compiled with a filled cache."""
     cached = {**env, "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
     plain = first_step_seconds(work, folder / "plain", cached, compiled=False)
     cold = first_step_seconds(work, folder / "cold", cached, compiled=True)
@@ -50,7 +50,7 @@ def print_starting(work: Work, folder: Path, env: Mapping[str, str]) -> None:
 
 
 def first_step_seconds(work: Work, folder: Path, env: Mapping[str, str], compiled: bool) -> float:
-    """Return the seconds from the command to the first row of metrics."""
+    """Return the time from the command to the first row of metrics, in seconds."""
     shape = Recipe.load("demo").model_dump(mode="json")
     train = shape["train"] | {"compile": compiled, "tokens": 2 * Recipe.load("demo").train.batch_tokens}
     train["schedule"]["warmup_steps"] = 1

@@ -1,8 +1,8 @@
 """The peers of the benchmarks: their versions, and an environment for each, created once under --work.
 
-Each environment is WORK/peers/NAME, with the torch of the present one. litdata uses everything except itself from the
-present environment, so that it reads and tokenizes with the same libraries. Versions are fixed, so that figures can be
-reproduced; to use a newer one, change this file.
+Each environment is WORK/peers/NAME, with the torch of the present environment. litdata uses all its dependencies from
+the present environment, so that both programs read and tokenize with equal libraries. Versions are fixed, so that
+figures can be reproduced. To use a newer version, change this file.
 """
 
 import subprocess
@@ -20,11 +20,11 @@ PEERS = {
     "litdata": ("litdata==0.2.76", "lightning-utilities==0.15.3", "obstore==0.12.1", "tifffile==2026.3.3"),
 }
 BORROWING = {"litdata"}
-"""Peers installed without dependencies, which the present environment has."""
+"""Peers installed without their dependencies, which the present environment contains."""
 
 
 def make_peer(work: Path, name: str) -> Path:
-    """Return the Python of a peer's environment, created if it does not exist."""
+    """Return the Python of a peer's environment; create the environment if it does not exist."""
     folder = work / "peers" / name
     python, ready = folder / "bin" / "python", folder / "ready"
     torch = f"torch=={version('torch').partition('+')[0]}"
@@ -50,7 +50,7 @@ def packages_of(python: Path) -> Path:
 
 
 def pip(python: str | Path, *arguments: str | Path) -> None:
-    """Run pip of a Python."""
+    """Run pip with a Python."""
     subprocess.run([python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments], check=True)
 
 

@@ -1,8 +1,8 @@
 """Compares `tinyllama plan` with training on this machine's CPU: memory and, with --measure, speed.
 
 Plans (`tinyllama plan --measure --json`) and trains (`tinyllama train`, a few steps) three models with a vocabulary of
-32,000 tokens, in turns. Speed is compared as MFU: both measure the peak during the run, so other jobs affect them
-equally. Exits with 1 if a prediction is off by more than 15 %.
+32,000 tokens, in turns. Speed is compared as MFU. Both programs measure the peak during the run, so other jobs
+affect them equally. Exits with 1 if a prediction is off by more than 15 %.
 
     python benchmarks/plan.py
 """
@@ -34,7 +34,7 @@ SHAPES: dict[str, tuple[dict[str, Any], int, int]] = {
 
 
 def main() -> None:
-    """Print a line per model and quantity; exit with an error if a prediction is off."""
+    """Print a line per model and quantity; exit with an error if a prediction is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="cache folder (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads per process (default: %(default)s)")
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def compare(work: Work, folder: Path, name: str, env: Mapping[str, str], rounds: int) -> list[str]:
-    """Plan and train one model in turns; return the quantities whose prediction is off."""
+    """Plan and train one model in turns; return the quantities with a wrong prediction."""
     recipe = write_recipe(folder / f"{name}.yaml", fields(work, name))
     planned, trained = [], []
     for number in range(rounds):

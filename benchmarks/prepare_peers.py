@@ -1,7 +1,7 @@
 """datatrove and litdata from jsonl.zst to tokens on disk, on one core, for benchmarks/prepare.py.
 
 Runs in an environment that has litdata: `prepare_peers.py datatrove BATCH_SIZE FILES OUT TOKENIZER_JSON`, or `litdata
-FILES OUT TOKENIZER_JSON`. Each appends `</s>` to a document and keeps the documents' order.
+FILES OUT TOKENIZER_JSON`. Each program appends `</s>` to a document and keeps the order of the documents.
 """
 
 import json

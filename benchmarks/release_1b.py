@@ -1,7 +1,7 @@
 """Measures the model card's 1.1B model in every format: file sizes, and the memory and time to write them.
 
-Uses random weights of recipe tinyllama-1.1b and 32,000 tokens trained on the standard library's text. The steps are
-those of `tinyllama release`: the reference, the Hugging Face folder, then, without the model in memory, GGUF and
+Uses random weights of recipe tinyllama-1.1b and 32,000 tokens trained on the standard library's text. The script runs
+the steps of `tinyllama release`: the reference, the Hugging Face folder, then, without the model in memory, GGUF and
 CTranslate2 from that folder. Exits with 1 if Q4_K_M is 700 MB or more (the original states 637), if the bf16 folder is
 not 2.2 GB, or if the process grew by more than the float32 weights, one shard and the largest matrix in float32.
 --verify also runs each format in its engine.
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def write(folder: Path, tokenizer: Tokenizer) -> list[str]:
-    """Write every format and print a line for each; return those that needed too much memory."""
+    """Write every format and print a line for each; return the formats that needed too much memory."""
     import ctranslate2.converters  # noqa: F401, PLC0415 - with the libraries, whose memory is not the model's
     import transformers  # noqa: F401, PLC0415
 
@@ -97,7 +97,7 @@ def memory(field: str) -> int:
 
 
 def judge(folder: Path) -> list[str]:
-    """Print the size of every file; return those with an unexpected size."""
+    """Print the size of every file; return the files with an unexpected size."""
     sizes = {path.relative_to(folder): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     for path, size in sizes.items():
         print(f"{size:>13,}  {path}")

@@ -1,9 +1,9 @@
 """Time to the first batch when training resumes at 90 % of an epoch, compared with litdata, at several sizes.
 
 Writes random tokens as our store and as litdata's chunks. One process reads two epochs without interruption and saves
-its state at 90 % of the first, as the program's documentation shows. Then new processes load only that state and read
-the first batch, in turns. The batch must be the right one, and the rows of the two resumed epochs are compared with the
-expected ones. Our order is also measured at 90 % of a sparse store of 1e12 tokens. Linux only.
+its state at 90 % of the first epoch, according to the program's documentation. Then new processes load only that state
+and read the first batch, in turns. The script checks the batch, and compares the rows of the two resumed epochs with
+the expected rows. Our order is also measured at 90 % of a sparse store of 1e12 tokens. Linux only.
 
     python benchmarks/resuming.py --megatokens 20 200
 """
@@ -29,8 +29,8 @@ from tinyllama.recipe import Recipe
 HERE = Path(__file__).parent
 SOURCE = "random"
 NOT_SHOWN = (
-    "Loading weights and optimiser, which takes both the same; many ranks; a cold page cache; chunks that have to be "
-    "downloaded again."
+    "Loading weights and optimizer state, which takes the same time in both; many ranks; a cold page cache; "
+    "chunks that have to be downloaded again."
 )
 
 
@@ -39,7 +39,7 @@ class First(NamedTuple):
 
     seconds: float
     own_seconds: float
-    """Seconds without the imports."""
+    """Time without the imports, in seconds."""
     rows: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class First(NamedTuple):
 
 
 def main() -> None:
-    """Print the time of each size and whether the right rows were read."""
+    """Print the time of each size, and whether the expected rows were read."""
     parser = options(__doc__, rounds=5)
     parser.add_argument("--megatokens", type=int, nargs="+", default=[20, 200], help="sizes (default: 20 200)")
     arguments = parser.parse_args()
@@ -111,7 +111,7 @@ def recipe_of(folder: Path) -> Recipe:
 
 
 def check(folder: Path, name: str, python: Path, step: int) -> str:
-    """Return in words whether a resumed walk reads the rows of an uninterrupted one."""
+    """Describe whether a resumed walk reads the rows of an uninterrupted walk."""
     said = []
     for workers in (0, 2) if name == "litdata" else (0,):
         for mode in ("save", "resume"):
@@ -157,15 +157,15 @@ def as_measure(
     programs: Mapping[str, tuple[str, str, str]],
     from_start: bool,
 ) -> Measure:
-    """Return the seconds, with or without the start of the process."""
+    """Return the measure, with or without the start of the process."""
     return Measure(
         section="resuming",
         name=f"first batch at 90 % of {megatokens}M tokens, "
         + ("from the command" if from_start else "after the imports"),
         unit="s",
         more_is_better=False,
-        how=f"A new process of a warm page cache, to {ROWS} rows of {LENGTH + 1} at 90 % of an epoch"
-        + (", its start and imports included." if from_start else ": opening the data and finding the place."),
+        how=f"A new process with a warm page cache, until {ROWS} rows of {LENGTH + 1} at 90 % of an epoch are read"
+        + ("; start-up and imports included." if from_start else ": opening the data and finding the position."),
         not_shown=NOT_SHOWN,
         programs={
             name: Program(
@@ -195,7 +195,7 @@ def resume_a_trillion(folder: Path, rounds: int) -> Measure:
         name="first batch at 90 % of 1,000,000M tokens, after the imports",
         unit="s",
         more_is_better=False,
-        how="The same with a sparse store whose manifests are as long as real ones; tinyllama only.",
+        how="The first batch from a sparse store with manifests as long as real manifests; tinyllama only.",
         not_shown="The disk, because zeros of a sparse file are not read from it.",
         programs={OURS: Program(version=version_of(sys.executable, OURS), settings=settings, values=seconds)},
     )

@@ -1,4 +1,4 @@
-"""One walk through the batches of two epochs, by us or by litdata: what benchmarks/resuming.py starts and measures.
+"""A walk through the batches of two epochs with tinyllama or litdata, which benchmarks/resuming.py starts.
 
     resuming_walks.py PROGRAM FOLDER NUM_WORKERS STEP save|resume [STOP]
 
@@ -36,7 +36,7 @@ def walk_ours(folder: Path, step: int, resumed: bool) -> Iterator[Iterator[Any]]
 
 
 def walk_litdata(folder: Path, workers: int, step: int, resumed: bool) -> Iterator[Iterator[Any]]:
-    """Yield the two epochs' batches from a StreamingDataLoader with its state_dict, as its documentation shows."""
+    """Yield the two epochs' batches from a StreamingDataLoader with its state_dict, as in its documentation."""
     import litdata
 
     imported()

@@ -69,14 +69,14 @@ def first_steps(work: Work, pythons: Mapping[str, Path], arguments: argparse.Nam
     }
     shape = Recipe.load("demo").train
     how = (
-        f"A new process of the demo's shape (vocabulary {VOCABULARY:,}, embeddings untied, {shape.batch_sequences} x "
-        f"{shape.sequence_length} tokens a step) to the end of its first step; compiled code from the cache."
+        f"A new process with the demo's shape (vocabulary {VOCABULARY:,}, untied embeddings, {shape.batch_sequences} x "
+        f"{shape.sequence_length} tokens per step) until the end of its first step; compiled code from the cache."
     )
     return measure(
         "command to the end of the first step",
         how,
-        "The first start of all, which compiles for some ten seconds; many ranks; large models, where loading weights "
-        "is most of it.",
+        "The very first start, which compiles for about ten seconds; many ranks; large models, for which loading the "
+        "weights takes most of the time.",
         {name: (version_of(pythons[name], name), settings[name]) for name in programs},
         take_turns(programs, arguments.rounds),
     )
@@ -92,7 +92,7 @@ def demo_fields(work: Work) -> dict[str, Any]:
 
 
 def start_ours(work: Work, env: Mapping[str, str]) -> float:
-    """Return the seconds to the first row of metrics."""
+    """Return the time to the first row of metrics, in seconds."""
     with tempfile.TemporaryDirectory(prefix="tinyllama-starting-") as folder:
         recipe = write_recipe(Path(folder) / "recipe.yaml", demo_fields(work))
         command = [sys.executable, "-m", "tinyllama", "train", recipe.name]
@@ -101,7 +101,7 @@ def start_ours(work: Work, env: Mapping[str, str]) -> float:
 
 
 def start_peer(work: Work, env: Mapping[str, str], python: Path, name: str) -> float:
-    """Return the seconds to the hook that torch calls after the first optimizer step."""
+    """Return the time to the hook that torch calls after the first optimizer step, in seconds."""
     with tempfile.TemporaryDirectory(prefix="tinyllama-starting-") as folder:
         job = peer_job(work, Path(folder), demo_fields(work), FIRST_STEPS[name])
         command = [str(python), str(HERE / "training_peers.py"), name, str(job)]
@@ -109,7 +109,7 @@ def start_peer(work: Work, env: Mapping[str, str], python: Path, name: str) -> f
 
 
 def wait(command: list[str], folder: Path, env: Mapping[str, str], ready: Callable[[], bool]) -> float:
-    """Return the seconds of a process until a condition holds, then stop it."""
+    """Return the time of a process until a condition holds, in seconds; then stop the process."""
     begun = time.perf_counter()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=dict(env), stdout=log, stderr=log)
@@ -160,7 +160,7 @@ def helps(pythons: Mapping[str, Path], rounds: int) -> Measure:
 
 
 def run(command: list[str]) -> float:
-    """Return the seconds of a process."""
+    """Return the time of a process, in seconds."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return seconds_of(lambda: subprocess.run(command, check=True, **quiet))
 
@@ -168,7 +168,7 @@ def run(command: list[str]) -> float:
 def measure(
     name: str, how: str, not_shown: str, described: Mapping[str, tuple[str, str]], seconds: Mapping[str, list[float]]
 ) -> Measure:
-    """Return the seconds of each program."""
+    """Return the measure of the times of each program."""
     return Measure(
         section="starting",
         name=name,

@@ -1,4 +1,4 @@
-"""Real English and real code that anyone can download, as SlimPajama-schema jsonl.zst, for benchmarks/prepare.py.
+"""Downloadable English text and code as jsonl.zst in the schema of SlimPajama, for benchmarks/prepare.py.
 
 English is the documentation of Linux, Python, PostgreSQL, Perl and Rust, code is the source of Go 1.19 and Rust 1.63,
 all from Debian packages, which `apt-get download` fetches and `dpkg-deb` unpacks; a document is a page or a source
@@ -85,7 +85,7 @@ def page_text(page: str) -> str:
 
 
 def choose(texts: Iterable[str], num_bytes: int) -> list[str]:
-    """Return different texts in a fixed random order, up to `num_bytes` of UTF-8."""
+    """Return different documents in a fixed random order, up to `num_bytes` of UTF-8."""
     distinct = sorted(set(texts), key=lambda text: hashlib.sha256(text.encode()).digest())
     sizes = [len(text.encode()) for text in distinct]
     total = count = 0
@@ -98,7 +98,7 @@ def choose(texts: Iterable[str], num_bytes: int) -> list[str]:
 
 
 def write_jsonl(folder: Path, texts: list[str]) -> None:
-    """Write the texts as rows of SlimPajama, in several files of about the same size."""
+    """Write the documents as rows of SlimPajama, in several files of about the same size."""
     random.Random(0).shuffle(texts)
     partial = folder.with_name(f"{folder.name}.part")
     partial.mkdir(parents=True, exist_ok=True)
@@ -120,5 +120,5 @@ def read_jsonl(folder: Path) -> Iterator[str]:
 
 
 def text_bytes(folder: Path) -> int:
-    """Return the UTF-8 bytes of a folder's texts."""
+    """Return the number of UTF-8 bytes in the documents of a folder."""
     return sum(len(text.encode()) for text in read_jsonl(folder))

@@ -1,4 +1,4 @@
-"""Compares `Tokenizer.encode_documents` with sentencepiece and tokenizers: one core, same texts, same ids.
+"""Compares `Tokenizer.encode_documents` with sentencepiece and tokenizers: on one core, with equal documents and ids.
 
 Reads the source code and the documentation of the installed Python packages, or a corpus of benchmarks/prepare.py
 (--corpus). The three encoders take turns on blocks of the text, so that a busy machine slows all three; our memo is
@@ -35,7 +35,7 @@ FOUND = {OURS: "sentencepiece's ids"}
 
 
 def main() -> None:
-    """Print one table for code and one for prose."""
+    """Print a table for code and a table for prose."""
     parser = options(__doc__, rounds=3)
     parser.add_argument("--tokenizer", help="a tokenizer.model, or a folder that has one (default: train one)")
     parser.add_argument(
@@ -109,7 +109,7 @@ def ensure_model(folder: Path) -> None:
 
 
 def measure(folder: Path, blocks: list[list[str]]) -> dict[str, float]:
-    """Return the seconds of each encoder over all blocks."""
+    """Return the time of each encoder over all blocks, in seconds."""
     ours = Tokenizer.load(folder / "tokenizer.model")
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -135,9 +135,9 @@ def as_measure(kind: str, blocks: list[list[str]], turns: list[dict[str, float]]
     megabytes = sum(len(text.encode()) for block in blocks for text in block) / 1e6
     settings = {
         OURS: "`Tokenizer.encode_documents`, its cache empty at the start of each round",
-        "sentencepiece": "`SentencePieceProcessor.encode`, one text per call",
+        "sentencepiece": "`SentencePieceProcessor.encode`, one document per call",
         "tokenizers": "`Tokenizer.encode_batch_fast`, one megabyte per call, no parallelism: "
-        "faster than one text per call",
+        "faster than one document per call",
     }
     programs = {
         name: Program(
@@ -153,8 +153,8 @@ def as_measure(kind: str, blocks: list[list[str]], turns: list[dict[str, float]]
         name=f"{NAMES[kind]}, encoders alone",
         unit="MB/s",
         more_is_better=True,
-        how=f"{megabytes:.0f} MB of {NAMES[kind]} in {sum(map(len, blocks)):,} texts, in memory, in one process on one "
-        "core, alternating block by block.",
+        how=f"{megabytes:.0f} MB of {NAMES[kind]} in {sum(map(len, blocks)):,} documents, in memory, in one "
+        "process on one core, alternating block by block.",
         not_shown="Batches on many cores, other vocabularies, text with less repetition than English and code.",
         programs=programs,
     )

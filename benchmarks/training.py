@@ -54,18 +54,18 @@ OTHER_SETTINGS: dict[str, dict[str, str]] = {
     "torchtitan bf16-true": {"precision": "bf16-true"},
 }
 NAMES = "; ".join([*SETTINGS, *OTHER_SETTINGS])
-PRODUCT = "the fastest bf16 2048^3 product timed between the steps so far"
+PRODUCT = "the fastest bf16 2048^3 matrix product timed between the steps so far"
 RANK_SETTINGS = {OURS: (1, 2), "two ranks, a thread each": (2, 1)}
 COMMON = {
-    "litgpt": "what `litgpt pretrain` calls, compiled, fused AdamW; with bf16-true its weights are bf16, "
-    "tinyllama's float32",
+    "litgpt": "the function that `litgpt pretrain` calls, compiled, fused AdamW; with bf16-true the weights of litgpt "
+    "are bf16, those of tinyllama float32",
     "transformers": "Trainer on LlamaForCausalLM, torch_compile, adamw_torch_fused",
     "torchtitan": "torchtitan.train of a llama3, compiled, one gloo rank",
 }
 
 
 class Measured(NamedTuple):
-    """Medians over a run's steps after the warm-up, and its peak memory."""
+    """Medians over the steps of a run after the warm-up, and the peak memory of the run."""
 
     tokens_per_second: float
     mfu: float
@@ -170,14 +170,14 @@ def as_measures(
 ) -> list[Measure]:
     """Return the measures of speed, fraction of the machine's peak, and memory."""
     how = (
-        f"{OURS} and its peers train a Llama of 55M parameters on the same rows, 8 x 512 tokens a step, "
-        f"{arguments.threads} threads, torch's and glibc's settings alike: the median of steps "
+        f"{OURS} and its peers train a Llama of 55M parameters on the same rows, 8 x 512 tokens per step, "
+        f"{arguments.threads} threads, the same settings of torch and glibc: the median of steps "
         f"{arguments.warmup + 1} to {arguments.steps} of each turn."
     )
     columns = {
         "tokens_per_second": ("training speed", "tokens/s", True, 1.0, ""),
-        "mfu": ("training, MFU", "%", True, 100.0, f" MFU is a share of {PRODUCT}."),
-        "memory_bytes": ("training, peak memory", "GB", False, 1e-9, " Peak of the process."),
+        "mfu": ("training, MFU", "%", True, 100.0, f" MFU is relative to {PRODUCT}."),
+        "memory_bytes": ("training, peak memory", "GB", False, 1e-9, " The value is the peak memory of the process."),
     }
     described = {name: describe(name) for name in turns}
     return [

@@ -1,4 +1,4 @@
-"""The bundled recipe tinyllama-1.1b on this machine's CPU: that it trains, in how much memory, and how fast.
+"""Trains the bundled recipe tinyllama-1.1b on this machine's CPU, and measures memory and speed.
 
 Three steps at the full length of 2,048 and a smaller batch, float32 weights, through `tinyllama prepare` and `tinyllama
 train`, on this Python's own text in the two data sets' schemas. There is no warm-up, so that two updates have an
@@ -112,7 +112,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 
 def judge(rows: list[dict[str, Any]], peak: int, arguments: argparse.Namespace) -> list[str]:
-    """Return what failed, if anything."""
+    """Return the failed checks."""
     problems = []
     losses = [row["loss"] for row in rows]
     if len(losses) != arguments.steps:

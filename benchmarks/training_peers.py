@@ -29,7 +29,7 @@ TIMING_SHARE = 0.02  # of the time is spent on products, as in tinyllama
 
 
 class Meter:
-    """Writes metrics.jsonl as `tinyllama train` does."""
+    """Writer of metrics.jsonl in the format of `tinyllama train`."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self.job = job
@@ -72,7 +72,7 @@ class Meter:
 
 
 def measure_product() -> float:
-    """Return the FLOP/s of a square bf16 product, the best of three."""
+    """Return the FLOP/s of a square bf16 matrix product, the best of three."""
     left, right = torch.ones(2, PRODUCT_SIZE, PRODUCT_SIZE, dtype=torch.bfloat16)
     best = math.inf
     for _ in range(3):
@@ -142,7 +142,7 @@ class InOrder(IterableDataset[Any]):
 
 
 def run_litgpt(job: dict[str, Any]) -> None:
-    """Train as `litgpt pretrain` does, with a data module over the rows."""
+    """Train with the function of `litgpt pretrain`, with a data module over the rows."""
     from litgpt.args import EvalArgs, TrainArgs
     from litgpt.config import Config
     from litgpt.data import DataModule

@@ -41,7 +41,7 @@ class Work(NamedTuple):
     text: Path
 
     def data(self) -> dict[str, Any]:
-        """The `data` section of a recipe for it."""
+        """`data` section of a recipe for this store."""
         sources = {SOURCE: {"format": "jsonl", "path": str(self.text), "weight": 1}}
         return {"store": str(self.store), "sources": sources, "validation_fraction": 0.02}
 
@@ -143,7 +143,7 @@ def environment(work: Work, threads: int) -> dict[str, str]:
 
 
 def run_logged(command: Sequence[str | Path], log: Path, cwd: Path, env: Mapping[str, str]) -> None:
-    """Run a process with its output in `log`. Raises RuntimeError with the log's last lines."""
+    """Run a process with its output in `log`. Raises RuntimeError with the last lines of the log if it fails."""
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, env=env)
         try:

@@ -30,7 +30,7 @@ def admit_cpu() -> None:
 
 
 def small() -> Any:
-    """Return the configuration, as the functions of torchtitan's registries do."""
+    """Return the configuration in the form of torchtitan's registries."""
     from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss  # noqa: PLC0415
     from torchtitan.components.metrics import MetricsProcessor  # noqa: PLC0415
     from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw  # noqa: PLC0415
