@@ -83,8 +83,8 @@ def compare_readers(folder: Path, num_tokens: int, rounds: int, litdata: str) ->
     settings = {
         OURS: "`tinyllama.data.batches` of two sources, with order, mixture and prefetching",
         "plain memmap": "rows of one flat file in numpy's random order: no mixture, no resume, no checks",
-        "litdata": "StreamingDataset, TokensLoader, shuffle, drop_last, in this process: its own worker processes cost "
-        "more than they save here",
+        "litdata": "StreamingDataset, TokensLoader, shuffle, drop_last, in this process, because worker processes of "
+        "litdata are slower here",
     }
     versions = {OURS: version(OURS), "plain memmap": f"numpy {np.__version__}", "litdata": litdata}
     megatokens = TURN_BATCHES * ROWS * LENGTH / 1e6
