@@ -81,3 +81,10 @@ def test_largest_micro_batch_fits_and_twice_as_large_does_not() -> None:
     assert isinstance(largest, int)
     assert figures(largest)["memory_fits"]
     assert not figures(2 * largest)["memory_fits"]
+
+
+def test_absurd_batch_is_planned_in_bounded_time() -> None:
+    recipe = Recipe.load("demo", {"train.batch_sequences": 2**50, "train.micro_batch_sequences": 2**50})
+    figures = estimate(recipe, 4096, HARDWARE_SPECS["4090"], Assumptions()).figures
+    assert 0 < figures["largest_micro_batch_sequences"] < 2**30
+    assert not figures["memory_fits"]

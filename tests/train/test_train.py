@@ -1,6 +1,7 @@
 """Training: transformers' losses step by step, resumption, changed recipes, locks and the compiler."""
 
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -56,6 +57,14 @@ def test_loss_follows_transformers_and_its_adamw_step_by_step(small: Path) -> No
         loss, _ = train_step(state, step, batch)
         assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-4), f"step {step}"
     assert float(loss) < 5.5  # a uniform guess over 600 tokens has a loss of 6.4
+
+
+def test_token_ids_outside_the_vocabulary_name_the_store(small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small / "store", tmp_path / "store")
+    for shard in (tmp_path / "store").glob("*/train/*.tokens"):
+        shard.write_bytes(b"\xff" * shard.stat().st_size)
+    with pytest.raises(InputError, match=f"{tmp_path / 'store'}: token id 65535 .*--verify"):
+        train(load_recipe(small, **{"data.store": str(tmp_path / "store"), "name": "damaged"}))
 
 
 def test_micro_batch_size_changes_only_rounding(small: Path) -> None:

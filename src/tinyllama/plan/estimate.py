@@ -129,7 +129,10 @@ def _memory(plan: Plan) -> dict[str, Any]:
         return sum((memory_by_component(replace(workload, **changes)) | runtime).values())
 
     sequences = workload.sequences * plan.micro_batches
-    divisors = [count for count in range(sequences, 0, -1) if sequences % count == 0]
+    bound = 1
+    while bound < sequences and total(sequences=bound) <= room:
+        bound *= 2
+    divisors = (count for count in range(min(bound, sequences), 0, -1) if sequences % count == 0)
     return {
         "memory_bytes_per_gpu": sum(components.values()),
         "memory_bytes_by_component": components,

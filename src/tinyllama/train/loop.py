@@ -136,6 +136,7 @@ class TrainingLoop:
         self.throughput.restart()
         for step, sequences in enumerate(order, first_step):
             self.step = step
+            _check_token_ids(state, sequences)
             loss, norm = forward_backward(state, sequences, self.heartbeat)
             should_stop, save_failed = self._sync_flags()
             decision = detector.check(loss, norm)
@@ -255,6 +256,14 @@ class TrainingLoop:
         rank, seconds = self.state.world.rank, self.state.recipe.guard.watchdog_seconds
         RunLog(self.state.run).event("hang", self.step + 1, rank=rank, seconds=seconds)
         echo(f"rank {rank}: no step within guard.watchdog_seconds, {seconds:g} s; ending this process", to_stderr=True)
+
+
+def _check_token_ids(state: TrainState, sequences: Tensor) -> None:
+    """Raise InputError if a damaged store has token ids outside the vocabulary."""
+    if (largest := int(sequences.max())) >= state.model.vocab_size:
+        folder = state.store.folder
+        problem = f"token id {largest} is outside the vocabulary of {state.model.vocab_size}"
+        raise InputError(f"{folder}: {problem}; find the damaged file with `tinyllama inspect {folder} --verify`")
 
 
 def forward_backward(
