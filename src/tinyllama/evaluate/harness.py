@@ -88,7 +88,7 @@ def _translate_load_errors(folder: Path, what: str, loader: str) -> Iterator[Non
             remedy = "use a machine with more memory"
         else:
             remedy = f"provide what {loader}.from_pretrained loads"
-        raise InputError(f"{folder}: transformers loads no {what} here ({first_line(error)}); {remedy}") from None
+        raise InputError(f"{folder}: transformers cannot load the {what} ({first_line(error)}); {remedy}") from None
 
 
 def _bos_prefix(file: Path, tokenizer: Tokenizer) -> list[int]:

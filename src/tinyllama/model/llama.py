@@ -140,7 +140,7 @@ class FeedForward(nn.Module):
         self.down = Linear(config.ffn_dim, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform: x[B, T, D] -> [B, T, D]."""
+        """Apply the feed-forward network: x[B, T, D] -> [B, T, D]."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         out: Tensor = self.down(F.silu(gate) * up)
         return out
@@ -163,7 +163,7 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
 
     def forward(self, x: Tensor, rope: Tensor, override: AttentionOverride | None = None) -> Tensor:
-        """Transform: x[B, T, D], rope[2, T, E/2] -> [B, T, D]."""
+        """Apply the block: x[B, T, D], rope[2, T, E/2] -> [B, T, D]."""
         if self.activation_checkpointing == "none" or not torch.is_grad_enabled():
             return self._forward(x, rope, override)
         options: dict[str, Any] = {}

@@ -1,6 +1,6 @@
 """Verifies a release: each format runs in its own engine and is compared with a reference.
 
-The reference is computed from the checkpoint before anything is exported and stored in release.json. A comparison with
+The reference is computed from the checkpoint before the export, and release.json stores it. A comparison with
 the Hugging Face folder would miss errors in that folder, such as swapped gate and up projections. Engines run in child
 processes, so an error or a crash on a damaged file is a failed check.
 """

@@ -93,7 +93,7 @@ def event_table(events: Sequence[Event]) -> Table:
 def select_notable_events(events: Sequence[Event]) -> list[Event]:
     """Select at most MAX_NOTABLE_EVENTS events: problems, then other events except routine events, rare names first.
 
-    Either all events of a name are selected or none. If no name of a problem fits, the newest problems are selected.
+    Either all events of a name are selected or none. If no problem's events fit, the newest problems are selected.
     """
     counts = Counter(event["event"] for event in events if event_category(event) != INFO)
     problems = {event["event"] for event in events if event_category(event) == PROBLEM}
