@@ -165,7 +165,9 @@ class Data(RecipeModel):
                 )
         for stage in self.stages:
             for name in stage.weights.keys() - self.sources.keys():
-                raise ValueError(f"stages name a source {name!r} that is not in sources; correct the name, or add the source")
+                raise ValueError(
+                    f"stages name a source {name!r} that is not in sources; correct the name, or add the source"
+                )
             if not sum(stage.weights.values()):
                 raise ValueError(f"the weights of the stage from {stage.from_tokens} tokens sum to zero; raise one")
         if not sum(source.weight for source in self.sources.values()):
