@@ -105,7 +105,7 @@ def spec_for_device(device_name: str) -> HardwareSpec | None:
 
 
 def measure_cpu_spec() -> HardwareSpec:
-    """Measure this machine's CPU with matrix products, in about one second, and return its row."""
+    """Measure the CPU's matrix-product throughput in about one second; return its hardware spec."""
     import torch
 
     bf16, fp32 = benchmark_matmul_flops(torch.bfloat16), benchmark_matmul_flops(torch.float32)

@@ -19,7 +19,7 @@ def utf8_boundary_before(data: Bytes, position: int) -> int:
 
 
 def iter_utf8_chunks(text: TextLike, size: int = _CHUNK_SIZE) -> Iterator[bytes]:
-    """Yield a text's UTF-8 bytes in chunks of `size` characters of a string, or of at most `size` bytes.
+    """Yield the UTF-8 bytes of a text in chunks: `size` characters of a `str`, at most `size` bytes of `bytes`.
 
     A chunk does not end inside a character.
     """

@@ -45,7 +45,7 @@ def _merge(bins: Floats, size: int) -> Floats:
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric against tokens, as float64 arrays [bins] of bins with values."""
+    """A metric over tokens, as float64 arrays with one entry per non-empty bin."""
 
     tokens: Floats
     """Mean tokens of each bin's rows."""

@@ -164,7 +164,7 @@ def _allow_open_files(signatures: Path) -> None:
 
 
 def _flush(paths: Iterable[Path]) -> None:
-    """Flush the files of datatrove to disk, because the following completion record is also flushed."""
+    """Flush datatrove's files to disk before the completion record, which must not refer to lost data."""
     files = set(paths)
     for path in files | {file.parent for file in files}:
         fsync_path(path)

@@ -143,7 +143,7 @@ def modified_after(path: str, seconds: float) -> bool:
 
 
 def find_modified_input(record: Path, inputs: list[dict[str, Any]]) -> str | None:
-    """Return the first input that was modified after the file `record` and has another hash than recorded, or None."""
+    """Return the first input that is newer than the file `record` and has a hash different from the recorded one."""
     written = record.stat().st_mtime
     for entry in inputs:
         path = str(entry["path"])

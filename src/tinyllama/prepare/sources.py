@@ -274,7 +274,7 @@ def _select_languages(name: str, source: Source, found: list[FileEntry], skipped
 
 
 def _check_text_column(name: str, files: dict[str, FileEntry], column: str) -> None:
-    """Raise InputError with every folder whose file lacks the column, and the columns of this file."""
+    """Raise InputError if files lack the column; list their folders and the columns that the files have."""
     lacking = {}
     for folder, file in files.items():
         with translate_read_errors(file.path), open_input(file.path) as content:

@@ -106,7 +106,7 @@ class SpecialTokens(RecipeModel):
 
 
 class MixtureStage(RecipeModel):
-    """A mixture that applies from a token count on."""
+    """A mixture that applies from a given token count."""
 
     from_tokens: TokenCountOrZero
     """Number of trained tokens after which the mixture applies, from the next step on."""

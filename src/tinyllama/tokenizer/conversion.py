@@ -138,7 +138,7 @@ def canonical_form(
     """Return a value that is equal for two files with equal encodings; `Tokenizer.digest` is its hash.
 
     Different converters order the merges of the same result differently, but this order changes no id. The order of the
-    merges of spaces can change ids. The ids of runs of spaces represent these merges here.
+    merges of spaces can change ids, so the value contains the ids of runs of spaces instead of these merges.
     """
     blocks = itertools.groupby(merges, key=lambda merge: "".join(merge).strip(SPACE) and "".join(merge))
     return {

@@ -31,7 +31,8 @@ SPACES_SCORE = -1e9
 RESERVED = "\u2585"
 """Character that SentencePiece's trainer uses for unknown characters; it silently drops lines that contain it."""
 # Newlines, tabs and other control characters stay bytes, as in Llama 2. The last space of a run belongs to the next
-# word, as in encoding. Otherwise four spaces of an indentation would become one token before a `return` without space.
+# word, as in encoding. Otherwise an indentation of four spaces would become one token, and `return` would lose its
+# leading space.
 _LINE_ENDS = re.compile(rf"[\x00-\x1f\x7f{RESERVED}]+|(?<= )(?= [^ ])")
 
 

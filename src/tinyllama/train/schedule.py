@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the step. Imports no torch, because `plan` and preflight use them."""
+"""Learning-rate schedules: pure functions of the step, without torch, since `plan` and preflight use them."""
 
 import math
 
@@ -20,5 +20,5 @@ def learning_rate(schedule: Schedule, peak: float, step: int, steps: int) -> flo
         progress = (step - schedule.warmup_steps) / max(1, last_step - schedule.warmup_steps)
         return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     decay_steps = max(1, round(schedule.decay_fraction * steps))
-    # In a short run the decay may begin during the warm-up. The lower of both rates then applies.
+    # In a short run the decay may begin during the warm-up. The lower of the two rates then applies.
     return min(rate, final + (peak - final) * min(1.0, max(0.0, (last_step - step) / decay_steps)))
