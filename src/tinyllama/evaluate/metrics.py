@@ -47,7 +47,7 @@ def bits_per_byte(task: Task) -> MetricRow:
 
     The value is the sum over items of the continuation's negative log-likelihood in bits, divided by the sum of its
     UTF-8 bytes. The space before a continuation counts, since the model predicts this space. If an item has several
-    correct continuations, the first counts. The standard error is computed for a ratio of sums over items (Cochran,
+    correct continuations, the first is used. The standard error is computed for a ratio of sums over items (Cochran,
     Sampling Techniques, 1977, section 6.4). The row is empty for tasks without correct continuations, such as
     generation tasks.
     """

@@ -1,8 +1,8 @@
 """Groups requests that share a prefix, and packs groups of similar length into batches.
 
 Requests with a common beginning, such as a question with its choices, become one prefix and one suffix per request.
-This halves the number of tokens for HellaSwag's four endings. The batches depend only on the requests. Ranks that
-divide the batches therefore compute the same results as one process.
+For HellaSwag, whose items have four endings, shared prefixes halve the number of tokens. The batches depend only on the
+requests. Ranks that divide the batches therefore compute the same results as one process.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,17 @@ Pair = tuple[list[int], list[int]]
 """Token ids of a context and of its continuation."""
 
 BATCH_REQUESTS = 64
-"""Maximum number of requests per batch; they have a few thousand tokens, enough for efficient matrix products."""
+"""Maximum number of requests per batch; 64 requests have some thousand tokens, enough for fast matrix products."""
 _BATCH_TOKENS = 16_384
-"""Maximum number of tokens per batch, which causes 0.7 GB of activations for the 1.1B model in float32."""
+"""Maximum number of tokens per batch. The activations of 16,384 tokens take 0.7 GB in the 1.1B model in float32."""
 _MIN_SHARED_FRACTION = 0.25
-"""Smallest fraction of a request that joining a group must save; otherwise longer attention rows cost more."""
+"""Smallest fraction of a request's tokens that must be saved for the request to join a group. Below this fraction, the
+longer attention rows cost more time than the saved tokens."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """Model input of one pair, and the ids that the last positions of the input predict."""
+    """Model input for one pair, and the target ids, which the last positions of the input predict."""
 
     number: int
     """Index of the pair."""
@@ -41,7 +42,7 @@ class PrefixGroup:
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens to compute."""
+        """Number of tokens that the model computes: the prefix once, and each suffix."""
         return self.prefix_length + sum(len(request.inputs) - self.prefix_length for request in self.requests)
 
     @property
@@ -51,9 +52,9 @@ class PrefixGroup:
 
 
 def to_requests(pairs: Sequence[Pair], context_length: int) -> list[Request]:
-    """Return the request of each pair, truncated on the left to the context like in lm-eval's `hf`.
+    """Return the request of each pair, truncated on the left to the context length, as in lm-eval's `hf`.
 
-    Raises InputError if a continuation alone is longer than the context.
+    Raises InputError if a continuation alone is longer than `context_length`.
     """
     longest = max((len(continuation) for _, continuation in pairs), default=0)
     if longest > context_length:
@@ -67,9 +68,9 @@ def to_requests(pairs: Sequence[Pair], context_length: int) -> list[Request]:
 
 
 def form_batches(requests: Sequence[Request], batch_size: int) -> list[list[PrefixGroup]]:
-    """Return all requests in batches of at most `batch_size`, longest first.
+    """Return all requests in batches of at most `batch_size` requests, longest requests first.
 
-    The requests of a batch have similar lengths. If memory is too small, the first batch already fails.
+    The requests of a batch have similar lengths. If the memory is too small, the first batch already fails.
     """
     groups = sorted(_group_by_prefix(requests, batch_size), key=lambda group: (-group.longest, -group.prefix_length))
     batches: list[list[PrefixGroup]] = []
@@ -84,7 +85,7 @@ def form_batches(requests: Sequence[Request], batch_size: int) -> list[list[Pref
 
 
 def _group_by_prefix(requests: Sequence[Request], max_requests: int) -> list[PrefixGroup]:
-    """Group requests that are adjacent in token order and share enough tokens."""
+    """Sort requests by their token ids, and group adjacent requests that share enough tokens."""
     groups: list[PrefixGroup] = []
     for request in sorted(requests, key=lambda request: request.inputs):
         shared = _shared_length(groups[-1], request) if groups and len(groups[-1].requests) < max_requests else 0
@@ -97,7 +98,7 @@ def _group_by_prefix(requests: Sequence[Request], max_requests: int) -> list[Pre
 
 
 def _shared_length(group: PrefixGroup, request: Request) -> int:
-    """Return the group's prefix length if the request joins it, or 0 if joining saves too little."""
+    """Return the new prefix length of `group` if `request` joins the group, or 0 if this saves too few tokens."""
     prefix = group.requests[0].inputs[: group.prefix_length]
     pairs = enumerate(zip(prefix, request.inputs, strict=False))
     shared = next((index for index, (a, b) in pairs if a != b), min(len(prefix), len(request.inputs)))

@@ -22,7 +22,7 @@ class Evaluation:
     """The scores of one model and the conditions under which they were measured."""
 
     model: str
-    """The model as the caller named it."""
+    """Model name or path that the caller passed."""
     step: int | None
     """Training step, if the model's checkpoint or release records it."""
     tokens: int | None
@@ -56,9 +56,9 @@ class Evaluation:
     def merged_with(self, path: Path) -> "Evaluation":
         """Return these scores together with the scores of other tasks in the evaluation.json at `path`.
 
-        Earlier scores are kept only for the same step, precision and package versions. Without a step, earlier scores
-        are not kept, because the weights may differ. For a task in both, the new score replaces the earlier score
-        unless the earlier score covers more items.
+        Earlier scores are kept only if they have the same step, precision and package versions. Without a step, earlier
+        scores are dropped, because the weights may differ. If a task has a new and an earlier score, the new score is
+        kept unless the earlier score covers more items.
         """
         earlier = read_json(path) if path.is_file() else {}
         keys = ("step", "precision", "versions")
@@ -82,7 +82,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Score:
-    """A value of one metric. Only this class formats scores."""
+    """A value of one metric. All scores are formatted by this class."""
 
     metric: str
     value: float
@@ -118,7 +118,7 @@ def score_rows(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def describe_measurement(evaluation: Mapping[str, Any]) -> str:
-    """Describe the measurement of the scores in an evaluation.json, and their unit."""
+    """Describe how the scores in an evaluation.json were measured, and the unit of the scores."""
     lm_eval = evaluation["versions"]["lm_eval"]
     return f"Measured with lm-eval {lm_eval}, model computing in {evaluation['precision']}; per cent ± standard error"
 
@@ -128,7 +128,7 @@ def format_evaluation(evaluation: Evaluation) -> Iterator[str]:
     yield from format_table(SCORE_COLUMNS, list(score_rows(asdict(evaluation))))
     for task, row in evaluation.rows.items():
         names = [name for name in row if not name.endswith(("items", "_stderr")) and name not in _COLUMN_METRICS]
-        if names:  # such as LAMBADA's perplexity
+        if names:  # metrics without a column, such as LAMBADA's perplexity
             yield f"{task}: " + ", ".join(f"{name} {task_score(row, name)}" for name in names)
     for task, count in evaluation.shortened.items():
         yield f"{task}: {count} requests were truncated on the left: they are longer than the model's context"
@@ -139,7 +139,7 @@ def format_evaluation(evaluation: Evaluation) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A row of a published table of zero-shot scores, in per cent as printed by its source; not measured here."""
+    """A row of a published table of zero-shot scores, in per cent as printed in the publication; not measured here."""
 
     name: str
     tokens: int
@@ -171,4 +171,4 @@ PUBLISHED_BASELINES = (
     Baseline("TinyLlama-1.1B step 1195k", 2500 * 10**9, 58.96, 53.86, _LAST_CARD),
     Baseline("TinyLlama-1.1B step 1431k", 3000 * 10**9, 59.20, 52.99, _LAST_CARD),
 )
-"""Other models first, then TinyLlama's checkpoints, each by number of tokens."""
+"""Published scores: first of other models, then of TinyLlama's checkpoints, both sorted by number of tokens."""

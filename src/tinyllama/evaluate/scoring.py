@@ -2,7 +2,7 @@
 
 The tokens of a batch are packed without padding, so matrix products, nearly all of the work, process no padding. Only
 attention separates prefixes and suffixes. Logits are computed only at positions that predict a continuation, for 1024
-positions at a time. They take 131 MB for a vocabulary of 32,000.
+positions at a time. The logits of 1024 positions take 131 MB for a vocabulary of 32,000.
 
 Shapes: N tokens of a batch, G groups (prefixes), S suffixes, T time, H query heads, K key/value heads, E head size,
 D model.
@@ -44,9 +44,10 @@ def score_batch(model: Llama, groups: Sequence[PrefixGroup]) -> dict[int, LogLik
 
 
 def _score_targets(model: Llama, hidden: Tensor, index: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute how well `hidden[index]` predicts the targets; hidden[P, D], index and targets int64[N].
+    """Score each target with the hidden state that predicts it, `hidden[index]`; hidden[P, D], index, targets int64[N].
 
-    The results are on the CPU: log-likelihoods float64[N], and whether each target is the most likely token bool[N].
+    Return, on the CPU, the targets' log-likelihoods float64[N], and whether each target is the most likely token
+    bool[N].
     """
     likelihoods = torch.empty(len(targets), dtype=torch.float64, device=hidden.device)
     greedy = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
@@ -62,24 +63,28 @@ def _score_targets(model: Llama, hidden: Tensor, index: Tensor, targets: Tensor)
 
 @dataclass
 class PackedBatch:
-    """The tokens of several groups in one sequence. A token attends to its prefix and to its suffix up to itself."""
+    """The tokens of several groups in one sequence.
+
+    A token attends to itself and to the preceding tokens of its prefix and its suffix. The indices of tokens
+    refer to this sequence.
+    """
 
     ids: Tensor
     """int64[1, N]."""
     positions: Tensor
     """int64[N]: positions in the requests, for the rotary embedding."""
     predicting: Tensor
-    """int64: tokens that predict the targets, request by request."""
+    """int64: index of the token that predicts each target, request by request."""
     targets: Tensor
     """int64: token ids to predict."""
     prefixes: Tensor
-    """int64[G, T]: tokens of each prefix, padded with 0."""
+    """int64[G, T]: indices of the tokens of each prefix, padded with 0."""
     suffixes: Tensor
-    """int64[S, T]: tokens of each suffix, padded with 0."""
+    """int64[S, T]: indices of the tokens of each suffix, padded with 0."""
     suffix_keys: Tensor
-    """int64[S, prefix T + suffix T]: tokens whose keys a suffix may attend to."""
+    """int64[S, prefix T + suffix T]: indices of the tokens whose keys a suffix may attend to."""
     mask: Tensor
-    """bool[S, 1, suffix T, prefix T + suffix T]: tokens that each suffix token attends to."""
+    """bool[S, 1, suffix T, prefix T + suffix T]: which of `suffix_keys` each token of a suffix attends to."""
     unpadded: Tensor
     """int64[N]: index of each token in the flattened prefixes and suffixes."""
 
@@ -104,7 +109,7 @@ def pack(groups: Sequence[PrefixGroup], device: torch.device) -> PackedBatch:
     targets: list[int] = []
     prefixes: list[range] = []
     suffixes: list[range] = []
-    owners: list[int] = []  # by suffix, the index of its prefix
+    owners: list[int] = []  # for each suffix, the index of its prefix
 
     def append(tokens: list[int], position: int) -> range:
         start = len(ids)

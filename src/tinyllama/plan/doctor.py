@@ -1,7 +1,7 @@
 """`tinyllama doctor`: the facts about this machine and the unmet needs of a recipe, as a table or as JSON.
 
-Without a recipe, only unmet requirements of the package, and NCCL for several GPUs, are `missing`. `recipe_checks`
-checks the needs of a recipe.
+Without a recipe, only two problems have the status `missing`: an unmet requirement of the package, and a torch without
+NCCL on a machine with several GPUs. `recipe_checks` checks the needs of a recipe.
 """
 
 import json
@@ -32,7 +32,7 @@ _EXTRAS = {
 
 
 def show_doctor(recipe: Recipe | None, as_json: bool) -> int:
-    """Print the facts about this machine and the unmet needs of a recipe; return 1 if any are missing, else 0."""
+    """Print the facts about this machine and the unmet needs of a recipe; return 1 if anything is missing, else 0."""
     system = probe()
     results = [*check_machine(system), *(check_recipe(recipe, system) if recipe else ())]
     if as_json:
@@ -53,7 +53,7 @@ def _print_results(results: Sequence[CheckResult]) -> None:
         status = Text(result.status, style=_COLOURS[result.status])
         rows.append([status, f"  {result.what}", result.found, result.remedy])
     lines = format_table(("", "what", "found", "remedy"), rows, max_width=160)
-    print("\n".join(lines))  # noqa: T201 - the lines are visible, their colours are not text
+    print("\n".join(lines))  # noqa: T201 - the lines are escaped, and `echo` would escape their colour codes
 
 
 def verdict(recipe: str | None, results: Sequence[CheckResult]) -> str:
@@ -71,7 +71,7 @@ def check_machine(system: SystemInfo) -> list[CheckResult]:
 
 
 def _result(section: str, what: str, found: str, remedy: str = "", status: Status = "warning") -> CheckResult:
-    """Return a result with this status if there is a remedy, else with the status `ok`."""
+    """Return a result with the status `status` if there is a remedy, else with the status `ok`."""
     return CheckResult(section, what, found, status if remedy else "ok", remedy)
 
 

@@ -37,12 +37,12 @@ class Assumptions:
     """Speed at which all ranks together write a checkpoint."""
     gpu_hours_between_failures: float = speed.GPU_HOURS_BETWEEN_FAILURES
     restart_minutes: float = 5.0
-    """Time from a failure to the next step, in seconds."""
+    """Time from a failure to the next step, in minutes."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe planned for a number of GPUs."""
+    """The needs of a recipe on a number of GPUs."""
 
     hardware: HardwareSpec
     assumptions: Assumptions
@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def default_assumptions(self) -> dict[str, Any]:
-        """Assumptions with default values that the figures depend on."""
+        """Assumptions that affect the figures and have their default values."""
         names = ["gpu_hours_between_failures", "restart_minutes", "disk_bytes_per_second"]
         names += [] if self.assumptions.measured_seconds else ["mfu"]
         defaults = asdict(Assumptions())
@@ -83,7 +83,7 @@ class Plan:
 
 
 def estimate(recipe: Recipe, vocab_size: int, spec: HardwareSpec, assumptions: Assumptions) -> Plan:
-    """Plan a recipe. Raises InputError if the batch or the mesh does not fit the number of GPUs."""
+    """Plan a recipe. Raises InputError if the batch or the mesh cannot be divided among the GPUs."""
     train, gpus, spec = recipe.train, assumptions.gpus, spec.per_process(assumptions.gpus)
     replicas, shards = recipe.parallel.mesh(gpus)
     workload = Workload(
@@ -122,7 +122,7 @@ def _memory(plan: Plan) -> dict[str, Any]:
     runtime = {"runtime": _CPU_RUNTIME_BYTES} if workload.is_cpu else {}
     components = memory_by_component(workload) | runtime
     copied = plan.checkpoint_bytes // workload.shards if plan.recipe.checkpoint.asynchronous else 0
-    if workload.is_cpu:  # the copy from which a checkpoint is written takes the same memory
+    if workload.is_cpu:  # the copy from which a checkpoint is written is in the same memory as the model
         room -= copied
 
     def total(**changes: Any) -> int:

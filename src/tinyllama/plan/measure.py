@@ -1,8 +1,8 @@
 """Speed of a recipe's network on this machine: time per micro-batch and per optimizer step, in seconds.
 
 Trains a few layers on random tokens like the training loop, and extrapolates the times to all layers. The complete
-model need not fit into memory, and no data is needed. The rate of matrix products is measured between the rounds, since
-other jobs may interfere.
+model need not fit into memory, and no data is needed. Each round also measures the rate of matrix products. Other
+jobs on the machine then slow down both measurements, and change the MFU only a little.
 """
 
 import statistics
@@ -32,18 +32,21 @@ class MeasuredSpeed:
     micro_batch_seconds: float
     update_seconds: float
     peak_flops: float
-    """FLOP/s of matrix products: measured on a CPU, from the data sheet of a GPU."""
+    """FLOP/s of matrix products: for a CPU measured, for a GPU from the data sheet."""
 
 
 def detect_hardware() -> HardwareSpec | None:
-    """Return the specification of this machine's GPU (None for an unknown GPU), or of its CPU if it has no GPU."""
+    """Return the specification of this machine's GPU (None for an unknown GPU), or of its CPU if there is no GPU."""
     if torch.cuda.is_available():
         return spec_for_device(torch.cuda.get_device_name())
     return measure_cpu_spec()
 
 
 def measure_speed(recipe: Recipe, vocab_size: int, ranks: int) -> MeasuredSpeed:
-    """Time the network on this machine's first GPU, or its CPU, with the micro-batch of one rank of `ranks`."""
+    """Measure the network's speed on this machine's first GPU, or on its CPU if there is no GPU.
+
+    The micro-batch is as large as that of each rank in a run with `ranks` ranks.
+    """
     preflight.check_float8(recipe)
     hardware.tune_malloc()
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")

@@ -1,8 +1,8 @@
 """Closed formulas for the memory that training needs on one GPU, per component.
 
-The formulas follow `model/` and FSDP2. They count the activations that a block saves for its backward pass, eager or
-compiled. They also count all tensors at the three moments that can be the peak. tests/plan/test_memory.py compares the
-formulas with torch's FSDP2 memory tracker.
+The formulas follow `model/` and FSDP2. The formulas count the activations that a block, eager or compiled, saves for
+its backward pass. The formulas also count all tensors at each of the three moments at which the peak can occur.
+tests/plan/test_memory.py compares the formulas with torch's FSDP2 memory tracker.
 """
 
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ def logits_bytes(workload: Workload) -> int:
     logits = min(LOGITS_CHUNK, workload.tokens * workload.vocab_size)
     probabilities = min(logits, CPU_SOFTMAX_CHUNK) if workload.is_cpu else 2 * logits
     head = workload.vocab_size * workload.model.dim
-    # a copy of the float32 weights for the matrix product
+    # unsharded float32 weights of the head are copied to bf16 for the matrix product
     cast_head = 0 if workload.shards > 1 or workload.element_bytes == 4 else head
     return workload.element_bytes * (logits + head + cast_head) + 4 * probabilities
 
@@ -102,7 +102,7 @@ def activation_bytes_per_token(workload: Workload) -> int:
         case "selective":
             products = (
                 2 * dim + workload.qkv_width + 2 * wide + (0 if workload.compiled else dim)
-            )  # eager mode also saves the output of the last product
+            )  # eager mode also saves the output of the last matrix product
             return workload.element_bytes * (dim + products) + _saved_probabilities(workload)
         case "none":
             return _block_activation_bytes(workload) + _saved_probabilities(workload)
@@ -113,7 +113,7 @@ def _block_activation_bytes(workload: Workload) -> int:
     dim, wide, keys = workload.model.dim, workload.model.ffn_dim, workload.model.kv_heads * workload.model.head_dim
     if workload.compiled:
         return workload.element_bytes * (6 * dim + workload.qkv_width + keys + 3 * wide)
-    norms = 2 * (4 + 2 * workload.element_bytes) * dim  # each saves its input in float32 and two results
+    norms = 2 * (4 + 2 * workload.element_bytes) * dim  # each norm saves its input in float32 and two results
     return norms + workload.element_bytes * (2 * dim + workload.qkv_width + keys + 4 * wide)
 
 

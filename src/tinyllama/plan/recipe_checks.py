@@ -1,8 +1,8 @@
 """Checks of whether a machine meets the needs of a recipe's next stages.
 
-This module calls the checks of the stages, so that both print the same messages. The plan computes memory and disk
-space. The checks read the recipe's folders, write nothing, and download only the tokenizer's files if the recipe names
-a hub repository.
+This module calls the stages' own checks, so that `doctor` and the stages print the same messages. The plan computes
+memory and disk space. The checks read the recipe's folders and write nothing. If the recipe names a hub repository, the
+checks download the repository's tokenizer files and nothing else.
 """
 
 import shutil
@@ -57,7 +57,7 @@ def _result(what: str, found: str, status: Status = "ok", remedy: str = "") -> C
 
 
 def _failed(what: str, problem: InputError, remedy: str = "", status: Status = "missing") -> CheckResult:
-    """Return the result of a failed check; the message ends with `; remedy` or `: pip install ...`."""
+    """Return the result of a failed check; the message of `problem` ends with `; remedy` or `: pip install ...`."""
     message, _, own_remedy = str(problem).replace(": pip install", "; pip install").rpartition("; ")
     if not message:
         message, own_remedy = own_remedy, ""
@@ -65,7 +65,7 @@ def _failed(what: str, problem: InputError, remedy: str = "", status: Status = "
 
 
 def _run_check(what: str, found: str, check: Callable[[], object]) -> CheckResult:
-    """Return `found`, or the problem if the check raises InputError."""
+    """Run a check; return a result with the text `found`, or with the problem if the check raises InputError."""
     try:
         check()
     except InputError as problem:
@@ -174,8 +174,8 @@ def _check_settings(recipe: Recipe, system: SystemInfo, store: TokenStore | None
 def check_sizes(
     recipe: Recipe, vocab_size: int, system: SystemInfo, free: Callable[[Path], tuple[int, int]]
 ) -> list[CheckResult]:
-    """Check batch, memory and disks with the plan; `free` returns a path's device number and its free bytes."""
-    ranks, spec = len(system.devices) or 1, HARDWARE_SPECS["3090"]  # its speed does not matter here
+    """Check batch, memory and disks with the plan; `free` returns the device number and the free bytes of a path."""
+    ranks, spec = len(system.devices) or 1, HARDWARE_SPECS["3090"]  # the speed does not matter here
     if system.devices:
         smallest = min(system.devices, key=lambda device: device.memory_bytes)
         spec = replace(spec_for_device(smallest.name) or spec, memory_bytes=smallest.memory_bytes)

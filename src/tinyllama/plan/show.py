@@ -98,7 +98,7 @@ def _vocab_size(recipe: Recipe) -> int:
 def resolve_hardware(
     recipe: Recipe, hardware: str | None, assumptions: Assumptions, measured: bool, vocab_size: int
 ) -> tuple[HardwareSpec, Assumptions]:
-    """Return the machine and the assumptions, with the speed of this machine if measuring was requested."""
+    """Return the hardware specification and the assumptions; with `measured`, the latter contain measured speeds."""
     if hardware and not measured:
         return get_hardware_spec(hardware), assumptions
     from tinyllama.plan.measure import detect_hardware, measure_speed  # noqa: PLC0415 - imports torch
@@ -170,7 +170,7 @@ def _sweep_row(plan: Plan) -> tuple[str, ...]:
 
 def _print_table(title: str, rows: Iterable[Sequence[str]], head: Sequence[str] = ("", "")) -> None:
     lines = format_table(head, rows, title=title, right=head[1:] if any(head) else (), max_width=160)
-    print("\n".join(lines))  # noqa: T201 - the lines are visible, their colours are not text
+    print("\n".join(lines))  # noqa: T201 - the lines are escaped, and `echo` would escape their colour codes
 
 
 def _model_rows(plan: Plan) -> Rows:

@@ -54,7 +54,10 @@ def network_seconds(workload: Workload, replicas: int, spec: HardwareSpec) -> fl
 
 
 def _latency_seconds(workload: Workload, replicas: int) -> float:
-    """Return the latency of all steps; rings gather each block twice and reduce it once, trees all-reduce replicas."""
+    """Return the latency of all collectives of a micro-batch, in seconds.
+
+    A ring gathers each block twice and reduces its gradients once. A tree all-reduces the gradients of replicas.
+    """
     nodes = -(-workload.shards // GPUS_PER_NODE)
     ring = (workload.shards - nodes) * _LINK_STEP_SECONDS + (nodes - 1) * _NETWORK_STEP_SECONDS
     within_node = workload.shards * replicas <= GPUS_PER_NODE
@@ -79,10 +82,10 @@ def failure_overhead(
 ) -> FailureOverhead:  # fmt: skip
     """Return the expected overhead of a run that stalls `stall_seconds` for a checkpoint every `interval_seconds`.
 
-    The time with failures is from Daly (2006, doi:10.1016/j.future.2004.11.016, equation 13). The time is infinite if
-    the run would never finish. The best interval is sqrt(2 x stall x time between failures) (Young 1974,
-    doi:10.1145/361147.361115). The minimum is the time to write a checkpoint, and the maximum is the duration of the
-    run.
+    The formula for the run time with failures is from Daly (2006, doi:10.1016/j.future.2004.11.016, equation 13). The
+    lost time is infinite if the run would never finish. The best interval is sqrt(2 x stall x time between failures)
+    (Young 1974, doi:10.1145/361147.361115), but at least the time to write a checkpoint, and at most the duration of
+    the run.
     """
     between_seconds = 3600 * gpu_hours_between_failures / gpus
     best = max(math.sqrt(2 * stall_seconds * between_seconds), write_seconds)

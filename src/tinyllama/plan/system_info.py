@@ -42,7 +42,7 @@ class CheckResult:
     what: str
     found: str
     status: Status = "ok"
-    """Status of the item: `warning` works with a restriction; `missing` prevents an operation."""
+    """`warning`: tinyllama works with a restriction. `missing`: an operation is impossible."""
     remedy: str = ""
 
 
@@ -139,7 +139,10 @@ def _working_attention_kernels(device: torch.device) -> tuple[str, ...]:
 
 
 def unmet_requirements(package: str) -> dict[str, tuple[str, ...]]:
-    """Return the unmet requirements of an installed package per extra, `""` for none: `torch is 2.1, not ~=2.13`."""
+    """Return descriptions of an installed package's unmet requirements, such as `torch is 2.1, not ~=2.13`.
+
+    The keys are the package's extras, and `""` for the requirements that do not belong to an extra.
+    """
     extras = [extra for extra in metadata(package).get_all("Provides-Extra") or () if extra not in _DEVELOPER_EXTRAS]
     unmet = defaultdict[str, list[str]](list)
     for requirement in map(Requirement, requires(package) or ()):

@@ -42,7 +42,7 @@ _GRID: dict[str, Any] = {"color": "#808080", "alpha": 0.2, "linewidth": 0.8}
 _LINE_STYLES = ("-", "--", "-.", ":")
 
 _SETTINGS: dict[Any, Any] = {"text.parse_math": False, "axes.formatter.useoffset": False}
-"""Settings for names with dollar signs, and for axes with complete numbers."""
+"""Settings that print dollar signs in names as text, and the numbers of axes without a common offset."""
 _SVG_SETTINGS: dict[Any, Any] = {
     **_SETTINGS,
     "svg.fonttype": "none",
@@ -79,7 +79,10 @@ class Annotation:
 
     @property
     def label(self) -> str:
-        """Text such as `rollback`, `3 skips` or `4 events`. An interruption counts once, as its resume: `2 resumes`."""
+        """Text such as `rollback`, `3 skips` or `4 events`.
+
+        If some of the events are `resume`, only these are counted, because a stop and a resume are one interruption.
+        """
         names = {"resume": self.names["resume"]} if "resume" in self.names else self.names
         if len(names) > 1:
             return f"{self.count} events"
@@ -88,13 +91,13 @@ class Annotation:
 
 
 def annotations(events: Iterable[Event], batch_tokens: int, min_distance: float) -> list[Annotation]:
-    """Return the annotations of all non-routine events, `min_distance` tokens apart within a category."""
+    """Return annotations for all non-routine events; events of a category within `min_distance` tokens are merged."""
     found = (Annotation(event["step"] * batch_tokens, event_category(event), {event["event"]: 1}) for event in events)
     return merge_nearby([annotation for annotation in found if annotation.category != INFO], min_distance)
 
 
 def merge_nearby(found: Sequence[Annotation], min_distance: float) -> list[Annotation]:
-    """Merge annotations of a category within `min_distance` tokens of the first annotation in their group."""
+    """Merge annotations of the same category if the first and the last are less than `min_distance` tokens apart."""
     groups: list[list[Annotation]] = []
     for annotation in sorted(found, key=lambda annotation: (annotation.category, annotation.tokens)):
         first = groups[-1][0] if groups else None
@@ -113,7 +116,7 @@ def merge_nearby(found: Sequence[Annotation], min_distance: float) -> list[Annot
 
 
 def loss_plot(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Write the plot of training and validation loss (nats per token) against tokens seen, 1600 x 900 pixels.
+    """Write the plot of training and validation loss (nats per token) over tokens seen, 1600 x 900 pixels.
 
     A row has `tokens`, `loss` and, if measured, `validation_loss`. Values that are not finite are skipped.
     """
@@ -122,7 +125,7 @@ def loss_plot(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 
 
 def score_plot(releases: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Write the plot of a `releases_table`: HellaSwag scores against tokens seen, and the baselines as lines.
+    """Write the plot of a `releases_table`: HellaSwag scores over tokens seen, and the baselines as lines.
 
     If a baseline has several rows, such as its own checkpoints, only the last row is drawn.
     """
@@ -130,7 +133,7 @@ def score_plot(releases: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) 
 
 
 def sweep_plot(title: str, plans: Mapping[int, Mapping[str, Any]], path: Path) -> None:
-    """Write the plot of a plan's days and cost (or GPU-hours without a price) against the number of GPUs."""
+    """Write the plot of a plan's days and cost over the number of GPUs; without a price, GPU-hours replace the cost."""
     gpus, figures = list(plans), list(plans.values())
     days = [found["days_with_losses"] for found in figures]
     cost_label, key = ("GPU-hours", "gpu_hours_with_losses") if figures[0]["cost"] is None else ("cost", "cost")
@@ -160,7 +163,7 @@ def draw_loss(
     figure: Figure, curves: Mapping[str, Curve], events: Sequence[Annotation] = (), max_bins: int = 900,
     max_labels: int = 10,
 ) -> None:  # fmt: skip
-    """Draw raw loss, smoothed loss and validation loss, under one track of annotations per category."""
+    """Draw raw loss, smoothed loss and validation loss; above the curves, draw a track of annotations per category."""
     raw, validation = downsample(curves["loss"], max_bins), downsample(curves["validation_loss"], 200)
     axes = _add_event_tracks(figure, events, max_labels, float(raw.tokens[-1]) if len(raw) else 1.0)
     axes.plot(*min_max_envelope(raw), color=TRAINING, alpha=0.5, linewidth=0.8, label="training, every step")
@@ -172,7 +175,7 @@ def draw_loss(
 
 
 def draw_metric(figure: Figure, curve: Curve, unit: str, color: str = TRAINING, max_bins: int = 320) -> None:
-    """Draw a metric against tokens seen, with its range as a pale line and its running mean.
+    """Draw a metric over tokens seen: its range as a pale line, and its running mean.
 
     `unit` is a key of `_VALUE_FORMATS`, `norm`, or `points` for a metric that is measured only at some steps.
     """
@@ -208,7 +211,7 @@ def draw_scores(figure: Figure, releases: Mapping[str, Sequence[Mapping[str, Any
 
 
 def draw_task(figure: Figure, points: Sequence[tuple[float, float, float]], label: str = "") -> Axes:
-    """Draw scores against tokens. A point has tokens, score and standard error; the last two are in per cent."""
+    """Draw scores over tokens. A point is (tokens, score, standard error), with both score and error in per cent."""
     axes = figure.add_subplot()
     tokens, scores, errors = zip(*points, strict=True)
     axes.plot(tokens, scores, color=TRAINING, label=label, **_point_style(1))
@@ -231,7 +234,7 @@ def draw_comparison(figure: Figure, runs: Mapping[str, Mapping[str, Curve]], max
 
 
 def save_png(draw: Draw, path: Path, ylabel: str | None = None) -> None:
-    """Write a plot on white, 1600 x 900 pixels; with `ylabel`, add a legend and the axis labels."""
+    """Write a plot with a white background, 1600 x 900 pixels; with `ylabel`, add a legend and the axis labels."""
     with mpl.rc_context(_SETTINGS):
         figure = Figure(figsize=(8, 4.5), facecolor="white", layout="constrained")
         FigureCanvasAgg(figure)
@@ -260,14 +263,14 @@ def draw_svg(draw: Draw, size: tuple[int, int], name: str) -> tuple[Markup, list
         figure.savefig(svg, format="svg", transparent=True, metadata=metadata)
     lines: list[Any] = [line for axes in reversed(figure.axes) for line in axes.get_legend_handles_labels()[0]]
     text = svg.getvalue()
-    text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])  # no element refers to groups
+    text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])  # ids of groups are unused
     # Round coordinates to 0.01 pixels; keep the text between tags.
     text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"-?\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", tag[0]), text)
     return Markup(text), lines
 
 
 def _add_event_tracks(figure: Figure, events: Sequence[Annotation], max_labels: int, end: float) -> Axes:
-    """Return the axes to draw in, up to `end` tokens, under one track for each category of events."""
+    """Draw a track for each category of events, and return the axes below the tracks; `end` is the last x value."""
     categories = [category for category in _EVENTS if any(event.category == category for event in events)]
     if not categories:
         return figure.add_subplot()
@@ -294,7 +297,7 @@ def _add_event_tracks(figure: Figure, events: Sequence[Annotation], max_labels: 
 
 
 def _point_style(count: int) -> dict[str, Any]:
-    """Return the style of a line through points, with markers unless there are too many."""
+    """Return the style of a line through `count` points, with markers unless there are more than _MAX_MARKERS."""
     return {"linewidth": 1.6, "marker": "o" if count <= _MAX_MARKERS else "", "markersize": 4}
 
 

@@ -1,4 +1,4 @@
-"""A run's metrics as curves against tokens, in memory that does not grow with the run.
+"""A run's metrics as curves over tokens, in memory that does not grow with the run.
 
 The functions are pure and read the rows once. Adjacent rows are merged into at most 4,096 bins. Each bin has a minimum,
 maximum and mean, so a spike of one step in a million stays visible.
@@ -75,7 +75,7 @@ class MetricsSummary:
     step: int
     """Step of the newest row; 0 without rows."""
     tokens: int
-    """Tokens of the newest row."""
+    """Number of tokens seen at the newest row."""
     seconds: float
     """Total duration of the steps in seconds, without validation, checkpoints and interruptions."""
     num_skipped: int
@@ -130,10 +130,10 @@ def min_max_envelope(curve: Curve) -> tuple[Floats, Floats]:
 
 
 def running_mean(curve: Curve) -> Floats:
-    """Return the mean of each bin's window.
+    """Return for each bin the mean over a window of bins around it.
 
-    At the steep start, the window is narrower to avoid lag. At the end, the window loses only its right side, to avoid
-    noise.
+    Near the start, where curves are steep, both sides of the window are shortened, so that the mean does not lag. Near
+    the end, only the right side is shortened, so that the mean does not become noisy.
     """
     place = np.arange(len(curve))
     before = np.minimum(max(1, round(len(curve) * _SMOOTHING_FRACTION / 2)), place)

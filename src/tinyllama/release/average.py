@@ -17,8 +17,9 @@ from tinyllama.runs.run_dir import CheckpointDir
 def averaged_checkpoints(checkpoint: CheckpointDir, count: int, exactly: bool = True) -> list[CheckpointDir]:
     """Return the `count` newest checkpoints of a run up to and including `checkpoint`, oldest first.
 
-    Checkpoints before a gap are excluded, because much older weights would make the average worse than no average. If
-    the run has fewer than `count` checkpoints, return all of them, or raise InputError if `exactly` is true.
+    Checkpoints before a gap of more than `checkpoint.every_steps` steps are excluded, because their weights are so old
+    that the average would be worse than the newest checkpoint alone. If fewer than `count` checkpoints remain, return
+    all remaining checkpoints, or raise InputError if `exactly` is true.
     """
     if count == 1:
         return [checkpoint]
@@ -40,18 +41,21 @@ def averaged_checkpoints(checkpoint: CheckpointDir, count: int, exactly: bool = 
 
 
 def averaging_weights(count: int, decay: float) -> list[float]:
-    """Return the weights of `count` checkpoints, oldest first; each is `decay` times the next, and their sum is 1."""
+    """Return the weights of `count` checkpoints in their average, oldest first.
+
+    Each weight is `decay` times the weight of the next checkpoint. The sum of the weights is 1.
+    """
     weights = [decay**age for age in reversed(range(count))]
     return [weight / sum(weights) for weight in weights]
 
 
 @torch.no_grad()
 def load_average(model: Llama, checkpoints: Sequence[CheckpointDir], decay: float) -> None:
-    """Load the weighted average of checkpoints, oldest first, into a model of their shape.
+    """Load the weighted average of `checkpoints`, sorted oldest first, into `model`, which has the same shape.
 
-    The weight of each checkpoint is `decay` times the weight of the next. A single checkpoint is loaded bit for bit.
-    Raises InputError if the checkpoints are from different runs, or if one does not match its hashes or the model's
-    shapes.
+    The weight of each checkpoint is `decay` times the weight of the next. A single checkpoint is loaded unchanged.
+    Raises InputError if the checkpoints are from different runs. Raises InputError also if a checkpoint does not match
+    its recorded hashes or the shapes of the model.
     """
     first, last = checkpoints[0], checkpoints[-1]
     if len({checkpoint.run for checkpoint in checkpoints}) != 1:

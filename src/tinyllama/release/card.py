@@ -40,7 +40,7 @@ RELEASE_COLUMNS = ("model", "date", "tokens", "HellaSwag acc_norm", "mean of 7 t
 _CARD, _SCORE_PLOT = "huggingface/README.md", "huggingface/scores.png"
 _OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon for the blocks' matrices, AdamW for the rest"}
 _LANGUAGES = {"slimpajama": "en", "starcoderdata": "code"}
-# by lm-eval's task: data set on the hub, and scored split
+# Key: name of lm-eval's task. Value: name of the data set on the hub, and the split that lm-eval scores.
 _TASK_DATASETS = {
     "hellaswag": ("Rowan/hellaswag", "validation"),
     "openbookqa": ("allenai/openbookqa", "test"),
@@ -58,7 +58,7 @@ def update_card(folder: str | Path) -> Path:
 
     The release's row in releases.json and in the cards of the run's other releases is updated too. In release.json,
     only the hashes of the written files change, so damage to other files stays detectable. Raises InputError if the
-    folder is not a release, or if the scores belong to another step.
+    folder is not a release, or if the scores belong to another step than the release.
     """
     release = ReleaseDir(Path(folder))
     reject_symlink(release.path.parent)
@@ -73,7 +73,7 @@ def update_card(folder: str | Path) -> Path:
 
 
 def update_cards(releases: ReleasesDir) -> None:
-    """Write releases.json and the card of every release of a run again."""
+    """Rewrite releases.json and the card of every release of a run."""
     reject_symlink(releases.path)
     with blocking_lock(releases.path / "cards.lock"):  # an evaluation and a milestone may finish at the same time
         table = releases_table(releases)
@@ -83,7 +83,10 @@ def update_cards(releases: ReleasesDir) -> None:
 
 
 def write_card(release: ReleaseDir, table: Json | None) -> None:
-    """Write a release's card and update its hash; `table` is releases.json, None for external weights."""
+    """Write a release's card and its plot of scores; update the hashes of the written files in release.json.
+
+    `table` is the content of releases.json, or None for a release of external weights.
+    """
     reject_symlink(release.path)
     reject_symlinks(release.path)
     metadata, card = read_json(release.metadata_path), release.path / _CARD
@@ -97,9 +100,10 @@ def write_card(release: ReleaseDir, table: Json | None) -> None:
 
 
 def render_card(metadata: Json, evaluation: Json | None, table: Json | None) -> str:
-    """Render the card in Markdown with YAML metadata, from release.json, evaluation.json and releases.json.
+    """Render the card in Markdown with YAML metadata.
 
-    `table` is None for a release of external weights.
+    The parameters are the contents of release.json, evaluation.json (None if the release was not evaluated) and
+    releases.json (None for a release of external weights).
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -128,7 +132,7 @@ def render_card(metadata: Json, evaluation: Json | None, table: Json | None) -> 
 
 
 def _run_context(metadata: Json, table: Json) -> dict[str, Any]:
-    """Return the template's values for a release of a run."""
+    """Return the template variables that are defined only for a release of a run."""
     recipe, sources = Recipe.model_validate(metadata["recipe"]["fields"]), metadata["store"]["sources"]
     rows = [
         tuple(f"**{cell}**" if row.get("step") == metadata["step"] and cell else cell for cell in cells)
@@ -151,7 +155,7 @@ def _run_context(metadata: Json, table: Json) -> dict[str, Any]:
 
 
 def _card_data(metadata: Json, evaluation: Json | None) -> ModelCardData:
-    """Return the hub's metadata of a release."""
+    """Return the metadata of a release that the hub reads from the card."""
     fields: dict[str, Any] = {}
     if metadata["step"] is not None:
         recipe = Recipe.model_validate(metadata["recipe"]["fields"])
@@ -199,7 +203,7 @@ def _eval_results(evaluation: Json) -> list[EvalResult]:
 
 
 def data_rows(sources: Json, recipe: Recipe) -> Iterator[tuple[str, ...]]:
-    """Yield the cells of DATA_COLUMNS per source and split; `sources` is from `summarize_store`."""
+    """Yield a table row with the cells of DATA_COLUMNS per source and split; `sources` is from `summarize_store`."""
     fractions = _fractions({name: source.weight for name, source in recipe.data.sources.items()})
     for name, source in recipe.data.sources.items():
         summary = sources.get(name, {"origin": None, "splits": {}})
@@ -212,7 +216,7 @@ def data_rows(sources: Json, recipe: Recipe) -> Iterator[tuple[str, ...]]:
 
 
 def describe_mixture_stages(recipe: Recipe) -> list[str]:
-    """Return a sentence for each later stage of the recipe's mixture."""
+    """Return a sentence for each stage of the recipe's mixture schedule after the start."""
     sentences = []
     for stage in recipe.data.stages:
         ramp = f", reached over {stage.ramp_tokens:,} tokens" if stage.ramp_tokens else ""
@@ -245,6 +249,6 @@ def _escape_cell(text: str) -> str:
 
 
 def _link_dataset(description: str) -> str:
-    """Return a description with a link at its beginning if it starts with the name of a public data set."""
+    """Replace the name of a public data set at the beginning of a description by a link."""
     name = next((name for name in PUBLIC_DATASETS.values() if description.startswith(name)), None)
     return f"[{name}](https://huggingface.co/datasets/{name}){description.removeprefix(name)}" if name else description

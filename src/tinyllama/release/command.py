@@ -31,10 +31,11 @@ def release_model(
     push_to: str | None,
     public: bool,
 ) -> Iterator[str]:
-    """Release a run, a checkpoint or external weights, and push the release to the hub; yield a line per action.
+    """Release a run, a checkpoint or external weights; yield a line of output per action.
 
-    With `push_to`, an existing release of the same checkpoint is pushed unchanged, unless `force` or a release option
-    is given. Raises the same errors as `release_run`, `release_external_weights` and `push`.
+    With `push_to`, the release is then pushed to this repository of the hub. An existing release of the same checkpoint
+    is pushed unchanged, unless `force` or a release option is given. Raises the same errors as `release_run`,
+    `release_external_weights` and `push`.
     """
     if public and not push_to:
         raise InputError("release: --public makes a new repository public; name the repository with --push OWNER/NAME")
@@ -64,7 +65,7 @@ def _is_external(source: Path) -> bool:
 
 
 def _existing_release(source: Path, step: int | None, is_external: bool) -> Path | None:
-    """Return the existing release at `source`, or the release that was made from its checkpoint."""
+    """Return the folder of an existing release: `source` itself, or the release of the checkpoint to release."""
     if ReleaseDir(source).exists and step is None:
         return source
     if is_external:

@@ -44,7 +44,7 @@ def release_external_weights(source: str, formats: Sequence[str] = ALL_FORMATS, 
     folder = Path("releases") / name
     check_destination(ReleaseDir(folder), force)
     check_format_libraries(formats)
-    require_libraries(LIBRARIES["huggingface"])  # computes the source's outputs
+    require_libraries(LIBRARIES["huggingface"])  # transformers computes the outputs of the source
     load_tokenizer(source).check_formats(formats)
     metadata: dict[str, Any] = {
         "name": name,
@@ -108,9 +108,10 @@ def _compare_with_transformers(source: Path, reference: dict[str, Any]) -> None:
 
 
 def _copy_chat_settings(source: Path, folder: Path, num_rows: int) -> None:
-    """Copy a chat model's generation settings, and its template to the file that transformers 5 reads.
+    """Copy the generation settings and the chat template of a chat model into the release.
 
-    Token ids beyond the weights' `num_rows` rows are ignored with a warning.
+    The template is written to a separate file, in which transformers 5 looks for a template. Token ids without a row in
+    the embedding, which has `num_rows` rows, are dropped with a warning.
     """
     settings = read_json(source / "tokenizer_config.json") if (source / "tokenizer_config.json").is_file() else {}
     if (source / CHAT_TEMPLATE).is_file():

@@ -31,16 +31,16 @@ _CRASH_REMEDIES = {
     "transformers": "install other versions of torch and transformers, or use another machine",
 }
 _PARENT = "--parent="
-"""Prefix of the program's first argument, the id of the parent process; the program ends with its parent."""
+"""Prefix of the child program's first argument, the id of the parent process. The child ends when the parent ends."""
 Reference = dict[str, Any]
 EngineOutput = dict[str, Any]
 
 
 def run_engine(engine: str, path: Path, reference: Reference) -> EngineOutput:
-    """Return the outputs of an engine for the reference's texts, prompts and scored text.
+    """Run an engine, and return its outputs for the reference's texts, prompts and scored text.
 
-    `error` holds the message if the engine failed. `remedy` is set too if a signal ended the engine, because such a
-    failure does not show that the file is invalid.
+    If the engine failed, the result has only the message, `error`. If a signal ended the engine, the result also has a
+    `remedy`, because a crash does not show that the file is invalid.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "output.json"
@@ -58,8 +58,8 @@ def run_engine(engine: str, path: Path, reference: Reference) -> EngineOutput:
 def run_conversion(library: str, function: str, *arguments: str) -> None:
     """Run a function of CONVERSIONS, which uses `library`, in a child process.
 
-    Raises RunStoppedError with the library's last line of output, or with the signal that ended the process and a
-    remedy.
+    Raises RunStoppedError if the conversion fails. The message contains the last line that the library printed, or the
+    signal that ended the process.
     """
     ended = _run([function, *arguments], b"")
     if ended.returncode < 0:
@@ -89,7 +89,7 @@ def _describe_crash(library: str, returncode: int) -> tuple[str, str]:
 
 
 def _run(arguments: list[str], stdin: bytes) -> subprocess.CompletedProcess[bytes]:
-    # -P: modules of this folder would hide libraries of the same name
+    # Without -P, modules of this folder would hide libraries of the same name.
     command = [sys.executable, "-P", __file__, f"{_PARENT}{os.getpid()}", *arguments]
     return subprocess.run(command, input=stdin, capture_output=True, check=False)
 
@@ -114,7 +114,7 @@ def run_transformers(path: str, reference: Reference) -> EngineOutput:
     for name in ("bos", "eos"):
         found = [getattr(holder, f"{name}_token_id") for holder in (tokenizer, model.config, model.generation_config)]
         expected = reference[f"{name}_id"]
-        # a chat model may end at one of several tokens
+        # a chat model may have several EOS tokens
         found = [expected if isinstance(value, list) and expected in value else value for value in found]
         special[name] = found[0] if found.count(found[0]) == len(found) else sorted(set(map(str, found)))
     return {"special": special, "texts": texts, **_compute_in_transformers(model, reference)}
@@ -122,7 +122,7 @@ def run_transformers(path: str, reference: Reference) -> EngineOutput:
 
 def run_source_in_transformers(path: str, reference: Reference) -> EngineOutput:
     """Run a folder of external weights, rounded to bf16 as in the release, without its tokenizer."""
-    # padding is not computed here, and the padding id may have no row in the embedding
+    # no text is padded here, and the padding id of the folder may have no row in the embedding
     model = _load_in_transformers(path, pad_token_id=None)
     import torch
 
@@ -233,7 +233,7 @@ def quantise(source: str, path: str, kind: str) -> None:
 
 
 def _num_threads() -> int:
-    """Return the thread count of torch and CTranslate2, because llama.cpp's own default ignores OMP_NUM_THREADS."""
+    """Return the thread count that torch and CTranslate2 use. llama.cpp's own default ignores OMP_NUM_THREADS."""
     return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
@@ -290,11 +290,11 @@ ENGINES = {
     "ctranslate2": run_ctranslate2,
 }
 CONVERSIONS: dict[str, Callable[..., None]] = {"quantise": quantise, "convert": convert}
-"""Functions that write files."""
+"""Functions of the child process that write files, by name."""
 
 
 def main(engine: str, path: str, out: str, *more: str) -> None:
-    """Run an engine or a conversion; return an engine's exception as its result."""
+    """Run an engine and write its outputs to `out`, or write the error if it failed; or run a conversion."""
     if engine in CONVERSIONS:
         CONVERSIONS[engine](path, out, *more)
         return

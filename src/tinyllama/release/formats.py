@@ -22,15 +22,15 @@ LIBRARIES = {
 # GGUF: from block sizes (Q8_0: 34 bytes for 32 weights). Q4_K_M: measured at 1.1B (benchmarks/release_1b.py).
 FORMAT_BYTES = {"huggingface": 2.0, "gguf": 2.0 + 34 / 32 + 0.607, "ctranslate2": 1.0 + 4.0}
 """Bytes per parameter of each format."""
-# The type `int8` would keep the norms in bf16, and compute all operations except matrix products in bf16.
+# Not `int8`: with this type, the norms and all operations except matrix products would be in bf16, not in float32.
 _CTRANSLATE2_TYPES = {"float32": "float32", "int8": "int8_float32"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 _SMOKE_TEST_TOKENS = 8
-"""Number of tokens: enough for a matrix product, whose implementation in engines differs by CPU."""
+"""Number of tokens that a smoke test computes: enough for matrix products, for which engines have code per CPU type."""
 
 
 def release_bytes(formats: Iterable[str], parameters: int) -> int:
-    """Return the size in bytes of a release in these formats, which always include Hugging Face."""
+    """Return the size in bytes of a release in `formats`; Hugging Face is always included."""
     return round(parameters * sum(FORMAT_BYTES[name] for name in {"huggingface", *formats}))
 
 
@@ -80,7 +80,7 @@ def list_formats(files: Iterable[str]) -> list[ReleasedFormat]:
 
 
 def write_formats(folder: Path, formats: Collection[str], name: str) -> None:
-    """Write `folder/gguf` and `folder/ctranslate2`, as far as requested, from `folder/huggingface`.
+    """Write `folder/gguf` and `folder/ctranslate2` from `folder/huggingface`, if they are among `formats`.
 
     GGUF files are named after `name`. Raises InputError if a format does not support the tokenizer or a weight. Raises
     RunStoppedError if the library that writes a format fails or crashes.
@@ -94,7 +94,7 @@ def write_formats(folder: Path, formats: Collection[str], name: str) -> None:
 
 
 def write_ctranslate2(folder: Path, source: Path) -> None:
-    """Write `folder/float32` and `folder/int8`, with one scale per row, from a Hugging Face Llama's folder.
+    """Write `folder/float32` and `folder/int8` (with one scale per row) from a Hugging Face Llama's folder.
 
     CTranslate2's own converter runs in one child process per type. The converter processes one matrix at a time, so
     memory holds the model only once. Both folders get the tokenizer's files, since CTranslate2 reads tokens, not text.
@@ -107,11 +107,11 @@ def write_ctranslate2(folder: Path, source: Path) -> None:
 
 
 def smoke_test(folder: Path, reference: dict[str, Any], in_transformers: bool) -> str | None:
-    """Load each format under `folder` once in its engine, if installed, and compute a few tokens.
+    """Load each format under `folder` once in its engine, if the engine is installed, and compute a few tokens.
 
-    With `in_transformers`, transformers also loads the Hugging Face folder, unless CTranslate2 has converted this
-    folder. Loading takes seconds. Returns the message of the first engine that crashed, or None. Raises RunStoppedError
-    if an engine rejects a file.
+    With `in_transformers`, transformers also loads the Hugging Face folder, which takes seconds. This step is skipped
+    if `folder/ctranslate2` exists, because the conversion has already loaded the Hugging Face folder in transformers.
+    Returns the message of the first engine that crashed, or None. Raises RunStoppedError if an engine rejects a file.
     """
     scored = {"ids": reference["scored"]["ids"][:_SMOKE_TEST_TOKENS]}
     short_reference = {**reference, "texts": [], "continuations": [], "scored": scored}

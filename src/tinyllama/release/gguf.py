@@ -3,7 +3,8 @@
 Weights are read, converted and written one at a time. llama.cpp's RoPE pairs dimensions 2i and 2i + 1, whereas Hugging
 Face pairs i and i + E/2. The rows of each head's query and key are therefore permuted. A Llama-style tokenizer becomes
 llama.cpp's "llama" (SentencePiece), which merges the pair with the best score. A byte-level tokenizer becomes "gpt2".
-llama.cpp selects its word rules by name; other rules are refused (see `tokenizer.formats`).
+llama.cpp has a fixed list of rules that split text into words. A tokenizer with other rules is rejected (see
+`tokenizer.formats`).
 """
 
 from pathlib import Path
@@ -83,7 +84,10 @@ def _add_shape(writer: gguf.GGUFWriter, source: HuggingFaceLlama, name: str) -> 
 
 
 def tensor_names(tensors: Safetensors, shape: Model) -> dict[str, str]:
-    """Return Hugging Face's name of each tensor by its GGUF name; llama.cpp derives a tied head itself."""
+    """Map the GGUF name of each tensor to its Hugging Face name.
+
+    A tied head is absent, because llama.cpp derives it from the embedding.
+    """
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.layers)
     names = {name: table.get_name(name, try_suffixes=(".weight",)) for name in tensors}
     if shape.tie_embeddings:
@@ -141,7 +145,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Backend, num_rows: int) -
 
 
 def _add_tokens(writer: gguf.GGUFWriter, texts: list[str], types: list[TokenType], num_rows: int) -> None:
-    """Add the text and type of all ids; an id without a token gets a name that no text is encoded to."""
+    """Add the text and type of all ids. An id without a token gets a placeholder that no text is encoded to."""
     num_spare = num_rows - len(texts)
     texts = [text or f"[PAD{number}]" for number, text in enumerate([*texts, *[""] * num_spare])]
     writer.add_token_list(texts)

@@ -1,4 +1,4 @@
-"""Writes a model as a Hugging Face folder, which transformers and libraries based on it load without extra code.
+"""Writes a model as a Hugging Face folder, which transformers and compatible libraries load without extra code.
 
 The weights are written as bf16 safetensors, one shard of at most 5 GB at a time, so memory holds the model and one
 shard.
@@ -26,7 +26,7 @@ def write_hugging_face(folder: Path, model: Llama, tokenizer: Tokenizer, shard_b
     folder.mkdir(parents=True)
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
     write_json(folder / "config.json", config_to_hugging_face(model.config, model.vocab_size, bos, eos))
-    # EOS pads batches, since Llama 2's vocabulary has no token for it
+    # EOS pads batches, since Llama 2's vocabulary has no padding token
     write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos})
     tensors = dict(to_hugging_face(model.state_dict(), model.config))
     sizes = {name: torch.empty(tensor.shape, dtype=torch.bfloat16, device="meta") for name, tensor in tensors.items()}

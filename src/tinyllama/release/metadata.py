@@ -1,8 +1,8 @@
 """The contents of release.json (a release's lineage from the raw files to the weights) and of releases.json.
 
-A checkpoint contains the digests of its recipe, store and tokenizer. A run with other digests is refused, because the
-card would describe another model. releases.json is computed from the releases and evaluations in the folder, so this
-file can be written again at any time.
+A checkpoint contains the digests of its recipe, store and tokenizer. If the run now contains another recipe, store or
+tokenizer, the release is refused, because the card would describe another model. releases.json is computed from the
+releases and evaluations in the folder, so releases.json can be written again at any time.
 """
 
 import math
@@ -28,9 +28,9 @@ from tinyllama.tokenizer.backends import HUB_NAME
 
 EMBEDDED_CORPUS = "embedded corpus"
 PUBLIC_DATASETS = {"slimpajama": "cerebras/SlimPajama-627B", "starcoderdata": "bigcode/starcoderdata"}
-"""Data set on the hub, by format of a source."""
+"""Hub name of the public data set for each source format."""
 SEVEN_TASKS = ("hellaswag", "openbookqa", "winogrande", "arc_challenge", "arc_easy", "boolq", "piqa")
-"""Tasks of the original model card."""
+"""Tasks whose mean is in TinyLlama's original model card."""
 
 ReleaseRow = dict[str, Any]
 
@@ -82,7 +82,7 @@ def summarize_store(manifest: Mapping[str, Any], recipe: Recipe) -> dict[str, An
     sources = {
         name: {"origin": _origin(source), "splits": manifest["sources"][name]["splits"]}
         for name, source in recipe.data.sources.items()
-        if name in manifest["sources"]  # a recipe that has changed since may name other sources
+        if name in manifest["sources"]  # the recipe may have gained sources after the store was written
     }
     inputs = manifest["inputs"].values()
     return {"inputs": {"files": len(inputs), "bytes": sum(inputs)}, "sources": sources}
@@ -97,7 +97,10 @@ def _origin(source: Source) -> str | None:
 
 
 def _last_metrics(run: RunDir, step: int) -> dict[str, Any]:
-    """Return the last training loss and the last validation up to a step. Raises InputError without metrics."""
+    """Return the last training loss and the last validation metrics of the steps up to `step`.
+
+    Raises InputError if metrics.jsonl has no row up to `step`.
+    """
     row, found = None, {"loss": None}
     for row in run.metrics(step):
         if row["loss"] is not None:
@@ -148,12 +151,13 @@ def hash_file(path: Path) -> dict[str, Any]:
 
 
 def releases_table(releases: ReleasesDir) -> dict[str, list[ReleaseRow]]:
-    """Return the contents of releases.json: `releases` by number of tokens; `baselines`, measured before published.
+    """Return the contents of releases.json: the rows of `releases` and the rows of `baselines`.
 
-    Each row has `name`, `tokens`, `hellaswag` (acc_norm) and `mean_of_seven` in per cent, and `source` (`measured` or
+    Releases are sorted by number of tokens. Measured baselines come before published baselines. Each row has
+    `name`, `tokens`, `hellaswag` (acc_norm) and `mean_of_seven` in per cent, and `source` (`measured` or
     `published, …`). If HellaSwag was measured, the row has `stderr` and `coverage`. A release also has `date`, `step`,
-    `folder` and `commit` (SHA-256 of its checkpoint's commit). `complete` is true if the release and the recipe's
-    baselines have all scores that the recipe requests.
+    `folder` and `commit` (SHA-256 of the commit of the newest averaged checkpoint). A release also has `complete`,
+    which is true if the release and the recipe's baselines have all scores that the recipe requests.
     """
     rows = [_release_row(releases, release, metadata) for release, metadata in releases.releases()]
     measured = [
@@ -205,7 +209,7 @@ def _score_columns(evaluation: Mapping[str, Any] | None) -> ReleaseRow:
 
 
 def _zero_shot_rows(evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the rows of zero-shot scores, since published scores are zero-shot."""
+    """Return the rows of an evaluation with zero-shot scores. Only these are comparable with published scores."""
     num_fewshot = evaluation.get("num_fewshot", {})
     return {task: row for task, row in evaluation["rows"].items() if not num_fewshot.get(task)}
 
@@ -217,7 +221,7 @@ def mean_of_seven(rows: Mapping[str, Mapping[str, float]]) -> float | None:
 
 
 def covers_recipe(evaluation: Mapping[str, Any] | None, config: Mapping[str, Any]) -> bool:
-    """Return whether an evaluation covers all tasks and items of a recipe's `release`."""
+    """Return whether an evaluation has all tasks and items that `config`, a recipe's `release`, requests."""
     rows, requested = (_zero_shot_rows(evaluation), evaluation.get("asked", [])) if evaluation else ({}, [])
     limit = config["limit"] or math.inf
     too_few = {name for name, row in rows.items() if row["items"] < min(limit, row["total_items"])}

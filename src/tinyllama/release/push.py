@@ -1,7 +1,7 @@
 """Uploads a release to the hub in one commit; new repositories are private by default.
 
 A release whose files differ from release.json is refused. The content of `huggingface/` is uploaded to the repository's
-root, so that transformers loads the repository by its name. Other paths stay the same. As usual for huggingface_hub,
+root, so that transformers loads the repository by its name. Other files keep their paths. As usual for huggingface_hub,
 HF_ENDPOINT and HF_TOKEN choose the hub and the user.
 """
 
@@ -22,7 +22,7 @@ _METADATA = "release.json"
 
 
 def push(release_folder: str | Path, name: str, public: bool = False) -> str:
-    """Upload a release to the hub's repository `name` (OWNER/NAME, or NAME of the user's own); return its URL.
+    """Upload a release to the repository `name` (OWNER/NAME, or NAME in the user's account) of the hub; return its URL.
 
     A missing repository is created, private unless `public`. An existing repository keeps its visibility. Files of an
     earlier release that are not part of this release are deleted in the same commit. Raises InputError if the release
@@ -48,7 +48,10 @@ def push(release_folder: str | Path, name: str, public: bool = False) -> str:
 
 
 def _verified_metadata(folder: Path) -> dict[str, Any]:
-    """Return release.json, after checking that the folder contains exactly its files, except for hidden files."""
+    """Return the content of release.json, after verifying that the folder has exactly the files listed there.
+
+    Hidden files are ignored.
+    """
     metadata = ReleaseDir(folder).metadata()
     for check in verify_files(folder, metadata["files"]):
         if not check.passed:
@@ -67,7 +70,7 @@ def _repo_path(name: str) -> str:
 
 
 def _files_of_earlier_release(api: HfApi, repository: str) -> set[str]:
-    """Return the repository's files from an earlier push, such as shards that would be loaded with the new shards."""
+    """Return the repository's files from an earlier push, such as shards that would be mixed with the new shards."""
     existing = set(api.list_repo_files(repository))
     if _METADATA not in existing:
         return set()

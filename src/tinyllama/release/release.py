@@ -39,7 +39,7 @@ def release_run(
     average_decay: float | None = None,
     in_transformers: bool = False,
 ) -> Path:
-    """Release the newest committed checkpoint of a run, or that of `step`; return the release's folder.
+    """Release the checkpoint of `step`, or by default the newest committed checkpoint; return the release's folder.
 
     `source` is a run or a checkpoint. `formats`, `average` and `average_decay` replace the recipe's fields (see
     `schema.Release`). Each GGUF and CTranslate2 file is loaded once in its engine. With `in_transformers`, transformers
@@ -76,14 +76,14 @@ def release_run(
         write_json(part / "release.json", {**metadata, "files": hash_files(part)})
         write_card(ReleaseDir(part), {"releases": [], "baselines": []})
     RunLog(run).event("release", metadata["step"], folder=str(release.path))
-    update_cards(run.releases)  # after the event, because milestones in releases.json are never processed again
+    update_cards(run.releases)  # after the event: a milestone in releases.json is not processed again after a crash
     if crash:
         raise RunStoppedError(f"{release.path}: released, but {crash}")
     return release.path
 
 
 def find_checkpoint(source: Path, step: int | None) -> CheckpointDir:
-    """Find the checkpoint to release and verify its hashes. Raises InputError if it is missing or damaged."""
+    """Find the checkpoint to release and verify its hashes. Raises InputError for a missing or damaged checkpoint."""
     checkpoint = CheckpointDir(source)
     if checkpoint.is_committed:
         if step not in (None, checkpoint.step):
@@ -98,7 +98,10 @@ def find_checkpoint(source: Path, step: int | None) -> CheckpointDir:
 
 
 def _release_config(config: Release, *options: Any) -> Release:
-    """Return a recipe's `release` with the given options. Raises InputError if an option is invalid."""
+    """Return a recipe's `release` with the fields replaced by the `options` that are not None.
+
+    Raises InputError if an option is invalid.
+    """
     names = ("formats", "average_checkpoints", "average_decay")
     fields = {name: value for name, value in zip(names, options, strict=True) if value is not None}
     try:
@@ -109,10 +112,10 @@ def _release_config(config: Release, *options: Any) -> Release:
 
 @contextmanager
 def show_release_progress(part: Path, folder: Path, parameters: int, formats: Collection[str]) -> Iterator[None]:
-    """Show the progress of a release that the block writes to `part`, based on file sizes.
+    """Show a progress bar while the `with` block writes a release to the folder `part`.
 
-    Libraries that write formats report no progress. The expected size of models above a few million parameters is
-    accurate to 10 %.
+    The progress is computed from file sizes, because the libraries that write formats report no progress. For models
+    above a few million parameters, the expected total size is accurate to 10 %.
     """
     total = release_bytes(formats, parameters)
 

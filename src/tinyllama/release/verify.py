@@ -30,7 +30,8 @@ Reference = dict[str, Any]
 NEW_TOKENS = 32
 PROMPTS = ("The old library stands", "def read(path):\n    ", "1. In the year 1859")
 NUM_VOCABULARY_TOKENS = 300
-# Cases with known errors of converters and tokenizers: repeated spaces, control characters, special tokens, scripts.
+# Texts for which errors of converters or tokenizers are known: repeated spaces, control characters, special tokens,
+# scripts.
 # fmt: off
 TOKENIZER_TEST_TEXTS = (
     "", " ", "   ", "Hello world  foo", "   two ends   ", "\t\tif x:\r\n        return {'a': [1, 2]}\n\n\n",
@@ -66,7 +67,9 @@ def find(rows: list[int], wanted: int) -> int | None:
 
 @torch.inference_mode()
 def compute_reference_outputs(model: Llama, tokenizer: Tokenizer) -> Reference:
-    """Compute token ids of difficult text, greedy continuations and nats per token of a float32 model on the CPU.
+    """Compute the outputs of a float32 model on the CPU with which the formats of a release are compared.
+
+    The outputs are the token ids of difficult texts, greedy continuations of PROMPTS, and the nats per token of TEXT.
 
     The weights are first rounded in place to bf16, like exported weights. The margin of a token in a continuation is
     its logit minus the second largest logit. EOS is never chosen, so continuations have their full length if the
@@ -88,7 +91,7 @@ def compute_reference_outputs(model: Llama, tokenizer: Tokenizer) -> Reference:
 
 
 def _text_of_tokens(tokenizer: Tokenizer) -> str:
-    """Return some hundred random tokens of the entire vocabulary, whose text reveals wrong scores and merges."""
+    """Return a text of some hundred random tokens of the entire vocabulary, which reveals wrong scores and merges."""
     texts = sorted({piece.decode(errors="ignore") for piece in tokenizer.token_bytes()} - {""})
     chosen = texts[:: max(1, len(texts) // NUM_VOCABULARY_TOKENS)]
     random.Random(0).shuffle(chosen)
@@ -134,14 +137,16 @@ class Tolerance:
     nats: float
     """Relative difference of the mean nats per token."""
     tie: float | None
-    """Margin in logits below which a token of the reference is a tie, which ends the comparison of a continuation. With
-    None, no tokens are compared, because with 4 and 8 bits another token may be the most likely."""
+    """Margin in logits below which a token of the reference is a tie. If a format computes another token at a tie, the
+    comparison of this continuation ends without failure. If None, no tokens are compared, because rounding to 4 or
+    8 bits can make another token the most likely one."""
 
 
-# Measured on SmolLM2-135M, which is unusually sensitive because its 135M weights were trained on 2T tokens. Nats differ
-# by 0.0001 % in float32, 0.005 % in F16 (float16 matrix products; up to 0.008 % for random weights), 0.4 % in Q8_0,
-# 2.4 % in Q4_K_M and 0.3 % in int8. Larger models lose less. In F16, logits of random models differ by 0.007 if their
-# standard deviation is 1, and by 0.06 if it is 2.7. A tie depends only on the difference of two logits at one position.
+# Measured on SmolLM2-135M, which is unusually sensitive because its 135M weights were trained on 2T tokens. The nats
+# per token differ by 0.0001 % in float32, 0.005 % in F16 (float16 matrix products; up to 0.008 % for random weights),
+# 0.4 % in Q8_0, 2.4 % in Q4_K_M and 0.3 % in int8. Larger models differ less. In F16, the logits of random models
+# differ by 0.007 if their standard deviation is 1, and by 0.06 if their standard deviation is 2.7. A tie depends
+# only on the difference between two logits at one position.
 TOLERANCES = {
     "huggingface": Tolerance(nats=1e-4, tie=1e-3),
     "gguf F16": Tolerance(nats=1e-3, tie=0.02),
@@ -182,7 +187,10 @@ def verify_release(folder: str | Path) -> list[Check]:
 
 
 def verify_files(folder: Path, files: dict[str, Any]) -> list[Check]:
-    """Check the files; return a failed check for each missing or changed file, or one passed check for all files."""
+    """Compare the files with their sizes and hashes in release.json.
+
+    Return a failed check for each missing or changed file, or one passed check if all files are unchanged.
+    """
     failed = [check for name, entry in files.items() if (check := _verify_file(folder, name, entry))]
     total = f"{len(files)} files, {sum(entry['bytes'] for entry in files.values()):,} bytes"
     return failed or [Check("files", "size and sha256", total, total, True)]
@@ -261,7 +269,7 @@ def _verify_tokens(subject: str, reference: Reference, output: EngineOutput) -> 
 
 
 def _verify_continuations(subject: str, reference: Reference, output: EngineOutput, tie: float) -> Check:
-    """Compare continuations token by token, each up to the reference's first tie."""
+    """Compare continuations token by token. A difference at a tie ends the comparison without failure."""
     entries = reference["continuations"]
     num_equal = num_ties = 0
     for number, (entry, ids) in enumerate(zip(entries, output["continuations"], strict=True), 1):

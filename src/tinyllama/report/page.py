@@ -1,4 +1,4 @@
-"""The HTML page of a report: page.html is filled with a run's figures, plots and tables; page.css is its style.
+"""The HTML page of a report: the template page.html, filled with a run's figures, plots and tables, and page.css.
 
 The file is self-contained and needs no script and no network. jinja2 escapes all text, since names come from recipes
 and files.
@@ -39,7 +39,7 @@ _METRIC_PLOTS = (
     ("mfu", "MFU", "fraction of the peak; formula below", "percent", charts.TRAINING),
     ("memory_bytes", "Memory", "peak so far: GPU of rank 0, or process", "bytes", charts.TRAINING),
 )
-"""Metric, title, caption, unit and colour."""
+"""Metric, title, caption, unit and colour of each small plot."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class HeadFigure:
     value: str
     note: str
     fraction: float | None = None
-    """Length of a bar below the number, as a fraction of the full length."""
+    """Length of the bar below the number, as a fraction of the full length; None for no bar."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Plot:
     caption: str
     wide: Markup
     narrow: Markup | None
-    """SVG for phones, with text of the same size; None if the wide SVG fits."""
+    """Narrow SVG for phones, with text of the same size; None if the wide SVG is narrow enough for phones."""
     legend: list[Line2D]
 
 

@@ -35,7 +35,7 @@ class RunData:
     events: list[Json]
     """Events, oldest first."""
     store: Json | None
-    """`inputs` and `sources` like in release.json; None before training has started."""
+    """`inputs` and `sources`, in the form that release.json has; None before training has started."""
     digests: Mapping[str, str]
     """SHA-256 of recipe, token store and tokenizer."""
     parameters: int | None
@@ -45,9 +45,9 @@ class RunData:
     releases: list[tuple[str, Json]]
     """Folder name and metadata of each release, in the order of their steps."""
     evaluations: list[tuple[str, Json]]
-    """Evaluations of releases and checkpoints, with labels."""
+    """Label, such as `release, step 100`, and content of each evaluation of a release or a checkpoint."""
     scores: Mapping[str, list[dict[str, Any]]]
-    """`releases_table` of the run."""
+    """Result of `releases_table` for the run."""
 
     @property
     def name(self) -> str:
@@ -68,7 +68,10 @@ class RunData:
 
     @property
     def wall_clock_seconds(self) -> float | None:
-        """Seconds from the first event to the last, or to the newest row while training; None before the start."""
+        """Seconds from the first event to the last event; None without events.
+
+        While the run is training, the newest row of the metrics is the end if it is later than the last event.
+        """
         if not self.events:
             return None
         start, end = (float(self.events[place]["time"]) for place in (0, -1))
@@ -128,7 +131,7 @@ def _checked_metrics(run: RunDir) -> Iterator[Json]:
 
 
 def _with_origins(store: dict[str, Any], releases: list[Json]) -> dict[str, Any]:
-    """Add the origins that releases recorded before the raw files were deleted."""
+    """Add the origins of sources whose raw files were deleted, from the metadata of earlier releases."""
     for metadata in releases:
         for name, source in metadata["store"]["sources"].items():
             if name in store["sources"] and store["sources"][name]["splits"] == source["splits"]:

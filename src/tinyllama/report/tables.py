@@ -20,7 +20,7 @@ from tinyllama.runs.events import INFO, PROBLEM, Event, describe_event, event_ca
 MAX_EVENTS = 1000
 """Maximum number of events in one list; events.jsonl contains all events."""
 MAX_NOTABLE_EVENTS = 25
-"""Maximum number of events that are shown without a summary."""
+"""Maximum number of events that are always visible. A report of more events has a summary and a list to unfold."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Table:
     head: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     numbers: tuple[int, ...] = ()
-    """Right-aligned columns."""
+    """Indices of the right-aligned columns."""
     hashes: tuple[int, ...] = ()
-    """Monospaced columns that may break at any character."""
+    """Indices of the monospaced columns, whose text may break at any character."""
     kinds: Sequence[str] = ()
 
 
@@ -93,7 +93,8 @@ def event_table(events: Sequence[Event]) -> Table:
 def select_notable_events(events: Sequence[Event]) -> list[Event]:
     """Select at most MAX_NOTABLE_EVENTS events: problems, then other events except routine events, rare names first.
 
-    Either all events of a name are selected or none. If no problem's events fit, the newest problems are selected.
+    Either all events of a name are selected or none. If each kind of problem alone has too many events, only the newest
+    problems are selected.
     """
     counts = Counter(event["event"] for event in events if event_category(event) != INFO)
     problems = {event["event"] for event in events if event_category(event) == PROBLEM}
@@ -108,7 +109,10 @@ def select_notable_events(events: Sequence[Event]) -> list[Event]:
 
 
 def events_to_list(events: Sequence[Event]) -> tuple[str, list[Event]]:
-    """Return the events of the complete list and its title; drop checkpoints and old events if there are too many."""
+    """Return the title and the events of the complete list.
+
+    If there are more than MAX_EVENTS events, checkpoints are dropped first, and then the oldest events.
+    """
     if len(events) <= MAX_EVENTS:
         return f"All {len(events):,} events", list(events)
     others = [event for event in events if event["event"] != "checkpoint"]
@@ -206,12 +210,12 @@ def _results(run: RunData) -> dict[str, str]:
 
 
 def format_newest(run: RunData, metric: str) -> str:
-    """Return the newest value of a metric, with four decimals."""
+    """Format the newest value of a metric with four decimals."""
     return f"{run.metrics.newest[metric][1]:.4f}" if metric in run.metrics.newest else MISSING
 
 
 def format_median(run: RunData, metric: str, format_value: Callable[[float], str]) -> str:
-    """Return the median of a metric over the run."""
+    """Format the median of a metric over the run with `format_value`."""
     curve = run.metrics.curves[metric]
     return format_value(statistics.median(curve.mean.tolist())) if len(curve) else MISSING
 
