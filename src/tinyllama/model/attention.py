@@ -1,9 +1,10 @@
 """Causal attention with grouped key/value heads: torch's fused kernels on a GPU, blocked matrix products on a CPU.
 
-torch's CPU kernel has one seventh of the FLOP/s of a matrix product. Here, one matrix product multiplies a block of
-queries with all keys up to the block's last token. Query heads that share a key/value head are additional rows of this
-product. The number of computed scores is thus little more than the unmasked half. The attention is a custom operator,
-because torch.compile would unroll the loop over the blocks and would not make these matrix products faster.
+torch's CPU kernel has one seventh of the FLOP/s of a matrix product. On a CPU, one matrix product therefore multiplies
+a block of queries with all keys up to the block's last token. Query heads that share a key/value head are additional
+rows of this product. The number of computed scores is thus little more than the unmasked half. The attention is a
+custom operator, because torch.compile would unroll the loop over the blocks and would not make these matrix products
+faster.
 
 Shapes: B batch, T time, H query heads, K key/value heads, E width of a head, R rows of a block (its queries x H / K).
 """
@@ -46,8 +47,8 @@ def _backward(
     """Return the gradients of query, keys and values."""
     query_gradient, key_gradient, value_gradient = _backward_fake(gradient, query, keys, values, saved)
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-    # The sums are float32, since every block adds to them. The sums are transposed, since a matrix product is slow if
-    # it transposes the probabilities.
+    # The sums over the blocks are float32, so that rounding errors stay small. The sums are transposed, since a matrix
+    # product is slow if it transposes the probabilities.
     key_sum, value_sum = torch.zeros(2, *keys.mT.shape, device=keys.device)
     for start, end, buffer in _blocks(query, keys, saved):
         rows, upstream = _rows(query, keys, start, end), _rows(gradient, keys, start, end)
@@ -66,7 +67,7 @@ def _backward(
 
 
 def _blocks(query: Tensor, keys: Tensor, saved: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield each block's first and last position and the buffer of its probabilities [B K, R, end]."""
+    """Yield each block's start, its end (exclusive), and the buffer of its probabilities [B K, R, end]."""
     used = 0
     for start in range(0, query.shape[2], ATTENTION_BLOCK):
         end = min(start + ATTENTION_BLOCK, query.shape[2])
@@ -94,7 +95,7 @@ def _probabilities(rows: Tensor, keys: Tensor, start: int, out: Tensor) -> Tenso
 
 
 def _empty(x: Tensor) -> Tensor:
-    """Return an empty [B, H, T, E] with the memory layout [B, T, H, E], which the layers before and after use."""
+    """Return an uninitialized [B, H, T, E] in the memory layout [B, T, H, E], which the adjacent layers use."""
     batch, heads, time, width = x.shape
     return x.new_empty(batch, time, heads, width).transpose(1, 2)
 

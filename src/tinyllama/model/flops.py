@@ -11,7 +11,7 @@ LLAMA_2_VOCAB_SIZE = 32_000
 LOGITS_CHUNK = 2**25
 """Maximum number of logits in memory at a time; matrix products of smaller chunks are slower."""
 CPU_SOFTMAX_CHUNK = 2**21
-"""Maximum number of float32 probabilities in memory at a time on a CPU, so that they fit its cache."""
+"""Maximum number of float32 probabilities in memory at a time on a CPU; that many fit into the CPU's cache."""
 ATTENTION_BLOCK = 128
 """Queries per block of attention on a CPU. Small blocks make matrix products slow; large blocks compute more masked
 scores."""
@@ -60,6 +60,6 @@ def saved_attention_probabilities(sequence_length: int) -> int:
 
 
 def _matmul_parameters(config: Model, vocab_size: int) -> int:
-    """Return the number of parameters in matrix products: all except the input embedding, with a tied head once."""
+    """Return the number of all parameters except the input embedding; the output head counts even if it is tied."""
     parts = parameters_by_part(config, vocab_size)
     return sum(parts.values()) - parts["head"]

@@ -59,8 +59,9 @@ def sample_token(logits: torch.Tensor, temperature: float, top_k: int | None, ra
 def stream_decode(tokenizer: Tokenizer, prompt: list[int], tokens: Iterable[int]) -> Iterator[str]:
     """Yield the text that `tokens` add to the prompt's ids, as soon as no later token can change this text.
 
-    The concatenated parts equal the text that a decoding of all ids adds. Bytes that form no character become one
-    U+FFFD each. Such bytes never change the prompt's last character, which a decoding of all ids could change.
+    The concatenated parts equal the text that a decoding of all ids adds to the prompt's text. Each byte that forms no
+    character becomes one U+FFFD. Byte tokens at the prompt's end are not decoded together with new tokens, so a new
+    token never changes the prompt's last character.
     """
     ids = list(prompt)
     while ids and ids[-1] in tokenizer.incomplete_ids:

@@ -38,7 +38,7 @@ _SAVED_OPERATIONS = {
 }
 """Operations whose results `selective` activation checkpointing keeps, since their recomputation takes longest."""
 
-# Drop torch.compile's warning about in-place operations in checkpointed regions: a block has none.
+# Drop torch.compile's warning about in-place operations in checkpointed regions: a block has no such operations.
 logging.getLogger("torch._higher_order_ops.wrap").addFilter(lambda record: "context_fn" not in record.getMessage())
 
 
@@ -214,7 +214,7 @@ class Llama(nn.Module):
             block.activation_checkpointing = mode
 
     def hidden_states(self, ids: Tensor, caches: list[KVCache] | None = None) -> Tensor:
-        """Return the normalized residual stream [B, T, D] for ids int64[B, T], which continue the caches."""
+        """Return the normalized residual stream [B, T, D] for ids int64[B, T], which follow the cached positions."""
         start = caches[0].length if caches else 0
         config = self.config
         rope = rope_table(start + ids.shape[1], config.head_dim, config.rope_theta, ids.device)[:, start:]
@@ -229,13 +229,13 @@ class Llama(nn.Module):
         return F.linear(hidden, self.head_weight.to(hidden.dtype))
 
     def forward(self, ids: Tensor, caches: list[KVCache] | None = None) -> Tensor:
-        """Return logits [B, T, V] for ids int64[B, T], which continue the caches."""
+        """Return logits [B, T, V] for ids int64[B, T], which follow the cached positions."""
         return self.logits(self.hidden_states(ids, caches))
 
     def loss(self, ids: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
         """Return the summed cross-entropy in nats of targets given ids, both int64[B, T].
 
-        `linear_cross_entropy` explains `z_loss`. If targets have fewer rows than ids, the remaining rows do not count.
+        `linear_cross_entropy` explains `z_loss`. Without targets for the last rows of `ids`, these rows are ignored.
         """
         hidden = self.hidden_states(ids)[: len(targets)].flatten(0, 1)
         return linear_cross_entropy(hidden, self.head_weight, targets.flatten(), z_loss)
@@ -250,9 +250,10 @@ class Llama(nn.Module):
 def initialize(model: Llama, seed: int) -> None:
     """Set a model's parameters to the initial values of the original TinyLlama, in place.
 
-    Norms are one. Matrices are normal with standard deviation sqrt(2 / (5 D)) (Nguyen and Salazar 2019,
-    arXiv:1910.05895), or 1 / (sqrt(D) layers) if they write to the residual stream. Each matrix has its own random
-    stream, so its values depend on the seed and its name, not on the device or the number of ranks.
+    The weights of norms are one. The elements of a matrix are normally distributed with standard deviation
+    sqrt(2 / (5 D)) (Nguyen and Salazar 2019, arXiv:1910.05895), or 1 / (sqrt(D) layers) if the matrix writes to the
+    residual stream. Each matrix has its own random stream. The values of a matrix therefore depend on the seed and on
+    the name of the matrix, but not on the device or the number of ranks.
     """
     load_parameters(model, _initial_values(model, seed))
 

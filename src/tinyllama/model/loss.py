@@ -1,8 +1,8 @@
 """The output head and the next-token cross-entropy in one function, with the logits of one chunk in memory at a time.
 
 The logits are by far the largest tensor of a training step. In float32, the logits, their softmax and their gradient
-would take more memory than the weights. Here the logits and their gradient exist only for one chunk of tokens at a
-time.
+would take more memory than the weights. `linear_cross_entropy` computes the logits and their gradient for one chunk of
+tokens at a time.
 
 Shapes: N tokens, D model, V vocabulary.
 """

@@ -1,7 +1,8 @@
 """Conversion of weight names and configurations to and from Hugging Face's LlamaForCausalLM.
 
 The values of the weights do not change. Hugging Face has separate matrices for query, key and value, and for gate and
-up. Here these matrices are stacked in this order. Both rotate dimension i with i + E/2, so no row is permuted.
+up. `model.llama` stacks these matrices in this order. Hugging Face and `model.llama` both rotate dimension i with
+dimension i + E/2, so no row is permuted.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -48,7 +49,7 @@ def to_hugging_face(state: Mapping[str, Tensor], config: Model) -> Iterator[tupl
 def from_hugging_face(state: Mapping[str, Tensor], config: Model) -> Iterator[tuple[str, Tensor]]:
     """Return an iterator over a LlamaForCausalLM's tensors under our names; each tensor is read when it is yielded.
 
-    Raises InputError immediately if a tensor is missing, or if a tensor does not belong to the configuration.
+    Raises InputError immediately if a tensor is missing, or if a network of this configuration has no such tensor.
     """
     used = [part for _, theirs in _names(config) for part in theirs]
     for part in used:
@@ -161,7 +162,7 @@ class _LlamaConfig(BaseModel):
 def config_from_hugging_face(config: object) -> tuple[Model, int]:
     """Return the model configuration and the vocabulary size of a parsed config.json.
 
-    Raises InputError, with the field's name, if it does not describe a Llama 2 network.
+    Raises InputError, with the field's name, if the config.json does not describe a Llama 2 network.
     """
     try:
         found = _LlamaConfig.model_validate(config)

@@ -2,8 +2,8 @@
 
 Writes `RUN/checkpoints/step-00000100/` with torch's distributed checkpoint (DCP), `state.json`, and the run's recipe
 and tokenizer. `commit.json`, with the SHA-256 of every file, is written last. A run never resumes from a checkpoint
-without a commit or with a wrong hash. Training continues while a copy in memory is written. `CheckpointWriter` writes
-one checkpoint at a time.
+without a commit or with a wrong hash. Training continues while a copy of the tensors in memory is written.
+`CheckpointWriter` writes one checkpoint at a time.
 """
 
 import pickle
@@ -26,7 +26,7 @@ from tinyllama.files import fsync_path, fsync_tree, sha256_of, write_json
 from tinyllama.runs.checkpoint_reader import SafePlanner, SafeReader
 from tinyllama.runs.run_dir import CheckpointDir, RunDir
 
-# DCP warns at each call that there is only one process, which is intended here.
+# DCP warns at each call in a single process, but training in a single process is intended.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 Optimizers = list[torch.optim.Optimizer]
@@ -44,8 +44,9 @@ class CheckpointWriter:
     ) -> None:
         """Prepare to write; each rank creates a writer.
 
-        After a commit, a thread on rank 0 calls `on_commit(step, seconds, seconds that training waited)`. Before a
-        commit, the thread calls `before_commit`. If `before_commit` raises an exception, the checkpoint fails.
+        Before a commit, a thread on rank 0 calls `before_commit`. If this call raises an exception, the checkpoint
+        fails. After a commit, the thread calls `on_commit(step, seconds, stall_seconds)`. `seconds` is the duration of
+        the save, and `stall_seconds` is the part of this duration in which training waited.
         """
         self.run, self.asynchronous, self.on_commit, self.before_commit = run, asynchronous, on_commit, before_commit
         # A separate group, so that writing never mixes with the collectives of training.
@@ -105,7 +106,7 @@ class CheckpointWriter:
     def wait(self, alive: Callable[[], None] = lambda: None) -> str | None:
         """Wait for the pending checkpoint; if it failed on any rank, delete its files and return the reason.
 
-        Calls `alive` every second, since a disk may be slow.
+        Calls `alive` every second, so that the watchdog does not mistake a slow disk for a hang.
         """
         if self.pending is None:
             return None
@@ -144,7 +145,7 @@ def _state_dicts(model: nn.Module, optimizers: Optimizers) -> tuple[dict[str, An
 
 
 def _copy_recipe_and_tokenizer(run: RunDir, checkpoint: CheckpointDir) -> None:
-    """Copy the recipe and the tokenizer into a checkpoint, so that it is usable outside of its run."""
+    """Copy the recipe and the tokenizer into a checkpoint, so that the checkpoint is usable outside of the run."""
     if run.recipe_path.is_file():
         shutil.copyfile(run.recipe_path, checkpoint.recipe_path)
     if run.tokenizer_dir.is_dir():
@@ -180,7 +181,7 @@ def load_checkpoint(checkpoint: CheckpointDir, model: nn.Module, optimizers: Opt
 def load_weights(checkpoint: CheckpointDir, model: nn.Module) -> None:
     """Load a checkpoint's weights without optimizer state, in one process.
 
-    Raises InputError if a file is damaged, or the model has other tensors or sizes.
+    Raises InputError if a file is damaged, or if the model's tensors have other names or sizes.
     """
     if damage := checkpoint.find_damage():
         raise InputError(f"{damage[0]}; restore it, or use another checkpoint")
@@ -190,10 +191,10 @@ def load_weights(checkpoint: CheckpointDir, model: nn.Module) -> None:
 
 
 def _load(state: dict[str, Any], checkpoint: CheckpointDir, is_single_process: bool, remedy: str) -> None:
-    """Load tensors into `state`; `remedy` is for tensors that do not match the recipe."""
+    """Load tensors into `state`; `remedy` ends the error message for tensors that do not match the recipe."""
     reader = SafeReader(checkpoint.path)
     try:
-        reader.read_metadata()  # DCP would log a traceback of its error
+        reader.read_metadata()  # in `dcp.load`, an error of this method is logged with a traceback
         dcp.load(state, storage_reader=reader, planner=SafePlanner(), no_dist=is_single_process)
     except CheckpointException as error:
         if _system_error(error):

@@ -53,7 +53,7 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
     dispatch: ClassVar = dict(_PythonUnpickler.dispatch)
 
     def load_build(self) -> None:
-        """Set attributes of an instance, but not of a class or function, because the entire process shares those."""
+        """Set attributes of an instance; refuse a class or function, which the entire process shares."""
         if type(self.stack[-2]) not in _CLASSES_WITH_STATE:
             raise pickle.UnpicklingError(f"sets attributes of {self.stack[-2]!r}")
         super().load_build()
@@ -73,7 +73,7 @@ class SafeReader(FileSystemReader):
     """DCP's reader of a folder, restricted to the allowed classes and to files in the folder."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Return the folder's metadata. Raises InputError if the metadata names another class or file."""
+        """Return the folder's metadata. Raises InputError if the metadata names a class or file that is not allowed."""
         path = Path(self.path) / ".metadata"
         try:
             found = _Unpickler(io.BytesIO(read_regular_file(path))).load()

@@ -19,7 +19,7 @@ class EventKind:
     """Category and presentation of an event."""
 
     category: Category
-    """Milestone, interruption of training (or its end), problem, or other information."""
+    """Release, interruption of training, problem, or other information."""
     level: Literal["info", "warn", "error"]
     """Severity in the trackers' lists of alerts."""
     is_annotated: bool = False
@@ -48,7 +48,7 @@ EVENT_KINDS = {
     "tracker-failed": EventKind(PROBLEM, "warn"),
     "tracker-blocked": EventKind(PROBLEM, "warn"),
 }
-"""Every event that training, releases and trackers write."""
+"""All kinds of events that training, releases and trackers write, by name."""
 _COMMON_FIELDS = ("time", "event", "step")
 
 

@@ -1,4 +1,4 @@
-"""Readers of files with one JSON object per line, while a process may append to them. Imports no torch."""
+"""Readers of files with one JSON object per line, to which a process may be appending. Imports no torch."""
 
 import json
 import os
@@ -17,7 +17,7 @@ _CHUNK_BYTES = 1 << 22
 
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the number and value of each complete line of a JSONL file; None for a line that is not JSON."""
+    """Yield the number and value of each complete line of a JSONL file; a line that is not JSON has the value None."""
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -37,7 +37,7 @@ def _parse(line: bytes) -> Any:
 
 
 def rows_since(path: Path, offset: int) -> tuple[list[Row], int]:
-    """Read the next rows after byte `offset`, and return them with the offset that follows them.
+    """Return the next rows after byte `offset`, and the offset of the byte after these rows.
 
     Each call reads at most `_CHUNK_BYTES` bytes, and returns no rows at the end of the file. If the file has become
     shorter than `offset`, reading starts from the beginning. Raises InputError, with the line number, if a line is not

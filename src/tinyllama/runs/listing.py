@@ -24,11 +24,11 @@ State = Literal["running", "done", "stopped", "failed", "unreadable"]
 
 _TAIL_BYTES = 1 << 16
 _MAX_TAIL_BYTES = 1 << 20
-"""About 4,000 rows. An older validation is not searched for."""
+"""Maximum number of bytes at the end of the metrics in which the newest validation is searched: about 4,000 rows."""
 _RECENT_ROWS = 50
 """Number of newest rows that the median speed is computed from."""
 _STALL_SECONDS, _STALL_STEPS = 120.0, 20
-"""Time in seconds, and in median step times, without a new row before a run counts as stalled."""
+"""Time without a new row after which a run is stalled, in seconds and in median step times; the longer time applies."""
 _MAX_DEPTH = 4
 """Maximum depth of folders in the search for runs."""
 _FAILURE_NOTES = {"failed": "", "hang": "hung", "rank-lost": "lost a rank"}
@@ -75,7 +75,7 @@ class RunStatus:
 def find_runs(folder: Path) -> list[RunDir]:
     """Return all runs below a folder, or the folder itself if it is a run, in the order of their paths.
 
-    Raises InputError if there is no such folder.
+    Raises InputError if the folder does not exist.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no folder here; give the one that holds the runs, such as runs")
@@ -89,7 +89,7 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
         elif depth:
             for path in [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]:
                 yield from _walk(path, depth - 1)
-    except OSError:  # possibly a run: `read_run_status` reports the problem
+    except OSError:  # the folder may be a run; `read_run_status` reports the problem
         yield folder
 
 
@@ -142,7 +142,7 @@ def _read_status(run: RunDir, now: float) -> RunStatus:
 
 
 def _batch_tokens_and_steps(train: Row) -> tuple[int | None, int | None]:
-    """Return the tokens per step and the number of steps from a recipe's `train` part, of any version."""
+    """Return the tokens per step and the number of steps from the `train` section of a recipe of any version."""
     tokens, sequences, length = (train.get(name) for name in ("tokens", "batch_sequences", "sequence_length"))
     if not (isinstance(sequences, int) and isinstance(length, int)):
         return None, None
@@ -182,9 +182,9 @@ _COLOURS = {"running": "cyan", "done": "green", "failed": "red", "unreadable": "
 
 
 def list_runs(folder: Path) -> list[str]:
-    """Format the table of runs as lines: on a terminal only the columns that fit, elsewhere all columns.
+    """Format the table of runs as lines; on a terminal, omit columns that exceed the terminal's width.
 
-    Raises InputError if there is no such folder.
+    Raises InputError if the folder does not exist.
     """
     statuses = [read_run_status(run) for run in find_runs(folder)]
     if not statuses:
@@ -214,7 +214,7 @@ def _fitting_columns(rows: Sequence[dict[str, str]], width: int) -> list[str]:
 
 
 def _cells(status: RunStatus, folder: Path) -> dict[str, str]:
-    """Return a run's row: strings by column, empty for unknown values."""
+    """Return a run's row of the table: one string per column, which is empty for an unknown value."""
     path = status.run.path
     name = path.relative_to(folder).as_posix() if path != folder else status.run.name
     score = "" if status.release_score is None else f", HellaSwag {status.release_score:.1f}"

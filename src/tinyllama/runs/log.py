@@ -20,8 +20,8 @@ from tinyllama.runs.run_dir import RunDir
 class RunLog:
     """Log of a run's metrics and events, for any thread; each line is written immediately.
 
-    With `survives_full_disk`, lines that cannot be written to a full disk are kept in memory. They are written with the
-    next line for which there is space.
+    With `survives_full_disk`, lines that cannot be written to a full disk are kept in memory. These lines are written
+    together with a later line, as soon as there is space.
     """
 
     def __init__(self, run: RunDir, survives_full_disk: bool = False, clock: Callable[[], float] = time.time) -> None:
@@ -34,7 +34,7 @@ class RunLog:
     def truncate_after(self, step: int) -> None:
         """Delete the metrics after a step, so that no step has two rows after the run resumes from it.
 
-        If any of the deleted lines is invalid, an event reports it.
+        If any of the deleted lines is invalid, an event reports the numbers of these lines.
         """
         self.step, damaged = step, list[int]()
         rows = self.run.metrics(step, damaged)
@@ -45,7 +45,7 @@ class RunLog:
             self.event("metrics-damaged", step, problem=problem)
 
     def drop_partial_lines(self) -> None:
-        """Delete a last line that a crash has truncated, so that the next row begins on a new line."""
+        """Delete an incomplete last line, which a crash can leave, so that the next row begins on a new line."""
         for path in self.pending:
             if path.is_file():
                 with open_without_following(path) as file:
@@ -92,5 +92,5 @@ class RunLog:
         except OSError as error:
             if path.is_file():
                 os.truncate(path, size)
-            raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk's error names no file
+            raise OSError(error.errno, error.strerror, str(path)) from None  # the error of a full disk names no file
         self.pending[path] = b""

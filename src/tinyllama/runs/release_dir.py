@@ -21,7 +21,7 @@ class ReleaseDir:
 
     @property
     def evaluation_path(self) -> Path:
-        """Scores of the released weights."""
+        """File with the scores of the released weights."""
         return self.path / "evaluation.json"
 
     @property
@@ -60,7 +60,7 @@ class ReleasesDir:
         return self.path / "releases.json"
 
     def release(self, name: str) -> ReleaseDir:
-        """Return the release with this name (its checkpoint's name), existing or not."""
+        """Return the release with this name, which is the name of its checkpoint; the release may not exist."""
         return ReleaseDir(self.path / name)
 
     def releases(self) -> list[tuple[ReleaseDir, Row]]:

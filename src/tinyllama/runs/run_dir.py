@@ -1,7 +1,7 @@
 """The folder of a run: the only module that defines the paths and contents of a run's files.
 
-Training, releases and trackers write the files. Every module that shows or continues a run reads them through `RunDir`.
-Imports no torch, because `runs.checkpoint` reads and writes the tensors.
+Training, releases and trackers write the files. Every module that shows or continues a run reads the files through
+`RunDir`. Imports no torch; `runs.checkpoint` reads and writes the tensors.
 """
 
 import re
@@ -20,7 +20,7 @@ from tinyllama.runs.release_dir import ReleaseDir, ReleasesDir
 
 _CHECKPOINT_NAME = re.compile("step-([0-9]+)")
 _HASHED_IF_PRESENT = ("state.json", "recipe.yaml", ".metadata")
-"""Files of a checkpoint that a commit must name if they exist, because they are read."""
+"""Files that are read from a checkpoint; the commit must contain the hash of each such file that exists."""
 _MAX_RECIPE_BYTES = 1 << 20
 
 
@@ -37,14 +37,14 @@ class CheckpointDir:
 
     @property
     def step(self) -> int:
-        """Number of steps before the checkpoint, from its name."""
+        """Number of training steps before the checkpoint, from the folder's name."""
         if not (match := _CHECKPOINT_NAME.fullmatch(self.name)):
             raise InputError(f"{self.path}: not a checkpoint's name; rename the folder to step-NUMBER")
         return int(match[1])
 
     @property
     def run(self) -> "RunDir":
-        """Run that the folder belongs to."""
+        """Run that the checkpoint belongs to."""
         return RunDir(self.path.parent.parent)
 
     @property
@@ -69,7 +69,7 @@ class CheckpointDir:
 
     @property
     def evaluation_path(self) -> Path:
-        """Scores of these weights, if `tinyllama evaluate` was called with the checkpoint's folder."""
+        """File with the checkpoint's scores, if `tinyllama evaluate` was called with the checkpoint's folder."""
         return self.path / "evaluation.json"
 
     @property
@@ -136,7 +136,7 @@ class RunDir:
 
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> "RunDir":
-        """Return the folder of a recipe's run, existing or not."""
+        """Return the folder of a recipe's run; the folder may not exist."""
         return cls(Path("runs") / recipe.name)
 
     @classmethod
@@ -222,7 +222,7 @@ class RunDir:
         return is_locked(self.lock_path)
 
     def recipe(self) -> Recipe:
-        """Return the run's recipe. Raises InputError if it is invalid."""
+        """Return the run's recipe. Raises InputError if the recipe is invalid."""
         return Recipe.load(self.recipe_path)
 
     def recipe_fields(self) -> Row:
@@ -252,7 +252,7 @@ class RunDir:
         return read_json(self.initial_weights_path) if self.initial_weights_path.is_file() else None
 
     def rollbacks(self) -> list[Row]:
-        """Return the rollbacks, oldest first: excluded `batches`, step of the `checkpoint`, `step`, `reason`."""
+        """Return the rollbacks, oldest first, each with the excluded `batches`, `checkpoint`, `step` and `reason`."""
         records: list[Row] = read_json(self.rollbacks_path) if self.rollbacks_path.is_file() else []
         return records
 
@@ -261,7 +261,7 @@ class RunDir:
         return frozenset(batch for record in self.rollbacks() for batch in record["batches"])
 
     def checkpoint(self, step: int) -> CheckpointDir:
-        """Return the checkpoint of a step, existing or not."""
+        """Return the checkpoint of a step; the checkpoint may not exist."""
         return CheckpointDir(self.checkpoints_dir / f"step-{step:08d}")
 
     def checkpoints(self) -> list[CheckpointDir]:
@@ -275,7 +275,7 @@ class RunDir:
         return next(reversed(self.checkpoints()), None)
 
     def find_checkpoint(self, step: int | None = None) -> CheckpointDir:
-        """Return the committed checkpoint of a step, by default the newest. Raises InputError if there is none."""
+        """Return the committed checkpoint of a step, by default the newest. Raises InputError if none is found."""
         checkpoints = {checkpoint.step: checkpoint for checkpoint in self.checkpoints()}
         if not checkpoints:
             raise InputError(f"{self.path}: the run has no complete checkpoint yet; train it further")

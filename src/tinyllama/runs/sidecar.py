@@ -19,10 +19,10 @@ class Sidecar:
     """A child process that runs `main(*arguments)` of a module."""
 
     def __init__(self, module: str, *arguments: str, one_core: bool, log: IO[bytes] | None = None) -> None:
-        """Start the process in its own session, so that signals to the run's process group do not reach it.
+        """Start the process in its own session, so that it receives no signals to training's process group.
 
-        The process uses one core or all cores. Its standard error goes to `log`, or is kept for `wait`. Raises OSError
-        if the process cannot be started.
+        The process uses one core if `one_core` is true, and otherwise all cores. Standard error is written to `log`;
+        without `log`, `wait` returns its last line. Raises OSError if the process cannot be started.
         """
         program = [
             sys.executable,
@@ -46,7 +46,7 @@ class Sidecar:
         yield from self.process.stdout
 
     def wait(self) -> tuple[int, str]:
-        """Wait until the process ends; return its exit status and, if kept, the last line of its standard error."""
+        """Wait until the process ends; return the exit status and, without `log`, the last line of standard error."""
         stderr = (self.process.communicate()[1] or "").strip()
         return self.process.returncode, stderr.splitlines()[-1] if stderr else f"status {self.process.returncode}"
 
@@ -77,14 +77,14 @@ class Heartbeat:
         self.silent_seconds = 0.0
 
     def add_wait(self, seconds: float) -> float:
-        """Add a supervisor's waiting time, unless paused; return the time since the last heartbeat."""
+        """Add a supervisor's waiting time, unless the heartbeat is paused; return the time since the last heartbeat."""
         if not self.is_paused:
             self.silent_seconds += seconds
         return self.silent_seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Count no time while the block runs, for example while it reads a slow disk."""
+        """Count no time while the block runs, for example while the block reads a slow disk."""
         self.is_paused = True
         try:
             yield

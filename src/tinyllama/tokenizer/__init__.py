@@ -1,8 +1,9 @@
 """Exact conversion of text to token ids and back, several times as fast as SentencePiece.
 
-This package reads tokenizer.json, tokenizer.model, a folder with either, or a hub name. It writes a folder that
-transformers can load. A cache contains the ids of short runs of text (`tokenizer.memo`). Some vocabularies, such as
-that of GPT-2, do not allow exact splits between runs. For these, the library of the file format encodes the text.
+This package reads tokenizer.json, tokenizer.model, a folder with either, or a hub name. The package writes a folder
+that transformers can load. A cache contains the ids of short runs of text (`tokenizer.memo`). Some vocabularies, such
+as that of GPT-2, do not allow exact splits between runs. With such a vocabulary, the library of the file format
+(SentencePiece or `tokenizers`) encodes the complete text.
 """
 
 import hashlib
@@ -47,7 +48,7 @@ class Tokenizer:
     def load(cls, source: str | Path) -> Self:
         """Load a tokenizer.json, a tokenizer.model, a folder with either (the first is preferred), or a hub name.
 
-        Raises InputError if there is none, if it is damaged, or if the hub cannot provide it.
+        Raises InputError if the source has no tokenizer, if a file is damaged, or if the hub cannot provide a file.
         """
         return cls(read_tokenizer(source))
 
@@ -64,11 +65,11 @@ class Tokenizer:
 
     @property
     def bos_prefix(self) -> list[int]:
-        """Ids that a released model expects before a prompt: BOS for Llama-style tokenizers, or none."""
+        """Ids that a released model expects before a prompt, such as BOS for Llama-style tokenizers; may be empty."""
         return self._backend.bos_prefix
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without BOS and EOS; `<s>` in the text is plain text.
+        """Return the ids of a text, without BOS and EOS; `<s>` in the text is encoded as plain text.
 
         Raises InputError for a lone surrogate, which UTF-8 cannot represent.
         """
@@ -76,7 +77,7 @@ class Tokenizer:
         return ids
 
     def encode_array(self, text: TextLike) -> TokenIds:
-        """Return the ids of `encode` as an array of `dtype`; uses little more memory than the ids."""
+        """Return the same ids as `encode`, as an array of `self.dtype`, with little memory besides the array."""
         return next(self.encode_documents([text], bos=False, eos=False))
 
     def encode_documents(self, texts: Iterable[TextLike], bos: bool = True, eos: bool = True) -> Iterator[TokenIds]:
@@ -127,8 +128,8 @@ class Tokenizer:
     def save(self, directory: str | Path, context: int | None = None) -> None:
         """Write a folder that `transformers.AutoTokenizer` loads with the same ids: tokenizer.json and its settings.
 
-        `context` is the model's context length in tokens. The tokenizer.model is also written, if there is one. Raises
-        InputError if a tokenizer.model has no equivalent tokenizer.json.
+        `context` is the model's context length in tokens. If the tokenizer has a tokenizer.model, that file is also
+        written. Raises InputError if a tokenizer.model has no equivalent tokenizer.json.
         """
         folder = Path(directory)
         names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": self.unk_id}
@@ -137,7 +138,7 @@ class Tokenizer:
             # transformers' LlamaTokenizer would rebuild the tokenizer by its own rules
             "tokenizer_class": "PreTrainedTokenizerFast",
             **special,
-            # Llama 2 has no padding token; EOS, as in the model's generation_config.json, makes batches possible
+            # Batches need a padding token. Llama 2 has none, so EOS is used, as in the model's generation_config.json.
             **({"pad_token": special["eos_token"]} if "eos_token" in special else {}),
             "clean_up_tokenization_spaces": False,
             "model_max_length": context,
@@ -148,7 +149,7 @@ class Tokenizer:
         write_json(folder / "tokenizer_config.json", {k: v for k, v in settings.items() if v is not None})
         write_json(folder / "special_tokens_map.json", special)
         if (model := self._backend.sentencepiece_model()) is None:
-            (folder / "tokenizer.model").unlink(missing_ok=True)  # an old file belongs to another tokenizer
+            (folder / "tokenizer.model").unlink(missing_ok=True)  # an old file may be another tokenizer's
         else:
             with atomic_write(folder / "tokenizer.model") as file:
                 file.write(model)

@@ -1,8 +1,8 @@
 """Backends for the two file formats of a tokenizer, each with its own library.
 
 SentencePiece reads tokenizer.model and `tokenizers` reads tokenizer.json; both backends have the same interface. A
-converted file is written only if it encodes and decodes test strings like SentencePiece: all tokens in random order,
-runs of up to 69 spaces, and a sample of every plane of Unicode.
+converted file is written only if it has the same ids and the same decoded text as SentencePiece for all test strings:
+all tokens in random order, runs of up to 69 spaces, and a sample of every plane of Unicode.
 """
 
 import itertools
@@ -41,13 +41,13 @@ from tinyllama.tokenizer.conversion import (
 NAMES = ("tokenizer.json", "tokenizer.model")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_VOCAB_SIZE = 1 << 24
-"""Largest vocabulary that is read; a wrong, very large id would otherwise allocate lists of its size."""
+"""Maximum vocabulary size. Without this limit, a wrong and very large id would allocate lists of that size."""
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n")
-"""A line of Llama 3's tokenizer.model."""
+"""Pattern of a line in Llama 3's tokenizer.model."""
 
 
 class SentencePieceBackend:
-    """A tokenizer.model, encoded by SentencePiece."""
+    """Tokenizer of a tokenizer.model file; SentencePiece encodes and decodes the text."""
 
     def __init__(self, name: str, model: bytes) -> None:
         self.name, self._model = name, model
@@ -85,25 +85,25 @@ class SentencePieceBackend:
         self.encode, self.decode = processor.encode, processor.decode
 
     def encode_pretokens(self, pretokens: list[str]) -> list[list[int]]:
-        """Return the ids of parts of a text, without the dummy prefix."""
+        """Return the ids of each part of a text, without adding a dummy prefix."""
         # One call per pretoken: a call with a list starts threads, which takes 80 µs.
         return list(map(self._without_prefix.encode, pretokens))
 
     def tokens(self) -> list[Token]:
-        """Return the vocabulary, by id."""
+        """Return the vocabulary, in the order of the ids."""
         return self._tokens
 
     def token(self, number: int | None) -> str | None:
-        """Return the text of an id."""
+        """Return the text of the token with this id, or None if the id is None."""
         return None if number is None else self._tokens[number].text
 
     def scores(self) -> list[float]:
-        """Return the score of each token, by id."""
+        """Return the score of each token, in the order of the ids."""
         return [piece.score for piece in self._proto.pieces]
 
     @cached_property
     def converted(self) -> "HuggingFaceBackend":
-        """Equivalent tokenizer.json. Raises InputError if its ids or text differ from those of SentencePiece."""
+        """Backend of the equivalent tokenizer.json. Raises InputError if SentencePiece has other ids or other text."""
         unk, bos, eos = (self.token(number) for number in (self.unk_id, self.bos_id, self.eos_id))
         settings = {"bos_token": bos, "eos_token": eos, "unk_token": unk}
         converted = HuggingFaceBackend(self.name, convert_model(self._proto, unk, bos), settings)
@@ -120,7 +120,7 @@ class SentencePieceBackend:
         return self.converted.parsed
 
     def _remedy(self) -> str:
-        """Return the remedy for a missing equivalent: the training options that differ from those of Llama 2."""
+        """Return the remedy without an equivalent tokenizer.json: the training options that differ from Llama 2's."""
         found = self.normalizer
         options = {
             "normalization_rule_name=identity": found["rules"],
@@ -143,14 +143,17 @@ class SentencePieceBackend:
         return canonical_form(self._tokens, merges_by_score(self._proto), self.normalizer, self.encode_pretokens)
 
     def truncated(self, num_ids: int) -> Self:
-        """Return the same tokenizer without the ids from `num_ids` on."""
+        """Return the same tokenizer with only the ids below `num_ids`."""
         proto = ModelProto.FromString(self._model)
         del proto.pieces[num_ids:]
         return type(self)(self.name, proto.SerializeToString())
 
 
 class HuggingFaceBackend:
-    """A tokenizer.json, encoded by `tokenizers`; the name of a special token in a text is plain text."""
+    """Tokenizer of a tokenizer.json file, with the library `tokenizers`.
+
+    The name of a special token in a text is encoded as plain text.
+    """
 
     def __init__(
         self, name: str, document: dict[str, Any], settings: dict[str, Any], model: bytes | None = None
@@ -192,12 +195,12 @@ class HuggingFaceBackend:
         try:
             return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # pyo3 exports no such class
+            if type(error).__name__ != "PanicException":  # pyo3 does not export PanicException
                 raise
             raise InputError(f"{self.name}: fails on a text ({first_line(error)}); use another tokenizer") from None
 
     def encode_pretokens(self, pretokens: list[str]) -> list[list[int]]:
-        """Return the ids of parts of a text, without the dummy prefix."""
+        """Return the ids of each part of a text, without adding a dummy prefix."""
         tokenize = self.tokenizer.model.tokenize
         return [[token.id for token in tokenize(pretoken.replace(" ", SPACE))] for pretoken in pretokens]
 
@@ -207,7 +210,7 @@ class HuggingFaceBackend:
         return text
 
     def tokens(self) -> list[Token]:
-        """Return the vocabulary, by id; an unused id has an empty text and the type `special`."""
+        """Return the vocabulary, in the order of the ids; an unused id has an empty text and the type `special`."""
         texts = {number: text for text, number in self.ids.items()}
         types = dict.fromkeys(self.ids, "byte-level" if self.is_byte_level else "text")
         types |= dict.fromkeys(BYTES, "byte") if self.parsed["model"].get("byte_fallback") else {}
@@ -218,7 +221,7 @@ class HuggingFaceBackend:
         ]
 
     def token(self, number: int | None) -> str | None:
-        """Return the text of an id."""
+        """Return the text of the token with this id, or None if the id is None."""
         text: str | None = None if number is None else self.tokenizer.id_to_token(number)
         return text
 
@@ -233,7 +236,7 @@ class HuggingFaceBackend:
 
     def sentencepiece_model(self) -> bytes | None:
         """Return the tokenizer.model next to the tokenizer.json if both are equivalent, or None."""
-        with suppress(InputError):  # if damaged or of another kind, such as Llama 3's file, tokenizer.json is used
+        with suppress(InputError):  # ignore a tokenizer.model that is damaged or, like Llama 3's, of another kind
             if self._model and SentencePieceBackend(self.name, self._model).canonical() == self.canonical():
                 return self._model
         return None
@@ -246,7 +249,7 @@ class HuggingFaceBackend:
 
     @cached_property
     def bos_prefix(self) -> list[int]:
-        """Ids that `to_tokenizer_json()` puts before a text when special tokens are requested."""
+        """Ids that the written tokenizer.json puts before a text when special tokens are requested."""
         if self.is_llama_style:
             return [] if self.bos_id is None else [self.bos_id]
         encoded = self._encode("a", add_special_tokens=True)
@@ -254,12 +257,16 @@ class HuggingFaceBackend:
         return [number for number, _ in itertools.takewhile(lambda pair: pair[1], marked)]
 
     def merges(self) -> list[tuple[str, str]]:
-        """Return the pairs of tokens that BPE merges, in order."""
+        """Return the pairs of tokens that BPE merges, highest priority first."""
         merges = self.parsed["model"]["merges"]
         return [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
 
     def scores(self) -> list[float]:
-        """Return a score per id that reproduces the merges: from the tokenizer.model, or a merge's negative rank."""
+        """Return one score per id, with which SentencePiece merges tokens in the same order.
+
+        The scores are those of the tokenizer.model, if there is one. Otherwise, a token's score is the negative rank of
+        the merge that produces the token, or 0 without such a merge.
+        """
         if model := self.sentencepiece_model():
             return SentencePieceBackend(self.name, model).scores()
         ranks: dict[str, int] = {}
@@ -268,7 +275,7 @@ class HuggingFaceBackend:
         return [-float(ranks.get(text, 0)) for text, _ in self.tokens()]
 
     def truncated(self, num_ids: int) -> Self:
-        """Return the same tokenizer without the ids from `num_ids` on."""
+        """Return the same tokenizer with only the ids below `num_ids`."""
         model = self.parsed["model"]
         vocabulary = model["vocab"]
         if isinstance(vocabulary, dict):
@@ -300,10 +307,11 @@ Backend = SentencePieceBackend | HuggingFaceBackend
 
 
 def fit_to_embedding(backend: Backend, num_embeddings: int) -> Backend:
-    """Return the tokenizer without special tokens beyond an embedding of `num_embeddings` rows.
+    """Return the tokenizer without the special tokens whose id is `num_embeddings` or higher.
 
-    Such special tokens, for example a padding token that was added later, are dropped with a warning, because neither
-    plain text nor the model produces them. Raises InputError if any other token is beyond the rows.
+    An embedding of `num_embeddings` rows has no row for such a token, for example a padding token that was added later.
+    These tokens are dropped with a warning, because neither plain text nor the model produces them. Raises InputError
+    if a token of plain text, BOS, EOS or the unknown token has such an id.
     """
     if backend.vocab_size <= num_embeddings:
         return backend
@@ -326,14 +334,14 @@ def fit_to_embedding(backend: Backend, num_embeddings: int) -> Backend:
 def read_tokenizer(source: str | Path) -> Backend:
     """Read a tokenizer.json, a tokenizer.model, a folder with either (the first is preferred), or a hub repository.
 
-    Raises InputError if there is none, if it is damaged, or if the hub cannot provide it.
+    Raises InputError if the source contains no tokenizer, if a file is damaged, or if the hub cannot provide a file.
     """
     path = Path(source)
     if not path.is_dir() and not path.is_file():
-        # tokenizers/llama2 next to a folder tokenizers/ is a mistyped path, not a repository
+        # if a folder tokenizers/ exists, tokenizers/llama2 is a mistyped path, not a hub repository
         if not HUB_NAME.fullmatch(str(source)) or path.parent.is_dir():
             raise InputError(f"{source}: no such file or folder; name a tokenizer.json, a tokenizer.model or a folder")
-        from tinyllama.hub import download_snapshot  # noqa: PLC0415 - takes 0.3 s
+        from tinyllama.hub import download_snapshot  # noqa: PLC0415 - the import takes 0.3 s
 
         path = download_snapshot(str(source), [*NAMES, "tokenizer_config.json"])
     if path.is_dir():
@@ -354,9 +362,10 @@ def read_tokenizer(source: str | Path) -> Backend:
 
 
 def iter_utf8_chunks_strict(text: TextLike, size: int = 1 << 20, start: int = 0) -> Iterator[bytes]:
-    """Yield `iter_utf8_chunks` of a part of a text; `start` is the position of the part in the complete text.
+    """Yield a part of a text as UTF-8, in the chunks of `iter_utf8_chunks`.
 
-    Raises InputError with the position of a lone surrogate.
+    `start` is the position of the part in the complete text. If the part contains a lone surrogate, raises InputError
+    with the position of the surrogate in the complete text.
     """
     try:
         for part in iter_utf8_chunks(text, size):

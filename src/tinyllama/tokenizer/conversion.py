@@ -62,7 +62,7 @@ class Token(NamedTuple):
 def sentencepiece_tokens(model: ModelProto) -> list[Token]:
     """Return the vocabulary of a parsed tokenizer.model, by id. Raises ValueError if a token is not UTF-8."""
     tokens = [Token(piece.piece, _PIECE_TYPES[piece.type]) for piece in model.pieces]
-    if not all(isinstance(token.text, str) for token in tokens):  # protobuf returns other bytes unchanged
+    if not all(isinstance(token.text, str) for token in tokens):  # protobuf returns text that is not UTF-8 as bytes
         raise ValueError("a token is not UTF-8")
     return tokens
 
@@ -85,7 +85,7 @@ def merges_by_score(model: ModelProto) -> list[tuple[str, str]]:
 
 
 def convert_model(model: ModelProto, unk: str | None, bos: str | None) -> dict[str, Any]:
-    """Return the tokenizer.json of a Llama-style tokenizer.model."""
+    """Return the tokenizer.json of a Llama-style tokenizer.model; `unk` and `bos` are the texts of these tokens."""
     tokens = sentencepiece_tokens(model)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     document = {
@@ -113,7 +113,7 @@ def convert_model(model: ModelProto, unk: str | None, bos: str | None) -> dict[s
 
 
 def with_bos_template(document: dict[str, Any], bos: str | None) -> dict[str, Any]:
-    """Return a tokenizer.json that adds `bos` before a text if special tokens are requested, like Llama 2's."""
+    """Return a copy of a tokenizer.json that puts `bos` before a text if special tokens are requested."""
     if bos is None:
         return document | {"post_processor": None}
     number = next(token["id"] for token in document["added_tokens"] if token["content"] == bos)
@@ -189,7 +189,7 @@ def check_expansion(name: str, document: dict[str, Any]) -> None:
 
 
 def _expansion_factor(step: Any) -> float:
-    """Return the largest number of characters that a step can produce from one character."""
+    """Return the largest number of characters that a step of a normalizer or decoder can produce from one character."""
     match step:
         case {"normalizers": list() as steps} | {"decoders": list() as steps}:
             return math.prod(map(_expansion_factor, steps))

@@ -1,7 +1,7 @@
 """Checks whether a release format can represent a tokenizer, without the library of the format.
 
-The writers of the formats and the check before `prepare` and `train` (`preflight`) both call these functions. Both
-therefore refuse the same tokenizers with the same message.
+The writers of the formats and the check before `prepare` and `train` (`preflight`) both call these functions. The
+writers and the check therefore refuse the same tokenizers with the same message.
 """
 
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ def check_format(format_name: str, backend: Backend) -> None:
     """Raise InputError if a release format (huggingface, gguf or ctranslate2) cannot represent the tokenizer."""
     converted = backend.converted  # every format is written from the tokenizer.json
     if format_name == "gguf":
-        # Without an EOS token, llama.cpp would end a text at an unrelated token, which it selects by a fixed id.
+        # Without an EOS token, llama.cpp would end a text at the token with a fixed id, which may be any token.
         _check_special_tokens(converted, format_name, {"eos_token": converted.eos_id})
         if not converted.is_llama_style:
             pre_tokenizer_name(converted)
     if format_name == "ctranslate2":
-        # CTranslate2 needs both special tokens. The id of a token is its position in the list.
+        # CTranslate2 needs both special tokens. It uses a token's position in the vocabulary file as the token's id.
         _check_special_tokens(converted, format_name, {"bos_token": converted.bos_id, "eos_token": converted.eos_id})
         gap = next((number for number, (text, _) in enumerate(converted.tokens()) if not text), None)
         if gap is not None:
@@ -34,7 +34,7 @@ def check_format(format_name: str, backend: Backend) -> None:
 def pre_tokenizer_name(backend: HuggingFaceBackend) -> str:
     """Return llama.cpp's name for the pre-tokenizer of a byte-level tokenizer.json.
 
-    Raises InputError if llama.cpp has no such pre-tokenizer.
+    Raises InputError if llama.cpp has no equivalent pre-tokenizer.
     """
     parsed, model = backend.parsed, backend.parsed["model"]
     changes = [key for key in ("dropout", "ignore_merges", "end_of_word_suffix") if model.get(key)]

@@ -1,9 +1,9 @@
-"""Exact encoding with a cache of short runs of text, which numpy looks up for all runs of a text together.
+"""Exact encoding with a cache of short runs of text; numpy looks up all runs of a block together.
 
 A split between two adjacent characters changes no token if the two characters are adjacent in no vocabulary entry:
-every BPE merge is then on one side of the split. The vocabulary determines the kinds of characters that are adjacent in
-tokens. The runs between the splits are short and repeat often. docs/benchmarks.md compares the speed with that of
-SentencePiece.
+every BPE merge is then on one side of the split. The vocabulary shows which kinds of characters are adjacent in tokens,
+and text is split between all other kinds. The runs between the splits are short and repeat often. docs/benchmarks.md
+compares the speed with that of SentencePiece.
 """
 
 import string
@@ -23,33 +23,33 @@ Ints = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint64]
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 
-# Kinds of bytes; the last two are control characters and the bytes of non-ASCII characters.
+# The kind of a byte is its index in KINDS or one of the three constants on the line after KINDS.
 KINDS = (" ", string.ascii_letters, string.digits, "\n", "\t", string.punctuation)
 CONTROL, BEYOND_ASCII, BETWEEN_PIECES = len(KINDS), len(KINDS) + 1, len(KINDS) + 2
 NEWLINE = KINDS.index("\n")
 NEVER = 0xFF  # a byte that never occurs in UTF-8
 END = bytes([NEVER])  # follows each text, with a split on both sides; belongs to no token
 
-# A run of up to 254 spaces and 15 bytes is a key of two 64-bit numbers; longer runs are looked up in Python.
+# A run of up to 254 spaces and a word of up to 15 bytes has a key of two 64-bit numbers. Python looks up other runs.
 KEY_BYTES, KEY_SPACES = 15, 254
 RUN_BYTES = 110  # memory per cached run, in addition to the run's own bytes
 RUNS_A_CALL = 64  # runs per call of the library; more runs per call are not faster
 
 
 class Limits(NamedTuple):
-    """Limits of the memo's memory, which do not change the ids."""
+    """Limits of the memory that the memo uses; the limits do not change the ids."""
 
     memo_bytes: int = 64_000_000
-    """Bytes of cached runs: the default is enough for about 500,000 runs (150 MB of code have 330,000 runs).
+    """Maximum memory for cached runs, in bytes: by default enough for 500,000 runs. 150 MB of code have 330,000 runs.
 
-    The slots take another 13 MB.
+    The table of slots takes another 13 MB.
     """
     slot_bits: int = 19
-    """Base-2 logarithm of the number of runs that numpy looks up; the other runs are looked up in Python."""
+    """Base-2 logarithm of the number of slots in numpy's table; runs without a slot are looked up in Python."""
     long_run_bytes: int = 1 << 12
     """Size in bytes above which a run, such as Chinese text, is also split between characters adjacent in no token."""
     block_bytes: int = 1 << 17
-    """Size of a block in bytes. Short texts are joined and long texts split, so that arrays fit the CPU's cache."""
+    """Size of a block in bytes. Short texts are joined and long texts split; a block fits into the CPU's cache."""
 
 
 DEFAULT_LIMITS = Limits()
@@ -63,7 +63,7 @@ def kind_of_bytes() -> bytes:
 
 
 def neighbours(pieces: Iterable[str]) -> npt.NDArray[np.bool_]:
-    """Return a matrix of kinds [before, after]: whether any token contains bytes of these kinds in this order."""
+    """Return a matrix [before, after]: whether a byte of one kind is directly before one of the other in a token."""
     text = bytes([NEVER]).join(piece.replace(SPACE, " ").encode() for piece in pieces)
     kinds = np.frombuffer(text.translate(kind_of_bytes()), np.uint8)
     found = np.zeros((BETWEEN_PIECES + 1,) * 2, np.bool_)
@@ -78,7 +78,7 @@ def can_cut_words(together: npt.NDArray[np.bool_]) -> bool:
 
 
 def joined_characters(pieces: list[str]) -> Bits:
-    """Return every pair of adjacent characters in tokens, in ascending order; never empty."""
+    """Return each pair of adjacent characters in tokens as a number, in a sorted array that is never empty."""
     characters = np.frombuffer("".join(pieces).replace(SPACE, " ").encode("utf-32-le"), np.uint32)
     last = np.cumsum([len(piece) for piece in pieces])[:-1] - 1
     return np.unique(np.append(np.delete(_pairs(characters), last), np.uint64(0)))
@@ -89,7 +89,7 @@ def _pairs(characters: npt.NDArray[np.uint32]) -> Bits:
 
 
 def can_part_runs(together: npt.NDArray[np.bool_]) -> bool:
-    """Return whether no token contains a newline next to other characters, so that newlines can separate runs."""
+    """Return whether newlines can separate runs, because no token contains a newline next to another character."""
     others = np.arange(len(together)) != NEWLINE
     return not (together[NEWLINE, others].any() or together[others, NEWLINE].any())
 
@@ -97,7 +97,7 @@ def can_part_runs(together: npt.NDArray[np.bool_]) -> bool:
 class RunMemo:
     """Encoder that caches the ids of runs, in bounded memory; the ids do not depend on the contents of the cache.
 
-    `encode_runs` is the slow, exact encoding of a list of runs, without a dummy prefix. A full memo is cleared.
+    `encode_runs` encodes a list of runs exactly but slowly, without a dummy prefix. A full cache is cleared.
     """
 
     def __init__(
@@ -119,7 +119,10 @@ class RunMemo:
         self._forget()
 
     def encode(self, texts: Iterable[TextLike]) -> Iterator[list[TokenIds]]:
-        """Yield the ids of each text in parts, with the dummy prefix; read short texts ahead, up to one block."""
+        """Yield one list of arrays per text: all ids of the text with its dummy prefix, in order.
+
+        Up to one block of texts is read before the ids of its first text are yielded.
+        """
         parts: list[TokenIds] = []
         for data, starts, ends in self._blocks(texts):
             ids, stops = self._look_up(data, starts, ends)
@@ -134,7 +137,7 @@ class RunMemo:
     def _blocks(self, texts: Iterable[TextLike]) -> Iterator[tuple[bytes, Ints, Ints]]:
         """Yield the texts as UTF-8 in blocks of complete runs, with the starts and ends of the runs' words.
 
-        The last run of a block is moved to the next block, because it may continue there.
+        The last run of a block is moved to the next block, because the run may continue in the text that follows.
         """
         parts, size, rest = [b""], 0, b""
         for part in _parts(texts, self._limits.block_bytes):
@@ -177,7 +180,7 @@ class RunMemo:
         return cuts
 
     def _look_up(self, data: bytes, starts: Ints, ends: Ints) -> tuple[TokenIds, Ints]:
-        """Return the ids of all runs, concatenated, and the end of each run's ids."""
+        """Return the ids of all runs, concatenated, and the position at which each run's ids end."""
         if self._held_bytes > self._limits.memo_bytes:
             self._forget()
         begins = np.concatenate(([0], ends[:-1]))
@@ -194,7 +197,7 @@ class RunMemo:
         return _gather(np.frombuffer(self._ids, self._dtype), codes)
 
     def _recall(self, data: bytes, begins: Ints, ends: Ints) -> Ints:
-        """Return the codes of runs that are not in numpy's table; unknown runs are encoded."""
+        """Return the codes (see `_forget`) of runs that are not in numpy's table; encode runs that are not cached."""
         runs = [data[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
         new = set(runs).difference(self._known)
         if new:
@@ -207,7 +210,8 @@ class RunMemo:
     def _encode_parted(self, runs: list[bytes]) -> tuple[TokenIds, Ints]:
         """Return the ids of all runs, concatenated, and the number of ids of each run.
 
-        Newlines join many runs to one text, because a call of the library takes as long as the encoding of a run.
+        Many runs are joined by newlines to one text, because the overhead of a call to the library is as long as the
+        encoding of a run.
         """
         groups = (runs[first : first + RUNS_A_CALL] for first in range(0, len(runs), RUNS_A_CALL))
         texts = [b"\n".join((*group, b"")).replace(END, b"").decode() for group in groups]
@@ -227,7 +231,7 @@ class RunMemo:
         self._held_bytes += sum(map(len, runs)) + RUN_BYTES * len(runs)
 
     def _forget(self) -> None:
-        """Clear the memo. A code is the offset of a run's ids in `_ids`, times 2^32, plus their number."""
+        """Clear the cache. A run's code is the offset of its ids in `_ids`, times 2^32, plus the number of its ids."""
         self._known: dict[bytes, int] = {}
         self._ids = array("H" if self._dtype.itemsize == 2 else "I")
         self._low, self._high = np.zeros((2, 1 << self._limits.slot_bits), np.uint64)
@@ -236,7 +240,10 @@ class RunMemo:
 
 
 def _parts(texts: Iterable[TextLike], size: int) -> Iterator[bytes]:
-    """Yield each text as UTF-8 in parts of `size` characters or bytes, after the dummy prefix and before END."""
+    """Yield each text as UTF-8 in parts, with the dummy prefix before the text and END after the text.
+
+    A part has at most `size` characters if the text is a string, or at most `size` bytes if the text is bytes.
+    """
     for text in texts:
         prefix = b" "
         for part in iter_utf8_chunks_strict(text, size):
@@ -254,10 +261,10 @@ _PADDING_LOW, _PADDING_HIGH = _PADDING.view("<u8").T.copy()
 
 
 def _keys(data: bytes, begins: Ints, starts: Ints, ends: Ints) -> tuple[Bits, Bits, npt.NDArray[np.bool_]]:
-    """Return each run's key as two numbers, unique to the run, and whether the run is short enough for a key.
+    """Return the low and high half of each run's key, and whether the run is short enough for a key.
 
-    The word fills the lowest bytes of a key. Then follow bytes that no text contains. The highest byte is the number of
-    spaces.
+    Different short runs have different keys. The word fills the lowest bytes of a key, the byte NEVER fills the bytes
+    after the word, and the highest byte encodes the number of spaces.
     """
     spaces, lengths = starts - begins, ends - starts
     is_short = (lengths <= KEY_BYTES) & (spaces <= KEY_SPACES)
@@ -269,7 +276,7 @@ def _keys(data: bytes, begins: Ints, starts: Ints, ends: Ints) -> tuple[Bits, Bi
 
 
 def _gather(ids: TokenIds, codes: Ints) -> tuple[TokenIds, Ints]:
-    """Return the ids of all runs, concatenated, and the end of each run's ids."""
+    """Return the ids of all runs, concatenated, and the position at which each run's ids end."""
     counts, offsets = codes & 0xFFFFFFFF, codes >> 32
     stops = np.cumsum(counts)
     places = np.repeat(offsets - stops + counts, counts)

@@ -1,9 +1,9 @@
 """Training of a Llama-style tokenizer on documents, and conversion of a tokenizer.model.
 
-SentencePiece trains the tokenizer. Like Llama 2's tokens, its tokens do not mix letters, digits and punctuation, and
-`tokenizer.memo` relies on this. Training of 8,192 tokens on 22 MB takes 5 s on one core. Tokens that consist of spaces
-then get Llama 2's score of -1e9. An indented `return` thus becomes a run of spaces and the token `▁return`, which prose
-and code share.
+SentencePiece trains the tokenizer. Like Llama 2's tokens, the trained tokens do not mix letters, digits and
+punctuation, so `tokenizer.memo` can split text into short runs. Training of 8,192 tokens on 22 MB takes 5 s on one
+core. After training, tokens that consist of spaces get Llama 2's score of -1e9. An indented `return` thus becomes a run
+of spaces and the token `▁return`, which prose and code share.
 """
 
 import hashlib
@@ -106,7 +106,7 @@ def train_on_lines(text: TrainingText, vocab_size: int) -> Tokenizer:
 
 
 def _check_decoding(tokenizer: Tokenizer, lines: list[str]) -> None:
-    """Raise InputError if a text without U+2581 does not decode to itself."""
+    """Raise InputError if the lines or an edge case, with spaces in place of U+2581, do not decode to themselves."""
     tokens = [token.decode(errors="ignore") for token in tokenizer.token_bytes()]
     for text in (*edge_case_texts(tokens), "\n".join(lines)):
         spaced = text.replace(SPACE, " ")
@@ -161,7 +161,7 @@ def _train(lines: list[str], vocab_size: int, **options: Any) -> ModelProto:
             max_sentence_length=4 * EXCERPT_CHARACTERS,
             num_threads=1,
             minloglevel=2,
-            **options,  # the model stores every option that is passed, even if it is empty
+            **options,  # not required_chars="", because the model would store the empty option
         )
     except RuntimeError as error:
         reason = " ".join(str(error).rpartition("] ")[2].split())

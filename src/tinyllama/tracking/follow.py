@@ -35,7 +35,7 @@ class Sink(Protocol):
         """Show rows of metrics (`step` and numbers) with their times in seconds since 1970."""
 
     def log_events(self, events: Sequence[Row], loss_range: tuple[float, float] | None) -> None:
-        """Show events, after the metrics; `loss_range` is the lowest and the highest loss so far."""
+        """Show events of steps whose metrics are shown; `loss_range` is the lowest and the highest loss so far."""
 
     def log_scores(self, row: Row, time: float) -> None:
         """Show a release's scores (`step`, `tokens` and numbers) with the time of that step."""
@@ -44,7 +44,7 @@ class Sink(Protocol):
         """Show these baselines and remove all others."""
 
     def rewind(self, step: int) -> int | None:
-        """Delete the steps after `step`, because their numbers will change.
+        """Delete the rows after step `step`, because the values in these rows will change.
 
         Returns the step after which rows must be delivered again, such as 0 for all rows. Returns None if the sink
         cannot delete anything; rows then continue after the newest step that was shown.
@@ -69,13 +69,13 @@ class SinkPosition:
     events: int = 0
     """Offset in the events file, in bytes."""
     anchors: list[tuple[int, float]] = field(default_factory=list)
-    """Known times of steps, from the newest such step on: step and time."""
+    """Known times of steps, from events: step, and seconds since 1970. Steps before the newest step are removed."""
     clock: float = 0.0
     """Estimated time of the newest step, in seconds since 1970."""
     losses: tuple[float, float] | None = None
     """Lowest and highest loss so far."""
     differs: bool = False
-    """Whether the run was rolled back: after resuming, the run repeats steps with other numbers."""
+    """Whether the run was rolled back, so that it repeats steps with other values after it resumes."""
     scores: dict[str, Scores] = field(default_factory=dict)
     """Scores shown, by the step of their release."""
     baselines: dict[str, Scores] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class SinkPosition:
 
 
 def read_position(run: RunDir, sink: str) -> SinkPosition:
-    """Return the position of a sink in a run."""
+    """Return the saved position of a sink in a run, or the position at the run's beginning."""
     path = run.tracker_position_path(sink)
     return TypeAdapter(SinkPosition).validate_python(read_json(path)) if path.is_file() else SinkPosition()
 
@@ -154,7 +154,7 @@ class RunFollower:
     def _valid_through_step(self, event: Row) -> int:
         """Return the step up to which the shown numbers remain valid after an event.
 
-        A run that starts or resumes truncates its metrics, so the metrics are read again.
+        A run that starts or resumes truncates its metrics, so the follower reads the metrics from their beginning.
         """
         position, name = self.position, event["event"]
         if anchor := _timestamp_anchor(event):
@@ -175,10 +175,10 @@ class RunFollower:
         except InputError:
             if self.is_reread or self.offset == 0:
                 raise
-            self.offset, self.is_reread = 0, True  # truncated and grown again: the offset was within a line
+            self.offset, self.is_reread = 0, True  # the file was rewritten, and the offset was within a line
             return True
         self.is_reread &= bool(rows)
-        new = [row for row in rows if row["step"] > self.position.step]  # other rows were processed before
+        new = [row for row in rows if row["step"] > self.position.step]  # earlier steps were processed before
         timed = [(row, self._advance(row)) for row in new]
         shown = [({"step": row["step"], **_numeric_metrics(row)}, time) for row, time in timed if is_shown(row)]
         if shown:
@@ -207,7 +207,7 @@ class RunFollower:
         for step, tokens, scores in _release_scores(self.run):
             known = position.scores.get(str(step), {})
             new = {metric: points for metric, points in scores.items() if known.get(metric) != points}
-            # scored again, so the old scores must be deleted
+            # the release was scored again, so its old scores must be deleted
             if known.keys() & new.keys() and self.sink.rewind(0) == 0:
                 self._reset()
                 self.poll()
@@ -248,7 +248,7 @@ def _numeric_metrics(row: Row) -> dict[str, float]:
 
 
 def _timestamp_anchor(event: Row) -> tuple[int, float] | None:
-    """Return the step and time of an event if its kind is always written right after the step."""
+    """Return an event's step and the time of this step, or None if the event may be much later than the step."""
     if event["event"] in ("start", "resume", "checkpoint"):
         return event["step"], event["time"] - event.get("seconds", 0.0)
     return None
@@ -279,7 +279,7 @@ def _baseline_scores(run: RunDir, metrics: Collection[str]) -> dict[str, Scores]
 
 
 def published_name(name: str) -> str:
-    """Return a published model's name in trackers, without its step, since only its last step is shown."""
+    """Return a published model's name in trackers; the name has no step, because only the last step is shown."""
     return f"{name.split(' step ', maxsplit=1)[0]} (published)"
 
 

@@ -1,8 +1,9 @@
 """TensorBoard as a sink: event files in `RUN/tensorboard`, written without torch and TensorFlow.
 
-After a rollback, a session start at that step makes TensorBoard drop all later steps. Events of the run are
-TensorBoard's text summaries. Baselines are separate runs in `baselines/NAME`, which TensorBoard draws with this run. If
-a process was killed, the next process truncates the files to the last saved position and writes the later items again.
+After a rollback, this sink writes a session start at the checkpoint's step, and TensorBoard drops all later steps.
+Events of the run are TensorBoard's text summaries. Baselines are separate runs in `baselines/NAME`, which TensorBoard
+draws together with this run. If a process was killed, the next process truncates the files to the last saved position
+and writes the later items again.
 """
 
 import os

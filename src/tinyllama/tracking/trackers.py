@@ -1,8 +1,8 @@
 """Trackers next to training: one child process per tracker of the recipe, which follows the run's files.
 
-Training neither waits for a tracker nor fails with it. A tracker may block, raise, run out of memory, or hang at the
-interpreter's exit. A failure is logged as an event and printed in one line. When training ends, each tracker has some
-seconds to deliver the last rows before it is killed. `main` is the child's program.
+Training neither waits for a tracker nor fails because of a tracker. A tracker may block, raise, run out of memory, or
+hang at the interpreter's exit. A failure is logged as an event and printed in one line. When training ends, all
+trackers together have a limited time to deliver the last rows before they are killed. `main` is the child's program.
 """
 
 import contextlib
@@ -174,9 +174,9 @@ def _follow_until(ended: threading.Event, run: RunDir, name: str, heartbeat: Hea
 
 
 def open_sink(name: str, run: RunDir) -> Sink:
-    """Open the `trackio`, `wandb` or `tensorboard` sink of a run; empty it if no item of the run was sent yet."""
+    """Open the `trackio`, `wandb` or `tensorboard` sink of a run; empty the sink if no item of the run was sent yet."""
     recipe, position = run.recipe(), read_position(run, name)
-    # Each sink needs its own library, which may be missing.
+    # The imports are local, because each sink needs its own library, which may be missing.
     if name == "wandb":
         from tinyllama.tracking.wandb_sink import WandbSink  # noqa: PLC0415
 
@@ -191,7 +191,7 @@ def open_sink(name: str, run: RunDir) -> Sink:
 
 
 def try_acquire_sink(run: RunDir, name: str, locks: contextlib.ExitStack) -> bool:
-    """Hold a sink's lock in a run until `locks` are closed; return False if another process holds it."""
+    """Hold a sink's lock in a run until `locks` are closed; return False if another process holds the lock."""
     reject_symlink(run.trackers_dir)
     try:
         locks.enter_context(exclusive_lock(run.trackers_dir, f"{name}.lock", ""))

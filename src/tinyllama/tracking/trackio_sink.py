@@ -1,4 +1,4 @@
-"""trackio's page as a sink; its database `.trackio` is in the runs' folder, so that one page compares them.
+"""trackio's page as a sink; its database `.trackio` is in the runs' folder, so that one page compares the runs.
 
 This module writes through trackio's storage (and by SQL in `_empty`) instead of `trackio.init`. `trackio.init` asks the
 hub for the user, hides errors and writes from threads, whereas each call of the storage commits or raises. An entry
@@ -23,7 +23,7 @@ from tinyllama.tracking.follow import Scores, SinkPosition
 
 PROJECT = "tinyllama"
 MAX_ALERTS = 20
-"""Maximum number of alerts per run. The newest are kept, because the page lists only the 20 oldest alerts."""
+"""Maximum number of alerts per run. The newest alerts are kept, because the page lists only the 20 oldest alerts."""
 _ALERT_COLUMNS = ("title", "text", "level", "step", "timestamp")
 MAX_ANNOTATIONS = 50
 """Maximum number of vertical lines per entry. Above 500 points, the page downsamples and draws across gaps."""
@@ -32,11 +32,11 @@ SMOOTHING = 20
 _GAP = {"_type": "trackio.histogram"}
 """End of a line. The page draws no line at an empty histogram, but connects points across missing values."""
 _BEGINNING = datetime.fromtimestamp(0, UTC).isoformat()
-"""Creation time of all entries except the run's own, by which the page sorts and colours entries, newest first."""
+"""Creation time of all entries except the run's own entry; the page sorts and colours entries by creation time."""
 
 
 def trackio_dir(run: RunDir) -> Path:
-    """Return the folder in which trackio keeps this run and the others in its folder."""
+    """Return the folder of trackio's database, which contains this run and the other runs in the same folder."""
     return run.path.resolve().parent / ".trackio"
 
 
@@ -96,7 +96,7 @@ class TrackioSink:
             self._annotate("trouble", [event for event in marked if event["event"] != "release"], loss_range)
 
     def log_scores(self, row: Row, time: float) -> None:
-        """Log a release's scores at its step with that step's time; otherwise the page would smooth the scores."""
+        """Log a release's scores at the step's own time, because the page smooths scores that have another time."""
         self._log(self.run, self.run, [row], [time], [f"{self.run} {sorted(row.items())}"])
 
     def set_baselines(self, baselines: dict[str, Scores]) -> None:
@@ -135,7 +135,7 @@ class TrackioSink:
             for event in events
         ]
         there = self.storage.get_alerts(PROJECT, run_id=self.alerts) if new else []
-        known = {(alert["title"], alert["timestamp"]) for alert in there}  # sent before a kill
+        known = {(alert["title"], alert["timestamp"]) for alert in there}  # sent before a restart
         new = [alert for alert in new if (alert["title"], alert["timestamp"]) not in known]
         kept = sorted([*there, *new], key=itemgetter("timestamp"))[-MAX_ALERTS:]
         if new:

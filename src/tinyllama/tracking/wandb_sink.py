@@ -3,8 +3,8 @@
 W&B buffers rows and can flush them only by ending its run, so a kill loses the newest rows. Therefore no item counts as
 stored before `close`, and all later items are delivered again after a kill, with the same W&B step as before. The W&B
 step of a row is the training step plus the number of scores and alerts that were delivered before the row. W&B's newest
-step shows which rows W&B has; the server reports it online, and the files in `RUN/wandb` contain it offline. Logged
-rows cannot be removed. After a rollback, W&B keeps the first numbers of the repeated steps.
+step shows which rows W&B has. Online, the server reports this step; offline, the files in `RUN/wandb` contain the step.
+Logged rows cannot be removed. After a rollback, W&B keeps the first numbers of the repeated steps.
 """
 
 import uuid
@@ -33,7 +33,7 @@ class WandbSink:
 
     def __init__(self, run: RunDir, recipe: Recipe, position: SinkPosition) -> None:
         self.safe_step, self.step, self.is_closed = position.step, position.step, False
-        """Newest step of the last closed process, newest delivered step, and whether this process is closed."""
+        """Newest step when `close` was last called, newest delivered step, and whether this process called `close`."""
         self.path = run.trackers_dir / "wandb.inserted.json"
         self.inserted: dict[str, Any] = {"entries": [], "num_safe": 0, "baselines": {}}
         """Scores and alerts, each with the training step after which it was delivered. The number of scores and alerts
@@ -74,7 +74,7 @@ class WandbSink:
                 self._insert({"alert": alert, "time": event["time"]})
 
     def log_scores(self, row: Row, time: float) -> None:
-        """Log a release's scores at its tokens."""
+        """Log a release's scores at the release's number of tokens."""
         self._insert({"row": row})
 
     def set_baselines(self, baselines: dict[str, Scores]) -> None:
@@ -87,7 +87,7 @@ class WandbSink:
         """Return None, because W&B cannot remove logged rows."""
 
     def durable_position(self, position: SinkPosition) -> SinkPosition:
-        """Return the position; before `close`, its step is the newest step of the last closed process."""
+        """Return the position; before `close`, its step is the newest step of the last process that called `close`."""
         return position if self.is_closed else replace(position, step=self.safe_step)
 
     def close(self) -> None:
@@ -100,7 +100,7 @@ class WandbSink:
         self.is_closed = True
 
     def _insert(self, entry: dict[str, Any]) -> None:
-        """Record the place of scores or an alert among the steps for later processes, then deliver them."""
+        """Record after which step scores or an alert are delivered, for later processes, then deliver the entry."""
         entries = self.inserted["entries"]
         after = max([self.step, *(known["after"] for known in entries[-1:])])
         if any(known | entry == known for known in entries):  # a process was killed before its position was saved
@@ -110,7 +110,7 @@ class WandbSink:
         self._deliver_entries()
 
     def _deliver_entries(self) -> None:
-        """Deliver the scores and alerts whose place is before the next row."""
+        """Deliver the scores and alerts that belong before the next row."""
         for entry in self.inserted["entries"][self.num_delivered :]:
             if entry["after"] > self.step:
                 return
@@ -139,7 +139,7 @@ def _read_or_create_id(path: Path) -> str:
 
 
 def newest_step(path: Path) -> int:
-    """Return the newest W&B step with a complete row in a .wandb file; -1 if there is none."""
+    """Return the newest W&B step with a complete row in a .wandb file; -1 without such a row."""
     from wandb.proto.wandb_internal_pb2 import Record  # noqa: PLC0415 - needed offline only
 
     records = map(Record.FromString, _read_records(path.read_bytes()))

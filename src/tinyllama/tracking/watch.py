@@ -68,7 +68,7 @@ def publish_page(path: Path, space: str, public: bool = False) -> str:
         raise InputError(f"--publish {space}: not the name of a Space; give OWNER/NAME")
     run = RunDir.open(path)
     with _feeding(run) as trackio, translate_hub_errors(api.endpoint, space), contextlib.redirect_stdout(io.StringIO()):
-        # Created here, since trackio would prompt for a token if the hub refuses the current token.
+        # This call creates the Space, since trackio would prompt for a token if the hub refuses the current token.
         api.create_repo(space, repo_type="space", space_sdk="gradio", private=not public, exist_ok=True)
         if "app.py" not in api.list_repo_files(space, repo_type="space"):
             importlib.import_module("trackio.deploy").deploy_as_space(space, private=not public)
@@ -142,7 +142,10 @@ def _problem(error: Exception, trackio_folder: Path) -> str:
 
 
 class TrackioFeeder:
-    """Followers of a folder's runs for trackio, except runs that another process follows; each stops when it fails."""
+    """Followers that send a folder's runs to trackio, except runs that another process follows.
+
+    A follower that has failed is not used again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

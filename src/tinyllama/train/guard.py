@@ -24,7 +24,8 @@ from tinyllama.runs.run_dir import RunDir
 from tinyllama.runs.sidecar import Heartbeat
 
 _MIN_RELATIVE_STD = 0.01
-"""Lower bound of the standard deviation, as a fraction of the median, because losses may be almost equal."""
+"""Lower bound of the standard deviation, as a fraction of the median. Without this bound, a small increase after almost
+equal losses would count as a spike."""
 _MAD_TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution divided by its median absolute deviation."""
 
@@ -44,7 +45,7 @@ class Decision(NamedTuple):
     reason: str
     """Loss and gradient norm of a bad step; empty for a good step."""
     num_suspect_batches: int
-    """Number of newest batches that led to a bad step."""
+    """Number of newest batches that may have caused a bad step; 0 for a good step."""
     is_spike: bool = False
 
 
@@ -77,7 +78,10 @@ class SpikeDetector:
 
 
 def is_spike(loss: float, losses: Iterable[float], limits: Guard) -> bool:
-    """Return whether the robust z-score of a loss, against a full window of losses, exceeds `spike_z_score`."""
+    """Return whether the robust z-score of a loss over the window of recent losses exceeds `spike_z_score`.
+
+    If the window is not full, the result is False.
+    """
     window = list(losses)
     if len(window) < limits.spike_window_steps:
         return False

@@ -111,7 +111,7 @@ class TrainingLoop:
     ) -> None:
         """Prepare to train from `first_step`; `saved` is the state of the checkpoint that the run resumed from.
 
-        Only rank 0 has `log` and `releases`. `stack` closes the resources that are opened here.
+        Only rank 0 has `log` and `releases`. `stack` closes the resources that the constructor opens.
         """
         recipe = state.recipe
         self.state, self.log, self.releases = state, log, releases
@@ -194,7 +194,7 @@ class TrainingLoop:
         return is_due or steps_done in self.state.milestone_steps
 
     def _save(self, steps_done: int, detector: SpikeDetector) -> None:
-        """Wait for the previous checkpoint, then start writing a new one."""
+        """Wait for the previous checkpoint, then start writing a new checkpoint."""
         state, recipe, start = self.state, self.state.recipe, time.perf_counter()
         self.wait_for_checkpoint()
         content = {
@@ -225,9 +225,9 @@ class TrainingLoop:
             self.releases.add([step])
 
     def wait_for_checkpoint(self, is_last: bool = False) -> None:
-        """Wait for the checkpoint being written. If it failed, log an event.
+        """Wait for the checkpoint being written; log an event if writing failed.
 
-        Raises RunStoppedError for a failure if the recipe or `is_last` requires it.
+        After a failure, raises RunStoppedError if `is_last` is true or `checkpoint.on_failure` is `stop`.
         """
         reason = self.writer.wait(self.heartbeat)
         self.heartbeat()
@@ -245,7 +245,7 @@ class TrainingLoop:
             echo(f"{problem}; training continues", to_stderr=True)
 
     def _exit_on_signal(self, steps_done: int) -> None:
-        """Wait for the checkpoint and raise RunStoppedError with the status that schedulers requeue on."""
+        """Wait for the checkpoint; raise RunStoppedError with the exit status that makes schedulers requeue the run."""
         self.wait_for_checkpoint(is_last=True)
         name = self.pending_signal.number.name if self.pending_signal.number else "a signal to another rank"
         message = f"{name}: saved at step {steps_done}; rerun the same command to resume"
@@ -269,7 +269,7 @@ def _check_token_ids(state: TrainState, sequences: Tensor) -> None:
 def forward_backward(
     state: TrainState, sequences: Tensor, heartbeat: Callable[[], None] = lambda: None
 ) -> tuple[float, float]:
-    """Compute the clipped gradient of a batch; this rank's part is int64 [sequences, sequence_length + 1].
+    """Compute the clipped gradient of a batch; `sequences`, int64 [N, sequence_length + 1], is this rank's part.
 
     Returns the mean loss over all tokens of the global batch, and the gradient norm before clipping. `heartbeat` is
     called after each micro-batch.
@@ -313,7 +313,7 @@ def _translate_system_errors(run: RunDir, log: RunLog | None) -> Iterator[None]:
         raise RunStoppedError(f"{error.filename or run.path}: {error.strerror}; {remedy}") from error
     except RuntimeError as error:
         is_from_torch = type(error).__module__.startswith("torch._")
-        # raised in the compiler's process, or wrapped in another exception
+        # no OSError, because the error was raised in the compiler's process or is wrapped in another exception
         if is_from_torch and os.strerror(errno.ENOSPC) in str(error):
             folders = f"{os.environ.get('TMPDIR', '/tmp')} and {os.environ.get('TORCHINDUCTOR_CACHE_DIR')}"
             remedy = f"free some space in {folders}, or set TMPDIR and XDG_CACHE_HOME"
@@ -342,7 +342,7 @@ def _log_run_end(log: RunLog | None) -> Iterator[None]:
 
 
 def _end_event(error: BaseException) -> tuple[str, dict[str, str]] | None:
-    """Return the name and details of the event for an error that ended the run; a lost rank has a separate event."""
+    """Return the name and details of the event for an error that ended the run; None for a lost rank, logged before."""
     match error:
         case KeyboardInterrupt():
             return "interrupted", {}

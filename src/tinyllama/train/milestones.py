@@ -1,7 +1,7 @@
 """Releases of a run's milestones, made by consecutive sidecar processes while training continues.
 
 Training neither waits for a release nor stops when a release fails. A failure is logged as an event and retried, except
-for invalid input. Releases that are missing when a run ends are made when the run resumes. The process computes on the
+for invalid input. Releases that are missing when a run ends are made when the run resumes. The processes compute on the
 CPU, because training uses the GPUs.
 """
 
@@ -77,14 +77,14 @@ class ReleaseQueue:
             if not self.is_closed.is_set():
                 retry = "it is retried when the run is started again" if is_last else f"try {attempt} of {_MAX_TRIES}"
                 echo(f"{self.run.path}: the release of step {step} failed ({problem}); {retry}", to_stderr=True)
-                with suppress(OSError):  # a full disk may cause both failures
+                with suppress(OSError):  # a full disk may fail the release and prevent writing this event
                     self.log.event("release-failed", step, problem=problem, tries=attempt)
             if is_last or self.is_closed.wait(_RETRY_SECONDS * 2 ** (attempt - 1)):
                 break
         return False
 
     def _run_release_process(self, step: int) -> tuple[int, str]:
-        """Run the process; return its exit status and the last line of its standard error."""
+        """Run the release process of a step; return its exit status and the last line of its standard error."""
         with self.lock:
             if self.is_closed.is_set():
                 return 1, "the run has ended"

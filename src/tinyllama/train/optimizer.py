@@ -15,9 +15,9 @@ def build_optimizers(model: Llama, recipe: Optimizer) -> list[torch.optim.Optimi
 
     `adamw` is AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101) for all parameters. Weight decay applies to matrices
     and embeddings but not to norms. `muon` is Muon (Jordan et al. 2024; torch.optim.Muon) for the matrices of the
-    blocks, and AdamW for all other parameters. Muon steps the fused matrices (query, key and value; gate and up). Its
-    steps are scaled to AdamW's mean square, so that both optimizers use the same learning rate and decay (Liu et al.
-    2025, arXiv:2502.16982).
+    blocks, and AdamW for all other parameters. Muon treats fused matrices (query, key and value; gate and up) as one
+    matrix. Muon's steps are scaled to the root mean square of AdamW's steps, so that both optimizers use the same
+    learning rate and weight decay (Liu et al. 2025, arXiv:2502.16982).
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim > 1] if recipe.name == "muon" else []
     ids_of_matrices = set(map(id, matrices))
@@ -40,7 +40,7 @@ def build_optimizers(model: Llama, recipe: Optimizer) -> list[torch.optim.Optimi
 
 
 def optimizer_step(optimizers: Iterable[torch.optim.Optimizer], learning_rate: float) -> None:
-    """Run one step of all optimizers."""
+    """Run one step of each optimizer with this learning rate."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate

@@ -101,7 +101,7 @@ def _recipe_changes(state: TrainState, saved: dict[str, Any]) -> list[str]:
 
 
 def roll_back(state: TrainState, log: RunLog | None, step: int, decision: Decision) -> None:
-    """Record a rollback to the newest checkpoint that excludes the suspect batches, up to the batch of `step`.
+    """Record a rollback to the newest checkpoint; exclude the suspect batches, of which the batch of `step` is last.
 
     The caller then calls `resume`. Raises RunStoppedError after `guard.max_rollbacks` rollbacks to one checkpoint.
     """

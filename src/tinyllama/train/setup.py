@@ -28,7 +28,7 @@ from tinyllama.train.validation import ValidationSet, load_validation_set
 
 @dataclass
 class TrainState:
-    """The objects that a training step needs. `resume` fills the weights."""
+    """The objects that a training step needs. `resume` initializes or loads the weights."""
 
     recipe: Recipe
     store: TokenStore
@@ -144,7 +144,7 @@ def enable_float8(model: Llama, world: World) -> None:
 def open_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> HuggingFaceLlama | None:
     """Return the external weights that the first step starts from, or None.
 
-    Raises InputError if the shape of the weights differs from the recipe, or if the tokenizer belongs to other weights.
+    Raises InputError if the shape of the weights differs from the recipe, or if a token has no embedding row.
     """
     if recipe.train.initial_weights is None:
         return None

@@ -15,14 +15,15 @@ from tinyllama.model.llama import PRECISIONS
 from tinyllama.recipe import Recipe
 
 _TIMING_FRACTION = 0.02
-"""Largest fraction of a run's time for timing matrix products, because small models are saved every few seconds."""
+"""Maximum fraction of a run's time for timing matrix products. A timing can follow each save, and a save may follow
+every few seconds of training."""
 
 
 class ThroughputMeter:
     """Timer of the steps. Time between the end of a step and `restart` belongs to no step."""
 
     def __init__(self, recipe: Recipe, vocab_size: int, world: World, known: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Start the timer; `known` is `hardware()` of the checkpoint that the run resumed from."""
+        """Start the timer; `known` is the result of `hardware` in the checkpoint that the run resumed from."""
         self.recipe, self.world = recipe.train, world
         self.flops = flops_per_token(recipe.model, vocab_size, recipe.train.sequence_length)
         self.entries = [dict(entry) for entry in known]

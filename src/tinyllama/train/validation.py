@@ -46,7 +46,7 @@ def read_validation_sequences(recipe: Recipe, store: TokenStore) -> dict[str, Te
     """Return the validation sequences of each source, int64 [sequences, sequence_length + 1].
 
     Sources get a number of sequences in proportion to their weights in the first mixture. The sequences are spread
-    evenly over a source's validation split. Sources without such a split are not in the result.
+    evenly over a source's validation split. Sources without a validation split are not in the result.
     """
     length = recipe.train.sequence_length
     weights = dict(zip(recipe.data.sources, mixture_schedule(recipe)[0].shares, strict=True))
@@ -79,7 +79,7 @@ def target_bytes(sequences: Tensor, tokenizer: Tokenizer) -> bytes:
     for ids in sequences.tolist():
         for previous, token in itertools.pairwise(ids):
             token_bytes = bytes_of_tokens[token]
-            # SentencePiece adds a space before each document.
+            # SentencePiece adds a space before each document, which is not part of the document.
             is_first = previous in (tokenizer.bos_id, tokenizer.eos_id)
             text += token_bytes.removeprefix(b" ") if is_first else token_bytes
     return bytes(text)
