@@ -105,7 +105,8 @@ def table_row(path: str, name: str, field: FieldInfo) -> str:
     """Return a field's row of the table."""
     inner = part_of(field.annotation)
     if inner:
-        prefix = {dict: "by name: ", tuple: "list of "}.get(get_origin(field.annotation), "")
+        origin = get_origin(field.annotation)
+        prefix = "by name: " if origin is dict else "list of " if origin is tuple else ""
         value = f"{prefix}[{inner.__name__}](#{anchor(inner_path(path, name, field.annotation))})"
     else:
         value = type_text(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation)
