@@ -1,6 +1,7 @@
 """Public Python functions that combine several packages; the command line calls them too.
 
-Each function imports the modules that it needs, because importing torch takes seconds.
+Each function imports its modules when it is called, so that `import tinyllama` does not load torch, which takes
+seconds.
 """
 
 import os
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 def prepare_store(recipe: Recipe, strict: bool = False) -> "TokenStore | None":
     """Check the recipe, print warnings, and make or complete its token store.
 
-    Raises the same errors as `prepare.pipeline.prepare_store`, and InputError if training or a milestone's release
-    would fail.
+    Raises the same errors as `prepare.pipeline.prepare_store`, and InputError if training with the recipe or the
+    release at a milestone would fail.
     """
     from tinyllama.preflight import check_preparation
     from tinyllama.prepare import pipeline
@@ -56,9 +57,10 @@ def generate_text(
     top_k: int | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Load a model (see `loading.resolve_model`) and yield the prompt, then its continuation in parts.
+    """Load a model and yield the prompt, then its continuation in parts.
 
-    Raises InputError if the source is not a model, and the same errors as `model.generation.generate`.
+    `loading.resolve_model` explains `source`. Raises InputError if `source` is not a model, and the same errors as
+    `model.generation.generate`.
     """
     from tinyllama.loading import load_model, load_tokenizer
     from tinyllama.model.generation import generate, stream_decode

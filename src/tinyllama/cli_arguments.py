@@ -1,4 +1,4 @@
-"""Command-line parsing: tyro parses a command's own arguments, and this module the recipe and flags of its fields."""
+"""Command-line parsing: tyro parses a command's own arguments; this module parses the recipe and its field flags."""
 
 import contextlib
 import functools
@@ -18,9 +18,10 @@ Command = Callable[..., int | None]
 
 
 def parse(name: str, function: Command, arguments: list[str], *bound: Recipe | None) -> Callable[[], int | None]:
-    """Parse a command's arguments with tyro and return the call of the command; `bound` are its first arguments.
+    """Parse a command's arguments with tyro and return a function that calls the command.
 
-    Raises InputError with the text of tyro's error message.
+    `bound` are arguments that the command receives before the parsed arguments. Raises InputError with the text of
+    tyro's error message.
     """
 
     @functools.wraps(function)
@@ -43,7 +44,10 @@ def parse(name: str, function: Command, arguments: list[str], *bound: Recipe | N
 
 
 def parse_with_recipe(name: str, function: Command, arguments: list[str]) -> Callable[[], int | None]:
-    """Return the call of a command whose first argument is a recipe, with flags for the recipe's fields."""
+    """Parse the arguments of a command that takes a recipe; return a function that calls the command.
+
+    Flags for the recipe's fields, such as `--train.tokens 1000000`, override the recipe's values.
+    """
     own, overrides = extract_overrides(arguments)
     source = own.pop(0) if own and not own[0].startswith("-") else None
     wants_help = {"-h", "--help"} & set(own)
@@ -79,9 +83,10 @@ def pop_quiet_flag(arguments: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def extract_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Return a command's own arguments, and the recipe's overrides from `--field.inner value` or `=value`.
+    """Return a command's own arguments, and the values that override fields of the recipe, by field.
 
-    A value that begins like a list, a mapping or null is parsed as YAML. Any other value is a string.
+    An override is `--field.inner value` or `--field.inner=value`. A value that begins like a list, a mapping or null is
+    parsed as YAML. Any other value is a string.
     """
     own: list[str] = []
     overrides: dict[str, Any] = {}
@@ -104,4 +109,4 @@ def _parse_value(flag: str, text: str) -> Any:
     try:
         return parse_yaml(text, flag)
     except InputError as error:
-        raise InputError(str(error).replace(f"{flag}:1:", f"{flag}:", 1)) from None  # a flag has only one line
+        raise InputError(str(error).replace(f"{flag}:1:", f"{flag}:", 1)) from None  # a flag's value is one line

@@ -1,4 +1,4 @@
-"""All stages on the embedded corpus: from raw text to a released and evaluated model in minutes on two CPU cores.
+"""Demo: from the raw text of the embedded corpus to a released and evaluated model, in minutes on two CPU cores.
 
 The demo calls the same functions as the commands and prints the results and their locations. After an interruption,
 running the command again resumes and finishes the demo.

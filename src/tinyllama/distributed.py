@@ -1,8 +1,9 @@
 """The processes that train together, their rendezvous, and the model sharded among them.
 
-One process trains unsharded. Under torchrun, FSDP2 shards weights, gradients and optimizer state block by block (Zhao
-et al. 2023, arXiv:2304.11277): weights are gathered in the compute precision, gradients are reduced in float32. With
-`parallel.replicate`, each group of ranks holds all shards, and groups are replicas (HSDP).
+A single process trains an unsharded model. Under torchrun, FSDP2 shards weights, gradients and optimizer state block by
+block (Zhao et al. 2023, arXiv:2304.11277): weights are gathered in the compute precision, and gradients are reduced in
+float32. `parallel.replicate` sets the number of groups of ranks. Each group holds all shards, so the groups are
+replicas (HSDP).
 """
 
 import os
@@ -42,13 +43,13 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which writes the run's files and prints."""
+        """Whether this process is rank 0, which writes the run's files and prints."""
         return self.rank == 0
 
 
 @contextmanager
 def init_distributed(watchdog_seconds: float) -> Iterator[World]:
-    """Join the process group of torchrun, or return a world of one process without torchrun.
+    """Join torchrun's process group until the block ends; without torchrun, yield a world of one process.
 
     The backend is gloo for tensors on CPUs and nccl for tensors on GPUs. Raises RunStoppedError if a rank does not join
     in time.
@@ -124,7 +125,10 @@ def _wait(deadline: float, problem: str) -> None:
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Return whether an error means that another rank is unreachable. gloo raises RuntimeError without a subclass."""
+    """Return whether an error means that another rank is unreachable.
+
+    If a rank is unreachable, gloo raises a plain RuntimeError.
+    """
     if isinstance(error, RunStoppedError) or not isinstance(error, RuntimeError):
         return False
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
@@ -142,8 +146,8 @@ def build_mesh(parallel: Parallel, world: World) -> DeviceMesh:
 
 
 def shard_model(model: Llama, mesh: DeviceMesh) -> None:
-    """Shard a model in place, also on the meta device; its parameters become DTensors."""
-    # Inputs are not cast: activations already have the precision, and the rotary table must keep float32.
+    """Shard a model in place, even if it is on the meta device; its parameters become DTensors."""
+    # Inputs are not cast: activations already have the compute precision, and the rotary table must stay in float32.
     policy = MixedPrecisionPolicy(model.precision, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -153,7 +157,7 @@ def shard_model(model: Llama, mesh: DeviceMesh) -> None:
 
 
 def broadcast_from_rank0(value: Value, world: World) -> Value:
-    """Return rank 0's value on all ranks, because ranks may read different contents from a disk."""
+    """Return rank 0's value on all ranks; ranks that each read the value from a disk could get different values."""
     values = [value]
     if world.size > 1:
         dist.broadcast_object_list(values)

@@ -19,7 +19,7 @@ INPUT_ERROR_STATUS = 2
 DAMAGE_ERRORS = (
     ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError,
 )  # fmt: skip
-"""Exceptions that code raises on a damaged or hostile file."""
+"""Exceptions that parsing a damaged or hostile file can cause."""
 
 
 class InputError(ValueError):
@@ -37,7 +37,7 @@ class RunStoppedError(RuntimeError):
 def run_and_get_exit_status(call: Callable[[], int | None], system_status: int = INPUT_ERROR_STATUS) -> int:
     """Call a function and return an exit status; print one line on standard error if the call fails.
 
-    `system_status` is the status for errors of the operating system, such as a full disk. Errors that are faults of
+    `system_status` is the status for errors of the operating system, such as a full disk. Errors that indicate a bug in
     this program are raised.
     """
     try:
@@ -89,7 +89,7 @@ def first_line(error: BaseException) -> str:
 
 
 def summarize_error(error: BaseException) -> str:
-    """Return the first line of an error's message, after the error's class unless it is an InputError."""
+    """Return the first line of an error's message; for any error except an InputError, put the error's class first."""
     return first_line(error) if isinstance(error, InputError) else f"{type(error).__name__}: {first_line(error)}"
 
 
@@ -101,10 +101,11 @@ def warn_once(line: str) -> None:
 
 
 def silence_torchao() -> None:
-    """Drop the messages that torchao logs on import; call this before torchao or transformers is imported.
+    """Drop the log messages that importing torchao causes.
 
-    transformers imports torchao. torchao tries to load its extensions for all GPUs and Python versions, and its enums
-    cause a warning in torch.
+    Call this function before torchao is imported, and before transformers, which imports torchao. On import, torchao
+    logs a message for each extension that does not match the GPU or the Python version. torch logs a warning about
+    torchao's enums.
     """
     logging.getLogger("torchao").addFilter(_is_not_failed_extension)
     logging.getLogger("torch.utils._pytree").addFilter(_is_not_torchao_enum)

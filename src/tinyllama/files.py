@@ -34,7 +34,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     part = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")
     try:
         part.unlink(missing_ok=True)
-        with part.open("xb") as file:  # does not follow a symbolic link of another user
+        with part.open("xb") as file:  # mode x fails at a symbolic link, which another user may have created
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -49,7 +49,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _remove_stale_temp_files(path: Path) -> None:
-    """Delete the temporary files of killed processes of this host; a file may have several gigabytes."""
+    """Delete the temporary files of this host's killed processes, since each file may have several gigabytes."""
     for other in path.parent.glob(f"{glob.escape(path.name)}.{_host()}.*.part"):
         number = other.name.split(".")[-2]
         if number.isdigit() and not _is_alive(int(number)):
@@ -57,7 +57,7 @@ def _remove_stale_temp_files(path: Path) -> None:
 
 
 def _host() -> str:
-    """Return this machine's name; on a shared disk, process IDs of several machines may be equal."""
+    """Return this machine's name, since processes of two machines with a shared disk may have the same ID."""
     return platform.node().replace(".", "-").replace("/", "-") or "localhost"
 
 
@@ -113,7 +113,7 @@ def fsync_tree(folder: Path) -> None:
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to disk, in case of a power failure."""
+    """Flush a file's bytes, or a folder's list of entries, to disk, so that they survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -133,7 +133,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def write_json_with_sha256(path: Path, value: Any) -> None:
-    """Write a JSON file, and before it a sibling with its SHA-256 in the format of `sha256sum`."""
+    """Write a JSON file, preceded by a sibling file with its SHA-256 in the format of `sha256sum`."""
     data = json_bytes(value)
     with atomic_write(path.with_suffix(".sha256")) as file:
         file.write(f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode())
@@ -142,7 +142,7 @@ def write_json_with_sha256(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the value of a JSON file. Raises InputError if it is not valid JSON."""
+    """Return the value of a JSON file. Raises InputError if the file is not valid JSON."""
     try:
         return orjson.loads(read_regular_file(path))  # the json module takes one second for a manifest of 12 MB
     except ValueError as error:
@@ -150,7 +150,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_regular_file(path: Path, max_bytes: int = 1 << 28) -> bytes:
-    """Return a file's bytes. Raises InputError for a pipe or a device, and for more than `max_bytes`."""
+    """Return a file's bytes. Raises InputError if the file is a pipe or a device, or is larger than `max_bytes`."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise InputError(f"{path}: not a regular file; put the file itself there")
@@ -170,7 +170,7 @@ _POINTERS = {
 
 
 def git_pointer(data: bytes) -> tuple[str, str] | None:
-    """Return the git extension of a pointer file and the command that fetches its data; None for other bytes."""
+    """Return the git extension that wrote a pointer file, and its fetch command; None if `data` is no pointer."""
     return next((found for pattern, found in _POINTERS.items() if pattern.match(data)), None)
 
 
@@ -182,7 +182,7 @@ def replacement_remedy(data: bytes) -> str:
 
 
 def is_inside(name: str) -> bool:
-    """Return whether a relative path from a file does not lead out of its base folder."""
+    """Return whether a path that was read from a file is relative and stays inside its base folder."""
     return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
@@ -206,7 +206,7 @@ def exclusive_lock(folder: Path, lock: str, refusal: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open_without_following(folder / lock) as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, no child inherits it
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike a lock of flock(2), not inherited by children
         except (BlockingIOError, PermissionError):
             raise InputError(f"{refusal}; wait for it to end, or end it") from None
         own = _identity(os.fstat(file.fileno()))
@@ -227,7 +227,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether any process holds a lock."""
+    """Return whether any process holds the lock of the file `path`."""
     if not path.is_file():
         return False
     if _identity(path.stat()) in _locks_held_here:
@@ -239,7 +239,7 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def blocking_lock(path: Path) -> Iterator[None]:
-    """Wait for a lock, and hold it while the block runs."""
+    """Wait for the lock of the file `path`, and hold the lock while the block runs."""
     with open_without_following(path) as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         yield
@@ -255,10 +255,10 @@ def find_escaping_symlinks(folder: Path) -> Iterator[Path]:
 
 
 def reject_symlinks(folder: Path) -> None:
-    """Raise InputError if a symbolic link leads out of a folder that will be written.
+    """Raise InputError if `folder`, which will be written to, contains a symbolic link that leads out of it.
 
-    `checkpoints` may be a link to an empty folder. A file in the linked folder then records the name of the folder that
-    uses it. Links in `wandb` are allowed, because only W&B writes there.
+    `checkpoints` may be a link to an empty folder. A file in the linked folder then records the path of `folder`, and
+    the link is refused in any other folder. Links in `wandb` are allowed, because only W&B writes to that folder.
     """
     for path in find_escaping_symlinks(folder):
         place = path.relative_to(folder).parts
@@ -268,13 +268,13 @@ def reject_symlinks(folder: Path) -> None:
 
 
 def reject_symlink(path: Path) -> None:
-    """Raise InputError if a path is a symbolic link, since writing would change its target."""
+    """Raise InputError if a path is a symbolic link, since writing to the path would change the link's target."""
     if path.is_symlink():
         raise InputError(f"{path}: is a symbolic link, whose target would change; put the files themselves there")
 
 
 def _is_used_by(target: Path, folder: Path) -> bool:
-    """Return whether `folder` uses a linked folder; mark an empty linked folder as used by `folder`."""
+    """Return whether `folder` uses the linked folder `target`; first mark an empty `target` as used by `folder`."""
     owner, name = target / ".used-by", f"{folder.resolve()}\n"
     if target.is_dir() and not any(target.iterdir()):
         owner.write_text(name)
@@ -284,8 +284,8 @@ def _is_used_by(target: Path, folder: Path) -> bool:
 def open_without_following(path: Path) -> IO[bytes]:
     """Open a file for appending, and create the file if it does not exist.
 
-    Raises InputError if the path is a symbolic link. In a run folder of another user, a link may lead to any file of
-    this user.
+    Raises InputError if the path is a symbolic link. In another user's run folder, a link may lead to a file that
+    belongs to this user.
     """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MISSING = "\N{EN DASH}"
-"""Placeholder for a number that does not exist."""
+"""Placeholder for a missing number."""
 
 # C0 and C1 except tab and newline, line separators, characters that change the direction of text, and lone surrogates,
 # which no stream can encode.
@@ -79,8 +79,8 @@ def format_table(
     """Format a table of aligned columns and return its lines.
 
     Columns are left-aligned, except those whose head is in `right`. A `head` of empty strings is not shown. On a
-    terminal, cells wrap at its width, and styled `Text` cells become ANSI sequences, which `echo` would escape.
-    Elsewhere cells wrap at `max_width` characters, or not at all.
+    terminal, cells wrap at the terminal's width, and styled `Text` cells become ANSI sequences, which `echo` would
+    escape. Elsewhere cells wrap at `max_width` characters, or not at all.
     """
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415

@@ -1,8 +1,8 @@
 """Hardware: cores, memory, peak FLOP/s, the allocator, and a table of hardware specs for known GPUs.
 
 Rows of the table come from the manufacturers' data sheets. The peaks are for dense matrix products, with torch's
-default settings: bf16 with float32 sums, and float32 without TF32. A CPU's row is measured. Planning uses the table
-without torch, so each function that needs torch imports it.
+default settings: bf16 with float32 accumulation, and float32 without TF32. A CPU's hardware spec is measured. Planning
+uses the table without torch, so each function that needs torch imports it.
 """
 
 import ctypes
@@ -50,7 +50,7 @@ class HardwareSpec:
         return self.bf16_flops if precision == "bf16" else self.fp32_flops
 
     def per_process(self, processes: int) -> "HardwareSpec":
-        """Return the hardware spec of each of several processes: an equal part of a CPU, or one GPU."""
+        """Return the hardware spec for one of `processes` processes: an equal part of the CPU, or one GPU."""
         if not self.is_cpu:
             return self
         parts = {name: getattr(self, name) / processes for name in ("bf16_flops", "fp32_flops", "memory_bytes")}
@@ -62,7 +62,7 @@ _A100 = "NVIDIA A100 Tensor Core GPU data sheet (SXM); DGX A100 data sheet: 8 x 
 _H100 = "NVIDIA H100 Tensor Core GPU data sheet (SXM5); DGX H100 data sheet: 8 x 400 Gbit/s"
 _H200 = "NVIDIA H200 Tensor Core GPU data sheet (SXM); DGX H200 data sheet: 8 x 400 Gbit/s"
 _B200 = "NVIDIA HGX B200 and DGX B200 data sheets, of 8 GPUs: 1,440 GB, 36 PFLOP/s sparse bf16, 8 x 400 Gbit/s"
-# GPU-to-GPU traffic passes through the host's memory, and may reach only half of this bandwidth.
+# Without peer-to-peer, GPU-to-GPU traffic passes through the host's memory and may reach only half of PCIe's bandwidth.
 _ADA = "NVIDIA Ada GPU Architecture white paper, appendix A; PCIe without peer-to-peer"
 _AMPERE = "NVIDIA Ampere GA102 GPU Architecture white paper, table 9; PCIe without peer-to-peer"
 
@@ -83,7 +83,7 @@ GPUS_PER_NODE = 8
 
 
 def get_hardware_spec(name: str) -> HardwareSpec:
-    """Return a row of the table by its name, or the row of this machine's CPU for `cpu`.
+    """Return the table's hardware spec with this name; for `cpu`, measure this machine's CPU.
 
     Raises InputError for an unknown name.
     """
@@ -97,7 +97,7 @@ def get_hardware_spec(name: str) -> HardwareSpec:
 
 
 def spec_for_device(device_name: str) -> HardwareSpec | None:
-    """Return the row for a GPU by the driver's name, such as `NVIDIA A100-SXM4-80GB`; None if there is no row."""
+    """Return the hardware spec for a driver's GPU name, such as `NVIDIA A100-SXM4-80GB`; None if the table has none."""
     lower = device_name.lower()
     if "a100" in lower:
         return HARDWARE_SPECS["a100-40g" if "40gb" in lower else "a100-80g"]
@@ -124,10 +124,10 @@ def peak_flops(device: "torch.device", precision: "torch.dtype") -> float | None
 
 
 def benchmark_matmul_flops(precision: "torch.dtype", size: int = 2048) -> float:
-    """Return the best measured FLOP/s of a square matrix product on the CPU.
+    """Measure the FLOP/s of square matrix products on the CPU and return the highest value.
 
-    The benchmark takes at least half a second and three matrix products, unless these take over a second: a CPU without
-    bf16 instructions needs many seconds for one matrix product.
+    The benchmark ends after at least three matrix products and half a second, or after one second with fewer products.
+    A CPU without bf16 instructions needs many seconds for one product.
     """
     import torch
 
@@ -151,7 +151,7 @@ def device_name(device: "torch.device") -> str:
 
 
 def hardware_record(device: "torch.device", ranks: int) -> dict[str, Any]:
-    """Return a JSON description of the hardware of `ranks` processes, each on a device like this one."""
+    """Return a JSON description of the hardware of `ranks` processes, each on a device like `device`."""
     import torch
 
     record = {"device": device_name(device), "type": device.type, "ranks": ranks}
@@ -161,7 +161,7 @@ def hardware_record(device: "torch.device", ranks: int) -> dict[str, Any]:
 
 
 def format_hardware(record: Mapping[str, Any]) -> str:
-    """Format a hardware record as one line, with precision and peak FLOP/s per rank (None if unknown)."""
+    """Format a hardware record as one line, including `precision` and `peak_flops` per rank (None if unknown)."""
     ranks, is_cpu = record["ranks"], record["type"] == "cpu"
     if is_cpu:
         cores, threads = (
@@ -177,7 +177,7 @@ def format_hardware(record: Mapping[str, Any]) -> str:
 
 
 def can_compile(device: "torch.device") -> bool:
-    """Return whether torch.compile can run on a device; on a CPU it needs a C++ compiler and Python's headers."""
+    """Return whether torch.compile can run on a device; a CPU requires a C++ compiler and Python's headers."""
     if device.type != "cpu":
         return True
     compilers = filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++"))
@@ -212,7 +212,7 @@ def total_memory_bytes() -> int:
 
 
 def peak_memory_bytes(device: "torch.device") -> int:
-    """Return the peak memory use in bytes: of the GPU, or of the process on a CPU."""
+    """Return the peak memory use in bytes: GPU memory if the device is a GPU, otherwise memory of this process."""
     if device.type == "cuda":
         import torch
 

@@ -15,7 +15,7 @@ _TEMPORARY_STATUSES = (408, 409, 429)
 
 
 def download_snapshot(repository: str, patterns: list[str]) -> Path:
-    """Return the local folder of a repository's files that match `patterns`, downloaded or from the hub's cache.
+    """Download a repository's files that match `patterns`, unless they are cached, and return their local folder.
 
     Raises InputError if the repository is neither in the cache nor readable on the hub.
     """

@@ -1,8 +1,8 @@
 """Models and their tokenizers from a run, a checkpoint, a release, a Hugging Face folder or the hub.
 
 This module reads a folder's safetensors files, but never its pickle files. Checkpoints are in torch's distributed
-format (DCP). Their hashes are checked first, and `runs.checkpoint_reader` executes no code from them. Weights are
-loaded in float32.
+format (DCP). A checkpoint's hashes are checked before it is loaded, and `runs.checkpoint_reader` executes no code from
+a checkpoint. Weights are loaded in float32.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ class ModelLocation:
 def resolve_model(source: str | Path) -> ModelLocation:
     """Find a model: a run (its newest checkpoint), a checkpoint, a release, a Hugging Face folder or a hub name.
 
-    Raises InputError if there is none.
+    Raises InputError if `source` is none of these.
     """
     folder = Path(source)
     for candidate in (folder, folder / "huggingface"):
@@ -64,7 +64,7 @@ def resolve_model(source: str | Path) -> ModelLocation:
 def load_model(source: str | Path, precision: torch.dtype = torch.float32) -> Llama:
     """Load a model in evaluation mode; `resolve_model` explains `source`, `precision` is the activations' dtype.
 
-    Raises InputError if there is no model, if its files are damaged, or if it is not a Llama 2 model.
+    Raises InputError if `source` has no model, if the model's files are damaged, or if it is not a Llama 2 model.
     """
     location = resolve_model(source)
     if location.is_checkpoint:
@@ -78,7 +78,7 @@ def load_model(source: str | Path, precision: torch.dtype = torch.float32) -> Ll
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
-    """Load a model's tokenizer, without tokens beyond the model's embedding; see `Tokenizer.fitted`."""
+    """Load a model's tokenizer, without tokens that have no row in the model's embedding; see `Tokenizer.fitted`."""
     location = resolve_model(source)
     tokenizer = Tokenizer.load(location.tokenizer_folder)
     rows = None if location.is_checkpoint else read_json(location.folder / "config.json").get("vocab_size")
@@ -114,7 +114,10 @@ class HuggingFaceLlama:
 
     @classmethod
     def open(cls, source: str | Path) -> "HuggingFaceLlama":
-        """Read the config.json of a folder, a release or a hub model. Raises InputError if it is not a Llama 2."""
+        """Read the config.json of a folder, a release or a hub model.
+
+        Raises InputError if the model is not a Llama 2.
+        """
         folder = resolve_model(source).folder
         if not (folder / "config.json").is_file():
             raise InputError(f"{folder}: no config.json; give a Hugging Face Llama's folder")
@@ -135,17 +138,20 @@ class HuggingFaceLlama:
         """Return whether the files contain an output head that differs from the embedding."""
         try:
             stored = Safetensors(self.files())
-        except InputError:  # raised again when the weights are read
+        except InputError:  # reading the weights raises the same error
             return False
         head, embedding = (stored.get(name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
         return head is not None and embedding is not None and not torch.equal(head.float(), embedding.float())
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield our parameter names and the stored tensors. Raises InputError for a missing or unknown tensor."""
+        """Yield each parameter's name in `Llama` and its stored tensor.
+
+        Raises InputError if a tensor is missing or unknown.
+        """
         yield from from_hugging_face(Safetensors(self.files()), self.config)
 
     def load_into(self, model: Llama) -> None:
-        """Copy the weights into a model; a sharded parameter takes this rank's part.
+        """Copy the weights into a model; a sharded parameter receives only this rank's part.
 
         Raises InputError if a tensor is missing, unknown or damaged, or if its shape is wrong.
         """
@@ -163,7 +169,7 @@ class HuggingFaceLlama:
         _check_size(self.folder, "config.json", self.config, self.vocab_size, self.files())
 
     def files(self) -> list[Path]:
-        """Return the safetensors files that transformers would read. Raises InputError if one is missing."""
+        """Return the safetensors files that transformers would read. Raises InputError if a file is missing."""
         single, index = self.folder / "model.safetensors", self.folder / "model.safetensors.index.json"
         names = indexed_files(index) if index.is_file() and not single.is_file() else {single.name}
         for name in sorted(names):
@@ -179,7 +185,7 @@ class HuggingFaceLlama:
 
 
 def indexed_files(index: Path) -> set[str]:
-    """Return the file names in a model.safetensors.index.json. Raises InputError for one outside its folder."""
+    """Return the file names in a model.safetensors.index.json. Raises InputError if a name leads out of its folder."""
     content = read_json(index)
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
@@ -197,7 +203,7 @@ def _missing_weights_remedy(folder: Path) -> str:
 
 
 class Safetensors(Mapping[str, torch.Tensor]):
-    """Mapping of the tensors of several safetensors files, each read on access.
+    """Mapping from names to the tensors of several safetensors files; each access reads the tensor from its file.
 
     Raises InputError for a damaged file.
     """

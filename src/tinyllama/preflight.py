@@ -2,7 +2,7 @@
 
 `prepare` and `train` refuse a recipe if training or a milestone's release would fail. `doctor` lists all problems. The
 checks read the tokenizer, the config.json of local initial weights, and the names of lm-eval's tasks. Settings that do
-not match the length of the run or its number of ranks cause warnings.
+not match the run's length or number of ranks cause warnings.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import HUB_NAME
 from tinyllama.train.schedule import learning_rate
 
-# Functions import these modules, since most recipes do not need them and `prepare` should not wait for torch.
+# Functions import the modules that only some recipes need, so that `prepare` does not wait for torch.
 # ruff: noqa: PLC0415
 
 
@@ -30,7 +30,7 @@ class Finding:
     """A problem that would make a later stage fail."""
 
     what: str
-    """Name of the field or file."""
+    """Name of the field or file that has the problem."""
     problem: InputError
     stops: bool
     """Whether training or a milestone's release would fail; if False, only a later `tinyllama release` would fail."""
@@ -41,7 +41,7 @@ _LEARNING_RATE_TOLERANCE = 0.05
 
 
 def check_preparation(recipe: Recipe) -> list[str]:
-    """Return the warnings for preparing a store; read the tokenizer.
+    """Check a recipe and its tokenizer before a store is prepared; return the warnings.
 
     Raises InputError if the tokenizer is missing, or if training or a milestone's release would fail.
     """
@@ -49,7 +49,7 @@ def check_preparation(recipe: Recipe) -> list[str]:
 
 
 def check_training(recipe: Recipe, ranks: int = 1) -> list[str]:
-    """Return the warnings for a training run on `ranks` processes; read the store and the tokenizer.
+    """Check a recipe, its store and its tokenizer before training on `ranks` processes; return the warnings.
 
     Raises InputError if the store or the tokenizer is missing, or if training or a milestone's release would fail.
     """
@@ -62,7 +62,7 @@ def check_training(recipe: Recipe, ranks: int = 1) -> list[str]:
 
 
 def check_milestones(release: Release) -> None:
-    """Raise InputError if a library or a task is missing that a milestone's release or its evaluation needs."""
+    """Raise InputError if the release or the evaluation at a milestone needs a library or a task that is missing."""
     from tinyllama.evaluate.evaluation import check_tasks
     from tinyllama.release.formats import check_format_libraries
 
@@ -72,7 +72,7 @@ def check_milestones(release: Release) -> None:
 
 
 def check(recipe: Recipe, tokenizer: Tokenizer) -> list[str]:
-    """Raise InputError for the first finding that stops the recipe; return the others as warnings."""
+    """Raise InputError for the first finding that stops the recipe; return the messages of all other findings."""
     warnings = []
     for finding in findings(recipe, tokenizer):
         if finding.stops:
@@ -104,7 +104,7 @@ def findings(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[Finding]:
             call()
         except InputError as problem:
             yield Finding(what, problem, stops)
-            if what == "tokenizer.json":  # all formats are converted from this file
+            if what == "tokenizer.json":  # all formats are converted from tokenizer.json
                 return
 
 
@@ -144,7 +144,7 @@ def _check_tasks(release: Release) -> None:
 
 
 def _check_baselines(names: Sequence[str]) -> None:
-    """Check the names of baselines. A missing folder is a warning: it may be created before the first milestone."""
+    """Check the names of baselines. A missing folder causes only a warning: a later job may create the folder."""
     for name in names:
         if not Path(name).exists() and not HUB_NAME.fullmatch(name):
             raise InputError(
@@ -154,9 +154,9 @@ def _check_baselines(names: Sequence[str]) -> None:
 
 
 def recipe_warnings(recipe: Recipe, ranks: int | None = None, store: TokenStore | None = None) -> list[str]:
-    """Return warnings, as lines `place: problem; remedy`, about settings that do not fit the run.
+    """Return warnings, as lines `place: problem; remedy`, about settings that do not match the run.
 
-    Without `ranks` or `store`, the warnings about ranks or validation are absent.
+    Warnings about the number of ranks need `ranks`; warnings about validation need `store`.
     """
     warnings = [*_schedule_warnings(recipe), *_interval_warnings(recipe), *_token_count_warnings(recipe)]
     warnings += _micro_batch_warnings(recipe, ranks) if ranks else ()
@@ -192,7 +192,7 @@ def _interval_warnings(recipe: Recipe) -> Iterator[str]:
 
 
 def _token_count_warnings(recipe: Recipe) -> Iterator[str]:
-    """Yield a warning for each field with token counts beyond the last step."""
+    """Yield a warning for each field with a token count that the run does not reach."""
     last = recipe.train.steps * recipe.train.batch_tokens
     every = recipe.release.every_tokens
     fields = {

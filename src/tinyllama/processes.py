@@ -22,13 +22,16 @@ def set_parent_death_signal(parent: int | None = None) -> None:
 
 
 def die_with_torchrun() -> None:
-    """Make a rank end when torchrun ends; otherwise it would continue, because each rank has its own session."""
+    """Make a rank end when torchrun ends; the rank would otherwise continue, because it has its own session."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         set_parent_death_signal()
 
 
 def sidecar_environment(one_core: bool) -> dict[str, str]:
-    """Return the environment of a sidecar process, which is not a rank and has no GPU; it may use one or all cores."""
+    """Return the environment of a sidecar process, which is not a rank and uses no GPU.
+
+    `one_core` limits the process to one thread.
+    """
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS")  # torchrun sets one thread
     own = {"CUDA_VISIBLE_DEVICES": "", **({"OMP_NUM_THREADS": "1"} if one_core else {})}
     return {name: value for name, value in os.environ.items() if name not in ranks} | own

@@ -27,7 +27,7 @@ _FIRST_LINE_SECONDS, _LINE_SECONDS, _MAX_LOG_INTERVAL_SECONDS = 5.0, 15.0, 600.0
 _MAX_LOG_LINES = 60
 """Number of lines after which the intervals between lines grow: from 15 s to ten minutes after ten hours."""
 _WINDOW_SECONDS, _WINDOW_SAMPLES = 60.0, 20
-"""Window of the rate, in seconds and in samples. The longer one applies: a step takes milliseconds or minutes."""
+"""Window of the rate, in seconds and in samples. The longer one applies, as a step takes milliseconds or minutes."""
 
 _state = {"quiet": False}
 
@@ -56,13 +56,13 @@ def _format_counter(done: int, total: int, unit: str) -> str:
 
 
 class RateEstimator:
-    """Recent rate of a growing count, without work before the first sample, such as compilation."""
+    """Estimator of a growing count's recent rate; excludes work before the first sample, such as compilation."""
 
     def __init__(self) -> None:
         self.samples: deque[tuple[float, int]] = deque()
 
     def add(self, now: float, done: int) -> None:
-        """Add the count `done` at the time `now` in seconds."""
+        """Record that the count was `done` at the time `now` in seconds."""
         if self.samples and done < self.samples[-1][1]:  # a rollback
             self.samples.clear()
         if not self.samples or done != self.samples[-1][1]:
@@ -71,12 +71,15 @@ class RateEstimator:
             self.samples.popleft()
 
     def per_second(self, now: float) -> float | None:
-        """Return the rate at the time `now`; it falls while work stalls, and is None before the second sample."""
+        """Return the count's increase per second at the time `now`; None before the second sample.
+
+        The rate falls while the count does not increase.
+        """
         if len(self.samples) < 2:
             return None
         (began, first), (ended, last) = self.samples[0], self.samples[-1]
         usual = (ended - began) / (len(self.samples) - 1)
-        # A sample arrives when its work ends. The time since the last sample counts only if the next one is overdue.
+        # A sample arrives when its work ends. The time since the last sample counts only if the next sample is overdue.
         return (last - first) / (ended - began + max(0.0, now - ended - usual))
 
 
@@ -99,8 +102,8 @@ class Bar:
 
         By default, the rate is shown in `unit` per second. `rate` names another unit for the rate, and `each` is its
         amount per `unit`: with unit="step", rate="tokens" and each=8192, the rate is in tokens per second, for steps of
-        8,192 tokens. An empty `rate` hides the rate, for units of unequal size. The unit BYTES is shown as megabytes.
-        `where` is a sentence that is printed once, at the start.
+        8,192 tokens. An empty `rate` hides the rate, which has no meaning for units of unequal size. The unit BYTES is
+        shown as megabytes. `where` is a sentence that is printed once, at the start.
         """
         self.label, self.total, self.unit, self.start, self.where = visible(label), total, unit, start, where
         self.rate, self.each, self.clock = unit if rate is None else rate, each, clock
@@ -119,7 +122,7 @@ class Bar:
             echo(f"{self.label}: {self.where}", to_stderr=True)
         console = Console(stderr=True, highlight=False)
         if console.is_terminal and not console.is_dumb_terminal:
-            # Output is redirected so that it appears above the bar, unless standard output is a file.
+            # Other output is redirected to appear above the bar. Standard output is not redirected if it is a file.
             self._live = Live(get_renderable=self._render, console=console, redirect_stdout=sys.stdout.isatty())
             before = sys.stderr
             self._live.start(refresh=True)
@@ -187,7 +190,10 @@ class Bar:
 
 
 def _redirect_logs(before: TextIO, after: TextIO) -> None:
-    """Make the log handlers that write to `before` write to `after`; torch's handlers keep the stream of its import."""
+    """Make the log handlers that write to `before` write to `after`.
+
+    Each log handler, such as torch's, keeps the standard error stream that it was created with.
+    """
     loggers = (logging.root, *logging.root.manager.loggerDict.values())
     for handler in [handler for logger in loggers for handler in getattr(logger, "handlers", ())]:
         if isinstance(handler, logging.StreamHandler) and handler.stream is before:
@@ -205,7 +211,7 @@ def poll_progress(
 ) -> Iterator[Callable[[], None]]:
     """Show the progress `count()` and `details()` of work in other processes until the block ends.
 
-    Yields the function that starts the display, so that processes can be forked before its thread exists.
+    Yields the function that starts the display, so that processes can be forked before the display's thread exists.
     """
     ended = threading.Event()
     with Bar(label, total, unit, count(), where=where) as bar:

@@ -12,16 +12,16 @@ _CHUNK_SIZE = 1 << 20
 
 
 def utf8_boundary_before(data: Bytes, position: int) -> int:
-    """Return the last position up to `position` that is not inside a character."""
+    """Return the last position, at or before `position`, that is not inside a character."""
     while position and data[position] & 0xC0 == 0x80:
         position -= 1
     return position
 
 
 def iter_utf8_chunks(text: TextLike, size: int = _CHUNK_SIZE) -> Iterator[bytes]:
-    """Yield the UTF-8 bytes of a text in chunks: `size` characters of a `str`, at most `size` bytes of `bytes`.
+    """Yield the UTF-8 bytes of a text in chunks, none of which ends inside a character.
 
-    A chunk does not end inside a character.
+    If the text is a `str`, a chunk has at most `size` characters. Otherwise, a chunk has at most `size` bytes.
     """
     if isinstance(text, str):
         for start in range(0, len(text), size):
@@ -56,4 +56,4 @@ def _chunk_end(data: Bytes, start: int, size: int) -> int:
     if start + size >= len(data):
         return len(data)
     end = utf8_boundary_before(data, start + size)
-    return end if end > start else start + size  # if not UTF-8, or if a character is longer than the chunk
+    return end if end > start else start + size  # `end` is `start` if not UTF-8, or if `size` is tiny

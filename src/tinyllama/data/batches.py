@@ -1,8 +1,8 @@
 """Batches: the tensors of one rank, from the data order and the token store.
 
 Each rank reads its slice of the global batch, so the number of ranks does not change the training data. The training
-process reads tokens at random positions. A step of 2M tokens is 4 MB, and a worker process would take several times the
-time that it saves. The kernel reads the next step's tokens in the background.
+process reads tokens at random positions. A step of 2M tokens reads only 4 MB, so a worker process would cost several
+times as much time as it saves. The kernel reads the next step's tokens in the background.
 """
 
 from collections.abc import Collection, Iterator
@@ -18,7 +18,7 @@ from tinyllama.recipe import Recipe
 SplitSpan = tuple[Split, Span]
 
 _MAX_BLOCK_SEQUENCES = 16384
-"""Maximum number of sequences whose order is computed together, in 10 ms; one step at a time would take longer."""
+"""Maximum number of sequences whose order is computed together, which takes 10 ms; step by step would take longer."""
 
 
 def batches(
@@ -29,7 +29,7 @@ def batches(
     ranks: int = 1,
     skipped_batches: Collection[int] = (),
 ) -> Iterator[Tensor]:
-    """Yield one rank's batch of each step, from `first_step` to the recipe's last step, like `batch_of_step`.
+    """Yield one rank's batch of each step, from `first_step` to the last step, in the form of `batch_of_step`.
 
     Step s reads batch `batch_index_for_step(s, skipped_batches)` of the data order. While the model trains on a batch,
     the kernel reads the tokens of the next batch. Raises InputError if the batch is not divisible by `ranks`, and the
@@ -71,7 +71,7 @@ def read_sequences(split: Split, indices: list[int], length: int) -> Tensor:
 
 
 def batch_index_for_step(step: int, skipped_batches: Collection[int]) -> int:
-    """Return the index in the data order of the batch that a step reads, counting only batches that are not skipped."""
+    """Return the index, in the data order, of the batch that a step reads; no step reads a skipped batch."""
     index = step
     for skipped in sorted(skipped_batches):
         if skipped <= index:

@@ -2,8 +2,8 @@
 
 Resuming at a step is arithmetic and takes the same time for every step. This module has no state and does not import
 torch. In each epoch of a source, a keyed permutation orders the source's sequences, so an epoch reads each sequence
-once. Every batch contains each source's exact share, rounded down or up. Computing consecutive steps together is
-faster.
+once. Every batch contains each source's exact share, rounded down or up. One call for many consecutive steps is faster
+than one call per step.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ _MAX_RAMP_STEPS = 64
 
 @dataclass(frozen=True, eq=False)  # compared by identity, since hashing of a ramp's fractions takes longer than a step
 class Mixture:
-    """Shares of the sources from a step on."""
+    """Shares of the sources in each batch from a step until the next mixture begins."""
 
     first_step: int
     shares: tuple[Fraction, ...]
@@ -47,7 +47,7 @@ class _Grid:
     first_steps: NDArray[np.int64]
     """First step of each mixture: [M]."""
     edges: NDArray[np.int64]
-    """Grid points of source k in mixture m: from edges[m, k] to before edges[m, k + 1]; [M, K + 1]."""
+    """Edges of the intervals of grid points: [M, K + 1]; source k has the points [edges[m, k], edges[m, k + 1])."""
     consumed: tuple[list[int], ...]
     """Number of sequences of each source that are read before each mixture begins: M lists of K."""
 
@@ -106,14 +106,15 @@ def _cached_schedule(
         schedule.append(Mixture(end_step, after))
     by_first_step = {
         mixture.first_step: mixture for mixture in schedule
-    }  # of mixtures with equal first steps, the last one
+    }  # if several mixtures have the same first step, the last one applies
     return tuple(by_first_step.values())
 
 
 def _ramp(before: tuple[Fraction, ...], after: tuple[Fraction, ...], first_step: int, end_step: int) -> list[Mixture]:
     """Approximate a linear ramp by constant mixtures.
 
-    Each mixture has the ramp's shares at the middle of its steps, so that the total of each source is that of the ramp.
+    Each mixture has the ramp's shares at the middle of the mixture's steps, so that each source has the same total as
+    with the linear ramp.
     """
     count = min(_MAX_RAMP_STEPS, end_step - first_step)
     ramp = []
@@ -140,7 +141,8 @@ def compute_order(
 ) -> NDArray[np.void]:
     """Return the sequences of steps [first_step, end_step), in the form of `sequences_for_steps`: [steps, batch].
 
-    `names` and `sizes` are the names and numbers of sequences of the sources; `batch` is in sequences.
+    `names` and `sizes` have the name and the number of sequences of each source. `batch` is the batch size in
+    sequences.
     """
     counts = _num_sequences_by_step(_grid(tuple(mixtures), batch), first_step, end_step)
     order = np.empty(counts.sum(), SEQUENCE_DTYPE)
@@ -190,10 +192,10 @@ def _num_sequences_by_step(grid: _Grid, first_step: int, end_step: int) -> NDArr
 
     Let P = `_GRID_POINTS` and g = `_GOLDEN_OFFSET`. A batch of B sequences has B P grid points. Each source has an
     interval of these points, in proportion to its share. Step m of a mixture takes the B points o, o + P, o + 2 P, ...
-    with o = m g mod P. For each point, the step reads one sequence of the point's source. Of these points,
+    with o = m g mod P. For each point, the step reads one sequence of the point's source. Of the step's B points,
     floor((e - 1 - o) / P) + 1 lie below an edge e. The number of sequences of a source is the difference of this term
-    between the two edges of the interval. This is the length of the interval divided by P, rounded down or up. The
-    offset m g, from the golden ratio, distributes the steps that round up evenly.
+    between the two edges of the interval. This number is the length of the interval divided by P, rounded down or up.
+    The offset m g, from the golden ratio, distributes the steps that round up evenly.
     """
     steps = np.arange(first_step, end_step)
     mixture = np.searchsorted(grid.first_steps, steps, "right") - 1

@@ -75,12 +75,12 @@ class Split:
             _check_size(folder / shard.file, shard.tokens * dtype.itemsize)
         # Index of each shard's first token, and the number of tokens; bisect is faster on a list than on an array.
         self.ends = [0, *accumulate(shard.tokens for shard in shards)]
-        # A trillion tokens are 15,000 files, and the limit of open files per process is often 1,024.
+        # At most 128 files are open: a trillion tokens are 15,000 files, and a process may often open only 1,024 files.
         self._file = lru_cache(maxsize=128)(lambda shard: _ShardFile(folder / shards[shard].file))
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The split's manifest.json, read at each access, since its list of inputs takes several megabytes."""
+        """The split's manifest.json, read at each access, since its list of inputs would occupy megabytes of memory."""
         found: dict[str, Any] = read_json(self.folder / "manifest.json")
         return found
 
@@ -119,7 +119,8 @@ class Split:
     def read_span(self, shard: int, offset: int, size: int) -> bytes:
         """Return the bytes of a span.
 
-        Raises InputError if the file was truncated after the opening, OSError if the disk fails; both name the file.
+        Raises InputError if the file was truncated after it was opened, OSError if the disk fails. Both errors name the
+        file.
         """
         file, data = self._file(shard), b""
         while len(data) < size:
@@ -146,7 +147,7 @@ class Split:
             yield from np.split(np.memmap(path, self.dtype, "r"), ends[:-1].astype(np.int64))
 
     def find_documents(self, numbers: Iterable[int]) -> Iterator[StoredDocument]:
-        """Yield documents by their numbers.
+        """Yield the documents with the given numbers.
 
         Raises IndexError if a number is not in the split, InputError if a file is damaged.
         """
@@ -177,7 +178,7 @@ class Split:
         return takewhile(lambda document: document.start < stop, self.find_documents(numbers))
 
     def _first_documents(self) -> list[int]:
-        """Return the number of each shard's first document, and the number of documents."""
+        """Return the number of each shard's first document, followed by the split's number of documents."""
         return list(accumulate((shard.documents for shard in self.shards), initial=0))
 
     def _numbers(self, shard: int, suffix: str) -> NDArray[np.uint64]:
@@ -205,7 +206,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: str | Path) -> "TokenStore":
-        """Open a store. Raises InputError if it is missing, unfinished, damaged or of another format version."""
+        """Open a store. Raises InputError if the store is missing, unfinished, damaged or of another format version."""
         path = Path(folder)
         if not (path / "manifest.json").is_file():
             state = "is not finished" if (path / WORK_DIR).exists() else "does not exist"
@@ -221,7 +222,7 @@ class TokenStore:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The store's manifest.json, read at each access, since its list of inputs takes several megabytes."""
+        """The store's manifest.json, read at each access, since its list of inputs would occupy megabytes of memory."""
         found: dict[str, Any] = read_json(self.folder / "manifest.json")
         version = found.get("format_version") if isinstance(found, dict) else None
         if version != FORMAT_VERSION:
@@ -236,7 +237,7 @@ class TokenStore:
         return self.splits[name]
 
     def num_validation_sequences(self, source: str, length: int) -> int:
-        """Return the number of sequences of `length` inputs in a source's validation split; 0 without a split."""
+        """Return the number of sequences of `length` inputs in a source's validation split, 0 if it has none."""
         name = f"{source}/validation"
         return self.splits[name].num_sequences(length) if name in self.splits else 0
 
@@ -249,7 +250,7 @@ class TokenStore:
         return hashlib.sha256((self.folder / "manifest.json").read_bytes()).hexdigest()
 
     def _check_manifest(self, split: str, expected: str | None) -> None:
-        """Raise InputError if a manifest was changed, because this could change the data order.
+        """Raise InputError if a manifest was changed, since a changed manifest could change the data order.
 
         Only `verification` checks the hashes of the shards.
         """
@@ -259,7 +260,7 @@ class TokenStore:
 
 
 class _ShardFile:
-    """A file that this object keeps open during its lifetime."""
+    """An open file of a shard, closed when this object is garbage-collected."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.descriptor = path, os.open(path, os.O_RDONLY)
@@ -273,7 +274,7 @@ def _check_names(folder: Path, *names: str) -> None:
 
 
 def _check_size(path: Path, expected_bytes: int) -> None:
-    """Raise InputError if a file is missing or has another size."""
+    """Raise InputError if a file is missing or does not have the expected size."""
     try:
         found = path.stat().st_size
     except FileNotFoundError:

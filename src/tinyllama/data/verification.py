@@ -1,7 +1,7 @@
 """Verification of a token store: every file exists with its recorded size and hash, and there are no other files.
 
 The verification reads every byte and finds any flipped bit: `manifest.sha256` has the hash of the manifest, the
-manifest has the hashes of the splits' manifests, and these have the hashes of the shards.
+manifest has the hashes of the splits' manifests, and the splits' manifests have the hashes of the shards.
 """
 
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ class ExpectedFile(NamedTuple):
     path: Path
     sha256: str
     bytes: int | None
-    """Size in bytes; None if the manifest has no size."""
+    """Size in bytes; None if the manifest does not record the size."""
 
 
 def find_corruption(store: Path) -> list[str]:
     """Return one line for each file of a store that is changed, truncated, missing or unexpected.
 
-    Raises InputError if there is no finished store.
+    Raises InputError if `store` is not a finished store.
     """
     if not any((store / name).is_file() for name in ("manifest.json", "manifest.sha256")):
         raise InputError(f"{store}: no finished token store here; run `tinyllama prepare` with its recipe")

@@ -24,20 +24,20 @@ MATCHING_ITEMS = "matching_items"
 """Metadata key of a contaminated document: numbers of the matching items, by evaluation task."""
 
 _MAX_CHARACTERS = 5_000_000
-"""Maximum document length for filters, in characters: their lists of words take up to 120 bytes per character."""
+"""Maximum document length for filters, in characters; a filter's list of words takes up to 120 bytes per character."""
 
 
 class CleaningStage(NamedTuple):
-    """A stage; all its tasks must finish before the next stage starts."""
+    """A cleaning stage, whose tasks must all finish before the next stage starts."""
 
     name: str
     tasks: int
     run: Callable[[Iterator[Document], int], None]
-    """Function that runs task `rank`, with the documents of the recipe's task of the same rank."""
+    """Function that runs a task of the stage, given the documents of the recipe's task `rank`, and `rank` itself."""
 
 
 def check_cleaning(recipe: Recipe) -> None:
-    """Raise InputError if a source needs a missing package, or if its language has no rules to split words."""
+    """Raise InputError if a source needs a missing package, or if no rules split its language into words."""
     for name, source in recipe.data.sources.items():
         cleaning, place = source.clean, f"data.sources.{name}.clean"
         needs_words = [field for field in ("filters", "decontaminate") if getattr(cleaning, field)]
@@ -94,7 +94,10 @@ def cleaning_stages(recipe: Recipe, task_sources: Sequence[str], work: Path) -> 
 
 
 def cleaning_steps(recipe: Recipe, source_name: str, rank: int, work: Path, on_drop: DropCallback) -> list[Step]:
-    """Return the steps after the stages for the documents of task `rank` of the source `source_name`."""
+    """Return the cleaning steps for the documents of task `rank`, which reads the source `source_name`.
+
+    The steps use the results of the cleaning stages in `work`, and call `on_drop` for each dropped document.
+    """
     cleaning = recipe.data.sources[source_name].clean
     steps: list[Step] = []
     if kind := cleaning.deduplicate:
@@ -168,7 +171,7 @@ class _DroppedDocumentWriter:
 
 
 def _quality_filter(name: str, language: str, writer: _DroppedDocumentWriter) -> Any:
-    """Return a datatrove filter with its default thresholds, which are those of its paper."""
+    """Return a datatrove filter with its default thresholds, which come from the filter's paper."""
     from datatrove.pipeline import filters  # noqa: PLC0415 - needs the extra `clean`
 
     match name:

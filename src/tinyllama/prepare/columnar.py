@@ -42,19 +42,22 @@ class UnusableValue:
     reason: str
     """Reject reason, with `{column}` as a placeholder for the name of the column."""
     size: int = 0
-    """Size in bytes."""
+    """Size of the value in bytes."""
 
     def __len__(self) -> int:
         return self.size
 
 
-# Python has no object for some values, such as a date in the year 30,000.
+# Values other than text are not converted, since Python has no object for some, such as a date in the year 30,000.
 _NON_TEXT = UnusableValue("{column} is not text")
 _INVALID_UTF8 = UnusableValue("{column} is not UTF-8")
 
 
 def decode_utf8(utf8: memoryview) -> TextLike | UnusableValue:
-    """Return a document as a string, or unchanged if it has more than LONG_BYTES; a placeholder if it is unusable."""
+    """Return a document as a string, or unchanged if it has more than LONG_BYTES.
+
+    Returns a placeholder if the document is unusable.
+    """
     if len(utf8) > LONGEST_BYTES:
         return UnusableValue(TOO_LONG, len(utf8))
     if len(utf8) > LONG_BYTES:
@@ -73,7 +76,7 @@ def parquet_columns(file: Path | BinaryIO) -> list[str]:
 def parquet_rows(local: Path, name: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a parquet file with the given columns; `name` is for messages.
 
-    Raises InputError if a page decompresses to more than a reader's memory bound, or if a column contains lists.
+    Raises InputError if a decompressed page is larger than _MAX_PAGE_BYTES, or if a column contains lists.
     """
     with (
         pyarrow.parquet.ParquetFile(local, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file,
@@ -95,11 +98,13 @@ def parquet_rows(local: Path, name: str, columns: Sequence[str]) -> Iterator[dic
 
 
 def _bounded_rows(data: mmap.mmap, name: str, chunk: Any) -> int:
-    """Return the number of rows per batch for at most _MAX_BATCH_BYTES if each row has the dictionary's longest value.
+    """Return the maximum number of rows per batch for which a column takes at most _MAX_BATCH_BYTES.
+
+    The bound assumes that each value is as long as the entire dictionary of the column chunk.
 
     Raises InputError if a page is larger than _MAX_PAGE_BYTES.
     """
-    # With DELTA_BYTE_ARRAY, a value may repeat the complete previous value.
+    # With DELTA_BYTE_ARRAY, a few bytes can repeat the complete previous value, so a small page can have long values.
     rows = 1 if "DELTA_BYTE_ARRAY" in chunk.encodings else _MAX_BATCH_ROWS
     column = printable(chunk.path_in_schema)
     try:
@@ -189,7 +194,7 @@ def _batch_to_rows(batch: Any) -> Iterator[dict[str, Any]]:
 def _decode_column(column: Any) -> list[Any]:
     """Return the values of a column of strings, or of structs that may contain strings.
 
-    Values of other types become placeholders, except null.
+    Null values become None, and values of other types become placeholders.
     """
     types = pyarrow.types
     if isinstance(column, pyarrow.ExtensionArray):
@@ -206,7 +211,7 @@ def _decode_column(column: Any) -> list[Any]:
         return [_NON_TEXT if ok else None for ok in column.is_valid().to_pylist()]
     column = column.view(kind)
     column.validate(full=True)  # offsets of a damaged file could return the bytes of other rows
-    # Strings are decoded in place: arrow's conversion copies them, and one bad value makes it fail for the batch.
+    # Strings are decoded in place: arrow's conversion copies them, and one invalid value makes the entire batch fail.
     return [decode_utf8(memoryview(value.as_buffer())) if value.is_valid else None for value in column]
 
 

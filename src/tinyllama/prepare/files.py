@@ -43,8 +43,8 @@ def find_files(path: str, is_wanted: Callable[[str], bool], unwanted: list[str] 
 
     Folders are searched recursively, through symbolic links, for files whose names satisfy `is_wanted`. The paths of
     other files are appended to `unwanted`. As in a shell, names that begin with a dot match only if the path or glob
-    has the dot. Raises InputError if a folder or file cannot be read, or if a symbolic link leads back to a folder
-    above it.
+    has the dot. Raises InputError if a folder or file cannot be read, or if a symbolic link leads back to a folder that
+    contains the link.
     """
     if _is_remote(path):
         with _translate_access_errors(path):
@@ -130,7 +130,7 @@ def file_size(path: str) -> int:
 
 
 def modified_after(path: str, seconds: float) -> bool:
-    """Return whether a file was modified at or after a time in seconds since 1970; False if its time is unknown."""
+    """Return whether a file was modified at or after `seconds` since 1970; False if the file's time is unknown."""
     with _translate_access_errors(path):
         if not _is_remote(path):
             found = Path(path).stat()
@@ -143,7 +143,7 @@ def modified_after(path: str, seconds: float) -> bool:
 
 
 def find_modified_input(record: Path, inputs: list[dict[str, Any]]) -> str | None:
-    """Return the first input that is newer than the file `record` and has a hash different from the recorded one."""
+    """Return the first of `inputs` that is newer than the file `record` and no longer has its listed hash, or None."""
     written = record.stat().st_mtime
     for entry in inputs:
         path = str(entry["path"])
@@ -155,7 +155,7 @@ def find_modified_input(record: Path, inputs: list[dict[str, Any]]) -> str | Non
 
 
 def canonical_path(path: str) -> str:
-    """Return a name for a file that does not depend on the links or the spelling in its path."""
+    """Return one path for a file, whatever symbolic links or spelling its given path has."""
     if _is_remote(path):
         return f"{path.split('://', maxsplit=1)[0]}://{_filesystem(path)._strip_protocol(path)}"
     folder, name = os.path.split(path)

@@ -27,7 +27,8 @@ def inspect_lines(
 ) -> Iterator[str]:
     """Yield the output of `tinyllama inspect`: a store's description, or the provenance of a row of a recipe's step.
 
-    Raises InputError if a part of the row's address is missing.
+    Without `row`, row 0 is described. Raises InputError if only one of `recipe` and `step` is given, or if `row` is
+    given without both.
     """
     if (recipe is None) != (step is None) or (row is not None and step is None):
         raise InputError("inspect: tracing a row needs --recipe, --step and --row together; add the missing ones")
@@ -136,7 +137,7 @@ def _samples(store: TokenStore, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def trace_row(store: TokenStore, recipe: Recipe, step: int, row: int, tokenizer: Tokenizer | None) -> Iterator[str]:
-    """Yield the lines that list the documents in a row of a training step, from its first token to its last target.
+    """Yield lines that list the documents in a row of a training step, from the row's first token to its last target.
 
     Steps are counted from 0, as in `sequences`; metrics.jsonl lists the result of step s as step s + 1. Rows are
     counted from 0. Raises InputError if the row does not exist, or if the recipe belongs to another store.

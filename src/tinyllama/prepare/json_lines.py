@@ -1,7 +1,7 @@
 """Parser of JSON lines, with support for numbers that orjson refuses, lone surrogates and very long strings.
 
-Long strings are removed from a line before it is parsed. Then they are unescaped into UTF-8, one megabyte at a time. A
-document of 200 MB thus takes 400 MB of memory, independent of its characters.
+Long strings are removed from a line before it is parsed. Then the strings are unescaped into UTF-8, one megabyte at a
+time. A document of 200 MB thus takes 400 MB of memory, whatever characters it contains.
 """
 
 import json
@@ -37,7 +37,7 @@ class RepairedObject(dict[str, Any]):
 def parse_json(data: bytes | bytearray) -> Any:
     """Parse JSON like Python's json, with NaN, Infinity and numbers of any size; replace lone surrogates by U+FFFD.
 
-    Raises orjson.JSONDecodeError if Python's json cannot parse it either.
+    Raises orjson.JSONDecodeError if Python's json cannot parse `data` either.
     """
     try:
         return orjson.loads(data)  # several times as fast as the json module
@@ -103,7 +103,7 @@ def _unescape(line: bytes | bytearray, start: int, stop: int) -> tuple[bytearray
 
 
 def parse_line(name: str, numbered: tuple[int, bytes | bytearray | None]) -> tuple[int, dict[str, Any] | str]:
-    """Return the number of a line from `iter_lines`, and the object on the line or its reject reason.
+    """Parse a line from `iter_lines`; return the line's number, and the line's object or reject reason.
 
     `name` is the file's name for messages. Raises InputError if the first line begins a value that spans several lines,
     MemoryError if memory is exhausted.
@@ -116,7 +116,7 @@ def parse_line(name: str, numbered: tuple[int, bytes | bytearray | None]) -> tup
         value = parse_long_line(line) if is_long else parse_json(line)
     except orjson.JSONDecodeError as error:
         if error.msg.startswith("Not enough memory"):
-            raise MemoryError(error.msg) from None  # the row may be valid
+            raise MemoryError(error.msg) from None  # not rejected, since the row may be valid
         if number == 1 and begins_multiline_json(line):
             command = "jq -c '.[]'" if line.lstrip()[:1] == b"[" else "jq -c ."
             raise InputError(

@@ -23,11 +23,11 @@ from tinyllama.tokenizer import Tokenizer
 
 CompletionRecord = dict[str, Any]
 _OUTCOMES = ("splits", "contamination", "skipped_files", "suspect_files")
-"""Fields of a source in the store's manifest, except its settings."""
+"""Fields of a source in the store's manifest that are results of `prepare` and not settings."""
 
 
 def store_settings(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return all settings that determine the store's bytes together with the inputs, in the form of the manifest."""
+    """Return the settings that, together with the inputs, determine the store's bytes, in the manifest's form."""
     return {
         "format_version": FORMAT_VERSION,
         "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
@@ -40,7 +40,7 @@ def _recipe_settings(recipe: Recipe) -> dict[str, Any]:
     sources = {}
     for name, source in recipe.data.sources.items():
         fields = source.model_dump(mode="json", exclude={"path", "weight", "max_compression_ratio"})
-        # Older stores lack these fields.
+        # Manifests of older stores lack separator and holdout, so empty values of these two fields are omitted.
         sources[name] = {key: fields[key] for key in fields if key not in ("separator", "holdout") or fields[key]}
     return {
         "document": recipe.data.document.model_dump(),
@@ -168,7 +168,7 @@ def _write_split(job: Job, folder: Path, own: dict[int, CompletionRecord]) -> di
 
 
 def _shard_entry(record: CompletionRecord, split: str) -> dict[str, Any]:
-    """Return a shard's entry, with the number of its documents from each input."""
+    """Return a shard's entry in the split's manifest, with the number of the shard's documents from each input."""
     inputs = [{**entry, "documents": entry["documents"].get(split, 0)} for entry in record["inputs"]]
     return {**record["shards"][split], "inputs": inputs}
 

@@ -28,7 +28,7 @@ from tinyllama.tokenizer import Tokenizer
 
 
 def prepare_store(recipe: Recipe, strict: bool = False) -> TokenStore | None:
-    """Write the recipe's token store, resuming an interrupted run, and open it.
+    """Write the recipe's token store, or complete an interrupted store, and open the store.
 
     Returns None if Slurm runs the tasks; its last job then finishes the store. Raises InputError if a file is not
     readable or writable, if a source has no documents, or if the store was made from other data. If `strict`, raises
@@ -158,5 +158,5 @@ def _progress_source(job: Job, stage: str) -> tuple[int, str, Callable[[], int]]
 
 
 def _finish_slurm_job(job: Job, plan: dict[str, Any], strict: bool, data: Any, rank: int, world_size: int) -> None:
-    """Write the manifests after all tasks, as a step of a datatrove pipeline in the last Slurm job."""
+    """Write the manifests, as a step of a datatrove pipeline in the last Slurm job, after all tasks."""
     write_manifests(job, plan, strict)

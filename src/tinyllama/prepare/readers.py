@@ -74,7 +74,7 @@ class SourceRow:
     row: int
     """Position in the file, counted from 0."""
     text: TextLike
-    """Document as a string, or as UTF-8 bytes if it has many megabytes."""
+    """Document as a string, or as UTF-8 bytes if it is longer than LONG_BYTES."""
     subset: str = ""
     """SlimPajama's `redpajama_set_name` or Starcoderdata's language; empty for other formats."""
     repaired: bool = False
@@ -89,7 +89,7 @@ class FileCounts:
         self.rejected: Counter[str] = Counter()
 
     def add(self, row: SourceRow | RejectedRow) -> None:
-        """Count a row. Raises InputError if over a million rows, and more rows than are usable, are rejected."""
+        """Count a row. Raises InputError if over a million rows are rejected and fewer rows are usable."""
         if isinstance(row, SourceRow):
             self.usable += 1
         elif row.is_intentional:
@@ -101,7 +101,7 @@ class FileCounts:
                 raise InputError(f"{self.path}: {total:,} rows are rejected, the last as {row.reason!r}; exclude it")
 
     def warnings(self) -> list[dict[str, Any]]:
-        """Return a list with an entry for the store's manifest, or an empty list if most rows are usable."""
+        """Return one manifest entry in a list if no row or a minority of rows is usable, otherwise an empty list."""
         total = self.rejected.total()
         if total > self.usable or (not self.usable and not self.has_excluded):
             return [{"file": self.path, "rows": self.usable + total, "rejected": dict(sorted(self.rejected.items()))}]
@@ -111,10 +111,10 @@ class FileCounts:
 def read_rows(
     path: str, source: Source, local: Path | None = None, counts: FileCounts | None = None
 ) -> Iterator[SourceRow | RejectedRow]:
-    """Yield every row of a file, usable or rejected, and add it to `counts`.
+    """Yield every row of a file, usable or rejected, and count the row in `counts`.
 
-    `local` is the file's local copy if it already exists. Raises InputError if the file cannot be read to its end, is a
-    Git pointer file, lacks a column, or has more than a million rejected rows.
+    `local` is a local copy of the file, if one already exists. Raises InputError if the file cannot be read to its end,
+    is a Git pointer file, lacks a column, or has too many rejected rows (see `FileCounts.add`).
     """
     counts = counts or FileCounts(path)
     with local_copy(path) if local is None else nullcontext(local) as copy, translate_read_errors(path):
@@ -128,7 +128,7 @@ def read_rows(
 
 
 Fields = Iterator[tuple[int | None, dict[str, Any] | str]]
-"""Last line of each row, if the file has lines, and the fields of the row or its reject reason."""
+"""Pair for each row: the number of the row's last line, if the file has lines, and the fields or the reject reason."""
 
 
 def _read_fields(file: RawFile, source: Source) -> Fields:
@@ -150,7 +150,7 @@ def _read_fields(file: RawFile, source: Source) -> Fields:
 
 
 def _limited(file: RawFile, rows: Iterator[dict[str, Any]]) -> Fields:
-    """Yield rows within the file's decompression limit."""
+    """Yield rows; raise InputError when their total size exceeds the file's decompression limit."""
     limit = DecompressionLimit(file)
     for fields in rows:
         sizes = (len(value) for value in fields.values() if isinstance(value, TextLike | UnusableValue))
@@ -208,7 +208,7 @@ def _reject_reason(value: object, column: str) -> str:
 
 
 def _subset_of(fields: dict[str, Any]) -> str | None:
-    """Return a SlimPajama row's subset: from `meta` (an object or its string), or in re-uploads from another field."""
+    """Return a SlimPajama row's subset: from `meta` (an object or its string), or in re-uploads from its own field."""
     meta = fields.get("meta")
     if isinstance(meta, dict):
         name = meta.get(_SUBSET_FIELD)

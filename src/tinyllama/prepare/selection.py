@@ -22,7 +22,7 @@ from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.training import TrainingText, train_on_lines, training_text
 
 _MAX_FILES = 64
-# Compression ratio of text and code; it affects only the fraction of documents in the sample.
+# Assumed compression ratio of text and code. The ratio affects only the fraction of documents in the sample.
 _BYTES_PER_DISK_BYTE = 4
 
 
@@ -62,7 +62,7 @@ def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -
     if (folder / "tokenizer.model").exists():
         try:
             Tokenizer.load(folder)
-        except InputError as error:  # the file is not from this program
+        except InputError as error:  # another program may have written the file
             raise InputError(
                 f"{first_line(error)}; the file is not overwritten, so name another folder in `tokenizer`"
             ) from None

@@ -46,7 +46,7 @@ _FORMAT_KINDS = {
     "csv": ("csv",),
     "huggingface": ("lines", "parquet", "csv", "arrow"),
 }
-"""Kinds of files for each format."""
+"""Kinds of files that each format reads."""
 _WITHOUT_JSON_LINES = "ending .json without one JSON object per line"
 _HEAD_BYTES = 1 << 16
 _MAX_NAMED_REASONS = 5  # in a message
@@ -102,7 +102,7 @@ def compression_of(name: str) -> str | None:
 
 
 def file_kind(name: str, format: str) -> str:
-    """Return the kind of a file: the format's only kind, or the kind of the suffix (lines if it is unknown)."""
+    """Return a file's kind: the format's only kind, or the kind of the suffix (`lines` if the suffix is unknown)."""
     kinds = _FORMAT_KINDS[format]
     return kinds[0] if len(kinds) == 1 else _KINDS.get(split_suffixes(name)[1], "lines")
 
@@ -125,7 +125,7 @@ def skip_reason(name: str) -> str:
 
 
 def list_files(name: str, source: Source, skipped: Counter[str] | None = None) -> list[InputFile]:
-    """Return every file of a source, sorted by path, and count the other files under its path in `skipped`, by reason.
+    """Return a source's files, sorted by path; count the other files in the source's folders in `skipped`, by reason.
 
     Raises InputError if there is no file, if a folder in the recipe does not exist, if a file cannot be read or would
     be read twice, or if a folder of Starcoderdata lacks the text column.
@@ -226,7 +226,7 @@ def _check_no_duplicate_files(name: str, files: list[InputFile]) -> None:
 
 
 def _read_head(path: str) -> bytes:
-    """Return the first decompressed bytes of a file, or its name if the file is unreadable; a later read reports it."""
+    """Return the first decompressed bytes of a file, or the file's name if an error occurs; a later read reports it."""
     try:
         with open_input(path) as file:
             chunks = decompress(pyarrow.PythonFile(file), compression_of(path))

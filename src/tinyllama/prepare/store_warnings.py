@@ -12,9 +12,9 @@ from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 
 HELD_OUT = "held out for validation"
-"""Reason in the counts for documents of the validation split."""
+"""Reason under which documents of the validation split are counted."""
 TAIL_HELD_OUT = "end held out for validation"
-"""Reason in the counts for documents with a tail in the validation split."""
+"""Reason under which documents with a tail in the validation split are counted."""
 MAX_LISTED_FILES = 100
 """Maximum number of suspect files that a manifest lists per source."""
 _MAX_SHOWN_FILES = 10
@@ -30,7 +30,7 @@ _REMEDIES = {
     "excluded: ": "correct include and exclude",
     f"{HELD_OUT}$": "set the source's holdout to tail, or a separator for text, or lower data.validation_fraction",
 }
-"""Remedy for rejected rows by the most frequent reason."""
+"""Remedy for rejected rows, by a pattern of the most frequent reason."""
 
 
 def rejection_remedy(reasons: Counter[str]) -> str:
@@ -40,7 +40,7 @@ def rejection_remedy(reasons: Counter[str]) -> str:
 
 
 def file_warning_lines(manifest: Mapping[str, Any]) -> list[str]:
-    """Format one line for each of the first suspect files, from the store's manifest."""
+    """Format a warning line for each of the first suspect files in a store's manifest, and count the others."""
     lines: list[str] = []
     for fields in manifest["sources"].values():
         found = fields.get("suspect_files", {"count": 0, "first": []})

@@ -1,8 +1,8 @@
 """Decompressed bytes of a raw file, as chunks, lines or documents of any length, in bounded memory.
 
-Arrow's streams detect a truncated gzip member or zstd frame, but zstandard's own reader does not. They return small
-amounts at a time, even for a high compression ratio. Arrow does not support xz, and Python's `LZMAFile` ignores a
-damaged stream after the first stream, so this module uses the `lzma` decompressor directly.
+Arrow's streams detect a truncated gzip member or zstd frame, but zstandard's own reader does not. Arrow's streams also
+return small amounts at a time, even for a high compression ratio. Arrow does not support xz, and Python's `LZMAFile`
+ignores a damaged stream after the first stream, so this module uses the `lzma` decompressor directly.
 """
 
 import codecs
@@ -22,9 +22,9 @@ from tinyllama.errors import InputError
 from tinyllama.prepare.files import error_reason
 
 LONG_BYTES = 32 << 20
-"""Size in bytes above which a document stays UTF-8, because one emoji makes a Python string four times as large."""
+"""Size in bytes above which a document remains bytes, because one emoji makes a Python string four times as large."""
 LONGEST_BYTES = 256 << 20
-"""Size in bytes above which a document, or a line of JSON, is rejected; bounds the memory of a reader."""
+"""Size in bytes above which a document, or a line of JSON, is rejected, to bound the memory of a reader."""
 TOO_LONG = f"longer than {LONGEST_BYTES >> 20} MiB"
 """Reject reason for a document or line of more than LONGEST_BYTES."""
 READ_ERRORS = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, pyarrow.ArrowException)
@@ -83,7 +83,7 @@ class DecompressionLimit:
 
 @contextmanager
 def translate_read_errors(path: str) -> Iterator[None]:
-    """Convert the errors of reading a damaged file to an InputError that names it."""
+    """Convert the errors of reading a damaged file to an InputError that names the file."""
     try:
         yield
     except MemoryError:  # arrow's own MemoryError is also an ArrowException
@@ -170,7 +170,7 @@ def iter_documents(file: RawFile, separator: str) -> Iterator[bytes | bytearray 
             elif _is_nonblank(tail := trim(tail)):
                 complete.append(tail)
             tail, is_too_long = bytearray(last), False
-            while complete:  # as in `iter_lines`
+            while complete:  # popped before it is yielded, as in `iter_lines`
                 yield complete.pop()
     if is_too_long:
         yield None
@@ -189,7 +189,7 @@ def read_bytes(file: RawFile) -> bytearray | None:
 
 
 def open_text(file: RawFile) -> io.TextIOWrapper:
-    """Open the bytes of `iter_chunks` as text; bytes that are not UTF-8 become lone surrogates."""
+    """Open a file's decompressed bytes as text; bytes that are not UTF-8 become lone surrogates."""
     chunks = io.BufferedReader(_ChunkReader(iter_chunks(file)), _CHUNK_BYTES)
     return io.TextIOWrapper(chunks, "utf-8", "surrogateescape", "")
 

@@ -1,4 +1,4 @@
-"""Tasks of `prepare`: consecutive input files of one source, which become one shard.
+"""Tasks of `prepare`, each a series of consecutive input files of one source that become one shard.
 
 The tasks depend only on the recipe and the input files, and each finished task writes a completion record. Therefore
 the number of workers, the executor and interruptions do not change the store.
@@ -36,7 +36,7 @@ class Task:
     files: tuple[str, ...]
     """Local paths or URLs."""
     validation_fraction: float
-    """Fraction of the text in the validation split."""
+    """Fraction of the task's text that becomes part of the validation split."""
 
     @property
     def name(self) -> str:
@@ -92,7 +92,7 @@ class Job:
         return self.work / "rejects" / f"{self.tasks[rank].name}.jsonl"
 
     def fingerprint(self, rank: int) -> list[Any]:
-        """Return the inputs of task `rank` as JSON; equal fingerprints mean that a completion record is still valid."""
+        """Return the inputs of task `rank` as JSON; a completion record is valid while this value is unchanged."""
         task = self.tasks[rank]
         return [[file, self.inputs[file]] for file in task.files] + [task.validation_fraction]
 

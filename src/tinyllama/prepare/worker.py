@@ -56,7 +56,7 @@ class TaskStats:
     changed: Counter[str] = field(default_factory=Counter)
     """Number of changed rows, by reason."""
     warnings: list[dict[str, Any]] = field(default_factory=list)
-    """See `FileCounts.warnings`."""
+    """Entries of `FileCounts.warnings` for all files of the task."""
     inputs: list[dict[str, Any]] = field(default_factory=list)
     """Path, size in bytes and SHA-256 of each input, and its number of documents in each split."""
     contaminated: list[dict[str, list[int]]] = field(default_factory=list)
@@ -198,7 +198,7 @@ def _tokenize(
 
 
 def _assign_splits(job: Job, task: Task, text: TextLike) -> list[tuple[str, TextLike]]:
-    """Return the split and the text of a document, or of both its parts if its tail is held out."""
+    """Return the split and the text of a document, or of both parts of a document whose tail is held out."""
     fraction = task.validation_fraction
     if not fraction:
         return [(task.split, text)]
@@ -210,15 +210,18 @@ def _assign_splits(job: Job, task: Task, text: TextLike) -> list[tuple[str, Text
 
 @lru_cache(maxsize=1)
 def cached_tokenizer(path: str) -> Tokenizer:
-    """Return the tokenizer, which is loaded once; forked workers inherit it, and its cache is kept between tasks."""
+    """Load the tokenizer in the folder `path`, but only once per process.
+
+    Forked workers inherit the loaded tokenizer. Its cache is kept between tasks.
+    """
     return Tokenizer.load(path)
 
 
 class ShardWriter:
     """Writer of one shard: `00000.tokens`, `.documents` and `.rows`, which appear when the block ends.
 
-    A shard without documents has no files. The hashes are of the bytes in memory, not of the bytes that a disk returns.
-    The ends and rows of documents, 16 bytes per document, are kept in memory until the block ends.
+    A shard without documents has no files. The hashes are computed from the bytes in memory, not from the bytes that a
+    disk returns. The ends and rows of documents, 16 bytes per document, are kept in memory until the block ends.
     """
 
     def __init__(self, folder: Path, number: int) -> None:
