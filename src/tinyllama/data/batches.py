@@ -66,7 +66,7 @@ def rank_slice(recipe: Recipe, rank: int, ranks: int) -> slice:
 
 
 def read_sequences(split: Split, indices: list[int], length: int) -> Tensor:
-    """Return sequences of a split: int64 [len(indices), length + 1], `length` inputs and, shifted by one, targets."""
+    """Return sequences of a split as int64 [len(indices), length + 1]; the targets are the inputs shifted by one."""
     return _read([span for index in indices for span in _sequence_spans(split, index, length)], length)
 
 
