@@ -48,7 +48,7 @@ def test_token_count_notations(text: object, tokens: int) -> None:
         ({"data.workers": "x"}, "data.workers: 'x'", "valid integer"),
         ({"data.sources.slimpajama.wight": 1}, "data.sources.slimpajama.wight", "did you mean weight?"),
         ({"data.sources.slimpajama.format": "json"}, "data.sources.slimpajama.format", "'jsonl'"),
-        ({"data.stages": [{"from_tokens": 0, "weights": {"x": 1}}]}, "'x'", "sources lacks"),
+        ({"data.stages": [{"from_tokens": 0, "weights": {"x": 1}}]}, "'x'", "not in sources"),
         (
             {"data.sources.slimpajama.weight": 0, "data.sources.starcoderdata.weight": 0},
             "sources' weights",
