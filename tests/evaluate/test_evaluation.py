@@ -83,7 +83,7 @@ def test_missing_tokenizer_is_an_error(tmp_path: Path, model: str, request: pyte
     for path in folder.glob("*token*"):
         path.unlink()
     error = error_of(folder)
-    assert str(folder) in error and "cannot load the tokenizer" in error
+    assert str(folder) in error and ("no tokenizer" in error or "cannot load the tokenizer" in error)
 
 
 def test_missing_weights_are_an_error(neox_folder: Path, tmp_path: Path) -> None:
