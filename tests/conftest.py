@@ -24,7 +24,7 @@ from filelock import FileLock
 from tests.engine_server import run_in_fork
 
 from tinyllama.prepare.corpus import EMBEDDED_CORPUS_MANIFEST, STAGING_DIR, CorpusSizes, write_corpus
-from tinyllama.prepare.pipeline import prepare_store
+from tinyllama.prepare.pipeline import build_store
 from tinyllama.prepare.tasks import Job
 from tinyllama.prepare.worker import run_task
 from tinyllama.recipe import Recipe
@@ -125,7 +125,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     train_tokenizer(modules, 600).save(folder / "tokenizer", 128)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(small_recipe(folder), sort_keys=False))
-    prepare_store(Recipe.load(folder / "recipe.yaml"))
+    build_store(Recipe.load(folder / "recipe.yaml"))
     return folder
 
 
@@ -193,7 +193,7 @@ def interrupt(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, after: int) -> No
     with monkeypatch.context() as patch:
         patch.setattr("tinyllama.prepare.executors.run_task", dying)
         with pytest.raises(KeyboardInterrupt):
-            prepare_store(recipe)
+            build_store(recipe)
 
 
 @cache

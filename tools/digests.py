@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from tinyllama.prepare.pipeline import prepare_store
+from tinyllama.prepare.pipeline import build_store
 from tinyllama.recipe import Recipe
 from tinyllama.release.release import release_run
 from tinyllama.tokenizer.training import train_tokenizer
@@ -61,7 +61,7 @@ def main() -> None:
         Path("raw/lines.txt").write_text("\n".join(texts[300:]))
         train_tokenizer(texts, 600).save("tokenizer", 128)
         recipe = Recipe.model_validate(RECIPE)
-        prepare_store(recipe)
+        build_store(recipe)
         files = {str(path): path for path in sorted(Path("store").rglob("*")) if path.suffix in SUFFIXES}
         found = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
         weights = load_file(release_run(train(recipe), formats=["huggingface"]) / "huggingface/model.safetensors")

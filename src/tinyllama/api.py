@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def prepare_store(recipe: Recipe, strict: bool = False) -> "TokenStore | None":
     """Check the recipe, print warnings, and make or complete its token store.
 
-    Raises the same errors as `prepare.pipeline.prepare_store`, and InputError if training with the recipe or the
+    Raises the same errors as `prepare.pipeline.build_store`, and InputError if training with the recipe or the
     release at a milestone would fail.
     """
     from tinyllama.preflight import check_preparation
@@ -30,7 +30,7 @@ def prepare_store(recipe: Recipe, strict: bool = False) -> "TokenStore | None":
 
     for warning in check_preparation(recipe):
         echo(warning, to_stderr=True)
-    return pipeline.prepare_store(recipe, strict)
+    return pipeline.build_store(recipe, strict)
 
 
 def train_model(recipe: Recipe, *, allow_change: bool = False) -> Path:

@@ -68,7 +68,7 @@ def run_demo(recipe: Recipe) -> int:
 
 def _corpus(recipe: Recipe) -> Iterator[str]:
     folder = _corpus_folder(recipe)
-    if (Path(recipe.data.store) / "manifest.json").is_file():
+    if TokenStore.exists(recipe.data.store):
         yield f"{folder}: already prepared"
         return
     for name, sizes in write_corpus(folder).items():

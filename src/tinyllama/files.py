@@ -149,14 +149,17 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not valid JSON ({error}); restore it, or rebuild what contains it") from None
 
 
-def read_regular_file(path: Path, max_bytes: int = 1 << 28) -> bytes:
-    """Return a file's bytes. Raises InputError if the file is a pipe or a device, or is larger than `max_bytes`."""
+_MAX_FILE_BYTES = 1 << 28
+
+
+def read_regular_file(path: Path) -> bytes:
+    """Return a file's bytes. Raises InputError if the file is a pipe, a device or too large."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise InputError(f"{path}: not a regular file; put the file itself there")
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise InputError(f"{path}: is larger than {max_bytes >> 20} MiB; restore it, or rebuild what contains it")
+        data = file.read(_MAX_FILE_BYTES + 1)
+    if len(data) > _MAX_FILE_BYTES:
+        raise InputError(f"{path}: is larger than {_MAX_FILE_BYTES >> 20} MiB; restore it, or rebuild what contains it")
     return data
 
 

@@ -66,6 +66,8 @@ _B200 = "NVIDIA HGX B200 and DGX B200 data sheets, of 8 GPUs: 1,440 GB, 36 PFLOP
 _ADA = "NVIDIA Ada GPU Architecture white paper, appendix A; PCIe without peer-to-peer"
 _AMPERE = "NVIDIA Ampere GA102 GPU Architecture white paper, table 9; PCIe without peer-to-peer"
 
+FLOAT8_CAPABILITY = (8, 9)
+"""Lowest CUDA compute capability with float8 matrix products (Ada)."""
 HARDWARE_SPECS = {
     spec.name: spec
     for spec in (
@@ -123,7 +125,7 @@ def peak_flops(device: "torch.device", precision: "torch.dtype") -> float | None
     return spec.peak_flops("bf16" if precision == torch.bfloat16 else "fp32") if spec else None
 
 
-def benchmark_matmul_flops(precision: "torch.dtype", size: int = 2048) -> float:
+def benchmark_matmul_flops(precision: "torch.dtype") -> float:
     """Measure the FLOP/s of square matrix products on the CPU and return the highest value.
 
     The benchmark ends after at least three matrix products and half a second, or after one second with fewer products.
@@ -131,6 +133,7 @@ def benchmark_matmul_flops(precision: "torch.dtype", size: int = 2048) -> float:
     """
     import torch
 
+    size = 2048
     left, right = torch.ones(2, size, size, dtype=precision)
     seconds: list[float] = []
     while sum(seconds) < (1.0 if len(seconds) < 3 else 0.5):

@@ -1,11 +1,12 @@
 """Downloads from the Hugging Face hub, and one-line error messages for all requests to the hub."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from httpx import HTTPError, TransportError
-from huggingface_hub import get_token, snapshot_download
+from huggingface_hub import HfApi, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from tinyllama.errors import InputError, summarize_error
@@ -28,6 +29,11 @@ def download_snapshot(repository: str, patterns: list[str]) -> Path:
             f"{repository}: no such folder here, and the hub cannot provide it ({summarize_error(error)}); correct the "
             "name, connect to the hub, or set HF_TOKEN to a token with read access"
         ) from None
+
+
+def open_hub() -> HfApi:
+    """Return the interface of the hub that HF_ENDPOINT names, by default huggingface.co."""
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None)
 
 
 @contextmanager

@@ -127,8 +127,8 @@ def check_float8(recipe: Recipe) -> None:
     for name, size in sizes.items() if recipe.train.float8 else ():
         if size % 16:
             raise InputError(
-                f"train.float8: model.{name} is {size}, but float8 products need multiples of 16; change the model, or "
-                "take float8 out"
+                f"train.float8: model.{name} is {size}, but float8 matrix products need multiples of 16; change the "
+                "model, or take float8 out"
             )
 
 

@@ -23,7 +23,7 @@ from tinyllama.data.verification import find_corruption
 from tinyllama.errors import InputError
 from tinyllama.files import sha256_of, write_json
 from tinyllama.prepare.inspection import describe
-from tinyllama.prepare.pipeline import prepare_store
+from tinyllama.prepare.pipeline import build_store
 from tinyllama.prepare.worker import ShardWriter
 from tinyllama.progress import set_quiet
 from tinyllama.recipe import Recipe
@@ -39,7 +39,7 @@ def valid_store() -> Path:
         write_jsonl(folder / f"raw/{name}/a.jsonl", modules[:3] if name == "modules" else modules[4].split("\n\n")[:40])
     train_tokenizer(modules, 400).save(folder / "tokenizer")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(small_recipe(folder)))
-    prepare_store(Recipe.load(folder / "recipe.yaml"))
+    build_store(Recipe.load(folder / "recipe.yaml"))
     return folder / "store"
 
 

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from tinyllama.prepare.pipeline import prepare_store
+from tinyllama.prepare.pipeline import build_store
 from tinyllama.prepare.readers import SourceRow, read_rows
 from tinyllama.recipe import Recipe, Source
 
@@ -24,7 +24,7 @@ def read(path: str, format: str, separator: str | None = None) -> tuple[int, int
 
 
 def prepare(recipe: str, overrides: str) -> tuple[int]:
-    store = prepare_store(Recipe.load(recipe, json.loads(overrides)))
+    store = build_store(Recipe.load(recipe, json.loads(overrides)))
     assert store is not None
     return (store["books/train"].num_tokens,)
 

@@ -16,7 +16,7 @@ from tests.conftest import contents, interrupt, python_sources, write_jsonl
 from tinyllama.data.store import TokenStore
 from tinyllama.data.verification import find_corruption
 from tinyllama.errors import InputError
-from tinyllama.prepare.pipeline import prepare_store
+from tinyllama.prepare.pipeline import build_store
 from tinyllama.recipe import Recipe
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,7 @@ def recipe_at(small: Path, raw: Path, store: Path, **overrides: Any) -> Recipe:
 
 @pytest.fixture
 def wanted(recipe: Recipe, small: Path, raw: Path, tmp_path: Path) -> dict[str, bytes]:
-    prepare_store(recipe_at(small, raw, tmp_path / "wanted"))
+    build_store(recipe_at(small, raw, tmp_path / "wanted"))
     return contents(tmp_path / "wanted")
 
 
@@ -68,14 +68,14 @@ def test_slurm_jobs_write_the_same_store(
 ) -> None:
     slurm = {"partition": "cpu", "time": "02:00:00", "memory_gigabytes": 3, "arguments": {"account": "tiny"}}
     on_slurm = recipe_at(small, raw, tmp_path / "store", **{"data.executor": "slurm", "data.slurm": slurm})
-    assert prepare_store(on_slurm) is None
+    assert build_store(on_slurm) is None
     assert contents(tmp_path / "store") == wanted, (jobs / "0.output").read_text()
     script = (jobs / "0.slurm").read_text()
     for option in ("array=0-8%1", "partition=cpu", "time=02:00:00", "mem-per-cpu=3G", "account=tiny"):
         assert f"#SBATCH --{option}\n" in script
     assert "launch_pickled_pipeline" in script
     assert any("--dependency=afterok:" in path.read_text() for path in jobs.glob("*.arguments"))
-    opened = prepare_store(on_slurm)
+    opened = build_store(on_slurm)
     assert opened is not None
     assert opened.digest == TokenStore.open(tmp_path / "wanted").digest
 
@@ -94,16 +94,16 @@ def test_a_lost_slurm_task_alone_is_repeated(
         losing.setenv("PYTHONPATH", f"{KILLED_WORKER}:{os.environ.get('PYTHONPATH', '')}")
         losing.setenv("KILLED_SHARD", "00001")
         losing.setenv("KILLED_WITH", "SLURM_ARRAY_TASK_ID")
-        assert prepare_store(on_slurm) is None
+        assert build_store(on_slurm) is None
     assert (jobs / "0.failed").exists()
     with pytest.raises(InputError, match="is not finished"):
         TokenStore.open(tmp_path / "store")
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").glob("*/train/*.tokens")}
     assert sorted(path.parent.parent.name for path in done) == ["lines", "modules"]
-    assert prepare_store(on_slurm) is None
+    assert build_store(on_slurm) is None
     assert "#SBATCH --array=0-0%1\n" in (jobs / "4.slurm").read_text()  # jobs 0 to 3 are of the first call
     assert {path: path.stat().st_mtime_ns for path in done} == done, "done again"
-    prepare_store(recipe_at(small, tmp_path / "raw", tmp_path / "wanted"))
+    build_store(recipe_at(small, tmp_path / "raw", tmp_path / "wanted"))
     assert contents(tmp_path / "store") == contents(tmp_path / "wanted"), (jobs / "4.output").read_text()
 
 
@@ -116,11 +116,11 @@ def test_slurm_jobs_are_not_submitted_twice(
     on_slurm = recipe_at(
         small, raw, tmp_path / "store", **{"data.executor": "slurm", "data.slurm": {"partition": "cpu"}}
     )
-    assert prepare_store(on_slurm) is None
+    assert build_store(on_slurm) is None
     with pytest.raises(InputError, match=r"Slurm jobs [\d,]+ are not finished; wait for them"):
-        prepare_store(on_slurm)
+        build_store(on_slurm)
     (jobs / "queue").write_text("")
-    assert prepare_store(on_slurm) is None
+    assert build_store(on_slurm) is None
 
 
 def test_slurm_without_sbatch_or_settings_is_refused(
@@ -133,7 +133,7 @@ def test_slurm_without_sbatch_or_settings_is_refused(
         small, raw, tmp_path / "store", **{"data.executor": "slurm", "data.slurm": {"partition": "cpu"}}
     )
     with pytest.raises(InputError, match=r"no sbatch here; run this on a login node"):
-        prepare_store(on_slurm)
+        build_store(on_slurm)
 
 
 @pytest.mark.cluster
@@ -149,7 +149,7 @@ def test_ray_resumes_and_repeats_the_task_of_a_killed_worker(
     monkeypatch.setenv("PYTHONPATH", f"{KILLED_WORKER}:{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setenv("KILLED_SHARD", "00006")
     monkeypatch.setenv("KILLED_ONCE", str(tmp_path / "killed"))
-    store = prepare_store(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray", "data.workers": 2}))
+    store = build_store(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray", "data.workers": 2}))
     assert store is not None
     assert (tmp_path / "killed").exists()
     assert contents(tmp_path / "store") == wanted
@@ -164,7 +164,7 @@ def test_ray_names_an_unreadable_file_and_restores_sigterm(
     before = signal.getsignal(signal.SIGTERM)
     (raw / "3.jsonl.gz").write_bytes(gzip.compress((raw / "3.jsonl").read_bytes())[:-20])
     with pytest.raises(InputError, match=r"3.jsonl.gz: cannot be read to its end"):
-        prepare_store(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray", "data.workers": 2}))
+        build_store(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray", "data.workers": 2}))
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -176,7 +176,7 @@ def test_ray_gives_up_on_a_task_whose_worker_is_always_killed(
     monkeypatch.setenv("PYTHONPATH", f"{KILLED_WORKER}:{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setenv("KILLED_SHARD", "00003")
     with pytest.raises(InputError, match=r"store: a worker was killed, possibly out of memory; run prepare again"):
-        prepare_store(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray"}))
+        build_store(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray"}))
     done = {path.name for path in (tmp_path / "store/.work/completion_records").rglob("*.json")}
     assert "modules.train.00003.json" not in done
     assert done
@@ -189,7 +189,7 @@ def test_ray_without_a_shared_folder_is_refused(
     pytest.importorskip("ray")
     monkeypatch.setattr("tinyllama.prepare.executors.run_task", lambda job, stage, rank: None)
     with pytest.raises(InputError, match=r"task 0 of tokens ended without a completion record here"):
-        prepare_store(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray"}))
+        build_store(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray"}))
 
 
 def command_at(small: Path, raw: Path, store: Path) -> list[str]:

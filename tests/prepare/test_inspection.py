@@ -12,7 +12,7 @@ from tinyllama.cli import main
 from tinyllama.data.order import sequences
 from tinyllama.data.store import TokenStore
 from tinyllama.files import write_json_with_sha256
-from tinyllama.prepare.pipeline import prepare_store
+from tinyllama.prepare.pipeline import build_store
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 
@@ -39,7 +39,7 @@ def test_documents_between_have_a_token_in_the_range(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)  # more than one shard
-    prepare_store(Recipe.load(small / "recipe.yaml", {"data.store": str(tmp_path / "store")}))
+    build_store(Recipe.load(small / "recipe.yaml", {"data.store": str(tmp_path / "store")}))
     split = TokenStore.open(tmp_path / "store")["modules/train"]
     assert len(split.shards) == 2
     every = list(split.find_documents(range(split.num_documents)))
@@ -87,7 +87,7 @@ def test_subsets_are_counted_separately(small: Path, tmp_path: Path, capsys: pyt
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = {"format": "slimpajama", "path": str(tmp_path / "raw"), "weight": 1, "exclude": ["RedPajamaGithub"]}
-    prepare_store(
+    build_store(
         Recipe.load(
             small / "recipe.yaml",
             {"data.store": str(tmp_path / "store"), "data.sources": {"slim": source}, "data.validation_fraction": 0},

@@ -21,7 +21,7 @@ from tinyllama.data.store import TokenStore
 from tinyllama.data.verification import find_corruption
 from tinyllama.errors import InputError
 from tinyllama.files import sha256_of
-from tinyllama.prepare.pipeline import prepare_store
+from tinyllama.prepare.pipeline import build_store
 from tinyllama.prepare.tasks import Job
 from tinyllama.prepare.worker import run_task
 from tinyllama.recipe import Recipe
@@ -33,7 +33,7 @@ def recipe_at(small: Path, store: Path, **overrides: Any) -> Recipe:
 
 
 def prepared(recipe: Recipe) -> TokenStore:
-    store = prepare_store(recipe)
+    store = build_store(recipe)
     assert store is not None
     return store
 
@@ -65,7 +65,7 @@ def test_workers_and_interruptions_never_change_the_bytes(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tinyllama.prepare.tasks._MAX_TASK_BYTES", 1)  # one task per file
-    prepare_store(recipe_at(small, tmp_path / "one"))
+    build_store(recipe_at(small, tmp_path / "one"))
     expected = contents(tmp_path / "one")
     assert "modules/train/00001.tokens" in expected
 
@@ -78,7 +78,7 @@ def test_workers_and_interruptions_never_change_the_bytes(
         run_task(job, stage, rank)
 
     monkeypatch.setattr("tinyllama.prepare.executors.run_task", counting)
-    prepare_store(recipe_at(small, tmp_path / "two"))
+    build_store(recipe_at(small, tmp_path / "two"))
     assert contents(tmp_path / "two") == expected
     assert prepared(recipe_at(small, tmp_path / "two")).digest == TokenStore.open(tmp_path / "one").digest
 
@@ -105,7 +105,7 @@ def test_prepare_killed_repeatedly_gives_the_same_bytes(small: Path, tmp_path: P
         process.wait()
     assert kills > 1
     subprocess.run([*command, "2"], check=True, capture_output=True)
-    prepare_store(recipe_at(small, tmp_path / "undisturbed", **paths))
+    build_store(recipe_at(small, tmp_path / "undisturbed", **paths))
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
     assert find_corruption(tmp_path / "killed") == []
 
@@ -121,7 +121,7 @@ def test_unfinished_deletion_of_work_is_completed(small: Path, tmp_path: Path, m
 
 
 def test_two_worker_processes_write_the_same_store(small: Path, tmp_path: Path) -> None:
-    prepare_store(recipe_at(small, tmp_path / "two", **{"data.workers": 2}))
+    build_store(recipe_at(small, tmp_path / "two", **{"data.workers": 2}))
     assert contents(tmp_path / "two") == contents(small / "store")
 
 
@@ -169,27 +169,27 @@ def test_a_truncated_file_is_named_and_leaves_no_store(small: Path, tmp_path: Pa
         small, tmp_path / "store", **{"data.sources.modules.path": str(tmp_path / "raw"), "data.workers": workers}
     )
     with pytest.raises(InputError, match=r"c.jsonl.zst: cannot be read to its end .*fetch it again"):
-        prepare_store(recipe)
+        build_store(recipe)
     with pytest.raises(InputError, match=r"is not finished; run `tinyllama prepare`"):
         TokenStore.open(tmp_path / "store")
     (tmp_path / "raw/c.jsonl.zst").write_bytes(packed)  # with the file repaired, the same command resumes
-    prepare_store(recipe)
+    build_store(recipe)
     assert find_corruption(tmp_path / "store") == []
 
 
 def test_a_source_without_documents_is_refused(small: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "raw/a.jsonl", ["", ""])
     with pytest.raises(InputError, match=r"data.sources.modules: no document left to train on \(2 rows empty text\)"):
-        prepare_store(recipe_at(small, tmp_path / "store", **{"data.sources.modules.path": str(tmp_path / "raw")}))
+        build_store(recipe_at(small, tmp_path / "store", **{"data.sources.modules.path": str(tmp_path / "raw")}))
     assert not (tmp_path / "store/manifest.json").exists()
 
 
 def test_a_store_of_other_data_is_not_overwritten(small: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"made with validation_fraction 0.1, the recipe has 0.2"):
-        prepare_store(recipe_at(small, small / "store", **{"data.validation_fraction": 0.2}))
+        build_store(recipe_at(small, small / "store", **{"data.validation_fraction": 0.2}))
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match=r"has files but no token store"):
-        prepare_store(recipe_at(small, tmp_path))
+        build_store(recipe_at(small, tmp_path))
 
 
 def test_prepared_shards_read_as_one_array(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,20 +211,20 @@ def test_two_processes_never_prepare_one_store(small: Path, tmp_path: Path) -> N
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(InputError, match=r"store: another process is preparing this store; wait for it"):
-            prepare_store(recipe_at(small, tmp_path / "store"))
+            build_store(recipe_at(small, tmp_path / "store"))
         other.communicate()
-    prepare_store(recipe_at(small, tmp_path / "store"))
+    build_store(recipe_at(small, tmp_path / "store"))
 
 
 def test_changed_raw_files_are_refused(small: Path, tmp_path: Path) -> None:
     shutil.copytree(small / "raw/modules", tmp_path / "raw")
     recipe = recipe_at(small, tmp_path / "store", **{"data.sources.modules.path": str(tmp_path / "raw")})
-    prepare_store(recipe)
+    build_store(recipe)
     changed = tmp_path / "raw/a.jsonl"
     changed.write_text(changed.read_text().replace("import", "IMPORT"))  # of the same length
     os.utime(changed, (1000, 1000))  # as tools do that preserve times
     with pytest.raises(InputError, match=r"a.jsonl has changed since it was made"):
-        prepare_store(recipe)
+        build_store(recipe)
 
 
 def eight_files(folder: Path) -> Path:
@@ -250,8 +250,8 @@ def test_unchanged_tasks_are_kept_after_inputs_change(
         (raw / "5.jsonl").unlink()
     else:
         write_jsonl(raw / "9.jsonl", python_sources(3))
-    prepare_store(recipe_at(small, tmp_path / "store", **paths))
-    prepare_store(recipe_at(small, tmp_path / "undisturbed", **paths))
+    build_store(recipe_at(small, tmp_path / "store", **paths))
+    build_store(recipe_at(small, tmp_path / "undisturbed", **paths))
     assert contents(tmp_path / "store") == contents(tmp_path / "undisturbed")
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
     assert f"inputs changed since it was begun: {5 if change != 'added' else 6} finished" in capsys.readouterr().err
@@ -272,8 +272,8 @@ def test_rejects_follow_their_tasks_after_inputs_change(
     ).unlink()  # as if killed just before it was written
     (tmp_path / "modules/6.jsonl").unlink()
     (tmp_path / "modules/7.jsonl").unlink()
-    prepare_store(recipe_at(small, tmp_path / "store", **paths))
-    prepare_store(recipe_at(small, tmp_path / "undisturbed", **paths))
+    build_store(recipe_at(small, tmp_path / "store", **paths))
+    build_store(recipe_at(small, tmp_path / "undisturbed", **paths))
     assert contents(tmp_path / "store") == contents(tmp_path / "undisturbed")
     rejects = [json.loads(line)["file"] for line in (tmp_path / "store/lines/train/rejects.jsonl").open()]
     assert rejects == [str(tmp_path / f"lines/{number}.jsonl") for number in range(8)]
@@ -288,9 +288,9 @@ def test_unfinished_work_of_another_recipe_is_refused_and_kept(
     with pytest.raises(
         InputError, match=r"store: begun with validation_fraction 0.1, the recipe has 0.5; choose another store"
     ):
-        prepare_store(recipe_at(small, tmp_path / "store", **{"data.validation_fraction": 0.5}))
+        build_store(recipe_at(small, tmp_path / "store", **{"data.validation_fraction": 0.5}))
     assert contents(tmp_path / "store") == before
-    prepare_store(recipe_at(small, tmp_path / "store"))
+    build_store(recipe_at(small, tmp_path / "store"))
     assert contents(tmp_path / "store")["manifest.json"]
 
 
@@ -309,9 +309,9 @@ def test_a_file_changed_during_preparation_is_named(
     with monkeypatch.context() as patch:
         patch.setattr("tinyllama.prepare.executors.run_task", changing)
         with pytest.raises(InputError, match=r"0.jsonl: changed while it was being prepared; run prepare again"):
-            prepare_store(recipe)
-    prepare_store(recipe)
-    prepare_store(recipe_at(small, tmp_path / "undisturbed", **{"data.sources.modules.path": str(raw)}))
+            build_store(recipe)
+    build_store(recipe)
+    build_store(recipe_at(small, tmp_path / "undisturbed", **{"data.sources.modules.path": str(raw)}))
     assert contents(tmp_path / "store") == contents(tmp_path / "undisturbed")
 
 

@@ -19,7 +19,7 @@ from tinyllama.cli import main
 from tinyllama.data.store import TokenStore
 from tinyllama.data.verification import find_corruption
 from tinyllama.prepare import decontamination
-from tinyllama.prepare.pipeline import prepare_store
+from tinyllama.prepare.pipeline import build_store
 from tinyllama.prepare.tasks import plan_job
 from tinyllama.recipe import Recipe
 
@@ -54,7 +54,7 @@ def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_documents_are_dropped_and_counted(
     small: Path, raw: Path, tmp_path: Path, small_tasks: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepare_store(recipe_at(small, raw, tmp_path / "store"))
+    build_store(recipe_at(small, raw, tmp_path / "store"))
     store = TokenStore.open(tmp_path / "store")
     kept = [(Path(one.file).stem, one.row) for one in store["web/train"].find_documents(range(48))]
     assert kept == [(str(number), row) for number in range(6) for row in range(8)]
@@ -75,13 +75,13 @@ def test_bad_documents_are_dropped_and_counted(
 def test_workers_and_interruptions_never_change_a_cleaned_store(
     small: Path, raw: Path, tmp_path: Path, small_tasks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare_store(recipe_at(small, raw, tmp_path / "undisturbed"))
+    build_store(recipe_at(small, raw, tmp_path / "undisturbed"))
     recipe = recipe_at(small, raw, tmp_path / "store")
     assert sum(plan_job(recipe).stages.values()) == 28
     for after in (3, 9, 6, 5):  # finished tasks until each interruption
         interrupt(recipe, monkeypatch, after)
         assert not (tmp_path / "store/manifest.json").exists()
-    prepare_store(recipe_at(small, raw, tmp_path / "store", **{"data.workers": 3}))
+    build_store(recipe_at(small, raw, tmp_path / "store", **{"data.workers": 3}))
     assert contents(tmp_path / "store") == contents(tmp_path / "undisturbed")
 
 

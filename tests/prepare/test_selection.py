@@ -15,7 +15,7 @@ from tinyllama.cli import main
 from tinyllama.data.store import TokenStore
 from tinyllama.data.verification import find_corruption
 from tinyllama.errors import InputError
-from tinyllama.prepare.pipeline import prepare_store
+from tinyllama.prepare.pipeline import build_store
 from tinyllama.prepare.selection import sample_texts, split_tail
 from tinyllama.prepare.store_warnings import holdout_remedy
 from tinyllama.recipe import Recipe
@@ -37,7 +37,7 @@ def recipe_of(small: Path, folder: Path, fraction: float = 0.1, format: str = "t
 
 
 def prepared(recipe: Recipe) -> TokenStore:
-    store = prepare_store(recipe)
+    store = build_store(recipe)
     assert store is not None
     return store
 
@@ -125,7 +125,7 @@ def test_store_of_another_separator_or_holdout_is_refused(small: Path, tmp_path:
     own = recipe.data.sources["own"].model_copy(update={field: value})
     other = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": {"own": own}})})
     with pytest.raises(InputError, match=rf"sources.own.{field} None"):
-        prepare_store(other)
+        build_store(other)
 
 
 @pytest.mark.parametrize(
@@ -167,4 +167,4 @@ def test_source_without_validation_text_has_a_remedy(
 def test_validation_split_of_the_only_document_is_an_error(small: Path, tmp_path: Path) -> None:
     write(tmp_path / "raw/a.txt", b"the only document")
     with pytest.raises(InputError, match=r"1 rows held out for validation\); .*holdout to tail"):
-        prepare_store(recipe_of(small, tmp_path, 0.999999))
+        build_store(recipe_of(small, tmp_path, 0.999999))

@@ -17,7 +17,7 @@ from tests.prepare.raw import COMPRESSIONS, lines, slim, source, texts_of, write
 from tinyllama.cli import main
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
-from tinyllama.prepare.pipeline import prepare_store
+from tinyllama.prepare.pipeline import build_store
 from tinyllama.prepare.readers import RejectedRow, SourceRow, read_rows
 from tinyllama.prepare.sources import InputFile, check_sources_disjoint, list_files, skip_reason
 from tinyllama.recipe import SLIMPAJAMA_SUBSETS, Recipe, Source
@@ -147,7 +147,7 @@ def test_skipped_files_are_in_output_manifest_and_inspect(
     manifest = TokenStore.open(tmp_path / "store").manifest
     assert manifest["sources"]["own"]["skipped_files"] == {"ending .docx": 2, "ending .jsonl.br": 1}
     (tmp_path / "raw/b.docx").unlink()  # not an input of the store
-    prepare_store(Recipe.load(tmp_path / "recipe.yaml"))
+    build_store(Recipe.load(tmp_path / "recipe.yaml"))
 
 
 # SlimPajama and Starcoderdata

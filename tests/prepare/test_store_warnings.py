@@ -18,7 +18,7 @@ from tinyllama.cli import main
 from tinyllama.data.store import TokenStore
 from tinyllama.data.verification import find_corruption
 from tinyllama.errors import InputError
-from tinyllama.prepare.pipeline import prepare_store
+from tinyllama.prepare.pipeline import build_store
 from tinyllama.recipe import Recipe
 
 GOOD = [{"text": text} for text in python_sources(9)]
@@ -90,17 +90,17 @@ def test_strict_makes_no_store_and_resumes_with_corrected_files(
 def test_strict_refuses_a_store_prepared_without_it(small: Path, tmp_path: Path) -> None:
     write_doubtful(tmp_path / "raw")
     recipe = Recipe.load(recipe_of(small, tmp_path))
-    prepare_store(recipe)
+    build_store(recipe)
     with pytest.raises(InputError, match=r"store: 4 files"):
-        prepare_store(recipe, strict=True)
-    assert prepare_store(recipe) is not None
+        build_store(recipe, strict=True)
+    assert build_store(recipe) is not None
 
 
 def test_excluded_rows_cause_no_warning(small: Path, tmp_path: Path) -> None:
     write(tmp_path / "raw/a.jsonl", lines(*[slim("excluded", "RedPajamaGithub")] * 9))
     write(tmp_path / "raw/b.jsonl", lines(*map(slim, python_sources(3))))
     recipe = Recipe.load(recipe_of(small, tmp_path, "slimpajama", exclude=["RedPajamaGithub"]))
-    assert prepare_store(recipe, strict=True) is not None
+    assert build_store(recipe, strict=True) is not None
 
 
 def test_many_suspect_files_are_counted_and_the_first_named(
@@ -135,7 +135,7 @@ def test_source_without_documents_is_an_error_with_its_remedy(
 ) -> None:
     write(tmp_path / "raw/a.jsonl", content)
     with pytest.raises(InputError, match=message):
-        prepare_store(Recipe.load(recipe_of(small, tmp_path)))
+        build_store(Recipe.load(recipe_of(small, tmp_path)))
 
 
 def test_repaired_rows_are_kept_and_counted(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,7 +191,7 @@ def test_archive_that_the_recipe_names_is_an_error(small: Path, tmp_path: Path, 
     write(tmp_path / name, ARCHIVES[name](lines(*GOOD)))
     recipe = recipe_of(small, tmp_path, format, path=str(tmp_path / name))
     with pytest.raises(InputError, match=rf"{name}: is a .*archive.*unpack it"):
-        prepare_store(Recipe.load(recipe))
+        build_store(Recipe.load(recipe))
     assert not (tmp_path / "store/manifest.json").exists()
 
 
@@ -200,7 +200,7 @@ def test_git_pointer_named_json_is_an_error(small: Path, tmp_path: Path) -> None
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123456\n"
     write(tmp_path / "raw/more.json", pointer.encode())
     with pytest.raises(InputError, match=r"more\.json: a git-lfs pointer.*git lfs pull"):
-        prepare_store(Recipe.load(recipe_of(small, tmp_path)))
+        build_store(Recipe.load(recipe_of(small, tmp_path)))
 
 
 def test_holdout_tail_needs_a_validation_fraction(small: Path, tmp_path: Path) -> None:

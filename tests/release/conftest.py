@@ -14,7 +14,7 @@ from tests.release.formats import random_model, write_release
 
 from tinyllama.data.store import TokenStore
 from tinyllama.model.llama import Llama, initialize
-from tinyllama.prepare.pipeline import prepare_store
+from tinyllama.prepare.pipeline import build_store
 from tinyllama.recipe import Recipe
 from tinyllama.release.release import release_run
 from tinyllama.runs.checkpoint import CheckpointWriter
@@ -49,7 +49,7 @@ def raw(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}} for text in modules[:15]]
     (folder / "slimpajama/part.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_jsonl(folder / "notes.jsonl", modules[15:])
-    prepare_store(Recipe.model_validate(recipe_fields(small, folder)))
+    build_store(Recipe.model_validate(recipe_fields(small, folder)))
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Two ranks write two checkpoints; the disk of rank 1 is full at the first. Writes what each rank was told."""
+"""Two ranks write two checkpoints; the disk of rank 1 is full at the first. Writes what each rank reports."""
 
 import sys
 import time

@@ -24,7 +24,7 @@ from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError, warn_once
 from tinyllama.loading import HuggingFaceLlama, load_model
 from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
-from tinyllama.prepare.pipeline import prepare_store
+from tinyllama.prepare.pipeline import build_store
 from tinyllama.recipe import Recipe
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
@@ -290,7 +290,7 @@ def test_pretrained_model_continues_from_transformers_loss(small: Path, smollm2:
         "train.schedule.final_learning_rate": 1e-5,
     }
     recipe = single_process.load_recipe(small, **fields)
-    prepare_store(recipe)
+    build_store(recipe)
     state = build_state(recipe)
     sequences = batch_of_step(recipe, state.store, 0)
     losses = [train_step(state, step, sequences)[0] for step in range(4)]

@@ -204,11 +204,16 @@ class TokenStore:
                 self._check_manifest(f"{source}/{split}", entry.get("manifest_sha256"))
                 self.splits[f"{source}/{split}"] = Split(folder / source / split, dtype)
 
+    @staticmethod
+    def exists(folder: str | Path) -> bool:
+        """Return whether the folder is a complete store: its manifest is written last."""
+        return (Path(folder) / "manifest.json").is_file()
+
     @classmethod
     def open(cls, folder: str | Path) -> "TokenStore":
         """Open a store. Raises InputError if the store is missing, unfinished, damaged or of another format version."""
         path = Path(folder)
-        if not (path / "manifest.json").is_file():
+        if not cls.exists(path):
             state = "is not finished" if (path / WORK_DIR).exists() else "does not exist"
             raise InputError(f"{folder}: the token store {state}; run `tinyllama prepare` with this recipe")
         try:

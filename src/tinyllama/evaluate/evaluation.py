@@ -114,13 +114,13 @@ def check_tasks(names: Sequence[str]) -> None:
 
 def _check_options(tasks: Sequence[str], limit: int | None, num_fewshot: int | None, batch_size: int) -> None:
     if not tasks:
-        raise InputError("no task to score; name at least one, for example hellaswag")
+        raise InputError("--tasks: no task to score; name at least one, for example hellaswag")
     if limit is not None and limit < 2:
-        raise InputError(f"the limit is {limit}; give at least 2 items, a standard error needs them")
+        raise InputError(f"--limit: the limit is {limit}; give at least 2 items, since a standard error needs 2")
     if num_fewshot is not None and num_fewshot < 0:
-        raise InputError(f"num_fewshot is {num_fewshot}; give 0 or more examples")
+        raise InputError(f"--num-fewshot: num_fewshot is {num_fewshot}; give 0 or more examples")
     if batch_size < 1:
-        raise InputError(f"the batch size is {batch_size}; give at least 1")
+        raise InputError(f"--batch-size: the batch size is {batch_size}; give at least 1")
 
 
 def _evaluation_path(source: str, folder: Path) -> Path:

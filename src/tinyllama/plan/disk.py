@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import disk_usage_bytes
 from tinyllama.prepare.sources import COMPRESSIONS, list_files
@@ -27,7 +28,7 @@ def store_size(recipe: Recipe, vocab_size: int) -> tuple[int, str]:
     estimate is the number of tokens that the run reads from this source.
     """
     store = Path(recipe.data.store)
-    if (store / "manifest.json").is_file():
+    if TokenStore.exists(store):
         return disk_usage_bytes(store), "its files"
     sources = recipe.data.sources
     total_weight = sum(source.weight for source in sources.values())

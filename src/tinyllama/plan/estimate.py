@@ -118,19 +118,19 @@ def _size(plan: Plan) -> dict[str, Any]:
 
 
 def _memory(plan: Plan) -> dict[str, Any]:
-    workload, room = plan.workload, HEADROOM * plan.hardware.memory_bytes
+    workload, available = plan.workload, HEADROOM * plan.hardware.memory_bytes
     runtime = {"runtime": _CPU_RUNTIME_BYTES} if workload.is_cpu else {}
     components = memory_by_component(workload) | runtime
     copied = plan.checkpoint_bytes // workload.shards if plan.recipe.checkpoint.asynchronous else 0
     if workload.is_cpu:  # the copy from which a checkpoint is written is in the same memory as the model
-        room -= copied
+        available -= copied
 
     def total(**changes: Any) -> int:
         return sum((memory_by_component(replace(workload, **changes)) | runtime).values())
 
     sequences = workload.sequences * plan.micro_batches
     bound = 1
-    while bound < sequences and total(sequences=bound) <= room:
+    while bound < sequences and total(sequences=bound) <= available:
         bound *= 2
     divisors = (count for count in range(min(bound, sequences), 0, -1) if sequences % count == 0)
     return {
@@ -141,10 +141,10 @@ def _memory(plan: Plan) -> dict[str, Any]:
         "memory_bytes_by_activation_checkpointing": {
             choice: total(activation_checkpointing=choice) for choice in get_args(ActivationCheckpointing)
         },
-        "usable_memory_bytes": room,
-        "memory_fits": sum(components.values()) <= room,
+        "usable_memory_bytes": available,
+        "memory_fits": sum(components.values()) <= available,
         "micro_batch_sequences": workload.sequences,
-        "largest_micro_batch_sequences": next((count for count in divisors if total(sequences=count) <= room), 0),
+        "largest_micro_batch_sequences": next((count for count in divisors if total(sequences=count) <= available), 0),
     }
 
 

@@ -57,8 +57,8 @@ def _result(what: str, found: str, status: Status = "ok", remedy: str = "") -> C
 
 
 def _failed(what: str, problem: InputError, remedy: str = "", status: Status = "missing") -> CheckResult:
-    """Return the result of a failed check; the message of `problem` ends with `; remedy` or `: pip install ...`."""
-    message, _, own_remedy = str(problem).replace(": pip install", "; pip install").rpartition("; ")
+    """Return the result of a failed check; the message of `problem` ends with `; remedy`."""
+    message, _, own_remedy = str(problem).rpartition("; ")
     if not message:
         message, own_remedy = own_remedy, ""
     return _result(what, message, status, remedy or own_remedy)
@@ -217,7 +217,7 @@ def _check_disks(recipe: Recipe, plan: Plan, free: Callable[[Path], tuple[int, i
     run_bytes = plan.figures["checkpoints_bytes"] + plan.figures["releases_bytes"]
     run_bytes -= sum(disk_usage_bytes(path) for path in (run.checkpoints_dir, run.releases.path))
     store_bytes = plan.figures["store_bytes"] - disk_usage_bytes(store)
-    if (store / "manifest.json").is_file():  # the store is complete
+    if TokenStore.exists(store):
         store_bytes = 0
     disks: dict[int, list[tuple[Path, str, int]]] = {}
     for path, name, size in ((run.path, "checkpoints and releases", run_bytes), (store, "token store", store_bytes)):

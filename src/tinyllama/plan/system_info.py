@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tinyllama import hardware
-from tinyllama.hardware import available_cpu_count
+from tinyllama.hardware import FLOAT8_CAPABILITY, available_cpu_count
 
 Status = Literal["ok", "warning", "missing"]
 
@@ -63,7 +63,7 @@ class Device:
     @property
     def float8(self) -> bool:
         """Whether the GPU supports float8 matrix products (Ada, Hopper and later)."""
-        return self.capability >= (8, 9)
+        return self.capability >= FLOAT8_CAPABILITY
 
 
 @dataclass(frozen=True)

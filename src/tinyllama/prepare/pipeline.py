@@ -27,7 +27,7 @@ from tinyllama.recipe import Recipe, differences
 from tinyllama.tokenizer import Tokenizer
 
 
-def prepare_store(recipe: Recipe, strict: bool = False) -> TokenStore | None:
+def build_store(recipe: Recipe, strict: bool = False) -> TokenStore | None:
     """Write the recipe's token store, or complete an interrupted store, and open the store.
 
     Returns None if Slurm runs the tasks; its last job then finishes the store. Raises InputError if a file is not
@@ -41,7 +41,7 @@ def prepare_store(recipe: Recipe, strict: bool = False) -> TokenStore | None:
     job = plan_job(recipe)
     plan = {"settings": store_settings(recipe, tokenizer), "inputs": job.inputs}
     with exclusive_lock(store.parent, f"{store.name}.lock", f"{store}: another process is preparing this store"):
-        if (store / "manifest.json").is_file():
+        if TokenStore.exists(store):
             _check_existing_store(job, tokenizer)
             shutil.rmtree(job.work, ignore_errors=True)  # from a run that was killed after its last file
             if strict:

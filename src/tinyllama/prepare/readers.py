@@ -297,7 +297,7 @@ def _check_csv_header(header: list[str], name: str, needed: Sequence[str]) -> No
 
 
 def _csv_value(text: str | None) -> str | UnusableValue | None:
-    """Return a csv field, or a placeholder if the field has lone surrogates, which stand for bytes outside UTF-8."""
+    """Return a csv field, or a placeholder if the field has lone surrogates, the replacements of invalid UTF-8."""
     try:
         (text or "").encode()
     except UnicodeEncodeError:

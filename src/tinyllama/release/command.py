@@ -15,7 +15,7 @@ from tinyllama.release.card import update_card, update_cards
 from tinyllama.release.convert import ALL_FORMATS, release_external_weights
 from tinyllama.release.metadata import covers_recipe
 from tinyllama.release.push import push
-from tinyllama.release.release import find_checkpoint, release_run
+from tinyllama.release.release import release_run, verified_checkpoint
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.release_dir import ReleaseDir
 from tinyllama.runs.run_dir import RunDir
@@ -61,7 +61,7 @@ def release_model(
 
 def _is_external(source: Path) -> bool:
     """Return whether the source is a Hugging Face folder, a release or a hub name (not a local folder)."""
-    return any((source / name).is_file() for name in ("config.json", "release.json")) or not source.exists()
+    return ReleaseDir(source).exists or (source / "config.json").is_file() or not source.exists()
 
 
 def _existing_release(source: Path, step: int | None, is_external: bool) -> Path | None:
@@ -70,7 +70,7 @@ def _existing_release(source: Path, step: int | None, is_external: bool) -> Path
         return source
     if is_external:
         return None
-    checkpoint = find_checkpoint(source, step)
+    checkpoint = verified_checkpoint(source, step)
     release = checkpoint.run.releases.release(checkpoint.name)
     return release.path if checkpoint.is_released_as(release) else None
 

@@ -71,7 +71,7 @@ def release_external_weights(source: str, formats: Sequence[str] = ALL_FORMATS, 
             _compare_with_transformers(llama.folder, metadata["reference"])
             write_formats(part, formats, name)
             crash = smoke_test(part, metadata["reference"], in_transformers=True)
-        write_json(part / "release.json", {**metadata, "files": hash_files(part)})
+        write_json(ReleaseDir(part).metadata_path, {**metadata, "files": hash_files(part)})
         write_card(ReleaseDir(part), None)
     if crash:
         raise RunStoppedError(f"{folder}: released, but {crash}")

@@ -199,7 +199,7 @@ def run_llama_cpp(path: str, reference: Reference) -> EngineOutput:
     }
 
 
-def open_llama_cpp(path: str, verbose: bool = False, **options: Any) -> Any:
+def open_llama_cpp(path: str, **options: Any) -> Any:
     """Return a `llama_cpp.Llama` whose weights are not repacked for this CPU.
 
     On CPUs with AMX, repacked weights crash llama.cpp at two tokens or more (ggml-org/llama.cpp#20824). `Llama` takes
@@ -216,7 +216,7 @@ def open_llama_cpp(path: str, verbose: bool = False, **options: Any) -> Any:
 
     llama_cpp.llama_model_default_params = without_repacking
     try:
-        return Llama(path, verbose=verbose, **options)
+        return Llama(path, verbose=False, **options)
     finally:
         llama_cpp.llama_model_default_params = defaults
 
@@ -234,7 +234,7 @@ def quantise(source: str, path: str, kind: str) -> None:
 
 def _num_threads() -> int:
     """Return the thread count that torch and CTranslate2 use. llama.cpp's own default ignores OMP_NUM_THREADS."""
-    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
 def run_ctranslate2(path: str, reference: Reference) -> EngineOutput:

@@ -132,9 +132,9 @@ def check_destination(release: ReleaseDir, force: bool) -> None:
         raise InputError(f"{folder}: already released; --force replaces it")
     own = {"release.json", "evaluation.json", *(metadata.get("files") or () if isinstance(metadata, dict) else ())}
     paths = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
-    foreign = [path for path in paths if path.relative_to(folder).as_posix() not in own]
-    if metadata is not None and foreign:
-        raise InputError(f"{folder}: contains {foreign[0].name!r}, which no release wrote; move it away")
+    unexpected = [path for path in paths if path.relative_to(folder).as_posix() not in own]
+    if metadata is not None and unexpected:
+        raise InputError(f"{folder}: contains {unexpected[0].name!r}, which no release wrote; move it away")
     if folder.is_symlink() or not folder.is_dir() or metadata is None:
         raise InputError(f"{folder}: exists and is not a release; move it away")
 

@@ -6,7 +6,6 @@ HF_ENDPOINT and HF_TOKEN choose the hub and the user.
 """
 
 import json
-import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from tinyllama.errors import InputError
-from tinyllama.hub import translate_hub_errors
+from tinyllama.hub import open_hub, translate_hub_errors
 from tinyllama.release.verify import verify_files
 from tinyllama.runs.release_dir import ReleaseDir
 
@@ -34,7 +33,7 @@ def push(release_folder: str | Path, name: str, public: bool = False) -> str:
     message = str(metadata["name"])
     if metadata.get("step") is not None:  # releases of external weights have no step
         message += f", step {metadata['step']:,}, {metadata['tokens']:,} tokens"
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None)
+    api = open_hub()
     with translate_hub_errors(api.endpoint, name):
         repository = name if "/" in name else f"{api.whoami()['name']}/{name}"
         url = api.create_repo(repository, private=not public, exist_ok=True)

@@ -48,7 +48,7 @@ def release_run(
     `force` is false. Raises RunStoppedError if an engine rejects a file. If an engine crashes, the release is written
     before RunStoppedError is raised.
     """
-    checkpoint = find_checkpoint(Path(source), step)
+    checkpoint = verified_checkpoint(Path(source), step)
     run = checkpoint.run
     if not run.recipe_path.is_file():
         raise InputError(f"{checkpoint.path}: not in a run; a release needs the run's store.json and metrics.jsonl")
@@ -73,7 +73,7 @@ def release_run(
             crash = smoke_test(part, metadata["reference"], in_transformers)
         with translate_damage_errors(run.path):
             loss_plot(run.metrics(metadata["step"]), part / "huggingface" / "loss.png")
-        write_json(part / "release.json", {**metadata, "files": hash_files(part)})
+        write_json(ReleaseDir(part).metadata_path, {**metadata, "files": hash_files(part)})
         write_card(ReleaseDir(part), {"releases": [], "baselines": []})
     RunLog(run).event("release", metadata["step"], folder=str(release.path))
     update_cards(run.releases)  # after the event: a milestone in releases.json is not processed again after a crash
@@ -82,7 +82,7 @@ def release_run(
     return release.path
 
 
-def find_checkpoint(source: Path, step: int | None) -> CheckpointDir:
+def verified_checkpoint(source: Path, step: int | None) -> CheckpointDir:
     """Find the checkpoint to release and verify its hashes. Raises InputError for a missing or damaged checkpoint."""
     checkpoint = CheckpointDir(source)
     if checkpoint.is_committed:

@@ -92,7 +92,7 @@ def compute_reference_outputs(model: Llama, tokenizer: Tokenizer) -> Reference:
 
 def _text_of_tokens(tokenizer: Tokenizer) -> str:
     """Return a text of some hundred random tokens of the entire vocabulary, which reveals wrong scores and merges."""
-    texts = sorted({piece.decode(errors="ignore") for piece in tokenizer.token_bytes()} - {""})
+    texts = sorted({token.decode(errors="ignore") for token in tokenizer.token_bytes()} - {""})
     chosen = texts[:: max(1, len(texts) // NUM_VOCABULARY_TOKENS)]
     random.Random(0).shuffle(chosen)
     return "".join(chosen)

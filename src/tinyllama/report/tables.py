@@ -98,11 +98,11 @@ def select_notable_events(events: Sequence[Event]) -> list[Event]:
     """
     counts = Counter(event["event"] for event in events if event_category(event) != INFO)
     problems = {event["event"] for event in events if event_category(event) == PROBLEM}
-    names, room = set(), MAX_NOTABLE_EVENTS
+    names, available = set(), MAX_NOTABLE_EVENTS
     for name, count in sorted(counts.items(), key=lambda pair: (pair[0] not in problems, pair[1])):
-        if count <= room:
+        if count <= available:
             names.add(name)
-            room -= count
+            available -= count
     if problems and not names & problems:
         return [event for event in events if event["event"] in problems][-MAX_NOTABLE_EVENTS:]
     return [event for event in events if event["event"] in names]

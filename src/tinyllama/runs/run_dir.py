@@ -6,7 +6,7 @@ Training, releases and trackers write the files. Every module that shows or cont
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +126,11 @@ class CheckpointDir:
         """Delete the checkpoint, its commit first, so that a partly deleted checkpoint does not count as committed."""
         self.commit_path.unlink(missing_ok=True)
         shutil.rmtree(self.path)
+
+
+def batches_of(rollbacks: Iterable[Row]) -> frozenset[int]:
+    """Return the indices of the batches that these records of rollbacks exclude from training."""
+    return frozenset(batch for record in rollbacks for batch in record["batches"])
 
 
 @dataclass(frozen=True)
@@ -258,7 +263,7 @@ class RunDir:
 
     def skipped_batches(self) -> frozenset[int]:
         """Return the indices of all batches that rollbacks excluded from training."""
-        return frozenset(batch for record in self.rollbacks() for batch in record["batches"])
+        return batches_of(self.rollbacks())
 
     def checkpoint(self, step: int) -> CheckpointDir:
         """Return the checkpoint of a step; the checkpoint may not exist."""

@@ -27,7 +27,7 @@ from tinyllama.tokenizer.backends import (
 )
 from tinyllama.tokenizer.conversion import token_bytes
 from tinyllama.tokenizer.formats import check_format
-from tinyllama.tokenizer.memo import DEFAULT_LIMITS, Limits, RunMemo, TokenIds, can_cut_words, neighbours
+from tinyllama.tokenizer.memo import DEFAULT_LIMITS, Limits, RunMemo, TokenIds, adjacency_matrix, splits_before_spaces
 
 
 class Tokenizer:
@@ -40,7 +40,7 @@ class Tokenizer:
         self.dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("uint16" if self.vocab_size <= 1 << 16 else "uint32")
         self._memo = (
             RunMemo(backend.text_tokens, backend.encode_pretokens, self.dtype, limits)
-            if backend.is_llama_style and can_cut_words(neighbours(backend.text_tokens))
+            if backend.is_llama_style and splits_before_spaces(adjacency_matrix(backend.text_tokens))
             else None
         )
 

@@ -62,7 +62,7 @@ def kind_of_bytes() -> bytes:
     return bytes((kinds | beyond).get(byte, CONTROL) for byte in range(256))
 
 
-def neighbours(pieces: Iterable[str]) -> npt.NDArray[np.bool_]:
+def adjacency_matrix(pieces: Iterable[str]) -> npt.NDArray[np.bool_]:
     """Return a matrix [before, after]: whether a byte of one kind is directly before one of the other in a token."""
     text = bytes([NEVER]).join(piece.replace(SPACE, " ").encode() for piece in pieces)
     kinds = np.frombuffer(text.translate(kind_of_bytes()), np.uint8)
@@ -72,12 +72,12 @@ def neighbours(pieces: Iterable[str]) -> npt.NDArray[np.bool_]:
     return found[:BETWEEN_PIECES, :BETWEEN_PIECES]
 
 
-def can_cut_words(together: npt.NDArray[np.bool_]) -> bool:
+def splits_before_spaces(together: npt.NDArray[np.bool_]) -> bool:
     """Return whether text can be split before spaces, because no token has a space after another character."""
     return not together[1:, 0].any()
 
 
-def joined_characters(pieces: list[str]) -> Bits:
+def mergeable_character_pairs(pieces: list[str]) -> Bits:
     """Return each pair of adjacent characters in tokens as a number, in a sorted array that is never empty."""
     characters = np.frombuffer("".join(pieces).replace(SPACE, " ").encode("utf-32-le"), np.uint32)
     last = np.cumsum([len(piece) for piece in pieces])[:-1] - 1
@@ -88,7 +88,7 @@ def _pairs(characters: npt.NDArray[np.uint32]) -> Bits:
     return characters[:-1].astype(np.uint64) << np.uint64(32) | characters[1:]
 
 
-def can_part_runs(together: npt.NDArray[np.bool_]) -> bool:
+def newline_is_isolated(together: npt.NDArray[np.bool_]) -> bool:
     """Return whether newlines can separate runs, because no token contains a newline next to another character."""
     others = np.arange(len(together)) != NEWLINE
     return not (together[NEWLINE, others].any() or together[others, NEWLINE].any())
@@ -109,13 +109,13 @@ class RunMemo:
     ) -> None:
         self._encode_runs, self._dtype, self._limits = encode_runs, dtype, limits
         pieces = list(pieces)
-        together, self._joined = neighbours(pieces), joined_characters(pieces)
+        together, self._joined = adjacency_matrix(pieces), mergeable_character_pairs(pieces)
         kinds = kind_of_bytes()
         follows = [0] + [sum(1 << after - 1 for after in np.flatnonzero(row[1:]) + 1) for row in together[1:]]
         self._before = bytes(0 if byte == NEVER else follows[kinds[byte]] for byte in range(256))
         self._after = bytes(0 if byte == NEVER or kinds[byte] == 0 else 1 << kinds[byte] - 1 for byte in range(256))
         newline = encode_runs(["\n"])[0]
-        self._newline = newline[0] if len(newline) == 1 and can_part_runs(together) else None
+        self._newline = newline[0] if len(newline) == 1 and newline_is_isolated(together) else None
         self._forget()
 
     def encode(self, texts: Iterable[TextLike]) -> Iterator[list[TokenIds]]:

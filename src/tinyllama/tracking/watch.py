@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from huggingface_hub import HfApi
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from tinyllama.errors import InputError, first_line, summarize_error
 from tinyllama.evaluate.results import PUBLISHED_BASELINES
 from tinyllama.formatting import echo
-from tinyllama.hub import translate_hub_errors
+from tinyllama.hub import open_hub, translate_hub_errors
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking.follow import RunFollower, published_name
 from tinyllama.tracking.trackers import POLL_SECONDS, open_sink, try_acquire_sink
@@ -63,7 +62,7 @@ def publish_page(path: Path, space: str, public: bool = False) -> str:
     the hub cannot be reached or refuses the upload.
     """
     os.environ["TRACKIO_PLOT_ORDER"] = _PLOT_ORDER
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None)
+    api = open_hub()
     if space.count("/") != 1:
         raise InputError(f"--publish {space}: not the name of a Space; give OWNER/NAME")
     run = RunDir.open(path)

@@ -20,7 +20,7 @@ from tinyllama.formatting import echo
 from tinyllama.loading import HuggingFaceLlama
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
 from tinyllama.recipe import Recipe
-from tinyllama.runs.run_dir import RunDir
+from tinyllama.runs.run_dir import RunDir, batches_of
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.optimizer import build_optimizers
 from tinyllama.train.validation import ValidationSet, load_validation_set
@@ -45,7 +45,7 @@ class TrainState:
     @property
     def skipped_batches(self) -> frozenset[int]:
         """Indices of the batches excluded from training."""
-        return frozenset(batch for rollback in self.rollbacks for batch in rollback["batches"])
+        return batches_of(self.rollbacks)
 
 
 def build(recipe: Recipe, world: World) -> TrainState:
@@ -125,7 +125,7 @@ def enable_float8(model: Llama, world: World) -> None:
 
     Raises InputError if the device does not support float8 matrix products or torchao cannot be imported.
     """
-    if world.device.type != "cuda" or torch.cuda.get_device_capability(world.device) < (8, 9):
+    if world.device.type != "cuda" or torch.cuda.get_device_capability(world.device) < hardware.FLOAT8_CAPABILITY:
         raise InputError(
             f"train.float8: {world.device} does not support float8 matrix products; use an Ada, Hopper or newer GPU, "
             "or remove it"
