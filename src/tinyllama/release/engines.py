@@ -199,7 +199,7 @@ def run_llama_cpp(path: str, reference: Reference) -> EngineOutput:
     }
 
 
-def open_llama_cpp(path: str, **options: Any) -> Any:
+def open_llama_cpp(path: str, verbose: bool = False, **options: Any) -> Any:
     """Return a `llama_cpp.Llama` whose weights are not repacked for this CPU.
 
     On CPUs with AMX, repacked weights crash llama.cpp at two tokens or more (ggml-org/llama.cpp#20824). `Llama` takes
@@ -216,7 +216,7 @@ def open_llama_cpp(path: str, **options: Any) -> Any:
 
     llama_cpp.llama_model_default_params = without_repacking
     try:
-        return Llama(path, verbose=False, **options)
+        return Llama(path, verbose=verbose, **options)
     finally:
         llama_cpp.llama_model_default_params = defaults
 
