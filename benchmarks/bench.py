@@ -1,11 +1,11 @@
 """`make bench`: all comparisons with peers, in one run on one machine, written to docs/benchmarks.{json,md,png}.
 
 Each section is a separate script. The scripts run one after the other, so that no two scripts share the cores. The page
-and the plot depend only on the JSON (--page writes them again). If a section fails, the run ends without a change in
-docs, because a table must come from one run. Peers, text and compiled code are kept under --work.
+and the plot depend only on the JSON file, so --page can write them again. If a section fails, the run ends without a
+change in docs, because a table must come from one run. Peers, text and compiled code are cached under --work.
 
     python benchmarks/bench.py
-    python benchmarks/bench.py --only loading starting --rounds 1      # a quick look, written under --work
+    python benchmarks/bench.py --only loading starting --rounds 1      # a quick test, written under --work
     python benchmarks/bench.py --page docs/benchmarks.json
 """
 
@@ -46,7 +46,7 @@ SECONDS = {
     "evaluation": (70, 25),
     "starting": (70, 60),
 }
-"""Time of a section on two idle cores with everything installed, in seconds: before its rounds, and per round."""
+"""Time of a section before its rounds and per round, in seconds, on two idle cores with all packages installed."""
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
         return
     sections = arguments.only or list(SECTIONS)
     seconds = sum(SECONDS[name][0] + SECONDS[name][1] * arguments.rounds for name in sections)
-    print(f"{', '.join(sections)}: about {seconds / 60:.0f} minutes on two quiet cores, after what is installed first")
+    print(f"{', '.join(sections)}: about {seconds / 60:.0f} minutes on two idle cores, after the installation of peers")
     into = arguments.into or (arguments.work / "look" if arguments.only else DOCS)
     into.mkdir(parents=True, exist_ok=True)
     results = measure(sections, arguments)
@@ -72,9 +72,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--into", type=Path, help="folder of the page (default: docs, or WORK/look with --only)")
     parser.add_argument(
-        "--threads", type=int, default=available_cpu_count(), help="of each program that has any (default: %(default)s)"
+        "--threads", type=int, default=available_cpu_count(), help="of each threaded program (default: %(default)s)"
     )
-    parser.add_argument("--page", type=Path, help="measure nothing: make the page of such a file of results")
+    parser.add_argument("--page", type=Path, help="write the page of this results file without measuring")
     return parser.parse_args()
 
 

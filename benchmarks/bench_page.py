@@ -1,4 +1,4 @@
-"""docs/benchmarks.md and its plot: pure functions of a results file, so both can be written again.
+"""Writers of docs/benchmarks.md and its plot, which depend only on a results file.
 
 The table has a row per peer. Below the table, the page explains each measure: the measured quantity, the settings, and
 the limits. The plot shows the ratios on a logarithmic axis, so twice and half as fast have equal distances from 1.
@@ -43,10 +43,10 @@ def page(results: Results) -> Iterator[str]:
         "",
         "<!-- Written by `make bench`; benchmarks/bench.py --page docs/benchmarks.json rewrites it. -->",
         "",
-        "This page compares tinyllama with other programs for each task. Each program runs through its documented",
-        "interface, with the settings that were fastest here. The programs alternate, so that other jobs slow all",
-        "programs equally. A ratio compares two turns of one round. The table shows the median of the rounds, with",
-        "minimum and maximum. If a ratio is above 1, tinyllama is better.",
+        "This page compares the speed and memory of tinyllama with other programs. Each program runs through its",
+        "documented interface, with the settings that were fastest on this machine. In each round all programs run",
+        "in turn, so that other jobs slow all programs equally. A ratio compares two programs in the same round; above",
+        "1 tinyllama is better. The tables show the median of the rounds, with minimum and maximum.",
         "",
         "![Speed relative to each other program, on a logarithmic axis](benchmarks.png)",
         "",
@@ -67,7 +67,7 @@ def machine_lines(results: Results) -> Iterator[str]:
         "|---|---|",
         f"| date | {results.date}, {results.seconds / 60:.0f} minutes in one run (`make bench`) |",
         f"| machine | {machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB; {machine.system} |",
-        f"| its bf16 2048^3 matrix product, all cores | {dashed(spread(machine.product_gflops, ',.0f'))} GFLOP/s, "
+        f"| bf16 2048^3 matrix product on all cores | {dashed(spread(machine.product_gflops, ',.0f'))} GFLOP/s, "
         "before each section and after the last |",
         f"| load before the first section | {machine.load[0]:.1f}{busy(machine)} |",
         f"| Python, torch | {machine.python}, {machine.torch} |",

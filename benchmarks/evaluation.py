@@ -1,8 +1,8 @@
 """Compares the speed of evaluation with lm-eval's `hf` model: same checkpoint, CPU, threads and dtype.
 
 Both models run in one process, in turns. `hf` uses the best of several batch sizes; our model uses its own batches. The
-script measures the time of lm-eval's call of the model: tokenization, network and scores. The script prints the ratio
-of times with its range, also per task, and the largest difference of the log-likelihoods.
+script measures the time of lm-eval's call of the model, from strings to log-likelihoods. It prints the ratio of the
+times with its range, also per task, and the largest difference of the log-likelihoods.
 
     python benchmarks/evaluation.py --precision fp32 --items 60 --rounds 3
 """
@@ -67,8 +67,8 @@ def _compare(
         more_is_better=False,
         how=f"{sum(map(len, requests.values()))} requests of {', '.join(TASKS)} ({given.items} items each), "
         f"{given.threads} threads, one process: lm-eval's call of the model, from strings to log-likelihoods.",
-        not_shown="Loading the model and the tasks, generation tasks, GPUs; tasks whose requests share less than "
-        "choices of one question do gain less.",
+        not_shown="Loading the model and the tasks, generation tasks, GPUs; tasks whose requests share less text than "
+        "the choices of one question, for which the speed-up is smaller.",
         programs={
             name: Program(
                 version=version_of(sys.executable, package),
@@ -112,7 +112,7 @@ def _with_best_batch(folder: Path, precision: torch.dtype, requests: Mapping[str
     dtype = str(precision).removeprefix("torch.")
     print(f"hf, {dtype}: batch size {best} ({tried}); the smallest compared with the largest:")
     print(f"  {_difference(scores[0], scores[-1])}", flush=True)
-    return model, f"`hf` on the CPU, batch size {best}, the quickest of {', '.join(map(str, BATCH_SIZES))}"
+    return model, f"`hf` on the CPU, batch size {best}, the fastest of {', '.join(map(str, BATCH_SIZES))}"
 
 
 def _time(model: LM, requests: Mapping[str, list[Instance]]) -> tuple[dict[str, float], list[tuple[float, bool]]]:
@@ -130,7 +130,9 @@ def _difference(ours: Sequence[tuple[float, bool]], theirs: Sequence[tuple[float
     largest = max(abs(one[0] - other[0]) for one, other in pairs)
     relative = max(abs(one[0] - other[0]) / max(abs(other[0]), 1) for one, other in pairs)
     greedy = sum(one[1] != other[1] for one, other in pairs)
-    return f"log-likelihoods differ by at most {largest:.1e} nats, {relative:.1e} of them; {greedy} greedy flags differ"
+    return (
+        f"log-likelihoods differ by at most {largest:.1e} nats (relative {relative:.1e}); {greedy} greedy flags differ"
+    )
 
 
 if __name__ == "__main__":

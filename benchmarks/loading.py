@@ -1,9 +1,9 @@
 """Compares reading training data by `batches`, litdata and a plain memory map; measures the order of 1e12 tokens.
 
-Writes random tokens as a token store of two sources, as litdata's chunks and as one flat file. Then the
-three programs read shuffled batches of 8 x 2049 as int64 in turns, in this process, from a warm page cache. Finally, a
-separate process opens a sparse store of 1e12 tokens, with manifests as long as real manifests. The process calls
-`sequences` for the 1,024 rows of the first step and of a late step. Linux only.
+Writes random tokens as a token store of two sources, as litdata's chunks and as one flat file. Then the three programs
+read shuffled batches of 8 x 2049 as int64 in turns, in this process, from a warm page cache. Finally, a separate
+process opens a sparse store of 1e12 tokens, with manifests as long as real ones, and calls `sequences` for the 1,024
+rows of the first step and of a late step. Linux only.
 
     python benchmarks/loading.py --megatokens 200
 """
@@ -94,9 +94,9 @@ def compare_readers(folder: Path, num_tokens: int, rounds: int, litdata: str) ->
         unit="M tokens/s",
         more_is_better=True,
         how=f"int64 batches from {num_tokens / 1e6:,.0f}M random tokens, warm page cache, one process, "
-        f"{TURN_BATCHES} batches a turn.",
-        not_shown="Disks and networks, which are slower than every program here. Training on a CPU "
-        "needs a thousandth of it.",
+        f"{TURN_BATCHES} batches per turn.",
+        not_shown="Disks and networks, which are slower than all of these programs. Training on a CPU needs only "
+        "0.1 % of these rates.",
         programs={
             name: Program(
                 version=versions[name], settings=settings[name], values=[megatokens / value for value in values]

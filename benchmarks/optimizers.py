@@ -2,9 +2,9 @@
 
     python benchmarks/optimizers.py [--tokens 4M] [--folder DIR]
 
-The shape is tinyllama-120m's with a quarter of its width: 12 layers, dim 192, 3 heads, 1 key/value head, FFN 512, and
-the embedded corpus's 4,096 tokens. Text, tokenizer and store are written once to the folder. The four runs start
-from equal initial weights, read equal batches, run one after the other, and resume if they were interrupted.
+The model has the shape of tinyllama-120m with a quarter of its width (12 layers, dim 192, 3 heads, 1 key/value head,
+FFN 512), and a vocabulary of 4,096 tokens trained on the embedded corpus. Text, tokenizer and store are written once to
+the folder. The four runs start from equal initial weights and read equal batches. Interrupted runs resume.
 """
 
 import argparse

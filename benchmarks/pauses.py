@@ -1,8 +1,8 @@
-"""Time of a run outside its steps on this machine's CPU: starting, compiling, saving.
+"""Measures the time of a run outside its steps on this machine's CPU: starting, compiling, saving.
 
-Starting and compiling: the demo's shape, from the command to the end of the first step, without torch.compile, with an
-empty compile cache, and with a filled one. Saving: shape small (55M parameters, 660 MB per checkpoint), every fourth
-step, asynchronously and synchronously.
+Starting and compiling: the time from the command to the end of the first step for the demo's shape, without
+torch.compile, with an empty compile cache, and with a filled compile cache. Saving: a checkpoint every fourth step for
+55M parameters (660 MB per checkpoint), asynchronously and synchronously.
 
     python benchmarks/pauses.py
 """

@@ -1,8 +1,8 @@
-"""The peers of the benchmarks: their versions, and an environment for each, created once under --work.
+"""Versions of the peers of the benchmarks, and a virtual environment for each, created once under --work.
 
-Each environment is WORK/peers/NAME, with the torch of the present environment. litdata uses all its dependencies from
-the present environment, so that both programs read and tokenize with equal libraries. Versions are fixed, so that
-figures can be reproduced. To use a newer version, change this file.
+Each environment is WORK/peers/NAME, with the torch of the current environment. litdata uses all dependencies of the
+current environment, so that litdata and tinyllama read and tokenize with equal libraries. Versions are fixed, so that
+the results can be reproduced. To use a newer version, change this file.
 """
 
 import subprocess

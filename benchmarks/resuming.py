@@ -1,9 +1,9 @@
-"""Time to the first batch when training resumes at 90 % of an epoch, compared with litdata, at several sizes.
+"""Compares with litdata the time to the first batch of a resume at 90 % of an epoch, for several sizes of data.
 
-Writes random tokens as our store and as litdata's chunks. One process reads two epochs without interruption and saves
-its state at 90 % of the first epoch, according to the program's documentation. Then new processes load only that state
-and read the first batch, in turns. The script checks the batch, and compares the rows of the two resumed epochs with
-the expected rows. Our order is also measured at 90 % of a sparse store of 1e12 tokens. Linux only.
+Writes random tokens as our store and as litdata's chunks. For each program, one process reads two epochs and saves its
+state at 90 % of the first epoch, as the program's documentation describes. Then new processes load only that state and
+read the first batch, in turns. The script compares the batch, and all later rows of the two epochs, with those of the
+first process. Our time is also measured at 90 % of a sparse store of 1e12 tokens. Linux only.
 
     python benchmarks/resuming.py --megatokens 20 200
 """
@@ -43,7 +43,7 @@ class First(NamedTuple):
     rows: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.seconds:.2f} s, {self.own_seconds:.4f} s of them its own"
+        return f"{self.seconds:.2f} s, of which {self.own_seconds:.4f} s after the imports"
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def compare(folder: Path, megatokens: int, rounds: int, python: Path) -> list[Me
         if any(list(first.rows) != right for first in own):
             found[name] = f"a wrong first batch; {found[name]}"
     settings = {
-        OURS: "`batches(recipe, store, step)`: the order is computed; only the step is saved",
+        OURS: "`batches(recipe, store, step)`, which computes the order from the step",
         "litdata": "StreamingDataLoader without worker processes, which is its fastest setting; "
         "`load_state_dict` of its own "
         "`state_dict`",

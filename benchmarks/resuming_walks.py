@@ -1,10 +1,10 @@
-"""A walk through the batches of two epochs with tinyllama or litdata, which benchmarks/resuming.py starts.
+"""Reads the batches of two epochs with tinyllama or litdata, in a process of benchmarks/resuming.py.
 
     resuming_walks.py PROGRAM FOLDER NUM_WORKERS STEP save|resume [STOP]
 
 `save` starts at the beginning of the first epoch and saves its state after STEP batches. `resume` continues from that
-state in another process. Both print a line of JSON at their first batch. Unless STOP is given, they continue to the end
-of the second epoch and write the hash of every row that they read, by epoch.
+state in another process. Both print a line of JSON at their first batch. Without STOP, both continue to the end of the
+second epoch and write the hash of every row that they read, by epoch.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Compares start-up times: from the command to the end of the first step, `import`, and `--help`.
 
-The first step has the demo's shape; each program's compiled code is cached by an earlier turn. Each program is a new
-process, which is stopped after its first step. `import` and `--help` are what users wait for most often. The Trainer
+The first step uses the demo's shape, and an earlier turn has filled each program's cache of compiled code. Each program
+runs in a new process, which is stopped after its first step. For `--help` there are fewer programs, because the Trainer
 and torchtitan have no command that lists options.
 
     python benchmarks/starting.py
@@ -126,7 +126,7 @@ def wait(command: list[str], folder: Path, env: Mapping[str, str], ready: Callab
 
 def imports(pythons: Mapping[str, Path], rounds: int) -> list[Measure]:
     """Measure imports in a new Python: of the package, which may be lazy, and of its training modules."""
-    first = "Later imports: tinyllama and transformers import torch when it is first needed."
+    first = "Deferred imports: tinyllama and transformers import torch only when it is first needed."
     kinds = (
         ("import", IMPORTS, first),
         ("import of the training code", TRAINING_IMPORTS, "Imports during the first step."),

@@ -1,8 +1,8 @@
-"""Downloadable English text and code as jsonl.zst in the schema of SlimPajama, for benchmarks/prepare.py.
+"""English text and code from Debian packages, as jsonl.zst in the schema of SlimPajama, for benchmarks/prepare.py.
 
-English is the documentation of Linux, Python, PostgreSQL, Perl and Rust, code is the source of Go 1.19 and Rust 1.63,
-all from Debian packages, which `apt-get download` fetches and `dpkg-deb` unpacks; a document is a page or a source
-file, each text once. `--text DIR` takes any other text instead: every file under DIR/prose and DIR/code.
+The English text is the documentation of Linux, Python, PostgreSQL, Perl and Rust. The code is the source of Go 1.19 and
+Rust 1.63. `apt-get download` downloads the packages, and `dpkg-deb` unpacks them. A document is a page or a source
+file, without duplicates. `--text DIR` uses every file under DIR/prose and DIR/code instead.
 """
 
 import hashlib

@@ -1,8 +1,9 @@
 """Compares `Tokenizer.encode_documents` with sentencepiece and tokenizers: on one core, with equal documents and ids.
 
 Reads the source code and the documentation of the installed Python packages, or a corpus of benchmarks/prepare.py
-(--corpus). The three encoders take turns on blocks of the text, so that a busy machine slows all three; our memo is
-empty at the start of each round. Without --tokenizer, 32,000 tokens are trained on other files of the same packages.
+(--corpus). The three encoders take turns on blocks of the text, so that other jobs slow all three. Our cache is empty
+at the start of each round. Without --tokenizer, a tokenizer of 32,000 tokens is trained on other files of the same
+packages.
 
     python benchmarks/tokenizer.py --megabytes 30
 """
@@ -39,9 +40,9 @@ def main() -> None:
     parser = options(__doc__, rounds=3)
     parser.add_argument("--tokenizer", help="a tokenizer.model, or a folder that has one (default: train one)")
     parser.add_argument(
-        "--corpus", type=Path, help="folder with prose/ and code/, each of SlimPajama's .jsonl.zst files"
+        "--corpus", type=Path, help="folder with prose/ and code/, each with .jsonl.zst files in SlimPajama's schema"
     )
-    parser.add_argument("--megabytes", type=float, default=30, help="text of each kind, where there is so much")
+    parser.add_argument("--megabytes", type=float, default=30, help="maximum amount of text of each kind")
     arguments = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     texts = {

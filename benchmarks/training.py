@@ -1,9 +1,10 @@
 """Compares `tinyllama train` with litgpt, the Hugging Face Trainer and torchtitan, on this machine's CPU.
 
-Shape small: a Llama of 55M parameters, 8 rows of 512 tokens per step, bf16. All programs get the same rows of real
-text, threads, torch and allocator settings, and each its own best settings. They take turns, so that other jobs slow
-all equally. Each measures a bf16 2048^3 product between its steps; MFU is relative to the fastest product so far.
-Peers are installed under --work.
+The model ("shape small") is a Llama with 55M parameters, trained in bf16 on 8 rows of 512 tokens per step. All programs
+get the same rows of real text, the same number of threads, and the same settings of torch and the allocator. Each peer
+uses its own fastest settings. The programs take turns, so that other jobs slow all equally. Each program measures a
+bf16 2048^3 matrix product between its steps, and its MFU is relative to the fastest product so far. Peers are installed
+under --work.
 
     python benchmarks/training.py
     python benchmarks/training.py --ranks       # two ranks with one thread each, and one process with two threads
@@ -54,11 +55,11 @@ OTHER_SETTINGS: dict[str, dict[str, str]] = {
     "torchtitan bf16-true": {"precision": "bf16-true"},
 }
 NAMES = "; ".join([*SETTINGS, *OTHER_SETTINGS])
-PRODUCT = "the fastest bf16 2048^3 matrix product timed between the steps so far"
+PRODUCT = "the fastest bf16 2048^3 matrix product that was measured between the steps so far"
 RANK_SETTINGS = {OURS: (1, 2), "two ranks, a thread each": (2, 1)}
 COMMON = {
-    "litgpt": "the function that `litgpt pretrain` calls, compiled, fused AdamW; with bf16-true the weights of litgpt "
-    "are bf16, those of tinyllama float32",
+    "litgpt": "the function that `litgpt pretrain` calls, compiled, fused AdamW; with bf16-true its weights are bf16, "
+    "whereas those of tinyllama are float32",
     "transformers": "Trainer on LlamaForCausalLM, torch_compile, adamw_torch_fused",
     "torchtitan": "torchtitan.train of a llama3, compiled, one gloo rank",
 }
@@ -89,8 +90,8 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = options(__doc__, rounds=3)
-    parser.add_argument("--steps", type=int, default=24, help="optimizer steps a turn (default: %(default)s)")
-    parser.add_argument("--warmup", type=int, default=4, help="of them not counted (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=24, help="optimizer steps per turn (default: %(default)s)")
+    parser.add_argument("--warmup", type=int, default=4, help="first steps that do not count (default: %(default)s)")
     parser.add_argument(
         "--threads", type=int, default=available_cpu_count(), help="of each program (default: %(default)s)"
     )
@@ -146,7 +147,7 @@ def measured(folder: Path, steps: int, warmup: int) -> Measured:
     (path,) = [*folder.glob("metrics.jsonl"), *folder.glob("runs/*/metrics.jsonl")]
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     if not rows or rows[-1]["step"] != steps:
-        raise RuntimeError(f"{len(rows)} rows of metrics where {steps} steps were asked for")
+        raise RuntimeError(f"{len(rows)} rows of metrics instead of {steps}")
     rows = [row for row in rows if row["step"] > warmup]
     speed, mfu = (statistics.median(row[column] for row in rows) for column in ("tokens_per_second", "mfu"))
     return Measured(speed, mfu, max(row["memory_bytes"] for row in rows))
@@ -170,14 +171,14 @@ def as_measures(
 ) -> list[Measure]:
     """Return the measures of speed, fraction of the machine's peak, and memory."""
     how = (
-        f"{OURS} and its peers train a Llama of 55M parameters on the same rows, 8 x 512 tokens per step, "
-        f"{arguments.threads} threads, the same settings of torch and glibc: the median of steps "
+        "All programs train a Llama of 55M parameters on the same rows, 8 x 512 tokens per step, with "
+        f"{arguments.threads} threads and the same settings of torch and glibc. The value is the median of steps "
         f"{arguments.warmup + 1} to {arguments.steps} of each turn."
     )
     columns = {
         "tokens_per_second": ("training speed", "tokens/s", True, 1.0, ""),
         "mfu": ("training, MFU", "%", True, 100.0, f" MFU is relative to {PRODUCT}."),
-        "memory_bytes": ("training, peak memory", "GB", False, 1e-9, " The value is the peak memory of the process."),
+        "memory_bytes": ("training, peak memory", "GB", False, 1e-9, " For memory it is the peak of the process."),
     }
     described = {name: describe(name) for name in turns}
     return [

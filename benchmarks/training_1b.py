@@ -1,10 +1,10 @@
 """Trains the bundled recipe tinyllama-1.1b on this machine's CPU, and measures memory and speed.
 
-Three steps at the full length of 2,048 and a smaller batch, float32 weights, through `tinyllama prepare` and `tinyllama
-train`, on this Python's own text in the two data sets' schemas. There is no warm-up, so that two updates have an
-effect. A run ends with a checkpoint of 13 GB under --work, which is deleted. The exit status is 1 if the loss does not
-fall, or if the process with its checkpoint takes more than --gibibytes. Arguments after `--` are those of `tinyllama
-train`.
+`tinyllama train` makes three steps with the full sequence length of 2,048, a smaller batch and float32 weights. The
+text is the embedded corpus, in the schemas of the two datasets. There is no warm-up, so that two updates have an
+effect. The run ends with a checkpoint of 13 GB under --work, which the script deletes. The exit status is 1 if the loss
+does not fall, or if the process needs more than --gibibytes of memory, including the checkpoint. Arguments after `--`
+are those of `tinyllama train`.
 
     python benchmarks/training_1b.py
     python benchmarks/training_1b.py -- --parallel.activation_checkpointing full
@@ -55,9 +55,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="cache folder (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps (default: %(default)s)")
-    parser.add_argument("--batch-sequences", type=int, default=2, help="rows a step (default: %(default)s)")
+    parser.add_argument("--batch-sequences", type=int, default=2, help="rows per step (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of the process (default: %(default)s)")
-    parser.add_argument("--gibibytes", type=float, default=23, help="most memory (default: %(default)s)")
+    parser.add_argument("--gibibytes", type=float, default=23, help="maximum memory in GiB (default: %(default)s)")
     parser.add_argument("flags", nargs="*", metavar="-- FLAG", help="fields of the recipe, as flags")
     arguments = parser.parse_args()
     if arguments.steps < 2:
@@ -120,7 +120,7 @@ def judge(rows: list[dict[str, Any]], peak: int, arguments: argparse.Namespace) 
     if not all(later < earlier for earlier, later in pairwise(losses)):
         problems.append(f"the loss does not fall: {', '.join(f'{loss:.4f}' for loss in losses)}")
     if peak > arguments.gibibytes * 2**30:
-        problems.append(f"the process took {peak / 2**30:.2f} GiB where {arguments.gibibytes:g} are allowed")
+        problems.append(f"the process took {peak / 2**30:.2f} GiB; at most {arguments.gibibytes:g} GiB are allowed")
     return problems
 
 

@@ -1,8 +1,9 @@
-"""A peer's own trainer on given rows, with metrics per step, for benchmarks/training.py.
+"""Runs a peer's own trainer on given rows, with metrics per step, for benchmarks/training.py.
 
-Runs in a peer's environment: `training_peers.py litgpt|transformers|torchtitan JOB.json`. torch calls one hook after
-every optimizer step of any trainer. A step lasts from one call to the next, without the bf16 2048^3 product that the
-hook measures every few steps (best of three). The hook refuses a model of another size than the job's.
+Runs in a peer's environment: `training_peers.py litgpt|transformers|torchtitan JOB.json`. torch calls a hook after
+every optimizer step of any trainer. The time of a step is the time between two calls, without the bf16 2048^3 matrix
+product that the hook measures every few steps (the best of three). The hook refuses a model of another size than the
+job's.
 """
 
 import json

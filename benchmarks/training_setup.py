@@ -1,7 +1,7 @@
 """Inputs of benchmarks/training.py and training_1b.py, created once under --work before the measurement.
 
-The text is the standard library of this Python; `tinyllama tokenizer train` trains 32,000 tokens on it, and `tinyllama
-prepare` writes a token store. Peers get the batches that tinyllama reads, row for row.
+The text is the standard library of this Python. `tinyllama tokenizer train` trains a tokenizer of 32,000 tokens on this
+text, and `tinyllama prepare` writes a token store. Peers train on the same rows as tinyllama, in the same order.
 """
 
 import hashlib

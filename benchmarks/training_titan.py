@@ -1,7 +1,7 @@
 """torchtitan's configuration of the shape in benchmarks/training.py, and the changes that it needs on a CPU.
 
-torchtitan takes its device from torch, which counts no CPU among accelerators, and asks it for memory figures.
-`TINYLLAMA_JOB` holds the job, since `--config` names a function without arguments.
+torchtitan supports only accelerators and reads their memory statistics, so the device is replaced by the CPU. The
+environment variable `TINYLLAMA_JOB` contains the job, because `--config` names a function without arguments.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""torchrun for one machine that ends with the exit status of the run; its arguments are torchrun's.
+"""Wrapper around torchrun on one node, with the same arguments, that ends with the exit status of the run.
 
-torchrun ends with status 1 for any failure, and restarts ranks even if that cannot help. Here the ranks run `rank.py`,
-which ends torchrun and records its status: 75 to be restarted later, 2 for wrong input. If a scheduler restarts a run
-for another status than 75, set it as ASK_AGAIN_STATUS.
+torchrun alone ends with status 1 for any failure, and restarts ranks that ended on purpose. The ranks run `rank.py`,
+which records status 75 (saved after a signal) or 2 (wrong input) and ends torchrun. If a scheduler restarts a run for
+another status than 75, set the environment variable ASK_AGAIN_STATUS to this status.
 """
 
 import os
@@ -19,7 +19,7 @@ ASKED_TO_SAVE = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def main(arguments: list[str]) -> int:
-    """Run torchrun and return the status that a rank recorded; without one 0, 75 after a signal, or 1."""
+    """Run torchrun and return the status that a rank recorded, or otherwise torchrun's status."""
     with tempfile.TemporaryDirectory() as folder:
         status_file = Path(folder) / "status"
         os.environ["RUN_STATUS"] = str(status_file)
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
 
 
 def torchrun(arguments: list[str]) -> int:
-    """Run torchrun and return its own status."""
+    """Run torchrun and return 0 after success, 75 after a signal to save, and 1 after a failure."""
     try:
         run.main(arguments)
     except ChildFailedError:

@@ -1,4 +1,7 @@
-"""One rank: `python -m tinyllama`, which for status 75 or 2 also ends the torchrun that would restart it."""
+"""Wrapper around `python -m tinyllama` for one rank: for status 75 or 2, it also ends torchrun.
+
+Otherwise torchrun would restart the rank.
+"""
 
 import os
 import signal
@@ -8,11 +11,11 @@ from pathlib import Path
 from tinyllama.cli import main
 
 FINAL = (75, 2)
-"""Statuses after which a restart by torchrun cannot help: saved after a signal, and wrong input."""
+"""Exit statuses after which torchrun must not restart the rank: 75 (saved after a signal) and 2 (wrong input)."""
 
 
 def leave(status: int) -> None:
-    """Record the status for `node.py`, unless another rank of this machine did, and end torchrun."""
+    """Record the status for `node.py` and end torchrun, unless another rank of this node has done both."""
     try:
         with Path(os.environ["RUN_STATUS"]).open("x") as file:
             file.write(str(status))

@@ -1,6 +1,7 @@
-"""Hashes of a token store's files and of trained weights from fixed inputs, which a refactoring must not change.
+"""Prints hashes of a token store's files and of trained weights, made from fixed inputs.
 
-Run it before and after on the same machine with the same torch, and compare: `.venv/bin/python tools/digests.py`.
+A refactoring must not change these hashes. Run `.venv/bin/python tools/digests.py` before and after the change, on the
+same machine with the same torch, and compare the outputs.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from tinyllama.tokenizer.training import train_tokenizer
 from tinyllama.train.loop import train
 
 SUFFIXES = (".tokens", ".documents", ".rows")
-# Separate from the tests' recipe, so that the hashes stay comparable when that changes.
+# Not the recipe of the tests, so that a change of the tests does not change the hashes.
 RECIPE = {
     "name": "digests",
     "tokenizer": "tokenizer",

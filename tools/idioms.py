@@ -1,4 +1,4 @@
-"""A check that the project's text avoids idioms that readers misunderstood; part of `make check`.
+"""Refuses idioms that readers have misunderstood in the project's text; part of `make check`.
 
 Reads tracked text files and prints `file:line: idiom; replacement` for each match. Exits with status 1 if there is one.
 """
@@ -56,7 +56,7 @@ PATTERN = re.compile("|".join(_ALTERNATIVES), re.IGNORECASE)
 
 def find_idioms(text: str) -> Iterator[tuple[int, str, str]]:
     """Yield line number, idiom and replacement of each match; an idiom may continue on the next line."""
-    # Line breaks and comment signs become as many spaces, so that positions stay.
+    # Replace a line break and a comment sign by the same number of spaces, so that positions do not change.
     joined = re.sub(r"(?<=\w)\n[ #]*(?=\w)", lambda match: " " * len(match[0]), text)
     for match in PATTERN.finditer(joined):
         number = int(str(match.lastgroup)[1:])

@@ -1,7 +1,7 @@
 """Size and documentation of the library; part of `make check`.
 
-Prints lines of code per package, and modules of under 40 lines. Exits with status 1 if a file has more than 400 lines
-or a public name has no docstring. Blank lines, comments and docstrings are not lines of code. ruff bounds functions.
+Prints lines of code per package, and modules of fewer than 40 lines. Exits with status 1 if a file has more than 400
+lines or a public name has no docstring. Blank lines, comments and docstrings are not lines of code.
 """
 
 import ast

@@ -1,6 +1,6 @@
 """Generator of docs/recipe.md, the reference of a recipe's fields; run by `make docs`.
 
-Reads the pydantic models and the bundled recipes. The page is checked in, and a test compares it with the output.
+Reads the pydantic models and the bundled recipes. A test compares the page in the repository with the output.
 """
 
 import re

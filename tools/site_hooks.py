@@ -1,7 +1,8 @@
-"""Hooks of MkDocs that make a site from the repository's files.
+"""MkDocs hooks that add pages and adapt links.
 
-CONTRIBUTING.md, CHANGELOG.md and SECURITY.md become pages of the site. Links are adapted to the site. A link to a file
-that is not a page leads to the repository, or becomes plain text if no repository is configured.
+CONTRIBUTING.md, CHANGELOG.md and SECURITY.md become pages of the site. A link to one of these files becomes a link to
+its page. A link to a file that is not a page leads to the repository, or becomes plain text if no repository is
+configured.
 """
 
 import posixpath
@@ -14,7 +15,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "SECURITY.md": "security-policy.md"}
-"""Pages from the repository's root: file name to page name."""
+"""Pages in the repository's root: file name to page name."""
 GENERATED_FROM = {"recipe.md": "src/tinyllama/recipe/schema.py"}
 """Generated pages, and the file to edit instead."""
 
@@ -65,7 +66,7 @@ def adapt_links(markdown: str, source: str, repository: str) -> str:
         if place:
             return f"{image}[{text}]({place}{'#' + anchor if anchor else ''})"
         if not (ROOT / wanted).exists():
-            return match[0]  # a strict build refuses it
+            return match[0]  # a strict build refuses this broken link
         return f"[{text}]({repository.rstrip('/')}/blob/main/{wanted})" if repository else text
 
     return _LINK.sub(adapt, markdown)

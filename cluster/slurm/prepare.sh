@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Prepares a token store on Slurm: cluster/slurm/prepare.sh [RECIPE] [flags of `tinyllama prepare`], on a login node.
 #
-# `prepare` submits job arrays and returns; their logs are in STORE.slurm/, next to the store. The flags below can also be
-# fields of the recipe, under `data`.
+# `prepare` submits job arrays and returns; their logs are in STORE.slurm/, next to the store. The options below can also
+# be in the section `data` of the recipe.
 set -euo pipefail
 
 # shellcheck source=/dev/null

@@ -68,7 +68,7 @@ def test_results_file_becomes_a_table_and_a_plot(monkeypatch, tmp_path):
         "- datatrove: batch size 100",
         "- Not shown: Many workers.",
         "| datatrove | 0.10.1 |",
-        "| its bf16 2048^3 matrix product, all cores | 405 (400-410) GFLOP/s, before each section and after the last |",
+        "| bf16 2048^3 matrix product on all cores | 405 (400-410) GFLOP/s, before each section and after the last |",
     ):
         assert line in page
     assert (tmp_path / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
