@@ -31,7 +31,7 @@ FAULTS = (
     "no permission",
     "flipped bit",
     "truncated file",
-    "clock going back",
+    "clock set back",
     "hung tracker",
     "worker out of memory",
     "rank lost",
