@@ -24,10 +24,10 @@ This page lists every field of a recipe with its type, default and meaning. A re
 also a command-line flag by its dotted name: `--train.tokens 5M`, `--data.workers 4`,
 `--release.tasks "[hellaswag, piqa]"`. `tinyllama train RECIPE --help` shows the fields with that recipe's values.
 
-An unknown field, a value outside its range or a duplicate name ends the command with one line that names the file, the
-field and the value. A token count may be written `3T`, `105B`, `20M`, `512K` or `2e6`, where K is a thousand.
+An unknown field, a value outside its range or a duplicate field causes a one-line error that names the file, the field
+and the value. A token count may be written as `3T`, `105B`, `20M`, `512K` or `2e6`; K is a factor of 1,000.
 
-This page is generated from the models that read a recipe (`make docs`).
+`make docs` generates this page from the pydantic models of the recipe.
 
 """
 NEXT = """\
@@ -173,7 +173,7 @@ def bound_text(number: float) -> str:
 
 def recipes() -> str:
     """Return the section with the bundled recipes."""
-    lines = ["## Bundled recipes", "", "These come with the package. Commands accept their names without a path.", ""]
+    lines = ["## Bundled recipes", "", "The package contains these recipes. Commands accept their names as a recipe.", ""]
     for name in bundled_recipes():
         text = (ROOT / "src/tinyllama/recipes" / f"{name}.yaml").read_text(encoding="utf-8").strip()
         lines += [f"### {name}", "", f"[`recipes/{name}.yaml`](../src/tinyllama/recipes/{name}.yaml)", ""]
