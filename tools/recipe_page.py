@@ -173,7 +173,8 @@ def bound_text(number: float) -> str:
 
 def recipes() -> str:
     """Return the section with the bundled recipes."""
-    lines = ["## Bundled recipes", "", "The package contains these recipes. Commands accept their names as a recipe.", ""]
+    lines = ["## Bundled recipes", ""]
+    lines += ["The package contains these recipes. Commands accept their names instead of a path.", ""]
     for name in bundled_recipes():
         text = (ROOT / "src/tinyllama/recipes" / f"{name}.yaml").read_text(encoding="utf-8").strip()
         lines += [f"### {name}", "", f"[`recipes/{name}.yaml`](../src/tinyllama/recipes/{name}.yaml)", ""]
