@@ -107,7 +107,7 @@ def run(name: str, arguments: argparse.Namespace) -> list[Measure]:
     out.unlink(missing_ok=True)
     script, *flags = SECTIONS[name]
     flags += ["--threads", str(arguments.threads)] if name in THREADED else []
-    rounds = arguments.rounds * (5 if name == "loading" else 1)  # a turn of loading takes a tenth of a second
+    rounds = arguments.rounds * (5 if name == "loading" else 1)  # a turn of loading takes only 0.1 s
     print(f"\n{name}", flush=True)
     begun = time.perf_counter()
     command = [sys.executable, HERE / script, *flags, "--work", arguments.work, "--rounds", rounds, "--json", out]

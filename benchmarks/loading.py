@@ -58,7 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     python = make_peer(arguments.work.resolve(), "litdata")
-    sys.path.append(str(packages_of(python)))  # its other dependencies are tinyllama's
+    sys.path.append(str(packages_of(python)))  # litdata is installed there without its dependencies
     with tempfile.TemporaryDirectory() as folder:
         num_tokens = int(arguments.megatokens * 1e6)
         measure = compare_readers(Path(folder), num_tokens, arguments.rounds, version_of(python, "litdata"))

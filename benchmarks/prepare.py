@@ -103,7 +103,7 @@ def fetch_tokenizer(work: Path) -> Path:
 
 
 def save_tokenizer(work: Path, source: str | Path) -> Path:
-    """Save the tokenizer as a folder; its `plain.json`, for other libraries, reads `<s>` in a text as text."""
+    """Save the tokenizer as a folder; other libraries use `plain.json`, which has no special tokens in text."""
     folder = work / "tokenizer"
     Tokenizer.load(source).save(folder)
     document = json.loads((folder / "tokenizer.json").read_bytes())
@@ -112,7 +112,7 @@ def save_tokenizer(work: Path, source: str | Path) -> Path:
 
 
 def first_core() -> int:
-    """Return the core of every pinned process."""
+    """Return the core that each single-core process uses."""
     return min(os.sched_getaffinity(0))
 
 
@@ -269,7 +269,7 @@ def prepare_twice(sources: dict[str, Path], folder: Path, out: Path, cores: list
 
 
 def link_copies(corpus: Path, folder: Path, copies: int) -> dict[str, Path]:
-    """Return a source per file of the corpus, each with many hard links to it, so that tasks have one size."""
+    """Return one source per file of the corpus, with hard links to the file, so that all tasks have equal sizes."""
     empty(folder)
     sources = {}
     for path in sorted(corpus.glob("*/*.jsonl.zst")):

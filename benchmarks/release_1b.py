@@ -52,7 +52,7 @@ def main() -> None:
 
 def write(folder: Path, tokenizer: Tokenizer) -> list[str]:
     """Write every format and print a line for each; return the formats that needed too much memory."""
-    import ctranslate2.converters  # noqa: F401, PLC0415 - with the libraries, whose memory is not the model's
+    import ctranslate2.converters  # noqa: F401, PLC0415 - import the libraries before memory is measured
     import transformers  # noqa: F401, PLC0415
 
     before, peaks = memory("VmRSS"), []
@@ -81,7 +81,7 @@ def write(folder: Path, tokenizer: Tokenizer) -> list[str]:
 
 @contextmanager
 def stage(name: str, peaks: list[int]) -> Iterator[None]:
-    """Measure a part's time and its peak resident memory, pages of mapped files included."""
+    """Measure the time and the peak resident memory of a part, including pages of mapped files."""
     Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's peak
     begun = time.perf_counter()
     yield

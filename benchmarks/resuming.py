@@ -90,7 +90,7 @@ def write_data(folder: Path, megatokens: int) -> None:
     tokens.tofile(folder / "flat")
     write_random(folder / "store", tokens, {SOURCE: 1})
     write_chunks(folder / "litdata", folder / "flat")
-    epoch_steps = (len(tokens) - 1) // LENGTH // ROWS  # its last few rows belong to another batch
+    epoch_steps = (len(tokens) - 1) // LENGTH // ROWS  # complete batches only
     fields = recipe_of_the_card() | {"name": "resuming"}
     fields["data"] |= {
         "store": str(folder / "store"),
@@ -112,20 +112,22 @@ def recipe_of(folder: Path) -> Recipe:
 
 def check(folder: Path, name: str, python: Path, step: int) -> str:
     """Describe whether a resumed walk reads the rows of an uninterrupted walk."""
-    said = []
+    descriptions = []
     for workers in (0, 2) if name == "litdata" else (0,):
         for mode in ("save", "resume"):
             run(folder, name, python, step, mode, workers)
         rest, second = json.loads((folder / f"{name}-{workers}-resume.json").read_bytes())
-        in_one_go = expected(folder, name, workers)
+        uninterrupted = expected(folder, name, workers)
         first = (
-            "the rest of the epoch as in one go" if rest == in_one_go[0][step * ROWS :] else "another rest of the epoch"
+            "the rest of the epoch as without an interruption"
+            if rest == uninterrupted[0][step * ROWS :]
+            else "another rest of the epoch"
         )
-        share = len(set(second)) / len(set(in_one_go[1]))
-        said.append(
+        share = len(set(second)) / len(set(uninterrupted[1]))
+        descriptions.append(
             f"{first}, then {share:.0%} of the next epoch's rows" + f" (worker processes: {workers})" * bool(workers)
         )
-    return "; ".join(said)
+    return "; ".join(descriptions)
 
 
 def expected(folder: Path, name: str, workers: int) -> list[list[str]]:

@@ -79,7 +79,7 @@ def read_texts(folder: Path, pattern: str) -> Iterator[str]:
 
 
 def page_text(page: str) -> str:
-    """Return the article of an HTML page as plain text, empty if it has none."""
+    """Return the article of an HTML page as plain text, or an empty string if the page has no article."""
     article = ARTICLE.search(page)
     return BLANK_LINES.sub("\n\n", html.unescape(MARKUP.sub("", article[1]))).strip() if article else ""
 

@@ -28,8 +28,8 @@ from training_setup import Work, environment, make_work, peer_job, run_logged, s
 from tinyllama.hardware import available_cpu_count
 
 HERE = Path(__file__).parent
-# The first word of a name is the peer. For each precision: the fastest settings, and the others that were tried, which
-# run only if --only names them.
+# Settings by name; the first word of a name is the peer. SETTINGS has the fastest settings per precision. The slower
+# settings in OTHER_SETTINGS run only if --only names them.
 SETTINGS: dict[str, dict[str, str]] = {
     "litgpt bf16-mixed": {"precision": "bf16-mixed"},
     "litgpt bf16-true": {"precision": "bf16-true"},

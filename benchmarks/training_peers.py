@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset
 # ruff: noqa: PLC0415 - each peer is imported only where it runs
 
 PRODUCT_SIZE = 2048
-TIMING_SHARE = 0.02  # of the time is spent on products, as in tinyllama
+TIMING_SHARE = 0.02  # maximum fraction of the time for timed matrix products, as in tinyllama
 
 
 class Meter:
@@ -190,8 +190,8 @@ def run_litgpt(job: dict[str, Any]) -> None:
         "class_path": job.get("optimizer", "training_peers.FusedAdamW"),
         "init_args": {"lr": job["learning_rate"], "betas": (0.9, 0.95), "weight_decay": 0.1},
     }
-    sys.argv = ["litgpt", "small"]  # litgpt reads it again when it saves the model
-    torch.set_float32_matmul_precision("high")  # as its command line does
+    sys.argv = ["litgpt", "small"]  # litgpt parses it when it saves the model
+    torch.set_float32_matmul_precision("high")  # as in litgpt's command line
     setup(
         "small",
         config,

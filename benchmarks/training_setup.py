@@ -67,7 +67,7 @@ def write_text(path: Path) -> None:
         for module in texts.values():
             try:
                 text = module.read_text(encoding="utf-8")
-            except UnicodeDecodeError:  # data of the codecs' tests
+            except UnicodeDecodeError:  # test data in other encodings
                 continue
             if text.strip():
                 file.write(json.dumps({"text": text}) + "\n")
@@ -94,7 +94,7 @@ def small_recipe(work: Work, steps: int) -> dict[str, Any]:
             "micro_batch_sequences": 8,
             "optimizer": {"learning_rate": 1e-3, "max_gradient_norm": 1.0},
             "schedule": {"name": "cosine", "warmup_steps": 2, "final_learning_rate": 1e-4},
-            "validate_every_steps": 2,  # and with it the product that an MFU is a share of
+            "validate_every_steps": 2,  # a validation also times the matrix product
             "validation_sequences": 8,
         },
         "checkpoint": {"every_steps": 10**9},
