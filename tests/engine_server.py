@@ -71,11 +71,9 @@ class Program:
     """Replacement of `subprocess.Popen` for a sidecar process: `main` of a module, in a fork."""
 
     def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
-        assert command[3] == "tinyllama.runs.sidecar"
+        assert command[3] == "tinyllama.processes"
         # the server's fork is the parent, and no longer training
-        code = (
-            "import os, sys; from tinyllama.runs.sidecar import main\nsys.exit(main(str(os.getppid()), *sys.argv[1:]))"
-        )
+        code = "import os, sys; from tinyllama.processes import main\nsys.exit(main(str(os.getppid()), *sys.argv[1:]))"
         self.fork = _Fork(code, command[5:], b"", env)
         self.returncode: int | None = None
 

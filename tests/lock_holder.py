@@ -5,6 +5,6 @@ from pathlib import Path
 
 from tinyllama.files import exclusive_lock
 
-with exclusive_lock(Path(sys.argv[1]), sys.argv[2], ""):
+with exclusive_lock(Path(sys.argv[1], sys.argv[2]), ""):
     print("held", flush=True)
     sys.stdin.read()

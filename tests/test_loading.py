@@ -284,11 +284,11 @@ def add_special_tokens(*texts: str, special: bool = True, **settings: str) -> Ed
 @pytest.mark.parametrize(
     ("damage", "keywords"),
     [
-        (remove_shard, "model-00002-of-00002.safetensors is missing"),
-        (empty_index, "model.safetensors.index.json has no weight_map"),
-        (lambda folder: (folder / WEIGHTS).unlink(), "model.safetensors is missing"),
+        (remove_shard, "model-00002-of-00002.safetensors: is missing"),
+        (empty_index, "model.safetensors.index.json: has no weight_map"),
+        (lambda folder: (folder / WEIGHTS).unlink(), "model.safetensors: is missing"),
         (convert_to_pickle, "pytorch_model.bin is a pickle"),
-        (truncate(WEIGHTS, -100), "model.safetensors cannot be read"),
+        (truncate(WEIGHTS, -100), "model.safetensors: cannot be read"),
         (write_lfs_pointer, "git lfs pull"),
         (add_bias, "q_proj.bias"),
         (edit_config(num_hidden_layers=1), "num_hidden_layers 1"),

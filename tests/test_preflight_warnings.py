@@ -10,7 +10,6 @@ from tinyllama import cli
 from tinyllama.errors import InputError
 from tinyllama.preflight import recipe_warnings
 from tinyllama.recipe import Recipe
-from tinyllama.train.schedule import learning_rate
 
 STEP = 6 * 64
 """Tokens per step of the small recipe, whose warm-up has 5 of its 40 steps."""
@@ -37,7 +36,7 @@ def test_schedule_that_misses_its_peak_or_final_rate_has_a_warning(
     fields = {f"train.schedule.{field}": value for field, value in schedule.items()}
     recipe = Recipe.load(small / "recipe.yaml", fields | {"train.tokens": 12 * STEP})
     peak, final = recipe.train.optimizer.learning_rate, recipe.train.schedule.final_learning_rate
-    rates = [learning_rate(recipe.train.schedule, peak, step, 12) for step in range(12)]
+    rates = [recipe.train.learning_rate_at(step) for step in range(12)]
     is_missed = max(rates) < 0.95 * peak or abs(rates[-1] - final) > 0.05 * peak
     warnings = [line for line in recipe_warnings(recipe) if line.startswith("train.schedule:")]
     assert len(warnings) == is_missed

@@ -25,7 +25,7 @@ from tinyllama.recipe import Recipe
 
 def demo(recipe: Recipe) -> int:
     """Run every stage on the embedded corpus: from raw text to a released, verified and evaluated model."""
-    from tinyllama.train.signals import exit_on_signal
+    from tinyllama.processes import exit_on_signal
 
     with exit_on_signal():
         from tinyllama.demo import run_demo
@@ -165,8 +165,7 @@ def train(recipe: Recipe, allow_change: bool = False) -> None:
     Args:
         allow_change: Resume even if the recipe and the checkpoint differ in fields that affect the weights.
     """
-    from tinyllama.processes import die_with_torchrun
-    from tinyllama.train.signals import exit_on_signal
+    from tinyllama.processes import die_with_torchrun, exit_on_signal
 
     die_with_torchrun()
     with exit_on_signal():

@@ -99,14 +99,6 @@ def extract_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, An
         value = match[3] if match[3] is not None else next(words, None)
         if value is None:
             raise InputError(f"{word}: missing value; give it after the flag")
-        overrides[match[1] + match[2]] = _parse_value(word, value)
+        is_yaml = re.match(r"[\[{]|null$", value)
+        overrides[match[1] + match[2]] = parse_yaml(value, word) if is_yaml else value
     return own, overrides
-
-
-def _parse_value(flag: str, text: str) -> Any:
-    if not re.match(r"[\[{]|null$", text):
-        return text
-    try:
-        return parse_yaml(text, flag)
-    except InputError as error:
-        raise InputError(str(error).replace(f"{flag}:1:", f"{flag}:", 1)) from None  # a flag's value is one line

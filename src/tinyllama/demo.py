@@ -15,9 +15,10 @@ from tinyllama.api import generate_text, prepare_store, train_model
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.files import disk_usage_bytes
-from tinyllama.formatting import echo
+from tinyllama.formatting import echo, format_bytes
 from tinyllama.model.flops import num_parameters
 from tinyllama.prepare.corpus import FOLDERS, write_corpus
+from tinyllama.prepare.inspection import prepared_lines
 from tinyllama.prepare.selection import train_recipe_tokenizer
 from tinyllama.recipe import Recipe
 from tinyllama.release.command import evaluate_model
@@ -72,8 +73,8 @@ def _corpus(recipe: Recipe) -> Iterator[str]:
         yield f"{folder}: already prepared"
         return
     for name, sizes in write_corpus(folder).items():
-        parts = ", ".join(f"{part} {size / 1e6:.1f} MB" for part, size in sizes.items())
-        yield f"{folder / name}: {sum(sizes.values()) / 1e6:.1f} MB ({parts})"
+        parts = ", ".join(f"{part} {format_bytes(size)}" for part, size in sizes.items())
+        yield f"{folder / name}: {format_bytes(sum(sizes.values()))} ({parts})"
 
 
 def _corpus_folder(recipe: Recipe) -> Path:
@@ -96,12 +97,7 @@ def _tokenizer(recipe: Recipe) -> Iterator[str]:
 
 def _store(recipe: Recipe) -> Iterator[str]:
     prepare_store(recipe)
-    store = TokenStore.open(recipe.data.store)
-    for name, split in store.splits.items():
-        yield f"{store.folder}/{name}: {split.num_tokens:,} tokens in {split.num_documents:,} documents"
-        dropped = [f"{count:,} {reason}" for reason, count in split.manifest["rows"]["dropped"].items()]
-        if dropped:
-            yield f"    dropped: {', '.join(dropped)}"
+    yield from prepared_lines(TokenStore.open(recipe.data.store))
 
 
 def _training(recipe: Recipe) -> Iterator[str]:
@@ -137,7 +133,7 @@ def _release(recipe: Recipe) -> Iterator[str]:
                 raise
             yield str(error)  # an engine crashed on the finished release, so the later checks of this release fail
     for path in sorted(path for path in folder.glob("*/*") if path.suffix in (".gguf", ".safetensors", "")):
-        yield f"{path}: {disk_usage_bytes(path) / 1e6:.1f} MB"
+        yield f"{path}: {format_bytes(disk_usage_bytes(path))}"
 
 
 def _verification(recipe: Recipe, failed: list[Check]) -> Iterator[str]:

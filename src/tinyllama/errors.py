@@ -16,6 +16,8 @@ from tinyllama.formatting import echo
 
 INPUT_ERROR_STATUS = 2
 """Exit status for wrong input; a scheduler should not run the command again."""
+REQUEUE_STATUS = 75
+"""Exit status after SIGTERM or SIGUSR1, for requeueing: EX_TEMPFAIL ("try again later") of sysexits.h."""
 DAMAGE_ERRORS = (
     ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError,
 )  # fmt: skip
@@ -27,11 +29,15 @@ class InputError(ValueError):
 
 
 class RunStoppedError(RuntimeError):
-    """A run that stopped before its last step: reason and remedy in one line, and the exit status."""
+    """A run that stopped before its last step: reason and remedy in one line; `signal` is the signal that stopped it.
 
-    def __init__(self, message: str, status: int = 1) -> None:
+    The exit status is REQUEUE_STATUS after a signal, and otherwise 1.
+    """
+
+    def __init__(self, message: str, signal: str = "") -> None:
         super().__init__(message)
-        self.status = status
+        self.signal = signal
+        self.status = REQUEUE_STATUS if signal else 1
 
 
 def run_and_get_exit_status(call: Callable[[], int | None], system_status: int = INPUT_ERROR_STATUS) -> int:
@@ -107,13 +113,6 @@ def silence_torchao() -> None:
     logs a message for each extension that does not match the GPU or the Python version. torch logs a warning about
     torchao's enums.
     """
-    logging.getLogger("torchao").addFilter(_is_not_failed_extension)
-    logging.getLogger("torch.utils._pytree").addFilter(_is_not_torchao_enum)
-
-
-def _is_not_failed_extension(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("Failed to load ")
-
-
-def _is_not_torchao_enum(record: logging.LogRecord) -> bool:
-    return "is an Enum subclass and is now natively supported" not in record.getMessage()
+    extension, enum = "Failed to load ", "is an Enum subclass and is now natively supported"
+    logging.getLogger("torchao").addFilter(lambda record: not record.getMessage().startswith(extension))
+    logging.getLogger("torch.utils._pytree").addFilter(lambda record: enum not in record.getMessage())

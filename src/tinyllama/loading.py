@@ -1,7 +1,7 @@
 """Models and their tokenizers from a run, a checkpoint, a release, a Hugging Face folder or the hub.
 
 This module reads a folder's safetensors files, but never its pickle files. Checkpoints are in torch's distributed
-format (DCP). A checkpoint's hashes are checked before it is loaded, and `runs.checkpoint_reader` executes no code from
+format (DCP). A checkpoint's hashes are checked before it is loaded, and `runs.checkpoint` executes no code from
 a checkpoint. Weights are loaded in float32.
 """
 
@@ -23,8 +23,7 @@ from tinyllama.model.llama import Llama
 from tinyllama.model.weights import config_from_hugging_face, from_hugging_face, load_parameters
 from tinyllama.recipe import Model, Recipe
 from tinyllama.runs.checkpoint import load_weights
-from tinyllama.runs.release_dir import ReleaseDir
-from tinyllama.runs.run_dir import CheckpointDir, RunDir
+from tinyllama.runs.run_dir import CheckpointDir, ReleaseDir, RunDir
 from tinyllama.tokenizer import Tokenizer
 
 
@@ -90,7 +89,7 @@ def _load_checkpoint(location: ModelLocation, precision: torch.dtype) -> Llama:
     recipe = Recipe.load(checkpoint.recipe_path)
     with translate_damage_errors(folder):
         vocab_size = int(checkpoint.state().get("vocab_size") or Tokenizer.load(location.tokenizer_folder).vocab_size)
-    _check_size(folder, "recipe.yaml and state.json", recipe.model, vocab_size, folder.glob("*.distcp"))
+    _check_size(folder, "recipe.yaml and state.json", recipe.model, vocab_size, checkpoint.tensor_paths)
     model = Llama(recipe.model, vocab_size, precision)
     load_weights(checkpoint, model)
     return model
@@ -143,29 +142,20 @@ class HuggingFaceLlama:
         head, embedding = (stored.get(name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
         return head is not None and embedding is not None and not torch.equal(head.float(), embedding.float())
 
-    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield each parameter's name in `Llama` and its stored tensor.
-
-        Raises InputError if a tensor is missing or unknown.
-        """
-        yield from from_hugging_face(Safetensors(self.files()), self.config)
-
     def load_into(self, model: Llama) -> None:
         """Copy the weights into a model; a sharded parameter receives only this rank's part.
 
         Raises InputError if a tensor is missing, unknown or damaged, or if its shape is wrong.
         """
+        stored = Safetensors(self.files())
         try:
-            load_parameters(model, self.weights())
+            load_parameters(model, from_hugging_face(stored, self.config))
         except (InputError, SafetensorError) as error:
             raise InputError(f"{self.folder}: {error}") from None
 
     def check_size(self) -> None:
         """Raise InputError if config.json describes more parameters than the files have bytes, or a file is damaged."""
-        try:
-            Safetensors(self.files())
-        except InputError as error:
-            raise InputError(f"{self.folder}: {error}") from None
+        Safetensors(self.files())
         _check_size(self.folder, "config.json", self.config, self.vocab_size, self.files())
 
     def files(self) -> list[Path]:
@@ -174,7 +164,7 @@ class HuggingFaceLlama:
         names = indexed_files(index) if index.is_file() and not single.is_file() else {single.name}
         for name in sorted(names):
             if not (self.folder / name).is_file():
-                raise InputError(f"{name} is missing; {_missing_weights_remedy(self.folder)}")
+                raise InputError(f"{self.folder / name}: is missing; {_missing_weights_remedy(self.folder)}")
         return [self.folder / name for name in sorted(names)]
 
     @cached_property
@@ -189,9 +179,9 @@ def indexed_files(index: Path) -> set[str]:
     content = read_json(index)
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise InputError(f"{index.name} has no weight_map of files; download it again, or save the model again")
+        raise InputError(f"{index}: has no weight_map of files; download it again, or save the model again")
     if outside := [name for name in names.values() if not is_file_name(name)]:
-        raise InputError(f"{index.name} names a file outside its folder, {outside[0]!r}; save the model again")
+        raise InputError(f"{index}: names a file outside its folder, {outside[0]!r}; save the model again")
     return set(names.values())
 
 
@@ -216,7 +206,7 @@ class Safetensors(Mapping[str, torch.Tensor]):
             try:
                 tensors = safe_open(path, "pt")
             except SafetensorError as error:
-                raise InputError(f"{path.name} cannot be read ({error}); {replacement_remedy(first)}") from None
+                raise InputError(f"{path}: cannot be read ({error}); {replacement_remedy(first)}") from None
             self._files |= dict.fromkeys(tensors.keys(), tensors)
 
     def __getitem__(self, name: str) -> torch.Tensor:

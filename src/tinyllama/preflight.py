@@ -19,7 +19,6 @@ from tinyllama.recipe import Recipe, Release
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import HUB_NAME
-from tinyllama.train.schedule import learning_rate
 
 # Functions import the modules that only some recipes need, so that `prepare` does not wait for torch.
 # ruff: noqa: PLC0415
@@ -167,8 +166,8 @@ def _schedule_warnings(recipe: Recipe) -> Iterator[str]:
     """Yield a warning if the learning rate misses its peak or its final rate."""
     train, steps = recipe.train, recipe.train.steps
     schedule, peak, final = train.schedule, train.optimizer.learning_rate, train.schedule.final_learning_rate
-    rates = [learning_rate(schedule, peak, step, steps) for step in range(max(1, min(schedule.warmup_steps, steps)))]
-    highest, last = max(rates), learning_rate(schedule, peak, steps - 1, steps)
+    highest = max(map(train.learning_rate_at, range(max(1, min(schedule.warmup_steps, steps)))))
+    last = train.learning_rate_at(steps - 1)
     tolerance = _LEARNING_RATE_TOLERANCE * peak
     if highest < peak - tolerance or abs(last - final) > tolerance:
         lower = " or decay_fraction" if schedule.name == "wsd" else ""

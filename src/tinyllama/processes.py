@@ -1,14 +1,28 @@
-"""Child processes: the signal when their parent ends, their environment, and torch's compile cache."""
+"""Processes: sidecars next to training, parent death, stop signals, and torch's compile cache.
+
+A sidecar runs this module as its program. Before any slow import, the program asks the kernel to kill the sidecar when
+training ends. Imports no torch.
+"""
 
 import atexit
 import ctypes
 import getpass
+import importlib
 import os
 import shutil
 import signal
 import stat
+import subprocess
+import sys
 import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from tinyllama.errors import RunStoppedError
 
 
 def set_parent_death_signal(parent: int | None = None) -> None:
@@ -27,14 +41,92 @@ def die_with_torchrun() -> None:
         set_parent_death_signal()
 
 
-def sidecar_environment(one_core: bool) -> dict[str, str]:
-    """Return the environment of a sidecar process, which is not a rank and uses no GPU.
+def start_sidecar(module: str, *arguments: str, one_core: bool, log: IO[bytes] | None = None) -> subprocess.Popen[str]:
+    """Start a process next to training that runs `main(*arguments)` of a module.
 
-    `one_core` limits the process to one thread.
+    The process is no rank and uses no GPU. With `one_core`, it computes with one thread. The process has its own
+    session, so it does not receive the signals to training's process group. Its standard error is written to `log`, or
+    else to a pipe. Raises OSError if the process cannot be started.
     """
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS")  # torchrun sets one thread
     own = {"CUDA_VISIBLE_DEVICES": "", **({"OMP_NUM_THREADS": "1"} if one_core else {})}
-    return {name: value for name, value in os.environ.items() if name not in ranks} | own
+    return subprocess.Popen(
+        # -P: import nothing from the working directory
+        [sys.executable, "-P", "-m", "tinyllama.processes", str(os.getpid()), module, *arguments],
+        env={name: value for name, value in os.environ.items() if name not in ranks} | own,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log or subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+class Heartbeat:
+    """Heartbeat of a worker, and the time since the last heartbeat, in seconds.
+
+    The supervisor adds up its own waiting times instead of reading a clock. A process that was suspended and continued
+    therefore does not look hung.
+    """
+
+    def __init__(self) -> None:
+        self.silent_seconds, self.is_paused = 0.0, False
+
+    def __call__(self) -> None:
+        """Record a heartbeat."""
+        self.silent_seconds = 0.0
+
+    def add_wait(self, seconds: float) -> float:
+        """Add a supervisor's waiting time, unless the heartbeat is paused; return the time since the last heartbeat."""
+        if not self.is_paused:
+            self.silent_seconds += seconds
+        return self.silent_seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count no time while the block runs, for example while the block reads a slow disk."""
+        self.is_paused = True
+        try:
+            yield
+        finally:
+            self.silent_seconds, self.is_paused = 0.0, False
+
+
+@contextmanager
+def exit_on_signal() -> Iterator[None]:
+    """Raise RunStoppedError on SIGTERM or SIGUSR1 during a block that has nothing to save."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        raise RunStoppedError(f"{name}: stopped; rerun the same command to resume", signal=name)
+
+    with _stop_signal_handlers(stop):
+        yield
+
+
+@contextmanager
+def record_signals() -> Iterator[list[str]]:
+    """Yield a list to which the names of the received SIGTERM and SIGUSR1 are appended during the block."""
+    names: list[str] = []
+    with _stop_signal_handlers(lambda number, frame: names.append(signal.Signals(number).name)):
+        yield names
+
+
+@contextmanager
+def _stop_signal_handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle SIGTERM (schedulers, torchrun) and SIGUSR1 (Slurm, before its time limit) during the block.
+
+    Only the main thread can handle signals; in any other thread, this function does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, previous_handler in previous.items():
+            signal.signal(number, previous_handler)
 
 
 def use_private_compile_cache() -> None:
@@ -71,3 +163,14 @@ def _owns_shared_header_folder() -> bool:
     except (OSError, KeyError):  # KeyError: the user ID has no name
         return False
     return True
+
+
+def main(parent: str, module: str, *arguments: str) -> int:
+    """Run a module's `main` in a sidecar of the process `parent`; return its exit status."""
+    set_parent_death_signal(int(parent))
+    status: int = importlib.import_module(module).main(*arguments)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -11,7 +11,6 @@ from tools.recipe_page import part_of
 
 from tinyllama.cli import COMMANDS
 from tinyllama.recipe import Recipe
-from tinyllama.train.schedule import learning_rate
 
 NAMES = {"code-tour.md": r"[A-Za-z_]\w*|[A-Z]\w*\.\w+", "faq.md": r"test_\w+"}
 """Pattern of the names that a page mentions with their file."""
@@ -157,7 +156,7 @@ def test_figures_of_the_continued_run_follow_from_its_recipe(tmp_path: Path) -> 
     assert loss
     assert bits
     for step, tokens, rate, row_loss, *validation in rows:
-        expected = learning_rate(train.schedule, train.optimizer.learning_rate, int(step) - 1, train.steps)
+        expected = train.learning_rate_at(int(step) - 1)
         assert (tokens, rate) == (f"{int(step) * train.batch_tokens:,}", f"{expected:.1e}")
         assert bool(validation) == (int(step) % train.validate_every_steps == 0)
         assert float(row_loss) == pytest.approx(float(loss[1]), rel=0.2)

@@ -159,7 +159,7 @@ def test_release_sidecar_without_memory_is_an_event_and_training_continues(pipel
     """The sidecar may use less memory than importing torch takes."""
 
     def inject() -> None:
-        from tinyllama.runs import sidecar
+        from tinyllama import processes
         from tinyllama.train import milestones
 
         def limit_memory() -> None:
@@ -168,7 +168,7 @@ def test_release_sidecar_without_memory_is_an_event_and_training_continues(pipel
         skip_peak()
         milestones._RETRY_SECONDS = 0.0
         limited = partial(subprocess.Popen, preexec_fn=limit_memory)
-        sidecar.subprocess = SimpleNamespace(Popen=limited, PIPE=subprocess.PIPE)  # type: ignore[assignment,attr-defined]
+        processes.subprocess = SimpleNamespace(Popen=limited, PIPE=subprocess.PIPE)  # type: ignore[assignment,attr-defined]
 
     at = ("--release.at_tokens", f"[{6 * 6 * 64}]", "--release.tasks", "[]", "--release.formats", "[huggingface]")
     command = ("train", "recipe.yaml", "--name", "starved", *at)

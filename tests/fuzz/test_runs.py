@@ -24,7 +24,7 @@ from tests.fuzz.strategies import (
 )
 
 from tinyllama.errors import InputError
-from tinyllama.files import sha256_of, write_json
+from tinyllama.files import rows_since, sha256_of, write_json
 from tinyllama.report.run_data import read_run
 from tinyllama.runs.listing import list_runs, read_run_status
 from tinyllama.runs.log import RunLog
@@ -93,7 +93,7 @@ def _rows(own: Path) -> None:
 def _follow(own: Path) -> None:
     """Read as a tracker does, which reports a ValueError for a line."""
     with suppress(ValueError):
-        RunDir(own).metrics_since(0)
+        rows_since(RunDir(own).metrics_path, 0)
 
 
 def _truncate(own: Path) -> None:

@@ -18,7 +18,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from tinyllama.distributed import World, build_mesh, shard_model
 from tinyllama.model.llama import PRECISIONS, Llama
 from tinyllama.recipe import Recipe
-from tinyllama.train.optimizer import build_optimizers, optimizer_step
+from tinyllama.train.setup import build_optimizers, optimizer_step
 
 
 def peak_bytes(recipe: Recipe, ranks: int) -> int:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from tinyllama.plots.charts import annotations, loss_plot
-from tinyllama.runs.events import INFO, INTERRUPTION, PROBLEM, RELEASE, event_category
+from tinyllama.runs.log import INFO, INTERRUPTION, PROBLEM, RELEASE, event_category
 
 NAMES = ("skip", "rollback", "resume", "release", "checkpoint")
 

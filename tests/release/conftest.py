@@ -21,7 +21,7 @@ from tinyllama.runs.checkpoint import CheckpointWriter
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.training import train_tokenizer
-from tinyllama.train.optimizer import build_optimizers
+from tinyllama.train.setup import build_optimizers
 
 STEPS = (9, 10, 40)
 HARDWARE = [

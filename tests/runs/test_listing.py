@@ -18,10 +18,9 @@ from tests.terminal import run_on_terminal
 from tests.train.launch import fault_in_batch, start_training
 
 from tinyllama import cli
-from tinyllama.files import exclusive_lock, is_locked, write_json
+from tinyllama.files import Row, exclusive_lock, is_locked, last_rows, write_json
 from tinyllama.recipe import Recipe
 from tinyllama.runs import run_dir
-from tinyllama.runs.jsonl import Row, last_rows
 from tinyllama.runs.listing import find_runs, list_runs, read_run_status
 from tinyllama.runs.run_dir import RunDir
 
@@ -120,7 +119,7 @@ def test_a_lock_is_visible_to_all_processes_and_survives_the_check(tmp_path: Pat
         holder.communicate("")
     assert not is_locked(path)
     ask = [sys.executable, "-c", f"from tinyllama.files import *; print(is_locked(Path({str(path)!r})))"]
-    with exclusive_lock(tmp_path, "lock", ""):
+    with exclusive_lock(tmp_path / "lock", ""):
         assert is_locked(path)
         assert subprocess.run(ask, capture_output=True, text=True, check=True).stdout == "True\n"
     assert not is_locked(path)
@@ -167,7 +166,7 @@ def test_a_trained_run_counts_its_pending_releases(tmp_path: Path) -> None:
 def test_a_stalled_run_is_distinguished_from_a_working_one(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     now = run.metrics_path.stat().st_mtime
-    with exclusive_lock(run.path, "lock", ""):
+    with exclusive_lock(run.lock_path, ""):
         assert state_and_note(run, now + 60) == ("running", "")
         assert state_and_note(run, now + 600) == ("running", "no row for 10 min")
         write_lines(run.metrics_path, [])
@@ -182,7 +181,7 @@ def test_figures_come_from_the_newest_complete_rows(tmp_path: Path) -> None:
     make_checkpoint(run, 5)
     make_checkpoint(run, 12)
     make_checkpoint(run, 13, committed=False)
-    with exclusive_lock(run.path, "lock", ""):
+    with exclusive_lock(run.lock_path, ""):
         found = read_run_status(run)
     assert (found.step, found.tokens, found.loss) == (13, 130, 5 - 0.12)
     assert (found.validation_bits_per_byte, found.tokens_per_second) == (1.5, 20.0)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tinyllama.errors import InputError
-from tinyllama.files import sha256_of, write_json
+from tinyllama.files import last_rows, rows_since, sha256_of, write_json
 from tinyllama.runs.run_dir import CheckpointDir, RunDir
 
 
@@ -81,22 +81,22 @@ def test_metrics_end_at_a_step_and_report_later_damage(run: RunDir) -> None:
 
 
 def test_rows_since_an_offset_are_complete_lines(run: RunDir) -> None:
-    assert run.metrics_since(0) == ([], 0)
+    assert rows_since(run.metrics_path, 0) == ([], 0)
     write_lines(run.metrics_path, {"step": 1}, {"step": 2, "loss": float("nan")}, '{"step":', end="")
-    rows, offset = run.metrics_since(0)
+    rows, offset = rows_since(run.metrics_path, 0)
     assert [row["step"] for row in rows] == [1, 2]
-    assert run.metrics_since(offset) == ([], offset)
+    assert rows_since(run.metrics_path, offset) == ([], offset)
     write_lines(run.metrics_path, {"step": 1})  # shorter: read from the beginning
-    assert run.metrics_since(offset)[0] == [{"step": 1}]
+    assert rows_since(run.metrics_path, offset)[0] == [{"step": 1}]
     write_lines(run.metrics_path, {"step": 1}, "[]")
     with pytest.raises(InputError, match=r"metrics\.jsonl:2:"):
-        run.metrics_since(0)
+        rows_since(run.metrics_path, 0)
 
 
 def test_last_rows_skip_invalid_and_partial_lines(run: RunDir) -> None:
     write_lines(run.events_path, {"step": 1, "event": "start"}, "x", "[1]", {"step": 2, "event": "done"}, "{", end="")
-    assert [row["step"] for row in run.last_events(1 << 10)] == [1, 2]
-    assert [row["step"] for row in run.last_events(40)] == [2]
+    assert [row["step"] for row in last_rows(run.events_path, 1 << 10)] == [1, 2]
+    assert [row["step"] for row in last_rows(run.events_path, 40)] == [2]
 
 
 def test_a_release_belongs_to_the_checkpoint_with_the_same_content(run: RunDir) -> None:

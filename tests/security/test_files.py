@@ -25,7 +25,7 @@ def victim(tmp_path: Path) -> Path:
 def test_symlinked_lock_is_refused(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/lock").symlink_to(victim)
-    with pytest.raises(InputError, match="run/lock: is a symbolic link"), exclusive_lock(tmp_path / "run", "lock", ""):
+    with pytest.raises(InputError, match="run/lock: is a symbolic link"), exclusive_lock(tmp_path / "run/lock", ""):
         pass
     with pytest.raises(InputError, match="run/lock: is a symbolic link"), blocking_lock(tmp_path / "run/lock"):
         pass
@@ -34,7 +34,7 @@ def test_symlinked_lock_is_refused(tmp_path: Path, victim: Path) -> None:
 
 def test_hard_linked_lock_keeps_file(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "lock").hardlink_to(victim)
-    with exclusive_lock(tmp_path, "lock", ""):
+    with exclusive_lock(tmp_path / "lock", ""):
         assert victim.read_text() == "precious"
 
 

@@ -12,7 +12,7 @@ from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import reject_symlinks, write_json
 from tinyllama.release.card import update_card, update_cards
-from tinyllama.runs.release_dir import ReleaseDir, ReleasesDir
+from tinyllama.runs.run_dir import ReleaseDir, ReleasesDir
 from tinyllama.tracking.trackers import try_acquire_sink
 from tinyllama.tracking.trackio_sink import open_trackio, trackio_dir
 

@@ -6,9 +6,8 @@ from typing import Any
 
 from tests.conftest import small_recipe
 
-from tinyllama.files import write_json
+from tinyllama.files import Row, write_json
 from tinyllama.recipe import Recipe
-from tinyllama.runs.jsonl import Row
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking.follow import RunFollower, Scores, SinkPosition

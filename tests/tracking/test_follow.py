@@ -15,9 +15,9 @@ from tests.tracking.run_files import (
     write_steps,
 )
 
+from tinyllama import files
 from tinyllama.errors import InputError
 from tinyllama.files import write_json
-from tinyllama.runs import jsonl
 from tinyllama.tracking import follow as follow_module
 from tinyllama.tracking.follow import is_shown
 
@@ -119,7 +119,7 @@ def test_long_runs_are_downsampled_but_keep_validations_and_skipped_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follow_module, "FULL_RESOLUTION_STEPS", 16)
-    monkeypatch.setattr(jsonl, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(files, "_CHUNK_BYTES", 1000)
     run, log = new_run(tmp_path)
     sink = RecordingSink()
     write_steps(log, 1, 50)

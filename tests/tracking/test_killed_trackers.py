@@ -27,7 +27,7 @@ Tracker = subprocess.Popen[bytes]
 
 
 def start_tracker(run: RunDir, name: str, **variables: str) -> Tracker:
-    module = ["-m", "tinyllama.runs.sidecar", str(os.getpid()), "tinyllama.tracking.trackers"]
+    module = ["-m", "tinyllama.processes", str(os.getpid()), "tinyllama.tracking.trackers"]
     return subprocess.Popen(
         [sys.executable, *module, str(run.path), name, "60"],
         env=os.environ | {"WANDB_MODE": "offline"} | variables,

@@ -58,7 +58,7 @@ def train(
 
 def events_of_tracker(run: RunDir, name: str, fake: str = "", program: str = "") -> list[str]:
     """Return the events that a tracker's process reports for a run that has ended; the process must succeed."""
-    start = [str(HERE / program)] if program else ["-m", "tinyllama.runs.sidecar", str(os.getpid())]
+    start = [str(HERE / program)] if program else ["-m", "tinyllama.processes", str(os.getpid())]
     module = [] if program else ["tinyllama.tracking.trackers"]
     command = [sys.executable, *start, *module, str(run.path), name, "60"]
     environment = os.environ | fake_wandb(fake, run.path)

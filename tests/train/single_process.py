@@ -9,9 +9,7 @@ from torch import Tensor
 from tinyllama.distributed import World
 from tinyllama.recipe import Recipe
 from tinyllama.train.loop import forward_backward
-from tinyllama.train.optimizer import optimizer_step
-from tinyllama.train.schedule import learning_rate
-from tinyllama.train.setup import TrainState, build, initialize_weights
+from tinyllama.train.setup import TrainState, build, initialize_weights, optimizer_step
 
 SINGLE_PROCESS = World(0, 1, torch.device("cpu"))
 
@@ -31,7 +29,7 @@ def train_step(state: TrainState, step: int, sequences: Tensor) -> tuple[float, 
     """Do step `step` with a batch's sequences, without the guard; return loss and gradient norm."""
     recipe = state.recipe.train
     loss, norm = forward_backward(state, sequences)
-    rate = learning_rate(recipe.schedule, recipe.optimizer.learning_rate, step, recipe.steps)
+    rate = recipe.learning_rate_at(step)
     optimizer_step(state.optimizers, rate)
     state.model.zero_grad()
     return loss, norm

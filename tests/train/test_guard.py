@@ -38,7 +38,7 @@ from tinyllama.errors import RunStoppedError
 from tinyllama.files import write_json
 from tinyllama.recipe import Guard, Recipe
 from tinyllama.runs.run_dir import RunDir
-from tinyllama.train.guard import Action, Decision, SpikeDetector, discard_stale_rollbacks, is_spike, record_rollback
+from tinyllama.train.guard import Action, Decision, SpikeDetector, discard_stale_rollbacks, is_spike
 from tinyllama.train.loop import train
 
 pytest_plugins = ["tests.train.fixtures"]
@@ -174,8 +174,7 @@ def test_rollbacks_are_recorded_in_order_and_stale_ones_dropped(tmp_path: Path) 
     run = RunDir(tmp_path)
     first = {"batches": [3, 4], "checkpoint": 0, "step": 5, "reason": "loss nan"}
     second = {"batches": [7], "checkpoint": 5, "step": 6, "reason": "loss inf"}
-    record_rollback(run, first)
-    record_rollback(run, second)
+    write_json(run.rollbacks_path, [first, second])
     assert run.rollbacks() == [first, second]
     assert run.skipped_batches() == {3, 4, 7}
     discard_stale_rollbacks(run)

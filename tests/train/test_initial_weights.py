@@ -28,7 +28,6 @@ from tinyllama.prepare.pipeline import build_store
 from tinyllama.recipe import Recipe
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.train.schedule import learning_rate
 
 TIED = {"untied": False, "tied": True}
 SHORT = ("--train.tokens", "768", "--train.schedule.warmup_steps", "1")
@@ -97,7 +96,7 @@ def test_schedule_and_data_start_at_step_0(runs: Path) -> None:
     recipe = Recipe.load(runs / "untied.yaml")
     first = read_metrics(runs / "runs/untied")[0]
     assert (first["step"], first["tokens"]) == (1, 384)
-    assert first["learning_rate"] == learning_rate(recipe.train.schedule, 3e-3, 0, 8) == pytest.approx(3e-3 / 5)
+    assert first["learning_rate"] == recipe.train.learning_rate_at(0) == pytest.approx(3e-3 / 5)
     events = [(row["event"], row["step"]) for row in read_events(runs / "runs/untied")]
     assert events == [("start", 0), ("checkpoint", 4), ("checkpoint", 8), ("done", 8)]
 

@@ -11,10 +11,10 @@ from tests.engine_server import Program
 from tests.train.launch import event_steps, read_events, read_metrics, start_training
 from tests.train.torchrun import write_recipe
 
+from tinyllama import processes
 from tinyllama.errors import RunStoppedError
 from tinyllama.files import read_json, sha256_of
 from tinyllama.recipe import Recipe
-from tinyllama.runs import sidecar
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.train import milestones
 from tinyllama.train.loop import train
@@ -35,7 +35,7 @@ ONE_MILESTONE: dict[str, object] = {"release.at_tokens": [5 * BATCH]}
 def forked_releases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fork the release processes of runs in this process; `start_training` starts them normally."""
     fast = SimpleNamespace(Popen=Program, PIPE=subprocess.PIPE)
-    monkeypatch.setattr(sidecar, "subprocess", fast)
+    monkeypatch.setattr(processes, "subprocess", fast)
 
 
 def releases_of(run: Path) -> list[tuple[int, bool]]:

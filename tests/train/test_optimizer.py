@@ -19,7 +19,7 @@ from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Model
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.train.loop import train
-from tinyllama.train.optimizer import build_optimizers
+from tinyllama.train.setup import build_optimizers
 
 MUON: dict[str, object] = {"train.optimizer.name": "muon"}
 STEPS = 20

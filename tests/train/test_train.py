@@ -23,7 +23,6 @@ from tinyllama.recipe import Recipe
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer.training import train_tokenizer
 from tinyllama.train.loop import train
-from tinyllama.train.schedule import learning_rate
 from tinyllama.train.setup import TrainState
 
 pytest_plugins = ["tests.train.fixtures"]
@@ -47,7 +46,7 @@ def test_loss_follows_transformers_and_its_adamw_step_by_step(small: Path) -> No
     for step in range(20):
         batch = batch_of_step(recipe, state.store, step)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe.train.schedule, 3e-3, step, recipe.train.steps)
+            group["lr"] = recipe.train.learning_rate_at(step)
         inputs, targets = batch[:, :-1], batch[:, 1:].contiguous()
         expected = reference(input_ids=inputs, labels=inputs, shift_labels=targets).loss
         expected.backward()

@@ -20,8 +20,7 @@ from tinyllama.errors import InputError
 from tinyllama.evaluate.results import Evaluation
 from tinyllama.hardware import tune_malloc
 from tinyllama.loading import resolve_model
-from tinyllama.runs.release_dir import ReleaseDir
-from tinyllama.runs.run_dir import CheckpointDir
+from tinyllama.runs.run_dir import CheckpointDir, ReleaseDir
 
 BATCH_SIZE = 64
 """Default batch size of lm-eval's `hf` model, in requests."""

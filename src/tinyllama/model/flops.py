@@ -44,7 +44,9 @@ def flops_per_token(config: Model, vocab_size: int, sequence_length: int) -> int
     The second term is causal attention: half of the full attention in Chowdhery et al. (2022, arXiv:2204.02311,
     appendix B). By this formula, the model card's 24k tokens/s are 52.0 % of an A100's 312 TFLOP/s.
     """
-    return 6 * _matmul_parameters(config, vocab_size) + 6 * config.layers * config.dim * sequence_length
+    parts = parameters_by_part(config, vocab_size)
+    multiplied = sum(parts.values()) - parts["head"]  # the output head counts even if it is tied
+    return 6 * multiplied + 6 * config.layers * config.dim * sequence_length
 
 
 def saved_attention_probabilities(sequence_length: int) -> int:
@@ -57,9 +59,3 @@ def saved_attention_probabilities(sequence_length: int) -> int:
     starts = range(0, sequence_length, ATTENTION_BLOCK)
     ends = [min(start + ATTENTION_BLOCK, sequence_length) for start in starts]
     return sum((end - start) * end for start, end in zip(starts, ends, strict=True))
-
-
-def _matmul_parameters(config: Model, vocab_size: int) -> int:
-    """Return the number of all parameters except the input embedding; the output head counts even if it is tied."""
-    parts = parameters_by_part(config, vocab_size)
-    return sum(parts.values()) - parts["head"]

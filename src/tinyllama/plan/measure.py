@@ -18,8 +18,7 @@ from tinyllama.hardware import HardwareSpec, measure_cpu_spec, spec_for_device
 from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
 from tinyllama.recipe import Recipe
-from tinyllama.train.optimizer import build_optimizers, clip_grad_norm, optimizer_step
-from tinyllama.train.setup import build_model
+from tinyllama.train.setup import build_model, build_optimizers, clip_grad_norm, optimizer_step
 
 _LAYERS = (1, 3)
 _ROUNDS = 5

@@ -25,7 +25,7 @@ from matplotlib.lines import Line2D
 from tinyllama.files import atomic_write
 from tinyllama.formatting import format_bytes, format_count
 from tinyllama.plots.curves import Curve, downsample, min_max_envelope, running_mean, summarize_metrics
-from tinyllama.runs.events import INFO, INTERRUPTION, PROBLEM, RELEASE, Category, Event, event_category
+from tinyllama.runs.log import INFO, INTERRUPTION, PROBLEM, RELEASE, Category, Event, event_category
 
 Draw = Callable[[Figure], object]
 

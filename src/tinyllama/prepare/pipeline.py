@@ -40,7 +40,7 @@ def build_store(recipe: Recipe, strict: bool = False) -> TokenStore | None:
     check_cleaning(recipe)
     job = plan_job(recipe)
     plan = {"settings": store_settings(recipe, tokenizer), "inputs": job.inputs}
-    with exclusive_lock(store.parent, f"{store.name}.lock", f"{store}: another process is preparing this store"):
+    with exclusive_lock(store.with_name(f"{store.name}.lock"), f"{store}: another process is preparing this store"):
         if TokenStore.exists(store):
             _check_existing_store(job, tokenizer)
             shutil.rmtree(job.work, ignore_errors=True)  # from a run that was killed after its last file

@@ -120,7 +120,7 @@ def parse_yaml(text: str, name: str) -> Any:
         ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}" if mark else ""
+        place = f":{mark.line + 1}" if mark and "\n" in text else ""  # a flag's value is one line
         problem = " ".join(str(getattr(error, "problem", error)).split())
         remedy = "" if "; " in problem else "; correct the indentation, quotes and brackets there"
         raise InputError(f"{name}{place}: not valid YAML: {problem}{remedy}") from None

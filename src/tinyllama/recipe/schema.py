@@ -5,6 +5,7 @@ A recipe's digest covers the fields that change the trained weights beyond round
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -149,6 +150,26 @@ class Train(RecipeModel):
     def steps(self) -> int:
         """Number of optimizer steps of the run; the last step reaches `tokens`."""
         return -(-self.tokens // self.batch_tokens)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0.
+
+        The rate rises linearly to the peak during the warm-up. `cosine` then follows half a cosine to the final rate at
+        the last step (Loshchilov and Hutter 2016, arXiv:1608.03983). `wsd` stays at the peak and decays linearly over
+        the last `decay_fraction` of the steps (Hu et al. 2024, arXiv:2404.06395; linear as in Hägele et al. 2024,
+        arXiv:2405.18392).
+        """
+        schedule, peak, last_step = self.schedule, self.optimizer.learning_rate, self.steps - 1
+        warmup, final = schedule.warmup_steps, schedule.final_learning_rate
+        rate = peak * (step + 1) / warmup if step < warmup else peak
+        if schedule.name == "cosine":
+            if step < warmup:
+                return rate
+            progress = (step - warmup) / max(1, last_step - warmup)
+            return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        decay_steps = max(1, round(schedule.decay_fraction * self.steps))
+        # In a short run the decay may begin during the warm-up. The lower of the two rates then applies.
+        return min(rate, final + (peak - final) * min(1.0, max(0.0, (last_step - step) / decay_steps)))
 
     def sequences_per_rank(self, ranks: int) -> int:
         """Return the batch size of each rank. Raises InputError if the batch is not divisible by `ranks`."""

@@ -29,7 +29,7 @@ from tinyllama.release.metadata import (
     release_score,
     releases_table,
 )
-from tinyllama.runs.release_dir import ReleaseDir, ReleasesDir
+from tinyllama.runs.run_dir import ReleaseDir, ReleasesDir
 
 Json = Mapping[str, Any]
 

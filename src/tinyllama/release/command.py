@@ -17,8 +17,7 @@ from tinyllama.release.metadata import covers_recipe
 from tinyllama.release.push import push
 from tinyllama.release.release import release_run, verified_checkpoint
 from tinyllama.runs.log import RunLog
-from tinyllama.runs.release_dir import ReleaseDir
-from tinyllama.runs.run_dir import RunDir
+from tinyllama.runs.run_dir import ReleaseDir, RunDir
 
 
 def release_model(

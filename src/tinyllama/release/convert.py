@@ -25,7 +25,7 @@ from tinyllama.release.huggingface import CHAT_TEMPLATE, write_hugging_face
 from tinyllama.release.metadata import check_destination, hash_files
 from tinyllama.release.release import show_release_progress
 from tinyllama.release.verify import compute_reference_outputs, verify_source
-from tinyllama.runs.release_dir import ReleaseDir
+from tinyllama.runs.run_dir import ReleaseDir
 
 ALL_FORMATS = ("huggingface", "gguf", "ctranslate2")
 _GENERATION = "generation_config.json"

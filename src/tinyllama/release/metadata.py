@@ -22,8 +22,7 @@ from tinyllama.loading import load_tokenizer
 from tinyllama.model.flops import num_parameters
 from tinyllama.prepare.corpus import EMBEDDED_CORPUS_MANIFEST
 from tinyllama.recipe import Recipe, Release, Source
-from tinyllama.runs.release_dir import ReleaseDir, ReleasesDir
-from tinyllama.runs.run_dir import CheckpointDir, RunDir
+from tinyllama.runs.run_dir import CheckpointDir, ReleaseDir, ReleasesDir, RunDir
 from tinyllama.tokenizer.backends import HUB_NAME
 
 EMBEDDED_CORPUS = "embedded corpus"

@@ -15,7 +15,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from tinyllama.errors import InputError
 from tinyllama.hub import open_hub, translate_hub_errors
 from tinyllama.release.verify import verify_files
-from tinyllama.runs.release_dir import ReleaseDir
+from tinyllama.runs.run_dir import ReleaseDir
 
 _METADATA = "release.json"
 

@@ -25,8 +25,7 @@ from tinyllama.release.huggingface import write_hugging_face
 from tinyllama.release.metadata import build_release_metadata, check_destination, hash_files
 from tinyllama.release.verify import compute_reference_outputs
 from tinyllama.runs.log import RunLog
-from tinyllama.runs.release_dir import ReleaseDir
-from tinyllama.runs.run_dir import CheckpointDir, RunDir
+from tinyllama.runs.run_dir import CheckpointDir, ReleaseDir, RunDir
 
 
 def release_run(
@@ -61,7 +60,7 @@ def release_run(
     averaged = averaged_checkpoints(checkpoint, config.average_checkpoints, exactly=average is not None)
     metadata = build_release_metadata(checkpoint, averaged, config)
     locked = f"{run.releases.path}: another process is releasing this run"
-    with exclusive_lock(run.releases.path, "lock", locked), atomic_directory(release.path) as part:
+    with exclusive_lock(run.releases.lock_path, locked), atomic_directory(release.path) as part:
         with show_release_progress(part, release.path, metadata["parameters"], config.formats):
             model, tokenizer = load_model(checkpoint.path), load_tokenizer(checkpoint.path)
             if len(averaged) > 1:

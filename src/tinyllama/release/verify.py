@@ -22,7 +22,7 @@ from tinyllama.model.llama import Llama
 from tinyllama.progress import Bar
 from tinyllama.release.engines import EngineOutput, crash_line, run_engine
 from tinyllama.release.formats import LIBRARIES, ReleasedFormat, list_formats, require_libraries
-from tinyllama.runs.release_dir import ReleaseDir
+from tinyllama.runs.run_dir import ReleaseDir
 from tinyllama.tokenizer import Tokenizer
 
 Reference = dict[str, Any]

@@ -25,7 +25,7 @@ from tinyllama.release.metadata import has_scores, release_score
 from tinyllama.report import tables
 from tinyllama.report.run_data import RunData, read_run
 from tinyllama.report.tables import format_median, format_newest
-from tinyllama.runs.events import INTERRUPTION, PROBLEM, event_category
+from tinyllama.runs.log import INTERRUPTION, PROBLEM, event_category
 
 _HERE = Path(__file__).parent
 _WIDE, _NARROW, _SMALL = (860, 370), (360, 300), (340, 200)

@@ -15,7 +15,7 @@ from tinyllama.recipe import differences
 from tinyllama.release.card import DATA_COLUMNS, RELEASE_COLUMNS, data_rows, release_rows
 from tinyllama.release.metadata import release_score
 from tinyllama.report.run_data import Json, RunData
-from tinyllama.runs.events import INFO, PROBLEM, Event, describe_event, event_category
+from tinyllama.runs.log import INFO, PROBLEM, Event, describe_event, event_category
 
 MAX_EVENTS = 1000
 """Maximum number of events in one list; events.jsonl contains all events."""

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.text import Text
 
 from tinyllama.errors import DAMAGE_ERRORS, InputError, first_line
+from tinyllama.files import Row, last_rows
 from tinyllama.formatting import format_count, format_duration, format_table, visible
-from tinyllama.runs.events import EVENT_KINDS
-from tinyllama.runs.jsonl import Row
+from tinyllama.runs.log import EVENT_KINDS
 from tinyllama.runs.run_dir import RunDir
 
 State = Literal["running", "done", "stopped", "failed", "unreadable"]
@@ -102,7 +102,7 @@ def read_run_status(run: RunDir, now: float | None = None) -> RunStatus:
 
 
 def _read_status(run: RunDir, now: float) -> RunStatus:
-    train, rows = run.recipe_fields().get("train", {}), run.last_metrics(_TAIL_BYTES)
+    train, rows = run.recipe_fields().get("train", {}), _last_metrics(run, _TAIL_BYTES)
     last: Row = rows[-1] if rows else {"step": 0, "tokens": 0}
     speeds = _values(rows[-_RECENT_ROWS:], "tokens_per_second")
     speed = statistics.median(speeds) if speeds else None
@@ -119,7 +119,7 @@ def _read_status(run: RunDir, now: float) -> RunStatus:
     seconds_left = max(0, steps - last["step"]) * step_seconds if steps is not None and step_seconds else None
     validations = _values(rows, "validation_bits_per_byte")
     if rows and not validations:
-        validations = _values(run.last_metrics(_MAX_TAIL_BYTES), "validation_bits_per_byte")
+        validations = _values(_last_metrics(run, _MAX_TAIL_BYTES), "validation_bits_per_byte")
     return RunStatus(
         run=run,
         state=state,
@@ -139,6 +139,10 @@ def _read_status(run: RunDir, now: float) -> RunStatus:
         release_step=newest_release.get("step"),
         release_score=newest_release.get("hellaswag"),
     )
+
+
+def _last_metrics(run: RunDir, num_bytes: int) -> list[Row]:
+    return [row for row in last_rows(run.metrics_path, num_bytes) if "step" in row and "tokens" in row]
 
 
 def _batch_tokens_and_steps(train: Row) -> tuple[int | None, int | None]:
@@ -163,7 +167,7 @@ def _classify(run: RunDir, step: int, steps: int | None) -> tuple[State, str, st
         return "running", note, ""
     if is_trained and not pending:
         return "done", "", ""
-    events = [event for event in run.last_events(_TAIL_BYTES) if event.get("event") in EVENT_KINDS]
+    events = [event for event in last_rows(run.events_path, _TAIL_BYTES) if event.get("event") in EVENT_KINDS]
     last = next((event for event in reversed(events) if EVENT_KINDS[event["event"]].is_lifecycle), {})
     name = last.get("event", "")
     if name in _FAILURE_NOTES:

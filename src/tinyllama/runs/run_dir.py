@@ -1,7 +1,7 @@
-"""The folder of a run: the only module that defines the paths and contents of a run's files.
+"""The folders of runs, checkpoints and releases: the only module that defines the paths and contents of their files.
 
-Training, releases and trackers write the files. Every module that shows or continues a run reads the files through
-`RunDir`. Imports no torch; `runs.checkpoint` reads and writes the tensors.
+Training, releases and trackers write the files; all other modules read the files through these classes. Imports no
+torch; `runs.checkpoint` reads and writes the tensors.
 """
 
 import re
@@ -9,19 +9,104 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from tinyllama.errors import InputError
-from tinyllama.files import is_inside, is_locked, read_json, sha256_of
+from tinyllama.files import Row, is_inside, is_locked, numbered_rows, read_json, read_json_if_exists, sha256_of
 from tinyllama.recipe import Recipe
-from tinyllama.runs.jsonl import Row, last_rows, numbered_rows, rows_since
-from tinyllama.runs.release_dir import ReleaseDir, ReleasesDir
 
 _CHECKPOINT_NAME = re.compile("step-([0-9]+)")
 _HASHED_IF_PRESENT = ("state.json", "recipe.yaml", ".metadata")
-"""Files that are read from a checkpoint; the commit must contain the hash of each such file that exists."""
+"""Files of a checkpoint whose hash the commit must contain if they exist, because they are read."""
 _MAX_RECIPE_BYTES = 1 << 20
+
+
+class _PathInside:
+    """The path of a file or folder inside the folder `path` of an object."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, owner: Any, _: type) -> Path:
+        return Path(owner.path, self.name)
+
+
+@dataclass(frozen=True)
+class ReleaseDir:
+    """A release's folder, `RUN/releases/step-00000100`, or a release outside of any run."""
+
+    path: Path
+    metadata_path = _PathInside("release.json")
+    """Lineage and the hash of every other file, written last."""
+    evaluation_path = _PathInside("evaluation.json")
+    """Scores of the released weights."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder is a release."""
+        return self.metadata_path.is_file()
+
+    def metadata(self) -> Row:
+        """Return the content of release.json. Raises InputError if the folder is not a release."""
+        metadata = read_json(self.metadata_path) if self.exists else None
+        if not isinstance(metadata, dict) or not isinstance(metadata.get("files"), dict):
+            problem = "a release.json without its files" if self.exists else "no release.json"
+            raise InputError(f"{self.path}: no release here ({problem}); create one with `tinyllama release RUN`")
+        for name in metadata["files"]:
+            if not is_inside(name):
+                raise InputError(
+                    f"{self.metadata_path}: names {name!r}, a file outside its folder; release the run again"
+                )
+        return metadata
+
+    def evaluation(self) -> Row | None:
+        """Return the content of evaluation.json; None if the file does not exist or belongs to another step."""
+        evaluation = read_json_if_exists(self.evaluation_path)
+        return evaluation if evaluation and evaluation["step"] == self.metadata()["step"] else None
+
+
+@dataclass(frozen=True)
+class ReleasesDir:
+    """The folder of a run's releases, `RUN/releases`, with the evaluations of the recipe's baselines."""
+
+    path: Path
+    table_path = _PathInside("releases.json")
+    """One row per release and baseline."""
+    lock_path = _PathInside("lock")
+    """Lock of the process that makes a release."""
+
+    def release(self, name: str) -> ReleaseDir:
+        """Return the release with this name, which is the name of its checkpoint; the release may not exist."""
+        return ReleaseDir(self.path / name)
+
+    def releases(self) -> list[tuple[ReleaseDir, Row]]:
+        """Return the run's releases with their metadata, in the order of their steps."""
+        folders = [ReleaseDir(path.parent) for path in self.path.glob("[!.]*/release.json")]
+        found = [(folder, folder.metadata()) for folder in folders]
+        return sorted((pair for pair in found if pair[1]["step"] is not None), key=lambda pair: pair[1]["step"])
+
+    def table(self) -> dict[str, list[Row]]:
+        """Return the rows of releases.json: `releases`, in the order of their tokens, and `baselines`."""
+        return read_json_if_exists(self.table_path) or {"releases": [], "baselines": []}
+
+    def baseline_path(self, name: str) -> Path:
+        """Return the path of a baseline's evaluation; `name` is its folder or its name on the hub."""
+        return self.path / "baselines" / f"{name.strip('/').replace('/', '--')}.json"
+
+    def baseline_evaluation(self, name: str) -> Row | None:
+        """Return a baseline's evaluation; None if there is no evaluation."""
+        return read_json_if_exists(self.baseline_path(name))
+
+    def baseline_evaluations(self) -> list[Row]:
+        """Return the evaluations of all baselines that were scored, in the order of their names."""
+        return [read_json(path) for path in sorted(self.path.glob("baselines/*.json"))]
+
+    def files_with_scores(self) -> list[Path]:
+        """Return the files that change when the scores of a release or a baseline change."""
+        paths = [self.table_path, *self.path.glob("[!.]*/evaluation.json"), *self.path.glob("baselines/*.json")]
+        return sorted(path for path in paths if path.is_file())
 
 
 @dataclass(frozen=True)
@@ -47,30 +132,21 @@ class CheckpointDir:
         """Run that the checkpoint belongs to."""
         return RunDir(self.path.parent.parent)
 
-    @property
-    def commit_path(self) -> Path:
-        """File with the SHA-256 of every other file, written last. A checkpoint without this file is incomplete."""
-        return self.path / "commit.json"
+    commit_path = _PathInside("commit.json")
+    """SHA-256 of every other file, written last. A checkpoint without this file is incomplete."""
+    state_path = _PathInside("state.json")
+    """State that a resumed run needs in addition to the tensors."""
+    recipe_path = _PathInside("recipe.yaml")
+    """Copy of the run's recipe."""
+    tokenizer_dir = _PathInside("tokenizer")
+    """Copy of the run's tokenizer."""
+    evaluation_path = _PathInside("evaluation.json")
+    """Scores of the checkpoint, if `tinyllama evaluate` was called with the checkpoint's folder."""
 
     @property
-    def state_path(self) -> Path:
-        """File with the state that a resumed run needs besides tensors."""
-        return self.path / "state.json"
-
-    @property
-    def recipe_path(self) -> Path:
-        """Copy of the run's recipe."""
-        return self.path / "recipe.yaml"
-
-    @property
-    def tokenizer_dir(self) -> Path:
-        """Copy of the run's tokenizer."""
-        return self.path / "tokenizer"
-
-    @property
-    def evaluation_path(self) -> Path:
-        """File with the checkpoint's scores, if `tinyllama evaluate` was called with the checkpoint's folder."""
-        return self.path / "evaluation.json"
+    def tensor_paths(self) -> list[Path]:
+        """Files with the tensors, in torch's distributed format (DCP)."""
+        return sorted(self.path.glob("*.distcp"))
 
     @property
     def is_committed(self) -> bool:
@@ -103,11 +179,8 @@ class CheckpointDir:
             hashes = dict(read_json(self.commit_path)["sha256"].items())
         except (InputError, KeyError, TypeError, AttributeError):
             return [f"{self.commit_path} is not a complete commit"]
-        damage = [
-            f"{self.commit_path} does not name {name}"
-            for name in _HASHED_IF_PRESENT
-            if (self.path / name).exists() and name not in hashes
-        ]
+        unhashed = [name for name in _HASHED_IF_PRESENT if (self.path / name).exists() and name not in hashes]
+        damage = [f"{self.commit_path} does not name {name}" for name in unhashed]
         for name, expected in hashes.items():
             path = self.path / name
             if not is_inside(name):
@@ -128,6 +201,11 @@ class CheckpointDir:
         shutil.rmtree(self.path)
 
 
+def runs_in(folder: Path) -> list["RunDir"]:
+    """Return the runs directly in a folder, in the order of their names."""
+    return [RunDir(path.parent) for path in sorted(folder.glob("*/recipe.yaml"))]
+
+
 def batches_of(rollbacks: Iterable[Row]) -> frozenset[int]:
     """Return the indices of the batches that these records of rollbacks exclude from training."""
     return frozenset(batch for record in rollbacks for batch in record["batches"])
@@ -146,7 +224,7 @@ class RunDir:
 
     @classmethod
     def open(cls, path: str | Path) -> "RunDir":
-        """Return an existing run. Raises InputError if the folder holds no recipe."""
+        """Return an existing run. Raises InputError if the folder contains no recipe."""
         run = cls(Path(path))
         if not run.recipe_path.is_file():
             raise InputError(f"{path}: no run here (no recipe.yaml); give a folder that `tinyllama train` wrote")
@@ -157,64 +235,50 @@ class RunDir:
         """Folder name, which may differ from the recipe's name."""
         return self.path.resolve().name
 
-    @property
-    def recipe_path(self) -> Path:
-        """Recipe of the newest start."""
-        return self.path / "recipe.yaml"
-
-    @property
-    def metrics_path(self) -> Path:
-        """File with one JSON row per step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def events_path(self) -> Path:
-        """File with one JSON row per event."""
-        return self.path / "events.jsonl"
-
-    @property
-    def lock_path(self) -> Path:
-        """Lock that a training process holds."""
-        return self.path / "lock"
-
-    @property
-    def store_manifest_path(self) -> Path:
-        """Copy of the token store's manifest."""
-        return self.path / "store.json"
-
-    @property
-    def tokenizer_dir(self) -> Path:
-        """Copy of the recipe's tokenizer."""
-        return self.path / "tokenizer"
-
-    @property
-    def initial_weights_path(self) -> Path:
-        """Record of the external weights that the run started from; see `initial_weights`."""
-        return self.path / "initial_weights.json"
-
-    @property
-    def rollbacks_path(self) -> Path:
-        """Record of the rollbacks and the batches that they excluded; see `rollbacks`."""
-        return self.path / "skipped_batches.json"
-
-    @property
-    def checkpoints_dir(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.path / "checkpoints"
+    recipe_path = _PathInside("recipe.yaml")
+    """Recipe of the newest start."""
+    metrics_path = _PathInside("metrics.jsonl")
+    """One row of metrics per step (JSON Lines)."""
+    events_path = _PathInside("events.jsonl")
+    """One row per event (JSON Lines)."""
+    lock_path = _PathInside("lock")
+    """Lock that a training process holds."""
+    store_manifest_path = _PathInside("store.json")
+    """Copy of the token store's manifest."""
+    tokenizer_dir = _PathInside("tokenizer")
+    """Copy of the recipe's tokenizer."""
+    initial_weights_path = _PathInside("initial_weights.json")
+    """Record of the external initial weights, so that the run can be resumed after these weights were deleted."""
+    rollbacks_path = _PathInside("skipped_batches.json")
+    """Record of the rollbacks and the batches that they excluded; see `rollbacks`."""
+    checkpoints_dir = _PathInside("checkpoints")
+    """Folder of the checkpoints."""
 
     @property
     def releases(self) -> ReleasesDir:
         """Folder of the releases."""
         return ReleasesDir(self.path / "releases")
 
-    @property
-    def trackers_dir(self) -> Path:
-        """Folder of the trackers' positions, locks and logs."""
-        return self.path / "trackers"
+    trackers_dir = _PathInside("trackers")
+    """Folder of the trackers' positions, locks and logs."""
+    wandb_id_path = _PathInside("trackers/wandb.id")
+    """ID of the run on W&B."""
+    wandb_entries_path = _PathInside("trackers/wandb.inserted.json")
+    """Scores and alerts that W&B received, and after which steps."""
+    tensorboard_dir = _PathInside("tensorboard")
+    """Folder of TensorBoard's event files."""
 
     def tracker_position_path(self, tracker: str) -> Path:
         """Return the file with a tracker's position in the run."""
         return self.trackers_dir / f"{tracker}.json"
+
+    def tracker_lock_path(self, tracker: str) -> Path:
+        """Return the lock of the process that follows the run for a tracker."""
+        return self.trackers_dir / f"{tracker}.lock"
+
+    def tracker_log_path(self, tracker: str) -> Path:
+        """Return the file with the output of a tracker's process."""
+        return self.trackers_dir / f"{tracker}.log"
 
     @property
     def is_started(self) -> bool:
@@ -250,16 +314,12 @@ class RunDir:
         return fields
 
     def initial_weights(self) -> Row | None:
-        """Return `source`, `digest` and `vocab_size` of the external weights that the run started from, or None.
-
-        These values are recorded so that a run can be resumed after the external weights were deleted.
-        """
-        return read_json(self.initial_weights_path) if self.initial_weights_path.is_file() else None
+        """Return `source`, `digest` and `vocab_size` of the run's external initial weights, or None."""
+        return read_json_if_exists(self.initial_weights_path)
 
     def rollbacks(self) -> list[Row]:
         """Return the rollbacks, oldest first, each with the excluded `batches`, `checkpoint`, `step` and `reason`."""
-        records: list[Row] = read_json(self.rollbacks_path) if self.rollbacks_path.is_file() else []
-        return records
+        return read_json_if_exists(self.rollbacks_path) or []
 
     def skipped_batches(self) -> frozenset[int]:
         """Return the indices of all batches that rollbacks excluded from training."""
@@ -271,8 +331,8 @@ class RunDir:
 
     def checkpoints(self) -> list[CheckpointDir]:
         """Return all committed checkpoints, oldest first."""
-        folders = [path.parent for path in self.checkpoints_dir.glob("step-[0-9]*/commit.json")]
-        checkpoints = [CheckpointDir(folder) for folder in folders if _CHECKPOINT_NAME.fullmatch(folder.name)]
+        found = [CheckpointDir(path.parent) for path in self.checkpoints_dir.glob("step-[0-9]*/commit.json")]
+        checkpoints = [checkpoint for checkpoint in found if _CHECKPOINT_NAME.fullmatch(checkpoint.name)]
         return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
     def newest_checkpoint(self) -> CheckpointDir | None:
@@ -300,8 +360,7 @@ class RunDir:
         kept = {checkpoint.path for checkpoint in checkpoints[-keep:]}
         for number, checkpoint in enumerate(checkpoints, 1):
             if checkpoint.is_milestone:
-                is_released = self.releases.release(checkpoint.name).exists
-                needed = 1 if is_released else average
+                needed = 1 if self.releases.release(checkpoint.name).exists else average
                 kept |= {other.path for other in checkpoints[max(0, number - needed) : number]}
         for folder in self.checkpoints_dir.glob("step-*"):
             if folder not in kept:
@@ -335,22 +394,5 @@ class RunDir:
         """Yield all events, oldest first. Raises InputError, with the line number, for an invalid event."""
         for number, row in numbered_rows(self.events_path):
             if not (isinstance(row, dict) and {"time", "event", "step"} <= row.keys()):
-                problem = "not an event with time, event and step"
-                raise InputError(f"{self.events_path}:{number}: {problem}; correct or delete the line")
+                raise InputError(f"{self.events_path}:{number}: no event with time and step; correct or delete it")
             yield row
-
-    def metrics_since(self, offset: int) -> tuple[list[Row], int]:
-        """Return the next rows of metrics after byte `offset`, and the new offset: see `rows_since`."""
-        return rows_since(self.metrics_path, offset)
-
-    def events_since(self, offset: int) -> tuple[list[Row], int]:
-        """Return the next events after byte `offset`, and the new offset: see `rows_since`."""
-        return rows_since(self.events_path, offset)
-
-    def last_metrics(self, num_bytes: int) -> list[Row]:
-        """Return the valid rows in the last `num_bytes` of the metrics."""
-        return [row for row in last_rows(self.metrics_path, num_bytes) if "step" in row and "tokens" in row]
-
-    def last_events(self, num_bytes: int) -> list[Row]:
-        """Return the valid rows in the last `num_bytes` of the events."""
-        return last_rows(self.events_path, num_bytes)

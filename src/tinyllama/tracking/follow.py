@@ -14,8 +14,7 @@ from pydantic import TypeAdapter
 
 from tinyllama.errors import InputError
 from tinyllama.evaluate.results import task_score
-from tinyllama.files import read_json, write_json
-from tinyllama.runs.jsonl import Row
+from tinyllama.files import Row, read_json_if_exists, rows_since, write_json
 from tinyllama.runs.run_dir import RunDir
 
 Scores = dict[str, float]
@@ -86,8 +85,7 @@ class SinkPosition:
 
 def read_position(run: RunDir, sink: str) -> SinkPosition:
     """Return the saved position of a sink in a run, or the position at the run's beginning."""
-    path = run.tracker_position_path(sink)
-    return TypeAdapter(SinkPosition).validate_python(read_json(path)) if path.is_file() else SinkPosition()
+    return TypeAdapter(SinkPosition).validate_python(read_json_if_exists(run.tracker_position_path(sink)) or {})
 
 
 class RunFollower:
@@ -132,7 +130,7 @@ class RunFollower:
         found: list[Row] = []
         valid_step = self.position.step
         while True:
-            events, self.position.events = self.run.events_since(self.position.events)
+            events, self.position.events = rows_since(self.run.events_path, self.position.events)
             if not events:
                 break
             found += events
@@ -171,7 +169,7 @@ class RunFollower:
     def _show_metrics(self) -> bool:
         """Show the next rows of metrics; return whether the file had new rows, shown or not."""
         try:
-            rows, self.offset = self.run.metrics_since(self.offset)
+            rows, self.offset = rows_since(self.run.metrics_path, self.offset)
         except InputError:
             if self.is_reread or self.offset == 0:
                 raise

@@ -17,10 +17,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.text.summary import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from tinyllama.files import fsync_path
+from tinyllama.files import Row, fsync_path
 from tinyllama.recipe import Recipe
-from tinyllama.runs.events import describe_event, event_title
-from tinyllama.runs.jsonl import Row
+from tinyllama.runs.log import describe_event, event_title
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking.follow import Scores, SinkPosition
 
@@ -29,7 +28,7 @@ class TensorBoardSink:
     """A run in event files. The x axis is the step. The number of tokens is a curve."""
 
     def __init__(self, run: RunDir, recipe: Recipe, position: SinkPosition) -> None:
-        self.folder, self.steps = run.path / "tensorboard", recipe.train.steps
+        self.folder, self.steps = run.tensorboard_dir, recipe.train.steps
         if position == SinkPosition():
             shutil.rmtree(self.folder, ignore_errors=True)
         for path in self._files() if position.files else ():

@@ -11,17 +11,18 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import Popen
 
 from tinyllama.errors import InputError, summarize_error
 from tinyllama.files import exclusive_lock, open_without_following, reject_symlink
 from tinyllama.formatting import echo
+from tinyllama.processes import Heartbeat, start_sidecar
 from tinyllama.recipe import Track
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
-from tinyllama.runs.sidecar import Heartbeat, Sidecar
 from tinyllama.tracking.follow import RunFollower, Sink, read_position
 
 POLL_SECONDS = 1.0
@@ -44,21 +45,17 @@ def check_trackers(track: Track) -> None:
             raise InputError(f'track.{name}: {name} is not installed; pip install "tinyllama[track]"')
 
 
-class Trackers:
-    """A run's trackers, from the beginning of training to its end."""
-
-    def __init__(self, track: Track, run: RunDir, log: RunLog) -> None:
-        self.trackers = [Tracker(name, run, log) for name in enabled_trackers(track)]
-
-    def __enter__(self) -> "Trackers":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Let the trackers show the last rows, and kill trackers that take too long."""
-        for tracker in self.trackers:
+@contextlib.contextmanager
+def run_trackers(track: Track, run: RunDir, log: RunLog) -> Iterator[None]:
+    """Run the recipe's trackers during the block; then let them show the last rows, and kill slow trackers."""
+    trackers = [Tracker(name, run, log) for name in enabled_trackers(track)]
+    try:
+        yield
+    finally:
+        for tracker in trackers:
             tracker.finish()
         deadline = time.monotonic() + SHUTDOWN_TIMEOUT_SECONDS
-        for tracker in self.trackers:
+        for tracker in trackers:
             tracker.terminate(max(0.0, deadline - time.monotonic()))
 
 
@@ -69,21 +66,22 @@ class Tracker:
         self.name, self.run, self.log = name, run, log
         self.has_failed = self.is_terminated = False
         self.thread = threading.Thread(target=self._receive_reports, name=f"tracker {name}", daemon=True)
-        self.process: Sidecar | None = None
+        self.process: Popen[str] | None = None
         try:
             run.trackers_dir.mkdir(exist_ok=True)
-            with open_without_following(run.trackers_dir / f"{name}.log") as file:
+            with open_without_following(run.tracker_log_path(name)) as file:
                 arguments = (str(run.path), name, str(CALL_TIMEOUT_SECONDS))
-                self.process = Sidecar("tinyllama.tracking.trackers", *arguments, one_core=True, log=file)
+                self.process = start_sidecar("tinyllama.tracking.trackers", *arguments, one_core=True, log=file)
         except OSError as error:
             self._report("tracker-failed", summarize_error(error))
         else:
             self.thread.start()
 
     def finish(self) -> None:
-        """Signal the process that the run has ended."""
-        if self.process:
-            self.process.close_stdin()
+        """Close the process's standard input, since the run has ended."""
+        if self.process and self.process.stdin:
+            with contextlib.suppress(OSError):  # the process has ended already
+                self.process.stdin.close()
 
     def terminate(self, seconds: float) -> None:
         """Wait at most `seconds` for the process to end, then kill it."""
@@ -97,9 +95,10 @@ class Tracker:
 
     def _receive_reports(self) -> None:
         assert self.process is not None
-        for line in self.process.lines():
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
             self._report(**json.loads(line))
-        status, _ = self.process.wait()
+        status = self.process.wait()
         if status != 0 and not self.is_terminated and not self.has_failed:
             self._report("tracker-failed", f"its process ended with status {status}")
 
@@ -194,7 +193,7 @@ def try_acquire_sink(run: RunDir, name: str, locks: contextlib.ExitStack) -> boo
     """Hold a sink's lock in a run until `locks` are closed; return False if another process holds the lock."""
     reject_symlink(run.trackers_dir)
     try:
-        locks.enter_context(exclusive_lock(run.trackers_dir, f"{name}.lock", ""))
+        locks.enter_context(exclusive_lock(run.tracker_lock_path(name), ""))
     except InputError:
         return False
     return True

@@ -14,10 +14,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from tinyllama.files import reject_symlink
+from tinyllama.files import Row, reject_symlink
 from tinyllama.recipe import Recipe
-from tinyllama.runs.events import describe_event, event_kind, event_title
-from tinyllama.runs.jsonl import Row
+from tinyllama.runs.log import describe_event, event_kind, event_title
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking.follow import Scores, SinkPosition
 

@@ -15,10 +15,9 @@ from typing import Any
 
 import wandb
 
-from tinyllama.files import atomic_write, fsync_path, read_json, write_json
+from tinyllama.files import Row, atomic_write, fsync_path, read_json, write_json
 from tinyllama.recipe import Recipe
-from tinyllama.runs.events import describe_event, event_kind, event_title
-from tinyllama.runs.jsonl import Row
+from tinyllama.runs.log import describe_event, event_kind, event_title
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking.follow import Scores, SinkPosition
 
@@ -34,13 +33,13 @@ class WandbSink:
     def __init__(self, run: RunDir, recipe: Recipe, position: SinkPosition) -> None:
         self.safe_step, self.step, self.is_closed = position.step, position.step, False
         """Newest step when `close` was last called, newest delivered step, and whether this process called `close`."""
-        self.path = run.trackers_dir / "wandb.inserted.json"
+        self.path = run.wandb_entries_path
         self.inserted: dict[str, Any] = {"entries": [], "num_safe": 0, "baselines": {}}
         """Scores and alerts, each with the training step after which it was delivered. The number of scores and alerts
         that W&B had at the last `close`. The baselines."""
         if self.path.is_file():
             self.inserted = read_json(self.path)
-        run_id = _read_or_create_id(run.trackers_dir / "wandb.id")
+        run_id = _read_or_create_id(run.wandb_id_path)
         self.run = wandb.init(
             project=recipe.track.wandb,
             name=recipe.name,

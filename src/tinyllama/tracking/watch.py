@@ -22,7 +22,7 @@ from tinyllama.errors import InputError, first_line, summarize_error
 from tinyllama.evaluate.results import PUBLISHED_BASELINES
 from tinyllama.formatting import echo
 from tinyllama.hub import open_hub, translate_hub_errors
-from tinyllama.runs.run_dir import RunDir
+from tinyllama.runs.run_dir import RunDir, runs_in
 from tinyllama.tracking.follow import RunFollower, published_name
 from tinyllama.tracking.trackers import POLL_SECONDS, open_sink, try_acquire_sink
 from tinyllama.tracking.trackio_sink import PROJECT, SMOOTHING, create_baseline_runs, open_trackio, trackio_dir
@@ -160,15 +160,14 @@ class TrackioFeeder:
 
     def feed(self) -> None:
         """Send new items to trackio; print one line for each run that cannot be shown."""
-        for path in sorted(path.parent for path in self.folder.glob("*/recipe.yaml")):
-            run = RunDir(path)
+        for run in runs_in(self.folder):
             try:
                 if run in self.failed or not (run in self.followers or self._try_follow(run)):
                     continue
                 self.followers[run].poll()
             except Exception as error:  # the page still shows the other runs
                 self.failed[run] = error
-                echo(f"{path}: no longer shown: {_problem(error, trackio_dir(run))}", to_stderr=True)
+                echo(f"{run.path}: no longer shown: {_problem(error, trackio_dir(run))}", to_stderr=True)
 
     def _try_follow(self, run: RunDir) -> bool:
         if not try_acquire_sink(run, _SINK, self.locks):

@@ -19,9 +19,9 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from tinyllama.files import write_json
+from tinyllama.processes import Heartbeat
 from tinyllama.recipe import Guard
 from tinyllama.runs.run_dir import RunDir
-from tinyllama.runs.sidecar import Heartbeat
 
 _MIN_RELATIVE_STD = 0.01
 """Lower bound of the standard deviation, as a fraction of the median. Without this bound, a small increase after almost
@@ -90,11 +90,6 @@ def is_spike(loss: float, losses: Iterable[float], limits: Guard) -> bool:
     return loss - median > limits.spike_z_score * max(_MAD_TO_SIGMA * deviation, _MIN_RELATIVE_STD * abs(median))
 
 
-def record_rollback(run: RunDir, record: dict[str, Any]) -> None:
-    """Append a rollback to `RUN/skipped_batches.json`."""
-    write_json(run.rollbacks_path, [*run.rollbacks(), record])
-
-
 def discard_stale_rollbacks(run: RunDir) -> None:
     """Keep only the rollbacks to step 0 when training restarts from step 0."""
     rollbacks = run.rollbacks()
@@ -107,9 +102,7 @@ def discard_stale_rollbacks(run: RunDir) -> None:
 def watchdog(seconds: float, on_hang: Callable[[], None]) -> Iterator[Heartbeat]:
     """Call `on_hang` and exit with status 1 if the block does not call the yielded heartbeat within `seconds`.
 
-    The watchdog is a thread, because an exception cannot interrupt a main thread that waits in a collective. The
-    watchdog adds up its own waiting times instead of reading a clock. A process that was suspended and continued
-    therefore does not count as hung.
+    The watchdog is a thread, because an exception cannot interrupt a main thread that waits in a collective.
     """
     period = min(1.0, seconds / 4)
     heartbeat, is_over = Heartbeat(), threading.Event()

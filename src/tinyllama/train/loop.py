@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,17 @@ from tinyllama.distributed import all_reduce_sum, init_distributed, is_peer_fail
 from tinyllama.errors import InputError, RunStoppedError, first_line
 from tinyllama.files import exclusive_lock, reject_symlinks
 from tinyllama.formatting import echo
+from tinyllama.processes import record_signals
 from tinyllama.progress import Bar
 from tinyllama.recipe import Recipe
 from tinyllama.runs.checkpoint import CheckpointWriter
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
-from tinyllama.tracking.trackers import Trackers, check_trackers
+from tinyllama.tracking.trackers import check_trackers, run_trackers
 from tinyllama.train.guard import Action, Decision, SpikeDetector, watchdog
 from tinyllama.train.milestones import ReleaseQueue
-from tinyllama.train.optimizer import clip_grad_norm, optimizer_step
 from tinyllama.train.resume import resume, roll_back
-from tinyllama.train.schedule import learning_rate
-from tinyllama.train.setup import TrainState, build, write_run_folder
-from tinyllama.train.signals import REQUEUE_STATUS, record_signals
+from tinyllama.train.setup import TrainState, build, clip_grad_norm, optimizer_step, write_run_folder
 from tinyllama.train.throughput import ThroughputMeter
 from tinyllama.train.validation import validate
 
@@ -49,18 +46,15 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
     check_trackers(recipe.track)
     with init_distributed(recipe.guard.watchdog_seconds) as world, ExitStack() as stack:
         state = build(recipe, world)
-        log = releases = None
+        run, log, releases = state.run, None, None
         if world.is_main:
-            folder = state.run.path
-            reject_symlinks(folder)
-            stack.enter_context(
-                exclusive_lock(folder, state.run.lock_path.name, f"{folder}: another process is training this run")
-            )
-            log = RunLog(state.run, recipe.checkpoint.on_failure == "continue")
-            releases = stack.enter_context(ReleaseQueue(state.run, log, world.device))
-        with _translate_system_errors(state.run, log):
+            reject_symlinks(run.path)
+            stack.enter_context(exclusive_lock(run.lock_path, f"{run.path}: another process is training this run"))
+            log = RunLog(run, recipe.checkpoint.on_failure == "continue")
+            releases = stack.enter_context(ReleaseQueue(run, log, world.device))
+        with _translate_system_errors(run, log):
             _train_and_release(state, log, releases, allow_change)
-        return state.run.path
+        return run.path
 
 
 def _train_and_release(
@@ -73,14 +67,13 @@ def _train_and_release(
     first_step, saved = resume(state, log, allow_change)
     if log:
         write_run_folder(state)
-    trackers = Trackers(recipe.track, state.run, log) if log else nullcontext()
-    with trackers, _log_run_end(log):
+    with run_trackers(recipe.track, state.run, log) if log else nullcontext(), _log_run_end(log):
         if releases:
             releases.add(state.run.pending_milestones())
         if first_step < recipe.train.steps:
             with ExitStack() as stack:
                 loop = TrainingLoop(state, log, releases, first_step, saved, stack)
-                while loop.train_from(first_step, saved.get("guard")) is Outcome.ROLLED_BACK:
+                while not loop.train_from(first_step, saved.get("guard")):
                     with loop.heartbeat.paused():
                         first_step, saved = resume(state, log, allow_change)
                 loop.wait_for_checkpoint(is_last=True)
@@ -88,13 +81,6 @@ def _train_and_release(
             problem = f"training finished, but the release of step {', '.join(map(str, failed))} failed"
             remedy = f"correct the cause, which {state.run.events_path} names, and rerun the same command"
             raise RunStoppedError(f"{state.run.path}: {problem}; {remedy}")
-
-
-class Outcome(Enum):
-    """Outcome of `TrainingLoop.train_from`."""
-
-    FINISHED = "finished"
-    ROLLED_BACK = "rolled back"
 
 
 class TrainingLoop:
@@ -125,11 +111,11 @@ class TrainingLoop:
         )
         stack.callback(self.writer.close)
         self.throughput = ThroughputMeter(recipe, state.model.vocab_size, state.world, saved.get("hardware", []))
-        self.pending_signal = stack.enter_context(record_signals())
+        self.signals = stack.enter_context(record_signals())
         self.heartbeat = stack.enter_context(watchdog(recipe.guard.watchdog_seconds, self._on_hang))
 
-    def train_from(self, first_step: int, detector_state: dict[str, Any] | None) -> Outcome:
-        """Train from `first_step` to the last step, or until the spike detector rolls the run back."""
+    def train_from(self, first_step: int, detector_state: dict[str, Any] | None) -> bool:
+        """Train from `first_step` to the last step; return False if the spike detector rolled the run back before."""
         state, recipe, world = self.state, self.state.recipe, self.state.world
         detector = SpikeDetector(recipe.guard, detector_state)
         order = batches(recipe, state.store, first_step, world.rank, world.size, state.skipped_batches)
@@ -144,9 +130,9 @@ class TrainingLoop:
                 state.model.zero_grad()
                 self.wait_for_checkpoint()
                 roll_back(state, self.log, step, decision)
-                return Outcome.ROLLED_BACK
+                return False
             if decision.action is Action.APPLY:
-                optimizer_step(state.optimizers, _learning_rate_at(recipe, step))
+                optimizer_step(state.optimizers, recipe.train.learning_rate_at(step))
             state.model.zero_grad()
             self._log_step(loss, norm, decision)
             steps_done = step + 1
@@ -156,12 +142,12 @@ class TrainingLoop:
                 self._save(steps_done, detector)
             if should_stop and steps_done < recipe.train.steps:
                 self._exit_on_signal(steps_done)
-        return Outcome.FINISHED
+        return True
 
     def _sync_flags(self) -> tuple[bool, bool]:
         """Return whether any rank received a signal, and whether the checkpoint being written failed on any rank."""
         world = self.state.world
-        flags = torch.tensor([self.pending_signal.number is not None, self.writer.has_failed], dtype=torch.int32)
+        flags = torch.tensor([bool(self.signals), self.writer.has_failed], dtype=torch.int32)
         should_stop, save_failed = all_reduce_sum(flags.to(world.device), world).tolist()
         return bool(should_stop), bool(save_failed)
 
@@ -169,7 +155,7 @@ class TrainingLoop:
         """Write the metrics of the step that just ended; validate first if the recipe requests it."""
         state, recipe, steps_done = self.state, self.state.recipe, self.step + 1
         row: dict[str, Any] = {"step": steps_done, "tokens": steps_done * recipe.train.batch_tokens, "loss": loss}
-        row |= {"learning_rate": _learning_rate_at(recipe, self.step), "gradient_norm": norm}
+        row |= {"learning_rate": recipe.train.learning_rate_at(self.step), "gradient_norm": norm}
         row |= self.throughput.metrics()
         if state.skipped_batches:
             row["batch"] = batch_index_for_step(self.step, state.skipped_batches)
@@ -247,9 +233,8 @@ class TrainingLoop:
     def _exit_on_signal(self, steps_done: int) -> None:
         """Wait for the checkpoint; raise RunStoppedError with the exit status that makes schedulers requeue the run."""
         self.wait_for_checkpoint(is_last=True)
-        name = self.pending_signal.number.name if self.pending_signal.number else "a signal to another rank"
-        message = f"{name}: saved at step {steps_done}; rerun the same command to resume"
-        raise RunStoppedError(message, status=REQUEUE_STATUS)
+        name = self.signals[-1] if self.signals else "a signal to another rank"
+        raise RunStoppedError(f"{name}: saved at step {steps_done}; rerun the same command to resume", signal=name)
 
     def _on_hang(self) -> None:
         """Log a hang; the watchdog's thread calls this method on any rank."""
@@ -286,19 +271,10 @@ def forward_backward(
     return float(all_reduce_sum(total, world)) / recipe.batch_tokens, float(norm)
 
 
-def _learning_rate_at(recipe: Recipe, step: int) -> float:
-    return learning_rate(recipe.train.schedule, recipe.train.optimizer.learning_rate, step, recipe.train.steps)
-
-
 def _progress_bar(recipe: Recipe, run: RunDir, first_step: int) -> Bar:
-    folder = run.path
-    where = (
-        f"files in {folder}; `tinyllama watch {folder}` shows them" if recipe.track.trackio else f"files in {folder}"
-    )
-    size = recipe.train.batch_tokens
-    return Bar(
-        f"training {recipe.name}", recipe.train.steps, "steps", first_step, rate="tokens", each=size, where=where
-    )
+    where = f"files in {run.path}" + (f"; `tinyllama watch {run.path}` shows them" if recipe.track.trackio else "")
+    label, steps, each = f"training {recipe.name}", recipe.train.steps, recipe.train.batch_tokens
+    return Bar(label, steps, "steps", first_step, rate="tokens", each=each, where=where)
 
 
 @contextmanager
@@ -346,8 +322,8 @@ def _end_event(error: BaseException) -> tuple[str, dict[str, str]] | None:
     match error:
         case KeyboardInterrupt():
             return "interrupted", {}
-        case RunStoppedError() if error.status == REQUEUE_STATUS:
-            return "signal", {"signal": str(error).partition(":")[0]}
+        case RunStoppedError() if error.signal:
+            return "signal", {"signal": error.signal}
         case RunStoppedError() | InputError():
             return "failed", {"problem": str(error)}
     return None if is_peer_failure(error) else ("failed", {"problem": repr(error)})

@@ -9,15 +9,16 @@ import threading
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from subprocess import Popen
 
 import torch
 
 from tinyllama.errors import INPUT_ERROR_STATUS
 from tinyllama.formatting import echo
+from tinyllama.processes import start_sidecar
 from tinyllama.progress import Bar
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
-from tinyllama.runs.sidecar import Sidecar
 
 _MAX_TRIES = 3
 """Number of attempts per release. After the last attempt, the release is made when the run is started again."""
@@ -34,7 +35,7 @@ class ReleaseQueue:
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="releases")
         self.futures: dict[int, Future[bool]] = {}
         self.lock, self.is_closed = threading.Lock(), threading.Event()
-        self.sidecar: Sidecar | None = None
+        self.sidecar: Popen[str] | None = None
 
     def __enter__(self) -> "ReleaseQueue":
         return self
@@ -89,5 +90,6 @@ class ReleaseQueue:
             if self.is_closed.is_set():
                 return 1, "the run has ended"
             arguments = ("tinyllama.release.command", str(self.run.path), str(step))
-            self.sidecar = Sidecar(*arguments, one_core=self.use_one_core)
-        return self.sidecar.wait()
+            self.sidecar = start_sidecar(*arguments, one_core=self.use_one_core)
+        stderr, status = self.sidecar.communicate()[1].strip(), self.sidecar.returncode
+        return status, stderr.splitlines()[-1] if stderr else f"status {status}"

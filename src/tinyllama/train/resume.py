@@ -9,12 +9,13 @@ from tinyllama import hardware
 from tinyllama.data.batches import batch_index_for_step
 from tinyllama.distributed import broadcast_from_rank0
 from tinyllama.errors import InputError, RunStoppedError
+from tinyllama.files import write_json
 from tinyllama.formatting import echo
 from tinyllama.recipe import differences
 from tinyllama.runs.checkpoint import load_checkpoint
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import CheckpointDir, RunDir
-from tinyllama.train.guard import Decision, discard_stale_rollbacks, record_rollback
+from tinyllama.train.guard import Decision, discard_stale_rollbacks
 from tinyllama.train.setup import TrainState, initialize_weights
 
 _IMMUTABLE_FIELDS = (
@@ -117,8 +118,7 @@ def roll_back(state: TrainState, log: RunLog | None, step: int, decision: Decisi
     first_step = max(target, step + 1 - decision.num_suspect_batches)
     skipped = [batch_index_for_step(number, state.skipped_batches) for number in range(first_step, step + 1)]
     if log:
-        record_rollback(
-            state.run, {"batches": skipped, "checkpoint": target, "step": step + 1, "reason": decision.reason}
-        )
+        record = {"batches": skipped, "checkpoint": target, "step": step + 1, "reason": decision.reason}
+        write_json(state.run.rollbacks_path, [*state.rollbacks, record])
         log.event("rollback", step + 1, reason=decision.reason, checkpoint=target, skipped_batches=skipped)
         echo(f"{problem}; rolled back to step {target}, skipping batches {skipped}", to_stderr=True)

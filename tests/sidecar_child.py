@@ -12,10 +12,11 @@ def main(action: str, *arguments: str) -> int:
             print(repr(os.environ.get(name)))
         return 0
     if action == "parent":
-        from tinyllama.runs.sidecar import Sidecar
+        from tinyllama.processes import start_sidecar
 
-        child = Sidecar("tests.runs.sidecar_child", "sleep", one_core=True)
-        print(next(child.lines()).strip(), flush=True)
+        child = start_sidecar("tests.sidecar_child", "sleep", one_core=True)
+        assert child.stdout is not None
+        print(child.stdout.readline().strip(), flush=True)
         time.sleep(1000)
     if action == "sleep":
         print(os.getpid(), flush=True)

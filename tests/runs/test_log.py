@@ -5,14 +5,12 @@ from pathlib import Path
 import pytest
 
 import tinyllama
-from tinyllama.runs import events
-from tinyllama.runs.events import EVENT_KINDS, describe_event, event_category, event_title
+from tinyllama.runs.log import EVENT_KINDS, describe_event, event_category, event_title
 
 
 def test_every_event_of_the_list_is_written_somewhere() -> None:
-    paths = [path for path in Path(tinyllama.__file__).parent.rglob("*.py") if path != Path(events.__file__)]
-    code = "".join(path.read_text() for path in paths)
-    assert [name for name in EVENT_KINDS if f'"{name}"' not in code] == []
+    code = "".join(path.read_text() for path in Path(tinyllama.__file__).parent.rglob("*.py"))
+    assert [name for name in EVENT_KINDS if code.count(f'"{name}"') < 2] == []
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
-"""Child processes next to training."""
+"""Sidecars: processes next to training."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -9,35 +8,28 @@ from pathlib import Path
 
 import pytest
 
-from tinyllama.runs.sidecar import Heartbeat, Sidecar
+from tinyllama.processes import Heartbeat, start_sidecar
 
-CHILD = "tests.runs.sidecar_child"
+CHILD = "tests.sidecar_child"
 
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[1])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])))
 
 
 def test_a_sidecar_has_no_rank_and_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
-    child = Sidecar(CHILD, "environment", "RANK", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", one_core=True)
-    assert [line.strip() for line in child.lines()] == ["None", "''", "'1'"]
-    assert child.wait()[0] == 0
+    child = start_sidecar(CHILD, "environment", "RANK", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", one_core=True)
+    assert child.communicate()[0].splitlines() == ["None", "''", "'1'"]
+    assert child.returncode == 0
 
 
-def test_a_sidecar_ends_when_its_input_ends_and_reports_why_it_failed() -> None:
-    child = Sidecar(CHILD, "fail", "no luck", one_core=True)
-    child.close_stdin()
-    assert child.wait() == (3, "no luck")
-    child.close_stdin()  # no error after its end
-
-
-def test_a_sidecar_that_is_killed_has_the_signal_as_status() -> None:
-    child = Sidecar(CHILD, "fail", "", one_core=True)
-    child.kill()
-    assert child.wait() == (-signal.SIGKILL, f"status {-signal.SIGKILL}")
+def test_a_sidecar_ends_when_its_input_ends() -> None:
+    child = start_sidecar(CHILD, "fail", "no luck", one_core=True)
+    assert child.communicate() == ("", "no luck\n")
+    assert child.returncode == 3
 
 
 def test_a_sidecar_dies_with_its_parent() -> None:
