@@ -284,13 +284,12 @@ def watch(
         publish: Space on the Hugging Face hub (OWNER/NAME) to publish the page to, instead of serving it here.
         public: Make a Space that --publish creates public; private by default.
     """
-    from tinyllama.tracking.watch import publish_page as publish_run
-    from tinyllama.tracking.watch import watch as watch_run
+    from tinyllama.tracking import watch as page
 
     if publish:
-        echo(f"published: {publish_run(run, publish, public)}")
+        echo(f"published: {page.publish_page(run, publish, public)}")
     else:
-        watch_run(run, port, open_browser)
+        page.watch(run, port, open_browser)
 
 
 def report(run: Positional[Path], compare: tuple[Path, ...] = (), output: Path | None = None) -> None:
@@ -356,11 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     own, quiet = pop_quiet_flag(sys.argv[1:] if arguments is None else arguments)
     set_quiet(quiet)
-
-    def run() -> int | None:
-        return parse_command(own)()
-
-    return run_and_get_exit_status(run)
+    return run_and_get_exit_status(lambda: parse_command(own)() or 0)
 
 
 def parse_command(arguments: list[str]) -> Callable[[], int | None]:

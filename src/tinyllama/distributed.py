@@ -6,6 +6,7 @@ float32. `parallel.replicate` sets the number of groups of ranks. Each group hol
 replicas (HSDP).
 """
 
+import gc
 import os
 import time
 import uuid
@@ -76,6 +77,9 @@ def init_distributed(watchdog_seconds: float) -> Iterator[World]:
     try:
         yield World(rank, size, device)
     finally:
+        # The network and the checkpoint writer refer to process groups. A group that outlives the interpreter can abort
+        # the process, since the group's threads need the interpreter to release tensors.
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -323,7 +323,7 @@ def find_escaping_symlinks(folder: Path) -> Iterator[Path]:
 
 
 def reject_symlinks(folder: Path) -> None:
-    """Raise InputError if `folder`, which will be written to, contains a symbolic link that leads out of it.
+    """Raise InputError if `folder`, which will be written to, contains a symbolic link that leads out of `folder`.
 
     `checkpoints` may be a link to an empty folder. A file in the linked folder then records the path of `folder`, and
     the link is refused in any other folder. Links in `wandb` are allowed, because only W&B writes to that folder.

@@ -20,7 +20,7 @@ from tests.train.launch import fault_in_batch, start_training
 from tinyllama import cli
 from tinyllama.files import Row, exclusive_lock, is_locked, last_rows, write_json
 from tinyllama.recipe import Recipe
-from tinyllama.runs import run_dir
+from tinyllama.runs import listing
 from tinyllama.runs.listing import find_runs, list_runs, read_run_status
 from tinyllama.runs.run_dir import RunDir
 
@@ -246,7 +246,7 @@ def test_at_most_two_megabytes_of_a_run_are_read(tmp_path: Path, monkeypatch: py
         sizes.append(num_bytes)
         return last_rows(path, num_bytes)
 
-    monkeypatch.setattr(run_dir, "last_rows", read)
+    monkeypatch.setattr(listing, "last_rows", read)
     assert read_run_status(run).step == 1_000_000
     assert 0 < sum(sizes) < 2 << 20
 

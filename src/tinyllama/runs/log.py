@@ -1,7 +1,6 @@
-"""The log of a run: metrics.jsonl, with one row per step, and events.jsonl.
+"""The log of a run: metrics.jsonl, with one row per step, and events.jsonl; the kinds of events and their texts.
 
-The two files are the record of a run. `RunLog` appends rows; `RunDir` and trackers read them. The functions describe
-events for readers.
+The two files are the record of a run. `RunLog` appends rows. `RunDir` and trackers read the rows.
 """
 
 import errno

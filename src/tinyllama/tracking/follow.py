@@ -1,4 +1,4 @@
-"""Follow a run: pass each new item from its files to a sink once, even if processes restart.
+"""Follow a run: deliver each row of metrics, event and score in the run's files to a sink once, even across restarts.
 
 Reads metrics, events and releases. Writes `RUN/trackers/SINK.json`, the position up to which the sink has stored all
 items permanently. Items after that position are delivered again after a kill. Only the process that holds
@@ -108,7 +108,7 @@ class RunFollower:
         """Names, times and sizes of the score files when they were last read."""
 
     def poll(self) -> None:
-        """Show all new items."""
+        """Deliver all new rows, events and scores to the sink."""
         events = self._read_events()
         while self._show_metrics():
             self.alive()

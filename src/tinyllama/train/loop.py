@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tinyllama import hardware
 from tinyllama.data.batches import batch_index_for_step, batches
-from tinyllama.distributed import all_reduce_sum, init_distributed, is_peer_failure
+from tinyllama.distributed import World, all_reduce_sum, init_distributed, is_peer_failure
 from tinyllama.errors import InputError, RunStoppedError, first_line
 from tinyllama.files import exclusive_lock, reject_symlinks
 from tinyllama.formatting import echo
@@ -31,7 +31,14 @@ from tinyllama.tracking.trackers import check_trackers, run_trackers
 from tinyllama.train.guard import Action, Decision, SpikeDetector, watchdog
 from tinyllama.train.milestones import ReleaseQueue
 from tinyllama.train.resume import resume, roll_back
-from tinyllama.train.setup import TrainState, build, clip_grad_norm, optimizer_step, write_run_folder
+from tinyllama.train.setup import (
+    TrainState,
+    build,
+    clip_grad_norm,
+    optimizer_step,
+    stop_compile_workers,
+    write_run_folder,
+)
 from tinyllama.train.throughput import ThroughputMeter
 from tinyllama.train.validation import validate
 
@@ -44,7 +51,14 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
     """
     hardware.tune_malloc()
     check_trackers(recipe.track)
-    with init_distributed(recipe.guard.watchdog_seconds) as world, ExitStack() as stack:
+    with init_distributed(recipe.guard.watchdog_seconds) as world:
+        return _train_on(world, recipe, allow_change)
+
+
+def _train_on(world: World, recipe: Recipe, allow_change: bool) -> Path:
+    """Train on this rank, as `train` does; when the function returns, nothing refers to the network any more."""
+    with ExitStack() as stack:
+        stack.callback(stop_compile_workers)
         state = build(recipe, world)
         run, log, releases = state.run, None, None
         if world.is_main:

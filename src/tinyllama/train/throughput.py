@@ -29,9 +29,9 @@ class ThroughputMeter:
         self.entries = [dict(entry) for entry in known]
         here = hardware.hardware_record(world.device, world.size)
         here |= {"precision": recipe.train.precision, "peak_flops": None}
-        if not any(entry | {"peak_flops": None} == here for entry in self.entries):
+        self.entry = next((entry for entry in self.entries if entry | {"peak_flops": None} == here), here)
+        if self.entry is here:
             self.entries.append(here)
-        self.entry = next(entry for entry in self.entries if entry | {"peak_flops": None} == here)
         self.next_timing = 0.0
         self.restart()
 
