@@ -96,10 +96,10 @@ class Tracker:
     def _receive_reports(self) -> None:
         assert self.process is not None
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._report(**json.loads(line))
-        status = self.process.wait()
-        if status != 0 and not self.is_terminated and not self.has_failed:
+        with self.process:  # closes the pipes and waits for the end
+            for line in self.process.stdout:
+                self._report(**json.loads(line))
+        if (status := self.process.returncode) != 0 and not self.is_terminated and not self.has_failed:
             self._report("tracker-failed", f"its process ended with status {status}")
 
     def _report(self, event: str, problem: str) -> None:
