@@ -75,7 +75,7 @@ def update_card(folder: str | Path) -> Path:
 def update_cards(releases: ReleasesDir) -> None:
     """Rewrite releases.json and the card of every release of a run."""
     reject_symlink(releases.path)
-    with blocking_lock(releases.path / "cards.lock"):  # an evaluation and a milestone may finish at the same time
+    with blocking_lock(releases.cards_lock_path):  # an evaluation and a milestone may finish at the same time
         table = releases_table(releases)
         write_json(releases.table_path, table)
         for row in table["releases"]:

@@ -76,6 +76,8 @@ class ReleasesDir:
     """One row per release and baseline."""
     lock_path = _PathInside("lock")
     """Lock of the process that makes a release."""
+    cards_lock_path = _PathInside("cards.lock")
+    """Lock of the process that writes the model cards."""
 
     def release(self, name: str) -> ReleaseDir:
         """Return the release with this name, which is the name of its checkpoint; the release may not exist."""
