@@ -19,7 +19,7 @@ from tinyllama.distributed import World
 from tinyllama.loading import load_model
 from tinyllama.model.llama import PRECISIONS
 from tinyllama.recipe import Recipe
-from tinyllama.release.average import averaged_checkpoints, load_average
+from tinyllama.release.release import averaged_checkpoints, load_average
 from tinyllama.runs.run_dir import CheckpointDir, RunDir
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.validation import ValidationScore, ValidationSet, load_validation_set, validate

@@ -24,8 +24,8 @@ from tinyllama.files import write_json
 from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Recipe
 from tinyllama.release.formats import write_formats
-from tinyllama.release.huggingface import write_hugging_face
 from tinyllama.release.metadata import hash_files
+from tinyllama.release.release import write_hugging_face
 from tinyllama.release.verify import compute_reference_outputs, format_checks, verify_release
 from tinyllama.tokenizer import Tokenizer
 

@@ -97,20 +97,14 @@ def test_train_plan_and_doctor_print_the_same_warnings(
     planned = capsys.readouterr().err.splitlines()
     assert cli.main(["doctor", *recipe, "--json"]) == 0
     rows = [row for row in json.loads(capsys.readouterr().out)["checks"] if row["section"] == "recipe"]
-    listed = {row["what"]: row for row in rows if row["what"] in places}
-    assert [*listed] == places
-    for place, row in listed.items():
-        assert row["status"] == "warning"
-        line = f"{place}: {row['found']}; {row['remedy']}"
-        assert line in trained
-        assert line in planned
+    listed = [row["found"] for row in rows if row["what"] == "settings" and row["status"] == "warning"]
+    assert [line.partition(":")[0] for line in listed] == places
+    assert {*listed} <= {*trained} & {*planned}
 
 
 def test_doctor_lists_sources_without_validation_text(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     longer = ["--train.sequence_length", "1000000", "--model.context_length", "1000000"]
     cli.main(["doctor", str(small / "recipe.yaml"), *longer, "--json"])
-    rows = {row["what"]: row for row in json.loads(capsys.readouterr().out)["checks"]}
+    listed = [row["found"] for row in json.loads(capsys.readouterr().out)["checks"] if row["what"] == "settings"]
     for name in ("modules", "lines"):
-        row = rows[f"{small / 'store'}/{name}"]
-        assert row["status"] == "warning"
-        assert "validation" in row["found"]
+        assert any(line.startswith(f"{small / 'store'}/{name}: ") and "validation" in line for line in listed)

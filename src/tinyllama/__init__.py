@@ -4,14 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tinyllama.api import generate_text, prepare_store, train_model
+    from tinyllama.api import evaluate_model, generate_text, prepare_store, train_model
     from tinyllama.data.order import sequences
     from tinyllama.data.store import TokenStore
     from tinyllama.errors import InputError
     from tinyllama.loading import load_model
     from tinyllama.model.llama import Llama
     from tinyllama.recipe import Recipe
-    from tinyllama.release.command import evaluate_model
     from tinyllama.release.release import release_run
     from tinyllama.runs.run_dir import RunDir as Run
     from tinyllama.tokenizer import Tokenizer
@@ -39,7 +38,7 @@ _LOCATIONS = {
     "Run": "runs.run_dir.RunDir",
     "TokenStore": "data.store.TokenStore",
     "Tokenizer": "tokenizer.Tokenizer",
-    "evaluate_model": "release.command.evaluate_model",
+    "evaluate_model": "api.evaluate_model",
     "generate_text": "api.generate_text",
     "load_model": "loading.load_model",
     "prepare_store": "api.prepare_store",

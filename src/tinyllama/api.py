@@ -5,15 +5,19 @@ seconds.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tinyllama.errors import InputError
 from tinyllama.formatting import echo
 from tinyllama.recipe import Recipe
+from tinyllama.runs.run_dir import ReleaseDir
 
 if TYPE_CHECKING:
+    import torch
+
     from tinyllama.data.store import TokenStore
 
 # ruff: noqa: PLC0415
@@ -46,6 +50,87 @@ def train_model(recipe: Recipe, *, allow_change: bool = False) -> Path:
     for warning in warnings if os.environ.get("RANK", "0") == "0" else ():
         echo(warning, to_stderr=True)
     return train(recipe, allow_change=allow_change)
+
+
+def release_model(
+    source: str,
+    step: int | None = None,
+    *,
+    formats: Sequence[str] | None = None,
+    average: int | None = None,
+    average_decay: float | None = None,
+    force: bool = False,
+    push: str | None = None,
+    public: bool = False,
+) -> Iterator[str]:
+    """Release a run, a checkpoint or external weights; yield a line of output per action.
+
+    With `push`, the release is then pushed to this repository of the hub. An existing release of the same checkpoint is
+    pushed unchanged, unless `force` or a release option is given. Raises the same errors as `release_run`,
+    `release_external_weights` and `push_release`.
+    """
+    from tinyllama.release.convert import ALL_FORMATS, release_external_weights
+    from tinyllama.release.push import push_release
+    from tinyllama.release.release import release_run
+
+    if public and not push:
+        raise InputError("release: --public makes a new repository public; name the repository with --push OWNER/NAME")
+    path, options = Path(source), dict[str, Any](formats=formats, average=average, average_decay=average_decay)
+    is_external = ReleaseDir(path).exists or (path / "config.json").is_file() or not path.exists()
+    folder = None
+    if push and not force and all(option is None for option in options.values()):
+        folder = _existing_release(path, step, is_external)
+    if folder is None:
+        if is_external and (step, average, average_decay) != (None, None, None):
+            raise InputError(
+                f"{source}: no run here, and pretrained weights have no steps; correct the run's name, or remove "
+                "--step, --average and --average-decay"
+            )
+        if is_external:
+            folder = release_external_weights(source, formats or ALL_FORMATS, force)
+        else:
+            folder = release_run(source, step=step, force=force, in_transformers=True, **options)
+        yield f"release: {folder}"
+    if push:
+        yield f"pushed: {push_release(folder, push, public)}"
+
+
+def _existing_release(source: Path, step: int | None, is_external: bool) -> Path | None:
+    """Return the folder of an existing release: `source` itself, or the release of the checkpoint to release."""
+    from tinyllama.release.release import verified_checkpoint
+
+    if ReleaseDir(source).exists and step is None:
+        return source
+    if is_external:
+        return None
+    checkpoint = verified_checkpoint(source, step)
+    release = checkpoint.run.releases.release(checkpoint.name)
+    return release.path if checkpoint.is_released_as(release) else None
+
+
+def evaluate_model(
+    source: str,
+    tasks: Sequence[str],
+    limit: int | None,
+    precision: "torch.dtype",
+    num_fewshot: int | None = None,
+    batch_size: int = 64,
+) -> str:
+    """Evaluate a model, save its scores, and update the card of a release; return the text to print.
+
+    Under torchrun, ranks other than 0 return an empty string. Raises the same errors as `evaluate`.
+    """
+    from tinyllama.evaluate.evaluation import evaluate_and_save
+    from tinyllama.evaluate.results import format_evaluation
+    from tinyllama.release.card import update_card
+
+    saved = evaluate_and_save(source, tasks, limit, precision, num_fewshot, batch_size)
+    if saved is None:
+        return ""
+    evaluation, path = saved
+    if ReleaseDir(path.parent).exists:
+        update_card(path.parent)
+    return "\n".join([*format_evaluation(evaluation), f"saved: {path}"])
 
 
 def generate_text(

@@ -15,7 +15,7 @@ from tyro.conf import Positional
 from tinyllama.cli_arguments import parse, parse_with_recipe, pop_quiet_flag
 from tinyllama.errors import InputError, run_and_get_exit_status, translate_damage_errors
 from tinyllama.formatting import echo, visible
-from tinyllama.plan.speed import GPU_HOURS_BETWEEN_FAILURES
+from tinyllama.plan.formulas import GPU_HOURS_BETWEEN_FAILURES
 from tinyllama.progress import set_quiet
 from tinyllama.recipe import Recipe
 
@@ -194,8 +194,8 @@ def evaluate(
         batch_size: Batch size of lm-eval's `hf` model, which evaluates models that are not Llamas.
         precision: Precision of the computation.
     """
+    from tinyllama.api import evaluate_model
     from tinyllama.model.llama import PRECISIONS
-    from tinyllama.release.command import evaluate_model
 
     if said := evaluate_model(model, tasks, limit, PRECISIONS[precision], num_fewshot, batch_size):
         echo(said)  # empty on all ranks except rank 0
@@ -223,9 +223,18 @@ def release(
         push: Repository on the Hugging Face hub (OWNER/NAME) to upload the release to.
         public: Make a repository that --push creates public; private by default.
     """
-    from tinyllama.release.command import release_model
+    from tinyllama.api import release_model
 
-    for line in release_model(source, step, formats, average, average_decay, force, push, public):
+    for line in release_model(
+        source,
+        step,
+        formats=formats,
+        average=average,
+        average_decay=average_decay,
+        force=force,
+        push=push,
+        public=public,
+    ):
         echo(line)
 
 

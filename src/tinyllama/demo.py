@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from tinyllama.api import generate_text, prepare_store, train_model
+from tinyllama.api import evaluate_model, generate_text, prepare_store, train_model
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.files import disk_usage_bytes
@@ -21,7 +21,6 @@ from tinyllama.prepare.corpus import FOLDERS, write_corpus
 from tinyllama.prepare.inspection import prepared_lines
 from tinyllama.prepare.selection import train_recipe_tokenizer
 from tinyllama.recipe import Recipe
-from tinyllama.release.command import evaluate_model
 from tinyllama.release.formats import check_format_libraries
 from tinyllama.release.release import release_run
 from tinyllama.release.verify import Check, format_checks, verify_release

@@ -68,6 +68,11 @@ def format_percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}\N{NO-BREAK SPACE}%"
 
 
+def format_score(value: float, stderr: float | None = None, spec: str = ".2f") -> str:
+    """Format a score and its standard error: `43.50 ± 0.49`. The default `spec` is for scores in per cent."""
+    return f"{value:{spec}}" + ("" if stderr is None else f" ± {stderr:{spec}}")
+
+
 def format_table(
     head: Sequence[str],
     rows: "Iterable[Sequence[str | Text]]",

@@ -11,9 +11,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from tinyllama.errors import InputError, summarize_error
 
-_TEMPORARY_STATUSES = (408, 409, 429)
-"""Temporary HTTP statuses below 500: time-out, conflict with another commit, too many requests."""
-
 
 def download_snapshot(repository: str, patterns: list[str]) -> Path:
     """Download a repository's files that match `patterns`, unless they are cached, and return their local folder.
@@ -64,6 +61,5 @@ def _hub_error_message(error: BaseException, endpoint: str, name: str) -> str:
     if isinstance(error, TransportError):
         problem = f"cannot be reached ({message or type(error).__name__})"
         return f"{endpoint}: {problem}; check the connection and HF_ENDPOINT, then run this again"
-    is_temporary = status is None or status >= 500 or status in _TEMPORARY_STATUSES
-    remedy = "run this again later" if is_temporary else "correct what the hub reports, then run this again"
-    return f"{name}: {endpoint} refused the request ({message or type(error).__name__}); {remedy}"
+    problem = f"{endpoint} refused the request ({message or type(error).__name__})"
+    return f"{name}: {problem}; correct what the hub reports, or run this again later"

@@ -38,7 +38,7 @@ SLOW_IMPORTS = (
     "tinyllama.evaluate.evaluation",
     "tinyllama.evaluate.tasks",
     "tinyllama.plan.show",
-    "tinyllama.release.command",
+    "tinyllama.release.release",
     "tinyllama.release.verify",
     "tinyllama.report.page",
     "tinyllama.tracking.watch",

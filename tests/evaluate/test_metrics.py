@@ -8,7 +8,7 @@ import pytest
 from lm_eval.api.task import Task
 from tests.evaluate.conftest import loaded, our_model, scored
 
-from tinyllama.evaluate.metrics import bits_per_byte
+from tinyllama.evaluate.harness import bits_per_byte
 
 
 @pytest.mark.parametrize("name", ["arc_easy", "winogrande", "boolq"])

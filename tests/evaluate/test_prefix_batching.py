@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyllama.errors import InputError
-from tinyllama.evaluate.prefix_batching import Pair, PrefixGroup, form_batches, to_requests
+from tinyllama.evaluate.scoring import Pair, PrefixGroup, form_batches, to_requests
 
 CONTEXT_LENGTH = 12
 IDS = st.lists(st.integers(0, 2), min_size=1, max_size=9)
@@ -46,8 +44,3 @@ def test_endings_share_their_context_and_choices_within_a_sentence_their_beginni
 def test_requests_that_share_few_tokens_are_not_grouped() -> None:
     pairs = [([1, *range(first, first + 7)], [0]) for first in (10, 20, 30)]
     assert [group.prefix_length for batch in batches_of(pairs, 8) for group in batch] == [8, 8, 8]
-
-
-def test_continuation_longer_than_the_context_is_an_error() -> None:
-    with pytest.raises(InputError, match=r"13 tokens, .* holds 12"):
-        to_requests([([1], [5] * 13)], CONTEXT_LENGTH)

@@ -9,8 +9,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from tests.evaluate.conftest import hugging_face_model, loaded, our_model, requests_of
 
-from tinyllama.evaluate.prefix_batching import Pair, form_batches, to_requests
-from tinyllama.evaluate.scoring import LogLikelihood, score_batch
+from tinyllama.evaluate.scoring import LogLikelihood, Pair, form_batches, score_batch, to_requests
 from tinyllama.evaluate.tasks import load_tasks
 from tinyllama.files import read_json, write_json
 from tinyllama.loading import load_model

@@ -30,7 +30,7 @@ def completed(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import lm_eval.tasks  # noqa: F401 - so that no child imports it
 
     import tinyllama.evaluate.evaluation
-    import tinyllama.release.command
+    import tinyllama.release.release
     import tinyllama.report.page
     import tinyllama.train.loop  # noqa: F401
 

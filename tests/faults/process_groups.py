@@ -18,7 +18,7 @@ LIMIT_SECONDS = 300.0
 """Timeout of a command, after which it counts as hanging."""
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 _ROLES = {
-    b"tinyllama.release.command": "release sidecar",
+    b"tinyllama.release.release": "release sidecar",
     b"tinyllama.tracking.trackers": "tracker",
     b"torch.distributed.run": "torchrun",
     b"multiprocessing": "helper",

@@ -23,7 +23,7 @@ from tests.train.launch import event_steps, read_events
 from tinyllama.files import read_json
 from tinyllama.prepare.tasks import Job
 from tinyllama.recipe import Recipe
-from tinyllama.release.command import release_milestone
+from tinyllama.release.release import release_milestone
 from tinyllama.runs.run_dir import RunDir
 
 pytestmark = pytest.mark.slow

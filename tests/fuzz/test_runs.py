@@ -25,7 +25,7 @@ from tests.fuzz.strategies import (
 
 from tinyllama.errors import InputError
 from tinyllama.files import rows_since, sha256_of, write_json
-from tinyllama.report.run_data import read_run
+from tinyllama.report.content import read_run
 from tinyllama.runs.listing import list_runs, read_run_status
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir

@@ -12,7 +12,7 @@ import torch
 from tinyllama.hardware import HARDWARE_SPECS
 from tinyllama.model.llama import Block, rope_table
 from tinyllama.plan.estimate import Assumptions, estimate
-from tinyllama.plan.memory import activation_bytes_per_token
+from tinyllama.plan.formulas import activation_bytes_per_token
 from tinyllama.recipe import Recipe
 
 pytestmark = pytest.mark.slow

@@ -10,8 +10,8 @@ from tinyllama.files import read_json, write_json
 from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Model
 from tinyllama.release.formats import write_formats
-from tinyllama.release.huggingface import write_hugging_face
 from tinyllama.release.metadata import hash_files
+from tinyllama.release.release import write_hugging_face
 from tinyllama.release.verify import Check, compute_reference_outputs, verify_release
 from tinyllama.tokenizer import Tokenizer
 

@@ -11,7 +11,7 @@ from tinyllama.errors import InputError
 from tinyllama.loading import load_model
 from tinyllama.model.llama import Llama
 from tinyllama.recipe import Recipe
-from tinyllama.release.average import averaged_checkpoints, averaging_weights, load_average
+from tinyllama.release.release import averaged_checkpoints, averaging_weights, load_average
 from tinyllama.runs.run_dir import CheckpointDir, RunDir
 
 STEPS = (9, 10, 40)

@@ -15,7 +15,7 @@ from tokenizers import pre_tokenizers, processors
 from tinyllama.errors import InputError
 from tinyllama.release.formats import ReleasedFormat
 from tinyllama.release.gguf import permute_rope_rows, write_gguf
-from tinyllama.release.huggingface import write_hugging_face
+from tinyllama.release.release import write_hugging_face
 from tinyllama.release.verify import compute_reference_outputs, verify_format
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.conversion import edge_case_texts

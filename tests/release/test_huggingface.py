@@ -10,8 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tinyllama.files import read_json
 from tinyllama.loading import load_model, load_tokenizer
-from tinyllama.release.huggingface import write_hugging_face
-from tinyllama.release.release import release_run
+from tinyllama.release.release import release_run, write_hugging_face
 
 TEXTS = ["The file is opened.", "def main():\n    return  [1, 23]\n", "  two  spaces", "café 日本 \U0001f999"]
 

@@ -15,7 +15,7 @@ from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_json
 from tinyllama.loading import load_model
 from tinyllama.release.metadata import hash_files
-from tinyllama.release.push import push
+from tinyllama.release.push import push_release
 
 
 @pytest.fixture
@@ -53,13 +53,13 @@ def expected(folder: Path) -> dict[str, bytes]:
 
 def push_error(folder: Path, name: str) -> str:
     with pytest.raises(InputError) as error:
-        push(folder, name)
+        push_release(folder, name)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
 def test_push_is_one_commit_of_exactly_the_releases_bytes(hub: Hub, complete: Path) -> None:
-    assert push(complete, "small") == f"{hub.url}/{USER}/small"
+    assert push_release(complete, "small") == f"{hub.url}/{USER}/small"
     repository = hub.repositories[f"{USER}/small"]
     assert repository.files == expected(complete)
     assert {"config.json", "model.safetensors", "gguf/small-Q8_0.gguf", "release.json"} <= repository.files.keys()
@@ -69,20 +69,20 @@ def test_push_is_one_commit_of_exactly_the_releases_bytes(hub: Hub, complete: Pa
 def test_release_of_external_weights_has_no_step_in_its_commit_message(hub: Hub, complete: Path) -> None:
     facts = read_json(complete / "release.json")
     write_json(complete / "release.json", facts | {"name": "their-llama", "step": None, "tokens": None})
-    push(complete, "small")
+    push_release(complete, "small")
     assert hub.repositories[f"{USER}/small"].commits == ["their-llama"]
 
 
 @pytest.mark.parametrize(("public", "visibility"), [(False, "private"), (True, "public")])
 def test_new_repository_is_private_by_default(hub: Hub, released: Path, public: bool, visibility: str) -> None:
-    push(released, "guild/small", public=public)
+    push_release(released, "guild/small", public=public)
     assert hub.repositories["guild/small"].visibility == visibility
 
 
 @pytest.mark.parametrize("visibility", ["public", "private"])
 def test_existing_repository_keeps_its_visibility_and_other_files(hub: Hub, released: Path, visibility: str) -> None:
     hub.repositories["guild/small"] = Repository(visibility, {"LICENSE": b"theirs"}, ["initial commit"])
-    push(released, "guild/small", public=visibility == "private")
+    push_release(released, "guild/small", public=visibility == "private")
     repository = hub.repositories["guild/small"]
     assert repository.visibility == visibility
     assert repository.files == expected(released) | {"LICENSE": b"theirs"}
@@ -91,26 +91,26 @@ def test_existing_repository_keeps_its_visibility_and_other_files(hub: Hub, rele
 def test_stale_files_of_the_last_release_are_deleted(hub: Hub, complete: Path) -> None:
     shards = complete / "huggingface/model-00001-of-00002.safetensors"
     shards.write_bytes(b"of the last release")
-    push(update_file_list(complete), "small")
+    push_release(update_file_list(complete), "small")
     hub.repositories[f"{USER}/small"].files["LICENSE"] = b"theirs"
     shards.unlink()
     (complete / "evaluation.json").unlink()
-    push(update_file_list(complete), "small")
+    push_release(update_file_list(complete), "small")
     repository = hub.repositories[f"{USER}/small"]
     assert repository.files == expected(complete) | {"LICENSE": b"theirs"}
     assert len(repository.commits) == 2
 
 
 def test_pushing_again_changes_nothing(hub: Hub, released: Path) -> None:
-    url = push(released, "small")
+    url = push_release(released, "small")
     uploaded = [request for request in hub.requests if request.startswith("PUT")]
-    assert push(released, f"{USER}/small") == url
+    assert push_release(released, f"{USER}/small") == url
     assert len(hub.repositories[f"{USER}/small"].commits) == 1
     assert [request for request in hub.requests if request.startswith("PUT")] == uploaded
 
 
 def test_pushed_model_loads_from_the_repositorys_root(hub: Hub, released: Path, tmp_path: Path) -> None:
-    push(released, "small")
+    push_release(released, "small")
     for name, data in hub.repositories[f"{USER}/small"].files.items():
         (tmp_path / "downloaded" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "downloaded" / name).write_bytes(data)

@@ -16,7 +16,7 @@ from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_json
 from tinyllama.model import weights
 from tinyllama.release import gguf
-from tinyllama.release.huggingface import write_hugging_face
+from tinyllama.release.release import write_hugging_face
 from tinyllama.release.verify import Check, _verify_continuations, format_checks, verify_release
 from tinyllama.tokenizer import Tokenizer
 

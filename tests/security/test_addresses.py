@@ -14,7 +14,7 @@ from tinyllama.files import read_json, write_json
 from tinyllama.prepare.files import find_files
 from tinyllama.recipe import Recipe
 from tinyllama.release.convert import release_external_weights
-from tinyllama.release.huggingface import write_hugging_face
+from tinyllama.release.release import write_hugging_face
 from tinyllama.tokenizer import Tokenizer
 
 

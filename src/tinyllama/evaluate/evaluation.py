@@ -53,13 +53,12 @@ def evaluate(
     location = resolve_model(source)
     ranks = ranks or World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     with _explain_missing_library():
-        from tinyllama.evaluate import harness, metrics  # noqa: PLC0415 - lm-eval takes seconds to import, is an extra
+        from tinyllama.evaluate import harness  # noqa: PLC0415 - lm-eval takes seconds to import, is an extra
         from tinyllama.evaluate.tasks import load_tasks  # noqa: PLC0415
 
         loaded = load_tasks(tasks, num_fewshot)
         model = harness.load_language_model(location.folder, batch_size, precision, ranks)
-        silent = harness.suppress_lm_eval_progress(model, ranks)
-        rows = metrics.compute_scores(model, loaded.tasks, limit, silent)
+        rows = harness.compute_scores(model, loaded.tasks, limit)
     step, tokens = _step_and_tokens(location.folder)
     return Evaluation(
         model=str(source),
@@ -73,7 +72,7 @@ def evaluate(
         versions=dict(_installed_versions()),
         seconds=round(time.perf_counter() - start, 1),
         num_fewshot={name: task.get_config("num_fewshot") for name, task in loaded.tasks.items()},
-        shortened=harness.truncated_request_counts(model),
+        shortened=dict(model.truncated),
         asked=list(tasks),
     )
 

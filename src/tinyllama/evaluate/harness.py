@@ -1,29 +1,40 @@
-"""Models for lm-eval: `LlamaLM` for Llama 2, and lm-eval's own `hf` for any other causal model of transformers.
+"""Models for lm-eval and their scores: `LlamaLM` for Llama 2, lm-eval's own `hf` for other causal models.
 
-`LlamaLM` returns the same log-likelihoods as `hf` for the same weights. Under torchrun, each rank holds the complete
+`LlamaLM` returns the same log-likelihoods as `hf` for the same weights. Under torchrun, each rank loads the complete
 model, computes a share of the requests, and receives all results. lm-eval therefore sees one process. A task's requests
 and few-shot examples do not depend on the world size.
 """
 
+import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any, TypeVar
 
+import lm_eval
+import numpy as np
 import tokenizers
 import torch
 import torch.distributed as dist
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, TemplateLM
+from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from tinyllama.distributed import World
 from tinyllama.errors import InputError, first_line, silence_torchao
-from tinyllama.evaluate.prefix_batching import BATCH_REQUESTS, Pair, PrefixGroup, form_batches, to_requests
-from tinyllama.evaluate.scoring import LogLikelihood, score_batch
+from tinyllama.evaluate.scoring import (
+    BATCH_REQUESTS,
+    LogLikelihood,
+    Pair,
+    PrefixGroup,
+    form_batches,
+    score_batch,
+    to_requests,
+)
 from tinyllama.evaluate.tasks import suppress_stderr
 from tinyllama.loading import HuggingFaceLlama, indexed_files, load_model, load_tokenizer, resolve_model
 from tinyllama.model.generation import generate
@@ -32,9 +43,13 @@ from tinyllama.progress import Bar, is_quiet
 from tinyllama.tokenizer import Tokenizer
 
 Result = TypeVar("Result")
+MetricRow = dict[str, float]
+"""Metrics of one task by name."""
 
 
-def load_language_model(source: Path, batch_size: int, precision: torch.dtype, ranks: World) -> LM:
+def load_language_model(
+    source: Path, batch_size: int, precision: torch.dtype, ranks: World
+) -> "LlamaLM | DistributedLM":
     """Load a run, checkpoint, release or Hugging Face folder as a language model of lm-eval on the rank's device.
 
     A Llama 2 becomes a `LlamaLM`, which ignores `batch_size`: its batches are always the same, because bf16 scores
@@ -110,22 +125,13 @@ def distribute(items: Sequence[Any], ranks: World, compute: Callable[[Sequence[A
     return [shares[number % ranks.size][number // ranks.size] for number in range(len(items))]
 
 
-def suppress_lm_eval_progress(model: LM, ranks: World) -> bool:
-    """Return whether to suppress lm-eval's progress bars: LlamaLM has its own bar, and only rank 0 shows progress."""
-    return isinstance(model, LlamaLM) or not ranks.is_main or is_quiet()
-
-
-def truncated_request_counts(model: LM) -> dict[str, int]:
-    """Return by task the number of requests that were truncated to the context; lm-eval's `hf` reports no number."""
-    return dict(model.truncated) if isinstance(model, LlamaLM) else {}
-
-
 class DistributedLM(LM):  # type: ignore[misc]  # lm-eval has no types
     """A language model of lm-eval that is loaded on each rank; the ranks divide the requests among themselves."""
 
     def __init__(self, inner: LM, ranks: World) -> None:
         super().__init__()
         self.inner, self.ranks = inner, ranks
+        self.truncated: Counter[str] = Counter()  # stays empty, because lm-eval's `hf` reports no number
 
     def loglikelihood(self, requests: list[Instance]) -> list[LogLikelihood]:
         """Return the log-likelihood of each continuation after its context, and whether the continuation is greedy."""
@@ -198,7 +204,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Return the greedy completion of each context up to its first stop string."""
-        return distribute(requests, self.ranks, lambda own: [self._complete(*request.args) for request in own])
+        return distribute(requests, self.ranks, lambda own: [self._complete(request) for request in own])
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
@@ -238,14 +244,13 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                     bar.show(done)
         return scores
 
-    def _complete(self, context: str, options: dict[str, Any]) -> str:
-        options = normalize_gen_kwargs(options)
+    def _complete(self, request: Instance) -> str:
+        context, options = request.args[0], normalize_gen_kwargs(request.args[1])
         if options["do_sample"]:
-            raise InputError("a task samples its completions, only greedy ones can be scored; skip the task")
+            raise InputError(f"{request.task_name}: samples its completions, not greedy ones; skip this task")
         max_prompt = max(1, self.model.config.context_length - options["max_gen_toks"])
-        prompt = self.tok_encode(context)[-max_prompt:]
+        prompt, text = self.tok_encode(context)[-max_prompt:], ""
         ids: list[int] = []
-        text = ""
         for token in generate(self.model, prompt, options["max_gen_toks"], stop_id=self.eot_token_id):
             ids.append(token)
             text = self.llama_tokenizer.decode(ids)
@@ -253,3 +258,69 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 break
         completion: str = postprocess_generated_text(text, options["until"], None)
         return completion
+
+
+def compute_scores(
+    model: LlamaLM | DistributedLM, tasks: Mapping[str, Task], limit: int | None
+) -> dict[str, MetricRow]:
+    """Return by task every metric as a fraction, its standard error, bits per byte, and the numbers of items."""
+    shows_progress = isinstance(model, DistributedLM) and model.ranks.is_main and not is_quiet()
+    with nullcontext() if shows_progress else suppress_stderr():  # LlamaLM prints its own progress
+        results = lm_eval.evaluate(model, {"tasks": dict(tasks)}, limit=limit, log_samples=False)
+        rows = {}
+        for name, task in tasks.items():
+            metrics, items = results["results"][name], results["n-samples"][name]
+            row = {_normalize_metric_name(key): value for key, value in metrics.items() if isinstance(value, float)}
+            row |= {"items": items["effective"], "total_items": items["original"]}
+            rows[name] = row | bits_per_byte(task)
+        return rows
+
+
+def _normalize_metric_name(name: str) -> str:
+    """Rename lm-eval's `metric_stderr,filter`: `_stderr` goes to the end, and the filter `none` is removed."""
+    metric, _, filter_name = name.partition(",")
+    is_error, metric = metric.endswith("_stderr"), metric.removesuffix("_stderr")
+    return metric + (f",{filter_name}" if filter_name not in ("", "none") else "") + ("_stderr" if is_error else "")
+
+
+def bits_per_byte(task: Task) -> MetricRow:
+    """Return the model's bits per byte on the correct continuations of a task that has been scored.
+
+    The value is the sum over items of the continuation's negative log-likelihood in bits, divided by the sum of its
+    UTF-8 bytes. The space before a continuation counts, since the model predicts this space. If an item has several
+    correct continuations, the first is used. The standard error is computed for a ratio of sums over items (Cochran,
+    Sampling Techniques, 1977, section 6.4). The row is empty for tasks without correct continuations, such as
+    generation tasks.
+    """
+    correct = list(_correct_continuations(task))
+    if not correct:
+        return {}
+    bits = np.array([-float(request.resps[0][0]) / math.log(2) for request in correct])
+    sizes = np.array([len(request.args[1].encode()) for request in correct])
+    ratio = float(bits.sum() / sizes.sum())
+    row = {"bits_per_byte": ratio}
+    if len(correct) > 1:
+        deviation = float(np.std(bits - ratio * sizes, ddof=1))
+        row["bits_per_byte_stderr"] = deviation / math.sqrt(len(correct)) / float(sizes.mean())
+    return row
+
+
+def _correct_continuations(task: Task) -> Iterator[Instance]:
+    """Yield the scored request with the correct answer of each item."""
+    if not isinstance(task, ConfigurableTask) or task.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood"):
+        return
+    gold = {request.doc_id: _gold_index(task, request.doc) for request in task.instances if request.idx == 0}
+    yield from (request for request in task.instances if request.idx == gold[request.doc_id])
+
+
+def _gold_index(task: ConfigurableTask, item: Any) -> int | None:
+    """Return the index of the request with an item's correct answer, or None if no request has it."""
+    if task.OUTPUT_TYPE == "loglikelihood":
+        return 0
+    # In tasks such as WinoGrande the choices are contexts, and all of them have the same continuation.
+    answer = task.doc_to_text(item) if task.multiple_input else task.doc_to_target(item)
+    first = answer[0] if isinstance(answer, list) else answer
+    choices = task.doc_to_choice(item)
+    if isinstance(first, str):
+        return choices.index(first) if first in choices else None
+    return first if 0 <= first < len(choices) else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllama.files import read_json, write_json
-from tinyllama.formatting import format_count, format_table
+from tinyllama.formatting import format_count, format_score, format_table
 
 SCORE_COLUMNS = ("task", "acc", "acc_norm", "bits per byte", "scored on", "items from")
 """Column names of `score_rows`."""
@@ -33,7 +33,7 @@ class Evaluation:
     """Dtype of the activations."""
     rows: dict[str, dict[str, float]]
     """By task: each metric as a fraction with its `_stderr`, and the numbers of scored `items` and of `total_items`.
-    Tasks with correct continuations also have `bits_per_byte` (see `metrics.bits_per_byte`)."""
+    Tasks with correct continuations also have `bits_per_byte` (see `harness.bits_per_byte`)."""
     coverage: dict[str, str]
     """By task: a description of the scored items."""
     data: dict[str, str]
@@ -82,7 +82,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Score:
-    """A value of one metric. All scores are formatted by this class."""
+    """A value of one metric."""
 
     metric: str
     value: float
@@ -91,8 +91,7 @@ class Score:
     """Standard error in the unit of the score; None if unknown, as for published scores."""
 
     def __str__(self) -> str:
-        spec = _COLUMN_METRICS.get(self.metric, (1, ".4g"))[1]
-        return f"{self.value:{spec}}" + ("" if self.stderr is None else f" ± {self.stderr:{spec}}")
+        return format_score(self.value, self.stderr, _COLUMN_METRICS.get(self.metric, (1, ".4g"))[1])
 
 
 def task_score(row: Mapping[str, float], metric: str | None = None) -> Score | None:

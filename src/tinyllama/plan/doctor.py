@@ -1,25 +1,47 @@
 """`tinyllama doctor`: the facts about this machine and the unmet needs of a recipe, as a table or as JSON.
 
 Without a recipe, only two problems have the status `missing`: an unmet requirement of the package, and a torch without
-NCCL on a machine with several GPUs. `recipe_checks` checks the needs of a recipe.
+NCCL on a machine with several GPUs. The checks of a recipe call the stages' own checks, so `doctor` and the stages
+print the same messages. The plan computes memory and disk space. The checks write nothing in the recipe's folders. If
+the recipe names a hub repository, the checks download the repository's tokenizer files and nothing else.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
 
 from rich.text import Text
 
+from tinyllama import preflight
+from tinyllama.data.store import TokenStore
+from tinyllama.errors import InputError
+from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import echo, format_bytes, format_table
-from tinyllama.plan.recipe_checks import check_recipe
-from tinyllama.plan.system_info import CheckResult, Device, Status, SystemInfo, probe
+from tinyllama.hardware import HardwareSpec
+from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
+from tinyllama.plan.estimate import Assumptions, Plan, estimate
+from tinyllama.plan.system_info import SystemInfo, probe
+from tinyllama.prepare.sources import list_files
 from tinyllama.recipe import Recipe
+from tinyllama.runs.run_dir import RunDir
+from tinyllama.tokenizer import Tokenizer
+
+# The libraries of the optional stages take seconds to import.
+# ruff: noqa: PLC0415
+
+Status = Literal["ok", "warning", "missing"]
 
 _COLOURS = {"ok": "green", "warning": "yellow", "missing": "bold red"}
 _MIN_OPEN_FILES = 1024
 """Recommended limit of open files: a shard has two files, and a store of many sources has hundreds of shards."""
 _MIN_SHARED_MEMORY_BYTES = 1 << 30
 """Recommended size of /dev/shm: NCCL needs tens of MB per GPU, and a container has 64 MB by default."""
+_COMPILER_REMEDY = "install g++ and Python's headers (Debian: g++ python3-dev)"
 _EXTRAS = {
     "clean": "for data.sources.*.clean",
     "evaluate": "for scores",
@@ -31,28 +53,39 @@ _EXTRAS = {
 }
 
 
+@dataclass(frozen=True)
+class CheckResult:
+    """The result of one check."""
+
+    section: str
+    """Section of the output that lists the result."""
+    what: str
+    found: str
+    """The fact, or `problem; remedy`."""
+    status: Status = "ok"
+    """`warning`: tinyllama works with a restriction. `missing`: an operation is impossible."""
+
+
 def show_doctor(recipe: Recipe | None, as_json: bool) -> int:
     """Print the facts about this machine and the unmet needs of a recipe; return 1 if anything is missing, else 0."""
     system = probe()
     results = [*check_machine(system), *(check_recipe(recipe, system) if recipe else ())]
+    missing = [result.what for result in results if result.status == "missing"]
     if as_json:
-        missing = [result.what for result in results if result.status == "missing"]
         output = {"machine": asdict(system), "checks": [asdict(result) for result in results], "missing": missing}
         echo(json.dumps(output | {"recipe": recipe.name if recipe else None}, indent=2))
     else:
         _print_results(results)
         echo(verdict(recipe.name if recipe else None, results))
-    return 1 if any(result.status == "missing" for result in results) else 0
+    return 1 if missing else 0
 
 
 def _print_results(results: Sequence[CheckResult]) -> None:
     rows: list[list[str | Text]] = []
-    for number, result in enumerate(results):
-        if number == 0 or result.section != results[number - 1].section:
-            rows.append(["", Text(result.section, style="bold"), "", ""])
-        status = Text(result.status, style=_COLOURS[result.status])
-        rows.append([status, f"  {result.what}", result.found, result.remedy])
-    lines = format_table(("", "what", "found", "remedy"), rows, max_width=160)
+    for section, members in groupby(results, lambda result: result.section):
+        rows.append(["", Text(section, style="bold"), ""])
+        rows += [[Text(one.status, style=_COLOURS[one.status]), f"  {one.what}", one.found] for one in members]
+    lines = format_table(("", "what", "found; remedy"), rows, max_width=160)
     print("\n".join(lines))  # noqa: T201 - the lines are escaped, and `echo` would escape their colour codes
 
 
@@ -72,64 +105,236 @@ def check_machine(system: SystemInfo) -> list[CheckResult]:
 
 def _result(section: str, what: str, found: str, remedy: str = "", status: Status = "warning") -> CheckResult:
     """Return a result with the status `status` if there is a remedy, else with the status `ok`."""
-    return CheckResult(section, what, found, status if remedy else "ok", remedy)
+    return CheckResult(section, what, f"{found}; {remedy}" if remedy else found, status if remedy else "ok")
 
 
 def _check_software(system: SystemInfo) -> Iterator[CheckResult]:
-    unmet = ", ".join(system.unmet.get("", ()))
-    yield _result("software", "Python", f"{system.python}, {system.system}")
-    yield _result(
-        "software", "tinyllama", ": ".join(filter(None, (system.version, unmet))),
-        "pip install tinyllama" if unmet else "", "missing",
-    )  # fmt: skip
-    build = f"CUDA {system.cuda}" if system.cuda else "CPUs only"
-    yield _result("software", "torch", f"{system.torch}, built for {build}")
+    result, unmet = partial(_result, "software"), system.unmet.get("", ())
+    yield result("Python", f"{system.python}, {system.system}")
+    version = ": ".join((system.version, *([", ".join(unmet)] if unmet else ())))
+    yield result("tinyllama", version, "pip install tinyllama" if unmet else "", "missing")
+    yield result("torch", f"{system.torch}, built for {f'CUDA {system.cuda}' if system.cuda else 'CPUs only'}")
     if system.can_compile:
-        yield _result("software", "torch.compile", "a C++ compiler and Python's headers")
+        yield result("torch.compile", "a C++ compiler and Python's headers")
     else:
-        remedy = "install g++ and Python's headers (Debian: g++ python3-dev)"
-        yield _result("software", "torch.compile", "no C++ compiler, or no Python.h", remedy)
-    yield _result("software", "distributed", ", ".join(system.backends) or "none")
+        yield result("torch.compile", "no C++ compiler, or no Python.h", _COMPILER_REMEDY)
+    yield result("distributed", ", ".join(system.backends) or "none")
 
 
 def _check_devices(system: SystemInfo) -> Iterator[CheckResult]:
+    result = partial(_result, "devices")
     for number, device in enumerate(system.devices):
-        yield _check_gpu(f"GPU {number}", device)
+        types = ", ".join(name for name in ("bf16", "float8") if getattr(device, name))
+        capability = f"compute capability {'.'.join(map(str, device.capability))}: {types or 'no bf16'}"
+        found = f"{device.name}, {format_bytes(device.memory_bytes)}, {capability}"
+        yield result(f"GPU {number}", found, "" if device.bf16 else "train with --train.precision fp32")
     if not system.devices and not system.has_nvidia_driver:
-        yield _result("devices", "GPU", "none; training runs on the CPU")
+        yield result("GPU", "none, training runs on the CPU")
     elif not system.devices and system.cuda is None:
-        yield _result("devices", "GPU", "a driver, but torch is built for CPUs only", "install torch's CUDA build")
+        yield result("GPU", "a driver, but torch is built for CPUs only", "install torch's CUDA build")
     elif not system.devices:
         remedy = f"install a driver for CUDA {system.cuda}; see nvidia-smi and CUDA_VISIBLE_DEVICES"
-        yield _result("devices", "GPU", "a driver, but torch sees no GPU", remedy)
+        yield result("GPU", "a driver, but torch sees no GPU", remedy)
     implementation = "torch's " if system.devices else "tinyllama's; torch's "
-    yield _result("devices", "attention", implementation + (", ".join(system.attention) or "none"))
+    yield result("attention", implementation + (", ".join(system.attention) or "none"))
     if len(system.devices) > 1 and "nccl" not in system.backends:
-        yield _result("devices", "several GPUs", "torch has no NCCL", "install torch's CUDA build", "missing")
-
-
-def _check_gpu(what: str, device: Device) -> CheckResult:
-    major, minor = device.capability
-    types = ", ".join(name for name, has_type in (("bf16", device.bf16), ("float8", device.float8)) if has_type)
-    capability = f"compute capability {major}.{minor}: {types or 'no bf16'}"
-    remedy = "" if device.bf16 else "train with --train.precision fp32"
-    return _result("devices", what, f"{device.name}, {format_bytes(device.memory_bytes)}, {capability}", remedy)
+        yield result("several GPUs", "torch has no NCCL", "install torch's CUDA build", "missing")
 
 
 def _check_system(system: SystemInfo) -> Iterator[CheckResult]:
-    yield _result("system", "CPU cores", str(system.cores))
-    yield _result("system", "memory", format_bytes(system.memory_bytes))
-    if system.shared_memory_bytes is not None:
-        is_small = len(system.devices) > 1 and system.shared_memory_bytes < _MIN_SHARED_MEMORY_BYTES
+    result, shared = partial(_result, "system"), system.shared_memory_bytes
+    yield result("CPU cores", str(system.cores))
+    yield result("memory", format_bytes(system.memory_bytes))
+    if shared is not None:
+        is_small = len(system.devices) > 1 and shared < _MIN_SHARED_MEMORY_BYTES
         remedy = "start the container with --ipc=host or --shm-size=8g" if is_small else ""
-        yield _result("system", "/dev/shm", format_bytes(system.shared_memory_bytes), remedy)
+        yield result("/dev/shm", format_bytes(shared), remedy)
     limit = f"{system.open_files:,}" if system.open_files >= 0 else "no limit"
-    yield _result("system", "open files", limit, "ulimit -n 65536" if 0 <= system.open_files < _MIN_OPEN_FILES else "")
+    yield result("open files", limit, "ulimit -n 65536" if 0 <= system.open_files < _MIN_OPEN_FILES else "")
 
 
 def _check_extras(system: SystemInfo) -> Iterator[CheckResult]:
-    for extra, unmet in sorted(system.unmet.items()):
-        if extra:
-            remedy = f'pip install "tinyllama[{extra}]", {_EXTRAS[extra]}' if unmet else ""
-            yield _result("extras", extra, ", ".join(unmet) or "installed", remedy)
+    for extra in sorted(system.unmet.keys() - {""}):
+        unmet = ", ".join(system.unmet[extra])
+        remedy = f'pip install "tinyllama[{extra}]", {_EXTRAS[extra]}' if unmet else ""
+        yield _result("extras", extra, unmet or "installed", remedy)
     yield _result("extras", "items without the hub", ", ".join(system.offline_tasks) or "of no task")
+
+
+def check_recipe(recipe: Recipe, system: SystemInfo) -> list[CheckResult]:
+    """Check everything that a recipe needs, and return the results."""
+    vocab_size, findings, store = LLAMA_2_VOCAB_SIZE, dict[str, CheckResult](), None
+    try:
+        tokenizer = Tokenizer.load(recipe.tokenizer)
+    except InputError as problem:
+        how_to_get = f"; tinyllama tokenizer train {recipe.name}, or tinyllama tokenizer import TOKENIZER.MODEL "
+        remedy = "" if Path(recipe.tokenizer).exists() else how_to_get + recipe.tokenizer
+        first = _recipe_result("tokenizer", f"{problem}{remedy}", "missing")
+    else:
+        vocab_size = tokenizer.vocab_size
+        first = _recipe_result("tokenizer", f"{recipe.tokenizer}: {vocab_size:,} tokens")
+        for finding in preflight.findings(recipe, tokenizer):
+            status: Status = "missing" if finding.stops else "warning"
+            findings[finding.what] = _recipe_result(finding.what, str(finding.problem), status)
+    try:
+        store = TokenStore.open(recipe.data.store)
+    except InputError as problem:
+        second = _recipe_result("token store", f"{problem}; tinyllama prepare {recipe.name}", "warning")
+    else:
+        tokens = sum(split.num_tokens for split in store.splits.values())
+        second = _recipe_result("token store", f"{recipe.data.store}: {tokens:,} tokens")
+    results = [first, second, *_check_data(recipe, store is not None), *_check_libraries(recipe, system)]
+    # A finding of the preflight checks replaces the result of the same name.
+    results = [*(findings.pop(result.what, result) for result in results), *findings.values()]
+    warnings = preflight.recipe_warnings(recipe, len(system.devices) or 1, store)  # `train` prints the same warnings
+    results += [_recipe_result("settings", warning, "warning") for warning in warnings]
+    return [*results, *check_sizes(recipe, vocab_size, system, disk_and_free_bytes)]
+
+
+def _recipe_result(what: str, found: str, status: Status = "ok") -> CheckResult:
+    return CheckResult("recipe", what, found, status)
+
+
+def _run_check(what: str, found: str, check: Callable[[], object]) -> CheckResult:
+    """Run a check; return a result with the text `found`, or with the message if the check raises InputError."""
+    try:
+        check()
+    except InputError as problem:
+        return _recipe_result(what, str(problem), "missing")
+    return _recipe_result(what, found)
+
+
+def _check_data(recipe: Recipe, has_store: bool) -> Iterator[CheckResult]:
+    """Check the initial weights and the raw files. A recipe with a complete store needs no raw files."""
+    for name, source in recipe.data.sources.items():
+        what = f"raw files of {name}"
+        try:
+            files = list_files(name, source)
+            yield _recipe_result(what, f"{len(files):,} files, {format_bytes(sum(file.size for file in files))}")
+        except InputError as problem:
+            note = "; needed only to prepare again" if has_store else ""
+            yield _recipe_result(what, f"{problem}{note}", "warning" if has_store else "missing")
+    if initial := recipe.train.initial_weights:
+        if Path(initial).exists():
+            yield _recipe_result("initial weights", initial)
+        else:
+            yield _recipe_result(
+                "initial weights", f"{initial}: no such folder; `train` will look on the hub", "warning"
+            )
+
+
+def _check_libraries(recipe: Recipe, system: SystemInfo) -> Iterator[CheckResult]:
+    """Check the libraries, programs and GPU features that the recipe's fields need."""
+    from tinyllama.release.formats import check_format_libraries
+    from tinyllama.tracking.trackers import check_trackers, enabled_trackers
+
+    train, formats, tasks = recipe.train, recipe.release.formats, recipe.release.tasks
+    yield _run_check("release.formats", ", ".join(formats), lambda: check_format_libraries(formats))
+    if tasks:
+        yield from _check_tasks(tasks, system)
+    trackers = ", ".join(enabled_trackers(recipe.track)) or "nothing"
+    yield _run_check("track", trackers, lambda: check_trackers(recipe.track))
+    steps = {name: source.clean for name, source in recipe.data.sources.items()}
+    if cleaned := [name for name, step in steps.items() if step.deduplicate or step.filters or step.decontaminate]:
+        from tinyllama.prepare.cleaning import check_cleaning
+
+        yield _run_check("data.sources.*.clean", ", ".join(cleaned), lambda: check_cleaning(recipe))
+    yield _check_executor(recipe.data.executor, system)
+    if train.compile and not system.can_compile:
+        yield _recipe_result(
+            "train.compile", f"no C++ compiler: training runs uncompiled; {_COMPILER_REMEDY}", "warning"
+        )
+    if train.float8:
+        yield check_float8_support(system)
+    if train.precision == "bf16" and not all(device.bf16 for device in system.devices):
+        yield _recipe_result("train.precision", "bf16, which this GPU emulates; --train.precision fp32", "warning")
+
+
+def _check_tasks(tasks: tuple[str, ...], system: SystemInfo) -> Iterator[CheckResult]:
+    from tinyllama.evaluate.evaluation import check_tasks
+
+    result = _run_check("release.tasks", ", ".join(tasks), lambda: check_tasks(tasks))
+    yield result
+    on_hub = [task for task in tasks if task not in system.offline_tasks]
+    if result.status == "ok" and on_hub:
+        remedy = 'a connection, or for most tasks pip install "tinyllama[offline]"'
+        yield _recipe_result("items of the tasks", f"from the hub: {', '.join(on_hub)}; {remedy}", "warning")
+    elif result.status == "ok":
+        yield _recipe_result("items of the tasks", "installed")
+
+
+def _check_executor(executor: str, system: SystemInfo) -> CheckResult:
+    if executor == "slurm" and shutil.which("sbatch") is None:
+        return _recipe_result(
+            "data.executor", "slurm, but no sbatch; prepare on a login node of the cluster", "missing"
+        )
+    if executor == "ray" and (unmet := system.unmet.get("ray")):
+        return _recipe_result("data.executor", f'{", ".join(unmet)}; pip install "tinyllama[ray]"', "missing")
+    return _recipe_result("data.executor", executor)
+
+
+def check_float8_support(system: SystemInfo) -> CheckResult:
+    """Check that torchao is installed and every GPU supports float8 matrix products."""
+    if unmet := system.unmet.get("float8"):
+        return _recipe_result("train.float8", f'{", ".join(unmet)}; pip install "tinyllama[float8]"', "missing")
+    if not system.devices or not all(device.float8 for device in system.devices):
+        problem = "no float8 matrix products on this machine; remove it, or use GPUs from Ada and Hopper on"
+        return _recipe_result("train.float8", problem, "missing")
+    return _recipe_result("train.float8", "torchao, and GPUs with float8 matrix products")
+
+
+def check_sizes(
+    recipe: Recipe, vocab_size: int, system: SystemInfo, free: Callable[[Path], tuple[int, int]]
+) -> list[CheckResult]:
+    """Check batch, memory and disks with the plan; `free` returns the device number and the free bytes of a path."""
+    ranks = len(system.devices) or 1
+    memory = min((device.memory_bytes for device in system.devices), default=system.memory_bytes)
+    # No check depends on the time of the run, so all speeds are 1.
+    spec = HardwareSpec("this machine", 1.0, 1.0, memory, 1.0, 1.0, "doctor", is_cpu=not system.devices)
+    try:
+        plan = estimate(recipe, vocab_size, spec, Assumptions(gpus=ranks))
+    except InputError as problem:
+        return [_recipe_result("batch", str(problem), "missing")]
+    per_rank = f"{recipe.train.sequences_per_rank(ranks):,} sequences per rank" if ranks > 1 else "in one process"
+    batch = _recipe_result("batch", f"{recipe.train.batch_sequences:,} sequences per step, {per_rank}")
+    return [batch, _check_memory(plan), *_check_disks(plan, free)]
+
+
+def _check_memory(plan: Plan) -> CheckResult:
+    figures, where = plan.figures, "this machine" if plan.hardware.is_cpu else "one GPU"
+    needed, available = format_bytes(figures["memory_bytes_per_gpu"]), format_bytes(plan.hardware.memory_bytes)
+    found, totals = f"{needed} of {where}'s {available}", figures["memory_bytes_by_activation_checkpointing"]
+    choice = min(totals, key=lambda name: totals[name])
+    if figures["memory_fits"]:
+        remedy = ""
+    elif largest := figures["largest_micro_batch_sequences"]:
+        remedy = f"--train.micro_batch_sequences {largest}"
+    elif totals[choice] <= figures["usable_memory_bytes"]:
+        remedy = f"--parallel.activation_checkpointing {choice}"
+    else:
+        remedy = f"more or larger GPUs: tinyllama plan {plan.recipe.name} --gpus 8"
+    return _result("recipe", "memory", found, remedy, "missing")
+
+
+def disk_and_free_bytes(path: Path) -> tuple[int, int]:
+    """Return the device number and the free bytes of a path's disk; the path need not exist yet."""
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    return existing.stat().st_dev, shutil.disk_usage(existing).free
+
+
+def _check_disks(plan: Plan, free: Callable[[Path], tuple[int, int]]) -> Iterator[CheckResult]:
+    """Check each disk: yield a result on the data to be written and the free space."""
+    run, store = RunDir.of_recipe(plan.recipe), Path(plan.recipe.data.store)
+    run_bytes = plan.figures["checkpoints_bytes"] + plan.figures["releases_bytes"]
+    run_bytes -= sum(disk_usage_bytes(path) for path in (run.checkpoints_dir, run.releases.path))
+    store_bytes = 0 if TokenStore.exists(store) else plan.figures["store_bytes"] - disk_usage_bytes(store)
+    disks: dict[int, list[tuple[Path, str, int]]] = {}
+    for path, name, size in ((run.path, "checkpoints and releases", run_bytes), (store, "token store", store_bytes)):
+        disks.setdefault(free(path)[0], []).append((path, name, max(0, size)))
+    for parts in disks.values():
+        path, total = parts[0][0], sum(size for _, _, size in parts)
+        needed = ", ".join(f"{format_bytes(size)} for {name}" for _, name, size in parts if size) or "nothing more"
+        available = free(path)[1]
+        found = f"{needed}, {format_bytes(available)} free at {path.parent}/"
+        remedy = f"free {format_bytes(total - available)}, or use another disk" if total > available else ""
+        yield _result("recipe", "disk", found, remedy, "missing")

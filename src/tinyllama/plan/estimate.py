@@ -7,13 +7,26 @@ the assumptions that have their default values.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, get_args
 
+from tinyllama.data.store import TokenStore
+from tinyllama.errors import InputError
+from tinyllama.files import disk_usage_bytes
 from tinyllama.hardware import HardwareSpec
 from tinyllama.model.flops import ActivationCheckpointing, flops_per_token, num_parameters, parameters_by_part
-from tinyllama.plan import disk, speed
-from tinyllama.plan.memory import Workload, logits_bytes, memory_by_component, optimizer_bytes
-from tinyllama.recipe import Recipe
+from tinyllama.plan.formulas import (
+    GPU_HOURS_BETWEEN_FAILURES,
+    Workload,
+    failure_overhead,
+    memory_by_component,
+    network_seconds,
+    optimizer_bytes,
+    replica_traffic_bytes,
+    shard_traffic_bytes,
+)
+from tinyllama.prepare.sources import COMPRESSIONS, list_files
+from tinyllama.recipe import Recipe, Source
 from tinyllama.release.formats import release_bytes
 
 HEADROOM = 0.92
@@ -22,6 +35,16 @@ _CPU_RUNTIME_BYTES = 700_000_000
 """Memory of Python, torch and the compiler in a process that trains on a CPU."""
 _COPY_BYTES_PER_SECOND = 10e9
 """Speed of copying a checkpoint to the host's memory, over PCIe or within the memory."""
+# Number of tokens of the two data sets with Llama 2's tokenizer. TinyLlama's tokenised data took 1.8 TB at two bytes
+# per token. Its mixture weights were 0.693584 and 0.306416 (TinyLlama, README and pretrain/tinyllama.py).
+_PUBLISHED_TOKENS = {"slimpajama": 0.693584 * 900e9, "starcoderdata": 0.306416 * 900e9}
+# Fractions of SlimPajama's bytes (cerebras/SlimPajama-627B, data set card). The tokens above exclude GitHub.
+_SUBSET_FRACTIONS = {
+    "RedPajamaCommonCrawl": 0.522, "RedPajamaC4": 0.267, "RedPajamaGithub": 0.052, "RedPajamaBook": 0.042,
+    "RedPajamaArXiv": 0.046, "RedPajamaWikipedia": 0.038, "RedPajamaStackExchange": 0.033,
+}  # fmt: skip
+_TEXT_BYTES_PER_TOKEN = 4.0
+_COMPRESSED_SUFFIXES, _COMPRESSION_RATIO = {*COMPRESSIONS, ".parquet"}, 3.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +58,7 @@ class Assumptions:
     price_per_gpu_hour: float | None = None
     disk_bytes_per_second: float = 1e9
     """Speed at which all ranks together write a checkpoint."""
-    gpu_hours_between_failures: float = speed.GPU_HOURS_BETWEEN_FAILURES
+    gpu_hours_between_failures: float = GPU_HOURS_BETWEEN_FAILURES
     restart_minutes: float = 5.0
     """Time from a failure to the next step, in minutes."""
 
@@ -136,7 +159,6 @@ def _memory(plan: Plan) -> dict[str, Any]:
     return {
         "memory_bytes_per_gpu": sum(components.values()),
         "memory_bytes_by_component": components,
-        "logits_bytes": logits_bytes(workload),
         "checkpoint_copy_bytes": copied,
         "memory_bytes_by_activation_checkpointing": {
             choice: total(activation_checkpointing=choice) for choice in get_args(ActivationCheckpointing)
@@ -152,10 +174,10 @@ def _time(plan: Plan) -> dict[str, Any]:
     assumptions, spec, train, workload = plan.assumptions, plan.hardware, plan.recipe.train, plan.workload
     flops, peak = flops_per_token(workload.model, plan.vocab_size, workload.length), spec.peak_flops(train.precision)
     compute, update = assumptions.measured_seconds or (workload.tokens * flops / (peak * assumptions.mfu), 0.0)
-    network = speed.network_seconds(workload, plan.replicas, spec)
+    network = network_seconds(workload, plan.replicas, spec)
     step = plan.micro_batches * max(compute, network) + update / workload.shards
     per_gpu = train.batch_tokens / assumptions.gpus / step
-    traffic = speed.shard_traffic_bytes(workload) + speed.replica_traffic_bytes(workload, plan.replicas)
+    traffic = shard_traffic_bytes(workload) + replica_traffic_bytes(workload, plan.replicas)
     return {
         "tokens_per_second_per_gpu": per_gpu,
         "tokens_per_second": per_gpu * assumptions.gpus,
@@ -170,16 +192,18 @@ def _time(plan: Plan) -> dict[str, Any]:
 
 
 def _disk(plan: Plan) -> dict[str, Any]:
-    store, known_from = disk.store_size(plan.recipe, plan.vocab_size)
-    release = release_bytes(plan.recipe.release.formats, plan.parameters)
+    recipe, checkpoint = plan.recipe, plan.checkpoint_bytes
+    store, known_from = store_size(recipe, plan.vocab_size)
+    release, milestones = release_bytes(recipe.release.formats, plan.parameters), len(recipe.milestone_steps())
+    num_checkpoints = min(recipe.checkpoint.keep, recipe.train.steps) + milestones + 1  # one is being written
     return {
         "store_bytes": store,
         "store_bytes_from": known_from,
-        "checkpoint_bytes": plan.checkpoint_bytes,
-        "checkpoints_bytes": disk.checkpoints_bytes(plan.recipe, plan.checkpoint_bytes),
+        "checkpoint_bytes": checkpoint,
+        "checkpoints_bytes": checkpoint * num_checkpoints,
         "release_bytes": release,
-        "releases_bytes": release * max(1, len(plan.recipe.milestone_steps())),
-        "checkpoint_seconds": plan.checkpoint_bytes / plan.assumptions.disk_bytes_per_second,
+        "releases_bytes": release * max(1, milestones),
+        "checkpoint_seconds": checkpoint / plan.assumptions.disk_bytes_per_second,
     }
 
 
@@ -187,7 +211,7 @@ def _failures(plan: Plan, time: Mapping[str, Any]) -> dict[str, Any]:
     assumptions, step, checkpoint = plan.assumptions, time["step_seconds"], plan.recipe.checkpoint
     write = plan.checkpoint_bytes / assumptions.disk_bytes_per_second
     stall = plan.checkpoint_bytes / plan.workload.shards / _COPY_BYTES_PER_SECOND if checkpoint.asynchronous else write
-    overhead = speed.failure_overhead(
+    overhead = failure_overhead(
         run_hours=24 * time["days"],
         gpus=assumptions.gpus,
         interval_seconds=checkpoint.every_steps * step,
@@ -196,15 +220,59 @@ def _failures(plan: Plan, time: Mapping[str, Any]) -> dict[str, Any]:
         gpu_hours_between_failures=assumptions.gpu_hours_between_failures,
         restart_seconds=60 * assumptions.restart_minutes,
     )
-    gpu_hours = time["gpu_hours"] + assumptions.gpus * overhead.lost_hours
-    return {
+    gpu_hours = time["gpu_hours"] + assumptions.gpus * overhead["lost_hours"]
+    return overhead | {
         "checkpoint_stall_seconds": stall,
-        "expected_failures": overhead.expected_failures,
-        "lost_hours": overhead.lost_hours,
-        "days_with_losses": time["days"] + overhead.lost_hours / 24,
+        "days_with_losses": time["days"] + overhead["lost_hours"] / 24,
         "gpu_hours_with_losses": gpu_hours,
         "cost": None if assumptions.price_per_gpu_hour is None else gpu_hours * assumptions.price_per_gpu_hour,
-        "best_checkpoint_seconds": overhead.best_interval_seconds,
-        "best_checkpoint_every_steps": max(1, round(overhead.best_interval_seconds / step)),
-        "lost_hours_at_best": overhead.lost_hours_at_best,
+        "best_checkpoint_every_steps": max(1, round(overhead["best_checkpoint_seconds"] / step)),
     }
+
+
+def store_size(recipe: Recipe, vocab_size: int) -> tuple[int, str]:
+    """Return the size of the token store in bytes, and a description of how the size was determined.
+
+    A complete store is measured. Otherwise, the size is estimated per source. For a source of unknown size, the
+    estimate is the number of tokens that the run reads from this source.
+    """
+    store = Path(recipe.data.store)
+    if TokenStore.exists(store):
+        return disk_usage_bytes(store), "its files"
+    sources = recipe.data.sources
+    total_weight = sum(source.weight for source in sources.values())
+    parents = {Path(source.path).parent for source in sources.values()}
+    is_embedded_corpus = len(parents) == 1 and all(
+        Path(source.path).name == name == source.format for name, source in sources.items()
+    )
+    tokens, bases = 0.0, set()
+    for name, source in sources.items():
+        published = None if is_embedded_corpus else _published_tokens(source)
+        if raw := _raw_text_bytes(name, source):
+            tokens += raw / _TEXT_BYTES_PER_TOKEN
+            bases.add("the raw files' sizes, 4 bytes per token")
+        elif published is not None:
+            tokens += published
+            bases.add("the data sets' published sizes")
+        else:
+            tokens += recipe.train.tokens * source.weight / total_weight
+            bases.add("what the run reads")
+    return round(tokens * (2 if vocab_size <= 1 << 16 else 4)), " and ".join(sorted(bases))
+
+
+def _raw_text_bytes(name: str, source: Source) -> float:
+    """Return the bytes of text in a source's local files, estimated for compressed files; 0 without files."""
+    try:
+        files = [] if "://" in source.path else list_files(name, source)
+    except InputError:  # not downloaded yet
+        return 0.0
+    is_compressed = [Path(file.path).suffix.lower() in _COMPRESSED_SUFFIXES for file in files]
+    ratios = [_COMPRESSION_RATIO if compressed else 1.0 for compressed in is_compressed]
+    return sum(file.size * ratio for file, ratio in zip(files, ratios, strict=True))
+
+
+def _published_tokens(source: Source) -> float | None:
+    if source.format != "slimpajama":
+        return _PUBLISHED_TOKENS.get(source.format)
+    kept = 1 - sum(_SUBSET_FRACTIONS[name] for name in source.exclude)
+    return _PUBLISHED_TOKENS["slimpajama"] * kept / (1 - _SUBSET_FRACTIONS["RedPajamaGithub"])

@@ -8,7 +8,6 @@ jobs on the machine then slow down both measurements, and change the MFU only a 
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
@@ -24,16 +23,6 @@ _LAYERS = (1, 3)
 _ROUNDS = 5
 
 
-@dataclass(frozen=True)
-class MeasuredSpeed:
-    """Medians over a few rounds of measurement."""
-
-    micro_batch_seconds: float
-    update_seconds: float
-    peak_flops: float
-    """FLOP/s of matrix products: for a CPU measured, for a GPU from the data sheet."""
-
-
 def detect_hardware() -> HardwareSpec | None:
     """Return the specification of this machine's GPU (None for an unknown GPU), or of its CPU if there is no GPU."""
     if torch.cuda.is_available():
@@ -41,10 +30,11 @@ def detect_hardware() -> HardwareSpec | None:
     return measure_cpu_spec()
 
 
-def measure_speed(recipe: Recipe, vocab_size: int, ranks: int) -> MeasuredSpeed:
+def measure_speed(recipe: Recipe, vocab_size: int, ranks: int) -> tuple[float, float, float]:
     """Measure the network's speed on this machine's first GPU, or on its CPU if there is no GPU.
 
-    The micro-batch is as large as that of each rank in a run with `ranks` ranks.
+    Return medians over a few rounds: the seconds per micro-batch, the seconds per optimizer step, and the FLOP/s of
+    matrix products (for a GPU from the data sheet). The micro-batch is that of a rank in a run with `ranks` ranks.
     """
     preflight.check_float8(recipe)
     hardware.tune_malloc()
@@ -60,7 +50,7 @@ def measure_speed(recipe: Recipe, vocab_size: int, ranks: int) -> MeasuredSpeed:
     micro_batch = _extrapolate(layers, medians[0::2], recipe.model.layers)
     sizes = [num_parameters(shape, vocab_size) for shape in shapes]
     update = _extrapolate(sizes, medians[1::2], num_parameters(recipe.model, vocab_size))
-    return MeasuredSpeed(micro_batch, update, peak)
+    return micro_batch, update, peak
 
 
 def _extrapolate(sizes: list[int], seconds: list[float], size: int) -> float:

@@ -113,10 +113,10 @@ def resolve_hardware(
         raise InputError(f"--hardware {hardware}: --measure measures this machine, {here.name}; drop one of the two")
     if here.is_cpu and assumptions.gpus > 1:
         raise InputError(f"--gpus {assumptions.gpus}: several processes would share this CPU; --measure it with one")
-    speed = measure_speed(recipe, vocab_size, assumptions.gpus)
+    micro_batch, update, peak = measure_speed(recipe, vocab_size, assumptions.gpus)
     if here.is_cpu:
-        here = replace(here, bf16_flops=speed.peak_flops, fp32_flops=speed.peak_flops)
-    return here, replace(assumptions, measured_seconds=(speed.micro_batch_seconds, speed.update_seconds))
+        here = replace(here, bf16_flops=peak, fp32_flops=peak)
+    return here, replace(assumptions, measured_seconds=(micro_batch, update))
 
 
 def _show_sweep(
@@ -196,8 +196,6 @@ def _memory_rows(plan: Plan) -> Rows:
         for choice, total in figures["memory_bytes_by_activation_checkpointing"].items()
         if choice != workload.activation_checkpointing
     }
-    if "logits" not in components:
-        other_choices["logits, not at the peak"] = figures["logits_bytes"]
     return [
         (
             f"micro-batch of {workload.sequences} x {workload.length:,} tokens, {plan.micro_batches} per step",
@@ -238,7 +236,7 @@ def _network_rows(plan: Plan) -> Rows:
 
 def _disk_rows(plan: Plan) -> Rows:
     figures = plan.figures
-    speed = f"{plan.assumptions.disk_bytes_per_second / 1e9:g} GB/s"
+    speed = f"{format_bytes(plan.assumptions.disk_bytes_per_second)}/s"
     return [
         ("token store", f"{format_bytes(figures['store_bytes'])} (by {figures['store_bytes_from']})"),
         (

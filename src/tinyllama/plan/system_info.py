@@ -11,7 +11,6 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -22,8 +21,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tinyllama import hardware
 from tinyllama.hardware import FLOAT8_CAPABILITY, available_cpu_count
 
-Status = Literal["ok", "warning", "missing"]
-
 _DEVELOPER_EXTRAS = ("all", "dev")
 _ATTENTION_KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -31,19 +28,6 @@ _ATTENTION_KERNELS = {
     "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
     "plain": SDPBackend.MATH,
 }
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """The result of one check."""
-
-    section: str
-    """Section of the output that lists the result."""
-    what: str
-    found: str
-    status: Status = "ok"
-    """`warning`: tinyllama works with a restriction. `missing`: an operation is impossible."""
-    remedy: str = ""
 
 
 @dataclass(frozen=True)

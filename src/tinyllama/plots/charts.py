@@ -124,14 +124,6 @@ def loss_plot(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     save_png(lambda figure: draw_loss(figure, curves, max_bins=2000), path, "cross-entropy loss (nats per token)")
 
 
-def score_plot(releases: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Write the plot of a `releases_table`: HellaSwag scores over tokens seen, and the baselines as lines.
-
-    If a baseline has several rows, such as its own checkpoints, only the last row is drawn.
-    """
-    save_png(lambda figure: draw_scores(figure, releases), path, "HellaSwag acc_norm (per cent)")
-
-
 def sweep_plot(title: str, plans: Mapping[int, Mapping[str, Any]], path: Path) -> None:
     """Write the plot of a plan's days and cost over the number of GPUs; without a price, GPU-hours replace the cost."""
     gpus, figures = list(plans), list(plans.values())
@@ -196,7 +188,10 @@ def draw_metric(figure: Figure, curve: Curve, unit: str, color: str = TRAINING, 
 
 
 def draw_scores(figure: Figure, releases: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Draw the HellaSwag scores of releases in per cent, with standard errors, and the baselines as lines."""
+    """Draw the HellaSwag scores of a `releases_table` in per cent, with standard errors, and the baselines as lines.
+
+    If a baseline has several rows, such as its own checkpoints, only the last row is drawn.
+    """
     rows = [row for row in releases["releases"] if row["hellaswag"] is not None]
     points = [(row["tokens"], row["hellaswag"], row["stderr"] or 0) for row in rows]
     axes = draw_task(figure, points, f"{rows[-1]['name']}, ± standard error")

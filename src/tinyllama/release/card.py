@@ -7,6 +7,7 @@ items.
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tinyllama.errors import InputError
 from tinyllama.evaluate.results import SCORE_COLUMNS, describe_measurement, score_rows
 from tinyllama.files import atomic_write, blocking_lock, read_json, reject_symlink, reject_symlinks, write_json
-from tinyllama.formatting import format_count, visible
+from tinyllama.formatting import format_count, format_score, visible
 from tinyllama.hardware import format_hardware
-from tinyllama.plots.charts import score_plot
+from tinyllama.plots.charts import draw_scores, save_png
 from tinyllama.recipe import Recipe
 from tinyllama.release.metadata import (
     EMBEDDED_CORPUS,
@@ -93,7 +94,8 @@ def write_card(release: ReleaseDir, table: Json | None) -> None:
     with atomic_write(card) as file:
         file.write(render_card(metadata, release.evaluation(), table).encode())
     if table and has_scores(table):
-        score_plot(table, release.path / _SCORE_PLOT)
+        draw = partial(draw_scores, releases=table)
+        save_png(draw, release.path / _SCORE_PLOT, "HellaSwag acc_norm (per cent)")
     written = [path for path in (card, release.path / _SCORE_PLOT, release.evaluation_path) if path.is_file()]
     metadata["files"] |= {path.relative_to(release.path).as_posix(): hash_file(path) for path in written}
     write_json(release.metadata_path, metadata)
@@ -238,7 +240,7 @@ def release_rows(table: Json) -> Iterator[tuple[Json, tuple[str, ...]]]:
         if source == "measured" and row["coverage"]:
             source += f", {row['coverage']}"
         tokens = "" if row["tokens"] is None else format_count(row["tokens"])
-        mean = "" if row["mean_of_seven"] is None else f"{row['mean_of_seven']:.2f}"
+        mean = "" if row["mean_of_seven"] is None else format_score(row["mean_of_seven"])
         yield row, (name, date, tokens, "" if score is None else str(score), mean, source)
 
 

@@ -20,10 +20,16 @@ from tinyllama.loading import HuggingFaceLlama, load_model, load_tokenizer
 from tinyllama.model.flops import num_parameters
 from tinyllama.recipe.fields import NAME_PATTERN
 from tinyllama.release.card import write_card
-from tinyllama.release.formats import LIBRARIES, check_format_libraries, require_libraries, smoke_test, write_formats
-from tinyllama.release.huggingface import CHAT_TEMPLATE, write_hugging_face
+from tinyllama.release.formats import (
+    CHAT_TEMPLATE,
+    LIBRARIES,
+    check_format_libraries,
+    require_libraries,
+    smoke_test,
+    write_formats,
+)
 from tinyllama.release.metadata import check_destination, hash_files
-from tinyllama.release.release import show_release_progress
+from tinyllama.release.release import show_release_progress, write_hugging_face
 from tinyllama.release.verify import compute_reference_outputs, verify_source
 from tinyllama.runs.run_dir import ReleaseDir
 
@@ -45,7 +51,8 @@ def release_external_weights(source: str, formats: Sequence[str] = ALL_FORMATS, 
     check_destination(ReleaseDir(folder), force)
     check_format_libraries(formats)
     require_libraries(LIBRARIES["huggingface"])  # transformers computes the outputs of the source
-    load_tokenizer(source).check_formats(formats)
+    tokenizer = load_tokenizer(source)
+    tokenizer.check_formats(formats)
     metadata: dict[str, Any] = {
         "name": name,
         "date": datetime.now(UTC).date().isoformat(),
@@ -63,7 +70,7 @@ def release_external_weights(source: str, formats: Sequence[str] = ALL_FORMATS, 
     }
     with atomic_directory(folder) as part:
         with show_release_progress(part, folder, metadata["parameters"], formats):
-            model, tokenizer = load_model(source), load_tokenizer(source)
+            model = load_model(source)
             write_hugging_face(part / "huggingface", model, tokenizer)
             _copy_chat_settings(llama.folder, part / "huggingface", llama.vocab_size)
             metadata["reference"] = compute_reference_outputs(model, tokenizer)
@@ -79,9 +86,9 @@ def release_external_weights(source: str, formats: Sequence[str] = ALL_FORMATS, 
 
 
 def _reject_escaping_symlinks(source: Path) -> None:
-    """Raise InputError for a link out of the folder; a link could add any file of the machine to the release.
+    """Raise InputError for a link out of the folder, which could copy any file of the machine into the release.
 
-    Links in the hub's cache point to `blobs`, next to the folder of snapshots, and are allowed.
+    Links in the hub's cache are allowed. They point to `blobs`, next to the folder of snapshots.
     """
     blobs = source.resolve().parent.parent / "blobs"
     for path in find_escaping_symlinks(source):
@@ -110,8 +117,8 @@ def _compare_with_transformers(source: Path, reference: dict[str, Any]) -> None:
 def _copy_chat_settings(source: Path, folder: Path, num_rows: int) -> None:
     """Copy the generation settings and the chat template of a chat model into the release.
 
-    The template is written to a separate file, in which transformers 5 looks for a template. Token ids without a row in
-    the embedding, which has `num_rows` rows, are dropped with a warning.
+    The template is written to a separate file, in which transformers 5 looks for a template. The embedding has
+    `num_rows` rows; token ids without a row are dropped with a warning.
     """
     settings = read_json(source / "tokenizer_config.json") if (source / "tokenizer_config.json").is_file() else {}
     if (source / CHAT_TEMPLATE).is_file():

@@ -39,8 +39,8 @@ EngineOutput = dict[str, Any]
 def run_engine(engine: str, path: Path, reference: Reference) -> EngineOutput:
     """Run an engine, and return its outputs for the reference's texts, prompts and scored text.
 
-    If the engine failed, the result has only the message, `error`. If a signal ended the engine, the result also has a
-    `remedy`, because a crash does not show that the file is invalid.
+    If the engine failed, the result contains only its message as `error`. If a signal ended the engine, the result also
+    contains a `remedy`, because a crash does not show that the file is invalid.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "output.json"
@@ -64,8 +64,6 @@ def run_conversion(library: str, function: str, *arguments: str) -> None:
     ended = _run([function, *arguments], b"")
     if ended.returncode < 0:
         message, remedy = _describe_crash(library, ended.returncode)
-        if ended.returncode == -signal.SIGKILL:
-            remedy = "free some memory or raise its limit, and release again"
         raise RunStoppedError(f"release: {message}{_last_line(ended.stderr)}; {remedy}")
     if ended.returncode:
         raise RunStoppedError(
@@ -83,8 +81,10 @@ def _describe_crash(library: str, returncode: int) -> tuple[str, str]:
     """Return the message and the remedy for a library whose process was killed by a signal."""
     name = signal.Signals(-returncode).name
     if name == "SIGKILL":  # sent by another process, or by the kernel when memory runs out
-        remedy = "free some memory or raise its limit, then `tinyllama verify` the release"
-        return f"{ENGINE_NAMES[library]} was killed (SIGKILL)", remedy
+        return (
+            f"{ENGINE_NAMES[library]} was killed (SIGKILL)",
+            "free some memory or raise its limit, and run this again",
+        )
     return f"{ENGINE_NAMES[library]} crashed ({name}) on this machine", _CRASH_REMEDIES[library]
 
 

@@ -24,6 +24,8 @@ FORMAT_BYTES = {"huggingface": 2.0, "gguf": 2.0 + 34 / 32 + 0.607, "ctranslate2"
 """Bytes per parameter of each format."""
 # Not `int8`: with this type, the norms and all operations except matrix products would be in bf16, not in float32.
 _CTRANSLATE2_TYPES = {"float32": "float32", "int8": "int8_float32"}
+CHAT_TEMPLATE = "chat_template.jinja"
+"""Name of the file in which transformers 5 looks for a chat template."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 _SMOKE_TEST_TOKENS = 8
 """Number of tokens that a smoke test computes: enough for matrix products, for which engines have code per CPU type."""
@@ -43,7 +45,7 @@ def require_libraries(names: Iterable[str]) -> None:
     """Raise InputError, naming the extra, if one of these libraries is not installed."""
     missing = next((name for name in names if find_spec(name) is None), None)
     if missing:
-        raise InputError(f'{missing} is not installed; pip install "tinyllama[formats]"')
+        raise InputError(f'formats: {missing} is not installed; pip install "tinyllama[formats]"')
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from tinyllama.errors import InputError
 from tinyllama.loading import HuggingFaceLlama, Safetensors
 from tinyllama.recipe import Model
 from tinyllama.release.engines import run_conversion
-from tinyllama.release.huggingface import CHAT_TEMPLATE
+from tinyllama.release.formats import CHAT_TEMPLATE
 from tinyllama.tokenizer.backends import Backend, fit_to_embedding, read_tokenizer
 from tinyllama.tokenizer.formats import pre_tokenizer_name
 

@@ -129,7 +129,8 @@ def check_destination(release: ReleaseDir, force: bool) -> None:
     metadata = read_json(release.metadata_path) if release.exists else None
     if metadata is not None and not force:
         raise InputError(f"{folder}: already released; --force replaces it")
-    own = {"release.json", "evaluation.json", *(metadata.get("files") or () if isinstance(metadata, dict) else ())}
+    listed = metadata.get("files") or () if isinstance(metadata, dict) else ()
+    own = {release.metadata_path.name, release.evaluation_path.name, *listed}
     paths = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
     unexpected = [path for path in paths if path.relative_to(folder).as_posix() not in own]
     if metadata is not None and unexpected:

@@ -22,9 +22,8 @@ from tinyllama.formatting import MISSING, format_count, format_duration_precise,
 from tinyllama.plots import charts
 from tinyllama.release.card import describe_mixture_stages
 from tinyllama.release.metadata import has_scores, release_score
-from tinyllama.report import tables
-from tinyllama.report.run_data import RunData, read_run
-from tinyllama.report.tables import format_median, format_newest
+from tinyllama.report import content
+from tinyllama.report.content import RunData, format_median, format_newest, read_run
 from tinyllama.runs.log import INTERRUPTION, PROBLEM, event_category
 
 _HERE = Path(__file__).parent
@@ -85,11 +84,11 @@ def render_page(run: RunData, others: Sequence[RunData] = ()) -> str:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    runs = dict(zip(tables.unique_run_names([run, *others]), [run, *others], strict=True)) if others else {}
+    runs = dict(zip(content.unique_run_names([run, *others]), [run, *others], strict=True)) if others else {}
     html = environment.get_template("page.html").render(
         run=run,
         runs=runs,
-        tables=tables,
+        content=content,
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         summary=_summary(run),
         status=_status(run),
@@ -105,7 +104,7 @@ def render_page(run: RunData, others: Sequence[RunData] = ()) -> str:
         measured_with=sorted({describe_measurement(evaluation) for _, evaluation in run.evaluations}),
         stages=describe_mixture_stages(run.recipe),
         comparison=_comparison_plot(runs),
-        written=tables.format_timestamp(run.read_at),
+        written=content.format_timestamp(run.read_at),
         version=version("tinyllama"),
     )
     return visible(html)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from tinyllama.errors import DAMAGE_ERRORS, InputError, first_line
 from tinyllama.files import Row, last_rows
-from tinyllama.formatting import format_count, format_duration, format_table, visible
+from tinyllama.formatting import format_count, format_duration, format_score, format_table, visible
 from tinyllama.runs.log import EVENT_KINDS
 from tinyllama.runs.run_dir import RunDir
 
@@ -221,7 +221,7 @@ def _cells(status: RunStatus, folder: Path) -> dict[str, str]:
     """Return a run's row of the table: one string per column, which is empty for an unknown value."""
     path = status.run.path
     name = path.relative_to(folder).as_posix() if path != folder else status.run.name
-    score = "" if status.release_score is None else f", HellaSwag {status.release_score:.1f}"
+    score = "" if status.release_score is None else f", HellaSwag {format_score(status.release_score)}"
     checkpoint_age = _format_age(status.checkpoint_age_seconds)
     return {
         "run": visible(name).replace("\n", "\\n"),

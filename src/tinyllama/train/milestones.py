@@ -89,7 +89,7 @@ class ReleaseQueue:
         with self.lock:
             if self.is_closed.is_set():
                 return 1, "the run has ended"
-            arguments = ("tinyllama.release.command", str(self.run.path), str(step))
+            arguments = ("tinyllama.release.release", str(self.run.path), str(step))
             self.sidecar = start_sidecar(*arguments, one_core=self.use_one_core)
         stderr, status = self.sidecar.communicate()[1].strip(), self.sidecar.returncode
         return status, stderr.splitlines()[-1] if stderr else f"status {status}"

@@ -1,26 +1,150 @@
-"""The tables of a report: data, scores, releases, events, lineage, comparison with other runs.
+"""The content of a report: all data in a run's folder except its weights, read once, and the tables of this data.
 
-Pure functions of `RunData`. Cells are text, not HTML. Data and scores have the same cells as the model card.
+Only the recipe must exist. Data that does not exist yet, or was deleted, is empty or None. Tables are pure functions of
+`RunData`. Cells are text, not HTML. Data and scores have the same cells as the model card.
 """
 
 import statistics
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
+from tinyllama.errors import InputError
 from tinyllama.evaluate.results import SCORE_COLUMNS, score_rows
+from tinyllama.files import sha256_of
 from tinyllama.formatting import MISSING, format_bytes, format_count, format_duration_precise, format_percent
-from tinyllama.recipe import differences
+from tinyllama.hardware import format_hardware
+from tinyllama.model.flops import num_parameters
+from tinyllama.plots.curves import METRICS, MetricsSummary, summarize_metrics
+from tinyllama.recipe import Recipe, differences
 from tinyllama.release.card import DATA_COLUMNS, RELEASE_COLUMNS, data_rows, release_rows
-from tinyllama.release.metadata import release_score
-from tinyllama.report.run_data import Json, RunData
+from tinyllama.release.metadata import release_score, releases_table, summarize_store
+from tinyllama.runs.listing import RunStatus, read_run_status
 from tinyllama.runs.log import INFO, PROBLEM, Event, describe_event, event_category
+from tinyllama.runs.run_dir import RunDir
+
+Json = Mapping[str, Any]
 
 MAX_EVENTS = 1000
 """Maximum number of events in one list; events.jsonl contains all events."""
 MAX_NOTABLE_EVENTS = 25
-"""Maximum number of events that are always visible. A report of more events has a summary and a list to unfold."""
+"""Maximum number of events that are always visible. A report with more events has counts and a list to unfold."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Content of a run's folder at one time."""
+
+    folder: Path
+    recipe: Recipe
+    read_at: float
+    """Time at which the folder was read, in seconds since 1970."""
+    state: RunStatus
+    metrics: MetricsSummary
+    events: list[Json]
+    """Events, oldest first."""
+    store: Json | None
+    """`inputs` and `sources`, in the form that release.json has; None before training has started."""
+    digests: Mapping[str, str]
+    """SHA-256 of recipe, token store and tokenizer."""
+    parameters: int | None
+    """Number of parameters; None before the vocabulary size is known."""
+    checkpoint: Json
+    """State of the newest checkpoint; empty without a checkpoint."""
+    releases: list[tuple[str, Json]]
+    """Folder name and metadata of each release, in the order of their steps."""
+    evaluations: list[tuple[str, Json]]
+    """Label, such as `release, step 100`, and content of each evaluation of a release or a checkpoint."""
+    scores: Mapping[str, list[dict[str, Any]]]
+    """Result of `releases_table` for the run."""
+
+    @property
+    def name(self) -> str:
+        """Name of the folder, which differs between runs of the same recipe."""
+        return self.folder.resolve().name
+
+    @property
+    def ranks(self) -> list[int]:
+        """Distinct world sizes of the run's starts, in order."""
+        return list(dict.fromkeys(event["ranks"] for event in self.events if event.get("ranks")))
+
+    @property
+    def hardware(self) -> str | None:
+        """Hardware that the run trained on; None before the first checkpoint."""
+        states = [self.checkpoint, *(metadata for _, metadata in reversed(self.releases))]
+        records: list[Json] = next((state["hardware"] for state in states if state.get("hardware")), [])
+        return "; then ".join(map(format_hardware, records)) or None
+
+    @property
+    def wall_clock_seconds(self) -> float | None:
+        """Seconds from the first event to the last event; None without events.
+
+        While the run is training, the newest row of the metrics is the end if it is later than the last event.
+        """
+        if not self.events:
+            return None
+        start, end = (float(self.events[place]["time"]) for place in (0, -1))
+        if self.state.state == "running" and self.state.row_age_seconds is not None:
+            end = max(end, self.read_at - self.state.row_age_seconds)
+        return max(0.0, end - start)
+
+
+def read_run(folder: Path) -> RunData:
+    """Read a run. Raises InputError if the folder is not a run, or if one of its files is damaged."""
+    run, now = RunDir.open(folder), time.time()
+    recipe, newest, releases = run.recipe(), run.newest_checkpoint(), run.releases.releases()
+    manifest, checkpoint = run.store_manifest(), newest.state() if newest else {}
+    evaluated = [("release", release.evaluation()) for release, _ in releases]
+    evaluated += [("checkpoint", found.evaluation()) for found in run.checkpoints()]
+    digests, store, vocab_size = {"recipe": recipe.digest}, None, checkpoint.get("vocab_size")
+    if manifest:
+        digests["token store, its manifest"] = sha256_of(run.store_manifest_path)
+        digests["tokenizer"] = checkpoint.get("tokenizer") or manifest["tokenizer"]["digest"]
+        vocab_size = vocab_size or manifest["tokenizer"]["vocab_size"]
+        store = _with_origins(summarize_store(manifest, recipe), [metadata for _, metadata in releases])
+    return RunData(
+        folder=folder,
+        recipe=recipe,
+        read_at=now,
+        state=read_run_status(run, now),
+        metrics=summarize_metrics(_checked_metrics(run)),
+        events=list(run.events()),
+        store=store,
+        digests=digests,
+        parameters=num_parameters(recipe.model, vocab_size) if vocab_size else None,
+        checkpoint=checkpoint,
+        releases=[(release.path.name, metadata) for release, metadata in releases],
+        evaluations=[
+            (f"{kind}, step {evaluation['step']:,}", evaluation)
+            for kind, evaluation in evaluated
+            if evaluation and evaluation["step"] is not None
+        ],
+        scores=releases_table(run.releases),
+    )
+
+
+def _checked_metrics(run: RunDir) -> Iterator[Json]:
+    for number, row in enumerate(run.metrics(), 1):
+        if not isinstance(row.get("tokens"), int):
+            raise InputError(f"{run.metrics_path}:{number}: a row without tokens; correct or delete the line")
+        for name in METRICS:
+            if not isinstance(row.get(name), int | float | None):
+                problem = f"{name} is {row[name]!r}, not a number"
+                raise InputError(f"{run.metrics_path}:{number}: {problem}; correct or delete the line")
+        yield row
+
+
+def _with_origins(store: dict[str, Any], releases: list[Json]) -> dict[str, Any]:
+    """Add the origins of sources whose raw files were deleted, from the metadata of earlier releases."""
+    for metadata in releases:
+        for name, source in metadata["store"]["sources"].items():
+            if name in store["sources"] and store["sources"][name]["splits"] == source["splits"]:
+                store["sources"][name]["origin"] = store["sources"][name]["origin"] or source["origin"]
+    return store
 
 
 @dataclass(frozen=True)
@@ -91,34 +215,11 @@ def event_table(events: Sequence[Event]) -> Table:
 
 
 def select_notable_events(events: Sequence[Event]) -> list[Event]:
-    """Select at most MAX_NOTABLE_EVENTS events: problems, then other events except routine events, rare names first.
-
-    Either all events of a name are selected or none. If each kind of problem alone has too many events, only the newest
-    problems are selected.
-    """
-    counts = Counter(event["event"] for event in events if event_category(event) != INFO)
-    problems = {event["event"] for event in events if event_category(event) == PROBLEM}
-    names, available = set(), MAX_NOTABLE_EVENTS
-    for name, count in sorted(counts.items(), key=lambda pair: (pair[0] not in problems, pair[1])):
-        if count <= available:
-            names.add(name)
-            available -= count
-    if problems and not names & problems:
-        return [event for event in events if event["event"] in problems][-MAX_NOTABLE_EVENTS:]
-    return [event for event in events if event["event"] in names]
-
-
-def events_to_list(events: Sequence[Event]) -> tuple[str, list[Event]]:
-    """Return the title and the events of the complete list.
-
-    If there are more than MAX_EVENTS events, checkpoints are dropped first, and then the oldest events.
-    """
-    if len(events) <= MAX_EVENTS:
-        return f"All {len(events):,} events", list(events)
-    others = [event for event in events if event["event"] != "checkpoint"]
-    if len(others) <= MAX_EVENTS:
-        return f"All {len(others):,} events except checkpoints", others
-    return f"The newest {MAX_EVENTS:,} of {len(others):,} events, without checkpoints", others[-MAX_EVENTS:]
+    """Select at most MAX_NOTABLE_EVENTS events that are not routine: problems first, then rare names, then new ones."""
+    counts = Counter(event["event"] for event in events)
+    notable = [event for event in events if event_category(event) != INFO]
+    notable.sort(key=lambda event: (event_category(event) == PROBLEM, -counts[event["event"]]))
+    return sorted(notable[-MAX_NOTABLE_EVENTS:], key=lambda event: event["time"])
 
 
 def format_event_counts(events: Iterable[Event]) -> str:
@@ -175,12 +276,10 @@ def unique_run_names(runs: Sequence[RunData]) -> list[str]:
 def difference_table(runs: Mapping[str, RunData]) -> Table:
     """Return the table of recipe fields, except for the name, that differ between runs."""
     fields = [run.recipe.model_dump(mode="json", exclude={"name"}) for run in runs.values()]
-    rows = [(name, *map(_format_value, values)) for name, values in differences(*fields)]
+    rows = [
+        (name, *(MISSING if value is None else str(value) for value in values)) for name, values in differences(*fields)
+    ]
     return Table(("recipe field", *runs), rows)
-
-
-def _format_value(value: object) -> str:
-    return MISSING if value is None else str(value)
 
 
 def result_table(runs: Mapping[str, RunData]) -> Table:
