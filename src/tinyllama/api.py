@@ -29,10 +29,11 @@ def prepare_store(recipe: Recipe, strict: bool = False) -> "TokenStore | None":
     Raises the same errors as `prepare.pipeline.build_store`, and InputError if training with the recipe or the
     release at a milestone would fail.
     """
-    from tinyllama.preflight import check_preparation
+    from tinyllama.preflight import check_recipe
     from tinyllama.prepare import pipeline
+    from tinyllama.tokenizer import Tokenizer
 
-    for warning in check_preparation(recipe):
+    for warning in check_recipe(recipe, Tokenizer.load(recipe.tokenizer)):
         echo(warning, to_stderr=True)
     return pipeline.build_store(recipe, strict)
 

@@ -39,38 +39,25 @@ _LEARNING_RATE_TOLERANCE = 0.05
 """Maximum deviation of a learning rate from its target without a warning, as a fraction of the peak."""
 
 
-def check_preparation(recipe: Recipe) -> list[str]:
-    """Check a recipe and its tokenizer before a store is prepared; return the warnings.
-
-    Raises InputError if the tokenizer is missing, or if training or a milestone's release would fail.
-    """
-    return check(recipe, Tokenizer.load(recipe.tokenizer))
-
-
 def check_training(recipe: Recipe, ranks: int = 1) -> list[str]:
     """Check a recipe, its store and its tokenizer before training on `ranks` processes; return the warnings.
 
     Raises InputError if the store or the tokenizer is missing, or if training or a milestone's release would fail.
     """
     store, tokenizer = TokenStore.open(recipe.data.store), Tokenizer.load(recipe.tokenizer)
-    warnings = check(recipe, tokenizer)
+    warnings = check_recipe(recipe, tokenizer)
     if recipe.has_milestones:
-        check_milestones(recipe.release)
+        from tinyllama.evaluate.evaluation import check_tasks
+        from tinyllama.release.formats import check_format_libraries
+
+        check_format_libraries(recipe.release.formats)
+        if recipe.release.tasks:
+            check_tasks(recipe.release.tasks)
     recipe.train.sequences_per_rank(ranks)
     return [*warnings, *recipe_warnings(recipe, ranks, store)]
 
 
-def check_milestones(release: Release) -> None:
-    """Raise InputError if the release or the evaluation at a milestone needs a library or a task that is missing."""
-    from tinyllama.evaluate.evaluation import check_tasks
-    from tinyllama.release.formats import check_format_libraries
-
-    check_format_libraries(release.formats)
-    if release.tasks:
-        check_tasks(release.tasks)
-
-
-def check(recipe: Recipe, tokenizer: Tokenizer) -> list[str]:
+def check_recipe(recipe: Recipe, tokenizer: Tokenizer) -> list[str]:
     """Raise InputError for the first finding that stops the recipe; return the messages of all other findings."""
     warnings = []
     for finding in findings(recipe, tokenizer):

@@ -107,9 +107,7 @@ def test_second_release_is_an_error_and_force_replaces_the_first(run: Path) -> N
     assert not (folder / "evaluation.json").exists()
 
 
-@pytest.mark.parametrize(
-    "writer", ["huggingface.save_file", "release.loss_plot", "card.render_card", "release.hash_files"]
-)
+@pytest.mark.parametrize("writer", ["release.save_file", "release.loss_plot", "card.render_card", "release.hash_files"])
 def test_failed_release_leaves_nothing_behind(run: Path, writer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")

@@ -1,7 +1,7 @@
-"""Evaluate a model on lm-eval's tasks and save its scores in evaluation.json.
+"""Evaluate a model on lm-eval's tasks and save the scores in evaluation.json.
 
 Scores are stored unrounded, with the number of scored items. A limit selects the first items of a task. The standard
-error of HellaSwag is about 3 points with 200 items, and 0.5 points with all 10,042 items.
+error of HellaSwag is about 3 percentage points with 200 items, and 0.5 with all 10,042 items.
 """
 
 import time

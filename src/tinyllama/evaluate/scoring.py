@@ -28,12 +28,12 @@ Pair = tuple[list[int], list[int]]
 """Token ids of a context and of its continuation."""
 
 BATCH_REQUESTS = 64
-"""Maximum number of requests per batch; 64 requests have some thousand tokens, enough for fast matrix products."""
+"""Maximum number of requests per batch. 64 requests have a few thousand tokens, enough for fast matrix products."""
 _BATCH_TOKENS = 16_384
 """Maximum number of tokens per batch. The activations of 16,384 tokens take 0.7 GB in the 1.1B model in float32."""
 _MIN_SHARED_FRACTION = 0.25
-"""Smallest fraction of a request's tokens that must be saved for the request to join a group. Below this fraction, the
-longer attention rows cost more time than the saved tokens."""
+"""Minimum fraction of a request's tokens that a shared prefix must save. Below this fraction, the longer rows of
+attention take more time than the saved tokens."""
 
 
 _LOGITS_POSITIONS = 1024
@@ -107,7 +107,7 @@ def _group_by_prefix(requests: Sequence[Request], max_requests: int) -> list[Pre
 
 
 def _shared_length(group: PrefixGroup, request: Request) -> int:
-    """Return the new prefix length of `group` if `request` joins the group, or 0 if this saves too few tokens."""
+    """Return the prefix length of `group` after adding `request`, or 0 if the shared prefix saves too few tokens."""
     prefix = group.requests[0].inputs[: group.prefix_length]
     pairs = enumerate(zip(prefix, request.inputs, strict=False))
     shared = next((index for index, (a, b) in pairs if a != b), min(len(prefix), len(request.inputs)))

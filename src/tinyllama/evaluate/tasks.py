@@ -122,16 +122,11 @@ def _load_offline(name: str, with_examples: bool) -> Task:
 def _load_from_hub(name: str) -> dict[str, Task]:
     try:
         tasks: dict[str, Task] = _task_manager(name).load(name)["tasks"]
-    except OSError as error:  # includes the connection errors of datasets and of the hub
-        if error.filename:  # an error of a local file or disk
+    except (OSError, ValueError, RuntimeError) as error:  # no connection, no access, or a script as data set
+        if isinstance(error, OSError) and error.filename:  # an error of a local file or disk
             raise
-        reason = first_line(error)
-        raise InputError(f"task {name}: the hub does not provide its items ({reason}); {_hub_remedy(name)}") from None
-    except ModuleNotFoundError as error:
-        raise InputError(f"task {name}: {error.name} is not installed; pip install {error.name}") from None
-    except (ValueError, RuntimeError) as error:  # for example, datasets refuses to run a script
-        remedy = _hub_remedy(name) if constants.HF_HUB_OFFLINE else "choose another task"
-        raise InputError(f"task {name}: its items cannot be loaded ({first_line(error)}); {remedy}") from None
+        problem = f"the hub does not provide its items ({first_line(error)})"
+        raise InputError(f"task {name}: {problem}; {_hub_remedy(name)}") from None
     return tasks
 
 

@@ -34,7 +34,7 @@ HEADROOM = 0.92
 _CPU_RUNTIME_BYTES = 700_000_000
 """Memory of Python, torch and the compiler in a process that trains on a CPU."""
 _COPY_BYTES_PER_SECOND = 10e9
-"""Speed of copying a checkpoint to the host's memory, over PCIe or within the memory."""
+"""Bytes per second at which a checkpoint is copied to the host's memory, over PCIe or within the memory."""
 # Number of tokens of the two data sets with Llama 2's tokenizer. TinyLlama's tokenised data took 1.8 TB at two bytes
 # per token. Its mixture weights were 0.693584 and 0.306416 (TinyLlama, README and pretrain/tinyllama.py).
 _PUBLISHED_TOKENS = {"slimpajama": 0.693584 * 900e9, "starcoderdata": 0.306416 * 900e9}

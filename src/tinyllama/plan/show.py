@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tinyllama.plan.estimate import HEADROOM, Assumptions, Plan, estimate
 from tinyllama.preflight import recipe_warnings
 from tinyllama.recipe import Recipe
 
-Rows = Sequence[tuple[str, str]]
+Rows = Iterator[tuple[str, str]]
 
 _COMPONENTS = {
     "embedding": "input embedding", "attention": "attention", "feed_forward": "feed-forward", "norms": "norms",
@@ -42,10 +42,14 @@ def show_plan(
     spec, assumptions = resolve_hardware(recipe, hardware, assumptions, measured, vocab_size)
     for warning in recipe_warnings(recipe, None if counts else assumptions.gpus):
         echo(warning, to_stderr=True)
+
+    def plan_for(gpus: int) -> Plan:
+        return estimate(recipe, vocab_size, spec, replace(assumptions, gpus=gpus))
+
     if counts:
-        _show_sweep(recipe, vocab_size, spec, assumptions, counts, plot, as_json)
+        _show_sweep(recipe, plan_for, counts, plot, as_json)
         return
-    plan = estimate(recipe, vocab_size, spec, assumptions)
+    plan = plan_for(assumptions.gpus)
     if as_json:
         echo(json.dumps(plan.as_json(), indent=2, allow_nan=False))
         return
@@ -119,27 +123,20 @@ def resolve_hardware(
     return here, replace(assumptions, measured_seconds=(micro_batch, update))
 
 
-def _show_sweep(
-    recipe: Recipe,
-    vocab_size: int,
-    spec: HardwareSpec,
-    assumptions: Assumptions,
-    counts: list[int],
-    plot: Path,
-    as_json: bool,
-) -> None:
+def _show_sweep(recipe: Recipe, plan_for: Callable[[int], Plan], counts: list[int], plot: Path, as_json: bool) -> None:
+    """Print and plot the plans of several numbers of GPUs; `plan_for` returns the plan of one number."""
     plans: dict[int, Plan] = {}
     problems: dict[int, InputError] = {}
     for count in counts:
         try:
-            plans[count] = estimate(recipe, vocab_size, spec, replace(assumptions, gpus=count))
+            plans[count] = plan_for(count)
         except InputError as problem:
             problems[count] = problem
     if not plans:
         raise InputError(f"--sweep: {next(iter(problems.values()))}")
     from tinyllama.plots.charts import sweep_plot  # noqa: PLC0415 - takes a second
 
-    title = f"{recipe.name} on {spec.name}"
+    title = f"{recipe.name} on {next(iter(plans.values())).hardware.name}"
     sweep_plot(title, {count: plan.figures for count, plan in plans.items()}, plot)
     if as_json:
         results = {count: plan.as_json() for count, plan in plans.items()}
@@ -175,99 +172,73 @@ def _print_table(title: str, rows: Iterable[Sequence[str]], head: Sequence[str] 
 
 def _model_rows(plan: Plan) -> Rows:
     figures = plan.figures
-    parts = [(f"  {_COMPONENTS[name]}", f"{count:,}") for name, count in figures["parameters_by_part"].items() if count]
+    yield "parameters", f"{figures['parameters']:,}"
+    for name, count in figures["parameters_by_part"].items():
+        if count:
+            yield f"  {_COMPONENTS[name]}", f"{count:,}"
+    yield "tokens", f"{figures['tokens']:,} in {figures['steps']:,} steps of {plan.recipe.train.batch_tokens:,}"
     formula = "6 x (parameters - input embedding) + 6 x layers x dim x sequence length"
-    return [
-        ("parameters", f"{figures['parameters']:,}"),
-        *parts,
-        ("tokens", f"{figures['tokens']:,} in {figures['steps']:,} steps of {plan.recipe.train.batch_tokens:,}"),
-        ("FLOPs per token", f"{figures['flops_per_token']:,} = {formula}"),
-        ("FLOPs in total", f"{figures['total_flops']:.3g}"),
-    ]
+    yield "FLOPs per token", f"{figures['flops_per_token']:,} = {formula}"
+    yield "FLOPs in total", f"{figures['total_flops']:.3g}"
 
 
 def _memory_rows(plan: Plan) -> Rows:
     figures, workload = plan.figures, plan.workload
-    components = figures["memory_bytes_by_component"]
     names = _COMPONENTS | {"head": "last norm, head's gradient"}
-    fits = "fits" if figures["memory_fits"] else "DOES NOT FIT"
-    other_choices = {
-        f"in total with activation checkpointing {choice}": total
-        for choice, total in figures["memory_bytes_by_activation_checkpointing"].items()
-        if choice != workload.activation_checkpointing
-    }
-    return [
-        (
-            f"micro-batch of {workload.sequences} x {workload.length:,} tokens, {plan.micro_batches} per step",
-            f"{format_bytes(figures['memory_bytes_per_gpu'])} of {format_bytes(plan.hardware.memory_bytes)}: {fits}",
-        ),
-        *((f"  {names[name]}", format_bytes(count)) for name, count in components.items()),
-        *((name, format_bytes(count)) for name, count in other_choices.items()),
-        ("host memory while a checkpoint is written", f"up to {format_bytes(figures['checkpoint_copy_bytes'])} more"),
-        (f"largest micro-batch in {HEADROOM:.0%} of it", f"{figures['largest_micro_batch_sequences']} sequences"),
-    ]
+    sizes = f"{format_bytes(figures['memory_bytes_per_gpu'])} of {format_bytes(plan.hardware.memory_bytes)}"
+    micro_batch = f"micro-batch of {workload.sequences} x {workload.length:,} tokens, {plan.micro_batches} per step"
+    yield micro_batch, f"{sizes}: {'fits' if figures['memory_fits'] else 'DOES NOT FIT'}"
+    for name, count in figures["memory_bytes_by_component"].items():
+        yield f"  {names[name]}", format_bytes(count)
+    for choice, total in figures["memory_bytes_by_activation_checkpointing"].items():
+        if choice != workload.activation_checkpointing:
+            yield f"in total with activation checkpointing {choice}", format_bytes(total)
+    yield "host memory while a checkpoint is written", f"up to {format_bytes(figures['checkpoint_copy_bytes'])} more"
+    yield f"largest micro-batch in {HEADROOM:.0%} of it", f"{figures['largest_micro_batch_sequences']} sequences"
 
 
 def _time_rows(plan: Plan, unit: str) -> Rows:
     figures, assumptions = plan.figures, plan.assumptions
     basis = "measured here" if assumptions.measured_seconds else f"at an MFU of {assumptions.mfu:.1%}"
-    rows = [
-        (f"tokens/s per {unit}", f"{figures['tokens_per_second_per_gpu']:,.0f} ({basis})"),
-        ("tokens/s in total", f"{figures['tokens_per_second']:,.0f}"),
-        ("MFU", f"{figures['mfu']:.1%}"),
-        ("step", format_duration_precise(figures["step_seconds"])),
-        ("run", f"{format_duration(86_400 * figures['days'])}, {figures['gpu_hours']:,.1f} {unit}-hours"),
-    ]
+    yield f"tokens/s per {unit}", f"{figures['tokens_per_second_per_gpu']:,.0f} ({basis})"
+    yield "tokens/s in total", f"{figures['tokens_per_second']:,.0f}"
+    yield "MFU", f"{figures['mfu']:.1%}"
+    yield "step", format_duration_precise(figures["step_seconds"])
+    yield "run", f"{format_duration(86_400 * figures['days'])}, {figures['gpu_hours']:,.1f} {unit}-hours"
     if figures["cost"] is not None:
-        rows.append((f"cost at {assumptions.price_per_gpu_hour:g} per GPU-hour", f"{figures['cost']:,.2f}"))
-    return rows
+        yield f"cost at {assumptions.price_per_gpu_hour:g} per GPU-hour", f"{figures['cost']:,.2f}"
 
 
 def _network_rows(plan: Plan) -> Rows:
     figures = plan.figures
     hides = "hidden behind compute" if figures["network_is_hidden"] else "NOT HIDDEN: training waits for it"
     replicas = f", {plan.replicas} replicas" if plan.replicas > 1 else ""
-    return [
-        ("sharding", f"{plan.workload.shards} shards{replicas}"),
-        ("received per GPU and step", format_bytes(figures["network_bytes_per_step"])),
-        ("time", f"{figures['network_seconds_per_step']:.3g} s of {figures['step_seconds']:.3g} s: {hides}"),
-    ]
+    yield "sharding", f"{plan.workload.shards} shards{replicas}"
+    yield "received per GPU and step", format_bytes(figures["network_bytes_per_step"])
+    yield "time", f"{figures['network_seconds_per_step']:.3g} s of {figures['step_seconds']:.3g} s: {hides}"
 
 
 def _disk_rows(plan: Plan) -> Rows:
-    figures = plan.figures
-    speed = f"{format_bytes(plan.assumptions.disk_bytes_per_second)}/s"
-    return [
-        ("token store", f"{format_bytes(figures['store_bytes'])} (by {figures['store_bytes_from']})"),
-        (
-            "checkpoint",
-            f"{format_bytes(figures['checkpoint_bytes'])}, {figures['checkpoint_seconds']:.3g} s at {speed}",
-        ),
-        ("all checkpoints, milestones included", format_bytes(figures["checkpoints_bytes"])),
-        (
-            "release, all releases",
-            f"{format_bytes(figures['release_bytes'])}, {format_bytes(figures['releases_bytes'])}",
-        ),
-    ]
+    figures, speed = plan.figures, f"{format_bytes(plan.assumptions.disk_bytes_per_second)}/s"
+    names = ("store", "checkpoint", "checkpoints", "release", "releases")
+    sizes = {name: format_bytes(figures[f"{name}_bytes"]) for name in names}
+    yield "token store", f"{sizes['store']} (by {figures['store_bytes_from']})"
+    yield "checkpoint", f"{sizes['checkpoint']}, {figures['checkpoint_seconds']:.3g} s at {speed}"
+    yield "all checkpoints, milestones included", sizes["checkpoints"]
+    yield "release, all releases", f"{sizes['release']}, {sizes['releases']}"
 
 
 def _failure_rows(plan: Plan) -> Rows:
-    figures, given = plan.figures, plan.assumptions
-    best = (
-        f"every {figures['best_checkpoint_every_steps']:,} steps, {format_duration(figures['best_checkpoint_seconds'])}"
-    )
+    figures, given, every = plan.figures, plan.assumptions, plan.recipe.checkpoint.every_steps
+    lost, least_lost = _format_hours(figures["lost_hours"]), _format_hours(figures["lost_hours_at_best"])
     rate = f"one per {given.gpu_hours_between_failures:,.0f} GPU-hours, {given.restart_minutes:g} minutes to restart"
+    best = f"{figures['best_checkpoint_every_steps']:,} steps, {format_duration(figures['best_checkpoint_seconds'])}"
     defaults = ", ".join(f"{_FLAGS[name]} {value:g}" for name, value in plan.default_assumptions.items())
-    return [
-        ("expected", f"{figures['expected_failures']:.3g} ({rate})"),
-        (
-            f"lost with a checkpoint every {plan.recipe.checkpoint.every_steps:,} steps",
-            _format_hours(figures["lost_hours"]),
-        ),
-        ("best interval", f"{best}: {_format_hours(figures['lost_hours_at_best'])} lost"),
-        ("run with lost time", _format_hours(24 * figures["days_with_losses"])),
-        ("assumed by default", defaults or "nothing"),
-    ]
+    yield "expected", f"{figures['expected_failures']:.3g} ({rate})"
+    yield f"lost with a checkpoint every {every:,} steps", lost
+    yield "best interval", f"every {best}: {least_lost} lost"
+    yield "run with lost time", _format_hours(24 * figures["days_with_losses"])
+    yield "assumed by default", defaults or "nothing"
 
 
 def _format_hours(count: float) -> str:

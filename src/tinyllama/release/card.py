@@ -174,34 +174,27 @@ def _card_data(metadata: Json, evaluation: Json | None) -> ModelCardData:
         pipeline_tag="text-generation",
         base_model=base_model(metadata),
         model_name=metadata["name"],
-        eval_results=_eval_results(evaluation) if evaluation else None,
+        eval_results=list(_eval_results(evaluation)) if evaluation else None,
         **fields,
     )
 
 
-def _eval_results(evaluation: Json) -> list[EvalResult]:
-    """Return the scores in the hub's format (model-index), in per cent."""
-    results = []
+def _eval_results(evaluation: Json) -> Iterator[EvalResult]:
+    """Yield the scores in the hub's format (model-index), in per cent."""
     for task, row in evaluation["rows"].items():
         dataset, split = _TASK_DATASETS.get(task, (task, None))
-        for metric in ("acc", "acc_norm"):
-            if metric not in row:
-                continue
+        for metric in (name for name in ("acc", "acc_norm") if name in row):
             stderr = row.get(f"{metric}_stderr")
             arguments: dict[str, Any] = {} if stderr is None else {"stderr": round(100 * stderr, 2)}
-            arguments["num_fewshot"] = evaluation.get("num_fewshot", {}).get(task) or 0
-            results.append(
-                EvalResult(
-                    task_type="text-generation",
-                    dataset_name=f"{task} ({evaluation['coverage'][task]})",
-                    dataset_type=dataset,
-                    dataset_split=split,
-                    metric_type=metric,
-                    metric_value=round(100 * row[metric], 2),
-                    metric_args=arguments,
-                )
+            yield EvalResult(
+                task_type="text-generation",
+                dataset_name=f"{task} ({evaluation['coverage'][task]})",
+                dataset_type=dataset,
+                dataset_split=split,
+                metric_type=metric,
+                metric_value=round(100 * row[metric], 2),
+                metric_args=arguments | {"num_fewshot": evaluation.get("num_fewshot", {}).get(task) or 0},
             )
-    return results
 
 
 def data_rows(sources: Json, recipe: Recipe) -> Iterator[tuple[str, ...]]:

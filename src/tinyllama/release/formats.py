@@ -109,10 +109,10 @@ def write_ctranslate2(folder: Path, source: Path) -> None:
 
 
 def smoke_test(folder: Path, reference: dict[str, Any], in_transformers: bool) -> str | None:
-    """Load each format under `folder` once in its engine, if the engine is installed, and compute a few tokens.
+    """Compute a few tokens with each format in `folder` in the format's engine, if the engine is installed.
 
-    With `in_transformers`, transformers also loads the Hugging Face folder, which takes seconds. This step is skipped
-    if `folder/ctranslate2` exists, because the conversion has already loaded the Hugging Face folder in transformers.
+    transformers loads the Hugging Face folder, which takes seconds, only if `in_transformers` is true and no
+    `folder/ctranslate2` exists; the conversion to CTranslate2 already loads the Hugging Face folder in transformers.
     Returns the message of the first engine that crashed, or None. Raises RunStoppedError if an engine rejects a file.
     """
     scored = {"ids": reference["scored"]["ids"][:_SMOKE_TEST_TOKENS]}

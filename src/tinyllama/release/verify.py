@@ -30,8 +30,8 @@ Reference = dict[str, Any]
 NEW_TOKENS = 32
 PROMPTS = ("The old library stands", "def read(path):\n    ", "1. In the year 1859")
 NUM_VOCABULARY_TOKENS = 300
-# Texts for which errors of converters or tokenizers are known: repeated spaces, control characters, special tokens,
-# scripts.
+# Texts that converters or tokenizers are known to get wrong: repeated spaces, control characters, special tokens, and
+# other writing systems.
 # fmt: off
 TOKENIZER_TEST_TEXTS = (
     "", " ", "   ", "Hello world  foo", "   two ends   ", "\t\tif x:\r\n        return {'a': [1, 2]}\n\n\n",
@@ -70,10 +70,8 @@ def compute_reference_outputs(model: Llama, tokenizer: Tokenizer) -> Reference:
     """Compute the outputs of a float32 model on the CPU with which the formats of a release are compared.
 
     The outputs are the token ids of difficult texts, greedy continuations of PROMPTS, and the nats per token of TEXT.
-
     The weights are first rounded in place to bf16, like exported weights. The margin of a token in a continuation is
-    its logit minus the second largest logit. EOS is never chosen, so continuations have their full length if the
-    context allows it.
+    its logit minus the second largest logit. EOS is never chosen, so only the context length shortens a continuation.
     """
     assert model.precision == torch.float32, "the reference is computed in float32"
     for parameter in model.parameters():
