@@ -81,6 +81,6 @@ def test_missing_library_is_an_error_with_its_extra(
 ) -> None:
     formats.check_format_libraries(["huggingface", *names])
     monkeypatch.setattr(formats, "find_spec", lambda name: None if name == library else object())
-    with pytest.raises(InputError, match=rf"^{library} .*tinyllama\[formats\]"):
+    with pytest.raises(InputError, match=rf"^formats: {library} .*tinyllama\[formats\]"):
         formats.check_format_libraries(["huggingface", *names])
     formats.check_format_libraries(["huggingface"])
