@@ -15,7 +15,7 @@ from typing import Any
 
 from tinyllama.errors import InputError
 from tinyllama.evaluate.results import SCORE_COLUMNS, score_rows
-from tinyllama.files import sha256_of
+from tinyllama.files import read_json_if_exists, sha256_of
 from tinyllama.formatting import MISSING, format_bytes, format_count, format_duration_precise, format_percent
 from tinyllama.hardware import format_hardware
 from tinyllama.model.flops import num_parameters
@@ -97,9 +97,9 @@ def read_run(folder: Path) -> RunData:
     """Read a run. Raises InputError if the folder is not a run, or if one of its files is damaged."""
     run, now = RunDir.open(folder), time.time()
     recipe, newest, releases = run.recipe(), run.newest_checkpoint(), run.releases.releases()
-    manifest, checkpoint = run.store_manifest(), newest.state() if newest else {}
+    manifest, checkpoint = read_json_if_exists(run.store_manifest_path), newest.state() if newest else {}
     evaluated = [("release", release.evaluation()) for release, _ in releases]
-    evaluated += [("checkpoint", found.evaluation()) for found in run.checkpoints()]
+    evaluated += [("checkpoint", read_json_if_exists(found.evaluation_path)) for found in run.checkpoints()]
     digests, store, vocab_size = {"recipe": recipe.digest}, None, checkpoint.get("vocab_size")
     if manifest:
         digests["token store, its manifest"] = sha256_of(run.store_manifest_path)

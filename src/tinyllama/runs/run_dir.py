@@ -167,10 +167,6 @@ class CheckpointDir:
             raise InputError(f"{self.state_path}: not the state of a checkpoint; restore it, or delete {self.path}")
         return state
 
-    def evaluation(self) -> Row | None:
-        """Return the checkpoint's scores; None if it was not evaluated."""
-        return read_json(self.evaluation_path) if self.evaluation_path.is_file() else None
-
     @property
     def is_milestone(self) -> bool:
         """Whether the checkpoint is a milestone, which is never pruned. False if its state cannot be read."""
@@ -318,10 +314,6 @@ class RunDir:
         if not isinstance(fields, dict):
             raise InputError(f"{self.recipe_path}: not a recipe; {remedy}")
         return fields
-
-    def store_manifest(self) -> Row | None:
-        """Return the copy of the token store's manifest; None before training has started."""
-        return read_json(self.store_manifest_path) if self.store_manifest_path.is_file() else None
 
     def initial_weights(self) -> Row | None:
         """Return `source`, `digest` and `vocab_size` of the run's external initial weights, or None."""
