@@ -27,7 +27,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
 from texts import read_jsonl
 
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.tokenizer.training import convert_tokenizer, train_tokenizer
+from tinyllama.tokenizer.training import train_tokenizer, training_text
 
 KINDS = {"prose": ["METADATA", "*.md", "*.rst", "*.txt"], "code": ["*.py"]}
 NAMES = {"prose": "English", "code": "code"}
@@ -51,9 +51,10 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         if arguments.tokenizer is None:
-            train_tokenizer((text for documents in texts.values() for text in documents[1::2]), 32_000).save(folder)
+            sample = training_text(text for documents in texts.values() for text in documents[1::2])
+            train_tokenizer(sample, 32_000).save(folder)
         else:
-            convert_tokenizer(arguments.tokenizer, folder)
+            Tokenizer.load(arguments.tokenizer).save(folder)
         ensure_model(Path(folder))
         measures = []
         for kind, documents in texts.items():

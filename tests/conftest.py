@@ -25,11 +25,10 @@ from tests.engine_server import run_in_fork
 
 from tinyllama.prepare.corpus import EMBEDDED_CORPUS_MANIFEST, STAGING_DIR, CorpusSizes, write_corpus
 from tinyllama.prepare.pipeline import build_store
-from tinyllama.prepare.tasks import Job
-from tinyllama.prepare.worker import run_task
+from tinyllama.prepare.tasks import Job, run_task
 from tinyllama.recipe import Recipe
 from tinyllama.release import engines
-from tinyllama.tokenizer.training import train_tokenizer
+from tinyllama.tokenizer.training import train_tokenizer, training_text
 
 MAY_CRASH = {"llama_cpp", "ctranslate2"}
 """Libraries whose native code may crash; tests run them in child processes: see tests/release/native.py."""
@@ -123,7 +122,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_jsonl(
         folder / "raw/lines/a.jsonl", [line for text in modules for line in text.splitlines() if line.strip()][:4000]
     )
-    train_tokenizer(modules, 600).save(folder / "tokenizer", 128)
+    train_tokenizer(training_text(modules), 600).save(folder / "tokenizer", 128)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(small_recipe(folder), sort_keys=False))
     build_store(Recipe.load(folder / "recipe.yaml"))
     return folder

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tinyllama.prepare.pipeline import build_store
 from tinyllama.recipe import Recipe
 from tinyllama.release.release import release_run
-from tinyllama.tokenizer.training import train_tokenizer
+from tinyllama.tokenizer.training import train_tokenizer, training_text
 from tinyllama.train.loop import train
 
 SUFFIXES = (".tokens", ".documents", ".rows")
@@ -60,7 +60,7 @@ def main() -> None:
         Path("raw").mkdir()
         Path("raw/words.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:300]))
         Path("raw/lines.txt").write_text("\n".join(texts[300:]))
-        train_tokenizer(texts, 600).save("tokenizer", 128)
+        train_tokenizer(training_text(texts), 600).save("tokenizer", 128)
         recipe = Recipe.model_validate(RECIPE)
         build_store(recipe)
         files = {str(path): path for path in sorted(Path("store").rglob("*")) if path.suffix in SUFFIXES}

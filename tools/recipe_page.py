@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
 from tinyllama.recipe import Recipe, bundled_recipes
-from tinyllama.recipe.fields import RecipeModel, parse_tokens
+from tinyllama.recipe.loading import RecipeModel, parse_tokens
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/recipe.md"

@@ -66,9 +66,9 @@ def tokenizer_import(source: Positional[str], directory: Positional[Path]) -> No
         source: A tokenizer.model file, or a folder or hub name that contains one.
         directory: Output folder.
     """
-    from tinyllama.tokenizer.training import convert_tokenizer
+    from tinyllama.tokenizer import Tokenizer
 
-    convert_tokenizer(source, directory)
+    Tokenizer.load(source).save(directory)
     echo(f"tokenizer: {directory}")
 
 
@@ -107,8 +107,7 @@ def inspect_store(
         row: Sequence of that step's batch to trace, counted from 0; 0 by default.
         tokenizer: The store's tokenizer, if it was moved.
     """
-    from tinyllama.data.verification import find_corruption
-    from tinyllama.prepare.inspection import inspect_lines
+    from tinyllama.prepare.inspection import find_corruption, inspect_lines
 
     if verify and (recipe, step, row, tokenizer) != (None,) * 4:
         raise InputError("inspect: --verify checks the entire store; remove the other flags")

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.data.reading import batch_of_step
 from tests.data.test_store_at_size import write_store
 
 from tinyllama.data import batches as module
-from tinyllama.data.batches import batch_of_step, batches
+from tinyllama.data.batches import batches
 from tinyllama.data.order import sequences
 from tinyllama.data.store import Split, TokenStore
 from tinyllama.errors import InputError

@@ -81,7 +81,7 @@ def test_edit_links_and_links_to_files_lead_to_files_of_the_repository(site: Pat
     assert {
         ("edit", "docs/data.md"),
         ("edit", "CONTRIBUTING.md"),
-        ("edit", "src/tinyllama/recipe/schema.py"),
+        ("edit", "src/tinyllama/recipe/__init__.py"),
     } <= found
     assert ("blob", "src/tinyllama/recipes/demo.yaml") in found
 

@@ -11,7 +11,7 @@ import zstandard
 from tests.conftest import python_sources, small_recipe, write_jsonl
 
 from tinyllama import cli
-from tinyllama.tokenizer.training import train_tokenizer
+from tinyllama.tokenizer.training import train_tokenizer, training_text
 
 pytestmark = pytest.mark.slow
 
@@ -134,7 +134,7 @@ def test_indivisible_batch_is_refused(small: Path, tmp_path: Path) -> None:
 
 
 def test_tokenizer_of_another_store_is_refused(small: Path, tmp_path: Path) -> None:
-    train_tokenizer(["some other text " * 50], 285).save(tmp_path / "other", 128)
+    train_tokenizer(training_text(["some other text " * 50]), 285).save(tmp_path / "other", 128)
     done = tinyllama("train", small / "recipe.yaml", "--tokenizer", tmp_path / "other", folder=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "other: not the tokenizer that" in done.stderr

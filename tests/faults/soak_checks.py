@@ -13,8 +13,8 @@ from tests.conftest import contents
 from tests.tracking.test_trackio_sink import TrackioData
 from tests.train.launch import read_events, read_losses, read_metrics
 
-from tinyllama.data.verification import find_corruption
 from tinyllama.files import read_json, sha256_of
+from tinyllama.prepare.inspection import find_corruption
 from tinyllama.release.verify import verify_files
 from tinyllama.runs.run_dir import RunDir
 

@@ -25,7 +25,7 @@ from tests.fuzz.strategies import (
 from tinyllama import cli
 from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe, bundled_recipes, flatten
-from tinyllama.recipe.fields import parse_tokens
+from tinyllama.recipe.loading import parse_tokens
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -28,7 +28,7 @@ from tinyllama.errors import InputError
 from tinyllama.model.generation import stream_decode
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import HuggingFaceBackend
-from tinyllama.tokenizer.training import train_tokenizer
+from tinyllama.tokenizer.training import train_tokenizer, training_text
 
 KINDS = ["sentencepiece", "converted", "trained here", "byte level"]
 SPECIAL = [
@@ -61,7 +61,7 @@ def document_of(kind: str) -> dict[str, Any]:
 
 @cache
 def trained_here() -> Tokenizer:
-    return train_tokenizer(python_sources(10), 400)
+    return train_tokenizer(training_text(python_sources(10)), 400)
 
 
 def _byte_level() -> dict[str, Any]:
@@ -157,7 +157,9 @@ def seeds() -> list[bytes]:
 @cache
 def tiny_document() -> dict[str, Any]:
     """Return a tokenizer.json with few tokens, so that mutations reach the other fields often."""
-    return train_tokenizer(["the cat sat on the mat, and the dog too"] * 50, 285)._backend.to_tokenizer_json()
+    return train_tokenizer(
+        training_text(["the cat sat on the mat, and the dog too"] * 50), 285
+    )._backend.to_tokenizer_json()
 
 
 @fixed_examples(150)

@@ -6,10 +6,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tinyllama.model.flops import ActivationCheckpointing, num_parameters
+from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import Llama, initialize
 from tinyllama.model.weights import config_from_hugging_face, config_to_hugging_face, from_hugging_face, to_hugging_face
-from tinyllama.recipe import Model
+from tinyllama.recipe import ActivationCheckpointing, Model
 
 VOCAB = 97
 GQA = {"dim": 64, "layers": 3, "heads": 8, "kv_heads": 2, "ffn_dim": 160, "context_length": 64}

@@ -164,7 +164,7 @@ def test_a_changed_corpus_is_refused_and_kept(tmp_path: Path) -> None:
 
 def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "corpus").write_text("no directory")
-    with pytest.raises(InputError, match="give another directory"):
+    with pytest.raises(NotADirectoryError, match="corpus"):
         write_corpus(tmp_path / "corpus")
 
 

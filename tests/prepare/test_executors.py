@@ -14,8 +14,8 @@ import pytest
 from tests.conftest import contents, interrupt, python_sources, write_jsonl
 
 from tinyllama.data.store import TokenStore
-from tinyllama.data.verification import find_corruption
 from tinyllama.errors import InputError
+from tinyllama.prepare.inspection import find_corruption
 from tinyllama.prepare.pipeline import build_store
 from tinyllama.recipe import Recipe
 

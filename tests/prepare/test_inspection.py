@@ -121,10 +121,10 @@ def test_subsets_are_counted_separately(small: Path, tmp_path: Path, capsys: pyt
 def test_impossible_traces_are_refused_in_one_line(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
-    from tinyllama.tokenizer.training import train_tokenizer
+    from tinyllama.tokenizer.training import train_tokenizer, training_text
 
     if "OTHER" in flags:
-        train_tokenizer(python_sources(3), 500).save(tmp_path / "other", 64)
+        train_tokenizer(training_text(python_sources(3)), 500).save(tmp_path / "other", 64)
         capsys.readouterr()  # the progress
     names = {"RECIPE": str(small / "recipe.yaml"), "OTHER": str(tmp_path / "other")}
     assert main(["inspect", str(small / "store"), *(names.get(flag, flag) for flag in flags)]) == 2

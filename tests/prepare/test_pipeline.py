@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 import zstandard
 from tests.conftest import LOCK_HOLDER, contents, interrupt, python_sources, write_jsonl
+from tests.data.reading import documents_of
 
 from tinyllama.cli import main
 from tinyllama.data.store import TokenStore
-from tinyllama.data.verification import find_corruption
 from tinyllama.errors import InputError
 from tinyllama.files import sha256_of
+from tinyllama.prepare.inspection import find_corruption
 from tinyllama.prepare.pipeline import build_store
-from tinyllama.prepare.tasks import Job
-from tinyllama.prepare.worker import run_task
+from tinyllama.prepare.tasks import Job, run_task
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 
@@ -44,7 +44,7 @@ def test_every_kept_document_is_stored_between_bos_and_eos(small: Path) -> None:
     texts = [json.loads(line)["text"] for name in "ab" for line in (small / f"raw/modules/{name}.jsonl").open()]
     stored = []
     for split in ("modules/train", "modules/validation"):
-        for tokens in store[split].documents():
+        for tokens in documents_of(store[split]):
             assert tokens[0] == tokenizer.bos_id
             assert tokens[-1] == tokenizer.eos_id
             stored.append(tuple(tokens[1:-1].tolist()))

@@ -17,8 +17,8 @@ from tests.prepare.cleaning import ITEM, prose, with_changed_words
 
 from tinyllama.cli import main
 from tinyllama.data.store import TokenStore
-from tinyllama.data.verification import find_corruption
 from tinyllama.prepare import decontamination
+from tinyllama.prepare.inspection import find_corruption
 from tinyllama.prepare.pipeline import build_store
 from tinyllama.prepare.tasks import plan_job
 from tinyllama.recipe import Recipe

@@ -9,12 +9,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import contents, python_sources, small_recipe, write_jsonl
+from tests.data.reading import documents_of
 from tests.prepare.raw import write
 
 from tinyllama.cli import main
 from tinyllama.data.store import TokenStore
-from tinyllama.data.verification import find_corruption
 from tinyllama.errors import InputError
+from tinyllama.prepare.inspection import find_corruption
 from tinyllama.prepare.pipeline import build_store
 from tinyllama.prepare.selection import sample_texts, split_tail
 from tinyllama.prepare.store_warnings import holdout_remedy
@@ -44,7 +45,7 @@ def prepared(recipe: Recipe) -> TokenStore:
 
 def texts_of(small: Path, store: TokenStore, split: str) -> list[str]:
     tokenizer = Tokenizer.load(small / "tokenizer")
-    return [tokenizer.decode(tokens[1:-1].tolist()) for tokens in store[f"own/{split}"].documents()]
+    return [tokenizer.decode(tokens[1:-1].tolist()) for tokens in documents_of(store[f"own/{split}"])]
 
 
 @given(text=st.text(max_size=50), fraction=st.floats(0, 0.999))
@@ -131,12 +132,10 @@ def test_store_of_another_separator_or_holdout_is_refused(small: Path, tmp_path:
 @pytest.mark.parametrize(
     ("names", "more", "fraction", "remedy"),
     [
-        (["a.txt"], {}, 0.1, "set data.sources.own.separator or data.sources.own.holdout: tail, and"),
-        (["a.txt"], {"separator": "<|x|>"}, 0.1, "set data.sources.own.holdout: tail, and"),
-        (["a.txt"], {}, 0.0, "raise data.validation_fraction and set data.sources.own.separator or"),
-        (["a.txt", "b.txt"], {}, 1e-9, "raise data.validation_fraction or set data.sources.own.separator or data"),
+        (["a.txt"], {}, 0.1, "raise data.validation_fraction or set data.sources.own.separator or set data"),
+        (["a.txt"], {"separator": "<|x|>"}, 0.0, "raise data.validation_fraction or set data.sources.own.holdout"),
         (["a.txt"], {"holdout": "tail"}, 1e-9, "raise data.validation_fraction or set data.sources.own.separator, and"),
-        (["a.jsonl"], {"format": "jsonl"}, 1e-9, "set data.sources.own.holdout: tail, and"),
+        (["a.jsonl"], {"format": "jsonl"}, 1e-9, "raise data.validation_fraction or set data.sources.own.holdout: t"),
         (["train/a.jsonl", "dev/a.jsonl"], {"format": "huggingface"}, 0.1, "add text to its validation files"),
     ],
 )

@@ -16,8 +16,8 @@ from tests.prepare.raw import lines, slim, write
 
 from tinyllama.cli import main
 from tinyllama.data.store import TokenStore
-from tinyllama.data.verification import find_corruption
 from tinyllama.errors import InputError
+from tinyllama.prepare.inspection import find_corruption
 from tinyllama.prepare.pipeline import build_store
 from tinyllama.recipe import Recipe
 

@@ -20,7 +20,7 @@ from tinyllama.release.release import release_run
 from tinyllama.runs.checkpoint import CheckpointWriter
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.tokenizer.training import train_tokenizer
+from tinyllama.tokenizer.training import train_tokenizer, training_text
 from tinyllama.train.setup import build_optimizers
 
 STEPS = (9, 10, 40)
@@ -135,7 +135,7 @@ def save_checkpoint(run: Path, recipe: Recipe, step: int, digests: dict[str, str
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """A Llama-style tokenizer with 600 tokens, from a folder with tokenizer.model and tokenizer.json."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(python_sources(30), 600).save(folder)
+    train_tokenizer(training_text(python_sources(30)), 600).save(folder)
     return Tokenizer.load(folder)
 
 

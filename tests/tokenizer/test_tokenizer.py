@@ -25,7 +25,6 @@ from tests.vocabularies import (
 from tinyllama.errors import InputError
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import HuggingFaceBackend, SentencePieceBackend
-from tinyllama.tokenizer.training import convert_tokenizer
 
 
 def write_byte_level(folder: Path) -> Path:
@@ -132,7 +131,7 @@ def test_transformers_loads_saved_byte_level_tokenizer_with_same_ids(tmp_path: P
 
 def test_converted_tokenizer_has_sentencepiece_ids(tmp_path: Path) -> None:
     (tmp_path / "a.model").write_bytes(model_bytes("small"))
-    convert_tokenizer(tmp_path / "a.model", tmp_path / "imported")
+    Tokenizer.load(tmp_path / "a.model").save(tmp_path / "imported")
     converted = Tokenizer.load(tmp_path / "imported/tokenizer.json")
     assert converted.encode("  a  b   c\n") == reference("small").encode("  a  b   c\n")
 
@@ -140,7 +139,7 @@ def test_converted_tokenizer_has_sentencepiece_ids(tmp_path: Path) -> None:
 def test_model_without_equivalent_is_not_converted(tmp_path: Path) -> None:
     (tmp_path / "a.model").write_bytes(train_sentencepiece(normalization_rule_name="nmt_nfkc"))
     with pytest.raises(InputError, match=r"a\.model: no tokenizer\.json .*normalization_rule_name=identity"):
-        convert_tokenizer(tmp_path / "a.model", tmp_path / "imported")
+        Tokenizer.load(tmp_path / "a.model").save(tmp_path / "imported")
     assert not (tmp_path / "imported").exists()
 
 

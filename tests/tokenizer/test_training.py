@@ -38,7 +38,7 @@ def test_same_texts_train_same_files_in_any_process_and_order(tmp_path: Path) ->
 
 
 def test_trained_vocabulary_is_llama_style(tmp_path: Path) -> None:
-    train_tokenizer(python_sources(60), 2000).save(tmp_path)
+    train_tokenizer(training_text(python_sources(60)), 2000).save(tmp_path)
     reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.vocab_size == 2000
@@ -73,7 +73,7 @@ def test_sample_does_not_depend_on_order_and_is_bounded() -> None:
 )
 def test_impossible_training_is_refused_in_one_line(texts: list[str], vocab_size: int, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
-        train_tokenizer(texts, vocab_size)
+        train_tokenizer(training_text(texts), vocab_size)
     assert "\n" not in str(error.value)
 
 
@@ -92,7 +92,7 @@ UNSPACED = {
 
 @pytest.mark.parametrize("name", UNSPACED)
 def test_vocabulary_of_text_without_spaces_decodes_spaces(name: str, tmp_path: Path) -> None:
-    train_tokenizer(UNSPACED[name], 400).save(tmp_path)
+    train_tokenizer(training_text(UNSPACED[name]), 400).save(tmp_path)
     ours, theirs = Tokenizer.load(tmp_path), tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     theirs.encode_special_tokens = True
     reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
@@ -106,7 +106,7 @@ def test_vocabulary_of_text_without_spaces_decodes_spaces(name: str, tmp_path: P
 
 @cache
 def spaceless() -> Tokenizer:
-    return train_tokenizer(PROTEIN, 350)
+    return train_tokenizer(training_text(PROTEIN), 350)
 
 
 @settings(deadline=None)
@@ -121,7 +121,7 @@ def test_vocabulary_of_text_with_spaces_equals_sentencepiece() -> None:
     lines = iter(training_text(texts).lines)
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=model, **options)
     reference = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    ours = train_tokenizer(texts, 800)
+    ours = train_tokenizer(training_text(texts), 800)
     assert [ours._backend.token(number) for number in range(800)] == [reference.id_to_piece(n) for n in range(800)]
     # an option that is given, even an empty one, is stored in the file
     trained = sentencepiece.sentencepiece_model_pb2.ModelProto.FromString(ours._backend.sentencepiece_model())

@@ -4,7 +4,7 @@ import sys
 
 from tests.conftest import python_sources
 
-from tinyllama.tokenizer.training import train_tokenizer
+from tinyllama.tokenizer.training import train_tokenizer, training_text
 
 texts = python_sources(25)
-train_tokenizer(reversed(texts) if "reversed" in sys.argv else texts, 700).save(sys.argv[1])
+train_tokenizer(training_text(reversed(texts) if "reversed" in sys.argv else texts), 700).save(sys.argv[1])

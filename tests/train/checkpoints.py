@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.data.reading import batch_of_step
 from tests.train.single_process import build_state, load_recipe, train_step
 
-from tinyllama.data.batches import batch_of_step
 from tinyllama.runs.checkpoint import CheckpointWriter
 from tinyllama.runs.run_dir import CheckpointDir, RunDir
 from tinyllama.train.setup import TrainState

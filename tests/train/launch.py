@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.data.reading import batch_of_step
 from tests.train import fault_injection
 from tests.train.fault_injection import RESUME_FILE, Fault, marker_path
 
-from tinyllama.data.batches import batch_of_step
 from tinyllama.data.store import TokenStore
 from tinyllama.loading import load_model
 from tinyllama.recipe import Recipe

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from tests.data.reading import batch_of_step
 from tests.train.checkpoints import all_tensors, build_writer, start_checkpoint, state_after_one_step, write_checkpoint
 from tests.train.launch import read_losses
 from tests.train.single_process import build_state, load_recipe, train_step
 from tests.train.torchrun import metric_by_step, train_recipes, write_recipe
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from tinyllama.data.batches import batch_of_step
 from tinyllama.files import read_json, write_json
 from tinyllama.loading import load_model
 from tinyllama.runs import checkpoint

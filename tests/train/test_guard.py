@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.data.reading import batch_of_step
 from tests.data.test_store_at_size import write_store
 from tests.train import single_process
 from tests.train.fault_injection import inject_into_losses
@@ -32,7 +33,7 @@ from tests.train.launch import (
 
 from tinyllama import cli
 from tinyllama.data import batches as batches_module
-from tinyllama.data.batches import batch_index_for_step, batch_of_step, batches
+from tinyllama.data.batches import batch_index_for_step, batches
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import RunStoppedError
 from tinyllama.files import write_json

@@ -11,6 +11,7 @@ import torch
 from benchmarks.evaluation_model import smollm2_folder
 from safetensors.torch import load_file, save_file
 from tests.conftest import python_sources, write_jsonl
+from tests.data.reading import batch_of_step
 from tests.train import single_process
 from tests.train.launch import read_events, read_metrics
 from tests.train.single_process import build_state, train_step
@@ -19,7 +20,6 @@ from tests.vocabularies import add_tokens
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tinyllama import cli
-from tinyllama.data.batches import batch_of_step
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError, warn_once
 from tinyllama.loading import HuggingFaceLlama, load_model

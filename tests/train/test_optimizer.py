@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.data.reading import batch_of_step
 from tests.train.launch import event_steps, load_weights
 from tests.train.single_process import build_state, load_recipe, train_step
 from tests.train.torchrun import metric_by_step, train_recipes, write_recipe
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from tinyllama.data.batches import batch_of_step
 from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Model
 from tinyllama.runs.run_dir import RunDir

@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from tests.conftest import LOCK_HOLDER
+from tests.data.reading import batch_of_step
 from tests.train.launch import assert_same_run, event_steps, has_metrics, read_events, read_metrics, start_training
 from tests.train.single_process import build_state, load_recipe, train_step
 from tests.train.torchrun import metric_by_step, run_torchrun, write_recipe
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tinyllama.data.batches import batch_of_step
 from tinyllama.errors import InputError
 from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
 from tinyllama.recipe import Recipe
 from tinyllama.runs.run_dir import RunDir
-from tinyllama.tokenizer.training import train_tokenizer
+from tinyllama.tokenizer.training import train_tokenizer, training_text
 from tinyllama.train.loop import train
 from tinyllama.train.setup import TrainState
 
@@ -133,7 +133,7 @@ def test_changed_recipe_is_refused_with_the_field_that_differs(
 
 
 def test_tokenizer_must_be_the_stores(small: Path, tmp_path: Path) -> None:
-    train_tokenizer(["some other text " * 50], 285).save(tmp_path / "other", 128)
+    train_tokenizer(training_text(["some other text " * 50]), 285).save(tmp_path / "other", 128)
     with pytest.raises(InputError, match=r"other: .*tokenizer.*store"):
         build_state(load_recipe(small, tokenizer=str(tmp_path / "other")))
 

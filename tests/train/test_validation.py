@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.data.reading import documents_of
 from tests.train.single_process import SINGLE_PROCESS, build_state, load_recipe
 from torch.nn import functional as F
 
@@ -60,7 +61,7 @@ def test_gzip_weights_the_sources_like_the_sequences(small: Path, recipe: Recipe
     store, tokenizer = TokenStore.open(small / "store"), Tokenizer.load(recipe.tokenizer)
     bits = size = 0.0
     for name, sequences in read_validation_sequences(recipe, store).items():
-        documents = [tokenizer.decode(ids[1:-1].tolist()) for ids in store[f"{name}/validation"].documents()]
+        documents = [tokenizer.decode(ids[1:-1].tolist()) for ids in documents_of(store[f"{name}/validation"])]
         text = "".join(documents).encode()
         num_bytes = len(target_bytes(sequences, tokenizer))
         bits, size = bits + num_bytes * 8 * len(gzip.compress(text, 9)) / len(text), size + num_bytes

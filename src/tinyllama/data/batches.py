@@ -6,12 +6,13 @@ times as much time as it saves. The kernel reads the next step's tokens in the b
 """
 
 from collections.abc import Collection, Iterator
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tinyllama.data.order import sequences, sequences_for_steps
+from tinyllama.data.order import sequences_for_steps
 from tinyllama.data.store import Span, Split, TokenStore
 from tinyllama.recipe import Recipe
 
@@ -29,34 +30,22 @@ def batches(
     ranks: int = 1,
     skipped_batches: Collection[int] = (),
 ) -> Iterator[Tensor]:
-    """Yield one rank's batch of each step, from `first_step` to the last step, in the form of `batch_of_step`.
+    """Yield one rank's batch of each step, from `first_step` to the last step.
 
-    Step s reads batch `batch_index_for_step(s, skipped_batches)` of the data order. While the model trains on a batch,
-    the kernel reads the tokens of the next batch. Raises InputError if the batch is not divisible by `ranks`, and the
-    same errors as `Split.read_span`.
+    A batch is int64 [batch_sequences / ranks, sequence_length + 1]: inputs and targets. Step s reads batch
+    `batch_index_for_step(s, skipped_batches)` of the data order. While the model trains on a batch, the kernel reads
+    the tokens of the next batch. Raises InputError if the batch is not divisible by `ranks`, and the same errors as
+    `Split.read_span`.
     """
-    length = recipe.train.sequence_length
-    current: list[SplitSpan] | None = None
-    for following in _spans_by_step(recipe, store, first_step, rank_slice(recipe, rank, ranks), skipped_batches):
-        for split, span in following:
-            split.prefetch(*span)
-        if current is not None:
-            yield _read(current, length)
-        current = following
-    if current is not None:
-        yield _read(current, length)
 
+    def prefetched() -> Iterator[list[SplitSpan]]:
+        for spans in _spans_by_step(recipe, store, first_step, rank_slice(recipe, rank, ranks), skipped_batches):
+            for split, span in spans:
+                split.prefetch(*span)
+            yield spans
 
-def batch_of_step(recipe: Recipe, store: TokenStore, step: int, rank: int = 0, ranks: int = 1) -> Tensor:
-    """Return one rank's sequences of a step: int64 [batch_sequences / ranks, sequence_length + 1], inputs and targets.
-
-    Raises InputError if the batch is not divisible by `ranks`.
-    """
-    splits = [store[f"{name}/train"] for name in recipe.data.sources]
-    own = sequences(recipe, store, step)[rank_slice(recipe, rank, ranks)]
-    return torch.cat(
-        [read_sequences(splits[source], [index], recipe.train.sequence_length) for source, _, index in own.tolist()]
-    )
+    for spans, _ in pairwise(chain(prefetched(), [[]])):  # the next step is prefetched before a step is read
+        yield _read(spans, recipe.train.sequence_length)
 
 
 def rank_slice(recipe: Recipe, rank: int, ranks: int) -> slice:

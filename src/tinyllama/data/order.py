@@ -104,10 +104,8 @@ def _cached_schedule(
         first_step, end_step = -(-from_tokens // batch_tokens), -(-(from_tokens + ramp_tokens) // batch_tokens)
         schedule += _ramp(before, after, first_step, end_step)
         schedule.append(Mixture(end_step, after))
-    by_first_step = {
-        mixture.first_step: mixture for mixture in schedule
-    }  # if several mixtures have the same first step, the last one applies
-    return tuple(by_first_step.values())
+    # Of several mixtures with the same first step, the last one applies.
+    return tuple({mixture.first_step: mixture for mixture in schedule}.values())
 
 
 def _ramp(before: tuple[Fraction, ...], after: tuple[Fraction, ...], first_step: int, end_step: int) -> list[Mixture]:

@@ -1,33 +1,36 @@
 """Token store: flat files of tokens, read at random positions, with the provenance of every document.
 
-Reads `STORE/manifest.json` and `STORE/<source>/<split>/{manifest.json, 00000.tokens, 00000.documents, 00000.rows}`. A
-split is one long array across its shards, and the time to open it does not depend on the number of tokens. Tokens are
-read with pread(2), which is as fast as a memory map if the page cache has the file. For a truncated file or a failing
+A store is `STORE/manifest.json` and `STORE/<source>/<split>/{manifest.json, 00000.{tokens,documents,rows}}`. A split
+is one long array across its shards, and the time to open it does not depend on the number of tokens. Tokens are read
+with pread(2), which is as fast as a memory map if the page cache has the file. For a truncated file or a failing
 disk, pread(2) raises an error that names the file, but a memory map would end the process with SIGBUS.
 """
 
 import hashlib
 import os
 import weakref
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, takewhile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyllama.errors import DAMAGE_ERRORS, InputError
-from tinyllama.files import is_file_name, read_json, sha256_of
+from tinyllama.files import atomic_write, is_file_name, read_json, sha256_of
 
 FORMAT_VERSION = 3
 WORK_DIR = ".work"
 """Folder in which `prepare` keeps unfinished work; no source can have this name."""
-SUFFIXES = (".tokens", ".documents", ".rows")
-"""Suffixes of a shard's files: token ids, end of each document, and row of each document in its input file."""
+HASH_KEYS = {".tokens": "sha256", ".documents": "documents_sha256", ".rows": "rows_sha256"}
+"""Suffixes of a shard's files: token ids, end of each document, and row of each document in its input file. The value
+is the key of the file's SHA-256 in the manifest's entry of the shard."""
 _CORRUPT = "its documents do not end where its shard does; restore it, or delete the store and prepare it again"
 
 
@@ -137,14 +140,6 @@ class Split:
     def prefetch(self, shard: int, offset: int, size: int) -> None:
         """Ask the kernel to read a span from the disk in the background."""
         os.posix_fadvise(self._file(shard).descriptor, offset, size, os.POSIX_FADV_WILLNEED)
-
-    def documents(self) -> Iterator[NDArray[Any]]:
-        """Yield each document's tokens, in order. Raises InputError for damaged files."""
-        for number, shard in enumerate(self.shards):
-            ends, path = self._numbers(number, ".documents"), self.folder / shard.file
-            if (ends[1:] < ends[:-1]).any() or ends[-1] != shard.tokens:
-                raise InputError(f"{path.with_suffix('.documents')}: {_CORRUPT}")
-            yield from np.split(np.memmap(path, self.dtype, "r"), ends[:-1].astype(np.int64))
 
     def find_documents(self, numbers: Iterable[int]) -> Iterator[StoredDocument]:
         """Yield the documents with the given numbers.
@@ -257,11 +252,63 @@ class TokenStore:
     def _check_manifest(self, split: str, expected: str | None) -> None:
         """Raise InputError if a manifest was changed, since a changed manifest could change the data order.
 
-        Only `verification` checks the hashes of the shards.
+        Only `find_corruption` checks the hashes of the shards.
         """
         manifest = self.folder / split / "manifest.json"
         if expected is not None and sha256_of(manifest) != expected:
             raise InputError(f"{manifest}: does not match its hash; see `tinyllama inspect {self.folder} --verify`")
+
+
+class ShardWriter:
+    """Writer of one shard: `00000.tokens`, `.documents` and `.rows`, which appear when the block ends.
+
+    A shard without documents has no files. The hashes are computed from the bytes in memory, not from the bytes that a
+    disk returns. The ends and rows of documents, 16 bytes per document, are kept in memory until the block ends.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.path = folder / f"{number:05d}.tokens"
+        self.tokens = 0
+        self.hashes: dict[str, str] = {}
+        self._ends, self._rows = array("Q"), array("Q")
+        self._digest = hashlib.sha256()
+        self._stack = ExitStack()
+        self._file: IO[bytes]
+
+    @property
+    def documents(self) -> int:
+        """Number of documents written so far."""
+        return len(self._ends)
+
+    def __enter__(self) -> "ShardWriter":
+        self._file = self._stack.enter_context(atomic_write(self.path))
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *details: Any) -> None:
+        if error is None:
+            for suffix, values in ((".documents", self._ends), (".rows", self._rows)):
+                data = np.array(values, "<u8").tobytes()
+                self.hashes[suffix] = hashlib.sha256(data).hexdigest()
+                with atomic_write(self.path.with_suffix(suffix)) as file:
+                    file.write(data)
+        self._stack.__exit__(error, *details)
+        self.hashes[".tokens"] = self._digest.hexdigest()
+        if not self.documents:
+            for suffix in HASH_KEYS:
+                self.path.with_suffix(suffix).unlink(missing_ok=True)
+
+    def write(self, tokens: np.ndarray[Any, Any], row: int) -> None:
+        """Append one document's tokens; `row` is the index of its row in its input file."""
+        self.tokens += len(tokens)
+        self._ends.append(self.tokens)
+        self._rows.append(row)
+        self._file.write(tokens.data)
+        self._digest.update(tokens.data)
+
+    def entry(self) -> dict[str, Any]:
+        """Return the finished shard's entry in its split's manifest."""
+        counts = {"file": self.path.name, "tokens": self.tokens, "documents": self.documents}
+        return counts | {key: self.hashes[suffix] for suffix, key in HASH_KEYS.items()}
 
 
 class _ShardFile:

@@ -1,11 +1,7 @@
 """Parameters, FLOPs and buffer sizes of the network, by closed formulas, without torch (for `plan`)."""
 
-from typing import Literal
-
 from tinyllama.recipe import Model
 
-ActivationCheckpointing = Literal["none", "selective", "full"]
-"""Activations that the backward pass recomputes: none, all except matrix products and attention, or all of a block."""
 LLAMA_2_VOCAB_SIZE = 32_000
 """Assumed vocabulary size if a recipe's tokenizer does not exist yet."""
 LOGITS_CHUNK = 2**25

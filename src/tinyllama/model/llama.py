@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from tinyllama.model.attention import CPU_ATTENTION, causal_attention
-from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE, ActivationCheckpointing
+from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
 from tinyllama.model.loss import linear_cross_entropy
 from tinyllama.model.weights import load_parameters
-from tinyllama.recipe import Model
+from tinyllama.recipe import ActivationCheckpointing, Model
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -14,7 +14,7 @@ from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import disk_usage_bytes
 from tinyllama.hardware import HardwareSpec
-from tinyllama.model.flops import ActivationCheckpointing, flops_per_token, num_parameters, parameters_by_part
+from tinyllama.model.flops import flops_per_token, num_parameters, parameters_by_part
 from tinyllama.plan.formulas import (
     GPU_HOURS_BETWEEN_FAILURES,
     Workload,
@@ -26,8 +26,9 @@ from tinyllama.plan.formulas import (
     shard_traffic_bytes,
 )
 from tinyllama.prepare.sources import COMPRESSIONS, list_files
-from tinyllama.recipe import Recipe, Source
+from tinyllama.recipe import ActivationCheckpointing, Recipe, Source
 from tinyllama.release.formats import release_bytes
+from tinyllama.tokenizer import token_dtype
 
 HEADROOM = 0.92
 """Fraction of the memory that may be filled; the rest is for CUDA, NCCL's buffers and fragmentation."""
@@ -257,7 +258,7 @@ def store_size(recipe: Recipe, vocab_size: int) -> tuple[int, str]:
         else:
             tokens += recipe.train.tokens * source.weight / total_weight
             bases.add("what the run reads")
-    return round(tokens * (2 if vocab_size <= 1 << 16 else 4)), " and ".join(sorted(bases))
+    return round(tokens * token_dtype(vocab_size).itemsize), " and ".join(sorted(bases))
 
 
 def _raw_text_bytes(name: str, source: Source) -> float:

@@ -14,12 +14,11 @@ from tinyllama.hardware import GPUS_PER_NODE, HardwareSpec
 from tinyllama.model.flops import (
     CPU_SOFTMAX_CHUNK,
     LOGITS_CHUNK,
-    ActivationCheckpointing,
     num_parameters,
     parameters_by_part,
     saved_attention_probabilities,
 )
-from tinyllama.recipe import Model, Optimizer
+from tinyllama.recipe import ActivationCheckpointing, Model, Optimizer
 
 GPU_HOURS_BETWEEN_FAILURES = 50_676.0  # 54 x 24 x 16,384 / 419
 """Mean hours between failures of one GPU: 419 interruptions in 54 days on 16,384 H100s (arXiv:2407.21783, 3.3.4)."""

@@ -174,14 +174,12 @@ def _quality_filter(name: str, language: str, writer: _DroppedDocumentWriter) ->
     """Return a datatrove filter with its default thresholds, which come from the filter's paper."""
     from datatrove.pipeline import filters  # noqa: PLC0415 - needs the extra `clean`
 
-    match name:
-        case "gopher_repetition":
-            return filters.GopherRepetitionFilter(exclusion_writer=writer, language=language)
-        case "gopher_quality":
-            # The paper's stop words are English, so text in another language contains none of these words.
-            stop_words = 2 if language == "en" else None
-            return filters.GopherQualityFilter(min_stop_words=stop_words, exclusion_writer=writer, language=language)
-        case "c4":
-            return filters.C4QualityFilter(exclusion_writer=writer, language=language)
-        case _:
-            return filters.FineWebQualityFilter(exclusion_writer=writer, language=language)
+    kinds = {
+        "gopher_repetition": filters.GopherRepetitionFilter,
+        "gopher_quality": filters.GopherQualityFilter,
+        "c4": filters.C4QualityFilter,
+        "fineweb": filters.FineWebQualityFilter,
+    }
+    # The paper's stop words are English, so text in another language contains none of these words.
+    options = {"min_stop_words": None} if name == "gopher_quality" and language != "en" else {}
+    return kinds[name](exclusion_writer=writer, language=language, **options)

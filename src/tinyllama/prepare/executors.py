@@ -1,6 +1,6 @@
 """Executors, which run the tasks of a stage in processes of this machine, on a Ray cluster, or as Slurm jobs.
 
-All three executors call `worker.run_task`. Only completion records show which tasks are finished. The local pool comes
+All three executors call `tasks.run_task`. Only completion records show which tasks are finished. The local pool comes
 from concurrent.futures, because datatrove's pool waits permanently for a worker that the kernel has killed. Ray is
 called directly, because datatrove's executor forks a pool in each Ray worker, and this pool sometimes hangs at its end.
 """
@@ -24,8 +24,7 @@ from typing import Any
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, write_json
 from tinyllama.hardware import available_cpu_count
-from tinyllama.prepare.tasks import Job
-from tinyllama.prepare.worker import run_task
+from tinyllama.prepare.tasks import Job, run_task
 from tinyllama.processes import set_parent_death_signal
 
 _RAY_RETRIES = 3
@@ -46,9 +45,7 @@ def run_local(job: Job, stage: str, ranks: list[int], started: Callable[[], None
         for rank in ranks:
             run_task(job, stage, rank)
         return
-    context = multiprocessing.get_context(
-        "fork"
-    )  # a forked worker inherits the modules and the tokenizer, which saves one second
+    context = multiprocessing.get_context("fork")  # workers inherit the tokenizer, which saves one second
     with ProcessPoolExecutor(workers, context, _init_worker, (job,)) as pool:
         futures = [pool.submit(_run_task_in_worker, stage, rank) for rank in ranks]
         started()
@@ -105,10 +102,7 @@ def run_ray(job: Job, stage: str, ranks: list[int], started: Callable[[], None])
 
 @contextmanager
 def _ray_session(ray: Any) -> Iterator[None]:
-    """Use this process's Ray session, or start one for the block and restore the SIGTERM handler afterwards."""
-    if ray.is_initialized():
-        yield
-        return
+    """Start a Ray session for the block, and restore the SIGTERM handler afterwards."""
     os.environ.setdefault("RAY_task_oom_retries", str(_RAY_RETRIES))  # Ray's default is unlimited
     before = signal.getsignal(signal.SIGTERM)
     ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)

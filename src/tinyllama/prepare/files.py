@@ -23,7 +23,7 @@ import fsspec.core  # type: ignore[import-untyped]
 
 from tinyllama.errors import InputError, first_line
 from tinyllama.files import sha256_of
-from tinyllama.recipe.fields import check_protocol
+from tinyllama.recipe.loading import check_protocol
 
 
 @dataclass(frozen=True)
@@ -172,13 +172,13 @@ def _is_remote(path: str) -> bool:
 
 
 def _filesystem(url: str) -> Any:
-    """Return the fsspec file system of a URL. Raises InputError if its package is missing."""
+    """Return the fsspec file system of a URL. Raises InputError if the URL is invalid or a package is missing."""
     try:
         return fsspec.core.url_to_fs(check_protocol(url))[0]
-    except ImportError as error:
-        raise InputError(f"{url}: {error}; install it, or copy the data to a local folder") from None
-    except ValueError as error:
-        raise InputError(f"{url}: {error}; correct the path, or copy the data to a local folder") from None
+    except (ImportError, ValueError) as error:
+        raise InputError(
+            f"{url}: {error}; correct the path, install the package, or copy the data to a local folder"
+        ) from None
 
 
 @contextmanager

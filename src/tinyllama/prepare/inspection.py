@@ -1,25 +1,31 @@
-"""Inspection of a token store: counts, shares, dropped rows and their reasons, decoded samples, a row's provenance.
+"""Inspection of a token store: counts, dropped rows and their reasons, samples, a row's provenance, and verification.
 
-This module reads the manifests and only the displayed parts of the shards.
+A description reads the manifests and only the displayed parts of the shards. The verification reads every byte and
+finds any flipped bit: `manifest.sha256` has the hash of the manifest, the manifest has the hashes of the splits'
+manifests, and the splits' manifests have the hashes of the shards.
 """
 
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from tinyllama.data.order import sequences
-from tinyllama.data.store import TokenStore
+from tinyllama.data.store import HASH_KEYS, TokenStore
 from tinyllama.errors import InputError
+from tinyllama.files import read_json, sha256_of
 from tinyllama.formatting import format_table
-from tinyllama.prepare.manifests import settings_diff
+from tinyllama.prepare.pipeline import settings_diff
 from tinyllama.prepare.store_warnings import TAIL_HELD_OUT, file_warning_lines, holdout_remedy
+from tinyllama.progress import BYTES, Bar
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
 
 _EXCERPT_CHARACTERS = 240
 _MAX_REASONS = 20
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError)
 
 
 def inspect_lines(
@@ -189,3 +195,65 @@ def open_tokenizer(store: TokenStore, path: str | None) -> Tokenizer | None:
     if path is None:
         return None
     raise InputError(f"{path}: not the tokenizer that {store.folder} was made with; name that one")
+
+
+def find_corruption(store: Path) -> list[str]:
+    """Return one line for each file of a store that is changed, truncated, missing or unexpected.
+
+    Raises InputError if `store` is not a finished store.
+    """
+    if not any((store / name).is_file() for name in ("manifest.json", "manifest.sha256")):
+        raise InputError(f"{store}: no finished token store here; run `tinyllama prepare` with its recipe")
+    manifest, problems = _read_manifest(store)
+    try:
+        expected, unreadable = _expected_hashes(store, manifest)
+    except _MALFORMED:
+        return [*problems, f"{store / 'manifest.json'} cannot be used: no other file was checked"]
+    sizes = [path.stat().st_size if path.is_file() else 0 for path in expected]
+    with Bar("verifying", sum(sizes), BYTES, where=f"every byte of {store} is read") as bar:
+        for (path, sha256), done in zip(expected.items(), accumulate(sizes), strict=True):
+            if not path.is_file():
+                problems.append(f"{path} is missing")
+            elif sha256_of(path) != sha256:
+                problems.append(f"{path} does not match its hash")
+            bar.show(done)
+    known = expected.keys() | {store / "manifest.json", store / "manifest.sha256"}
+    folders = {folder for path in known for folder in path.parents}
+    unexpected = (path for path in sorted(store.rglob("*")) if path not in known | folders)
+    return problems + [f"{path} is unexpected" for path in unexpected if path.parent not in unreadable]
+
+
+def _read_manifest(store: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the store's manifest and its problems; the manifest is empty if it is not readable."""
+    path, hash_file = store / "manifest.json", store / "manifest.sha256"
+    if not path.is_file():
+        return {}, [f"{path} is missing"]
+    problems = []
+    if not hash_file.is_file():
+        problems = [f"{hash_file} is missing"]
+    elif hash_file.read_bytes() != f"{sha256_of(path)}  {path.name}\n".encode():
+        problems = [f"{path} does not match its hash in {hash_file.name}"]
+    try:
+        return read_json(path), problems
+    except InputError as error:
+        return {}, [*problems, str(error)]
+
+
+def _expected_hashes(store: Path, manifest: dict[str, Any]) -> tuple[dict[Path, str], set[Path]]:
+    """Return the SHA-256 of each file that the manifests list, and the folders of splits with unreadable manifests."""
+    expected: dict[Path, str] = {}
+    unreadable: set[Path] = set()
+    for source, fields in manifest["sources"].items():
+        for split, entry in fields["splits"].items():
+            folder = store / source / split
+            expected[folder / "manifest.json"] = entry["manifest_sha256"]
+            try:
+                own = read_json(folder / "manifest.json")
+                files = {folder / "rejects.jsonl": own["rejects_sha256"]}
+                for shard in own["shards"]:
+                    path = folder / shard["file"]
+                    files |= {path.with_suffix(suffix): shard[key] for suffix, key in HASH_KEYS.items()}
+                expected |= files
+            except (OSError, *_MALFORMED):
+                unreadable.add(folder)
+    return expected, unreadable

@@ -1,30 +1,43 @@
 """Pipeline from raw text to a token store: plan the tasks, run unfinished tasks with an executor, write the manifests.
 
-The pipeline reads the sources' files and writes the store. STORE/.work contains the unfinished work: the plan, a
-completion record of each finished task, and the rejected rows. The store's own manifest is written last and makes the
-folder a store.
+STORE/.work contains the unfinished work: the plan, a completion record of each finished task, and the rejected rows.
+The manifests are made from the completion records. The store's own manifest is written last and completes the store.
 """
 
+import re
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tinyllama.data.store import WORK_DIR, TokenStore
+from tinyllama.data.store import FORMAT_VERSION, WORK_DIR, TokenStore
 from tinyllama.errors import InputError
-from tinyllama.files import exclusive_lock, read_json, reject_symlinks, write_json
+from tinyllama.files import (
+    atomic_write,
+    exclusive_lock,
+    read_json,
+    reject_symlinks,
+    sha256_of,
+    write_json,
+    write_json_with_sha256,
+)
 from tinyllama.formatting import echo
 from tinyllama.prepare.cleaning import check_cleaning
+from tinyllama.prepare.decontamination import overlap, read_index
 from tinyllama.prepare.executors import refuse_submitted, run_local, run_ray, submit_slurm
 from tinyllama.prepare.files import find_modified_input
-from tinyllama.prepare.manifests import settings_diff, store_settings, write_manifests
-from tinyllama.prepare.store_warnings import check_no_file_warnings
-from tinyllama.prepare.tasks import TOKENS, Job, plan_job
-from tinyllama.prepare.worker import cached_tokenizer, translate_write_errors
+from tinyllama.prepare.store_warnings import MAX_LISTED_FILES, check_no_file_warnings, rejection_remedy
+from tinyllama.prepare.tasks import TOKENS, Job, cached_tokenizer, plan_job, translate_write_errors
 from tinyllama.progress import BYTES, poll_progress
 from tinyllama.recipe import Recipe, differences
 from tinyllama.tokenizer import Tokenizer
+
+CompletionRecord = dict[str, Any]
+_RESULTS = re.compile(r"tokenizer\.path$|sources\.[^.]+\.(splits|contamination|skipped_files|suspect_files)\b")
+"""Pattern of the manifest's fields, by dotted name, that are no settings of the store."""
 
 
 def build_store(recipe: Recipe, strict: bool = False) -> TokenStore | None:
@@ -74,52 +87,48 @@ def _check_existing_store(job: Job, tokenizer: Tokenizer) -> None:
 
 
 def _initialize_work_dir(job: Job, plan: dict[str, Any]) -> None:
-    """Write the plan; keep finished tasks of an interrupted run that are also in this plan, and delete the others."""
-    store, work = job.store, job.work
-    before = read_json(work / "plan.json") if (work / "plan.json").is_file() else None
-    if before is None and not work.exists() and store.exists() and any(store.iterdir()):
+    """Write the plan; keep the results of an interrupted run that are still valid, and delete the others."""
+    store, path = job.store, job.work / "plan.json"
+    before = read_json(path) if path.is_file() else None
+    if before is None and not job.work.exists() and store.exists() and any(store.iterdir()):
         raise InputError(f"{store}: has files but no token store; choose an empty or a new folder")
     reject_symlinks(store)
     if before is None:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(job.work, ignore_errors=True)
     else:
         for key, (then, now) in differences(before["settings"], plan["settings"]):
             raise InputError(
                 f"{store}: begun with {key} {then}, the recipe has {now}; choose another store, or delete this one "
                 "with its unfinished work"
             )
-        if before != plan:
-            _delete_stale_tasks(job)
-    if before != plan:
-        write_json(work / "plan.json", plan)
-    for path in store.rglob("*.part"):
-        path.unlink()
-    # Tasks with changed files are repeated. If documents are compared across tasks, all tasks are then repeated.
-    records = sorted((work / "completion_records").rglob("*.json"))
-    modified = [path for path in records if find_modified_input(path, read_json(path)["inputs"])]
-    for path in records if modified and job.cleaning else modified:
-        path.unlink()
+        _delete_stale_results(job, before["inputs"] != plan["inputs"])
+    if before != plan or not path.is_file():
+        write_json(path, plan)
+    for part in store.rglob("*.part"):
+        part.unlink()
 
 
-def _delete_stale_tasks(job: Job) -> None:
-    """Delete the results of an interrupted run, except the results of tasks that are unchanged in the new plan.
-
-    If documents are compared across tasks, the results of all tasks are deleted.
-    """
-    kept: dict[Path, int] = {}
+def _delete_stale_results(job: Job, has_other_inputs: bool) -> None:
+    """Delete the results of tasks with changed inputs, or all results if documents are compared across tasks."""
+    records = {path: read_json(path) for path in sorted((job.work / "completion_records").rglob("*.json"))}
+    current = {job.completion_record(TOKENS, rank): job.fingerprint(rank) for rank in range(len(job.tasks))}
+    stale = {
+        path
+        for path, record in records.items()
+        if record.get("task") != current.get(path) or find_modified_input(path, record["inputs"])
+    }
+    if not (has_other_inputs or stale):
+        return
     if job.cleaning:
+        stale = set(records)
         shutil.rmtree(job.work)
-    else:
-        ranks = {job.completion_record(TOKENS, rank): rank for rank in range(len(job.tasks))}
-        for path in (job.work / "completion_records").rglob("*.json"):
-            if path in ranks and read_json(path)["task"] == job.fingerprint(ranks[path]):
-                kept[path] = ranks[path]
-            else:
-                path.unlink()
+    for path in stale:
+        path.unlink(missing_ok=True)
+    kept = {path: records[path]["shards"] for path in current.keys() & records.keys() - stale}
     shards = {
-        job.store / job.tasks[rank].source / split / shard["file"]
-        for path, rank in kept.items()
-        for split, shard in read_json(path)["shards"].items()
+        job.store / task.source / split / shard["file"]
+        for rank, task in enumerate(job.tasks)
+        for split, shard in kept.get(job.completion_record(TOKENS, rank), {}).items()
     }
     for path in job.store.glob("*/*/*"):
         if path.with_suffix(".tokens") not in shards and WORK_DIR not in path.parts:
@@ -160,3 +169,148 @@ def _progress_source(job: Job, stage: str) -> tuple[int, str, Callable[[], int]]
 def _finish_slurm_job(job: Job, plan: dict[str, Any], strict: bool, data: Any, rank: int, world_size: int) -> None:
     """Write the manifests, as a step of a datatrove pipeline in the last Slurm job, after all tasks."""
     write_manifests(job, plan, strict)
+
+
+def store_settings(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the settings that, together with the inputs, determine the store's bytes, in the manifest's form."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
+        "dtype": tokenizer.dtype.newbyteorder("<").str,
+        **_recipe_settings(recipe),
+    }
+
+
+def _recipe_settings(recipe: Recipe) -> dict[str, Any]:
+    sources = {}
+    for name, source in recipe.data.sources.items():
+        fields = source.model_dump(mode="json", exclude={"path", "weight", "max_compression_ratio"})
+        # Manifests of older stores lack separator and holdout, so empty values of these two fields are omitted.
+        sources[name] = {key: fields[key] for key in fields if key not in ("separator", "holdout") or fields[key]}
+    return {
+        "document": recipe.data.document.model_dump(),
+        "validation_fraction": recipe.data.validation_fraction,
+        "sources": sources,
+    }
+
+
+def settings_diff(
+    manifest: dict[str, Any], recipe: Recipe, tokenizer: Tokenizer | None = None
+) -> list[tuple[str, tuple[Any, ...]]]:
+    """Return the name and both values of each setting that differs between a store and a recipe.
+
+    The tokenizer's settings are compared only if `tokenizer` is given.
+    """
+    wanted = store_settings(recipe, tokenizer) if tokenizer else _recipe_settings(recipe)
+    found = differences({key: manifest[key] for key in wanted}, wanted)
+    return [(name, values) for name, values in found if not _RESULTS.match(name)]
+
+
+def write_manifests(job: Job, plan: dict[str, Any], strict: bool = False) -> None:
+    """Write the manifests, with the store's own manifest last, and delete the folder of unfinished work.
+
+    Raises InputError if a source has no documents to train on, or if a file changed during the work. If `strict`,
+    raises InputError also if most rows of a file are rejected or no row is usable.
+    """
+    records = [read_json(job.completion_record(TOKENS, rank)) for rank in range(len(job.tasks))]
+    _check_inputs_unchanged(job, records)
+    settings = plan["settings"]
+    tokenizer = {**settings["tokenizer"], "path": job.recipe.tokenizer}
+    sources = {}
+    for name, fields in settings["sources"].items():
+        own = {rank: record for rank, record in enumerate(records) if job.tasks[rank].source == name}
+        sources[name] = {**fields, **_write_source(job, name, own)}
+    manifest = {**settings, "inputs": plan["inputs"], "tokenizer": tokenizer, "sources": sources}
+    if strict:
+        check_no_file_warnings(str(job.store), manifest)
+    for part in job.store.rglob("*.part"):  # from a killed worker that ended after another worker repeated its task
+        part.unlink(missing_ok=True)
+    write_json_with_sha256(job.store / "manifest.json", manifest)
+    shutil.rmtree(job.work)
+
+
+def _check_inputs_unchanged(job: Job, records: list[CompletionRecord]) -> None:
+    """Raise InputError if an input has changed since a stage read it."""
+    for rank, record in enumerate(records):
+        if changed := find_modified_input(job.work / "plan.json", record["inputs"]):
+            job.completion_record(TOKENS, rank).unlink()
+            raise InputError(f"{changed}: changed while it was being prepared; run prepare again")
+    hashes = {entry["path"]: entry["sha256"] for record in records for entry in record["inputs"]}
+    for stage in job.cleaning:
+        for path in (job.work / "completion_records" / stage.name).glob("*.json"):
+            for entry in read_json(path)["inputs"]:
+                if hashes.get(entry["path"], entry["sha256"]) != entry["sha256"]:
+                    shutil.rmtree(job.work / "completion_records")
+                    raise InputError(f"{entry['path']}: changed while it was being prepared; run prepare again")
+
+
+def _write_source(job: Job, name: str, own: dict[int, CompletionRecord]) -> dict[str, Any]:
+    """Write the manifests of a source's splits; return the source's outcomes for the store's manifest."""
+    splits = {}
+    for split in ("train", "validation"):
+        if entry := _write_split(job, job.store / name / split, own):
+            splits[split] = entry
+    warnings = [entry for record in own.values() for entry in record["warnings"]]
+    if not splits.get("train", {}).get("documents"):
+        reasons = _sum(record["dropped"] for record in own.values())
+        counts = ", ".join(f"{count} rows {reason}" for reason, count in reasons.items()) or "no rows at all"
+        place = f", see {warnings[0]['file']}" if warnings else ""
+        raise InputError(
+            f"data.sources.{name}: no document left to train on ({counts}){place}; {rejection_remedy(reasons)}"
+        )
+    outcomes: dict[str, Any] = {"splits": splits, "skipped_files": job.skipped_files[name]}
+    if warnings:
+        outcomes["suspect_files"] = {"count": len(warnings), "first": warnings[:MAX_LISTED_FILES]}
+    if job.recipe.data.sources[name].clean.decontaminate:
+        dropped = [found for record in own.values() for found in record["contaminated"]]
+        outcomes["contamination"] = overlap(read_index(job.work / "decontamination", name), dropped)
+    return outcomes
+
+
+def _write_split(job: Job, folder: Path, own: dict[int, CompletionRecord]) -> dict[str, Any] | None:
+    """Write one split's rejects and manifest; return its entry in the store's manifest, None for an empty split."""
+    split = folder.name
+    shards = [_shard_entry(record, split) for record in own.values() if split in record["shards"]]
+    read = {rank: record for rank, record in own.items() if job.tasks[rank].split == split}
+    if not shards and not read:
+        with suppress(OSError):
+            folder.rmdir()  # if no document is in the split, its empty folder is not part of the store
+        return None
+    with atomic_write(folder / "rejects.jsonl") as file:
+        for rank in read:
+            with job.rejects_path(rank).open("rb") as part:
+                shutil.copyfileobj(part, file)
+    tokens, documents = (sum(shard[key] for shard in shards) for key in ("tokens", "documents"))
+    subsets: dict[str, Counter[str]] = {}
+    for record in own.values():
+        for name, counts in record["subsets"].get(split, {}).items():
+            subsets.setdefault(name, Counter()).update(counts)
+    # For a validation split from training files, the rows that were read are exactly the documents in the split.
+    rows: dict[str, Any] = {
+        "read": sum(record["read"] for record in read.values()) or documents,
+        "kept": documents,
+        "dropped": dict(sorted(_sum(record["dropped"] for record in read.values()).items())),
+    }
+    if changed := _sum(record["changed"] for record in read.values()):
+        rows["changed"] = dict(sorted(changed.items()))
+    manifest = {
+        "tokens": tokens,
+        "documents": documents,
+        "text_bytes": sum(counts["text_bytes"] for counts in subsets.values()),
+        "subsets": dict(sorted(subsets.items())),
+        "rows": rows,
+        "rejects_sha256": sha256_of(folder / "rejects.jsonl"),
+        "shards": shards,
+    }
+    write_json(folder / "manifest.json", manifest)
+    return {"tokens": tokens, "documents": documents, "manifest_sha256": sha256_of(folder / "manifest.json")}
+
+
+def _shard_entry(record: CompletionRecord, split: str) -> dict[str, Any]:
+    """Return a shard's entry in the split's manifest, with the number of the shard's documents from each input."""
+    inputs = [{**entry, "documents": entry["documents"].get(split, 0)} for entry in record["inputs"]]
+    return {**record["shards"][split], "inputs": inputs}
+
+
+def _sum(counts: Iterable[dict[str, int]]) -> Counter[str]:
+    return sum(map(Counter, counts), Counter())  # without zero counts

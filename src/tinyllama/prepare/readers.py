@@ -132,18 +132,18 @@ Fields = Iterator[tuple[int | None, dict[str, Any] | str]]
 
 
 def _read_fields(file: RawFile, source: Source) -> Fields:
-    needed, one_of = (text_field(source),), ("meta", _SUBSET_FIELD) if source.format == "slimpajama" else ()
+    column, one_of = text_field(source), ("meta", _SUBSET_FIELD) if source.format == "slimpajama" else ()
     match file_kind(file.name, source.format):
         case "parquet":
-            columns = _select_columns(parquet_columns(file.local), file.name, needed, one_of)
+            columns = _select_columns(parquet_columns(file.local), file.name, column, one_of)
             return _limited(file, parquet_rows(file.local, file.name, columns))
         case "arrow":
-            columns = _select_columns(arrow_columns(file.local), file.name, needed, one_of)
+            columns = _select_columns(arrow_columns(file.local), file.name, column, one_of)
             return _limited(file, arrow_rows(file.local, file.name, columns))
         case "csv":
-            return _read_csv(file, needed)
+            return _read_csv(file, column)
         case "text":
-            return _read_text(file, source.separator, needed[0])
+            return _read_text(file, source.separator, column)
         case _:
             # Unlike a loop variable, `map` does not keep a line in memory while its row is in use.
             return map(partial(parse_line, file.name), iter_lines(file))
@@ -158,25 +158,22 @@ def _limited(file: RawFile, rows: Iterator[dict[str, Any]]) -> Fields:
         yield None, fields
 
 
-def _select_columns(present: list[str], name: str, needed: Sequence[str], one_of: Sequence[str]) -> list[str]:
-    """Return the columns to read: all columns of `needed`, and the columns of `one_of` that the file has.
+def _select_columns(present: list[str], name: str, text: str, one_of: Sequence[str] = ()) -> list[str]:
+    """Return the columns to read: the column `text`, and the columns of `one_of` that the file has.
 
     Raises InputError if a column is missing or duplicated.
     """
     found = [column for column in one_of if column in present]
     have = ", ".join(map(printable, present[:_MAX_NAMED_COLUMNS])) + ", …" * (len(present) > _MAX_NAMED_COLUMNS)
-    for column in needed:
-        if column not in present:
-            raise InputError(
-                f"{name}: no column {column!r} (it has {have}); set the source's text, or exclude the file"
-            )
+    if text not in present:
+        raise InputError(f"{name}: no column {text!r} (it has {have}); set the source's text, or exclude the file")
     if one_of and not found:
         wanted = " or ".join(map(repr, one_of))
         raise InputError(f"{name}: no column {wanted} (it has {have}); read it with the format of its suffix")
-    for column in (*needed, *found):
+    for column in (text, *found):
         if present.count(column) > 1:
             raise InputError(f"{name}: two columns are named {column!r}; rename or remove one")
-    return [*needed, *found]
+    return [text, *found]
 
 
 def _to_row(
@@ -245,19 +242,19 @@ def _read_text(file: RawFile, separator: str | None, column: str) -> Fields:
         yield None, "not UTF-8 text" if isinstance(text, UnusableValue) else {column: text}
 
 
-def _read_csv(file: RawFile, needed: Sequence[str]) -> Fields:
+def _read_csv(file: RawFile, column: str) -> Fields:
     csv.field_size_limit(_CSV_CHARACTERS)
     with open_text(file) as text:
         lines = _CsvLines(text, file.name)
         rows = csv.DictReader(lines, strict=True)  # a file that ends inside quotes is an error
         try:
-            _check_csv_header(list(rows.fieldnames or ()), file.name, needed)
+            _check_csv_header(list(rows.fieldnames or ()), file.name, column)
             for fields in rows:
                 lines.record_characters = 0
                 if None in fields:
                     yield rows.line_num, "more fields than columns"
                 else:
-                    yield rows.line_num, {column: _csv_value(fields[column]) for column in needed}
+                    yield rows.line_num, {column: _csv_value(fields[column])}
         except csv.Error as error:
             remedy = 'put fields in " and double each " inside one, or convert the file to parquet'
             if "unexpected end" in str(error):
@@ -284,16 +281,16 @@ class _CsvLines:
             yield line
 
 
-def _check_csv_header(header: list[str], name: str, needed: Sequence[str]) -> None:
-    """Raise InputError if a csv file has no header line, or if a needed column is missing."""
+def _check_csv_header(header: list[str], name: str, text: str) -> None:
+    """Raise InputError if a csv file has no header line, or if the column `text` is missing."""
     if not header:
         raise InputError(f"{name}: empty, without a line of column names; exclude it")
     if any("\0" in column or isinstance(_csv_value(column), UnusableValue) for column in header):
         raise InputError(f"{name}: the column names are not UTF-8 text; convert it to UTF-8, for example with iconv")
     separator = next((character for character in ";\t|" if character in header[0]), None)
-    if len(header) == 1 and separator and header[0] not in needed:
+    if len(header) == 1 and separator and header[0] != text:
         raise InputError(f"{name}: its columns are separated by {separator!r}; convert it to commas, or to parquet")
-    _select_columns(header, name, needed, ())
+    _select_columns(header, name, text)
 
 
 def _csv_value(text: str | None) -> str | UnusableValue | None:

@@ -19,7 +19,7 @@ from tinyllama.progress import BYTES, Bar
 from tinyllama.recipe import Recipe, Source
 from tinyllama.text import TextLike, iter_utf8_chunks, to_str, utf8_boundary_before
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.tokenizer.training import TrainingText, train_on_lines, training_text
+from tinyllama.tokenizer.training import TrainingText, train_tokenizer, training_text
 
 _MAX_FILES = 64
 # Assumed compression ratio of text and code. The ratio affects only the fraction of documents in the sample.
@@ -71,7 +71,7 @@ def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -
     if not text.lines and reasons:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
         raise InputError(f"data.sources: no text to train the tokenizer on ({counts}); {rejection_remedy(reasons)}")
-    train_on_lines(text, vocab_size).save(folder, recipe.model.context_length)
+    train_tokenizer(text, vocab_size).save(folder, recipe.model.context_length)
     return folder, text
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow
 
@@ -91,9 +91,8 @@ def split_suffixes(name: str) -> tuple[str, str, str]:
 
 
 def _split_last_suffix(name: str) -> tuple[str, str]:
-    stem, _, last = name.rpartition(".")
-    is_hidden = not stem or stem.endswith("/")
-    return (name, "") if is_hidden or not last or "/" in last else (stem, f".{last.lower()}")
+    suffix = PurePosixPath(name).suffix
+    return name.removesuffix(suffix), suffix.lower()
 
 
 def compression_of(name: str) -> str | None:
@@ -155,13 +154,9 @@ def _no_files_error(name: str, source: Source, skipped: Counter[str]) -> InputEr
     wanted = " or ".join(suffix for suffix, kind in _KINDS.items() if kind in kinds) + " file"
     if set(kinds) & set(_COMPRESSIBLE_KINDS):
         wanted += f" (compressed: {' or '.join(COMPRESSIONS)})"
-    remedy = "correct path, or put the data there"
+    remedy = "correct path, format, include or exclude, or put the data there"
     if _WITHOUT_JSON_LINES in skipped:
         remedy = "convert the files, one JSON object per line is expected"
-    elif any("ending" in reason for reason in skipped):
-        remedy = "correct path or format, or convert the files"
-    elif skipped:
-        remedy = "correct path, include or exclude"
     counts = ", ".join(f"{count:,} {reason}" for reason, count in skipped.most_common(_MAX_NAMED_REASONS))
     others = f" (files not read: {counts})" if counts else ""
     return InputError(f"data.sources.{name}: no {wanted} under {source.path}{others}; {remedy}")

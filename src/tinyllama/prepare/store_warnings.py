@@ -18,12 +18,11 @@ TAIL_HELD_OUT = "end held out for validation"
 MAX_LISTED_FILES = 100
 """Maximum number of suspect files that a manifest lists per source."""
 _MAX_SHOWN_FILES = 10
-_SET_TEXT_FIELD = "set the source's text to the field or column that contains the documents"
 _REMEDIES = {
     "invalid JSON$|not a JSON object$": "one JSON object per line is expected",
     ".* UTF-8( text)?$": "convert it to UTF-8",
     "no meta.redpajama_set_name$": "these are not rows of SlimPajama, so set another format",
-    "no |.* is not text$": _SET_TEXT_FIELD,
+    "no |.* is not text$": "set the source's text to the field or column that contains the documents",
     "empty": "add text",
     "longer than": "split it, for example with the source's separator, or write one JSON object per line",
     "more fields than columns$": 'put fields that contain a comma in "',
@@ -55,10 +54,8 @@ def _file_warning(entry: dict[str, Any]) -> str:
     if not rejected:
         return f"{entry['file']}: contains no rows; exclude it if this is not intended"
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.most_common())
-    remedy = rejection_remedy(rejected)
-    if remedy == _SET_TEXT_FIELD and rejected.total() < entry["rows"]:  # if other rows have the field
-        remedy = "add a text to these rows, or remove them"
-    return f"{entry['file']}: {rejected.total():,} of {entry['rows']:,} rows rejected ({reasons}); {remedy}"
+    counts = f"{rejected.total():,} of {entry['rows']:,} rows rejected ({reasons})"
+    return f"{entry['file']}: {counts}; {rejection_remedy(rejected)}"
 
 
 def check_no_file_warnings(store: str, manifest: Mapping[str, Any]) -> None:
@@ -75,13 +72,9 @@ def holdout_remedy(store: TokenStore, name: str) -> str:
     source, field = manifest["sources"][name], f"data.sources.{name}"
     if f"{name}/validation" in store and not (HELD_OUT in rows["dropped"] or TAIL_HELD_OUT in rows.get("changed", ())):
         return "add text to its validation files"
-    raise_fraction, has_tail = "raise data.validation_fraction", source.get("holdout") == "tail"
-    options = [] if has_tail else [f"{field}.holdout: tail"]
+    options = ["raise data.validation_fraction"]
     if source["format"] == "text" and not source.get("separator"):
-        options.insert(0, f"{field}.separator")
-    remedies = [f"set {' or '.join(options)}"] if options else []
-    if has_tail or rows["kept"] > 1:
-        remedies.insert(0, raise_fraction)
-    elif not manifest["validation_fraction"]:
-        remedies = [f"{raise_fraction} and {remedy}" for remedy in remedies]
-    return f"{' or '.join(remedies)}, and prepare another data.store"
+        options.append(f"set {field}.separator")
+    if source.get("holdout") != "tail":
+        options.append(f"set {field}.holdout: tail")
+    return f"{' or '.join(options)}, and prepare another data.store"

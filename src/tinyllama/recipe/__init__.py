@@ -1,47 +1,378 @@
-"""A run as one YAML file: every field, its default and its check."""
+"""A run as one YAML file: every field as a frozen pydantic model, with its default and its check.
 
-from tinyllama.recipe.data_schema import (
-    SLIMPAJAMA_SUBSETS,
-    Cleaning,
-    Data,
-    MixtureStage,
-    Slurm,
-    Source,
-    SpecialTokens,
-)
-from tinyllama.recipe.loading import bundled_recipes, differences, flatten
-from tinyllama.recipe.schema import (
-    Checkpoint,
-    Guard,
-    Model,
-    Optimizer,
-    Parallel,
-    Recipe,
-    Release,
-    Schedule,
-    Track,
-    Train,
+A field's docstring is its description in docs/recipe.md; `data_schema` has the fields of `data`.
+
+A recipe's digest covers the fields that change the trained weights beyond rounding. A run compares digests on resume.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from tinyllama.errors import InputError
+from tinyllama.recipe.data_schema import SLIMPAJAMA_SUBSETS, Cleaning, Data, Source
+from tinyllama.recipe.loading import (
+    NAME_PATTERN,
+    Count,
+    CountOrZero,
+    Fraction,
+    NonNegative,
+    Positive,
+    PositiveFraction,
+    RecipeModel,
+    TokenCount,
+    bundled_recipes,
+    differences,
+    flatten,
+    format_validation_error,
+    read_fields,
 )
 
 __all__ = [
-    "SLIMPAJAMA_SUBSETS",
-    "Checkpoint",
-    "Cleaning",
-    "Data",
-    "Guard",
-    "MixtureStage",
-    "Model",
-    "Optimizer",
-    "Parallel",
-    "Recipe",
-    "Release",
-    "Schedule",
-    "Slurm",
-    "Source",
-    "SpecialTokens",
-    "Track",
-    "Train",
-    "bundled_recipes",
-    "differences",
-    "flatten",
-]
+    "SLIMPAJAMA_SUBSETS", "ActivationCheckpointing", "Cleaning", "Guard", "Model", "Optimizer", "Parallel", "Recipe",
+    "Release", "Schedule", "Source", "Track", "bundled_recipes", "differences", "flatten",
+]  # fmt: skip
+
+ActivationCheckpointing = Literal["none", "selective", "full"]
+
+
+class Model(RecipeModel):
+    """Shape of the network, with Llama 2's architecture."""
+
+    dim: Count
+    """Width of the residual stream."""
+    layers: Count
+    """Number of transformer blocks."""
+    heads: Count
+    """Number of query heads."""
+    kv_heads: Count
+    """Number of key/value heads; each key/value head is shared by heads / kv_heads query heads."""
+    ffn_dim: Count
+    """Width of the SwiGLU feed-forward network."""
+    context_length: Count = 2048
+    """Maximum sequence length."""
+    norm_eps: Positive = 1e-5
+    """Constant added to the mean square in RMSNorm."""
+    rope_theta: Positive = 10000.0
+    """Base of the rotary position embedding."""
+    tie_embeddings: bool = False
+    """Use the input embedding as the output head."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.dim // self.heads
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"heads {self.heads} do not divide dim {self.dim}; choose heads that do")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads {self.kv_heads} do not divide heads {self.heads}; choose kv_heads that do")
+        if self.head_dim % 2:
+            raise ValueError(f"dim / heads is {self.head_dim}; rotary embeddings need an even number")
+        return self
+
+
+class Optimizer(RecipeModel):
+    """Optimizer; weight decay applies to matrices only."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """AdamW for all parameters; or Muon for the blocks' matrices, with update sizes scaled to those of AdamW, and AdamW
+    for the other parameters."""
+    learning_rate: Positive
+    """Peak learning rate."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """AdamW's decay rates of the running mean and the running mean square of gradients."""
+    momentum: Fraction = 0.95
+    """Muon's momentum."""
+    weight_decay: NonNegative = 0.1
+    """Decoupled weight decay per step, multiplied by the learning rate."""
+    max_gradient_norm: Positive = 1.0
+    """Gradient-norm clipping threshold."""
+
+
+class Schedule(RecipeModel):
+    """Learning-rate schedule: warm-up and cosine, or warm-up, stable and decay (WSD)."""
+
+    name: Literal["cosine", "wsd"] = "cosine"
+    """Shape after the warm-up."""
+    warmup_steps: CountOrZero
+    """Steps of linear warm-up to the peak."""
+    final_learning_rate: NonNegative
+    """Learning rate at the last step, at most the peak."""
+    decay_fraction: PositiveFraction = 0.2
+    """For WSD only: length of the final decay, as a fraction of all steps."""
+
+
+class Train(RecipeModel):
+    """Training."""
+
+    tokens: TokenCount
+    """Number of tokens to train on."""
+    sequence_length: Count
+    """Number of predicted tokens per sequence."""
+    batch_sequences: Count
+    """Global batch size per step, over all ranks."""
+    micro_batch_sequences: Count
+    """Maximum micro-batch size per rank; the largest divisor of the rank's batch up to this maximum is used."""
+    initial_weights: str | None = None
+    """Folder or hub name of a Hugging Face Llama with the initial weights; null initializes weights randomly."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Precision of computation; weights, optimizer state and accumulated gradients are always float32."""
+    float8: bool = False
+    """Compute the blocks' matrix products in float8 with one scale per row (torchao); needs a GPU that supports float8
+    matrix products."""
+    deterministic: bool = False
+    """Use deterministic GPU kernels, which are slower; CPU kernels are always deterministic."""
+    compile: bool = True
+    """Compile the blocks with torch.compile."""
+    z_loss: NonNegative = 0.0
+    """Weight of the mean squared log-sum-exp of the logits in the loss, which keeps logits from drifting."""
+    optimizer: Optimizer
+    """Optimizer and its hyperparameters."""
+    schedule: Schedule
+    """Learning-rate schedule."""
+    validate_every_steps: Count = 1000
+    """Number of steps between validations; the last step is always validated."""
+    validation_sequences: Count = 1024
+    """Maximum number of sequences per validation, divided among the sources by weight."""
+
+    @model_validator(mode="after")
+    def _check_learning_rates(self) -> Self:
+        peak, final = self.optimizer.learning_rate, self.schedule.final_learning_rate
+        if final > peak:
+            raise ValueError(
+                f"schedule.final_learning_rate {final:g} is above the peak, optimizer.learning_rate {peak:g}; lower it"
+            )
+        return self
+
+    @property
+    def batch_tokens(self) -> int:
+        """Number of tokens per step."""
+        return self.batch_sequences * self.sequence_length
+
+    @property
+    def steps(self) -> int:
+        """Number of optimizer steps of the run; the last step reaches `tokens`."""
+        return -(-self.tokens // self.batch_tokens)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0.
+
+        The rate rises linearly to the peak during the warm-up. `cosine` then follows half a cosine to the final rate at
+        the last step (Loshchilov and Hutter 2016, arXiv:1608.03983). `wsd` stays at the peak and decays linearly over
+        the last `decay_fraction` of the steps (Hu et al. 2024, arXiv:2404.06395; linear as in Hägele et al. 2024,
+        arXiv:2405.18392).
+        """
+        schedule, peak, last_step = self.schedule, self.optimizer.learning_rate, self.steps - 1
+        warmup, final = schedule.warmup_steps, schedule.final_learning_rate
+        rate = peak * (step + 1) / warmup if step < warmup else peak
+        if schedule.name == "cosine":
+            if step < warmup:
+                return rate
+            progress = (step - warmup) / max(1, last_step - warmup)
+            return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        decay_steps = max(1, round(schedule.decay_fraction * self.steps))
+        # In a short run the decay may begin during the warm-up. The lower of the two rates then applies.
+        return min(rate, final + (peak - final) * min(1.0, max(0.0, (last_step - step) / decay_steps)))
+
+    def sequences_per_rank(self, ranks: int) -> int:
+        """Return the batch size of each rank. Raises InputError if the batch is not divisible by `ranks`."""
+        if self.batch_sequences % ranks:
+            raise InputError(
+                f"train.batch_sequences: {self.batch_sequences} sequences do not divide among {ranks} ranks; choose a "
+                f"multiple of {ranks}, or another number of ranks"
+            )
+        return self.batch_sequences // ranks
+
+    def effective_micro_batch_size(self, ranks: int) -> int:
+        """Return the largest micro-batch size that divides a rank's batch, so that all passes have one shape."""
+        size = self.sequences_per_rank(ranks)
+        return next(count for count in range(min(size, self.micro_batch_sequences), 0, -1) if size % count == 0)
+
+
+class Parallel(RecipeModel):
+    """Distribution of the model over the ranks of torchrun."""
+
+    shard: Count | Literal["auto"] = "auto"
+    """Number of ranks that share one copy of the weights, such as the GPUs of one node; `auto`: number of all ranks
+    divided by `replicate`."""
+    replicate: Count = 1
+    """Number of groups of ranks, each with a full copy of the weights; values above 1 are hybrid sharding (HSDP)."""
+    activation_checkpointing: ActivationCheckpointing = "none"
+    """Activations that the backward pass recomputes: none, all except matrix products and attention (`selective`), or
+    all except each block's input (`full`)."""
+
+    def mesh(self, ranks: int) -> tuple[int, int]:
+        """Return the number of groups and of ranks per group. Raises InputError if they do not match `ranks`."""
+        shard = ranks // self.replicate if self.shard == "auto" else self.shard
+        if shard * self.replicate != ranks:
+            raise InputError(
+                f"parallel: shard {self.shard} x replicate {self.replicate} do not make {ranks} ranks; "
+                "change one of them or the number of ranks"
+            )
+        return self.replicate, shard
+
+
+class Checkpoint(RecipeModel):
+    """Checkpoints that a run resumes from."""
+
+    every_steps: Count = 1000
+    """Number of steps between checkpoints; the last step always writes one."""
+    keep: Count = 3
+    """Number of newest checkpoints to keep; checkpoints of milestones are never pruned."""
+    asynchronous: bool = True
+    """Continue training while the checkpoint is written. This needs a copy in memory of 12 bytes per parameter, sharded
+    over the ranks."""
+    on_failure: Literal["stop", "continue"] = "stop"
+    """Action if a checkpoint cannot be written, for example because the disk is full: stop, or continue until the next
+    checkpoint."""
+
+
+class Guard(RecipeModel):
+    """Response to loss spikes, non-finite steps and stalls."""
+
+    spike_window_steps: Annotated[int, Field(ge=8)] = 128
+    """Number of past losses that a new loss is compared with; spike detection starts when this number is available."""
+    spike_z_score: Positive = 6.0
+    """Distance of a loss above the window's median, in standard deviations, that causes a rollback to the last
+    checkpoint."""
+    max_skips: CountOrZero = 3
+    """Maximum number of consecutive steps skipped for a non-finite loss or gradient; one more rolls back."""
+    max_rollbacks: CountOrZero = 3
+    """Maximum number of rollbacks to the same checkpoint; one more ends the run."""
+    watchdog_seconds: Positive = 600.0
+    """Maximum duration of a step; a longer one ends the process, so that torchrun or the scheduler restarts it."""
+
+
+class Release(RecipeModel):
+    """Milestones, and the formats and evaluation of releases."""
+
+    at_tokens: tuple[TokenCount, ...] = ()
+    """Milestones in tokens. The first step that reaches a milestone writes a checkpoint that is never pruned. A sidecar
+    process releases and evaluates this checkpoint."""
+    every_tokens: TokenCount | None = None
+    """Number of tokens between regular milestones, in addition to `at_tokens`."""
+    formats: tuple[Literal["huggingface", "gguf", "ctranslate2"], ...] = ("huggingface",)
+    """Formats of a release: `huggingface`, which is always written; `gguf` for llama.cpp (F16, Q8_0, Q4_K_M);
+    `ctranslate2` (int8, float32)."""
+    tasks: tuple[str, ...] = ("hellaswag",)
+    """Evaluation tasks of lm-eval."""
+    limit: Count | None = None
+    """Maximum number of items per task, from the task's first item on; null means all items."""
+    baselines: tuple[str, ...] = ()
+    """Hugging Face folders or hub names of models to evaluate once on the same items, at the first milestone."""
+    license: str | None = None
+    """License identifier in the model card, such as apache-2.0."""
+    average_checkpoints: Count = 1
+    """Number of newest checkpoints that a release averages; at most `checkpoint.keep`."""
+    average_decay: PositiveFraction = 1.0
+    """Weight of each averaged checkpoint relative to the next newer one."""
+
+
+class Track(RecipeModel):
+    """Experiment trackers; metrics.jsonl is always written."""
+
+    trackio: bool = True
+    """Record the run for trackio's page, which `tinyllama watch` shows, in a folder next to the run."""
+    wandb: str | None = None
+    """Weights & Biases project; needs the extra `track`."""
+    tensorboard: bool = False
+    """Write event files to RUN/tensorboard; needs the extra `track`."""
+
+
+class Recipe(RecipeModel):
+    """A complete run, from raw text to releases."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    """Name of the run's folder and its releases."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
+    """Seed of the initial weights and the data order."""
+    tokenizer: str
+    """Folder, file or hub name of the tokenizer."""
+    data: Data
+    """Text sources and the token store."""
+    model: Model
+    """Shape of the network."""
+    train: Train
+    """Training."""
+    parallel: Parallel = Parallel()
+    """Distribution over ranks."""
+    checkpoint: Checkpoint = Checkpoint()
+    """Checkpoints."""
+    guard: Guard = Guard()
+    """Response to loss spikes, non-finite steps and stalls."""
+    release: Release = Release()
+    """Milestones and releases."""
+    track: Track = Track()
+    """Experiment trackers."""
+
+    @model_validator(mode="after")
+    def _check_across_parts(self) -> Self:
+        if self.train.sequence_length > self.model.context_length:
+            raise ValueError(
+                f"train.sequence_length {self.train.sequence_length} is longer than "
+                f"model.context_length {self.model.context_length}; make it shorter"
+            )
+        if self.release.average_checkpoints > self.checkpoint.keep:
+            raise ValueError(
+                f"release.average_checkpoints {self.release.average_checkpoints} is more than "
+                f"checkpoint.keep {self.checkpoint.keep}; keep as many checkpoints as a release averages"
+            )
+        return self
+
+    @classmethod
+    def load(cls, source: str | Path, overrides: Mapping[str, object] | None = None) -> "Recipe":
+        """Read a recipe from a YAML file or by the name of a bundled recipe.
+
+        `overrides` replaces single fields by their dotted names: `{"train.tokens": "5M"}`.
+        Raises InputError with the file, the field, the value and the remedy.
+        """
+        path, fields = read_fields(str(source), overrides or {})
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise InputError(f"{path}: {format_validation_error(error, cls)}") from None
+
+    @property
+    def has_milestones(self) -> bool:
+        """Whether the recipe has milestones in tokens."""
+        return bool(self.release.at_tokens or self.release.every_tokens)
+
+    def milestone_steps(self) -> set[int]:
+        """Return the steps, counted from 1, that reach a milestone of `release.at_tokens` or `release.every_tokens`."""
+        batch, last, every = self.train.batch_tokens, self.train.steps, self.release.every_tokens
+        tokens = {*self.release.at_tokens, *(range(every, last * batch + 1, max(every, batch)) if every else ())}
+        return {step for step in (-(-count // batch) for count in tokens) if step <= last}
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML, including defaults."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def fields_affecting_weights(self) -> dict[str, Any]:
+        """Return the value of each field that changes the weights beyond rounding, by dotted name."""
+        fields = flatten(self.model_dump(mode="json"))
+        kept = {name: value for name, value in fields.items() if not _FIELDS_NOT_AFFECTING_WEIGHTS.match(name)}
+        return kept | {"data.sources": list(self.data.sources)}  # the data order depends on the order of the sources
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `fields_affecting_weights` in hexadecimal."""
+        return hashlib.sha256(json.dumps(self.fields_affecting_weights(), sort_keys=True).encode()).hexdigest()
+
+
+# Locations, names, and the division, monitoring and storage of the work do not change the weights beyond rounding.
+_FIELDS_NOT_AFFECTING_WEIGHTS = re.compile(
+    r"name$|tokenizer$|data\.(store|workers|executor|slurm.*|sources\.[^.]+\.(path|max_compression_ratio))$"
+    r"|checkpoint\.|release\.|track\."
+    r"|train\.(micro_batch_sequences|deterministic|compile|validate_every_steps|validation_sequences)$"
+    r"|parallel\.|guard\.(watchdog_seconds|max_rollbacks)$"
+)

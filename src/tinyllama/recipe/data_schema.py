@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tinyllama.recipe.fields import (
+from tinyllama.recipe.loading import (
     Address,
     Count,
     Fraction,
@@ -15,8 +15,8 @@ from tinyllama.recipe.fields import (
     SourceName,
     Strings,
     TokenCountOrZero,
+    suggest,
 )
-from tinyllama.recipe.loading import suggest
 
 SLIMPAJAMA_SUBSETS = (
     "RedPajamaCommonCrawl",

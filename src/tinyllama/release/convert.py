@@ -18,7 +18,7 @@ from tinyllama.errors import InputError, RunStoppedError, warn_once
 from tinyllama.files import atomic_directory, find_escaping_symlinks, read_json, sha256_of, write_json
 from tinyllama.loading import HuggingFaceLlama, load_model, load_tokenizer
 from tinyllama.model.flops import num_parameters
-from tinyllama.recipe.fields import NAME_PATTERN
+from tinyllama.recipe.loading import NAME_PATTERN
 from tinyllama.release.card import write_card
 from tinyllama.release.formats import (
     CHAT_TEMPLATE,

@@ -19,8 +19,8 @@ from tinyllama.loading import HuggingFaceLlama, Safetensors
 from tinyllama.recipe import Model
 from tinyllama.release.engines import run_conversion
 from tinyllama.release.formats import CHAT_TEMPLATE
+from tinyllama.tokenizer import pre_tokenizer_name
 from tinyllama.tokenizer.backends import Backend, fit_to_embedding, read_tokenizer
-from tinyllama.tokenizer.formats import pre_tokenizer_name
 
 QUANTISED = ("Q8_0", "Q4_K_M")
 _TOKEN_TYPES = {

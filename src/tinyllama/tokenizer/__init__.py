@@ -20,14 +20,27 @@ from tinyllama.files import atomic_write, json_bytes, write_json
 from tinyllama.text import TextLike
 from tinyllama.tokenizer.backends import (
     Backend,
+    HuggingFaceBackend,
     SentencePieceBackend,
     fit_to_embedding,
     iter_utf8_chunks_strict,
     read_tokenizer,
 )
 from tinyllama.tokenizer.conversion import token_bytes
-from tinyllama.tokenizer.formats import check_format
 from tinyllama.tokenizer.memo import DEFAULT_LIMITS, Limits, RunMemo, TokenIds, adjacency_matrix, splits_before_spaces
+
+# Without an EOS token, llama.cpp would end a text at the token with a fixed id, which may be any token.
+_REQUIRED_TOKENS = {"gguf": ("eos",), "ctranslate2": ("bos", "eos")}
+"""Special tokens that a release format needs."""
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+_DIGITS = {"type": "Digits", "individual_digits": True}
+_PRE_TOKENIZER_NAMES = (([_BYTE_LEVEL], "gpt-2"), ([_DIGITS, _BYTE_LEVEL], "smollm"))
+"""Pre-tokenizers of a byte-level tokenizer.json, and llama.cpp's name for each pre-tokenizer."""
+
+
+def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger[Any]]:
+    """Return the type of token ids in arrays and in a store: uint16, or uint32 for more than 65,536 tokens."""
+    return np.dtype("uint16" if vocab_size <= 1 << 16 else "uint32")
 
 
 class Tokenizer:
@@ -37,7 +50,7 @@ class Tokenizer:
         self._backend = backend
         self.vocab_size = backend.vocab_size
         self.bos_id, self.eos_id, self.unk_id = backend.bos_id, backend.eos_id, backend.unk_id
-        self.dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype("uint16" if self.vocab_size <= 1 << 16 else "uint32")
+        self.dtype = token_dtype(self.vocab_size)
         self._memo = (
             RunMemo(backend.text_tokens, backend.encode_pretokens, self.dtype, limits)
             if backend.is_llama_style and splits_before_spaces(adjacency_matrix(backend.text_tokens))
@@ -118,12 +131,22 @@ class Tokenizer:
         return frozenset(number for number, token in enumerate(tokens) if token.type in ("byte", "special"))
 
     def check_formats(self, names: Iterable[str]) -> None:
-        """Raise InputError if one of a release's formats (huggingface, gguf, ctranslate2) cannot hold this tokenizer.
+        """Raise InputError if a release format (huggingface, gguf, ctranslate2) cannot represent this tokenizer.
 
-        A run's folder stores the tokenizer in Hugging Face's format, regardless of the formats of its releases.
+        The check needs no library of the formats. Every format is written from the tokenizer.json.
         """
+        found = self._backend.converted
         for name in names:
-            check_format(name, self._backend)
+            for token in _REQUIRED_TOKENS.get(name, ()):
+                if getattr(found, f"{token}_id") is None:
+                    remedy = f"name one of its special tokens as {token}_token in the tokenizer_config.json next to it"
+                    raise _refusal(found, name, f"no {token}_token", remedy)
+            if name == "gguf" and not found.is_llama_style:
+                pre_tokenizer_name(found)
+            if name == "ctranslate2":  # it uses a token's position in the vocabulary file as the token's id
+                gap = next((number for number, (text, _) in enumerate(found.tokens()) if not text), None)
+                if gap is not None:
+                    raise _refusal(found, name, f"no token has id {gap}", "use a tokenizer without unused ids")
 
     def save(self, directory: str | Path, context: int | None = None) -> None:
         """Write a folder that `transformers.AutoTokenizer` loads with the same ids: tokenizer.json and its settings.
@@ -164,3 +187,31 @@ class Tokenizer:
                 remedy += f", or name one as {name}_token in the tokenizer_config.json next to the tokenizer.json"
             raise InputError(f"{self._backend.name}: no {name}_token; {remedy}")
         return number
+
+
+def pre_tokenizer_name(backend: HuggingFaceBackend) -> str:
+    """Return llama.cpp's name for the pre-tokenizer of a byte-level tokenizer.json.
+
+    Raises InputError if llama.cpp has no equivalent pre-tokenizer.
+    """
+    parsed, model = backend.parsed, backend.parsed["model"]
+    changes = [key for key in ("dropout", "ignore_merges", "end_of_word_suffix") if model.get(key)]
+    if parsed.get("normalizer") not in (None, {}, {"type": "Sequence", "normalizers": []}):
+        changes.append("normalizer")
+    step = parsed.get("pre_tokenizer") or {}
+    steps = step["pretokenizers"] if step.get("type") == "Sequence" else [step] if step else []
+    # trim_offsets changes no id
+    steps = [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
+    name = next((name for rules, name in _PRE_TOKENIZER_NAMES if rules == steps), None)
+    if name is None or changes or not backend.is_byte_level or model.get("type") != "BPE":
+        found = ", ".join(str(step.get("type")) for step in steps) or "no pre-tokenizer"
+        kind = " ".join([f"{model.get('type')} of {found}", *changes])
+        raise _refusal(backend, "gguf", kind, "use a tokenizer like Llama 2's, GPT-2's or SmolLM2's")
+    return name
+
+
+def _refusal(backend: HuggingFaceBackend, format_name: str, reason: str, remedy: str) -> InputError:
+    return InputError(
+        f"{backend.name}: this tokenizer cannot be written as {format_name} ({reason}); remove {format_name} from the "
+        f"formats, or {remedy}"
+    )

@@ -42,6 +42,11 @@ NAMES = ("tokenizer.json", "tokenizer.model")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_VOCAB_SIZE = 1 << 24
 """Maximum vocabulary size. Without this limit, a wrong and very large id would allocate lists of that size."""
+_TRAINING_OPTIONS = (
+    "normalization_rule_name=identity, byte_fallback=true, remove_extra_whitespaces=false, add_dummy_prefix=true, "
+    "treat_whitespace_as_suffix=false, no user_defined_symbols"
+)
+"""Options of SentencePiece's trainer that most tokenizers without an equivalent tokenizer.json lack."""
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n")
 """Pattern of a line in Llama 3's tokenizer.model."""
 
@@ -111,28 +116,15 @@ class SentencePieceBackend:
             ids = self.encode(text)
             if converted.encode(text) != ids or converted.decode(ids) != self.decode(ids):
                 raise InputError(
-                    f"{self.name}: no tokenizer.json has the same ids (they differ on {text[:40]!r}); {self._remedy()}"
+                    f"{self.name}: no tokenizer.json has the same ids (they differ on {text[:40]!r}); train it again "
+                    f"with SentencePiece's {_TRAINING_OPTIONS}, or name another folder in `tokenizer` and run "
+                    "`tinyllama tokenizer train`"
                 )
         return converted
 
     def to_tokenizer_json(self) -> dict[str, Any]:
         """Return the contents of the equivalent tokenizer.json. Raises the same errors as `converted`."""
         return self.converted.parsed
-
-    def _remedy(self) -> str:
-        """Return the remedy without an equivalent tokenizer.json: the training options that differ from Llama 2's."""
-        found = self.normalizer
-        options = {
-            "normalization_rule_name=identity": found["rules"],
-            "byte_fallback=true": not self._proto.trainer_spec.byte_fallback,
-            "remove_extra_whitespaces=false": found["extra_spaces_removed"],
-            "add_dummy_prefix=true": not found["dummy_prefix"],
-            "treat_whitespace_as_suffix=false": found["space_as_suffix"],
-            "no user_defined_symbols": any(token.type == "user" for token in self._tokens),
-        }
-        changes = ", ".join(option for option, differs in options.items() if differs)
-        train = f"train it again with SentencePiece's {changes}" if changes else "use another tokenizer"
-        return f"{train}, or name another folder in `tokenizer` and run `tinyllama tokenizer train`"
 
     def sentencepiece_model(self) -> bytes:
         """Return the tokenizer.model."""

@@ -1,4 +1,4 @@
-"""Training of a Llama-style tokenizer on documents, and conversion of a tokenizer.model.
+"""Training of a Llama-style tokenizer on documents.
 
 SentencePiece trains the tokenizer. Like Llama 2's tokens, the trained tokens do not mix letters, digits and
 punctuation, so `tokenizer.memo` can split text into short runs. Training of 8,192 tokens on 22 MB takes 5 s on one
@@ -12,7 +12,6 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sentencepiece import SentencePieceTrainer
@@ -55,17 +54,11 @@ class TrainingText:
         return f"trained on {self.num_characters:,} characters" + (f"; not used: {unused}" if unused else "")
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train a Llama-style BPE of `vocab_size` tokens on a sample of 20 million characters.
-
-    Ids 0, 1 and 2 are <unk>, <s> and </s>, and the next 256 ids are the bytes. The files do not depend on the order of
-    the documents. Raises InputError if there is no text, or too little text for `vocab_size` tokens.
-    """
-    return train_on_lines(training_text(texts), vocab_size)
-
-
 def training_text(texts: Iterable[str], num_characters: int = TRAINING_CHARACTERS) -> TrainingText:
-    """Sample the documents, split the sample into lines for SentencePiece, and count the unused characters."""
+    """Sample the documents, split the sample into lines for SentencePiece, and count the unused characters.
+
+    The sample does not depend on the order of the documents.
+    """
     seen = 0
 
     def count_characters() -> Iterator[str]:
@@ -85,8 +78,12 @@ def training_text(texts: Iterable[str], num_characters: int = TRAINING_CHARACTER
     return TrainingText(lines, {reason: count for reason, count in counts.items() if count})
 
 
-def train_on_lines(text: TrainingText, vocab_size: int) -> Tokenizer:
-    """Train like `train_tokenizer`, but on text that is already sampled and split."""
+def train_tokenizer(text: TrainingText, vocab_size: int) -> Tokenizer:
+    """Train a Llama-style BPE of `vocab_size` tokens.
+
+    Ids 0, 1 and 2 are <unk>, <s> and </s>, and the next 256 ids are the bytes. Raises InputError if there is no text,
+    or too little text for `vocab_size` tokens.
+    """
     if not text.lines:
         raise InputError("tokenizer training: the texts are empty; give documents with words in them")
     with Bar("training the tokenizer", vocab_size, "tokens", rate="") as bar:
@@ -115,14 +112,6 @@ def _check_decoding(tokenizer: Tokenizer, lines: list[str]) -> None:
                 f"tokenizer training: the trained vocabulary does not decode {spaced[:40]!r} to itself, so it is not "
                 "written; please report this with the text that you trained on"
             )
-
-
-def convert_tokenizer(source: str | Path, directory: str | Path) -> None:
-    """Convert a tokenizer.model to a folder, as written by `Tokenizer.save`, and check the ids against SentencePiece.
-
-    Raises InputError if the source is not a tokenizer or has no equivalent tokenizer.json.
-    """
-    Tokenizer.load(source).save(directory)
 
 
 def sample_excerpts(texts: Iterable[str], num_characters: int) -> list[str]:
