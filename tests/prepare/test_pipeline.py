@@ -113,7 +113,7 @@ def test_prepare_killed_repeatedly_gives_the_same_bytes(small: Path, tmp_path: P
 def test_unfinished_deletion_of_work_is_completed(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_at(small, tmp_path / "store")
     with monkeypatch.context() as patch:
-        patch.setattr("tinyllama.prepare.manifests.shutil.rmtree", lambda *_, **__: None)
+        patch.setattr("tinyllama.prepare.pipeline.shutil.rmtree", lambda *_, **__: None)
         prepared(recipe)
     assert (tmp_path / "store/.work").is_dir()
     prepared(recipe)

@@ -219,13 +219,10 @@ def _subset_of(fields: dict[str, Any]) -> str | None:
 @lru_cache(maxsize=256)
 def _subset_from_repr(meta: str) -> str | None:
     """Return the subset from an object's string in JSON or in Python's repr; None if the string has no subset."""
-
-    def without_nan(text: str) -> Any:
-        return ast.literal_eval(re.sub(r"\b(nan|inf)\b", "0", text))
-
-    for parse in (lambda text: parse_json(text.encode()), ast.literal_eval, without_nan):
+    without_nan = re.sub(r"\b(nan|inf)\b", "0", meta)  # literal_eval parses no NaN
+    for form in ("json", "repr"):
         try:
-            fields = parse(meta)
+            fields: Any = parse_json(meta.encode()) if form == "json" else ast.literal_eval(without_nan)
         except (ValueError, SyntaxError, MemoryError, RecursionError):  # the documented errors of literal_eval
             continue
         name = fields.get(_SUBSET_FIELD) if isinstance(fields, dict) else None

@@ -27,8 +27,11 @@ LONGEST_BYTES = 256 << 20
 """Size in bytes above which a document, or a line of JSON, is rejected, to bound the memory of a reader."""
 TOO_LONG = f"longer than {LONGEST_BYTES >> 20} MiB"
 """Reject reason for a document or line of more than LONGEST_BYTES."""
+Part = bytes | bytearray | None
+"""A line or document, or None if it is longer than LONGEST_BYTES."""
 READ_ERRORS = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, pyarrow.ArrowException)
 """Exceptions that readers raise for a file that is damaged or of another kind."""
+_LINE_END = re.compile(rb"\n")
 _CHUNK_BYTES = 1 << 20
 _XZ_BYTES = 256 << 20  # memory limit; the largest preset, 9, needs 65 MiB
 _UNLIMITED_BYTES = 64 << 20  # decompressed size that any file may have
@@ -105,77 +108,58 @@ def translate_read_errors(path: str) -> Iterator[None]:
         ) from None
 
 
-def iter_lines(file: RawFile) -> Iterator[tuple[int, bytes | bytearray | None]]:
+def iter_lines(file: RawFile) -> Iterator[tuple[int, Part]]:
     """Yield line numbers, counted from 1, and lines without their line ends; skip blank lines.
 
     A line longer than LONGEST_BYTES is None. Raises the same errors as `iter_chunks`.
     """
-    # One buffer grows with a long line. Each line is popped before it is yielded, so that no reference keeps it alive.
-    tail, number, is_too_long = bytearray(), 1, False
-    for chunk in chain(iter_chunks(file), [b"\n"]):
-        if not tail and chunk.isspace():  # a fast path for millions of empty lines
-            number += chunk.count(b"\n")
-            continue
-        first, *rest = chunk.split(b"\n")
-        tail += first
-        if len(tail) > LONGEST_BYTES:
-            tail, is_too_long = bytearray(b"..."), True
-        if rest:
-            lines: list[bytes | bytearray] = [*rest[-2::-1], tail]
-            number += len(lines)
-            complete: list[tuple[int, bytes | bytearray | None]] = [
-                (number - left, line) for left, line in enumerate(lines, 1) if _is_nonblank(line)
-            ]
-            if is_too_long:
-                complete[-1] = complete[-1][0], None
-            del lines
-            tail, is_too_long = bytearray(rest[-1]), False
-            while complete:
-                yield complete.pop()
+    return filter(lambda numbered: _is_wanted(numbered[1]), _split(file, _LINE_END, 1))
 
 
-def _is_nonblank(line: bytes | bytearray) -> bool:
-    return bool(line) and not line.isspace()
-
-
-def iter_documents(file: RawFile, separator: str) -> Iterator[bytes | bytearray | None]:
+def iter_documents(file: RawFile, separator: str) -> Iterator[Part]:
     """Yield the documents of a text file without the separators between them; skip blank documents.
 
     A separator of n newlines matches n or more newlines, with Unix or Windows line ends. A document longer than
     LONGEST_BYTES is None. Raises the same errors as `iter_chunks`.
     """
-    are_newlines = not separator.strip("\n")
-    pattern = re.compile(rb"(?:\r?\n){%d,}" % len(separator) if are_newlines else re.escape(separator.encode()))
-    max_separator_bytes = 2 * len(separator.encode())
+    are_newlines, num_bytes = not separator.strip("\n"), len(separator.encode())
+    pattern = re.compile(rb"(?:\r?\n){%d,}" % num_bytes if are_newlines else re.escape(separator.encode()))
 
-    def trim(document: Any) -> Any:
-        return document.strip(b"\r\n") if are_newlines else document
+    def trim(numbered: tuple[int, Part]) -> Part:
+        return numbered[1].strip(b"\r\n") if numbered[1] and are_newlines else numbered[1]
 
-    tail, is_too_long = bytearray(), False
+    return filter(_is_wanted, map(trim, _split(file, pattern, 2 * num_bytes)))
+
+
+def _is_wanted(part: Part) -> bool:
+    return part is None or (bool(part) and not part.isspace())
+
+
+def _split(file: RawFile, pattern: re.Pattern[bytes], max_separator_bytes: int) -> Iterator[tuple[int, Part]]:
+    """Yield the number, counted from 1, and the bytes of each part between separators; None for a too long part."""
+    # One buffer grows with a long part. Each part is popped before it is yielded, so that no reference keeps it alive.
+    tail, number, is_too_long = bytearray(), 1, False
     for chunk in iter_chunks(file):
+        if pattern is _LINE_END and not tail and chunk.isspace():  # a fast path for millions of empty lines
+            number += chunk.count(b"\n")
+            continue
         start = max(0, len(tail) - max_separator_bytes)  # a separator may begin here and end in this chunk
         tail += chunk
         found = pattern.search(tail, start)
-        if len(tail) > LONGEST_BYTES and not found:
-            del tail[:-max_separator_bytes]
-            is_too_long = True
+        is_too_long |= (found.start() if found else len(tail)) > LONGEST_BYTES
         if found:
             begin, end = found.span()
             found = None  # a match object locks the size of the buffer
             *others, last = pattern.split(bytes(tail[end:]))
             del tail[begin:]
-            complete = [document for document in map(trim, others[::-1]) if _is_nonblank(document)]
-            if is_too_long:
-                complete.append(None)
-            elif _is_nonblank(tail := trim(tail)):
-                complete.append(tail)
+            parts = [*others[::-1], None if is_too_long else tail]
             tail, is_too_long = bytearray(last), False
-            while complete:  # popped before it is yielded, as in `iter_lines`
-                yield complete.pop()
-    if is_too_long:
-        yield None
-    elif _is_nonblank(tail := trim(tail)):
-        yield tail
+            while parts:
+                yield number, parts.pop()
+                number += 1
+        elif is_too_long:
+            del tail[:-max_separator_bytes]
+    yield number, None if is_too_long else tail
 
 
 def read_bytes(file: RawFile) -> bytearray | None:

@@ -39,13 +39,6 @@ _MAX_TASK_BYTES, _MIN_TASK_BYTES, _MIN_TASKS = 64 << 20, 1 << 20, 64
 
 TOKENS = "tokens"
 """Name of the last stage, which writes the shards; the earlier stages are `Job.cleaning`."""
-_REMEDIES = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space",
-    errno.EACCES: "allow it",
-    errno.EPERM: "allow it",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-}
 _MAX_REJECTS_BYTES = 1 << 28
 """Maximum size of a task's list of rejected rows in bytes; further rows are only counted."""
 _REPAIRED = "lone surrogates became U+FFFD"
@@ -209,7 +202,7 @@ def translate_write_errors(store: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "remove the cause")
+        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "remove the cause"
         reason = error.strerror or error
         raise InputError(
             f"{store}: not writable ({reason}); {remedy} and run prepare again, which resumes from here"
@@ -275,7 +268,7 @@ def _write_tokens(job: Job, rank: int) -> dict[str, Any]:
 
 
 def _tokenize(
-    job: Job, task: Task, documents: Iterator[Document], stats: TaskStats, writers: dict[str, "ShardWriter"]
+    job: Job, task: Task, documents: Iterator[Document], stats: TaskStats, writers: dict[str, ShardWriter]
 ) -> None:
     """Write each document's tokens to its split and count it."""
     pending: deque[tuple[str, dict[str, Any], int]] = deque()  # the tokenizer reads several documents ahead

@@ -4,7 +4,7 @@ Weights are read, converted and written one at a time. llama.cpp's RoPE pairs di
 Face pairs i and i + E/2. The rows of each head's query and key are therefore permuted. A Llama-style tokenizer becomes
 llama.cpp's "llama" (SentencePiece), which merges the pair with the best score. A byte-level tokenizer becomes "gpt2".
 llama.cpp has a fixed list of rules that split text into words. A tokenizer with other rules is rejected (see
-`tokenizer.formats`).
+`Tokenizer.check_formats`).
 """
 
 from pathlib import Path
