@@ -106,7 +106,7 @@ def test_unusable_data_is_one_line_and_leaves_no_store(recipe: Path) -> None:
     (raw / "cut.jsonl.zst").write_bytes(packed[: len(packed) // 2])
     cut = tinyllama("prepare", recipe, "--data.sources.modules.path", raw, folder=recipe.parent)
     assert cut.returncode == 2
-    assert "cut.jsonl.zst: cannot be read to its end" in cut.stderr
+    assert "cut.jsonl.zst: cannot be read" in cut.stderr
     assert "Traceback" not in cut.stderr
     train = tinyllama("train", recipe, folder=recipe.parent)
     assert (train.returncode, train.stderr.count("\n")) == (2, 1)

@@ -163,7 +163,7 @@ def test_ray_names_an_unreadable_file_and_restores_sigterm(
     pytest.importorskip("ray")
     before = signal.getsignal(signal.SIGTERM)
     (raw / "3.jsonl.gz").write_bytes(gzip.compress((raw / "3.jsonl").read_bytes())[:-20])
-    with pytest.raises(InputError, match=r"3.jsonl.gz: cannot be read to its end"):
+    with pytest.raises(InputError, match=r"3.jsonl.gz: cannot be read"):
         build_store(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray", "data.workers": 2}))
     assert signal.getsignal(signal.SIGTERM) is before
 

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import fsspec.callbacks  # type: ignore[import-untyped]
 import fsspec.core  # type: ignore[import-untyped]
+import pyarrow
 
 from tinyllama.errors import InputError, first_line
 from tinyllama.files import sha256_of
@@ -47,7 +48,7 @@ def find_files(path: str, is_wanted: Callable[[str], bool], unwanted: list[str] 
     contains the link.
     """
     if _is_remote(path):
-        with _translate_access_errors(path):
+        with translate_read_errors(path):
             _filesystem(path).invalidate_cache()
     else:
         path = str(Path(re.sub("^(file|local)://", "", path)))
@@ -91,7 +92,7 @@ def local_copy(path: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="tinyllama-") as folder:
         local = Path(folder) / "input"
-        with _translate_access_errors(path):
+        with translate_read_errors(path):
             if (size := _filesystem(path).size(path)) is None:
                 raise InputError(f"{path}: the server does not report the file's size; download it by other means")
             _filesystem(path).get_file(path, str(local), callback=_DownloadLimit(path, size))
@@ -117,7 +118,7 @@ class _DownloadLimit(fsspec.callbacks.Callback):  # type: ignore[misc]
 @contextmanager
 def open_input(path: str) -> Iterator[BinaryIO]:
     """Open a file for reading at any position; for a remote file, download only the bytes that are read."""
-    with _translate_access_errors(path):
+    with translate_read_errors(path):
         file: BinaryIO = _filesystem(path).open(path, "rb") if _is_remote(path) else Path(path).open("rb")  # noqa: SIM115
     with file:
         yield file
@@ -125,13 +126,13 @@ def open_input(path: str) -> Iterator[BinaryIO]:
 
 def file_size(path: str) -> int:
     """Return the size of a file in bytes. Raises InputError if it does not exist."""
-    with _translate_access_errors(path):
+    with translate_read_errors(path):
         return int(_filesystem(path).size(path) or 0) if _is_remote(path) else Path(path).stat().st_size
 
 
 def modified_after(path: str, seconds: float) -> bool:
     """Return whether a file was modified at or after `seconds` since 1970; False if the file's time is unknown."""
-    with _translate_access_errors(path):
+    with translate_read_errors(path):
         if not _is_remote(path):
             found = Path(path).stat()
             return max(found.st_mtime, found.st_ctime) >= seconds  # tools can restore mtime but not ctime
@@ -182,35 +183,35 @@ def _filesystem(url: str) -> Any:
 
 
 @contextmanager
-def _translate_access_errors(path: str) -> Iterator[None]:
-    """Convert any error of a file system to an InputError that names the file."""
+def translate_read_errors(path: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """Convert errors to an InputError that names the file; by default every error, since fsspec raises many kinds."""
     try:
         yield
-    except InputError:
+    except (InputError, MemoryError):
         raise
-    except Exception as error:  # each package that fsspec uses has its own exceptions
+    except kinds as error:
         match error:
             case FileNotFoundError() | NotADirectoryError():
                 remedy = "correct the path"
             case PermissionError():
                 remedy = "grant read permission"
-            case EOFError():
-                remedy = "try again"
             case OSError(errno=errno.ENOSPC):
                 remedy = f"free some space in {tempfile.gettempdir()} or set TMPDIR"
+            case pyarrow.ArrowNotImplementedError():
+                remedy = "rewrite it without the features that pyarrow lacks"
+            case UnicodeDecodeError():
+                remedy = "rewrite it with column names in UTF-8"
+            case pyarrow.ArrowInvalid():
+                remedy = "fetch it again, correct its suffix and format"
             case _:
-                remedy = "check that it can be reached"
-        raise InputError(f"{path}: cannot be read ({error_reason(error)}); {remedy}, or exclude it") from None
-
-
-def error_reason(error: Exception) -> str:
-    """Return the cause of an error in a few words on one line."""
-    return getattr(error, "strerror", None) or first_line(error)
+                remedy = "fetch it again, check that it can be reached"
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{path}: cannot be read ({reason}); {remedy}, or exclude it") from None
 
 
 def _stat_kind(path: str) -> str | None:
     """Return `file` or `folder`, or None if nothing exists at the path."""
-    with _translate_access_errors(path):
+    with translate_read_errors(path):
         try:
             if _is_remote(path):
                 return "folder" if _filesystem(path).info(path)["type"] == "directory" else "file"
@@ -267,7 +268,7 @@ def _matches(parts: tuple[str, ...], pattern: tuple[str, ...], is_folder: bool) 
 
 def _list_folder(folder: str) -> list[tuple[str, bool]]:
     """Return the names in a folder, each with a flag that is True for a subfolder."""
-    with _translate_access_errors(folder or "."):
+    with translate_read_errors(folder or "."):
         if not _is_remote(folder):
             with os.scandir(folder or ".") as entries:
                 return [(entry.name, entry.is_dir()) for entry in entries]

@@ -27,11 +27,12 @@ from tinyllama.prepare.columnar import (
     parquet_columns,
     parquet_rows,
 )
-from tinyllama.prepare.files import local_copy
+from tinyllama.prepare.files import local_copy, translate_read_errors
 from tinyllama.prepare.json_lines import RepairedObject, parse_json, parse_line
 from tinyllama.prepare.sources import check_no_pointer, compression_of, file_kind, language_of, text_field
 from tinyllama.prepare.streams import (
     LONGEST_BYTES,
+    READ_ERRORS,
     TOO_LONG,
     DecompressionLimit,
     RawFile,
@@ -39,7 +40,6 @@ from tinyllama.prepare.streams import (
     iter_lines,
     open_text,
     read_bytes,
-    translate_read_errors,
 )
 from tinyllama.recipe import Source
 from tinyllama.recipe.loading import printable
@@ -117,7 +117,7 @@ def read_rows(
     is a Git pointer file, lacks a column, or has too many rejected rows (see `FileCounts.add`).
     """
     counts = counts or FileCounts(path)
-    with local_copy(path) if local is None else nullcontext(local) as copy, translate_read_errors(path):
+    with local_copy(path) if local is None else nullcontext(local) as copy, translate_read_errors(path, READ_ERRORS):
         if copy.stat().st_size <= MAX_POINTER_BYTES:
             check_no_pointer(path, copy.read_bytes())
         file = RawFile(copy, path, compression_of(path), source.max_compression_ratio)

@@ -17,9 +17,9 @@ import pyarrow
 from tinyllama.errors import InputError
 from tinyllama.files import MAX_POINTER_BYTES, git_pointer, read_json
 from tinyllama.prepare.columnar import parquet_columns
-from tinyllama.prepare.files import FileEntry, canonical_path, find_files, local_copy, open_input
+from tinyllama.prepare.files import FileEntry, canonical_path, find_files, local_copy, open_input, translate_read_errors
 from tinyllama.prepare.json_lines import begins_multiline_json
-from tinyllama.prepare.streams import READ_ERRORS, decompress, translate_read_errors
+from tinyllama.prepare.streams import READ_ERRORS, decompress
 from tinyllama.recipe import SLIMPAJAMA_SUBSETS, Source
 from tinyllama.recipe.loading import printable, suggest
 
@@ -141,8 +141,7 @@ def list_files(name: str, source: Source, skipped: Counter[str] | None = None) -
         found = _select_json_lines(found, skipped)
     with_splits = [InputFile(file.path, _split_of(file, source), file.size) for file in found]
     files = [file for file in with_splits if file.split != "test"]
-    if len(files) < len(with_splits):
-        skipped["test split"] += len(with_splits) - len(files)
+    skipped.update(["test split"] * (len(with_splits) - len(files)))
     if not files:
         raise _no_files_error(name, source, skipped)
     _check_no_duplicate_files(name, files)
@@ -237,8 +236,7 @@ def _select_json_lines(found: list[FileEntry], skipped: Counter[str]) -> list[Fi
         for file in found
         if not file.parts or split_suffixes(file.path)[1:] != (".json", "") or _has_json_lines(file)
     ]
-    if len(kept) < len(found):
-        skipped[_WITHOUT_JSON_LINES] += len(found) - len(kept)
+    skipped.update([_WITHOUT_JSON_LINES] * (len(found) - len(kept)))
     return kept
 
 
@@ -272,7 +270,7 @@ def _check_text_column(name: str, files: dict[str, FileEntry], column: str) -> N
     """Raise InputError if files lack the column; list their folders and the columns that the files have."""
     lacking = {}
     for folder, file in files.items():
-        with translate_read_errors(file.path), open_input(file.path) as content:
+        with translate_read_errors(file.path, READ_ERRORS), open_input(file.path) as content:
             if file.size <= MAX_POINTER_BYTES:
                 check_no_pointer(file.path, content.read())
             present = parquet_columns(content)

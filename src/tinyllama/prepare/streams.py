@@ -10,7 +10,6 @@ import io
 import lzma
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any
 import pyarrow
 
 from tinyllama.errors import InputError
-from tinyllama.prepare.files import error_reason
 
 LONG_BYTES = 32 << 20
 """Size in bytes above which a document remains bytes, because one emoji makes a Python string four times as large."""
@@ -82,30 +80,6 @@ class DecompressionLimit:
                 f"{self.file.name}: decompresses to more than {self.file.max_ratio:,} times its size; exclude it, or "
                 "raise max_compression_ratio of its source if this is intended"
             )
-
-
-@contextmanager
-def translate_read_errors(path: str) -> Iterator[None]:
-    """Convert the errors of reading a damaged file to an InputError that names the file."""
-    try:
-        yield
-    except MemoryError:  # arrow's own MemoryError is also an ArrowException
-        raise
-    except READ_ERRORS as error:
-        match error:
-            case pyarrow.ArrowNotImplementedError():
-                remedy = "rewrite it without the features that pyarrow lacks"
-            case UnicodeDecodeError():
-                remedy = "rewrite it with column names in UTF-8"
-            case pyarrow.ArrowInvalid():
-                remedy = "fetch it again, correct its suffix and format"
-            case PermissionError():
-                remedy = "grant read permission"
-            case _:
-                remedy = "fetch it again"
-        raise InputError(
-            f"{path}: cannot be read to its end ({error_reason(error)}); {remedy}, or exclude it"
-        ) from None
 
 
 def iter_lines(file: RawFile) -> Iterator[tuple[int, Part]]:
