@@ -102,10 +102,6 @@ def test_the_next_step_is_prefetched_and_none_after_the_last(
         assert advised == expected[: 8 * min(number + 1, 6)]
 
 
-def test_the_first_block_has_one_step() -> None:
-    assert [*module._blocks(5, 20, 4)] == [(5, 6), (6, 8), (8, 12), (12, 16), (16, 20)]
-
-
 @pytest.mark.slow
 def test_three_processes_read_the_parts_of_each_batch(small: Path, store: TokenStore, tmp_path: Path) -> None:
     tokens = 24 * 64 * 6 + 1  # one more token than six steps have, so there is a seventh

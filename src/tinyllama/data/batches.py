@@ -85,22 +85,12 @@ def _spans_by_step(
     splits, length = [store[f"{name}/train"] for name in recipe.data.sources], recipe.train.sequence_length
     first = batch_index_for_step(first_step, skipped_batches)
     end = batch_index_for_step(recipe.train.steps - 1, skipped_batches) + 1
-    for start, stop in _blocks(first, end, max(1, _MAX_BLOCK_SEQUENCES // recipe.train.batch_sequences)):
+    size = max(1, _MAX_BLOCK_SEQUENCES // recipe.train.batch_sequences)
+    for start in range(first, end, size):
+        stop = min(start + size, end)
         order = sequences_for_steps(recipe, store, start, stop)[:, part]
         sources, indices = order["source"].tolist(), order["index"].tolist()
         for batch in range(start, stop):
             if batch not in skipped_batches:
                 own = zip(sources[batch - start], indices[batch - start], strict=True)
                 yield [span for source, index in own for span in _sequence_spans(splits[source], index, length)]
-
-
-def _blocks(first: int, end: int, max_size: int) -> Iterator[tuple[int, int]]:
-    """Yield consecutive ranges of batches; the length doubles from range to range, up to `max_size`.
-
-    Because the first ranges are short, the first batch is available early.
-    """
-    size = 1
-    while first < end:
-        stop = min(first + size, end)
-        yield first, stop
-        first, size = stop, min(2 * size, max_size)

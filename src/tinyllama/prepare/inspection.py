@@ -186,10 +186,9 @@ def open_tokenizer(store: TokenStore, path: str | None) -> Tokenizer | None:
     Returns None if the original folder no longer has the tokenizer. Raises InputError if `path` has another tokenizer.
     """
     made_with = store.manifest["tokenizer"]
-    place = path or made_with["path"]
-    if path is None and not Path(place).exists():
+    if path is None and not Path(made_with["path"]).exists():
         return None
-    tokenizer = Tokenizer.load(place)
+    tokenizer = Tokenizer.load(path or made_with["path"])
     if tokenizer.digest == made_with["digest"]:
         return tokenizer
     if path is None:

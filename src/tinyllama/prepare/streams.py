@@ -110,7 +110,10 @@ def _is_wanted(part: Part) -> bool:
 
 
 def _split(file: RawFile, pattern: re.Pattern[bytes], max_separator_bytes: int) -> Iterator[tuple[int, Part]]:
-    """Yield the number, counted from 1, and the bytes of each part between separators; None for a too long part."""
+    """Yield each part between separators, after its number, counted from 1.
+
+    A part longer than LONGEST_BYTES is None.
+    """
     # One buffer grows with a long part. Each part is popped before it is yielded, so that no reference keeps it alive.
     tail, number, is_too_long = bytearray(), 1, False
     for chunk in iter_chunks(file):
