@@ -40,20 +40,13 @@ def check_cleaning(recipe: Recipe) -> None:
     """Raise InputError if a source needs a missing package, or if no rules split its language into words."""
     for name, source in recipe.data.sources.items():
         cleaning, place = source.clean, f"data.sources.{name}.clean"
-        needs_words = [field for field in ("filters", "decontaminate") if getattr(cleaning, field)]
-        if cleaning.deduplicate == "minhash":
-            needs_words.insert(0, "deduplicate")
-        if not needs_words:
+        if not (cleaning.deduplicate == "minhash" or cleaning.filters or cleaning.decontaminate):
             continue
-        for module in ("regex", "spacy"):
-            if find_spec(module) is None:
-                raise InputError(
-                    f"{place}.{needs_words[0]}: needs the package {module}; pip install 'tinyllama[clean]'"
-                )
-        if cleaning.decontaminate and find_spec("lm_eval") is None:
-            raise InputError(
-                f"{place}.decontaminate: needs the package lm-eval; pip install 'tinyllama[clean,evaluate]'"
-            )
+        packages, extras = ["regex", "spacy"], "clean"
+        if cleaning.decontaminate:
+            packages, extras = [*packages, "lm_eval"], "clean,evaluate"
+        if missing := [package for package in packages if find_spec(package) is None]:
+            raise InputError(f"{place}: needs {', '.join(missing)}; pip install 'tinyllama[{extras}]'")
         try:
             list(decontamination.words("one word", cleaning.language))
         except ValueError:
