@@ -13,10 +13,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,28 +89,21 @@ def run_ray(job: Job, stage: str, ranks: list[int], started: Callable[[], None])
         import ray  # noqa: PLC0415 - an extra
     except ImportError:
         raise InputError("data.executor: ray is not installed; pip install 'tinyllama[ray]', or set local") from None
-    with _ray_session(ray):
+    os.environ.setdefault("RAY_task_oom_retries", str(_RAY_RETRIES))  # Ray's default is unlimited
+    sigterm_handler = signal.getsignal(signal.SIGTERM)  # replaced by ray.init
+    ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+    try:
         started()
         _run_on_ray(ray, job, stage, ranks)
+    finally:
+        ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, sigterm_handler)
     if lost := [rank for rank in job.unfinished(stage) if rank in ranks]:
         raise InputError(
             f"{job.work}: task {lost[0]} of {stage} ended without a completion record here; give every machine of the "
             "Ray cluster this folder, under the same absolute path"
         )
-
-
-@contextmanager
-def _ray_session(ray: Any) -> Iterator[None]:
-    """Start a Ray session for the block, and restore the SIGTERM handler afterwards."""
-    os.environ.setdefault("RAY_task_oom_retries", str(_RAY_RETRIES))  # Ray's default is unlimited
-    before = signal.getsignal(signal.SIGTERM)
-    ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
 
 
 def _run_on_ray(ray: Any, job: Job, stage: str, ranks: list[int]) -> None:
