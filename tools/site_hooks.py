@@ -16,7 +16,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "SECURITY.md": "security-policy.md"}
 """Pages in the repository's root: file name to page name."""
-GENERATED_FROM = {"recipe.md": "src/tinyllama/recipe/schema.py"}
+GENERATED_FROM = {"recipe.md": "src/tinyllama/recipe/__init__.py"}
 """Generated pages, and the file to edit instead."""
 
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
