@@ -92,7 +92,7 @@ def test_manifest_with_empty_dtype_is_found() -> None:
     with copied_store() as folder:
         document = json.loads((folder / "manifest.json").read_bytes())
         (folder / "manifest.json").write_text(json.dumps(document | {"dtype": []}))
-        assert any("cannot be used" in line for line in find_problems(folder))
+        assert any("manifest.json does not match its hash" in line for line in find_problems(folder))
 
 
 @fixed_examples(60)
