@@ -31,14 +31,7 @@ from tinyllama.tracking.trackers import check_trackers, run_trackers
 from tinyllama.train.guard import Action, Decision, SpikeDetector, watchdog
 from tinyllama.train.milestones import ReleaseQueue
 from tinyllama.train.resume import resume, roll_back
-from tinyllama.train.setup import (
-    TrainState,
-    build,
-    clip_grad_norm,
-    optimizer_step,
-    stop_compile_workers,
-    write_run_folder,
-)
+from tinyllama.train.setup import TrainState, build, clip_grad_norm, optimizer_step, write_run_folder
 from tinyllama.train.throughput import ThroughputMeter
 from tinyllama.train.validation import validate
 
@@ -58,7 +51,6 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
 def _train_on(world: World, recipe: Recipe, allow_change: bool) -> Path:
     """Train on this rank, as `train` does; when the function returns, nothing refers to the network any more."""
     with ExitStack() as stack:
-        stack.callback(stop_compile_workers)
         state = build(recipe, world)
         run, log, releases = state.run, None, None
         if world.is_main:

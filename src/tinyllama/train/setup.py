@@ -6,7 +6,6 @@ full matrix. A weight's initial value depends only on the seed and the weight's 
 
 import math
 import os
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,15 +119,6 @@ def _compile(model: Llama, world: World) -> None:
             "train.compile: no C++ compiler with Python's headers here; training continues uncompiled, which is slower",
             to_stderr=True,
         )
-
-
-def stop_compile_workers() -> None:
-    """Stop torch.compile's worker processes and the thread that reads their results, if they were started.
-
-    Otherwise both run until the interpreter exits. A thread that is active during the exit can abort the process.
-    """
-    if async_compile := sys.modules.get("torch._inductor.async_compile"):
-        async_compile.shutdown_compile_workers()
 
 
 def enable_float8(model: Llama, world: World) -> None:
