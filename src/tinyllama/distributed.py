@@ -77,8 +77,8 @@ def init_distributed(watchdog_seconds: float) -> Iterator[World]:
     try:
         yield World(rank, size, device)
     finally:
-        # The network and the checkpoint writer refer to process groups. A group that outlives the interpreter can abort
-        # the process, since the group's threads need the interpreter to release tensors.
+        # The training loop is a reference cycle, which keeps process groups and their threads alive. A thread that
+        # releases a tensor during the interpreter's exit could abort the process.
         gc.collect()
         dist.destroy_process_group()
 
