@@ -112,9 +112,9 @@ MINUTES ?= 10
 soak: .venv/installed-dev
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
-# Fuzzes each of TARGETS for FUZZ_SECONDS. Failures are saved under build/fuzz/; see docs/fuzzing.md.
+# Fuzzes each test in tests/fuzz, or each of TARGETS, for FUZZ_SECONDS. Failures are saved under build/fuzz/; see docs/fuzzing.md.
 FUZZ_SECONDS ?= 60
-TARGETS ?= $(shell $(BIN)/python -m tests.fuzz.targets)
+TARGETS ?= $(shell $(BIN)/python -m tests.fuzz.fuzz)
 
 fuzz: .venv/installed-dev
 	@failed=; for target in $(TARGETS); do $(BIN)/python -m tests.fuzz.fuzz $$target $(FUZZ_SECONDS) || failed="$$failed $$target"; done; \

@@ -1,6 +1,5 @@
 """Fixtures and helpers of all tests: no hub access, and a small data set that is prepared once."""
 
-import ast
 import hashlib
 import json
 import os
@@ -9,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import yaml
 from filelock import FileLock
-from tests.engine_server import run_in_fork
+from tests.fork_server import run_in_fork
 
 from tinyllama.prepare.corpus import EMBEDDED_CORPUS_MANIFEST, STAGING_DIR, CorpusSizes, write_corpus
 from tinyllama.prepare.pipeline import build_store
@@ -63,7 +61,7 @@ def nothing_that_may_crash() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def quick_engines() -> Iterator[None]:
-    """Fork the engines' processes from a server that has imported transformers: see tests/engine_server.py."""
+    """Fork the engines' processes from a server that has imported transformers: see tests/fork_server.py."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engines, "_run", run_in_fork)
         yield
@@ -149,9 +147,9 @@ def embedded_corpora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
 def write_corpora(directory: Path, second: Path) -> CorpusSizes:
     """Write the embedded corpus in two processes at once, one of them over an older corpus; return one report."""
     write_older_corpus(second)
-    program = "import sys, pathlib; from tinyllama.prepare.corpus import write_corpus; write_corpus(pathlib.Path('.'))"
+    command = [sys.executable, "-m", "tinyllama", "corpus", "."]
     elsewhere = {**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C", "TZ": "Asia/Tokyo"}
-    with subprocess.Popen([sys.executable, "-c", program], cwd=second, env=elsewhere) as process:
+    with subprocess.Popen(command, cwd=second, env=elsewhere, stdout=subprocess.DEVNULL) as process:
         report = write_corpus(directory)
     assert process.returncode == 0
     return report
@@ -193,12 +191,3 @@ def interrupt(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, after: int) -> No
         patch.setattr("tinyllama.prepare.executors.run_task", dying)
         with pytest.raises(KeyboardInterrupt):
             build_store(recipe)
-
-
-@cache
-def names_of_tests(file: str) -> frozenset[str]:
-    """Return the names of the tests in a file, given by its path from the repository's root."""
-    tree = ast.parse((Path(__file__).parents[1] / file).read_text())
-    return frozenset(
-        node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-    )

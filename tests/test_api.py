@@ -1,8 +1,6 @@
 """The public names of the package."""
 
 import inspect
-import subprocess
-import sys
 
 import pytest
 
@@ -17,8 +15,3 @@ def test_public_name_exists_with_docstring(name: str) -> None:
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = tinyllama.no_such_name
-
-
-def test_import_does_not_load_torch() -> None:
-    program = "import sys, tinyllama; tinyllama.Recipe, tinyllama.prepare_store; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

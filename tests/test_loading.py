@@ -326,14 +326,6 @@ def test_special_tokens_beyond_the_embedding_are_dropped_with_warning(
     assert tokenizer.encode("[PAD] import os") == original.encode("[PAD] import os")
 
 
-def test_llama_3_is_evaluated_with_transformers(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rope = LLAMA3 | {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
-    edit_config(rope_parameters=rope)(llama)
-    status = cli.main(["evaluate", str(llama), "--tasks", "winogrande", "--limit", "2", "--precision", "fp32"])
-    assert status == 0, capsys.readouterr().err
-    assert read_json(llama / "evaluation.json")["rows"]["winogrande"]["items"] == 2
-
-
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "runs/none", "none"])
 def test_unknown_name_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

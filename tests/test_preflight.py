@@ -123,15 +123,13 @@ def test_unsupported_format_without_milestone_is_a_warning(small: Path, tmp_path
     assert "remove gguf" in trained.stderr
 
 
-def test_prepare_checks_without_torch(small: Path, tmp_path: Path) -> None:
+def test_prepare_imports_no_package_that_it_does_not_need(small: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, small, **MILESTONE | {"release.tasks": ["arc_easy", "swag"]})
-    program = (
-        "import sys; from tinyllama.cli import main; status = main(sys.argv[1:]); print('torch' in sys.modules, status)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, "prepare", recipe], check=True, capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.stdout.splitlines()[-1] == "False 0"
+    command = [sys.executable, "-X", "importtime", "-m", "tinyllama", "prepare", recipe]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "tinyllama.prepare.cleaning" in imported
+    assert not imported & {"torch", "spacy", "lm_eval"}
 
 
 def found(recipe: Path, tokenizer: str) -> dict[str, str]:

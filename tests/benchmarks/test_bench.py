@@ -49,14 +49,6 @@ def write_results(folder: Path, change: Callable[[dict[str, Any]], object] = lam
     return path
 
 
-def refusal(monkeypatch: pytest.MonkeyPatch, path: Path) -> str:
-    """Return the message that refuses a results file."""
-    with pytest.raises(SystemExit) as refused:
-        run(monkeypatch, BENCHMARKS / "bench.py", "--page", path)
-    assert not path.with_suffix(".md").exists()
-    return str(refused.value)
-
-
 def test_results_file_becomes_a_table_and_a_plot(monkeypatch, tmp_path):
     run(monkeypatch, BENCHMARKS / "bench.py", "--page", write_results(tmp_path))
     page = (tmp_path / "benchmarks.md").read_text().replace("\N{EN DASH}", "-").splitlines()
@@ -74,8 +66,8 @@ def test_results_file_becomes_a_table_and_a_plot(monkeypatch, tmp_path):
     assert (tmp_path / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("results", [ROOT / "docs/benchmarks.json"])
-def test_page_in_docs_matches_its_results_with_every_peer(monkeypatch, tmp_path, results):
+def test_page_in_docs_matches_its_results_with_every_peer(monkeypatch, tmp_path):
+    results = ROOT / "docs/benchmarks.json"
     run(monkeypatch, BENCHMARKS / "bench.py", "--page", results, "--into", tmp_path)
     assert (tmp_path / "benchmarks.md").read_text() == (ROOT / "docs/benchmarks.md").read_text()
     measures = json.loads(results.read_text())["measures"]
@@ -85,18 +77,20 @@ def test_page_in_docs_matches_its_results_with_every_peer(monkeypatch, tmp_path,
     assert peers >= {"tokenizers", "sentencepiece", "datatrove", "litdata", "litgpt", "transformers", "lm-eval"}
 
 
-def test_program_without_version_is_refused_by_name(monkeypatch, tmp_path):
-    nameless = refusal(monkeypatch, write_results(tmp_path, lambda programs: programs["datatrove"].pop("version")))
-    assert "programs.datatrove.version" in nameless
-    empty = refusal(monkeypatch, write_results(tmp_path, lambda programs: programs["datatrove"].update(version="")))
-    assert "programs.datatrove.version" in empty
-
-
-def test_incomplete_round_or_missing_tinyllama_is_refused(monkeypatch, tmp_path):
-    missed = refusal(monkeypatch, write_results(tmp_path, lambda programs: programs["datatrove"]["values"].pop()))
-    assert "every round" in missed
-    alone = refusal(monkeypatch, write_results(tmp_path, lambda programs: programs.pop("tinyllama")))
-    assert "tinyllama itself is missing" in alone
+@pytest.mark.parametrize(
+    ("change", "keyword"),
+    [
+        (lambda programs: programs["datatrove"].pop("version"), "programs.datatrove.version"),
+        (lambda programs: programs["datatrove"].update(version=""), "programs.datatrove.version"),
+        (lambda programs: programs["datatrove"]["values"].pop(), "every round"),
+        (lambda programs: programs.pop("tinyllama"), "tinyllama itself is missing"),
+    ],
+)
+def test_incomplete_results_are_refused_by_name(monkeypatch, tmp_path, change, keyword):
+    path = write_results(tmp_path, change)
+    with pytest.raises(SystemExit, match=keyword):
+        run(monkeypatch, BENCHMARKS / "bench.py", "--page", path)
+    assert not path.with_suffix(".md").exists()
 
 
 def test_ratio_compares_one_round_and_is_above_one_if_better(monkeypatch):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.cluster.sites import under_a_name
+from tests.cluster.launch import with_host_name
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "unshare")
 NODES = {"node1": "127.0.0.1", "node2": "127.0.0.2"}
@@ -76,19 +76,19 @@ def daemons(folder: Path) -> Iterator[dict[str, str]]:
         munge = folder / "munge"
         places = [f"--{name}={munge / name}" for name in ("key-file", "socket", "pid-file", "log-file", "seed-file")]
         commands = [["munged", "--foreground", "--force", *places], ["slurmctld", "-D"]]
-        commands += [under_a_name(name, folder / "hosts", ["slurmd", "-D"]) for name in NODES]
+        commands += [with_host_name(name, folder / "hosts", ["slurmd", "-D"]) for name in NODES]
         for command in commands:
             stack.enter_context(daemon(command, variables, folder))
             if command[0] == "munged":
                 wait_until((munge / "socket").exists, "munged", log.read_text)
         idle = ("sinfo", "-h", "-t", "idle", "-o", "%D")
-        wait_until(lambda: asked(variables, *idle).strip() == "2", "both nodes", log.read_text)
+        wait_until(lambda: output_of(variables, *idle).strip() == "2", "both nodes", log.read_text)
         try:
             yield variables
         finally:  # jobs outlive the daemons
-            asked(variables, "scancel", "--user=root", "--signal=KILL", "--full")
-            asked(variables, "scancel", "--user=root")
-            wait_until(lambda: not asked(variables, "squeue", "-h").strip(), "the jobs' end", log.read_text)
+            output_of(variables, "scancel", "--user=root", "--signal=KILL", "--full")
+            output_of(variables, "scancel", "--user=root")
+            wait_until(lambda: not output_of(variables, "squeue", "-h").strip(), "the jobs' end", log.read_text)
 
 
 def write_configuration(folder: Path, port: int) -> None:
@@ -119,13 +119,13 @@ def daemon(command: list[str], variables: Mapping[str, str], folder: Path) -> It
             process.wait()
 
 
-def asked(variables: Mapping[str, str], *command: str, cwd: Path | None = None) -> str:
+def output_of(variables: Mapping[str, str], *command: str, cwd: Path | None = None) -> str:
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=variables, cwd=cwd, timeout=60)
     return done.stdout + done.stderr
 
 
-def wait_until(condition: Callable[[], bool], what: str, said: Callable[[], str] = lambda: "") -> None:
+def wait_until(condition: Callable[[], bool], what: str, output: Callable[[], str] = lambda: "") -> None:
     deadline = time.monotonic() + LIMIT_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, f"timed out waiting for {what}\n{said()}"
+        assert time.monotonic() < deadline, f"timed out waiting for {what}\n{output()}"
         time.sleep(0.1)

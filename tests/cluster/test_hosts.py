@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from tests.cluster.sites import CLUSTER, make_site, started, torchrun_options, under_a_name
+from tests.cluster.launch import CLUSTER, make_work_dir, started, torchrun_options, with_host_name
 from tests.cluster.slurm_cluster import wait_until
 from tests.train.fault_injection import RESUME_FILE, marker_path
 from tests.train.launch import LIMIT_SECONDS, fault_in_batch, read_events, read_losses, same_weights
@@ -45,7 +45,7 @@ class Hosts:
 
     def on(self, name: str, command: list[str]) -> list[str]:
         """Return a command that runs on a host."""
-        return ["ip", "netns", "exec", name, *under_a_name(name, self.names_file, command)]
+        return ["ip", "netns", "exec", name, *with_host_name(name, self.names_file, command)]
 
     def cut(self, state: str) -> None:
         """Disconnect (`down`) or connect (`up`) the second host."""
@@ -77,29 +77,29 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
 def test_disconnected_host_changes_no_weights(
     small: Path, tmp_path: Path, hosts: Hosts, reference_run_2_ranks: Path
 ) -> None:
-    site, wait = make_site(tmp_path / "site"), fault_in_batch(Recipe.load(small / "recipe.yaml"), "wait", 13, 4)
+    folder, wait = make_work_dir(tmp_path / "work"), fault_in_batch(Recipe.load(small / "recipe.yaml"), "wait", 13, 4)
     of_a_job = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7", "nodes": "\n".join(hosts.names)}
     options = torchrun_options((CLUSTER / "slurm/train.sbatch").read_text(), of_a_job)
     train = ["cluster/rank.py", "train", str(small / "recipe.yaml"), "--guard.watchdog_seconds", "6"]
     launch = [sys.executable, "cluster/node.py", *options, *train]
-    logs = [site / f"logs/{name}" for name in hosts.names]
+    logs = [folder / f"logs/{name}" for name in hosts.names]
     with ExitStack() as stack:
         launchers = [
-            stack.enter_context(started(hosts.on(name, launch), site, log, FAULTS=json.dumps([wait])))
+            stack.enter_context(started(hosts.on(name, launch), folder, log, FAULTS=json.dumps([wait])))
             for name, log in zip(hosts.names, logs, strict=True)
         ]
 
-        def said() -> str:
+        def output() -> str:
             return "\n".join(log.read_text() for log in logs)
 
-        run = site / "runs/small"
-        wait_until((site / marker_path(wait)).exists, "step 14", said)
+        run = folder / "runs/small"
+        wait_until((folder / marker_path(wait)).exists, "step 14", output)
         hosts.cut("down")
-        (site / RESUME_FILE).touch()
-        wait_until(lambda: len(read_events(run, "hang")) == 2, "both ranks' watchdogs", said)
+        (folder / RESUME_FILE).touch()
+        wait_until(lambda: len(read_events(run, "hang")) == 2, "both ranks' watchdogs", output)
         hosts.cut("up")
         for launcher in launchers:
-            assert launcher.wait(LIMIT_SECONDS) == 0, said()
+            assert launcher.wait(LIMIT_SECONDS) == 0, output()
     assert {row["rank"] for row in read_events(run, "hang")} == {0, 1}
     assert [row["step"] for row in read_events(run, "start", "resume")] == [0, 10]
     assert read_losses(run) == read_losses(reference_run_2_ranks)

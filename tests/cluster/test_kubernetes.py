@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.cluster.sites import CLUSTER, free_port, make_site, started
+from tests.cluster.launch import CLUSTER, free_port, make_work_dir, started
 from tests.cluster.slurm_cluster import wait_until
 from tests.train.fault_injection import RESUME_FILE, marker_path
 from tests.train.launch import LIMIT_SECONDS, fault_in_batch, read_events, read_losses, same_weights
@@ -70,38 +70,38 @@ def operator_variables(port: int) -> dict[str, str]:
     }
 
 
-def pods(stack: ExitStack, site: Path, recipe: Path, *flags: str, **variables: str) -> list[Any]:
+def pods(stack: ExitStack, folder: Path, recipe: Path, *flags: str, **variables: str) -> list[Any]:
     """The two workers' commands as processes, with the variables that the file and the operator give them."""
     (container,) = worker()["template"]["spec"]["containers"]
     given = {variable["name"]: variable["value"] for variable in container["env"]}
     given |= operator_variables(free_port()) | variables | {"OMP_NUM_THREADS": "1"}
     arguments = [str(recipe) if word == "tinyllama-1.1b" else word for word in container["args"]]
     command = [sys.executable, *container["command"][1:], *arguments, *flags]
-    logs = [site / f"logs/{number}" for number in range(2)]
-    return [stack.enter_context(started(command, site, log, **given)) for log in logs]
+    logs = [folder / f"logs/{number}" for number in range(2)]
+    return [stack.enter_context(started(command, folder, log, **given)) for log in logs]
 
 
-def said(site: Path) -> str:
-    return "\n".join(path.read_text() for path in sorted((site / "logs").iterdir()))
+def output(folder: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted((folder / "logs").iterdir()))
 
 
 @pytest.mark.cluster  # `make check-clusters` runs it
 def test_drained_pod_saves_and_resumes_with_same_weights(
     small: Path, tmp_path: Path, reference_run_2_ranks: Path
 ) -> None:
-    site, wait = make_site(tmp_path / "site"), fault_in_batch(Recipe.load(small / "recipe.yaml"), "wait", 13, 4)
+    folder, wait = make_work_dir(tmp_path / "work"), fault_in_batch(Recipe.load(small / "recipe.yaml"), "wait", 13, 4)
     assert worker()["restartPolicy"] == "ExitCode"  # which asks for a status of 128 or more
     with ExitStack() as stack:
-        both = pods(stack, site, small / "recipe.yaml", FAULTS=json.dumps([wait]))
-        wait_until((site / marker_path(wait)).exists, "step 14", lambda: said(site))
+        both = pods(stack, folder, small / "recipe.yaml", FAULTS=json.dumps([wait]))
+        wait_until((folder / marker_path(wait)).exists, "step 14", lambda: output(folder))
         os.kill(both[0].pid, signal.SIGTERM)
-        wait_until(lambda: "closing signal SIGTERM" in said(site), "the signal", lambda: said(site))
-        (site / RESUME_FILE).touch()
-        assert [pod.wait(LIMIT_SECONDS) for pod in both] == [203, 203], said(site)
+        wait_until(lambda: "closing signal SIGTERM" in output(folder), "the signal", lambda: output(folder))
+        (folder / RESUME_FILE).touch()
+        assert [pod.wait(LIMIT_SECONDS) for pod in both] == [203, 203], output(folder)
     with ExitStack() as stack:
-        both = pods(stack, site, small / "recipe.yaml")
-        assert [pod.wait(LIMIT_SECONDS) for pod in both] == [0, 0], said(site)
-    run = site / "runs/small"
+        both = pods(stack, folder, small / "recipe.yaml")
+        assert [pod.wait(LIMIT_SECONDS) for pod in both] == [0, 0], output(folder)
+    run = folder / "runs/small"
     (saved,) = read_events(run, "signal")
     assert [row["step"] for row in read_events(run, "start", "resume")] == [0, saved["step"]]
     assert read_losses(run) == read_losses(reference_run_2_ranks)
@@ -109,9 +109,9 @@ def test_drained_pod_saves_and_resumes_with_same_weights(
 
 
 def test_wrong_input_ends_every_pod(small: Path, tmp_path: Path) -> None:
-    site = make_site(tmp_path / "site")
+    folder = make_work_dir(tmp_path / "work")
     with ExitStack() as stack:
-        both = pods(stack, site, small / "recipe.yaml", "--parallel.shard", "3")
-        assert [pod.wait(LIMIT_SECONDS) for pod in both] == [2, 2], said(site)
+        both = pods(stack, folder, small / "recipe.yaml", "--parallel.shard", "3")
+        assert [pod.wait(LIMIT_SECONDS) for pod in both] == [2, 2], output(folder)
     for pod in range(2):
-        assert (site / f"logs/{pod}").read_text().count("tinyllama: parallel: shard 3") == 1
+        assert (folder / f"logs/{pod}").read_text().count("tinyllama: parallel: shard 3") == 1

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.cluster.sites import CLUSTER, lint_errors, torchrun_options
+from tests.cluster.launch import CLUSTER, lint_errors, torchrun_options
 
 SKYPILOT: dict[str, Any] = yaml.safe_load((CLUSTER / "skypilot/train.yaml").read_text())
 

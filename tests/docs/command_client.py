@@ -1,6 +1,6 @@
-"""A program that the shell of a page calls: forwards its arguments, folder, variables and standard files to the server.
+"""A program that the shell of a page calls: requests a run of run_command.py from the fork server.
 
-command_server.py installs it under many names. It imports little because it starts for each command.
+shell.py installs this program under many names. It imports little because it starts for each command.
 """
 
 import json
@@ -8,11 +8,11 @@ import os
 import socket
 import sys
 
-NAME, HERE = os.path.basename(sys.argv[0]), os.getcwd()  # noqa: PTH109, PTH119
+WORDS = [os.path.basename(sys.argv[0]), *sys.argv[1:]]  # noqa: PTH119
 
 with socket.socket(socket.AF_UNIX) as connection:
-    connection.connect(os.environ["DOCS_SOCKET"])
-    request = {"words": [NAME, *sys.argv[1:]], "folder": HERE, "variables": dict(os.environ)}
+    connection.connect("\0" + os.environ["DOCS_SERVER"])
+    request = [os.environ["DOCS_PROGRAM"], WORDS, dict(os.environ), os.getcwd()]  # noqa: PTH109
     socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [0, 1, 2])
-    status = connection.recv(16)
-sys.exit(int(status or b"70"))
+    *_, status = connection.makefile()
+sys.exit(int(status))

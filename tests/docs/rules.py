@@ -60,10 +60,12 @@ EXCLUDED = (
     Excluded(r"kubectl\b", "needs a cluster; see tests/cluster/test_kubernetes.py"),
     Excluded(r"sky\b", "needs a separate environment; `make check-clusters` reads its file"),
 )
+EXCLUDED_MARK = "excluded:"
+"""First word of the line that an excluded command prints."""
 PROGRAMS = (
     "tinyllama", "torchrun", "python", "python3", "make", "pip", "uv", "pre-commit", "hf", "sbatch", "kubectl", "sky",
 )  # fmt: skip
-"""Programs that the test server runs in place of the installed ones; all others are the system's."""
+"""Programs that the fork server runs in place of the installed ones; all others are the system's."""
 
 
 def exclusion(command: str) -> Excluded | None:

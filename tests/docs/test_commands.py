@@ -6,74 +6,60 @@ printed exactly.
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tests.docs import rules, world
+from tests.docs import rules
 from tests.docs.blocks import LANGUAGES, PAGES, ROOT, Block, blocks_of, is_for_another_python, missing_line
-from tests.docs.shell import Shell, started
+from tests.docs.reader_folder import copy_for, run_stages, write_raw, write_recipe
+from tests.docs.shell import Shell
 
-from tinyllama.recipe import Recipe
+from tinyllama.recipe import Recipe, flatten
 
 
 @pytest.fixture(scope="session")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    with started(tmp_path_factory.mktemp("shell")) as shell:
-        yield shell
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    return Shell.start(tmp_path_factory.mktemp("programs"))
 
 
 @pytest.fixture(scope="session")
 def prepared(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with raw text and the output of all stages. Read only."""
-    folder = tmp_path_factory.mktemp("world")
-    world.write_raw(folder)
-    world.build(folder, shell)
+    folder = tmp_path_factory.mktemp("prepared")
+    write_raw(folder)
+    run_stages(folder, shell)
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # the first page waits for the fixtures of all pages
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_of_a_page_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    blocks = blocks_of(page)
-    unknown = [f"{block.place}: ```{block.language}" for block in blocks if block.language not in LANGUAGES]
-    assert not unknown, f"no way to run these; use one of {LANGUAGES}: {unknown}"
-    is_set_up = False
-    for block in blocks:
-        write(block, tmp_path)
+def test_every_block_of_a_page_runs(page: Path, prepared: Path, shell: Shell, tmp_path: Path) -> None:
+    copy_for(page.relative_to(ROOT).as_posix(), prepared, tmp_path, shell)
+    for block in blocks_of(page):
+        assert block.language in LANGUAGES, f"{block.place}: no way to run this; use one of {LANGUAGES}"
+        path = tmp_path / (block.title or ".snippet.py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(re.sub(r"step-\d{8}", rules.STEP, block.body))
         if block.language == "yaml":
             check_recipe(block, tmp_path)
         elif block.language == "json":
             json.loads(block.body)
-        elif block.language == "bash" or (block.language == "python" and not block.title):
-            if not is_set_up:
-                world.copy_for(
-                    block.page, request.getfixturevalue("prepared"), tmp_path, request.getfixturevalue("shell")
-                )
-                is_set_up = True
-            run(block, request.getfixturevalue("shell"), tmp_path)
+        elif block.language == "bash":
+            run(block, path.read_text(), shell, tmp_path)
+        elif block.language == "python" and not block.title:
+            run(block, "python --snippet .snippet.py", shell, tmp_path)
 
 
-def write(block: Block, folder: Path) -> None:
-    """Write a block to the file that the page names, or a snippet to a fixed file."""
-    path = folder / (block.title or ".snippet.py")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(re.sub(r"step-\d{8}", rules.STEP, block.body))
-
-
-def run(block: Block, shell: Shell, folder: Path) -> None:
-    """Run a block of shell or Python, and compare its output with the page."""
-    before = len(shell.commands())
-    is_shell = block.language == "bash"
-    script = re.sub(r"step-\d{8}", rules.STEP, block.body) if is_shell else "python --snippet .snippet.py"
+def run(block: Block, script: str, shell: Shell, folder: Path) -> None:
+    """Run a script, and compare its output with the page unless a rule excludes one of its commands."""
     try:
         printed = shell.run(script, folder)
     except AssertionError as error:
         raise AssertionError(f"{block.place}: {error}") from None
-    if block.output and not any(command["excluded"] for command in shell.commands()[before:]):
+    if block.output and rules.EXCLUDED_MARK not in printed:
         missing = missing_line(block.output, printed, is_for_another_python(ROOT / block.page))
         assert missing is None, f"{block.place}: the page shows {missing!r}; printed was\n{printed}"
 
@@ -82,11 +68,12 @@ def check_recipe(block: Block, folder: Path) -> None:
     """Load a complete recipe, or a part of one inside a complete recipe."""
     fields = yaml.safe_load(block.body)
     path = folder / ".recipe.yaml"
-    if not {"name", "model", "train"} <= fields.keys():
-        world.write_recipe(path, "base")
-        fields = merged(yaml.safe_load(path.read_text()), from_top(fields))
-    path.write_text(yaml.safe_dump(fields, sort_keys=False))
-    Recipe.load(path)
+    if {"name", "model", "train"} <= fields.keys():
+        path.write_text(block.body)
+        Recipe.load(path)
+    else:
+        write_recipe(path, "base")
+        Recipe.load(path, flatten(from_top(fields)))
 
 
 def from_top(part: dict[str, Any]) -> dict[str, Any]:
@@ -98,14 +85,6 @@ def from_top(part: dict[str, Any]) -> dict[str, Any]:
     named = {name for stage in part.get("stages", []) for name in stage["weights"]}
     added = {name: {"format": "text", "path": "raw/manuals", "weight": 1} for name in named}
     return {"data": part | {"sources": added | part.get("sources", {})}}
-
-
-def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """Return nested mappings with the values of `change`."""
-    return base | {
-        name: merged(base[name], value) if isinstance(value, dict) and isinstance(base.get(name), dict) else value
-        for name, value in change.items()
-    }
 
 
 def test_every_rule_matches_a_command_of_a_page() -> None:

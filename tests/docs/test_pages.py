@@ -15,12 +15,11 @@ from tinyllama.recipe import Recipe
 NAMES = {"code-tour.md": r"[A-Za-z_]\w*|[A-Z]\w*\.\w+", "faq.md": r"test_\w+"}
 """Pattern of the names that a page mentions with their file."""
 FILE = re.compile(r"[\w/-]+\.py|tests/[\w/]+")
-GLOBAL_FLAGS = {"--help", "--quiet"}
-FOREIGN_FLAGS = {
-    "--no-repack", "--no-cache-dir", "--ipc", "--shm-size", "--max-restarts", "--signal",
+OTHER_FLAGS = {
+    "--help", "--quiet", "--no-repack", "--no-cache-dir", "--ipc", "--shm-size", "--max-restarts", "--signal",
     "--local-addr", "--nodes", "--shutdown-timeout",
 }  # fmt: skip
-"""Flags of other programs that pages mention alone."""
+"""Flags of all commands, and flags of other programs."""
 
 
 def paragraphs(page: str) -> list[str]:
@@ -79,12 +78,6 @@ def spans() -> Iterator[tuple[str, str]]:
             yield page.name, " ".join(code.split())
 
 
-def flags_of(name: str) -> set[str]:
-    """Return a command's own flags."""
-    names = [parameter.replace("_", "-") for parameter in inspect.signature(COMMANDS[name]).parameters]
-    return {f"--{no}{flag}" for flag in names for no in ("", "no-")}
-
-
 def is_field(dotted: str, model: type = Recipe) -> bool:
     """Return whether the recipe has a field; names of sources may be anything."""
     name, _, rest = dotted.partition(".")
@@ -105,41 +98,18 @@ def test_every_command_is_on_a_page() -> None:
 
 
 def test_every_flag_on_a_page_exists() -> None:
-    any_flag = set().union(*map(flags_of, COMMANDS)) | GLOBAL_FLAGS | FOREIGN_FLAGS
-    unknown = []
-    for page, text in spans():
-        if text.endswith("|| test $? -eq 2"):  # shows an error
-            continue
-        for call in re.findall(r"(?:^|.*[/ ])tinyllama ([a-z][^|;&]*)", text):
-            words = call.split()
-            name = " ".join(words[: 2 if words[0] == "tokenizer" else 1])
-            if name in COMMANDS:
-                takes_fields = "recipe" in COMMANDS[name].__annotations__
-                unknown += [
-                    (page, call, flag) for flag in unknown_flags(call, flags_of(name) | GLOBAL_FLAGS, takes_fields)
-                ]
-        for flag in re.findall(r"^(--[\w.-]+)", text):
-            unknown += [(page, text, flag) for flag in unknown_flags(flag, any_flag, takes_fields=True)]
+    parameters = {name for command in COMMANDS.values() for name in inspect.signature(command).parameters}
+    flags = {f"--{no}{name.replace('_', '-')}" for name in parameters for no in ("", "no-")} | OTHER_FLAGS
+    unknown = [
+        (page, text, flag)
+        for page, text in spans()
+        if re.match(r"--|(.*[/ ])?tinyllama ", text) and not text.endswith("|| test $? -eq 2")  # shows an error
+        for flag in re.findall(
+            r"(?:^|[\s\[])(--[a-z_][\w.-]*)", re.split(r"[|;&]", text.rpartition("tinyllama ")[2])[0]
+        )
+        if flag not in flags and not is_field(flag.removeprefix("--"))
+    ]
     assert not unknown
-
-
-def unknown_flags(call: str, known: set[str], takes_fields: bool) -> list[str]:
-    """Return the flags of a call that neither the command nor the recipe has."""
-    flags = re.findall(r"(?:^|[\s\[])(--[a-z_][\w.-]*)", call)
-    return [flag for flag in flags if flag not in known and not (takes_fields and is_field(flag.removeprefix("--")))]
-
-
-@pytest.mark.parametrize(
-    ("field", "exists"),
-    [
-        ("train.tokens", True),
-        ("train.tokns", False),
-        ("data.sources.mine.weight", True),
-        ("data.sources.mine.wait", False),
-    ],
-)
-def test_a_missing_field_is_found(field: str, exists: bool) -> None:
-    assert is_field(field) is exists
 
 
 def test_figures_of_the_continued_run_follow_from_its_recipe(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests import engine_server
+from tests import fork_server
 from tests.conftest import small_recipe
 from tests.faults.commands import assert_succeeds
 
@@ -34,7 +34,7 @@ def completed(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tinyllama.report.page
     import tinyllama.train.loop  # noqa: F401
 
-    engine_server.start()  # so that all children use it
+    fork_server.start()  # so that all children use it
     folder = tmp_path_factory.mktemp("completed")
     shutil.copytree(small / "raw", folder / "raw")
     write_recipe(folder)

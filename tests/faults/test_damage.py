@@ -34,14 +34,14 @@ def flip_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_truncated_file_is_one_line_with_its_name(pipeline: Path, name: str) -> None:
+def test_truncated_file_is_named(pipeline: Path, name: str) -> None:
     command, file = READERS[name]
     truncate(pipeline / file)
     assert_one_line(run_command(pipeline, *command, fault=skip_peak), Path(file).parent, Path(file).name)
 
 
 @pytest.mark.parametrize("name", ["run", "release", "push"])
-def test_flipped_bit_is_one_line_with_the_file(pipeline: Path, name: str) -> None:
+def test_file_with_a_flipped_bit_is_named(pipeline: Path, name: str) -> None:
     command, file = READERS[name]
     flip_bit(pipeline / file)
     assert_one_line(run_command(pipeline, *command), file)

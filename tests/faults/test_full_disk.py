@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import contents
-from tests.engine_server import started_normally
 from tests.faults.commands import Command, assert_one_line, assert_succeeds, enter_namespaces, run_command
 from tests.faults.conftest import EVALUATE, RELEASE, RUN
+from tests.fork_server import started_normally
 from tests.train.launch import lacks_mount_namespaces, mount_small_disk
 
 pytestmark = pytest.mark.slow
@@ -37,6 +37,7 @@ def fill(disk: Path) -> Path:
 COMMANDS: dict[str, Command] = {
     "tokenizer train": (("tokenizer", "train", "recipe.yaml", "--vocab-size", "600", "--tokenizer", "new"), "new/"),
     "tokenizer import": (("tokenizer", "import", "tokenizer", "imported"), "imported/"),
+    "prepare": (("prepare", "recipe.yaml", "--data.store", "store-new"), "store-new"),
     "release": (("release", RUN, "--formats", "huggingface", "--force"), RELEASE),
     "evaluate": (EVALUATE, RELEASE / "evaluation.json"),
     "report": (("report", RUN), RUN / "report.html"),
@@ -44,7 +45,7 @@ COMMANDS: dict[str, Command] = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_full_disk_is_one_line_and_existing_files_stay(disk: Path, name: str) -> None:
+def test_full_disk_is_reported_and_keeps_existing_files(disk: Path, name: str) -> None:
     command, place = COMMANDS[name]
     # From here the disk is below /proc/NUMBER/root, a path that programs cannot resolve.
     on_disk = enter_namespaces(int(disk.parts[2]), Path("/", *disk.parts[4:]))
@@ -60,5 +61,6 @@ def test_full_disk_is_one_line_and_existing_files_stay(disk: Path, name: str) ->
     assert [path.parent.name for path in disk.glob("*/tokenizer.json")] == ["tokenizer"]
     with started_normally():
         assert_succeeds(disk, *command, fault=on_disk)
-    for made in ("new", "imported"):
+    assert name != "prepare" or contents(disk / "store-new") == contents(disk / "store")
+    for made in ("new", "imported", "store-new"):
         shutil.rmtree(disk / made, ignore_errors=True)

@@ -32,7 +32,7 @@ def restrict() -> None:
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_unwritable_folder_is_one_line_with_its_name(pipeline: Path, name: str) -> None:
+def test_unwritable_folder_is_named(pipeline: Path, name: str) -> None:
     command, folder = OUTPUTS[name]
     (pipeline / folder).mkdir(exist_ok=True)
     before = contents(pipeline / folder)
@@ -57,7 +57,7 @@ INPUTS: dict[str, Command] = {
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_unreadable_file_is_one_line_with_its_name(pipeline: Path, name: str) -> None:
+def test_unreadable_file_is_named(pipeline: Path, name: str) -> None:
     command, file = INPUTS[name]
     (pipeline / file).chmod(0)
     assert_one_line(run_command(pipeline, *command, fault=restrict), file, "ermission")

@@ -181,7 +181,7 @@ def test_release_sidecar_without_memory_is_an_event_and_training_continues(pipel
     assert (run / "releases/step-00000006/release.json").is_file()
 
 
-def test_worker_of_prepare_without_memory_is_one_line_and_loses_nothing(pipeline: Path) -> None:
+def test_worker_without_memory_is_reported_and_loses_nothing(pipeline: Path) -> None:
     """orjson needs 264 MiB for the line of 23 MB, which is more than the workers may have."""
     with (pipeline / "raw/modules/c.jsonl").open("w") as file:
         file.write('{"text": "' + "A long, long document. " * 1_000_000 + '"}\n')

@@ -14,10 +14,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.fuzz.strategies import (
     assert_one_line,
+    edited,
+    edited_documents,
+    edits_of_bytes,
     fixed_examples,
-    mutate,
-    mutated_documents,
-    mutations,
     shared_folder,
     values,
 )
@@ -28,11 +28,6 @@ from tinyllama.recipe import Recipe, bundled_recipes, flatten
 from tinyllama.recipe.loading import parse_tokens
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-
-
-@cache
-def recipe_bytes(name: str) -> bytes:
-    return (RECIPES / f"{name}.yaml").read_bytes()
 
 
 @cache
@@ -66,9 +61,9 @@ def check_recipe(data: bytes) -> None:
 
 
 @fixed_examples(150)
-@given(name=st.sampled_from(bundled_recipes()), edits=mutations)
-def test_any_bytes_are_a_recipe_or_one_line(name: str, edits: Any) -> None:
-    check_recipe(mutate(recipe_bytes(name), edits))
+@given(name=st.sampled_from(bundled_recipes()), edits=edits_of_bytes)
+def test_any_bytes_are_a_recipe_or_refused(name: str, edits: Any) -> None:
+    check_recipe(edited((RECIPES / f"{name}.yaml").read_bytes(), edits))
 
 
 TEN = ",".join(["*b{0}"] * 10)
@@ -76,32 +71,30 @@ BOMB = "a: &b0 [x]\n" + "".join(f"a{n}: &b{n + 1} [{TEN.format(n)}]\n" for n in 
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "place", "keyword"),
     [
-        (
-            "name: x\nseed: 2026-13-01",
-            ":2: not valid YAML: '2026-13-01' is not a valid timestamp; put a text in quotes",
-        ),
-        ("seed: 0x_", ":1: not valid YAML: '0x_' is not a valid int"),
-        (f"seed: {'9' * 5000}", ":1: not valid YAML: '999"),
-        ("seed: !!bool x", ":1: not valid YAML: 'x' is not a valid bool"),
-        ("name: !!map [a]", ":1: not valid YAML: expected a mapping"),
-        ("[" * 3000, ": not valid YAML: nested too deeply"),
-        ('name: "\\ud800"', ":1: not valid YAML: '\\ud800' contains half of a surrogate pair"),
-        ("name: a\x07", ": not valid YAML: character U+0007 at 7; remove it"),
-        (BOMB, ": name: [[[[...], "),  # 10^12 lists if expanded
+        ("name: x\nseed: 2026-13-01", ":2: ", "not a valid timestamp"),
+        ("seed: 0x_", ":1: ", "not a valid int"),
+        (f"seed: {'9' * 5000}", ":1: ", "'999"),
+        ("seed: !!bool x", ":1: ", "not a valid bool"),
+        ("name: !!map [a]", ":1: ", "expected a mapping"),
+        ("[" * 3000, ": ", "nested too deeply"),
+        ('name: "\\ud800"', ":1: ", "surrogate"),
+        ("name: a\x07", ": ", "U+0007"),
+        (BOMB, ": name: ", "[[[[..."),  # 10^12 lists if expanded
     ],
 )
-def test_yaml_that_crashes_its_loader_is_one_line(text: str, message: str) -> None:
+def test_yaml_that_crashes_its_loader_is_refused(text: str, place: str, keyword: str) -> None:
     """Found 2026-11-24: each gave a traceback; the last one took hours to format."""
     (recipe_folder() / "recipe.yaml").write_text(text)
     with pytest.raises(InputError) as error:
         Recipe.load(recipe_folder() / "recipe.yaml")
     assert_one_line(error.value)
-    assert str(error.value).startswith(f"{recipe_folder() / 'recipe.yaml'}{message}")
+    assert str(error.value).startswith(f"{recipe_folder() / 'recipe.yaml'}{place}")
+    assert keyword in str(error.value)
 
 
-def test_field_name_with_newline_is_one_line() -> None:
+def test_field_name_with_newline_is_refused() -> None:
     """Found 2026-11-24: the message had two lines."""
     with pytest.raises(InputError, match=r"'a\\nb': unknown field") as error:
         Recipe.load("demo", {"a\nb": 1})
@@ -109,8 +102,8 @@ def test_field_name_with_newline_is_one_line() -> None:
 
 
 @fixed_examples(150)
-@given(fields=st.sampled_from(bundled_recipes()).flatmap(lambda name: mutated_documents(valid_fields(name))))
-def test_any_fields_are_a_recipe_or_one_line(fields: Any) -> None:
+@given(fields=st.sampled_from(bundled_recipes()).flatmap(lambda name: edited_documents(valid_fields(name))))
+def test_any_fields_are_a_recipe_or_refused(fields: Any) -> None:
     check_recipe(yaml.safe_dump(fields, allow_unicode=True).encode("utf-8", "surrogatepass"))
 
 
@@ -119,7 +112,7 @@ def test_any_fields_are_a_recipe_or_one_line(fields: Any) -> None:
     name=st.sampled_from([*sorted(flatten(valid_fields("demo"))), "name.x", "data", "data.sources", "x", "", "a..b"]),
     value=values,
 )
-def test_any_override_is_accepted_or_one_line(name: str, value: Any) -> None:
+def test_any_override_is_accepted_or_refused(name: str, value: Any) -> None:
     try:
         recipe = Recipe.load("demo", {name: value})
     except InputError as error:
@@ -152,26 +145,12 @@ def _no_operation(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 CALLS = {name: _no_operation(function) for name, function in cli.COMMANDS.items()}
+# fmt: off
 OPTIONS = [
-    "--help",
-    "-h",
-    "--quiet",
-    "--",
-    "--step",
-    "--formats",
-    "--json",
-    "--set",
-    "--train.tokens",
-    "--model.layers",
+    "--help", "-h", "--quiet", "--", "--step", "--formats", "--json", "--set", "--train.tokens", "--model.layers",
+    "--data.sources", "--data.sources.x.path", "--max-new-tokens", "--temperature", "--port", "--no-open-browser",
 ]
-OPTIONS += [
-    "--data.sources",
-    "--data.sources.x.path",
-    "--max-new-tokens",
-    "--temperature",
-    "--port",
-    "--no-open-browser",
-]
+# fmt: on
 argument_lists = st.lists(
     st.sampled_from([*" ".join(CALLS).split(), *bundled_recipes(), *OPTIONS, "3T", "1", "null", "{a: 1", "[1, 2]"])
     | st.tuples(st.sampled_from(OPTIONS), st.text(max_size=5)).map("=".join)
@@ -180,8 +159,13 @@ argument_lists = st.lists(
 )
 
 
-def check_arguments(arguments: list[str]) -> None:
-    """Check that a command line runs, or is refused with status 2 and one line."""
+@fixed_examples(60)
+@example(arguments=["train", "demo", "--data.sources", "{a: 2026-13-01}"])  # found 2026-11-24: a traceback
+@given(
+    arguments=st.tuples(st.sampled_from(sorted(CALLS)).map(str.split), argument_lists).map(lambda two: two[0] + two[1])
+    | argument_lists
+)
+def test_any_arguments_are_a_call_or_refused(arguments: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "COMMANDS", CALLS)
         out, err = io.StringIO(), io.StringIO()
@@ -190,17 +174,3 @@ def check_arguments(arguments: list[str]) -> None:
     assert status in (0, 2)
     assert err.getvalue().count("\n") == (status == 2)
     assert err.getvalue().startswith("tinyllama: ") == (status == 2)
-
-
-@fixed_examples(60)
-@example(arguments=["train", "demo", "--data.sources", "{a: 2026-13-01}"])  # found 2026-11-24: a traceback
-@given(
-    arguments=st.tuples(st.sampled_from(sorted(CALLS)).map(str.split), argument_lists).map(lambda two: two[0] + two[1])
-    | argument_lists
-)
-def test_any_arguments_are_a_call_or_one_line(arguments: list[str]) -> None:
-    check_arguments(arguments)
-
-
-def seeds() -> list[bytes]:
-    return [recipe_bytes(name) for name in bundled_recipes()]

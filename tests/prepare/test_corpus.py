@@ -21,10 +21,6 @@ from tinyllama.prepare.corpus import (
     EMBEDDED_CORPUS_MANIFEST,
     CorpusSizes,
     _package_files,
-    docstrings,
-    is_readable_code,
-    paragraphs,
-    strip_repeated_license,
     write_corpus,
 )
 
@@ -162,12 +158,6 @@ def test_a_changed_corpus_is_refused_and_kept(tmp_path: Path) -> None:
     assert changed.read_bytes() == b"with rows of my own"
 
 
-def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "corpus").write_text("no directory")
-    with pytest.raises(NotADirectoryError, match="corpus"):
-        write_corpus(tmp_path / "corpus")
-
-
 def install(site_packages: Path, name: str, files: dict[str, str]) -> None:
     """Lay out a package as pip does: files, dist-info, RECORD."""
     information = f"{name}-1.0.dist-info"
@@ -195,62 +185,3 @@ def test_only_files_listed_by_installed_packages_are_read(tmp_path: Path, monkey
     names = {file.file for file in files}
     assert {"json/decoder.py", "textwrap.py"} <= names
     assert not any("site-packages" in name or "_sysconfigdata" in name for name in names)
-
-
-def test_docstrings_are_those_of_modules_classes_and_functions() -> None:
-    source = '''"""Module."""
-template = """No docstring."""
-class A:
-    def f(self):
-        r"""First \\d line.
-
-        Next.
-            Deeper.
-        """
-'''
-    assert list(docstrings(source)) == ["Module.", "First \\d line.\n\nNext.\n    Deeper."]
-
-
-def test_paragraphs_have_no_markup_and_no_hard_line_breaks() -> None:
-    text = """
-Usage
-=====
-
-.. image:: badge.svg
-
-This function joins the lines of :class:`~a.Paragraph` that were
-broken at a margin, as ``textwrap`` would do it for the `reader
-<https://example.org>`_ or the [writer](https://example.org).
-
->>> join("a b c d e f g h")
-"""
-    assert list(paragraphs(text)) == [
-        "This function joins the lines of a.Paragraph that were broken at a margin, "
-        "as textwrap would do it for the reader or the writer."
-    ]
-
-
-CODE = "def first(values):\n    return values[0] if values else None\n\n" * 20
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (CODE, True),
-        ("x = 1\n", False),
-        ("# Automatically generated, DO NOT EDIT\n" + CODE, False),
-        (CODE + "x" * 501, False),
-        (CODE.replace("\n", ";") * 2, False),
-        ("table = [\n" + "    0x0f, 0xff, 12,\n" * 50 + "]\n", False),
-    ],
-)
-def test_generated_minified_and_numeric_files_are_not_readable_code(text: str, expected: bool) -> None:
-    assert is_readable_code(text) == expected
-
-
-def test_a_repeated_license_is_removed() -> None:
-    known: set[str] = set()
-    first = strip_repeated_license("# Copyright 2020 Somebody.\n# All rights reserved.\n\nimport a\n", known)
-    second = strip_repeated_license("// Copyright 2024 Somebody.\n// All rights reserved.\n#include <b.h>\n", known)
-    assert first.startswith("# Copyright")
-    assert second == "#include <b.h>\n"

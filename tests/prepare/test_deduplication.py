@@ -36,24 +36,6 @@ def test_the_first_of_equal_documents_is_kept_across_sources(tmp_path: Path) -> 
     assert dropped.reasons == dict.fromkeys(["1:2", "2:0", "4:0", "4:1"], "duplicate (exact)")
 
 
-@given(st.lists(st.lists(st.integers(0, 40), max_size=30), min_size=1, max_size=4))
-def test_exact_duplicates_are_those_of_a_set(tasks: list[list[int]]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        files: dict[str, Any] = {}
-        patch.setattr(deduplication, "_write_duplicates", lambda folder, part, ids: files.update({str(part): ids}))
-        patch.setattr(np, "load", lambda path: np.array(tasks[int(path.stem)], np.uint64) << np.uint64(58))
-        for part in range(deduplication.EXACT_RANGES):
-            deduplication.find_exact_duplicates(Path(), range(len(tasks)), iter(()), part)
-    seen: set[int] = set()
-    expected = []
-    for task, values in enumerate(tasks):
-        for number, value in enumerate(values):
-            if value in seen:
-                expected.append(task << 32 | number)
-            seen.add(value)
-    assert sorted(np.concatenate(list(files.values())).tolist()) == expected
-
-
 def test_the_first_of_near_equal_documents_is_kept_across_sources(tmp_path: Path) -> None:
     long, other = prose(1, 60), prose(2, 60)
     near = [with_changed_words(long, 3, seed) for seed in range(6)]

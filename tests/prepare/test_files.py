@@ -2,9 +2,6 @@
 
 import errno
 import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +13,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 from fsspec.registry import known_implementations  # type: ignore[import-untyped]
+from tests.faults.commands import drop_privileges, run_in_fork
 from tests.prepare.raw import lines, slim, source, texts_of, write
 
 from tinyllama.errors import InputError
@@ -104,20 +102,15 @@ def test_broken_link_and_link_loop_are_errors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("locked", ["folder", "file"])
 @pytest.mark.parametrize("pattern", ["", "/**/*.jsonl", "/*/b.jsonl"])
-def test_file_without_read_permission_is_an_error(locked: str, pattern: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:  # tmp_path is readable for its owner only
-        root = Path(folder)
-        root.chmod(0o755)
-        write(root / "a.jsonl", lines({"text": "readable"}))
-        path = write(root / "sub/b.jsonl", lines({"text": "not readable"}))
-        (path if locked == "file" else path.parent).chmod(0)
-        command = [sys.executable, str(Path(__file__).with_name("list_unprivileged.py")), f"{root}{pattern}"]
-        try:
-            output = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-        finally:
-            path.parent.chmod(0o755)
+def test_file_without_read_permission_is_an_error(tmp_path: Path, locked: str, pattern: str) -> None:
+    write(tmp_path / "a.jsonl", lines({"text": "readable"}))
+    path = write(tmp_path / "sub/b.jsonl", lines({"text": "not readable"}))
+    (path if locked == "file" else path.parent).chmod(0)
+    chosen = source("jsonl", f"{tmp_path}{pattern}")
+    result = run_in_fork(lambda: len(list_files("notes", chosen)), tmp_path, drop_privileges)
+    path.parent.chmod(0o755)
     expected = "sub/b.jsonl: no permission" if locked == "file" else "sub: cannot be read (Permission"
-    assert output.startswith(f"{root}/{expected}")
+    assert f"InputError: {tmp_path}/{expected}" in result.output
 
 
 def test_file_that_vanished_after_listing_is_an_error(tmp_path: Path) -> None:

@@ -1,10 +1,5 @@
 """Cleaned stores: bad documents are dropped, all others kept, and interruptions change nothing."""
 
-import json
-import random
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -83,27 +78,3 @@ def test_workers_and_interruptions_never_change_a_cleaned_store(
         assert not (tmp_path / "store/manifest.json").exists()
     build_store(recipe_at(small, raw, tmp_path / "store", **{"data.workers": 3}))
     assert contents(tmp_path / "store") == contents(tmp_path / "undisturbed")
-
-
-@pytest.mark.slow
-def test_deduplication_killed_repeatedly_gives_the_same_bytes(small: Path, raw: Path, tmp_path: Path) -> None:
-    clean = {"deduplicate": "exact", "filters": ["fineweb"]}
-    source = {"format": "jsonl", "path": str(raw), "weight": 1, "clean": clean}
-    (tmp_path / "recipe.yaml").write_text((small / "recipe.yaml").read_text())
-    flags = ["--data.sources", json.dumps({"web": source}), "--data.validation_fraction", "0", "--data.workers", "2"]
-    command = [sys.executable, "-m", "tinyllama", "prepare", str(tmp_path / "recipe.yaml"), *flags, "--data.store"]
-    chance = random.Random(5)
-    for _ in range(4):
-        process = subprocess.Popen(
-            [*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while not (tmp_path / "killed/.work").exists() and process.poll() is None:
-            time.sleep(0.005)
-        time.sleep(chance.random())
-        process.kill()
-        process.wait()
-    for name in ("killed", "undisturbed"):
-        subprocess.run([*command, str(tmp_path / name)], check=True, capture_output=True)
-    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
-    dropped = TokenStore.open(tmp_path / "undisturbed")["web/train"].manifest["rows"]["dropped"]
-    assert dropped["duplicate (exact)"] == 1

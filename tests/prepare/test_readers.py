@@ -9,7 +9,6 @@ import struct
 import tempfile
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pyarrow
 import pyarrow.ipc
@@ -59,46 +58,11 @@ def test_long_lines_are_read_from_any_compression(tmp_path: Path, suffix: str) -
     assert texts_of(source("jsonl", write(tmp_path / f"a.jsonl{suffix}", COMPRESSIONS[suffix](content)))) == texts
 
 
-@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
-def test_lines_have_unix_or_windows_ends(tmp_path: Path, end: bytes) -> None:
-    texts = [str(number) * 1000 for number in range(1000)]  # more than one chunk
-    content = b"".join(line + end for line in lines(*({"text": text} for text in texts)).splitlines())
-    path = write(tmp_path / "a.jsonl", content + end)
-    assert read(path, "jsonl") == [SourceRow(*row) for row in enumerate(texts)]
-
-
-def test_too_long_line_is_rejected_and_later_rows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyllama.prepare.streams.LONGEST_BYTES", 3 << 20)
-    long = b"[" + b'{"text": "no object per line"}, ' * 200_000 + b"]\n"
-    path = write(tmp_path / "a.jsonl", b"\n" + lines({"text": "one"}) + long + lines({"text": "two"}))
-    rows = read(path, "jsonl")
-    assert rows == [SourceRow(0, "one"), RejectedRow(1, TOO_LONG), SourceRow(2, "two")]
-    assert isinstance(rows[1], RejectedRow)
-    assert rows[1].line == 3
-
-
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 400])
 def test_number_that_orjson_refuses_does_not_reject_the_row(tmp_path: Path, number: str) -> None:
     row = f'{{"text": "kept", "meta": {{"redpajama_set_name": "RedPajamaBook", "score": [{number}]}}}}'
     path = write(tmp_path / "a.jsonl", lines(row.encode()))
     assert read(path, "slimpajama") == [SourceRow(0, "kept", "RedPajamaBook")]
-
-
-def test_lone_surrogate_is_replaced_and_its_row_marked(tmp_path: Path) -> None:
-    rows = [
-        rb'{"text": "a\ud83db"}',  # the first of a pair
-        rb'{"text": "a\uDE00b", "x": NaN}',  # the second
-        rb'{"text": "\uD83D\ud83d\ude00\\ud83d"}',  # before a pair; and the text of an escape
-        rb'{"text": "good", "\udfff": 1}',
-        rb'{"text": "\ud83d\ude00"}',
-    ]
-    assert read(write(tmp_path / "a.jsonl", lines(*rows)), "jsonl") == [
-        SourceRow(0, "a\ufffdb", repaired=True),
-        SourceRow(1, "a\ufffdb", repaired=True),
-        SourceRow(2, "\ufffd\U0001f600\\ud83d", repaired=True),
-        SourceRow(3, "good", repaired=True),
-        SourceRow(4, "\U0001f600"),
-    ]
 
 
 @pytest.mark.parametrize("first", [b"[1]", b'{"text": "cut', b"[2026-11-29] a line of a log", b"]"])
@@ -193,10 +157,6 @@ def test_file_of_another_kind_is_an_error_with_its_remedy(
     format = {"jsonl": "jsonl", "txt": "text", "csv": "csv"}[name.split(".")[1]]
     with pytest.raises(InputError, match=rf"{name}: .*{keyword}"):
         read(write(tmp_path / name, content), format)
-
-
-def test_empty_plain_file_has_no_rows(tmp_path: Path) -> None:
-    assert read(write(tmp_path / "a.jsonl", b""), "jsonl") == []
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 12345\n"
@@ -337,31 +297,6 @@ def test_arrow_file_format_is_read_and_truncated_stream_is_an_error(tmp_path: Pa
         read(tmp_path / "cut.arrow", "huggingface")
 
 
-@pytest.mark.parametrize(
-    ("error", "remedy"),
-    [
-        (pyarrow.ArrowInvalid("bad magic"), "correct its suffix and format"),
-        (pyarrow.ArrowNotImplementedError("encrypted"), "rewrite it without"),
-    ],
-)
-def test_error_of_pyarrow_has_its_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, remedy: str
-) -> None:
-    path = write(tmp_path / "a.parquet", b"text\n" * 100)
-    monkeypatch.setattr("tinyllama.prepare.readers.parquet_columns", Mock(side_effect=error))
-    with pytest.raises(InputError, match=rf"a.parquet: cannot be read .*{remedy}"):
-        read(path, "parquet")
-
-
-def test_memory_error_of_pyarrow_is_not_the_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "a.parquet", b"text\n" * 100)
-    monkeypatch.setattr(
-        "tinyllama.prepare.readers.parquet_columns", Mock(side_effect=pyarrow.ArrowMemoryError("4 GiB"))
-    )
-    with pytest.raises(MemoryError):
-        read(path, "parquet")
-
-
 # Text and csv
 
 
@@ -408,13 +343,6 @@ def test_too_long_document_is_rejected_and_later_ones_are_read(
     text = "first<|endoftext|>" + "no separator " * 400_000 + end
     found = read(write(tmp_path / "a.txt", text.encode()), "text", separator="<|endoftext|>")
     assert found == [SourceRow(0, "first"), RejectedRow(1, TOO_LONG), *([SourceRow(2, "last")] if end else [])]
-
-
-@pytest.mark.parametrize("suffix", ["", ".zst"])
-def test_too_long_text_file_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
-    monkeypatch.setattr("tinyllama.prepare.streams.LONGEST_BYTES", 3 << 20)
-    path = write(tmp_path / f"a.txt{suffix}", COMPRESSIONS[suffix](b"one document " * 300_000))
-    assert read(path, "text") == [RejectedRow(0, TOO_LONG)]
 
 
 def test_csv_rows_keep_their_lines_and_bad_ones_are_rejected(tmp_path: Path) -> None:

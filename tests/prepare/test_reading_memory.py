@@ -43,69 +43,62 @@ def one_dictionary_value(text: str, num_rows: int) -> Any:
     return pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * num_rows, "int32"), pyarrow.array([text]))
 
 
-def long_value(path: Path) -> None:
+def write_long_value(path: Path) -> None:
     table_file(path, ["before" * 100] * 500 + [long_text()] + ["after" * 100] * 500)
 
 
-def compressible_values(path: Path) -> None:
+def write_compressible_values(path: Path) -> None:
     table_file(path, [letter * 60_000_000 for letter in "aaaabcde"], use_dictionary=True, compression="zstd")
 
 
-def compressible_plain_values(path: Path) -> None:
+def write_compressible_plain_values(path: Path) -> None:
     table_file(path, [letter * 60_000_000 for letter in "aaaabcde"], use_dictionary=False, compression="zstd")
 
 
-def value_in_dictionary(path: Path) -> None:
+def write_value_in_dictionary(path: Path) -> None:
     table_file(path, one_dictionary_value(os.urandom(1_000_000).hex(), 1000))
 
 
-def values_that_repeat_the_previous(path: Path) -> None:
+def write_repeated_values(path: Path) -> None:
     text, encoding = os.urandom(5_000_000).hex(), {"content": "DELTA_BYTE_ARRAY"}
     table_file(path, [text] * 100, use_dictionary=False, column_encoding=encoding, compression="zstd")
 
 
-@pytest.mark.parametrize(
-    ("write_file", "rows", "characters"),
-    [
-        (long_value, 1001, LONG + 550_000),
-        (compressible_values, 8, 480_000_000),
-        (compressible_plain_values, 8, 480_000_000),
-        (value_in_dictionary, 1000, 2_000_000_000),
-        (values_that_repeat_the_previous, 100, 1_000_000_000),
-    ],
-)
-def test_parquet_with_long_values_takes_under_a_gigabyte(
-    tmp_path: Path, write_file: Callable[[Path], None], rows: int, characters: int
-) -> None:
-    write_file(tmp_path / "a.parquet")
-    *counts, megabytes = run_program("read", str(tmp_path / "a.parquet"), "starcoderdata")
-    assert counts == [rows, characters]
-    assert megabytes < 1000
-
-
-def test_arrow_dictionary_with_long_value_takes_under_a_gigabyte(tmp_path: Path) -> None:
+def write_arrow_dictionary(path: Path) -> None:
     table = pyarrow.table({"text": one_dictionary_value(os.urandom(10_000_000).hex(), 100)})
-    with pyarrow.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:
+    with pyarrow.ipc.new_file(path, table.schema) as file:
         file.write_table(table)
-    *counts, megabytes = run_program("read", str(tmp_path / "a.arrow"), "huggingface")
-    assert counts == [100, 2_000_000_000]
-    assert megabytes < 1000
 
 
-def test_jsonl_document_of_200_megabytes_takes_under_a_gigabyte(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl.zst"
+def write_long_lines(path: Path) -> None:
     with path.open("wb") as file, zstandard.ZstdCompressor().stream_writer(file) as compressed:
         for text in ("before", long_text(), "after"):
             compressed.write(orjson.dumps({"text": text, "meta": {"redpajama_set_name": "RedPajamaBook"}}) + b"\n")
-    *counts, megabytes = run_program("read", str(path), "slimpajama")
-    assert counts == [3, LONG + 11]
-    assert megabytes < 1000
 
 
-def test_text_document_of_200_megabytes_takes_under_a_gigabyte(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text(f"before<|x|>{long_text()}<|x|>after")
-    *counts, megabytes = run_program("read", str(tmp_path / "a.txt"), "text", "<|x|>")
-    assert counts == [3, LONG + 11]
+def write_separated_documents(path: Path) -> None:
+    path.write_text(f"before<|x|>{long_text()}<|x|>after")
+
+
+@pytest.mark.parametrize(
+    ("write_file", "name", "arguments", "rows", "characters"),
+    [
+        (write_long_value, "a.parquet", ["starcoderdata"], 1001, LONG + 550_000),
+        (write_compressible_values, "a.parquet", ["starcoderdata"], 8, 480_000_000),
+        (write_compressible_plain_values, "a.parquet", ["starcoderdata"], 8, 480_000_000),
+        (write_value_in_dictionary, "a.parquet", ["starcoderdata"], 1000, 2_000_000_000),
+        (write_repeated_values, "a.parquet", ["starcoderdata"], 100, 1_000_000_000),
+        (write_arrow_dictionary, "a.arrow", ["huggingface"], 100, 2_000_000_000),
+        (write_long_lines, "a.jsonl.zst", ["slimpajama"], 3, LONG + 11),
+        (write_separated_documents, "a.txt", ["text", "<|x|>"], 3, LONG + 11),
+    ],
+)
+def test_file_with_long_values_takes_under_a_gigabyte(
+    tmp_path: Path, write_file: Callable[[Path], None], name: str, arguments: list[str], rows: int, characters: int
+) -> None:
+    write_file(tmp_path / name)
+    *counts, megabytes = run_program("read", str(tmp_path / name), *arguments)
+    assert counts == [rows, characters]
     assert megabytes < 1000
 
 

@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import json
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -155,14 +154,6 @@ def test_repaired_rows_are_kept_and_counted(small: Path, tmp_path: Path, capsys:
     assert "half\ufffd a pair" in output
 
 
-def test_store_of_good_files_has_no_list_of_warnings(small: Path) -> None:
-    manifest = TokenStore.open(small / "store").manifest
-    for source in manifest["sources"].values():
-        assert set(source) == {"format", "text", "include", "exclude", "clean", "splits", "skipped_files"}
-    assert set(TokenStore.open(small / "store")["lines/train"].manifest["rows"]) == {"read", "kept", "dropped"}
-    assert "changed" not in json.dumps(manifest)
-
-
 def zip_archive(rows: bytes) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
@@ -193,14 +184,6 @@ def test_archive_that_the_recipe_names_is_an_error(small: Path, tmp_path: Path, 
     with pytest.raises(InputError, match=rf"{name}: is a .*archive.*unpack it"):
         build_store(Recipe.load(recipe))
     assert not (tmp_path / "store/manifest.json").exists()
-
-
-def test_git_pointer_named_json_is_an_error(small: Path, tmp_path: Path) -> None:
-    write(tmp_path / "raw/rows.jsonl", lines(*GOOD))
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123456\n"
-    write(tmp_path / "raw/more.json", pointer.encode())
-    with pytest.raises(InputError, match=r"more\.json: a git-lfs pointer.*git lfs pull"):
-        build_store(Recipe.load(recipe_of(small, tmp_path)))
 
 
 def test_holdout_tail_needs_a_validation_fraction(small: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from tests.engine_server import started_normally
+from tests.fork_server import started_normally
 from tests.release.conftest import MakeRun
 
 from tinyllama import cli

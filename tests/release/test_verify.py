@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from gguf import GGUFWriter
-from tests.engine_server import started_normally
+from tests.fork_server import started_normally
 from tests.release.formats import failed_checks, keep_only, random_model, write_release
 
 from tinyllama import cli

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.train.checkpoints import all_tensors, state_after_one_step, write_checkpoint
+from tests.train.checkpoints import state_after_one_step, write_checkpoint
 
 from tinyllama import cli
 from tinyllama.errors import InputError
@@ -41,17 +41,6 @@ def trainer(small: Path) -> TrainState:
     return state_after_one_step(small)
 
 
-def test_own_checkpoint_is_read_completely(trainer: TrainState, tmp_path: Path) -> None:
-    folder = write_checkpoint(trainer, tmp_path).path
-    before = {name: value.clone() for name, value in all_tensors(trainer).items()}
-    for value in all_tensors(trainer).values():
-        value.data.zero_()
-    load_checkpoint(CheckpointDir(folder), trainer.model, trainer.optimizers)
-    after = all_tensors(trainer)
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
 @pytest.mark.parametrize("place", ["whole", "planner_data", "storage_meta"])
 def test_metadata_that_calls_function_is_refused(trainer: TrainState, tmp_path: Path, place: str) -> None:
     folder, target = write_checkpoint(trainer, tmp_path).path, tmp_path / "run"
@@ -78,9 +67,8 @@ def complete(folder: Path, small: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", ["generate", "load"])
 def test_metadata_that_changes_class_is_refused(
-    trainer: TrainState, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+    trainer: TrainState, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, victim = write_checkpoint(trainer, tmp_path).path, tmp_path / "victim"
     victim.mkdir()
@@ -89,13 +77,8 @@ def test_metadata_that_changes_class_is_refused(
     attack = b"cpathlib\nPosixPath\nN}U\x04_strU" + bytes([len(text)]) + text + b"s\x86b0"
     path = folder / ".metadata"
     path.write_bytes(attack + path.read_bytes())
-    complete(folder, small)
-    if command == "load":
-        with pytest.raises(InputError, match=r"not the metadata of a checkpoint .*sets attributes"):
-            load_checkpoint(CheckpointDir(folder), trainer.model, trainer.optimizers)
-    else:
-        assert cli.main(["generate", str(folder), "word"]) == 2
-        assert "sets attributes" in capsys.readouterr().err
+    assert cli.main(["generate", str(complete(folder, small)), "word"]) == 2
+    assert "sets attributes" in capsys.readouterr().err
     assert str(Path("elsewhere")) == "elsewhere"
 
 

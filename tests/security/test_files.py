@@ -67,22 +67,6 @@ def test_damaged_row_after_checkpoint_is_deleted_with_event(tmp_path: Path) -> N
     assert event["problem"].endswith("line 4, 5")
 
 
-def test_damaged_row_before_checkpoint_is_an_error(tmp_path: Path) -> None:
-    journal = RunLog(RunDir(tmp_path))
-    journal.run.metrics_path.write_text('{"step": 1}\nnot a row\n{"step": 3}\n')
-    with pytest.raises(InputError, match=r"metrics\.jsonl:2: "):
-        journal.truncate_after(3)
-
-
-def test_compile_cache_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    use_private_compile_cache()
-    folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
-    assert folder.is_relative_to(tmp_path)
-    assert folder.stat().st_mode & 0o777 == 0o700
-
-
 COMPILES = Path(__file__).with_name("compiles.py")
 
 

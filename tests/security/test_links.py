@@ -123,7 +123,7 @@ def test_store_with_file_outside_folder_is_refused(tmp_path: Path, place: str) -
         TokenStore.open(tmp_path / "store")
 
 
-def test_renamed_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_renamed_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir, log = new_run(tmp_path)
     run = run_dir.path
     write_steps(log, 1, 3)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.conftest import small_recipe
-from tests.train.launch import lacks_mount_namespaces
+from tests.train.launch import lacks_mount_namespaces, mount_small_disk
 
 from tinyllama import cli
 from tinyllama.errors import run_and_get_exit_status
@@ -18,7 +18,7 @@ INTERRUPTED = Path(__file__).with_name("interrupted.py")
 
 
 @pytest.mark.parametrize("module", ["tyro", "pydantic", "tinyllama.api", "torch", "safetensors"])
-def test_interrupt_during_import_is_one_line(module: str) -> None:
+def test_interrupt_during_import_has_no_traceback(module: str) -> None:
     command = [sys.executable, str(INTERRUPTED), module]
     ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 130
@@ -29,7 +29,7 @@ def test_interrupt_during_import_is_one_line(module: str) -> None:
 @pytest.mark.parametrize(
     "error", [RuntimeError("can't start new thread"), BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))]
 )
-def test_process_limit_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+def test_process_limit_is_named(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     def call() -> int:
         raise error
 
@@ -70,25 +70,16 @@ def test_unusual_folder_names_work(
 
 
 @pytest.mark.slow
-def test_full_temporary_folder_during_compile_is_one_line(small: Path, tmp_path: Path) -> None:
+def test_full_temporary_folder_during_compile_is_named(small: Path, tmp_path: Path) -> None:
     if lacks_mount_namespaces():
         pytest.skip("needs a mount namespace for a disk that is full")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    script = 'mount -t tmpfs -o size=16k none "$1" && shift && exec "$@"'
-    recipe = str(small / "recipe.yaml")
-    command = [sys.executable, "-m", "tinyllama", "--quiet", "train", recipe, "--train.compile", "true"]
-    variables = {"TMPDIR": str(disk), "XDG_CACHE_HOME": str(disk)}
-    ended = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", script, "sh", str(disk), *command],
-        env={name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"} | variables,
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=250,
-    )
+    command = [sys.executable, "-m", "tinyllama", "--quiet", "train", small / "recipe.yaml", "--train.compile", "true"]
+    variables = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    with mount_small_disk(tmp_path / "disk", "16k") as disk:
+        variables |= {"TMPDIR": str(disk), "XDG_CACHE_HOME": str(disk)}
+        ended = subprocess.run(
+            command, env=variables, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=250
+        )
     assert ended.returncode == 1
-    last = ended.stderr.splitlines()[-1]
-    assert f"torch.compile has no disk space; free some space in {disk}" in last
+    assert f"torch.compile has no disk space; free some space in {disk}" in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr

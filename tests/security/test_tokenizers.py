@@ -69,7 +69,7 @@ def test_text_expanding_sentencepiece_rules_are_refused(charsmap: Path, tmp_path
         Tokenizer.load(changed(tmp_path, normalizer={"type": "Precompiled", "precompiled_charsmap": rules}))
 
 
-def test_endless_pattern_is_one_line(tmp_path: Path) -> None:
+def test_endless_pattern_is_refused(tmp_path: Path) -> None:
     steps = [HUNGRY, {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]
     tokenizer = Tokenizer.load(changed(tmp_path, pre_tokenizer={"type": "Sequence", "pretokenizers": steps}))
     with pytest.raises(InputError, match=r"tokenizer\.json.*fails on a text .*retry-limit"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests.engine_server import Program
+from tests.fork_server import SidecarProcess
 from tests.train.launch import event_steps, read_events, read_metrics, start_training
 from tests.train.torchrun import write_recipe
 
@@ -34,7 +34,7 @@ ONE_MILESTONE: dict[str, object] = {"release.at_tokens": [5 * BATCH]}
 @pytest.fixture(autouse=True)
 def forked_releases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fork the release processes of runs in this process; `start_training` starts them normally."""
-    fast = SimpleNamespace(Popen=Program, PIPE=subprocess.PIPE)
+    fast = SimpleNamespace(Popen=SidecarProcess, PIPE=subprocess.PIPE)
     monkeypatch.setattr(processes, "subprocess", fast)
 
 

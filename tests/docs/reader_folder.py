@@ -75,7 +75,7 @@ def write_recipe(path: Path, name: str) -> None:
     path.write_text(yaml.safe_dump(fields, sort_keys=False))
 
 
-def build(folder: Path, shell: Shell) -> None:
+def run_stages(folder: Path, shell: Shell) -> None:
     """Make stores, runs and a release with the commands themselves."""
     for name in ("mine", "other", "third"):
         write_recipe(folder / f"{name}.yaml", name)
@@ -103,17 +103,17 @@ def build(folder: Path, shell: Shell) -> None:
     )
 
 
-def copy_for(page: str, world: Path, folder: Path, shell: Shell) -> None:
+def copy_for(page: str, prepared: Path, folder: Path, shell: Shell) -> None:
     """Copy what a page needs into its folder, and link the folders of the checkout."""
-    keep = {"raw", "path", "models"} if page in FROM_RAW_TEXT else {entry.name for entry in world.glob("[!.]*")}
+    keep = {"raw", "path", "models"} if page in FROM_RAW_TEXT else {entry.name for entry in prepared.glob("[!.]*")}
     keep -= {"raw"} if page == MAKES_ITS_OWN_TEXT else set()
-    for entry in sorted(world.iterdir()):
+    for entry in sorted(prepared.iterdir()):
         if entry.name in keep and entry.is_dir():
             shutil.copytree(entry, folder / entry.name, symlinks=True)
         elif entry.name in keep:
             shutil.copy(entry, folder / entry.name)
     if page in AFTER_THE_DEMO:
-        shutil.copytree(world / "runs/demo", folder / "runs/demo")
+        shutil.copytree(prepared / "runs/demo", folder / "runs/demo")
     shell.install(folder)
     for name in ("benchmarks", "cluster", "recipes", "src", "tests", "Makefile", "pyproject.toml", "docs"):
         (folder / name).symlink_to(ROOT / name)

@@ -1,4 +1,4 @@
-"""A shared folder as on a cluster: `cluster/`, the environment, logs, and ranks with injected faults."""
+"""Launches as on a cluster: a work folder with ranks that inject faults, launch scripts, host names."""
 
 import os
 import shutil
@@ -11,26 +11,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
-# Replacement of cluster/rank.py that injects faults and runs the original.
-PLANTED_RANK = """
-import json, os, runpy, sys
-sys.path.insert(0, {root!r})
-from tests.train import fault_injection
-from tinyllama import hardware
-hardware.peak_flops = lambda device, precision: None  # measured, it takes longer than a run of these tests
-fault_injection.inject_into_losses(json.loads(os.environ.get("FAULTS", "[]")))
-runpy.run_path({rank!r}, run_name="__main__")
-"""
 
 
-def make_site(folder: Path) -> Path:
-    """Make a folder to launch from, with the project's own files except for the faults."""
+def make_work_dir(folder: Path) -> Path:
+    """Make a folder to launch from, as on a cluster: the project's files, with ranks that inject faults."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(CLUSTER, folder / "cluster")
     (folder / "logs").mkdir()
     (folder / ".venv").symlink_to(sys.prefix)
-    rank = PLANTED_RANK.format(root=str(CLUSTER.parent), rank=str(CLUSTER / "rank.py"))
-    (folder / "cluster/rank.py").write_text(rank)
+    (folder / "cluster/rank.py").unlink()
+    (folder / "cluster/rank.py").symlink_to(Path(__file__).with_name("faulty_rank.py"))
     return folder
 
 
@@ -50,23 +40,23 @@ def torchrun_options(script: str, variables: dict[str, str]) -> list[str]:
     return subprocess.run(shell, check=True, capture_output=True, text=True, env=variables).stdout.splitlines()
 
 
-def under_a_name(name: str, names_file: Path, command: list[str]) -> list[str]:
+def with_host_name(name: str, names_file: Path, command: list[str]) -> list[str]:
     """Return a command that runs with another host name and `names_file` as /etc/hosts."""
     enter = 'mount --bind "$1" /etc/hosts && hostname "$2" && shift 2 && exec "$@"'
     return ["unshare", "--uts", "--mount", "sh", "-c", enter, "sh", str(names_file), name, *command]
 
 
 @contextmanager
-def started(command: list[str], site: Path, log: Path, **variables: str) -> Iterator["subprocess.Popen[str]"]:
-    """Run a launcher in a site with its output in a log; kill its processes at the end."""
-    with log.open("w") as said:
+def started(command: list[str], folder: Path, log: Path, **variables: str) -> Iterator["subprocess.Popen[str]"]:
+    """Run a launcher in a folder with its output in a log; kill its processes at the end."""
+    with log.open("w") as output:
         process = subprocess.Popen(
             command,
-            cwd=site,
+            cwd=folder,
             env=os.environ | {"OMP_NUM_THREADS": "1", **variables},
             stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
+            stdout=output,
+            stderr=output,
             text=True,
             start_new_session=True,
         )
