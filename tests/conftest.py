@@ -182,12 +182,12 @@ def interrupt(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, after: int) -> No
     """Interrupt `prepare` after `after` tasks."""
     left = iter(range(after))
 
-    def dying(job: Job, stage: str, rank: int) -> None:
+    def run_or_interrupt(job: Job, stage: str, rank: int) -> None:
         if next(left, None) is None:
             raise KeyboardInterrupt
         run_task(job, stage, rank)
 
     with monkeypatch.context() as patch:
-        patch.setattr("tinyllama.prepare.executors.run_task", dying)
+        patch.setattr("tinyllama.prepare.executors.run_task", run_or_interrupt)
         with pytest.raises(KeyboardInterrupt):
             build_store(recipe)

@@ -125,7 +125,7 @@ def test_unsupported_format_without_milestone_is_a_warning(small: Path, tmp_path
 
 def test_prepare_imports_no_package_that_it_does_not_need(small: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, small, **MILESTONE | {"release.tasks": ["arc_easy", "swag"]})
-    command = [sys.executable, "-X", "importtime", "-m", "tinyllama", "prepare", recipe]
+    command = [sys.executable, "-X", "importtime", "-m", "tinyllama", "prepare", str(recipe)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "tinyllama.prepare.cleaning" in imported

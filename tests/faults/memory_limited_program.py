@@ -1,6 +1,7 @@
 """Program that runs `python -m tinyllama` with workers that may use only 100 MiB more than they start with.
 
-A process of its own: what earlier tests have freed in the test's process, at times several 100 MiB, would be enough.
+The test runs this program in a new process. Earlier tests may have freed several 100 MiB in the process of the test,
+which the workers could use.
 """
 
 import os

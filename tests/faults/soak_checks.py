@@ -20,8 +20,8 @@ from tinyllama.runs.run_dir import RunDir
 
 CHECKPOINT_STEPS = 10
 _TIMED_FIELDS = {"date", "checkpoints", "files", "hardware"}
-"""Fields of release.json that depend on the time: the date, the checkpoint's commit, whose state holds a time, the
-hashes of other files, and the measured peak of the machine."""
+"""Fields of release.json that depend on the time: the date, the hash of the checkpoint's commit (its state includes a
+time), the hashes of other files, and the measured peak of the machine."""
 _PROBLEMS = {"failed", "checkpoint-failed", "checkpoint-damaged", "rollback", "skip", "hang"}
 
 

@@ -63,7 +63,7 @@ def test_clock_that_runs_backwards_changes_only_times(backwards: tuple[Path, str
     )
     scores = [read_json(folder / RELEASE / "evaluation.json") for folder in (pipeline, completed)]
     assert scores[0]["rows"] == scores[1]["rows"]
-    assert {name for name in files if files[name] != expected[name]} == {"evaluation.json"}  # holds its duration
+    assert {name for name in files if files[name] != expected[name]} == {"evaluation.json"}  # contains its duration
 
 
 def test_clock_that_runs_backwards_makes_no_speed_or_duration_negative(backwards: tuple[Path, str]) -> None:

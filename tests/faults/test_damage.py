@@ -1,8 +1,9 @@
-"""A truncated file, or one with a flipped bit, is refused by every command that reads it, with its name."""
+"""Every command refuses a truncated or corrupted file and names the file."""
 
 from pathlib import Path
 
 import pytest
+from tests.conftest import flip_a_bit
 from tests.faults.commands import Command, assert_one_line, run_command
 from tests.faults.conftest import EVALUATE, RELEASE, RUN, skip_peak
 
@@ -27,12 +28,6 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def flip_bit(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize("name", READERS)
 def test_truncated_file_is_named(pipeline: Path, name: str) -> None:
     command, file = READERS[name]
@@ -43,12 +38,12 @@ def test_truncated_file_is_named(pipeline: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["run", "release", "push"])
 def test_file_with_a_flipped_bit_is_named(pipeline: Path, name: str) -> None:
     command, file = READERS[name]
-    flip_bit(pipeline / file)
+    flip_a_bit(pipeline / file)
     assert_one_line(run_command(pipeline, *command), file)
 
 
 def test_verify_names_the_damaged_file_of_a_release(pipeline: Path) -> None:
-    flip_bit(pipeline / WEIGHTS)
+    flip_a_bit(pipeline / WEIGHTS)
     result = run_command(pipeline, "verify", RELEASE)
     assert result.status == 1, result.output
     lines = result.output.splitlines()
@@ -56,7 +51,7 @@ def test_verify_names_the_damaged_file_of_a_release(pipeline: Path) -> None:
 
 
 def test_tokenizer_with_a_flipped_bit_is_refused_by_training(pipeline: Path) -> None:
-    flip_bit(pipeline / "tokenizer/tokenizer.json")
+    flip_a_bit(pipeline / "tokenizer/tokenizer.json")
     (pipeline / "tokenizer/tokenizer.model").unlink()
     result = run_command(pipeline, "train", "recipe.yaml", "--name", "fresh", fault=skip_peak)
     assert_one_line(result, "tokenizer")

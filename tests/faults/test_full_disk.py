@@ -1,4 +1,4 @@
-"""On a full disk, each command that writes ends with one line and leaves nothing that looks complete."""
+"""On a full disk, each command that writes prints a one-line error and leaves no incomplete result."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Commands that are killed while they write leave nothing that looks complete; the next run gives the same files."""
+"""A command that is killed while it writes leaves no incomplete result; the next run writes the same files."""
 
 import os
 import shutil

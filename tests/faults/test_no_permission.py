@@ -1,4 +1,4 @@
-"""Without permission to write a folder or read a file, a command ends with one line that names it."""
+"""A command that may not write a folder or read a file prints a one-line error that names the folder or file."""
 
 from pathlib import Path
 

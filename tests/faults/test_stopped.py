@@ -1,4 +1,4 @@
-"""Commands that end in the middle of their work: readers, prepare and its workers, uploads, ranks that score."""
+"""Commands that end in the middle of their work: prepare and its workers, uploads, releases, evaluation."""
 
 import json
 import os

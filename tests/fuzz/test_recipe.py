@@ -1,4 +1,4 @@
-"""Any text is a recipe or one line with the reason; a recipe survives its own YAML; any arguments are a call."""
+"""Any text is a recipe or a one-line error; a recipe written as YAML is read as the same recipe; likewise arguments."""
 
 import contextlib
 import functools
@@ -41,7 +41,7 @@ def recipe_folder() -> Path:
 
 
 def recipe_of(data: bytes) -> Recipe | None:
-    """Return the recipe in a file's bytes; None if it is refused in one line."""
+    """Return the recipe in a file's bytes; None if it causes a one-line error."""
     path = recipe_folder() / "recipe.yaml"
     path.write_bytes(data)
     try:
@@ -53,7 +53,7 @@ def recipe_of(data: bytes) -> Recipe | None:
 
 
 def check_recipe(data: bytes) -> None:
-    """Check that bytes are a recipe, which survives its own YAML, or one line."""
+    """Check that bytes are a recipe, which is the same after it is written as YAML and read, or a one-line error."""
     if recipe := recipe_of(data):
         again = recipe_of(recipe.to_yaml().encode())
         assert again == recipe

@@ -107,14 +107,11 @@ def test_any_changed_byte_is_found(data: st.DataObject, edits: Any) -> None:
 
 def test_manifest_with_values_of_other_types_is_found() -> None:
     """Found 2026-11-24: an empty list as dtype, and a list that was multiplied as a count, gave a traceback."""
-    for name, edit in (
-        ("manifest.json", lambda document: document.update(dtype=[])),
-        ("modules/train/manifest.json", lambda document: document["shards"][0].update(tokens=[1])),
-    ):
+    shards = [{"file": "00000.tokens", "tokens": [1], "documents": 1}]
+    for name, wrong in (("manifest.json", {"dtype": []}), ("modules/train/manifest.json", {"shards": shards})):
         with copied_store() as folder:
             document = json.loads((folder / name).read_bytes())
-            edit(document)
-            (folder / name).write_text(json.dumps(document))
+            (folder / name).write_text(json.dumps(document | wrong))
             assert find_problems(folder)
 
 

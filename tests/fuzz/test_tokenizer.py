@@ -1,4 +1,4 @@
-"""Any text has the ids of the reference libraries and decodes to itself; any damaged tokenizer is one line."""
+"""Any text has the ids of the reference libraries and decodes to itself; a damaged tokenizer is a one-line error."""
 
 import json
 import tempfile

@@ -1,4 +1,4 @@
-"""Executors: the store is the same with each of them, and killed workers and full disks lose nothing."""
+"""Every executor writes the same store, and a killed worker loses no completed work."""
 
 import gzip
 import os

@@ -1,4 +1,4 @@
-"""A source of one long document can be validated on by a separator or by its tail; a remedy is shown where not."""
+"""A separator or a held-out tail gives a source of one long document validation text; otherwise a remedy is shown."""
 
 import itertools
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Interrupts, system limits and unusual folders: one line each and no traceback."""
+"""Interrupts and system limits cause one-line errors; folders with unusual names work."""
 
 import errno
 import os
@@ -52,7 +52,7 @@ def test_unusual_folder_names_work(
     (folder / "odd.yaml").write_text(yaml.safe_dump(small_recipe(small)))
     monkeypatch.chdir(folder)
     sources = {"own": {"format": "text", "path": f"./{name[:50]}", "weight": 1}}
-    if any(mark in name for mark in "*?[\n"):  # a source's path may be a glob, and holds no line end
+    if any(mark in name for mark in "*?[\n"):  # the path of a source is a glob and contains no newline
         sources["own"]["path"] = "."
     command = [
         "--quiet",
@@ -73,7 +73,8 @@ def test_unusual_folder_names_work(
 def test_full_temporary_folder_during_compile_is_named(small: Path, tmp_path: Path) -> None:
     if lacks_mount_namespaces():
         pytest.skip("needs a mount namespace for a disk that is full")
-    command = [sys.executable, "-m", "tinyllama", "--quiet", "train", small / "recipe.yaml", "--train.compile", "true"]
+    command = [sys.executable, "-m", "tinyllama", "--quiet", "train", str(small / "recipe.yaml")]
+    command += ["--train.compile", "true"]
     variables = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
     with mount_small_disk(tmp_path / "disk", "16k") as disk:
         variables |= {"TMPDIR": str(disk), "XDG_CACHE_HOME": str(disk)}

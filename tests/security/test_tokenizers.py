@@ -1,4 +1,4 @@
-"""A tokenizer.json from elsewhere exhausts no memory, and failures of its library are one line."""
+"""A tokenizer from a stranger does not exhaust the memory, and failures of `tokenizers` are one-line errors."""
 
 import base64
 import json
