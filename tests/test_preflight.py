@@ -129,7 +129,7 @@ def test_prepare_imports_no_package_that_it_does_not_need(small: Path, tmp_path:
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "tinyllama.prepare.cleaning" in imported
-    assert not imported & {"torch", "spacy", "lm_eval"}
+    assert not imported & {"torch", "spacy"}
 
 
 def found(recipe: Path, tokenizer: str) -> dict[str, str]:
