@@ -54,9 +54,7 @@ def test_only_saved_uncancelled_run_is_requeued(tmp_path: Path, ends_with: int, 
     assert done.returncode == ends_with, done.stderr
     assert (folder / "requeued").exists() is is_requeued
     called = (folder / "srun.called").read_text().splitlines()
-    torchrun = (
-        "--nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=a1:20007 --rdzv-id=7 --max-restarts=10"
-    )
+    torchrun = "--nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=a1:20007 --rdzv-id=7"
     torchrun += " --max-restarts=10 --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --shutdown-timeout=240"
     train = "cluster/rank.py train mine.yaml --seed 3"
     assert " ".join(called[called.index("python") :]) == f"python cluster/node.py {torchrun} {train}"
