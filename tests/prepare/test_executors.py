@@ -11,10 +11,8 @@ from tests.conftest import contents, interrupt, python_sources, write_jsonl
 
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
-from tinyllama.prepare.inspection import find_corruption
 from tinyllama.prepare.pipeline import build_store
-from tinyllama.prepare.tasks import Job
-from tinyllama.prepare.worker import run_task
+from tinyllama.prepare.tasks import Job, run_task
 from tinyllama.recipe import Recipe
 
 pytestmark = pytest.mark.slow
