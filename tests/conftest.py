@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,6 @@ MAY_CRASH = {"llama_cpp", "ctranslate2"}
 """Libraries whose native code may crash; tests run them in child processes: see tests/release/native.py."""
 REPORTED: set[str] = set()
 """Those libraries that a test failed for already."""
-
-LOCK_HOLDER = str(Path(__file__).with_name("lock_holder.py"))
-"""Program that holds a lock until its standard input ends."""
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's
@@ -165,6 +163,17 @@ def write_older_corpus(directory: Path) -> None:
     (directory / EMBEDDED_CORPUS_MANIFEST).write_text(json.dumps({"files": files}))
     (directory / STAGING_DIR / "slimpajama").mkdir(parents=True)
     (directory / STAGING_DIR / "slimpajama" / "half.jsonl.zst").write_bytes(b"half")
+
+
+@contextmanager
+def locked_by_another_process(folder: Path, lock: str = "lock") -> Iterator[None]:
+    """Let another process hold the lock `folder/lock` during the block."""
+    command = [sys.executable, str(Path(__file__).with_name("lock_holder.py")), str(folder), lock]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        yield
+        holder.communicate()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 import tokenizers
 from tests.conftest import python_sources
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import HuggingFaceBackend, SentencePieceBackend
@@ -27,6 +27,7 @@ LLAMA_OPTIONS: dict[str, Any] = {
     "remove_extra_whitespaces": False,
     "normalization_rule_name": "identity",
 }
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
 # fmt: off
 EDGE_CASES = [
     "", " ", "▁", "▁▁", "a▁b", "\0", "a\0", "a\0\0b", "\0" * 15, "\t\tif x:\r\n", "  \n \n\n  ", "<s>", "</s>", "<unk>",
@@ -58,6 +59,19 @@ def train_byte_level(words: Any, *special: str) -> tokenizers.Tokenizer:
     )
     tokenizer.train_from_iterator(python_sources(20), trainer)
     return tokenizer
+
+
+def write_byte_level(folder: Path, words: Any = BYTES, with_bos: bool = False) -> Path:
+    """Write a folder with a byte-level BPE and GPT-2's special tokens in transformers' form."""
+    tokenizer = train_byte_level(words, "<|endoftext|>", "<|im_end|>")
+    if with_bos:
+        single = "<|endoftext|> $A"
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<|endoftext|>", 0)])
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    tokens = {"bos_token": {"content": "<|endoftext|>"}, "eos_token": "<|im_end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokens | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    return folder
 
 
 @cache

@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,52 +66,26 @@ def test_an_epoch_predicts_every_token_once(recipe: Recipe, tmp_path: Path) -> N
         assert sum(sizes[source]) - 1 - count * 64 < 64
 
 
+@pytest.mark.parametrize("skipped", [set(), {0, 3, 4, 5, 6, 11, 12, 99}], ids=["all", "skipped"])
 @pytest.mark.parametrize(("first_step", "ranks"), [(0, 1), (0, 3), (5, 2), (9, 8), (10, 1)])
 def test_batches_are_those_of_the_steps_up_to_the_last(
-    recipe: Recipe, store: TokenStore, monkeypatch: pytest.MonkeyPatch, first_step: int, ranks: int
+    recipe: Recipe,
+    store: TokenStore,
+    monkeypatch: pytest.MonkeyPatch,
+    first_step: int,
+    ranks: int,
+    skipped: set[int],
 ) -> None:
+    """Skipped batches do not change the number of steps."""
     monkeypatch.setattr(module, "_MAX_BLOCK_SEQUENCES", 24 * 3)  # several blocks, of which the last one is short
     assert recipe.train.steps == 10
+    expected = [batch for batch in range(20) if batch not in skipped][first_step:10]
     for rank in range(ranks):
-        read = list(batches(recipe, store, first_step, rank, ranks))
-        assert len(read) == 10 - first_step
-        for step, batch in enumerate(read, first_step):
-            assert batch.dtype == torch.int64
-            assert torch.equal(batch, batch_of_step(recipe, store, step, rank, ranks))
-
-
-def test_the_next_step_is_prefetched_and_none_after_the_last(
-    recipe: Recipe, store: TokenStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    advised: list[tuple[str, int, int]] = []
-
-    def advise(descriptor: int, offset: int, size: int, advice: int) -> None:
-        assert advice == os.POSIX_FADV_WILLNEED
-        advised.append((str(Path(f"/proc/self/fd/{descriptor}").readlink()), offset, size))
-
-    monkeypatch.setattr(os, "posix_fadvise", advise)
-    expected = []
-    names = list(recipe.data.sources)
-    for step in range(4, 10):
-        for source, _, index in sequences(recipe, store, step)[8:16].tolist():
-            path = (store.folder / names[source] / "train/00000.tokens").resolve()
-            expected.append((str(path), index * 64 * 2, 65 * 2))
-    for number, _ in enumerate(batches(recipe, store, 4, 1, 3), 1):
-        assert advised == expected[: 8 * min(number + 1, 6)]
-
-
-@pytest.mark.slow
-def test_three_processes_read_the_parts_of_each_batch(small: Path, store: TokenStore, tmp_path: Path) -> None:
-    tokens = 24 * 64 * 6 + 1  # one more token than six steps have, so there is a seventh
-    command = [sys.executable, str(RANK_PROGRAM), str(small / "recipe.yaml"), str(tokens)]
-    files = [tmp_path / f"{rank}.pt" for rank in range(3)]
-    processes = [subprocess.Popen([*command, str(rank), str(file)]) for rank, file in enumerate(files)]
-    assert [process.wait(timeout=100) for process in processes] == [0, 0, 0]
-    parts = [torch.load(file, weights_only=True) for file in files]
-    assert [len(part) for part in parts] == [6, 6, 6]
-    recipe = Recipe.load(small / "recipe.yaml", {"train.batch_sequences": 24, "train.tokens": str(tokens)})
-    for step, rows in enumerate(zip(*parts, strict=True), 1):
-        assert torch.equal(torch.cat(rows), batch_of_step(recipe, store, step))
+        read = list(batches(recipe, store, first_step, rank, ranks, skipped))
+        assert len(read) == len(expected)
+        for batch, rows in zip(expected, read, strict=True):
+            assert rows.dtype == torch.int64
+            assert torch.equal(rows, batch_of_step(recipe, store, batch, rank, ranks))
 
 
 def test_a_file_truncated_during_training_is_named(recipe: Recipe, small: Path, tmp_path: Path) -> None:
@@ -121,7 +93,7 @@ def test_a_file_truncated_during_training_is_named(recipe: Recipe, small: Path, 
     reading = batches(recipe, TokenStore.open(tmp_path / "store"), 0)
     next(reading)
     os.truncate(tmp_path / "store/modules/train/00000.tokens", 10)
-    with pytest.raises(InputError, match=r"store/modules/train/00000.tokens: ends at byte \d+, and was longer"):
+    with pytest.raises(InputError, match=r"store/modules/train/00000.tokens: ends at byte"):
         next(reading)
 
 
@@ -134,13 +106,13 @@ def test_a_source_without_a_share_may_be_empty(recipe: Recipe, store: TokenStore
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Split, "num_sequences", too_short)
         assert (sequences(alone, store, 3)["source"] == 0).all()
-        with pytest.raises(InputError, match="less than one sequence"):
+        with pytest.raises(InputError, match="lines/train: "):
             sequences(recipe, store, 3)
 
 
 def test_indivisible_batches_and_short_sources_are_refused(recipe: Recipe, store: TokenStore) -> None:
-    with pytest.raises(InputError, match=r"train.batch_sequences: 24 sequences do not divide among 5 ranks"):
+    with pytest.raises(InputError, match=r"train.batch_sequences: 24 .*5 ranks"):
         batch_of_step(recipe, store, 0, 0, 5)
     long = recipe.model_copy(update={"train": recipe.train.model_copy(update={"sequence_length": 10**7})})
-    with pytest.raises(InputError, match=r"modules/train: \d+ tokens are less than one sequence of 10000000"):
+    with pytest.raises(InputError, match=r"modules/train: .*10000000"):
         sequences(long, store, 0)

@@ -85,7 +85,7 @@ def test_a_read_crosses_shards(counting: TokenStore) -> None:
         for stop in range(start, 60):
             assert split.read(start, stop).tolist() == list(range(start, stop))
     for start, stop in ((-1, 3), (5, split.num_tokens + 1), (3, 2)):
-        with pytest.raises(IndexError, match=f"tokens {start}:{stop} of .*a/train, which has {split.num_tokens}"):
+        with pytest.raises(IndexError, match=f"{start}:{stop} of .*a/train"):
             split.read(start, stop)
 
 
@@ -108,9 +108,9 @@ def test_partial_reads_are_completed(counting: TokenStore, monkeypatch: pytest.M
 def test_a_failing_file_is_named(counting: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     split = counting["a/train"]
     os.truncate(split.folder / "00006.tokens", 6)
-    with pytest.raises(InputError, match=r"a/train/00006.tokens: ends at byte 6, and was longer when opened"):
+    with pytest.raises(InputError, match=r"a/train/00006.tokens: ends at byte 6"):
         split.read(20, 40)
-    with pytest.raises(InputError, match=r"a/train/00006.tokens: has 6 bytes instead of 14"):
+    with pytest.raises(InputError, match=r"a/train/00006.tokens: has 6 bytes"):
         TokenStore.open(counting.folder)
     (split.folder / "00007.tokens").unlink()
     with pytest.raises(FileNotFoundError) as missing:

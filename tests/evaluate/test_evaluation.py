@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from tinyllama.errors import InputError
 from tinyllama.evaluate import evaluation as evaluation_module
 from tinyllama.evaluate.evaluation import evaluate_and_save
 from tinyllama.evaluate.results import Evaluation
-from tinyllama.files import read_json, write_json
+from tinyllama.files import read_json
 from tinyllama.loading import ModelLocation
 from tinyllama.recipe import Recipe
 from tinyllama.train.loop import train
@@ -35,19 +34,6 @@ def test_evaluation_records_items_and_versions(llama_folder: Path) -> None:
     assert {"lm_eval", "torch", "transformers", "tinyllama"} < evaluation.versions.keys()
 
 
-def test_repeated_evaluation_writes_the_same_file_except_for_the_time(llama_folder: Path, tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        replace(scored(llama_folder), seconds=0).save(tmp_path / name)
-    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
-
-
-def test_evaluation_of_a_release_records_its_step_and_tokens(llama_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "huggingface").symlink_to(llama_folder)
-    write_json(tmp_path / "release.json", {"files": {}, "step": 100, "tokens": 1_638_400})
-    evaluation = scored(tmp_path)
-    assert (evaluation.step, evaluation.tokens) == (100, 1_638_400)
-
-
 def test_only_progress_is_printed(llama_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scored(llama_folder)
     printed = capsys.readouterr()
@@ -62,12 +48,6 @@ def test_quiet_evaluation_of_another_architecture_prints_nothing_on_stderr(neox_
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert "piqa" in done.stdout
-
-
-def test_other_architectures_are_scored_by_lm_eval(neox_folder: Path) -> None:
-    row = scored(neox_folder, limit=3).rows["winogrande"]
-    assert row["items"] == 3
-    assert row["bits_per_byte"] > 0
 
 
 def error_of(folder: Path, **options: Any) -> str:

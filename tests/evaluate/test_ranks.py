@@ -1,13 +1,12 @@
 """Evaluation on two ranks."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.evaluate.conftest import scored
+from tests.train.torchrun import run_torchrun
 
 from tinyllama.files import read_json
 
@@ -23,9 +22,7 @@ def two_ranks(llama_folder: Path, neox_folder: Path, tmp_path_factory: pytest.Te
     folder = tmp_path_factory.mktemp("two-ranks")
     for name, model in (("llama", llama_folder), ("neox", neox_folder)):
         shutil.copytree(model, folder / name)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, str(PROGRAM), "llama", "neox"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=200)
+    done = run_torchrun(folder, 2, str(PROGRAM), "llama", "neox", timeout=200)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout, done.stderr
 

@@ -4,24 +4,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tests.release import conftest
+
 from tinyllama.evaluate.results import Evaluation, format_evaluation, score_rows, task_score
 
 
 def evaluation(task: str, step: int, **fields: Any) -> Evaluation:
-    defaults: dict[str, Any] = {
-        "model": "runs/x",
-        "step": step,
-        "tokens": step * 100,
+    """Return scores on all 10 items of a task."""
+    own: dict[str, Any] = {
         "limit": None,
-        "precision": "bfloat16",
         "rows": {task: {"acc": 0.5, "items": 10}},
         "coverage": {task: "all 10 items"},
         "data": {task: "hub"},
-        "versions": {},
-        "seconds": 1.0,
         "num_fewshot": {task: 0},
     }
-    return Evaluation(**defaults | fields)
+    return conftest.evaluation(step=step, **own | fields)
 
 
 def test_scores_of_other_tasks_are_kept_for_the_same_weights_and_versions(tmp_path: Path) -> None:

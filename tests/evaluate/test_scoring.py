@@ -59,14 +59,12 @@ def test_shared_prefixes_do_not_change_scores(llama_folder: Path, batch_size: in
     assert_close([scores[number] for number in range(len(pairs))], [score_unbatched(model, pair) for pair in pairs])
 
 
-@pytest.mark.parametrize("name", ["hellaswag", "winogrande", "arc_easy", "boolq", "openbookqa"])
-def test_log_likelihoods_equal_lm_evals(llama_folder: Path, reference: LM, name: str) -> None:
-    requests = requests_of(loaded(name), 20)
-    assert_close(our_model(llama_folder).loglikelihood(requests), reference.loglikelihood(requests))
-
-
-def test_log_likelihoods_with_examples_equal_lm_evals(llama_folder: Path, reference: LM) -> None:
-    requests = requests_of(load_tasks(["openbookqa"], num_fewshot=1).tasks["openbookqa"], 10)
+@pytest.mark.parametrize(
+    ("name", "num_fewshot"),
+    [("winogrande", None), ("arc_easy", None), ("boolq", None), ("openbookqa", None), ("openbookqa", 1)],
+)
+def test_log_likelihoods_equal_lm_evals(llama_folder: Path, reference: LM, name: str, num_fewshot: int | None) -> None:
+    requests = requests_of(load_tasks([name], num_fewshot=num_fewshot).tasks[name], 20)
     assert_close(our_model(llama_folder).loglikelihood(requests), reference.loglikelihood(requests))
 
 
@@ -76,13 +74,6 @@ def test_truncated_requests_are_counted_and_scored_as_in_lm_eval(llama_folder: P
     longer = [request for request in requests if len(model.tok_encode("".join(request.args))) > 97]
     assert 0 < len(longer) < len(requests), "the test needs requests that fit and requests that do not"
     assert model.truncated == {"hellaswag": len(longer)}
-
-
-def test_scores_do_not_depend_on_the_batch_size(llama_folder: Path) -> None:
-    requests = requests_of(loaded("hellaswag"), 10)
-    expected = our_model(llama_folder, 1).loglikelihood(requests)
-    for batch_size in (3, 40):
-        assert_close(our_model(llama_folder, batch_size).loglikelihood(requests), expected)
 
 
 def test_a_tokenizer_that_adds_no_bos_is_followed(llama_folder: Path, tmp_path: Path) -> None:
@@ -99,7 +90,7 @@ def test_empty_context_is_scored_as_in_lm_eval(llama_folder: Path, reference: LM
 
 def test_complete_texts_and_completions_equal_lm_evals(llama_folder: Path, reference: LM) -> None:
     ours = our_model(llama_folder)
-    texts = [Instance("loglikelihood_rolling", {}, ("The statement is a name. " * count,), 0) for count in (1, 60)]
+    texts = [Instance("loglikelihood_rolling", {}, ("The statement is a name. " * count,), 0) for count in (1, 20)]
     assert ours.loglikelihood_rolling(texts) == pytest.approx(reference.loglikelihood_rolling(texts), rel=1e-6)
     options = {"until": ["a"], "max_gen_toks": 12, "do_sample": False}
     prompts = [Instance("generate_until", {}, (prompt, options), 0) for prompt in ("The value of", "In a class")]

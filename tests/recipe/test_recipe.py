@@ -80,15 +80,24 @@ def test_wrong_field_error_has_place_value_and_remedy(overrides: dict[str, objec
     assert "\n" not in message
 
 
-def test_invalid_yaml_error_has_line(tmp_path: Path) -> None:
-    (tmp_path / "broken.yaml").write_text("name: x\ntrain: {tokens: 3\n")
-    with pytest.raises(InputError, match=r"broken.yaml:3: not valid YAML: .*; correct the indentation"):
-        Recipe.load(tmp_path / "broken.yaml")
-    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
-    with pytest.raises(InputError, match=r"empty.yaml: an empty file, .*; write fields"):
-        Recipe.load(tmp_path / "empty.yaml")
-    with pytest.raises(InputError, match=r"no such recipe.*demo"):
-        Recipe.load("dmeo")
+TWICE = (Path(__file__).parents[2] / "recipes/demo.yaml").read_text().replace("    starcoderdata:", "    slimpajama:")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("name: x\ntrain: {tokens: 3\n", ":3: not valid YAML"),
+        ("# nothing yet\n", ": an empty file"),
+        (TWICE, ":9: not valid YAML: 'slimpajama' is a duplicate"),
+        (None, ": no such recipe"),
+    ],
+)
+def test_invalid_yaml_error_has_line(tmp_path: Path, text: str | None, problem: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=f"^{path}{problem}"):
+        Recipe.load(path)
 
 
 @pytest.mark.parametrize(
@@ -116,15 +125,8 @@ def test_flag_sets_field_of_null_part(tmp_path: Path) -> None:
     recipe = Recipe.load(tmp_path / "recipe.yaml", {"data.executor": "slurm", "data.slurm.partition": "cpu"})
     assert recipe.data.slurm is not None
     assert recipe.data.slurm.partition == "cpu"
-    with pytest.raises(InputError, match=r"--name\.x: name is 'demo' in the recipe and has no fields"):
+    with pytest.raises(InputError, match=r"--name\.x: name is 'demo'"):
         Recipe.load(tmp_path / "recipe.yaml", {"name.x": 1})
-
-
-def test_duplicate_source_name_is_refused_with_line(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "recipes/demo.yaml").read_text()
-    (tmp_path / "twice.yaml").write_text(text.replace("    starcoderdata:", "    slimpajama:"))
-    with pytest.raises(InputError, match=r"twice.yaml:9: not valid YAML: 'slimpajama' is a duplicate key"):
-        Recipe.load(tmp_path / "twice.yaml")
 
 
 def test_digest_depends_only_on_fields_affecting_weights() -> None:

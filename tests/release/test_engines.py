@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.fork_server import started_normally
-from tests.release.conftest import MakeRun
+from tests.release.native import compute_batches, run_in_child
 
 from tinyllama import cli
 from tinyllama.release import engines
@@ -23,11 +23,6 @@ HERE = Path(__file__).parent
 CRASHED = "llama.cpp crashed (SIGSEGV) on this machine"
 
 
-def loading_log(path: Path, how: str) -> str:
-    command = [sys.executable, str(HERE / "llama_cpp_buffers.py"), engines.__file__, str(path), how]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stderr
-
-
 def plant_crash(monkeypatch: pytest.MonkeyPatch, engine: str, how: str) -> None:
     """End the engine's process by a signal number or by `error`; other engines run."""
     monkeypatch.setenv("ENGINES", engines.__file__)
@@ -37,25 +32,16 @@ def plant_crash(monkeypatch: pytest.MonkeyPatch, engine: str, how: str) -> None:
 
 @pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_K_M"])
 def test_llama_cpp_does_not_repack_weights(all_formats: Path, kind: str) -> None:
-    path = all_formats / f"gguf/small-{kind}.gguf"
-    log = loading_log(path, "wrapper")
+    command = [sys.executable, str(HERE / "llama_cpp_buffers.py"), str(all_formats / f"gguf/small-{kind}.gguf")]
+    log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     assert "extra buffers: False" in log
     assert "REPACK model buffer" not in log
     assert "AMX model buffer" not in log
-    default = loading_log(path, "default")  # loading only: a CPU with AMX crashes when it computes
-    assert "extra buffers: True" in default
 
 
 def test_quantised_file_runs_at_all_batch_lengths(all_formats: Path) -> None:
     """Without the wrapper this crashes on CPUs with AMX."""
-    command = [
-        sys.executable,
-        str(HERE / "llama_cpp_batches.py"),
-        engines.__file__,
-        str(all_formats / "gguf/small-Q4_K_M.gguf"),
-    ]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert (done.returncode, done.stdout.split()) == (0, ["1", "2", "3", "17", "64"])
+    run_in_child(compute_batches, all_formats / "gguf/small-Q4_K_M.gguf", (1, 2, 3, 17, 64))
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGILL, signal.SIGABRT])
@@ -92,44 +78,34 @@ def test_killed_engine_is_not_reported_as_a_crash(release: Path, monkeypatch: py
     assert all("memory" in check.remedy for check in failed)
 
 
-FORMATS = ("--formats", "huggingface", "gguf")
-
-
 def test_crash_in_the_smoke_test_keeps_the_release_with_status_1(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = make_run()
     plant_crash(monkeypatch, "llama_cpp", str(int(signal.SIGSEGV)))
     with started_normally():
-        assert cli.main(["release", str(run), *FORMATS]) == 1
+        assert cli.main(["release", str(run), "--formats", "huggingface", "gguf"]) == 1
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "tinyllama:" in line)
     assert CRASHED in line
     assert "released" in line
     assert (run / "releases/step-00000040/release.json").is_file()
 
 
-@pytest.mark.parametrize("engine", ["llama_cpp", "quantise"])
-def test_engine_error_leaves_no_release(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], engine: str
+@pytest.mark.parametrize(
+    ("engine", "how", "keyword"),
+    [
+        ("llama_cpp", "error", "llama.cpp"),
+        ("quantise", "error", "--formats"),
+        ("quantise", str(int(signal.SIGILL)), "crashed (SIGILL)"),
+        ("convert", str(int(signal.SIGILL)), "crashed (SIGILL)"),
+    ],
+)
+def test_engine_that_fails_or_crashes_during_conversion_leaves_no_release(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], engine: str, how: str, keyword: str
 ) -> None:
-    run = make_run()
-    plant_crash(monkeypatch, engine, "error")
-    assert cli.main(["release", str(run), *FORMATS]) == 1
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if "tinyllama:" in line)
-    assert "llama.cpp" in line
-    assert "--formats" in line
-    assert not any((run / "releases").glob("*/release.json"))
-
-
-@pytest.mark.parametrize("step", ["quantise", "convert"])
-def test_crash_during_conversion_leaves_no_release(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: str
-) -> None:
-    run = make_run()
-    plant_crash(monkeypatch, step, str(int(signal.SIGILL)))
+    plant_crash(monkeypatch, engine, how)
     assert cli.main(["release", str(run), "--formats", "gguf", "ctranslate2"]) == 1
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "tinyllama:" in line)
-    assert "crashed (SIGILL) on this machine" in line
+    assert keyword in line
     assert not any((run / "releases").glob("*/release.json"))
 
 

@@ -11,7 +11,6 @@ from tests.release.formats import SHAPE, failed_checks, keep_only, random_model,
 from tests.release.native import compute_type, logits_in_ctranslate2, run_in_child
 
 from tinyllama.errors import InputError
-from tinyllama.files import read_json
 from tinyllama.loading import load_model
 from tinyllama.release import engines, formats
 from tinyllama.tokenizer import Tokenizer
@@ -19,21 +18,6 @@ from tinyllama.tokenizer import Tokenizer
 pytestmark = pytest.mark.slow
 
 FOLDERS = ("float32", "int8")
-
-
-@pytest.mark.parametrize("kind", FOLDERS)
-def test_ctranslate2_folder_has_special_tokens_and_tokenizer(all_formats: Path, kind: str) -> None:
-    folder = all_formats / "ctranslate2" / kind
-    config = read_json(folder / "config.json")
-    assert {name: config[f"{name}_token"] for name in ("bos", "eos", "unk")} == {
-        "bos": "<s>",
-        "eos": "</s>",
-        "unk": "<unk>",
-    }
-    assert config["layer_norm_epsilon"] == pytest.approx(SHAPE.norm_eps)
-    ours, theirs = Tokenizer.load(all_formats / "huggingface"), Tokenizer.load(folder)
-    assert theirs.digest == ours.digest
-    assert len(read_json(folder / "vocabulary.json")) == ours.vocab_size
 
 
 def test_int8_takes_a_quarter_of_float32_and_computes_other_values_in_float32(all_formats: Path) -> None:

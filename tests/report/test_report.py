@@ -2,16 +2,15 @@
 
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
-from tests.conftest import LOCK_HOLDER
-from tests.report.conftest import COVERAGE, change_jsonl
+from tests.conftest import locked_by_another_process
+from tests.release.conftest import COVERAGE
+from tests.report.conftest import change_jsonl
 
 from tinyllama.cli import main
 from tinyllama.errors import InputError
@@ -130,11 +129,8 @@ def test_run_without_a_step_has_a_report(run: Path) -> None:
 
 def test_running_run_shows_time_left(run: Path) -> None:
     change_jsonl(run / "metrics.jsonl", lambda rows: [row | {"tokens_per_second": 96.0} for row in rows[:20]])
-    holder = [sys.executable, LOCK_HOLDER, str(run), "lock"]
-    with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout and process.stdout.readline() == "held\n"
+    with locked_by_another_process(run):
         text = page_of(run).text
-        process.communicate()
     assert "Step 20 of 40, about 1 min 20 s left" in text
     assert " running " in text
 

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,18 +12,17 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.conftest import LOCK_HOLDER
+from tests.conftest import locked_by_another_process
+from tests.release.native import run_in_child
 from tests.terminal import run_on_terminal
 from tests.train.launch import fault_in_batch, start_training
 
 from tinyllama import cli
-from tinyllama.files import Row, exclusive_lock, is_locked, last_rows, write_json
+from tinyllama.files import exclusive_lock, is_locked, write_json
 from tinyllama.recipe import Recipe
-from tinyllama.runs import listing
 from tinyllama.runs.listing import find_runs, list_runs, read_run_status
 from tinyllama.runs.run_dir import RunDir
 
-pytest_plugins = ["tests.train.fixtures"]
 RECIPE = {"train": {"tokens": 400, "batch_sequences": 2, "sequence_length": 5}, "release": {"at_tokens": [200]}}
 
 
@@ -70,21 +68,21 @@ def state_and_note(run: RunDir, now: float | None = None) -> tuple[str, str]:
 
 
 @pytest.mark.slow
-def test_state_of_a_real_run_that_is_signalled_killed_and_finished(small: Path, work_dir: Path) -> None:
-    recipe, run = Recipe.load(small / "recipe.yaml"), RunDir(work_dir / "runs/small")
+def test_state_of_a_real_run_that_is_signalled_killed_and_finished(small: Path, tmp_path: Path) -> None:
+    recipe, run = Recipe.load(small / "recipe.yaml"), RunDir(tmp_path / "runs/small")
     for step, number, note in ((13, signal.SIGTERM, "SIGTERM"), (24, signal.SIGKILL, "killed")):
         wait = fault_in_batch(recipe, "wait", step, 3)
-        (work_dir / "go").unlink(missing_ok=True)
-        with start_training(small, work_dir, faults=[wait]) as life:
+        (tmp_path / "go").unlink(missing_ok=True)
+        with start_training(small, tmp_path, faults=[wait]) as life:
             life.wait_until_injected(wait)
             running = read_run_status(run)
             assert (running.state, running.note, running.step, running.steps) == ("running", "", step, 40)
             assert running.seconds_left is not None
-            life.process.send_signal(number)
+            life.send_signal(number)
             life.resume_waiting()
             life.end()
         assert state_and_note(run) == ("stopped", note)
-    with start_training(small, work_dir) as life:
+    with start_training(small, tmp_path) as life:
         assert life.end() == 0, life.output()
     done = read_run_status(run)
     assert (done.state, done.step, done.tokens, done.seconds_left) == ("done", 40, 40 * 6 * 64, None)
@@ -93,35 +91,18 @@ def test_state_of_a_real_run_that_is_signalled_killed_and_finished(small: Path, 
     assert done.loss
 
 
-def test_state_of_a_failed_run_includes_the_problem(small: Path, work_dir: Path) -> None:
-    run = RunDir(work_dir / "runs/small")
-    spikes = [fault_in_batch(Recipe.load(small / "recipe.yaml"), "spike", step, 3) for step in range(24, 40)]
-    flags = ("--guard.spike_window_steps", "8", "--guard.max_rollbacks", "1")
-    with start_training(small, work_dir, *flags, faults=spikes) as life:
-        assert life.end() == 1, life.output()
-    failed = read_run_status(run)
-    assert failed.state == "failed"
-    assert "step 20" in failed.problem
-    assert list_runs(work_dir / "runs")[-1] == f"small: {failed.problem}"
-
-
 # Locks
 
 
 def test_a_lock_is_visible_to_all_processes_and_survives_the_check(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     assert not is_locked(path)
-    command = [sys.executable, LOCK_HOLDER, str(tmp_path), "lock"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
+    with locked_by_another_process(tmp_path):
         assert is_locked(path)
-        holder.communicate("")
     assert not is_locked(path)
-    ask = [sys.executable, "-c", f"from tinyllama.files import *; print(is_locked(Path({str(path)!r})))"]
-    with exclusive_lock(tmp_path / "lock", ""):
+    with exclusive_lock(path, ""):
         assert is_locked(path)
-        assert subprocess.run(ask, capture_output=True, text=True, check=True).stdout == "True\n"
+        assert run_in_child(is_locked, path)
     assert not is_locked(path)
 
 
@@ -231,24 +212,6 @@ def test_runs_are_found_in_nested_folders_but_not_in_runs(tmp_path: Path) -> Non
     found = [run.path.relative_to(tmp_path).as_posix() for run in find_runs(tmp_path)]
     assert found == ["group/three", "group/two", "one"]
     assert find_runs(tmp_path / "one") == [RunDir(tmp_path / "one")]
-
-
-def test_at_most_two_megabytes_of_a_run_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run(tmp_path / "run")
-    line = json.dumps(row(7)).encode() + b"\n"
-    with run.metrics_path.open("wb") as file:
-        for _ in range(100):
-            file.write(line * 10_000)
-        file.write(json.dumps(row(1_000_000)).encode() + b"\n")
-    sizes: list[int] = []
-
-    def read(path: Path, num_bytes: int) -> list[Row]:
-        sizes.append(num_bytes)
-        return last_rows(path, num_bytes)
-
-    monkeypatch.setattr(listing, "last_rows", read)
-    assert read_run_status(run).step == 1_000_000
-    assert 0 < sum(sizes) < 2 << 20
 
 
 # The table

@@ -1,7 +1,6 @@
 """Token ids equal SentencePiece's: for real text, every character, random text, and texts in one block."""
 
 import random
-import sys
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,21 +63,12 @@ def test_ids_and_text_equal_sentencepiece(name: str, build: Any) -> None:
 
 @every_vocabulary
 @settings(deadline=None, max_examples=150)
-@given(text=edge_case_texts)
-def test_any_text_has_sentencepiece_ids(name: str, text: str) -> None:
-    expected = reference(name).encode(text)
-    for build in (from_model, from_json, with_tiny_memo):
-        assert build(name).encode(text) == expected
-
-
-@every_vocabulary
-@settings(deadline=None, max_examples=150)
 @given(texts=st.lists(edge_case_texts, max_size=8), block_bytes=st.sampled_from([1, 7, 40, 1 << 17]))
 def test_texts_of_one_block_do_not_change_each_other(name: str, texts: list[str], block_bytes: int) -> None:
     expected = [reference(name).encode(text) for text in texts]
     fresh = Tokenizer(sentencepiece_backend(name), Limits(3000, 4, 6, block_bytes))
     for tokenizer in (fresh, from_model(name), from_json(name)):
-        assert encode_together(tokenizer, texts) == expected
+        assert encode_together(tokenizer, texts) == [tokenizer.encode(text) for text in texts] == expected
 
 
 @every_vocabulary
@@ -110,18 +100,6 @@ def test_tokens_in_any_order_have_sentencepiece_ids(name: str, data: st.DataObje
     pieces = st.integers(0, reference(name).vocab_size() - 1).map(reference(name).id_to_piece)
     text = "".join(data.draw(st.lists(pieces | st.sampled_from([" ", "  ", "\n", "1"]), max_size=30)))
     assert with_tiny_memo(name).encode(text) == from_json(name).encode(text) == reference(name).encode(text)
-
-
-@every_vocabulary
-def test_full_memo_is_cleared_and_changes_no_id(name: str) -> None:
-    texts = python_sources(45)[25:]
-    tokenizer = Tokenizer(sentencepiece_backend(name), Limits(100_000, slot_bits=8, block_bytes=1000))
-    first = [tokenizer.encode(text) for text in texts]
-    assert [tokenizer.encode(text) for text in texts] == first == [reference(name).encode(text) for text in texts]
-    assert tokenizer._memo is not None
-    known = tokenizer._memo._known
-    assert sys.getsizeof(known) + sum(map(sys.getsizeof, known)) < 200_000
-    assert len({run for text in texts for run in text.split()}) > 5000
 
 
 @every_vocabulary

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizers
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tests.conftest import contents, python_sources
 from tests.vocabularies import (
@@ -17,25 +16,14 @@ from tests.vocabularies import (
     from_model,
     model_bytes,
     reference,
-    sentencepiece_backend,
     tokenizers_reference,
     train_sentencepiece,
+    write_byte_level,
 )
 
 from tinyllama.errors import InputError
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import HuggingFaceBackend, SentencePieceBackend
-
-
-def write_byte_level(folder: Path) -> Path:
-    """Write a GPT-2-like tokenizer folder as others publish it."""
-    tokenizer = tokenizers.ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(python_sources(20), vocab_size=600, special_tokens=["<|end|>"], show_progress=False)
-    folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "GPT2Tokenizer", "bos_token": {"content": "<|end|>"}, "eos_token": "<|end|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return folder
 
 
 @every_vocabulary
@@ -52,9 +40,9 @@ def test_byte_level_tokenizer_is_exact(tmp_path: Path) -> None:
     folder = write_byte_level(tmp_path / "gpt2")
     tokenizer = Tokenizer.load(folder)
     theirs = tokenizers_reference(json.loads((folder / "tokenizer.json").read_text()))
-    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (600, 0, 0)
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (600, 0, 1)
     token_bytes = tokenizer.token_bytes()
-    for text in [*EDGE_CASES, "a<|end|>b", python_sources(31)[30]]:
+    for text in [*EDGE_CASES, "a<|im_end|>b", python_sources(31)[30]]:
         ids = tokenizer.encode(text)
         assert ids == theirs.encode(text).ids
         assert tokenizer.decode(ids) == text
@@ -125,7 +113,7 @@ def test_transformers_loads_saved_byte_level_tokenizer_with_same_ids(tmp_path: P
     theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
     for text in EDGE_CASES:
         assert theirs.encode(text, add_special_tokens=False) == ours.encode(text)
-    assert (theirs.eos_token_id, theirs.model_max_length) == (0, 64)
+    assert (theirs.eos_token_id, theirs.model_max_length) == (1, 64)
     assert Tokenizer.load(tmp_path / "saved").digest == ours.digest
 
 
@@ -138,7 +126,7 @@ def test_converted_tokenizer_has_sentencepiece_ids(tmp_path: Path) -> None:
 
 def test_model_without_equivalent_is_not_converted(tmp_path: Path) -> None:
     (tmp_path / "a.model").write_bytes(train_sentencepiece(normalization_rule_name="nmt_nfkc"))
-    with pytest.raises(InputError, match=r"a\.model: no tokenizer\.json .*normalization_rule_name=identity"):
+    with pytest.raises(InputError, match=r"a\.model: .*normalization_rule_name"):
         Tokenizer.load(tmp_path / "a.model").save(tmp_path / "imported")
     assert not (tmp_path / "imported").exists()
 
@@ -208,7 +196,7 @@ def test_unknown_id_and_missing_bos_are_refused() -> None:
         from_model("small").decode([5, 800])
     without = Tokenizer(SentencePieceBackend("bare", train_sentencepiece(bos_id=-1)))
     assert without.bos_id is None
-    with pytest.raises(InputError, match=r"bare: no bos_token; .*data\.document\.bos"):
+    with pytest.raises(InputError, match=r"bare: no bos_token"):
         next(without.encode_documents(["x"]))
 
 
@@ -236,13 +224,3 @@ def test_special_tokens_beyond_the_embedding_are_dropped(kind: str, tmp_path: Pa
     fitted.save(tmp_path / "saved", 64)
     original.save(tmp_path / "expected", 64)
     assert contents(tmp_path / "saved") == contents(tmp_path / "expected")
-
-
-@pytest.mark.parametrize("build", [from_model, from_json])
-def test_scores_reproduce_the_order_of_merges(build: object) -> None:
-    assert callable(build)
-    backend = build("small")._backend
-    scores = dict(zip([token.text for token in backend.tokens()], backend.scores(), strict=True))
-    merges = sentencepiece_backend("small").converted.merges()
-    results = list(dict.fromkeys("".join(merge) for merge in merges))
-    assert [scores[text] for text in results] == sorted((scores[text] for text in results), reverse=True)

@@ -3,31 +3,29 @@
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from tests.tracking.run_files import BATCH_TOKENS, evaluation, new_run, write_release, write_resume, write_steps
 
 from tinyllama.files import write_json
+from tinyllama.runs.log import RunLog
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking.trackers import try_acquire_sink
 from tinyllama.tracking.trackio_sink import MAX_ALERTS, MAX_ANNOTATIONS
 
 ENTRIES = ("small", "small/mark/releases", "small/mark/trouble")
 
 
-def run_process(action: str, folder: Path, *arguments: str) -> tuple[str, str]:
-    program = Path(__file__).with_name("trackio_process.py")
-    command = [sys.executable, str(program), action, str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
-
-
 class TrackioData:
     """What trackio has of the runs of a folder after they were fed to it."""
 
     def __init__(self, folder: Path) -> None:
-        output, self.stderr = run_process("feed", folder)
-        data = json.loads(output)
+        command = [sys.executable, str(Path(__file__).with_name("trackio_process.py")), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        self.stderr = done.stderr
+        data = json.loads(done.stdout)
         self.ids: list[str] = data["ids"]
         self.names, self.logs, self.alerts, self.groups = (data[key] for key in ("names", "logs", "alerts", "groups"))
 
@@ -42,8 +40,7 @@ class TrackioData:
         return [(low[0], low[1], high[1]) for low, high in zip(losses[::3], losses[1::3], strict=True)]
 
 
-def test_each_row_is_logged_once_with_its_tokens(tmp_path: Path) -> None:
-    run, log = new_run(tmp_path)
+def test_each_row_is_logged_once_with_its_tokens(run: RunDir, log: RunLog) -> None:
     write_steps(log, 1, 3)
     TrackioData(run.path.parent)
     write_steps(log, 4, 4, validation_loss=2.0)
@@ -54,8 +51,7 @@ def test_each_row_is_logged_once_with_its_tokens(tmp_path: Path) -> None:
     assert shown.values("small", "validation_loss") == [(4, 2.0)]
 
 
-def test_rows_and_alerts_repeated_after_a_kill_are_there_once(tmp_path: Path) -> None:
-    run, log = new_run(tmp_path)
+def test_rows_and_alerts_repeated_after_a_kill_are_there_once(run: RunDir, log: RunLog) -> None:
     write_steps(log, 1, 3)
     TrackioData(run.path.parent)
     before = (run.path / "trackers/trackio.json").read_bytes()
@@ -68,8 +64,7 @@ def test_rows_and_alerts_repeated_after_a_kill_are_there_once(tmp_path: Path) ->
     assert len(shown.alerts) == 1
 
 
-def test_rolled_back_steps_are_replaced(tmp_path: Path) -> None:
-    run, log = new_run(tmp_path)
+def test_rolled_back_steps_are_replaced(run: RunDir, log: RunLog) -> None:
     write_steps(log, 1, 25)
     TrackioData(run.path.parent)
     log.event("rollback", 26, reason="spike", checkpoint=20, skipped_batches=[24, 25])
@@ -78,16 +73,6 @@ def test_rolled_back_steps_are_replaced(tmp_path: Path) -> None:
     shown = TrackioData(run.path.parent)
     assert shown.values("small")[19:] == [(20, 1 + 8 / 20), *((at, 1 + 8 / at + 0.5) for at in (21, 22, 23, 24))]
     assert [at for at, *_ in shown.vertical_lines("trouble")] == [26]
-
-
-def test_an_entry_exists_at_every_moment_of_a_rewind(
-    tmp_path: Path,
-) -> None:
-    run, log = new_run(tmp_path)
-    write_steps(log, 1, 25)
-    TrackioData(run.path.parent)
-    output, _ = run_process("rewind", run.path.parent)
-    assert json.loads(output) == [list(ENTRIES)]
 
 
 def test_another_run_of_the_same_name_replaces_the_first(tmp_path: Path) -> None:
@@ -104,8 +89,7 @@ def test_another_run_of_the_same_name_replaces_the_first(tmp_path: Path) -> None
     assert shown.vertical_lines("trouble") == []
 
 
-def test_releases_and_problems_are_vertical_lines_and_problems_are_alerts(tmp_path: Path) -> None:
-    run, log = new_run(tmp_path)
+def test_releases_and_problems_are_vertical_lines_and_problems_are_alerts(run: RunDir, log: RunLog) -> None:
     write_steps(log, 1, 20)
     log.event("checkpoint", 10, seconds=1.0)
     log.event("release", 10, folder="releases/step-00000010")
@@ -124,8 +108,7 @@ def test_releases_and_problems_are_vertical_lines_and_problems_are_alerts(tmp_pa
     assert alert["text"] == "connection closed by peer"
 
 
-def test_only_the_newest_lines_and_alerts_are_kept(tmp_path: Path) -> None:
-    run, log = new_run(tmp_path)
+def test_only_the_newest_lines_and_alerts_are_kept(run: RunDir, log: RunLog) -> None:
     write_steps(log, 1, 200)
     for number in range(1, 60):
         log.event("skip", number, reason="loss nan")
@@ -137,8 +120,7 @@ def test_only_the_newest_lines_and_alerts_are_kept(tmp_path: Path) -> None:
     assert {alert["step"] for alert in shown.alerts} == {*range(100 - MAX_ALERTS, 100)}
 
 
-def test_scores_are_at_their_tokens_and_baselines_are_flat_lines(tmp_path: Path) -> None:
-    run, log = new_run(tmp_path)
+def test_scores_are_at_their_tokens_and_baselines_are_flat_lines(run: RunDir, log: RunLog) -> None:
     write_steps(log, 1, 20)
     log.event("checkpoint", 10, seconds=0.0)
     write_release(run, 10, 30.0, [{"name": "Big", "hellaswag": 60.0, "source": "published, a card"}])
@@ -157,9 +139,7 @@ def test_scores_are_at_their_tokens_and_baselines_are_flat_lines(tmp_path: Path)
     assert shown.values("small/baseline/models/here", "scores/boolq acc") == [(0, 50.0), (40, 50.0)]
 
 
-def test_an_unreadable_run_does_not_hide_the_others(
-    tmp_path: Path,
-) -> None:
+def test_an_unreadable_run_does_not_hide_the_others(tmp_path: Path) -> None:
     for name in ("one", "two", "broken"):
         _, log = new_run(tmp_path, name)
         write_steps(log, 1, 3)
@@ -175,20 +155,9 @@ def test_an_unreadable_run_does_not_hide_the_others(
     assert older.startswith(f"{tmp_path / 'runs/older'}: no longer shown: {tmp_path / 'runs/older'}/recipe.yaml")
 
 
-def test_a_run_followed_by_another_process_is_not_fed(tmp_path: Path) -> None:
-    from contextlib import ExitStack
-
-    run, log = new_run(tmp_path)
+def test_a_run_followed_by_another_process_is_not_fed(run: RunDir, log: RunLog) -> None:
     write_steps(log, 1, 3)
     with ExitStack() as locks:
         assert try_acquire_sink(run, "trackio", locks)
         assert TrackioData(run.path.parent).ids == []
     assert {*TrackioData(run.path.parent).ids} == {*ENTRIES}
-
-
-def test_rows_logged_by_another_program_are_removed(tmp_path: Path) -> None:
-    run, log = new_run(tmp_path)
-    write_steps(log, 1, 3)
-    run_process("log", run.path.parent, json.dumps([{"loss": 1.0}, {"loss": 2.0}]))
-    shown = TrackioData(run.path.parent)
-    assert ({*shown.ids}, len(shown.logs["small"])) == ({*ENTRIES}, 3)

@@ -1,11 +1,8 @@
 """The live page in a real browser while a real process trains, and its publication on a fake hub."""
 
-import errno
-import json
 import os
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -19,10 +16,10 @@ import pytest
 from playwright.sync_api import Page
 from tests.browser import DESKTOP, PHONE, keep_screenshot, opened
 from tests.release.hub import TOKEN, running_hub
-from tests.tracking.run_files import BATCH_TOKENS, evaluation, new_run, write_release, write_resume, write_steps
+from tests.tracking.run_files import BATCH_TOKENS, new_run, write_release, write_steps
 
 from tinyllama.errors import InputError
-from tinyllama.files import write_json
+from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking import watch as watch_module
 from tinyllama.tracking.watch import watch
@@ -74,31 +71,6 @@ def picture(page: Page, metric: str) -> str:
     return str(page.evaluate(f"() => {canvas}?.toDataURL() ?? ''"))
 
 
-# Count the columns of the loss with a pixel of this colour, the page's third: that of the first run's problems.
-COUNT_COLUMNS = """(colour) => {
-    const canvas = document.querySelector('.plot-container[data-metric="loss"] canvas');
-    const { width, height } = canvas;
-    const pixels = canvas.getContext('2d').getImageData(0, 0, width, height).data;
-    const columns = new Set();
-    for (let at = 0; at < width * height; at++)
-        if (pixels[4 * at + 3] > 60 && colour.every((part, which) => Math.abs(pixels[4 * at + which] - part) < 12))
-            columns.add(at % width);
-    return columns.size;
-}"""
-
-
-def settled_picture(page: Page, metric: str, before: str = "") -> str:
-    """Return a chart once it differs from `before` and has not changed for three seconds."""
-    last, since = before, 0
-    for _ in range(300):
-        now = picture(page, metric)
-        last, since = now, since + 1 if now == last else 0
-        if since >= 15 and now not in ("", before):
-            return now
-        page.wait_for_timeout(200)
-    pytest.fail("the picture stayed as it was, or never settled")
-
-
 @pytest.fixture(scope="module")
 def training(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in which an endless run is training with trackio."""
@@ -141,8 +113,7 @@ def test_curve_of_a_training_run_grows_without_reload(
         keep_screenshot(page, f"watch-{'phone' if size == PHONE else 'desktop'}-{scheme}")
 
 
-def test_a_run_without_a_tracker_is_shown_from_its_files(tmp_path: Path) -> None:
-    run, log = new_run(tmp_path)
+def test_a_run_without_a_tracker_is_shown_from_its_files(tmp_path: Path, run: RunDir, log: RunLog) -> None:
     write_steps(log, 1, 30)
     log.event("release", 10, folder="releases/step-00000010")
     with watched(tmp_path) as address, opened(address) as seen:
@@ -170,37 +141,6 @@ def test_the_requested_run_is_selected_and_the_others_are_listed(tmp_path: Path)
         keep_screenshot(seen.page, "watch-compare")
 
 
-def test_annotations_and_baselines_appear_on_an_open_page(tmp_path: Path) -> None:
-    _, other = new_run(tmp_path, "one")
-    write_steps(other, 1, 60, change=1.0)
-    run, log = new_run(tmp_path, "two", release={"every_tokens": 10 * BATCH_TOKENS, "baselines": ("models/here",)})
-    write_steps(log, 1, 60)
-    expected = {"two", "two/mark/releases", "two/mark/trouble", "two/baseline/models/here"}
-    with watched(tmp_path, "runs/two") as address, opened(address) as seen:
-        shown = wait_for(seen.page, f"shown?.latest_x == {60 * BATCH_TOKENS}")
-        assert expected < {entry["id"] for entry in shown["runs"]}
-        assert "one" not in {entry["id"] for entry in shown["runs"]}
-        before = settled_picture(seen.page, "loss")
-        for at in (15, 50):
-            log.event("skip", at, reason="loss nan")
-        marked = settled_picture(seen.page, "loss", before)
-        assert seen.page.evaluate(COUNT_COLUMNS, [0x3B, 0x82, 0xF6]) in range(
-            2, 20
-        )  # two vertical lines, nothing between them
-        log.event("rollback", 61, reason="spike", checkpoint=20, skipped_batches=[60])
-        write_resume(log, 20)
-        write_steps(log, 21, 30)
-        write_release(run, 10, 30.0, [{"name": "Pythia-1B", "hellaswag": 47.0, "source": "published, a card"}])
-        write_json(run.releases.baseline_path("here"), evaluation("models/here", None, 55.0))
-        metric = "scores/hellaswag acc_norm"
-        all_of_them = json.dumps(sorted(expected | {"two/baseline/Pythia-1B (published)"}))
-        has_come = f"{all_of_them}.every(id => shown.runs.some(run => run.id == id))"
-        shown = wait_for(seen.page, f"shown.metrics.includes('{metric}') && {has_come}")
-        settled_picture(seen.page, "loss", marked)
-        keep_screenshot(seen.page, "watch-marks")
-        assert "one" not in {entry["id"] for entry in shown["runs"]}
-
-
 def test_a_folder_that_is_not_a_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no run here"):
         watch(tmp_path)
@@ -208,28 +148,15 @@ def test_a_folder_that_is_not_a_run_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("port", [0, 65_536, 99_999])
 def test_an_invalid_port_is_an_error(tmp_path: Path, port: int) -> None:
-    with pytest.raises(InputError, match=f"--port {port}: not a port"):
+    with pytest.raises(InputError, match=f"--port {port}: "):
         watch(new_run(tmp_path)[0].path, port)
-
-
-@pytest.mark.parametrize(
-    ("error", "remedy"),
-    [
-        (sqlite3.DatabaseError("file is not a database"), r"; move .*\.trackio away"),
-        (OSError(errno.EACCES, "Permission denied", "x"), "; remove the cause"),
-        (InputError("a.jsonl:3: not a row; delete the line"), "^a.jsonl:3: not a row; delete the line$"),
-        (KeyError("x"), "; this is a bug of tinyllama or trackio"),
-    ],
-)
-def test_the_reason_why_a_run_is_not_shown_includes_a_remedy(error: Exception, remedy: str) -> None:
-    assert re.search(remedy, watch_module._problem(error, Path("runs/.trackio")))
 
 
 def test_without_a_free_port_the_error_names_the_flag(tmp_path: Path) -> None:
     def show(**_: Any) -> None:
         raise OSError("Cannot find empty port in range: 7860-7959.")
 
-    with pytest.raises(InputError, match=r"--port: no port is free \(.*7860-7959.*\); give one"):
+    with pytest.raises(InputError, match=r"--port: .*7860-7959"):
         watch_module._serve(SimpleNamespace(show=show), RunDir(tmp_path), None)
 
 
@@ -267,17 +194,17 @@ def test_publish_creates_a_private_space_by_default(recorded: Path, more: list[s
     assert any("/api/buckets" in request for request in hub.requests)  # where the data would go
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "guild/page: " in done.stderr
-    assert "does not allow this token to write there (403)" in done.stderr
+    assert "403" in done.stderr
 
 
 def test_errors_of_publishing_are_one_line(recorded: Path) -> None:
     nowhere = "http://127.0.0.1:9"
     with running_hub() as hub:
         cases = [
-            ("ada/page", {"HF_TOKEN": "hf_wrong"}, "refuses this token; set HF_TOKEN"),
-            ("stranger/page", {}, "does not allow this token to write there (403)"),
+            ("ada/page", {"HF_TOKEN": "hf_wrong"}, "HF_TOKEN"),
+            ("stranger/page", {}, "403"),
             ("ada/page", {"HF_ENDPOINT": nowhere}, f"{nowhere}: cannot be reached"),
-            ("page", {}, "--publish page: not the name of a Space; give OWNER/NAME"),
+            ("page", {}, "--publish page: "),
         ]
         for space, environment, words in cases:
             done = published(recorded, space, **{"HF_ENDPOINT": hub.url} | environment)

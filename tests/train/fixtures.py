@@ -1,23 +1,18 @@
 """Fixtures of tests that inject faults into training; test modules name this module in `pytest_plugins`."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from tests.train.launch import train_to_end
 
 
 @pytest.fixture
-def work_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Working directory for runs in this process, which compute like processes with OMP_NUM_THREADS=1."""
+def work_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Working directory for runs in this process."""
     monkeypatch.chdir(tmp_path)
     # Measured after each checkpoint, the peak would take longer than the runs of these tests.
     monkeypatch.setattr("tinyllama.hardware.peak_flops", lambda device, precision: None)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(threads)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

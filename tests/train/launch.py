@@ -42,39 +42,6 @@ def fault_in_batch(recipe: Recipe, what: str, batch: int, row: int) -> Fault:
     return {"do": what, "row": batch_of_step(recipe, store, batch)[row, :-1].tolist()}
 
 
-class ForkedProcess:
-    """A training process, or torchrun with options, forked from the server; has the methods of subprocess.Popen."""
-
-    def __init__(
-        self,
-        command: list[str],
-        folder: Path,
-        variables: dict[str, str],
-        output: Path,
-        torchrun: Sequence[str] | None = None,
-    ) -> None:
-        self.process = FORK_SERVER.Process(target=_run_forked, args=(command, folder, variables, output, torchrun))
-        self.process.start()
-        self.pid = self.process.pid or 0
-        self.kill = self.process.kill
-
-    def poll(self) -> int | None:
-        return self.process.exitcode
-
-    @property
-    def returncode(self) -> int | None:
-        return self.process.exitcode
-
-    def wait(self, timeout: float) -> int:
-        self.process.join(timeout)
-        if self.process.exitcode is None:
-            raise subprocess.TimeoutExpired("tinyllama", timeout)
-        return self.process.exitcode
-
-    def send_signal(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
-
-
 def _run_forked(
     command: list[str], folder: Path, variables: dict[str, str], output: Path, torchrun: Sequence[str] | None
 ) -> None:
@@ -94,11 +61,17 @@ def _run_forked(
 
 
 class TrainingProcess:
-    """A started training run: one process, or torchrun with its ranks."""
+    """A training run, forked from the server: one process, or torchrun with its ranks."""
 
-    def __init__(self, process: ForkedProcess, mark: str, folder: Path, output: Path) -> None:
-        self.process, self.mark, self.folder, self.output_path = process, mark, folder, output
-        self.run = folder / "runs/small"
+    def __init__(
+        self, command: list[str], folder: Path, faults: Sequence[Fault], output: Path, torchrun: Sequence[str] | None
+    ) -> None:
+        launch = uuid.uuid4().hex
+        self.mark, self.folder, self.output_path, self.run = f"LAUNCH={launch}", folder, output, folder / "runs/small"
+        variables = {"OMP_NUM_THREADS": "1", "FAULTS": json.dumps(list(faults)), "LAUNCH": launch}
+        self.process = FORK_SERVER.Process(target=_run_forked, args=(command, folder, variables, output, torchrun))
+        self.process.start()
+        self.pid = self.process.pid or 0
 
     def workers(self) -> dict[int, int]:
         """Return the process id of each living rank, including those whose launcher is dead."""
@@ -117,8 +90,8 @@ class TrainingProcess:
         """Wait for a condition; fail if the process ends first or the timeout passes."""
         deadline = time.monotonic() + LIMIT_SECONDS
         while not condition():
-            if self.process.poll() is not None:
-                assert condition(), f"ended with status {self.process.returncode} before {what}:\n{self.output()}"
+            if self.process.exitcode is not None:
+                assert condition(), f"ended with status {self.process.exitcode} before {what}:\n{self.output()}"
                 return
             assert time.monotonic() < deadline, f"timeout while waiting for {what}:\n{self.output()}"
             time.sleep(0.005)
@@ -130,9 +103,14 @@ class TrainingProcess:
         """Release the processes that a `wait` fault holds."""
         (self.folder / RESUME_FILE).touch()
 
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
     def end(self) -> int:
         """Wait for the end of the process; return its exit status."""
-        return self.process.wait(LIMIT_SECONDS)
+        self.process.join(LIMIT_SECONDS)
+        assert self.process.exitcode is not None, self.output()
+        return self.process.exitcode
 
     def output(self) -> str:
         return self.output_path.read_text()
@@ -143,13 +121,13 @@ class TrainingProcess:
 
     def kill(self) -> None:
         """Kill all processes that are left."""
-        for number in (*self.workers().values(), self.process.pid):
+        for number in (*self.workers().values(), self.pid):
             try:
                 os.killpg(number, signal.SIGKILL)  # each worker of torchrun leads a session of its own
             except ProcessLookupError:
                 continue
         self.process.kill()  # in case it did not lead a session yet
-        self.process.wait(LIMIT_SECONDS)
+        self.process.join(LIMIT_SECONDS)
 
 
 @contextmanager
@@ -158,13 +136,10 @@ def start_training(
 ) -> Iterator[TrainingProcess]:
     """Train the small recipe in `folder` with faults: in one process, or in `ranks` under torchrun with `options`."""
     folder.mkdir(exist_ok=True)
-    mark = f"LAUNCH={uuid.uuid4().hex}"
-    variables = {"OMP_NUM_THREADS": "1", "FAULTS": json.dumps(list(faults)), "LAUNCH": mark.removeprefix("LAUNCH=")}
     command = ["train", str(small / "recipe.yaml"), *flags]
+    torchrun = None if ranks == 1 else [f"--nproc_per_node={ranks}", *options]
     with tempfile.NamedTemporaryFile("w", suffix=".output") as output:  # not in the folder, whose disk may be full
-        torchrun = None if ranks == 1 else [f"--nproc_per_node={ranks}", *options]
-        process = ForkedProcess(command, folder, variables, Path(output.name), torchrun)
-        training = TrainingProcess(process, mark, folder, Path(output.name))
+        training = TrainingProcess(command, folder, faults, Path(output.name), torchrun)
         try:
             yield training
         finally:

@@ -1,8 +1,14 @@
-"""A checkpoint is that of its step, complete or absent, and any number of ranks resumes from it."""
+"""A checkpoint is that of its step, complete or absent, and any number of ranks resumes from it.
 
+A checkpoint that cannot be written or read causes an error with the reason.
+"""
+
+import errno
+import os
 import shutil
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +16,21 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from tests.data.reading import batch_of_step
+from tests.train import full_disk_on_one_rank
 from tests.train.checkpoints import all_tensors, build_writer, start_checkpoint, state_after_one_step, write_checkpoint
 from tests.train.launch import read_losses
 from tests.train.single_process import build_state, load_recipe, train_step
-from tests.train.torchrun import metric_by_step, train_recipes, write_recipe
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from tests.train.torchrun import metric_by_step, run_torchrun, train_recipes, write_recipe
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 
-from tinyllama.files import read_json, write_json
+from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.loading import load_model
 from tinyllama.runs import checkpoint
-from tinyllama.runs.checkpoint import CheckpointWriter, load_checkpoint
+from tinyllama.runs.checkpoint import CheckpointWriter, load_checkpoint, load_weights
 from tinyllama.runs.run_dir import CheckpointDir, RunDir
 from tinyllama.train.loop import train
+
+pytest_plugins = ["tests.train.fixtures"]
 
 
 def steps(run: Path) -> list[int]:
@@ -65,21 +74,6 @@ def test_an_asynchronous_checkpoint_has_the_tensors_of_its_step(
     assert 0 <= stall_seconds < seconds  # training continued while the disk waited
 
 
-def test_a_checkpoint_starts_only_after_the_previous_one(
-    small: Path, tmp_path: Path, disk_waits: threading.Event
-) -> None:
-    state = state_after_one_step(small)
-    writer, _ = build_writer(tmp_path)
-    start_checkpoint(writer, state, 1)
-    with pytest.raises(AssertionError, match="wait for the previous checkpoint"):
-        start_checkpoint(writer, state, 2)
-    disk_waits.set()
-    assert writer.wait() is None
-    start_checkpoint(writer, state, 2)
-    assert writer.wait() is None
-    assert steps(tmp_path) == [1, 2]
-
-
 def test_checkpoints_at_every_step_are_complete_and_never_overlap(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,42 +109,6 @@ def test_checkpoints_at_every_step_are_complete_and_never_overlap(
     assert all(0 <= row["stall_seconds"] < row["seconds"] for row in rows)
 
 
-@pytest.mark.slow
-def test_milestones_are_saved_when_reached_and_never_pruned(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    at_tokens = [4 * 384 + 1, 7 * 384, 1_000_000]  # just after step 4, exactly at step 7, after the end
-    fields = {"train.tokens": 16 * 384, "checkpoint.every_steps": 3, "checkpoint.keep": 2}
-    run = train(load_recipe(small, **fields, **{"release.at_tokens": at_tokens, "release.tasks": []}))
-    saved_at = [row["step"] for row in RunDir(run).events() if row["event"] == "checkpoint"]
-    assert saved_at == [3, 5, 6, 7, 9, 12, 15, 16]
-    assert steps(run) == [5, 7, 15, 16]
-    assert len([*RunDir(run).checkpoints_dir.iterdir()]) == 4
-
-
-def test_the_commit_is_written_last_over_all_files(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written: list[str] = []
-    existing: list[list[str]] = []
-
-    def recorded_write(path: Path, value: Any) -> None:
-        written.append(path.name)
-        existing.append(sorted(other.name for other in path.parent.iterdir()))
-        assert not steps(tmp_path)
-        write_json(path, value)
-
-    monkeypatch.setattr(checkpoint, "write_json", recorded_write)
-    saved = write_checkpoint(state_after_one_step(small), tmp_path)
-    assert written == ["state.json", "commit.json"]
-    assert sorted(read_json(saved.commit_path)["sha256"]) == existing[1]
-    assert {"state.json", ".metadata"} < set(existing[1])
-    assert steps(tmp_path) == [1]
-    saved.commit_path.unlink()
-    assert steps(tmp_path) == []
-
-
 def test_flipped_bits_and_missing_files_are_found(small: Path, tmp_path: Path) -> None:
     saved = write_checkpoint(state_after_one_step(small), tmp_path)
     assert saved.find_damage() == []
@@ -167,15 +125,14 @@ def test_flipped_bits_and_missing_files_are_found(small: Path, tmp_path: Path) -
     assert saved.find_damage() == []
 
 
-def test_damaged_checkpoints_are_skipped_with_an_event_and_the_result_is_the_same(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_damaged_checkpoints_are_skipped_with_an_event_and_the_result_is_the_same(small: Path, work_dir: Path) -> None:
     recipe = load_recipe(small, **{"train.tokens": 9 * 384, "checkpoint.every_steps": 3, "checkpoint.keep": 3})
     run = RunDir(train(recipe))
     losses, weights = read_losses(run.path), load_model(run.path).state_dict()
     run.checkpoint(9).state_path.write_bytes(b"{}")
     next(run.checkpoint(6).path.glob("*.distcp")).unlink()
+    with run.events_path.open("ab") as file:
+        file.write(b'{"time": 17, "ev')  # an event that a kill cut off
     train(recipe)
     events = [event for event in run.events() if event["event"] in ("checkpoint-damaged", "resume")]
     assert [(event["event"], event["step"]) for event in events] == [
@@ -190,10 +147,7 @@ def test_damaged_checkpoints_are_skipped_with_an_event_and_the_result_is_the_sam
     assert all(torch.equal(tensor, weights[name]) for name, tensor in load_model(run.path).state_dict().items())
 
 
-def test_a_checkpoint_with_a_damaged_commit_is_skipped(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_checkpoint_with_a_damaged_commit_is_skipped(small: Path, work_dir: Path) -> None:
     recipe = load_recipe(small, **{"train.tokens": 6 * 384, "checkpoint.every_steps": 2, "checkpoint.keep": 3})
     run = RunDir(train(recipe))
     newest = run.checkpoint(6)
@@ -254,3 +208,137 @@ def test_a_checkpoint_of_four_ranks_resumes_on_any_number(small: Path, saved_by_
     assert [(row["step"], row["ranks"]) for row in run.events() if row["event"] == "resume"] == [(4, ranks)]
     assert metric_by_step(saved_by_four, name) == pytest.approx(metric_by_step(saved_by_four, "single"), rel=1e-5)
     assert [found.state()["ranks"] for found in run.checkpoints()] == [4, ranks]
+
+
+# Failures
+
+
+DISK_FULL = OSError(28, "No space left on device")
+
+
+def failing_save(error: BaseException) -> Callable[..., "Future[None]"]:
+    def save(*_: Any, **__: Any) -> "Future[None]":
+        future: Future[None] = Future()
+        future.set_exception(error)
+        return future
+
+    return save
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_folder_that_cannot_be_created_is_reported(small: Path, tmp_path: Path, asynchronous: bool) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    writer, commits = build_writer(tmp_path, asynchronous)
+    start_checkpoint(writer, state_after_one_step(small), 1)
+    reason = writer.wait()
+    assert reason is not None
+    assert str(tmp_path / "checkpoints") in reason
+    assert "\n" not in reason
+    assert not commits
+
+
+def raise_disk_full(*_: Any) -> None:
+    raise DISK_FULL
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "function", "reason"),
+    [
+        (dcp, "async_save", failing_save(DISK_FULL), "No space left on device"),
+        (dcp, "async_save", failing_save(RuntimeError("on rank 1:\nOSError: [Errno 5] Input/output")), "Input/output"),
+        (dcp, "async_save", failing_save(MemoryError()), "MemoryError"),
+        (checkpoint, "write_json", raise_disk_full, "No space left on device"),  # the commit
+    ],
+)
+def test_a_failed_checkpoint_leaves_no_folder_and_the_next_is_complete(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, function: Any, reason: str
+) -> None:
+    state = state_after_one_step(small)
+    writer, commits = build_writer(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, function)
+        failed = start_checkpoint(writer, state, 1)
+        failed.path.mkdir(parents=True, exist_ok=True)
+        (failed.path / "partial.distcp").write_bytes(b"incomplete")
+        found = writer.wait() or ""
+    assert reason in found and "\n" not in found
+    assert not failed.path.exists()
+    assert not commits
+    assert not writer.has_failed
+    saved = start_checkpoint(writer, state, 2)
+    assert writer.wait() is None
+    assert saved.find_damage() == []
+
+
+@pytest.mark.parametrize(
+    ("on_failure", "number", "remedy", "kept"),
+    [
+        ("stop", errno.ENOSPC, "free some space", [2]),
+        ("stop", errno.EACCES, "make runs/small/checkpoints writable", [2]),
+        ("continue", errno.ENOSPC, "", [6, 8]),
+    ],
+)
+def test_the_recipe_decides_what_a_failed_checkpoint_does(
+    small: Path,
+    work_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    on_failure: str,
+    number: int,
+    remedy: str,
+    kept: list[int],
+) -> None:
+    save, problem = dcp.async_save, os.strerror(number)
+
+    def fail_at_step_4(*arguments: Any, checkpoint_id: Path, **options: Any) -> Any:
+        if checkpoint_id.name == "step-00000004":
+            return failing_save(OSError(number, problem, "x"))()
+        return save(*arguments, checkpoint_id=checkpoint_id, **options)
+
+    monkeypatch.setattr(dcp, "async_save", fail_at_step_4)
+    recipe = load_recipe(
+        small, **{"train.tokens": 8 * 384, "checkpoint.every_steps": 2, "checkpoint.on_failure": on_failure}
+    )
+    if on_failure == "stop":
+        with pytest.raises(RunStoppedError, match=rf"step 4 .*{problem}.*{remedy}"):
+            train(recipe)
+    else:
+        train(recipe)
+    run = RunDir.of_recipe(recipe)
+    assert [found.step for found in run.checkpoints()] == kept
+    failed = [row for row in run.events() if row["event"] == "checkpoint-failed"]
+    assert [(row["step"], problem in row["problem"]) for row in failed] == [(4, True)]
+
+
+def test_unreadable_checkpoint_is_not_reported_as_another_models(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "x")
+
+    state, other = state_after_one_step(small), build_state(load_recipe(small, **{"model.ffn_dim": 64}))
+    saved = write_checkpoint(state, tmp_path / "runs/small")
+    for model, optimizers, keyword in (
+        (state.model, state.optimizers, "readable"),
+        (other.model, other.optimizers, "ffn"),
+    ):
+        with monkeypatch.context() as broken:
+            if model is state.model:
+                broken.setattr(FileSystemReader, "read_data", fail)
+            with pytest.raises(InputError, match=keyword):
+                load_checkpoint(saved, model, optimizers)
+            with pytest.raises(InputError, match=keyword):
+                load_weights(saved, model)
+
+
+@pytest.mark.slow
+def test_a_failure_on_one_rank_fails_the_checkpoint_on_all_and_the_next_is_complete(
+    small: Path, tmp_path: Path
+) -> None:
+    done = run_torchrun(tmp_path, 2, full_disk_on_one_rank.__file__, str(small / "recipe.yaml"))
+    assert done.returncode == 0, done.stderr
+    reasons = {path.name: path.read_text() for path in tmp_path.glob("[01]-[12]")}
+    assert sorted(reasons) == ["0-1", "0-2", "1-1", "1-2"]
+    assert all("No space left on device" in reasons[name] and "\n" not in reasons[name] for name in ("0-1", "1-1"))
+    assert reasons["0-2"] == reasons["1-2"] == "None"
+    (saved,) = RunDir(tmp_path / "run").checkpoints()
+    assert (saved.step, saved.find_damage()) == (2, [])

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from tests.train.torchrun import metric_by_step, run_torchrun, sequences_read, train_recipes, write_recipe
 from torch import Tensor
 
+from tinyllama.distributed import init_distributed
+from tinyllama.errors import RunStoppedError
 from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Recipe
 
@@ -132,3 +135,11 @@ def test_rank_at_full_size_holds_its_shard_and_one_matrix_at_most(tmp_path: Path
     assert total == 1_100_048_384
     assert local == total // 16
     assert memory < 4 * (local + 32_000 * 2048) + 150_000_000  # the largest matrix, and a little for everything else
+
+
+def test_missing_rank_is_named_with_address_and_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 0, 2)]))
+    with pytest.raises(RunStoppedError, match=r"ranks \[1\] .* 0.2 s .*MASTER_ADDR"), init_distributed(0.1):
+        pass

@@ -124,7 +124,7 @@ def test_signal_saves_and_exits_with_the_requeue_status(
     wait = fault_in_batch(load_recipe(small), "wait", 13, 3)
     with start_training(small, work_dir, faults=[wait]) as training:
         training.wait_until_injected(wait)
-        training.process.send_signal(number)
+        training.send_signal(number)
         training.resume_waiting()
         assert training.end() == 75, training.output()
         (line,) = training.error_lines()
@@ -141,7 +141,7 @@ def test_signal_during_a_checkpoint_completes_it_and_saves_another(small: Path, 
     with start_training(small, work_dir, faults=[saving, wait]) as training:
         training.wait_until_injected(saving)
         training.wait_until_injected(wait)
-        training.process.send_signal(signal.SIGTERM)
+        training.send_signal(signal.SIGTERM)
         training.resume_waiting()
         training.wait_until(lambda: has_metrics(training.run, 14), "the end of the step")
         assert RunDir(training.run).checkpoints() == []
@@ -165,7 +165,7 @@ def test_signal_to_one_rank_or_to_torchrun_saves_on_all(
     (tmp_path / "go").unlink()
     with start_training(small, tmp_path, ranks=2, faults=[second]) as training:
         training.wait_until_injected(second)
-        training.process.send_signal(signal.SIGTERM)
+        training.send_signal(signal.SIGTERM)
         training.resume_waiting()
         training.end()
     assert_saved_by(training, "SIGTERM", 25)

@@ -73,19 +73,6 @@ def test_loss_and_gradients_are_close_to_bf16(h100: World) -> None:
         assert torch.cosine_similarity(gradients[name].flatten(), gradient.flatten(), dim=0) > 0.97, name
 
 
-def test_training_reaches_the_loss_of_bf16(h100: World) -> None:
-    losses = []
-    for model in (float8_model(h100), bf16_model()):
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        for _ in range(6):
-            loss, _ = loss_and_gradients(model)
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(loss / SEQUENCES[:, 1:].numel())
-    assert losses[1] < 4.4  # 4.7 at first
-    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
-
-
 def test_cpu_is_refused(small: Path) -> None:
-    with pytest.raises(InputError, match=r"^train\.float8: cpu .*remove it$"):
+    with pytest.raises(InputError, match=r"^train\.float8: cpu"):
         build_state(load_recipe(small, **{"train.float8": True}))

@@ -1,6 +1,5 @@
 """Releases at a run's milestones: made and scored by sidecar processes, whatever happens to these."""
 
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -13,7 +12,7 @@ from tests.train.torchrun import write_recipe
 
 from tinyllama import processes
 from tinyllama.errors import RunStoppedError
-from tinyllama.files import read_json, sha256_of
+from tinyllama.files import read_json
 from tinyllama.recipe import Recipe
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.train import milestones
@@ -75,7 +74,7 @@ def test_failed_release_is_retried_while_training_continues(
     obstacle = run / "releases"
     obstacle.parent.mkdir(parents=True)
     obstacle.touch()  # a file in place of the releases' folder
-    with pytest.raises(RunStoppedError, match="release of step 5 failed"):
+    with pytest.raises(RunStoppedError, match="release of step 5"):
         train(recipe)
     failures = read_events(run, "release-failed")
     assert [row["tries"] for row in failures] == [1, 2, 3]
@@ -93,7 +92,7 @@ def test_release_with_wrong_input_is_not_retried_before_the_next_start(
     run, recipe = work_dir / "runs/milestones", recipe_in(work_dir, small, **ONE_MILESTONE)
     obstacle = run / "releases/step-00000005"
     obstacle.mkdir(parents=True)
-    with pytest.raises(RunStoppedError, match="release of step 5 failed"):
+    with pytest.raises(RunStoppedError, match="release of step 5"):
         train(recipe)
     (failure,) = read_events(run, "release-failed")
     assert "step-00000005" in failure["problem"]
@@ -123,22 +122,12 @@ def test_sigterm_during_the_last_release_exits_with_the_requeue_status(small: Pa
     (work_dir / "recipe.yaml").write_text(recipe.to_yaml())
     with start_training(work_dir, work_dir) as training:
         training.wait_until(lambda: "releasing step" in training.output(), "the last release")
-        training.process.send_signal(signal.SIGTERM)
+        training.send_signal(signal.SIGTERM)
         assert training.end() == 75, training.output()
         (line,) = training.error_lines()
         assert "SIGTERM" in line and "resume" in line
     train(recipe)
     assert releases_of(training.run) == [(5, True), (20, True)]
-
-
-def test_run_started_again_from_step_0_releases_its_own_weights(small: Path, work_dir: Path) -> None:
-    run = train(recipe_in(work_dir, small, **ONE_MILESTONE))
-    weights = run / "releases/step-00000005/huggingface/model.safetensors"
-    before = sha256_of(weights)
-    shutil.rmtree(run / "checkpoints")
-    train(recipe_in(work_dir, small, **ONE_MILESTONE, seed=99))
-    assert sha256_of(weights) != before
-    assert releases_of(run) == [(5, True)]
 
 
 def test_release_averages_the_checkpoints_up_to_its_own(small: Path, work_dir: Path) -> None:

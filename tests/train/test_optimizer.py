@@ -45,14 +45,6 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest(small: Path) -> 
     assert {value for name, value in decay.items() if "norm" not in name} == {0.1}
 
 
-def test_adamw_alone_has_every_parameter_once(small: Path) -> None:
-    recipe = load_recipe(small)
-    model = Llama(recipe.model, 601)
-    (optimizer,) = build_optimizers(model, recipe.train.optimizer)
-    assigned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    assert sorted(map(id, assigned)) == sorted(map(id, model.parameters()))
-
-
 @pytest.fixture(scope="module")
 def muon_runs(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the runs `one` and `two`: 20 steps of Muon on one rank and on two."""
@@ -63,14 +55,11 @@ def muon_runs(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_muon_lowers_the_loss(muon_runs: Path) -> None:
+def test_muon_lowers_the_loss_alike_on_one_rank_and_two(muon_runs: Path) -> None:
     losses = metric_by_step(muon_runs, "one")
     assert len(losses) == STEPS
     assert losses[-1] < losses[0] - 0.5
-
-
-def test_muon_on_two_ranks_follows_one_rank(muon_runs: Path) -> None:
-    assert metric_by_step(muon_runs, "two") == pytest.approx(metric_by_step(muon_runs, "one"), rel=1e-3)
+    assert metric_by_step(muon_runs, "two") == pytest.approx(losses, rel=1e-3)
 
 
 def resume_copy(small: Path, folder: Path, name: str) -> str:

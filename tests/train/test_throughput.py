@@ -1,6 +1,5 @@
 """Throughput: an MFU refers to the highest peak of the run so far, and checkpoints record peak and hardware."""
 
-import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.train.launch import read_metrics
 from tests.train.single_process import SINGLE_PROCESS, load_recipe
 
 from tinyllama import hardware
@@ -19,6 +17,8 @@ from tinyllama.runs.run_dir import RunDir
 from tinyllama.train import throughput
 from tinyllama.train.loop import train
 from tinyllama.train.throughput import ThroughputMeter
+
+pytest_plugins = ["tests.train.fixtures"]
 
 VOCAB_SIZE = 600
 
@@ -63,30 +63,23 @@ def test_products_take_a_limited_fraction_of_the_time(small: Path, monkeypatch: 
     assert peaks == [3e9, 5e9]
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("device", "peak", "expected"),
+    [("A", 3e9, [("A", 5e9)]), ("A", 6e9, [("A", 6e9)]), ("B", 1e9, [("A", 5e9), ("B", 1e9)])],
+)
 def test_resumed_run_keeps_its_peak_and_another_machine_has_its_own(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Path, work_dir: Path, monkeypatch: pytest.MonkeyPatch, device: str, peak: float, expected: list[Any]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    recipe = load_recipe(small, **{"checkpoint.keep": 9})
+    recipe = load_recipe(small, **{"train.tokens": 2 * 384, "checkpoint.every_steps": 1})
+    set_peaks(monkeypatch, iter(lambda: 5e9, None), "A")
+    run = RunDir(train(recipe))
+    run.checkpoint(2).delete()
+    set_peaks(monkeypatch, iter(lambda: peak, None), device)
+    train(recipe)
+    entries = run.checkpoint(2).state()["hardware"]
+    assert [(entry["device"], entry["peak_flops"]) for entry in entries] == expected
     flops = flops_per_token(recipe.model, VOCAB_SIZE, recipe.train.sequence_length)
-
-    def train_with_peak(peak: float, device: str) -> list[tuple[str, float]]:
-        """Train from step 10, or from step 0 at first; return the hardware in the last checkpoint."""
-        run = RunDir(tmp_path / "runs/small")
-        for step in (20, 30, 40):
-            shutil.rmtree(run.checkpoint(step).path, ignore_errors=True)
-        set_peaks(monkeypatch, iter(lambda: peak, None), device)
-        train(recipe)
-        entries = run.checkpoint(40).state()["hardware"]
-        assert peak_of(read_metrics(run.path)[-1], flops) == pytest.approx(entries[-1]["peak_flops"])
-        return [(entry["device"], entry["peak_flops"]) for entry in entries]
-
-    assert train_with_peak(5e9, "A") == [("A", 5e9)]
-    assert train_with_peak(3e9, "A") == [("A", 5e9)]
-    assert train_with_peak(6e9, "A") == [("A", 6e9)]
-    # From step 10 again, whose checkpoint knows the first process only.
-    assert train_with_peak(1e9, "B") == [("A", 5e9), ("B", 1e9)]
+    assert peak_of([*run.metrics()][-1], flops) == pytest.approx(expected[-1][1])
 
 
 def test_peak_of_a_known_gpu_comes_from_its_data_sheet(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,25 +1,18 @@
-"""Training: transformers' losses step by step, resumption, changed recipes, locks and the compiler."""
+"""Training: transformers' losses step by step, changed recipes, locks and the compiler."""
 
-import random
 import shutil
-import subprocess
-import sys
-import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import LOCK_HOLDER
+from tests.conftest import locked_by_another_process
 from tests.data.reading import batch_of_step
-from tests.train.launch import assert_same_run, event_steps, has_metrics, read_events, read_metrics, start_training
+from tests.train.launch import read_events, read_metrics
 from tests.train.single_process import build_state, load_recipe, train_step
-from tests.train.torchrun import metric_by_step, run_torchrun, write_recipe
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tinyllama.errors import InputError
 from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
-from tinyllama.recipe import Recipe
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer.training import train_tokenizer, training_text
 from tinyllama.train.loop import train
@@ -84,10 +77,7 @@ def test_compiled_bf16_follows_float32(small: Path) -> None:
     assert {parameter.dtype for parameter in fast.model.parameters()} == {torch.float32}
 
 
-def test_finished_run_has_its_files_and_is_not_trained_again(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_finished_run_has_its_files_and_is_not_trained_again(small: Path, work_dir: Path) -> None:
     run = train(load_recipe(small))
     rows = read_metrics(run)
     assert [row["step"] for row in rows] == list(range(1, 41))
@@ -101,35 +91,21 @@ def test_finished_run_has_its_files_and_is_not_trained_again(
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.slow
-def test_resume_after_kill_is_bit_identical(small: Path, work_dir: Path, reference_run: Path) -> None:
-    run = work_dir / "runs/small"
-    chance = random.Random(5)
-    for kill in range(4):
-        with start_training(small, work_dir) as training:
-            # After the first step, so that there is progress; then within about the time of three checkpoints.
-            reached, goal = len(read_metrics(run)), min(39, kill * 10 + chance.randrange(1, 10))
-            training.wait_until(partial(has_metrics, run, goal), f"step {goal}")
-            time.sleep(chance.random() * 0.05)
-            training.process.kill()
-            training.end()
-        assert len(read_metrics(run)) >= min(reached, goal)
-    with (run / "metrics.jsonl").open("ab") as file:
-        file.write(b'{"step": 99, "lo')  # a row that a kill cut off
-    train(load_recipe(small))
-    assert_same_run(run, reference_run)
-    assert event_steps(run, "resume")
-
-
+@pytest.mark.parametrize(
+    ("field", "value", "is_allowable"), [("train.tokens", 768, True), ("train.batch_sequences", 12, False)]
+)
 def test_changed_recipe_is_refused_with_the_field_that_differs(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Path, work_dir: Path, field: str, value: int, is_allowable: bool
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    train(load_recipe(small, **{"train.tokens": 10 * 6 * 64}))
-    with pytest.raises(InputError, match=r"train.tokens was 3840, is 7680; .*--allow-change"):
-        train(load_recipe(small, **{"train.tokens": 20 * 6 * 64}))
-    run = train(load_recipe(small, **{"train.tokens": 20 * 6 * 64}), allow_change=True)
-    assert [row["step"] for row in read_metrics(run)] == list(range(1, 21))
+    train(load_recipe(small, **{"train.tokens": 384}))
+    changed = {"train.tokens": 768, field: value}
+    with pytest.raises(InputError, match=rf"{field} was \d+, is {value}\b.*--name") as error:
+        train(load_recipe(small, **changed))
+    assert ("--allow-change" in str(error.value)) == is_allowable
+    train(load_recipe(small, **changed, name="other"))
+    if is_allowable:
+        run = train(load_recipe(small, **changed), allow_change=True)
+        assert [row["step"] for row in read_metrics(run)] == [1, 2]
 
 
 def test_tokenizer_must_be_the_stores(small: Path, tmp_path: Path) -> None:
@@ -138,26 +114,9 @@ def test_tokenizer_must_be_the_stores(small: Path, tmp_path: Path) -> None:
         build_state(load_recipe(small, tokenizer=str(tmp_path / "other")))
 
 
-def test_second_process_is_refused(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    command = [sys.executable, LOCK_HOLDER, str(tmp_path / "runs/small"), "lock"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match="another process"):
-            train(load_recipe(small))
-        other.communicate()
-
-
-@pytest.mark.slow
-def test_three_ranks_under_torchrun_follow_one_process(small: Path, work_dir: Path) -> None:
-    """tests/train/test_distributed.py tests 2 and 4 ranks, and what each of them reads."""
-    recipe = write_recipe(work_dir, small, "three", **{"train.tokens": 8 * 6 * 64})
-    done = run_torchrun(work_dir, 3, "-m", "tinyllama", "train", recipe)
-    assert done.returncode == 0, done.stderr
-    single = train(Recipe.load(work_dir / recipe, {"name": "single"}))
-    assert metric_by_step(work_dir, "three") == pytest.approx(metric_by_step(work_dir, single.name), rel=1e-5)
-    assert RunDir(work_dir / "runs/three").checkpoint(8).state()["ranks"] == 3
+def test_second_process_is_refused(small: Path, work_dir: Path) -> None:
+    with locked_by_another_process(work_dir / "runs/small"), pytest.raises(InputError, match="another process"):
+        train(load_recipe(small))
 
 
 def test_without_a_compiler_training_warns_and_runs_uncompiled(
