@@ -2,6 +2,7 @@
 
 import lzma
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,10 +65,20 @@ def write_repeated_values(path: Path) -> None:
     table_file(path, [text] * 100, use_dictionary=False, column_encoding=encoding, compression="zstd")
 
 
-def write_arrow_dictionary(path: Path) -> None:
-    table = pyarrow.table({"text": one_dictionary_value(os.urandom(10_000_000).hex(), 100)})
+def one_viewed_value(text: str, num_rows: int) -> Any:
+    views = struct.pack("<i4sii", len(text), text[:4].encode(), 0, 0) * num_rows
+    buffers = [None, pyarrow.py_buffer(views), pyarrow.py_buffer(text.encode())]
+    return pyarrow.Array.from_buffers(pyarrow.string_view(), num_rows, buffers)
+
+
+def write_arrow_dictionary(path: Path, repeat: Callable[[str, int], Any] = one_dictionary_value) -> None:
+    table = pyarrow.table({"text": repeat(os.urandom(10_000_000).hex(), 100)})
     with pyarrow.ipc.new_file(path, table.schema) as file:
         file.write_table(table)
+
+
+def write_arrow_view(path: Path) -> None:
+    write_arrow_dictionary(path, one_viewed_value)
 
 
 def write_long_lines(path: Path) -> None:
@@ -89,6 +100,7 @@ def write_separated_documents(path: Path) -> None:
         (write_value_in_dictionary, "a.parquet", ["starcoderdata"], 1000, 2_000_000_000),
         (write_repeated_values, "a.parquet", ["starcoderdata"], 100, 1_000_000_000),
         (write_arrow_dictionary, "a.arrow", ["huggingface"], 100, 2_000_000_000),
+        (write_arrow_view, "a.arrow", ["huggingface"], 100, 2_000_000_000),
         (write_long_lines, "a.jsonl.zst", ["slimpajama"], 3, LONG + 11),
         (write_separated_documents, "a.txt", ["text", "<|x|>"], 3, LONG + 11),
     ],

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.ipc
@@ -50,6 +51,16 @@ def test_decompression_bomb_is_refused(tmp_path: Path, packing: str, format: str
     assert sum(len(row.text) for row in rows if isinstance(row, SourceRow)) == SIZE
 
 
+def test_ratio_also_limits_small_files(tmp_path: Path) -> None:
+    path, row = tmp_path / "a.jsonl.zst", b'{"text":"ab cd"}\n'
+    path.write_bytes(zstandard.compress(row * 60_000))
+    assert len(read(path, "jsonl")) == 60_000  # 1 MiB is always allowed
+    path.write_bytes(zstandard.compress(row * 3_000_000))
+    assert path.stat().st_size < 10_000
+    with pytest.raises(InputError, match="decompresses to more than 1,000 times its size"):
+        read(path, "jsonl")
+
+
 def test_only_compressed_empty_lines_are_refused(tmp_path: Path) -> None:
     flood = b"\n" * SIZE
     packed, plain = tmp_path / "a.jsonl.zst", tmp_path / "b.jsonl"
@@ -90,6 +101,53 @@ def test_oversized_value_is_rejected_with_place(tmp_path: Path, monkeypatch: pyt
     rows = read(path, format)
     assert [row.reason for row in rows if isinstance(row, RejectedRow)] == ["longer than 256 MiB"]
     assert [row.text for row in rows if isinstance(row, SourceRow)] == ([] if format == "text" else ["one", "two"])
+
+
+@pytest.mark.parametrize("lines", ["text\n{fields}\ngood\n", "text,{fields}z\ngood\n"])
+def test_csv_record_of_many_fields_is_refused(tmp_path: Path, lines: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(lines.format(fields="ab," * 5_000_000))
+    with pytest.raises(InputError, match=r"a record has more than .* commas; correct it, or convert"):
+        read(path, "csv")
+
+
+@pytest.mark.parametrize("kind", ["string", "string_view", "dictionary"])
+@pytest.mark.parametrize("new_writer", [pyarrow.ipc.new_file, pyarrow.ipc.new_stream])
+def test_oversized_record_batch_is_refused_before_decompression(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_writer: Callable[..., Any], kind: str
+) -> None:
+    path, texts = tmp_path / "a.arrow", ["one " * 100_000, "two " * 100_000]
+    column = pyarrow.array(texts).dictionary_encode() if kind == "dictionary" else pyarrow.array(texts, kind)
+    table = pyarrow.table({"text": column})
+    for compression in (None, "zstd", "lz4"):
+        with new_writer(path, table.schema, options=pyarrow.ipc.IpcWriteOptions(compression=compression)) as file:
+            file.write_table(table)
+        with monkeypatch.context() as limit:
+            assert [row.text for row in read(path, "huggingface") if isinstance(row, SourceRow)] == texts
+            limit.setattr("tinyllama.prepare.columnar._MAX_PAGE_BYTES", 1 << 19)
+            if compression:
+                with pytest.raises(
+                    InputError, match=r"a\.arrow: a record batch decompresses to 800,\d+ bytes, more th"
+                ):
+                    read(path, "huggingface")
+            else:
+                assert len(read(path, "huggingface")) == 2
+
+
+@pytest.mark.parametrize("packing", ["zst", "xz"])
+def test_remedy_for_large_window_is_recompression(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str
+) -> None:
+    path, row = tmp_path / f"a.jsonl.{packing}", b'{"text":"hello"}\n'
+    if packing == "xz":  # a larger dictionary would need gigabytes here
+        monkeypatch.setattr("tinyllama.prepare.streams._XZ_BYTES", 1 << 20)
+        path.write_bytes(lzma.compress(row))
+    else:
+        options = zstandard.ZstdCompressionParameters(window_log=28, write_content_size=False)
+        writer = zstandard.ZstdCompressor(compression_params=options).compressobj()
+        path.write_bytes(writer.compress(row) + writer.flush())
+    with pytest.raises(InputError, match=r"[Mm]emory.*; recompress it with a window of at most 128 MiB"):
+        read(path, "jsonl")
 
 
 def test_too_many_rejected_rows_end_prepare(tmp_path: Path) -> None:

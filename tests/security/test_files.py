@@ -1,7 +1,8 @@
-"""Files from elsewhere: links in place of locks and logs, damaged metrics, a shared compile cache."""
+"""Files from elsewhere: forged stores, links in place of locks and logs, damaged metrics, a shared compile cache."""
 
 import getpass
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,14 @@ from pathlib import Path
 import pytest
 
 from tinyllama.errors import InputError
-from tinyllama.files import atomic_write, blocking_lock, exclusive_lock, open_without_following
+from tinyllama.files import atomic_write, blocking_lock, exclusive_lock, open_without_following, write_json
+from tinyllama.prepare.pipeline import build_store, store_settings
+from tinyllama.prepare.tasks import plan_job
 from tinyllama.processes import use_private_compile_cache
+from tinyllama.recipe import Recipe
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
+from tinyllama.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -103,3 +108,46 @@ def test_compile_cache_is_temporary_without_home(tmp_path: Path, monkeypatch: py
     folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     assert folder.parent == tmp_path
     assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("plan", [None, "same inputs", "other inputs"])
+@pytest.mark.parametrize(
+    "name", ["raw/lines/mine.jsonl", "modules/train/notes.txt", "a/b/film.part", ".work/keep/x", "00000.tokens"]
+)
+def test_forged_unfinished_store_deletes_no_file(small: Path, tmp_path: Path, plan: str | None, name: str) -> None:
+    store = tmp_path / "home"
+    recipe = Recipe.load(small / "recipe.yaml", {"data.store": str(store)})
+    (store / ".work").mkdir(parents=True)
+    if plan:
+        settings = store_settings(recipe, Tokenizer.load(recipe.tokenizer))
+        inputs = plan_job(recipe).inputs if plan == "same inputs" else {"other": 1}
+        write_json(store / ".work/plan.json", {"settings": settings, "inputs": inputs})
+    (store / name).parent.mkdir(parents=True, exist_ok=True)
+    (store / name).write_text("precious")
+    with pytest.raises(InputError, match=f"home/{name}: not a file of this token store"):
+        build_store(recipe)
+    assert (store / name).read_text() == "precious"
+    (store / name).unlink()
+    assert build_store(recipe)
+
+
+@pytest.mark.parametrize("name", [".", "/", "inner/.."])
+def test_store_in_the_folder_of_the_recipe_is_refused(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "notes").write_text("precious")
+    (tmp_path / ".work").mkdir()
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError):
+        build_store(Recipe.load(small / "recipe.yaml", {"data.store": name}))
+    assert (tmp_path / "notes").read_text() == "precious"
+
+
+def test_finished_store_keeps_other_files_in_its_work_folder(small: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(small / "store", store)
+    (store / ".work").mkdir()
+    (store / ".work/notes").write_text("precious")
+    assert build_store(Recipe.load(small / "recipe.yaml", {"data.store": str(store)}))
+    assert (store / ".work/notes").read_text() == "precious"

@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import re
 import subprocess
 import sys
 from functools import cache
@@ -75,6 +76,16 @@ def test_impossible_training_is_refused_in_one_line(texts: list[str], vocab_size
     with pytest.raises(InputError, match=message) as error:
         train_tokenizer(training_text(texts), vocab_size)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["a\tb\nc\t" * 3000, "a\u00a0b" * 2000, "ab▅cd▅" * 2000])
+def test_remedies_for_a_wrong_size_lead_to_a_size_that_trains(text: str) -> None:
+    sizes = []
+    for vocab_size in (100, 5000):
+        with pytest.raises(InputError) as error:
+            train_tokenizer(training_text([text]), vocab_size)
+        sizes.append(int(re.findall(r"(?:need|<=) (\d+)", str(error.value))[0]))
+    assert [train_tokenizer(training_text([text]), size).vocab_size for size in sizes] == sizes
 
 
 def random_texts(alphabet: str) -> list[str]:

@@ -26,7 +26,7 @@ _MAX_BATCH_BYTES = 256 << 20
 _MAX_BATCH_ROWS = 1024
 _MAX_PAGE_BYTES = 512 << 20
 _BUFFER_BYTES = 1 << 20
-_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+_ARROW_FILE, _END_OF_STREAM = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"
 _BINARY_TYPES = {
     pyarrow.string(): pyarrow.binary(),
     pyarrow.large_string(): pyarrow.large_binary(),
@@ -143,39 +143,103 @@ def arrow_columns(local: Path) -> list[str]:
 def arrow_rows(local: Path, name: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yield the rows of an arrow file, in the stream format (which `datasets` writes) or the file format.
 
-    Raises EOFError if a stream is truncated, InputError if a column contains lists.
+    Raises EOFError if the file is truncated, InputError if a column contains lists or a record batch is too large.
     """
     with pyarrow.OSFile(str(local)) as file:
         reader = _open_arrow(file)
         _check_no_lists(reader.schema, name, columns)
-        if isinstance(reader, pyarrow.RecordBatchFileReader):
-            batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-        else:
-            _check_end(local)
-            batches = iter(reader)
-        for batch in batches:
+        _check_end(local)
+        _check_batch_sizes(local, name)
+        for batch in reader:
             selected = batch.select(list(columns))
             selected.validate()  # the reader does not check that the sizes in a file are consistent
-            step = _batch_rows(selected.num_rows, selected.nbytes)
-            for column in selected.columns:  # each row may be the longest value of a dictionary
-                if pyarrow.types.is_dictionary(column.type):
-                    step = max(1, min(step, _MAX_BATCH_BYTES // max(1, column.dictionary.nbytes)))
+            num_bytes = selected.get_total_buffer_size()
+            step = _batch_rows(selected.num_rows, num_bytes)
+            if any(_may_share_values(field.type) for field in selected.schema):  # each row may be the longest value
+                step = max(1, min(step, _MAX_BATCH_BYTES // max(1, num_bytes)))
             for start in range(0, selected.num_rows, step):
                 yield from _batch_to_rows(selected.slice(start, step))
 
 
-def _open_arrow(file: Any) -> Any:
-    is_file_format = file.read(6) == b"ARROW1"
+def _may_share_values(kind: Any) -> bool:
+    """Return whether rows of a column can share the bytes of one value."""
+    types = pyarrow.types
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        kind = kind.storage_type
+    if types.is_struct(kind):
+        return any(_may_share_values(field.type) for field in kind)
+    return bool(types.is_dictionary(kind) or types.is_string_view(kind) or types.is_binary_view(kind))
+
+
+def _stream_start(file: Any) -> int:
+    """Return the offset of the stream in an open arrow file; the file format has 8 bytes before its stream."""
     file.seek(0)
-    return pyarrow.ipc.open_file(file) if is_file_format else pyarrow.ipc.open_stream(file)
+    return 8 if file.read(len(_ARROW_FILE)) == _ARROW_FILE else 0
+
+
+def _open_arrow(file: Any) -> Any:
+    file.seek(_stream_start(file))
+    return pyarrow.ipc.open_stream(file)
 
 
 def _check_end(local: Path) -> None:
-    """Raise EOFError if a stream has no end marker: arrow's reader accepts a stream that ends between two batches."""
+    """Raise EOFError if a file has no end marker: arrow's reader accepts a stream that ends between two batches."""
     with local.open("rb") as file:
-        file.seek(-min(len(_END_OF_STREAM), local.stat().st_size), 2)
-        if file.read() != _END_OF_STREAM:
+        marker = _ARROW_FILE if _stream_start(file) else _END_OF_STREAM
+        file.seek(-min(len(marker), local.stat().st_size), 2)
+        if file.read() != marker:
             raise EOFError("the arrow stream is cut off")
+
+
+def _check_batch_sizes(local: Path, name: str) -> None:
+    """Raise InputError if a record batch and the dictionaries decompress to more than _MAX_PAGE_BYTES.
+
+    pyarrow decompresses complete record batches, and does not expose their sizes.
+    """
+    dictionaries = 0
+    with pyarrow.memory_map(str(local)) as file:
+        file.seek(_stream_start(file))
+        for message in pyarrow.ipc.MessageReader.open_stream(file):
+            if message.type == "schema":
+                continue
+            data = memoryview(message.metadata)
+            batch = _table(data, _field(data, _table(data, 0), 2))
+            if message.type == "dictionary":
+                batch = _table(data, _field(data, batch, 1))
+            size = dictionaries + _decompressed_bytes(data, batch, memoryview(message.body or b""))
+            if message.type == "dictionary":
+                dictionaries = size
+            if size > _MAX_PAGE_BYTES:
+                raise InputError(
+                    f"{name}: a record batch decompresses to {size:,} bytes, more than {_MAX_PAGE_BYTES:,}; convert "
+                    "the file to parquet, or exclude it"
+                )
+
+
+def _decompressed_bytes(data: memoryview, batch: int, body: memoryview) -> int:
+    """Return the decompressed size of a record batch's compressed buffers; each buffer begins with its own size."""
+    if not _field(data, batch, 3):  # not compressed
+        return 0
+    buffers = _table(data, _field(data, batch, 2))
+    end = min(len(data), buffers + 4 + 16 * _integer(data, buffers))
+    spans = ((_integer(data, place, 8), _integer(data, place + 8, 8)) for place in range(buffers + 4, end, 16))
+    return sum(max(0, _integer(body, start, 8)) for start, length in spans if length)
+
+
+# Flatbuffers, see Message.fbs of arrow's format: offset of a table or a vector, and of a table's field (0 if absent).
+def _table(data: memoryview, place: int) -> int:
+    return place + _integer(data, place)
+
+
+def _field(data: memoryview, table: int, number: int) -> int:
+    vtable = table - _integer(data, table)
+    place = vtable + 4 + 2 * number
+    offset = _integer(data, place, 2) if place < vtable + _integer(data, vtable, 2) else 0
+    return offset and table + offset
+
+
+def _integer(data: memoryview, place: int, size: int = 4) -> int:
+    return int.from_bytes(data[place : place + size], "little", signed=True)
 
 
 def _batch_rows(num_rows: int, num_bytes: int) -> int:

@@ -193,6 +193,8 @@ def translate_read_errors(path: str, kinds: tuple[type[Exception], ...] = (Excep
         match error:
             case FileNotFoundError() | NotADirectoryError():
                 remedy = "correct the path"
+            case _ if re.search("requires too much memory|Memory usage limit", str(error)):
+                remedy = "recompress it with a window of at most 128 MiB, for example with zstd -19 or xz -9"
             case PermissionError():
                 remedy = "grant read permission"
             case OSError(errno=errno.ENOSPC):

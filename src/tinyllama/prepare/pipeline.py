@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tinyllama.data.store import FORMAT_VERSION, WORK_DIR, TokenStore
+from tinyllama.data.store import FORMAT_VERSION, TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import (
     atomic_write,
     exclusive_lock,
     read_json,
-    reject_symlinks,
+    reject_symlink,
     sha256_of,
     write_json,
     write_json_with_sha256,
@@ -48,6 +48,8 @@ def build_store(recipe: Recipe, strict: bool = False) -> TokenStore | None:
     InputError also if most rows of a file are rejected or no row is usable.
     """
     store = Path(recipe.data.store)
+    if not store.name:
+        raise InputError(f"data.store: {store} is not the name of a new folder; choose another store")
     cached_tokenizer.cache_clear()  # the folder may now have another tokenizer
     tokenizer = cached_tokenizer(recipe.tokenizer)
     check_cleaning(recipe)
@@ -56,7 +58,8 @@ def build_store(recipe: Recipe, strict: bool = False) -> TokenStore | None:
     with exclusive_lock(store.with_name(f"{store.name}.lock"), f"{store}: another process is preparing this store"):
         if TokenStore.exists(store):
             _check_existing_store(job, tokenizer)
-            shutil.rmtree(job.work, ignore_errors=True)  # from a run that was killed after its last file
+            if not job.find_foreign(job.work):
+                shutil.rmtree(job.work, ignore_errors=True)  # from a run that was killed after its last file
             if strict:
                 check_no_file_warnings(str(store), read_json(store / "manifest.json"))
             return TokenStore.open(store)
@@ -87,12 +90,17 @@ def _check_existing_store(job: Job, tokenizer: Tokenizer) -> None:
 
 
 def _initialize_work_dir(job: Job, plan: dict[str, Any]) -> None:
-    """Write the plan; keep the results of an interrupted run that are still valid, and delete the others."""
+    """Write the plan; keep the results of an interrupted run that are still valid, and delete the others.
+
+    Raises InputError if the folder has files that `prepare` did not write, since the folder is not a store then.
+    """
     store, path = job.store, job.work / "plan.json"
+    if job.work.exists() and (foreign := job.find_foreign(store)):
+        reject_symlink(foreign)
+        raise InputError(f"{foreign}: not a file of this token store; move it, or choose an empty or a new folder")
     before = read_json(path) if path.is_file() else None
     if before is None and not job.work.exists() and store.exists() and any(store.iterdir()):
         raise InputError(f"{store}: has files but no token store; choose an empty or a new folder")
-    reject_symlinks(store)
     if before is None:
         shutil.rmtree(job.work, ignore_errors=True)
     else:
@@ -104,8 +112,7 @@ def _initialize_work_dir(job: Job, plan: dict[str, Any]) -> None:
         _delete_stale_results(job, before["inputs"] != plan["inputs"])
     if before != plan or not path.is_file():
         write_json(path, plan)
-    for part in store.rglob("*.part"):
-        part.unlink()
+    job.delete_temp_files()
 
 
 def _delete_stale_results(job: Job, has_other_inputs: bool) -> None:
@@ -130,8 +137,8 @@ def _delete_stale_results(job: Job, has_other_inputs: bool) -> None:
         for rank, task in enumerate(job.tasks)
         for split, shard in kept.get(job.completion_record(TOKENS, rank), {}).items()
     }
-    for path in job.store.glob("*/*/*"):
-        if path.with_suffix(".tokens") not in shards and WORK_DIR not in path.parts:
+    for path in (path for source in job.recipe.data.sources for path in (job.store / source).glob("*/*")):
+        if job.is_own(path) and path.with_suffix(".tokens") not in shards:
             path.unlink()
     echo(f"{job.store}: inputs changed since it was begun: {len(kept)} finished tasks are kept", to_stderr=True)
 
@@ -223,8 +230,7 @@ def write_manifests(job: Job, plan: dict[str, Any], strict: bool = False) -> Non
     manifest = {**settings, "inputs": plan["inputs"], "tokenizer": tokenizer, "sources": sources}
     if strict:
         check_no_file_warnings(str(job.store), manifest)
-    for part in job.store.rglob("*.part"):  # from a killed worker that ended after another worker repeated its task
-        part.unlink(missing_ok=True)
+    job.delete_temp_files()  # from a killed worker that ended after another worker repeated its task
     write_json_with_sha256(job.store / "manifest.json", manifest)
     shutil.rmtree(job.work)
 

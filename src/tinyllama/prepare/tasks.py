@@ -7,6 +7,7 @@ input files. Therefore the number of workers, the executor and interruptions do 
 
 import errno
 import math
+import re
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -36,6 +37,9 @@ from tinyllama.tokenizer import Tokenizer
 # large data, a task has about 64 MiB of compressed files: 60 million tokens of SlimPajama, half a minute on one core.
 # The number of files per task is a power of two, so that a change of a file's size affects only the file's own task.
 _MAX_TASK_BYTES, _MIN_TASK_BYTES, _MIN_TASKS = 64 << 20, 1 << 20, 64
+
+_SHARD_FILES = r"(train|validation)/(manifest\.json|rejects\.jsonl|\d{5,}\.(tokens|documents|rows))"
+_WORK_FILES = re.escape(WORK_DIR) + r"/(plan\.json|(completion_records|rejects|decontamination|exact|minhash)/.+)"
 
 TOKENS = "tokens"
 """Name of the last stage, which writes the shards; the earlier stages are `Job.cleaning`."""
@@ -87,6 +91,23 @@ class Job:
     def work(self) -> Path:
         """Folder of unfinished work."""
         return self.store / WORK_DIR
+
+    def find_foreign(self, folder: Path) -> Path | None:
+        """Return a file or link below a folder of the store that `prepare` does not write; do not follow links."""
+        foreign = (path for path in folder.rglob("*") if path.is_symlink() or not (path.is_dir() or self.is_own(path)))
+        return next(foreign, None)
+
+    def is_own(self, path: Path) -> bool:
+        """Return whether `prepare` writes a file of this name in the store, or its temporary file."""
+        shards = rf"({'|'.join(map(re.escape, self.recipe.data.sources))})/{_SHARD_FILES}"
+        pattern = rf"(manifest\.(json|sha256)|{shards}|{_WORK_FILES})(\.[^/]+\.\d+\.part)?"
+        return re.fullmatch(pattern, path.relative_to(self.store).as_posix(), re.DOTALL) is not None
+
+    def delete_temp_files(self) -> None:
+        """Delete the temporary files of killed workers."""
+        for path in self.store.rglob("*.part"):
+            if self.is_own(path):
+                path.unlink(missing_ok=True)
 
     @property
     def slurm(self) -> Path:

@@ -70,7 +70,8 @@ class Source(RecipeModel):
     """Meaning of `data.validation_fraction`: a fraction of the documents (null), or the end of each document
     (`tail`)."""
     max_compression_ratio: Count = 1000
-    """Maximum number of uncompressed bytes per byte of a compressed or Parquet file; above this, `prepare` stops."""
+    """Maximum number of uncompressed bytes per byte of a compressed or Parquet file; above this, `prepare` stops. Each
+    file may have 1 MiB of uncompressed bytes."""
     include: Strings = ()
     """Subsets to read (SlimPajama's `redpajama_set_name`, Starcoderdata's languages); if empty, all subsets."""
     exclude: Strings = ()

@@ -11,6 +11,7 @@ import heapq
 import io
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,8 +89,10 @@ def train_tokenizer(text: TrainingText, vocab_size: int) -> Tokenizer:
         raise InputError("tokenizer training: the texts are empty; give documents with words in them")
     with Bar("training the tokenizer", vocab_size, "tokens", rate="") as bar:
         bar.show(0, f"from {text.num_characters:,} characters")
-        model = _train(text.lines, vocab_size)
-        if not any(piece.piece == SPACE for piece in model.pieces):
+        model = None
+        with suppress(InputError):  # the same error, with the right limit, follows below
+            model = _train(text.lines, vocab_size)
+        if model is None or not any(piece.piece == SPACE for piece in model.pieces):
             # SentencePiece drops rare characters; the option required_chars keeps the space
             model = _train(text.lines, vocab_size, required_chars=SPACE)
         bar.show(vocab_size)
