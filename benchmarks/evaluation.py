@@ -59,7 +59,7 @@ def _compare(
         pairs = zip(turns[OURS], turns[PEER], strict=True)
         print(f"  {task:<14} {spread(peer.seconds[task] / ours.seconds[task] for ours, peer in pairs)} times as fast")
     difference = _difference(turns[OURS][-1].scores, turns[PEER][-1].scores)
-    described = {OURS: (OURS, "the model of `tinyllama evaluate` with its own batches"), PEER: ("lm_eval", settings)}
+    described = {OURS: (OURS, "the model and the batches of `tinyllama evaluate`"), PEER: ("lm_eval", settings)}
     return Measure(
         section="evaluation",
         name=f"evaluation of SmolLM2-135M in {precision}",

@@ -52,7 +52,7 @@ def test_partly_written_tokenizer_does_not_load_and_is_rewritten_identically(
         assert contents(pipeline / "tokenizer") == contents(pipeline / "source")
 
 
-def test_kill_during_the_replacement_of_a_tokenizer_leaves_no_mixture(pipeline: Path) -> None:
+def test_kill_during_the_replacement_of_a_tokenizer_never_leaves_files_of_two_tokenizers(pipeline: Path) -> None:
     train = ("tokenizer", "train", "recipe.yaml", "--vocab-size", "500", "--tokenizer", "another")
     assert_succeeds(pipeline, *train)
     killed = run_command(
