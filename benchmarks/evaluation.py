@@ -67,8 +67,8 @@ def _compare(
         more_is_better=False,
         how=f"{sum(map(len, requests.values()))} requests of {', '.join(TASKS)} ({given.items} items each), "
         f"{given.threads} threads, one process: lm-eval's call of the model, from strings to log-likelihoods.",
-        not_shown="Loading the model and the tasks, generation tasks, GPUs; tasks whose requests share less text than "
-        "the choices of one question, for which the speed-up is smaller.",
+        not_shown="Loading the model and the tasks; generation tasks; GPUs; tasks whose requests share less text than "
+        "the choices of one question, where the speed-up is smaller.",
         programs={
             name: Program(
                 version=version_of(sys.executable, package),

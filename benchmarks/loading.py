@@ -82,7 +82,7 @@ def compare_readers(folder: Path, num_tokens: int, rounds: int, litdata: str) ->
     seconds = take_turns(programs, rounds)
     settings = {
         OURS: "`tinyllama.data.batches` of two sources, with order, mixture and prefetching",
-        "plain memmap": "rows of one flat file in numpy's random order: no mixture, no resume, no checks",
+        "plain memmap": "rows of one flat file in a random order from numpy, without a mixture, a resume or checks",
         "litdata": "StreamingDataset, TokensLoader, shuffle, drop_last, in this process, because worker processes of "
         "litdata are slower here",
     }

@@ -175,7 +175,8 @@ def as_measure(
 ) -> Measure:
     """Return the megabytes of text per second of each program."""
     settings = {
-        OURS: "`tinyllama prepare`, one worker, default settings: with hashes, rejected rows and provenance of rows",
+        OURS: "`tinyllama prepare`, one worker, default settings, which include hashes, rejected rows and the "
+        "provenance of rows",
         "datatrove": f"JsonlReader to DocumentTokenizer, no shuffling, batch size {batch_size}, the fastest of "
         f"{', '.join(BATCH_SIZES)} on the first file",
         "litdata": "`optimize` with TokensLoader, one worker, two bytes per token, tokenizers' encoder",
@@ -195,7 +196,7 @@ def as_measure(
         unit="MB/s",
         more_is_better=True,
         how=f"{megabytes:.0f} MB of {KINDS[kind]} (benchmarks/texts.py) with Llama 2's tokenizer, each program in a "
-        "new process on the same core, start-up included.",
+        "new process on the same core. The time includes start-up.",
         not_shown="Cleaning, deduplication, many workers, reading from a network; text in other languages.",
         programs=programs,
     )

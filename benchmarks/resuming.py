@@ -119,13 +119,14 @@ def check(folder: Path, name: str, python: Path, step: int) -> str:
         rest, second = json.loads((folder / f"{name}-{workers}-resume.json").read_bytes())
         uninterrupted = expected(folder, name, workers)
         first = (
-            "the rest of the epoch as without an interruption"
+            "the rest of the epoch equals that of an uninterrupted run"
             if rest == uninterrupted[0][step * ROWS :]
             else "another rest of the epoch"
         )
         share = len(set(second)) / len(set(uninterrupted[1]))
         descriptions.append(
-            f"{first}, then {share:.0%} of the next epoch's rows" + f" (worker processes: {workers})" * bool(workers)
+            f"{first}, followed by {share:.0%} of the next epoch's rows"
+            + f" (worker processes: {workers})" * bool(workers)
         )
     return "; ".join(descriptions)
 
@@ -167,7 +168,8 @@ def as_measure(
         unit="s",
         more_is_better=False,
         how=f"A new process with a warm page cache, until {ROWS} rows of {LENGTH + 1} at 90 % of an epoch are read"
-        + ("; start-up and imports included." if from_start else ": opening the data and finding the position."),
+        + "; the time includes "
+        + ("start-up and imports." if from_start else "opening the data and finding the position."),
         not_shown=NOT_SHOWN,
         programs={
             name: Program(
@@ -197,8 +199,9 @@ def resume_a_trillion(folder: Path, rounds: int) -> Measure:
         name="first batch at 90 % of 1,000,000M tokens, after the imports",
         unit="s",
         more_is_better=False,
-        how="The first batch from a sparse store with manifests as long as real manifests; tinyllama only.",
-        not_shown="The disk, because zeros of a sparse file are not read from it.",
+        how="The first batch from a sparse store with manifests as long as those of a real store. Only tinyllama was "
+        "measured.",
+        not_shown="The disk, because the zeros of a sparse file are not read from the disk.",
         programs={OURS: Program(version=version_of(sys.executable, OURS), settings=settings, values=seconds)},
     )
 

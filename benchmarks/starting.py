@@ -75,7 +75,7 @@ def first_steps(work: Work, pythons: Mapping[str, Path], arguments: argparse.Nam
     return measure(
         "command to the end of the first step",
         how,
-        "The very first start, which compiles for about ten seconds; many ranks; large models, for which loading the "
+        "The first start, which compiles for about ten seconds; many ranks; large models, where loading the "
         "weights takes most of the time.",
         {name: (version_of(pythons[name], name), settings[name]) for name in programs},
         take_turns(programs, arguments.rounds),
@@ -153,7 +153,7 @@ def helps(pythons: Mapping[str, Path], rounds: int) -> Measure:
     return measure(
         "`--help`",
         "The command with `--help`, warm page cache.",
-        "The amount of help text.",
+        "Differences in the amount of help text.",
         {name: (version_of(pythons[name], name), f"`{command} --help`") for name, command in HELPS.items()},
         take_turns(programs, rounds),
     )

@@ -32,7 +32,7 @@ from tinyllama.tokenizer.training import train_tokenizer, training_text
 KINDS = {"prose": ["METADATA", "*.md", "*.rst", "*.txt"], "code": ["*.py"]}
 NAMES = {"prose": "English", "code": "code"}
 BLOCK_BYTES = 1_000_000
-FOUND = {OURS: "sentencepiece's ids"}
+FOUND = {OURS: "the ids equal those of sentencepiece"}
 
 
 def main() -> None:
@@ -136,10 +136,10 @@ def as_measure(kind: str, blocks: list[list[str]], turns: list[dict[str, float]]
     """Return the megabytes of UTF-8 per second of each encoder."""
     megabytes = sum(len(text.encode()) for block in blocks for text in block) / 1e6
     settings = {
-        OURS: "`Tokenizer.encode_documents`, its cache empty at the start of each round",
+        OURS: "`Tokenizer.encode_documents`, with an empty cache at the start of each round",
         "sentencepiece": "`SentencePieceProcessor.encode`, one document per call",
-        "tokenizers": "`Tokenizer.encode_batch_fast`, one megabyte per call, no parallelism: "
-        "faster than one document per call",
+        "tokenizers": "`Tokenizer.encode_batch_fast`, one megabyte per call, which is faster "
+        "than one document per call; no parallelism",
     }
     programs = {
         name: Program(
@@ -155,8 +155,8 @@ def as_measure(kind: str, blocks: list[list[str]], turns: list[dict[str, float]]
         name=f"{NAMES[kind]}, encoders alone",
         unit="MB/s",
         more_is_better=True,
-        how=f"{megabytes:.0f} MB of {NAMES[kind]} in {sum(map(len, blocks)):,} documents, in memory, in one "
-        "process on one core, alternating block by block.",
+        how=f"{megabytes:.0f} MB of {NAMES[kind]} in {sum(map(len, blocks)):,} documents, in memory. One "
+        "process on one core runs the encoders alternately, on parts of the text.",
         not_shown="Batches on many cores, other vocabularies, text with less repetition than English and code.",
         programs=programs,
     )
