@@ -158,7 +158,7 @@ def described(work: Work, name: str) -> tuple[str, str]:
     if name == OURS or name in RANK_SETTINGS:
         return version_of(
             sys.executable, OURS
-        ), "the recipe's defaults: float32 weights, bf16 matrix products, compiled"
+        ), "the recipe's default settings, which are float32 weights, bf16 matrix products and compilation"
     settings = ", ".join(f"{key} {value}" for key, value in (SETTINGS | OTHER_SETTINGS)[name].items())
     peer = name.split(maxsplit=1)[0]
     return version_of(make_peer(work.folder, peer), peer), f"{COMMON[peer]}; {settings}"
