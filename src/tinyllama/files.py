@@ -7,6 +7,8 @@ import errno
 import fcntl
 import glob
 import hashlib
+import io
+import itertools
 import json
 import os
 import platform
@@ -27,6 +29,8 @@ Row = dict[str, Any]
 """One line of a JSON Lines file."""
 _CHUNK_BYTES = 1 << 22
 """Number of bytes that `rows_since` reads per call: about 20,000 rows of metrics."""
+_MAX_LINE_BYTES = 1 << 20
+"""Maximum size of a line in bytes; a sparse file can have a line of any size."""
 _DISK_FULL_THRESHOLD_BYTES = 1 << 20
 """Free space in bytes below which a disk counts as full."""
 
@@ -119,7 +123,7 @@ def fsync_tree(folder: Path) -> None:
 
 def fsync_path(path: Path) -> None:
     """Flush a file's bytes, or a folder's list of entries, to disk, so that they survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         os.fsync(descriptor)
     finally:
@@ -160,12 +164,18 @@ def read_json_if_exists(path: Path) -> Any | None:
 
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the number and value of each complete line of a JSONL file; a line that is not JSON has the value None."""
+    """Yield the number and value of each complete line of a JSONL file.
+
+    The value of a line that is not JSON or longer than `_MAX_LINE_BYTES` is None.
+    """
     if not path.is_file():
         return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
+    with path.open("rb", buffering=_MAX_LINE_BYTES) as file:
+        for number in itertools.count(1):
+            line = end = file.readline(_MAX_LINE_BYTES)
+            while len(end) == _MAX_LINE_BYTES and not end.endswith(b"\n"):
+                line, end = b"", file.readline(_MAX_LINE_BYTES)
+            if not end.endswith(b"\n"):
                 return
             yield number, _parse(line)
 
@@ -192,19 +202,22 @@ def rows_since(path: Path, offset: int) -> tuple[list[Row], int]:
         if offset > os.fstat(file.fileno()).st_size:
             offset = 0
         file.seek(offset)
-        data = file.read(_CHUNK_BYTES)
-    data = data[: data.rfind(b"\n") + 1]
+        chunk = file.read(_CHUNK_BYTES)
+    data = chunk[: chunk.rfind(b"\n") + 1]
     rows = [_parse(line) for line in data.splitlines()]
-    for number, row in enumerate(rows, 1):
-        if not (isinstance(row, dict) and "step" in row):
-            before = path.read_bytes()[:offset].count(b"\n")
-            raise InputError(f"{path}:{before + number}: not a row of JSON with a step; correct or delete the line")
+    if not all(map(_has_step, rows)) or len(chunk) - len(data) > _MAX_LINE_BYTES:
+        number = next((number for number, row in numbered_rows(path) if not _has_step(row)), "last line")
+        raise InputError(f"{path}:{number}: not a row of JSON with a step; correct or delete the line")
     return rows, offset + len(data)
+
+
+def _has_step(row: Any) -> bool:
+    return isinstance(row, dict) and "step" in row
 
 
 def last_rows(path: Path, num_bytes: int) -> list[Row]:
     """Return the rows in the last `num_bytes` of a file; skip lines that are not rows."""
-    if not path.exists():
+    if path.is_fifo() or not path.exists():
         return []
     with path.open("rb") as file:
         start = max(0, file.seek(0, os.SEEK_END) - num_bytes)
@@ -215,17 +228,34 @@ def last_rows(path: Path, num_bytes: int) -> list[Row]:
 
 
 _MAX_FILE_BYTES = 1 << 28
+"""Maximum size in bytes of a file that is read at once: all files except weights, tokens and rows."""
 
 
 def read_regular_file(path: Path) -> bytes:
     """Return a file's bytes. Raises InputError if the file is a pipe, a device or too large."""
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise InputError(f"{path}: not a regular file; put the file itself there")
-        data = file.read(_MAX_FILE_BYTES + 1)
-    if len(data) > _MAX_FILE_BYTES:
+    with _open_regular_file(path) as file:
+        reject_large_file(path)
+        return file.read()
+
+
+def reject_large_file(path: Path) -> None:
+    """Raise InputError if a file is too large to be read at once."""
+    if path.stat().st_size > _MAX_FILE_BYTES:
         raise InputError(f"{path}: is larger than {_MAX_FILE_BYTES >> 20} MiB; restore it, or rebuild what contains it")
-    return data
+
+
+def _open_regular_file(path: Path, flags: int = os.O_RDONLY) -> io.FileIO:
+    """Open a file without buffering. Raises InputError if the path is a pipe, which can block, or a device."""
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # a pipe without a reader
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return io.FileIO(descriptor, "rb" if flags == os.O_RDONLY else "ab")
+        os.close(descriptor)
+    raise InputError(f"{path}: not a regular file; put the file itself there")
 
 
 MAX_POINTER_BYTES = 1024
@@ -261,8 +291,12 @@ def is_file_name(name: str) -> bool:
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
+    with _open_regular_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class LockHeldError(InputError):
+    """Another process holds a lock."""
 
 
 @contextmanager
@@ -276,7 +310,7 @@ def exclusive_lock(path: Path, refusal: str) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike a lock of flock(2), not inherited by children
         except (BlockingIOError, PermissionError):
-            raise InputError(f"{refusal}; wait for it to end, or end it") from None
+            raise LockHeldError(f"{refusal}; wait for it to end, or end it") from None
         own = _identity(os.fstat(file.fileno()))
         _locks_held_here.add(own)
         try:
@@ -323,16 +357,18 @@ def find_escaping_symlinks(folder: Path) -> Iterator[Path]:
 
 
 def reject_symlinks(folder: Path) -> None:
-    """Raise InputError if `folder`, which will be written to, contains a symbolic link that leads out of `folder`.
+    """Raise InputError if `folder`, which will be written to, contains a symbolic link that leads out, or a pipe.
 
     `checkpoints` may be a link to an empty folder. A file in the linked folder then records the path of `folder`, and
-    the link is refused in any other folder. Links in `wandb` are allowed, because only W&B writes to that folder.
+    the link is refused in any other folder. A run of W&B has a link to the log of W&B's own process.
     """
     for path in find_escaping_symlinks(folder):
-        place = path.relative_to(folder).parts
-        is_wandbs = place[0] == "wandb" and len(place) > 1
-        if not is_wandbs and not (place == ("checkpoints",) and _is_used_by(path, folder)):
+        place = path.relative_to(folder)
+        if not place.match("wandb/*/logs/*") and not (place == Path("checkpoints") and _is_used_by(path, folder)):
             reject_symlink(path)
+    for path in folder.rglob("*"):
+        if path.is_fifo():
+            raise InputError(f"{path}: not a regular file; delete it")
 
 
 def reject_symlink(path: Path) -> None:
@@ -346,19 +382,18 @@ def _is_used_by(target: Path, folder: Path) -> bool:
     owner, name = target / ".used-by", f"{folder.resolve()}\n"
     if target.is_dir() and not any(target.iterdir()):
         owner.write_text(name)
-    return owner.is_file() and owner.read_text() == name
+    return owner.is_file() and read_regular_file(owner) == name.encode()
 
 
 def open_without_following(path: Path) -> IO[bytes]:
     """Open a file for appending, and create the file if it does not exist.
 
-    Raises InputError if the path is a symbolic link. In another user's run folder, a link may lead to a file that
-    belongs to this user.
+    Raises InputError if the path is a symbolic link or not a regular file. In another user's run folder, a link may
+    lead to a file that belongs to this user.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        return _open_regular_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)
     except OSError as error:
         if error.errno == errno.ELOOP:
             reject_symlink(path)
         raise
-    return os.fdopen(descriptor, "ab", buffering=0)

@@ -16,7 +16,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from tinyllama.errors import InputError, translate_damage_errors, warn_once
-from tinyllama.files import is_file_name, read_json, replacement_remedy, sha256_of
+from tinyllama.files import (
+    is_file_name,
+    read_json,
+    read_json_if_exists,
+    reject_large_file,
+    replacement_remedy,
+    sha256_of,
+)
 from tinyllama.hub import download_snapshot
 from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import Llama
@@ -174,8 +181,23 @@ class HuggingFaceLlama:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def check_model_folder(folder: Path) -> None:
+    """Raise InputError if transformers would load a file outside a folder or a large file other than weights."""
+    for path in folder.iterdir():
+        if path.suffix in (".json", ".model", ".txt", ".jinja"):
+            reject_large_file(path)
+        if path.name.endswith(".index.json"):
+            indexed_files(path)
+    config = read_json_if_exists(folder / "config.json")
+    weights = config.get("transformers_weights") if isinstance(config, dict) else None
+    if not is_file_name(str(weights)):
+        raise InputError(f"{folder}: config.json names weights outside the folder, {weights!r}; save the model again")
+    if (folder / "adapter_config.json").exists():  # names the folder of the model
+        raise InputError(f"{folder}: adapter_config.json belongs to an adapter; merge it with its model")
+
+
 def indexed_files(index: Path) -> set[str]:
-    """Return the file names in a model.safetensors.index.json. Raises InputError if a name leads out of its folder."""
+    """Return the file names in an index of safetensors files. Raises InputError if a name leads out of the folder."""
     content = read_json(index)
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):

@@ -91,6 +91,14 @@ def test_name_in_release_is_not_a_path(stranger: Path, name: object) -> None:
     assert not any((stranger.parent / "work").rglob("*"))
 
 
+@pytest.mark.parametrize("files", [5, None, ["notes.txt"], {"../../victim/precious": {}}])
+def test_force_keeps_folder_with_invalid_files(stranger: Path, files: object) -> None:
+    write_json(Path("releases/stranger/release.json"), {"name": "stranger", "files": files})
+    with pytest.raises(InputError, match="releases/stranger"):
+        release_external_weights(str(stranger), ["huggingface"], force=True)
+    assert read_json(Path("releases/stranger/release.json"))["files"] == files
+
+
 @pytest.mark.slow
 def test_force_removes_only_files_of_release(
     stranger: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -67,6 +67,27 @@ def complete(folder: Path, small: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    "attack",
+    [
+        b"\x80\x04}K\x01"
+        + b"".join(b"\x94h%c\x86" % number for number in range(40))
+        + b"K\x01s",  # a key of 2**40 values
+        b"\x80\x04]" + b"".join(b"\x94(h%ch%cl" % (number, number) for number in range(40)),
+        b"\x80\x04})" + b"\x85" * 2_000_000 + b"K\x01s",  # the hash of this key overflows the stack
+        b"\x80\x04ctorch\nSize\n(" + b"K\x01" * 100 + b"t\x85R2",  # a shape of 100 dimensions, used twice
+    ],
+    ids=["pairs", "lists", "deep", "shape"],
+)
+def test_metadata_that_multiplies_values_is_refused(trainer: TrainState, tmp_path: Path, attack: bytes) -> None:
+    folder = write_checkpoint(trainer, tmp_path).path
+    path = folder / ".metadata"
+    path.write_bytes(attack + path.read_bytes())
+    commit_again(folder)
+    with pytest.raises(InputError, match="nested or repeated containers"):
+        load_weights(CheckpointDir(folder), trainer.model)
+
+
 def test_metadata_that_changes_class_is_refused(
     trainer: TrainState, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

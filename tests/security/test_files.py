@@ -5,12 +5,21 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tinyllama.errors import InputError
-from tinyllama.files import atomic_write, blocking_lock, exclusive_lock, open_without_following, write_json
+from tinyllama.files import (
+    atomic_write,
+    blocking_lock,
+    exclusive_lock,
+    last_rows,
+    open_without_following,
+    sha256_of,
+    write_json,
+)
 from tinyllama.prepare.pipeline import build_store, store_settings
 from tinyllama.prepare.tasks import plan_job
 from tinyllama.processes import use_private_compile_cache
@@ -18,6 +27,7 @@ from tinyllama.recipe import Recipe
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
+from tinyllama.tracking.trackers import try_acquire_sink
 
 
 @pytest.fixture
@@ -53,12 +63,57 @@ def test_append_does_not_follow_symlink(tmp_path: Path, victim: Path) -> None:
     assert victim.read_text() == "precious"
 
 
+@pytest.mark.parametrize("has_reader", [False, True])
+def test_pipe_as_lock_or_log_is_refused(tmp_path: Path, has_reader: bool) -> None:
+    run = RunDir(tmp_path)
+    os.mkfifo(run.lock_path)
+    with ExitStack() as stack:
+        if has_reader:
+            stack.callback(os.close, os.open(run.lock_path, os.O_RDONLY | os.O_NONBLOCK))
+        for lock in (exclusive_lock(run.lock_path, ""), blocking_lock(run.lock_path)):
+            with pytest.raises(InputError, match="lock: not a regular file"), lock:
+                pass
+    os.mkfifo(run.events_path)
+    with pytest.raises(InputError, match=r"events\.jsonl: not a regular file"):
+        RunLog(run).event("done", 1)
+    assert last_rows(run.events_path, 100) == []
+    run.tracker_lock_path("trackio").parent.mkdir()
+    os.mkfifo(run.tracker_lock_path("trackio"))
+    with ExitStack() as locks, pytest.raises(InputError, match=r"trackio\.lock: not a regular file"):
+        try_acquire_sink(run, "trackio", locks)
+    with pytest.raises(InputError, match="not a regular file"):
+        sha256_of(run.events_path)
+
+
+def test_sparse_files_are_not_read_whole(tmp_path: Path) -> None:
+    program = [sys.executable, str(Path(__file__).with_name("sparse.py")), str(tmp_path)]
+    ended = subprocess.run(program, capture_output=True, text=True, check=False, timeout=200)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == [
+        "tokenizer.json: is larger than 256 MiB",
+        "tokenizer.model: is larger than 256 MiB",
+        "metrics.jsonl:4: not a row with a step",
+        "metrics.jsonl:4: not a row of JSON with a step",
+        "steps [1, 2, 3]",
+    ]
+
+
 def test_atomic_write_replaces_symlink_and_keeps_target(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "report.html").symlink_to(victim)
     with atomic_write(tmp_path / "report.html") as file:
         file.write(b"new")
     assert victim.read_text() == "precious"
     assert (tmp_path / "report.html").read_bytes() == b"new"
+
+
+def test_row_that_repeats_step_is_deleted_with_event(tmp_path: Path) -> None:
+    log = RunLog(RunDir(tmp_path))
+    steps = [1, 2, 2, 3, 4, -1, 2, 0]
+    log.run.metrics_path.write_text("".join(f'{{"step": {step}}}\n' for step in steps))
+    log.truncate_after(3)
+    assert [row["step"] for row in log.run.metrics()] == [1, 2, 3]
+    (event,) = log.run.events()
+    assert event["problem"].endswith("line 3, 6, 7, 8")
 
 
 def test_damaged_row_after_checkpoint_is_deleted_with_event(tmp_path: Path) -> None:

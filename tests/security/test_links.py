@@ -1,5 +1,6 @@
 """A run, store or release from elsewhere with symbolic links changes nothing outside its folder."""
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,40 @@ def test_linked_releases_and_page_are_not_written(tmp_path: Path, victim: Path) 
     with pytest.raises(InputError, match=r"\.trackio: is a symbolic link"):
         open_trackio(trackio_dir(run_dir))
     assert sorted(path.name for path in victim.iterdir()) == ["README.md", "inner"]
+
+
+@pytest.mark.parametrize("name", ["tinyllama.lock", "tinyllama.db", "media/tinyllama"])
+def test_link_in_folder_of_trackio_is_refused(
+    tmp_path: Path, victim: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    run_dir, log = new_run(tmp_path)
+    write_steps(log, 1, 3)
+    path = trackio_dir(run_dir) / name
+    path.parent.mkdir(parents=True)
+    path.symlink_to(victim / "README.md")
+    assert cli.main(["watch", str(run_dir.path), "--no-open-browser"]) == 2
+    assert f"{name}: is a symbolic link" in capsys.readouterr().err
+    assert (victim / "README.md").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["debug.log", "run-1", "run-1/files/config.yaml"])
+def test_only_logs_of_wandb_may_be_links(tmp_path: Path, victim: Path, name: str) -> None:
+    log = tmp_path / "run/wandb/run-0/logs/debug-core.log"
+    log.parent.mkdir(parents=True)
+    log.symlink_to(victim / "README.md")
+    reject_symlinks(tmp_path / "run")
+    path = tmp_path / "run/wandb" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(victim)
+    with pytest.raises(InputError, match=f"{name}: is a symbolic link"):
+        reject_symlinks(tmp_path / "run")
+
+
+def test_pipe_in_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    os.mkfifo(tmp_path / "tensorboard/events.out.tfevents.1")
+    with pytest.raises(InputError, match=r"tfevents\.1: not a regular file"):
+        reject_symlinks(tmp_path)
 
 
 def test_card_of_release_with_link_is_not_written(tmp_path: Path, victim: Path) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllama.errors import DAMAGE_ERRORS, InputError
-from tinyllama.files import atomic_write, is_file_name, read_json, sha256_of
+from tinyllama.files import atomic_write, is_file_name, read_json, read_regular_file, sha256_of
 
 FORMAT_VERSION = 3
 WORK_DIR = ".work"
@@ -189,7 +189,7 @@ class TokenStore:
         self.folder = folder
         hash_file = folder / "manifest.sha256"
         if hash_file.is_file():
-            self._check_manifest("", hash_file.read_bytes()[:64].decode(errors="replace"))
+            self._check_manifest("", read_regular_file(hash_file)[:64].decode(errors="replace"))
         manifest = self.manifest
         dtype = np.dtype(manifest["dtype"])
         self.splits: dict[str, Split] = {}
@@ -247,7 +247,7 @@ class TokenStore:
     @property
     def digest(self) -> str:
         """SHA-256 of the manifest, which contains the hashes of the splits' manifests and thus covers all shards."""
-        return hashlib.sha256((self.folder / "manifest.json").read_bytes()).hexdigest()
+        return sha256_of(self.folder / "manifest.json")
 
     def _check_manifest(self, split: str, expected: str | None) -> None:
         """Raise InputError if a manifest was changed, since a changed manifest could change the data order.

@@ -36,7 +36,7 @@ from tinyllama.evaluate.scoring import (
     to_requests,
 )
 from tinyllama.evaluate.tasks import suppress_stderr
-from tinyllama.loading import HuggingFaceLlama, indexed_files, load_model, load_tokenizer, resolve_model
+from tinyllama.loading import HuggingFaceLlama, check_model_folder, load_model, load_tokenizer, resolve_model
 from tinyllama.model.generation import generate
 from tinyllama.model.llama import Llama
 from tinyllama.progress import Bar, is_quiet
@@ -78,13 +78,12 @@ def _load_hf(folder: Path, batch_size: int, precision: torch.dtype, device: torc
     if is_quiet():
         logging.disable_progress_bar()
 
+    check_model_folder(folder)
     with _translate_load_errors(folder, "tokenizer", "AutoTokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if not tokenizer("word").input_ids:  # without its files, transformers creates an empty tokenizer
             raise ValueError("it returns no ids")
     with _translate_load_errors(folder, "causal model", "AutoModelForCausalLM"):
-        if (index := folder / "model.safetensors.index.json").is_file():
-            indexed_files(index)
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=precision, use_safetensors=True, trust_remote_code=False
         )

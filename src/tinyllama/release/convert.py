@@ -16,7 +16,7 @@ import torch
 
 from tinyllama.errors import InputError, RunStoppedError, warn_once
 from tinyllama.files import atomic_directory, find_escaping_symlinks, read_json, sha256_of, write_json
-from tinyllama.loading import HuggingFaceLlama, load_model, load_tokenizer
+from tinyllama.loading import HuggingFaceLlama, check_model_folder, load_model, load_tokenizer
 from tinyllama.model.flops import num_parameters
 from tinyllama.recipe.loading import NAME_PATTERN
 from tinyllama.release.card import write_card
@@ -46,6 +46,7 @@ def release_external_weights(source: str, formats: Sequence[str] = ALL_FORMATS, 
     """
     llama = HuggingFaceLlama.open(source)
     _reject_escaping_symlinks(llama.folder)
+    check_model_folder(llama.folder)
     name = _model_name(Path(source)) if Path(source).exists() else source.partition("/")[2]
     folder = Path("releases") / name
     check_destination(ReleaseDir(folder), force)

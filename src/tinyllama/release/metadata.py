@@ -126,16 +126,15 @@ def check_destination(release: ReleaseDir, force: bool) -> None:
     folder = release.path
     if not folder.exists() and not folder.is_symlink():
         return
-    metadata = read_json(release.metadata_path) if release.exists else None
-    if metadata is not None and not force:
+    if release.exists and not force:
         raise InputError(f"{folder}: already released; --force replaces it")
-    listed = metadata.get("files") or () if isinstance(metadata, dict) else ()
+    listed = release.metadata()["files"] if release.exists else ()
     own = {release.metadata_path.name, release.evaluation_path.name, *listed}
     paths = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
     unexpected = [path for path in paths if path.relative_to(folder).as_posix() not in own]
-    if metadata is not None and unexpected:
+    if release.exists and unexpected:
         raise InputError(f"{folder}: contains {unexpected[0].name!r}, which no release wrote; move it away")
-    if folder.is_symlink() or not folder.is_dir() or metadata is None:
+    if folder.is_symlink() or not release.exists:
         raise InputError(f"{folder}: exists and is not a release; move it away")
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tinyllama.errors import InputError
 from tinyllama.files import sha256_of
 from tinyllama.formatting import format_table
-from tinyllama.loading import HuggingFaceLlama
+from tinyllama.loading import HuggingFaceLlama, check_model_folder
 from tinyllama.model.llama import Llama
 from tinyllama.progress import Bar
 from tinyllama.release.engines import EngineOutput, crash_line, run_engine
@@ -210,7 +210,7 @@ def verify_format(released: ReleasedFormat, path: Path, reference: Reference) ->
     tolerance = TOLERANCES[released.name]
     if tolerance.tie is None:
         reference = {**reference, "continuations": []}
-    output = run_engine(released.engine, path, reference)
+    output = _run_engine(released.engine, path, reference)
     if "error" in output:
         return [Check(released.name, "loads and runs", "yes", output["error"], False, output.get("remedy", ""))]
     checks = [_verify_special_tokens(released.name, reference, output)]
@@ -220,13 +220,23 @@ def verify_format(released: ReleasedFormat, path: Path, reference: Reference) ->
     return [*checks, _verify_loss(released.name, reference, output, tolerance.nats)]
 
 
+def _run_engine(engine: str, path: Path, reference: Reference) -> EngineOutput:
+    """Run an engine, as `run_engine` does, unless the format's folder names files outside it."""
+    try:
+        if path.is_dir():
+            check_model_folder(path)
+    except InputError as error:
+        return {"error": str(error)}
+    return run_engine(engine, path, reference)
+
+
 def verify_source(folder: Path, reference: Reference) -> list[Check]:
     """Check that transformers and this project's reader compute the same outputs from external weights.
 
     The reference is computed by this project's reader, so comparing the formats cannot reveal an error in the reader.
     Tokenizers are not compared, because transformers' LlamaTokenizer and SentencePiece differ for repeated spaces.
     """
-    tolerance, output = TOLERANCES["huggingface"], run_engine("transformers-source", folder, reference)
+    tolerance, output = TOLERANCES["huggingface"], _run_engine("transformers-source", folder, reference)
     assert tolerance.tie is not None
     if "error" in output:
         return [Check("source", "loads and runs", "yes", output["error"], False, output.get("remedy", ""))]

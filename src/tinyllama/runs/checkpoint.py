@@ -269,16 +269,47 @@ _FILE = re.compile(r"__\d+_\d+\.distcp")
 """Name of a DCP file with tensors."""
 
 
-_PythonUnpickler: Any = pickle._Unpickler  # the implementation in C has no hook for BUILD
+_MAX_DIMENSIONS = 64  # of torch's tensors
+_PythonUnpickler: Any = pickle._Unpickler  # the implementation in C has no hooks for opcodes
+
+
+def _then_refuse(opcode: bytes, is_refused: Callable[[Any], bool]) -> Callable[[Any], None]:
+    """Return an opcode's handler that refuses some of the values that the opcode leaves on the stack."""
+    load = _PythonUnpickler.dispatch[opcode[0]]
+
+    def load_and_check(unpickler: Any) -> None:
+        load(unpickler)
+        if is_refused(unpickler.stack[-1]):
+            raise pickle.UnpicklingError("contains nested or repeated containers")
+
+    return load_and_check
+
+
+def _is_container(value: Any) -> bool:
+    """Return whether a value, used many times, takes exponential time to hash, compare or print."""
+    is_shape = isinstance(value, torch.Size) and len(value) <= _MAX_DIMENSIONS
+    return isinstance(value, (tuple, list, dict, set, frozenset, metadata.MetadataIndex)) and not is_shape
+
+
+def _is_nested(value: Any) -> bool:
+    """Return whether a tuple contains tuples of tuples; a hash of deeper tuples overflows the stack."""
+    return any(isinstance(inner, tuple) for part in value if isinstance(part, tuple) for inner in part)
 
 
 class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
-    dispatch: ClassVar = dict(_PythonUnpickler.dispatch)
+    dispatch: ClassVar = dict(_PythonUnpickler.dispatch) | {
+        opcode[0]: _then_refuse(opcode, is_refused)
+        for opcodes, is_refused in (
+            ((pickle.GET, pickle.BINGET, pickle.LONG_BINGET, pickle.DUP), _is_container),
+            ((pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3), _is_nested),
+        )
+        for opcode in opcodes
+    }
 
     def load_build(self) -> None:
         """Set attributes of an instance; refuse a class or function, which the entire process shares."""
         if type(self.stack[-2]) not in _CLASSES_WITH_STATE:
-            raise pickle.UnpicklingError(f"sets attributes of {self.stack[-2]!r}")
+            raise pickle.UnpicklingError(f"sets attributes of {self.stack[-2]!r:.100}")
         super().load_build()
 
     dispatch[pickle.BUILD[0]] = load_build

@@ -60,6 +60,7 @@ EVENT_KINDS = {
     "tracker-blocked": EventKind(PROBLEM, "warn"),
 }
 """All kinds of events that training, releases and trackers write, by name."""
+_CHUNK_BYTES = 1 << 20
 _COMMON_FIELDS = ("time", "event", "step")
 
 
@@ -112,7 +113,7 @@ class RunLog:
     def truncate_after(self, step: int) -> None:
         """Delete the metrics after a step, so that no step has two rows after the run resumes from it.
 
-        If any of the deleted lines is invalid, an event reports the numbers of these lines.
+        If any of the deleted lines is invalid or repeats a step, an event reports the numbers of these lines.
         """
         self.step, damaged = step, list[int]()
         rows = self.run.metrics(step, damaged)
@@ -127,7 +128,7 @@ class RunLog:
         for path in self.pending:
             if path.is_file():
                 with open_without_following(path) as file:
-                    file.truncate(path.read_bytes().rfind(b"\n") + 1)
+                    file.truncate(_size_of_lines(path))
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append a step's row."""
@@ -172,3 +173,15 @@ class RunLog:
                 os.truncate(path, size)
             raise OSError(error.errno, error.strerror, str(path)) from None  # the error of a full disk names no file
         self.pending[path] = b""
+
+
+def _size_of_lines(path: Path) -> int:
+    """Return the size in bytes of a file without its incomplete last line."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = file.seek(max(0, end - _CHUNK_BYTES))
+            if found := file.read(end - start).rfind(b"\n") + 1:
+                return start + found
+            end = start
+    return 0

@@ -1,7 +1,6 @@
 """The folders of runs, checkpoints and releases: the only module that defines the paths and contents of their files.
 
-Training, releases and trackers write the files; all other modules read the files through these classes. Imports no
-torch; `runs.checkpoint` reads and writes the tensors.
+Training, releases and trackers write the files; other modules read the files through these classes. Imports no torch.
 """
 
 import re
@@ -378,18 +377,19 @@ class RunDir:
     def metrics(self, up_to_step: int | None = None, damaged: list[int] | None = None) -> Iterator[Row]:
         """Yield the rows of metrics up to a step, by default all rows; skip an incomplete last line.
 
-        Raises InputError, with the line number, for an invalid row up to that step. The line numbers of later invalid
-        rows are appended to `damaged`.
+        Raises InputError, with the line number, for an invalid row up to that step. The numbers of later invalid rows,
+        and of rows whose step is not larger than the previous step, are appended to `damaged`.
         """
-        is_reached = up_to_step == 0
+        is_reached, step, damaged = up_to_step == 0, 0, [] if damaged is None else damaged
         for number, row in numbered_rows(self.metrics_path):
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                is_reached = is_reached or (up_to_step is not None and row["step"] >= up_to_step)
-                if up_to_step is None or row["step"] <= up_to_step:
-                    yield row
-            elif not is_reached:
+            is_row = isinstance(row, dict) and isinstance(row.get("step"), int)
+            if not is_row and not is_reached:
                 raise InputError(f"{self.metrics_path}:{number}: not a row with a step; correct or delete the line")
-            elif damaged is not None:
+            is_reached |= is_row and up_to_step is not None and row["step"] >= up_to_step
+            if is_row and (up_to_step is None or step < row["step"] <= up_to_step):
+                step = row["step"]
+                yield row
+            elif not is_row or row["step"] <= step:
                 damaged.append(number)
 
     def events(self) -> Iterator[Row]:

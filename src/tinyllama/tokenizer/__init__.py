@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from tinyllama.errors import InputError
-from tinyllama.files import atomic_write, json_bytes, write_json
+from tinyllama.files import atomic_write, json_bytes, read_regular_file, write_json
 from tinyllama.text import TextLike
 from tinyllama.tokenizer.backends import (
     Backend,
@@ -167,7 +167,7 @@ class Tokenizer:
             "model_max_length": context,
         }
         path, document = folder / "tokenizer.json", json_bytes(self._backend.to_tokenizer_json())
-        if path.is_file() and path.read_bytes() != document:
+        if path.is_file() and read_regular_file(path) != document:
             path.unlink()  # an old tokenizer.json would make a folder of unfinished files look complete
         write_json(folder / "tokenizer_config.json", {k: v for k, v in settings.items() if v is not None})
         write_json(folder / "special_tokens_map.json", special)

@@ -20,7 +20,7 @@ from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
 
 from tinyllama.errors import InputError, first_line, warn_once
-from tinyllama.files import replacement_remedy
+from tinyllama.files import read_regular_file, replacement_remedy
 from tinyllama.text import TextLike, iter_utf8_chunks
 from tinyllama.tokenizer.conversion import (
     BYTES,
@@ -343,13 +343,13 @@ def read_tokenizer(source: str | Path) -> Backend:
                 f"{source}: no tokenizer.json and no tokenizer.model; name a folder that has one, or the file itself"
             )
     if path.suffix == ".model":
-        return SentencePieceBackend(str(path), path.read_bytes())
+        return SentencePieceBackend(str(path), read_regular_file(path))
     settings, model = path.with_name("tokenizer_config.json"), path.with_name("tokenizer.model")
     return HuggingFaceBackend(
         str(path),
         _read_object(path),
         _read_object(settings) if settings.is_file() else {},
-        model.read_bytes() if model.is_file() else None,
+        read_regular_file(model) if model.is_file() else None,
     )
 
 
@@ -377,7 +377,7 @@ def _model_remedy(model: bytes) -> str:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
+    data = read_regular_file(path)
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:

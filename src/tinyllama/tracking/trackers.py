@@ -17,7 +17,7 @@ from pathlib import Path
 from subprocess import Popen
 
 from tinyllama.errors import InputError, summarize_error
-from tinyllama.files import exclusive_lock, open_without_following, reject_symlink
+from tinyllama.files import LockHeldError, exclusive_lock, open_without_following, reject_symlink
 from tinyllama.formatting import echo
 from tinyllama.processes import Heartbeat, start_sidecar
 from tinyllama.recipe import Track
@@ -194,6 +194,6 @@ def try_acquire_sink(run: RunDir, name: str, locks: contextlib.ExitStack) -> boo
     reject_symlink(run.trackers_dir)
     try:
         locks.enter_context(exclusive_lock(run.tracker_lock_path(name), ""))
-    except InputError:
+    except LockHeldError:
         return False
     return True

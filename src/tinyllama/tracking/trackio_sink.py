@@ -14,7 +14,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from tinyllama.files import Row, reject_symlink
+from tinyllama.files import Row, reject_symlink, reject_symlinks
 from tinyllama.recipe import Recipe
 from tinyllama.runs.log import describe_event, event_kind, event_title
 from tinyllama.runs.run_dir import RunDir
@@ -42,6 +42,7 @@ def trackio_dir(run: RunDir) -> Path:
 def open_trackio(folder: Path) -> Any:
     """Import trackio with its data in `folder`; trackio reads this path from the environment at its first import."""
     reject_symlink(folder)
+    reject_symlinks(folder)
     os.environ["TRACKIO_DIR"] = str(folder)
     trackio = importlib.import_module("trackio")
     used = importlib.import_module("trackio.utils").TRACKIO_DIR

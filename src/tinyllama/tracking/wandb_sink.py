@@ -15,7 +15,7 @@ from typing import Any
 
 import wandb
 
-from tinyllama.files import Row, atomic_write, fsync_path, read_json, write_json
+from tinyllama.files import Row, atomic_write, fsync_path, read_json, read_regular_file, write_json
 from tinyllama.recipe import Recipe
 from tinyllama.runs.log import describe_event, event_kind, event_title
 from tinyllama.runs.run_dir import RunDir
@@ -134,14 +134,14 @@ def _read_or_create_id(path: Path) -> str:
     if not path.is_file():
         with atomic_write(path) as file:
             file.write(uuid.uuid4().hex.encode())
-    return path.read_text()
+    return read_regular_file(path).decode()
 
 
 def newest_step(path: Path) -> int:
     """Return the newest W&B step with a complete row in a .wandb file; -1 without such a row."""
     from wandb.proto.wandb_internal_pb2 import Record  # noqa: PLC0415 - needed offline only
 
-    records = map(Record.FromString, _read_records(path.read_bytes()))
+    records = map(Record.FromString, _read_records(read_regular_file(path)))
     return max((record.history.step.num for record in records if record.HasField("history")), default=-1)
 
 

@@ -17,7 +17,7 @@ from tinyllama import hardware
 from tinyllama.data.store import TokenStore
 from tinyllama.distributed import World, build_mesh, shard_model
 from tinyllama.errors import InputError, first_line, silence_torchao
-from tinyllama.files import atomic_write, write_json
+from tinyllama.files import atomic_write, read_regular_file, write_json
 from tinyllama.formatting import echo
 from tinyllama.loading import HuggingFaceLlama
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
@@ -223,5 +223,5 @@ def write_run_folder(state: TrainState) -> None:
     with atomic_write(state.run.recipe_path) as file:
         file.write(state.recipe.to_yaml().encode())
     with atomic_write(state.run.store_manifest_path) as file:
-        file.write((state.store.folder / "manifest.json").read_bytes())
+        file.write(read_regular_file(state.store.folder / "manifest.json"))
     state.tokenizer.save(state.run.tokenizer_dir, state.recipe.model.context_length)
