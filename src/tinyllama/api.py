@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def prepare_store(recipe: Recipe, strict: bool = False) -> "TokenStore | None":
-    """Check the recipe, print warnings, and make or complete its token store.
+    """Check the recipe, print warnings, and write or complete its token store.
 
     Raises the same errors as `prepare.pipeline.build_store`, and InputError if training with the recipe or the
     release at a milestone would fail.
@@ -66,9 +66,9 @@ def release_model(
 ) -> Iterator[str]:
     """Release a run, a checkpoint or external weights; yield a line of output per action.
 
-    With `push`, the release is then pushed to this repository of the hub. An existing release of the same checkpoint is
-    pushed unchanged, unless `force` or a release option is given. Raises the same errors as `release_run`,
-    `release_external_weights` and `push_release`.
+    If `push` names a repository of the hub, the release is then pushed there. An existing release of the same
+    checkpoint is pushed unchanged, unless `force` or a release option is given. Raises the same errors as
+    `release_run`, `release_external_weights` and `push_release`.
     """
     from tinyllama.release.convert import ALL_FORMATS, release_external_weights
     from tinyllama.release.push import push_release
@@ -145,8 +145,8 @@ def generate_text(
 ) -> Iterator[str]:
     """Load a model and yield the prompt, then its continuation in parts.
 
-    `loading.resolve_model` explains `source`. Raises InputError if `source` is not a model, and the same errors as
-    `model.generation.generate`.
+    See `loading.resolve_model` for the values of `source`. Raises InputError if `source` is not a model, and the same
+    errors as `model.generation.generate`.
     """
     from tinyllama.loading import load_model, load_tokenizer
     from tinyllama.model.generation import generate, stream_decode

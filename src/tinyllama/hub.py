@@ -29,7 +29,7 @@ def download_snapshot(repository: str, patterns: list[str]) -> Path:
 
 
 def open_hub() -> HfApi:
-    """Return the interface of the hub that HF_ENDPOINT names, by default huggingface.co."""
+    """Return a client of the hub at HF_ENDPOINT, by default huggingface.co."""
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None)
 
 

@@ -1,4 +1,4 @@
-"""Models and their tokenizers from a run, a checkpoint, a release, a Hugging Face folder or the hub.
+"""Loading of models and tokenizers from a run, a checkpoint, a release, a Hugging Face folder or the hub.
 
 This module reads a folder's safetensors files, but never its pickle files. Checkpoints are in torch's distributed
 format (DCP). A checkpoint's hashes are checked before it is loaded, and `runs.checkpoint` executes no code from
@@ -68,9 +68,10 @@ def resolve_model(source: str | Path) -> ModelLocation:
 
 
 def load_model(source: str | Path, precision: torch.dtype = torch.float32) -> Llama:
-    """Load a model in evaluation mode; `resolve_model` explains `source`, `precision` is the activations' dtype.
+    """Load a model in evaluation mode, with activations of the dtype `precision`.
 
-    Raises InputError if `source` has no model, if the model's files are damaged, or if it is not a Llama 2 model.
+    See `resolve_model` for the values of `source`. Raises InputError if `source` has no model, if the model's files are
+    damaged, or if the model is not a Llama 2.
     """
     location = resolve_model(source)
     if location.is_checkpoint:
@@ -103,7 +104,7 @@ def _load_checkpoint(location: ModelLocation, precision: torch.dtype) -> Llama:
 
 
 def _check_size(folder: Path, described_in: str, config: Model, vocab_size: int, files: Iterable[Path]) -> None:
-    """Raise InputError if a model has more parameters than its files have bytes, before memory is allocated."""
+    """Check, before allocating memory, that a model's files have at least one byte per parameter."""
     wanted, num_bytes = num_parameters(config, vocab_size), sum(path.stat().st_size for path in files)
     if wanted > num_bytes:
         sizes = f"{wanted:,} parameters, but the files have {num_bytes:,} bytes"
@@ -144,7 +145,7 @@ class HuggingFaceLlama:
         """Return whether the files contain an output head that differs from the embedding."""
         try:
             stored = Safetensors(self.files())
-        except InputError:  # reading the weights raises the same error
+        except InputError:  # raised again when the weights are read
             return False
         head, embedding = (stored.get(name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
         return head is not None and embedding is not None and not torch.equal(head.float(), embedding.float())
@@ -161,7 +162,7 @@ class HuggingFaceLlama:
             raise InputError(f"{self.folder}: {error}") from None
 
     def check_size(self) -> None:
-        """Raise InputError if config.json describes more parameters than the files have bytes, or a file is damaged."""
+        """Check that the weight files are readable and large enough for config.json. Raises InputError otherwise."""
         Safetensors(self.files())
         _check_size(self.folder, "config.json", self.config, self.vocab_size, self.files())
 

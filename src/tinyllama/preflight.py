@@ -58,7 +58,7 @@ def check_training(recipe: Recipe, ranks: int = 1) -> list[str]:
 
 
 def check_recipe(recipe: Recipe, tokenizer: Tokenizer) -> list[str]:
-    """Raise InputError for the first finding that stops the recipe; return the messages of all other findings."""
+    """Check a recipe; raise InputError for the first finding that stops it, and return all other findings' messages."""
     warnings = []
     for finding in findings(recipe, tokenizer):
         if finding.stops:
@@ -106,7 +106,7 @@ def _check_initial_weights(recipe: Recipe, tokenizer: Tokenizer) -> None:
 
 
 def check_float8(recipe: Recipe) -> None:
-    """Raise InputError if float8 matrix products do not support the sizes of the recipe's blocks."""
+    """Check that float8 matrix products support the sizes of the model's matrices. Raises InputError otherwise."""
     shape = recipe.model
     qkv_rows = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     sizes = {"dim": shape.dim, "ffn_dim": shape.ffn_dim, "(heads + 2 kv_heads) dim / heads": qkv_rows}
@@ -114,14 +114,14 @@ def check_float8(recipe: Recipe) -> None:
         if size % 16:
             raise InputError(
                 f"train.float8: model.{name} is {size}, but float8 matrix products need multiples of 16; change the "
-                "model, or take float8 out"
+                "model, or remove train.float8"
             )
 
 
 def _check_tasks(release: Release) -> None:
     """Check the names of tasks if lm-eval is installed; `train` checks the installation."""
     if release.tasks and release.limit == 1:
-        raise InputError("release.limit: 1 item of each task gives no standard error; raise it to at least 2")
+        raise InputError("release.limit: 1 item of each task gives no standard error; raise the limit to at least 2")
     if not release.tasks or find_spec("lm_eval") is None:
         return
     from tinyllama.evaluate.tasks import check_task_names
@@ -134,8 +134,8 @@ def _check_baselines(names: Sequence[str]) -> None:
     for name in names:
         if not Path(name).exists() and not HUB_NAME.fullmatch(name):
             raise InputError(
-                f"release.baselines: {name} is neither a folder nor OWNER/NAME on the hub; correct it, or make it "
-                "before the first milestone"
+                f"release.baselines: {name} is neither a folder nor OWNER/NAME on the hub; correct the name, or "
+                "create the folder before the first milestone"
             )
 
 
@@ -150,7 +150,7 @@ def recipe_warnings(recipe: Recipe, ranks: int | None = None, store: TokenStore 
 
 
 def _schedule_warnings(recipe: Recipe) -> Iterator[str]:
-    """Yield a warning if the learning rate misses its peak or its final rate."""
+    """Yield a warning if the learning rate does not reach its peak or its final rate."""
     train, steps = recipe.train, recipe.train.steps
     schedule, peak, final = train.schedule, train.optimizer.learning_rate, train.schedule.final_learning_rate
     highest = max(map(train.learning_rate_at, range(max(1, min(schedule.warmup_steps, steps)))))
@@ -190,7 +190,7 @@ def _token_count_warnings(recipe: Recipe) -> Iterator[str]:
         if beyond := sorted(count for count in counts if count > last):
             more = f" and {len(beyond) - 1} larger counts" if len(beyond) > 1 else ""
             problem = f"{beyond[0]:,} tokens{more} are never reached, because the run ends at {last:,}"
-            yield f"{field}: {problem}; remove them, or raise train.tokens"
+            yield f"{field}: {problem}; remove these counts, or raise train.tokens"
 
 
 def _micro_batch_warnings(recipe: Recipe, ranks: int) -> Iterator[str]:
@@ -201,8 +201,8 @@ def _micro_batch_warnings(recipe: Recipe, ranks: int) -> Iterator[str]:
     per_rank, size = train.sequences_per_rank(ranks), train.effective_micro_batch_size(ranks)
     if 2 * size <= min(per_rank, train.micro_batch_sequences):
         yield (
-            f"train.micro_batch_sequences: {size} are used, because the {per_rank} sequences per rank have no larger "
-            f"divisor up to {train.micro_batch_sequences}; another train.batch_sequences would train faster"
+            f"train.micro_batch_sequences: {size} is used, because the {per_rank} sequences per rank have no larger "
+            f"divisor up to {train.micro_batch_sequences}; for faster training, change train.batch_sequences"
         )
 
 

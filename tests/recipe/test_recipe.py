@@ -61,7 +61,7 @@ def test_token_count_notations(text: object, tokens: int) -> None:
         (
             {"data.sources": {"a": {"format": "text", "path": "x", "weight": 1, "text": "body"}}},
             "data.sources.a",
-            "take text out",
+            "remove text",
         ),
         ({"data.executor": "spark"}, "data.executor: 'spark'", "'local', 'slurm' or 'ray'"),
         ({"model.heads": 7}, "heads 7", "do not divide dim"),

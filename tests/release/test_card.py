@@ -107,7 +107,7 @@ def test_training_table_has_the_recipe(released: Path) -> None:
     assert row_of(card, "steps")[1] == "40 of 40"
     assert row_of(card, "batch")[1] == "384 tokens (6 sequences)"
     assert row_of(card, "sequence length")[1] == "64 tokens"
-    assert row_of(card, "learning rate")[1] == "0.003 at its peak, 5 steps of warm-up, then a cosine to 0.0003"
+    assert row_of(card, "learning rate")[1] == "0.003 at its peak, 5 steps of warm-up, then a cosine decay to 0.0003"
     assert row_of(card, "precision")[1] == "float32"
     assert row_of(card, "seed")[1] == "1337"
     assert row_of(card, "recipe digest")[1] == f"`{recipe.digest}`"
@@ -129,7 +129,9 @@ def test_data_table_has_the_stores_manifest(released: Path, raw: Path) -> None:
 
 
 def test_card_without_scores_has_the_command(released: Path) -> None:
-    assert "Not scored yet. `tinyllama evaluate runs/small/releases/step-00000040` scores it." in card_of(released)
+    assert "Not scored yet. `tinyllama evaluate runs/small/releases/step-00000040` scores this release." in card_of(
+        released
+    )
 
 
 def test_scores_have_errors_items_and_published_baselines(scored: Path) -> None:

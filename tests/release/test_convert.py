@@ -128,7 +128,7 @@ def test_verification_compares_with_the_unchanged_source(llama: str, monkeypatch
     ("how", "status", "keyword"),
     [
         (str(int(signal.SIGSEGV)), 1, "transformers crashed (SIGSEGV)"),
-        ("error", 2, "transformers does not run it"),
+        ("error", 2, "transformers cannot run this model"),
     ],
 )
 def test_source_on_which_transformers_fails_is_not_released(

@@ -1,1 +1,1 @@
-"""Evaluation of models on lm-eval's tasks. Importing the package loads neither torch nor lm-eval."""
+"""Evaluation of models on lm-eval's tasks. The import loads neither torch nor lm-eval."""

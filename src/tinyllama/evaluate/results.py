@@ -1,6 +1,6 @@
 """Evaluation results: the content of evaluation.json, formatted scores, and published baselines.
 
-Imports neither torch nor lm-eval, so reports and trackers can read scores without them.
+This module imports neither torch nor lm-eval, so reports and trackers can read scores without either.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,8 @@ from tinyllama.formatting import format_count, format_score, format_table
 SCORE_COLUMNS = ("task", "acc", "acc_norm", "bits per byte", "scored on", "items from")
 """Column names of `score_rows`."""
 _COLUMN_METRICS = {"acc": (100, ".2f"), "acc_norm": (100, ".2f"), "bits_per_byte": (1, ".4f")}
-"""Factor and format of the metrics with their own column. Other metrics keep lm-eval's unit, with four digits."""
+"""Factor and format of the metrics with their own column. Other metrics keep lm-eval's unit, with four significant
+digits."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class Evaluation:
     versions: dict[str, str]
     """Versions of the installed packages that scores depend on."""
     seconds: float
-    """Duration of the evaluation."""
+    """Duration of the evaluation in seconds."""
     num_fewshot: dict[str, int] = field(default_factory=dict)
     """By task: number of solved examples before each item."""
     shortened: dict[str, int] = field(default_factory=dict)
     """By task: number of requests that were truncated on the left to fit the context. Tasks with 0 are absent."""
     asked: list[str] = field(default_factory=list)
-    """Requested names: tasks, groups and tags. `rows` has the tasks of groups and tags."""
+    """Requested names: tasks, groups and tags. `rows` contains the tasks of these groups and tags."""
 
     def save(self, path: Path) -> None:
         """Write evaluation.json atomically."""
@@ -75,7 +76,7 @@ class Evaluation:
         return replace(self, **merged, shortened=shortened | self.shortened, asked=asked)
 
     def _is_covered_by(self, earlier: Mapping[str, Any], task: str, row: Mapping[str, float]) -> bool:
-        """Return whether an earlier score of the task has more items and the same number of examples."""
+        """Return whether an earlier score of the task covers more items with the same number of examples."""
         same_shots = earlier.get("num_fewshot", {}).get(task) == self.num_fewshot.get(task)
         return task in self.rows and row["items"] > self.rows[task]["items"] and same_shots
 
@@ -119,7 +120,7 @@ def score_rows(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 def describe_measurement(evaluation: Mapping[str, Any]) -> str:
     """Describe how the scores in an evaluation.json were measured, and the unit of the scores."""
     lm_eval = evaluation["versions"]["lm_eval"]
-    return f"Measured with lm-eval {lm_eval}, model computing in {evaluation['precision']}; per cent ± standard error"
+    return f"Measured with lm-eval {lm_eval}, computed in {evaluation['precision']}; per cent ± standard error"
 
 
 def format_evaluation(evaluation: Evaluation) -> Iterator[str]:
@@ -130,7 +131,7 @@ def format_evaluation(evaluation: Evaluation) -> Iterator[str]:
         if names:  # metrics without a column, such as LAMBADA's perplexity
             yield f"{task}: " + ", ".join(f"{name} {task_score(row, name)}" for name in names)
     for task, count in evaluation.shortened.items():
-        yield f"{task}: {count} requests were truncated on the left: they are longer than the model's context"
+        yield f"{task}: {count} requests were truncated on the left, because they exceed the model's context length"
     if "hellaswag" in evaluation.rows:
         scores = (f"{b.name} ({format_count(b.tokens)} tokens) {b.hellaswag}" for b in PUBLISHED_BASELINES)
         yield f"published HellaSwag acc_norm (all items): {', '.join(scores)}"
@@ -138,7 +139,7 @@ def format_evaluation(evaluation: Evaluation) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A row of a published table of zero-shot scores, in per cent as printed in the publication; not measured here."""
+    """A row of published zero-shot scores in per cent, which tinyllama did not measure."""
 
     name: str
     tokens: int

@@ -1,12 +1,12 @@
-"""Computes the log-likelihoods of continuations; each shared prefix is computed once.
+"""Log-likelihoods of continuations; a prefix that several requests share is computed once.
 
 Requests with a common beginning, such as a question with its choices, become one prefix and one suffix per request.
 For HellaSwag, whose items have four endings, shared prefixes halve the number of tokens. The batches depend only on the
 requests, so ranks that divide the batches compute the same results as one process.
 
-The tokens of a batch are packed without padding. Only attention, a small part of the work, separates prefixes and
-suffixes. Logits are computed only at positions that predict a continuation, for 1024 positions at a time. The logits of
-1024 positions take 131 MB for a vocabulary of 32,000.
+The tokens of a batch are packed without padding. Only attention, a small part of the work, treats prefixes and
+suffixes separately. Logits are computed only at positions that predict a continuation, for 1024 positions at a time.
+The logits of 1024 positions take 131 MB for a vocabulary of 32,000.
 
 Shapes: N tokens of a batch, G groups (prefixes), S suffixes, T time, H query heads, K key/value heads, E head size,
 D model.
@@ -33,7 +33,7 @@ _BATCH_TOKENS = 16_384
 """Maximum number of tokens per batch. The activations of 16,384 tokens take 0.7 GB in the 1.1B model in float32."""
 _MIN_SHARED_FRACTION = 0.25
 """Minimum fraction of a request's tokens that a shared prefix must save. Below this fraction, the longer rows of
-attention take more time than the saved tokens."""
+attention cost more time than the shared prefix saves."""
 
 
 _LOGITS_POSITIONS = 1024

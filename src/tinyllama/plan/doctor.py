@@ -2,8 +2,9 @@
 
 Without a recipe, only two problems have the status `missing`: an unmet requirement of the package, and a torch without
 NCCL on a machine with several GPUs. The checks of a recipe call the stages' own checks, so `doctor` and the stages
-print the same messages. The plan computes memory and disk space. The checks write nothing in the recipe's folders. If
-the recipe names a hub repository, the checks download the repository's tokenizer files and nothing else.
+print the same messages. The estimates of the plan supply memory and disk space. The checks write nothing in the
+recipe's folders. If the recipe names a hub repository, the checks download the repository's tokenizer files and nothing
+else.
 """
 
 import json
@@ -63,7 +64,7 @@ class CheckResult:
     found: str
     """The fact, or `problem; remedy`."""
     status: Status = "ok"
-    """`warning`: tinyllama works with a restriction. `missing`: an operation is impossible."""
+    """`warning`: tinyllama works with a restriction. `missing`: an operation would fail."""
 
 
 def show_doctor(recipe: Recipe | None, as_json: bool) -> int:
@@ -129,7 +130,7 @@ def _check_devices(system: SystemInfo) -> Iterator[CheckResult]:
         found = f"{device.name}, {format_bytes(device.memory_bytes)}, {capability}"
         yield result(f"GPU {number}", found, "" if device.bf16 else "train with --train.precision fp32")
     if not system.devices and not system.has_nvidia_driver:
-        yield result("GPU", "none, training runs on the CPU")
+        yield result("GPU", "none: training runs on the CPU")
     elif not system.devices and system.cuda is None:
         yield result("GPU", "a driver, but torch is built for CPUs only", "install torch's CUDA build")
     elif not system.devices:
@@ -278,7 +279,7 @@ def check_float8_support(system: SystemInfo) -> CheckResult:
     if unmet := system.unmet.get("float8"):
         return _recipe_result("train.float8", f'{", ".join(unmet)}; pip install "tinyllama[float8]"', "missing")
     if not system.devices or not all(device.float8 for device in system.devices):
-        problem = "no float8 matrix products on this machine; remove it, or use GPUs from Ada and Hopper on"
+        problem = "no float8 matrix products on this machine; remove train.float8, or use Ada, Hopper or newer GPUs"
         return _recipe_result("train.float8", problem, "missing")
     return _recipe_result("train.float8", "torchao, and GPUs with float8 matrix products")
 
@@ -323,7 +324,7 @@ def disk_and_free_bytes(path: Path) -> tuple[int, int]:
 
 
 def _check_disks(plan: Plan, free: Callable[[Path], tuple[int, int]]) -> Iterator[CheckResult]:
-    """Check each disk: yield a result on the data to be written and the free space."""
+    """Check each disk; yield results with the bytes to be written and the free space."""
     run, store = RunDir.of_recipe(plan.recipe), Path(plan.recipe.data.store)
     run_bytes = plan.figures["checkpoints_bytes"] + plan.figures["releases_bytes"]
     run_bytes -= sum(disk_usage_bytes(path) for path in (run.checkpoints_dir, run.releases.path))

@@ -1,4 +1,4 @@
-"""The needs of a recipe on a machine: size, memory, time, network, disk, failures. Imports no torch.
+"""The needs of a recipe on a machine: size, memory, time, network, disk, failures. The import does not load torch.
 
 Each figure follows from the recipe, the machine's specification and the user's assumptions. `default_assumptions` lists
 the assumptions that have their default values.
@@ -50,7 +50,7 @@ _COMPRESSED_SUFFIXES, _COMPRESSION_RATIO = {*COMPRESSIONS, ".parquet"}, 3.0
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Assumptions that the recipe does not contain, from flags or by default."""
+    """Assumptions of a plan that are not in the recipe. Each is set by a flag or has a default."""
 
     gpus: int = 1
     mfu: float = 0.5
@@ -79,7 +79,7 @@ class Plan:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return all figures, the assumptions and the machine; infinite figures are None."""
+        """Return the figures, the assumptions and the machine for JSON output; infinite figures are None."""
         about = {"name": self.recipe.name, "hardware": asdict(self.hardware), "assumptions": asdict(self.assumptions)}
         figures = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -107,7 +107,7 @@ class Plan:
 
 
 def estimate(recipe: Recipe, vocab_size: int, spec: HardwareSpec, assumptions: Assumptions) -> Plan:
-    """Plan a recipe. Raises InputError if the batch or the mesh cannot be divided among the GPUs."""
+    """Estimate the needs of a recipe. Raises InputError if the batch or the mesh cannot be divided among the GPUs."""
     train, gpus, spec = recipe.train, assumptions.gpus, spec.per_process(assumptions.gpus)
     replicas, shards = recipe.parallel.mesh(gpus)
     workload = Workload(

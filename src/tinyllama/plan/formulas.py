@@ -1,10 +1,10 @@
 """Closed formulas for the memory and the network traffic of training, and for the time lost to failures.
 
 The formulas follow `model/`, `distributed.py` and FSDP2. The memory of one GPU is the sum of all tensors at the peak,
-which can occur at one of three moments. It includes the activations that each block, eager or compiled, saves for its
-backward pass. tests/plan/test_memory.py compares the memory with torch's FSDP2 memory tracker. FSDP gathers each block
-for the forward pass and for the backward pass, gathers the root once, and reduces gradients in float32. Replicas (HSDP)
-all-reduce their gradient shards.
+which can occur at one of three moments. It includes the activations that each transformer block, eager or compiled,
+saves for its backward pass. tests/plan/test_memory.py compares the memory with torch's FSDP2 memory tracker. FSDP
+gathers each block for the forward pass and for the backward pass. It gathers the root module (embedding, head and last
+norm) once and reduces gradients in float32. Replicas (HSDP) all-reduce their gradient shards.
 """
 
 import math
@@ -24,9 +24,10 @@ GPU_HOURS_BETWEEN_FAILURES = 50_676.0  # 54 x 24 x 16,384 / 419
 """Mean hours between failures of one GPU: 419 interruptions in 54 days on 16,384 H100s (arXiv:2407.21783, 3.3.4)."""
 
 _LINK_STEP_SECONDS, _NETWORK_STEP_SECONDS = 3.4e-6, 14e-6
-"""Latency per step of a ring or tree, over NVLink and between nodes (NCCL's src/graph/tuning.cc, hwLatencies)."""
+"""Latency in seconds per step of a ring or tree, over NVLink and between nodes (NCCL's src/graph/tuning.cc,
+hwLatencies)."""
 _NEVER_FINISHES_EXPONENT = 50.0
-"""Ratio of checkpoint interval to mean time between failures from which a run counts as never finishing."""
+"""Ratio of checkpoint interval to mean time between failures above which a run is assumed never to finish."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def optimizer_bytes(workload: Workload) -> int:
 
 
 def logits_bytes(workload: Workload) -> int:
-    """Return the bytes of one chunk of the loss: logits, probabilities and the head's gradient."""
+    """Return the bytes of one chunk of the loss computation: logits, probabilities and the head's gradient."""
     logits = min(LOGITS_CHUNK, workload.tokens * workload.vocab_size)
     probabilities = min(logits, CPU_SOFTMAX_CHUNK) if workload.is_cpu else 2 * logits
     head = workload.vocab_size * workload.model.dim
@@ -224,12 +225,12 @@ def failure_overhead(
     run_hours: float, gpus: int, interval_seconds: float, stall_seconds: float, write_seconds: float,
     gpu_hours_between_failures: float, restart_seconds: float,
 ) -> dict[str, float]:  # fmt: skip
-    """Return figures on the failures of a run that stalls `stall_seconds` for a checkpoint every `interval_seconds`.
+    """Return the cost of failures in a run that stalls `stall_seconds` for a checkpoint every `interval_seconds`.
 
     `lost_hours` is the time of repeated work, restarts and checkpoint stalls. The run time with failures is from Daly
-    (2006, doi:10.1016/j.future.2004.11.016, equation 13); infinite if the run would never finish. The best interval is
-    sqrt(2 x stall x time between failures) (Young 1974, doi:10.1145/361147.361115), but at least the time to write a
-    checkpoint, and at most the duration of the run.
+    (2006, doi:10.1016/j.future.2004.11.016, equation 13). It is infinite if the run would never finish. The best
+    interval is sqrt(2 x stall x time between failures) (Young 1974, doi:10.1145/361147.361115), but at least the time
+    to write a checkpoint, and at most the duration of the run.
     """
     between_seconds = 3600 * gpu_hours_between_failures / gpus
     best = max(math.sqrt(2 * stall_seconds * between_seconds), write_seconds)

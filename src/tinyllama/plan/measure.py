@@ -1,7 +1,7 @@
-"""Speed of a recipe's network on this machine: time per micro-batch and per optimizer step, in seconds.
+"""Training speed of a recipe's model on this machine: time per micro-batch and per optimizer step, in seconds.
 
-Trains a few layers on random tokens like the training loop, and extrapolates the times to all layers. The complete
-model need not fit into memory, and no data is needed. Each round also measures the rate of matrix products. Other
+The measurement trains a few layers on random tokens and extrapolates the times to all layers. The complete model need
+not fit into memory, and no data is needed. Each round also measures the rate of matrix products. Other
 jobs on the machine then slow down both measurements, and change the MFU only a little.
 """
 
@@ -31,7 +31,7 @@ def detect_hardware() -> HardwareSpec | None:
 
 
 def measure_speed(recipe: Recipe, vocab_size: int, ranks: int) -> tuple[float, float, float]:
-    """Measure the network's speed on this machine's first GPU, or on its CPU if there is no GPU.
+    """Measure the model's training speed on this machine's first GPU, or on its CPU if there is no GPU.
 
     Return medians over a few rounds: the seconds per micro-batch, the seconds per optimizer step, and the FLOP/s of
     matrix products (for a GPU from the data sheet). The micro-batch is that of a rank in a run with `ranks` ranks.
@@ -62,7 +62,7 @@ def _extrapolate(sizes: list[int], seconds: list[float], size: int) -> float:
 
 
 class _TimedModel:
-    """A network with random weights whose micro-batch and optimizer step can be timed repeatedly."""
+    """A model with random weights whose micro-batch and optimizer step can be timed repeatedly."""
 
     def __init__(self, recipe: Recipe, vocab_size: int, ranks: int, device: torch.device) -> None:
         self.train = recipe.train

@@ -33,11 +33,11 @@ def show_plan(
     recipe: Recipe, hardware: str | None, assumptions: Assumptions, measured: bool, sweep: str | None,
     plot: Path | None, vocab_size: int | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Print the plan of a recipe. Raises InputError if the hardware, the batch or a number is invalid."""
+    """Print the plan of a recipe. Raises InputError if the hardware, the batch or a flag's value is invalid."""
     _check_flags(assumptions, vocab_size)
     counts, plot = parse_sweep(sweep) if sweep else [], plot or Path(f"plan-{recipe.name}.png")
     if counts and (plot.is_dir() or not plot.parent.is_dir()):
-        raise InputError(f"--plot {plot}: not a file in an existing folder; give one")
+        raise InputError(f"--plot {plot}: not a file in an existing folder; give another path")
     vocab_size = vocab_size or _vocab_size(recipe)
     spec, assumptions = resolve_hardware(recipe, hardware, assumptions, measured, vocab_size)
     for warning in recipe_warnings(recipe, None if counts else assumptions.gpus):
@@ -65,7 +65,7 @@ def show_plan(
 
 
 def parse_sweep(text: str) -> list[int]:
-    """Parse `gpus=8,16,64` to sorted numbers of GPUs. Raises InputError for any other format."""
+    """Parse `gpus=8,16,64` into sorted numbers of GPUs. Raises InputError for any other format."""
     name, _, values = text.partition("=")
     counts = values.split(",")
     if name != "gpus" or not all(count.isascii() and count.isdecimal() and int(count) > 0 for count in counts):
@@ -102,7 +102,8 @@ def _vocab_size(recipe: Recipe) -> int:
 def resolve_hardware(
     recipe: Recipe, hardware: str | None, assumptions: Assumptions, measured: bool, vocab_size: int
 ) -> tuple[HardwareSpec, Assumptions]:
-    """Return the hardware specification and the assumptions; with `measured`, the latter contain measured speeds."""
+    """Return the hardware specification and the assumptions; with `measured`, the assumptions contain measured
+    times."""
     if hardware and not measured:
         return get_hardware_spec(hardware), assumptions
     from tinyllama.plan.measure import detect_hardware, measure_speed  # noqa: PLC0415 - imports torch
@@ -110,13 +111,13 @@ def resolve_hardware(
     here = detect_hardware()
     if here is None:
         remedy = "drop --measure and name" if measured else "name"
-        raise InputError(f"--hardware: this machine's GPU is not in the table; {remedy} the most similar one")
+        raise InputError(f"--hardware: this machine's GPU is not in the table; {remedy} the most similar GPU")
     if not measured:
         return here, assumptions
     if hardware and hardware != here.name:
-        raise InputError(f"--hardware {hardware}: --measure measures this machine, {here.name}; drop one of the two")
+        raise InputError(f"--hardware {hardware}: --measure measures this machine, {here.name}; drop one of the flags")
     if here.is_cpu and assumptions.gpus > 1:
-        raise InputError(f"--gpus {assumptions.gpus}: several processes would share this CPU; --measure it with one")
+        raise InputError(f"--gpus {assumptions.gpus}: several processes would share this CPU; measure with --gpus 1")
     micro_batch, update, peak = measure_speed(recipe, vocab_size, assumptions.gpus)
     if here.is_cpu:
         here = replace(here, bf16_flops=peak, fp32_flops=peak)
@@ -124,7 +125,7 @@ def resolve_hardware(
 
 
 def _show_sweep(recipe: Recipe, plan_for: Callable[[int], Plan], counts: list[int], plot: Path, as_json: bool) -> None:
-    """Print and plot the plans of several numbers of GPUs; `plan_for` returns the plan of one number."""
+    """Print and plot the plans for several numbers of GPUs; `plan_for` returns the plan for one number."""
     plans: dict[int, Plan] = {}
     problems: dict[int, InputError] = {}
     for count in counts:

@@ -1,7 +1,7 @@
 """Facts about this machine, collected once in a frozen record for the checks of `doctor`.
 
-Reads the system, torch and the metadata of installed packages; writes nothing. The checks are pure functions of the
-record, so tests can check hypothetical machines.
+`probe` reads the system, torch and the metadata of installed packages, and writes nothing. The checks are pure
+functions of the record, so tests can check hypothetical machines.
 """
 
 import platform
@@ -41,7 +41,7 @@ class Device:
 
     @property
     def bf16(self) -> bool:
-        """Whether the GPU supports bf16 natively: Ampere and later (torch.cuda.is_bf16_supported counts emulation)."""
+        """Whether the GPU supports bf16 natively: Ampere and later (torch's own check accepts emulation)."""
         return self.capability >= (8, 0)
 
     @property
@@ -52,7 +52,7 @@ class Device:
 
 @dataclass(frozen=True)
 class SystemInfo:
-    """Facts about a machine, without evaluation."""
+    """Facts about a machine."""
 
     python: str
     system: str

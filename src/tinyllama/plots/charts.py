@@ -1,8 +1,8 @@
 """Plots of runs and plans with matplotlib, as PNG files and as SVG for a page.
 
 A `draw` function draws into a figure. `save_png` adds the legend and the axis labels and writes a file. `draw_svg`
-returns SVG without a legend and labels, since a page has its own. Colours are for a light background. A page inverts
-the colours with a CSS filter for a dark background.
+returns SVG without a legend and labels, since the page adds its own. Colours are for a light background. On a dark
+background, the page inverts the colours with a CSS filter.
 """
 
 import io
@@ -190,7 +190,7 @@ def draw_metric(figure: Figure, curve: Curve, unit: str, color: str = TRAINING, 
 def draw_scores(figure: Figure, releases: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Draw the HellaSwag scores of a `releases_table` in per cent, with standard errors, and the baselines as lines.
 
-    If a baseline has several rows, such as its own checkpoints, only the last row is drawn.
+    If a baseline has several rows, such as one per checkpoint, only the last row is drawn.
     """
     rows = [row for row in releases["releases"] if row["hellaswag"] is not None]
     points = [(row["tokens"], row["hellaswag"], row["stderr"] or 0) for row in rows]
@@ -221,7 +221,7 @@ def draw_comparison(figure: Figure, runs: Mapping[str, Mapping[str, Curve]], max
     for number, (name, curves) in enumerate(runs.items()):
         color, style = _RUNS[number % len(_RUNS)], _LINE_STYLES[number // len(_RUNS) % len(_LINE_STYLES)]
         raw, validation = downsample(curves["loss"], max_bins), downsample(curves["validation_loss"], 50)
-        # The label starts with a space, since labels that start with _ have no legend.
+        # The label starts with a space, since matplotlib has no legend for labels that start with _.
         axes.plot(*min_max_envelope(raw), color=color, alpha=0.35, linewidth=0.6)
         axes.plot(raw.tokens, running_mean(raw), color=color, linestyle=style, linewidth=1.8, label=f" {name}")
         axes.plot(validation.tokens, validation.mean, "o", color=color, markersize=3.5)
@@ -244,7 +244,7 @@ def save_png(draw: Draw, path: Path, ylabel: str | None = None) -> None:
 
 
 def draw_svg(draw: Draw, size: tuple[int, int], name: str) -> tuple[Markup, list[Line2D]]:
-    """Return a plot as SVG for an HTML page, and the lines of its legend; width and height are in CSS pixels.
+    """Return a plot as SVG for an HTML page, and the lines of its legend; `size` is width and height in CSS pixels.
 
     `name` must be unique on the page, because the ids in the SVG contain it.
     """

@@ -38,7 +38,7 @@ _MERGES = (np.minimum, np.maximum, np.add, np.add, np.add)
 
 
 def _merge(bins: Floats, size: int) -> Floats:
-    """Merge each `size` adjacent bins into one; the last bin may merge fewer."""
+    """Merge groups of `size` adjacent bins into one bin each; the last group may be smaller."""
     starts = np.arange(0, bins.shape[1], size)
     return np.stack([merge.reduceat(part, starts, axis=0) for merge, part in zip(_MERGES, bins, strict=True)])
 
@@ -48,7 +48,7 @@ class Curve:
     """A metric over tokens, as float64 arrays with one entry per non-empty bin."""
 
     tokens: Floats
-    """Mean tokens of each bin's rows."""
+    """Number of tokens seen, averaged over the rows of each bin."""
     low: Floats
     high: Floats
     mean: Floats
@@ -69,9 +69,9 @@ class MetricsSummary:
     """Curves and totals of a run's metrics."""
 
     curves: Mapping[str, Curve]
-    """Curve of each of METRICS."""
+    """Curve of each metric in METRICS, by name."""
     newest: Mapping[str, tuple[int, float]]
-    """Step and value of the newest row that has the metric."""
+    """By metric: step and value of the newest row that has the metric."""
     step: int
     """Step of the newest row; 0 without rows."""
     tokens: int
@@ -110,7 +110,7 @@ def summarize_metrics(rows: Iterable[Mapping[str, Any]]) -> MetricsSummary:
 
 
 def _step_seconds(steps: NDArray[np.int64], tokens: Floats, speeds: Floats) -> float:
-    """Return the total duration of steps; the tokens per step are a row's `tokens` divided by its `step`."""
+    """Return the total duration of steps in seconds; the tokens per step are a row's `tokens` divided by its `step`."""
     known = (speeds > 0) & (steps > 0)
     return float(np.sum(tokens[known] / steps[known] / speeds[known]))
 

@@ -1,4 +1,4 @@
-"""A run as one YAML file: every field as a frozen pydantic model, with its default and its check.
+"""Recipes: YAML files that describe a run, as frozen pydantic models with the default and check of each field.
 
 A field's docstring is its description in docs/recipe.md; `data_schema` has the fields of `data`.
 
@@ -44,7 +44,7 @@ ActivationCheckpointing = Literal["none", "selective", "full"]
 
 
 class Model(RecipeModel):
-    """Shape of the network, with Llama 2's architecture."""
+    """Shape of the model, which has Llama 2's architecture."""
 
     dim: Count
     """Width of the residual stream."""
@@ -85,8 +85,8 @@ class Optimizer(RecipeModel):
     """Optimizer; weight decay applies to matrices only."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """AdamW for all parameters; or Muon for the blocks' matrices, with update sizes scaled to those of AdamW, and AdamW
-    for the other parameters."""
+    """`adamw`: AdamW for all parameters. `muon`: Muon for the transformer blocks' matrices, with updates scaled to the
+    size of AdamW's updates, and AdamW for the other parameters."""
     learning_rate: Positive
     """Peak learning rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
@@ -122,18 +122,18 @@ class Train(RecipeModel):
     batch_sequences: Count
     """Global batch size per step, over all ranks."""
     micro_batch_sequences: Count
-    """Maximum micro-batch size per rank; the largest divisor of the rank's batch up to this maximum is used."""
+    """Maximum micro-batch size per rank. The largest divisor of the rank's batch size up to this maximum is used."""
     initial_weights: str | None = None
     """Folder or hub name of a Hugging Face Llama with the initial weights; null initializes weights randomly."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Precision of computation; weights, optimizer state and accumulated gradients are always float32."""
     float8: bool = False
-    """Compute the blocks' matrix products in float8 with one scale per row (torchao); needs a GPU that supports float8
-    matrix products."""
+    """Compute the transformer blocks' matrix products in float8 with one scale per row (torchao); needs a GPU that
+    supports float8 matrix products."""
     deterministic: bool = False
     """Use deterministic GPU kernels, which are slower; CPU kernels are always deterministic."""
     compile: bool = True
-    """Compile the blocks with torch.compile."""
+    """Compile the transformer blocks with torch.compile."""
     z_loss: NonNegative = 0.0
     """Weight of the mean squared log-sum-exp of the logits in the loss, which keeps logits from drifting."""
     optimizer: Optimizer
@@ -194,7 +194,7 @@ class Train(RecipeModel):
         return self.batch_sequences // ranks
 
     def effective_micro_batch_size(self, ranks: int) -> int:
-        """Return the largest micro-batch size that divides a rank's batch, so that all passes have one shape."""
+        """Return the largest micro-batch size that divides a rank's batch, so that all passes have the same shape."""
         size = self.sequences_per_rank(ranks)
         return next(count for count in range(min(size, self.micro_batch_sequences), 0, -1) if size % count == 0)
 
@@ -203,21 +203,21 @@ class Parallel(RecipeModel):
     """Distribution of the model over the ranks of torchrun."""
 
     shard: Count | Literal["auto"] = "auto"
-    """Number of ranks that share one copy of the weights, such as the GPUs of one node; `auto`: number of all ranks
-    divided by `replicate`."""
+    """Number of ranks that share one copy of the weights, such as the GPUs of one node; `auto` is the number of all
+    ranks divided by `replicate`."""
     replicate: Count = 1
-    """Number of groups of ranks, each with a full copy of the weights; values above 1 are hybrid sharding (HSDP)."""
+    """Number of groups of ranks, each with a full copy of the weights; values above 1 select hybrid sharding (HSDP)."""
     activation_checkpointing: ActivationCheckpointing = "none"
     """Activations that the backward pass recomputes: none, all except matrix products and attention (`selective`), or
     all except each block's input (`full`)."""
 
     def mesh(self, ranks: int) -> tuple[int, int]:
-        """Return the number of groups and of ranks per group. Raises InputError if they do not match `ranks`."""
+        """Return the numbers of groups and of ranks per group. Raises InputError if their product is not `ranks`."""
         shard = ranks // self.replicate if self.shard == "auto" else self.shard
         if shard * self.replicate != ranks:
             raise InputError(
-                f"parallel: shard {self.shard} x replicate {self.replicate} do not make {ranks} ranks; "
-                "change one of them or the number of ranks"
+                f"parallel: shard {self.shard} x replicate {self.replicate} is not the number of ranks, {ranks}; "
+                "change one of these numbers"
             )
         return self.replicate, shard
 
@@ -226,12 +226,12 @@ class Checkpoint(RecipeModel):
     """Checkpoints that a run resumes from."""
 
     every_steps: Count = 1000
-    """Number of steps between checkpoints; the last step always writes one."""
+    """Number of steps between checkpoints; the last step always writes a checkpoint."""
     keep: Count = 3
     """Number of newest checkpoints to keep; checkpoints of milestones are never pruned."""
     asynchronous: bool = True
-    """Continue training while the checkpoint is written. This needs a copy in memory of 12 bytes per parameter, sharded
-    over the ranks."""
+    """Continue training while the checkpoint is written. This needs a copy of the state in host memory: 12 bytes per
+    parameter, sharded over the ranks."""
     on_failure: Literal["stop", "continue"] = "stop"
     """Action if a checkpoint cannot be written, for example because the disk is full: stop, or continue until the next
     checkpoint."""
@@ -246,11 +246,11 @@ class Guard(RecipeModel):
     """Distance of a loss above the window's median, in standard deviations, that causes a rollback to the last
     checkpoint."""
     max_skips: CountOrZero = 3
-    """Maximum number of consecutive steps skipped for a non-finite loss or gradient; one more rolls back."""
+    """Maximum number of consecutive steps skipped for a non-finite loss or gradient; one more causes a rollback."""
     max_rollbacks: CountOrZero = 3
     """Maximum number of rollbacks to the same checkpoint; one more ends the run."""
     watchdog_seconds: Positive = 600.0
-    """Maximum duration of a step; a longer one ends the process, so that torchrun or the scheduler restarts it."""
+    """Maximum duration of a step; a longer step ends the process, so that torchrun or the scheduler restarts it."""
 
 
 class Release(RecipeModel):
@@ -282,7 +282,7 @@ class Track(RecipeModel):
     """Experiment trackers; metrics.jsonl is always written."""
 
     trackio: bool = True
-    """Record the run for trackio's page, which `tinyllama watch` shows, in a folder next to the run."""
+    """Record the run in a folder next to the run's folder, for the trackio page that `tinyllama watch` shows."""
     wandb: str | None = None
     """Weights & Biases project; needs the extra `track`."""
     tensorboard: bool = False
@@ -301,7 +301,7 @@ class Recipe(RecipeModel):
     data: Data
     """Text sources and the token store."""
     model: Model
-    """Shape of the network."""
+    """Shape of the model."""
     train: Train
     """Training."""
     parallel: Parallel = Parallel()
@@ -369,7 +369,7 @@ class Recipe(RecipeModel):
         return hashlib.sha256(json.dumps(self.fields_affecting_weights(), sort_keys=True).encode()).hexdigest()
 
 
-# Locations, names, and the division, monitoring and storage of the work do not change the weights beyond rounding.
+# Fields for locations, names, parallelism, monitoring and storage do not change the weights beyond rounding.
 _FIELDS_NOT_AFFECTING_WEIGHTS = re.compile(
     r"name$|tokenizer$|data\.(store|workers|executor|slurm.*|sources\.[^.]+\.(path|max_compression_ratio))$"
     r"|checkpoint\.|release\.|track\."

@@ -31,7 +31,8 @@ SlurmOption = Literal[
     "account", "comment", "constraint", "exclude", "exclusive", "gres", "licenses", "mail-type", "mail-user", "nice",
     "nodelist", "prefer", "priority", "qos", "reservation", "tmp", "wckey",
 ]  # fmt: skip
-"""Options of sbatch that a recipe may set. Their values have no spaces, since options share a batch script's line."""
+"""Options of sbatch that a recipe may set. Their values have no spaces, since all options are on one line of a batch
+script."""
 
 
 class Cleaning(RecipeModel):
@@ -46,7 +47,7 @@ class Cleaning(RecipeModel):
     decontaminate: Strings = ()
     """Evaluation tasks. Documents that share `decontamination_words` consecutive words with an item are dropped."""
     decontamination_words: Count = 13
-    """Length of the shared word sequence (13 in Brown et al. 2020, appendix C)."""
+    """Length of the shared word sequence in words (13 in Brown et al. 2020, appendix C)."""
     language: str = "en"
     """ISO 639-1 code of the language whose rules split text into words."""
 
@@ -58,7 +59,7 @@ class Source(RecipeModel):
     """File format; `huggingface` is the folder of a data set that was downloaded or saved by `datasets`."""
     path: Address
     """Folder, file, glob or fsspec URL (`s3://…`). Files are read in sorted order. Folders are read recursively, except
-    names that begin with a dot."""
+    files and folders whose names begin with a dot."""
     weight: NonNegative
     """Share of each batch, relative to the weights of the other sources."""
     text: str | None = None
@@ -70,8 +71,8 @@ class Source(RecipeModel):
     """Meaning of `data.validation_fraction`: a fraction of the documents (null), or the end of each document
     (`tail`)."""
     max_compression_ratio: Count = 1000
-    """Maximum number of uncompressed bytes per byte of a compressed or Parquet file; above this, `prepare` stops. Each
-    file may have 1 MiB of uncompressed bytes."""
+    """Maximum number of uncompressed bytes per byte of a compressed or Parquet file; above this, `prepare` stops. Up
+    to 1 MiB of uncompressed bytes per file is always allowed."""
     include: Strings = ()
     """Subsets to read (SlimPajama's `redpajama_set_name`, Starcoderdata's languages); if empty, all subsets."""
     exclude: Strings = ()
@@ -82,14 +83,14 @@ class Source(RecipeModel):
     @model_validator(mode="after")
     def _check_format_options(self) -> Self:
         if self.format == "text" and self.text is not None:
-            raise ValueError(f"format text has no field {self.text!r}; take text out")
+            raise ValueError(f"format text has no field {self.text!r}; remove text")
         if self.separator and self.format != "text":
-            raise ValueError(f"format {self.format} needs no separator between documents; take separator out")
+            raise ValueError(f"format {self.format} needs no separator between documents; remove separator")
         subsets = (*self.include, *self.exclude)
         if subsets and self.format not in ("slimpajama", "starcoderdata"):
-            raise ValueError(f"format {self.format} has no subsets to include or exclude; take {subsets[0]} out")
+            raise ValueError(f"format {self.format} has no subsets to include or exclude; remove {subsets[0]}")
         for both in set(self.include) & set(self.exclude):
-            raise ValueError(f"{both} is included and excluded; take it out of one")
+            raise ValueError(f"{both} is included and excluded; remove it from one of the two lists")
         for name in subsets if self.format == "slimpajama" else ():
             if name not in SLIMPAJAMA_SUBSETS:
                 hint = suggest(name, SLIMPAJAMA_SUBSETS, cutoff=0.4)

@@ -27,7 +27,7 @@ from tinyllama.errors import InputError
 from tinyllama.formatting import visible
 
 _MAX_RECIPE_BYTES = 1 << 20
-"""Size limit of a recipe; a comment of 100 MB takes 44 s to parse."""
+"""Maximum size of a recipe in bytes; a comment of 100 MB takes 44 s to parse."""
 _AMBIGUOUS_NUMBER = re.compile(r"[-+]?(0[0-9_]|.*:)")
 """Numbers in base 8 and 60 according to YAML 1.1: 010 is 8, and 1:30 is 90."""
 # pydantic appends the failed member of a union to the location, as in data.workers.constrained-int.
@@ -86,7 +86,8 @@ def _override(fields: dict[str, Any], dotted: str, value: object) -> None:
         fields = fields[parent]
         if not isinstance(fields, dict):
             raise InputError(
-                f"--{dotted}: {parent} is {abbreviated_repr(fields)} in the recipe and has no fields; correct one"
+                f"--{dotted}: {parent} is {abbreviated_repr(fields)} in the recipe and has no fields; "
+                "correct the flag or the recipe"
             )
     fields[last] = value
 
@@ -101,9 +102,9 @@ class _StrictLoader(yaml.SafeLoader):
         try:
             value = super().construct_object(node, deep)
             if isinstance(value, int) and abs(value) >= 2**63:
-                raise _yaml_error(node, "is larger than any field allows; give less")
+                raise _yaml_error(node, "is larger than any field allows; give a smaller number")
             if isinstance(value, int | float) and _AMBIGUOUS_NUMBER.match(str(node.value)):
-                raise _yaml_error(node, f"is read by YAML as {value}; write that, or put a text in quotes")
+                raise _yaml_error(node, f"is read by YAML as {value}; write {value}, or put a text in quotes")
             return value
         except (LookupError, TypeError, ValueError):  # raised by yaml for a date such as 2026-13-01 or a number 0x_
             kind = node.tag.removeprefix("tag:yaml.org,2002:")
@@ -166,7 +167,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def abbreviated_repr(value: object) -> str:
-    """Return a value's `repr`; if it is long, without its middle."""
+    """Return a value's `repr`, with the middle omitted if the `repr` is long."""
     return _short.repr(value)
 
 
@@ -252,7 +253,7 @@ TokenCountOrZero = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
 
 
 class RecipeModel(BaseModel):
-    """A frozen mapping of named fields, in which an unknown name is an error."""
+    """Base class of a recipe's parts: frozen models that reject unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 

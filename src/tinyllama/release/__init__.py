@@ -1,1 +1,1 @@
-"""Releases: folders with a checkpoint or external weights for publication. Importing the package loads no torch."""
+"""Releases: folders with a model to publish, from a checkpoint or external weights. The import does not load torch."""

@@ -41,7 +41,7 @@ RELEASE_COLUMNS = ("model", "date", "tokens", "HellaSwag acc_norm", "mean of 7 t
 _CARD, _SCORE_PLOT = "huggingface/README.md", "huggingface/scores.png"
 _OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon for the blocks' matrices, AdamW for the rest"}
 _LANGUAGES = {"slimpajama": "en", "starcoderdata": "code"}
-# Key: name of lm-eval's task. Value: name of the data set on the hub, and the split that lm-eval scores.
+# For each task of lm-eval: the name of its data set on the hub, and the split that lm-eval scores.
 _TASK_DATASETS = {
     "hellaswag": ("Rowan/hellaswag", "validation"),
     "openbookqa": ("allenai/openbookqa", "test"),
@@ -59,13 +59,13 @@ def update_card(folder: str | Path) -> Path:
 
     The release's row in releases.json and in the cards of the run's other releases is updated too. In release.json,
     only the hashes of the written files change, so damage to other files stays detectable. Raises InputError if the
-    folder is not a release, or if the scores belong to another step than the release.
+    folder is not a release, or if the step of the scores differs from that of the release.
     """
     release = ReleaseDir(Path(folder))
     reject_symlink(release.path.parent)
     step = release.metadata()["step"]
     if release.evaluation_path.is_file() and (found := read_json(release.evaluation_path)["step"]) != step:
-        raise InputError(f"{release.evaluation_path}: of step {found}, this is step {step}; evaluate {folder}")
+        raise InputError(f"{release.evaluation_path}: scores of step {found}, not {step}; evaluate {folder}")
     if step is None:  # external weights, not part of a run
         write_card(release, None)
     else:
@@ -76,7 +76,7 @@ def update_card(folder: str | Path) -> Path:
 def update_cards(releases: ReleasesDir) -> None:
     """Rewrite releases.json and the card of every release of a run."""
     reject_symlink(releases.path)
-    with blocking_lock(releases.cards_lock_path):  # an evaluation and a milestone may finish at the same time
+    with blocking_lock(releases.cards_lock_path):  # two processes may update the cards at the same time
         table = releases_table(releases)
         write_json(releases.table_path, table)
         for row in table["releases"]:
@@ -198,7 +198,7 @@ def _eval_results(evaluation: Json) -> Iterator[EvalResult]:
 
 
 def data_rows(sources: Json, recipe: Recipe) -> Iterator[tuple[str, ...]]:
-    """Yield a table row with the cells of DATA_COLUMNS per source and split; `sources` is from `summarize_store`."""
+    """Yield the cells of DATA_COLUMNS per source and split; `sources` is that of `summarize_store`."""
     fractions = _fractions({name: source.weight for name, source in recipe.data.sources.items()})
     for name, source in recipe.data.sources.items():
         summary = sources.get(name, {"origin": None, "splits": {}})
@@ -211,7 +211,7 @@ def data_rows(sources: Json, recipe: Recipe) -> Iterator[tuple[str, ...]]:
 
 
 def describe_mixture_stages(recipe: Recipe) -> list[str]:
-    """Return a sentence for each stage of the recipe's mixture schedule after the start."""
+    """Return one line of text for each stage of the recipe's mixture schedule."""
     sentences = []
     for stage in recipe.data.stages:
         ramp = f", reached over {stage.ramp_tokens:,} tokens" if stage.ramp_tokens else ""
@@ -244,6 +244,6 @@ def _escape_cell(text: str) -> str:
 
 
 def _link_dataset(description: str) -> str:
-    """Replace the name of a public data set at the beginning of a description by a link."""
+    """Replace the name of a public data set at the beginning of a description with a link."""
     name = next((name for name in PUBLIC_DATASETS.values() if description.startswith(name)), None)
     return f"[{name}](https://huggingface.co/datasets/{name}){description.removeprefix(name)}" if name else description

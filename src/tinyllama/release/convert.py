@@ -1,7 +1,7 @@
-"""Release of external weights: any Hugging Face Llama in the formats of a release.
+"""Releases of external weights: any Hugging Face Llama, exported in the formats of a release.
 
-Reads a folder or a model of the hub; writes `releases/NAME/` in the working directory. The file release.json records
-the source of the weights instead of the training.
+The source is a folder or a model of the hub. The release is written to `releases/NAME/` in the working directory. Its
+release.json records the source of the weights instead of the training.
 """
 
 import re
@@ -40,9 +40,9 @@ _GENERATION = "generation_config.json"
 def release_external_weights(source: str, formats: Sequence[str] = ALL_FORMATS, force: bool = False) -> Path:
     """Write `releases/NAME/` from a Hugging Face Llama's folder or hub name; return that folder.
 
-    Raises InputError if the source is not a Llama, or if transformers computes different outputs. Raises InputError
-    also if a format's library is missing, or if the release exists and `force` is false. Raises RunStoppedError if an
-    engine rejects a file. If an engine crashes, the release is written before RunStoppedError is raised.
+    Raises InputError if the source is not a Llama, or if transformers computes different outputs. Also raises
+    InputError if a format's library is missing, or if the release exists and `force` is false. Raises RunStoppedError
+    if an engine rejects a file. If an engine crashes, the release is written before RunStoppedError is raised.
     """
     llama = HuggingFaceLlama.open(source)
     _reject_escaping_symlinks(llama.folder)
@@ -87,14 +87,15 @@ def release_external_weights(source: str, formats: Sequence[str] = ALL_FORMATS, 
 
 
 def _reject_escaping_symlinks(source: Path) -> None:
-    """Raise InputError for a link out of the folder, which could copy any file of the machine into the release.
+    """Raise InputError for a symbolic link to a file outside the folder.
 
-    Links in the hub's cache are allowed. They point to `blobs`, next to the folder of snapshots.
+    Such a link could copy any file of the machine into the release. Links in the hub's cache are allowed: they point to
+    files in `blobs`, next to the folder `snapshots`.
     """
     blobs = source.resolve().parent.parent / "blobs"
     for path in find_escaping_symlinks(source):
         if path.resolve().parent != blobs:
-            raise InputError(f"{path}: is a link to {path.resolve()}, outside its folder; put the file itself there")
+            raise InputError(f"{path}: is a link to {path.resolve()}, outside its folder; replace the link by the file")
 
 
 def _compare_with_transformers(source: Path, reference: dict[str, Any]) -> None:
@@ -108,17 +109,17 @@ def _compare_with_transformers(source: Path, reference: dict[str, Any]) -> None:
     if failed.remedy:
         raise RunStoppedError(f"{source}: not compared with transformers: {failed.found}; {failed.remedy}")
     if failed.what == "loads and runs":
-        raise InputError(f"{source}: transformers does not run it ({failed.found}); make it load there first")
+        raise InputError(f"{source}: transformers cannot run this model ({failed.found}); correct the folder")
     raise InputError(
-        f"{source}: transformers and tinyllama disagree ({failed.what}: {failed.found} instead of "
-        f"{failed.expected}), so nothing is released; please report it with the folder's config.json"
+        f"{source}: transformers and tinyllama compute different outputs ({failed.what}: {failed.found} instead of "
+        f"{failed.expected}), so nothing is released; report this with the folder's config.json"
     )
 
 
 def _copy_chat_settings(source: Path, folder: Path, num_rows: int) -> None:
     """Copy the generation settings and the chat template of a chat model into the release.
 
-    The template is written to a separate file, in which transformers 5 looks for a template. The embedding has
+    The template is written to a separate file, from which transformers 5 reads it. The embedding has
     `num_rows` rows; token ids without a row are dropped with a warning.
     """
     settings = read_json(source / "tokenizer_config.json") if (source / "tokenizer_config.json").is_file() else {}
@@ -133,7 +134,7 @@ def _copy_chat_settings(source: Path, folder: Path, num_rows: int) -> None:
         ids = value if isinstance(value, list) else [value]
         beyond = [number for number in ids if isinstance(number, int) and number >= num_rows]
         if name.endswith("_token_id") and beyond:
-            warn_once(f"{source / _GENERATION}: {name} {value} is beyond the weights' {num_rows} rows; ignored")
+            warn_once(f"{source / _GENERATION}: {name} {value} exceeds the embedding's {num_rows} rows; ignored")
             ids = [number for number in ids if number not in beyond]
         if ids not in ([], [None]):
             generation[name] = ids if isinstance(value, list) else value
@@ -141,7 +142,7 @@ def _copy_chat_settings(source: Path, folder: Path, num_rows: int) -> None:
 
 
 def _model_name(source: Path) -> str:
-    """Return a folder's name or, for a release and its Hugging Face folder, the name of the released model."""
+    """Return the model's name: that in release.json if the folder belongs to a release, otherwise the folder's name."""
     for folder in (source, source.resolve().parent):
         release = ReleaseDir(folder)
         if release.exists:

@@ -1,4 +1,4 @@
-"""Runs a format of a release in its engine, in a child process, so that a crash does not stop the command.
+"""Engines that run the formats of a release, in child processes, so that a crash does not stop the command.
 
 This file is also the program of the child process. `python -P engines.py ENGINE PATH OUT` reads the reference from
 standard input and writes the engine's output, or its error, as JSON to OUT. `python -P engines.py quantise SOURCE PATH
@@ -20,18 +20,18 @@ from typing import Any
 from tinyllama.errors import RunStoppedError, silence_torchao
 from tinyllama.processes import set_parent_death_signal
 
-# ruff: noqa: PLC0415 - each engine's library is imported only in the child process, for its own format
+# ruff: noqa: PLC0415 - each engine's library is imported only in the child process that needs it
 
 ENGINE_NAMES = {"transformers": "transformers", "llama_cpp": "llama.cpp", "ctranslate2": "CTranslate2"}
 """Name of each library in messages."""
 _CRASH_REMEDIES = {
-    "llama_cpp": "rebuild it for any x86-64 CPU: CMAKE_ARGS=-DGGML_NATIVE=OFF pip install --force-reinstall "
+    "llama_cpp": "rebuild llama.cpp for any x86-64 CPU: CMAKE_ARGS=-DGGML_NATIVE=OFF pip install --force-reinstall "
     "--no-cache-dir --no-deps llama-cpp-python (docs/engines.md)",
     "ctranslate2": "install another version of ctranslate2, or use another machine",
     "transformers": "install other versions of torch and transformers, or use another machine",
 }
 _PARENT = "--parent="
-"""Prefix of the child program's first argument, the id of the parent process. The child ends when the parent ends."""
+"""Prefix of the child's first argument, which contains the parent's process id. The child ends when the parent ends."""
 Reference = dict[str, Any]
 EngineOutput = dict[str, Any]
 
@@ -39,8 +39,8 @@ EngineOutput = dict[str, Any]
 def run_engine(engine: str, path: Path, reference: Reference) -> EngineOutput:
     """Run an engine, and return its outputs for the reference's texts, prompts and scored text.
 
-    If the engine failed, the result contains only its message as `error`. If a signal ended the engine, the result also
-    contains a `remedy`, because a crash does not show that the file is invalid.
+    If the engine failed, the result contains only the error message, as `error`. If a signal ended the engine, the
+    result also contains a `remedy`, because a crash does not show that the file is invalid.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "output.json"
@@ -74,7 +74,7 @@ def run_conversion(library: str, function: str, *arguments: str) -> None:
 
 def crash_line(error: str, remedy: str) -> str:
     """Format the line that reports a crash in the result of `run_engine`."""
-    return f"{error}, which is no evidence against the file; {remedy}"
+    return f"{error}, which does not show that the file is invalid; {remedy}"
 
 
 def _describe_crash(library: str, returncode: int) -> tuple[str, str]:
@@ -83,13 +83,13 @@ def _describe_crash(library: str, returncode: int) -> tuple[str, str]:
     if name == "SIGKILL":  # sent by another process, or by the kernel when memory runs out
         return (
             f"{ENGINE_NAMES[library]} was killed (SIGKILL)",
-            "free some memory or raise its limit, and run this again",
+            "free some memory or raise the memory limit, and run this again",
         )
     return f"{ENGINE_NAMES[library]} crashed ({name}) on this machine", _CRASH_REMEDIES[library]
 
 
 def _run(arguments: list[str], stdin: bytes) -> subprocess.CompletedProcess[bytes]:
-    # Without -P, modules of this folder would hide libraries of the same name.
+    # Without -P, modules in this folder would shadow libraries of the same name.
     command = [sys.executable, "-P", __file__, f"{_PARENT}{os.getpid()}", *arguments]
     return subprocess.run(command, input=stdin, capture_output=True, check=False)
 
@@ -104,7 +104,7 @@ def _last_line(text: bytes) -> str:
 
 
 def run_transformers(path: str, reference: Reference) -> EngineOutput:
-    """Run a Hugging Face folder in float32."""
+    """Run a Hugging Face folder in transformers, in float32."""
     model = _load_in_transformers(path)
     from transformers import AutoTokenizer
 
@@ -121,7 +121,7 @@ def run_transformers(path: str, reference: Reference) -> EngineOutput:
 
 
 def run_source_in_transformers(path: str, reference: Reference) -> EngineOutput:
-    """Run a folder of external weights, rounded to bf16 as in the release, without its tokenizer."""
+    """Run external weights in transformers, rounded to bf16 as in the release; their tokenizer is not loaded."""
     # no text is padded here, and the padding id of the folder may have no row in the embedding
     model = _load_in_transformers(path, pad_token_id=None)
     import torch
@@ -145,7 +145,7 @@ def _load_in_transformers(path: str, **config: Any) -> Any:
 
 
 def _compute_in_transformers(model: Any, reference: Reference) -> EngineOutput:
-    """Return greedy continuations and the loss, independent of the folder's generation_config.json."""
+    """Return greedy continuations and the loss, without the folder's generation_config.json."""
     import torch
     from transformers import GenerationConfig
 
@@ -153,7 +153,7 @@ def _compute_in_transformers(model: Any, reference: Reference) -> EngineOutput:
     continuations = []
     for entry in reference["continuations"]:
         prompt, count = torch.tensor([entry["prompt_ids"]]), len(entry["ids"])
-        length = {"max_new_tokens": count, "min_new_tokens": count}  # prevents an earlier EOS
+        length = {"max_new_tokens": count, "min_new_tokens": count}  # prevents EOS before `count` tokens
         ids = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, **length)
         continuations.append(ids[0, prompt.shape[1] :].tolist())
     scored = torch.tensor([reference["scored"]["ids"]])
@@ -163,12 +163,12 @@ def _compute_in_transformers(model: Any, reference: Reference) -> EngineOutput:
 
 
 def run_llama_cpp(path: str, reference: Reference) -> EngineOutput:
-    """Run a GGUF file."""
+    """Run a GGUF file in llama.cpp."""
     import numpy as np
 
     scored, entries = reference["scored"]["ids"], reference["continuations"]
     length = max([len(scored), *(len(entry["prompt_ids"]) + len(entry["ids"]) for entry in entries)])
-    # a prompt in several batches would produce other logits than in one batch
+    # a prompt that is split into several batches would produce different logits
     model = open_llama_cpp(path, n_ctx=length, n_batch=length, logits_all=True, n_threads=_num_threads())
 
     def logits(ids: list[int]) -> Any:
@@ -202,8 +202,9 @@ def run_llama_cpp(path: str, reference: Reference) -> EngineOutput:
 def open_llama_cpp(path: str, verbose: bool = False, **options: Any) -> Any:
     """Return a `llama_cpp.Llama` whose weights are not repacked for this CPU.
 
-    On CPUs with AMX, repacked weights crash llama.cpp at two tokens or more (ggml-org/llama.cpp#20824). `Llama` takes
-    its model parameters from `llama_model_default_params` and has no argument for `use_extra_bufts`.
+    On CPUs with AMX, llama.cpp crashes if the weights are repacked and a batch has two or more tokens
+    (ggml-org/llama.cpp#20824). `Llama` has no argument for `use_extra_bufts`, so this function replaces
+    `llama_model_default_params`, from which `Llama` takes its model parameters.
     """
     from llama_cpp import Llama, llama_cpp
 
@@ -222,7 +223,7 @@ def open_llama_cpp(path: str, verbose: bool = False, **options: Any) -> Any:
 
 
 def quantise(source: str, path: str, kind: str) -> None:
-    """Write a GGUF file of a kind such as Q8_0 from an F16 file."""
+    """Convert an F16 GGUF file to a quantised type such as Q8_0."""
     import llama_cpp
 
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # otherwise llama.cpp prints one line per tensor
@@ -233,7 +234,7 @@ def quantise(source: str, path: str, kind: str) -> None:
 
 
 def _num_threads() -> int:
-    """Return the thread count that torch and CTranslate2 use. llama.cpp's own default ignores OMP_NUM_THREADS."""
+    """Return the number of threads that torch and CTranslate2 use; llama.cpp's default ignores OMP_NUM_THREADS."""
     return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
@@ -253,7 +254,7 @@ def run_ctranslate2(path: str, reference: Reference) -> EngineOutput:
     continuations = []
     for entry in reference["continuations"]:
         count = len(entry["ids"])
-        length = {"max_length": count, "min_length": count}  # prevents an earlier EOS
+        length = {"max_length": count, "min_length": count}  # prevents EOS before `count` tokens
         (result,) = model.generate_batch([tokens(entry["prompt_ids"])], include_prompt_in_result=False, **length)
         continuations.append([tokenizer.token_to_id(token) for token in result.sequences[0]])
     (scored,) = model.score_batch([tokens(reference["scored"]["ids"])], max_input_length=0)
@@ -266,14 +267,14 @@ def run_ctranslate2(path: str, reference: Reference) -> EngineOutput:
 
 
 def convert(source: str, folder: str, kind: str, *files: str) -> None:
-    """Write a CTranslate2 folder of a type such as int8_float32 from a Hugging Face folder, with copies of `files`."""
+    """Convert a Hugging Face folder to a CTranslate2 folder of a type such as int8_float32; also copy `files`."""
     silence_torchao()
     from ctranslate2.converters import TransformersConverter
     from transformers.utils import logging as transformers_logging
 
     class Converter(TransformersConverter):  # type: ignore[misc]
         def load_model(self, *arguments: Any, **options: Any) -> Any:
-            """Load a model without mapping its files, which would stay in memory until the last weight is freed."""
+            """Load a model and copy its weights; mapped files would stay in memory until the last weight is freed."""
             model = super().load_model(*arguments, **options)
             for parameter in model.parameters():
                 parameter.data = parameter.data.clone()
@@ -290,11 +291,11 @@ ENGINES = {
     "ctranslate2": run_ctranslate2,
 }
 CONVERSIONS: dict[str, Callable[..., None]] = {"quantise": quantise, "convert": convert}
-"""Functions of the child process that write files, by name."""
+"""Conversions of the child process, by name."""
 
 
 def main(engine: str, path: str, out: str, *more: str) -> None:
-    """Run an engine and write its outputs to `out`, or write the error if it failed; or run a conversion."""
+    """Run a conversion, or run an engine and write its outputs or its error to `out`."""
     if engine in CONVERSIONS:
         CONVERSIONS[engine](path, out, *more)
         return

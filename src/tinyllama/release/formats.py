@@ -19,16 +19,16 @@ LIBRARIES = {
     "ctranslate2": ("ctranslate2", "transformers"),
 }
 """Libraries that write each format and run the format in `tinyllama verify`."""
-# GGUF: from block sizes (Q8_0: 34 bytes for 32 weights). Q4_K_M: measured at 1.1B (benchmarks/release_1b.py).
+# GGUF's Q8_0 stores 32 weights in 34 bytes. Q4_K_M was measured at 1.1B parameters (benchmarks/release_1b.py).
 FORMAT_BYTES = {"huggingface": 2.0, "gguf": 2.0 + 34 / 32 + 0.607, "ctranslate2": 1.0 + 4.0}
 """Bytes per parameter of each format."""
-# Not `int8`: with this type, the norms and all operations except matrix products would be in bf16, not in float32.
+# With `int8` instead of `int8_float32`, all operations except matrix products would be in bf16, not in float32.
 _CTRANSLATE2_TYPES = {"float32": "float32", "int8": "int8_float32"}
 CHAT_TEMPLATE = "chat_template.jinja"
 """Name of the file in which transformers 5 looks for a chat template."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 _SMOKE_TEST_TOKENS = 8
-"""Number of tokens that a smoke test computes: enough for matrix products, for which engines have code per CPU type."""
+"""Number of tokens per smoke test: enough for matrix products, whose code in the engines depends on the CPU type."""
 
 
 def release_bytes(formats: Iterable[str], parameters: int) -> int:
@@ -37,12 +37,12 @@ def release_bytes(formats: Iterable[str], parameters: int) -> int:
 
 
 def check_format_libraries(formats: Collection[str]) -> None:
-    """Raise InputError, naming the extra, if a library that writes one of the formats is missing."""
+    """Check that the libraries that write the formats are installed. Raises InputError, which names the extra."""
     require_libraries(library for name in formats if name != "huggingface" for library in LIBRARIES[name])
 
 
 def require_libraries(names: Iterable[str]) -> None:
-    """Raise InputError, naming the extra, if one of these libraries is not installed."""
+    """Check that libraries are installed. Raises InputError, which names the extra, if a library is missing."""
     missing = next((name for name in names if find_spec(name) is None), None)
     if missing:
         raise InputError(f'formats: {missing} is not installed; pip install "tinyllama[formats]"')
@@ -56,11 +56,11 @@ class ReleasedFormat:
     """Name in the table of checks, such as `gguf Q8_0`."""
     engine: str
     path: str
-    """Relative path that the engine loads."""
+    """Path that the engine loads, relative to the release's folder."""
 
     @property
     def kind(self) -> str:
-        """Name in `release.formats`."""
+        """Name of the format in the recipe's `release.formats`."""
         return self.name.split()[0]
 
 
@@ -84,8 +84,8 @@ def list_formats(files: Iterable[str]) -> list[ReleasedFormat]:
 def write_formats(folder: Path, formats: Collection[str], name: str) -> None:
     """Write `folder/gguf` and `folder/ctranslate2` from `folder/huggingface`, if they are among `formats`.
 
-    GGUF files are named after `name`. Raises InputError if a format does not support the tokenizer or a weight. Raises
-    RunStoppedError if the library that writes a format fails or crashes.
+    The names of GGUF files begin with `name`. Raises InputError if a format does not support the tokenizer or a weight.
+    Raises RunStoppedError if the library that writes a format fails or crashes.
     """
     if "gguf" in formats:
         from tinyllama.release.gguf import write_gguf  # noqa: PLC0415 - an extra
@@ -109,10 +109,10 @@ def write_ctranslate2(folder: Path, source: Path) -> None:
 
 
 def smoke_test(folder: Path, reference: dict[str, Any], in_transformers: bool) -> str | None:
-    """Compute a few tokens with each format in `folder` in the format's engine, if the engine is installed.
+    """Run each format in `folder` on a few tokens in the format's engine, if the engine is installed.
 
-    transformers loads the Hugging Face folder, which takes seconds, only if `in_transformers` is true and no
-    `folder/ctranslate2` exists; the conversion to CTranslate2 already loads the Hugging Face folder in transformers.
+    If `in_transformers` is true, the Hugging Face folder runs in transformers, which takes seconds. This is skipped if
+    `folder/ctranslate2` exists, because the conversion to CTranslate2 has already loaded the folder in transformers.
     Returns the message of the first engine that crashed, or None. Raises RunStoppedError if an engine rejects a file.
     """
     scored = {"ids": reference["scored"]["ids"][:_SMOKE_TEST_TOKENS]}
@@ -130,7 +130,7 @@ def smoke_test(folder: Path, reference: dict[str, Any], in_transformers: bool) -
         elif "error" in output:
             engine = ENGINE_NAMES[released.engine]
             raise RunStoppedError(
-                f"release: {released.name} does not run in {engine} ({output['error']}); release without it "
+                f"release: {released.name} does not run in {engine} ({output['error']}); release without this format "
                 f"(--formats), or install another version of {engine}"
             )
     return crash

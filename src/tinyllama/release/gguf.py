@@ -1,9 +1,9 @@
-"""Writes a Hugging Face folder as GGUF in F16; llama.cpp's quantiser converts this file to Q8_0 and Q4_K_M.
+"""Conversion of a Hugging Face folder to GGUF: F16 here, then Q8_0 and Q4_K_M with llama.cpp's quantiser.
 
 Weights are read, converted and written one at a time. llama.cpp's RoPE pairs dimensions 2i and 2i + 1, whereas Hugging
-Face pairs i and i + E/2. The rows of each head's query and key are therefore permuted. A Llama-style tokenizer becomes
-llama.cpp's "llama" (SentencePiece), which merges the pair with the best score. A byte-level tokenizer becomes "gpt2".
-llama.cpp has a fixed list of rules that split text into words. A tokenizer with other rules is rejected (see
+Face pairs i and i + E/2. The rows of each head's query and key are therefore permuted. A Llama-style tokenizer gets
+llama.cpp's type "llama" (SentencePiece), which merges the pair with the best score. A byte-level tokenizer gets "gpt2".
+llama.cpp has a fixed list of rules to split text into words. A tokenizer with any other rule is rejected (see
 `Tokenizer.check_formats`).
 """
 
@@ -86,7 +86,7 @@ def _add_shape(writer: gguf.GGUFWriter, source: HuggingFaceLlama, name: str) -> 
 def tensor_names(tensors: Safetensors, shape: Model) -> dict[str, str]:
     """Map the GGUF name of each tensor to its Hugging Face name.
 
-    A tied head is absent, because llama.cpp derives it from the embedding.
+    A tied head has no entry, because llama.cpp uses the embedding as the head.
     """
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.layers)
     names = {name: table.get_name(name, try_suffixes=(".weight",)) for name in tensors}
@@ -96,24 +96,24 @@ def tensor_names(tensors: Safetensors, shape: Model) -> dict[str, str]:
 
 
 def _convert_tensor(name: str, tensor: Tensor, shape: Model) -> Tensor:
-    """Return a tensor in GGUF's form: matrices in float16, vectors in float32, since llama.cpp's norms are float32."""
+    """Convert a tensor for GGUF: matrices to float16, vectors to float32, since llama.cpp's norms are float32."""
     if tensor.ndim == 1:
         return tensor.float()
     heads = {"q_proj": shape.heads, "k_proj": shape.kv_heads}.get(name.split(".")[-2])
     half = (permute_rope_rows(tensor, heads) if heads else tensor).half().contiguous()
     if not half.isfinite().all():
-        raise InputError(f"{name}: a weight is over 65504, which float16 cannot hold; release it without gguf")
+        raise InputError(f"{name}: a weight exceeds 65504, the maximum of float16; release without gguf")
     return half
 
 
 def permute_rope_rows(weight: Tensor, heads: int) -> Tensor:
-    """Permute the rows [heads * E, D] of a query or key from pairs (i, i + E/2) to pairs (2i, 2i + 1)."""
+    """Permute the rows of a query or key weight [heads * E, D] from pairs (i, i + E/2) to pairs (2i, 2i + 1)."""
     return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Backend, num_rows: int) -> None:
     """Add the tokenizer for a model whose embedding has `num_rows` rows, including spare rows."""
-    tokenizer = fit_to_embedding(tokenizer, num_rows)  # llama.cpp loads no model with more tokens than rows
+    tokenizer = fit_to_embedding(tokenizer, num_rows)  # llama.cpp rejects a model with more tokens than rows
     if tokenizer.is_llama_style:
         types = [_TOKEN_TYPES[kind] for _, kind in tokenizer.tokens()]
         if tokenizer.unk_id is not None:
@@ -145,7 +145,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Backend, num_rows: int) -
 
 
 def _add_tokens(writer: gguf.GGUFWriter, texts: list[str], types: list[TokenType], num_rows: int) -> None:
-    """Add the text and type of all ids. An id without a token gets a placeholder that no text is encoded to."""
+    """Add the text and type of all ids. An id without a token gets a placeholder, to which no text is encoded."""
     num_spare = num_rows - len(texts)
     texts = [text or f"[PAD{number}]" for number, text in enumerate([*texts, *[""] * num_spare])]
     writer.add_token_list(texts)

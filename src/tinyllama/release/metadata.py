@@ -1,8 +1,8 @@
 """The contents of release.json (a release's lineage from the raw files to the weights) and of releases.json.
 
-A checkpoint contains the digests of its recipe, store and tokenizer. If the run now contains another recipe, store or
-tokenizer, the release is refused, because the card would describe another model. releases.json is computed from the
-releases and evaluations in the folder, so releases.json can be written again at any time.
+A checkpoint contains the digests of its recipe, store and tokenizer. If one of them has changed since, the release
+is refused, because its card would describe a different model. releases.json is computed from the releases and
+evaluations in the folder, so it can be recreated at any time.
 """
 
 import math
@@ -37,7 +37,7 @@ ReleaseRow = dict[str, Any]
 def build_release_metadata(checkpoint: CheckpointDir, averaged: list[CheckpointDir], config: Release) -> dict[str, Any]:
     """Return the contents of release.json except `reference` and `files`; `averaged` lists the averaged checkpoints.
 
-    Raises InputError if the checkpoint was trained with another store, recipe or tokenizer than the run contains.
+    Raises InputError if the recipe, the store or the tokenizer has changed since the checkpoint was written.
     """
     run, state, recipe = checkpoint.run, checkpoint.state(), Recipe.load(checkpoint.recipe_path)
     tokenizer, store_digest = load_tokenizer(checkpoint.path), sha256_of(run.store_manifest_path)
@@ -88,7 +88,7 @@ def summarize_store(manifest: Mapping[str, Any], recipe: Recipe) -> dict[str, An
 
 
 def _origin(source: Source) -> str | None:
-    """Return the public data set of a source; None for the user's own data, or if the files no longer exist."""
+    """Return the name of a source's data set; None for the user's own data, or if the files no longer exist."""
     path = Path(source.path)
     if any((folder / EMBEDDED_CORPUS_MANIFEST).is_file() for folder in (path, *path.parents)):
         return EMBEDDED_CORPUS
@@ -96,7 +96,7 @@ def _origin(source: Source) -> str | None:
 
 
 def _last_metrics(run: RunDir, step: int) -> dict[str, Any]:
-    """Return the last training loss and the last validation metrics of the steps up to `step`.
+    """Return the newest training loss and the newest validation metrics up to `step`.
 
     Raises InputError if metrics.jsonl has no row up to `step`.
     """
@@ -108,12 +108,12 @@ def _last_metrics(run: RunDir, step: int) -> dict[str, Any]:
             found["validation_step"] = row["step"]
             found |= {name: row[name] for name in ("validation_loss", "validation_bits_per_byte")}
     if row is None:
-        raise InputError(f"{run.metrics_path}: no row up to step {step}; restore the file, the loss plot needs it")
+        raise InputError(f"{run.metrics_path}: no row up to step {step} for the loss plot; restore the file")
     return found
 
 
 def base_model(metadata: Mapping[str, Any]) -> str | None:
-    """Return the hub name of the model whose weights the training started from; None for a local folder."""
+    """Return the hub name of the initial weights; None for a local folder or for weights drawn from the seed."""
     source = metadata["initial_weights"] and metadata["initial_weights"]["source"]
     return source if source and HUB_NAME.fullmatch(source) and not Path(source).exists() else None
 
@@ -127,7 +127,7 @@ def check_destination(release: ReleaseDir, force: bool) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if release.exists and not force:
-        raise InputError(f"{folder}: already released; --force replaces it")
+        raise InputError(f"{folder}: already released; replace the release with --force")
     listed = release.metadata()["files"] if release.exists else ()
     own = {release.metadata_path.name, release.evaluation_path.name, *listed}
     paths = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
@@ -145,7 +145,7 @@ def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def hash_file(path: Path) -> dict[str, Any]:
-    """Return a file's entry in release.json."""
+    """Return the size and SHA-256 of a file: its entry in release.json."""
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
@@ -154,9 +154,10 @@ def releases_table(releases: ReleasesDir) -> dict[str, list[ReleaseRow]]:
 
     Releases are sorted by number of tokens. Measured baselines come before published baselines. Each row has
     `name`, `tokens`, `hellaswag` (acc_norm) and `mean_of_seven` in per cent, and `source` (`measured` or
-    `published, …`). If HellaSwag was measured, the row has `stderr` and `coverage`. A release also has `date`, `step`,
-    `folder` and `commit` (SHA-256 of the commit of the newest averaged checkpoint). A release also has `complete`,
-    which is true if the release and the recipe's baselines have all scores that the recipe requests.
+    `published, …`). `stderr` is None unless HellaSwag was measured. `coverage` describes the scored items. A release
+    also has `date`, `step`, `folder` and `commit` (SHA-256 of the commit of the newest averaged checkpoint). A release
+    also has `complete`, which is true if the release and the recipe's baselines have all scores that the recipe
+    requests.
     """
     rows = [_release_row(releases, release, metadata) for release, metadata in releases.releases()]
     measured = [
@@ -208,7 +209,7 @@ def _score_columns(evaluation: Mapping[str, Any] | None) -> ReleaseRow:
 
 
 def _zero_shot_rows(evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the rows of an evaluation with zero-shot scores. Only these are comparable with published scores."""
+    """Return an evaluation's rows with zero-shot scores, the only scores that compare with published scores."""
     num_fewshot = evaluation.get("num_fewshot", {})
     return {task: row for task, row in evaluation["rows"].items() if not num_fewshot.get(task)}
 
@@ -220,7 +221,7 @@ def mean_of_seven(rows: Mapping[str, Mapping[str, float]]) -> float | None:
 
 
 def covers_recipe(evaluation: Mapping[str, Any] | None, config: Mapping[str, Any]) -> bool:
-    """Return whether an evaluation has all tasks and items that `config`, a recipe's `release`, requests."""
+    """Return whether an evaluation covers all tasks and items that `config`, a recipe's `release`, requests."""
     rows, requested = (_zero_shot_rows(evaluation), evaluation.get("asked", [])) if evaluation else ({}, [])
     limit = config["limit"] or math.inf
     too_few = {name for name, row in rows.items() if row["items"] < min(limit, row["total_items"])}

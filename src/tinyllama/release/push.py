@@ -1,8 +1,8 @@
-"""Uploads a release to the hub in one commit; new repositories are private by default.
+"""Upload of a release to the hub in one commit; new repositories are private by default.
 
 A release whose files differ from release.json is refused. The content of `huggingface/` is uploaded to the repository's
-root, so that transformers loads the repository by its name. Other files keep their paths. As usual for huggingface_hub,
-HF_ENDPOINT and HF_TOKEN choose the hub and the user.
+root, so that transformers loads the repository by its name. Other files keep their paths. The environment
+variables HF_ENDPOINT and HF_TOKEN select the hub and the user.
 """
 
 import json
@@ -21,9 +21,9 @@ from tinyllama.runs.run_dir import ReleaseDir
 def push_release(folder: Path, name: str, public: bool = False) -> str:
     """Upload a release to the repository `name` (OWNER/NAME, or NAME in the user's account) of the hub; return its URL.
 
-    A missing repository is created, private unless `public`. An existing repository keeps its visibility. Files of an
-    earlier release that are not part of this release are deleted in the same commit. Raises InputError if the release
-    is damaged, or if the hub cannot be reached or refuses the upload.
+    A missing repository is created, as private unless `public` is true. An existing repository keeps its visibility.
+    Files of an earlier release that are not part of this release are deleted in the same commit. Raises InputError if
+    the release is damaged, or if the hub cannot be reached or refuses the upload.
     """
     release = ReleaseDir(folder)
     metadata, metadata_name = _verified_metadata(release), release.metadata_path.name

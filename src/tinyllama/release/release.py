@@ -1,7 +1,7 @@
-"""Release a checkpoint of a run: `RUN/releases/step-00000100/` with one folder per format and release.json.
+"""Releases of checkpoints: `RUN/releases/step-00000100/` contains one folder per format, and release.json.
 
 The weights are written once, as a Hugging Face folder; `formats` makes all other formats from this folder. The release
-is written to a hidden folder, which is renamed when it is complete. The card of every release and the table in
+is written to a hidden folder, which is renamed when the release is complete. The card of every release and the table in
 releases.json are then updated.
 """
 
@@ -51,8 +51,8 @@ def release_run(
     """Release the checkpoint of `step`, or by default the newest committed checkpoint; return the release's folder.
 
     `source` is a run or a checkpoint. `formats`, `average` and `average_decay` replace the recipe's fields (see
-    `schema.Release`). Each GGUF and CTranslate2 file is loaded once in its engine. With `in_transformers`, transformers
-    also loads the Hugging Face folder, which takes seconds. Raises InputError if the checkpoint is damaged or does not
+    `recipe.Release`). Each GGUF and CTranslate2 file is run once in its engine. With `in_transformers`, transformers
+    also runs the Hugging Face folder, which takes seconds. Raises InputError if the checkpoint is damaged or does not
     match its run, if a format's library is missing, or if the release exists and `force` is false. Raises
     RunStoppedError if an engine rejects a file. If an engine crashes, the release is written before RunStoppedError is
     raised.
@@ -86,7 +86,7 @@ def release_run(
         write_json(ReleaseDir(part).metadata_path, {**metadata, "files": hash_files(part)})
         write_card(ReleaseDir(part), {"releases": [], "baselines": []})
     RunLog(run).event("release", metadata["step"], folder=str(release.path))
-    update_cards(run.releases)  # after the event: a milestone in releases.json is not processed again after a crash
+    update_cards(run.releases)  # last, because a milestone in releases.json is not processed again after a crash
     if crash:
         raise RunStoppedError(f"{release.path}: released, but {crash}")
     return release.path
@@ -103,7 +103,7 @@ def verified_checkpoint(source: Path, step: int | None) -> CheckpointDir:
     else:
         raise InputError(f"{source}: no run and no checkpoint here; give the folder of a run, such as runs/demo")
     if damage := checkpoint.find_damage():
-        raise InputError(f"{damage[0]}; release another step, or train this one again")
+        raise InputError(f"{damage[0]}; release another step, or train this step again")
     return checkpoint
 
 
@@ -139,8 +139,8 @@ def averaged_checkpoints(checkpoint: CheckpointDir, count: int, exactly: bool = 
     if len(chosen) < count and exactly:
         steps = ", ".join(str(other.step) for other in chosen)
         raise InputError(
-            f"{run.path}: --average is {count}, but up to {checkpoint.name} there are {len(chosen)} checkpoints in a "
-            f"row (of step {steps}); give at most {len(chosen)}, or raise checkpoint.keep for the rest of the run"
+            f"{run.path}: --average is {count}, but only {len(chosen)} consecutive checkpoints end at "
+            f"{checkpoint.name} (of step {steps}); give at most {len(chosen)}, or raise checkpoint.keep"
         )
     return chosen
 
@@ -229,7 +229,7 @@ def show_release_progress(part: Path, folder: Path, parameters: int, formats: Co
 
 
 def release_milestone(run: RunDir, step: int) -> None:
-    """Release the checkpoint of a step, and score it and the recipe's baselines; skip finished parts."""
+    """Release a step's checkpoint, and evaluate the release and the recipe's baselines; skip what already exists."""
     checkpoint, config, precision = run.checkpoint(step), run.recipe().release, PRECISIONS[run.recipe().train.precision]
     release = run.releases.release(checkpoint.name)
     if not checkpoint.is_released_as(release):
@@ -247,10 +247,10 @@ def release_milestone(run: RunDir, step: int) -> None:
 
 
 def main(run: str, step: str) -> int:
-    """Release a milestone in this process, which runs next to training; return the exit status.
+    """Release a milestone in this sidecar process; return the exit status.
 
     The last line on standard error is the reason for a failure. Status 2 means invalid input; training does not retry
-    in this case. A full disk has status 1, since the disk may have space a minute later.
+    in this case. A full disk causes status 1, since the disk may have space a minute later.
     """
     set_quiet()
     return run_and_get_exit_status(lambda: release_milestone(RunDir(Path(run)), int(step)), system_status=1)

@@ -1,8 +1,8 @@
-"""Verifies a release: each format runs in its own engine and is compared with a reference.
+"""Verification of a release: each format runs in its engine, and the outputs are compared with a reference.
 
-The reference is computed from the checkpoint before the export, and release.json stores it. A comparison with
+The reference is computed from the checkpoint before the export and stored in release.json. A comparison with
 the Hugging Face folder would miss errors in that folder, such as swapped gate and up projections. Engines run in child
-processes, so an error or a crash on a damaged file is a failed check.
+processes, so an error or a crash on a damaged file only causes a failed check.
 """
 
 import random
@@ -67,7 +67,7 @@ def find(rows: list[int], wanted: int) -> int | None:
 
 @torch.inference_mode()
 def compute_reference_outputs(model: Llama, tokenizer: Tokenizer) -> Reference:
-    """Compute the outputs of a float32 model on the CPU with which the formats of a release are compared.
+    """Compute the outputs of a float32 model on the CPU, with which `verify` compares the formats of a release.
 
     The outputs are the token ids of difficult texts, greedy continuations of PROMPTS, and the nats per token of TEXT.
     The weights are first rounded in place to bf16, like exported weights. The margin of a token in a continuation is
@@ -89,7 +89,7 @@ def compute_reference_outputs(model: Llama, tokenizer: Tokenizer) -> Reference:
 
 
 def _text_of_tokens(tokenizer: Tokenizer) -> str:
-    """Return a text of some hundred random tokens of the entire vocabulary, which reveals wrong scores and merges."""
+    """Return several hundred tokens of the entire vocabulary as shuffled text, to reveal wrong scores and merges."""
     texts = sorted({token.decode(errors="ignore") for token in tokenizer.token_bytes()} - {""})
     chosen = texts[:: max(1, len(texts) // NUM_VOCABULARY_TOKENS)]
     random.Random(0).shuffle(chosen)
@@ -135,16 +135,16 @@ class Tolerance:
     nats: float
     """Relative difference of the mean nats per token."""
     tie: float | None
-    """Margin in logits below which a token of the reference is a tie. If a format computes another token at a tie, the
-    comparison of this continuation ends without failure. If None, no tokens are compared, because rounding to 4 or
-    8 bits can make another token the most likely one."""
+    """Margin in logits below which a token of the reference counts as tied. If a format computes another token
+    at a tie, the comparison of this continuation ends without failure. If None, no tokens are compared, because
+    rounding to 4 or 8 bits can make another token the most likely one."""
 
 
 # Measured on SmolLM2-135M, which is unusually sensitive because its 135M weights were trained on 2T tokens. The nats
 # per token differ by 0.0001 % in float32, 0.005 % in F16 (float16 matrix products; up to 0.008 % for random weights),
 # 0.4 % in Q8_0, 2.4 % in Q4_K_M and 0.3 % in int8. Larger models differ less. In F16, the logits of random models
-# differ by 0.007 if their standard deviation is 1, and by 0.06 if their standard deviation is 2.7. A tie depends
-# only on the difference between two logits at one position.
+# differ by 0.007 if their standard deviation is 1, and by 0.06 if their standard deviation is 2.7. The margin of a tie
+# can be smaller, because it compares two logits at one position.
 TOLERANCES = {
     "huggingface": Tolerance(nats=1e-4, tie=1e-3),
     "gguf F16": Tolerance(nats=1e-3, tie=0.02),
@@ -307,7 +307,7 @@ def _first_difference(expected: Sequence[int], found: Sequence[int]) -> int:
 
 
 def format_checks(checks: Sequence[Check]) -> Iterator[str]:
-    """Format the table as lines, followed by a line per crashed engine and the result."""
+    """Yield the lines of the table of checks, a line per crashed engine, and the overall result."""
     rows = [
         (check.subject, check.what, check.expected, check.found, "pass" if check.passed else "FAIL") for check in checks
     ]

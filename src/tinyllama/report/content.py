@@ -1,7 +1,7 @@
-"""The content of a report: all data in a run's folder except its weights, read once, and the tables of this data.
+"""The content of a report: tables of all data in a run's folder except the weights. The folder is read once.
 
 Only the recipe must exist. Data that does not exist yet, or was deleted, is empty or None. Tables are pure functions of
-`RunData`. Cells are text, not HTML. Data and scores have the same cells as the model card.
+`RunData`. Cells are text, not HTML. The tables of data and scores have the same cells as those in the model card.
 """
 
 import statistics
@@ -32,7 +32,7 @@ Json = Mapping[str, Any]
 MAX_EVENTS = 1000
 """Maximum number of events in one list; events.jsonl contains all events."""
 MAX_NOTABLE_EVENTS = 25
-"""Maximum number of events that are always visible. A report with more events has counts and a list to unfold."""
+"""Maximum number of events that are always visible. With more events, the list of all events is collapsed."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RunData:
     events: list[Json]
     """Events, oldest first."""
     store: Json | None
-    """`inputs` and `sources`, in the form that release.json has; None before training has started."""
+    """`inputs` and `sources`, in the same form as in release.json; None before training has started."""
     digests: Mapping[str, str]
     """SHA-256 of recipe, token store and tokenizer."""
     parameters: int | None
@@ -69,7 +69,7 @@ class RunData:
 
     @property
     def ranks(self) -> list[int]:
-        """Distinct world sizes of the run's starts, in order."""
+        """World sizes with which the run was started, in order and without duplicates."""
         return list(dict.fromkeys(event["ranks"] for event in self.events if event.get("ranks")))
 
     @property
@@ -149,7 +149,7 @@ def _with_origins(store: dict[str, Any], releases: list[Json]) -> dict[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text. `kinds` are CSS classes of the rows."""
+    """Table of text cells. `kinds` contains the CSS class of each row."""
 
     head: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
@@ -205,7 +205,7 @@ def file_table(metadata: Json) -> Table:
 
 
 def event_table(events: Sequence[Event]) -> Table:
-    """Return the table of events, in their order."""
+    """Return the table of events, in the given order."""
     rows = [
         (format_timestamp(event["time"]), f"{event['step']:,}", event["event"], describe_event(event))
         for event in events
@@ -215,7 +215,7 @@ def event_table(events: Sequence[Event]) -> Table:
 
 
 def select_notable_events(events: Sequence[Event]) -> list[Event]:
-    """Select at most MAX_NOTABLE_EVENTS events that are not routine: problems first, then rare names, then new ones."""
+    """Select at most MAX_NOTABLE_EVENTS non-routine events: prefer problems, then rare names, then new events."""
     counts = Counter(event["event"] for event in events)
     notable = [event for event in events if event_category(event) != INFO]
     notable.sort(key=lambda event: (event_category(event) == PROBLEM, -counts[event["event"]]))

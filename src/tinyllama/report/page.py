@@ -1,7 +1,7 @@
-"""The HTML page of a report: the template page.html, filled with a run's figures, plots and tables, and page.css.
+"""The HTML page of a report, rendered from page.html and page.css with a run's figures, plots and tables.
 
-The file is self-contained and needs no script and no network. jinja2 escapes all text, since names come from recipes
-and files.
+The file is self-contained and needs no script and no network. jinja2 escapes all text, since names in recipes
+and files can contain HTML.
 """
 
 from collections.abc import Sequence
@@ -149,7 +149,7 @@ def _head_figures(run: RunData) -> list[HeadFigure]:
     note = f"{format_duration_precise(metrics.seconds)} of it in steps" if metrics.seconds else "no step yet"
     figures.append(HeadFigure("wall clock", format_duration_precise(seconds) if seconds else MISSING, note))
     mfu = format_median(run, "mfu", format_percent)
-    note = "MFU unknown: no peak for this device" if mfu == MISSING else f"{mfu} MFU; both are medians"
+    note = "MFU unknown, as is the device's peak FLOP/s" if mfu == MISSING else f"{mfu} MFU; both are medians"
     figures.append(HeadFigure("tokens/s", format_median(run, "tokens_per_second", format_count), note))
     if scored := [row for row in run.scores["releases"] if release_score(row)]:
         note = f"{scored[-1]['coverage']}, step {scored[-1]['step']:,}"
@@ -187,8 +187,8 @@ def _score_plot(run: RunData) -> Plot | None:
     if not has_scores(run.scores):
         return None
     caption = (
-        "acc_norm in per cent, against tokens seen; bars are standard errors. Baselines are lines, since most of them "
-        "saw far more tokens; published scores are those of their sources, on all 10,042 items."
+        "acc_norm in per cent, against tokens seen; bars are standard errors. Baselines are horizontal lines, since "
+        "most of them were trained on far more tokens. Published scores are on all 10,042 items."
     )
     draw = partial(charts.draw_scores, releases=run.scores)
     return _large_plot("scores", "HellaSwag", caption, draw, draw)
