@@ -66,7 +66,7 @@ def test_token_count_notations(text: object, tokens: int) -> None:
         ({"data.executor": "spark"}, "data.executor: 'spark'", "'local', 'slurm' or 'ray'"),
         ({"model.heads": 7}, "heads 7", "do not divide dim"),
         ({"model.kv_heads": 3}, "kv_heads 3", "do not divide heads"),
-        ({"train.sequence_length": 4096}, "train.sequence_length 4096", "make it shorter"),
+        ({"train.sequence_length": 4096}, "train.sequence_length 4096", "reduce the sequence length"),
         ({"name": "../elsewhere"}, "name: '../elsewhere'", "match pattern"),
     ],
 )
@@ -107,7 +107,7 @@ def test_invalid_yaml_error_has_line(tmp_path: Path, text: str | None, problem: 
         ("010", "'010' is read by YAML as 8; write that"),
         ("0x" + "f" * 5000, "is larger than any field allows"),
         ("1" + ":00" * 3000, "is larger than any field allows"),
-        ("9" * 5000, "is not a valid int; put a text in quotes"),
+        ("9" * 5000, "is not a valid int; put quotes around text"),
         ("'" + "9" * 5000 + "'", "is more than 1e18 tokens"),
     ],
 )

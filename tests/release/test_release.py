@@ -147,7 +147,7 @@ def change_the_store(run: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "step", "error"),
     [
-        (lambda run: (run / "recipe.yaml").unlink(), None, "no run and no checkpoint here"),
+        (lambda run: (run / "recipe.yaml").unlink(), None, "neither a run nor a checkpoint"),
         (lambda run: None, 20, "no checkpoint of step 20; .*9, 10, 40"),
         (damage_a_checkpoint, None, r"step-00000040/.*distcp .*hash"),
         (change_the_store, None, r"store\.json: digest"),

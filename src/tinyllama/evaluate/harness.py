@@ -192,8 +192,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return self._score(pairs)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Return the log-likelihood of each complete text, in windows of the context length; BOS is included as in
-        `hf`."""
+        """Return the log-likelihood of each complete text, in windows of the context length, with BOS as in `hf`."""
         windows = []
         for request in requests:
             ids = self.tok_encode(*request.args)

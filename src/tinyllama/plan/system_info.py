@@ -32,7 +32,7 @@ _ATTENTION_KERNELS = {
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU according to torch."""
+    """A GPU as reported by torch."""
 
     name: str
     memory_bytes: int

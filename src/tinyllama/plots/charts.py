@@ -42,7 +42,7 @@ _GRID: dict[str, Any] = {"color": "#808080", "alpha": 0.2, "linewidth": 0.8}
 _LINE_STYLES = ("-", "--", "-.", ":")
 
 _SETTINGS: dict[Any, Any] = {"text.parse_math": False, "axes.formatter.useoffset": False}
-"""Settings that print dollar signs in names as text, and the numbers of axes without a common offset."""
+"""Settings that disable axis offsets, and math text, which would hide dollar signs in names."""
 _SVG_SETTINGS: dict[Any, Any] = {
     **_SETTINGS,
     "svg.fonttype": "none",
@@ -221,7 +221,7 @@ def draw_comparison(figure: Figure, runs: Mapping[str, Mapping[str, Curve]], max
     for number, (name, curves) in enumerate(runs.items()):
         color, style = _RUNS[number % len(_RUNS)], _LINE_STYLES[number // len(_RUNS) % len(_LINE_STYLES)]
         raw, validation = downsample(curves["loss"], max_bins), downsample(curves["validation_loss"], 50)
-        # The label starts with a space, since matplotlib has no legend for labels that start with _.
+        # The label starts with a space, since matplotlib omits labels that start with _ from legends.
         axes.plot(*min_max_envelope(raw), color=color, alpha=0.35, linewidth=0.6)
         axes.plot(raw.tokens, running_mean(raw), color=color, linestyle=style, linewidth=1.8, label=f" {name}")
         axes.plot(validation.tokens, validation.mean, "o", color=color, markersize=3.5)

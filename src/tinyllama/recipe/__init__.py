@@ -320,7 +320,7 @@ class Recipe(RecipeModel):
         if self.train.sequence_length > self.model.context_length:
             raise ValueError(
                 f"train.sequence_length {self.train.sequence_length} is longer than "
-                f"model.context_length {self.model.context_length}; make it shorter"
+                f"model.context_length {self.model.context_length}; reduce the sequence length"
             )
         if self.release.average_checkpoints > self.checkpoint.keep:
             raise ValueError(

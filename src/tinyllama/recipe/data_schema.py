@@ -171,9 +171,11 @@ class Data(RecipeModel):
                     f"stages name a source {name!r} that is not in sources; correct the name, or add the source"
                 )
             if not sum(stage.weights.values()):
-                raise ValueError(f"the weights of the stage from {stage.from_tokens} tokens sum to zero; raise one")
+                raise ValueError(
+                    f"the weights of the stage from {stage.from_tokens} tokens sum to zero; raise a weight"
+                )
         if not sum(source.weight for source in self.sources.values()):
-            raise ValueError("the sources' weights sum to zero; raise one")
+            raise ValueError("the sources' weights sum to zero; raise a weight")
         return self
 
     @model_validator(mode="after")

@@ -104,11 +104,11 @@ class _StrictLoader(yaml.SafeLoader):
             if isinstance(value, int) and abs(value) >= 2**63:
                 raise _yaml_error(node, "is larger than any field allows; give a smaller number")
             if isinstance(value, int | float) and _AMBIGUOUS_NUMBER.match(str(node.value)):
-                raise _yaml_error(node, f"is read by YAML as {value}; write {value}, or put a text in quotes")
+                raise _yaml_error(node, f"is read by YAML as {value}; write {value}, or put quotes around text")
             return value
         except (LookupError, TypeError, ValueError):  # raised by yaml for a date such as 2026-13-01 or a number 0x_
             kind = node.tag.removeprefix("tag:yaml.org,2002:")
-            raise _yaml_error(node, f"is not a valid {kind}; put a text in quotes") from None
+            raise _yaml_error(node, f"is not a valid {kind}; put quotes around text") from None
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         if re.search("[\ud800-\udfff]", str(node.value)):
@@ -262,7 +262,7 @@ class RecipeModel(BaseModel):
     def _reject_bool_for_number(cls, value: object, info: ValidationInfo) -> object:
         # pydantic would read `layers: true` as one layer.
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("is true or false in YAML; put a text in quotes, or give a number")
+            raise ValueError("is true or false in YAML; put quotes around text, or give a number")
         return value
 
     @field_validator("*")

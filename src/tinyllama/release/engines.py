@@ -2,7 +2,7 @@
 
 This file is also the program of the child process. `python -P engines.py ENGINE PATH OUT` reads the reference from
 standard input and writes the engine's output, or its error, as JSON to OUT. `python -P engines.py quantise SOURCE PATH
-KIND` and `python -P engines.py convert SOURCE FOLDER KIND FILE...` write files.
+KIND` and `python -P engines.py convert SOURCE FOLDER KIND FILE...` convert a format.
 """
 
 import ctypes

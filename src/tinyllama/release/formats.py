@@ -37,12 +37,12 @@ def release_bytes(formats: Iterable[str], parameters: int) -> int:
 
 
 def check_format_libraries(formats: Collection[str]) -> None:
-    """Check that the libraries that write the formats are installed. Raises InputError, which names the extra."""
+    """Check that the libraries that write the formats are installed. Raises InputError otherwise."""
     require_libraries(library for name in formats if name != "huggingface" for library in LIBRARIES[name])
 
 
 def require_libraries(names: Iterable[str]) -> None:
-    """Check that libraries are installed. Raises InputError, which names the extra, if a library is missing."""
+    """Check that libraries are installed. Raises InputError that names the extra otherwise."""
     missing = next((name for name in names if find_spec(name) is None), None)
     if missing:
         raise InputError(f'formats: {missing} is not installed; pip install "tinyllama[formats]"')

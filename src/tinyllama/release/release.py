@@ -101,7 +101,7 @@ def verified_checkpoint(source: Path, step: int | None) -> CheckpointDir:
     elif RunDir(source).recipe_path.is_file():
         checkpoint = RunDir(source).find_checkpoint(step)
     else:
-        raise InputError(f"{source}: no run and no checkpoint here; give the folder of a run, such as runs/demo")
+        raise InputError(f"{source}: neither a run nor a checkpoint; give the folder of a run, such as runs/demo")
     if damage := checkpoint.find_damage():
         raise InputError(f"{damage[0]}; release another step, or train this step again")
     return checkpoint

@@ -67,7 +67,7 @@ def find(rows: list[int], wanted: int) -> int | None:
 
 @torch.inference_mode()
 def compute_reference_outputs(model: Llama, tokenizer: Tokenizer) -> Reference:
-    """Compute the outputs of a float32 model on the CPU, with which `verify` compares the formats of a release.
+    """Compute the reference with which `verify` compares the formats: a float32 model's outputs on the CPU.
 
     The outputs are the token ids of difficult texts, greedy continuations of PROMPTS, and the nats per token of TEXT.
     The weights are first rounded in place to bf16, like exported weights. The margin of a token in a continuation is

@@ -83,7 +83,7 @@ class RunData:
     def wall_clock_seconds(self) -> float | None:
         """Seconds from the first event to the last event; None without events.
 
-        While the run is training, the newest row of the metrics is the end if it is later than the last event.
+        While the run is training, the newest row of the metrics counts as the end if it is later than the last event.
         """
         if not self.events:
             return None
@@ -130,7 +130,7 @@ def read_run(folder: Path) -> RunData:
 def _checked_metrics(run: RunDir) -> Iterator[Json]:
     for number, row in enumerate(run.metrics(), 1):
         if not isinstance(row.get("tokens"), int):
-            raise InputError(f"{run.metrics_path}:{number}: a row without tokens; correct or delete the line")
+            raise InputError(f"{run.metrics_path}:{number}: the row has no token count; correct or delete the line")
         for name in METRICS:
             if not isinstance(row.get(name), int | float | None):
                 problem = f"{name} is {row[name]!r}, not a number"
