@@ -94,7 +94,7 @@ def test_each_disk_has_a_result() -> None:
     ("found", "status", "remedy"),
     [
         (EIGHT_GPUS, "ok", ""),
-        (CPU, "missing", "Ada and Hopper"),
+        (CPU, "missing", "Ada, Hopper"),
         (replace(EIGHT_GPUS, unmet={"float8": ("torchao is missing",)}), "missing", 'pip install "tinyllama[float8]"'),
     ],
 )

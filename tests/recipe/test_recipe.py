@@ -103,8 +103,8 @@ def test_invalid_yaml_error_has_line(tmp_path: Path, text: str | None, problem: 
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        ("1:30:00", "'1:30:00' is read by YAML as 5400; write that"),
-        ("010", "'010' is read by YAML as 8; write that"),
+        ("1:30:00", "'1:30:00' is read by YAML as 5400; write 5400"),
+        ("010", "'010' is read by YAML as 8; write 8"),
         ("0x" + "f" * 5000, "is larger than any field allows"),
         ("1" + ":00" * 3000, "is larger than any field allows"),
         ("9" * 5000, "is not a valid int; put quotes around text"),
