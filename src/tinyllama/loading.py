@@ -183,7 +183,10 @@ class HuggingFaceLlama:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise InputError if transformers would load a file outside a folder or a large file other than weights."""
+    """Check that transformers would load only files in a folder, and no large files except weights.
+
+    Raises InputError otherwise.
+    """
     for path in folder.iterdir():
         if path.suffix in (".json", ".model", ".txt", ".jinja"):
             reject_large_file(path)
@@ -193,8 +196,8 @@ def check_model_folder(folder: Path) -> None:
     weights = config.get("transformers_weights") if isinstance(config, dict) else None
     if not is_file_name(str(weights)):
         raise InputError(f"{folder}: config.json names weights outside the folder, {weights!r}; save the model again")
-    if (folder / "adapter_config.json").exists():  # names the folder of the model
-        raise InputError(f"{folder}: adapter_config.json belongs to an adapter; merge it with its model")
+    if (folder / "adapter_config.json").exists():  # this file names the model's folder
+        raise InputError(f"{folder}: adapter_config.json belongs to an adapter; merge the adapter with its model")
 
 
 def indexed_files(index: Path) -> set[str]:

@@ -182,7 +182,7 @@ class OfflineTask:
 
 
 def read_offline(task: str, with_examples: bool) -> dict[str, Dataset]:
-    """Return the split that lm-eval scores and, if requested, the split for examples; the keys are the hub's names.
+    """Return the split that lm-eval scores and, if requested, the split for examples, by their names on the hub.
 
     The data sets are loaded into memory, since the library datasets would otherwise write caches next to the files.
     """

@@ -1,8 +1,8 @@
 """`tinyllama doctor`: the facts about this machine and the unmet needs of a recipe, as a table or as JSON.
 
 Without a recipe, only two problems have the status `missing`: an unmet requirement of the package, and a torch without
-NCCL on a machine with several GPUs. The checks of a recipe call the stages' own checks, so `doctor` and the stages
-print the same messages. The checks of memory and disk space use the estimates of `tinyllama plan`. The checks write
+NCCL on a machine with several GPUs. For a recipe, `doctor` calls the same checks as `prepare` and `train`, so their
+messages are the same. The checks of memory and disk space use the estimates of `tinyllama plan`. The checks write
 nothing in the recipe's folders. If the recipe names a hub repository, the checks download the repository's tokenizer
 files and nothing else.
 """
@@ -64,7 +64,7 @@ class CheckResult:
     found: str
     """The fact, or `problem; remedy`."""
     status: Status = "ok"
-    """`warning`: tinyllama works with a restriction. `missing`: an operation would fail."""
+    """`warning`: tinyllama works, but with a restriction. `missing`: an operation would fail."""
 
 
 def show_doctor(recipe: Recipe | None, as_json: bool) -> int:

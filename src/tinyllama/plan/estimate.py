@@ -39,7 +39,8 @@ _COPY_BYTES_PER_SECOND = 10e9
 # Number of tokens of the two data sets with Llama 2's tokenizer. TinyLlama's tokenised data took 1.8 TB at two bytes
 # per token. Its mixture weights were 0.693584 and 0.306416 (TinyLlama, README and pretrain/tinyllama.py).
 _PUBLISHED_TOKENS = {"slimpajama": 0.693584 * 900e9, "starcoderdata": 0.306416 * 900e9}
-# Fractions of SlimPajama's bytes (cerebras/SlimPajama-627B, data set card). The tokens above exclude GitHub.
+# Fractions of SlimPajama's bytes (cerebras/SlimPajama-627B, data set card). The token counts above exclude the GitHub
+# subset.
 _SUBSET_FRACTIONS = {
     "RedPajamaCommonCrawl": 0.522, "RedPajamaC4": 0.267, "RedPajamaGithub": 0.052, "RedPajamaBook": 0.042,
     "RedPajamaArXiv": 0.046, "RedPajamaWikipedia": 0.038, "RedPajamaStackExchange": 0.033,

@@ -182,7 +182,8 @@ def draw_metric(figure: Figure, curve: Curve, unit: str, color: str = TRAINING, 
         axes.yaxis.set_major_formatter(lambda value, _: _VALUE_FORMATS[unit](value))
     elif unit == "norm" and thin.high.max() > 30 * sorted(thin.mean)[len(thin) // 2]:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # matplotlib's own labels would need math text
+        # matplotlib's default labels contain math text, which is disabled
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter("")
     _style_axes(axes)
 

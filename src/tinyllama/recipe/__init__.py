@@ -77,7 +77,7 @@ class Model(RecipeModel):
         if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads {self.kv_heads} do not divide heads {self.heads}; choose kv_heads that do")
         if self.head_dim % 2:
-            raise ValueError(f"dim / heads is {self.head_dim}; rotary embeddings need an even number")
+            raise ValueError(f"dim / heads is {self.head_dim}; choose an even number, as rotary embeddings need")
         return self
 
 

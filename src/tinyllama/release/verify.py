@@ -221,7 +221,7 @@ def verify_format(released: ReleasedFormat, path: Path, reference: Reference) ->
 
 
 def _run_engine(engine: str, path: Path, reference: Reference) -> EngineOutput:
-    """Run an engine, as `run_engine` does, unless the format's folder names files outside it."""
+    """Run an engine like `run_engine`, or return an error if the format's folder names files outside the folder."""
     try:
         if path.is_dir():
             check_model_folder(path)
