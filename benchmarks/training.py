@@ -178,7 +178,13 @@ def as_measures(
     columns = {
         "tokens_per_second": ("training speed", "tokens/s", True, 1.0, ""),
         "mfu": ("training, MFU", "%", True, 100.0, f" MFU is relative to {PRODUCT}."),
-        "memory_bytes": ("training, peak memory", "GB", False, 1e-9, " For memory it is the peak of the process."),
+        "memory_bytes": (
+            "training, peak memory",
+            "GB",
+            False,
+            1e-9,
+            " The value for memory is the peak of the process.",
+        ),
     }
     described = {name: describe(name) for name in turns}
     return [
