@@ -1,11 +1,11 @@
-"""Parameters, FLOPs and buffer sizes of the network, by closed formulas, without torch (for `plan`)."""
+"""Number of parameters, FLOPs and buffer sizes of the network, from closed formulas, without torch (for `plan`)."""
 
 from tinyllama.recipe import Model
 
 LLAMA_2_VOCAB_SIZE = 32_000
 """Assumed vocabulary size if a recipe's tokenizer does not exist yet."""
 LOGITS_CHUNK = 2**25
-"""Maximum number of logits in memory at a time; matrix products of smaller chunks are slower."""
+"""Maximum number of logits in memory at a time; smaller chunks make matrix products slower."""
 CPU_SOFTMAX_CHUNK = 2**21
 """Maximum number of float32 probabilities in memory at a time on a CPU; that many fit into the CPU's cache."""
 ATTENTION_BLOCK = 128
@@ -29,7 +29,7 @@ def parameters_by_part(config: Model, vocab_size: int) -> dict[str, int]:
 
 
 def num_parameters(config: Model, vocab_size: int) -> int:
-    """Return the number of parameters: 1,100,048,384 for the TinyLlama model card's configuration and 32,000 tokens."""
+    """Return the number of parameters: 1,100,048,384 for the TinyLlama model card's configuration (32,000 tokens)."""
     return sum(parameters_by_part(config, vocab_size).values())
 
 

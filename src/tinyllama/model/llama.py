@@ -38,7 +38,7 @@ _SAVED_OPERATIONS = {
 }
 """Operations whose results `selective` activation checkpointing keeps, since their recomputation takes longest."""
 
-# Drop torch.compile's warning about in-place operations in checkpointed regions: a block has no such operations.
+# Suppress torch.compile's warning about in-place operations in checkpointed regions: a block has no such operations.
 logging.getLogger("torch._higher_order_ops.wrap").addFilter(lambda record: "context_fn" not in record.getMessage())
 
 
@@ -76,14 +76,14 @@ def rope_table(length: int, head_dim: int, theta: float, device: torch.device | 
 
 
 def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate x[B, heads, T, E] by rope[2, T, E/2]; dimensions i and i + E/2 are a pair, as in Hugging Face's layout."""
+    """Rotate x[B, heads, T, E] by rope[2, T, E/2]; dimensions i and i + E/2 form a pair, as in Hugging Face."""
     cos, sin = rope[0], rope[1]
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
 class AttentionOverride(Protocol):
-    """Attention of a layer to keys and values outside the current input, such as a KV cache or packed prefixes."""
+    """Replacement for a layer's attention that also uses earlier keys and values, such as those of a KV cache."""
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Return the attention output [B, H, T, E] for query[B, H, T, E] and the new keys and values [B, K, T, E]."""
@@ -149,9 +149,9 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One layer: attention and feed-forward, each after a norm and added to the residual stream.
 
-    `activation_checkpointing` selects the activations that the backward pass recomputes. `none` keeps all of them,
-    `full` keeps only the block's input (Chen et al. 2016, arXiv:1604.06174). `selective` also keeps the results of
-    matrix products and of attention (Korthikanti et al. 2022, arXiv:2205.05198).
+    `activation_checkpointing` selects the activations that are kept for the backward pass, which recomputes the others.
+    `none` keeps all activations. `full` keeps only the block's input (Chen et al. 2016, arXiv:1604.06174). `selective`
+    keeps the input and the results of matrix products and of attention (Korthikanti et al. 2022, arXiv:2205.05198).
     """
 
     def __init__(self, config: Model) -> None:
@@ -235,7 +235,8 @@ class Llama(nn.Module):
     def loss(self, ids: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
         """Return the summed cross-entropy in nats of targets given ids, both int64[B, T].
 
-        `linear_cross_entropy` explains `z_loss`. Without targets for the last rows of `ids`, these rows are ignored.
+        `linear_cross_entropy` explains `z_loss`. If `targets` has fewer rows than `ids`, the last rows of `ids` are
+        ignored.
         """
         hidden = self.hidden_states(ids)[: len(targets)].flatten(0, 1)
         return linear_cross_entropy(hidden, self.head_weight, targets.flatten(), z_loss)
@@ -248,7 +249,7 @@ class Llama(nn.Module):
 
 
 def initialize(model: Llama, seed: int) -> None:
-    """Set a model's parameters to the initial values of the original TinyLlama, in place.
+    """Initialize a model's parameters in place, with the distributions of the original TinyLlama.
 
     The weights of norms are one. The elements of a matrix are normally distributed with standard deviation
     sqrt(2 / (5 D)) (Nguyen and Salazar 2019, arXiv:1910.05895), or 1 / (sqrt(D) layers) if the matrix writes to the

@@ -1,4 +1,4 @@
-"""The output head and the next-token cross-entropy in one function, with the logits of one chunk in memory at a time.
+"""The output head and the next-token cross-entropy in one function, which keeps the logits of only one chunk in memory.
 
 The logits are by far the largest tensor of a training step. In float32, the logits, their softmax and their gradient
 would take more memory than the weights. `linear_cross_entropy` computes the logits and their gradient for one chunk of
@@ -55,7 +55,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        # In place, because the weight's gradient is as large as the weight and should not exist twice.
+        # In place, to avoid a second copy of the weight's gradient, which is as large as the weight.
         return hidden_gradient.mul_(gradient), weight_gradient.mul_(gradient).to(ctx.weight_dtype), None, None, None
 
 

@@ -25,7 +25,7 @@ _BLOCK = {
     "ffn.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "ffn.down": ("mlp.down_proj",),
 }
-"""Names of a block's weights: our name, and Hugging Face's names in the order of the stacked rows."""
+"""Names of a block's weights: the name in `model.llama`, and Hugging Face's names in the order of the stacked rows."""
 
 
 def _names(config: Model) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -47,7 +47,7 @@ def to_hugging_face(state: Mapping[str, Tensor], config: Model) -> Iterator[tupl
 
 
 def from_hugging_face(state: Mapping[str, Tensor], config: Model) -> Iterator[tuple[str, Tensor]]:
-    """Return an iterator over a LlamaForCausalLM's tensors under our names; each tensor is read when it is yielded.
+    """Return an iterator over a LlamaForCausalLM's tensors under `model.llama`'s names; yielding a tensor reads it.
 
     Raises InputError immediately if a tensor is missing, or if a network of this configuration has no such tensor.
     """
@@ -55,14 +55,14 @@ def from_hugging_face(state: Mapping[str, Tensor], config: Model) -> Iterator[tu
     for part in used:
         if part not in state:
             raise InputError(
-                f"the weights lack {part}; download all files, or save a complete LlamaForCausalLM with "
-                "save_pretrained (without a head, config.json needs tie_word_embeddings true)"
+                f"the weights do not contain {part}; download all files, or save a complete LlamaForCausalLM with "
+                "save_pretrained (if the model has no lm_head.weight, set tie_word_embeddings to true in config.json)"
             )
     ignored = {"lm_head.weight"} if config.tie_embeddings else set()
     unused = sorted(name for name in state.keys() - set(used) - ignored if not name.endswith("rotary_emb.inv_freq"))
     if unused:
         raise InputError(
-            f"the weights hold {unused[0]}, which has no place in a Llama with num_hidden_layers {config.layers}; "
+            f"the weights contain {unused[0]}, which a Llama with num_hidden_layers {config.layers} does not have;  "
             "download config.json again; merge adapters, dequantize, or use a plain Llama 2 model"
         )
     return ((name, _concat([state[part] for part in theirs])) for name, theirs in _names(config))
@@ -76,13 +76,13 @@ def _concat(parts: list[Tensor]) -> Tensor:
 def load_parameters(model: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
     """Copy named values into a model's parameters; a sharded parameter takes this rank's part of the full value.
 
-    Raises InputError if a value has another shape than its parameter.
+    Raises InputError if the shape of a value differs from that of its parameter.
     """
     parameters = dict(model.named_parameters())
     for name, value in values:
         parameter = parameters.pop(name)
         if parameter.shape != value.shape:
-            sizes = f"{name} is {list(value.shape)}, but the model's is {list(parameter.shape)}"
+            sizes = f"{name} has shape {list(value.shape)}, the model needs {list(parameter.shape)}"
             raise InputError(f"the weights do not fit config.json ({sizes}); download or save both again")
         if isinstance(parameter, DTensor):
             # Every rank has the full value, so each rank takes its own part without communication.
@@ -137,7 +137,7 @@ class _Rope(BaseModel):
 
 
 class _LlamaConfig(BaseModel):
-    """Fields of a config.json that determine the network, limited to the values of a Llama 2 network."""
+    """Fields of a config.json that determine the network, restricted to the values that a Llama 2 network supports."""
 
     model_type: Literal["llama"]
     hidden_size: _Size

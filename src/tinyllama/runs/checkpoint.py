@@ -1,9 +1,9 @@
-"""Checkpoints: one folder per step, complete or absent.
+"""Checkpoints: one folder per saved step, with a commit file that marks it as complete.
 
-Writes `RUN/checkpoints/step-00000100/` with torch's distributed checkpoint (DCP), `state.json`, and the run's recipe
-and tokenizer. `commit.json`, with the SHA-256 of every file, is written last. A run never resumes from a checkpoint
-without a commit or with a wrong hash. Training continues while a copy of the tensors in memory is written.
-`CheckpointWriter` writes one checkpoint at a time.
+The folder `RUN/checkpoints/step-00000100/` contains the tensors in the format of torch's distributed checkpoint (DCP),
+`state.json`, and the run's recipe and tokenizer. `commit.json`, with the SHA-256 of every file, is written last. A run
+never resumes from a checkpoint without a commit or with a wrong hash. With asynchronous saving, training continues
+while a copy of the tensors is written from memory. `CheckpointWriter` writes one checkpoint at a time.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ Optimizers = list[torch.optim.Optimizer]
 
 
 class CheckpointWriter:
-    """Writer of a run's checkpoints, one at a time, on all ranks together."""
+    """Writer of a run's checkpoints. All ranks write together, one checkpoint at a time."""
 
     def __init__(
         self,
@@ -48,14 +48,14 @@ class CheckpointWriter:
         on_commit: Callable[[int, float, float], None],
         before_commit: Callable[[], None] = lambda: None,
     ) -> None:
-        """Prepare to write; each rank creates a writer.
+        """Create this rank's writer; all ranks must create one, because the writers share a process group.
 
-        Before a commit, a thread on rank 0 calls `before_commit`. If this call raises an exception, the checkpoint
-        fails. After a commit, the thread calls `on_commit(step, seconds, stall_seconds)`. `seconds` is the duration of
-        the save, and `stall_seconds` is the part of this duration in which training waited.
+        Before a commit, a thread on rank 0 calls `before_commit`. If this call raises an exception, the checkpoint is
+        not committed. After a commit, the thread calls `on_commit(step, seconds, stall_seconds)`. `seconds` is the
+        duration of the save, and `stall_seconds` is the part of this duration in which training waited.
         """
         self.run, self.asynchronous, self.on_commit, self.before_commit = run, asynchronous, on_commit, before_commit
-        # A separate group, so that writing never mixes with the collectives of training.
+        # A separate process group, so that its collectives never mix with those of training.
         self.group = None if _is_single_process() else dist.new_group(backend="gloo")
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: Future[None] | None = None
@@ -71,8 +71,8 @@ class CheckpointWriter:
     ) -> None:
         """Start writing a checkpoint; the caller must `wait` for the previous checkpoint first.
 
-        `state` holds the JSON values that a resumed run needs besides tensors. `start` is the time at which training
-        began to wait, from `time.perf_counter`.
+        `state` holds the JSON values that a resumed run needs in addition to the tensors. `start` is the value of
+        `time.perf_counter()` when training began to wait.
         """
         assert self.pending is None, "wait for the previous checkpoint first"
         self.step = step
@@ -100,7 +100,7 @@ class CheckpointWriter:
         options: dict[str, Any] = {"process_group": self.group, "no_dist": _is_single_process()}
         if self.asynchronous:
             written = dcp.async_save(content, checkpoint_id=checkpoint.path, **options)
-            assert isinstance(written, Future)  # the result has another type only with a custom stager
+            assert isinstance(written, Future)  # the type differs only with a custom stager
             return written
         done: Future[Any] = Future()
         try:
@@ -131,15 +131,15 @@ class CheckpointWriter:
         return reason
 
     def close(self) -> None:
-        """Wait for the writing thread, which must end before another process may train the run."""
+        """Wait until the writing thread has ended; only then may another process train the run."""
         self.thread.shutdown(wait=True)
 
 
 def _state_dicts(model: nn.Module, optimizers: Optimizers) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the state dicts of the model and the optimizers, without changing either.
+    """Return the state dicts of the model and the optimizers, without changing any value in them.
 
-    If an optimizer has never stepped, torch creates its state by a step with a learning rate of 0. torch counts that
-    step, so this function resets the counter.
+    If an optimizer has never stepped, torch creates the optimizer's state with a step at a learning rate of 0. torch
+    counts that step, so this function resets the counter.
     """
     unused = [optimizer for optimizer in optimizers if not optimizer.state]
     weights, moments = get_state_dict(model, optimizers)
@@ -171,7 +171,7 @@ def load_checkpoint(checkpoint: CheckpointDir, model: nn.Module, optimizers: Opt
     """Load a checkpoint's weights and optimizer state, on any number of ranks.
 
     The optimizers keep their hyperparameters, which may differ from those of the checkpoint (see `--allow-change`).
-    Raises InputError if the files cannot be read or contain other tensors.
+    Raises InputError if the files cannot be read, or if their tensors differ in name or shape from those of the model.
     """
     weights, moments = get_state_dict(model, optimizers)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
@@ -187,7 +187,7 @@ def load_checkpoint(checkpoint: CheckpointDir, model: nn.Module, optimizers: Opt
 def load_weights(checkpoint: CheckpointDir, model: nn.Module) -> None:
     """Load a checkpoint's weights without optimizer state, in one process.
 
-    Raises InputError if a file is damaged, or if the model's tensors have other names or sizes.
+    Raises InputError if a file is damaged, or if its tensors differ in name or shape from those of the model.
     """
     if damage := checkpoint.find_damage():
         raise InputError(f"{damage[0]}; restore it, or use another checkpoint")
@@ -200,23 +200,23 @@ def _load(state: dict[str, Any], checkpoint: CheckpointDir, is_single_process: b
     """Load tensors into `state`; `remedy` ends the error message for tensors that do not match the recipe."""
     reader = SafeReader(checkpoint.path)
     try:
-        reader.read_metadata()  # in `dcp.load`, an error of this method is logged with a traceback
+        reader.read_metadata()  # inside `dcp.load`, an error here would be logged with a traceback
         dcp.load(state, storage_reader=reader, planner=SafePlanner(), no_dist=is_single_process)
     except CheckpointException as error:
         if _system_error(error):
             problem = f"cannot be read ({_root_cause(error)}); make its files readable and run the command again"
         elif any(isinstance(cause, pickle.UnpicklingError) for cause, _ in error.failures.values()):
-            problem = "contains a value that is not plain data and is not loaded; use another checkpoint"
+            problem = "contains a value that is not plain data and may execute code; use another checkpoint"
         else:
             problem = f"does not fit its run's recipe.yaml ({_root_cause(error)}); {remedy}"
         raise InputError(f"{checkpoint.path}: {problem}") from error
 
 
 def _root_cause(error: BaseException) -> str:
-    """Return the reason for a failure in one line, if possible the operating system's error."""
+    """Return the reason for a failure in one line: the operating system's error, or else the message's last line."""
     if system_error := _system_error(error):
         return str(system_error)
-    # DCP's messages begin with ranks and tracebacks.
+    # DCP's messages begin with ranks and tracebacks, so the reason is on the last line.
     return (str(error).strip().splitlines() or [repr(error)])[-1].strip()
 
 
@@ -239,8 +239,8 @@ def _is_main_rank() -> bool:
     return _is_single_process() or dist.get_rank() == 0
 
 
-# DCP stores metadata and non-tensor values as pickles, and its own reader unpickles both without limits. The classes
-# below execute no code from the files.
+# DCP stores metadata and non-tensor values as pickles, and its own reader unpickles both without restrictions. The
+# classes below read them without executing code from the files.
 _CLASSES = {
     **{
         (metadata.__name__, name): getattr(metadata, name)
@@ -262,11 +262,11 @@ _CLASSES = {
         (module, "PosixPath"): PurePosixPath for module in ("pathlib", "pathlib._local")
     },  # the folder in which the checkpoint was saved
 }
-"""Classes and functions in the metadata of tinyllama's checkpoints (torch 2.13); torch's dtypes are allowed too."""
+"""Classes and functions that a checkpoint's metadata may name (torch 2.13); torch's dtypes are also allowed."""
 _CLASSES_WITH_STATE = [value for value in _CLASSES.values() if dataclasses.is_dataclass(value)]
-"""Classes whose instances may get attributes from a pickle."""
+"""Classes on whose instances a pickle may set attributes."""
 _FILE = re.compile(r"__\d+_\d+\.distcp")
-"""Name of a DCP file with tensors."""
+"""Name of a tensor file that DCP writes."""
 
 
 _MAX_DIMENSIONS = 64  # of torch's tensors
@@ -307,7 +307,7 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
     }
 
     def load_build(self) -> None:
-        """Set attributes of an instance; refuse a class or function, which the entire process shares."""
+        """Set attributes of an instance; refuse classes and functions, whose attributes the entire process shares."""
         if type(self.stack[-2]) not in _CLASSES_WITH_STATE:
             raise pickle.UnpicklingError(f"sets attributes of {self.stack[-2]!r:.100}")
         super().load_build()
@@ -339,13 +339,13 @@ class SafeReader(FileSystemReader):
             raise InputError(f"{path}: not the metadata of a checkpoint; use another checkpoint")
         for info in found.storage_data.values():
             if not _FILE.fullmatch(str(getattr(info, "relative_path", ""))) or info.transform_descriptors:
-                raise InputError(f"{path}: names a file that is not a checkpoint's; use another checkpoint")
+                raise InputError(f"{path}: names a file that is not a checkpoint's tensor file; use another checkpoint")
         found.storage_meta = metadata.StorageMeta(load_id=self.load_id)
         return found
 
 
 class SafePlanner(DefaultLoadPlanner):
-    """DCP's planner, which unpickles non-tensor values with `weights_only=True`."""
+    """DCP's load planner, changed to unpickle non-tensor values with `weights_only=True`."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         """Load a non-tensor value. Raises pickle.UnpicklingError if the value is not plain data."""

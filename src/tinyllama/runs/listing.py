@@ -1,7 +1,8 @@
 """The runs in a folder, with their state, progress, newest checkpoint and newest release.
 
-Reads at most the last 1 MiB of a file, so that listing a hundred runs of a million rows takes a second. Recipes are
-read without validation, so that runs of another version are listed too. Imports no torch and writes nothing.
+Reads at most the last 1 MiB of each file, so that listing a hundred runs of a million rows takes about one second.
+Recipes are read without validation, so that the list includes runs of other tinyllama versions. Imports no torch and
+writes nothing.
 """
 
 import statistics
@@ -24,11 +25,12 @@ State = Literal["running", "done", "stopped", "failed", "unreadable"]
 
 _TAIL_BYTES = 1 << 16
 _MAX_TAIL_BYTES = 1 << 20
-"""Maximum number of bytes at the end of the metrics in which the newest validation is searched: about 4,000 rows."""
+"""Maximum number of bytes at the end of metrics.jsonl that are searched for the newest validation: about 4,000 rows."""
 _RECENT_ROWS = 50
-"""Number of newest rows that the median speed is computed from."""
+"""Number of newest rows from which the median speed is computed."""
 _STALL_SECONDS, _STALL_STEPS = 120.0, 20
-"""Time without a new row after which a run is stalled, in seconds and in median step times; the longer time applies."""
+"""Time without a new row after which a run counts as stalled: seconds, and number of median step times. The longer time
+applies."""
 _MAX_DEPTH = 4
 """Maximum depth of folders in the search for runs."""
 _FAILURE_NOTES = {"failed": "", "hang": "hung", "rank-lost": "lost a rank"}
@@ -41,7 +43,7 @@ class RunStatus:
     run: RunDir
     state: State
     note: str = ""
-    """Short note on the state, such as the signal that stopped the run, or pending releases."""
+    """Short note on the state, such as the signal that stopped the run, or the number of pending releases."""
     problem: str = ""
     """Reason why the run failed or cannot be read."""
     step: int = 0
@@ -78,7 +80,7 @@ def find_runs(folder: Path) -> list[RunDir]:
     Raises InputError if the folder does not exist.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no folder here; give the one that holds the runs, such as runs")
+        raise InputError(f"{folder}: no folder here; give the folder that contains the runs, such as runs")
     return [RunDir(path) for path in sorted(_walk(folder, _MAX_DEPTH))]
 
 
@@ -89,12 +91,15 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
         elif depth:
             for path in [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]:
                 yield from _walk(path, depth - 1)
-    except OSError:  # the folder may be a run; `read_run_status` reports the problem
+    except OSError:  # possibly a run; `read_run_status` then reports the problem
         yield folder
 
 
 def read_run_status(run: RunDir, now: float | None = None) -> RunStatus:
-    """Return the status of a run at `now`, seconds since 1970. A run that cannot be read has the state `unreadable`."""
+    """Return a run's status at the time `now`, in seconds since 1970.
+
+    A run that cannot be read has the state `unreadable`.
+    """
     try:
         return _read_status(run, time.time() if now is None else now)
     except (OSError, *DAMAGE_ERRORS) as error:  # an InputError is a ValueError
@@ -180,7 +185,7 @@ def _classify(run: RunDir, step: int, steps: int | None) -> tuple[State, str, st
 
 
 _COLUMN_DROP_ORDER = ("releases", "bits/byte", "tokens", "last row", "checkpoint", "tokens/s", "left", "loss")
-"""Columns that a narrow terminal omits, in this order."""
+"""Columns omitted on a narrow terminal, in the order of their omission."""
 _LEFT_ALIGNED_COLUMNS = ("run", "state", "releases")
 _COLOURS = {"running": "cyan", "done": "green", "failed": "red", "unreadable": "red", "stopped": "yellow"}
 
@@ -218,7 +223,7 @@ def _fitting_columns(rows: Sequence[dict[str, str]], width: int) -> list[str]:
 
 
 def _cells(status: RunStatus, folder: Path) -> dict[str, str]:
-    """Return a run's row of the table: one string per column, which is empty for an unknown value."""
+    """Return a run's row of the table: one string per column, empty if the value is unknown."""
     path = status.run.path
     name = path.relative_to(folder).as_posix() if path != folder else status.run.name
     score = "" if status.release_score is None else f", HellaSwag {format_score(status.release_score)}"

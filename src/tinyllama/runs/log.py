@@ -1,6 +1,6 @@
-"""The log of a run: metrics.jsonl, with one row per step, and events.jsonl; the kinds of events and their texts.
+"""The log of a run: metrics.jsonl with one row per step, and events.jsonl with one row per event.
 
-The two files are the record of a run. `RunLog` appends rows. `RunDir` and trackers read the rows.
+`RunLog` appends rows. `RunDir` and trackers read the rows. `EVENT_KINDS` lists the kinds of events.
 """
 
 import errno
@@ -34,7 +34,7 @@ class EventKind:
     level: Literal["info", "warn", "error"]
     """Severity in the trackers' lists of alerts."""
     is_annotated: bool = False
-    """Whether trackers draw the event on the loss curve, because the event affects the curve."""
+    """Whether trackers draw the event as an annotation on the loss curve."""
     is_lifecycle: bool = False
     """Whether the event changes the state of the run: active, ended or failed."""
 
@@ -65,7 +65,7 @@ _COMMON_FIELDS = ("time", "event", "step")
 
 
 def event_kind(event: Event) -> EventKind:
-    """Return the kind of an event; an unknown event, from another version, has the category `info`."""
+    """Return the kind of an event; an event that only another version knows has the category `info`."""
     return EVENT_KINDS.get(event["event"], EventKind(INFO, "info"))
 
 
@@ -75,7 +75,7 @@ def event_category(event: Event) -> Category:
 
 
 def event_title(event: Event) -> str:
-    """Return the name and step of an event: `rollback at step 1,200`."""
+    """Return the name and step of an event, such as `rollback at step 1,200`."""
     return f"{event['event']} at step {event['step']:,}"
 
 
@@ -97,10 +97,10 @@ def _format_detail(name: str, value: Any) -> str:
 
 
 class RunLog:
-    """Log of a run's metrics and events, for any thread; each line is written immediately.
+    """Thread-safe log of a run's metrics and events; each line is written immediately.
 
-    With `survives_full_disk`, lines that cannot be written to a full disk are kept in memory. These lines are written
-    together with a later line, as soon as there is space.
+    With `survives_full_disk`, lines are kept in memory while the disk is full. A later call writes them when the disk
+    has space again.
     """
 
     def __init__(self, run: RunDir, survives_full_disk: bool = False, clock: Callable[[], float] = time.time) -> None:
@@ -111,9 +111,9 @@ class RunLog:
         """Newest step with a row."""
 
     def truncate_after(self, step: int) -> None:
-        """Delete the metrics after a step, so that no step has two rows after the run resumes from it.
+        """Delete the rows of metrics after a step, so that no step has two rows when the run resumes from `step`.
 
-        If any of the deleted lines is invalid or repeats a step, an event reports the numbers of these lines.
+        If deleted lines were invalid or repeated a step, an event reports their line numbers.
         """
         self.step, damaged = step, list[int]()
         rows = self.run.metrics(step, damaged)
@@ -131,7 +131,7 @@ class RunLog:
                     file.truncate(_size_of_lines(path))
 
     def metrics(self, row: Mapping[str, Any]) -> None:
-        """Append a step's row."""
+        """Append a step's row of metrics."""
         self._append(self.run.metrics_path, row)
         self.step = row["step"]
 
@@ -171,7 +171,7 @@ class RunLog:
         except OSError as error:
             if path.is_file():
                 os.truncate(path, size)
-            raise OSError(error.errno, error.strerror, str(path)) from None  # the error of a full disk names no file
+            raise OSError(error.errno, error.strerror, str(path)) from None  # the error for a full disk names no file
         self.pending[path] = b""
 
 

@@ -1,6 +1,6 @@
-"""The folders of runs, checkpoints and releases: the only module that defines the paths and contents of their files.
+"""The folders of runs, checkpoints and releases, with the paths and contents of their files.
 
-Training, releases and trackers write the files; other modules read the files through these classes. Imports no torch.
+Only this module defines these paths. Training, releases and trackers write the files. Imports no torch.
 """
 
 import re
@@ -18,12 +18,12 @@ from tinyllama.recipe import Recipe
 
 _CHECKPOINT_NAME = re.compile("step-([0-9]+)")
 _HASHED_IF_PRESENT = ("state.json", "recipe.yaml", ".metadata")
-"""Files of a checkpoint whose hash the commit must contain if they exist, because they are read."""
+"""Files, in addition to tensors, that are read from a checkpoint. The commit must have their hashes if they exist."""
 _MAX_RECIPE_BYTES = 1 << 20
 
 
 class _PathInside:
-    """The path of a file or folder inside the folder `path` of an object."""
+    """Descriptor for the path of a file or folder inside an object's folder, `path`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -89,7 +89,7 @@ class ReleasesDir:
         return sorted((pair for pair in found if pair[1]["step"] is not None), key=lambda pair: pair[1]["step"])
 
     def table(self) -> dict[str, list[Row]]:
-        """Return the rows of releases.json: `releases`, in the order of their tokens, and `baselines`."""
+        """Return the rows of releases.json: `releases`, sorted by number of tokens, and `baselines`."""
         return read_json_if_exists(self.table_path) or {"releases": [], "baselines": []}
 
     def baseline_path(self, name: str) -> Path:
@@ -97,11 +97,11 @@ class ReleasesDir:
         return self.path / "baselines" / f"{name.strip('/').replace('/', '--')}.json"
 
     def baseline_evaluation(self, name: str) -> Row | None:
-        """Return a baseline's evaluation; None if there is no evaluation."""
+        """Return a baseline's evaluation, or None if the baseline was not evaluated."""
         return read_json_if_exists(self.baseline_path(name))
 
     def baseline_evaluations(self) -> list[Row]:
-        """Return the evaluations of all baselines that were scored, in the order of their names."""
+        """Return the evaluations of all evaluated baselines, sorted by name."""
         return [read_json(path) for path in sorted(self.path.glob("baselines/*.json"))]
 
     def files_with_scores(self) -> list[Path]:
@@ -175,7 +175,7 @@ class CheckpointDir:
             return False
 
     def find_damage(self) -> list[str]:
-        """Return one line per mismatch between the files and the commit; empty for an intact checkpoint."""
+        """Return one line per mismatch between the files and the commit: an empty list for an intact checkpoint."""
         try:
             hashes = dict(read_json(self.commit_path)["sha256"].items())
         except (InputError, KeyError, TypeError, AttributeError):
@@ -203,12 +203,12 @@ class CheckpointDir:
 
 
 def runs_in(folder: Path) -> list["RunDir"]:
-    """Return the runs directly in a folder, in the order of their names."""
+    """Return the runs directly in a folder, sorted by name."""
     return [RunDir(path.parent) for path in sorted(folder.glob("*/recipe.yaml"))]
 
 
 def batches_of(rollbacks: Iterable[Row]) -> frozenset[int]:
-    """Return the indices of the batches that these records of rollbacks exclude from training."""
+    """Return the indices of the batches that the given rollback records exclude from training."""
     return frozenset(batch for record in rollbacks for batch in record["batches"])
 
 
@@ -237,7 +237,7 @@ class RunDir:
         return self.path.resolve().name
 
     recipe_path = _PathInside("recipe.yaml")
-    """Recipe of the newest start."""
+    """Recipe with which training was last started."""
     metrics_path = _PathInside("metrics.jsonl")
     """One row of metrics per step (JSON Lines)."""
     events_path = _PathInside("events.jsonl")
@@ -296,13 +296,13 @@ class RunDir:
         return Recipe.load(self.recipe_path)
 
     def recipe_fields(self) -> Row:
-        """Return the recipe's fields without validation, from any version; empty if there is no recipe.
+        """Return the fields of a recipe of any version without validation; an empty mapping if there is no recipe.
 
         Raises InputError if the file is not YAML or not a mapping.
         """
         if not self.recipe_path.is_file():
             return {}
-        remedy = "copy a checkpoint's recipe.yaml, or train again, which rewrites it"
+        remedy = "copy recipe.yaml from a checkpoint, or run `tinyllama train` again, which rewrites the file"
         try:
             with self.recipe_path.open("rb") as file:
                 data = file.read(_MAX_RECIPE_BYTES)
@@ -355,7 +355,7 @@ class RunDir:
     def prune_checkpoints(self, keep: int, average: int = 1) -> None:
         """Delete all checkpoints except the newest `keep` complete checkpoints and the checkpoints that releases need.
 
-        Releases need the milestones and, for a milestone without a release, the newest `average` checkpoints up to it.
+        Releases need the milestones. A milestone without a release needs the newest `average` checkpoints up to it.
         """
         checkpoints = self.checkpoints()
         kept = {checkpoint.path for checkpoint in checkpoints[-keep:]}
@@ -368,7 +368,7 @@ class RunDir:
                 CheckpointDir(folder).delete()
 
     def pending_milestones(self) -> list[int]:
-        """Return the steps of the milestones without a completely scored release, oldest first."""
+        """Return the steps of the milestones whose release is missing or not completely scored, oldest first."""
         rows = self.releases.table()["releases"]
         complete = {(row["step"], row["commit"]) for row in rows if row["complete"]}
         milestones = [checkpoint for checkpoint in self.checkpoints() if checkpoint.is_milestone]
@@ -396,5 +396,5 @@ class RunDir:
         """Yield all events, oldest first. Raises InputError, with the line number, for an invalid event."""
         for number, row in numbered_rows(self.events_path):
             if not (isinstance(row, dict) and {"time", "event", "step"} <= row.keys()):
-                raise InputError(f"{self.events_path}:{number}: no event with time and step; correct or delete it")
+                raise InputError(f"{self.events_path}:{number}: not an event with time and step; correct or delete it")
             yield row

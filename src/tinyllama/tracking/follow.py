@@ -1,8 +1,8 @@
-"""Follow a run: deliver each row of metrics, event and score in the run's files to a sink once, even across restarts.
+"""Follower of a run, which delivers the metrics, events and scores in the run's files to a sink.
 
-Reads metrics, events and releases. Writes `RUN/trackers/SINK.json`, the position up to which the sink has stored all
-items permanently. Items after that position are delivered again after a kill. Only the process that holds
-`RUN/trackers/SINK.lock` follows the run: training's tracker process or `tinyllama watch`. Imports no torch.
+`RUN/trackers/SINK.json` records the position up to which the sink has stored all items permanently. If the process is
+killed, the next process delivers the items after that position again. Only the process that holds
+`RUN/trackers/SINK.lock` follows the run: the tracker's sidecar process or `tinyllama watch`. Imports no torch.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -18,26 +18,26 @@ from tinyllama.files import Row, read_json_if_exists, rows_since, write_json
 from tinyllama.runs.run_dir import RunDir
 
 Scores = dict[str, float]
-"""Percentages by metric, such as `scores/hellaswag acc_norm` -> 45.7."""
+"""Scores in percent, by metric, such as `scores/hellaswag acc_norm` -> 45.7."""
 
 _HELLASWAG = "scores/hellaswag acc_norm"
-"""The metric that is published for the baselines."""
+"""Metric of the published baseline scores."""
 FULL_RESOLUTION_STEPS = 10_000
 """Number of steps up to which every step is shown. Up to twice this number, every second step is shown; up to four
-times this number, every fourth step. Each doubling adds 5,000 rows: 1.4 million steps have 46,000 rows."""
+times this number, every fourth step. Each doubling adds 5,000 rows, so 1.4 million steps give 46,000 rows."""
 
 
 class Sink(Protocol):
-    """Destination that shows a run. All calls come from one thread, may block and may raise."""
+    """Destination that displays a run. All methods are called from one thread; they may block or raise."""
 
     def log_metrics(self, rows: Sequence[Row], times: Sequence[float]) -> None:
         """Show rows of metrics (`step` and numbers) with their times in seconds since 1970."""
 
     def log_events(self, events: Sequence[Row], loss_range: tuple[float, float] | None) -> None:
-        """Show events of steps whose metrics are shown; `loss_range` is the lowest and the highest loss so far."""
+        """Show events, after the metrics up to their steps; `loss_range` is the lowest and the highest loss so far."""
 
     def log_scores(self, row: Row, time: float) -> None:
-        """Show a release's scores (`step`, `tokens` and numbers) with the time of that step."""
+        """Show a release's scores (`step`, `tokens` and numbers) with the time of the release's step."""
 
     def set_baselines(self, baselines: dict[str, Scores]) -> None:
         """Show these baselines and remove all others."""
@@ -45,8 +45,8 @@ class Sink(Protocol):
     def rewind(self, step: int) -> int | None:
         """Delete the rows after step `step`, because the values in these rows will change.
 
-        Returns the step after which rows must be delivered again, such as 0 for all rows. Returns None if the sink
-        cannot delete anything; rows then continue after the newest step that was shown.
+        Returns the step after which rows must be delivered again: 0 for all rows. Returns None if the sink cannot
+        delete anything; delivery then continues after the newest step that was shown.
         """
 
     def durable_position(self, position: "SinkPosition") -> "SinkPosition":
@@ -68,23 +68,24 @@ class SinkPosition:
     events: int = 0
     """Offset in the events file, in bytes."""
     anchors: list[tuple[int, float]] = field(default_factory=list)
-    """Known times of steps, from events: step, and seconds since 1970. Steps before the newest step are removed."""
+    """Known times of steps, taken from events: pairs of a step and its time in seconds since 1970. Pairs that are no
+    longer needed are removed."""
     clock: float = 0.0
     """Estimated time of the newest step, in seconds since 1970."""
     losses: tuple[float, float] | None = None
     """Lowest and highest loss so far."""
     differs: bool = False
-    """Whether the run was rolled back, so that it repeats steps with other values after it resumes."""
+    """Whether the run was rolled back, so that repeated steps get different values."""
     scores: dict[str, Scores] = field(default_factory=dict)
-    """Scores shown, by the step of their release."""
+    """Scores that the sink shows, by the step of their release."""
     baselines: dict[str, Scores] = field(default_factory=dict)
-    """Baselines shown."""
+    """Scores of the baselines that the sink shows."""
     files: dict[str, int] = field(default_factory=dict)
-    """Sizes in bytes of the sink's own files at this position, for sinks that truncate their files."""
+    """Sizes in bytes of the sink's files at this position, for sinks that truncate their files after a kill."""
 
 
 def read_position(run: RunDir, sink: str) -> SinkPosition:
-    """Return the saved position of a sink in a run, or the position at the run's beginning."""
+    """Return the saved position of a sink in a run, or, if none is saved, the position at the run's beginning."""
     return TypeAdapter(SinkPosition).validate_python(read_json_if_exists(run.tracker_position_path(sink)) or {})
 
 
@@ -126,7 +127,7 @@ class RunFollower:
         self._save()
 
     def _read_events(self) -> list[Row]:
-        """Return the new events; rewind the sink first if the numbers of shown steps will change."""
+        """Return the new events; first rewind the sink if the values of steps that it shows will change."""
         found: list[Row] = []
         valid_step = self.position.step
         while True:
@@ -150,9 +151,9 @@ class RunFollower:
         self.position, self.offset, self.score_files = SinkPosition(), 0, []
 
     def _valid_through_step(self, event: Row) -> int:
-        """Return the step up to which the shown numbers remain valid after an event.
+        """Return the step up to which the values that the sink shows remain valid after an event.
 
-        A run that starts or resumes truncates its metrics, so the follower reads the metrics from their beginning.
+        A run that starts or resumes truncates its metrics file, so the follower then reads the file from its beginning.
         """
         position, name = self.position, event["event"]
         if anchor := _timestamp_anchor(event):
@@ -167,7 +168,7 @@ class RunFollower:
         return int(event["step"]) if differs else position.step
 
     def _show_metrics(self) -> bool:
-        """Show the next rows of metrics; return whether the file had new rows, shown or not."""
+        """Show the next rows of metrics; return whether the file had new rows, including rows that are not shown."""
         try:
             rows, self.offset = rows_since(self.run.metrics_path, self.offset)
         except InputError:
@@ -176,7 +177,7 @@ class RunFollower:
             self.offset, self.is_reread = 0, True  # the file was rewritten, and the offset was within a line
             return True
         self.is_reread &= bool(rows)
-        new = [row for row in rows if row["step"] > self.position.step]  # earlier steps were processed before
+        new = [row for row in rows if row["step"] > self.position.step]  # rows up to this step are processed already
         timed = [(row, self._advance(row)) for row in new]
         shown = [({"step": row["step"], **_numeric_metrics(row)}, time) for row, time in timed if is_shown(row)]
         if shown:
@@ -267,7 +268,7 @@ def _release_scores(run: RunDir) -> Iterator[tuple[int, int, Scores]]:
 
 
 def _baseline_scores(run: RunDir, metrics: Collection[str]) -> dict[str, Scores]:
-    """Return the baselines' scores in these metrics: measured scores first, then published scores."""
+    """Return the scores of the baselines in the given metrics: measured scores first, then published scores."""
     found = {evaluation["model"]: _scores(evaluation) for evaluation in run.releases.baseline_evaluations()}
     for row in run.releases.table()["baselines"]:
         if row["source"] and row["source"].startswith("published"):
@@ -277,7 +278,7 @@ def _baseline_scores(run: RunDir, metrics: Collection[str]) -> dict[str, Scores]
 
 
 def published_name(name: str) -> str:
-    """Return a published model's name in trackers; the name has no step, because only the last step is shown."""
+    """Return a published model's name for trackers, without the step, because only the model's last step is shown."""
     return f"{name.split(' step ', maxsplit=1)[0]} (published)"
 
 

@@ -1,7 +1,7 @@
-"""TensorBoard as a sink: event files in `RUN/tensorboard`, written without torch and TensorFlow.
+"""Sink for TensorBoard: event files in `RUN/tensorboard`, written without torch and TensorFlow.
 
-After a rollback, this sink writes a session start at the checkpoint's step, and TensorBoard drops all later steps.
-Events of the run are TensorBoard's text summaries. Baselines are separate runs in `baselines/NAME`, which TensorBoard
+After a rollback, this sink writes a session-start event at the checkpoint's step, so that TensorBoard drops all later
+steps. Events of the run become text summaries. Baselines become separate runs in `baselines/NAME`, which TensorBoard
 draws together with this run. If a process was killed, the next process truncates the files to the last saved position
 and writes the later items again.
 """
@@ -25,7 +25,7 @@ from tinyllama.tracking.follow import Scores, SinkPosition
 
 
 class TensorBoardSink:
-    """A run in event files. The x axis is the step. The number of tokens is a curve."""
+    """Sink that writes a run to event files. The x axis is the step, and the number of tokens is a curve."""
 
     def __init__(self, run: RunDir, recipe: Recipe, position: SinkPosition) -> None:
         self.folder, self.steps = run.tensorboard_dir, recipe.train.steps

@@ -1,8 +1,9 @@
-"""Trackers next to training: one child process per tracker of the recipe, which follows the run's files.
+"""Sidecar processes for trackers: each tracker in the recipe gets one process, which follows the run's files.
 
 Training neither waits for a tracker nor fails because of a tracker. A tracker may block, raise, run out of memory, or
 hang at the interpreter's exit. A failure is logged as an event and printed in one line. When training ends, all
-trackers together have a limited time to deliver the last rows before they are killed. `main` is the child's program.
+trackers together have a limited time to deliver the last rows before they are killed. `main` runs in the sidecar
+process.
 """
 
 import contextlib
@@ -29,17 +30,17 @@ POLL_SECONDS = 1.0
 CALL_TIMEOUT_SECONDS = 60.0
 """Duration in seconds after which a call to a tracker is reported as blocked."""
 SHUTDOWN_TIMEOUT_SECONDS = 30.0
-"""Time in seconds that all trackers together have for the last rows when training ends."""
+"""Time in seconds in which all trackers together must deliver the last rows when training ends."""
 
 
 def enabled_trackers(track: Track) -> list[str]:
-    """Return the trackers that a recipe names; each name is also the name of the required module."""
+    """Return the names of the recipe's trackers, which are also the names of the Python modules that they need."""
     enabled = {"trackio": track.trackio, "wandb": track.wandb is not None, "tensorboard": track.tensorboard}
     return [name for name, is_enabled in enabled.items() if is_enabled]
 
 
 def check_trackers(track: Track) -> None:
-    """Raise InputError if the recipe names a tracker that is not installed."""
+    """Check that the recipe's trackers are installed. Raises InputError for the first that is not."""
     for name in enabled_trackers(track):
         if find_spec(name) is None:
             raise InputError(f'track.{name}: {name} is not installed; pip install "tinyllama[track]"')
@@ -47,7 +48,7 @@ def check_trackers(track: Track) -> None:
 
 @contextlib.contextmanager
 def run_trackers(track: Track, run: RunDir, log: RunLog) -> Iterator[None]:
-    """Run the recipe's trackers during the block; then let them show the last rows, and kill slow trackers."""
+    """Run the recipe's trackers during the block, then wait for the last rows, and kill slow trackers."""
     trackers = [Tracker(name, run, log) for name in enabled_trackers(track)]
     try:
         yield
@@ -60,7 +61,7 @@ def run_trackers(track: Track, run: RunDir, log: RunLog) -> Iterator[None]:
 
 
 class Tracker:
-    """One tracker's process, with a thread that receives the process's reports."""
+    """Sidecar process of one tracker, and a thread that receives the reports of this process."""
 
     def __init__(self, name: str, run: RunDir, log: RunLog) -> None:
         self.name, self.run, self.log = name, run, log
@@ -78,7 +79,7 @@ class Tracker:
             self.thread.start()
 
     def finish(self) -> None:
-        """Close the process's standard input, since the run has ended."""
+        """Close the process's standard input, to signal that the run has ended."""
         if self.process and self.process.stdin:
             with contextlib.suppress(OSError):  # the process has ended already
                 self.process.stdin.close()
@@ -89,7 +90,7 @@ class Tracker:
             return
         self.thread.join(seconds)
         if self.thread.is_alive():
-            echo(f"{self.run.path}: {self.name} is still busy; ended without the last rows", to_stderr=True)
+            echo(f"{self.run.path}: {self.name} is still busy; killed before it received the last rows", to_stderr=True)
             self.is_terminated = True
             self.process.kill()
 
@@ -106,12 +107,12 @@ class Tracker:
         self.has_failed |= event == "tracker-failed"
         effect = "failed and is not used until the next start" if self.has_failed else "blocks; training continues"
         echo(f"{self.run.path}: {self.name} {effect}: {problem}", to_stderr=True)
-        with contextlib.suppress(OSError):  # a full disk causes both failures: of the tracker, and of writing the event
+        with contextlib.suppress(OSError):  # a full disk may cause the tracker's failure and prevent writing the event
             self.log.event(event, self.log.step, tracker=self.name, problem=problem)
 
 
 def main(run: str, name: str, call_timeout_seconds: str) -> int:
-    """Follow a run for a tracker until standard input ends, and once more after that; return 0.
+    """Follow a run for a tracker until standard input is closed, then deliver the remaining items; return 0.
 
     Failures are reported as lines of JSON on standard output. The output of trackers goes to standard error.
     """
@@ -158,12 +159,12 @@ def _follow_until(ended: threading.Event, run: RunDir, name: str, heartbeat: Hea
         from tinyllama.tracking.trackio_sink import is_on_network_filesystem, trackio_dir  # noqa: PLC0415
 
         if is_on_network_filesystem(trackio_dir(run)):
-            echo("trackio's database is on a network disk: `tinyllama watch` feeds it, not training", to_stderr=True)
+            echo("trackio's database is on a network disk: only `tinyllama watch` writes to it", to_stderr=True)
             return
     with contextlib.ExitStack() as locks:
         while not try_acquire_sink(run, name, locks):
             heartbeat()
-            if ended.wait(POLL_SECONDS):  # `watch` follows the run until its end
+            if ended.wait(POLL_SECONDS):  # `tinyllama watch` follows the run until the run ends
                 return
         follower = RunFollower(run, name, open_sink(name, run), heartbeat)
         while not ended.wait(POLL_SECONDS):
@@ -190,7 +191,7 @@ def open_sink(name: str, run: RunDir) -> Sink:
 
 
 def try_acquire_sink(run: RunDir, name: str, locks: contextlib.ExitStack) -> bool:
-    """Hold a sink's lock in a run until `locks` are closed; return False if another process holds the lock."""
+    """Acquire a sink's lock in a run until `locks` is closed; return False if another process holds the lock."""
     reject_symlink(run.trackers_dir)
     try:
         locks.enter_context(exclusive_lock(run.tracker_lock_path(name), ""))

@@ -1,9 +1,9 @@
-"""trackio's page as a sink; its database `.trackio` is in the runs' folder, so that one page compares the runs.
+"""Sink for trackio. Its database `.trackio` is in the folder that contains the runs, so that one page shows all runs.
 
-This module writes through trackio's storage (and by SQL in `_empty`) instead of `trackio.init`. `trackio.init` asks the
-hub for the user, hides errors and writes from threads, whereas each call of the storage commits or raises. An entry
-that is added while a page is open starts hidden. Therefore all entries are created at the beginning: one per baseline,
-and two for the vertical lines of releases and problems.
+This module calls trackio's storage functions (and SQL in `_empty`) instead of `trackio.init`. `trackio.init` requests
+the user's name from the hub, hides errors and writes from threads. Each storage function either commits or raises. A
+page hides entries that are added after the page was opened. Therefore all entries are created at the beginning: one per
+baseline, and two for the vertical lines of releases and problems.
 """
 
 import importlib
@@ -29,7 +29,8 @@ MAX_ANNOTATIONS = 50
 SMOOTHING = 20
 """Number of points that the page's thick line averages; the thin line is not smoothed."""
 _GAP = {"_type": "trackio.histogram"}
-"""End of a line. The page draws no line at an empty histogram, but connects points across missing values."""
+"""Value that interrupts a curve. The page draws nothing at an empty histogram, but connects points across missing
+values."""
 _BEGINNING = datetime.fromtimestamp(0, UTC).isoformat()
 """Creation time of all entries except the run's own entry; the page sorts and colours entries by creation time."""
 
@@ -71,7 +72,7 @@ def _ensure_entry(storage: Any, entry_id: str, name: str, created_at: str = _BEG
 
 
 class TrackioSink:
-    """A run on trackio's page: entries for the run, for its annotations and for its baselines."""
+    """Sink for trackio's page, with entries for a run, for its annotations and for its baselines."""
 
     def __init__(self, run: RunDir, recipe: Recipe, position: SinkPosition) -> None:
         self.run, self.recipe = run.name, recipe
@@ -88,7 +89,7 @@ class TrackioSink:
         self._log(self.run, self.run, rows, times, [f"{self.run} {row['step']}" for row in rows], config)
 
     def log_events(self, events: Sequence[Row], loss_range: tuple[float, float] | None) -> None:
-        """Send problems as alerts, and draw annotated events as vertical lines on the loss."""
+        """Send problems as alerts, and draw annotated events as vertical lines on the loss curve."""
         self._alert([event for event in events if event_kind(event).level != "info"])
         marked = [event for event in events if event_kind(event).is_annotated]
         if loss_range:
@@ -96,7 +97,7 @@ class TrackioSink:
             self._annotate("trouble", [event for event in marked if event["event"] != "release"], loss_range)
 
     def log_scores(self, row: Row, time: float) -> None:
-        """Log a release's scores at the step's own time, because the page smooths scores that have another time."""
+        """Log a release's scores with the time of its step, because the page smooths scores with a different time."""
         self._log(self.run, self.run, [row], [time], [f"{self.run} {sorted(row.items())}"])
 
     def set_baselines(self, baselines: dict[str, Scores]) -> None:
@@ -180,7 +181,7 @@ class TrackioSink:
             pass
 
     def _empty(self, records: Iterable[dict[str, str]]) -> None:
-        """Delete all metrics of some entries except the first row.
+        """Delete all metrics of the given entries except each entry's first row.
 
         The first row keeps the entry in existence: an open page hides an entry that was deleted and created again. This
         function uses SQL, because trackio's storage can only delete complete entries.
@@ -199,7 +200,7 @@ class TrackioSink:
 
 
 def _vertical_line_points(low: float, high: float) -> list[Row]:
-    """Return the points of a vertical line and a gap, with enough padding that smoothing does not move its ends."""
+    """Return the points of a vertical line and a gap; empty rows keep smoothing from moving the line's ends."""
     padding: list[Row] = [{}] * (SMOOTHING // 2)
     return [{"loss": low}, *padding, {"loss": high}, {"loss": _GAP}, *padding]
 

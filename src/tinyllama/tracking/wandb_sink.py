@@ -1,10 +1,11 @@
-"""Weights & Biases as a sink: one run of the recipe's project, with the same ID at each start of training.
+"""Sink for Weights & Biases (W&B): one W&B run in the recipe's project, with the same ID at each start of training.
 
-W&B buffers rows and can flush them only by ending its run, so a kill loses the newest rows. Therefore no item counts as
-stored before `close`, and all later items are delivered again after a kill, with the same W&B step as before. The W&B
-step of a row is the training step plus the number of scores and alerts that were delivered before the row. W&B's newest
-step shows which rows W&B has. Online, the server reports this step; offline, the files in `RUN/wandb` contain the step.
-Logged rows cannot be removed. After a rollback, W&B keeps the first numbers of the repeated steps.
+W&B buffers rows and can flush them only by ending the W&B run, so a kill loses the newest rows. Therefore items count
+as stored only after `close`. After a kill, all items since the last `close` are delivered again, with the same W&B
+steps. The W&B step of a row is the training step plus the number of scores and alerts that were delivered before the
+row. The newest W&B step shows which rows W&B has received. Online, the server reports this step; offline, the files in
+`RUN/wandb` contain it. Logged rows cannot be removed. After a rollback, W&B keeps the first values of the repeated
+steps.
 """
 
 import uuid
@@ -22,21 +23,21 @@ from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking.follow import Scores, SinkPosition
 
 _HEADER_BYTES, _BLOCK_BYTES = 7, 32768
-"""Sizes in bytes in a .wandb file (LevelDB's log format): header of the file and of each chunk, and block."""
+"""Sizes in bytes in a .wandb file (LevelDB's log format): a header (of the file or of a chunk), and a block."""
 _FULL_CHUNK, _LAST_CHUNK = 1, 4
-"""Types of a chunk that ends a record."""
+"""Chunk types that end a record."""
 
 
 class WandbSink:
-    """A run on W&B. The x axis is the tokens."""
+    """Sink for a run on W&B. The x axis is the number of tokens."""
 
     def __init__(self, run: RunDir, recipe: Recipe, position: SinkPosition) -> None:
         self.safe_step, self.step, self.is_closed = position.step, position.step, False
         """Newest step when `close` was last called, newest delivered step, and whether this process called `close`."""
         self.path = run.wandb_entries_path
         self.inserted: dict[str, Any] = {"entries": [], "num_safe": 0, "baselines": {}}
-        """Scores and alerts, each with the training step after which it was delivered. The number of scores and alerts
-        that W&B had at the last `close`. The baselines."""
+        """`entries`: scores and alerts, each with the training step after which it is delivered. `num_safe`: number of
+        entries that W&B had received at the last `close`. `baselines`: scores of the baselines."""
         if self.path.is_file():
             self.inserted = read_json(self.path)
         run_id = _read_or_create_id(run.wandb_id_path)
@@ -99,7 +100,7 @@ class WandbSink:
         self.is_closed = True
 
     def _insert(self, entry: dict[str, Any]) -> None:
-        """Record after which step scores or an alert are delivered, for later processes, then deliver the entry."""
+        """Record an entry (scores or an alert) and its training step for later processes, then deliver the entry."""
         entries = self.inserted["entries"]
         after = max([self.step, *(known["after"] for known in entries[-1:])])
         if any(known | entry == known for known in entries):  # a process was killed before its position was saved
@@ -109,7 +110,7 @@ class WandbSink:
         self._deliver_entries()
 
     def _deliver_entries(self) -> None:
-        """Deliver the scores and alerts that belong before the next row."""
+        """Deliver the recorded scores and alerts up to the current training step."""
         for entry in self.inserted["entries"][self.num_delivered :]:
             if entry["after"] > self.step:
                 return
@@ -124,7 +125,7 @@ class WandbSink:
                 self.run.alert(**entry["alert"], level="ERROR")
 
     def _log(self, wandb_step: int, row: Row) -> None:
-        """Log a row at a W&B step, unless W&B has that step."""
+        """Log a row at a W&B step, unless W&B already has that step."""
         if wandb_step > self.newest:
             self.run.log(row, step=wandb_step, commit=True)
 

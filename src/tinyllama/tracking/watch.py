@@ -1,7 +1,8 @@
 """`tinyllama watch`: trackio's page of the runs in a folder, served on this machine or on a Space of the hub.
 
-Sends the runs' files to trackio if training does not. Examples are runs that were copied from another machine, trained
-without trackio, or scored later, and runs whose tracker failed. Reads and writes `.trackio` in the runs' folder.
+`tinyllama watch` also sends trackio the items that training did not send. Examples are runs that were copied from
+another machine, trained without trackio, or scored later, and runs whose tracker failed. trackio's database `.trackio`
+is in the folder that contains the runs.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ _PLOT_ORDER = ",".join((
     "loss", "validation_loss", "validation_bits_per_byte", "learning_rate", "gradient_norm", "tokens_per_second", "mfu",
     "memory_gigabytes", "scores/hellaswag*",
 ))  # fmt: skip
-"""Metrics in the order of the page."""
+"""Metrics in the order in which the page shows them."""
 
 
 def watch(path: Path, port: int | None = None, open_browser: bool = True) -> None:
@@ -43,7 +44,7 @@ def watch(path: Path, port: int | None = None, open_browser: bool = True) -> Non
     Raises InputError if there is no run to show, or if the port is invalid or in use.
     """
     if port is not None and not 1 <= port <= _MAX_PORT:
-        raise InputError(f"--port {port}: not a port; give 1 to {_MAX_PORT}, or no --port for a free one")
+        raise InputError(f"--port {port}: not a port; give 1 to {_MAX_PORT}, or omit --port for a free one")
     run = RunDir.open(path)
     with _feeding(run) as trackio:
         create_baseline_runs(run, _possible_baselines(run))
@@ -76,7 +77,7 @@ def publish_page(path: Path, space: str, public: bool = False) -> str:
 
 
 def _possible_baselines(run: RunDir) -> list[str]:
-    """Return the names of the baselines that may get scores; none if the run never has releases."""
+    """Return the names of the baselines that may get scores; an empty list if the run makes no releases."""
     recipe, rows = run.recipe(), run.releases.table()["baselines"]
     published = [row["name"] for row in rows if (row["source"] or "").startswith("published")]
     if not published and recipe.has_milestones:
@@ -85,17 +86,17 @@ def _possible_baselines(run: RunDir) -> list[str]:
 
 
 def _serve(trackio: Any, run: RunDir, port: int | None) -> str:
-    """Start serving the page; return its URL, which selects the run and the tokens as x axis."""
+    """Start serving the page; return its URL, which selects the run, and tokens as the x axis."""
     os.environ["TRACKIO_PLOT_ORDER"] = _PLOT_ORDER  # trackio has no argument for this setting
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # trackio prints the token that allows deleting runs
             page, url, _, _ = trackio.show(open_browser=False, block_thread=False, host=_HOST, server_port=port)
     except OSError as error:
         if port is None:
-            raise InputError(f"--port: no port is free ({first_line(error)}); give one") from None
-        raise InputError(f"--port {port}: {first_line(error)}; give another, or no --port for a free one") from None
-    # Refuse other host names, which another site may assign to this machine (DNS rebinding). `add_middleware` would
-    # raise, because the application has started.
+            raise InputError(f"--port: found no free port ({first_line(error)}); give one") from None
+        raise InputError(f"--port {port}: {first_line(error)}; give another, or omit --port for a free one") from None
+    # Refuse other host names, since a website may resolve its own name to this machine (DNS rebinding).
+    # `add_middleware` would raise, because the application has started.
     page.app.middleware_stack = TrustedHostMiddleware(page.app.middleware_stack, [_HOST])
     ids = [record["id"] for record in trackio.SQLiteStorage.get_run_records(PROJECT)]
     selected = [run_id for run_id in ids if run_id == run.name or run_id.startswith(f"{run.name}/")]
@@ -132,11 +133,11 @@ def _problem(error: Exception, trackio_folder: Path) -> str:
         case InputError():
             return str(error)
         case sqlite3.Error():
-            remedy = f"move {trackio_folder} away, it is created again from the runs' files"
+            remedy = f"move {trackio_folder} away; it will be created again from the runs' files"
         case OSError():
             remedy = "remove the cause and run the command again"
         case _:
-            remedy = "this is a bug of tinyllama or trackio, please report it"
+            remedy = "this is a bug in tinyllama or trackio; please report it"
     return f"{summarize_error(error)}; {remedy}"
 
 

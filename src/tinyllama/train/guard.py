@@ -1,4 +1,4 @@
-"""Recovery from bad steps (skip or roll back), and the watchdog that terminates a hung process.
+"""Recovery from bad steps by a skip or a rollback, and the watchdog that terminates a hung process.
 
 The spike detector reads only the loss and the gradient norm over all ranks, so all ranks make the same decision. A step
 with a loss or gradient that is not finite is skipped. After too many consecutive skips, or a loss far above the recent
@@ -45,7 +45,7 @@ class Decision(NamedTuple):
     reason: str
     """Loss and gradient norm of a bad step; empty for a good step."""
     num_suspect_batches: int
-    """Number of newest batches that may have caused a bad step; 0 for a good step."""
+    """Number of the newest batches that may have caused a bad step; 0 for a good step."""
     is_spike: bool = False
 
 
@@ -63,7 +63,7 @@ class SpikeDetector:
         return {"losses": list(self.losses), "skips": self.skips}
 
     def check(self, loss: float, norm: float) -> Decision:
-        """Decide on a step with this mean loss and gradient norm."""
+        """Decide how to treat a step with this mean loss and gradient norm."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.skips += 1
             action = Action.ROLL_BACK if self.skips > self.limits.max_skips else Action.SKIP
@@ -91,7 +91,7 @@ def is_spike(loss: float, losses: Iterable[float], limits: Guard) -> bool:
 
 
 def discard_stale_rollbacks(run: RunDir) -> None:
-    """Keep only the rollbacks to step 0 when training restarts from step 0."""
+    """Delete the records of rollbacks, except those to step 0, when training restarts from step 0."""
     rollbacks = run.rollbacks()
     kept = [record for record in rollbacks if record["checkpoint"] == 0]
     if kept != rollbacks:

@@ -49,7 +49,7 @@ def train(recipe: Recipe, *, allow_change: bool = False) -> Path:
 
 
 def _train_on(world: World, recipe: Recipe, allow_change: bool) -> Path:
-    """Train on this rank, as `train` does; when the function returns, nothing refers to the network any more."""
+    """Train on this rank, as `train` does; when the function returns, no reference to the model remains."""
     with ExitStack() as stack:
         state = build(recipe, world)
         run, log, releases = state.run, None, None
@@ -90,7 +90,7 @@ def _train_and_release(
 
 
 class TrainingLoop:
-    """The steps of a run on this rank, with their log, validation and checkpoints."""
+    """The training loop of a run on this rank, with its log, validation and checkpoints."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class TrainingLoop:
         self.heartbeat = stack.enter_context(watchdog(recipe.guard.watchdog_seconds, self._on_hang))
 
     def train_from(self, first_step: int, detector_state: dict[str, Any] | None) -> bool:
-        """Train from `first_step` to the last step; return False if the spike detector rolled the run back before."""
+        """Train from `first_step` to the last step; return False if the spike detector rolled the run back."""
         state, recipe, world = self.state, self.state.recipe, self.state.world
         detector = SpikeDetector(recipe.guard, detector_state)
         order = batches(recipe, state.store, first_step, world.rank, world.size, state.skipped_batches)
@@ -246,7 +246,7 @@ class TrainingLoop:
         """Log a hang; the watchdog's thread calls this method on any rank."""
         rank, seconds = self.state.world.rank, self.state.recipe.guard.watchdog_seconds
         RunLog(self.state.run).event("hang", self.step + 1, rank=rank, seconds=seconds)
-        echo(f"rank {rank}: no step within guard.watchdog_seconds, {seconds:g} s; ending this process", to_stderr=True)
+        echo(f"rank {rank}: no step ended within guard.watchdog_seconds ({seconds:g} s); exiting", to_stderr=True)
 
 
 def _check_token_ids(state: TrainState, sequences: Tensor) -> None:
@@ -295,7 +295,7 @@ def _translate_system_errors(run: RunDir, log: RunLog | None) -> Iterator[None]:
         raise RunStoppedError(f"{error.filename or run.path}: {error.strerror}; {remedy}") from error
     except RuntimeError as error:
         is_from_torch = type(error).__module__.startswith("torch._")
-        # no OSError, because the error was raised in the compiler's process or is wrapped in another exception
+        # not an OSError, because the error was raised in the compiler's process or is wrapped in another exception
         if is_from_torch and os.strerror(errno.ENOSPC) in str(error):
             folders = f"{os.environ.get('TMPDIR', '/tmp')} and {os.environ.get('TORCHINDUCTOR_CACHE_DIR')}"
             remedy = f"free some space in {folders}, or set TMPDIR and XDG_CACHE_HOME"
@@ -324,7 +324,7 @@ def _log_run_end(log: RunLog | None) -> Iterator[None]:
 
 
 def _end_event(error: BaseException) -> tuple[str, dict[str, str]] | None:
-    """Return the name and details of the event for an error that ended the run; None for a lost rank, logged before."""
+    """Return the name and details of the event for an error that ended the run; None if it is already logged."""
     match error:
         case KeyboardInterrupt():
             return "interrupted", {}

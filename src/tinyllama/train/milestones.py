@@ -1,8 +1,8 @@
-"""Releases of a run's milestones, made by consecutive sidecar processes while training continues.
+"""Releases of a run's milestones, each made by a sidecar process, one at a time, while training continues.
 
-Training neither waits for a release nor stops when a release fails. A failure is logged as an event and retried, except
-for invalid input. Releases that are missing when a run ends are made when the run resumes. The processes compute on the
-CPU, because training uses the GPUs.
+Training neither waits for a release nor stops when a release fails. A failed release is logged as an event and retried,
+unless its input is invalid. Releases that are missing when a run ends are made when the run resumes. The sidecar
+processes use the CPU, because training uses the GPUs.
 """
 
 import threading
@@ -23,7 +23,7 @@ from tinyllama.runs.run_dir import RunDir
 _MAX_TRIES = 3
 """Number of attempts per release. After the last attempt, the release is made when the run is started again."""
 _RETRY_SECONDS = 10.0
-"""Time before the first retry, in seconds. This time doubles before each later retry."""
+"""Time before the first retry, in seconds. The time doubles with each further retry."""
 
 
 class ReleaseQueue:
@@ -41,7 +41,7 @@ class ReleaseQueue:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Kill the current process; its release is made when the run resumes."""
+        """Kill the current sidecar process; the run makes its release after the next start."""
         with self.lock:
             self.is_closed.set()
             if self.sidecar:
@@ -78,7 +78,7 @@ class ReleaseQueue:
             if not self.is_closed.is_set():
                 retry = "it is retried when the run is started again" if is_last else f"try {attempt} of {_MAX_TRIES}"
                 echo(f"{self.run.path}: the release of step {step} failed ({problem}); {retry}", to_stderr=True)
-                with suppress(OSError):  # a full disk may fail the release and prevent writing this event
+                with suppress(OSError):  # a full disk may cause the failure and prevent writing this event
                     self.log.event("release-failed", step, problem=problem, tries=attempt)
             if is_last or self.is_closed.wait(_RETRY_SECONDS * 2 ** (attempt - 1)):
                 break

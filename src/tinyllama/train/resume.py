@@ -102,9 +102,9 @@ def _recipe_changes(state: TrainState, saved: dict[str, Any]) -> list[str]:
 
 
 def roll_back(state: TrainState, log: RunLog | None, step: int, decision: Decision) -> None:
-    """Record a rollback to the newest checkpoint; exclude the suspect batches, of which the batch of `step` is last.
+    """Record a rollback to the newest checkpoint; exclude the suspect batches, which end with that of `step`.
 
-    The caller then calls `resume`. Raises RunStoppedError after `guard.max_rollbacks` rollbacks to one checkpoint.
+    The caller then calls `resume`. Raises RunStoppedError after `guard.max_rollbacks` rollbacks to the same checkpoint.
     """
     newest = state.run.newest_checkpoint()
     target = broadcast_from_rank0(newest.step if newest else 0, state.world)
@@ -114,7 +114,8 @@ def roll_back(state: TrainState, log: RunLog | None, step: int, decision: Decisi
         remedy += ", or a higher guard.spike_z_score if this loss is not a fault" if decision.is_spike else ""
         count = f"rolled back to step {target} {guard.max_rollbacks} times already"
         raise RunStoppedError(f"{state.run.path}: {problem}; {count}: {remedy}")
-    # Never exclude a batch from before the checkpoint: its step is not repeated, so all later batches would shift.
+    # Exclude only batches after the checkpoint. Steps before the checkpoint are not repeated, so excluding one of their
+    # batches would shift all later batches.
     first_step = max(target, step + 1 - decision.num_suspect_batches)
     skipped = [batch_index_for_step(number, state.skipped_batches) for number in range(first_step, step + 1)]
     if log:

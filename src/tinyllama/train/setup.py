@@ -57,8 +57,8 @@ def build(recipe: Recipe, world: World) -> TrainState:
     store, tokenizer = TokenStore.open(recipe.data.store), Tokenizer.load(recipe.tokenizer)
     if store.manifest["tokenizer"]["digest"] != tokenizer.digest:
         raise InputError(
-            f"{recipe.tokenizer}: not the tokenizer that {recipe.data.store} was made with; set `tokenizer` to that "
-            "one, or prepare another data.store"
+            f"{recipe.tokenizer}: not the tokenizer that {recipe.data.store} was made with; set `tokenizer` to the "
+            "store's tokenizer, or prepare another data.store"
         )
     recipe.train.sequences_per_rank(world.size)  # raises if the batch does not divide among the ranks
     run = RunDir.of_recipe(recipe)
@@ -109,14 +109,14 @@ def _compile(model: Llama, world: World) -> None:
     """Compile each block, if this machine can compile.
 
     All blocks share one graph. The embedding stays uncompiled, because its compiled backward pass is not repeatable.
-    Only the block's `forward` is compiled, not its call, so that FSDP's hooks stay outside the graph.
+    Only the block's `forward` is compiled, not its `__call__`, so that FSDP's hooks stay outside the graph.
     """
     if hardware.can_compile(world.device):
         for block in model.blocks:
             block.forward = torch.compile(block.forward, dynamic=False)
     elif world.is_main:
         echo(
-            "train.compile: no C++ compiler with Python's headers here; training continues uncompiled, which is slower",
+            "train.compile: no C++ compiler with Python's headers found; training is slower without compilation",
             to_stderr=True,
         )
 
@@ -129,7 +129,7 @@ def enable_float8(model: Llama, world: World) -> None:
     if world.device.type != "cuda" or torch.cuda.get_device_capability(world.device) < hardware.FLOAT8_CAPABILITY:
         raise InputError(
             f"train.float8: {world.device} does not support float8 matrix products; use an Ada, Hopper or newer GPU, "
-            "or remove it"
+            "or remove train.float8"
         )
     silence_torchao()
     try:
@@ -137,7 +137,7 @@ def enable_float8(model: Llama, world: World) -> None:
     except ImportError as error:
         is_missing = isinstance(error, ModuleNotFoundError) and error.name == "torchao"
         problem = "is missing" if is_missing else f"does not work with torch {torch.__version__} ({first_line(error)})"
-        remedy = "pip install -U 'tinyllama[float8]', or remove float8"
+        remedy = "pip install -U 'tinyllama[float8]', or remove train.float8"
         raise InputError(f"train.float8: torchao {problem}; {remedy}") from None
     convert_to_float8_training(model.blocks, config=Float8LinearConfig.from_recipe_name("rowwise"))
 

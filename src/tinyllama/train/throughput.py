@@ -1,7 +1,7 @@
 """Throughput of training: tokens per second, MFU and memory of each step, and the hardware that the run used.
 
-The peak of a CPU is the fastest matrix product that was timed in the run so far, including the run's earlier processes.
-The newest measurement alone is not enough: another job may slow down the matrix product, so the MFU would be too high.
+A CPU's peak FLOP/s is that of the fastest matrix product timed so far, including those in the run's earlier processes.
+The newest measurement alone is not enough: if another job slowed down the matrix product, the MFU would be too high.
 """
 
 import time
@@ -15,12 +15,12 @@ from tinyllama.model.llama import PRECISIONS
 from tinyllama.recipe import Recipe
 
 _TIMING_FRACTION = 0.02
-"""Maximum fraction of a run's time for timing matrix products. A timing can follow each save, and a save may follow
-every few seconds of training."""
+"""Maximum fraction of a run's time for timing matrix products. Without this limit, a run that saves every few seconds
+would time a matrix product after each save."""
 
 
 class ThroughputMeter:
-    """Timer of the steps. Time between the end of a step and `restart` belongs to no step."""
+    """Timer of the steps. The time between the end of a step and a call of `restart` is not counted."""
 
     def __init__(self, recipe: Recipe, vocab_size: int, world: World, known: Iterable[Mapping[str, Any]] = ()) -> None:
         """Start the timer; `known` is the result of `hardware` in the checkpoint that the run resumed from."""
@@ -47,7 +47,7 @@ class ThroughputMeter:
         self.step_start = time.perf_counter()
 
     def metrics(self) -> dict[str, Any]:
-        """Return the speed, MFU and memory of the step that just ended, and start the timer for the next step."""
+        """Return the tokens per second, MFU and memory of the last step, and start the timer for the next step."""
         now, peak = time.perf_counter(), self.entry["peak_flops"]
         tokens_per_second = self.recipe.batch_tokens / (now - self.step_start)
         self.step_start = now

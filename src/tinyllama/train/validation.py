@@ -45,8 +45,8 @@ class ValidationScore:
 def read_validation_sequences(recipe: Recipe, store: TokenStore) -> dict[str, Tensor]:
     """Return the validation sequences of each source, int64 [sequences, sequence_length + 1].
 
-    Sources get a number of sequences in proportion to their weights in the first mixture. The sequences are spread
-    evenly over a source's validation split. Sources without a validation split are not in the result.
+    Each source contributes sequences in proportion to its weight in the first mixture. The sequences are spread evenly
+    over the source's validation split. Sources without a validation split are not in the result.
     """
     length = recipe.train.sequence_length
     weights = dict(zip(recipe.data.sources, mixture_schedule(recipe)[0].shares, strict=True))
