@@ -1,4 +1,4 @@
-"""Prints hashes of a token store's files and of trained weights, made from fixed inputs.
+"""Hashes of a token store's files and of trained weights, made from fixed inputs.
 
 A refactoring must not change these hashes. Run `.venv/bin/python tools/digests.py` before and after the change, on the
 same machine with the same torch, and compare the outputs.
@@ -21,7 +21,7 @@ from tinyllama.tokenizer.training import train_tokenizer, training_text
 from tinyllama.train.loop import train
 
 SUFFIXES = (".tokens", ".documents", ".rows")
-# Not the recipe of the tests, so that a change of the tests does not change the hashes.
+# This recipe is separate from the tests' recipe, so that changing the tests does not change the hashes.
 RECIPE = {
     "name": "digests",
     "tokenizer": "tokenizer",

@@ -1,6 +1,7 @@
-"""Refuses idioms that readers have misunderstood in the project's text; part of `make check`.
+"""Check for idioms that readers have misunderstood in the project's text; part of `make check`.
 
-Reads tracked text files and prints `file:line: idiom; replacement` for each match. Exits with status 1 if there is one.
+The check reads tracked text files and prints `file:line: idiom; replacement` for each match. The exit status is 1 if
+there is a match.
 """
 
 import re

@@ -1,3 +1,3 @@
 # CMake reads this after llama.cpp's own project() (CMAKE_PROJECT_llama.cpp_INCLUDE in the Makefile): llama-cpp-python
-# forces the library of llama.cpp's tools into its build, which nothing of ours loads.
+# adds the library of llama.cpp's tools to its build, but tinyllama does not use this library.
 set(LLAMA_BUILD_COMMON OFF)

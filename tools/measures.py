@@ -1,7 +1,8 @@
 """Size and documentation of the library; part of `make check`.
 
-Prints lines of code per package, and modules of fewer than 40 lines. Exits with status 1 if a file has more than 400
-lines or a public name has no docstring. Blank lines, comments and docstrings are not lines of code.
+The output lists the lines of code per package, and modules of fewer than 40 lines. The exit status is 1 if a file has
+more than 400 lines or a public name has no docstring. Blank lines, comments and docstrings do not count as lines of
+code.
 """
 
 import ast

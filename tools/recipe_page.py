@@ -1,6 +1,7 @@
 """Generator of docs/recipe.md, the reference of a recipe's fields; run by `make docs`.
 
-Reads the pydantic models and the bundled recipes. A test compares the page in the repository with the output.
+The generator reads the pydantic models and the bundled recipes. A test compares the page in the repository with the
+output.
 """
 
 import re
@@ -58,7 +59,7 @@ def page() -> str:
 
 
 def title(path: str) -> str:
-    """Return the heading of a part."""
+    """Return the heading of a part, which is the top level or a nested section of the recipe."""
     return f"`{path}`" if path else "Top level"
 
 
@@ -82,7 +83,7 @@ def parts(model: type[RecipeModel], path: str = "") -> Iterator[tuple[str, type[
 
 
 def inner_path(path: str, name: str, annotation: Any) -> str:
-    """Return the dotted path of a part in a part; NAME and N stand for a key and an index."""
+    """Return the dotted path of a part inside another part; NAME and N stand for a key and an index."""
     key = {dict: ".NAME", tuple: "[N]"}.get(get_origin(annotation), "")
     return f"{path}.{name}{key}".lstrip(".")
 
@@ -133,7 +134,7 @@ def default_text(field: FieldInfo) -> str:
 
 
 def type_text(annotation: Any) -> str:
-    """Return a type in words, with its allowed values."""
+    """Return a description of a type, with its allowed values."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return bounded_text(inner[0], inner[1:])
@@ -150,7 +151,7 @@ def type_text(annotation: Any) -> str:
 
 
 def bounded_text(kind: Any, metadata: tuple[Any, ...]) -> str:
-    """Return a type with its bounds or pattern in words."""
+    """Return a description of a type with its bounds or pattern."""
     flat = [entry for outer in metadata for entry in (outer.metadata if isinstance(outer, FieldInfo) else [outer])]
     if any(getattr(entry, "func", None) is parse_tokens for entry in flat):
         return "token count" if any(isinstance(entry, Gt) for entry in flat) else "token count, or 0"

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "SECURITY.md": "security-policy.md"}
 """Pages in the repository's root: file name to page name."""
 GENERATED_FROM = {"recipe.md": "src/tinyllama/recipe/__init__.py"}
-"""Generated pages, and the file to edit instead."""
+"""Generated pages, and the source file of each."""
 
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 _FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)

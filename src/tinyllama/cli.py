@@ -1,7 +1,7 @@
 """The command line: one short function per command, without logic.
 
-A command with a recipe also accepts each of its fields as a flag: `tinyllama train demo --train.tokens 5M`. Wrong input
-ends with exit status 2 and one line on standard error.
+A command that takes a recipe also accepts each field of the recipe as a flag: `tinyllama train demo --train.tokens 5M`.
+Wrong input causes exit status 2 and one line on standard error.
 """
 
 import os
@@ -37,7 +37,7 @@ def corpus(directory: Positional[Path]) -> None:
     """Write the embedded corpus: text of this Python and its packages, in the format of SlimPajama and Starcoderdata.
 
     Args:
-        directory: Folder in which `slimpajama/` and `starcoderdata/` are written.
+        directory: Output folder, for `slimpajama/` and `starcoderdata/`.
     """
     from tinyllama.prepare.corpus import write_corpus
 
@@ -73,7 +73,7 @@ def tokenizer_import(source: Positional[str], directory: Positional[Path]) -> No
 
 
 def prepare(recipe: Recipe, strict: bool = False) -> None:
-    """Tokenize every source into the token store; resume an interrupted run.
+    """Tokenize every source into the token store, or resume an interrupted run.
 
     Args:
         strict: Fail with exit status 2 if a file contains no usable row, or if most of its rows are rejected.
@@ -101,7 +101,7 @@ def inspect_store(
 
     Args:
         store: Folder of the store.
-        verify: Check every hash and list each damaged, missing or unexpected file; exit status 1 if the list has files.
+        verify: Check every hash and list each damaged, missing or unexpected file; exit status 1 if a file is listed.
         recipe: Recipe whose sequence is traced.
         step: Training step to trace, counted from 0.
         row: Sequence of that step's batch to trace, counted from 0; 0 by default.
@@ -183,12 +183,12 @@ def evaluate(
     batch_size: int = 64,
     precision: Literal["bf16", "fp32"] = "bf16",
 ) -> None:
-    """Evaluate a run, a checkpoint, a release or a Hugging Face model on lm-eval tasks; torchrun uses all ranks.
+    """Evaluate a run, a checkpoint, a release or a Hugging Face model on lm-eval tasks, with all ranks under torchrun.
 
     Args:
         model: A run, a checkpoint, a release, or a Hugging Face folder or hub name.
         tasks: Names of lm-eval tasks.
-        limit: Maximum number of items per task, from the task's first item on; all items by default.
+        limit: Maximum number of items per task, beginning with the first item; all items by default.
         num_fewshot: Number of solved examples before each item; by default, the task's own number (mostly 0).
         batch_size: Batch size of lm-eval's `hf` model, which evaluates models that are not Llamas.
         precision: Precision of the computation.
@@ -220,7 +220,7 @@ def release(
         average_decay: Weight of each averaged checkpoint relative to the next newer one.
         force: Replace an existing release.
         push: Repository on the Hugging Face hub (OWNER/NAME) to upload the release to.
-        public: Make a repository that --push creates public; private by default.
+        public: Make the repository public if --push creates it; private by default.
     """
     from tinyllama.api import release_model
 
@@ -290,7 +290,7 @@ def watch(
         port: Port of the page; a free one by default.
         open_browser: Open the page in a browser.
         publish: Space on the Hugging Face hub (OWNER/NAME) to publish the page to, instead of serving it here.
-        public: Make a Space that --publish creates public; private by default.
+        public: Make the Space public if --publish creates it; private by default.
     """
     from tinyllama.tracking import watch as page
 
@@ -358,8 +358,8 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    0: success. 1: damage found, or a run that could not continue. 2: wrong input. 75: training wrote a checkpoint and
-    ended after a signal, and a scheduler should restart the training. 130: interrupted.
+    0: success. 1: a check failed, or a run could not continue. 2: wrong input. 75: training wrote a checkpoint and
+    ended after a signal; a scheduler should requeue the job. 130: interrupted.
     """
     own, quiet = pop_quiet_flag(sys.argv[1:] if arguments is None else arguments)
     set_quiet(quiet)

@@ -38,7 +38,7 @@ def run_demo(recipe: Recipe) -> int:
 
     The status is 1 if a check of `verify` fails.
     """
-    _corpus_folder(recipe)  # an invalid recipe is refused before any work
+    _corpus_folder(recipe)  # raises if the recipe has other sources
     check_format_libraries(recipe.release.formats)
     started = time.monotonic()
     failed: list[Check] = []
@@ -130,7 +130,7 @@ def _release(recipe: Recipe) -> Iterator[str]:
         except RunStoppedError as error:
             if not folder.exists():
                 raise
-            yield str(error)  # an engine crashed on the finished release, so the later checks of this release fail
+            yield str(error)  # an engine crashed on the finished release, and the later checks of the release will fail
     for path in sorted(path for path in folder.glob("*/*") if path.suffix in (".gguf", ".safetensors", "")):
         yield f"{path}: {format_bytes(disk_usage_bytes(path))}"
 

@@ -1,4 +1,4 @@
-"""The processes that train together, their rendezvous, and the model sharded among them.
+"""The processes that train together, their rendezvous, and the sharding of the model among them.
 
 A single process trains an unsharded model. Under torchrun, FSDP2 shards weights, gradients and optimizer state block by
 block (Zhao et al. 2023, arXiv:2304.11277): weights are gathered in the compute precision, and gradients are reduced in
@@ -84,7 +84,7 @@ def init_distributed(watchdog_seconds: float) -> Iterator[World]:
 
 
 def unique_prefix_store(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
-    """Return a part of torchrun's store that is unique to this launch and shared by all `size` ranks.
+    """Return a view of torchrun's store with a prefix that is unique to this launch and shared by all `size` ranks.
 
     After a restart, the store still has the addresses of the dead processes (pytorch issue 135712). The restart count
     differs between nodes, so it cannot identify a launch. Instead, each rank requests the launch's prefix with a random

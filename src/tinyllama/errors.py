@@ -44,7 +44,7 @@ def run_and_get_exit_status(call: Callable[[], int | None], system_status: int =
     """Call a function and return an exit status; print one line on standard error if the call fails.
 
     `system_status` is the status for errors of the operating system, such as a full disk. Errors that indicate a bug in
-    this program are raised.
+    this program are raised again.
     """
     try:
         return call() or 0
@@ -68,7 +68,7 @@ def _message_and_status(error: BaseException, system_status: int) -> tuple[str, 
         case KeyboardInterrupt():
             return "interrupted; prepare, train and demo resume when they are run again", 130
         case OSError(errno=errno.EAGAIN) | RuntimeError(args=("can't start new thread",)):
-            problem = f"the system starts no more threads or processes ({first_line(error)})"
+            problem = f"the system cannot start more threads or processes ({first_line(error)})"
             return f"{problem}; raise the limit (ulimit -u)", system_status
         case OSError() if error.filename is not None:
             return f"{error.filename}: {error.strerror}; correct this and run the command again", system_status
@@ -78,14 +78,14 @@ def _message_and_status(error: BaseException, system_status: int) -> tuple[str, 
 
 @contextmanager
 def translate_damage_errors(place: Path) -> Iterator[None]:
-    """Convert the errors that a damaged or hostile file below `place` causes in the block to InputError."""
+    """Raise InputError in place of the errors that a damaged or hostile file below `place` causes in the block."""
     try:
         yield
     except InputError:
         raise
     except DAMAGE_ERRORS as error:
         raise InputError(
-            f"{place}: a file there is invalid ({summarize_error(error)}); restore it, or report this"
+            f"{place}: a file there is invalid ({summarize_error(error)}); restore it, or report this as a bug"
         ) from error
 
 

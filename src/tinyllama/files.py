@@ -1,6 +1,6 @@
 """Files: atomic writes, locks, JSON, JSON Lines, hashes and symbolic links.
 
-An atomic write creates a temporary sibling, flushes it to disk and renames it.
+An atomic write creates a temporary file in the same folder, flushes the file to disk and renames the file.
 """
 
 import errno
@@ -37,7 +37,7 @@ _DISK_FULL_THRESHOLD_BYTES = 1 << 20
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a binary file that is renamed to `path` if the block ends without an error."""
+    """Yield a temporary binary file that is renamed to `path` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale_temp_files(path)
     part = path.with_name(f"{path.name}.{_host()}.{os.getpid()}.part")
@@ -49,7 +49,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        if error.filename is None:  # the error of a full disk names no file
+        if error.filename is None:  # the error for a full disk names no file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
@@ -82,7 +82,7 @@ def _is_alive(process: int) -> bool:
 
 @contextmanager
 def atomic_directory(folder: Path) -> Iterator[Path]:
-    """Yield a hidden sibling folder that replaces `folder` if the block ends without an error.
+    """Yield a hidden folder next to `folder` that replaces `folder` if the block ends without an error.
 
     Raises OSError with the folder's name if the disk is full.
     """
@@ -142,7 +142,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def write_json_with_sha256(path: Path, value: Any) -> None:
-    """Write a JSON file, preceded by a sibling file with its SHA-256 in the format of `sha256sum`."""
+    """Write the SHA-256 of a JSON file to a .sha256 file in the format of `sha256sum`, then write the JSON file."""
     data = json_bytes(value)
     with atomic_write(path.with_suffix(".sha256")) as file:
         file.write(f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode())
@@ -155,7 +155,7 @@ def read_json(path: Path) -> Any:
     try:
         return orjson.loads(read_regular_file(path))  # the json module takes one second for a manifest of 12 MB
     except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); restore it, or rebuild what contains it") from None
+        raise InputError(f"{path}: not valid JSON ({error}); restore it, or create it again") from None
 
 
 def read_json_if_exists(path: Path) -> Any | None:
@@ -239,9 +239,9 @@ def read_regular_file(path: Path) -> bytes:
 
 
 def reject_large_file(path: Path) -> None:
-    """Raise InputError if a file is too large to be read at once."""
+    """Refuse a file that is too large to be read at once. Raises InputError."""
     if path.stat().st_size > _MAX_FILE_BYTES:
-        raise InputError(f"{path}: is larger than {_MAX_FILE_BYTES >> 20} MiB; restore it, or rebuild what contains it")
+        raise InputError(f"{path}: is larger than {_MAX_FILE_BYTES >> 20} MiB; restore it, or create it again")
 
 
 def _open_regular_file(path: Path, flags: int = os.O_RDONLY) -> io.FileIO:
@@ -255,7 +255,7 @@ def _open_regular_file(path: Path, flags: int = os.O_RDONLY) -> io.FileIO:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return io.FileIO(descriptor, "rb" if flags == os.O_RDONLY else "ab")
         os.close(descriptor)
-    raise InputError(f"{path}: not a regular file; put the file itself there")
+    raise InputError(f"{path}: not a regular file; replace it with a regular file")
 
 
 MAX_POINTER_BYTES = 1024
@@ -308,9 +308,9 @@ def exclusive_lock(path: Path, refusal: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_without_following(path) as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike a lock of flock(2), not inherited by children
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike with flock(2), children do not inherit this lock
         except (BlockingIOError, PermissionError):
-            raise LockHeldError(f"{refusal}; wait for it to end, or end it") from None
+            raise LockHeldError(f"{refusal}; wait until that process ends, or stop it") from None
         own = _identity(os.fstat(file.fileno()))
         _locks_held_here.add(own)
         try:
@@ -357,10 +357,11 @@ def find_escaping_symlinks(folder: Path) -> Iterator[Path]:
 
 
 def reject_symlinks(folder: Path) -> None:
-    """Raise InputError if `folder`, which will be written to, contains a symbolic link that leads out, or a pipe.
+    """Check that `folder`, which will be written to, has no pipe and no symbolic link that leads out of `folder`.
 
-    `checkpoints` may be a link to an empty folder. A file in the linked folder then records the path of `folder`, and
-    the link is refused in any other folder. A run of W&B has a link to the log of W&B's own process.
+    Raises InputError otherwise, but accepts two kinds of links. `checkpoints` may be a link to an empty folder. A file
+    in the linked folder then records the path of `folder`, and no other folder may link there. A run of W&B has a link
+    to the log of W&B's own process.
     """
     for path in find_escaping_symlinks(folder):
         place = path.relative_to(folder)
@@ -372,13 +373,13 @@ def reject_symlinks(folder: Path) -> None:
 
 
 def reject_symlink(path: Path) -> None:
-    """Raise InputError if a path is a symbolic link, since writing to the path would change the link's target."""
+    """Refuse a path that is a symbolic link with InputError, because writing would change the link's target."""
     if path.is_symlink():
-        raise InputError(f"{path}: is a symbolic link, whose target would change; put the files themselves there")
+        raise InputError(f"{path}: is a symbolic link, and writing would change its target; replace the link")
 
 
 def _is_used_by(target: Path, folder: Path) -> bool:
-    """Return whether `folder` uses the linked folder `target`; first mark an empty `target` as used by `folder`."""
+    """Return whether the linked folder `target` belongs to `folder`; an empty `target` is first marked as such."""
     owner, name = target / ".used-by", f"{folder.resolve()}\n"
     if target.is_dir() and not any(target.iterdir()):
         owner.write_text(name)

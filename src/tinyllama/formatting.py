@@ -1,6 +1,6 @@
 """Text for people: printable text, short numbers and durations, and tables of aligned columns.
 
-This module imports no other module of the package. Only the function that needs rich imports it.
+This module imports no other module of the package. Only `format_table` imports rich.
 """
 
 import re
@@ -21,7 +21,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u20
 
 
 def visible(text: str) -> str:
-    r"""Return a text with each control character except newlines and tabs as an escape, such as `\x1b`."""
+    r"""Replace each control character of a text, except newlines and tabs, with an escape such as `\x1b`."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
@@ -59,7 +59,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_duration_precise(seconds: float) -> str:
-    """Format a duration like `format_duration`, but below ten seconds with two significant digits: `0.35 s`."""
+    """Format a duration like `format_duration`, but with two significant digits below ten seconds: `0.35 s`."""
     return format_duration(seconds) if seconds >= 10 else f"{seconds:.2g} s"
 
 

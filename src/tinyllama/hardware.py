@@ -42,7 +42,7 @@ class HardwareSpec:
     network_bytes_per_second: float
     """Bandwidth in one direction from a node of eight GPUs to other nodes: a DGX's network, or a 100 Gbit/s port."""
     source: str
-    """Origin of these numbers."""
+    """Source of these numbers."""
     is_cpu: bool = False
 
     def peak_flops(self, precision: str) -> float:

@@ -1,4 +1,4 @@
-"""Processes: sidecars next to training, parent death, stop signals, and torch's compile cache.
+"""Sidecar processes, parent-death and stop signals, and torch's compile cache.
 
 A sidecar runs this module as its program. Before any slow import, the program asks the kernel to kill the sidecar when
 training ends. Imports no torch.
@@ -42,9 +42,9 @@ def die_with_torchrun() -> None:
 
 
 def start_sidecar(module: str, *arguments: str, one_core: bool, log: IO[bytes] | None = None) -> subprocess.Popen[str]:
-    """Start a process next to training that runs `main(*arguments)` of a module.
+    """Start a sidecar process that runs `main(*arguments)` of a module.
 
-    The process is no rank and uses no GPU. With `one_core`, it computes with one thread. The process has its own
+    The process is not a rank and uses no GPU. With `one_core`, it computes with one thread. The process has its own
     session, so it does not receive the signals to training's process group. Its standard error is written to `log`, or
     else to a pipe. Raises OSError if the process cannot be started.
     """

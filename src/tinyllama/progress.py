@@ -25,9 +25,10 @@ BYTES = "bytes"
 _POLL_SECONDS = 0.5
 _FIRST_LINE_SECONDS, _LINE_SECONDS, _MAX_LOG_INTERVAL_SECONDS = 5.0, 15.0, 600.0
 _MAX_LOG_LINES = 60
-"""Number of lines after which the intervals between lines grow: from 15 s to ten minutes after ten hours."""
+"""Number of lines after which the interval between lines grows, from 15 s to ten minutes (after ten hours)."""
 _WINDOW_SECONDS, _WINDOW_SAMPLES = 60.0, 20
-"""Window of the rate, in seconds and in samples. The longer one applies, as a step takes milliseconds or minutes."""
+"""Window of the rate, in seconds and in samples. The longer window applies, since a step may take milliseconds or
+minutes."""
 
 _state = {"quiet": False}
 
@@ -102,8 +103,8 @@ class Bar:
 
         By default, the rate is shown in `unit` per second. `rate` names another unit for the rate, and `each` is its
         amount per `unit`: with unit="step", rate="tokens" and each=8192, the rate is in tokens per second, for steps of
-        8,192 tokens. An empty `rate` hides the rate, which has no meaning for units of unequal size. The unit BYTES is
-        shown as megabytes. `where` is a sentence that is printed once, at the start.
+        8,192 tokens. An empty `rate` hides the rate, for units of unequal size. The unit BYTES is shown as megabytes.
+        `where` is a sentence that is printed once, at the start.
         """
         self.label, self.total, self.unit, self.start, self.where = visible(label), total, unit, start, where
         self.rate, self.each, self.clock = unit if rate is None else rate, each, clock

@@ -56,4 +56,4 @@ def _chunk_end(data: Bytes, start: int, size: int) -> int:
     if start + size >= len(data):
         return len(data)
     end = utf8_boundary_before(data, start + size)
-    return end if end > start else start + size  # `end` is `start` if not UTF-8, or if `size` is tiny
+    return end if end > start else start + size  # `end` equals `start` for text that is not UTF-8 and for a tiny `size`

@@ -35,7 +35,7 @@ def test_process_limit_is_named(error: Exception, capsys: pytest.CaptureFixture[
 
     assert run_and_get_exit_status(call) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "starts no more threads or processes" in line
+    assert "cannot start more threads or processes" in line
     assert "ulimit -u" in line
 
 
