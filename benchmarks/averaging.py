@@ -1,10 +1,10 @@
-"""Compares checkpoint averages with a learning-rate cool-down: validation loss of the demo's recipe at equal tokens.
+"""Comparison of checkpoint averages with a learning-rate cool-down, by validation loss of the demo's recipe.
 
     python benchmarks/averaging.py [--steps 375] [--folder DIR]
 
 Two runs of the demo's recipe use equal initial weights and equal batches. One run has a constant learning rate and a
 checkpoint every 25 steps, and the script scores averages of these checkpoints. The other run cools down over its last
-40 % of steps, like the demo. The folder is that of benchmarks/optimizers.py. Interrupted runs resume.
+40 % of steps, like the demo. The default folder is that of benchmarks/optimizers.py. Interrupted runs resume.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from tinyllama.train.validation import ValidationScore, ValidationSet, load_vali
 
 EVERY = 25
 AVERAGES = ((1, 1.0), (2, 1.0), (4, 1.0), (8, 1.0), (8, 0.8), (8, 0.5))
-"""Number of checkpoints, and decay."""
+"""Averages to score: number of checkpoints, and decay."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=375, help="of each run (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=375, help="steps of each run (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path.home() / ".cache/tinyllama-benchmarks/optimizers")
     chosen = parser.parse_args()
     make_data(chosen.folder)

@@ -1,8 +1,8 @@
 """`make bench`: all comparisons with peers, in one run on one machine, written to docs/benchmarks.{json,md,png}.
 
 Each section is a separate script. The scripts run one after the other, so that no two scripts share the cores. The page
-and the plot depend only on the JSON file, so --page can write them again. If a section fails, the run ends without a
-change in docs, because a table must come from one run. Peers, text and compiled code are cached under --work.
+and the plot depend only on the JSON file, so --page can write them again. If a section fails, the files in docs are not
+changed, because all their results must come from one run. Peers, text and compiled code are cached under --work.
 
     python benchmarks/bench.py
     python benchmarks/bench.py --only loading starting --rounds 1      # a quick test, written under --work
@@ -46,7 +46,7 @@ SECONDS = {
     "evaluation": (70, 25),
     "starting": (70, 60),
 }
-"""Time of a section before its rounds and per round, in seconds, on two idle cores with all packages installed."""
+"""Estimated seconds of a section before its rounds, and per round, on two idle cores with all packages installed."""
 
 
 def main() -> None:
@@ -69,17 +69,19 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = options(__doc__, rounds=3)
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"sections to run: {', '.join(SECTIONS)}"
+    )
     parser.add_argument("--into", type=Path, help="folder of the page (default: docs, or WORK/look with --only)")
     parser.add_argument(
-        "--threads", type=int, default=available_cpu_count(), help="of each threaded program (default: %(default)s)"
+        "--threads", type=int, default=available_cpu_count(), help="threads per threaded program (default: %(default)s)"
     )
     parser.add_argument("--page", type=Path, help="write the page of this results file without measuring")
     return parser.parse_args()
 
 
 def measure(sections: list[str], arguments: argparse.Namespace) -> Results:
-    """Run the sections; measure the machine's speed before each and after the last."""
+    """Run the sections; measure the machine's speed before each section and after the last."""
     torch.set_num_threads(available_cpu_count())
     begun, measures = time.perf_counter(), list[Measure]()
     products, loads = [product()], [getloadavg()[0]]
@@ -96,7 +98,7 @@ def measure(sections: list[str], arguments: argparse.Namespace) -> Results:
 
 
 def product() -> float:
-    """Return the GFLOP/s of a bf16 2048^3 matrix product on all cores."""
+    """Measure a bf16 2048^3 matrix product on all cores; return its GFLOP/s."""
     return benchmark_matmul_flops(torch.bfloat16) / 1e9
 
 
@@ -113,7 +115,7 @@ def run(name: str, arguments: argparse.Namespace) -> list[Measure]:
     command = [sys.executable, HERE / script, *flags, "--work", arguments.work, "--rounds", rounds, "--json", out]
     status = subprocess.run(list(map(str, command)), check=False).returncode
     if status:
-        raise SystemExit(f"{name}: status {status}; nothing is written")
+        raise SystemExit(f"{name}: exit status {status}; no results are written")
     print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
     return read_measures(out)
 

@@ -1,7 +1,7 @@
 """Writers of docs/benchmarks.md and its plot, which depend only on a results file.
 
 The table has a row per peer. Below the table, the page explains each measure: the measured quantity, the settings, and
-the limits. The plot shows the ratios on a logarithmic axis, so twice and half as fast have equal distances from 1.
+the limits. The plot shows the ratios on a logarithmic axis, so the ratios 2 and 1/2 have equal distances from 1.
 """
 
 import statistics

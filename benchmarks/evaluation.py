@@ -1,8 +1,8 @@
-"""Compares the speed of evaluation with lm-eval's `hf` model: same checkpoint, CPU, threads and dtype.
+"""Comparison of evaluation speed with lm-eval's `hf` model, with equal checkpoint, CPU, threads and dtype.
 
 Both models run in one process, in turns. `hf` uses the best of several batch sizes; our model uses its own batches. The
 script measures the time of lm-eval's call of the model, from strings to log-likelihoods. It prints the ratio of the
-times with its range, also per task, and the largest difference of the log-likelihoods.
+times with its range, in total and per task, and the largest difference between the log-likelihoods.
 
     python benchmarks/evaluation.py --precision fp32 --items 60 --rounds 3
 """
@@ -44,7 +44,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = options(__doc__, rounds=3)
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--items", type=int, default=60, help="of each task")
+    parser.add_argument("--items", type=int, default=60, help="items per task (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=available_cpu_count())
     return parser.parse_args()
 

@@ -1,6 +1,6 @@
-"""Compares the scores of real weights with lm-eval's `hf` model, item by item, in fp32.
+"""Comparison of a pretrained model's scores with those of lm-eval's `hf` model, item by item, in fp32.
 
-Exits with 1 if acc or acc_norm of an item differs.
+The exit status is 1 if acc or acc_norm of an item differs.
 
     python benchmarks/evaluation_outside.py --items 500
 """
@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--task", default="hellaswag")
     parser.add_argument("--items", type=int, default=500)
-    parser.add_argument("--folder", type=Path, help="keep the Hugging Face folder of the weights here")
+    parser.add_argument("--folder", type=Path, help="folder to keep the weights in, in Hugging Face's format")
     arguments = parser.parse_args()
     task = load_task(arguments.task)
     with tempfile.TemporaryDirectory() as directory:

@@ -1,9 +1,9 @@
-"""Compares reading training data by `batches`, litdata and a plain memory map; measures the order of 1e12 tokens.
+"""Comparison of `batches`, litdata and a plain memory map as readers of training data, and the cost of 1e12 tokens.
 
-Writes random tokens as a token store of two sources, as litdata's chunks and as one flat file. Then the three programs
-read shuffled batches of 8 x 2049 as int64 in turns, in this process, from a warm page cache. Finally, a separate
-process opens a sparse store of 1e12 tokens, with manifests as long as real ones, and calls `sequences` for the 1,024
-rows of the first step and of a late step. Linux only.
+The script writes random tokens as a token store of two sources, as litdata's chunks and as one flat file. Then the
+three programs read shuffled batches of 8 x 2049 as int64 in turns, in this process, from a warm page cache. Finally, a
+separate process opens a sparse store of 1e12 tokens, with manifests as long as real ones, and calls `sequences` for the
+1,024 rows of the first step and of a late step. Linux only.
 
     python benchmarks/loading.py --megatokens 200
 """
@@ -37,7 +37,7 @@ ROWS, LENGTH = 8, 2048
 VOCABULARY = 32_000
 TURN_BATCHES = 512
 SHA256 = "0123456789abcdef" * 4
-# SlimPajama's and Starcoderdata's 59,252 files, four to a shard
+# SlimPajama's and Starcoderdata's 59,252 files, four per shard
 SPARSE_SHARDS, SPARSE_TOKENS, SPARSE_INPUTS = 14_900, 68_000_000, 59_252
 
 OPEN = """
@@ -52,7 +52,7 @@ print(open("/proc/self/status").read())
 
 
 def main() -> None:
-    """Run and print the three parts."""
+    """Run the measurements and print the results."""
     parser = options(__doc__, rounds=15)
     parser.add_argument("--megatokens", type=float, default=200, help="random tokens to read (default: %(default)s)")
     arguments = parser.parse_args()
@@ -127,7 +127,7 @@ def read_ours(store: Path) -> Iterator[torch.Tensor]:
 def read_plainly(path: Path) -> Iterator[torch.Tensor]:
     """Yield the rows of a flat file in random order, epoch after epoch."""
     tokens = np.memmap(path, np.uint16, "r")
-    tokens.max()  # touches every page
+    tokens.max()  # reads every page into the page cache
     for epoch in itertools.count():
         starts = np.random.default_rng(epoch).permutation((len(tokens) - 1) // LENGTH) * LENGTH
         for batch in starts[: len(starts) // ROWS * ROWS].reshape(-1, ROWS).tolist():
@@ -173,7 +173,7 @@ def tokens_from(flat: str, count: int, start: int) -> Iterator[torch.Tensor]:
 def write_random(
     folder: Path, tokens: "np.ndarray[Any, np.dtype[np.uint16]]", shares: Mapping[str, float] = SHARES
 ) -> Path:
-    """Write a store of the tokens in shards of 20M."""
+    """Write a store of random tokens, in shards of 20M tokens."""
     ends = np.cumsum([int(len(tokens) * share) for share in shares.values()])[:-1]
     parts = dict(zip(shares, np.split(tokens, ends), strict=True))
     shards = {name: np.array_split(part, -(-len(part) // 20_000_000)) for name, part in parts.items()}

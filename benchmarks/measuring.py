@@ -1,8 +1,8 @@
 """Shared code of the benchmarks: turns, ratios with their spread, and the format of results.
 
 Programs take turns, in reverse order every second round, so that a busy machine slows all of them equally. A ratio
-compares two values of one round. Scripts pass `Measure`s to benchmarks/bench.py with `--json`. A program without a
-version, or without a value in every round, is refused, since its ratio would be meaningless.
+compares two values of one round. Scripts pass `Measure`s to benchmarks/bench.py with `--json`. Each program must have a
+version and a value in every round; otherwise its ratio would be meaningless.
 """
 
 import argparse
@@ -51,16 +51,16 @@ class Measure(BaseModel):
     how: Text
     """The measured quantity."""
     not_shown: Text
-    """Limits of the measure."""
+    """Aspects that the measure does not show."""
     programs: dict[str, Program]
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if OURS not in self.programs:
-            raise ValueError(f"{self.name}: {OURS} itself is missing")
+            raise ValueError(f"{self.name}: no values of {OURS}")
         counts = {name: len(program.values) for name, program in self.programs.items()}
         if 0 in counts.values() or len(set(counts.values())) > 1:
-            raise ValueError(f"{self.name}: every program needs a value in every round, there are {counts}")
+            raise ValueError(f"{self.name}: every program needs a value in every round, got {counts}")
         return self
 
 
@@ -124,7 +124,7 @@ def lines_of(measure: Measure) -> list[str]:
 
 
 def ratios(measure: Measure, peer: str) -> list[float]:
-    """Return the ratio of tinyllama to a peer per round; above 1 tinyllama is better."""
+    """Return the ratio of tinyllama to a peer per round; a ratio above 1 means that tinyllama is better."""
     pairs = zip(measure.programs[OURS].values, measure.programs[peer].values, strict=True)
     return [ours / theirs if measure.more_is_better else theirs / ours for ours, theirs in pairs]
 
@@ -174,8 +174,8 @@ def options(doc: str | None, rounds: int) -> argparse.ArgumentParser:
     """Return a parser with the options of every script that bench.py calls."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="cache folder (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=rounds, help="turns of each program (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--rounds", type=int, default=rounds, help="runs of each program (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="output file for the measures")
     return parser
 
 

@@ -1,10 +1,10 @@
-"""Validation bits per byte of AdamW and Muon with cosine and WSD, at equal tokens, on a small tinyllama-120m shape.
+"""Comparison of AdamW and Muon with cosine and WSD schedules, by validation bits per byte at equal tokens.
 
     python benchmarks/optimizers.py [--tokens 4M] [--folder DIR]
 
 The model has the shape of tinyllama-120m with a quarter of its width (12 layers, dim 192, 3 heads, 1 key/value head,
-FFN 512), and a vocabulary of 4,096 tokens trained on the embedded corpus. Text, tokenizer and store are written once to
-the folder. The four runs start from equal initial weights and read equal batches. Interrupted runs resume.
+FFN 512), and a vocabulary of 4,096 tokens trained on the embedded corpus. The first call writes text, tokenizer and
+store to the folder. The four runs start from equal initial weights and read equal batches. Interrupted runs resume.
 """
 
 import argparse
@@ -53,7 +53,7 @@ RECIPE: dict[str, Any] = {
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--tokens", default="4M", help="tokens of each run")
+    arguments.add_argument("--tokens", default="4M", help="tokens per run")
     arguments.add_argument("--folder", type=Path, default=Path.home() / ".cache/tinyllama-benchmarks/optimizers")
     chosen = arguments.parse_args()
     make_data(chosen.folder)

@@ -1,4 +1,4 @@
-"""Measures the time of a run outside its steps on this machine's CPU: starting, compiling, saving.
+"""Measurement of the time that a run spends outside its steps on this machine's CPU: starting, compiling, saving.
 
 Starting and compiling: the time from the command to the end of the first step for the demo's shape, without
 torch.compile, with an empty compile cache, and with a filled compile cache. Saving: a checkpoint every fourth step for
@@ -30,7 +30,7 @@ def main() -> None:
     """Print the times of starting, compiling and saving, in seconds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="cache folder (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="of the process (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the process (default: %(default)s)")
     arguments = parser.parse_args()
     work = make_work(arguments.work.resolve())
     env = environment(work, arguments.threads)
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def print_starting(work: Work, folder: Path, env: Mapping[str, str]) -> None:
-    """Return the time to the end of the first step in seconds: uncompiled, compiled, compiled with a filled cache."""
+    """Print the time to the end of the first step: uncompiled, compiled, and compiled with a filled cache."""
     cached = {**env, "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
     plain = first_step_seconds(work, folder / "plain", cached, compiled=False)
     cold = first_step_seconds(work, folder / "cold", cached, compiled=True)
@@ -60,7 +60,7 @@ def first_step_seconds(work: Work, folder: Path, env: Mapping[str, str], compile
     run = RunDir(folder / "runs" / fields["name"])
     while not any(run.metrics()):
         if process.poll():
-            raise SystemExit(f"{folder}/log says why training ended with status {process.returncode}")
+            raise SystemExit(f"training ended with status {process.returncode}; see {folder}/log")
         time.sleep(0.02)
     seconds = time.perf_counter() - begun
     finish(process)
@@ -68,7 +68,7 @@ def first_step_seconds(work: Work, folder: Path, env: Mapping[str, str], compile
 
 
 def print_saving(work: Work, folder: Path, env: Mapping[str, str]) -> None:
-    """Print the duration of a checkpoint, the time that training waits for it, and the speed of steps during it."""
+    """Print the duration of a checkpoint, the part in which training waits, and the speed of steps during the save."""
     for asynchronous in (True, False):
         fields = small_recipe(work, 4 * SAVE_EVERY + 1)
         fields["checkpoint"] = {"every_steps": SAVE_EVERY, "keep": 1, "asynchronous": asynchronous}
@@ -81,8 +81,8 @@ def print_saving(work: Work, folder: Path, env: Mapping[str, str]) -> None:
         others = statistics.median(row["tokens_per_second"] for row in rows if row["step"] % SAVE_EVERY != 1)
         seconds, stalled = (statistics.median(row[key] for row in saves) for key in ("seconds", "stall_seconds"))
         print(
-            f"a checkpoint {fields['name']}: {seconds:.1f} s, training waits for {stalled:.2f} s of them; "
-            f"the step after it has {during / others:.2f} times the others' speed",
+            f"{fields['name']} checkpoint: {seconds:.1f} s, of which training waits {stalled:.2f} s;  "
+            f"the next step runs at {during / others:.2f} times the speed of other steps",
             flush=True,
         )
 

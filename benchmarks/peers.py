@@ -1,4 +1,4 @@
-"""Versions of the peers of the benchmarks, and a virtual environment for each, created once under --work.
+"""Versions of the peers in the benchmarks, and a virtual environment per peer, created once under --work.
 
 Each environment is WORK/peers/NAME, with the torch of the current environment. litdata uses all dependencies of the
 current environment, so that litdata and tinyllama read and tokenize with equal libraries. Versions are fixed, so that
@@ -20,7 +20,7 @@ PEERS = {
     "litdata": ("litdata==0.2.76", "lightning-utilities==0.15.3", "obstore==0.12.1", "tifffile==2026.3.3"),
 }
 BORROWING = {"litdata"}
-"""Peers installed without their dependencies, which the present environment contains."""
+"""Peers installed without their dependencies, which the current environment contains."""
 
 
 def make_peer(work: Path, name: str) -> Path:

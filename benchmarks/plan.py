@@ -1,8 +1,8 @@
-"""Compares `tinyllama plan` with training on this machine's CPU: memory and, with --measure, speed.
+"""Comparison of `tinyllama plan --measure` with training on this machine's CPU: memory and speed.
 
-For three models with a vocabulary of 32,000 tokens, runs `tinyllama plan --measure --json` and a few steps of
-`tinyllama train` in turns. Speed is compared as MFU. Both commands measure the machine's peak FLOP/s during their run,
-so other jobs affect both equally. Exits with 1 if a prediction is wrong by more than 15 %.
+For three models with a vocabulary of 32,000 tokens, the script runs `tinyllama plan --measure --json` and a few steps
+of `tinyllama train` in turns. Speed is compared as MFU. Both commands measure the machine's peak FLOP/s during their
+run, so other jobs affect both equally. The exit status is 1 if a prediction is wrong by more than 15 %.
 
     python benchmarks/plan.py
 """
@@ -34,7 +34,7 @@ SHAPES: dict[str, tuple[dict[str, Any], int, int]] = {
 
 
 def main() -> None:
-    """Print a line per model and quantity; exit with an error if a prediction is wrong."""
+    """Print a line per model and quantity; exit with status 1 if a prediction is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="cache folder (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads per process (default: %(default)s)")
@@ -91,7 +91,7 @@ def plan(folder: Path, recipe: Path, env: Mapping[str, str]) -> dict[str, float]
 
 
 def train(folder: Path, recipe: Path, name: str, env: Mapping[str, str]) -> dict[str, float]:
-    """Return the peak memory and the MFU of `tinyllama train`, without its first steps."""
+    """Return the peak memory and the MFU of `tinyllama train`, with the MFU of its first steps excluded."""
     command = [sys.executable, "-m", "tinyllama", "train", str(recipe), "--name", name]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, cwd=folder, env=dict(env), **quiet)

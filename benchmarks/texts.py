@@ -27,7 +27,7 @@ PACKAGES = {
     "code": {"golang-1.19-src": "*.go", "rust-src": "*.rs"},
 }
 FILES_OF_A_KIND = 8
-# the article of a page that Sphinx or DocBook made, without the navigation around it
+# the article of a page that Sphinx or DocBook generated, without navigation
 ARTICLE = re.compile(
     r'(?:role="main"|class="(?:sect|chapter|refentry)[^"]*")[^>]*>(.*?)'
     r'(?:<div class="(?:rst-footer-buttons|sphinxsidebar|navfooter)|<footer|</body>)',
@@ -93,7 +93,7 @@ def choose(texts: Iterable[str], num_bytes: int) -> list[str]:
         total += sizes[count]
         count += 1
     if total < num_bytes:
-        raise SystemExit(f"{total / 1e6:.1f} MB of text where {num_bytes / 1e6:.1f} are asked for; lower --megabytes")
+        raise SystemExit(f"{total / 1e6:.1f} MB of text found, {num_bytes / 1e6:.1f} MB requested; lower --megabytes")
     return distinct[:count]
 
 

@@ -1,9 +1,9 @@
-"""Compares `Tokenizer.encode_documents` with sentencepiece and tokenizers: on one core, with equal documents and ids.
+"""Comparison of `Tokenizer.encode_documents` with sentencepiece and tokenizers on one core, with equal documents.
 
-Reads the source code and the documentation of the installed Python packages, or a corpus of benchmarks/prepare.py
-(--corpus). The three encoders take turns on blocks of the text, so that other jobs slow all three. Our cache is empty
-at the start of each round. Without --tokenizer, a tokenizer of 32,000 tokens is trained on other files of the same
-packages.
+The text is the source code and documentation of the installed Python packages, or a corpus of benchmarks/prepare.py
+(--corpus). The three encoders take turns on blocks of one megabyte, so that other jobs slow all three. tinyllama's
+cache is empty at the start of each round. Without --tokenizer, a tokenizer of 32,000 tokens is trained on other files
+of the same packages.
 
     python benchmarks/tokenizer.py --megabytes 30
 """
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument(
         "--corpus", type=Path, help="folder with prose/ and code/, each with .jsonl.zst files in SlimPajama's schema"
     )
-    parser.add_argument("--megabytes", type=float, default=30, help="maximum amount of text of each kind")
+    parser.add_argument("--megabytes", type=float, default=30, help="maximum megabytes of text of each kind")
     arguments = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     texts = {
@@ -74,7 +74,7 @@ def read_texts(patterns: Sequence[str]) -> list[str]:
 
 
 def to_blocks(texts: Sequence[str], num_bytes: int) -> list[list[str]]:
-    """Return documents in blocks of a megabyte, up to `num_bytes` in total."""
+    """Return documents in blocks of one megabyte, up to `num_bytes` in total."""
     blocks: list[list[str]] = [[]]
     total = size = 0
     for text in texts:

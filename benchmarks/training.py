@@ -1,8 +1,8 @@
-"""Compares `tinyllama train` with litgpt, the Hugging Face Trainer and torchtitan, on this machine's CPU.
+"""Comparison of `tinyllama train` with litgpt, the Hugging Face Trainer and torchtitan on this machine's CPU.
 
 The model ("shape small") is a Llama with 55M parameters, trained in bf16 on 8 rows of 512 tokens per step. All programs
 get the same rows of real text, the same number of threads, and the same settings of torch and the allocator. Each peer
-uses its own fastest settings. The programs take turns, so that other jobs slow all equally. Each program measures a
+uses the fastest of its settings. The programs take turns, so that other jobs slow all equally. Each program measures a
 bf16 2048^3 matrix product between its steps, and its MFU is relative to the fastest product so far. Peers are installed
 under --work.
 
@@ -74,7 +74,7 @@ class Measured(NamedTuple):
 
 
 Program = Callable[[Path], None]
-"""Trains in an empty folder; writes metrics.jsonl there or in its runs/training."""
+"""Function that trains in an empty folder and writes metrics.jsonl there or in its runs/training."""
 
 
 def main() -> None:
@@ -91,31 +91,33 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = options(__doc__, rounds=3)
     parser.add_argument("--steps", type=int, default=24, help="optimizer steps per turn (default: %(default)s)")
-    parser.add_argument("--warmup", type=int, default=4, help="first steps that do not count (default: %(default)s)")
     parser.add_argument(
-        "--threads", type=int, default=available_cpu_count(), help="of each program (default: %(default)s)"
+        "--warmup", type=int, default=4, help="first steps that are not measured (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=available_cpu_count(), help="threads of each program (default: %(default)s)"
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"{OURS}, a peer, or one of its settings: {NAMES}")
-    parser.add_argument("--ranks", action="store_true", help="two ranks compared with one process, tinyllama only")
+    parser.add_argument("--ranks", action="store_true", help="compare two ranks with one process, for tinyllama only")
     return parser.parse_args()
 
 
 def make_programs(work: Work, arguments: argparse.Namespace) -> dict[str, Program]:
-    """Measure tinyllama and its peers."""
+    """Return the functions that run tinyllama and its peers, and install the peers."""
     programs: dict[str, Program] = {OURS: partial(train, work, arguments.steps, 1, arguments.threads)}
     for name, settings in (SETTINGS | OTHER_SETTINGS).items():
         programs[name] = partial(train_peer, work, arguments, name.split()[0], settings)
     wanted = arguments.only or [OURS, *SETTINGS]
     chosen = [name for name in programs if name in wanted or (name in SETTINGS and name.split()[0] in wanted)]
     if unknown := set(wanted) - {name.split()[0] for name in programs} - programs.keys():
-        raise SystemExit(f"--only {unknown.pop()!r}: no such program; there are {OURS}, {NAMES}")
+        raise SystemExit(f"--only {unknown.pop()!r}: no such program; known are {OURS}, {NAMES}")
     for peer in {name.split()[0] for name in chosen} & PEERS.keys():
         make_peer(work.folder, peer)
     return {name: programs[name] for name in chosen}
 
 
 def make_ranks(work: Work, arguments: argparse.Namespace) -> dict[str, Program]:
-    """Measure tinyllama in one process and as two ranks."""
+    """Return the functions that run tinyllama in one process and as two ranks."""
     return {name: partial(train, work, arguments.steps, *counts) for name, counts in RANK_SETTINGS.items()}
 
 

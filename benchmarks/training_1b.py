@@ -1,10 +1,10 @@
-"""Trains the bundled recipe tinyllama-1.1b on this machine's CPU, and measures memory and speed.
+"""Training of the bundled recipe tinyllama-1.1b on this machine's CPU, with measurements of memory and speed.
 
-`tinyllama train` makes three steps with the full sequence length of 2,048, a smaller batch and float32 weights. The
-text is the embedded corpus, in the schemas of the two datasets. There is no warm-up, so that two updates have an
-effect. The run ends with a checkpoint of 13 GB under --work, which the script deletes. The exit status is 1 if the loss
-does not fall, or if the process needs more than --gibibytes of memory, including the checkpoint. Arguments after `--`
-are those of `tinyllama train`.
+`tinyllama train` runs three steps with the full sequence length of 2,048, a smaller batch and float32 weights. The text
+is the embedded corpus, in the schemas of the two datasets. There is no learning-rate warm-up, so that two optimizer
+steps already change the loss. The run writes a checkpoint of 13 GB under --work, which the script deletes. The exit
+status is 1 if the loss does not fall, or if the process needs more than --gibibytes of memory, including the
+checkpoint. Arguments after `--` are those of `tinyllama train`.
 
     python benchmarks/training_1b.py
     python benchmarks/training_1b.py -- --parallel.activation_checkpointing full
@@ -44,7 +44,7 @@ def main() -> None:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
     peak = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     print_rows(rows)
-    print(f"{time.perf_counter() - begun:.0f} s in all; the process's peak {peak / 2**30:.2f} GiB")
+    print(f"{time.perf_counter() - begun:.0f} s in total; peak memory of the process {peak / 2**30:.2f} GiB")
     problems = judge(rows, peak, arguments)
     if problems:
         raise SystemExit("\n".join(problems))
@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="cache folder (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--batch-sequences", type=int, default=2, help="rows per step (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="of the process (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the process (default: %(default)s)")
     parser.add_argument("--gibibytes", type=float, default=23, help="maximum memory in GiB (default: %(default)s)")
     parser.add_argument("flags", nargs="*", metavar="-- FLAG", help="fields of the recipe, as flags")
     arguments = parser.parse_args()
@@ -116,7 +116,7 @@ def judge(rows: list[dict[str, Any]], peak: int, arguments: argparse.Namespace) 
     problems = []
     losses = [row["loss"] for row in rows]
     if len(losses) != arguments.steps:
-        problems.append(f"{len(losses)} steps where {arguments.steps} were asked for")
+        problems.append(f"{len(losses)} steps instead of {arguments.steps}")
     if not all(later < earlier for earlier, later in pairwise(losses)):
         problems.append(f"the loss does not fall: {', '.join(f'{loss:.4f}' for loss in losses)}")
     if peak > arguments.gibibytes * 2**30:

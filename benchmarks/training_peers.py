@@ -1,9 +1,9 @@
-"""Runs a peer's own trainer on given rows, with metrics per step, for benchmarks/training.py.
+"""Program that runs a peer's trainer on given rows and writes metrics per step, for benchmarks/training.py.
 
-Runs in a peer's environment: `training_peers.py litgpt|transformers|torchtitan JOB.json`. torch calls a hook after
-every optimizer step of any trainer. The time of a step is the time between two calls, without the bf16 2048^3 matrix
-product that the hook measures every few steps (the best of three). The hook refuses a model of another size than the
-job's.
+The program runs in the peer's environment: `training_peers.py litgpt|transformers|torchtitan JOB.json`. torch calls a
+hook after every optimizer step of any trainer. The time of a step is the time between two calls, without the bf16
+2048^3 matrix product that the hook measures every few steps (the best of three). The hook refuses a model whose number
+of parameters differs from that in the job.
 """
 
 import json
@@ -58,7 +58,7 @@ class Meter:
     def _check_size(self, optimizer: torch.optim.Optimizer) -> None:
         size = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
         if size != self.job["num_parameters"]:
-            raise SystemExit(f"{size:,} parameters where {self.job['num_parameters']:,} are to be trained")
+            raise SystemExit(f"the model has {size:,} parameters instead of {self.job['num_parameters']:,}")
 
     def _write(self, seconds: float) -> None:
         speed = self.job["batch_sequences"] * self.job["sequence_length"] / seconds
@@ -190,7 +190,7 @@ def run_litgpt(job: dict[str, Any]) -> None:
         "class_path": job.get("optimizer", "training_peers.FusedAdamW"),
         "init_args": {"lr": job["learning_rate"], "betas": (0.9, 0.95), "weight_decay": 0.1},
     }
-    sys.argv = ["litgpt", "small"]  # litgpt parses it when it saves the model
+    sys.argv = ["litgpt", "small"]  # litgpt parses the command line when it saves the model
     torch.set_float32_matmul_precision("high")  # as in litgpt's command line
     setup(
         "small",

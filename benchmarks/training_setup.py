@@ -58,7 +58,7 @@ def make_work(folder: Path) -> Work:
 
 
 def write_text(path: Path) -> None:
-    """Write the standard library's modules, each text once, as rows of JSON."""
+    """Write the standard library's modules as rows of JSON, without duplicates."""
     library = Path(sysconfig.get_path("stdlib"))
     modules = (module for module in sorted(library.rglob("*.py")) if "site-packages" not in module.parts)
     texts = {hashlib.sha256(module.read_bytes()).digest(): module for module in modules}
@@ -103,7 +103,7 @@ def small_recipe(work: Work, steps: int) -> dict[str, Any]:
 
 
 def write_rows(path: Path, recipe: Recipe) -> Path:
-    """Return the rows of training, in order: uint16 [steps x batch_sequences, sequence_length + 1]."""
+    """Write the training rows in order, uint16 [steps x batch_sequences, sequence_length + 1]; return the path."""
     store = TokenStore.open(recipe.data.store)
     np.save(path, np.concatenate([rows.numpy() for rows in batches(recipe, store, 0)]).astype(np.uint16))
     return path

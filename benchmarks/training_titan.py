@@ -16,7 +16,7 @@ import torch
 
 
 def admit_cpu() -> None:
-    """Make the CPU the device before torchtitan is imported, without the two calls that gloo and torch.cpu refuse."""
+    """Make the CPU torchtitan's device, and replace two calls that gloo and torch.cpu do not support."""
     torch._utils._get_available_device_type = lambda: "cpu"
     from torchtitan.components import metrics  # noqa: PLC0415
     from torchtitan.distributed import utils  # noqa: PLC0415
