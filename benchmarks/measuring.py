@@ -57,7 +57,7 @@ class Measure(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if OURS not in self.programs:
-            raise ValueError(f"{self.name}: no values of {OURS}")
+            raise ValueError(f"{self.name}: {OURS} itself is missing")
         counts = {name: len(program.values) for name, program in self.programs.items()}
         if 0 in counts.values() or len(set(counts.values())) > 1:
             raise ValueError(f"{self.name}: every program needs a value in every round, got {counts}")
