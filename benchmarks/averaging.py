@@ -4,7 +4,7 @@
 
 Two runs of the demo's recipe use equal initial weights and equal batches. One run has a constant learning rate and a
 checkpoint every 25 steps, and the script scores averages of these checkpoints. The other run cools down over its last
-40 % of steps, like the demo. The default folder is that of benchmarks/optimizers.py. Interrupted runs resume.
+40 % of steps, like the demo. The default folder is the same as in benchmarks/optimizers.py. Interrupted runs resume.
 """
 
 import argparse

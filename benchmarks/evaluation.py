@@ -1,8 +1,8 @@
 """Comparison of evaluation speed with lm-eval's `hf` model, with equal checkpoint, CPU, threads and dtype.
 
-Both models run in one process, in turns. `hf` uses the best of several batch sizes; our model uses its own batches. The
-script measures the time of lm-eval's call of the model, from strings to log-likelihoods. It prints the ratio of the
-times with its range, in total and per task, and the largest difference between the log-likelihoods.
+Both models run in one process, in turns. `hf` uses the best of several batch sizes; tinyllama's model forms its own
+batches. The script measures the time of lm-eval's call of the model, from strings to log-likelihoods. It prints the
+ratio of the times with its range, in total and per task, and the largest difference between the log-likelihoods.
 
     python benchmarks/evaluation.py --precision fp32 --items 60 --rounds 3
 """

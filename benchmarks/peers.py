@@ -1,8 +1,8 @@
 """Versions of the peers in the benchmarks, and a virtual environment per peer, created once under --work.
 
 Each environment is WORK/peers/NAME, with the torch of the current environment. litdata uses all dependencies of the
-current environment, so that litdata and tinyllama read and tokenize with equal libraries. Versions are fixed, so that
-the results can be reproduced. To use a newer version, change this file.
+current environment, so that litdata and tinyllama use the same versions of libraries. Versions are fixed, so that the
+results can be reproduced. To use a newer version, change this file.
 """
 
 import subprocess

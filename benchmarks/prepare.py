@@ -128,7 +128,7 @@ def run_on(cores: set[int], command: Sequence[Any]) -> float:
 
 
 def prepare(sources: dict[str, Path], folder: Path, out: Path, cores: set[int], workers: int = 1) -> float:
-    """Write a new store with `tinyllama prepare`, with `</s>` after each document; return the time in seconds."""
+    """Write a new store with `tinyllama prepare` and `</s>` after each document; return the time in seconds."""
     recipe = {
         "name": "benchmark",
         "tokenizer": str(folder),

@@ -1,11 +1,11 @@
 """Measurement of a release of the 1.1B model in every format: file sizes, and the memory and time to write the files.
 
 The model has the shape of the recipe tinyllama-1.1b with random weights. Its tokenizer has 32,000 tokens and is trained
-on the standard library's text. The script runs the steps of `tinyllama release`: the reference, the Hugging Face
-folder, and then GGUF and CTranslate2 from that folder, without the model in memory. The exit status is 1 if Q4_K_M is
-700 MB or more (637 MB in the original release), if the bf16 folder is not 2.2 GB, or if the memory of the process grew
-by more than the float32 weights, one shard and the largest matrix in float32. --verify also runs each format in its
-engine.
+on the standard library's text. The script runs the steps of `tinyllama release`: it computes the reference outputs,
+writes the Hugging Face folder, and converts this folder to GGUF and CTranslate2 without the model in memory. The exit
+status is 1 if Q4_K_M is 700 MB or more (637 MB in the original release), if the bf16 folder is not 2.2 GB, or if the
+memory of the process grew by more than the float32 weights, one shard and the largest matrix in float32. --verify also
+runs each format in its engine.
 
     python benchmarks/release_1b.py
 """
@@ -82,7 +82,7 @@ def write(folder: Path, tokenizer: Tokenizer) -> list[str]:
 
 @contextmanager
 def stage(name: str, peaks: list[int]) -> Iterator[None]:
-    """Measure the time and the peak resident memory of a part, including pages of mapped files."""
+    """Measure the time and the peak resident memory of the block, including pages of mapped files."""
     Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's peak
     begun = time.perf_counter()
     yield

@@ -101,7 +101,7 @@ def start_ours(work: Work, env: Mapping[str, str]) -> float:
 
 
 def start_peer(work: Work, env: Mapping[str, str], python: Path, name: str) -> float:
-    """Return the time to the hook that torch calls after the first optimizer step, in seconds."""
+    """Return the time to the end of the first optimizer step, in seconds; a hook of torch reports the end."""
     with tempfile.TemporaryDirectory(prefix="tinyllama-starting-") as folder:
         job = peer_job(work, Path(folder), demo_fields(work), FIRST_STEPS[name])
         command = [str(python), str(HERE / "training_peers.py"), name, str(job)]

@@ -1,8 +1,8 @@
 """English text and code from Debian packages, as jsonl.zst in the schema of SlimPajama, for benchmarks/prepare.py.
 
 The English text is the documentation of Linux, Python, PostgreSQL, Perl and Rust. The code is the source of Go 1.19 and
-Rust 1.63. `apt-get download` downloads the packages, and `dpkg-deb` unpacks them. A document is a page or a source
-file, without duplicates. `--text DIR` uses every file under DIR/prose and DIR/code instead.
+Rust 1.63. `apt-get download` downloads the packages, and `dpkg-deb` unpacks them. Each page or source file is one
+document; duplicates are removed. `--text DIR` uses every file under DIR/prose and DIR/code instead.
 """
 
 import hashlib

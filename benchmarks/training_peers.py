@@ -1,9 +1,9 @@
 """Program that runs a peer's trainer on given rows and writes metrics per step, for benchmarks/training.py.
 
 The program runs in the peer's environment: `training_peers.py litgpt|transformers|torchtitan JOB.json`. torch calls a
-hook after every optimizer step of any trainer. The time of a step is the time between two calls, without the bf16
-2048^3 matrix product that the hook measures every few steps (the best of three). The hook refuses a model whose number
-of parameters differs from that in the job.
+hook after every optimizer step of any trainer. The time of a step is the time between two calls of the hook. Every few
+steps, the hook also measures a bf16 2048^3 matrix product (the best of three), whose time is excluded. The hook refuses
+a model whose number of parameters differs from that in the job.
 """
 
 import json

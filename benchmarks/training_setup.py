@@ -132,7 +132,7 @@ def peer_job(work: Work, folder: Path, fields: Mapping[str, Any], settings: Mapp
 
 
 def environment(work: Work, threads: int) -> dict[str, str]:
-    """Return the environment of all programs: threads, allocator settings, no hub, a cache of compiled code."""
+    """Return the environment of all programs: threads, allocator settings, offline mode of the hub, compile cache."""
     fixed = {
         "OMP_NUM_THREADS": str(threads),
         "TORCHINDUCTOR_CACHE_DIR": str(work.folder / "inductor"),

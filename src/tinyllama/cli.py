@@ -1,4 +1,4 @@
-"""The command line: one short function per command, without logic.
+"""The command line: one short function per command, which calls other modules.
 
 A command that takes a recipe also accepts each field of the recipe as a flag: `tinyllama train demo --train.tokens 5M`.
 Wrong input causes exit status 2 and one line on standard error.

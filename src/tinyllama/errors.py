@@ -107,7 +107,7 @@ def warn_once(line: str) -> None:
 
 
 def silence_torchao() -> None:
-    """Drop the log messages that importing torchao causes.
+    """Suppress the log messages that importing torchao causes.
 
     Call this function before torchao is imported, and before transformers, which imports torchao. On import, torchao
     logs a message for each extension that does not match the GPU or the Python version. torch logs a warning about

@@ -66,7 +66,7 @@ def _remove_stale_temp_files(path: Path) -> None:
 
 
 def _host() -> str:
-    """Return this machine's name, since processes of two machines with a shared disk may have the same ID."""
+    """Return this machine's name, which distinguishes processes with equal IDs on machines that share a disk."""
     return platform.node().replace(".", "-").replace("/", "-") or "localhost"
 
 
@@ -166,7 +166,7 @@ def read_json_if_exists(path: Path) -> Any | None:
 def numbered_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield the number and value of each complete line of a JSONL file.
 
-    The value of a line that is not JSON or longer than `_MAX_LINE_BYTES` is None.
+    A line that is not JSON or is longer than `_MAX_LINE_BYTES` has the value None.
     """
     if not path.is_file():
         return
@@ -360,8 +360,8 @@ def reject_symlinks(folder: Path) -> None:
     """Check that `folder`, which will be written to, has no pipe and no symbolic link that leads out of `folder`.
 
     Raises InputError otherwise, but accepts two kinds of links. `checkpoints` may be a link to an empty folder. A file
-    in the linked folder then records the path of `folder`, and no other folder may link there. A run of W&B has a link
-    to the log of W&B's own process.
+    in the linked folder then records the path of `folder`, and no other folder may link there. W&B's folder of a run
+    may have a link to the log of W&B's process.
     """
     for path in find_escaping_symlinks(folder):
         place = path.relative_to(folder)

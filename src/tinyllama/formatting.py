@@ -85,7 +85,7 @@ def format_table(
 
     Columns are left-aligned, except those whose head is in `right`. A `head` of empty strings is not shown. On a
     terminal, cells wrap at the terminal's width, and styled `Text` cells become ANSI sequences, which `echo` would
-    escape. Elsewhere cells wrap at `max_width` characters, or not at all.
+    escape. Elsewhere cells wrap at `max_width` characters, or not at all if `max_width` is None.
     """
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415

@@ -2,9 +2,8 @@
 
 torch's CPU kernel has one seventh of the FLOP/s of a matrix product. On a CPU, one matrix product therefore multiplies
 a block of queries with all keys up to the block's last token. Query heads that share a key/value head are additional
-rows of this product. This computes only slightly more scores than the unmasked half. The attention is a custom
-operator, because torch.compile would unroll the loop over the blocks of queries and would not make these matrix
-products faster.
+rows of this product. Thus only few of the masked scores are computed. The attention is a custom operator, because
+torch.compile would unroll the loop over the blocks of queries and would not make these matrix products faster.
 
 Shapes: B batch, T time, H query heads, K key/value heads, E width of a head, R rows of a block of queries (number of
 queries x H / K).

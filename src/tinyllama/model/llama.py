@@ -208,13 +208,13 @@ class Llama(nn.Module):
         return self.embedding.weight if self.head is None else self.head.weight
 
     def set_activation_checkpointing(self, mode: ActivationCheckpointing) -> None:
-        """Set the activations that the backward pass recomputes in every block; see `Block`."""
+        """Set which activations every block keeps for the backward pass; see `Block`."""
         for block in self.blocks:
             assert isinstance(block, Block)
             block.activation_checkpointing = mode
 
     def hidden_states(self, ids: Tensor, caches: list[KVCache] | None = None) -> Tensor:
-        """Return the normalized residual stream [B, T, D] for ids int64[B, T], which follow the cached positions."""
+        """Return the normalized residual stream [B, T, D] for ids int64[B, T], which follow the tokens in `caches`."""
         start = caches[0].length if caches else 0
         config = self.config
         rope = rope_table(start + ids.shape[1], config.head_dim, config.rope_theta, ids.device)[:, start:]
@@ -229,7 +229,7 @@ class Llama(nn.Module):
         return F.linear(hidden, self.head_weight.to(hidden.dtype))
 
     def forward(self, ids: Tensor, caches: list[KVCache] | None = None) -> Tensor:
-        """Return logits [B, T, V] for ids int64[B, T], which follow the cached positions."""
+        """Return logits [B, T, V] for ids int64[B, T]; with caches, the ids follow the cached tokens."""
         return self.logits(self.hidden_states(ids, caches))
 
     def loss(self, ids: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:

@@ -62,7 +62,7 @@ def from_hugging_face(state: Mapping[str, Tensor], config: Model) -> Iterator[tu
     unused = sorted(name for name in state.keys() - set(used) - ignored if not name.endswith("rotary_emb.inv_freq"))
     if unused:
         raise InputError(
-            f"the weights contain {unused[0]}, which a Llama with num_hidden_layers {config.layers} does not have;  "
+            f"the weights contain {unused[0]}, which a Llama with num_hidden_layers {config.layers} does not have; "
             "download config.json again; merge adapters, dequantize, or use a plain Llama 2 model"
         )
     return ((name, _concat([state[part] for part in theirs])) for name, theirs in _names(config))

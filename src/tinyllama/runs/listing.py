@@ -75,7 +75,7 @@ class RunStatus:
 
 
 def find_runs(folder: Path) -> list[RunDir]:
-    """Return all runs below a folder, or the folder itself if it is a run, in the order of their paths.
+    """Return all runs below a folder, or the folder itself if it is a run, sorted by path.
 
     Raises InputError if the folder does not exist.
     """

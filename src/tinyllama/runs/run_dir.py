@@ -101,7 +101,7 @@ class ReleasesDir:
         return read_json_if_exists(self.baseline_path(name))
 
     def baseline_evaluations(self) -> list[Row]:
-        """Return the evaluations of all evaluated baselines, sorted by name."""
+        """Return the evaluations of the baselines, sorted by name."""
         return [read_json(path) for path in sorted(self.path.glob("baselines/*.json"))]
 
     def files_with_scores(self) -> list[Path]:
@@ -130,7 +130,7 @@ class CheckpointDir:
 
     @property
     def run(self) -> "RunDir":
-        """Run that the checkpoint belongs to."""
+        """Run to which the checkpoint belongs."""
         return RunDir(self.path.parent.parent)
 
     commit_path = _PathInside("commit.json")
@@ -355,7 +355,7 @@ class RunDir:
     def prune_checkpoints(self, keep: int, average: int = 1) -> None:
         """Delete all checkpoints except the newest `keep` complete checkpoints and the checkpoints that releases need.
 
-        Releases need the milestones. A milestone without a release needs the newest `average` checkpoints up to it.
+        Releases need the milestones. A missing release also needs the newest `average` checkpoints up to its milestone.
         """
         checkpoints = self.checkpoints()
         kept = {checkpoint.path for checkpoint in checkpoints[-keep:]}

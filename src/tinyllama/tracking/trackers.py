@@ -40,7 +40,7 @@ def enabled_trackers(track: Track) -> list[str]:
 
 
 def check_trackers(track: Track) -> None:
-    """Check that the recipe's trackers are installed. Raises InputError for the first that is not."""
+    """Check that the recipe's trackers are installed. Raises InputError for the first missing tracker."""
     for name in enabled_trackers(track):
         if find_spec(name) is None:
             raise InputError(f'track.{name}: {name} is not installed; pip install "tinyllama[track]"')
@@ -159,7 +159,7 @@ def _follow_until(ended: threading.Event, run: RunDir, name: str, heartbeat: Hea
         from tinyllama.tracking.trackio_sink import is_on_network_filesystem, trackio_dir  # noqa: PLC0415
 
         if is_on_network_filesystem(trackio_dir(run)):
-            echo("trackio's database is on a network disk: only `tinyllama watch` writes to it", to_stderr=True)
+            echo("training writes no trackio database on a network disk; run `tinyllama watch`", to_stderr=True)
             return
     with contextlib.ExitStack() as locks:
         while not try_acquire_sink(run, name, locks):

@@ -1,6 +1,6 @@
 """`tinyllama watch`: trackio's page of the runs in a folder, served on this machine or on a Space of the hub.
 
-`tinyllama watch` also sends trackio the items that training did not send. Examples are runs that were copied from
+`tinyllama watch` also sends items to trackio that training did not send. Examples are runs that were copied from
 another machine, trained without trackio, or scored later, and runs whose tracker failed. trackio's database `.trackio`
 is in the folder that contains the runs.
 """
@@ -86,7 +86,7 @@ def _possible_baselines(run: RunDir) -> list[str]:
 
 
 def _serve(trackio: Any, run: RunDir, port: int | None) -> str:
-    """Start serving the page; return its URL, which selects the run, and tokens as the x axis."""
+    """Start serving the page; return its URL, which selects the run and sets tokens as the x axis."""
     os.environ["TRACKIO_PLOT_ORDER"] = _PLOT_ORDER  # trackio has no argument for this setting
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # trackio prints the token that allows deleting runs

@@ -116,7 +116,7 @@ def _compile(model: Llama, world: World) -> None:
             block.forward = torch.compile(block.forward, dynamic=False)
     elif world.is_main:
         echo(
-            "train.compile: no C++ compiler with Python's headers found; training is slower without compilation",
+            "train.compile: no C++ compiler or no Python headers found; training is slower without compilation",
             to_stderr=True,
         )
 
