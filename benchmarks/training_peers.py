@@ -2,8 +2,8 @@
 
 The program runs in the peer's environment: `training_peers.py litgpt|transformers|torchtitan JOB.json`. torch calls a
 hook after every optimizer step of any trainer. The time of a step is the time between two calls of the hook. Every few
-steps, the hook also measures a bf16 2048^3 matrix product (the best of three), whose time is excluded. The hook refuses
-a model whose number of parameters differs from that in the job.
+steps, the hook also measures a bf16 2048^3 matrix product (the best of three); the time of this measurement is
+excluded. The hook refuses a model whose number of parameters differs from that in the job.
 """
 
 import json

@@ -59,7 +59,7 @@ def run_demo(recipe: Recipe) -> int:
     minutes = (time.monotonic() - started) / 60
     if failed:
         names = ", ".join(f"{check.subject} ({check.what})" for check in failed)
-        echo(f"\nFailed after {minutes:.1f} minutes: {names}; see 6/{len(stages)} above")
+        echo(f"\nFailed after {minutes:.1f} minutes: {names}; see stage 6/{len(stages)} above")
         return 1
     echo(f"\nDone in {minutes:.1f} minutes. What to do next:")
     echo("\n".join(f"    {line}" for line in _next_steps(recipe)))

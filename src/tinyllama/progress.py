@@ -103,8 +103,8 @@ class Bar:
 
         By default, the rate is shown in `unit` per second. `rate` names another unit for the rate, and `each` is its
         amount per `unit`: with unit="step", rate="tokens" and each=8192, the rate is in tokens per second, for steps of
-        8,192 tokens. An empty `rate` hides the rate, for units of unequal size. The unit BYTES is shown as megabytes.
-        `where` is a sentence that is printed once, at the start.
+        8,192 tokens. An empty `rate` hides the rate, which suits units of unequal size. The unit BYTES is shown as
+        megabytes. `where` is a sentence that is printed once, at the start.
         """
         self.label, self.total, self.unit, self.start, self.where = visible(label), total, unit, start, where
         self.rate, self.each, self.clock = unit if rate is None else rate, each, clock

@@ -288,7 +288,7 @@ class RunDir:
 
     @property
     def is_training(self) -> bool:
-        """Whether a process is training the run, including this process."""
+        """Whether any process, including this one, is training the run."""
         return is_locked(self.lock_path)
 
     def recipe(self) -> Recipe:
