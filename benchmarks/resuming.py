@@ -85,7 +85,7 @@ def compare(folder: Path, megatokens: int, rounds: int, python: Path) -> list[Me
 
 
 def write_data(folder: Path, megatokens: int) -> None:
-    """Write the same tokens for both programs, and our recipe of two epochs."""
+    """Write the same tokens for both programs, and a tinyllama recipe of two epochs."""
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, megatokens * 1_000_000, dtype=np.uint16)
     tokens.tofile(folder / "flat")
     write_random(folder / "store", tokens, {SOURCE: 1})

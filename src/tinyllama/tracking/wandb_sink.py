@@ -56,7 +56,7 @@ class WandbSink:
         self.newest = max(map(newest_step, self.files), default=-1) if self.run.offline else self.run.starting_step - 1
         """Newest W&B step that earlier processes have logged."""
         self.num_delivered = 0
-        """Number of scores and alerts delivered so far, by this process and earlier processes."""
+        """Number of scores and alerts that this process and earlier processes have delivered."""
         self._deliver_entries()
 
     def log_metrics(self, rows: Sequence[Row], times: Sequence[float]) -> None:
