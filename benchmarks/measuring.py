@@ -77,8 +77,7 @@ class Machine(BaseModel):
     product_gflops: list[Positive]
     """GFLOP/s of a bf16 2048^3 matrix product on all cores, before each section and after the last."""
     load: list[float]
-    """Load average of the last minute before each section and after the last; later values include the benchmarks' own
-    processes."""
+    """Load average of the last minute before each section and after the last, including the benchmarks' processes."""
 
 
 class Results(BaseModel):

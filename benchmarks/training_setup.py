@@ -110,8 +110,7 @@ def write_rows(path: Path, recipe: Recipe) -> Path:
 
 
 def peer_job(work: Work, folder: Path, fields: Mapping[str, Any], settings: Mapping[str, str]) -> Path:
-    """Write a peer's job for benchmarks/training_peers.py: the shape of tinyllama's recipe and the rows that it
-    reads."""
+    """Write a peer's job for benchmarks/training_peers.py: the recipe's shape and the rows that tinyllama reads."""
     recipe = Recipe.load(write_recipe(folder / "recipe.yaml", fields))
     model = recipe.model
     job = {

@@ -174,7 +174,7 @@ def format_hardware(record: Mapping[str, Any]) -> str:
     else:
         what = f"{ranks} x {record['device']}"
     if record["peak_flops"] is None:
-        return f"{what}; {record['precision']} peak unknown"
+        return f"{what}; {record['precision']} peak not known"
     source = f"per {'rank' if is_cpu else 'GPU'}, {'measured' if is_cpu else 'from its data sheet'}"
     return f"{what}; {record['precision']} peak {record['peak_flops'] / 1e12:.3g} TFLOP/s {source}"
 
