@@ -249,8 +249,8 @@ def release_milestone(run: RunDir, step: int) -> None:
 def main(run: str, step: str) -> int:
     """Release a milestone in this sidecar process; return the exit status.
 
-    The last line on standard error is the reason for a failure. Status 2 means invalid input; training does not retry
-    in this case. A full disk causes status 1, since the disk may have space a minute later.
+    The last line on standard error is the reason for a failure. Status 2 means invalid input, after which training does
+    not retry. A full disk causes status 1, so training retries, since the disk may have space a minute later.
     """
     set_quiet()
     return run_and_get_exit_status(lambda: release_milestone(RunDir(Path(run)), int(step)), system_status=1)
