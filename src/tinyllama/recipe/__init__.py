@@ -216,7 +216,7 @@ class Parallel(RecipeModel):
         shard = ranks // self.replicate if self.shard == "auto" else self.shard
         if shard * self.replicate != ranks:
             raise InputError(
-                f"parallel: shard {self.shard} x replicate {self.replicate} is not the number of ranks, {ranks}; "
+                f"parallel: shard {self.shard} x replicate {self.replicate} does not equal {ranks} ranks; "
                 "change one of these numbers"
             )
         return self.replicate, shard

@@ -65,7 +65,9 @@ def update_card(folder: str | Path) -> Path:
     reject_symlink(release.path.parent)
     step = release.metadata()["step"]
     if release.evaluation_path.is_file() and (found := read_json(release.evaluation_path)["step"]) != step:
-        raise InputError(f"{release.evaluation_path}: scores of step {found}, not {step}; evaluate {folder}")
+        raise InputError(
+            f"{release.evaluation_path}: scores of step {found}, but the release is of step {step}; evaluate {folder}"
+        )
     if step is None:  # external weights, not part of a run
         write_card(release, None)
     else:

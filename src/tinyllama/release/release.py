@@ -139,8 +139,8 @@ def averaged_checkpoints(checkpoint: CheckpointDir, count: int, exactly: bool = 
     if len(chosen) < count and exactly:
         steps = ", ".join(str(other.step) for other in chosen)
         raise InputError(
-            f"{run.path}: --average is {count}, but only {len(chosen)} consecutive checkpoints end at "
-            f"{checkpoint.name} (of step {steps}); give at most {len(chosen)}, or raise checkpoint.keep"
+            f"{run.path}: --average is {count}, but the number of consecutive checkpoints up to "
+            f"{checkpoint.name} is {len(chosen)} (step {steps}); give at most {len(chosen)}, or raise checkpoint.keep"
         )
     return chosen
 
