@@ -1,1 +1,1 @@
-"""Raw text to a token store: reading, cleaning, deduplication, tokenization, on any number of workers."""
+"""Conversion of raw text to a token store on any number of workers: reading, cleaning and tokenization."""

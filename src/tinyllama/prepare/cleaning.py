@@ -1,6 +1,7 @@
 """Cleaning: removal of duplicates, then of documents with low quality, then of documents with evaluation items.
 
-All tasks of a stage finish before the next stage starts. Steps process a task's documents between reading and writing.
+Cleaning stages, such as the search for duplicates, run before any tokens are written. All tasks of a stage finish
+before the next stage starts. Cleaning steps then drop documents from the stream of documents that a task writes.
 The quality filters come from datatrove. Packages of the extra `clean` are imported only if a recipe needs them.
 """
 
@@ -18,10 +19,10 @@ from tinyllama.prepare import decontamination, deduplication
 from tinyllama.recipe import Cleaning, Recipe
 
 DropCallback = Callable[[Document], None]
-"""Function that is called once per dropped document; `metadata["filter_reason"]` is the reason."""
+"""Function that is called once per dropped document, with the reason in `metadata["filter_reason"]`."""
 Step = Callable[[Iterator[Document]], Iterator[Document]]
 MATCHING_ITEMS = "matching_items"
-"""Metadata key of a contaminated document: numbers of the matching items, by evaluation task."""
+"""Key in the metadata of a contaminated document; the value lists the matching items of each evaluation task."""
 
 _MAX_CHARACTERS = 5_000_000
 """Maximum document length for filters, in characters; a filter's list of words takes up to 120 bytes per character."""
@@ -33,11 +34,14 @@ class CleaningStage(NamedTuple):
     name: str
     tasks: int
     run: Callable[[Iterator[Document], int], None]
-    """Function that runs a task of the stage, given the documents of the recipe's task `rank`, and `rank` itself."""
+    """Function that runs task `rank` of the stage; its arguments are the documents of the recipe's task `rank`, and rank."""
 
 
 def check_cleaning(recipe: Recipe) -> None:
-    """Raise InputError if a source needs a missing package, or if no rules split its language into words."""
+    """Check the packages and languages of all sources.
+
+    Raises InputError if a package that a source needs is missing, or if the language has no word-splitting rules.
+    """
     for name, source in recipe.data.sources.items():
         cleaning, place = source.clean, f"data.sources.{name}.clean"
         if not (cleaning.deduplicate == "minhash" or cleaning.filters or cleaning.decontaminate):
@@ -51,7 +55,7 @@ def check_cleaning(recipe: Recipe) -> None:
             list(decontamination.words("one word", cleaning.language))
         except ValueError:
             raise InputError(
-                f"{place}.language: {cleaning.language!r} has no rules for words; give an ISO 639-1 code such as en"
+                f"{place}.language: no word-splitting rules for {cleaning.language!r}; set an ISO 639-1 code like en"
             ) from None
         except ImportError as error:
             raise InputError(f"{place}.language: {cleaning.language!r}: {' '.join(str(error).split())}") from None
@@ -60,7 +64,7 @@ def check_cleaning(recipe: Recipe) -> None:
 def cleaning_stages(recipe: Recipe, task_sources: Sequence[str], work: Path) -> tuple[CleaningStage, ...]:
     """Return the stages that must finish before tokens are written, in order.
 
-    `task_sources` has the source of each of the recipe's tasks. The stages write to `work`.
+    `task_sources` lists the name of each task's source. The stages write to `work`.
     """
     cleanings = {name: source.clean for name, source in recipe.data.sources.items()}
     stages = []
@@ -118,7 +122,7 @@ def _drop_duplicates(
         else:
             yield document
     if duplicates:
-        raise InputError(f"{folder}: document {min(duplicates)} of task {rank} has gone since; run prepare again")
+        raise InputError(f"{folder}: document {min(duplicates)} of task {rank} no longer exists; run prepare again")
 
 
 def _drop_contaminated(
@@ -148,7 +152,7 @@ def _filter(name: str, language: str, on_drop: DropCallback, documents: Iterator
 
 @dataclass
 class _DroppedDocumentWriter:
-    """The `exclusion_writer` of a datatrove filter, which adds the filter's name before the reason."""
+    """An `exclusion_writer` for a datatrove filter; the drop reason begins with the filter's name."""
 
     filter: str
     on_drop: DropCallback
@@ -173,6 +177,6 @@ def _quality_filter(name: str, language: str, writer: _DroppedDocumentWriter) ->
         "c4": filters.C4QualityFilter,
         "fineweb": filters.FineWebQualityFilter,
     }
-    # The paper's stop words are English, so text in another language contains none of these words.
+    # The paper's stop words are English, so they are not required in other languages.
     options = {"min_stop_words": None} if name == "gopher_quality" and language != "en" else {}
     return kinds[name](exclusion_writer=writer, language=language, **options)

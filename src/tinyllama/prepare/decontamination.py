@@ -1,10 +1,10 @@
 """Decontamination: search for documents that share n consecutive words with an evaluation item.
 
-This module reads lm-eval's tasks and writes one index per source: the sorted hashes of the n-grams of every item, and
-the item of each n-gram. datatrove splits text into words, but its indexer and filter are not used. datatrove's indexer
-needs lighteval. datatrove's filter stops at the first match of a document and stores one task per hash. This module
-finds all matches, so that it can count the affected items of each task. The hash is the first 64 bits of SHA-1, because
-datatrove's other hash requires an old version of xxhash.
+This module reads lm-eval's tasks and writes one index per source: the sorted hashes of the n-grams of all items, and
+for each n-gram the index of its item. datatrove splits text into words, but its indexer and filter are not used.
+datatrove's indexer needs lighteval. datatrove's filter stops at the first match of a document and stores one task per
+hash. This module finds all matches, so that it can count the affected items of each task. The hash is the first 64 bits
+of SHA-1, because datatrove's other hash requires an old version of xxhash.
 """
 
 import re
@@ -31,16 +31,16 @@ _SPACE = re.compile(r"\s")
 
 @dataclass(frozen=True)
 class Index:
-    """Index of the n-grams of a source's evaluation items; items are numbered across tasks."""
+    """Index of the n-grams of a source's evaluation items; the items of all tasks are numbered consecutively from 0."""
 
     hashes: NDArray[np.uint64]
     """Hashes of the n-grams in ascending order: [N]."""
     items: NDArray[np.int64]
-    """Number of the item that contains each n-gram: [N]."""
+    """Index of the item that contains each n-gram: [N]."""
     tasks: NDArray[np.str_]
     """Names of the tasks: [T]."""
     starts: NDArray[np.int64]
-    """Number of each task's first item, followed by the total number of items: [T + 1]."""
+    """Index of each task's first item, followed by the total number of items: [T + 1]."""
     too_short: NDArray[np.int64]
     """Number of each task's items with fewer than n words, which no document can match: [T]."""
 
@@ -48,8 +48,8 @@ class Index:
 def write_index(wanted: Sequence[tuple[str, Cleaning]], folder: Path, documents: Iterator[Document], rank: int) -> None:
     """Write the index of the source `wanted[rank]` to `folder`, as task `rank` of a cleaning stage.
 
-    Raises InputError if lm-eval does not know an evaluation task, or if the evaluation task's items are neither on this
-    machine nor on the hub.
+    Raises InputError if lm-eval does not know an evaluation task, or if the task's items are neither on this machine nor
+    on the hub.
     """
     source, cleaning = wanted[rank]
     try:
@@ -68,7 +68,7 @@ def read_index(folder: Path, source: str) -> Index:
 
 
 def item_texts(tasks: Sequence[str]) -> dict[str, list[str]]:
-    """Return the text of each item by task: query and correct answer, without the labels of a prompt."""
+    """Return the text of each item by task: query and correct answer, without labels such as `Question:`."""
     from tinyllama.evaluate.tasks import load_tasks, suppress_stderr  # noqa: PLC0415 - lm-eval, 5 s and an extra
 
     loaded = load_tasks(tasks).tasks
@@ -78,7 +78,7 @@ def item_texts(tasks: Sequence[str]) -> dict[str, list[str]]:
 
 def _item_text(task: Any, item: Any) -> str:
     choices = task.doc_to_choice(item) if task.OUTPUT_TYPE == "multiple_choice" else []
-    # A part may be the number of a choice: usually the answer, but the query in tasks such as WinoGrande.
+    # lm-eval returns a part of some items as the index of a choice: usually the answer, in WinoGrande the query.
     query, answer = (_choice_text(part, choices) for part in (task.doc_to_text(item), task.doc_to_target(item)))
     return f"{_LABELS.sub('', query).strip()} {answer}"
 
@@ -118,7 +118,7 @@ def matching_items(index: Index, ngrams: NDArray[np.uint64]) -> dict[str, list[i
 def overlap(index: Index, dropped: Iterable[Mapping[str, Sequence[int]]]) -> dict[str, dict[str, int]]:
     """Count, for each task, all `items`, the items that are `too_short` or `found`, and the dropped `documents`.
 
-    `dropped` has the matching items of each dropped document.
+    `dropped` lists the matching items of each dropped document.
     """
     tasks: list[str] = index.tasks.tolist()
     found: dict[str, set[int]] = {task: set() for task in tasks}
@@ -135,7 +135,7 @@ def overlap(index: Index, dropped: Iterable[Mapping[str, Sequence[int]]]) -> dic
 
 
 def hashed_ngrams(text: str, language: str, length_words: int) -> NDArray[np.uint64]:
-    """Return the hash of every `length_words` consecutive words, in order: uint64[words - length_words + 1]."""
+    """Return the hash of each n-gram of `length_words` words, in order: uint64[words - length_words + 1]."""
     from datatrove.utils.hashes.sha1 import sha1_hash64  # noqa: PLC0415 - as below, part of the extra `clean`
     from datatrove.utils.text import ngrams  # noqa: PLC0415
 
@@ -144,9 +144,9 @@ def hashed_ngrams(text: str, language: str, length_words: int) -> NDArray[np.uin
 
 
 def words(text: str, language: str) -> Iterator[str]:
-    """Yield the words of a text in lower case, without punctuation, accents and numbers.
+    """Yield the words of a text in lower case, without punctuation and accents, and with 0 in place of each number.
 
-    Raises ValueError if the language has no rules, ImportError if the rules need another package.
+    Raises ValueError if the language has no rules, ImportError if the rules need a package that is not installed.
     """
     from datatrove.utils.text import simplify_text  # noqa: PLC0415
     from datatrove.utils.word_tokenizers import load_word_tokenizer  # noqa: PLC0415

@@ -1,10 +1,11 @@
 """Deduplication: search for documents that repeat an earlier document, exactly or nearly (MinHash).
 
-The stages of each kind read documents and write signatures. The last stage writes `duplicates/*.npy`, the sorted ids of
-the documents to drop. A document's id is task * 2^32 + number. The first document, by task and number, is kept.
+The first stage of each kind (exact, MinHash) reads documents and writes their signatures. The last stage writes the
+sorted ids of the documents to drop to `duplicates/*.npy`. A document's id is task * 2^32 + number. Of several equal
+documents, the document with the lowest id is kept.
 datatrove computes and compares MinHash signatures. This module selects the documents to keep. datatrove would keep the
-document with the lowest number, regardless of its task, or a document in the middle of a chain of pairs. A repeated
-task replaces the files of its first run.
+document with the lowest number, regardless of its task, or a document in the middle of a chain of pairs. If a task runs
+again, it replaces its files.
 """
 
 import hashlib
@@ -28,12 +29,12 @@ MINHASH_BUCKETS = 14
 """Number of buckets, datatrove's default. With 8 hashes per bucket, two documents that share 80 % of their 5-grams are
 found with a probability of 92 %."""
 _MINHASH_NGRAMS = 8192
-"""Number of n-grams that are signed at a time, with 112 hashes each: 7 MB, instead of gigabytes for a book."""
+"""Number of n-grams that are hashed at a time; with 112 hashes each, they take 7 MB. A book would take gigabytes."""
 _TASK_BITS = np.uint64(32)
 
 
 def write_exact_signatures(folder: Path, ranks: Sequence[int], documents: Iterator[Document], rank: int) -> None:
-    """Write the hashes of the documents of task `rank` if `ranks`, the tasks to compare, contains `rank`."""
+    """Write the hashes of the documents of task `rank`; do nothing if `ranks`, the tasks to compare, lacks `rank`."""
     if rank in ranks:
         digests = (hashlib.blake2b(document.text.encode(), digest_size=8).digest() for document in documents)
         hashes = np.frombuffer(b"".join(digests), dtype="<u8")
@@ -129,7 +130,7 @@ def _read_pairs(path: Path) -> NDArray[np.uint64]:
 def duplicates_in_clusters(parts: Iterable[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     """Return all nodes except the lowest of each connected component of the pairs [N, 2], in ascending order.
 
-    Memory is needed for one part, and for one pair per node that was found so far.
+    `parts` yields arrays of pairs. Memory is needed for one array, and for one pair per node that was found so far.
     """
     forest = np.empty((0, 2), dtype=np.uint64)
     for pairs in parts:
@@ -156,18 +157,18 @@ def _connected_components(pairs: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _allow_open_files(signatures: Path) -> None:
-    """Raise this process's limit of open files, since datatrove keeps the signatures of all tasks open."""
+    """Increase this process's limit of open files, since datatrove keeps the signatures of all tasks open."""
     needed = len(list(signatures.glob("*"))) + 256
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
-        raise InputError(f"{signatures}: needs {needed} open files, the system allows {hard}; raise its limit")
+        raise InputError(f"{signatures}: needs {needed} open files, but the limit is {hard}; raise ulimit -Hn")
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _flush(paths: Iterable[Path]) -> None:
-    """Flush datatrove's files to disk, since a completion record that is written later must not refer to lost data."""
+    """Flush datatrove's files to disk, so that a completion record that is written later never refers to lost data."""
     files = set(paths)
     for path in files | {file.parent for file in files}:
         fsync_path(path)

@@ -27,7 +27,7 @@ from tinyllama.prepare.tasks import Job, run_task
 from tinyllama.processes import set_parent_death_signal
 
 _RAY_RETRIES = 3
-"""Maximum number of retries by Ray of a task whose worker was lost."""
+"""Maximum number of times that Ray repeats a task after the loss of its worker."""
 _MAX_SLURM_ARRAY = 1000
 """Largest job array: Slurm's MaxArraySize is 1001 by default."""
 
@@ -60,8 +60,8 @@ def run_local(job: Job, stage: str, ranks: list[int], started: Callable[[], None
 
 def _worker_killed_error(job: Job) -> InputError:
     return InputError(
-        f"{job.store}: a worker was killed, possibly out of memory; run prepare again with fewer data.workers, it "
-        "resumes from here"
+        f"{job.store}: a worker was killed, possibly because memory ran out; to resume, run prepare again with "
+        "fewer data.workers"
     )
 
 
@@ -80,7 +80,7 @@ def _run_task_in_worker(stage: str, rank: int) -> None:
 
 
 def run_ray(job: Job, stage: str, ranks: list[int], started: Callable[[], None]) -> None:
-    """Run tasks of a stage on the Ray cluster that RAY_ADDRESS names, or on a Ray started on this machine.
+    """Run tasks of a stage on the Ray cluster that RAY_ADDRESS names, or on a new Ray cluster on this machine.
 
     The cluster's machines need this package and the recipe's paths. If a task fails, no more tasks are started. Raises
     InputError with the first problem after all submitted tasks have finished.
@@ -101,8 +101,8 @@ def run_ray(job: Job, stage: str, ranks: list[int], started: Callable[[], None])
             signal.signal(signal.SIGTERM, sigterm_handler)
     if lost := [rank for rank in job.unfinished(stage) if rank in ranks]:
         raise InputError(
-            f"{job.work}: task {lost[0]} of {stage} ended without a completion record here; give every machine of the "
-            "Ray cluster this folder, under the same absolute path"
+            f"{job.work}: task {lost[0]} of {stage} ended, but its completion record is not here; mount this folder on "
+            "every machine of the Ray cluster, under the same absolute path"
         )
 
 
@@ -124,17 +124,20 @@ def _run_on_ray(ray: Any, job: Job, stage: str, ranks: list[int]) -> None:
 
 
 def _max_in_flight(ray: Any, job: Job) -> int:
-    """Return the maximum number of submitted tasks.
+    """Return the maximum number of tasks that are submitted to Ray at a time.
 
-    With `auto`, the maximum is twice the cluster's number of cores. The waiting tasks make an autoscaling cluster add
-    nodes.
+    With `auto`, the maximum is twice the cluster's number of cores. Because of the waiting tasks, an autoscaling
+    cluster adds nodes.
     """
     workers = job.recipe.data.workers
     return max(1, 2 * int(ray.cluster_resources().get("CPU", 0))) if workers == "auto" else workers
 
 
 def _task_problem(ray: Any, job: Job, task: Any) -> InputError | None:
-    """Return the InputError of an ended task or for its lost worker, None if the task succeeded; raise other errors."""
+    """Return the InputError of a failed task, or one for a lost worker; None if the task succeeded.
+
+    Raises every other error of the task.
+    """
     errors = ray.exceptions
     try:
         ray.get(task)
@@ -180,7 +183,7 @@ def submit_slurm(job: Job, finish: Callable[..., None]) -> None:
 
 
 def _slurm_executor(job: Job, name: str, step: Callable[..., None], tasks: int, before: str | None) -> Any:
-    from datatrove.executor.slurm import SlurmPipelineExecutor  # noqa: PLC0415 - half a second
+    from datatrove.executor.slurm import SlurmPipelineExecutor  # noqa: PLC0415 - the import takes 0.5 s
 
     slurm, workers = job.recipe.data.slurm, job.recipe.data.workers
     assert slurm is not None  # validated by the recipe

@@ -1,4 +1,4 @@
-"""Raw files: listing and opening of the files that paths, folders, globs and fsspec URLs (`s3://…`) refer to.
+"""Listing and opening of raw files, which a recipe names by paths, folders, globs or fsspec URLs (`s3://…`).
 
 This module lists folders itself, because `glob` and fsspec's `find` and `walk` silently skip a folder without read
 permission. A remote file is downloaded completely before it is read, so that its hash covers the bytes that are read.
@@ -34,7 +34,7 @@ class FileEntry:
     path: str
     """Local path or URL."""
     parts: tuple[str, ...]
-    """Folders and name below the listed folder or the glob's first wildcard; empty if the path is the file itself."""
+    """Folders and name below the listed folder or the glob's fixed folder; empty if the path is the file itself."""
     size: int
     """Size in bytes."""
 
@@ -71,14 +71,14 @@ def find_files(path: str, is_wanted: Callable[[str], bool], unwanted: list[str] 
 def _check_file(path: str) -> None:
     try:
         path.encode()
-    except UnicodeEncodeError:  # bytes that are not UTF-8 are lone surrogates in the path
+    except UnicodeEncodeError:  # Python represents bytes that are not UTF-8 as lone surrogates
         raise InputError(f"{path!a}: the name is not UTF-8, so no manifest can list it; rename the file") from None
     if _is_remote(path):
         return
     if not Path(path).is_file():
-        raise InputError(f"{path}: not a regular file, but for example a pipe or a device; remove it")
+        raise InputError(f"{path}: not a regular file (for example, a pipe or a device); remove it")
     if not os.access(path, os.R_OK):
-        raise InputError(f"{path}: no permission to read it; grant it, or remove the file")
+        raise InputError(f"{path}: no read permission; grant it, or remove the file")
 
 
 @contextmanager
@@ -94,10 +94,10 @@ def local_copy(path: str) -> Iterator[Path]:
         local = Path(folder) / "input"
         with translate_read_errors(path):
             if (size := _filesystem(path).size(path)) is None:
-                raise InputError(f"{path}: the server does not report the file's size; download it by other means")
+                raise InputError(f"{path}: the server does not report the file's size; download the file separately")
             _filesystem(path).get_file(path, str(local), callback=_DownloadLimit(path, size))
             if size != local.stat().st_size:
-                raise EOFError(f"{local.stat().st_size} of {size} bytes arrived")
+                raise EOFError(f"{local.stat().st_size} of {size} bytes received")
         yield local
 
 
@@ -112,7 +112,7 @@ class _DownloadLimit(fsspec.callbacks.Callback):  # type: ignore[misc]
         """Count received bytes. Raises InputError if the total exceeds the limit."""
         self.remaining -= inc
         if self.remaining < 0:
-            raise InputError(f"{self.path}: the server sends more bytes than it reported; download it by other means")
+            raise InputError(f"{self.path}: the server sends more bytes than it reported; download the file separately")
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def file_size(path: str) -> int:
 
 
 def modified_after(path: str, seconds: float) -> bool:
-    """Return whether a file was modified at or after `seconds` since 1970; False if the file's time is unknown."""
+    """Return whether a file was modified at or after `seconds` since 1970; False if the time is unknown."""
     with translate_read_errors(path):
         if not _is_remote(path):
             found = Path(path).stat()
@@ -156,7 +156,7 @@ def find_modified_input(record: Path, inputs: list[dict[str, Any]]) -> str | Non
 
 
 def canonical_path(path: str) -> str:
-    """Return one path for a file, whatever symbolic links or spelling its given path has."""
+    """Return a path that is the same for all spellings of a file's path and all symbolic links to the file."""
     if _is_remote(path):
         return f"{path.split('://', maxsplit=1)[0]}://{_filesystem(path)._strip_protocol(path)}"
     folder, name = os.path.split(path)
@@ -184,7 +184,10 @@ def _filesystem(url: str) -> Any:
 
 @contextmanager
 def translate_read_errors(path: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
-    """Convert errors to an InputError that names the file; by default every error, since fsspec raises many kinds."""
+    """Convert errors of the classes `kinds` to an InputError that names the file.
+
+    By default, every error is converted, since fsspec raises many classes.
+    """
     try:
         yield
     except (InputError, MemoryError):
@@ -204,7 +207,7 @@ def translate_read_errors(path: str, kinds: tuple[type[Exception], ...] = (Excep
             case UnicodeDecodeError():
                 remedy = "rewrite it with column names in UTF-8"
             case pyarrow.ArrowInvalid():
-                remedy = "fetch it again, correct its suffix and format"
+                remedy = "fetch it again, correct its suffix or format"
             case _:
                 remedy = "fetch it again, check that it can be reached"
         reason = getattr(error, "strerror", None) or first_line(error)
@@ -223,7 +226,7 @@ def _stat_kind(path: str) -> str | None:
 
 
 def _glob(path: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield path and parts of every file that matches a glob; yield nothing if the path has no wildcard."""
+    """Yield the path and parts of every file that matches a glob; yield nothing if the path has no wildcard."""
     fixed = re.split(r"[*?[]", path, maxsplit=1)[0]
     folder = fixed[: fixed.rfind("/") + 1]
     if fixed != path:
@@ -233,13 +236,13 @@ def _glob(path: str) -> Iterator[tuple[str, tuple[str, ...]]]:
 def _walk(
     folder: str, parts: tuple[str, ...], pattern: tuple[str, ...], ancestors: tuple[str, ...]
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield path and parts of every file below a folder that matches a pattern.
+    """Yield the path and parts (see `FileEntry`) of every file below a folder that matches a pattern.
 
-    `parts` are the parts of the folder's path, and `ancestors` are the resolved folders above the folder.
+    `parts` are the parts of the folder's path, and `ancestors` are the resolved folders that contain the folder.
     """
     real = folder if _is_remote(folder) else os.path.realpath(folder)
     if real in ancestors:
-        raise InputError(f"{folder}: a symbolic link to {real}, a folder above it; remove the link")
+        raise InputError(f"{folder}: a symbolic link to {real}, which contains the link; remove the link")
     for name, is_folder in _list_folder(folder):
         path = f"{folder}{name}" if not folder or folder.endswith("/") else f"{folder}/{name}"
         if _matches((*parts, name), pattern, is_folder):
@@ -279,4 +282,5 @@ def _list_folder(folder: str) -> list[tuple[str, bool]]:
         listed = [
             (entry["name"].rstrip("/"), entry["type"] == "directory") for entry in filesystem.ls(folder, detail=True)
         ]
-        return [(name.rsplit("/", 1)[-1], is_folder) for name, is_folder in listed if name != own]  # S3 lists it too
+        # S3 also lists the folder itself.
+        return [(name.rsplit("/", 1)[-1], is_folder) for name, is_folder in listed if name != own]

@@ -1,7 +1,7 @@
 """Inspection of a token store: counts, dropped rows and their reasons, samples, a row's provenance, and verification.
 
-A description reads the manifests and only the displayed parts of the shards. The verification reads every byte and
-finds any flipped bit: `manifest.sha256` has the hash of the manifest, the manifest has the hashes of the splits'
+The description reads the manifests and only the displayed parts of the shards. The verification reads every byte and
+detects any changed bit: `manifest.sha256` has the hash of the manifest, the manifest has the hashes of the splits'
 manifests, and the splits' manifests have the hashes of the shards.
 """
 
@@ -31,13 +31,13 @@ _MALFORMED = (LookupError, TypeError, ValueError, AttributeError)
 def inspect_lines(
     folder: Path, recipe: str | None, step: int | None, row: int | None, tokenizer: str | None
 ) -> Iterator[str]:
-    """Yield the output of `tinyllama inspect`: a store's description, or the provenance of a row of a recipe's step.
+    """Yield the output of `tinyllama inspect`: a store's description, or the provenance of one row of a training step.
 
-    Without `row`, row 0 is described. Raises InputError if only one of `recipe` and `step` is given, or if `row` is
+    If `row` is None, row 0 is traced. Raises InputError if only one of `recipe` and `step` is given, or if `row` is
     given without both.
     """
     if (recipe is None) != (step is None) or (row is not None and step is None):
-        raise InputError("inspect: tracing a row needs --recipe, --step and --row together; add the missing ones")
+        raise InputError("inspect: --recipe, --step and --row trace a row; give both --recipe and --step")
     store = TokenStore.open(folder)
     found = open_tokenizer(store, tokenizer)
     if recipe is not None and step is not None:
@@ -46,7 +46,7 @@ def inspect_lines(
         yield from describe(store, found)
     if found is None:
         place = store.manifest["tokenizer"]["path"]
-        yield f"no text shown: the store's tokenizer is no longer at {place}; name it by --tokenizer"
+        yield f"no text shown: the store's tokenizer is no longer at {place}; give its path with --tokenizer"
 
 
 def prepared_lines(store: TokenStore) -> Iterator[str]:
@@ -138,7 +138,8 @@ def _samples(store: TokenStore, tokenizer: Tokenizer) -> Iterator[str]:
             yield ""
             place = f"{document.file} row {document.row}" + (", its end" if has_tails else "")
             yield f"{name}, document {document.number:,}: {document.tokens:,} tokens, {place}"
-            stop = document.start + min(document.tokens, _EXCERPT_CHARACTERS + 1)  # a token has at least one character
+            # These tokens are enough for an excerpt, since a token has at least one character.
+            stop = document.start + min(document.tokens, _EXCERPT_CHARACTERS + 1)
             yield f"  {_excerpt(tokenizer, split.read(document.start, stop))}"
 
 
@@ -150,7 +151,7 @@ def trace_row(store: TokenStore, recipe: Recipe, step: int, row: int, tokenizer:
     """
     for key, (made_with, wanted) in settings_diff(store.manifest, recipe):
         raise InputError(
-            f"{store.folder}: made with {key} {made_with}, the recipe has {wanted}; name the store's own recipe"
+            f"{store.folder}: made with {key} {made_with}, but the recipe has {wanted}; give the recipe of this store"
         )
     batch, length = recipe.train.batch_sequences, recipe.train.sequence_length
     if not 0 <= step < recipe.train.steps:
@@ -174,7 +175,7 @@ def trace_row(store: TokenStore, recipe: Recipe, step: int, row: int, tokenizer:
 
 
 def _excerpt(tokenizer: Tokenizer, tokens: NDArray[Any]) -> str:
-    """Return the beginning of decoded tokens, in quotes."""
+    """Return the beginning of the decoded text of tokens, in quotes."""
     text = tokenizer.decode(tokens[:_EXCERPT_CHARACTERS].tolist())
     is_complete = len(tokens) <= _EXCERPT_CHARACTERS and len(text) <= _EXCERPT_CHARACTERS
     return repr(text[:_EXCERPT_CHARACTERS]) + ("" if is_complete else "…")
@@ -183,7 +184,7 @@ def _excerpt(tokenizer: Tokenizer, tokens: NDArray[Any]) -> str:
 def open_tokenizer(store: TokenStore, path: str | None) -> Tokenizer | None:
     """Return the tokenizer of a store, from `path` or, without `path`, from the tokenizer's original folder.
 
-    Returns None if the original folder no longer has the tokenizer. Raises InputError if `path` has another tokenizer.
+    Returns None if the original folder no longer has the tokenizer. Raises InputError if `path` has a different one.
     """
     made_with = store.manifest["tokenizer"]
     if path is None and not Path(made_with["path"]).exists():
@@ -193,7 +194,7 @@ def open_tokenizer(store: TokenStore, path: str | None) -> Tokenizer | None:
         return tokenizer
     if path is None:
         return None
-    raise InputError(f"{path}: not the tokenizer that {store.folder} was made with; name that one")
+    raise InputError(f"{path}: not the tokenizer that {store.folder} was made with; give the original tokenizer")
 
 
 def find_corruption(store: Path) -> list[str]:
@@ -207,7 +208,7 @@ def find_corruption(store: Path) -> list[str]:
     try:
         expected, unreadable = _expected_hashes(store, manifest)
     except _MALFORMED:
-        return [*problems, f"{store / 'manifest.json'} cannot be used: no other file was checked"]
+        return [*problems, f"{store / 'manifest.json'} cannot be used; no other file was checked"]
     sizes = [path.stat().st_size if path.is_file() else 0 for path in expected]
     with Bar("verifying", sum(sizes), BYTES, where=f"every byte of {store} is read") as bar:
         for (path, sha256), done in zip(expected.items(), accumulate(sizes), strict=True):

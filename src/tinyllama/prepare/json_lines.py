@@ -1,7 +1,7 @@
 """Parser of JSON lines, with support for numbers that orjson refuses, lone surrogates and very long strings.
 
-Long strings are removed from a line before it is parsed. Then the strings are unescaped into UTF-8, one megabyte at a
-time. A document of 200 MB thus takes 400 MB of memory, whatever characters it contains.
+Long strings are removed from a line before orjson parses the line. Then the strings are unescaped into UTF-8, one
+megabyte at a time. A document of 200 MB thus takes 400 MB of memory, regardless of its characters.
 """
 
 import json
@@ -17,12 +17,12 @@ from tinyllama.text import is_utf8, utf8_boundary_before
 _PART_BYTES = 1 << 20
 _MAX_REST_BYTES = 32 << 20  # maximum size of a line without its long strings
 _STRING = re.compile(rb'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
-# An escape, or the two escapes of a surrogate pair; the group is the escape of a lone surrogate.
+# An escape, or the two escapes of a surrogate pair; group 1 is the escape of a lone surrogate.
 _ESCAPE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
 )
-# Plain bytes and complete escapes; a string can be cut after them. The first escape of a surrogate pair is complete
-# only if the second escape does not follow.
+# Plain bytes and complete escapes, after which a string can be cut. The escape of a high surrogate is complete only
+# with the escape of its low surrogate, or if the next bytes show that no low surrogate follows.
 _COMPLETE_ESCAPES = re.compile(
     rb"(?:[^\\]++|\\[^u]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}|\\u[dD][89abAB]..\\u[dD][c-fC-F].."
     rb"|\\u[dD][89abAB]..(?=[^\\]|\\[^u]|\\u(?![dD][c-fC-F])[0-9a-fA-F]{4}))*+",
@@ -59,7 +59,8 @@ def parse_long_line(line: bytes | bytearray) -> Any:
     """Parse a line of JSON; an object's strings of more than LONG_BYTES become their UTF-8 bytes.
 
     Long keys, and long strings in nested values, become short placeholders. A lone surrogate becomes U+FFFD, and the
-    object that contains it becomes a `RepairedObject`. Returns None if the line, without its long strings, is too long.
+    object that contains it becomes a `RepairedObject`. Returns None if the line without its long strings is longer than
+    _MAX_REST_BYTES.
     Raises orjson.JSONDecodeError if the line is invalid.
     """
     spans = [match.span(1) for match in _STRING.finditer(line) if match.end() - match.start() > LONG_BYTES]
@@ -69,7 +70,7 @@ def parse_long_line(line: bytes | bytearray) -> Any:
         rest += line[done:start] + orjson.dumps(placeholder)[1:-1]
         done = stop
     rest += line[done:]
-    if len(rest) > _MAX_REST_BYTES:  # millions of empty lists take far more memory as objects
+    if len(rest) > _MAX_REST_BYTES:  # millions of empty lists take far more memory as Python objects
         return None
     value = parse_json(rest)
     if isinstance(value, dict):
@@ -90,7 +91,7 @@ def _unescape(line: bytes | bytearray, start: int, stop: int) -> tuple[bytearray
         match = _COMPLETE_ESCAPES.match(line, start, limit)
         end = match.end() if match else start
         end = utf8_boundary_before(line, end) if end < stop else end
-        if end <= start:  # no complete escape, so the parser reports the error
+        if end <= start:  # no complete escape: the parser will report the error
             end = limit
         part = b'"' + line[start:end] + b'"'
         try:

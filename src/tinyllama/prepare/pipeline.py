@@ -1,7 +1,8 @@
 """Pipeline from raw text to a token store: plan the tasks, run unfinished tasks with an executor, write the manifests.
 
 STORE/.work contains the unfinished work: the plan, a completion record of each finished task, and the rejected rows.
-The manifests are made from the completion records. The store's own manifest is written last and completes the store.
+The manifests are made from the completion records. The store's own manifest is written last, so a
+store with this manifest is complete.
 """
 
 import re
@@ -37,20 +38,20 @@ from tinyllama.tokenizer import Tokenizer
 
 CompletionRecord = dict[str, Any]
 _RESULTS = re.compile(r"tokenizer\.path$|sources\.[^.]+\.(splits|contamination|skipped_files|suspect_files)\b")
-"""Pattern of the manifest's fields, by dotted name, that are no settings of the store."""
+"""Pattern of the dotted names of the manifest's fields that are results, not settings."""
 
 
 def build_store(recipe: Recipe, strict: bool = False) -> TokenStore | None:
-    """Write the recipe's token store, or complete an interrupted store, and open the store.
+    """Build the recipe's token store, or complete an interrupted store, and open the store.
 
-    Returns None if Slurm runs the tasks; its last job then finishes the store. Raises InputError if a file is not
-    readable or writable, if a source has no documents, or if the store was made from other data. If `strict`, raises
-    InputError also if most rows of a file are rejected or no row is usable.
+    Returns None if Slurm runs the tasks; the last Slurm job then finishes the store. Raises InputError if a file is not
+    readable or writable, if a source has no documents, or if the store was made from other data. If `strict`, also
+    raises InputError if most rows of a file are rejected or no row is usable.
     """
     store = Path(recipe.data.store)
     if not store.name:
-        raise InputError(f"data.store: {store} is not the name of a new folder; choose another store")
-    cached_tokenizer.cache_clear()  # the folder may now have another tokenizer
+        raise InputError(f"data.store: {store} does not end in the name of a folder; choose another path")
+    cached_tokenizer.cache_clear()  # the tokenizer in the folder may have changed
     tokenizer = cached_tokenizer(recipe.tokenizer)
     check_cleaning(recipe)
     job = plan_job(recipe)
@@ -79,20 +80,20 @@ def _check_existing_store(job: Job, tokenizer: Tokenizer) -> None:
     store = job.store
     manifest = read_json(store / "manifest.json")
     for key, (then, now) in settings_diff(manifest, job.recipe, tokenizer):
-        raise InputError(f"{store}: made with {key} {then}, the recipe has {now}; choose another store")
+        raise InputError(f"{store}: made with {key} {then}, but the recipe has {now}; choose another store")
     if manifest["inputs"] != job.inputs:
         changed = min(dict(manifest["inputs"].items() ^ job.inputs.items()))
-        raise InputError(f"{store}: {changed} was changed, added or removed since it was made; choose another store")
+        raise InputError(f"{store}: {changed} was changed, added or removed after this store was made; choose another")
     for split in TokenStore.open(store).splits.values():
         for shard in split.manifest["shards"]:
             if modified := find_modified_input(store / "manifest.json", shard["inputs"]):
-                raise InputError(f"{store}: {modified} has changed since it was made; choose another store")
+                raise InputError(f"{store}: {modified} has changed since the store was made; choose another store")
 
 
 def _initialize_work_dir(job: Job, plan: dict[str, Any]) -> None:
     """Write the plan; keep the results of an interrupted run that are still valid, and delete the others.
 
-    Raises InputError if the folder has files that `prepare` did not write, since the folder is not a store then.
+    Raises InputError if the folder has files that `prepare` did not write, because the folder is then not a store.
     """
     store, path = job.store, job.work / "plan.json"
     if job.work.exists() and (foreign := job.find_foreign(store)):
@@ -106,8 +107,8 @@ def _initialize_work_dir(job: Job, plan: dict[str, Any]) -> None:
     else:
         for key, (then, now) in differences(before["settings"], plan["settings"]):
             raise InputError(
-                f"{store}: begun with {key} {then}, the recipe has {now}; choose another store, or delete this one "
-                "with its unfinished work"
+                f"{store}: begun with {key} {then}, but the recipe has {now}; choose another store, or delete this "
+                "one with its unfinished work"
             )
         _delete_stale_results(job, before["inputs"] != plan["inputs"])
     if before != plan or not path.is_file():
@@ -140,7 +141,7 @@ def _delete_stale_results(job: Job, has_other_inputs: bool) -> None:
     for path in (path for source in job.recipe.data.sources for path in (job.store / source).glob("*/*")):
         if job.is_own(path) and path.with_suffix(".tokens") not in shards:
             path.unlink()
-    echo(f"{job.store}: inputs changed since it was begun: {len(kept)} finished tasks are kept", to_stderr=True)
+    echo(f"{job.store}: inputs changed during preparation; {len(kept)} finished tasks are kept", to_stderr=True)
 
 
 def _run_stages(job: Job) -> None:
@@ -153,7 +154,7 @@ def _run_stages(job: Job) -> None:
         job.completion_record(stage, 0).parent.mkdir(parents=True, exist_ok=True)
         label = "preparing" if stage == TOKENS else stage
         total, unit, done = _progress_source(job, stage)
-        where = f"{tasks} tasks, {tasks - len(pending)} of them done before; the store is {job.store}"
+        where = f"{tasks} tasks, {tasks - len(pending)} of them already finished; the store is {job.store}"
         with poll_progress(label, total, unit, done, where=where) as started:
             run(job, stage, pending, started)
 
@@ -216,8 +217,8 @@ def settings_diff(
 def write_manifests(job: Job, plan: dict[str, Any], strict: bool = False) -> None:
     """Write the manifests, with the store's own manifest last, and delete the folder of unfinished work.
 
-    Raises InputError if a source has no documents to train on, or if a file changed during the work. If `strict`,
-    raises InputError also if most rows of a file are rejected or no row is usable.
+    Raises InputError if a source has no documents to train on, or if an input changed during preparation. If `strict`,
+    also raises InputError if most rows of a file are rejected or no row is usable.
     """
     records = [read_json(job.completion_record(TOKENS, rank)) for rank in range(len(job.tasks))]
     _check_inputs_unchanged(job, records)
@@ -230,7 +231,7 @@ def write_manifests(job: Job, plan: dict[str, Any], strict: bool = False) -> Non
     manifest = {**settings, "inputs": plan["inputs"], "tokenizer": tokenizer, "sources": sources}
     if strict:
         check_no_file_warnings(str(job.store), manifest)
-    job.delete_temp_files()  # from a killed worker that ended after another worker repeated its task
+    job.delete_temp_files()  # a worker may have been killed after another worker repeated its task
     write_json_with_sha256(job.store / "manifest.json", manifest)
     shutil.rmtree(job.work)
 
@@ -251,7 +252,7 @@ def _check_inputs_unchanged(job: Job, records: list[CompletionRecord]) -> None:
 
 
 def _write_source(job: Job, name: str, own: dict[int, CompletionRecord]) -> dict[str, Any]:
-    """Write the manifests of a source's splits; return the source's outcomes for the store's manifest."""
+    """Write the manifests of a source's splits; return the source's results for the store's manifest."""
     splits = {}
     for split in ("train", "validation"):
         if entry := _write_split(job, job.store / name / split, own):
@@ -274,13 +275,13 @@ def _write_source(job: Job, name: str, own: dict[int, CompletionRecord]) -> dict
 
 
 def _write_split(job: Job, folder: Path, own: dict[int, CompletionRecord]) -> dict[str, Any] | None:
-    """Write one split's rejects and manifest; return its entry in the store's manifest, None for an empty split."""
+    """Write one split's rejects and manifest; return its entry in the store's manifest, or None for an empty split."""
     split = folder.name
     shards = [_shard_entry(record, split) for record in own.values() if split in record["shards"]]
     read = {rank: record for rank, record in own.items() if job.tasks[rank].split == split}
     if not shards and not read:
         with suppress(OSError):
-            folder.rmdir()  # if no document is in the split, its empty folder is not part of the store
+            folder.rmdir()  # an empty folder is not part of the store
         return None
     with atomic_write(folder / "rejects.jsonl") as file:
         for rank in read:
@@ -291,7 +292,7 @@ def _write_split(job: Job, folder: Path, own: dict[int, CompletionRecord]) -> di
     for record in own.values():
         for name, counts in record["subsets"].get(split, {}).items():
             subsets.setdefault(name, Counter()).update(counts)
-    # For a validation split from training files, the rows that were read are exactly the documents in the split.
+    # A validation split from training files has no input files, so its documents are counted as the rows read.
     rows: dict[str, Any] = {
         "read": sum(record["read"] for record in read.values()) or documents,
         "kept": documents,
@@ -319,4 +320,4 @@ def _shard_entry(record: CompletionRecord, split: str) -> dict[str, Any]:
 
 
 def _sum(counts: Iterable[dict[str, int]]) -> Counter[str]:
-    return sum(map(Counter, counts), Counter())  # without zero counts
+    return sum(map(Counter, counts), Counter())  # the sum has no zero counts

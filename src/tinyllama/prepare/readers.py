@@ -1,7 +1,7 @@
-"""The rows of a raw file: SlimPajama, Starcoderdata, jsonl, parquet, arrow, text and csv.
+"""Reader of the rows of raw files: SlimPajama, Starcoderdata, jsonl, parquet, arrow, text and csv.
 
-An unusable row becomes a `RejectedRow` with its reason. A file that cannot be read to its end causes an error with the
-name of the file. Each format is first read into rows of fields, so that one function decides which rows are usable.
+An unusable row becomes a `RejectedRow` with a reason. A file that cannot be read to its end causes an error with the
+name of the file. Every format is first converted to rows of fields, so that one function decides which rows are usable.
 """
 
 import ast
@@ -48,9 +48,9 @@ from tinyllama.text import TextLike
 _SUBSET_FIELD = "redpajama_set_name"
 _CSV_CHARACTERS = LONGEST_BYTES // 4  # a character of a string takes up to four bytes
 _CSV_COMMAS = 4_000_000  # a field takes about 60 bytes as a Python object
-_ROW_BYTES = 64  # counted per row, in addition to the row's text, since rejected rows are also listed
+_ROW_BYTES = 64  # counted per row, in addition to the row's text, since each rejected row is listed
 _MAX_META_CHARACTERS = 10_000  # longer strings are not metadata
-_MAX_NAMED_COLUMNS = 20  # in a message
+_MAX_NAMED_COLUMNS = 20  # in an error message
 _MAX_REJECTED_ROWS = 1_000_000
 
 
@@ -65,7 +65,7 @@ class RejectedRow:
     is_intentional: bool = False
     """Whether the recipe excludes the row; excluded rows are counted, but not listed as faults."""
     line: int | None = field(default=None, compare=False)
-    """Number of the row's last line, counted from 1, if the file has lines."""
+    """Number of the row's last line, counted from 1; None if the format is not read by lines."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class FileCounts:
         self.rejected: Counter[str] = Counter()
 
     def add(self, row: SourceRow | RejectedRow) -> None:
-        """Count a row. Raises InputError if over a million rows are rejected and fewer rows are usable."""
+        """Count a row. Raises InputError if a majority of rows, and more than a million, are rejected."""
         if isinstance(row, SourceRow):
             self.usable += 1
         elif row.is_intentional:
@@ -99,10 +99,13 @@ class FileCounts:
             self.rejected[row.reason] += 1
             total = self.rejected.total()
             if total > _MAX_REJECTED_ROWS and total > self.usable:
-                raise InputError(f"{self.path}: {total:,} rows are rejected, the last as {row.reason!r}; exclude it")
+                raise InputError(
+                    f"{self.path}: {total:,} rows are rejected (the last one: {row.reason}); exclude this file from the "
+                    "source"
+                )
 
     def warnings(self) -> list[dict[str, Any]]:
-        """Return one manifest entry in a list if no row or a minority of rows is usable, otherwise an empty list."""
+        """Return a list with the file's manifest entry if no row or a minority of rows is usable, else an empty list."""
         total = self.rejected.total()
         if total > self.usable or (not self.usable and not self.has_excluded):
             return [{"file": self.path, "rows": self.usable + total, "rejected": dict(sorted(self.rejected.items()))}]
@@ -129,7 +132,7 @@ def read_rows(
 
 
 Fields = Iterator[tuple[int | None, dict[str, Any] | str]]
-"""Pair for each row: the number of the row's last line, if the file has lines, and the fields or the reject reason."""
+"""One pair per row: the number of the row's last line (see `RejectedRow.line`), and the fields or the reject reason."""
 
 
 def _read_fields(file: RawFile, source: Source) -> Fields:
@@ -170,7 +173,7 @@ def _select_columns(present: list[str], name: str, text: str, one_of: Sequence[s
         raise InputError(f"{name}: no column {text!r} (it has {have}); set the source's text, or exclude the file")
     if one_of and not found:
         wanted = " or ".join(map(repr, one_of))
-        raise InputError(f"{name}: no column {wanted} (it has {have}); read it with the format of its suffix")
+        raise InputError(f"{name}: no column {wanted} (it has {have}); set the source's format to parquet")
     for column in (text, *found):
         if present.count(column) > 1:
             raise InputError(f"{name}: two columns are named {column!r}; rename or remove one")
@@ -206,7 +209,7 @@ def _reject_reason(value: object, column: str) -> str:
 
 
 def _subset_of(fields: dict[str, Any]) -> str | None:
-    """Return a SlimPajama row's subset: from `meta` (an object or its string), or in re-uploads from its own field."""
+    """Return a SlimPajama row's subset: from `meta` (an object or its string), or in re-uploads from a separate field."""
     meta = fields.get("meta")
     if isinstance(meta, dict):
         name = meta.get(_SUBSET_FIELD)
@@ -220,7 +223,7 @@ def _subset_of(fields: dict[str, Any]) -> str | None:
 @lru_cache(maxsize=256)
 def _subset_from_repr(meta: str) -> str | None:
     """Return the subset from an object's string in JSON or in Python's repr; None if the string has no subset."""
-    without_nan = re.sub(r"\b(nan|inf)\b", "0", meta)  # literal_eval parses no NaN
+    without_nan = re.sub(r"\b(nan|inf)\b", "0", meta)  # literal_eval does not parse these words
     for form in ("json", "repr"):
         try:
             fields: Any = parse_json(meta.encode()) if form == "json" else ast.literal_eval(without_nan)
@@ -244,36 +247,36 @@ def _read_csv(file: RawFile, column: str) -> Fields:
     csv.field_size_limit(_CSV_CHARACTERS)
     with open_text(file) as text:
         lines = _CsvLines(text, file.name)
-        rows = csv.reader(lines, strict=True)  # a file that ends inside quotes is an error
+        rows = csv.reader(lines, strict=True)  # a file that ends inside quotes causes an error
         try:
             header = next(rows, [])
             _check_csv_header(header, file.name, column)
             place, num_columns = header.index(column), len(header)
             del header
             lines.record_characters = lines.record_commas = 0
-            # Unlike csv.DictReader, `map` does not keep a row in memory, nor does it take time per column.
+            # Unlike csv.DictReader, `map` keeps no row in memory and builds no dict of all columns.
             for found in map(partial(_select_csv_field, column, place, num_columns), rows):
                 lines.record_characters = lines.record_commas = 0
                 if found:  # a blank line is not a row
                     yield rows.line_num, found
         except csv.Error as error:
-            remedy = 'put fields in " and double each " inside one, or convert the file to parquet'
+            remedy = 'quote fields with " and double each " in a field, or convert the file to parquet'
             if "unexpected end" in str(error):
-                remedy = "close the quote that is open at its end, or fetch it again"
+                remedy = "close the quote that is open at the end of the file, or fetch the file again"
             raise InputError(
                 f"{file.name}: cannot be read to its end (line {rows.line_num}: {error}); {remedy}"
             ) from None
 
 
 def _select_csv_field(column: str, place: int, num_columns: int, fields: list[str]) -> dict[str, Any] | str:
-    """Return the field of a column, or a reject reason; empty for a blank line."""
+    """Return the field of a column in a dict, or a reject reason; the dict is empty for a blank line."""
     if len(fields) > num_columns:
         return "more fields than columns"
     return {column: _csv_value(fields[place] if place < len(fields) else None)} if fields else {}
 
 
 class _CsvLines:
-    """Lines of a csv file whose records have at most _CSV_CHARACTERS and _CSV_COMMAS."""
+    """Lines of a csv file; a record with more than _CSV_CHARACTERS or _CSV_COMMAS raises InputError."""
 
     def __init__(self, file: TextIOBase, name: str) -> None:
         self.file, self.name = file, name
@@ -294,17 +297,17 @@ class _CsvLines:
 def _check_csv_header(header: list[str], name: str, text: str) -> None:
     """Raise InputError if a csv file has no header line, or if the column `text` is missing."""
     if not header:
-        raise InputError(f"{name}: empty, without a line of column names; exclude it")
+        raise InputError(f"{name}: empty, without a line of column names; exclude the file")
     if any("\0" in column or isinstance(_csv_value(column), UnusableValue) for column in header):
-        raise InputError(f"{name}: the column names are not UTF-8 text; convert it to UTF-8, for example with iconv")
+        raise InputError(f"{name}: the column names are not UTF-8; convert the file to UTF-8, for example with iconv")
     separator = next((character for character in ";\t|" if character in header[0]), None)
     if len(header) == 1 and separator and header[0] != text:
-        raise InputError(f"{name}: its columns are separated by {separator!r}; convert it to commas, or to parquet")
+        raise InputError(f"{name}: columns are separated by {separator!r}; convert the file to commas, or to parquet")
     _select_columns(header, name, text)
 
 
 def _csv_value(text: str | None) -> str | UnusableValue | None:
-    """Return a csv field, or a placeholder if the field has lone surrogates, the replacements of invalid UTF-8."""
+    """Return a csv field, or a placeholder if the field has lone surrogates, which replace invalid UTF-8."""
     try:
         (text or "").encode()
     except UnicodeEncodeError:

@@ -1,8 +1,8 @@
 """Selection of documents by content: the validation split, and the sample for training the recipe's tokenizer.
 
 A hash of the text selects documents, so that copies of a document are in the same split. The sample contains documents
-of at most 64 files per source, evenly distributed over the sorted list, and no validation text. If the sample contains
-no document of a source, the beginning of the source's first document is used.
+of at most 64 files per source, which are evenly distributed over the sorted list of files. The sample contains no
+validation text. If no document of a source is selected, the beginning of the source's first document is used.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.training import TrainingText, train_tokenizer, training_text
 
 _MAX_FILES = 64
-# Assumed compression ratio of text and code. The ratio affects only the fraction of documents in the sample.
+# Assumed compression ratio of text and code. It affects only the fraction of documents in the sample.
 _BYTES_PER_DISK_BYTE = 4
 
 
@@ -49,7 +49,7 @@ def split_tail(text: TextLike, fraction: float) -> tuple[TextLike, TextLike]:
 
 
 def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -> tuple[Path, TrainingText]:
-    """Train a Llama-style BPE on a sample of the recipe's sources; return the recipe's tokenizer folder and the text.
+    """Train a Llama-style BPE on a sample of the recipe's sources; return its folder and the training text.
 
     Raises InputError if the sources have no text, or if the folder contains a tokenizer, because a store or a run may
     use this tokenizer.
@@ -58,7 +58,7 @@ def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -
     if folder.is_file():
         raise InputError(f"tokenizer: {folder} is a file; name a folder for the trained tokenizer")
     if (folder / "tokenizer.json").exists():  # written last; without this file, the command was interrupted
-        raise InputError(f"tokenizer: {folder} exists; name another folder in the recipe, or delete it")
+        raise InputError(f"tokenizer: {folder} exists; name another folder in the recipe, or delete this one")
     if (folder / "tokenizer.model").exists():
         try:
             Tokenizer.load(folder)
@@ -100,7 +100,7 @@ def sample_texts(recipe: Recipe, sample_bytes: int, rejected: Counter[str] | Non
                     yield text
                 done += file.size
                 bar.show(done)
-            if is_empty and fraction:  # the source has so few documents that no hash is in the range
+            if is_empty and fraction:  # the source has so few documents that none was selected
                 path = files[name][0].path
                 texts = _sample_file(path, source, 1.0, recipe.data.validation_fraction, Counter())
                 yield from (text[: int(wanted_bytes)] for text in islice(texts, 1))

@@ -1,7 +1,7 @@
 """Listing of a source's files, with the kind and the split of each file.
 
-Files are sorted by path, so the order of a folder's listing does not matter. Before any work starts, this module checks
-that the recipe's files exist and that no file is read twice. Files of other kinds are counted by suffix.
+Files are sorted by path, so the order in which a file system lists them has no effect. Before any work starts, this
+module checks that the recipe's files exist and that no file is read twice. Skipped files are counted by suffix.
 """
 
 import codecs
@@ -24,7 +24,7 @@ from tinyllama.recipe import SLIMPAJAMA_SUBSETS, Source
 from tinyllama.recipe.loading import printable, suggest
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
-"""Suffix and name of each compression of JSON lines, text and csv files."""
+"""Name of each supported compression of JSON lines, text and csv files, by suffix."""
 _KINDS = {
     ".jsonl": "lines",
     ".ndjson": "lines",
@@ -49,8 +49,8 @@ _FORMAT_KINDS = {
 """Kinds of files that each format reads."""
 _WITHOUT_JSON_LINES = "ending .json without one JSON object per line"
 _HEAD_BYTES = 1 << 16
-_MAX_NAMED_REASONS = 5  # in a message
-# The hub's words for a split (datasets/data_files.py), and the names of files that describe a data set.
+_MAX_NAMED_REASONS = 5  # in an error message
+# Words that name a split on the hub (datasets/data_files.py), and names of files that describe a data set.
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
@@ -82,7 +82,7 @@ def language_of(path: str) -> str:
 
 
 def split_suffixes(name: str) -> tuple[str, str, str]:
-    """Return the stem, suffix and compression suffix of a name, in lower case; a missing suffix is `""`."""
+    """Return the stem of a name, and its suffix and compression suffix in lower case; a missing suffix is `""`."""
     stem, compression = _split_last_suffix(name)
     if compression not in COMPRESSIONS:
         return stem, compression, ""
@@ -114,7 +114,7 @@ def _is_read(name: str, format: str) -> bool:
 
 
 def skip_reason(name: str) -> str:
-    """Return the reason to skip a file: `ending .md`, `ending .jsonl.lz4`; a number is not a suffix."""
+    """Return the reason to skip a file, such as `ending .md` or `ending .jsonl.lz4`; a number is not a suffix."""
     stem, last = _split_last_suffix(name)
     _, before = _split_last_suffix(stem)
     if not last or last[1:].isdigit():
@@ -126,8 +126,8 @@ def skip_reason(name: str) -> str:
 def list_files(name: str, source: Source, skipped: Counter[str] | None = None) -> list[InputFile]:
     """Return a source's files, sorted by path; count the other files in the source's folders in `skipped`, by reason.
 
-    Raises InputError if there is no file, if a folder in the recipe does not exist, if a file cannot be read or would
-    be read twice, or if a folder of Starcoderdata lacks the text column.
+    Raises InputError if there is no file, if a file cannot be read or would be read twice, or if `include` or `exclude`
+    names a missing folder. Raises InputError also if a folder of Starcoderdata lacks the text column.
     """
     skipped = Counter() if skipped is None else skipped
     other_paths: list[str] = []
@@ -153,9 +153,9 @@ def _no_files_error(name: str, source: Source, skipped: Counter[str]) -> InputEr
     wanted = " or ".join(suffix for suffix, kind in _KINDS.items() if kind in kinds) + " file"
     if set(kinds) & set(_COMPRESSIBLE_KINDS):
         wanted += f" (compressed: {' or '.join(COMPRESSIONS)})"
-    remedy = "correct path, format, include or exclude, or put the data there"
+    remedy = "correct the source's path, format, include or exclude, or add the data"
     if _WITHOUT_JSON_LINES in skipped:
-        remedy = "convert the files, one JSON object per line is expected"
+        remedy = "convert the files: one JSON object per line is expected"
     counts = ", ".join(f"{count:,} {reason}" for reason, count in skipped.most_common(_MAX_NAMED_REASONS))
     others = f" (files not read: {counts})" if counts else ""
     return InputError(f"data.sources.{name}: no {wanted} under {source.path}{others}; {remedy}")
@@ -179,7 +179,7 @@ def check_sources_disjoint(sources: Mapping[str, Source], files: Mapping[str, Se
             for other in others:
                 if not _are_disjoint(sources[name], sources[other]):
                     raise InputError(
-                        f"data.sources.{name}: {file.path} is read by {other} too; remove it from one of the two"
+                        f"data.sources.{name}: {file.path} is read by {other} too; remove the file from one of the two sources"
                     )
             others.append(name)
 
@@ -193,7 +193,7 @@ def _are_disjoint(first: Source, second: Source) -> bool:
 
 
 def _split_of(file: FileEntry, source: Source) -> str:
-    """Return the split of a file: by the hub's rule, the first word for a split in its folders and name decides."""
+    """Return the split of a file: the first word in its folders and name that names a split on the hub."""
     if source.format in ("slimpajama", "huggingface"):
         for part in file.parts:
             for word in re.split(r"[-._ 0-9]+", part.lower()):
@@ -209,18 +209,18 @@ def _check_no_duplicate_files(name: str, files: list[InputFile]) -> None:
         other = by_path.setdefault(canonical_path(file.path), file.path)
         if other != file.path:
             raise InputError(
-                f"data.sources.{name}: {other} and {file.path} are one file, which would count twice; remove the link"
+                f"data.sources.{name}: {other} and {file.path} are one file, which would be read twice; remove the link"
             )
         other = by_stem.setdefault(split_suffixes(file.path)[0], file.path)
         if other != file.path and _read_head(file.path) == _read_head(other):
             raise InputError(
-                f"data.sources.{name}: {other} and {file.path} begin with the same text, which would count twice; "
+                f"data.sources.{name}: {other} and {file.path} begin with the same text, which would be read twice; "
                 "remove one, or select one kind of files with a glob"
             )
 
 
 def _read_head(path: str) -> bytes:
-    """Return the first decompressed bytes of a file, or the file's name if an error occurs; a later read reports it."""
+    """Return the first decompressed bytes of a file, or the file's name after an error, which a later read reports."""
     try:
         with open_input(path) as file:
             chunks = decompress(pyarrow.PythonFile(file), compression_of(path))
@@ -285,7 +285,7 @@ def _check_text_column(name: str, files: dict[str, FileEntry], column: str) -> N
 
 
 def _select_data_files(name: str, source: Source, found: list[FileEntry], skipped: Counter[str]) -> list[FileEntry]:
-    """Return the files with the rows of a data set; if `datasets` saved the folder, the files that its state lists."""
+    """Return the files with the rows of a data set; if `datasets` saved the folder, the files in its state.json."""
     data = found
     for state in [file for file in data if Path(file.path).name == "state.json"]:
         if (saved := _saved_files(state.path)) is None:
@@ -293,7 +293,7 @@ def _select_data_files(name: str, source: Source, found: list[FileEntry], skippe
         if missing := sorted(saved - {file.path for file in data}):
             raise InputError(f"{missing[0]}: missing, but {state.path} lists it; save the data set again")
         folder = state.path.removesuffix("state.json")
-        # The folder may also contain caches of other data sets, computed from the saved files.
+        # The folder may also contain cached files of data sets that were computed from this data set.
         data = [file for file in data if not file.path.startswith(folder) or file.path in saved]
     skipped.update(skip_reason(file.path) for file in set(found) - set(data))
     data = _select_json_lines(data, skipped)

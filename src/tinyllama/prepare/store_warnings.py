@@ -1,6 +1,6 @@
 """Warnings about a store's data, each with a remedy: files with few usable rows, sources without validation text.
 
-Completion records of tasks and the store's manifest list files with few usable rows as suspect.
+The completion record of a task and the store's manifest list files with few usable rows as suspect.
 """
 
 import re
@@ -12,9 +12,9 @@ from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError
 
 HELD_OUT = "held out for validation"
-"""Reason under which documents of the validation split are counted."""
+"""Drop reason of documents that are in the validation split."""
 TAIL_HELD_OUT = "end held out for validation"
-"""Reason under which documents with a tail in the validation split are counted."""
+"""Change reason of documents whose tail is in the validation split."""
 MAX_LISTED_FILES = 100
 """Maximum number of suspect files that a manifest lists per source."""
 _MAX_SHOWN_FILES = 10
@@ -27,7 +27,7 @@ _REMEDIES = {
     "longer than": "split it, for example with the source's separator, or write one JSON object per line",
     "more fields than columns$": 'put fields that contain a comma in "',
     "excluded: ": "correct include and exclude",
-    f"{HELD_OUT}$": "set the source's holdout to tail, or a separator for text, or lower data.validation_fraction",
+    f"{HELD_OUT}$": "set the source's holdout to tail, set a separator for text, or lower data.validation_fraction",
 }
 """Remedy for rejected rows, by a pattern of the most frequent reason."""
 
@@ -35,7 +35,7 @@ _REMEDIES = {
 def rejection_remedy(reasons: Counter[str]) -> str:
     """Return the remedy for rejected rows, by the most frequent reason."""
     reason = max(reasons, key=reasons.__getitem__, default="empty")
-    return next((remedy for pattern, remedy in _REMEDIES.items() if re.match(pattern, reason)), "check its clean")
+    return next((remedy for pattern, remedy in _REMEDIES.items() if re.match(pattern, reason)), "check the source's clean settings")
 
 
 def file_warning_lines(manifest: Mapping[str, Any]) -> list[str]:
@@ -77,4 +77,4 @@ def holdout_remedy(store: TokenStore, name: str) -> str:
         options.append(f"set {field}.separator")
     if source.get("holdout") != "tail":
         options.append(f"set {field}.holdout: tail")
-    return f"{' or '.join(options)}, and prepare another data.store"
+    return f"{' or '.join(options)}, and prepare the data with another data.store"

@@ -1,7 +1,7 @@
 """Decompressed bytes of a raw file, as chunks, lines or documents of any length, in bounded memory.
 
 Arrow's streams detect a truncated gzip member or zstd frame, but zstandard's own reader does not. Arrow's streams also
-return small amounts at a time, even for a high compression ratio. Arrow does not support xz, and Python's `LZMAFile`
+return small chunks, even for a high compression ratio. Arrow does not support xz, and Python's `LZMAFile`
 ignores a damaged stream after the first stream, so this module uses the `lzma` decompressor directly.
 """
 
@@ -28,11 +28,11 @@ TOO_LONG = f"longer than {LONGEST_BYTES >> 20} MiB"
 Part = bytes | bytearray | None
 """A line or document, or None if it is longer than LONGEST_BYTES."""
 READ_ERRORS = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, pyarrow.ArrowException)
-"""Exceptions that readers raise for a file that is damaged or of another kind."""
+"""Exceptions that readers raise for a file that is damaged or does not have the expected format."""
 _LINE_END = re.compile(rb"\n")
 _CHUNK_BYTES = 1 << 20
 _XZ_BYTES = 256 << 20  # memory limit; the largest preset, 9, needs 65 MiB
-_UNLIMITED_BYTES = 1 << 20  # decompressed size that any file may have
+_UNLIMITED_BYTES = 1 << 20  # any file may decompress to this size, regardless of its ratio
 _PLAIN = "plain text"
 _HEAD_BYTES = 512
 _ARCHIVES = (
@@ -110,7 +110,7 @@ def _is_wanted(part: Part) -> bool:
 
 
 def _split(file: RawFile, pattern: re.Pattern[bytes], max_separator_bytes: int) -> Iterator[tuple[int, Part]]:
-    """Yield each part between separators, after its number, counted from 1.
+    """Yield the number, counted from 1, and the content of each part between separators.
 
     A part longer than LONGEST_BYTES is None.
     """
@@ -176,8 +176,8 @@ class _ChunkReader(io.RawIOBase):
 def iter_chunks(file: RawFile) -> Iterator[bytes]:
     """Yield the decompressed bytes of a file, about a megabyte at a time, without a byte order mark at the beginning.
 
-    Raises InputError if the file is an archive, has another compression than its name declares, or exceeds its
-    `max_ratio`. Raises an error of READ_ERRORS if the file is truncated or damaged.
+    Raises InputError if the file is an archive, if its compression is not the one that its name declares, or if the
+    decompressed size exceeds `max_ratio`. Raises an error of READ_ERRORS if the file is truncated or damaged.
     """
     with file.local.open("rb") as raw:
         _check_compression(raw.read(_HEAD_BYTES), file)
@@ -230,7 +230,7 @@ def _decompress_xz(raw: Any) -> Iterator[bytes]:
                 yield chunk
             data = raw.read(_CHUNK_BYTES) if stream.needs_input and not stream.eof else b""
             if stream.needs_input and not data:
-                raise EOFError("the xz stream is cut off")
+                raise EOFError("the xz stream is truncated")
         data = stream.unused_data.lstrip(b"\0")
         while not data and (more := raw.read(_CHUNK_BYTES)):
             data = more.lstrip(b"\0")

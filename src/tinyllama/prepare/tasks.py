@@ -33,9 +33,9 @@ from tinyllama.recipe import Cleaning, Recipe
 from tinyllama.text import TextLike, iter_utf8_chunks, to_str
 from tinyllama.tokenizer import Tokenizer
 
-# A source has at least 64 tasks if each task has at least one mebibyte, so that small data also uses many workers. For
-# large data, a task has about 64 MiB of compressed files: 60 million tokens of SlimPajama, half a minute on one core.
-# The number of files per task is a power of two, so that a change of a file's size affects only the file's own task.
+# A source of 64 MiB or more has at least 64 tasks, so that a small data set also uses many workers. For large data, a
+# task has about 64 MiB of compressed files: 60 million tokens of SlimPajama, half a minute on one core. The number of
+# files per task is a power of two, so that a change of one file's size rarely changes the files of the other tasks.
 _MAX_TASK_BYTES, _MIN_TASK_BYTES, _MIN_TASKS = 64 << 20, 1 << 20, 64
 
 _SHARD_FILES = r"(train|validation)/(manifest\.json|rejects\.jsonl|\d{5,}\.(tokens|documents|rows))"
@@ -93,12 +93,12 @@ class Job:
         return self.store / WORK_DIR
 
     def find_foreign(self, folder: Path) -> Path | None:
-        """Return a file or link below a folder of the store that `prepare` does not write; do not follow links."""
+        """Return a file or link below `folder` that `prepare` does not write, or None. Links are not followed."""
         foreign = (path for path in folder.rglob("*") if path.is_symlink() or not (path.is_dir() or self.is_own(path)))
         return next(foreign, None)
 
     def is_own(self, path: Path) -> bool:
-        """Return whether `prepare` writes a file of this name in the store, or its temporary file."""
+        """Return whether a path in the store is that of a file, or of a temporary file, that `prepare` writes."""
         shards = rf"({'|'.join(map(re.escape, self.recipe.data.sources))})/{_SHARD_FILES}"
         pattern = rf"(manifest\.(json|sha256)|{shards}|{_WORK_FILES})(\.[^/]+\.\d+\.part)?"
         return re.fullmatch(pattern, path.relative_to(self.store).as_posix(), re.DOTALL) is not None
@@ -219,7 +219,7 @@ def run_task(job: Job, stage: str, rank: int) -> None:
 
 @contextmanager
 def translate_write_errors(store: Path) -> Iterator[None]:
-    """Convert errors of writing the store (full disk, missing permissions, exhausted memory) to InputError."""
+    """Convert errors that occur while the store is written (full disk, no permission, no memory) to InputError."""
     try:
         yield
     except OSError as error:
@@ -230,13 +230,13 @@ def translate_write_errors(store: Path) -> Iterator[None]:
         ) from None
     except MemoryError:
         raise InputError(
-            f"{store}: a worker is out of memory; run prepare again with fewer data.workers or more memory, it resumes "
-            "from here"
+            f"{store}: a worker is out of memory; to resume, run prepare again with fewer data.workers or more "
+            "memory"
         ) from None
 
 
 def _read_documents(job: Job, rank: int, stats: TaskStats) -> Iterator[Document]:
-    """Yield the usable rows of a task's files; count the other rows, and list faulty rows in the rejects."""
+    """Yield the usable rows of a task's files; count the other rows, and list faulty rows in the rejects file."""
     task = job.tasks[rank]
     source = job.recipe.data.sources[task.source]
     is_cleaned = source.clean != Cleaning()
@@ -291,7 +291,7 @@ def _write_tokens(job: Job, rank: int) -> dict[str, Any]:
 def _tokenize(
     job: Job, task: Task, documents: Iterator[Document], stats: TaskStats, writers: dict[str, ShardWriter]
 ) -> None:
-    """Write each document's tokens to its split and count it."""
+    """Write each document's tokens to its split and count the document."""
     pending: deque[tuple[str, dict[str, Any], int]] = deque()  # the tokenizer reads several documents ahead
 
     def texts() -> Iterator[TextLike]:
@@ -321,8 +321,8 @@ def _assign_splits(job: Job, task: Task, text: TextLike) -> list[tuple[str, Text
 
 @lru_cache(maxsize=1)
 def cached_tokenizer(path: str) -> Tokenizer:
-    """Load the tokenizer in the folder `path`, but only once per process.
+    """Return the tokenizer in the folder `path`; load it only once per process.
 
-    Forked workers inherit the loaded tokenizer. Its cache is kept between tasks.
+    Forked workers inherit the loaded tokenizer. The tokenizer's cache of ids is kept between tasks.
     """
     return Tokenizer.load(path)
