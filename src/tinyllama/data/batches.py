@@ -1,4 +1,4 @@
-"""Batches: the tensors of one rank, from the data order and the token store.
+"""Batches of one rank as tensors, read from the token store in the data order.
 
 Each rank reads its slice of the global batch, so the number of ranks does not change the training data. The training
 process reads tokens at random positions. A step of 2M tokens reads only 4 MB, so a worker process would cost several
@@ -19,7 +19,7 @@ from tinyllama.recipe import Recipe
 SplitSpan = tuple[Split, Span]
 
 _MAX_BLOCK_SEQUENCES = 16384
-"""Maximum number of sequences whose order is computed together, which takes 10 ms; step by step would take longer."""
+"""Maximum number of sequences per computation of the order, which takes 10 ms. One computation per step is slower."""
 
 
 def batches(
@@ -34,8 +34,8 @@ def batches(
 
     A batch is int64 [batch_sequences / ranks, sequence_length + 1]: inputs and targets. Step s reads batch
     `batch_index_for_step(s, skipped_batches)` of the data order. While the model trains on a batch, the kernel reads
-    the tokens of the next batch. Raises InputError if the batch is not divisible by `ranks`, and the same errors as
-    `Split.read_span`.
+    the tokens of the next batch. Raises InputError if batch_sequences is not divisible by `ranks`, and the same errors
+    as `Split.read_span`.
     """
 
     def prefetched() -> Iterator[list[SplitSpan]]:
@@ -44,7 +44,7 @@ def batches(
                 split.prefetch(*span)
             yield spans
 
-    for spans, _ in pairwise(chain(prefetched(), [[]])):  # the next step is prefetched before a step is read
+    for spans, _ in pairwise(chain(prefetched(), [[]])):  # prefetch the next step before reading a step
         yield _read(spans, recipe.train.sequence_length)
 
 

@@ -1,9 +1,9 @@
-"""Data order: the sequences that each training step reads, as pure functions of (seed, sources, mixtures, step).
+"""Data order: the sequences that each training step reads, as a pure function of (seed, sources, mixtures, step).
 
 Resuming at a step is arithmetic and takes the same time for every step. This module has no state and does not import
 torch. In each epoch of a source, a keyed permutation orders the source's sequences, so an epoch reads each sequence
-once. Every batch contains each source's exact share, rounded down or up. One call for many consecutive steps is faster
-than one call per step.
+once. In every batch, the number of sequences of a source is its exact share, rounded down or up. One call for many
+consecutive steps is faster than one call per step.
 """
 
 import hashlib
@@ -24,16 +24,16 @@ from tinyllama.recipe import Recipe
 SEQUENCE_DTYPE = np.dtype([("source", "<i4"), ("epoch", "<i8"), ("index", "<i8")])
 
 _GRID_POINTS = 1 << 32
-"""Number of grid points per sequence of a batch; see `_num_sequences_by_step`."""
+"""Grid points per sequence of a batch, for the division of a batch among sources (see `_num_sequences_by_step`)."""
 _GOLDEN_OFFSET = 2654435769
 """Shift of the grid per step: `_GRID_POINTS` divided by the golden ratio (Weyl 1916; Knuth, TAOCP 3, 6.4)."""
 _FEISTEL_ROUNDS = 8
 _MAX_RAMP_STEPS = 64
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity, since hashing of a ramp's fractions takes longer than a step
+@dataclass(frozen=True, eq=False)  # compared by identity, since hashing the fractions of a ramp is slow
 class Mixture:
-    """Shares of the sources in each batch from a step until the next mixture begins."""
+    """Shares of the sources in each batch, from step `first_step` until the next mixture begins."""
 
     first_step: int
     shares: tuple[Fraction, ...]
@@ -42,14 +42,14 @@ class Mixture:
 
 @dataclass(frozen=True)
 class _Grid:
-    """Apportionment of a batch among K sources in each of M mixtures."""
+    """Division of a batch among K sources in each of M mixtures; see `_num_sequences_by_step`."""
 
     first_steps: NDArray[np.int64]
     """First step of each mixture: [M]."""
     edges: NDArray[np.int64]
-    """Edges of the intervals of grid points: [M, K + 1]; source k has the points [edges[m, k], edges[m, k + 1])."""
+    """Edges of the intervals of grid points: [M, K + 1]; in mixture m, source k has [edges[m, k], edges[m, k + 1])."""
     consumed: tuple[list[int], ...]
-    """Number of sequences of each source that are read before each mixture begins: M lists of K."""
+    """Number of sequences of each source that are read before each mixture begins: M lists of K numbers."""
 
 
 def sequences(recipe: Recipe, store: TokenStore, step: int) -> NDArray[np.void]:
@@ -65,7 +65,7 @@ def sequences(recipe: Recipe, store: TokenStore, step: int) -> NDArray[np.void]:
 def sequences_for_steps(recipe: Recipe, store: TokenStore, first_step: int, end_step: int) -> NDArray[np.void]:
     """Return the `sequences` of steps [first_step, end_step): [steps, batch_sequences]."""
     if first_step < 0:
-        raise ValueError(f"step {first_step}: steps count from 0")
+        raise ValueError(f"step {first_step}: steps are counted from 0")
     names, mixtures = list(recipe.data.sources), mixture_schedule(recipe)
     length = recipe.train.sequence_length
     sizes = []
@@ -74,8 +74,8 @@ def sequences_for_steps(recipe: Recipe, store: TokenStore, first_step: int, end_
         sizes.append(split.num_sequences(length))
         if not sizes[-1] and any(mixture.shares[source] for mixture in mixtures):
             raise InputError(
-                f"{split.folder}: {split.num_tokens} tokens are less than one sequence of {length} and its targets; "
-                "add text or shorten train.sequence_length"
+                f"{split.folder}: {split.num_tokens} tokens, but one sequence of {length} tokens and its targets need {length + 1}; "
+                "add text or reduce train.sequence_length"
             )
     return compute_order(recipe.seed, names, sizes, mixtures, recipe.train.batch_sequences, first_step, end_step)
 
@@ -155,7 +155,7 @@ def compute_order(
 
 
 def _indices(seed: int, name: str, size: int, start: int, stop: int) -> NDArray[np.int64]:
-    """Return the sequences at positions `start` to `stop` of a source's endless order, one permutation per epoch."""
+    """Return the sequences at positions [start, stop) of a source's order, which has one permutation per epoch."""
     parts = []
     for epoch in range(start // size, -(-stop // size)):
         positions = np.arange(max(start, epoch * size), min(stop, (epoch + 1) * size)) - epoch * size
@@ -187,6 +187,9 @@ def _grid(mixtures: tuple[Mixture, ...], batch: int) -> _Grid:
 
 def _num_sequences_by_step(grid: _Grid, first_step: int, end_step: int) -> NDArray[np.int64]:
     """Return the number of sequences of each source that each step reads: [steps, sources].
+
+    In every step, each source has its exact share, rounded down or up. Over many steps, the mean is the exact share. The
+    numbers of a step do not depend on those of earlier steps.
 
     Let P = `_GRID_POINTS` and g = `_GOLDEN_OFFSET`. A batch of B sequences has B P grid points. Each source has an
     interval of these points, in proportion to its share. Step m of a mixture takes the B points o, o + P, o + 2 P, ...

@@ -2,7 +2,7 @@
 
 A store is `STORE/manifest.json` and `STORE/<source>/<split>/{manifest.json, 00000.{tokens,documents,rows}}`. A split
 is one long array across its shards, and the time to open it does not depend on the number of tokens. Tokens are read
-with pread(2), which is as fast as a memory map if the page cache has the file. For a truncated file or a failing
+with pread(2), which is as fast as a memory map if the file is in the page cache. For a truncated file or a failing
 disk, pread(2) raises an error that names the file, but a memory map would end the process with SIGBUS.
 """
 
@@ -31,12 +31,12 @@ WORK_DIR = ".work"
 HASH_KEYS = {".tokens": "sha256", ".documents": "documents_sha256", ".rows": "rows_sha256"}
 """Suffixes of a shard's files: token ids, end of each document, and row of each document in its input file. The value
 is the key of the file's SHA-256 in the manifest's entry of the shard."""
-_CORRUPT = "its documents do not end where its shard does; restore it, or delete the store and prepare it again"
+_CORRUPT = "the ends of the documents do not match the shard; restore the file, or delete the store and prepare it again"
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file of tokens and its counts."""
+    """One file of tokens, with its numbers of tokens and documents."""
 
     file: str
     """Name of the file of tokens; the shard's other files have other suffixes."""
@@ -76,9 +76,9 @@ class Split:
         _check_names(folder, *(shard.file for shard in shards))
         for shard in shards:
             _check_size(folder / shard.file, shard.tokens * dtype.itemsize)
-        # Index of each shard's first token, and the number of tokens; bisect is faster on a list than on an array.
+        # Index of each shard's first token, then the total number of tokens; bisect is faster on a list than on an array.
         self.ends = [0, *accumulate(shard.tokens for shard in shards)]
-        # At most 128 files are open: a trillion tokens are 15,000 files, and a process may often open only 1,024 files.
+        # At most 128 files are open, since a trillion tokens have 15,000 files, but the usual limit is 1,024 open files.
         self._file = lru_cache(maxsize=128)(lambda shard: _ShardFile(folder / shards[shard].file))
 
     @property
@@ -133,7 +133,7 @@ class Split:
                 raise OSError(error.errno, error.strerror, str(file.path)) from None
             if not part:
                 end = offset + len(data)
-                raise InputError(f"{file.path}: ends at byte {end}, and was longer when opened; restore it and resume")
+                raise InputError(f"{file.path}: ends at byte {end}, but was longer when opened; restore it and resume")
             data += part
         return data
 
@@ -201,7 +201,7 @@ class TokenStore:
 
     @staticmethod
     def exists(folder: str | Path) -> bool:
-        """Return whether the folder is a complete store: its manifest is written last."""
+        """Return whether the folder is a complete store, that is, has a manifest, which is written last."""
         return (Path(folder) / "manifest.json").is_file()
 
     @classmethod
@@ -217,7 +217,7 @@ class TokenStore:
             raise
         except DAMAGE_ERRORS:
             raise InputError(
-                f"{folder}: its manifests are damaged; see `tinyllama inspect {folder} --verify`"
+                f"{folder}: its manifests are damaged; run `tinyllama inspect {folder} --verify`"
             ) from None
 
     @property
@@ -227,7 +227,7 @@ class TokenStore:
         version = found.get("format_version") if isinstance(found, dict) else None
         if version != FORMAT_VERSION:
             raise InputError(
-                f"{self.folder}: format version {version}, this program reads {FORMAT_VERSION}; prepare it again"
+                f"{self.folder}: format version {version}, but this program reads {FORMAT_VERSION}; prepare it again"
             )
         return found
 
@@ -260,7 +260,7 @@ class TokenStore:
 
 
 class ShardWriter:
-    """Writer of one shard: `00000.tokens`, `.documents` and `.rows`, which appear when the block ends.
+    """Writer of one shard: `00000.tokens`, `.documents` and `.rows`, which appear when the `with` block ends.
 
     A shard without documents has no files. The hashes are computed from the bytes in memory, not from the bytes that a
     disk returns. The ends and rows of documents, 16 bytes per document, are kept in memory until the block ends.
@@ -322,7 +322,7 @@ class _ShardFile:
 def _check_names(folder: Path, *names: str) -> None:
     for name in names:
         if not is_file_name(name):
-            raise InputError(f"{folder}/manifest.json: names {name!r}, which is not a file of the store; restore it")
+            raise InputError(f"{folder}/manifest.json: names {name!r}, which is not a file of the store; restore the manifest")
 
 
 def _check_size(path: Path, expected_bytes: int) -> None:

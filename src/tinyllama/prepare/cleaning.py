@@ -34,7 +34,7 @@ class CleaningStage(NamedTuple):
     name: str
     tasks: int
     run: Callable[[Iterator[Document], int], None]
-    """Function that runs task `rank` of the stage; its arguments are the documents of the recipe's task `rank`, and rank."""
+    """Function that runs task `rank` of the stage, given the documents of the recipe's task `rank`, and `rank`."""
 
 
 def check_cleaning(recipe: Recipe) -> None:

@@ -48,8 +48,8 @@ class Index:
 def write_index(wanted: Sequence[tuple[str, Cleaning]], folder: Path, documents: Iterator[Document], rank: int) -> None:
     """Write the index of the source `wanted[rank]` to `folder`, as task `rank` of a cleaning stage.
 
-    Raises InputError if lm-eval does not know an evaluation task, or if the task's items are neither on this machine nor
-    on the hub.
+    Raises InputError if lm-eval does not know an evaluation task, or if the task's items are neither on this machine
+    nor on the hub.
     """
     source, cleaning = wanted[rank]
     try:

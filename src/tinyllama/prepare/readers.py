@@ -100,12 +100,12 @@ class FileCounts:
             total = self.rejected.total()
             if total > _MAX_REJECTED_ROWS and total > self.usable:
                 raise InputError(
-                    f"{self.path}: {total:,} rows are rejected (the last one: {row.reason}); exclude this file from the "
-                    "source"
+                    f"{self.path}: {total:,} rows are rejected (the last one: {row.reason}); exclude this file from "
+                    "the source"
                 )
 
     def warnings(self) -> list[dict[str, Any]]:
-        """Return a list with the file's manifest entry if no row or a minority of rows is usable, else an empty list."""
+        """Return a list of one manifest entry if no row or a minority of rows is usable, else an empty list."""
         total = self.rejected.total()
         if total > self.usable or (not self.usable and not self.has_excluded):
             return [{"file": self.path, "rows": self.usable + total, "rejected": dict(sorted(self.rejected.items()))}]
@@ -209,7 +209,7 @@ def _reject_reason(value: object, column: str) -> str:
 
 
 def _subset_of(fields: dict[str, Any]) -> str | None:
-    """Return a SlimPajama row's subset: from `meta` (an object or its string), or in re-uploads from a separate field."""
+    """Return a SlimPajama row's subset: from `meta` (an object or its string) or, in re-uploads, from a field."""
     meta = fields.get("meta")
     if isinstance(meta, dict):
         name = meta.get(_SUBSET_FIELD)

@@ -179,7 +179,7 @@ def check_sources_disjoint(sources: Mapping[str, Source], files: Mapping[str, Se
             for other in others:
                 if not _are_disjoint(sources[name], sources[other]):
                     raise InputError(
-                        f"data.sources.{name}: {file.path} is read by {other} too; remove the file from one of the two sources"
+                        f"data.sources.{name}: {file.path} is read by {other} too; remove it from one source"
                     )
             others.append(name)
 

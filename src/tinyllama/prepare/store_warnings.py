@@ -35,7 +35,8 @@ _REMEDIES = {
 def rejection_remedy(reasons: Counter[str]) -> str:
     """Return the remedy for rejected rows, by the most frequent reason."""
     reason = max(reasons, key=reasons.__getitem__, default="empty")
-    return next((remedy for pattern, remedy in _REMEDIES.items() if re.match(pattern, reason)), "check the source's clean settings")
+    remedies = (remedy for pattern, remedy in _REMEDIES.items() if re.match(pattern, reason))
+    return next(remedies, "check the source's clean settings")
 
 
 def file_warning_lines(manifest: Mapping[str, Any]) -> list[str]:

@@ -1,8 +1,8 @@
 """Exact conversion of text to token ids and back, several times as fast as SentencePiece.
 
 This package reads tokenizer.json, tokenizer.model, a folder with either, or a hub name. The package writes a folder
-that transformers can load. A cache contains the ids of short runs of text (`tokenizer.memo`). Some vocabularies, such
-as that of GPT-2, do not allow exact splits between runs. With such a vocabulary, the library of the file format
+that transformers can load. A cache maps short runs of text to their ids (`tokenizer.memo`). Some vocabularies, such as
+that of GPT-2, do not allow exact splits between runs. With such a vocabulary, the library of the file format
 (SentencePiece or `tokenizers`) encodes the complete text.
 """
 
@@ -29,7 +29,7 @@ from tinyllama.tokenizer.backends import (
 from tinyllama.tokenizer.conversion import token_bytes
 from tinyllama.tokenizer.memo import DEFAULT_LIMITS, Limits, RunMemo, TokenIds, adjacency_matrix, splits_before_spaces
 
-# Without an EOS token, llama.cpp would end a text at the token with a fixed id, which may be any token.
+# If a GGUF file names no EOS token, llama.cpp ends a text at a fixed id instead, which may be the id of any token.
 _REQUIRED_TOKENS = {"gguf": ("eos",), "ctranslate2": ("bos", "eos")}
 """Special tokens that a release format needs."""
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
@@ -59,7 +59,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, source: str | Path) -> Self:
-        """Load a tokenizer.json, a tokenizer.model, a folder with either (the first is preferred), or a hub name.
+        """Load a tokenizer.json, a tokenizer.model, a folder with either (preferably tokenizer.json), or a hub name.
 
         Raises InputError if the source has no tokenizer, if a file is damaged, or if the hub cannot provide a file.
         """
@@ -123,7 +123,7 @@ class Tokenizer:
 
     @cached_property
     def incomplete_ids(self) -> frozenset[int]:
-        """Ids after which the next token can still change the text before it: single bytes and special tokens.
+        """Ids after which the text decoded so far can still change with the next token: single bytes and special tokens.
 
         A sequence of byte tokens is decoded together. If one byte is invalid UTF-8, every byte becomes U+FFFD.
         """
@@ -133,17 +133,17 @@ class Tokenizer:
     def check_formats(self, names: Iterable[str]) -> None:
         """Raise InputError if a release format (huggingface, gguf, ctranslate2) cannot represent this tokenizer.
 
-        The check needs no library of the formats. Every format is written from the tokenizer.json.
+        The check does not need the formats' own libraries, since every format is written from the tokenizer.json.
         """
         found = self._backend.converted
         for name in names:
             for token in _REQUIRED_TOKENS.get(name, ()):
                 if getattr(found, f"{token}_id") is None:
-                    remedy = f"name one of its special tokens as {token}_token in the tokenizer_config.json next to it"
+                    remedy = f"set {token}_token to one of its special tokens in the tokenizer_config.json next to it"
                     raise _refusal(found, name, f"no {token}_token", remedy)
             if name == "gguf" and not found.is_llama_style:
                 pre_tokenizer_name(found)
-            if name == "ctranslate2":  # it uses a token's position in the vocabulary file as the token's id
+            if name == "ctranslate2":  # its ids are the positions of the tokens in the vocabulary file
                 gap = next((number for number, (text, _) in enumerate(found.tokens()) if not text), None)
                 if gap is not None:
                     raise _refusal(found, name, f"no token has id {gap}", "use a tokenizer without unused ids")
@@ -172,7 +172,7 @@ class Tokenizer:
         write_json(folder / "tokenizer_config.json", {k: v for k, v in settings.items() if v is not None})
         write_json(folder / "special_tokens_map.json", special)
         if (model := self._backend.sentencepiece_model()) is None:
-            (folder / "tokenizer.model").unlink(missing_ok=True)  # an old file may be another tokenizer's
+            (folder / "tokenizer.model").unlink(missing_ok=True)  # an old file may belong to another tokenizer
         else:
             with atomic_write(folder / "tokenizer.model") as file:
                 file.write(model)
@@ -184,7 +184,7 @@ class Tokenizer:
         if number is None:
             remedy = f"set data.document.{name} to false"
             if not isinstance(self._backend, SentencePieceBackend):
-                remedy += f", or name one as {name}_token in the tokenizer_config.json next to the tokenizer.json"
+                remedy += f", or set {name}_token in the tokenizer_config.json next to the tokenizer.json"
             raise InputError(f"{self._backend.name}: no {name}_token; {remedy}")
         return number
 

@@ -1,8 +1,8 @@
 """Backends for the two file formats of a tokenizer, each with its own library.
 
 SentencePiece reads tokenizer.model and `tokenizers` reads tokenizer.json; both backends have the same interface. A
-converted file is written only if it has the same ids and the same decoded text as SentencePiece for all test strings:
-all tokens in random order, runs of up to 69 spaces, and a sample of every plane of Unicode.
+tokenizer.json that was converted from a tokenizer.model is written only if both have the same ids and the same decoded
+text for all test strings: all tokens in random order, runs of up to 69 spaces, and a sample of every plane of Unicode.
 """
 
 import itertools
@@ -41,12 +41,12 @@ from tinyllama.tokenizer.conversion import (
 NAMES = ("tokenizer.json", "tokenizer.model")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_VOCAB_SIZE = 1 << 24
-"""Maximum vocabulary size. Without this limit, a wrong and very large id would allocate lists of that size."""
+"""Maximum vocabulary size. Without this limit, a very large id in a damaged file would allocate huge lists."""
 _TRAINING_OPTIONS = (
     "normalization_rule_name=identity, byte_fallback=true, remove_extra_whitespaces=false, add_dummy_prefix=true, "
     "treat_whitespace_as_suffix=false, no user_defined_symbols"
 )
-"""Options of SentencePiece's trainer that most tokenizers without an equivalent tokenizer.json lack."""
+"""Options of SentencePiece's trainer for a tokenizer that has an equivalent tokenizer.json."""
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n")
 """Pattern of a line in Llama 3's tokenizer.model."""
 
@@ -108,7 +108,7 @@ class SentencePieceBackend:
 
     @cached_property
     def converted(self) -> "HuggingFaceBackend":
-        """Backend of the equivalent tokenizer.json. Raises InputError if SentencePiece has other ids or other text."""
+        """Backend of the equivalent tokenizer.json. Raises InputError if its ids or its decoded text differ."""
         unk, bos, eos = (self.token(number) for number in (self.unk_id, self.bos_id, self.eos_id))
         settings = {"bos_token": bos, "eos_token": eos, "unk_token": unk}
         converted = HuggingFaceBackend(self.name, convert_model(self._proto, unk, bos), settings)
@@ -117,7 +117,7 @@ class SentencePieceBackend:
             if converted.encode(text) != ids or converted.decode(ids) != self.decode(ids):
                 raise InputError(
                     f"{self.name}: no tokenizer.json has the same ids (they differ on {text[:40]!r}); train it again "
-                    f"with SentencePiece's {_TRAINING_OPTIONS}, or name another folder in `tokenizer` and run "
+                    f"with SentencePiece's options {_TRAINING_OPTIONS}, or name another folder in `tokenizer` and run "
                     "`tinyllama tokenizer train`"
                 )
         return converted
@@ -167,7 +167,7 @@ class HuggingFaceBackend:
         self.vocab_size = max(self.ids.values(), default=-1) + 1
         if self.vocab_size > MAX_VOCAB_SIZE:
             raise InputError(
-                f"{name}: token id {self.vocab_size - 1} is too large for a vocabulary; correct or download the file"
+                f"{name}: token id {self.vocab_size - 1} is too large for a vocabulary; correct the file, or download it again"
             )
         self.special = {token["content"] for token in self.added if token.get("special")}
         self.is_byte_level = "ByteLevel" in json.dumps(self.parsed.get("decoder"))
@@ -254,7 +254,7 @@ class HuggingFaceBackend:
         return [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
 
     def scores(self) -> list[float]:
-        """Return one score per id, with which SentencePiece merges tokens in the same order.
+        """Return one score per id; with these scores, SentencePiece merges tokens in the order of this tokenizer.
 
         The scores are those of the tokenizer.model, if there is one. Otherwise, a token's score is the negative rank of
         the merge that produces the token, or 0 without such a merge.
@@ -313,24 +313,24 @@ def fit_to_embedding(backend: Backend, num_embeddings: int) -> Backend:
     for number, (text, kind) in enumerate(tokens[num_embeddings:], num_embeddings):
         if kind not in ("special", "unused") or number in used:
             raise InputError(
-                f"{backend.name}: token {text!r} has id {number}, but the weights have {num_embeddings} rows; "
-                "use the tokenizer that belongs to them"
+                f"{backend.name}: token {text!r} has id {number}, but the embedding has {num_embeddings} rows; "
+                "use the tokenizer that belongs to these weights"
             )
         if text:
             dropped.append(f"{text} ({number})")
     named = ", ".join(dropped[:3]) + (f" and {len(dropped) - 3} more" if len(dropped) > 3 else "")
-    warn_once(f"{backend.name}: special tokens without a row in the weights are ignored: {named}")
+    warn_once(f"{backend.name}: special tokens without a row in the embedding are ignored: {named}")
     return backend.truncated(num_embeddings)
 
 
 def read_tokenizer(source: str | Path) -> Backend:
-    """Read a tokenizer.json, a tokenizer.model, a folder with either (the first is preferred), or a hub repository.
+    """Read a tokenizer.json, a tokenizer.model, a folder with either (preferably tokenizer.json), or a hub name.
 
     Raises InputError if the source contains no tokenizer, if a file is damaged, or if the hub cannot provide a file.
     """
     path = Path(source)
     if not path.is_dir() and not path.is_file():
-        # if a folder tokenizers/ exists, tokenizers/llama2 is a mistyped path, not a hub repository
+        # if a folder tokenizers/ exists, tokenizers/llama2 must be a mistyped path, not a hub repository
         if not HUB_NAME.fullmatch(str(source)) or path.parent.is_dir():
             raise InputError(f"{source}: no such file or folder; name a tokenizer.json, a tokenizer.model or a folder")
         from tinyllama.hub import download_snapshot  # noqa: PLC0415 - the import takes 0.3 s
@@ -372,7 +372,7 @@ def iter_utf8_chunks_strict(text: TextLike, size: int = 1 << 20, start: int = 0)
 
 def _model_remedy(model: bytes) -> str:
     if _TIKTOKEN.match(model):
-        return "it is a tiktoken vocabulary, as Llama 3 has: name the tokenizer.json of the same tokenizer"
+        return "it is a tiktoken vocabulary, like that of Llama 3; use the tokenizer.json of the same tokenizer"
     return replacement_remedy(model)
 
 

@@ -1,6 +1,6 @@
-"""Conversion of a tokenizer.model to the tokenizer.json with the same ids: pure functions over the two files' contents.
+"""Conversion of a tokenizer.model to the tokenizer.json with the same ids: pure functions of the files' contents.
 
-SentencePiece merges the pair with the best score, and a tokenizer.json lists its merges in order. The conversion
+SentencePiece merges the pair with the best score, and a tokenizer.json lists its merges by priority. The conversion
 therefore sorts the merges by the score of their result. In Llama 2's vocabulary, tokens that consist of spaces have a
 score of -1e9, so their merges are last. transformers' own conversion orders these merges differently, and its ids are
 wrong for repeated spaces. The conversion of Llama 2's 32,000 tokens to 61,249 merges takes 0.1 s.
@@ -53,7 +53,7 @@ _MAX_EXPANSION = 32
 
 
 class Token(NamedTuple):
-    """A vocabulary entry: its text and its type, `text`, `byte-level`, `byte`, `special`, `user` or `unused`."""
+    """A vocabulary entry; its type is `text`, `byte-level`, `byte`, `special`, `user` or `unused`."""
 
     text: str
     type: str
@@ -137,8 +137,8 @@ def canonical_form(
 ) -> dict[str, Any]:
     """Return a value that is equal for two files with equal encodings; `Tokenizer.digest` is its hash.
 
-    Different converters order the merges of the same result differently, but this order changes no id. The order of the
-    merges of spaces can change ids, so the value contains the ids of runs of spaces instead of these merges.
+    Different converters order merges with the same result differently, but this order changes no id. The order of the
+    merges of spaces can change ids, so the value contains the ids of runs of spaces instead of this order.
     """
     blocks = itertools.groupby(merges, key=lambda merge: "".join(merge).strip(SPACE) and "".join(merge))
     return {
@@ -184,7 +184,7 @@ def check_expansion(name: str, document: dict[str, Any]) -> None:
     for part in ("normalizer", "decoder"):
         if _expansion_factor(document.get(part)) > _MAX_EXPANSION:
             raise InputError(
-                f"{name}: its {part} can make a text over {_MAX_EXPANSION} times as long; use another tokenizer"
+                f"{name}: its {part} can lengthen a text more than {_MAX_EXPANSION} times; use another tokenizer"
             )
 
 
@@ -206,7 +206,7 @@ def check_charsmap(name: str, charsmap: bytes) -> None:
     """Raise InputError if SentencePiece's normalization rules can lengthen a text by a factor above 32."""
     if charsmap and _longest_replacement(charsmap) > _MAX_EXPANSION:
         raise InputError(
-            f"{name}: its normalization rules can make a text over {_MAX_EXPANSION} times as long; use another one"
+            f"{name}: its normalization rules can lengthen a text more than {_MAX_EXPANSION} times; use another tokenizer"
         )
 
 

@@ -1,8 +1,8 @@
-"""Exact encoding with a cache of short runs of text; numpy looks up all runs of a block together.
+"""Exact encoding with a cache of short runs of text; numpy looks up all runs of a block of text at once.
 
 A split between two adjacent characters changes no token if the two characters are adjacent in no vocabulary entry:
 every BPE merge is then on one side of the split. The vocabulary shows which kinds of characters are adjacent in tokens,
-and text is split between all other kinds. The runs between the splits are short and repeat often. docs/benchmarks.md
+and text is split between all other pairs of kinds. The runs between the splits are short and repeat often. docs/benchmarks.md
 compares the speed with that of SentencePiece.
 """
 
@@ -30,7 +30,8 @@ NEWLINE = KINDS.index("\n")
 NEVER = 0xFF  # a byte that never occurs in UTF-8
 END = bytes([NEVER])  # follows each text, with a split on both sides; belongs to no token
 
-# A run of up to 254 spaces and a word of up to 15 bytes has a key of two 64-bit numbers. Python looks up other runs.
+# A run of up to 254 spaces and a word of up to 15 bytes has a key of two 64-bit numbers, for numpy's table of slots.
+# Other runs are looked up in a Python dict.
 KEY_BYTES, KEY_SPACES = 15, 254
 RUN_BYTES = 110  # memory per cached run, in addition to the run's own bytes
 RUNS_A_CALL = 64  # runs per call of the library; more runs per call are not faster
@@ -40,16 +41,16 @@ class Limits(NamedTuple):
     """Limits of the memory that the memo uses; the limits do not change the ids."""
 
     memo_bytes: int = 64_000_000
-    """Maximum memory for cached runs, in bytes: by default enough for 500,000 runs. 150 MB of code have 330,000 runs.
+    """Maximum memory for cached runs, in bytes: by default enough for 500,000 runs. 150 MB of code have 330,000.
 
     The table of slots takes another 13 MB.
     """
     slot_bits: int = 19
     """Base-2 logarithm of the number of slots in numpy's table; runs without a slot are looked up in Python."""
     long_run_bytes: int = 1 << 12
-    """Size in bytes above which a run, such as Chinese text, is also split between characters adjacent in no token."""
+    """Size in bytes above which a run, such as Chinese text, is also split between characters that no token joins."""
     block_bytes: int = 1 << 17
-    """Size of a block in bytes. Short texts are joined and long texts split; a block fits into the CPU's cache."""
+    """Size of a block in bytes. Short texts are joined, and long texts are split. A block fits into the CPU cache."""
 
 
 DEFAULT_LIMITS = Limits()
@@ -63,7 +64,7 @@ def kind_of_bytes() -> bytes:
 
 
 def adjacency_matrix(pieces: Iterable[str]) -> npt.NDArray[np.bool_]:
-    """Return a matrix [before, after]: whether a byte of one kind is directly before one of the other in a token."""
+    """Return a matrix [before, after]: whether, in a token, a byte of one kind directly precedes one of the other."""
     text = bytes([NEVER]).join(piece.replace(SPACE, " ").encode() for piece in pieces)
     kinds = np.frombuffer(text.translate(kind_of_bytes()), np.uint8)
     found = np.zeros((BETWEEN_PIECES + 1,) * 2, np.bool_)
@@ -78,7 +79,7 @@ def splits_before_spaces(together: npt.NDArray[np.bool_]) -> bool:
 
 
 def mergeable_character_pairs(pieces: list[str]) -> Bits:
-    """Return each pair of adjacent characters in tokens as a number, in a sorted array that is never empty."""
+    """Return the pairs of characters that are adjacent in tokens, as numbers, in a sorted array that is never empty."""
     characters = np.frombuffer("".join(pieces).replace(SPACE, " ").encode("utf-32-le"), np.uint32)
     last = np.cumsum([len(piece) for piece in pieces])[:-1] - 1
     return np.unique(np.append(np.delete(_pairs(characters), last), np.uint64(0)))
@@ -210,8 +211,8 @@ class RunMemo:
     def _encode_parted(self, runs: list[bytes]) -> tuple[TokenIds, Ints]:
         """Return the ids of all runs, concatenated, and the number of ids of each run.
 
-        Many runs are joined by newlines to one text, because the overhead of a call to the library is as long as the
-        encoding of a run.
+        Many runs are joined by newlines to one text, because the overhead of a call to the library takes as long as
+        the encoding of a run.
         """
         groups = (runs[first : first + RUNS_A_CALL] for first in range(0, len(runs), RUNS_A_CALL))
         texts = [b"\n".join((*group, b"")).replace(END, b"").decode() for group in groups]

@@ -3,7 +3,7 @@
 SentencePiece trains the tokenizer. Like Llama 2's tokens, the trained tokens do not mix letters, digits and
 punctuation, so `tokenizer.memo` can split text into short runs. Training of 8,192 tokens on 22 MB takes 5 s on one
 core. After training, tokens that consist of spaces get Llama 2's score of -1e9. An indented `return` thus becomes a run
-of spaces and the token `▁return`, which prose and code share.
+of spaces and the token `▁return`, which is the same in prose and code.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ EXCERPT_CHARACTERS = 100_000
 CHECKED_LINES = 2_000
 SPACES_SCORE = -1e9
 RESERVED = "\u2585"
-"""Character that SentencePiece's trainer uses for unknown characters; it silently drops lines that contain it."""
+"""Character that SentencePiece's trainer uses for unknown characters; the trainer silently drops lines with it."""
 # Newlines, tabs and other control characters stay bytes, as in Llama 2. The last space of a run belongs to the next
 # word, as in encoding. Otherwise an indentation of four spaces would become one token, and `return` would lose its
 # leading space.
@@ -86,11 +86,11 @@ def train_tokenizer(text: TrainingText, vocab_size: int) -> Tokenizer:
     or too little text for `vocab_size` tokens.
     """
     if not text.lines:
-        raise InputError("tokenizer training: the texts are empty; give documents with words in them")
+        raise InputError("tokenizer training: the texts are empty; give documents that contain words")
     with Bar("training the tokenizer", vocab_size, "tokens", rate="") as bar:
         bar.show(0, f"from {text.num_characters:,} characters")
         model = None
-        with suppress(InputError):  # the same error, with the right limit, follows below
+        with suppress(InputError):  # the second call of _train raises the same error, with the correct limit
             model = _train(text.lines, vocab_size)
         if model is None or not any(piece.piece == SPACE for piece in model.pieces):
             # SentencePiece drops rare characters; the option required_chars keeps the space
@@ -106,13 +106,16 @@ def train_tokenizer(text: TrainingText, vocab_size: int) -> Tokenizer:
 
 
 def _check_decoding(tokenizer: Tokenizer, lines: list[str]) -> None:
-    """Raise InputError if the lines or an edge case, with spaces in place of U+2581, do not decode to themselves."""
+    """Check that the lines and all edge cases decode to themselves, with spaces in place of U+2581.
+
+    Raises InputError if a text does not.
+    """
     tokens = [token.decode(errors="ignore") for token in tokenizer.token_bytes()]
     for text in (*edge_case_texts(tokens), "\n".join(lines)):
         spaced = text.replace(SPACE, " ")
         if tokenizer.decode(tokenizer.encode(spaced)) != spaced:
             raise InputError(
-                f"tokenizer training: the trained vocabulary does not decode {spaced[:40]!r} to itself, so it is not "
+                f"tokenizer training: the trained vocabulary changes the text {spaced[:40]!r}, so the tokenizer is not "
                 "written; please report this with the text that you trained on"
             )
 
