@@ -100,7 +100,7 @@ def test_without_cleaning_there_are_no_stages(tmp_path: Path) -> None:
         ("spacy", {"filters": ["c4"]}, r"sources\.web\.clean: needs spacy; pip install 'tinyllama\[clean\]'"),
         ("regex", MINHASH, r"sources\.web\.clean: needs regex; pip install 'tinyllama\[clean\]'"),
         ("lm_eval", {"decontaminate": ["piqa"]}, r"clean: needs lm_eval; pip install 'tinyllama\[clean,evaluate\]'"),
-        ("none", MINHASH | {"language": "xx"}, r"sources\.web\.clean\.language: 'xx' has no rules"),
+        ("none", MINHASH | {"language": "xx"}, r"sources\.web\.clean\.language: no word-splitting rules for 'xx'"),
         ("none", MINHASH | {"language": "th"}, r"sources\.web\.clean\.language: 'th': .*`pip install pythainlp`"),
     ],
 )

@@ -111,5 +111,5 @@ def test_words_of_a_text_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) 
 
 def test_too_low_a_limit_of_open_files_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 200))
-    with pytest.raises(InputError, match="open files, the system allows 200"):
+    with pytest.raises(InputError, match="open files, but the limit is 200"):
         run(tmp_path, {"web": MINHASH}, [("web", [prose(1)])])

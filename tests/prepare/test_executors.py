@@ -171,7 +171,9 @@ def test_ray_gives_up_on_a_task_whose_worker_is_always_killed(
     pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", f"{KILLED_WORKER}:{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setenv("KILLED_SHARD", "00003")
-    with pytest.raises(InputError, match=r"store: a worker was killed, possibly out of memory; run prepare again"):
+    with pytest.raises(
+        InputError, match=r"store: a worker was killed, possibly because memory ran out; to resume, run prepare again"
+    ):
         build_store(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray"}))
     done = {path.name for path in (tmp_path / "store/.work/completion_records").rglob("*.json")}
     assert "modules.train.00003.json" not in done
@@ -184,7 +186,7 @@ def test_ray_without_a_shared_folder_is_refused(
 ) -> None:
     pytest.importorskip("ray")
     monkeypatch.setattr("tinyllama.prepare.executors.run_task", lambda job, stage, rank: None)
-    with pytest.raises(InputError, match=r"task 0 of tokens ended without a completion record here"):
+    with pytest.raises(InputError, match=r"task 0 of tokens ended, but its completion record is not here"):
         build_store(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray"}))
 
 
@@ -199,7 +201,7 @@ def test_a_killed_worker_is_reported_and_loses_nothing(
     two_workers = recipe_at(small, raw, tmp_path / "store", **{"data.workers": 2})
     with monkeypatch.context() as patch:
         patch.setattr("tinyllama.prepare.executors.run_task", run_or_die)
-        with pytest.raises(InputError, match=r"store: a worker was killed, possibly out of memory"):
+        with pytest.raises(InputError, match=r"store: a worker was killed, possibly because memory ran out"):
             build_store(two_workers)
     assert any((tmp_path / "store/.work/completion_records").rglob("*.json"))
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "store/modules/train").glob("0000[0-2].tokens")}

@@ -140,6 +140,6 @@ def test_inspect_shows_counts_without_the_tokenizer(
     manifest = tmp_path / "store/manifest.json"
     write_json_with_sha256(manifest, json.loads(manifest.read_text().replace(str(small / "tokenizer"), "gone")))
     assert main(["inspect", str(tmp_path / "store")]) == 0
-    assert "no longer at gone; name it by --tokenizer" in capsys.readouterr().out
+    assert "no longer at gone; give its path with --tokenizer" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "store"), "--tokenizer", str(small / "tokenizer")]) == 0
     assert "no longer at" not in capsys.readouterr().out

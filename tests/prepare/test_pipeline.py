@@ -172,7 +172,7 @@ def test_a_truncated_file_is_named_and_leaves_no_store(small: Path, tmp_path: Pa
 
 
 def test_a_store_of_other_data_is_not_overwritten(small: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"made with validation_fraction 0.1, the recipe has 0.2"):
+    with pytest.raises(InputError, match=r"made with validation_fraction 0.1, but the recipe has 0.2"):
         build_store(recipe_at(small, small / "store", **{"data.validation_fraction": 0.2}))
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match=r"has files but no token store"):
@@ -195,7 +195,7 @@ def test_changed_raw_files_are_refused(small: Path, tmp_path: Path) -> None:
     changed = tmp_path / "raw/a.jsonl"
     changed.write_text(changed.read_text().replace("import", "IMPORT"))  # of the same length
     os.utime(changed, (1000, 1000))  # as tools do that preserve times
-    with pytest.raises(InputError, match=r"a.jsonl has changed since it was made"):
+    with pytest.raises(InputError, match=r"a.jsonl has changed since the store was made"):
         build_store(recipe)
 
 
@@ -227,7 +227,7 @@ def test_unchanged_tasks_are_kept_after_inputs_change(
     build_store(recipe_at(small, tmp_path / "undisturbed", **paths))
     assert contents(tmp_path / "store") == contents(tmp_path / "undisturbed")
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
-    assert f"inputs changed since it was begun: {5 if change != 'added' else 6} finished" in capsys.readouterr().err
+    assert f"inputs changed during preparation; {5 if change != 'added' else 6} finished" in capsys.readouterr().err
 
 
 def test_unfinished_work_of_another_recipe_is_refused_and_kept(
@@ -237,7 +237,7 @@ def test_unfinished_work_of_another_recipe_is_refused_and_kept(
     interrupt(recipe_at(small, tmp_path / "store"), monkeypatch, 2)
     before = contents(tmp_path / "store")
     with pytest.raises(
-        InputError, match=r"store: begun with validation_fraction 0.1, the recipe has 0.5; choose another store"
+        InputError, match=r"store: begun with validation_fraction 0.1, but the recipe has 0.5; choose another store"
     ):
         build_store(recipe_at(small, tmp_path / "store", **{"data.validation_fraction": 0.5}))
     assert contents(tmp_path / "store") == before

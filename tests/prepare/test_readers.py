@@ -144,8 +144,8 @@ def jsonl_beginning(beginning: str) -> bytes:
         ("a.jsonl", jsonl_beginning(" { \r\n"), "one JSON object per line is expected; .* jq"),
         ("a.csv", b'text\n"a" b\n', "line 2: .*double each"),
         ("a.csv", b'text\n"a\n', r"unexpected end of data\); close the quote"),
-        ("a.csv", b"id;text\n1;a\n", "separated by ';'; convert it"),
-        ("a.csv", b"id\ttext\n1\ta\n", r"separated by '\\t'; convert it"),
+        ("a.csv", b"id;text\n1;a\n", "separated by ';'; convert the file"),
+        ("a.csv", b"id\ttext\n1\ta\n", r"separated by '\\t'; convert the file"),
         ("a.csv", "text\na\n".encode("utf-16"), "not UTF-8 text; convert it"),
         ("a.csv", "té,text\na,b\n".encode("latin-1"), "not UTF-8 text; convert it"),
         ("a.csv", b"", "empty"),
@@ -293,12 +293,12 @@ def test_arrow_file_format_is_read_and_truncated_stream_is_an_error(tmp_path: Pa
         writer.write_table(table, max_chunksize=10)
     assert texts_of(source("huggingface", path)) == table["text"].to_pylist()
     write(path, path.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"file.arrow: cannot be read .the arrow stream is cut off"):
+    with pytest.raises(InputError, match=r"file.arrow: cannot be read .the arrow stream is truncated"):
         read(path, "huggingface")
     with pyarrow.ipc.new_stream(tmp_path / "cut.arrow", table.schema) as writer:
         writer.write_table(table.slice(0, 50), max_chunksize=10)
     write(tmp_path / "cut.arrow", (tmp_path / "cut.arrow").read_bytes()[:-8])
-    with pytest.raises(InputError, match=r"cut.arrow: cannot be read \(the arrow stream is cut off\)"):
+    with pytest.raises(InputError, match=r"cut.arrow: cannot be read \(the arrow stream is truncated\)"):
         read(tmp_path / "cut.arrow", "huggingface")
 
 

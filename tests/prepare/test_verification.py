@@ -55,7 +55,7 @@ def test_a_manifest_with_damaged_keys_is_named(store: Path, capsys: pytest.Captu
     manifest.unlink()
     assert find_corruption(store) == [
         f"{manifest} is missing",
-        f"{manifest} cannot be used: no other file was checked",
+        f"{manifest} cannot be used; no other file was checked",
     ]
 
 

@@ -152,7 +152,7 @@ def test_remedy_for_large_window_is_recompression(
 
 def test_too_many_rejected_rows_end_prepare(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"x\n" * 1_100_000)
-    with pytest.raises(InputError, match=r"a\.jsonl: 1,000,001 rows are rejected, the last as 'invalid JSON'"):
+    with pytest.raises(InputError, match=r"a\.jsonl: 1,000,001 rows are rejected \(the last one: invalid JSON\)"):
         read(tmp_path / "a.jsonl", "jsonl")
     table = pyarrow.table({"text": pyarrow.nulls(50_000_000, "string")})
     with pyarrow.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:

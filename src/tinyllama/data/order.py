@@ -74,7 +74,7 @@ def sequences_for_steps(recipe: Recipe, store: TokenStore, first_step: int, end_
         sizes.append(split.num_sequences(length))
         if not sizes[-1] and any(mixture.shares[source] for mixture in mixtures):
             raise InputError(
-                f"{split.folder}: {split.num_tokens} tokens, but one sequence of {length} tokens and its targets need {length + 1}; "
+                f"{split.folder}: {split.num_tokens} tokens, too few for a sequence of {length} and its targets; "
                 "add text or reduce train.sequence_length"
             )
     return compute_order(recipe.seed, names, sizes, mixtures, recipe.train.batch_sequences, first_step, end_step)
@@ -188,8 +188,8 @@ def _grid(mixtures: tuple[Mixture, ...], batch: int) -> _Grid:
 def _num_sequences_by_step(grid: _Grid, first_step: int, end_step: int) -> NDArray[np.int64]:
     """Return the number of sequences of each source that each step reads: [steps, sources].
 
-    In every step, each source has its exact share, rounded down or up. Over many steps, the mean is the exact share. The
-    numbers of a step do not depend on those of earlier steps.
+    In every step, each source has its exact share, rounded down or up. Over many steps, the mean approaches the exact
+    share. The numbers of a step are computed without those of earlier steps.
 
     Let P = `_GRID_POINTS` and g = `_GOLDEN_OFFSET`. A batch of B sequences has B P grid points. Each source has an
     interval of these points, in proportion to its share. Step m of a mixture takes the B points o, o + P, o + 2 P, ...

@@ -31,7 +31,7 @@ WORK_DIR = ".work"
 HASH_KEYS = {".tokens": "sha256", ".documents": "documents_sha256", ".rows": "rows_sha256"}
 """Suffixes of a shard's files: token ids, end of each document, and row of each document in its input file. The value
 is the key of the file's SHA-256 in the manifest's entry of the shard."""
-_CORRUPT = "the ends of the documents do not match the shard; restore the file, or delete the store and prepare it again"
+_CORRUPT = "the ends of the documents do not match the shard; restore it, or delete the store and prepare it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,9 @@ class Split:
         _check_names(folder, *(shard.file for shard in shards))
         for shard in shards:
             _check_size(folder / shard.file, shard.tokens * dtype.itemsize)
-        # Index of each shard's first token, then the total number of tokens; bisect is faster on a list than on an array.
+        # Index of each shard's first token, then the number of tokens; bisect is faster on a list than on an array.
         self.ends = [0, *accumulate(shard.tokens for shard in shards)]
-        # At most 128 files are open, since a trillion tokens have 15,000 files, but the usual limit is 1,024 open files.
+        # At most 128 files are open, since a trillion tokens have 15,000 files, and the usual limit is 1,024 files.
         self._file = lru_cache(maxsize=128)(lambda shard: _ShardFile(folder / shards[shard].file))
 
     @property
@@ -322,7 +322,9 @@ class _ShardFile:
 def _check_names(folder: Path, *names: str) -> None:
     for name in names:
         if not is_file_name(name):
-            raise InputError(f"{folder}/manifest.json: names {name!r}, which is not a file of the store; restore the manifest")
+            raise InputError(
+                f"{folder}/manifest.json: names {name!r}, which is not a file of the store; restore the file"
+            )
 
 
 def _check_size(path: Path, expected_bytes: int) -> None:

@@ -230,8 +230,7 @@ def translate_write_errors(store: Path) -> Iterator[None]:
         ) from None
     except MemoryError:
         raise InputError(
-            f"{store}: a worker is out of memory; to resume, run prepare again with fewer data.workers or more "
-            "memory"
+            f"{store}: a worker is out of memory; to resume, run prepare again with fewer data.workers or more memory"
         ) from None
 
 

@@ -123,7 +123,7 @@ class Tokenizer:
 
     @cached_property
     def incomplete_ids(self) -> frozenset[int]:
-        """Ids after which the text decoded so far can still change with the next token: single bytes and special tokens.
+        """Ids after which the next token can still change the text decoded so far: single bytes and special tokens.
 
         A sequence of byte tokens is decoded together. If one byte is invalid UTF-8, every byte becomes U+FFFD.
         """

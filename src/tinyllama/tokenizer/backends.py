@@ -167,7 +167,7 @@ class HuggingFaceBackend:
         self.vocab_size = max(self.ids.values(), default=-1) + 1
         if self.vocab_size > MAX_VOCAB_SIZE:
             raise InputError(
-                f"{name}: token id {self.vocab_size - 1} is too large for a vocabulary; correct the file, or download it again"
+                f"{name}: token id {self.vocab_size - 1} is too large for a vocabulary; correct it or download it again"
             )
         self.special = {token["content"] for token in self.added if token.get("special")}
         self.is_byte_level = "ByteLevel" in json.dumps(self.parsed.get("decoder"))

@@ -206,7 +206,7 @@ def check_charsmap(name: str, charsmap: bytes) -> None:
     """Raise InputError if SentencePiece's normalization rules can lengthen a text by a factor above 32."""
     if charsmap and _longest_replacement(charsmap) > _MAX_EXPANSION:
         raise InputError(
-            f"{name}: its normalization rules can lengthen a text more than {_MAX_EXPANSION} times; use another tokenizer"
+            f"{name}: its normalization can lengthen a text more than {_MAX_EXPANSION} times; use another tokenizer"
         )
 
 

@@ -2,8 +2,8 @@
 
 A split between two adjacent characters changes no token if the two characters are adjacent in no vocabulary entry:
 every BPE merge is then on one side of the split. The vocabulary shows which kinds of characters are adjacent in tokens,
-and text is split between all other pairs of kinds. The runs between the splits are short and repeat often. docs/benchmarks.md
-compares the speed with that of SentencePiece.
+and text is split between all other pairs of kinds. The runs between the splits are short and repeat often.
+docs/benchmarks.md compares the speed with that of SentencePiece.
 """
 
 import string
