@@ -150,7 +150,7 @@ def test_prepare_logs_rate_and_location(small: Path, tmp_path: Path) -> None:
     done = tinyllama(tmp_path, "prepare", small / "recipe.yaml", "--data.store", "store")
     size = sum(path.stat().st_size for path in (small / "raw").rglob("*.jsonl")) / 1e6
     first, last = done.stderr.splitlines()
-    assert first == "preparing: 2 tasks, 0 of them done before; the store is store"
+    assert first == "preparing: 2 tasks, 0 of them already finished; the store is store"
     assert re.fullmatch(rf"preparing: 100 %, {size:.1f}/{size:.1f} MB, [\d.]+ MB/s, took .* s", last)
 
 
