@@ -30,7 +30,7 @@ WORK_DIR = ".work"
 """Folder in which `prepare` keeps unfinished work; no source can have this name."""
 HASH_KEYS = {".tokens": "sha256", ".documents": "documents_sha256", ".rows": "rows_sha256"}
 """Suffixes of a shard's files: token ids, end of each document, and row of each document in its input file. The value
-is the key of the file's SHA-256 in the manifest's entry of the shard."""
+is the key of the file's SHA-256 in the shard's manifest entry."""
 _CORRUPT = "the ends of the documents do not match the shard; restore it, or delete the store and prepare it again"
 
 
@@ -76,9 +76,9 @@ class Split:
         _check_names(folder, *(shard.file for shard in shards))
         for shard in shards:
             _check_size(folder / shard.file, shard.tokens * dtype.itemsize)
-        # Index of each shard's first token, then the number of tokens; bisect is faster on a list than on an array.
+        # First token's index of each shard, and the number of all tokens; bisect is slower on an array than on a list.
         self.ends = [0, *accumulate(shard.tokens for shard in shards)]
-        # At most 128 files are open, since a trillion tokens have 15,000 files, and the usual limit is 1,024 files.
+        # At most 128 files are open, since a trillion tokens take 15,000 files, and the usual limit is 1,024 files.
         self._file = lru_cache(maxsize=128)(lambda shard: _ShardFile(folder / shards[shard].file))
 
     @property
@@ -201,7 +201,7 @@ class TokenStore:
 
     @staticmethod
     def exists(folder: str | Path) -> bool:
-        """Return whether the folder is a complete store, that is, has a manifest, which is written last."""
+        """Return whether the folder has a manifest, which is written last and thus marks a complete store."""
         return (Path(folder) / "manifest.json").is_file()
 
     @classmethod

@@ -280,7 +280,7 @@ def _decode_column(column: Any) -> list[Any]:
     return [decode_utf8(memoryview(value.as_buffer())) if value.is_valid else None for value in column]
 
 
-# Field numbers of a page header, see PageHeader in parquet.thrift.
+# Field numbers of a page header (see PageHeader in parquet.thrift).
 _PAGE_TYPE, _DECOMPRESSED_SIZE, _COMPRESSED_SIZE = 1, 2, 3
 _DICTIONARY_PAGE = 2
 

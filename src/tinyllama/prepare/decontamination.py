@@ -78,7 +78,7 @@ def item_texts(tasks: Sequence[str]) -> dict[str, list[str]]:
 
 def _item_text(task: Any, item: Any) -> str:
     choices = task.doc_to_choice(item) if task.OUTPUT_TYPE == "multiple_choice" else []
-    # lm-eval returns a part of some items as the index of a choice: usually the answer, in WinoGrande the query.
+    # lm-eval returns a part of some items as the index of a choice: usually the answer, but the query in WinoGrande.
     query, answer = (_choice_text(part, choices) for part in (task.doc_to_text(item), task.doc_to_target(item)))
     return f"{_LABELS.sub('', query).strip()} {answer}"
 

@@ -1,8 +1,8 @@
 """Deduplication: search for documents that repeat an earlier document, exactly or nearly (MinHash).
 
 The first stage of each kind (exact, MinHash) reads documents and writes their signatures. The last stage writes the
-sorted ids of the documents to drop to `duplicates/*.npy`. A document's id is task * 2^32 + number. Of several equal
-documents, the document with the lowest id is kept.
+sorted ids of the documents to drop to `duplicates/*.npy`. A document's id is task * 2^32 + number. Of each group of
+duplicates, the document with the lowest id is kept.
 datatrove computes and compares MinHash signatures. This module selects the documents to keep. datatrove would keep the
 document with the lowest number, regardless of its task, or a document in the middle of a chain of pairs. If a task runs
 again, it replaces its files.

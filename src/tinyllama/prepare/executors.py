@@ -88,7 +88,7 @@ def run_ray(job: Job, stage: str, ranks: list[int], started: Callable[[], None])
     try:
         import ray  # noqa: PLC0415 - an extra
     except ImportError:
-        raise InputError("data.executor: ray is not installed; pip install 'tinyllama[ray]', or set local") from None
+        raise InputError("data.executor: ray is not installed; pip install 'tinyllama[ray]' or set local") from None
     os.environ.setdefault("RAY_task_oom_retries", str(_RAY_RETRIES))  # Ray's default is unlimited
     sigterm_handler = signal.getsignal(signal.SIGTERM)  # replaced by ray.init
     ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)

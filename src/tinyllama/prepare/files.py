@@ -43,9 +43,9 @@ def find_files(path: str, is_wanted: Callable[[str], bool], unwanted: list[str] 
     """Return every file that a path, folder, glob or URL refers to, sorted by path.
 
     Folders are searched recursively, through symbolic links, for files whose names satisfy `is_wanted`. The paths of
-    other files are appended to `unwanted`. As in a shell, names that begin with a dot match only if the path or glob
-    has the dot. Raises InputError if a folder or file cannot be read, or if a symbolic link leads back to a folder that
-    contains the link.
+    other files are appended to `unwanted`. As in a shell, names that begin with a dot match only a pattern
+    that begins with a dot. Raises InputError if a folder or file cannot be read, or if a symbolic link leads back to a
+    folder that contains the link.
     """
     if _is_remote(path):
         with translate_read_errors(path):
@@ -125,13 +125,13 @@ def open_input(path: str) -> Iterator[BinaryIO]:
 
 
 def file_size(path: str) -> int:
-    """Return the size of a file in bytes. Raises InputError if it does not exist."""
+    """Return the size of a file in bytes. Raises InputError if the file does not exist."""
     with translate_read_errors(path):
         return int(_filesystem(path).size(path) or 0) if _is_remote(path) else Path(path).stat().st_size
 
 
 def modified_after(path: str, seconds: float) -> bool:
-    """Return whether a file was modified at or after `seconds` since 1970; False if the time is unknown."""
+    """Return whether a file was modified at or after the time `seconds` (since 1970), or False if unknown."""
     with translate_read_errors(path):
         if not _is_remote(path):
             found = Path(path).stat()

@@ -184,7 +184,7 @@ def _excerpt(tokenizer: Tokenizer, tokens: NDArray[Any]) -> str:
 def open_tokenizer(store: TokenStore, path: str | None) -> Tokenizer | None:
     """Return the tokenizer of a store, from `path` or, without `path`, from the tokenizer's original folder.
 
-    Returns None if the original folder no longer has the tokenizer. Raises InputError if `path` has a different one.
+    Returns None if the original folder no longer has the tokenizer. Raises InputError if `path` does not have it.
     """
     made_with = store.manifest["tokenizer"]
     if path is None and not Path(made_with["path"]).exists():

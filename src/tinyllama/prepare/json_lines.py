@@ -35,7 +35,9 @@ class RepairedObject(dict[str, Any]):
 
 
 def parse_json(data: bytes | bytearray) -> Any:
-    """Parse JSON like Python's json, with NaN, Infinity and numbers of any size; replace lone surrogates by U+FFFD.
+    """Parse JSON like Python's json module, with NaN, Infinity and numbers of any size.
+
+    Lone surrogates are replaced by U+FFFD.
 
     Raises orjson.JSONDecodeError if Python's json cannot parse `data` either.
     """

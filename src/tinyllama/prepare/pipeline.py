@@ -180,7 +180,7 @@ def _finish_slurm_job(job: Job, plan: dict[str, Any], strict: bool, data: Any, r
 
 
 def store_settings(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the settings that, together with the inputs, determine the store's bytes, in the manifest's form."""
+    """Return, in the manifest's form, the settings that determine the store's bytes together with the inputs."""
     return {
         "format_version": FORMAT_VERSION,
         "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},

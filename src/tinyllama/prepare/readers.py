@@ -209,7 +209,7 @@ def _reject_reason(value: object, column: str) -> str:
 
 
 def _subset_of(fields: dict[str, Any]) -> str | None:
-    """Return a SlimPajama row's subset: from `meta` (an object or its string) or, in re-uploads, from a field."""
+    """Return a SlimPajama row's subset from `meta` (object or string) or, in re-uploads, from a separate field."""
     meta = fields.get("meta")
     if isinstance(meta, dict):
         name = meta.get(_SUBSET_FIELD)

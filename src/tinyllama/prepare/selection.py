@@ -109,7 +109,7 @@ def sample_texts(recipe: Recipe, sample_bytes: int, rejected: Counter[str] | Non
 def _sample_file(
     path: str, source: Source, fraction: float, validation_fraction: float, rejected: Counter[str]
 ) -> Iterator[str]:
-    """Yield a file's training documents whose hash is in a range of length `fraction` after the validation range."""
+    """Yield a file's training documents whose hash is in a range of length `fraction` after that of validation."""
     has_tail = source.holdout == "tail"
     start = 0.0 if has_tail else validation_fraction
     for row in read_rows(path, source):

@@ -193,7 +193,7 @@ def _are_disjoint(first: Source, second: Source) -> bool:
 
 
 def _split_of(file: FileEntry, source: Source) -> str:
-    """Return the split of a file: the first word in its folders and name that names a split on the hub."""
+    """Return the split of a file by the hub's rule: the first split word in its folders and name decides."""
     if source.format in ("slimpajama", "huggingface"):
         for part in file.parts:
             for word in re.split(r"[-._ 0-9]+", part.lower()):
@@ -220,7 +220,7 @@ def _check_no_duplicate_files(name: str, files: list[InputFile]) -> None:
 
 
 def _read_head(path: str) -> bytes:
-    """Return the first decompressed bytes of a file, or the file's name after an error, which a later read reports."""
+    """Return the first decompressed bytes of a file, or its name if reading fails; a later read reports the error."""
     try:
         with open_input(path) as file:
             chunks = decompress(pyarrow.PythonFile(file), compression_of(path))
@@ -267,7 +267,10 @@ def _select_languages(name: str, source: Source, found: list[FileEntry], skipped
 
 
 def _check_text_column(name: str, files: dict[str, FileEntry], column: str) -> None:
-    """Raise InputError if files lack the column; list their folders and the columns that the files have."""
+    """Check that all files have the column.
+
+    Raises InputError with the folders of the files without the column, and the columns that these files have.
+    """
     lacking = {}
     for folder, file in files.items():
         with translate_read_errors(file.path, READ_ERRORS), open_input(file.path) as content:

@@ -59,7 +59,7 @@ class RawFile:
     local: Path
     """Path of the file, or of its local copy."""
     name: str
-    """Path or URL in the source, for messages."""
+    """Path or URL in the source, for error messages."""
     compression: str | None
     """Compression that the file's name declares."""
     max_ratio: int

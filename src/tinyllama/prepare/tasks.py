@@ -33,9 +33,9 @@ from tinyllama.recipe import Cleaning, Recipe
 from tinyllama.text import TextLike, iter_utf8_chunks, to_str
 from tinyllama.tokenizer import Tokenizer
 
-# A source of 64 MiB or more has at least 64 tasks, so that a small data set also uses many workers. For large data, a
-# task has about 64 MiB of compressed files: 60 million tokens of SlimPajama, half a minute on one core. The number of
-# files per task is a power of two, so that a change of one file's size rarely changes the files of the other tasks.
+# A source of 64 MiB or more has about 64 tasks or more, so that a small data set also uses many workers. For large
+# data, a task has about 64 MiB of compressed files: 60 million tokens of SlimPajama, half a minute on one core. The
+# number of files per task is a power of two, so that a change of one file's size rarely changes the other tasks.
 _MAX_TASK_BYTES, _MIN_TASK_BYTES, _MIN_TASKS = 64 << 20, 1 << 20, 64
 
 _SHARD_FILES = r"(train|validation)/(manifest\.json|rejects\.jsonl|\d{5,}\.(tokens|documents|rows))"
@@ -98,7 +98,7 @@ class Job:
         return next(foreign, None)
 
     def is_own(self, path: Path) -> bool:
-        """Return whether a path in the store is that of a file, or of a temporary file, that `prepare` writes."""
+        """Return whether `prepare` writes a file, or the temporary file of one, at this path in the store."""
         shards = rf"({'|'.join(map(re.escape, self.recipe.data.sources))})/{_SHARD_FILES}"
         pattern = rf"(manifest\.(json|sha256)|{shards}|{_WORK_FILES})(\.[^/]+\.\d+\.part)?"
         return re.fullmatch(pattern, path.relative_to(self.store).as_posix(), re.DOTALL) is not None
@@ -226,7 +226,7 @@ def translate_write_errors(store: Path) -> Iterator[None]:
         remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "remove the cause"
         reason = error.strerror or error
         raise InputError(
-            f"{store}: not writable ({reason}); {remedy} and run prepare again, which resumes from here"
+            f"{store}: not writable ({reason}); {remedy} and run prepare again, which resumes the work"
         ) from None
     except MemoryError:
         raise InputError(

@@ -125,7 +125,7 @@ class Tokenizer:
     def incomplete_ids(self) -> frozenset[int]:
         """Ids after which the next token can still change the text decoded so far: single bytes and special tokens.
 
-        A sequence of byte tokens is decoded together. If one byte is invalid UTF-8, every byte becomes U+FFFD.
+        A sequence of byte tokens is decoded together. If one of its bytes is invalid, every byte becomes U+FFFD.
         """
         tokens = self._backend.tokens()
         return frozenset(number for number, token in enumerate(tokens) if token.type in ("byte", "special"))

@@ -1,8 +1,8 @@
 """Backends for the two file formats of a tokenizer, each with its own library.
 
 SentencePiece reads tokenizer.model and `tokenizers` reads tokenizer.json; both backends have the same interface. A
-tokenizer.json that was converted from a tokenizer.model is written only if both have the same ids and the same decoded
-text for all test strings: all tokens in random order, runs of up to 69 spaces, and a sample of every plane of Unicode.
+tokenizer.model is converted to a tokenizer.json only if both give the same ids and the same decoded text for all test
+strings: all tokens in random order, runs of up to 69 spaces, and a sample of every plane of Unicode.
 """
 
 import itertools
@@ -108,7 +108,7 @@ class SentencePieceBackend:
 
     @cached_property
     def converted(self) -> "HuggingFaceBackend":
-        """Backend of the equivalent tokenizer.json. Raises InputError if its ids or its decoded text differ."""
+        """Backend of the equivalent tokenizer.json. Raises InputError if its ids or decoded texts would differ."""
         unk, bos, eos = (self.token(number) for number in (self.unk_id, self.bos_id, self.eos_id))
         settings = {"bos_token": bos, "eos_token": eos, "unk_token": unk}
         converted = HuggingFaceBackend(self.name, convert_model(self._proto, unk, bos), settings)

@@ -28,7 +28,7 @@ KINDS = (" ", string.ascii_letters, string.digits, "\n", "\t", string.punctuatio
 CONTROL, BEYOND_ASCII, BETWEEN_PIECES = len(KINDS), len(KINDS) + 1, len(KINDS) + 2
 NEWLINE = KINDS.index("\n")
 NEVER = 0xFF  # a byte that never occurs in UTF-8
-END = bytes([NEVER])  # follows each text, with a split on both sides; belongs to no token
+END = bytes([NEVER])  # follows each text, as a separate run; belongs to no token
 
 # A run of up to 254 spaces and a word of up to 15 bytes has a key of two 64-bit numbers, for numpy's table of slots.
 # Other runs are looked up in a Python dict.
@@ -41,7 +41,7 @@ class Limits(NamedTuple):
     """Limits of the memory that the memo uses; the limits do not change the ids."""
 
     memo_bytes: int = 64_000_000
-    """Maximum memory for cached runs, in bytes: by default enough for 500,000 runs. 150 MB of code have 330,000.
+    """Maximum memory for cached runs, in bytes. The default is enough for 500,000 runs; 150 MB of code have 330,000.
 
     The table of slots takes another 13 MB.
     """

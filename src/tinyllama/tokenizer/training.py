@@ -29,7 +29,7 @@ EXCERPT_CHARACTERS = 100_000
 CHECKED_LINES = 2_000
 SPACES_SCORE = -1e9
 RESERVED = "\u2585"
-"""Character that SentencePiece's trainer uses for unknown characters; the trainer silently drops lines with it."""
+"""Character that SentencePiece's trainer uses for unknown ones; the trainer silently drops lines that contain it."""
 # Newlines, tabs and other control characters stay bytes, as in Llama 2. The last space of a run belongs to the next
 # word, as in encoding. Otherwise an indentation of four spaces would become one token, and `return` would lose its
 # leading space.
