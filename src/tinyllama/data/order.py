@@ -24,10 +24,10 @@ from tinyllama.recipe import Recipe
 SEQUENCE_DTYPE = np.dtype([("source", "<i4"), ("epoch", "<i8"), ("index", "<i8")])
 
 _GRID_POINTS = 1 << 32
-"""Grid points per sequence of a batch, for the division of a batch among sources (see `_num_sequences_by_step`)."""
+"""Number of grid points per sequence, for the division of a batch among sources (see `_num_sequences_by_step`)."""
 _GOLDEN_OFFSET = 2654435769
-"""Shift of the grid points from one step to the next: `_GRID_POINTS` divided by the
-golden ratio (Weyl 1916; Knuth, TAOCP 3, 6.4)."""
+"""Shift of the grid points from one step to the next: `_GRID_POINTS` divided by the golden
+ratio (Weyl 1916; Knuth, TAOCP 3, 6.4)."""
 _FEISTEL_ROUNDS = 8
 _MAX_RAMP_STEPS = 64
 

@@ -29,7 +29,7 @@ MINHASH_BUCKETS = 14
 """Number of buckets, datatrove's default. With 8 hashes per bucket, two documents that share 80 % of their 5-grams are
 found with a probability of 92 %."""
 _MINHASH_NGRAMS = 8192
-"""Number of n-grams that are hashed at a time; with 112 hashes each, they take 7 MB. A book would take gigabytes."""
+"""Number of n-grams that are hashed at a time; with 112 hashes each, they take 7 MB. Those of a book take gigabytes."""
 _TASK_BITS = np.uint64(32)
 
 

@@ -82,13 +82,15 @@ def _run_task_in_worker(stage: str, rank: int) -> None:
 def run_ray(job: Job, stage: str, ranks: list[int], started: Callable[[], None]) -> None:
     """Run tasks of a stage on the Ray cluster that RAY_ADDRESS names, or on a new Ray cluster on this machine.
 
-    The cluster's machines need this package and the recipe's paths. If a task fails, no more tasks are started. Raises
-    InputError with the first problem after all submitted tasks have finished.
+    The cluster's machines need this package and access to the recipe's paths. If a task fails, no more tasks are
+    started. Raises InputError with the first problem after all submitted tasks have finished.
     """
     try:
         import ray  # noqa: PLC0415 - an extra
     except ImportError:
-        raise InputError("data.executor: ray is not installed; pip install 'tinyllama[ray]' or set local") from None
+        raise InputError(
+            "data.executor: ray is not installed; pip install 'tinyllama[ray]', or set data.executor to local"
+        ) from None
     os.environ.setdefault("RAY_task_oom_retries", str(_RAY_RETRIES))  # Ray's default is unlimited
     sigterm_handler = signal.getsignal(signal.SIGTERM)  # replaced by ray.init
     ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)

@@ -94,7 +94,7 @@ def local_copy(path: str) -> Iterator[Path]:
         local = Path(folder) / "input"
         with translate_read_errors(path):
             if (size := _filesystem(path).size(path)) is None:
-                raise InputError(f"{path}: the server does not report the file's size; download the file separately")
+                raise InputError(f"{path}: the server does not report the file's size; copy the file to a local folder")
             _filesystem(path).get_file(path, str(local), callback=_DownloadLimit(path, size))
             if size != local.stat().st_size:
                 raise EOFError(f"{local.stat().st_size} of {size} bytes received")
@@ -112,7 +112,7 @@ class _DownloadLimit(fsspec.callbacks.Callback):  # type: ignore[misc]
         """Count received bytes. Raises InputError if the total exceeds the limit."""
         self.remaining -= inc
         if self.remaining < 0:
-            raise InputError(f"{self.path}: the server sends more bytes than it reported; download the file separately")
+            raise InputError(f"{self.path}: the server sends more bytes than reported; copy the file to a local folder")
 
 
 @contextmanager

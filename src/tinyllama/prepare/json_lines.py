@@ -37,9 +37,7 @@ class RepairedObject(dict[str, Any]):
 def parse_json(data: bytes | bytearray) -> Any:
     """Parse JSON like Python's json module, with NaN, Infinity and numbers of any size.
 
-    Lone surrogates are replaced by U+FFFD.
-
-    Raises orjson.JSONDecodeError if Python's json cannot parse `data` either.
+    Lone surrogates are replaced by U+FFFD. Raises orjson.JSONDecodeError if Python's json module cannot parse `data`.
     """
     try:
         return orjson.loads(data)  # several times as fast as the json module

@@ -29,7 +29,7 @@ EXCERPT_CHARACTERS = 100_000
 CHECKED_LINES = 2_000
 SPACES_SCORE = -1e9
 RESERVED = "\u2585"
-"""Character that SentencePiece's trainer uses for unknown ones; the trainer silently drops lines that contain it."""
+"""Character that SentencePiece's trainer uses for unknown characters; it silently drops lines with this character."""
 # Newlines, tabs and other control characters stay bytes, as in Llama 2. The last space of a run belongs to the next
 # word, as in encoding. Otherwise an indentation of four spaces would become one token, and `return` would lose its
 # leading space.
@@ -106,9 +106,9 @@ def train_tokenizer(text: TrainingText, vocab_size: int) -> Tokenizer:
 
 
 def _check_decoding(tokenizer: Tokenizer, lines: list[str]) -> None:
-    """Check that the lines and all edge cases decode to themselves, with spaces in place of U+2581.
+    """Check that encoding and decoding change neither the lines nor the edge cases, with spaces in place of U+2581.
 
-    Raises InputError if a text does not.
+    Raises InputError if a text changes.
     """
     tokens = [token.decode(errors="ignore") for token in tokenizer.token_bytes()]
     for text in (*edge_case_texts(tokens), "\n".join(lines)):
