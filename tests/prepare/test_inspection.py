@@ -108,7 +108,7 @@ def test_subsets_are_counted_separately(small: Path, tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--step", "3"], "needs --recipe, --step and --row together"),
+        (["--step", "3"], "give both --recipe and --step"),
         (["--recipe", "RECIPE", "--step", "40"], "--step 40: the recipe's steps are 0 to 39"),
         (["--recipe", "RECIPE", "--step", "3", "--row", "6"], "--row 6: the rows of a step are 0 to 5"),
         (["--tokenizer", "OTHER"], "not the tokenizer that"),

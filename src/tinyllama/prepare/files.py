@@ -78,7 +78,7 @@ def _check_file(path: str) -> None:
     if not Path(path).is_file():
         raise InputError(f"{path}: not a regular file (for example, a pipe or a device); remove it")
     if not os.access(path, os.R_OK):
-        raise InputError(f"{path}: no read permission; grant it, or remove the file")
+        raise InputError(f"{path}: no permission to read it; grant the permission, or remove the file")
 
 
 @contextmanager

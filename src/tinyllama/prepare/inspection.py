@@ -37,7 +37,7 @@ def inspect_lines(
     given without both.
     """
     if (recipe is None) != (step is None) or (row is not None and step is None):
-        raise InputError("inspect: --recipe, --step and --row trace a row; give both --recipe and --step")
+        raise InputError("inspect: to trace a row, give both --recipe and --step")
     store = TokenStore.open(folder)
     found = open_tokenizer(store, tokenizer)
     if recipe is not None and step is not None:
