@@ -12,7 +12,7 @@ LOWEST := tests/recipe/test_recipe.py tests/tokenizer/test_tokenizer.py tests/mo
 	tests/data tests/tracking/test_trackers.py tests/train/test_train.py tests/train/test_float8.py \
 	tests/train/test_checkpoint.py tests/train/test_exactness.py
 
-.PHONY: demo test test-fast check docs docs-serve bench bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-lowest check-clusters soak lock install-locked fuzz clean
+.PHONY: demo test test-fast check docs docs-serve bench bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-gpu gpu-bundle check-lowest check-clusters soak lock install-locked fuzz clean
 
 # All stages, from raw text to a released model, on a laptop's CPU.
 demo: .venv/installed
@@ -75,6 +75,14 @@ bench-release: .venv/installed-dev
 # Compares the speed of evaluation with lm-eval's own model on real weights.
 bench-evaluation: .venv/installed-dev
 	$(BIN)/python benchmarks/evaluation.py
+
+# Proofs and measurements on this machine's GPU, at most eight minutes; results in build/gpu. GPU_FLAGS=--dry-run uses the
+# CPU. gpu-bundle packs everything for a GPU machine without a network.
+check-gpu: .venv/installed-dev
+	$(BIN)/python benchmarks/gpu.py $(GPU_FLAGS)
+
+gpu-bundle: .venv/installed-dev
+	$(BIN)/python benchmarks/gpu_bundle.py
 
 # Compares the score of each item with lm-eval's own model on real weights.
 check-evaluation: .venv/installed-dev

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-from tinyllama.errors import RunStoppedError
+from tinyllama import hardware
+from tinyllama.errors import InputError, RunStoppedError, first_line
 from tinyllama.model.llama import Llama
 from tinyllama.processes import die_with_torchrun
 from tinyllama.recipe import Parallel
@@ -41,6 +42,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    timeout: timedelta | None = None
+    """Timeout of collectives; None in a world of one process."""
 
     @property
     def is_main(self) -> bool:
@@ -53,11 +56,11 @@ def init_distributed(watchdog_seconds: float) -> Iterator[World]:
     """Join torchrun's process group until the block ends; without torchrun, yield a world of one process.
 
     The backend is gloo for tensors on CPUs and nccl for tensors on GPUs. Raises RunStoppedError if a rank does not join
-    in time.
+    in time, InputError if some ranks have a GPU and others do not.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = select_device(local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     die_with_torchrun()
@@ -73,14 +76,42 @@ def init_distributed(watchdog_seconds: float) -> Iterator[World]:
         problem = f"{error} within {timeout.total_seconds():g} s (twice guard.watchdog_seconds)"
         remedy = "check that all ranks have started and can reach MASTER_ADDR, or raise guard.watchdog_seconds"
         raise RunStoppedError(f"rank {rank}: {problem}; {remedy}") from None
+    _check_same_device_type(store, rank, device)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
-        yield World(rank, size, device)
+        yield World(rank, size, device, timeout)
     finally:
         # The training loop is a reference cycle, which keeps process groups and their threads alive. A thread that
         # releases a tensor during the interpreter's exit could abort the process.
         gc.collect()
         dist.destroy_process_group()
+
+
+def select_device(local_rank: int) -> torch.device:
+    """Return the rank's GPU, or the CPU if the machine has no GPU or CUDA_VISIBLE_DEVICES is empty.
+
+    Raises InputError if torch cannot use the machine's NVIDIA GPU. Training on the CPU instead would be very slow.
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank)
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not hardware.nvidia_devices():
+        return torch.device("cpu")
+    try:
+        torch.cuda.init()
+        reason = "CUDA_VISIBLE_DEVICES names none of the GPUs"
+    except (AssertionError, RuntimeError) as error:
+        reason = first_line(error)
+    problem = f"torch {torch.__version__} cannot use this machine's NVIDIA GPU ({reason})"
+    remedy = "install a torch that fits the driver (docs/gpu.md), or set CUDA_VISIBLE_DEVICES= to use the CPU"
+    raise InputError(f"CUDA: {problem}; {remedy}")
+
+
+def _check_same_device_type(store: dist.Store, rank: int, device: torch.device) -> None:
+    """Raise InputError if this rank's device type differs from that of rank 0."""
+    store.set(f"device/{rank}", device.type)
+    if (main_type := store.get("device/0").decode()) != device.type:
+        problem = f"trains on {device.type}, but rank 0 on {main_type}"
+        raise InputError(f"rank {rank}: {problem}; run `tinyllama doctor` on both machines")
 
 
 def unique_prefix_store(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
@@ -146,7 +177,10 @@ def build_mesh(parallel: Parallel, world: World) -> DeviceMesh:
     replicate, shard = parallel.mesh(world.size)
     if replicate == 1:
         return dist.init_device_mesh(world.device.type, (shard,), mesh_dim_names=("shard",))
-    return dist.init_device_mesh(world.device.type, (replicate, shard), mesh_dim_names=("replicate", "shard"))
+    mesh = dist.init_device_mesh(world.device.type, (replicate, shard), mesh_dim_names=("replicate", "shard"))
+    for group in mesh.get_all_groups() if world.timeout else ():  # the mesh's groups have torch's default timeout
+        dist.distributed_c10d._set_pg_timeout(world.timeout, group)
+    return mesh
 
 
 def shard_model(model: Llama, mesh: DeviceMesh) -> None:

@@ -38,11 +38,13 @@ class HardwareSpec:
     memory_bytes: float
     """Nominal memory in bytes; data sheets use units of 10^9 bytes."""
     link_bytes_per_second: float
-    """Bandwidth in one direction to the other GPUs of the node: NVLink, or PCIe 4.0 x16."""
+    """Bandwidth in one direction to the other GPUs of the node: NVLink, or PCIe x16."""
     network_bytes_per_second: float
     """Bandwidth in one direction from a node of eight GPUs to other nodes: a DGX's network, or a 100 Gbit/s port."""
     source: str
     """Source of these numbers."""
+    assumed_mfu: float = 0.5
+    """MFU that `plan` assumes for the 1.1B model without a measurement: an estimate."""
     is_cpu: bool = False
 
     def peak_flops(self, precision: str) -> float:
@@ -57,9 +59,12 @@ class HardwareSpec:
         return replace(self, **parts)
 
 
-_PCIE, _NIC_100_GBIT = 32e9, 12.5e9
+_PCIE, _PCIE_5, _NIC_100_GBIT = 32e9, 64e9, 12.5e9
 _A100 = "NVIDIA A100 Tensor Core GPU data sheet (SXM); DGX A100 data sheet: 8 x 200 Gbit/s"
 _H100 = "NVIDIA H100 Tensor Core GPU data sheet (SXM5); DGX H100 data sheet: 8 x 400 Gbit/s"
+_H100_PCIE = "NVIDIA H100 Tensor Core GPU data sheet (PCIe); without an NVLink bridge"
+_H100_NVL = "NVIDIA H100 Tensor Core GPU data sheet (NVL); without an NVLink bridge"
+_H200_NVL = "NVIDIA H200 Tensor Core GPU data sheet (NVL); without an NVLink bridge"
 _H200 = "NVIDIA H200 Tensor Core GPU data sheet (SXM); DGX H200 data sheet: 8 x 400 Gbit/s"
 _B200 = "NVIDIA HGX B200 and DGX B200 data sheets, of 8 GPUs: 1,440 GB, 36 PFLOP/s sparse bf16, 8 x 400 Gbit/s"
 # Without peer-to-peer, GPU-to-GPU traffic passes through the host's memory and may reach only half of PCIe's bandwidth.
@@ -73,9 +78,12 @@ HARDWARE_SPECS = {
     for spec in (
         HardwareSpec("a100-40g", 312e12, 19.5e12, 40e9, 300e9, 200e9, _A100),
         HardwareSpec("a100-80g", 312e12, 19.5e12, 80e9, 300e9, 200e9, _A100),
-        HardwareSpec("h100", 989e12, 67e12, 80e9, 450e9, 400e9, _H100),
-        HardwareSpec("h200", 989e12, 67e12, 141e9, 450e9, 400e9, _H200),
-        HardwareSpec("b200", 2250e12, 75e12, 180e9, 900e9, 400e9, _B200),
+        HardwareSpec("h100", 989e12, 67e12, 80e9, 450e9, 400e9, _H100, 0.43),
+        HardwareSpec("h100-pcie", 756e12, 51e12, 80e9, _PCIE_5, _NIC_100_GBIT, _H100_PCIE, 0.43),
+        HardwareSpec("h100-nvl", 835e12, 60e12, 94e9, _PCIE_5, _NIC_100_GBIT, _H100_NVL, 0.43),
+        HardwareSpec("h200", 989e12, 67e12, 141e9, 450e9, 400e9, _H200, 0.45),
+        HardwareSpec("h200-nvl", 836e12, 60e12, 141e9, _PCIE_5, _NIC_100_GBIT, _H200_NVL, 0.45),
+        HardwareSpec("b200", 2250e12, 75e12, 180e9, 900e9, 400e9, _B200, 0.35),
         HardwareSpec("l40s", 362e12, 91.6e12, 48e9, _PCIE, _NIC_100_GBIT, "NVIDIA L40S data sheet"),
         HardwareSpec("4090", 165e12, 82.6e12, 24e9, _PCIE, _NIC_100_GBIT, _ADA),
         HardwareSpec("3090", 71e12, 35.6e12, 24e9, _PCIE, _NIC_100_GBIT, _AMPERE),
@@ -103,7 +111,8 @@ def spec_for_device(device_name: str) -> HardwareSpec | None:
     lower = device_name.lower()
     if "a100" in lower:
         return HARDWARE_SPECS["a100-40g" if "40gb" in lower else "a100-80g"]
-    return next((spec for name, spec in HARDWARE_SPECS.items() if name in lower), None)
+    variants = (spec for name, spec in HARDWARE_SPECS.items() if all(part in lower for part in name.split("-")))
+    return max(variants, key=lambda spec: len(spec.name), default=None)
 
 
 def measure_cpu_spec() -> HardwareSpec:
@@ -179,11 +188,18 @@ def format_hardware(record: Mapping[str, Any]) -> str:
     return f"{what}; {record['precision']} peak {record['peak_flops'] / 1e12:.3g} TFLOP/s {source}"
 
 
+def nvidia_devices() -> list[Path]:
+    """Return the device files of the NVIDIA GPUs that this machine or container has."""
+    return sorted(Path("/dev").glob("nvidia[0-9]*"))
+
+
 def can_compile(device: "torch.device") -> bool:
-    """Return whether torch.compile can run on a device; a CPU requires a C++ compiler and Python's headers."""
-    if device.type != "cpu":
-        return True
-    compilers = filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++"))
+    """Return whether torch.compile can run on a device.
+
+    Inductor compiles C++ for a CPU, and Triton compiles C for a GPU. Both need Python's headers.
+    """
+    choices = ("CXX", "c++", "g++", "clang++") if device.type == "cpu" else ("CC", "gcc", "clang", "cc")
+    compilers = filter(None, (os.environ.get(choices[0]), *choices[1:]))
     return any(map(shutil.which, compilers)) and Path(sysconfig.get_path("include"), "Python.h").is_file()
 
 

@@ -17,7 +17,13 @@ from tinyllama.hardware import HardwareSpec, measure_cpu_spec, spec_for_device
 from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
 from tinyllama.recipe import Recipe
-from tinyllama.train.setup import build_model, build_optimizers, clip_grad_norm, optimizer_step
+from tinyllama.train.setup import (
+    Float8Scaling,
+    build_model,
+    build_optimizers,
+    clip_grad_norm,
+    optimizer_step,
+)
 
 _LAYERS = (1, 3)
 _ROUNDS = 5
@@ -41,7 +47,7 @@ def measure_speed(recipe: Recipe, vocab_size: int, ranks: int) -> tuple[float, f
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     layers = sorted({min(count, recipe.model.layers) for count in _LAYERS})
     shapes = [recipe.model.model_copy(update={"layers": count}) for count in layers]
-    models = [_TimedModel(recipe.model_copy(update={"model": shape}), vocab_size, ranks, device) for shape in shapes]
+    models = [TimedModel(recipe.model_copy(update={"model": shape}), vocab_size, ranks, device) for shape in shapes]
     rounds: list[list[float]] = []
     for _ in range(_ROUNDS):
         peak = hardware.peak_flops(device, PRECISIONS[recipe.train.precision]) or 0.0
@@ -61,12 +67,20 @@ def _extrapolate(sizes: list[int], seconds: list[float], size: int) -> float:
     return seconds[-1] + slope * (size - sizes[-1])
 
 
-class _TimedModel:
+class TimedModel:
     """A model with random weights whose micro-batch and optimizer step can be timed repeatedly."""
 
-    def __init__(self, recipe: Recipe, vocab_size: int, ranks: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        vocab_size: int,
+        ranks: int,
+        device: torch.device,
+        float8_scaling: Float8Scaling = "rowwise",
+    ) -> None:
+        """Build, initialize and compile the model; the micro-batch is that of a run with `ranks` ranks."""
         self.train = recipe.train
-        self.model: Llama = build_model(recipe, vocab_size, World(0, 1, device))
+        self.model: Llama = build_model(recipe, vocab_size, World(0, 1, device), float8_scaling)
         initialize(self.model, recipe.seed)
         self.optimizers = build_optimizers(self.model, self.train.optimizer)
         sequences = self.train.effective_micro_batch_size(ranks)

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from tinyllama.recipe import Optimizer, Recipe
 from tinyllama.runs.run_dir import RunDir, batches_of
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.validation import ValidationSet, load_validation_set
+
+Float8Scaling = Literal["rowwise", "tensorwise"]
+"""Recipes of torchao: one scale per row, or one scale per tensor, which is faster and less exact."""
 
 
 @dataclass
@@ -91,12 +94,15 @@ def _vocab_size(recipe: Recipe, run: RunDir, tokenizer: Tokenizer) -> int:
     return initial.vocab_size if initial else tokenizer.vocab_size
 
 
-def build_model(recipe: Recipe, vocab_size: int, world: World) -> Llama:
-    """Return the recipe's model, sharded and compiled as configured, in uninitialized memory on the rank's device."""
+def build_model(recipe: Recipe, vocab_size: int, world: World, float8_scaling: Float8Scaling = "rowwise") -> Llama:
+    """Return the recipe's model, sharded and compiled as configured, in uninitialized memory on the rank's device.
+
+    Training always uses float8 products with one scale per row; benchmarks compare `float8_scaling`.
+    """
     with torch.device("meta"):
         model = Llama(recipe.model, vocab_size, PRECISIONS[recipe.train.precision])
     if recipe.train.float8:
-        enable_float8(model, world)
+        enable_float8(model, world, float8_scaling)
     model.set_activation_checkpointing(recipe.parallel.activation_checkpointing)
     if recipe.train.compile:
         _compile(model, world)
@@ -121,8 +127,8 @@ def _compile(model: Llama, world: World) -> None:
         )
 
 
-def enable_float8(model: Llama, world: World) -> None:
-    """Convert the blocks' linear layers to torchao's float8 matrix products with row-wise scaling.
+def enable_float8(model: Llama, world: World, scaling: Float8Scaling = "rowwise") -> None:
+    """Convert the blocks' linear layers to torchao's float8 matrix products, with one scale per row or per tensor.
 
     Raises InputError if the device does not support float8 matrix products or torchao cannot be imported.
     """
@@ -139,7 +145,7 @@ def enable_float8(model: Llama, world: World) -> None:
         problem = "is missing" if is_missing else f"does not work with torch {torch.__version__} ({first_line(error)})"
         remedy = "pip install -U 'tinyllama[float8]', or remove train.float8"
         raise InputError(f"train.float8: torchao {problem}; {remedy}") from None
-    convert_to_float8_training(model.blocks, config=Float8LinearConfig.from_recipe_name("rowwise"))
+    convert_to_float8_training(model.blocks, config=Float8LinearConfig.from_recipe_name(scaling))
 
 
 def build_optimizers(model: Llama, recipe: Optimizer) -> list[torch.optim.Optimizer]:

@@ -1,0 +1,161 @@
+"""Proves and measures tinyllama on this machine's GPU in at most eight minutes: `make check-gpu`.
+
+Each part runs in a child process with a time limit, so that a crash or a hang of one part does not end the others.
+A part writes a row per check or measurement as soon as it has one; rows from before a crash are kept. Nothing is
+downloaded. Results are written to --out as results.json and results.md. The exit status is 1 if a check or a part
+failed.
+
+    python benchmarks/gpu.py
+    python benchmarks/gpu.py --parts attention speed
+    python benchmarks/gpu.py --dry-run      # the same parts on a CPU at tiny sizes, in about a minute
+"""
+
+import argparse
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Row = dict[str, Any]
+"""Result of one check or measurement, by column name. `passed` is absent for measurements."""
+
+
+class Part(NamedTuple):
+    """A group of checks or measurements that share a process."""
+
+    module: str
+    function: str
+    limit_seconds: int
+    title: str
+
+
+PARTS = {
+    "environment": Part("gpu_correctness", "environment", 25, "Versions, devices and matrix products"),
+    "attention": Part("gpu_correctness", "attention", 40, "Small model compared with float64 on the CPU"),
+    "training": Part("gpu_training", "training", 120, "`tinyllama train`: losses, repeatability, resume, checkpoints"),
+    "sharding": Part("gpu_correctness", "sharding", 30, "FSDP2 on one rank compared with an unsharded model"),
+    "speed": Part("gpu_speed", "speed", 155, "Training speed of the 1.1B model"),
+    "small": Part("gpu_speed", "small", 20, "Training speed of the 120M model"),
+    "profile": Part("gpu_speed", "profile", 20, "Time per kernel group of a 1.1B step"),
+    "inference": Part("gpu_speed", "inference", 25, "Scoring and generation with and without cuDNN attention"),
+    "peers": Part("gpu_peers", "peers", 45, "Other libraries at the same shape"),
+}
+"""All parts, in order of execution. The limits add up to eight minutes."""
+
+
+def main() -> int:
+    """Run the parts, print their tables, and return the exit status."""
+    arguments = parse_arguments()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results = []
+    for name in arguments.parts:
+        results.append(run_part(name, PARTS[name], arguments.out, "cpu" if arguments.dry_run else "cuda"))
+        print(markdown_section(results[-1]), flush=True)
+        (arguments.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        (arguments.out / "results.md").write_text("\n".join(map(markdown_section, results)))
+    failed = [result["part"] for result in results if not has_passed(result)]
+    print(f"failed: {', '.join(failed)}" if failed else "all parts passed")
+    return 1 if failed else 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="results folder (default: %(default)s)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--dry-run", action="store_true", help="use the CPU and tiny sizes")
+    return parser.parse_args()
+
+
+def run_part(name: str, part: Part, out: Path, device: str) -> Row:
+    """Run a part in a child process; return its rows, its duration and the problem that ended it, if any."""
+    rows, log = out / f"{name}.jsonl", out / f"{name}.log"
+    rows.unlink(missing_ok=True)
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", part.module, part.function, str(rows), device]
+    begun = time.monotonic()
+    with log.open("wb") as stderr, subprocess.Popen(command, stderr=stderr, start_new_session=True) as process:
+        try:
+            status: int | None = process.wait(part.limit_seconds)
+        except subprocess.TimeoutExpired:
+            status = None
+            os.killpg(process.pid, signal.SIGKILL)  # the part and the processes that it started
+    problem = ""
+    if status is None:
+        problem = f"stopped after its limit of {part.limit_seconds} s"
+    elif status:
+        ended = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        problem = f"{ended}: {last_line(log)}"
+    found = [json.loads(line) for line in rows.read_text().splitlines()] if rows.is_file() else []
+    return {
+        "part": name,
+        "title": part.title,
+        "seconds": round(time.monotonic() - begun, 1),
+        "problem": problem,
+        "rows": found,
+    }
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a part's log that is not empty."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"
+
+
+def run_child(module: str, function: str, rows: str, device: str) -> None:
+    """Run a part in this process and write each row to a file when the part yields it."""
+    part: Callable[[str], Iterator[Row]] = getattr(importlib.import_module(module), function)
+    with Path(rows).open("w") as file:
+        for row in part(device):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+
+def has_passed(result: Row) -> bool:
+    """Return whether a part reached its end and all of its checks passed."""
+    return not result["problem"] and all(row.get("passed") is not False for row in result["rows"])
+
+
+def markdown_section(result: Row) -> str:
+    """Format the rows of a part as a Markdown table, with a heading and the problem that ended the part."""
+    lines = [f"## {result['title']}", "", f"{result['seconds']:g} s"]
+    if result["problem"]:
+        lines += ["", f"**Failed**: {result['problem']}"]
+    return "\n".join([*lines, "", *markdown_table(result["rows"]), ""])
+
+
+def markdown_table(rows: Iterable[Row]) -> list[str]:
+    """Format rows with a column per key, in the order of first appearance."""
+    rows = list(rows)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    if not columns:
+        return []
+    table = [columns, ["---"] * len(columns)]
+    table += [[format_cell(row.get(column)) for column in columns] for row in rows]
+    return [f"| {' | '.join(cells)} |" for cells in table]
+
+
+def format_cell(value: object) -> str:
+    """Format a value: three significant digits for numbers, yes or no for the outcome of a check."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "**no**"
+        case float() if abs(value) >= 1000:
+            return f"{value:,.0f}"
+        case float():
+            return f"{value:.3g}"
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        run_child(*sys.argv[2:])
+    else:
+        sys.exit(main())

@@ -1,0 +1,179 @@
+"""Checks of benchmarks/gpu.py that need no training run: versions, attention kernels, sharding.
+
+The reference is the same model in float64 on the CPU. A tolerance is the norm of the difference divided by the norm of
+the reference. The tolerances are 2 % for bf16, which has 8 bits of precision, and 1e-4 for float32.
+"""
+
+import platform
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tinyllama import hardware
+from tinyllama.distributed import World, build_mesh, shard_model
+from tinyllama.model.llama import Llama, initialize
+from tinyllama.recipe import Model, Optimizer, Parallel
+from tinyllama.train.setup import build_optimizers, clip_grad_norm, optimizer_step
+
+SHAPE = Model(dim=512, layers=4, heads=8, kv_heads=2, ffn_dim=1408, context_length=512)
+VOCABULARY = 4096
+TOLERANCES = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cuDNN": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+PRODUCT_SIZE = 8192
+
+
+def environment(device: str) -> Iterator[dict[str, Any]]:
+    """Yield versions, the device and the measured matrix products."""
+    yield {"what": "Python", "found": platform.python_version()}
+    yield {"what": "torch", "found": f"{torch.__version__}, CUDA {torch.version.cuda}"}
+    on_gpu = device == "cuda"
+    where = torch.device(device)
+    yield {"what": "device", "found": hardware.device_name(where)}
+    yield {"what": "torch.compile", "found": "compiler and headers found", "passed": hardware.can_compile(where)}
+    if on_gpu:
+        query = ["nvidia-smi", "--query-gpu=driver_version,memory.total,power.limit", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() or "no nvidia-smi"
+        yield {"what": "driver, memory, power limit", "found": driver}
+        yield {"what": "cuDNN", "found": torch.backends.cudnn.version()}
+        yield {"what": "capability", "found": ".".join(map(str, torch.cuda.get_device_capability()))}
+        yield {"what": "bf16", "found": "native" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"}
+    yield from products(where)
+
+
+def products(device: torch.device) -> Iterator[dict[str, Any]]:
+    """Yield the measured FLOP/s of square matrix products and the data sheet's value."""
+    spec = hardware.spec_for_device(hardware.device_name(device)) if device.type == "cuda" else None
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        flops = product_flops(device, dtype) / 1e12
+        sheet = spec.peak_flops(name) / 1e12 if spec else None
+        found = f"{flops:.4g} TFLOP/s" + (f" of {sheet:.4g} ({100 * flops / sheet:.0f} %)" if sheet else "")
+        yield {"what": f"{name} matrix product", "found": found}
+
+
+def product_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the highest FLOP/s of a few matrix products, of size 8192 on a GPU."""
+    if device.type == "cpu":
+        return hardware.benchmark_matmul_flops(dtype)
+    left, right = torch.randn(2, PRODUCT_SIZE, PRODUCT_SIZE, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(5):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(4):
+            left @ right
+        end.record()
+        torch.cuda.synchronize()
+        best = max(best, 4 * 2 * PRODUCT_SIZE**3 / (begin.elapsed_time(end) / 1e3))
+    return best
+
+
+@dataclass
+class Outcome:
+    """Logits, loss and gradients of a model on a batch, in float64 on the CPU."""
+
+    logits: Tensor
+    loss: float
+    gradients: Tensor
+
+
+def attention(device: str) -> Iterator[dict[str, Any]]:
+    """Yield the errors of logits, loss and gradients for each precision and attention kernel, and equal weights."""
+    ids = torch.randint(VOCABULARY, (2, SHAPE.context_length + 1), generator=torch.Generator().manual_seed(1))
+    reference = compute(small_model("cpu", torch.float64), ids)
+    ours, theirs = small_model(device, torch.float32).state_dict(), small_model("cpu", torch.float32).state_dict()
+    equal = all(torch.equal(ours[name].cpu(), theirs[name]) for name in theirs)
+    yield {"precision": "fp32", "kernel": "none", "check": "initial weights equal the CPU's", "passed": equal}
+    for precision, tolerance in TOLERANCES.items():
+        for name, backend in BACKENDS.items():
+            row = {"precision": str(precision).removeprefix("torch."), "kernel": name}
+            try:
+                with sdpa_kernel([backend]):
+                    outcome = compute(small_model(device, precision), ids)
+            except RuntimeError as error:
+                yield row | {"check": f"not available: {str(error).splitlines()[0]}"}
+                continue
+            errors = {
+                "logits": relative_error(outcome.logits, reference.logits),
+                "loss": abs(outcome.loss / reference.loss - 1),
+                "gradients": relative_error(outcome.gradients, reference.gradients),
+            }
+            check = f"relative errors below {tolerance:g}"
+            yield row | {"check": check, **errors, "passed": max(errors.values()) < tolerance}
+
+
+def small_model(device: str, precision: torch.dtype) -> Llama:
+    """Return a small model with the same weights on each device."""
+    with torch.device("meta"):
+        model = Llama(SHAPE, VOCABULARY, precision)
+    model.to_empty(device=device)
+    initialize(model, 1)
+    return model.double() if precision == torch.float64 else model
+
+
+def compute(model: Llama, ids: Tensor) -> Outcome:
+    """Compute the outcome of a model on ids int64[B, T + 1]."""
+    ids = ids.to(model.embedding.weight.device)
+    with torch.no_grad():
+        logits = model(ids[:, :-1])
+    loss = model.loss(ids[:, :-1], ids[:, 1:])
+    loss.backward()
+    gradients = torch.cat([p.grad.flatten().double().cpu() for p in model.parameters() if p.grad is not None])
+    return Outcome(logits.double().cpu(), float(loss), gradients)
+
+
+def relative_error(found: Tensor, reference: Tensor) -> float:
+    """Return the norm of the difference divided by the norm of the reference."""
+    return float((found - reference).norm() / reference.norm())
+
+
+def sharding(device: str) -> Iterator[dict[str, Any]]:
+    """Yield the difference of weights after three steps between a sharded and an unsharded model."""
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=20))
+    world = World(0, 1, torch.device(device))
+    for tied in (False, True):
+        for name in ("adamw", "muon"):
+            expected = trained_weights(world, tied, name, None)
+            for replicate in (1, None):
+                mesh = "1 rank" if replicate else "1 x 1 ranks (HSDP)"
+                found = trained_weights(world, tied, name, mesh)
+                error = max(relative_error(found[key], expected[key]) for key in expected)
+                head = "tied" if tied else "untied"
+                yield {"mesh": mesh, "optimizer": name, "head": head, "largest error": error, "passed": error < 1e-3}
+    dist.destroy_process_group()
+
+
+def trained_weights(world: World, tied: bool, optimizer: str, mesh: str | None) -> dict[str, Tensor]:
+    """Return the weights after three steps on random batches, on the CPU."""
+    shape = SHAPE.model_copy(update={"tie_embeddings": tied, "layers": 2, "dim": 256, "ffn_dim": 704})
+    with torch.device("meta"):
+        model = Llama(shape, VOCABULARY, torch.float32)
+    if mesh == "1 rank":
+        shard_model(model, build_mesh(Parallel(), world))
+    elif mesh:
+        names = ("replicate", "shard")
+        shard_model(model, dist.init_device_mesh(world.device.type, (1, 1), mesh_dim_names=names))
+    model.to_empty(device=world.device)
+    initialize(model, 1)
+    optimizers = build_optimizers(model, Optimizer(name=optimizer, learning_rate=1e-3))
+    random = torch.Generator().manual_seed(2)
+    for _ in range(3):
+        ids = torch.randint(VOCABULARY, (2, 129), generator=random).to(world.device)
+        (model.loss(ids[:, :-1], ids[:, 1:]) / ids[:, 1:].numel()).backward()
+        clip_grad_norm(model, 1.0)
+        optimizer_step(optimizers, 1e-3)
+        model.zero_grad()
+    weights = {name: value.full_tensor() if mesh else value for name, value in model.state_dict().items()}
+    return {name: value.detach().double().cpu() for name, value in weights.items()}

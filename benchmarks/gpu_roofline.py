@@ -1,0 +1,79 @@
+"""Prints a roofline of one step of the 1.1B model per GPU: the least time of each kind of work, without overlap.
+
+Work is bound by FLOP/s (matrix products, attention) or by memory traffic (the other rows), at the data sheet's rates.
+The traffic is what the kernels that torch.compile and our loss launch read and write, at a micro-batch of 8 x 2,048
+tokens and 131,072 tokens per step. Nothing here is measured.
+
+    python benchmarks/gpu_roofline.py
+"""
+
+from tinyllama.hardware import HARDWARE_SPECS
+from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE, LOGITS_CHUNK, flops_per_token, num_parameters, parameters_by_part
+from tinyllama.recipe import Recipe
+
+GPUS = {"a100-40g": 1.555e12, "h100": 3.35e12, "h200": 4.8e12}
+"""Memory bandwidth in bytes per second, from the data sheets of HARDWARE_SPECS."""
+SEQUENCES, MICRO_BATCHES = 8, 8
+
+
+def main() -> None:
+    """Print the table in milliseconds per step."""
+    recipe = Recipe.load("tinyllama-1.1b")
+    tokens = SEQUENCES * recipe.train.sequence_length
+    flops, traffic = step_flops(recipe, tokens), step_traffic(recipe, tokens)
+    print("| ms per step of 131,072 tokens | " + " | ".join(GPUS) + " |")
+    print("| --- " * (len(GPUS) + 1) + "|")
+    totals = dict.fromkeys(GPUS, 0.0)
+    for kind, amount in (flops | traffic).items():
+        cells = []
+        for name, bandwidth in GPUS.items():
+            rate = HARDWARE_SPECS[name].bf16_flops if kind in flops else bandwidth
+            totals[name] += amount / rate
+            cells.append(f"{1e3 * amount / rate:.1f}")
+        print(f"| {kind} | {' | '.join(cells)} |")
+    print(f"| sum | {' | '.join(f'{1e3 * total:.0f}' for total in totals.values())} |")
+    total_flops = (
+        flops_per_token(recipe.model, LLAMA_2_VOCAB_SIZE, recipe.train.sequence_length) * tokens * MICRO_BATCHES
+    )
+    bounds = (total_flops / HARDWARE_SPECS[name].bf16_flops / total for name, total in totals.items())
+    print(f"| bound of the MFU | {' | '.join(f'{100 * bound:.0f} %' for bound in bounds)} |")
+
+
+def step_flops(recipe: Recipe, tokens: int) -> dict[str, float]:
+    """Return the FLOPs of a step, forward and backward, by kind of work."""
+    model = recipe.model
+    attention = 6 * model.layers * model.dim * recipe.train.sequence_length * tokens * MICRO_BATCHES
+    total = flops_per_token(model, LLAMA_2_VOCAB_SIZE, recipe.train.sequence_length) * tokens * MICRO_BATCHES
+    return {"matrix products": total - attention, "attention": attention}
+
+
+def step_traffic(recipe: Recipe, tokens: int) -> dict[str, float]:
+    """Return the bytes that memory-bound kernels read and write in a step, by kind of work."""
+    model, vocab = recipe.model, LLAMA_2_VOCAB_SIZE
+    keys = model.kv_heads * model.head_dim
+    # forward pass of a block in bf16: two norms (read, write), rotary embedding of queries and keys (read, write), two
+    # residual sums (read two, write one), SwiGLU (read two, write one); the backward pass moves twice as much
+    block = 2 * tokens * (2 * 2 * model.dim + 2 * (model.dim + keys) + 2 * 3 * model.dim + 3 * model.ffn_dim)
+    # logits: written and read by two products, softmax (read bf16, write float32), maximum, gather and copy back
+    logits = tokens * vocab * (2 + 2 * 2 + (2 + 4) + 4 + (4 + 2))
+    chunks = -(-tokens * vocab // LOGITS_CHUNK)
+    head_gradient = chunks * vocab * model.dim * (2 + 4 + 4)
+    matrices = sum(
+        count for name, count in parameters_by_part(model, vocab).items() if name not in ("embedding", "norms")
+    )
+    casts = matrices * (4 + 2)  # weights to bf16, once per micro-batch
+    gradients = matrices * (2 + 4 + 4)  # bf16 gradients added to float32 sums
+    parameters = num_parameters(model, vocab)
+    return {
+        "norms, rotary embedding, residuals, SwiGLU": 3 * block * model.layers * MICRO_BATCHES,
+        "logits": logits * MICRO_BATCHES,
+        "head's gradient, summed per chunk of the loss": head_gradient * MICRO_BATCHES,
+        "casts of the weights": casts * MICRO_BATCHES,
+        "sums of the gradients": gradients * MICRO_BATCHES,
+        "gradient clipping": parameters * (4 + 4 + 4),
+        "AdamW": parameters * (4 * 4 + 3 * 4),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Training speed, kernel times and inference speed on a GPU, for benchmarks/gpu.py.
+
+A step has 131,072 tokens per GPU, as in the TinyLlama recipe on 16 GPUs. Its time is the time of its micro-batches and
+of one optimizer step, each measured separately. MFU counts causal attention (`tinyllama.model.flops.flops_per_token`).
+The columns of the plan are the predictions of `tinyllama plan` for the same configuration.
+"""
+
+import gc
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from gpu_correctness import product_flops
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as torch_profile
+
+from tinyllama import hardware
+from tinyllama.model import loss as loss_module
+from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE, flops_per_token
+from tinyllama.model.generation import generate
+from tinyllama.model.llama import PRECISIONS, Llama, initialize
+from tinyllama.plan.estimate import Assumptions, estimate
+from tinyllama.plan.measure import TimedModel, detect_hardware
+from tinyllama.recipe import Recipe
+
+STEP_TOKENS = 131_072
+ROUNDS = 5
+TIME_LIMIT_SECONDS = 140.0
+"""No configuration starts after this time, so that the part ends within its own limit."""
+TINY = {"model.dim": 128, "model.layers": 2, "model.heads": 4, "model.kv_heads": 2, "model.ffn_dim": 256}
+TINY |= {"model.context_length": 64, "train.sequence_length": 64, "train.compile": False}
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "base: micro-batch 8, compiled": {},
+    "micro-batch 16": {"train.micro_batch_sequences": 16},
+    "float8, one scale per tensor": {"train.float8": True, "scaling": "tensorwise"},
+    "float8, one scale per row": {"train.float8": True},
+    "loss in chunks of 2^27 logits": {"logits_chunk": 2**27},
+    "checkpointing: selective": {"parallel.activation_checkpointing": "selective"},
+    "checkpointing: full, micro-batch 16": {
+        "parallel.activation_checkpointing": "full",
+        "train.micro_batch_sequences": 16,
+    },
+    "not compiled": {"train.compile": False},
+    "Muon": {"train.optimizer.name": "muon"},
+    "micro-batch 4": {"train.micro_batch_sequences": 4},
+    "fp32": {"train.precision": "fp32"},
+}
+"""Changes to the base configuration, the most valuable first."""
+GROUPS = {
+    "attention": ("flash", "fmha", "sdpa", "attention", "bmm"),
+    "matrix products": ("gemm", "cutlass", "nvjet", "xmma", "cublas", "aten::mm", "scaled_mm"),
+    "optimizer and clipping": ("multi_tensor", "adam", "foreach", "norm"),
+    "loss": ("softmax", "scatter", "gather"),
+}
+"""Parts of kernel names, in order of precedence; all other kernels are `other`."""
+_TEXT_LENGTHS = (97, 211, 340, 512, 733, 1024)
+
+
+def speed(device: str) -> Iterator[dict[str, Any]]:
+    """Yield speed, memory and predictions of each configuration of the 1.1B model."""
+    begun, where = time.monotonic(), torch.device(device)
+    peaks = {name: product_flops(where, dtype) for name, dtype in PRECISIONS.items()}
+    for name, changes in CONFIGURATIONS.items():
+        if time.monotonic() - begun > TIME_LIMIT_SECONDS:
+            yield {"configuration": name, "note": "not run: out of time"}
+            continue
+        yield {"configuration": name} | measure(load_recipe("tinyllama-1.1b", device, changes), where, peaks, changes)
+
+
+def small(device: str) -> Iterator[dict[str, Any]]:
+    """Yield the speed of the 120M model."""
+    where = torch.device(device)
+    peaks = {name: product_flops(where, dtype) for name, dtype in PRECISIONS.items()}
+    yield {"configuration": "tinyllama-120m"} | measure(load_recipe("tinyllama-120m", device, {}), where, peaks, {})
+
+
+def load_recipe(name: str, device: str, changes: Mapping[str, Any]) -> Recipe:
+    """Return a bundled recipe with 131,072 tokens per step; on a CPU, with a tiny model."""
+    fields = {key: value for key, value in changes.items() if "." in key} | (TINY if device == "cpu" else {})
+    recipe = Recipe.load(name, fields)
+    sequences = STEP_TOKENS // recipe.train.sequence_length if device == "cuda" else 16
+    return Recipe.load(name, fields | {"train.batch_sequences": sequences})
+
+
+def measure(
+    recipe: Recipe, device: torch.device, peaks: Mapping[str, float], changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return one configuration's speed, memory and predictions, or the reason why it does not run."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        with changed_logits_chunk(changes.get("logits_chunk")):
+            timed = TimedModel(recipe, LLAMA_2_VOCAB_SIZE, 1, device, float8_scaling=changes.get("scaling", "rowwise"))
+            with torch.compiler.set_stance("fail_on_recompile"):
+                micro_batch = statistics.median(timed.micro_batch() for _ in range(ROUNDS))
+                update = statistics.median(timed.update() for _ in range(3))
+            synchronisations = count_synchronisations(timed.micro_batch) if device.type == "cuda" else None
+    except Exception as error:  # an unsupported or too large configuration must not end the others
+        return {"note": str(error).strip().splitlines()[0]}
+    finally:
+        memory = hardware.peak_memory_bytes(device)
+        timed = None
+        torch._dynamo.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+    micro_batches = recipe.train.batch_sequences // recipe.train.effective_micro_batch_size(1)
+    tokens_per_second = recipe.train.batch_tokens / (micro_batches * micro_batch + update)
+    flops = tokens_per_second * flops_per_token(recipe.model, LLAMA_2_VOCAB_SIZE, recipe.train.sequence_length)
+    spec = detect_hardware()
+    row = {
+        "tokens/s": tokens_per_second,
+        "MFU % of data sheet": 100 * flops / spec.peak_flops(recipe.train.precision) if spec else None,
+        "MFU % of measured product": 100 * flops / peaks[recipe.train.precision],
+        "update ms": 1e3 * update,
+        "peak GB": memory / 1e9,
+        "synchronisations": synchronisations,
+    }
+    if spec:
+        figures = estimate(recipe, LLAMA_2_VOCAB_SIZE, spec, Assumptions()).figures
+        row |= {"plan tokens/s": figures["tokens_per_second"], "plan GB": figures["memory_bytes_per_gpu"] / 1e9}
+    return row
+
+
+@contextmanager
+def changed_logits_chunk(size: int | None) -> Iterator[None]:
+    """Change the number of logits that the loss computes at a time during the block."""
+    default = loss_module.LOGITS_CHUNK
+    loss_module.LOGITS_CHUNK = size or default
+    try:
+        yield
+    finally:
+        loss_module.LOGITS_CHUNK = default
+
+
+def count_synchronisations(call: Callable[[], object]) -> int:
+    """Return how many operations of a call wait for the GPU, beyond the two of the timer."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
+def profile(device: str) -> Iterator[dict[str, Any]]:
+    """Yield the time of each group of kernels in one micro-batch and one optimizer step of the 1.1B model."""
+    where = torch.device(device)
+    timed = TimedModel(load_recipe("tinyllama-1.1b", device, {}), LLAMA_2_VOCAB_SIZE, 1, where)
+    activity = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU
+    for name, call in (("micro-batch", timed.micro_batch), ("optimizer step", timed.update)):
+        call()
+        with torch_profile(activities=[activity]) as profiler:
+            call()
+        times = dict.fromkeys([*GROUPS, "other"], 0.0)
+        for event in profiler.key_averages():
+            attribute = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+            times[kernel_group(event.key)] += getattr(event, attribute) / 1e3
+        total = sum(times.values())
+        for group, milliseconds in times.items():
+            yield {"of": name, "kernels": group, "ms": milliseconds, "%": 100 * milliseconds / total if total else None}
+
+
+def kernel_group(name: str) -> str:
+    """Return the group of a kernel by its name."""
+    lower = name.lower()
+    return next((group for group, parts in GROUPS.items() if any(part in lower for part in parts)), "other")
+
+
+def inference(device: str) -> Iterator[dict[str, Any]]:
+    """Yield the speed of scoring texts of several lengths and of generation, with each choice of attention kernels."""
+    recipe = load_recipe("tinyllama-1.1b", device, {})
+    with torch.device("meta"):
+        model = Llama(recipe.model, LLAMA_2_VOCAB_SIZE, torch.bfloat16)
+    model.to_empty(device=device)
+    initialize(model, 1)
+    length = recipe.model.context_length
+    lengths = [min(count, length) for count in _TEXT_LENGTHS]
+    texts = [torch.randint(LLAMA_2_VOCAB_SIZE, (8, count), device=device) for count in lengths]
+    tokens, prompt, new = sum(ids.numel() for ids in texts), texts[0][0, : length // 4].tolist(), 16
+    without = sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+    for name, kernels in (("without cuDNN", without), ("torch's choice", nullcontext())):
+        with kernels, torch.no_grad():
+            scoring = seconds(lambda: [model(ids) for ids in texts])
+            generation = seconds(lambda: list(generate(model, prompt, new)))
+        yield {"kernels": name, "scored tokens/s": tokens / scoring, "generated tokens/s": new / generation}
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Return the time of a call that includes the first use of its shapes, in seconds."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    begun = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun

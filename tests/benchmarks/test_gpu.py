@@ -1,0 +1,58 @@
+"""benchmarks/gpu.py: limits of its parts, failures that do not spread, its table, and all parts on a CPU."""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    yield importlib.import_module("gpu")
+    sys.modules.pop("gpu")
+
+
+def test_all_parts_together_take_at_most_eight_minutes(gpu):
+    assert sum(part.limit_seconds for part in gpu.PARTS.values()) <= 480
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        ("complete", ""),
+        ("failed_check", ""),
+        ("error", "exit status 1: ValueError: the second check failed"),
+        ("crash", "signal SIGSEGV"),
+        ("hang", "stopped after its limit of 3 s"),
+    ],
+)
+def test_a_part_keeps_its_rows_and_names_its_problem(gpu, tmp_path, function, problem):
+    part = gpu.Part("gpu_example_parts", function, 3 if function == "hang" else 60, "Example")
+    result = gpu.run_part("example", part, tmp_path, "cpu")
+    assert result["problem"].startswith(problem)
+    assert bool(result["problem"]) == bool(problem)
+    assert result["rows"][0]["check"] == "first"
+    assert gpu.has_passed(result) == (function == "complete")
+    if function == "complete":
+        table = gpu.markdown_section(result)
+        assert "| check | found | passed | note |" in table
+        assert "| second |  |  | a\\|b |" in table
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_all_parts_run_on_a_cpu(gpu, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--dry-run", "--out", str(tmp_path)])
+    status = gpu.main()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [(result["part"], result["problem"]) for result in results] == [(name, "") for name in gpu.PARTS]
+    assert all(gpu.has_passed(result) for result in results)
+    assert status == 0
