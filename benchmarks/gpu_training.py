@@ -1,4 +1,4 @@
-"""Checks of `tinyllama train` on a GPU, for benchmarks/gpu.py: losses, repeatability, resume after kill -9, checkpoints.
+"""Checks of `tinyllama train` on a GPU, for benchmarks/gpu.py: losses, repeatability, resume, checkpoints.
 
 All runs train one small model on a store made of this Python's own source text. A bundle for a machine without a
 network contains that store (benchmarks/gpu_bundle.py).
