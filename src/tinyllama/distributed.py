@@ -178,8 +178,9 @@ def build_mesh(parallel: Parallel, world: World) -> DeviceMesh:
     if replicate == 1:
         return dist.init_device_mesh(world.device.type, (shard,), mesh_dim_names=("shard",))
     mesh = dist.init_device_mesh(world.device.type, (replicate, shard), mesh_dim_names=("replicate", "shard"))
-    for group in mesh.get_all_groups() if world.timeout else ():  # the mesh's groups have torch's default timeout
-        dist.distributed_c10d._set_pg_timeout(world.timeout, group)
+    if world.timeout:  # otherwise the mesh's groups would have torch's default timeout
+        for group in mesh.get_all_groups():
+            dist.distributed_c10d._set_pg_timeout(world.timeout, group)
     return mesh
 
 
