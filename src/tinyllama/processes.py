@@ -11,18 +11,21 @@ import importlib
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
 from tinyllama.errors import RunStoppedError
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def set_parent_death_signal(parent: int | None = None) -> None:
@@ -70,10 +73,11 @@ class Heartbeat:
     """
 
     def __init__(self) -> None:
-        self.silent_seconds, self.is_paused = 0.0, False
+        self.silent_seconds, self.longest_seconds, self.is_paused = 0.0, 0.0, False
 
     def __call__(self) -> None:
         """Record a heartbeat."""
+        self.longest_seconds = max(self.longest_seconds, self.silent_seconds)
         self.silent_seconds = 0.0
 
     def add_wait(self, seconds: float) -> float:
@@ -104,29 +108,61 @@ def exit_on_signal() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def record_signals() -> Iterator[list[str]]:
-    """Yield a list to which the names of the received SIGTERM and SIGUSR1 are appended during the block."""
-    names: list[str] = []
-    with _stop_signal_handlers(lambda number, frame: names.append(signal.Signals(number).name)):
-        yield names
+class StopSignals:
+    """The stop signals that this process received."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        """Names of the signals that the main thread has handled."""
+        self.reader, self.writer = socket.socketpair()
+        self.reader.setblocking(False)
+        self.writer.setblocking(False)
+        self._has_arrived = False
+
+    def has_arrived(self) -> bool:
+        """Return whether a stop signal arrived, even if the main thread is blocked and has not handled the signal.
+
+        Call this method from another thread.
+        """
+        with suppress(BlockingIOError):
+            while numbers := self.reader.recv(64):
+                self._has_arrived = self._has_arrived or bool(set(numbers) & set(_STOP_SIGNALS))
+        return self._has_arrived
 
 
 @contextmanager
-def _stop_signal_handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def record_signals() -> Iterator[StopSignals]:
+    """Record SIGTERM and SIGUSR1 during the block instead of ending the process."""
+    signals = StopSignals()
+    with (
+        signals.reader,
+        signals.writer,
+        _stop_signal_handlers(lambda number, frame: signals.names.append(signal.Signals(number).name), signals.writer),
+    ):
+        yield signals
+
+
+@contextmanager
+def _stop_signal_handlers(
+    handler: Callable[[int, FrameType | None], None], wakeup: socket.socket | None = None
+) -> Iterator[None]:
     """Handle SIGTERM (schedulers, torchrun) and SIGUSR1 (Slurm, before its time limit) during the block.
 
+    Python writes the number of each signal to `wakeup` when the signal arrives, before the main thread runs `handler`.
     Only the main thread can handle signals; in any other thread, this function does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    previous = {number: signal.signal(number, handler) for number in _STOP_SIGNALS}
+    previous_wakeup = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False) if wakeup else None
     try:
         yield
     finally:
         for number, previous_handler in previous.items():
             signal.signal(number, previous_handler)
+        if previous_wakeup is not None:
+            signal.set_wakeup_fd(previous_wakeup)
 
 
 def use_private_compile_cache() -> None:

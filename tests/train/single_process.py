@@ -28,8 +28,8 @@ def build_state(recipe: Recipe) -> TrainState:
 def train_step(state: TrainState, step: int, sequences: Tensor) -> tuple[float, float]:
     """Do step `step` with a batch's sequences, without the guard; return loss and gradient norm."""
     recipe = state.recipe.train
-    loss, norm = forward_backward(state, sequences)
+    nats, norm = forward_backward(state, sequences)
     rate = recipe.learning_rate_at(step)
     optimizer_step(state.optimizers, rate)
     state.model.zero_grad()
-    return loss, norm
+    return float(nats) / recipe.batch_tokens, float(norm)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from tests.train.launch import (
 
 from tinyllama import cli
 from tinyllama.data.batches import batch_index_for_step
-from tinyllama.errors import RunStoppedError
+from tinyllama.errors import REQUEUE_STATUS, RunStoppedError
 from tinyllama.files import write_json
 from tinyllama.recipe import Guard, Recipe
 from tinyllama.runs.run_dir import RunDir
@@ -288,6 +289,16 @@ def test_resume_after_a_kill_during_a_rollback_is_bit_identical(
 
 
 def test_watchdog_ends_a_hanging_process() -> None:
-    command = [sys.executable, str(Path(__file__).with_name("hanging_program.py")), "3", "100"]
+    command = [sys.executable, str(Path(__file__).with_name("hanging_program.py")), "3", "0.5"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=90)
-    assert (done.returncode, done.stdout) == (1, "hang\n")
+    assert (done.returncode, done.stdout) == (1, "ready\nhang 0.5\n")
+
+
+def test_blocked_process_ends_soon_after_a_stop_signal() -> None:
+    command = [sys.executable, str(Path(__file__).with_name("hanging_program.py")), "3", "600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "hang 5\n"
+        assert process.wait() == REQUEUE_STATUS

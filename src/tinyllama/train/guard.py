@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import Any, NamedTuple
 
+from tinyllama.errors import REQUEUE_STATUS
 from tinyllama.files import write_json
-from tinyllama.processes import Heartbeat
+from tinyllama.processes import Heartbeat, StopSignals
 from tinyllama.recipe import Guard
 from tinyllama.runs.run_dir import RunDir
 
@@ -28,6 +29,8 @@ _MIN_RELATIVE_STD = 0.01
 equal losses would count as a spike."""
 _MAD_TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution divided by its median absolute deviation."""
+_MIN_SECONDS_AFTER_SIGNAL = 5.0
+"""Minimum time without a heartbeat after which a process that received a stop signal counts as blocked."""
 
 
 class Action(Enum):
@@ -99,22 +102,29 @@ def discard_stale_rollbacks(run: RunDir) -> None:
 
 
 @contextmanager
-def watchdog(seconds: float, on_hang: Callable[[], None]) -> Iterator[Heartbeat]:
+def watchdog(seconds: float, on_hang: Callable[[float], None], signals: StopSignals) -> Iterator[Heartbeat]:
     """Call `on_hang` and exit with status 1 if the block does not call the yielded heartbeat within `seconds`.
 
-    The watchdog is a thread, because an exception cannot interrupt a main thread that waits in a collective.
+    A process whose peer has died waits in a collective, where it cannot handle a stop signal. After a stop signal, the
+    limit is therefore twice the longest time between two heartbeats, and at least five seconds, and the exit status is
+    REQUEUE_STATUS. `on_hang` receives the limit in seconds. The watchdog is a thread, because an exception cannot
+    interrupt a main thread that waits in a collective.
     """
     period = min(1.0, seconds / 4)
     heartbeat, is_over = Heartbeat(), threading.Event()
 
     def monitor() -> None:
         while not is_over.wait(period):
-            if heartbeat.add_wait(period) > seconds:
+            limit, status = seconds, 1
+            if signals.has_arrived():
+                limit = min(seconds, max(_MIN_SECONDS_AFTER_SIGNAL, 2 * heartbeat.longest_seconds))
+                status = REQUEUE_STATUS
+            if heartbeat.add_wait(period) > limit:
                 try:
-                    on_hang()
+                    on_hang(limit)
                 finally:
                     sys.stderr.flush()
-                    os._exit(1)
+                    os._exit(status)
 
     thread = threading.Thread(target=monitor, name="watchdog", daemon=True)
     thread.start()

@@ -118,7 +118,7 @@ class TrainingLoop:
         stack.callback(self.writer.close)
         self.throughput = ThroughputMeter(recipe, state.model.vocab_size, state.world, saved.get("hardware", []))
         self.signals = stack.enter_context(record_signals())
-        self.heartbeat = stack.enter_context(watchdog(recipe.guard.watchdog_seconds, self._on_hang))
+        self.heartbeat = stack.enter_context(watchdog(recipe.guard.watchdog_seconds, self._on_hang, self.signals))
 
     def train_from(self, first_step: int, detector_state: dict[str, Any] | None) -> bool:
         """Train from `first_step` to the last step; return False if the spike detector rolled the run back."""
@@ -129,8 +129,9 @@ class TrainingLoop:
         for step, sequences in enumerate(order, first_step):
             self.step = step
             _check_token_ids(state, sequences)
-            loss, norm = forward_backward(state, sequences, self.heartbeat)
-            should_stop, save_failed = self._sync_flags()
+            loss, norm, should_stop, save_failed = self._synchronize(
+                *forward_backward(state, sequences, self.heartbeat)
+            )
             decision = detector.check(loss, norm)
             if decision.action is Action.ROLL_BACK:
                 state.model.zero_grad()
@@ -150,12 +151,16 @@ class TrainingLoop:
                 self._exit_on_signal(steps_done)
         return True
 
-    def _sync_flags(self) -> tuple[bool, bool]:
-        """Return whether any rank received a signal, and whether the checkpoint being written failed on any rank."""
+    def _synchronize(self, nats: Tensor, norm: Tensor) -> tuple[float, float, bool, bool]:
+        """Return the mean loss, the gradient norm, and whether any rank received a signal or could not save.
+
+        This is the only point of a step at which the CPU waits for the GPU and for other ranks.
+        """
         world = self.state.world
-        flags = torch.tensor([bool(self.signals), self.writer.has_failed], dtype=torch.int32)
-        should_stop, save_failed = all_reduce_sum(flags.to(world.device), world).tolist()
-        return bool(should_stop), bool(save_failed)
+        flags = torch.tensor([bool(self.signals.names), self.writer.has_failed], dtype=nats.dtype, device=world.device)
+        sums = all_reduce_sum(torch.cat((nats[None], flags)), world)
+        total, stops, failures, norm_value = torch.cat((sums, norm[None])).tolist()
+        return total / self.state.recipe.train.batch_tokens, norm_value, bool(stops), bool(failures)
 
     def _log_step(self, loss: float, norm: float, decision: Decision) -> None:
         """Write the metrics of the step that just ended; validate first if the recipe requests it."""
@@ -239,14 +244,15 @@ class TrainingLoop:
     def _exit_on_signal(self, steps_done: int) -> None:
         """Wait for the checkpoint; raise RunStoppedError with the exit status that makes schedulers requeue the run."""
         self.wait_for_checkpoint(is_last=True)
-        name = self.signals[-1] if self.signals else "a signal to another rank"
+        name = self.signals.names[-1] if self.signals.names else "a signal to another rank"
         raise RunStoppedError(f"{name}: saved at step {steps_done}; rerun the same command to resume", signal=name)
 
-    def _on_hang(self) -> None:
-        """Log a hang; the watchdog's thread calls this method on any rank."""
-        rank, seconds = self.state.world.rank, self.state.recipe.guard.watchdog_seconds
+    def _on_hang(self, seconds: float) -> None:
+        """Log a hang of `seconds`; the watchdog's thread calls this method on any rank."""
+        rank, limit = self.state.world.rank, self.state.recipe.guard.watchdog_seconds
         RunLog(self.state.run).event("hang", self.step + 1, rank=rank, seconds=seconds)
-        echo(f"rank {rank}: no step ended within guard.watchdog_seconds ({seconds:g} s); exiting", to_stderr=True)
+        cause = "guard.watchdog_seconds" if seconds == limit else "the limit after a stop signal"
+        echo(f"rank {rank}: no step ended within {cause} ({seconds:g} s); exiting", to_stderr=True)
 
 
 def _check_token_ids(state: TrainState, sequences: Tensor) -> None:
@@ -259,22 +265,23 @@ def _check_token_ids(state: TrainState, sequences: Tensor) -> None:
 
 def forward_backward(
     state: TrainState, sequences: Tensor, heartbeat: Callable[[], None] = lambda: None
-) -> tuple[float, float]:
+) -> tuple[Tensor, Tensor]:
     """Compute the clipped gradient of a batch; `sequences`, int64 [N, sequence_length + 1], is this rank's part.
 
-    Returns the mean loss over all tokens of the global batch, and the gradient norm before clipping. `heartbeat` is
-    called after each micro-batch.
+    Returns the cross-entropy in nats, summed over this rank's tokens (float64), and the norm over all ranks of the
+    gradient before clipping. `heartbeat` is called after each micro-batch.
     """
     recipe, world = state.recipe.train, state.world
     total = torch.zeros((), device=world.device, dtype=torch.float64)
-    for micro_batch in sequences.to(world.device).split(recipe.effective_micro_batch_size(world.size)):
+    if world.device.type == "cuda":  # pinned memory is copied while the GPU computes
+        sequences = sequences.pin_memory().to(world.device, non_blocking=True)
+    for micro_batch in sequences.split(recipe.effective_micro_batch_size(world.size)):
         nats = state.model.loss(micro_batch[:, :-1], micro_batch[:, 1:], recipe.z_loss)
         # FSDP averages gradients over the ranks, but the loss is a sum over the ranks; the factor corrects this.
         (nats * (world.size / recipe.batch_tokens)).backward()
         total += nats.detach()
         heartbeat()
-    norm = clip_grad_norm(state.model, recipe.optimizer.max_gradient_norm)
-    return float(all_reduce_sum(total, world)) / recipe.batch_tokens, float(norm)
+    return total, clip_grad_norm(state.model, recipe.optimizer.max_gradient_norm)
 
 
 def _progress_bar(recipe: Recipe, run: RunDir, first_step: int) -> Bar:
