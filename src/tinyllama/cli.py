@@ -124,7 +124,7 @@ def plan(
     recipe: Recipe,
     hardware: str | None = None,
     gpus: int = 1,
-    mfu: float = 0.5,
+    mfu: float | None = None,
     measure: bool = False,
     price: float | None = None,
     disk: float = 1e9,
@@ -138,9 +138,10 @@ def plan(
     """Estimate the requirements of a run: memory, tokens per second, days, cost, network, disk, failures.
 
     Args:
-        hardware: a100-40g, a100-80g, h100, h200, b200, l40s, 4090, 3090 or cpu; this machine by default.
+        hardware: a100-40g, a100-80g, h100, h100-pcie, h100-nvl, h200, h200-nvl, b200, l40s, 4090, 3090 or cpu; this
+            machine by default.
         gpus: Number of GPUs.
-        mfu: Assumed model FLOPs utilization, as a fraction of the peak FLOP/s.
+        mfu: Assumed model FLOPs utilization, as a fraction of the peak FLOP/s; by default an estimate for the GPU.
         measure: Measure the speed of a few layers on this machine instead of assuming an MFU.
         price: Price of a GPU-hour, in any currency.
         disk: Total write speed of all ranks for a checkpoint, in bytes per second.

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import sdpa_kernel
 
-from tinyllama.model.attention import causal_attention
+from tinyllama.model.attention import INFERENCE_KERNELS, causal_attention
 from tinyllama.model.llama import Llama, rope_table
 
 LogLikelihood = tuple[float, bool]
@@ -116,6 +117,7 @@ def _shared_length(group: PrefixGroup, request: Request) -> int:
 
 
 @torch.inference_mode()
+@sdpa_kernel(INFERENCE_KERNELS)
 def score_batch(model: Llama, groups: Sequence[PrefixGroup]) -> dict[int, LogLikelihood]:
     """Compute the log-likelihoods of a batch's requests, by request number."""
     batch = pack(groups, model.embedding.weight.device)

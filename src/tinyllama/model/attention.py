@@ -16,8 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend
 
 from tinyllama.model.flops import ATTENTION_BLOCK, saved_attention_probabilities
+
+INFERENCE_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""torch's attention kernels for inputs whose shapes change often. cuDNN's kernel is excluded, because cuDNN needs up to
+half a second to plan each new shape."""
 
 
 def causal_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Iterator
 
 import torch
+from torch.nn.attention import sdpa_kernel
 
 from tinyllama.errors import InputError
+from tinyllama.model.attention import INFERENCE_KERNELS
 from tinyllama.model.llama import Llama
 from tinyllama.tokenizer import Tokenizer
 
@@ -39,7 +41,8 @@ def generate(
     caches = model.new_caches(1, context)
     ids = torch.tensor([prompt], device=model.embedding.weight.device)
     for _ in range(min(max_new_tokens, context - len(prompt))):
-        logits = model.logits(model.hidden_states(ids, caches)[:, -1])[0].float().cpu()
+        with sdpa_kernel(INFERENCE_KERNELS):
+            logits = model.logits(model.hidden_states(ids, caches)[:, -1])[0].float().cpu()
         token = sample_token(logits, temperature, top_k, random)
         if token == stop_id:
             return

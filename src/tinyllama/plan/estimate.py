@@ -54,7 +54,8 @@ class Assumptions:
     """Assumptions of a plan that are not in the recipe. Each is set by a flag or has a default."""
 
     gpus: int = 1
-    mfu: float = 0.5
+    mfu: float | None = None
+    """MFU as a fraction; None means the estimate of the GPU's hardware spec."""
     measured_seconds: tuple[float, float] | None = None
     """Measured time per micro-batch and per optimizer step on this machine, in seconds. These times replace the MFU."""
     price_per_gpu_hour: float | None = None
@@ -92,9 +93,15 @@ class Plan:
     def default_assumptions(self) -> dict[str, Any]:
         """Assumptions that affect the figures and have their default values."""
         names = ["gpu_hours_between_failures", "restart_minutes", "disk_bytes_per_second"]
-        names += [] if self.assumptions.measured_seconds else ["mfu"]
         defaults = asdict(Assumptions())
-        return {name: defaults[name] for name in names if getattr(self.assumptions, name) == defaults[name]}
+        found = {name: defaults[name] for name in names if getattr(self.assumptions, name) == defaults[name]}
+        is_mfu_assumed = self.assumptions.mfu is None and not self.assumptions.measured_seconds
+        return found | ({"mfu": self.hardware.assumed_mfu} if is_mfu_assumed else {})
+
+    @property
+    def mfu(self) -> float:
+        """The assumed MFU, as a fraction."""
+        return self.hardware.assumed_mfu if self.assumptions.mfu is None else self.assumptions.mfu
 
     @property
     def parameters(self) -> int:
@@ -175,7 +182,7 @@ def _memory(plan: Plan) -> dict[str, Any]:
 def _time(plan: Plan) -> dict[str, Any]:
     assumptions, spec, train, workload = plan.assumptions, plan.hardware, plan.recipe.train, plan.workload
     flops, peak = flops_per_token(workload.model, plan.vocab_size, workload.length), spec.peak_flops(train.precision)
-    compute, update = assumptions.measured_seconds or (workload.tokens * flops / (peak * assumptions.mfu), 0.0)
+    compute, update = assumptions.measured_seconds or (workload.tokens * flops / (peak * plan.mfu), 0.0)
     network = network_seconds(workload, plan.replicas, spec)
     step = plan.micro_batches * max(compute, network) + update / workload.shards
     per_gpu = train.batch_tokens / assumptions.gpus / step

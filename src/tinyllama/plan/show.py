@@ -76,7 +76,7 @@ def parse_sweep(text: str) -> list[int]:
 def _check_flags(assumptions: Assumptions, vocab_size: int | None) -> None:
     limits: dict[str, tuple[float, float, float, str]] = {
         "--gpus": (assumptions.gpus, 1, 1e6, "a number of GPUs"),
-        "--mfu": (assumptions.mfu, 1e-6, 1, "a fraction such as 0.5"),
+        "--mfu": (0.5 if assumptions.mfu is None else assumptions.mfu, 1e-6, 1, "a fraction such as 0.5"),
         "--price": (assumptions.price_per_gpu_hour or 0, 0, 1e6, "an amount of money"),
         "--disk": (assumptions.disk_bytes_per_second, 1e3, 1e18, "bytes per second such as 2e9"),
         "--failure-hours": (assumptions.gpu_hours_between_failures, 1e-3, 1e12, "GPU-hours such as 50e3"),
@@ -199,7 +199,7 @@ def _memory_rows(plan: Plan) -> Rows:
 
 def _time_rows(plan: Plan, unit: str) -> Rows:
     figures, assumptions = plan.figures, plan.assumptions
-    basis = "measured here" if assumptions.measured_seconds else f"at an MFU of {assumptions.mfu:.1%}"
+    basis = "measured here" if assumptions.measured_seconds else f"at an MFU of {plan.mfu:.1%}"
     yield f"tokens/s per {unit}", f"{figures['tokens_per_second_per_gpu']:,.0f} ({basis})"
     yield "tokens/s in total", f"{figures['tokens_per_second']:,.0f}"
     yield "MFU", f"{figures['mfu']:.1%}"
