@@ -76,7 +76,7 @@ def init_distributed(watchdog_seconds: float) -> Iterator[World]:
         problem = f"{error} within {timeout.total_seconds():g} s (twice guard.watchdog_seconds)"
         remedy = "check that all ranks have started and can reach MASTER_ADDR, or raise guard.watchdog_seconds"
         raise RunStoppedError(f"rank {rank}: {problem}; {remedy}") from None
-    _check_same_device_type(store, rank, device)
+    check_same_device_type(store, rank, device)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield World(rank, size, device, timeout)
@@ -106,7 +106,7 @@ def select_device(local_rank: int) -> torch.device:
     raise InputError(f"CUDA: {problem}; {remedy}")
 
 
-def _check_same_device_type(store: dist.Store, rank: int, device: torch.device) -> None:
+def check_same_device_type(store: dist.Store, rank: int, device: torch.device) -> None:
     """Raise InputError if this rank's device type differs from that of rank 0."""
     store.set(f"device/{rank}", device.type)
     if (main_type := store.get("device/0").decode()) != device.type:

@@ -1,0 +1,51 @@
+"""Devices of ranks, and the timeouts of their process groups."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tinyllama import hardware
+from tinyllama.distributed import check_same_device_type, select_device
+from tinyllama.errors import InputError
+
+
+@pytest.fixture
+def unusable_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a GPU that torch cannot use, as with an old driver or a torch built for CPUs."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(hardware, "nvidia_devices", lambda: [Path("/dev/nvidia0")])
+
+
+@pytest.mark.usefixtures("unusable_gpu")
+@pytest.mark.parametrize("visible", [None, "99"])
+def test_gpu_that_torch_cannot_use_is_refused(monkeypatch: pytest.MonkeyPatch, visible: str | None) -> None:
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(InputError, match=r"^CUDA: .*CUDA_VISIBLE_DEVICES="):
+        select_device(0)
+
+
+@pytest.mark.usefixtures("unusable_gpu")
+@pytest.mark.parametrize("visible", ["", "-1"])
+def test_hidden_gpus_select_the_cpu(monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert select_device(0) == torch.device("cpu")
+
+
+def test_rank_without_the_device_type_of_rank_0_is_refused() -> None:
+    store = dist.HashStore()
+    check_same_device_type(store, 0, torch.device("cuda", 0))
+    check_same_device_type(store, 1, torch.device("cuda", 1))
+    with pytest.raises(InputError, match=r"^rank 2: .*cpu.*cuda"):
+        check_same_device_type(store, 2, torch.device("cpu"))
+
+
+def test_groups_of_replicas_have_the_timeout_of_the_watchdog() -> None:
+    program = Path(__file__).with_name("mesh_timeouts_program.py")
+    done = subprocess.run([sys.executable, str(program), "7"], check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["14.0", "14.0"]  # shards, replicas
