@@ -73,11 +73,14 @@ class Heartbeat:
     """
 
     def __init__(self) -> None:
-        self.silent_seconds, self.longest_seconds, self.is_paused = 0.0, 0.0, False
+        self.silent_seconds, self.is_paused = 0.0, False
+        self.longest_seconds: float | None = None
+        """Longest time between two heartbeats; None before the first heartbeat."""
 
     def __call__(self) -> None:
         """Record a heartbeat."""
-        self.longest_seconds = max(self.longest_seconds, self.silent_seconds)
+        longest = self.longest_seconds
+        self.longest_seconds = 0.0 if longest is None else max(longest, self.silent_seconds)
         self.silent_seconds = 0.0
 
     def add_wait(self, seconds: float) -> float:
