@@ -22,7 +22,7 @@ from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Model, Optimizer, Parallel
 from tinyllama.train.setup import build_optimizers, clip_grad_norm, optimizer_step
 
-SHAPE = Model(dim=512, layers=4, heads=8, kv_heads=2, ffn_dim=1408, context_length=512)
+SHAPE = Model(dim=256, layers=4, heads=4, kv_heads=2, ffn_dim=704, context_length=512)
 VOCABULARY = 4096
 TOLERANCES = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
 BACKENDS = {
@@ -157,7 +157,7 @@ def sharding(device: str) -> Iterator[dict[str, Any]]:
 
 def trained_weights(world: World, tied: bool, optimizer: str, mesh: str | None) -> dict[str, Tensor]:
     """Return the weights after three steps on random batches, on the CPU."""
-    shape = SHAPE.model_copy(update={"tie_embeddings": tied, "layers": 2, "dim": 256, "ffn_dim": 704})
+    shape = SHAPE.model_copy(update={"tie_embeddings": tied, "layers": 2})
     with torch.device("meta"):
         model = Llama(shape, VOCABULARY, torch.float32)
     if mesh == "1 rank":
