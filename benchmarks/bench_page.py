@@ -48,7 +48,7 @@ def page(results: Results) -> Iterator[str]:
         "in turn, so that other jobs slow all programs equally. A ratio compares two programs in the same round; above",
         "1 tinyllama is better. The tables show the median of the rounds, with minimum and maximum.",
         "",
-        "![Speed of tinyllama relative to each other program, on a logarithmic axis](benchmarks.png)",
+        "![Speed of tinyllama relative to the other programs, on a logarithmic axis](benchmarks.png)",
         "",
         *machine_lines(results),
         "",

@@ -1,7 +1,7 @@
 """Comparison of evaluation speed with lm-eval's `hf` model, with equal checkpoint, CPU, threads and dtype.
 
 Both models run in one process, in turns. `hf` uses the best of several batch sizes; tinyllama's model forms its own
-batches. The script measures the time of lm-eval's call of the model, from strings to log-likelihoods. It prints the
+batches. The script measures the time of lm-eval's call to the model, from strings to log-likelihoods. It prints the
 ratio of the times with its range, in total and per task, and the largest difference between the log-likelihoods.
 
     python benchmarks/evaluation.py --precision fp32 --items 60 --rounds 3
@@ -66,7 +66,8 @@ def _compare(
         unit="s",
         more_is_better=False,
         how=f"{sum(map(len, requests.values()))} requests of {', '.join(TASKS)} ({given.items} items each), "
-        f"{given.threads} threads, one process: lm-eval's call of the model, from strings to log-likelihoods.",
+        f"with {given.threads} threads in one process. The time is that of lm-eval's call to the model, from input "
+        "strings to log-likelihoods.",
         not_shown="Loading the model and the tasks; generation tasks; GPUs; tasks whose requests share less text than "
         "the choices of one question, where the speed-up is smaller.",
         programs={

@@ -47,7 +47,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is rank 0, which writes the run's files and prints."""
+        """Whether this process is rank 0, the only rank that prints output and writes the run's files."""
         return self.rank == 0
 
 

@@ -197,7 +197,7 @@ def check_model_folder(folder: Path) -> None:
     if not is_file_name(str(weights)):
         raise InputError(f"{folder}: config.json names weights outside the folder, {weights!r}; save the model again")
     if (folder / "adapter_config.json").exists():  # this file names the model's folder
-        raise InputError(f"{folder}: adapter_config.json belongs to an adapter; merge the adapter with its model")
+        raise InputError(f"{folder}: adapter_config.json belongs to an adapter; merge the adapter into its base model")
 
 
 def indexed_files(index: Path) -> set[str]:

@@ -169,7 +169,7 @@ def _stop_signal_handlers(
 
 
 def use_private_compile_cache() -> None:
-    """Make torch.compile keep its code in this user's cache folder, not in the folder that all users can write.
+    """Make torch.compile store its code in this user's cache folder instead of /tmp, which all users can write to.
 
     torch executes the code in its cache, by default `/tmp/torchinductor_USER`, and another user can create that folder
     first. Call this function before torch imports `torch._inductor`, which reads the environment variable. If the

@@ -37,7 +37,7 @@ def changed(folder: Path, **fields: Any) -> Path:
     ],
 )
 def test_text_expanding_tokenizer_is_refused(tmp_path: Path, part: str, step: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=f"its {part} can lengthen a text more than 32 times"):
+    with pytest.raises(InputError, match=f"its {part} can lengthen a text"):
         Tokenizer.load(changed(tmp_path, **{part: step}))
 
 
@@ -61,11 +61,11 @@ def charsmap(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_text_expanding_sentencepiece_rules_are_refused(charsmap: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="normalization can lengthen a text more than 32 times"):
+    with pytest.raises(InputError, match="normalization can lengthen a text"):
         Tokenizer.load(charsmap)
     model = sentencepiece_model_pb2.ModelProto.FromString((charsmap / "tokenizer.model").read_bytes())
     rules = base64.b64encode(model.normalizer_spec.precompiled_charsmap).decode()
-    with pytest.raises(InputError, match="its normalizer can lengthen a text more than 32 times"):
+    with pytest.raises(InputError, match="its normalizer can lengthen a text"):
         Tokenizer.load(changed(tmp_path, normalizer={"type": "Precompiled", "precompiled_charsmap": rules}))
 
 

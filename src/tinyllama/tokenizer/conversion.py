@@ -184,7 +184,7 @@ def check_expansion(name: str, document: dict[str, Any]) -> None:
     for part in ("normalizer", "decoder"):
         if _expansion_factor(document.get(part)) > _MAX_EXPANSION:
             raise InputError(
-                f"{name}: its {part} can lengthen a text more than {_MAX_EXPANSION} times; use another tokenizer"
+                f"{name}: its {part} can lengthen a text by a factor above {_MAX_EXPANSION}; use another tokenizer"
             )
 
 
@@ -206,7 +206,7 @@ def check_charsmap(name: str, charsmap: bytes) -> None:
     """Raise InputError if SentencePiece's normalization rules can lengthen a text by a factor above 32."""
     if charsmap and _longest_replacement(charsmap) > _MAX_EXPANSION:
         raise InputError(
-            f"{name}: its normalization can lengthen a text more than {_MAX_EXPANSION} times; use another tokenizer"
+            f"{name}: its normalization can lengthen a text by a factor above {_MAX_EXPANSION}; use another tokenizer"
         )
 
 

@@ -39,7 +39,7 @@ _PLOT_ORDER = ",".join((
 
 
 def watch(path: Path, port: int | None = None, open_browser: bool = True) -> None:
-    """Serve the page of a run and the other runs in its folder until interrupted.
+    """Serve the page that shows a run and the other runs in the same parent folder, until interrupted.
 
     Raises InputError if there is no run to show, or if the port is invalid or in use.
     """
@@ -57,7 +57,7 @@ def watch(path: Path, port: int | None = None, open_browser: bool = True) -> Non
 
 
 def publish_page(path: Path, space: str, public: bool = False) -> str:
-    """Create or update the page of a run and the other runs in its folder on a Space of the hub; return its URL.
+    """Upload the page of a run and of the other runs in the same parent folder to a Space of the hub; return its URL.
 
     `space` is OWNER/NAME. A new Space is private unless `public`. Raises InputError if there is no run to show, or if
     the hub cannot be reached or refuses the upload.
