@@ -196,7 +196,7 @@ def resume_a_trillion(folder: Path, rounds: int) -> Measure:
     settings = "`batches(recipe, store, step)` over 14,900 shards, two sources"
     return Measure(
         section="resuming",
-        name="first batch at 90 % of 1,000,000M tokens, after the imports",
+        name="first batch at 90 % of a trillion tokens, after the imports",
         unit="s",
         more_is_better=False,
         how="The first batch from a sparse store with manifests as long as those of a real store. Only tinyllama was "

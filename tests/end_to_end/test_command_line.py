@@ -123,4 +123,4 @@ def test_stages_produce_release_that_completes_text(
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("import os")
     assert cli.main(["release", "runs/small"]) == 2
-    assert "already released; replace the release with --force" in capsys.readouterr().err
+    assert "already released; --force" in capsys.readouterr().err

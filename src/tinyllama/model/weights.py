@@ -1,8 +1,8 @@
 """Conversion of weight names and configurations to and from Hugging Face's LlamaForCausalLM.
 
 The values of the weights do not change. Hugging Face has separate matrices for query, key and value, and for gate and
-up. `model.llama` stacks these matrices in this order. Hugging Face and `model.llama` both rotate dimension i with
-dimension i + E/2, so no row is permuted.
+up. `model.llama` stacks these matrices in this order. Hugging Face and `model.llama` both rotate dimension i of a head
+with dimension i + E/2, where E is the width of a head, so no row is permuted.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -114,7 +114,7 @@ def _split(file: RawFile, pattern: re.Pattern[bytes], max_separator_bytes: int) 
 
     A part longer than LONGEST_BYTES is None.
     """
-    # One buffer grows with a long part. Each part is popped before it is yielded, so that no reference keeps it alive.
+    # Each part is removed from the list before it is yielded, so that its memory can be freed early.
     tail, number, is_too_long = bytearray(), 1, False
     for chunk in iter_chunks(file):
         if pattern is _LINE_END and not tail and chunk.isspace():  # a fast path for millions of empty lines

@@ -127,7 +127,7 @@ def check_destination(release: ReleaseDir, force: bool) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if release.exists and not force:
-        raise InputError(f"{folder}: already released; replace the release with --force")
+        raise InputError(f"{folder}: already released; --force replaces the release")
     listed = release.metadata()["files"] if release.exists else ()
     own = {release.metadata_path.name, release.evaluation_path.name, *listed}
     paths = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())

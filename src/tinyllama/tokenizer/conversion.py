@@ -85,7 +85,10 @@ def merges_by_score(model: ModelProto) -> list[tuple[str, str]]:
 
 
 def convert_model(model: ModelProto, unk: str | None, bos: str | None) -> dict[str, Any]:
-    """Return the tokenizer.json of a Llama-style tokenizer.model; `unk` and `bos` are the texts of these tokens."""
+    """Return the tokenizer.json of a Llama-style tokenizer.model.
+
+    `unk` and `bos` are the texts of the UNK and BOS tokens, or None if the model has no such token.
+    """
     tokens = sentencepiece_tokens(model)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     document = {

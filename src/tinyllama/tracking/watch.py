@@ -68,7 +68,7 @@ def publish_page(path: Path, space: str, public: bool = False) -> str:
         raise InputError(f"--publish {space}: not the name of a Space; give OWNER/NAME")
     run = RunDir.open(path)
     with _feeding(run) as trackio, translate_hub_errors(api.endpoint, space), contextlib.redirect_stdout(io.StringIO()):
-        # This call creates the Space, since trackio would prompt for a token if the hub refuses the current token.
+        # The Space is created here, because trackio would prompt for another token if the hub refused this one.
         api.create_repo(space, repo_type="space", space_sdk="gradio", private=not public, exist_ok=True)
         if "app.py" not in api.list_repo_files(space, repo_type="space"):
             importlib.import_module("trackio.deploy").deploy_as_space(space, private=not public)
