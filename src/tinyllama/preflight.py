@@ -20,7 +20,7 @@ from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import HUB_NAME
 
-# Functions import the modules that only some recipes need, so that `prepare` does not wait for torch.
+# Modules that only some recipes need are imported inside functions, so that `prepare` does not wait for torch.
 # ruff: noqa: PLC0415
 
 
@@ -119,7 +119,7 @@ def check_float8(recipe: Recipe) -> None:
 
 
 def _check_tasks(release: Release) -> None:
-    """Check the names of tasks if lm-eval is installed; `train` checks the installation."""
+    """Check the names of tasks if lm-eval is installed; `train` reports a missing installation."""
     if release.tasks and release.limit == 1:
         raise InputError("release.limit: 1 item of each task gives no standard error; raise the limit to at least 2")
     if not release.tasks or find_spec("lm_eval") is None:

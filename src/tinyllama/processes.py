@@ -1,7 +1,7 @@
 """Sidecar processes, parent-death and stop signals, and torch's compile cache.
 
 A sidecar runs this module as its program. Before any slow import, the program asks the kernel to kill the sidecar when
-training ends. Imports no torch.
+training ends. The module does not import torch.
 """
 
 import atexit
@@ -48,8 +48,8 @@ def start_sidecar(module: str, *arguments: str, one_core: bool, log: IO[bytes] |
     """Start a sidecar process that runs `main(*arguments)` of a module.
 
     The process is not a rank and uses no GPU. With `one_core`, it computes with one thread. The process has its own
-    session, so it does not receive the signals to training's process group. Its standard error is written to `log`, or
-    else to a pipe. Raises OSError if the process cannot be started.
+    session, so it does not receive signals to the process group of training. Its standard error is written to `log`, or
+    to a pipe if `log` is None. Raises OSError if the process cannot be started.
     """
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS")  # torchrun sets one thread
     own = {"CUDA_VISIBLE_DEVICES": "", **({"OMP_NUM_THREADS": "1"} if one_core else {})}
@@ -66,7 +66,7 @@ def start_sidecar(module: str, *arguments: str, one_core: bool, log: IO[bytes] |
 
 
 class Heartbeat:
-    """Heartbeat of a worker, and the time since the last heartbeat, in seconds.
+    """Heartbeats of a worker, and the time since the last heartbeat in seconds.
 
     The supervisor adds up its own waiting times instead of reading a clock. A process that was suspended and continued
     therefore does not look hung.
@@ -91,7 +91,7 @@ class Heartbeat:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Count no time while the block runs, for example while the block reads a slow disk."""
+        """Do not count the time during the block, which may, for example, wait for a slow disk."""
         self.is_paused = True
         try:
             yield
@@ -101,7 +101,7 @@ class Heartbeat:
 
 @contextmanager
 def exit_on_signal() -> Iterator[None]:
-    """Raise RunStoppedError on SIGTERM or SIGUSR1 during a block that has nothing to save."""
+    """Raise RunStoppedError on SIGTERM or SIGUSR1 during the block, which must have nothing to save."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -205,7 +205,7 @@ def _owns_shared_header_folder() -> bool:
 
 
 def main(parent: str, module: str, *arguments: str) -> int:
-    """Run a module's `main` in a sidecar of the process `parent`; return its exit status."""
+    """Run the function `main` of a module in this sidecar of the process `parent`, and return the exit status."""
     set_parent_death_signal(int(parent))
     status: int = importlib.import_module(module).main(*arguments)
     return status

@@ -44,7 +44,7 @@ def is_quiet() -> bool:
 
 
 def _format_rate(value: float) -> str:
-    """Format a rate with three digits, or without decimals from 100 on: `0.213`, `11.2`, `4,421`."""
+    """Format a rate with three significant digits, or without decimals from 100 on: `0.213`, `11.2`, `4,421`."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -57,7 +57,7 @@ def _format_counter(done: int, total: int, unit: str) -> str:
 
 
 class RateEstimator:
-    """Estimator of a growing count's recent rate; excludes work before the first sample, such as compilation."""
+    """Estimator of a growing count's recent rate, without work before the first sample, such as compilation."""
 
     def __init__(self) -> None:
         self.samples: deque[tuple[float, int]] = deque()
@@ -80,7 +80,8 @@ class RateEstimator:
             return None
         (began, first), (ended, last) = self.samples[0], self.samples[-1]
         usual = (ended - began) / (len(self.samples) - 1)
-        # A sample arrives when its work ends. The time since the last sample counts only if the next sample is overdue.
+        # A sample is added when its work ends, so the time since the last sample counts only if the next sample is
+        # overdue.
         return (last - first) / (ended - began + max(0.0, now - ended - usual))
 
 
@@ -99,7 +100,7 @@ class Bar:
         where: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Describe the work: `total` and `start` are counts of `unit`.
+        """Describe the work; `total` and `start` are amounts in `unit`.
 
         By default, the rate is shown in `unit` per second. `rate` names another unit for the rate, and `each` is its
         amount per `unit`: with unit="step", rate="tokens" and each=8192, the rate is in tokens per second, for steps of
@@ -191,7 +192,7 @@ class Bar:
 
 
 def _redirect_logs(before: TextIO, after: TextIO) -> None:
-    """Make the log handlers that write to `before` write to `after`.
+    """Redirect the log handlers that write to the stream `before` to the stream `after`.
 
     Each log handler, such as torch's, keeps the standard error stream that it was created with.
     """
@@ -210,7 +211,9 @@ def poll_progress(
     details: Callable[[], str] = str,
     where: str = "",
 ) -> Iterator[Callable[[], None]]:
-    """Show the progress `count()` and `details()` of work in other processes until the block ends.
+    """Show the progress of work in other processes until the block ends.
+
+    `count()` returns the amount done, and `details()` returns text to show next to it.
 
     Yields the function that starts the display, so that processes can be forked before the display's thread exists.
     """

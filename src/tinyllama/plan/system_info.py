@@ -41,7 +41,7 @@ class Device:
 
     @property
     def bf16(self) -> bool:
-        """Whether the GPU supports bf16 natively: Ampere and later (torch's own check accepts emulation)."""
+        """Whether the GPU supports bf16 natively (Ampere and later); torch's own check also accepts emulation."""
         return self.capability >= (8, 0)
 
     @property
@@ -84,7 +84,7 @@ class SystemInfo:
 
 
 def probe() -> SystemInfo:
-    """Collect the facts about this machine, which takes as long as importing torch."""
+    """Collect the facts about this machine."""
     shm = Path("/dev/shm")
     gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     properties = [torch.cuda.get_device_properties(number) for number in gpus]
@@ -110,7 +110,7 @@ def probe() -> SystemInfo:
 
 
 def _working_attention_kernels(device: torch.device) -> tuple[str, ...]:
-    """Return the kernels that can run a small causal attention."""
+    """Return the names of the attention kernels that run a small causal attention without an error."""
     query, working = torch.ones(1, 4, 128, 64, dtype=torch.bfloat16, device=device), []
     for name, kernel in _ATTENTION_KERNELS.items():
         try:
@@ -125,7 +125,7 @@ def _working_attention_kernels(device: torch.device) -> tuple[str, ...]:
 def unmet_requirements(package: str) -> dict[str, tuple[str, ...]]:
     """Return descriptions of an installed package's unmet requirements, such as `torch is 2.1, not ~=2.13`.
 
-    The keys are the package's extras, and `""` for the requirements that do not belong to an extra.
+    The keys are the names of the package's extras. The key `""` has the requirements that belong to no extra.
     """
     extras = [extra for extra in metadata(package).get_all("Provides-Extra") or () if extra not in _DEVELOPER_EXTRAS]
     unmet = defaultdict[str, list[str]](list)

@@ -1,8 +1,8 @@
 """Plots of runs and plans with matplotlib, as PNG files and as SVG for a page.
 
-A `draw` function draws into a figure. `save_png` adds the legend and the axis labels and writes a file. `draw_svg`
-returns SVG without a legend and labels, since the page adds its own. Colours are for a light background. On a dark
-background, the page inverts the colours with a CSS filter.
+Functions such as `draw_loss` draw into a figure. `save_png` adds the legend and the axis labels, and writes a PNG file.
+`draw_svg` returns SVG without a legend and axis labels, because the page adds its own. The colours are chosen for a
+light background. On a dark background, the page inverts them with a CSS filter.
 """
 
 import io
@@ -64,7 +64,7 @@ _VALUE_FORMATS: dict[str, Callable[[float], str]] = {
 
 @dataclass(frozen=True)
 class Annotation:
-    """Events of one category that a plot shows as one annotation, because they are close together."""
+    """One or several nearby events of a category, which a plot shows as one annotation."""
 
     tokens: float
     """Mean position of the events."""
@@ -79,7 +79,7 @@ class Annotation:
 
     @property
     def label(self) -> str:
-        """Text such as `rollback`, `3 skips` or `4 events`.
+        """Text of the annotation, such as `rollback`, `3 skips` or `4 events`.
 
         If some of the events are `resume`, only these are counted, because a stop and a resume are one interruption.
         """
@@ -91,7 +91,7 @@ class Annotation:
 
 
 def annotations(events: Iterable[Event], batch_tokens: int, min_distance: float) -> list[Annotation]:
-    """Return annotations for all non-routine events; events of a category within `min_distance` tokens are merged."""
+    """Return annotations for all non-routine events, merged as described in `merge_nearby`."""
     found = (Annotation(event["step"] * batch_tokens, event_category(event), {event["event"]: 1}) for event in events)
     return merge_nearby([annotation for annotation in found if annotation.category != INFO], min_distance)
 
@@ -116,7 +116,7 @@ def merge_nearby(found: Sequence[Annotation], min_distance: float) -> list[Annot
 
 
 def loss_plot(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Write the plot of training and validation loss (nats per token) over tokens seen, 1600 x 900 pixels.
+    """Write a plot of training and validation loss (nats per token) against tokens seen, as a PNG file.
 
     A row has `tokens`, `loss` and, if measured, `validation_loss`. Values that are not finite are skipped.
     """
@@ -125,7 +125,7 @@ def loss_plot(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 
 
 def sweep_plot(title: str, plans: Mapping[int, Mapping[str, Any]], path: Path) -> None:
-    """Write the plot of a plan's days and cost over the number of GPUs; without a price, GPU-hours replace the cost."""
+    """Write a plot of a plan's days and cost (or GPU-hours, without a price) against the number of GPUs."""
     gpus, figures = list(plans), list(plans.values())
     days = [found["days_with_losses"] for found in figures]
     cost_label, key = ("GPU-hours", "gpu_hours_with_losses") if figures[0]["cost"] is None else ("cost", "cost")
@@ -155,7 +155,7 @@ def draw_loss(
     figure: Figure, curves: Mapping[str, Curve], events: Sequence[Annotation] = (), max_bins: int = 900,
     max_labels: int = 10,
 ) -> None:  # fmt: skip
-    """Draw raw loss, smoothed loss and validation loss; above the curves, draw a track of annotations per category."""
+    """Draw raw loss, smoothed loss and validation loss, below one track of annotations per category of events."""
     raw, validation = downsample(curves["loss"], max_bins), downsample(curves["validation_loss"], 200)
     axes = _add_event_tracks(figure, events, max_labels, float(raw.tokens[-1]) if len(raw) else 1.0)
     axes.plot(*min_max_envelope(raw), color=TRAINING, alpha=0.5, linewidth=0.8, label="training, every step")
@@ -167,9 +167,10 @@ def draw_loss(
 
 
 def draw_metric(figure: Figure, curve: Curve, unit: str, color: str = TRAINING, max_bins: int = 320) -> None:
-    """Draw a metric over tokens seen: its range as a pale line, and its running mean.
+    """Draw a metric against tokens seen: a pale line for the range of its values, and a line for its running mean.
 
-    `unit` is a key of `_VALUE_FORMATS`, `norm`, or `points` for a metric that is measured only at some steps.
+    `unit` is a key of `_VALUE_FORMATS`, `norm` for a norm of gradients, or `points` for a metric that is measured only
+    at some steps.
     """
     axes, thin = figure.add_subplot(), downsample(curve, max_bins)
     if unit == "points":
@@ -182,7 +183,7 @@ def draw_metric(figure: Figure, curve: Curve, unit: str, color: str = TRAINING, 
         axes.yaxis.set_major_formatter(lambda value, _: _VALUE_FORMATS[unit](value))
     elif unit == "norm" and thin.high.max() > 30 * sorted(thin.mean)[len(thin) // 2]:
         axes.set_yscale("log")
-        # matplotlib's default labels contain math text, which is disabled
+        # matplotlib labels a logarithmic axis with math text by default, but _SETTINGS disables math text
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter("")
     _style_axes(axes)
@@ -217,7 +218,7 @@ def draw_task(figure: Figure, points: Sequence[tuple[float, float, float]], labe
 
 
 def draw_comparison(figure: Figure, runs: Mapping[str, Mapping[str, Curve]], max_bins: int) -> None:
-    """Draw the loss of several runs as running means over pale ranges, and the validation loss as points."""
+    """Draw the loss of several runs: pale ranges, lines for running means, and points for the validation loss."""
     axes = figure.add_subplot()
     for number, (name, curves) in enumerate(runs.items()):
         color, style = _RUNS[number % len(_RUNS)], _LINE_STYLES[number // len(_RUNS) % len(_LINE_STYLES)]
@@ -230,7 +231,7 @@ def draw_comparison(figure: Figure, runs: Mapping[str, Mapping[str, Curve]], max
 
 
 def save_png(draw: Draw, path: Path, ylabel: str | None = None) -> None:
-    """Write a plot with a white background, 1600 x 900 pixels; with `ylabel`, add a legend and the axis labels."""
+    """Write a plot, 1600 x 900 pixels on white; if `ylabel` is given, add a legend and the axis labels."""
     with mpl.rc_context(_SETTINGS):
         figure = Figure(figsize=(8, 4.5), facecolor="white", layout="constrained")
         FigureCanvasAgg(figure)
@@ -245,7 +246,9 @@ def save_png(draw: Draw, path: Path, ylabel: str | None = None) -> None:
 
 
 def draw_svg(draw: Draw, size: tuple[int, int], name: str) -> tuple[Markup, list[Line2D]]:
-    """Return a plot as SVG for an HTML page, and the lines of its legend; `size` is width and height in CSS pixels.
+    """Return a plot as SVG for an HTML page, and the plot's lines that belong in a legend.
+
+    `size` is width and height in CSS pixels.
 
     `name` must be unique on the page, because the ids in the SVG contain it.
     """
@@ -260,7 +263,7 @@ def draw_svg(draw: Draw, size: tuple[int, int], name: str) -> tuple[Markup, list
     lines: list[Any] = [line for axes in reversed(figure.axes) for line in axes.get_legend_handles_labels()[0]]
     text = svg.getvalue()
     text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])  # ids of groups are unused
-    # Round coordinates to 0.01 pixels; keep the text between tags.
+    # Round the coordinates in tags to 0.01 pixels; do not change numbers in the text between tags.
     text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"-?\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", tag[0]), text)
     return Markup(text), lines
 

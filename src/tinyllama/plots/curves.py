@@ -32,8 +32,8 @@ _SMOOTHING_FRACTION = 0.02
 
 Floats = NDArray[np.float64]
 
-# Bins are an array [5, bins] or [5, bins, metrics]: minimum, maximum, sum of values, sum of tokens, number of rows. A
-# bin without a value of a metric has inf, -inf, 0, 0, 0.
+# Bins are an array [5, bins] or [5, bins, metrics]. The first axis has minimum, maximum, sum of values, sum of tokens
+# and number of rows. If a metric has no value in a bin, these are inf, -inf, 0, 0 and 0.
 _MERGES = (np.minimum, np.maximum, np.add, np.add, np.add)
 
 
@@ -110,7 +110,10 @@ def summarize_metrics(rows: Iterable[Mapping[str, Any]]) -> MetricsSummary:
 
 
 def _step_seconds(steps: NDArray[np.int64], tokens: Floats, speeds: Floats) -> float:
-    """Return the total duration of steps in seconds; the tokens per step are a row's `tokens` divided by its `step`."""
+    """Return the total duration of the steps in seconds.
+
+    The duration of a step is the tokens per step (`tokens` divided by `step`), divided by the tokens per second.
+    """
     known = (speeds > 0) & (steps > 0)
     return float(np.sum(tokens[known] / steps[known] / speeds[known]))
 
@@ -130,7 +133,7 @@ def min_max_envelope(curve: Curve) -> tuple[Floats, Floats]:
 
 
 def running_mean(curve: Curve) -> Floats:
-    """Return for each bin the mean over a window of bins around it.
+    """Return, for each bin, the mean over a window of bins around the bin.
 
     Near the start, where curves are steep, both sides of the window are shortened, so that the mean does not lag. Near
     the end, only the right side is shortened, so that the mean does not become noisy.

@@ -152,7 +152,10 @@ def _filter(name: str, language: str, on_drop: DropCallback, documents: Iterator
 
 @dataclass
 class _DroppedDocumentWriter:
-    """An `exclusion_writer` for a datatrove filter; the drop reason begins with the filter's name."""
+    """`exclusion_writer` of a datatrove filter, which passes each dropped document to `on_drop`.
+
+    The drop reason begins with the filter's name.
+    """
 
     filter: str
     on_drop: DropCallback

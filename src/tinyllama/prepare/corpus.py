@@ -35,7 +35,8 @@ _LANGUAGES = {
     ".pyx": "cython", ".pxd": "cython", ".js": "javascript", ".css": "css", ".html": "html", ".yaml": "yaml",
     ".cmake": "cmake", ".sh": "shell", ".f90": "fortran", ".xsl": "xslt", ".proto": "protocol-buffer",
 }  # fmt: skip
-# The subsets of SlimPajama for source files, docstrings, descriptions of packages, and the topics of `help()`.
+# Subsets of SlimPajama that contain, in this order, source files, docstrings, package descriptions, and topics of
+# `help()`.
 _GITHUB, _C4, _COMMON_CRAWL, _WIKIPEDIA = (f"RedPajama{name}" for name in ("Github", "C4", "CommonCrawl", "Wikipedia"))
 _MAX_CHARACTERS = defaultdict(lambda: 1.5e6, {"python": 18e6, "cpp": 8e6, _GITHUB: 3e6, _C4: 15.5e6})
 _SHARD_CHARACTERS = 6_000_000
@@ -137,7 +138,7 @@ def _package_files() -> list[CorpusDocument]:
 
 
 def code_documents(files: Iterable[CorpusDocument]) -> Iterator[CorpusDocument]:
-    """Yield source files for SlimPajama's GitHub subset, then for each language, until each part is full."""
+    """Yield source files until SlimPajama's GitHub subset is full, and then until each language is full."""
     sizes: Counter[str] = Counter()
     known_comments: set[str] = set()
     for file in files:
@@ -170,7 +171,10 @@ def strip_repeated_license(text: str, known_comments: set[str]) -> str:
 
 
 def prose_documents(files: Sequence[CorpusDocument]) -> Iterator[CorpusDocument]:
-    """Yield topics of `help()`, package descriptions and docstrings until each part is full, each paragraph once."""
+    """Yield topics of `help()`, package descriptions and docstrings, without repeated paragraphs.
+
+    Each kind of text belongs to one subset of SlimPajama, and is skipped once the subset is full.
+    """
     candidates: list[tuple[str, Iterable[str]]] = [(_WIKIPEDIA, [topics[topic]]) for topic in sorted(topics)]
     candidates += [(_COMMON_CRAWL, [one.text.partition("\n\n")[2]]) for one in files if one.file.endswith("METADATA")]
     candidates += [(_C4, docstrings(one.text)) for one in files if one.file.endswith(".py")]

@@ -116,7 +116,10 @@ def matching_items(index: Index, ngrams: NDArray[np.uint64]) -> dict[str, list[i
 
 
 def overlap(index: Index, dropped: Iterable[Mapping[str, Sequence[int]]]) -> dict[str, dict[str, int]]:
-    """Count, for each task, all `items`, the items that are `too_short` or `found`, and the dropped `documents`.
+    """Return counts for each task.
+
+    The counts are all `items`, the items that are `too_short` for an n-gram, the items `found` in documents, and the
+    `documents` that were dropped because of an item.
 
     `dropped` lists the matching items of each dropped document.
     """

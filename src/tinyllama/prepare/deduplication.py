@@ -34,7 +34,7 @@ _TASK_BITS = np.uint64(32)
 
 
 def write_exact_signatures(folder: Path, ranks: Sequence[int], documents: Iterator[Document], rank: int) -> None:
-    """Write the hashes of the documents of task `rank`; do nothing if `ranks`, the tasks to compare, lacks `rank`."""
+    """Write the hashes of the documents of task `rank`, if `rank` is in `ranks`, the tasks to compare."""
     if rank in ranks:
         digests = (hashlib.blake2b(document.text.encode(), digest_size=8).digest() for document in documents)
         hashes = np.frombuffer(b"".join(digests), dtype="<u8")
@@ -98,7 +98,7 @@ def _minhash_config() -> Any:
 
 
 def _signature_in_parts(get_signature: Any, ngrams: NDArray[np.uint64]) -> list[list[int]]:
-    """Return a document's signature, the minimum of each hash over its n-grams, computed part by part."""
+    """Return a document's signature, which has the minimum of each hash over the n-grams, computed part by part."""
     starts = range(0, len(ngrams), _MINHASH_NGRAMS)
     parts = [get_signature(ngrams[start : start + _MINHASH_NGRAMS]) for start in starts]
     signature: list[list[int]] = np.array(parts, dtype=np.uint64).min(axis=0).tolist()
@@ -130,7 +130,7 @@ def _read_pairs(path: Path) -> NDArray[np.uint64]:
 def duplicates_in_clusters(parts: Iterable[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     """Return all nodes except the lowest of each connected component of the pairs [N, 2], in ascending order.
 
-    `parts` yields arrays of pairs. Memory is needed for one array, and for one pair per node that was found so far.
+    `parts` yields arrays of pairs. The memory holds one of these arrays at a time, and one pair per node found so far.
     """
     forest = np.empty((0, 2), dtype=np.uint64)
     for pairs in parts:
@@ -157,7 +157,7 @@ def _connected_components(pairs: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _allow_open_files(signatures: Path) -> None:
-    """Increase this process's limit of open files, since datatrove keeps the signatures of all tasks open."""
+    """Raise this process's limit on open files, because datatrove keeps the signature files of all tasks open."""
     needed = len(list(signatures.glob("*"))) + 256
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:

@@ -33,7 +33,7 @@ _MAX_SLURM_ARRAY = 1000
 
 
 def run_local(job: Job, stage: str, ranks: list[int], started: Callable[[], None]) -> None:
-    """Run tasks of a stage in processes of this machine; call `started` when the processes exist.
+    """Run tasks of a stage in processes of this machine; call `started` once the processes exist.
 
     If a task fails, no more tasks are started. Raises InputError with the first problem after all running tasks have
     finished.
@@ -128,15 +128,15 @@ def _run_on_ray(ray: Any, job: Job, stage: str, ranks: list[int]) -> None:
 def _max_in_flight(ray: Any, job: Job) -> int:
     """Return the maximum number of tasks that are submitted to Ray at a time.
 
-    With `auto`, the maximum is twice the cluster's number of cores. Because of the waiting tasks, an autoscaling
-    cluster adds nodes.
+    With `auto`, the maximum is twice the cluster's number of cores. An autoscaling cluster adds nodes for the tasks
+    that wait for a core.
     """
     workers = job.recipe.data.workers
     return max(1, 2 * int(ray.cluster_resources().get("CPU", 0))) if workers == "auto" else workers
 
 
 def _task_problem(ray: Any, job: Job, task: Any) -> InputError | None:
-    """Return the InputError of a failed task, or one for a lost worker; None if the task succeeded.
+    """Return the InputError that a task raised, or an InputError if its worker was lost; None if the task succeeded.
 
     Raises every other error of the task.
     """

@@ -102,7 +102,7 @@ def local_copy(path: str) -> Iterator[Path]:
 
 
 class _DownloadLimit(fsspec.callbacks.Callback):  # type: ignore[misc]
-    """Callback that stops a download after the number of bytes that the server reported."""
+    """Callback that stops a download if the server sends more bytes than it reported."""
 
     def __init__(self, path: str, size: int) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ def file_size(path: str) -> int:
 
 
 def modified_after(path: str, seconds: float) -> bool:
-    """Return whether a file was modified at or after the time `seconds` (since 1970), or False if unknown."""
+    """Return whether a file was modified at or after the Unix time `seconds`; False if this is unknown."""
     with translate_read_errors(path):
         if not _is_remote(path):
             found = Path(path).stat()
@@ -144,7 +144,10 @@ def modified_after(path: str, seconds: float) -> bool:
 
 
 def find_modified_input(record: Path, inputs: list[dict[str, Any]]) -> str | None:
-    """Return the first of `inputs` that is newer than the file `record` and no longer has its listed hash, or None."""
+    """Return the first of `inputs` that is newer than the file `record` and does not have its listed hash.
+
+    Returns None if there is no such input.
+    """
     written = record.stat().st_mtime
     for entry in inputs:
         path = str(entry["path"])
@@ -282,5 +285,5 @@ def _list_folder(folder: str) -> list[tuple[str, bool]]:
         listed = [
             (entry["name"].rstrip("/"), entry["type"] == "directory") for entry in filesystem.ls(folder, detail=True)
         ]
-        # S3 also lists the folder itself.
+        # On S3, the listing of a folder includes the folder itself.
         return [(name.rsplit("/", 1)[-1], is_folder) for name, is_folder in listed if name != own]

@@ -138,7 +138,7 @@ def _samples(store: TokenStore, tokenizer: Tokenizer) -> Iterator[str]:
             yield ""
             place = f"{document.file} row {document.row}" + (", its end" if has_tails else "")
             yield f"{name}, document {document.number:,}: {document.tokens:,} tokens, {place}"
-            # One token more than the excerpt's characters is enough, because nearly every token has a character.
+            # Nearly every token has at least one character, so one token more than the excerpt's characters is enough.
             stop = document.start + min(document.tokens, _EXCERPT_CHARACTERS + 1)
             yield f"  {_excerpt(tokenizer, split.read(document.start, stop))}"
 

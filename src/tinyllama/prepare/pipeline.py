@@ -180,7 +180,7 @@ def _finish_slurm_job(job: Job, plan: dict[str, Any], strict: bool, data: Any, r
 
 
 def store_settings(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return, in the manifest's form, the settings that determine the store's bytes together with the inputs."""
+    """Return the settings that, together with the inputs, determine the store's bytes; the manifest lists them."""
     return {
         "format_version": FORMAT_VERSION,
         "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
@@ -292,7 +292,8 @@ def _write_split(job: Job, folder: Path, own: dict[int, CompletionRecord]) -> di
     for record in own.values():
         for name, counts in record["subsets"].get(split, {}).items():
             subsets.setdefault(name, Counter()).update(counts)
-    # A validation split from training files has no input files, so its documents are counted as the rows read.
+    # A validation split that is taken from training files has no input files of its own. The number of its documents is
+    # used as the number of rows read.
     rows: dict[str, Any] = {
         "read": sum(record["read"] for record in read.values()) or documents,
         "kept": documents,

@@ -90,7 +90,7 @@ class FileCounts:
         self.rejected: Counter[str] = Counter()
 
     def add(self, row: SourceRow | RejectedRow) -> None:
-        """Count a row. Raises InputError if a majority of rows, and more than a million, are rejected."""
+        """Count a row. Raises InputError if more than a million rows, and more than half of the rows, are rejected."""
         if isinstance(row, SourceRow):
             self.usable += 1
         elif row.is_intentional:
@@ -105,7 +105,7 @@ class FileCounts:
                 )
 
     def warnings(self) -> list[dict[str, Any]]:
-        """Return a list of one manifest entry if no row or a minority of rows is usable, else an empty list."""
+        """Return a list of one manifest entry if no row or only a minority of rows is usable; else an empty list."""
         total = self.rejected.total()
         if total > self.usable or (not self.usable and not self.has_excluded):
             return [{"file": self.path, "rows": self.usable + total, "rejected": dict(sorted(self.rejected.items()))}]
@@ -269,14 +269,14 @@ def _read_csv(file: RawFile, column: str) -> Fields:
 
 
 def _select_csv_field(column: str, place: int, num_columns: int, fields: list[str]) -> dict[str, Any] | str:
-    """Return the field of a column in a dict, or a reject reason; the dict is empty for a blank line."""
+    """Return a dict with the value of a csv row in `column`, or a reject reason; the dict is empty for a blank line."""
     if len(fields) > num_columns:
         return "more fields than columns"
     return {column: _csv_value(fields[place] if place < len(fields) else None)} if fields else {}
 
 
 class _CsvLines:
-    """Lines of a csv file; a record with more than _CSV_CHARACTERS or _CSV_COMMAS raises InputError."""
+    """Lines of a csv file. Raises InputError for a record with more than _CSV_CHARACTERS or _CSV_COMMAS."""
 
     def __init__(self, file: TextIOBase, name: str) -> None:
         self.file, self.name = file, name

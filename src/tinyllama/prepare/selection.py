@@ -109,7 +109,10 @@ def sample_texts(recipe: Recipe, sample_bytes: int, rejected: Counter[str] | Non
 def _sample_file(
     path: str, source: Source, fraction: float, validation_fraction: float, rejected: Counter[str]
 ) -> Iterator[str]:
-    """Yield a file's training documents whose hash is in a range of length `fraction` after that of validation."""
+    """Yield the training documents of a file that are selected for the sample.
+
+    The hash of a selected document is in a range of length `fraction`, which begins where validation's range ends.
+    """
     has_tail = source.holdout == "tail"
     start = 0.0 if has_tail else validation_fraction
     for row in read_rows(path, source):

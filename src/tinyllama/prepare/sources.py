@@ -50,7 +50,8 @@ _FORMAT_KINDS = {
 _WITHOUT_JSON_LINES = "ending .json without one JSON object per line"
 _HEAD_BYTES = 1 << 16
 _MAX_NAMED_REASONS = 5  # in an error message
-# Words that name a split on the hub (datasets/data_files.py), and names of files that describe a data set.
+# Words in paths that the library `datasets` assigns to a split (data_files.py), and names of files that describe a
+# data set.
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
@@ -82,7 +83,7 @@ def language_of(path: str) -> str:
 
 
 def split_suffixes(name: str) -> tuple[str, str, str]:
-    """Return the stem of a name, and its suffix and compression suffix in lower case; a missing suffix is `""`."""
+    """Return a file name's stem, suffix and compression suffix; suffixes are in lower case, or `""` if missing."""
     stem, compression = _split_last_suffix(name)
     if compression not in COMPRESSIONS:
         return stem, compression, ""
@@ -107,14 +108,14 @@ def file_kind(name: str, format: str) -> str:
 
 
 def _is_read(name: str, format: str) -> bool:
-    """Return whether a format reads a file with this name from a folder."""
+    """Return whether a source of this format includes a file with this name when its folder is searched."""
     _, suffix, compression = split_suffixes(name)
     kind = _KINDS.get(suffix)
     return kind in _FORMAT_KINDS[format] and (not compression or kind in _COMPRESSIBLE_KINDS)
 
 
 def skip_reason(name: str) -> str:
-    """Return the reason to skip a file, such as `ending .md` or `ending .jsonl.lz4`; a number is not a suffix."""
+    """Return why a file is skipped, such as `ending .md` or `ending .jsonl.lz4`; a number is not an ending."""
     stem, last = _split_last_suffix(name)
     _, before = _split_last_suffix(stem)
     if not last or last[1:].isdigit():
@@ -267,7 +268,7 @@ def _select_languages(name: str, source: Source, found: list[FileEntry], skipped
 
 
 def _check_text_column(name: str, files: dict[str, FileEntry], column: str) -> None:
-    """Check that all files have the column.
+    """Check that all `files`, one per folder, have a column.
 
     Raises InputError with the folders of the files without the column, and the columns that these files have.
     """

@@ -1,6 +1,6 @@
 """Warnings about a store's data, each with a remedy: files with few usable rows, sources without validation text.
 
-The completion record of a task and the store's manifest list files with few usable rows as suspect.
+Files with few usable rows are called suspect. The completion record of a task and the store's manifest list them.
 """
 
 import re
@@ -40,7 +40,7 @@ def rejection_remedy(reasons: Counter[str]) -> str:
 
 
 def file_warning_lines(manifest: Mapping[str, Any]) -> list[str]:
-    """Format a warning line for each of the first suspect files in a store's manifest, and count the others."""
+    """Return warning lines for the first suspect files in a store's manifest, and lines that count the others."""
     lines: list[str] = []
     for fields in manifest["sources"].values():
         found = fields.get("suspect_files", {"count": 0, "first": []})

@@ -67,7 +67,7 @@ class RawFile:
 
 
 class DecompressionLimit:
-    """Limit of a file's decompressed bytes, since a file of a few kilobytes can expand to terabytes."""
+    """Limit on a file's decompressed bytes; without a limit, a file of a few kilobytes can expand to terabytes."""
 
     def __init__(self, file: RawFile) -> None:
         self.file, self.remaining = file, max(_UNLIMITED_BYTES, file.local.stat().st_size * file.max_ratio)
@@ -162,7 +162,7 @@ class _ChunkReader(io.RawIOBase):
         self._chunks, self._left = chunks, memoryview(b"")
 
     def readable(self) -> bool:
-        """Return True, which io requires for a file that is open for reading."""
+        """Return True, as the module `io` requires for a file that is open for reading."""
         return True
 
     def readinto(self, buffer: Any) -> int:

@@ -1,8 +1,8 @@
-"""Tasks of `prepare`, each a series of consecutive input files of one source that become one shard.
+"""Tasks of `prepare`; each task converts consecutive input files of one source to one shard.
 
 A task reads documents, cleans and tokenizes them, and writes a shard and a completion record. The record has the hashes
-of the task's inputs and outputs, and a task with a record is not repeated. The tasks depend only on the recipe and the
-input files. Therefore the number of workers, the executor and interruptions do not change the store.
+of the task's inputs and outputs. A task that has a record does not run again. The tasks depend only on the recipe and
+the input files. Therefore the number of workers, the executor and interruptions do not change the store.
 """
 
 import errno
@@ -33,9 +33,10 @@ from tinyllama.recipe import Cleaning, Recipe
 from tinyllama.text import TextLike, iter_utf8_chunks, to_str
 from tinyllama.tokenizer import Tokenizer
 
-# A source of 64 MiB or more has about 64 tasks or more, so that a small data set also uses many workers. For large
-# data, a task has about 64 MiB of compressed files: 60 million tokens of SlimPajama, half a minute on one core. The
-# number of files per task is a power of two, so that a change of one file's size rarely changes the other tasks.
+# A source of 64 MiB or more has at least about 64 tasks, so that a small data set also uses many workers. For large
+# data, a task has about 64 MiB of compressed files, for example 60 million tokens of SlimPajama, and takes half a
+# minute on one core. The number of files per task is a power of two, so that a change of one file's size rarely changes
+# the other tasks.
 _MAX_TASK_BYTES, _MIN_TASK_BYTES, _MIN_TASKS = 64 << 20, 1 << 20, 64
 
 _SHARD_FILES = r"(train|validation)/(manifest\.json|rejects\.jsonl|\d{5,}\.(tokens|documents|rows))"
@@ -116,11 +117,11 @@ class Job:
 
     @property
     def stages(self) -> dict[str, int]:
-        """Name and number of tasks of each stage, in order."""
+        """Number of tasks of each stage by the stage's name, in the order of the stages."""
         return {stage.name: stage.tasks for stage in self.cleaning} | {TOKENS: len(self.tasks)}
 
     def completion_record(self, stage: str, rank: int) -> Path:
-        """Return the file that marks task `rank` of a stage as done, with the hashes of its inputs and outputs."""
+        """Return the path of the file that marks task `rank` of a stage as finished."""
         name = self.tasks[rank].name if stage == TOKENS else f"{rank:06d}"
         return self.work / "completion_records" / stage / f"{name}.json"
 
@@ -308,7 +309,7 @@ def _tokenize(
 
 
 def _assign_splits(job: Job, task: Task, text: TextLike) -> list[tuple[str, TextLike]]:
-    """Return the split and the text of a document, or of both parts of a document whose tail is held out."""
+    """Return the split and the text of a document; if its tail is held out, return both for each of the two parts."""
     fraction = task.validation_fraction
     if not fraction:
         return [(task.split, text)]

@@ -212,7 +212,10 @@ class Parallel(RecipeModel):
     all except each block's input (`full`)."""
 
     def mesh(self, ranks: int) -> tuple[int, int]:
-        """Return the numbers of groups and of ranks per group. Raises InputError if their product is not `ranks`."""
+        """Return the number of groups of ranks (`replicate`) and the number of ranks per group (`shard`).
+
+        Raises InputError if their product is not `ranks`.
+        """
         shard = ranks // self.replicate if self.shard == "auto" else self.shard
         if shard * self.replicate != ranks:
             raise InputError(
@@ -344,7 +347,7 @@ class Recipe(RecipeModel):
 
     @property
     def has_milestones(self) -> bool:
-        """Whether the recipe has milestones in tokens."""
+        """Whether the recipe has milestones."""
         return bool(self.release.at_tokens or self.release.every_tokens)
 
     def milestone_steps(self) -> set[int]:

@@ -30,7 +30,7 @@ _MAX_RECIPE_BYTES = 1 << 20
 """Maximum size of a recipe in bytes; a comment of 100 MB takes 44 s to parse."""
 _AMBIGUOUS_NUMBER = re.compile(r"[-+]?(0[0-9_]|.*:)")
 """Numbers in base 8 and 60 according to YAML 1.1: 010 is 8, and 1:30 is 90."""
-# pydantic appends the failed member of a union to the location, as in data.workers.constrained-int.
+# If a union fails, pydantic appends the type of the failed member to the location, as in data.workers.constrained-int.
 _PYDANTIC_UNION_TAG = re.compile(r"^(constrained-int|literal\[.*)$")
 
 _short = reprlib.Repr()
@@ -177,7 +177,7 @@ def printable(name: str) -> str:
 
 
 def format_validation_error(error: ValidationError, model: type[BaseModel]) -> str:
-    """Format the place, value and remedy of the first problem in one line; `model` is the validated class."""
+    """Return one line about the first problem: place, value and remedy. `model` is the validated class."""
     problem = error.errors()[0]
     place = [str(part) for part in problem["loc"] if not _PYDANTIC_UNION_TAG.search(str(part))]
     dotted = ".".join(map(printable, place))
@@ -188,7 +188,7 @@ def format_validation_error(error: ValidationError, model: type[BaseModel]) -> s
     message = problem["msg"].removeprefix("Value error, ")
     if not dotted or isinstance(problem["input"], dict):
         return f"{dotted}: {message}" if dotted else message
-    # pydantic's "Input should be ..., unable to ..." becomes the end of a sentence about the value.
+    # Turn pydantic's "Input should be ..., unable to ..." into "should be ...", the end of a sentence about the value.
     predicate = message.split(", unable to", maxsplit=1)[0].replace("Input should be", "should be")
     return f"{dotted}: {abbreviated_repr(problem['input'])} {predicate[0].lower()}{predicate[1:]}"
 
@@ -242,7 +242,8 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
-# These escapes are interpreted here, because plain and single-quoted YAML strings and a shell do not interpret them.
+# The escapes \n and \t are interpreted here, because plain and single-quoted YAML strings and a shell do not interpret
+# them.
 Separator = Annotated[
     str, Field(min_length=1), AfterValidator(lambda text: text.replace("\\n", "\n").replace("\\t", "\t"))
 ]

@@ -57,9 +57,9 @@ _TASK_DATASETS = {
 def update_card(folder: str | Path) -> Path:
     """Write a release's card with the scores in its evaluation.json; return the card's path.
 
-    The release's row in releases.json and in the cards of the run's other releases is updated too. In release.json,
-    only the hashes of the written files change, so damage to other files stays detectable. Raises InputError if the
-    folder is not a release, or if the step of the scores differs from that of the release.
+    The release's row in releases.json, which the cards of all releases of the run show, is updated too. In
+    release.json, only the hashes of the written files change, so damage to other files stays detectable. Raises
+    InputError if the folder is not a release, or if the step of the scores differs from that of the release.
     """
     release = ReleaseDir(Path(folder))
     reject_symlink(release.path.parent)
@@ -159,7 +159,7 @@ def _run_context(metadata: Json, table: Json) -> dict[str, Any]:
 
 
 def _card_data(metadata: Json, evaluation: Json | None) -> ModelCardData:
-    """Return the metadata of a release that the hub reads from the card."""
+    """Return the metadata that the hub reads from the card of a release."""
     fields: dict[str, Any] = {}
     if metadata["step"] is not None:
         recipe = Recipe.model_validate(metadata["recipe"]["fields"])
@@ -200,7 +200,7 @@ def _eval_results(evaluation: Json) -> Iterator[EvalResult]:
 
 
 def data_rows(sources: Json, recipe: Recipe) -> Iterator[tuple[str, ...]]:
-    """Yield the cells of DATA_COLUMNS per source and split; `sources` is that of `summarize_store`."""
+    """Yield the cells of DATA_COLUMNS per source and split; `sources` is the field `sources` from `summarize_store`."""
     fractions = _fractions({name: source.weight for name, source in recipe.data.sources.items()})
     for name, source in recipe.data.sources.items():
         summary = sources.get(name, {"origin": None, "splits": {}})
@@ -246,6 +246,6 @@ def _escape_cell(text: str) -> str:
 
 
 def _link_dataset(description: str) -> str:
-    """Replace the name of a public data set at the beginning of a description with a link."""
+    """If a description begins with the name of a public data set, replace the name by a link to the data set."""
     name = next((name for name in PUBLIC_DATASETS.values() if description.startswith(name)), None)
     return f"[{name}](https://huggingface.co/datasets/{name}){description.removeprefix(name)}" if name else description

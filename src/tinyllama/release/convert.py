@@ -1,7 +1,7 @@
 """Releases of external weights: any Hugging Face Llama, exported in the formats of a release.
 
 The source is a folder or a model of the hub. The release is written to `releases/NAME/` in the working directory. Its
-release.json records the source of the weights instead of the training.
+release.json records the source of the weights instead of a training run.
 """
 
 import re
@@ -38,7 +38,7 @@ _GENERATION = "generation_config.json"
 
 
 def release_external_weights(source: str, formats: Sequence[str] = ALL_FORMATS, force: bool = False) -> Path:
-    """Write `releases/NAME/` from a Hugging Face Llama's folder or hub name; return that folder.
+    """Write `releases/NAME/` from a Hugging Face Llama (a folder or a hub name); return the path of `releases/NAME/`.
 
     Raises InputError if the source is not a Llama, or if transformers computes different outputs. Also raises
     InputError if a format's library is missing, or if the release exists and `force` is false. Raises RunStoppedError
@@ -89,8 +89,8 @@ def release_external_weights(source: str, formats: Sequence[str] = ALL_FORMATS, 
 def _reject_escaping_symlinks(source: Path) -> None:
     """Raise InputError for a symbolic link to a file outside the folder.
 
-    Such a link could copy any file of the machine into the release. Links in the hub's cache are allowed: they point to
-    files in `blobs`, next to the folder `snapshots`.
+    Through such a link, any file on the machine could be copied into the release. Links in the hub's cache are allowed:
+    they point to files in `blobs`, next to the folder `snapshots`.
     """
     blobs = source.resolve().parent.parent / "blobs"
     for path in find_escaping_symlinks(source):
@@ -119,8 +119,8 @@ def _compare_with_transformers(source: Path, reference: dict[str, Any]) -> None:
 def _copy_chat_settings(source: Path, folder: Path, num_rows: int) -> None:
     """Copy the generation settings and the chat template of a chat model into the release.
 
-    The template is written to a separate file, from which transformers 5 reads it. The embedding has
-    `num_rows` rows; token ids without a row are dropped with a warning.
+    The template is written to a separate file, from which transformers 5 reads it. The embedding has `num_rows` rows;
+    special token ids in the settings that have no row are dropped with a warning.
     """
     settings = read_json(source / "tokenizer_config.json") if (source / "tokenizer_config.json").is_file() else {}
     if (source / CHAT_TEMPLATE).is_file():
@@ -142,7 +142,7 @@ def _copy_chat_settings(source: Path, folder: Path, num_rows: int) -> None:
 
 
 def _model_name(source: Path) -> str:
-    """Return the model's name: that in release.json if the folder belongs to a release, otherwise the folder's name."""
+    """Return the name in release.json if the folder belongs to a release, otherwise the folder's own name."""
     for folder in (source, source.resolve().parent):
         release = ReleaseDir(folder)
         if release.exists:

@@ -73,7 +73,7 @@ def run_conversion(library: str, function: str, *arguments: str) -> None:
 
 
 def crash_line(error: str, remedy: str) -> str:
-    """Format the line that reports a crash in the result of `run_engine`."""
+    """Return a line that reports a crash, from the `error` and the `remedy` that `run_engine` returned."""
     return f"{error}, which does not show that the file is invalid; {remedy}"
 
 
@@ -122,7 +122,7 @@ def run_transformers(path: str, reference: Reference) -> EngineOutput:
 
 def run_source_in_transformers(path: str, reference: Reference) -> EngineOutput:
     """Run external weights in transformers, rounded to bf16 as in the release; their tokenizer is not loaded."""
-    # no text is padded here, and the padding id of the folder may have no row in the embedding
+    # remove the folder's padding id, which may have no row in the embedding; no text is padded here
     model = _load_in_transformers(path, pad_token_id=None)
     import torch
 
@@ -168,7 +168,7 @@ def run_llama_cpp(path: str, reference: Reference) -> EngineOutput:
 
     scored, entries = reference["scored"]["ids"], reference["continuations"]
     length = max([len(scored), *(len(entry["prompt_ids"]) + len(entry["ids"]) for entry in entries)])
-    # a prompt that is split into several batches would produce different logits
+    # one batch for all tokens, because a prompt that is split into several batches would produce different logits
     model = open_llama_cpp(path, n_ctx=length, n_batch=length, logits_all=True, n_threads=_num_threads())
 
     def logits(ids: list[int]) -> Any:
@@ -234,7 +234,7 @@ def quantise(source: str, path: str, kind: str) -> None:
 
 
 def _num_threads() -> int:
-    """Return the number of threads that torch and CTranslate2 use; llama.cpp's default ignores OMP_NUM_THREADS."""
+    """Return the number of threads for llama.cpp, because its default ignores OMP_NUM_THREADS."""
     return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
@@ -274,7 +274,7 @@ def convert(source: str, folder: str, kind: str, *files: str) -> None:
 
     class Converter(TransformersConverter):  # type: ignore[misc]
         def load_model(self, *arguments: Any, **options: Any) -> Any:
-            """Load a model and copy its weights; mapped files would stay in memory until the last weight is freed."""
+            """Load a model and copy its weights; a mapped file would stay in memory until its last weight is freed."""
             model = super().load_model(*arguments, **options)
             for parameter in model.parameters():
                 parameter.data = parameter.data.clone()

@@ -19,7 +19,8 @@ LIBRARIES = {
     "ctranslate2": ("ctranslate2", "transformers"),
 }
 """Libraries that write each format and run the format in `tinyllama verify`."""
-# GGUF's Q8_0 stores 32 weights in 34 bytes. Q4_K_M was measured at 1.1B parameters (benchmarks/release_1b.py).
+# GGUF's Q8_0 stores 32 weights in 34 bytes. The size of Q4_K_M was measured with a model of 1.1B parameters
+# (benchmarks/release_1b.py).
 FORMAT_BYTES = {"huggingface": 2.0, "gguf": 2.0 + 34 / 32 + 0.607, "ctranslate2": 1.0 + 4.0}
 """Bytes per parameter of each format."""
 # With `int8` instead of `int8_float32`, all operations except matrix products would be in bf16, not in float32.
@@ -111,8 +112,8 @@ def write_ctranslate2(folder: Path, source: Path) -> None:
 def smoke_test(folder: Path, reference: dict[str, Any], in_transformers: bool) -> str | None:
     """Run each format in `folder` on a few tokens in the format's engine, if the engine is installed.
 
-    If `in_transformers` is true, the Hugging Face folder runs in transformers, which takes seconds. This is skipped if
-    `folder/ctranslate2` exists, because the conversion to CTranslate2 has already loaded the folder in transformers.
+    If `in_transformers` is true, the Hugging Face folder also runs in transformers, which takes seconds. It does not
+    run if `folder/ctranslate2` exists, because the conversion to CTranslate2 has already loaded it in transformers.
     Returns the message of the first engine that crashed, or None. Raises RunStoppedError if an engine rejects a file.
     """
     scored = {"ids": reference["scored"]["ids"][:_SMOKE_TEST_TOKENS]}

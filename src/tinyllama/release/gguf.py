@@ -1,10 +1,10 @@
-"""Conversion of a Hugging Face folder to GGUF: F16 here, then Q8_0 and Q4_K_M with llama.cpp's quantiser.
+"""Conversion of a Hugging Face folder to GGUF: F16 by this module, Q8_0 and Q4_K_M by llama.cpp.
 
 Weights are read, converted and written one at a time. llama.cpp's RoPE pairs dimensions 2i and 2i + 1, whereas Hugging
 Face pairs i and i + E/2. The rows of each head's query and key are therefore permuted. A Llama-style tokenizer gets
-llama.cpp's type "llama" (SentencePiece), which merges the pair with the best score. A byte-level tokenizer gets "gpt2".
-llama.cpp has a fixed list of rules to split text into words. A tokenizer with any other rule is rejected (see
-`Tokenizer.check_formats`).
+llama.cpp's type "llama" (SentencePiece), which merges the pair with the best score. A byte-level tokenizer gets the
+type "gpt2". llama.cpp supports only a fixed list of rules that split text into words, so a tokenizer with another rule
+is rejected (see `Tokenizer.check_formats`).
 """
 
 from pathlib import Path
@@ -84,7 +84,7 @@ def _add_shape(writer: gguf.GGUFWriter, source: HuggingFaceLlama, name: str) -> 
 
 
 def tensor_names(tensors: Safetensors, shape: Model) -> dict[str, str]:
-    """Map the GGUF name of each tensor to its Hugging Face name.
+    """Return the Hugging Face name of each tensor by its GGUF name.
 
     A tied head has no entry, because llama.cpp uses the embedding as the head.
     """
@@ -126,7 +126,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Backend, num_rows: int) -
         writer.add_remove_extra_whitespaces(False)
     else:
         converted = tokenizer.converted
-        # `text`: an added token that is not special
+        # the kind `text` is an added token that is not special
         kinds = {**_TOKEN_TYPES, "byte-level": TokenType.NORMAL, "text": TokenType.USER_DEFINED}
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(pre_tokenizer_name(converted))
@@ -145,7 +145,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Backend, num_rows: int) -
 
 
 def _add_tokens(writer: gguf.GGUFWriter, texts: list[str], types: list[TokenType], num_rows: int) -> None:
-    """Add the text and type of all ids. An id without a token gets a placeholder, to which no text is encoded."""
+    """Add the text and type of every token id; an id without a token gets a placeholder that no text is encoded to."""
     num_spare = num_rows - len(texts)
     texts = [text or f"[PAD{number}]" for number, text in enumerate([*texts, *[""] * num_spare])]
     writer.add_token_list(texts)

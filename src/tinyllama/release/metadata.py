@@ -1,8 +1,8 @@
 """The contents of release.json (a release's lineage from the raw files to the weights) and of releases.json.
 
-A checkpoint contains the digests of its recipe, store and tokenizer. If one of them has changed since, the release
-is refused, because its card would describe a different model. releases.json is computed from the releases and
-evaluations in the folder, so it can be recreated at any time.
+A checkpoint contains the digests of its recipe, store and tokenizer. If the recipe, the store or the tokenizer has
+changed since the checkpoint was written, the release is refused, because its card would describe a different model.
+releases.json is computed from the releases and evaluations in the folder, so it can be recreated at any time.
 """
 
 import math
@@ -77,7 +77,7 @@ def build_release_metadata(checkpoint: CheckpointDir, averaged: list[CheckpointD
 
 
 def summarize_store(manifest: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Return a store's `inputs` and, for each of the recipe's `sources`, its origin and its splits."""
+    """Return the number and size of a store's `inputs`, and the origin and splits of each of the recipe's `sources`."""
     sources = {
         name: {"origin": _origin(source), "splits": manifest["sources"][name]["splits"]}
         for name, source in recipe.data.sources.items()
@@ -145,19 +145,18 @@ def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def hash_file(path: Path) -> dict[str, Any]:
-    """Return the size and SHA-256 of a file: its entry in release.json."""
+    """Return a file's entry in release.json, which has the file's size and SHA-256."""
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def releases_table(releases: ReleasesDir) -> dict[str, list[ReleaseRow]]:
     """Return the contents of releases.json: the rows of `releases` and the rows of `baselines`.
 
-    Releases are sorted by number of tokens. Measured baselines come before published baselines. Each row has
-    `name`, `tokens`, `hellaswag` (acc_norm) and `mean_of_seven` in per cent, and `source` (`measured` or
-    `published, …`). `stderr` is None unless HellaSwag was measured. `coverage` describes the scored items. A release
-    also has `date`, `step`, `folder` and `commit` (SHA-256 of the commit of the newest averaged checkpoint). A release
-    also has `complete`, which is true if the release and the recipe's baselines have all scores that the recipe
-    requests.
+    Releases are sorted by number of tokens. Measured baselines come before published baselines. Each row has `name`,
+    `tokens`, `hellaswag` (acc_norm) and `mean_of_seven` in per cent, and `source` (`measured` or `published, …`).
+    `stderr` is None unless HellaSwag was measured. `coverage` describes the scored items. The row of a release also has
+    `date`, `step`, `folder`, `commit` (SHA-256 of the newest averaged checkpoint's commit) and `complete`, which is
+    true if the release and the recipe's baselines have all scores that the recipe requests.
     """
     rows = [_release_row(releases, release, metadata) for release, metadata in releases.releases()]
     measured = [
@@ -209,7 +208,7 @@ def _score_columns(evaluation: Mapping[str, Any] | None) -> ReleaseRow:
 
 
 def _zero_shot_rows(evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return an evaluation's rows with zero-shot scores, the only scores that compare with published scores."""
+    """Return the rows of an evaluation with zero-shot scores; only these can be compared with published scores."""
     num_fewshot = evaluation.get("num_fewshot", {})
     return {task: row for task, row in evaluation["rows"].items() if not num_fewshot.get(task)}
 
