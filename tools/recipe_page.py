@@ -21,12 +21,12 @@ PAGE = ROOT / "docs/recipe.md"
 INTRODUCTION = """\
 # Recipe reference
 
-This page lists every field of a recipe with its type, default and meaning. A recipe is one YAML file. Each field is
-also a command-line flag by its dotted name: `--train.tokens 5M`, `--data.workers 4`,
+This page lists every field of a recipe with its type, default and meaning. A recipe is one YAML file. Each field can
+also be set by the command-line flag with its dotted name, such as `--train.tokens 5M`, `--data.workers 4` or
 `--release.tasks "[hellaswag, piqa]"`. `tinyllama train RECIPE --help` shows the fields with that recipe's values.
 
 An unknown field, a value outside its range or a duplicate field causes a one-line error that names the file, the field
-and the value. A token count may be written as `3T`, `105B`, `20M`, `512K` or `2e6`; K is a factor of 1,000.
+and the value. A token count may be written as `3T`, `105B`, `20M`, `512K` or `2e6`; K means 1,000.
 
 `make docs` generates this page from the pydantic models of the recipe.
 
@@ -175,7 +175,10 @@ def bound_text(number: float) -> str:
 def recipes() -> str:
     """Return the section with the bundled recipes."""
     lines = ["## Bundled recipes", ""]
-    lines += ["The package contains these recipes. Commands accept their names instead of a path.", ""]
+    lines += [
+        "The package contains these recipes. Each command accepts the name of such a recipe instead of a path.",
+        "",
+    ]
     for name in bundled_recipes():
         text = (ROOT / "src/tinyllama/recipes" / f"{name}.yaml").read_text(encoding="utf-8").strip()
         lines += [f"### {name}", "", f"[`recipes/{name}.yaml`](../src/tinyllama/recipes/{name}.yaml)", ""]

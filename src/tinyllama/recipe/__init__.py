@@ -53,7 +53,7 @@ class Model(RecipeModel):
     heads: Count
     """Number of query heads."""
     kv_heads: Count
-    """Number of key/value heads; each key/value head is shared by heads / kv_heads query heads."""
+    """Number of key/value heads; `heads / kv_heads` query heads share one key/value head."""
     ffn_dim: Count
     """Width of the SwiGLU feed-forward network."""
     context_length: Count = 2048
@@ -100,7 +100,7 @@ class Optimizer(RecipeModel):
 
 
 class Schedule(RecipeModel):
-    """Learning-rate schedule: warm-up and cosine, or warm-up, stable and decay (WSD)."""
+    """Learning-rate schedule: warm-up and cosine decay, or warm-up, a constant rate and a final decay (WSD)."""
 
     name: Literal["cosine", "wsd"] = "cosine"
     """Shape after the warm-up."""
@@ -135,7 +135,7 @@ class Train(RecipeModel):
     compile: bool = True
     """Compile the transformer blocks with torch.compile."""
     z_loss: NonNegative = 0.0
-    """Weight of the mean squared log-sum-exp of the logits in the loss, which keeps logits from drifting."""
+    """Weight of the z-loss, the mean squared log-sum-exp of the logits, which keeps the logits from drifting."""
     optimizer: Optimizer
     """Optimizer and its hyperparameters."""
     schedule: Schedule
@@ -244,10 +244,10 @@ class Guard(RecipeModel):
     """Response to loss spikes, non-finite steps and stalls."""
 
     spike_window_steps: Annotated[int, Field(ge=8)] = 128
-    """Number of past losses that a new loss is compared with; spike detection starts when this number is available."""
+    """Number of previous losses with which a new loss is compared; spike detection starts when they are available."""
     spike_z_score: Positive = 6.0
-    """Distance of a loss above the window's median, in standard deviations, that causes a rollback to the last
-    checkpoint."""
+    """Threshold of spike detection: a loss that is this many standard deviations above the median of the previous
+    losses causes a rollback to the last checkpoint."""
     max_skips: CountOrZero = 3
     """Maximum number of consecutive steps skipped for a non-finite loss or gradient; one more causes a rollback."""
     max_rollbacks: CountOrZero = 3
@@ -285,7 +285,7 @@ class Track(RecipeModel):
     """Experiment trackers; metrics.jsonl is always written."""
 
     trackio: bool = True
-    """Record the run in a folder next to the run's folder, for the trackio page that `tinyllama watch` shows."""
+    """Record the run for the trackio page that `tinyllama watch` shows, in the folder `.trackio` next to the run."""
     wandb: str | None = None
     """Weights & Biases project; needs the extra `track`."""
     tensorboard: bool = False

@@ -45,7 +45,8 @@ class Cleaning(RecipeModel):
     """Quality filters, applied in this order with the thresholds of their papers; `c4` also removes lines from
     documents."""
     decontaminate: Strings = ()
-    """Evaluation tasks. Documents that share `decontamination_words` consecutive words with an item are dropped."""
+    """Evaluation tasks. Documents that share `decontamination_words` consecutive words with an item of a task are
+    dropped."""
     decontamination_words: Count = 13
     """Length of the shared word sequence in words (13 in Brown et al. 2020, appendix C)."""
     language: str = "en"
@@ -56,23 +57,23 @@ class Source(RecipeModel):
     """One data set and its weight in the mixture."""
 
     format: Literal["slimpajama", "starcoderdata", "jsonl", "parquet", "text", "csv", "huggingface"]
-    """File format; `huggingface` is the folder of a data set that was downloaded or saved by `datasets`."""
+    """File format; `huggingface` reads a data set's folder that was downloaded from the hub or saved by `datasets`."""
     path: Address
     """Folder, file, glob or fsspec URL (`s3://…`). Files are read in sorted order. Folders are read recursively, except
     files and folders whose names begin with a dot."""
     weight: NonNegative
     """Share of each batch, relative to the weights of the other sources."""
     text: str | None = None
-    """Field or column with the document; the default is `content` for Starcoderdata and `text` otherwise."""
+    """Field or column that contains the text; by default `content` for Starcoderdata and `text` for other formats."""
     separator: Separator | None = None
     """Separator between the documents of a text file: `"\\n\\n"` (blank lines), `"\\n"` (one document per line) or
     `"<|endoftext|>"`. Without a separator, a file is one document."""
     holdout: Literal["tail"] | None = None
-    """Meaning of `data.validation_fraction`: a fraction of the documents (null), or the end of each document
-    (`tail`)."""
+    """Text to hold out for validation: a fraction of the documents (null), or the end of each document (`tail`). The
+    size is `data.validation_fraction`."""
     max_compression_ratio: Count = 1000
-    """Maximum number of uncompressed bytes per byte of a compressed or Parquet file; above this, `prepare` stops. Up
-    to 1 MiB of uncompressed bytes per file is always allowed."""
+    """Maximum number of uncompressed bytes per byte of a compressed or Parquet file; `prepare` stops at a file that
+    exceeds this ratio. Up to 1 MiB of uncompressed bytes per file is always allowed."""
     include: Strings = ()
     """Subsets to read (SlimPajama's `redpajama_set_name`, Starcoderdata's languages); if empty, all subsets."""
     exclude: Strings = ()
@@ -138,14 +139,16 @@ class Data(RecipeModel):
     store: str
     """Folder of the token store, which `prepare` writes and `train` reads."""
     workers: Count | Literal["auto"] = "auto"
-    """Maximum number of parallel tasks; does not change the store. `auto`: one per core of this machine, or no limit on
-    a cluster."""
+    """Maximum number of parallel tasks, which does not affect the bytes of the store. `auto` means one per core of this
+    machine, or no limit on a cluster."""
     executor: Literal["local", "slurm", "ray"] = "local"
-    """Executor of the tasks of `prepare`: local processes, Slurm jobs or a Ray cluster; does not change the store."""
+    """Executor of the tasks of `prepare`: local processes, Slurm jobs or a Ray cluster. The bytes of the store do not
+    depend on the executor."""
     slurm: Slurm | None = None
     """Resources of the jobs; required if `executor` is slurm."""
     sources: dict[SourceName, Source] = Field(min_length=1)
-    """Data sets by name (letters, digits, `_` and `-`). The store has one folder per data set, with the same name."""
+    """Data sets by name; a name has only letters, digits, `_` and `-`. The store has one folder per data set, with the
+    same name."""
     stages: tuple[MixtureStage, ...] = ()
     """Mixture schedule: mixtures that replace the sources' weights, in ascending order of `from_tokens`."""
     document: SpecialTokens = SpecialTokens()
