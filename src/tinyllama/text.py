@@ -1,4 +1,4 @@
-"""Text as a Python string or as UTF-8 bytes, read in chunks without a second copy.
+"""Functions that read a text, a Python string or UTF-8 bytes, in chunks without copying the entire text.
 
 Long documents remain bytes, because one emoji makes a Python string use four bytes per character.
 """
@@ -12,7 +12,7 @@ _CHUNK_SIZE = 1 << 20
 
 
 def utf8_boundary_before(data: Bytes, position: int) -> int:
-    """Return the last position, at or before `position`, that is not inside a character."""
+    """Return the last character boundary at or before `position`."""
     while position and data[position] & 0xC0 == 0x80:
         position -= 1
     return position
@@ -40,7 +40,7 @@ def to_str(text: TextLike) -> str:
 
 
 def is_utf8(data: memoryview) -> bool:
-    """Return whether bytes are UTF-8; decode one megabyte at a time."""
+    """Return whether the data is valid UTF-8; decode 1 MiB at a time."""
     start = 0
     while start < len(data):
         end = _chunk_end(data, start, _CHUNK_SIZE)

@@ -1,4 +1,4 @@
-"""Upload of a release to the hub in one commit; new repositories are private by default.
+"""Upload of a release to the Hugging Face Hub in one commit; new repositories are private by default.
 
 A release whose files differ from release.json is refused. The content of `huggingface/` is uploaded to the repository's
 root, so that transformers loads the repository by its name. Other files keep their paths. The environment
@@ -21,9 +21,9 @@ from tinyllama.runs.run_dir import ReleaseDir
 def push_release(folder: Path, name: str, public: bool = False) -> str:
     """Upload a release to the repository `name` (OWNER/NAME, or NAME in the user's account) of the hub; return its URL.
 
-    A missing repository is created, as private unless `public` is true. An existing repository keeps its visibility.
-    Files of an earlier release that are not part of this release are deleted in the same commit. Raises InputError if
-    the release is damaged, or if the hub cannot be reached or refuses the upload.
+    A missing repository is created; the new repository is private unless `public` is true. An existing repository keeps
+    its visibility. Files of an earlier release that are not part of this release are deleted in the same commit. Raises
+    InputError if the release is damaged, or if the hub cannot be reached or refuses the upload.
     """
     release = ReleaseDir(folder)
     metadata, metadata_name = _verified_metadata(release), release.metadata_path.name
@@ -43,7 +43,7 @@ def push_release(folder: Path, name: str, public: bool = False) -> str:
 
 
 def _verified_metadata(release: ReleaseDir) -> Row:
-    """Return the content of release.json, after verifying that the folder has exactly the files listed there.
+    """Verify that the folder contains exactly the files listed in release.json; return the content of release.json.
 
     Hidden files are ignored.
     """
@@ -65,7 +65,7 @@ def _repo_path(name: str) -> str:
 
 
 def _files_of_earlier_release(api: HfApi, repository: str, metadata_name: str) -> set[str]:
-    """Return the repository's files from an earlier push, such as shards that would be mixed with the new shards."""
+    """Return the repository's files from an earlier push, such as old shards that would be mixed with the new ones."""
     existing = set(api.list_repo_files(repository))
     if metadata_name not in existing:
         return set()

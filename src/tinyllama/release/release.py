@@ -1,8 +1,8 @@
 """Releases of checkpoints: `RUN/releases/step-00000100/` contains one folder per format, and release.json.
 
-The weights are written once, as a Hugging Face folder; `formats` makes all other formats from this folder. The release
-is written to a hidden folder, which is renamed when the release is complete. The card of every release and the table in
-releases.json are then updated.
+The weights are exported once, to a Hugging Face folder; the module `formats` converts this folder to the other formats.
+The release is written to a hidden folder, which is renamed when the release is complete. The model cards of all
+releases and the table of releases in releases.json are then updated.
 """
 
 import shutil
@@ -50,10 +50,10 @@ def release_run(
 ) -> Path:
     """Release the checkpoint of `step`, or by default the newest committed checkpoint; return the release's folder.
 
-    `source` is a run or a checkpoint. `formats`, `average` and `average_decay` replace the recipe's fields (see
-    `recipe.Release`). Each GGUF and CTranslate2 file is run once in its engine. With `in_transformers`, transformers
-    also runs the Hugging Face folder, which takes seconds. Raises InputError if the checkpoint is damaged or does not
-    match its run, if a format's library is missing, or if the release exists and `force` is false. Raises
+    `source` is a run or a checkpoint. `formats`, `average` and `average_decay` override the recipe's fields (see
+    `recipe.Release`). Each GGUF and CTranslate2 file is run once in its engine. With `in_transformers`, the Hugging
+    Face folder is also run in transformers, which takes several seconds. Raises InputError if the checkpoint is damaged
+    or does not match its run, if a format's library is missing, or if the release exists and `force` is false. Raises
     RunStoppedError if an engine rejects a file. If an engine crashes, the release is written before RunStoppedError is
     raised.
     """
@@ -146,9 +146,9 @@ def averaged_checkpoints(checkpoint: CheckpointDir, count: int, exactly: bool = 
 
 
 def averaging_weights(count: int, decay: float) -> list[float]:
-    """Return the weights of `count` checkpoints in their average, oldest first; their sum is 1.
+    """Return the averaging weights of `count` checkpoints, oldest first; the weights sum to 1.
 
-    Each weight is `decay` times the weight of the next checkpoint.
+    Each weight is `decay` times the weight of the next newer checkpoint.
     """
     weights = [decay**age for age in reversed(range(count))]
     return [weight / sum(weights) for weight in weights]
@@ -181,7 +181,8 @@ def load_average(model: Llama, checkpoints: Sequence[CheckpointDir], decay: floa
 def write_hugging_face(folder: Path, model: Llama, tokenizer: Tokenizer, shard_bytes: int = SHARD_BYTES) -> None:
     """Write the model and its tokenizer into a new Hugging Face folder, which transformers loads without extra code.
 
-    The weights are written in bf16, in files of at most `shard_bytes`. Memory holds the model and one such file.
+    The weights are written in bf16, in files of at most `shard_bytes`. Memory holds the model and the tensors of one
+    file at a time.
     """
     folder.mkdir(parents=True)
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
@@ -250,7 +251,7 @@ def main(run: str, step: str) -> int:
     """Release a milestone in this sidecar process; return the exit status.
 
     The last line on standard error is the reason for a failure. Status 2 means invalid input, after which training does
-    not retry. A full disk causes status 1, so training retries, since the disk may have space a minute later.
+    not retry. A full disk causes status 1, so that training retries the release; the disk may have space by then.
     """
     set_quiet()
     return run_and_get_exit_status(lambda: release_milestone(RunDir(Path(run)), int(step)), system_status=1)

@@ -1,8 +1,8 @@
 """Verification of a release: each format runs in its engine, and the outputs are compared with a reference.
 
-The reference is computed from the checkpoint before the export and stored in release.json. A comparison with
-the Hugging Face folder would miss errors in that folder, such as swapped gate and up projections. Engines run in child
-processes, so an error or a crash on a damaged file only causes a failed check.
+The reference is computed from the checkpoint before the export and stored in release.json. A comparison with the
+Hugging Face folder would miss errors in that folder, such as swapped gate and up projections. Engines run in child
+processes, so an engine that crashes on a damaged file causes only a failed check.
 """
 
 import random
@@ -67,11 +67,12 @@ def find(rows: list[int], wanted: int) -> int | None:
 
 @torch.inference_mode()
 def compute_reference_outputs(model: Llama, tokenizer: Tokenizer) -> Reference:
-    """Compute the reference with which `verify` compares the formats: a float32 model's outputs on the CPU.
+    """Compute the reference for `verify`: the outputs of a float32 model on the CPU.
 
     The outputs are the token ids of difficult texts, greedy continuations of PROMPTS, and the nats per token of TEXT.
-    The weights are first rounded in place to bf16, like exported weights. The margin of a token in a continuation is
-    its logit minus the second largest logit. EOS is never chosen, so only the context length shortens a continuation.
+    The model's weights are first rounded to bf16 in place, because exported weights are in bf16. The margin of a token
+    in a continuation is its logit minus the second largest logit. EOS is never chosen, so a continuation has fewer than
+    NEW_TOKENS tokens only if it reaches the context length.
     """
     assert model.precision == torch.float32, "the reference is computed in float32"
     for parameter in model.parameters():
@@ -89,7 +90,7 @@ def compute_reference_outputs(model: Llama, tokenizer: Tokenizer) -> Reference:
 
 
 def _text_of_tokens(tokenizer: Tokenizer) -> str:
-    """Return several hundred tokens of the entire vocabulary as shuffled text, to reveal wrong scores and merges."""
+    """Return a text of several hundred tokens in random order, whose encoding reveals wrong scores and merges."""
     texts = sorted({token.decode(errors="ignore") for token in tokenizer.token_bytes()} - {""})
     chosen = texts[:: max(1, len(texts) // NUM_VOCABULARY_TOKENS)]
     random.Random(0).shuffle(chosen)
@@ -97,7 +98,7 @@ def _text_of_tokens(tokenizer: Tokenizer) -> str:
 
 
 def _continue(model: Llama, tokenizer: Tokenizer, text: str) -> dict[str, Any]:
-    """Return a greedy continuation of a prompt with its margins in logits."""
+    """Return a greedy continuation of a prompt, with the margin of each token in logits."""
     context_length = model.config.context_length
     prompt = (tokenizer.bos_prefix + tokenizer.encode(text))[: max(1, context_length // 2)]
     count = min(NEW_TOKENS, context_length - len(prompt))
@@ -130,7 +131,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Maximum differences of a format from the reference."""
+    """Maximum differences between a format's outputs and the reference."""
 
     nats: float
     """Relative difference of the mean nats per token."""
@@ -140,11 +141,12 @@ class Tolerance:
     rounding to 4 or 8 bits can make another token the most likely one."""
 
 
-# Measured on SmolLM2-135M, which is unusually sensitive because its 135M weights were trained on 2T tokens. The nats
-# per token differ by 0.0001 % in float32, 0.005 % in F16 (float16 matrix products; up to 0.008 % for random weights),
-# 0.4 % in Q8_0, 2.4 % in Q4_K_M and 0.3 % in int8. Larger models differ less. In F16, the logits of random models
-# differ by 0.007 if their standard deviation is 1, and by 0.06 if their standard deviation is 2.7. The margin of a tie
-# can be smaller, because it compares two logits at one position.
+# The differences below were measured on SmolLM2-135M, which is unusually sensitive because its 135M weights were
+# trained on 2T tokens. The nats per token differ from the reference by 0.0001 % in float32, 0.005 % in F16 (float16
+# matrix products; up to 0.008 % for random weights), 0.4 % in Q8_0, 2.4 % in Q4_K_M and 0.3 % in int8. Larger models
+# differ less. In F16, the logits of randomly initialized models differ by 0.007 if the standard deviation of the logits
+# is 1, and by 0.06 if it is 2.7. The margin of a tie can be smaller than 0.06, because it compares two logits at one
+# position.
 TOLERANCES = {
     "huggingface": Tolerance(nats=1e-4, tie=1e-3),
     "gguf F16": Tolerance(nats=1e-3, tie=0.02),
@@ -221,7 +223,7 @@ def verify_format(released: ReleasedFormat, path: Path, reference: Reference) ->
 
 
 def _run_engine(engine: str, path: Path, reference: Reference) -> EngineOutput:
-    """Run an engine like `run_engine`, or return an error if the format's folder names files outside the folder."""
+    """Call `run_engine`, or return an error if the format's folder refers to files outside the folder."""
     try:
         if path.is_dir():
             check_model_folder(path)
@@ -231,10 +233,11 @@ def _run_engine(engine: str, path: Path, reference: Reference) -> EngineOutput:
 
 
 def verify_source(folder: Path, reference: Reference) -> list[Check]:
-    """Check that transformers and this project's reader compute the same outputs from external weights.
+    """Check that transformers and this project compute the same outputs from external weights.
 
-    The reference is computed by this project's reader, so comparing the formats cannot reveal an error in the reader.
-    Tokenizers are not compared, because transformers' LlamaTokenizer and SentencePiece differ for repeated spaces.
+    Comparing the formats cannot reveal that this project read the weights incorrectly, because the reference would have
+    the same error. Tokenizers are not compared, because transformers' LlamaTokenizer and SentencePiece differ for
+    repeated spaces.
     """
     tolerance, output = TOLERANCES["huggingface"], _run_engine("transformers-source", folder, reference)
     assert tolerance.tie is not None
@@ -277,7 +280,7 @@ def _verify_tokens(subject: str, reference: Reference, output: EngineOutput) -> 
 
 
 def _verify_continuations(subject: str, reference: Reference, output: EngineOutput, tie: float) -> Check:
-    """Compare continuations token by token. A difference at a tie ends the comparison without failure."""
+    """Compare continuations token by token, each up to its end or to a difference at a tie."""
     entries = reference["continuations"]
     num_equal = num_ties = 0
     for number, (entry, ids) in enumerate(zip(entries, output["continuations"], strict=True), 1):

@@ -1,1 +1,1 @@
-"""Reports: one HTML file per run with its recipe, progress and results, to attach, print or archive."""
+"""Reports: one self-contained HTML file per run, with the run's recipe, progress and results."""

@@ -1,7 +1,8 @@
 """The content of a report: tables of all data in a run's folder except the weights. The folder is read once.
 
-Only the recipe must exist. Data that does not exist yet, or was deleted, is empty or None. Tables are pure functions of
-`RunData`. Cells are text, not HTML. The tables of data and scores have the same cells as those in the model card.
+Only the recipe is required. If other data is missing, the corresponding fields of `RunData` are empty or None. Tables
+are pure functions of `RunData`. Cells are text, not HTML. The tables of data and scores have the same cells as those in
+the model card.
 """
 
 import statistics
@@ -37,7 +38,7 @@ MAX_NOTABLE_EVENTS = 25
 
 @dataclass(frozen=True)
 class RunData:
-    """Content of a run's folder at one time."""
+    """Content of a run's folder at the time `read_at`."""
 
     folder: Path
     recipe: Recipe
@@ -139,7 +140,7 @@ def _checked_metrics(run: RunDir) -> Iterator[Json]:
 
 
 def _with_origins(store: dict[str, Any], releases: list[Json]) -> dict[str, Any]:
-    """Add the origins of sources whose raw files were deleted, from the metadata of earlier releases."""
+    """For sources whose raw files were deleted, add the origins that the metadata of earlier releases contains."""
     for metadata in releases:
         for name, source in metadata["store"]["sources"].items():
             if name in store["sources"] and store["sources"][name]["splits"] == source["splits"]:
@@ -215,7 +216,7 @@ def event_table(events: Sequence[Event]) -> Table:
 
 
 def select_notable_events(events: Sequence[Event]) -> list[Event]:
-    """Select at most MAX_NOTABLE_EVENTS non-routine events: prefer problems, then rare names, then new events."""
+    """Select at most MAX_NOTABLE_EVENTS non-routine events: prefer problems, then rare kinds, then recent events."""
     counts = Counter(event["event"] for event in events)
     notable = [event for event in events if event_category(event) != INFO]
     notable.sort(key=lambda event: (event_category(event) == PROBLEM, -counts[event["event"]]))
@@ -228,7 +229,7 @@ def format_event_counts(events: Iterable[Event]) -> str:
 
 
 def describe_checkpoints(events: Iterable[Event]) -> str | None:
-    """Describe the number and duration of checkpoints in a sentence; None without checkpoints."""
+    """Return a sentence with the number and duration of the checkpoints, or None without checkpoints."""
     found = [event for event in events if event["event"] == "checkpoint"]
     if not found:
         return None
@@ -265,7 +266,7 @@ def lineage_table(run: RunData) -> Table:
 
 
 def unique_run_names(runs: Sequence[RunData]) -> list[str]:
-    """Return a unique name per run: the folder's name, or its path if several folders have the same name."""
+    """Return a unique name for each run: the folder's name, or the path if several folders have the same name."""
     names, folders = [run.name for run in runs], [run.folder for run in runs]
     return [
         name if names.count(name) == 1 else f"{folder} ({number})" if folders.count(folder) > 1 else str(folder)

@@ -1,6 +1,6 @@
 """The HTML page of a report, rendered from page.html and page.css with a run's figures, plots and tables.
 
-The file is self-contained and needs no script and no network. jinja2 escapes all text, since names in recipes
+The page is self-contained: it needs neither scripts nor network access. jinja2 escapes all text, since names in recipes
 and files can contain HTML.
 """
 

@@ -274,7 +274,7 @@ _PythonUnpickler: Any = pickle._Unpickler  # the implementation in C has no hook
 
 
 def _then_refuse(opcode: bytes, is_refused: Callable[[Any], bool]) -> Callable[[Any], None]:
-    """Return an opcode's handler that refuses some of the values that the opcode leaves on the stack."""
+    """Return a handler that executes an opcode, then rejects the top of the stack if `is_refused` returns true."""
     load = _PythonUnpickler.dispatch[opcode[0]]
 
     def load_and_check(unpickler: Any) -> None:
@@ -286,13 +286,13 @@ def _then_refuse(opcode: bytes, is_refused: Callable[[Any], bool]) -> Callable[[
 
 
 def _is_container(value: Any) -> bool:
-    """Return whether a value, used many times, takes exponential time to hash, compare or print."""
+    """Return whether many references to a value could make hashing, comparing or printing take exponential time."""
     is_shape = isinstance(value, torch.Size) and len(value) <= _MAX_DIMENSIONS
     return isinstance(value, (tuple, list, dict, set, frozenset, metadata.MetadataIndex)) and not is_shape
 
 
 def _is_nested(value: Any) -> bool:
-    """Return whether a tuple contains tuples of tuples; a hash of deeper tuples overflows the stack."""
+    """Return whether a tuple contains tuples of tuples; hashing a deeply nested tuple can overflow the stack."""
     return any(isinstance(inner, tuple) for part in value if isinstance(part, tuple) for inner in part)
 
 

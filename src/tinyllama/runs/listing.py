@@ -1,8 +1,8 @@
 """The runs in a folder, with their state, progress, newest checkpoint and newest release.
 
-Reads at most the last 1 MiB of each file, so that listing a hundred runs of a million rows takes about one second.
-Recipes are read without validation, so that the list includes runs of other tinyllama versions. Imports no torch and
-writes nothing.
+This module reads at most the last 1 MiB of each file, so listing a hundred runs with a million rows each takes about
+one second. Recipes are read without validation, so that the list includes runs of other tinyllama versions. The module
+does not import torch and writes no files.
 """
 
 import statistics

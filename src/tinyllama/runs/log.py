@@ -65,7 +65,7 @@ _COMMON_FIELDS = ("time", "event", "step")
 
 
 def event_kind(event: Event) -> EventKind:
-    """Return the kind of an event; an event that only another version knows has the category `info`."""
+    """Return the kind of an event; an unknown event, which another version wrote, has the category `info`."""
     return EVENT_KINDS.get(event["event"], EventKind(INFO, "info"))
 
 
@@ -99,8 +99,8 @@ def _format_detail(name: str, value: Any) -> str:
 class RunLog:
     """Thread-safe log of a run's metrics and events; each line is written immediately.
 
-    With `survives_full_disk`, lines are kept in memory while the disk is full. A later call writes them when the disk
-    has space again.
+    With `survives_full_disk`, lines are kept in memory while the disk is full. A later call writes these lines when the
+    disk has space again.
     """
 
     def __init__(self, run: RunDir, survives_full_disk: bool = False, clock: Callable[[], float] = time.time) -> None:
@@ -111,9 +111,9 @@ class RunLog:
         """Newest step with a row."""
 
     def truncate_after(self, step: int) -> None:
-        """Delete the rows of metrics after a step, so that no step has two rows when the run resumes from `step`.
+        """Delete the rows of metrics after `step`, so that no step has two rows after the run resumes.
 
-        If deleted lines were invalid or repeated a step, an event reports their line numbers.
+        If any deleted rows were invalid or repeated a step, a `metrics-damaged` event reports their line numbers.
         """
         self.step, damaged = step, list[int]()
         rows = self.run.metrics(step, damaged)
@@ -141,7 +141,7 @@ class RunLog:
         self._append(self.run.events_path, {"time": self.clock(), "event": name, "step": step, **details})
 
     def flush_to_disk(self) -> None:
-        """Flush both files to the disk (fsync). Raises OSError if there is still no space for pending lines."""
+        """Flush both files to the disk (fsync). Raises OSError if the disk is too full for the pending lines."""
         for path in self.pending:
             with self.lock:
                 self._write_pending(path)
@@ -176,7 +176,7 @@ class RunLog:
 
 
 def _size_of_lines(path: Path) -> int:
-    """Return the size in bytes of a file without its incomplete last line."""
+    """Return the total size in bytes of a file's complete lines."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         while end:

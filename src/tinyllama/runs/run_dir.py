@@ -23,7 +23,7 @@ _MAX_RECIPE_BYTES = 1 << 20
 
 
 class _PathInside:
-    """Descriptor for the path of a file or folder inside an object's folder, `path`."""
+    """Descriptor that returns the path of a file or folder inside the folder `path` of its owner."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -105,7 +105,7 @@ class ReleasesDir:
         return [read_json(path) for path in sorted(self.path.glob("baselines/*.json"))]
 
     def files_with_scores(self) -> list[Path]:
-        """Return the files that change when the scores of a release or a baseline change."""
+        """Return the files that contain the scores of releases and baselines."""
         paths = [self.table_path, *self.path.glob("[!.]*/evaluation.json"), *self.path.glob("baselines/*.json")]
         return sorted(path for path in paths if path.is_file())
 
@@ -123,7 +123,7 @@ class CheckpointDir:
 
     @property
     def step(self) -> int:
-        """Number of training steps before the checkpoint, from the folder's name."""
+        """Number of completed training steps, from the folder's name."""
         if not (match := _CHECKPOINT_NAME.fullmatch(self.name)):
             raise InputError(f"{self.path}: not a checkpoint's name; rename the folder to step-NUMBER")
         return int(match[1])
@@ -193,7 +193,7 @@ class CheckpointDir:
         return damage
 
     def is_released_as(self, release: ReleaseDir) -> bool:
-        """Return whether a release was made from this checkpoint, not from an earlier run of the same name."""
+        """Return whether a release was made from this checkpoint, not from one of an earlier run with the same name."""
         return release.exists and release.metadata()["checkpoints"].get(self.name) == self.commit_hash
 
     def delete(self) -> None:
@@ -274,7 +274,7 @@ class RunDir:
         return self.trackers_dir / f"{tracker}.json"
 
     def tracker_lock_path(self, tracker: str) -> Path:
-        """Return the lock of the process that follows the run for a tracker."""
+        """Return the file that a process locks while it delivers the run's data to a tracker."""
         return self.trackers_dir / f"{tracker}.lock"
 
     def tracker_log_path(self, tracker: str) -> Path:
@@ -355,7 +355,7 @@ class RunDir:
     def prune_checkpoints(self, keep: int, average: int = 1) -> None:
         """Delete all checkpoints except the newest `keep` complete checkpoints and the checkpoints that releases need.
 
-        Releases need the milestones. A missing release also needs the newest `average` checkpoints up to its milestone.
+        These are the milestones and, for each milestone without a release, the newest `average` checkpoints up to it.
         """
         checkpoints = self.checkpoints()
         kept = {checkpoint.path for checkpoint in checkpoints[-keep:]}

@@ -1,9 +1,9 @@
 """Exact conversion of text to token ids and back, several times as fast as SentencePiece.
 
-This package reads tokenizer.json, tokenizer.model, a folder with either, or a hub name. The package writes a folder
-that transformers can load. A cache maps short runs of text to their ids (`tokenizer.memo`). Some vocabularies, such as
-that of GPT-2, do not allow exact splits between runs. With such a vocabulary, the library of the file format
-(SentencePiece or `tokenizers`) encodes the complete text.
+This package reads a tokenizer from a tokenizer.json, a tokenizer.model, a folder or the hub. It writes a folder that
+transformers can load. A cache maps short runs of text to their ids (`tokenizer.memo`). With some vocabularies, such as
+that of GPT-2, splitting a text into runs could change its tokens. The library of the file format (SentencePiece or
+`tokenizers`) then encodes the complete text.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger[Any]]:
 
 
 class Tokenizer:
-    """A vocabulary with exact encoding and decoding; every encoding method uses `encode_documents`."""
+    """Tokenizer with exact encoding and decoding; every encoding method uses `encode_documents`."""
 
     def __init__(self, backend: Backend, limits: Limits = DEFAULT_LIMITS) -> None:
         self._backend = backend
@@ -59,7 +59,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, source: str | Path) -> Self:
-        """Load a tokenizer.json, a tokenizer.model, a folder with either (preferably tokenizer.json), or a hub name.
+        """Load a tokenizer from a tokenizer.json, a tokenizer.model, a folder (tokenizer.json is preferred) or the hub.
 
         Raises InputError if the source has no tokenizer, if a file is damaged, or if the hub cannot provide a file.
         """
@@ -90,7 +90,7 @@ class Tokenizer:
         return ids
 
     def encode_array(self, text: TextLike) -> TokenIds:
-        """Return the same ids as `encode`, as an array of `self.dtype`, with little memory besides the array."""
+        """Return the same ids as `encode` in an array of type `self.dtype`, with little additional memory."""
         return next(self.encode_documents([text], bos=False, eos=False))
 
     def encode_documents(self, texts: Iterable[TextLike], bos: bool = True, eos: bool = True) -> Iterator[TokenIds]:
@@ -108,7 +108,7 @@ class Tokenizer:
         return [np.array(self._backend.encode(encodable), self.dtype)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids; special tokens have no text, and bytes that are not UTF-8 become U+FFFD."""
+        """Return the text of a list of ids. Special tokens have no text, and bytes that are not UTF-8 become U+FFFD."""
         numbers = [int(number) for number in ids]
         for number in numbers:
             if not 0 <= number < self.vocab_size:
@@ -125,7 +125,7 @@ class Tokenizer:
     def incomplete_ids(self) -> frozenset[int]:
         """Ids after which the next token can still change the text decoded so far: single bytes and special tokens.
 
-        A sequence of byte tokens is decoded together. If one of its bytes is invalid, every byte becomes U+FFFD.
+        Consecutive byte tokens are decoded together. If one of the bytes is invalid, each of them becomes U+FFFD.
         """
         tokens = self._backend.tokens()
         return frozenset(number for number, token in enumerate(tokens) if token.type in ("byte", "special"))
@@ -200,7 +200,7 @@ def pre_tokenizer_name(backend: HuggingFaceBackend) -> str:
         changes.append("normalizer")
     step = parsed.get("pre_tokenizer") or {}
     steps = step["pretokenizers"] if step.get("type") == "Sequence" else [step] if step else []
-    # trim_offsets changes no id
+    # trim_offsets does not affect the ids
     steps = [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
     name = next((name for rules, name in _PRE_TOKENIZER_NAMES if rules == steps), None)
     if name is None or changes or not backend.is_byte_level or model.get("type") != "BPE":

@@ -2,7 +2,8 @@
 
 SentencePiece reads tokenizer.model and `tokenizers` reads tokenizer.json; both backends have the same interface. A
 tokenizer.model is converted to a tokenizer.json only if both give the same ids and the same decoded text for all test
-strings: all tokens in random order, runs of up to 69 spaces, and a sample of every plane of Unicode.
+strings. The test strings contain all tokens in random order, runs of up to 69 spaces, and a sample of every plane of
+Unicode.
 """
 
 import itertools
@@ -254,7 +255,7 @@ class HuggingFaceBackend:
         return [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
 
     def scores(self) -> list[float]:
-        """Return one score per id; with these scores, SentencePiece merges tokens in the order of this tokenizer.
+        """Return one score per id, such that SentencePiece merges tokens in the same order as this tokenizer.
 
         The scores are those of the tokenizer.model, if there is one. Otherwise, a token's score is the negative rank of
         the merge that produces the token, or 0 without such a merge.
@@ -324,7 +325,7 @@ def fit_to_embedding(backend: Backend, num_embeddings: int) -> Backend:
 
 
 def read_tokenizer(source: str | Path) -> Backend:
-    """Read a tokenizer.json, a tokenizer.model, a folder with either (preferably tokenizer.json), or a hub name.
+    """Read a tokenizer from a tokenizer.json, a tokenizer.model, a folder (tokenizer.json is preferred) or the hub.
 
     Raises InputError if the source contains no tokenizer, if a file is damaged, or if the hub cannot provide a file.
     """

@@ -1,8 +1,8 @@
 """Conversion of a tokenizer.model to the tokenizer.json with the same ids: pure functions of the files' contents.
 
 SentencePiece merges the pair with the best score, and a tokenizer.json lists its merges by priority. The conversion
-therefore sorts the merges by the score of their result. In Llama 2's vocabulary, tokens that consist of spaces have a
-score of -1e9, so their merges are last. transformers' own conversion orders these merges differently, and its ids are
+therefore sorts the merges by the score of the merged token. In Llama 2's vocabulary, tokens that consist of spaces have
+a score of -1e9, so their merges are last. transformers' own conversion orders these merges differently, and its ids are
 wrong for repeated spaces. The conversion of Llama 2's 32,000 tokens to 61,249 merges takes 0.1 s.
 """
 
@@ -20,7 +20,7 @@ from tinyllama.errors import InputError
 SPACE = "▁"
 BYTES = frozenset(f"<0x{value:02X}>" for value in range(256))
 
-# Llama 2's normalizer, in the forms of `canonical_form` and of a tokenizer.json.
+# Llama 2's normalizer: first in the form of `canonical_form`, then as parts of a tokenizer.json.
 LLAMA_NORMALIZER = {"dummy_prefix": True, "extra_spaces_removed": False, "space_as_suffix": False, "rules": ""}
 LLAMA_PIPELINE: dict[str, Any] = {
     "normalizer": {
@@ -60,7 +60,7 @@ class Token(NamedTuple):
 
 
 def sentencepiece_tokens(model: ModelProto) -> list[Token]:
-    """Return the vocabulary of a parsed tokenizer.model, by id. Raises ValueError if a token is not UTF-8."""
+    """Return the vocabulary of a parsed tokenizer.model, sorted by id. Raises ValueError if a token is not UTF-8."""
     tokens = [Token(piece.piece, _PIECE_TYPES[piece.type]) for piece in model.pieces]
     if not all(isinstance(token.text, str) for token in tokens):  # protobuf returns text that is not UTF-8 as bytes
         raise ValueError("a token is not UTF-8")
@@ -71,7 +71,8 @@ def merges_by_score(model: ModelProto) -> list[tuple[str, str]]:
     """Return every split of a token into two tokens, in the order in which SentencePiece merges them.
 
     For equal scores, SentencePiece merges the leftmost pair first. In a run of spaces, one token thus grows to its full
-    length before the next token begins. Among equal scores, merges with the longest result are therefore first.
+    length before the next token begins. The conversion therefore sorts merges with equal scores by the length of the
+    merged token, longest first.
     """
     pieces = [(piece.piece, piece.score) for piece in model.pieces if _PIECE_TYPES[piece.type] == "text"]
     pieces.sort(key=lambda piece: (-piece[1], -len(piece[0])))
@@ -138,10 +139,10 @@ def canonical_form(
     normalizer: dict[str, Any],
     encode_pretokens: Callable[[list[str]], list[list[int]]],
 ) -> dict[str, Any]:
-    """Return a value that is equal for two files with equal encodings; `Tokenizer.digest` is its hash.
+    """Return a value that is equal for two files that encode every text equally; `Tokenizer.digest` is its hash.
 
-    Different converters order merges with the same result differently, but this order changes no id. The order of the
-    merges of spaces can change ids, so the value contains the ids of runs of spaces instead of this order.
+    Converters differ in the order of merges that produce the same token, but this order does not affect the ids. The
+    order of merges that produce runs of spaces can affect the ids, so the value contains the ids of such runs instead.
     """
     blocks = itertools.groupby(merges, key=lambda merge: "".join(merge).strip(SPACE) and "".join(merge))
     return {

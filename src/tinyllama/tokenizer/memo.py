@@ -1,8 +1,8 @@
-"""Exact encoding with a cache of short runs of text; numpy looks up all runs of a block of text at once.
+"""Exact encoding with a cache of short runs of text; one numpy operation looks up all runs in a block of text.
 
-A split between two adjacent characters changes no token if the two characters are adjacent in no vocabulary entry:
-every BPE merge is then on one side of the split. The vocabulary shows which kinds of characters are adjacent in tokens,
-and text is split between all other pairs of kinds. The runs between the splits are short and repeat often.
+A split between two characters does not change the tokens if no vocabulary entry contains these characters next to each
+other, because no BPE merge then crosses the split. The encoder finds the kinds of characters that are adjacent in any
+token, and splits text between all other pairs of kinds. The runs between the splits are short and repeat often.
 docs/benchmarks.md compares the speed with that of SentencePiece.
 """
 
@@ -23,7 +23,7 @@ Ints = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint64]
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 
-# The kind of a byte is its index in KINDS or one of the three constants on the line after KINDS.
+# The kind of a byte is the index in KINDS of the string that contains it, or one of the three constants below KINDS.
 KINDS = (" ", string.ascii_letters, string.digits, "\n", "\t", string.punctuation)
 CONTROL, BEYOND_ASCII, BETWEEN_PIECES = len(KINDS), len(KINDS) + 1, len(KINDS) + 2
 NEWLINE = KINDS.index("\n")
@@ -64,7 +64,7 @@ def kind_of_bytes() -> bytes:
 
 
 def adjacency_matrix(pieces: Iterable[str]) -> npt.NDArray[np.bool_]:
-    """Return a matrix [before, after]: whether, in a token, a byte of one kind directly precedes one of the other."""
+    """Return a matrix [before, after], true if a byte of kind `before` precedes one of kind `after` in any token."""
     text = bytes([NEVER]).join(piece.replace(SPACE, " ").encode() for piece in pieces)
     kinds = np.frombuffer(text.translate(kind_of_bytes()), np.uint8)
     found = np.zeros((BETWEEN_PIECES + 1,) * 2, np.bool_)
@@ -74,12 +74,12 @@ def adjacency_matrix(pieces: Iterable[str]) -> npt.NDArray[np.bool_]:
 
 
 def splits_before_spaces(together: npt.NDArray[np.bool_]) -> bool:
-    """Return whether text can be split before spaces, because no token has a space after another character."""
+    """Return whether text can be split before spaces: no token may have a space after another character."""
     return not together[1:, 0].any()
 
 
 def mergeable_character_pairs(pieces: list[str]) -> Bits:
-    """Return the pairs of characters that are adjacent in tokens, as numbers, in a sorted array that is never empty."""
+    """Return the pairs of adjacent characters in tokens, encoded as numbers, in a sorted and never empty array."""
     characters = np.frombuffer("".join(pieces).replace(SPACE, " ").encode("utf-32-le"), np.uint32)
     last = np.cumsum([len(piece) for piece in pieces])[:-1] - 1
     return np.unique(np.append(np.delete(_pairs(characters), last), np.uint64(0)))
@@ -90,7 +90,7 @@ def _pairs(characters: npt.NDArray[np.uint32]) -> Bits:
 
 
 def newline_is_isolated(together: npt.NDArray[np.bool_]) -> bool:
-    """Return whether newlines can separate runs, because no token contains a newline next to another character."""
+    """Return whether newlines can separate runs: no token may contain a newline next to another character."""
     others = np.arange(len(together)) != NEWLINE
     return not (together[NEWLINE, others].any() or together[others, NEWLINE].any())
 
@@ -120,9 +120,9 @@ class RunMemo:
         self._forget()
 
     def encode(self, texts: Iterable[TextLike]) -> Iterator[list[TokenIds]]:
-        """Yield one list of arrays per text: all ids of the text with its dummy prefix, in order.
+        """Yield a list of arrays per text, which together contain the ids of the text with its dummy prefix.
 
-        Up to one block of texts is read before the ids of its first text are yielded.
+        Up to one block of text is read before the first ids are yielded.
         """
         parts: list[TokenIds] = []
         for data, starts, ends in self._blocks(texts):
@@ -158,7 +158,7 @@ class RunMemo:
             yield data, *self._find_runs(data)
 
     def _find_runs(self, data: bytes) -> tuple[Ints, Ints]:
-        """Return the starts and ends of the runs' words: a run is the spaces before a word, and the word."""
+        """Return the starts and ends of the runs' words. A run consists of a word and the spaces before it."""
         is_word = np.frombuffer(data, np.uint8) != ord(" ")
         before = np.frombuffer(data.translate(self._before), np.uint8)
         after = np.frombuffer(data.translate(self._after), np.uint8)
@@ -211,8 +211,8 @@ class RunMemo:
     def _encode_parted(self, runs: list[bytes]) -> tuple[TokenIds, Ints]:
         """Return the ids of all runs, concatenated, and the number of ids of each run.
 
-        Many runs are joined by newlines to one text, because the overhead of a call to the library takes as long as
-        the encoding of a run.
+        Many runs are joined by newlines into one text, because the overhead of a library call is as large as the cost
+        of encoding a run.
         """
         groups = (runs[first : first + RUNS_A_CALL] for first in range(0, len(runs), RUNS_A_CALL))
         texts = [b"\n".join((*group, b"")).replace(END, b"").decode() for group in groups]

@@ -1,9 +1,9 @@
 """Training of a Llama-style tokenizer on documents.
 
 SentencePiece trains the tokenizer. Like Llama 2's tokens, the trained tokens do not mix letters, digits and
-punctuation, so `tokenizer.memo` can split text into short runs. Training of 8,192 tokens on 22 MB takes 5 s on one
-core. After training, tokens that consist of spaces get Llama 2's score of -1e9. An indented `return` thus becomes a run
-of spaces and the token `▁return`, which is the same in prose and code.
+punctuation, so `tokenizer.memo` can split text into short runs. Training a vocabulary of 8,192 tokens on 22 MB of text
+takes 5 s on one core. After training, tokens that consist of spaces get Llama 2's score of -1e9. An indented `return`
+thus becomes a run of spaces and the token `▁return`, which is the same in prose and code.
 """
 
 import hashlib
@@ -30,9 +30,9 @@ CHECKED_LINES = 2_000
 SPACES_SCORE = -1e9
 RESERVED = "\u2585"
 """Character that SentencePiece's trainer uses for unknown characters; it silently drops lines with this character."""
-# Newlines, tabs and other control characters stay bytes, as in Llama 2. The last space of a run belongs to the next
-# word, as in encoding. Otherwise an indentation of four spaces would become one token, and `return` would lose its
-# leading space.
+# Newlines, tabs and other control characters are encoded as bytes, as in Llama 2. Lines are also split before the last
+# space of a run, so that this space belongs to the next word, as in encoding. Otherwise an indentation of four spaces
+# would become one token, and `return` would lose its leading space.
 _LINE_ENDS = re.compile(rf"[\x00-\x1f\x7f{RESERVED}]+|(?<= )(?= [^ ])")
 
 
@@ -106,9 +106,9 @@ def train_tokenizer(text: TrainingText, vocab_size: int) -> Tokenizer:
 
 
 def _check_decoding(tokenizer: Tokenizer, lines: list[str]) -> None:
-    """Check that encoding and decoding change neither the lines nor the edge cases, with spaces in place of U+2581.
+    """Check that decoding the encoded text restores it, for the lines and the edge cases.
 
-    Raises InputError if a text changes.
+    Each U+2581 is first replaced by a space. Raises InputError if a text changes.
     """
     tokens = [token.decode(errors="ignore") for token in tokenizer.token_bytes()]
     for text in (*edge_case_texts(tokens), "\n".join(lines)):

@@ -1,7 +1,7 @@
 """Follower of a run, which delivers the metrics, events and scores in the run's files to a sink.
 
-`RUN/trackers/SINK.json` records the position up to which the sink has stored all items permanently. If the process is
-killed, the next process delivers the items after that position again. Only the process that holds
+`RUN/trackers/SINK.json` records the position in these files up to which the sink has stored all data permanently. If
+the process is killed, the next process delivers the data after that position again. Only the process that holds
 `RUN/trackers/SINK.lock` follows the run: the tracker's sidecar process or `tinyllama watch`. Imports no torch.
 """
 
@@ -50,7 +50,7 @@ class Sink(Protocol):
         """
 
     def durable_position(self, position: "SinkPosition") -> "SinkPosition":
-        """Return the position up to which all shown items survive a kill of this process.
+        """Return the position up to which all shown data remains stored if this process is killed.
 
         The follower saves the position, and a new process continues from there.
         """
@@ -61,7 +61,7 @@ class Sink(Protocol):
 
 @dataclass
 class SinkPosition:
-    """Position of a sink in a run."""
+    """Position up to which a sink has received a run's data."""
 
     step: int = 0
     """Newest step that the sink has received or that `is_shown` has skipped."""
@@ -127,7 +127,7 @@ class RunFollower:
         self._save()
 
     def _read_events(self) -> list[Row]:
-        """Return the new events; first rewind the sink if the values of steps that it shows will change."""
+        """Return the new events; if values that the sink shows will change, rewind the sink first."""
         found: list[Row] = []
         valid_step = self.position.step
         while True:
@@ -231,7 +231,7 @@ class RunFollower:
 def is_shown(row: Row) -> bool:
     """Return whether a row of metrics is passed to the sinks (see FULL_RESOLUTION_STEPS).
 
-    Rows of validations and skipped steps are always passed.
+    Rows with a validation result and rows of skipped steps are always passed.
     """
     step = row["step"]
     stride = 1 << max(0, (step - 1) // FULL_RESOLUTION_STEPS).bit_length()
@@ -268,7 +268,7 @@ def _release_scores(run: RunDir) -> Iterator[tuple[int, int, Scores]]:
 
 
 def _baseline_scores(run: RunDir, metrics: Collection[str]) -> dict[str, Scores]:
-    """Return the scores of the baselines in the given metrics: measured scores first, then published scores."""
+    """Return the baselines' scores for the given metrics: measured scores first, then published scores."""
     found = {evaluation["model"]: _scores(evaluation) for evaluation in run.releases.baseline_evaluations()}
     for row in run.releases.table()["baselines"]:
         if row["source"] and row["source"].startswith("published"):

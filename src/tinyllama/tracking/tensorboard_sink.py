@@ -25,7 +25,7 @@ from tinyllama.tracking.follow import Scores, SinkPosition
 
 
 class TensorBoardSink:
-    """Sink that writes a run to event files. The x axis is the step, and the number of tokens is a curve."""
+    """Sink that writes a run to event files. The x axis is the step; the number of tokens is one of the curves."""
 
     def __init__(self, run: RunDir, recipe: Recipe, position: SinkPosition) -> None:
         self.folder, self.steps = run.tensorboard_dir, recipe.train.steps

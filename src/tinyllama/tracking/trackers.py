@@ -48,7 +48,7 @@ def check_trackers(track: Track) -> None:
 
 @contextlib.contextmanager
 def run_trackers(track: Track, run: RunDir, log: RunLog) -> Iterator[None]:
-    """Run the recipe's trackers during the block, then wait for the last rows, and kill slow trackers."""
+    """Run the recipe's trackers during the block; then let them deliver the last rows, and kill slow trackers."""
     trackers = [Tracker(name, run, log) for name in enabled_trackers(track)]
     try:
         yield
@@ -174,7 +174,7 @@ def _follow_until(ended: threading.Event, run: RunDir, name: str, heartbeat: Hea
 
 
 def open_sink(name: str, run: RunDir) -> Sink:
-    """Open the `trackio`, `wandb` or `tensorboard` sink of a run; empty the sink if no item of the run was sent yet."""
+    """Open the `trackio`, `wandb` or `tensorboard` sink of a run; empty the sink if no data of the run was sent yet."""
     recipe, position = run.recipe(), read_position(run, name)
     # The imports are local, because each sink needs its own library, which may be missing.
     if name == "wandb":

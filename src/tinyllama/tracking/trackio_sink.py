@@ -1,9 +1,9 @@
 """Sink for trackio. Its database `.trackio` is in the folder that contains the runs, so that one page shows all runs.
 
-This module calls trackio's storage functions (and SQL in `_empty`) instead of `trackio.init`. `trackio.init` requests
-the user's name from the hub, hides errors and writes from threads. Each storage function either commits or raises. A
-page hides entries that are added after the page was opened. Therefore all entries are created at the beginning: one per
-baseline, and two for the vertical lines of releases and problems.
+This module calls trackio's storage functions, and uses SQL in `_empty`, instead of `trackio.init`. `trackio.init`
+requests the user's name from the hub, hides errors and writes from threads. Each storage function either commits or
+raises. An open page does not show entries that are added later. Therefore all entries are created at the beginning: one
+per baseline, and two for the vertical lines of releases and problems.
 """
 
 import importlib
@@ -58,7 +58,7 @@ def is_on_network_filesystem(folder: Path) -> bool:
 
 
 def create_baseline_runs(run: RunDir, names: Iterable[str]) -> None:
-    """Create entries for baselines that may get scores, so that a page opened from now on shows them."""
+    """Create entries for baselines that may be scored later, so that a page opened now will show their scores."""
     storage = open_trackio(trackio_dir(run)).SQLiteStorage
     for name in names:
         _ensure_entry(storage, f"{run.name}/baseline/{name}", name)
@@ -97,7 +97,7 @@ class TrackioSink:
             self._annotate("trouble", [event for event in marked if event["event"] != "release"], loss_range)
 
     def log_scores(self, row: Row, time: float) -> None:
-        """Log a release's scores with the time of its step, because the page smooths scores with a different time."""
+        """Log a release's scores with the time of its step, because the page smooths scores that have another time."""
         self._log(self.run, self.run, [row], [time], [f"{self.run} {sorted(row.items())}"])
 
     def set_baselines(self, baselines: dict[str, Scores]) -> None:
@@ -111,7 +111,7 @@ class TrackioSink:
             self._log(name, run_id, rows, [0.0, 0.0], [f"{run_id} {step}" for step in steps])
 
     def rewind(self, step: int) -> int:
-        """Delete the metrics of all entries; keep the entries, because an open page hides new entries."""
+        """Delete the metrics of all entries; keep the entries, because an open page does not show new entries."""
         self.storage.delete_run(PROJECT, "", run_id=self.alerts)
         self._empty(self._records())
         return 0
@@ -183,7 +183,7 @@ class TrackioSink:
     def _empty(self, records: Iterable[dict[str, str]]) -> None:
         """Delete all metrics of the given entries except each entry's first row.
 
-        The first row keeps the entry in existence: an open page hides an entry that was deleted and created again. This
+        The first row preserves the entry: an open page does not show an entry that was deleted and created again. This
         function uses SQL, because trackio's storage can only delete complete entries.
         """
         database = self.storage.get_project_db_path(PROJECT)
@@ -200,7 +200,7 @@ class TrackioSink:
 
 
 def _vertical_line_points(low: float, high: float) -> list[Row]:
-    """Return the points of a vertical line and a gap; empty rows keep smoothing from moving the line's ends."""
+    """Return the points of a vertical line and a gap; empty rows prevent smoothing from moving the line's ends."""
     padding: list[Row] = [{}] * (SMOOTHING // 2)
     return [{"loss": low}, *padding, {"loss": high}, {"loss": _GAP}, *padding]
 

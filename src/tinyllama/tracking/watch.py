@@ -1,8 +1,8 @@
-"""`tinyllama watch`: trackio's page of the runs in a folder, served on this machine or on a Space of the hub.
+"""`tinyllama watch`: trackio's page of the runs in a folder, served on this machine or on a Hugging Face Space.
 
-`tinyllama watch` also sends items to trackio that training did not send. Examples are runs that were copied from
-another machine, trained without trackio, or scored later, and runs whose tracker failed. trackio's database `.trackio`
-is in the folder that contains the runs.
+`tinyllama watch` also sends data to trackio that training did not send, for example because the run was copied from
+another machine, trained without trackio, or scored later. trackio's database `.trackio` is in the folder that contains
+the runs.
 """
 
 import contextlib
@@ -57,10 +57,10 @@ def watch(path: Path, port: int | None = None, open_browser: bool = True) -> Non
 
 
 def publish_page(path: Path, space: str, public: bool = False) -> str:
-    """Upload the page of a run and of the other runs in the same parent folder to a Space of the hub; return its URL.
+    """Upload the page of a run and the other runs in the same parent folder to a Hugging Face Space; return its URL.
 
-    `space` is OWNER/NAME. A new Space is private unless `public`. Raises InputError if there is no run to show, or if
-    the hub cannot be reached or refuses the upload.
+    `space` is OWNER/NAME. A new Space is private unless `public` is true. Raises InputError if there is no run to show,
+    or if the hub cannot be reached or refuses the upload.
     """
     os.environ["TRACKIO_PLOT_ORDER"] = _PLOT_ORDER
     api = open_hub()
@@ -107,7 +107,7 @@ def _serve(trackio: Any, run: RunDir, port: int | None) -> str:
 
 @contextlib.contextmanager
 def _feeding(run: RunDir) -> Iterator[Any]:
-    """Send all runs of the folder to trackio once, yield trackio, and keep sending while the block runs."""
+    """Send all runs of the folder to trackio, yield trackio, and keep sending new data while the block runs."""
     trackio, ended = open_trackio(trackio_dir(run)), threading.Event()
     with TrackioFeeder(run.path.resolve().parent) as feeder:
         feeder.feed()

@@ -56,7 +56,7 @@ class SpikeDetector:
     """Detector of bad steps, which compares a step's loss with the losses of earlier steps."""
 
     def __init__(self, limits: Guard, state: dict[str, Any] | None = None) -> None:
-        """Continue from `state`, the result of an earlier detector's `state()`."""
+        """Create a detector that continues from `state`, the result of an earlier detector's `state()`."""
         self.limits = limits
         self.losses: deque[float] = deque((state or {}).get("losses", []), maxlen=limits.spike_window_steps)
         self.skips: int = (state or {}).get("skips", 0)
@@ -106,9 +106,10 @@ def watchdog(seconds: float, on_hang: Callable[[float], None], signals: StopSign
     """Call `on_hang` and exit with status 1 if the block does not call the yielded heartbeat within `seconds`.
 
     A process whose peer has died waits in a collective, where it cannot handle a stop signal. After a stop signal, the
-    limit is therefore twice the longest time between two heartbeats so far, and at least five seconds, and the exit
-    status is REQUEUE_STATUS. Before the first heartbeat, a stop signal changes nothing. `on_hang` receives the limit in
-    seconds. The watchdog is a thread, because an exception cannot interrupt a main thread that waits in a collective.
+    limit is therefore twice the longest time between two heartbeats so far, but at least five seconds. The exit status
+    is then REQUEUE_STATUS. A stop signal before the first heartbeat changes neither value. `on_hang` receives the limit
+    in seconds. The watchdog is a thread, because an exception cannot interrupt a main thread that waits in a
+    collective.
     """
     period = min(1.0, seconds / 4)
     heartbeat, is_over = Heartbeat(), threading.Event()

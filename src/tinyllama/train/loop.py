@@ -1,7 +1,8 @@
 """The training loop: next batch, forward and backward, check, optimizer step, log, validate, save.
 
-Reads the token store and the tokenizer, writes `runs/NAME/`. The step number and the skipped batches alone determine
-the next batch. A run therefore resumes by loading its newest valid checkpoint and continuing at the next step number.
+Training reads the token store and the tokenizer, and writes `runs/NAME/`. The step number and the skipped batches alone
+determine the next batch. A run therefore resumes by loading its newest valid checkpoint and continuing at the next step
+number.
 """
 
 import errno
@@ -163,7 +164,7 @@ class TrainingLoop:
         return total / self.state.recipe.train.batch_tokens, norm_value, bool(stops), bool(failures)
 
     def _log_step(self, loss: float, norm: float, decision: Decision) -> None:
-        """Write the metrics of the step that just ended; validate first if the recipe requests it."""
+        """Log the metrics of the completed step, including a validation if one is due."""
         state, recipe, steps_done = self.state, self.state.recipe, self.step + 1
         row: dict[str, Any] = {"step": steps_done, "tokens": steps_done * recipe.train.batch_tokens, "loss": loss}
         row |= {"learning_rate": recipe.train.learning_rate_at(self.step), "gradient_norm": norm}
@@ -213,7 +214,10 @@ class TrainingLoop:
         self.throughput.restart()
 
     def _on_checkpoint_saved(self, step: int, seconds: float, stall_seconds: float) -> None:
-        """Prune checkpoints, log the commit, and queue a milestone's release, in the writer's thread on rank 0."""
+        """Prune checkpoints, log the commit, and queue a milestone's release.
+
+        The writer's thread on rank 0 calls this method.
+        """
         assert self.log is not None and self.releases is not None
         recipe = self.state.recipe
         self.state.run.prune_checkpoints(recipe.checkpoint.keep, recipe.release.average_checkpoints)

@@ -1,4 +1,4 @@
-"""Releases of a run's milestones, each made by a sidecar process, one at a time, while training continues.
+"""Releases of a run's milestones; sidecar processes make the releases one at a time while training continues.
 
 Training neither waits for a release nor stops when a release fails. A failed release is logged as an event and retried,
 unless its input is invalid. Releases that are missing when a run ends are made when the run resumes. The sidecar
@@ -41,7 +41,7 @@ class ReleaseQueue:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Kill the current sidecar process; the run makes its release after the next start."""
+        """Kill the current sidecar process; its release is made when the run is started again."""
         with self.lock:
             self.is_closed.set()
             if self.sidecar:

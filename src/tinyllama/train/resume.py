@@ -102,7 +102,7 @@ def _recipe_changes(state: TrainState, saved: dict[str, Any]) -> list[str]:
 
 
 def roll_back(state: TrainState, log: RunLog | None, step: int, decision: Decision) -> None:
-    """Record a rollback to the newest checkpoint; exclude the suspect batches, which end with that of `step`.
+    """Record a rollback to the newest checkpoint; exclude the suspect batches, up to and including that of `step`.
 
     The caller then calls `resume`. Raises RunStoppedError after `guard.max_rollbacks` rollbacks to the same checkpoint.
     """

@@ -97,7 +97,8 @@ def _vocab_size(recipe: Recipe, run: RunDir, tokenizer: Tokenizer) -> int:
 def build_model(recipe: Recipe, vocab_size: int, world: World, float8_scaling: Float8Scaling = "rowwise") -> Llama:
     """Return the recipe's model, sharded and compiled as configured, in uninitialized memory on the rank's device.
 
-    Training always uses float8 products with one scale per row; benchmarks compare `float8_scaling`.
+    Training always uses float8 products with one scale per row; benchmarks set `float8_scaling` to compare both
+    scalings.
     """
     with torch.device("meta"):
         model = Llama(recipe.model, vocab_size, PRECISIONS[recipe.train.precision])
@@ -112,9 +113,9 @@ def build_model(recipe: Recipe, vocab_size: int, world: World, float8_scaling: F
 
 
 def _compile(model: Llama, world: World) -> None:
-    """Compile each block, if this machine can compile.
+    """Compile each block, if torch.compile works on this machine.
 
-    All blocks share one graph. The embedding stays uncompiled, because its compiled backward pass is not repeatable.
+    All blocks share one graph. The embedding is not compiled, because its compiled backward pass is not deterministic.
     Only the block's `forward` is compiled, not its `__call__`, so that FSDP's hooks stay outside the graph.
     """
     if hardware.can_compile(world.device):
@@ -153,9 +154,9 @@ def build_optimizers(model: Llama, recipe: Optimizer) -> list[torch.optim.Optimi
 
     `adamw` is AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101) for all parameters. Weight decay applies to matrices
     and embeddings but not to norms. `muon` is Muon (Jordan et al. 2024; torch.optim.Muon) for the matrices of the
-    blocks, and AdamW for all other parameters. Muon treats fused matrices (query, key and value; gate and up) as one
-    matrix. Muon's steps are scaled to the root mean square of AdamW's steps, so that both optimizers use the same
-    learning rate and weight decay (Liu et al. 2025, arXiv:2502.16982).
+    blocks, and AdamW for all other parameters. Muon treats each fused matrix (query, key and value; gate and up) as one
+    matrix. Muon's updates are scaled to the root mean square of AdamW's updates (Liu et al. 2025, arXiv:2502.16982), so
+    both optimizers use the same learning rate and weight decay.
     """
     matrices = [p for p in model.blocks.parameters() if p.ndim > 1] if recipe.name == "muon" else []
     ids_of_matrices = set(map(id, matrices))

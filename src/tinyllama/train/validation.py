@@ -88,7 +88,8 @@ def target_bytes(sequences: Tensor, tokenizer: Tokenizer) -> bytes:
 def gzip_bits_per_byte(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> float:
     """Return the bits per byte of `gzip -9` on the validation documents, weighted like the validation sequences.
 
-    gzip compresses each source's documents as one stream, so that the ends of sequences do not reduce its compression.
+    gzip compresses each source's documents as one stream, so that the ends of sequences do not reduce the compression
+    ratio.
     """
     bits = size = 0.0
     for name, sequences in read_validation_sequences(recipe, store).items():
