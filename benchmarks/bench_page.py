@@ -45,8 +45,9 @@ def page(results: Results) -> Iterator[str]:
         "",
         "This page compares the speed and memory of tinyllama with other programs. Each program runs through its",
         "documented interface, with the settings that were fastest on this machine. In each round all programs run",
-        "in turn, so that other jobs slow all programs equally. A ratio compares two programs in the same round; above",
-        "1 tinyllama is better. The tables show the median of the rounds, with minimum and maximum.",
+        "in turn, so that other jobs slow all programs equally. A ratio compares two programs in the same round; a",
+        "ratio above 1 means that tinyllama is better. The tables show the median of the rounds, with minimum and",
+        "maximum.",
         "",
         "![Speed of tinyllama relative to the other programs, on a logarithmic axis](benchmarks.png)",
         "",
@@ -69,7 +70,7 @@ def machine_lines(results: Results) -> Iterator[str]:
         f"| machine | {machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB; {machine.system} |",
         f"| bf16 2048^3 matrix product on all cores | {dashed(spread(machine.product_gflops, ',.0f'))} GFLOP/s, "
         "before each section and after the last |",
-        f"| load before the first section | {machine.load[0]:.1f}{busy(machine)} |",
+        f"| load average before the first section | {machine.load[0]:.1f}{busy(machine)} |",
         f"| Python, torch | {machine.python}, {machine.torch} |",
     )
 

@@ -68,8 +68,8 @@ def _compare(
         how=f"{sum(map(len, requests.values()))} requests of {', '.join(TASKS)} ({given.items} items each), "
         f"with {given.threads} threads in one process. The time is that of lm-eval's call to the model, from input "
         "strings to log-likelihoods.",
-        not_shown="Loading the model and the tasks; generation tasks; GPUs; tasks whose requests share less text than "
-        "the choices of one question, where the speed-up is smaller.",
+        not_shown="Loading the model and the tasks; generation tasks; GPUs; tasks with a smaller speed-up, because "
+        "their requests share less text than the choices of one question.",
         programs={
             name: Program(
                 version=version_of(sys.executable, package),
@@ -113,7 +113,7 @@ def _with_best_batch(folder: Path, precision: torch.dtype, requests: Mapping[str
     dtype = str(precision).removeprefix("torch.")
     print(f"hf, {dtype}: batch size {best} ({tried}); the smallest compared with the largest:")
     print(f"  {_difference(scores[0], scores[-1])}", flush=True)
-    return model, f"`hf` on the CPU, batch size {best}, the fastest of {', '.join(map(str, BATCH_SIZES))}"
+    return model, f"`hf` on the CPU, batch size {best}, which was the fastest of {', '.join(map(str, BATCH_SIZES))}"
 
 
 def _time(model: LM, requests: Mapping[str, list[Instance]]) -> tuple[dict[str, float], list[tuple[float, bool]]]:
@@ -132,7 +132,8 @@ def _difference(ours: Sequence[tuple[float, bool]], theirs: Sequence[tuple[float
     relative = max(abs(one[0] - other[0]) / max(abs(other[0]), 1) for one, other in pairs)
     greedy = sum(one[1] != other[1] for one, other in pairs)
     return (
-        f"log-likelihoods differ by at most {largest:.1e} nats (relative {relative:.1e}); {greedy} greedy flags differ"
+        f"log-likelihoods differ by at most {largest:.1e} nats (relative {relative:.1e}); "
+        f"{greedy} `is_greedy` flags differ"
     )
 
 

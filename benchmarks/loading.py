@@ -82,9 +82,9 @@ def compare_readers(folder: Path, num_tokens: int, rounds: int, litdata: str) ->
     seconds = take_turns(programs, rounds)
     settings = {
         OURS: "`tinyllama.data.batches` of two sources, with order, mixture and prefetching",
-        "plain memmap": "rows of one flat file in a random order from numpy, without a mixture, a resume or checks",
-        "litdata": "StreamingDataset, TokensLoader, shuffle, drop_last, in this process, because worker processes of "
-        "litdata are slower here",
+        "plain memmap": "rows of one flat file in a random order from numpy, without mixture, resuming or checks",
+        "litdata": "StreamingDataset, TokensLoader, shuffle, drop_last, without worker processes, which are slower "
+        "here",
     }
     versions = {OURS: version(OURS), "plain memmap": f"numpy {np.__version__}", "litdata": litdata}
     megatokens = TURN_BATCHES * ROWS * LENGTH / 1e6
@@ -93,8 +93,8 @@ def compare_readers(folder: Path, num_tokens: int, rounds: int, litdata: str) ->
         name=f"shuffled batches of {ROWS} x {LENGTH + 1}",
         unit="M tokens/s",
         more_is_better=True,
-        how=f"int64 batches from {num_tokens / 1e6:,.0f}M random tokens, warm page cache, one process, "
-        f"{TURN_BATCHES} batches per turn.",
+        how=f"In each turn, one process reads {TURN_BATCHES} int64 batches from {num_tokens / 1e6:,.0f}M random "
+        "tokens, with a warm page cache.",
         not_shown="Disks and networks, which are slower than all of these programs. Training on a CPU needs only "
         "0.1 % of these rates.",
         programs={

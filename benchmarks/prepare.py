@@ -177,8 +177,8 @@ def as_measure(
     settings = {
         OURS: "`tinyllama prepare`, one worker, default settings, which include hashes, rejected rows and the "
         "provenance of rows",
-        "datatrove": f"JsonlReader to DocumentTokenizer, no shuffling, batch size {batch_size}, the fastest of "
-        f"{', '.join(BATCH_SIZES)} on the first file",
+        "datatrove": f"JsonlReader and DocumentTokenizer, no shuffling, batch size {batch_size} (on the first file the "
+        f"fastest of {', '.join(BATCH_SIZES)})",
         "litdata": "`optimize` with TokensLoader, one worker, two bytes per token, tokenizers' encoder",
     }
     programs = {
@@ -195,8 +195,8 @@ def as_measure(
         name=f"{KINDS[kind]}, jsonl.zst to a finished store",
         unit="MB/s",
         more_is_better=True,
-        how=f"{megabytes:.0f} MB of {KINDS[kind]} (benchmarks/texts.py) with Llama 2's tokenizer, each program in a "
-        "new process on the same core. The time includes start-up.",
+        how=f"Each program encodes {megabytes:.0f} MB of {KINDS[kind]} (benchmarks/texts.py) with Llama 2's tokenizer, "
+        "in a new process on the same core. The time includes start-up.",
         not_shown="Cleaning, deduplication, many workers, reading from a network; text in other languages.",
         programs=programs,
     )

@@ -77,8 +77,7 @@ def compare(folder: Path, megatokens: int, rounds: int, python: Path) -> list[Me
     settings = {
         OURS: "`batches(recipe, store, step)`, which computes the order from the step",
         "litdata": "StreamingDataLoader without worker processes, which is its fastest setting; "
-        "`load_state_dict` of its own "
-        "`state_dict`",
+        "resumed with `load_state_dict` from its own `state_dict`",
     }
     programs = {name: (version_of(own, name), settings[name], found[name]) for name, own in pythons.items()}
     return [as_measure(megatokens, firsts, programs, from_start) for from_start in (True, False)]
@@ -125,7 +124,7 @@ def check(folder: Path, name: str, python: Path, step: int) -> str:
         )
         share = len(set(second)) / len(set(uninterrupted[1]))
         descriptions.append(
-            f"{first}, followed by {share:.0%} of the next epoch's rows"
+            f"{first}, and the next epoch contains {share:.0%} of its rows"
             + f" (worker processes: {workers})" * bool(workers)
         )
     return "; ".join(descriptions)
@@ -167,8 +166,8 @@ def as_measure(
         + ("from the command" if from_start else "after the imports"),
         unit="s",
         more_is_better=False,
-        how=f"A new process with a warm page cache, until {ROWS} rows of {LENGTH + 1} at 90 % of an epoch are read"
-        + "; the time includes "
+        how=f"The time until a new process with a warm page cache has read {ROWS} rows of {LENGTH + 1} tokens at 90 % "
+        "of an epoch; it includes "
         + ("start-up and imports." if from_start else "opening the data and finding the position."),
         not_shown=NOT_SHOWN,
         programs={
@@ -201,7 +200,7 @@ def resume_a_trillion(folder: Path, rounds: int) -> Measure:
         more_is_better=False,
         how="The first batch from a sparse store with manifests as long as those of a real store. Only tinyllama was "
         "measured.",
-        not_shown="The disk, because the zeros of a sparse file are not read from the disk.",
+        not_shown="Reads from the disk, because the zeros of a sparse file are not stored there.",
         programs={OURS: Program(version=version_of(sys.executable, OURS), settings=settings, values=seconds)},
     )
 

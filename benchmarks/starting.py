@@ -64,13 +64,14 @@ def first_steps(work: Work, pythons: Mapping[str, Path], arguments: argparse.Nam
     }
     for program in programs.values():  # fills the caches of compiled code
         program()
-    settings = {OURS: "`tinyllama train`, the demo's settings"} | {
+    settings = {OURS: "`tinyllama train` with the demo's settings"} | {
         name: f"{COMMON[name]}; {', '.join(FIRST_STEPS[name].values())}" for name in FIRST_STEPS
     }
     shape = Recipe.load("demo").train
     how = (
-        f"A new process with the demo's shape (vocabulary {VOCABULARY:,}, untied embeddings, {shape.batch_sequences} x "
-        f"{shape.sequence_length} tokens per step) until the end of its first step; compiled code from the cache."
+        "The time from the start of a new process to the end of its first step, with compiled code from the cache. The "
+        f"model has the demo's shape (vocabulary {VOCABULARY:,}, untied embeddings), and a step has "
+        f"{shape.batch_sequences} x {shape.sequence_length} tokens."
     )
     return measure(
         "command to the end of the first step",
@@ -134,7 +135,7 @@ def imports(pythons: Mapping[str, Path], rounds: int) -> list[Measure]:
     return [
         measure(
             name,
-            "A new Python process that imports the package, warm page cache.",
+            "The time of a new Python process that imports the package, with a warm page cache.",
             not_shown,
             {program: (version_of(pythons[program], program), f"`{words}`") for program, words in statements.items()},
             take_turns(
@@ -152,7 +153,7 @@ def helps(pythons: Mapping[str, Path], rounds: int) -> Measure:
     programs = {name: partial(run, [command, "--help"]) for name, command in commands.items()}
     return measure(
         "`--help`",
-        "The command with `--help`, warm page cache.",
+        "The time of the command with `--help`, with a warm page cache.",
         "Differences in the amount of help text.",
         {name: (version_of(pythons[name], name), f"`{command} --help`") for name, command in HELPS.items()},
         take_turns(programs, rounds),

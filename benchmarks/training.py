@@ -60,8 +60,8 @@ RANK_SETTINGS = {OURS: (1, 2), "two ranks, a thread each": (2, 1)}
 COMMON = {
     "litgpt": "the function that `litgpt pretrain` calls, compiled, fused AdamW; with bf16-true its weights are bf16, "
     "whereas those of tinyllama are float32",
-    "transformers": "Trainer on LlamaForCausalLM, torch_compile, adamw_torch_fused",
-    "torchtitan": "torchtitan.train of a llama3, compiled, one gloo rank",
+    "transformers": "Trainer with LlamaForCausalLM, torch_compile, adamw_torch_fused",
+    "torchtitan": "torchtitan.train with a llama3 model, compiled, one gloo rank",
 }
 
 
@@ -185,7 +185,7 @@ def as_measures(
             "GB",
             False,
             1e-9,
-            " The value for memory is the peak of the process.",
+            " For memory, the value is the peak resident memory of the process.",
         ),
     }
     described = {name: describe(name) for name in turns}
