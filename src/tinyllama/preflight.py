@@ -58,7 +58,7 @@ def check_training(recipe: Recipe, ranks: int = 1) -> list[str]:
 
 
 def check_recipe(recipe: Recipe, tokenizer: Tokenizer) -> list[str]:
-    """Check a recipe; raise InputError for the first finding that stops it, and return all other findings' messages."""
+    """Check a recipe; raise InputError for the first fatal finding, or return the messages of all findings."""
     warnings = []
     for finding in findings(recipe, tokenizer):
         if finding.stops:

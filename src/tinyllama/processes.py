@@ -123,7 +123,7 @@ class StopSignals:
         self._has_arrived = False
 
     def has_arrived(self) -> bool:
-        """Return whether a stop signal arrived, even if the main thread is blocked and has not handled the signal.
+        """Return whether a stop signal has arrived, including one that a blocked main thread has not handled yet.
 
         Call this method from another thread.
         """
@@ -191,7 +191,7 @@ def use_private_compile_cache() -> None:
 
 
 def _owns_shared_header_folder() -> bool:
-    """Make the folder of torch's precompiled headers under /tmp private; return whether this user owns the folder."""
+    """Make the folder under /tmp with torch's precompiled headers private; return whether this user owns the folder."""
     try:
         folder = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -34,7 +34,7 @@ _state = {"quiet": False}
 
 
 def set_quiet(quiet: bool = True) -> None:
-    """Hide progress in this process from now on, but not errors and results."""
+    """Hide progress in this process from now on; errors and results are still shown."""
     _state["quiet"] = quiet
 
 

@@ -81,7 +81,7 @@ class Annotation:
     def label(self) -> str:
         """Text of the annotation, such as `rollback`, `3 skips` or `4 events`.
 
-        If some of the events are `resume`, only these are counted, because a stop and a resume are one interruption.
+        If some events are named `resume`, only those are counted, because a stop and a resume are one interruption.
         """
         names = {"resume": self.names["resume"]} if "resume" in self.names else self.names
         if len(names) > 1:
@@ -190,7 +190,7 @@ def draw_metric(figure: Figure, curve: Curve, unit: str, color: str = TRAINING, 
 
 
 def draw_scores(figure: Figure, releases: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Draw the HellaSwag scores of a `releases_table` in per cent, with standard errors, and the baselines as lines.
+    """Draw the HellaSwag scores in the result of `releases_table` with standard errors, and the baselines as lines.
 
     If a baseline has several rows, such as one per checkpoint, only the last row is drawn.
     """
@@ -208,7 +208,7 @@ def draw_scores(figure: Figure, releases: Mapping[str, Sequence[Mapping[str, Any
 
 
 def draw_task(figure: Figure, points: Sequence[tuple[float, float, float]], label: str = "") -> Axes:
-    """Draw scores over tokens. A point is (tokens, score, standard error), with both score and error in per cent."""
+    """Draw scores against tokens seen. A point is (tokens, score, standard error); the last two are in per cent."""
     axes = figure.add_subplot()
     tokens, scores, errors = zip(*points, strict=True)
     axes.plot(tokens, scores, color=TRAINING, label=label, **_point_style(1))
@@ -269,7 +269,7 @@ def draw_svg(draw: Draw, size: tuple[int, int], name: str) -> tuple[Markup, list
 
 
 def _add_event_tracks(figure: Figure, events: Sequence[Annotation], max_labels: int, end: float) -> Axes:
-    """Draw a track for each category of events, and return the axes below the tracks; `end` is the last x value."""
+    """Draw a track for each category of events, and return the axes for the curves; `end` is the last x value."""
     categories = [category for category in _EVENTS if any(event.category == category for event in events)]
     if not categories:
         return figure.add_subplot()

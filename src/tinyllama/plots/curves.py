@@ -1,4 +1,4 @@
-"""A run's metrics as curves over tokens, in memory that does not grow with the run.
+"""Curves of a run's metrics against tokens, whose size in memory does not grow with the length of the run.
 
 The functions are pure and read the rows once. Adjacent rows are merged into at most 4,096 bins. Each bin has a minimum,
 maximum and mean, so a spike of one step in a million stays visible.

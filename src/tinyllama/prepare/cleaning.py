@@ -180,6 +180,6 @@ def _quality_filter(name: str, language: str, writer: _DroppedDocumentWriter) ->
         "c4": filters.C4QualityFilter,
         "fineweb": filters.FineWebQualityFilter,
     }
-    # The paper's stop words are English, so they are not required in other languages.
+    # The stop words of the Gopher paper are English, so texts in other languages need not contain them.
     options = {"min_stop_words": None} if name == "gopher_quality" and language != "en" else {}
     return kinds[name](exclusion_writer=writer, language=language, **options)

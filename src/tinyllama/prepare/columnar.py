@@ -100,7 +100,7 @@ def parquet_rows(local: Path, name: str, columns: Sequence[str]) -> Iterator[dic
 def _bounded_rows(data: mmap.mmap, name: str, chunk: Any) -> int:
     """Return the maximum number of rows per batch for which a column takes at most _MAX_BATCH_BYTES.
 
-    The bound assumes that each value is as long as the entire dictionary of the column chunk.
+    This number assumes that each value is as long as the entire dictionary of the column chunk.
 
     Raises InputError if a page is larger than _MAX_PAGE_BYTES.
     """

@@ -78,7 +78,8 @@ def item_texts(tasks: Sequence[str]) -> dict[str, list[str]]:
 
 def _item_text(task: Any, item: Any) -> str:
     choices = task.doc_to_choice(item) if task.OUTPUT_TYPE == "multiple_choice" else []
-    # lm-eval returns a part of some items as the index of a choice: usually the answer, but the query in WinoGrande.
+    # For some items, lm-eval returns the index of a choice instead of text: in WinoGrande for the query, otherwise
+    # usually for the answer.
     query, answer = (_choice_text(part, choices) for part in (task.doc_to_text(item), task.doc_to_target(item)))
     return f"{_LABELS.sub('', query).strip()} {answer}"
 

@@ -83,7 +83,7 @@ def sign_minhash(folder: Path, languages: Sequence[str | None], documents: Itera
         return
     config = _minhash_config()
     step = MinhashDedupSignature(str(folder / "signatures"), config, language)
-    # The two replacements return the same numbers as datatrove's own functions, but use less memory.
+    # These replacements of two of datatrove's methods return the same numbers, but use less memory.
     step.get_shingles = lambda text: hashed_ngrams(text, language, config.n_grams).reshape(-1, 1)
     step.get_signature = partial(_signature_in_parts, step.get_signature)
     step.run(documents, rank, len(languages))

@@ -239,9 +239,10 @@ def _glob(path: str) -> Iterator[tuple[str, tuple[str, ...]]]:
 def _walk(
     folder: str, parts: tuple[str, ...], pattern: tuple[str, ...], ancestors: tuple[str, ...]
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the path and parts (see `FileEntry`) of every file below a folder that matches a pattern.
+    """Yield the path and parts (see `FileEntry`) of every file that matches a pattern below a folder.
 
-    `parts` are the parts of the folder's path, and `ancestors` are the resolved folders that contain the folder.
+    `parts` are the folder names from the first folder of the walk to this folder, and `ancestors` are the resolved
+    paths of the folders that contain it.
     """
     real = folder if _is_remote(folder) else os.path.realpath(folder)
     if real in ancestors:

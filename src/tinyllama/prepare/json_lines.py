@@ -1,7 +1,7 @@
 """Parser of JSON lines, with support for numbers that orjson refuses, lone surrogates and very long strings.
 
 Long strings are removed from a line before orjson parses the line. Then the strings are unescaped into UTF-8, one
-megabyte at a time. A document of 200 MB thus takes 400 MB of memory, regardless of its characters.
+megabyte at a time. A document of 200 MB thus takes 400 MB of memory, no matter which characters it contains.
 """
 
 import json

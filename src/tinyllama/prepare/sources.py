@@ -102,7 +102,7 @@ def compression_of(name: str) -> str | None:
 
 
 def file_kind(name: str, format: str) -> str:
-    """Return a file's kind: the format's only kind, or the kind of the suffix (`lines` if the suffix is unknown)."""
+    """Return a file's kind: the format's only kind, or else the kind of the suffix (`lines` for an unknown suffix)."""
     kinds = _FORMAT_KINDS[format]
     return kinds[0] if len(kinds) == 1 else _KINDS.get(split_suffixes(name)[1], "lines")
 
@@ -270,7 +270,7 @@ def _select_languages(name: str, source: Source, found: list[FileEntry], skipped
 def _check_text_column(name: str, files: dict[str, FileEntry], column: str) -> None:
     """Check that all `files`, one per folder, have a column.
 
-    Raises InputError with the folders of the files without the column, and the columns that these files have.
+    The InputError names the folders whose file lacks the column, and the columns that these files have.
     """
     lacking = {}
     for folder, file in files.items():
@@ -289,7 +289,7 @@ def _check_text_column(name: str, files: dict[str, FileEntry], column: str) -> N
 
 
 def _select_data_files(name: str, source: Source, found: list[FileEntry], skipped: Counter[str]) -> list[FileEntry]:
-    """Return the files with the rows of a data set; if `datasets` saved the folder, the files in its state.json."""
+    """Return the files with the rows of a data set: if `datasets` saved the folder, the files that state.json lists."""
     data = found
     for state in [file for file in data if Path(file.path).name == "state.json"]:
         if (saved := _saved_files(state.path)) is None:

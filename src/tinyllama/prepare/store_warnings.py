@@ -33,7 +33,7 @@ _REMEDIES = {
 
 
 def rejection_remedy(reasons: Counter[str]) -> str:
-    """Return the remedy for rejected rows, by the most frequent reason."""
+    """Return the remedy for the most frequent reason of rejected rows."""
     reason = max(reasons, key=reasons.__getitem__, default="empty")
     remedies = (remedy for pattern, remedy in _REMEDIES.items() if re.match(pattern, reason))
     return next(remedies, "check the source's clean settings")

@@ -42,7 +42,7 @@ _ARCHIVES = (
     ("tar", 257, b"ustar"),
 )
 """Name of each kind of archive, and its identifying bytes with their offset."""
-# The second alternative of zstd is a skippable frame, which parallel compressors write first.
+# The second alternative in the pattern for zstd matches a skippable frame, which parallel compressors write first.
 _COMPRESSIONS = {
     "gzip": re.compile(rb"\x1f\x8b"),
     "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
@@ -85,7 +85,7 @@ class DecompressionLimit:
 def iter_lines(file: RawFile) -> Iterator[tuple[int, Part]]:
     """Yield line numbers, counted from 1, and lines without their line ends; skip blank lines.
 
-    A line longer than LONGEST_BYTES is None. Raises the same errors as `iter_chunks`.
+    For a line longer than LONGEST_BYTES, None is yielded. Raises the same errors as `iter_chunks`.
     """
     return filter(lambda numbered: _is_wanted(numbered[1]), _split(file, _LINE_END, 1))
 
@@ -93,8 +93,8 @@ def iter_lines(file: RawFile) -> Iterator[tuple[int, Part]]:
 def iter_documents(file: RawFile, separator: str) -> Iterator[Part]:
     """Yield the documents of a text file without the separators between them; skip blank documents.
 
-    A separator of n newlines matches n or more newlines, with Unix or Windows line ends. A document longer than
-    LONGEST_BYTES is None. Raises the same errors as `iter_chunks`.
+    A separator of n newlines matches n or more newlines, with Unix or Windows line ends. For a document longer than
+    LONGEST_BYTES, None is yielded. Raises the same errors as `iter_chunks`.
     """
     are_newlines, num_bytes = not separator.strip("\n"), len(separator.encode())
     pattern = re.compile(rb"(?:\r?\n){%d,}" % num_bytes if are_newlines else re.escape(separator.encode()))
@@ -112,7 +112,7 @@ def _is_wanted(part: Part) -> bool:
 def _split(file: RawFile, pattern: re.Pattern[bytes], max_separator_bytes: int) -> Iterator[tuple[int, Part]]:
     """Yield the number, counted from 1, and the content of each part between separators.
 
-    A part longer than LONGEST_BYTES is None.
+    For a part longer than LONGEST_BYTES, None is yielded as its content.
     """
     # Each part is removed from the list before it is yielded, so that its memory can be freed early.
     tail, number, is_too_long = bytearray(), 1, False

@@ -220,7 +220,7 @@ def run_task(job: Job, stage: str, rank: int) -> None:
 
 @contextmanager
 def translate_write_errors(store: Path) -> Iterator[None]:
-    """Convert errors that occur while the store is written (full disk, no permission, no memory) to InputError."""
+    """Convert errors from writing the store (disk full, no permission, out of memory) to InputError."""
     try:
         yield
     except OSError as error:

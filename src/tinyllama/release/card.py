@@ -1,8 +1,7 @@
 """Model cards: README.md of a release with metadata for the hub, rendered from card.md.jinja.
 
 A card depends only on release.json, evaluation.json and releases.json, so the card can be written again after a new
-evaluation. Published scores are marked as published. Measured scores always have a standard error and the number of
-items.
+evaluation. Published scores are marked as such. Measured scores always have a standard error and the number of items.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Engines that run the formats of a release, in child processes, so that a crash does not stop the command.
+"""Engines that run the formats of a release; each runs in a child process, so a crash does not stop the command.
 
 This file is also the program of the child process. `python -P engines.py ENGINE PATH OUT` reads the reference from
 standard input and writes the engine's output, or its error, as JSON to OUT. `python -P engines.py quantise SOURCE PATH
@@ -104,7 +104,7 @@ def _last_line(text: bytes) -> str:
 
 
 def run_transformers(path: str, reference: Reference) -> EngineOutput:
-    """Run a Hugging Face folder in transformers, in float32."""
+    """Run a Hugging Face folder in transformers with float32."""
     model = _load_in_transformers(path)
     from transformers import AutoTokenizer
 

@@ -43,7 +43,7 @@ def check_format_libraries(formats: Collection[str]) -> None:
 
 
 def require_libraries(names: Iterable[str]) -> None:
-    """Check that libraries are installed. Raises InputError that names the extra otherwise."""
+    """Check that libraries are installed; if not, raise an InputError that names the extra to install."""
     missing = next((name for name in names if find_spec(name) is None), None)
     if missing:
         raise InputError(f'formats: {missing} is not installed; pip install "tinyllama[formats]"')

@@ -1,10 +1,10 @@
 """Conversion of a Hugging Face folder to GGUF: F16 by this module, Q8_0 and Q4_K_M by llama.cpp.
 
-Weights are read, converted and written one at a time. llama.cpp's RoPE pairs dimensions 2i and 2i + 1, whereas Hugging
-Face pairs i and i + E/2. The rows of each head's query and key are therefore permuted. A Llama-style tokenizer gets
-llama.cpp's type "llama" (SentencePiece), which merges the pair with the best score. A byte-level tokenizer gets the
-type "gpt2". llama.cpp supports only a fixed list of rules that split text into words, so a tokenizer with another rule
-is rejected (see `Tokenizer.check_formats`).
+Weights are read, converted and written one at a time. llama.cpp's RoPE pairs dimensions 2i and 2i + 1 of a head,
+whereas Hugging Face pairs i and i + E/2, where E is the head's width. The rows of each head's query and key are
+therefore permuted. A Llama-style tokenizer gets llama.cpp's type "llama" (SentencePiece), which merges the pair with
+the best score. A byte-level tokenizer gets the type "gpt2". llama.cpp supports only a fixed list of rules that split
+text into words, so a tokenizer with another rule is rejected (see `Tokenizer.check_formats`).
 """
 
 from pathlib import Path

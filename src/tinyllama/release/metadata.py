@@ -96,7 +96,7 @@ def _origin(source: Source) -> str | None:
 
 
 def _last_metrics(run: RunDir, step: int) -> dict[str, Any]:
-    """Return the newest training loss and the newest validation metrics up to `step`.
+    """Return the newest training loss and the newest validation metrics that were logged up to `step`.
 
     Raises InputError if metrics.jsonl has no row up to `step`.
     """
