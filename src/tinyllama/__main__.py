@@ -1,10 +1,10 @@
-"""The program: `tinyllama`, or `python -m tinyllama`."""
+"""Entry point of the commands `tinyllama` and `python -m tinyllama`."""
 
 import sys
 
 
 def main() -> int:
-    """Run the command line and return its exit status. Ctrl-C during the imports prints one line and no traceback."""
+    """Run the command line and return its exit status. Ctrl-C during the imports prints one line, no traceback."""
     try:
         from tinyllama import cli  # noqa: PLC0415
 

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def prepare_store(recipe: Recipe, strict: bool = False) -> "TokenStore | None":
-    """Check the recipe, print warnings, and write or complete its token store.
+    """Check the recipe, print warnings, and write the recipe's token store, or complete an unfinished one.
 
-    Raises the same errors as `prepare.pipeline.build_store`, and InputError if training with the recipe or the
-    release at a milestone would fail.
+    Raises the same errors as `prepare.pipeline.build_store`. Also raises InputError if training with the recipe, or the
+    release of a milestone checkpoint, would fail.
     """
     from tinyllama.preflight import check_recipe
     from tinyllama.prepare import pipeline
@@ -41,8 +41,8 @@ def prepare_store(recipe: Recipe, strict: bool = False) -> "TokenStore | None":
 def train_model(recipe: Recipe, *, allow_change: bool = False) -> Path:
     """Check the recipe, print warnings, and train its model or resume its run; return the run's folder.
 
-    Under torchrun every rank calls this function. Raises the same errors as `train.loop.train`, and InputError if the
-    release at a milestone would fail.
+    Under torchrun every rank calls this function. Raises the same errors as `train.loop.train`. Also raises InputError
+    if the release of a milestone checkpoint would fail.
     """
     from tinyllama.preflight import check_training
     from tinyllama.train.loop import train
@@ -64,11 +64,11 @@ def release_model(
     push: str | None = None,
     public: bool = False,
 ) -> Iterator[str]:
-    """Release a run, a checkpoint or external weights; yield a line of output per action.
+    """Release a run, a checkpoint or external weights; yield one line of output for the release and one for the push.
 
-    If `push` names a repository of the hub, the release is then pushed there. An existing release of the same
-    checkpoint is pushed unchanged, unless `force` or a release option is given. Raises the same errors as
-    `release_run`, `release_external_weights` and `push_release`.
+    If `push` names a repository on the hub, the release is pushed to this repository. An existing release of the same
+    checkpoint is pushed unchanged, unless `force`, `formats`, `average` or `average_decay` is given. Raises the same
+    errors as `release_run`, `release_external_weights` and `push_release`.
     """
     from tinyllama.release.convert import ALL_FORMATS, release_external_weights
     from tinyllama.release.push import push_release
@@ -97,7 +97,7 @@ def release_model(
 
 
 def _existing_release(source: Path, step: int | None, is_external: bool) -> Path | None:
-    """Return the folder of an existing release: `source` itself, or the release of the checkpoint to release."""
+    """Return `source` if it is a release, else the folder of the checkpoint's existing release, or None."""
     from tinyllama.release.release import verified_checkpoint
 
     if ReleaseDir(source).exists and step is None:
@@ -117,9 +117,10 @@ def evaluate_model(
     num_fewshot: int | None = None,
     batch_size: int = 64,
 ) -> str:
-    """Evaluate a model, save its scores, and update the card of a release; return the text to print.
+    """Evaluate a model, save its scores, and return the text to print.
 
-    Under torchrun, ranks other than 0 return an empty string. Raises the same errors as `evaluate`.
+    If the model is a release, its model card is updated. Under torchrun, ranks other than 0 return an empty string.
+    Raises the same errors as `evaluate`.
     """
     from tinyllama.evaluate.evaluation import evaluate_and_save
     from tinyllama.evaluate.results import format_evaluation
@@ -143,10 +144,10 @@ def generate_text(
     top_k: int | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Load a model and yield the prompt, then its continuation in parts.
+    """Load a model; yield the prompt, then the generated continuation in parts.
 
-    See `loading.resolve_model` for the values of `source`. Raises InputError if `source` is not a model, and the same
-    errors as `model.generation.generate`.
+    See `loading.resolve_model` for the accepted values of `source`. Raises InputError if `source` is not a model, and
+    the same errors as `model.generation.generate`.
     """
     from tinyllama.loading import load_model, load_tokenizer
     from tinyllama.model.generation import generate, stream_decode
@@ -157,6 +158,6 @@ def generate_text(
         model, ids, max_new_tokens, temperature=temperature, top_k=top_k, stop_id=tokenizer.eos_id, seed=seed
     )
     for first in tokens:
-        # Yield the prompt only now: the first token shows that the arguments are valid.
+        # Yield the prompt only now, because `generate` checks its arguments when it computes the first token.
         yield prompt
         yield from stream_decode(tokenizer, ids, chain([first], tokens))

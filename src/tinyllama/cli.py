@@ -1,4 +1,4 @@
-"""The command line: one short function per command, which calls other modules.
+"""Command line: one short function per command. The functions call other modules.
 
 A command that takes a recipe also accepts each field of the recipe as a flag: `tinyllama train demo --train.tokens 5M`.
 Wrong input causes exit status 2 and one line on standard error.
@@ -34,7 +34,7 @@ def demo(recipe: Recipe) -> int:
 
 
 def corpus(directory: Positional[Path]) -> None:
-    """Write the embedded corpus: text of this Python and its packages, in the format of SlimPajama and Starcoderdata.
+    """Write the embedded corpus: text of the installed Python and its packages in SlimPajama and Starcoderdata format.
 
     Args:
         directory: Output folder, for `slimpajama/` and `starcoderdata/`.
@@ -47,11 +47,11 @@ def corpus(directory: Positional[Path]) -> None:
 
 
 def tokenizer_train(recipe: Recipe, vocab_size: int = 8192, sample_bytes: int = 16_000_000) -> None:
-    """Train a Llama-style BPE tokenizer on the recipe's sources and write it to the recipe's `tokenizer`.
+    """Train a Llama-style BPE tokenizer on the recipe's sources and save it in the folder that the recipe names.
 
     Args:
         vocab_size: Vocabulary size, including 3 special tokens and 256 byte tokens.
-        sample_bytes: Size of the training text in bytes, sampled from the sources by weight.
+        sample_bytes: Bytes of text to train on, sampled from the sources in proportion to their weights.
     """
     from tinyllama.prepare.selection import train_recipe_tokenizer
 
@@ -63,7 +63,7 @@ def tokenizer_import(source: Positional[str], directory: Positional[Path]) -> No
     """Convert a tokenizer.model to a tokenizer folder, and check that its ids equal those of SentencePiece.
 
     Args:
-        source: A tokenizer.model file, or a folder or hub name that contains one.
+        source: A tokenizer.model file, or a folder or hub repository that contains one.
         directory: Output folder.
     """
     from tinyllama.tokenizer import Tokenizer
@@ -101,11 +101,11 @@ def inspect_store(
 
     Args:
         store: Folder of the store.
-        verify: Check every hash and list each damaged, missing or unexpected file; exit status 1 if a file is listed.
-        recipe: Recipe whose sequence is traced.
+        verify: Check every hash and list damaged, missing and unexpected files; exit status 1 if there are any.
+        recipe: Recipe of the training run whose sequence is traced.
         step: Training step to trace, counted from 0.
-        row: Sequence of that step's batch to trace, counted from 0; 0 by default.
-        tokenizer: The store's tokenizer, if it was moved.
+        row: Index of the sequence in the step's batch, counted from 0; 0 by default.
+        tokenizer: New location of the store's tokenizer, if the tokenizer was moved.
     """
     from tinyllama.prepare.inspection import find_corruption, inspect_lines
 
@@ -135,7 +135,7 @@ def plan(
     plot: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Estimate the requirements of a run: memory, tokens per second, days, cost, network, disk, failures.
+    """Estimate a run's memory, speed, duration, cost, network traffic, disk space and failures.
 
     Args:
         hardware: a100-40g, a100-80g, h100, h100-pcie, h100-nvl, h200, h200-nvl, b200, l40s, 4090, 3090 or cpu; this
@@ -144,12 +144,12 @@ def plan(
         mfu: Assumed model FLOPs utilization, as a fraction of the peak FLOP/s; by default an estimate for the GPU.
         measure: Measure the speed of a few layers on this machine instead of assuming an MFU.
         price: Price of a GPU-hour, in any currency.
-        disk: Total write speed of all ranks for a checkpoint, in bytes per second.
-        failure_hours: Number of GPU-hours between failures (50,676 in the training of Llama 3).
+        disk: Speed at which all ranks together write a checkpoint, in bytes per second.
+        failure_hours: Mean number of GPU-hours between failures; the default is that of Llama 3's training.
         restart_minutes: Time from a failure to the next step, in minutes.
         vocab_size: Vocabulary size, if there is no tokenizer yet.
         sweep: Numbers of GPUs to compare, such as gpus=8,16,64,512.
-        plot: PNG file for the sweep; plan-NAME.png by default.
+        plot: PNG file for the plot of the sweep; by default plan-NAME.png, with the recipe's name.
         json: Print all numbers as JSON.
     """
     from tinyllama.plan.estimate import Assumptions
@@ -184,14 +184,14 @@ def evaluate(
     batch_size: int = 64,
     precision: Literal["bf16", "fp32"] = "bf16",
 ) -> None:
-    """Evaluate a run, a checkpoint, a release or a Hugging Face model on lm-eval tasks, with all ranks under torchrun.
+    """Evaluate a run, a checkpoint, a release or a Hugging Face model on lm-eval tasks, on all ranks under torchrun.
 
     Args:
         model: A run, a checkpoint, a release, or a Hugging Face folder or hub name.
         tasks: Names of lm-eval tasks.
-        limit: Maximum number of items per task, beginning with the first item; all items by default.
-        num_fewshot: Number of solved examples before each item; by default, the task's own number (mostly 0).
-        batch_size: Batch size of lm-eval's `hf` model, which evaluates models that are not Llamas.
+        limit: Number of items to score per task, from the first item on; all items by default.
+        num_fewshot: Number of few-shot examples before each item; by default the task's own number, usually 0.
+        batch_size: Batch size of lm-eval's `hf`, which runs all models except those of the Llama 2 architecture.
         precision: Precision of the computation.
     """
     from tinyllama.api import evaluate_model
@@ -211,7 +211,7 @@ def release(
     push: str | None = None,
     public: bool = False,
 ) -> None:
-    """Export a checkpoint, or a Hugging Face Llama, to a folder with a model card and its lineage.
+    """Export a checkpoint, or a Hugging Face Llama, to a release folder with a model card and the model's lineage.
 
     Args:
         source: A run, a checkpoint, a release, or a Hugging Face Llama's folder or hub name.
@@ -239,7 +239,7 @@ def release(
 
 
 def verify(release: Positional[Path]) -> int:
-    """Run each format of a release in its own engine and compare it with the checkpoint; exit status 1 on failure.
+    """Run a release's formats in their engines and compare the output with the checkpoint's; exit status 1 on failure.
 
     Args:
         release: Folder of the release.
@@ -268,7 +268,7 @@ def generate(
         max_new_tokens: Maximum number of generated tokens.
         temperature: Sampling temperature; 0 selects the most probable token.
         top_k: Number of most probable tokens to sample from; all tokens by default.
-        seed: Seed of the sampling.
+        seed: Random seed for sampling.
     """
     from tinyllama.api import generate_text
 
@@ -284,7 +284,7 @@ def watch(
     publish: str | None = None,
     public: bool = False,
 ) -> None:
-    """Serve the live page of a run, and of the other runs in its folder, on this machine until interrupted.
+    """Serve a live page of a run and of the other runs in its parent folder, on this machine, until interrupted.
 
     Args:
         run: Folder of the run.
@@ -315,7 +315,7 @@ def report(run: Positional[Path], compare: tuple[Path, ...] = (), output: Path |
 
 
 def runs(folder: Positional[Path] = Path("runs")) -> None:
-    """List the runs in a folder: state, step, loss, speed, time left, last checkpoint, releases.
+    """List the runs in a folder with their state, step, loss, speed, remaining time, last checkpoint and releases.
 
     Args:
         folder: Folder that contains the run folders.
@@ -329,7 +329,7 @@ def doctor(recipe: Recipe | None, json: bool = False) -> int:
     """Check this machine and, with a recipe, whether the recipe can run here; exit status 1 if a check fails.
 
     Args:
-        json: Print the machine and all checks as JSON.
+        json: Print the facts about the machine and the results of all checks as JSON.
     """
     from tinyllama.plan.doctor import show_doctor
 
@@ -368,7 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_command(arguments: list[str]) -> Callable[[], int | None]:
-    """Return the call for a command line without `--quiet`. Raises InputError for wrong arguments."""
+    """Return a function that runs a command line without `--quiet`. Raises InputError for wrong arguments."""
     is_help = not {*arguments[:1]} - {"-h", "--help", "help"}
     if is_help or (arguments[0] == "tokenizer" and not {*arguments[1:2]} - {"-h", "--help"}):
         return _print_commands

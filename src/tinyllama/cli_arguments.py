@@ -20,8 +20,8 @@ Command = Callable[..., int | None]
 def parse(name: str, function: Command, arguments: list[str], *bound: Recipe | None) -> Callable[[], int | None]:
     """Parse a command's arguments with tyro and return a function that calls the command.
 
-    `bound` are arguments that the command receives before the parsed arguments. Raises InputError with the text of
-    tyro's error message.
+    `bound` contains arguments that are passed to the command before the parsed arguments. Raises InputError, with the
+    text of tyro's message, if tyro rejects the arguments.
     """
 
     @functools.wraps(function)
@@ -83,7 +83,7 @@ def pop_quiet_flag(arguments: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def extract_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Return a command's own arguments, and the values that override fields of the recipe, by field.
+    """Return a command's own arguments, and a dict from the recipe's fields to the values that override them.
 
     An override is `--field.inner value` or `--field.inner=value`. A value that begins like a list, a mapping or null is
     parsed as YAML. Any other value is a string.

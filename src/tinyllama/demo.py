@@ -1,7 +1,7 @@
 """Demo: from the raw text of the embedded corpus to a released and evaluated model, in minutes on two CPU cores.
 
-The demo calls the same functions as the commands and prints the results and their locations. After an interruption,
-running the command again resumes and finishes the demo.
+The demo calls the same functions as the commands and prints the results and their locations. If the demo is
+interrupted, running the command again resumes it.
 """
 
 import statistics

@@ -1,9 +1,9 @@
-"""The processes that train together, their rendezvous, and the sharding of the model among them.
+"""Distributed training: the rendezvous of the processes, and the sharding of the model among them.
 
-A single process trains an unsharded model. Under torchrun, FSDP2 shards weights, gradients and optimizer state block by
-block (Zhao et al. 2023, arXiv:2304.11277): weights are gathered in the compute precision, and gradients are reduced in
-float32. `parallel.replicate` sets the number of groups of ranks. Each group holds all shards, so the groups are
-replicas (HSDP).
+A single process trains an unsharded model. Under torchrun, FSDP2 (Zhao et al. 2023, arXiv:2304.11277) shards weights,
+gradients and optimizer state block by block. It gathers weights in the compute precision and reduces gradients in
+float32. `parallel.replicate` sets the number of groups of ranks. The ranks of a group together hold all shards, so the
+groups are replicas (HSDP).
 """
 
 import gc
@@ -56,7 +56,7 @@ def init_distributed(watchdog_seconds: float) -> Iterator[World]:
     """Join torchrun's process group until the block ends; without torchrun, yield a world of one process.
 
     The backend is gloo for tensors on CPUs and nccl for tensors on GPUs. Raises RunStoppedError if a rank does not join
-    in time, InputError if some ranks have a GPU and others do not.
+    in time, and InputError if some ranks have a GPU and others do not.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -81,8 +81,8 @@ def init_distributed(watchdog_seconds: float) -> Iterator[World]:
     try:
         yield World(rank, size, device, timeout)
     finally:
-        # The training loop is a reference cycle, which keeps process groups and their threads alive. A thread that
-        # releases a tensor during the interpreter's exit could abort the process.
+        # The training loop contains a reference cycle, which keeps process groups and their threads alive. A thread
+        # that releases a tensor while the interpreter exits could abort the process.
         gc.collect()
         dist.destroy_process_group()
 
@@ -90,7 +90,7 @@ def init_distributed(watchdog_seconds: float) -> Iterator[World]:
 def select_device(local_rank: int) -> torch.device:
     """Return the rank's GPU, or the CPU if the machine has no GPU or CUDA_VISIBLE_DEVICES is empty.
 
-    Raises InputError if torch cannot use the machine's NVIDIA GPU. Training on the CPU instead would be very slow.
+    Raises InputError if torch cannot use the machine's NVIDIA GPU, because training on the CPU would be very slow.
     """
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank)
@@ -117,9 +117,10 @@ def check_same_device_type(store: dist.Store, rank: int, device: torch.device) -
 def unique_prefix_store(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Store:
     """Return a view of torchrun's store with a prefix that is unique to this launch and shared by all `size` ranks.
 
-    After a restart, the store still has the addresses of the dead processes (pytorch issue 135712). The restart count
-    differs between nodes, so it cannot identify a launch. Instead, each rank requests the launch's prefix with a random
-    number and accepts only the answer to that number. Raises TimeoutError if a rank does not join.
+    After a restart, the store still contains the addresses of processes that have ended (pytorch issue 135712), so each
+    launch needs its own prefix. The restart count differs between nodes, so it cannot identify a launch. Instead, each
+    rank requests the launch's prefix with a random number and accepts only the answer to that number. Raises
+    TimeoutError if a rank does not join.
     """
     deadline = time.monotonic() + timeout.total_seconds()
     prefix = _publish_prefix(store, size, deadline) if rank == 0 else _receive_prefix(store, rank, deadline)
@@ -127,7 +128,7 @@ def unique_prefix_store(store: dist.Store, rank: int, size: int, timeout: timede
 
 
 def _publish_prefix(store: dist.Store, size: int, deadline: float) -> str:
-    """Answer the newest request of each other rank until all have acknowledged the prefix."""
+    """Answer the newest request of each other rank until all these ranks have acknowledged the prefix."""
     prefix = uuid.uuid4().hex
     missing = set(range(1, size))
     while missing:
@@ -162,7 +163,7 @@ def _wait(deadline: float, problem: str) -> None:
 def is_peer_failure(error: BaseException) -> bool:
     """Return whether an error means that another rank is unreachable.
 
-    If a rank is unreachable, gloo raises a plain RuntimeError.
+    For an unreachable rank, gloo raises a plain RuntimeError, whose message contains `gloo`.
     """
     if isinstance(error, RunStoppedError) or not isinstance(error, RuntimeError):
         return False
@@ -170,7 +171,7 @@ def is_peer_failure(error: BaseException) -> bool:
 
 
 def build_mesh(parallel: Parallel, world: World) -> DeviceMesh:
-    """Return the device mesh for FSDP2: [shard] or [replicate, shard], with consecutive ranks in one shard group.
+    """Return the device mesh for FSDP2: [shard] or [replicate, shard], with consecutive ranks in each shard group.
 
     Raises InputError if shard x replicate is not the number of ranks.
     """
@@ -185,7 +186,7 @@ def build_mesh(parallel: Parallel, world: World) -> DeviceMesh:
 
 
 def shard_model(model: Llama, mesh: DeviceMesh) -> None:
-    """Shard a model in place, even if it is on the meta device; its parameters become DTensors."""
+    """Shard a model, which may be on the meta device, in place; its parameters become DTensors."""
     # Inputs are not cast: activations already have the compute precision, and the rotary table must stay in float32.
     policy = MixedPrecisionPolicy(model.precision, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.blocks:
@@ -196,7 +197,7 @@ def shard_model(model: Llama, mesh: DeviceMesh) -> None:
 
 
 def broadcast_from_rank0(value: Value, world: World) -> Value:
-    """Return rank 0's value on all ranks; ranks that each read the value from a disk could get different values."""
+    """Return rank 0's value on all ranks, for example a value read from a disk, which could differ between ranks."""
     values = [value]
     if world.size > 1:
         dist.broadcast_object_list(values)

@@ -25,13 +25,13 @@ DAMAGE_ERRORS = (
 
 
 class InputError(ValueError):
-    """Wrong input that the user can correct: place, problem and remedy in one line. Exit status 2."""
+    """Wrong input that the user can correct; the message is `place: problem; remedy` in one line. Exit status 2."""
 
 
 class RunStoppedError(RuntimeError):
-    """A run that stopped before its last step: reason and remedy in one line; `signal` is the signal that stopped it.
+    """A run that stopped before its last step; the message has the reason and the remedy in one line.
 
-    The exit status is REQUEUE_STATUS after a signal, and otherwise 1.
+    `signal` is the signal that stopped the run, if any. The exit status is then REQUEUE_STATUS, and otherwise 1.
     """
 
     def __init__(self, message: str, signal: str = "") -> None:
@@ -53,7 +53,8 @@ def run_and_get_exit_status(call: Callable[[], int | None], system_status: int =
         return 0
     except (Exception, KeyboardInterrupt) as error:
         message, status = _message_and_status(error, system_status)
-        # All ranks of a machine raise the same InputError, so one rank prints it. Other errors may differ by rank.
+        # All ranks of a machine usually raise the same InputError or RunStoppedError, so only one rank prints it. Other
+        # errors may differ by rank.
         if not isinstance(error, InputError | RunStoppedError) or os.environ.get("LOCAL_RANK", "0") == "0":
             echo("tinyllama: " + message.replace("\n", "\\n"), to_stderr=True)
         return status
@@ -78,7 +79,7 @@ def _message_and_status(error: BaseException, system_status: int) -> tuple[str, 
 
 @contextmanager
 def translate_damage_errors(place: Path) -> Iterator[None]:
-    """Raise InputError in place of the errors that a damaged or hostile file below `place` causes in the block."""
+    """Convert errors that a damaged or hostile file below `place` causes in the block into InputError."""
     try:
         yield
     except InputError:

@@ -58,7 +58,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _remove_stale_temp_files(path: Path) -> None:
-    """Delete the temporary files of this host's killed processes, since each file may have several gigabytes."""
+    """Delete temporary files of killed processes on this host; each file may occupy several gigabytes."""
     for other in path.parent.glob(f"{glob.escape(path.name)}.{_host()}.*.part"):
         number = other.name.split(".")[-2]
         if number.isdigit() and not _is_alive(int(number)):
@@ -239,7 +239,7 @@ def read_regular_file(path: Path) -> bytes:
 
 
 def reject_large_file(path: Path) -> None:
-    """Refuse a file that is too large to be read at once. Raises InputError."""
+    """Raise InputError if a file is too large to be read at once."""
     if path.stat().st_size > _MAX_FILE_BYTES:
         raise InputError(f"{path}: is larger than {_MAX_FILE_BYTES >> 20} MiB; restore it, or create it again")
 
@@ -373,13 +373,13 @@ def reject_symlinks(folder: Path) -> None:
 
 
 def reject_symlink(path: Path) -> None:
-    """Refuse a path that is a symbolic link with InputError, because writing would change the link's target."""
+    """Raise InputError if a path is a symbolic link, because writing would change the link's target."""
     if path.is_symlink():
         raise InputError(f"{path}: is a symbolic link, and writing would change its target; replace the link")
 
 
 def _is_used_by(target: Path, folder: Path) -> bool:
-    """Return whether the linked folder `target` belongs to `folder`; an empty `target` is first marked as such."""
+    """Return whether the linked folder `target` belongs to `folder`; first assign an empty `target` to `folder`."""
     owner, name = target / ".used-by", f"{folder.resolve()}\n"
     if target.is_dir() and not any(target.iterdir()):
         owner.write_text(name)
@@ -389,8 +389,8 @@ def _is_used_by(target: Path, folder: Path) -> bool:
 def open_without_following(path: Path) -> IO[bytes]:
     """Open a file for appending, and create the file if it does not exist.
 
-    Raises InputError if the path is a symbolic link or not a regular file. In another user's run folder, a link may
-    lead to a file that belongs to this user.
+    Raises InputError if the path is a symbolic link or not a regular file. In another user's run folder, a link could
+    lead to a file of the user who runs this process.
     """
     try:
         return _open_regular_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW)

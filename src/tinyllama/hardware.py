@@ -125,7 +125,7 @@ def measure_cpu_spec() -> HardwareSpec:
 
 
 def peak_flops(device: "torch.device", precision: "torch.dtype") -> float | None:
-    """Return the peak FLOP/s for MFU: from the table for a known GPU, measured for a CPU, None otherwise."""
+    """Return the peak FLOP/s for MFU: the table's value for a GPU (None if unknown), a measured value for a CPU."""
     import torch
 
     if device.type == "cpu":
@@ -137,8 +137,8 @@ def peak_flops(device: "torch.device", precision: "torch.dtype") -> float | None
 def benchmark_matmul_flops(precision: "torch.dtype") -> float:
     """Measure the FLOP/s of square matrix products on the CPU and return the highest value.
 
-    The benchmark ends after at least three matrix products and half a second, or after one second with fewer products.
-    A CPU without bf16 instructions needs many seconds for one product.
+    The benchmark computes at least three matrix products and runs for at least half a second. It stops early after one
+    second, since a CPU without bf16 instructions needs many seconds for one product.
     """
     import torch
 
@@ -204,10 +204,10 @@ def can_compile(device: "torch.device") -> bool:
 
 
 def tune_malloc() -> None:
-    """Make glibc keep freed memory for the next step; other C libraries are not changed.
+    """Make glibc keep freed memory for reuse in the next step; other C libraries are not affected.
 
-    By default, glibc returns the memory of large tensors to the kernel. This causes 800,000 page faults per step, which
-    take up to 20 % of the step's time on a CPU.
+    By default, glibc returns the memory of large tensors to the operating system. This causes 800,000 page faults per
+    step, which take up to 20 % of the step's time on a CPU.
     """
     if platform.libc_ver()[0] != "glibc":
         return

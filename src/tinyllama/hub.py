@@ -35,7 +35,7 @@ def open_hub() -> HfApi:
 
 @contextmanager
 def translate_hub_errors(endpoint: str, name: str) -> Iterator[None]:
-    """Convert errors of requests to the hub at `endpoint` for the repository `name` to InputError."""
+    """Convert errors of requests for the repository `name` to the hub at `endpoint` into InputError."""
     try:
         yield
     except (HTTPError, OSError, ValueError, RuntimeError) as error:

@@ -1,8 +1,8 @@
 """Batches of one rank as tensors, read from the token store in the data order.
 
 Each rank reads its slice of the global batch, so the number of ranks does not change the training data. The training
-process reads tokens at random positions. A step of 2M tokens reads only 4 MB, so a worker process would cost several
-times as much time as it saves. The kernel reads the next step's tokens in the background.
+process itself reads the tokens, at random positions. A step of 2M tokens reads only 4 MB, so a worker process would
+cost several times as much time as it saves. The operating system reads the next step's tokens in the background.
 """
 
 from collections.abc import Collection, Iterator
@@ -19,7 +19,7 @@ from tinyllama.recipe import Recipe
 SplitSpan = tuple[Split, Span]
 
 _MAX_BLOCK_SEQUENCES = 16384
-"""Maximum number of sequences per computation of the order, which takes 10 ms. One computation per step is slower."""
+"""Number of sequences whose order is computed at once, in 10 ms; one computation per step would be slower."""
 
 
 def batches(
@@ -30,12 +30,12 @@ def batches(
     ranks: int = 1,
     skipped_batches: Collection[int] = (),
 ) -> Iterator[Tensor]:
-    """Yield one rank's batch of each step, from `first_step` to the last step.
+    """Yield one rank's batch for each step, from `first_step` to the last step.
 
-    A batch is int64 [batch_sequences / ranks, sequence_length + 1]: inputs and targets. Step s reads batch
-    `batch_index_for_step(s, skipped_batches)` of the data order. While the model trains on a batch, the kernel reads
-    the tokens of the next batch. Raises InputError if batch_sequences is not divisible by `ranks`, and the same errors
-    as `Split.read_span`.
+    A batch is int64 [batch_sequences / ranks, sequence_length + 1]; the targets are the inputs shifted by one. Step s
+    reads batch `batch_index_for_step(s, skipped_batches)` of the data order. While the model trains on a batch, the
+    operating system reads the tokens of the next batch. Raises InputError if batch_sequences is not divisible by
+    `ranks`, and the same errors as `Split.read_span`.
     """
 
     def prefetched() -> Iterator[list[SplitSpan]]:
@@ -81,7 +81,7 @@ def _sequence_spans(split: Split, index: int, length: int) -> list[SplitSpan]:
 def _spans_by_step(
     recipe: Recipe, store: TokenStore, first_step: int, part: slice, skipped_batches: Collection[int]
 ) -> Iterator[list[SplitSpan]]:
-    """Yield the spans that each step reads, in the order of the sequences, from `first_step` to the last step."""
+    """Yield, for each step from `first_step` on, the spans that the step reads, in the order of its sequences."""
     splits, length = [store[f"{name}/train"] for name in recipe.data.sources], recipe.train.sequence_length
     first = batch_index_for_step(first_step, skipped_batches)
     end = batch_index_for_step(recipe.train.steps - 1, skipped_batches) + 1

@@ -1,9 +1,9 @@
 """Data order: the sequences that each training step reads, as a pure function of (seed, sources, mixtures, step).
 
-Resuming at a step is arithmetic and takes the same time for every step. This module has no state and does not import
-torch. In each epoch of a source, a keyed permutation orders the source's sequences, so an epoch reads each sequence
-once. In every batch, the number of sequences of a source is its exact share, rounded down or up. One call for many
-consecutive steps is faster than one call per step.
+The sequences of any step are computed directly, so resuming takes the same time at every step. This module has no state
+and does not import torch. In each epoch of a source, a keyed permutation orders the source's sequences, so an epoch
+reads each sequence once. In every batch, the number of sequences of a source is the source's exact share, rounded down
+or up. One call for many consecutive steps is faster than one call per step.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def sequences(recipe: Recipe, store: TokenStore, step: int) -> NDArray[np.void]:
     """Return the sequences of step `step` (counted from 0): [batch_sequences], each (source, epoch, index).
 
     `source` is the index of a source in the recipe. Sequence `index` starts at token index x sequence_length. Raises
-    InputError if a source with a positive weight has less than one sequence.
+    InputError if a source with a positive weight is too small for one sequence.
     """
     found: NDArray[np.void] = sequences_for_steps(recipe, store, step, step + 1)[0]
     return found
@@ -84,7 +84,7 @@ def sequences_for_steps(recipe: Recipe, store: TokenStore, first_step: int, end_
 def mixture_schedule(recipe: Recipe) -> tuple[Mixture, ...]:
     """Return the recipe's mixtures in ascending order of their first steps; the first mixture begins at step 0.
 
-    A ramp is a series of up to 64 mixtures.
+    A ramp becomes a series of up to 64 mixtures.
     """
     sources = recipe.data.sources
     stages = tuple(
@@ -112,8 +112,8 @@ def _cached_schedule(
 def _ramp(before: tuple[Fraction, ...], after: tuple[Fraction, ...], first_step: int, end_step: int) -> list[Mixture]:
     """Approximate a linear ramp by constant mixtures.
 
-    Each mixture has the ramp's shares at the middle of the mixture's steps, so that each source has the same total as
-    with the linear ramp.
+    Each mixture has the ramp's shares at the middle of the mixture's steps, so that each source contributes the same
+    total as in a linear ramp.
     """
     count = min(_MAX_RAMP_STEPS, end_step - first_step)
     ramp = []
@@ -140,7 +140,7 @@ def compute_order(
 ) -> NDArray[np.void]:
     """Return the sequences of steps [first_step, end_step), in the form of `sequences_for_steps`: [steps, batch].
 
-    `names` and `sizes` have the name and the number of sequences of each source. `batch` is the batch size in
+    `names` and `sizes` contain the name and the number of sequences of each source. `batch` is the batch size in
     sequences.
     """
     counts = _num_sequences_by_step(_grid(tuple(mixtures), batch), first_step, end_step)
@@ -156,7 +156,7 @@ def compute_order(
 
 
 def _indices(seed: int, name: str, size: int, start: int, stop: int) -> NDArray[np.int64]:
-    """Return the sequences at positions [start, stop) of a source's order, which has one permutation per epoch."""
+    """Return the sequences at positions [start, stop) of a source's order, which is one permutation after another."""
     parts = []
     for epoch in range(start // size, -(-stop // size)):
         positions = np.arange(max(start, epoch * size), min(stop, (epoch + 1) * size)) - epoch * size
@@ -165,7 +165,7 @@ def _indices(seed: int, name: str, size: int, start: int, stop: int) -> NDArray[
 
 
 def sequences_consumed_before(mixtures: Sequence[Mixture], batch: int, step: int) -> list[int]:
-    """Return the number of sequences of each source that all steps before `step` read: [sources]."""
+    """Return, for each source, the number of sequences that all steps before `step` read: [sources]."""
     grid = _grid(tuple(mixtures), batch)
     number = bisect_right(grid.first_steps, step) - 1
     own = _num_sequences_of_steps(grid.edges[number].tolist(), step - int(grid.first_steps[number]))
@@ -187,17 +187,18 @@ def _grid(mixtures: tuple[Mixture, ...], batch: int) -> _Grid:
 
 
 def _num_sequences_by_step(grid: _Grid, first_step: int, end_step: int) -> NDArray[np.int64]:
-    """Return the number of sequences of each source that each step reads: [steps, sources].
+    """Return, for each step and source, the number of the source's sequences that the step reads: [steps, sources].
 
     In every step, each source has its exact share, rounded down or up. Over many steps, the mean approaches the exact
-    share. The numbers of a step are computed without those of earlier steps.
+    share. The result for a step does not depend on the results for earlier steps.
 
     Let P = `_GRID_POINTS` and g = `_GOLDEN_OFFSET`. A batch of B sequences has B P grid points. Each source has an
     interval of these points, in proportion to its share. Step m of a mixture takes the B points o, o + P, o + 2 P, ...
-    with o = m g mod P. For each point, the step reads one sequence of the point's source. Of the step's B points,
-    floor((e - 1 - o) / P) + 1 lie below an edge e. The number of sequences of a source is the difference of this term
-    between the two edges of the interval. This number is the length of the interval divided by P, rounded down or up.
-    The offset m g, from the golden ratio, distributes the steps that round up evenly.
+    with o = m g mod P. For each point, the step reads one sequence of the source whose interval contains the point. Of
+    the step's B points, floor((e - 1 - o) / P) + 1 lie below an edge e. The number of sequences of a source is the
+    difference between the values of this term at the two edges of its interval. This number is the length of the
+    interval divided by P, rounded down or up. Since g / P is the inverse of the golden ratio, the steps that round up
+    are distributed evenly.
     """
     steps = np.arange(first_step, end_step)
     mixture = np.searchsorted(grid.first_steps, steps, "right") - 1
@@ -206,7 +207,7 @@ def _num_sequences_by_step(grid: _Grid, first_step: int, end_step: int) -> NDArr
 
 
 def _num_sequences_of_steps(edges: list[int], steps: int) -> list[int]:
-    """Return the number of sequences of each source that the first `steps` steps of a mixture read: [sources].
+    """Return, for each source, the number of sequences that the first `steps` steps of a mixture read: [sources].
 
     With the symbols of `_num_sequences_by_step`, floor((e - 1 - (m g mod P)) / P) is floor((e - 1 - m g) / P) plus
     floor(m g / P). The second term is the same for both edges of a source, so it cancels. The sum of the first term
@@ -221,7 +222,7 @@ def _floor_sum(count: int, modulus: int, factor: int, offset: int) -> int:
 
     First, the multiples of the modulus in `factor` and `offset` are summed directly. The rest of the sum is the number
     of lattice points (i, j) with 0 <= i < count and 1 <= j <= (factor i + offset) / modulus. Let
-    top = factor count + offset. Counted along the other axis, the same points are the sum of
+    top = factor count + offset. Counted along the other axis, the number of these points is the sum of
     floor((modulus j + top mod modulus) / factor) over j from 0 to floor(top / modulus) - 1. This sum has the same form,
     with `modulus` and `factor` exchanged as in Euclid's algorithm. The sum is empty if top < modulus.
     (Graham, Knuth and Patashnik: Concrete Mathematics, section 3.5; `floor_sum` of the AtCoder Library.)
@@ -240,11 +241,11 @@ def _floor_sum(count: int, modulus: int, factor: int, offset: int) -> int:
 
 
 def permute(positions: NDArray[np.int64], size: int, key: Sequence[int]) -> NDArray[np.int64]:
-    """Map positions of [0, size) to their values under the permutation that `key` selects.
+    """Map positions in [0, size) to their values under the permutation that `key` selects.
 
     A balanced Feistel network (Luby and Rackoff 1988) permutes the numbers below the next power of four. The network is
-    applied again until the value is below `size` (cycle walking, Black and Rogaway 2002), at most four times on
-    average. `key` has one 64-bit number per round of the network.
+    applied until the value is below `size` (cycle walking, Black and Rogaway 2002). On average, this takes at most four
+    applications. `key` has one 64-bit number per round of the network.
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
@@ -264,7 +265,7 @@ def _feistel(values: NDArray[np.uint64], half: np.uint64, mask: np.uint64, key: 
 
 
 def _mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Apply SplitMix64's finalizer (Steele, Lea and Flood 2014), which multiplies modulo 2^64."""
+    """Apply SplitMix64's finalizer (Steele, Lea and Flood 2014); products are computed modulo 2^64."""
     values = values ^ (values >> np.uint64(30))
     values *= np.uint64(0xBF58476D1CE4E5B9)
     values ^= values >> np.uint64(27)

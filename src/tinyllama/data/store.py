@@ -1,9 +1,9 @@
 """Token store: flat files of tokens, read at random positions, with the provenance of every document.
 
-A store is `STORE/manifest.json` and `STORE/<source>/<split>/{manifest.json, 00000.{tokens,documents,rows}}`. A split
-is one long array across its shards, and the time to open it does not depend on the number of tokens. Tokens are read
-with pread(2), which is as fast as a memory map if the file is in the page cache. For a truncated file or a failing
-disk, pread(2) raises an error that names the file, but a memory map would end the process with SIGBUS.
+A store consists of `STORE/manifest.json` and `STORE/<source>/<split>/{manifest.json, 00000.{tokens,documents,rows}}`. A
+split is one long array across its shards. The time to open a split does not depend on its number of tokens. Tokens are
+read with pread(2), which is as fast as a memory map if the file is in the page cache. If a file was truncated or the
+disk fails, the error names the file, whereas a memory map would end the process with SIGBUS.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ _CORRUPT = "the ends of the documents do not match the shard; restore it, or del
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file of tokens, with its numbers of tokens and documents."""
+    """Name of a shard's file, and the shard's numbers of tokens and documents."""
 
     file: str
     """Name of the file of tokens; the shard's other files have other suffixes."""
@@ -76,9 +76,9 @@ class Split:
         _check_names(folder, *(shard.file for shard in shards))
         for shard in shards:
             _check_size(folder / shard.file, shard.tokens * dtype.itemsize)
-        # First token's index of each shard, and the number of all tokens; bisect is slower on an array than on a list.
+        # Index of each shard's first token, then the number of all tokens; a list, since bisect is slower on an array.
         self.ends = [0, *accumulate(shard.tokens for shard in shards)]
-        # At most 128 files are open, since a trillion tokens take 15,000 files, and the usual limit is 1,024 files.
+        # At most 128 files are open: a trillion tokens take 15,000 files, but a process may usually open only 1,024.
         self._file = lru_cache(maxsize=128)(lambda shard: _ShardFile(folder / shards[shard].file))
 
     @property
@@ -122,8 +122,8 @@ class Split:
     def read_span(self, shard: int, offset: int, size: int) -> bytes:
         """Return the bytes of a span.
 
-        Raises InputError if the file was truncated after it was opened, OSError if the disk fails. Both errors name the
-        file.
+        Raises InputError if the file was truncated after it was opened, and OSError if the disk fails. Both errors name
+        the file.
         """
         file, data = self._file(shard), b""
         while len(data) < size:
@@ -138,13 +138,13 @@ class Split:
         return data
 
     def prefetch(self, shard: int, offset: int, size: int) -> None:
-        """Ask the kernel to read a span from the disk in the background."""
+        """Ask the operating system to read a span from the disk in the background."""
         os.posix_fadvise(self._file(shard).descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
     def find_documents(self, numbers: Iterable[int]) -> Iterator[StoredDocument]:
         """Yield the documents with the given numbers.
 
-        Raises IndexError if a number is not in the split, InputError if a file is damaged.
+        Raises IndexError if a number is not in the split, and InputError if a file is damaged.
         """
         inputs = [shard["inputs"] for shard in self.manifest["shards"]]
         firsts = self._first_documents()
@@ -173,7 +173,7 @@ class Split:
         return takewhile(lambda document: document.start < stop, self.find_documents(numbers))
 
     def _first_documents(self) -> list[int]:
-        """Return the number of each shard's first document, followed by the split's number of documents."""
+        """Return the index of each shard's first document, followed by the number of documents in the split."""
         return list(accumulate((shard.documents for shard in self.shards), initial=0))
 
     def _numbers(self, shard: int, suffix: str) -> NDArray[np.uint64]:
@@ -183,7 +183,7 @@ class Split:
 
 
 class TokenStore:
-    """A finished token store: `store["slimpajama/train"]` is a `Split`."""
+    """A finished token store; `store["slimpajama/train"]` returns a `Split`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -237,7 +237,7 @@ class TokenStore:
         return self.splits[name]
 
     def num_validation_sequences(self, source: str, length: int) -> int:
-        """Return the number of sequences of `length` inputs in a source's validation split, 0 if it has none."""
+        """Return the number of sequences of `length` inputs in a source's validation split; 0 without such a split."""
         name = f"{source}/validation"
         return self.splits[name].num_sequences(length) if name in self.splits else 0
 
@@ -260,10 +260,11 @@ class TokenStore:
 
 
 class ShardWriter:
-    """Writer of one shard: `00000.tokens`, `.documents` and `.rows`, which appear when the `with` block ends.
+    """Writer of a shard's files (`00000.tokens`, `.documents` and `.rows`), which appear when the `with` block ends.
 
-    A shard without documents has no files. The hashes are computed from the bytes in memory, not from the bytes that a
-    disk returns. The ends and rows of documents, 16 bytes per document, are kept in memory until the block ends.
+    A shard without documents has no files. The hashes are computed from the bytes in memory, so a later check detects
+    bytes that the disk corrupted. The end and the row of each document are kept in memory until the block ends, in 16
+    bytes per document.
     """
 
     def __init__(self, folder: Path, number: int) -> None:
@@ -312,7 +313,7 @@ class ShardWriter:
 
 
 class _ShardFile:
-    """An open file of a shard, closed when this object is garbage-collected."""
+    """Open file of a shard, which is closed when this object is garbage-collected."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.descriptor = path, os.open(path, os.O_RDONLY)

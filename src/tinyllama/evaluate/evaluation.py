@@ -1,7 +1,7 @@
 """Evaluation of a model on lm-eval's tasks; the scores are saved in evaluation.json.
 
-Scores are stored unrounded, with the number of scored items. A limit selects the first items of a task. The standard
-error of HellaSwag is about 3 percentage points with 200 items, and 0.5 with all 10,042 items.
+Scores are stored unrounded, with the number of scored items. A limit restricts the evaluation to the first items of
+each task. The standard error of HellaSwag is about 3 percentage points with 200 items, and 0.5 with all 10,042 items.
 """
 
 import time
@@ -44,9 +44,9 @@ def evaluate(
     `source` is a run (scored with its newest complete checkpoint), a checkpoint, a release, a Hugging Face folder or a
     hub name. This package runs models of the Llama 2 architecture. lm-eval's `hf` runs all other models, in batches of
     `batch_size`. `limit` selects the first items of each task. `num_fewshot` is the number of solved examples before
-    each item; the default is the task's own number, usually 0. Each of `ranks` (see `init_distributed`) computes a
-    share of the requests, and all ranks return all scores. Raises InputError if the model, its tokenizer, a task or its
-    data is not available.
+    each item; the default is the task's own number, usually 0. `ranks` describes the processes that divide the requests
+    among themselves (see `init_distributed`). Each process returns all scores. Raises InputError if the model, its
+    tokenizer, a task or its data is not available.
     """
     _check_options(tasks, limit, num_fewshot, batch_size)
     start = time.perf_counter()
@@ -122,7 +122,7 @@ def _check_options(tasks: Sequence[str], limit: int | None, num_fewshot: int | N
 
 
 def _evaluation_path(source: str, folder: Path) -> Path:
-    """Return the path of a model's evaluation file, which is never in the hub's cache."""
+    """Return the path of a model's evaluation file, which is never inside the local cache of the hub."""
     if not Path(source).exists():
         return Path("evaluations", f"{source.replace('/', '--')}.json")
     release = ReleaseDir(folder.parent)
@@ -147,7 +147,7 @@ def _explain_missing_library() -> Iterator[None]:
 
 
 def _step_and_tokens(folder: Path) -> tuple[int | None, int | None]:
-    """Return the training step and tokens of a checkpoint, or of the release that contains the folder."""
+    """Return the step and the training tokens of a checkpoint or of a release's model; None for unknown values."""
     checkpoint, release = CheckpointDir(folder), ReleaseDir(folder.parent)
     is_checkpoint = checkpoint.state_path.is_file()
     state = checkpoint.state() if is_checkpoint else release.metadata() if release.exists else {}

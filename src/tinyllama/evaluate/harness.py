@@ -1,8 +1,8 @@
-"""Models for lm-eval and their scores: `LlamaLM` for Llama 2, lm-eval's own `hf` for other causal models.
+"""Models for lm-eval, and their scores. `LlamaLM` runs Llama 2; lm-eval's own `hf` runs other causal models.
 
 `LlamaLM` returns the same log-likelihoods as `hf` for the same weights. Under torchrun, each rank loads the complete
-model, computes a share of the requests, and receives all results. lm-eval therefore works as in one process. A task's
-requests and few-shot examples do not depend on the world size.
+model, computes a share of the requests, and receives all results. For lm-eval, each rank therefore behaves like a
+single process. A task's requests and few-shot examples do not depend on the world size.
 """
 
 import math
@@ -52,9 +52,9 @@ def load_language_model(
 ) -> "LlamaLM | DistributedLM":
     """Load a run, checkpoint, release or Hugging Face folder as a language model of lm-eval on the rank's device.
 
-    A Llama 2 becomes a `LlamaLM`, which ignores `batch_size`: its batches are always the same, because bf16 scores
-    depend on the requests in a batch. lm-eval's `hf` runs any other causal model of transformers, including other kinds
-    of Llama.
+    A Llama 2 model becomes a `LlamaLM`, which ignores `batch_size`: bf16 scores depend on which requests share a batch,
+    so its batches are always the same. lm-eval's `hf` runs any other causal model of transformers, including other
+    Llama versions.
     """
     location = resolve_model(source)
     if not location.is_checkpoint:
@@ -107,7 +107,7 @@ def _translate_load_errors(folder: Path, what: str, loader: str) -> Iterator[Non
 
 
 def _bos_prefix(file: Path, tokenizer: Tokenizer) -> list[int]:
-    """Return the ids that start every text: BOS, unless the folder has a tokenizer.json that does not add BOS."""
+    """Return the ids at the start of every text: BOS, unless the folder has a tokenizer.json that does not add BOS."""
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     if not file.is_file():
         return bos
@@ -146,7 +146,7 @@ class DistributedLM(LM):  # type: ignore[misc]  # lm-eval has no types
 
 
 class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
-    """tinyllama's Llama as a model for lm-eval, whose interface determines the method names and parameters.
+    """Adapter of `Llama` to lm-eval's model interface, which determines the names of methods and parameters.
 
     Every text starts with `bos_prefix`. For models of tinyllama, this prefix is BOS, since every training document
     starts with BOS.
@@ -174,7 +174,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return self.eot_token_id if bos_id is None else bos_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Return the ids of a text, after `bos_prefix` unless `add_special_tokens` is False."""
+        """Return the ids of a text, preceded by `bos_prefix` unless `add_special_tokens` is False."""
         ids = self.llama_tokenizer.encode(string)
         return ids if add_special_tokens is False else [*self.bos_prefix, *ids]
 
@@ -192,7 +192,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return self._score(pairs)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Return the log-likelihood of each complete text, in windows of the context length, with BOS as in `hf`."""
+        """Return the log-likelihood of each complete text, split into windows; BOS is added as in `hf`."""
         windows = []
         for request in requests:
             ids = self.tok_encode(*request.args)
@@ -211,7 +211,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return self._score([(context, continuation) for _, context, continuation in requests])
 
     def _encode_context_and_continuation(self, context: str, continuation: str) -> Pair:
-        """Encode a context and its continuation like lm-eval; a prefix token replaces an empty context."""
+        """Encode a context and its continuation as lm-eval does; a prefix token replaces an empty context."""
         if context:
             context_ids, ids = self._encode_pair(context, continuation)
         else:
@@ -264,7 +264,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 def compute_scores(
     model: LlamaLM | DistributedLM, tasks: Mapping[str, Task], limit: int | None
 ) -> dict[str, MetricRow]:
-    """Score the tasks; return by task the metrics with standard errors, bits per byte, and the numbers of items."""
+    """Score the tasks; return each task's metrics with standard errors, its bits per byte and its numbers of items."""
     shows_progress = isinstance(model, DistributedLM) and model.ranks.is_main and not is_quiet()
     with nullcontext() if shows_progress else suppress_stderr():  # LlamaLM prints its own progress
         results = lm_eval.evaluate(model, {"tasks": dict(tasks)}, limit=limit, log_samples=False)
@@ -278,19 +278,19 @@ def compute_scores(
 
 
 def _normalize_metric_name(name: str) -> str:
-    """Rename lm-eval's `metric_stderr,filter`: move `_stderr` to the end, and remove the filter `none`."""
+    """Convert lm-eval's `metric_stderr,filter` to `metric,filter_stderr`; the filter `none` is removed."""
     metric, _, filter_name = name.partition(",")
     is_error, metric = metric.endswith("_stderr"), metric.removesuffix("_stderr")
     return metric + (f",{filter_name}" if filter_name not in ("", "none") else "") + ("_stderr" if is_error else "")
 
 
 def bits_per_byte(task: Task) -> MetricRow:
-    """Return the model's bits per byte on the correct continuations of a task that has been scored.
+    """Return the model's bits per byte on the correct continuations of a scored task.
 
-    The value is the sum over items of the continuation's negative log-likelihood in bits, divided by the sum of its
+    The value is the total negative log-likelihood of these continuations in bits, divided by their total number of
     UTF-8 bytes. The space before a continuation counts, since the model predicts this space. If an item has several
-    correct continuations, the first is used. The standard error is computed for a ratio of sums over items (Cochran,
-    Sampling Techniques, 1977, section 6.4). The row is empty for tasks without correct continuations, such as
+    correct continuations, the first is used. The standard error is that of a ratio of sums over items (Cochran,
+    Sampling Techniques, 1977, section 6.4). The result is empty for tasks without correct continuations, such as
     generation tasks.
     """
     correct = list(_correct_continuations(task))
@@ -307,7 +307,7 @@ def bits_per_byte(task: Task) -> MetricRow:
 
 
 def _correct_continuations(task: Task) -> Iterator[Instance]:
-    """Yield the scored request with the correct answer of each item."""
+    """Yield, for each item, the scored request that has the correct answer."""
     if not isinstance(task, ConfigurableTask) or task.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood"):
         return
     gold = {request.doc_id: _gold_index(task, request.doc) for request in task.instances if request.idx == 0}

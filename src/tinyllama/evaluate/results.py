@@ -57,9 +57,9 @@ class Evaluation:
     def merged_with(self, path: Path) -> "Evaluation":
         """Return these scores together with the scores of other tasks in the evaluation.json at `path`.
 
-        Earlier scores are kept only if they have the same step, precision and package versions. Without a step, earlier
-        scores are dropped, because the weights may differ. If a task has a new and an earlier score, the new score is
-        kept unless the earlier score covers more items.
+        Earlier scores are kept only if they have the same step, precision and package versions. If the step is unknown,
+        earlier scores are dropped, because the weights may differ. If a task has both a new and an earlier score, the
+        new score is kept unless the earlier score covers more items.
         """
         earlier = read_json(path) if path.is_file() else {}
         keys = ("step", "precision", "versions")
@@ -83,7 +83,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Score:
-    """A value of one metric."""
+    """Value of one metric of a task."""
 
     metric: str
     value: float
@@ -96,7 +96,7 @@ class Score:
 
 
 def task_score(row: Mapping[str, float], metric: str | None = None) -> Score | None:
-    """Return a task's score from its row of an evaluation, or None if the row lacks the metric.
+    """Return a task's score from the task's row in an evaluation, or None if the row lacks the metric.
 
     Without `metric`, the score is `acc_norm` if the task has this metric, otherwise `acc`.
     """
@@ -118,7 +118,7 @@ def score_rows(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def describe_measurement(evaluation: Mapping[str, Any]) -> str:
-    """Describe how the scores in an evaluation.json were measured, and the unit of the scores."""
+    """Return a sentence with the software, the precision and the unit of the scores in an evaluation.json."""
     lm_eval = evaluation["versions"]["lm_eval"]
     return f"Measured with lm-eval {lm_eval}, computed in {evaluation['precision']}; per cent ± standard error"
 
@@ -139,7 +139,7 @@ def format_evaluation(evaluation: Evaluation) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A row of published zero-shot scores in per cent, which tinyllama did not measure."""
+    """Published zero-shot scores of one model in per cent, which tinyllama did not measure."""
 
     name: str
     tokens: int

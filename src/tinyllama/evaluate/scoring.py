@@ -1,12 +1,12 @@
-"""Log-likelihoods of continuations; a prefix that several requests share is computed once.
+"""Log-likelihoods of continuations; the model processes a prefix that several requests share only once.
 
 Requests with a common beginning, such as a question with its choices, become one prefix and one suffix per request.
 For HellaSwag, whose items have four endings, shared prefixes halve the number of tokens. The batches depend only on the
 requests, so ranks that divide the batches compute the same results as one process.
 
-The tokens of a batch are packed without padding. Only attention, a small part of the work, treats prefixes and
-suffixes separately. Logits are computed only at positions that predict a continuation, for 1024 positions at a time.
-The logits of 1024 positions take 131 MB for a vocabulary of 32,000.
+The tokens of a batch are packed without padding. Only attention, a small part of the work, treats prefixes and suffixes
+separately. Logits are computed only at positions that predict a continuation, for at most 1024 positions at a time. The
+logits of 1024 positions take 131 MB for a vocabulary of 32,000.
 
 Shapes: N tokens of a batch, G groups (prefixes), S suffixes, T time, H query heads, K key/value heads, E head size,
 D model.
@@ -60,7 +60,7 @@ class PrefixGroup:
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens that the model computes: the prefix once, and each suffix."""
+        """Number of tokens that the model processes: the prefix once, and each suffix."""
         return self.prefix_length + sum(len(request.inputs) - self.prefix_length for request in self.requests)
 
     @property
@@ -70,7 +70,7 @@ class PrefixGroup:
 
 
 def to_requests(pairs: Sequence[Pair], context_length: int) -> list[Request]:
-    """Return the request of each pair, truncated on the left to the context length, as in lm-eval's `hf`."""
+    """Return a request for each pair, truncated on the left to the context length, as in lm-eval's `hf`."""
     return [
         Request(number, (context + continuation)[-(context_length + 1) : -1], continuation)
         for number, (context, continuation) in enumerate(pairs)
@@ -80,7 +80,8 @@ def to_requests(pairs: Sequence[Pair], context_length: int) -> list[Request]:
 def form_batches(requests: Sequence[Request], batch_size: int) -> list[list[PrefixGroup]]:
     """Return all requests in batches of at most `batch_size` requests, longest requests first.
 
-    The requests of a batch have similar lengths. If the memory is too small, the first batch already fails.
+    Requests of similar length share a batch. The longest come first, so the first batch fails if the memory is
+    insufficient.
     """
     groups = sorted(_group_by_prefix(requests, batch_size), key=lambda group: (-group.longest, -group.prefix_length))
     batches: list[list[PrefixGroup]] = []
@@ -108,7 +109,7 @@ def _group_by_prefix(requests: Sequence[Request], max_requests: int) -> list[Pre
 
 
 def _shared_length(group: PrefixGroup, request: Request) -> int:
-    """Return the prefix length of `group` after adding `request`, or 0 if the shared prefix saves too few tokens."""
+    """Return the prefix length of `group` after adding `request`, or 0 if sharing would save too few tokens."""
     prefix = group.requests[0].inputs[: group.prefix_length]
     pairs = enumerate(zip(prefix, request.inputs, strict=False))
     shared = next((index for index, (a, b) in pairs if a != b), min(len(prefix), len(request.inputs)))
@@ -119,7 +120,7 @@ def _shared_length(group: PrefixGroup, request: Request) -> int:
 @torch.inference_mode()
 @sdpa_kernel(INFERENCE_KERNELS)
 def score_batch(model: Llama, groups: Sequence[PrefixGroup]) -> dict[int, LogLikelihood]:
-    """Compute the log-likelihoods of a batch's requests, by request number."""
+    """Return the log-likelihood of each request in a batch, by request number."""
     batch = pack(groups, model.embedding.weight.device)
     length = int(batch.positions.max()) + 1
     rope = rope_table(length, model.config.head_dim, model.config.rope_theta, batch.ids.device)[:, batch.positions]
@@ -136,10 +137,10 @@ def score_batch(model: Llama, groups: Sequence[PrefixGroup]) -> dict[int, LogLik
 
 
 def _score_targets(model: Llama, hidden: Tensor, index: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Score each target with the hidden state that predicts it, `hidden[index]`; hidden[P, D], index, targets int64[N].
+    """Score targets int64[N], which the hidden states `hidden[index]` predict; hidden[P, D], index int64[N].
 
-    Return, on the CPU, the targets' log-likelihoods float64[N], and whether each target is the most likely token
-    bool[N].
+    Return two tensors on the CPU: the targets' log-likelihoods, float64[N], and whether each target is the most likely
+    token, bool[N].
     """
     likelihoods = torch.empty(len(targets), dtype=torch.float64, device=hidden.device)
     greedy = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
@@ -155,10 +156,10 @@ def _score_targets(model: Llama, hidden: Tensor, index: Tensor, targets: Tensor)
 
 @dataclass
 class PackedBatch:
-    """The tokens of several groups in one sequence.
+    """Several groups, packed into one sequence of tokens.
 
-    A token attends to itself and to the preceding tokens of its prefix and its suffix. The indices of tokens
-    refer to this sequence.
+    A token attends to itself and to the preceding tokens of its prefix and its suffix. All indices of tokens refer to
+    the packed sequence.
     """
 
     ids: Tensor
@@ -181,7 +182,7 @@ class PackedBatch:
     """int64[N]: index of each token in the flattened prefixes and suffixes."""
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Compute attention within prefixes and suffixes; query and result[1, H, N, E], keys and values[1, K, N, E]."""
+        """Return the packed batch's attention [1, H, N, E] for query[1, H, N, E], keys and values[1, K, N, E]."""
         query, keys, values = (x[0].transpose(0, 1) for x in (query, keys, values))
         of_prefixes = (x[self.prefixes].transpose(1, 2) for x in (query, keys, values))
         mixed = [causal_attention(*of_prefixes).transpose(1, 2).flatten(0, 1)]
@@ -194,7 +195,7 @@ class PackedBatch:
 
 
 def pack(groups: Sequence[PrefixGroup], device: torch.device) -> PackedBatch:
-    """Pack groups into one sequence: each prefix, followed by the suffixes of its requests."""
+    """Pack groups into one sequence, in which each prefix is followed by the suffixes of its requests."""
     ids: list[int] = []
     positions: list[int] = []
     predicting: list[int] = []

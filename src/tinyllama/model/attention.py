@@ -1,9 +1,10 @@
 """Causal attention with grouped key/value heads: torch's fused kernels on a GPU, blocked matrix products on a CPU.
 
-torch's CPU kernel has one seventh of the FLOP/s of a matrix product. On a CPU, one matrix product therefore multiplies
-a block of queries with all keys up to the block's last token. Query heads that share a key/value head are additional
-rows of this product. Thus only few of the masked scores are computed. The attention is a custom operator, because
-torch.compile would unroll the loop over the blocks of queries and would not make these matrix products faster.
+torch's attention kernel for CPUs reaches one seventh of the FLOP/s of a matrix product. On a CPU, this module therefore
+multiplies each block of queries with all keys up to the block's last token in one matrix product. Query heads that
+share a key/value head are stacked as rows of this product. Only a few masked scores, those inside the block, are
+computed. CPU attention is a custom operator, because torch.compile would unroll the loop over the blocks without making
+the matrix products faster.
 
 Shapes: B batch, T time, H query heads, K key/value heads, E width of a head, R rows of a block of queries (number of
 queries x H / K).
@@ -72,7 +73,7 @@ def _backward(
 
 
 def _blocks(query: Tensor, keys: Tensor, saved: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield each block's start, its end (exclusive), and the buffer of its probabilities [B K, R, end]."""
+    """Yield each block's start, its end (exclusive), and the buffer for its probabilities [B K, R, end]."""
     used = 0
     for start in range(0, query.shape[2], ATTENTION_BLOCK):
         end = min(start + ATTENTION_BLOCK, query.shape[2])
@@ -100,7 +101,7 @@ def _probabilities(rows: Tensor, keys: Tensor, start: int, out: Tensor) -> Tenso
 
 
 def _empty(x: Tensor) -> Tensor:
-    """Return an uninitialized [B, H, T, E] in the memory layout [B, T, H, E], which the adjacent layers use."""
+    """Return an uninitialized tensor [B, H, T, E] in the memory layout [B, T, H, E], which the adjacent layers use."""
     batch, heads, time, width = x.shape
     return x.new_empty(batch, time, heads, width).transpose(1, 2)
 

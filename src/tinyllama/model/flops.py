@@ -37,8 +37,8 @@ def flops_per_token(config: Model, vocab_size: int, sequence_length: int) -> int
     """Return the FLOPs per trained token, forward and backward, for the computation of MFU.
 
     The formula is 6 x (parameters without the input embedding, which is a lookup) + 6 x layers x dim x sequence_length.
-    The second term is causal attention: half of the full attention in Chowdhery et al. (2022, arXiv:2204.02311,
-    appendix B). By this formula, the model card's 24k tokens/s are 52.0 % of an A100's 312 TFLOP/s.
+    The second term is for causal attention, which has half of the FLOPs of full attention in Chowdhery et al. (2022,
+    arXiv:2204.02311, appendix B). By this formula, the model card's 24k tokens/s are 52.0 % of an A100's 312 TFLOP/s.
     """
     parts = parameters_by_part(config, vocab_size)
     multiplied = sum(parts.values()) - parts["head"]  # the output head counts even if it is tied
@@ -46,7 +46,7 @@ def flops_per_token(config: Model, vocab_size: int, sequence_length: int) -> int
 
 
 def saved_attention_probabilities(sequence_length: int) -> int:
-    """Return the number of probabilities that the CPU's attention saves per query head and sequence.
+    """Return the number of probabilities that attention on a CPU saves per query head and sequence.
 
     A block of queries saves its probabilities over all keys up to the block's last token.
     """

@@ -62,8 +62,8 @@ def sample_token(logits: torch.Tensor, temperature: float, top_k: int | None, ra
 def stream_decode(tokenizer: Tokenizer, prompt: list[int], tokens: Iterable[int]) -> Iterator[str]:
     """Yield the text that `tokens` add to the prompt, as soon as no later token can change this text.
 
-    Joined, the yielded texts equal the text that decoding all ids at once adds to the prompt's text. Each byte that is
-    not part of a valid character becomes one U+FFFD. Byte tokens at the prompt's end are not decoded together with new
+    The concatenated texts equal the text that decoding all ids at once adds to the prompt's text. Each byte that is not
+    part of a valid character becomes one U+FFFD. Byte tokens at the prompt's end are not decoded together with new
     tokens, so a new token never changes the prompt's last character.
     """
     ids = list(prompt)

@@ -91,7 +91,7 @@ class AttentionOverride(Protocol):
 
 @dataclass
 class KVCache:
-    """Keys and values [B, K, capacity, E] of one layer; `length` positions are filled."""
+    """KV cache of one layer: keys and values [B, K, capacity, E], of which `length` positions are filled."""
 
     keys: Tensor
     values: Tensor
@@ -235,8 +235,8 @@ class Llama(nn.Module):
     def loss(self, ids: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
         """Return the summed cross-entropy in nats of targets given ids, both int64[B, T].
 
-        `linear_cross_entropy` explains `z_loss`. If `targets` has fewer rows than `ids`, the last rows of `ids` are
-        ignored.
+        `linear_cross_entropy` explains `z_loss`. If `ids` has more rows than `targets`, the extra rows at the end of
+        `ids` are ignored.
         """
         hidden = self.hidden_states(ids)[: len(targets)].flatten(0, 1)
         return linear_cross_entropy(hidden, self.head_weight, targets.flatten(), z_loss)
@@ -251,10 +251,10 @@ class Llama(nn.Module):
 def initialize(model: Llama, seed: int) -> None:
     """Initialize a model's parameters in place, with the distributions of the original TinyLlama.
 
-    The weights of norms are one. The elements of a matrix are normally distributed with standard deviation
-    sqrt(2 / (5 D)) (Nguyen and Salazar 2019, arXiv:1910.05895), or 1 / (sqrt(D) layers) if the matrix writes to the
-    residual stream. Each matrix has its own random stream. The values of a matrix therefore depend on the seed and on
-    the name of the matrix, but not on the device or the number of ranks.
+    The weights of norms are one. The elements of a matrix are normally distributed. Their standard deviation is
+    sqrt(2 / (5 D)) (Nguyen and Salazar 2019, arXiv:1910.05895), except in a matrix that writes to the residual stream.
+    There, it is 1 / (sqrt(D) layers). Each matrix has its own random stream. The values of a matrix therefore depend on
+    the seed and on the name of the matrix, but not on the device or the number of ranks.
     """
     load_parameters(model, _initial_values(model, seed))
 

@@ -19,8 +19,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss
     """Return the cross-entropy of targets int64[N] in nats, summed over N, for hidden[N, D] and head weight[V, D].
 
     The gradient, but not the returned value, includes `z_loss` times the sum of log(Z)^2, where Z is the softmax's
-    denominator (Chowdhery et al. 2022, arXiv:2204.02311, section 5). Matrix products have the dtype of `hidden`, and
-    sums are float32.
+    denominator (Chowdhery et al. 2022, arXiv:2204.02311, section 5). Matrix products are computed in the dtype of
+    `hidden`, and sums in float32.
     """
     with_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     nats: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, with_gradient)  # type: ignore[no-untyped-call]
@@ -55,7 +55,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        # In place, to avoid a second copy of the weight's gradient, which is as large as the weight.
+        # Multiply in place, to avoid a second copy of the weight's gradient, which is as large as the weight.
         return hidden_gradient.mul_(gradient), weight_gradient.mul_(gradient).to(ctx.weight_dtype), None, None, None
 
 

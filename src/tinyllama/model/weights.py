@@ -39,7 +39,7 @@ def _names(config: Model) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def to_hugging_face(state: Mapping[str, Tensor], config: Model) -> Iterator[tuple[str, Tensor]]:
-    """Yield a state dict's tensors under LlamaForCausalLM's names, as views where possible."""
+    """Yield a state dict's tensors by LlamaForCausalLM's names, as views where possible."""
     heads = [count * config.head_dim for count in (config.heads, config.kv_heads, config.kv_heads)]
     for ours, theirs in _names(config):
         rows = {1: [len(state[ours])], 2: [config.ffn_dim] * 2, 3: heads}[len(theirs)]
@@ -47,9 +47,10 @@ def to_hugging_face(state: Mapping[str, Tensor], config: Model) -> Iterator[tupl
 
 
 def from_hugging_face(state: Mapping[str, Tensor], config: Model) -> Iterator[tuple[str, Tensor]]:
-    """Return an iterator over a LlamaForCausalLM's tensors under `model.llama`'s names; yielding a tensor reads it.
+    """Return an iterator over a LlamaForCausalLM's tensors by `model.llama`'s names; each is read when it is yielded.
 
-    Raises InputError immediately if a tensor is missing, or if a network of this configuration has no such tensor.
+    Raises InputError immediately if a tensor is missing, or if `state` has a tensor that a network of this
+    configuration does not have.
     """
     used = [part for _, theirs in _names(config) for part in theirs]
     for part in used:

@@ -32,7 +32,7 @@ from tinyllama.recipe import Recipe
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
 
-# The libraries of the optional stages take seconds to import.
+# Functions import the libraries of optional stages themselves, because these imports take seconds.
 # ruff: noqa: PLC0415
 
 Status = Literal["ok", "warning", "missing"]
@@ -197,7 +197,7 @@ def _recipe_result(what: str, found: str, status: Status = "ok") -> CheckResult:
 
 
 def _run_check(what: str, found: str, check: Callable[[], object]) -> CheckResult:
-    """Run a check; return a result with the text `found`, or with the message if the check raises InputError."""
+    """Run a check; return a result with the text `found`, or with the message of its InputError."""
     try:
         check()
     except InputError as problem:
@@ -287,10 +287,10 @@ def check_float8_support(system: SystemInfo) -> CheckResult:
 def check_sizes(
     recipe: Recipe, vocab_size: int, system: SystemInfo, free: Callable[[Path], tuple[int, int]]
 ) -> list[CheckResult]:
-    """Check batch, memory and disks with the plan; `free` returns the device number and the free bytes of a path."""
+    """Check the plan's batch, memory and disk space; `free` returns the device number and the free bytes of a path."""
     ranks = len(system.devices) or 1
     memory = min((device.memory_bytes for device in system.devices), default=system.memory_bytes)
-    # No check depends on the time of the run, so all speeds are 1.
+    # The checks do not use the estimated duration, so all speeds are placeholders.
     spec = HardwareSpec("this machine", 1.0, 1.0, memory, 1.0, 1.0, "doctor", is_cpu=not system.devices)
     try:
         plan = estimate(recipe, vocab_size, spec, Assumptions(gpus=ranks))

@@ -1,4 +1,4 @@
-"""The needs of a recipe on a machine: size, memory, time, network, disk, failures. The import does not load torch.
+"""Estimates of a recipe's model size, memory, time, network, disk and failures. The import does not load torch.
 
 Each figure follows from the recipe, the machine's specification and the user's assumptions. `default_assumptions` lists
 the assumptions that have their default values.
@@ -37,10 +37,11 @@ _CPU_RUNTIME_BYTES = 700_000_000
 _COPY_BYTES_PER_SECOND = 10e9
 """Bytes per second at which a checkpoint is copied to the host's memory, over PCIe or within the memory."""
 # Number of tokens of the two data sets with Llama 2's tokenizer. TinyLlama's tokenised data took 1.8 TB at two bytes
-# per token. Its mixture weights were 0.693584 and 0.306416 (TinyLlama, README and pretrain/tinyllama.py).
+# per token. The mixture weights of its training were 0.693584 and 0.306416 (TinyLlama, README and
+# pretrain/tinyllama.py).
 _PUBLISHED_TOKENS = {"slimpajama": 0.693584 * 900e9, "starcoderdata": 0.306416 * 900e9}
-# Fractions of SlimPajama's bytes (cerebras/SlimPajama-627B, data set card). The token counts above exclude the GitHub
-# subset.
+# Fraction of SlimPajama's bytes in each subset (cerebras/SlimPajama-627B, data set card). The token counts above
+# exclude the GitHub subset.
 _SUBSET_FRACTIONS = {
     "RedPajamaCommonCrawl": 0.522, "RedPajamaC4": 0.267, "RedPajamaGithub": 0.052, "RedPajamaBook": 0.042,
     "RedPajamaArXiv": 0.046, "RedPajamaWikipedia": 0.038, "RedPajamaStackExchange": 0.033,
@@ -242,8 +243,8 @@ def _failures(plan: Plan, time: Mapping[str, Any]) -> dict[str, Any]:
 def store_size(recipe: Recipe, vocab_size: int) -> tuple[int, str]:
     """Return the size of the token store in bytes, and a description of how the size was determined.
 
-    A complete store is measured. Otherwise, the size is estimated per source. For a source of unknown size, the
-    estimate is the number of tokens that the run reads from this source.
+    The size of a complete store is measured. Otherwise, the size is estimated per source. A source of unknown size is
+    assumed to have as many tokens as the run reads from it.
     """
     store = Path(recipe.data.store)
     if TokenStore.exists(store):
@@ -270,7 +271,7 @@ def store_size(recipe: Recipe, vocab_size: int) -> tuple[int, str]:
 
 
 def _raw_text_bytes(name: str, source: Source) -> float:
-    """Return the bytes of text in a source's local files, estimated for compressed files; 0 without files."""
+    """Return the bytes of text in a source's local files (estimated for compressed files), or 0 without files."""
     try:
         files = [] if "://" in source.path else list_files(name, source)
     except InputError:  # not downloaded yet

@@ -1,10 +1,11 @@
 """Closed formulas for the memory and the network traffic of training, and for the time lost to failures.
 
-The formulas follow `model/`, `distributed.py` and FSDP2. The memory of one GPU is the sum of all tensors at the peak,
-which can occur at one of three moments. It includes the activations that each transformer block, eager or compiled,
-saves for its backward pass. tests/plan/test_memory.py compares the memory with torch's FSDP2 memory tracker. FSDP
-gathers each block for the forward pass and for the backward pass. It gathers the root module (embedding, head and last
-norm) once and reduces gradients in float32. Replicas (HSDP) all-reduce their gradient shards.
+The formulas follow `model/`, `distributed.py` and FSDP2. The memory of one GPU is the sum of all tensors at the peak.
+The peak occurs during the loss, in the last block's backward pass, or while the root's gradients are reduced. The sum
+includes the activations that each transformer block, eager or compiled, saves for its backward pass.
+tests/plan/test_memory.py compares the sum with the result of torch's FSDP2 memory tracker. FSDP gathers each block for
+the forward pass and for the backward pass. It gathers the root module (embedding, head and last norm) once and reduces
+gradients in float32. Replicas (HSDP) all-reduce their gradient shards.
 """
 
 import math
@@ -136,7 +137,7 @@ def _saved_probabilities(workload: Workload) -> int:
 
 
 def _saved_for_backward(workload: Workload) -> dict[str, float]:
-    """Return the components that exist when the backward pass begins, sharded weights excluded."""
+    """Return the bytes of the components that exist when the backward pass begins, without the sharded weights."""
     has_copies = workload.shards == 1 and workload.element_bytes == 2 and workload.activation_checkpointing == "none"
     gathered = workload.root_parameters + 2 * workload.block_parameters  # this block and the prefetched next block
     return {
@@ -147,7 +148,7 @@ def _saved_for_backward(workload: Workload) -> dict[str, float]:
 
 
 def _peak_at_loss(workload: Workload) -> dict[str, float]:
-    """Return the temporary components during the loss: last norm's activations, head gradient, one chunk of logits."""
+    """Return the bytes of temporary components during the loss: last norm's activations, head's gradient, logits."""
     head = (
         workload.tokens * (4 + 3 * workload.element_bytes) * workload.model.dim
         + 4 * workload.vocab_size * workload.model.dim
@@ -156,7 +157,7 @@ def _peak_at_loss(workload: Workload) -> dict[str, float]:
 
 
 def _peak_in_backward(workload: Workload) -> dict[str, float]:
-    """Return the temporary components in the last block's backward pass: recomputed activations and their gradients."""
+    """Return the bytes of temporary components in the last block's backward pass, such as recomputed activations."""
     dim, wide, reduced = workload.model.dim, workload.model.ffn_dim, 0
     if workload.activation_checkpointing == "none":
         work = workload.element_bytes * (dim + 4 * wide)
@@ -170,7 +171,7 @@ def _peak_in_backward(workload: Workload) -> dict[str, float]:
 
 
 def _peak_at_gradient_reduction(workload: Workload) -> dict[str, float]:
-    """Return the temporary components while the root's gradients are reduced; the activations are freed by then."""
+    """Return the bytes of temporary components while the root's gradients are reduced, after activations are freed."""
     if workload.shards == 1:
         return {"head": 4 * workload.vocab_size * workload.model.dim}
     gathered = workload.element_bytes * workload.root_parameters
@@ -225,12 +226,13 @@ def failure_overhead(
     run_hours: float, gpus: int, interval_seconds: float, stall_seconds: float, write_seconds: float,
     gpu_hours_between_failures: float, restart_seconds: float,
 ) -> dict[str, float]:  # fmt: skip
-    """Return the cost of failures in a run that stalls `stall_seconds` for a checkpoint every `interval_seconds`.
+    """Estimate the number of failures of a run, and the time that is lost to failures and checkpoints.
 
-    `lost_hours` is the time spent on repeated work, restarts and checkpoint stalls. The run time with failures is from
-    Daly (2006, doi:10.1016/j.future.2004.11.016, equation 13). It is infinite if the run would never finish. The best
-    interval is sqrt(2 x stall x time between failures) (Young 1974, doi:10.1145/361147.361115), but at least the time
-    to write a checkpoint, and at most the duration of the run.
+    A checkpoint is written every `interval_seconds`, and each stalls training for `stall_seconds`. `lost_hours` is the
+    time spent on repeated work, restarts and checkpoint stalls. The run time with failures is from Daly (2006,
+    doi:10.1016/j.future.2004.11.016, equation 13). This time is infinite if the run would never finish. The best
+    interval is sqrt(2 x stall x time between failures) (Young 1974, doi:10.1145/361147.361115). It is limited to at
+    least the time to write a checkpoint and at most the duration of the run.
     """
     between_seconds = 3600 * gpu_hours_between_failures / gpus
     best = max(math.sqrt(2 * stall_seconds * between_seconds), write_seconds)

@@ -1,8 +1,8 @@
 """Training speed of a recipe's model on this machine: time per micro-batch and per optimizer step, in seconds.
 
 The measurement trains a few layers on random tokens and extrapolates the times to all layers. The complete model need
-not fit into memory, and no data is needed. Each round also measures the rate of matrix products. Other
-jobs on the machine then slow down both measurements, and change the MFU only a little.
+not fit into memory, and no data is needed. Each round also measures the FLOP/s of matrix products, so other jobs on the
+machine slow down both measurements and change the MFU only a little.
 """
 
 import statistics
@@ -40,7 +40,8 @@ def measure_speed(recipe: Recipe, vocab_size: int, ranks: int) -> tuple[float, f
     """Measure the model's training speed on this machine's first GPU, or on its CPU if there is no GPU.
 
     Return medians over a few rounds: the seconds per micro-batch, the seconds per optimizer step, and the FLOP/s of
-    matrix products (for a GPU from the data sheet). The micro-batch is that of a rank in a run with `ranks` ranks.
+    matrix products (for a GPU, the peak from the data sheet). The micro-batch has the size that each rank has in a run
+    with `ranks` ranks.
     """
     preflight.check_float8(recipe)
     hardware.tune_malloc()
@@ -60,7 +61,7 @@ def measure_speed(recipe: Recipe, vocab_size: int, ranks: int) -> tuple[float, f
 
 
 def _extrapolate(sizes: list[int], seconds: list[float], size: int) -> float:
-    """Return the time at `size` in seconds, on the line through the first and the last measurement."""
+    """Return the time for `size` in seconds, extrapolated linearly from the first and the last measurement."""
     if len(sizes) == 1:
         return seconds[0]
     slope = (seconds[-1] - seconds[0]) / (sizes[-1] - sizes[0])
@@ -78,7 +79,7 @@ class TimedModel:
         device: torch.device,
         float8_scaling: Float8Scaling = "rowwise",
     ) -> None:
-        """Build, initialize and compile the model; the micro-batch is that of a run with `ranks` ranks."""
+        """Build, initialize and compile the model; the micro-batch has the size of a run with `ranks` ranks."""
         self.train = recipe.train
         self.model: Llama = build_model(recipe, vocab_size, World(0, 1, device), float8_scaling)
         initialize(self.model, recipe.seed)

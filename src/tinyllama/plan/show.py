@@ -89,7 +89,7 @@ def _check_flags(assumptions: Assumptions, vocab_size: int | None) -> None:
 
 
 def _vocab_size(recipe: Recipe) -> int:
-    """Return the vocabulary size of the recipe's tokenizer, or of Llama 2's if the tokenizer does not exist yet."""
+    """Return the vocabulary size of the recipe's tokenizer, or Llama 2's if the tokenizer does not exist yet."""
     if Path(recipe.tokenizer).exists():
         from tinyllama.tokenizer import Tokenizer  # noqa: PLC0415 - most plans do not need this import
 
