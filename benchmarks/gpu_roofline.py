@@ -31,12 +31,12 @@ def main() -> None:
             totals[name] += amount / rate
             cells.append(f"{1e3 * amount / rate:.1f}")
         print(f"| {kind} | {' | '.join(cells)} |")
-    print(f"| sum | {' | '.join(f'{1e3 * total:.0f}' for total in totals.values())} |")
+    print(f"| total | {' | '.join(f'{1e3 * total:.0f}' for total in totals.values())} |")
     total_flops = (
         flops_per_token(recipe.model, LLAMA_2_VOCAB_SIZE, recipe.train.sequence_length) * tokens * MICRO_BATCHES
     )
     bounds = (total_flops / HARDWARE_SPECS[name].bf16_flops / total for name, total in totals.items())
-    print(f"| bound of the MFU | {' | '.join(f'{100 * bound:.0f} %' for bound in bounds)} |")
+    print(f"| upper bound of the MFU | {' | '.join(f'{100 * bound:.0f} %' for bound in bounds)} |")
 
 
 def step_flops(recipe: Recipe, tokens: int) -> dict[str, float]:
@@ -67,9 +67,9 @@ def step_traffic(recipe: Recipe, tokens: int) -> dict[str, float]:
     return {
         "norms, rotary embedding, residuals, SwiGLU": 3 * block * model.layers * MICRO_BATCHES,
         "logits": logits * MICRO_BATCHES,
-        "head's gradient, summed per chunk of the loss": head_gradient * MICRO_BATCHES,
-        "casts of the weights": casts * MICRO_BATCHES,
-        "sums of the gradients": gradients * MICRO_BATCHES,
+        "gradient of the output head, accumulated over the chunks of the loss": head_gradient * MICRO_BATCHES,
+        "casts of the weights to bf16": casts * MICRO_BATCHES,
+        "accumulation of the gradients in float32": gradients * MICRO_BATCHES,
         "gradient clipping": parameters * (4 + 4 + 4),
         "AdamW": parameters * (4 * 4 + 3 * 4),
     }
