@@ -60,7 +60,7 @@ def _verified_metadata(release: ReleaseDir) -> Row:
 
 
 def _repo_path(name: str) -> str:
-    """Return the path of a release's file in the repository."""
+    """Return the repository path of a file in a release."""
     return name.removeprefix("huggingface/")
 
 

@@ -108,7 +108,7 @@ def verified_checkpoint(source: Path, step: int | None) -> CheckpointDir:
 
 
 def _release_config(config: Release, *options: Any) -> Release:
-    """Return a recipe's `release` with the fields replaced by the `options` that are not None.
+    """Return the `release` section of a recipe, with the fields replaced by those `options` that are not None.
 
     Raises InputError if an option is invalid.
     """
@@ -123,8 +123,8 @@ def _release_config(config: Release, *options: Any) -> Release:
 def averaged_checkpoints(checkpoint: CheckpointDir, count: int, exactly: bool = True) -> list[CheckpointDir]:
     """Return the `count` newest checkpoints of a run up to and including `checkpoint`, oldest first.
 
-    Checkpoints before a gap of more than `checkpoint.every_steps` steps are excluded, because such old weights make the
-    average worse than the newest checkpoint. If fewer than `count` checkpoints remain, return all of them, or raise
+    Checkpoints before a gap of more than `checkpoint.every_steps` steps are excluded: with such old weights, the
+    average is worse than the newest checkpoint. If fewer than `count` checkpoints remain, return all of them, or raise
     InputError if `exactly` is true.
     """
     if count == 1:
@@ -250,8 +250,8 @@ def release_milestone(run: RunDir, step: int) -> None:
 def main(run: str, step: str) -> int:
     """Release a milestone in this sidecar process; return the exit status.
 
-    The last line on standard error is the reason for a failure. Status 2 means invalid input, after which training does
-    not retry. A full disk causes status 1, so that training retries the release; the disk may have space by then.
+    The last line on standard error gives the reason for a failure. Status 2 means invalid input, after which training
+    does not retry. A full disk causes status 1, so that training retries the release; the disk may have space by then.
     """
     set_quiet()
     return run_and_get_exit_status(lambda: release_milestone(RunDir(Path(run)), int(step)), system_status=1)

@@ -241,7 +241,7 @@ def describe_checkpoints(events: Iterable[Event]) -> str | None:
 
 
 def _format_spread(events: Sequence[Event], name: str) -> str | None:
-    """Format the median and the range of a duration."""
+    """Format the median and the range of a duration over the given events."""
     values = [event[name] for event in events if event.get(name) is not None]
     if not values:
         return None

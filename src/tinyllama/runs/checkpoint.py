@@ -2,8 +2,8 @@
 
 The folder `RUN/checkpoints/step-00000100/` contains the tensors in the format of torch's distributed checkpoint (DCP),
 `state.json`, and the run's recipe and tokenizer. `commit.json`, with the SHA-256 of every file, is written last. A run
-never resumes from a checkpoint without a commit or with a wrong hash. With asynchronous saving, training continues
-while a copy of the tensors is written from memory. `CheckpointWriter` writes one checkpoint at a time.
+never resumes from a checkpoint that has no commit or does not match its hashes. With asynchronous saving, training
+continues while a copy of the tensors is written from memory. `CheckpointWriter` writes one checkpoint at a time.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ class CheckpointWriter:
         duration of the save, and `stall_seconds` is the part of this duration in which training waited.
         """
         self.run, self.asynchronous, self.on_commit, self.before_commit = run, asynchronous, on_commit, before_commit
-        # A separate process group, so that its collectives never mix with those of training.
+        # With a separate process group, the writers' collectives never mix with those of training.
         self.group = None if _is_single_process() else dist.new_group(backend="gloo")
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: Future[None] | None = None
@@ -151,7 +151,7 @@ def _state_dicts(model: nn.Module, optimizers: Optimizers) -> tuple[dict[str, An
 
 
 def _copy_recipe_and_tokenizer(run: RunDir, checkpoint: CheckpointDir) -> None:
-    """Copy the recipe and the tokenizer into a checkpoint, so that the checkpoint is usable outside of the run."""
+    """Copy the recipe and the tokenizer into a checkpoint, so that the checkpoint can be used without the run."""
     if run.recipe_path.is_file():
         shutil.copyfile(run.recipe_path, checkpoint.recipe_path)
     if run.tokenizer_dir.is_dir():

@@ -151,7 +151,7 @@ def _last_metrics(run: RunDir, num_bytes: int) -> list[Row]:
 
 
 def _batch_tokens_and_steps(train: Row) -> tuple[int | None, int | None]:
-    """Return the tokens per step and the number of steps from the `train` section of a recipe of any version."""
+    """Return the tokens per step and the number of steps of a recipe, of any version, from its `train` section."""
     tokens, sequences, length = (train.get(name) for name in ("tokens", "batch_sequences", "sequence_length"))
     if not (isinstance(sequences, int) and isinstance(length, int)):
         return None, None
@@ -191,7 +191,7 @@ _COLOURS = {"running": "cyan", "done": "green", "failed": "red", "unreadable": "
 
 
 def list_runs(folder: Path) -> list[str]:
-    """Format the table of runs as lines; on a terminal, omit columns that exceed the terminal's width.
+    """Format the table of runs as lines; on a terminal, omit columns that do not fit its width.
 
     Raises InputError if the folder does not exist.
     """
@@ -213,7 +213,7 @@ def list_runs(folder: Path) -> list[str]:
 
 
 def _fitting_columns(rows: Sequence[dict[str, str]], width: int) -> list[str]:
-    """Return the columns that are not empty and fit into `width` characters together."""
+    """Return the non-empty columns that together fit into `width` characters."""
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0] if any(r[name] for r in rows)}
     for name in _COLUMN_DROP_ORDER:
         if sum(widths.values()) + 2 * len(widths) <= width:
@@ -244,5 +244,5 @@ def _cells(status: RunStatus, folder: Path) -> dict[str, str]:
 
 
 def _format_age(seconds: float | None) -> str:
-    """Format an age in its largest unit."""
+    """Format an age in its largest unit, such as `5 min ago`."""
     return "" if seconds is None else f"{' '.join(format_duration(seconds).split()[:2])} ago"

@@ -27,7 +27,7 @@ INFO: Category = "info"
 
 @dataclass(frozen=True)
 class EventKind:
-    """Category and presentation of an event."""
+    """Category and presentation of a kind of event."""
 
     category: Category
     """Release, interruption of training, problem, or other information."""
@@ -136,7 +136,7 @@ class RunLog:
         self.step = row["step"]
 
     def event(self, name: str, step: int, **details: Any) -> None:
-        """Append an event of EVENT_KINDS, with its time in seconds since 1970."""
+        """Append an event, whose name is in EVENT_KINDS, with the current time in seconds since 1970."""
         assert name in EVENT_KINDS, name
         self._append(self.run.events_path, {"time": self.clock(), "event": name, "step": step, **details})
 

@@ -1,6 +1,6 @@
 """The folders of runs, checkpoints and releases, with the paths and contents of their files.
 
-Only this module defines these paths. Training, releases and trackers write the files. Imports no torch.
+Only this module defines these paths. It does not import torch. Training, releases and trackers write the files.
 """
 
 import re
@@ -296,7 +296,7 @@ class RunDir:
         return Recipe.load(self.recipe_path)
 
     def recipe_fields(self) -> Row:
-        """Return the fields of a recipe of any version without validation; an empty mapping if there is no recipe.
+        """Return the fields of a recipe of any tinyllama version without validation; an empty mapping without a recipe.
 
         Raises InputError if the file is not YAML or not a mapping.
         """
@@ -377,8 +377,8 @@ class RunDir:
     def metrics(self, up_to_step: int | None = None, damaged: list[int] | None = None) -> Iterator[Row]:
         """Yield the rows of metrics up to a step, by default all rows; skip an incomplete last line.
 
-        Raises InputError, with the line number, for an invalid row up to that step. The numbers of later invalid rows,
-        and of rows whose step is not larger than the previous step, are appended to `damaged`.
+        Raises InputError, with the line number, for an invalid row up to that step. The line numbers of later invalid
+        rows, and of rows whose step does not increase, are appended to `damaged`.
         """
         is_reached, step, damaged = up_to_step == 0, 0, [] if damaged is None else damaged
         for number, row in numbered_rows(self.metrics_path):

@@ -149,7 +149,7 @@ class Tokenizer:
                     raise _refusal(found, name, f"no token has id {gap}", "use a tokenizer without unused ids")
 
     def save(self, directory: str | Path, context: int | None = None) -> None:
-        """Write a folder that `transformers.AutoTokenizer` loads with the same ids: tokenizer.json and its settings.
+        """Write tokenizer.json and its settings to a folder that `transformers.AutoTokenizer` loads with the same ids.
 
         `context` is the model's context length in tokens. If the tokenizer has a tokenizer.model, that file is also
         written. Raises InputError if a tokenizer.model has no equivalent tokenizer.json.

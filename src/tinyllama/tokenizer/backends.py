@@ -355,7 +355,7 @@ def read_tokenizer(source: str | Path) -> Backend:
 
 
 def iter_utf8_chunks_strict(text: TextLike, size: int = 1 << 20, start: int = 0) -> Iterator[bytes]:
-    """Yield a part of a text as UTF-8, in the chunks of `iter_utf8_chunks`.
+    """Yield a part of a text as UTF-8 in chunks, like `iter_utf8_chunks`, but reject lone surrogates.
 
     `start` is the position of the part in the complete text. If the part contains a lone surrogate, raises InputError
     with the position of the surrogate in the complete text.

@@ -68,7 +68,7 @@ def sentencepiece_tokens(model: ModelProto) -> list[Token]:
 
 
 def merges_by_score(model: ModelProto) -> list[tuple[str, str]]:
-    """Return every split of a token into two tokens, in the order in which SentencePiece merges them.
+    """Return all pairs of tokens that form another token, in the order in which SentencePiece merges them.
 
     For equal scores, SentencePiece merges the leftmost pair first. In a run of spaces, one token thus grows to its full
     length before the next token begins. The conversion therefore sorts merges with equal scores by the length of the

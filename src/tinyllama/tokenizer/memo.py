@@ -30,8 +30,8 @@ NEWLINE = KINDS.index("\n")
 NEVER = 0xFF  # a byte that never occurs in UTF-8
 END = bytes([NEVER])  # follows each text, as a separate run; belongs to no token
 
-# A run of up to 254 spaces and a word of up to 15 bytes has a key of two 64-bit numbers, for numpy's table of slots.
-# Other runs are looked up in a Python dict.
+# If a run consists of at most 254 spaces and a word of at most 15 bytes, its key is two 64-bit numbers, which numpy
+# looks up in a table of slots. Other runs are looked up in a Python dict.
 KEY_BYTES, KEY_SPACES = 15, 254
 RUN_BYTES = 110  # memory per cached run, in addition to the run's own bytes
 RUNS_A_CALL = 64  # runs per call of the library; more runs per call are not faster
@@ -264,8 +264,8 @@ _PADDING_LOW, _PADDING_HIGH = _PADDING.view("<u8").T.copy()
 def _keys(data: bytes, begins: Ints, starts: Ints, ends: Ints) -> tuple[Bits, Bits, npt.NDArray[np.bool_]]:
     """Return the low and high half of each run's key, and whether the run is short enough for a key.
 
-    Different short runs have different keys. The word fills the lowest bytes of a key, the byte NEVER fills the bytes
-    after the word, and the highest byte encodes the number of spaces.
+    Different short runs have different keys. The word is in the lowest bytes of a key, and is followed by NEVER bytes.
+    The highest byte encodes the number of spaces.
     """
     spaces, lengths = starts - begins, ends - starts
     is_short = (lengths <= KEY_BYTES) & (spaces <= KEY_SPACES)

@@ -139,7 +139,7 @@ def sample_excerpts(texts: Iterable[str], num_characters: int) -> list[str]:
 
 
 def _train(lines: list[str], vocab_size: int, **options: Any) -> ModelProto:
-    """Train a model with SentencePiece; `options` are added to the options of its trainer."""
+    """Train a model with SentencePiece; `options` are additional options of the trainer."""
     model = io.BytesIO()
     try:
         SentencePieceTrainer.train(

@@ -2,7 +2,8 @@
 
 `RUN/trackers/SINK.json` records the position in these files up to which the sink has stored all data permanently. If
 the process is killed, the next process delivers the data after that position again. Only the process that holds
-`RUN/trackers/SINK.lock` follows the run: the tracker's sidecar process or `tinyllama watch`. Imports no torch.
+`RUN/trackers/SINK.lock` follows the run: the tracker's sidecar process or `tinyllama watch`. This module does not
+import torch.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -34,7 +35,7 @@ class Sink(Protocol):
         """Show rows of metrics (`step` and numbers) with their times in seconds since 1970."""
 
     def log_events(self, events: Sequence[Row], loss_range: tuple[float, float] | None) -> None:
-        """Show events, after the metrics up to their steps; `loss_range` is the lowest and the highest loss so far."""
+        """Show events whose metrics were shown before; `loss_range` is the lowest and the highest loss so far."""
 
     def log_scores(self, row: Row, time: float) -> None:
         """Show a release's scores (`step`, `tokens` and numbers) with the time of the release's step."""

@@ -41,7 +41,7 @@ def trackio_dir(run: RunDir) -> Path:
 
 
 def open_trackio(folder: Path) -> Any:
-    """Import trackio with its data in `folder`; trackio reads this path from the environment at its first import."""
+    """Import trackio with its data in `folder`; its first import reads this path from the environment."""
     reject_symlink(folder)
     reject_symlinks(folder)
     os.environ["TRACKIO_DIR"] = str(folder)

@@ -34,7 +34,7 @@ _MIN_SECONDS_AFTER_SIGNAL = 5.0
 
 
 class Action(Enum):
-    """Treatment of a step's gradient."""
+    """Action that the spike detector chooses for a step."""
 
     APPLY = "apply"
     SKIP = "skip"

@@ -252,7 +252,7 @@ class TrainingLoop:
         raise RunStoppedError(f"{name}: saved at step {steps_done}; rerun the same command to resume", signal=name)
 
     def _on_hang(self, seconds: float) -> None:
-        """Log a hang of `seconds`; the watchdog's thread calls this method on any rank."""
+        """Log a hang of `seconds`; the watchdog's thread calls this method on each rank that hangs."""
         rank, limit = self.state.world.rank, self.state.recipe.guard.watchdog_seconds
         RunLog(self.state.run).event("hang", self.step + 1, rank=rank, seconds=seconds)
         cause = "guard.watchdog_seconds" if seconds == limit else "the limit after a stop signal"
@@ -335,7 +335,7 @@ def _log_run_end(log: RunLog | None) -> Iterator[None]:
 
 
 def _end_event(error: BaseException) -> tuple[str, dict[str, str]] | None:
-    """Return the name and details of the event for an error that ended the run; None if it is already logged."""
+    """Return the name and details of the event for an error that ended the run; None if the event is already logged."""
     match error:
         case KeyboardInterrupt():
             return "interrupted", {}

@@ -115,8 +115,9 @@ def build_model(recipe: Recipe, vocab_size: int, world: World, float8_scaling: F
 def _compile(model: Llama, world: World) -> None:
     """Compile each block, if torch.compile works on this machine.
 
-    All blocks share one graph. The embedding is not compiled, because its compiled backward pass is not deterministic.
-    Only the block's `forward` is compiled, not its `__call__`, so that FSDP's hooks stay outside the graph.
+    All blocks share one compiled graph. The embedding is not compiled, because its compiled backward pass is not
+    deterministic. Only the block's `forward` is compiled, not its `__call__`, so that FSDP's hooks stay outside the
+    graph.
     """
     if hardware.can_compile(world.device):
         for block in model.blocks:

@@ -23,7 +23,7 @@ class ThroughputMeter:
     """Timer of the steps. The time between the end of a step and a call of `restart` is not counted."""
 
     def __init__(self, recipe: Recipe, vocab_size: int, world: World, known: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Start the timer; `known` is the result of `hardware` in the checkpoint that the run resumed from."""
+        """Start the timer; `known` is the result of `hardware()` from the checkpoint that the run resumed from."""
         self.recipe, self.world = recipe.train, world
         self.flops = flops_per_token(recipe.model, vocab_size, recipe.train.sequence_length)
         self.entries = [dict(entry) for entry in known]
@@ -36,7 +36,7 @@ class ThroughputMeter:
         self.restart()
 
     def restart(self) -> None:
-        """Restart the timer for the next step; occasionally, measure a CPU's peak first and keep the highest value."""
+        """Restart the timer. Occasionally, measure the peak FLOP/s first; for a CPU, keep the highest measurement."""
         start = time.monotonic()
         if start >= self.next_timing:
             measured = hardware.peak_flops(self.world.device, PRECISIONS[self.recipe.precision])

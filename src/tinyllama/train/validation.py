@@ -79,7 +79,7 @@ def target_bytes(sequences: Tensor, tokenizer: Tokenizer) -> bytes:
     for ids in sequences.tolist():
         for previous, token in itertools.pairwise(ids):
             token_bytes = bytes_of_tokens[token]
-            # SentencePiece adds a space before each document, which is not part of the document.
+            # The space that SentencePiece adds before each document is not part of the document.
             is_first = previous in (tokenizer.bos_id, tokenizer.eos_id)
             text += token_bytes.removeprefix(b" ") if is_first else token_bytes
     return bytes(text)
