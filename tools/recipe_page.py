@@ -107,7 +107,7 @@ def table_row(path: str, name: str, field: FieldInfo) -> str:
     inner = part_of(field.annotation)
     if inner:
         origin = get_origin(field.annotation)
-        prefix = "by name: " if origin is dict else "list of " if origin is tuple else ""
+        prefix = "mapping from name to " if origin is dict else "list of " if origin is tuple else ""
         value = f"{prefix}[{inner.__name__}](#{anchor(inner_path(path, name, field.annotation))})"
     else:
         value = type_text(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation)
@@ -143,10 +143,10 @@ def type_text(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join("`null`" if member is type(None) else type_text(member) for member in inner)
     if origin is tuple:
-        count = "" if Ellipsis in inner else f"{len(inner)}: "
+        count = "" if Ellipsis in inner else f"{len(inner)} values: "
         return f"list of {count}{type_text(inner[0])}"
     if origin is dict:
-        return f"by name: {type_text(inner[1])}"
+        return f"mapping from name to {type_text(inner[1])}"
     return {str: "text", int: "integer", float: "number", bool: "`true` or `false`"}[annotation]
 
 
