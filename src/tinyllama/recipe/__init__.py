@@ -272,7 +272,7 @@ class Release(RecipeModel):
     limit: Count | None = None
     """Maximum number of items per task, from the task's first item on; null means all items."""
     baselines: tuple[str, ...] = ()
-    """Hugging Face folders or hub names of models to evaluate once on the same items, at the first milestone."""
+    """Folders or hub names of Hugging Face models that the first milestone evaluates on the items of the releases."""
     license: str | None = None
     """License identifier in the model card, such as apache-2.0."""
     average_checkpoints: Count = 1

@@ -69,8 +69,8 @@ class Source(RecipeModel):
     """Separator between the documents of a text file: `"\\n\\n"` (blank lines), `"\\n"` (one document per line) or
     `"<|endoftext|>"`. Without a separator, a file is one document."""
     holdout: Literal["tail"] | None = None
-    """Text to hold out for validation: a fraction of the documents (null), or the end of each document (`tail`). The
-    size is `data.validation_fraction`."""
+    """Text to hold out for validation: a fraction of the documents (null), or the end of each document (`tail`).
+    `data.validation_fraction` sets the size of this text."""
     max_compression_ratio: Count = 1000
     """Maximum number of uncompressed bytes per byte of a compressed or Parquet file; `prepare` stops at a file that
     exceeds this ratio. Up to 1 MiB of uncompressed bytes per file is always allowed."""
