@@ -37,7 +37,7 @@ def corpus(directory: Positional[Path]) -> None:
     """Write the embedded corpus: text of the installed Python and its packages in SlimPajama and Starcoderdata format.
 
     Args:
-        directory: Output folder, for `slimpajama/` and `starcoderdata/`.
+        directory: Folder in which `slimpajama/` and `starcoderdata/` are created.
     """
     from tinyllama.prepare.corpus import write_corpus
 
@@ -60,7 +60,7 @@ def tokenizer_train(recipe: Recipe, vocab_size: int = 8192, sample_bytes: int = 
 
 
 def tokenizer_import(source: Positional[str], directory: Positional[Path]) -> None:
-    """Convert a tokenizer.model to a tokenizer folder, and check that its ids equal those of SentencePiece.
+    """Convert a tokenizer.model to a tokenizer folder, and check that the ids equal those of SentencePiece.
 
     Args:
         source: A tokenizer.model file, or a folder or hub repository that contains one.
@@ -147,7 +147,7 @@ def plan(
         disk: Speed at which all ranks together write a checkpoint, in bytes per second.
         failure_hours: Mean number of GPU-hours between failures; the default is that of Llama 3's training.
         restart_minutes: Time from a failure to the next step, in minutes.
-        vocab_size: Vocabulary size, if there is no tokenizer yet.
+        vocab_size: Vocabulary size to assume instead of the tokenizer's, for example if there is no tokenizer yet.
         sweep: Numbers of GPUs to compare, such as gpus=8,16,64,512.
         plot: PNG file for the plot of the sweep; by default plan-NAME.png, with the recipe's name.
         json: Print all numbers as JSON.

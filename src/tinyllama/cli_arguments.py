@@ -76,7 +76,7 @@ def _print_help(name: str, function: Command, recipe: Recipe) -> None:
 
 
 def pop_quiet_flag(arguments: Sequence[str]) -> tuple[list[str], bool]:
-    """Return the arguments without `--quiet`, and whether `--quiet` was given before any `--`."""
+    """Return the arguments without `--quiet`, and whether `--quiet` was given before the first `--`."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     own = [word for word in arguments[:end] if word != "--quiet"]
     return [*own, *arguments[end:]], len(own) < end

@@ -1,4 +1,4 @@
-"""Demo: from the raw text of the embedded corpus to a released and evaluated model, in minutes on two CPU cores.
+"""Demo: from the raw text of the embedded corpus to a released and evaluated model, within minutes on two CPU cores.
 
 The demo calls the same functions as the commands and prints the results and their locations. If the demo is
 interrupted, running the command again resumes it.

@@ -142,7 +142,7 @@ def _publish_prefix(store: dist.Store, size: int, deadline: float) -> str:
 
 
 def _receive_prefix(store: dist.Store, rank: int, deadline: float) -> str:
-    """Request the prefix, wait for the answer to this request, and acknowledge the answer."""
+    """Request the prefix, wait for the answer to this request, and acknowledge the prefix."""
     request = uuid.uuid4().hex
     store.set(f"request/{rank}", request)
     while True:

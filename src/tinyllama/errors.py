@@ -44,7 +44,7 @@ def run_and_get_exit_status(call: Callable[[], int | None], system_status: int =
     """Call a function and return an exit status; print one line on standard error if the call fails.
 
     `system_status` is the status for errors of the operating system, such as a full disk. Errors that indicate a bug in
-    this program are raised again.
+    this program are re-raised.
     """
     try:
         return call() or 0

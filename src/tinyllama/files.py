@@ -260,7 +260,7 @@ def _open_regular_file(path: Path, flags: int = os.O_RDONLY) -> io.FileIO:
 
 MAX_POINTER_BYTES = 1024
 """Maximum size in bytes of a pointer file of git-lfs or git-annex."""
-# git-lfs's docs/spec.md; git-annex's documentation, "pointer file"
+# Specified in git-lfs's docs/spec.md and in git-annex's documentation ("pointer file").
 _POINTERS = {
     re.compile(rb"version https?://[\w.-]+/spec/v1\r?\n(.+\n)*oid sha256:"): ("git-lfs", "git lfs pull"),
     re.compile(rb"/annex/objects/"): ("git-annex", "git annex get"),
@@ -268,7 +268,7 @@ _POINTERS = {
 
 
 def git_pointer(data: bytes) -> tuple[str, str] | None:
-    """Return the git extension that wrote a pointer file, and its fetch command; None if `data` is no pointer."""
+    """Return the git extension that wrote a pointer file, and its fetch command; None if `data` is not a pointer."""
     return next((found for pattern, found in _POINTERS.items() if pattern.match(data)), None)
 
 
@@ -360,8 +360,8 @@ def reject_symlinks(folder: Path) -> None:
     """Check that `folder`, which will be written to, has no pipe and no symbolic link that leads out of `folder`.
 
     Raises InputError otherwise, but accepts two kinds of links. `checkpoints` may be a link to an empty folder. A file
-    in the linked folder then records the path of `folder`, and no other folder may link there. W&B's folder of a run
-    may have a link to the log of W&B's process.
+    in the linked folder then records the path of `folder`, and links from other folders are rejected. W&B's folder of a
+    run may have a link to the log of W&B's process.
     """
     for path in find_escaping_symlinks(folder):
         place = path.relative_to(folder)

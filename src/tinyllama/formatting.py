@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 MISSING = "\N{EN DASH}"
 """Placeholder for a missing number."""
 
-# C0 and C1 except tab and newline, line separators, characters that change the direction of text, and lone surrogates,
-# which no stream can encode.
+# C0 and C1 controls except tab and newline, line separators, characters that change the direction of text, and lone
+# surrogates, which no stream can encode.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -83,9 +83,9 @@ def format_table(
 ) -> list[str]:
     """Format a table of aligned columns and return its lines.
 
-    Columns are left-aligned, except those whose head is in `right`. A `head` of empty strings is not shown. On a
-    terminal, cells wrap at the terminal's width, and styled `Text` cells become ANSI sequences, which `echo` would
-    escape. Elsewhere cells wrap at `max_width` characters, or not at all if `max_width` is None.
+    Columns are left-aligned, except those whose head is in `right`. If `head` consists of empty strings, no head is
+    shown. On a terminal, cells wrap at the terminal's width, and styled `Text` cells become ANSI sequences, which
+    `echo` would escape. Elsewhere cells wrap at `max_width` characters, or not at all if `max_width` is None.
     """
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415

@@ -183,7 +183,7 @@ class HuggingFaceLlama:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Check that transformers would load only files in a folder, and no large files except weights.
+    """Check that transformers would load only files inside the folder, and no large files other than weights.
 
     Raises InputError otherwise.
     """

@@ -56,8 +56,8 @@ class _Grid:
 def sequences(recipe: Recipe, store: TokenStore, step: int) -> NDArray[np.void]:
     """Return the sequences of step `step` (counted from 0): [batch_sequences], each (source, epoch, index).
 
-    `source` is the index of a source in the recipe. Sequence `index` starts at token index x sequence_length. Raises
-    InputError if a source with a positive weight is too small for one sequence.
+    `source` is the index of a source in the recipe. The sequence with index i starts at token i x sequence_length of
+    the source. Raises InputError if a source with a positive weight is too small for one sequence.
     """
     found: NDArray[np.void] = sequences_for_steps(recipe, store, step, step + 1)[0]
     return found

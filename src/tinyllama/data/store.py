@@ -111,7 +111,7 @@ class Split:
     def spans(self, start: int, stop: int) -> list[Span]:
         """Return the spans that contain tokens [start, stop). Raises IndexError if a token is not in the split."""
         if not 0 <= start <= stop <= self.num_tokens:
-            raise IndexError(f"tokens {start}:{stop} of {self.folder}, which has {self.num_tokens}")
+            raise IndexError(f"tokens {start}:{stop} of {self.folder}: out of range; it has {self.num_tokens} tokens")
         found, width, shard = [], self.dtype.itemsize, bisect_right(self.ends, start) - 1
         while start < stop:
             end = min(stop, self.ends[shard + 1])
@@ -150,13 +150,13 @@ class Split:
         firsts = self._first_documents()
         for number in numbers:
             if not 0 <= number < firsts[-1]:
-                raise IndexError(f"document {number} of {self.folder}, which has {firsts[-1]}")
+                raise IndexError(f"document {number} of {self.folder}: out of range; it has {firsts[-1]} documents")
             shard = bisect_right(firsts, number) - 1
             place, ends = number - firsts[shard], self._numbers(shard, ".documents")
             start, end = int(ends[place - 1]) if place else 0, int(ends[place])
             if not start <= end <= self.shards[shard].tokens:
                 raise InputError(f"{(self.folder / self.shards[shard].file).with_suffix('.documents')}: {_CORRUPT}")
-            # A shard's documents are in the order of its inputs.
+            # The documents of a shard have the same order as its input files.
             last = accumulate(entry["documents"] for entry in inputs[shard])
             source = next(entry for entry, stop in zip(inputs[shard], last, strict=True) if place < stop)
             row = int(self._numbers(shard, ".rows")[place])
@@ -299,7 +299,7 @@ class ShardWriter:
                 self.path.with_suffix(suffix).unlink(missing_ok=True)
 
     def write(self, tokens: np.ndarray[Any, Any], row: int) -> None:
-        """Append one document's tokens; `row` is the index of its row in its input file."""
+        """Append one document's tokens; `row` is the index of the document's row in the input file."""
         self.tokens += len(tokens)
         self._ends.append(self.tokens)
         self._rows.append(row)
@@ -307,7 +307,7 @@ class ShardWriter:
         self._digest.update(tokens.data)
 
     def entry(self) -> dict[str, Any]:
-        """Return the finished shard's entry in its split's manifest."""
+        """Return the finished shard's entry for the manifest of its split."""
         counts = {"file": self.path.name, "tokens": self.tokens, "documents": self.documents}
         return counts | {key: self.hashes[suffix] for suffix, key in HASH_KEYS.items()}
 

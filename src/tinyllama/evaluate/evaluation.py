@@ -43,10 +43,10 @@ def evaluate(
 
     `source` is a run (scored with its newest complete checkpoint), a checkpoint, a release, a Hugging Face folder or a
     hub name. This package runs models of the Llama 2 architecture. lm-eval's `hf` runs all other models, in batches of
-    `batch_size`. `limit` selects the first items of each task. `num_fewshot` is the number of solved examples before
-    each item; the default is the task's own number, usually 0. `ranks` describes the processes that divide the requests
-    among themselves (see `init_distributed`). Each process returns all scores. Raises InputError if the model, its
-    tokenizer, a task or its data is not available.
+    `batch_size`. With `limit`, only the first `limit` items of each task are scored. `num_fewshot` is the number of
+    solved examples before each item; the default is the task's own number, usually 0. `ranks` describes the processes
+    that divide the requests among themselves (see `init_distributed`). Each process returns all scores. Raises
+    InputError if the model, its tokenizer, a task or its data is not available.
     """
     _check_options(tasks, limit, num_fewshot, batch_size)
     start = time.perf_counter()

@@ -186,7 +186,7 @@ class LlamaLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             if len(continuation) > context_length:
                 sizes = f"a continuation has {len(continuation)} tokens, but the context length is {context_length}"
                 raise InputError(f"{request.task_name}: {sizes}; skip this task")
-            # the last id is predicted but not read, so a request may have one id more than the context length
+            # the last id is a target but not an input, so a request may have one id more than the context length
             if len(context) + len(continuation) > context_length + 1:
                 self.truncated[request.task_name or ""] += 1
         return self._score(pairs)

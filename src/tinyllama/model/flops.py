@@ -1,4 +1,4 @@
-"""Number of parameters, FLOPs and buffer sizes of the network, from closed formulas, without torch (for `plan`)."""
+"""Closed formulas for the network's parameters, FLOPs and buffer sizes. `plan` uses them without loading torch."""
 
 from tinyllama.recipe import Model
 

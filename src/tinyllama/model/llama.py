@@ -54,7 +54,7 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, computed in float32 (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+    """RMSNorm: x / sqrt(mean(x^2) + eps) * weight, in float32 (Zhang and Sennrich 2019, arXiv:1910.07467)."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention and feed-forward, each after a norm and added to the residual stream.
+    """One layer: attention and feed-forward. Each follows a norm, and its output is added to the residual stream.
 
     `activation_checkpointing` selects the activations that are kept for the backward pass, which recomputes the others.
     `none` keeps all activations. `full` keeps only the block's input (Chen et al. 2016, arXiv:1604.06174). `selective`

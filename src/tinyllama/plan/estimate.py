@@ -1,7 +1,7 @@
 """Estimates of a recipe's model size, memory, time, network, disk and failures. The import does not load torch.
 
-Each figure follows from the recipe, the machine's specification and the user's assumptions. `default_assumptions` lists
-the assumptions that have their default values.
+Each figure is computed from the recipe, the machine's specification and the user's assumptions. `default_assumptions`
+lists the assumptions that have their default values.
 """
 
 import math
@@ -69,7 +69,7 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """The needs of a recipe on a number of GPUs."""
+    """The estimated needs of a recipe on a given number of GPUs."""
 
     hardware: HardwareSpec
     assumptions: Assumptions

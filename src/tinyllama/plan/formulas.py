@@ -1,11 +1,11 @@
 """Closed formulas for the memory and the network traffic of training, and for the time lost to failures.
 
-The formulas follow `model/`, `distributed.py` and FSDP2. The memory of one GPU is the sum of all tensors at the peak.
-The peak occurs during the loss, in the last block's backward pass, or while the root's gradients are reduced. The sum
-includes the activations that each transformer block, eager or compiled, saves for its backward pass.
-tests/plan/test_memory.py compares the sum with the result of torch's FSDP2 memory tracker. FSDP gathers each block for
-the forward pass and for the backward pass. It gathers the root module (embedding, head and last norm) once and reduces
-gradients in float32. Replicas (HSDP) all-reduce their gradient shards.
+The formulas describe the implementations in `model/`, `distributed.py` and FSDP2. The memory of one GPU is the sum of
+all tensors at the peak. The peak occurs during the loss, in the last block's backward pass, or while the root's
+gradients are reduced. The sum includes the activations that each transformer block, eager or compiled, saves for its
+backward pass. tests/plan/test_memory.py compares the sum with the result of torch's FSDP2 memory tracker. FSDP gathers
+each block for the forward pass and for the backward pass. It gathers the root module (embedding, head and last norm)
+once and reduces gradients in float32. Replicas (HSDP) all-reduce their gradient shards.
 """
 
 import math
@@ -131,7 +131,7 @@ def _block_activation_bytes(workload: Workload) -> int:
 
 
 def _saved_probabilities(workload: Workload) -> int:
-    """Return the bytes of attention probabilities per token, which only attention on the CPU saves."""
+    """Return the bytes per token of saved attention probabilities; only attention on a CPU saves these."""
     probabilities = saved_attention_probabilities(workload.length) if workload.is_cpu else 0
     return workload.element_bytes * workload.model.heads * probabilities // workload.length
 
@@ -229,7 +229,7 @@ def failure_overhead(
     """Estimate the number of failures of a run, and the time that is lost to failures and checkpoints.
 
     A checkpoint is written every `interval_seconds`, and each stalls training for `stall_seconds`. `lost_hours` is the
-    time spent on repeated work, restarts and checkpoint stalls. The run time with failures is from Daly (2006,
+    time spent on repeated work, restarts and checkpoint stalls. The run time with failures follows Daly (2006,
     doi:10.1016/j.future.2004.11.016, equation 13). This time is infinite if the run would never finish. The best
     interval is sqrt(2 x stall x time between failures) (Young 1974, doi:10.1145/361147.361115). It is limited to at
     least the time to write a checkpoint and at most the duration of the run.

@@ -94,7 +94,7 @@ class TimedModel:
         return _seconds(lambda: self.model.loss(self.ids[:, :-1], self.ids[:, 1:]).backward())
 
     def update(self) -> float:
-        """Return the time of clipping and an optimizer step, in seconds, with the last micro-batch's gradients."""
+        """Return the seconds of gradient clipping and an optimizer step, with the last micro-batch's gradients."""
 
         def run() -> None:
             clip_grad_norm(self.model, self.train.optimizer.max_gradient_norm)
