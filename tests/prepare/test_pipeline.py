@@ -112,7 +112,7 @@ def test_prepare_killed_repeatedly_gives_the_same_bytes(small: Path, tmp_path: P
 def test_unfinished_deletion_of_work_is_completed(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_at(small, tmp_path / "store")
     with monkeypatch.context() as patch:
-        patch.setattr("tinyllama.prepare.pipeline.shutil.rmtree", lambda *_, **__: None)
+        patch.setattr("tinyllama.prepare.tasks.Job.delete_work", lambda _: None)
         prepared(recipe)
     assert (tmp_path / "store/.work").is_dir()
     prepared(recipe)
@@ -240,6 +240,10 @@ def test_unfinished_work_of_another_recipe_is_refused_and_kept(
         InputError, match=r"store: begun with validation_fraction 0.1, but the recipe has 0.5; choose another store"
     ):
         build_store(recipe_at(small, tmp_path / "store", **{"data.validation_fraction": 0.5}))
+    renamed = recipe_at(small, tmp_path / "store")
+    renamed.data.sources["other"] = renamed.data.sources.pop("modules")
+    with pytest.raises(InputError, match=r"store: begun with sources\.(modules|other)"):
+        build_store(renamed)
     assert contents(tmp_path / "store") == before
     build_store(recipe_at(small, tmp_path / "store"))
     assert contents(tmp_path / "store")["manifest.json"]

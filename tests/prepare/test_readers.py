@@ -292,7 +292,10 @@ def test_arrow_file_format_is_read_and_truncated_stream_is_an_error(tmp_path: Pa
     with pyarrow.ipc.new_file(path, table.schema) as writer:
         writer.write_table(table, max_chunksize=10)
     assert texts_of(source("huggingface", path)) == table["text"].to_pylist()
-    write(path, path.read_bytes()[:-1])
+    data = path.read_bytes()
+    write(tmp_path / "aligned/file.arrow", data[:8] + bytes(56) + data[8:])  # padded as by arrow-rs
+    assert texts_of(source("huggingface", tmp_path / "aligned/file.arrow")) == table["text"].to_pylist()
+    write(path, data[:-1])
     with pytest.raises(InputError, match=r"file.arrow: cannot be read .the arrow stream is truncated"):
         read(path, "huggingface")
     with pyarrow.ipc.new_stream(tmp_path / "cut.arrow", table.schema) as writer:

@@ -1,5 +1,6 @@
 """Every change to a token store's files is found."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -82,6 +83,12 @@ def test_damage_of_every_kind_is_found_by_name(store: Path, capsys: pytest.Captu
     ]
     assert main(["inspect", str(store), "--verify"]) == 1
     assert capsys.readouterr().out.count("\n") == 5
+
+
+def test_oversized_hash_file_is_not_read(store: Path) -> None:
+    os.truncate(store / "manifest.sha256", 1 << 29)
+    (problem,) = find_corruption(store)
+    assert problem.startswith(f"{store}/manifest.sha256: is larger than 256 MiB")
 
 
 def test_a_folder_without_a_store_is_refused(tmp_path: Path) -> None:

@@ -134,6 +134,46 @@ def test_oversized_record_batch_is_refused_before_decompression(
                 assert len(read(path, "huggingface")) == 2
 
 
+def test_size_check_covers_every_form_of_arrow_compression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, text = tmp_path / "a.arrow", pyarrow.array(["one " * 100_000], "string_view")
+    table = pyarrow.table({"text": text} | {str(number): ["x"] for number in range(1000)})
+    with pyarrow.ipc.new_stream(path, table.schema, options=pyarrow.ipc.IpcWriteOptions(compression="zstd")) as file:
+        file.write_table(table)
+    data = path.read_bytes()
+    vtable = b"\x0e\0 \0"  # sizes of the vtable (14) and of the record batch
+    assert data.count(vtable) == 1
+    path.write_bytes(data.replace(vtable, b"\0\x80 \0"))
+    assert len(read(path, "huggingface")) == 1
+    monkeypatch.setattr("tinyllama.prepare.columnar._MAX_PAGE_BYTES", 1 << 18)
+    with pytest.raises(InputError, match="a record batch decompresses to 4"):
+        read(path, "huggingface")
+    options = pyarrow.ipc.IpcWriteOptions(metadata_version=pyarrow.ipc.MetadataVersion.V4)
+    with pyarrow.ipc.new_stream(path, pyarrow.schema({"text": pyarrow.string()}), options=options) as file:
+        file.write_batch(pyarrow.record_batch({"text": ["one"]}), {"ARROW:experimental_compression": "zstd"})
+    with pytest.raises(InputError, match="has the compression of arrow before"):
+        read(path, "huggingface")
+
+
+@pytest.mark.parametrize(("emit_deltas", "is_refused"), [(False, False), (True, True)])
+def test_replaced_dictionary_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emit_deltas: bool, is_refused: bool
+) -> None:
+    monkeypatch.setattr("tinyllama.prepare.columnar._MAX_PAGE_BYTES", 1_000_000)
+    path, texts = tmp_path / "a.arrow", [letter * 300_000 for letter in "abcd"]
+    options = pyarrow.ipc.IpcWriteOptions(compression="zstd", emit_dictionary_deltas=emit_deltas)
+    schema = pyarrow.schema({"text": pyarrow.dictionary(pyarrow.int32(), pyarrow.string())})
+    with pyarrow.ipc.new_stream(path, schema, options=options) as file:
+        for number in range(4):
+            values = texts[: number + 1] if emit_deltas else [texts[number]]
+            column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([len(values) - 1], "int32"), values)
+            file.write_batch(pyarrow.record_batch([column], schema=schema))
+    if is_refused:
+        with pytest.raises(InputError, match="a record batch decompresses to 1,2"):
+            read(path, "huggingface")
+    else:
+        assert [row.text for row in read(path, "huggingface") if isinstance(row, SourceRow)] == texts
+
+
 @pytest.mark.parametrize("packing", ["zst", "xz"])
 def test_remedy_for_large_window_is_recompression(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str

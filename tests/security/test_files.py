@@ -179,11 +179,16 @@ def test_forged_unfinished_store_deletes_no_file(small: Path, tmp_path: Path, pl
         write_json(store / ".work/plan.json", {"settings": settings, "inputs": inputs})
     (store / name).parent.mkdir(parents=True, exist_ok=True)
     (store / name).write_text("precious")
-    with pytest.raises(InputError, match=f"home/{name}: not a file of this token store"):
-        build_store(recipe)
-    assert (store / name).read_text() == "precious"
-    (store / name).unlink()
+    for junk in (".DS_Store", ".work/.nfs0001"):
+        (store / junk).write_text("junk")
+    if plan is None or name.startswith(".work"):
+        with pytest.raises(InputError, match=f"home/{name}: not a file of this token store"):
+            build_store(recipe)
+        assert (store / name).read_text() == "precious"
+        (store / name).rename(tmp_path / "moved")
     assert build_store(recipe)
+    assert (store / name).exists() != (tmp_path / "moved").exists()
+    assert (store / ".work/.nfs0001").read_text() == "junk"
 
 
 @pytest.mark.parametrize("name", [".", "/", "inner/.."])
@@ -206,3 +211,13 @@ def test_finished_store_keeps_other_files_in_its_work_folder(small: Path, tmp_pa
     (store / ".work/notes").write_text("precious")
     assert build_store(Recipe.load(small / "recipe.yaml", {"data.store": str(store)}))
     assert (store / ".work/notes").read_text() == "precious"
+
+
+def test_file_added_to_work_folder_during_preparation_is_kept(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = tmp_path / "store/.work/notes"
+    monkeypatch.setattr("tinyllama.prepare.pipeline._check_inputs_unchanged", lambda *_: notes.write_text("precious"))
+    assert build_store(Recipe.load(small / "recipe.yaml", {"data.store": str(tmp_path / "store")}))
+    assert notes.read_text() == "precious"
+    assert list(notes.parent.iterdir()) == [notes]

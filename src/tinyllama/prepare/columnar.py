@@ -27,6 +27,8 @@ _MAX_BATCH_ROWS = 1024
 _MAX_PAGE_BYTES = 512 << 20
 _BUFFER_BYTES = 1 << 20
 _ARROW_FILE, _END_OF_STREAM = b"ARROW1", b"\xff\xff\xff\xff\0\0\0\0"
+_MAX_ARROW_ALIGNMENT = 64
+_OLD_COMPRESSION = b"ARROW:experimental_compression"
 _BINARY_TYPES = {
     pyarrow.string(): pyarrow.binary(),
     pyarrow.large_string(): pyarrow.large_binary(),
@@ -172,9 +174,17 @@ def _may_share_values(kind: Any) -> bool:
 
 
 def _stream_start(file: Any) -> int:
-    """Return the offset of the stream in an open arrow file; the file format has 8 bytes before its stream."""
+    """Return the offset of the stream in an open arrow file.
+
+    The file format has a magic string before its stream, which pyarrow pads to 8 bytes and arrow-rs to 64 bytes.
+    """
     file.seek(0)
-    return 8 if file.read(len(_ARROW_FILE)) == _ARROW_FILE else 0
+    if file.read(8)[: len(_ARROW_FILE)] != _ARROW_FILE:
+        return 0
+    start = 8
+    while start < _MAX_ARROW_ALIGNMENT and file.read(8) == bytes(8):
+        start += 8
+    return start
 
 
 def _open_arrow(file: Any) -> Any:
@@ -194,26 +204,34 @@ def _check_end(local: Path) -> None:
 def _check_batch_sizes(local: Path, name: str) -> None:
     """Raise InputError if a record batch and its dictionaries together decompress to more than _MAX_PAGE_BYTES.
 
-    pyarrow decompresses complete record batches in memory but does not expose their sizes.
+    pyarrow decompresses complete record batches in memory but does not expose their sizes. Files with the compression
+    of arrow before 1.0, which another part of a message declares, are refused.
     """
-    dictionaries = 0
+    held, dictionaries = 0, dict[int, int]()
     with pyarrow.memory_map(str(local)) as file:
         file.seek(_stream_start(file))
         for message in pyarrow.ipc.MessageReader.open_stream(file):
             if message.type == "schema":
                 continue
             data = memoryview(message.metadata)
-            batch = _table(data, _field(data, _table(data, 0), 2))
+            if _OLD_COMPRESSION in data.tobytes():
+                raise InputError(f"{name}: has the compression of arrow before 1.0; write it with a newer version")
+            table = batch = _table(data, _field(data, _table(data, 0), 2))
             if message.type == "dictionary":
-                batch = _table(data, _field(data, batch, 1))
-            size = dictionaries + _decompressed_bytes(data, batch, memoryview(message.body or b""))
-            if message.type == "dictionary":
-                dictionaries = size
-            if size > _MAX_PAGE_BYTES:
+                batch = _table(data, _field(data, table, 1))
+            size = _decompressed_bytes(data, batch, memoryview(message.body or b""))
+            if held + size > _MAX_PAGE_BYTES:  # a replaced dictionary is freed only after the new one is read
                 raise InputError(
-                    f"{name}: a record batch decompresses to {size:,} bytes, more than {_MAX_PAGE_BYTES:,}; convert "
-                    "the file to parquet, or exclude it"
+                    f"{name}: a record batch decompresses to {held + size:,} bytes, more than {_MAX_PAGE_BYTES:,}; "
+                    "convert the file to parquet, or exclude it"
                 )
+            if message.type == "dictionary":
+                place, delta = _field(data, table, 0), _field(data, table, 2)
+                number = place and _integer(data, place, 8)
+                if not (delta and data[delta]):
+                    held -= dictionaries.pop(number, 0)
+                dictionaries[number] = dictionaries.get(number, 0) + size
+                held += size
 
 
 def _decompressed_bytes(data: memoryview, batch: int, body: memoryview) -> int:
@@ -240,7 +258,7 @@ def _field(data: memoryview, table: int, number: int) -> int:
 
 
 def _integer(data: memoryview, place: int, size: int = 4) -> int:
-    return int.from_bytes(data[place : place + size], "little", signed=True)
+    return int.from_bytes(data[place : place + size], "little", signed=size != 2)  # fields of a vtable are unsigned
 
 
 def _batch_rows(num_rows: int, num_bytes: int) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tinyllama.data.order import sequences
 from tinyllama.data.store import HASH_KEYS, TokenStore
 from tinyllama.errors import InputError
-from tinyllama.files import read_json, sha256_of
+from tinyllama.files import read_json, read_regular_file, sha256_of
 from tinyllama.formatting import format_table
 from tinyllama.prepare.pipeline import settings_diff
 from tinyllama.prepare.store_warnings import TAIL_HELD_OUT, file_warning_lines, holdout_remedy
@@ -229,10 +229,13 @@ def _read_manifest(store: Path) -> tuple[dict[str, Any], list[str]]:
     if not path.is_file():
         return {}, [f"{path} is missing"]
     problems = []
-    if not hash_file.is_file():
-        problems = [f"{hash_file} is missing"]
-    elif hash_file.read_bytes() != f"{sha256_of(path)}  {path.name}\n".encode():
-        problems = [f"{path} does not match its hash in {hash_file.name}"]
+    try:
+        if not hash_file.is_file():
+            problems = [f"{hash_file} is missing"]
+        elif read_regular_file(hash_file) != f"{sha256_of(path)}  {path.name}\n".encode():
+            problems = [f"{path} does not match its hash in {hash_file.name}"]
+    except InputError as error:
+        problems = [str(error)]
     try:
         return read_json(path), problems
     except InputError as error:

@@ -59,8 +59,8 @@ def build_store(recipe: Recipe, strict: bool = False) -> TokenStore | None:
     with exclusive_lock(store.with_name(f"{store.name}.lock"), f"{store}: another process is preparing this store"):
         if TokenStore.exists(store):
             _check_existing_store(job, tokenizer)
-            if not job.find_foreign(job.work):
-                shutil.rmtree(job.work, ignore_errors=True)  # from a run that was killed after its last file
+            with suppress(OSError):
+                job.delete_work()  # from a run that was killed after its last file
             if strict:
                 check_no_file_warnings(str(store), read_json(store / "manifest.json"))
             return TokenStore.open(store)
@@ -93,23 +93,25 @@ def _check_existing_store(job: Job, tokenizer: Tokenizer) -> None:
 def _initialize_work_dir(job: Job, plan: dict[str, Any]) -> None:
     """Write the plan; keep the results of an interrupted run that are still valid, and delete the others.
 
-    Raises InputError if the folder has files that `prepare` did not write, because the folder is then not a store.
+    Raises InputError if the folder has a symbolic link, if it is not a store but has files, or if the unfinished work
+    was begun with other settings or has files that `prepare` did not write.
     """
     store, path = job.store, job.work / "plan.json"
-    if job.work.exists() and (foreign := job.find_foreign(store)):
-        reject_symlink(foreign)
-        raise InputError(f"{foreign}: not a file of this token store; move it, or choose an empty or a new folder")
-    before = read_json(path) if path.is_file() else None
-    if before is None and not job.work.exists() and store.exists() and any(store.iterdir()):
+    if not job.work.exists() and store.exists() and any(store.iterdir()):
         raise InputError(f"{store}: has files but no token store; choose an empty or a new folder")
+    for entry in store.rglob("*"):
+        reject_symlink(entry)
+    before = read_json(path) if path.is_file() else None
+    for key, (then, now) in differences(before["settings"], plan["settings"]) if before is not None else ():
+        raise InputError(
+            f"{store}: begun with {key} {then}, but the recipe has {now}; choose another store, or delete this one "
+            "with its unfinished work"
+        )
+    if foreign := job.find_foreign(store if before is None else job.work):
+        raise InputError(f"{foreign}: not a file of this token store; move it, or choose an empty or a new folder")
     if before is None:
-        shutil.rmtree(job.work, ignore_errors=True)
+        job.delete_work()
     else:
-        for key, (then, now) in differences(before["settings"], plan["settings"]):
-            raise InputError(
-                f"{store}: begun with {key} {then}, but the recipe has {now}; choose another store, or delete this "
-                "one with its unfinished work"
-            )
         _delete_stale_results(job, before["inputs"] != plan["inputs"])
     if before != plan or not path.is_file():
         write_json(path, plan)
@@ -129,7 +131,7 @@ def _delete_stale_results(job: Job, has_other_inputs: bool) -> None:
         return
     if job.cleaning:
         stale = set(records)
-        shutil.rmtree(job.work)
+        job.delete_work()
     for path in stale:
         path.unlink(missing_ok=True)
     kept = {path: records[path]["shards"] for path in current.keys() & records.keys() - stale}
@@ -233,7 +235,7 @@ def write_manifests(job: Job, plan: dict[str, Any], strict: bool = False) -> Non
         check_no_file_warnings(str(job.store), manifest)
     job.delete_temp_files()  # a worker may have been killed after another worker repeated its task
     write_json_with_sha256(job.store / "manifest.json", manifest)
-    shutil.rmtree(job.work)
+    job.delete_work()
 
 
 def _check_inputs_unchanged(job: Job, records: list[CompletionRecord]) -> None:

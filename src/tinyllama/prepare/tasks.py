@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -94,9 +94,22 @@ class Job:
         return self.store / WORK_DIR
 
     def find_foreign(self, folder: Path) -> Path | None:
-        """Return a file or link below `folder` that `prepare` does not write, or None. Links are not followed."""
-        foreign = (path for path in folder.rglob("*") if path.is_symlink() or not (path.is_dir() or self.is_own(path)))
-        return next(foreign, None)
+        """Return a file below `folder` that neither `prepare` nor the file system writes, or None."""
+        files = (path for path in folder.rglob("*") if not (path.is_dir() or self.is_own(path)))
+        return next((path for path in files if not re.fullmatch(r"\.nfs.*|\.DS_Store", path.name, re.DOTALL)), None)
+
+    def delete_work(self) -> None:
+        """Delete the files of unfinished work, and the folders that are then empty. Links are kept and not followed."""
+        if self.work.is_symlink():
+            return
+        for path in sorted(self.work.rglob("*"), reverse=True):
+            if path.is_dir() and not path.is_symlink():
+                with suppress(OSError):
+                    path.rmdir()
+            elif self.is_own(path) and not path.is_symlink():
+                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.work.rmdir()
 
     def is_own(self, path: Path) -> bool:
         """Return whether `prepare` writes a file, or the temporary file of one, at this path in the store."""
