@@ -245,4 +245,4 @@ def _cells(status: RunStatus, folder: Path) -> dict[str, str]:
 
 def _format_age(seconds: float | None) -> str:
     """Format an age in its largest unit, such as `5 min ago`."""
-    return "" if seconds is None else f"{' '.join(format_duration(seconds).split()[:2])} ago"
+    return "" if seconds is None else f"{' '.join(format_duration(max(1, seconds)).split()[:2])} ago"
