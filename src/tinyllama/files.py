@@ -31,7 +31,7 @@ _CHUNK_BYTES = 1 << 22
 """Number of bytes that `rows_since` reads per call: about 20,000 rows of metrics."""
 _MAX_LINE_BYTES = 1 << 20
 """Maximum size of a line in bytes; a sparse file can have a line of any size."""
-_DISK_FULL_THRESHOLD_BYTES = 1 << 20
+_FULL_DISK_BYTES = 1 << 20
 """Free space in bytes below which a disk counts as full."""
 
 
@@ -96,9 +96,7 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
         yield part
         fsync_tree(part)
     except BaseException as error:
-        is_full = (
-            getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(part).free < _DISK_FULL_THRESHOLD_BYTES
-        )
+        is_full = getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(part).free < _FULL_DISK_BYTES
         shutil.rmtree(part)
         if is_full:  # libraries report a full disk in many ways, mostly without the name of a file
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
@@ -234,13 +232,14 @@ _MAX_FILE_BYTES = 1 << 28
 def read_regular_file(path: Path) -> bytes:
     """Return a file's bytes. Raises InputError if the file is a pipe, a device or too large."""
     with _open_regular_file(path) as file:
-        reject_large_file(path)
-        return file.read()
+        size = os.fstat(file.fileno()).st_size
+        reject_large_file(path, size)
+        return io.BufferedReader(file).read(size)
 
 
-def reject_large_file(path: Path) -> None:
+def reject_large_file(path: Path, num_bytes: int) -> None:
     """Raise InputError if a file is too large to be read at once."""
-    if path.stat().st_size > _MAX_FILE_BYTES:
+    if num_bytes > _MAX_FILE_BYTES:
         raise InputError(f"{path}: is larger than {_MAX_FILE_BYTES >> 20} MiB; restore it, or create it again")
 
 
@@ -356,16 +355,17 @@ def find_escaping_symlinks(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def reject_symlinks(folder: Path) -> None:
+def reject_symlinks(folder: Path, is_run: bool = False) -> None:
     """Check that `folder`, which will be written to, has no pipe and no symbolic link that leads out of `folder`.
 
-    Raises InputError otherwise, but accepts two kinds of links. `checkpoints` may be a link to an empty folder. A file
-    in the linked folder then records the path of `folder`, and links from other folders are rejected. W&B's folder of a
-    run may have a link to the log of W&B's process.
+    Raises InputError otherwise, but accepts two kinds of links in a run. `checkpoints` may be a link to an empty
+    folder. A file in the linked folder then records the path of `folder`, and links from other folders are rejected.
+    The folder of a W&B run may have a link to the log of W&B's process.
     """
     for path in find_escaping_symlinks(folder):
         place = path.relative_to(folder)
-        if not place.match("wandb/*/logs/*") and not (place == Path("checkpoints") and _is_used_by(path, folder)):
+        is_log = len(place.parts) == 4 and place.match("wandb/*/logs/debug-core.log")
+        if not is_run or not (is_log or (place == Path("checkpoints") and _is_used_by(path, folder))):
             reject_symlink(path)
     for path in folder.rglob("*"):
         if path.is_fifo():

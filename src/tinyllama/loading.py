@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from tinyllama.errors import InputError, translate_damage_errors, warn_once
 from tinyllama.files import (
+    Row,
     is_file_name,
     read_json,
     read_json_if_exists,
@@ -189,15 +190,26 @@ def check_model_folder(folder: Path) -> None:
     """
     for path in folder.iterdir():
         if path.suffix in (".json", ".model", ".txt", ".jinja"):
-            reject_large_file(path)
+            reject_large_file(path, path.stat().st_size)
         if path.name.endswith(".index.json"):
             indexed_files(path)
     config = read_json_if_exists(folder / "config.json")
     weights = config.get("transformers_weights") if isinstance(config, dict) else None
     if not is_file_name(str(weights)):
         raise InputError(f"{folder}: config.json names weights outside the folder, {weights!r}; save the model again")
+    for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
+        fields = read_json_if_exists(path)
+        if isinstance(fields, dict) and not _names_no_path(fields):
+            raise InputError(f"{path}: names a file outside its folder; save the tokenizer again")
     if (folder / "adapter_config.json").exists():  # this file names the model's folder
         raise InputError(f"{folder}: adapter_config.json belongs to an adapter; merge the adapter into its base model")
+
+
+def _names_no_path(tokenizer_fields: Row) -> bool:
+    """Return whether a tokenizer's fields name no path that transformers would open, inside or outside the folder."""
+    names = tokenizer_fields.get("fast_tokenizer_files", [])
+    is_safe = isinstance(names, list) and all(is_file_name(str(name)) for name in names)
+    return is_safe and not any(isinstance(tokenizer_fields.get(name), str) for name in ("vocab", "merges"))
 
 
 def indexed_files(index: Path) -> set[str]:

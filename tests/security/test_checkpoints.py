@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.train.checkpoints import state_after_one_step, write_checkpoint
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from tinyllama import cli
 from tinyllama.errors import InputError
@@ -76,31 +77,35 @@ def complete(folder: Path, small: Path) -> Path:
         b"\x80\x04]" + b"".join(b"\x94(h%ch%cl" % (number, number) for number in range(40)),
         b"\x80\x04})" + b"\x85" * 2_000_000 + b"K\x01s",  # the hash of this key overflows the stack
         b"\x80\x04ctorch\nSize\n(" + b"K\x01" * 100 + b"t\x85R2",  # a shape of 100 dimensions, used twice
+        b"\x80\x04K\x01"
+        + b"".join(
+            b"\x94ctorch.distributed.checkpoint.metadata\nChunkStorageMetadata\nh%ch%c\x86R" % (number, number)
+            for number in range(40)
+        ),
+        b"\x80\x04}J\xff\xff\xff\xffK\x01s",  # hash(-1) == hash(-2)
     ],
-    ids=["pairs", "lists", "deep", "shape"],
+    ids=["pairs", "lists", "deep", "shape", "instances", "key"],
 )
 def test_metadata_that_multiplies_values_is_refused(trainer: TrainState, tmp_path: Path, attack: bytes) -> None:
     folder = write_checkpoint(trainer, tmp_path).path
     path = folder / ".metadata"
     path.write_bytes(attack + path.read_bytes())
     commit_again(folder)
-    with pytest.raises(InputError, match="nested or repeated containers"):
+    with pytest.raises(InputError, match=r"nested or repeated containers|a key that is neither"):
         load_weights(CheckpointDir(folder), trainer.model)
 
 
 def test_metadata_that_changes_class_is_refused(
     trainer: TrainState, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, victim = write_checkpoint(trainer, tmp_path).path, tmp_path / "victim"
-    victim.mkdir()
-    text = str(victim).encode()
-    # PosixPath; (None, {"_str": victim}); BUILD; and the class is popped
-    attack = b"cpathlib\nPosixPath\nN}U\x04_strU" + bytes([len(text)]) + text + b"s\x86b0"
+    folder = write_checkpoint(trainer, tmp_path).path
+    # Metadata; (None, {"version": "x"}); BUILD; and the class is popped
+    attack = b"ctorch.distributed.checkpoint.metadata\nMetadata\nN}U\x07versionU\x01xs\x86b0"
     path = folder / ".metadata"
     path.write_bytes(attack + path.read_bytes())
     assert cli.main(["generate", str(complete(folder, small)), "word"]) == 2
-    assert "sets attributes" in capsys.readouterr().err
-    assert str(Path("elsewhere")) == "elsewhere"
+    assert "(sets attributes of a type)" in capsys.readouterr().err
+    assert Metadata.version is None
 
 
 def test_oversized_model_shape_allocates_no_memory(
@@ -149,8 +154,8 @@ def test_value_that_calls_function_is_refused(trainer: TrainState, tmp_path: Pat
     assert not target.exists()
 
 
-@pytest.mark.parametrize("name", ["../../outside.distcp", "/etc/passwd", "state.json"])
-def test_metadata_with_other_file_is_refused(trainer: TrainState, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["../../outside.distcp", "/etc/passwd", "state.json", Path("__0_0.distcp")])
+def test_metadata_with_other_file_is_refused(trainer: TrainState, tmp_path: Path, name: Any) -> None:
     folder = write_checkpoint(trainer, tmp_path).path
     path = folder / ".metadata"
     found = pickle.loads(path.read_bytes())
@@ -159,6 +164,18 @@ def test_metadata_with_other_file_is_refused(trainer: TrainState, tmp_path: Path
     commit_again(folder)
     with pytest.raises(InputError, match="not a checkpoint's"):
         load_checkpoint(CheckpointDir(folder), trainer.model, trainer.optimizers)
+
+
+def test_metadata_with_shape_of_other_type_is_refused(trainer: TrainState, tmp_path: Path) -> None:
+    folder = write_checkpoint(trainer, tmp_path).path
+    path = folder / ".metadata"
+    found = pickle.loads(path.read_bytes())
+    tensor = next(value for value in found.state_dict_metadata.values() if isinstance(value, TensorStorageMetadata))
+    tensor.size = ["long text"]  # type: ignore[assignment]
+    path.write_bytes(pickle.dumps(found))
+    commit_again(folder)
+    with pytest.raises(InputError, match="not the metadata of a checkpoint"):
+        load_weights(CheckpointDir(folder), trainer.model)
 
 
 def test_release_with_commit_file_is_no_checkpoint(

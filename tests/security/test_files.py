@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from tinyllama.files import (
     exclusive_lock,
     last_rows,
     open_without_following,
+    read_regular_file,
     sha256_of,
     write_json,
 )
@@ -96,6 +98,22 @@ def test_sparse_files_are_not_read_whole(tmp_path: Path) -> None:
         "metrics.jsonl:4: not a row of JSON with a step",
         "steps [1, 2, 3]",
     ]
+
+
+def test_large_file_that_is_replaced_after_opening_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, open_file = tmp_path / "large.json", os.open
+    with path.open("wb") as file:
+        file.truncate((1 << 28) + 1)
+
+    def open_and_replace(*arguments: Any) -> int:
+        descriptor = open_file(*arguments)
+        path.unlink()
+        path.write_text("{}")
+        return descriptor
+
+    monkeypatch.setattr("os.open", open_and_replace)
+    with pytest.raises(InputError, match="is larger than"):
+        read_regular_file(path)
 
 
 def test_atomic_write_replaces_symlink_and_keeps_target(tmp_path: Path, victim: Path) -> None:

@@ -62,11 +62,13 @@ def test_checkpoints_may_link_to_unused_empty_folder(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "checkpoints").symlink_to(tmp_path / "disk")
-    reject_symlinks(tmp_path / "one")
+    with pytest.raises(InputError, match="one/checkpoints: is a symbolic link"):
+        reject_symlinks(tmp_path / "one")
+    reject_symlinks(tmp_path / "one", is_run=True)
     (tmp_path / "disk/step-00000010").mkdir()
-    reject_symlinks(tmp_path / "one")
+    reject_symlinks(tmp_path / "one", is_run=True)
     with pytest.raises(InputError, match="two/checkpoints: is a symbolic link"):
-        reject_symlinks(tmp_path / "two")
+        reject_symlinks(tmp_path / "two", is_run=True)
 
 
 def test_run_with_link_is_not_tracked(tmp_path: Path, victim: Path) -> None:
@@ -109,17 +111,17 @@ def test_link_in_folder_of_trackio_is_refused(
     assert (victim / "README.md").read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", ["debug.log", "run-1", "run-1/files/config.yaml"])
+@pytest.mark.parametrize("name", ["debug.log", "run-1", "run-1/logs/events.jsonl", "x/wandb/run-0/logs/debug-core.log"])
 def test_only_logs_of_wandb_may_be_links(tmp_path: Path, victim: Path, name: str) -> None:
     log = tmp_path / "run/wandb/run-0/logs/debug-core.log"
     log.parent.mkdir(parents=True)
     log.symlink_to(victim / "README.md")
-    reject_symlinks(tmp_path / "run")
+    reject_symlinks(tmp_path / "run", is_run=True)
     path = tmp_path / "run/wandb" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(victim)
     with pytest.raises(InputError, match=f"{name}: is a symbolic link"):
-        reject_symlinks(tmp_path / "run")
+        reject_symlinks(tmp_path / "run", is_run=True)
 
 
 def test_pipe_in_run_is_refused(tmp_path: Path) -> None:

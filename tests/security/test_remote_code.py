@@ -54,6 +54,15 @@ def name_base_model(model: Path) -> None:
     write_json(model / "adapter_config.json", {"base_model_name_or_path": "../victim"})
 
 
+def name_other_tokenizer(model: Path) -> None:
+    write_json(model / "tokenizer_config.json", {"fast_tokenizer_files": ["tokenizer.0.json", "../tokenizer.1.json"]})
+
+
+def name_other_vocabulary(model: Path) -> None:
+    write_json(model / "tokenizer_config.json", {"special_tokens_map_file": "/home/author/special_tokens_map.json"})
+    write_json(model / "special_tokens_map.json", {"vocab": "/etc/passwd"})
+
+
 def write_sparse_tokenizer(model: Path) -> None:
     with (model / "tokenizer.json").open("wb") as file:
         file.truncate(1 << 40)
@@ -64,6 +73,8 @@ def write_sparse_tokenizer(model: Path) -> None:
     [
         (name_other_index, "a file outside its folder"),
         (name_other_weights, "weights outside the folder"),
+        (name_other_tokenizer, "tokenizer_config.json: names a file outside its folder"),
+        (name_other_vocabulary, "special_tokens_map.json: names a file outside its folder"),
         (name_base_model, "belongs to an adapter"),
         (write_sparse_tokenizer, "is larger than 256 MiB"),
     ],

@@ -25,7 +25,7 @@ from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking import trackers
 from tinyllama.tracking.follow import SinkPosition, read_position
 from tinyllama.tracking.trackers import check_trackers, enabled_trackers
-from tinyllama.tracking.wandb_sink import _read_records
+from tinyllama.tracking.wandb_sink import _read_records, newest_step
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +83,22 @@ def wandb_alerts(run: RunDir) -> list[str]:
 def _wandb_records(run: RunDir) -> Iterator[Record]:
     paths = sorted(run.path.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_ctime)
     for path in paths:
-        yield from map(Record.FromString, _read_records(path.read_bytes()))
+        with path.open("rb") as file:
+            yield from map(Record.FromString, _read_records(file))
+
+
+def test_newest_step_of_wandb_file_of_any_size(tmp_path: Path) -> None:
+    record, path = Record(), tmp_path / "run.wandb"
+    record.history.step.num = 5
+    record.history.item.add(key="text", value_json="x" * 40_000)
+    data, first_bytes = record.SerializeToString(), 32_768 - 7 - 7
+    chunks = [(2, data[:first_bytes]), (4, data[first_bytes:])]  # the record's chunks fill the first block
+    with path.open("wb") as file:
+        file.write(bytes(7))
+        for chunk_type, chunk in chunks:
+            file.write(bytes(4) + len(chunk).to_bytes(2, "little") + bytes([chunk_type]) + chunk)
+        file.truncate(1 << 30)
+    assert newest_step(path) == 5
 
 
 def events_of_tracker(run: RunDir, name: str, fake: str = "", program: str = "") -> list[str]:

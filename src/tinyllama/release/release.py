@@ -61,7 +61,7 @@ def release_run(
     run = checkpoint.run
     if not run.recipe_path.is_file():
         raise InputError(f"{checkpoint.path}: not in a run; a release needs the run's store.json and metrics.jsonl")
-    reject_symlinks(run.path)
+    reject_symlinks(run.path, is_run=True)
     config = _release_config(run.recipe().release, formats, average, average_decay)
     release = run.releases.release(checkpoint.name)
     check_destination(release, force)

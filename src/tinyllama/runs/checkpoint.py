@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +24,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, ReadItem, filesystem, metadata
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.serialization import _get_layout
 
@@ -239,6 +239,10 @@ def _is_main_rank() -> bool:
     return _is_single_process() or dist.get_rank() == 0
 
 
+def _no_path(*parts: Any) -> None:
+    """Replace the folder in which a checkpoint was saved; the reader overwrites this folder."""
+
+
 # DCP stores metadata and non-tensor values as pickles, and its own reader unpickles both without restrictions. The
 # classes below read them without executing code from the files.
 _CLASSES = {
@@ -258,12 +262,11 @@ _CLASSES = {
     (filesystem.__name__, "_StorageInfo"): filesystem._StorageInfo,
     ("torch", "Size"): torch.Size,
     ("torch.serialization", "_get_layout"): _get_layout,  # finds layouts by name, such as "torch.strided"
-    **{
-        (module, "PosixPath"): PurePosixPath for module in ("pathlib", "pathlib._local")
-    },  # the folder in which the checkpoint was saved
+    ("pathlib", "PosixPath"): _no_path,
+    ("pathlib._local", "PosixPath"): _no_path,
 }
 """Classes and functions that a checkpoint's metadata may name (torch 2.13); torch's dtypes are also allowed."""
-_CLASSES_WITH_STATE = [value for value in _CLASSES.values() if dataclasses.is_dataclass(value)]
+_CLASSES_WITH_STATE = [cls for cls in _CLASSES.values() if isinstance(cls, type) and dataclasses.is_dataclass(cls)]
 """Classes on whose instances a pickle may set attributes."""
 _FILE = re.compile(r"__\d+_\d+\.distcp")
 """Name of a tensor file that DCP writes."""
@@ -288,12 +291,21 @@ def _then_refuse(opcode: bytes, is_refused: Callable[[Any], bool]) -> Callable[[
 def _is_container(value: Any) -> bool:
     """Return whether many references to a value could make hashing, comparing or printing take exponential time."""
     is_shape = isinstance(value, torch.Size) and len(value) <= _MAX_DIMENSIONS
-    return isinstance(value, (tuple, list, dict, set, frozenset, metadata.MetadataIndex)) and not is_shape
+    return isinstance(value, (tuple, list, dict, *_CLASSES_WITH_STATE)) and not is_shape
 
 
 def _is_nested(value: Any) -> bool:
     """Return whether a tuple contains tuples of tuples; hashing a deeply nested tuple can overflow the stack."""
     return any(isinstance(inner, tuple) for part in value if isinstance(part, tuple) for inner in part)
+
+
+class _Dict(dict[Any, Any]):
+    """A dict without keys that a stranger can choose so that their hashes are equal."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if not isinstance(key, (str, metadata.MetadataIndex)):
+            raise pickle.UnpicklingError("contains a key that is neither a name nor an index")
+        super().__setitem__(key, value)
 
 
 class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
@@ -309,10 +321,16 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
     def load_build(self) -> None:
         """Set attributes of an instance; refuse classes and functions, whose attributes the entire process shares."""
         if type(self.stack[-2]) not in _CLASSES_WITH_STATE:
-            raise pickle.UnpicklingError(f"sets attributes of {self.stack[-2]!r:.100}")
+            raise pickle.UnpicklingError(f"sets attributes of a {type(self.stack[-2]).__name__}")
         super().load_build()
 
     dispatch[pickle.BUILD[0]] = load_build
+
+    def load_empty_dict(self) -> None:
+        self.append(_Dict())
+
+    dispatch[pickle.EMPTY_DICT[0]] = load_empty_dict
+    del dispatch[pickle.DICT[0]], dispatch[pickle.ADDITEMS[0]], dispatch[pickle.FROZENSET[0]]  # DCP writes none
 
     def find_class(self, module: str, name: str) -> Any:
         found = _CLASSES.get((module, name))
@@ -331,14 +349,19 @@ class SafeReader(FileSystemReader):
         path = Path(self.path) / ".metadata"
         try:
             found = _Unpickler(io.BytesIO(read_regular_file(path))).load()
+            tensors = [
+                value for value in found.state_dict_metadata.values() if isinstance(value, TensorStorageMetadata)
+            ]
+            has_shapes = all(isinstance(tensor.size, torch.Size) for tensor in tensors)
         except (OSError, InputError):
             raise
         except Exception as error:  # a truncated or forged pickle may raise any exception
             raise InputError(f"{path}: not the metadata of a checkpoint ({error}); use another checkpoint") from None
-        if not isinstance(found, Metadata) or not isinstance(found.storage_data, dict):
+        if not isinstance(found, Metadata) or not isinstance(found.storage_data, dict) or not has_shapes:
             raise InputError(f"{path}: not the metadata of a checkpoint; use another checkpoint")
         for info in found.storage_data.values():
-            if not _FILE.fullmatch(str(getattr(info, "relative_path", ""))) or info.transform_descriptors:
+            name = getattr(info, "relative_path", None)
+            if not isinstance(name, str) or not _FILE.fullmatch(name) or info.transform_descriptors:
                 raise InputError(f"{path}: names a file that is not a checkpoint's tensor file; use another checkpoint")
         found.storage_meta = metadata.StorageMeta(load_id=self.load_id)
         return found

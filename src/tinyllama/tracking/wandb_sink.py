@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import wandb
 
@@ -142,24 +142,23 @@ def newest_step(path: Path) -> int:
     """Return the newest W&B step with a complete row in a .wandb file; -1 without such a row."""
     from wandb.proto.wandb_internal_pb2 import Record  # noqa: PLC0415 - needed offline only
 
-    records = map(Record.FromString, _read_records(read_regular_file(path)))
-    return max((record.history.step.num for record in records if record.HasField("history")), default=-1)
+    with path.open("rb") as file:
+        records = map(Record.FromString, _read_records(file))
+        return max((record.history.step.num for record in records if record.HasField("history")), default=-1)
 
 
-def _read_records(data: bytes) -> Iterator[bytes]:
+def _read_records(file: IO[bytes]) -> Iterator[bytes]:
     """Yield the complete records of a .wandb file, up to the first record that a kill has truncated."""
     offset, record = _HEADER_BYTES, b""
-    while offset + _HEADER_BYTES <= len(data):
-        left = _BLOCK_BYTES - offset % _BLOCK_BYTES
-        if left < _HEADER_BYTES:  # the rest of the block is padding, too small for a chunk's header
-            offset += left
-            continue
-        end = offset + _HEADER_BYTES + int.from_bytes(data[offset + 4 : offset + 6], "little")
-        chunk_type = data[offset + 6]
-        if end > len(data) or chunk_type == 0:
-            return
-        record += data[offset + _HEADER_BYTES : end]
-        offset = end
-        if chunk_type in (_FULL_CHUNK, _LAST_CHUNK):
-            yield record
-            record = b""
+    while block := file.read(_BLOCK_BYTES):
+        while offset + _HEADER_BYTES <= len(block):  # the rest of the block is padding, too small for a chunk's header
+            end = offset + _HEADER_BYTES + int.from_bytes(block[offset + 4 : offset + 6], "little")
+            chunk_type = block[offset + 6]
+            if end > len(block) or chunk_type == 0:
+                return
+            record += block[offset + _HEADER_BYTES : end]
+            offset = end
+            if chunk_type in (_FULL_CHUNK, _LAST_CHUNK):
+                yield record
+                record = b""
+        offset = 0

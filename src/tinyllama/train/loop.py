@@ -55,7 +55,7 @@ def _train_on(world: World, recipe: Recipe, allow_change: bool) -> Path:
         state = build(recipe, world)
         run, log, releases = state.run, None, None
         if world.is_main:
-            reject_symlinks(run.path)
+            reject_symlinks(run.path, is_run=True)
             stack.enter_context(exclusive_lock(run.lock_path, f"{run.path}: another process is training this run"))
             log = RunLog(run, recipe.checkpoint.on_failure == "continue")
             releases = stack.enter_context(ReleaseQueue(run, log, world.device))
