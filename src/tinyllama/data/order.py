@@ -156,7 +156,7 @@ def compute_order(
 
 
 def _indices(seed: int, name: str, size: int, start: int, stop: int) -> NDArray[np.int64]:
-    """Return the sequences at positions [start, stop) of a source's order, which is one permutation after another."""
+    """Return the indices of the sequences at positions [start, stop) of a source's order, a permutation per epoch."""
     parts = []
     for epoch in range(start // size, -(-stop // size)):
         positions = np.arange(max(start, epoch * size), min(stop, (epoch + 1) * size)) - epoch * size

@@ -137,10 +137,10 @@ def score_batch(model: Llama, groups: Sequence[PrefixGroup]) -> dict[int, LogLik
 
 
 def _score_targets(model: Llama, hidden: Tensor, index: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Score targets int64[N], which the hidden states `hidden[index]` predict; hidden[P, D], index int64[N].
+    """Score each target from the hidden state that predicts it, `hidden[index]`.
 
-    Return two tensors on the CPU: the targets' log-likelihoods, float64[N], and whether each target is the most likely
-    token, bool[N].
+    Shapes, for P positions and M targets: hidden[P, D], index int64[M], targets int64[M]. Return two tensors on the
+    CPU: the log-likelihoods, float64[M], and whether each target is the most likely token, bool[M].
     """
     likelihoods = torch.empty(len(targets), dtype=torch.float64, device=hidden.device)
     greedy = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)

@@ -132,7 +132,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: (silu(gate x) * up x) down (Shazeer 2020, arXiv:2002.05202)."""
+    """SwiGLU feed-forward network: down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()

@@ -215,7 +215,9 @@ def _check_batch_sizes(local: Path, name: str) -> None:
                 continue
             data = memoryview(message.metadata)
             if _OLD_COMPRESSION in data.tobytes():
-                raise InputError(f"{name}: has the compression of arrow before 1.0; write it with a newer version")
+                raise InputError(
+                    f"{name}: compressed as in arrow before version 1.0; write it with a newer version of arrow"
+                )
             table = batch = _table(data, _field(data, _table(data, 0), 2))
             if message.type == "dictionary":
                 batch = _table(data, _field(data, table, 1))

@@ -355,7 +355,7 @@ class RunDir:
     def prune_checkpoints(self, keep: int, average: int = 1) -> None:
         """Delete all checkpoints except the newest `keep` complete checkpoints and the checkpoints that releases need.
 
-        These are the milestones and, for each milestone without a release, the newest `average` checkpoints up to it.
+        Releases need the milestones and, for each milestone without a release, the newest `average` checkpoints before.
         """
         checkpoints = self.checkpoints()
         kept = {checkpoint.path for checkpoint in checkpoints[-keep:]}
