@@ -191,7 +191,7 @@ def use_private_compile_cache() -> None:
 
 
 def _owns_shared_header_folder() -> bool:
-    """Make the folder under /tmp with torch's precompiled headers private; return whether this user owns the folder."""
+    """Restrict the /tmp folder of torch's precompiled headers to this user; return whether the user owns the folder."""
     try:
         folder = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -218,7 +218,7 @@ def draw_task(figure: Figure, points: Sequence[tuple[float, float, float]], labe
 
 
 def draw_comparison(figure: Figure, runs: Mapping[str, Mapping[str, Curve]], max_bins: int) -> None:
-    """Draw the loss of several runs: pale ranges, lines for running means, and points for the validation loss."""
+    """Draw the loss of several runs: pale bands for ranges, lines for running means, points for the validation loss."""
     axes = figure.add_subplot()
     for number, (name, curves) in enumerate(runs.items()):
         color, style = _RUNS[number % len(_RUNS)], _LINE_STYLES[number // len(_RUNS) % len(_LINE_STYLES)]

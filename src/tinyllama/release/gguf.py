@@ -126,7 +126,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Backend, num_rows: int) -
         writer.add_remove_extra_whitespaces(False)
     else:
         converted = tokenizer.converted
-        # the kind `text` is an added token that is not special
+        # In a byte-level tokenizer, only added tokens that are not special have the type `text`.
         kinds = {**_TOKEN_TYPES, "byte-level": TokenType.NORMAL, "text": TokenType.USER_DEFINED}
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(pre_tokenizer_name(converted))
