@@ -86,7 +86,7 @@ BOMB = "a: &b0 [x]\n" + "".join(f"a{n}: &b{n + 1} [{TEN.format(n)}]\n" for n in 
 )
 def test_yaml_that_crashes_its_loader_is_refused(text: str, place: str, keyword: str) -> None:
     """Found 2026-11-24: each gave a traceback; the last one took hours to format."""
-    (recipe_folder() / "recipe.yaml").write_text(text)
+    (recipe_folder() / "recipe.yaml").write_text(text + "\n")
     with pytest.raises(InputError) as error:
         Recipe.load(recipe_folder() / "recipe.yaml")
     assert_one_line(error.value)
