@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py: limits of its parts, failures that do not spread, its table, and all parts on a CPU."""
+"""benchmarks/gpu.py: limits of its parts, failures that do not spread, its table, and its parts on a CPU."""
 
 import importlib
 import json
@@ -49,10 +49,12 @@ def test_a_part_keeps_its_rows_and_names_its_problem(gpu, tmp_path, function, pr
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_all_parts_run_on_a_cpu(gpu, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--dry-run", "--out", str(tmp_path)])
+def test_parts_run_on_a_cpu(gpu, monkeypatch, tmp_path):
+    """Runs all parts except the three longest, which `make check-gpu GPU_FLAGS=--dry-run` runs too."""
+    parts = [name for name in gpu.PARTS if name not in ("training", "speed", "peers")]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--dry-run", "--out", str(tmp_path), "--parts", *parts])
     status = gpu.main()
     results = json.loads((tmp_path / "results.json").read_text())
-    assert [(result["part"], result["problem"]) for result in results] == [(name, "") for name in gpu.PARTS]
+    assert [(result["part"], result["problem"]) for result in results] == [(name, "") for name in parts]
     assert all(gpu.has_passed(result) for result in results)
     assert status == 0
