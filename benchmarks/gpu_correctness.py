@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tinyllama import hardware
 from tinyllama.distributed import World, build_mesh, shard_model
+from tinyllama.errors import first_line
 from tinyllama.model.llama import Llama, initialize
 from tinyllama.recipe import Model, Optimizer, Parallel
 from tinyllama.train.setup import build_optimizers, clip_grad_norm, optimizer_step
@@ -102,7 +103,7 @@ def attention(device: str) -> Iterator[dict[str, Any]]:
                 with sdpa_kernel([backend]):
                     outcome = compute(small_model(device, precision), ids)
             except RuntimeError as error:
-                yield row | {"check": f"not available: {str(error).splitlines()[0]}"}
+                yield row | {"check": f"not available: {first_line(error)}"}
                 continue
             errors = {
                 "logits": relative_error(outcome.logits, reference.logits),

@@ -16,6 +16,7 @@ from gpu_speed import load_recipe, seconds
 from torch import Tensor
 from torch.nn import functional as F
 
+from tinyllama.errors import summarize_error
 from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
 from tinyllama.plan.measure import TimedModel
 from tinyllama.recipe import Recipe
@@ -41,7 +42,7 @@ def peers(device: str) -> Iterator[dict[str, Any]]:
         try:
             micro_batch, update = program(recipe, torch.device(device))
         except Exception as error:  # a peer's failure must not end the others
-            yield row | {"note": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+            yield row | {"note": summarize_error(error)}
             continue
         micro_batches = recipe.train.batch_sequences // recipe.train.effective_micro_batch_size(1)
         row["tokens/s"] = recipe.train.batch_tokens / (micro_batches * micro_batch + update)

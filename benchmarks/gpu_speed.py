@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
 from tinyllama import hardware
+from tinyllama.errors import summarize_error
 from tinyllama.model import loss as loss_module
 from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE, flops_per_token
 from tinyllama.model.generation import generate
@@ -90,7 +91,10 @@ def load_recipe(name: str, device: str, changes: Mapping[str, Any]) -> Recipe:
 def measure(
     recipe: Recipe, device: torch.device, peaks: Mapping[str, float], changes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return one configuration's speed, memory and predictions, or the reason why it does not run."""
+    """Return one configuration's speed, memory and predictions, or the reason why it does not run.
+
+    A failure of a recipe without changes is a failed check.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -101,7 +105,7 @@ def measure(
                 update = statistics.median(timed.update() for _ in range(3))
             synchronisations = count_synchronisations(timed.micro_batch) if device.type == "cuda" else None
     except Exception as error:  # an unsupported or too large configuration must not end the others
-        return {"note": str(error).strip().splitlines()[0]}
+        return {"note": summarize_error(error)} | ({} if changes else {"passed": False})
     finally:
         memory = hardware.peak_memory_bytes(device)
         timed = None
@@ -138,7 +142,7 @@ def changed_logits_chunk(size: int | None) -> Iterator[None]:
 
 
 def count_synchronisations(call: Callable[[], object]) -> int:
-    """Return how many operations of a call wait for the GPU, beyond the two of the timer."""
+    """Return how many operations of a call wait for the GPU, except `torch.cuda.synchronize`."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:

@@ -157,9 +157,9 @@ class TrainingLoop:
 
         This is the only point of a step at which the CPU waits for the GPU and for other ranks.
         """
-        world = self.state.world
-        flags = torch.tensor([bool(self.signals.names), self.writer.has_failed], dtype=nats.dtype, device=world.device)
-        sums = all_reduce_sum(torch.cat((nats[None], flags)), world)
+        flags = (float(bool(self.signals.names)), float(self.writer.has_failed))
+        parts = (nats, *(nats.new_full((), flag) for flag in flags))  # copying a tensor to the GPU would wait for it
+        sums = all_reduce_sum(torch.stack(parts), self.state.world)
         total, stops, failures, norm_value = torch.cat((sums, norm[None])).tolist()
         return total / self.state.recipe.train.batch_tokens, norm_value, bool(stops), bool(failures)
 
