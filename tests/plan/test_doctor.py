@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from tests.conftest import small_recipe
 
-from tinyllama import cli
+from tinyllama import cli, hardware
 from tinyllama.plan.doctor import CheckResult, check_float8_support, check_machine, check_recipe, check_sizes, verdict
 from tinyllama.plan.system_info import Device, SystemInfo, probe, unmet_requirements
 from tinyllama.recipe import Recipe
@@ -155,6 +156,18 @@ def test_recipe_field_is_checked_against_its_needs(
     result = by_name(check_recipe(Recipe.load(small / "recipe.yaml", overrides), CPU))[what]
     assert result.status == status
     assert remedy in result.found
+
+
+def test_gpu_that_training_refuses_is_missing(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe.load(small / "recipe.yaml")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(hardware, "nvidia_devices", lambda: [Path("/dev/nvidia0")])
+    results = check_recipe(recipe, CPU)
+    assert missing(results) == ["GPU"]
+    assert by_name(results)["GPU"].found.startswith("CUDA: ")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not missing(check_recipe(recipe, CPU))
 
 
 def test_exit_status_is_1_only_if_something_is_missing(small: Path, capsys: pytest.CaptureFixture[str]) -> None:

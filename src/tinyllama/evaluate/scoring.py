@@ -35,9 +35,8 @@ _BATCH_TOKENS = 16_384
 _MIN_SHARED_FRACTION = 0.25
 """Minimum fraction of a request's tokens that a shared prefix must save. Below this fraction, the longer rows of
 attention cost more time than the shared prefix saves."""
-
-
 _LOGITS_POSITIONS = 1024
+"""Maximum number of positions whose logits are in memory at the same time."""
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def available_offline(task: str) -> bool:
 
 
 def _load(name: str, num_fewshot: int | None) -> tuple[dict[str, Task], str]:
-    """Return the tasks that `name` stands for, by task name, and the source of their items."""
+    """Load a task, or the tasks of a group or tag; return them by task name, with the source of their items."""
     if not available_offline(name):
         return _load_from_hub(name), "hub"
     if not num_fewshot:

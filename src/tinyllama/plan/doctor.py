@@ -20,6 +20,7 @@ from rich.text import Text
 
 from tinyllama import preflight
 from tinyllama.data.store import TokenStore
+from tinyllama.distributed import select_device
 from tinyllama.errors import InputError
 from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import echo, format_bytes, format_table
@@ -159,7 +160,7 @@ def _check_extras(system: SystemInfo) -> Iterator[CheckResult]:
         unmet = ", ".join(system.unmet[extra])
         remedy = f'pip install "tinyllama[{extra}]", {_EXTRAS[extra]}' if unmet else ""
         yield _result("extras", extra, unmet or "installed", remedy)
-    yield _result("extras", "items without the hub", ", ".join(system.offline_tasks) or "of no task")
+    yield _result("extras", "items without the hub", ", ".join(system.offline_tasks) or "none")
 
 
 def check_recipe(recipe: Recipe, system: SystemInfo) -> list[CheckResult]:
@@ -225,11 +226,15 @@ def _check_data(recipe: Recipe, has_store: bool) -> Iterator[CheckResult]:
 
 
 def _check_libraries(recipe: Recipe, system: SystemInfo) -> Iterator[CheckResult]:
-    """Check the libraries, programs and GPU features that the recipe's fields need."""
+    """Check the GPU, and the libraries, programs and GPU features that the recipe's fields need."""
     from tinyllama.release.formats import check_format_libraries
     from tinyllama.tracking.trackers import check_trackers, enabled_trackers
 
     train, formats, tasks = recipe.train, recipe.release.formats, recipe.release.tasks
+    try:
+        select_device(0)  # refuses a GPU that torch cannot use, as `train` does
+    except InputError as problem:
+        yield _recipe_result("GPU", str(problem), "missing")
     yield _run_check("release.formats", ", ".join(formats), lambda: check_format_libraries(formats))
     if tasks:
         yield from _check_tasks(tasks, system)

@@ -248,9 +248,7 @@ def save_png(draw: Draw, path: Path, ylabel: str | None = None) -> None:
 def draw_svg(draw: Draw, size: tuple[int, int], name: str) -> tuple[Markup, list[Line2D]]:
     """Return a plot as SVG for an HTML page, and the plot's lines that belong in a legend.
 
-    `size` is width and height in CSS pixels.
-
-    `name` must be unique on the page, because the ids in the SVG contain it.
+    `size` is width and height in CSS pixels. `name` must be unique on the page, because the ids in the SVG contain it.
     """
     svg = io.StringIO()
     with mpl.rc_context({**_SVG_SETTINGS, "svg.hashsalt": name}):

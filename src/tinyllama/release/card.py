@@ -245,6 +245,6 @@ def _escape_cell(text: str) -> str:
 
 
 def _link_dataset(description: str) -> str:
-    """If a description begins with the name of a public data set, replace the name by a link to the data set."""
+    """If a description begins with the name of a public data set, replace the name with a link to the data set."""
     name = next((name for name in PUBLIC_DATASETS.values() if description.startswith(name)), None)
     return f"[{name}](https://huggingface.co/datasets/{name}){description.removeprefix(name)}" if name else description

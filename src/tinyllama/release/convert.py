@@ -95,7 +95,9 @@ def _reject_escaping_symlinks(source: Path) -> None:
     blobs = source.resolve().parent.parent / "blobs"
     for path in find_escaping_symlinks(source):
         if path.resolve().parent != blobs:
-            raise InputError(f"{path}: is a link to {path.resolve()}, outside its folder; replace the link by the file")
+            raise InputError(
+                f"{path}: is a link to {path.resolve()}, outside its folder; replace the link with the file"
+            )
 
 
 def _compare_with_transformers(source: Path, reference: dict[str, Any]) -> None:
