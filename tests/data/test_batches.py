@@ -88,6 +88,10 @@ def test_batches_are_those_of_the_steps_up_to_the_last(
             assert torch.equal(rows, batch_of_step(recipe, store, batch, rank, ranks))
 
 
+def test_the_first_block_has_one_step() -> None:
+    assert [*module._blocks(5, 20, 4)] == [(5, 6), (6, 8), (8, 12), (12, 16), (16, 20)]
+
+
 def test_a_file_truncated_during_training_is_named(recipe: Recipe, small: Path, tmp_path: Path) -> None:
     shutil.copytree(small / "store", tmp_path / "store")
     reading = batches(recipe, TokenStore.open(tmp_path / "store"), 0)

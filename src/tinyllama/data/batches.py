@@ -19,7 +19,7 @@ from tinyllama.recipe import Recipe
 SplitSpan = tuple[Split, Span]
 
 _MAX_BLOCK_SEQUENCES = 16384
-"""Number of sequences whose order is computed at once, in 10 ms; one computation per step would be slower."""
+"""Maximum number of sequences whose order is computed at once, in 10 ms; one computation per step would be slower."""
 
 
 def batches(
@@ -85,12 +85,22 @@ def _spans_by_step(
     splits, length = [store[f"{name}/train"] for name in recipe.data.sources], recipe.train.sequence_length
     first = batch_index_for_step(first_step, skipped_batches)
     end = batch_index_for_step(recipe.train.steps - 1, skipped_batches) + 1
-    size = max(1, _MAX_BLOCK_SEQUENCES // recipe.train.batch_sequences)
-    for start in range(first, end, size):
-        stop = min(start + size, end)
+    for start, stop in _blocks(first, end, max(1, _MAX_BLOCK_SEQUENCES // recipe.train.batch_sequences)):
         order = sequences_for_steps(recipe, store, start, stop)[:, part]
         sources, indices = order["source"].tolist(), order["index"].tolist()
         for batch in range(start, stop):
             if batch not in skipped_batches:
                 own = zip(sources[batch - start], indices[batch - start], strict=True)
                 yield [span for source, index in own for span in _sequence_spans(splits[source], index, length)]
+
+
+def _blocks(first: int, end: int, max_size: int) -> Iterator[tuple[int, int]]:
+    """Yield consecutive ranges of batches, whose size doubles from range to range, up to `max_size`.
+
+    The first range has one batch, so that the first batch does not wait for the order of many batches.
+    """
+    size = 1
+    while first < end:
+        stop = min(first + size, end)
+        yield first, stop
+        first, size = stop, min(2 * size, max_size)
