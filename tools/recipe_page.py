@@ -83,7 +83,7 @@ def parts(model: type[RecipeModel], path: str = "") -> Iterator[tuple[str, type[
 
 
 def inner_path(path: str, name: str, annotation: Any) -> str:
-    """Return the dotted path of a part inside another part; NAME and N stand for a key and an index."""
+    """Return the dotted path of a part inside another part, with NAME in place of a key and N in place of an index."""
     key = {dict: ".NAME", tuple: "[N]"}.get(get_origin(annotation), "")
     return f"{path}.{name}{key}".lstrip(".")
 
@@ -176,7 +176,7 @@ def recipes() -> str:
     """Return the section with the bundled recipes."""
     lines = ["## Bundled recipes", ""]
     lines += [
-        "The package contains these recipes. Each command accepts the name of such a recipe instead of a path.",
+        "The package contains these recipes. Each command accepts the name of a bundled recipe instead of a path.",
         "",
     ]
     for name in bundled_recipes():

@@ -143,3 +143,18 @@ def test_inspect_shows_counts_without_the_tokenizer(
     assert "no longer at gone; give its path with --tokenizer" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "store"), "--tokenizer", str(small / "tokenizer")]) == 0
     assert "no longer at" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("field", ["tokenizer", "inputs", "validation_fraction", "document"])
+def test_manifest_without_a_field_is_refused_in_one_line(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str
+) -> None:
+    shutil.copytree(small / "store", tmp_path / "store")
+    manifest = tmp_path / "store/manifest.json"
+    fields = json.loads(manifest.read_text())
+    del fields[field]
+    write_json_with_sha256(manifest, fields)
+    trace = ["--recipe", str(small / "recipe.yaml"), "--step", "3"] if field == "validation_fraction" else []
+    assert main(["inspect", str(tmp_path / "store"), *trace]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"store: a file there is invalid (KeyError: '{field}')" in line

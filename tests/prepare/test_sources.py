@@ -288,6 +288,14 @@ def test_folder_saved_by_datasets_is_read_split_by_split(tmp_path: Path) -> None
         listed("huggingface", tmp_path / "saved")
 
 
+@pytest.mark.parametrize("files", [5, None, [5], [{}], [{"filename": 3}]])
+def test_invalid_state_file_of_datasets_is_an_error(tmp_path: Path, files: object) -> None:
+    write(tmp_path / "data.arrow", b"")
+    write(tmp_path / "state.json", lines({"_data_files": files}))
+    with pytest.raises(InputError, match=r"state.json: cannot be read"):
+        listed("huggingface", tmp_path)
+
+
 # All sources
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import interrupt
 
 from tinyllama.errors import InputError
 from tinyllama.files import (
@@ -207,6 +208,16 @@ def test_forged_unfinished_store_deletes_no_file(small: Path, tmp_path: Path, pl
     assert build_store(recipe)
     assert (store / name).exists() != (tmp_path / "moved").exists()
     assert (store / ".work/.nfs0001").read_text() == "junk"
+
+
+def test_unfinished_store_with_pipe_is_refused(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe.load(small / "recipe.yaml", {"data.store": str(tmp_path / "store")})
+    interrupt(recipe, monkeypatch, after=1)
+    (path,) = (tmp_path / "store/.work/rejects").glob("*.jsonl")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match=f"{path.name}: not a regular file"):
+        build_store(recipe)
 
 
 @pytest.mark.parametrize("name", [".", "/", "inner/.."])

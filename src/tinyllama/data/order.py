@@ -26,8 +26,8 @@ SEQUENCE_DTYPE = np.dtype([("source", "<i4"), ("epoch", "<i8"), ("index", "<i8")
 _GRID_POINTS = 1 << 32
 """Number of grid points per sequence, for the division of a batch among sources (see `_num_sequences_by_step`)."""
 _GOLDEN_OFFSET = 2654435769
-"""Shift of the grid points from one step to the next: `_GRID_POINTS` divided by the golden
-ratio (Weyl 1916; Knuth, TAOCP 3, 6.4)."""
+"""Shift of the grid points from one step to the next: `_GRID_POINTS` divided by the golden ratio (Weyl 1916; Knuth,
+TAOCP 3, 6.4)."""
 _FEISTEL_ROUNDS = 8
 _MAX_RAMP_STEPS = 64
 

@@ -176,7 +176,7 @@ def _may_share_values(kind: Any) -> bool:
 def _stream_start(file: Any) -> int:
     """Return the offset of the stream in an open arrow file.
 
-    The file format has a magic string before its stream, which pyarrow pads to 8 bytes and arrow-rs to 64 bytes.
+    In the file format, the stream follows a magic string, which pyarrow pads to 8 bytes and arrow-rs to 64 bytes.
     """
     file.seek(0)
     if file.read(8)[: len(_ARROW_FILE)] != _ARROW_FILE:
@@ -205,7 +205,7 @@ def _check_batch_sizes(local: Path, name: str) -> None:
     """Raise InputError if a record batch and its dictionaries together decompress to more than _MAX_PAGE_BYTES.
 
     pyarrow decompresses complete record batches in memory but does not expose their sizes. Files with the compression
-    of arrow before 1.0, which another part of a message declares, are refused.
+    of arrow before 1.0 are refused, because this function cannot read their sizes.
     """
     held, dictionaries = 0, dict[int, int]()
     with pyarrow.memory_map(str(local)) as file:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tinyllama.data.order import sequences
 from tinyllama.data.store import HASH_KEYS, TokenStore
-from tinyllama.errors import InputError
+from tinyllama.errors import InputError, translate_damage_errors
 from tinyllama.files import read_json, read_regular_file, sha256_of
 from tinyllama.formatting import format_table
 from tinyllama.prepare.pipeline import settings_diff
@@ -33,20 +33,21 @@ def inspect_lines(
 ) -> Iterator[str]:
     """Yield the output of `tinyllama inspect`: a store's description, or the provenance of one row of a training step.
 
-    If `row` is None, row 0 is traced. Raises InputError if only one of `recipe` and `step` is given, or if `row` is
-    given without both.
+    If `row` is None, row 0 is traced. Raises InputError if only one of `recipe` and `step` is given, if `row` is given
+    without both, or if a file of the store is invalid.
     """
     if (recipe is None) != (step is None) or (row is not None and step is None):
         raise InputError("inspect: to trace a row, give both --recipe and --step")
     store = TokenStore.open(folder)
-    found = open_tokenizer(store, tokenizer)
-    if recipe is not None and step is not None:
-        yield from trace_row(store, Recipe.load(recipe), step, row or 0, found)
-    else:
-        yield from describe(store, found)
-    if found is None:
-        place = store.manifest["tokenizer"]["path"]
-        yield f"no text shown: the store's tokenizer is no longer at {place}; give its path with --tokenizer"
+    with translate_damage_errors(folder):
+        found = open_tokenizer(store, tokenizer)
+        if recipe is not None and step is not None:
+            yield from trace_row(store, Recipe.load(recipe), step, row or 0, found)
+        else:
+            yield from describe(store, found)
+        if found is None:
+            place = store.manifest["tokenizer"]["path"]
+            yield f"no text shown: the store's tokenizer is no longer at {place}; give its path with --tokenizer"
 
 
 def prepared_lines(store: TokenStore) -> Iterator[str]:

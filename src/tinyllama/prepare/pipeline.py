@@ -93,14 +93,16 @@ def _check_existing_store(job: Job, tokenizer: Tokenizer) -> None:
 def _initialize_work_dir(job: Job, plan: dict[str, Any]) -> None:
     """Write the plan; keep the results of an interrupted run that are still valid, and delete the others.
 
-    Raises InputError if the folder has a symbolic link, if it is not a store but has files, or if the unfinished work
-    was begun with other settings or has files that `prepare` did not write.
+    Raises InputError if the folder has a symbolic link or a pipe, if it is not a store but has files, or if the
+    unfinished work was begun with other settings or has files that `prepare` did not write.
     """
     store, path = job.store, job.work / "plan.json"
     if not job.work.exists() and store.exists() and any(store.iterdir()):
         raise InputError(f"{store}: has files but no token store; choose an empty or a new folder")
     for entry in store.rglob("*"):
         reject_symlink(entry)
+        if entry.is_fifo():  # opening a pipe blocks
+            raise InputError(f"{entry}: not a regular file; delete it")
     before = read_json(path) if path.is_file() else None
     for key, (then, now) in differences(before["settings"], plan["settings"]) if before is not None else ():
         raise InputError(

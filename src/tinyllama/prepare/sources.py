@@ -316,4 +316,5 @@ def _saved_files(state: str) -> set[str] | None:
         fields = read_json(local)
     if not isinstance(fields, dict) or "_data_files" not in fields:
         return None
-    return {state.removesuffix("state.json") + entry["filename"] for entry in fields["_data_files"]}
+    with translate_read_errors(state):
+        return {state.removesuffix("state.json") + entry["filename"] for entry in fields["_data_files"]}

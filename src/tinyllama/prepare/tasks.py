@@ -94,7 +94,7 @@ class Job:
         return self.store / WORK_DIR
 
     def find_foreign(self, folder: Path) -> Path | None:
-        """Return a file below `folder` that neither `prepare` nor the file system writes, or None."""
+        """Return a file below `folder` that neither `prepare` nor the operating system writes, or None."""
         files = (path for path in folder.rglob("*") if not (path.is_dir() or self.is_own(path)))
         return next((path for path in files if not re.fullmatch(r"\.nfs.*|\.DS_Store", path.name, re.DOTALL)), None)
 

@@ -142,7 +142,8 @@ def canonical_form(
     """Return a value that is equal for two files that encode every text equally; `Tokenizer.digest` is its hash.
 
     Converters differ in the order of merges that produce the same token, but this order does not affect the ids. The
-    order of merges that produce runs of spaces can affect the ids, so the value contains the ids of such runs instead.
+    order of the merges that produce runs of spaces can affect the ids. Instead of these merges, the value therefore
+    contains the ids of runs of spaces.
     """
     blocks = itertools.groupby(merges, key=lambda merge: "".join(merge).strip(SPACE) and "".join(merge))
     return {
