@@ -184,10 +184,13 @@ def test_ray_gives_up_on_a_task_whose_worker_is_always_killed(
 def test_ray_without_a_shared_folder_is_refused(
     recipe: Recipe, small: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("ray")
+    ray = pytest.importorskip("ray")
+    ray.init(log_to_driver=False, include_dashboard=False)
     monkeypatch.setattr("tinyllama.prepare.executors.run_task", lambda job, stage, rank: None)
     with pytest.raises(InputError, match=r"task 0 of tokens ended, but its completion record is not here"):
         build_store(recipe_at(small, raw, tmp_path / "store", **{"data.executor": "ray"}))
+    assert ray.is_initialized()  # the session belongs to the caller
+    ray.shutdown()
 
 
 def test_a_killed_worker_is_reported_and_loses_nothing(

@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,21 +92,31 @@ def run_ray(job: Job, stage: str, ranks: list[int], started: Callable[[], None])
         raise InputError(
             "data.executor: ray is not installed; pip install 'tinyllama[ray]', or set data.executor to local"
         ) from None
-    os.environ.setdefault("RAY_task_oom_retries", str(_RAY_RETRIES))  # Ray's default is unlimited
-    sigterm_handler = signal.getsignal(signal.SIGTERM)  # replaced by ray.init
-    ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
-    try:
+    with _ray_session(ray):
         started()
         _run_on_ray(ray, job, stage, ranks)
-    finally:
-        ray.shutdown()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, sigterm_handler)
     if lost := [rank for rank in job.unfinished(stage) if rank in ranks]:
         raise InputError(
             f"{job.work}: task {lost[0]} of {stage} ended, but its completion record is not here; mount this folder on "
             "every machine of the Ray cluster, under the same absolute path"
         )
+
+
+@contextmanager
+def _ray_session(ray: Any) -> Iterator[None]:
+    """Use the Ray session of this process, or start one for the block and restore the SIGTERM handler afterwards."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_task_oom_retries", str(_RAY_RETRIES))  # Ray's default is unlimited
+    sigterm_handler = signal.getsignal(signal.SIGTERM)  # replaced by ray.init
+    ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, sigterm_handler)
 
 
 def _run_on_ray(ray: Any, job: Job, stage: str, ranks: list[int]) -> None:
