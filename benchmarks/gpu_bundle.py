@@ -31,6 +31,7 @@ REQUIREMENTS = (
     "orjson",
     "sentencepiece",
     "protobuf",
+    "httpx",
 )
 PEERS = ("transformers",)
 WITHOUT_REQUIREMENTS = ("torchao",)

@@ -12,13 +12,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from gpu_speed import load_recipe, seconds
+from gpu_speed import load_recipe
 from torch import Tensor
 from torch.nn import functional as F
 
 from tinyllama.errors import summarize_error
 from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
-from tinyllama.plan.measure import TimedModel
+from tinyllama.plan.measure import TimedModel, time_call
 from tinyllama.recipe import Recipe
 
 # ruff: noqa: PLC0415 - each peer is imported only where it runs
@@ -126,6 +126,6 @@ def time_training(model: torch.nn.Module, loss: Loss, recipe: Recipe, device: to
     for call in (micro_batch, update):
         call()
     return (
-        statistics.median(seconds(micro_batch) for _ in range(ROUNDS)),
-        statistics.median(seconds(update) for _ in range(ROUNDS)),
+        statistics.median(time_call(micro_batch) for _ in range(ROUNDS)),
+        statistics.median(time_call(update) for _ in range(ROUNDS)),
     )

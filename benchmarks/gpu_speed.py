@@ -10,8 +10,8 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from gpu_correctness import product_flops
@@ -21,12 +21,12 @@ from torch.profiler import profile as torch_profile
 
 from tinyllama import hardware
 from tinyllama.errors import summarize_error
-from tinyllama.model import loss as loss_module
+from tinyllama.model import generation, loss
+from tinyllama.model.attention import INFERENCE_KERNELS
 from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE, flops_per_token
-from tinyllama.model.generation import generate
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
 from tinyllama.plan.estimate import Assumptions, estimate
-from tinyllama.plan.measure import TimedModel, detect_hardware
+from tinyllama.plan.measure import TimedModel, detect_hardware, time_call
 from tinyllama.recipe import Recipe
 
 STEP_TOKENS = 131_072
@@ -98,7 +98,7 @@ def measure(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     try:
-        with changed_logits_chunk(changes.get("logits_chunk")):
+        with patch.object(loss, "LOGITS_CHUNK", changes.get("logits_chunk", loss.LOGITS_CHUNK)):
             timed = TimedModel(recipe, LLAMA_2_VOCAB_SIZE, 1, device, float8_scaling=changes.get("scaling", "rowwise"))
             with torch.compiler.set_stance("fail_on_recompile"):
                 micro_batch = statistics.median(timed.micro_batch() for _ in range(ROUNDS))
@@ -128,17 +128,6 @@ def measure(
         figures = estimate(recipe, LLAMA_2_VOCAB_SIZE, spec, Assumptions()).figures
         row |= {"plan tokens/s": figures["tokens_per_second"], "plan GB": figures["memory_bytes_per_gpu"] / 1e9}
     return row
-
-
-@contextmanager
-def changed_logits_chunk(size: int | None) -> Iterator[None]:
-    """Change the number of logits that the loss computes at a time during the block."""
-    default = loss_module.LOGITS_CHUNK
-    loss_module.LOGITS_CHUNK = size or default
-    try:
-        yield
-    finally:
-        loss_module.LOGITS_CHUNK = default
 
 
 def count_synchronisations(call: Callable[[], object]) -> int:
@@ -188,20 +177,9 @@ def inference(device: str) -> Iterator[dict[str, Any]]:
     lengths = [min(count, length) for count in _TEXT_LENGTHS]
     texts = [torch.randint(LLAMA_2_VOCAB_SIZE, (8, count), device=device) for count in lengths]
     tokens, prompt, new = sum(ids.numel() for ids in texts), texts[0][0, : length // 4].tolist(), 16
-    without = sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
-    for name, kernels in (("without cuDNN", without), ("torch's choice", nullcontext())):
-        with kernels, torch.no_grad():
-            scoring = seconds(lambda: [model(ids) for ids in texts])
-            generation = seconds(lambda: list(generate(model, prompt, new)))
-        yield {"kernels": name, "scored tokens/s": tokens / scoring, "generated tokens/s": new / generation}
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Return the time of a call that includes the first use of its shapes, in seconds."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    begun = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun
+    with_cudnn = [*INFERENCE_KERNELS, SDPBackend.CUDNN_ATTENTION]
+    for name, kernels in (("without cuDNN", INFERENCE_KERNELS), ("with cuDNN", with_cudnn)):
+        with sdpa_kernel(kernels), patch.object(generation, "INFERENCE_KERNELS", kernels), torch.no_grad():
+            scoring = time_call(lambda: [model(ids) for ids in texts])
+            generating = time_call(lambda: list(generation.generate(model, prompt, new)))
+        yield {"kernels": name, "scored tokens/s": tokens / scoring, "generated tokens/s": new / generating}

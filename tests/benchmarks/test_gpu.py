@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +47,18 @@ def test_a_part_keeps_its_rows_and_names_its_problem(gpu, tmp_path, function, pr
         table = gpu.markdown_section(result)
         assert "| check | found | passed | note |" in table
         assert "| second |  |  | a\\|b |" in table
+
+
+def test_parts_import_no_package_that_the_bundle_lacks():
+    ended = subprocess.run(
+        [sys.executable, Path(__file__).with_name("bundled_imports.py")],
+        env=os.environ | {"PYTHONPATH": str(BENCHMARKS)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert {"pyarrow", "datatrove", "trackio", "matplotlib"} <= set(ended.stdout.splitlines())
 
 
 @pytest.mark.slow

@@ -25,7 +25,6 @@ from tinyllama.plan.formulas import (
     replica_traffic_bytes,
     shard_traffic_bytes,
 )
-from tinyllama.prepare.sources import COMPRESSIONS, list_files
 from tinyllama.recipe import ActivationCheckpointing, Recipe, Source
 from tinyllama.release.formats import release_bytes
 from tinyllama.tokenizer import token_dtype
@@ -47,7 +46,7 @@ _SUBSET_FRACTIONS = {
     "RedPajamaArXiv": 0.046, "RedPajamaWikipedia": 0.038, "RedPajamaStackExchange": 0.033,
 }  # fmt: skip
 _TEXT_BYTES_PER_TOKEN = 4.0
-_COMPRESSED_SUFFIXES, _COMPRESSION_RATIO = {*COMPRESSIONS, ".parquet"}, 3.0
+_COMPRESSION_RATIO = 3.0
 
 
 @dataclass(frozen=True)
@@ -273,10 +272,12 @@ def store_size(recipe: Recipe, vocab_size: int) -> tuple[int, str]:
 def _raw_text_bytes(name: str, source: Source) -> float:
     """Return the bytes of text in a source's local files (estimated for compressed files), or 0 without files."""
     try:
+        from tinyllama.prepare.sources import COMPRESSIONS, list_files  # noqa: PLC0415 - needs pyarrow
+
         files = [] if "://" in source.path else list_files(name, source)
-    except InputError:  # not downloaded yet
+    except (InputError, ModuleNotFoundError):  # not downloaded yet, or a machine that only trains and has no pyarrow
         return 0.0
-    is_compressed = [Path(file.path).suffix.lower() in _COMPRESSED_SUFFIXES for file in files]
+    is_compressed = [Path(file.path).suffix.lower() in {*COMPRESSIONS, ".parquet"} for file in files]
     ratios = [_COMPRESSION_RATIO if compressed else 1.0 for compressed in is_compressed]
     return sum(file.size * ratio for file, ratio in zip(files, ratios, strict=True))
 

@@ -91,7 +91,7 @@ class TimedModel:
 
     def micro_batch(self) -> float:
         """Return the time of a forward and a backward pass, in seconds."""
-        return _seconds(lambda: self.model.loss(self.ids[:, :-1], self.ids[:, 1:]).backward())
+        return time_call(lambda: self.model.loss(self.ids[:, :-1], self.ids[:, 1:]).backward())
 
     def update(self) -> float:
         """Return the seconds of gradient clipping and an optimizer step, with the last micro-batch's gradients."""
@@ -101,10 +101,11 @@ class TimedModel:
             optimizer_step(self.optimizers, 0.0)
             self.model.zero_grad()
 
-        return _seconds(run)
+        return time_call(run)
 
 
-def _seconds(call: Callable[[], None]) -> float:
+def time_call(call: Callable[[], object]) -> float:
+    """Return the time of a call in seconds, including its work on the GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()

@@ -1,0 +1,37 @@
+"""Imports the parts of benchmarks/gpu.py without the packages that benchmarks/gpu_bundle.py does not pack.
+
+Prints the import names of these packages, then the size of a store, which `tinyllama plan` estimates.
+"""
+
+import importlib
+import sys
+from importlib.metadata import packages_distributions, requires
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+
+def closure(names: list[str]) -> set[str]:
+    """Return distributions with their requirements, without extras."""
+    found: set[str] = set()
+    while names:
+        name = canonicalize_name(names.pop())
+        if name in found:
+            continue
+        found.add(name)
+        parsed = [Requirement(line) for line in requires(name) or ()]
+        names += [one.name for one in parsed if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return found
+
+
+bundle = importlib.import_module("gpu_bundle")
+bundled = closure(["torch", "numpy", *bundle.REQUIREMENTS, *bundle.PEERS])
+lacking = closure(["tinyllama"]) - {"tinyllama"} - bundled
+for module, distributions in packages_distributions().items():
+    if lacking.issuperset(map(canonicalize_name, distributions)):
+        sys.modules[module] = None  # type: ignore[assignment]  # an import of the module fails
+        print(module)
+for module in ("gpu_correctness", "gpu_training", "gpu_speed", "gpu_peers", "tinyllama.cli", "tinyllama.train.loop"):
+    importlib.import_module(module)
+recipe = importlib.import_module("tinyllama").Recipe.load("tinyllama-1.1b")
+print(importlib.import_module("tinyllama.plan.estimate").store_size(recipe, 32_000))
