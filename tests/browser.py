@@ -1,6 +1,5 @@
 """A browser for tests: Debian's chromium, headless, through playwright."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-import pytest
 from playwright.sync_api import Page, sync_playwright
+from tests.conftest import cannot_run
 
 ARTEFACTS = Path(__file__).parent / "artefacts"
 """Folder of the screenshots, which git ignores and CI keeps."""
@@ -78,7 +77,4 @@ def find_chromium() -> str:
     """Return the browser's path. Without it a test fails in CI and is skipped elsewhere."""
     if path := shutil.which("chromium"):
         return path
-    problem = "chromium is missing; install it: apt-get install chromium"
-    if os.environ.get("CI"):
-        pytest.fail(problem)
-    pytest.skip(problem)
+    cannot_run("chromium is missing; install it: apt-get install chromium")

@@ -1,10 +1,10 @@
-"""Only known log messages of libraries are silenced."""
+"""Only known log messages of libraries are silenced, and an error without a message is reported by its class."""
 
 import logging
 
 import pytest
 
-from tinyllama.errors import silence_torchao
+from tinyllama.errors import first_line, silence_torchao
 
 ENUM = "<enum 'K'> is an Enum subclass and is now natively supported by torch.compile as an opaque value type."
 
@@ -25,3 +25,8 @@ def test_only_known_messages_are_silenced(logger: str, message: str, is_dropped:
     silence_torchao()
     record = logging.LogRecord(logger, logging.WARNING, "", 0, message, None, None)
     assert bool(logging.getLogger(logger).filter(record)) is not is_dropped
+
+
+def test_error_without_a_message_is_reported_by_its_class() -> None:
+    assert first_line(RuntimeError()) == "RuntimeError"
+    assert first_line(RuntimeError("\nthe cause\nits place")) == "the cause"

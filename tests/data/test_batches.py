@@ -18,8 +18,6 @@ from tinyllama.data.store import Split, TokenStore
 from tinyllama.errors import InputError
 from tinyllama.recipe import Recipe
 
-RANK_PROGRAM = Path(__file__).parent / "rank_program.py"
-
 
 @pytest.fixture
 def recipe(small: Path) -> Recipe:
@@ -90,6 +88,17 @@ def test_batches_are_those_of_the_steps_up_to_the_last(
 
 def test_the_first_block_has_one_step() -> None:
     assert [*module._blocks(5, 20, 4)] == [(5, 6), (6, 8), (8, 12), (12, 16), (16, 20)]
+
+
+def test_the_next_step_is_prefetched_and_none_after_the_last(
+    recipe: Recipe, store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advised: list[tuple[int, ...]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, *advice: advised.append(advice))
+    counts = [len(advised) for _ in batches(recipe, store, 4, 1, 3)]
+    assert counts == [8 * num_steps for num_steps in (2, 3, 4, 5, 6, 6)]
+    indices = [index for step in range(4, 10) for index in sequences(recipe, store, step)[8:16]["index"].tolist()]
+    assert advised == [(index * 64 * 2, 65 * 2, os.POSIX_FADV_WILLNEED) for index in indices]
 
 
 def test_a_file_truncated_during_training_is_named(recipe: Recipe, small: Path, tmp_path: Path) -> None:

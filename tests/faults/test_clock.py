@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.conftest import contents
+from tests.conftest import cannot_run, contents
 from tests.faults.commands import assert_succeeds
 from tests.faults.conftest import RELEASE, RUN, skip_peak, write_recipe
 from tests.faults.soak_checks import compare_checkpoints, files_without_times, metrics_without_speed
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 def backwards(completed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a pipeline that ran while the clock ran backwards, and its output."""
     if shutil.which("cc") is None:
-        pytest.skip("needs a C compiler for a clock that runs backwards")
+        cannot_run("needs a C compiler for a clock that runs backwards")
     folder = tmp_path_factory.mktemp("backwards")
     clock = folder / "clock.so"
     source = Path(__file__).with_name("backwards.c")

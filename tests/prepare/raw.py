@@ -23,6 +23,8 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     ".xz": lzma.compress,
 }
 """Function that compresses a file's content, by suffix."""
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 12345\n"
+"""Content of a git-lfs pointer."""
 
 
 def source(format: str, path: Path | str, **more: Any) -> Source:

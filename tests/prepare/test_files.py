@@ -17,7 +17,7 @@ from tests.faults.commands import drop_privileges, run_in_fork
 from tests.prepare.raw import lines, slim, source, texts_of, write
 
 from tinyllama.errors import InputError
-from tinyllama.prepare.files import file_size, find_files, local_copy, modified_after
+from tinyllama.prepare.files import file_size, find_files, local_copy, modified_after, translate_read_errors
 from tinyllama.prepare.readers import read_rows
 from tinyllama.prepare.sources import check_sources_disjoint, list_files
 
@@ -199,3 +199,16 @@ def test_modification_is_detected_despite_a_restored_time(tmp_path: Path) -> Non
     os.utime(path, (1000, 1000))
     assert modified_after(str(path), before)
     assert not modified_after(str(path), before + 1000)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "remedy"),
+    [
+        (pyarrow.ArrowInvalid("bad magic"), InputError, r"a\.parquet: .*correct its suffix"),
+        (pyarrow.ArrowNotImplementedError("encrypted"), InputError, r"a\.parquet: .*rewrite it without"),
+        (pyarrow.ArrowMemoryError("4 GiB"), MemoryError, "4 GiB"),  # is not the file's fault
+    ],
+)
+def test_error_of_pyarrow_has_its_remedy(error: Exception, expected: type[Exception], remedy: str) -> None:
+    with pytest.raises(expected, match=remedy), translate_read_errors("a.parquet"):
+        raise error

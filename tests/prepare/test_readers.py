@@ -18,7 +18,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.fuzz.strategies import fixed_examples
-from tests.prepare.raw import COMPRESSIONS, lines, slim, source, texts_of, write
+from tests.prepare.raw import COMPRESSIONS, POINTER, lines, slim, source, texts_of, write
 
 from tinyllama.errors import InputError
 from tinyllama.prepare.readers import RejectedRow, SourceRow, read_rows
@@ -160,7 +160,6 @@ def test_file_of_another_kind_is_an_error_with_its_remedy(
         read(write(tmp_path / name, content), format)
 
 
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 12345\n"
 ANNEX = b"/annex/objects/SHA256E-s12345--" + b"4d7a" * 16 + b".parquet\n"
 
 

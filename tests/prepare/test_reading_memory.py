@@ -17,10 +17,7 @@ import pytest
 import zstandard
 from tests.conftest import python_sources
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no record of peak memory"),
-]
+pytestmark = pytest.mark.slow
 LONG = 200_000_000
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.conftest import python_sources, small_recipe, write_jsonl
-from tests.prepare.raw import lines, slim, write
+from tests.prepare.raw import POINTER, lines, slim, write
 
 from tinyllama.cli import main
 from tinyllama.data.store import TokenStore
@@ -184,6 +184,13 @@ def test_archive_that_the_recipe_names_is_an_error(small: Path, tmp_path: Path, 
     with pytest.raises(InputError, match=rf"{name}: is a .*archive.*unpack it"):
         build_store(Recipe.load(recipe))
     assert not (tmp_path / "store/manifest.json").exists()
+
+
+def test_git_pointer_named_json_is_an_error(small: Path, tmp_path: Path) -> None:
+    write(tmp_path / "raw/rows.jsonl", lines(*GOOD))
+    write(tmp_path / "raw/more.json", POINTER)
+    with pytest.raises(InputError, match=r"more\.json: .*git lfs pull"):
+        build_store(Recipe.load(recipe_of(small, tmp_path)))
 
 
 def test_holdout_tail_needs_a_validation_fraction(small: Path, tmp_path: Path) -> None:

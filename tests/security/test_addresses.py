@@ -100,9 +100,7 @@ def test_force_keeps_folder_with_invalid_files(stranger: Path, files: object) ->
 
 
 @pytest.mark.slow
-def test_force_removes_only_files_of_release(
-    stranger: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_force_removes_only_files_of_release(stranger: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["release", str(stranger), "--formats", "huggingface", "--force"]
     write_json(stranger / "release.json", {"name": "own"})
     target = Path("releases/own")

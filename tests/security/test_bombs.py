@@ -224,7 +224,7 @@ def test_page_with_unreadable_header_is_refused(tmp_path: Path) -> None:
         read(path, "parquet")
 
 
-def test_endless_download_is_stopped(tmp_path: Path) -> None:
+def test_endless_download_is_stopped() -> None:
     class Endless(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             self.send_response(200)

@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -228,7 +229,7 @@ def test_store_in_the_folder_of_the_recipe_is_refused(
     (tmp_path / ".work").mkdir()
     (tmp_path / "inner").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=rf"{re.escape(name)}.*; .*choose"):
         build_store(Recipe.load(small / "recipe.yaml", {"data.store": name}))
     assert (tmp_path / "notes").read_text() == "precious"
 

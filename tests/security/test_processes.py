@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.conftest import small_recipe
-from tests.train.launch import lacks_mount_namespaces, mount_small_disk
+from tests.train.launch import mount_small_disk
 
 from tinyllama import cli
 from tinyllama.errors import run_and_get_exit_status
@@ -71,8 +71,6 @@ def test_unusual_folder_names_work(
 
 @pytest.mark.slow
 def test_full_temporary_folder_during_compile_is_named(small: Path, tmp_path: Path) -> None:
-    if lacks_mount_namespaces():
-        pytest.skip("needs a mount namespace for a disk that is full")
     command = [sys.executable, "-m", "tinyllama", "--quiet", "train", str(small / "recipe.yaml")]
     command += ["--train.compile", "true"]
     variables = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}

@@ -36,6 +36,14 @@ def test_crashed_process_ends_run_and_reports_test() -> None:
     assert "passed" not in done.stdout  # busy.py had not ended
 
 
+@pytest.mark.slow
+def test_hanging_native_code_ends_run_and_reports_test() -> None:
+    done = make_test("tests/suite/examples/hang.py", "--timeout", "4", "--override-ini", "faulthandler_timeout=8")
+    assert done.returncode == 1
+    assert "FAILED tests/suite/examples/hang.py::test_that_hangs" in done.stdout
+    assert "in test_that_hangs" in done.stderr  # in the stack
+
+
 def test_every_test_has_a_time_limit() -> None:
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     marks = [int(found) for path in ROOT.glob("tests/**/*.py") for found in TIMEOUT.findall(path.read_text())]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.conftest import cannot_run
 from tests.data.reading import batch_of_step
 from tests.train import fault_injection
 from tests.train.fault_injection import RESUME_FILE, Fault, marker_path
@@ -191,14 +192,11 @@ def event_steps(run: Path, *names: str) -> list[int]:
     return [row["step"] for row in read_events(run, *names)]
 
 
-def lacks_mount_namespaces() -> bool:
-    """Return whether this machine cannot mount a small tmpfs in a namespace of its own."""
-    return shutil.which("unshare") is None or bool(subprocess.run(["unshare", "-rm", "true"], check=False).returncode)
-
-
 @contextmanager
 def mount_small_disk(place: Path, size: str) -> Iterator[Path]:
     """Mount an empty disk of `size` at `place` in a namespace of its own; yield the path of the disk seen from here."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
+        cannot_run("needs a mount namespace for a small disk")
     place.mkdir(parents=True)
     script = 'mount -t tmpfs -o size="$1" none "$2" && echo mounted && exec cat'
     command = ["unshare", "-rm", "sh", "-c", script, "sh", size, str(place)]

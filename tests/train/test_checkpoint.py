@@ -274,6 +274,7 @@ def test_a_failed_checkpoint_leaves_no_folder_and_the_next_is_complete(
     ("on_failure", "number", "remedy", "kept"),
     [
         ("stop", errno.ENOSPC, "free some space", [2]),
+        ("stop", errno.EDQUOT, "free some space", [2]),
         ("stop", errno.EACCES, "make runs/small/checkpoints writable", [2]),
         ("continue", errno.ENOSPC, "", [6, 8]),
     ],

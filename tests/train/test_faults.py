@@ -18,7 +18,6 @@ from tests.train.launch import (
     event_steps,
     fault_in_batch,
     has_metrics,
-    lacks_mount_namespaces,
     load_weights,
     mount_small_disk,
     read_events,
@@ -178,8 +177,6 @@ def test_signal_to_one_rank_or_to_torchrun_saves_on_all(
 
 @pytest.fixture
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    if lacks_mount_namespaces():
-        pytest.skip("needs a mount namespace for a disk that can be filled")
     with mount_small_disk(tmp_path_factory.mktemp("mounts") / "disk", "12m") as place:
         yield place
 

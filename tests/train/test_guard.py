@@ -34,8 +34,9 @@ from tinyllama.errors import REQUEUE_STATUS, RunStoppedError
 from tinyllama.files import write_json
 from tinyllama.recipe import Guard, Recipe
 from tinyllama.runs.run_dir import RunDir
-from tinyllama.train.guard import Action, SpikeDetector, discard_stale_rollbacks, is_spike
+from tinyllama.train.guard import Action, Decision, SpikeDetector, discard_stale_rollbacks, is_spike
 from tinyllama.train.loop import train
+from tinyllama.train.resume import roll_back
 
 pytest_plugins = ["tests.train.fixtures"]
 
@@ -252,6 +253,14 @@ def test_run_after_a_spike_equals_one_without_its_batches(
     assert event_steps(run, "start", "resume") == [0, *starts]
     assert [record["checkpoint"] for record in RunDir(run).rollbacks()] == starts
     assert_same_run(run, train_without(*chain.from_iterable(skipped for *_, skipped in rollbacks), **fields))
+
+
+@pytest.mark.parametrize("is_spike", [True, False])
+def test_higher_spike_threshold_is_a_remedy_only_after_a_spike(small: Path, work_dir: Path, is_spike: bool) -> None:
+    state = single_process.build_state(load_recipe(small, **{"guard.max_rollbacks": 0}))
+    with pytest.raises(RunStoppedError, match=r"guard\.max_rollbacks") as error:
+        roll_back(state, None, 20, Decision(Action.ROLL_BACK, "a reason", 2, is_spike))
+    assert ("guard.spike_z_score" in str(error.value)) == is_spike
 
 
 def test_too_many_rollbacks_end_the_run(

@@ -1,5 +1,6 @@
 """Releases at a run's milestones: made and scored by sidecar processes, whatever happens to these."""
 
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -128,6 +129,16 @@ def test_sigterm_during_the_last_release_exits_with_the_requeue_status(small: Pa
         assert "SIGTERM" in line and "resume" in line
     train(recipe)
     assert releases_of(training.run) == [(5, True), (20, True)]
+
+
+def test_run_started_again_from_step_0_releases_its_own_weights(small: Path, work_dir: Path) -> None:
+    run = train(recipe_in(work_dir, small, **ONE_MILESTONE))
+    weights = run / "releases/step-00000005/huggingface/model.safetensors"
+    before = weights.read_bytes()
+    shutil.rmtree(run / "checkpoints")
+    train(recipe_in(work_dir, small, **ONE_MILESTONE, seed=99))
+    assert weights.read_bytes() != before
+    assert releases_of(run) == [(5, True)]
 
 
 def test_release_averages_the_checkpoints_up_to_its_own(small: Path, work_dir: Path) -> None:
