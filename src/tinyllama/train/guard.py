@@ -102,14 +102,14 @@ def discard_stale_rollbacks(run: RunDir) -> None:
 
 
 @contextmanager
-def watchdog(seconds: float, on_hang: Callable[[float], None], signals: StopSignals) -> Iterator[Heartbeat]:
+def watchdog(seconds: float, on_hang: Callable[[float], None], signals: StopSignals | None) -> Iterator[Heartbeat]:
     """Call `on_hang` and exit with status 1 if the block does not call the yielded heartbeat within `seconds`.
 
-    A process whose peer has died waits in a collective, where it cannot handle a stop signal. After a stop signal, the
-    limit is therefore twice the longest time between two heartbeats so far, but at least five seconds. The exit status
-    is then REQUEUE_STATUS. A stop signal before the first heartbeat changes neither value. `on_hang` receives the limit
-    in seconds. The watchdog is a thread, because an exception cannot interrupt a main thread that waits in a
-    collective.
+    A process can wait for a dead peer in a collective, where it cannot handle a stop signal; pass `signals` for it.
+    After a stop signal, the limit is then twice the longest time between two heartbeats so far, but at least five
+    seconds, and the exit status is REQUEUE_STATUS. A stop signal before the first heartbeat changes neither value.
+    `on_hang` receives the limit in seconds. The watchdog is a thread, because an exception cannot interrupt a main
+    thread that waits in a collective.
     """
     period = min(1.0, seconds / 4)
     heartbeat, is_over = Heartbeat(), threading.Event()
@@ -117,7 +117,7 @@ def watchdog(seconds: float, on_hang: Callable[[float], None], signals: StopSign
     def monitor() -> None:
         while not is_over.wait(period):
             limit, status = seconds, 1
-            if signals.has_arrived() and heartbeat.longest_seconds is not None:
+            if signals and signals.has_arrived() and heartbeat.longest_seconds is not None:
                 limit = min(seconds, max(_MIN_SECONDS_AFTER_SIGNAL, 2 * heartbeat.longest_seconds))
                 status = REQUEUE_STATUS
             if heartbeat.add_wait(period) > limit:

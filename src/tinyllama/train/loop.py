@@ -119,7 +119,9 @@ class TrainingLoop:
         stack.callback(self.writer.close)
         self.throughput = ThroughputMeter(recipe, state.model.vocab_size, state.world, saved.get("hardware", []))
         self.signals = stack.enter_context(record_signals())
-        self.heartbeat = stack.enter_context(watchdog(recipe.guard.watchdog_seconds, self._on_hang, self.signals))
+        # If a rank dies, gloo's collectives fail on the other ranks, but NCCL's collectives wait.
+        signals = self.signals if state.world.size > 1 and state.world.device.type == "cuda" else None
+        self.heartbeat = stack.enter_context(watchdog(recipe.guard.watchdog_seconds, self._on_hang, signals))
 
     def train_from(self, first_step: int, detector_state: dict[str, Any] | None) -> bool:
         """Train from `first_step` to the last step; return False if the spike detector rolled the run back."""
