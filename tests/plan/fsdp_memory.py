@@ -8,6 +8,7 @@ Uses fake tensors and a fake process group: nothing is computed or sent. Prints 
 import json
 import sys
 import types
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -16,13 +17,18 @@ from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tinyllama.distributed import World, build_mesh, shard_model
+from tinyllama.model import loss
+from tinyllama.model.flops import loss_chunk_tokens
 from tinyllama.model.llama import PRECISIONS, Llama
 from tinyllama.recipe import Recipe
 from tinyllama.train.setup import build_optimizers, optimizer_step
 
 
 def peak_bytes(recipe: Recipe, ranks: int) -> int:
-    """Return the peak in the second step, when gradients and the optimizer's state exist."""
+    """Return the peak in the second step, when gradients and the optimizer's state exist.
+
+    The loss uses the chunks of a GPU.
+    """
     device = torch.device("cpu")
     mesh = build_mesh(recipe.parallel, World(0, ranks, device))
     with torch.device("meta"):
@@ -30,7 +36,10 @@ def peak_bytes(recipe: Recipe, ranks: int) -> int:
     model.set_activation_checkpointing(recipe.parallel.activation_checkpointing)
     shard_model(model, mesh)
     model.forward = types.MethodType(Llama.loss, model)  # type: ignore[method-assign]  # only forward is tracked
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    gpu_chunks = patch.multiple(
+        loss, loss_chunk_tokens=lambda vocab_size, is_cpu: loss_chunk_tokens(vocab_size, False), CPU_SOFTMAX_CHUNK=2**62
+    )
+    with gpu_chunks, FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=device)
         optimizers = build_optimizers(model, recipe.train.optimizer)
         with FSDPMemTracker(model, optimizers[-1]) as tracker:

@@ -5,7 +5,9 @@ from tinyllama.recipe import Model
 LLAMA_2_VOCAB_SIZE = 32_000
 """Assumed vocabulary size if a recipe's tokenizer does not exist yet."""
 LOGITS_CHUNK = 2**25
-"""Maximum number of logits in memory at a time; smaller chunks make matrix products slower."""
+"""Maximum number of logits in memory at a time on a CPU; smaller chunks make matrix products slower."""
+GPU_LOGITS_CHUNK = 2**27
+"""Maximum number of logits in memory at a time on a GPU. Each chunk reads and writes the head's float32 gradient."""
 CPU_SOFTMAX_CHUNK = 2**21
 """Maximum number of float32 probabilities in memory at a time on a CPU; that many fit into the CPU's cache."""
 ATTENTION_BLOCK = 128
@@ -43,6 +45,17 @@ def flops_per_token(config: Model, vocab_size: int, sequence_length: int) -> int
     parts = parameters_by_part(config, vocab_size)
     multiplied = sum(parts.values()) - parts["head"]  # the output head counts even if it is tied
     return 6 * multiplied + 6 * config.layers * config.dim * sequence_length
+
+
+def loss_chunk_tokens(vocab_size: int, is_cpu: bool) -> int:
+    """Return the maximum number of tokens whose logits the loss computes at a time.
+
+    On a GPU, the number is a multiple of 128 where the vocabulary allows it, so that matrix products use full tiles.
+    """
+    if is_cpu:
+        return max(1, LOGITS_CHUNK // vocab_size)
+    tokens = max(1, GPU_LOGITS_CHUNK // vocab_size)
+    return tokens - tokens % 128 or tokens
 
 
 def saved_attention_probabilities(sequence_length: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinyllama.model.flops import CPU_SOFTMAX_CHUNK, LOGITS_CHUNK
+from tinyllama.model.flops import CPU_SOFTMAX_CHUNK, loss_chunk_tokens
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
@@ -36,9 +36,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nats = hidden.new_zeros((), dtype=torch.float32)
         hidden_gradient = torch.empty_like(hidden)
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if with_gradient else hidden.new_empty(0)
-        tokens, softmax_tokens = (max(1, size // len(weight)) for size in (LOGITS_CHUNK, CPU_SOFTMAX_CHUNK))
-        if hidden.device.type != "cpu":
-            softmax_tokens = tokens
+        is_cpu = hidden.device.type == "cpu"
+        tokens = loss_chunk_tokens(len(weight), is_cpu)
+        softmax_tokens = max(1, CPU_SOFTMAX_CHUNK // len(weight)) if is_cpu else tokens
         for start in range(0, len(hidden), tokens):
             chunk = slice(start, start + tokens)
             logits = hidden[chunk] @ matrix.T
@@ -64,8 +64,8 @@ def _loss_and_gradient_inplace(logits: Tensor, targets: Tensor, z_loss: float) -
     targets = targets[:, None]
     target_logits = logits.gather(-1, targets).float()
     probabilities = torch.softmax(logits, -1, dtype=torch.float32)
-    highest, token = probabilities.max(-1, keepdim=True)
-    log_z = logits.gather(-1, token).float() - highest.log()  # the highest probability never underflows
+    highest, token = logits.max(-1, keepdim=True)  # bf16 logits are half as large as float32 probabilities
+    log_z = highest.float() - probabilities.gather(-1, token).log()  # the highest probability never underflows
     if z_loss:
         probabilities *= 1 + 2 * z_loss * log_z
     probabilities.scatter_add_(-1, targets, probabilities.new_full(targets.shape, -1.0))

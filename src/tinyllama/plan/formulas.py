@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tinyllama.hardware import GPUS_PER_NODE, HardwareSpec
 from tinyllama.model.flops import (
     CPU_SOFTMAX_CHUNK,
-    LOGITS_CHUNK,
+    loss_chunk_tokens,
     num_parameters,
     parameters_by_part,
     saved_attention_probabilities,
@@ -98,7 +98,8 @@ def optimizer_bytes(workload: Workload) -> int:
 
 def logits_bytes(workload: Workload) -> int:
     """Return the bytes of one chunk of the loss computation: logits, probabilities and the head's gradient."""
-    logits = min(LOGITS_CHUNK, workload.tokens * workload.vocab_size)
+    chunk_tokens = min(loss_chunk_tokens(workload.vocab_size, workload.is_cpu), workload.tokens)
+    logits = chunk_tokens * workload.vocab_size
     probabilities = min(logits, CPU_SOFTMAX_CHUNK) if workload.is_cpu else 2 * logits
     head = workload.vocab_size * workload.model.dim
     # unsharded float32 weights of the head are copied to bf16 for the matrix product
