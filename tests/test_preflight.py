@@ -159,8 +159,8 @@ def test_missing_special_token_is_found(small: Path, tmp_path: Path) -> None:
         ({"release.tasks": ["winogrand"]}, "release.tasks", "did you mean winogrande", True),
         ({"release.tasks": ["piqa"], "release.limit": 1}, "release.tasks", "raise the limit to at least 2", True),
         ({"release.baselines": ["ada/pythia", "pythia"]}, "release.baselines", "pythia is neither a folder", False),
-        ({"train.float8": True, "model.ffn_dim": 136}, "train.float8", "remove train.float8", True),
-        ({"train.float8": True, "model.dim": 72, "model.heads": 6}, "train.float8", "multiples of 16", True),
+        ({"train.float8": True, "train.compile": True, "model.ffn_dim": 136}, "train.float8", "remove train.float8", True),
+        ({"train.float8": True, "train.compile": True, "model.dim": 72, "model.heads": 6}, "train.float8", "multiples of 16", True),
     ],
 )
 def test_problem_of_milestone_or_training_is_found(

@@ -143,7 +143,7 @@ def test_recipe_needs_raw_files_only_without_store(small: Path, tmp_path: Path) 
         ({"release.tasks": ["helaswag"]}, "release.tasks", "missing", "did you mean hellaswag"),
         ({"data.executor": "slurm", "data.slurm.partition": "cpu"}, "data.executor", "missing", "login node"),
         ({"tokenizer": "nowhere/at/all"}, "tokenizer", "missing", "tinyllama tokenizer train small"),
-        ({"train.float8": True}, "train.float8", "missing", "remove"),
+        ({"train.float8": True, "train.compile": True}, "train.float8", "missing", "remove"),
         ({"data.sources.lines.clean": {"filters": ["c4"], "language": "xx"}}, "data.sources.*.clean", "missing",
          "ISO 639-1"),
         ({"release.tasks": ["hellaswag", "lambada_openai"]}, "items of the tasks", "warning", "tinyllama[offline]"),

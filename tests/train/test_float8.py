@@ -75,4 +75,9 @@ def test_loss_and_gradients_are_close_to_bf16(h100: World) -> None:
 
 def test_cpu_is_refused(small: Path) -> None:
     with pytest.raises(InputError, match=r"^train\.float8: cpu"):
-        build_state(load_recipe(small, **{"train.float8": True}))
+        build_state(load_recipe(small, **{"train.float8": True, "train.compile": True}))
+
+
+def test_float8_without_compile_is_refused(small: Path) -> None:
+    with pytest.raises(InputError, match=r"recipe\.yaml: train: float8 .*compile"):
+        load_recipe(small, **{"train.float8": True, "train.compile": False})

@@ -128,8 +128,8 @@ class Train(RecipeModel):
     precision: Literal["bf16", "fp32"] = "bf16"
     """Precision of computation; weights, optimizer state and accumulated gradients are always float32."""
     float8: bool = False
-    """Compute the transformer blocks' matrix products in float8 with one scale per row (torchao); needs a GPU that
-    supports float8 matrix products."""
+    """Compute the transformer blocks' matrix products in float8 with one scale per row (torchao); needs `compile`, and
+    a GPU that supports float8 matrix products."""
     deterministic: bool = False
     """Use deterministic GPU kernels, which are slower; CPU kernels are always deterministic."""
     compile: bool = True
@@ -144,6 +144,12 @@ class Train(RecipeModel):
     """Number of steps between validations; the last step is always validated."""
     validation_sequences: Count = 1024
     """Maximum number of sequences per validation, divided among the sources by weight."""
+
+    @model_validator(mode="after")
+    def _check_float8(self) -> Self:
+        if self.float8 and not self.compile:  # each scale and cast would be a kernel of its own
+            raise ValueError("float8 is slower than bf16 without compile; set compile to true, or remove float8")
+        return self
 
     @model_validator(mode="after")
     def _check_learning_rates(self) -> Self:
