@@ -2,15 +2,16 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from tinyllama import hardware
-from tinyllama.distributed import check_same_device_type, select_device
-from tinyllama.errors import InputError
+from tinyllama import distributed, hardware
+from tinyllama.distributed import check_same_device_type, init_distributed, select_device
+from tinyllama.errors import InputError, RunStoppedError
 
 
 @pytest.fixture
@@ -49,3 +50,30 @@ def test_groups_of_replicas_have_the_timeout_of_the_watchdog() -> None:
     program = Path(__file__).with_name("mesh_timeouts_program.py")
     done = subprocess.run([sys.executable, str(program), "7"], check=True, capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["14.0", "14.0"]  # shards, replicas
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "is_destroyed"),
+    [
+        ("cuda", None, True),
+        ("cuda", RunStoppedError("SIGTERM: saved", signal="SIGTERM"), True),
+        ("cuda", RunStoppedError("the disk is full"), False),
+        ("cuda", InputError("a damaged store"), False),
+        ("cpu", InputError("a damaged store"), True),
+    ],
+)
+def test_groups_that_could_wait_for_blocked_ranks_are_not_destroyed(
+    monkeypatch: pytest.MonkeyPatch, device: str, error: Exception | None, is_destroyed: bool
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "select_device", lambda rank: torch.device(device))
+    monkeypatch.setattr(distributed, "die_with_torchrun", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 0, 1)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append("destroyed"))
+    with pytest.raises(type(error)) if error else nullcontext(), init_distributed(60):
+        if error:
+            raise error
+    assert bool(calls) == is_destroyed

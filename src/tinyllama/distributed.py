@@ -78,13 +78,21 @@ def init_distributed(watchdog_seconds: float) -> Iterator[World]:
         raise RunStoppedError(f"rank {rank}: {problem}; {remedy}") from None
     check_same_device_type(store, rank, device)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    ranks_end_together = False
     try:
         yield World(rank, size, device, timeout)
+        ranks_end_together = True
+    except RunStoppedError as error:
+        ranks_end_together = bool(error.signal)
+        raise
     finally:
         # The training loop contains a reference cycle, which keeps process groups and their threads alive. A thread
         # that releases a tensor while the interpreter exits could abort the process.
         gc.collect()
-        dist.destroy_process_group()
+        # NCCL's groups wait for the other ranks, which may be blocked in a collective after an error on this rank. The
+        # error would never be printed. At the interpreter's exit, torch aborts these groups instead of waiting.
+        if ranks_end_together or device.type == "cpu":
+            dist.destroy_process_group()
 
 
 def select_device(local_rank: int) -> torch.device:
