@@ -6,10 +6,11 @@ import time
 
 
 def main(action: str, *arguments: str) -> int:
-    """Print environment variables; or wait for the end of the input and fail; or start a sidecar and print its ID."""
+    """Print environment variables and the priority; or fail when the input ends; or start a sidecar, print its ID."""
     if action == "environment":
         for name in arguments:
             print(repr(os.environ.get(name)))
+        print(os.getpriority(os.PRIO_PROCESS, 0))
         return 0
     if action == "parent":
         from tinyllama.processes import start_sidecar

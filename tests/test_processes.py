@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllama.processes import Heartbeat, start_sidecar
+from tinyllama.processes import _ALLOCATOR_VARIABLES, Heartbeat, start_sidecar
 
 CHILD = "tests.sidecar_child"
 
@@ -22,8 +22,37 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_sidecar_has_no_rank_and_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     child = start_sidecar(CHILD, "environment", "RANK", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", one_core=True)
-    assert child.communicate()[0].splitlines() == ["None", "''", "'1'"]
+    assert child.communicate()[0].splitlines() == ["None", "''", "'1'", "0"]
     assert child.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("threads", "is_under_torchrun", "expected"), [(None, False, 4), ("1", True, 4), ("1", False, 1), ("3", True, 3)]
+)
+def test_a_sidecar_next_to_gpus_has_the_lowest_priority_and_half_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, threads: str | None, is_under_torchrun: bool, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8))
+    for name, value in (("OMP_NUM_THREADS", threads), ("TORCHELASTIC_RUN_ID", "1" if is_under_torchrun else None)):
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    child = start_sidecar(CHILD, "sleep", one_core=False)
+    with child:
+        assert child.stdout is not None
+        assert int(child.stdout.readline()) == child.pid
+        process = Path(f"/proc/{child.pid}")
+        assert process.joinpath("stat").read_text().rpartition(")")[2].split()[16] == "19"
+        assert f"OMP_NUM_THREADS={expected}" in process.joinpath("environ").read_text().split("\0")
+        child.kill()
+
+
+@pytest.mark.parametrize("setting", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_allocator_grows_segments_unless_the_user_has_set_it(setting: str | None) -> None:
+    variables = {name: value for name, value in os.environ.items() if name not in _ALLOCATOR_VARIABLES}
+    if setting:
+        variables[setting] = "max_split_size_mb:64"
+    program = Path(__file__).with_name("allocator_program.py")
+    found = subprocess.run([sys.executable, str(program)], env=variables, check=True, capture_output=True, text=True)
+    assert found.stdout.strip() == ("max_split_size_mb:64" if setting else "expandable_segments:True")
 
 
 def test_a_sidecar_ends_when_its_input_ends() -> None:

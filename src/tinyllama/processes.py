@@ -1,4 +1,4 @@
-"""Sidecar processes, parent-death and stop signals, and torch's compile cache.
+"""Sidecar processes, parent-death and stop signals, and torch's compile cache and allocator.
 
 A sidecar runs this module as its program. Before any slow import, the program asks the kernel to kill the sidecar when
 training ends. The module does not import torch.
@@ -25,6 +25,8 @@ from typing import IO
 
 from tinyllama.errors import RunStoppedError
 
+_LOWEST_PRIORITY = 19
+_ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -47,13 +49,19 @@ def die_with_torchrun() -> None:
 def start_sidecar(module: str, *arguments: str, one_core: bool, log: IO[bytes] | None = None) -> subprocess.Popen[str]:
     """Start a sidecar process that runs `main(*arguments)` of a module.
 
-    The process is not a rank and uses no GPU. With `one_core`, it computes with one thread. The process has its own
-    session, so it does not receive signals to the process group of training. Its standard error is written to `log`, or
-    to a pipe if `log` is None. Raises OSError if the process cannot be started.
+    The process is not a rank and uses no GPU. With `one_core`, it computes with one thread. Otherwise, it has the
+    lowest priority, and one thread for every second core unless the user has set OMP_NUM_THREADS. The process has its
+    own session, so it does not receive signals to the process group of training. Its standard error is written to
+    `log`, or to a pipe if `log` is None. Raises OSError if the process cannot be started.
     """
-    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS")  # torchrun sets one thread
-    own = {"CUDA_VISIBLE_DEVICES": "", **({"OMP_NUM_THREADS": "1"} if one_core else {})}
-    return subprocess.Popen(
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID")
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if one_core:
+        threads = "1"
+    elif threads is None or (threads == "1" and "TORCHELASTIC_RUN_ID" in os.environ):  # torchrun's default is 1
+        threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
+    own = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": threads}
+    process = subprocess.Popen(
         # -P: import nothing from the working directory
         [sys.executable, "-P", "-m", "tinyllama.processes", str(os.getpid()), module, *arguments],
         env={name: value for name, value in os.environ.items() if name not in ranks} | own,
@@ -63,6 +71,9 @@ def start_sidecar(module: str, *arguments: str, one_core: bool, log: IO[bytes] |
         text=True,
         start_new_session=True,
     )
+    if not one_core:
+        os.setpriority(os.PRIO_PROCESS, process.pid, _LOWEST_PRIORITY)
+    return process
 
 
 class Heartbeat:
@@ -188,6 +199,16 @@ def use_private_compile_cache() -> None:
         folder = Path(tempfile.mkdtemp(prefix="tinyllama-torchinductor-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+
+
+def use_expandable_segments() -> None:
+    """Make torch's allocator grow segments of GPU memory, which prevents fragmentation; the user's setting wins.
+
+    Call this function before the first allocation on a GPU. torch 2.9.1 reads only the old variable (pytorch issue
+    183387). Without the new variable, a newer torch could warn that the old variable is deprecated.
+    """
+    if not any(name in os.environ for name in _ALLOCATOR_VARIABLES):
+        os.environ.update(dict.fromkeys(_ALLOCATOR_VARIABLES, "expandable_segments:True"))
 
 
 def _owns_shared_header_folder() -> bool:
