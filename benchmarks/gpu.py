@@ -37,14 +37,15 @@ class Part(NamedTuple):
 
 PARTS = {
     "environment": Part("gpu_correctness", "environment", 25, "Versions, devices and matrix products"),
-    "attention": Part("gpu_correctness", "attention", 40, "Small model compared with float64 on the CPU"),
-    "training": Part("gpu_training", "training", 120, "`tinyllama train`: losses, repeatability, resume, checkpoints"),
+    "attention": Part("gpu_correctness", "attention", 30, "Small model compared with float64 on the CPU"),
+    "training": Part("gpu_training", "training", 100, "`tinyllama train`: losses, repeatability, resume, checkpoints"),
     "sharding": Part("gpu_correctness", "sharding", 30, "FSDP2 on one rank compared with an unsharded model"),
-    "speed": Part("gpu_speed", "speed", 155, "Training speed of the 1.1B model"),
-    "small": Part("gpu_speed", "small", 20, "Training speed of the 120M model"),
-    "profile": Part("gpu_speed", "profile", 20, "Time per kernel group of a 1.1B step"),
+    "speed": Part("gpu_speed", "speed", 140, "Training speed of the 1.1B model"),
+    "small": Part("gpu_speed", "small", 30, "Training speed of the 120M model"),
+    "profile": Part("gpu_speed", "profile", 25, "Time per kernel group of a 1.1B step"),
+    "loss": Part("gpu_loss", "head_loss", 25, "Loss of the output head at the shape of a 1.1B micro-batch"),
     "inference": Part("gpu_speed", "inference", 25, "Scoring and generation with and without cuDNN attention"),
-    "peers": Part("gpu_peers", "peers", 45, "Other libraries at the same shape"),
+    "peers": Part("gpu_peers", "peers", 50, "Other libraries at the same shape"),
 }
 """All parts, in order of execution. The limits add up to eight minutes."""
 DRY_RUN_LIMIT_FACTOR = 10

@@ -4,11 +4,15 @@ The reference is the same model in float64 on the CPU. A tolerance is the norm o
 the reference. The tolerances are 2 % for bf16, which has 8 bits of precision, and 1e-4 for float32.
 """
 
+import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -39,6 +43,9 @@ def environment(device: str) -> Iterator[dict[str, Any]]:
     """Yield versions, the device and the measured matrix products."""
     yield {"what": "Python", "found": platform.python_version()}
     yield {"what": "torch", "found": f"{torch.__version__}, CUDA {torch.version.cuda}"}
+    for name in ("triton", "torchao", "transformers", "liger-kernel", "torchtitan"):
+        yield {"what": name, "found": package_version(name)}
+    yield {"what": "C compiler", "found": compiler_version()}
     on_gpu = device == "cuda"
     where = torch.device(device)
     yield {"what": "device", "found": hardware.device_name(where)}
@@ -48,9 +55,29 @@ def environment(device: str) -> Iterator[dict[str, Any]]:
         driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() or "no nvidia-smi"
         yield {"what": "driver, memory, power limit", "found": driver}
         yield {"what": "cuDNN", "found": torch.backends.cudnn.version()}
+        yield {"what": "NCCL", "found": ".".join(map(str, torch.cuda.nccl.version()))}
+        torch.zeros(1, device=device)
+        settings = torch.cuda.memory._snapshot()["allocator_settings"]
+        found = settings.get("expandable_segments")
+        yield {"what": "expandable segments", "found": str(found), "passed": bool(found)}
         yield {"what": "capability", "found": ".".join(map(str, torch.cuda.get_device_capability()))}
         yield {"what": "bf16", "found": "native" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"}
     yield from products(where)
+
+
+def package_version(name: str) -> str:
+    """Return a package's version, or `not installed`."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def compiler_version() -> str:
+    """Return the first line of the C compiler's version, or `none`."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    command = [compiler or "false", "--version"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.partition("\n")[0] or "none"
 
 
 def products(device: torch.device) -> Iterator[dict[str, Any]]:
@@ -90,7 +117,7 @@ class Outcome:
 
 
 def attention(device: str) -> Iterator[dict[str, Any]]:
-    """Yield the errors of logits, loss and gradients for each precision and attention kernel, and equal weights."""
+    """Yield the errors of logits, loss and gradients for each precision, kernel and mode, and equal weights."""
     ids = torch.randint(VOCABULARY, (2, SHAPE.context_length + 1), generator=torch.Generator().manual_seed(1))
     reference = compute(small_model("cpu", torch.float64), ids)
     ours, theirs = small_model(device, torch.float32).state_dict(), small_model("cpu", torch.float32).state_dict()
@@ -105,13 +132,23 @@ def attention(device: str) -> Iterator[dict[str, Any]]:
             except RuntimeError as error:
                 yield row | {"check": f"not available: {first_line(error)}"}
                 continue
-            errors = {
-                "logits": relative_error(outcome.logits, reference.logits),
-                "loss": abs(outcome.loss / reference.loss - 1),
-                "gradients": relative_error(outcome.gradients, reference.gradients),
-            }
-            check = f"relative errors below {tolerance:g}"
-            yield row | {"check": check, **errors, "passed": max(errors.values()) < tolerance}
+            yield row | compare(outcome, reference, tolerance)
+        for mode in ("selective", "full"):
+            model = small_model(device, precision)
+            model.set_activation_checkpointing(mode)
+            row = {"precision": str(precision).removeprefix("torch."), "kernel": f"any, checkpointing {mode}"}
+            yield row | compare(compute(model, ids), reference, tolerance)
+
+
+def compare(outcome: Outcome, reference: Outcome, tolerance: float) -> dict[str, Any]:
+    """Return the relative errors of an outcome, and whether all of them are below the tolerance."""
+    errors = {
+        "logits": relative_error(outcome.logits, reference.logits),
+        "loss": abs(outcome.loss / reference.loss - 1),
+        "gradients": relative_error(outcome.gradients, reference.gradients),
+    }
+    check = f"relative errors below {tolerance:g}"
+    return {"check": check, **errors, "passed": max(errors.values()) < tolerance}
 
 
 def small_model(device: str, precision: torch.dtype) -> Llama:
@@ -141,19 +178,27 @@ def relative_error(found: Tensor, reference: Tensor) -> float:
 
 def sharding(device: str) -> Iterator[dict[str, Any]]:
     """Yield the difference of weights after three steps between a sharded and an unsharded model."""
+    world = World(0, 1, torch.device(device))
+    with one_rank_group(device):
+        for tied in (False, True):
+            for name in ("adamw", "muon"):
+                expected = trained_weights(world, tied, name, None)
+                for mesh in ("1 rank", "1 x 1 ranks (HSDP)"):
+                    found = trained_weights(world, tied, name, mesh)
+                    error = max(relative_error(found[key], expected[key]) for key in expected)
+                    row = {"mesh": mesh, "optimizer": name, "head": "tied" if tied else "untied"}
+                    yield row | {"largest error": error, "passed": error < 1e-3}
+
+
+@contextmanager
+def one_rank_group(device: str) -> Iterator[None]:
+    """Create a process group of this process alone during the block: NCCL on a GPU, gloo on a CPU."""
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=20))
-    world = World(0, 1, torch.device(device))
-    for tied in (False, True):
-        for name in ("adamw", "muon"):
-            expected = trained_weights(world, tied, name, None)
-            for replicate in (1, None):
-                mesh = "1 rank" if replicate else "1 x 1 ranks (HSDP)"
-                found = trained_weights(world, tied, name, mesh)
-                error = max(relative_error(found[key], expected[key]) for key in expected)
-                head = "tied" if tied else "untied"
-                yield {"mesh": mesh, "optimizer": name, "head": head, "largest error": error, "passed": error < 1e-3}
-    dist.destroy_process_group()
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def trained_weights(world: World, tied: bool, optimizer: str, mesh: str | None) -> dict[str, Tensor]:

@@ -8,7 +8,13 @@ tokens and 131,072 tokens per step. Nothing here is measured.
 """
 
 from tinyllama.hardware import HARDWARE_SPECS
-from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE, LOGITS_CHUNK, flops_per_token, num_parameters, parameters_by_part
+from tinyllama.model.flops import (
+    LLAMA_2_VOCAB_SIZE,
+    flops_per_token,
+    loss_chunk_tokens,
+    num_parameters,
+    parameters_by_part,
+)
 from tinyllama.recipe import Recipe
 
 GPUS = {"a100-40g": 1.555e12, "h100": 3.35e12, "h200": 4.8e12}
@@ -54,9 +60,9 @@ def step_traffic(recipe: Recipe, tokens: int) -> dict[str, float]:
     # forward pass of a block in bf16: two norms (read, write), rotary embedding of queries and keys (read, write), two
     # residual sums (read two, write one), SwiGLU (read two, write one); the backward pass moves twice as much
     block = 2 * tokens * (2 * 2 * model.dim + 2 * (model.dim + keys) + 2 * 3 * model.dim + 3 * model.ffn_dim)
-    # logits: written and read by two products, softmax (read bf16, write float32), maximum, gather and copy back
-    logits = tokens * vocab * (2 + 2 * 2 + (2 + 4) + 4 + (4 + 2))
-    chunks = -(-tokens * vocab // LOGITS_CHUNK)
+    # logits: written and read by two products, copied to float32, softmax in float32, maximum, and copy back
+    logits = tokens * vocab * (2 + 2 * 2 + (2 + 4) + (4 + 4) + 2 + (4 + 2))
+    chunks = -(-tokens // loss_chunk_tokens(vocab, is_cpu=False))
     head_gradient = chunks * vocab * model.dim * (2 + 4 + 4)
     matrices = sum(
         count for name, count in parameters_by_part(model, vocab).items() if name not in ("embedding", "norms")

@@ -15,6 +15,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,35 +47,38 @@ DETERMINISTIC = {"train.deterministic": "true"}
 
 
 def training(device: str) -> Iterator[dict[str, Any]]:
-    """Yield the checks; on a CPU, each run that belongs to the GPU trains on the CPU too."""
+    """Yield the checks; on a CPU, each run that belongs to the GPU trains on the CPU too.
+
+    Runs whose speed is not measured train at the same time.
+    """
     gpu, cpu = {} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}, {"CUDA_VISIBLE_DEVICES": ""}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
         recipe = write_inputs(Path(folder), RECIPE if device == "cuda" else UNCOMPILED_RECIPE)
         os.chdir(folder)
+        cpu_run = pool.submit(train, recipe, "cpu", cpu, FP32)
         train(recipe, "gpu", gpu, FP32)
-        train(recipe, "cpu", cpu, FP32)
+        cpu_run.result()
         difference = max(abs(ours - theirs) for ours, theirs in zip(losses("gpu"), losses("cpu"), strict=True))
         check = f"losses of {STEPS} steps in fp32 equal the CPU's"
         yield {"check": check, "found": f"largest difference {difference:.2g}", "passed": difference < 1e-3}
         yield from checkpoints(device)
         train(recipe, "first", gpu, DETERMINISTIC)
-        train(recipe, "second", gpu, DETERMINISTIC)
-        equal = digest("first") == digest("second")
-        yield {"check": "train.deterministic repeats bit for bit", "passed": equal}
         train(recipe, "free", gpu, {})
         cost = 1 - speed("first") / speed("free")
         yield {"check": "cost of train.deterministic", "found": f"{100 * cost:.1f} % of the throughput"}
-        step = train_and_kill(recipe, "killed", gpu, DETERMINISTIC)
-        train(recipe, "killed", gpu, DETERMINISTIC)
+        second = pool.submit(train, recipe, "second", gpu, DETERMINISTIC)
+        killed = pool.submit(kill_and_resume, recipe, "killed", gpu, DETERMINISTIC)
+        stopped = pool.submit(stop, recipe, "stopped", gpu)
+        refused = pool.submit(refusal, recipe) if device == "cuda" else None
+        second.result()
+        equal = digest("first") == digest("second")
+        yield {"check": "train.deterministic repeats bit for bit", "passed": equal}
+        found = f"killed at step {killed.result()}"
         equal = digest("first") == digest("killed")
-        yield {
-            "check": "resume after kill -9 reaches the same bits",
-            "found": f"killed at step {step}",
-            "passed": equal,
-        }
-        yield {"check": "SIGTERM saves and exits", **stop(recipe, "stopped", gpu)}
-        if device == "cuda":
-            yield refusal(recipe)
+        yield {"check": "resume after kill -9 reaches the same bits", "found": found, "passed": equal}
+        yield {"check": "SIGTERM saves and exits", **stopped.result()}
+        if refused:
+            yield refused.result()
 
 
 def write_inputs(folder: Path, fields: Mapping[str, Any] = RECIPE) -> Path:
@@ -132,12 +136,14 @@ def start(recipe: Path, name: str, environment: Mapping[str, str], fields: Mappi
     return process
 
 
-def train_and_kill(recipe: Path, name: str, environment: Mapping[str, str], fields: Mapping[str, str]) -> int:
-    """Kill training with SIGKILL after a step that is not the last; return the last logged step."""
+def kill_and_resume(recipe: Path, name: str, environment: Mapping[str, str], fields: Mapping[str, str]) -> int:
+    """Kill training with SIGKILL after a step that is not the last, and resume; return the last step before SIGKILL."""
     process = start(recipe, name, environment, fields, KILL_STEP)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    return len(metrics(name))
+    step = len(metrics(name))
+    train(recipe, name, environment, fields)
+    return step
 
 
 def stop(recipe: Path, name: str, environment: Mapping[str, str]) -> dict[str, Any]:

@@ -31,7 +31,8 @@ for module, distributions in packages_distributions().items():
     if lacking.issuperset(map(canonicalize_name, distributions)):
         sys.modules[module] = None  # type: ignore[assignment]  # an import of the module fails
         print(module)
-for module in ("gpu_correctness", "gpu_training", "gpu_speed", "gpu_peers", "tinyllama.cli", "tinyllama.train.loop"):
+parts = {part.module for part in importlib.import_module("gpu").PARTS.values()}
+for module in (*parts, "tinyllama.cli", "tinyllama.train.loop"):
     importlib.import_module(module)
 recipe = importlib.import_module("tinyllama").Recipe.load("tinyllama-1.1b")
 print(importlib.import_module("tinyllama.plan.estimate").store_size(recipe, 32_000))

@@ -6,10 +6,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+
+from tinyllama.distributed import World
+from tinyllama.model.llama import Llama
+from tinyllama.recipe import Recipe
+from tinyllama.train.setup import enable_float8
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -59,6 +66,19 @@ def test_parts_import_no_package_that_the_bundle_lacks():
     )
     assert ended.returncode == 0, ended.stderr
     assert {"pyarrow", "datatrove", "trackio", "matplotlib"} <= set(ended.stdout.splitlines())
+
+
+def test_torchao_selects_one_of_the_four_matrices_of_the_1b_model(gpu, monkeypatch):
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    gpu_speed = importlib.import_module("gpu_speed")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    shape = Recipe.load("tinyllama-1.1b").model.model_copy(update={"layers": 1})
+    with torch.device("meta"), ExitStack() as stack:
+        model = Llama(shape, 32_000, torch.bfloat16)
+        gpu_speed.select_float8_matrices(stack)
+        enable_float8(model, World(0, 1, torch.device("cuda")))
+    converted = [name for name, module in model.named_modules() if type(module).__name__ == "Float8Linear"]
+    assert converted == ["blocks.0.ffn.gate_up"]
 
 
 @pytest.mark.slow
