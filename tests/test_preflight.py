@@ -35,6 +35,7 @@ THREE_DIGITS = pre_tokenizers.Sequence(
 )
 """Pre-tokenizer that llama.cpp does not support."""
 MILESTONE = {"release.at_tokens": [3 * 6 * 64], "release.formats": ["huggingface", "gguf"], "release.tasks": []}
+FLOAT8 = {"train.float8": True, "train.compile": True}
 
 
 def sentencepiece_defaults(folder: Path) -> str:
@@ -159,8 +160,8 @@ def test_missing_special_token_is_found(small: Path, tmp_path: Path) -> None:
         ({"release.tasks": ["winogrand"]}, "release.tasks", "did you mean winogrande", True),
         ({"release.tasks": ["piqa"], "release.limit": 1}, "release.tasks", "raise the limit to at least 2", True),
         ({"release.baselines": ["ada/pythia", "pythia"]}, "release.baselines", "pythia is neither a folder", False),
-        ({"train.float8": True, "train.compile": True, "model.ffn_dim": 136}, "train.float8", "remove train.float8", True),
-        ({"train.float8": True, "train.compile": True, "model.dim": 72, "model.heads": 6}, "train.float8", "multiples of 16", True),
+        (FLOAT8 | {"model.ffn_dim": 136}, "train.float8", "remove train.float8", True),
+        (FLOAT8 | {"model.dim": 72, "model.heads": 6}, "train.float8", "multiples of 16", True),
     ],
 )
 def test_problem_of_milestone_or_training_is_found(

@@ -204,8 +204,8 @@ def use_private_compile_cache() -> None:
 def use_expandable_segments() -> None:
     """Make torch's allocator grow segments of GPU memory, which prevents fragmentation; the user's setting wins.
 
-    Call this function before the first allocation on a GPU. torch 2.9.1 reads only the old variable (pytorch issue
-    183387). Without the new variable, a newer torch could warn that the old variable is deprecated.
+    Call this function before the first allocation on a GPU. torch 2.9.1 reads only the older, deprecated variable for
+    this setting (pytorch issue 183387).
     """
     if not any(name in os.environ for name in _ALLOCATOR_VARIABLES):
         os.environ.update(dict.fromkeys(_ALLOCATOR_VARIABLES, "expandable_segments:True"))

@@ -1,0 +1,42 @@
+"""The loss in chunks: their size on a CPU and on a GPU, and the same loss and gradients for every size."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tinyllama.model import loss
+from tinyllama.model.flops import GPU_LOGITS_CHUNK, LOGITS_CHUNK, loss_chunk_tokens
+
+VOCAB, DIM, TOKENS, Z_LOSS = 97, 16, 50, 0.01
+
+
+@pytest.mark.parametrize("vocab_size", [97, 8_192, 32_000, 128_256, 2**21, 2**28])
+def test_chunks_on_a_gpu_are_multiples_of_128_tokens(vocab_size: int) -> None:
+    tokens = loss_chunk_tokens(vocab_size, is_cpu=False)
+    assert tokens % 128 == 0 or tokens == max(1, GPU_LOGITS_CHUNK // vocab_size) < 128
+    assert tokens * vocab_size <= max(GPU_LOGITS_CHUNK, vocab_size) < (tokens + 128) * vocab_size
+    assert loss_chunk_tokens(vocab_size, is_cpu=True) == max(1, LOGITS_CHUNK // vocab_size)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 50, 128])
+def test_loss_and_gradients_are_those_of_torch_for_every_chunk_size(
+    monkeypatch: pytest.MonkeyPatch, chunk_tokens: int
+) -> None:
+    monkeypatch.setattr(loss, "loss_chunk_tokens", lambda vocab_size, is_cpu: chunk_tokens)
+    random = torch.Generator().manual_seed(1)
+    hidden = (8 * torch.randn(TOKENS, DIM, generator=random)).requires_grad_()
+    weight = torch.randn(VOCAB, DIM, generator=random).requires_grad_()
+    targets = torch.randint(VOCAB, (TOKENS,), generator=random)
+    nats = loss.linear_cross_entropy(hidden, weight, targets, Z_LOSS)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
+    logits = exact[0] @ exact[1].T
+    expected = F.cross_entropy(logits, targets, reduction="sum")
+    with_z_loss = expected + Z_LOSS * logits.logsumexp(-1).square().sum()
+    found = [nats.detach(), *torch.autograd.grad(nats, (hidden, weight))]
+    for one, other in zip(found, [expected.detach(), *torch.autograd.grad(with_z_loss, exact)], strict=True):
+        assert relative_error(one, other) < 1e-5
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
