@@ -8,6 +8,8 @@ LOGITS_CHUNK = 2**25
 """Maximum number of logits in memory at a time; smaller chunks make matrix products slower."""
 CPU_SOFTMAX_CHUNK = 2**21
 """Maximum number of float32 probabilities in memory at a time on a CPU; that many fit into the CPU's cache."""
+MUON_BATCH_ELEMENTS = 2**26
+"""Maximum number of elements per rank that Muon orthogonalizes together; larger batches need more temporary memory."""
 ATTENTION_BLOCK = 128
 """Queries per block of attention on a CPU. Small blocks make matrix products slow; large blocks compute more masked
 scores."""
