@@ -186,8 +186,9 @@ def sharding(device: str) -> Iterator[dict[str, Any]]:
                 for mesh in ("1 rank", "1 x 1 ranks (HSDP)"):
                     found = trained_weights(world, tied, name, mesh)
                     error = max(relative_error(found[key], expected[key]) for key in expected)
+                    limit = 3e-3 if name == "muon" else 1e-3  # the order of sums changes a bf16 update by up to 2 %
                     row = {"mesh": mesh, "optimizer": name, "head": "tied" if tied else "untied"}
-                    yield row | {"largest error": error, "passed": error < 1e-3}
+                    yield row | {"largest error": error, "passed": error < limit}
 
 
 @contextmanager
@@ -202,7 +203,7 @@ def one_rank_group(device: str) -> Iterator[None]:
 
 
 def trained_weights(world: World, tied: bool, optimizer: str, mesh: str | None) -> dict[str, Tensor]:
-    """Return the weights after three steps on random batches, on the CPU."""
+    """Return the weights after three steps on random batches, on the CPU; without a mesh, use torch.optim.Muon."""
     shape = SHAPE.model_copy(update={"tie_embeddings": tied, "layers": 2})
     with torch.device("meta"):
         model = Llama(shape, VOCABULARY, torch.float32)
@@ -214,6 +215,8 @@ def trained_weights(world: World, tied: bool, optimizer: str, mesh: str | None) 
     model.to_empty(device=world.device)
     initialize(model, 1)
     optimizers = build_optimizers(model, Optimizer(name=optimizer, learning_rate=1e-3))
+    if optimizer == "muon" and not mesh:
+        optimizers[0] = torch.optim.Muon(optimizers[0].param_groups)
     random = torch.Generator().manual_seed(2)
     for _ in range(3):
         ids = torch.randint(VOCABULARY, (2, 129), generator=random).to(world.device)

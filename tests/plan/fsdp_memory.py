@@ -2,7 +2,8 @@
 
     python tests/plan/fsdp_memory.py RECIPE RANKS '[{"FIELD": VALUE, ...}, ...]'
 
-Uses fake tensors and a fake process group: nothing is computed or sent. Prints the bytes for each set of fields.
+Uses fake tensors and a fake process group: nothing is computed or sent. Prints the bytes for each set of fields. If the
+optimizer is Muon, prints the peak of the temporary memory in Muon's update instead.
 """
 
 import json
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed._tools.mem_tracker import MemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tinyllama.distributed import World, build_mesh, shard_model
@@ -42,6 +44,8 @@ def peak_bytes(recipe: Recipe, ranks: int) -> int:
     with gpu_chunks, FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=device)
         optimizers = build_optimizers(model, recipe.train.optimizer)
+        if recipe.train.optimizer.name == "muon":
+            return bytes_of_update(model, optimizers[0])
         with FSDPMemTracker(model, optimizers[-1]) as tracker:
             run_micro_batch(model, recipe, tracker)
             optimizer_step(optimizers, 1e-4)
@@ -49,6 +53,19 @@ def peak_bytes(recipe: Recipe, ranks: int) -> int:
             tracker._peak_mem = dict.fromkeys(tracker._peak_mem, 0)
             run_micro_batch(model, recipe, tracker)
             return tracker.get_tracker_snapshot("peak")[device]["Total"]
+
+
+def bytes_of_update(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Return the peak of the temporary memory in the second update."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer)
+    with tracker:
+        optimizer.step()
+        now, peak = (tracker.get_tracker_snapshot(kind)[torch.device("cpu")]["Total"] for kind in ("current", "peak"))
+        return peak - now
 
 
 def run_micro_batch(model: torch.nn.Module, recipe: Recipe, tracker: FSDPMemTracker) -> None:

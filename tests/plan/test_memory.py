@@ -12,7 +12,7 @@ import torch
 from tinyllama.hardware import HARDWARE_SPECS
 from tinyllama.model.llama import Block, rope_table
 from tinyllama.plan.estimate import Assumptions, estimate
-from tinyllama.plan.formulas import activation_bytes_per_token
+from tinyllama.plan.formulas import activation_bytes_per_token, muon_bytes
 from tinyllama.recipe import Recipe
 
 pytestmark = pytest.mark.slow
@@ -23,15 +23,17 @@ CASES: dict[str, dict[str, object]] = {
     "full": {"parallel.activation_checkpointing": "full"},
     "fp32, tied": {"train.precision": "fp32", "train.micro_batch_sequences": 2, "model.tie_embeddings": True},
 }
+MUON: dict[str, object] = {"train.optimizer.name": "muon"}
 
 
 @pytest.fixture(scope="module")
 def tracked() -> dict[str, int]:
-    """Return the bytes that the tracker finds for each of `CASES` on 16 ranks."""
+    """Return the bytes that the tracker finds for each of `CASES` and for `MUON` on 16 ranks."""
     program = Path(__file__).with_name("fsdp_memory.py")
-    command = [sys.executable, str(program), "tinyllama-1.1b", "16", json.dumps(list(CASES.values()))]
+    cases = CASES | {"muon": MUON}
+    command = [sys.executable, str(program), "tinyllama-1.1b", "16", json.dumps(list(cases.values()))]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return dict(zip(CASES, json.loads(output), strict=True))
+    return dict(zip(cases, json.loads(output), strict=True))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -39,6 +41,11 @@ def test_memory_of_1b_recipe_matches_fsdp2_tracker(case: str, tracked: dict[str,
     recipe = Recipe.load("tinyllama-1.1b", CASES[case] | {"train.compile": "false"})  # the tracker needs eager code
     plan = estimate(recipe, 32_000, HARDWARE_SPECS["a100-40g"], Assumptions(gpus=16))
     assert plan.figures["memory_bytes_per_gpu"] == pytest.approx(tracked[case], rel=0.10)
+
+
+def test_memory_of_muons_update_matches_tracker(tracked: dict[str, int]) -> None:
+    plan = estimate(Recipe.load("tinyllama-1.1b", MUON), 32_000, HARDWARE_SPECS["a100-40g"], Assumptions(gpus=16))
+    assert muon_bytes(plan.workload) == pytest.approx(tracked["muon"], rel=0.10)
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])

@@ -62,25 +62,36 @@ def test_muon_lowers_the_loss_alike_on_one_rank_and_two(muon_runs: Path) -> None
     assert metric_by_step(muon_runs, "two") == pytest.approx(losses, rel=1e-3)
 
 
-def resume_copy(small: Path, folder: Path, name: str) -> str:
-    """Copy a run without its last checkpoint and resume it on one rank; return the copy's name."""
-    copy = RunDir(folder / "runs" / f"{name}-resumed")
+def copy_without_last_checkpoint(small: Path, folder: Path, name: str, ranks: int) -> str:
+    """Copy a run without its last checkpoint; return the name of the copy's recipe, to resume on so many ranks."""
+    copy = RunDir(folder / "runs" / f"{name}-by-{ranks}")
     shutil.copytree(folder / "runs" / name, copy.path)
     copy.checkpoint(STEPS).delete()
-    train_recipes(folder, 1, [write_recipe(folder, small, copy.name, **MUON, **SHORT)])
-    assert event_steps(copy.path, "resume") == [10]
-    return copy.name
+    return write_recipe(folder, small, copy.path.name, **MUON, **SHORT)
 
 
-def test_resume_with_muon_is_bit_identical(small: Path, muon_runs: Path) -> None:
-    resumed = load_weights(muon_runs / "runs" / resume_copy(small, muon_runs, "one"))
-    expected = load_weights(muon_runs / "runs/one")
-    assert [key for key in expected if not torch.equal(resumed[key], expected[key])] == []
+@pytest.fixture(scope="module")
+def resumed_runs(small: Path, muon_runs: Path) -> Path:
+    """Folder of the runs `muon_runs` and of their copies, each resumed on one rank and on two from step 10."""
+    for ranks in (1, 2):
+        copies = [copy_without_last_checkpoint(small, muon_runs, name, ranks) for name in ("one", "two")]
+        train_recipes(muon_runs, ranks, copies)
+        for copy in copies:
+            assert event_steps(muon_runs / "runs" / Path(copy).stem, "resume") == [10]
+    return muon_runs
 
 
-def test_muon_checkpoint_of_two_ranks_resumes_on_one(small: Path, muon_runs: Path) -> None:
-    resumed = resume_copy(small, muon_runs, "two")
-    assert metric_by_step(muon_runs, resumed) == pytest.approx(metric_by_step(muon_runs, "two"), rel=1e-3)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "resumed"), [("one", "one-by-1"), ("two", "two-by-2")])
+def test_resume_with_muon_is_bit_identical(resumed_runs: Path, name: str, resumed: str) -> None:
+    found, expected = load_weights(resumed_runs / "runs" / resumed), load_weights(resumed_runs / "runs" / name)
+    assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "resumed"), [("one", "one-by-2"), ("two", "two-by-1")])
+def test_muon_checkpoint_resumes_on_another_number_of_ranks(resumed_runs: Path, name: str, resumed: str) -> None:
+    assert metric_by_step(resumed_runs, resumed) == pytest.approx(metric_by_step(resumed_runs, name), rel=1e-3)
 
 
 def test_z_loss_changes_the_gradient_but_not_the_loss() -> None:

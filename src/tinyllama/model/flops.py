@@ -10,6 +10,8 @@ GPU_LOGITS_CHUNK = 2**27
 """Maximum number of logits in memory at a time on a GPU. Each chunk reads and writes the head's float32 gradient."""
 CPU_SOFTMAX_CHUNK = 2**21
 """Maximum number of float32 probabilities in memory at a time on a CPU; that many fit into the CPU's cache."""
+MUON_BATCH_ELEMENTS = 2**26
+"""Maximum number of elements per rank that Muon orthogonalizes together; larger batches need more temporary memory."""
 ATTENTION_BLOCK = 128
 """Queries per block of attention on a CPU. Small blocks make matrix products slow; large blocks compute more masked
 scores."""

@@ -1,11 +1,11 @@
 """Closed formulas for the memory and the network traffic of training, and for the time lost to failures.
 
 The formulas describe the implementations in `model/`, `distributed.py` and FSDP2. The memory of one GPU is the sum of
-all tensors at the peak. The peak occurs during the loss, in the last block's backward pass, or while the root's
-gradients are reduced. The sum includes the activations that each transformer block, eager or compiled, saves for its
-backward pass. tests/plan/test_memory.py compares the sum with the result of torch's FSDP2 memory tracker. FSDP gathers
-each block for the forward pass and for the backward pass. It gathers the root module (embedding, head and last norm)
-once and reduces gradients in float32. Replicas (HSDP) all-reduce their gradient shards.
+all tensors at the peak. The peak occurs during the loss, in the last block's backward pass, while the root's gradients
+are reduced, or in Muon's update. The sum includes the activations that each transformer block, eager or compiled, saves
+for its backward pass. tests/plan/test_memory.py compares the sum with the result of torch's FSDP2 memory tracker. FSDP
+gathers each block for the forward pass and for the backward pass. It gathers the root module (embedding, head and last
+norm) once and reduces gradients in float32. Replicas (HSDP) all-reduce their gradient shards.
 """
 
 import math
@@ -15,6 +15,7 @@ from tinyllama.hardware import GPUS_PER_NODE, HardwareSpec
 from tinyllama.model.flops import (
     CPU_SOFTMAX_CHUNK,
     loss_chunk_tokens,
+    MUON_BATCH_ELEMENTS,
     num_parameters,
     parameters_by_part,
     saved_attention_probabilities,
@@ -67,6 +68,11 @@ class Workload:
         return (num_parameters(self.model, self.vocab_size) - self.root_parameters) // self.model.layers
 
     @property
+    def matrix_elements(self) -> int:
+        """Number of elements of the blocks' matrices, which are all parameters of the blocks except the norms."""
+        return self.model.layers * (self.block_parameters - 2 * self.model.dim)
+
+    @property
     def qkv_width(self) -> int:
         """Total width of queries, keys and values."""
         return (self.model.heads + 2 * self.model.kv_heads) * self.model.head_dim
@@ -83,17 +89,16 @@ def memory_by_component(workload: Workload) -> dict[str, int]:
         "gradients": 4 * parameters // workload.shards,
         "optimizer": optimizer_bytes(workload) // workload.shards,
     }
-    peaks = (_peak_at_loss(workload), _peak_in_backward(workload), _peak_at_gradient_reduction(workload))
+    peaks = [_peak_at_loss(workload), _peak_in_backward(workload), _peak_at_gradient_reduction(workload)]
+    peaks += [{"muon": muon_bytes(workload)}] if workload.optimizer.name == "muon" else []
     temporary = max(peaks, key=lambda components: sum(components.values()))
     return {name: round(count) for name, count in (permanent | temporary).items() if count}
 
 
 def optimizer_bytes(workload: Workload) -> int:
     """Return the bytes of the float32 moments: two per parameter, or one for the matrices that Muon updates."""
-    matrices = workload.model.layers * (workload.block_parameters - 2 * workload.model.dim)
-    return 8 * num_parameters(workload.model, workload.vocab_size) - (
-        4 * matrices if workload.optimizer.name == "muon" else 0
-    )
+    saved = 4 * workload.matrix_elements if workload.optimizer.name == "muon" else 0
+    return 8 * num_parameters(workload.model, workload.vocab_size) - saved
 
 
 def logits_bytes(workload: Workload) -> int:
@@ -105,6 +110,12 @@ def logits_bytes(workload: Workload) -> int:
     # unsharded float32 weights of the head are copied to bf16 for the matrix product
     cast_head = 0 if workload.shards > 1 or workload.element_bytes == 4 else head
     return workload.element_bytes * (logits + head + cast_head) + 4 * probabilities
+
+
+def muon_bytes(workload: Workload) -> float:
+    """Return the bytes of Muon's temporary tensors: up to seven bf16 copies of a rank's matrices in one batch."""
+    largest = 2 * workload.model.ffn_dim * workload.model.dim
+    return 14 * max(min(MUON_BATCH_ELEMENTS, workload.matrix_elements / workload.shards), largest)
 
 
 def activation_bytes_per_token(workload: Workload) -> int:

@@ -21,7 +21,7 @@ _COMPONENTS = {
     "head": "output head", "weights": "weights, float32", "gradients": "gradients, float32", "optimizer": "optimizer",
     "activations": "activations", "weight_copies": "bf16 copy of the weights", "gathered": "all-gathered weights",
     "logits": "logits", "backward": "backward pass of a block", "reduce_scatter": "reduce-scatter buffers",
-    "runtime": "Python, torch, compiler",
+    "muon": "temporary tensors of Muon", "runtime": "Python, torch, compiler",
 }  # fmt: skip
 _FLAGS = {
     "mfu": "--mfu", "gpu_hours_between_failures": "--failure-hours", "restart_minutes": "--restart-minutes",

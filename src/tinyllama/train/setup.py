@@ -24,6 +24,7 @@ from tinyllama.model.llama import PRECISIONS, Llama, initialize
 from tinyllama.recipe import Optimizer, Recipe
 from tinyllama.runs.run_dir import RunDir, batches_of
 from tinyllama.tokenizer import Tokenizer
+from tinyllama.train.muon import Muon
 from tinyllama.train.validation import ValidationSet, load_validation_set
 
 Float8Scaling = Literal["rowwise", "tensorwise"]
@@ -154,7 +155,7 @@ def build_optimizers(model: Llama, recipe: Optimizer) -> list[torch.optim.Optimi
     """Return the optimizers of a model; each parameter belongs to exactly one optimizer.
 
     `adamw` is AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101) for all parameters. Weight decay applies to matrices
-    and embeddings but not to norms. `muon` is Muon (Jordan et al. 2024; torch.optim.Muon) for the matrices of the
+    and embeddings but not to norms. `muon` is Muon (Jordan et al. 2024; train/muon.py) for the matrices of the
     blocks, and AdamW for all other parameters. Muon treats each fused matrix (query, key and value; gate and up) as one
     matrix. Muon's updates are scaled to the root mean square of AdamW's updates (Liu et al. 2025, arXiv:2502.16982), so
     both optimizers use the same learning rate and weight decay.
@@ -169,14 +170,7 @@ def build_optimizers(model: Llama, recipe: Optimizer) -> list[torch.optim.Optimi
     adamw = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
     if not matrices:
         return [adamw]
-    muon = torch.optim.Muon(
-        matrices,
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        momentum=recipe.momentum,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    return [muon, adamw]
+    return [Muon(matrices, recipe.learning_rate, recipe.weight_decay, recipe.momentum), adamw]
 
 
 def optimizer_step(optimizers: Iterable[torch.optim.Optimizer], learning_rate: float) -> None:

@@ -1,0 +1,150 @@
+"""Muon for matrices whose rows FSDP2 shards among ranks, and for the matrices of a single process.
+
+torch.optim.Muon computes 15 products per matrix, and the products of a sharded matrix need collectives. Here, each
+matrix moves to one owner rank and back, with two collectives per batch of matrices. The owner orthogonalizes matrices
+of equal shape together. Matrices move in bfloat16, which is the precision of torch.optim.Muon's products.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
+
+from tinyllama.model.flops import MUON_BATCH_ELEMENTS
+
+
+class Muon(torch.optim.Muon):
+    """torch.optim.Muon with `adjust_lr_fn="match_rms_adamw"`, for tensors or for DTensors that are sharded by rows.
+
+    Hyperparameters and state are those of torch.optim.Muon, and the updates are equal up to rounding. All DTensors have
+    the same mesh, [shard] or [replicate, shard]. Each replica orthogonalizes all matrices.
+    """
+
+    def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float) -> None:
+        super().__init__(matrices, lr, weight_decay, momentum, adjust_lr_fn="match_rms_adamw")
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Update the matrices that have a gradient; these must be the same on all ranks."""
+        for settings in self.param_groups:
+            matrices = [matrix for matrix in settings["params"] if matrix.grad is not None]
+            group = _shard_group(matrices[0]) if matrices else None
+            for batch in _batches(matrices, MUON_BATCH_ELEMENTS * (group.size() if group else 1)):
+                directions = [self._direction(matrix, settings["momentum"]) for matrix in batch]
+                if group:
+                    shapes = [matrix.shape for matrix in batch]
+                    directions = _orthogonalize_shards(directions, shapes, settings, group)
+                else:
+                    directions = _orthogonalize(directions, settings)
+                for matrix, direction in zip(batch, directions, strict=True):
+                    rate = settings["lr"] * 0.2 * math.sqrt(max(matrix.shape))
+                    _local(matrix).mul_(1 - settings["lr"] * settings["weight_decay"]).add_(direction, alpha=-rate)
+
+    def _direction(self, matrix: nn.Parameter, momentum: float) -> Tensor:
+        """Update a matrix's momentum; return its gradient with Nesterov momentum, bfloat16, this rank's rows."""
+        assert matrix.grad is not None
+        state, gradient = self.state[matrix], _local(matrix.grad)
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+        buffer = _local(state["momentum_buffer"]).lerp_(gradient, 1 - momentum)
+        return gradient.lerp(buffer, momentum).bfloat16()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return this rank's rows of a DTensor, or the tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _shard_group(matrix: Tensor) -> dist.ProcessGroup | None:
+    """Return the group of the ranks that together hold a DTensor, or None for a tensor."""
+    if not isinstance(matrix, DTensor):
+        return None
+    assert matrix.placements[-1] == Shard(0), matrix.placements
+    return matrix.device_mesh.get_group(matrix.device_mesh.ndim - 1)
+
+
+def _cost(shape: Sequence[int]) -> int:
+    """Return a number proportional to the FLOPs of orthogonalizing a matrix."""
+    short, long = sorted(shape)
+    return short**2 * (2 * long + short)
+
+
+def _batches(matrices: list[nn.Parameter], limit: int) -> Iterator[list[nn.Parameter]]:
+    """Yield batches of at most `limit` elements or of one matrix, by decreasing cost, with equal shapes adjacent."""
+    batch: list[nn.Parameter] = []
+    for matrix in sorted(matrices, key=lambda matrix: (_cost(matrix.shape), matrix.shape), reverse=True):
+        if batch and sum(math.prod(other.shape) for other in (*batch, matrix)) > limit:
+            yield batch
+            batch = []
+        batch.append(matrix)
+    if batch:
+        yield batch
+
+
+def choose_owners(shapes: Iterable[Sequence[int]], ranks: int) -> list[int]:
+    """Return the owner of each matrix: the rank with the least work so far. Costs should decrease."""
+    work, owners = [0] * ranks, []
+    for shape in shapes:
+        owners.append(work.index(min(work)))
+        work[owners[-1]] += _cost(shape)
+    return owners
+
+
+def _orthogonalize_shards(
+    shards: list[Tensor], shapes: list[torch.Size], settings: dict[str, Any], group: dist.ProcessGroup
+) -> list[Tensor]:
+    """Orthogonalize matrices of these shapes; `shards` and the result are this rank's rows of the matrices."""
+    ranks, owners = range(group.size()), choose_owners(shapes, group.size())
+    by_owner = [[index for index, owner in enumerate(owners) if owner == rank] for rank in ranks]
+    order = [index for indices in by_owner for index in indices]
+    owned = [shapes[index] for index in by_owner[group.rank()]]
+    # numbers of elements: of this rank's rows of each owner's matrices, and of each rank's rows of the owned matrices
+    sent = [sum(shards[index].numel() for index in indices) for indices in by_owner]
+    sizes = [[_num_rows(rows, rank, len(ranks)) * columns for rows, columns in owned] for rank in ranks]
+    received = [sum(of_rank) for of_rank in sizes]
+
+    ours = torch.cat([shards[index].flatten() for index in order])
+    theirs = ours.new_empty(sum(received))
+    dist.all_to_all_single(theirs, ours, received, sent, group=group)
+    parts = [rows.split(of_rank) for rows, of_rank in zip(theirs.split(received), sizes, strict=True)]
+    full = [torch.cat(rows).view(shape) for *rows, shape in zip(*parts, owned, strict=True)]
+    for number, result in enumerate(_orthogonalize(full, settings)):
+        rows = result.flatten().split([of_rank[number] for of_rank in sizes])
+        for part, row in zip(parts, rows, strict=True):
+            part[number].copy_(row)
+    dist.all_to_all_single(ours, theirs, sent, received, group=group)
+    returned = dict(zip(order, ours.split([shards[index].numel() for index in order]), strict=True))
+    return [returned[index].view_as(shard) for index, shard in enumerate(shards)]
+
+
+def _num_rows(rows: int, rank: int, ranks: int) -> int:
+    """Return the number of rows of a rank's shard, as in torch.chunk: the last ranks may have fewer rows or none."""
+    chunk = -(-rows // ranks)
+    return max(0, min(chunk, rows - rank * chunk))
+
+
+def _orthogonalize(matrices: Iterable[Tensor], settings: dict[str, Any]) -> list[Tensor]:
+    """Orthogonalize bfloat16[R, C] matrices; adjacent matrices of equal shape share batched products."""
+    stacks = (torch.stack(list(equal)) for _, equal in groupby(matrices, key=lambda matrix: matrix.shape))
+    return [matrix for stack in stacks for matrix in newton_schulz(stack, settings)]
+
+
+def newton_schulz(matrices: Tensor, settings: dict[str, Any]) -> Tensor:
+    """Return bfloat16[N, R, C] matrices with the singular vectors of `matrices` and singular values near 1.
+
+    Each matrix X is divided by its Frobenius norm. Then each step replaces X by a X + b (X X^T) X + c (X X^T)^2 X
+    (Jordan et al. 2024). `settings` has the coefficients, the number of steps, and the smallest divisor.
+    """
+    a, b, c = settings["ns_coefficients"]
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if is_tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=settings["eps"])
+    for _ in range(settings["ns_steps"]):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
