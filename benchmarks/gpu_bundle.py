@@ -73,6 +73,7 @@ def parse_arguments() -> argparse.Namespace:
 def download_wheels(folder: Path, python: str) -> None:
     """Build tinyllama's wheel and download the others."""
     pip = [sys.executable, "-m", "pip", "--quiet"]
+    shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)  # otherwise the wheel also contains its deleted modules
     subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT)], check=True)
     download = [*pip, "download", "--dest", str(folder), "--only-binary", ":all:", "--python-version", python]
     subprocess.run([*download, *REQUIREMENTS, *PEERS], check=True)

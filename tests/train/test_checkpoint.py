@@ -22,6 +22,7 @@ from tests.train.launch import read_losses
 from tests.train.single_process import build_state, load_recipe, train_step
 from tests.train.torchrun import metric_by_step, run_torchrun, train_recipes, write_recipe
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorProperties
 
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.loading import load_model
@@ -173,6 +174,20 @@ def test_saving_before_the_first_update_changes_nothing(small: Path, tmp_path: P
     expected = all_tensors(never_saving)
     for state in (saving, resumed):
         assert [name for name, value in all_tensors(state).items() if not torch.equal(value, expected[name])] == []
+
+
+def test_a_checkpoint_of_torch_2_15_is_loaded(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = state_after_one_step(small)
+    properties = TensorProperties.__getstate__
+    # torch 2.15 appends the strides; other versions write five values.
+    monkeypatch.setattr(
+        TensorProperties, "__getstate__", lambda tensor: (*properties(tensor)[:5], torch.ones(2, 2).stride())
+    )
+    saved = write_checkpoint(state, tmp_path)
+    other = state_after_one_step(small, seed=2)
+    load_checkpoint(saved, other.model, other.optimizers)
+    expected = all_tensors(state)
+    assert [name for name, value in all_tensors(other).items() if not torch.equal(value, expected[name])] == []
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

@@ -34,6 +34,8 @@ from tinyllama.runs.run_dir import CheckpointDir, RunDir
 
 # DCP warns at each call in a single process, but training in a single process is intended.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+# DCP of torch 2.9 causes this warning itself when it writes a tensor.
+warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
 
 Optimizers = list[torch.optim.Optimizer]
 
@@ -265,7 +267,9 @@ _CLASSES = {
     ("pathlib", "PosixPath"): _no_path,
     ("pathlib._local", "PosixPath"): _no_path,
 }
-"""Classes and functions that a checkpoint's metadata may name (torch 2.13); torch's dtypes are also allowed."""
+"""Classes and functions that a checkpoint's metadata may name (torch 2.9 to 2.15); torch's dtypes are also allowed."""
+_PROPERTIES = len(dataclasses.fields(metadata.TensorProperties))
+"""Number of properties of a tensor that this torch reads: 5, or 6 with the strides that torch 2.15 appends."""
 _CLASSES_WITH_STATE = [cls for cls in _CLASSES.values() if isinstance(cls, type) and dataclasses.is_dataclass(cls)]
 """Classes on whose instances a pickle may set attributes."""
 _FILE = re.compile(r"__\d+_\d+\.distcp")
@@ -322,6 +326,8 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
         """Set attributes of an instance; refuse classes and functions, whose attributes the entire process shares."""
         if type(self.stack[-2]) not in _CLASSES_WITH_STATE:
             raise pickle.UnpicklingError(f"sets attributes of a {type(self.stack[-2]).__name__}")
+        if isinstance(self.stack[-2], metadata.TensorProperties):
+            self.stack[-1] = self.stack[-1][:_PROPERTIES]
         super().load_build()
 
     dispatch[pickle.BUILD[0]] = load_build

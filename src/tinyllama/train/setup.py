@@ -146,7 +146,8 @@ def enable_float8(model: Llama, world: World, scaling: Float8Scaling = "rowwise"
     except ImportError as error:
         is_missing = isinstance(error, ModuleNotFoundError) and error.name == "torchao"
         problem = "is missing" if is_missing else f"does not work with torch {torch.__version__} ({first_line(error)})"
-        remedy = "pip install -U 'tinyllama[float8]', or remove train.float8"
+        packages = "'tinyllama[float8]'" if is_missing else "torch torchao"
+        remedy = f"pip install -U {packages}, or remove train.float8"
         raise InputError(f"train.float8: torchao {problem}; {remedy}") from None
     convert_to_float8_training(model.blocks, config=Float8LinearConfig.from_recipe_name(scaling))
 
