@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from tinyllama.hardware import GPUS_PER_NODE, HardwareSpec
 from tinyllama.model.flops import (
     CPU_SOFTMAX_CHUNK,
-    loss_chunk_tokens,
     MUON_BATCH_ELEMENTS,
+    loss_chunk_tokens,
     num_parameters,
     parameters_by_part,
     saved_attention_probabilities,
