@@ -67,7 +67,7 @@ def results(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_ranks_compute_the_gradients_of_one_process(results: dict[str, dict[str, Any]], name: str) -> None:
-    tolerance = 2e-2 if "bf16" in name else 1e-5
+    tolerance = 3e-3 if "bf16" in name else 1e-5
     assert results[name]["difference"] < tolerance
     assert results[name]["loss"] < tolerance / 10
     assert results[name]["is_sharded"]  # after the step, in float32
