@@ -67,14 +67,14 @@ def step_traffic(recipe: Recipe, tokens: int) -> dict[str, float]:
     matrices = sum(
         count for name, count in parameters_by_part(model, vocab).items() if name not in ("embedding", "norms")
     )
-    casts = matrices * (4 + 2)  # weights to bf16, once per micro-batch
+    casts = matrices * (4 + 2)  # weights to bf16, once per step
     gradients = matrices * (2 + 4 + 4)  # bf16 gradients added to float32 sums
     parameters = num_parameters(model, vocab)
     return {
         "norms, rotary embedding, residuals, SwiGLU": 3 * block * model.layers * MICRO_BATCHES,
         "logits": logits * MICRO_BATCHES,
         "gradient of the output head, accumulated over the chunks of the loss": head_gradient * MICRO_BATCHES,
-        "casts of the weights to bf16": casts * MICRO_BATCHES,
+        "casts of the weights to bf16": casts,
         "accumulation of the gradients in float32": gradients * MICRO_BATCHES,
         "gradient clipping": parameters * (4 + 4 + 4),
         "AdamW": parameters * (4 * 4 + 3 * 4),

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from tinyllama import hardware
 from tinyllama.errors import InputError, RunStoppedError, first_line
@@ -193,15 +193,43 @@ def build_mesh(parallel: Parallel, world: World) -> DeviceMesh:
     return mesh
 
 
-def shard_model(model: Llama, mesh: DeviceMesh) -> None:
-    """Shard a model, which may be on the meta device, in place; its parameters become DTensors."""
+def smallest_device_memory(world: World) -> int:
+    """Return the memory in bytes that the rank with the least memory has, on each rank."""
+    ranks_of_machine = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    memory = torch.tensor(hardware.device_memory_bytes(world.device, ranks_of_machine), device=world.device)
+    if world.size > 1:
+        dist.all_reduce(memory, dist.ReduceOp.MIN)
+    return int(memory)
+
+
+def shard_model(model: Llama, mesh: DeviceMesh, keeps_weights: bool = False) -> None:
+    """Shard a model, which may be on the meta device, in place; its parameters become DTensors.
+
+    If `keeps_weights` is true, blocks stay gathered after a forward pass; see `begin_micro_batch`.
+    """
     # Inputs are not cast: activations already have the compute precision, and the rotary table must stay in float32.
     policy = MixedPrecisionPolicy(model.precision, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not keeps_weights)
     # The root module has the parameters that are used first and last, so they stay gathered after the forward pass.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     register_fsdp_forward_method(model, "loss")
+
+
+def begin_micro_batch(model: Llama, is_last: bool, keeps_weights: bool) -> None:
+    """Set what FSDP communicates in the next micro-batch of a step; without FSDP, do nothing.
+
+    If `keeps_weights` is true, all weights stay gathered until the backward pass of the step's last micro-batch, and
+    unsharded float32 gradients accumulate until then. Otherwise, each micro-batch gathers weights and reduces gradients
+    within its shard group, and only the last one all-reduces them over the replicas.
+    """
+    if not isinstance(model, FSDPModule):
+        return
+    if keeps_weights:
+        model.set_requires_gradient_sync(is_last)
+        model.set_reshard_after_backward(is_last)
+    else:
+        model.set_requires_all_reduce(is_last)
 
 
 def broadcast_from_rank0(value: Value, world: World) -> Value:

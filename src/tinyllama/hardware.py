@@ -230,6 +230,18 @@ def total_memory_bytes() -> int:
     return min(installed, int(text)) if text.isdigit() else installed
 
 
+def device_memory_bytes(device: "torch.device", processes: int) -> int:
+    """Return the memory of a GPU in bytes, or one process's part of this machine's memory if the device is a CPU.
+
+    `processes` is the number of processes on this machine that train on the CPU.
+    """
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(device).total_memory
+    return total_memory_bytes() // processes
+
+
 def peak_memory_bytes(device: "torch.device") -> int:
     """Return the peak memory use in bytes: GPU memory if the device is a GPU, otherwise memory of this process."""
     if device.type == "cuda":

@@ -1,6 +1,6 @@
 """Prints the peak memory of a micro-batch on one of many ranks, as torch's FSDP2 memory tracker computes it.
 
-    python tests/plan/fsdp_memory.py RECIPE RANKS '[{"FIELD": VALUE, ...}, ...]'
+    python tests/plan/fsdp_memory.py RECIPE RANKS '[[{"FIELD": VALUE, ...}, KEEPS_WEIGHTS], ...]'
 
 Uses fake tensors and a fake process group: nothing is computed or sent. Prints the bytes for each set of fields. If the
 optimizer is Muon, prints the peak of the temporary memory in Muon's update instead.
@@ -18,7 +18,7 @@ from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from tinyllama.distributed import World, build_mesh, shard_model
+from tinyllama.distributed import World, begin_micro_batch, build_mesh, shard_model
 from tinyllama.model import loss
 from tinyllama.model.flops import loss_chunk_tokens
 from tinyllama.model.llama import PRECISIONS, Llama
@@ -26,7 +26,7 @@ from tinyllama.recipe import Recipe
 from tinyllama.train.setup import build_optimizers, optimizer_step
 
 
-def peak_bytes(recipe: Recipe, ranks: int) -> int:
+def peak_bytes(recipe: Recipe, ranks: int, keeps_weights: bool) -> int:
     """Return the peak in the second step, when gradients and the optimizer's state exist.
 
     The loss uses the chunks of a GPU.
@@ -36,7 +36,7 @@ def peak_bytes(recipe: Recipe, ranks: int) -> int:
     with torch.device("meta"):
         model = Llama(recipe.model, 32_000, PRECISIONS[recipe.train.precision])
     model.set_activation_checkpointing(recipe.parallel.activation_checkpointing)
-    shard_model(model, mesh)
+    shard_model(model, mesh, keeps_weights)
     model.forward = types.MethodType(Llama.loss, model)  # type: ignore[method-assign]  # only forward is tracked
     gpu_chunks = patch.multiple(
         loss, loss_chunk_tokens=lambda vocab_size, is_cpu: loss_chunk_tokens(vocab_size, False), CPU_SOFTMAX_CHUNK=2**62
@@ -51,6 +51,11 @@ def peak_bytes(recipe: Recipe, ranks: int) -> int:
             optimizer_step(optimizers, 1e-4)
             # Exclude the update: on fake tensors DTensor makes fake copies as large as the unsharded weights.
             tracker._peak_mem = dict.fromkeys(tracker._peak_mem, 0)
+            if keeps_weights:
+                model.zero_grad()
+                begin_micro_batch(model, False, True)
+                run_micro_batch(model, recipe, tracker)
+                begin_micro_batch(model, True, True)
             run_micro_batch(model, recipe, tracker)
             return tracker.get_tracker_snapshot("peak")[device]["Total"]
 
@@ -78,4 +83,4 @@ def run_micro_batch(model: torch.nn.Module, recipe: Recipe, tracker: FSDPMemTrac
 if __name__ == "__main__":
     name, ranks, cases = sys.argv[1:]
     dist.init_process_group("fake", rank=0, world_size=int(ranks), store=FakeStore())
-    print(json.dumps([peak_bytes(Recipe.load(name, fields), int(ranks)) for fields in json.loads(cases)]))
+    print(json.dumps([peak_bytes(Recipe.load(name, fields), int(ranks), keeps) for fields, keeps in json.loads(cases)]))

@@ -19,6 +19,23 @@ MAX_SAVED_SEQUENCE_LENGTH = 512
 """Maximum sequence length for which the CPU's attention saves its probabilities. For longer sequences, the backward
 pass recomputes the probabilities."""
 
+STEP_MEMORY_FRACTION = 0.1
+"""Maximum fraction of a device's memory for weights and gradients that exist only during a step."""
+
+
+def keeps_weights(
+    parameters: int, element_bytes: int, micro_batches: int, is_sharded: bool, memory_bytes: float
+) -> bool:
+    """Return whether a step keeps all weights in the compute precision over its micro-batches, which takes memory.
+
+    A rank of several then gathers the weights once per step, and accumulates unsharded float32 gradients that it
+    reduces once per step: `element_bytes` + 4 bytes per parameter. A single process then casts its float32 weights
+    once per step: `element_bytes` per parameter. `memory_bytes` is the memory of the rank's device.
+    """
+    bytes_per_parameter = element_bytes + (4 if is_sharded else 0)
+    saves_work = micro_batches > 1 and (is_sharded or element_bytes < 4)
+    return saves_work and bytes_per_parameter * parameters <= STEP_MEMORY_FRACTION * memory_bytes
+
 
 def parameters_by_part(config: Model, vocab_size: int) -> dict[str, int]:
     """Return the number of parameters of each part of the network; a tied head adds no parameters."""

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -196,6 +197,7 @@ class Llama(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.head = None if config.tie_embeddings else Linear(config.dim, vocab_size)
+        self._cast_head: Tensor | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -212,6 +214,26 @@ class Llama(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             block.activation_checkpointing = mode
+
+    @contextmanager
+    def cast_weights_once(self) -> Iterator[None]:
+        """Cast the weight matrices to the compute precision now, instead of at each use, until the block ends.
+
+        The weights must not change in the block. Backward passes add the gradients to those of the float32 weights.
+        The copies exist only in the block and are not in the state dict of the model afterwards.
+        """
+        linears = [module for module in self.blocks.modules() if isinstance(module, Linear)]
+        weights = [linear.weight for linear in linears]
+        try:
+            self._cast_head = self.head_weight.detach().to(self.precision)
+            for linear, weight in zip(linears, weights, strict=True):
+                linear.weight = nn.Parameter(weight.detach().to(self.precision))
+                linear.weight.register_post_accumulate_grad_hook(partial(_move_gradient, weight))
+            yield
+        finally:
+            self._cast_head = None
+            for linear, weight in zip(linears, weights, strict=True):
+                linear.weight = weight
 
     def hidden_states(self, ids: Tensor, caches: list[KVCache] | None = None) -> Tensor:
         """Return the normalized residual stream [B, T, D] for ids int64[B, T], which follow the tokens in `caches`."""
@@ -239,13 +261,20 @@ class Llama(nn.Module):
         `ids` are ignored.
         """
         hidden = self.hidden_states(ids)[: len(targets)].flatten(0, 1)
-        return linear_cross_entropy(hidden, self.head_weight, targets.flatten(), z_loss)
+        return linear_cross_entropy(hidden, self.head_weight, targets.flatten(), z_loss, self._cast_head)
 
     def new_caches(self, batch: int, capacity: int) -> list[KVCache]:
         """Return one empty cache per layer, for `batch` sequences of up to `capacity` tokens."""
         size = (batch, self.config.kv_heads, capacity, self.config.head_dim)
         empty = partial(torch.empty, size, dtype=self.precision, device=self.embedding.weight.device)
         return [KVCache(empty(), empty()) for _ in self.blocks]
+
+
+def _move_gradient(weight: Tensor, copy: Tensor) -> None:
+    """Add the gradient of a weight's copy to the gradient of the weight, and remove it from the copy."""
+    assert copy.grad is not None
+    weight.grad = copy.grad.to(weight.dtype) if weight.grad is None else weight.grad.add_(copy.grad)
+    copy.grad = None
 
 
 def initialize(model: Llama, seed: int) -> None:

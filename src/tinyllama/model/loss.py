@@ -15,24 +15,32 @@ from torch import Tensor
 from tinyllama.model.flops import CPU_SOFTMAX_CHUNK, loss_chunk_tokens
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0, cast_weight: Tensor | None = None
+) -> Tensor:
     """Return the cross-entropy of targets int64[N] in nats, summed over N, for hidden[N, D] and head weight[V, D].
 
     The gradient, but not the returned value, includes `z_loss` times the sum of log(Z)^2, where Z is the softmax's
     denominator (Chowdhery et al. 2022, arXiv:2204.02311, section 5). Matrix products are computed in the dtype of
-    `hidden`, and sums in float32.
+    `hidden`, and sums in float32. `cast_weight` is `weight` in the dtype of `hidden`, if the caller has it already.
     """
     with_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    nats: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, with_gradient)  # type: ignore[no-untyped-call]
+    nats: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, with_gradient, cast_weight)  # type: ignore[no-untyped-call]
     return nats
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, with_gradient: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        z_loss: float,
+        with_gradient: bool,
+        cast_weight: Tensor | None,
     ) -> Tensor:
-        matrix = weight.to(hidden.dtype)
+        matrix = weight.to(hidden.dtype) if cast_weight is None else cast_weight
         nats = hidden.new_zeros((), dtype=torch.float32)
         hidden_gradient = torch.empty_like(hidden)
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if with_gradient else hidden.new_empty(0)
@@ -53,10 +61,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return nats
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         # Multiply in place, to avoid a second copy of the weight's gradient, which is as large as the weight.
-        return hidden_gradient.mul_(gradient), weight_gradient.mul_(gradient).to(ctx.weight_dtype), None, None, None
+        gradients = hidden_gradient.mul_(gradient), weight_gradient.mul_(gradient).to(ctx.weight_dtype)
+        return *gradients, None, None, None, None
 
 
 def _loss_and_gradient_inplace(logits: Tensor, targets: Tensor, z_loss: float) -> Tensor:

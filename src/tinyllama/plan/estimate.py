@@ -22,8 +22,7 @@ from tinyllama.plan.formulas import (
     memory_by_component,
     network_seconds,
     optimizer_bytes,
-    replica_traffic_bytes,
-    shard_traffic_bytes,
+    traffic_bytes,
 )
 from tinyllama.recipe import ActivationCheckpointing, Recipe, Source
 from tinyllama.release.formats import release_bytes
@@ -75,9 +74,6 @@ class Plan:
     recipe: Recipe
     vocab_size: int
     workload: Workload
-    replicas: int
-    micro_batches: int
-    """Number of micro-batches per step on one rank."""
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -122,16 +118,18 @@ def estimate(recipe: Recipe, vocab_size: int, spec: HardwareSpec, assumptions: A
         model=recipe.model,
         vocab_size=vocab_size,
         sequences=train.effective_micro_batch_size(gpus),
+        rank_sequences=train.sequences_per_rank(gpus),
         length=train.sequence_length,
         shards=shards,
+        replicas=replicas,
+        device_memory_bytes=spec.memory_bytes,
         optimizer=train.optimizer,
         element_bytes=2 if train.precision == "bf16" else 4,
         activation_checkpointing=recipe.parallel.activation_checkpointing,
         compiled=train.compile,
         is_cpu=spec.is_cpu,
     )
-    micro_batches = train.sequences_per_rank(gpus) // workload.sequences
-    plan = Plan(spec, assumptions, recipe, vocab_size, workload, replicas, micro_batches)
+    plan = Plan(spec, assumptions, recipe, vocab_size, workload)
     time = _time(plan)
     return replace(plan, figures=_size(plan) | _memory(plan) | time | _disk(plan) | _failures(plan, time))
 
@@ -160,7 +158,7 @@ def _memory(plan: Plan) -> dict[str, Any]:
     def total(**changes: Any) -> int:
         return sum((memory_by_component(replace(workload, **changes)) | runtime).values())
 
-    sequences = workload.sequences * plan.micro_batches
+    sequences = workload.rank_sequences
     bound = 1
     while bound < sequences and total(sequences=bound) <= available:
         bound *= 2
@@ -173,6 +171,7 @@ def _memory(plan: Plan) -> dict[str, Any]:
             choice: total(activation_checkpointing=choice) for choice in get_args(ActivationCheckpointing)
         },
         "usable_memory_bytes": available,
+        "keeps_weights": workload.keeps_weights,
         "memory_fits": sum(components.values()) <= available,
         "micro_batch_sequences": workload.sequences,
         "largest_micro_batch_sequences": next((count for count in divisors if total(sequences=count) <= available), 0),
@@ -183,10 +182,11 @@ def _time(plan: Plan) -> dict[str, Any]:
     assumptions, spec, train, workload = plan.assumptions, plan.hardware, plan.recipe.train, plan.workload
     flops, peak = flops_per_token(workload.model, plan.vocab_size, workload.length), spec.peak_flops(train.precision)
     compute, update = assumptions.measured_seconds or (workload.tokens * flops / (peak * plan.mfu), 0.0)
-    network = network_seconds(workload, plan.replicas, spec)
-    step = plan.micro_batches * max(compute, network) + update / workload.shards
+    # The micro-batches before the last one, and the last one, differ in what they communicate.
+    micro_batches = ((workload.micro_batches - 1, False), (1, True))
+    networks = [(count, network_seconds(workload, spec, is_last)) for count, is_last in micro_batches]
+    step = sum(count * max(compute, network) for count, network in networks) + update / workload.shards
     per_gpu = train.batch_tokens / assumptions.gpus / step
-    traffic = shard_traffic_bytes(workload) + replica_traffic_bytes(workload, plan.replicas)
     return {
         "tokens_per_second_per_gpu": per_gpu,
         "tokens_per_second": per_gpu * assumptions.gpus,
@@ -194,9 +194,9 @@ def _time(plan: Plan) -> dict[str, Any]:
         "step_seconds": step,
         "days": train.steps * step / 86400,
         "gpu_hours": train.steps * step / 3600 * assumptions.gpus,
-        "network_bytes_per_step": traffic * plan.micro_batches,
-        "network_seconds_per_step": network * plan.micro_batches,
-        "network_is_hidden": network <= compute,
+        "network_bytes_per_step": sum(count * traffic_bytes(workload, is_last) for count, is_last in micro_batches),
+        "network_seconds_per_step": sum(count * network for count, network in networks),
+        "network_is_hidden": max(network for count, network in networks if count) <= compute,
     }
 
 

@@ -5,7 +5,8 @@ all tensors at the peak. The peak occurs during the loss, in the last block's ba
 are reduced, or in Muon's update. The sum includes the activations that each transformer block, eager or compiled, saves
 for its backward pass. tests/plan/test_memory.py compares the sum with the result of torch's FSDP2 memory tracker. FSDP
 gathers each block for the forward pass and for the backward pass. It gathers the root module (embedding, head and last
-norm) once and reduces gradients in float32. Replicas (HSDP) all-reduce their gradient shards.
+norm) once and reduces gradients in float32, in each micro-batch. If a step keeps its weights, FSDP gathers and reduces
+once per step. Replicas (HSDP) all-reduce their gradient shards once per step.
 """
 
 import math
@@ -15,6 +16,7 @@ from tinyllama.hardware import GPUS_PER_NODE, HardwareSpec
 from tinyllama.model.flops import (
     CPU_SOFTMAX_CHUNK,
     MUON_BATCH_ELEMENTS,
+    keeps_weights,
     loss_chunk_tokens,
     num_parameters,
     parameters_by_part,
@@ -40,10 +42,16 @@ class Workload:
     vocab_size: int
     sequences: int
     """Number of sequences per micro-batch."""
+    rank_sequences: int
+    """Number of sequences of this GPU per step."""
     length: int
     """Number of tokens per sequence."""
     shards: int
     """Number of ranks among which the weights are sharded."""
+    replicas: int
+    """Number of groups of ranks that each have all shards."""
+    device_memory_bytes: float
+    """Memory of the GPU."""
     optimizer: Optimizer
     element_bytes: int = 2
     """Bytes per activation: 2 in bf16, 4 in fp32."""
@@ -55,6 +63,17 @@ class Workload:
     def tokens(self) -> int:
         """Number of tokens per micro-batch."""
         return self.sequences * self.length
+
+    @property
+    def micro_batches(self) -> int:
+        """Number of micro-batches per step."""
+        return self.rank_sequences // self.sequences
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether weights in the compute precision are kept over the micro-batches of a step."""
+        parameters, is_sharded = num_parameters(self.model, self.vocab_size), self.shards * self.replicas > 1
+        return keeps_weights(parameters, self.element_bytes, self.micro_batches, is_sharded, self.device_memory_bytes)
 
     @property
     def root_parameters(self) -> int:
@@ -86,7 +105,8 @@ def memory_by_component(workload: Workload) -> dict[str, int]:
     parameters = num_parameters(workload.model, workload.vocab_size)
     permanent = {
         "weights": 4 * parameters // workload.shards,
-        "gradients": 4 * parameters // workload.shards,
+        # Kept gradients are unsharded until the last micro-batch reduces them.
+        "gradients": 4 * parameters // (1 if workload.keeps_weights else workload.shards),
         "optimizer": optimizer_bytes(workload) // workload.shards,
     }
     peaks = [_peak_at_loss(workload), _peak_in_backward(workload), _peak_at_gradient_reduction(workload)]
@@ -108,7 +128,7 @@ def logits_bytes(workload: Workload) -> int:
     probabilities = min(logits, CPU_SOFTMAX_CHUNK) if workload.is_cpu else 2 * logits
     head = workload.vocab_size * workload.model.dim
     # unsharded float32 weights of the head are copied to bf16 for the matrix product
-    cast_head = 0 if workload.shards > 1 or workload.element_bytes == 4 else head
+    cast_head = 0 if workload.shards > 1 or workload.element_bytes == 4 or workload.keeps_weights else head
     return workload.element_bytes * (logits + head + cast_head) + 4 * probabilities
 
 
@@ -151,12 +171,23 @@ def _saved_probabilities(workload: Workload) -> int:
 def _saved_for_backward(workload: Workload) -> dict[str, float]:
     """Return the bytes of the components that exist when the backward pass begins, without the sharded weights."""
     has_copies = workload.shards == 1 and workload.element_bytes == 2 and workload.activation_checkpointing == "none"
+    activations = workload.model.layers * workload.tokens * activation_bytes_per_token(workload)
+    if workload.keeps_weights:
+        return {"activations": activations} | _kept_weights(workload)
     gathered = workload.root_parameters + 2 * workload.block_parameters  # this block and the prefetched next block
     return {
-        "activations": workload.model.layers * workload.tokens * activation_bytes_per_token(workload),
+        "activations": activations,
         "weight_copies": 2 * workload.model.layers * workload.block_parameters if has_copies else 0,
         "gathered": workload.element_bytes * gathered if workload.shards > 1 else 0,
     }
+
+
+def _kept_weights(workload: Workload) -> dict[str, float]:
+    """Return the bytes of the weights that are kept over the micro-batches of a step, in the compute precision."""
+    if workload.shards > 1:
+        return {"gathered": workload.element_bytes * num_parameters(workload.model, workload.vocab_size)}
+    matrices = workload.model.layers * workload.block_parameters + workload.vocab_size * workload.model.dim
+    return {"weight_copies": workload.element_bytes * matrices}
 
 
 def _peak_at_loss(workload: Workload) -> dict[str, float]:
@@ -185,26 +216,43 @@ def _peak_in_backward(workload: Workload) -> dict[str, float]:
 def _peak_at_gradient_reduction(workload: Workload) -> dict[str, float]:
     """Return the bytes of temporary components while the root's gradients are reduced, after activations are freed."""
     if workload.shards == 1:
-        return {"head": 4 * workload.vocab_size * workload.model.dim}
+        copies = _kept_weights(workload) if workload.keeps_weights else {}
+        return {"head": 4 * workload.vocab_size * workload.model.dim} | copies
     gathered = workload.element_bytes * workload.root_parameters
     return {"gathered": gathered, "reduce_scatter": (workload.element_bytes + 4) * workload.root_parameters}
 
 
-def shard_traffic_bytes(workload: Workload) -> float:
-    """Return the bytes that a GPU receives from its shard group per micro-batch."""
+def traffic_bytes(workload: Workload, is_last: bool) -> float:
+    """Return the bytes that a GPU receives in the last micro-batch of a step, or in each of those before it.
+
+    If a step keeps its weights, all traffic of the step counts for the last micro-batch.
+    """
+    return _shard_traffic_bytes(workload, is_last) + _replica_traffic_bytes(workload, is_last)
+
+
+def _shard_traffic_bytes(workload: Workload, is_last: bool) -> float:
+    """Return the bytes that a GPU receives from its shard group in a micro-batch."""
+    if workload.keeps_weights and not is_last:
+        return 0.0
     blocks = workload.model.layers * workload.block_parameters
-    gathered = workload.element_bytes * (2 * blocks + workload.root_parameters)
+    gathered = workload.element_bytes * (blocks + workload.root_parameters)
+    gathered_again = 0 if workload.keeps_weights else workload.element_bytes * blocks
     reduced = 4 * (blocks + workload.root_parameters)
-    return (workload.shards - 1) / workload.shards * (gathered + reduced)
+    return (workload.shards - 1) / workload.shards * (gathered + gathered_again + reduced)
 
 
-def replica_traffic_bytes(workload: Workload, replicas: int) -> float:
-    """Return the bytes that a GPU receives from other replicas per micro-batch, in a ring all-reduce of its shard."""
-    return 2 * (replicas - 1) / replicas * 4 * num_parameters(workload.model, workload.vocab_size) / workload.shards
+def _replica_traffic_bytes(workload: Workload, is_last: bool) -> float:
+    """Return the bytes that a GPU receives from other replicas, in a ring all-reduce of its shard."""
+    if not is_last:
+        return 0.0
+    parameters, replicas = num_parameters(workload.model, workload.vocab_size), workload.replicas
+    return 2 * (replicas - 1) / replicas * 4 * parameters / workload.shards
 
 
-def network_seconds(workload: Workload, replicas: int, spec: HardwareSpec) -> float:
-    """Return the time of one micro-batch's traffic on idle links, in seconds, from bandwidth and latency.
+def network_seconds(workload: Workload, spec: HardwareSpec, is_last: bool) -> float:
+    """Return the time of a micro-batch's traffic on idle links, in seconds, from bandwidth and latency.
+
+    `is_last` is true for the last micro-batch of a step; see `traffic_bytes`.
 
     A collective within a node uses the node's links. A ring across nodes uses all ports of a node, so the ring has the
     bandwidth of a node (nccl-tests, PERFORMANCE.md, "bus bandwidth"). If a shard group fills a node, replicas are on
@@ -212,26 +260,31 @@ def network_seconds(workload: Workload, replicas: int, spec: HardwareSpec) -> fl
     """
     link, network = spec.link_bytes_per_second, spec.network_bytes_per_second
     within_node = workload.shards <= GPUS_PER_NODE
-    seconds = shard_traffic_bytes(workload) / (link if within_node else min(link, network))
-    if replicas <= max(1, GPUS_PER_NODE // workload.shards):
-        seconds += replica_traffic_bytes(workload, replicas) / link
+    seconds = _shard_traffic_bytes(workload, is_last) / (link if within_node else min(link, network))
+    if workload.replicas <= max(1, GPUS_PER_NODE // workload.shards):
+        seconds += _replica_traffic_bytes(workload, is_last) / link
     else:
         # number of GPUs per node that send their shards at the same time
         sharing_gpus = min(GPUS_PER_NODE, workload.shards)
-        seconds += replica_traffic_bytes(workload, replicas) * sharing_gpus / network
-    return seconds + _latency_seconds(workload, replicas)
+        seconds += _replica_traffic_bytes(workload, is_last) * sharing_gpus / network
+    return seconds + _latency_seconds(workload, is_last)
 
 
-def _latency_seconds(workload: Workload, replicas: int) -> float:
+def _latency_seconds(workload: Workload, is_last: bool) -> float:
     """Return the latency of all collectives of a micro-batch, in seconds.
 
-    A ring gathers each block twice and reduces its gradients once. A tree all-reduces the gradients of replicas.
+    A ring gathers each block twice (once if the step keeps its weights) and reduces its gradients once. A tree
+    all-reduces the gradients of replicas in the last micro-batch.
     """
+    if workload.keeps_weights and not is_last:
+        return 0.0
+    layers = workload.model.layers
     nodes = -(-workload.shards // GPUS_PER_NODE)
     ring = (workload.shards - nodes) * _LINK_STEP_SECONDS + (nodes - 1) * _NETWORK_STEP_SECONDS
-    within_node = workload.shards * replicas <= GPUS_PER_NODE
-    tree = 2 * math.ceil(math.log2(replicas)) * (_LINK_STEP_SECONDS if within_node else _NETWORK_STEP_SECONDS)
-    return (3 * workload.model.layers + 2) * ring + (workload.model.layers + 1) * tree
+    within_node = workload.shards * workload.replicas <= GPUS_PER_NODE
+    tree = 2 * math.ceil(math.log2(workload.replicas)) * (_LINK_STEP_SECONDS if within_node else _NETWORK_STEP_SECONDS)
+    rings = (2 if workload.keeps_weights else 3) * layers + 2
+    return rings * ring + ((layers + 1) * tree if is_last else 0.0)
 
 
 def failure_overhead(

@@ -186,7 +186,7 @@ def _memory_rows(plan: Plan) -> Rows:
     figures, workload = plan.figures, plan.workload
     names = _COMPONENTS | {"head": "last norm, head's gradient"}
     sizes = f"{format_bytes(figures['memory_bytes_per_gpu'])} of {format_bytes(plan.hardware.memory_bytes)}"
-    micro_batch = f"micro-batch of {workload.sequences} x {workload.length:,} tokens, {plan.micro_batches} per step"
+    micro_batch = f"micro-batch of {workload.sequences} x {workload.length:,} tokens, {workload.micro_batches} per step"
     yield micro_batch, f"{sizes}: {'fits' if figures['memory_fits'] else 'DOES NOT FIT'}"
     for name, count in figures["memory_bytes_by_component"].items():
         yield f"  {names[name]}", format_bytes(count)
@@ -212,8 +212,10 @@ def _time_rows(plan: Plan, unit: str) -> Rows:
 def _network_rows(plan: Plan) -> Rows:
     figures = plan.figures
     hides = "hidden behind compute" if figures["network_is_hidden"] else "NOT HIDDEN: training waits for it"
-    replicas = f", {plan.replicas} replicas" if plan.replicas > 1 else ""
-    yield "sharding", f"{plan.workload.shards} shards{replicas}"
+    workload = plan.workload
+    replicas = f", {workload.replicas} replicas" if workload.replicas > 1 else ""
+    once = ", weights gathered and gradients reduced once per step" if workload.keeps_weights else ""
+    yield "sharding", f"{workload.shards} shards{replicas}{once}"
     yield "received per GPU and step", format_bytes(figures["network_bytes_per_step"])
     yield "time", f"{figures['network_seconds_per_step']:.3g} s of {figures['step_seconds']:.3g} s: {hides}"
 

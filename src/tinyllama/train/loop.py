@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tinyllama import hardware
 from tinyllama.data.batches import batch_index_for_step, batches
-from tinyllama.distributed import World, all_reduce_sum, init_distributed, is_peer_failure
+from tinyllama.distributed import World, all_reduce_sum, begin_micro_batch, init_distributed, is_peer_failure
 from tinyllama.errors import InputError, RunStoppedError, first_line
 from tinyllama.files import exclusive_lock, reject_symlinks
 from tinyllama.formatting import echo
@@ -281,12 +281,15 @@ def forward_backward(
     total = torch.zeros((), device=world.device, dtype=torch.float64)
     if world.device.type == "cuda":  # pinned memory is copied while the GPU computes
         sequences = sequences.pin_memory().to(world.device, non_blocking=True)
-    for micro_batch in sequences.split(recipe.effective_micro_batch_size(world.size)):
-        nats = state.model.loss(micro_batch[:, :-1], micro_batch[:, 1:], recipe.z_loss)
-        # FSDP averages gradients over the ranks, but the loss is a sum over the ranks; the factor corrects this.
-        (nats * (world.size / recipe.batch_tokens)).backward()
-        total += nats.detach()
-        heartbeat()
+    micro_batches = sequences.split(recipe.effective_micro_batch_size(world.size))
+    with state.model.cast_weights_once() if state.keeps_weights and world.size == 1 else nullcontext():
+        for number, micro_batch in enumerate(micro_batches, 1):
+            begin_micro_batch(state.model, number == len(micro_batches), state.keeps_weights)
+            nats = state.model.loss(micro_batch[:, :-1], micro_batch[:, 1:], recipe.z_loss)
+            # FSDP averages gradients over the ranks, but the loss is a sum over the ranks; the factor corrects this.
+            (nats * (world.size / recipe.batch_tokens)).backward()
+            total += nats.detach()
+            heartbeat()
     return total, clip_grad_norm(state.model, recipe.optimizer.max_gradient_norm)
 
 

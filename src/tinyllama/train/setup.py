@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from tinyllama import hardware
 from tinyllama.data.store import TokenStore
-from tinyllama.distributed import World, build_mesh, shard_model
+from tinyllama.distributed import World, build_mesh, shard_model, smallest_device_memory
 from tinyllama.errors import InputError, first_line, silence_torchao
 from tinyllama.files import atomic_write, read_regular_file, write_json
 from tinyllama.formatting import echo
 from tinyllama.loading import HuggingFaceLlama
+from tinyllama.model.flops import keeps_weights, num_parameters
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
 from tinyllama.recipe import Optimizer, Recipe
 from tinyllama.runs.run_dir import RunDir, batches_of
@@ -44,6 +45,8 @@ class TrainState:
     optimizers: list[torch.optim.Optimizer]
     validation_set: ValidationSet | None
     milestone_steps: set[int]
+    keeps_weights: bool = False
+    """Whether weights in the compute precision are kept over the micro-batches of a step."""
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
     """Records of the run's rollbacks; see `RunDir.rollbacks`."""
 
@@ -68,7 +71,8 @@ def build(recipe: Recipe, world: World) -> TrainState:
     run = RunDir.of_recipe(recipe)
     vocab_size = _vocab_size(recipe, run, tokenizer)
     tokenizer = tokenizer.fitted(vocab_size)
-    model = build_model(recipe, vocab_size, world)
+    keeps = run_keeps_weights(recipe, vocab_size, world)
+    model = build_model(recipe, vocab_size, world, keeps_weights=keeps)
     if recipe.train.deterministic and world.device.type == "cuda":
         # required for reproducible results (cuBLAS's documentation, "Results reproducibility")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -83,7 +87,16 @@ def build(recipe: Recipe, world: World) -> TrainState:
         build_optimizers(model, recipe.train.optimizer),
         load_validation_set(recipe, store, tokenizer),
         recipe.milestone_steps(),
+        keeps,
     )
+
+
+def run_keeps_weights(recipe: Recipe, vocab_size: int, world: World) -> bool:
+    """Return whether this run keeps weights over the micro-batches of a step; all ranks return the same value."""
+    train, parameters = recipe.train, num_parameters(recipe.model, vocab_size)
+    micro_batches = train.sequences_per_rank(world.size) // train.effective_micro_batch_size(world.size)
+    element_bytes = PRECISIONS[train.precision].itemsize
+    return keeps_weights(parameters, element_bytes, micro_batches, world.size > 1, smallest_device_memory(world))
 
 
 def _vocab_size(recipe: Recipe, run: RunDir, tokenizer: Tokenizer) -> int:
@@ -95,7 +108,13 @@ def _vocab_size(recipe: Recipe, run: RunDir, tokenizer: Tokenizer) -> int:
     return initial.vocab_size if initial else tokenizer.vocab_size
 
 
-def build_model(recipe: Recipe, vocab_size: int, world: World, float8_scaling: Float8Scaling = "rowwise") -> Llama:
+def build_model(
+    recipe: Recipe,
+    vocab_size: int,
+    world: World,
+    float8_scaling: Float8Scaling = "rowwise",
+    keeps_weights: bool = False,
+) -> Llama:
     """Return the recipe's model, sharded and compiled as configured, in uninitialized memory on the rank's device.
 
     Training always uses float8 products with one scale per row; benchmarks set `float8_scaling` to compare both
@@ -109,7 +128,7 @@ def build_model(recipe: Recipe, vocab_size: int, world: World, float8_scaling: F
     if recipe.train.compile:
         _compile(model, world)
     if world.size > 1:
-        shard_model(model, build_mesh(recipe.parallel, world))
+        shard_model(model, build_mesh(recipe.parallel, world), keeps_weights)
     return model.to_empty(device=world.device)
 
 
