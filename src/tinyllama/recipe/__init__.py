@@ -125,8 +125,9 @@ class Train(RecipeModel):
     """Maximum micro-batch size per rank. The largest divisor of the rank's batch size up to this maximum is used."""
     initial_weights: str | None = None
     """Folder or hub name of a Hugging Face Llama with the initial weights; null initializes weights randomly."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Precision of computation; weights, optimizer state and accumulated gradients are always float32."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Precision of computation; weights, optimizer state and accumulated gradients are always float32. `fp16`, with
+    loss scaling, is for GPUs that do not support bf16."""
     float8: bool = False
     """Compute the transformer blocks' matrix products in float8 with one scale per row (torchao); needs a GPU that
     supports float8 matrix products."""
@@ -144,6 +145,12 @@ class Train(RecipeModel):
     """Number of steps between validations; the last step is always validated."""
     validation_sequences: Count = 1024
     """Maximum number of sequences per validation, divided among the sources by weight."""
+
+    @model_validator(mode="after")
+    def _check_float8(self) -> Self:
+        if self.float8 and self.precision == "fp16":
+            raise ValueError("float8 with precision fp16 is not supported; use precision bf16, or remove float8")
+        return self
 
     @model_validator(mode="after")
     def _check_learning_rates(self) -> Self:
