@@ -43,6 +43,7 @@ RECIPE: dict[str, Any] = {
 }
 UNCOMPILED_RECIPE = RECIPE | {"train": RECIPE["train"] | {"compile": False}}
 FP32 = {"train.precision": "fp32", "train.compile": "false"}
+FP16 = FP32 | {"train.precision": "fp16"}
 DETERMINISTIC = {"train.deterministic": "true"}
 
 
@@ -61,6 +62,8 @@ def training(device: str) -> Iterator[dict[str, Any]]:
         difference = max(abs(ours - theirs) for ours, theirs in zip(losses("gpu"), losses("cpu"), strict=True))
         check = f"losses of {STEPS} steps in fp32 equal the CPU's"
         yield {"check": check, "found": f"largest difference {difference:.2g}", "passed": difference < 1e-3}
+        if device == "cuda":
+            yield fp16(recipe)
         yield from checkpoints(device)
         train(recipe, "first", gpu, DETERMINISTIC)
         train(recipe, "free", gpu, {})
@@ -79,6 +82,19 @@ def training(device: str) -> Iterator[dict[str, Any]]:
         yield {"check": "SIGTERM saves and exits", **stopped.result()}
         if refused:
             yield refused.result()
+
+
+def fp16(recipe: Path) -> dict[str, Any]:
+    """Return whether losses in fp16 are those in fp32. A dry run omits this check: it would take an hour on a CPU."""
+    train(recipe, "fp16", {}, FP16)
+    difference = max(abs(ours - theirs) for ours, theirs in zip(losses("fp16"), losses("gpu"), strict=True))
+    scales = [row["loss_scale"] for row in metrics("fp16")]
+    found = f"largest difference {difference:.2g}; loss scale {min(scales):,.0f} to {max(scales):,.0f}"
+    return {
+        "check": f"losses of {STEPS} steps in fp16 equal those in fp32",
+        "found": found,
+        "passed": difference < 5e-2,
+    }
 
 
 def write_inputs(folder: Path, fields: Mapping[str, Any] = RECIPE) -> Path:

@@ -38,6 +38,21 @@ def test_hidden_gpus_select_the_cpu(monkeypatch: pytest.MonkeyPatch, visible: st
     assert select_device(0) == torch.device("cpu")
 
 
+@pytest.mark.parametrize(("capability", "is_supported"), [((7, 0), False), ((7, 5), True), ((12, 0), True)])
+def test_gpu_older_than_torchs_kernels_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], is_supported: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90", "sm_120", "compute_120"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100-SXM2-16GB")
+    if is_supported:
+        assert select_device(1) == torch.device("cuda", 1)
+        return
+    with pytest.raises(InputError, match=r"^CUDA: .*V100.*7\.0.*older CUDA version"):
+        select_device(1)
+
+
 def test_rank_without_the_device_type_of_rank_0_is_refused() -> None:
     store = dist.HashStore()
     check_same_device_type(store, 0, torch.device("cuda", 0))

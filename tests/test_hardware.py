@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinyllama.hardware import can_compile, spec_for_device
+from tinyllama.hardware import can_compile, inference_precision, peak_flops, spec_for_device
 
 
 @pytest.mark.parametrize(
@@ -20,12 +20,47 @@ from tinyllama.hardware import can_compile, spec_for_device
         ("NVIDIA H200", "h200"),
         ("NVIDIA H200 NVL", "h200-nvl"),
         ("NVIDIA GeForce RTX 4090", "4090"),
-        ("Tesla T4", None),
+        ("Tesla T4", "t4"),
+        ("NVIDIA T400 4GB", None),
+        ("Tesla V100-SXM2-16GB", "v100-16g"),
+        ("Tesla V100-SXM2-32GB", "v100-32g"),
+        ("Tesla V100-PCIE-32GB", "v100-pcie-32g"),
     ],
 )
 def test_variants_of_a_gpu_have_their_own_spec(device: str, name: str | None) -> None:
     spec = spec_for_device(device)
     assert (spec.name if spec else None) == name
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "wanted", "used"),
+    [
+        ("cuda", (7, 5), torch.bfloat16, torch.float16),
+        ("cuda", (7, 5), torch.float32, torch.float32),
+        ("cuda", (6, 0), torch.bfloat16, torch.float32),
+        ("cuda", (8, 0), torch.bfloat16, torch.bfloat16),
+        ("cuda", (8, 0), torch.float16, torch.float16),
+        ("cpu", None, torch.bfloat16, torch.bfloat16),
+        ("cpu", None, torch.float16, torch.float32),
+    ],
+)
+def test_models_are_evaluated_in_a_precision_that_the_device_does_not_emulate(
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    capability: tuple[int, int] | None,
+    wanted: torch.dtype,
+    used: torch.dtype,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert inference_precision(torch.device(device), wanted) == used
+
+
+def test_peak_of_fp16_is_that_of_bf16_on_a_gpu_and_unknown_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    gpu = torch.device("cuda")
+    assert peak_flops(gpu, torch.float16) == peak_flops(gpu, torch.bfloat16) == 989e12
+    assert peak_flops(gpu, torch.float32) == 67e12
+    assert peak_flops(torch.device("cpu"), torch.float16) is None
 
 
 def test_gpu_without_a_c_compiler_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:

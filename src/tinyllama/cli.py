@@ -182,7 +182,7 @@ def evaluate(
     limit: int | None = None,
     num_fewshot: int | None = None,
     batch_size: int = 64,
-    precision: Literal["bf16", "fp32"] = "bf16",
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16",
 ) -> None:
     """Evaluate a run, a checkpoint, a release or a Hugging Face model on lm-eval tasks, on all ranks under torchrun.
 
@@ -192,7 +192,7 @@ def evaluate(
         limit: Number of items to score per task, from the first item on; all items by default.
         num_fewshot: Number of few-shot examples before each item; by default the task's own number, usually 0.
         batch_size: Batch size of lm-eval's `hf`, which runs all models except those of the Llama 2 architecture.
-        precision: Precision of the computation.
+        precision: Precision of the computation. fp16 replaces bf16 on GPUs without bf16; fp32 replaces fp16 on CPUs.
     """
     from tinyllama.api import evaluate_model
     from tinyllama.model.llama import PRECISIONS

@@ -8,6 +8,7 @@ groups are replicas (HSDP).
 
 import gc
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -101,7 +102,9 @@ def select_device(local_rank: int) -> torch.device:
     Raises InputError if torch cannot use the machine's NVIDIA GPU, because training on the CPU would be very slow.
     """
     if torch.cuda.is_available():
-        return torch.device("cuda", local_rank)
+        device = torch.device("cuda", local_rank)
+        _check_kernels(device)
+        return device
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not hardware.nvidia_devices():
         return torch.device("cpu")
     try:
@@ -112,6 +115,16 @@ def select_device(local_rank: int) -> torch.device:
     problem = f"torch {torch.__version__} cannot use this machine's NVIDIA GPU ({reason})"
     remedy = "install a torch that fits the driver (docs/gpu.md), or set CUDA_VISIBLE_DEVICES= to use the CPU"
     raise InputError(f"CUDA: {problem}; {remedy}")
+
+
+def _check_kernels(device: torch.device) -> None:
+    """Raise InputError if torch's kernels are built only for newer GPUs, as those of CUDA 13 for a V100."""
+    capability = torch.cuda.get_device_capability(device)
+    built = [int(digits[1]) for name in torch.cuda.get_arch_list() if (digits := re.match(r"sm_(\d+)", name))]
+    if 10 * capability[0] + capability[1] < min(built, default=0):
+        gpu = f"{torch.cuda.get_device_name(device)} (compute capability {capability[0]}.{capability[1]})"
+        remedy = "install torch for an older CUDA version (docs/gpu.md), or set CUDA_VISIBLE_DEVICES= to use the CPU"
+        raise InputError(f"CUDA: torch {torch.__version__} has no kernels for {gpu}; {remedy}")
 
 
 def check_same_device_type(store: dist.Store, rank: int, device: torch.device) -> None:

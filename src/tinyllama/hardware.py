@@ -1,8 +1,8 @@
 """Hardware: cores, memory, peak FLOP/s, the allocator, and a table of hardware specs for known GPUs.
 
 Rows of the table come from the manufacturers' data sheets. The peaks are for dense matrix products, with torch's
-default settings: bf16 with float32 accumulation, and float32 without TF32. A CPU's hardware spec is measured. Planning
-uses the table without torch, so each function that needs torch imports it.
+default settings: bf16 or fp16 with float32 accumulation, and float32 without TF32. A CPU's hardware spec is measured.
+Planning uses the table without torch, so each function that needs torch imports it.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ class HardwareSpec:
 
     name: str
     bf16_flops: float
-    """Peak FLOP/s of dense bf16 matrix products."""
+    """Peak FLOP/s of dense bf16 matrix products, and on a GPU also of fp16 products."""
     fp32_flops: float
     """Peak FLOP/s of dense float32 matrix products."""
     memory_bytes: float
@@ -45,11 +45,13 @@ class HardwareSpec:
     """Source of these numbers."""
     assumed_mfu: float = 0.5
     """MFU that `plan` assumes for the 1.1B model without a measurement: an estimate."""
+    capability: tuple[int, int] = (8, 0)
+    """CUDA compute capability, or a lower one that supports the same precisions."""
     is_cpu: bool = False
 
     def peak_flops(self, precision: str) -> float:
-        """Return the peak FLOP/s for computing in `bf16` or `fp32`."""
-        return self.bf16_flops if precision == "bf16" else self.fp32_flops
+        """Return the peak FLOP/s for computing in `bf16`, `fp16` or `fp32`."""
+        return self.fp32_flops if precision == "fp32" else self.bf16_flops
 
     def per_process(self, processes: int) -> "HardwareSpec":
         """Return the hardware spec for one of `processes` processes: an equal part of the CPU, or one GPU."""
@@ -59,7 +61,7 @@ class HardwareSpec:
         return replace(self, **parts)
 
 
-_PCIE, _PCIE_5, _NIC_100_GBIT = 32e9, 64e9, 12.5e9
+_PCIE_3, _PCIE, _PCIE_5, _NIC_100_GBIT = 16e9, 32e9, 64e9, 12.5e9
 _A100 = "NVIDIA A100 Tensor Core GPU data sheet (SXM); DGX A100 data sheet: 8 x 200 Gbit/s"
 _H100 = "NVIDIA H100 Tensor Core GPU data sheet (SXM5); DGX H100 data sheet: 8 x 400 Gbit/s"
 _H100_PCIE = "NVIDIA H100 Tensor Core GPU data sheet (PCIe); without an NVLink bridge"
@@ -71,8 +73,17 @@ _B200 = "NVIDIA HGX B200 and DGX B200 data sheets, of 8 GPUs: 1,440 GB, 36 PFLOP
 _ADA = "NVIDIA Ada GPU Architecture white paper, appendix A; PCIe without peer-to-peer"
 _AMPERE = "NVIDIA Ampere GA102 GPU Architecture white paper, table 9; PCIe without peer-to-peer"
 
+_V100 = "NVIDIA V100 Tensor Core GPU data sheet (SXM2), fp16; DGX-1 data sheet: 4 x 100 Gbit/s"
+_V100_PCIE = "NVIDIA V100 Tensor Core GPU data sheet (PCIe), fp16"
+_T4 = "NVIDIA T4 Tensor Core GPU data sheet, fp16"
+
+TENSOR_CORE_CAPABILITY = (7, 0)
+"""Lowest CUDA compute capability with fast fp16 matrix products (Volta)."""
+BF16_CAPABILITY = (8, 0)
+"""Lowest CUDA compute capability with bf16 matrix products (Ampere). On older GPUs, torch emulates bf16 slowly."""
 FLOAT8_CAPABILITY = (8, 9)
 """Lowest CUDA compute capability with float8 matrix products (Ada)."""
+FP16_ON_CPU_WARNING = "train.precision: on most CPUs, fp16 is hundreds of times slower than bf16; use bf16 or fp32"
 HARDWARE_SPECS = {
     spec.name: spec
     for spec in (
@@ -87,6 +98,12 @@ HARDWARE_SPECS = {
         HardwareSpec("l40s", 362e12, 91.6e12, 48e9, _PCIE, _NIC_100_GBIT, "NVIDIA L40S data sheet"),
         HardwareSpec("4090", 165e12, 82.6e12, 24e9, _PCIE, _NIC_100_GBIT, _ADA),
         HardwareSpec("3090", 71e12, 35.6e12, 24e9, _PCIE, _NIC_100_GBIT, _AMPERE),
+        # On one V100, Megatron-LM reached 30 % (Shoeybi et al. 2019, arXiv:1909.08053, section 5).
+        HardwareSpec("v100-16g", 125e12, 15.7e12, 16e9, 150e9, 50e9, _V100, 0.3, (7, 0)),
+        HardwareSpec("v100-32g", 125e12, 15.7e12, 32e9, 150e9, 50e9, _V100, 0.3, (7, 0)),
+        HardwareSpec("v100-pcie-16g", 112e12, 14e12, 16e9, _PCIE_3, _NIC_100_GBIT, _V100_PCIE, 0.3, (7, 0)),
+        HardwareSpec("v100-pcie-32g", 112e12, 14e12, 32e9, _PCIE_3, _NIC_100_GBIT, _V100_PCIE, 0.3, (7, 0)),
+        HardwareSpec("t4", 65e12, 8.1e12, 16e9, _PCIE_3, _NIC_100_GBIT, _T4, 0.25, (7, 5)),
     )
 }
 GPUS_PER_NODE = 8
@@ -111,7 +128,12 @@ def spec_for_device(device_name: str) -> HardwareSpec | None:
     lower = device_name.lower()
     if "a100" in lower:
         return HARDWARE_SPECS["a100-40g" if "40gb" in lower else "a100-80g"]
-    variants = (spec for name, spec in HARDWARE_SPECS.items() if all(part in lower for part in name.split("-")))
+    # A digit after a part would belong to the name of another GPU: a T400 is not a T4.
+    variants = (
+        spec
+        for name, spec in HARDWARE_SPECS.items()
+        if all(re.search(rf"{part}(?!\d)", lower) for part in name.split("-"))
+    )
     return max(variants, key=lambda spec: len(spec.name), default=None)
 
 
@@ -124,14 +146,54 @@ def measure_cpu_spec() -> HardwareSpec:
     return HardwareSpec("cpu", bf16, fp32, total_memory_bytes(), 10e9, 12.5e9, source, is_cpu=True)
 
 
-def peak_flops(device: "torch.device", precision: "torch.dtype") -> float | None:
-    """Return the peak FLOP/s for MFU: the table's value for a GPU (None if unknown), a measured value for a CPU."""
+def native_precision(capability: tuple[int, int]) -> str:
+    """Return the fastest precision that a GPU of this compute capability supports natively: bf16, fp16 or fp32."""
+    if capability >= BF16_CAPABILITY:
+        return "bf16"
+    return "fp16" if capability >= TENSOR_CORE_CAPABILITY else "fp32"
+
+
+def check_bf16(precision: str, optimizer: str, gpu: str, capability: tuple[int, int]) -> None:
+    """Check that a GPU supports bf16 if training needs it. Raises InputError otherwise.
+
+    `gpu` is the name of the GPU, and `optimizer` the value of `train.optimizer.name`.
+    """
+    if (native := native_precision(capability)) == "bf16":
+        return
+    if precision == "bf16":
+        remedy = "--train.precision fp16 (or fp32)" if native == "fp16" else "--train.precision fp32"
+        raise InputError(f"train.precision: {gpu} does not support bf16, and torch emulates it slowly; use {remedy}")
+    if optimizer == "muon":
+        problem = f"muon computes in bf16, which {gpu} does not support and torch emulates slowly"
+        raise InputError(f"train.optimizer.name: {problem}; use --train.optimizer.name adamw")
+
+
+def inference_precision(device: "torch.device", precision: "torch.dtype") -> "torch.dtype":
+    """Return the dtype in which to evaluate a model, so that the device does not emulate the dtype `precision`.
+
+    On a GPU without bf16, float16 (float32 before Volta) replaces bf16. On a CPU, float32 replaces float16.
+    """
     import torch
 
     if device.type == "cpu":
-        return benchmark_matmul_flops(precision)
+        return torch.float32 if precision == torch.float16 else precision
+    native = native_precision(torch.cuda.get_device_capability(device))
+    if precision == torch.bfloat16 and native != "bf16":
+        return torch.float16 if native == "fp16" else torch.float32
+    return precision
+
+
+def peak_flops(device: "torch.device", precision: "torch.dtype") -> float | None:
+    """Return the peak FLOP/s for MFU: the table's value for a GPU, or a measured value for a CPU.
+
+    The result is None for an unknown GPU, and for fp16 on a CPU, where a single measurement could take a minute.
+    """
+    import torch
+
+    if device.type == "cpu":
+        return None if precision == torch.float16 else benchmark_matmul_flops(precision)
     spec = spec_for_device(torch.cuda.get_device_name(device))
-    return spec.peak_flops("bf16" if precision == torch.bfloat16 else "fp32") if spec else None
+    return spec.peak_flops("fp32" if precision == torch.float32 else "bf16") if spec else None
 
 
 def benchmark_matmul_flops(precision: "torch.dtype") -> float:

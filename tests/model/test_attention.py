@@ -51,6 +51,27 @@ def test_bf16_error_is_similar_to_torch(time: int) -> None:
         assert error < 2.5 * peer_error + 1e-3 * expected.norm()  # ours rounds scores to bf16 before the softmax
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kv_heads"), [(torch.bfloat16, 2), (torch.float16, 6), (torch.float32, 6)]
+)  # kv_heads in torch's kernel
+def test_kernels_without_grouped_heads_get_equal_numbers_of_heads(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, kv_heads: int
+) -> None:
+    inputs = random_inputs(2, 6, 2, 40, dtype)
+    expected = output_and_gradients(torch_attention, inputs)
+    shapes, kernel = [], F.scaled_dot_product_attention
+
+    def recorded(query: Tensor, keys: Tensor, values: Tensor, **options: bool) -> Tensor:
+        shapes.append((keys.shape[1], values.shape[1]))
+        return kernel(query, keys, values, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
+    found = output_and_gradients(attention._fused_attention, inputs)
+    assert shapes == [(kv_heads, kv_heads)]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).abs().max() < (2e-5 if dtype == torch.float32 else 5e-2)
+
+
 @pytest.mark.parametrize("time", [200, 600])
 def test_operator_passes_opcheck(time: int) -> None:
     torch.library.opcheck(attention._forward, tuple(random_inputs(1, 4, 2, time, torch.float32)))

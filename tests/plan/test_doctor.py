@@ -50,7 +50,8 @@ def test_complete_machine_has_no_warning(found: SystemInfo) -> None:
         ({"open_files": 256}, "open files", "warning", "ulimit"),
         ({"has_nvidia_driver": True}, "GPU", "warning", "CUDA build"),
         ({"has_nvidia_driver": True, "cuda": "13.0"}, "GPU", "warning", "driver for CUDA 13.0"),
-        ({"devices": (V100,)}, "GPU 0", "warning", "fp32"),
+        ({"devices": (V100,)}, "GPU 0", "warning", "--train.precision fp16"),
+        ({"devices": (replace(V100, capability=(6, 0)),)}, "GPU 0", "warning", "--train.precision fp32"),
         ({"devices": (H100, H100)}, "several GPUs", "missing", "CUDA build"),
         ({"devices": (H100, H100), "shared_memory_bytes": 1 << 26}, "/dev/shm", "warning", "--shm-size"),
         ({"unmet": {"": ("numpy is 1.26, not >=2.0",)}}, "tinyllama", "missing", "pip install"),
@@ -103,6 +104,30 @@ def test_float8_needs_torchao_and_recent_gpus(found: SystemInfo, status: str, re
     result = check_float8_support(found)
     assert result.status == status
     assert remedy in result.found
+
+
+@pytest.mark.parametrize(
+    ("devices", "fields", "expected"),
+    [
+        ((V100,), {"precision": "bf16"}, ("bf16", "missing", "train.precision: Tesla V100")),
+        ((V100,), {"precision": "fp16", "optimizer.name": "muon"}, ("bf16", "missing", "train.optimizer.name: muon")),
+        ((V100,), {"precision": "fp16"}, None),
+        ((H100,), {"precision": "bf16"}, None),
+        ((), {"precision": "fp16"}, ("train.precision", "warning", "hundreds of times slower")),
+        ((), {"precision": "bf16"}, None),
+    ],
+)
+def test_precision_is_checked_against_the_devices(
+    small: Path, devices: tuple[Device, ...], fields: dict[str, Any], expected: tuple[str, str, str] | None
+) -> None:
+    recipe = Recipe.load(small / "recipe.yaml", {f"train.{name}": value for name, value in fields.items()})
+    results = by_name(check_recipe(recipe, replace(CPU, devices=devices)))
+    if expected is None:
+        assert not {"bf16", "train.precision"} & results.keys()
+    else:
+        what, status, found = expected
+        assert results[what].status == status
+        assert found in results[what].found
 
 
 def test_verdict_names_what_is_missing() -> None:

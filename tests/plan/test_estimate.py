@@ -46,6 +46,13 @@ def test_fp32_is_planned_with_the_fp32_peak() -> None:
     assert fp32["tokens_per_second_per_gpu"] / bf16["tokens_per_second_per_gpu"] == pytest.approx(19.5 / 312)
 
 
+def test_16_bit_precisions_differ_only_in_the_copied_heads_of_fp16() -> None:
+    bf16, fp16 = figures(), figures({"train.precision": "fp16"})
+    assert fp16["tokens_per_second_per_gpu"] == bf16["tokens_per_second_per_gpu"]
+    copied = 22 * 16_384 * 2 * 2 * (2048 - 256)  # layers x tokens x bytes x (keys and values)
+    assert fp16["memory_bytes_per_gpu"] - bf16["memory_bytes_per_gpu"] == copied
+
+
 def test_hybrid_sharding_avoids_the_latency_of_a_wide_ring() -> None:
     fields: dict[str, object] = {"train.batch_sequences": 4096}
     assumptions = Assumptions(gpus=4096)

@@ -43,15 +43,26 @@ def test_sweep_is_printed_and_plotted(tmp_path: Path, capsys: pytest.CaptureFixt
         (["--sweep", "nodes=2"], "--sweep nodes=2", "GPU counts"),
         (["--sweep", "gpus=8", "--hardware", "h100", "--plot", "/"], "--plot /", "file"),
         (["--gpus", "3", "--hardware", "h100"], "train.batch_sequences", "3 ranks"),
+        (["--hardware", "t4"], "train.precision: t4", "--train.precision fp16"),
+        (["--hardware", "v100-16g", "--train.precision", "fp16", "--train.optimizer.name", "muon"],
+         "train.optimizer.name", "adamw"),
+        (["--hardware", "cpu", "--train.precision", "fp16", "--measure"], "train.precision", "--hardware"),
         (["--gpus", "16", "--parallel.replicate", "3", "--hardware", "h100"], "parallel: ", "16 ranks"),
     ],
-)
+)  # fmt: skip
 def test_invalid_flag_is_one_line(
     flags: list[str], place: str, keyword: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", "tinyllama-1.1b", *flags]) == 2
     *_, line = capsys.readouterr().err.splitlines()
     assert place in line and keyword in line
+
+
+def test_fp16_is_planned_for_a_gpu_without_bf16(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--hardware", "t4", "--train.precision", "fp16", "--mfu", "0.5", "--json"]
+    assert main(["plan", "tinyllama-1.1b", *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens_per_second_per_gpu"] == pytest.approx(0.5 * 65e12 / found["flops_per_token"])
 
 
 def test_measured_speed_replaces_the_mfu(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ import torch
 from tinyllama.distributed import World, broadcast_from_rank0, init_distributed
 from tinyllama.errors import InputError
 from tinyllama.evaluate.results import Evaluation
-from tinyllama.hardware import tune_malloc
+from tinyllama.hardware import inference_precision, tune_malloc
 from tinyllama.loading import resolve_model
 from tinyllama.runs.run_dir import CheckpointDir, ReleaseDir
 
@@ -44,14 +44,16 @@ def evaluate(
     `source` is a run (scored with its newest complete checkpoint), a checkpoint, a release, a Hugging Face folder or a
     hub name. This package runs models of the Llama 2 architecture. lm-eval's `hf` runs all other models, in batches of
     `batch_size`. With `limit`, only the first `limit` items of each task are scored. `num_fewshot` is the number of
-    solved examples before each item; the default is the task's own number, usually 0. `ranks` describes the processes
-    that divide the requests among themselves (see `init_distributed`). Each process returns all scores. Raises
-    InputError if the model, its tokenizer, a task or its data is not available.
+    solved examples before each item; the default is the task's own number, usually 0. `precision` is replaced if the
+    device would emulate it (see `inference_precision`). `ranks` describes the processes that divide the requests among
+    themselves (see `init_distributed`). Each process returns all scores. Raises InputError if the model, its tokenizer,
+    a task or its data is not available.
     """
     _check_options(tasks, limit, num_fewshot, batch_size)
     start = time.perf_counter()
     location = resolve_model(source)
     ranks = ranks or World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    precision = inference_precision(ranks.device, precision)
     with _explain_missing_library():
         from tinyllama.evaluate import harness  # noqa: PLC0415 - lm-eval is in an extra, and its import takes seconds
         from tinyllama.evaluate.tasks import load_tasks  # noqa: PLC0415

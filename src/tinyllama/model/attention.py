@@ -29,9 +29,22 @@ half a second to plan each new shape."""
 def causal_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Return the attention output [B, H, T, E] for query[B, H, T, E], keys[B, K, T, E] and values[B, K, T, E]."""
     if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, keys, values, is_causal=True, enable_gqa=True)
+        return _fused_attention(query, keys, values)
     output: Tensor = _forward(query, keys, values)[0]
     return output
+
+
+def _fused_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Compute causal attention with torch's fused kernels.
+
+    The flash kernel, which supports grouped heads, needs bf16, or fp16 on Ampere or newer. The memory-efficient kernel
+    supports grouped heads only from torch 2.14 on (pytorch pull request 191085). Before that, torch would silently
+    store T x T scores. Except for bf16, each head of a group therefore gets its own copy of the keys and values.
+    """
+    if query.dtype != torch.bfloat16:
+        copies = query.shape[1] // keys.shape[1]
+        keys, values = keys.repeat_interleave(copies, 1), values.repeat_interleave(copies, 1)
+    return F.scaled_dot_product_attention(query, keys, values, is_causal=True, enable_gqa=True)
 
 
 @torch.library.custom_op("tinyllama::causal_attention", mutates_args=())

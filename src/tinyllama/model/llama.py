@@ -26,7 +26,7 @@ from tinyllama.model.loss import linear_cross_entropy
 from tinyllama.model.weights import load_parameters
 from tinyllama.recipe import ActivationCheckpointing, Model
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 _SAVED_OPERATIONS = {
     torch.ops.aten.mm.default,

@@ -24,7 +24,7 @@ from tinyllama.distributed import select_device
 from tinyllama.errors import InputError
 from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import echo, format_bytes, format_table
-from tinyllama.hardware import HardwareSpec
+from tinyllama.hardware import FP16_ON_CPU_WARNING, HardwareSpec, check_bf16
 from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
 from tinyllama.plan.estimate import Assumptions, Plan, estimate
 from tinyllama.plan.system_info import SystemInfo, probe
@@ -126,10 +126,12 @@ def _check_software(system: SystemInfo) -> Iterator[CheckResult]:
 def _check_devices(system: SystemInfo) -> Iterator[CheckResult]:
     result = partial(_result, "devices")
     for number, device in enumerate(system.devices):
-        types = ", ".join(name for name in ("bf16", "float8") if getattr(device, name))
-        capability = f"compute capability {'.'.join(map(str, device.capability))}: {types or 'no bf16'}"
-        found = f"{device.name}, {format_bytes(device.memory_bytes)}, {capability}"
-        yield result(f"GPU {number}", found, "" if device.bf16 else "train with --train.precision fp32")
+        types = {"bf16": "bf16", "fp16": "fp16, no bf16", "fp32": "no bf16"}[device.precision]
+        types += ", float8" if device.float8 else ""
+        found = f"{device.name}, {format_bytes(device.memory_bytes)}"
+        found += f", compute capability {'.'.join(map(str, device.capability))}: {types}"
+        remedy = "" if device.precision == "bf16" else f"train with --train.precision {device.precision}"
+        yield result(f"GPU {number}", found, remedy)
     if not system.devices and not system.has_nvidia_driver:
         yield result("GPU", "none: training runs on the CPU")
     elif not system.devices and system.cuda is None:
@@ -252,8 +254,14 @@ def _check_libraries(recipe: Recipe, system: SystemInfo) -> Iterator[CheckResult
         )
     if train.float8:
         yield check_float8_support(system)
-    if train.precision == "bf16" and not all(device.bf16 for device in system.devices):
-        yield _recipe_result("train.precision", "bf16, which this GPU emulates; --train.precision fp32", "warning")
+    for device in system.devices:
+        try:
+            check_bf16(train.precision, train.optimizer.name, device.name, device.capability)
+        except InputError as problem:
+            yield _recipe_result("bf16", str(problem), "missing")
+            break
+    if train.precision == "fp16" and not system.devices:
+        yield _recipe_result("train.precision", FP16_ON_CPU_WARNING, "warning")
 
 
 def _check_tasks(tasks: tuple[str, ...], system: SystemInfo) -> Iterator[CheckResult]:

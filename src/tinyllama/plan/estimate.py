@@ -124,10 +124,11 @@ def estimate(recipe: Recipe, vocab_size: int, spec: HardwareSpec, assumptions: A
         replicas=replicas,
         device_memory_bytes=spec.memory_bytes,
         optimizer=train.optimizer,
-        element_bytes=2 if train.precision == "bf16" else 4,
+        element_bytes=4 if train.precision == "fp32" else 2,
         activation_checkpointing=recipe.parallel.activation_checkpointing,
         compiled=train.compile,
         is_cpu=spec.is_cpu,
+        copies_heads=train.precision != "bf16" and not spec.is_cpu,
     )
     plan = Plan(spec, assumptions, recipe, vocab_size, workload)
     time = _time(plan)

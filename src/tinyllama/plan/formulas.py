@@ -54,10 +54,12 @@ class Workload:
     """Memory of the GPU."""
     optimizer: Optimizer
     element_bytes: int = 2
-    """Bytes per activation: 2 in bf16, 4 in fp32."""
+    """Bytes per activation: 2 in bf16 and fp16, 4 in fp32."""
     activation_checkpointing: ActivationCheckpointing = "none"
     compiled: bool = True
     is_cpu: bool = False
+    copies_heads: bool = False
+    """Whether attention copies keys and values for each query head; see `model.attention`."""
 
     @property
     def tokens(self) -> int:
@@ -127,7 +129,7 @@ def logits_bytes(workload: Workload) -> int:
     logits = chunk_tokens * workload.vocab_size
     probabilities = min(logits, CPU_SOFTMAX_CHUNK) if workload.is_cpu else 2 * logits
     head = workload.vocab_size * workload.model.dim
-    # unsharded float32 weights of the head are copied to bf16 for the matrix product
+    # unsharded float32 weights of the head are copied to bf16 or fp16 for the matrix product
     cast_head = 0 if workload.shards > 1 or workload.element_bytes == 4 or workload.keeps_weights else head
     return workload.element_bytes * (logits + head + cast_head) + 4 * probabilities
 
@@ -156,10 +158,11 @@ def activation_bytes_per_token(workload: Workload) -> int:
 def _block_activation_bytes(workload: Workload) -> int:
     """Return the bytes per token that a block saves without checkpointing, except attention probabilities."""
     dim, wide, keys = workload.model.dim, workload.model.ffn_dim, workload.model.kv_heads * workload.model.head_dim
+    copied = 2 * (dim - keys) if workload.copies_heads else 0
     if workload.compiled:
-        return workload.element_bytes * (6 * dim + workload.qkv_width + keys + 3 * wide)
+        return workload.element_bytes * (6 * dim + workload.qkv_width + keys + copied + 3 * wide)
     norms = 2 * (4 + 2 * workload.element_bytes) * dim  # each norm saves its input in float32 and two results
-    return norms + workload.element_bytes * (2 * dim + workload.qkv_width + keys + 4 * wide)
+    return norms + workload.element_bytes * (2 * dim + workload.qkv_width + keys + copied + 4 * wide)
 
 
 def _saved_probabilities(workload: Workload) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tinyllama.errors import InputError
 from tinyllama.formatting import echo, format_bytes, format_duration, format_duration_precise, format_table
-from tinyllama.hardware import HardwareSpec, get_hardware_spec
+from tinyllama.hardware import HardwareSpec, check_bf16, get_hardware_spec
 from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
 from tinyllama.plan.estimate import HEADROOM, Assumptions, Plan, estimate
 from tinyllama.preflight import recipe_warnings
@@ -19,7 +19,7 @@ Rows = Iterator[tuple[str, str]]
 _COMPONENTS = {
     "embedding": "input embedding", "attention": "attention", "feed_forward": "feed-forward", "norms": "norms",
     "head": "output head", "weights": "weights, float32", "gradients": "gradients, float32", "optimizer": "optimizer",
-    "activations": "activations", "weight_copies": "bf16 copy of the weights", "gathered": "all-gathered weights",
+    "activations": "activations", "weight_copies": "16-bit copy of the weights", "gathered": "all-gathered weights",
     "logits": "logits", "backward": "backward pass of a block", "reduce_scatter": "reduce-scatter buffers",
     "muon": "temporary tensors of Muon", "runtime": "Python, torch, compiler",
 }  # fmt: skip
@@ -33,7 +33,11 @@ def show_plan(
     recipe: Recipe, hardware: str | None, assumptions: Assumptions, measured: bool, sweep: str | None,
     plot: Path | None, vocab_size: int | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Print the plan of a recipe. Raises InputError if the hardware, the batch or a flag's value is invalid."""
+    """Print the plan of a recipe.
+
+    Raises InputError if the batch or a flag's value is invalid, or if the hardware is unknown or does not support the
+    recipe's precision.
+    """
     _check_flags(assumptions, vocab_size)
     counts, plot = parse_sweep(sweep) if sweep else [], plot or Path(f"plan-{recipe.name}.png")
     if counts and (plot.is_dir() or not plot.parent.is_dir()):
@@ -104,13 +108,14 @@ def resolve_hardware(
 ) -> tuple[HardwareSpec, Assumptions]:
     """Return the hardware specification and the assumptions, which contain measured times if `measured` is true."""
     if hardware and not measured:
-        return get_hardware_spec(hardware), assumptions
+        return _check_precision(recipe, get_hardware_spec(hardware)), assumptions
     from tinyllama.plan.measure import detect_hardware, measure_speed  # noqa: PLC0415 - imports torch
 
     here = detect_hardware()
     if here is None:
         remedy = "drop --measure and name" if measured else "name"
         raise InputError(f"--hardware: this machine's GPU is not in the table; {remedy} the most similar GPU")
+    _check_precision(recipe, here)
     if not measured:
         return here, assumptions
     if hardware and hardware != here.name:
@@ -121,6 +126,17 @@ def resolve_hardware(
     if here.is_cpu:
         here = replace(here, bf16_flops=peak, fp32_flops=peak)
     return here, replace(assumptions, measured_seconds=(micro_batch, update))
+
+
+def _check_precision(recipe: Recipe, spec: HardwareSpec) -> HardwareSpec:
+    """Return the hardware specification if it supports the recipe's precision. Raises InputError otherwise."""
+    train = recipe.train
+    if not spec.is_cpu:
+        check_bf16(train.precision, train.optimizer.name, spec.name, spec.capability)
+    elif train.precision == "fp16":
+        problem = "a plan for fp16 needs a GPU, because fp16 is hundreds of times slower than bf16 on most CPUs"
+        raise InputError(f"train.precision: {problem}; name a GPU with --hardware, or use --train.precision bf16")
+    return spec
 
 
 def _show_sweep(recipe: Recipe, plan_for: Callable[[int], Plan], counts: list[int], plot: Path, as_json: bool) -> None:

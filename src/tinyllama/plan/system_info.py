@@ -40,9 +40,9 @@ class Device:
     """CUDA compute capability, such as (9, 0)."""
 
     @property
-    def bf16(self) -> bool:
-        """Whether the GPU supports bf16 natively (Ampere and later); torch's own check also accepts emulation."""
-        return self.capability >= (8, 0)
+    def precision(self) -> str:
+        """Fastest native precision: bf16, fp16 or fp32. torch's own check of bf16 also accepts emulation."""
+        return hardware.native_precision(self.capability)
 
     @property
     def float8(self) -> bool:
@@ -111,7 +111,8 @@ def probe() -> SystemInfo:
 
 def _working_attention_kernels(device: torch.device) -> tuple[str, ...]:
     """Return the names of the attention kernels that run a small causal attention without an error."""
-    query, working = torch.ones(1, 4, 128, 64, dtype=torch.bfloat16, device=device), []
+    precision = hardware.inference_precision(device, torch.bfloat16)
+    query, working = torch.ones(1, 4, 128, 64, dtype=precision, device=device), []
     for name, kernel in _ATTENTION_KERNELS.items():
         try:
             with sdpa_kernel(kernel):

@@ -125,8 +125,9 @@ class Train(RecipeModel):
     """Maximum micro-batch size per rank. The largest divisor of the rank's batch size up to this maximum is used."""
     initial_weights: str | None = None
     """Folder or hub name of a Hugging Face Llama with the initial weights; null initializes weights randomly."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Precision of computation; weights, optimizer state and accumulated gradients are always float32."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Precision of computation; weights, optimizer state and accumulated gradients are always float32. `fp16`, with
+    loss scaling, is for GPUs that do not support bf16."""
     float8: bool = False
     """Compute the transformer blocks' matrix products in float8 with one scale per row (torchao); needs `compile`, and
     a GPU that supports float8 matrix products."""
@@ -149,6 +150,8 @@ class Train(RecipeModel):
     def _check_float8(self) -> Self:
         if self.float8 and not self.compile:  # each scale and cast would be a kernel of its own
             raise ValueError("float8 is slower than bf16 without compile; set compile to true, or remove float8")
+        if self.float8 and self.precision == "fp16":
+            raise ValueError("float8 with precision fp16 is not supported; use precision bf16, or remove float8")
         return self
 
     @model_validator(mode="after")

@@ -34,15 +34,17 @@ _MIN_SECONDS_AFTER_SIGNAL = 5.0
 
 
 class Action(Enum):
-    """Action that the spike detector chooses for a step."""
+    """Action that the spike detector or the loss scale chooses for a step."""
 
     APPLY = "apply"
     SKIP = "skip"
+    OVERFLOW = "overflow"
+    """Skip the step because of the loss scale. Such steps do not count as skips of the spike detector."""
     ROLL_BACK = "roll back"
 
 
 class Decision(NamedTuple):
-    """Decision of the spike detector on a step."""
+    """Decision on a step."""
 
     action: Action
     reason: str

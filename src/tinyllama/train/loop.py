@@ -30,6 +30,7 @@ from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking.trackers import check_trackers, run_trackers
 from tinyllama.train.guard import Action, Decision, SpikeDetector, watchdog
+from tinyllama.train.loss_scale import LossScale
 from tinyllama.train.milestones import ReleaseQueue
 from tinyllama.train.resume import resume, roll_back
 from tinyllama.train.setup import TrainState, build, clip_grad_norm, optimizer_step, write_run_folder
@@ -80,7 +81,7 @@ def _train_and_release(
         if first_step < recipe.train.steps:
             with ExitStack() as stack:
                 loop = TrainingLoop(state, log, releases, first_step, saved, stack)
-                while not loop.train_from(first_step, saved.get("guard")):
+                while not loop.train_from(first_step, saved):
                     with loop.heartbeat.paused():
                         first_step, saved = resume(state, log, allow_change)
                 loop.wait_for_checkpoint(is_last=True)
@@ -123,19 +124,24 @@ class TrainingLoop:
         signals = self.signals if state.world.size > 1 and state.world.device.type == "cuda" else None
         self.heartbeat = stack.enter_context(watchdog(recipe.guard.watchdog_seconds, self._on_hang, signals))
 
-    def train_from(self, first_step: int, detector_state: dict[str, Any] | None) -> bool:
-        """Train from `first_step` to the last step; return False if the spike detector rolled the run back."""
+    def train_from(self, first_step: int, saved: dict[str, Any]) -> bool:
+        """Train from `first_step` to the last step; return False if the spike detector rolled the run back.
+
+        `saved` is the state of the checkpoint of `first_step`, or empty at step 0.
+        """
         state, recipe, world = self.state, self.state.recipe, self.state.world
-        detector = SpikeDetector(recipe.guard, detector_state)
+        detector = SpikeDetector(recipe.guard, saved.get("guard"))
+        loss_scale = LossScale(recipe.train.precision, saved.get("loss_scale"))
         order = batches(recipe, state.store, first_step, world.rank, world.size, state.skipped_batches)
         self.throughput.restart()
         for step, sequences in enumerate(order, first_step):
             self.step = step
             _check_token_ids(state, sequences)
+            scale = loss_scale.value
             loss, norm, should_stop, save_failed = self._synchronize(
-                *forward_backward(state, sequences, self.heartbeat)
+                *forward_backward(state, sequences, self.heartbeat, scale)
             )
-            decision = detector.check(loss, norm)
+            decision = loss_scale.check(loss, norm) or detector.check(loss, norm)
             if decision.action is Action.ROLL_BACK:
                 state.model.zero_grad()
                 self.wait_for_checkpoint()
@@ -144,12 +150,12 @@ class TrainingLoop:
             if decision.action is Action.APPLY:
                 optimizer_step(state.optimizers, recipe.train.learning_rate_at(step))
             state.model.zero_grad()
-            self._log_step(loss, norm, decision)
+            self._log_step(loss, norm, decision, scale)
             steps_done = step + 1
             if save_failed:
                 self.wait_for_checkpoint()
             if should_stop or self._is_saved(steps_done):
-                self._save(steps_done, detector)
+                self._save(steps_done, detector, loss_scale)
             if should_stop and steps_done < recipe.train.steps:
                 self._exit_on_signal(steps_done)
         return True
@@ -165,7 +171,7 @@ class TrainingLoop:
         total, stops, failures, norm_value = torch.cat((sums, norm[None])).tolist()
         return total / self.state.recipe.train.batch_tokens, norm_value, bool(stops), bool(failures)
 
-    def _log_step(self, loss: float, norm: float, decision: Decision) -> None:
+    def _log_step(self, loss: float, norm: float, decision: Decision, loss_scale: float) -> None:
         """Log the metrics of the completed step, including a validation if one is due."""
         state, recipe, steps_done = self.state, self.state.recipe, self.step + 1
         row: dict[str, Any] = {"step": steps_done, "tokens": steps_done * recipe.train.batch_tokens, "loss": loss}
@@ -173,8 +179,11 @@ class TrainingLoop:
         row |= self.throughput.metrics()
         if state.skipped_batches:
             row["batch"] = batch_index_for_step(self.step, state.skipped_batches)
-        if decision.action is Action.SKIP:  # JSON has no NaN and no infinity
-            row |= {"loss": None, "gradient_norm": None, "skipped": decision.reason}
+        if recipe.train.precision == "fp16":
+            row["loss_scale"] = loss_scale
+        if decision.action is not Action.APPLY:  # JSON has no NaN and no infinity
+            has_loss = decision.action is Action.OVERFLOW
+            row |= {"loss": loss if has_loss else None, "gradient_norm": None, "skipped": decision.reason}
         is_validated = steps_done % recipe.train.validate_every_steps == 0 or steps_done == recipe.train.steps
         if state.validation_set and is_validated:
             micro_batch_size = recipe.train.effective_micro_batch_size(state.world.size)
@@ -183,8 +192,8 @@ class TrainingLoop:
             self.throughput.restart()
         if self.log and self.bar:
             self.log.metrics(row)
-            if "skipped" in row:
-                self.log.event("skip", steps_done, reason=row["skipped"])
+            if decision.action is Action.SKIP:
+                self.log.event("skip", steps_done, reason=decision.reason)
             mfu = f", MFU {100 * row['mfu']:.0f} %" if row["mfu"] else ""
             self.bar.show(steps_done, (f"skipped: {row['skipped']}" if "skipped" in row else f"loss {loss:.3f}") + mfu)
 
@@ -193,7 +202,7 @@ class TrainingLoop:
         is_due = steps_done % recipe.checkpoint.every_steps == 0 or steps_done == recipe.train.steps
         return is_due or steps_done in self.state.milestone_steps
 
-    def _save(self, steps_done: int, detector: SpikeDetector) -> None:
+    def _save(self, steps_done: int, detector: SpikeDetector, loss_scale: LossScale) -> None:
         """Wait for the previous checkpoint, then start writing a new checkpoint."""
         state, recipe, start = self.state, self.state.recipe, time.perf_counter()
         self.wait_for_checkpoint()
@@ -210,6 +219,7 @@ class TrainingLoop:
             "hardware": self.throughput.hardware(),
             "milestone": steps_done in state.milestone_steps,
             "guard": detector.state(),
+            "loss_scale": loss_scale.state(),
         }
         with self.heartbeat.paused():
             self.writer.start_save(steps_done, state.model, state.optimizers, content, start)
@@ -270,12 +280,13 @@ def _check_token_ids(state: TrainState, sequences: Tensor) -> None:
 
 
 def forward_backward(
-    state: TrainState, sequences: Tensor, heartbeat: Callable[[], None] = lambda: None
+    state: TrainState, sequences: Tensor, heartbeat: Callable[[], None] = lambda: None, loss_scale: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Compute the clipped gradient of a batch; `sequences`, int64 [N, sequence_length + 1], is this rank's part.
 
     Returns the cross-entropy in nats, summed over this rank's tokens (float64), and the norm over all ranks of the
-    gradient before clipping. `heartbeat` is called after each micro-batch.
+    gradient before clipping. `heartbeat` is called after each micro-batch. `loss_scale` multiplies the loss during the
+    backward pass, but changes neither the results nor the gradient.
     """
     recipe, world = state.recipe.train, state.world
     total = torch.zeros((), device=world.device, dtype=torch.float64)
@@ -287,10 +298,10 @@ def forward_backward(
             begin_micro_batch(state.model, number == len(micro_batches), state.keeps_weights)
             nats = state.model.loss(micro_batch[:, :-1], micro_batch[:, 1:], recipe.z_loss)
             # FSDP averages gradients over the ranks, but the loss is a sum over the ranks; the factor corrects this.
-            (nats * (world.size / recipe.batch_tokens)).backward()
+            (nats * (loss_scale * world.size / recipe.batch_tokens)).backward()
             total += nats.detach()
             heartbeat()
-    return total, clip_grad_norm(state.model, recipe.optimizer.max_gradient_norm)
+    return total, clip_grad_norm(state.model, recipe.optimizer.max_gradient_norm, loss_scale)
 
 
 def _progress_bar(recipe: Recipe, run: RunDir, first_step: int) -> Bar:

@@ -22,7 +22,7 @@ from tinyllama.formatting import echo
 from tinyllama.loading import HuggingFaceLlama
 from tinyllama.model.flops import keeps_weights, num_parameters
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
-from tinyllama.recipe import Optimizer, Recipe
+from tinyllama.recipe import Optimizer, Recipe, Train
 from tinyllama.runs.run_dir import RunDir, batches_of
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.muon import Muon
@@ -122,6 +122,7 @@ def build_model(
     """
     with torch.device("meta"):
         model = Llama(recipe.model, vocab_size, PRECISIONS[recipe.train.precision])
+    check_precision(recipe.train, world)
     if recipe.train.float8:
         enable_float8(model, world, float8_scaling)
     model.set_activation_checkpointing(recipe.parallel.activation_checkpointing)
@@ -147,6 +148,19 @@ def _compile(model: Llama, world: World) -> None:
             "train.compile: no C++ compiler or no Python headers found; training is slower without compilation",
             to_stderr=True,
         )
+
+
+def check_precision(train: Train, world: World) -> None:
+    """Raise InputError if training needs bf16 and the GPU does not support it; warn about fp16 on a CPU."""
+    if world.device.type == "cuda":
+        hardware.check_bf16(
+            train.precision,
+            train.optimizer.name,
+            torch.cuda.get_device_name(world.device),
+            torch.cuda.get_device_capability(world.device),
+        )
+    elif train.precision == "fp16" and world.is_main:
+        echo(hardware.FP16_ON_CPU_WARNING, to_stderr=True)
 
 
 def enable_float8(model: Llama, world: World, scaling: Float8Scaling = "rowwise") -> None:
@@ -201,8 +215,14 @@ def optimizer_step(optimizers: Iterable[torch.optim.Optimizer], learning_rate: f
         optimizer.step()
 
 
-def clip_grad_norm(model: nn.Module, max_norm: float) -> Tensor:
-    """Clip the gradient to a global norm of `max_norm`; return the norm over all ranks before clipping."""
+def clip_grad_norm(model: nn.Module, max_norm: float, loss_scale: float = 1.0) -> Tensor:
+    """Divide the gradient by `loss_scale`, clip it to a global norm of `max_norm`, and return the norm before clipping.
+
+    The norm is that of the gradient over all ranks.
+    """
+    for parameter in model.parameters() if loss_scale != 1 else ():
+        if parameter.grad is not None:
+            parameter.grad.div_(loss_scale)
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
