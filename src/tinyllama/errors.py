@@ -53,9 +53,10 @@ def run_and_get_exit_status(call: Callable[[], int | None], system_status: int =
         return 0
     except (Exception, KeyboardInterrupt) as error:
         message, status = _message_and_status(error, system_status)
-        # All ranks of a machine usually raise the same InputError or RunStoppedError, so only one rank prints it. Other
-        # errors may differ by rank.
-        if not isinstance(error, InputError | RunStoppedError) or os.environ.get("LOCAL_RANK", "0") == "0":
+        # All ranks of a machine usually raise the same error of these classes, so only one rank prints it. Other errors
+        # may differ by rank.
+        is_common = isinstance(error, InputError | RunStoppedError | ModuleNotFoundError)
+        if not is_common or os.environ.get("LOCAL_RANK", "0") == "0":
             echo("tinyllama: " + message.replace("\n", "\\n"), to_stderr=True)
         return status
 
@@ -71,6 +72,9 @@ def _message_and_status(error: BaseException, system_status: int) -> tuple[str, 
         case OSError(errno=errno.EAGAIN) | RuntimeError(args=("can't start new thread",)):
             problem = f"the system cannot start more threads or processes ({first_line(error)})"
             return f"{problem}; raise the limit (ulimit -u)", system_status
+        case ModuleNotFoundError(name=str(name)) if not name.startswith("tinyllama"):
+            package = name.partition(".")[0]
+            return f"{package}: not installed; pip install {package}", INPUT_ERROR_STATUS
         case OSError() if error.filename is not None:
             return f"{error.filename}: {error.strerror}; correct this and run the command again", system_status
         case _:

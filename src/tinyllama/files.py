@@ -17,13 +17,12 @@ import shutil
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-import orjson
-
 from tinyllama.errors import InputError
+from tinyllama.strict_json import json_bytes, parse_json
 
 Row = dict[str, Any]
 """One line of a JSON Lines file."""
@@ -134,11 +133,6 @@ def write_json(path: Path, value: Any) -> None:
         file.write(json_bytes(value))
 
 
-def json_bytes(value: Any) -> bytes:
-    """Return a value as the bytes of a JSON file; equal values produce equal bytes."""
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-
-
 def write_json_with_sha256(path: Path, value: Any) -> None:
     """Write the SHA-256 of a JSON file to a .sha256 file in the format of `sha256sum`, then write the JSON file."""
     data = json_bytes(value)
@@ -151,7 +145,7 @@ def write_json_with_sha256(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Return the value of a JSON file. Raises InputError if the file is not valid JSON."""
     try:
-        return orjson.loads(read_regular_file(path))  # the json module takes one second for a manifest of 12 MB
+        return parse_json(read_regular_file(path))
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); restore it, or create it again") from None
 
@@ -179,11 +173,8 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _parse(line: bytes) -> Any:
-    for loads in (orjson.loads, json.loads):  # json also reads NaN
-        try:
-            return loads(line)
-        except (ValueError, RecursionError):
-            continue
+    with suppress(ValueError, RecursionError):
+        return json.loads(line)
     return None
 
 

@@ -25,7 +25,6 @@ from tinyllama.files import (
     replacement_remedy,
     sha256_of,
 )
-from tinyllama.hub import download_snapshot
 from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import Llama
 from tinyllama.model.weights import config_from_hugging_face, from_hugging_face, load_parameters
@@ -63,6 +62,8 @@ def resolve_model(source: str | Path) -> ModelLocation:
         return ModelLocation(RunDir(folder).find_checkpoint().path, is_checkpoint=True)
     if folder.exists() or str(source).count("/") != 1:
         raise InputError(f"{source}: no model found; give a run, a checkpoint, a release or a Hugging Face folder")
+    from tinyllama.hub import download_snapshot  # noqa: PLC0415 - a machine that only trains may lack its requirements
+
     return ModelLocation(
         download_snapshot(str(source), ["*.json", "*.safetensors", "tokenizer.model"]), is_checkpoint=False
     )

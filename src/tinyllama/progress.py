@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: a bar on a terminal, and occasional plain lines elsewhere.
+"""Progress of long work on standard error: a bar on a terminal with rich, and occasional plain lines elsewhere.
 
 The bar and the lines show the amount done, the recent rate, details such as the loss, and the time left. Other output
 appears above the bar. The command line's `--quiet` calls `set_quiet`, which hides progress in this process.
@@ -11,15 +11,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
-
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, TextIO
 
 from tinyllama.formatting import echo, format_duration, visible
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.live import Live
+
+# A machine that only trains may lack rich, which takes 0.1 s to import and draws only the bar.
+# ruff: noqa: PLC0415
 
 BYTES = "bytes"
 _POLL_SECONDS = 0.5
@@ -122,6 +124,14 @@ class Bar:
             return self
         if self.where:
             echo(f"{self.label}: {self.where}", to_stderr=True)
+        if sys.stderr.isatty() and find_spec("rich"):
+            self._start_display()
+        return self
+
+    def _start_display(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
         console = Console(stderr=True, highlight=False)
         if console.is_terminal and not console.is_dumb_terminal:
             # Other output is redirected to appear above the bar. Standard output is not redirected if it is a file.
@@ -129,7 +139,6 @@ class Bar:
             before = sys.stderr
             self._live.start(refresh=True)
             _redirect_logs(before, sys.stderr)
-        return self
 
     def __exit__(self, *error: object) -> None:
         if self._live:
@@ -177,8 +186,13 @@ class Bar:
             else f"{format_duration(now - self.began)} so far"
         )
 
-    def _render(self) -> Group:
+    def _render(self) -> "Group":
         """Return two lines of at most 60 columns: percentage and time left, then the other numbers."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
         now = self.clock()
         top = Table.grid(padding=(0, 1), expand=True)
         top.add_column(no_wrap=True, overflow="ellipsis", max_width=30)

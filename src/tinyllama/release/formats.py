@@ -19,6 +19,8 @@ LIBRARIES = {
     "ctranslate2": ("ctranslate2", "transformers"),
 }
 """Libraries that write each format and run the format in `tinyllama verify`."""
+_WRITER_LIBRARIES = ("huggingface_hub", "matplotlib", "pyarrow")
+"""Requirements of tinyllama that releases need and that a machine that only trains may lack."""
 # GGUF's Q8_0 stores 32 weights in 34 bytes. The size of Q4_K_M was measured with a model of 1.1B parameters
 # (benchmarks/release_1b.py).
 FORMAT_BYTES = {"huggingface": 2.0, "gguf": 2.0 + 34 / 32 + 0.607, "ctranslate2": 1.0 + 4.0}
@@ -38,8 +40,9 @@ def release_bytes(formats: Iterable[str], parameters: int) -> int:
 
 
 def check_format_libraries(formats: Collection[str]) -> None:
-    """Check that the libraries that write the formats are installed. Raises InputError otherwise."""
-    require_libraries(library for name in formats if name != "huggingface" for library in LIBRARIES[name])
+    """Check that the libraries that write a release in the formats are installed. Raises InputError otherwise."""
+    others = (library for name in formats if name != "huggingface" for library in LIBRARIES[name])
+    require_libraries((*_WRITER_LIBRARIES, *others))
 
 
 def require_libraries(names: Iterable[str]) -> None:

@@ -16,7 +16,8 @@ from typing import Any, Self
 import numpy as np
 
 from tinyllama.errors import InputError
-from tinyllama.files import atomic_write, json_bytes, read_regular_file, write_json
+from tinyllama.files import atomic_write, read_regular_file, write_json
+from tinyllama.strict_json import json_bytes
 from tinyllama.text import TextLike
 from tinyllama.tokenizer.backends import (
     Backend,

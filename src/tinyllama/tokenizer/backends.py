@@ -12,13 +12,11 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
 import tokenizers
-from google.protobuf.message import DecodeError
-from sentencepiece import SentencePieceProcessor
-from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
 
 from tinyllama.errors import InputError, first_line, warn_once
 from tinyllama.files import read_regular_file, replacement_remedy
@@ -56,6 +54,13 @@ class SentencePieceBackend:
     """Tokenizer of a tokenizer.model file; SentencePiece encodes and decodes the text."""
 
     def __init__(self, name: str, model: bytes) -> None:
+        try:
+            from google.protobuf.message import DecodeError  # noqa: PLC0415 - a machine that only trains may lack it
+            from sentencepiece import SentencePieceProcessor  # noqa: PLC0415
+            from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            remedy = "pip install sentencepiece protobuf, or name a folder with a tokenizer.json"
+            raise InputError(f"{name}: {error.name} is not installed; {remedy}") from None
         self.name, self._model = name, model
         try:
             processor = SentencePieceProcessor(model_proto=model)
@@ -137,7 +142,7 @@ class SentencePieceBackend:
 
     def truncated(self, num_ids: int) -> Self:
         """Return the same tokenizer with only the ids below `num_ids`."""
-        proto = ModelProto.FromString(self._model)
+        proto = type(self._proto).FromString(self._model)
         del proto.pieces[num_ids:]
         return type(self)(self.name, proto.SerializeToString())
 
@@ -228,7 +233,12 @@ class HuggingFaceBackend:
         return with_bos_template(self.parsed, self.token(self.bos_id)) if self.is_llama_style else self.parsed
 
     def sentencepiece_model(self) -> bytes | None:
-        """Return the tokenizer.model next to the tokenizer.json if both are equivalent, or None."""
+        """Return the tokenizer.model next to the tokenizer.json if both are equivalent, or None.
+
+        Without SentencePiece, return the tokenizer.model unchecked: every reader that has SentencePiece checks it.
+        """
+        if find_spec("sentencepiece") is None:
+            return self._model
         with suppress(InputError):  # ignore a tokenizer.model that is damaged or, like Llama 3's, of another kind
             if self._model and SentencePieceBackend(self.name, self._model).canonical() == self.canonical():
                 return self._model

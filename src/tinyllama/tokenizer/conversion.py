@@ -11,11 +11,12 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
-
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinyllama.errors import InputError
+
+if TYPE_CHECKING:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 SPACE = "▁"
 BYTES = frozenset(f"<0x{value:02X}>" for value in range(256))
@@ -59,7 +60,7 @@ class Token(NamedTuple):
     type: str
 
 
-def sentencepiece_tokens(model: ModelProto) -> list[Token]:
+def sentencepiece_tokens(model: "ModelProto") -> list[Token]:
     """Return the vocabulary of a parsed tokenizer.model, sorted by id. Raises ValueError if a token is not UTF-8."""
     tokens = [Token(piece.piece, _PIECE_TYPES[piece.type]) for piece in model.pieces]
     if not all(isinstance(token.text, str) for token in tokens):  # protobuf returns text that is not UTF-8 as bytes
@@ -67,7 +68,7 @@ def sentencepiece_tokens(model: ModelProto) -> list[Token]:
     return tokens
 
 
-def merges_by_score(model: ModelProto) -> list[tuple[str, str]]:
+def merges_by_score(model: "ModelProto") -> list[tuple[str, str]]:
     """Return all pairs of tokens that form another token, in the order in which SentencePiece merges them.
 
     For equal scores, SentencePiece merges the leftmost pair first. In a run of spaces, one token thus grows to its full
@@ -85,7 +86,7 @@ def merges_by_score(model: ModelProto) -> list[tuple[str, str]]:
     ]
 
 
-def convert_model(model: ModelProto, unk: str | None, bos: str | None) -> dict[str, Any]:
+def convert_model(model: "ModelProto", unk: str | None, bos: str | None) -> dict[str, Any]:
     """Return the tokenizer.json of a Llama-style tokenizer.model.
 
     `unk` and `bos` are the texts of the UNK and BOS tokens, or None if the model has no such token.

@@ -43,7 +43,8 @@ def check_trackers(track: Track) -> None:
     """Check that the recipe's trackers are installed. Raises InputError for the first missing tracker."""
     for name in enabled_trackers(track):
         if find_spec(name) is None:
-            raise InputError(f'track.{name}: {name} is not installed; pip install "tinyllama[track]"')
+            off = "null" if name == "wandb" else "false"
+            raise InputError(f"track.{name}: {name} is not installed; pip install {name}, or set track.{name} to {off}")
 
 
 @contextlib.contextmanager
