@@ -148,10 +148,10 @@ class Train(RecipeModel):
 
     @model_validator(mode="after")
     def _check_float8(self) -> Self:
-        if self.float8 and not self.compile:  # each scale and cast would be a kernel of its own
-            raise ValueError("float8 is slower than bf16 without compile; set compile to true, or remove float8")
         if self.float8 and self.precision == "fp16":
             raise ValueError("float8 with precision fp16 is not supported; use precision bf16, or remove float8")
+        if self.float8 and not self.compile:  # each scale and cast would be a kernel of its own
+            raise ValueError("float8 is slower than bf16 without compile; set compile to true, or remove float8")
         return self
 
     @model_validator(mode="after")
