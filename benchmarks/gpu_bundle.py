@@ -28,10 +28,8 @@ REQUIREMENTS = (
     "tokenizers",
     "tyro",
     "rich",
-    "orjson",
-    "sentencepiece",
+    "sentencepiece",  # as protobuf, for recipes whose tokenizer is a tokenizer.model
     "protobuf",
-    "httpx",
 )
 PEERS = ("transformers",)
 WITHOUT_REQUIREMENTS = ("torchao",)

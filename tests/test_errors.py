@@ -1,10 +1,11 @@
-"""Only known log messages of libraries are silenced, and an error without a message is reported by its class."""
+"""Silenced log messages of libraries, and the lines that report errors."""
 
+import importlib
 import logging
 
 import pytest
 
-from tinyllama.errors import first_line, silence_torchao
+from tinyllama.errors import first_line, run_and_get_exit_status, silence_torchao
 
 ENUM = "<enum 'K'> is an Enum subclass and is now natively supported by torch.compile as an opaque value type."
 
@@ -30,3 +31,13 @@ def test_only_known_messages_are_silenced(logger: str, message: str, is_dropped:
 def test_error_without_a_message_is_reported_by_its_class() -> None:
     assert first_line(RuntimeError()) == "RuntimeError"
     assert first_line(RuntimeError("\nthe cause\nits place")) == "the cause"
+
+
+def test_missing_package_is_named_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_and_get_exit_status(lambda: importlib.import_module("not_installed.inner")) == 2
+    assert capsys.readouterr().err == "tinyllama: not_installed: not installed; pip install not_installed\n"
+
+
+def test_missing_module_of_tinyllama_is_a_bug() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        run_and_get_exit_status(lambda: importlib.import_module("tinyllama.not_written"))

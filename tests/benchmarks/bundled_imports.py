@@ -5,28 +5,14 @@ Prints the import names of these packages, then the size of a store, which `tiny
 
 import importlib
 import sys
-from importlib.metadata import packages_distributions, requires
+from importlib.metadata import packages_distributions
 
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-
-def closure(names: list[str]) -> set[str]:
-    """Return distributions with their requirements, without extras."""
-    found: set[str] = set()
-    while names:
-        name = canonicalize_name(names.pop())
-        if name in found:
-            continue
-        found.add(name)
-        parsed = [Requirement(line) for line in requires(name) or ()]
-        names += [one.name for one in parsed if one.marker is None or one.marker.evaluate({"extra": ""})]
-    return found
-
+from tests.distributions import with_requirements
 
 bundle = importlib.import_module("gpu_bundle")
-bundled = closure(["torch", "numpy", *bundle.REQUIREMENTS, *bundle.PEERS])
-lacking = closure(["tinyllama"]) - {"tinyllama"} - bundled
+bundled = with_requirements(["torch", "numpy", *bundle.REQUIREMENTS, *bundle.PEERS])
+lacking = with_requirements(["tinyllama"]) - {"tinyllama"} - bundled
 for module, distributions in packages_distributions().items():
     if lacking.issuperset(map(canonicalize_name, distributions)):
         sys.modules[module] = None  # type: ignore[assignment]  # an import of the module fails

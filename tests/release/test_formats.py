@@ -68,3 +68,9 @@ def test_missing_library_is_an_error_with_its_extra(
     with pytest.raises(InputError, match=rf"^formats: {library} .*tinyllama\[formats\]"):
         formats.check_format_libraries(["huggingface", *names])
     formats.check_format_libraries(["huggingface"])
+
+
+def test_release_without_the_library_of_its_charts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "matplotlib" else object())
+    with pytest.raises(InputError, match=r"^formats: matplotlib "):
+        formats.check_format_libraries(["huggingface"])
