@@ -46,7 +46,7 @@ class HardwareSpec:
     assumed_mfu: float = 0.5
     """MFU that `plan` assumes for the 1.1B model without a measurement: an estimate."""
     capability: tuple[int, int] = (8, 0)
-    """CUDA compute capability, or a lower one that supports the same precisions."""
+    """CUDA compute capability; for all GPUs with bf16, that of the oldest."""
     is_cpu: bool = False
 
     def peak_flops(self, precision: str) -> float:
@@ -72,7 +72,6 @@ _B200 = "NVIDIA HGX B200 and DGX B200 data sheets, of 8 GPUs: 1,440 GB, 36 PFLOP
 # Without peer-to-peer, GPU-to-GPU traffic passes through the host's memory and may reach only half of PCIe's bandwidth.
 _ADA = "NVIDIA Ada GPU Architecture white paper, appendix A; PCIe without peer-to-peer"
 _AMPERE = "NVIDIA Ampere GA102 GPU Architecture white paper, table 9; PCIe without peer-to-peer"
-
 _V100 = "NVIDIA V100 Tensor Core GPU data sheet (SXM2), fp16; DGX-1 data sheet: 4 x 100 Gbit/s"
 _V100_PCIE = "NVIDIA V100 Tensor Core GPU data sheet (PCIe), fp16"
 _T4 = "NVIDIA T4 Tensor Core GPU data sheet, fp16"

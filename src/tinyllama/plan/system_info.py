@@ -111,10 +111,11 @@ def probe() -> SystemInfo:
 
 def _working_attention_kernels(device: torch.device) -> tuple[str, ...]:
     """Return the names of the attention kernels that run a small causal attention without an error."""
-    precision = hardware.inference_precision(device, torch.bfloat16)
-    query, working = torch.ones(1, 4, 128, 64, dtype=precision, device=device), []
+    precision, working = hardware.inference_precision(device, torch.bfloat16), []
     for name, kernel in _ATTENTION_KERNELS.items():
         try:
+            # On a GPU that is older than torch's kernels, the next line also raises RuntimeError.
+            query = torch.ones(1, 4, 128, 64, dtype=precision, device=device)
             with sdpa_kernel(kernel):
                 F.scaled_dot_product_attention(query, query, query, is_causal=True)
         except RuntimeError:
