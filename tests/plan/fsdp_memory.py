@@ -19,7 +19,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tinyllama.distributed import World, begin_micro_batch, build_mesh, shard_model
-from tinyllama.model import loss
+from tinyllama.model import attention, llama, loss
 from tinyllama.model.flops import loss_chunk_tokens
 from tinyllama.model.llama import PRECISIONS, Llama
 from tinyllama.recipe import Recipe
@@ -32,6 +32,9 @@ def peak_bytes(recipe: Recipe, ranks: int, keeps_weights: bool) -> int:
     The loss uses the chunks of a GPU.
     """
     device = torch.device("cpu")
+    # In bf16, the operator for CPUs saves the same tensors as the flash kernel on a GPU.
+    is_bf16 = recipe.train.precision == "bf16"
+    llama.causal_attention = attention.causal_attention if is_bf16 else attention._fused_attention
     mesh = build_mesh(recipe.parallel, World(0, ranks, device))
     with torch.device("meta"):
         model = Llama(recipe.model, 32_000, PRECISIONS[recipe.train.precision])

@@ -21,6 +21,7 @@ CASES: dict[str, dict[str, object]] = {
     "none": {},
     "selective": {"parallel.activation_checkpointing": "selective"},
     "full": {"parallel.activation_checkpointing": "full"},
+    "fp16": {"train.precision": "fp16"},
     "fp32, tied": {"train.precision": "fp32", "train.micro_batch_sequences": 2, "model.tie_embeddings": True},
     "kept weights": {},
     "kept weights, full": {"parallel.activation_checkpointing": "full"},
