@@ -40,3 +40,12 @@ def test_loss_and_gradients_are_those_of_torch_for_every_chunk_size(
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
+
+
+def test_head_gradient_of_many_equal_targets_does_not_overflow_in_fp16() -> None:
+    tokens, dim, vocab_size = 40_000, 4, 8
+    hidden = torch.full((tokens, dim), 4.0, dtype=torch.float16, requires_grad=True)
+    weight = torch.zeros(vocab_size, dim, requires_grad=True)
+    loss.linear_cross_entropy(hidden, weight, torch.zeros(tokens, dtype=torch.int64)).backward()
+    assert weight.grad is not None
+    assert weight.grad[0].tolist() == pytest.approx([tokens * 4.0 * (1 / vocab_size - 1)] * dim, rel=1e-3)

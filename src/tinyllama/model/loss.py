@@ -14,6 +14,10 @@ from torch import Tensor
 
 from tinyllama.model.flops import CPU_SOFTMAX_CHUNK, loss_chunk_tokens
 
+_FP16_CHUNK_TOKENS = 8192
+"""Maximum number of tokens of a chunk in float16. The head's gradient is a sum over these tokens, and no loss scale
+could prevent its overflow in a larger chunk of a small vocabulary."""
+
 
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0, cast_weight: Tensor | None = None
@@ -46,6 +50,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if with_gradient else hidden.new_empty(0)
         is_cpu = hidden.device.type == "cpu"
         tokens = loss_chunk_tokens(len(weight), is_cpu)
+        if hidden.dtype == torch.float16:
+            tokens = min(tokens, _FP16_CHUNK_TOKENS)
         softmax_tokens = max(1, CPU_SOFTMAX_CHUNK // len(weight)) if is_cpu else tokens
         for start in range(0, len(hidden), tokens):
             chunk = slice(start, start + tokens)
