@@ -2,10 +2,15 @@
 
 Work is bound by FLOP/s (matrix products, attention) or by memory traffic (the other rows), at the data sheet's rates.
 The traffic is what the kernels that torch.compile and our loss launch read and write, at a micro-batch of 8 x 2,048
-tokens and 131,072 tokens per step. Nothing here is measured.
+tokens and 131,072 tokens per step. Nothing here is measured. Also prints the number of kernels of a compiled block.
 
     python benchmarks/gpu_roofline.py
 """
+
+import re
+
+import torch
+from torch._inductor.utils import run_fw_bw_and_get_code
 
 from tinyllama.hardware import HARDWARE_SPECS
 from tinyllama.model.flops import (
@@ -15,11 +20,18 @@ from tinyllama.model.flops import (
     num_parameters,
     parameters_by_part,
 )
+from tinyllama.model.llama import Block, rope_table
 from tinyllama.recipe import Recipe
 
 GPUS = {"a100-40g": 1.555e12, "h100": 3.35e12, "h200": 4.8e12}
 """Memory bandwidth in bytes per second, from the data sheets of HARDWARE_SPECS."""
 SEQUENCES, MICRO_BATCHES = 8, 8
+CALLS = {
+    "matrix products": r"^\s+extern_kernels\.mm\(",
+    "attention": r"torch\.ops\.tinyllama\.causal_attention\w*\.default\(",
+    "fused kernels": r"^\s+cpp_fused\w*\(",
+}
+"""Patterns of the calls in inductor's code."""
 
 
 def main() -> None:
@@ -43,6 +55,18 @@ def main() -> None:
     )
     bounds = (total_flops / HARDWARE_SPECS[name].bf16_flops / total for name, total in totals.items())
     print(f"| upper bound of the MFU | {' | '.join(f'{100 * bound:.0f} %' for bound in bounds)} |")
+    print_launches(recipe)
+
+
+def print_launches(recipe: Recipe) -> None:
+    """Print how many kernels a compiled block launches, counted in inductor's code of a narrow block for CPUs."""
+    model = recipe.model.model_copy(update={"dim": 256, "heads": 4, "kv_heads": 2, "ffn_dim": 512})
+    block, rope = torch.compile(Block(model), dynamic=False), rope_table(128, model.head_dim, model.rope_theta)
+    x = torch.randn(2, 128, model.dim, dtype=torch.bfloat16, requires_grad=True)
+    _, codes = run_fw_bw_and_get_code(lambda: block(x, rope))
+    for name, code in zip(("forward", "backward"), codes, strict=True):
+        counts = {kind: len(re.findall(pattern, code, re.MULTILINE)) for kind, pattern in CALLS.items()}
+        print(f"{name} pass of a block: {', '.join(f'{count} {kind}' for kind, count in counts.items())}")
 
 
 def step_flops(recipe: Recipe, tokens: int) -> dict[str, float]:
