@@ -32,7 +32,7 @@ REQUIREMENTS = (
     "protobuf",
 )
 PEERS = ("transformers",)
-WITHOUT_REQUIREMENTS = ("torchao",)
+WITHOUT_REQUIREMENTS = ("torchao==0.17.0",)  # torchao 0.18 cannot be imported with torch 2.9
 PROVIDED = ("torch-", "numpy-", "nvidia_", "triton-")
 """Beginnings of the names of wheels that the machine provides."""
 MAX_BYTES = 60_000_000

@@ -54,6 +54,11 @@ def test_requirements_are_locked_within_bounds(python: str) -> None:
     assert not wrong
 
 
+def test_torch_is_locked_at_the_version_that_make_installs() -> None:
+    makefile = (CHECKOUT / "Makefile").read_text(encoding="utf-8")
+    assert re.findall(r"^TORCH := torch==(.+)$", makefile, re.MULTILINE) == [locked(PYTHONS[0])["torch"]]
+
+
 def test_locked_versions_have_hashes_and_no_host() -> None:
     for pin in re.split(r"^(?=[A-Za-z0-9])", LOCK, flags=re.MULTILINE)[1:]:
         assert "--hash=sha256:" in pin, pin

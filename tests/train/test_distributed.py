@@ -134,7 +134,8 @@ def test_rank_at_full_size_holds_its_shard_and_one_matrix_at_most(tmp_path: Path
     local, total, memory = map(int, output.split())
     assert total == 1_100_048_384
     assert local == total // 16
-    assert memory < 4 * (local + 32_000 * 2048) + 150_000_000  # the largest matrix, and a little for everything else
+    # The largest matrix, and less than another matrix for all else, such as code that a CUDA build of torch loads.
+    assert memory < 4 * (local + 32_000 * 2048) + 200_000_000
 
 
 def test_missing_rank_is_named_with_address_and_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
