@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from tinyllama.data.store import TokenStore
+    from tinyllama.evaluate.results import Evaluation
     from tinyllama.model.generation import Sampling
     from tinyllama.model.llama import Llama
     from tinyllama.tokenizer import Tokenizer
@@ -120,23 +121,19 @@ def evaluate_model(
     precision: "torch.dtype",
     num_fewshot: int | None = None,
     batch_size: int = 64,
-) -> str:
-    """Evaluate a model, save its scores, and return the text to print.
+) -> "tuple[Evaluation, Path] | None":
+    """Evaluate a model, and save its scores; return the scores and the path of the file.
 
-    If the model is a release, its model card is updated. Under torchrun, ranks other than 0 return an empty string.
+    If the model is a release, its model card is updated. Under torchrun, ranks other than 0 return None.
     Raises the same errors as `evaluate`.
     """
     from tinyllama.evaluate.evaluation import evaluate_and_save
-    from tinyllama.evaluate.results import format_evaluation
     from tinyllama.release.card import update_card
 
     saved = evaluate_and_save(source, tasks, limit, precision, num_fewshot, batch_size)
-    if saved is None:
-        return ""
-    evaluation, path = saved
-    if ReleaseDir(path.parent).exists:
-        update_card(path.parent)
-    return "\n".join([*format_evaluation(evaluation), f"saved: {path}"])
+    if saved and ReleaseDir(saved[1].parent).exists:
+        update_card(saved[1].parent)
+    return saved
 
 
 def generate_text(source: str, prompt: str, max_new_tokens: int, **sampling: Any) -> Iterator[str]:

@@ -25,7 +25,7 @@ class Sampling:
     top_k: int | None = None
     """Number of most probable tokens to choose from; None means all."""
     top_p: float = 1.0
-    """Smallest total probability of the most probable tokens to choose from (Holtzman et al. 2019, arXiv:1904.09751)."""
+    """Total probability of the most probable tokens to choose from (Holtzman et al. 2019, arXiv:1904.09751)."""
     min_p: float = 0.0
     """Minimum probability of a token, as a fraction of the largest one (Nguyen et al. 2024, arXiv:2407.01082)."""
     repetition_penalty: float = 1.0
