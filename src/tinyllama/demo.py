@@ -160,6 +160,6 @@ def _completions(recipe: Recipe) -> Iterator[str]:
 def _next_steps(recipe: Recipe) -> Iterator[str]:
     folder = _newest_release(recipe)
     yield f"read the card:      {folder}/huggingface/README.md"
-    yield f'complete a prompt:  tinyllama generate {folder} "import os" --temperature 0.8'
+    yield f'complete a prompt:  tinyllama generate {folder} "import os"'
     yield f"see the curves:     tinyllama watch {RunDir.of_recipe(recipe).path}"
     yield 'train on your text: README.md, "Your own data"'

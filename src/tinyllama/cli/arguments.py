@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -179,10 +180,15 @@ def _parse_own(
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit:
-        lines = [line.strip("╭╮╰╯│─ ").strip() for line in errors.getvalue().splitlines()]
-        message = " ".join(lines[1 : next((i for i, line in enumerate(lines) if i and not line), len(lines))])
+        # tyro prints a title and text between rules, which are ASCII if the terminal has no Unicode.
+        lines = [line.strip("╭╮╰╯│─ ") for line in errors.getvalue().splitlines()[1:]]
+        message = " ".join(takewhile(_has_text, dropwhile(lambda line: not _has_text(line), lines)))
         raise InputError(f"{name}: {_clarify(message, name, description)}") from None
     return call
+
+
+def _has_text(line: str) -> bool:
+    return bool(line.strip("- "))
 
 
 def _clarify(message: str, name: str, description: Description) -> str:

@@ -20,6 +20,7 @@ def corpus(directory: Positional[Annotated[Path, arg(metavar="DIRECTORY")]]) -> 
 
     Examples:
         tinyllama corpus data/corpus
+        tinyllama corpus .
 
     Args:
         directory: Folder in which `slimpajama/` and `starcoderdata/` are created.
@@ -38,7 +39,7 @@ def tokenizer_train(recipe: Recipe, vocab_size: int = 8192, sample_bytes: int = 
 
     Examples:
         tinyllama tokenizer train mine.yaml
-        tinyllama tokenizer train mine.yaml --vocab-size 32000 --sample-bytes 100000000
+        tinyllama tokenizer train mine.yaml --vocab-size 32000 --name other
 
     Args:
         vocab_size: Vocabulary size, including 3 special tokens and 256 byte tokens.
@@ -60,6 +61,7 @@ def tokenizer_import(
 
     Examples:
         tinyllama tokenizer import path/to/tokenizer.model tokenizers/llama2
+        tinyllama tokenizer import OWNER/NAME tokenizers/theirs
 
     Args:
         source: A tokenizer.model file, or a folder or hub repository that contains one.

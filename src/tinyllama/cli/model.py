@@ -66,6 +66,7 @@ def verify(release: Positional[Annotated[Path, arg(metavar="RELEASE")]], json: b
 
     Examples:
         tinyllama verify runs/mine/releases/step-00002000
+        tinyllama verify runs/mine/releases/step-00002000 --json
 
     Args:
         release: Folder of the release.
@@ -113,7 +114,7 @@ def generate(
         top_p: Sample from the most probable tokens whose probabilities add up to this number; 1 means all tokens.
         min_p: Exclude tokens that are less probable than this fraction of the most probable token's probability.
         repetition_penalty: Divisor of the positive logits of tokens that the text already has; 1 means no penalty.
-        num_samples: Number of texts; the seed of each text is the previous one's plus 1.
+        num_samples: Number of texts, separated by lines of three hyphens; the seed increases by 1 per text.
         seed: Random seed; a new one for each call by default.
     """
     from tinyllama.api import stream_samples
@@ -126,6 +127,8 @@ def generate(
         seed=seed,
     )  # fmt: skip
     for number, parts in enumerate(samples):
+        if number:
+            echo("---")
         if temperature and not is_quiet():
             echo(f"seed {seed + number}", to_stderr=True)
         for text in parts:

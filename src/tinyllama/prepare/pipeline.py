@@ -80,7 +80,11 @@ def _check_existing_store(job: Job, tokenizer: Tokenizer) -> None:
     store = job.store
     manifest = read_json(store / "manifest.json")
     for key, (then, now) in settings_diff(manifest, job.recipe, tokenizer):
-        raise InputError(f"{store}: made with {key} {then}, but the recipe has {now}; choose another store")
+        if key == "tokenizer.digest":
+            difference = f"another tokenizer (sha256 {then[:12]}, the recipe's has {now[:12]})"
+        else:
+            difference = f"{key} {then}, but the recipe has {now}"
+        raise InputError(f"{store}: made with {difference}; choose another store")
     if manifest["inputs"] != job.inputs:
         changed = min(dict(manifest["inputs"].items() ^ job.inputs.items()))
         raise InputError(f"{store}: {changed} was changed, added or removed after this store was made; choose another")
