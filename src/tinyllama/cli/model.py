@@ -3,6 +3,7 @@
 import secrets
 import sys
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -127,11 +128,12 @@ def generate(
         seed=seed,
     )  # fmt: skip
     for number, parts in enumerate(samples):
+        first = next(parts)  # raises an error if the prompt or an option is invalid
         if number:
             echo("---")
         if temperature and not is_quiet():
             echo(f"seed {seed + number}", to_stderr=True)
-        for text in parts:
+        for text in chain([first], parts):
             print(visible(text) if sys.stdout.isatty() else text, end="", flush=True)  # noqa: T201
         echo()
 
