@@ -58,8 +58,8 @@ def test_each_sample_equals_the_sample_of_its_seed(capsys: pytest.CaptureFixture
 def test_prompt_is_read_from_standard_input(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: str, arguments: list[str]
 ) -> None:
-    expected = generated(capsys, model, f"{PROMPT}\n\nä", "--seed", "1")
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{PROMPT}\n\nä\n".encode()), encoding="ascii"))
+    expected = generated(capsys, model, f"{PROMPT}\nä\n", "--seed", "1")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{PROMPT}\nä\n\n".encode()), encoding="ascii"))
     assert generated(capsys, model, *arguments, "--seed", "1") == expected
 
 
@@ -105,20 +105,20 @@ def test_options_out_of_range_are_refused_in_one_line(
 
 
 def test_text_is_printed_while_it_is_generated(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
-    screen, printed = io.StringIO(), []
+    pipe, printed = io.BytesIO(), []
     generate = generation.generate
 
     def observed(*args: Any, **options: Any) -> Iterator[int]:
         for token in generate(*args, **options):
             yield token
-            printed.append(screen.getvalue())
+            printed.append(pipe.getvalue().decode())
 
     monkeypatch.setattr(generation, "generate", observed)
-    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(pipe, encoding="utf-8"))
     assert cli.main(["generate", model, PROMPT, "--max-new-tokens", "40", "--seed", "1"]) == 0
     assert printed[0].startswith(PROMPT)
     assert len(set(printed)) > 10
-    assert screen.getvalue().startswith(printed[-1])
+    assert pipe.getvalue().decode().startswith(printed[-1])
 
 
 def test_similar_name_of_a_run_is_suggested(

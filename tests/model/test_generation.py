@@ -1,5 +1,7 @@
 """Generation follows the model's logits, its options and its limits."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers.generation import logits_process as warp
@@ -89,7 +91,7 @@ def test_repetition_penalty_applies_to_prompt_and_generated_tokens(model: Llama)
         ("seed", 2**63),
     ],
 )  # fmt: skip
-def test_sampling_options_out_of_range_are_refused(field: str, value: float) -> None:
+def test_sampling_options_out_of_range_are_refused(field: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"{field}: {value} is out of range"):
         Sampling(**{field: value})
 

@@ -72,8 +72,12 @@ def inspect_store(
 
 
 def inspection_lines(result: dict[str, Any]) -> Iterator[str]:
-    """Yield the output of `tinyllama inspect` for a result of `inspect_store`."""
-    yield from _trace_lines(result) if "step" in result else _description_lines(result)
+    """Yield the output of `tinyllama inspect` for a result of `inspect_store`.
+
+    Raises InputError if a value in the store's manifests has a wrong type.
+    """
+    with translate_damage_errors(Path(result["store"])):
+        yield from _trace_lines(result) if "step" in result else _description_lines(result)
     if not result["has_text"]:
         place = result["tokenizer_path"]
         yield f"no text shown: the store's tokenizer is no longer at {place}; give its path with --tokenizer"
