@@ -114,7 +114,7 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         ("generate m p --top-k many", "--top-k: 'many' is not valid; give an integer"),
         ("generate m p --temperature hot", "--temperature: 'hot' is not valid; give a number"),
         ("generate m p --seed", "--seed: no value; give an integer"),
-        ("evaluate m --precision fp16", "--precision: 'fp16' is not valid; give one of bf16, fp32"),
+        ("evaluate m --precision fp8", "--precision: 'fp8' is not valid; give one of bf16, fp16, fp32"),
         ("completion tcsh", "SHELL: 'tcsh' is not valid; give one of bash, zsh, fish"),
     ],
 )
