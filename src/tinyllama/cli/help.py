@@ -27,7 +27,7 @@ def overview(groups: Mapping[str, Mapping[str, Command]]) -> Iterator[str]:
         yield from _table(((name, describe(name, function).summary) for name, function in commands.items()), 17)
     yield ""
     yield "`tinyllama COMMAND --help` shows the options of a command, and examples."
-    yield "`tinyllama --version` shows the version; --quiet hides the progress of a command."
+    yield "`tinyllama --version` shows the version. --quiet hides a command's progress."
 
 
 def command_help(name: str, description: Description, recipe: Recipe | None, with_fields: bool) -> Iterator[str]:
