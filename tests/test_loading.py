@@ -143,7 +143,7 @@ def test_different_head_of_tied_model_loads_with_warning(
     folder = write_llama(tmp_path / "peer", small, **TIED)
     edit(folder)
     capsys.readouterr()
-    assert cli.main(["generate", str(folder), "import os", "--max-new-tokens", "2"]) == 0
+    assert cli.main(["generate", str(folder), "import os", "--max-new-tokens", "2", "--quiet"]) == 0
     warnings = capsys.readouterr().err.splitlines()
     is_different = edit is add_different_head
     assert len(warnings) == is_different
@@ -160,7 +160,7 @@ def test_release_and_its_huggingface_folder_are_one_model(
     capsys.readouterr()
     for source in (release, release / "huggingface", llama):
         assert HuggingFaceLlama.open(source).digest == HuggingFaceLlama.open(llama).digest
-        assert cli.main(["generate", str(source), "import os", "--max-new-tokens", "4"]) == 0
+        assert cli.main(["generate", str(source), "import os", "--max-new-tokens", "4", "--temperature", "0"]) == 0
     output = capsys.readouterr().out
     tokenizer = load_tokenizer(release)
     assert tokenizer.bos_id is not None
@@ -317,7 +317,7 @@ def test_special_tokens_beyond_the_embedding_are_dropped_with_warning(
     original = load_tokenizer(llama)
     size = add_tokens(llama, "[PAD]", "<|user|>", "<|model|>", "<|end|>")
     capsys.readouterr()
-    assert cli.main(["generate", str(llama), "[PAD] import os", "--max-new-tokens", "2"]) == 0
+    assert cli.main(["generate", str(llama), "[PAD] import os", "--max-new-tokens", "2", "--quiet"]) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{llama}/tokenizer.json: ")
     assert f"[PAD] ({size}), " in line and "and 1 more" in line

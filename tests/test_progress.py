@@ -12,7 +12,7 @@ from tests.terminal import run_on_terminal
 from tests.train.launch import start_training
 
 from tinyllama import cli, progress
-from tinyllama.cli_arguments import pop_quiet_flag
+from tinyllama.cli.arguments import pop_quiet_flag
 from tinyllama.formatting import format_duration
 from tinyllama.progress import BYTES, Bar
 

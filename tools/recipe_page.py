@@ -23,7 +23,7 @@ INTRODUCTION = """\
 
 This page lists every field of a recipe with its type, default and meaning. A recipe is one YAML file. Each field can
 also be set by the command-line flag with its dotted name, such as `--train.tokens 5M`, `--data.workers 4` or
-`--release.tasks "[hellaswag, piqa]"`. `tinyllama train RECIPE --help` shows the fields with that recipe's values.
+`--release.tasks "[hellaswag, piqa]"`. `tinyllama train RECIPE --help-all` shows them with that recipe's values.
 
 An unknown field, a value outside its range or a duplicate field causes a one-line error that names the file, the field
 and the value. A token count may be written as `3T`, `105B`, `20M`, `512K` or `2e6`; K means 1,000.

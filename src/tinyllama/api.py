@@ -6,7 +6,8 @@ seconds.
 
 import os
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     import torch
 
     from tinyllama.data.store import TokenStore
+    from tinyllama.evaluate.results import Evaluation
+    from tinyllama.model.generation import Sampling
+    from tinyllama.model.llama import Llama
+    from tinyllama.tokenizer import Tokenizer
 
 # ruff: noqa: PLC0415
 
@@ -116,48 +121,56 @@ def evaluate_model(
     precision: "torch.dtype",
     num_fewshot: int | None = None,
     batch_size: int = 64,
-) -> str:
-    """Evaluate a model, save its scores, and return the text to print.
+) -> "tuple[Evaluation, Path] | None":
+    """Evaluate a model, and save its scores; return the scores and the path of the file.
 
-    If the model is a release, its model card is updated. Under torchrun, ranks other than 0 return an empty string.
+    If the model is a release, its model card is updated. Under torchrun, ranks other than 0 return None.
     Raises the same errors as `evaluate`.
     """
     from tinyllama.evaluate.evaluation import evaluate_and_save
-    from tinyllama.evaluate.results import format_evaluation
     from tinyllama.release.card import update_card
 
     saved = evaluate_and_save(source, tasks, limit, precision, num_fewshot, batch_size)
-    if saved is None:
-        return ""
-    evaluation, path = saved
-    if ReleaseDir(path.parent).exists:
-        update_card(path.parent)
-    return "\n".join([*format_evaluation(evaluation), f"saved: {path}"])
+    if saved and ReleaseDir(saved[1].parent).exists:
+        update_card(saved[1].parent)
+    return saved
 
 
-def generate_text(
-    source: str,
-    prompt: str,
-    max_new_tokens: int,
-    *,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    seed: int = 0,
-) -> Iterator[str]:
+def generate_text(source: str, prompt: str, max_new_tokens: int, **sampling: Any) -> Iterator[str]:
     """Load a model; yield the prompt, then the generated continuation in parts.
 
-    See `loading.resolve_model` for the accepted values of `source`. Raises InputError if `source` is not a model, and
-    the same errors as `model.generation.generate`.
+    `sampling` has values for the fields of `model.generation.Sampling`; without them, the continuation is greedy.
+    Raises the same errors as `stream_samples`.
+    """
+    return next(stream_samples(source, prompt, max_new_tokens, **sampling))
+
+
+def stream_samples(
+    source: str, prompt: str, max_new_tokens: int, num_samples: int = 1, **sampling: Any
+) -> Iterator[Iterator[str]]:
+    """Load a model; yield one iterator per sample, over the prompt and the parts of its continuation.
+
+    Sample i, counted from 0, has the seed `seed + i`. See `loading.resolve_model` for the values of `source`. Raises
+    InputError if `source` is not a model, and the same errors as `Sampling` and `model.generation.generate`.
     """
     from tinyllama.loading import load_model, load_tokenizer
+    from tinyllama.model.generation import Sampling
+
+    first = Sampling(**sampling)
+    if num_samples < 1:
+        raise InputError(f"num_samples: {num_samples} is out of range; give at least 1")
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    for index in range(num_samples):
+        yield _stream_text(model, tokenizer, prompt, max_new_tokens, replace(first, seed=first.seed + index))
+
+
+def _stream_text(
+    model: "Llama", tokenizer: "Tokenizer", prompt: str, max_new_tokens: int, sampling: "Sampling"
+) -> Iterator[str]:
     from tinyllama.model.generation import generate, stream_decode
 
-    model, tokenizer = load_model(source), load_tokenizer(source)
     ids = tokenizer.bos_prefix + tokenizer.encode(prompt)
-    tokens = generate(
-        model, ids, max_new_tokens, temperature=temperature, top_k=top_k, stop_id=tokenizer.eos_id, seed=seed
-    )
-    for first in tokens:
-        # Yield the prompt only now, because `generate` checks its arguments when it computes the first token.
-        yield prompt
-        yield from stream_decode(tokenizer, ids, chain([first], tokens))
+    tokens = generate(model, ids, max_new_tokens, sampling, stop_id=tokenizer.eos_id)
+    first = list(islice(tokens, 1))  # `generate` checks its arguments when it computes the first token
+    yield prompt
+    yield from stream_decode(tokenizer, ids, chain(first, tokens))

@@ -14,6 +14,7 @@ import torch
 from tinyllama.api import evaluate_model, generate_text, prepare_store, train_model
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError, RunStoppedError
+from tinyllama.evaluate.results import format_evaluation
 from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import echo, format_bytes
 from tinyllama.model.flops import num_parameters
@@ -144,8 +145,10 @@ def _verification(recipe: Recipe, failed: list[Check]) -> Iterator[str]:
 def _score(recipe: Recipe) -> Iterator[str]:
     if recipe.release.limit:
         yield f"a fixed subset, the first {recipe.release.limit} items of each task: not a score to quote"
-    report = evaluate_model(str(_newest_release(recipe)), recipe.release.tasks, recipe.release.limit, torch.bfloat16)
-    yield from report.splitlines()
+    model = str(_newest_release(recipe))
+    if saved := evaluate_model(model, recipe.release.tasks, recipe.release.limit, torch.bfloat16):
+        yield from format_evaluation(saved[0])
+        yield f"saved: {saved[1]}"
 
 
 def _completions(recipe: Recipe) -> Iterator[str]:
@@ -157,6 +160,6 @@ def _completions(recipe: Recipe) -> Iterator[str]:
 def _next_steps(recipe: Recipe) -> Iterator[str]:
     folder = _newest_release(recipe)
     yield f"read the card:      {folder}/huggingface/README.md"
-    yield f'complete a prompt:  tinyllama generate {folder} "import os" --temperature 0.8'
+    yield f'complete a prompt:  tinyllama generate {folder} "import os"'
     yield f"see the curves:     tinyllama watch {RunDir.of_recipe(recipe).path}"
     yield 'train on your text: README.md, "Your own data"'

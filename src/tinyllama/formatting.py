@@ -3,9 +3,12 @@
 This module imports no other module of the package. Only `format_table` imports rich.
 """
 
+import contextlib
+import json
+import math
 import re
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -28,6 +31,26 @@ def visible(text: str) -> str:
 def echo(text: object = "", to_stderr: bool = False) -> None:
     """Print a text and a newline, with control characters escaped, and flush the stream."""
     print(visible(str(text)), file=sys.stderr if to_stderr else sys.stdout, flush=True)
+
+
+def print_json(value: object) -> None:
+    """Print a value as indented JSON in ASCII; a number that is not finite, which JSON does not have, becomes null."""
+    echo(json.dumps(_finite(value), indent=2, allow_nan=False))
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def stdout_to_stderr(enabled: bool = True) -> Iterator[None]:
+    """Write what libraries print in the block to standard error, if enabled, so that only the result is on stdout."""
+    with contextlib.redirect_stdout(sys.stderr) if enabled else contextlib.nullcontext():
+        yield
 
 
 def format_count(count: float) -> str:

@@ -5,6 +5,7 @@ format (DCP). A checkpoint's hashes are checked before it is loaded, and `runs.c
 a checkpoint. Weights are loaded in float32.
 """
 
+import difflib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -61,12 +62,20 @@ def resolve_model(source: str | Path) -> ModelLocation:
     if RunDir(folder).recipe_path.is_file():
         return ModelLocation(RunDir(folder).find_checkpoint().path, is_checkpoint=True)
     if folder.exists() or str(source).count("/") != 1:
-        raise InputError(f"{source}: no model found; give a run, a checkpoint, a release or a Hugging Face folder")
+        remedy = "give a run, a checkpoint, a release or a Hugging Face folder"
+        raise InputError(f"{source}: no model found; {_similar_run(str(source)) or remedy}")
     from tinyllama.hub import download_snapshot  # noqa: PLC0415 - a machine that only trains may lack its requirements
 
     return ModelLocation(
         download_snapshot(str(source), ["*.json", "*.safetensors", "tokenizer.model"]), is_checkpoint=False
     )
+
+
+def _similar_run(name: str) -> str:
+    """Return a suggestion of the run in `runs` whose name is most similar to `name`, or an empty string."""
+    names = [path.name for path in Path("runs").glob("*") if RunDir(path).is_started]
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean runs/{close[0]}?" if close else ""
 
 
 def load_model(source: str | Path, precision: torch.dtype = torch.float32) -> Llama:

@@ -16,8 +16,8 @@ NAMES = {"code-tour.md": r"[A-Za-z_]\w*|[A-Z]\w*\.\w+", "faq.md": r"test_\w+"}
 """Pattern of the names that a page mentions with their file."""
 FILE = re.compile(r"[\w/-]+\.py|tests/[\w/]+")
 OTHER_FLAGS = {
-    "--help", "--quiet", "--no-repack", "--no-cache-dir", "--ipc", "--shm-size", "--max-restarts", "--signal",
-    "--local-addr", "--nodes", "--shutdown-timeout",
+    "--help", "--help-all", "--version", "--quiet", "--no-repack", "--no-cache-dir", "--ipc", "--shm-size",
+    "--max-restarts", "--signal", "--local-addr", "--nodes", "--shutdown-timeout",
 }  # fmt: skip
 """Flags of all commands, and flags of other programs."""
 

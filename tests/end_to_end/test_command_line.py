@@ -44,7 +44,7 @@ def recipe(small: Path, tmp_path: Path) -> Path:
         (["train", "--allow-change", "demo"], "train: name a recipe first"),
         (["train", "demo", "--model", "{dim: 4"], "--model: not valid YAML: expected ',' or '}'"),
         (["train", "demo", "--model", "{dim: 4, dim: 8}"], "--model: not valid YAML: 'dim' is a duplicate key"),
-        (["train", "demo", "--alow-change"], "Unrecognized options: --alow-change"),
+        (["train", "demo", "--alow-change"], "--alow-change: unknown option; did you mean --allow-change?"),
         (
             ["train", "demo", "--data.store", "nowhere"],
             "nowhere: the token store does not exist; run `tinyllama prepare`",
@@ -97,7 +97,7 @@ def test_unusable_data_is_refused_and_leaves_no_store(recipe: Path, capsys: pyte
 
 def test_help_lists_commands_and_recipe_fields(tmp_path: Path) -> None:
     assert "evaluate" in tinyllama("--help", folder=tmp_path).stdout
-    fields = tinyllama("train", "demo", "--help", folder=tmp_path).stdout
+    fields = tinyllama("train", "demo", "--help-all", folder=tmp_path).stdout
     for field in ("--train.tokens", "--model.kv_heads", "--data.sources.slimpajama.weight", "--allow-change"):
         assert field in fields
     assert "--temperature" in tinyllama("generate", "--help", folder=tmp_path).stdout

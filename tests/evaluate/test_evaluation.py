@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.cli.json_keys import read_documented_json
 from tests.conftest import flip_a_bit, small_recipe
 from tests.evaluate.conftest import scored
 
@@ -129,6 +130,15 @@ def test_damaged_checkpoint_is_an_error(run: Path, tmp_path: Path) -> None:
     (file, *_) = sorted(damaged.glob("checkpoints/step-*/*.distcp"))
     flip_a_bit(file)
     assert file.name in error_of(damaged)
+
+
+def test_json_has_the_documented_keys(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ["--tasks", "openbookqa", "--limit", "5", "--precision", "fp32"]
+    assert cli.main(["evaluate", str(run), *flags, "--json"]) == 0
+    output = read_documented_json("evaluate", capfd.readouterr().out)
+    saved = read_json(Path(output.pop("saved")))
+    assert output["rows"]["openbookqa"] == saved["rows"]["openbookqa"]
+    assert output["limit"] == 5
 
 
 def test_command_scores_a_run_with_all_flags(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

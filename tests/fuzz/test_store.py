@@ -28,7 +28,7 @@ from tests.fuzz.strategies import (
 from tinyllama.data.store import ShardWriter, Split, TokenStore
 from tinyllama.errors import InputError
 from tinyllama.files import sha256_of, write_json
-from tinyllama.prepare.inspection import describe, find_corruption
+from tinyllama.prepare.inspection import describe, find_corruption, inspection_lines
 from tinyllama.prepare.pipeline import build_store
 from tinyllama.progress import set_quiet
 from tinyllama.recipe import Recipe
@@ -67,7 +67,8 @@ def use(folder: Path) -> None:
             _ = split.read(0, split.num_tokens), split.num_sequences(64), split.num_documents
             for document in split.documents_between(0, split.num_tokens):
                 assert document.row >= 0
-        _ = list(describe(found, None)), found.digest
+        described = describe(found, None, 1) | {"has_text": False, "tokenizer_path": ""}
+        _ = list(inspection_lines(described)), found.digest
     except InputError as error:
         assert_one_line(error)
     except FileNotFoundError as error:

@@ -1,6 +1,5 @@
 """`tinyllama doctor`: pure checks of machines that are not available here, and probes of this machine."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tests.cli.json_keys import read_documented_json
 from tests.conftest import small_recipe
 
 from tinyllama import cli, hardware
@@ -197,7 +197,7 @@ def test_gpu_that_training_refuses_is_missing(small: Path, monkeypatch: pytest.M
 
 def test_exit_status_is_1_only_if_something_is_missing(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", str(small / "recipe.yaml"), "--json"]) == 0
-    output = json.loads(capsys.readouterr().out)
+    output = read_documented_json("doctor", capsys.readouterr().out, exact=False)
     assert output["missing"] == []
     assert output["recipe"] == "small"
     assert {check["section"] for check in output["checks"]} == {"software", "devices", "system", "extras", "recipe"}

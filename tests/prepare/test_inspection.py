@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.cli.json_keys import read_documented_json
 from tests.conftest import python_sources
 
 from tinyllama.cli import main
@@ -14,6 +15,7 @@ from tinyllama.data.store import TokenStore
 from tinyllama.files import write_json_with_sha256
 from tinyllama.prepare.pipeline import build_store
 from tinyllama.recipe import Recipe
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
 
 
@@ -59,7 +61,7 @@ def test_a_row_of_a_step_is_traced_to_its_text(small: Path, capsys: pytest.Captu
     assert f"sequence {index:,} of {name}, epoch {epoch}" in output
     split = store[name]
     for document in split.documents_between(index * 64, index * 64 + 65):
-        assert f"{document.file} row {document.row}, file's sha256 {document.sha256}" in output
+        assert f"{document.file} row {document.row}, file's sha256 {document.sha256[:12]}" in output
     decoded = Tokenizer.load(small / "tokenizer").decode(split.read(index * 64, index * 64 + 10).tolist())
     assert repr(decoded)[1:-1][:10] in output
 
@@ -73,10 +75,71 @@ def test_inspect_shows_counts_shares_and_samples(small: Path, capsys: pytest.Cap
     assert f"{split.num_tokens:,}" in output
     assert f"{manifest['text_bytes'] / split.num_tokens:.3f}" in output
     assert "held out for validation" in output
-    assert "manifest " + store.digest in output
+    assert "manifest " + store.digest[:12] in output
     texts = [text_of(one.file, one.row) for one in split.find_documents(range(split.num_documents))]
     assert manifest["text_bytes"] == sum(len(text.encode()) for text in texts)
     assert repr(texts[0])[1:20] in output
+
+
+@pytest.mark.parametrize(("flags", "count"), [([], 1), (["--samples", "3"], 3), (["--samples", "0"], 0)])
+def test_samples_are_spread_over_the_documents_of_each_source(
+    small: Path, capsys: pytest.CaptureFixture[str], flags: list[str], count: int
+) -> None:
+    assert main(["inspect", str(small / "store"), "--json", *flags]) == 0
+    samples = json.loads(capsys.readouterr().out)["samples"]
+    for source in ("modules", "lines"):
+        own = [one for one in samples if one["split"].startswith(source)]
+        assert len(own) == count
+        assert not own or (own[0]["split"], own[0]["document"]) == (f"{source}/train", 0)
+        assert all(text_of(one["file"], one["row"]).startswith(one["text"]) for one in own)
+    if count == 3:
+        last = TokenStore.open(small / "store")["lines/validation"].num_documents - 1
+        assert (samples[-1]["split"], samples[-1]["document"]) == ("lines/validation", last)
+
+
+@pytest.fixture
+def run(small: Path, tmp_path: Path) -> RunDir:
+    """A run that was trained on the small store, without checkpoints."""
+    run = RunDir(tmp_path / "runs/small")
+    run.path.mkdir(parents=True)
+    shutil.copyfile(small / "recipe.yaml", run.recipe_path)
+    shutil.copyfile(small / "store/manifest.json", run.store_manifest_path)
+    return run
+
+
+def test_inspect_of_a_run_shows_its_store_and_traces_its_rows(
+    small: Path, run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, recipe = str(small / "store"), ["--recipe", str(small / "recipe.yaml")]
+    for flags in ([], ["--verify"], ["--step", "7", "--row", "2"]):
+        assert main(["inspect", str(run.path), *flags]) == 0
+        output = capsys.readouterr()
+        assert main(["inspect", store, *flags, *(recipe if "--step" in flags else [])]) == 0
+        assert output.out == capsys.readouterr().out
+        assert "another store" not in output.err
+
+
+def test_inspect_of_a_run_reports_a_changed_or_missing_store(
+    small: Path, run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.store_manifest_path.write_text("{}")
+    assert main(["inspect", str(run.path)]) == 0
+    assert f"{small / 'store'}: another store than the one" in capsys.readouterr().err
+    recipe = run.recipe_path.read_text().replace(str(small / "store"), "gone")
+    run.recipe_path.write_text(recipe)
+    assert main(["inspect", str(run.path)]) == 2
+    assert "the store of this run, gone, is not here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [("inspect", []), ("inspect --step", ["--step", "7"]), ("inspect --verify", ["--verify"])],
+)
+def test_json_has_the_documented_keys(
+    run: RunDir, capsys: pytest.CaptureFixture[str], command: str, flags: list[str]
+) -> None:
+    assert main(["inspect", str(run.path), "--json", *flags]) == 0
+    read_documented_json(command, capsys.readouterr().out)
 
 
 def test_subsets_are_counted_separately(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

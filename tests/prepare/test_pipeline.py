@@ -25,6 +25,7 @@ from tinyllama.prepare.pipeline import build_store
 from tinyllama.prepare.tasks import Job, run_task
 from tinyllama.recipe import Recipe
 from tinyllama.tokenizer import Tokenizer
+from tinyllama.tokenizer.training import train_tokenizer, training_text
 
 
 def recipe_at(small: Path, store: Path, **overrides: Any) -> Recipe:
@@ -174,6 +175,9 @@ def test_a_truncated_file_is_named_and_leaves_no_store(small: Path, tmp_path: Pa
 def test_a_store_of_other_data_is_not_overwritten(small: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"made with validation_fraction 0.1, but the recipe has 0.2"):
         build_store(recipe_at(small, small / "store", **{"data.validation_fraction": 0.2}))
+    train_tokenizer(training_text(python_sources(3)), 500).save(tmp_path.parent / "other", 64)
+    with pytest.raises(InputError, match=r"made with another tokenizer \(sha256 \w{12}, not \w{12}\); choose"):
+        build_store(recipe_at(small, small / "store", tokenizer=str(tmp_path.parent / "other")))
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match=r"has files but no token store"):
         build_store(recipe_at(small, tmp_path))

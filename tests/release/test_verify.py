@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from gguf import GGUFWriter
+from tests.cli.json_keys import read_documented_json
 from tests.fork_server import started_normally
 from tests.release.formats import failed_checks, keep_only, random_model, write_release
 
@@ -172,6 +173,18 @@ def test_failed_check_is_exit_status_1_and_in_the_table(release: Path, capsys: p
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"ctranslate2/int8/tokenizer_config.json +size +\d+ bytes +2 bytes +FAIL", lines[1])
     assert lines[-1] == "1 of 4 checks failed"
+
+
+def test_json_has_the_documented_keys_and_the_exit_status(release: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    keep_only(release, "ctranslate2/int8")
+    assert cli.main(["verify", str(release), "--json"]) == 0
+    passed = read_documented_json("verify", capfd.readouterr().out)
+    assert passed["passed"] and all(check["passed"] for check in passed["checks"])
+    (release / "ctranslate2/int8/tokenizer_config.json").write_text("{}")
+    assert cli.main(["verify", str(release), "--json"]) == 1
+    failed = read_documented_json("verify", capfd.readouterr().out)
+    assert not failed["passed"]
+    assert sum(not check["passed"] for check in failed["checks"]) == 1
 
 
 def test_folder_without_release_or_reference_is_an_error(release: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.cli.json_keys import read_documented_json
 from tests.conftest import locked_by_another_process
 from tests.release.native import run_in_child
 from tests.terminal import run_on_terminal
@@ -238,9 +239,30 @@ def test_a_narrow_terminal_has_fewer_columns_and_no_wrapped_lines(tmp_path: Path
     make_release(run, 40, complete=True)
     status, screen, _ = run_on_terminal([sys.executable, "-m", "tinyllama", "runs"], tmp_path, columns)
     assert status == 0
-    head, line = screen
+    head, line, *note = screen
     assert line.startswith("a-run-with-a-name  done   40 of 40")
     assert ("loss" in head, "releases" in head) == (True, columns == 120)
+    hidden = [name for name in ("tokens", "tokens/s", "checkpoint", "releases") if name not in re.split(" {2,}", head)]
+    if hidden:
+        assert (
+            " ".join(note) == f"not shown at {columns} columns: {', '.join(hidden)}; widen the terminal, or use --json"
+        )
+    else:
+        assert not note
+
+
+def test_json_has_the_documented_keys_and_no_infinite_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a", 10, ("start", "failed"))
+    write_lines(make_run(tmp_path / "b").metrics_path, [row(1) | {"loss": float("inf")}])
+    assert cli.main(["runs", str(tmp_path), "--json"]) == 0
+    failed, infinite = read_documented_json("runs", capsys.readouterr().out)["runs"]
+    assert (failed["run"], failed["state"], failed["problem"]) == (str(tmp_path / "a"), "failed", "no luck")
+    assert infinite["loss"] is None
+    (tmp_path / "none").mkdir()
+    assert cli.main(["runs", str(tmp_path / "none"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"] == []
 
 
 def test_a_folder_without_runs_and_a_missing_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

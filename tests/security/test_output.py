@@ -97,7 +97,7 @@ def test_events_are_harmless_in_report_and_list(tmp_path: Path, capsys: pytest.C
 def test_generated_text_is_harmless_on_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(api, "generate_text", lambda *_, **__: iter(["word ", CLEAR]))
+    monkeypatch.setattr(api, "stream_samples", lambda *_, **__: iter([iter(["word ", CLEAR])]))
     assert cli.main(["generate", "any", "word"]) == 0
     assert capsys.readouterr().out == f"word {CLEAR}\n"
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)

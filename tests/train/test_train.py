@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tinyllama.errors import InputError
 from tinyllama.model.weights import config_to_hugging_face, to_hugging_face
+from tinyllama.prepare.pipeline import build_store
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer.training import train_tokenizer, training_text
 from tinyllama.train.loop import train
@@ -106,6 +107,17 @@ def test_changed_recipe_is_refused_with_the_field_that_differs(
     if is_allowable:
         run = train(load_recipe(small, **changed), allow_change=True)
         assert [row["step"] for row in read_metrics(run)] == [1, 2]
+
+
+def test_resume_with_another_tokenizer_is_refused_with_short_hashes(small: Path, work_dir: Path) -> None:
+    train(load_recipe(small, **{"train.tokens": 384}))
+    train_tokenizer(training_text(["some other text " * 50]), 285).save(work_dir / "other", 128)
+    recipe = load_recipe(small, **{"train.tokens": 384, "tokenizer": "other", "data.store": "other-store"})
+    build_store(recipe)
+    changes = [rf"another {name} \(sha256 was \w{{12}}, is \w{{12}}\); " for name in ("token store", "tokenizer")]
+    with pytest.raises(InputError, match="".join(changes)) as error:
+        train(recipe)
+    assert "--allow-change" not in str(error.value)
 
 
 def test_tokenizer_must_be_the_stores(small: Path, tmp_path: Path) -> None:

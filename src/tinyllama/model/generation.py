@@ -1,6 +1,8 @@
 """Text generation: one token at a time with a KV cache, and incremental decoding of the tokens to text."""
 
+import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch.nn.attention import sdpa_kernel
@@ -11,52 +13,114 @@ from tinyllama.model.llama import Llama
 from tinyllama.tokenizer import Tokenizer
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. The default is greedy: the most probable token.
+
+    Raises InputError if a value is out of range.
+    """
+
+    temperature: float = 0.0
+    """Divisor of the logits; 0 chooses the most probable token."""
+    top_k: int | None = None
+    """Number of most probable tokens to choose from; None means all."""
+    top_p: float = 1.0
+    """Total probability of the most probable tokens to choose from (Holtzman et al. 2019, arXiv:1904.09751)."""
+    min_p: float = 0.0
+    """Minimum probability of a token, as a fraction of the largest one (Nguyen et al. 2024, arXiv:2407.01082)."""
+    repetition_penalty: float = 1.0
+    """Factor that reduces the logits of tokens in the prompt or the text so far (Keskar et al. 2019, arXiv:1909.05858).
+    Positive logits are divided by it, negative logits are multiplied by it; 1 changes nothing."""
+    seed: int = 0
+    """Random seed."""
+
+    def __post_init__(self) -> None:
+        limits: dict[str, tuple[float, bool, str]] = {
+            "temperature": (self.temperature, 0 <= self.temperature < math.inf, "a number of at least 0, such as 0.8"),
+            "top_k": (self.top_k or 0, self.top_k is None or self.top_k >= 1, "a number of tokens of at least 1"),
+            "top_p": (self.top_p, 0 < self.top_p <= 1, "a probability above 0 and at most 1, such as 0.95"),
+            "min_p": (self.min_p, 0 <= self.min_p <= 1, "a fraction of 0 to 1, such as 0.05"),
+            "repetition_penalty": (
+                self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "a factor above 0, such as 1.1"
+            ),
+            "seed": (self.seed, 0 <= self.seed < 2**63, "an integer of 0 to 2^63 - 1"),
+        }  # fmt: skip
+        for name, (value, is_valid, expected) in limits.items():
+            if not is_valid:
+                raise InputError(f"{name}: {value} is out of range; give {expected}")
+
+
+GREEDY = Sampling()
+
+
 @torch.inference_mode()
 def generate(
     model: Llama,
     prompt: list[int],
     max_new_tokens: int,
+    sampling: Sampling = GREEDY,
     *,
-    temperature: float = 0.0,
-    top_k: int | None = None,
     stop_id: int | None = None,
-    seed: int = 0,
 ) -> Iterator[int]:
     """Yield up to `max_new_tokens` ids that continue `prompt`, until `stop_id` or the end of the context.
 
-    Temperature 0 selects the most likely token; otherwise each token is sampled from the `top_k` most likely tokens.
-    Raises InputError if the prompt is empty or fills the context, or if an option is out of range.
+    Raises InputError if the prompt is empty or fills the context, or if `max_new_tokens` is less than 1.
     """
-    if not (0 <= temperature < float("inf")) or (top_k is not None and top_k < 1) or max_new_tokens < 1:
-        raise InputError(
-            f"temperature {temperature}, top_k {top_k}, max_new_tokens {max_new_tokens}: out of range; "
-            "give a temperature of at least 0, and a top_k and max_new_tokens of at least 1"
-        )
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens: {max_new_tokens} is out of range; give at least 1")
     context = model.config.context_length
     if not 0 < len(prompt) < context:
         raise InputError(
             f"prompt: {len(prompt)} tokens, but the model's context is {context}; give between 1 and {context - 1}"
         )
-    random = torch.Generator().manual_seed(seed)
+    device = model.embedding.weight.device
+    random = torch.Generator(device).manual_seed(sampling.seed)
     caches = model.new_caches(1, context)
-    ids = torch.tensor([prompt], device=model.embedding.weight.device)
+    ids = torch.tensor([prompt], device=device)
+    seen = ids[0]
     for _ in range(min(max_new_tokens, context - len(prompt))):
         with sdpa_kernel(INFERENCE_KERNELS):
-            logits = model.logits(model.hidden_states(ids, caches)[:, -1])[0].float().cpu()
-        token = sample_token(logits, temperature, top_k, random)
+            logits = model.logits(model.hidden_states(ids, caches)[:, -1])[0].float()
+        token = choose_token(penalize_repetition(logits, seen, sampling.repetition_penalty), sampling, random)
         if token == stop_id:
             return
         yield token
-        ids = torch.tensor([[token]], device=ids.device)
+        ids = torch.tensor([[token]], device=device)
+        seen = torch.cat([seen, ids[0]])
 
 
-def sample_token(logits: torch.Tensor, temperature: float, top_k: int | None, random: torch.Generator) -> int:
-    """Sample the next token's id from logits float32[V]."""
-    if temperature == 0:
+def choose_token(logits: torch.Tensor, sampling: Sampling, random: torch.Generator) -> int:
+    """Choose the next token's id from logits float32[V]; `random` is on the device of the logits."""
+    if sampling.temperature == 0:
         return int(logits.argmax())
-    if top_k is not None and top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
-    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=random))
+    return int(torch.multinomial(restrict(logits, sampling).softmax(-1), 1, generator=random))
+
+
+def restrict(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Divide logits float32[V] by the temperature, and set those of excluded tokens to minus infinity.
+
+    The restrictions apply in the order of transformers: top-k, top-p, min-p; each one to the tokens that are left.
+    """
+    logits = logits / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
+    if sampling.top_p < 1:
+        ascending, order = logits.sort()
+        is_tail = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+        is_tail[-1] = False
+        logits = logits.index_fill(0, order[is_tail], -torch.inf)
+    if sampling.min_p > 0:
+        probabilities = logits.softmax(-1)
+        logits = logits.masked_fill(probabilities < sampling.min_p * probabilities.max(), -torch.inf)
+    return logits
+
+
+def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Return logits float32[V] with those of the ids `seen` reduced; see `Sampling.repetition_penalty`."""
+    if penalty == 1:
+        return logits
+    own = logits[seen]
+    return logits.index_copy(0, seen, torch.where(own < 0, own * penalty, own / penalty))
 
 
 def stream_decode(tokenizer: Tokenizer, prompt: list[int], tokens: Iterable[int]) -> Iterator[str]:

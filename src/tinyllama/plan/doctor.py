@@ -7,7 +7,6 @@ nothing in the recipe's folders. If the recipe names a hub repository, the check
 files and nothing else.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from tinyllama.data.store import TokenStore
 from tinyllama.distributed import select_device
 from tinyllama.errors import InputError
 from tinyllama.files import disk_usage_bytes
-from tinyllama.formatting import echo, format_bytes, format_table
+from tinyllama.formatting import echo, format_bytes, format_table, print_json
 from tinyllama.hardware import FP16_ON_CPU_WARNING, HardwareSpec, check_bf16
 from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
 from tinyllama.plan.estimate import Assumptions, Plan, estimate
@@ -75,7 +74,7 @@ def show_doctor(recipe: Recipe | None, as_json: bool) -> int:
     missing = [result.what for result in results if result.status == "missing"]
     if as_json:
         output = {"machine": asdict(system), "checks": [asdict(result) for result in results], "missing": missing}
-        echo(json.dumps(output | {"recipe": recipe.name if recipe else None}, indent=2))
+        print_json(output | {"recipe": recipe.name if recipe else None})
     else:
         _print_results(results)
         echo(verdict(recipe.name if recipe else None, results))

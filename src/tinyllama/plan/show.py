@@ -1,13 +1,12 @@
 """The output of `tinyllama plan`: one plan or a sweep over numbers of GPUs, as tables or as JSON."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from tinyllama.errors import InputError
-from tinyllama.formatting import echo, format_bytes, format_duration, format_duration_precise, format_table
+from tinyllama.formatting import echo, format_bytes, format_duration, format_duration_precise, format_table, print_json
 from tinyllama.hardware import HardwareSpec, check_bf16, get_hardware_spec
 from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
 from tinyllama.plan.estimate import HEADROOM, Assumptions, Plan, estimate
@@ -55,7 +54,7 @@ def show_plan(
         return
     plan = plan_for(assumptions.gpus)
     if as_json:
-        echo(json.dumps(plan.as_json(), indent=2, allow_nan=False))
+        print_json(plan.as_json())
         return
     echo(f"{recipe.name} on {assumptions.gpus} x {spec.name} ({spec.source})")
     unit = "process" if spec.is_cpu else "GPU"
@@ -157,7 +156,7 @@ def _show_sweep(recipe: Recipe, plan_for: Callable[[int], Plan], counts: list[in
     if as_json:
         results = {count: plan.as_json() for count, plan in plans.items()}
         results |= {count: {"problem": str(refusal)} for count, refusal in problems.items()}
-        echo(json.dumps({count: results[count] for count in counts}, indent=2, allow_nan=False))
+        print_json({count: results[count] for count in counts})
         return
     head = ("GPUs", "tokens/s", "time", "GPU-hours", "cost", "GB per GPU", "network hidden", "failures")
     _print_table(title, [_sweep_row(plan) for plan in plans.values()], head)

@@ -16,11 +16,12 @@ from tinyllama.data.order import sequences
 from tinyllama.data.store import HASH_KEYS, TokenStore
 from tinyllama.errors import InputError, translate_damage_errors
 from tinyllama.files import read_json, read_regular_file, sha256_of
-from tinyllama.formatting import format_table
+from tinyllama.formatting import echo, format_table
 from tinyllama.prepare.pipeline import settings_diff
 from tinyllama.prepare.store_warnings import TAIL_HELD_OUT, file_warning_lines, holdout_remedy
 from tinyllama.progress import BYTES, Bar
 from tinyllama.recipe import Recipe
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
 
 _EXCERPT_CHARACTERS = 240
@@ -28,26 +29,58 @@ _MAX_REASONS = 20
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError)
 
 
-def inspect_lines(
-    folder: Path, recipe: str | None, step: int | None, row: int | None, tokenizer: str | None
-) -> Iterator[str]:
-    """Yield the output of `tinyllama inspect`: a store's description, or the provenance of one row of a training step.
+def resolve_store(path: Path) -> tuple[Path, str | None]:
+    """Return the store at a path, or the store and the recipe's path of the run at the path.
 
-    If `row` is None, row 0 is traced. Raises InputError if only one of `recipe` and `step` is given, if `row` is given
-    without both, or if a file of the store is invalid.
+    Warns if the run's store has changed since the run was trained. Raises InputError if the run's store is missing.
+    """
+    run = RunDir(path)
+    if TokenStore.exists(path) or not run.recipe_path.is_file():
+        return path, None
+    store = Path(str(run.recipe_fields().get("data", {}).get("store")))
+    if not store.is_dir():
+        remedy = "run this in the folder in which training was started, or give the store's folder"
+        raise InputError(f"{path}: the store of this run, {store}, is not here; {remedy}")
+    manifest = store / "manifest.json"
+    if run.store_manifest_path.is_file() and manifest.is_file():
+        then, now = sha256_of(run.store_manifest_path), sha256_of(manifest)
+        if then != now:
+            echo(f"{store}: another store than the one {path} was trained on ({now[:12]}, not {then[:12]})", True)
+    return store, str(run.recipe_path)
+
+
+def inspect_store(
+    folder: Path, recipe: str | None, step: int | None, row: int | None, tokenizer: str | None, samples: int
+) -> dict[str, Any]:
+    """Return a store's description with `samples` documents per source, or the provenance of a row of a training step.
+
+    The keys are those of `tinyllama inspect --json`. If `row` is None, row 0 is traced. Raises InputError if only one
+    of `recipe` and `step` is given, if `row` is given without both, or if a file of the store is invalid.
     """
     if (recipe is None) != (step is None) or (row is not None and step is None):
         raise InputError("inspect: to trace a row, give both --recipe and --step")
+    if samples < 0:
+        raise InputError(f"--samples {samples}: out of range; give 0 or more documents per source")
     store = TokenStore.open(folder)
     with translate_damage_errors(folder):
         found = open_tokenizer(store, tokenizer)
         if recipe is not None and step is not None:
-            yield from trace_row(store, Recipe.load(recipe), step, row or 0, found)
+            result = trace_row(store, Recipe.load(recipe), step, row or 0, found)
         else:
-            yield from describe(store, found)
-        if found is None:
-            place = store.manifest["tokenizer"]["path"]
-            yield f"no text shown: the store's tokenizer is no longer at {place}; give its path with --tokenizer"
+            result = describe(store, found, samples)
+        return result | {"has_text": found is not None, "tokenizer_path": store.manifest["tokenizer"]["path"]}
+
+
+def inspection_lines(result: dict[str, Any]) -> Iterator[str]:
+    """Yield the output of `tinyllama inspect` for a result of `inspect_store`.
+
+    Raises InputError if a value in the store's manifests has a wrong type.
+    """
+    with translate_damage_errors(Path(result["store"])):
+        yield from _trace_lines(result) if "step" in result else _description_lines(result)
+    if not result["has_text"]:
+        place = result["tokenizer_path"]
+        yield f"no text shown: the store's tokenizer is no longer at {place}; give its path with --tokenizer"
 
 
 def prepared_lines(store: TokenStore) -> Iterator[str]:
@@ -59,7 +92,7 @@ def prepared_lines(store: TokenStore) -> Iterator[str]:
         for what, reasons in (("dropped", rows["dropped"]), ("changed", rows.get("changed", {}))):
             for reason, count in reasons.items():
                 yield f"    {what}: {count:,} rows, {reason}"
-    yield from _skipped_files(manifest)
+    yield from _skipped_files({name: fields["skipped_files"] for name, fields in manifest["sources"].items()})
     for name in manifest["sources"] if manifest["validation_fraction"] else ():
         split_name = f"{name}/validation"
         if split_name not in store or not store[split_name].num_documents:
@@ -67,48 +100,79 @@ def prepared_lines(store: TokenStore) -> Iterator[str]:
     yield from file_warning_lines(manifest)
 
 
-def describe(store: TokenStore, tokenizer: Tokenizer | None) -> Iterator[str]:
-    """Yield the lines that describe a store, with sample documents if the tokenizer is available."""
-    manifest = store.manifest
-    tokens = sum(split.num_tokens for split in store.splits.values())
-    documents = sum(split.num_documents for split in store.splits.values())
-    files, size = len(manifest["inputs"]), sum(manifest["inputs"].values())
-    yield f"{store.folder}: {tokens:,} tokens ({manifest['dtype']}) in {documents:,} documents"
-    yield f"made from {files:,} files of {size / 1e6:,.1f} MB; manifest {store.digest}"
-    vocabulary, special_tokens = manifest["tokenizer"], manifest["document"]
-    added = " and ".join(name.upper() for name in ("bos", "eos") if special_tokens[name]) or "no special tokens"
-    yield f"tokenizer {vocabulary['digest'][:12]}, vocabulary size {vocabulary['vocab_size']:,}; documents with {added}"
+def describe(store: TokenStore, tokenizer: Tokenizer | None, samples: int) -> dict[str, Any]:
+    """Return the description of a store, with sample documents if the tokenizer is available."""
+    manifest, splits = store.manifest, {name: split.manifest for name, split in store.splits.items()}
+    return {
+        "store": str(store.folder),
+        "manifest_sha256": store.digest,
+        "tokens": sum(split["tokens"] for split in splits.values()),
+        "documents": sum(split["documents"] for split in splits.values()),
+        "dtype": manifest["dtype"],
+        "files": len(manifest["inputs"]),
+        "file_bytes": sum(manifest["inputs"].values()),
+        "tokenizer_sha256": manifest["tokenizer"]["digest"],
+        "vocab_size": manifest["tokenizer"]["vocab_size"],
+        "document": manifest["document"],
+        "splits": {
+            name: {key: split[key] for key in ("documents", "tokens", "text_bytes", "subsets")}
+            | {"rows": {"changed": {}} | split["rows"], "rejects": _rejects(store, name)}
+            for name, split in splits.items()
+        },
+        "skipped_files": {name: source["skipped_files"] for name, source in manifest["sources"].items()},
+        "contamination": {name: source.get("contamination", {}) for name, source in manifest["sources"].items()},
+        "warnings": list(file_warning_lines(manifest)),
+        "samples": list(_samples(store, tokenizer, samples)) if tokenizer else [],
+    }
+
+
+def _rejects(store: TokenStore, split: str) -> str | None:
+    """Return the path of the file that lists a split's rejected rows, or None if no row was rejected."""
+    path = store[split].folder / "rejects.jsonl"
+    return str(path) if path.stat().st_size else None
+
+
+def _description_lines(result: dict[str, Any]) -> Iterator[str]:
+    tokens = result["tokens"]
+    yield f"{result['store']}: {tokens:,} tokens ({result['dtype']}) in {result['documents']:,} documents"
+    size = f"{result['files']:,} files of {result['file_bytes'] / 1e6:,.1f} MB"
+    yield f"made from {size}; manifest {result['manifest_sha256'][:12]}"
+    added = " and ".join(name.upper() for name in ("bos", "eos") if result["document"][name]) or "no special tokens"
+    vocabulary = f"tokenizer {result['tokenizer_sha256'][:12]}, vocabulary size {result['vocab_size']:,}"
+    yield f"{vocabulary}; documents with {added}"
     yield ""
     head = ("split", "documents", "tokens", "share", "bytes per token")
-    yield from format_table(head, _table_rows(store, tokens), right=head[1:])
-    for name, split in store.splits.items():
-        rows = split.manifest["rows"]
+    yield from format_table(head, _table_rows(result["splits"], tokens), right=head[1:])
+    for name, split in result["splits"].items():
+        rows = split["rows"]
         yield ""
         yield f"{name}: {rows['read']:,} rows read, {rows['kept']:,} kept"
         for reason, count in sorted(rows["dropped"].items(), key=lambda item: -item[1]):
             yield f"  {count:>12,}  dropped: {reason}"
-        for reason, count in rows.get("changed", {}).items():
+        for reason, count in rows["changed"].items():
             yield f"  {count:>12,}  changed: {reason}"
-        if (split.folder / "rejects.jsonl").stat().st_size:
-            yield f"  rejected rows are listed in {split.folder / 'rejects.jsonl'}"
-    yield from _skipped_files(manifest)
-    yield from file_warning_lines(manifest)
-    for source, fields in manifest["sources"].items():
-        for task, found in fields.get("contamination", {}).items():
+        if split["rejects"]:
+            yield f"  rejected rows are listed in {split['rejects']}"
+    yield from _skipped_files(result["skipped_files"])
+    yield from result["warnings"]
+    for source, tasks in result["contamination"].items():
+        for task, found in tasks.items():
             counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in found.items())
             yield f"{source}: overlap with {task}: {counts}"
-    if tokenizer:
-        yield from _samples(store, tokenizer)
+    for one in result["samples"]:
+        yield ""
+        place = f"{one['file']} row {one['row']}" + (", its end" if one["is_end"] else "")
+        yield f"{one['split']}, document {one['document']:,}: {one['tokens']:,} tokens, {place}"
+        yield f"  {_quoted(one)}"
 
 
-def _table_rows(store: TokenStore, total: int) -> Iterator[list[str]]:
+def _table_rows(splits: dict[str, Any], total: int) -> Iterator[list[str]]:
     """Yield a table row for each split, followed by a row for each of the split's subsets."""
-    for name, split in store.splits.items():
-        manifest = split.manifest
-        yield _table_row(name, manifest, total)
-        if set(manifest["subsets"]) != {""}:
-            for subset, counts in sorted(manifest["subsets"].items(), key=lambda item: -item[1]["tokens"]):
-                yield _table_row(f"  {subset or '(none)'}", counts, manifest["tokens"])
+    for name, split in splits.items():
+        yield _table_row(name, split, total)
+        if set(split["subsets"]) != {""}:
+            for subset, counts in sorted(split["subsets"].items(), key=lambda item: -item[1]["tokens"]):
+                yield _table_row(f"  {subset or '(none)'}", counts, split["tokens"])
 
 
 def _table_row(name: str, counts: dict[str, Any], total: int) -> list[str]:
@@ -118,34 +182,37 @@ def _table_row(name: str, counts: dict[str, Any], total: int) -> list[str]:
     return [name, f"{counts['documents']:,}", f"{tokens:,}", share, bytes_per_token]
 
 
-def _skipped_files(manifest: dict[str, Any]) -> Iterator[str]:
-    for source, fields in manifest["sources"].items():
-        by_count = sorted(fields["skipped_files"].items(), key=lambda item: -item[1])
+def _skipped_files(by_source: dict[str, dict[str, int]]) -> Iterator[str]:
+    for source, reasons in by_source.items():
+        by_count = sorted(reasons.items(), key=lambda item: -item[1])
         for reason, count in by_count[:_MAX_REASONS]:
             yield f"{source}: {count:,} file{'s' * (count != 1)} not read, {reason}"
         if more := sum(count for _, count in by_count[_MAX_REASONS:]):
             yield f"{source}: {more:,} more files not read, listed in the store's manifest.json"
 
 
-def _samples(store: TokenStore, tokenizer: Tokenizer) -> Iterator[str]:
-    """Yield the beginnings of the first, the middle and the last document of each split."""
-    for name, split in store.splits.items():
-        source, _, kind = name.partition("/")
-        has_tails = kind == "validation" and TAIL_HELD_OUT in store[f"{source}/train"].manifest["rows"].get(
-            "changed", {}
-        )
-        count = split.num_documents
-        for document in split.find_documents(sorted({0, count // 2, count - 1} if count else ())):
-            yield ""
-            place = f"{document.file} row {document.row}" + (", its end" if has_tails else "")
-            yield f"{name}, document {document.number:,}: {document.tokens:,} tokens, {place}"
-            # Nearly every token has at least one character, so one token more than the excerpt's characters is enough.
-            stop = document.start + min(document.tokens, _EXCERPT_CHARACTERS + 1)
-            yield f"  {_excerpt(tokenizer, split.read(document.start, stop))}"
+def _samples(store: TokenStore, tokenizer: Tokenizer, count: int) -> Iterator[dict[str, Any]]:
+    """Yield the beginnings of `count` documents of each source, spread evenly over its splits."""
+    for source in store.manifest["sources"]:
+        names = [name for name in store.splits if name.partition("/")[0] == source]
+        total = sum(store[name].num_documents for name in names)
+        wanted = {place * (total - 1) // max(1, count - 1) for place in range(count)} if total else set()
+        first = 0
+        for name in names:
+            own = sorted(number - first for number in wanted if 0 <= number - first < store[name].num_documents)
+            first += store[name].num_documents
+            changed = store[f"{source}/train"].manifest["rows"].get("changed", {})
+            is_end = name.endswith("/validation") and TAIL_HELD_OUT in changed
+            for document in store[name].find_documents(own):
+                # Nearly every token has at least one character, so one token more than the characters is enough.
+                stop = document.start + min(document.tokens, _EXCERPT_CHARACTERS + 1)
+                place = {"file": document.file, "row": document.row, "is_end": is_end, "tokens": document.tokens}
+                excerpt = _excerpt(tokenizer, store[name].read(document.start, stop))
+                yield {"split": name, "document": document.number} | place | excerpt
 
 
-def trace_row(store: TokenStore, recipe: Recipe, step: int, row: int, tokenizer: Tokenizer | None) -> Iterator[str]:
-    """Yield lines that list the documents in a row of a training step, from the row's first token to its last target.
+def trace_row(store: TokenStore, recipe: Recipe, step: int, row: int, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Return the documents in a row of a training step, from the row's first token to its last target.
 
     Steps are counted from 0, as in `sequences`; metrics.jsonl lists the result of step s as step s + 1. Rows are
     counted from 0. Raises InputError if the row does not exist, or if the recipe belongs to another store.
@@ -162,24 +229,38 @@ def trace_row(store: TokenStore, recipe: Recipe, step: int, row: int, tokenizer:
     source, epoch, index = (int(number) for number in sequences(recipe, store, step)[row])
     name = f"{list(recipe.data.sources)[source]}/train"
     split, start, stop = store[name], index * length, (index + 1) * length + 1
-    yield f"step {step} (step {step + 1} in metrics.jsonl), row {row}: sequence {index:,} of {name}, epoch {epoch}"
-    yield f"  tokens {start:,} to {stop - 1:,} of the split"
+    documents = []
     for document in split.documents_between(start, stop):
         first, last = max(start, document.start), min(stop, document.start + document.tokens)
-        yield (
-            f"  tokens {first - start} to {last - start - 1}: document {document.number:,}, "
-            f"from its token {first - document.start} of {document.tokens:,}"
-        )
-        yield f"    {document.file} row {document.row}, file's sha256 {document.sha256}"
-        if tokenizer:
-            yield f"    {_excerpt(tokenizer, split.read(first, last))}"
+        place = {"document": document.number, "file": document.file, "row": document.row, "sha256": document.sha256}
+        tokens = {"first": first - start, "last": last - start - 1, "document_first": first - document.start}
+        excerpt = _excerpt(tokenizer, split.read(first, last)) if tokenizer else {}
+        documents.append(place | tokens | {"document_tokens": document.tokens} | excerpt)
+    position = {"split": name, "epoch": epoch, "sequence": index, "first_token": start, "last_token": stop - 1}
+    return {"store": str(store.folder), "step": step, "row": row} | position | {"documents": documents}
 
 
-def _excerpt(tokenizer: Tokenizer, tokens: NDArray[Any]) -> str:
-    """Return the beginning of the decoded text of tokens, in quotes."""
+def _trace_lines(result: dict[str, Any]) -> Iterator[str]:
+    step, sequence = result["step"], f"sequence {result['sequence']:,} of {result['split']}, epoch {result['epoch']}"
+    yield f"step {step} (step {step + 1} in metrics.jsonl), row {result['row']}: {sequence}"
+    yield f"  tokens {result['first_token']:,} to {result['last_token']:,} of the split"
+    for one in result["documents"]:
+        part = f"from its token {one['document_first']} of {one['document_tokens']:,}"
+        yield f"  tokens {one['first']} to {one['last']}: document {one['document']:,}, {part}"
+        yield f"    {one['file']} row {one['row']}, file's sha256 {one['sha256'][:12]}"
+        if "text" in one:
+            yield f"    {_quoted(one)}"
+
+
+def _excerpt(tokenizer: Tokenizer, tokens: NDArray[Any]) -> dict[str, Any]:
+    """Return the beginning of the decoded text of tokens, and whether it is the complete text."""
     text = tokenizer.decode(tokens[:_EXCERPT_CHARACTERS].tolist())
     is_complete = len(tokens) <= _EXCERPT_CHARACTERS and len(text) <= _EXCERPT_CHARACTERS
-    return repr(text[:_EXCERPT_CHARACTERS]) + ("" if is_complete else "…")
+    return {"text": text[:_EXCERPT_CHARACTERS], "is_complete": is_complete}
+
+
+def _quoted(excerpt: dict[str, Any]) -> str:
+    return repr(excerpt["text"]) + ("" if excerpt["is_complete"] else "…")
 
 
 def open_tokenizer(store: TokenStore, path: str | None) -> Tokenizer | None:

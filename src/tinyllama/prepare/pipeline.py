@@ -80,7 +80,7 @@ def _check_existing_store(job: Job, tokenizer: Tokenizer) -> None:
     store = job.store
     manifest = read_json(store / "manifest.json")
     for key, (then, now) in settings_diff(manifest, job.recipe, tokenizer):
-        raise InputError(f"{store}: made with {key} {then}, but the recipe has {now}; choose another store")
+        raise InputError(f"{store}: made with {_difference(key, then, now)}; choose another store")
     if manifest["inputs"] != job.inputs:
         changed = min(dict(manifest["inputs"].items() ^ job.inputs.items()))
         raise InputError(f"{store}: {changed} was changed, added or removed after this store was made; choose another")
@@ -88,6 +88,13 @@ def _check_existing_store(job: Job, tokenizer: Tokenizer) -> None:
         for shard in split.manifest["shards"]:
             if modified := find_modified_input(store / "manifest.json", shard["inputs"]):
                 raise InputError(f"{store}: {modified} has changed since the store was made; choose another store")
+
+
+def _difference(key: str, then: Any, now: Any) -> str:
+    """Describe a setting that differs between a store and the recipe; hashes are shortened."""
+    if key == "tokenizer.digest":
+        return f"another tokenizer (sha256 {str(then)[:12]}, not {now[:12]})"
+    return f"{key} {then}, but the recipe has {now}"
 
 
 def _initialize_work_dir(job: Job, plan: dict[str, Any]) -> None:
@@ -106,7 +113,7 @@ def _initialize_work_dir(job: Job, plan: dict[str, Any]) -> None:
     before = read_json(path) if path.is_file() else None
     for key, (then, now) in differences(before["settings"], plan["settings"]) if before is not None else ():
         raise InputError(
-            f"{store}: begun with {key} {then}, but the recipe has {now}; choose another store, or delete this one "
+            f"{store}: begun with {_difference(key, then, now)}; choose another store, or delete this one "
             "with its unfinished work"
         )
     if foreign := job.find_foreign(store if before is None else job.work):

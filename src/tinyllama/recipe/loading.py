@@ -6,7 +6,7 @@ A message describes the first problem with its place and remedy.
 import difflib
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -37,6 +37,32 @@ _short = reprlib.Repr()
 _short.maxlevel = 3  # ten YAML aliases can expand to more lists than fit in memory
 _short.maxstring = _short.maxother = _short.maxlong = 100
 
+_TOKENS = "train.tokens (the number of training tokens, such as 20M)"
+_BATCH, _MICRO_BATCH = "train.batch_sequences", "train.micro_batch_sequences"
+_FOREIGN_NAMES = {
+    "lr": "train.optimizer.learning_rate", "max_lr": "train.optimizer.learning_rate",
+    "min_lr": "train.schedule.final_learning_rate", "lr_scheduler_type": "train.schedule.name",
+    "epochs": _TOKENS, "num_epochs": _TOKENS, "num_train_epochs": _TOKENS, "max_steps": _TOKENS, "max_iters": _TOKENS,
+    "num_iterations": _TOKENS, "max_tokens": _TOKENS, "batch_size": _BATCH, "global_batch_size": _BATCH,
+    "train_batch_size": _BATCH, "total_batch_size": _BATCH, "micro_batch_size": _MICRO_BATCH,
+    "device_batch_size": _MICRO_BATCH, "per_device_train_batch_size": _MICRO_BATCH,
+    "gradient_accumulation_steps": _MICRO_BATCH, "block_size": "train.sequence_length",
+    "seq_len": "train.sequence_length", "max_seq_length": "train.sequence_length",
+    "max_seq_len": "train.sequence_length", "max_position_embeddings": "model.context_length",
+    "n_embd": "model.dim", "hidden_size": "model.dim", "n_layer": "model.layers", "depth": "model.layers",
+    "num_hidden_layers": "model.layers", "n_head": "model.heads", "num_attention_heads": "model.heads",
+    "num_key_value_heads": "model.kv_heads", "intermediate_size": "model.ffn_dim", "wd": "train.optimizer.weight_decay",
+    "grad_clip": "train.optimizer.max_gradient_norm", "max_grad_norm": "train.optimizer.max_gradient_norm",
+    "clip_grad": "train.optimizer.max_gradient_norm", "warmup_iters": "train.schedule.warmup_steps",
+    "eval_steps": "train.validate_every_steps", "eval_interval": "train.validate_every_steps",
+    "save_steps": "checkpoint.every_steps", "save_interval": "checkpoint.every_steps",
+    "save_total_limit": "checkpoint.keep", "output_dir": "name (the run's folder is runs/NAME)",
+    "out_dir": "name (the run's folder is runs/NAME)", "run_name": "name", "dtype": "train.precision",
+    "bf16": "train.precision", "fp16": "train.precision", "gradient_checkpointing": "parallel.activation_checkpointing",
+    "init_from": "train.initial_weights", "model_name_or_path": "train.initial_weights",
+    "report_to": "track.wandb", "wandb_project": "track.wandb",
+}  # fmt: skip
+"""Names of the same settings in nanochat, litgpt, nanoGPT and transformers' Trainer."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Pattern of names that become folders."""
@@ -200,7 +226,34 @@ def _suggest_field(place: list[str], model: type[BaseModel]) -> str:
             part = part.model_fields[name].annotation
         else:  # a key of a dict of parts, or an index of a tuple of parts
             part = next(inner for inner in get_args(part) if hasattr(inner, "model_fields"))
-    return suggest(place[-1], list(part.model_fields))
+    siblings = suggest(place[-1], list(part.model_fields))
+    if siblings.startswith("did you mean") and place[-1].lower() not in _FOREIGN_NAMES:
+        return siblings
+    return suggest_recipe_field(place[-1], model) or siblings
+
+
+def suggest_recipe_field(name: str, model: type[BaseModel]) -> str:
+    """Return a hint with the dotted name of the field of a recipe that `name` may mean, or an empty string.
+
+    `name` may be the usual name of another program, a field's last name, or similar to one.
+    """
+    last = name.rpartition(".")[2].replace("-", "_").lower()
+    if last in _FOREIGN_NAMES:
+        return f"did you mean {_FOREIGN_NAMES[last]}?"
+    fields = list(_field_names(model))
+    close = difflib.get_close_matches(last, [field.rpartition(".")[2] for field in fields], n=1, cutoff=0.75)
+    found = [field for field in fields if field.rpartition(".")[2] in close]
+    return f"did you mean {' or '.join(found)}?" if found else ""
+
+
+def _field_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of the fields of a model and of its parts, except the parts of a mapping or list."""
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _field_names(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 def suggest(name: str, known: Sequence[str], cutoff: float = 0.6) -> str:

@@ -41,15 +41,15 @@ def build_release_metadata(checkpoint: CheckpointDir, averaged: list[CheckpointD
     """
     run, state, recipe = checkpoint.run, checkpoint.state(), Recipe.load(checkpoint.recipe_path)
     tokenizer, store_digest = load_tokenizer(checkpoint.path), sha256_of(run.store_manifest_path)
-    for key, path, digest in (
-        ("digest", checkpoint.recipe_path, recipe.digest),
-        ("store", run.store_manifest_path, store_digest),
-        ("tokenizer", checkpoint.tokenizer_dir, tokenizer.digest),
+    for key, name, path, digest in (
+        ("digest", "recipe", checkpoint.recipe_path, recipe.digest),
+        ("store", "store manifest", run.store_manifest_path, store_digest),
+        ("tokenizer", "tokenizer", checkpoint.tokenizer_dir, tokenizer.digest),
     ):
         if state[key] != digest:
             raise InputError(
-                f"{path}: digest {digest[:12]}, but {checkpoint.name} was trained with {state[key][:12]}; restore the "
-                "original, or release a newer checkpoint"
+                f"{path}: another {name} than the one {checkpoint.name} was trained with (sha256 {digest[:12]}, not "
+                f"{state[key][:12]}); restore the original, or release a newer checkpoint"
             )
     vocab_size = state.get("vocab_size") or tokenizer.vocab_size  # external weights may have spare rows
     return {

@@ -6,11 +6,12 @@ does not import torch and writes no files.
 """
 
 import statistics
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.text import Text
@@ -190,6 +191,15 @@ _LEFT_ALIGNED_COLUMNS = ("run", "state", "releases")
 _COLOURS = {"running": "cyan", "done": "green", "failed": "red", "unreadable": "red", "stopped": "yellow"}
 
 
+def runs_as_json(folder: Path) -> dict[str, Any]:
+    """Return the runs in a folder for `tinyllama runs --json`: the fields of RunStatus, with the path of the run.
+
+    Raises InputError if the folder does not exist.
+    """
+    statuses = [read_run_status(run) for run in find_runs(folder)]
+    return {"folder": str(folder), "runs": [vars(status) | {"run": str(status.run.path)} for status in statuses]}
+
+
 def list_runs(folder: Path) -> list[str]:
     """Format the table of runs as lines; on a terminal, omit columns that do not fit its width.
 
@@ -209,7 +219,10 @@ def list_runs(folder: Path) -> list[str]:
     problems = [
         visible(f"{row['run']}: {status.problem}") for row, status in zip(rows, statuses, strict=True) if status.problem
     ]
-    return [*format_table(columns, table, right=right), *([""] if problems else []), *problems]
+    hidden = [name for name in rows[0] if name not in columns and any(row[name] for row in rows)]
+    note = f"not shown at {console.width} columns: {', '.join(hidden)}; widen the terminal, or use --json"
+    notes = [*(textwrap.wrap(note, console.width) if hidden else []), *problems]
+    return [*format_table(columns, table, right=right), *([""] if notes else []), *notes]
 
 
 def _fitting_columns(rows: Sequence[dict[str, str]], width: int) -> list[str]:

@@ -20,7 +20,7 @@ from tinyllama.train.setup import TrainState, initialize_weights
 
 _IMMUTABLE_FIELDS = (
     "model.",
-    "tokenizer ",
+    "another tokenizer ",
     "train.optimizer.name ",
     "train.batch_sequences ",
     "train.sequence_length ",
@@ -95,10 +95,15 @@ def _newest_valid_checkpoint(run: RunDir, log: RunLog) -> CheckpointDir | None:
 
 def _recipe_changes(state: TrainState, saved: dict[str, Any]) -> list[str]:
     """Return one line per value that affects the weights and differs from the value in the checkpoint."""
-    store, tokenizer = "data.store (its content)", "tokenizer (its content)"
-    before = saved["fields"] | {store: saved["store"], tokenizer: saved["tokenizer"]}
-    now = state.recipe.fields_affecting_weights() | {store: state.store.digest, tokenizer: state.tokenizer.digest}
-    return [f"{key} was {then!r}, is {value!r}" for key, (then, value) in sorted(differences(before, now))]
+    fields = differences(saved["fields"], state.recipe.fields_affecting_weights())
+    changes = [f"{key} was {then!r}, is {value!r}" for key, (then, value) in sorted(fields)]
+    contents = (
+        ("token store", saved["store"], state.store.digest),
+        ("tokenizer", saved["tokenizer"], state.tokenizer.digest),
+    )
+    return changes + [
+        f"another {name} (sha256 was {then[:12]}, is {now[:12]})" for name, then, now in contents if then != now
+    ]
 
 
 def roll_back(state: TrainState, log: RunLog | None, step: int, decision: Decision) -> None:

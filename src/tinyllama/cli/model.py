@@ -1,0 +1,148 @@
+"""Commands that export, verify and run a model."""
+
+import secrets
+import sys
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from tinyllama.errors import InputError, translate_damage_errors
+from tinyllama.formatting import echo, print_json, stdout_to_stderr, visible
+from tinyllama.progress import is_quiet
+
+# Each command imports its modules when it runs, so that `tinyllama --help` does not wait for torch.
+# ruff: noqa: PLC0415
+
+
+def release(
+    source: Positional[Annotated[str, arg(metavar="SOURCE")]],
+    step: int | None = None,
+    formats: tuple[Literal["huggingface", "gguf", "ctranslate2"], ...] | None = None,
+    average: int | None = None,
+    average_decay: float | None = None,
+    force: bool = False,
+    push: Annotated[str | None, arg(metavar="OWNER/NAME")] = None,
+    public: bool = False,
+) -> None:
+    """Export a model to Hugging Face, GGUF and CTranslate2.
+
+    The release folder also has a model card and the model's lineage.
+
+    Examples:
+        tinyllama release runs/mine
+        tinyllama release runs/mine --step 2000 --formats huggingface gguf
+
+    Args:
+        source: A run, a checkpoint, a release, or a Hugging Face Llama's folder or hub name.
+        step: Step of the checkpoint; the newest by default.
+        formats: Formats of the release, instead of the recipe's release.formats.
+        average: Number of checkpoints to average, instead of the recipe's release.average_checkpoints.
+        average_decay: Weight of each averaged checkpoint relative to the next newer one.
+        force: Replace an existing release.
+        push: Repository on the Hugging Face hub to upload the release to.
+        public: Make the repository public if --push creates it; private by default.
+    """
+    from tinyllama.api import release_model
+
+    for line in release_model(
+        source,
+        step,
+        formats=formats,
+        average=average,
+        average_decay=average_decay,
+        force=force,
+        push=push,
+        public=public,
+    ):
+        echo(line)
+
+
+def verify(release: Positional[Annotated[Path, arg(metavar="RELEASE")]], json: bool = False) -> int:
+    """Run each format in its engine and compare the outputs.
+
+    The outputs are compared with those of the checkpoint. The exit status is 1 if a check fails.
+
+    Examples:
+        tinyllama verify runs/mine/releases/step-00002000
+        tinyllama verify runs/mine/releases/step-00002000 --json
+
+    Args:
+        release: Folder of the release.
+        json: Print the checks as JSON.
+    """
+    from tinyllama.release.verify import format_checks, verify_release
+
+    with translate_damage_errors(release), stdout_to_stderr(json):
+        checks = verify_release(release)
+    passed = all(check.passed for check in checks)
+    if json:
+        print_json({"release": str(release), "passed": passed, "checks": [asdict(check) for check in checks]})
+    else:
+        echo("\n".join(format_checks(checks)))
+    return 0 if passed else 1
+
+
+def generate(
+    model: Positional[Annotated[str, arg(metavar="MODEL")]],
+    prompt: Positional[Annotated[str, arg(metavar="PROMPT")]] = "-",
+    max_new_tokens: int = 100,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float = 0.95,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    num_samples: int = 1,
+    seed: int | None = None,
+) -> None:
+    """Complete a text.
+
+    The text is sampled and printed as it is generated. The seed is printed on standard error. With --temperature 0, the
+    text is the most probable one and always the same.
+
+    Examples:
+        tinyllama generate runs/mine "Once upon a time"
+        cat prompt.txt | tinyllama generate runs/mine --num-samples 3 --seed 7
+
+    Args:
+        model: A run, a checkpoint, a release, or a Hugging Face folder or hub name.
+        prompt: Beginning of the text; `-` reads standard input, without its last newline.
+        max_new_tokens: Maximum number of generated tokens.
+        temperature: Divisor of the logits: a lower temperature prefers probable tokens more; 0 takes the most probable.
+        top_k: Number of most probable tokens to sample from; all tokens by default.
+        top_p: Sample from the most probable tokens whose probabilities add up to this number; 1 means all tokens.
+        min_p: Exclude tokens that are less probable than this fraction of the most probable token's probability.
+        repetition_penalty: Divisor of the positive logits of tokens that the text already has; 1 means no penalty.
+        num_samples: Number of texts, separated by lines of three hyphens; the seed increases by 1 per text.
+        seed: Random seed; a new one for each call by default.
+    """
+    from tinyllama.api import stream_samples
+
+    if seed is None:
+        seed = secrets.randbelow(2**32) if temperature else 0
+    samples = stream_samples(
+        model, _read_standard_input() if prompt == "-" else prompt, max_new_tokens, num_samples,
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+        seed=seed,
+    )  # fmt: skip
+    for number, parts in enumerate(samples):
+        first = next(parts)  # raises an error if the prompt or an option is invalid
+        if number:
+            echo("---")
+        if temperature and not is_quiet():
+            echo(f"seed {seed + number}", to_stderr=True)
+        for text in chain([first], parts):
+            print(visible(text) if sys.stdout.isatty() else text, end="", flush=True)  # noqa: T201
+        echo()
+
+
+def _read_standard_input() -> str:
+    """Return the text of standard input, without its last newline. Raises InputError if there is none, or no UTF-8."""
+    if sys.stdin.isatty():
+        raise InputError("generate: no prompt; give it after the model, or write it to standard input")
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"generate: standard input is not UTF-8 text (byte {error.start:,}); convert it") from None
