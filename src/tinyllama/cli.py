@@ -277,28 +277,17 @@ def generate(
     echo()
 
 
-def watch(
-    run: Positional[Path],
-    port: int | None = None,
-    open_browser: bool = True,
-    publish: str | None = None,
-    public: bool = False,
-) -> None:
-    """Serve a live page of a run and of the other runs in its parent folder, on this machine, until interrupted.
+def watch(runs: Positional[tuple[Path, ...]] = (), port: int | None = None, open_browser: bool = True) -> None:
+    """Serve the report of a run as a live page on this machine, until interrupted.
 
     Args:
-        run: Folder of the run.
+        runs: Folders of runs: the first is shown, compared with the others; by default the newest run in `runs`.
         port: Port of the page; a free one by default.
         open_browser: Open the page in a browser.
-        publish: Space on the Hugging Face hub (OWNER/NAME) to publish the page to, instead of serving it here.
-        public: Make the Space public if --publish creates it; private by default.
     """
-    from tinyllama.tracking import watch as page
+    from tinyllama.report.live import watch as serve
 
-    if publish:
-        echo(f"published: {page.publish_page(run, publish, public)}")
-    else:
-        page.watch(run, port, open_browser)
+    serve(runs, port, open_browser)
 
 
 def report(run: Positional[Path], compare: tuple[Path, ...] = (), output: Path | None = None) -> None:

@@ -66,7 +66,7 @@ class WandbSink:
             self.step = row["step"]
             self._deliver_entries()
 
-    def log_events(self, events: Sequence[Row], loss_range: tuple[float, float] | None) -> None:
+    def log_events(self, events: Sequence[Row]) -> None:
         """Send an alert for each error; W&B may send alerts by e-mail."""
         for event in events:
             if event_kind(event).level == "error":
