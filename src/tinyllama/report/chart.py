@@ -56,7 +56,7 @@ class Unit:
 
     @property
     def starts_at_zero(self) -> bool:
-        """Whether the linear axis begins at zero."""
+        """Whether the linear axis begins at zero, if no value is negative."""
         return self.format != "number"
 
 
@@ -323,9 +323,10 @@ class Chart:
 
     def _linear_range(self, curves: Sequence[Curve]) -> tuple[float, float]:
         low, high = min(float(curve.low.min()) for curve in curves), max(float(curve.high.max()) for curve in curves)
-        if self.unit.starts_at_zero:
+        if self.unit.starts_at_zero and low >= 0:
             return 0.0, 1.08 * high or 1.0
-        margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+        size = max(abs(low), abs(high))
+        margin = 0.05 * (high - low) if high - low > 1e-6 * size else 0.05 * size or 1.0
         return low - margin, high + margin
 
     def _placed_marks(self, left: float, right: float) -> list[PlacedMark]:
@@ -390,8 +391,8 @@ def _ticks(low: float, high: float, kind: str, unit: Unit) -> list[tuple[float, 
     values = _steps(low, high, 5)
     if kind == "log":
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        factors = (1, 2, 5) if len(powers) < 5 else (1,)
-        round_values = [factor * 10.0**power for power in powers for factor in factors]
+        factors = (1, 2, 5) if high / low < 500 else (1,)
+        round_values = (factor * 10.0**power for power in powers for factor in factors)
         found = [value for value in round_values if low <= value <= high]
-        values = found[:: math.ceil(len(found) / 8)] if len(found) > 2 else [value for value in values if value > 0]
+        values = found[:: math.ceil(len(found) / 9)] if len(found) > 2 else [value for value in values if value > 0]
     return [(value, _FORMATS[unit.format](value)) for value in values]

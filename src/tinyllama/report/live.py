@@ -77,7 +77,7 @@ class LivePage:
         names = list(dict.fromkeys(names if fields else self.selected))
         with self.lock:
             self._find_runs()
-            found, problems = list[RunData](), []
+            found, problems = list[RunData](), list[str]()
             for name in names:
                 try:
                     found.append(self._read(name))
@@ -85,8 +85,13 @@ class LivePage:
                     problems.append(f"{name}: cannot be shown: {first_line(error)}")
                     if name == names[0]:
                         break
-            run, others = (found[0], found[1:]) if found else (None, [])
-            return render_page(run, others, Picker(self.statuses, names[0], names[1:], problems) if is_live else None)
+            picker = Picker(self.statuses, names[0], names[1:], problems)
+            try:
+                with translate_damage_errors(Path(names[0])):
+                    return render_page(found[0] if found else None, found[1:], picker if is_live else None)
+            except InputError as error:
+                problems.append(first_line(error))
+                return render_page(None, picker=picker)
 
     def _read(self, name: str) -> RunData:
         if name not in self.runs:
