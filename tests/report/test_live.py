@@ -201,12 +201,11 @@ def test_picker_shows_another_run_and_the_differences_of_recipes(tmp_path: Path)
 def test_saved_page_is_the_report(tmp_path: Path, run: RunDir, log: RunLog) -> None:
     write_steps(log, 1, 30)
     saved = tmp_path / "saved.html"
-    with watched(tmp_path, "runs/small") as address:
-        with opened(address) as seen:
-            with seen.page.expect_download() as download:
-                seen.page.locator("#save").click()
-            assert download.value.suggested_filename == "small.html"
-            download.value.save_as(saved)
+    with watched(tmp_path, "runs/small") as address, opened(address) as seen:
+        with seen.page.expect_download() as download:
+            seen.page.locator("#save").click()
+        assert download.value.suggested_filename == "small.html"
+        download.value.save_as(saved)
     report = write_report(run.path).read_text()
     times = re.compile(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d")
     expected = times.sub("", report).replace(str(run.path), "")

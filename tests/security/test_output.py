@@ -8,8 +8,8 @@ import yaml
 from playwright.sync_api import expect
 from tests.browser import opened
 from tests.conftest import small_recipe
-from tests.tracking.run_files import new_run, write_steps
 from tests.report.test_live import watched
+from tests.tracking.run_files import new_run, write_steps
 
 from tinyllama import api, cli
 from tinyllama.errors import InputError

@@ -8,7 +8,7 @@ the model card.
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -264,7 +264,10 @@ def file_table(metadata: Json) -> Table:
 def sample_table(samples: Sequence[Event]) -> Table:
     """Return the table of a prompt's completions, in the given order."""
     rows = [
-        (f"{event['step']:,}", *(MISSING if event.get(name) is None else str(event[name]) for name in ("greedy", "sampled")))
+        (
+            f"{event['step']:,}",
+            *(MISSING if event.get(name) is None else str(event[name]) for name in ("greedy", "sampled")),
+        )
         for event in samples
     ]
     return Table(("step", "most probable tokens", "sampled"), rows, numbers=(0,), kinds=["sample"] * len(rows))

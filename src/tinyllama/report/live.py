@@ -1,7 +1,7 @@
 """`tinyllama watch`: the report of a run as a live page, served on 127.0.0.1 until interrupted.
 
-The page asks for itself again every few seconds (page.js). Each answer is the current report, for which the server reads
-only the new rows of metrics.jsonl. The server writes no files and sends nothing to the network.
+The page asks for itself again every few seconds (page.js). Each answer is the current report, for which the server
+reads only the new rows of metrics.jsonl. The server writes no files and sends nothing to the network.
 """
 
 import contextlib
@@ -105,7 +105,9 @@ class LivePage:
         if time.monotonic() - self.status_time < _STATUS_SECONDS:
             return
         folders = dict.fromkeys(run.path.parent for run in self.given)
-        runs = list(dict.fromkeys([*self.given, *(run for folder in folders for run in runs_in(folder) if run.is_started)]))
+        runs = list(
+            dict.fromkeys([*self.given, *(run for folder in folders for run in runs_in(folder) if run.is_started)])
+        )
         names = [run.name for run in runs]
         self.runs = {visible(run.name if names.count(run.name) == 1 else str(run.path)): run for run in runs}
         self.statuses = {name: read_run_status(run) for name, run in self.runs.items()}
@@ -124,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
     timeout = 30
 
-    def do_GET(self) -> None:  # noqa: N802 - name that BaseHTTPRequestHandler calls
+    def do_GET(self) -> None:
         """Answer with the live page (`/`) or the report as a file (`/report.html`)."""
         # Refuse other host names, since a website may resolve its own name to this machine (DNS rebinding).
         if not re.fullmatch(r"(127\.0\.0\.1|localhost)(:\d+)?", self.headers.get("Host", "")):
@@ -144,5 +146,5 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
         return None
 
-    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
+    def log_message(self, format: str, *arguments: object) -> None:
         """Print nothing, since a page sends a request every few seconds."""
