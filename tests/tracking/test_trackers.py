@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -27,11 +27,14 @@ from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking import trackers
 from tinyllama.tracking.follow import SinkPosition, read_position
 from tinyllama.tracking.trackers import check_trackers, enabled_trackers
-from tinyllama.tracking.wandb_sink import _read_records, newest_step
 
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
+_HEADER_BYTES, _BLOCK_BYTES = 7, 32768
+"""Sizes in bytes in a .wandb file (LevelDB's log format): a header (of the file or of a chunk), and a block."""
+_FULL_CHUNK, _LAST_CHUNK = 1, 4
+"""Chunk types that end a record."""
 STEPS = 12
 ALL_TRACKERS = Track(trackio=True, wandb="probe", tensorboard=True)
 RANDOM = random.Random(7)
@@ -89,18 +92,21 @@ def _wandb_records(run: RunDir) -> Iterator[Record]:
             yield from map(Record.FromString, _read_records(file))
 
 
-def test_newest_step_of_wandb_file_of_any_size(tmp_path: Path) -> None:
-    record, path = Record(), tmp_path / "run.wandb"
-    record.history.step.num = 5
-    record.history.item.add(key="text", value_json="x" * 40_000)
-    data, first_bytes = record.SerializeToString(), 32_768 - 7 - 7
-    chunks = [(2, data[:first_bytes]), (4, data[first_bytes:])]  # the record's chunks fill the first block
-    with path.open("wb") as file:
-        file.write(bytes(7))
-        for chunk_type, chunk in chunks:
-            file.write(bytes(4) + len(chunk).to_bytes(2, "little") + bytes([chunk_type]) + chunk)
-        file.truncate(1 << 30)
-    assert newest_step(path) == 5
+def _read_records(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the complete records of a .wandb file, up to the first record that a kill has truncated."""
+    offset, record = _HEADER_BYTES, b""
+    while block := file.read(_BLOCK_BYTES):
+        while offset + _HEADER_BYTES <= len(block):  # the rest of the block is padding, too small for a chunk's header
+            end = offset + _HEADER_BYTES + int.from_bytes(block[offset + 4 : offset + 6], "little")
+            chunk_type = block[offset + 6]
+            if end > len(block) or chunk_type == 0:
+                return
+            record += block[offset + _HEADER_BYTES : end]
+            offset = end
+            if chunk_type in (_FULL_CHUNK, _LAST_CHUNK):
+                yield record
+                record = b""
+        offset = 0
 
 
 def events_of_tracker(run: RunDir, name: str, fake: str = "") -> list[str]:
