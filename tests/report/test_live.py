@@ -66,17 +66,6 @@ def run(log: RunLog) -> RunDir:
     return log.run
 
 
-def tokens_shown(page: Page) -> float:
-    """Return the number of tokens at the right edge of the loss chart."""
-    return float(page.locator("#chart-loss svg.drawing >> nth=0").get_attribute("data-end") or 0)
-
-
-def wait_for_tokens(page: Page, tokens: float) -> None:
-    """Wait until the loss chart shows more than a number of tokens."""
-    condition = f"document.querySelector('#chart-loss svg.drawing')?.dataset.end > {tokens}"
-    page.wait_for_function(condition, timeout=_WAIT_MS)
-
-
 def visible_line(page: Page) -> Any:
     """Return the training curve that is visible."""
     return page.locator("#chart-loss svg.drawing:visible .training .line:visible")
@@ -106,12 +95,15 @@ def test_curve_of_a_training_run_grows_and_keeps_what_the_reader_chose(
     with watched(training) as address, opened(address, scheme, size) as seen:
         page = seen.page
         page.evaluate("window.isFirst = true")
-        before, linear = tokens_shown(page), visible_line(page).get_attribute("d")
+        chart = page.locator("#chart-loss svg.wide")
+        tokens, linear = chart.get_attribute("data-end"), visible_line(page).get_attribute("d")
+        assert tokens
         page.locator("#chart-loss .switch input").check()
         page.locator("summary", has_text="Complete recipe").click()
         assert visible_line(page).get_attribute("d") != linear
         logarithmic = visible_line(page).get_attribute("d")
-        wait_for_tokens(page, before)
+        expect(chart).not_to_have_attribute("data-end", tokens, timeout=_WAIT_MS)
+        assert float(chart.get_attribute("data-end") or 0) > float(tokens)
         assert page.evaluate("window.isFirst")  # never reloaded
         assert visible_line(page).get_attribute("d") != logarithmic
         expect(page.locator("#chart-loss .switch input")).to_be_checked()

@@ -47,6 +47,9 @@ _MAX_WORDS = 6
 """Maximum number of events whose words one mark shows."""
 
 
+Kind = Literal["smooth", "line", "points", "errors"]
+
+
 @dataclass(frozen=True)
 class Unit:
     """Unit of a chart's values."""
@@ -72,7 +75,7 @@ class Series:
     color: str
     """CSS class of the colour."""
     curve: Curve
-    kind: Literal["smooth", "line", "points", "errors"] = "smooth"
+    kind: Kind = "smooth"
 
 
 @dataclass(frozen=True)
@@ -304,16 +307,15 @@ class Chart:
             def y(values: Floats) -> Floats:
                 with np.errstate(all="ignore"):  # values below the range, such as the logarithm of zero
                     place = (scale(values) - scale(low)) / (scale(high) - scale(low))
-                return bottom - (bottom - top) * np.clip(np.nan_to_num(place, nan=0, neginf=0), 0, 1)
+                found: Floats = bottom - (bottom - top) * np.clip(np.nan_to_num(place, nan=0, neginf=0), 0, 1)
+                return found
 
-            levels = [
-                Level(float(y(np.array([value]))[0]), number, f"{'↑' if value > high else '↓'} {value:.4g}")
-                if not low <= value <= high
-                else Level(float(y(np.array([value]))[0]), number, "")
-                for number, value in enumerate(self.baselines.values())
-            ]
+            levels = []
+            for number, value in enumerate(self.baselines.values()):
+                arrow = "" if low <= value <= high else f"{'↑' if value > high else '↓'} {value:.4g}"
+                levels.append(Level(float(y(np.array(value))), number, arrow))
             shapes = [_shape(one, curve, x, y) for one, curve in zip(self.series, thin, strict=True)]
-            placed = [Tick(float(y(np.array([value]))[0]), label) for value, label in ticks[kind]]
+            placed = [Tick(float(y(np.array(value))), label) for value, label in ticks[kind]]
             return Axis(kind, placed, shapes, levels)
 
         steps = _steps(0, self.end, size.labels)

@@ -137,7 +137,7 @@ class MetricsReader:
 
     def _is_next(self, row: Json) -> bool:
         """Return whether a row is after all rows before it; a run whose log is damaged may repeat steps."""
-        is_next = row["step"] > self.step
+        is_next = bool(row["step"] > self.step)
         self.step = max(self.step, row["step"])
         return is_next
 

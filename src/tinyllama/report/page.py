@@ -25,7 +25,7 @@ from tinyllama.plots.curves import Curve
 from tinyllama.release.card import describe_mixture_stages
 from tinyllama.release.metadata import has_scores, release_score
 from tinyllama.report import content
-from tinyllama.report.chart import CATEGORIES, NARROW, WIDE, Chart, Series, Unit
+from tinyllama.report.chart import CATEGORIES, NARROW, WIDE, Chart, Kind, Series, Unit
 from tinyllama.report.content import RunData, format_median, format_newest, read_run
 from tinyllama.runs.listing import RunStatus
 from tinyllama.runs.log import INTERRUPTION, PROBLEM, event_category
@@ -40,7 +40,7 @@ POLICY = (
 """Content security policy of the page: no script except page.js, and no request to another machine."""
 NUM_RUN_COLORS = 6
 
-_METRIC_CHARTS = (
+_METRIC_CHARTS: tuple[tuple[str, str, str, Unit, Kind], ...] = (
     ("validation_bits_per_byte", "Validation", "of held-out text", Unit("bits per byte"), "points"),
     ("learning_rate", "Learning rate", "schedule of the recipe", Unit("per step"), "line"),
     ("gradient_norm", "Gradient norm", "before clipping", Unit("norm"), "smooth"),

@@ -108,7 +108,9 @@ class TrackioSink:
             if run.name == self.name:
                 run.delete()
 
-    def _record_warning(self, message: Warning | str, category: type, filename: str, *_: object) -> None:
+    def _record_warning(
+        self, message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object, **__: object
+    ) -> None:
         if Path(filename).parent.name == "trackio":
             self.problem = self.problem or str(message)
 
