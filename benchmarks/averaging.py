@@ -59,7 +59,6 @@ def train(folder: Path, name: str, steps: int, fields: Mapping[str, object]) -> 
         "train.tokens": steps * Recipe.load("demo").train.batch_tokens,
         "checkpoint.every_steps": EVERY,
         "checkpoint.keep": max(count for count, _ in AVERAGES),
-        "track.trackio": False,
         **fields,
     }
     tinyllama(folder, "train", "demo", *(word for key, value in flags.items() for word in (f"--{key}", str(value))))

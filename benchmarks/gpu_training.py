@@ -39,7 +39,6 @@ RECIPE: dict[str, Any] = {
     },
     "checkpoint": {"every_steps": CHECKPOINT_STEPS},
     "release": {"tasks": []},
-    "track": {"trackio": False},
 }
 UNCOMPILED_RECIPE = RECIPE | {"train": RECIPE["train"] | {"compile": False}}
 FP32 = {"train.precision": "fp32", "train.compile": "false"}

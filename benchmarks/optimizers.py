@@ -47,7 +47,6 @@ RECIPE: dict[str, Any] = {
         "validation_sequences": 512,
     },
     "checkpoint": {"every_steps": 100, "keep": 1},
-    "track": {"trackio": False},
 }
 
 

@@ -87,7 +87,6 @@ def training_flags(steps: int, batch_sequences: int) -> list[str]:
         "train.validation_sequences": 1,
         "parallel.activation_checkpointing": "selective",
         "checkpoint.asynchronous": "false",
-        "track.trackio": "false",
     }
     return [part for name, value in fields.items() for part in (f"--{name}", str(value))]
 

@@ -98,7 +98,6 @@ def small_recipe(work: Work, steps: int) -> dict[str, Any]:
             "validation_sequences": 8,
         },
         "checkpoint": {"every_steps": 10**9},
-        "track": {"trackio": False},
     }
 
 

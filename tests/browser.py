@@ -38,7 +38,10 @@ class Opened:
 
 @contextmanager
 def opened(
-    address: str | Path, scheme: Literal["light", "dark"] = "light", size: tuple[int, int] = DESKTOP
+    address: str | Path,
+    scheme: Literal["light", "dark"] = "light",
+    size: tuple[int, int] = DESKTOP,
+    runs_scripts: bool = True,
 ) -> Iterator[Opened]:
     """Open a file or an address; requests to other machines are blocked."""
     address = address.resolve().as_uri() if isinstance(address, Path) else address
@@ -49,6 +52,7 @@ def opened(
             viewport={"width": size[0], "height": size[1]},
             is_mobile=size == PHONE,
             has_touch=size == PHONE,
+            java_script_enabled=runs_scripts,
         )
         page = context.new_page()
         seen = Opened(page, [])

@@ -104,7 +104,6 @@ def small_recipe(folder: Path) -> dict[str, Any]:
             "validation_sequences": 20,
         },
         "checkpoint": {"every_steps": 10, "keep": 2},
-        "track": {"trackio": False},
     }
 
 

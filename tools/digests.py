@@ -46,7 +46,6 @@ RECIPE = {
         "schedule": {"name": "cosine", "warmup_steps": 5, "final_learning_rate": 3e-4},
     },
     "checkpoint": {"every_steps": 10},
-    "track": {"trackio": False},
 }
 
 

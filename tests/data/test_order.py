@@ -236,7 +236,7 @@ def test_floor_sum_equals_the_direct_sum(count: int, modulus: int, factor: int, 
 
 
 def test_the_pure_modules_import_no_torch() -> None:
-    modules = ("recipe", "plan.show", "data.order", "data.store", "runs.listing", "runs.log")
+    modules = ("recipe", "plan.show", "data.order", "data.store", "runs.listing", "runs.log", "report.live")
     program = Path(__file__).with_name("import_program.py")
     names = [f"tinyllama.{module}" for module in (*modules, "tracking.trackers")]
     subprocess.run([sys.executable, str(program), *names], check=True)

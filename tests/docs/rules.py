@@ -31,7 +31,6 @@ TRAINING = {
     "checkpoint.keep": 8,
     "release.at_tokens": "[]",
     "release.every_tokens": "null",
-    "track.trackio": "false",
 }
 PREPARING = {"data.workers": 1, "data.executor": "local", "data.validation_fraction": 0.2}
 
@@ -46,7 +45,6 @@ class Excluded:
 
 
 EXCLUDED = (
-    Excluded(r"tinyllama .*--publish\b", "uploads to the hub"),
     Excluded(r"tinyllama plan .*--measure\b", "measures this machine"),
     Excluded(r"tinyllama verify runs/(mine|demo-)", "starts every engine again; the demo's release is verified"),
     Excluded(r"tinyllama evaluate runs/demo\b", "reads the tasks again; another page evaluates a run"),

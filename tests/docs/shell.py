@@ -26,8 +26,7 @@ SLOW_IMPORTS = (
     "tinyllama.prepare.selection",
     "tinyllama.release.release",
     "tinyllama.release.verify",
-    "tinyllama.report.page",
-    "tinyllama.tracking.watch",
+    "tinyllama.report.live",
     "tinyllama.train.loop",
 )
 

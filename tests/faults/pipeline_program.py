@@ -12,7 +12,7 @@ for command in (
     "tokenizer train recipe.yaml --vocab-size 600",
     "prepare recipe.yaml",
     "inspect store --verify",
-    "train recipe.yaml --track.trackio true",
+    "train recipe.yaml --track.tensorboard true",
     f"release {RUN} --formats huggingface",
     " ".join(map(str, EVALUATE)),
     f"report {RUN}",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import contents
-from tests.tracking.test_trackio_sink import TrackioData
+from tests.tracking.test_trackers import read_trackio
 from tests.train.launch import read_events, read_losses, read_metrics
 
 from tinyllama.files import read_json, sha256_of
@@ -38,8 +38,7 @@ def assert_same_results(folder: Path, reference: Path, run: Path, steps: int, mi
     check_events(ours, steps, milestones)
     left = [path.name for path in folder.rglob("*") if path.name.endswith((".part", ".replaced"))]
     assert not left, f"left behind: {left}"
-    shown = TrackioData(folder / run.parent).values(run.name)
-    assert [step for step, _ in shown] == list(range(1, steps + 1)), "missing or repeated steps in trackio"
+    assert read_trackio(RunDir(ours))[0] == list(range(1, steps + 1)), "missing or repeated steps in trackio"
     starts = len(read_events(ours, "start", "resume"))
     return f"store, {steps} steps, weights, {len(milestones)} releases and trackio as in the reference; {starts} starts"
 

@@ -12,7 +12,7 @@ from tests.conftest import cannot_run, contents
 from tests.faults.commands import assert_succeeds
 from tests.faults.conftest import RELEASE, RUN, skip_peak, write_recipe
 from tests.faults.soak_checks import compare_checkpoints, files_without_times, metrics_without_speed
-from tests.tracking.test_trackio_sink import TrackioData
+from tests.tracking.test_trackers import read_tensorboard_log
 from tests.train.launch import event_steps, read_metrics
 
 from tinyllama.files import read_json
@@ -74,9 +74,9 @@ def test_clock_that_runs_backwards_makes_no_speed_or_duration_negative(backwards
     assert not re.search(r">\s*-\d[\d.]* (s|min|h|d)\b", report)
     assert "wall clock" in report
     assert all(row["tokens_per_second"] > 0 for row in read_metrics(pipeline / RUN))
-    shown = TrackioData(pipeline / RUN.parent).logs["small"]
-    assert [row["step"] for row in shown if "loss" in row] == list(range(1, 13))
-    times = [row["timestamp"] for row in shown if "loss" in row]
+    shown = read_tensorboard_log(RunDir(pipeline / RUN)).Scalars("loss")
+    assert [event.step for event in shown] == list(range(1, 13))
+    times = [event.wall_time for event in shown]
     assert times == sorted(times)
 
 

@@ -22,7 +22,6 @@ OUTPUTS: dict[str, Command] = {
     "release": (("release", RUN, "--formats", "huggingface", "--force"), RUN / "releases"),
     "evaluate": (EVALUATE, RELEASE),
     "report": (("report", RUN), RUN),
-    "watch": (("watch", RUN, "--no-open-browser"), "runs"),
 }
 
 

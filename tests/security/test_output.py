@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from playwright.sync_api import expect
 from tests.browser import opened
 from tests.conftest import small_recipe
+from tests.report.test_live import watched
 from tests.tracking.run_files import new_run, write_steps
-from tests.tracking.test_watch import wait_for, watched
 
 from tinyllama import api, cli
 from tinyllama.errors import InputError
@@ -86,7 +87,7 @@ def test_events_are_harmless_in_report_and_list(tmp_path: Path, capsys: pytest.C
     html = write_report(run).read_text()
     assert "\x1b" not in html
     assert SHOWN in html
-    assert "<script" not in html
+    assert html.count("<script") == 1  # its own
     (tmp_path / f"runs/{CLEAR}").symlink_to(run)
     assert cli.main(["runs", str(tmp_path / "runs")]) == 0
     output = capsys.readouterr().out
@@ -107,24 +108,29 @@ def test_generated_text_is_harmless_on_terminal(
 
 @pytest.mark.slow
 def test_live_page_checks_host_and_runs_no_foreign_script(tmp_path: Path) -> None:
-    attack = "<img src=x onerror='window.attacked = 1'><script>window.attacked = 1</script>"
+    attack = "\"><img src=x onerror='window.attacked = 1'></script><script>window.attacked = 1</script>"
     run_dir, log = new_run(tmp_path)
     run = run_dir.path
     write_steps(log, 1, 30, **{attack: 1.0})
     for event in ("skip", "rollback", "tracker-failed"):
         log.event(event, 20, reason=attack, problem=attack, tracker=attack)
+    log.event("sample", 20, prompt=attack, greedy=attack, sampled=attack)
     write_json(
         run / "releases/releases.json",
         {"releases": [], "baselines": [{"name": attack, "hellaswag": 1.0, "source": "published"}]},
     )
-    with watched(tmp_path) as address:
+    (tmp_path / f"runs/{attack.replace('/', '')}").symlink_to(run)
+    with watched(tmp_path, "runs/small") as address:
         host, port = address.split("/")[2].split(":")
         assert status(int(port), f"{host}:{port}") == 200
         for other in ("attacker.example", f"attacker.example:{port}", "localhost.attacker.example", ""):
             assert status(int(port), other) == 400
         with opened(address) as seen:
-            wait_for(seen.page, "shown?.latest_x > 0")
-            seen.page.wait_for_timeout(2000)
+            before = seen.page.locator("footer").inner_text()
+            expect(seen.page.locator("footer")).not_to_have_text(before, timeout=30_000)  # the page was updated
+            seen.page.locator("svg.wide .mark circle").first.hover()
+            expect(seen.page.locator("#tip")).to_contain_text("<script>")
+            expect(seen.page.locator("#section-samples")).to_contain_text("<script>")
             assert seen.page.evaluate("window.attacked") is None
             assert seen.external_requests() == []
 

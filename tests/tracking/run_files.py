@@ -27,7 +27,6 @@ class RecordingSink:
         self.metrics: list[Row] = []
         self.times: list[float] = []
         self.events: list[str] = []
-        self.loss_range: tuple[float, float] | None = None
         self.scores: list[Row] = []
         self.baselines: dict[str, Scores] = {}
         self.rewound_to: list[int] = []
@@ -40,9 +39,8 @@ class RecordingSink:
         self.metrics += rows
         self.times += times
 
-    def log_events(self, events: Sequence[Row], loss_range: tuple[float, float] | None) -> None:
+    def log_events(self, events: Sequence[Row]) -> None:
         self.events += [event["event"] for event in events]
-        self.loss_range = loss_range
 
     def log_scores(self, row: Row, time: float) -> None:
         self.scores.append(row)

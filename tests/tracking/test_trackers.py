@@ -5,16 +5,18 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tests.tracking.run_files import follow, write_release, write_resume, write_steps
+from tests.tracking.run_files import follow, new_run, write_release, write_resume, write_steps
 from wandb.proto.wandb_internal_pb2 import Record
 
 from tinyllama.errors import InputError
@@ -25,11 +27,14 @@ from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking import trackers
 from tinyllama.tracking.follow import SinkPosition, read_position
 from tinyllama.tracking.trackers import check_trackers, enabled_trackers
-from tinyllama.tracking.wandb_sink import _read_records, newest_step
 
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
+_HEADER_BYTES, _BLOCK_BYTES = 7, 32768
+"""Sizes in bytes in a .wandb file (LevelDB's log format): a header (of the file or of a chunk), and a block."""
+_FULL_CHUNK, _LAST_CHUNK = 1, 4
+"""Chunk types that end a record."""
 STEPS = 12
 ALL_TRACKERS = Track(trackio=True, wandb="probe", tensorboard=True)
 RANDOM = random.Random(7)
@@ -87,25 +92,27 @@ def _wandb_records(run: RunDir) -> Iterator[Record]:
             yield from map(Record.FromString, _read_records(file))
 
 
-def test_newest_step_of_wandb_file_of_any_size(tmp_path: Path) -> None:
-    record, path = Record(), tmp_path / "run.wandb"
-    record.history.step.num = 5
-    record.history.item.add(key="text", value_json="x" * 40_000)
-    data, first_bytes = record.SerializeToString(), 32_768 - 7 - 7
-    chunks = [(2, data[:first_bytes]), (4, data[first_bytes:])]  # the record's chunks fill the first block
-    with path.open("wb") as file:
-        file.write(bytes(7))
-        for chunk_type, chunk in chunks:
-            file.write(bytes(4) + len(chunk).to_bytes(2, "little") + bytes([chunk_type]) + chunk)
-        file.truncate(1 << 30)
-    assert newest_step(path) == 5
+def _read_records(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the complete records of a .wandb file, up to the first record that a kill has truncated."""
+    offset, record = _HEADER_BYTES, b""
+    while block := file.read(_BLOCK_BYTES):
+        while offset + _HEADER_BYTES <= len(block):  # the rest of the block is padding, too small for a chunk's header
+            end = offset + _HEADER_BYTES + int.from_bytes(block[offset + 4 : offset + 6], "little")
+            chunk_type = block[offset + 6]
+            if end > len(block) or chunk_type == 0:
+                return
+            record += block[offset + _HEADER_BYTES : end]
+            offset = end
+            if chunk_type in (_FULL_CHUNK, _LAST_CHUNK):
+                yield record
+                record = b""
+        offset = 0
 
 
-def events_of_tracker(run: RunDir, name: str, fake: str = "", program: str = "") -> list[str]:
+def events_of_tracker(run: RunDir, name: str, fake: str = "") -> list[str]:
     """Return the events that a tracker's process reports for a run that has ended; the process must succeed."""
-    start = [str(HERE / program)] if program else ["-m", "tinyllama.processes", str(os.getpid())]
-    module = [] if program else ["tinyllama.tracking.trackers"]
-    command = [sys.executable, *start, *module, str(run.path), name, "60"]
+    start = ["-m", "tinyllama.processes", str(os.getpid()), "tinyllama.tracking.trackers"]
+    command = [sys.executable, *start, str(run.path), name, "60"]
     environment = os.environ | fake_wandb(fake, run.path)
     done = subprocess.run(command, input="", capture_output=True, text=True, env=environment, check=True)
     return [json.loads(line)["event"] for line in done.stdout.splitlines()]
@@ -137,6 +144,7 @@ def test_trackers_have_every_step_and_change_no_weight(small: Path, tmp_path: Pa
     assert [row["step"] for row in rows] == steps
     assert [row["loss"] for row in rows] == [row["loss"] for row in run.metrics()]
     assert [event.step for event in read_tensorboard_log(run).Scalars("loss")] == steps
+    assert read_trackio(run)[0] == steps
     assert not events(run, "tracker-failed") + events(run, "tracker-blocked")
 
 
@@ -201,15 +209,6 @@ def test_a_trackio_folder_that_cannot_be_written_is_reported(
     write_steps(log, 1, 3)
     damage(run.path.parent / ".trackio")
     assert events_of_tracker(run, "trackio") == ["tracker-failed"]
-
-
-def test_training_does_not_write_trackios_data_on_a_network_disk(run: RunDir, log: RunLog) -> None:
-    write_steps(log, 1, 3)
-    database = run.path.parent / ".trackio/tinyllama.db"
-    assert events_of_tracker(run, "trackio", program="tracker_on_network_disk.py") == []
-    assert not database.exists()
-    assert events_of_tracker(run, "trackio") == []
-    assert database.exists()
 
 
 def test_a_corrupted_trackio_database_fails_only_its_tracker(
@@ -326,7 +325,17 @@ def read_tensorboard(run: RunDir) -> tuple[list[int], list[int], int]:
     return [event.step for event in shown.Scalars("loss")], scored, sum(text.startswith("hang") for text in texts)
 
 
+def read_trackio(run: RunDir) -> tuple[list[int], list[int], int]:
+    with closing(sqlite3.connect(run.path.parent / ".trackio/tinyllama.db")) as database:
+        logs = database.execute("SELECT step, metrics FROM metrics WHERE run_name = ? ORDER BY step", [run.name])
+        rows = [(step, json.loads(metrics)) for step, metrics in logs]
+        errors = database.execute("SELECT title FROM alerts WHERE run_name = ?", [run.name]).fetchall()
+    scored = [step for step, row in rows if "scores/boolq acc" in row]
+    return [step for step, row in rows if "loss" in row], scored, len(errors)
+
+
 READERS: dict[str, Callable[[RunDir], tuple[list[int], list[int], int]]] = {
+    "trackio": read_trackio,
     "wandb": read_wandb,
     "tensorboard": read_tensorboard,
 }
@@ -359,7 +368,24 @@ def test_rows_that_wandbs_server_lacks_are_delivered_after_a_kill(tmp_path: Path
     assert (tmp_path / "rows").read_text().split() == [str(number) for number in range(1, 16)]
 
 
-@pytest.mark.parametrize("name", READERS)
+def test_trackio_has_the_new_values_of_rolled_back_steps_and_of_another_run_of_the_name(
+    run: RunDir, log: RunLog, tmp_path: Path
+) -> None:
+    write_steps(log, 1, 25)
+    finish(start_tracker(run, "trackio"))
+    log.event("rollback", 26, reason="spike", checkpoint=20, skipped_batches=[24, 25])
+    write_resume(log, 20)
+    write_steps(log, 21, 23, change=0.5)
+    finish(start_tracker(run, "trackio"))
+    assert read_trackio(run) == (list(range(1, 24)), [], 1)
+    other, log = new_run(tmp_path / "second")
+    write_steps(log, 1, 2)
+    (run.path.parent / ".trackio").rename(other.path.parent / ".trackio")
+    finish(start_tracker(other, "trackio"))
+    assert read_trackio(other) == ([1, 2], [], 0)
+
+
+@pytest.mark.parametrize("name", ["wandb", "tensorboard"])  # trackio's position is deleted before a delivery
 def test_items_delivered_after_the_saved_position_are_there_once(run: RunDir, log: RunLog, name: str) -> None:
     position = run.tracker_position_path(name)
     write_steps(log, 1, 20)

@@ -34,33 +34,26 @@ def runs(folder: Positional[Annotated[Path, arg(metavar="FOLDER")]] = Path("runs
 
 
 def watch(
-    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="[RUN ...]")]] = (),
     port: int | None = None,
     open_browser: bool = True,
-    publish: Annotated[str | None, arg(metavar="OWNER/NAME")] = None,
-    public: bool = False,
 ) -> None:
-    """Serve a live page of a run on this machine.
+    """Serve the report of a run as a live page on this machine.
 
-    The page also shows the other runs in the parent folder of the run. It is served until the command is interrupted.
+    The page grows while the run trains. It is served until the command is interrupted.
 
     Examples:
-        tinyllama watch runs/mine
-        tinyllama watch runs/mine --port 8100 --no-open-browser
+        tinyllama watch
+        tinyllama watch runs/mine runs/other --port 8100 --no-open-browser
 
     Args:
-        run: Folder of the run.
+        runs: Folders of runs: the first is shown, compared with the others; by default the newest run in `runs`.
         port: Port of the page; a free one by default.
         open_browser: Do not open the page in a browser.
-        publish: Space on the Hugging Face hub to publish the page to, instead of serving it here.
-        public: Make the Space public if --publish creates it; private by default.
     """
-    from tinyllama.tracking import watch as page
+    from tinyllama.report.live import watch as serve
 
-    if publish:
-        echo(f"published: {page.publish_page(run, publish, public)}")
-    else:
-        page.watch(run, port, open_browser)
+    serve(runs, port, open_browser)
 
 
 def report(

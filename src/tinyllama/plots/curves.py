@@ -1,6 +1,6 @@
 """Curves of a run's metrics against tokens, whose size in memory does not grow with the length of the run.
 
-The functions are pure and read the rows once. Adjacent rows are merged into at most 4,096 bins. Each bin has a minimum,
+Each row is read once. Adjacent rows are merged into at most 4,096 bins. Each bin has a minimum,
 maximum and mean, so a spike of one step in a million stays visible.
 """
 
@@ -82,31 +82,60 @@ class MetricsSummary:
     """Number of skipped steps."""
 
 
+class MetricsAccumulator:
+    """Summary of rows of metrics.jsonl that grows with each call of `add`, in bounded memory."""
+
+    def __init__(self) -> None:
+        self.bins = self.pending = np.zeros((5, 0, len(METRICS)))
+        """Complete bins, and the newest rows, which do not fill a bin."""
+        self.rows_per_bin = 1
+        self.newest: dict[str, tuple[int, float]] = {}
+        self.last: Mapping[str, Any] = {}
+        self.seconds, self.num_skipped = 0.0, 0
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows of metrics.jsonl; each row has `tokens` and may have `step` and metrics."""
+        remaining = iter(rows)
+        while chunk := list(islice(remaining, _CHUNK_ROWS)):
+            self.last = chunk[-1]
+            values = np.array([[row.get(name) for name in METRICS] for row in chunk], dtype=np.float64)
+            tokens = np.array([row["tokens"] for row in chunk], dtype=np.float64)
+            steps = np.array([row.get("step", 0) for row in chunk])
+            valid = np.isfinite(values)
+            for column, name in enumerate(METRICS):
+                if valid[:, column].any():
+                    row = np.flatnonzero(valid[:, column])[-1]
+                    self.newest[name] = (int(steps[row]), float(values[row, column]))
+            self.seconds += _step_seconds(steps, tokens, values[:, METRICS.index("tokens_per_second")])
+            self.num_skipped += sum("skipped" in row for row in chunk)
+            low, high = np.where(valid, values, np.inf), np.where(valid, values, -np.inf)
+            new_bins = np.stack([low, high, np.where(valid, values, 0.0), valid * tokens[:, None], valid])
+            self._add_bins(np.concatenate([self.pending, new_bins], axis=1))
+
+    def _add_bins(self, rows: Floats) -> None:
+        complete = rows.shape[1] // self.rows_per_bin * self.rows_per_bin
+        self.pending = rows[:, complete:]
+        if complete:
+            self.bins = np.concatenate([self.bins, _merge(rows[:, :complete], self.rows_per_bin)], axis=1)
+        while self.bins.shape[1] > MAX_BINS:
+            self.bins, self.rows_per_bin = _merge(self.bins, 2), 2 * self.rows_per_bin
+
+    def summary(self) -> MetricsSummary:
+        """Return the curves and totals of all rows so far."""
+        bins = self.bins
+        if self.pending.shape[1]:
+            bins = np.concatenate([bins, _merge(self.pending, self.rows_per_bin)], axis=1)
+            bins = _merge(bins, 2) if bins.shape[1] > MAX_BINS else bins
+        curves = {name: _curve(bins[:, bins[4, :, column] > 0, column]) for column, name in enumerate(METRICS)}
+        step, tokens = self.last.get("step", 0), self.last.get("tokens", 0)
+        return MetricsSummary(curves, dict(self.newest), step, tokens, self.seconds, self.num_skipped)
+
+
 def summarize_metrics(rows: Iterable[Mapping[str, Any]]) -> MetricsSummary:
-    """Summarize rows of metrics.jsonl; each row has `tokens` and may have `step` and metrics."""
-    remaining, bins, rows_per_bin = iter(rows), np.zeros((5, 0, len(METRICS))), 1
-    newest: dict[str, tuple[int, float]] = {}
-    last: Mapping[str, Any] = {}
-    seconds, num_skipped = 0.0, 0
-    while chunk := list(islice(remaining, max(_CHUNK_ROWS, rows_per_bin))):
-        last = chunk[-1]
-        values = np.array([[row.get(name) for name in METRICS] for row in chunk], dtype=np.float64)
-        tokens = np.array([row["tokens"] for row in chunk], dtype=np.float64)
-        steps = np.array([row.get("step", 0) for row in chunk])
-        valid = np.isfinite(values)
-        for column, name in enumerate(METRICS):
-            if valid[:, column].any():
-                row = np.flatnonzero(valid[:, column])[-1]
-                newest[name] = (int(steps[row]), float(values[row, column]))
-        seconds += _step_seconds(steps, tokens, values[:, METRICS.index("tokens_per_second")])
-        num_skipped += sum("skipped" in row for row in chunk)
-        low, high = np.where(valid, values, np.inf), np.where(valid, values, -np.inf)
-        new_bins = np.stack([low, high, np.where(valid, values, 0.0), valid * tokens[:, None], valid])
-        bins = np.concatenate([bins, _merge(new_bins, rows_per_bin)], axis=1)
-        while bins.shape[1] > MAX_BINS:
-            bins, rows_per_bin = _merge(bins, 2), 2 * rows_per_bin
-    curves = {name: _curve(bins[:, bins[4, :, column] > 0, column]) for column, name in enumerate(METRICS)}
-    return MetricsSummary(curves, newest, last.get("step", 0), last.get("tokens", 0), seconds, num_skipped)
+    """Summarize rows of metrics.jsonl; see `MetricsAccumulator.add`."""
+    accumulator = MetricsAccumulator()
+    accumulator.add(rows)
+    return accumulator.summary()
 
 
 def _step_seconds(steps: NDArray[np.int64], tokens: Floats, speeds: Floats) -> float:

@@ -293,8 +293,8 @@ class Release(RecipeModel):
 class Track(RecipeModel):
     """Experiment trackers; metrics.jsonl is always written."""
 
-    trackio: bool = True
-    """Record the run for the trackio page that `tinyllama watch` shows, in the folder `.trackio` next to the run."""
+    trackio: bool = False
+    """Export the run to trackio, in the folder `.trackio` next to the run; needs the extra `track`."""
     wandb: str | None = None
     """Weights & Biases project; needs the extra `track`."""
     tensorboard: bool = False

@@ -13,12 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tinyllama.errors import InputError
 from tinyllama.evaluate.results import PUBLISHED_BASELINES, Score, task_score
 from tinyllama.files import read_json, sha256_of
-from tinyllama.loading import load_tokenizer
 from tinyllama.model.flops import num_parameters
 from tinyllama.prepare.corpus import EMBEDDED_CORPUS_MANIFEST
 from tinyllama.recipe import Recipe, Release, Source
@@ -39,6 +36,11 @@ def build_release_metadata(checkpoint: CheckpointDir, averaged: list[CheckpointD
 
     Raises InputError if the recipe, the store or the tokenizer has changed since the checkpoint was written.
     """
+    # The imports are local, because reports read releases without torch, which takes seconds to import.
+    import torch  # noqa: PLC0415
+
+    from tinyllama.loading import load_tokenizer  # noqa: PLC0415
+
     run, state, recipe = checkpoint.run, checkpoint.state(), Recipe.load(checkpoint.recipe_path)
     tokenizer, store_digest = load_tokenizer(checkpoint.path), sha256_of(run.store_manifest_path)
     for key, name, path, digest in (

@@ -8,7 +8,7 @@ the model card.
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,11 +16,11 @@ from typing import Any
 
 from tinyllama.errors import InputError
 from tinyllama.evaluate.results import SCORE_COLUMNS, score_rows
-from tinyllama.files import read_json_if_exists, sha256_of
+from tinyllama.files import read_json_if_exists, rows_since, sha256_of
 from tinyllama.formatting import MISSING, format_bytes, format_count, format_duration_precise, format_percent
 from tinyllama.hardware import format_hardware
 from tinyllama.model.flops import num_parameters
-from tinyllama.plots.curves import METRICS, MetricsSummary, summarize_metrics
+from tinyllama.plots.curves import METRICS, MetricsAccumulator, MetricsSummary
 from tinyllama.recipe import Recipe, differences
 from tinyllama.release.card import DATA_COLUMNS, RELEASE_COLUMNS, data_rows, release_rows
 from tinyllama.release.metadata import release_score, releases_table, summarize_store
@@ -32,6 +32,8 @@ Json = Mapping[str, Any]
 
 MAX_EVENTS = 1000
 """Maximum number of events in one list; events.jsonl contains all events."""
+MAX_SAMPLES = 6
+"""Maximum number of completions of a prompt that are always visible."""
 MAX_NOTABLE_EVENTS = 25
 """Maximum number of events that are always visible. With more events, the list of all events is collapsed."""
 
@@ -69,6 +71,20 @@ class RunData:
         return self.folder.resolve().name
 
     @property
+    def samples(self) -> dict[str, list[Json]]:
+        """Events `sample` by prompt, oldest first."""
+        found: dict[str, list[Json]] = {}
+        for event in self.events:
+            if event["event"] == "sample":
+                found.setdefault(str(event.get("prompt", "")), []).append(event)
+        return found
+
+    @property
+    def listed_events(self) -> list[Json]:
+        """All events except samples, which the page shows separately."""
+        return [event for event in self.events if event["event"] != "sample"]
+
+    @property
     def ranks(self) -> list[int]:
         """World sizes with which the run was started, in order and without duplicates."""
         return list(dict.fromkeys(event["ranks"] for event in self.events if event.get("ranks")))
@@ -94,8 +110,43 @@ class RunData:
         return max(0.0, end - start)
 
 
-def read_run(folder: Path) -> RunData:
-    """Read a run. Raises InputError if the folder is not a run, or if one of its files is damaged."""
+class MetricsReader:
+    """Reader of a run's metrics for a live page: each call of `read` reads only the new rows."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run, self.accumulator = run, MetricsAccumulator()
+        self.offset, self.step, self.file = 0, 0, (0, 0)
+        """Number of bytes read, newest step, and device and inode of the file."""
+
+    def read(self) -> MetricsSummary:
+        """Return the summary of all rows. Raises InputError, with the line number, for an invalid row."""
+        path = self.run.metrics_path
+        if path.is_file():
+            status = path.stat()
+            if (status.st_dev, status.st_ino) != self.file or status.st_size < self.offset:  # the run was resumed
+                self.offset, self.step, self.accumulator = 0, 0, MetricsAccumulator()
+                self.file = (status.st_dev, status.st_ino)
+        while True:
+            rows, offset = rows_since(path, self.offset)
+            if not all(map(_is_valid, rows)):
+                raise InputError(_describe_invalid_row(self.run))
+            if not rows:
+                return self.accumulator.summary()
+            self.accumulator.add(row for row in rows if self._is_next(row))
+            self.offset = offset
+
+    def _is_next(self, row: Json) -> bool:
+        """Return whether a row is after all rows before it; a run whose log is damaged may repeat steps."""
+        is_next = bool(row["step"] > self.step)
+        self.step = max(self.step, row["step"])
+        return is_next
+
+
+def read_run(folder: Path, metrics: MetricsReader | None = None) -> RunData:
+    """Read a run. Raises InputError if the folder is not a run, or if one of its files is damaged.
+
+    `metrics` is a reader that has read the run before.
+    """
     run, now = RunDir.open(folder), time.time()
     recipe, newest, releases = run.recipe(), run.newest_checkpoint(), run.releases.releases()
     manifest, checkpoint = read_json_if_exists(run.store_manifest_path), newest.state() if newest else {}
@@ -112,7 +163,7 @@ def read_run(folder: Path) -> RunData:
         recipe=recipe,
         read_at=now,
         state=read_run_status(run, now),
-        metrics=summarize_metrics(_checked_metrics(run)),
+        metrics=(metrics or MetricsReader(run)).read(),
         events=list(run.events()),
         store=store,
         digests=digests,
@@ -128,15 +179,20 @@ def read_run(folder: Path) -> RunData:
     )
 
 
-def _checked_metrics(run: RunDir) -> Iterator[Json]:
+def _is_valid(row: Json) -> bool:
+    numbers = all(isinstance(row.get(name), int | float | None) for name in METRICS)
+    return numbers and isinstance(row["step"], int) and isinstance(row.get("tokens"), int)
+
+
+def _describe_invalid_row(run: RunDir) -> str:
     for number, row in enumerate(run.metrics(), 1):
-        if not isinstance(row.get("tokens"), int):
-            raise InputError(f"{run.metrics_path}:{number}: the row has no token count; correct or delete the line")
+        place, remedy = f"{run.metrics_path}:{number}", "correct or delete the line"
         for name in METRICS:
             if not isinstance(row.get(name), int | float | None):
-                problem = f"{name} is {row[name]!r}, not a number"
-                raise InputError(f"{run.metrics_path}:{number}: {problem}; correct or delete the line")
-        yield row
+                return f"{place}: {name} is {row[name]!r}, not a number; {remedy}"
+        if not isinstance(row.get("tokens"), int):
+            return f"{place}: the row has no token count; {remedy}"
+    return f"{run.metrics_path}: rows changed while they were read; run the command again"
 
 
 def _with_origins(store: dict[str, Any], releases: list[Json]) -> dict[str, Any]:
@@ -203,6 +259,24 @@ def file_table(metadata: Json) -> Table:
     """Return the table of all files of a release."""
     rows = [(path, f"{file['bytes']:,}", file["sha256"]) for path, file in sorted(metadata["files"].items())]
     return Table(("file", "bytes", "SHA-256"), rows, numbers=(1,), hashes=(2,))
+
+
+def sample_table(samples: Sequence[Event]) -> Table:
+    """Return the table of a prompt's completions, in the given order."""
+    rows = [
+        (
+            f"{event['step']:,}",
+            *(MISSING if event.get(name) is None else str(event[name]) for name in ("greedy", "sampled")),
+        )
+        for event in samples
+    ]
+    return Table(("step", "most probable tokens", "sampled"), rows, numbers=(0,), kinds=["sample"] * len(rows))
+
+
+def select_samples(samples: Sequence[Event]) -> list[Event]:
+    """Select at most MAX_SAMPLES completions of a prompt, evenly spaced from the first to the last."""
+    count = min(len(samples), MAX_SAMPLES)
+    return [samples[round(number * (len(samples) - 1) / max(1, count - 1))] for number in range(count)]
 
 
 def event_table(events: Sequence[Event]) -> Table:

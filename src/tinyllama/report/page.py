@@ -1,44 +1,54 @@
-"""The HTML page of a report, rendered from page.html and page.css with a run's figures, plots and tables.
+"""The HTML page of a report, rendered from page.html, page.css and page.js with a run's figures, charts and tables.
 
-The page is self-contained: it needs neither scripts nor network access. jinja2 escapes all text, since names in recipes
-and files can contain HTML.
+The page is self-contained: it needs no network access. Its script shows values under the pointer and, on a live page,
+updates the page; without the script the page is complete. jinja2 escapes all text, since names in recipes and files can
+contain HTML, and the page's policy allows no other script.
 """
 
-from collections.abc import Sequence
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from tinyllama.errors import InputError, translate_damage_errors
 from tinyllama.evaluate.results import describe_measurement, task_score
 from tinyllama.files import atomic_write
 from tinyllama.formatting import MISSING, format_count, format_duration_precise, format_percent, visible
-from tinyllama.plots import charts
+from tinyllama.plots.charts import baseline_levels
+from tinyllama.plots.curves import Curve
 from tinyllama.release.card import describe_mixture_stages
 from tinyllama.release.metadata import has_scores, release_score
 from tinyllama.report import content
+from tinyllama.report.chart import CATEGORIES, NARROW, WIDE, Chart, Kind, Series, Unit
 from tinyllama.report.content import RunData, format_median, format_newest, read_run
+from tinyllama.runs.listing import RunStatus
 from tinyllama.runs.log import INTERRUPTION, PROBLEM, event_category
 
 _HERE = Path(__file__).parent
-_WIDE, _NARROW, _SMALL = (860, 370), (360, 300), (340, 200)
-"""Width and height of plots in CSS pixels."""
-
-_METRIC_PLOTS = (
-    ("validation_bits_per_byte", "Validation", "bits per byte of held-out text", "points", charts.VALIDATION),
-    ("learning_rate", "Learning rate", "per step", "rate", charts.TRAINING),
-    ("gradient_norm", "Gradient norm", "before clipping", "norm", charts.TRAINING),
-    ("tokens_per_second", "Tokens/s", "all ranks together", "count", charts.TRAINING),
-    ("mfu", "MFU", "fraction of the peak; formula below", "percent", charts.TRAINING),
-    ("memory_bytes", "Memory", "peak so far: GPU of rank 0, or process", "bytes", charts.TRAINING),
+SCRIPT = (_HERE / "page.js").read_text(encoding="utf-8")
+_SCRIPT_HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+POLICY = (
+    f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_SCRIPT_HASH}'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'"
 )
-"""Metric, title, caption, unit and colour of each small plot."""
+"""Content security policy of the page: no script except page.js, and no request to another machine."""
+NUM_RUN_COLORS = 6
+
+_METRIC_CHARTS: tuple[tuple[str, str, str, Unit, Kind], ...] = (
+    ("validation_bits_per_byte", "Validation", "of held-out text", Unit("bits per byte"), "points"),
+    ("learning_rate", "Learning rate", "schedule of the recipe", Unit("per step"), "line"),
+    ("gradient_norm", "Gradient norm", "before clipping", Unit("norm"), "smooth"),
+    ("tokens_per_second", "Throughput", "all ranks together", Unit("tokens/s", "count"), "smooth"),
+    ("mfu", "MFU", "formula below", Unit("% of the peak FLOP/s", "percent"), "smooth"),
+    ("memory_bytes", "Memory", "peak so far: GPU of rank 0, or process", Unit("bytes", "bytes"), "smooth"),
+)
+"""Metric, title, caption, unit and kind of series of each small chart."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +63,15 @@ class HeadFigure:
 
 
 @dataclass(frozen=True)
-class Plot:
-    """One plot of a page."""
+class Picker:
+    """Runs that a live page can show."""
 
-    title: str
-    caption: str
-    wide: Markup
-    narrow: Markup | None
-    """Narrow SVG for phones, with text of the same size; None if the wide SVG is narrow enough for phones."""
-    legend: list[Line2D]
+    runs: Mapping[str, RunStatus]
+    """Status of each run, by name."""
+    selected: str
+    compared: Sequence[str]
+    problems: Sequence[str] = ()
+    """Reasons why selected runs cannot be shown."""
 
 
 def write_report(run: Path, compare: Sequence[Path] = (), output: Path | None = None) -> Path:
@@ -79,35 +89,53 @@ def write_report(run: Path, compare: Sequence[Path] = (), output: Path | None = 
     return path
 
 
-def render_page(run: RunData, others: Sequence[RunData] = ()) -> str:
-    """Render a run's report as HTML, compared with `others`."""
+def render_page(run: RunData | None, others: Sequence[RunData] = (), picker: Picker | None = None) -> str:
+    """Render a run's report as HTML, compared with `others`; with `picker`, as a live page.
+
+    A live page without a run shows only the picker and its problems.
+    """
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    runs = dict(zip(content.unique_run_names([run, *others]), [run, *others], strict=True)) if others else {}
     html = environment.get_template("page.html").render(
         run=run,
-        runs=runs,
+        picker=picker,
         content=content,
+        categories=CATEGORIES,
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        summary=_summary(run),
-        status=_status(run),
-        head_figures=_head_figures(run),
-        loss=_loss_plot(run),
-        metrics=[
-            _small_plot(metric, title, caption, partial(charts.draw_metric, curve=curve, unit=unit, color=color))
-            for metric, title, caption, unit, color in _METRIC_PLOTS
-            if len(curve := run.metrics.curves[metric])
-        ],
-        scores=_score_plot(run),
-        tasks=_task_plots(run),
-        measured_with=sorted({describe_measurement(evaluation) for _, evaluation in run.evaluations}),
-        stages=describe_mixture_stages(run.recipe),
-        comparison=_comparison_plot(runs),
-        written=content.format_timestamp(run.read_at),
+        script=Markup(SCRIPT),
+        policy=POLICY,
         version=version("tinyllama"),
+        **(_context(run, others) if run else {}),
     )
     return visible(html)
+
+
+def _context(run: RunData, others: Sequence[RunData]) -> dict[str, object]:
+    runs = dict(zip(content.unique_run_names([run, *others]), [run, *others], strict=True)) if others else {}
+    return {
+        "runs": runs,
+        "summary": _summary(run),
+        "status": _status(run),
+        "head_figures": _head_figures(run),
+        "loss": _loss_chart(run),
+        "metrics": [
+            Chart(metric, title, caption, unit, [Series(title, color, curve, kind)], batch_tokens=_batch_tokens(run))
+            for metric, title, caption, unit, kind in _METRIC_CHARTS
+            if len(curve := run.metrics.curves[metric])
+            for color in ["validation" if kind == "points" else "training"]
+        ],
+        "scores": _score_chart(run),
+        "tasks": _task_charts(run),
+        "measured_with": sorted({describe_measurement(evaluation) for _, evaluation in run.evaluations}),
+        "stages": describe_mixture_stages(run.recipe),
+        "comparison": _comparison_chart(runs),
+        "written": content.format_timestamp(run.read_at),
+    }
+
+
+def _batch_tokens(run: RunData) -> int:
+    return run.recipe.train.batch_tokens
 
 
 def _summary(run: RunData) -> str:
@@ -167,35 +195,45 @@ def _problems_figure(run: RunData) -> HeadFigure:
     return HeadFigure("problems", f"{problems:,}" if problems else "none", f"{skips}{stops}")
 
 
-def _loss_plot(run: RunData) -> Plot | None:
-    if not len(run.metrics.curves["loss"]):
+def _loss_chart(run: RunData) -> Chart | None:
+    curves = run.metrics.curves
+    if not len(curves["loss"]):
         return None
     caption = (
-        "Cross-entropy in nats per token, against tokens seen. The pale line passes through the minimum and the "
-        "maximum of each span of steps, so every spike is visible."
+        "Cross-entropy against tokens seen. The pale line passes through the minimum and the maximum of each span of "
+        "steps, so every spike is visible."
+    )
+    series = [Series("training", "training", curves["loss"])]
+    if len(curves["validation_loss"]):
+        series.append(Series("validation", "validation", curves["validation_loss"], "points"))
+    return Chart(
+        "loss",
+        "Loss",
+        caption,
+        Unit("nats per token"),
+        series,
+        events=[event for event in run.events if event_category(event) in CATEGORIES],
+        batch_tokens=_batch_tokens(run),
+        sizes=(WIDE, NARROW),
     )
 
-    def draw(figure: Figure, max_bins: int, max_labels: int) -> None:
-        events = charts.annotations(run.events, run.recipe.train.batch_tokens, run.metrics.tokens / (8 * max_labels))
-        charts.draw_loss(figure, run.metrics.curves, events, max_bins, max_labels)
 
-    wide, narrow = partial(draw, max_bins=900, max_labels=10), partial(draw, max_bins=330, max_labels=4)
-    return _large_plot("loss", "Loss", caption, wide, narrow)
-
-
-def _score_plot(run: RunData) -> Plot | None:
+def _score_chart(run: RunData) -> Chart | None:
     if not has_scores(run.scores):
         return None
     caption = (
-        "acc_norm in per cent, against tokens seen; bars are standard errors. Baselines are horizontal lines, since "
-        "most of them were trained on far more tokens. Published scores are on all 10,042 items."
+        "acc_norm against tokens seen; bars are standard errors. Baselines are horizontal lines, since most of them "
+        "were trained on far more tokens. Published scores are on all 10,042 items."
     )
-    draw = partial(charts.draw_scores, releases=run.scores)
-    return _large_plot("scores", "HellaSwag", caption, draw, draw)
+    rows = [row for row in run.scores["releases"] if row["hellaswag"] is not None]
+    curve = _score_curve([(row["tokens"], row["hellaswag"], row["stderr"] or 0) for row in rows])
+    series = [Series(f"{rows[-1]['name']}, ± standard error", "training", curve, "errors")]
+    baselines = baseline_levels(run.scores)
+    return Chart("scores", "HellaSwag", caption, Unit("per cent"), series, baselines, sizes=(WIDE, NARROW))
 
 
-def _task_plots(run: RunData) -> list[Plot]:
-    """Return a plot for each task, except HellaSwag, that was scored at several steps."""
+def _task_charts(run: RunData) -> list[Chart]:
+    """Return a chart for each task, except HellaSwag, that was scored at several steps."""
     points: dict[str, list[tuple[float, float, float]]] = {}
     for _, evaluation in sorted(run.evaluations, key=lambda pair: pair[1]["step"]):
         for task, row in evaluation["rows"].items():
@@ -204,26 +242,32 @@ def _task_plots(run: RunData) -> list[Plot]:
                 points.setdefault(f"{task}, {score.metric}", []).append(point)
     several = [(title, found) for title, found in points.items() if len(found) > 1]
     return [
-        _small_plot(f"task-{number}", title, "per cent, ± standard error", partial(charts.draw_task, points=found))
+        Chart(
+            f"task-{number}",
+            title,
+            "± standard error",
+            Unit("per cent"),
+            [Series(title, "training", _score_curve(found), "errors")],
+        )
         for number, (title, found) in enumerate(several)
     ]
 
 
-def _comparison_plot(runs: dict[str, RunData]) -> Plot | None:
-    curves = {name: run.metrics.curves for name, run in runs.items() if len(run.metrics.curves["loss"])}
-    if not curves:
+def _score_curve(points: Sequence[tuple[float, float, float]]) -> Curve:
+    """Return a curve of points (tokens, score, standard error), whose range is the standard error."""
+    tokens, scores, errors = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
+    return Curve(tokens, scores - errors, scores + errors, scores, np.ones(len(points)))
+
+
+def _comparison_chart(runs: Mapping[str, RunData]) -> Chart | None:
+    series = []
+    for number, (name, run) in enumerate(runs.items()):
+        color = f"run-{number % NUM_RUN_COLORS}"
+        if len(run.metrics.curves["loss"]):
+            series.append(Series(name, color, run.metrics.curves["loss"]))
+        if len(run.metrics.curves["validation_loss"]):
+            series.append(Series(f"{name}, validation", color, run.metrics.curves["validation_loss"], "points"))
+    if not series:
         return None
-    caption = "Cross-entropy in nats per token, against tokens seen: running means, and validation as points."
-    wide, narrow = (partial(charts.draw_comparison, runs=curves, max_bins=max_bins) for max_bins in (600, 240))
-    return _large_plot("comparison", "Loss of all runs", caption, wide, narrow)
-
-
-def _large_plot(name: str, title: str, caption: str, draw_wide: charts.Draw, draw_narrow: charts.Draw) -> Plot:
-    wide, legend = charts.draw_svg(draw_wide, _WIDE, f"{name}-wide")
-    narrow, _ = charts.draw_svg(draw_narrow, _NARROW, f"{name}-narrow")
-    return Plot(title, caption, wide, narrow, legend)
-
-
-def _small_plot(name: str, title: str, caption: str, draw: charts.Draw) -> Plot:
-    svg, legend = charts.draw_svg(draw, _SMALL, name)
-    return Plot(title, caption, svg, None, legend)
+    caption = "Cross-entropy against tokens seen: running means, and validation as points."
+    return Chart("comparison", "Loss of all runs", caption, Unit("nats per token"), series, sizes=(WIDE, NARROW))

@@ -33,8 +33,6 @@ class EventKind:
     """Release, interruption of training, problem, or other information."""
     level: Literal["info", "warn", "error"]
     """Severity in the trackers' lists of alerts."""
-    is_annotated: bool = False
-    """Whether trackers draw the event as an annotation on the loss curve."""
     is_lifecycle: bool = False
     """Whether the event changes the state of the run: active, ended or failed."""
 
@@ -42,19 +40,20 @@ class EventKind:
 EVENT_KINDS = {
     "start": EventKind(INFO, "info", is_lifecycle=True),
     "resume": EventKind(INTERRUPTION, "info", is_lifecycle=True),
-    "signal": EventKind(INTERRUPTION, "warn", is_annotated=True, is_lifecycle=True),
+    "signal": EventKind(INTERRUPTION, "warn", is_lifecycle=True),
     "interrupted": EventKind(INTERRUPTION, "warn", is_lifecycle=True),
     "done": EventKind(INFO, "info", is_lifecycle=True),
     "failed": EventKind(PROBLEM, "error", is_lifecycle=True),
     "hang": EventKind(PROBLEM, "error", is_lifecycle=True),
-    "rank-lost": EventKind(PROBLEM, "error", is_annotated=True, is_lifecycle=True),
-    "skip": EventKind(PROBLEM, "warn", is_annotated=True),
-    "rollback": EventKind(PROBLEM, "warn", is_annotated=True),
+    "rank-lost": EventKind(PROBLEM, "error", is_lifecycle=True),
+    "skip": EventKind(PROBLEM, "warn"),
+    "rollback": EventKind(PROBLEM, "warn"),
     "checkpoint": EventKind(INFO, "info"),
     "checkpoint-failed": EventKind(PROBLEM, "error"),
     "checkpoint-damaged": EventKind(PROBLEM, "error"),
     "metrics-damaged": EventKind(PROBLEM, "warn"),
-    "release": EventKind(RELEASE, "info", is_annotated=True),
+    "release": EventKind(RELEASE, "info"),
+    "sample": EventKind(INFO, "info"),
     "release-failed": EventKind(PROBLEM, "error"),
     "tracker-failed": EventKind(PROBLEM, "warn"),
     "tracker-blocked": EventKind(PROBLEM, "warn"),

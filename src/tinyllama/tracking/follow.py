@@ -2,8 +2,7 @@
 
 `RUN/trackers/SINK.json` records the position in these files up to which the sink has stored all data permanently. If
 the process is killed, the next process delivers the data after that position again. Only the process that holds
-`RUN/trackers/SINK.lock` follows the run: the tracker's sidecar process or `tinyllama watch`. This module does not
-import torch.
+`RUN/trackers/SINK.lock` follows the run. This module does not import torch.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -34,8 +33,8 @@ class Sink(Protocol):
     def log_metrics(self, rows: Sequence[Row], times: Sequence[float]) -> None:
         """Show rows of metrics (`step` and numbers) with their times in seconds since 1970."""
 
-    def log_events(self, events: Sequence[Row], loss_range: tuple[float, float] | None) -> None:
-        """Show events whose metrics were shown before; `loss_range` is the lowest and the highest loss so far."""
+    def log_events(self, events: Sequence[Row]) -> None:
+        """Show events whose metrics were shown before."""
 
     def log_scores(self, row: Row, time: float) -> None:
         """Show a release's scores (`step`, `tokens` and numbers) with the time of the release's step."""
@@ -73,8 +72,6 @@ class SinkPosition:
     longer needed are removed."""
     clock: float = 0.0
     """Estimated time of the newest step, in seconds since 1970."""
-    losses: tuple[float, float] | None = None
-    """Lowest and highest loss so far."""
     differs: bool = False
     """Whether the run was rolled back, so that repeated steps get different values."""
     scores: dict[str, Scores] = field(default_factory=dict)
@@ -115,7 +112,7 @@ class RunFollower:
         while self._show_metrics():
             self.alive()
         if events:
-            self.sink.log_events(events, self.position.losses)
+            self.sink.log_events(events)
             self.alive()
         self._show_scores()
         self._save()
@@ -187,11 +184,8 @@ class RunFollower:
 
     def _advance(self, row: Row) -> float:
         """Move the position to a row; return the row's time, estimated from the events and the throughput."""
-        position, loss = self.position, row.get("loss")
+        position = self.position
         position.step = row["step"]
-        if loss is not None:
-            low, high = position.losses or (loss, loss)
-            position.losses = (min(low, loss), max(high, loss))
         passed = [time for step, time in position.anchors if step < row["step"]]
         position.anchors = [(step, time) for step, time in position.anchors if step >= row["step"]]
         speed = row.get("tokens_per_second")

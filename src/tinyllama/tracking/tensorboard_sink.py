@@ -44,7 +44,7 @@ class TensorBoardSink:
             self.writer.add_event(_scalars(row, time))
         self.writer.flush()
 
-    def log_events(self, events: Sequence[Row], loss_range: tuple[float, float] | None) -> None:
+    def log_events(self, events: Sequence[Row]) -> None:
         """Write events as text summaries."""
         for event in events:
             text = text_pb("events", f"{event_title(event)}: {describe_event(event)}")

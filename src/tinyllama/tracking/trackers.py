@@ -156,16 +156,10 @@ def _supervise(
 
 
 def _follow_until(ended: threading.Event, run: RunDir, name: str, heartbeat: Heartbeat) -> None:
-    if name == "trackio":
-        from tinyllama.tracking.trackio_sink import is_on_network_filesystem, trackio_dir  # noqa: PLC0415
-
-        if is_on_network_filesystem(trackio_dir(run)):
-            echo("training writes no trackio database on a network disk; run `tinyllama watch`", to_stderr=True)
-            return
     with contextlib.ExitStack() as locks:
         while not try_acquire_sink(run, name, locks):
             heartbeat()
-            if ended.wait(POLL_SECONDS):  # `tinyllama watch` follows the run until the run ends
+            if ended.wait(POLL_SECONDS):  # the tracker of an earlier process still follows the run
                 return
         follower = RunFollower(run, name, open_sink(name, run), heartbeat)
         while not ended.wait(POLL_SECONDS):

@@ -3,29 +3,27 @@
 W&B buffers rows and can flush them only by ending the W&B run, so a kill loses the newest rows. Therefore items count
 as stored only after `close`. After a kill, all items since the last `close` are delivered again, with the same W&B
 steps. The W&B step of a row is the training step plus the number of scores and alerts that were delivered before the
-row. The newest W&B step shows which rows W&B has received. Online, the server reports this step; offline, the files in
-`RUN/wandb` contain it. Logged rows cannot be removed. After a rollback, W&B keeps the first values of the repeated
+row. The newest W&B step shows which rows W&B has received. Online, the server reports this step. Offline, it is the
+newest step of the last process that called `close`, because the folder of a killed process in `RUN/wandb` is deleted.
+Logged rows cannot be removed. After a rollback, W&B keeps the first values of the repeated
 steps.
 """
 
+import re
+import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import wandb
 
-from tinyllama.files import Row, atomic_write, fsync_path, read_json, read_regular_file, write_json
+from tinyllama.files import Row, atomic_write, fsync_path, read_json, read_regular_file, reject_symlink, write_json
 from tinyllama.recipe import Recipe
 from tinyllama.runs.log import describe_event, event_kind, event_title
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking.follow import Scores, SinkPosition
-
-_HEADER_BYTES, _BLOCK_BYTES = 7, 32768
-"""Sizes in bytes in a .wandb file (LevelDB's log format): a header (of the file or of a chunk), and a block."""
-_FULL_CHUNK, _LAST_CHUNK = 1, 4
-"""Chunk types that end a record."""
 
 
 class WandbSink:
@@ -34,12 +32,22 @@ class WandbSink:
     def __init__(self, run: RunDir, recipe: Recipe, position: SinkPosition) -> None:
         self.safe_step, self.step, self.is_closed = position.step, position.step, False
         """Newest step when `close` was last called, newest delivered step, and whether this process called `close`."""
-        self.path = run.wandb_entries_path
-        self.inserted: dict[str, Any] = {"entries": [], "num_safe": 0, "baselines": {}}
+        self.path, self.folder = run.wandb_entries_path, run.path / "wandb"
+        self.inserted: dict[str, Any] = {
+            "entries": [],
+            "num_safe": 0,
+            "baselines": {},
+            "newest": -1,
+            "unfinished": None,
+        }
         """`entries`: scores and alerts, each with the training step after which it is delivered. `num_safe`: number of
-        entries that W&B had received at the last `close`. `baselines`: scores of the baselines."""
+        entries that W&B had received at the last `close`. `baselines`: scores of the baselines. `newest`: newest W&B
+        step at the last `close`. `unfinished`: name of the folder of an offline process that has not called `close`."""
         if self.path.is_file():
-            self.inserted = read_json(self.path)
+            self.inserted |= read_json(self.path)
+        if (unfinished := self.inserted["unfinished"]) and re.fullmatch(r"offline-run-[\w-]+", unfinished):
+            reject_symlink(self.folder)
+            shutil.rmtree(self.folder / unfinished, ignore_errors=True)
         run_id = _read_or_create_id(run.wandb_id_path)
         self.run = wandb.init(
             project=recipe.track.wandb,
@@ -52,9 +60,11 @@ class WandbSink:
         )
         self.run.define_metric("tokens")
         self.run.define_metric("*", step_metric="tokens")
-        self.files = [*run.path.glob(f"wandb/*-{run_id}/*.wandb")]
-        self.newest = max(map(newest_step, self.files), default=-1) if self.run.offline else self.run.starting_step - 1
+        self.newest = self.inserted["newest"] if self.run.offline else self.run.starting_step - 1
         """Newest W&B step that earlier processes have logged."""
+        if self.run.offline:
+            self.inserted["unfinished"] = Path(self.run.dir).parent.name
+            write_json(self.path, self.inserted)
         self.num_delivered = 0
         """Number of scores and alerts that this process and earlier processes have delivered."""
         self._deliver_entries()
@@ -66,7 +76,7 @@ class WandbSink:
             self.step = row["step"]
             self._deliver_entries()
 
-    def log_events(self, events: Sequence[Row], loss_range: tuple[float, float] | None) -> None:
+    def log_events(self, events: Sequence[Row]) -> None:
         """Send an alert for each error; W&B may send alerts by e-mail."""
         for event in events:
             if event_kind(event).level == "error":
@@ -93,9 +103,10 @@ class WandbSink:
     def close(self) -> None:
         """Wait until W&B has received all items."""
         self.run.finish()
-        for path in self.files:
+        for path in self.folder.glob(f"*-{self.run.id}/*.wandb") if self.run.offline else ():
             fsync_path(path)
-        self.inserted["num_safe"] = self.num_delivered
+        newest = max(self.inserted["newest"], self.step + self.num_delivered)
+        self.inserted |= {"num_safe": self.num_delivered, "newest": newest, "unfinished": None}
         write_json(self.path, self.inserted)
         self.is_closed = True
 
@@ -136,29 +147,3 @@ def _read_or_create_id(path: Path) -> str:
         with atomic_write(path) as file:
             file.write(uuid.uuid4().hex.encode())
     return read_regular_file(path).decode()
-
-
-def newest_step(path: Path) -> int:
-    """Return the newest W&B step with a complete row in a .wandb file; -1 without such a row."""
-    from wandb.proto.wandb_internal_pb2 import Record  # noqa: PLC0415 - needed offline only
-
-    with path.open("rb") as file:
-        records = map(Record.FromString, _read_records(file))
-        return max((record.history.step.num for record in records if record.HasField("history")), default=-1)
-
-
-def _read_records(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield the complete records of a .wandb file, up to the first record that a kill has truncated."""
-    offset, record = _HEADER_BYTES, b""
-    while block := file.read(_BLOCK_BYTES):
-        while offset + _HEADER_BYTES <= len(block):  # the rest of the block is padding, too small for a chunk's header
-            end = offset + _HEADER_BYTES + int.from_bytes(block[offset + 4 : offset + 6], "little")
-            chunk_type = block[offset + 6]
-            if end > len(block) or chunk_type == 0:
-                return
-            record += block[offset + _HEADER_BYTES : end]
-            offset = end
-            if chunk_type in (_FULL_CHUNK, _LAST_CHUNK):
-                yield record
-                record = b""
-        offset = 0

@@ -305,7 +305,7 @@ def forward_backward(
 
 
 def _progress_bar(recipe: Recipe, run: RunDir, first_step: int) -> Bar:
-    where = f"files in {run.path}" + (f"; `tinyllama watch {run.path}` shows them" if recipe.track.trackio else "")
+    where = f"`tinyllama watch {run.path}` shows it"
     label, steps, each = f"training {recipe.name}", recipe.train.steps, recipe.train.batch_tokens
     return Bar(label, steps, "steps", first_step, rate="tokens", each=each, where=where)
 
