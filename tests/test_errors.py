@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+from functools import partial
 
 import pytest
 
@@ -33,11 +34,15 @@ def test_error_without_a_message_is_reported_by_its_class() -> None:
     assert first_line(RuntimeError("\nthe cause\nits place")) == "the cause"
 
 
+def import_and_return(name: str) -> None:
+    importlib.import_module(name)
+
+
 def test_missing_package_is_named_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_and_get_exit_status(lambda: importlib.import_module("not_installed.inner")) == 2
+    assert run_and_get_exit_status(partial(import_and_return, "not_installed.inner")) == 2
     assert capsys.readouterr().err == "tinyllama: not_installed: not installed; pip install not_installed\n"
 
 
 def test_missing_module_of_tinyllama_is_a_bug() -> None:
     with pytest.raises(ModuleNotFoundError):
-        run_and_get_exit_status(lambda: importlib.import_module("tinyllama.not_written"))
+        run_and_get_exit_status(partial(import_and_return, "tinyllama.not_written"))

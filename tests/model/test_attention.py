@@ -1,6 +1,7 @@
 """The CPU's blocked attention has the values and gradients of torch's attention, for any length and head ratio."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_kernels_without_grouped_heads_get_equal_numbers_of_heads(
     expected = output_and_gradients(torch_attention, inputs)
     shapes, kernel = [], F.scaled_dot_product_attention
 
-    def recorded(query: Tensor, keys: Tensor, values: Tensor, **options: bool) -> Tensor:
+    def recorded(query: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:
         shapes.append((keys.shape[1], values.shape[1]))
         return kernel(query, keys, values, **options)
 

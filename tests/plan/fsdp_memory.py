@@ -34,7 +34,7 @@ def peak_bytes(recipe: Recipe, ranks: int, keeps_weights: bool) -> int:
     device = torch.device("cpu")
     # In bf16, the operator for CPUs saves the same tensors as the flash kernel on a GPU.
     is_bf16 = recipe.train.precision == "bf16"
-    llama.causal_attention = attention.causal_attention if is_bf16 else attention._fused_attention
+    vars(llama)["causal_attention"] = attention.causal_attention if is_bf16 else attention._fused_attention
     mesh = build_mesh(recipe.parallel, World(0, ranks, device))
     with torch.device("meta"):
         model = Llama(recipe.model, 32_000, PRECISIONS[recipe.train.precision])

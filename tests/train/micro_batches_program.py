@@ -13,12 +13,11 @@ have. Rank 0 prints JSON, a result per case:
 
 import json
 import sys
-from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
@@ -55,9 +54,9 @@ def run(path: str, case: dict[str, Any], world: World) -> dict[str, Any]:
         for parameter in parameters
         for tensor in (parameter, parameter.grad)
     )
-    gradients = [parameter.grad for parameter in parameters]
+    gradients = full_gradients(state.model)
     result = {
-        "difference": largest_difference(gradients, [parameter.grad for parameter in single.model.parameters()]),
+        "difference": largest_difference(gradients, full_gradients(single.model)),
         "loss": abs(float(nats / expected) - 1),
         "collectives": {
             event.key.removeprefix("c10d::"): event.count
@@ -70,15 +69,16 @@ def run(path: str, case: dict[str, Any], world: World) -> dict[str, Any]:
     state.model.zero_grad()
     state.keeps_weights = False
     forward_backward(state, rows)
-    alone = [parameter.grad.full_tensor() for parameter in state.model.parameters()]
-    return result | {"rounding": largest_difference(gradients, alone)}
+    return result | {"rounding": largest_difference(gradients, full_gradients(state.model))}
 
 
-def largest_difference(sharded: Sequence[DTensor], expected: Sequence[Tensor]) -> float:
-    differences = [
-        (gradient.full_tensor() - other).norm() / other.norm()
-        for gradient, other in zip(sharded, expected, strict=True)
-    ]
+def full_gradients(model: nn.Module) -> list[Tensor]:
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return [gradient.full_tensor() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+
+
+def largest_difference(found: list[Tensor], expected: list[Tensor]) -> float:
+    differences = [(gradient - other).norm() / other.norm() for gradient, other in zip(found, expected, strict=True)]
     return max(map(float, differences))
 
 

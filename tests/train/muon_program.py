@@ -6,7 +6,9 @@ number of matrices that the rank orthogonalized in it.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -14,16 +16,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from tinyllama.train import muon
 
-MESHES = {"2": [0, 1], "3": [0, 1, 2], "4": [0, 1, 2, 3], "2x2": [[0, 1], [2, 3]]}
+MESHES: dict[str, Any] = {"2": [0, 1], "3": [0, 1, 2], "4": [0, 1, 2, 3], "2x2": [[0, 1], [2, 3]]}
 # Four ranks have 2, 2, 1 and 0 of 5 rows. With 3 ranks, no number of rows except 24 and 3 is divisible.
 MANY = [(5, 16), *[(24, 16)] * 3, *[(16, 40)] * 3, (64, 64)]
 CASES = {"one": ([(3, 8)], 2**20), "many": (MANY, 2**20), "batches": (MANY, 700)}
 """Shapes of the matrices, and the number of elements per rank and batch."""
-HYPERPARAMETERS = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95}
+HYPERPARAMETERS: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95}
 
 
 def compare(mesh: DeviceMesh, shapes: list[tuple[int, int]], limit: int) -> dict[str, object]:
@@ -45,13 +48,13 @@ def compare(mesh: DeviceMesh, shapes: list[tuple[int, int]], limit: int) -> dict
             for layer, weight in zip(model, start, strict=True):
                 layer(torch.randn(7, weight.shape[1])).square().mean().backward()
             for weight, full in zip(model.parameters(), expected, strict=True):
-                full.grad = weight.grad.full_tensor()
+                full.grad = full_tensor(weight.grad)
             newton_schulz.reset_mock()
             with CommDebugMode() as collectives:
                 optimizer.step()
             reference.step()
             optimizer.zero_grad()
-    found = flat_change([weight.full_tensor() for weight in model.parameters()], start)
+    found = flat_change([full_tensor(weight) for weight in model.parameters()], start)
     change = flat_change(expected, start)
     counts = {str(name): count for name, count in collectives.get_comm_counts().items()}
     return {
@@ -62,7 +65,12 @@ def compare(mesh: DeviceMesh, shapes: list[tuple[int, int]], limit: int) -> dict
     }
 
 
-def flat_change(weights: list[Tensor], start: list[Tensor]) -> Tensor:
+def full_tensor(tensor: Tensor | None) -> Tensor:
+    assert isinstance(tensor, DTensor)
+    return tensor.full_tensor()
+
+
+def flat_change(weights: Sequence[Tensor], start: list[Tensor]) -> Tensor:
     return torch.cat([(weight - before).detach().flatten() for weight, before in zip(weights, start, strict=True)])
 
 

@@ -178,7 +178,7 @@ def test_saving_before_the_first_update_changes_nothing(small: Path, tmp_path: P
 
 def test_a_checkpoint_of_torch_2_15_is_loaded(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = state_after_one_step(small)
-    properties = TensorProperties.__getstate__
+    properties: Any = TensorProperties.__getstate__
     # torch 2.15 appends the strides; other versions write five values.
     monkeypatch.setattr(
         TensorProperties, "__getstate__", lambda tensor: (*properties(tensor)[:5], torch.ones(2, 2).stride())

@@ -75,7 +75,7 @@ def test_unsharded_matrices_and_state_dicts_are_those_of_torch_muon() -> None:
     torch.manual_seed(1)
     start = [torch.randn(*shape) for shape in ((24, 16), (16, 40), (24, 16), (5, 16))]
     ours, theirs = ([nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
-    hyperparameters = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9}
+    hyperparameters: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9}
     muon, reference = (
         Muon(ours, **hyperparameters),
         torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **hyperparameters),

@@ -34,7 +34,7 @@ def runs(folder: Positional[Annotated[Path, arg(metavar="FOLDER")]] = Path("runs
 
 
 def watch(
-    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="[RUN ...]")]] = (),
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN ...")]] = (),
     port: int | None = None,
     open_browser: bool = True,
 ) -> None:

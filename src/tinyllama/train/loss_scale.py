@@ -3,7 +3,7 @@
 The scale multiplies the loss before the backward pass, and the gradient is divided by it before clipping. All scales
 are powers of two, so the division is exact. The rules and the constants are those of torch.amp.GradScaler (Micikevicius
 et al. 2018, arXiv:1710.03740, section 3.2). GradScaler itself keeps its state on the GPU, so the training loop would
-wait for the GPU a second time per step. The gradient norm, which the loop reads anyway, contains the same information.
+wait for the GPU twice per step. The gradient norm, which the loop reads anyway, contains the same information.
 """
 
 import math

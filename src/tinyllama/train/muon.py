@@ -29,7 +29,7 @@ class Muon(torch.optim.Muon):
         super().__init__(matrices, lr, weight_decay, momentum, adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update the matrices that have a gradient; these must be the same on all ranks."""
         for settings in self.param_groups:
             matrices = [matrix for matrix in settings["params"] if matrix.grad is not None]
