@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from gpu_speed import load_recipe
+from gpu_speed import load_recipe, time_step
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,11 +57,7 @@ def peers(device: str) -> Iterator[dict[str, Any]]:
 
 def measure_ours(recipe: Recipe, device: torch.device) -> tuple[float, float]:
     """Return tinyllama's time per micro-batch and per optimizer step, in seconds."""
-    timed = TimedModel(recipe, LLAMA_2_VOCAB_SIZE, 1, device)
-    return (
-        statistics.median(timed.micro_batch() for _ in range(ROUNDS)),
-        statistics.median(timed.update() for _ in range(ROUNDS)),
-    )
+    return time_step(TimedModel(recipe, LLAMA_2_VOCAB_SIZE, 1, device))
 
 
 def measure_transformers(recipe: Recipe, device: torch.device) -> tuple[float, float]:

@@ -8,8 +8,10 @@ machine slow down both measurements and change the MFU only a little.
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from tinyllama import hardware, preflight
 from tinyllama.distributed import World
@@ -23,6 +25,7 @@ from tinyllama.train.setup import (
     build_optimizers,
     clip_grad_norm,
     optimizer_step,
+    run_keeps_weights,
 )
 
 _LAYERS = (1, 3)
@@ -81,7 +84,9 @@ class TimedModel:
     ) -> None:
         """Build, initialize and compile the model; the micro-batch has the size of a run with `ranks` ranks."""
         self.train = recipe.train
-        self.model: Llama = build_model(recipe, vocab_size, World(0, 1, device), float8_scaling)
+        world = World(0, 1, device)
+        self.keeps_weights = run_keeps_weights(recipe, vocab_size, world)
+        self.model: Llama = build_model(recipe, vocab_size, world, float8_scaling, self.keeps_weights)
         initialize(self.model, recipe.seed)
         self.optimizers = build_optimizers(self.model, self.train.optimizer)
         sequences = self.train.effective_micro_batch_size(ranks)
@@ -90,18 +95,29 @@ class TimedModel:
         self.update()  # initialises the optimizer's state
 
     def micro_batch(self) -> float:
-        """Return the time of a forward and a backward pass, in seconds."""
-        return time_call(lambda: self.model.loss(self.ids[:, :-1], self.ids[:, 1:]).backward())
+        """Return the time of a forward and a backward pass, in seconds, without casts that a step does only once."""
+        with self._kept_weights():
+            return time_call(lambda: self.model.loss(self.ids[:, :-1], self.ids[:, 1:]).backward())
 
     def update(self) -> float:
-        """Return the seconds of gradient clipping and an optimizer step, with the last micro-batch's gradients."""
+        """Return the seconds of a step's single casts, gradient clipping and an optimizer step.
+
+        The gradients are those of the last micro-batch.
+        """
 
         def run() -> None:
+            with self._kept_weights():
+                pass
             clip_grad_norm(self.model, self.train.optimizer.max_gradient_norm)
             optimizer_step(self.optimizers, 0.0)
             self.model.zero_grad()
 
         return time_call(run)
+
+    def _kept_weights(self) -> AbstractContextManager[None]:
+        """Keep cast weights during the block, as a step of a single process does; FSDP casts when it gathers."""
+        is_sharded = isinstance(self.model, FSDPModule)
+        return self.model.cast_weights_once() if self.keeps_weights and not is_sharded else nullcontext()
 
 
 def time_call(call: Callable[[], object]) -> float:
