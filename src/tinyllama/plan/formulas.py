@@ -107,14 +107,13 @@ def memory_by_component(workload: Workload) -> dict[str, int]:
     parameters = num_parameters(workload.model, workload.vocab_size)
     permanent = {
         "weights": 4 * parameters // workload.shards,
-        # Kept gradients are unsharded until the last micro-batch reduces them.
-        "gradients": 4 * parameters // (1 if workload.keeps_weights else workload.shards),
+        "gradients": 4 * parameters // workload.shards,
         "optimizer": optimizer_bytes(workload) // workload.shards,
     }
     peaks = [_peak_at_loss(workload), _peak_in_backward(workload), _peak_at_gradient_reduction(workload)]
     peaks += [{"muon": muon_bytes(workload)}] if workload.optimizer.name == "muon" else []
-    temporary = max(peaks, key=lambda components: sum(components.values()))
-    return {name: round(count) for name, count in (permanent | temporary).items() if count}
+    highest = max((permanent | peak for peak in peaks), key=lambda components: sum(components.values()))
+    return {name: round(count) for name, count in highest.items() if count}
 
 
 def optimizer_bytes(workload: Workload) -> int:
@@ -186,9 +185,10 @@ def _saved_for_backward(workload: Workload) -> dict[str, float]:
 
 
 def _kept_weights(workload: Workload) -> dict[str, float]:
-    """Return the bytes of the weights that are kept over the micro-batches of a step, in the compute precision."""
+    """Return the bytes of the weights that a step keeps over its micro-batches, and of their unsharded gradients."""
     if workload.shards > 1:
-        return {"gathered": workload.element_bytes * num_parameters(workload.model, workload.vocab_size)}
+        parameters = num_parameters(workload.model, workload.vocab_size)
+        return {"gathered": workload.element_bytes * parameters, "gradients": 4 * parameters}
     matrices = workload.model.layers * workload.block_parameters + workload.vocab_size * workload.model.dim
     return {"weight_copies": workload.element_bytes * matrices}
 
@@ -222,7 +222,8 @@ def _peak_at_gradient_reduction(workload: Workload) -> dict[str, float]:
         copies = _kept_weights(workload) if workload.keeps_weights else {}
         return {"head": 4 * workload.vocab_size * workload.model.dim} | copies
     gathered = workload.element_bytes * workload.root_parameters
-    return {"gathered": gathered, "reduce_scatter": (workload.element_bytes + 4) * workload.root_parameters}
+    gradient_bytes = 4 if workload.keeps_weights else workload.element_bytes  # before they are copied to be reduced
+    return {"gathered": gathered, "reduce_scatter": (gradient_bytes + 4) * workload.root_parameters}
 
 
 def traffic_bytes(workload: Workload, is_last: bool) -> float:
