@@ -128,7 +128,7 @@ def test_values_appear_under_the_pointer_and_follow_the_run(training: Path) -> N
         assert box
         page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.6 * box["height"])
         expect(tip).to_contain_text(re.compile(r"step [\d,]+, [\d.]+[KM]? tokens"))
-        expect(tip).to_contain_text(re.compile(r"training: [\d.]+ nats per token"))
+        expect(tip).to_contain_text(re.compile(r"training, running mean: [\d.]+ nats per token"))
         expect(tip).to_contain_text(re.compile(r"validation: [\d.]+ nats per token"))
         before = tip.inner_text()
         expect(tip).not_to_have_text(before, timeout=_WAIT_MS)  # the curve has moved below the pointer
@@ -138,7 +138,7 @@ def test_values_appear_under_the_pointer_and_follow_the_run(training: Path) -> N
         expect(tip).to_be_hidden()
         throughput = page.locator("#chart-tokens_per_second svg.drawing")
         throughput.hover()
-        expect(tip).to_contain_text(re.compile(r"Throughput: [\d.]+[KM]?"))
+        expect(tip).to_contain_text(re.compile(r"Throughput, running mean: [\d.]+[KM]?"))
 
 
 @pytest.mark.slow

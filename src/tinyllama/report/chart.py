@@ -39,7 +39,7 @@ _FORMATS: dict[str, Callable[[float], str]] = {
     "count": format_count,
     "number": lambda value: f"{value:.6g}",
 }
-_TRACK, _CHARACTER = 27, 6.5
+_TRACK, _CHARACTER = 27, 7.0
 """Height of a track of marks, and width of a character of a tick label."""
 _MAX_POINTS = 60
 """Maximum number of points for which a line has markers."""

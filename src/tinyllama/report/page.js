@@ -34,10 +34,11 @@ function describe(values, tokens, end) {
   for (const series of values.series) {
     const at = nearest(series.x, tokens);
     const far = Math.abs(series.x[at] - tokens) > 0.01 * end ? ` at ${formats.count(series.x[at])} tokens` : "";
-    let line = `${series.label}: ${format(series.y[at])}${unit}${far}`;
+    const label = series.label + (series.kind === "smooth" ? ", running mean" : "");
+    let line = `${label}: ${format(series.y[at])}${unit}${far}`;
     if (series.kind === "errors") line += ` ± ${format(series.high[at] - series.y[at])}`;
     else if (series.low && series.low[at] < series.high[at])
-      line += ` (${format(series.low[at])} to ${format(series.high[at])})`;
+      line += `; steps ${format(series.low[at])} to ${format(series.high[at])}`;
     lines.push(line);
   }
   return lines.join("\n");
