@@ -181,7 +181,7 @@ def test_only_rank_0_shows_progress(small: Path, tmp_path: Path) -> None:
     with start_training(small, tmp_path / "shown", *short, ranks=2) as life:
         assert life.end() == 0, life.output()
         lines = [line for line in life.output().splitlines() if line.startswith("training small: ")]
-    assert lines[0] == "training small: files in runs/small"
+    assert lines[0] == "training small: `tinyllama watch runs/small` shows it"
     assert re.fullmatch(r"training small: 100 %, 3/3 steps, [\d.,]+ tokens/s, loss [\d.]+, took .* s", lines[1])
     assert len(lines) == 2
     with start_training(small, tmp_path / "quiet", *short, "--quiet", ranks=2) as life:
