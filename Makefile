@@ -12,7 +12,8 @@ LLAMA_CPP := SKBUILD_BUILD_TARGETS='llama;ggml' CMAKE_ARGS="$(CMAKE_ARGS) -DLLAV
 	'-DCMAKE_C_FLAGS=$(NO_AMX)' '-DCMAKE_CXX_FLAGS=$(NO_AMX)'"
 LOWEST := tests/recipe/test_recipe.py tests/tokenizer/test_tokenizer.py tests/model tests/plan tests/evaluate tests/release tests/plots tests/report \
 	tests/data tests/tracking/test_trackers.py tests/train/test_train.py tests/train/test_float8.py \
-	tests/train/test_checkpoint.py tests/train/test_exactness.py
+	tests/train/test_checkpoint.py tests/train/test_exactness.py tests/train/test_muon.py tests/train/test_optimizer.py \
+	tests/train/test_micro_batches.py tests/train/test_loss_scale.py tests/train/test_distributed.py
 
 .PHONY: demo test test-fast check docs docs-serve bench bench-training bench-1b bench-optimizers bench-averaging bench-pauses bench-plan bench-release bench-evaluation check-evaluation check-gpu gpu-bundle check-lowest check-clusters soak lock install-locked fuzz clean
 
@@ -80,7 +81,7 @@ bench-evaluation: .venv/installed-dev
 
 # Proofs and measurements on this machine's GPU, at most eight minutes; results in build/gpu. GPU_FLAGS=--dry-run uses the
 # CPU. gpu-bundle packs everything for a GPU machine without a network.
-check-gpu: .venv/installed-dev
+check-gpu: .venv/installed
 	$(BIN)/python benchmarks/gpu.py $(GPU_FLAGS)
 
 gpu-bundle: .venv/installed-dev

@@ -63,11 +63,15 @@ def test_peak_of_fp16_is_that_of_bf16_on_a_gpu_and_unknown_on_a_cpu(monkeypatch:
     assert peak_flops(torch.device("cpu"), torch.float16) is None
 
 
-def test_gpu_without_a_c_compiler_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_without_a_c_compiler_or_older_than_volta_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(Path, "is_file", lambda path: True)  # Python's headers
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/cc" if name == "cc" else None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     assert can_compile(torch.device("cuda"))
     assert not can_compile(torch.device("cpu"))  # c++ is missing
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    assert not can_compile(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert not can_compile(torch.device("cuda"))

@@ -77,7 +77,7 @@ _V100_PCIE = "NVIDIA V100 Tensor Core GPU data sheet (PCIe), fp16"
 _T4 = "NVIDIA T4 Tensor Core GPU data sheet, fp16"
 
 TENSOR_CORE_CAPABILITY = (7, 0)
-"""Lowest CUDA compute capability with fast fp16 matrix products (Volta)."""
+"""Lowest CUDA compute capability with fast fp16 matrix products, and the lowest that Triton supports (Volta)."""
 BF16_CAPABILITY = (8, 0)
 """Lowest CUDA compute capability with bf16 matrix products (Ampere). On older GPUs, torch emulates bf16 slowly."""
 FLOAT8_CAPABILITY = (8, 9)
@@ -257,8 +257,12 @@ def nvidia_devices() -> list[Path]:
 def can_compile(device: "torch.device") -> bool:
     """Return whether torch.compile can run on a device.
 
-    Inductor compiles C++ for a CPU, and Triton compiles C for a GPU. Both need Python's headers.
+    Inductor compiles C++ for a CPU, and Triton compiles C for a GPU, Volta or newer. Both need Python's headers.
     """
+    import torch
+
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < TENSOR_CORE_CAPABILITY:
+        return False
     choices = ("CXX", "c++", "g++", "clang++") if device.type == "cpu" else ("CC", "gcc", "clang", "cc")
     compilers = filter(None, (os.environ.get(choices[0]), *choices[1:]))
     return any(map(shutil.which, compilers)) and Path(sysconfig.get_path("include"), "Python.h").is_file()

@@ -252,7 +252,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[in
         ("NVIDIA A100", (8, 0), {"precision": "bf16", "optimizer.name": "muon"}, None),
     ],
 )
-def test_gpu_without_bf16_is_refused_what_it_would_emulate(
+def test_bf16_is_refused_on_a_gpu_that_would_emulate_it(
     small: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,

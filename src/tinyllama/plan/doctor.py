@@ -118,7 +118,7 @@ def _check_software(system: SystemInfo) -> Iterator[CheckResult]:
     if system.can_compile:
         yield result("torch.compile", "a C++ compiler and Python's headers")
     else:
-        yield result("torch.compile", "no C++ compiler, or no Python.h", _COMPILER_REMEDY)
+        yield result("torch.compile", "no C++ compiler, no Python.h, or a GPU older than Volta", _COMPILER_REMEDY)
     yield result("distributed", ", ".join(system.backends) or "none")
 
 
@@ -249,7 +249,7 @@ def _check_libraries(recipe: Recipe, system: SystemInfo) -> Iterator[CheckResult
     yield _check_executor(recipe.data.executor, system)
     if train.compile and not system.can_compile:
         yield _recipe_result(
-            "train.compile", f"no C++ compiler: training runs uncompiled; {_COMPILER_REMEDY}", "warning"
+            "train.compile", f"not possible here: training runs uncompiled; {_COMPILER_REMEDY}", "warning"
         )
     if train.float8:
         yield check_float8_support(system)

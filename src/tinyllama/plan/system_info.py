@@ -99,7 +99,7 @@ def probe() -> SystemInfo:
         memory_bytes=hardware.total_memory_bytes(),
         shared_memory_bytes=shutil.disk_usage(shm).total if shm.is_dir() else None,
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        can_compile=hardware.can_compile(torch.device("cpu")),
+        can_compile=hardware.can_compile(torch.device("cuda" if properties else "cpu")),
         has_nvidia_driver=Path("/proc/driver/nvidia/version").is_file(),
         devices=tuple(Device(gpu.name, gpu.total_memory, (gpu.major, gpu.minor)) for gpu in properties),
         attention=_working_attention_kernels(torch.device("cuda" if properties else "cpu")),

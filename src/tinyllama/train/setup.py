@@ -144,10 +144,8 @@ def _compile(model: Llama, world: World) -> None:
         for block in model.blocks:
             block.forward = torch.compile(block.forward, dynamic=False)
     elif world.is_main:
-        echo(
-            "train.compile: no C++ compiler or no Python headers found; training is slower without compilation",
-            to_stderr=True,
-        )
+        reasons = "no C++ compiler, no Python headers, or a GPU older than Volta"
+        echo(f"train.compile: not possible ({reasons}); training is slower without compilation", to_stderr=True)
 
 
 def check_precision(train: Train, world: World) -> None:
@@ -220,10 +218,12 @@ def clip_grad_norm(model: nn.Module, max_norm: float, loss_scale: float = 1.0) -
 
     The norm is that of the gradient over all ranks.
     """
-    for parameter in model.parameters() if loss_scale != 1 else ():
-        if parameter.grad is not None:
-            parameter.grad.div_(loss_scale)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if loss_scale != 1:
+        torch._foreach_mul_(gradients, 1 / loss_scale)
+    # By default, torch launches one kernel per tensor for DTensors.
+    is_on_gpu = bool(gradients) and gradients[0].device.type == "cuda"
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm, foreach=True if is_on_gpu else None)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
