@@ -1,8 +1,8 @@
 """Packs what `make check-gpu` needs on a machine without a network: `make gpu-bundle` writes build/gpu-bundle.tar.gz.
 
 The archive contains the benchmarks, a small store with its tokenizer, and wheels of tinyllama, of its requirements for
-training, of transformers and of torchao. torch and numpy come with the machine. Python and the processor architecture
-of the wheels are those of this machine, unless --python names another version. On the machine:
+training, of transformers, of torchao and of liger-kernel. torch, numpy and triton come with the machine. Python and the
+processor architecture of the wheels are those of this machine, unless --python names another version. On the machine:
 
     tar xzf gpu-bundle.tar.gz && cd gpu-bundle
     python3 -m venv --system-site-packages .venv
@@ -32,7 +32,7 @@ REQUIREMENTS = (
     "protobuf",
 )
 PEERS = ("transformers",)
-WITHOUT_REQUIREMENTS = ("torchao==0.17.0",)  # torchao 0.18 cannot be imported with torch 2.9
+WITHOUT_REQUIREMENTS = ("torchao==0.17.0", "liger-kernel")  # torchao 0.18 cannot be imported with torch 2.9
 PROVIDED = ("torch-", "numpy-", "nvidia_", "triton-")
 """Beginnings of the names of wheels that the machine provides."""
 MAX_BYTES = 60_000_000

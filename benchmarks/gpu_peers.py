@@ -13,13 +13,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from gpu_speed import load_recipe, time_step
+from gpu_speed import load_recipe, time_step, timed_model
 from torch import Tensor
 from torch.nn import functional as F
 
 from tinyllama.errors import summarize_error
 from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
-from tinyllama.plan.measure import TimedModel, time_call
+from tinyllama.plan.measure import time_call
 from tinyllama.recipe import Recipe
 
 # ruff: noqa: PLC0415 - each peer is imported only where it runs
@@ -56,8 +56,8 @@ def peers(device: str) -> Iterator[dict[str, Any]]:
 
 
 def measure_ours(recipe: Recipe, device: torch.device) -> tuple[float, float]:
-    """Return tinyllama's time per micro-batch and per optimizer step, in seconds."""
-    return time_step(TimedModel(recipe, LLAMA_2_VOCAB_SIZE, 1, device))
+    """Return tinyllama's times; see `gpu_speed.time_step`."""
+    return time_step(timed_model(recipe, device))
 
 
 def measure_transformers(recipe: Recipe, device: torch.device) -> tuple[float, float]:

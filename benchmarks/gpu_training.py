@@ -7,6 +7,7 @@ network contains that store (benchmarks/gpu_bundle.py).
 import hashlib
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -16,15 +17,21 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_speed import count_synchronisations
 
-from tinyllama import load_model
+from tinyllama import Recipe, load_model
+from tinyllama.data.batches import batches
+from tinyllama.distributed import World
+from tinyllama.train.loop import TrainingLoop, forward_backward
+from tinyllama.train.setup import build, initialize_weights, optimizer_step
 
-INPUTS = Path(__file__).parent / "gpu-inputs"
-"""Tokenizer and store of a bundle; elsewhere they are made in a temporary folder."""
+INPUTS = Path(os.environ.get("GPU_INPUTS") or Path(__file__).parent / "gpu-inputs")
+"""Tokenizer and store of a bundle, or those that `inputs` made; without them, the part `training` makes its own."""
 STEPS, CHECKPOINT_STEPS, KILL_STEP = 20, 5, 12
 RECIPE: dict[str, Any] = {
     "model": {"dim": 256, "layers": 4, "heads": 4, "kv_heads": 2, "ffn_dim": 704, "context_length": 256},
@@ -64,6 +71,7 @@ def training(device: str) -> Iterator[dict[str, Any]]:
         if device == "cuda":
             yield fp16(recipe)
         yield from checkpoints(device)
+        yield step_waits(recipe, device)
         train(recipe, "first", gpu, DETERMINISTIC)
         train(recipe, "free", gpu, {})
         cost = 1 - speed("first") / speed("free")
@@ -83,6 +91,38 @@ def training(device: str) -> Iterator[dict[str, Any]]:
             yield refused.result()
 
 
+def inputs(device: str) -> Iterator[dict[str, Any]]:
+    """Make the folder of inputs again, and yield the size of its store; both are the same on each device."""
+    shutil.rmtree(INPUTS, ignore_errors=True)
+    INPUTS.mkdir(parents=True)
+    write_inputs(INPUTS)
+    size = sum(path.stat().st_size for path in (INPUTS / "store").rglob("*") if path.is_file())
+    yield {"what": "store", "found": f"{size / 1e6:.1f} MB"}
+
+
+def step_waits(recipe: Path, device: str) -> dict[str, Any]:
+    """Return how often one complete training step waits for the GPU; once is expected, for the loss and the norm."""
+    world = World(0, 1, torch.device(device))
+    state = build(Recipe.load(recipe, {"name": "waits"}), world)
+    initialize_weights(state)
+    order = batches(state.recipe, state.store, 0, 0, 1, frozenset())
+    with ExitStack() as stack:
+        loop = TrainingLoop(state, None, None, 0, {}, stack)
+
+        def step() -> None:
+            loop._synchronize(*forward_backward(state, next(order), loop.heartbeat))
+            optimizer_step(state.optimizers, 1e-3)
+            state.model.zero_grad()
+
+        step()  # compiles
+        row: dict[str, Any] = {"check": "a training step waits for the GPU once"}
+        if device == "cpu":
+            step()
+            return row | {"found": "needs a GPU"}
+        found = count_synchronisations(step)
+    return row | {"found": f"{found} waits", "passed": found == 1}
+
+
 def fp16(recipe: Path) -> dict[str, Any]:
     """Return whether losses in fp16 are those in fp32. A dry run omits this check: it would take an hour on a CPU."""
     train(recipe, "fp16", {}, FP16)
@@ -98,7 +138,7 @@ def fp16(recipe: Path) -> dict[str, Any]:
 
 def write_inputs(folder: Path, fields: Mapping[str, Any] = RECIPE) -> Path:
     """Write the recipe, and a tokenizer and a store unless a bundle has them; return the recipe's path."""
-    inputs = INPUTS if INPUTS.is_dir() else folder
+    inputs = INPUTS if (INPUTS / "store" / "manifest.json").is_file() else folder
     path = folder / "recipe.yaml"
     source = {"format": "jsonl", "path": str(inputs / "text.jsonl"), "weight": 1}
     data = {"store": str(inputs / "store"), "sources": {"library": source}, "validation_fraction": 0.02}

@@ -53,6 +53,15 @@ def test_16_bit_precisions_differ_only_in_the_copied_heads_of_fp16() -> None:
     assert fp16["memory_bytes_per_gpu"] - bf16["memory_bytes_per_gpu"] == copied
 
 
+def test_float8_copies_only_the_head() -> None:
+    fields: dict[str, object] = {"train.float8": True, "parallel.activation_checkpointing": "none"}
+    kept = figures(fields, Assumptions(), "h200")
+    assert kept["keeps_weights"]
+    assert kept["memory_bytes_by_component"]["weight_copies"] == 2 * 32_000 * 2048
+    one_micro_batch = figures(fields | {"train.batch_sequences": 8}, Assumptions(), "h200")
+    assert "weight_copies" not in one_micro_batch["memory_bytes_by_component"]
+
+
 def test_hybrid_sharding_avoids_the_latency_of_a_wide_ring() -> None:
     fields: dict[str, object] = {"train.batch_sequences": 4096}
     assumptions = Assumptions(gpus=4096)

@@ -127,6 +127,7 @@ def estimate(recipe: Recipe, vocab_size: int, spec: HardwareSpec, assumptions: A
         element_bytes=4 if train.precision == "fp32" else 2,
         activation_checkpointing=recipe.parallel.activation_checkpointing,
         compiled=train.compile,
+        float8=train.float8,
         is_cpu=spec.is_cpu,
         copies_heads=train.precision != "bf16" and not spec.is_cpu,
     )

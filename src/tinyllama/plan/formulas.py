@@ -57,6 +57,8 @@ class Workload:
     """Bytes per activation: 2 in bf16 and fp16, 4 in fp32."""
     activation_checkpointing: ActivationCheckpointing = "none"
     compiled: bool = True
+    float8: bool = False
+    """Whether torchao's linear layers multiply in float8; they take float32 weights, so only the head is copied."""
     is_cpu: bool = False
     copies_heads: bool = False
     """Whether attention copies keys and values for each query head; see `model.attention`."""
@@ -172,7 +174,8 @@ def _saved_probabilities(workload: Workload) -> int:
 
 def _saved_for_backward(workload: Workload) -> dict[str, float]:
     """Return the bytes of the components that exist when the backward pass begins, without the sharded weights."""
-    has_copies = workload.shards == 1 and workload.element_bytes == 2 and workload.activation_checkpointing == "none"
+    casts = workload.shards == 1 and workload.element_bytes == 2 and not workload.float8
+    has_copies = casts and workload.activation_checkpointing == "none"
     activations = workload.model.layers * workload.tokens * activation_bytes_per_token(workload)
     if workload.keeps_weights:
         return {"activations": activations} | _kept_weights(workload)
@@ -189,8 +192,9 @@ def _kept_weights(workload: Workload) -> dict[str, float]:
     if workload.shards > 1:
         parameters = num_parameters(workload.model, workload.vocab_size)
         return {"gathered": workload.element_bytes * parameters, "gradients": 4 * parameters}
-    matrices = workload.model.layers * workload.block_parameters + workload.vocab_size * workload.model.dim
-    return {"weight_copies": workload.element_bytes * matrices}
+    blocks = 0 if workload.float8 else workload.model.layers * workload.block_parameters
+    head = workload.vocab_size * workload.model.dim
+    return {"weight_copies": workload.element_bytes * (blocks + head)}
 
 
 def _peak_at_loss(workload: Workload) -> dict[str, float]:

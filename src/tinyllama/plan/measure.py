@@ -14,7 +14,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from tinyllama import hardware, preflight
-from tinyllama.distributed import World
+from tinyllama.distributed import World, begin_micro_batch
 from tinyllama.hardware import HardwareSpec, measure_cpu_spec, spec_for_device
 from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
@@ -94,15 +94,19 @@ class TimedModel:
         self.micro_batch()  # compiles
         self.update()  # initialises the optimizer's state
 
-    def micro_batch(self) -> float:
-        """Return the time of a forward and a backward pass, in seconds, without casts that a step does only once."""
+    def micro_batch(self, is_last: bool = True) -> float:
+        """Return the time of a forward and a backward pass, in seconds, without casts that a step does only once.
+
+        `is_last` sets whether FSDP communicates as in the last micro-batch of a step; see `begin_micro_batch`.
+        """
+        begin_micro_batch(self.model, is_last, self.keeps_weights)
         with self._kept_weights():
             return time_call(lambda: self.model.loss(self.ids[:, :-1], self.ids[:, 1:]).backward())
 
     def update(self) -> float:
         """Return the seconds of a step's single casts, gradient clipping and an optimizer step.
 
-        The gradients are those of the last micro-batch.
+        The gradients are those since the last update; the last micro-batch before it must have had `is_last`.
         """
 
         def run() -> None:
