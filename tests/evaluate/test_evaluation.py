@@ -39,7 +39,7 @@ def test_only_progress_is_printed(llama_folder: Path, capsys: pytest.CaptureFixt
     scored(llama_folder)
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert re.fullmatch(r"scoring: 100 %, 20/20 requests, [\d,]+ requests/s, took .* s\n", printed.err)
+    assert re.fullmatch(r"scoring: 100 %, 20/20 requests, [\d,.]+ requests/s, took .* s\n", printed.err)
 
 
 @pytest.mark.slow
