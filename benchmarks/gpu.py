@@ -9,7 +9,7 @@ failed.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --parts attention speed
-    python benchmarks/gpu.py --dry-run      # the same parts on a CPU at tiny sizes, in three minutes
+    python benchmarks/gpu.py --dry-run      # the same parts on a CPU at tiny sizes, in several minutes
 """
 
 import argparse
