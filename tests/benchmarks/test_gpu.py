@@ -65,7 +65,7 @@ def test_parts_import_no_package_that_the_bundle_lacks():
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    assert {"pyarrow", "datatrove", "trackio", "matplotlib"} <= set(ended.stdout.splitlines())
+    assert {"pyarrow", "datatrove", "matplotlib"} <= set(ended.stdout.splitlines())
 
 
 def test_torchao_selects_one_of_the_four_matrices_of_the_1b_model(gpu, monkeypatch):
