@@ -17,7 +17,7 @@ def main() -> int:
 
 
 def _run_command() -> int:
-    """Run the command line. Raises InputError if tyro or rich, which training in Python does not need, is missing."""
+    """Run the command line. Raises InputError if it lacks a package that training in Python does not need."""
     from tinyllama.errors import InputError
 
     try:

@@ -1,16 +1,17 @@
 """Text for people: printable text, short numbers and durations, and tables of aligned columns.
 
-This module imports no other module of the package. Only `format_table` imports rich.
+This module imports only `strict_json` from the package. Only `format_table` imports rich.
 """
 
 import contextlib
 import json
-import math
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
+
+from tinyllama.strict_json import without_nan
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -35,15 +36,7 @@ def echo(text: object = "", to_stderr: bool = False) -> None:
 
 def print_json(value: object) -> None:
     """Print a value as indented JSON in ASCII; a number that is not finite, which JSON does not have, becomes null."""
-    echo(json.dumps(_finite(value), indent=2, allow_nan=False))
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    echo(json.dumps(without_nan(value), indent=2, allow_nan=False))
 
 
 @contextlib.contextmanager

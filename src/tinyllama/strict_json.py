@@ -5,6 +5,7 @@ Python's `json` module is more tolerant by default. This module imports no other
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -13,15 +14,16 @@ def json_bytes(value: Any) -> bytes:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2)
     except ValueError:
-        text = json.dumps(_without_nan(value), ensure_ascii=False, indent=2)
+        text = json.dumps(without_nan(value), ensure_ascii=False, indent=2)
     return f"{text}\n".encode()
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
+def without_nan(value: Any) -> Any:
+    """Return a JSON value with null in place of NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
+        return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

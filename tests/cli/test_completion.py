@@ -137,3 +137,8 @@ def test_bash_script_passes_shellcheck(scripts: Path) -> None:
 def test_scripts_name_every_command(scripts: Path, shell: str) -> None:
     text = (scripts / shell).read_text()
     assert not [name for name in cli.COMMANDS if not re.search(rf"\b{name}\b", text)]
+
+
+def test_bash_completes_the_first_word_of_every_command(scripts: Path, folder: Path) -> None:
+    first_words = {name.partition(" ")[0] for name in cli.COMMANDS}
+    assert complete_in_bash(scripts / "bash", "tinyllama ", folder) == first_words | {"--help", "--version"}

@@ -131,6 +131,16 @@ def test_inspect_of_a_run_reports_a_changed_or_missing_store(
     assert "the store of this run, gone, is not here" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("data", ["5", "{}", "{store: 5}"])
+def test_inspect_of_a_run_whose_recipe_names_no_store_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: str
+) -> None:
+    run = RunDir(tmp_path)
+    run.recipe_path.write_text(f"name: x\ndata: {data}\n")
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"tinyllama: {run.recipe_path}: no data.store; ")
+
+
 @pytest.mark.parametrize(
     ("command", "flags"),
     [("inspect", []), ("inspect --step", ["--step", "7"]), ("inspect --verify", ["--verify"])],

@@ -50,6 +50,7 @@ def test_killed_run_resumes_on_two_ranks(python: Path, small: Path, tmp_path: Pa
     with start(python, tmp_path, *TORCHRUN, PROGRAM, recipe) as training:
         output = training.communicate(timeout=LIMIT_SECONDS)[0]
     assert training.returncode == 0, output
+    assert "imported:" in output
     assert {*output.partition("imported:")[2].split()} & ABSENT == set()
     (resumed,) = event_steps(run.path, "resume")
     losses, reference = read_losses(run.path), read_losses(reference_run)

@@ -20,6 +20,7 @@ import docstring_parser
 import tyro
 
 from tinyllama.errors import InputError
+from tinyllama.formatting import echo
 from tinyllama.recipe import Recipe, bundled_recipes
 from tinyllama.recipe.loading import parse_yaml, suggest_recipe_field
 
@@ -156,7 +157,6 @@ def parse(name: str, function: Command, arguments: list[str]) -> Callable[[], in
 
 def _print_help(name: str, description: Description, recipe: Recipe | None, with_fields: bool) -> None:
     from tinyllama.cli.help import command_help  # noqa: PLC0415 - imports this module
-    from tinyllama.formatting import echo  # noqa: PLC0415
 
     echo("\n".join(command_help(name, description, recipe, with_fields)))
 
@@ -218,8 +218,8 @@ def _check_flags(name: str, description: Description, arguments: Sequence[str]) 
             continue
         close = [one for one in known if one.startswith(flag.replace("_", "-"))]
         close = close or difflib.get_close_matches(flag.replace("_", "-"), known, n=1, cutoff=0.65)
-        field = suggest_recipe_field(flag[2:], Recipe) if description.recipe and not close else ""
-        hint = f"did you mean {close[0]}?" if close else field.replace("did you mean ", "did you mean --")
+        field = suggest_recipe_field(flag[2:], Recipe, "--") if description.recipe and not close else ""
+        hint = f"did you mean {close[0]}?" if close else field
         raise InputError(f"{name}: {flag}: unknown option; {hint or f'see `tinyllama {name} --help`'}")
 
 

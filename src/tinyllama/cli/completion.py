@@ -1,7 +1,7 @@
 """Shell completion: scripts for bash, zsh and fish, with the commands, their options and the fields of a recipe.
 
 A script contains everything that it completes, so that a key press starts no Python. tyro's own scripts start Python,
-and know neither recipes nor commands of two words.
+and complete neither recipes nor commands of two words.
 """
 
 import shlex
@@ -15,7 +15,7 @@ import jinja2
 
 from tinyllama.cli.arguments import Command, describe
 from tinyllama.recipe import Recipe, bundled_recipes
-from tinyllama.recipe.loading import RecipeModel
+from tinyllama.recipe.loading import field_infos
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,16 @@ def completion_script(shell: str, commands: Mapping[str, Command]) -> str:
     environment.filters["zsh_item"] = lambda option: shlex.quote(f"{option.flag}:{option.text}")
     first_words = list(dict.fromkeys(name.partition(" ")[0] for name in commands))
     return environment.from_string(template).render(
-        commands=entries, first_words=first_words, fields=_recipe_options(Recipe), recipes=bundled_recipes()
+        commands=entries, first_words=first_words, fields=_recipe_options(), recipes=bundled_recipes()
     )
 
 
-def _recipe_options(model: type[RecipeModel], prefix: str = "--") -> list[Option]:
+def _recipe_options() -> list[Option]:
     """Return the fields of a recipe as options, without those of a single source."""
-    options = []
-    for name, info in model.model_fields.items():
-        annotation: Any = info.annotation
-        if isinstance(annotation, type) and issubclass(annotation, RecipeModel):
-            options += _recipe_options(annotation, f"{prefix}{name}.")
-        else:
-            options.append(Option(prefix + name, _first_sentence(info.description or ""), True, _choices(annotation)))
-    return options
+    return [
+        Option(f"--{name}", _first_sentence(info.description or ""), True, _choices(info.annotation))
+        for name, info in field_infos(Recipe)
+    ]
 
 
 def _choices(annotation: Any) -> tuple[str, ...]:

@@ -99,8 +99,8 @@ def generate(
 ) -> None:
     """Complete a text.
 
-    The text is sampled and printed as it is generated. The seed is printed on standard error. With --temperature 0, the
-    text is the most probable one and always the same.
+    The text is sampled and printed as it is generated. The seed is printed on standard error, unless --quiet is given.
+    With --temperature 0, each token is the most probable one, so the text is always the same.
 
     Examples:
         tinyllama generate runs/mine "Once upon a time"
@@ -114,7 +114,8 @@ def generate(
         top_k: Number of most probable tokens to sample from; all tokens by default.
         top_p: Sample from the most probable tokens whose probabilities add up to this number; 1 means all tokens.
         min_p: Exclude tokens that are less probable than this fraction of the most probable token's probability.
-        repetition_penalty: Divisor of the positive logits of tokens that the text already has; 1 means no penalty.
+        repetition_penalty: Divisor of the positive logits, and factor of the negative ones, of tokens in the preceding
+            text; 1 means no penalty.
         num_samples: Number of texts, separated by lines of three hyphens; the seed increases by 1 per text.
         seed: Random seed; a new one for each call by default.
     """

@@ -4,7 +4,6 @@ Each figure is computed from the recipe, the machine's specification and the use
 lists the assumptions that have their default values.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from tinyllama.plan.formulas import (
 )
 from tinyllama.recipe import ActivationCheckpointing, Recipe, Source
 from tinyllama.release.formats import release_bytes
+from tinyllama.strict_json import without_nan
 from tinyllama.tokenizer import token_dtype
 
 HEADROOM = 0.92
@@ -79,11 +79,8 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """Return the figures, the assumptions and the machine for JSON output; infinite figures are None."""
         about = {"name": self.recipe.name, "hardware": asdict(self.hardware), "assumptions": asdict(self.assumptions)}
-        figures = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in self.figures.items()
-        }
-        return about | {"defaults": self.default_assumptions, "vocab_size": self.vocab_size, **figures}
+        defaults = {"defaults": self.default_assumptions, "vocab_size": self.vocab_size}
+        return {**about, **defaults, **without_nan(self.figures)}
 
     @property
     def default_assumptions(self) -> dict[str, Any]:

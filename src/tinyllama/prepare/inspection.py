@@ -32,12 +32,16 @@ _MALFORMED = (LookupError, TypeError, ValueError, AttributeError)
 def resolve_store(path: Path) -> tuple[Path, str | None]:
     """Return the store at a path, or the store and the recipe's path of the run at the path.
 
-    Warns if the run's store has changed since the run was trained. Raises InputError if the run's store is missing.
+    Warns if the run's store has changed since the run was trained. Raises InputError if the run's store is missing, or
+    if the run's recipe names none.
     """
     run = RunDir(path)
     if TokenStore.exists(path) or not run.recipe_path.is_file():
         return path, None
-    store = Path(str(run.recipe_fields().get("data", {}).get("store")))
+    data = run.recipe_fields().get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("store"), str):
+        raise InputError(f"{run.recipe_path}: no data.store; give the store's folder")
+    store = Path(data["store"])
     if not store.is_dir():
         remedy = "run this in the folder in which training was started, or give the store's folder"
         raise InputError(f"{path}: the store of this run, {store}, is not here; {remedy}")
@@ -45,7 +49,8 @@ def resolve_store(path: Path) -> tuple[Path, str | None]:
     if run.store_manifest_path.is_file() and manifest.is_file():
         then, now = sha256_of(run.store_manifest_path), sha256_of(manifest)
         if then != now:
-            echo(f"{store}: another store than the one {path} was trained on ({now[:12]}, not {then[:12]})", True)
+            hashes = f"manifest's sha256 {now[:12]}, not {then[:12]}"
+            echo(f"{store}: another store than the one {path} was trained on ({hashes})", to_stderr=True)
     return store, str(run.recipe_path)
 
 
@@ -55,10 +60,11 @@ def inspect_store(
     """Return a store's description with `samples` documents per source, or the provenance of a row of a training step.
 
     The keys are those of `tinyllama inspect --json`. If `row` is None, row 0 is traced. Raises InputError if only one
-    of `recipe` and `step` is given, if `row` is given without both, or if a file of the store is invalid.
+    of `recipe` and `step` is given, if `row` is given without both, if `samples` is negative, or if a file of the store
+    is invalid.
     """
     if (recipe is None) != (step is None) or (row is not None and step is None):
-        raise InputError("inspect: to trace a row, give both --recipe and --step")
+        raise InputError("inspect: to trace a row, give both --recipe and --step; for a run, --step is enough")
     if samples < 0:
         raise InputError(f"--samples {samples}: out of range; give 0 or more documents per source")
     store = TokenStore.open(folder)

@@ -22,6 +22,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic.fields import FieldInfo
 
 from tinyllama.errors import InputError
 from tinyllama.formatting import visible
@@ -232,28 +233,29 @@ def _suggest_field(place: list[str], model: type[BaseModel]) -> str:
     return suggest_recipe_field(place[-1], model) or siblings
 
 
-def suggest_recipe_field(name: str, model: type[BaseModel]) -> str:
+def suggest_recipe_field(name: str, model: type[BaseModel], prefix: str = "") -> str:
     """Return a hint with the dotted name of the field of a recipe that `name` may mean, or an empty string.
 
-    `name` may be the usual name of another program, a field's last name, or similar to one.
+    `name` may be the usual name of another program, a field's last name, or similar to one. `prefix` is put before each
+    field.
     """
     last = name.rpartition(".")[2].replace("-", "_").lower()
     if last in _FOREIGN_NAMES:
-        return f"did you mean {_FOREIGN_NAMES[last]}?"
-    fields = list(_field_names(model))
+        return f"did you mean {prefix}{_FOREIGN_NAMES[last]}?"
+    fields = [field for field, _ in field_infos(model)]
     close = difflib.get_close_matches(last, [field.rpartition(".")[2] for field in fields], n=1, cutoff=0.75)
-    found = [field for field in fields if field.rpartition(".")[2] in close]
+    found = [prefix + field for field in fields if field.rpartition(".")[2] in close]
     return f"did you mean {' or '.join(found)}?" if found else ""
 
 
-def _field_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of the fields of a model and of its parts, except the parts of a mapping or list."""
+def field_infos(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the dotted name and the description of each field of a model and its parts, except in a mapping or list."""
     for name, field in model.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from _field_names(inner, f"{prefix}{name}.")
+            yield from field_infos(inner, f"{prefix}{name}.")
         else:
-            yield prefix + name
+            yield prefix + name, field
 
 
 def suggest(name: str, known: Sequence[str], cutoff: float = 0.6) -> str:

@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -235,9 +234,11 @@ class HuggingFaceBackend:
     def sentencepiece_model(self) -> bytes | None:
         """Return the tokenizer.model next to the tokenizer.json if both are equivalent, or None.
 
-        Without SentencePiece, return the tokenizer.model unchecked: every reader that has SentencePiece checks it.
+        Without SentencePiece or protobuf, return the tokenizer.model unchecked: every reader that has both checks it.
         """
-        if find_spec("sentencepiece") is None:
+        try:
+            import sentencepiece.sentencepiece_model_pb2  # noqa: F401, PLC0415
+        except ModuleNotFoundError:
             return self._model
         with suppress(InputError):  # ignore a tokenizer.model that is damaged or, like Llama 3's, of another kind
             if self._model and SentencePieceBackend(self.name, self._model).canonical() == self.canonical():
