@@ -12,7 +12,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -90,8 +90,9 @@ def init_distributed(watchdog_seconds: float) -> Iterator[World]:
         # The training loop contains a reference cycle, which keeps process groups and their threads alive. A thread
         # that releases a tensor while the interpreter exits could abort the process.
         gc.collect()
-        # NCCL's groups wait for the other ranks, which may be blocked in a collective after an error on this rank. The
-        # error would never be printed. At the interpreter's exit, torch aborts these groups instead of waiting.
+        # NCCL's groups wait for the other ranks, which may be blocked in a collective after an error on this rank. This
+        # rank would then never print its error. At the interpreter's exit, torch aborts these groups instead of
+        # waiting.
         if ranks_end_together or device.type == "cpu":
             dist.destroy_process_group()
 
@@ -118,7 +119,7 @@ def select_device(local_rank: int) -> torch.device:
 
 
 def _check_kernels(device: torch.device) -> None:
-    """Raise InputError if torch's kernels are built only for newer GPUs, as those of CUDA 13 for a V100."""
+    """Raise InputError if torch's kernels are built only for newer GPUs, for example those of CUDA 13 on a V100."""
     capability = torch.cuda.get_device_capability(device)
     built = [int(digits[1]) for name in torch.cuda.get_arch_list() if (digits := re.match(r"sm_(\d+)", name))]
     if 10 * capability[0] + capability[1] < min(built, default=0):
@@ -207,7 +208,7 @@ def build_mesh(parallel: Parallel, world: World) -> DeviceMesh:
 
 
 def smallest_device_memory(world: World) -> int:
-    """Return the memory in bytes that the rank with the least memory has, on each rank."""
+    """Return the memory of the smallest device of all ranks, in bytes; the value is the same on each rank."""
     ranks_of_machine = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
     memory = torch.tensor(hardware.device_memory_bytes(world.device, ranks_of_machine), device=world.device)
     if world.size > 1:
@@ -243,6 +244,12 @@ def begin_micro_batch(model: Llama, is_last: bool, keeps_weights: bool) -> None:
         model.set_reshard_after_backward(is_last)
     else:
         model.set_requires_all_reduce(is_last)
+
+
+def kept_cast_weights(model: Llama, keeps_weights: bool) -> AbstractContextManager[None]:
+    """Cast the weights once for a block of micro-batches if `keeps_weights` is true; FSDP casts when it gathers."""
+    casts = keeps_weights and not isinstance(model, FSDPModule)
+    return model.cast_weights_once() if casts else nullcontext()
 
 
 def broadcast_from_rank0(value: Value, world: World) -> Value:

@@ -46,7 +46,7 @@ class HardwareSpec:
     assumed_mfu: float = 0.5
     """MFU that `plan` assumes for the 1.1B model without a measurement: an estimate."""
     capability: tuple[int, int] = (8, 0)
-    """CUDA compute capability; for all GPUs with bf16, that of the oldest."""
+    """CUDA compute capability. The default is the lowest one with bf16, and also serves newer GPUs."""
     is_cpu: bool = False
 
     def peak_flops(self, precision: str) -> float:
@@ -82,7 +82,7 @@ BF16_CAPABILITY = (8, 0)
 """Lowest CUDA compute capability with bf16 matrix products (Ampere). On older GPUs, torch emulates bf16 slowly."""
 FLOAT8_CAPABILITY = (8, 9)
 """Lowest CUDA compute capability with float8 matrix products (Ada)."""
-FP16_ON_CPU_WARNING = "train.precision: on most CPUs, fp16 is hundreds of times slower than bf16; use bf16 or fp32"
+FP16_ON_CPU_WARNING = "train.precision: on most CPUs, fp16 is very slow; use bf16 or fp32"
 HARDWARE_SPECS = {
     spec.name: spec
     for spec in (

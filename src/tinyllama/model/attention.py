@@ -41,8 +41,8 @@ def _fused_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     supports grouped heads only from torch 2.14 on (pytorch pull request 191085). Before that, torch would silently
     store T x T scores. Except for bf16, each head of a group therefore gets its own copy of the keys and values.
     """
-    if query.dtype != torch.bfloat16:
-        copies = query.shape[1] // keys.shape[1]
+    copies = query.shape[1] // keys.shape[1]
+    if query.dtype != torch.bfloat16 and copies > 1:
         keys, values = keys.repeat_interleave(copies, 1), values.repeat_interleave(copies, 1)
     return F.scaled_dot_product_attention(query, keys, values, is_causal=True, enable_gqa=True)
 

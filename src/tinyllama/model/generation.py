@@ -15,7 +15,7 @@ from tinyllama.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. The default is greedy: the most probable token.
+    """Options for the choice of the next token. The default is greedy: the most probable token.
 
     Raises InputError if a value is out of range.
     """
@@ -99,7 +99,7 @@ def choose_token(logits: torch.Tensor, sampling: Sampling, random: torch.Generat
 def restrict(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Divide logits float32[V] by the temperature, and set those of excluded tokens to minus infinity.
 
-    The restrictions apply in the order of transformers: top-k, top-p, min-p; each one to the tokens that are left.
+    Top-k, top-p and min-p apply in this order, as in transformers, each one to the remaining tokens.
     """
     logits = logits / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < len(logits):

@@ -42,7 +42,7 @@ _MIN_OPEN_FILES = 1024
 """Recommended limit of open files: a shard has two files, and a store of many sources has hundreds of shards."""
 _MIN_SHARED_MEMORY_BYTES = 1 << 30
 """Recommended size of /dev/shm: NCCL needs tens of MB per GPU, and a container has 64 MB by default."""
-_COMPILER_REMEDY = "install g++ and Python's headers (Debian: g++ python3-dev)"
+_COMPILER_REMEDY = "install g++ and Python's headers (Debian: g++ python3-dev), unless the GPU is older than Volta"
 _EXTRAS = {
     "clean": "for data.sources.*.clean",
     "evaluate": "for scores",
@@ -116,9 +116,9 @@ def _check_software(system: SystemInfo) -> Iterator[CheckResult]:
     yield result("tinyllama", version, "pip install tinyllama" if unmet else "", "missing")
     yield result("torch", f"{system.torch}, built for {f'CUDA {system.cuda}' if system.cuda else 'CPUs only'}")
     if system.can_compile:
-        yield result("torch.compile", "a C++ compiler and Python's headers")
+        yield result("torch.compile", "a compiler and Python's headers")
     else:
-        yield result("torch.compile", "no C++ compiler, no Python.h, or a GPU older than Volta", _COMPILER_REMEDY)
+        yield result("torch.compile", "no compiler, no Python.h, or a GPU older than Volta", _COMPILER_REMEDY)
     yield result("distributed", ", ".join(system.backends) or "none")
 
 

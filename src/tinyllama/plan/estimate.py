@@ -181,7 +181,7 @@ def _time(plan: Plan) -> dict[str, Any]:
     assumptions, spec, train, workload = plan.assumptions, plan.hardware, plan.recipe.train, plan.workload
     flops, peak = flops_per_token(workload.model, plan.vocab_size, workload.length), spec.peak_flops(train.precision)
     compute, update = assumptions.measured_seconds or (workload.tokens * flops / (peak * plan.mfu), 0.0)
-    # The micro-batches before the last one, and the last one, differ in what they communicate.
+    # With replicas or kept weights, ranks communicate more in the last micro-batch of a step than in the earlier ones.
     micro_batches = ((workload.micro_batches - 1, False), (1, True))
     networks = [(count, network_seconds(workload, spec, is_last)) for count, is_last in micro_batches]
     step = sum(count * max(compute, network) for count, network in networks) + update / workload.shards

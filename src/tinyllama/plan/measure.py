@@ -8,13 +8,11 @@ machine slow down both measurements and change the MFU only a little.
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 
 from tinyllama import hardware, preflight
-from tinyllama.distributed import World, begin_micro_batch
+from tinyllama.distributed import World, begin_micro_batch, kept_cast_weights
 from tinyllama.hardware import HardwareSpec, measure_cpu_spec, spec_for_device
 from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
@@ -100,7 +98,7 @@ class TimedModel:
         `is_last` sets whether FSDP communicates as in the last micro-batch of a step; see `begin_micro_batch`.
         """
         begin_micro_batch(self.model, is_last, self.keeps_weights)
-        with self._kept_weights():
+        with kept_cast_weights(self.model, self.keeps_weights):
             return time_call(lambda: self.model.loss(self.ids[:, :-1], self.ids[:, 1:]).backward())
 
     def update(self) -> float:
@@ -110,18 +108,13 @@ class TimedModel:
         """
 
         def run() -> None:
-            with self._kept_weights():
+            with kept_cast_weights(self.model, self.keeps_weights):
                 pass
             clip_grad_norm(self.model, self.train.optimizer.max_gradient_norm)
             optimizer_step(self.optimizers, 0.0)
             self.model.zero_grad()
 
         return time_call(run)
-
-    def _kept_weights(self) -> AbstractContextManager[None]:
-        """Keep cast weights during the block, as a step of a single process does; FSDP casts when it gathers."""
-        is_sharded = isinstance(self.model, FSDPModule)
-        return self.model.cast_weights_once() if self.keeps_weights and not is_sharded else nullcontext()
 
 
 def time_call(call: Callable[[], object]) -> float:

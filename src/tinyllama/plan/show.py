@@ -133,7 +133,7 @@ def _check_precision(recipe: Recipe, spec: HardwareSpec) -> HardwareSpec:
     if not spec.is_cpu:
         check_bf16(train.precision, train.optimizer.name, spec.name, spec.capability)
     elif train.precision == "fp16":
-        problem = "a plan for fp16 needs a GPU, because fp16 is hundreds of times slower than bf16 on most CPUs"
+        problem = "a plan for fp16 needs a GPU, because fp16 is very slow on most CPUs"
         raise InputError(f"train.precision: {problem}; name a GPU with --hardware, or use --train.precision bf16")
     return spec
 

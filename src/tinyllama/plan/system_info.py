@@ -70,7 +70,7 @@ class SystemInfo:
     open_files: int
     """Limit of open files per process; -1 for no limit."""
     can_compile: bool
-    """Whether a C++ compiler and Python's headers are installed."""
+    """Whether torch.compile can run on the GPU, or on the CPU of a machine without a GPU."""
     has_nvidia_driver: bool
     devices: tuple[Device, ...] = ()
     attention: tuple[str, ...] = ()

@@ -150,8 +150,9 @@ class Train(RecipeModel):
     def _check_float8(self) -> Self:
         if self.float8 and self.precision == "fp16":
             raise ValueError("float8 with precision fp16 is not supported; use precision bf16, or remove float8")
-        if self.float8 and not self.compile:  # each scale and cast would be a kernel of its own
-            raise ValueError("float8 is slower than bf16 without compile; set compile to true, or remove float8")
+        if self.float8 and not self.compile:
+            problem = "float8 needs compile, because each scale and cast would otherwise be a kernel of its own"
+            raise ValueError(f"{problem}; set compile to true, or remove float8")
         return self
 
     @model_validator(mode="after")

@@ -107,11 +107,11 @@ def discard_stale_rollbacks(run: RunDir) -> None:
 def watchdog(seconds: float, on_hang: Callable[[float], None], signals: StopSignals | None) -> Iterator[Heartbeat]:
     """Call `on_hang` and exit with status 1 if the block does not call the yielded heartbeat within `seconds`.
 
-    A process can wait for a dead peer in a collective, where it cannot handle a stop signal; pass `signals` for it.
-    After a stop signal, the limit is then twice the longest time between two heartbeats so far, but at least five
-    seconds, and the exit status is REQUEUE_STATUS. A stop signal before the first heartbeat changes neither value.
-    `on_hang` receives the limit in seconds. The watchdog is a thread, because an exception cannot interrupt a main
-    thread that waits in a collective.
+    With `signals`, the limit after a stop signal is twice the longest time between two heartbeats so far, but at least
+    five seconds, and the exit status is REQUEUE_STATUS. The reason is that a process that waits for a dead peer in a
+    collective cannot handle the signal. A stop signal before the first heartbeat changes neither value. `on_hang`
+    receives the limit in seconds. The watchdog is a thread, because an exception cannot interrupt a main thread that
+    waits in a collective.
     """
     period = min(1.0, seconds / 4)
     heartbeat, is_over = Heartbeat(), threading.Event()

@@ -18,7 +18,14 @@ from torch import Tensor
 
 from tinyllama import hardware
 from tinyllama.data.batches import batch_index_for_step, batches
-from tinyllama.distributed import World, all_reduce_sum, begin_micro_batch, init_distributed, is_peer_failure
+from tinyllama.distributed import (
+    World,
+    all_reduce_sum,
+    begin_micro_batch,
+    init_distributed,
+    is_peer_failure,
+    kept_cast_weights,
+)
 from tinyllama.errors import InputError, RunStoppedError, first_line
 from tinyllama.files import exclusive_lock, reject_symlinks
 from tinyllama.formatting import echo
@@ -166,7 +173,8 @@ class TrainingLoop:
         This is the only point of a step at which the CPU waits for the GPU and for other ranks.
         """
         flags = (float(bool(self.signals.names)), float(self.writer.has_failed))
-        parts = (nats, *(nats.new_full((), flag) for flag in flags))  # copying a tensor to the GPU would wait for it
+        # filled on the GPU, because a copy of a CPU tensor would make the CPU wait for the GPU
+        parts = (nats, *(nats.new_full((), flag) for flag in flags))
         sums = all_reduce_sum(torch.stack(parts), self.state.world)
         total, stops, failures, norm_value = torch.cat((sums, norm[None])).tolist()
         return total / self.state.recipe.train.batch_tokens, norm_value, bool(stops), bool(failures)
@@ -285,15 +293,15 @@ def forward_backward(
     """Compute the clipped gradient of a batch; `sequences`, int64 [N, sequence_length + 1], is this rank's part.
 
     Returns the cross-entropy in nats, summed over this rank's tokens (float64), and the norm over all ranks of the
-    gradient before clipping. `heartbeat` is called after each micro-batch. `loss_scale` multiplies the loss during the
-    backward pass, but changes neither the results nor the gradient.
+    gradient before clipping. `heartbeat` is called after each micro-batch. `loss_scale` multiplies the loss in the
+    backward pass, and the gradient is divided by it before clipping. If a gradient overflows, the norm is not finite.
     """
     recipe, world = state.recipe.train, state.world
     total = torch.zeros((), device=world.device, dtype=torch.float64)
     if world.device.type == "cuda":  # pinned memory is copied while the GPU computes
         sequences = sequences.pin_memory().to(world.device, non_blocking=True)
     micro_batches = sequences.split(recipe.effective_micro_batch_size(world.size))
-    with state.model.cast_weights_once() if state.keeps_weights and world.size == 1 else nullcontext():
+    with kept_cast_weights(state.model, state.keeps_weights):
         for number, micro_batch in enumerate(micro_batches, 1):
             begin_micro_batch(state.model, number == len(micro_batches), state.keeps_weights)
             nats = state.model.loss(micro_batch[:, :-1], micro_batch[:, 1:], recipe.z_loss)

@@ -2,8 +2,9 @@
 
 The scale multiplies the loss before the backward pass, and the gradient is divided by it before clipping. All scales
 are powers of two, so the division is exact. The rules and the constants are those of torch.amp.GradScaler (Micikevicius
-et al. 2018, arXiv:1710.03740, section 3.2). GradScaler itself keeps its state on the GPU, so the training loop would
-wait for the GPU twice per step. The gradient norm, which the loop reads anyway, contains the same information.
+et al. 2018, arXiv:1710.03740, section 3.2), with two exceptions: a loss that is not finite leaves the scale unchanged,
+and the scale does not fall below 1. GradScaler itself keeps its state on the GPU, so the training loop would wait for
+the GPU twice per step. The gradient norm, which the loop reads anyway, contains the same information.
 """
 
 import math
@@ -22,9 +23,10 @@ class LossScale:
     def __init__(self, precision: str, state: dict[str, Any] | None = None) -> None:
         """Create a scale that continues from `state`, the result of an earlier scale's `state()`."""
         self.is_dynamic = precision == "fp16"
-        known = (state or {"scale": INITIAL_SCALE, "finite_steps": 0}) if self.is_dynamic else {"scale": 1.0}
+        start = {"scale": INITIAL_SCALE if self.is_dynamic else 1.0, "finite_steps": 0}
+        known = state if self.is_dynamic and state else start
         self.value = float(known["scale"])
-        self.finite_steps = int(known.get("finite_steps", 0))
+        self.finite_steps = int(known["finite_steps"])
 
     def state(self) -> dict[str, Any] | None:
         """Return the state that a checkpoint stores, as JSON values; None unless the precision is fp16."""
