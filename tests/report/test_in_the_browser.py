@@ -25,7 +25,7 @@ Scheme = Literal["light", "dark"]
 
 @pytest.fixture(scope="module")
 def report(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report with a comparison and annotations of every category."""
+    """A report with a comparison and marks of every category."""
     run = Path(shutil.copytree(trained, tmp_path_factory.mktemp("seen") / "small"))
     more = [("signal", 20), ("resume", 20), ("rollback", 33), ("tracker-failed", 35)]
     change_jsonl(

@@ -189,6 +189,12 @@ def test_comparison_shows_results_and_differences(run: Path, tmp_path: Path) -> 
     assert "train.optimizer.learning_rate" in rows[0] and "0.003" in rows[0] and "0.004" in rows[0]
 
 
+def test_seventh_run_has_the_colour_of_the_first_and_dashes(run: Path) -> None:
+    section = page_of(run, *[run] * 6).section("comparison")
+    assert section.count('<li class="run-0">') == section.count('<li class="run-0 dashed">') == 1
+    assert section.count('<li class="run-5">') == 1 and "run-6" not in section
+
+
 def test_html_in_names_is_escaped(run: Path, tmp_path: Path) -> None:
     hostile = '<script>alert("1")</script>'
     folder = Path(shutil.copytree(run, tmp_path / "<b onmouseover=alert(1)>$x$ & 'so'"))
@@ -221,6 +227,8 @@ def test_cut_last_line_is_skipped(run: Path) -> None:
         ("metrics.jsonl", '{"step": 1, "tokens": 2}\n{"step": 2}\n', "metrics.jsonl:2: "),
         ("metrics.jsonl", '{"step": 1, "tokens": 2, "loss": "x"}\n', "metrics.jsonl:1: loss is 'x'"),
         ("metrics.jsonl", '{"step": 1, "tokens": 2}\nbroken\n', "metrics.jsonl:2: "),
+        ("metrics.jsonl", '{"step": 2, "tokens": 2}\n' * 3 + '{"step": 2}\n' * 2, "metrics.jsonl:4: "),
+        ("metrics.jsonl", '{"step": 1, "tokens": 2}\n{"step": "2", "tokens": 2}\n', "metrics.jsonl:2: not a row"),
         ("events.jsonl", '{"event": "start"}\n', "events.jsonl:1: "),
         ("store.json", "{", "store.json: "),
         ("recipe.yaml", "name: x\n", "recipe.yaml: "),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import tinyllama
-from tinyllama.runs.log import EVENT_KINDS, describe_event, event_category, event_title
+from tinyllama.runs.log import EVENT_KINDS, describe_event, event_category, event_text, event_title
 
 
 def test_every_event_of_the_list_is_written_somewhere() -> None:
@@ -29,3 +29,5 @@ def test_details_of_an_event_have_units() -> None:
     )
     rollback = {"event": "rollback", "step": 9, "reason": "loss nan", "checkpoint": 5, "skipped_batches": [7, 8]}
     assert describe_event(rollback) == "loss nan; checkpoint 5; skipped batches: 7, 8"
+    assert event_text(rollback) == "rollback at step 9: loss nan; checkpoint 5; skipped batches: 7, 8"
+    assert event_text({"event": "done", "step": 9}) == "done at step 9"

@@ -1,7 +1,7 @@
 """Curves of a run's metrics against tokens, whose size in memory does not grow with the length of the run.
 
-Each row is read once. Adjacent rows are merged into at most 4,096 bins. Each bin has a minimum,
-maximum and mean, so a spike of one step in a million stays visible.
+Each row is read once. Adjacent rows are merged into at most 4,096 bins. Each bin has a minimum, maximum and mean, so a
+spike of one step in a million stays visible.
 """
 
 import math

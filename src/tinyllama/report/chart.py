@@ -22,9 +22,8 @@ from tinyllama.runs.log import (
     RELEASE,
     Category,
     Event,
-    describe_event,
     event_category,
-    event_title,
+    event_text,
 )
 
 CATEGORIES: dict[Category, str] = {
@@ -73,9 +72,11 @@ class Series:
 
     label: str
     color: str
-    """CSS class of the colour."""
+    """CSS classes of the colour and the line."""
     curve: Curve
     kind: Kind = "smooth"
+    in_legend: bool = True
+    """Whether the legend lists the series."""
 
 
 @dataclass(frozen=True)
@@ -117,16 +118,11 @@ class Mark:
 def marks_of(events: Iterable[Event], batch_tokens: int, min_distance: float) -> list[Mark]:
     """Return marks for all non-routine events, merged as described in `merge_nearby`."""
     found = [
-        Mark(event["step"] * batch_tokens, event_category(event), {event["event"]: 1}, (_words(event),))
+        Mark(event["step"] * batch_tokens, event_category(event), {event["event"]: 1}, (event_text(event),))
         for event in events
         if event_category(event) != INFO
     ]
     return merge_nearby(found, min_distance)
-
-
-def _words(event: Event) -> str:
-    details = describe_event(event)
-    return event_title(event) + (f": {details}" if details else "")
 
 
 def merge_nearby(found: Sequence[Mark], min_distance: float) -> list[Mark]:
@@ -238,18 +234,13 @@ class Chart:
     """Values of horizontal lines, by label."""
     events: Sequence[Event] = ()
     batch_tokens: int | None = None
-    """Tokens per step, with which the page shows the step; None if the series have several batch sizes."""
+    """Tokens per step, with which the page shows the step; None for a chart of several runs or of scores."""
     sizes: Sequence[Size] = (SMALL,)
 
     @property
     def is_large(self) -> bool:
         """Whether the chart has a wide and a narrow drawing."""
         return len(self.sizes) > 1
-
-    @property
-    def is_comparison(self) -> bool:
-        """Whether the chart shows several runs, whose validation losses have the colours of their runs."""
-        return self.is_large and self.batch_tokens is None
 
     @property
     def end(self) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tinyllama.errors import InputError
 from tinyllama.evaluate.results import SCORE_COLUMNS, score_rows
-from tinyllama.files import read_json_if_exists, rows_since, sha256_of
+from tinyllama.files import numbered_rows, read_json_if_exists, rows_since, sha256_of
 from tinyllama.formatting import MISSING, format_bytes, format_count, format_duration_precise, format_percent
 from tinyllama.hardware import format_hardware
 from tinyllama.model.flops import num_parameters
@@ -145,7 +145,7 @@ class MetricsReader:
 def read_run(folder: Path, metrics: MetricsReader | None = None) -> RunData:
     """Read a run. Raises InputError if the folder is not a run, or if one of its files is damaged.
 
-    `metrics` is a reader that has read the run before.
+    `metrics` is a reader of the run that is kept between calls, so that only new rows are read.
     """
     run, now = RunDir.open(folder), time.time()
     recipe, newest, releases = run.recipe(), run.newest_checkpoint(), run.releases.releases()
@@ -185,8 +185,12 @@ def _is_valid(row: Json) -> bool:
 
 
 def _describe_invalid_row(run: RunDir) -> str:
-    for number, row in enumerate(run.metrics(), 1):
+    for number, row in numbered_rows(run.metrics_path):
+        if not isinstance(row, dict):
+            continue
         place, remedy = f"{run.metrics_path}:{number}", "correct or delete the line"
+        if not isinstance(row.get("step"), int):
+            return f"{place}: not a row with a step; {remedy}"
         for name in METRICS:
             if not isinstance(row.get(name), int | float | None):
                 return f"{place}: {name} is {row[name]!r}, not a number; {remedy}"
@@ -263,13 +267,10 @@ def file_table(metadata: Json) -> Table:
 
 def sample_table(samples: Sequence[Event]) -> Table:
     """Return the table of a prompt's completions, in the given order."""
-    rows = [
-        (
-            f"{event['step']:,}",
-            *(MISSING if event.get(name) is None else str(event[name]) for name in ("greedy", "sampled")),
-        )
-        for event in samples
-    ]
+    rows = []
+    for event in samples:
+        texts = (event.get(name) for name in ("greedy", "sampled"))
+        rows.append((f"{event['step']:,}", *(MISSING if text is None else str(text) for text in texts)))
     return Table(("step", "most probable tokens", "sampled"), rows, numbers=(0,), kinds=["sample"] * len(rows))
 
 

@@ -1,7 +1,7 @@
 """`tinyllama watch`: the report of a run as a live page, served on 127.0.0.1 until interrupted.
 
-The page asks for itself again every few seconds (page.js). Each answer is the current report, for which the server
-reads only the new rows of metrics.jsonl. The server writes no files and sends nothing to the network.
+The script of the page requests the page again every few seconds (page.js). For each answer, the server reads only the
+new rows of metrics.jsonl. The server writes no files and sends nothing to the network.
 """
 
 import contextlib
@@ -105,9 +105,8 @@ class LivePage:
         if time.monotonic() - self.status_time < _STATUS_SECONDS:
             return
         folders = dict.fromkeys(run.path.parent for run in self.given)
-        runs = list(
-            dict.fromkeys([*self.given, *(run for folder in folders for run in runs_in(folder) if run.is_started)])
-        )
+        started = [run for folder in folders for run in runs_in(folder) if run.is_started]
+        runs = list(dict.fromkeys([*self.given, *started]))
         names = [run.name for run in runs]
         self.runs = {visible(run.name if names.count(run.name) == 1 else str(run.path)): run for run in runs}
         self.statuses = {name: read_run_status(run) for name, run in self.runs.items()}
@@ -130,10 +129,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer with the live page (`/`) or the report as a file (`/report.html`)."""
         # Refuse other host names, since a website may resolve its own name to this machine (DNS rebinding).
         if not re.fullmatch(r"(127\.0\.0\.1|localhost)(:\d+)?", self.headers.get("Host", "")):
-            return self.send_error(400, "this page is available at 127.0.0.1 only")
+            self.send_error(400, "this page is available at 127.0.0.1 only")
+            return
         address = urlsplit(self.path)
         if address.path not in ("/", "/report.html"):
-            return self.send_error(404)
+            self.send_error(404)
+            return
         data = self.server.page.render(address.query, is_live=address.path == "/").encode()
         with contextlib.suppress(ConnectionError):  # the browser has closed the page
             self.send_response(200)
@@ -144,7 +145,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("X-Content-Type-Options", "nosniff")
             self.end_headers()
             self.wfile.write(data)
-        return None
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Print nothing, since a page sends a request every few seconds."""

@@ -1,6 +1,7 @@
 "use strict";
-// Shows the values of a chart under the pointer. A live page also asks its server for the page again, and changes only
-// what differs, so that open lists, check boxes and scroll positions stay. All text is set as text, never as HTML.
+// Shows the values of a chart under the pointer. A live page also requests the page from its server again, and changes
+// only what differs, so that open lists, check boxes and scroll positions are kept. All text is set as text, never as
+// HTML.
 
 const tip = document.getElementById("tip");
 let pointer = null;  // the last pointer event over a chart
@@ -28,7 +29,7 @@ function nearest(sorted, value) {
 
 function describe(values, tokens, end) {
   const format = formats[values.format];
-  const unit = values.format === "number" ? ` ${values.unit}` : "";
+  const unit = ["percent", "bytes"].includes(values.format) ? "" : ` ${values.unit}`;
   const step = values.batch ? `step ${Math.round(tokens / values.batch).toLocaleString("en")}, ` : "";
   const lines = [`${step}${formats.count(tokens)} tokens`];
   for (const series of values.series) {
@@ -38,7 +39,7 @@ function describe(values, tokens, end) {
     let line = `${label}: ${format(series.y[at])}${unit}${far}`;
     if (series.kind === "errors") line += ` ± ${format(series.high[at] - series.y[at])}`;
     else if (series.low && series.low[at] < series.high[at])
-      line += `; steps ${format(series.low[at])} to ${format(series.high[at])}`;
+      line += `; range ${format(series.low[at])} to ${format(series.high[at])}`;
     lines.push(line);
   }
   return lines.join("\n");
@@ -52,16 +53,19 @@ function showTip(text, x, y) {
   tip.style.top = `${Math.max(4, Math.min(y + 14, innerHeight - height - 4))}px`;
 }
 
+const removeCursor = () => document.querySelectorAll(".cursor").forEach(line => line.remove());
+
 function hideTip() {
   pointer = null;
   tip.hidden = true;
-  document.querySelectorAll(".cursor").forEach(line => line.remove());
+  removeCursor();
 }
 
 function hover(event) {
   const drawing = event.target.closest?.("svg.drawing");
   if (!drawing) return hideTip();
   pointer = event;
+  removeCursor();
   const mark = event.target.closest(".mark");
   if (mark) return showTip(mark.dataset.words, event.clientX, event.clientY);
   const [left, right, top, bottom, end] = ["left", "right", "top", "bottom", "end"].map(name => +drawing.dataset[name]);
@@ -72,7 +76,6 @@ function hover(event) {
   const grid = values.series.reduce((most, series) => series.x.length > most.length ? series.x : most, []);
   const tokens = grid[nearest(grid, (x - left) / (right - left) * end)];
   const place = left + (right - left) * tokens / end;
-  document.querySelectorAll(".cursor").forEach(line => line.remove());
   const cursor = document.createElementNS(drawing.namespaceURI, "line");
   const position = { class: "cursor", x1: place, x2: place, y1: top, y2: bottom };
   for (const name in position) cursor.setAttribute(name, position[name]);

@@ -1,8 +1,8 @@
 """The HTML page of a report, rendered from page.html, page.css and page.js with a run's figures, charts and tables.
 
-The page is self-contained: it needs no network access. Its script shows values under the pointer and, on a live page,
-updates the page; without the script the page is complete. jinja2 escapes all text, since names in recipes and files can
-contain HTML, and the page's policy allows no other script.
+The page needs no network access, and is complete without its script. The script shows values under the pointer, and
+updates a live page. jinja2 escapes all text, since names in recipes and files can contain HTML. The page's policy
+allows no other script.
 """
 
 import base64
@@ -38,12 +38,16 @@ POLICY = (
     "base-uri 'none'; form-action 'self'"
 )
 """Content security policy of the page: no script except page.js, and no request to another machine."""
-NUM_RUN_COLORS = 6
+_NUM_RUN_COLORS = 6
+"""Number of classes run-0, run-1, … in page.css."""
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
 
 _METRIC_CHARTS: tuple[tuple[str, str, str, Unit, Kind], ...] = (
     ("validation_bits_per_byte", "Validation", "of held-out text", Unit("bits per byte"), "points"),
     ("learning_rate", "Learning rate", "schedule of the recipe", Unit("per step"), "line"),
-    ("gradient_norm", "Gradient norm", "before clipping", Unit("norm"), "smooth"),
+    ("gradient_norm", "Gradient norm", "before clipping", Unit("L2 norm"), "smooth"),
     ("tokens_per_second", "Throughput", "all ranks together", Unit("tokens/s", "count"), "smooth"),
     ("mfu", "MFU", "formula below", Unit("% of the peak FLOP/s", "percent"), "smooth"),
     ("memory_bytes", "Memory", "peak so far: GPU of rank 0, or process", Unit("bytes", "bytes"), "smooth"),
@@ -94,10 +98,7 @@ def render_page(run: RunData | None, others: Sequence[RunData] = (), picker: Pic
 
     A live page without a run shows only the picker and its problems.
     """
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    html = environment.get_template("page.html").render(
+    html = _ENVIRONMENT.get_template("page.html").render(
         run=run,
         picker=picker,
         content=content,
@@ -120,10 +121,16 @@ def _context(run: RunData, others: Sequence[RunData]) -> dict[str, object]:
         "head_figures": _head_figures(run),
         "loss": _loss_chart(run),
         "metrics": [
-            Chart(metric, title, caption, unit, [Series(title, color, curve, kind)], batch_tokens=_batch_tokens(run))
+            Chart(
+                metric,
+                title,
+                caption,
+                unit,
+                [Series(title, "validation" if kind == "points" else "training", curve, kind)],
+                batch_tokens=run.recipe.train.batch_tokens,
+            )
             for metric, title, caption, unit, kind in _METRIC_CHARTS
             if len(curve := run.metrics.curves[metric])
-            for color in ["validation" if kind == "points" else "training"]
         ],
         "scores": _score_chart(run),
         "tasks": _task_charts(run),
@@ -132,10 +139,6 @@ def _context(run: RunData, others: Sequence[RunData]) -> dict[str, object]:
         "comparison": _comparison_chart(runs),
         "written": content.format_timestamp(run.read_at),
     }
-
-
-def _batch_tokens(run: RunData) -> int:
-    return run.recipe.train.batch_tokens
 
 
 def _summary(run: RunData) -> str:
@@ -213,7 +216,7 @@ def _loss_chart(run: RunData) -> Chart | None:
         Unit("nats per token"),
         series,
         events=[event for event in run.events if event_category(event) in CATEGORIES],
-        batch_tokens=_batch_tokens(run),
+        batch_tokens=run.recipe.train.batch_tokens,
         sizes=(WIDE, NARROW),
     )
 
@@ -262,11 +265,12 @@ def _score_curve(points: Sequence[tuple[float, float, float]]) -> Curve:
 def _comparison_chart(runs: Mapping[str, RunData]) -> Chart | None:
     series = []
     for number, (name, run) in enumerate(runs.items()):
-        color = f"run-{number % NUM_RUN_COLORS}"
+        color = f"run-{number % _NUM_RUN_COLORS}" + (" dashed" if number >= _NUM_RUN_COLORS else "")
         if len(run.metrics.curves["loss"]):
             series.append(Series(name, color, run.metrics.curves["loss"]))
         if len(run.metrics.curves["validation_loss"]):
-            series.append(Series(f"{name}, validation", color, run.metrics.curves["validation_loss"], "points"))
+            validation = run.metrics.curves["validation_loss"]
+            series.append(Series(f"{name}, validation", color, validation, "points", in_legend=False))
     if not series:
         return None
     caption = "Cross-entropy against tokens seen: running means, and validation as points."

@@ -84,6 +84,12 @@ def describe_event(event: Event) -> str:
     return "; ".join(_format_detail(name, value) for name, value in details.items())
 
 
+def event_text(event: Event) -> str:
+    """Return the title and the details of an event."""
+    details = describe_event(event)
+    return event_title(event) + (f": {details}" if details else "")
+
+
 def _format_detail(name: str, value: Any) -> str:
     label = name.removesuffix("_seconds").replace("_", " ")
     if name.endswith("seconds"):

@@ -267,12 +267,12 @@ def _baseline_scores(run: RunDir, metrics: Collection[str]) -> dict[str, Scores]
     found = {evaluation["model"]: _scores(evaluation) for evaluation in run.releases.baseline_evaluations()}
     for row in run.releases.table()["baselines"]:
         if row["source"] and row["source"].startswith("published"):
-            found[published_name(row["name"])] = {_HELLASWAG: row["hellaswag"]}
+            found[_published_name(row["name"])] = {_HELLASWAG: row["hellaswag"]}
     kept = {name: {key: scores[key] for key in metrics if key in scores} for name, scores in found.items()}
     return {name: scores for name, scores in kept.items() if scores}
 
 
-def published_name(name: str) -> str:
+def _published_name(name: str) -> str:
     """Return a published model's name for trackers, without the step, because only the model's last step is shown."""
     return f"{name.split(' step ', maxsplit=1)[0]} (published)"
 

@@ -19,7 +19,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from tinyllama.files import Row, fsync_path
 from tinyllama.recipe import Recipe
-from tinyllama.runs.log import describe_event, event_title
+from tinyllama.runs.log import event_text
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tracking.follow import Scores, SinkPosition
 
@@ -47,7 +47,7 @@ class TensorBoardSink:
     def log_events(self, events: Sequence[Row]) -> None:
         """Write events as text summaries."""
         for event in events:
-            text = text_pb("events", f"{event_title(event)}: {describe_event(event)}")
+            text = text_pb("events", event_text(event))
             summary = Summary.FromString(text.SerializeToString())
             self.writer.add_event(Event(wall_time=event["time"], step=event["step"], summary=summary))
         self.writer.flush()

@@ -44,7 +44,8 @@ def check_trackers(track: Track) -> None:
     for name in enabled_trackers(track):
         if find_spec(name) is None:
             off = "null" if name == "wandb" else "false"
-            raise InputError(f"track.{name}: {name} is not installed; pip install {name}, or set track.{name} to {off}")
+            remedy = f'pip install "tinyllama[track]", or set track.{name} to {off}'
+            raise InputError(f"track.{name}: {name} is not installed; {remedy}")
 
 
 @contextlib.contextmanager

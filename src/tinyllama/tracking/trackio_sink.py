@@ -44,7 +44,8 @@ class TrackioSink:
         self.run = self._open()
 
     def log_metrics(self, rows: Sequence[Row], times: Sequence[float]) -> None:
-        """Send rows of metrics; trackio records the time at which it receives a row."""
+        """Send rows of metrics."""
+        # `times` is unused, because trackio records the time at which it receives a row.
         self._forget_position()
         for row in rows:
             self.run.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
@@ -64,7 +65,7 @@ class TrackioSink:
         self.log_metrics([row], [time])
 
     def set_baselines(self, baselines: dict[str, Scores]) -> None:
-        """Do nothing, because trackio has no lines for other models; the report shows them."""
+        """Do nothing, because trackio cannot draw baselines; the report shows them."""
 
     def rewind(self, step: int) -> int:
         """Delete the run from trackio, because trackio cannot delete single rows."""

@@ -5,8 +5,7 @@ as stored only after `close`. After a kill, all items since the last `close` are
 steps. The W&B step of a row is the training step plus the number of scores and alerts that were delivered before the
 row. The newest W&B step shows which rows W&B has received. Online, the server reports this step. Offline, it is the
 newest step of the last process that called `close`, because the folder of a killed process in `RUN/wandb` is deleted.
-Logged rows cannot be removed. After a rollback, W&B keeps the first values of the repeated
-steps.
+Logged rows cannot be removed. After a rollback, W&B keeps the first values of the repeated steps.
 """
 
 import re
