@@ -39,13 +39,18 @@ class FileEntry:
     """Size in bytes."""
 
 
-def find_files(path: str, is_wanted: Callable[[str], bool], unwanted: list[str] | None = None) -> list[FileEntry]:
+def find_files(
+    path: str,
+    is_wanted: Callable[[str], bool],
+    unwanted: list[str] | None = None,
+    takes_named: bool = False,
+) -> list[FileEntry]:
     """Return every file that a path, folder, glob or URL refers to, sorted by path.
 
     Folders are searched recursively, through symbolic links, for files whose names satisfy `is_wanted`. The paths of
-    other files are appended to `unwanted`. As in a shell, names that begin with a dot match only a pattern
-    that begins with a dot. Raises InputError if a folder or file cannot be read, or if a symbolic link leads back to a
-    folder that contains the link.
+    other files are appended to `unwanted`. If `takes_named`, a file that a glob matches by its own name need not
+    satisfy `is_wanted`. As in a shell, names that begin with a dot match only a pattern that begins with a dot. Raises
+    InputError if a folder or file cannot be read, or if a symbolic link leads back to a folder that contains the link.
     """
     if _is_remote(path):
         with translate_read_errors(path):
@@ -57,8 +62,9 @@ def find_files(path: str, is_wanted: Callable[[str], bool], unwanted: list[str] 
     if kind == "file":
         found[path] = ()
     else:
-        for file, parts in _walk(path, (), (), ()) if kind == "folder" else _glob(path):
-            if is_wanted(parts[-1]):
+        folder, pattern = (path, ()) if kind else _split_glob(path)
+        for file, parts in _walk(folder, (), pattern, ()) if kind or pattern else ():
+            if is_wanted(parts[-1]) or (takes_named and pattern and _matches(parts, pattern, False, below=False)):
                 found[file] = parts
             elif unwanted is not None:
                 unwanted.append(file)
@@ -228,12 +234,11 @@ def _stat_kind(path: str) -> str | None:
             return None
 
 
-def _glob(path: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the path and parts of every file that matches a glob; yield nothing if the path has no wildcard."""
+def _split_glob(path: str) -> tuple[str, tuple[str, ...]]:
+    """Return a glob's fixed folder and the pattern below it; the pattern is empty if the path has no wildcard."""
     fixed = re.split(r"[*?[]", path, maxsplit=1)[0]
     folder = fixed[: fixed.rfind("/") + 1]
-    if fixed != path:
-        yield from _walk(folder, (), tuple(path[len(folder) :].split("/")), ())
+    return folder, tuple(path[len(folder) :].split("/")) if fixed != path else ()
 
 
 def _walk(
@@ -256,23 +261,23 @@ def _walk(
                 yield path, (*parts, name)
 
 
-def _matches(parts: tuple[str, ...], pattern: tuple[str, ...], is_folder: bool) -> bool:
+def _matches(parts: tuple[str, ...], pattern: tuple[str, ...], is_folder: bool, below: bool = True) -> bool:
     """Return whether a file matches a pattern, or whether a folder can contain files that match it.
 
-    A pattern also matches everything below a folder that it matches, except names that begin with a dot.
+    If `below`, a pattern also matches everything below a folder that it matches, except names that begin with a dot.
     """
     if not pattern:
-        return not any(part.startswith(".") for part in parts)
+        return not parts or (below and not any(part.startswith(".") for part in parts))
     if not parts:
         return is_folder
     head, rest, is_hidden = pattern[0], pattern[1:], parts[0].startswith(".")
     if head == "**":
-        if _matches(parts, rest or ("*",), is_folder):
+        if _matches(parts, rest or ("*",), is_folder, below):
             return True
-        return not is_hidden and _matches(parts[1:], pattern, is_folder)
+        return not is_hidden and _matches(parts[1:], pattern, is_folder, below)
     if is_hidden and not head.startswith("."):
         return False
-    return fnmatchcase(parts[0], head) and _matches(parts[1:], rest, is_folder)
+    return fnmatchcase(parts[0], head) and _matches(parts[1:], rest, is_folder, below)
 
 
 def _list_folder(folder: str) -> list[tuple[str, bool]]:

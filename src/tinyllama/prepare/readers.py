@@ -240,7 +240,8 @@ def _read_text(file: RawFile, separator: str | None, column: str) -> Fields:
             yield None, TOO_LONG
             continue
         text = decode_utf8(memoryview(data))
-        yield None, "not UTF-8 text" if isinstance(text, UnusableValue) else {column: text}
+        is_binary = isinstance(text, UnusableValue) or b"\0" in data  # UTF-16 and most binary files have NUL bytes
+        yield None, "not UTF-8 text" if is_binary else {column: text}
 
 
 def _read_csv(file: RawFile, column: str) -> Fields:
