@@ -161,6 +161,14 @@ def test_vocabulary_that_does_not_decode_is_not_written(
     assert not Path("tokenizer").exists()
 
 
+def test_vocabulary_size_is_the_flag_or_the_size_in_the_recipe(recipe: Path) -> None:
+    write_jsonl(Path("raw/a.jsonl"), python_sources(10))
+    recipe.write_text(f"{recipe.read_text()}\nvocab_size: 600\n")
+    for folder, flags, size in (("one", [], 600), ("two", ["--vocab-size", "610"], 610)):
+        assert cli.main(["--quiet", "tokenizer", "train", str(recipe), "--tokenizer", folder, *flags]) == 0
+        assert Tokenizer.load(folder).vocab_size == size
+
+
 def test_lines_with_the_reserved_character_are_used(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [f"cpu{'▅' * count} throughput\n" for count in range(1, 6)] * 40
     write_jsonl(Path("raw/a.jsonl"), [*lines, "memory \t latency"])

@@ -166,7 +166,7 @@ def _check_extras(system: SystemInfo) -> Iterator[CheckResult]:
 
 def check_recipe(recipe: Recipe, system: SystemInfo) -> list[CheckResult]:
     """Check everything that a recipe needs, and return the results."""
-    vocab_size, findings, store = LLAMA_2_VOCAB_SIZE, dict[str, CheckResult](), None
+    vocab_size, findings, store = recipe.vocab_size or LLAMA_2_VOCAB_SIZE, dict[str, CheckResult](), None
     try:
         tokenizer = Tokenizer.load(recipe.tokenizer)
     except InputError as problem:

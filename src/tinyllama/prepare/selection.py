@@ -21,6 +21,7 @@ from tinyllama.text import TextLike, iter_utf8_chunks, to_str, utf8_boundary_bef
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.training import TrainingText, train_tokenizer, training_text
 
+_VOCAB_SIZE = 8192
 _MAX_FILES = 64
 # Assumed compression ratio of text and code. It affects only the fraction of documents in the sample.
 _BYTES_PER_DISK_BYTE = 4
@@ -48,8 +49,10 @@ def split_tail(text: TextLike, fraction: float) -> tuple[TextLike, TextLike]:
     return (to_str(parts[0]), to_str(parts[1])) if isinstance(text, str) else parts
 
 
-def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -> tuple[Path, TrainingText]:
+def train_recipe_tokenizer(recipe: Recipe, vocab_size: int | None, sample_bytes: int) -> tuple[Path, TrainingText]:
     """Train a Llama-style BPE on a sample of the recipe's sources; return its folder and the training text.
+
+    If `vocab_size` is None, the recipe's `vocab_size` is used, or 8,192 without it.
 
     Raises InputError if the sources have no text, or if the folder contains a tokenizer, because a store or a run may
     use this tokenizer.
@@ -71,6 +74,8 @@ def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -
     if not text.lines and reasons:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
         raise InputError(f"data.sources: no text to train the tokenizer on ({counts}); {rejection_remedy(reasons)}")
+    if vocab_size is None:
+        vocab_size = recipe.vocab_size or _VOCAB_SIZE
     train_tokenizer(text, vocab_size).save(folder, recipe.model.context_length)
     return folder, text
 

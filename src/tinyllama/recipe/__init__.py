@@ -311,6 +311,9 @@ class Recipe(RecipeModel):
     """Seed of the initial weights and the data order."""
     tokenizer: str
     """Folder, file or hub name of the tokenizer."""
+    vocab_size: Count | None = None
+    """Vocabulary size of a tokenizer that `tokenizer train` trains; null means 8192. An existing tokenizer keeps its
+    size."""
     data: Data
     """Text sources and the token store."""
     model: Model
@@ -384,7 +387,7 @@ class Recipe(RecipeModel):
 
 # Fields for locations, names, parallelism, monitoring and storage do not change the weights beyond rounding.
 _FIELDS_NOT_AFFECTING_WEIGHTS = re.compile(
-    r"name$|tokenizer$|data\.(store|workers|executor|slurm.*|sources\.[^.]+\.(path|max_compression_ratio))$"
+    r"name$|tokenizer$|vocab_size$|data\.(store|workers|executor|slurm.*|sources\.[^.]+\.(path|max_compression_ratio))$"
     r"|checkpoint\.|release\.|track\."
     r"|train\.(micro_batch_sequences|deterministic|compile|validate_every_steps|validation_sequences)$"
     r"|parallel\.|guard\.(watchdog_seconds|max_rollbacks)$"
