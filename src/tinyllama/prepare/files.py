@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,8 +49,9 @@ def find_files(
 
     Folders are searched recursively, through symbolic links, for files whose names satisfy `is_wanted`. The paths of
     other files are appended to `unwanted`. If `takes_named`, a file that a glob matches by its own name need not
-    satisfy `is_wanted`. As in a shell, names that begin with a dot match only a pattern that begins with a dot. Raises
-    InputError if a folder or file cannot be read, or if a symbolic link leads back to a folder that contains the link.
+    satisfy `is_wanted`. In a glob, `{a,b}` means `a` or `b`, once per name. As in a shell, names that begin with a dot
+    match only a pattern that begins with a dot. Raises InputError if a folder or file cannot be read, or if a symbolic
+    link leads back to a folder that contains the link.
     """
     if is_remote(path):
         with translate_read_errors(path):
@@ -237,7 +238,7 @@ def _stat_kind(path: str) -> str | None:
 
 def _split_glob(path: str) -> tuple[str, tuple[str, ...]]:
     """Return a glob's fixed folder and the pattern below it; the pattern is empty if the path has no wildcard."""
-    fixed = re.split(r"[*?[]", path, maxsplit=1)[0]
+    fixed = re.split(r"[*?[{]", path, maxsplit=1)[0]
     folder = fixed[: fixed.rfind("/") + 1]
     return folder, tuple(path[len(folder) :].split("/")) if fixed != path else ()
 
@@ -278,7 +279,15 @@ def _matches(parts: tuple[str, ...], pattern: tuple[str, ...], is_folder: bool, 
         return not is_hidden and _matches(parts[1:], pattern, is_folder, below)
     if is_hidden and not head.startswith("."):
         return False
-    return fnmatchcase(parts[0], head) and _matches(parts[1:], rest, is_folder, below)
+    return _compile(head).match(parts[0]) is not None and _matches(parts[1:], rest, is_folder, below)
+
+
+@lru_cache(maxsize=256)
+def _compile(pattern: str) -> re.Pattern[str]:
+    """Return the regular expression of a pattern for one name; its first `{a,b}` means `a` or `b`, as in a shell."""
+    braces = re.fullmatch(r"(.*?)\{([^{}]*,[^{}]*)\}(.*)", pattern, re.DOTALL)
+    names = [f"{braces[1]}{choice}{braces[3]}" for choice in braces[2].split(",")] if braces else [pattern]
+    return re.compile("|".join(map(translate, names)))
 
 
 def _list_folder(folder: str) -> list[tuple[str, bool]]:

@@ -61,7 +61,7 @@ class Source(RecipeModel):
     path: Address
     """Folder, file, glob or fsspec URL (`s3://…`). Files are read in sorted order. Folders are read recursively, except
     files and folders whose names begin with a dot. A text source reads the files that a glob matches, whatever their
-    endings."""
+    endings. In a glob, `{a,b}` means `a` or `b`, once per folder or file name: `"docs/**/*.{md,rst}"`."""
     weight: NonNegative
     """Share of each batch, relative to the weights of the other sources."""
     text: str | None = None
