@@ -161,6 +161,7 @@ def test_digest_depends_only_on_fields_affecting_weights() -> None:
         "train.micro_batch_sequences": 4,
         "data.store": "elsewhere",
         "name": "other",
+        "vocab_size": 300,
     }
     assert Recipe.load("demo", neutral).digest == digest
     for field, value in {
