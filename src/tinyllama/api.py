@@ -173,11 +173,11 @@ def prepare_store(recipe: Recipe, strict: bool = False) -> "TokenStore | None":
     error. Raises the same errors as `prepare.pipeline.build_store`. Also raises InputError if training with the recipe,
     or the release of a milestone checkpoint, would fail.
     """
-    from tinyllama.preflight import check_recipe
+    from tinyllama.preflight import check_recipe, load_tokenizer
     from tinyllama.prepare import pipeline
 
     _require_recipe(recipe, "prepare_store")
-    for warning in check_recipe(recipe, Tokenizer.load(recipe.tokenizer)):
+    for warning in check_recipe(recipe, load_tokenizer(recipe)):
         echo(warning, to_stderr=True)
     return pipeline.build_store(recipe, strict)
 
