@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 
 from tinyllama.cli import data, model, results, training
 from tinyllama.cli.arguments import Command, parse, pop_quiet_flag
+from tinyllama.cli.next_command import AFTER_INTERRUPTION
 from tinyllama.errors import InputError, run_and_get_exit_status
 from tinyllama.formatting import echo
 from tinyllama.progress import set_quiet
@@ -58,16 +59,6 @@ GROUPS: dict[str, dict[str, Command]] = {
     "shell": {"completion": completion},
 }
 """The commands by group, in the order of `tinyllama --help`."""
-_AFTER_INTERRUPTION = {
-    "demo": "rerun the same command, it continues with the unfinished stage",
-    "run": "rerun the same command, it continues with the unfinished stage",
-    "tokenizer train": "nothing was saved; rerun the same command",
-    "prepare": "rerun the same command, it continues with the unfinished files",
-    "train": "rerun the same command",
-    "release": "nothing was saved; rerun the same command",
-    "evaluate": "nothing was saved; rerun the same command",
-}
-"""The remedy after Ctrl-C, by command."""
 COMMANDS: dict[str, Command] = {name: function for group in GROUPS.values() for name, function in group.items()}
 
 
@@ -88,8 +79,7 @@ def _run(arguments: list[str]) -> int:
     try:
         return parse_command(arguments)() or 0
     except KeyboardInterrupt as error:
-        remedy = _AFTER_INTERRUPTION.get(_command_name(arguments))
-        if remedy and not error.args:
+        if not error.args and (remedy := AFTER_INTERRUPTION.get(_command_name(arguments))):
             error.args = (f"interrupted; {remedy}",)
         raise
 

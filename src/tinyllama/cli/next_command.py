@@ -1,4 +1,4 @@
-"""The command that continues the work, which a command prints on standard error at its end."""
+"""The last line of a command on standard error: the command that continues the work, or the remedy after Ctrl-C."""
 
 import shlex
 from pathlib import Path
@@ -6,6 +6,19 @@ from pathlib import Path
 from tinyllama.formatting import echo
 from tinyllama.progress import is_quiet
 from tinyllama.runs.run_dir import RunDir
+
+_CONTINUES = "rerun the same command, it continues with the unfinished stage"
+_STARTS_AGAIN = "nothing was saved; rerun the same command"
+AFTER_INTERRUPTION = {
+    "demo": _CONTINUES,
+    "run": _CONTINUES,
+    "tokenizer train": _STARTS_AGAIN,
+    "prepare": "rerun the same command, it continues with the unfinished files",
+    "train": "rerun the same command",
+    "evaluate": _STARTS_AGAIN,
+    "release": "rerun the same command, it makes an unfinished release again",
+}
+"""Remedy after Ctrl-C, by command; the other commands have no progress to lose."""
 
 
 def echo_next(command: str) -> None:
