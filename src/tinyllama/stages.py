@@ -52,8 +52,8 @@ def run_stages(recipe: Recipe, first: Sequence[Stage] = ()) -> int:
     the same errors as each stage.
     """
     tasks, skipped = check_stages(recipe)
-    for reason in skipped:
-        echo(f"{recipe.name}: the release will not be scored: {reason}", to_stderr=True)
+    for reason in skipped if recipe.release.tasks else ():
+        echo(f"release.tasks: {reason}; this score will be skipped", to_stderr=True)
     started = time.monotonic()
     failed: list[Check] = []
     stages: tuple[Stage, ...] = (
