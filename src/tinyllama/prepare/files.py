@@ -53,7 +53,7 @@ def find_files(
     match only a pattern that begins with a dot. Raises InputError if a folder or file cannot be read, or if a symbolic
     link leads back to a folder that contains the link.
     """
-    if _is_remote(path):
+    if is_remote(path):
         with translate_read_errors(path):
             _filesystem(path).invalidate_cache()
     else:
@@ -80,7 +80,7 @@ def _check_file(path: str) -> None:
         path.encode()
     except UnicodeEncodeError:  # Python represents bytes that are not UTF-8 as lone surrogates
         raise InputError(f"{path!a}: the name is not UTF-8, so no manifest can list it; rename the file") from None
-    if _is_remote(path):
+    if is_remote(path):
         return
     if not Path(path).is_file():
         raise InputError(f"{path}: not a regular file (for example, a pipe or a device); remove it")
@@ -94,7 +94,7 @@ def local_copy(path: str) -> Iterator[Path]:
 
     Raises InputError if the file cannot be downloaded completely.
     """
-    if not _is_remote(path):
+    if not is_remote(path):
         yield Path(path)
         return
     with tempfile.TemporaryDirectory(prefix="tinyllama-") as folder:
@@ -126,7 +126,7 @@ class _DownloadLimit(fsspec.callbacks.Callback):  # type: ignore[misc]
 def open_input(path: str) -> Iterator[BinaryIO]:
     """Open a file for reading at any position; for a remote file, download only the bytes that are read."""
     with translate_read_errors(path):
-        file: BinaryIO = _filesystem(path).open(path, "rb") if _is_remote(path) else Path(path).open("rb")  # noqa: SIM115
+        file: BinaryIO = _filesystem(path).open(path, "rb") if is_remote(path) else Path(path).open("rb")  # noqa: SIM115
     with file:
         yield file
 
@@ -134,13 +134,13 @@ def open_input(path: str) -> Iterator[BinaryIO]:
 def file_size(path: str) -> int:
     """Return the size of a file in bytes. Raises InputError if the file does not exist."""
     with translate_read_errors(path):
-        return int(_filesystem(path).size(path) or 0) if _is_remote(path) else Path(path).stat().st_size
+        return int(_filesystem(path).size(path) or 0) if is_remote(path) else Path(path).stat().st_size
 
 
 def modified_after(path: str, seconds: float) -> bool:
     """Return whether a file was modified at or after the Unix time `seconds`; False if this is unknown."""
     with translate_read_errors(path):
-        if not _is_remote(path):
+        if not is_remote(path):
             found = Path(path).stat()
             return max(found.st_mtime, found.st_ctime) >= seconds  # tools can restore mtime but not ctime
         try:
@@ -167,7 +167,7 @@ def find_modified_input(record: Path, inputs: list[dict[str, Any]]) -> str | Non
 
 def canonical_path(path: str) -> str:
     """Return a path that is the same for all spellings of a file's path and all symbolic links to the file."""
-    if _is_remote(path):
+    if is_remote(path):
         return f"{path.split('://', maxsplit=1)[0]}://{_filesystem(path)._strip_protocol(path)}"
     folder, name = os.path.split(path)
     return os.path.realpath(path) if os.path.islink(path) else f"{_real_folder(folder)}/{name}"  # noqa: PTH114
@@ -178,7 +178,8 @@ def _real_folder(folder: str) -> str:
     return os.path.realpath(folder)
 
 
-def _is_remote(path: str) -> bool:
+def is_remote(path: str) -> bool:
+    """Return whether a path is a URL of another file system than the local one."""
     return "://" in path and not path.startswith(("file://", "local://"))
 
 
@@ -228,7 +229,7 @@ def _stat_kind(path: str) -> str | None:
     """Return `file` or `folder`, or None if nothing exists at the path."""
     with translate_read_errors(path):
         try:
-            if _is_remote(path):
+            if is_remote(path):
                 return "folder" if _filesystem(path).info(path)["type"] == "directory" else "file"
             return "folder" if stat.S_ISDIR(Path(path).stat().st_mode) else "file"
         except (FileNotFoundError, NotADirectoryError):
@@ -258,7 +259,7 @@ def _walk(
     `parts` are the folder names from the first folder of the walk to this folder, and `ancestors` are the resolved
     paths of the folders that contain it.
     """
-    real = folder if _is_remote(folder) else os.path.realpath(folder)
+    real = folder if is_remote(folder) else os.path.realpath(folder)
     if real in ancestors:
         raise InputError(f"{folder}: a symbolic link to {real}, which contains the link; remove the link")
     for name, is_folder in _list_folder(folder):
@@ -300,7 +301,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
 def _list_folder(folder: str) -> list[tuple[str, bool]]:
     """Return the names in a folder, each with a flag that is True for a subfolder."""
     with translate_read_errors(folder or "."):
-        if not _is_remote(folder):
+        if not is_remote(folder):
             with os.scandir(folder or ".") as entries:
                 return [(entry.name, entry.is_dir()) for entry in entries]
         filesystem = _filesystem(folder)

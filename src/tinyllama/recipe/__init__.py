@@ -29,6 +29,7 @@ from tinyllama.recipe.loading import (
     Positive,
     PositiveFraction,
     RecipeModel,
+    Strings,
     TokenCount,
     bundled_recipes,
     differences,
@@ -146,6 +147,9 @@ class Train(RecipeModel):
     """Number of steps between validations; the last step is always validated."""
     validation_sequences: Count = 1024
     """Maximum number of sequences per validation, divided among the sources by weight."""
+    sample_prompts: Strings | None = None
+    """Prompts that the model completes at each validation; null means the beginnings of three validation documents, and
+    `[]` means none."""
 
     @model_validator(mode="after")
     def _check_float8(self) -> Self:
@@ -308,6 +312,6 @@ class Recipe(RecipeModel):
 _FIELDS_NOT_AFFECTING_WEIGHTS = re.compile(
     r"name$|tokenizer$|vocab_size$|data\.(store|workers|executor|slurm.*|sources\.[^.]+\.(path|max_compression_ratio))$"
     r"|checkpoint\.|release\.|track\."
-    r"|train\.(micro_batch_sequences|deterministic|compile|validate_every_steps|validation_sequences)$"
+    r"|train\.(micro_batch_sequences|deterministic|compile|validate_every_steps|validation_sequences|sample_prompts)$"
     r"|parallel\.|guard\.(watchdog_seconds|max_rollbacks)$"
 )
