@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -39,7 +39,7 @@ from tinyllama.tokenizer.training import train_tokenizer, training_text
 _TRAINING_SHARE = 0.9  # of the stated time; the rest is for compilation, validation and checkpoints
 _FIRST_MFU = 0.4  # before the first measurement
 _FIRST_VOCAB_SIZE, _FIRST_BYTES_PER_TOKEN = 4096, 3.5  # before the first tokenizer
-_MAX_MEASUREMENTS = 3
+_MAX_MEASUREMENTS = 2
 _TRIAL_BYTES = 2_000_000
 _TRIAL_SHARE = 0.8  # of the text: the tokenizer of the recipe sees no validation text
 _TRIAL_FILES = 64  # per source, the number that `tokenizer train` reads
@@ -62,7 +62,9 @@ class Draft:
     """Reason of each choice, by the field's last name."""
 
 
-def draft_recipe(paths: Sequence[str], minutes: float, machine: Machine, file: str | None = None) -> Draft:
+def draft_recipe(
+    paths: Sequence[str], minutes: float, describe_machine: Callable[[], Machine], file: str | None = None
+) -> Draft:
     """Look at folders and files, and return a recipe whose training takes about `minutes` on a machine.
 
     `file` is the path of the recipe, by default NAME.yaml. Raises InputError if the files contain too little text, and
@@ -76,7 +78,7 @@ def draft_recipe(paths: Sequence[str], minutes: float, machine: Machine, file: s
     if text_bytes < _MIN_TEXT_BYTES:
         found, least = format_bytes(text_bytes), format_bytes(_MIN_TEXT_BYTES)
         raise InputError(f"{' '.join(paths)}: {found} of text are too little to train on; give at least {least}")
-    seconds = minutes * 60 * _TRAINING_SHARE
+    machine, seconds = describe_machine(), minutes * 60 * _TRAINING_SHARE
     flops = machine.hardware.peak_flops(machine.precision) * _FIRST_MFU * seconds
     first = choose_sizes(flops, _FIRST_VOCAB_SIZE, text_bytes / _FIRST_BYTES_PER_TOKEN)
     seen = min(text_bytes, first.tokens * _FIRST_BYTES_PER_TOKEN)

@@ -94,7 +94,7 @@ def validation_fraction_for(text_bytes: float) -> float:
 
 def predicted_loss(parameters: float, tokens: float) -> float:
     """Return the loss in nats per token by the fit of Hoffmann et al. (2022), equation 10."""
-    return 1.69 + 406.4 / parameters**0.34 + 410.7 / tokens**0.28
+    return 1.69 + 406.4 * math.pow(parameters, -0.34) + 410.7 * math.pow(tokens, -0.28)
 
 
 def choose_sizes(flops: float, vocab_size: int, unique_tokens: float, shortest_validation: float = math.inf) -> Sizes:

@@ -160,32 +160,35 @@ def _without_rare_names(survey: Survey, skipped: list[SkippedFile]) -> list[Foun
 def cover(survey: Survey, files: Sequence[FoundFile], others: Sequence[str]) -> list[tuple[str, Sequence[FoundFile]]]:
     """Return paths, each with its files, that together name all `files` and none of `others`.
 
-    The result is one path, if possible: the only file, a glob of endings in the folder or in some of its subfolders, or
-    the names of the files. Otherwise the names of the files in each folder are one path. Raises InputError if these are
-    more than _MAX_PARTS.
+    The first path is a glob of the endings that none of `others` has. Files with other endings follow: in one glob if
+    they are in other subfolders than `others`, else by their names, with one path per folder. Raises InputError if
+    these paths are more than _MAX_PARTS.
     """
-    if len(files) == 1:
-        return [(files[0].path, files)]
     patterns = {_pattern_of(file.path) for file in files}
     rivals = [path for path in others if _pattern_of(path) in patterns]
-    if survey.is_folder:
-        tops = {_top_folder(survey, file.path) for file in files}
-        if not rivals:
-            return [(_join(survey.root, "**", braces(patterns)), files)]
-        if not tops & {"", *(_top_folder(survey, path) for path in rivals)}:
-            return [(_join(survey.root, braces(tops), "**", braces(patterns)), files)]
-    folders: dict[str, list[FoundFile]] = defaultdict(list)
-    for file in files:
-        folders[file.path.rpartition("/")[0]].append(file)
-    if len(folders) > _MAX_PARTS:
+    shared = {_pattern_of(path) for path in rivals} if survey.is_folder else patterns
+    separate = [file for file in files if _pattern_of(file.path) not in shared]
+    rest = [file for file in files if _pattern_of(file.path) in shared]
+    parts: list[tuple[str, Sequence[FoundFile]]] = []
+    if separate:
+        parts.append((_join(survey.root, "**", braces(patterns - shared)), separate))
+    tops = {_top_folder(survey, file.path) for file in rest}
+    if rest and survey.is_folder and not tops & {"", *(_top_folder(survey, path) for path in rivals)}:
+        parts.append((_join(survey.root, braces(tops), "**", braces(shared)), rest))
+    else:
+        folders: dict[str, list[FoundFile]] = defaultdict(list)
+        for file in rest:
+            folders[file.path.rpartition("/")[0]].append(file)
+        parts += [
+            (_join(folder, braces({PurePosixPath(file.path).name for file in own})), own)
+            for folder, own in folders.items()
+        ]
+    if len(parts) > _MAX_PARTS:
         raise InputError(
-            f"{rivals[0]}: no short glob separates this file from {files[0].path} and others; rename the file, or move "
+            f"{rivals[0]}: no short glob separates this file from {rest[0].path} and others; rename the file, or move "
             "it out of the folder"
         )
-    return [
-        (_join(folder, braces({PurePosixPath(file.path).name for file in own})) if len(own) > 1 else own[0].path, own)
-        for folder, own in folders.items()
-    ]
+    return [(own[0].path if len(own) == 1 else path, own) for path, own in parts]
 
 
 def _top_folder(survey: Survey, path: str) -> str:

@@ -57,6 +57,7 @@ _CODE_NAMES = frozenset(("Makefile", "makefile", "GNUmakefile", "Dockerfile", "R
 _PROSE_ENDINGS = frozenset(
     (".adoc", ".asciidoc", ".log", ".markdown", ".md", ".mdx", ".org", ".rst", ".rtx", ".tex", ".text", ".txt", ".wiki")
 )
+_PROSE_NAMES = frozenset(("AUTHORS", "CHANGELOG", "CHANGES", "HACKING", "HISTORY", "INSTALL", "NEWS", "README", "TODO"))
 _NOT_PROSE = {
     **dict.fromkeys((".svg", ".eps", ".ps", ".pdf"), "pictures or pages, not text"),
     **dict.fromkeys((".map", ".lock", ".sum", ".pem", ".crt", ".key", ".asc", ".sig", ".b64"), "generated, not text"),
@@ -119,7 +120,10 @@ def survey(paths: Sequence[str]) -> list[Survey]:
     if no file has text.
     """
     named: dict[tuple[str, bool], list[str]] = defaultdict(list)
+    folders = {Path(path).resolve() for path in paths if Path(path).is_dir()}
     for given in dict.fromkeys(str(Path(path)) for path in paths):
+        if not folders.isdisjoint(Path(given).resolve().parents):
+            continue  # in another given folder
         if Path(given).is_dir():
             root = "" if given == "." else given
             named[root, True] = sorted(iter_folder(root))
@@ -232,6 +236,8 @@ def _look_at_text(path: str, size: int) -> FoundFile | SkippedFile:
     if suffix == ".csv":
         with open_text(file) as lines:
             header = next(csv.reader(lines), [])
+        if len(header) == 1 and (separator := next((one for one in ";\t|" if one in header[0]), None)):
+            return SkippedFile(path, f"columns are separated by {separator!r} instead of commas", is_refused=True)
         return _look_at_columns(path, "csv", num_bytes, header)
     rows = _look_at_lines(file, suffix, num_bytes) if suffix in _JSON_ENDINGS or text.startswith("{") else None
     if rows:
@@ -248,7 +254,7 @@ def is_known_code(path: str) -> bool:
 
 def is_known_text(path: str) -> bool:
     """Return whether a file's name is that of code, markup or prose."""
-    return is_known_code(path) or split_suffixes(path)[1] in _PROSE_ENDINGS
+    return is_known_code(path) or split_suffixes(path)[1] in _PROSE_ENDINGS or Path(path).name in _PROSE_NAMES
 
 
 def decoded_beginning(data: bytes, is_complete: bool) -> str | None:
