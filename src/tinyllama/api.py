@@ -173,11 +173,11 @@ def prepare_store(recipe: Recipe, strict: bool = False) -> "TokenStore | None":
     error. Raises the same errors as `prepare.pipeline.build_store`. Also raises InputError if training with the recipe,
     or the release of a milestone checkpoint, would fail.
     """
-    from tinyllama.preflight import check_recipe
+    from tinyllama.preflight import check_recipe, load_tokenizer
     from tinyllama.prepare import pipeline
 
     _require_recipe(recipe, "prepare_store")
-    for warning in check_recipe(recipe, Tokenizer.load(recipe.tokenizer)):
+    for warning in check_recipe(recipe, load_tokenizer(recipe)):
         echo(warning, to_stderr=True)
     return pipeline.build_store(recipe, strict)
 
@@ -186,8 +186,9 @@ def train_model(recipe: Recipe, *, allow_change: bool = False) -> Run:
     """Check the recipe, print warnings, and train its model or resume its run; return the run.
 
     With `allow_change`, a run resumes even if fields of the recipe that affect the weights have changed. Under torchrun
-    every rank calls this function. Raises the same errors as `train.loop.train`. Also raises InputError if the release
-    of a milestone checkpoint would fail.
+    every rank calls this function. The first Ctrl-C saves a checkpoint at the end of the step and raises
+    KeyboardInterrupt; the second raises KeyboardInterrupt immediately. Raises the same errors as `train.loop.train`.
+    Also raises InputError if the release of a milestone checkpoint would fail.
     """
     from tinyllama.preflight import check_training
     from tinyllama.train.loop import train

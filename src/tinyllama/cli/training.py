@@ -6,6 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from tinyllama.cli.next_command import after_training, echo_next
 from tinyllama.formatting import echo
 from tinyllama.plan.formulas import GPU_HOURS_BETWEEN_FAILURES
 from tinyllama.recipe import Recipe
@@ -89,9 +90,13 @@ def doctor(recipe: Recipe | None, json: bool = False) -> int:
     Args:
         json: Print the facts about the machine and the results of all checks as JSON.
     """
+    from tinyllama.data.store import TokenStore
     from tinyllama.plan.doctor import show_doctor
 
-    return show_doctor(recipe, json)
+    status = show_doctor(recipe, json)
+    if recipe and not status and not json:
+        echo_next(recipe.command("train" if TokenStore.exists(recipe.data.store) else "prepare"))
+    return status
 
 
 def plan(
@@ -135,6 +140,8 @@ def plan(
 
     assumptions = Assumptions(gpus, mfu, None, price, disk, failure_hours, restart_minutes)
     show_plan(recipe, hardware, assumptions, measure, sweep, plot, vocab_size, json)
+    if not json:
+        echo_next(recipe.command("doctor"))
 
 
 def train(recipe: Recipe, allow_change: bool = False) -> None:
@@ -158,3 +165,4 @@ def train(recipe: Recipe, allow_change: bool = False) -> None:
         run = train_model(recipe, allow_change=allow_change)
     if os.environ.get("RANK", "0") == "0":  # under torchrun, every rank runs this function
         echo(f"run: {run.path}")
+        echo_next(after_training(run.path))
