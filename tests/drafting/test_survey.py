@@ -1,6 +1,5 @@
 """A survey finds every file with text, its format and its text field from its content, and counts all other files."""
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tests.prepare.raw import COMPRESSIONS, POINTER, lines, write
 
 from tinyllama import cli
 from tinyllama.drafting.sources import DraftSource, braces, draft_sources
-from tinyllama.drafting.survey import choose_field, look_at, survey
+from tinyllama.drafting.survey import FoundFile, choose_field, look_at, survey
 from tinyllama.errors import InputError
 from tinyllama.prepare.files import find_files
 from tinyllama.prepare.readers import SourceRow, read_rows
@@ -102,14 +101,13 @@ def test_folder_in_a_named_folder_is_read_once(tmp_path: Path) -> None:
     assert drafted(tmp_path / "mixed", tmp_path / "mixed/notes").keys() == drafted(tmp_path / "mixed").keys()
 
 
-def test_size_of_a_packed_file_is_estimated(tmp_path: Path) -> None:
-    words = "\n".join(python_sources(150)).split(" ")
-    random.Random(0).shuffle(words)
-    text = " ".join(words).encode("ascii", "ignore")[:3_000_000]
-    assert len(text) == 3_000_000
-    for suffix in (".gz", ".zst", ".bz2", ".xz"):
-        found = look_at(str(write(tmp_path / f"a.txt{suffix}", COMPRESSIONS[suffix](text))))
-        assert getattr(found, "text_bytes", 0) == pytest.approx(len(text), rel=0.15)
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_size_of_a_packed_file_is_estimated(tmp_path: Path, suffix: str) -> None:
+    text = "\n".join(python_sources(80)).encode("ascii", "ignore")
+    assert len(text) > 1_500_000  # more than the beginning that is read
+    found = look_at(str(write(tmp_path / f"a.txt{suffix}", COMPRESSIONS[suffix](text))))
+    assert isinstance(found, FoundFile), found
+    assert found.text_bytes == pytest.approx(len(text), rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,11 @@ MIN_HELD_OUT_DOCUMENTS = 10
 """Expected number of held-out documents below which the end of each document is held out instead."""
 _VOCABULARIES = ((0, 512), (250e3, 1024), (1e6, 2048), (10e6, 4096), (100e6, 8192), (500e6, 16384), (4e9, 32000))
 """Bytes of text from which a vocabulary size is used; docs/own-data.md has the same table."""
+_SMALL_VOCABULARIES = (288, 320, 384)
+"""Vocabulary sizes for texts with few different words, such as logs. 259 tokens are special tokens and bytes."""
 _VALIDATION_BYTES = 500_000
 _MIN_VALIDATION_FRACTION, _MAX_VALIDATION_FRACTION = 0.005, 0.1
-_STEPS = 400
+_STEPS = 800
 """Number of steps that the batch size aims at; batches of large models are limited by _MAX_BATCH_TOKENS."""
 _MAX_BATCH_TOKENS = 1 << 19
 _MIN_BATCH_SEQUENCES = 4
@@ -46,6 +48,7 @@ def _shape(dim: int, layers: int, heads: int, kv_heads: int, ffn_dim: int, lengt
 SHAPES = (
     _shape(64, 2, 2, 1, 192, 256, 5e-3),
     _shape(128, 4, 4, 2, 352, 256, 4e-3),
+    _shape(192, 6, 6, 2, 512, 256, 3e-3),
     _shape(256, 6, 4, 2, 704, 256, 3e-3),  # the demo's shape
     _shape(384, 8, 6, 2, 1024, 512, 2e-3),
     _shape(512, 12, 8, 4, 1408, 1024, 1e-3),
@@ -81,7 +84,7 @@ def vocabulary_for(text_bytes: float) -> int:
 
 def vocabulary_candidates(preferred: int) -> list[int]:
     """Return the sizes to try on the text: the preferred one, then smaller ones, then larger ones."""
-    sizes = [size for _, size in _VOCABULARIES]
+    sizes = [*_SMALL_VOCABULARIES, *(size for _, size in _VOCABULARIES)]
     place = sizes.index(preferred)
     return [*reversed(sizes[: place + 1]), *sizes[place + 1 :]]
 
