@@ -32,7 +32,7 @@ TRAINING = {
     "release.at_tokens": "[]",
     "release.every_tokens": "null",
 }
-ALL_STAGES = {"vocab_size": 600, "release.tasks": "[]"}
+ALL_STAGES = {"vocab_size": 600, "release.formats": "[huggingface]", "release.tasks": "[]"}
 PREPARING = {"data.workers": 1, "data.executor": "local", "data.validation_fraction": 0.2}
 
 
