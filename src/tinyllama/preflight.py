@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from tinyllama.data.order import mixture_schedule
 from tinyllama.data.store import TokenStore
@@ -40,17 +41,26 @@ _LEARNING_RATE_TOLERANCE = 0.05
 """Maximum deviation of a learning rate from its target without a warning, as a fraction of the peak."""
 
 
-def load_tokenizer(recipe: Recipe) -> Tokenizer:
-    """Load the recipe's tokenizer. If there is none, raises InputError with the command that trains one."""
+def tokenizer_place(recipe: Recipe) -> Literal["disk", "hub"] | None:
+    """Return where the recipe's tokenizer is, or None if it is neither on a local disk nor possibly on the hub."""
     path = Path(recipe.tokenizer)
     if path.is_file() or any((path / name).is_file() for name in NAMES):
-        return Tokenizer.load(path)
-    missing = f"{path}: no tokenizer here; run: {recipe.command('tokenizer train')}"
-    if recipe.vocab_size or path.parent.is_dir() or not HUB_NAME.fullmatch(recipe.tokenizer):
+        return "disk"
+    is_path = recipe.vocab_size or path.parent.is_dir() or not HUB_NAME.fullmatch(recipe.tokenizer)
+    return None if is_path else "hub"
+
+
+def load_tokenizer(recipe: Recipe) -> Tokenizer:
+    """Load the recipe's tokenizer. If there is none, raises InputError with the command that trains one."""
+    missing = f"{recipe.tokenizer}: no tokenizer here; run: {recipe.command('tokenizer train')}"
+    place = tokenizer_place(recipe)
+    if place is None:
         raise InputError(missing)
     try:
         return Tokenizer.load(recipe.tokenizer)
     except InputError as error:
+        if place == "disk":
+            raise
         raise InputError(f"{missing} (if the tokenizer is on the hub: {error})") from None
 
 

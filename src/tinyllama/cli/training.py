@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from tinyllama.cli.next_command import after_training, echo_next
 from tinyllama.formatting import echo
@@ -50,6 +50,32 @@ def run(recipe: Recipe) -> int:
         from tinyllama.stages import run_stages
 
         return run_stages(recipe)
+
+
+def init(
+    paths: Positional[Annotated[tuple[Path, ...], arg(metavar="PATH ...")]],
+    minutes: float = 10,
+    output: Annotated[Path | None, arg(metavar="FILE")] = None,
+    force: bool = False,
+) -> None:
+    """Write a recipe for your folders and files.
+
+    The command reads the beginnings of the files, finds their formats and text fields, measures this machine, and
+    chooses the sizes. The recipe's comments give the reasons. `tinyllama run` then does the rest.
+
+    Examples:
+        tinyllama init docs
+        tinyllama init docs notes.jsonl --minutes 60 --output mine.yaml
+
+    Args:
+        paths: Folders and files with text: prose, code, JSON lines, parquet, csv, or data sets of Hugging Face.
+        minutes: Time for training on this machine, in minutes.
+        output: File of the recipe; by default NAME.yaml, with the name of the first path.
+        force: Replace an existing file.
+    """
+    from tinyllama.drafting.show import init as write_recipe
+
+    write_recipe([str(path) for path in paths], minutes, output, force)
 
 
 def doctor(recipe: Recipe | None, json: bool = False) -> int:
