@@ -41,7 +41,7 @@ def test_log_repeats_no_sample_and_has_the_samples_after_a_rollback(
     log = RunLog(run)
     log.samples(10, texts[:1])
     with run.events_path.open("ab") as file:
-        file.write(b"not an event\n")
+        file.write(b'not an event\n{"event": "sample", "prompt": "z"}\n')
     log = RunLog(run)
     log.truncate_after(0)
     log.samples(10, texts)
@@ -49,7 +49,7 @@ def test_log_repeats_no_sample_and_has_the_samples_after_a_rollback(
     log.truncate_after(5)
     log.samples(10, texts)
     rows = [json.loads(line) for line in run.events_path.read_text().splitlines() if line.startswith("{")]
-    assert [row.get("prompt") for row in rows] == ["a", "d", None, "a", "d"]
+    assert [row.get("prompt") for row in rows] == ["a", "z", "d", None, "a", "d"]
     assert capsys.readouterr().err.splitlines()[0] == r'step 10: "a" → "b\n"'
 
 

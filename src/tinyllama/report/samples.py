@@ -9,6 +9,7 @@ from tinyllama.runs.log import Event
 from tinyllama.runs.samples import SAMPLE_SETTINGS, current_samples
 
 SETTINGS = SAMPLE_SETTINGS
+"""Description of the completions of a prompt."""
 MAX_VISIBLE = 6
 """Maximum number of completions of a prompt that are always visible."""
 _BLANK_LINES = re.compile(r"\n([^\S\n]*\n){2,}")

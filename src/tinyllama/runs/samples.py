@@ -1,7 +1,7 @@
 """Samples in a run's events: at each validation, the model completes the run's prompts (`train.samples`).
 
 A killed run repeats steps when it resumes, and a run that was rolled back trains its steps on other batches. The
-functions here return each sample of the present run once. This module does not import torch.
+functions here return each sample of the present weights once. This module does not import torch.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,7 +32,8 @@ def current_samples(events: Iterable[Event], last_step: int | None = None) -> li
     """
     found: dict[tuple[int, str], Event] = {}
     for event in events:
-        step = event.get("step", 0)
+        if not isinstance(step := event.get("step"), int):  # a damaged line, which `last_rows` does not reject
+            continue
         match event.get("event"):
             case "sample":
                 found[step, str(event.get("prompt", ""))] = event
