@@ -45,7 +45,7 @@ def page(results: Results) -> Iterator[str]:
         "ratio above 1 means that tinyllama is better. The tables show the median of the rounds, with minimum and",
         "maximum.",
         "",
-        "![Time, memory and speed of tinyllama and of the other programs, one panel per question](benchmarks.png)",
+        "![Speed, memory and time of tinyllama and the other programs, one panel per question](benchmarks.png)",
         "",
         *machine_lines(results),
         "",

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tinyllama.errors import InputError
-from tinyllama.evaluate.results import SCORE_COLUMNS, describe_measurement, score_rows
+from tinyllama.evaluate.results import HELLASWAG_CHANCE, SCORE_COLUMNS, describe_measurement, score_rows
 from tinyllama.files import atomic_write, blocking_lock, read_json, reject_symlink, reject_symlinks, write_json
 from tinyllama.formatting import format_count, format_score, visible
 from tinyllama.hardware import format_hardware
@@ -95,7 +95,7 @@ def write_card(release: ReleaseDir, table: Json | None) -> None:
     with atomic_write(card) as file:
         file.write(render_card(metadata, release.evaluation(), table).encode())
     if table and has_scores(table):
-        draw = partial(draw_scores, releases=table)
+        draw = partial(draw_scores, releases=table, chance=HELLASWAG_CHANCE)
         save_png(draw, release.path / _SCORE_PLOT, "HellaSwag acc_norm (per cent)")
     written = [path for path in (card, release.path / _SCORE_PLOT, release.evaluation_path) if path.is_file()]
     metadata["files"] |= {path.relative_to(release.path).as_posix(): hash_file(path) for path in written}

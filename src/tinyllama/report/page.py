@@ -17,16 +17,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tinyllama.errors import InputError, translate_damage_errors
-from tinyllama.evaluate.results import describe_measurement, task_score
+from tinyllama.evaluate.results import HELLASWAG_CHANCE, describe_measurement, task_score
 from tinyllama.files import atomic_write
 from tinyllama.formatting import MISSING, format_count, format_duration_precise, format_percent, visible
-from tinyllama.plots.charts import baseline_levels
 from tinyllama.plots.curves import Curve
+from tinyllama.plots.scores import baseline_levels
 from tinyllama.release.card import describe_mixture_stages
 from tinyllama.release.metadata import has_scores, release_score
 from tinyllama.report import content
-from tinyllama.report.chart import CATEGORIES, NARROW, WIDE, Chart, Kind, Series, Unit
+from tinyllama.report.chart import NARROW, WIDE, Chart, Kind, Series, Unit
 from tinyllama.report.content import RunData, format_median, format_newest, read_run
+from tinyllama.report.marks import CATEGORIES
 from tinyllama.runs.listing import RunStatus
 from tinyllama.runs.log import INTERRUPTION, PROBLEM, event_category
 
@@ -225,32 +226,44 @@ def _score_chart(run: RunData) -> Chart | None:
     if not has_scores(run.scores):
         return None
     caption = (
-        "acc_norm against tokens seen; bars are standard errors. Baselines are horizontal lines, since most of them "
-        "were trained on far more tokens. Published scores are on all 10,042 items."
+        "acc_norm against tokens seen; bars are standard errors. Baselines are horizontal lines, or arrows if they are "
+        "far away, since most of them were trained on far more tokens. Published scores are on all 10,042 items."
     )
     rows = [row for row in run.scores["releases"] if row["hellaswag"] is not None]
     curve = _score_curve([(row["tokens"], row["hellaswag"], row["stderr"] or 0) for row in rows])
     series = [Series(f"{rows[-1]['name']}, ± standard error", "training", curve, "errors")]
-    baselines = baseline_levels(run.scores)
-    return Chart("scores", "HellaSwag", caption, Unit("per cent"), series, baselines, sizes=(WIDE, NARROW))
+    return Chart(
+        "scores",
+        "HellaSwag",
+        caption,
+        Unit("per cent"),
+        series,
+        baseline_levels(run.scores),
+        HELLASWAG_CHANCE,
+        sizes=(WIDE, NARROW),
+    )
 
 
 def _task_charts(run: RunData) -> list[Chart]:
     """Return a chart for each task, except HellaSwag, that was scored at several steps."""
     points: dict[str, list[tuple[float, float, float]]] = {}
+    chances: dict[str, float] = {}
     for _, evaluation in sorted(run.evaluations, key=lambda pair: pair[1]["step"]):
         for task, row in evaluation["rows"].items():
             if (score := task_score(row)) and task != "hellaswag":
                 point = (evaluation["tokens"], score.value, score.stderr or 0)
                 points.setdefault(f"{task}, {score.metric}", []).append(point)
+                if "chance" in row:
+                    chances[f"{task}, {score.metric}"] = 100 * row["chance"]
     several = [(title, found) for title, found in points.items() if len(found) > 1]
     return [
         Chart(
             f"task-{number}",
             title,
-            "± standard error",
+            "± standard error" + (f"; chance: {chances[title]:.4g} (grey)" if title in chances else ""),
             Unit("per cent"),
             [Series(title, "training", _score_curve(found), "errors")],
+            chance=chances.get(title),
         )
         for number, (title, found) in enumerate(several)
     ]
