@@ -1,104 +1,247 @@
-"""Public Python functions that combine several packages; the command line calls them too.
+"""Public Python functions, and `Run`; the command line calls the same functions.
 
-Each function imports its modules when it is called, so that `import tinyllama` does not load torch, which takes
-seconds.
+The package exports the public names of this module. Each function imports its modules when it is called, so that
+`import tinyllama` does not load torch, which takes seconds.
 """
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tinyllama.errors import InputError
+from tinyllama.files import Row
 from tinyllama.formatting import echo
 from tinyllama.recipe import Recipe
-from tinyllama.runs.run_dir import ReleaseDir
+from tinyllama.runs.run_dir import CheckpointDir, ReleaseDir, RunDir
+from tinyllama.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    import torch
+    import pandas
 
     from tinyllama.data.store import TokenStore
-    from tinyllama.evaluate.results import Evaluation
+    from tinyllama.evaluate.results import Evaluation, Score
     from tinyllama.model.generation import Sampling
     from tinyllama.model.llama import Llama
-    from tinyllama.tokenizer import Tokenizer
 
 # ruff: noqa: PLC0415
+
+Source = str | os.PathLike[str]
+"""A model: a `Run`, or the path of a run, a checkpoint, a release or a Hugging Face folder, or a hub name."""
+
+
+@dataclass(frozen=True, repr=False)
+class Run:
+    """A training run: recipe, metrics, events, checkpoints and model, read from the run's folder.
+
+    A run can be passed to each function that takes the path of a model.
+    """
+
+    path: Path
+    """Folder of the run."""
+
+    @classmethod
+    def open(cls, path: Source) -> "Run":
+        """Return the run in a folder that training wrote. Raises InputError if the folder contains no run."""
+        return cls(RunDir.open(os.fspath(path)).path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        newest = RunDir(self.path).newest_checkpoint()
+        return f"Run({self.path}: {f'newest checkpoint at step {newest.step:,}' if newest else 'no checkpoint'})"
+
+    @property
+    def recipe(self) -> Recipe:
+        """Recipe with which training was last started. Raises InputError if the recipe is invalid."""
+        return RunDir(self.path).recipe()
+
+    @cached_property
+    def metrics(self) -> dict[str, NDArray[Any]]:
+        """Columns of metrics.jsonl by name, such as `step`, `loss` and `tokens_per_second`: [steps] each.
+
+        A missing number is NaN; a missing text is empty. The file is read once: open the run again to see later steps.
+        Raises InputError, with the line number, for an invalid row.
+        """
+        rows = list(RunDir(self.path).metrics())
+        names = dict.fromkeys(["step", *(name for row in rows for name in row)])
+        return {name: _column([row.get(name) for row in rows]) for name in names}
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the metrics as a pandas data frame with the step as its index.
+
+        Raises InputError if pandas is not installed, and the same errors as `metrics`.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            remedy = "pip install pandas, or use Run.metrics, which needs only numpy"
+            raise InputError(f"Run.to_pandas: pandas is not installed; {remedy}") from None
+        return pandas.DataFrame(self.metrics).set_index("step")
+
+    @property
+    def events(self) -> list[Row]:
+        """Events, oldest first: each has `time` in seconds since 1970, `event`, `step`, and details.
+
+        Raises InputError, with the line number, for an invalid event.
+        """
+        return list(RunDir(self.path).events())
+
+    @property
+    def checkpoints(self) -> list[CheckpointDir]:
+        """Complete checkpoints, oldest first; each has a `step` and a `path`."""
+        return RunDir(self.path).checkpoints()
+
+    def model(self, step: int | None = None) -> "Llama":
+        """Load the model of the checkpoint of a step, by default the newest, in evaluation mode.
+
+        Raises InputError if the run has no such checkpoint, or if the checkpoint is damaged.
+        """
+        from tinyllama.loading import load_model
+
+        return load_model(RunDir(self.path).find_checkpoint(step).path)
+
+    def tokenizer(self) -> Tokenizer:
+        """Load the run's copy of its tokenizer. Raises InputError if the copy is missing or damaged."""
+        return Tokenizer.load(RunDir(self.path).tokenizer_dir)
+
+
+def _column(values: list[Any]) -> NDArray[Any]:
+    missing = "" if any(isinstance(value, str) for value in values) else np.nan
+    return np.array([missing if value is None else value for value in values])
+
+
+@dataclass(frozen=True, repr=False)
+class EvaluationResult:
+    """Scores of a model, and the file that contains them."""
+
+    evaluation: "Evaluation"
+    """All metrics of each task, and the conditions under which they were measured."""
+    path: Path
+    """File in which the scores were saved."""
+
+    @property
+    def scores(self) -> "dict[str, Score | None]":
+        """Score of each task in percent: `acc_norm` if the task has this metric, otherwise `acc`, or None."""
+        from tinyllama.evaluate.results import task_score
+
+        return {task: task_score(row) for task, row in self.evaluation.rows.items()}
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{task} {score}" for task, score in self.scores.items())
+        return f"EvaluationResult({scores}; {self.path})"
+
+
+@dataclass(frozen=True)
+class ReleaseResult:
+    """A release."""
+
+    path: Path
+    """Folder of the release, with one folder per format."""
+    step: int | None
+    """Training step of the released checkpoint; None for external weights."""
+    formats: tuple[str, ...]
+    """Formats of the release."""
+
+
+def train_tokenizer(recipe: Recipe, vocab_size: int = 8192, sample_bytes: int = 16_000_000) -> Tokenizer:
+    """Train a Llama-style BPE tokenizer on the recipe's sources, and save it in the folder that the recipe names.
+
+    `vocab_size` includes 3 special tokens and 256 byte tokens. `sample_bytes` is the amount of text to train on. Raises
+    InputError if the folder contains a tokenizer, or if the sources have too little text.
+    """
+    from tinyllama.prepare.selection import train_recipe_tokenizer
+
+    _require_recipe(recipe, "train_tokenizer")
+    folder, _ = train_recipe_tokenizer(recipe, vocab_size, sample_bytes)
+    return Tokenizer.load(folder)
 
 
 def prepare_store(recipe: Recipe, strict: bool = False) -> "TokenStore | None":
     """Check the recipe, print warnings, and write the recipe's token store, or complete an unfinished one.
 
-    Raises the same errors as `prepare.pipeline.build_store`. Also raises InputError if training with the recipe, or the
-    release of a milestone checkpoint, would fail.
+    The store is returned, or None if the work was submitted to Slurm. With `strict`, a file without a usable row is an
+    error. Raises the same errors as `prepare.pipeline.build_store`. Also raises InputError if training with the recipe,
+    or the release of a milestone checkpoint, would fail.
     """
     from tinyllama.preflight import check_recipe
     from tinyllama.prepare import pipeline
-    from tinyllama.tokenizer import Tokenizer
 
+    _require_recipe(recipe, "prepare_store")
     for warning in check_recipe(recipe, Tokenizer.load(recipe.tokenizer)):
         echo(warning, to_stderr=True)
     return pipeline.build_store(recipe, strict)
 
 
-def train_model(recipe: Recipe, *, allow_change: bool = False) -> Path:
-    """Check the recipe, print warnings, and train its model or resume its run; return the run's folder.
+def train_model(recipe: Recipe, *, allow_change: bool = False) -> Run:
+    """Check the recipe, print warnings, and train its model or resume its run; return the run.
 
-    Under torchrun every rank calls this function. Raises the same errors as `train.loop.train`. Also raises InputError
-    if the release of a milestone checkpoint would fail.
+    With `allow_change`, a run resumes even if fields of the recipe that affect the weights have changed. Under torchrun
+    every rank calls this function. Raises the same errors as `train.loop.train`. Also raises InputError if the release
+    of a milestone checkpoint would fail.
     """
     from tinyllama.preflight import check_training
     from tinyllama.train.loop import train
 
+    _require_recipe(recipe, "train_model")
     warnings = check_training(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     for warning in warnings if os.environ.get("RANK", "0") == "0" else ():
         echo(warning, to_stderr=True)
-    return train(recipe, allow_change=allow_change)
+    return Run(train(recipe, allow_change=allow_change))
 
 
-def release_model(
-    source: str,
-    step: int | None = None,
+def _require_recipe(recipe: object, function: str) -> None:
+    """Raise InputError if a function was called with the path of a recipe, or another object, instead of a recipe."""
+    if not isinstance(recipe, Recipe):
+        source = repr(os.fspath(recipe)) if isinstance(recipe, str | os.PathLike) else "PATH"
+        raise InputError(f"{function}: a {type(recipe).__name__}, not a Recipe; load it: Recipe.load({source})")
+
+
+def release_run(
+    model: Source,
     *,
+    step: int | None = None,
     formats: Sequence[str] | None = None,
     average: int | None = None,
     average_decay: float | None = None,
     force: bool = False,
-    push: str | None = None,
-    public: bool = False,
-) -> Iterator[str]:
-    """Release a run, a checkpoint or external weights; yield one line of output for the release and one for the push.
+    reuse: bool = False,
+) -> ReleaseResult:
+    """Release a run, a checkpoint or external weights in the formats `huggingface`, `gguf` and `ctranslate2`.
 
-    If `push` names a repository on the hub, the release is pushed to this repository. An existing release of the same
-    checkpoint is pushed unchanged, unless `force`, `formats`, `average` or `average_decay` is given. Raises the same
-    errors as `release_run`, `release_external_weights` and `push_release`.
+    By default, the newest checkpoint is released in the recipe's formats. `average` is the number of checkpoints to
+    average, and `average_decay` the weight of each one relative to the next newer one. With `force`, an existing
+    release is replaced. With `reuse`, an existing release of the same checkpoint is returned unchanged, unless `force`,
+    `formats`, `average` or `average_decay` is given. Raises the same errors as `release.release.release_run` and
+    `release.convert.release_external_weights`.
     """
-    from tinyllama.release.convert import ALL_FORMATS, release_external_weights
-    from tinyllama.release.push import push_release
-    from tinyllama.release.release import release_run
+    from tinyllama.release import convert
+    from tinyllama.release import release as checkpoints
 
-    if public and not push:
-        raise InputError("release: --public makes a new repository public; name the repository with --push OWNER/NAME")
+    source = os.fspath(model)
     path, options = Path(source), dict[str, Any](formats=formats, average=average, average_decay=average_decay)
     is_external = ReleaseDir(path).exists or (path / "config.json").is_file() or not path.exists()
     folder = None
-    if push and not force and all(option is None for option in options.values()):
+    if reuse and not force and all(option is None for option in options.values()):
         folder = _existing_release(path, step, is_external)
-    if folder is None:
-        if is_external and (step, average, average_decay) != (None, None, None):
+    if folder is None and is_external:
+        if (step, average, average_decay) != (None, None, None):
             raise InputError(
                 f"{source}: no run here, and pretrained weights have no steps; correct the run's name, or remove "
                 "--step, --average and --average-decay"
             )
-        if is_external:
-            folder = release_external_weights(source, formats or ALL_FORMATS, force)
-        else:
-            folder = release_run(source, step=step, force=force, in_transformers=True, **options)
-        yield f"release: {folder}"
-    if push:
-        yield f"pushed: {push_release(folder, push, public)}"
+        folder = convert.release_external_weights(source, formats or convert.ALL_FORMATS, force)
+    elif folder is None:
+        folder = checkpoints.release_run(source, step=step, force=force, in_transformers=True, **options)
+    metadata = ReleaseDir(folder).metadata()
+    return ReleaseResult(folder, metadata["step"], tuple(metadata["formats"]))
 
 
 def _existing_release(source: Path, step: int | None, is_external: bool) -> Path | None:
@@ -115,57 +258,86 @@ def _existing_release(source: Path, step: int | None, is_external: bool) -> Path
 
 
 def evaluate_model(
-    source: str,
-    tasks: Sequence[str],
-    limit: int | None,
-    precision: "torch.dtype",
+    model: Source,
+    tasks: str | Sequence[str] = "hellaswag",
+    *,
+    limit: int | None = None,
     num_fewshot: int | None = None,
     batch_size: int = 64,
-) -> "tuple[Evaluation, Path] | None":
-    """Evaluate a model, and save its scores; return the scores and the path of the file.
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16",
+) -> EvaluationResult | None:
+    """Evaluate a model on one or several of lm-eval's tasks, save the scores next to the model, and return them.
 
-    If the model is a release, its model card is updated. Under torchrun, ranks other than 0 return None.
-    Raises the same errors as `evaluate`.
+    With `limit`, only the first `limit` items of each task are scored. `num_fewshot` is the number of solved examples
+    before each item, by default the task's own number. `batch_size` is for models that are no Llama 2. The model card
+    of a release is updated. Under torchrun, ranks other than 0 return None. Raises the same errors as
+    `evaluate.evaluation.evaluate`.
     """
     from tinyllama.evaluate.evaluation import evaluate_and_save
+    from tinyllama.model.llama import PRECISIONS
     from tinyllama.release.card import update_card
 
-    saved = evaluate_and_save(source, tasks, limit, precision, num_fewshot, batch_size)
-    if saved and ReleaseDir(saved[1].parent).exists:
-        update_card(saved[1].parent)
-    return saved
+    names = [tasks] if isinstance(tasks, str) else tasks
+    saved = evaluate_and_save(os.fspath(model), names, limit, PRECISIONS[precision], num_fewshot, batch_size)
+    if saved is None:
+        return None
+    result = EvaluationResult(*saved)
+    if ReleaseDir(result.path.parent).exists:
+        update_card(result.path.parent)
+    return result
 
 
-def generate_text(source: str, prompt: str, max_new_tokens: int, **sampling: Any) -> Iterator[str]:
-    """Load a model; yield the prompt, then the generated continuation in parts.
+def generate_text(
+    model: "Source | Llama",
+    prompt: str,
+    max_new_tokens: int = 100,
+    *,
+    tokenizer: Tokenizer | None = None,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+) -> str:
+    """Return the prompt and its continuation, by default the most probable one (greedy).
 
-    `sampling` has values for the fields of `model.generation.Sampling`; without them, the continuation is greedy.
-    Raises the same errors as `stream_samples`.
+    `model` is a run, a path or a hub name, or a loaded model with its `tokenizer`. The other arguments are the fields
+    of `Sampling`. Raises the same errors as `stream_text`.
     """
-    return next(stream_samples(source, prompt, max_new_tokens, **sampling))
-
-
-def stream_samples(
-    source: str, prompt: str, max_new_tokens: int, num_samples: int = 1, **sampling: Any
-) -> Iterator[Iterator[str]]:
-    """Load a model; yield one iterator per sample, over the prompt and the parts of its continuation.
-
-    Sample i, counted from 0, has the seed `seed + i`. See `loading.resolve_model` for the values of `source`. Raises
-    InputError if `source` is not a model, and the same errors as `Sampling` and `model.generation.generate`.
-    """
-    from tinyllama.loading import load_model, load_tokenizer
     from tinyllama.model.generation import Sampling
 
-    first = Sampling(**sampling)
-    if num_samples < 1:
-        raise InputError(f"num_samples: {num_samples} is out of range; give at least 1")
-    model, tokenizer = load_model(source), load_tokenizer(source)
-    for index in range(num_samples):
-        yield _stream_text(model, tokenizer, prompt, max_new_tokens, replace(first, seed=first.seed + index))
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    return "".join(stream_text(model, prompt, max_new_tokens, sampling, tokenizer=tokenizer))
 
 
-def _stream_text(
-    model: "Llama", tokenizer: "Tokenizer", prompt: str, max_new_tokens: int, sampling: "Sampling"
+def stream_text(
+    model: "Source | Llama",
+    prompt: str,
+    max_new_tokens: int,
+    sampling: "Sampling",
+    *,
+    tokenizer: Tokenizer | None = None,
+) -> Iterator[str]:
+    """Yield the prompt, then each part of its continuation as soon as it is generated.
+
+    `model` is a run, a path or a hub name, or a loaded model with its `tokenizer`. Raises InputError if the model or
+    its tokenizer is missing, and the same errors as `model.generation.generate`.
+    """
+    from tinyllama.loading import load_model, load_tokenizer
+    from tinyllama.model.llama import Llama
+
+    if isinstance(model, Llama):
+        if tokenizer is None:
+            raise InputError("tokenizer: missing for a loaded model; pass tokenizer=tinyllama.load_tokenizer(PATH)")
+        return _stream(model, tokenizer, prompt, max_new_tokens, sampling)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(model)
+    return _stream(load_model(model), tokenizer, prompt, max_new_tokens, sampling)
+
+
+def _stream(
+    model: "Llama", tokenizer: Tokenizer, prompt: str, max_new_tokens: int, sampling: "Sampling"
 ) -> Iterator[str]:
     from tinyllama.model.generation import generate, stream_decode
 

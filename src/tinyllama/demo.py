@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
-
 from tinyllama.api import evaluate_model, generate_text, prepare_store, train_model
 from tinyllama.data.store import TokenStore
 from tinyllama.errors import InputError, RunStoppedError
@@ -106,7 +104,7 @@ def _training(recipe: Recipe) -> Iterator[str]:
     yield f"{parameters:,} parameters, {recipe.train.steps} steps of {batch:,} tokens"
     yield f"watch it: tinyllama watch {RunDir.of_recipe(recipe).path}"
     run = train_model(recipe)
-    rows = list(RunDir(run).metrics())
+    rows = list(RunDir(run.path).metrics())
     speed = statistics.median(row["tokens_per_second"] for row in rows)
     yield f"loss {rows[0]['loss']:.3f} at step 1, {rows[-1]['loss']:.3f} at the end; {speed:,.0f} tokens/s"
     bits_per_byte = rows[-1].get("validation_bits_per_byte")
@@ -146,14 +144,14 @@ def _score(recipe: Recipe) -> Iterator[str]:
     if recipe.release.limit:
         yield f"a fixed subset, the first {recipe.release.limit} items of each task: not a score to quote"
     model = str(_newest_release(recipe))
-    if saved := evaluate_model(model, recipe.release.tasks, recipe.release.limit, torch.bfloat16):
-        yield from format_evaluation(saved[0])
-        yield f"saved: {saved[1]}"
+    if result := evaluate_model(model, recipe.release.tasks, limit=recipe.release.limit):
+        yield from format_evaluation(result.evaluation)
+        yield f"saved: {result.path}"
 
 
 def _completions(recipe: Recipe) -> Iterator[str]:
     for prompt in _PROMPTS:
-        text = "".join(generate_text(str(_newest_release(recipe)), prompt, 48, temperature=0.7, top_k=50))
+        text = generate_text(_newest_release(recipe), prompt, 48, temperature=0.7, top_k=50)
         yield from f"> {text}".splitlines()
 
 

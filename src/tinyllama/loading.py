@@ -7,6 +7,7 @@ a checkpoint. Weights are loaded in float32.
 
 import difflib
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -48,11 +49,12 @@ class ModelLocation:
         return CheckpointDir(self.folder).tokenizer_dir if self.is_checkpoint else self.folder
 
 
-def resolve_model(source: str | Path) -> ModelLocation:
+def resolve_model(source: str | os.PathLike[str]) -> ModelLocation:
     """Find a model: a run (its newest checkpoint), a checkpoint, a release, a Hugging Face folder or a hub name.
 
     Raises InputError if `source` is none of these.
     """
+    source = os.fspath(source)
     folder = Path(source)
     for candidate in (folder, folder / "huggingface"):
         if (candidate / "config.json").is_file():
@@ -61,14 +63,12 @@ def resolve_model(source: str | Path) -> ModelLocation:
         return ModelLocation(folder, is_checkpoint=True)
     if RunDir(folder).recipe_path.is_file():
         return ModelLocation(RunDir(folder).find_checkpoint().path, is_checkpoint=True)
-    if folder.exists() or str(source).count("/") != 1:
+    if folder.exists() or source.count("/") != 1:
         remedy = "give a run, a checkpoint, a release or a Hugging Face folder"
-        raise InputError(f"{source}: no model found; {_similar_run(str(source)) or remedy}")
+        raise InputError(f"{source}: no model found; {_similar_run(source) or remedy}")
     from tinyllama.hub import download_snapshot  # noqa: PLC0415 - a machine that only trains may lack its requirements
 
-    return ModelLocation(
-        download_snapshot(str(source), ["*.json", "*.safetensors", "tokenizer.model"]), is_checkpoint=False
-    )
+    return ModelLocation(download_snapshot(source, ["*.json", "*.safetensors", "tokenizer.model"]), is_checkpoint=False)
 
 
 def _similar_run(name: str) -> str:
@@ -78,7 +78,7 @@ def _similar_run(name: str) -> str:
     return f"did you mean runs/{close[0]}?" if close else ""
 
 
-def load_model(source: str | Path, precision: torch.dtype = torch.float32) -> Llama:
+def load_model(source: str | os.PathLike[str], precision: torch.dtype = torch.float32) -> Llama:
     """Load a model in evaluation mode, with activations of the dtype `precision`.
 
     See `resolve_model` for the values of `source`. Raises InputError if `source` has no model, if the model's files are
@@ -95,7 +95,7 @@ def load_model(source: str | Path, precision: torch.dtype = torch.float32) -> Ll
     return model.eval()
 
 
-def load_tokenizer(source: str | Path) -> Tokenizer:
+def load_tokenizer(source: str | os.PathLike[str]) -> Tokenizer:
     """Load a model's tokenizer, without tokens that have no row in the model's embedding; see `Tokenizer.fitted`."""
     location = resolve_model(source)
     tokenizer = Tokenizer.load(location.tokenizer_folder)

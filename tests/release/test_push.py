@@ -121,10 +121,10 @@ def test_command_releases_and_pushes_a_run_and_pushes_an_existing_release(
     folder = run / "releases/step-00000040"
     assert cli.main(["release", str(folder), "--push", "small", "--public"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"release: {folder}", f"pushed: {hub.url}/guild/small", f"pushed: {hub.url}/{USER}/small"
+        f"release: {folder}", f"pushed: {hub.url}/guild/small", f"release: {folder}", f"pushed: {hub.url}/{USER}/small"
     ]  # fmt: skip
     assert cli.main(["release", str(run), "--push", "guild/small"]) == 0  # released already
-    assert capsys.readouterr().out.splitlines() == [f"pushed: {hub.url}/guild/small"]
+    assert capsys.readouterr().out.splitlines() == [f"release: {folder}", f"pushed: {hub.url}/guild/small"]
     assert cli.main(["release", str(run), "--push", "guild/small", "--average", "2"]) == 2  # not the existing release
     assert "already released" in capsys.readouterr().err
     assert [hub.repositories[name].visibility for name in ("guild/small", f"{USER}/small")] == ["private", "public"]

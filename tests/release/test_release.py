@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from tests.conftest import flip_a_bit
 
+import tinyllama
 from tinyllama.errors import InputError
 from tinyllama.files import read_json, sha256_of
 from tinyllama.loading import load_model, load_tokenizer
@@ -49,6 +50,16 @@ def test_step_or_checkpoint_folder_selects_the_checkpoint(run: Path) -> None:
     assert read_json(by_step / "release.json")["step"] == 9
     name = "model.embed_tokens.weight"
     assert not torch.equal(weights_of(by_step)[name], weights_of(by_folder)[name])
+
+
+def test_existing_release_is_reused_only_on_request(released: Path) -> None:
+    run = released.parents[1]
+    for source in (run, released):
+        result = tinyllama.release_run(source, reuse=True)
+        assert (result.path, result.step, result.formats) == (released, 40, ("huggingface",))
+    for reuse, formats in ((False, None), (True, ["huggingface"])):
+        with pytest.raises(InputError, match="already released"):
+            tinyllama.release_run(run, reuse=reuse, formats=formats)
 
 
 def test_release_json_has_size_and_hash_of_every_file(released: Path) -> None:

@@ -11,7 +11,7 @@ from tests.conftest import small_recipe
 from tests.report.test_live import watched
 from tests.tracking.run_files import new_run, write_steps
 
-from tinyllama import api, cli
+from tinyllama import api, cli, loading
 from tinyllama.errors import InputError
 from tinyllama.files import write_json
 from tinyllama.formatting import visible
@@ -98,7 +98,9 @@ def test_events_are_harmless_in_report_and_list(tmp_path: Path, capsys: pytest.C
 def test_generated_text_is_harmless_on_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(api, "stream_samples", lambda *_, **__: iter([iter(["word ", CLEAR])]))
+    monkeypatch.setattr(api, "stream_text", lambda *_, **__: iter(["word ", CLEAR]))
+    for name in ("load_model", "load_tokenizer"):
+        monkeypatch.setattr(loading, name, lambda _: None)
     assert cli.main(["generate", "any", "word"]) == 0
     assert capsys.readouterr().out == f"word {CLEAR}\n"
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)

@@ -2,7 +2,7 @@
 
 import secrets
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
@@ -45,19 +45,23 @@ def release(
         push: Repository on the Hugging Face hub to upload the release to.
         public: Make the repository public if --push creates it; private by default.
     """
-    from tinyllama.api import release_model
+    from tinyllama.api import release_run
+    from tinyllama.release.push import push_release
 
-    for line in release_model(
+    if public and not push:
+        raise InputError("release: --public makes a new repository public; name the repository with --push OWNER/NAME")
+    result = release_run(
         source,
-        step,
+        step=step,
         formats=formats,
         average=average,
         average_decay=average_decay,
         force=force,
-        push=push,
-        public=public,
-    ):
-        echo(line)
+        reuse=push is not None,
+    )
+    echo(f"release: {result.path}")
+    if push:
+        echo(f"pushed: {push_release(result.path, push, public)}")
 
 
 def verify(release: Positional[Annotated[Path, arg(metavar="RELEASE")]], json: bool = False) -> int:
@@ -119,23 +123,27 @@ def generate(
         num_samples: Number of texts, separated by lines of three hyphens; the seed increases by 1 per text.
         seed: Random seed; a new one for each call by default.
     """
-    from tinyllama.api import stream_samples
+    from tinyllama.api import stream_text
+    from tinyllama.loading import load_model, load_tokenizer
+    from tinyllama.model.generation import Sampling
 
     if seed is None:
         seed = secrets.randbelow(2**32) if temperature else 0
-    samples = stream_samples(
-        model, _read_standard_input() if prompt == "-" else prompt, max_new_tokens, num_samples,
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
-        seed=seed,
-    )  # fmt: skip
-    for number, parts in enumerate(samples):
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    if num_samples < 1:
+        raise InputError(f"num_samples: {num_samples} is out of range; give at least 1")
+    text = _read_standard_input() if prompt == "-" else prompt
+    loaded, tokenizer = load_model(model), load_tokenizer(model)
+    for number in range(num_samples):
+        own = replace(sampling, seed=seed + number)
+        parts = stream_text(loaded, text, max_new_tokens, own, tokenizer=tokenizer)
         first = next(parts)  # raises an error if the prompt or an option is invalid
         if number:
             echo("---")
         if temperature and not is_quiet():
             echo(f"seed {seed + number}", to_stderr=True)
-        for text in chain([first], parts):
-            print(visible(text) if sys.stdout.isatty() else text, end="", flush=True)  # noqa: T201
+        for part in chain([first], parts):
+            print(visible(part) if sys.stdout.isatty() else part, end="", flush=True)  # noqa: T201
         echo()
 
 

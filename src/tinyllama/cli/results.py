@@ -107,14 +107,14 @@ def evaluate(
     """
     from tinyllama.api import evaluate_model
     from tinyllama.evaluate.results import format_evaluation
-    from tinyllama.model.llama import PRECISIONS
 
     with stdout_to_stderr(json):
-        saved = evaluate_model(model, tasks, limit, PRECISIONS[precision], num_fewshot, batch_size)
-    if saved is None:  # on all ranks except rank 0
+        result = evaluate_model(
+            model, tasks, limit=limit, num_fewshot=num_fewshot, batch_size=batch_size, precision=precision
+        )
+    if result is None:  # on all ranks except rank 0
         return
-    evaluation, path = saved
     if json:
-        print_json(asdict(evaluation) | {"saved": str(path)})
+        print_json(asdict(result.evaluation) | {"saved": str(result.path)})
     else:
-        echo("\n".join([*format_evaluation(evaluation), f"saved: {path}"]))
+        echo("\n".join([*format_evaluation(result.evaluation), f"saved: {result.path}"]))

@@ -112,4 +112,4 @@ def train(recipe: Recipe, allow_change: bool = False) -> None:
 
         run = train_model(recipe, allow_change=allow_change)
     if os.environ.get("RANK", "0") == "0":  # under torchrun, every rank runs this function
-        echo(f"run: {run}")
+        echo(f"run: {run.path}")

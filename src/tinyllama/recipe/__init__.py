@@ -27,6 +27,7 @@ from tinyllama.recipe.loading import (
     Positive,
     PositiveFraction,
     RecipeModel,
+    Strings,
     TokenCount,
     bundled_recipes,
     differences,
@@ -145,6 +146,9 @@ class Train(RecipeModel):
     """Number of steps between validations; the last step is always validated."""
     validation_sequences: Count = 1024
     """Maximum number of sequences per validation, divided among the sources by weight."""
+    sample_prompts: Strings | None = None
+    """Prompts that the model completes at each validation; null means the beginnings of three validation documents, and
+    `[]` means none."""
 
     @model_validator(mode="after")
     def _check_float8(self) -> Self:
@@ -355,6 +359,11 @@ class Recipe(RecipeModel):
         except ValidationError as error:
             raise InputError(f"{path}: {format_validation_error(error, cls)}") from None
 
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        """Return the names and values in the representation of the recipe; all fields would fill a page."""
+        shape = f"{self.model.layers} layers of width {self.model.dim}"
+        return [("name", self.name), ("model", shape), ("tokens", self.train.tokens)]
+
     @property
     def has_milestones(self) -> bool:
         """Whether the recipe has milestones."""
@@ -386,6 +395,6 @@ class Recipe(RecipeModel):
 _FIELDS_NOT_AFFECTING_WEIGHTS = re.compile(
     r"name$|tokenizer$|data\.(store|workers|executor|slurm.*|sources\.[^.]+\.(path|max_compression_ratio))$"
     r"|checkpoint\.|release\.|track\."
-    r"|train\.(micro_batch_sequences|deterministic|compile|validate_every_steps|validation_sequences)$"
+    r"|train\.(micro_batch_sequences|deterministic|compile|validate_every_steps|validation_sequences|sample_prompts)$"
     r"|parallel\.|guard\.(watchdog_seconds|max_rollbacks)$"
 )

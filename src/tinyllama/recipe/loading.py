@@ -324,10 +324,11 @@ class RecipeModel(BaseModel):
     @field_validator("*")
     @classmethod
     def _reject_control_characters(cls, value: object, info: ValidationInfo) -> object:
-        # Strings are printed, and used as paths and arguments. Only a separator may contain a control character.
+        # Strings are printed, and used as paths and arguments. Only a separator may contain any control character.
+        line_breaks = set() if info.field_name == "sample_prompts" else {"\n", "\t"}
         inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
         texts = [text for text in inner if isinstance(text, str)]
-        is_bad = any(visible(text) != text or set(text) & {"\n", "\t"} for text in texts)
+        is_bad = any(visible(text) != text or set(text) & line_breaks for text in texts)
         if is_bad and info.field_name != "separator":
             raise ValueError("contains a control character; remove it")
         return value
