@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from tinyllama.plots.charts import draw_scores, save_png
-from tinyllama.plots.scores import far_labels, readable_range
+from tinyllama.plots.charts import draw_scores, far_labels, readable_range, save_png
 
 SCORES = st.floats(0, 100)
 

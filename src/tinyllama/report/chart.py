@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from tinyllama.formatting import format_bytes, format_count
+from tinyllama.plots.charts import far_labels, readable_range
 from tinyllama.plots.curves import Curve, Floats, downsample, min_max_envelope, running_mean
-from tinyllama.plots.scores import far_labels, readable_range
 from tinyllama.report.marks import CATEGORIES, Mark, marks_of
 from tinyllama.runs.log import Category, Event, event_category
 

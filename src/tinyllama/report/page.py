@@ -21,8 +21,8 @@ from tinyllama.evaluate.results import HELLASWAG_CHANCE, describe_measurement, t
 from tinyllama.files import atomic_write
 from tinyllama.formatting import MISSING, format_count, format_duration_precise, format_percent, visible
 from tinyllama.hardware import format_hardware
+from tinyllama.plots.charts import baseline_levels
 from tinyllama.plots.curves import Curve
-from tinyllama.plots.scores import baseline_levels
 from tinyllama.release.card import describe_mixture_stages
 from tinyllama.release.metadata import has_scores, release_score
 from tinyllama.report import content
