@@ -16,10 +16,10 @@ SAMPLE_TOKENS = 32
 SAMPLE_TEMPERATURE, SAMPLE_TOP_K, SAMPLE_SEED = 0.7, 50, 0
 """Options of the sampled completions; see `model.generation.Sampling`."""
 SAMPLE_SETTINGS = (
-    f"at most {SAMPLE_TOKENS} tokens, sampled at temperature {SAMPLE_TEMPERATURE:g} from the {SAMPLE_TOP_K} most "
-    f"probable tokens with seed {SAMPLE_SEED}"
+    f"the most probable tokens, and tokens sampled at temperature {SAMPLE_TEMPERATURE:g} from the {SAMPLE_TOP_K} most "
+    f"probable tokens with seed {SAMPLE_SEED}; at most {SAMPLE_TOKENS} tokens"
 )
-"""Description of these options."""
+"""Description of the two completions of a prompt."""
 _MAX_LINE_CHARACTERS = 60
 
 
