@@ -54,4 +54,5 @@ def test_log_repeats_no_sample_and_has_the_samples_after_a_rollback(
 
 
 def test_long_samples_and_control_characters_fit_on_one_line() -> None:
-    assert format_sample(1200, "\x1b[31m", "é" * 61) == r'step 1,200: "\u001b[31m" → "' + "é" * 60 + '…"'
+    line = format_sample(1200, "a" * 9 + "b" * 32, "é\x1b[31m" + "é" * 60)
+    assert line == 'step 1,200: "…' + "b" * 32 + r'" → "é\u001b[31m' + "é" * 42 + '…"'

@@ -71,14 +71,14 @@ def test_greedy_completion_equals_generation_and_ends_before_eos(recipe: Recipe)
     state = build_state(recipe)
     tokenizer = state.tokenizer
     ids = tokenizer.bos_prefix + tokenizer.encode("import os")
+    tokens = list(generate(state.model, ids, SAMPLE_TOKENS))
     (sample,) = complete_prompts(state.model, tokenizer, ["import os"])
-    tokens = list(generate(state.model, ids, SAMPLE_TOKENS, stop_id=tokenizer.eos_id))
     assert tokenizer.decode([*ids, *tokens]) == "import os" + sample["greedy"]
     assert sample["sampled"] != sample["greedy"]
-    with torch.no_grad():  # EOS becomes the most probable token
-        state.model.head_weight.zero_()
-        state.model.head_weight[tokenizer.eos_id or 0] = 1e3 * state.model.hidden_states(torch.tensor([ids]))[0, -1]
-    assert complete_prompts(state.model, tokenizer, ["import os"])[0]["greedy"] == ""
+    tokenizer.eos_id = next(token for token in tokens if token != tokens[0])
+    (shorter,) = complete_prompts(state.model, tokenizer, ["import os"])
+    end = tokens.index(tokenizer.eos_id)
+    assert tokenizer.decode([*ids, *tokens[:end]]) == "import os" + shorter["greedy"] != "import os" + sample["greedy"]
 
 
 def test_samples_depend_only_on_the_weights_and_use_no_random_numbers_of_training(recipe: Recipe) -> None:
@@ -87,6 +87,14 @@ def test_samples_depend_only_on_the_weights_and_use_no_random_numbers_of_trainin
     first = complete_prompts(state.model, state.tokenizer, state.sample_prompts)
     assert torch.equal(torch.get_rng_state(), before)
     assert complete_prompts(state.model, state.tokenizer, state.sample_prompts[::-1]) == first[::-1]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_samples_of_a_broken_model_do_not_end_the_run(recipe: Recipe, value: float) -> None:
+    state = build_state(recipe)
+    with torch.no_grad():
+        state.model.head_weight.fill_(value)
+    assert [sample["prompt"] for sample in complete_prompts(state.model, state.tokenizer, ["a"])] == ["a"]
 
 
 def test_compiled_blocks_are_not_compiled_again(recipe: Recipe) -> None:

@@ -20,7 +20,8 @@ SAMPLE_SETTINGS = (
     f"probable tokens with seed {SAMPLE_SEED}; at most {SAMPLE_TOKENS} tokens"
 )
 """Description of the two completions of a prompt."""
-_MAX_LINE_CHARACTERS = 60
+_PROMPT_CHARACTERS, _COMPLETION_CHARACTERS = 32, 48
+"""Maximum number of characters of a prompt's end and of a completion's beginning on a line."""
 
 
 def current_samples(events: Iterable[Event], last_step: int | None = None) -> list[Event]:
@@ -50,9 +51,9 @@ def _up_to(step: int, found: Mapping[tuple[int, str], Event]) -> dict[tuple[int,
 
 
 def format_sample(step: int, prompt: str, completion: str) -> str:
-    """Return a sample as one line: `step 200: "The function" → " returns a list"`."""
-    prompt, completion = (
-        quote(text if len(text) <= _MAX_LINE_CHARACTERS else f"{text[:_MAX_LINE_CHARACTERS]}…")
-        for text in (prompt, completion)
-    )
-    return f"step {step:,}: {prompt} → {completion}"
+    """Return a sample as one short line: `step 200: "The function" → " returns a list"`."""
+    if len(prompt) > _PROMPT_CHARACTERS:
+        prompt = f"…{prompt[-_PROMPT_CHARACTERS:]}"
+    if len(completion) > _COMPLETION_CHARACTERS:
+        completion = f"{completion[:_COMPLETION_CHARACTERS]}…"
+    return f"step {step:,}: {quote(prompt)} → {quote(completion)}"

@@ -92,7 +92,7 @@ def _is_readable(character: str) -> bool:
     return character in "\n\t" or (character.isprintable() and character != "\N{REPLACEMENT CHARACTER}")
 
 
-@torch.no_grad()  # not inference_mode: FSDP would keep gathered weights that the next backward pass could not use
+@torch.no_grad()
 def complete_prompts(
     model: Llama,
     tokenizer: Tokenizer,
@@ -123,6 +123,7 @@ def _complete_prompt(model: Llama, tokenizer: Tokenizer, prompt: str, heartbeat:
     for _ in range(num_tokens):
         with sdpa_kernel(INFERENCE_KERNELS):
             logits = model.next_logits(ids, caches).float()
+        logits = logits.nan_to_num(0.0, 1e5, -1e5)  # sampling from NaN would end the process
         for row, own_logits, sampling in zip(rows, logits, _SAMPLINGS.values(), strict=True):
             row.append(choose_token(own_logits, sampling, random))
         ids = torch.tensor([row[-1:] for row in rows], device=device)
