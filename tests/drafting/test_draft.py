@@ -131,6 +131,8 @@ def test_name_is_not_that_of_a_run_or_of_a_bundled_recipe(tmp_path: Path, monkey
     assert draft("demo").recipe.name == "demo-2"
     assert draft("notes").recipe.name == "notes-2"
     assert draft("notes/book.txt").recipe.name == "book"
+    one_text(Path("2024"))
+    assert draft("2024").recipe.data.sources.keys() == {"2024"}
 
 
 def test_micro_batch_fits_into_memory() -> None:

@@ -182,11 +182,21 @@ def test_globs_do_not_name_other_files(tmp_path: Path, files: dict[str, str], pa
     assert {one.path.removeprefix(f"{tmp_path}/raw/") for one in drafted(tmp_path / "raw").values()} == set(paths)
 
 
+def test_link_between_sources_is_read_once(tmp_path: Path) -> None:
+    for name in ("notes/a.md", "notes/b.txt", "src/a.py"):
+        write(tmp_path / name, PROSE.encode() * 9)
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo/z.txt").symlink_to(tmp_path / "src/a.py")
+    (tmp_path / "notes/same.md").symlink_to(tmp_path / "notes/a.md")
+    sources = drafted(tmp_path)
+    assert sorted(Path(file.path).name for one in sources.values() for file in one.files) == ["a.md", "a.py", "b.txt"]
+
+
 def test_file_that_no_short_glob_excludes_is_an_error(tmp_path: Path) -> None:
     for number in range(20):
         write(tmp_path / f"{number}/a.txt", PROSE.encode() * 99)
         write(tmp_path / f"{number}/bad.txt", b"PK\3\4 is refused")
-    with pytest.raises(InputError, match=r"0/bad.txt: no short glob"):
+    with pytest.raises(InputError, match=r"0/bad.txt: is a zip archive.*no short glob"):
         drafted(tmp_path)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 
 from tinyllama.drafting.machine import Machine, largest_micro_batch
 from tinyllama.drafting.sizes import (
@@ -91,6 +92,7 @@ def draft_recipe(
         "paths": shlex.join(paths),
         "file": file or f"{name}.yaml",
         "name": name,
+        "quoted_name": _scalar(name),
         "vocab_size": vocab_size,
         "sources": [_source_fields(source, text_bytes, fraction) for source in sources],
         "validation_fraction": fraction,
@@ -133,11 +135,16 @@ def _free_name(path: str) -> str:
     return next(one for one in taken if one not in bundled_recipes() and not Path("runs", one).exists())
 
 
+def _scalar(text: str) -> str:
+    """Return a name as YAML, in quotes if YAML would read a number or another type."""
+    return yaml.safe_dump(text).removesuffix("...\n").strip()
+
+
 def _source_fields(source: DraftSource, text_bytes: float, fraction: float) -> dict[str, Any]:
     count = len(source.files)
     files = f"{count:,} file{'s' * (count != 1)}"
     return {
-        "name": source.name,
+        "name": _scalar(source.name),
         "summary": f"{files}, {format_bytes(source.text_bytes)} of text",
         "format": source.format,
         "path": json.dumps(source.path, ensure_ascii=False),
@@ -185,7 +192,7 @@ def _size_reasons(sizes: Sizes, speed: float, minutes: float, vocab_size: int) -
     parameters = num_parameters(sizes.shape.model, vocab_size)
     took = format_duration(sizes.tokens / speed)
     batch_tokens = sizes.batch_sequences * sizes.shape.model.context_length
-    limit = f"{minutes:g} minutes" if not sizes.is_limited_by_text else f"{MAX_EPOCHS} epochs; more text would help"
+    limit = f"{minutes:g} min" if not sizes.is_limited_by_text else f"{MAX_EPOCHS} epochs; more text would help"
     return {
         "model": f"{format_count(parameters)} parameters, {sizes.tokens / parameters:.2g} tokens per parameter",
         "tokens": f"{sizes.epochs:.2g} epochs, {took} at {speed:,.0f} tokens/s on this machine; limit: {limit}",

@@ -7,7 +7,7 @@ which `prepare` would stop.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -109,11 +109,11 @@ def _draft_folder(survey: Survey, skipped: list[SkippedFile]) -> list[DraftSourc
         is_foreign = file.format != "text" and not is_read(file.path, file.format)
         if file.format != "text":  # only a path that names a file reads it whatever its ending
             groups[file.format, file.field, file.saved_dataset or (file.path if is_foreign else "")].append(file)
-    refused = [file.path for file in survey.skipped if file.is_refused]
+    refused = {file.path: file.reason for file in survey.skipped if file.is_refused}
     drafts = []
     for (format, field, place), files in groups.items():
         own = {file.path for file in files}
-        others = [*(file.path for file in survey.found if file.path not in own), *refused]
+        others = refused | {file.path: "text of another source" for file in survey.found if file.path not in own}
         parts = [(place, files)] if files[0].saved_dataset else cover(survey, files, others)
         kind = Path(place).stem or ("" if format == "text" else field or format)
         name = _source_name(_base_name(survey), kind if len(groups) > 1 else "")
@@ -157,9 +157,12 @@ def _without_rare_names(survey: Survey, skipped: list[SkippedFile]) -> list[Foun
     return kept
 
 
-def cover(survey: Survey, files: Sequence[FoundFile], others: Sequence[str]) -> list[tuple[str, Sequence[FoundFile]]]:
+def cover(
+    survey: Survey, files: Sequence[FoundFile], others: Mapping[str, str]
+) -> list[tuple[str, Sequence[FoundFile]]]:
     """Return paths, each with its files, that together name all `files` and none of `others`.
 
+    `others` has the reason for each path.
     The first path is a glob of the endings that none of `others` has. Files with other endings follow: in one glob if
     they are in other subfolders than `others`, else by their names, with one path per folder. Raises InputError if
     these paths are more than _MAX_PARTS.
@@ -185,8 +188,8 @@ def cover(survey: Survey, files: Sequence[FoundFile], others: Sequence[str]) -> 
         ]
     if len(parts) > _MAX_PARTS:
         raise InputError(
-            f"{rivals[0]}: no short glob separates this file from {rest[0].path} and others; rename the file, or move "
-            "it out of the folder"
+            f"{rivals[0]}: {others[rivals[0]]}, and no short glob separates this file from {rest[0].path} and others; "
+            "remove or rename the file, or move it out of the folder"
         )
     return [(own[0].path if len(own) == 1 else path, own) for path, own in parts]
 

@@ -151,8 +151,11 @@ def _survey(result: Survey, paths: Sequence[str]) -> Survey:
     with Bar("looking at the files", len(rest), "files") as bar:
         for number, path in enumerate(rest, 1):
             real = canonical_path(path)
-            if real in seen:
-                found: FoundFile | SkippedFile = SkippedFile(path, "link to another file")
+            if real.startswith(f"{Path('runs').absolute()}/"):
+                found: FoundFile | SkippedFile = SkippedFile(path, "output of tinyllama", is_refused=True)
+            elif real in seen:
+                is_other_kind = is_known_code(path) != is_known_code(seen[real].path)  # in another source
+                found = SkippedFile(path, "link to another file", is_refused=is_other_kind)
             elif path in representatives:
                 found = _like(seen[representatives[path]], path)
             else:
@@ -193,7 +196,7 @@ def _like(model: FoundFile | SkippedFile, path: str) -> FoundFile | SkippedFile:
 def look_at(path: str) -> FoundFile | SkippedFile:
     """Read the beginning of a file, and return what the file contains or why it is not used."""
     if not Path(path).is_file():
-        return SkippedFile(path, "not a regular file", is_refused=True)
+        return SkippedFile(path, "broken link" if Path(path).is_symlink() else "not a regular file", is_refused=True)
     try:
         return _look_at_content(path)
     except InputError as error:
