@@ -48,6 +48,7 @@ class Excluded:
 EXCLUDED = (
     Excluded(r"tinyllama plan .*--measure\b", "measures this machine"),
     Excluded(r"tinyllama init\b", "measures this machine; see tests/drafting"),
+    Excluded(r"tinyllama run (manuals|mine\.yaml --name)", "does all stages again; the README's `run` is executed"),
     Excluded(r"tinyllama verify runs/(mine|demo-)", "starts every engine again; the demo's release is verified"),
     Excluded(r"tinyllama evaluate runs/demo\b", "reads the tasks again; another page evaluates a run"),
     Excluded(r"make\b", "installs from a registry, or runs all tests"),
