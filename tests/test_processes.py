@@ -1,14 +1,18 @@
-"""Sidecars: processes next to training."""
+"""Sidecars: processes next to training; stop signals."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tinyllama.processes import _ALLOCATOR_VARIABLES, Heartbeat, start_sidecar
+from tinyllama.errors import CommandAbort
+from tinyllama.processes import _ALLOCATOR_VARIABLES, Heartbeat, exit_on_signal, record_signals, start_sidecar
 
 CHILD = "tests.sidecar_child"
 
@@ -88,3 +92,52 @@ def test_a_heartbeat_adds_up_waits_without_a_sign_of_life() -> None:
     with heartbeat.paused():
         assert heartbeat.add_wait(9.0) == 1.0
     assert heartbeat.silent_seconds == 0.0
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, as at the start of a program in the foreground."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.01)  # the handler runs between two instructions
+
+
+def test_first_ctrl_c_is_recorded_and_the_second_is_a_keyboard_interrupt(interruptible: None) -> None:
+    with record_signals() as signals:
+        signals.can_save = True
+        press_ctrl_c()
+        assert signals.names == ["SIGINT"]
+        with pytest.raises(KeyboardInterrupt):
+            press_ctrl_c()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_with_nothing_to_save_aborts_the_command(interruptible: None) -> None:
+    with exit_on_signal(), record_signals() as signals, pytest.raises(CommandAbort):
+        press_ctrl_c()
+    assert signals.names == []
+
+
+def test_background_process_still_ignores_ctrl_c(interruptible: None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with exit_on_signal(), record_signals() as signals:
+        press_ctrl_c()
+        assert signals.names == []
+
+
+def test_other_threads_install_no_handlers(interruptible: None) -> None:
+    found = []
+
+    def record() -> None:
+        with exit_on_signal(), record_signals():
+            found.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=record)
+    thread.start()
+    thread.join()
+    assert found == [signal.default_int_handler]

@@ -1,19 +1,30 @@
 """Entry point of the commands `tinyllama` and `python -m tinyllama`."""
 
+import contextlib
+import os
 import sys
 
 # ruff: noqa: PLC0415
 
 
 def main() -> int:
-    """Run the command line and return its exit status. Ctrl-C during the imports prints one line, no traceback."""
+    """Run the command line and return its exit status.
+
+    After Ctrl-C, also during the imports, print one line without a traceback and end the process immediately.
+    """
     try:
         from tinyllama.errors import run_and_get_exit_status
 
-        return run_and_get_exit_status(_run_command)
+        status = run_and_get_exit_status(_run_command)
     except KeyboardInterrupt:
         print("tinyllama: interrupted", file=sys.stderr)  # noqa: T201
-        return 130
+        status = 130
+    if status == 130:  # do not wait for threads, for example of a checkpoint that is being written
+        with contextlib.suppress(OSError):  # the reader of the output has ended too
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def _run_command() -> int:

@@ -151,17 +151,19 @@ class ReleaseResult:
     """Formats of the release."""
 
 
-def train_tokenizer(recipe: Recipe, vocab_size: int = 8192, sample_bytes: int = 16_000_000) -> Tokenizer:
+def train_tokenizer(
+    recipe: Recipe, vocab_size: int | None = None, sample_bytes: int = 16_000_000, force: bool = False
+) -> Tokenizer:
     """Train a Llama-style BPE tokenizer on the recipe's sources, and save it in the folder that the recipe names.
 
-    `vocab_size` includes 3 special tokens and 256 byte tokens. `sample_bytes` is the amount of text to train on. Raises
-    InputError if the folder contains a tokenizer, or if the sources have too little text.
+    `vocab_size` includes 3 special tokens and 256 byte tokens; by default, it is the recipe's `vocab_size`, or 8,192.
+    `sample_bytes` is the amount of text to train on. With `force`, an existing tokenizer is replaced. Raises the same
+    errors as `prepare.selection.train_recipe_tokenizer`.
     """
     from tinyllama.prepare.selection import train_recipe_tokenizer
 
     _require_recipe(recipe, "train_tokenizer")
-    folder, _ = train_recipe_tokenizer(recipe, vocab_size, sample_bytes)
-    return Tokenizer.load(folder)
+    return Tokenizer.load(train_recipe_tokenizer(recipe, vocab_size, sample_bytes, force).folder)
 
 
 def prepare_store(recipe: Recipe, strict: bool = False) -> "TokenStore | None":

@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from tinyllama import hardware
-from tinyllama.errors import InputError, RunStoppedError, first_line
+from tinyllama.errors import InputError, RunStoppedError, SavedInterrupt, first_line
 from tinyllama.model.llama import Llama
 from tinyllama.processes import die_with_torchrun
 from tinyllama.recipe import Parallel
@@ -83,8 +83,8 @@ def init_distributed(watchdog_seconds: float) -> Iterator[World]:
     try:
         yield World(rank, size, device, timeout)
         ranks_end_together = True
-    except RunStoppedError as error:
-        ranks_end_together = bool(error.signal)
+    except (RunStoppedError, SavedInterrupt) as error:
+        ranks_end_together = isinstance(error, SavedInterrupt) or bool(error.signal)
         raise
     finally:
         # The training loop contains a reference cycle, which keeps process groups and their threads alive. A thread

@@ -18,6 +18,8 @@ INPUT_ERROR_STATUS = 2
 """Exit status for wrong input; a scheduler should not run the command again."""
 REQUEUE_STATUS = 75
 """Exit status after SIGTERM or SIGUSR1, for requeueing: EX_TEMPFAIL ("try again later") of sysexits.h."""
+INTERRUPTED_STATUS = 130
+"""Exit status after Ctrl-C: 128 plus the number of SIGINT, as in a shell."""
 DAMAGE_ERRORS = (
     ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError,
 )  # fmt: skip
@@ -40,6 +42,14 @@ class RunStoppedError(RuntimeError):
         self.status = REQUEUE_STATUS if signal else 1
 
 
+class SavedInterrupt(KeyboardInterrupt):
+    """Ctrl-C during training, after a checkpoint was saved; the message has the remedy in one line."""
+
+
+class CommandAbort(KeyboardInterrupt):
+    """Ctrl-C in a command, whose process then ends without waiting for its threads and sidecars."""
+
+
 def run_and_get_exit_status(call: Callable[[], int | None], system_status: int = INPUT_ERROR_STATUS) -> int:
     """Call a function and return an exit status; print one line on standard error if the call fails.
 
@@ -53,9 +63,10 @@ def run_and_get_exit_status(call: Callable[[], int | None], system_status: int =
         return 0
     except (Exception, KeyboardInterrupt) as error:
         message, status = _message_and_status(error, system_status)
+        message = "; ".join([message, *getattr(error, "__notes__", ())])
         # All ranks of a machine usually raise the same error of these classes, so only one rank prints it. Other errors
         # may differ by rank.
-        is_common = isinstance(error, InputError | RunStoppedError | ModuleNotFoundError)
+        is_common = isinstance(error, InputError | RunStoppedError | ModuleNotFoundError | KeyboardInterrupt)
         if not is_common or os.environ.get("LOCAL_RANK", "0") == "0":
             echo("tinyllama: " + message.replace("\n", "\\n"), to_stderr=True)
         return status
@@ -68,7 +79,7 @@ def _message_and_status(error: BaseException, system_status: int) -> tuple[str, 
         case RunStoppedError():
             return str(error), error.status
         case KeyboardInterrupt():
-            return "interrupted; prepare, train and demo resume when they are run again", 130
+            return str(error) or "interrupted; rerun the same command", INTERRUPTED_STATUS
         case OSError(errno=errno.EAGAIN) | RuntimeError(args=("can't start new thread",)):
             problem = f"the system cannot start more threads or processes ({first_line(error)})"
             return f"{problem}; raise the limit (ulimit -u)", system_status

@@ -5,6 +5,7 @@ checks read the tokenizer, the config.json of local initial weights, and the nam
 not match the run's length or number of ranks cause warnings.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,14 +48,44 @@ def check_training(recipe: Recipe, ranks: int = 1) -> list[str]:
     store, tokenizer = TokenStore.open(recipe.data.store), Tokenizer.load(recipe.tokenizer)
     warnings = check_recipe(recipe, tokenizer)
     if recipe.has_milestones:
-        from tinyllama.evaluate.evaluation import check_tasks
-        from tinyllama.release.formats import check_format_libraries
-
-        check_format_libraries(recipe.release.formats)
-        if recipe.release.tasks:
-            check_tasks(recipe.release.tasks)
+        _check_release_libraries(recipe.release)
     recipe.train.sequences_per_rank(ranks)
     return [*warnings, *recipe_warnings(recipe, ranks, store)]
+
+
+def check_stages(recipe: Recipe) -> tuple[list[str], list[str]]:
+    """Check what the stages of a recipe need before the first one starts.
+
+    Return the evaluation tasks that can be scored on this machine, and a reason per task that cannot. Raises InputError
+    if a stage is not possible in this process, or if a library that training, releases or their verification need is
+    missing.
+    """
+    from tinyllama.evaluate.evaluation import available_tasks
+    from tinyllama.release.formats import LIBRARIES, check_format_libraries, require_libraries
+    from tinyllama.tracking.trackers import check_trackers
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("run: uses one process; under torchrun, use `train`, then continue with `run` in one process")
+    if recipe.data.executor == "slurm" and not TokenStore.exists(recipe.data.store):
+        remedy = f"run `{recipe.command('prepare')}`, and this command again when the store is complete"
+        raise InputError(f"data.executor: slurm prepares the store in later jobs; {remedy}")
+    check_trackers(recipe.track)
+    check_format_libraries(recipe.release.formats)
+    require_libraries(LIBRARIES["huggingface"])  # which `verify` uses
+    _check_tasks(recipe.release)
+    if recipe.has_milestones:
+        _check_release_libraries(recipe.release)
+    return available_tasks(recipe.release.tasks)
+
+
+def _check_release_libraries(release: Release) -> None:
+    """Check the libraries that the releases of milestones need. Raises InputError if one is missing."""
+    from tinyllama.evaluate.evaluation import check_tasks
+    from tinyllama.release.formats import check_format_libraries
+
+    check_format_libraries(release.formats)
+    if release.tasks:
+        check_tasks(release.tasks)
 
 
 def check_recipe(recipe: Recipe, tokenizer: Tokenizer) -> list[str]:

@@ -18,16 +18,16 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from tinyllama.errors import RunStoppedError
+from tinyllama.errors import CommandAbort, RunStoppedError
 
 _LOWEST_PRIORITY = 19
 _ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_REQUEUE_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def set_parent_death_signal(parent: int | None = None) -> None:
@@ -112,9 +112,14 @@ class Heartbeat:
 
 @contextmanager
 def exit_on_signal() -> Iterator[None]:
-    """Raise RunStoppedError on SIGTERM or SIGUSR1 during the block, which must have nothing to save."""
+    """Raise RunStoppedError on SIGTERM or SIGUSR1, and CommandAbort on Ctrl-C, during the block of a command.
+
+    Except in a nested block of `record_signals`, the command must have nothing to save.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            raise CommandAbort
         name = signal.Signals(number).name
         raise RunStoppedError(f"{name}: stopped; rerun the same command to resume", signal=name)
 
@@ -127,48 +132,64 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        """Names of the signals that the main thread has handled."""
-        self.reader, self.writer = socket.socketpair()
-        self.reader.setblocking(False)
-        self.writer.setblocking(False)
-        self._has_arrived = False
-
-    def has_arrived(self) -> bool:
-        """Return whether a stop signal has arrived, including one that a blocked main thread has not handled yet.
-
-        Call this method from another thread.
-        """
-        with suppress(BlockingIOError):
-            while numbers := self.reader.recv(64):
-                self._has_arrived = self._has_arrived or bool(set(numbers) & set(_STOP_SIGNALS))
-        return self._has_arrived
+        """Names of the signals that the main thread has recorded."""
+        self.arrived: list[int] = []
+        """Numbers of the signals, including those that a blocked main thread has not handled yet."""
+        self.can_save = False
+        """Whether the first Ctrl-C is recorded; before the first step, Ctrl-C ends the block, which has no progress."""
 
 
 @contextmanager
-def record_signals() -> Iterator[StopSignals]:
-    """Record SIGTERM and SIGUSR1 during the block instead of ending the process."""
-    signals = StopSignals()
-    with (
-        signals.reader,
-        signals.writer,
-        _stop_signal_handlers(lambda number, frame: signals.names.append(signal.Signals(number).name), signals.writer),
-    ):
-        yield signals
+def record_signals(on_interrupt: Callable[[], None] = lambda: None) -> Iterator[StopSignals]:
+    """Record SIGTERM, SIGUSR1 and the first Ctrl-C during the block instead of ending the process.
+
+    The second Ctrl-C, and each Ctrl-C while `can_save` is false, has the effect that it had before the block. A thread
+    calls `on_interrupt` when Ctrl-C arrives that will be recorded, also if the main thread is blocked.
+    """
+    signals, previous = StopSignals(), signal.getsignal(signal.SIGINT)
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        is_repeated = "SIGINT" in signals.names or signals.arrived.count(signal.SIGINT) > 1
+        if number == signal.SIGINT and callable(previous) and (is_repeated or not signals.can_save):
+            previous(number, frame)
+        else:
+            signals.names.append(signal.Signals(number).name)
+
+    def listen() -> None:
+        while numbers := reader.recv(64):
+            is_first = signal.SIGINT in numbers and signal.SIGINT not in signals.arrived
+            signals.arrived.extend(number for number in numbers if number in (*_REQUEUE_SIGNALS, signal.SIGINT))
+            if is_first and signals.can_save:
+                on_interrupt()
+
+    thread = threading.Thread(target=listen, name="signals", daemon=True)
+    thread.start()
+    try:
+        with _stop_signal_handlers(handle, writer):
+            yield signals
+    finally:
+        writer.close()  # ends the thread
+        thread.join()
+        reader.close()
 
 
 @contextmanager
 def _stop_signal_handlers(
     handler: Callable[[int, FrameType | None], None], wakeup: socket.socket | None = None
 ) -> Iterator[None]:
-    """Handle SIGTERM (schedulers, torchrun) and SIGUSR1 (Slurm, before its time limit) during the block.
+    """Handle SIGTERM (schedulers, torchrun), SIGUSR1 (Slurm, before its time limit) and Ctrl-C during the block.
 
-    Python writes the number of each signal to `wakeup` when the signal arrives, before the main thread runs `handler`.
-    Only the main thread can handle signals; in any other thread, this function does nothing.
+    Ctrl-C is not handled if this process ignores SIGINT, as a background process of a shell script does. Python writes
+    the number of each signal to `wakeup` when the signal arrives, before the main thread runs `handler`. Only the main
+    thread can handle signals; in any other thread, this function does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, handler) for number in _STOP_SIGNALS}
+    numbers = [*_REQUEUE_SIGNALS, *([signal.SIGINT] if callable(signal.getsignal(signal.SIGINT)) else [])]
+    previous = {number: signal.signal(number, handler) for number in numbers}
     previous_wakeup = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False) if wakeup else None
     try:
         yield

@@ -44,7 +44,7 @@ def test_help_is_short_and_shows_the_options_of_the_parser(capsys: pytest.Captur
     is_with_recipe = name in RECIPE_COMMANDS
     assert is_with_recipe == ("--train.FIELD VALUE" in text) == ("--help-all" in text)
     assert "--train.optimizer" not in text
-    shown = {match[1] for match in re.finditer(r"^  (--[a-z-]+)", text, re.MULTILINE)}
+    shown = {match[1] for match in re.finditer(r"^  (--[a-z_-]+)", text, re.MULTILINE)}
     function = functools.partial(cli.COMMANDS[name], *([None] if is_with_recipe else []))
     parser = tyro.extras.get_parser(function, config=(tyro.conf.FlagCreatePairsOff,))
     own = {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")}

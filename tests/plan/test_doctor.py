@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from tests.cli.json_keys import read_documented_json
-from tests.conftest import small_recipe
+from tests.conftest import python_sources, small_recipe
 
 from tinyllama import cli, hardware
 from tinyllama.plan.doctor import CheckResult, check_float8_support, check_machine, check_recipe, check_sizes, verdict
@@ -146,7 +146,9 @@ def test_prepared_recipe_lacks_nothing(small: Path) -> None:
     results = by_name(check_recipe(Recipe.load(small / "recipe.yaml"), probe()))
     assert not missing([*results.values()])
     assert "600" in results["tokenizer"].found
-    assert results["raw files of modules"].found.startswith("2 files")
+    found, first = results["raw files of modules"].found, python_sources(1)[0]
+    assert found.startswith("2 files")
+    assert f"row 0 of {small}/raw/modules/a.jsonl has {len(first.encode()):,} bytes of text: {first[:40]!r}" in found
 
 
 def test_recipe_needs_raw_files_only_without_store(small: Path, tmp_path: Path) -> None:
@@ -168,6 +170,7 @@ def test_recipe_needs_raw_files_only_without_store(small: Path, tmp_path: Path) 
         ({"release.tasks": ["helaswag"]}, "release.tasks", "missing", "did you mean hellaswag"),
         ({"data.executor": "slurm", "data.slurm.partition": "cpu"}, "data.executor", "missing", "login node"),
         ({"tokenizer": "nowhere/at/all"}, "tokenizer", "missing", "tinyllama tokenizer train small"),
+        ({"data.sources.lines.text": "body"}, "raw files of lines", "warning", "rows have the fields text"),
         ({"train.float8": True, "train.compile": True}, "train.float8", "missing", "remove"),
         ({"data.sources.lines.clean": {"filters": ["c4"], "language": "xx"}}, "data.sources.*.clean", "missing",
          "ISO 639-1"),

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from tests.cli.json_keys import read_documented_json
+from tests.conftest import small_recipe
 
 from tinyllama.cli import main
 from tinyllama.errors import InputError
@@ -73,6 +75,18 @@ def test_measured_speed_replaces_the_mfu(capsys: pytest.CaptureFixture[str]) -> 
     assert found["step_seconds"] == pytest.approx(micro_batch + update)
     assert found["tokens_per_second_per_gpu"] == pytest.approx(32 * 64 / found["step_seconds"])
     assert 0 < found["mfu"] < 1
+
+
+def test_vocabulary_size_of_the_recipe_is_used_without_a_tokenizer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(small_recipe(tmp_path) | {"vocab_size": 512}))
+    sizes = []
+    for flags in ([], ["--vocab-size", "768"], ["--vocab_size=1024"]):
+        assert main(["plan", str(recipe), "--hardware", "h100", "--json", *flags]) == 0
+        sizes.append(json.loads(capsys.readouterr().out)["vocab_size"])
+    assert sizes == [512, 768, 1024]
 
 
 @pytest.mark.parametrize("measured", [False, True])

@@ -309,7 +309,8 @@ def test_arrow_file_format_is_read_and_truncated_stream_is_an_error(tmp_path: Pa
 
 def test_text_file_is_one_document(tmp_path: Path) -> None:
     assert read(write(tmp_path / "a.txt", "a page\nof ü".encode()), "text") == [SourceRow(0, "a page\nof ü")]
-    assert read(write(tmp_path / "b.txt", b"\xff\xfe"), "text") == [RejectedRow(0, "not UTF-8 text")]
+    for name, content in {"b.txt": b"\xff\xfe", "b.log": "log".encode("utf-16-le"), "b.o": b"\x7fELF\0\0"}.items():
+        assert read(write(tmp_path / name, content), "text") == [RejectedRow(0, "not UTF-8 text")]
     only_byte_order_mark = write(tmp_path / "c.txt", b"\xef\xbb\xbf")
     assert read(only_byte_order_mark, "text") == [RejectedRow(0, "empty text")]
 

@@ -313,18 +313,53 @@ def test_files_are_sorted_and_no_file_is_an_error(tmp_path: Path) -> None:
         list_files("notes", source("huggingface", tmp_path / "t*"))
 
 
-def test_file_that_a_link_repeats_is_an_error(tmp_path: Path) -> None:
+def test_file_that_a_link_repeats_is_read_once(tmp_path: Path) -> None:
     write(tmp_path / "raw/a.jsonl", lines({"text": "once"}))
     (tmp_path / "raw/b.jsonl").symlink_to(tmp_path / "raw/a.jsonl")
-    with pytest.raises(InputError, match=r"data.sources.notes: .*a.jsonl and .*b.jsonl are one file"):
-        list_files("notes", source("jsonl", tmp_path / "raw"))
-    (tmp_path / "raw/b.jsonl").unlink()
-    (tmp_path / "raw/again").symlink_to(tmp_path / "elsewhere")
     write(tmp_path / "elsewhere/c.jsonl", lines({"text": "linked"}))
-    assert texts_of(source("jsonl", tmp_path / "raw")) == ["once", "linked"]
-    (tmp_path / "raw/third").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=r"again/c.jsonl and .*third/c.jsonl are one file"):
-        list_files("notes", source("jsonl", tmp_path / "raw"))
+    for link in ("again", "third"):
+        (tmp_path / "raw" / link).symlink_to(tmp_path / "elsewhere")
+    skipped: Counter[str] = Counter()
+    files = list_files("notes", source("jsonl", tmp_path / "raw"), skipped)
+    assert [str(Path(file.path).relative_to(tmp_path / "raw")) for file in files] == ["a.jsonl", "again/c.jsonl"]
+    assert skipped == {"link to another file of the source": 2}
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("**/*.md", ["a.md", "d/b.md"]),
+        ("**/*.md*", ["a.md", "c.md.gz", "d/b.md"]),
+        ("*", ["a.md", "c.md.gz", "notes.txt", "Makefile", "d/more.txt"]),  # a folder has only known endings
+        ("**", ["a.md", "c.md.gz", "notes.txt", "Makefile", "d/b.md", "d/more.txt"]),
+        ("d*", ["d/more.txt"]),
+        ("d/b.md", ["d/b.md"]),
+        ("", ["notes.txt", "d/more.txt"]),
+    ],
+)
+def test_text_source_reads_what_a_glob_names_whatever_its_ending(tmp_path: Path, path: str, found: list[str]) -> None:
+    names = ["a.md", "c.md.gz", "notes.txt", "Makefile", "d/b.md", "d/more.txt", "d/.b.md"]
+    for name in names:
+        write(tmp_path / name, COMPRESSIONS[".gz" if name.endswith(".gz") else ""](name.encode()))
+    assert sorted(texts_of(source("text", f"{tmp_path}/{path}"))) == sorted(found)
+
+
+def test_other_endings_are_read_with_the_glob_of_the_message(tmp_path: Path) -> None:
+    for name in ("a.rst", "d/b.rst", "c.md"):
+        write(tmp_path / name, name.encode())
+    with pytest.raises(InputError, match=r"data.sources.own: no .txt file .*2 ending .rst.* give a glob") as error:
+        list_files("own", source("text", tmp_path))
+    assert texts_of(source("text", str(error.value).rpartition("such as ")[2])) == ["a.rst", "d/b.rst"]
+    with pytest.raises(InputError, match=r"data.sources.own: no file under .*org"):
+        list_files("own", source("text", tmp_path / "*.org"))
+
+
+def test_text_files_that_differ_in_their_ending_are_two_files(tmp_path: Path) -> None:
+    for name in ("a.c", "a.h", "b.txt", "b.txt.gz"):
+        write(tmp_path / name, COMPRESSIONS[".gz" if name.endswith(".gz") else ""](b"/* the same */"))
+    assert len(list_files("own", source("text", tmp_path / "a.*"))) == 2
+    with pytest.raises(InputError, match=r"b.txt and .*b.txt.gz begin with the same text"):
+        list_files("own", source("text", tmp_path))
 
 
 OVERLAPPING: list[tuple[str, dict[str, list[str]], dict[str, list[str]]]] = [

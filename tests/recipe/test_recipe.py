@@ -1,10 +1,13 @@
 """Recipes: fields, overrides, errors and the digest."""
 
+import pickle
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from tinyllama.cli.arguments import extract_overrides
 from tinyllama.errors import InputError
 from tinyllama.model.flops import flops_per_token, num_parameters
 from tinyllama.recipe import Recipe, bundled_recipes
@@ -15,6 +18,28 @@ def test_bundled_recipe_round_trips_through_yaml(name: str, tmp_path: Path) -> N
     recipe = Recipe.load(name)
     (tmp_path / "copy.yaml").write_text(recipe.to_yaml())
     assert Recipe.load(tmp_path / "copy.yaml") == recipe
+
+
+def test_command_loads_the_recipe_and_its_overrides_again(tmp_path: Path) -> None:
+    overrides = {"train.tokens": "5M", "release.tasks": ["a b", "c'd"], "train.compile": False, "track.wandb": None}
+    path = tmp_path / "my recipe.yaml"
+    path.write_text(Recipe.load("demo").to_yaml())
+    recipe = Recipe.load(path, overrides)
+    assert recipe.command("tokenizer train").startswith(f"tinyllama tokenizer train '{path}' --train.tokens 5M ")
+    program, _, source, *flags = shlex.split(recipe.command("prepare"))
+    own, read = extract_overrides(flags)
+    assert (program, source, own) == ("tinyllama", str(path), [])
+    assert Recipe.load(source, read) == recipe
+
+
+def test_origin_of_a_recipe_changes_no_comparison_and_no_copy(tmp_path: Path) -> None:
+    (tmp_path / "copy.yaml").write_text(Recipe.load("demo").to_yaml())
+    recipe, bundled = Recipe.load(tmp_path / "copy.yaml", {"seed": 1337}), Recipe.load("demo")
+    built = Recipe.model_validate(bundled.model_dump())
+    assert built.command("train") == "tinyllama train demo"
+    assert recipe.command("train") == f"tinyllama train {tmp_path}/copy.yaml --seed 1337"
+    for other in (bundled, built, pickle.loads(pickle.dumps(recipe)), recipe.model_copy()):
+        assert (other, other.digest, other.to_yaml()) == (recipe, recipe.digest, recipe.to_yaml())
 
 
 def test_recipe_of_model_card_has_its_numbers() -> None:
@@ -136,6 +161,7 @@ def test_digest_depends_only_on_fields_affecting_weights() -> None:
         "train.micro_batch_sequences": 4,
         "data.store": "elsewhere",
         "name": "other",
+        "vocab_size": 300,
     }
     assert Recipe.load("demo", neutral).digest == digest
     for field, value in {

@@ -4,6 +4,7 @@ import io
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -16,6 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import python_sources, small_recipe, write_jsonl
+from tests.prepare.raw import lines, write
 from tests.vocabularies import EDGE_CASES, LLAMA_OPTIONS
 
 from tinyllama import cli
@@ -161,6 +163,14 @@ def test_vocabulary_that_does_not_decode_is_not_written(
     assert not Path("tokenizer").exists()
 
 
+def test_vocabulary_size_is_the_flag_or_the_size_in_the_recipe(recipe: Path) -> None:
+    write_jsonl(Path("raw/a.jsonl"), python_sources(10))
+    recipe.write_text(f"{recipe.read_text()}\nvocab_size: 600\n")
+    for folder, flags, size in (("one", [], 600), ("two", ["--vocab-size", "610"], 610)):
+        assert cli.main(["--quiet", "tokenizer", "train", str(recipe), "--tokenizer", folder, *flags]) == 0
+        assert Tokenizer.load(folder).vocab_size == size
+
+
 def test_lines_with_the_reserved_character_are_used(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [f"cpu{'▅' * count} throughput\n" for count in range(1, 6)] * 40
     write_jsonl(Path("raw/a.jsonl"), [*lines, "memory \t latency"])
@@ -192,3 +202,65 @@ def test_text_beyond_the_sample_is_counted() -> None:
     text = training_text(texts, num_characters=50_000)
     assert text.num_characters + sum(text.unused.values()) == sum(map(len, texts))
     assert text.unused["beyond the sample of 50,000"] > sum(map(len, texts)) / 2
+
+
+def test_sample_is_counted_by_source(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = yaml.safe_load(recipe.read_text())
+    fields["data"]["sources"]["notes"] = {"format": "text", "path": "notes/*.md", "weight": 1}
+    recipe.write_text(yaml.safe_dump(fields))
+    write_jsonl(Path("raw/a.jsonl"), ["abcé " * 30, "bca " * 30])
+    write(Path("notes/a.md"), b"cab " * 30)
+    assert cli.main(["--quiet", "tokenizer", "train", str(recipe), "--vocab-size", "266"]) == 0
+    output = capsys.readouterr().out
+    assert "sample of text: 2 documents, 300 bytes" in output
+    assert "sample of notes: 1 documents, 120 bytes" in output
+
+
+@pytest.mark.parametrize(
+    ("rows", "weight", "message"),
+    [
+        ([{"title": "a", "body": "b"}] * 3, 1, "3 rows no text.*fields title, body; set the source's text"),
+        ([{"title": "a", "body": "b"}] * 3, 0, "3 rows no text.*fields title, body"),
+        ([{"text": ""}], 1, "1 rows empty text.; add text"),
+        ([], 1, "no rows at all"),
+    ],
+)
+def test_source_without_usable_row_is_an_error_with_its_fields(
+    recipe: Path, capsys: pytest.CaptureFixture[str], rows: list[dict[str, str]], weight: int, message: str
+) -> None:
+    fields = yaml.safe_load(recipe.read_text())
+    fields["data"]["sources"]["notes"] = {"format": "jsonl", "path": "notes.jsonl", "weight": weight}
+    recipe.write_text(yaml.safe_dump(fields))
+    write_jsonl(Path("raw/a.jsonl"), ["abc " * 100])
+    write(Path("notes.jsonl"), lines(*rows))
+    assert cli.main(["--quiet", "tokenizer", "train", str(recipe), "--vocab-size", "265"]) == 2
+    assert re.search(f"data.sources.notes: no document left to train on .{message}", capsys.readouterr().err)
+    assert not Path("tokenizer").exists()
+
+
+def test_force_replaces_only_a_tokenizer_that_nothing_uses(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def train(*flags: str) -> tuple[int, str]:
+        status = cli.main(["--quiet", "tokenizer", "train", str(recipe), *flags])
+        return status, capsys.readouterr().err
+
+    write_jsonl(Path("raw/a.jsonl"), python_sources(3))
+    assert train("--vocab-size", "500") == (0, "")
+    status, error = train("--vocab-size", "510")
+    assert status == 2
+    assert "tokenizer: tokenizer exists; add --force" in error
+    assert train("--vocab-size", "510", "--force") == (0, "")
+    digest = Tokenizer.load("tokenizer").digest
+    assert Tokenizer.load("tokenizer").vocab_size == 510
+    for folder, name in (("store", "manifest.json"), ("runs/small", "store.json")):  # as `prepare` and `train` write it
+        write(Path(folder, name), lines({"tokenizer": {"digest": "of another"}}))
+        assert train("--vocab-size", "510", "--force") == (0, "")
+        write(Path(folder, name), lines({"tokenizer": {"digest": digest}}))
+        status, error = train("--force")
+        assert status == 2
+        assert f"{folder}: made with the tokenizer in tokenizer; delete it" in error
+        shutil.rmtree(folder)
+    write(Path("tokenizer/model.safetensors"), b"weights")
+    status, error = train("--force")
+    assert status == 2
+    assert "tokenizer/model.safetensors: not a tokenizer's file" in error
+    assert Tokenizer.load("tokenizer").digest == digest

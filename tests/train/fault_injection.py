@@ -128,10 +128,11 @@ def record_decisions() -> None:
 
 
 def main() -> int:
-    from tinyllama.cli import main as tinyllama
+    from tinyllama.__main__ import main as tinyllama
 
     faults: list[Fault] = json.loads(os.environ.get("FAULTS", "[]"))
     hardware.peak_flops = lambda device, precision: None  # measuring it takes longer than a run of these tests
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in the background
     record_decisions()
     inject_into_losses(faults)
     inject_into_files(faults)

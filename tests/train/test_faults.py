@@ -29,6 +29,7 @@ from tests.train.launch import (
 from tests.train.single_process import load_recipe
 
 from tinyllama import cli
+from tinyllama.errors import INTERRUPTED_STATUS
 from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.train.loop import train
@@ -127,11 +128,59 @@ def test_signal_saves_and_exits_with_the_requeue_status(
         training.resume_waiting()
         assert training.end() == 75, training.output()
         (line,) = training.error_lines()
-        assert number.name in line and "step 14" in line
+        assert number.name in line and "from step 14 (0 steps lost)" in line
     assert_saved_by(training, number.name, 14)
     train(load_recipe(small))
     assert event_steps(training.run, "start", "resume") == [0, 14]
     assert_same_run(training.run, reference_run)
+
+
+def test_first_ctrl_c_saves_and_the_resumed_run_says_from_which_step(
+    small: Path, work_dir: Path, reference_run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wait = fault_in_batch(load_recipe(small), "wait", 13, 3)
+    with start_training(small, work_dir, faults=[wait]) as training:
+        training.wait_until_injected(wait)
+        training.send_signal(signal.SIGINT)
+        training.wait_until(lambda: "finishing step 14" in training.output(), "the message, during the step")
+        training.resume_waiting()
+        assert training.end() == INTERRUPTED_STATUS, training.output()
+        (line,) = training.error_lines()
+        assert "Ctrl-C" in line and "from step 14 (0 steps lost)" in line
+    assert newest_step(training.run) == 14
+    assert (read_events(training.run)[-1]["event"], event_steps(training.run)[-1]) == ("interrupted", 14)
+    train(load_recipe(small))
+    assert "resuming from step 14 of 40" in capfd.readouterr().err
+    assert_same_run(training.run, reference_run)
+
+
+def test_second_ctrl_c_aborts_without_waiting_for_the_checkpoint(small: Path, work_dir: Path) -> None:
+    saving: Fault = {"do": "wait", "file": "checkpoints/step-00000010/state.json", "until": "never"}
+    wait = fault_in_batch(load_recipe(small), "wait", 13, 3)
+    with start_training(small, work_dir, faults=[saving, wait]) as training:
+        training.wait_until_injected(saving)
+        training.wait_until_injected(wait)
+        training.send_signal(signal.SIGINT)
+        training.wait_until(lambda: "finishing step 14" in training.output(), "the message")
+        training.resume_waiting()
+        training.wait_until(lambda: has_metrics(training.run, 14), "the end of the step")
+        training.send_signal(signal.SIGINT)
+        assert training.end() == INTERRUPTED_STATUS, training.output()
+        (line,) = training.error_lines()
+        assert "from step 0 (14 steps lost)" in line
+    assert RunDir(training.run).checkpoints() == []
+    assert read_events(training.run)[-1]["event"] == "interrupted"
+
+
+def test_ctrl_c_in_the_first_step_aborts_because_nothing_can_be_saved(small: Path, work_dir: Path) -> None:
+    wait = fault_in_batch(load_recipe(small), "wait", 0, 3)
+    with start_training(small, work_dir, faults=[wait]) as training:
+        training.wait_until_injected(wait)
+        training.send_signal(signal.SIGINT)
+        assert training.end() == INTERRUPTED_STATUS, training.output()
+        (line,) = training.error_lines()
+        assert "from step 0 (0 steps lost)" in line
+    assert RunDir(training.run).checkpoints() == []
 
 
 def test_signal_during_a_checkpoint_completes_it_and_saves_another(small: Path, work_dir: Path) -> None:
@@ -164,10 +213,13 @@ def test_signal_to_one_rank_or_to_torchrun_saves_on_all(
     (tmp_path / "go").unlink()
     with start_training(small, tmp_path, ranks=2, faults=[second]) as training:
         training.wait_until_injected(second)
-        training.send_signal(signal.SIGTERM)
+        training.send_signal(signal.SIGINT)
+        training.wait_until(lambda: "finishing step 25" in training.output(), "the message of rank 0")
         training.resume_waiting()
         training.end()
-    assert_saved_by(training, "SIGTERM", 25)
+        line = training.error_lines()[-1]
+        assert "Ctrl-C" in line and "from step 25 (0 steps lost)" in line
+    assert newest_step(training.run) == 25
     train_to_end(small, tmp_path, ranks=2)
     assert_same_run(training.run, reference_run_2_ranks)
 
@@ -213,6 +265,8 @@ def test_full_disk_stops_the_run_which_resumes_after_space_is_freed(
     assert cli.main(command) == 1
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("tinyllama: ")]
     assert re.search(r"checkpoint of step 30 .*No space left on device.*free some space", line)
+    lost = read_metrics(run)[-1]["step"] - 20  # training continues while a checkpoint is written
+    assert f"from step 20 ({lost} steps lost)" in line
     assert event_steps(run, "checkpoint", "checkpoint-failed") == [10, 20, 30]
     assert "No space left" in read_events(run)[-1]["problem"]
     assert newest_step(run) == 20

@@ -39,7 +39,7 @@ def completion(shell: Positional[Annotated[Literal["bash", "zsh", "fish"], arg(m
 
 
 GROUPS: dict[str, dict[str, Command]] = {
-    "start": {"demo": training.demo, "doctor": training.doctor},
+    "start": {"demo": training.demo, "run": training.run, "doctor": training.doctor},
     "data": {
         "corpus": data.corpus,
         "tokenizer train": data.tokenizer_train,

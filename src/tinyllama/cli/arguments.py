@@ -142,7 +142,7 @@ def parse(name: str, function: Command, arguments: list[str]) -> Callable[[], in
             return functools.partial(_print_help, name, description, None, False)
         _check_flags(name, description, arguments)
         return _parse_own(name, function, description, arguments)
-    own, overrides = extract_overrides(arguments)
+    own, overrides = extract_overrides(arguments, [one.name for one in description.arguments])
     source = own.pop(0) if own and not own[0].startswith("-") else None
     if wants_help:
         recipe = Recipe.load(source or "demo", overrides)
@@ -230,18 +230,20 @@ def pop_quiet_flag(arguments: Sequence[str]) -> tuple[list[str], bool]:
     return [*own, *arguments[end:]], len(own) < end
 
 
-def extract_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+def extract_overrides(arguments: Sequence[str], flags: Sequence[str] = ()) -> tuple[list[str], dict[str, Any]]:
     """Return a command's own arguments, and a dict from the recipe's fields to the values that override them.
 
     An override is `--field.inner value` or `--field.inner=value`. A value that begins like a list, a mapping or null is
-    parsed as YAML. Any other value is a string.
+    parsed as YAML. Any other value is a string. The command's own `flags` are never overrides: `plan` has a flag
+    `--vocab-size`, and a recipe has a field `vocab_size`.
     """
     own: list[str] = []
     overrides: dict[str, Any] = {}
     words = iter(arguments)
     for word in words:
         match = re.fullmatch(r"--([a-z_0-9-]+)((?:\.[\w-]+)*)(?:=(.*))?", word, re.DOTALL)
-        if not match or (not match[2] and match[1] not in Recipe.model_fields):
+        is_own = match and not match[2] and f"--{match[1].replace('_', '-')}" in flags
+        if not match or is_own or (not match[2] and match[1] not in Recipe.model_fields):
             own.append(word)
             continue
         value = match[3] if match[3] is not None else next(words, None)

@@ -32,7 +32,9 @@ def corpus(directory: Positional[Annotated[Path, arg(metavar="DIRECTORY")]]) -> 
             echo(f"{directory / folder}: {name}: {size:,} bytes")
 
 
-def tokenizer_train(recipe: Recipe, vocab_size: int = 8192, sample_bytes: int = 16_000_000) -> None:
+def tokenizer_train(
+    recipe: Recipe, vocab_size: int | None = None, sample_bytes: int = 16_000_000, force: bool = False
+) -> None:
     """Train a BPE tokenizer on the recipe's sources.
 
     The tokenizer has Llama 2's style and is saved in the folder that the recipe names.
@@ -42,13 +44,14 @@ def tokenizer_train(recipe: Recipe, vocab_size: int = 8192, sample_bytes: int = 
         tinyllama tokenizer train mine.yaml --vocab-size 32000 --name other
 
     Args:
-        vocab_size: Vocabulary size, including 3 special tokens and 256 byte tokens.
+        vocab_size: Vocabulary size, including 3 special tokens and 256 byte tokens; by default the recipe's
+            vocab_size, or 8192.
         sample_bytes: Bytes of text to train on, sampled from the sources in proportion to their weights.
+        force: Replace an existing tokenizer, unless the recipe's store or run was made with it.
     """
     from tinyllama.prepare.selection import train_recipe_tokenizer
 
-    folder, text = train_recipe_tokenizer(recipe, vocab_size, sample_bytes)
-    echo(f"tokenizer: {folder}\n    {text}")
+    echo(str(train_recipe_tokenizer(recipe, vocab_size, sample_bytes, force)))
 
 
 def tokenizer_import(

@@ -49,7 +49,7 @@ def command_help(name: str, description: Description, recipe: Recipe | None, wit
     yield from _table(row for row in _GENERAL if recipe or row[0] != "--help-all")
     if recipe:
         yield ""
-        yield from _all_fields(recipe) if with_fields else _field_groups(name)
+        yield from _all_fields(recipe) if with_fields else _field_groups(name, description)
 
 
 def positional_rows(name: str, description: Description) -> Iterator[tuple[str, str]]:
@@ -72,9 +72,12 @@ def _flag_row(argument: Argument) -> tuple[str, str]:
     return f"{argument.name} {argument.metavar}".strip(), argument.text + (default if is_shown else "")
 
 
-def _field_groups(name: str) -> Iterator[str]:
+def _field_groups(name: str, description: Description) -> Iterator[str]:
     yield "recipe fields:"
+    own = {argument.name for argument in description.arguments}
     for field, info in Recipe.model_fields.items():
+        if f"--{field.replace('_', '-')}" in own:
+            continue
         flag = f"--{field}.FIELD" if _is_part(info.annotation) else f"--{field}"
         yield from _table([(f"{flag} VALUE", info.description or "")])
     yield ""

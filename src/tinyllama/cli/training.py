@@ -27,9 +27,28 @@ def demo(recipe: Recipe) -> int:
     from tinyllama.processes import exit_on_signal
 
     with exit_on_signal():
-        from tinyllama.demo import run_demo
+        from tinyllama.stages import run_demo
 
         return run_demo(recipe)
+
+
+def run(recipe: Recipe) -> int:
+    """Run all stages of a recipe.
+
+    The stages: train a tokenizer if there is none, prepare, train, release, verify, evaluate, and complete prompts. The
+    command resumes if it was interrupted. The exit status is 1 if a check of `verify` fails.
+
+    Examples:
+        tinyllama run mine.yaml
+        tinyllama run mine.yaml --name longer --train.tokens 20M
+
+    """
+    from tinyllama.processes import exit_on_signal
+
+    with exit_on_signal():
+        from tinyllama.stages import run_stages
+
+        return run_stages(recipe)
 
 
 def doctor(recipe: Recipe | None, json: bool = False) -> int:

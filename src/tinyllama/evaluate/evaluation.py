@@ -112,6 +112,31 @@ def check_tasks(names: Sequence[str]) -> None:
         check_task_names(names)
 
 
+def available_tasks(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the tasks that this machine can score, and one line with the reason if there is none, or per other task.
+
+    The items of a task are loaded unless they are installed, so the hub's items are downloaded. Raises InputError if
+    lm-eval does not know a name.
+    """
+    if not names:
+        return [], ["the recipe has no release.tasks"]
+    if find_spec("lm_eval") is None:
+        return [], ['lm-eval is not installed; pip install "tinyllama[evaluate]"']
+    check_tasks(names)
+    available, reasons = [], []
+    for name in names:
+        try:
+            with _explain_missing_library():
+                from tinyllama.evaluate.tasks import available_offline, load_tasks  # noqa: PLC0415
+
+                if not available_offline(name):
+                    load_tasks([name])
+            available.append(name)
+        except InputError as problem:
+            reasons.append(str(problem))
+    return available, reasons
+
+
 def _check_options(tasks: Sequence[str], limit: int | None, num_fewshot: int | None, batch_size: int) -> None:
     if not tasks:
         raise InputError("--tasks: no task to score; name at least one, for example hellaswag")

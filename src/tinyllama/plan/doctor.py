@@ -27,9 +27,12 @@ from tinyllama.hardware import FP16_ON_CPU_WARNING, HardwareSpec, check_bf16
 from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
 from tinyllama.plan.estimate import Assumptions, Plan, estimate
 from tinyllama.plan.system_info import SystemInfo, probe
+from tinyllama.prepare.files import is_remote
+from tinyllama.prepare.selection import first_document
 from tinyllama.prepare.sources import list_files
-from tinyllama.recipe import Recipe
+from tinyllama.recipe import Recipe, Source
 from tinyllama.runs.run_dir import RunDir
+from tinyllama.text import iter_utf8_chunks
 from tinyllama.tokenizer import Tokenizer
 
 # Functions import the libraries of optional stages themselves, because these imports take seconds.
@@ -38,6 +41,7 @@ from tinyllama.tokenizer import Tokenizer
 Status = Literal["ok", "warning", "missing"]
 
 _COLOURS = {"ok": "green", "warning": "yellow", "missing": "bold red"}
+_EXCERPT_CHARACTERS = 40
 _MIN_OPEN_FILES = 1024
 """Recommended limit of open files: a shard has two files, and a store of many sources has hundreds of shards."""
 _MIN_SHARED_MEMORY_BYTES = 1 << 30
@@ -166,7 +170,7 @@ def _check_extras(system: SystemInfo) -> Iterator[CheckResult]:
 
 def check_recipe(recipe: Recipe, system: SystemInfo) -> list[CheckResult]:
     """Check everything that a recipe needs, and return the results."""
-    vocab_size, findings, store = LLAMA_2_VOCAB_SIZE, dict[str, CheckResult](), None
+    vocab_size, findings, store = recipe.vocab_size or LLAMA_2_VOCAB_SIZE, dict[str, CheckResult](), None
     try:
         tokenizer = Tokenizer.load(recipe.tokenizer)
     except InputError as problem:
@@ -208,12 +212,14 @@ def _run_check(what: str, found: str, check: Callable[[], object]) -> CheckResul
 
 
 def _check_data(recipe: Recipe, has_store: bool) -> Iterator[CheckResult]:
-    """Check the initial weights and the raw files. A recipe with a complete store needs no raw files."""
+    """Check the initial weights, the raw files and the first row of each source.
+
+    A recipe with a complete store needs no raw files.
+    """
     for name, source in recipe.data.sources.items():
         what = f"raw files of {name}"
         try:
-            files = list_files(name, source)
-            yield _recipe_result(what, f"{len(files):,} files, {format_bytes(sum(file.size for file in files))}")
+            yield _recipe_result(what, _read_first_document(name, source))
         except InputError as problem:
             note = "; needed only to prepare again" if has_store else ""
             yield _recipe_result(what, f"{problem}{note}", "warning" if has_store else "missing")
@@ -224,6 +230,18 @@ def _check_data(recipe: Recipe, has_store: bool) -> Iterator[CheckResult]:
             yield _recipe_result(
                 "initial weights", f"{initial}: no such folder; `train` will look on the hub", "warning"
             )
+
+
+def _read_first_document(name: str, source: Source) -> str:
+    """Describe a source's files and its first document; remote files, which are read as a whole, are only listed."""
+    files = list_files(name, source)
+    listed = f"{len(files):,} files, {format_bytes(sum(file.size for file in files))}"
+    if is_remote(source.path):
+        return listed
+    path, row = first_document(name, source, files)
+    size = sum(map(len, iter_utf8_chunks(row.text)))
+    beginning = next(iter_utf8_chunks(row.text, _EXCERPT_CHARACTERS)).decode()
+    return f"{listed}; row {row.row} of {path} has {size:,} bytes of text: {beginning!r}"
 
 
 def _check_libraries(recipe: Recipe, system: SystemInfo) -> Iterator[CheckResult]:

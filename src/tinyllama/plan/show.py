@@ -92,11 +92,16 @@ def _check_flags(assumptions: Assumptions, vocab_size: int | None) -> None:
 
 
 def _vocab_size(recipe: Recipe) -> int:
-    """Return the vocabulary size of the recipe's tokenizer, or Llama 2's if the tokenizer does not exist yet."""
+    """Return the vocabulary size of the recipe's tokenizer.
+
+    If the tokenizer does not exist yet, return the recipe's `vocab_size`, or Llama 2's size without it.
+    """
     if Path(recipe.tokenizer).exists():
         from tinyllama.tokenizer import Tokenizer  # noqa: PLC0415 - most plans do not need this import
 
         return Tokenizer.load(recipe.tokenizer).vocab_size
+    if recipe.vocab_size:
+        return recipe.vocab_size
     assumed = f"assuming a vocabulary of {LLAMA_2_VOCAB_SIZE:,} (--vocab-size)"
     echo(f"{recipe.tokenizer}: not found; {assumed}", to_stderr=True)
     return LLAMA_2_VOCAB_SIZE

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,15 +39,21 @@ class FileEntry:
     """Size in bytes."""
 
 
-def find_files(path: str, is_wanted: Callable[[str], bool], unwanted: list[str] | None = None) -> list[FileEntry]:
+def find_files(
+    path: str,
+    is_wanted: Callable[[str], bool],
+    unwanted: list[str] | None = None,
+    takes_named: bool = False,
+) -> list[FileEntry]:
     """Return every file that a path, folder, glob or URL refers to, sorted by path.
 
     Folders are searched recursively, through symbolic links, for files whose names satisfy `is_wanted`. The paths of
-    other files are appended to `unwanted`. As in a shell, names that begin with a dot match only a pattern
-    that begins with a dot. Raises InputError if a folder or file cannot be read, or if a symbolic link leads back to a
-    folder that contains the link.
+    other files are appended to `unwanted`. If `takes_named`, a file that a glob matches by its own name need not
+    satisfy `is_wanted`. In a glob, `{a,b}` means `a` or `b`, once per name. As in a shell, names that begin with a dot
+    match only a pattern that begins with a dot. Raises InputError if a folder or file cannot be read, or if a symbolic
+    link leads back to a folder that contains the link.
     """
-    if _is_remote(path):
+    if is_remote(path):
         with translate_read_errors(path):
             _filesystem(path).invalidate_cache()
     else:
@@ -57,8 +63,9 @@ def find_files(path: str, is_wanted: Callable[[str], bool], unwanted: list[str] 
     if kind == "file":
         found[path] = ()
     else:
-        for file, parts in _walk(path, (), (), ()) if kind == "folder" else _glob(path):
-            if is_wanted(parts[-1]):
+        folder, pattern = (path, ()) if kind else _split_glob(path)
+        for file, parts in _walk(folder, (), pattern, ()) if kind or pattern else ():
+            if is_wanted(parts[-1]) or (takes_named and pattern and _matches(parts, pattern, False, below=False)):
                 found[file] = parts
             elif unwanted is not None:
                 unwanted.append(file)
@@ -73,7 +80,7 @@ def _check_file(path: str) -> None:
         path.encode()
     except UnicodeEncodeError:  # Python represents bytes that are not UTF-8 as lone surrogates
         raise InputError(f"{path!a}: the name is not UTF-8, so no manifest can list it; rename the file") from None
-    if _is_remote(path):
+    if is_remote(path):
         return
     if not Path(path).is_file():
         raise InputError(f"{path}: not a regular file (for example, a pipe or a device); remove it")
@@ -87,7 +94,7 @@ def local_copy(path: str) -> Iterator[Path]:
 
     Raises InputError if the file cannot be downloaded completely.
     """
-    if not _is_remote(path):
+    if not is_remote(path):
         yield Path(path)
         return
     with tempfile.TemporaryDirectory(prefix="tinyllama-") as folder:
@@ -119,7 +126,7 @@ class _DownloadLimit(fsspec.callbacks.Callback):  # type: ignore[misc]
 def open_input(path: str) -> Iterator[BinaryIO]:
     """Open a file for reading at any position; for a remote file, download only the bytes that are read."""
     with translate_read_errors(path):
-        file: BinaryIO = _filesystem(path).open(path, "rb") if _is_remote(path) else Path(path).open("rb")  # noqa: SIM115
+        file: BinaryIO = _filesystem(path).open(path, "rb") if is_remote(path) else Path(path).open("rb")  # noqa: SIM115
     with file:
         yield file
 
@@ -127,13 +134,13 @@ def open_input(path: str) -> Iterator[BinaryIO]:
 def file_size(path: str) -> int:
     """Return the size of a file in bytes. Raises InputError if the file does not exist."""
     with translate_read_errors(path):
-        return int(_filesystem(path).size(path) or 0) if _is_remote(path) else Path(path).stat().st_size
+        return int(_filesystem(path).size(path) or 0) if is_remote(path) else Path(path).stat().st_size
 
 
 def modified_after(path: str, seconds: float) -> bool:
     """Return whether a file was modified at or after the Unix time `seconds`; False if this is unknown."""
     with translate_read_errors(path):
-        if not _is_remote(path):
+        if not is_remote(path):
             found = Path(path).stat()
             return max(found.st_mtime, found.st_ctime) >= seconds  # tools can restore mtime but not ctime
         try:
@@ -160,7 +167,7 @@ def find_modified_input(record: Path, inputs: list[dict[str, Any]]) -> str | Non
 
 def canonical_path(path: str) -> str:
     """Return a path that is the same for all spellings of a file's path and all symbolic links to the file."""
-    if _is_remote(path):
+    if is_remote(path):
         return f"{path.split('://', maxsplit=1)[0]}://{_filesystem(path)._strip_protocol(path)}"
     folder, name = os.path.split(path)
     return os.path.realpath(path) if os.path.islink(path) else f"{_real_folder(folder)}/{name}"  # noqa: PTH114
@@ -171,7 +178,8 @@ def _real_folder(folder: str) -> str:
     return os.path.realpath(folder)
 
 
-def _is_remote(path: str) -> bool:
+def is_remote(path: str) -> bool:
+    """Return whether a path is a URL of another file system than the local one."""
     return "://" in path and not path.startswith(("file://", "local://"))
 
 
@@ -221,19 +229,18 @@ def _stat_kind(path: str) -> str | None:
     """Return `file` or `folder`, or None if nothing exists at the path."""
     with translate_read_errors(path):
         try:
-            if _is_remote(path):
+            if is_remote(path):
                 return "folder" if _filesystem(path).info(path)["type"] == "directory" else "file"
             return "folder" if stat.S_ISDIR(Path(path).stat().st_mode) else "file"
         except (FileNotFoundError, NotADirectoryError):
             return None
 
 
-def _glob(path: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the path and parts of every file that matches a glob; yield nothing if the path has no wildcard."""
-    fixed = re.split(r"[*?[]", path, maxsplit=1)[0]
+def _split_glob(path: str) -> tuple[str, tuple[str, ...]]:
+    """Return a glob's fixed folder and the pattern below it; the pattern is empty if the path has no wildcard."""
+    fixed = re.split(r"[*?[{]", path, maxsplit=1)[0]
     folder = fixed[: fixed.rfind("/") + 1]
-    if fixed != path:
-        yield from _walk(folder, (), tuple(path[len(folder) :].split("/")), ())
+    return folder, tuple(path[len(folder) :].split("/")) if fixed != path else ()
 
 
 def _walk(
@@ -244,7 +251,7 @@ def _walk(
     `parts` are the folder names from the first folder of the walk to this folder, and `ancestors` are the resolved
     paths of the folders that contain it.
     """
-    real = folder if _is_remote(folder) else os.path.realpath(folder)
+    real = folder if is_remote(folder) else os.path.realpath(folder)
     if real in ancestors:
         raise InputError(f"{folder}: a symbolic link to {real}, which contains the link; remove the link")
     for name, is_folder in _list_folder(folder):
@@ -256,29 +263,37 @@ def _walk(
                 yield path, (*parts, name)
 
 
-def _matches(parts: tuple[str, ...], pattern: tuple[str, ...], is_folder: bool) -> bool:
+def _matches(parts: tuple[str, ...], pattern: tuple[str, ...], is_folder: bool, below: bool = True) -> bool:
     """Return whether a file matches a pattern, or whether a folder can contain files that match it.
 
-    A pattern also matches everything below a folder that it matches, except names that begin with a dot.
+    If `below`, a pattern also matches everything below a folder that it matches, except names that begin with a dot.
     """
     if not pattern:
-        return not any(part.startswith(".") for part in parts)
+        return not parts or (below and not any(part.startswith(".") for part in parts))
     if not parts:
         return is_folder
     head, rest, is_hidden = pattern[0], pattern[1:], parts[0].startswith(".")
     if head == "**":
-        if _matches(parts, rest or ("*",), is_folder):
+        if _matches(parts, rest or ("*",), is_folder, below):
             return True
-        return not is_hidden and _matches(parts[1:], pattern, is_folder)
+        return not is_hidden and _matches(parts[1:], pattern, is_folder, below)
     if is_hidden and not head.startswith("."):
         return False
-    return fnmatchcase(parts[0], head) and _matches(parts[1:], rest, is_folder)
+    return _compile(head).match(parts[0]) is not None and _matches(parts[1:], rest, is_folder, below)
+
+
+@lru_cache(maxsize=256)
+def _compile(pattern: str) -> re.Pattern[str]:
+    """Return the regular expression of a pattern for one name; its first `{a,b}` means `a` or `b`, as in a shell."""
+    braces = re.fullmatch(r"(.*?)\{([^{}]*,[^{}]*)\}(.*)", pattern, re.DOTALL)
+    names = [f"{braces[1]}{choice}{braces[3]}" for choice in braces[2].split(",")] if braces else [pattern]
+    return re.compile("|".join(map(translate, names)))
 
 
 def _list_folder(folder: str) -> list[tuple[str, bool]]:
     """Return the names in a folder, each with a flag that is True for a subfolder."""
     with translate_read_errors(folder or "."):
-        if not _is_remote(folder):
+        if not is_remote(folder):
             with os.scandir(folder or ".") as entries:
                 return [(entry.name, entry.is_dir()) for entry in entries]
         filesystem = _filesystem(folder)

@@ -30,7 +30,7 @@ from tinyllama.prepare.cleaning import check_cleaning
 from tinyllama.prepare.decontamination import overlap, read_index
 from tinyllama.prepare.executors import refuse_submitted, run_local, run_ray, submit_slurm
 from tinyllama.prepare.files import find_modified_input
-from tinyllama.prepare.store_warnings import MAX_LISTED_FILES, check_no_file_warnings, rejection_remedy
+from tinyllama.prepare.store_warnings import MAX_LISTED_FILES, check_no_file_warnings, no_document_error
 from tinyllama.prepare.tasks import TOKENS, Job, cached_tokenizer, plan_job, translate_write_errors
 from tinyllama.progress import BYTES, poll_progress
 from tinyllama.recipe import Recipe, differences
@@ -271,11 +271,7 @@ def _write_source(job: Job, name: str, own: dict[int, CompletionRecord]) -> dict
     warnings = [entry for record in own.values() for entry in record["warnings"]]
     if not splits.get("train", {}).get("documents"):
         reasons = _sum(record["dropped"] for record in own.values())
-        counts = ", ".join(f"{count} rows {reason}" for reason, count in reasons.items()) or "no rows at all"
-        place = f", see {warnings[0]['file']}" if warnings else ""
-        raise InputError(
-            f"data.sources.{name}: no document left to train on ({counts}){place}; {rejection_remedy(reasons)}"
-        )
+        raise no_document_error(name, reasons, f", see {warnings[0]['file']}" if warnings else "")
     outcomes: dict[str, Any] = {"splits": splits, "skipped_files": job.skipped_files[name]}
     if warnings:
         outcomes["suspect_files"] = {"count": len(warnings), "first": warnings[:MAX_LISTED_FILES]}

@@ -66,6 +66,8 @@ class RejectedRow:
     """Whether the recipe excludes the row; excluded rows are counted, but not listed as faults."""
     line: int | None = field(default=None, compare=False)
     """Number of the row's last line, counted from 1; None if the format is not read by lines."""
+    fields: tuple[str, ...] = field(default=(), compare=False)
+    """Names of the row's fields, if its text is unusable."""
 
 
 @dataclass(frozen=True)
@@ -190,14 +192,14 @@ def _to_row(
     if source.format == "slimpajama":
         subset = _subset_of(fields)
         if subset is None:
-            return RejectedRow(number, f"no meta.{_SUBSET_FIELD}", line=line)
+            return RejectedRow(number, f"no meta.{_SUBSET_FIELD}", line=line, fields=tuple(fields))
         if subset in source.exclude or (source.include and subset not in source.include):
             return RejectedRow(number, f"excluded: {subset}", is_intentional=True)
     column = text_field(source)
     text = fields.get(column)
     if isinstance(text, TextLike) and text:
         return SourceRow(number, text, subset or "", isinstance(fields, RepairedObject))
-    return RejectedRow(number, _reject_reason(text, column), line=line)
+    return RejectedRow(number, _reject_reason(text, column), line=line, fields=tuple(fields))
 
 
 def _reject_reason(value: object, column: str) -> str:
@@ -240,7 +242,8 @@ def _read_text(file: RawFile, separator: str | None, column: str) -> Fields:
             yield None, TOO_LONG
             continue
         text = decode_utf8(memoryview(data))
-        yield None, "not UTF-8 text" if isinstance(text, UnusableValue) else {column: text}
+        is_binary = isinstance(text, UnusableValue) or b"\0" in data  # UTF-16 and most binary files have NUL bytes
+        yield None, "not UTF-8 text" if is_binary else {column: text}
 
 
 def _read_csv(file: RawFile, column: str) -> Fields:

@@ -7,21 +7,30 @@ validation text. If no document of a source is selected, the beginning of the so
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 from tinyllama.errors import InputError, first_line
-from tinyllama.prepare.readers import RejectedRow, read_rows
-from tinyllama.prepare.sources import InputFile, list_files
-from tinyllama.prepare.store_warnings import HELD_OUT, rejection_remedy
+from tinyllama.files import read_json
+from tinyllama.prepare.readers import RejectedRow, SourceRow, read_rows
+from tinyllama.prepare.sources import InputFile, list_files, text_field
+from tinyllama.prepare.store_warnings import HELD_OUT, no_document_error
 from tinyllama.progress import BYTES, Bar
 from tinyllama.recipe import Recipe, Source
+from tinyllama.recipe.loading import printable
+from tinyllama.runs.run_dir import RunDir
 from tinyllama.text import TextLike, iter_utf8_chunks, to_str, utf8_boundary_before
-from tinyllama.tokenizer import Tokenizer
+from tinyllama.tokenizer import SAVED_FILES, Tokenizer
 from tinyllama.tokenizer.training import TrainingText, train_tokenizer, training_text
 
+SAMPLE_BYTES = 16_000_000
+"""Default size of the text that a tokenizer is trained on."""
+_VOCAB_SIZE = 8192
 _MAX_FILES = 64
+_MAX_NAMED_FIELDS = 20
+_MAX_SEARCHED_ROWS = 1000
 # Assumed compression ratio of text and code. It affects only the fraction of documents in the sample.
 _BYTES_PER_DISK_BYTE = 4
 
@@ -48,68 +57,146 @@ def split_tail(text: TextLike, fraction: float) -> tuple[TextLike, TextLike]:
     return (to_str(parts[0]), to_str(parts[1])) if isinstance(text, str) else parts
 
 
-def train_recipe_tokenizer(recipe: Recipe, vocab_size: int, sample_bytes: int) -> tuple[Path, TrainingText]:
-    """Train a Llama-style BPE on a sample of the recipe's sources; return its folder and the training text.
+@dataclass
+class SourceSample:
+    """Counts of the documents of one source that a tokenizer is trained on, and of the rows that were not used."""
 
-    Raises InputError if the sources have no text, or if the folder contains a tokenizer, because a store or a run may
-    use this tokenizer.
+    documents: int = 0
+    text_bytes: int = 0
+    """Size of the documents in UTF-8."""
+    usable_rows: int = 0
+    """Rows with text, including those that were not selected."""
+    unused: Counter[str] = field(default_factory=Counter)
+    """Number of rows without text to train on, by reason."""
+    fields: dict[str, None] = field(default_factory=dict)
+    """Names of the fields of rows without text, in the order of the rows."""
+
+    def add_rejected(self, row: RejectedRow) -> None:
+        """Count a rejected row."""
+        self.unused[row.reason] += 1
+        if len(self.fields) < _MAX_NAMED_FIELDS:
+            self.fields |= dict.fromkeys(row.fields)
+
+    def error(self, name: str, source: Source, where: str = "") -> InputError:
+        """Return the error for a source without text to train on; `where` names the files that were read."""
+        fields = [printable(one) for one in self.fields if one != text_field(source)]
+        has_fields = f"; its rows have the fields {', '.join(fields[:_MAX_NAMED_FIELDS])}" if fields else ""
+        return no_document_error(name, self.unused, where + has_fields)
+
+
+@dataclass(frozen=True)
+class TrainedTokenizer:
+    """A tokenizer that was trained on a sample of a recipe's sources."""
+
+    folder: Path
+    sample: dict[str, SourceSample]
+    text: TrainingText
+
+    def __str__(self) -> str:
+        """Return the folder, and lines with the size of the sample by source."""
+        samples = (
+            f"    sample of {name}: {one.documents:,} documents, {one.text_bytes:,} bytes"
+            for name, one in self.sample.items()
+        )
+        return "\n".join([f"tokenizer: {self.folder}", *samples, f"    {self.text}"])
+
+
+def train_recipe_tokenizer(
+    recipe: Recipe, vocab_size: int | None = None, sample_bytes: int = SAMPLE_BYTES, force: bool = False
+) -> TrainedTokenizer:
+    """Train a Llama-style BPE on a sample of the recipe's sources, and save it in the folder that the recipe names.
+
+    If `vocab_size` is None, the recipe's `vocab_size` is used, or 8,192 without it. Raises InputError if a source has
+    no text to train on, or if the folder contains a tokenizer. With `force`, this tokenizer is replaced, unless the
+    recipe's store or run was made with it or the folder has other files.
     """
     folder = Path(recipe.tokenizer)
+    _check_tokenizer_folder(recipe, folder, force)
+    sample: dict[str, SourceSample] = {}
+    text = training_text(sample_texts(recipe, sample_bytes, sample))
+    if vocab_size is None:
+        vocab_size = recipe.vocab_size or _VOCAB_SIZE
+    train_tokenizer(text, vocab_size).save(folder, recipe.model.context_length)
+    return TrainedTokenizer(folder, sample, text)
+
+
+def _check_tokenizer_folder(recipe: Recipe, folder: Path, force: bool) -> None:
+    """Raise InputError if a trained tokenizer must not be saved in a folder; see `train_recipe_tokenizer`."""
     if folder.is_file():
         raise InputError(f"tokenizer: {folder} is a file; name a folder for the trained tokenizer")
-    if (folder / "tokenizer.json").exists():  # written last; without this file, the command was interrupted
-        raise InputError(f"tokenizer: {folder} exists; name another folder in the recipe, or delete this one")
-    if (folder / "tokenizer.model").exists():
+    if (folder / "tokenizer.json").exists() and not force:  # written last; without it, the command was interrupted
+        raise InputError(
+            f"tokenizer: {folder} exists; add --force to train it again, or name another folder in the recipe"
+        )
+    digest = None
+    if folder.exists():
         try:
-            Tokenizer.load(folder)
-        except InputError as error:  # another program may have written the file
+            digest = Tokenizer.load(folder).digest
+        except InputError as error:  # for example, another program has written a tokenizer.model
+            if (folder / "tokenizer.model").exists() and not force:
+                raise InputError(
+                    f"{first_line(error)}; the file is not overwritten, so name another folder in `tokenizer`"
+                ) from None
+    if not force:
+        return
+    if other := next((path for path in sorted(folder.glob("*")) if not path.name.startswith(SAVED_FILES)), None):
+        raise InputError(f"{other}: not a tokenizer's file, so {folder} is not replaced; name another folder")
+    for manifest in (Path(recipe.data.store, "manifest.json"), RunDir.of_recipe(recipe).store_manifest_path):
+        if manifest.is_file() and read_json(manifest)["tokenizer"]["digest"] == digest:
             raise InputError(
-                f"{first_line(error)}; the file is not overwritten, so name another folder in `tokenizer`"
-            ) from None
-    reasons: Counter[str] = Counter()
-    text = training_text(sample_texts(recipe, sample_bytes, reasons))
-    if not text.lines and reasons:
-        counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-        raise InputError(f"data.sources: no text to train the tokenizer on ({counts}); {rejection_remedy(reasons)}")
-    train_tokenizer(text, vocab_size).save(folder, recipe.model.context_length)
-    return folder, text
+                f"{manifest.parent}: made with the tokenizer in {folder}; delete it before you replace the tokenizer, "
+                "or name another folder in `tokenizer`"
+            )
 
 
-def sample_texts(recipe: Recipe, sample_bytes: int, rejected: Counter[str] | None = None) -> Iterator[str]:
+def sample_texts(recipe: Recipe, sample_bytes: int, sample: dict[str, SourceSample] | None = None) -> Iterator[str]:
     """Yield about `sample_bytes` of training text, divided among the sources by weight.
 
-    The same files always produce the same sample. Rows without training text are counted in `rejected`, by reason.
+    The same files always produce the same sample. The counts of each source are added to `sample`. Raises InputError if
+    the files of a source contain no text to train on.
     """
-    rejected = Counter() if rejected is None else rejected
+    sample = {} if sample is None else sample
     sources = recipe.data.sources
     total_weight = sum(source.weight for source in sources.values())
-    files: dict[str, list[InputFile]] = {}
-    for name, source in sources.items():
-        train_files = [file for file in list_files(name, source) if file.split == "train"]
-        files[name] = train_files[:: -(-len(train_files) // _MAX_FILES)]
-    with Bar("reading a sample", sum(file.size for chosen in files.values() for file in chosen), BYTES) as bar:
+    files = {
+        name: [file for file in list_files(name, source) if file.split == "train"] for name, source in sources.items()
+    }
+    chosen = {name: own[:: max(1, -(-len(own) // _MAX_FILES))] for name, own in files.items()}
+    with Bar("reading a sample", sum(file.size for own in chosen.values() for file in own), BYTES) as bar:
         done = 0
         for name, source in sources.items():
+            counts = sample[name] = SourceSample()
             wanted_bytes = sample_bytes * source.weight / total_weight
-            disk_bytes = sum(file.size for file in files[name])
+            disk_bytes = sum(file.size for file in chosen[name])
             fraction = min(1.0, wanted_bytes / max(1, disk_bytes * _BYTES_PER_DISK_BYTE))
-            is_empty = True
-            for file in files[name]:
-                for text in _sample_file(file.path, source, fraction, recipe.data.validation_fraction, rejected):
-                    is_empty = False
-                    yield text
+            for file in chosen[name]:
+                for text in _sample_file(file.path, source, fraction, recipe.data.validation_fraction, counts):
+                    yield _counted(text, counts)
                 done += file.size
                 bar.show(done)
-            if is_empty and fraction:  # the source has so few documents that none was selected
-                path = files[name][0].path
-                texts = _sample_file(path, source, 1.0, recipe.data.validation_fraction, Counter())
-                yield from (text[: int(wanted_bytes)] for text in islice(texts, 1))
+            if fraction and not counts.documents:  # the source has so few documents that none was selected
+                every = (
+                    _sample_file(file.path, source, 1.0, recipe.data.validation_fraction, SourceSample())
+                    for file in (chosen[name] if counts.usable_rows else ())
+                )
+                for text in islice(chain.from_iterable(every), 1):
+                    yield _counted(text[: int(wanted_bytes)], counts)
+            if not counts.usable_rows or (fraction and not counts.documents):
+                where = f" in {len(chosen[name]):,} of {len(files[name]):,} files" * (chosen[name] != files[name])
+                raise counts.error(name, source, where)
+
+
+def _counted(text: str, counts: SourceSample) -> str:
+    """Add a document to the counts, and return it."""
+    counts.documents += 1
+    counts.text_bytes += sum(map(len, iter_utf8_chunks(text)))
+    return text
 
 
 def _sample_file(
-    path: str, source: Source, fraction: float, validation_fraction: float, rejected: Counter[str]
+    path: str, source: Source, fraction: float, validation_fraction: float, counts: SourceSample
 ) -> Iterator[str]:
-    """Yield the training documents of a file that are selected for the sample.
+    """Yield the training documents of a file that are selected for the sample, and count the rows in `counts`.
 
     The hash of a selected document is in a range of length `fraction`, which begins where validation's range ends.
     """
@@ -117,8 +204,24 @@ def _sample_file(
     start = 0.0 if has_tail else validation_fraction
     for row in read_rows(path, source):
         if isinstance(row, RejectedRow):
-            rejected[row.reason] += 1
-        elif (position := hash_to_unit_interval(row.text)) < start:
-            rejected[HELD_OUT] += 1
+            counts.add_rejected(row)
+            continue
+        counts.usable_rows += 1
+        position = hash_to_unit_interval(row.text)
+        if position < start:
+            counts.unused[HELD_OUT] += 1
         elif position < start + fraction:
             yield to_str(split_tail(row.text, validation_fraction)[0] if has_tail else row.text)
+
+
+def first_document(name: str, source: Source, files: Sequence[InputFile]) -> tuple[str, SourceRow]:
+    """Return the path of the first file with a usable row, and this row.
+
+    At most _MAX_SEARCHED_ROWS rows are read. Raises InputError if none of them is usable, or if a file is unreadable.
+    """
+    counts, rows = SourceSample(), ((file.path, row) for file in files for row in read_rows(file.path, source))
+    for path, row in islice(rows, _MAX_SEARCHED_ROWS):
+        if isinstance(row, SourceRow):
+            return path, row
+        counts.add_rejected(row)
+    raise counts.error(name, source, " in the first rows" * (counts.unused.total() == _MAX_SEARCHED_ROWS))

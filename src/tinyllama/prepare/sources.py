@@ -47,6 +47,7 @@ _FORMAT_KINDS = {
     "huggingface": ("lines", "parquet", "csv", "arrow"),
 }
 """Kinds of files that each format reads."""
+_LINK = "link to another file of the source"
 _WITHOUT_JSON_LINES = "ending .json without one JSON object per line"
 _HEAD_BYTES = 1 << 16
 _MAX_NAMED_REASONS = 5  # in an error message
@@ -127,12 +128,15 @@ def skip_reason(name: str) -> str:
 def list_files(name: str, source: Source, skipped: Counter[str] | None = None) -> list[InputFile]:
     """Return a source's files, sorted by path; count the other files in the source's folders in `skipped`, by reason.
 
+    A folder is searched for files with the endings of the source's format. A file that `path` names, or for text a file
+    that a glob matches, is read whatever its ending.
     Raises InputError if there is no file, if a file cannot be read or would be read twice, or if `include` or `exclude`
     names a missing folder. Raises InputError also if a folder of Starcoderdata lacks the text column.
     """
     skipped = Counter() if skipped is None else skipped
     other_paths: list[str] = []
-    found = find_files(source.path, lambda file: _is_read(file, source.format), other_paths)
+    is_text = source.format == "text"
+    found = find_files(source.path, lambda file: _is_read(file, source.format), other_paths, takes_named=is_text)
     skipped.update(map(skip_reason, other_paths))
     if source.format == "starcoderdata":
         found = _select_languages(name, source, found, skipped)
@@ -141,25 +145,39 @@ def list_files(name: str, source: Source, skipped: Counter[str] | None = None) -
     else:
         found = _select_json_lines(found, skipped)
     with_splits = [InputFile(file.path, _split_of(file, source), file.size) for file in found]
-    files = [file for file in with_splits if file.split != "test"]
-    skipped.update(["test split"] * (len(with_splits) - len(files)))
+    by_path: dict[str, InputFile] = {}
+    for file in with_splits:
+        if file.split != "test" and by_path.setdefault(canonical_path(file.path), file) is not file:
+            skipped[_LINK] += 1
+    files = list(by_path.values())
+    skipped.update(["test split"] * sum(file.split == "test" for file in with_splits))
     if not files:
         raise _no_files_error(name, source, skipped)
-    _check_no_duplicate_files(name, files)
+    _check_no_copies(name, source.format, files)
     return files
 
 
 def _no_files_error(name: str, source: Source, skipped: Counter[str]) -> InputError:
-    kinds = _FORMAT_KINDS[source.format]
+    kinds, is_text = _FORMAT_KINDS[source.format], source.format == "text"
     wanted = " or ".join(suffix for suffix, kind in _KINDS.items() if kind in kinds) + " file"
-    if set(kinds) & set(_COMPRESSIBLE_KINDS):
+    if is_text and not skipped:
+        wanted = "file"
+    elif set(kinds) & set(_COMPRESSIBLE_KINDS):
         wanted += f" (compressed: {' or '.join(COMPRESSIONS)})"
     remedy = "correct the source's path, format, include or exclude, or add the data"
     if _WITHOUT_JSON_LINES in skipped:
         remedy = "convert the files: one JSON object per line is expected"
+    elif is_text and (ending := _most_common_ending(skipped)):
+        remedy = f"to read files with another ending, give a glob, such as {source.path.rstrip('/')}/**/*{ending}"
     counts = ", ".join(f"{count:,} {reason}" for reason, count in skipped.most_common(_MAX_NAMED_REASONS))
     others = f" (files not read: {counts})" if counts else ""
     return InputError(f"data.sources.{name}: no {wanted} under {source.path}{others}; {remedy}")
+
+
+def _most_common_ending(skipped: Counter[str]) -> str | None:
+    """Return the ending of most skipped files, from the reasons of `skip_reason`; None if they have no ending."""
+    endings = (reason.removeprefix("ending ") for reason, _ in skipped.most_common() if reason.startswith("ending "))
+    return next(endings, None)
 
 
 def check_no_pointer(path: str, content: bytes) -> None:
@@ -203,16 +221,15 @@ def _split_of(file: FileEntry, source: Source) -> str:
     return "train"
 
 
-def _check_no_duplicate_files(name: str, files: list[InputFile]) -> None:
-    by_path: dict[str, str] = {}
+def _check_no_copies(name: str, format: str, files: list[InputFile]) -> None:
+    """Raise InputError if two files have the same text and the same name, such as a.jsonl and a.jsonl.gz.
+
+    For text, only the compression may differ between such names: a.c and a.h are two files.
+    """
     by_stem: dict[str, str] = {}
     for file in files:
-        other = by_path.setdefault(canonical_path(file.path), file.path)
-        if other != file.path:
-            raise InputError(
-                f"data.sources.{name}: {other} and {file.path} are one file, which would be read twice; remove the link"
-            )
-        other = by_stem.setdefault(split_suffixes(file.path)[0], file.path)
+        stem, suffix, _ = split_suffixes(file.path)
+        other = by_stem.setdefault(stem + suffix if format == "text" else stem, file.path)
         if other != file.path and _read_head(file.path) == _read_head(other):
             raise InputError(
                 f"data.sources.{name}: {other} and {file.path} begin with the same text, which would be read twice; "

@@ -39,6 +39,14 @@ def rejection_remedy(reasons: Counter[str]) -> str:
     return next(remedies, "check the source's clean settings")
 
 
+def no_document_error(name: str, reasons: Counter[str], place: str = "") -> InputError:
+    """Return the error for a source without documents to train on; `reasons` counts the unused rows by reason."""
+    counts = ", ".join(f"{count:,} rows {reason}" for reason, count in reasons.most_common()) or "no rows at all"
+    return InputError(
+        f"data.sources.{name}: no document left to train on ({counts}){place}; {rejection_remedy(reasons)}"
+    )
+
+
 def file_warning_lines(manifest: Mapping[str, Any]) -> list[str]:
     """Return warning lines for the first suspect files in a store's manifest, and lines that count the others."""
     lines: list[str] = []

@@ -1,6 +1,7 @@
 """Recipes: YAML files that describe a run, as frozen pydantic models with the default and check of each field.
 
-A field's docstring is its description in docs/recipe.md; `data_schema` has the fields of `data`.
+A field's docstring is its description in docs/recipe.md. `data_schema` has the fields of `data`; `run_schema` has those
+of the parts after `train`.
 
 A recipe's digest covers the fields that change the trained weights beyond rounding. A run compares digests on resume.
 """
@@ -24,9 +25,11 @@ from tinyllama.recipe.loading import (
     CountOrZero,
     Fraction,
     NonNegative,
+    Origin,
     Positive,
     PositiveFraction,
     RecipeModel,
+    Strings,
     TokenCount,
     bundled_recipes,
     differences,
@@ -34,13 +37,12 @@ from tinyllama.recipe.loading import (
     format_validation_error,
     read_fields,
 )
+from tinyllama.recipe.run_schema import ActivationCheckpointing, Checkpoint, Guard, Parallel, Release, Track
 
 __all__ = [
     "SLIMPAJAMA_SUBSETS", "ActivationCheckpointing", "Cleaning", "Guard", "Model", "Optimizer", "Parallel", "Recipe",
     "Release", "Schedule", "Source", "Track", "bundled_recipes", "differences", "flatten",
 ]  # fmt: skip
-
-ActivationCheckpointing = Literal["none", "selective", "full"]
 
 
 class Model(RecipeModel):
@@ -145,6 +147,9 @@ class Train(RecipeModel):
     """Number of steps between validations; the last step is always validated."""
     validation_sequences: Count = 1024
     """Maximum number of sequences per validation, divided among the sources by weight."""
+    sample_prompts: Strings | None = None
+    """Prompts that the model completes at each validation; null means the beginnings of three validation documents, and
+    `[]` means none."""
 
     @model_validator(mode="after")
     def _check_float8(self) -> Self:
@@ -209,99 +214,6 @@ class Train(RecipeModel):
         return next(count for count in range(min(size, self.micro_batch_sequences), 0, -1) if size % count == 0)
 
 
-class Parallel(RecipeModel):
-    """Distribution of the model over the ranks of torchrun."""
-
-    shard: Count | Literal["auto"] = "auto"
-    """Number of ranks that share one copy of the weights, such as the GPUs of one node; `auto` is the number of all
-    ranks divided by `replicate`."""
-    replicate: Count = 1
-    """Number of groups of ranks, each with a full copy of the weights; values above 1 select hybrid sharding (HSDP)."""
-    activation_checkpointing: ActivationCheckpointing = "none"
-    """Activations that the backward pass recomputes: none, all except matrix products and attention (`selective`), or
-    all except each block's input (`full`)."""
-
-    def mesh(self, ranks: int) -> tuple[int, int]:
-        """Return the number of groups of ranks (`replicate`) and the number of ranks per group (`shard`).
-
-        Raises InputError if their product is not `ranks`.
-        """
-        shard = ranks // self.replicate if self.shard == "auto" else self.shard
-        if shard * self.replicate != ranks:
-            raise InputError(
-                f"parallel: shard {self.shard} x replicate {self.replicate} does not equal {ranks} ranks; "
-                "change one of these numbers"
-            )
-        return self.replicate, shard
-
-
-class Checkpoint(RecipeModel):
-    """Checkpoints that a run resumes from."""
-
-    every_steps: Count = 1000
-    """Number of steps between checkpoints; the last step always writes a checkpoint."""
-    keep: Count = 3
-    """Number of newest checkpoints to keep; checkpoints of milestones are never pruned."""
-    asynchronous: bool = True
-    """Continue training while the checkpoint is written. This needs a copy of the state in host memory: 12 bytes per
-    parameter, sharded over the ranks."""
-    on_failure: Literal["stop", "continue"] = "stop"
-    """Action if a checkpoint cannot be written, for example because the disk is full: stop, or continue until the next
-    checkpoint."""
-
-
-class Guard(RecipeModel):
-    """Response to loss spikes, non-finite steps and stalls."""
-
-    spike_window_steps: Annotated[int, Field(ge=8)] = 128
-    """Number of previous losses with which a new loss is compared; spike detection starts when they are available."""
-    spike_z_score: Positive = 6.0
-    """Threshold of spike detection: a loss that is this many standard deviations above the median of the previous
-    losses causes a rollback to the last checkpoint."""
-    max_skips: CountOrZero = 3
-    """Maximum number of consecutive steps skipped for a non-finite loss or gradient; one more causes a rollback."""
-    max_rollbacks: CountOrZero = 3
-    """Maximum number of rollbacks to the same checkpoint; one more ends the run."""
-    watchdog_seconds: Positive = 600.0
-    """Maximum duration of a step; a longer step ends the process, so that torchrun or the scheduler restarts it."""
-
-
-class Release(RecipeModel):
-    """Milestones, and the formats and evaluation of releases."""
-
-    at_tokens: tuple[TokenCount, ...] = ()
-    """Milestones in tokens. The first step that reaches a milestone writes a checkpoint that is never pruned. A sidecar
-    process releases and evaluates this checkpoint."""
-    every_tokens: TokenCount | None = None
-    """Number of tokens between regular milestones, in addition to `at_tokens`."""
-    formats: tuple[Literal["huggingface", "gguf", "ctranslate2"], ...] = ("huggingface",)
-    """Formats of a release: `huggingface`, which is always written; `gguf` for llama.cpp (F16, Q8_0, Q4_K_M);
-    `ctranslate2` (int8, float32)."""
-    tasks: tuple[str, ...] = ("hellaswag",)
-    """Evaluation tasks of lm-eval."""
-    limit: Count | None = None
-    """Maximum number of items per task, from the task's first item on; null means all items."""
-    baselines: tuple[str, ...] = ()
-    """Folders or hub names of Hugging Face models that the first milestone evaluates on the items of the releases."""
-    license: str | None = None
-    """License identifier in the model card, such as apache-2.0."""
-    average_checkpoints: Count = 1
-    """Number of newest checkpoints that a release averages; at most `checkpoint.keep`."""
-    average_decay: PositiveFraction = 1.0
-    """Weight of each averaged checkpoint relative to the next newer one."""
-
-
-class Track(RecipeModel):
-    """Experiment trackers; metrics.jsonl is always written."""
-
-    trackio: bool = False
-    """Export the run to trackio, in the folder `.trackio` next to the run; needs the extra `track`."""
-    wandb: str | None = None
-    """Weights & Biases project; needs the extra `track`."""
-    tensorboard: bool = False
-    """Write event files to RUN/tensorboard; needs the extra `track`."""
-
-
 class Recipe(RecipeModel):
     """A complete run, from raw text to releases."""
 
@@ -311,6 +223,9 @@ class Recipe(RecipeModel):
     """Seed of the initial weights and the data order."""
     tokenizer: str
     """Folder, file or hub name of the tokenizer."""
+    vocab_size: Count | None = None
+    """Vocabulary size of a tokenizer that `tokenizer train` trains; null means 8192. An existing tokenizer keeps its
+    size."""
     data: Data
     """Text sources and the token store."""
     model: Model
@@ -327,6 +242,7 @@ class Recipe(RecipeModel):
     """Milestones and releases."""
     track: Track = Track()
     """Experiment trackers."""
+    _origin: Origin = Origin()
 
     @model_validator(mode="after")
     def _check_across_parts(self) -> Self:
@@ -351,9 +267,19 @@ class Recipe(RecipeModel):
         """
         path, fields = read_fields(str(source), overrides or {})
         try:
-            return cls.model_validate(fields)
+            recipe = cls.model_validate(fields)
         except ValidationError as error:
             raise InputError(f"{path}: {format_validation_error(error, cls)}") from None
+        recipe._origin = Origin(str(source), overrides or {})
+        return recipe
+
+    def command(self, name: str) -> str:
+        """Return a shell command, ready to paste, that calls the command `name` with this recipe and its overrides.
+
+        For example, `recipe.command("prepare")` is `tinyllama prepare mine.yaml --train.tokens 20M`. A recipe that was
+        not loaded is given by its name.
+        """
+        return self._origin.command(name, self.name)
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
         """Return the names and values in the representation of the recipe; all fields would fill a page."""
@@ -389,8 +315,8 @@ class Recipe(RecipeModel):
 
 # Fields for locations, names, parallelism, monitoring and storage do not change the weights beyond rounding.
 _FIELDS_NOT_AFFECTING_WEIGHTS = re.compile(
-    r"name$|tokenizer$|data\.(store|workers|executor|slurm.*|sources\.[^.]+\.(path|max_compression_ratio))$"
+    r"name$|tokenizer$|vocab_size$|data\.(store|workers|executor|slurm.*|sources\.[^.]+\.(path|max_compression_ratio))$"
     r"|checkpoint\.|release\.|track\."
-    r"|train\.(micro_batch_sequences|deterministic|compile|validate_every_steps|validation_sequences)$"
+    r"|train\.(micro_batch_sequences|deterministic|compile|validate_every_steps|validation_sequences|sample_prompts)$"
     r"|parallel\.|guard\.(watchdog_seconds|max_rollbacks)$"
 )

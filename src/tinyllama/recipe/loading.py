@@ -3,9 +3,12 @@
 A message describes the first problem with its place and remedy.
 """
 
+import dataclasses
 import difflib
+import json
 import re
 import reprlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -69,6 +72,23 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Pattern of names that become folders."""
 PROTOCOLS = ("file", "local", "memory", "http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf")
 """Allowed protocols of a source's URL. fsspec supports more protocols, and some of them execute code from a file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a recipe was loaded from. Origins are always equal, so that recipes with the same fields are equal."""
+
+    source: str = dataclasses.field(default="", compare=False)
+    """File or name as the user gave it; empty for a recipe that was not loaded."""
+    overrides: Mapping[str, object] = dataclasses.field(default_factory=dict, compare=False)
+    """Overridden values by the dotted names of their fields."""
+
+    def command(self, name: str, default_source: str) -> str:
+        """Return the shell command that calls `tinyllama NAME` with this source and these overrides."""
+        words = ["tinyllama", *name.split(), self.source or default_source]
+        for dotted, value in self.overrides.items():
+            words += [f"--{dotted}", value if isinstance(value, str) else json.dumps(value, default=str)]
+        return shlex.join(words)
 
 
 def bundled_recipes() -> list[str]:
@@ -324,10 +344,11 @@ class RecipeModel(BaseModel):
     @field_validator("*")
     @classmethod
     def _reject_control_characters(cls, value: object, info: ValidationInfo) -> object:
-        # Strings are printed, and used as paths and arguments. Only a separator may contain a control character.
+        # Strings are printed, and used as paths and arguments. Only a separator may contain any control character.
+        line_breaks = set() if info.field_name == "sample_prompts" else {"\n", "\t"}
         inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
         texts = [text for text in inner if isinstance(text, str)]
-        is_bad = any(visible(text) != text or set(text) & {"\n", "\t"} for text in texts)
+        is_bad = any(visible(text) != text or set(text) & line_breaks for text in texts)
         if is_bad and info.field_name != "separator":
             raise ValueError("contains a control character; remove it")
         return value

@@ -12,6 +12,7 @@ from typing import Any
 
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.release.engines import ENGINE_NAMES, crash_line, run_conversion, run_engine
+from tinyllama.tokenizer import SAVED_FILES
 
 LIBRARIES = {
     "huggingface": ("transformers",),
@@ -29,7 +30,6 @@ FORMAT_BYTES = {"huggingface": 2.0, "gguf": 2.0 + 34 / 32 + 0.607, "ctranslate2"
 _CTRANSLATE2_TYPES = {"float32": "float32", "int8": "int8_float32"}
 CHAT_TEMPLATE = "chat_template.jinja"
 """Name of the file in which transformers 5 looks for a chat template."""
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 _SMOKE_TEST_TOKENS = 8
 """Number of tokens per smoke test: enough for matrix products, whose code in the engines depends on the CPU type."""
 
@@ -107,7 +107,7 @@ def write_ctranslate2(folder: Path, source: Path) -> None:
     Raises RunStoppedError if the converter fails or crashes.
     """
     folder.mkdir(parents=True)
-    files = [name for name in _TOKENIZER_FILES if (source / name).is_file()]
+    files = [name for name in SAVED_FILES if (source / name).is_file()]
     for name, kind in _CTRANSLATE2_TYPES.items():
         run_conversion("ctranslate2", "convert", str(source), str(folder / name), kind, *files)
 

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.serialization import _get_layout
 
-from tinyllama.errors import InputError
+from tinyllama.errors import CommandAbort, InputError
 from tinyllama.files import fsync_path, fsync_tree, read_regular_file, sha256_of, write_json
 from tinyllama.runs.run_dir import CheckpointDir, RunDir
 
@@ -132,9 +132,15 @@ class CheckpointWriter:
             shutil.rmtree(checkpoint.path, ignore_errors=True)
         return reason
 
-    def close(self) -> None:
-        """Wait until the writing thread has ended; only then may another process train the run."""
-        self.thread.shutdown(wait=True)
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Wait until the writing thread has ended; only then may another process train the run.
+
+        After Ctrl-C in a command, do not wait: the process ends, and no run resumes from an incomplete checkpoint.
+        """
+        self.thread.shutdown(wait=not isinstance(error, CommandAbort))
 
 
 def _state_dicts(model: nn.Module, optimizers: Optimizers) -> tuple[dict[str, Any], dict[str, Any]]:

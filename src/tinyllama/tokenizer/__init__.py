@@ -33,6 +33,8 @@ from tinyllama.tokenizer.memo import DEFAULT_LIMITS, Limits, RunMemo, TokenIds, 
 # If a GGUF file names no EOS token, llama.cpp ends a text at a fixed id instead, which may be the id of any token.
 _REQUIRED_TOKENS = {"gguf": ("eos",), "ctranslate2": ("bos", "eos")}
 """Special tokens that a release format needs."""
+SAVED_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+"""Names of the files that `Tokenizer.save` writes."""
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 _DIGITS = {"type": "Digits", "individual_digits": True}
 _PRE_TOKENIZER_NAMES = (([_BYTE_LEVEL], "gpt-2"), ([_DIGITS, _BYTE_LEVEL], "smollm"))

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from subprocess import Popen
 
-from tinyllama.errors import InputError, summarize_error
+from tinyllama.errors import CommandAbort, InputError, summarize_error
 from tinyllama.files import LockHeldError, exclusive_lock, open_without_following, reject_symlink
 from tinyllama.formatting import echo
 from tinyllama.processes import Heartbeat, start_sidecar
@@ -51,13 +51,16 @@ def check_trackers(track: Track) -> None:
 @contextlib.contextmanager
 def run_trackers(track: Track, run: RunDir, log: RunLog) -> Iterator[None]:
     """Run the recipe's trackers during the block; then let them deliver the last rows, and kill slow trackers."""
-    trackers = [Tracker(name, run, log) for name in enabled_trackers(track)]
+    trackers, timeout = [Tracker(name, run, log) for name in enabled_trackers(track)], SHUTDOWN_TIMEOUT_SECONDS
     try:
         yield
+    except CommandAbort:
+        timeout = 0.0
+        raise
     finally:
         for tracker in trackers:
             tracker.finish()
-        deadline = time.monotonic() + SHUTDOWN_TIMEOUT_SECONDS
+        deadline = time.monotonic() + timeout
         for tracker in trackers:
             tracker.terminate(max(0.0, deadline - time.monotonic()))
 

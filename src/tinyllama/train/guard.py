@@ -119,7 +119,7 @@ def watchdog(seconds: float, on_hang: Callable[[float], None], signals: StopSign
     def monitor() -> None:
         while not is_over.wait(period):
             limit, status = seconds, 1
-            if signals and signals.has_arrived() and heartbeat.longest_seconds is not None:
+            if signals and signals.arrived and heartbeat.longest_seconds is not None:
                 limit = min(seconds, max(_MIN_SECONDS_AFTER_SIGNAL, 2 * heartbeat.longest_seconds))
                 status = REQUEUE_STATUS
             if heartbeat.add_wait(period) > limit:

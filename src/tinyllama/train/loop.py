@@ -8,8 +8,8 @@ number.
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,13 @@ from tinyllama.distributed import (
     all_reduce_sum,
     begin_micro_batch,
     init_distributed,
-    is_peer_failure,
     kept_cast_weights,
 )
-from tinyllama.errors import InputError, RunStoppedError, first_line
+from tinyllama.errors import InputError, RunStoppedError, SavedInterrupt
 from tinyllama.files import exclusive_lock, reject_symlinks
 from tinyllama.formatting import echo
 from tinyllama.processes import record_signals
-from tinyllama.progress import Bar
+from tinyllama.progress import Bar, is_quiet
 from tinyllama.recipe import Recipe
 from tinyllama.runs.checkpoint import CheckpointWriter
 from tinyllama.runs.log import RunLog
@@ -39,7 +38,8 @@ from tinyllama.tracking.trackers import check_trackers, run_trackers
 from tinyllama.train.guard import Action, Decision, SpikeDetector, watchdog
 from tinyllama.train.loss_scale import LossScale
 from tinyllama.train.milestones import ReleaseQueue
-from tinyllama.train.resume import resume, roll_back
+from tinyllama.train.resume import describe_start, resume, roll_back
+from tinyllama.train.run_end import log_run_end, translate_system_errors
 from tinyllama.train.setup import TrainState, build, clip_grad_norm, optimizer_step, write_run_folder
 from tinyllama.train.throughput import ThroughputMeter
 from tinyllama.train.validation import validate
@@ -67,7 +67,7 @@ def _train_on(world: World, recipe: Recipe, allow_change: bool) -> Path:
             stack.enter_context(exclusive_lock(run.lock_path, f"{run.path}: another process is training this run"))
             log = RunLog(run, recipe.checkpoint.on_failure == "continue")
             releases = stack.enter_context(ReleaseQueue(run, log, world.device))
-        with _translate_system_errors(run, log):
+        with translate_system_errors(run, log):
             _train_and_release(state, log, releases, allow_change)
         return run.path
 
@@ -82,7 +82,9 @@ def _train_and_release(
     first_step, saved = resume(state, log, allow_change)
     if log:
         write_run_folder(state)
-    with run_trackers(recipe.track, state.run, log) if log else nullcontext(), _log_run_end(log):
+        if not is_quiet():
+            echo(f"training {recipe.name}: {describe_start(state, first_step)}", to_stderr=True)
+    with run_trackers(recipe.track, state.run, log) if log else nullcontext(), log_run_end(log):
         if releases:
             releases.add(state.run.pending_milestones())
         if first_step < recipe.train.steps:
@@ -117,16 +119,15 @@ class TrainingLoop:
         recipe = state.recipe
         self.state, self.log, self.releases = state, log, releases
         self.step = first_step
+        self.stop_step = first_step + 1
+        """Step after which the run ends if a signal arrives now."""
         self.bar = stack.enter_context(_progress_bar(recipe, state.run, first_step)) if log else None
-        self.writer = CheckpointWriter(
-            state.run,
-            recipe.checkpoint.asynchronous,
-            self._on_checkpoint_saved,
-            log.flush_to_disk if log else (lambda: None),
+        before_commit = log.flush_to_disk if log else (lambda: None)
+        self.writer = stack.enter_context(
+            CheckpointWriter(state.run, recipe.checkpoint.asynchronous, self._on_checkpoint_saved, before_commit)
         )
-        stack.callback(self.writer.close)
         self.throughput = ThroughputMeter(recipe, state.model.vocab_size, state.world, saved.get("hardware", []))
-        self.signals = stack.enter_context(record_signals())
+        self.signals = stack.enter_context(record_signals(self._on_interrupt))
         # If a rank dies, gloo's collectives fail on the other ranks, but NCCL's collectives wait.
         signals = self.signals if state.world.size > 1 and state.world.device.type == "cuda" else None
         self.heartbeat = stack.enter_context(watchdog(recipe.guard.watchdog_seconds, self._on_hang, signals))
@@ -142,12 +143,13 @@ class TrainingLoop:
         order = batches(recipe, state.store, first_step, world.rank, world.size, state.skipped_batches)
         self.throughput.restart()
         for step, sequences in enumerate(order, first_step):
-            self.step = step
+            self.step, self.stop_step = step, step + 1
             _check_token_ids(state, sequences)
             scale = loss_scale.value
             loss, norm, should_stop, save_failed = self._synchronize(
                 *forward_backward(state, sequences, self.heartbeat, scale)
             )
+            self.signals.can_save = True
             decision = loss_scale.check(loss, norm) or detector.check(loss, norm)
             if decision.action is Action.ROLL_BACK:
                 state.model.zero_grad()
@@ -164,7 +166,7 @@ class TrainingLoop:
             if should_stop or self._is_saved(steps_done):
                 self._save(steps_done, detector, loss_scale)
             if should_stop and steps_done < recipe.train.steps:
-                self._exit_on_signal(steps_done)
+                self._exit_on_signal()
         return True
 
     def _synchronize(self, nats: Tensor, norm: Tensor) -> tuple[float, float, bool, bool]:
@@ -173,6 +175,7 @@ class TrainingLoop:
         This is the only point of a step at which the CPU waits for the GPU and for other ranks.
         """
         flags = (float(bool(self.signals.names)), float(self.writer.has_failed))
+        self.stop_step = min(self.step + 2, self.state.recipe.train.steps)
         # filled on the GPU, because a copy of a CPU tensor would make the CPU wait for the GPU
         parts = (nats, *(nats.new_full((), flag) for flag in flags))
         sums = all_reduce_sum(torch.stack(parts), self.state.world)
@@ -261,15 +264,24 @@ class TrainingLoop:
         if is_last or self.state.recipe.checkpoint.on_failure == "stop":
             is_full = any(os.strerror(number) in reason for number in (errno.ENOSPC, errno.EDQUOT))
             remedy = "free some space" if is_full else f"make {run.checkpoints_dir} writable"
-            raise RunStoppedError(f"{problem}; {remedy} and rerun, training resumes from the previous checkpoint")
+            raise RunStoppedError(f"{problem}; {remedy} and rerun")
         if self.log:
             echo(f"{problem}; training continues", to_stderr=True)
 
-    def _exit_on_signal(self, steps_done: int) -> None:
-        """Wait for the checkpoint; raise RunStoppedError with the exit status that makes schedulers requeue the run."""
+    def _exit_on_signal(self) -> None:
+        """Wait for the checkpoint; raise SavedInterrupt after Ctrl-C, and RunStoppedError after other signals."""
         self.wait_for_checkpoint(is_last=True)
         name = self.signals.names[-1] if self.signals.names else "a signal to another rank"
-        raise RunStoppedError(f"{name}: saved at step {steps_done}; rerun the same command to resume", signal=name)
+        message = "saved a checkpoint; rerun the same command"
+        if name == "SIGINT":
+            raise SavedInterrupt(f"Ctrl-C: {message}")
+        raise RunStoppedError(f"{name}: {message}", signal=name)
+
+    def _on_interrupt(self) -> None:
+        """Print what Ctrl-C causes; the thread of `record_signals` calls this method."""
+        if self.log:
+            what = f"finishing step {self.stop_step:,} and saving a checkpoint"
+            echo(f"Ctrl-C: {what}; press it again to abort", to_stderr=True)
 
     def _on_hang(self, seconds: float) -> None:
         """Log a hang of `seconds`; the watchdog's thread calls this method on each rank that hangs."""
@@ -316,55 +328,3 @@ def _progress_bar(recipe: Recipe, run: RunDir, first_step: int) -> Bar:
     where = f"`tinyllama watch {run.path}` shows it"
     label, steps, each = f"training {recipe.name}", recipe.train.steps, recipe.train.batch_tokens
     return Bar(label, steps, "steps", first_step, rate="tokens", each=each, where=where)
-
-
-@contextmanager
-def _translate_system_errors(run: RunDir, log: RunLog | None) -> Iterator[None]:
-    """Convert disk-full and lost-rank errors into RunStoppedError with a remedy."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        remedy = "free some space and rerun, training resumes from the last checkpoint"
-        raise RunStoppedError(f"{error.filename or run.path}: {error.strerror}; {remedy}") from error
-    except RuntimeError as error:
-        is_from_torch = type(error).__module__.startswith("torch._")
-        # not an OSError, because the error was raised in the compiler's process or is wrapped in another exception
-        if is_from_torch and os.strerror(errno.ENOSPC) in str(error):
-            folders = f"{os.environ.get('TMPDIR', '/tmp')} and {os.environ.get('TORCHINDUCTOR_CACHE_DIR')}"
-            remedy = f"free some space in {folders}, or set TMPDIR and XDG_CACHE_HOME"
-            raise RunStoppedError(f"{run.path}: torch.compile has no disk space; {remedy}") from error
-        if not is_peer_failure(error):
-            raise
-        if log:
-            log.event("rank-lost", log.step, problem=first_line(error))
-        remedy = "find the cause in that rank's output and rerun (torchrun --max-restarts=N reruns automatically)"
-        raise RunStoppedError(f"{run.path}: another rank cannot be reached; {remedy}") from error
-
-
-@contextmanager
-def _log_run_end(log: RunLog | None) -> Iterator[None]:
-    """Log an event with the reason why the run ended."""
-    event: tuple[str, dict[str, str]] | None = ("done", {})
-    try:
-        yield
-    except BaseException as error:
-        event = _end_event(error)
-        raise
-    finally:
-        if log and event:
-            with suppress(OSError):  # a full disk may stop the run and also prevent writing this event
-                log.event(event[0], log.step, **event[1])
-
-
-def _end_event(error: BaseException) -> tuple[str, dict[str, str]] | None:
-    """Return the name and details of the event for an error that ended the run; None if the event is already logged."""
-    match error:
-        case KeyboardInterrupt():
-            return "interrupted", {}
-        case RunStoppedError() if error.signal:
-            return "signal", {"signal": error.signal}
-        case RunStoppedError() | InputError():
-            return "failed", {"problem": str(error)}
-    return None if is_peer_failure(error) else ("failed", {"problem": repr(error)})

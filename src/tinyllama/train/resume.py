@@ -11,6 +11,7 @@ from tinyllama.distributed import broadcast_from_rank0
 from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.files import write_json
 from tinyllama.formatting import echo
+from tinyllama.model.flops import num_parameters
 from tinyllama.recipe import differences
 from tinyllama.runs.checkpoint import load_checkpoint
 from tinyllama.runs.log import RunLog
@@ -58,6 +59,19 @@ def resume(state: TrainState, log: RunLog | None, allow_change: bool) -> tuple[i
         details |= {"changed": changes} if changes else {}
         log.event("resume" if newest else "start", step, **details)
     return step, saved
+
+
+def describe_start(state: TrainState, step: int) -> str:
+    """Return one line about a run that continues at `step`: at step 0 its size and device."""
+    train, world = state.recipe.train, state.world
+    if step:
+        return (
+            f"resuming from step {step:,} of {train.steps:,}" if step < train.steps else f"all {step:,} steps are done"
+        )
+    size = f"{num_parameters(state.recipe.model, state.model.vocab_size):,} parameters"
+    where = f"{world.size} ranks, each on " if world.size > 1 else "on "
+    steps = f"{train.steps:,} steps of {train.batch_tokens:,} tokens"
+    return f"{size}, {steps}, {where}{hardware.device_name(world.device)}"
 
 
 def _agree_on_checkpoint(state: TrainState, log: RunLog | None) -> CheckpointDir | None:
