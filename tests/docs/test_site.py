@@ -20,6 +20,7 @@ from tests.browser import DESKTOP, PHONE, keep_screenshot, opened
 from tests.docs.blocks import ROOT
 from tools import commands_page, recipe_page
 
+import tinyllama
 from tinyllama.cli import COMMANDS
 from tinyllama.cli.arguments import describe
 from tinyllama.recipe import Recipe
@@ -109,6 +110,11 @@ def test_recipe_page_describes_every_field() -> None:
             assert f"| `{name}` |" in text
     assert "`adamw` or `muon`" in text
     assert "| `every_steps` | integer > 0, in steps | `1000` |" in text
+
+
+def test_python_reference_has_every_public_name(site: Path) -> None:
+    text = (site / "python.html").read_text()
+    assert not [name for name in tinyllama.__all__ if f'id="tinyllama.{name}"' not in text]
 
 
 def test_search_index_has_the_recipe_fields(site: Path) -> None:
