@@ -21,8 +21,11 @@ from tinyllama.errors import InputError
 from tinyllama.files import write_json
 from tinyllama.model.weights import config_to_hugging_face
 from tinyllama.recipe import Recipe
+from tinyllama.release import formats
+from tinyllama.stages import run_stages
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.tokenizer.backends import SentencePieceBackend
+from tinyllama.tracking import trackers
 
 pytestmark = pytest.mark.slow
 
@@ -233,3 +236,31 @@ def test_tokenizer_that_engine_reads_differently_is_refused(
     tokenizer.check_formats(["huggingface"])
     with pytest.raises(InputError, match=rf"tokenizer\.json: .*{keyword}.*; remove {name}"):
         tokenizer.check_formats(["huggingface", name])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "environment", "message"),
+    [
+        ({"data.executor": "slurm", "data.slurm": {"partition": "cpu"}}, {}, "data.executor: slurm .*prepare"),
+        ({}, {"WORLD_SIZE": "2"}, "run: uses one process.*`train`"),
+        ({"release.limit": 1}, {}, "release.limit"),
+        ({"track.wandb": "mine"}, {}, "track.wandb"),
+        ({"release.formats": ["gguf"]}, {}, "formats: llama_cpp"),
+    ],
+    ids=["slurm", "torchrun", "limit", "tracker", "format"],
+)
+def test_impossible_stages_are_refused_before_the_first_one(
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: dict[str, Any],
+    environment: dict[str, str],
+    message: str,
+) -> None:
+    for module, library in ((trackers, "wandb"), (formats, "llama_cpp")):
+        monkeypatch.setattr(module, "find_spec", lambda name, missing=library: None if name == missing else object())
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    recipe = Recipe.load(small / "recipe.yaml", {"data.store": str(tmp_path / "store"), **overrides})
+    with pytest.raises(InputError, match=message):
+        run_stages(recipe, [("a stage", lambda recipe: pytest.fail("started"))])

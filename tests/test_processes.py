@@ -117,6 +117,22 @@ def test_first_ctrl_c_is_recorded_and_the_second_is_a_keyboard_interrupt(interru
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_second_ctrl_c_reaches_the_ranks_of_torchrun_as_sigterm(
+    interruptible: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    with exit_on_signal(), record_signals() as signals:
+        signals.can_save = True
+        press_ctrl_c()
+        with pytest.raises(CommandAbort):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+    with record_signals() as signals:  # without a Ctrl-C before it, SIGTERM is a request to save
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        assert signals.names == ["SIGTERM"]
+
+
 def test_ctrl_c_with_nothing_to_save_aborts_the_command(interruptible: None) -> None:
     with exit_on_signal(), record_signals() as signals, pytest.raises(CommandAbort):
         press_ctrl_c()

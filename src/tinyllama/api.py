@@ -173,11 +173,11 @@ def prepare_store(recipe: Recipe, strict: bool = False) -> "TokenStore | None":
     error. Raises InputError if a file cannot be read to its end, if the store was made with other settings, or if
     training with the recipe, or the release of a milestone checkpoint, would fail.
     """
-    from tinyllama.preflight import check_recipe
+    from tinyllama.preflight import check_recipe, load_tokenizer
     from tinyllama.prepare import pipeline
 
     _require_recipe(recipe, "prepare_store")
-    for warning in check_recipe(recipe, Tokenizer.load(recipe.tokenizer)):
+    for warning in check_recipe(recipe, load_tokenizer(recipe)):
         echo(warning, to_stderr=True)
     return pipeline.build_store(recipe, strict)
 
@@ -186,9 +186,10 @@ def train_model(recipe: Recipe, *, allow_change: bool = False) -> Run:
     """Check the recipe, print warnings, and train its model or resume its run; return the run.
 
     With `allow_change`, a run resumes even if fields of the recipe that affect the weights have changed. Under torchrun
-    every rank calls this function. Raises InputError if the store, the tokenizer or an existing run does not fit the
-    recipe, or if the release of a milestone checkpoint would fail. Raises RunStoppedError if the run stops before its
-    last step or if a release is missing at the end.
+    every rank calls this function. The first Ctrl-C saves a checkpoint at the end of the step and raises
+    KeyboardInterrupt; the second raises KeyboardInterrupt immediately. Raises InputError if the store, the tokenizer or
+    an existing run does not fit the recipe, or if the release of a milestone checkpoint would fail. Raises
+    RunStoppedError if the run stops before its last step or if a release is missing at the end.
     """
     from tinyllama.preflight import check_training
     from tinyllama.train.loop import train

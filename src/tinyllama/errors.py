@@ -79,7 +79,7 @@ def _message_and_status(error: BaseException, system_status: int) -> tuple[str, 
         case RunStoppedError():
             return str(error), error.status
         case KeyboardInterrupt():
-            return str(error) or "interrupted; rerun the same command", INTERRUPTED_STATUS
+            return str(error) or "interrupted", INTERRUPTED_STATUS
         case OSError(errno=errno.EAGAIN) | RuntimeError(args=("can't start new thread",)):
             problem = f"the system cannot start more threads or processes ({first_line(error)})"
             return f"{problem}; raise the limit (ulimit -u)", system_status

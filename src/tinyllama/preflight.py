@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from tinyllama.data.order import mixture_schedule
 from tinyllama.data.store import TokenStore
@@ -19,7 +20,7 @@ from tinyllama.prepare.store_warnings import holdout_remedy
 from tinyllama.recipe import Recipe, Release
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
-from tinyllama.tokenizer.backends import HUB_NAME
+from tinyllama.tokenizer.backends import HUB_NAME, NAMES
 
 # Modules that only some recipes need are imported inside functions, so that `prepare` does not wait for torch.
 # ruff: noqa: PLC0415
@@ -40,12 +41,42 @@ _LEARNING_RATE_TOLERANCE = 0.05
 """Maximum deviation of a learning rate from its target without a warning, as a fraction of the peak."""
 
 
+def tokenizer_place(recipe: Recipe) -> Literal["disk", "hub"] | None:
+    """Return where the recipe's tokenizer is, or None if it is neither on a local disk nor possibly on the hub."""
+    path = Path(recipe.tokenizer)
+    if path.is_file() or any((path / name).is_file() for name in NAMES):
+        return "disk"
+    is_path = recipe.vocab_size or path.parent.is_dir() or not HUB_NAME.fullmatch(recipe.tokenizer)
+    return None if is_path else "hub"
+
+
+def load_tokenizer(recipe: Recipe) -> Tokenizer:
+    """Load the recipe's tokenizer. If there is none, raises InputError with the command that trains one."""
+    missing = f"{recipe.tokenizer}: no tokenizer here; run: {recipe.command('tokenizer train')}"
+    place = tokenizer_place(recipe)
+    if place is None:
+        raise InputError(missing)
+    try:
+        return Tokenizer.load(recipe.tokenizer)
+    except InputError as error:
+        if place == "disk":
+            raise
+        raise InputError(f"{missing} (if the tokenizer is on the hub: {error})") from None
+
+
+def open_store(recipe: Recipe) -> TokenStore:
+    """Open the recipe's token store. If it is not complete, raises InputError with the command that prepares it."""
+    if problem := TokenStore.problem(recipe.data.store):
+        raise InputError(f"{recipe.data.store}: the token store {problem}; run: {recipe.command('prepare')}")
+    return TokenStore.open(recipe.data.store)
+
+
 def check_training(recipe: Recipe, ranks: int = 1) -> list[str]:
     """Check a recipe, its store and its tokenizer before training on `ranks` processes; return the warnings.
 
     Raises InputError if the store or the tokenizer is missing, or if training or a milestone's release would fail.
     """
-    store, tokenizer = TokenStore.open(recipe.data.store), Tokenizer.load(recipe.tokenizer)
+    tokenizer, store = load_tokenizer(recipe), open_store(recipe)
     warnings = check_recipe(recipe, tokenizer)
     if recipe.has_milestones:
         _check_release_libraries(recipe.release)

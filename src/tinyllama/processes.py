@@ -144,16 +144,20 @@ def record_signals(on_interrupt: Callable[[], None] = lambda: None) -> Iterator[
     """Record SIGTERM, SIGUSR1 and the first Ctrl-C during the block instead of ending the process.
 
     The second Ctrl-C, and each Ctrl-C while `can_save` is false, has the effect that it had before the block. A thread
-    calls `on_interrupt` when Ctrl-C arrives that will be recorded, also if the main thread is blocked.
+    calls `on_interrupt` when a Ctrl-C arrives that will be recorded, even if the main thread is blocked.
     """
     signals, previous = StopSignals(), signal.getsignal(signal.SIGINT)
     reader, writer = socket.socketpair()
     writer.setblocking(False)
 
+    # torchrun forwards the first Ctrl-C as SIGINT, and the second one as SIGTERM.
+    repetitions = [signal.SIGINT, *([signal.SIGTERM] if "TORCHELASTIC_RUN_ID" in os.environ else [])]
+
     def handle(number: int, frame: FrameType | None) -> None:
-        is_repeated = "SIGINT" in signals.names or signals.arrived.count(signal.SIGINT) > 1
-        if number == signal.SIGINT and callable(previous) and (is_repeated or not signals.can_save):
-            previous(number, frame)
+        is_repeated = "SIGINT" in signals.names and number in repetitions
+        is_abort = number == signal.SIGINT and (signals.arrived.count(number) > 1 or not signals.can_save)
+        if callable(previous) and (is_repeated or is_abort):
+            previous(signal.SIGINT, frame)
         else:
             signals.names.append(signal.Signals(number).name)
 

@@ -18,9 +18,9 @@ from tinyllama.errors import InputError, RunStoppedError
 from tinyllama.evaluate.results import Evaluation, format_evaluation
 from tinyllama.files import disk_usage_bytes
 from tinyllama.formatting import echo, format_bytes
-from tinyllama.loading import load_model, load_tokenizer
+from tinyllama.loading import load_model
 from tinyllama.model.flops import num_parameters
-from tinyllama.preflight import check_stages
+from tinyllama.preflight import check_stages, load_tokenizer, tokenizer_place
 from tinyllama.prepare.corpus import FOLDERS, write_corpus
 from tinyllama.prepare.inspection import prepared_lines
 from tinyllama.prepare.selection import train_recipe_tokenizer
@@ -29,8 +29,6 @@ from tinyllama.release.metadata import covers_recipe
 from tinyllama.release.release import release_run
 from tinyllama.release.verify import Check, format_checks, verify_release
 from tinyllama.runs.run_dir import ReleaseDir, RunDir
-from tinyllama.tokenizer import Tokenizer
-from tinyllama.tokenizer.backends import HUB_NAME, NAMES
 from tinyllama.train.samples import sample_prompts
 from tinyllama.train.validation import gzip_bits_per_byte
 
@@ -52,8 +50,8 @@ def run_stages(recipe: Recipe, first: Sequence[Stage] = ()) -> int:
     the same errors as each stage.
     """
     tasks, skipped = check_stages(recipe)
-    for reason in skipped:
-        echo(f"{recipe.name}: the release will not be scored: {reason}", to_stderr=True)
+    for reason in skipped if recipe.release.tasks else ():
+        echo(f"release.tasks: {reason}; this score will be skipped", to_stderr=True)
     started = time.monotonic()
     failed: list[Check] = []
     stages: tuple[Stage, ...] = (
@@ -103,12 +101,9 @@ def _corpus_folder(recipe: Recipe) -> Path:
 
 
 def _tokenizer(recipe: Recipe) -> Iterator[str]:
-    path = Path(recipe.tokenizer)
-    is_local = path.is_file() or any((path / name).is_file() for name in NAMES)
-    is_on_hub = not path.parent.is_dir() and HUB_NAME.fullmatch(recipe.tokenizer) and recipe.vocab_size is None
-    if not is_local and not is_on_hub:
+    if tokenizer_place(recipe) is None:
         yield from (line.strip() for line in str(train_recipe_tokenizer(recipe)).splitlines()[1:])
-    tokenizer = Tokenizer.load(recipe.tokenizer)
+    tokenizer = load_tokenizer(recipe)
     tokenizer.check_formats(recipe.release.formats)
     yield f"{recipe.tokenizer}: {tokenizer.vocab_size:,} tokens"
 
@@ -119,7 +114,7 @@ def _store(recipe: Recipe) -> Iterator[str]:
 
 
 def _training(recipe: Recipe) -> Iterator[str]:
-    vocab_size = Tokenizer.load(recipe.tokenizer).vocab_size
+    vocab_size = load_tokenizer(recipe).vocab_size
     parameters, batch = num_parameters(recipe.model, vocab_size), recipe.train.batch_tokens
     yield f"{parameters:,} parameters, {recipe.train.steps} steps of {batch:,} tokens"
     run = RunDir.of_recipe(recipe)
@@ -132,7 +127,7 @@ def _training(recipe: Recipe) -> Iterator[str]:
     if bits_per_byte is None:
         yield "not validated: no documents for validation (data.validation_fraction is 0)"
         return
-    packed = gzip_bits_per_byte(recipe, TokenStore.open(recipe.data.store), Tokenizer.load(recipe.tokenizer))
+    packed = gzip_bits_per_byte(recipe, TokenStore.open(recipe.data.store), load_tokenizer(recipe))
     verdict = "better" if bits_per_byte < packed else "WORSE: something is wrong, or the run was too short"
     yield f"validation: {bits_per_byte:.3f} bits per byte; gzip -9 on the same documents: {packed:.3f} ({verdict})"
 
@@ -182,8 +177,7 @@ def _score(recipe: Recipe, tasks: Sequence[str], skipped: Sequence[str]) -> Iter
 
 def _completions(recipe: Recipe) -> Iterator[str]:
     folder = _newest_release(recipe).path
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
-    prompts = _prompts(recipe)
+    model, tokenizer, prompts = load_model(folder), load_tokenizer(recipe), _prompts(recipe)
     for prompt in prompts:
         text = generate_text(model, prompt, _COMPLETION_TOKENS, tokenizer=tokenizer, temperature=0.7, top_k=50)
         yield from f"> {text}".splitlines()
@@ -192,7 +186,7 @@ def _completions(recipe: Recipe) -> Iterator[str]:
 
 
 def _prompts(recipe: Recipe) -> list[str]:
-    return sample_prompts(recipe, TokenStore.open(recipe.data.store), Tokenizer.load(recipe.tokenizer))
+    return sample_prompts(recipe, TokenStore.open(recipe.data.store), load_tokenizer(recipe))
 
 
 def _next_steps(recipe: Recipe, is_demo: bool) -> Iterator[str]:
@@ -202,7 +196,7 @@ def _next_steps(recipe: Recipe, is_demo: bool) -> Iterator[str]:
     yield f"complete a prompt:  tinyllama generate {folder} {shlex.quote(prompt)}"
     yield f"see the curves:     tinyllama watch {run}"
     if is_demo:
-        yield 'train on your text: README.md, "Your own data"'
+        yield "train on your text: tinyllama init FOLDER, and then the command that it prints"
     else:
         more = f"--name {recipe.name}-longer --train.tokens {2 * recipe.train.tokens}"
         yield f"train for longer:   {recipe.command('run')} {more}"

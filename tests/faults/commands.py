@@ -85,7 +85,8 @@ def kill_at_write(part: str, number: signal.Signals = signal.SIGKILL) -> Fault:
                 os.kill(os.getpid(), number)
             fsync(fd)
 
-        signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         os.fsync = faulty_fsync  # type: ignore[assignment]
 
     return inject

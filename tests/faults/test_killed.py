@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import contents
-from tests.faults.commands import assert_succeeds, kill_at_write, run_command
+from tests.faults.commands import assert_one_line, assert_succeeds, kill_at_write, run_command
 from tests.faults.conftest import EVALUATE, RELEASE, RUN
 
-from tinyllama.errors import InputError
+from tinyllama.errors import INTERRUPTED_STATUS, InputError
 from tinyllama.files import read_json
 from tinyllama.release.verify import verify_files
 from tinyllama.tokenizer import Tokenizer
@@ -121,3 +121,20 @@ def test_kill_while_a_file_is_written_keeps_the_previous_one(
     assert not list((pipeline / RUN).rglob("*.part"))
     files = read_json(pipeline / RELEASE / "release.json")["files"]
     assert all(check.passed for check in verify_files(pipeline / RELEASE, files))
+
+
+@pytest.mark.parametrize(
+    ("command", "file", "remedy"),
+    [
+        ((*TRAIN_TOKENIZER, "--tokenizer", "other"), "tokenizer.json", "nothing was saved"),
+        (("prepare", "recipe.yaml", "--data.store", "other"), "00000.tokens", "continues with the unfinished files"),
+        (REPLACE_RELEASE, "model.safetensors", "makes an unfinished release again"),
+        (EVALUATE, "evaluation.json", "nothing was saved"),
+    ],
+    ids=["tokenizer", "prepare", "release", "evaluate"],
+)
+def test_ctrl_c_ends_with_one_line_that_says_what_a_rerun_does(
+    pipeline: Path, command: tuple[object, ...], file: str, remedy: str
+) -> None:
+    interrupted = run_command(pipeline, *command, fault=kill_at_write(file, signal.SIGINT))
+    assert_one_line(interrupted, "rerun the same command", remedy, status=(INTERRUPTED_STATUS,))

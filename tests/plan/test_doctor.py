@@ -157,7 +157,7 @@ def test_recipe_needs_raw_files_only_without_store(small: Path, tmp_path: Path) 
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(small_recipe(tmp_path)))
     results = check_recipe(Recipe.load(tmp_path / "recipe.yaml"), CPU)
     assert missing(results) == ["raw files of lines"]
-    assert by_name(results)["token store"].found.endswith("; tinyllama prepare small")
+    assert by_name(results)["token store"].found.endswith(f"; run: tinyllama prepare {tmp_path}/recipe.yaml")
     shutil.copytree(small / "store", tmp_path / "store")
     results = check_recipe(Recipe.load(tmp_path / "recipe.yaml"), CPU)
     assert not missing(results)
@@ -169,7 +169,8 @@ def test_recipe_needs_raw_files_only_without_store(small: Path, tmp_path: Path) 
     [
         ({"release.tasks": ["helaswag"]}, "release.tasks", "missing", "did you mean hellaswag"),
         ({"data.executor": "slurm", "data.slurm.partition": "cpu"}, "data.executor", "missing", "login node"),
-        ({"tokenizer": "nowhere/at/all"}, "tokenizer", "missing", "tinyllama tokenizer train small"),
+        ({"tokenizer": "nowhere/at/all"}, "tokenizer", "missing", "recipe.yaml --tokenizer nowhere/at/all"),
+        ({"tokenizer": "nowhere/here"}, "tokenizer", "missing", "recipe.yaml --tokenizer nowhere/here (if the"),
         ({"data.sources.lines.text": "body"}, "raw files of lines", "warning", "rows have the fields text"),
         ({"train.float8": True, "train.compile": True}, "train.float8", "missing", "remove"),
         ({"data.sources.lines.clean": {"filters": ["c4"], "language": "xx"}}, "data.sources.*.clean", "missing",

@@ -167,3 +167,14 @@ def test_validation_split_of_the_only_document_is_an_error(small: Path, tmp_path
     write(tmp_path / "raw/a.txt", b"the only document")
     with pytest.raises(InputError, match=r"1 rows held out for validation\); .*holdout to tail"):
         build_store(recipe_of(small, tmp_path, 0.999999))
+
+
+@pytest.mark.parametrize(("num_files", "fraction"), [(100, 1.0), (100, 0.7), (200, 0.1), (10, 0.5)])
+def test_sample_of_many_small_files_has_the_wanted_size(
+    small: Path, tmp_path: Path, num_files: int, fraction: float
+) -> None:
+    for number in range(num_files):
+        write(tmp_path / f"raw/{number}.txt", f"{number:06}".encode() * 100)
+    total = 600 * num_files
+    sample = [len(text) for text in sample_texts(recipe_of(small, tmp_path, 0), round(fraction * total))]
+    assert sum(sample) == pytest.approx(fraction * total, rel=0.25)

@@ -113,7 +113,7 @@ TWICE = (Path(__file__).parents[2] / "recipes/demo.yaml").read_text().replace(" 
     [
         ("name: x\ntrain: {tokens: 3\n", ":3: not valid YAML"),
         ("# nothing yet\n", ": an empty file"),
-        (TWICE, ":9: not valid YAML: 'slimpajama' is a duplicate"),
+        (TWICE, ":10: not valid YAML: 'slimpajama' is a duplicate"),
         (None, ": no such recipe"),
     ],
 )

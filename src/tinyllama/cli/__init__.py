@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 
 from tinyllama.cli import data, model, results, training
 from tinyllama.cli.arguments import Command, parse, pop_quiet_flag
+from tinyllama.cli.next_command import AFTER_INTERRUPTION
 from tinyllama.errors import InputError, run_and_get_exit_status
 from tinyllama.formatting import echo
 from tinyllama.progress import set_quiet
@@ -39,7 +40,7 @@ def completion(shell: Positional[Annotated[Literal["bash", "zsh", "fish"], arg(m
 
 
 GROUPS: dict[str, dict[str, Command]] = {
-    "start": {"demo": training.demo, "run": training.run, "doctor": training.doctor},
+    "start": {"demo": training.demo, "init": training.init, "run": training.run, "doctor": training.doctor},
     "data": {
         "corpus": data.corpus,
         "tokenizer train": data.tokenizer_train,
@@ -65,11 +66,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
     0: success. 1: a check failed, or a run could not continue. 2: wrong input. 75: training wrote a checkpoint and
-    ended after a signal; a scheduler should requeue the job. 130: interrupted.
+    ended after a signal; a scheduler should requeue the job. 130: Ctrl-C; training wrote a checkpoint, unless it was
+    aborted.
     """
     own, quiet = pop_quiet_flag(sys.argv[1:] if arguments is None else arguments)
     set_quiet(quiet)
-    return run_and_get_exit_status(lambda: parse_command(own)() or 0)
+    return run_and_get_exit_status(lambda: _run(own))
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command line without `--quiet`, and return its exit status; add the remedy to a KeyboardInterrupt."""
+    try:
+        return parse_command(arguments)() or 0
+    except KeyboardInterrupt as error:
+        if not error.args and (remedy := AFTER_INTERRUPTION.get(_command_name(arguments))):
+            error.args = (f"interrupted; {remedy}",)
+        raise
+
+
+def _command_name(arguments: list[str]) -> str:
+    return " ".join(arguments[: 2 if arguments[:1] == ["tokenizer"] else 1])
 
 
 def parse_command(arguments: list[str]) -> Callable[[], int | None]:
@@ -81,14 +97,13 @@ def parse_command(arguments: list[str]) -> Callable[[], int | None]:
         return lambda: echo(f"tinyllama {version('tinyllama')}")
     if first in ("-h", "--help", "--help-all") or (first == "tokenizer" and not {*arguments[1:2]} - {"-h", "--help"}):
         return _print_overview
-    words = 2 if first == "tokenizer" else 1
-    name = " ".join(arguments[:words])
+    name = _command_name(arguments)
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, [*COMMANDS, "version", "help"], n=1)
         raise InputError(
             f"{name}: no such command; " + (f"did you mean {close[0]}?" if close else "see tinyllama --help")
         )
-    return parse(name, COMMANDS[name], arguments[words:])
+    return parse(name, COMMANDS[name], arguments[len(name.split()) :])
 
 
 def _print_overview() -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from tinyllama.cli.next_command import echo_next
 from tinyllama.errors import InputError
 from tinyllama.formatting import echo, print_json
 from tinyllama.recipe import Recipe
@@ -52,6 +53,7 @@ def tokenizer_train(
     from tinyllama.prepare.selection import train_recipe_tokenizer
 
     echo(str(train_recipe_tokenizer(recipe, vocab_size, sample_bytes, force)))
+    echo_next(recipe.command("prepare"))
 
 
 def tokenizer_import(
@@ -97,6 +99,7 @@ def prepare(recipe: Recipe, strict: bool = False) -> None:
         return
     for line in prepared_lines(store):
         echo(line)
+    echo_next(recipe.command("train"))
 
 
 def inspect(

@@ -1,6 +1,7 @@
 """Commands that export, verify and run a model."""
 
 import secrets
+import shlex
 import sys
 from dataclasses import asdict, replace
 from itertools import chain
@@ -9,6 +10,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from tinyllama.cli.next_command import completion_command, echo_next
 from tinyllama.errors import InputError, translate_damage_errors
 from tinyllama.formatting import echo, print_json, stdout_to_stderr, visible
 from tinyllama.progress import is_quiet
@@ -62,6 +64,8 @@ def release(
     echo(f"release: {result.path}")
     if push:
         echo(f"pushed: {push_release(result.path, push, public)}")
+    else:
+        echo_next(shlex.join(["tinyllama", "verify", str(result.path)]))
 
 
 def verify(release: Positional[Annotated[Path, arg(metavar="RELEASE")]], json: bool = False) -> int:
@@ -86,6 +90,8 @@ def verify(release: Positional[Annotated[Path, arg(metavar="RELEASE")]], json: b
         print_json({"release": str(release), "passed": passed, "checks": [asdict(check) for check in checks]})
     else:
         echo("\n".join(format_checks(checks)))
+        if passed:
+            echo_next(completion_command(release))
     return 0 if passed else 1
 
 

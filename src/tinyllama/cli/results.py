@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from tinyllama.cli.next_command import after_evaluation, echo_next
 from tinyllama.formatting import echo, print_json, stdout_to_stderr
 
 # Each command imports its modules when it runs, so that `tinyllama --help` does not wait for torch.
@@ -118,3 +119,4 @@ def evaluate(
         print_json(asdict(result.evaluation) | {"saved": str(result.path)})
     else:
         echo("\n".join([*format_evaluation(result.evaluation), f"saved: {result.path}"]))
+        echo_next(after_evaluation(model, result.path))

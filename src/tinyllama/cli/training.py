@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
+from tinyllama.cli.next_command import after_training, echo_next
 from tinyllama.formatting import echo
 from tinyllama.plan.formulas import GPU_HOURS_BETWEEN_FAILURES
 from tinyllama.recipe import Recipe
@@ -51,6 +52,32 @@ def run(recipe: Recipe) -> int:
         return run_stages(recipe)
 
 
+def init(
+    paths: Positional[Annotated[tuple[Path, ...], arg(metavar="PATH ...")]],
+    minutes: float = 10,
+    output: Annotated[Path | None, arg(metavar="FILE")] = None,
+    force: bool = False,
+) -> None:
+    """Write a recipe for your folders and files.
+
+    The command reads the beginnings of the files, finds their formats and text fields, measures this machine, and
+    chooses the sizes. The recipe's comments give the reasons. `tinyllama run` then does the rest.
+
+    Examples:
+        tinyllama init docs
+        tinyllama init docs notes.jsonl --minutes 60 --output mine.yaml
+
+    Args:
+        paths: Folders and files with text: prose, code, JSON lines, parquet, csv, or data sets of Hugging Face.
+        minutes: Time for training on this machine, in minutes.
+        output: File of the recipe; by default NAME.yaml, with the name of the first path.
+        force: Replace an existing file.
+    """
+    from tinyllama.drafting.show import init as write_recipe
+
+    write_recipe([str(path) for path in paths], minutes, output, force)
+
+
 def doctor(recipe: Recipe | None, json: bool = False) -> int:
     """Check this machine, and what a recipe needs.
 
@@ -63,9 +90,13 @@ def doctor(recipe: Recipe | None, json: bool = False) -> int:
     Args:
         json: Print the facts about the machine and the results of all checks as JSON.
     """
+    from tinyllama.data.store import TokenStore
     from tinyllama.plan.doctor import show_doctor
 
-    return show_doctor(recipe, json)
+    status = show_doctor(recipe, json)
+    if recipe and not status and not json:
+        echo_next(recipe.command("train" if TokenStore.exists(recipe.data.store) else "prepare"))
+    return status
 
 
 def plan(
@@ -109,6 +140,8 @@ def plan(
 
     assumptions = Assumptions(gpus, mfu, None, price, disk, failure_hours, restart_minutes)
     show_plan(recipe, hardware, assumptions, measure, sweep, plot, vocab_size, json)
+    if not json:
+        echo_next(recipe.command("doctor"))
 
 
 def train(recipe: Recipe, allow_change: bool = False) -> None:
@@ -132,3 +165,4 @@ def train(recipe: Recipe, allow_change: bool = False) -> None:
         run = train_model(recipe, allow_change=allow_change)
     if os.environ.get("RANK", "0") == "0":  # under torchrun, every rank runs this function
         echo(f"run: {run.path}")
+        echo_next(after_training(run.path))

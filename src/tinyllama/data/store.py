@@ -221,14 +221,19 @@ class TokenStore:
         return (Path(folder) / "manifest.json").is_file()
 
     @classmethod
+    def problem(cls, folder: str | Path) -> str:
+        """Return the state of a store that is not complete, such as `does not exist`, or an empty string."""
+        if cls.exists(folder):
+            return ""
+        return "is not finished" if Path(folder, WORK_DIR).exists() else "does not exist"
+
+    @classmethod
     def open(cls, folder: str | Path) -> "TokenStore":
         """Open a store. Raises InputError if the store is missing, unfinished, damaged or of another format version."""
-        path = Path(folder)
-        if not cls.exists(path):
-            state = "is not finished" if (path / WORK_DIR).exists() else "does not exist"
-            raise InputError(f"{folder}: the token store {state}; run `tinyllama prepare` with this recipe")
+        if problem := cls.problem(folder):
+            raise InputError(f"{folder}: the token store {problem}; run `tinyllama prepare` with its recipe")
         try:
-            return cls(path)
+            return cls(Path(folder))
         except InputError:
             raise
         except DAMAGE_ERRORS:

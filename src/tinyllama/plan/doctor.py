@@ -33,7 +33,6 @@ from tinyllama.prepare.sources import list_files
 from tinyllama.recipe import Recipe, Source
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.text import iter_utf8_chunks
-from tinyllama.tokenizer import Tokenizer
 
 # Functions import the libraries of optional stages themselves, because these imports take seconds.
 # ruff: noqa: PLC0415
@@ -172,11 +171,9 @@ def check_recipe(recipe: Recipe, system: SystemInfo) -> list[CheckResult]:
     """Check everything that a recipe needs, and return the results."""
     vocab_size, findings, store = recipe.vocab_size or LLAMA_2_VOCAB_SIZE, dict[str, CheckResult](), None
     try:
-        tokenizer = Tokenizer.load(recipe.tokenizer)
+        tokenizer = preflight.load_tokenizer(recipe)
     except InputError as problem:
-        how_to_get = f"; tinyllama tokenizer train {recipe.name}, or tinyllama tokenizer import TOKENIZER.MODEL "
-        remedy = "" if Path(recipe.tokenizer).exists() else how_to_get + recipe.tokenizer
-        first = _recipe_result("tokenizer", f"{problem}{remedy}", "missing")
+        first = _recipe_result("tokenizer", str(problem), "missing")
     else:
         vocab_size = tokenizer.vocab_size
         first = _recipe_result("tokenizer", f"{recipe.tokenizer}: {vocab_size:,} tokens")
@@ -184,9 +181,9 @@ def check_recipe(recipe: Recipe, system: SystemInfo) -> list[CheckResult]:
             status: Status = "missing" if finding.stops else "warning"
             findings[finding.what] = _recipe_result(finding.what, str(finding.problem), status)
     try:
-        store = TokenStore.open(recipe.data.store)
+        store = preflight.open_store(recipe)
     except InputError as problem:
-        second = _recipe_result("token store", f"{problem}; tinyllama prepare {recipe.name}", "warning")
+        second = _recipe_result("token store", str(problem), "warning")
     else:
         tokens = sum(split.num_tokens for split in store.splits.values())
         second = _recipe_result("token store", f"{recipe.data.store}: {tokens:,} tokens")

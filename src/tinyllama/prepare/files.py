@@ -243,6 +243,14 @@ def _split_glob(path: str) -> tuple[str, tuple[str, ...]]:
     return folder, tuple(path[len(folder) :].split("/")) if fixed != path else ()
 
 
+def iter_folder(folder: str) -> Iterator[str]:
+    """Yield the path of every file in a folder and its subfolders, except names that begin with a dot.
+
+    Raises InputError if a folder cannot be read, or if a symbolic link leads back to a folder that contains the link.
+    """
+    return (path for path, _ in _walk(folder, (), (), ()))
+
+
 def _walk(
     folder: str, parts: tuple[str, ...], pattern: tuple[str, ...], ancestors: tuple[str, ...]
 ) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -1,8 +1,8 @@
 """Selection of documents by content: the validation split, and the sample for training the recipe's tokenizer.
 
-A hash of the text selects documents, so that copies of a document are in the same split. The sample contains documents
-of at most 64 files per source, which are evenly distributed over the sorted list of files. The sample contains no
-validation text. If no document of a source is selected, the beginning of the source's first document is used.
+A hash of the text selects documents, so that copies of a document are in the same split. The sample of a large source
+contains documents of at least 64 files, which are evenly distributed over the sorted list of files. The sample contains
+no validation text. If no document of a source is selected, the beginning of the source's first document is used.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from pathlib import Path
 from tinyllama.errors import InputError, first_line
 from tinyllama.files import read_json
 from tinyllama.prepare.readers import RejectedRow, SourceRow, read_rows
-from tinyllama.prepare.sources import InputFile, list_files, text_field
+from tinyllama.prepare.sources import InputFile, compression_of, file_kind, list_files, text_field
 from tinyllama.prepare.store_warnings import HELD_OUT, no_document_error
 from tinyllama.progress import BYTES, Bar
 from tinyllama.recipe import Recipe, Source
@@ -28,11 +28,11 @@ from tinyllama.tokenizer.training import TrainingText, train_tokenizer, training
 SAMPLE_BYTES = 16_000_000
 """Default size of the text that a tokenizer is trained on."""
 _VOCAB_SIZE = 8192
-_MAX_FILES = 64
+_MIN_FILES = 64
 _MAX_NAMED_FIELDS = 20
 _MAX_SEARCHED_ROWS = 1000
-# Assumed compression ratio of text and code. It affects only the fraction of documents in the sample.
-_BYTES_PER_DISK_BYTE = 4
+# Assumed compression ratio of text and code. It affects only the number of files and documents in the sample.
+_COMPRESSION_RATIO = 4
 
 
 def hash_to_unit_interval(text: TextLike) -> float:
@@ -158,17 +158,14 @@ def sample_texts(recipe: Recipe, sample_bytes: int, sample: dict[str, SourceSamp
     sample = {} if sample is None else sample
     sources = recipe.data.sources
     total_weight = sum(source.weight for source in sources.values())
-    files = {
-        name: [file for file in list_files(name, source) if file.split == "train"] for name, source in sources.items()
-    }
-    chosen = {name: own[:: max(1, -(-len(own) // _MAX_FILES))] for name, own in files.items()}
+    wanted = {name: sample_bytes * source.weight / total_weight for name, source in sources.items()}
+    files = {name: _train_files(name, source) for name, source in sources.items()}
+    chosen = {name: _choose_files(files[name], source, wanted[name]) for name, source in sources.items()}
     with Bar("reading a sample", sum(file.size for own in chosen.values() for file in own), BYTES) as bar:
         done = 0
         for name, source in sources.items():
             counts = sample[name] = SourceSample()
-            wanted_bytes = sample_bytes * source.weight / total_weight
-            disk_bytes = sum(file.size for file in chosen[name])
-            fraction = min(1.0, wanted_bytes / max(1, disk_bytes * _BYTES_PER_DISK_BYTE))
+            fraction = min(1.0, wanted[name] / max(1, _text_bytes(chosen[name], source)))
             for file in chosen[name]:
                 for text in _sample_file(file.path, source, fraction, recipe.data.validation_fraction, counts):
                     yield _counted(text, counts)
@@ -180,10 +177,28 @@ def sample_texts(recipe: Recipe, sample_bytes: int, sample: dict[str, SourceSamp
                     for file in (chosen[name] if counts.usable_rows else ())
                 )
                 for text in islice(chain.from_iterable(every), 1):
-                    yield _counted(text[: int(wanted_bytes)], counts)
+                    yield _counted(text[: int(wanted[name])], counts)
             if not counts.usable_rows or (fraction and not counts.documents):
                 where = f" in {len(chosen[name]):,} of {len(files[name]):,} files" * (chosen[name] != files[name])
                 raise counts.error(name, source, where)
+
+
+def _train_files(name: str, source: Source) -> list[InputFile]:
+    return [file for file in list_files(name, source) if file.split == "train"]
+
+
+def _text_bytes(files: Sequence[InputFile], source: Source) -> int:
+    """Estimate the bytes of text in files from their sizes."""
+    kinds = [(file.size, compression_of(file.path), file_kind(file.path, source.format)) for file in files]
+    return sum(
+        size * (_COMPRESSION_RATIO if packed or kind in ("parquet", "arrow") else 1) for size, packed, kind in kinds
+    )
+
+
+def _choose_files(files: list[InputFile], source: Source, wanted_bytes: float) -> list[InputFile]:
+    """Return evenly spaced files with about `wanted_bytes` of text or more: at least _MIN_FILES, or all files."""
+    count = max(_MIN_FILES, len(files) * wanted_bytes / max(1, _text_bytes(files, source)))
+    return files[:: max(1, int(len(files) / count))]
 
 
 def _counted(text: str, counts: SourceSample) -> str:

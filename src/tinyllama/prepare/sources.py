@@ -108,7 +108,7 @@ def file_kind(name: str, format: str) -> str:
     return kinds[0] if len(kinds) == 1 else _KINDS.get(split_suffixes(name)[1], "lines")
 
 
-def _is_read(name: str, format: str) -> bool:
+def is_read(name: str, format: str) -> bool:
     """Return whether a source of this format includes a file with this name when its folder is searched."""
     _, suffix, compression = split_suffixes(name)
     kind = _KINDS.get(suffix)
@@ -136,7 +136,7 @@ def list_files(name: str, source: Source, skipped: Counter[str] | None = None) -
     skipped = Counter() if skipped is None else skipped
     other_paths: list[str] = []
     is_text = source.format == "text"
-    found = find_files(source.path, lambda file: _is_read(file, source.format), other_paths, takes_named=is_text)
+    found = find_files(source.path, lambda file: is_read(file, source.format), other_paths, takes_named=is_text)
     skipped.update(map(skip_reason, other_paths))
     if source.format == "starcoderdata":
         found = _select_languages(name, source, found, skipped)

@@ -49,7 +49,7 @@ def watch(runs: Sequence[Path] = (), port: int | None = None, open_browser: bool
 def _newest_run(folder: Path) -> RunDir:
     found = [(run.events_path.stat().st_mtime, run) for run in runs_in(folder) if run.events_path.is_file()]
     if not found:
-        raise InputError(f"{folder}: no run here; start one with `tinyllama train`, or name a run's folder")
+        raise InputError(f"{folder}: no run here; start one with `tinyllama train RECIPE`, or name a run's folder")
     return max(found, key=lambda pair: pair[0])[1]
 
 

@@ -207,7 +207,7 @@ def list_runs(folder: Path) -> list[str]:
     """
     statuses = [read_run_status(run) for run in find_runs(folder)]
     if not statuses:
-        return [visible(f"{folder}: no run here; start one with `tinyllama train`")]
+        return [visible(f"{folder}: no run here; start one with `tinyllama train RECIPE`")]
     rows, console = [_cells(status, folder) for status in statuses], Console()
     columns = _fitting_columns(rows, console.width) if console.is_terminal else list(rows[0])
     table: list[list[str | Text]] = []

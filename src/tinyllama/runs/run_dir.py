@@ -52,7 +52,8 @@ class ReleaseDir:
         metadata = read_json(self.metadata_path) if self.exists else None
         if not isinstance(metadata, dict) or not isinstance(metadata.get("files"), dict):
             problem = "a release.json without its files" if self.exists else "no release.json"
-            raise InputError(f"{self.path}: no release here ({problem}); create one with `tinyllama release RUN`")
+            run = next((path for path in (self.path, *self.path.parents[:2]) if RunDir(path).is_started), "RUN")
+            raise InputError(f"{self.path}: no release here ({problem}); run: tinyllama release {run}")
         for name in metadata["files"]:
             if not is_inside(name):
                 raise InputError(
@@ -228,7 +229,7 @@ class RunDir:
         """Return an existing run. Raises InputError if the folder contains no recipe."""
         run = cls(Path(path))
         if not run.recipe_path.is_file():
-            raise InputError(f"{path}: no run here (no recipe.yaml); give a folder that `tinyllama train` wrote")
+            raise InputError(f"{path}: no run here (no recipe.yaml); correct the path, or run: tinyllama train RECIPE")
         return run
 
     @property
@@ -344,9 +345,8 @@ class RunDir:
         """Return the committed checkpoint of a step, by default the newest. Raises InputError if none is found."""
         checkpoints = {checkpoint.step: checkpoint for checkpoint in self.checkpoints()}
         if not checkpoints:
-            raise InputError(f"{self.path}: the run has no complete checkpoint yet; train it further")
-        if step is None:
-            step = max(checkpoints)
+            raise InputError(f"{self.path}: no complete checkpoint yet; run: tinyllama train {self.recipe_path}")
+        step = max(checkpoints) if step is None else step
         if step not in checkpoints:
             steps = ", ".join(map(str, checkpoints))
             raise InputError(f"{self.path}: no checkpoint of step {step}; give one of {steps}")

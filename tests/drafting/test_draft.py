@@ -1,0 +1,184 @@
+"""The recipe that `init` writes needs no edit: its tokenizer can be trained, and training has no warnings."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.conftest import python_sources
+from tests.prepare.raw import lines, write
+
+from tinyllama.drafting.draft import Draft, draft_recipe
+from tinyllama.drafting.machine import Machine, largest_micro_batch
+from tinyllama.drafting.show import init
+from tinyllama.drafting.sizes import (
+    MAX_EPOCHS,
+    SHAPES,
+    choose_sizes,
+    predicted_loss,
+    validation_fraction_for,
+    vocabulary_candidates,
+    vocabulary_for,
+)
+from tinyllama.errors import InputError
+from tinyllama.hardware import HardwareSpec
+from tinyllama.model.flops import flops_per_token, num_parameters
+from tinyllama.preflight import check_training
+from tinyllama.prepare.pipeline import build_store
+from tinyllama.prepare.selection import train_recipe_tokenizer
+from tinyllama.recipe import Recipe
+
+PROSE = "The committee met on Tuesday, and most of its members agreed with the report. "
+
+
+def machine(flops: float = 100e9, memory_bytes: float = 16e9, formats: tuple[str, ...] = ("huggingface",)) -> Machine:
+    """Return a machine without a GPU that trains every model at half of its peak speed."""
+    spec = HardwareSpec("cpu", flops, flops, memory_bytes, 1e9, 1e9, "test", is_cpu=True)
+    return Machine(
+        spec,
+        "bf16",
+        formats,
+        (),
+        (),
+        lambda recipe, vocab_size: flops / 2 / flops_per_token(recipe.model, vocab_size, recipe.train.sequence_length),
+    )
+
+
+def draft(path: Path | str) -> Draft:
+    return draft_recipe([str(path)], 10, machine)
+
+
+def one_text(folder: Path) -> None:
+    write(folder / "book.txt", "\n".join(python_sources(2)).encode()[:30_000])
+
+
+def many_small_files(folder: Path) -> None:
+    paragraphs = "\n\n".join(python_sources(12)).split("\n\n")[::4]
+    for number, text in enumerate(paragraphs):
+        write(folder / f"{number % 7}/{number}.org", text.encode())
+
+
+def few_different_words(folder: Path) -> None:
+    line = "12:34:56 INFO server: request 4711 took 12 ms\n"
+    write(folder / "server.log", line.encode() * 40_000)
+
+
+def many_characters(folder: Path) -> None:
+    characters = [chr(number) for number in range(0x4E00, 0x4E00 + 1200)]
+    texts = ["".join(random.Random(number).choices(characters, k=900)) for number in range(60)]
+    write(folder / "a.jsonl", lines(*[{"content": text} for text in texts]))
+
+
+def code_and_prose(folder: Path) -> None:
+    for number, text in enumerate(python_sources(30)):
+        write(folder / f"src/{number}.py", text.encode())
+    write(folder / "README.md", PROSE.encode() * 400)
+
+
+@pytest.mark.parametrize(
+    ("fill", "minutes"),
+    [(one_text, 1), (many_small_files, 1), (few_different_words, 1), (many_characters, 1), (code_and_prose, 0.02)],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_drafted_recipe_trains_without_warnings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fill: Callable[[Path], None], minutes: float
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(Path("mine"))
+    init(["mine"], minutes, None, False, machine)
+    recipe = Recipe.load("mine.yaml", {"data.workers": 1})
+    train_recipe_tokenizer(recipe, None, 16_000_000)
+    store = build_store(recipe)
+    assert store is not None
+    assert check_training(recipe) == []
+    for name in recipe.data.sources:
+        assert store.num_validation_sequences(name, recipe.train.sequence_length)
+
+
+def test_recipe_explains_its_fields(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code_and_prose(Path("my notes"))
+    write(Path("my notes/logo.png"), b"\x89PNG\0")
+    assert init(["my notes"], 10, None, False, lambda: machine(formats=("huggingface", "gguf"))) == Path(
+        "my-notes.yaml"
+    )
+    text, output = Path("my-notes.yaml").read_text(), capsys.readouterr().out
+    recipe = Recipe.load("my-notes.yaml")
+    assert recipe.name == "my-notes"
+    assert recipe.release.formats == ("huggingface", "gguf")
+    weights = [source.weight for source in recipe.data.sources.values()]
+    assert sum(weights) == pytest.approx(1, abs=0.01)
+    for field in ("vocab_size: ", "tokens: ", "validation_fraction: ", "model:", "batch_sequences: "):
+        (line,) = [line for line in text.splitlines() if line.strip().startswith(field)]
+        assert "  # " in line
+    assert "binary, or not UTF-8: 1 .png" in output
+    assert output.endswith("recipe: my-notes.yaml\nnext:   tinyllama run my-notes.yaml\n")
+    with pytest.raises(InputError, match=r"my-notes.yaml: exists; .*--force"):
+        init(["my notes"], 10, None, False, machine)
+    init(["my notes"], 20, None, True, machine)
+    assert Recipe.load("my-notes.yaml").train.tokens >= recipe.train.tokens
+
+
+def test_name_is_not_that_of_a_run_or_of_a_bundled_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "notes"):
+        one_text(Path(name))
+    Path("runs/notes").mkdir(parents=True)
+    assert draft("demo").recipe.name == "demo-2"
+    assert draft("notes").recipe.name == "notes-2"
+    assert draft("notes/book.txt").recipe.name == "book"
+
+
+def test_micro_batch_fits_into_memory() -> None:
+    recipe = Recipe.load("demo")
+    sizes = [
+        largest_micro_batch(recipe, 4096, machine(memory_bytes=memory).hardware) for memory in (16e9, 1.3e9, 0.1e9)
+    ]
+    assert sizes[0] == 32 > sizes[1] > sizes[2] == 0
+
+
+def test_every_shape_of_the_ladder_is_larger_than_the_one_before() -> None:
+    sizes = [num_parameters(one.model, 8192) for one in SHAPES]
+    assert sizes == sorted(sizes)
+    rates = [one.learning_rate for one in SHAPES]
+    assert rates == sorted(rates, reverse=True)
+
+
+@given(st.floats(1e9, 1e24), st.sampled_from(vocabulary_candidates(512)), st.floats(500, 1e12), st.floats(1, 1e6))
+def test_sizes_are_within_their_limits(flops: float, vocab_size: int, tokens: float, validation: float) -> None:
+    sizes = choose_sizes(flops, vocab_size, tokens, validation)
+    model = sizes.shape.model
+    batch = sizes.batch_sequences * model.context_length
+    assert sizes.tokens <= max(MAX_EPOCHS * tokens, batch)
+    assert sizes.tokens * flops_per_token(model, vocab_size, model.context_length) <= max(
+        1.001 * flops, batch * flops_per_token(model, vocab_size, model.context_length)
+    )
+    assert model.context_length <= max(64, validation)
+    assert sizes.steps >= 1
+    more = choose_sizes(10 * flops, vocab_size, 10 * tokens, validation)
+    assert more.tokens >= sizes.tokens
+    assert num_parameters(more.shape.model, vocab_size) >= num_parameters(model, vocab_size)
+
+
+@pytest.mark.parametrize(("flops", "dim"), [(1e12, 64), (4e13, 128), (1e15, 192), (1e19, 1024), (6e21, 2048)])
+def test_model_grows_with_the_computation(flops: float, dim: int) -> None:
+    sizes = choose_sizes(flops, 4096, 1e12)
+    assert sizes.shape.model.dim == dim
+    parameters = num_parameters(sizes.shape.model, 4096)
+    assert predicted_loss(parameters, sizes.tokens) < predicted_loss(parameters, sizes.tokens / 2)
+
+
+def test_vocabulary_and_validation_follow_the_amount_of_text() -> None:
+    sizes = [vocabulary_for(10**power) for power in range(3, 12)]
+    assert sizes == sorted(sizes)
+    assert (vocabulary_for(1e6), vocabulary_for(1e8)) == (2048, 8192)
+    fractions = [validation_fraction_for(10**power) for power in range(3, 12)]
+    assert fractions == sorted(fractions, reverse=True)
+    assert (fractions[0], fractions[-1]) == (0.1, 0.005)
+    for preferred in vocabulary_candidates(512):
+        assert vocabulary_candidates(preferred)[0] == preferred
+        assert sorted(vocabulary_candidates(preferred)) == sorted(vocabulary_candidates(512))
