@@ -205,7 +205,7 @@ def _require_recipe(recipe: object, function: str) -> None:
     """Raise InputError if a function was called with the path of a recipe, or another object, instead of a recipe."""
     if not isinstance(recipe, Recipe):
         source = repr(os.fspath(recipe)) if isinstance(recipe, str | os.PathLike) else "PATH"
-        raise InputError(f"{function}: a {type(recipe).__name__}, not a Recipe; load it: Recipe.load({source})")
+        raise InputError(f"{function}: expected a Recipe, not {type(recipe).__name__}; load it: Recipe.load({source})")
 
 
 def release_run(
