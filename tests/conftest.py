@@ -102,6 +102,7 @@ def small_recipe(folder: Path) -> dict[str, Any]:
             "schedule": {"name": "cosine", "warmup_steps": 5, "final_learning_rate": 3e-4},
             "validate_every_steps": 20,
             "validation_sequences": 20,
+            "sample_prompts": [],
         },
         "checkpoint": {"every_steps": 10, "keep": 2},
     }

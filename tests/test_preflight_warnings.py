@@ -95,6 +95,7 @@ def test_train_plan_and_doctor_print_the_same_warnings(
     trained = capsys.readouterr().err.splitlines()
     assert cli.main(["plan", *recipe, "--hardware", "h100"]) == 0
     planned = capsys.readouterr().err.splitlines()
+    assert planned[-1].startswith(f"next: tinyllama doctor {recipe[0]} --train.tokens ")
     assert cli.main(["doctor", *recipe, "--json"]) == 0
     rows = [row for row in json.loads(capsys.readouterr().out)["checks"] if row["section"] == "recipe"]
     listed = [row["found"] for row in rows if row["what"] == "settings" and row["status"] == "warning"]

@@ -227,7 +227,8 @@ def shard_model(model: Llama, mesh: DeviceMesh, keeps_weights: bool = False) -> 
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not keeps_weights)
     # The root module has the parameters that are used first and last, so they stay gathered after the forward pass.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    register_fsdp_forward_method(model, "loss")
+    for name in ("loss", "next_logits"):
+        register_fsdp_forward_method(model, name)
 
 
 def begin_micro_batch(model: Llama, is_last: bool, keeps_weights: bool) -> None:

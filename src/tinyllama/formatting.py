@@ -29,6 +29,11 @@ def visible(text: str) -> str:
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def quote(text: str) -> str:
+    r"""Return a text in double quotes on one line, with quotes, newlines and control characters escaped: `"a\n"`."""
+    return visible(json.dumps(text, ensure_ascii=False))
+
+
 def echo(text: object = "", to_stderr: bool = False) -> None:
     """Print a text and a newline, with control characters escaped, and flush the stream."""
     print(visible(str(text)), file=sys.stderr if to_stderr else sys.stdout, flush=True)

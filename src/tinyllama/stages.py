@@ -128,7 +128,7 @@ def _training(recipe: Recipe) -> Iterator[str]:
         yield "not validated: no documents for validation (data.validation_fraction is 0)"
         return
     packed = gzip_bits_per_byte(recipe, TokenStore.open(recipe.data.store), load_tokenizer(recipe))
-    verdict = "better" if bits_per_byte < packed else "WORSE: something is wrong, or the run was too short"
+    verdict = "better" if bits_per_byte < packed else "worse: the run was too short, or something is wrong"
     yield f"validation: {bits_per_byte:.3f} bits per byte; gzip -9 on the same documents: {packed:.3f} ({verdict})"
 
 

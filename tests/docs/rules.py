@@ -32,7 +32,7 @@ TRAINING = {
     "release.at_tokens": "[]",
     "release.every_tokens": "null",
 }
-ALL_STAGES = {"vocab_size": 600, "release.tasks": "[]"}
+ALL_STAGES = {"vocab_size": 600, "release.formats": "[huggingface]", "release.tasks": "[]"}
 PREPARING = {"data.workers": 1, "data.executor": "local", "data.validation_fraction": 0.2}
 
 
@@ -47,6 +47,7 @@ class Excluded:
 
 EXCLUDED = (
     Excluded(r"tinyllama plan .*--measure\b", "measures this machine"),
+    Excluded(r"tinyllama init\b", "measures this machine; see tests/drafting"),
     Excluded(r"tinyllama verify runs/(mine|demo-)", "starts every engine again; the demo's release is verified"),
     Excluded(r"tinyllama evaluate runs/demo\b", "reads the tasks again; another page evaluates a run"),
     Excluded(r"make\b", "installs from a registry, or runs all tests"),

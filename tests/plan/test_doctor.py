@@ -205,5 +205,11 @@ def test_exit_status_is_1_only_if_something_is_missing(small: Path, capsys: pyte
     assert output["missing"] == []
     assert output["recipe"] == "small"
     assert {check["section"] for check in output["checks"]} == {"software", "devices", "system", "extras", "recipe"}
-    assert cli.main(["doctor", str(small / "recipe.yaml"), "--tokenizer", "nowhere/at/all"]) == 1
-    assert capsys.readouterr().out.rstrip().endswith("small: missing: tokenizer")
+    recipe = str(small / "recipe.yaml")
+    for store, following in ((small / "store", "train"), (Path("nowhere"), "prepare")):
+        assert cli.main(["doctor", recipe, "--data.store", str(store)]) == 0
+        assert capsys.readouterr().err.splitlines()[-1] == f"next: tinyllama {following} {recipe} --data.store {store}"
+    assert cli.main(["doctor", recipe, "--tokenizer", "nowhere/at/all"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.rstrip().endswith("small: missing: tokenizer")
+    assert "next: " not in printed.err

@@ -17,6 +17,7 @@ from tinyllama.prepare.pipeline import build_store
 from tinyllama.recipe import Recipe
 from tinyllama.release.release import release_run
 from tinyllama.runs.checkpoint import CheckpointWriter
+from tinyllama.runs.log import RunLog
 from tinyllama.runs.run_dir import RunDir
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.setup import build_optimizers
@@ -73,6 +74,9 @@ def make_run(small: Path, raw: Path, tmp_path_factory: pytest.TempPathFactory) -
         tokenizer.save(run / "tokenizer", recipe.model.context_length)
         shutil.copyfile(store.folder / "manifest.json", run / "store.json")
         write_metrics(run / "metrics.jsonl", recipe)
+        for step, prompt in ((10, "a"), (40, "a"), (40, "b"), (50, "a")):
+            texts = {"prompt": prompt, "greedy": f"```\n# {step}", "sampled": "\x1b[31m"}
+            RunLog(RunDir(run)).event("sample", step, **texts)
         for step in STEPS:
             save_checkpoint(run, recipe, step, {"store": store.digest, "tokenizer": tokenizer.digest})
         return run

@@ -117,6 +117,14 @@ def test_training_table_has_the_recipe(released: Path) -> None:
     assert "Validation at step 40: **2.1250 bits per byte**" in card
 
 
+def test_samples_are_those_of_the_release_and_stay_in_their_block(released: Path) -> None:
+    section = card_of(released).partition("## Samples")[2].partition("\n## ")[0]
+    assert "2 prompts at step 40: " in section and "temperature 0.7" in section
+    blocks = re.findall(r"^```text\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    completions = ['most probable: "```\\n# 40"', r'sampled:       "\u001b[31m"']
+    assert [block.splitlines() for block in blocks] == [[f'prompt:        "{name}"', *completions] for name in "ab"]
+
+
 def test_data_table_has_the_stores_manifest(released: Path, raw: Path) -> None:
     card, manifest = card_of(released), read_json(raw / "store/manifest.json")
     rows = [line.split(" | ") for line in card.splitlines() if line.startswith(("| prose |", "| notes |"))]

@@ -14,6 +14,8 @@ from tests.browser import DESKTOP, PHONE, keep_screenshot, opened
 from tests.report.conftest import change_jsonl
 
 from tinyllama.report.page import write_report
+from tinyllama.runs.log import RunLog
+from tinyllama.runs.run_dir import RunDir
 
 pytestmark = pytest.mark.slow
 
@@ -25,13 +27,16 @@ Scheme = Literal["light", "dark"]
 
 @pytest.fixture(scope="module")
 def report(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report with a comparison and marks of every category."""
+    """A report with a comparison, samples and marks of every category."""
     run = Path(shutil.copytree(trained, tmp_path_factory.mktemp("seen") / "small"))
     more = [("signal", 20), ("resume", 20), ("rollback", 33), ("tracker-failed", 35)]
     change_jsonl(
         run / "events.jsonl",
         lambda rows: rows + [{"time": rows[-1]["time"], "event": name, "step": step} for name, step in more],
     )
+    log = RunLog(RunDir(run))
+    for step in range(0, 40, 4):
+        log.event("sample", step, prompt="def main(argv", greedy="x" * 90, sampled=f" | None) ->\n    <i>{step}</i>")
     change_jsonl(run / "metrics.jsonl", lambda rows: [row | {"mfu": 0.5 + row["step"] / 200} for row in rows])
     return write_report(run, [trained])
 
@@ -93,6 +98,18 @@ def test_print_is_light_with_complete_plots_and_recipe(report: Path, tmp_path: P
         keep_screenshot(page, "report-print", full_page=True)
         pdf = page.pdf(path=tmp_path / "report.pdf", prefer_css_page_size=True)
     assert pdf.startswith(b"%PDF") and pdf.count(b"/Type /Page\n") in range(3, 12)
+
+
+def test_samples_are_a_timeline_of_escaped_text(report: Path) -> None:
+    with opened(report, size=PHONE) as seen:
+        section = seen.page.locator("#section-samples")
+        rows = section.locator("tbody tr:visible")
+        assert [row.split("\t")[0].strip() for row in rows.locator("td:first-child").all_inner_texts()] == [
+            "0", "8", "16", "20", "28", "36",
+        ]  # fmt: skip
+        assert "->\n    <i>36</i>" in rows.last.inner_text()
+        section.locator("summary").click()
+        assert section.locator("tbody tr:visible").count() == 16
 
 
 def test_report_is_complete_without_its_script(report: Path) -> None:

@@ -143,8 +143,8 @@ def test_sample_and_mark_with_its_words_appear(tmp_path: Path, log: RunLog) -> N
         page = seen.page
         assert page.locator("#section-samples").count() == 0
         assert page.locator("svg.wide .mark").count() == 0
-        log.event("sample", 30, prompt="def main(", greedy="self):\n    <b>pass</b>", sampled="argv):")
         log.event("rollback", 26, reason="loss spike", checkpoint=20)
+        log.event("sample", 30, prompt="def main(", greedy="self):\n    <b>pass</b>", sampled="argv):")
         log.event("release", 30, folder="releases/step-00000030")
         samples = page.locator("#section-samples")
         expect(samples).to_contain_text("self):\n    <b>pass</b>", use_inner_text=True, timeout=_WAIT_MS)

@@ -15,16 +15,24 @@ from tests.train.launch import (
     event_steps,
     fault_in_batch,
     has_metrics,
+    read_events,
     read_metrics,
     start_training,
     train_to_end,
 )
 from tests.train.single_process import load_recipe
 
+from tinyllama.loading import load_model, load_tokenizer
+from tinyllama.runs.run_dir import RunDir
+from tinyllama.runs.samples import current_samples
 from tinyllama.train.loop import train
+from tinyllama.train.samples import complete_prompts
 
 pytest_plugins = ["tests.train.fixtures"]
 pytestmark = pytest.mark.slow
+
+PROMPTS = ["import os", "def main("]
+SAMPLES = ["--train.sample_prompts", "['import os', 'def main(']", "--train.validate_every_steps", "12"]
 
 
 def kill_one_rank(training: TrainingProcess) -> None:
@@ -48,13 +56,25 @@ def wait_for_orphans(training: TrainingProcess) -> None:
         time.sleep(0.01)
 
 
+def assert_samples_logged_once(run: Path, steps: list[int], is_start_repeated: bool = False) -> None:
+    """Assert that the log has one sample per prompt and step, and that those of the last step are of the weights."""
+    samples = current_samples(RunDir(run).events())
+    assert [(event["step"], event["prompt"]) for event in samples] == [
+        (step, text) for step in steps for text in PROMPTS
+    ]
+    assert is_start_repeated or len(read_events(run, "sample")) == len(samples)
+    expected = complete_prompts(load_model(run), load_tokenizer(run), PROMPTS)
+    assert [{name: event[name] for name in expected[0]} for event in samples[-2:]] == expected
+
+
 def test_resume_after_kills_of_ranks_or_launcher_is_bit_identical(
     small: Path, tmp_path: Path, reference_run_2_ranks: Path
 ) -> None:
+    """The samples, which only the killed run has, do not change the weights."""
     chance = random.Random(11)
     slow: Fault = {"do": "slow", "seconds": 0.01}  # so that the kills happen during work
     for number, kill in enumerate((kill_one_rank, kill_all_ranks, kill_the_launcher)):
-        with start_training(small, tmp_path, ranks=2, faults=[slow]) as training:
+        with start_training(small, tmp_path, *SAMPLES, ranks=2, faults=[slow]) as training:
             # After some progress, within about the time of a checkpoint.
             goal = number * 10 + chance.randrange(1, 10)
             training.wait_until(partial(has_metrics, training.run, goal), f"step {goal}")
@@ -62,7 +82,9 @@ def test_resume_after_kills_of_ranks_or_launcher_is_bit_identical(
             kill(training)
             training.end()
             wait_for_orphans(training)
-    assert_same_run(train_to_end(small, tmp_path, ranks=2), reference_run_2_ranks)
+    run = train_to_end(small, tmp_path, *SAMPLES, ranks=2)
+    assert_same_run(run, reference_run_2_ranks)
+    assert_samples_logged_once(run, [12, 24, 36, 40], is_start_repeated=True)
 
 
 def test_no_rank_survives_its_launcher(small: Path, tmp_path: Path) -> None:
@@ -94,10 +116,12 @@ def test_incomplete_checkpoint_is_never_resumed_from(
 
 def test_resume_after_a_kill_within_a_row_logs_each_step_once(small: Path, work_dir: Path, reference_run: Path) -> None:
     kill: Fault = {"do": "tear", "step": 14}
-    with start_training(small, work_dir, faults=[kill]) as training:
+    with start_training(small, work_dir, *SAMPLES, faults=[kill]) as training:
         assert training.end() == -signal.SIGKILL, training.output()
+        assert 'step 12: "import os" → "' in training.output()
     assert not (training.run / "metrics.jsonl").read_bytes().endswith(b"\n")
     assert read_metrics(training.run)[-1]["step"] == 13
-    train(load_recipe(small))
+    train_to_end(small, work_dir, *SAMPLES)
     assert [row["step"] for row in read_metrics(training.run)] == list(range(1, 41))
     assert_same_run(training.run, reference_run)
+    assert_samples_logged_once(training.run, [12, 24, 36, 40])

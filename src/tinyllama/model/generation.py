@@ -90,7 +90,7 @@ def generate(
     seen = ids[0]
     for _ in range(min(max_new_tokens, context - len(prompt))):
         with sdpa_kernel(INFERENCE_KERNELS):
-            logits = model.logits(model.hidden_states(ids, caches)[:, -1])[0].float()
+            logits = model.next_logits(ids, caches)[0].float()
         token = choose_token(penalize_repetition(logits, seen, sampling.repetition_penalty), sampling, random)
         if token == stop_id:
             return

@@ -275,6 +275,10 @@ class Llama(nn.Module):
             _check_ids(ids, self.vocab_size, self.config.context_length, caches[0].length if caches else 0)
         return self.logits(self.hidden_states(ids, caches))
 
+    def next_logits(self, ids: Tensor, caches: list[KVCache]) -> Tensor:
+        """Return the logits [B, V] of the token after ids int64[B, T], which follow the cached tokens."""
+        return self.logits(self.hidden_states(ids, caches)[:, -1])
+
     def loss(self, ids: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
         """Return the summed cross-entropy in nats of targets given ids, both int64[B, T].
 

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tinyllama.errors import InputError
 from tinyllama.evaluate.results import SCORE_COLUMNS, describe_measurement, score_rows
 from tinyllama.files import atomic_write, blocking_lock, read_json, reject_symlink, reject_symlinks, write_json
-from tinyllama.formatting import format_count, format_score, visible
+from tinyllama.formatting import format_count, format_score, quote, visible
 from tinyllama.hardware import format_hardware
 from tinyllama.plots.charts import draw_scores, save_png
 from tinyllama.recipe import Recipe
@@ -116,7 +116,8 @@ def render_card(metadata: Json, evaluation: Json | None, table: Json | None) -> 
         keep_trailing_newline=True,
         autoescape=False,  # Markdown; the template escapes external text with `cell`
     )
-    environment.filters |= {"cell": _escape_cell, "count": format_count, "hardware": format_hardware, "spec": format}
+    environment.filters |= {"cell": _escape_cell, "count": format_count, "hardware": format_hardware, "quote": quote}
+    environment.filters["spec"] = format
     context: dict[str, Any] = {
         "card_data": _card_data(metadata, evaluation).to_yaml(),
         "m": metadata,

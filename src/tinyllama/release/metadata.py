@@ -20,6 +20,7 @@ from tinyllama.model.flops import num_parameters
 from tinyllama.prepare.corpus import EMBEDDED_CORPUS_MANIFEST
 from tinyllama.recipe import Recipe, Release, Source
 from tinyllama.runs.run_dir import CheckpointDir, ReleaseDir, ReleasesDir, RunDir
+from tinyllama.runs.samples import SAMPLE_SETTINGS, current_samples
 from tinyllama.tokenizer.backends import HUB_NAME
 
 EMBEDDED_CORPUS = "embedded corpus"
@@ -70,6 +71,7 @@ def build_release_metadata(checkpoint: CheckpointDir, averaged: list[CheckpointD
         "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
         "store": {"manifest_sha256": store_digest, **summarize_store(read_json(run.store_manifest_path), recipe)},
         "measured": _last_metrics(run, state["step"]),
+        "samples": _last_samples(run, state["step"]),
         "versions": {
             "tinyllama": version("tinyllama"),
             "torch": torch.__version__,
@@ -112,6 +114,20 @@ def _last_metrics(run: RunDir, step: int) -> dict[str, Any]:
     if row is None:
         raise InputError(f"{run.metrics_path}: no row up to step {step} for the loss plot; restore the file")
     return found
+
+
+def _last_samples(run: RunDir, step: int) -> dict[str, Any] | None:
+    """Return the `step` of the newest samples up to `step`, their `settings`, and the `texts`; None without samples."""
+    samples = current_samples(run.events(), step)
+    if not samples:
+        return None
+    newest = samples[-1]["step"]
+    texts = [{name: event.get(name) for name in ("prompt", "greedy", "sampled")} for event in samples]
+    return {
+        "step": newest,
+        "settings": SAMPLE_SETTINGS,
+        "texts": [text for event, text in zip(samples, texts, strict=True) if event["step"] == newest],
+    }
 
 
 def base_model(metadata: Mapping[str, Any]) -> str | None:

@@ -32,8 +32,6 @@ Json = Mapping[str, Any]
 
 MAX_EVENTS = 1000
 """Maximum number of events in one list; events.jsonl contains all events."""
-MAX_SAMPLES = 6
-"""Maximum number of completions of a prompt that are always visible."""
 MAX_NOTABLE_EVENTS = 25
 """Maximum number of events that are always visible. With more events, the list of all events is collapsed."""
 
@@ -69,15 +67,6 @@ class RunData:
     def name(self) -> str:
         """Name of the folder, which differs between runs of the same recipe."""
         return self.folder.resolve().name
-
-    @property
-    def samples(self) -> dict[str, list[Json]]:
-        """Events `sample` by prompt, oldest first."""
-        found: dict[str, list[Json]] = {}
-        for event in self.events:
-            if event["event"] == "sample":
-                found.setdefault(str(event.get("prompt", "")), []).append(event)
-        return found
 
     @property
     def listed_events(self) -> list[Json]:
@@ -263,21 +252,6 @@ def file_table(metadata: Json) -> Table:
     """Return the table of all files of a release."""
     rows = [(path, f"{file['bytes']:,}", file["sha256"]) for path, file in sorted(metadata["files"].items())]
     return Table(("file", "bytes", "SHA-256"), rows, numbers=(1,), hashes=(2,))
-
-
-def sample_table(samples: Sequence[Event]) -> Table:
-    """Return the table of a prompt's completions, in the given order."""
-    rows = []
-    for event in samples:
-        texts = (event.get(name) for name in ("greedy", "sampled"))
-        rows.append((f"{event['step']:,}", *(MISSING if text is None else str(text) for text in texts)))
-    return Table(("step", "most probable tokens", "sampled"), rows, numbers=(0,), kinds=["sample"] * len(rows))
-
-
-def select_samples(samples: Sequence[Event]) -> list[Event]:
-    """Select at most MAX_SAMPLES completions of a prompt, evenly spaced from the first to the last."""
-    count = min(len(samples), MAX_SAMPLES)
-    return [samples[round(number * (len(samples) - 1) / max(1, count - 1))] for number in range(count)]
 
 
 def event_table(events: Sequence[Event]) -> Table:

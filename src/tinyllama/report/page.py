@@ -24,7 +24,7 @@ from tinyllama.plots.charts import baseline_levels
 from tinyllama.plots.curves import Curve
 from tinyllama.release.card import describe_mixture_stages
 from tinyllama.release.metadata import has_scores, release_score
-from tinyllama.report import content
+from tinyllama.report import content, samples
 from tinyllama.report.chart import CATEGORIES, NARROW, WIDE, Chart, Kind, Series, Unit
 from tinyllama.report.content import RunData, format_median, format_newest, read_run
 from tinyllama.runs.listing import RunStatus
@@ -106,6 +106,7 @@ def render_page(run: RunData | None, others: Sequence[RunData] = (), picker: Pic
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup(SCRIPT),
         policy=POLICY,
+        samples=samples,
         version=version("tinyllama"),
         **(_context(run, others) if run else {}),
     )

@@ -8,14 +8,16 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tinyllama.files import atomic_write, open_without_following
-from tinyllama.formatting import format_duration_precise
+from tinyllama.files import atomic_write, last_rows, open_without_following
+from tinyllama.formatting import echo, format_duration_precise
+from tinyllama.progress import is_quiet
 from tinyllama.runs.run_dir import RunDir
+from tinyllama.runs.samples import current_samples, format_sample
 
 Event = Mapping[str, Any]
 Category = Literal["release", "interruption", "problem", "info"]
@@ -60,6 +62,8 @@ EVENT_KINDS = {
 }
 """All kinds of events that training, releases and trackers write, by name."""
 _CHUNK_BYTES = 1 << 20
+_REPEATED_BYTES = 1 << 22
+"""Size of the end of events.jsonl that contains all events of the steps that a resumed run repeats."""
 _COMMON_FIELDS = ("time", "event", "step")
 
 
@@ -114,13 +118,15 @@ class RunLog:
         self.lock = threading.Lock()
         self.step = 0
         """Newest step with a row."""
+        self.logged_samples: list[dict[str, Any]] | None = None
+        """Samples that the run logged before it resumed; None before they are read."""
 
     def truncate_after(self, step: int) -> None:
         """Delete the rows of metrics after `step`, so that no step has two rows after the run resumes.
 
         If any deleted rows were invalid or repeated a step, a `metrics-damaged` event reports their line numbers.
         """
-        self.step, damaged = step, list[int]()
+        self.step, self.logged_samples, damaged = step, None, list[int]()
         rows = self.run.metrics(step, damaged)
         with atomic_write(self.run.metrics_path) as file:
             file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
@@ -144,6 +150,20 @@ class RunLog:
         """Append an event, whose name is in EVENT_KINDS, with the current time in seconds since 1970."""
         assert name in EVENT_KINDS, name
         self._append(self.run.events_path, {"time": self.clock(), "event": name, "step": step, **details})
+
+    def samples(self, step: int, samples: Sequence[Mapping[str, str]]) -> None:
+        """Append an event per sample of a step, each with `prompt`, `greedy` and `sampled`; show the first sample.
+
+        After a kill, repeated steps have the same samples, which are not appended again.
+        """
+        if self.logged_samples is None:
+            events = current_samples(last_rows(self.run.events_path, _REPEATED_BYTES))
+            self.logged_samples = [{name: event[name] for name in event if name != "time"} for event in events]
+        for sample in samples:
+            if {"event": "sample", "step": step, **sample} not in self.logged_samples:
+                self.event("sample", step, **sample)
+        if samples and not is_quiet():
+            echo(format_sample(step, samples[0]["prompt"], samples[0]["greedy"]), to_stderr=True)
 
     def flush_to_disk(self) -> None:
         """Flush both files to the disk (fsync). Raises OSError if the disk is too full for the pending lines."""

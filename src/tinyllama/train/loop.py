@@ -40,6 +40,7 @@ from tinyllama.train.loss_scale import LossScale
 from tinyllama.train.milestones import ReleaseQueue
 from tinyllama.train.resume import describe_start, resume, roll_back
 from tinyllama.train.run_end import log_run_end, translate_system_errors
+from tinyllama.train.samples import complete_prompts
 from tinyllama.train.setup import TrainState, build, clip_grad_norm, optimizer_step, write_run_folder
 from tinyllama.train.throughput import ThroughputMeter
 from tinyllama.train.validation import validate
@@ -195,11 +196,8 @@ class TrainingLoop:
         if decision.action is not Action.APPLY:  # JSON has no NaN and no infinity
             has_loss = decision.action is Action.OVERFLOW
             row |= {"loss": loss if has_loss else None, "gradient_norm": None, "skipped": decision.reason}
-        is_validated = steps_done % recipe.train.validate_every_steps == 0 or steps_done == recipe.train.steps
-        if state.validation_set and is_validated:
-            micro_batch_size = recipe.train.effective_micro_batch_size(state.world.size)
-            score = validate(state.model, state.validation_set, micro_batch_size, state.world, self.heartbeat)
-            row |= {"validation_loss": score.loss, "validation_bits_per_byte": score.bits_per_byte}
+        if steps_done % recipe.train.validate_every_steps == 0 or steps_done == recipe.train.steps:
+            row |= self._validate(steps_done)
             self.throughput.restart()
         if self.log and self.bar:
             self.log.metrics(row)
@@ -207,6 +205,18 @@ class TrainingLoop:
                 self.log.event("skip", steps_done, reason=decision.reason)
             mfu = f", MFU {100 * row['mfu']:.0f} %" if row["mfu"] else ""
             self.bar.show(steps_done, (f"skipped: {row['skipped']}" if "skipped" in row else f"loss {loss:.3f}") + mfu)
+
+    def _validate(self, steps_done: int) -> dict[str, float]:
+        """Log samples of the model and return the metrics of a validation; without validation text, there are none."""
+        state, train = self.state, self.state.recipe.train
+        samples = complete_prompts(state.model, state.tokenizer, state.sample_prompts, train.compile, self.heartbeat)
+        if self.log:
+            self.log.samples(steps_done, samples)
+        if not state.validation_set:
+            return {}
+        micro_batch_size = train.effective_micro_batch_size(state.world.size)
+        score = validate(state.model, state.validation_set, micro_batch_size, state.world, self.heartbeat)
+        return {"validation_loss": score.loss, "validation_bits_per_byte": score.bits_per_byte}
 
     def _is_saved(self, steps_done: int) -> bool:
         recipe = self.state.recipe

@@ -26,6 +26,7 @@ from tinyllama.recipe import Optimizer, Recipe, Train
 from tinyllama.runs.run_dir import RunDir, batches_of
 from tinyllama.tokenizer import Tokenizer
 from tinyllama.train.muon import Muon
+from tinyllama.train.samples import sample_prompts
 from tinyllama.train.validation import ValidationSet, load_validation_set
 
 Float8Scaling = Literal["rowwise", "tensorwise"]
@@ -44,6 +45,7 @@ class TrainState:
     model: Llama
     optimizers: list[torch.optim.Optimizer]
     validation_set: ValidationSet | None
+    sample_prompts: list[str]
     milestone_steps: set[int]
     keeps_weights: bool = False
     """Whether weights in the compute precision are kept over the micro-batches of a step."""
@@ -59,7 +61,8 @@ class TrainState:
 def build(recipe: Recipe, world: World) -> TrainState:
     """Open the store and build the model without initializing its weights.
 
-    Raises InputError if the store, the tokenizer, the initial weights or the number of ranks do not fit the recipe.
+    Raises InputError if the store, the tokenizer, the initial weights, the number of ranks or the prompts of samples do
+    not fit the recipe.
     """
     store, tokenizer = TokenStore.open(recipe.data.store), Tokenizer.load(recipe.tokenizer)
     if store.manifest["tokenizer"]["digest"] != tokenizer.digest:
@@ -86,6 +89,7 @@ def build(recipe: Recipe, world: World) -> TrainState:
         model,
         build_optimizers(model, recipe.train.optimizer),
         load_validation_set(recipe, store, tokenizer),
+        sample_prompts(recipe, store, tokenizer),
         recipe.milestone_steps(),
         keeps,
     )
