@@ -89,6 +89,15 @@ def test_links_to_the_repository_name_existing_files(site: Path) -> None:
     assert ("blob", "src/tinyllama/recipes/demo.yaml") in found
 
 
+def test_header_has_the_version_and_the_repository(site: Path) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for name, text in pages(site).items():
+        header = text.partition("<header")[2].partition("</header>")[0]
+        assert f"tinyllama {version}" in header, name
+        assert re.search(rf'<a href="?{re.escape(REPOSITORY)}"? [^>]*class="?md-source', header), name
+        assert "data-md-component=source" not in text.replace('"', ""), name  # it requests the repository's statistics
+
+
 @pytest.mark.parametrize("generator", [recipe_page, commands_page], ids=["recipe", "commands"])
 def test_generated_page_is_up_to_date(generator: Any) -> None:
     assert generator.PAGE.read_text() == generator.page(), f"{generator.PAGE.name} is out of date: make docs"
@@ -159,6 +168,13 @@ def test_page_is_readable_in_both_schemes_and_on_a_phone(
         keep_screenshot(seen.page, f"docs-{name}-{scheme}")
         assert seen.page.evaluate("document.documentElement.scrollWidth") <= size[0], "wider than the screen"
         assert seen.page.locator("h1").first.is_visible()
+        blocks = seen.page.locator(".highlight pre > code")
+        hidden = blocks.evaluate_all(
+            "all => all.filter(code => code.scrollWidth > code.clientWidth)"
+            ".map(code => [code.closest('.highlight').className, getComputedStyle(code).backgroundAttachment])"
+        )
+        shadows = "local, local, scroll, scroll, scroll"
+        assert {tuple(found) for found in hidden} <= {("language-text highlight", shadows)}
         if name == "design":  # both diagrams are drawn
             seen.page.locator("div.mermaid").nth(1).wait_for(timeout=60_000)
             assert seen.page.locator("pre.mermaid").count() == 0
