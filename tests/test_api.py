@@ -142,7 +142,9 @@ def test_prompt_of_another_vocabulary_is_refused(trained: tinyllama.Run) -> None
 @pytest.mark.parametrize("source", ["mine.yaml", Path("mine.yaml")], ids=["str", "path"])
 @pytest.mark.parametrize("name", ["prepare_store", "train_model", "train_tokenizer"])
 def test_path_instead_of_a_recipe_is_refused_with_the_call_that_loads_it(name: str, source: Any) -> None:
-    with pytest.raises(tinyllama.InputError, match=rf"{name}: .* not a Recipe; load it: Recipe.load\('mine.yaml'\)"):
+    with pytest.raises(
+        tinyllama.InputError, match=rf"{name}: expected a Recipe, not .*; load it: Recipe.load\('mine.yaml'\)"
+    ):
         getattr(tinyllama, name)(source)
 
 

@@ -17,7 +17,11 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "SECURITY.md": "security-policy.md"}
 """Pages in the repository's root: file name to page name."""
-GENERATED_FROM = {"recipe.md": "src/tinyllama/recipe/__init__.py"}
+GENERATED_FROM = {
+    "recipe.md": "src/tinyllama/recipe/__init__.py",
+    "commands.md": "src/tinyllama/cli/__init__.py",
+    "python.md": "src/tinyllama/api.py",
+}
 """Generated pages, and the source file of each."""
 
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")

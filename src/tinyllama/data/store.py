@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, takewhile
+from itertools import accumulate, pairwise, takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -92,7 +92,10 @@ class Split:
         return self.read(self.ends[shard] + start, self.ends[shard] + end)
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
-        return map(self.__getitem__, range(len(self)))
+        for shard, first in enumerate(self.ends[:-1]):
+            ends = self._numbers(shard, ".documents").tolist()
+            for start, end in pairwise([0, *ends]):
+                yield self.read(first + start, first + end)
 
     def __repr__(self) -> str:
         return f"Split({self.folder}: {self.num_documents:,} documents, {self.num_tokens:,} tokens)"
