@@ -1,13 +1,15 @@
 """The output of `tinyllama plan`, and its checks of flags."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from tests.cli.json_keys import read_documented_json
 
-from tinyllama.cli import main
+from tinyllama.cli import main, training
 from tinyllama.errors import InputError
+from tinyllama.hardware import HARDWARE_SPECS
 from tinyllama.plan.estimate import Assumptions
 from tinyllama.plan.show import resolve_hardware
 from tinyllama.recipe import Recipe
@@ -73,6 +75,10 @@ def test_measured_speed_replaces_the_mfu(capsys: pytest.CaptureFixture[str]) -> 
     assert found["step_seconds"] == pytest.approx(micro_batch + update)
     assert found["tokens_per_second_per_gpu"] == pytest.approx(32 * 64 / found["step_seconds"])
     assert 0 < found["mfu"] < 1
+
+
+def test_help_names_all_hardware() -> None:
+    assert set(HARDWARE_SPECS) <= set(re.findall(r"[\w-]+", str(training.plan.__doc__)))
 
 
 @pytest.mark.parametrize("measured", [False, True])
