@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from gpu_speed import failure, load_recipe, release_memory, time_step, timed_model
+from gpu_speed import failure, load_recipe, num_rounds, release_memory, time_step, timed_model
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,7 +22,6 @@ from tinyllama.recipe import Recipe
 
 # ruff: noqa: PLC0415 - each peer is imported only where it runs
 
-ROUNDS = 5
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -126,6 +125,6 @@ def time_training(model: torch.nn.Module, loss: Loss, recipe: Recipe, device: to
         call()
     with torch.compiler.set_stance("fail_on_recompile"):
         return (
-            statistics.median(time_call(micro_batch) for _ in range(ROUNDS)),
-            statistics.median(time_call(update) for _ in range(ROUNDS)),
+            statistics.median(time_call(micro_batch) for _ in range(num_rounds(device))),
+            statistics.median(time_call(update) for _ in range(num_rounds(device))),
         )

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from unittest.mock import patch
 
@@ -29,6 +29,7 @@ from torch.profiler import profile as torch_profile
 from tinyllama import hardware
 from tinyllama.distributed import World
 from tinyllama.errors import InputError, silence_torchao, summarize_error
+from tinyllama.hardware import HardwareSpec
 from tinyllama.model import generation, llama
 from tinyllama.model.attention import INFERENCE_KERNELS
 from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE, flops_per_token
@@ -45,7 +46,7 @@ ROUNDS = 4
 DEADLINE = float(os.environ.get("GPU_DEADLINE", "inf")) - 10
 """Time of the system's monotonic clock, ten seconds before gpu.py kills the part."""
 TINY = {"model.dim": 128, "model.layers": 2, "model.heads": 4, "model.kv_heads": 2, "model.ffn_dim": 256}
-TINY |= {"model.context_length": 64, "train.sequence_length": 64}
+TINY |= {"model.context_length": 32, "train.sequence_length": 32}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "base: micro-batch 8, compiled": {},
     "micro-batch 16": {"train.micro_batch_sequences": 16},
@@ -126,7 +127,7 @@ def measure(
     micro_batches = recipe.train.batch_sequences // recipe.train.effective_micro_batch_size(1)
     tokens_per_second = recipe.train.batch_tokens / (micro_batches * micro_batch + rest)
     flops = tokens_per_second * flops_per_token(recipe.model, LLAMA_2_VOCAB_SIZE, recipe.train.sequence_length)
-    spec = detect_hardware()
+    spec = hardware_spec()
     row = {
         "tokens/s": tokens_per_second,
         "MFU % of data sheet": 100 * flops / spec.peak_flops(recipe.train.precision) if spec else None,
@@ -142,6 +143,12 @@ def measure(
         figures = estimate(recipe, LLAMA_2_VOCAB_SIZE, spec, Assumptions()).figures
         row |= {"plan tokens/s": figures["tokens_per_second"], "plan GB": figures["memory_bytes_per_gpu"] / 1e9}
     return row
+
+
+@cache
+def hardware_spec() -> HardwareSpec | None:
+    """Return the hardware spec of this machine's GPU or CPU; a CPU is measured once."""
+    return detect_hardware()
 
 
 def time_configuration(recipe: Recipe, device: torch.device, changes: Mapping[str, Any]) -> tuple[float, float, int]:
@@ -197,10 +204,16 @@ def time_step(timed: TimedModel) -> tuple[float, float]:
     the step keeps its weights. The step's time is the number of micro-batches times the first value, plus the second.
     """
     rounds = [
-        (timed.micro_batch(False), timed.micro_batch(False), timed.micro_batch(), timed.update()) for _ in range(ROUNDS)
+        (timed.micro_batch(False), timed.micro_batch(False), timed.micro_batch(), timed.update())
+        for _ in range(num_rounds(timed.ids.device))
     ]
     first, middle, last, update = (statistics.median(column) for column in zip(*rounds, strict=True))
     return middle, update + first + last - 2 * middle
+
+
+def num_rounds(device: torch.device) -> int:
+    """Return how often times are measured; a dry run does not need medians."""
+    return ROUNDS if device.type == "cuda" else 1
 
 
 def select_float8_matrices(stack: ExitStack) -> None:
