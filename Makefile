@@ -81,8 +81,14 @@ bench-evaluation: .venv/installed-dev
 
 # Proofs and measurements on this machine's GPU, at most eight minutes; results in build/gpu. GPU_FLAGS=--dry-run uses the
 # CPU. gpu-bundle packs everything for a GPU machine without a network.
-check-gpu: .venv/installed
-	$(BIN)/python benchmarks/gpu.py $(GPU_FLAGS)
+check-gpu: .venv/installed $(if $(findstring --dry-run,$(GPU_FLAGS)),,build/gpu-packages/installed)
+	PYTHONPATH=$(CURDIR)/build/gpu-packages $(BIN)/python benchmarks/gpu.py $(GPU_FLAGS)
+
+# Packages that only the benchmarks on a GPU need. They are not in .venv, where transformers would import torchao at every
+# start.
+build/gpu-packages/installed: .venv/installed
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(@D) torchao liger-kernel
+	touch $@
 
 gpu-bundle: .venv/installed-dev
 	$(BIN)/python benchmarks/gpu_bundle.py

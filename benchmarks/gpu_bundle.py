@@ -1,13 +1,14 @@
 """Packs what `make check-gpu` needs on a machine without a network: `make gpu-bundle` writes build/gpu-bundle.tar.gz.
 
 The archive contains the benchmarks, a small store with its tokenizer, and wheels of tinyllama, of its requirements for
-training, of transformers, of torchao and of liger-kernel. torch, numpy and triton come with the machine. Python and the
-processor architecture of the wheels are those of this machine, unless --python names another version. On the machine:
+training, of transformers, of torchao and of liger-kernel. torch, numpy and triton come with the machine: they may be
+installed for the system's Python or in a virtual environment. The wheels are for the processor architecture and the
+Python version of this machine, unless --python names another version. On the machine, with the `python3` that imports
+torch:
 
     tar xzf gpu-bundle.tar.gz && cd gpu-bundle
-    python3 -m venv --system-site-packages .venv
-    .venv/bin/python -m pip install --no-index --no-deps wheels/*.whl
-    .venv/bin/python benchmarks/gpu.py
+    python3 -m pip install --no-index --no-deps --target site wheels/*.whl
+    PYTHONPATH=$PWD/site python3 benchmarks/gpu.py
 """
 
 import argparse
@@ -18,9 +19,9 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from gpu import ROOT, commit
 from gpu_training import write_inputs
 
-ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = (
     "pydantic",
     "pyyaml",
@@ -44,6 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "gpu-bundle"
         shutil.copytree(ROOT / "benchmarks", bundle / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+        (bundle / "commit.txt").write_text(commit())
         inputs = bundle / "benchmarks" / "gpu-inputs"
         inputs.mkdir()
         write_inputs(inputs)

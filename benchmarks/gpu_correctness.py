@@ -1,15 +1,18 @@
 """Checks of benchmarks/gpu.py that need no training run: versions, attention kernels, sharding.
 
-The reference is the same model in float64 on the CPU. A tolerance is the norm of the difference divided by the norm of
-the reference. The tolerances are 2 % for bf16, which has 8 bits of precision, 0.5 % for fp16, which has 11 bits, and
-1e-4 for float32. A dry run skips fp16, because its products take minutes on most CPUs.
+The reference is the same model on the CPU, with weights, matrix products and attention in float64. An error is the norm
+of the difference divided by the norm of the reference. The tolerances are 3 % for bf16, which has 8 bits of precision,
+0.5 % for fp16, which has 11 bits, and 1e-4 for float32. A dry run skips fp16, because its products take minutes on most
+CPUs. The reference shares the model's code, whose norms, rotary embedding and loss compute in float32. The test suite
+compares this code with transformers.
 """
 
+import math
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,14 +26,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tinyllama import hardware
 from tinyllama.distributed import World, begin_micro_batch, build_mesh, shard_model
-from tinyllama.errors import first_line
+from tinyllama.errors import first_line, summarize_error
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
 from tinyllama.recipe import Model, Optimizer, Parallel
 from tinyllama.train.setup import build_optimizers, clip_grad_norm, optimizer_step
 
 SHAPE = Model(dim=256, layers=4, heads=4, kv_heads=2, ffn_dim=704, context_length=512)
 VOCABULARY = 4096
-TOLERANCES = {torch.bfloat16: 2e-2, torch.float16: 5e-3, torch.float32: 1e-4}
+TOLERANCES = {torch.bfloat16: 3e-2, torch.float16: 5e-3, torch.float32: 1e-4}
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cuDNN": SDPBackend.CUDNN_ATTENTION,
@@ -44,7 +47,7 @@ def environment(device: str) -> Iterator[dict[str, Any]]:
     """Yield versions, the device and the measured matrix products."""
     yield {"what": "Python", "found": platform.python_version()}
     yield {"what": "torch", "found": f"{torch.__version__}, CUDA {torch.version.cuda}"}
-    for name in ("triton", "torchao", "transformers", "liger-kernel", "torchtitan"):
+    for name in ("tinyllama", "numpy", "triton", "torchao", "transformers", "liger-kernel", "torchtitan"):
         yield {"what": name, "found": package_version(name)}
     yield {"what": "C compiler", "found": compiler_version()}
     on_gpu = device == "cuda"
@@ -58,7 +61,7 @@ def environment(device: str) -> Iterator[dict[str, Any]]:
         yield {"what": "cuDNN", "found": torch.backends.cudnn.version()}
         yield {"what": "NCCL", "found": ".".join(map(str, torch.cuda.nccl.version()))}
         torch.zeros(1, device=device)
-        settings = torch.cuda.memory._snapshot()["allocator_settings"]
+        settings = torch.cuda.memory._snapshot().get("allocator_settings", {})
         found = settings.get("expandable_segments")
         yield {"what": "expandable segments", "found": str(found), "passed": bool(found)}
         yield {"what": "capability", "found": ".".join(map(str, torch.cuda.get_device_capability()))}
@@ -119,7 +122,8 @@ class Outcome:
 
 def attention(device: str) -> Iterator[dict[str, Any]]:
     """Yield the errors of logits, loss and gradients for each precision, kernel and mode, and equal weights."""
-    ids = torch.randint(VOCABULARY, (2, SHAPE.context_length + 1), generator=torch.Generator().manual_seed(1))
+    length = SHAPE.context_length if device == "cuda" else 64
+    ids = torch.randint(VOCABULARY, (2, length + 1), generator=torch.Generator().manual_seed(1))
     reference = compute(small_model("cpu", torch.float64), ids)
     ours, theirs = small_model(device, torch.float32).state_dict(), small_model("cpu", torch.float32).state_dict()
     equal = all(torch.equal(ours[name].cpu(), theirs[name]) for name in theirs)
@@ -128,20 +132,30 @@ def attention(device: str) -> Iterator[dict[str, Any]]:
         if precision == torch.float16 and device == "cpu":
             yield {"precision": "float16", "kernel": "all", "check": "skipped on a CPU"}
             continue
-        for name, backend in BACKENDS.items():
+        variants = [(name, "none", [kernel]) for name, kernel in BACKENDS.items()]
+        variants += [(f"any, checkpointing {mode}", mode, list(BACKENDS.values())) for mode in ("selective", "full")]
+        for name, mode, kernels in variants:
             row = {"precision": str(precision).removeprefix("torch."), "kernel": name}
-            try:
-                with sdpa_kernel([backend]):
-                    outcome = compute(small_model(device, precision), ids)
-            except RuntimeError as error:
-                yield row | {"check": f"not available: {first_line(error)}"}
-                continue
-            yield row | compare(outcome, reference, tolerance)
-        for mode in ("selective", "full"):
             model = small_model(device, precision)
             model.set_activation_checkpointing(mode)
-            row = {"precision": str(precision).removeprefix("torch."), "kernel": f"any, checkpointing {mode}"}
-            yield row | compare(compute(model, ids), reference, tolerance)
+            try:
+                with sdpa_kernel(kernels):
+                    yield row | compare(compute(model, ids), reference, tolerance)
+            except Exception as error:  # an error of one kernel must not end the others
+                if "No available kernel" in str(error) and not is_required(name, precision, device):
+                    yield row | {"check": f"not available: {first_line(error)}"}
+                else:
+                    yield row | {"check": summarize_error(error), "passed": False}
+
+
+def is_required(kernel: str, precision: torch.dtype, device: str) -> bool:
+    """Return whether every GPU must run this kernel with grouped heads; flash attention needs Ampere or newer."""
+    if kernel == "flash":
+        is_old = device == "cuda" and torch.cuda.get_device_capability() < hardware.BF16_CAPABILITY
+        return precision != torch.float32 and not is_old
+    if kernel == "efficient":
+        return precision != torch.bfloat16  # in bf16, the heads' keys and values are not copied (model/attention.py)
+    return kernel != "cuDNN"
 
 
 def compare(outcome: Outcome, reference: Outcome, tolerance: float) -> dict[str, Any]:
@@ -152,7 +166,7 @@ def compare(outcome: Outcome, reference: Outcome, tolerance: float) -> dict[str,
         "gradients": relative_error(outcome.gradients, reference.gradients),
     }
     check = f"relative errors below {tolerance:g}"
-    return {"check": check, **errors, "passed": max(errors.values()) < tolerance}
+    return {"check": check, **errors, "passed": largest(errors.values()) < tolerance}
 
 
 def small_model(device: str, precision: torch.dtype) -> Llama:
@@ -180,6 +194,11 @@ def relative_error(found: Tensor, reference: Tensor) -> float:
     return float((found - reference).norm() / reference.norm())
 
 
+def largest(errors: Iterable[float]) -> float:
+    """Return the largest error, or NaN if any error is NaN, which `max` ignores unless it comes first."""
+    return max(errors, key=lambda error: (math.isnan(error), error))
+
+
 def sharding(device: str) -> Iterator[dict[str, Any]]:
     """Yield the difference of weights after three steps between a sharded and an unsharded model.
 
@@ -192,13 +211,13 @@ def sharding(device: str) -> Iterator[dict[str, Any]]:
                 expected = trained_weights(world, tied, name, None)
                 for mesh in ("1 rank", "1 x 1 ranks (HSDP)"):
                     found = trained_weights(world, tied, name, mesh)
-                    error = max(relative_error(found[key], expected[key]) for key in expected)
+                    error = largest(relative_error(found[key], expected[key]) for key in expected)
                     limit = 3e-3 if name == "muon" else 1e-3  # the order of sums changes a bf16 update by up to 2 %
                     row = {"mesh": mesh, "optimizer": name, "head": "tied" if tied else "untied"}
                     yield row | {"largest error": error, "passed": error < limit}
         expected = trained_weights(world, False, "adamw", None, torch.bfloat16, 3)
         found = trained_weights(world, False, "adamw", "1 rank", torch.bfloat16, 3)
-        error = max(relative_error(found[key], expected[key]) for key in expected)
+        error = largest(relative_error(found[key], expected[key]) for key in expected)
         row = {"mesh": "1 rank, weights kept, bf16", "optimizer": "adamw", "head": "untied"}
         yield row | {"largest error": error, "passed": error < 1e-2}
 

@@ -8,12 +8,13 @@ import gc
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-from gpu_correctness import TOLERANCES, relative_error
+from gpu_correctness import TOLERANCES, largest, relative_error
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,8 +32,9 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Variant(NamedTuple):
     """A loss that is measured."""
 
-    call: Loss | None
-    """Return the sum of the nats for hidden bf16[N, D], weight float32[V, D], targets; None if not installed."""
+    build: Callable[[], Loss | None]
+    """Return the loss, or None if it is not installed; the loss is the sum of the nats for hidden bf16[N, D], weight
+    float32[V, D], targets."""
     setting: AbstractContextManager[object] = nullcontext()
     is_ours: bool = False
 
@@ -48,34 +50,39 @@ def head_loss(device: str) -> Iterator[dict[str, Any]]:
     chunks = (loss_chunk_tokens(vocab_size, is_cpu=False), LOGITS_CHUNK // vocab_size)
     for name, variant in variants(chunks if device == "cuda" else (128, 32)).items():
         row: dict[str, Any] = {"loss": name}
-        if variant.call is None:
-            yield row | {"note": "not installed"}
-            continue
         gc.collect()
         try:
+            call = variant.build()
+            if call is None:
+                yield row | {"note": "not installed"}
+                continue
             with variant.setting:
-                row |= measure(variant.call, hidden, weight, targets, reference)
+                row |= measure(call, hidden, weight, targets, reference)
         except Exception as error:  # a variant that this machine does not support must not end the others
             yield row | {"note": summarize_error(error)} | ({"passed": False} if variant.is_ours else {})
             continue
         tolerance = TOLERANCES[torch.bfloat16]
-        has_passed = max(row["error of the loss"], row["error of the gradients"]) < tolerance
+        has_passed = largest((row["error of the loss"], row["error of the gradients"])) < tolerance
         yield row | ({"passed": has_passed} if variant.is_ours else {})
 
 
 def variants(chunks: tuple[int, int]) -> dict[str, Variant]:
     """Return the variants by name; `chunks` are the chunk sizes in tokens, first that of training on a GPU."""
-    found = {}
+    found: dict[str, Variant] = {}
+
+    def ours() -> Loss:
+        return loss.linear_cross_entropy
+
     for chunk in chunks:
         setting = patch.object(loss, "loss_chunk_tokens", lambda *_, chunk=chunk: chunk)
-        found[f"tinyllama, chunks of {chunk} tokens"] = Variant(loss.linear_cross_entropy, setting, True)
+        found[f"tinyllama, chunks of {chunk} tokens"] = Variant(ours, setting, True)
     compiled = torch.compile(pointwise_loss_and_gradient_inplace, dynamic=False)
     setting = patch.object(loss, "_loss_and_gradient_inplace", compiled)
-    found["tinyllama, compiled softmax"] = Variant(loss.linear_cross_entropy, setting, True)
-    found["torch, its own chunks"] = Variant(torch_loss({}))
+    found["tinyllama, compiled softmax"] = Variant(ours, setting, True)
+    found["torch, its own chunks"] = Variant(partial(torch_loss, {}))
     options = {"batch_chunk_size": chunks[0], "chunking_method": None}
-    found[f"torch, chunks of {chunks[0]} tokens"] = Variant(torch_loss(options))
-    found["Liger"] = Variant(liger_loss() if find_spec("liger_kernel") else None)
+    found[f"torch, chunks of {chunks[0]} tokens"] = Variant(partial(torch_loss, options))
+    found["Liger"] = Variant(liger_loss)
     return found
 
 
@@ -99,8 +106,10 @@ def torch_loss(options: dict[str, Any]) -> Loss | None:
     )
 
 
-def liger_loss() -> Loss:
-    """Return Liger's loss, whose chunks have as many logits as the hidden states have elements."""
+def liger_loss() -> Loss | None:
+    """Return Liger's loss, whose chunks have as many logits as the hidden states have elements, if it is installed."""
+    if find_spec("liger_kernel") is None:
+        return None
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # noqa: PLC0415
 
     function = LigerFusedLinearCrossEntropyLoss(reduction="sum")
@@ -125,7 +134,7 @@ def measure(call: Loss, hidden: Tensor, weight: Tensor, targets: Tensor, referen
         "ms": milliseconds,
         "peak GB": memory,
         "error of the loss": errors[0],
-        "error of the gradients": max(errors[1:]),
+        "error of the gradients": largest(errors[1:]),
     }
 
 

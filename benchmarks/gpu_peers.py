@@ -3,35 +3,32 @@
 transformers trains its LlamaForCausalLM with float32 weights under bf16 autocast, the same attention kernel, torch's
 fused AdamW and torch.compile. torchtitan trains its llama3 with the bf16 policy of its own trainer, if it is installed.
 Each library's blocks are compiled one by one, since compiling all blocks as one graph would take a minute. The loss of
-both peers is compiled too. tinyllama runs first in the same process. A step has 131,072 tokens.
+both peers is compiled too. tinyllama runs in the same process. A step has 131,072 tokens.
 """
 
-import gc
 import statistics
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from gpu_speed import load_recipe, time_step, timed_model
+from gpu_speed import failure, load_recipe, num_rounds, release_memory, time_step, timed_model
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinyllama.errors import summarize_error
 from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE
 from tinyllama.plan.measure import time_call
 from tinyllama.recipe import Recipe
 
 # ruff: noqa: PLC0415 - each peer is imported only where it runs
 
-ROUNDS = 5
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def peers(device: str) -> Iterator[dict[str, Any]]:
     """Yield tokens per second and peak memory of tinyllama and of each installed library."""
     recipe = load_recipe("tinyllama-1.1b", device, {})
-    programs = {"tinyllama": measure_ours, "transformers": measure_transformers, "torchtitan": measure_torchtitan}
+    programs = {"transformers": measure_transformers, "tinyllama": measure_ours, "torchtitan": measure_torchtitan}
     for name, program in programs.items():
         try:
             row: dict[str, Any] = {"library": name, "version": version(name)}
@@ -42,17 +39,14 @@ def peers(device: str) -> Iterator[dict[str, Any]]:
             torch.cuda.reset_peak_memory_stats()
         try:
             micro_batch, update = program(recipe, torch.device(device))
+            micro_batches = recipe.train.batch_sequences // recipe.train.effective_micro_batch_size(1)
+            row["tokens/s"] = recipe.train.batch_tokens / (micro_batches * micro_batch + update)
         except Exception as error:  # a peer's failure must not end the others
-            yield row | {"note": summarize_error(error)}
-            continue
-        micro_batches = recipe.train.batch_sequences // recipe.train.effective_micro_batch_size(1)
-        row["tokens/s"] = recipe.train.batch_tokens / (micro_batches * micro_batch + update)
+            row |= failure(error)
         if device == "cuda":
             row["peak GB"] = torch.cuda.max_memory_allocated() / 1e9
         yield row
-        torch._dynamo.reset()
-        gc.collect()
-        torch.cuda.empty_cache()
+        release_memory()
 
 
 def measure_ours(recipe: Recipe, device: torch.device) -> tuple[float, float]:
@@ -131,6 +125,6 @@ def time_training(model: torch.nn.Module, loss: Loss, recipe: Recipe, device: to
         call()
     with torch.compiler.set_stance("fail_on_recompile"):
         return (
-            statistics.median(time_call(micro_batch) for _ in range(ROUNDS)),
-            statistics.median(time_call(update) for _ in range(ROUNDS)),
+            statistics.median(time_call(micro_batch) for _ in range(num_rounds(device))),
+            statistics.median(time_call(update) for _ in range(num_rounds(device))),
         )

@@ -7,27 +7,30 @@ model: the plan of one GPU has no FSDP.
 """
 
 import gc
+import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from gpu_correctness import one_rank_group, product_flops
+from torch.autograd import DeviceType
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity
+from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
 
 from tinyllama import hardware
 from tinyllama.distributed import World
-from tinyllama.errors import silence_torchao, summarize_error
-from tinyllama.model import generation
+from tinyllama.errors import InputError, silence_torchao, summarize_error
+from tinyllama.hardware import HardwareSpec
+from tinyllama.model import generation, llama
 from tinyllama.model.attention import INFERENCE_KERNELS
 from tinyllama.model.flops import LLAMA_2_VOCAB_SIZE, flops_per_token
 from tinyllama.model.llama import PRECISIONS, Llama
@@ -40,10 +43,10 @@ from tinyllama.train.setup import Float8Scaling
 
 STEP_TOKENS = 131_072
 ROUNDS = 4
-TIME_LIMIT_SECONDS = 130.0
-"""No configuration starts if the slowest one so far would not end within this time."""
+DEADLINE = float(os.environ.get("GPU_DEADLINE", "inf")) - 10
+"""Time of the system's monotonic clock, ten seconds before gpu.py kills the part."""
 TINY = {"model.dim": 128, "model.layers": 2, "model.heads": 4, "model.kv_heads": 2, "model.ffn_dim": 256}
-TINY |= {"model.context_length": 64, "train.sequence_length": 64}
+TINY |= {"model.context_length": 32, "train.sequence_length": 32}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "base: micro-batch 8, compiled": {},
     "micro-batch 16": {"train.micro_batch_sequences": 16},
@@ -54,32 +57,38 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "checkpointing: selective": {"parallel.activation_checkpointing": "selective"},
     "checkpointing: full": {"parallel.activation_checkpointing": "full"},
     "not compiled": {"train.compile": False},
+    "deterministic": {"train.deterministic": True},
     "Muon": {"train.optimizer.name": "muon"},
     "micro-batch 4": {"train.micro_batch_sequences": 4},
 }
 """Changes to the base configuration, the most valuable first. Names without a dot are not fields of the recipe."""
 GROUPS = {
+    "fused by torch.compile": ("triton_",),
     "attention": ("flash", "fmha", "sdpa", "attention", "bmm"),
     "matrix products": ("gemm", "cutlass", "nvjet", "xmma", "cublas", "aten::mm", "scaled_mm"),
     "optimizer and clipping": ("multi_tensor", "adam", "foreach", "norm"),
-    "loss": ("softmax", "scatter", "gather"),
 }
-"""Parts of kernel names, in order of precedence; all other kernels are `other`."""
+"""Parts of kernel names, in order of precedence. All other kernels are `other`. All kernels that the output head's loss
+starts are `loss`, also its matrix products."""
 _TEXT_LENGTHS = (97, 211, 340, 512, 733, 1024)
 
 
 def speed(device: str) -> Iterator[dict[str, Any]]:
     """Yield speed, memory and predictions of each configuration of the 1.1B model."""
-    begun, where, slowest = time.monotonic(), torch.device(device), 0.0
+    # torch reads the variable once, and requires this value for train.deterministic.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    where, durations = torch.device(device), list[float]()
     peaks = {name: product_flops(where, PRECISIONS[name]) for name in ("bf16", "fp32")}
     for name, changes in CONFIGURATIONS.items():
         started = time.monotonic()
-        if device == "cuda" and started - begun + slowest > TIME_LIMIT_SECONDS:
+        # The first configuration also loads the compiler, so its duration does not predict those of the others.
+        if started + (statistics.median(durations[1:]) if durations[1:] else 0.0) > DEADLINE:
             yield {"configuration": name, "note": "not run: out of time"}
             continue
-        row = {"configuration": name} | measure(load_recipe("tinyllama-1.1b", device, changes), where, peaks, changes)
-        slowest = max(slowest, time.monotonic() - started)
-        yield row | {"seconds": time.monotonic() - started}
+        recipe = load_recipe("tinyllama-1.1b", device, changes, compiles_on_cpu=not changes)
+        row = {"configuration": name} | measure(recipe, where, peaks, changes)
+        durations.append(time.monotonic() - started)
+        yield row | {"seconds": durations[-1]}
 
 
 def small(device: str) -> Iterator[dict[str, Any]]:
@@ -89,11 +98,11 @@ def small(device: str) -> Iterator[dict[str, Any]]:
     yield {"configuration": "tinyllama-120m"} | measure(load_recipe("tinyllama-120m", device, {}), where, peaks, {})
 
 
-def load_recipe(name: str, device: str, changes: Mapping[str, Any]) -> Recipe:
+def load_recipe(name: str, device: str, changes: Mapping[str, Any], compiles_on_cpu: bool = False) -> Recipe:
     """Return a bundled recipe with 131,072 tokens per step; on a CPU, with a tiny model."""
     fields = {key: value for key, value in changes.items() if "." in key}
     if device == "cpu":
-        fields |= TINY | {"train.compile": bool(fields.get("train.float8"))}
+        fields |= TINY | {"train.compile": compiles_on_cpu or bool(fields.get("train.float8"))}
     recipe = Recipe.load(name, fields)
     sequences = STEP_TOKENS // recipe.train.sequence_length if device == "cuda" else 16
     return Recipe.load(name, fields | {"train.batch_sequences": sequences})
@@ -104,33 +113,21 @@ def measure(
 ) -> dict[str, Any]:
     """Return one configuration's speed, memory and predictions, or the reason why it does not run.
 
-    A failure of a recipe without changes is a failed check, as is an operation of it that waits for the GPU.
+    A failure is a failed check, as are a recompilation, an operation that waits for the GPU, and a missing compiler.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     try:
-        with ExitStack() as stack:
-            if changes.get("select"):
-                select_float8_matrices(stack)
-            if changes.get("sharded"):
-                shard_on_one_rank(stack, device)
-            timed = timed_model(recipe, device, changes.get("scaling", "rowwise"))
-            with torch.compiler.set_stance("fail_on_recompile"):
-                micro_batch, rest = time_step(timed)
-            calls = (timed.micro_batch, timed.update) if device.type == "cuda" else ()
-            synchronisations = sum(map(count_synchronisations, calls))
+        micro_batch, rest, synchronisations = time_configuration(recipe, device, changes)
     except Exception as error:  # an unsupported or too large configuration must not end the others
-        return {"note": summarize_error(error)} | ({} if changes else {"passed": False})
+        return failure(error)
     finally:
         memory = hardware.peak_memory_bytes(device)
-        timed = None
-        torch._dynamo.reset()
-        gc.collect()
-        torch.cuda.empty_cache()
+        release_memory()
     micro_batches = recipe.train.batch_sequences // recipe.train.effective_micro_batch_size(1)
     tokens_per_second = recipe.train.batch_tokens / (micro_batches * micro_batch + rest)
     flops = tokens_per_second * flops_per_token(recipe.model, LLAMA_2_VOCAB_SIZE, recipe.train.sequence_length)
-    spec = detect_hardware()
+    spec = hardware_spec()
     row = {
         "tokens/s": tokens_per_second,
         "MFU % of data sheet": 100 * flops / spec.peak_flops(recipe.train.precision) if spec else None,
@@ -138,13 +135,52 @@ def measure(
         "rest of the step ms": 1e3 * rest,
         "peak GB": memory / 1e9,
         "synchronisations": synchronisations,
+        "passed": synchronisations == 0,
     }
-    if not changes:
-        row["passed"] = synchronisations == 0
+    if recipe.train.compile and not hardware.can_compile(device):
+        row |= {"passed": False, "note": "not compiled: no compiler or no Python headers"}
     if spec and not changes.get("sharded"):
         figures = estimate(recipe, LLAMA_2_VOCAB_SIZE, spec, Assumptions()).figures
         row |= {"plan tokens/s": figures["tokens_per_second"], "plan GB": figures["memory_bytes_per_gpu"] / 1e9}
     return row
+
+
+@cache
+def hardware_spec() -> HardwareSpec | None:
+    """Return the hardware spec of this machine's GPU or CPU; a CPU is measured once."""
+    return detect_hardware()
+
+
+def time_configuration(recipe: Recipe, device: torch.device, changes: Mapping[str, Any]) -> tuple[float, float, int]:
+    """Return the times of `time_step`, and the number of operations in a step that wait for the GPU.
+
+    No reference to the model remains when the function returns.
+    """
+    with ExitStack() as stack:
+        if changes.get("select"):
+            select_float8_matrices(stack)
+        if changes.get("sharded"):
+            shard_on_one_rank(stack, device)
+        if recipe.train.deterministic:
+            stack.callback(torch.use_deterministic_algorithms, False)
+            torch.use_deterministic_algorithms(True)
+        timed = timed_model(recipe, device, changes.get("scaling", "rowwise"))
+        with torch.compiler.set_stance("fail_on_recompile"):
+            micro_batch, rest = time_step(timed)
+        return micro_batch, rest, sum(map(count_synchronisations, (timed.micro_batch, timed.update)))
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """Return the row of an error; too little memory and missing support for a feature are no failed checks."""
+    is_expected = isinstance(error, torch.OutOfMemoryError | InputError)
+    return {"note": summarize_error(error)} | ({} if is_expected else {"passed": False})
+
+
+def release_memory() -> None:
+    """Release compiled code and the memory of objects that are no longer used."""
+    torch._dynamo.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def timed_model(recipe: Recipe, device: torch.device, float8_scaling: Float8Scaling = "rowwise") -> TimedModel:
@@ -168,10 +204,16 @@ def time_step(timed: TimedModel) -> tuple[float, float]:
     the step keeps its weights. The step's time is the number of micro-batches times the first value, plus the second.
     """
     rounds = [
-        (timed.micro_batch(False), timed.micro_batch(False), timed.micro_batch(), timed.update()) for _ in range(ROUNDS)
+        (timed.micro_batch(False), timed.micro_batch(False), timed.micro_batch(), timed.update())
+        for _ in range(num_rounds(timed.ids.device))
     ]
     first, middle, last, update = (statistics.median(column) for column in zip(*rounds, strict=True))
     return middle, update + first + last - 2 * middle
+
+
+def num_rounds(device: torch.device) -> int:
+    """Return how often times are measured; a dry run does not need medians."""
+    return ROUNDS if device.type == "cuda" else 1
 
 
 def select_float8_matrices(stack: ExitStack) -> None:
@@ -194,34 +236,51 @@ def shard_on_one_rank(stack: ExitStack, device: torch.device) -> None:
 
 
 def count_synchronisations(call: Callable[[], object]) -> int:
-    """Return how many operations of a call wait for the GPU, except `torch.cuda.synchronize`."""
-    torch.cuda.set_sync_debug_mode("warn")
+    """Return how many operations of a call wait for the GPU, except `torch.cuda.synchronize`; 0 on a CPU."""
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             call()
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        if has_gpu:
+            torch.cuda.set_sync_debug_mode("default")
     return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
 def profile(device: str) -> Iterator[dict[str, Any]]:
     """Yield the time of each group of kernels in one micro-batch and one optimizer step of the 1.1B model."""
     where = torch.device(device)
+    llama.linear_cross_entropy = record_function("loss")(llama.linear_cross_entropy)
     timed = timed_model(load_recipe("tinyllama-1.1b", device, {}), where)
-    activity = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
     for name, call in (("micro-batch", timed.micro_batch), ("optimizer step", timed.update)):
         call()
         timed.micro_batch()  # an update removes the gradients
-        with torch_profile(activities=[activity]) as profiler:
+        with torch_profile(activities=activities) as profiler:
             call()
-        times = dict.fromkeys([*GROUPS, "other"], 0.0)
-        for event in profiler.key_averages():
-            attribute = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-            times[kernel_group(event.key)] += getattr(event, attribute) / 1e3
+        times = group_times(profiler.events(), device)
         total = sum(times.values())
         for group, milliseconds in times.items():
             yield {"of": name, "kernels": group, "ms": milliseconds, "%": 100 * milliseconds / total if total else None}
+
+
+def group_times(events: Iterable[Any], device: str) -> dict[str, float]:
+    """Return the milliseconds of each group of kernels; on a CPU, those of each group of operations."""
+    kind = DeviceType.CUDA if device == "cuda" else DeviceType.CPU
+    events = [event for event in events if event.device_type == kind]
+    # On a GPU, an annotation's event covers the kernels that the annotated code started.
+    loss_times = [event.time_range for event in events if event.name == "loss" and event.is_user_annotation]
+    times = dict.fromkeys([*GROUPS, "loss", "other"], 0.0)
+    for event in events:
+        if device == "cuda" and event.is_user_annotation:
+            continue
+        is_loss = any(span.start <= event.time_range.start < span.end for span in loss_times)
+        microseconds = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
+        times["loss" if is_loss else kernel_group(event.name)] += microseconds / 1e3
+    return times
 
 
 def kernel_group(name: str) -> str:
@@ -240,10 +299,14 @@ def inference(device: str) -> Iterator[dict[str, Any]]:
     lengths = [min(count, length) for count in _TEXT_LENGTHS]
     texts = [torch.randint(LLAMA_2_VOCAB_SIZE, (8, count), device=device) for count in lengths]
     tokens, prompt, new = sum(ids.numel() for ids in texts), texts[0][0, : length // 4].tolist(), 16
-    with_cudnn = [*INFERENCE_KERNELS, SDPBackend.CUDNN_ATTENTION]
+    with_cudnn = [SDPBackend.CUDNN_ATTENTION, *INFERENCE_KERNELS]
     # The first pass is not reported, since it loads kernels and allocates memory for each shape.
     for name, kernels in (("", INFERENCE_KERNELS), ("without cuDNN", INFERENCE_KERNELS), ("with cuDNN", with_cudnn)):
-        with sdpa_kernel(kernels), patch.object(generation, "INFERENCE_KERNELS", kernels), torch.no_grad():
+        with (
+            sdpa_kernel(kernels, set_priority=True),
+            patch.object(generation, "INFERENCE_KERNELS", kernels),
+            torch.no_grad(),
+        ):
             scoring = time_call(lambda: [model(ids) for ids in texts])
             generating = time_call(lambda: list(generation.generate(model, prompt, new)))
         if name:

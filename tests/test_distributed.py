@@ -12,6 +12,7 @@ import torch.distributed as dist
 from tinyllama import distributed, hardware
 from tinyllama.distributed import check_same_device_type, init_distributed, select_device
 from tinyllama.errors import InputError, RunStoppedError
+from tinyllama.plan.measure import detect_hardware
 
 
 @pytest.fixture
@@ -43,6 +44,7 @@ def test_gpu_older_than_torchs_kernels_is_refused(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], is_supported: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90", "sm_120", "compute_120"])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100-SXM2-16GB")
@@ -51,6 +53,19 @@ def test_gpu_older_than_torchs_kernels_is_refused(
         return
     with pytest.raises(InputError, match=r"^CUDA: .*V100.*7\.0.*older CUDA version"):
         select_device(1)
+
+
+@pytest.mark.usefixtures("unusable_gpu")
+def test_plan_does_not_measure_the_cpu_instead_of_an_unusable_gpu() -> None:
+    with pytest.raises(InputError, match=r"^CUDA: "):
+        detect_hardware()
+
+
+def test_rank_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(InputError, match=r"^CUDA: .*4 GPUs.*--nproc-per-node 4"):
+        select_device(4)
 
 
 def test_rank_without_the_device_type_of_rank_0_is_refused() -> None:

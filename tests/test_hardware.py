@@ -17,7 +17,9 @@ from tinyllama.hardware import can_compile, inference_precision, peak_flops, spe
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA H100 PCIe", "h100-pcie"),
         ("NVIDIA H100 NVL", "h100-nvl"),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("NVIDIA H200", "h200"),
+        ("NVIDIA GH200 480GB", None),
         ("NVIDIA H200 NVL", "h200-nvl"),
         ("NVIDIA GeForce RTX 4090", "4090"),
         ("Tesla T4", "t4"),
@@ -25,6 +27,8 @@ from tinyllama.hardware import can_compile, inference_precision, peak_flops, spe
         ("Tesla V100-SXM2-16GB", "v100-16g"),
         ("Tesla V100-SXM2-32GB", "v100-32g"),
         ("Tesla V100-PCIE-32GB", "v100-pcie-32g"),
+        ("Tesla V100S-PCIE-32GB", None),
+        ("NVIDIA L40S", "l40s"),
     ],
 )
 def test_variants_of_a_gpu_have_their_own_spec(device: str, name: str | None) -> None:

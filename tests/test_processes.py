@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tinyllama.errors import CommandAbort
-from tinyllama.processes import _ALLOCATOR_VARIABLES, Heartbeat, exit_on_signal, record_signals, start_sidecar
+from tinyllama.processes import Heartbeat, exit_on_signal, record_signals, start_sidecar
+from tinyllama.torch_versions import ALLOCATOR_VARIABLES
 
 CHILD = "tests.sidecar_child"
 
@@ -51,7 +52,7 @@ def test_a_sidecar_next_to_gpus_has_the_lowest_priority_and_half_of_the_cores(
 
 @pytest.mark.parametrize("setting", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
 def test_allocator_grows_segments_unless_the_user_has_set_it(setting: str | None) -> None:
-    variables = {name: value for name, value in os.environ.items() if name not in _ALLOCATOR_VARIABLES}
+    variables = {name: value for name, value in os.environ.items() if name not in ALLOCATOR_VARIABLES}
     if setting:
         variables[setting] = "max_split_size_mb:64"
     program = Path(__file__).with_name("allocator_program.py")

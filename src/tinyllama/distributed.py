@@ -100,9 +100,13 @@ def init_distributed(watchdog_seconds: float) -> Iterator[World]:
 def select_device(local_rank: int) -> torch.device:
     """Return the rank's GPU, or the CPU if the machine has no GPU or CUDA_VISIBLE_DEVICES is empty.
 
-    Raises InputError if torch cannot use the machine's NVIDIA GPU, because training on the CPU would be very slow.
+    Raises InputError if the machine has fewer GPUs than ranks, or if torch cannot use the machine's NVIDIA GPU, because
+    computing on the CPU would be very slow.
     """
     if torch.cuda.is_available():
+        if local_rank >= (count := torch.cuda.device_count()):
+            problem = f"torch finds {count} GPU{'s' * (count > 1)} for local rank {local_rank}"
+            raise InputError(f"CUDA: {problem}; start one rank per GPU: torchrun --nproc-per-node {count}")
         device = torch.device("cuda", local_rank)
         _check_kernels(device)
         return device

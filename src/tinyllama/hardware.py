@@ -123,15 +123,21 @@ def get_hardware_spec(name: str) -> HardwareSpec:
 
 
 def spec_for_device(device_name: str) -> HardwareSpec | None:
-    """Return the hardware spec for a driver's GPU name, such as `NVIDIA A100-SXM4-80GB`; None if the table has none."""
+    """Return the hardware spec for a driver's GPU name, such as `NVIDIA A100-SXM4-80GB`; None if the table has none.
+
+    A MIG instance, which is a part of a GPU, has no spec.
+    """
     lower = device_name.lower()
+    if re.search(r"\bmig\b", lower):
+        return None
     if "a100" in lower:
         return HARDWARE_SPECS["a100-40g" if "40gb" in lower else "a100-80g"]
-    # A digit after a part would belong to the name of another GPU: a T400 is not a T4.
+    # A letter before a part, or a digit or an `s` after it, would belong to the name of another GPU, such as the GH200,
+    # the T400 and the V100S.
     variants = (
         spec
         for name, spec in HARDWARE_SPECS.items()
-        if all(re.search(rf"{part}(?!\d)", lower) for part in name.split("-"))
+        if all(re.search(rf"(?<![a-z]){part}(?![\ds])", lower) for part in name.split("-"))
     )
     return max(variants, key=lambda spec: len(spec.name), default=None)
 
@@ -250,8 +256,10 @@ def format_hardware(record: Mapping[str, Any]) -> str:
 
 
 def nvidia_devices() -> list[Path]:
-    """Return the device files of the NVIDIA GPUs that this machine or container has."""
-    return sorted(Path("/dev").glob("nvidia[0-9]*"))
+    """Return the device files of this machine's or container's NVIDIA GPUs; WSL 2 has one file for all GPUs."""
+    files = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    wsl, driver = Path("/dev/dxg"), Path("/usr/lib/wsl/lib/libcuda.so.1")  # other makers' GPUs also have /dev/dxg
+    return [*files, wsl] if wsl.exists() and driver.exists() else files
 
 
 def can_compile(device: "torch.device") -> bool:

@@ -24,9 +24,9 @@ from types import FrameType
 from typing import IO
 
 from tinyllama.errors import CommandAbort, RunStoppedError
+from tinyllama.torch_versions import ALLOCATOR_VARIABLES
 
 _LOWEST_PRIORITY = 19
-_ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _REQUEUE_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -229,11 +229,10 @@ def use_private_compile_cache() -> None:
 def use_expandable_segments() -> None:
     """Make torch's allocator grow segments of GPU memory, which prevents fragmentation; the user's setting wins.
 
-    Call this function before the first allocation on a GPU. torch 2.9.1 reads only the older, deprecated variable for
-    this setting (pytorch issue 183387).
+    Call this function before the first allocation on a GPU.
     """
-    if not any(name in os.environ for name in _ALLOCATOR_VARIABLES):
-        os.environ.update(dict.fromkeys(_ALLOCATOR_VARIABLES, "expandable_segments:True"))
+    if not any(name in os.environ for name in ALLOCATOR_VARIABLES):
+        os.environ.update(dict.fromkeys(ALLOCATOR_VARIABLES, "expandable_segments:True"))
 
 
 def _owns_shared_header_folder() -> bool:

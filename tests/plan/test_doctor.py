@@ -22,11 +22,11 @@ A16GB = replace(H100, memory_bytes=16_000_000_000)
 V100 = Device("Tesla V100-SXM2-32GB", 34_000_000_000, (7, 0))
 CPU = SystemInfo(
     python="3.12.1", system="Linux", version="0.1.0", torch="2.13.0", cuda=None, cores=8, memory_bytes=32_000_000_000,
-    shared_memory_bytes=1 << 34, open_files=65_536, can_compile=True, has_nvidia_driver=False,
+    shared_memory_bytes=1 << 34, open_files=65_536, can_compile=True, has_nvidia_gpu=False,
     attention=("flash", "plain"), backends=("gloo",), unmet={"": (), "float8": (), "ray": ()},
     offline_tasks=("hellaswag",),
 )  # fmt: skip
-EIGHT_GPUS = replace(CPU, cuda="13.0", has_nvidia_driver=True, devices=(H100,) * 8, backends=("gloo", "nccl"))
+EIGHT_GPUS = replace(CPU, cuda="13.0", has_nvidia_gpu=True, devices=(H100,) * 8, backends=("gloo", "nccl"))
 PETABYTE = 10**15
 
 
@@ -48,8 +48,8 @@ def test_complete_machine_has_no_warning(found: SystemInfo) -> None:
     [
         ({"can_compile": False}, "torch.compile", "warning", "python3-dev"),
         ({"open_files": 256}, "open files", "warning", "ulimit"),
-        ({"has_nvidia_driver": True}, "GPU", "warning", "CUDA build"),
-        ({"has_nvidia_driver": True, "cuda": "13.0"}, "GPU", "warning", "driver for CUDA 13.0"),
+        ({"has_nvidia_gpu": True}, "GPU", "warning", "CUDA build"),
+        ({"has_nvidia_gpu": True, "cuda": "13.0"}, "GPU", "warning", "driver for CUDA 13.0"),
         ({"devices": (V100,)}, "GPU 0", "warning", "--train.precision fp16"),
         ({"devices": (replace(V100, capability=(6, 0)),)}, "GPU 0", "warning", "--train.precision fp32"),
         ({"devices": (H100, H100)}, "several GPUs", "missing", "CUDA build"),

@@ -1,6 +1,7 @@
 """The output of `tinyllama plan`, and its checks of flags."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import yaml
 from tests.cli.json_keys import read_documented_json
 from tests.conftest import small_recipe
 
-from tinyllama.cli import main
+from tinyllama.cli import main, training
 from tinyllama.errors import InputError
+from tinyllama.hardware import HARDWARE_SPECS
 from tinyllama.plan.estimate import Assumptions
 from tinyllama.plan.show import resolve_hardware
 from tinyllama.recipe import Recipe
@@ -87,6 +89,10 @@ def test_vocabulary_size_of_the_recipe_is_used_without_a_tokenizer(
         assert main(["plan", str(recipe), "--hardware", "h100", "--json", *flags]) == 0
         sizes.append(json.loads(capsys.readouterr().out)["vocab_size"])
     assert sizes == [512, 768, 1024]
+
+
+def test_help_names_all_hardware() -> None:
+    assert set(HARDWARE_SPECS) <= set(re.findall(r"[\w-]+", str(training.plan.__doc__)))
 
 
 @pytest.mark.parametrize("measured", [False, True])

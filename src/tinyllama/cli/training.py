@@ -121,8 +121,8 @@ def plan(
         tinyllama plan mine.yaml --hardware h100 --sweep gpus=8,16,64
 
     Args:
-        hardware: a100-40g, a100-80g, h100, h100-pcie, h100-nvl, h200, h200-nvl, b200, l40s, 4090, 3090 or cpu; this
-            machine by default.
+        hardware: a100-40g, a100-80g, h100, h100-pcie, h100-nvl, h200, h200-nvl, b200, l40s, 4090, 3090, v100-16g,
+            v100-32g, v100-pcie-16g, v100-pcie-32g, t4 or cpu; this machine by default.
         gpus: Number of GPUs.
         mfu: Assumed model FLOPs utilization, as a fraction of the peak FLOP/s; by default an estimate for the GPU.
         measure: Measure the speed of a few layers on this machine instead of assuming an MFU.

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tinyllama.distributed import World, broadcast_from_rank0, init_distributed
+from tinyllama.distributed import World, broadcast_from_rank0, init_distributed, select_device
 from tinyllama.errors import InputError
 from tinyllama.evaluate.results import Evaluation
 from tinyllama.hardware import inference_precision, tune_malloc
@@ -52,7 +52,7 @@ def evaluate(
     _check_options(tasks, limit, num_fewshot, batch_size)
     start = time.perf_counter()
     location = resolve_model(source)
-    ranks = ranks or World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    ranks = ranks or World(0, 1, select_device(0))
     precision = inference_precision(ranks.device, precision)
     with _explain_missing_library():
         from tinyllama.evaluate import harness  # noqa: PLC0415 - lm-eval is in an extra, and its import takes seconds

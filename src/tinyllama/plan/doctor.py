@@ -134,13 +134,13 @@ def _check_devices(system: SystemInfo) -> Iterator[CheckResult]:
         found += f", compute capability {'.'.join(map(str, device.capability))}: {types}"
         remedy = "" if device.precision == "bf16" else f"train with --train.precision {device.precision}"
         yield result(f"GPU {number}", found, remedy)
-    if not system.devices and not system.has_nvidia_driver:
+    if not system.devices and not system.has_nvidia_gpu:
         yield result("GPU", "none: training runs on the CPU")
     elif not system.devices and system.cuda is None:
-        yield result("GPU", "a driver, but torch is built for CPUs only", "install torch's CUDA build")
+        yield result("GPU", "an NVIDIA GPU, but torch is built for CPUs only", "install torch's CUDA build")
     elif not system.devices:
         remedy = f"install a driver for CUDA {system.cuda}; see nvidia-smi and CUDA_VISIBLE_DEVICES"
-        yield result("GPU", "a driver, but torch sees no GPU", remedy)
+        yield result("GPU", "an NVIDIA GPU, but torch sees none", remedy)
     implementation = "torch's " if system.devices else "tinyllama's; torch's "
     yield result("attention", implementation + (", ".join(system.attention) or "none"))
     if len(system.devices) > 1 and "nccl" not in system.backends:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from tinyllama import hardware, preflight
-from tinyllama.distributed import World, begin_micro_batch, kept_cast_weights
+from tinyllama.distributed import World, begin_micro_batch, kept_cast_weights, select_device
 from tinyllama.hardware import HardwareSpec, measure_cpu_spec, spec_for_device
 from tinyllama.model.flops import num_parameters
 from tinyllama.model.llama import PRECISIONS, Llama, initialize
@@ -31,10 +31,12 @@ _ROUNDS = 5
 
 
 def detect_hardware() -> HardwareSpec | None:
-    """Return the specification of this machine's GPU (None for an unknown GPU), or of its CPU if there is no GPU."""
-    if torch.cuda.is_available():
-        return spec_for_device(torch.cuda.get_device_name())
-    return measure_cpu_spec()
+    """Return the specification of this machine's GPU (None for an unknown GPU), or of its CPU if there is no GPU.
+
+    Raises InputError if torch cannot use the machine's GPU.
+    """
+    device = select_device(0)
+    return measure_cpu_spec() if device.type == "cpu" else spec_for_device(hardware.device_name(device))
 
 
 def measure_speed(recipe: Recipe, vocab_size: int, ranks: int) -> tuple[float, float, float]:
@@ -46,7 +48,7 @@ def measure_speed(recipe: Recipe, vocab_size: int, ranks: int) -> tuple[float, f
     """
     preflight.check_float8(recipe)
     hardware.tune_malloc()
-    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    device = select_device(0)
     layers = sorted({min(count, recipe.model.layers) for count in _LAYERS})
     shapes = [recipe.model.model_copy(update={"layers": count}) for count in layers]
     models = [TimedModel(recipe.model_copy(update={"model": shape}), vocab_size, ranks, device) for shape in shapes]

@@ -71,7 +71,8 @@ class SystemInfo:
     """Limit of open files per process; -1 for no limit."""
     can_compile: bool
     """Whether torch.compile can run on the GPU, or on the CPU of a machine without a GPU."""
-    has_nvidia_driver: bool
+    has_nvidia_gpu: bool
+    """Whether the machine or container has an NVIDIA GPU, even if torch cannot use it."""
     devices: tuple[Device, ...] = ()
     attention: tuple[str, ...] = ()
     """torch's attention kernels that run on the first device."""
@@ -100,7 +101,7 @@ def probe() -> SystemInfo:
         shared_memory_bytes=shutil.disk_usage(shm).total if shm.is_dir() else None,
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         can_compile=hardware.can_compile(torch.device("cuda" if properties else "cpu")),
-        has_nvidia_driver=Path("/proc/driver/nvidia/version").is_file(),
+        has_nvidia_gpu=bool(hardware.nvidia_devices()),
         devices=tuple(Device(gpu.name, gpu.total_memory, (gpu.major, gpu.minor)) for gpu in properties),
         attention=_working_attention_kernels(torch.device("cuda" if properties else "cpu")),
         backends=tuple(name for name, is_available in backends.items() if dist.is_available() and is_available()),

@@ -28,14 +28,14 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.serialization import _get_layout
 
+from tinyllama import torch_versions
 from tinyllama.errors import CommandAbort, InputError
 from tinyllama.files import fsync_path, fsync_tree, read_regular_file, sha256_of, write_json
 from tinyllama.runs.run_dir import CheckpointDir, RunDir
 
 # DCP warns at each call in a single process, but training in a single process is intended.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-# DCP of torch 2.9 causes this warning itself when it writes a tensor.
-warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+warnings.filterwarnings("ignore", message=torch_versions.CHECKPOINT_WARNING)
 
 Optimizers = list[torch.optim.Optimizer]
 
@@ -274,8 +274,6 @@ _CLASSES = {
     ("pathlib._local", "PosixPath"): _no_path,
 }
 """Classes and functions that a checkpoint's metadata may name (torch 2.9 to 2.15); torch's dtypes are also allowed."""
-_PROPERTIES = len(dataclasses.fields(metadata.TensorProperties))
-"""Number of properties of a tensor that this torch reads: 5, or 6 with the strides that torch 2.15 appends."""
 _CLASSES_WITH_STATE = [cls for cls in _CLASSES.values() if isinstance(cls, type) and dataclasses.is_dataclass(cls)]
 """Classes on whose instances a pickle may set attributes."""
 _FILE = re.compile(r"__\d+_\d+\.distcp")
@@ -333,7 +331,7 @@ class _Unpickler(_PythonUnpickler):  # type: ignore[misc]
         if type(self.stack[-2]) not in _CLASSES_WITH_STATE:
             raise pickle.UnpicklingError(f"sets attributes of a {type(self.stack[-2]).__name__}")
         if isinstance(self.stack[-2], metadata.TensorProperties):
-            self.stack[-1] = self.stack[-1][:_PROPERTIES]
+            self.stack[-1] = torch_versions.known_properties(self.stack[-1], metadata.TensorProperties)
         super().load_build()
 
     dispatch[pickle.BUILD[0]] = load_build
